@@ -1,0 +1,45 @@
+# Two commands on a fresh machine with Python 3.11 or 3.12:  make demo  and  make test.
+# Everything is made below this folder (.venv from requirements.lock, out/); only pip uses the network.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lock clean environment
+
+BIN := .venv/bin
+RECIPE ?= jobs/recipes/demo.yaml
+
+# The environment alone decides what is imported, and nothing reports home.
+unexport PYTHONPATH PYTHONHOME
+export PYTHONNOUSERSITE := 1
+export RAY_USAGE_STATS_ENABLED := 0
+export MLFLOW_DISABLE_TELEMETRY := true
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+demo: environment ## simulated shoppers -> corpus -> continual pre-training -> evaluation -> promotion (minutes on two cores)
+	@.ci/step "build_corpus" $(BIN)/python jobs/build_corpus.py $(RECIPE)
+	@.ci/step "cpt" $(BIN)/python jobs/cpt.py $(RECIPE)
+	@.ci/step "evaluate" $(BIN)/python jobs/evaluate.py $(RECIPE)
+	@.ci/step "promote" $(BIN)/python jobs/promote.py $(RECIPE)
+
+test: check ## the checks, then every test
+	@.ci/step "tests" $(BIN)/python -m pytest
+
+check: environment ## format, lint, types, layers, dependencies
+	@.ci/step -q "ruff check" $(BIN)/ruff check
+	@.ci/step -q "ruff format" $(BIN)/ruff format --check
+	@.ci/step -q "mypy --strict" $(BIN)/mypy
+	@.ci/step -q "layers" $(BIN)/lint-imports --no-cache
+	@.ci/step -q "dependencies" $(BIN)/deptry .
+
+lock: ## requirements.lock anew from pyproject.toml, in a fresh environment
+	@.ci/lock
+
+environment:
+	@.ci/environment
+
+clean: ## remove the environment, caches and everything that jobs wrote below out/
+	@rm -rf .venv out .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist *.egg-info
+	@find cluster corpus jobs platform tests -name __pycache__ -type d -prune -exec rm -rf {} +

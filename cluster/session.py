@@ -1,0 +1,61 @@
+"""The Ray session of a job: the cluster that it was submitted to, or a local one that ends with it.
+
+The platform's code travels as `py_modules` (content-hashed, so never stale): driver and workers run the same code, nothing is installed on the nodes.
+"""
+
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+
+SOURCES = Path(__file__).resolve().parent.parent
+"""The folder that holds `cluster`, `corpus` and, below `platform`, `cprec`; in an installed wheel `cprec` lies beside them."""
+
+
+def code() -> list[str]:
+    """The package folders that every worker needs."""
+    cprec = SOURCES / "platform" / "cprec"
+    return [str(path) for path in (cprec if cprec.is_dir() else SOURCES / "cprec", SOURCES / "corpus", SOURCES / "cluster")]
+
+
+def resolve_address(address: str) -> str:
+    """`auto` is the cluster of `ray job submit` (RAY_ADDRESS is set there), else a local session: never a cluster that merely runs nearby."""
+    if address == "auto":
+        return "auto" if os.environ.get("RAY_ADDRESS") else "local"
+    return address
+
+
+@contextmanager
+def session(address: str, num_cpus: int) -> Iterator[None]:
+    """A connected Ray for the time of a `with` block; one that is connected already is used and left as it is.
+
+    num_cpus: logical CPUs of a local session (they may exceed the cores); ignored on a cluster.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    where = resolve_address(address)
+    local = where == "local"
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if local and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        # A token of this process: without one, Ray writes ~/.ray/auth_token, which turns authentication on in every later `ray start` of this user.
+        # RAY_AUTH_MODE stays as it is: set after `import ray`, half of Ray would not see it.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    ray.init(
+        address=where,
+        num_cpus=num_cpus if local else None,
+        include_dashboard=False if local else None,
+        log_to_driver=False,
+        configure_logging=True,
+        logging_level=logging.ERROR,
+        runtime_env={"py_modules": code()},
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,96 @@
+"""The same samples as `corpus.build.make`, made on Ray Data: users are partitioned, made into samples, and shuffled to the files that they belong in.
+
+Both ways share every function that decides anything, so they write the same files. The only file of this package that knows Ray.
+"""
+
+import io
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.ipc
+import ray
+from ray.data import DataContext
+
+from cluster import session
+from corpus.build import Made
+from corpus.delta import Written
+from corpus.samples import at_most, partitions, samples_of
+from corpus.sequences import Ints
+from corpus.settings import DataSettings
+from corpus.table import FileKey, by_file, write_samples
+
+PARTITION_ROWS = 1_000_000
+"""Interactions of a partition of users, about."""
+COUNTS = ""
+"""In place of a file's key: the row tells counts."""
+
+
+def make(found: pl.DataFrame, items: Mapping[str, Ints], data: DataSettings, seed: int, uri: str) -> Made:
+    """Make and write all samples on Ray; in the session that there is, else in one of its own."""
+    with session.session("auto", os.cpu_count() or 1), DataContext.current(_quiet()):
+        parts = max(2, found.height // PARTITION_ROWS)
+        numbered = [part.with_columns(partition=pl.lit(number)).to_arrow() for number, part in enumerate(partitions(found, parts))]
+        of_partition = _samples(items, data, seed, at_most(found, data))
+        made = ray.data.from_arrow(numbered).groupby("partition").map_groups(of_partition, batch_format="pyarrow")
+        rows = made.groupby("file").map_groups(_write(uri), batch_format="pyarrow").take_all()
+    told = [json.loads(row["told"]) for row in rows]
+    files = [Written(**entry) for entry in told if "name" in entry]
+    counts = next(entry for entry in told if "mixed_users" in entry)
+    return Made(tuple(sorted(files, key=lambda file: file.name)), counts["mixed_users"], Counter(counts["dropped"]))
+
+
+def _quiet() -> DataContext:
+    context = DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    return context
+
+
+def _samples(items: Mapping[str, Ints], data: DataSettings, seed: int, bounds: Mapping[tuple[str, str], int]) -> Callable[[pa.Table], pa.Table]:
+    """A partition of users to rows of (file, payload): the samples that belong in a file, as Arrow IPC; and one row of counts.
+
+    One row for a whole table keeps the shuffle to a few large values instead of many small ones with lists in them.
+    """
+
+    def of_partition(block: pa.Table) -> pa.Table:
+        samples = samples_of(pl.DataFrame(block).drop("partition"), items, data, seed)
+        counts = {"mixed_users": samples.mixed_users, "dropped": samples.dropped}
+        rows = [(COUNTS, json.dumps(counts).encode())]
+        rows += [(json.dumps(asdict(key)), _packed(table)) for key, table in by_file(samples.tables, bounds)]
+        keys, payloads = zip(*rows, strict=True)
+        return pa.table({"file": pa.array(keys, pa.string()), "payload": pa.array(payloads, pa.large_binary())})
+
+    return of_partition
+
+
+def _write(uri: str) -> Callable[[pa.Table], pa.Table]:
+    """All rows of one file: write it, and tell what was written; of counts: tell their sum."""
+
+    def of_file(block: pa.Table) -> pa.Table:
+        key, payloads = block["file"][0].as_py(), block["payload"].to_pylist()
+        if key == COUNTS:
+            counts = [json.loads(payload) for payload in payloads]
+            dropped = sum((Counter(entry["dropped"]) for entry in counts), Counter[str]())
+            told = {"mixed_users": sum(entry["mixed_users"] for entry in counts), "dropped": dropped}
+        else:
+            told = asdict(write_samples(uri, FileKey(**json.loads(key)), [_unpacked(payload) for payload in payloads]))
+        return pa.table({"told": [json.dumps(told)]})
+
+    return of_file
+
+
+def _packed(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    with pa.ipc.new_stream(buffer, table.schema) as stream:
+        stream.write_table(table)
+    return buffer.getvalue()
+
+
+def _unpacked(payload: bytes) -> pa.Table:
+    with pa.ipc.open_stream(payload) as stream:
+        return stream.read_all()

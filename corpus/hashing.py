@@ -1,0 +1,35 @@
+"""Hashes that never change: the same number on every machine, in every process, with every version of every library.
+
+Identities of samples and drawn candidates are functions of these, so neither depends on the order or the place in which rows are made.
+"""
+
+from collections.abc import Iterable
+from hashlib import blake2b
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Hash = NDArray[np.uint64]
+
+_GOLDEN, _FIRST, _SECOND = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+
+
+def of_strings(values: Iterable[str]) -> Hash:
+    """blake2b of each string's UTF-8, 64 bits: uint64 [n]."""
+    return np.fromiter((int.from_bytes(blake2b(v.encode(), digest_size=8).digest(), "little") for v in values), np.uint64)
+
+
+def mix(values: Hash) -> Hash:
+    """splitmix64, a bijection of 64 bits whose outputs for consecutive inputs look independent. uint64 [...] to the same shape."""
+    z = values + _GOLDEN
+    z = (z ^ (z >> np.uint64(30))) * _FIRST
+    z = (z ^ (z >> np.uint64(27))) * _SECOND
+    return z ^ (z >> np.uint64(31))
+
+
+def combine(*parts: ArrayLike) -> Hash:
+    """One hash of several integers, their order counts. Arrays and scalars of at least 0 that broadcast together; uint64 [n]."""
+    state = np.zeros(1, np.uint64)
+    for part in parts:
+        state = mix(state ^ np.asarray(part).astype(np.uint64))
+    return state

@@ -1,0 +1,51 @@
+"""Continual pre-training: a corpus and a base model in, a registered, audited adapter out.
+
+    python jobs/cpt.py                                                            simulated shoppers, a tiny model, this machine
+    python jobs/cpt.py jobs/recipes/amazon.yaml --corpus out/corpus --run first   your recipe; the same line again resumes
+    ray job submit --working-dir . -- python jobs/cpt.py RECIPE.yaml              on a cluster
+
+`--dry-run` checks every input and prints the plan. A run that stopped, however, goes on from its last complete checkpoint.
+"""
+
+import argparse
+import sys
+
+import source_roots  # noqa: F401
+from rich.console import Console
+
+from cluster.storage import absolute, join
+from cprec.command import main
+from cprec.pretrain import describe_plan, open_corpus, pretrain
+from cprec.recipe import Recipe
+from cprec.train.run import make_plan
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+    """What this job takes beside the recipe."""
+    parser.add_argument("--allow-change", action="append", default=[], metavar="KEY", help="a key that may differ from the run's first start")
+
+
+def job(recipe: Recipe, options: argparse.Namespace) -> None:
+    """Train the run of a recipe to its end and say where everything is."""
+    console = Console()
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    if options.dry_run:
+        corpus = open_corpus(recipe, say)
+        plan = make_plan(recipe, corpus)
+        say(describe_plan(recipe, plan))
+        for (source, version), samples in sorted(plan.counts(0, plan.samples).items()):
+            say(f"  {source} of corpus version {version}: {samples:,} samples")
+        say(f"would run in {join(absolute(recipe.storage), recipe.run)} with {recipe.workers} workers on {recipe.model.base}")
+        return
+    result = pretrain(recipe, options.allow_change, say)
+    say(f"audit: {result.audit['planned']:,} planned, {result.audit['missing']} missing, {result.audit['repeated']} repeated")
+    say(f"registered {recipe.mlflow.model} version {result.version}")
+    say(f"adapter: {result.adapter}")
+    say(f"report:  {result.report}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(job, __doc__, flags))

@@ -1,0 +1,33 @@
+"""What every job does around its one call: read the command line, say what went wrong in one message, end with the right exit code."""
+
+import argparse
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from cluster.errors import UserError
+from cprec.recipe import Recipe
+from cprec.resolve import from_arguments
+
+DEMO = Path(__file__).resolve().parents[2] / "jobs" / "recipes" / "demo.yaml"
+
+DONE, USER_ERROR, FAULT, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(job: Callable[[Recipe, argparse.Namespace], None], description: str, flags: Callable[[argparse.ArgumentParser], None] | None = None) -> int:
+    """Run a job on the process's arguments. Returns its exit code: 0 done, 1 the user's error, 2 a fault, 130 interrupted and resumable."""
+    try:
+        recipe, options = from_arguments(sys.argv[1:], description, DEMO, flags)
+        job(recipe, options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        traceback.print_exc()
+        print(f"fault: {type(error).__name__}: {error}; the same command goes on from the last checkpoint", file=sys.stderr)
+        return FAULT
+    return DONE

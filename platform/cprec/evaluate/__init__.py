@@ -1,0 +1,1 @@
+"""How well a model ranks: scores, metrics, significance."""

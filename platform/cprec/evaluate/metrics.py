@@ -1,0 +1,96 @@
+"""HR@k and NDCG@k from the scores of candidates, ties counted by expectation (docs: method, "Metrics").
+
+A tie is resolved by a fair draw, and what is reported is that draw's expectation: a model that scores everything alike gets HR@1 = 1/20, never 1.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cluster.errors import PlatformFault
+
+HR_AT, NDCG_AT = (1, 3, 5), (3, 5)
+
+SLICES: Mapping[str, tuple[int, float]] = {"sparse": (3, 5), "medium": (5, 9), "dense": (9, np.inf)}
+"""History lengths [from, to) of each slice (paper Sec. 5.4)."""
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Where the true item stands, per sample. better: [n] candidates that score higher; tied: [n] that score the same, itself included."""
+
+    better: NDArray[np.int64]
+    tied: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.better)
+
+    @property
+    def expected(self) -> Floats:
+        """[n] mean of the tied positions, counted from 1."""
+        return np.asarray(self.better + (self.tied + 1) / 2, dtype=np.float64)
+
+    def of(self, rows: NDArray[np.bool_]) -> "Ranks":
+        """The ranks of some samples. rows: [n] mask."""
+        return Ranks(self.better[rows], self.tied[rows])
+
+
+def ranks(scores: NDArray[np.floating[Any]], target: NDArray[np.integer[Any]]) -> Ranks:
+    """Ranks of the true items. scores: [n, candidates], higher is better; target: [n] positions of the true items.
+
+    Raises PlatformFault for NaN, which has no rank: a model that produces it is broken, and must not be given one.
+    """
+    if broken := int(np.isnan(scores).any(axis=1).sum()):
+        raise PlatformFault(f"{broken} of {len(scores)} samples have a NaN score; look for overflow (model.precision) or a checkpoint that diverged")
+    true = np.take_along_axis(scores, np.asarray(target, dtype=np.int64)[:, None], axis=1)
+    return Ranks((scores > true).sum(axis=1), (scores == true).sum(axis=1))
+
+
+def hits(of: Ranks, k: int) -> Floats:
+    """[n] each sample's contribution to HR@k: the chance that the true item is among the first k."""
+    return np.asarray(np.clip(k - of.better, 0, of.tied) / of.tied, dtype=np.float64)
+
+
+def gains(of: Ranks, k: int) -> Floats:
+    """[n] each sample's contribution to NDCG@k (one relevant item, so the ideal gain is 1): mean of 1/log2(1 + position) over the tied positions."""
+    gain_up_to = np.concatenate([[0.0], np.cumsum(1 / np.log2(np.arange(2, k + 2)))])
+    return np.asarray((gain_up_to[np.minimum(of.better + of.tied, k)] - gain_up_to[np.minimum(of.better, k)]) / of.tied, dtype=np.float64)
+
+
+def metrics(model: str, domain: str, of: Ranks, history_length: NDArray[np.integer[Any]]) -> dict[str, Any]:
+    """The object of metrics.json for a scored model. history_length: [n] items that each sample's history holds in the corpus.
+
+    `valid_ratio` and `hr1_of_valid` are null: scoring ranks the candidates and generates no text that could be invalid.
+    """
+    return {
+        "model": model,
+        "domain": domain,
+        **_averages(of),
+        "valid_ratio": {"exact": None, "llara": None},
+        "hr1_of_valid": None,
+        "slices": {name: _averages(of.of(rows)) for name, rows in _slices(np.asarray(history_length))},
+        "mode": "score",
+    }
+
+
+def _averages(of: Ranks) -> dict[str, Any]:
+    return {
+        "n": len(of),
+        "hr": {str(k): _mean(hits(of, k)) for k in HR_AT},
+        "ndcg": {str(k): _mean(gains(of, k)) for k in NDCG_AT},
+    }
+
+
+def _mean(values: Floats) -> float | None:
+    """None for an empty slice: it has no average, and JSON has no NaN."""
+    return float(values.mean()) if len(values) else None
+
+
+def _slices(history_length: NDArray[np.integer[Any]]) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    for name, (start, end) in SLICES.items():
+        yield name, (history_length >= start) & (history_length < end)

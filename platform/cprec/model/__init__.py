@@ -1,0 +1,1 @@
+"""The base model, its tokenizer and what is trained of it."""

@@ -1,0 +1,70 @@
+"""What is trained: a LoRA adapter on all linear layers, or every weight. Saved as the `adapter/` directory of a checkpoint."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils import get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+
+from cluster.errors import RunError
+from cprec.recipe import ModelSettings
+
+WEIGHTS = "adapter_model.safetensors"
+FULL_WEIGHTS = "model.safetensors"
+
+
+def attach(model: PreTrainedModel, settings: ModelSettings, seed: int) -> torch.nn.Module:
+    """The model with its trainable part, in training mode; equal on every worker because the seed sets the initial adapter."""
+    torch.manual_seed(seed)
+    if settings.adapter == "full":
+        return model.requires_grad_(True).train()
+    config = LoraConfig(
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, config).train()
+
+
+def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """The parameters that are trained, by name, in a fixed order."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def save(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], directory: Path, base: str, revision: str | None) -> None:
+    """Write `directory`: a PEFT directory that names its base, or for full training a Hugging Face model directory.
+
+    weights: the trained parameters by name, whole (gathered from all workers).
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    if isinstance(model, PeftModel):
+        state = get_peft_model_state_dict(model, state_dict=dict(weights))
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, directory / WEIGHTS, metadata={"format": "pt"})
+        config = model.peft_config["default"]
+        config.base_model_name_or_path, config.revision, config.inference_mode = base, revision, True
+        config.save_pretrained(directory)
+        config.inference_mode = False
+    else:
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, directory / FULL_WEIGHTS, metadata={"format": "pt"})
+        model.config.save_pretrained(directory)
+
+
+def load(model: PreTrainedModel, directory: Path) -> PreTrainedModel:
+    """The base model with a saved adapter, in evaluation mode. Raises RunError when the directory holds none or one of another base."""
+    if (directory / WEIGHTS).is_file():
+        try:
+            return PeftModel.from_pretrained(model, str(directory)).eval()  # type: ignore[return-value]
+        except (RuntimeError, ValueError) as error:
+            raise RunError(f"{directory}: this adapter does not fit the base model: {error}") from None
+    if (directory / FULL_WEIGHTS).is_file():
+        missing, unexpected = model.load_state_dict(load_file(directory / FULL_WEIGHTS), strict=False)
+        tied = set(getattr(model, "_tied_weights_keys", None) or ())
+        if unexpected or set(missing) - tied:
+            raise RunError(f"{directory}: these weights do not fit the base model: missing {sorted(set(missing) - tied)}, unexpected {unexpected}")
+        return model.eval()
+    raise RunError(f"{directory}: neither {WEIGHTS} nor {FULL_WEIGHTS}; this is no adapter directory")

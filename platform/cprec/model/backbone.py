@@ -1,0 +1,75 @@
+"""The base model: a hub id, a directory or an s3:// URI of a Hugging Face causal LM. Safetensors only."""
+
+import logging
+import os
+import shutil
+from functools import lru_cache
+from pathlib import Path
+from tempfile import gettempdir
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from cluster.errors import RecipeError
+from cluster.storage import download, exists, is_remote, join, sha256
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def load(base: str, revision: str | None, precision: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model, on the CPU and in evaluation mode, and its tokenizer.
+
+    Raises RecipeError when there is no such model, when it has no safetensors, or when the tokenizer does not fit it.
+    """
+    where = local(base)
+    quiet()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(where, revision=revision, dtype=DTYPES[precision], use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"model.base: {base} does not load as a causal LM with safetensors weights: {error}") from None
+    words = tokenizer(base, revision)
+    if len(words) > model.config.vocab_size:
+        raise RecipeError(f"model.base: the tokenizer of {base} has {len(words)} tokens, its model only {model.config.vocab_size}; they do not fit")
+    return model.eval(), words
+
+
+@lru_cache(maxsize=2)
+def tokenizer(base: str, revision: str | None) -> PreTrainedTokenizerBase:
+    """The tokenizer alone. Raises RecipeError when it does not load."""
+    quiet()
+    try:
+        return AutoTokenizer.from_pretrained(local(base), revision=revision)
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"model.base: {base} holds no tokenizer that loads: {error}") from None
+
+
+def local(base: str) -> str:
+    """What transformers can load: an object store's model is copied once per machine, everything else stays as it is.
+
+    Raises RecipeError when a URI or a path holds no model.
+    """
+    if not is_remote(base):
+        looks_like_path = base.startswith((".", "/", "~", "file://")) or base.count("/") > 1
+        path = Path(base.removeprefix("file://")).expanduser()
+        if looks_like_path and not (path / "config.json").is_file():
+            raise RecipeError(f"model.base: no config.json in {path}; give a Hugging Face model directory, an s3:// URI or a hub id")
+        return str(path) if path.is_dir() else base
+    copy = Path(gettempdir()) / "cprec-base" / sha256(base.encode())[:16]
+    if not copy.exists():
+        if not exists(join(base, "config.json")):
+            raise RecipeError(f"model.base: no config.json below {base}")
+        partial = copy.with_name(f"{copy.name}.{os.getpid()}")
+        download(base, partial)
+        try:
+            partial.rename(copy)
+        except OSError:  # another process of this machine was first; its copy is whole, because it was renamed too
+            shutil.rmtree(partial)
+    return str(copy)
+
+
+def quiet() -> None:
+    """Keep the libraries' progress bars and hints out of the run's own progress line."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("transformers").setLevel(logging.ERROR)

@@ -1,0 +1,171 @@
+"""The main job: corpus -> plan -> training -> audit -> registered version and report. Each line of `pretrain` is one station."""
+
+import hashlib
+import json
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.errors import PlatformFault
+from cluster.session import session
+from cluster.storage import absolute, exists, join, read_text, write_text
+from corpus import build
+from corpus.table import SAMPLES, Corpus
+from cprec import report
+from cprec.model import backbone
+from cprec.model import base as bases
+from cprec.recipe import Recipe
+from cprec.registry import Registry, Tracker
+from cprec.resolve import to_yaml
+from cprec.schedule.plan import Plan
+from cprec.stream.tokens import Encoder
+from cprec.train import checkpoint, run
+from cprec.train.progress import Progress
+from cprec.train.record import AUDIT, EVENTS, Lines, event
+from cprec.train.settled import settle
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished run left. version: the registered version of its last checkpoint."""
+
+    run_uri: str
+    adapter: str
+    report: str
+    version: int
+    audit: dict[str, Any]
+
+
+def open_corpus(recipe: Recipe, say: Say) -> Corpus:
+    """The corpus of a recipe; one of simulated shoppers is built if it is missing. Raises CorpusError when there is none."""
+    if recipe.data.format == "simulated" and not exists(join(absolute(recipe.corpus), SAMPLES)):
+        build.prepare(recipe.data, recipe.simulate, recipe.seed, recipe.corpus, say)
+    return Corpus.open(recipe.corpus, recipe.corpus_version)
+
+
+def describe_plan(recipe: Recipe, plan: Plan) -> str:
+    """The plan in one line for people."""
+    wsa, steps = plan.wsa, -(-plan.wsa.stable_end // recipe.train.global_batch) + -(-(plan.samples - plan.wsa.stable_end) // recipe.train.global_batch)
+    return (
+        f"plan: W = {wsa.warmup_end:,}, S = {wsa.stable_end:,}, A = {wsa.annealing_end:,} samples; {steps:,} steps of {recipe.train.global_batch}; "
+        f"rate {wsa.lr_min:g} -> {wsa.lr_max:g} -> {wsa.lr_min:g}"
+    )
+
+
+def pretrain(recipe: Recipe, allow: Collection[str], say: Say) -> Result:
+    """Train a run to the end of its plan, or go on with it. Starting a finished run again registers and reports it again, without harm.
+
+    allow: keys of the recipe that may differ from the run's first start. Raises UserError for what the user can mend, PlatformFault else.
+    """
+    registry = Registry.of(recipe)
+    run_uri = join(absolute(recipe.storage), recipe.run)
+    corpus = open_corpus(recipe, say)
+    started = settle(recipe, run_uri, allow)
+    job, new = prepare(recipe, run_uri, corpus, say)
+    say(describe_plan(recipe, job.plan))
+    if new:
+        _note_start(job)
+    tracker = Tracker(registry, run_uri, recipe.run)
+    tracker.params(flat(recipe))
+    train(job, tracker, say, resumed=started and not new)
+    return finish(job, registry, tracker, say)
+
+
+def prepare(recipe: Recipe, run_uri: str, corpus: Corpus, say: Say) -> tuple[run.Job, bool]:
+    """The checked inputs of a run, and whether its plan is new."""
+    plan, new = run.open_plan(recipe, run_uri, corpus)
+    base = bases.resolve(recipe, corpus, say)
+    # Refuses a base without a usable tokenizer before any worker starts.
+    Encoder(backbone.tokenizer(base, recipe.model.revision), recipe.model.max_tokens)
+    return run.Job(recipe, run_uri, base, corpus, run.streams_of(corpus), plan), new
+
+
+def train(job: run.Job, tracker: Tracker, say: Say, resumed: bool) -> None:
+    """Run the training session unless the plan is trained already."""
+    newest, _ = checkpoint.latest(job.run_uri)
+    if newest is not None and newest.samples >= job.plan.samples:
+        say(f"{job.recipe.run} is trained to the end already")
+        return
+    if resumed:
+        say(f"resuming {job.recipe.run} from {newest.samples if newest else 0:,} samples")
+    progress = Progress(job.plan, say)
+
+    def watch(rows: list[dict[str, Any]]) -> None:
+        progress.show(rows)
+        for row in rows:
+            tracker.metrics({"loss": row["loss"], "lr": row["lr"], "tokens_per_s": row["tokens"] / max(row["step_s"] + row["data_wait_s"], 1e-9)}, row["samples"])
+        tracker.flush()
+
+    try:
+        with session(job.recipe.cluster.address, logical_cpus(job.recipe)):
+            run.fit(job, watch)
+    except BaseException:
+        tracker.finish("FAILED")
+        raise
+    finally:
+        progress.close()
+
+
+def finish(job: run.Job, registry: Registry, tracker: Tracker, say: Say) -> Result:
+    """Audit, report and register a trained run. Raises PlatformFault when the audit finds a sample missing or repeated; nothing is registered then."""
+    audit = run.audit_run(job)
+    write_text(join(job.run_uri, AUDIT), json.dumps(audit, indent=1))
+    if audit["missing"] or audit["repeated"]:
+        tracker.finish("FAILED")
+        raise PlatformFault(f"audit: {audit['missing']} samples missing, {audit['repeated']} repeated; see {join(job.run_uri, AUDIT)}")
+    uri = run.last_checkpoint(job.run_uri)
+    _note_end(job, uri)
+    page = report.write(job.run_uri)
+    tracker.text("report.html", read_text(page))
+    tracker.text("audit.json", json.dumps(audit, indent=1))
+    tracker.flush()
+    version = registry.register(uri, lineage(job, uri), tracker.run_id)
+    if (unsent := tracker.finish("FINISHED")) is not None:
+        say(unsent)
+    return Result(job.run_uri, join(uri, checkpoint.ADAPTER), page, version, audit)
+
+
+def lineage(job: run.Job, uri: str) -> dict[str, str]:
+    """Where a registered version comes from, as tags."""
+    return {
+        "run": job.run_uri,
+        "corpus": job.corpus.uri,
+        "corpus_version": str(max(v for _, v in job.plan.counts(0, job.plan.samples))),
+        "corpus_fingerprint": job.corpus.commits[0].metadata["fingerprint"],
+        "ledger_digest": checkpoint.ledger(uri).fingerprint(),
+        "base": job.base,
+        "base_revision": job.recipe.model.revision or "",
+        "recipe_digest": hashlib.sha256(to_yaml(job.recipe).encode()).hexdigest()[:16],
+    }
+
+
+def logical_cpus(recipe: Recipe) -> int:
+    """CPUs of a local session: the workers', and those kept for Ray Data. They are promises, so they may exceed the cores."""
+    return recipe.cluster.num_cpus or recipe.workers * recipe.train.cpus_per_worker + recipe.train.stream_cpus
+
+
+def flat(recipe: Recipe) -> dict[str, object]:
+    """The recipe as dotted keys, for MLflow's parameters."""
+    out: dict[str, object] = {}
+    for name, value in recipe.model_dump().items():
+        out.update({f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value})
+    return out
+
+
+def _note_start(job: run.Job) -> None:
+    """The first events of a run."""
+    lines, wsa = Lines(join(job.run_uri, EVENTS)), job.plan.wsa
+    sources = {source: n for (source, _), n in job.plan.counts(0, job.plan.samples).items()}
+    lines.add(event("run_started", 0, run=job.recipe.run, W=wsa.warmup_end, S=wsa.stable_end, A=wsa.annealing_end))
+    lines.add(event("corpus_version_adopted", 0, version=job.corpus.version, sources=sources, S=wsa.stable_end, A=wsa.annealing_end))
+    lines.flush()
+
+
+def _note_end(job: run.Job, uri: str) -> None:
+    """The last event of a run, once."""
+    lines = Lines(join(job.run_uri, EVENTS))
+    if not any(e["event"] == "run_finished" for e in lines.read()):
+        lines.add(event("run_finished", job.plan.samples, checkpoint=uri))
+        lines.flush()

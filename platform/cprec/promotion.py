@@ -1,0 +1,108 @@
+"""Which version serves: the gate between candidate and champion, and the way back.
+
+A decision is a tag on the version that it is about; aliases say what serves. A promoted version remembers the champion before it
+(tag `champion_before`), so that rolling back again and again walks the whole line.
+"""
+
+import json
+import posixpath
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from cluster.errors import RunError
+from cluster.storage import join
+from cprec.compare import compare
+from cprec.evaluate.significance import Paired
+from cprec.recipe import GateSettings, Recipe
+from cprec.registry import Registry
+from cprec.train.record import EVENTS, Lines, event, read_lines
+
+BEFORE = "champion_before"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """promote: whether the version becomes the champion; numbers: what the reason rests on."""
+
+    promote: bool
+    reason: str
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+
+def decide(candidate: Mapping[str, Any], champion: Mapping[str, Any] | None, against: Paired | None, gate: GateSettings) -> Decision:
+    """The gate. candidate, champion: their metrics.json on the same samples; against: candidate minus champion in HR@1, paired.
+
+    Refused below the floor, and when worse than the champion at the gate's level; a difference that may be chance does not refuse, because
+    a newer model has seen newer domains.
+    """
+    hr1 = candidate["hr"]["1"]
+    if hr1 is None:
+        return Decision(False, "nothing was measured: the domain has no samples")
+    numbers = {"hr1": hr1, "n": candidate["n"]}
+    if hr1 < gate.min_hr1:
+        return Decision(False, f"HR@1 {hr1:.4f} is below the floor of {gate.min_hr1:.4f} (gate.min_hr1)", numbers)
+    if champion is None or against is None:
+        return Decision(True, f"HR@1 {hr1:.4f}, and there is no champion yet", numbers)
+    numbers |= {"champion_hr1": champion["hr"]["1"], "difference": against.difference, "p": against.p}
+    shown = f"HR@1 {hr1:.4f} against the champion's {champion['hr']['1']:.4f} (p = {against.p:.3g}, n = {against.n})"
+    if against.p >= gate.alpha:
+        return Decision(True, f"{shown}: no worse, as far as these samples can tell", numbers)
+    if against.difference < 0:
+        return Decision(False, f"{shown}: worse at the level {gate.alpha:g} (gate.alpha)", numbers)
+    return Decision(True, f"{shown}: better", numbers)
+
+
+def promote(recipe: Recipe, registry: Registry) -> tuple[int, Decision]:
+    """Put the candidate before the gate, scoring it and the champion where that was not done yet. Returns its version and the decision.
+
+    Raises RunError without a candidate.
+    """
+    candidate, champion = registry.alias("candidate"), registry.alias("champion")
+    if candidate is None:
+        raise RunError(f"model {registry.model} has no candidate; run jobs/cpt.py")
+    if champion is not None and champion.number == candidate.number:
+        return candidate.number, Decision(False, f"version {candidate.number} is the champion already")
+    comparison = compare(recipe, registry, [str(v.number) for v in (champion, candidate) if v is not None])
+    own = comparison.rows[-1]
+    decision = decide(own.metrics, comparison.rows[0].metrics if champion else None, own.against, recipe.gate)
+    if decision.promote:
+        crown(registry, candidate.number)
+    note(registry, candidate.number, decision)
+    return candidate.number, decision
+
+
+def crown(registry: Registry, number: int) -> None:
+    """Make a version the champion, and the champion the previous one. Safe to repeat after an interruption: what serves changes last."""
+    champion = registry.alias("champion")
+    if champion is not None and champion.number != number:
+        registry.tag(number, {BEFORE: str(champion.number)})
+        registry.point("previous", champion.number)
+    registry.point("champion", number)
+
+
+def roll_back(registry: Registry) -> tuple[int, Decision]:
+    """Make the previous champion the champion again. Returns its version and the decision. Raises RunError when there is none before it."""
+    champion, previous = registry.alias("champion"), registry.alias("previous")
+    if champion is None or previous is None:
+        raise RunError(f"model {registry.model} has no champion before the present one; versions: {[v.number for v in registry.versions()]}")
+    before = previous.tags.get(BEFORE)
+    registry.point("champion", previous.number)
+    registry.point("previous", int(before) if before else None)
+    decision = Decision(True, f"rolled back from version {champion.number}")
+    note(registry, previous.number, decision)
+    note(registry, champion.number, Decision(False, f"rolled back to version {previous.number}"))
+    return previous.number, decision
+
+
+def note(registry: Registry, number: int, decision: Decision) -> None:
+    """Keep a decision as a tag of the version (earlier ones stay), and among the events of the run that it is from."""
+    registry.tag(number, {f"decision.{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}": json.dumps(asdict(decision))})
+    run = posixpath.dirname(posixpath.dirname(registry.version(number).checkpoint))
+    past = read_lines(events := join(run, EVENTS))
+    # The file has one writer: while a run goes on, that is the run, and the tag has to do.
+    if past and past[-1]["event"] in ("run_finished", "promotion_decided"):
+        lines = Lines(events)
+        lines.add(event("promotion_decided", past[-1]["samples"], version=number, promoted=decision.promote, because=decision.reason))
+        lines.flush()

@@ -1,0 +1,131 @@
+"""The recipe: every key of every job, resolved once on the driver and never changed after.
+
+Read and written as YAML by `cprec.resolve`; each section is a class with its defaults, bounds and units.
+"""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from cluster.section import Section
+from corpus.settings import DataSettings, Name, SimulateSettings
+
+
+class ModelSettings(Section):
+    """`model`: the base and what is trained of it."""
+
+    base: str = Field(
+        "tiny", description="a Hugging Face causal LM: hub id, directory or s3:// URI; or tiny: a small LLaMA built from the corpus's titles"
+    )
+    revision: str | None = Field(None, description="revision of a hub id")
+    adapter: Literal["lora", "full"] = Field("lora", description="lora: train a low-rank adapter; full: train every weight")
+    lora_rank: int = Field(8, ge=1, description="rank r of LoRA, on all linear layers")
+    lora_alpha: int = Field(32, ge=1, description="alpha of LoRA")
+    lora_dropout: float = Field(0.1, ge=0.0, lt=1.0, description="dropout of LoRA while training")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="of weights and activations; master weights and optimizer stay fp32")
+    max_tokens: int = Field(2048, ge=64, description="tokens of a prompt and its answer, at most; the oldest history is dropped first")
+
+
+class TinySettings(Section):
+    """`tiny`: the model that is built when model.base is tiny."""
+
+    hidden: int = Field(128, ge=16, description="hidden size")
+    layers: int = Field(2, ge=1, description="layers")
+    heads: int = Field(4, ge=1, description="attention heads")
+    vocabulary: int = Field(2048, ge=300, description="tokens of the tokenizer, trained on the corpus's titles")
+    language_steps: int = Field(300, ge=0, description="steps of language training on generated product text (0: random weights)")
+
+
+class ScheduleSettings(Section):
+    """`schedule`: Warmup-Stable-Annealing, counted in samples (paper Eq. 2, 3)."""
+
+    lr_min: float = Field(5e-6, gt=0, description="l, the rate at the start and at the end")
+    lr_max: float = Field(5e-4, gt=0, description="h, the rate of the stable phase")
+    warmup_fraction: float = Field(0.05, ge=0.0, le=1.0, description="W as a share of the domain-specific samples")
+    segment_samples: int = Field(8192, ge=1, description="samples of a segment, at most: what is streamed as one Ray Data execution")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "ScheduleSettings":
+        if self.lr_min > self.lr_max:
+            raise ValueError(f"schedule.lr_min ({self.lr_min}) must not exceed schedule.lr_max ({self.lr_max})")
+        return self
+
+
+class TrainSettings(Section):
+    """`train`: the loop and its engine."""
+
+    global_batch: int = Field(128, ge=1, description="samples of one optimizer step, over all workers")
+    micro_batch: int = Field(8, ge=1, description="samples of one forward pass on one worker")
+    max_samples: int | None = Field(None, ge=1, description="cap on domain-specific samples; mixed samples are cut in the same proportion")
+    zero_stage: int = Field(1, ge=0, le=3, description="ZeRO stage of DeepSpeed")
+    gradient_clipping: float = Field(1.0, gt=0, description="norm to which the gradient of a global batch is clipped")
+    adam_beta2: float = Field(0.999, gt=0, lt=1, description="second-moment decay of Adam")
+    gpus_per_worker: int = Field(0, ge=0, description="GPUs of each worker; 0 trains on CPU")
+    cpus_per_worker: int = Field(1, ge=1, description="logical CPUs of each worker")
+    stream_cpus: int = Field(1, ge=1, description="logical CPUs kept free for Ray Data")
+    max_failures: int = Field(3, ge=0, description="restarts of the worker group before the run fails")
+
+
+class CheckpointSettings(Section):
+    """`checkpoint`: how often, how many."""
+
+    every_samples: int = Field(8192, ge=1, description="samples between checkpoints (rounded up to a whole step)")
+    keep: int = Field(2, ge=1, description="newest checkpoints kept; the last of each phase is always kept")
+
+
+class MlflowSettings(Section):
+    """`mlflow`: tracking and registry."""
+
+    uri: str | None = Field(None, description="tracking server or SQL URI; default: SQLite beside the runs (<storage>/mlflow.db, local storage only)")
+    experiment: str = Field("cprec", min_length=1, description="experiment of the runs")
+    model: Name = Field("cprec", description="registered model")
+
+
+class EvaluateSettings(Section):
+    """`evaluate`: which models, on what."""
+
+    domain: Name | None = Field(None, description="domain whose test split is scored; default: the first of data.held_out")
+    split: Literal["validation", "test"] = Field("test", description="split that is scored")
+    models: tuple[str, ...] = Field(
+        ("base", "candidate"),
+        description="models to compare, comma-separated: base, candidate, champion, a version number, or a checkpoint's URI; the first is the reference",
+    )
+    max_users: int | None = Field(None, ge=1, description="cap on users, taken in the order of their sample ids")
+    batch: int = Field(16, ge=1, description="samples scored in one forward pass")
+    alpha: float = Field(0.05, gt=0, lt=1, description="level of the paired test")
+
+
+class GateSettings(Section):
+    """`gate`: what a version must show before it becomes the champion."""
+
+    min_hr1: float = Field(0.0, ge=0, le=1, description="HR@1 floor")
+    alpha: float = Field(0.05, gt=0, lt=1, description="refused when worse than the champion at this level of the paired test")
+
+
+class ClusterSettings(Section):
+    """`cluster`: the Ray session."""
+
+    address: str = Field("auto", description="auto: the cluster this job runs in, else a local session; local: always a local one; or host:port")
+    num_cpus: int | None = Field(None, ge=1, description="logical CPUs of a local session; default: as many as the recipe's workers need")
+
+
+class Recipe(Section):
+    """All keys of all jobs. Sections are documented in their classes; `--help` prints them."""
+
+    run: Name = Field("cpt", description="name of the run; it lives in <storage>/<run>/")
+    storage: str = Field("out/runs", description="where runs live (path or s3://)")
+    corpus: str = Field("out/corpus", description="where the corpus lives (path or s3://)")
+    corpus_version: int | None = Field(None, ge=0, description="corpus version to start from; default: the newest")
+    workers: int = Field(2, ge=1, description="training workers")
+    seed: int = Field(0, ge=0, description="seed of everything that is drawn")
+    data: DataSettings = DataSettings()
+    simulate: SimulateSettings = SimulateSettings()
+    model: ModelSettings = ModelSettings()
+    tiny: TinySettings = TinySettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+    train: TrainSettings = TrainSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    mlflow: MlflowSettings = MlflowSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    gate: GateSettings = GateSettings()
+    cluster: ClusterSettings = ClusterSettings()

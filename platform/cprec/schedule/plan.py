@@ -1,0 +1,191 @@
+"""The plan: which sample is trained at which position, as a closed formula (docs/decisions/004-plan.md).
+
+A plan is a sequence of eras. An era deals its portions (rows of corpus streams) out evenly: after x of N positions a portion of n rows has
+given about x * n / N of them, so that no stretch is one domain, and after N exactly n. Every count is a floor of a product, so any position is
+computed on its own, in memory that depends on the number of portions alone, and the order depends on no worker, no clock and no restart.
+Rows within a stream lie in the table in the order of a hash; the seed permutes their blocks.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from cprec.schedule.wsa import WSA
+
+BLOCK = 1024
+"""Rows that stay together when a stream is permuted: a row group of the table, so that reading stays sequential."""
+
+MAX_SAMPLES = 3_000_000_000
+"""Largest era: the floor's product must fit into 63 bits."""
+
+
+@dataclass(frozen=True)
+class Portion:
+    """`count` rows of one stream (a source at one corpus version), from `first` on, counted in the stream's permuted order."""
+
+    source: str
+    version: int
+    first: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Era:
+    """Positions start..stop of the plan, dealt out of fixed portions. A new era begins where the corpus gains samples or the phase changes source."""
+
+    start: int
+    portions: tuple[Portion, ...]
+    seed: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.count <= MAX_SAMPLES or any(p.count < 0 for p in self.portions):
+            raise ValueError(f"an era holds 0..{MAX_SAMPLES:,} samples and no negative portion, got {self.count:,}")
+
+    @property
+    def count(self) -> int:
+        """Samples of the era."""
+        return sum(p.count for p in self.portions)
+
+    @property
+    def stop(self) -> int:
+        """The position after the last."""
+        return self.start + self.count
+
+    def dealt(self, positions: np.ndarray) -> np.ndarray:
+        """Rows that each portion has given before each position. positions: [n] int64 in start..stop; returns [portions, n] int64.
+
+        Portion by portion, of the positions that the earlier ones leave: c = floor((left * n + offset) / total left). Each c grows by 0 or 1
+        per position, they add up to the position, and at the end c = n, because offset < total.
+        """
+        left = positions - self.start
+        total = self.count
+        dealt = np.zeros((len(self.portions), len(positions)), dtype=np.int64)
+        for i, portion in enumerate(self.portions):
+            if total == 0:
+                break
+            offset = _hash(self.seed, self.start, i) % total
+            dealt[i] = (left * portion.count + offset) // total
+            left = left - dealt[i]
+            total -= portion.count
+        return dealt
+
+    def order(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """The samples at positions start..stop: (portion, row), both [stop - start] int64; rows count in the stream's permuted order.
+
+        Raises ValueError for positions outside of the era.
+        """
+        if not self.start <= start <= stop <= self.stop:
+            raise ValueError(f"positions {start}..{stop} are outside of the era {self.start}..{self.stop}")
+        dealt = self.dealt(np.arange(start, stop + 1, dtype=np.int64))
+        portion = np.argmax(np.diff(dealt, axis=1), axis=0) if stop > start else np.zeros(0, dtype=np.int64)
+        first = np.array([p.first for p in self.portions], dtype=np.int64)
+        return portion, first[portion] + dealt[portion, np.arange(stop - start)]
+
+    def cut(self, position: int) -> tuple[tuple[Portion, ...], tuple[Portion, ...]]:
+        """The portions as dealt before a position, and what they have left from there on; empty ones are left out."""
+        dealt = self.dealt(np.array([position], dtype=np.int64))[:, 0].tolist()
+        given = (Portion(p.source, p.version, p.first, d) for p, d in zip(self.portions, dealt, strict=True))
+        left = (Portion(p.source, p.version, p.first + d, p.count - d) for p, d in zip(self.portions, dealt, strict=True))
+        return tuple(p for p in given if p.count), tuple(p for p in left if p.count)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a run trains, in order: eras of domain-specific samples up to S, then eras of mixed samples up to A.
+
+    Raises ValueError when the eras do not follow each other from 0, or when the phases' ends do not fit them.
+    """
+
+    eras: tuple[Era, ...]
+    wsa: WSA
+
+    def __post_init__(self) -> None:
+        ends = [0, *(era.stop for era in self.eras)]
+        if any(era.start != end for era, end in zip(self.eras, ends, strict=False)):
+            raise ValueError(f"eras must follow each other from 0, got starts {[e.start for e in self.eras]} and ends {ends[1:]}")
+        if ends[-1] != self.wsa.annealing_end or self.wsa.stable_end not in ends:
+            raise ValueError(f"S={self.wsa.stable_end} and A={self.wsa.annealing_end} must be ends of eras, {ends}")
+
+    @property
+    def samples(self) -> int:
+        """A, all samples of the run."""
+        return self.wsa.annealing_end
+
+    def era(self, position: int) -> Era:
+        """The era that holds a position. Raises ValueError outside 0..A-1."""
+        for era in self.eras:
+            if era.start <= position < era.stop:
+                return era
+        raise ValueError(f"position {position} is outside of the plan, 0..{self.samples - 1}")
+
+    def counts(self, start: int, stop: int) -> dict[tuple[str, int], int]:
+        """Samples between two positions by (source, corpus version)."""
+        counts: dict[tuple[str, int], int] = {}
+        for era in self.eras:
+            low, high = max(start, era.start), min(stop, era.stop)
+            if low < high:
+                dealt = era.dealt(np.array([low, high], dtype=np.int64))
+                for portion, given in zip(era.portions, np.diff(dealt, axis=1)[:, 0].tolist(), strict=True):
+                    if given:
+                        key = (portion.source, portion.version)
+                        counts[key] = counts.get(key, 0) + given
+        return counts
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as plain data; `Plan.from_json` reads it back to an equal plan."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Plan":
+        """The plan of `to_json`."""
+        eras = (Era(e["start"], tuple(Portion(**p) for p in e["portions"]), e["seed"]) for e in values["eras"])
+        return cls(tuple(eras), WSA(**values["wsa"]))
+
+
+def make(domain: Sequence[Portion], mixed: Sequence[Portion], seed: int, rates: tuple[float, float], warmup_fraction: float, cap: int | None) -> Plan:
+    """The plan of a run that starts now: domain-specific samples in warmup and stable phase, mixed ones while annealing (paper Sec. 4.4).
+
+    rates: (lr_min, lr_max). cap: domain-specific samples at most; mixed samples are then cut in the same proportion, rounded down.
+    Raises ValueError for an empty domain era.
+    """
+    whole = Era(0, tuple(domain), seed)
+    if not whole.count:
+        raise ValueError("no domain-specific samples to plan")
+    stable_end = min(cap or whole.count, whole.count)
+    eras = [Era(0, whole.cut(stable_end)[0], seed)]
+    annealing = Era(stable_end, tuple(mixed), seed)
+    kept = annealing.count * stable_end // whole.count
+    if kept:
+        eras.append(Era(stable_end, annealing.cut(stable_end + kept)[0], seed))
+    return Plan(tuple(eras), WSA(*rates, round(warmup_fraction * stable_end), stable_end, stable_end + kept))
+
+
+def permuted(rows: np.ndarray, total: int, seed: int, source: str, version: int) -> np.ndarray:
+    """Rows of the table for rows of a stream's permuted order: whole blocks change places, a shorter last block stays last.
+
+    rows: [n] int64 in 0..total; total: rows of the stream. A bijection of 0..total for every seed.
+    """
+    blocks = np.random.Generator(np.random.Philox(_hash(seed, version, *source.encode()))).permutation(total // BLOCK)
+    block, within = np.divmod(rows, BLOCK)
+    whole = block < len(blocks)
+    moved = np.where(whole, blocks[np.minimum(block, len(blocks) - 1)], block) if len(blocks) else block
+    return np.asarray(moved * BLOCK + within, dtype=np.int64)
+
+
+def batches(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
+    """Global batches of the positions start..stop: `size` samples each, the last one shorter. Nothing is dropped."""
+    for first in range(start, stop, size):
+        yield first, min(first + size, stop)
+
+
+def _hash(*values: int) -> int:
+    """A 63-bit mix of integers (splitmix64), equal on every machine."""
+    state = 0
+    for value in values:
+        state = (state ^ (value & 0xFFFF_FFFF_FFFF_FFFF)) + 0x9E37_79B9_7F4A_7C15 & 0xFFFF_FFFF_FFFF_FFFF
+        state = (state ^ state >> 30) * 0xBF58_476D_1CE4_E5B9 & 0xFFFF_FFFF_FFFF_FFFF
+        state = (state ^ state >> 27) * 0x94D0_49BB_1331_11EB & 0xFFFF_FFFF_FFFF_FFFF
+        state ^= state >> 31
+    return state >> 1

@@ -1,0 +1,195 @@
+"""A segment of the plan as a Ray Data execution: rows read, tokenised, cut into shares, split to the workers in the plan's order.
+
+The order rests on three things: each read task reads a contiguous piece of the segment; `preserve_order` keeps the pieces in sequence; one share is one
+block, and equal blocks go to the consumers in turn. The last leans on Ray's internals, so every share carries its position and rank, and `shares` checks.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from ray.data import DataContext, DataIterator, Datasource, ReadTask
+from ray.data.block import BlockMetadata
+
+from cluster.errors import PlatformFault
+from corpus.table import Stream, read_rows
+from cprec.model.backbone import tokenizer
+from cprec.schedule.controller import Segment
+from cprec.schedule.ledger import ids_digest
+from cprec.schedule.plan import Era, permuted
+from cprec.stream.shares import GlobalBatch, Share, deal
+from cprec.stream.tokens import Encoder, Tokens
+
+SAMPLES_PER_TASK = 512
+"""Samples that one read task renders: enough to outweigh its start, few enough that the first share comes soon."""
+
+Streams = Mapping[tuple[str, int], Stream]
+
+
+@dataclass(frozen=True)
+class Text:
+    """What turns rows into tokens: the base whose tokenizer is used, the longest prompt, and the items' titles (a reference to list[str])."""
+
+    base: str
+    revision: str | None
+    max_tokens: int
+    titles: "ray.ObjectRef[list[str]]"
+
+
+def configure() -> None:
+    """Settings of Ray Data for ordered streams; they hold in the calling process alone, so the controller's actor calls this itself."""
+    context = DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+
+
+def split(segment: Segment, streams: Streams, text: Text, world: int) -> list[DataIterator]:
+    """Start a segment: one iterator of shares for each worker."""
+    source = SegmentSource(segment, streams, text, world)
+    dataset = ray.data.read_datasource(source).repartition(target_num_rows_per_block=1, strict=True)
+    return dataset.streaming_split(world, equal=True)
+
+
+def shares(iterator: DataIterator, segment: Segment, rank: int) -> Iterator[Share]:
+    """One worker's shares of a segment. Raises PlatformFault when a share is not the one that the plan puts here."""
+    rows = (row for block in iterator.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=2) for row in block.to_pylist())
+    for start, stop in segment.batches():
+        row = next(rows, None)
+        if row is None or (row["start"], row["stop"], row["rank"]) != (start, stop, rank):
+            seen = "the end of the stream" if row is None else f"samples {row['start']}..{row['stop']} of rank {row['rank']}"
+            raise PlatformFault(f"the stream left the plan: rank {rank} expected samples {start}..{stop}, got {seen}")
+        yield from_row(row)
+
+
+class SegmentSource(Datasource):
+    """Read tasks over a segment, each a few whole global batches."""
+
+    def __init__(self, segment: Segment, streams: Streams, text: Text, world: int) -> None:
+        super().__init__()
+        self._segment, self._streams, self._text, self._world = segment, streams, text, world
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        """Unknown before tokenising."""
+        return None
+
+    def get_read_tasks(self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None) -> list[ReadTask]:
+        """As many tasks as the segment needs; the number of workers and CPUs plays no part."""
+        batches = list(self._segment.batches())
+        size = max(SAMPLES_PER_TASK // self._segment.batch, 1)
+        tasks = []
+        for first in range(0, len(batches), size):
+            piece = batches[first : first + size]
+            metadata = BlockMetadata(num_rows=len(piece) * self._world, size_bytes=None, input_files=None, exec_stats=None)
+            tasks.append(ReadTask(_Reader(piece, self._segment.era, self._streams, self._text, self._world), metadata))
+        return tasks
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """The body of one read task."""
+
+    batches: list[tuple[int, int]]
+    era: Era
+    streams: Streams
+    text: Text
+    world: int
+
+    def __call__(self) -> Iterable[pa.Table]:
+        encoder = _encoder(self.text.base, self.text.revision, self.text.max_tokens)
+        titles = ray.get(self.text.titles)
+        start, stop = self.batches[0][0], self.batches[-1][1]
+        rows = read_positions(self.era, self.streams, start, stop)
+        tokens = encode(rows, titles, encoder)
+        ids = rows["sample_id"].to_numpy().view(np.uint64)
+        sources = rows["source"].to_pylist()
+        out: list[dict[str, Any]] = []
+        for low, high in self.batches:
+            piece = slice(low - start, high - start)
+            out += to_rows(low, high, tokens[piece], ids[piece], sources[piece], self.world)
+        yield pa.Table.from_pylist(out, schema=SCHEMA)
+
+
+SCHEMA = pa.schema(
+    {
+        "start": pa.int64(),
+        "stop": pa.int64(),
+        "rank": pa.int32(),
+        "supervised": pa.int64(),
+        "tokens": pa.int64(),
+        "digest": pa.uint64(),
+        "sources": pa.list_(pa.string()),
+        "counts": pa.list_(pa.int64()),
+        "largest": pa.int32(),
+        "ids": pa.list_(pa.uint64()),
+        "input_ids": pa.list_(pa.list_(pa.int32())),
+        "answers": pa.list_(pa.int32()),
+        "dropped": pa.list_(pa.int32()),
+    }
+)
+
+
+def read_positions(era: Era, streams: Streams, start: int, stop: int) -> pa.Table:
+    """The corpus rows at positions start..stop of the plan, in its order. Reads runs of neighbouring rows, not single ones."""
+    portion, row = era.order(start, stop)
+    tables, places = [], []
+    for index in np.unique(portion).tolist():
+        at = np.flatnonzero(portion == index)
+        key = (era.portions[index].source, era.portions[index].version)
+        stream = streams[key]
+        wanted = permuted(row[at], stream.rows, era.seed, *key)
+        for run in np.split(np.arange(len(wanted)), np.flatnonzero(np.diff(wanted) != 1) + 1):
+            tables.append(read_rows(stream, int(wanted[run[0]]), int(wanted[run[-1]]) + 1))
+            places.append(at[run])
+    return pa.concat_tables(tables).take(pa.array(np.argsort(np.concatenate(places))))
+
+
+def encode(rows: pa.Table, titles: list[str], encoder: Encoder) -> list[Tokens]:
+    """Rows of the corpus as tokens, in their order."""
+    columns = (rows[name].to_pylist() for name in ("history", "candidates", "target"))
+    return [encoder.sample([titles[i] for i in history], [titles[i] for i in candidates], target) for history, candidates, target in zip(*columns, strict=True)]
+
+
+def to_rows(start: int, stop: int, tokens: list[Tokens], ids: np.ndarray, sources: list[str], world: int) -> list[dict[str, Any]]:
+    """A global batch as one row for each worker, in the order of the ranks. ids: [stop - start] uint64."""
+    names = sorted(set(sources))
+    dealt = deal([len(t.ids) for t in tokens], world)
+    whole = {
+        "start": start,
+        "stop": stop,
+        "supervised": sum(len(t.ids) - t.answer for t in tokens),
+        "tokens": sum(len(t.ids) for t in tokens),
+        "digest": ids_digest(ids.tolist()),
+        "sources": names,
+        "counts": [sources.count(name) for name in names],
+        "largest": max(len(part) for part in dealt),
+    }
+    return [
+        {
+            **whole,
+            "rank": rank,
+            "ids": ids[part].tolist(),
+            "input_ids": [tokens[i].ids.tolist() for i in part],
+            "answers": [tokens[i].answer for i in part],
+            "dropped": [tokens[i].dropped for i in part],
+        }
+        for rank, part in enumerate(dealt)
+    ]
+
+
+def from_row(row: Mapping[str, Any]) -> Share:
+    """The share of a row of `to_rows`."""
+    sources = dict(zip(row["sources"], row["counts"], strict=True))
+    batch = GlobalBatch(row["start"], row["stop"], row["supervised"], row["tokens"], row["digest"], sources)
+    triples = zip(row["input_ids"], row["answers"], row["dropped"], strict=True)
+    samples = tuple(Tokens(np.array(ids, dtype=np.int32), answer, dropped) for ids, answer, dropped in triples)
+    return Share(batch, row["rank"], row["largest"], np.array(row["ids"], dtype=np.uint64), samples)
+
+
+@lru_cache(maxsize=2)
+def _encoder(base: str, revision: str | None, max_tokens: int) -> Encoder:
+    return Encoder(tokenizer(base, revision), max_tokens)

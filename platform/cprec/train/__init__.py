@@ -1,0 +1,1 @@
+"""The training loop, its engine, its checkpoints; `run.py` alone knows Ray."""

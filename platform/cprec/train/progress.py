@@ -1,0 +1,55 @@
+"""The live progress line: one line that rewrites itself on a terminal, plain lines now and then elsewhere."""
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from cprec.schedule.plan import Plan
+
+PLAIN_INTERVAL_S = 10.0
+
+
+class Progress:
+    """Shows trace rows as they come: phase, samples of all, rate, loss, tokens/s, data wait, time left."""
+
+    def __init__(self, plan: Plan, say: Callable[[str], None]) -> None:
+        self._plan, self._say = plan, say
+        self._terminal = sys.stdout.isatty()
+        self._shown = 0.0
+        self._recent: list[Mapping[str, Any]] = []
+        self._phase = ""
+
+    def show(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Take in new rows and show where the run stands."""
+        if not rows:
+            return
+        self._recent = [*self._recent, *rows][-50:]
+        changed = rows[-1]["phase"] != self._phase
+        self._phase = rows[-1]["phase"]
+        text = line(self._recent, self._plan.samples)
+        if self._terminal:
+            print(f"\r\x1b[2K{text}", end="", flush=True)
+        elif changed or time.monotonic() - self._shown >= PLAIN_INTERVAL_S:
+            self._shown = time.monotonic()
+            self._say(text)
+
+    def close(self) -> None:
+        """End the live line."""
+        if self._terminal and self._recent:
+            print(flush=True)
+
+
+def line(recent: Sequence[Mapping[str, Any]], total: int) -> str:
+    """One line about the newest row; rates are over the recent rows. total: samples of the plan."""
+    row = recent[-1]
+    seconds = sum(r["step_s"] + r["data_wait_s"] for r in recent) or 1e-9
+    done = row["samples"] + row["batch_samples"]
+    speed = sum(r["batch_samples"] for r in recent) / seconds
+    left = int((total - done) / speed) if speed else 0
+    waited = sum(r["data_wait_s"] for r in recent) / seconds
+    tokens = sum(r["tokens"] for r in recent) / seconds
+    return (
+        f"{row['phase']:<9} {done:>9,}/{total:,} samples  lr {row['lr']:.2e}  loss {row['loss']:.4f}  {tokens:>9,.0f} tokens/s  "
+        f"data wait {waited:.0%}  {left // 60}:{left % 60:02d} left"
+    )

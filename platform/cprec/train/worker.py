@@ -1,0 +1,143 @@
+"""What each training worker does: find the checkpoint, build the engine, train on what the controller hands out, save.
+
+The Ray side of it is small: the worker's rank, the controller's handle, the iterators of shares.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch.distributed as dist
+
+from cprec.model import adapter, backbone
+from cprec.recipe import Recipe
+from cprec.resolve import validate
+from cprec.schedule.ledger import Ledger
+from cprec.stream.segments import shares
+from cprec.train import checkpoint
+from cprec.train.actor import Group
+from cprec.train.engine import Engine
+from cprec.train.loop import StepRecord, Work, train
+
+
+@dataclass(frozen=True)
+class Start:
+    """What rank 0 found on storage and all workers begin from."""
+
+    group: Group
+    ledger: Ledger | None
+
+
+def run(config: dict[str, Any]) -> None:
+    """The training function of Ray Train. config: {"recipe": plain data, "run_uri": str, "base": str, "controller": actor handle}."""
+    recipe = validate(config["recipe"], "the driver's recipe")
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    if not recipe.train.gpus_per_worker:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    start = _agree(config["run_uri"], config["controller"], rank, world)
+    model, words = backbone.load(config["base"], recipe.model.revision, recipe.model.precision)
+    trained = adapter.attach(model, recipe.model, recipe.seed)
+    engine = Engine(trained, recipe.train, recipe.model.precision)
+    ledger = start.ledger or Ledger(ray.get(config["controller"].plan.remote()))
+    if start.group.checkpoint is not None:
+        engine.restore(checkpoint.load_trainer(start.group.checkpoint, ledger.step))
+    observer = Saver(recipe, config["run_uri"], config["base"], config["controller"], start.group, ledger, rank)
+    feed = _feed(config["controller"], start.group, rank)
+    train(engine, feed, observer, recipe.train.micro_batch, words.eos_token_id, recipe.seed)
+    engine.close()
+
+
+def _agree(run_uri: str, controller: Any, rank: int, world: int) -> Start:
+    """Rank 0 looks for the newest valid checkpoint and opens the attempt at the controller; the others are told. Errors reach every rank."""
+    found: list[Any] = [None]
+    if rank == 0:
+        try:
+            found[0] = _find(run_uri, controller, world)
+        except Exception as error:
+            found[0] = error
+    dist.broadcast_object_list(found, src=0)
+    if isinstance(found[0], Exception):
+        raise found[0]
+    start: Start = found[0]
+    return start
+
+
+def _find(run_uri: str, controller: Any, world: int) -> Start:
+    name, ignored = checkpoint.latest(run_uri)
+    attempt = 1 + max((other.attempt for other in checkpoint.listed(run_uri)), default=-1)
+    uri = checkpoint.uri_of(run_uri, name) if name else None
+    ledger = checkpoint.ledger(uri) if uri else None
+    group = Group(attempt, world, ledger.samples if ledger else 0, uri)
+    ray.get(controller.begin.remote(group, ignored))
+    return Start(group, ledger)
+
+
+def _feed(controller: Any, group: Group, rank: int) -> Iterator[Work]:
+    """This worker's shares, segment after segment, each with its rate and phase."""
+    position = group.samples
+    while (handed := ray.get(controller.segment.remote(group.attempt, position, rank))) is not None:
+        segment = handed.segment
+        wsa = segment.wsa
+        for share in shares(handed.iterator, segment, rank):
+            seen = share.batch.start
+            yield Work(share, wsa.rate(seen), wsa.phase(seen), wsa.stable_end, wsa.annealing_end)
+        position = segment.stop
+
+
+class Saver:
+    """The observer of a Ray worker: tells the controller of each step and saves checkpoints when they are due."""
+
+    def __init__(self, recipe: Recipe, run_uri: str, base: str, controller: Any, group: Group, ledger: Ledger, rank: int) -> None:
+        self._recipe, self._run_uri, self._base, self._controller = recipe, run_uri, base, controller
+        self._group, self._ledger, self._rank = group, ledger, rank
+
+    def stepped(self, record: StepRecord, work: Work, engine: Engine) -> None:
+        """Trace the step; save where a checkpoint is due."""
+        batch = record.batch
+        self._ledger = self._ledger.after(batch.samples, batch.digest)
+        if self._rank == 0:
+            self._controller.stepped.remote(trace_row(record))
+        ends = (work.stable_end, work.annealing_end)
+        if checkpoint.due(batch.start, batch.stop, self._recipe.checkpoint.every_samples, ends):
+            self._save(engine, ends)
+
+    def _save(self, engine: Engine, ends: tuple[int, ...]) -> None:
+        """Gather on all workers, write on rank 0. The others meet it again at the next step's collective."""
+        state = engine.gather()
+        if self._rank:
+            return
+        uri = checkpoint.uri_of(self._run_uri, checkpoint.Name(self._ledger.samples, self._group.attempt))
+        ledger = Ledger(ray.get(self._controller.plan.remote()), self._ledger.samples, self._ledger.step, self._ledger.digest)
+        with tempfile.TemporaryDirectory() as folder:
+            directory = Path(folder)
+            adapter.save(engine.model, state.weights, directory / checkpoint.ADAPTER, self._base, self._recipe.model.revision)
+            checkpoint.save_trainer(state, directory)
+            checkpoint.commit(directory, uri, ledger)
+        ray.get(self._controller.saved.remote(ledger.samples, uri))
+        checkpoint.prune(self._run_uri, self._recipe.checkpoint.keep, ends)
+
+
+def trace_row(record: StepRecord) -> dict[str, Any]:
+    """One object of trace.jsonl (contracts.md)."""
+    batch = record.batch
+    return {
+        "step": record.step,
+        "samples": batch.start,
+        "batch_samples": batch.samples,
+        "phase": record.phase.value,
+        "lr": record.rate,
+        "loss": record.loss,
+        "grad_norm": record.grad_norm,
+        "supervised_tokens": batch.supervised,
+        "tokens": batch.tokens,
+        "step_s": round(record.step_s, 4),
+        "data_wait_s": round(record.data_wait_s, 4),
+        "sources": dict(batch.sources),
+        "ids_digest": f"{batch.digest:016x}",
+    }

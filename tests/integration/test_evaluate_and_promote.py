@@ -1,0 +1,140 @@
+"""From registered checkpoints to a champion: real corpus, real models, real Ray, real MLflow on SQLite."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from cluster.errors import CorpusError, RunError
+from corpus.build import prepare
+from corpus.table import Corpus
+from cprec import promotion
+from cprec.compare import compare, contenders, samples_to_score
+from cprec.evaluate import predictions
+from cprec.evaluate.metrics import metrics
+from cprec.model import adapter, backbone, tiny
+from cprec.recipe import Recipe
+from cprec.registry import Registry
+from cprec.resolve import validate
+
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # PEFT asks transformers under a name of the past
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("evaluation")
+
+
+@pytest.fixture(scope="module")
+def recipe(place: Path) -> Recipe:
+    return validate(
+        {
+            "storage": f"{place}/runs",
+            "corpus": f"{place}/corpus",
+            "data": {"root": f"{place}/shoppers", "format": "simulated", "domains": ["Apparel", "Books"], "held_out": ["Games"]},
+            "simulate": {"users": 120, "items_per_domain": 40, "domains_per_user": 2, "interactions_per_domain": 8},
+            "tiny": {"hidden": 32, "layers": 1, "language_steps": 0},
+            "evaluate": {"max_users": 40},
+        },
+        "the test",
+    )
+
+
+@pytest.fixture(scope="module")
+def corpus(recipe: Recipe) -> Corpus:
+    return prepare(recipe.data, recipe.simulate, recipe.seed, recipe.corpus, lambda line: None)
+
+
+@pytest.fixture(scope="module")
+def registry(recipe: Recipe, corpus: Corpus, place: Path) -> Registry:
+    """Two registered checkpoints of one run, both random LoRA adapters of the tiny base."""
+    base = place / "base"
+    tiny.build(corpus.titles(), recipe.tiny, recipe.seed, base)
+    models = Registry.of(recipe)
+    for seed in (1, 2):
+        network, _ = backbone.load(str(base), None, "fp32")
+        tuned = adapter.attach(network, recipe.model, seed)
+        weights = {name: torch.randn_like(weight) * 0.05 for name, weight in adapter.trainable(tuned).items()}
+        checkpoint = place / "runs" / "cpt" / "checkpoints" / f"{seed * 100:012d}-0"
+        adapter.save(tuned, weights, checkpoint / "adapter", str(base), None)
+        files = {path.relative_to(checkpoint).as_posix(): path.read_bytes() for path in checkpoint.rglob("*") if path.is_file()}
+        manifest = {"files": {name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()} for name, content in files.items()}}
+        (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+        models.register(str(checkpoint), {"base": str(base)}, models.start(f"{place}/runs/cpt", "cpt"))
+    return models
+
+
+@pytest.fixture
+def events(place: Path) -> Path:
+    file = place / "runs" / "cpt" / "events.jsonl"
+    file.write_text(json.dumps({"time": 1.0, "event": "run_finished", "samples": 200}) + "\n")
+    return file
+
+
+def test_metrics_can_be_recomputed_from_the_predictions(recipe: Recipe, registry: Registry, events: Path, place: Path) -> None:
+    seen = compare(recipe, registry, ["base", "1", "candidate"])
+    assert [(row.name, row.model, row.against is None) for row in seen.rows] == [
+        ("base", "base", True),
+        ("1", "version-1", False),
+        ("candidate", "version-2", False),
+    ]
+    folder = place / "runs" / "cpt" / "evaluation" / "Games"
+    for row in seen.rows:
+        table = pq.read_table(folder / row.model / "predictions.parquet")
+        assert len(table) == 40
+        again = metrics(row.model, "Games", predictions.ranks_of(table), table["history_length"].to_numpy())
+        written = json.loads((folder / row.model / "metrics.json").read_text())
+        assert written.pop("inputs")["split"] == "test"
+        assert written == again == row.metrics
+    _, _, samples = samples_to_score(recipe)
+    assert table["sample_id"].to_pylist() == samples["sample_id"].to_pylist()
+    assert [set(ranking) for ranking in table["ranking"].to_pylist()] == [set(c) for c in samples["candidates"].to_pylist()]
+    assert (np.diff(samples["sample_id"].to_numpy().view(np.uint64).astype(object)) > 0).all()
+    assert json.loads(registry.version(2).tags["evaluation.Games"]) == seen.rows[2].metrics
+    assert "candidate (version-2)" in (place / "runs" / "cpt" / "report.html").read_text()
+
+
+def test_equal_inputs_are_not_scored_again(recipe: Recipe, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = compare(recipe, registry, ["1"])
+    monkeypatch.setattr("cprec.compare._scores", None)  # would be called if it were scored again
+    assert compare(recipe, registry, ["1"]) == first
+    with pytest.raises(TypeError):
+        compare(recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"max_users": 39})}), registry, ["1"])
+
+
+def test_promotion_and_the_way_back(recipe: Recipe, registry: Registry, events: Path) -> None:
+    with pytest.raises(RunError, match="no champion before"):
+        promotion.roll_back(registry)
+    with pytest.raises(RunError, match=r"no champion yet; run jobs/promote\.py"):
+        contenders(recipe, registry, ["champion"])
+    registry.point("candidate", 1)
+    assert promotion.promote(recipe, registry)[1].promote
+    registry.point("candidate", 2)
+    version, decision = promotion.promote(recipe, registry)
+    assert (version, set(decision.numbers)) == (2, {"hr1", "n", "champion_hr1", "difference", "p"})
+    promotion.crown(registry, 2)  # whatever two random models were judged; repeating it changes nothing
+    promotion.crown(registry, 2)
+    assert [v.number for v in (registry.alias("champion"), registry.alias("previous")) if v] == [2, 1]
+    assert not promotion.promote(recipe, registry)[1].promote
+    assert promotion.roll_back(registry)[0] == 1
+    champion = registry.alias("champion")
+    assert champion is not None
+    assert champion.number == 1
+    assert registry.alias("previous") is None
+    decisions = [key for key in champion.tags if key.startswith("decision.")]
+    assert len(decisions) == 2
+    written = [json.loads(line) for line in events.read_text().splitlines()]
+    assert [e["event"] for e in written] == ["run_finished", *["promotion_decided"] * 4]
+    assert written[-2] == {**written[-2], "samples": 200, "version": 1, "promoted": True, "because": "rolled back from version 2"}
+
+
+def test_what_is_not_there_is_named(recipe: Recipe, registry: Registry, place: Path) -> None:
+    elsewhere = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"domain": "Garden"})})
+    with pytest.raises(CorpusError, match=r"domain Garden has no test samples; evaluate\.domain may be one of: Apparel, Books, Games"):
+        compare(elsewhere, registry, ["1"])
+    with pytest.raises(RunError, match="never completed"):
+        compare(recipe, registry, ["1", f"{place}/runs/cpt/checkpoints/000000000300-0"])

@@ -1,0 +1,95 @@
+"""The registry against a real MLflow on SQLite, and against an MLflow that is away."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import RecipeError, RunError
+from cprec.recipe import Recipe
+from cprec.registry import Registry, Tracker
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("it's storage")
+
+
+def registry(storage: Path, model: str) -> Registry:
+    return Registry.of(Recipe.model_validate({"storage": str(storage), "mlflow": {"model": model}}))
+
+
+def test_a_checkpoint_is_registered_once(storage: Path) -> None:
+    models = registry(storage, "once")
+    first = models.register(f"{storage}/run/checkpoints/100-1", {"base": "tiny", "corpus_version": "0"})
+    again = registry(storage, "once").register(f"{storage}/run/checkpoints/100-1", {"base": "other"})
+    assert first == again == 1
+    assert [v.tags for v in models.versions()] == [{"base": "tiny", "corpus_version": "0", "checkpoint": f"{storage}/run/checkpoints/100-1"}]
+
+
+@pytest.mark.parametrize("checkpoint", ["s3://bucket/runs/cpt/checkpoints/100-1", "/somewhere/checkpoints/100-1"])
+def test_the_version_points_at_the_weights_and_copies_nothing(storage: Path, checkpoint: str) -> None:
+    models = registry(storage, f"pointer-{len(checkpoint)}")
+    models.register(checkpoint, {})
+    assert models.version(1).checkpoint == checkpoint
+
+
+def test_candidate_is_the_newest_and_does_not_go_back(storage: Path) -> None:
+    models = registry(storage, "candidate")
+    assert models.alias("candidate") is None
+    for name in ("a", "b", "a"):
+        models.register(f"/checkpoints/{name}", {})
+    candidate = models.alias("candidate")
+    assert candidate is not None
+    assert (candidate.number, candidate.checkpoint) == (2, "/checkpoints/b")
+
+
+def test_an_unknown_version_is_named_with_those_that_exist(storage: Path) -> None:
+    models = registry(storage, "unknown")
+    with pytest.raises(RunError, match="no version 7; versions: none yet"):
+        models.version(7)
+    models.register("/checkpoints/a", {})
+    with pytest.raises(RunError, match="no version 7; versions: 1"):
+        models.version(7)
+
+
+def test_a_run_is_tracked_once_over_restarts(storage: Path) -> None:
+    models = registry(storage, "tracked")
+    run = f"{storage}/cpt"
+    for attempt, loss in enumerate((2.0, 1.0)):
+        tracker = Tracker(models, run, "cpt")
+        tracker.params({"train.global_batch": 128, "attempt": attempt})
+        tracker.metrics({"loss": loss}, step=attempt)
+        tracker.text("note.txt", "<b>")
+        assert tracker.finish("FINISHED") is None
+    runs = models.client.search_runs([models._experiment()], filter_string="attributes.run_name = 'cpt'")
+    assert [r.data.params for r in runs] == [{"train.global_batch": "128", "attempt": "0"}]
+    assert [m.value for m in models.client.get_metric_history(runs[0].info.run_id, "loss")] == [2.0, 1.0]
+    assert (runs[0].info.status, runs[0].data.metrics["loss"]) == ("FINISHED", 1.0)
+
+
+def test_runs_of_one_name_in_two_places_stay_apart(storage: Path) -> None:
+    models = registry(storage, "apart")
+    assert models.start("/a/same", "same") != models.start("/b/same", "same")
+    assert models.start("/a/same", "same") == models.start("/a/same", "same")
+
+
+def test_what_mlflow_did_not_take_is_sent_later(storage: Path) -> None:
+    away = Registry("http://127.0.0.1:9", "cprec", "away")
+    tracker = Tracker(away, "/runs/late", "late")
+    tracker.metrics({f"m{i}": i / 7 for i in range(1500)}, step=1)
+    assert not tracker.flush()
+    left = tracker.finish("FAILED")
+    assert left is not None
+    assert "1500 record(s)" in left
+    tracker._registry = registry(storage, "away")  # MLflow comes back
+    assert tracker.finish("FAILED") is None
+    run = tracker._registry.client.get_run(str(tracker.run_id))
+    assert run.info.status == "FAILED"
+    assert len(run.data.metrics) == 1500
+    assert math.isclose(run.data.metrics["m3"], 3 / 7)
+
+
+def test_object_storage_needs_a_tracking_server() -> None:
+    with pytest.raises(RecipeError, match=r"mlflow\.uri"):
+        Registry.of(Recipe.model_validate({"storage": "s3://bucket/runs"}))

@@ -1,0 +1,46 @@
+import polars as pl
+from hypothesis import given
+from hypothesis import strategies as st
+
+from corpus.kcore import k_core, largest_k
+
+interactions = st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7)), max_size=60).map(
+    lambda rows: pl.DataFrame(
+        [(f"u{user}", f"i{item}", row) for row, (user, item) in enumerate(rows)],
+        schema={"user_id": pl.String, "item_id": pl.String, "row": pl.Int64},
+        orient="row",
+    )
+)
+
+
+def one_by_one(found: pl.DataFrame, k: int) -> list[int]:
+    """Drop one offending user or item at a time, in another order than the code does."""
+    rows = list(found.iter_rows())
+    while True:
+        offending = next(
+            ((place, name) for place in (1, 0) for name in {r[place] for r in rows} if sum(r[place] == name for r in rows) < k),
+            None,
+        )
+        if offending is None:
+            return [row for *_, row in rows]
+        rows = [r for r in rows if r[offending[0]] != offending[1]]
+
+
+@given(interactions, st.integers(1, 5))
+def test_it_is_the_largest_set_in_which_all_have_k(found: pl.DataFrame, k: int) -> None:
+    assert k_core(found, k)["row"].to_list() == one_by_one(found, k)
+
+
+@given(interactions, st.integers(1, 5))
+def test_it_is_a_fixed_point_and_keeps_columns_and_order(found: pl.DataFrame, k: int) -> None:
+    core = k_core(found, k)
+    assert k_core(core, k).equals(core)
+    assert core.columns == found.columns
+    assert core["row"].is_sorted()
+
+
+@given(interactions)
+def test_cores_are_nested_and_the_largest_k_is_the_last_with_rows(found: pl.DataFrame) -> None:
+    cores = [set(k_core(found, k)["row"]) for k in range(1, 9)]
+    assert all(inner <= outer for outer, inner in zip(cores, cores[1:], strict=False))
+    assert largest_k(found, 9) == sum(map(bool, cores))

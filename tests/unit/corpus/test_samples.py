@@ -1,0 +1,168 @@
+"""The corpus's rows against an independent, slow reading of the rules."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from corpus.samples import MIXED, Samples, at_most, partitions, samples_of
+from corpus.settings import DataSettings
+from tests.unit.corpus.worlds import Row, catalogue, frame, settings, worlds
+
+ITEMS = 14
+DOMAINS = ("A", "B", "C")
+
+rules = st.builds(
+    lambda low, more, span, related: settings(min_history=low, max_history=low + more, mixed_min_domains=span, mixed_min_target_domain=related),
+    st.integers(1, 4),
+    st.integers(0, 3),
+    st.integers(1, 3),
+    st.integers(0, 2),
+)
+
+
+def slowly(world: Mapping[str, Sequence[Row]], data: DataSettings) -> tuple[dict[tuple[str, str], Counter[tuple[object, ...]]], Counter[str]]:
+    """(user, domain, history ids, target id, time) of every sample, and what is dropped, by a loop over users and positions."""
+    found: dict[tuple[str, str], Counter[tuple[object, ...]]] = {}
+    dropped: Counter[str] = Counter()
+    for user in sorted({row[0] for of in world.values() for row in of}):
+        training = []
+        for domain in world:
+            sequence = sorted((time, item) for name, item, time in world[domain] if name == user)
+            for place, (time, item) in enumerate(sequence):
+                split = {len(sequence) - 1: "test", len(sequence) - 2: "validation"}.get(place, "train")
+                if split == "train" and domain in data.domains:
+                    training.append((time, domain, item))
+                if place < data.min_history:
+                    dropped["short_history"] += 1
+                    continue
+                history = tuple(i for _, i in sequence[max(0, place - data.max_history) : place])
+                source = f"{'downstream' if domain in data.held_out else 'domain'}/{domain}"
+                found.setdefault((source, split), Counter())[user, domain, history, item, time] += 1
+        training.sort()
+        for place, (time, domain, item) in enumerate(training):
+            window = training[max(0, place - data.max_history) : place]
+            if place < data.min_history:
+                dropped["mixed_short_history"] += 1
+            elif len({d for _, d, _ in window}) < data.mixed_min_domains:
+                dropped["mixed_too_few_domains"] += 1
+            elif sum(d == domain for _, d, _ in window) < data.mixed_min_target_domain:
+                dropped["mixed_too_few_of_target_domain"] += 1
+            else:
+                found.setdefault((MIXED, "train"), Counter())[user, domain, tuple(i for *_, i in window), item, time] += 1
+    return found, dropped
+
+
+def name(index: int) -> str:
+    return f"{DOMAINS[index // ITEMS]}{index % ITEMS:02d}"
+
+
+def seen(table: pa.Table) -> Counter[tuple[object, ...]]:
+    return Counter(
+        (r["user_id"], r["domain"], tuple(map(name, r["history"])), name(r["candidates"][r["target"]]), r["timestamp"]) for r in table.to_pylist()
+    )
+
+
+def rows(samples: Samples) -> dict[tuple[str, str], list[dict[str, object]]]:
+    return {key: sorted(table.to_pylist(), key=lambda r: r["sample_id"]) for key, table in samples.tables.items() if table.num_rows}
+
+
+@given(worlds(DOMAINS, items=ITEMS), rules)
+@hypothesis_settings(max_examples=60)
+def test_as_the_slow_reading_says(world: dict[str, list[Row]], data: DataSettings) -> None:
+    made = samples_of(frame(world, ITEMS), catalogue(DOMAINS, ITEMS), data, seed=3)
+    found, dropped = slowly(world, data)
+    assert {key: seen(table) for key, table in made.tables.items() if table.num_rows} == found
+    assert +made.dropped == dropped
+    assert made.mixed_users == len({sample[0] for sample in found.get((MIXED, "train"), ())})
+
+
+@given(worlds(DOMAINS, items=ITEMS), st.integers(1, 4), st.randoms(use_true_random=False))
+@hypothesis_settings(max_examples=40)
+def test_the_same_rows_in_any_order_and_partition(world: dict[str, list[Row]], parts: int, random: object) -> None:
+    found, items, data = frame(world, ITEMS), catalogue(DOMAINS, ITEMS), settings()
+    whole = samples_of(found, items, data, seed=3)
+    pieces = [samples_of(part.sample(fraction=1.0, shuffle=True, seed=1), items, data, seed=3) for part in partitions(found, parts)]
+    keys = {key for piece in pieces for key in piece.tables}
+    joined = {key: pa.concat_tables([piece.tables[key] for piece in pieces if key in piece.tables]) for key in keys}
+    summed = Samples(joined, sum(piece.mixed_users for piece in pieces), sum((piece.dropped for piece in pieces), Counter()))
+    assert rows(summed) == rows(whole)
+    assert +summed.dropped == +whole.dropped
+    assert summed.mixed_users == whole.mixed_users
+
+
+@given(worlds(DOMAINS, items=ITEMS), rules)
+@hypothesis_settings(max_examples=40)
+def test_nothing_of_validation_test_or_held_out_domains_is_in_training(world: dict[str, list[Row]], data: DataSettings) -> None:
+    """Every item of a training sample was bought by its user in the training split of its domain."""
+    made = samples_of(frame(world, ITEMS), catalogue(DOMAINS, ITEMS), data, seed=3)
+    training: set[tuple[str, str]] = set()
+    for domain in data.domains:
+        for user in {row[0] for row in world[domain]}:
+            training |= {(user, item) for _, item in sorted((time, item) for u, item, time in world[domain] if u == user)[:-2]}
+    for (source, split), table in made.tables.items():
+        if split != "train" or source.startswith("downstream/"):
+            continue
+        for user, _, history, target, _ in seen(table):
+            assert {(user, item) for item in (*history, target)} <= training
+            assert not any(item.startswith(data.held_out) for item in (*history, target))
+
+
+@given(worlds(DOMAINS, items=ITEMS), rules)
+@hypothesis_settings(max_examples=40)
+def test_every_row_is_well_formed(world: dict[str, list[Row]], data: DataSettings) -> None:
+    items = catalogue(DOMAINS, ITEMS)
+    had = {(user, domain, int(item[1:])) for domain, of in world.items() for user, item, _ in of}
+    ids = []
+    for table in samples_of(frame(world, ITEMS), items, data, seed=3).tables.values():
+        for row in table.to_pylist():
+            ids.append(row["sample_id"])
+            target = row["candidates"][row["target"]]
+            assert len(set(row["candidates"])) == data.num_candidates == len(row["candidates"])
+            assert set(row["candidates"]) <= set(items[row["domain"]])
+            assert not any((row["user_id"], row["domain"], c % ITEMS) in had for c in row["candidates"] if c != target)
+            assert data.min_history <= len(row["history"]) <= data.max_history
+    assert len(set(ids)) == len(ids)
+
+
+@given(worlds(DOMAINS, items=ITEMS), rules)
+@hypothesis_settings(max_examples=40)
+def test_bounds_are_exact_for_domains_and_hold_for_mixed(world: dict[str, list[Row]], data: DataSettings) -> None:
+    found = frame(world, ITEMS)
+    bounds = at_most(found, data)
+    for key, table in samples_of(found, catalogue(DOMAINS, ITEMS), data, seed=3).tables.items():
+        assert table.num_rows <= bounds[key]
+        assert key[0] == MIXED or table.num_rows == bounds[key]
+
+
+def test_identities_do_not_depend_on_seed_or_rules_but_candidates_do() -> None:
+    world: dict[str, list[Row]] = {"A": [("u", f"A{i:02d}", i) for i in range(8)], "B": [], "C": []}
+    one, two = (samples_of(frame(world, ITEMS), catalogue(DOMAINS, ITEMS), settings(), seed).tables["domain/A", "train"] for seed in (0, 1))
+    assert one["sample_id"].equals(two["sample_id"])
+    assert not one["candidates"].equals(two["candidates"])
+
+
+def test_ids_and_candidates_are_what_they_were() -> None:
+    """Corpora in the world are made of them: they must not change without `corpus.build.RULES` going up."""
+    world: dict[str, list[Row]] = {"A": [("u", f"A{i:02d}", i) for i in range(8)], "B": [], "C": []}
+    table = samples_of(frame(world, ITEMS), catalogue(DOMAINS, ITEMS), settings(), seed=0).tables["domain/A", "train"]
+    found = table.select(["sample_id", "candidates", "target"]).slice(0, 2).to_pylist()
+    assert found == PINNED
+
+
+def test_an_empty_partition_makes_no_sample() -> None:
+    empty: pl.DataFrame = frame({"A": [], "B": [], "C": []}, ITEMS)
+    made = samples_of(empty, catalogue(DOMAINS, ITEMS), settings(), seed=0)
+    assert all(table.num_rows == 0 for table in made.tables.values())
+    assert np.sum(list(at_most(empty, settings()).values())) == 0
+
+
+PINNED = [
+    {"sample_id": 7692000238770396265, "candidates": [13, 3, 9, 11, 8], "target": 1},
+    {"sample_id": 293488305659027519, "candidates": [4, 13, 9, 11, 10], "target": 0},
+]

@@ -1,0 +1,74 @@
+"""Small worlds of behaviours for the tests of the corpus: random ones, and the data roots that hold them."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+from hypothesis import strategies as st
+
+from corpus.settings import DataSettings
+
+Row = tuple[str, str, int]
+"""user_id, item_id, timestamp."""
+
+
+@st.composite
+def worlds(draw: st.DrawFn, domains: Sequence[str] = ("A", "B", "C"), users: int = 6, items: int = 14, most: int = 9) -> dict[str, list[Row]]:
+    """Interactions of a few users in a few domains, with many ties in time and some repeated purchases; no row twice."""
+    found = {}
+    for domain in domains:
+        rows = []
+        for user in range(users):
+            bought = draw(st.lists(st.tuples(st.integers(0, items - 1), st.integers(0, 12)), max_size=most, unique=True))
+            rows += [(f"u{user}", f"{domain}{item:02d}", time) for item, time in bought]
+        found[domain] = rows
+    return found
+
+
+def catalogue(domains: Sequence[str], items: int) -> dict[str, np.ndarray]:
+    """Item indices of domains that all have `items` items."""
+    return {domain: np.arange(number * items, (number + 1) * items) for number, domain in enumerate(domains)}
+
+
+def frame(world: Mapping[str, Sequence[Row]], items: int) -> pl.DataFrame:
+    """What `samples_of` takes, for a world whose item ids are the domain's name and a number below `items`."""
+    start = {domain: number * items for number, domain in enumerate(world)}
+    rows = [(user, domain, item, start[domain] + int(item[len(domain) :]), time) for domain, of in world.items() for user, item, time in of]
+    schema = {"user_id": pl.String, "domain": pl.String, "item_id": pl.String, "item_index": pl.Int64, "timestamp": pl.Int64}
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def shop(domains: Sequence[str], users: int = 40, items: int = 30, seed: int = 0) -> dict[str, list[Row]]:
+    """Every user buys 8 different items in every domain."""
+    rng = np.random.default_rng(seed)
+    return {
+        domain: [
+            (f"u{user:03d}", f"{domain}{item:02d}", int(rng.integers(0, 1_000)))
+            for user in range(users)
+            for item in rng.choice(items, size=8, replace=False)
+        ]
+        for domain in domains
+    }
+
+
+def write_root(root: Path, world: Mapping[str, Sequence[Row]], titles: Mapping[str, str] | None = None) -> Path:
+    """A data root on disk; items are titled after their id unless told otherwise."""
+    for domain, rows in world.items():
+        users, items, times = zip(*rows, strict=True)
+        names = sorted(set(items))
+        write_parquet(root / "interactions" / f"{domain}.parquet", {"user_id": users, "item_id": items, "timestamp": times})
+        write_parquet(root / "items" / f"{domain}.parquet", {"item_id": names, "title": [(titles or {}).get(n, f"Item {n}") for n in names]})
+    return root
+
+
+def write_parquet(path: Path, columns: Mapping[str, Sequence[object]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({name: pa.array(list(values)) for name, values in columns.items()}), path)
+
+
+def settings(root: Path | str = "", **changes: object) -> DataSettings:
+    values: dict[str, object] = {"root": str(root), "domains": ("A", "B"), "held_out": ("C",), "num_candidates": 5, "max_history": 4}
+    return DataSettings.model_validate(values | changes)

@@ -1,0 +1,92 @@
+"""One pass over all candidates gives each the score that it has alone."""
+
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from cprec.evaluate.rank import query, score
+
+END = 1
+
+
+class Letters:
+    """One token per character."""
+
+    def prompt(self, history: Sequence[str], candidates: Sequence[str], room: int) -> tuple[list[int], int]:
+        return [2 + ord(c) % 60 for c in "|".join([*history, ">", *candidates])], 0
+
+    def answer(self, title: str) -> list[int]:
+        return [*(2 + ord(c) % 60 for c in title), END]
+
+
+def tiny(attention: str, adapted: bool) -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+    )
+    config._attn_implementation = attention
+    model: torch.nn.Module = LlamaForCausalLM(config)
+    for parameter in model.parameters():
+        parameter.data.mul_(8)  # far from uniform, so that an answer that saw another would show
+    if adapted:
+        model = get_peft_model(
+            cast(PreTrainedModel, model), LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+        )
+    return cast(PreTrainedModel, model.train(False))
+
+
+@torch.inference_mode()
+def alone(model: PreTrainedModel, prompt: list[int], answer: list[int]) -> float:
+    logits = model(input_ids=torch.tensor([prompt + answer])).logits[0]
+    return float(logits.log_softmax(-1)[torch.arange(len(prompt) - 1, len(prompt) + len(answer) - 1), torch.tensor(answer)].sum())
+
+
+@pytest.fixture(scope="module")
+def case() -> tuple[pa.Table, list[str]]:
+    rng = np.random.default_rng(0)
+    titles = ["".join(rng.choice(list("abcdefgh "), rng.integers(1, 12))) for _ in range(50)]
+    rows = range(4)
+    samples = pa.table(
+        {
+            "history": [rng.integers(0, 50, rng.integers(1, 11)).tolist() for _ in rows],
+            "candidates": [rng.choice(50, 20, replace=False).tolist() for _ in rows],
+        }
+    )
+    return samples, titles
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # PEFT asks transformers under a name of the past
+@pytest.mark.parametrize(("attention", "adapted"), [("sdpa", False), ("eager", False), ("sdpa", True)])
+def test_one_pass_equals_each_candidate_alone(case: tuple[pa.Table, list[str]], attention: str, adapted: bool) -> None:
+    samples, titles = case
+    model, encoder = tiny(attention, adapted), Letters()
+    seen = score(model, encoder, samples, titles, batch=3)
+    for row, sample in enumerate(samples.to_pylist()):
+        q = query(encoder, [titles[i] for i in sample["history"]], [titles[i] for i in sample["candidates"]])
+        expected = [alone(model, q.prompt, answer) for answer in q.answers]
+        assert np.abs(seen[row] - expected).max() <= 1e-4
+    assert np.ptp(seen) > 1
+
+
+def test_scores_do_not_depend_on_the_batch(case: tuple[pa.Table, list[str]]) -> None:
+    samples, titles = case
+    model = tiny("sdpa", False)
+    one, all_at_once = (score(model, Letters(), samples, titles, batch) for batch in (1, 16))
+    assert np.abs(one - all_at_once).max() <= 1e-4
+
+
+def test_no_samples_no_scores(case: tuple[pa.Table, list[str]]) -> None:
+    samples, titles = case
+    assert score(tiny("sdpa", False), Letters(), samples.slice(0, 0), titles, batch=4).shape[0] == 0
