@@ -136,8 +136,7 @@ def commits(table_uri: str) -> tuple[Commit, ...]:
     found: list[Commit] = []
     before: set[str] = set()
     for version in range(int(table.version()) + 1):
-        table.load_as_version(version)
-        files = {added.part.path: added for added in _files(table, table_uri)}
+        files = {added.part.path: added for added in _files(table_uri, version)}
         if told.get(version) is None:
             raise CorpusError(f"{table_uri}: version {version} was not written by cprec; restore the table to the version before, or build another")
         found.append(Commit(version, told[version] or {}, tuple(files[path] for path in sorted(files.keys() - before))))
@@ -147,8 +146,7 @@ def commits(table_uri: str) -> tuple[Commit, ...]:
 
 def files_of(table_uri: str, version: int) -> tuple[FilePart, ...]:
     """The files of one version of a table, by name."""
-    table = DeltaTable(table_uri, version=version, storage_options=storage_options(table_uri))
-    return tuple(sorted((added.part for added in _files(table, table_uri)), key=lambda part: part.path))
+    return tuple(sorted((added.part for added in _files(table_uri, version)), key=lambda part: part.path))
 
 
 def open_parquet(path: str) -> pq.ParquetFile:
@@ -164,7 +162,9 @@ def _table(table_uri: str) -> DeltaTable | None:
         return None
 
 
-def _files(table: DeltaTable, table_uri: str) -> list[Added]:
+def _files(table_uri: str, version: int) -> list[Added]:
+    # Opened at its version: DeltaTable.load_as_version waits for the network with the interpreter's lock held.
+    table = DeltaTable(table_uri, version=version, storage_options=storage_options(table_uri))
     rows = pa.table(table.get_add_actions(flatten=True)).to_pylist()
     prefix = "partition."
     return [

@@ -7,7 +7,8 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 
 import polars as pl
@@ -19,10 +20,10 @@ from ray.data import DataContext
 from cluster import session
 from corpus.build import Made
 from corpus.delta import Written
-from corpus.samples import at_most, partitions, samples_of
+from corpus.samples import at_most, partitioned, samples_of
 from corpus.sequences import Ints
 from corpus.settings import DataSettings
-from corpus.table import FileKey, by_file, write_samples
+from corpus.table import FileKey, by_file, file_count, write_samples
 
 PARTITION_ROWS = 1_000_000
 """Interactions of a partition of users, about."""
@@ -32,23 +33,28 @@ COUNTS = ""
 
 def make(found: pl.DataFrame, items: Mapping[str, Ints], data: DataSettings, seed: int, uri: str) -> Made:
     """Make and write all samples on Ray; in the session that there is, else in one of its own."""
-    with session.session("auto", os.cpu_count() or 1), DataContext.current(_quiet()):
-        parts = max(2, found.height // PARTITION_ROWS)
-        numbered = [part.with_columns(partition=pl.lit(number)).to_arrow() for number, part in enumerate(partitions(found, parts))]
-        of_partition = _samples(items, data, seed, at_most(found, data))
-        made = ray.data.from_arrow(numbered).groupby("partition").map_groups(of_partition, batch_format="pyarrow")
-        rows = made.groupby("file").map_groups(_write(uri), batch_format="pyarrow").take_all()
+    with session.session("auto", os.cpu_count() or 1), _quiet():
+        bounds, parts = at_most(found, data), max(2, found.height // PARTITION_ROWS)
+        users = ray.data.from_arrow([part.to_arrow() for part in partitioned(found, parts).partition_by("partition")])
+        made = users.groupby("partition", num_partitions=parts).map_groups(_samples(items, data, seed, bounds), batch_format="pyarrow")
+        files = sum(map(file_count, bounds.values()))
+        rows = made.groupby("file", num_partitions=files).map_groups(_write(uri), batch_format="pyarrow").take_all()
     told = [json.loads(row["told"]) for row in rows]
     files = [Written(**entry) for entry in told if "name" in entry]
     counts = next(entry for entry in told if "mixed_users" in entry)
     return Made(tuple(sorted(files, key=lambda file: file.name)), counts["mixed_users"], Counter(counts["dropped"]))
 
 
-def _quiet() -> DataContext:
-    context = DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    return context
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Ray Data without its bars and its plan; the build says what it does itself."""
+    context = DataContext.get_current()
+    before = context.enable_progress_bars, context.print_on_execution_start
+    context.enable_progress_bars = context.print_on_execution_start = False
+    try:
+        yield
+    finally:
+        context.enable_progress_bars, context.print_on_execution_start = before
 
 
 def _samples(items: Mapping[str, Ints], data: DataSettings, seed: int, bounds: Mapping[tuple[str, str], int]) -> Callable[[pa.Table], pa.Table]:

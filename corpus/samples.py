@@ -1,7 +1,7 @@
 """From users' interactions to samples, one partition of users at a time. Pure: the same users give the same samples in any partition."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -151,10 +151,8 @@ def at_most(interactions: pl.DataFrame, data: DataSettings) -> dict[tuple[str, s
     return bounds
 
 
-def partitions(interactions: pl.DataFrame, count: int) -> Iterator[pl.DataFrame]:
-    """Split interactions into `count` frames such that all of a user are in one."""
+def partitioned(interactions: pl.DataFrame, count: int) -> pl.DataFrame:
+    """Add `partition`, 0 .. count - 1, such that all interactions of a user are in one."""
     users = interactions["user_id"].unique()
-    number = pl.DataFrame({"user_id": users, "partition": (hashing.of_strings(users) % np.uint64(count)).astype(np.int64)})
-    numbered = interactions.join(number, on="user_id", how="left")
-    for part in range(count):
-        yield numbered.filter(pl.col("partition") == part).drop("partition")
+    numbers = pl.DataFrame({"user_id": users, "partition": (hashing.of_strings(users) % np.uint64(count)).astype(np.int64)})
+    return interactions.join(numbers, on="user_id", how="left")

@@ -27,7 +27,7 @@ def run(recipe: Recipe, options: argparse.Namespace) -> None:
         aliases = {name: registry.alias(name) for name in ("candidate", "champion", "previous")}
         print(", ".join(f"{name}: {f'version {found.number}' if found else 'none'}" for name, found in aliases.items()))
         return
-    version, decision = roll_back(registry) if options.rollback else promote(recipe, registry)
+    version, decision = roll_back(registry) if options.rollback else promote(recipe, registry, print)
     print(f"version {version} {'is the champion' if decision.promote else 'was not promoted'}: {decision.reason}")
 
 

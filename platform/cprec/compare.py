@@ -8,7 +8,7 @@ import itertools
 import json
 import posixpath
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,14 @@ from cprec.evaluate.metrics import hits, metrics
 from cprec.evaluate.rank import score
 from cprec.evaluate.significance import Paired, paired
 from cprec.model import adapter, backbone
+from cprec.model.base import resolve
 from cprec.recipe import Recipe
 from cprec.registry import Registry, Version
 from cprec.stream.tokens import Encoder
 from cprec.train import checkpoint
 from cprec.train.record import EVENTS, run_uri
+
+Say = Callable[[str], None]
 
 PREDICTIONS, METRICS, COMPARISON = "predictions.parquet", "metrics.json", "comparison.json"
 ALIASES = ("candidate", "champion", "previous")
@@ -70,7 +73,7 @@ class Comparison:
     rows: Sequence[Row]
 
 
-def contenders(recipe: Recipe, registry: Registry, names: Sequence[str]) -> list[Contender]:
+def contenders(recipe: Recipe, registry: Registry, names: Sequence[str], corpus: Corpus, say: Say) -> list[Contender]:
     """The models behind names: base, candidate, champion, previous, a version number, or a checkpoint's URI.
 
     A version brings its base with it, by its lineage; `base` and a bare checkpoint take the base of the versions beside them, else the recipe's.
@@ -84,11 +87,7 @@ def contenders(recipe: Recipe, registry: Registry, names: Sequence[str]) -> list
         raise RunError(
             f"evaluate.models: these versions stand on different bases ({', '.join(sorted(b for b, _ in bases))}); compare them one by one"
         )
-    base, revision = next(iter(bases), (recipe.model.base, recipe.model.revision))
-    if base == "tiny":
-        raise RunError(
-            "evaluate.models: the tiny base is built with its first run; name a version beside it (candidate), or give the directory as model.base"
-        )
+    base, revision = bases.pop() if bases else (resolve(recipe, corpus, say), recipe.model.revision)
     found = []
     for name in dict.fromkeys(names):
         if name == "base":
@@ -124,19 +123,19 @@ def samples_to_score(recipe: Recipe) -> tuple[Corpus, str, pa.Table]:
     return corpus, domain, samples.take(order)
 
 
-def compare(recipe: Recipe, registry: Registry, names: Sequence[str]) -> Comparison:
-    """Score the models, write their artefacts, note their metrics on their versions, and compare each with the first.
+def compare(recipe: Recipe, registry: Registry, names: Sequence[str], say: Say) -> Comparison:
+    """Score the models, write their artefacts, note their metrics on their versions, and compare each with the first. `say` gets lines of progress.
 
     Raises UserError for models or samples that are not there, before anything is scored.
     """
-    models = contenders(recipe, registry, names)
     corpus, domain, samples = samples_to_score(recipe)
+    models = contenders(recipe, registry, names, corpus, say)
     for model in models:
         if model.checkpoint is not None:
             checkpoint.verify(model.checkpoint)
     run = run_uri(storage.absolute(recipe.storage), recipe.run)
     folder = storage.join(run, "evaluation", domain)
-    tables = _predictions(recipe, folder, models, corpus, samples)
+    tables = _predictions(recipe, folder, models, corpus, samples, say)
     rows: list[Row] = []
     for model, table in zip(models, tables, strict=True):
         result = metrics(model.label, domain, predictions.ranks_of(table), table["history_length"].to_numpy())
@@ -177,7 +176,7 @@ def _inputs(recipe: Recipe, corpus: Corpus, model: Contender) -> dict[str, Any]:
     }
 
 
-def _predictions(recipe: Recipe, folder: str, models: Sequence[Contender], corpus: Corpus, samples: pa.Table) -> list[pa.Table]:
+def _predictions(recipe: Recipe, folder: str, models: Sequence[Contender], corpus: Corpus, samples: pa.Table, say: Say) -> list[pa.Table]:
     """Each model's predictions: the kept ones where their inputs are the same, else newly made and written."""
     tables = {model.label: _kept(storage.join(folder, model.label), _inputs(recipe, corpus, model)) for model in models}
     missing = [model for model in models if tables[model.label] is None]
@@ -186,6 +185,7 @@ def _predictions(recipe: Recipe, folder: str, models: Sequence[Contender], corpu
         with session(recipe.cluster.address, recipe.cluster.num_cpus or workers * recipe.train.cpus_per_worker):
             titles = ray.put(corpus.titles())
             for model in missing:
+                say(f"scoring {model.label}: {len(samples):,} samples, {workers} worker(s)")
                 place = storage.join(folder, model.label)
                 storage.remove(storage.join(place, METRICS))  # so that it never stands beside predictions that it is not of
                 table = predictions.of_scores(samples, _scores(recipe, model, samples, titles, workers))
@@ -220,7 +220,7 @@ def _scores(recipe: Recipe, model: Contender, samples: pa.Table, titles: ray.Obj
     return np.concatenate(parts)
 
 
-def _score_share(recipe: Recipe, model: Contender, samples: pa.Table, titles: Sequence[str]) -> NDArray[np.float64]:
+def _score_share(recipe: Recipe, model: Contender, samples: pa.Table, titles: list[str]) -> NDArray[np.float64]:
     network, tokenizer = backbone.load(model.base, model.revision, recipe.model.precision)
     if model.checkpoint is not None:
         with tempfile.TemporaryDirectory() as directory:

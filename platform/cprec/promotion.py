@@ -13,7 +13,7 @@ from typing import Any
 
 from cluster.errors import RunError
 from cluster.storage import join
-from cprec.compare import compare
+from cprec.compare import Say, compare
 from cprec.evaluate.significance import Paired
 from cprec.recipe import GateSettings, Recipe
 from cprec.registry import Registry
@@ -54,7 +54,7 @@ def decide(candidate: Mapping[str, Any], champion: Mapping[str, Any] | None, aga
     return Decision(True, f"{shown}: better", numbers)
 
 
-def promote(recipe: Recipe, registry: Registry) -> tuple[int, Decision]:
+def promote(recipe: Recipe, registry: Registry, say: Say) -> tuple[int, Decision]:
     """Put the candidate before the gate, scoring it and the champion where that was not done yet. Returns its version and the decision.
 
     Raises RunError without a candidate.
@@ -64,7 +64,7 @@ def promote(recipe: Recipe, registry: Registry) -> tuple[int, Decision]:
         raise RunError(f"model {registry.model} has no candidate; run jobs/cpt.py")
     if champion is not None and champion.number == candidate.number:
         return candidate.number, Decision(False, f"version {candidate.number} is the champion already")
-    comparison = compare(recipe, registry, [str(v.number) for v in (champion, candidate) if v is not None])
+    comparison = compare(recipe, registry, [str(v.number) for v in (champion, candidate) if v is not None], say)
     own = comparison.rows[-1]
     decision = decide(own.metrics, comparison.rows[0].metrics if champion else None, own.against, recipe.gate)
     if decision.promote:

@@ -29,10 +29,10 @@ class ModelSettings(Section):
 class TinySettings(Section):
     """`tiny`: the model that is built when model.base is tiny."""
 
-    hidden: int = Field(128, ge=16, description="hidden size")
+    hidden: int = Field(64, ge=16, description="hidden size")
     layers: int = Field(2, ge=1, description="layers")
     heads: int = Field(4, ge=1, description="attention heads")
-    vocabulary: int = Field(2048, ge=300, description="tokens of the tokenizer, trained on the corpus's titles")
+    vocabulary: int = Field(1024, ge=300, description="tokens of the tokenizer, trained on the corpus's titles")
     language_steps: int = Field(300, ge=0, description="steps of language training on generated product text (0: random weights)")
 
 
@@ -62,7 +62,7 @@ class TrainSettings(Section):
     adam_beta2: float = Field(0.999, gt=0, lt=1, description="second-moment decay of Adam")
     gpus_per_worker: int = Field(0, ge=0, description="GPUs of each worker; 0 trains on CPU")
     cpus_per_worker: int = Field(1, ge=1, description="logical CPUs of each worker")
-    stream_cpus: int = Field(1, ge=1, description="logical CPUs kept free for Ray Data")
+    stream_cpus: int = Field(2, ge=1, description="logical CPUs kept free for Ray Data")
     max_failures: int = Field(3, ge=0, description="restarts of the worker group before the run fails")
 
 

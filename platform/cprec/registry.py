@@ -18,6 +18,7 @@ from typing import Any, Literal
 # Before the import, which reads them: no telemetry, no log lines among a job's own, and no minutes of retries while a training waits.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
@@ -36,6 +37,7 @@ Alias = Literal["candidate", "champion", "previous"]
 
 RUN_TAG = "cprec.run"
 CHECKPOINT_TAG = "checkpoint"
+REST_S = 60.0
 METRICS_PER_BATCH, PARAMS_PER_BATCH, LONGEST_PARAM = 1000, 100, 6000  # what one MLflow request may hold
 
 
@@ -78,7 +80,7 @@ class Registry:
 
     @cached_property
     def client(self) -> MlflowClient:
-        """The connected client. Raises MlflowException or OSError while MLflow is away."""
+        """The connected client. Raises what MLflow raises while it is away."""
         if self.uri.startswith("sqlite:///"):
             Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         logging.getLogger("mlflow").setLevel(logging.ERROR)
@@ -123,6 +125,7 @@ class Registry:
         """The version of a checkpoint, made once however often it is asked for, and pointed at by the alias `candidate` unless a newer one is.
 
         lineage: tags such as corpus_version, ledger_digest, base, base_revision, recipe_digest, parent_version. Returns the version's number.
+        Raises what MLflow raises while it is away; the same call completes it later.
         """
         checkpoint = absolute(checkpoint)
         number = next((v.number for v in self.versions() if v.checkpoint == checkpoint), None)
@@ -206,6 +209,7 @@ class Tracker:
         self.failure: str | None = None
         self._registry, self._run, self._name = registry, run, name
         self._started = False
+        self._rests_until = 0.0
         self._params: dict[str, str] = {}
         self._metrics: list[Metric] = []
         self._texts: dict[str, str] = {}
@@ -225,18 +229,24 @@ class Tracker:
         self._texts[name] = content
 
     def flush(self) -> bool:
-        """Send what is remembered. False, with `failure` saying why, when MLflow did not take all of it; the rest is sent at the next flush."""
+        """Send what is remembered. False, with `failure` saying why, when MLflow did not take all of it; the rest is sent at a later flush.
+
+        After a failure it rests for REST_S, so that a server which only times out does not slow the caller down.
+        """
+        if time.monotonic() < self._rests_until:
+            return False
         try:
             self._send()
-        except (MlflowException, OSError) as error:
-            self.failure = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+        except Exception as error:  # MLflow passes on whatever its HTTP, SQL and storage clients raise, and none of it may end a training
+            self.failure = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+            self._rests_until = time.monotonic() + REST_S
             return False
         self.failure = None
         return True
 
     def finish(self, status: Status) -> str | None:
         """End the run. Returns None, or one sentence that says what MLflow never took."""
-        self._status = status
+        self._status, self._rests_until = status, 0.0
         if self.flush():
             return None
         pending = len(self._params) + len(self._metrics) + len(self._texts)

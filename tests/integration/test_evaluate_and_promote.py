@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +77,7 @@ def events(place: Path) -> Path:
 
 
 def test_metrics_can_be_recomputed_from_the_predictions(recipe: Recipe, registry: Registry, events: Path, place: Path) -> None:
-    seen = compare(recipe, registry, ["base", "1", "candidate"])
+    seen = compare(recipe, registry, ["base", "1", "candidate"], print)
     assert [(row.name, row.model, row.against is None) for row in seen.rows] == [
         ("base", "base", True),
         ("1", "version-1", False),
@@ -98,28 +99,32 @@ def test_metrics_can_be_recomputed_from_the_predictions(recipe: Recipe, registry
     assert "candidate (version-2)" in (place / "runs" / "cpt" / "report.html").read_text()
 
 
-def test_equal_inputs_are_not_scored_again(recipe: Recipe, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = compare(recipe, registry, ["1"])
+def test_equal_inputs_are_not_scored_again(recipe: Recipe, registry: Registry, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = compare(recipe, registry, ["1"], print)
     monkeypatch.setattr("cprec.compare._scores", None)  # would be called if it were scored again
-    assert compare(recipe, registry, ["1"]) == first
+    assert compare(recipe, registry, ["1"], print) == first
+    fewer = recipe.model_copy(update={"run": "fewer", "evaluate": recipe.evaluate.model_copy(update={"max_users": 39})})
+    shutil.copytree(place / "runs" / "cpt" / "evaluation", place / "runs" / "fewer" / "evaluation")
     with pytest.raises(TypeError):
-        compare(recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"max_users": 39})}), registry, ["1"])
+        compare(fewer, registry, ["1"], print)
 
 
-def test_promotion_and_the_way_back(recipe: Recipe, registry: Registry, events: Path) -> None:
+def test_promotion_and_the_way_back(recipe: Recipe, registry: Registry, corpus: Corpus, events: Path) -> None:
     with pytest.raises(RunError, match="no champion before"):
         promotion.roll_back(registry)
     with pytest.raises(RunError, match=r"no champion yet; run jobs/promote\.py"):
-        contenders(recipe, registry, ["champion"])
+        contenders(recipe, registry, ["champion"], corpus, print)
+    with pytest.raises(RunError, match="no version 9; versions: 1, 2"):
+        contenders(recipe, registry, ["base", "9"], corpus, print)
     registry.point("candidate", 1)
-    assert promotion.promote(recipe, registry)[1].promote
+    assert promotion.promote(recipe, registry, print)[1].promote
     registry.point("candidate", 2)
-    version, decision = promotion.promote(recipe, registry)
+    version, decision = promotion.promote(recipe, registry, print)
     assert (version, set(decision.numbers)) == (2, {"hr1", "n", "champion_hr1", "difference", "p"})
     promotion.crown(registry, 2)  # whatever two random models were judged; repeating it changes nothing
     promotion.crown(registry, 2)
     assert [v.number for v in (registry.alias("champion"), registry.alias("previous")) if v] == [2, 1]
-    assert not promotion.promote(recipe, registry)[1].promote
+    assert not promotion.promote(recipe, registry, print)[1].promote
     assert promotion.roll_back(registry)[0] == 1
     champion = registry.alias("champion")
     assert champion is not None
@@ -135,6 +140,6 @@ def test_promotion_and_the_way_back(recipe: Recipe, registry: Registry, events: 
 def test_what_is_not_there_is_named(recipe: Recipe, registry: Registry, place: Path) -> None:
     elsewhere = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"domain": "Garden"})})
     with pytest.raises(CorpusError, match=r"domain Garden has no test samples; evaluate\.domain may be one of: Apparel, Books, Games"):
-        compare(elsewhere, registry, ["1"])
+        compare(elsewhere, registry, ["1"], print)
     with pytest.raises(RunError, match="never completed"):
-        compare(recipe, registry, ["1", f"{place}/runs/cpt/checkpoints/000000000300-0"])
+        compare(recipe, registry, ["1", f"{place}/runs/cpt/checkpoints/000000000300-0"], print)

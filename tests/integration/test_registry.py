@@ -79,6 +79,8 @@ def test_what_mlflow_did_not_take_is_sent_later(storage: Path) -> None:
     tracker = Tracker(away, "/runs/late", "late")
     tracker.metrics({f"m{i}": i / 7 for i in range(1500)}, step=1)
     assert not tracker.flush()
+    assert tracker.failure is not None
+    assert "Connection refused" in tracker.failure
     left = tracker.finish("FAILED")
     assert left is not None
     assert "1500 record(s)" in left

@@ -5,7 +5,6 @@ The Ray side of it is small: the worker's rank, the controller's handle, the ite
 
 import os
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,10 @@ from cprec.model import adapter, backbone
 from cprec.recipe import Recipe
 from cprec.resolve import validate
 from cprec.schedule.ledger import Ledger
-from cprec.stream.segments import shares
 from cprec.train import checkpoint
 from cprec.train.actor import Group
 from cprec.train.engine import Engine
+from cprec.train.feed import feed
 from cprec.train.loop import StepRecord, Work, train
 
 
@@ -48,8 +47,8 @@ def run(config: dict[str, Any]) -> None:
     if start.group.checkpoint is not None:
         engine.restore(checkpoint.load_trainer(start.group.checkpoint, ledger.step))
     observer = Saver(recipe, config["run_uri"], config["base"], config["controller"], start.group, ledger, rank)
-    feed = _feed(config["controller"], start.group, rank)
-    train(engine, feed, observer, recipe.train.micro_batch, words.eos_token_id, recipe.seed)
+    work = feed(config["controller"], start.group.attempt, ledger.samples, rank)
+    train(engine, work, observer, recipe.train.micro_batch, words.eos_token_id, recipe.seed)
     engine.close()
 
 
@@ -76,18 +75,6 @@ def _find(run_uri: str, controller: Any, world: int) -> Start:
     group = Group(attempt, world, ledger.samples if ledger else 0, uri)
     ray.get(controller.begin.remote(group, ignored))
     return Start(group, ledger)
-
-
-def _feed(controller: Any, group: Group, rank: int) -> Iterator[Work]:
-    """This worker's shares, segment after segment, each with its rate and phase."""
-    position = group.samples
-    while (handed := ray.get(controller.segment.remote(group.attempt, position, rank))) is not None:
-        segment = handed.segment
-        wsa = segment.wsa
-        for share in shares(handed.iterator, segment, rank):
-            seen = share.batch.start
-            yield Work(share, wsa.rate(seen), wsa.phase(seen), wsa.stable_end, wsa.annealing_end)
-        position = segment.stop
 
 
 class Saver:

@@ -1,5 +1,6 @@
 """Bad inputs: every message names the file, the column and what to do."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,8 +11,10 @@ from cluster.errors import DataError
 from corpus.interactions import read
 from tests.unit.corpus.worlds import write_parquet
 
-GOOD = {"user_id": ["u", "u", "v"], "item_id": ["a", "b", "a"], "timestamp": [1, 2, 3]}
-TITLES = {"item_id": ["a", "b"], "title": ["Soap &amp; Water", "Brush"]}
+Columns = Mapping[str, Sequence[object]]
+
+GOOD: Columns = {"user_id": ["u", "u", "v"], "item_id": ["a", "b", "a"], "timestamp": [1, 2, 3]}
+TITLES: Columns = {"item_id": ["a", "b"], "title": ["Soap &amp; Water", "Brush"]}
 
 
 def heard(line: str) -> None:

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import polars as pl
 from hypothesis import given
 from hypothesis import strategies as st
@@ -42,5 +44,5 @@ def test_it_is_a_fixed_point_and_keeps_columns_and_order(found: pl.DataFrame, k:
 @given(interactions)
 def test_cores_are_nested_and_the_largest_k_is_the_last_with_rows(found: pl.DataFrame) -> None:
     cores = [set(k_core(found, k)["row"]) for k in range(1, 9)]
-    assert all(inner <= outer for outer, inner in zip(cores, cores[1:], strict=False))
+    assert all(inner <= outer for outer, inner in pairwise(cores))
     assert largest_k(found, 9) == sum(map(bool, cores))

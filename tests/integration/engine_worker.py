@@ -1,0 +1,106 @@
+"""One worker of tests/integration/test_engine.py, started by torchrun: trains a tiny model at every ZeRO stage and writes what it saw.
+
+    torchrun --nproc-per-node N tests/integration/engine_worker.py FOLDER
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from cprec.model import adapter
+from cprec.recipe import ModelSettings, TrainSettings
+from cprec.stream.shares import GlobalBatch, Share, deal, micro_batches
+from cprec.stream.tokens import Tokens
+from cprec.train import checkpoint
+from cprec.train.engine import Engine
+
+STEPS, HALF, BATCH, MICRO, END, RATE = 4, 2, 7, 2, 0, 1e-2
+
+
+def model(kind: str, dropout: float) -> torch.nn.Module:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=128, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64
+    )
+    return adapter.attach(LlamaForCausalLM(config), ModelSettings(adapter=kind, lora_dropout=dropout), 0)  # type: ignore[arg-type]
+
+
+def samples(step: int) -> list[Tokens]:
+    rng = np.random.default_rng(step)
+    lengths = rng.integers(8, 16, BATCH).tolist()
+    return [Tokens(rng.integers(1, 128, n).astype(np.int32), n - int(rng.integers(2, 5)), 0) for n in lengths]
+
+
+def share(step: int, rank: int, world: int) -> Share:
+    found = samples(step)
+    dealt = deal([len(s.ids) for s in found], world)
+    batch = GlobalBatch(0, BATCH, sum(len(s.ids) - s.answer for s in found), 0, 0, {})
+    return Share(batch, rank, max(map(len, dealt)), np.array(dealt[rank]), tuple(found[i] for i in dealt[rank]))
+
+
+def steps(engine: Engine, first: int, last: int) -> list[float]:
+    rank, world = dist.get_rank(), dist.get_world_size()
+    losses = []
+    for step in range(first, last):
+        mine = share(step, rank, world)
+        losses.append(engine.step(micro_batches(mine, MICRO, END), mine.batch.supervised, RATE, 10 * step + rank).loss)
+    return losses
+
+
+def plain() -> list[float]:
+    """The same steps by PyTorch alone, each sample for itself."""
+    trained = model("lora", 0.0)
+    optimizer = torch.optim.AdamW([p for p in trained.parameters() if p.requires_grad], lr=RATE, weight_decay=0.0)
+    losses = []
+    for step in range(STEPS):
+        found = samples(step)
+        total = torch.zeros(())
+        for s in found:
+            ids = torch.from_numpy(s.ids.astype(np.int64))[None]
+            logits = trained(input_ids=ids).logits[0, s.answer - 1 : -1]
+            total = total + torch.nn.functional.cross_entropy(logits, ids[0, s.answer :], reduction="sum")
+        loss = total / sum(len(s.ids) - s.answer for s in found)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_([p for p in trained.parameters() if p.requires_grad], 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def main(folder: Path) -> None:
+    dist.init_process_group("gloo")
+    rank, world = dist.get_rank(), dist.get_world_size()
+    seen: dict[str, object] = {"plain": plain()}
+    for kind in ("lora", "full"):
+        for stage in range(4):
+            settings = TrainSettings(zero_stage=stage)
+            # Dropout where runs of equal size are compared bit for bit; none where they differ in size.
+            dropout = 0.1 if world == 2 and kind == "lora" and stage == 1 else 0.0
+            whole = Engine(model(kind, dropout), settings, "fp32")
+            losses = steps(whole, 0, HALF)
+            place = folder / f"{kind}-{stage}"
+            state = whole.gather()
+            if world == 2 and rank == 0:
+                checkpoint.save_trainer(state, place)
+            dist.barrier()
+            losses += steps(whole, HALF, STEPS)
+            resumed = Engine(model(kind, dropout), settings, "fp32")
+            resumed.restore(checkpoint.load_trainer(str(place), HALF))
+            again = steps(resumed, HALF, STEPS)
+            ends = [engine.gather() for engine in (whole, resumed)]
+            equal = all(torch.equal(ends[0].weights[n], ends[1].weights[n]) for n in ends[0].weights)
+            seen[f"{kind}-{stage}"] = {"whole": losses, "resumed": again, "bitwise": equal}
+    if rank == 0:
+        (folder / f"seen-{world}.json").write_text(json.dumps(seen))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,73 @@
+"""Jobs as a person runs them: the file, a recipe, and what they print."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+LIMIT_S = 400
+
+
+def recipe(place: Path, **changes: Mapping[str, Any] | str | int) -> Path:
+    """A small recipe of simulated shoppers below a folder: three domains, one held out, a model of 0.05M weights, a few dozen steps."""
+    values: dict[str, Any] = {
+        "run": "small",
+        "storage": f"{place}/runs",
+        "corpus": f"{place}/corpus",
+        "data": {"root": f"{place}/shoppers", "format": "simulated", "domains": ["Garden", "Office", "Sports"], "held_out": ["Games"]},
+        "simulate": {"users": 60, "items_per_domain": 40},
+        "model": {"lora_dropout": 0.1, "max_tokens": 512},
+        "tiny": {"hidden": 32, "layers": 1, "heads": 2, "vocabulary": 600, "language_steps": 5},
+        "schedule": {"lr_max": 1e-3, "segment_samples": 256},
+        "train": {"global_batch": 32, "zero_stage": 2, "max_samples": 300},
+        "checkpoint": {"every_samples": 64},
+        **changes,
+    }
+    path = place / "recipe.yaml"
+    path.write_text(json.dumps(values))
+    return path
+
+
+def start(job: str, *arguments: str | Path, environment: Mapping[str, str] | None = None) -> "subprocess.Popen[str]":
+    """Start a job in a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, f"jobs/{job}.py", *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, **(environment or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def run(job: str, *arguments: str | Path, code: int = 0, environment: Mapping[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
+    """Run a job to its end, which must come with the given exit code."""
+    with start(job, *arguments, environment=environment) as process:
+        out, err = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == code, f"exit code {process.returncode}\n{out[-3000:]}\n{err[-3000:]}"
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def kill_when(process: "subprocess.Popen[str]", reached: Callable[[], bool]) -> None:
+    """kill -9 the driver of a running job once a condition holds."""
+    end = time.monotonic() + LIMIT_S
+    while not reached():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, "the condition never held"
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines, a cut last line left out."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]

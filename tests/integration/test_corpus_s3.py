@@ -1,0 +1,61 @@
+"""The corpus on an object store: behaviours read from it, the corpus written to it and read back."""
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from cluster import storage
+from cluster.errors import CorpusError
+from corpus.build import build
+from corpus.table import Corpus, read_rows
+from tests.unit.corpus.worlds import settings, shop, write_root
+
+DOMAINS = ("A", "B", "C")
+
+
+def test_the_same_corpus_as_on_a_disk(s3: str, tmp_path: Path) -> None:
+    root = write_root(tmp_path / "root", shop(DOMAINS))
+    storage.upload(root, f"{s3}/root")
+    local = build(settings(root), 0, str(tmp_path / "corpus"), print)
+    said: list[str] = []
+    remote = build(settings(f"{s3}/root"), 0, f"{s3}/corpora/one", said.append)
+    assert said[-1].startswith(f"committed corpus version 0 at {s3}/corpora/one")
+    names = [[file.part.path.removeprefix(corpus.uri) for file in corpus.commits[0].files] for corpus in (local, remote)]
+    assert names[0] == names[1]
+    assert remote.titles() == local.titles()
+    assert remote.statistics() == local.statistics()
+    stream = remote.streams()[0]
+    assert stream.files[0].path.startswith("s3://")
+    assert read_rows(stream, 3, 50).equals(read_rows(local.streams()[0], 3, 50))
+    assert storage.read_text(f"{s3}/corpora/one/statistics.json") == Path(local.uri, "statistics.json").read_text()
+
+    build(settings(f"{s3}/root"), 0, f"{s3}/corpora/one", said.append)
+    assert "exists already" in said[-1]
+
+
+def test_what_is_not_there(s3: str) -> None:
+    with pytest.raises(CorpusError, match="no corpus here"):
+        Corpus.open(f"{s3}/none")
+
+
+def test_of_two_builds_at_once_one_lands_and_the_other_is_told(s3: str, tmp_path: Path) -> None:
+    root = write_root(tmp_path / "root", shop(DOMAINS, users=20))
+    ended: list[str] = []
+
+    def one(seed: int) -> None:
+        try:
+            build(settings(root), seed, f"{s3}/raced", print)
+            ended.append("landed")
+        except CorpusError as error:
+            ended.append(str(error))
+
+    threads = [threading.Thread(target=one, args=(seed,)) for seed in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert ended.count("landed") == 1
+    other = next(message for message in ended if message != "landed")
+    assert "another process" in other or "rules or seed" in other
+    assert Corpus.open(f"{s3}/raced").version == 0

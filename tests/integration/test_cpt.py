@@ -1,0 +1,155 @@
+"""The main job for real: Ray, Ray Data, Ray Train, DeepSpeed, MLflow; killed, resumed, audited; on a disk and on S3."""
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from peft import AutoPeftModelForCausalLM
+
+from cluster.storage import join, names, read_text
+from cprec.schedule.plan import Plan
+from cprec.train import checkpoint
+from tests.integration import jobs
+
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # PEFT asks transformers under a name of the past
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cpt")
+
+
+@pytest.fixture(scope="module")
+def whole(place: Path) -> Path:
+    """A run without a fault, started with no corpus and no base there. Returns its folder."""
+    done = jobs.run("cpt", jobs.recipe(place))
+    assert re.search(r"audit: (\d[\d,]*) planned, 0 missing, 0 repeated", done.stdout)
+    return place / "runs" / "small"
+
+
+@pytest.fixture(scope="module")
+def killed(whole: Path, place: Path) -> Path:
+    """The same run, its driver killed -9 after two checkpoints, and the same command again."""
+    folder = place / "runs" / "killed"
+    recipe = place / "recipe.yaml"
+    process = jobs.start("cpt", recipe, "--run", "killed")
+    jobs.kill_when(process, lambda: len(list(folder.glob("checkpoints/*/manifest.json"))) >= 2)
+    assert "resuming killed from" in jobs.run("cpt", recipe, "--run", "killed").stdout
+    return folder
+
+
+def plan(folder: Path) -> Plan:
+    return Plan.from_json(json.loads((folder / "plan.json").read_text())["plan"])
+
+
+def test_every_step_has_the_rate_phase_and_sources_of_the_plan(whole: Path) -> None:
+    trace, planned = jobs.lines(whole / "trace.jsonl"), plan(whole)
+    assert [row["samples"] for row in trace[1:]] == [row["samples"] + row["batch_samples"] for row in trace[:-1]]
+    assert [row["step"] for row in trace] == list(range(len(trace)))
+    for row in trace:
+        assert row["lr"] == planned.wsa.rate(row["samples"])
+        assert row["phase"] == planned.wsa.phase(row["samples"])
+        counts: dict[str, int] = {}
+        for (source, _), n in planned.counts(row["samples"], row["samples"] + row["batch_samples"]).items():
+            counts[source] = counts.get(source, 0) + n
+        assert row["sources"] == counts
+        assert all(s == "mixed" for s in row["sources"]) == (row["phase"] == "annealing")
+
+
+def test_the_audit_is_clean_and_the_events_tell_the_story(whole: Path) -> None:
+    audit = json.loads((whole / "audit.json").read_text())
+    assert (audit["missing"], audit["repeated"], audit["trained"]) == (0, 0, audit["planned"])
+    events = jobs.lines(whole / "events.jsonl")
+    changes = [(e["from"], e["to"]) for e in events if e["event"] == "phase_changed"]
+    assert changes == [("warmup", "stable"), ("stable", "annealing"), ("annealing", "done")]
+    assert [events[0]["event"], events[1]["event"], events[-1]["event"]] == ["run_started", "corpus_version_adopted", "run_finished"]
+    assert "report.html" in {p.name for p in whole.iterdir()}
+
+
+def test_a_killed_run_goes_on_bit_for_bit(whole: Path, killed: Path) -> None:
+    audit = json.loads((killed / "audit.json").read_text())
+    assert (audit["missing"], audit["repeated"]) == (0, 0)
+    assert [e for e in jobs.lines(killed / "events.jsonl") if e["event"] == "resumed"]
+    same = ("step", "samples", "lr", "loss", "ids_digest", "sources")
+    a, b = ([{k: row[k] for k in same} for row in jobs.lines(f / "trace.jsonl")] for f in (whole, killed))
+    assert a == b
+    ends = [checkpoint.load_trainer(str(max((f / "checkpoints").iterdir())), 0) for f in (whole, killed)]
+    assert all(bool((ends[0].weights[name] == tensor).all()) for name, tensor in ends[1].weights.items())
+
+
+def test_the_adapter_loads_with_peft(whole: Path) -> None:
+    model = AutoPeftModelForCausalLM.from_pretrained(max((whole / "checkpoints").iterdir()) / "adapter")
+    adapter = {name: p for name, p in model.named_parameters() if "lora_B" in name}
+    assert adapter
+    assert any(bool(p.abs().max() > 0) for p in adapter.values())
+
+
+def test_the_registered_version_knows_where_it_comes_from(whole: Path, place: Path) -> None:
+    uri = f"sqlite:///{place}/runs/mlflow.db"
+    client = MlflowClient(uri, registry_uri=uri)
+    tags: dict[str, Any] = client.get_model_version_by_alias("cprec", "candidate").tags
+    [version] = [v for v in client.search_model_versions("name = 'cprec'") if v.tags["run"] == str(whole)]
+    newest = max((whole / "checkpoints").iterdir())
+    assert version.tags["ledger_digest"] == checkpoint.ledger(str(newest)).fingerprint()
+    assert version.tags["corpus_version"] == "0"
+    assert {"base", "recipe_digest", "corpus_fingerprint"} <= set(version.tags)
+    assert tags
+    run = client.get_run(str(version.run_id))
+    assert run.info.status == "FINISHED"
+    assert "loss" in run.data.metrics
+
+
+def test_a_finished_run_started_again_does_no_harm(whole: Path, place: Path) -> None:
+    before = (whole / "trace.jsonl").read_bytes()
+    done = jobs.run("cpt", place / "recipe.yaml")
+    assert "trained to the end already" in done.stdout
+    assert (whole / "trace.jsonl").read_bytes() == before
+
+
+def test_another_recipe_or_corpus_for_the_same_run_is_refused(whole: Path, place: Path) -> None:
+    changed = jobs.run("cpt", place / "recipe.yaml", "--schedule.lr_max", "2e-3", code=1)
+    assert "schedule.lr_max: 0.001 -> 0.002" in changed.stderr
+    jobs.run("build_corpus", place / "recipe.yaml", "--corpus", place / "other", "--seed", "1")
+    other = jobs.run("cpt", place / "recipe.yaml", "--corpus", place / "other", code=1)
+    assert "the run small started on" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--train.global_bach", "3"], "did you mean --train.global_batch?"),
+        (["--data.format", "root", "--data.root", "nowhere", "--corpus", "PLACE/none"], "no corpus here"),
+        (["--corpus_version", "7", "--run", "new"], "no version 7"),
+        (["--data.domains", "Garden,Zoo", "--run", "new"], "no training samples of domain Zoo"),
+        (["--model.base", "./nowhere", "--run", "base"], "no config.json in"),
+        (["--run", "../x"], "run: "),
+    ],
+)
+def test_wrong_input_is_one_message_and_exit_code_1(whole: Path, place: Path, arguments: list[str], message: str) -> None:
+    done = jobs.run("cpt", place / "recipe.yaml", *[a.replace("PLACE", str(place)) for a in arguments], code=1)
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+
+
+def test_a_missing_data_root_and_an_empty_domain_are_named(place: Path) -> None:
+    recipe = place / "recipe.yaml"
+    missing = jobs.run("build_corpus", recipe, "--data.format", "root", "--data.root", "nowhere", "--corpus", place / "none", code=1)
+    empty = jobs.run("build_corpus", recipe, "--data.k_core", "500", "--corpus", place / "none", code=1)
+    for done, message in ((missing, "nowhere"), (empty, "k")):
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr + done.stdout
+
+
+def test_corpus_and_storage_on_s3(place: Path, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    places = ["--data.root", f"{s3}/shoppers", "--corpus", f"{s3}/corpus", "--storage", f"{s3}/runs", "--mlflow.uri", f"sqlite:///{place}/s3.db"]
+    recipe = jobs.recipe(place, train={"global_batch": 32, "zero_stage": 3, "max_samples": 100})
+    done = jobs.run("cpt", recipe, *places, environment=dict(os.environ))
+    assert re.search(r"audit: (\d[\d,]*) planned, 0 missing, 0 repeated", done.stdout)
+    run = f"{s3}/runs/small"
+    newest = names(join(run, "checkpoints"))[-1]
+    checkpoint.verify(join(run, "checkpoints", newest))
+    assert "<html" in read_text(join(run, "report.html"))

@@ -1,0 +1,167 @@
+"""`ray job submit --working-dir .` against a head with token authentication: driver and workers run the submitted tree, which is installed nowhere."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+TOKEN = "0123456789abcdef" * 4
+
+RECIPE = """
+run: submitted
+storage: {place}/runs
+corpus: {place}/corpus
+workers: 1
+data:
+  root: {place}/shoppers
+  format: simulated
+  domains: [Garden, Office]
+  held_out: [Games]
+simulate: {{users: 80, items_per_domain: 40}}
+tiny: {{hidden: 16, layers: 1, heads: 2, vocabulary: 512, language_steps: 0}}
+train: {{global_batch: 16, micro_batch: 8, max_samples: 48}}
+checkpoint: {{every_samples: 32}}
+"""
+
+WHERE = """
+import source_roots
+import ray
+import cprec
+from cluster.session import session
+
+@ray.remote
+def files():
+    import platform
+    import cluster, corpus, cprec
+    return [cprec.__file__, corpus.__file__, cluster.__file__, platform.system()]
+
+print("DRIVER", cprec.__file__)
+with session("auto", 1):
+    print("WORKER", *ray.get(files.remote()))
+"""
+
+
+@dataclass(frozen=True)
+class Head:
+    """A head of this test alone: its dashboard, the environment of its clients, the tree that is submitted, a place for outputs."""
+
+    dashboard: str
+    environment: dict[str, str]
+    tree: Path
+    place: Path
+
+    def submit(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """The output of a submitted command, once it has ended."""
+        line = [str(BIN / "ray"), "job", "submit", "--address", self.dashboard, "--working-dir", ".", "--", *command]
+        return subprocess.run(line, cwd=self.tree, env=self.environment, capture_output=True, text=True, timeout=400, check=False)
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    # Sockets live below it, and their paths must stay short.
+    place = Path(tempfile.mkdtemp(prefix="cprec-"))
+    tree = place / "tree"
+    for folder in ("cluster", "corpus", "platform", "jobs"):
+        shutil.copytree(ROOT / folder, tree / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    (tree / "tiny.yaml").write_text(RECIPE.format(place=place))
+    (tree / "jobs" / "where.py").write_text(WHERE)
+    (place / "home").mkdir()
+    dropped = ("PYTHONPATH", "RAY_ADDRESS", "RAY_AUTH_TOKEN_PATH")
+    environment = {key: value for key, value in os.environ.items() if key not in dropped}
+    environment |= {"HOME": str(place / "home"), "PATH": f"{BIN}:{environment['PATH']}", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
+    port, dashboard, agent, client = free_ports(4)
+    options = {
+        "port": port,
+        "dashboard-host": "127.0.0.1",
+        "dashboard-port": dashboard,
+        "dashboard-agent-listen-port": agent,
+        "ray-client-server-port": client,
+        "min-worker-port": 0,
+        "max-worker-port": 0,
+        "num-cpus": 4,
+        "temp-dir": place / "ray",
+    }
+    line = [str(BIN / "ray"), "start", "--head", "--block", "--disable-usage-stats", *(f"--{name}={value}" for name, value in options.items())]
+    with (place / "head.log").open("w") as log:
+        # `ray stop` would end every Ray of this machine; a blocking head takes only its own processes with it.
+        process = subprocess.Popen(line, cwd=place, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        url = f"http://127.0.0.1:{dashboard}"
+        await_dashboard(url, process, place / "head.log")
+        yield Head(url, environment, tree, place)
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def free_ports(number: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(number)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def await_dashboard(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Until the job server answers; asked without a token it says 401, which is an answer."""
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
+        assert process.poll() is None, log.read_text()
+        try:
+            with urllib.request.urlopen(f"{url}/api/jobs/", timeout=5):
+                pytest.fail("the job server answered without a token")
+        except urllib.error.HTTPError as refused:
+            refused.close()
+            if refused.code == 401:
+                return
+        except OSError:
+            pass
+        time.sleep(0.5)
+    pytest.fail(f"no dashboard within two minutes: {log.read_text()}")
+
+
+def test_driver_and_worker_run_the_submitted_tree(head: Head) -> None:
+    ended = head.submit("python", "jobs/where.py")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    said = {line.split()[0]: line.split()[1:] for line in ended.stdout.splitlines() if line.startswith(("DRIVER ", "WORKER "))}
+    [driver] = said["DRIVER"]
+    *worker, system = said["WORKER"]
+    assert system
+    for file in [driver, *worker]:
+        assert file.startswith(str(head.place / "ray")), f"{file} is not of the submitted tree"
+
+
+def test_without_a_token_nothing_is_submitted(head: Head) -> None:
+    stranger = Head(head.dashboard, {**head.environment, "RAY_AUTH_TOKEN": "f" * 64}, head.tree, head.place)
+    ended = stranger.submit("python", "jobs/where.py")
+    assert ended.returncode != 0
+    assert "DRIVER" not in ended.stdout
+
+
+def test_the_main_job_succeeds(head: Head) -> None:
+    built = head.submit("python", "jobs/build_corpus.py", "tiny.yaml")
+    assert built.returncode == 0, built.stdout + built.stderr
+    trained = head.submit("python", "jobs/cpt.py", "tiny.yaml")
+    assert trained.returncode == 0, trained.stdout + trained.stderr
+    assert "0 missing, 0 repeated" in trained.stdout
+    assert "succeeded" in trained.stdout + trained.stderr
+    assert (head.place / "runs" / "submitted" / "audit.json").is_file()

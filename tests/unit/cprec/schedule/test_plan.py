@@ -1,0 +1,114 @@
+"""The plan is a partition of the samples: each exactly once, in one order, evenly mixed, at any size."""
+
+import json
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cprec.schedule.ledger import Ledger, ids_digest
+from cprec.schedule.plan import BLOCK, Era, Plan, Portion, batches, make, permuted
+
+portions = st.lists(
+    st.builds(Portion, st.sampled_from(["domain/A", "domain/B", "mixed"]), st.integers(0, 3), st.integers(0, 50), st.integers(0, 400)), min_size=1, max_size=6
+)
+eras = st.builds(lambda start, ps, seed: Era(start, tuple(ps), seed), st.integers(0, 1000), portions, st.integers(0, 1 << 62))
+
+
+def everything(era: Era) -> list[tuple[int, int]]:
+    return sorted((i, p.first + k) for i, p in enumerate(era.portions) for k in range(p.count))
+
+
+@given(eras)
+def test_an_era_deals_out_every_row_once(era: Era) -> None:
+    portion, row = era.order(era.start, era.stop)
+    assert sorted(zip(portion.tolist(), row.tolist(), strict=True)) == everything(era)
+
+
+@given(eras, st.data())
+def test_any_piece_of_the_order_is_the_same_computed_alone(era: Era, data: st.DataObject) -> None:
+    a, b = sorted(data.draw(st.tuples(*[st.integers(era.start, era.stop)] * 2)))
+    whole, piece = era.order(era.start, era.stop), era.order(a, b)
+    for all_of_it, part in zip(whole, piece, strict=True):
+        assert np.array_equal(all_of_it[a - era.start : b - era.start], part)
+
+
+@given(eras, st.data())
+def test_cutting_an_era_loses_nothing(era: Era, data: st.DataObject) -> None:
+    position = data.draw(st.integers(era.start, era.stop))
+    given_, left = era.cut(position)
+    assert sum(p.count for p in given_) == position - era.start
+    assert sum(p.count for p in left) == era.stop - position
+    rows = {(p.source, p.version, p.first + k) for p in (*given_, *left) for k in range(p.count)}
+    assert rows == {(p.source, p.version, p.first + k) for p in era.portions for k in range(p.count)}
+
+
+@given(eras, st.data())
+def test_no_stretch_is_one_domain(era: Era, data: st.DataObject) -> None:
+    """In any stretch each portion gives its share, to within the roundings of the portions before it."""
+    a, b = sorted(data.draw(st.tuples(*[st.integers(era.start, era.stop)] * 2)))
+    dealt = np.diff(era.dealt(np.array([a, b])), axis=1)[:, 0]
+    for portion, got in zip(era.portions, dealt.tolist(), strict=True):
+        share = portion.count * (b - a) / max(era.count, 1)
+        assert abs(got - share) <= len(era.portions)
+
+
+def test_the_seed_moves_the_order_but_not_its_content() -> None:
+    ps = (Portion("domain/A", 0, 0, 300), Portion("domain/B", 0, 0, 200))
+    first, second = (Era(0, ps, seed).order(0, 500) for seed in (1, 2))
+    assert not np.array_equal(first[0], second[0])
+    assert np.bincount(first[0]).tolist() == np.bincount(second[0]).tolist() == [300, 200]
+
+
+def test_a_billion_samples_are_planned_a_segment_at_a_time() -> None:
+    era = Era(0, tuple(Portion(f"domain/{i}", 0, 0, n) for i, n in enumerate([400_000_000, 300_000_000, 299_999_999, 1])), 7)
+    portion, row = era.order(999_990_000, 1_000_000_000)
+    assert len(set(zip(portion.tolist(), row.tolist(), strict=True))) == 10_000
+    assert row.max() == 399_999_999
+
+
+@given(st.integers(0, 5 * BLOCK + 17), st.integers(0, 1 << 40))
+def test_permuting_a_stream_is_a_bijection_that_keeps_blocks(total: int, seed: int) -> None:
+    moved = permuted(np.arange(total), total, seed, "domain/A", 0)
+    assert np.array_equal(np.sort(moved), np.arange(total))
+    for start in range(0, total, BLOCK):
+        assert np.all(np.diff(moved[start : start + BLOCK]) == 1)
+
+
+@given(st.integers(0, 500), st.integers(0, 500), st.integers(1, 64))
+def test_batches_cover_all_positions(start: int, length: int, size: int) -> None:
+    cut = list(batches(start, start + length, size))
+    assert [p for a, b in cut for p in range(a, b)] == list(range(start, start + length))
+    assert all(b - a == size for a, b in cut[:-1])
+
+
+@given(portions.filter(lambda ps: sum(p.count for p in ps) > 0), portions, st.floats(0, 1), st.one_of(st.none(), st.integers(1, 500)))
+def test_a_plan_reads_domains_up_to_s_and_mixed_samples_up_to_a(domain: list[Portion], mixed: list[Portion], fraction: float, cap: int | None) -> None:
+    plan = make(domain, mixed, 3, (1e-5, 1e-3), fraction, cap)
+    total = sum(p.count for p in domain)
+    assert plan.wsa.stable_end == min(total, cap or total)
+    assert plan.wsa.warmup_end == round(fraction * plan.wsa.stable_end)
+    assert plan.samples - plan.wsa.stable_end == sum(p.count for p in mixed) * plan.wsa.stable_end // total
+    assert sum(plan.counts(0, plan.samples).values()) == plan.samples
+    assert all(a.stop == b.start for a, b in pairwise(plan.eras))
+    assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+
+
+def test_a_plan_without_domain_samples_is_refused() -> None:
+    with pytest.raises(ValueError, match="no domain-specific samples"):
+        make([], [Portion("mixed", 0, 0, 5)], 0, (1e-5, 1e-3), 0.05, None)
+
+
+@given(st.lists(st.lists(st.integers(0, (1 << 64) - 1), max_size=5), max_size=8))
+def test_the_ledger_adds_up_and_survives_a_round_trip(steps: list[list[int]]) -> None:
+    plan = make([Portion("domain/A", 0, 0, 100)], [], 0, (1e-5, 1e-3), 0.05, None)
+    ledger = Ledger(plan)
+    for ids in steps:
+        ledger = ledger.after(len(ids), ids_digest(ids))
+    assert (ledger.samples, ledger.step) == (sum(map(len, steps)), len(steps))
+    assert ledger.digest == ids_digest(i for ids in steps for i in ids)
+    again = Ledger.from_json(json.loads(json.dumps(ledger.to_json())))
+    assert again == ledger
+    assert again.fingerprint() == ledger.fingerprint()

@@ -1,0 +1,67 @@
+"""The learning rate is Eq. 2 and 3 of the paper at every sample."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cprec.schedule.wsa import WSA, Phase
+
+
+@st.composite
+def schedules(draw: st.DrawFn) -> WSA:
+    low = draw(st.floats(1e-8, 1e-2))
+    high = draw(st.floats(low, 1.0))
+    ends = sorted(draw(st.tuples(*[st.integers(0, 10_000)] * 3)))
+    return WSA(low, high, *ends)
+
+
+@given(schedules(), st.data())
+def test_rate_stays_between_the_bounds_and_rises_holds_falls(wsa: WSA, data: st.DataObject) -> None:
+    a, b = sorted(data.draw(st.tuples(*[st.integers(0, wsa.annealing_end)] * 2)))
+    rates = wsa.rate(a), wsa.rate(b)
+    assert all(wsa.lr_min * (1 - 1e-12) <= r <= wsa.lr_max * (1 + 1e-12) for r in rates)
+    if b <= wsa.warmup_end:
+        assert rates[0] <= rates[1] * (1 + 1e-12)
+    elif wsa.warmup_end <= a and b <= wsa.stable_end:
+        assert rates == (wsa.lr_max, wsa.lr_max)
+    elif a >= wsa.stable_end:
+        assert rates[0] >= rates[1] * (1 - 1e-12)
+
+
+@given(schedules())
+def test_phases_follow_each_other_and_end(wsa: WSA) -> None:
+    order = list(Phase)
+    seen = [order.index(wsa.phase(s)) for s in range(0, wsa.annealing_end + 1, max(wsa.annealing_end // 50, 1))]
+    assert seen == sorted(seen)
+    assert wsa.phase(wsa.annealing_end).is_terminal
+    assert not any(wsa.phase(s).is_terminal for s in range(0, wsa.annealing_end, max(wsa.annealing_end // 50, 1)))
+
+
+def test_the_papers_equations_at_known_points() -> None:
+    wsa = WSA(5e-6, 5e-4, warmup_end=100, stable_end=1000, annealing_end=2000)
+    assert wsa.rate(0) == 5e-6
+    assert wsa.rate(50) == pytest.approx((5e-6 + 5e-4) / 2, rel=1e-12)
+    assert wsa.rate(100) == wsa.rate(1000) == 5e-4
+    assert wsa.rate(1500) == pytest.approx((5e-6 + 5e-4) / 2, rel=1e-12)
+    assert wsa.rate(2000) == pytest.approx(5e-6, rel=1e-12)
+    assert wsa.rate(1250) == pytest.approx(5e-6 + (1 + math.cos(math.pi / 4)) / 2 * (5e-4 - 5e-6), rel=1e-12)
+
+
+def test_without_warmup_or_annealing_the_rate_is_the_highest() -> None:
+    wsa = WSA(1e-6, 1e-3, 0, 10, 10)
+    assert [wsa.rate(s) for s in range(11)] == [1e-3] * 11
+
+
+@pytest.mark.parametrize("wrong", [(0.0, 1.0, 0, 1, 2), (2.0, 1.0, 0, 1, 2), (0.1, 1.0, 2, 1, 3), (0.1, 1.0, 0, 3, 2), (0.1, 1.0, -1, 1, 2)])
+def test_impossible_schedules_are_refused(wrong: tuple[float, float, int, int, int]) -> None:
+    with pytest.raises(ValueError, match="must satisfy"):
+        WSA(*wrong)
+
+
+def test_samples_outside_of_the_schedule_are_refused() -> None:
+    wsa = WSA(0.1, 1.0, 1, 2, 3)
+    for samples in (-1, 4):
+        with pytest.raises(ValueError, match="outside"):
+            wsa.rate(samples)
