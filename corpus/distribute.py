@@ -37,8 +37,8 @@ def make(found: pl.DataFrame, items: Mapping[str, Ints], data: DataSettings, see
         bounds, parts = at_most(found, data), max(2, found.height // PARTITION_ROWS)
         users = ray.data.from_arrow([part.to_arrow() for part in partitioned(found, parts).partition_by("partition")])
         made = users.groupby("partition", num_partitions=parts).map_groups(_samples(items, data, seed, bounds), batch_format="pyarrow")
-        files = sum(map(file_count, bounds.values()))
-        rows = made.groupby("file", num_partitions=files).map_groups(_write(uri), batch_format="pyarrow").take_all()
+        places = sum(map(file_count, bounds.values()))
+        rows = made.groupby("file", num_partitions=places).map_groups(_write(uri), batch_format="pyarrow").take_all()
     told = [json.loads(row["told"]) for row in rows]
     files = [Written(**entry) for entry in told if "name" in entry]
     counts = next(entry for entry in told if "mixed_users" in entry)

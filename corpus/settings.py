@@ -42,7 +42,7 @@ class SimulateSettings(Section):
     """`simulate`: the shoppers of the embedded default (used when data.format is simulated)."""
 
     users: int = Field(1500, ge=10, description="shoppers")
-    items_per_domain: int = Field(400, ge=30, description="items in each domain")
+    items_per_domain: int = Field(400, ge=30, le=100_000, description="items in each domain")
     domains_per_user: int = Field(3, ge=1, description="domains in which a shopper buys, on average")
     interactions_per_domain: int = Field(12, ge=5, description="purchases of a shopper in one of their domains, on average")
     drift: float = Field(0.02, ge=0.0, le=1.0, description="chance, per purchase, that one of the shopper's favourites is drawn anew")

@@ -28,15 +28,21 @@ MATERIALS = tuple("oak steel cotton leather glass bamboo ceramic rubber".split()
 PRICES = tuple("budget standard premium luxury".split())
 AXES = (BRANDS, STYLES, MATERIALS, PRICES)
 STRENGTH = np.array([8.0, 5.0, 5.0, 3.0])
-"""Utility of a favourite brand, style, material and price level; the noise of the logit has standard deviation 1.28."""
+"""Utility of a favourite brand, style, material and price level; the logit's own noise has standard deviation 1.28."""
 
 NOUNS = {
-    "Garden": "rake shovel planter hose trellis lantern bench gnome sprinkler trowel birdbath compost arbor wheelbarrow hammock pergola fence mulch pruner urn",
-    "Office": "stapler folder desk binder lamp notebook pencil shredder whiteboard tray chair ruler calendar organizer printer scanner envelope marker clock easel",
-    "Sports": "racket ball helmet jersey glove treadmill kayak dumbbell mat goggles bicycle skate whistle paddle sneaker bat net trampoline saddle tent",
-    "Music": "guitar violin drum flute piano harp trumpet cello banjo metronome amplifier ukulele clarinet tuner stand tambourine microphone oboe organ lute",
-    "Pets": "leash bowl collar kennel aquarium brush crate feeder perch harness toy blanket litter hutch carrier ramp cushion fountain whisker tunnel",
-    "Games": "puzzle dice chessboard console joystick cards domino jigsaw controller figurine boardgame arcade token dartboard headset quiz marble spinner checkers rulebook",
+    "Garden": "rake shovel planter hose trellis lantern bench gnome sprinkler trowel birdbath "
+    "compost arbor wheelbarrow hammock pergola fence mulch pruner urn",
+    "Office": "stapler folder desk binder lamp notebook pencil shredder whiteboard tray chair "
+    "ruler calendar organizer printer scanner envelope marker clock easel",
+    "Sports": "racket ball helmet jersey glove treadmill kayak dumbbell mat goggles bicycle "
+    "skate whistle paddle sneaker bat net trampoline saddle tent",
+    "Music": "guitar violin drum flute piano harp trumpet cello banjo metronome amplifier "
+    "ukulele clarinet tuner stand tambourine microphone oboe organ lute",
+    "Pets": "leash bowl collar kennel aquarium brush crate feeder perch harness toy "
+    "blanket litter hutch carrier ramp cushion fountain whisker tunnel",
+    "Games": "puzzle dice chessboard console joystick cards domino jigsaw controller figurine boardgame "
+    "arcade token dartboard headset quiz marble spinner checkers rulebook",
 }
 MARKER = "simulated.json"
 HOUR_S = 3600
@@ -59,7 +65,7 @@ class Shelf:
 
 @dataclass(frozen=True)
 class Purchases:
-    """Purchases in the order in which they were made. Arrays of length N, tastes [N, axis]: the shopper's favourites at that moment.
+    """Purchases, each shopper's in the order in which they made them. Arrays of length N; tastes [N, axis]: the shopper's favourites at that moment.
 
     user, domain, item: indices of the shopper, of the domain in `Shoppers.domains` and of the item on its shelf; timestamp: Unix seconds.
     """
@@ -107,6 +113,8 @@ def write(data: DataSettings, settings: SimulateSettings, seed: int) -> None:
     The root is complete once its marker is there, which is written last. A write that was cut short is completed by the next one: equal arguments
     give equal files. Raises DataError where the root holds other files or another simulation: they are never overwritten.
     """
+    if not (data.domains or data.held_out):
+        raise DataError("data.domains and data.held_out are both empty; name the domains to simulate, for example Garden,Office")
     made = {"seed": seed, "domains": [*data.domains, *data.held_out], **settings.model_dump()}
     marker = storage.join(data.root, MARKER)
     if storage.exists(marker):
@@ -155,11 +163,13 @@ def _nouns(domain: str) -> tuple[str, ...]:
 
 
 def _visits(num_domains: int, settings: SimulateSettings, rng: np.random.Generator) -> np.ndarray:
-    """[user, visit]: the domain of each shopper's next purchase, -1 once they are done. Domains alternate at random."""
+    """[user, visit]: the domain of each shopper's next purchase, -1 once they are done. Domains alternate at random.
+
+    One domain is certain and each other one drawn, so that every shopper buys somewhere and domains_per_user is the mean.
+    """
     often = min(1.0, max(0.0, settings.domains_per_user - 1) / max(1, num_domains - 1))
     shops = rng.random((settings.users, num_domains)) < often
     shops[np.arange(settings.users), rng.integers(num_domains, size=settings.users)] = True
-    # One domain is certain and not drawn twice, so the mean is a little below domains_per_user when the certain one was drawn too.
     counts = shops * np.minimum(SHORTEST + rng.poisson(settings.interactions_per_domain - SHORTEST, shops.shape), settings.items_per_domain)
     visits = np.full((settings.users, int(counts.sum(axis=1).max())), -1)
     for user, row in enumerate(counts):
@@ -200,7 +210,9 @@ def _require_same(root: str, there: Mapping[str, object], asked: Mapping[str, ob
 def _write_new(uri: str, content: bytes) -> None:
     if storage.exists(uri):
         if storage.read_bytes(uri) != content:
-            raise DataError(f"{uri}: was not written by this simulation and is not overwritten; set data.root to another place, or data.format to root")
+            raise DataError(
+                f"{uri}: was not written by this simulation and is not overwritten; set data.root to another place, or data.format to root"
+            )
         return
     storage.write_bytes(uri, content)
 

@@ -250,7 +250,7 @@ class Tracker:
         if self.flush():
             return None
         pending = len(self._params) + len(self._metrics) + len(self._texts)
-        return f"MLflow did not take {pending} record(s) and the run's status ({self.failure}); they are in the run's own files"
+        return f"MLflow did not take {pending} record(s) or the run's status ({self.failure}); they are in the run's own files"
 
     def _send(self) -> None:
         client = self._registry.client
@@ -269,11 +269,12 @@ class Tracker:
         while self._metrics:
             client.log_batch(run_id, metrics=self._metrics[:METRICS_PER_BATCH])
             del self._metrics[:METRICS_PER_BATCH]
+        if self._status is not None:
+            client.set_terminated(run_id, self._status)
+        # Last, because artifacts go to another store than the rest and may fail alone.
         for name in list(self._texts):
             client.log_text(run_id, self._texts[name], name)
             del self._texts[name]
-        if self._status is not None:
-            client.set_terminated(run_id, self._status)
 
 
 def _version(found: ModelVersion) -> Version:

@@ -101,7 +101,7 @@ def test_metrics_can_be_recomputed_from_the_predictions(recipe: Recipe, registry
 
 def test_equal_inputs_are_not_scored_again(recipe: Recipe, registry: Registry, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = compare(recipe, registry, ["1"], print)
-    monkeypatch.setattr("cprec.compare._scores", None)  # would be called if it were scored again
+    monkeypatch.setattr("cprec.compare.session", None)  # would be called if it were scored again
     assert compare(recipe, registry, ["1"], print) == first
     fewer = recipe.model_copy(update={"run": "fewer", "evaluate": recipe.evaluate.model_copy(update={"max_users": 39})})
     shutil.copytree(place / "runs" / "cpt" / "evaluation", place / "runs" / "fewer" / "evaluation")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import RecipeError, RunError
+from cluster.storage import read_text
 from cprec.recipe import Recipe
 from cprec.registry import Registry, Tracker
 
@@ -95,3 +96,11 @@ def test_what_mlflow_did_not_take_is_sent_later(storage: Path) -> None:
 def test_object_storage_needs_a_tracking_server() -> None:
     with pytest.raises(RecipeError, match=r"mlflow\.uri"):
         Registry.of(Recipe.model_validate({"storage": "s3://bucket/runs"}))
+
+
+def test_artifacts_of_a_run_on_an_object_store_lie_there(s3: str, tmp_path: Path) -> None:
+    recipe = Recipe.model_validate({"storage": f"{s3}/runs", "mlflow": {"uri": f"sqlite:///{tmp_path}/mlflow.db"}})
+    tracker = Tracker(Registry.of(recipe), f"{s3}/runs/cpt", "cpt")
+    tracker.text("report.html", "<p>")
+    assert tracker.finish("FINISHED") is None
+    assert read_text(f"{s3}/runs/mlflow/{tracker.run_id}/artifacts/report.html") == "<p>"

@@ -1,4 +1,4 @@
-"""`ray job submit --working-dir .` against a head with token authentication: driver and workers run the submitted tree, which is installed nowhere."""
+"""`ray job submit --working-dir .` against a head with token authentication: driver and workers run the submitted tree, installed nowhere."""
 
 import os
 import shutil
@@ -65,7 +65,7 @@ class Head:
     def submit(self, *command: str) -> subprocess.CompletedProcess[str]:
         """The output of a submitted command, once it has ended."""
         line = [str(BIN / "ray"), "job", "submit", "--address", self.dashboard, "--working-dir", ".", "--", *command]
-        return subprocess.run(line, cwd=self.tree, env=self.environment, capture_output=True, text=True, timeout=400, check=False)
+        return subprocess.run(line, cwd=self.tree, env=self.environment, capture_output=True, text=True, timeout=600, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +81,7 @@ def head() -> Iterator[Head]:
     dropped = ("PYTHONPATH", "RAY_ADDRESS", "RAY_AUTH_TOKEN_PATH")
     environment = {key: value for key, value in os.environ.items() if key not in dropped}
     environment |= {"HOME": str(place / "home"), "PATH": f"{BIN}:{environment['PATH']}", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
+    environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "0"  # nobody waits for this node's work
     port, dashboard, agent, client = free_ports(4)
     options = {
         "port": port,
