@@ -47,7 +47,10 @@ def open_corpus(recipe: Recipe, say: Say) -> Corpus:
 
 def describe_plan(recipe: Recipe, plan: Plan) -> str:
     """The plan in one line for people."""
-    wsa, steps = plan.wsa, -(-plan.wsa.stable_end // recipe.train.global_batch) + -(-(plan.samples - plan.wsa.stable_end) // recipe.train.global_batch)
+    wsa, steps = (
+        plan.wsa,
+        -(-plan.wsa.stable_end // recipe.train.global_batch) + -(-(plan.samples - plan.wsa.stable_end) // recipe.train.global_batch),
+    )
     return (
         f"plan: W = {wsa.warmup_end:,}, S = {wsa.stable_end:,}, A = {wsa.annealing_end:,} samples; {steps:,} steps of {recipe.train.global_batch}; "
         f"rate {wsa.lr_min:g} -> {wsa.lr_max:g} -> {wsa.lr_min:g}"
@@ -95,7 +98,9 @@ def train(job: run.Job, tracker: Tracker, say: Say, resumed: bool) -> None:
     def watch(rows: list[dict[str, Any]]) -> None:
         progress.show(rows)
         for row in rows:
-            tracker.metrics({"loss": row["loss"], "lr": row["lr"], "tokens_per_s": row["tokens"] / max(row["step_s"] + row["data_wait_s"], 1e-9)}, row["samples"])
+            tracker.metrics(
+                {"loss": row["loss"], "lr": row["lr"], "tokens_per_s": row["tokens"] / max(row["step_s"] + row["data_wait_s"], 1e-9)}, row["samples"]
+            )
         tracker.flush()
 
     try:
@@ -109,7 +114,10 @@ def train(job: run.Job, tracker: Tracker, say: Say, resumed: bool) -> None:
 
 
 def finish(job: run.Job, registry: Registry, tracker: Tracker, say: Say) -> Result:
-    """Audit, report and register a trained run. Raises PlatformFault when the audit finds a sample missing or repeated; nothing is registered then."""
+    """Audit, report and register a trained run.
+
+    Raises PlatformFault when the audit finds a sample missing or repeated; nothing is registered then.
+    """
     audit = run.audit_run(job)
     write_text(join(job.run_uri, AUDIT), json.dumps(audit, indent=1))
     if audit["missing"] or audit["repeated"]:

@@ -88,7 +88,7 @@ class EvaluateSettings(Section):
     split: Literal["validation", "test"] = Field("test", description="split that is scored")
     models: tuple[str, ...] = Field(
         ("base", "candidate"),
-        description="models to compare, comma-separated: base, candidate, champion, a version number, or a checkpoint's URI; the first is the reference",
+        description="models to compare: base, candidate, champion, a version number, or a checkpoint's URI; the first is the reference",
     )
     max_users: int | None = Field(None, ge=1, description="cap on users, taken in the order of their sample ids")
     batch: int = Field(16, ge=1, description="samples scored in one forward pass")

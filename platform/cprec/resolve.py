@@ -40,7 +40,7 @@ def to_yaml(recipe: Recipe) -> str:
     stream = io.StringIO()
     writer = YAML(typ="safe", pure=True)
     writer.default_flow_style = False
-    writer.sort_base_mapping_type_on_output = False
+    writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     writer.dump(json.loads(recipe.model_dump_json()), stream)
     return stream.getvalue()
 

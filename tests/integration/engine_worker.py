@@ -1,6 +1,6 @@
 """One worker of tests/integration/test_engine.py, started by torchrun: trains a tiny model at every ZeRO stage and writes what it saw.
 
-    torchrun --nproc-per-node N tests/integration/engine_worker.py FOLDER
+torchrun --nproc-per-node N tests/integration/engine_worker.py FOLDER
 """
 
 import json
@@ -25,7 +25,13 @@ STEPS, HALF, BATCH, MICRO, END, RATE = 4, 2, 7, 2, 0, 1e-2
 def model(kind: str, dropout: float) -> torch.nn.Module:
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=128, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64
+        vocab_size=128,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
     )
     return adapter.attach(LlamaForCausalLM(config), ModelSettings(adapter=kind, lora_dropout=dropout), 0)  # type: ignore[arg-type]
 
@@ -66,7 +72,7 @@ def plain() -> list[float]:
             total = total + torch.nn.functional.cross_entropy(logits, ids[0, s.answer :], reduction="sum")
         loss = total / sum(len(s.ids) - s.answer for s in found)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_([p for p in trained.parameters() if p.requires_grad], 1.0)
         optimizer.step()
         losses.append(loss.item())

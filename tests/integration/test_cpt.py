@@ -4,13 +4,13 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
-from mlflow import MlflowClient
 from peft import AutoPeftModelForCausalLM
 
 from cluster.storage import join, names, read_text
+from cprec.registry import Registry
+from cprec.resolve import load
 from cprec.schedule.plan import Plan
 from cprec.train import checkpoint
 from tests.integration import jobs
@@ -89,16 +89,14 @@ def test_the_adapter_loads_with_peft(whole: Path) -> None:
 
 
 def test_the_registered_version_knows_where_it_comes_from(whole: Path, place: Path) -> None:
-    uri = f"sqlite:///{place}/runs/mlflow.db"
-    client = MlflowClient(uri, registry_uri=uri)
-    tags: dict[str, Any] = client.get_model_version_by_alias("cprec", "candidate").tags
-    [version] = [v for v in client.search_model_versions("name = 'cprec'") if v.tags["run"] == str(whole)]
+    registry = Registry.of(load(str(place / "recipe.yaml")))
+    [version] = [v for v in registry.versions() if v.tags["run"] == str(whole)]
     newest = max((whole / "checkpoints").iterdir())
     assert version.tags["ledger_digest"] == checkpoint.ledger(str(newest)).fingerprint()
     assert version.tags["corpus_version"] == "0"
     assert {"base", "recipe_digest", "corpus_fingerprint"} <= set(version.tags)
-    assert tags
-    run = client.get_run(str(version.run_id))
+    assert registry.alias("candidate") is not None
+    run = registry.client.get_run(str(version.run_id))
     assert run.info.status == "FINISHED"
     assert "loss" in run.data.metrics
 

@@ -20,7 +20,16 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
     """What 2 workers saw, and then 1 worker that resumed the checkpoints of the 2."""
     folder = tmp_path_factory.mktemp("engine")
     for world in (2, 1):
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world), "tests/integration/engine_worker.py", str(folder)]
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            str(world),
+            "tests/integration/engine_worker.py",
+            str(folder),
+        ]
         environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'platform'}"}
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500, check=False)
         assert done.returncode == 0, done.stderr[-3000:]

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -20,7 +21,8 @@ def attach(model: PreTrainedModel, settings: ModelSettings, seed: int) -> torch.
     """The model with its trainable part, in training mode; equal on every worker because the seed sets the initial adapter."""
     torch.manual_seed(seed)
     if settings.adapter == "full":
-        return model.requires_grad_(True).train()
+        model.requires_grad_(True)
+        return cast(torch.nn.Module, model.train())
     config = LoraConfig(
         r=settings.lora_rank,
         lora_alpha=settings.lora_alpha,
@@ -28,7 +30,8 @@ def attach(model: PreTrainedModel, settings: ModelSettings, seed: int) -> torch.
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config).train()
+    trained: torch.nn.Module = get_peft_model(model, config)
+    return trained.train()
 
 
 def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
@@ -47,18 +50,18 @@ def save(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], directory:
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, directory / WEIGHTS, metadata={"format": "pt"})
         config = model.peft_config["default"]
         config.base_model_name_or_path, config.revision, config.inference_mode = base, revision, True
-        config.save_pretrained(directory)
+        config.save_pretrained(str(directory))
         config.inference_mode = False
     else:
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, directory / FULL_WEIGHTS, metadata={"format": "pt"})
-        model.config.save_pretrained(directory)
+        cast(PreTrainedModel, model).config.save_pretrained(directory)
 
 
 def load(model: PreTrainedModel, directory: Path) -> PreTrainedModel:
     """The base model with a saved adapter, in evaluation mode. Raises RunError when the directory holds none or one of another base."""
     if (directory / WEIGHTS).is_file():
         try:
-            return PeftModel.from_pretrained(model, str(directory)).eval()  # type: ignore[return-value]
+            return cast(PreTrainedModel, PeftModel.from_pretrained(model, str(directory)).eval())
         except (RuntimeError, ValueError) as error:
             raise RunError(f"{directory}: this adapter does not fit the base model: {error}") from None
     if (directory / FULL_WEIGHTS).is_file():
@@ -66,5 +69,5 @@ def load(model: PreTrainedModel, directory: Path) -> PreTrainedModel:
         tied = set(getattr(model, "_tied_weights_keys", None) or ())
         if unexpected or set(missing) - tied:
             raise RunError(f"{directory}: these weights do not fit the base model: missing {sorted(set(missing) - tied)}, unexpected {unexpected}")
-        return model.eval()
+        return cast(PreTrainedModel, model.eval())
     raise RunError(f"{directory}: neither {WEIGHTS} nor {FULL_WEIGHTS}; this is no adapter directory")

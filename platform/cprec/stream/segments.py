@@ -1,13 +1,14 @@
 """A segment of the plan as a Ray Data execution: rows read, tokenised, cut into shares, split to the workers in the plan's order.
 
-The order rests on three things: each read task reads a contiguous piece of the segment; `preserve_order` keeps the pieces in sequence; one share is one
-block, and equal blocks go to the consumers in turn. The last leans on Ray's internals, so every share carries its position and rank, and `shares` checks.
+The order rests on three things: each read task reads a contiguous piece of the segment; `preserve_order` keeps the pieces in sequence; one
+share is one block, and equal blocks go to the consumers in turn. The last leans on Ray's internals, so every share carries its position and
+rank, and `shares` checks both.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -52,12 +53,13 @@ def split(segment: Segment, streams: Streams, text: Text, world: int) -> list[Da
     """Start a segment: one iterator of shares for each worker."""
     source = SegmentSource(segment, streams, text, world)
     dataset = ray.data.read_datasource(source).repartition(target_num_rows_per_block=1, strict=True)
-    return dataset.streaming_split(world, equal=True)
+    return list(dataset.streaming_split(world, equal=True))
 
 
 def shares(iterator: DataIterator, segment: Segment, rank: int) -> Iterator[Share]:
     """One worker's shares of a segment. Raises PlatformFault when a share is not the one that the plan puts here."""
-    rows = (row for block in iterator.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=2) for row in block.to_pylist())
+    blocks = cast(Iterator[pa.Table], iter(iterator.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=2)))
+    rows = (row for block in blocks for row in block.to_pylist())
     for start, stop in segment.batches():
         row = next(rows, None)
         if row is None or (row["start"], row["stop"], row["rank"]) != (start, stop, rank):
@@ -70,7 +72,7 @@ class SegmentSource(Datasource):
     """Read tasks over a segment, each a few whole global batches."""
 
     def __init__(self, segment: Segment, streams: Streams, text: Text, world: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._segment, self._streams, self._text, self._world = segment, streams, text, world
 
     def estimate_inmemory_data_size(self) -> int | None:
@@ -151,7 +153,10 @@ def read_positions(era: Era, streams: Streams, start: int, stop: int) -> pa.Tabl
 def encode(rows: pa.Table, titles: list[str], encoder: Encoder) -> list[Tokens]:
     """Rows of the corpus as tokens, in their order."""
     columns = (rows[name].to_pylist() for name in ("history", "candidates", "target"))
-    return [encoder.sample([titles[i] for i in history], [titles[i] for i in candidates], target) for history, candidates, target in zip(*columns, strict=True)]
+    return [
+        encoder.sample([titles[i] for i in history], [titles[i] for i in candidates], target)
+        for history, candidates, target in zip(*columns, strict=True)
+    ]
 
 
 def to_rows(start: int, stop: int, tokens: list[Tokens], ids: np.ndarray, sources: list[str], world: int) -> list[dict[str, Any]]:

@@ -50,7 +50,10 @@ class MicroBatch:
 
 
 def deal(lengths: Sequence[int], world: int) -> list[list[int]]:
-    """Which samples each worker gets, as indices: longest first, to and fro over the workers, so that tokens are balanced and sizes differ by one at most."""
+    """Which samples each worker gets, as indices.
+
+    Longest first, to and fro over the workers, so that tokens are balanced and the numbers of samples differ by one at most.
+    """
     longest_first = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     dealt: list[list[int]] = [[] for _ in range(world)]
     for turn in range(0, len(lengths), world):

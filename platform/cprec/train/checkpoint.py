@@ -1,10 +1,10 @@
 """Checkpoints on storage. A checkpoint without a valid manifest does not exist (contracts.md).
 
-    <run>/checkpoints/<samples>-<attempt>/
-        adapter/        the trained part: a PEFT directory (train.model.adapter)
-        trainer/        optimizer.safetensors: weights in fp32 and Adam's moments, by name
-        ledger.json     what has been consumed, and the plan
-        manifest.json   written last: size and sha256 of every file
+<run>/checkpoints/<samples>-<attempt>/
+    adapter/        the trained part: a PEFT directory (train.model.adapter)
+    trainer/        optimizer.safetensors: weights in fp32 and Adam's moments, by name
+    ledger.json     what has been consumed, and the plan
+    manifest.json   written last: size and sha256 of every file
 """
 
 import json
@@ -104,7 +104,8 @@ def latest(run_uri: str) -> tuple[Name | None, list[str]]:
 
     None if no checkpoint was ever completed. Raises RunError when there are manifests but none is valid: a run never silently starts over.
     """
-    ignored, manifests = [], False
+    ignored: list[str] = []
+    manifests = False
     for name in listed(run_uri):
         uri = uri_of(run_uri, name)
         manifests = manifests or exists(join(uri, MANIFEST))

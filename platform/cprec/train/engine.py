@@ -24,7 +24,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True)
 class StepResult:
-    """loss: mean over the supervised tokens of the global batch, before the update; grad_norm: before clipping (nan where the stage does not tell)."""
+    """loss: mean over the supervised tokens of the global batch, before the update; grad_norm: before clipping, nan if the stage hides it."""
 
     loss: float
     grad_norm: float
@@ -55,7 +55,10 @@ class Engine:
         # A client optimizer: one that is named in the config compiles an extension first. The rate is set at every step.
         optimizer = torch.optim.AdamW(self.parameters.values(), lr=0.0, betas=(0.9, settings.adam_beta2), weight_decay=0.0)
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=model, optimizer=optimizer, config=config(settings.zero_stage, self.world, precision, settings.gradient_clipping), dist_init_required=False
+            model=model,
+            optimizer=optimizer,
+            config=config(settings.zero_stage, self.world, precision, settings.gradient_clipping),
+            dist_init_required=False,
         )
         self.device = self._engine.device
         self.steps = 0

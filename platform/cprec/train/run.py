@@ -50,7 +50,9 @@ def make_plan(recipe: Recipe, corpus: Corpus) -> Plan:
     there = sorted(s.removeprefix("domain/") for s in by_source if s.startswith("domain/"))
     wanted = recipe.data.domains or tuple(there)
     if absent := [d for d in wanted if d not in there]:
-        raise CorpusError(f"{corpus.uri}: no training samples of domain {', '.join(absent)}; this corpus pre-trains on {', '.join(there) or 'nothing'}")
+        raise CorpusError(
+            f"{corpus.uri}: no training samples of domain {', '.join(absent)}; this corpus pre-trains on {', '.join(there) or 'nothing'}"
+        )
 
     def portions(sources: list[str]) -> list[Portion]:
         return [Portion(s.source, s.version, 0, s.rows) for name in sources for s in by_source.get(name, [])]
@@ -98,7 +100,10 @@ def fit(job: Job, watch: Watch) -> None:
         scaling_config=ScalingConfig(
             num_workers=recipe.workers,
             use_gpu=recipe.train.gpus_per_worker > 0,
-            resources_per_worker={"CPU": recipe.train.cpus_per_worker, **({"GPU": recipe.train.gpus_per_worker} if recipe.train.gpus_per_worker else {})},
+            resources_per_worker={
+                "CPU": recipe.train.cpus_per_worker,
+                **({"GPU": recipe.train.gpus_per_worker} if recipe.train.gpus_per_worker else {}),
+            },
         ),
         # A name of its own: Ray would otherwise restore its state of an earlier start, and checkpoints are ours alone.
         run_config=RunConfig(
@@ -106,14 +111,14 @@ def fit(job: Job, watch: Watch) -> None:
         ),
         torch_config=TorchConfig(backend="nccl" if recipe.train.gpus_per_worker else "gloo"),
     )
-    with _watching(controller, watch):
+    with _Watcher(controller, watch):
         try:
             trainer.fit()
         except TrainingFailedError as error:
             raise _cause(error) from error
 
 
-class _watching:
+class _Watcher:
     """Polls the controller for new trace rows while a `with` block runs, and once more at its end."""
 
     def __init__(self, controller: Any, watch: Watch) -> None:

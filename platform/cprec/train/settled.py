@@ -4,7 +4,7 @@ from collections.abc import Collection
 from typing import Any
 
 from cluster.errors import RecipeError, RunError
-from cluster.storage import exists, join, read_text, write_text
+from cluster.storage import exists, join, write_text
 from cprec.recipe import Recipe
 from cprec.resolve import keys, load, to_yaml
 from cprec.train.record import RESOLVED

@@ -95,7 +95,7 @@ def test_few_titles_are_text_too(titles: list[str]) -> None:
 
 def test_language_training_learns_and_no_steps_leave_random_weights(tmp_path: Path) -> None:
     tiny.build(TITLES, SETTINGS.model_copy(update={"language_steps": 0}), 0, tmp_path)
-    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    model = LlamaForCausalLM.from_pretrained(tmp_path)
     before = {name: weight.clone() for name, weight in model.named_parameters()}
     assert language.train(model, TOKENIZER, TITLES, 0, seed=0) == []
     assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())

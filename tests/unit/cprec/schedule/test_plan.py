@@ -12,7 +12,9 @@ from cprec.schedule.ledger import Ledger, ids_digest
 from cprec.schedule.plan import BLOCK, Era, Plan, Portion, batches, make, permuted
 
 portions = st.lists(
-    st.builds(Portion, st.sampled_from(["domain/A", "domain/B", "mixed"]), st.integers(0, 3), st.integers(0, 50), st.integers(0, 400)), min_size=1, max_size=6
+    st.builds(Portion, st.sampled_from(["domain/A", "domain/B", "mixed"]), st.integers(0, 3), st.integers(0, 50), st.integers(0, 400)),
+    min_size=1,
+    max_size=6,
 )
 eras = st.builds(lambda start, ps, seed: Era(start, tuple(ps), seed), st.integers(0, 1000), portions, st.integers(0, 1 << 62))
 
@@ -85,7 +87,9 @@ def test_batches_cover_all_positions(start: int, length: int, size: int) -> None
 
 
 @given(portions.filter(lambda ps: sum(p.count for p in ps) > 0), portions, st.floats(0, 1), st.one_of(st.none(), st.integers(1, 500)))
-def test_a_plan_reads_domains_up_to_s_and_mixed_samples_up_to_a(domain: list[Portion], mixed: list[Portion], fraction: float, cap: int | None) -> None:
+def test_a_plan_reads_domains_up_to_s_and_mixed_samples_up_to_a(
+    domain: list[Portion], mixed: list[Portion], fraction: float, cap: int | None
+) -> None:
     plan = make(domain, mixed, 3, (1e-5, 1e-3), fraction, cap)
     total = sum(p.count for p in domain)
     assert plan.wsa.stable_end == min(total, cap or total)
