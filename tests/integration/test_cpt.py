@@ -111,7 +111,7 @@ def test_a_finished_run_started_again_does_no_harm(whole: Path, place: Path) -> 
 def test_another_recipe_or_corpus_for_the_same_run_is_refused(whole: Path, place: Path) -> None:
     changed = jobs.run("cpt", place / "recipe.yaml", "--schedule.lr_max", "2e-3", code=1)
     assert "schedule.lr_max: 0.001 -> 0.002" in changed.stderr
-    jobs.run("build_corpus", place / "recipe.yaml", "--corpus", place / "other", "--seed", "1")
+    jobs.run("build_corpus", place / "recipe.yaml", "--corpus", place / "other", "--data.root", place / "others", "--simulate.users", "80")
     other = jobs.run("cpt", place / "recipe.yaml", "--corpus", place / "other", code=1)
     assert "the run small started on" in other.stderr
 
