@@ -17,7 +17,7 @@ from cluster.storage import absolute, join
 from cprec.command import main
 from cprec.pretrain import describe_plan, open_corpus, pretrain
 from cprec.recipe import Recipe
-from cprec.train.run import make_plan
+from cprec.train.trunk import begin
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +34,7 @@ def job(recipe: Recipe, options: argparse.Namespace) -> None:
 
     if options.dry_run:
         corpus = open_corpus(recipe, say)
-        plan = make_plan(recipe, corpus)
+        plan = begin(recipe, corpus, "").plan
         say(describe_plan(recipe, plan))
         for (source, version), samples in sorted(plan.counts(0, plan.samples).items()):
             say(f"  {source} of corpus version {version}: {samples:,} samples")

@@ -19,10 +19,11 @@ from cprec.registry import Registry, Tracker
 from cprec.resolve import to_yaml
 from cprec.schedule.plan import Plan
 from cprec.stream.tokens import Encoder
-from cprec.train import checkpoint, run
+from cprec.train import checkpoint, mailbox, run, trunk
 from cprec.train.progress import Progress
 from cprec.train.record import AUDIT, EVENTS, Lines, event
 from cprec.train.settled import settle
+from cprec.train.trunk import Course
 
 Say = Callable[[str], None]
 
@@ -47,13 +48,11 @@ def open_corpus(recipe: Recipe, say: Say) -> Corpus:
 
 def describe_plan(recipe: Recipe, plan: Plan) -> str:
     """The plan in one line for people."""
-    wsa, steps = (
-        plan.wsa,
-        -(-plan.wsa.stable_end // recipe.train.global_batch) + -(-(plan.samples - plan.wsa.stable_end) // recipe.train.global_batch),
-    )
+    wsa, batch = plan.wsa, recipe.train.global_batch
+    steps = sum(-(-(era.stop - era.start) // batch) for era in plan.eras)
     return (
-        f"plan: W = {wsa.warmup_end:,}, S = {wsa.stable_end:,}, A = {wsa.annealing_end:,} samples; {steps:,} steps of {recipe.train.global_batch}; "
-        f"rate {wsa.lr_min:g} -> {wsa.lr_max:g} -> {wsa.lr_min:g}"
+        f"plan: W = {wsa.warmup_end:,}, S = {wsa.stable_end:,}, A = {wsa.annealing_end:,} samples; {steps:,} steps of {batch}; "
+        f"{wsa.mode}, rates {wsa.lr_min:g} to {wsa.lr_max:g}"
     )
 
 
@@ -65,42 +64,42 @@ def pretrain(recipe: Recipe, allow: Collection[str], say: Say) -> Result:
     registry = Registry.of(recipe)
     run_uri = join(absolute(recipe.storage), recipe.run)
     corpus = open_corpus(recipe, say)
-    started = settle(recipe, run_uri, allow)
-    job, new = prepare(recipe, run_uri, corpus, say)
-    say(describe_plan(recipe, job.plan))
+    mailbox.claim(run_uri, recipe.run)
+    settle(recipe, run_uri, allow)
+    job, course, new = prepare(recipe, run_uri, corpus, say)
+    say(describe_plan(recipe, course.plan))
     if new:
-        _note_start(job)
+        _note_start(job, course)
     tracker = Tracker(registry, run_uri, recipe.run)
     tracker.params(flat(recipe))
-    train(job, tracker, say, resumed=started and not new)
+    train(job, course.plan, tracker, say)
     return finish(job, registry, tracker, say)
 
 
-def prepare(recipe: Recipe, run_uri: str, corpus: Corpus, say: Say) -> tuple[run.Job, bool]:
-    """The checked inputs of a run, and whether its plan is new."""
-    plan, new = run.open_plan(recipe, run_uri, corpus)
+def prepare(recipe: Recipe, run_uri: str, corpus: Corpus, say: Say) -> tuple[run.Job, Course, bool]:
+    """The checked inputs of a run, its course, and whether that is new."""
+    course, new = trunk.open_course(recipe, run_uri, corpus)
     base = bases.resolve(recipe, corpus, say)
     # Refuses a base without a usable tokenizer before any worker starts.
     Encoder(backbone.tokenizer(base, recipe.model.revision), recipe.model.max_tokens)
-    return run.Job(recipe, run_uri, base, corpus, run.streams_of(corpus), plan), new
+    return run.Job(recipe, run_uri, base, corpus), course, new
 
 
-def train(job: run.Job, tracker: Tracker, say: Say, resumed: bool) -> None:
+def train(job: run.Job, plan: Plan, tracker: Tracker, say: Say) -> None:
     """Run the training session unless the plan is trained already."""
     newest, _ = checkpoint.latest(job.run_uri)
-    if newest is not None and newest.samples >= job.plan.samples:
+    if newest is not None and newest.samples >= plan.samples:
         say(f"{job.recipe.run} is trained to the end already")
         return
-    if resumed:
-        say(f"resuming {job.recipe.run} from {newest.samples if newest else 0:,} samples")
-    progress = Progress(job.plan, say)
+    if newest is not None:
+        say(f"resuming {job.recipe.run} from {newest.samples:,} samples")
+    progress = Progress(plan.samples, say)
 
-    def watch(rows: list[dict[str, Any]]) -> None:
-        progress.show(rows)
+    def watch(rows: list[dict[str, Any]], waiting: bool) -> None:
+        progress.show(rows, waiting)
         for row in rows:
-            tracker.metrics(
-                {"loss": row["loss"], "lr": row["lr"], "tokens_per_s": row["tokens"] / max(row["step_s"] + row["data_wait_s"], 1e-9)}, row["samples"]
-            )
+            speed = row["tokens"] / max(row["step_s"] + row["data_wait_s"], 1e-9)
+            tracker.metrics({"loss": row["loss"], "lr": row["lr"], "tokens_per_s": speed}, row["samples"])
         tracker.flush()
 
     try:
@@ -118,34 +117,41 @@ def finish(job: run.Job, registry: Registry, tracker: Tracker, say: Say) -> Resu
 
     Raises PlatformFault when the audit finds a sample missing or repeated; nothing is registered then.
     """
-    audit = run.audit_run(job)
+    course = Course.read(job.run_uri)
+    if course is None:
+        raise PlatformFault(f"{job.run_uri}: plan.json is gone")
+    audit = run.audit_run(job, course.plan)
     write_text(join(job.run_uri, AUDIT), json.dumps(audit, indent=1))
     if audit["missing"] or audit["repeated"]:
         tracker.finish("FAILED")
         raise PlatformFault(f"audit: {audit['missing']} samples missing, {audit['repeated']} repeated; see {join(job.run_uri, AUDIT)}")
     uri = run.last_checkpoint(job.run_uri)
-    _note_end(job, uri)
+    _note_end(job, course, uri)
     page = report.write(job.run_uri)
     tracker.text("report.html", read_text(page))
     tracker.text("audit.json", json.dumps(audit, indent=1))
     tracker.flush()
-    version = registry.register(uri, lineage(job, uri), tracker.run_id)
+    version = registry.register(uri, lineage(job, course, uri, registry), tracker.run_id)
     if (unsent := tracker.finish("FINISHED")) is not None:
         say(unsent)
     return Result(job.run_uri, join(uri, checkpoint.ADAPTER), page, version, audit)
 
 
-def lineage(job: run.Job, uri: str) -> dict[str, str]:
+def lineage(job: run.Job, course: Course, uri: str, registry: Registry) -> dict[str, str]:
     """Where a registered version comes from, as tags."""
+    parent = course.parent or ""
+    versions = {v.checkpoint: str(v.number) for v in registry.versions()} if parent else {}
     return {
         "run": job.run_uri,
         "corpus": job.corpus.uri,
-        "corpus_version": str(max(v for _, v in job.plan.counts(0, job.plan.samples))),
-        "corpus_fingerprint": job.corpus.commits[0].metadata["fingerprint"],
+        "corpus_version": str(course.version),
+        "corpus_fingerprint": course.corpus,
         "ledger_digest": checkpoint.ledger(uri).fingerprint(),
         "base": job.base,
         "base_revision": job.recipe.model.revision or "",
         "recipe_digest": hashlib.sha256(to_yaml(job.recipe).encode()).hexdigest()[:16],
+        "parent_checkpoint": parent,
+        "parent_version": versions.get(parent, ""),
     }
 
 
@@ -162,18 +168,21 @@ def flat(recipe: Recipe) -> dict[str, object]:
     return out
 
 
-def _note_start(job: run.Job) -> None:
+def _note_start(job: run.Job, course: Course) -> None:
     """The first events of a run."""
-    lines, wsa = Lines(join(job.run_uri, EVENTS)), job.plan.wsa
-    sources = {source: n for (source, _), n in job.plan.counts(0, job.plan.samples).items()}
-    lines.add(event("run_started", 0, run=job.recipe.run, W=wsa.warmup_end, S=wsa.stable_end, A=wsa.annealing_end))
-    lines.add(event("corpus_version_adopted", 0, version=job.corpus.version, sources=sources, S=wsa.stable_end, A=wsa.annealing_end))
+    lines, plan = Lines(join(job.run_uri, EVENTS)), course.plan
+    ends = {"W": plan.wsa.warmup_end, "S": plan.wsa.stable_end, "A": plan.wsa.annealing_end}
+    sources: dict[str, int] = {}
+    for (source, _), n in plan.counts(0, plan.samples).items():
+        sources[source] = sources.get(source, 0) + n
+    lines.add(event("run_started", 0, run=job.recipe.run, parent=course.parent, **ends))
+    lines.add(event("corpus_version_adopted", 0, version=course.version, sources=sources, S=ends["S"], A=ends["A"]))
     lines.flush()
 
 
-def _note_end(job: run.Job, uri: str) -> None:
+def _note_end(job: run.Job, course: Course, uri: str) -> None:
     """The last event of a run, once."""
     lines = Lines(join(job.run_uri, EVENTS))
     if not any(e["event"] == "run_finished" for e in lines.read()):
-        lines.add(event("run_finished", job.plan.samples, checkpoint=uri))
+        lines.add(event("run_finished", course.plan.samples, checkpoint=uri))
         lines.flush()

@@ -42,7 +42,13 @@ class ScheduleSettings(Section):
     lr_min: float = Field(5e-6, gt=0, description="l, the rate at the start and at the end")
     lr_max: float = Field(5e-4, gt=0, description="h, the rate of the stable phase")
     warmup_fraction: float = Field(0.05, ge=0.0, le=1.0, description="W as a share of the domain-specific samples")
+    mode: Literal["wsa", "no_decay", "domain_only", "shuffled", "cosine", "linear", "wsd"] = Field(
+        "wsa", description="which data is read when, at which rate: the method, the ablations of paper Fig. 4, and other schedules"
+    )
     segment_samples: int = Field(8192, ge=1, description="samples of a segment, at most: what is streamed as one Ray Data execution")
+    poll_samples: int = Field(8192, ge=1, description="samples after which the corpus is looked at for a new version, at the latest")
+    hold_open: bool = Field(False, description="keep the stable phase open when it runs dry, waiting for new domains, until released")
+    rewarm: bool = Field(False, description="warm up again when a run goes on from a checkpoint")
 
     @model_validator(mode="after")
     def _ordered(self) -> "ScheduleSettings":
@@ -115,6 +121,8 @@ class Recipe(Section):
     run: Name = Field("cpt", description="name of the run; it lives in <storage>/<run>/")
     storage: str = Field("out/runs", description="where runs live (path or s3://)")
     corpus: str = Field("out/corpus", description="where the corpus lives (path or s3://)")
+    continue_from: str | None = Field(None, description="stable checkpoint (URI) to go on from, with all that the corpus holds and it has not seen")
+    branch: bool = Field(False, description="with continue_from: anneal alone, on mixed samples, while the trunk goes on or rests")
     corpus_version: int | None = Field(None, ge=0, description="corpus version to start from; default: the newest")
     workers: int = Field(2, ge=1, description="training workers")
     seed: int = Field(0, ge=0, description="seed of everything that is drawn")

@@ -106,6 +106,11 @@ def from_arguments(
     return load(known.recipe or str(default_recipe), overrides), known
 
 
+def option(name: str) -> str:
+    """How a key is given on the command line: --section.key, and --top-level-key with dashes."""
+    return f"--{name}" if "." in name else f"--{name.replace('_', '-')}"
+
+
 def _parser(description: str) -> argparse.ArgumentParser:
     class Parser(argparse.ArgumentParser):
         def error(self, message: str) -> typing.NoReturn:
@@ -116,7 +121,7 @@ def _parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--dry-run", action="store_true", help="resolve the recipe, check the inputs, print the plan, stop")
     for name, annotation, default, text in keys():
         shown = _shown(default).replace("%", "%%")
-        parser.add_argument(f"--{name}", dest=name, metavar=_metavar(annotation), help=f"{text.replace('%', '%%')} [{shown}]")
+        parser.add_argument(option(name), dest=name, metavar=_metavar(annotation), help=f"{text.replace('%', '%%')} [{shown}]")
     return parser
 
 
@@ -144,7 +149,7 @@ def _unknown_argument(argument: str) -> str:
     if not argument.startswith("--"):
         return f"{argument!r}: one recipe at most, and every value behind its --key"
     name = argument[2:].split("=")[0]
-    return f"--{name}: no such key{_nearest(name, [k for k, *_ in keys()], '--')}; --help lists every key"
+    return f"--{name}: no such key{_nearest(name, [option(k)[2:] for k, *_ in keys()], '--')}; --help lists every key"
 
 
 def _refuse_unknown(values: Mapping[str, Any], model: type[BaseModel], prefix: str, where: str) -> None:

@@ -97,7 +97,7 @@ def main(folder: Path) -> None:
             dist.barrier()
             losses += steps(whole, HALF, STEPS)
             resumed = Engine(model(kind, dropout), settings, "fp32")
-            resumed.restore(checkpoint.load_trainer(str(place), HALF))
+            resumed.restore(checkpoint.load_trainer(str(place)))
             again = steps(resumed, HALF, STEPS)
             ends = [engine.gather() for engine in (whole, resumed)]
             equal = all(torch.equal(ends[0].weights[n], ends[1].weights[n]) for n in ends[0].weights)

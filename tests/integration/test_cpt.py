@@ -77,7 +77,7 @@ def test_a_killed_run_goes_on_bit_for_bit(whole: Path, killed: Path) -> None:
     same = ("step", "samples", "lr", "loss", "ids_digest", "sources")
     a, b = ([{k: row[k] for k in same} for row in jobs.lines(f / "trace.jsonl")] for f in (whole, killed))
     assert a == b
-    ends = [checkpoint.load_trainer(str(max((f / "checkpoints").iterdir())), 0) for f in (whole, killed)]
+    ends = [checkpoint.load_trainer(str(max((f / "checkpoints").iterdir()))) for f in (whole, killed)]
     assert all(bool((ends[0].weights[name] == tensor).all()) for name, tensor in ends[1].weights.items())
 
 
@@ -121,7 +121,7 @@ def test_another_recipe_or_corpus_for_the_same_run_is_refused(whole: Path, place
     [
         (["--train.global_bach", "3"], "did you mean --train.global_batch?"),
         (["--data.format", "root", "--data.root", "nowhere", "--corpus", "PLACE/none"], "no corpus here"),
-        (["--corpus_version", "7", "--run", "new"], "no version 7"),
+        (["--corpus-version", "7", "--run", "new"], "no version 7"),
         (["--data.domains", "Garden,Zoo", "--run", "new"], "no training samples of domain Zoo"),
         (["--model.base", "./nowhere", "--run", "base"], "no config.json in"),
         (["--run", "../x"], "run: "),

@@ -1,14 +1,15 @@
 """The controller, a pure state machine: the only owner of what is trained next. `cprec.train.actor` is its shell in a Ray cluster.
 
-    WARMUP -> STABLE -> ANNEALING -> DONE
+    WARMUP -> STABLE -> ANNEALING -> DONE          a domain may join until the first annealing segment is handed out
 
 Workers ask for the segment at a position; the answer depends on the plan and the position alone, so a restart is told the same again.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from cprec.schedule.plan import Era, Plan, batches
+from cprec.schedule.plan import Era, Plan, Portion, batches
+from cprec.schedule.planning import adopt, anneal_now
 from cprec.schedule.wsa import WSA, Phase
 
 
@@ -28,6 +29,11 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class Wait:
+    """The stable phase has run dry and is held open: ask again later."""
+
+
+@dataclass(frozen=True)
 class Transition:
     """One change of phase, and why."""
 
@@ -41,17 +47,28 @@ class Transition:
 
 
 class Controller:
-    """Hands out segments of a plan and follows the phase of what was trained."""
+    """Hands out segments of a plan, follows the phase of what was trained, and changes the plan from the first position not yet handed out.
 
-    def __init__(self, plan: Plan, batch: int, segment_samples: int, samples: int = 0) -> None:
+    hold: whether the stable phase stays open when it runs dry. closed: whether annealing was called, so that nothing joins any more.
+    """
+
+    def __init__(self, plan: Plan, batch: int, segment_samples: int, samples: int = 0, hold: bool = False, closed: bool = False) -> None:
         self.plan = plan
         self.batch = batch
         self.segment_samples = max(segment_samples // batch, 1) * batch
-        self.issued = samples
-        self.phase = plan.wsa.phase(samples)
+        self.hold, self.closed = hold, closed
+        self.samples = self.issued = samples
+        self.phase = self._reached(samples)
 
-    def segment(self, position: int) -> Segment | None:
-        """The segment that starts at a position (the start of a global batch); None at the end of the plan."""
+    @property
+    def open(self) -> bool:
+        """Whether samples can still join: annealing was neither called nor entered, and none of its segments is handed out."""
+        return not self.closed and self.issued <= self.plan.wsa.stable_end and self.phase in (Phase.WARMUP, Phase.STABLE)
+
+    def segment(self, position: int) -> Segment | Wait | None:
+        """The segment that starts at a position (the start of a global batch); Wait while held open and dry; None at the end of the plan."""
+        if position == self.plan.wsa.stable_end and self.hold and self.open:
+            return Wait()
         if position >= self.plan.samples:
             return None
         era = self.plan.era(position)
@@ -59,22 +76,48 @@ class Controller:
         self.issued = max(self.issued, stop)
         return Segment(position, stop, era, self.plan.wsa, self.batch)
 
-    def advance(self, samples: int) -> list[Transition]:
-        """Note that `samples` samples are trained; the changes of phase that this means, each phase entered in turn.
+    def joins_at(self) -> int:
+        """Where samples that the corpus gains now would join: the first position not yet handed out, but not before the stable phase."""
+        last = self.plan.domain[-1]
+        stable_start = last.start + -(-(self.plan.wsa.warmup_end - last.start) // self.batch) * self.batch
+        return min(max(self.issued, last.start, stable_start), self.plan.wsa.stable_end)
 
-        After a restart from an older checkpoint the phase follows back silently: nothing is entered anew that was logged before.
-        """
+    def adopt(self, domain: Sequence[Portion], mixed: Sequence[Portion], cap: int | None) -> int:
+        """Let new samples join. Returns the position at which they do. Raises ValueError once the plan is closed."""
+        if not self.open:
+            raise ValueError("annealing has begun; the run finishes as planned")
+        at = self.joins_at()
+        self.plan = adopt(self.plan, at, domain, mixed, cap)
+        return at
+
+    def anneal(self) -> int:
+        """End the stable phase at the first position not yet handed out. Returns it. Raises ValueError once the plan is closed."""
+        if not self.open:
+            raise ValueError("annealing has begun already")
+        at = self.joins_at()
+        self.plan = anneal_now(self.plan, at)
+        self.closed, self.hold = True, False
+        return at
+
+    def advance(self, samples: int) -> list[Transition]:
+        """Note that `samples` samples are trained; the changes of phase that this means, each phase entered in turn."""
+        self.samples = samples
+        reached = self._reached(samples)
         wsa = self.plan.wsa
-        reached = wsa.phase(samples)
         transitions = []
         order = list(Phase)
         while order.index(self.phase) < order.index(reached):
             before, self.phase = self.phase, order[order.index(self.phase) + 1]
             because = {
                 Phase.STABLE: f"{samples} samples are seen and W = {wsa.warmup_end}",
-                Phase.ANNEALING: f"all domain-specific samples are trained, S = {wsa.stable_end}",
+                Phase.ANNEALING: f"the stable phase is trained, S = {wsa.stable_end}",
                 Phase.DONE: f"the plan is trained, A = {wsa.annealing_end}",
             }[self.phase]
             transitions.append(Transition(before, self.phase, samples, because))
-        self.phase = reached
         return transitions
+
+    def _reached(self, samples: int) -> Phase:
+        """The phase at a number of samples; one that is held open does not end by running dry."""
+        wsa = self.plan.wsa
+        held = self.hold and not self.closed and samples == wsa.stable_end
+        return Phase.STABLE if held else wsa.phase(samples)

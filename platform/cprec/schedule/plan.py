@@ -6,13 +6,13 @@ computed on its own, in memory that depends on the number of portions alone, and
 Rows within a stream lie in the table in the order of a hash; the seed permutes their blocks.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from cprec.schedule.wsa import WSA
+from cprec.schedule.wsa import WSA, Mode
 
 BLOCK = 1024
 """Rows that stay together when a stream is permuted: a row group of the table, so that reading stays sequential."""
@@ -33,25 +33,26 @@ class Portion:
 
 @dataclass(frozen=True)
 class Era:
-    """Positions start..stop of the plan, dealt out of fixed portions. A new era begins where the corpus gains samples or the phase changes source."""
+    """Positions start..stop of the plan, dealt out of fixed portions. A new era begins where the corpus gains samples or the phase changes source.
+
+    stop may lie before the portions' end: what they have left then goes into the next era, or is beyond the run's cap.
+    """
 
     start: int
+    stop: int
     portions: tuple[Portion, ...]
     seed: int
 
     def __post_init__(self) -> None:
-        if not 0 <= self.count <= MAX_SAMPLES or any(p.count < 0 for p in self.portions):
-            raise ValueError(f"an era holds 0..{MAX_SAMPLES:,} samples and no negative portion, got {self.count:,}")
+        if any(p.count < 0 for p in self.portions) or self.count > MAX_SAMPLES:
+            raise ValueError(f"an era holds at most {MAX_SAMPLES:,} samples and no negative portion, got {self.count:,}")
+        if not self.start <= self.stop <= self.start + self.count:
+            raise ValueError(f"an era of {self.count} samples from {self.start} cannot end at {self.stop}")
 
     @property
     def count(self) -> int:
-        """Samples of the era."""
+        """Samples of all portions, those after `stop` included."""
         return sum(p.count for p in self.portions)
-
-    @property
-    def stop(self) -> int:
-        """The position after the last."""
-        return self.start + self.count
 
     def dealt(self, positions: np.ndarray) -> np.ndarray:
         """Rows that each portion has given before each position. positions: [n] int64 in start..stop; returns [portions, n] int64.
@@ -83,35 +84,50 @@ class Era:
         first = np.array([p.first for p in self.portions], dtype=np.int64)
         return portion, first[portion] + dealt[portion, np.arange(stop - start)]
 
-    def cut(self, position: int) -> tuple[tuple[Portion, ...], tuple[Portion, ...]]:
-        """The portions as dealt before a position, and what they have left from there on; empty ones are left out."""
+    def left(self, position: int) -> tuple[Portion, ...]:
+        """What the portions have left from a position on, beyond `stop` too; empty ones are left out."""
         dealt = self.dealt(np.array([position], dtype=np.int64))[:, 0].tolist()
-        given = (Portion(p.source, p.version, p.first, d) for p, d in zip(self.portions, dealt, strict=True))
-        left = (Portion(p.source, p.version, p.first + d, p.count - d) for p, d in zip(self.portions, dealt, strict=True))
-        return tuple(p for p in given if p.count), tuple(p for p in left if p.count)
+        rest = (Portion(p.source, p.version, p.first + d, p.count - d) for p, d in zip(self.portions, dealt, strict=True))
+        return tuple(p for p in rest if p.count)
+
+    def until(self, stop: int) -> "Era":
+        """The same era, ending earlier; what it deals before is unchanged."""
+        return Era(self.start, stop, self.portions, self.seed)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a run trains, in order: eras of domain-specific samples up to S, then eras of mixed samples up to A.
+    """All that a run trains, in order: eras of domain-specific samples up to S, and one last era, of mixed samples, up to A.
 
+    inherited: what earlier runs of the trunk had consumed when this one began, as portions from row 0 on.
     Raises ValueError when the eras do not follow each other from 0, or when the phases' ends do not fit them.
     """
 
     eras: tuple[Era, ...]
     wsa: WSA
+    inherited: tuple[Portion, ...] = ()
 
     def __post_init__(self) -> None:
         ends = [0, *(era.stop for era in self.eras)]
-        if any(era.start != end for era, end in zip(self.eras, ends, strict=False)):
-            raise ValueError(f"eras must follow each other from 0, got starts {[e.start for e in self.eras]} and ends {ends[1:]}")
-        if ends[-1] != self.wsa.annealing_end or self.wsa.stable_end not in ends:
-            raise ValueError(f"S={self.wsa.stable_end} and A={self.wsa.annealing_end} must be ends of eras, {ends}")
+        if len(self.eras) < 2 or any(era.start != end for era, end in zip(self.eras, ends, strict=False)):
+            raise ValueError(f"two or more eras must follow each other from 0, got starts {[e.start for e in self.eras]} and ends {ends[1:]}")
+        if (ends[-2], ends[-1]) != (self.wsa.stable_end, self.wsa.annealing_end):
+            raise ValueError(f"S={self.wsa.stable_end} and A={self.wsa.annealing_end} must be the ends of the last two eras, {ends[1:]}")
 
     @property
     def samples(self) -> int:
         """A, all samples of the run."""
         return self.wsa.annealing_end
+
+    @property
+    def domain(self) -> tuple[Era, ...]:
+        """The eras up to S."""
+        return self.eras[:-1]
+
+    @property
+    def annealing(self) -> Era:
+        """The era from S to A; empty in modes without one."""
+        return self.eras[-1]
 
     def era(self, position: int) -> Era:
         """The era that holds a position. Raises ValueError outside 0..A-1."""
@@ -133,6 +149,13 @@ class Plan:
                         counts[key] = counts.get(key, 0) + given
         return counts
 
+    def consumed(self, samples: int) -> tuple[Portion, ...]:
+        """What this run and those before it on the trunk have consumed when it has seen `samples` samples: rows from 0 on, by stream."""
+        rows = {(p.source, p.version): p.count for p in self.inherited}
+        for key, count in self.counts(0, samples).items():
+            rows[key] = rows.get(key, 0) + count
+        return tuple(Portion(source, version, 0, count) for (source, version), count in sorted(rows.items()))
+
     def to_json(self) -> dict[str, Any]:
         """The plan as plain data; `Plan.from_json` reads it back to an equal plan."""
         return asdict(self)
@@ -140,26 +163,12 @@ class Plan:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Plan":
         """The plan of `to_json`."""
-        eras = (Era(e["start"], tuple(Portion(**p) for p in e["portions"]), e["seed"]) for e in values["eras"])
-        return cls(tuple(eras), WSA(**values["wsa"]))
+        eras = tuple(Era(e["start"], e["stop"], _portions(e["portions"]), e["seed"]) for e in values["eras"])
+        return cls(eras, WSA(**{**values["wsa"], "mode": Mode(values["wsa"]["mode"])}), _portions(values["inherited"]))
 
 
-def make(domain: Sequence[Portion], mixed: Sequence[Portion], seed: int, rates: tuple[float, float], warmup_fraction: float, cap: int | None) -> Plan:
-    """The plan of a run that starts now: domain-specific samples in warmup and stable phase, mixed ones while annealing (paper Sec. 4.4).
-
-    rates: (lr_min, lr_max). cap: domain-specific samples at most; mixed samples are then cut in the same proportion, rounded down.
-    Raises ValueError for an empty domain era.
-    """
-    whole = Era(0, tuple(domain), seed)
-    if not whole.count:
-        raise ValueError("no domain-specific samples to plan")
-    stable_end = min(cap or whole.count, whole.count)
-    eras = [Era(0, whole.cut(stable_end)[0], seed)]
-    annealing = Era(stable_end, tuple(mixed), seed)
-    kept = annealing.count * stable_end // whole.count
-    if kept:
-        eras.append(Era(stable_end, annealing.cut(stable_end + kept)[0], seed))
-    return Plan(tuple(eras), WSA(*rates, round(warmup_fraction * stable_end), stable_end, stable_end + kept))
+def _portions(values: list[dict[str, Any]]) -> tuple[Portion, ...]:
+    return tuple(Portion(**p) for p in values)
 
 
 def permuted(rows: np.ndarray, total: int, seed: int, source: str, version: int) -> np.ndarray:

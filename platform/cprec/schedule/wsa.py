@@ -1,4 +1,4 @@
-"""The Warmup-Stable-Annealing learning rate, a pure function of the samples seen (paper Eq. 2, 3)."""
+"""The Warmup-Stable-Annealing learning rate, a pure function of the samples seen (paper Eq. 2, 3), and the schedules it is compared with."""
 
 import math
 from dataclasses import dataclass
@@ -19,6 +19,27 @@ class Phase(StrEnum):
         return self is Phase.DONE
 
 
+class Mode(StrEnum):
+    """Which data is read when, at which rate. With W, S, A the phases' ends, l and h the rates, s the samples seen and s > W:
+
+    wsa          domain-specific, then mixed samples;  h up to S, then l + (1 + cos(pi (s-S)/(A-S)))/2 (h - l)     (CPRec, "Mix A")
+    no_decay     the same data;                        h to the end                                                (Fig. 4, "Mix S")
+    domain_only  domain-specific samples alone, A = S; h to the end                                                (Fig. 4, "DS")
+    shuffled     both kinds in one pool, A = S;        h to the end                                                (Fig. 4, "Mix N")
+    cosine       the data of wsa;                      l + (1 + cos(pi (s-W)/(A-W)))/2 (h - l)
+    linear       the data of wsa;                      l + (A-s)/(A-W) (h - l)
+    wsd          the data of wsa;                      h up to S, then h (l/h)^((s-S)/(A-S))                       (Warmup-Stable-Decay)
+    """
+
+    WSA = "wsa"
+    NO_DECAY = "no_decay"
+    DOMAIN_ONLY = "domain_only"
+    SHUFFLED = "shuffled"
+    COSINE = "cosine"
+    LINEAR = "linear"
+    WSD = "wsd"
+
+
 @dataclass(frozen=True)
 class WSA:
     """The schedule: rates l and h, and the phases' ends W <= S <= A in samples.
@@ -31,6 +52,7 @@ class WSA:
     warmup_end: int
     stable_end: int
     annealing_end: int
+    mode: Mode = Mode.WSA
 
     def __post_init__(self) -> None:
         if not 0 < self.lr_min <= self.lr_max:
@@ -41,17 +63,32 @@ class WSA:
     def rate(self, samples: int) -> float:
         """Learning rate of the optimizer step before which `samples` samples were seen.
 
-        0 <= s <= W: l + (s/W)(h - l);  W < s <= S: h;  S < s <= A: l + f(s)(h - l) with f(s) = (1 + cos(pi (s-S)/(A-S))) / 2.
-        Raises ValueError outside 0..A.
+        0 <= s <= W: l + (s/W)(h - l), in every mode; after W as `Mode` says. Raises ValueError outside 0..A.
         """
         if not 0 <= samples <= self.annealing_end:
             raise ValueError(f"{samples} samples are outside of the schedule, 0..{self.annealing_end}")
         if samples < self.warmup_end:
             return self.lr_min + samples / self.warmup_end * (self.lr_max - self.lr_min)
-        if samples <= self.stable_end:
-            return self.lr_max
-        progress = (samples - self.stable_end) / (self.annealing_end - self.stable_end)
-        return self.lr_min + (1 + math.cos(math.pi * progress)) / 2 * (self.lr_max - self.lr_min)
+        from_warmup = self._progress(samples, self.warmup_end)
+        from_stable = self._progress(samples, self.stable_end)
+        match self.mode:
+            case Mode.NO_DECAY | Mode.DOMAIN_ONLY | Mode.SHUFFLED:
+                return self.lr_max
+            case Mode.WSA:
+                return self._between((1 + math.cos(math.pi * from_stable)) / 2)
+            case Mode.COSINE:
+                return self._between((1 + math.cos(math.pi * from_warmup)) / 2)
+            case Mode.LINEAR:
+                return self._between(1 - from_warmup)
+            case Mode.WSD:
+                return float(self.lr_max * (self.lr_min / self.lr_max) ** from_stable)
+
+    def _progress(self, samples: int, since: int) -> float:
+        """How far the samples are on the way from `since` to A: 0 before it, 1 at the end."""
+        return (samples - since) / (self.annealing_end - since) if samples > since else 0.0
+
+    def _between(self, share: float) -> float:
+        return self.lr_max if share == 1 else self.lr_min + share * (self.lr_max - self.lr_min)
 
     def phase(self, samples: int) -> Phase:
         """Phase of the step before which `samples` samples were seen: the step at s = S reads the first mixed samples, at rate h."""

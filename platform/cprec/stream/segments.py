@@ -17,7 +17,7 @@ from ray.data import DataContext, DataIterator, Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
 from cluster.errors import PlatformFault
-from corpus.table import Stream, read_rows
+from corpus.table import Corpus, Stream, read_rows
 from cprec.model.backbone import tokenizer
 from cprec.schedule.controller import Segment
 from cprec.schedule.ledger import ids_digest
@@ -39,6 +39,11 @@ class Text:
     revision: str | None
     max_tokens: int
     titles: "ray.ObjectRef[list[str]]"
+
+
+def streams_of(corpus: Corpus) -> Streams:
+    """The training streams of a corpus by (source, version)."""
+    return {(s.source, s.version): s for s in corpus.streams()}
 
 
 def configure() -> None:

@@ -1,17 +1,25 @@
-"""The controller as a Ray actor: a thin shell around `cprec.schedule.controller`, and the only writer of a run's events, trace and plan."""
+"""The controller as a Ray actor: a shell around `cprec.schedule.controller`, and the only writer of a run's plan, events, trace and state.
+
+Every change of the plan is on storage before it takes effect, so that the actor can die at any moment: a new one reads plan.json and is told by
+the next worker group from which checkpoint it goes on.
+"""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
 from ray.data import DataIterator
 
+from cluster.errors import PlatformFault
 from cluster.storage import join
-from cprec.schedule.controller import Controller, Segment
+from corpus.table import Corpus
+from cprec.schedule.controller import Controller, Segment, Wait
 from cprec.schedule.plan import Plan
 from cprec.stream import segments
+from cprec.train.mailbox import Desk, Owner, Verb
 from cprec.train.record import EVENTS, TRACE, Lines, event
+from cprec.train.trunk import Course, portions
 
 
 @dataclass(frozen=True)
@@ -32,18 +40,43 @@ class Group:
     checkpoint: str | None
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What the shell needs of the recipe. batch, segment, poll: samples; cap: domain-specific samples at most."""
+
+    run: str
+    run_uri: str
+    corpus: str
+    batch: int
+    segment: int
+    poll: int
+    cap: int | None
+
+
 class ControllerShell:
     """One run's controller. Its answers depend on the plan alone, so that a restarted worker group is told the same again."""
 
-    def __init__(self, run_uri: str, plan: Plan, batch: int, segment_samples: int, streams: segments.Streams, text: segments.Text) -> None:
+    def __init__(self, settings: Settings, text: segments.Text, owner: Owner) -> None:
         segments.configure()
-        self._streams, self._text = streams, text
-        self._settings = (batch, segment_samples)
-        self._controller = Controller(plan, batch, segment_samples)
-        self._events, self._trace = Lines(join(run_uri, EVENTS)), Lines(join(run_uri, TRACE))
-        self._rows: list[dict[str, Any]] = []
+        course = Course.read(settings.run_uri)
+        if course is None:
+            raise PlatformFault(f"{settings.run_uri}: no plan.json; a run's plan is written before its controller starts")
+        self._settings, self._text, self._course = settings, text, course
+        self._streams = segments.streams_of(Corpus.open(settings.corpus))
+        self._controller = self._fresh(0)
+        self._events, self._trace = Lines(join(settings.run_uri, EVENTS)), Lines(join(settings.run_uri, TRACE))
+        self._rows: list[dict[str, Any]] = self._trace.read()
         self._group: Group | None = None
-        self._iterators: dict[int, list[DataIterator]] = {}
+        self._iterators: dict[int, tuple[Segment, list[DataIterator]]] = {}
+        self._desk = Desk(settings.run_uri, owner)
+        self._polled = 0
+        self._waiting = False
+
+    def _fresh(self, samples: int) -> Controller:
+        course, settings = self._course, self._settings
+        return Controller(course.plan, settings.batch, settings.segment, samples, course.hold, course.closed)
+
+    # -- for the workers
 
     def plan(self) -> Plan:
         """The plan as it stands."""
@@ -52,7 +85,7 @@ class ControllerShell:
     def begin(self, group: Group, ignored: list[str]) -> None:
         """A worker group starts at a checkpoint, or at 0: what was traced after it is undone, because it will be trained again."""
         self._group, self._iterators = group, {}
-        self._controller = Controller(self._controller.plan, *self._settings, samples=group.samples)
+        self._controller = self._fresh(group.samples)
         self._trace.keep(lambda row: bool(row["samples"] < group.samples))
         self._rows = self._trace.read()
         for problem in ignored:
@@ -60,46 +93,154 @@ class ControllerShell:
         if group.checkpoint is not None:
             self._events.add(event("resumed", group.samples, **{"from": group.checkpoint, "attempt": group.attempt, "workers": group.world}))
         self._events.flush()
+        self.beat(at_once=True)
 
-    def segment(self, attempt: int, position: int, rank: int) -> Handed | None:
-        """The segment at a position, with this worker's iterator; the first worker that asks starts its execution. None at the plan's end."""
+    def segment(self, attempt: int, position: int, rank: int) -> Handed | Wait | None:
+        """The segment at a position, with this worker's iterator; the first worker that asks starts its execution. None at the plan's end.
+
+        Before a segment is handed out for the first time the corpus is looked at, so that what it gained joins here.
+        """
         group = self._group
         if group is None or attempt != group.attempt:
-            raise RuntimeError(f"a worker of attempt {attempt} asks, but {group} is training")
-        segment = self._controller.segment(position)
-        if segment is None:
-            return None
+            raise PlatformFault(f"a worker of attempt {attempt} asks, but {group} is training")
         if position not in self._iterators:
-            self._iterators = {p: it for p, it in self._iterators.items() if p >= position - 2 * self._settings[1]}
-            self._iterators[position] = segments.split(segment, self._streams, self._text, group.world)
-        return Handed(segment, self._iterators[position][rank])
+            if position >= self._controller.issued:
+                self._look()
+            segment = self._controller.segment(position)
+            self._waiting = isinstance(segment, Wait)
+            if not isinstance(segment, Segment):
+                self.beat()
+                return segment
+            self._iterators = {p: kept for p, kept in self._iterators.items() if kept[0].stop > self._controller.samples}
+            self._iterators[position] = (segment, segments.split(segment, self._streams, self._text, group.world))
+        segment, iterators = self._iterators[position]
+        return Handed(segment, iterators[rank])
 
     def stepped(self, row: Mapping[str, Any]) -> None:
         """A step is done: into the trace, and the phase follows."""
         self._trace.add(dict(row))
         self._rows.append(dict(row))
-        for change in self._controller.advance(row["samples"] + row["batch_samples"]):
-            self._events.add(event("phase_changed", change.samples, **{"from": change.before, "to": change.after, "because": change.because}))
-            self._events.flush()
+        self._advance(row["samples"] + row["batch_samples"])
 
     def saved(self, samples: int, uri: str) -> None:
         """A checkpoint is complete: the trace up to it is made durable first, the event follows."""
         self._trace.flush()
-        self._events.add(event("checkpoint_saved", samples, checkpoint=uri))
-        self._events.flush()
+        self._note("checkpoint_saved", samples, checkpoint=uri)
 
-    def note(self, name: str, samples: int, values: Mapping[str, Any]) -> None:
-        """Add an event of the driver, durably."""
+    # -- for the driver
+
+    def progress(self, since: int) -> tuple[list[dict[str, Any]], bool]:
+        """Trace rows from index `since` on, and whether the run waits for new samples. The driver's asking is the controller's pulse."""
+        self.beat()
+        return self._rows[since:], self._waiting
+
+    def end(self) -> None:
+        """The run is over for now: nobody answers requests any more."""
         self._trace.flush()
+        self._desk.write(self._state("ended"))
+
+    # -- the corpus and requests
+
+    def beat(self, at_once: bool = False) -> None:
+        """Every few seconds: look at the corpus when that is due, answer requests, write the state."""
+        if not (at_once or self._desk.due()) or self._group is None:
+            return
+        self._trace.flush()
+        if self._waiting or self._controller.samples - self._polled >= self._settings.poll:
+            self._look()
+        for identity, verb in self._desk.requests():
+            self._desk.answer(identity, self._do(verb))
+        self._desk.write(self._state("waiting" if self._waiting else "training"))
+
+    def _do(self, verb: Verb) -> str:
+        """Carry out a request; what is answered."""
+        controller = self._controller
+        if verb == "look":
+            return self._look() or f"has corpus version {self._course.version} already"
+        if not controller.open:
+            return f"is {controller.phase}, and {self._closed_says()}"
+        if verb == "anneal":
+            at = controller.anneal()
+            self._change(replace(self._course, plan=controller.plan, hold=False, closed=True))
+            self._note("annealing_called", at, S=controller.plan.wsa.stable_end, A=controller.plan.samples)
+            self._advance(controller.samples)
+            return f"anneals from sample {at:,} on, to {controller.plan.samples:,}"
+        controller.hold = verb == "hold"
+        self._change(replace(self._course, hold=controller.hold))
+        self._note("held" if controller.hold else "released", controller.samples)
+        self._advance(controller.samples)
+        if controller.hold:
+            return f"stays in its stable phase, waiting for new domains at {controller.plan.wsa.stable_end:,} samples, until released"
+        return f"anneals when its stable phase is trained, at {controller.plan.wsa.stable_end:,} samples"
+
+    def _closed_says(self) -> str:
+        return "finishes as planned; go on from its last stable checkpoint with jobs/cpt.py --continue-from"
+
+    def _look(self) -> str | None:
+        """Adopt what the corpus gained, if the plan is open. Returns what there is to say of it."""
+        self._polled = self._controller.samples
+        corpus = Corpus.open(self._settings.corpus)
+        if corpus.version <= self._course.version:
+            return None
+        domain, mixed = self._course.gained(corpus)
+        if not self._controller.open:
+            return f"does not take up corpus version {corpus.version}: it is {self._controller.phase}, and {self._closed_says()}"
+        before = self._controller.plan
+        if not domain and not mixed:
+            self._change(replace(self._course, version=corpus.version))
+            return f"has nothing to train of corpus version {corpus.version}"
+        self._streams = segments.streams_of(corpus)
+        # Planned, written, then in force: a crash in between repeats the same decision from the same plan.
+        at = self._controller.joins_at()
+        self._controller.adopt(portions(domain), portions(mixed), self._settings.cap)
+        plan = self._controller.plan
+        self._change(self._course.adopted(corpus, plan, domain))
+        gained = {s.source: s.rows for s in (*domain, *mixed)}
+        wsa = plan.wsa
+        self._note(
+            "corpus_version_adopted",
+            at,
+            version=corpus.version,
+            sources=gained,
+            S=wsa.stable_end,
+            A=wsa.annealing_end,
+            S_before=before.wsa.stable_end,
+        )
+        self._waiting = False
+        return f"takes up corpus version {corpus.version} at sample {at:,}: S = {wsa.stable_end:,}, A = {wsa.annealing_end:,}"
+
+    def _change(self, course: Course) -> None:
+        course.write(self._settings.run_uri)
+        self._course = course
+
+    def _advance(self, samples: int) -> None:
+        for change in self._controller.advance(samples):
+            self._note("phase_changed", change.samples, **{"from": change.before, "to": change.after, "because": change.because})
+
+    def _note(self, name: str, samples: int, **values: Any) -> None:
         self._events.add(event(name, samples, **values))
         self._events.flush()
 
-    def progress(self, since: int) -> list[dict[str, Any]]:
-        """Trace rows from index `since` on."""
-        return self._rows[since:]
+    def _state(self, state: str) -> dict[str, Any]:
+        """status.json without its envelope."""
+        controller, wsa = self._controller, self._controller.plan.wsa
+        return {
+            "run": self._settings.run,
+            "state": state,
+            "corpus": self._settings.corpus,
+            "corpus_version": self._course.version,
+            "phase": controller.phase,
+            "samples": controller.samples,
+            "issued": controller.issued,
+            "W": wsa.warmup_end,
+            "S": wsa.stable_end,
+            "A": wsa.annealing_end,
+            "hold": controller.hold,
+            "rate": wsa.rate(min(controller.samples, wsa.annealing_end)),
+            "sources": {f"{source}@{version}": n for (source, version), n in controller.plan.counts(0, controller.samples).items()},
+        }
 
 
-def start(run_uri: str, plan: Plan, batch: int, segment_samples: int, streams: segments.Streams, text: segments.Text) -> Any:
-    """The handle of a new controller; it ends with the driver."""
-    shell = ray.remote(num_cpus=0)(ControllerShell)
-    return shell.remote(run_uri, plan, batch, segment_samples, streams, text)
+def start(settings: Settings, text: segments.Text, owner: Owner) -> Any:
+    """The handle of a new controller; it ends with the driver, and is started again if it dies before."""
+    return ray.remote(num_cpus=0, max_restarts=-1)(ControllerShell).remote(settings, text, owner)

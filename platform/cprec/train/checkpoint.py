@@ -11,6 +11,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors.torch import load, save_file
 
 from cluster.errors import RunError, UserError
@@ -20,7 +21,7 @@ from cprec.train.engine import MOMENTS, State
 
 CHECKPOINTS, ADAPTER, TRAINER, LEDGER, MANIFEST = "checkpoints", "adapter", "trainer", "ledger.json", "manifest.json"
 OPTIMIZER = f"{TRAINER}/optimizer.safetensors"
-WEIGHTS = "weights"
+WEIGHTS, STEPS = "weights", "steps"
 
 
 @dataclass(frozen=True, order=True)
@@ -54,18 +55,18 @@ def save_trainer(state: State, directory: Path) -> None:
     """Write the optimizer's file below a local checkpoint folder."""
     (directory / TRAINER).mkdir(parents=True, exist_ok=True)
     tensors = {f"{kind}/{name}": t.contiguous() for kind, ts in {WEIGHTS: state.weights, **state.moments}.items() for name, t in ts.items()}
-    save_file(tensors, directory / OPTIMIZER, metadata={"steps": str(state.steps)})
+    save_file({**tensors, STEPS: torch.tensor(state.steps)}, directory / OPTIMIZER)
 
 
-def load_trainer(uri: str, steps: int) -> State:
-    """The optimizer's state of a checkpoint, on the CPU. steps: optimizer steps taken, from the ledger."""
+def load_trainer(uri: str) -> State:
+    """The optimizer's state of a checkpoint, on the CPU."""
     tensors = load(read_bytes(join(uri, OPTIMIZER)))
 
-    def kind(prefix: str) -> dict[str, "object"]:
+    def kind(prefix: str) -> dict[str, torch.Tensor]:
         return {name.removeprefix(f"{prefix}/"): t for name, t in tensors.items() if name.startswith(f"{prefix}/")}
 
     moments = {m: found for m in MOMENTS if (found := kind(m))}
-    return State(kind(WEIGHTS), moments, steps)  # type: ignore[arg-type]
+    return State(kind(WEIGHTS), moments, int(tensors[STEPS]))
 
 
 def commit(directory: Path, uri: str, ledger: Ledger) -> None:

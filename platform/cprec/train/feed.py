@@ -2,18 +2,22 @@
 
 import queue
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import ray
 
-from cprec.schedule.controller import Segment
+from cprec.schedule.controller import Segment, Wait
 from cprec.stream.segments import shares
 from cprec.stream.shares import Share
 from cprec.train.loop import Work
 
 DEPTH = 4
 """Shares that are read ahead of the loop."""
+
+WAIT_S = 1.0
+"""Seconds between two questions while the stable phase waits for new samples."""
 
 
 def feed(controller: Any, attempt: int, position: int, rank: int) -> Iterator[Work]:
@@ -62,7 +66,8 @@ class _Ahead:
     def _read(self) -> None:
         controller, attempt, position, rank = self._arguments
         try:
-            handed = ray.get(controller.segment.remote(attempt, position, rank))
+            while isinstance(handed := ray.get(controller.segment.remote(attempt, position, rank)), Wait):
+                time.sleep(WAIT_S)
             if handed is not None:
                 self._items.put(handed.segment)
                 for share in shares(handed.iterator, handed.segment, rank):

@@ -47,17 +47,16 @@ class Observer(Protocol):
         """A step is done. May use the engine's collectives, because every worker is told of the same steps."""
 
 
-def train(engine: Engine, feed: Iterable[Work], observer: Observer, micro_batch: int, end: int, seed: int) -> int:
-    """Train on everything that the feed holds. Returns the number of steps done.
+def train(engine: Engine, feed: Iterable[Work], observer: Observer, micro_batch: int, end: int, seed: int, first_step: int = 0) -> int:
+    """Train on everything that the feed holds. Returns the number of the step that would come next.
 
-    micro_batch: samples of a forward pass; end: the padding token; seed: of dropout.
+    micro_batch: samples of a forward pass; end: the padding token; seed: of dropout; first_step: steps that the run has done before.
     Raises PlatformFault for a loss that is not finite, with the step's samples; the step is not reported, so it reaches no checkpoint.
     """
-    steps = 0
+    step = first_step
     for work, waited in _timed(feed):
         began = time.perf_counter()
         batch = work.share.batch
-        step = engine.steps
         parts = micro_batches(work.share, micro_batch, end)
         result = engine.step(parts, batch.supervised, work.rate, dropout_seed(seed, step, work.share.rank))
         if not math.isfinite(result.loss):
@@ -67,8 +66,8 @@ def train(engine: Engine, feed: Iterable[Work], observer: Observer, micro_batch:
             )
         seconds = time.perf_counter() - began
         observer.stepped(StepRecord(step, batch, work.phase, work.rate, result.loss, result.grad_norm, seconds, waited), work, engine)
-        steps += 1
-    return steps
+        step += 1
+    return step
 
 
 def dropout_seed(seed: int, step: int, rank: int) -> int:

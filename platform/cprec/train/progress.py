@@ -5,29 +5,30 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from cprec.schedule.plan import Plan
-
 PLAIN_INTERVAL_S = 10.0
 
 
 class Progress:
     """Shows trace rows as they come: phase, samples of all, rate, loss, tokens/s, data wait, time left."""
 
-    def __init__(self, plan: Plan, say: Callable[[str], None]) -> None:
-        self._plan, self._say = plan, say
+    def __init__(self, total: int, say: Callable[[str], None]) -> None:
+        self._total, self._say = total, say
         self._terminal = sys.stdout.isatty()
         self._shown = 0.0
         self._recent: list[Mapping[str, Any]] = []
         self._phase = ""
 
-    def show(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Take in new rows and show where the run stands."""
+    def show(self, rows: Sequence[Mapping[str, Any]], waiting: bool = False) -> None:
+        """Take in new rows and show where the run stands. waiting: the stable phase is held open and dry."""
+        if waiting and self._phase != "waiting":
+            self._phase = "waiting"
+            self._say("waiting: the stable phase is trained and held open; append a domain, or jobs/control.py --run NAME release")
         if not rows:
             return
         self._recent = [*self._recent, *rows][-50:]
         changed = rows[-1]["phase"] != self._phase
         self._phase = rows[-1]["phase"]
-        text = line(self._recent, self._plan.samples)
+        text = line(self._recent, max(self._total, int(rows[-1]["planned"])))
         if self._terminal:
             print(f"\r\x1b[2K{text}", end="", flush=True)
         elif changed or time.monotonic() - self._shown >= PLAIN_INTERVAL_S:

@@ -14,76 +14,31 @@ import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from cluster.errors import CorpusError, PlatformFault, UserError
-from cluster.storage import exists, join, read_text, write_text
-from corpus.table import Corpus, Stream
+from cluster.errors import PlatformFault, UserError
+from cluster.storage import join
+from corpus.table import Corpus
 from cprec.recipe import Recipe
-from cprec.schedule.plan import Plan, Portion, make
-from cprec.stream.segments import Streams, Text, read_positions
+from cprec.schedule.plan import Plan
+from cprec.stream.segments import Text, read_positions, streams_of
 from cprec.train import actor, checkpoint, worker
 from cprec.train.audit import audit
-from cprec.train.record import PLAN, TRACE, read_lines
+from cprec.train.mailbox import Owner
+from cprec.train.record import TRACE, read_lines
 
-Watch = Callable[[list[dict[str, Any]]], None]
-"""Told of new trace rows now and then, on the driver."""
+Watch = Callable[[list[dict[str, Any]], bool], None]
+"""Told now and then, on the driver, of new trace rows, and whether the run waits for new samples."""
 
 POLL_S = 1.0
 
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that a training run needs, checked. base: what workers load; streams: training rows by (source, corpus version)."""
+    """Everything that a training run needs, checked. base: what workers load."""
 
     recipe: Recipe
     run_uri: str
     base: str
     corpus: Corpus
-    streams: Streams
-    plan: Plan
-
-
-def make_plan(recipe: Recipe, corpus: Corpus) -> Plan:
-    """The plan of a run that starts now on a corpus. Raises CorpusError when a named domain has no training samples."""
-    by_source: dict[str, list[Stream]] = {}
-    for stream in corpus.streams():
-        by_source.setdefault(stream.source, []).append(stream)
-    there = sorted(s.removeprefix("domain/") for s in by_source if s.startswith("domain/"))
-    wanted = recipe.data.domains or tuple(there)
-    if absent := [d for d in wanted if d not in there]:
-        raise CorpusError(
-            f"{corpus.uri}: no training samples of domain {', '.join(absent)}; this corpus pre-trains on {', '.join(there) or 'nothing'}"
-        )
-
-    def portions(sources: list[str]) -> list[Portion]:
-        return [Portion(s.source, s.version, 0, s.rows) for name in sources for s in by_source.get(name, [])]
-
-    rates = (recipe.schedule.lr_min, recipe.schedule.lr_max)
-    domain = portions([f"domain/{d}" for d in wanted])
-    return make(domain, portions(["mixed"]), recipe.seed, rates, recipe.schedule.warmup_fraction, recipe.train.max_samples)
-
-
-def open_plan(recipe: Recipe, run_uri: str, corpus: Corpus) -> tuple[Plan, bool]:
-    """The plan of a run: the one that it started with, or a new one. Returns whether it is new.
-
-    Raises CorpusError when the corpus is not the one that the run started on.
-    """
-    where, identity = join(run_uri, PLAN), corpus.commits[0].metadata["fingerprint"]
-    if not exists(where):
-        plan = make_plan(recipe, corpus)
-        write_text(where, json.dumps({"corpus": identity, "version": corpus.version, "plan": plan.to_json()}, indent=1))
-        return plan, True
-    found = json.loads(read_text(where))
-    if found["corpus"] != identity or found["version"] > corpus.version:
-        raise CorpusError(
-            f"{corpus.uri}: this is corpus {identity}, version {corpus.version}; the run {recipe.run} started on {found['corpus']}, version "
-            f"{found['version']}: point --corpus at that one, or start another --run"
-        )
-    return Plan.from_json(found["plan"]), False
-
-
-def streams_of(corpus: Corpus) -> Streams:
-    """The training streams of a corpus by (source, version)."""
-    return {(s.source, s.version): s for s in corpus.streams()}
 
 
 def fit(job: Job, watch: Watch) -> None:
@@ -93,7 +48,11 @@ def fit(job: Job, watch: Watch) -> None:
     """
     recipe = job.recipe
     text = Text(job.base, recipe.model.revision, recipe.model.max_tokens, ray.put(job.corpus.titles()))
-    controller = actor.start(job.run_uri, job.plan, recipe.train.global_batch, recipe.schedule.segment_samples, job.streams, text)
+    schedule, train = recipe.schedule, recipe.train
+    settings = actor.Settings(
+        recipe.run, job.run_uri, job.corpus.uri, train.global_batch, schedule.segment_samples, schedule.poll_samples, train.max_samples
+    )
+    controller = actor.start(settings, text, Owner.me())
     trainer = TorchTrainer(
         worker.run,
         train_loop_config={"recipe": json.loads(recipe.model_dump_json()), "run_uri": job.run_uri, "base": job.base, "controller": controller},
@@ -116,6 +75,8 @@ def fit(job: Job, watch: Watch) -> None:
             trainer.fit()
         except TrainingFailedError as error:
             raise _cause(error) from error
+        finally:
+            ray.get(controller.end.remote(), timeout=60)
 
 
 class _Watcher:
@@ -139,11 +100,11 @@ class _Watcher:
         while not over:
             over = self._over.wait(POLL_S)
             try:
-                rows = ray.get(self._controller.progress.remote(self._seen), timeout=30)
+                rows, waiting = ray.get(self._controller.progress.remote(self._seen), timeout=30)
             except ray.exceptions.RayError:
                 continue
             self._seen += len(rows)
-            self._watch(rows)
+            self._watch(rows, waiting)
 
 
 def _cause(error: BaseException) -> Exception:
@@ -164,14 +125,15 @@ def _root(error: BaseException) -> BaseException:
     return error
 
 
-def audit_run(job: Job) -> dict[str, Any]:
-    """The audit of a run, from its trace and the corpus."""
+def audit_run(job: Job, plan: Plan) -> dict[str, Any]:
+    """The audit of a run, from its plan, its trace and the corpus."""
+    streams = streams_of(Corpus.open(job.corpus.uri))
 
     def ids_at(start: int, stop: int) -> list[int]:
-        rows = read_positions(job.plan.era(start), job.streams, start, stop)
+        rows = read_positions(plan.era(start), streams, start, stop)
         return [int(i) for i in rows["sample_id"].to_numpy().view("uint64")]
 
-    return audit(job.plan, read_lines(join(job.run_uri, TRACE)), ids_at)
+    return audit(plan, read_lines(join(job.run_uri, TRACE)), ids_at)
 
 
 def last_checkpoint(run_uri: str) -> str:

@@ -27,6 +27,8 @@ FREE = (
     "train.cpus_per_worker",
     "train.stream_cpus",
     "schedule.segment_samples",
+    "schedule.poll_samples",
+    "schedule.hold_open",
 )
 """Keys that may change between two starts of a run: where it runs and how it is watched, never what is computed."""
 

@@ -13,6 +13,7 @@ import ray
 import ray.train
 import torch.distributed as dist
 
+from cluster.errors import RunError
 from cprec.model import adapter, backbone
 from cprec.recipe import Recipe
 from cprec.resolve import validate
@@ -44,12 +45,19 @@ def run(config: dict[str, Any]) -> None:
     trained = adapter.attach(model, recipe.model, recipe.seed)
     engine = Engine(trained, recipe.train, recipe.model.precision)
     ledger = start.ledger or Ledger(ray.get(config["controller"].plan.remote()))
-    if start.group.checkpoint is not None:
-        engine.restore(checkpoint.load_trainer(start.group.checkpoint, ledger.step))
+    if (source := start.group.checkpoint or recipe.continue_from) is not None:
+        _restore(engine, source)
     observer = Saver(recipe, config["run_uri"], config["base"], config["controller"], start.group, ledger, rank)
     work = feed(config["controller"], start.group.attempt, ledger.samples, rank)
-    train(engine, work, observer, recipe.train.micro_batch, words.eos_token_id, recipe.seed)
+    train(engine, work, observer, recipe.train.micro_batch, words.eos_token_id, recipe.seed, ledger.step)
     engine.close()
+
+
+def _restore(engine: Engine, source: str) -> None:
+    try:
+        engine.restore(checkpoint.load_trainer(source))
+    except ValueError as error:
+        raise RunError(f"{source} does not fit this recipe: {error}; model.adapter and model.lora_rank must be those of the checkpoint") from None
 
 
 def _agree(run_uri: str, controller: Any, rank: int, world: int) -> Start:
@@ -89,7 +97,7 @@ class Saver:
         batch = record.batch
         self._ledger = self._ledger.after(batch.samples, batch.digest)
         if self._rank == 0:
-            self._controller.stepped.remote(trace_row(record))
+            self._controller.stepped.remote(trace_row(record, work.annealing_end))
         ends = (work.stable_end, work.annealing_end)
         if checkpoint.due(batch.start, batch.stop, self._recipe.checkpoint.every_samples, ends):
             self._save(engine, ends)
@@ -110,8 +118,8 @@ class Saver:
         checkpoint.prune(self._run_uri, self._recipe.checkpoint.keep, ends)
 
 
-def trace_row(record: StepRecord) -> dict[str, Any]:
-    """One object of trace.jsonl (contracts.md)."""
+def trace_row(record: StepRecord, planned: int) -> dict[str, Any]:
+    """One object of trace.jsonl (contracts.md). planned: A as it stood when the step was handed out."""
     batch = record.batch
     return {
         "step": record.step,
@@ -127,4 +135,5 @@ def trace_row(record: StepRecord) -> dict[str, Any]:
         "data_wait_s": round(record.data_wait_s, 4),
         "sources": dict(batch.sources),
         "ids_digest": f"{batch.digest:016x}",
+        "planned": planned,
     }

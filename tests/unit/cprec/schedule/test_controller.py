@@ -1,10 +1,13 @@
-"""The controller hands out the whole plan once, wherever it is asked to begin, and enters each phase in turn."""
+"""The controller hands out the whole plan once, whatever happens: restarts, domains that join, a phase held open or ended early."""
+
+from dataclasses import dataclass, field
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cprec.schedule.controller import Controller, Segment
-from cprec.schedule.plan import Plan, Portion, make
+from cprec.schedule.controller import Controller, Segment, Wait
+from cprec.schedule.plan import Era, Plan, Portion
+from cprec.schedule.planning import Rules, make
 from cprec.schedule.wsa import Phase
 
 
@@ -13,12 +16,12 @@ def plans(draw: st.DrawFn) -> Plan:
     counts = draw(st.lists(st.integers(0, 300), min_size=1, max_size=4))
     domain = [Portion(f"domain/{i}", 0, 0, n) for i, n in enumerate([*counts, 1])]
     mixed = [Portion("mixed", 0, 0, draw(st.integers(0, 300)))]
-    return make(domain, mixed, draw(st.integers(0, 99)), (1e-5, 1e-3), draw(st.floats(0, 1)), None)
+    return make(Rules(draw(st.integers(0, 99)), 1e-5, 1e-3, draw(st.floats(0, 1))), domain, mixed)
 
 
 def walk(controller: Controller, position: int) -> list[Segment]:
     found = []
-    while (segment := controller.segment(position)) is not None:
+    while isinstance(segment := controller.segment(position), Segment):
         found.append(segment)
         position = segment.stop
     return found
@@ -53,7 +56,104 @@ def test_each_phase_is_entered_once_in_order_and_says_why(plan: Plan, batch: int
 
 
 def test_a_restart_does_not_enter_a_phase_again() -> None:
-    plan = make([Portion("domain/A", 0, 0, 100)], [Portion("mixed", 0, 0, 50)], 0, (1e-5, 1e-3), 0.1, None)
+    plan = make(Rules(0, 1e-5, 1e-3, 0.1), [Portion("domain/A", 0, 0, 100)], [Portion("mixed", 0, 0, 50)])
     controller = Controller(plan, 10, 10, samples=100)
     assert controller.phase is Phase.ANNEALING
     assert controller.advance(110) == []
+
+
+@dataclass
+class World:
+    """A trainer in miniature: it trains the steps that the controller hands out, reads one segment ahead, saves, crashes and goes on."""
+
+    controller: Controller
+    steps: list[tuple[int, int, float, Phase, list[tuple[str, int, int]]]] = field(default_factory=list)
+    ready: list[Segment] = field(default_factory=list)
+    saved: list[int] = field(default_factory=lambda: [0])
+
+    @property
+    def samples(self) -> int:
+        return self.steps[-1][1] if self.steps else 0
+
+    def ask(self) -> bool:
+        """Ask for the next segment, at most one ahead of the one in hand."""
+        if len(self.ready) >= 2:
+            return False
+        segment = self.controller.segment(self.ready[-1].stop if self.ready else self.samples)
+        if isinstance(segment, Segment):
+            self.ready.append(segment)
+        return isinstance(segment, Segment)
+
+    def train(self) -> bool:
+        """Train one step of what is in hand."""
+        if not self.ready and not self.ask():
+            return False
+        segment = self.ready[0]
+        start, stop = next((a, b) for a, b in segment.batches() if a >= self.samples)
+        portion, row = segment.era.order(start, stop)
+        rows = [(segment.era.portions[i].source, segment.era.portions[i].version, r) for i, r in zip(portion.tolist(), row.tolist(), strict=True)]
+        self.steps.append((start, stop, segment.wsa.rate(start), segment.wsa.phase(start), rows))
+        self.controller.advance(stop)
+        if stop == segment.stop:
+            self.ready.pop(0)
+        return True
+
+    def crash(self, at: int, batch: int, segment_samples: int) -> None:
+        """Everything in memory is lost; the plan as it was written and the checkpoint remain."""
+        old = self.controller
+        self.steps = [step for step in self.steps if step[1] <= at]
+        self.saved = [s for s in self.saved if s <= at]
+        self.ready = []
+        self.controller = Controller(old.plan, batch, segment_samples, samples=at, hold=old.hold, closed=old.closed)
+
+
+ACTIONS = st.lists(
+    st.sampled_from(["train"] * 8 + ["ask", "save", "crash", "append", "append", "hold", "release", "anneal"]), min_size=5, max_size=80
+)
+
+
+@given(plans(), ACTIONS, st.integers(1, 40), st.data())
+def test_whatever_happens_every_planned_sample_is_trained_once_at_its_rate(plan: Plan, actions: list[str], batch: int, data: st.DataObject) -> None:
+    world, version = World(Controller(plan, batch, 3 * batch)), 0
+    for action in actions:
+        controller = world.controller
+        if action == "train":
+            world.train()
+        elif action == "ask":
+            world.ask()
+        elif action == "save":
+            world.saved.append(world.samples)
+        elif action == "crash":
+            world.crash(data.draw(st.sampled_from(world.saved)), batch, data.draw(st.integers(1, 5)) * batch)
+        elif action == "append" and controller.open:
+            version += 1
+            sizes = data.draw(st.tuples(st.integers(1, 60), st.integers(0, 30)))
+            issued = controller.issued
+            at = controller.adopt([Portion("domain/new", version, 0, sizes[0])], [Portion("mixed", version, 0, sizes[1])], None)
+            assert at >= issued
+        elif action in ("hold", "release") and controller.open:
+            controller.hold = action == "hold"
+        elif action == "anneal" and controller.open and data.draw(st.booleans()):
+            controller.anneal()
+    world.controller.hold = False
+    while world.train():
+        pass
+    assert not isinstance(world.controller.segment(world.samples), Wait)
+    final = world.controller.plan
+    assert [(a, b) for a, b, *_ in world.steps] == sorted((a, b) for a, b, *_ in world.steps)
+    assert [p for a, b, *_ in world.steps for p in range(a, b)] == list(range(final.samples))
+    trained = [row for *_, rows in world.steps for row in rows]
+    assert trained == [row for era in final.eras for row in planned(era)]
+    assert len(set(trained)) == len(trained)
+    assert [(rate, phase) for _, _, rate, phase, _ in world.steps] == [(final.wsa.rate(a), final.wsa.phase(a)) for a, *_ in world.steps]
+    order = list(Phase)
+    phases = [order.index(phase) for *_, phase, _ in world.steps]
+    assert phases == sorted(phases)
+    if not world.controller.closed:
+        whole = {(p.source, p.version, p.first + k) for era in final.eras for p in (*era.portions,) for k in range(p.count)}
+        assert {(s, v, r) for s, v, r in trained} == whole
+
+
+def planned(era: Era) -> list[tuple[str, int, int]]:
+    portion, row = era.order(era.start, era.stop)
+    return [(era.portions[i].source, era.portions[i].version, r) for i, r in zip(portion.tolist(), row.tolist(), strict=True)]

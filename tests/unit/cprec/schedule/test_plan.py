@@ -9,14 +9,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cprec.schedule.ledger import Ledger, ids_digest
-from cprec.schedule.plan import BLOCK, Era, Plan, Portion, batches, make, permuted
+from cprec.schedule.plan import BLOCK, Era, Plan, Portion, batches, permuted
+from cprec.schedule.planning import Rules, adopt, anneal_now, branch, make
+from cprec.schedule.wsa import Mode
 
 portions = st.lists(
     st.builds(Portion, st.sampled_from(["domain/A", "domain/B", "mixed"]), st.integers(0, 3), st.integers(0, 50), st.integers(0, 400)),
     min_size=1,
     max_size=6,
 )
-eras = st.builds(lambda start, ps, seed: Era(start, tuple(ps), seed), st.integers(0, 1000), portions, st.integers(0, 1 << 62))
+
+
+def era_of(start: int, ps: list[Portion], seed: int) -> Era:
+    return Era(start, start + sum(p.count for p in ps), tuple(ps), seed)
+
+
+eras = st.builds(era_of, st.integers(0, 1000), portions, st.integers(0, 1 << 62))
 
 
 def everything(era: Era) -> list[tuple[int, int]]:
@@ -37,14 +45,19 @@ def test_any_piece_of_the_order_is_the_same_computed_alone(era: Era, data: st.Da
         assert np.array_equal(all_of_it[a - era.start : b - era.start], part)
 
 
+def rows_of(era: Era, start: int, stop: int) -> list[tuple[str, int, int]]:
+    portion, row = era.order(start, stop)
+    return [(era.portions[i].source, era.portions[i].version, r) for i, r in zip(portion.tolist(), row.tolist(), strict=True)]
+
+
 @given(eras, st.data())
-def test_cutting_an_era_loses_nothing(era: Era, data: st.DataObject) -> None:
+def test_what_is_dealt_and_what_is_left_make_the_whole(era: Era, data: st.DataObject) -> None:
     position = data.draw(st.integers(era.start, era.stop))
-    given_, left = era.cut(position)
-    assert sum(p.count for p in given_) == position - era.start
-    assert sum(p.count for p in left) == era.stop - position
-    rows = {(p.source, p.version, p.first + k) for p in (*given_, *left) for k in range(p.count)}
-    assert rows == {(p.source, p.version, p.first + k) for p in era.portions for k in range(p.count)}
+    head = era.until(position)
+    assert rows_of(head, era.start, position) == rows_of(era, era.start, position)
+    left = [(p.source, p.version, p.first + k) for p in era.left(position) for k in range(p.count)]
+    whole = [(p.source, p.version, p.first + k) for p in era.portions for k in range(p.count)]
+    assert sorted(rows_of(head, era.start, position) + left) == sorted(whole)
 
 
 @given(eras, st.data())
@@ -59,13 +72,13 @@ def test_no_stretch_is_one_domain(era: Era, data: st.DataObject) -> None:
 
 def test_the_seed_moves_the_order_but_not_its_content() -> None:
     ps = (Portion("domain/A", 0, 0, 300), Portion("domain/B", 0, 0, 200))
-    first, second = (Era(0, ps, seed).order(0, 500) for seed in (1, 2))
+    first, second = (Era(0, 500, ps, seed).order(0, 500) for seed in (1, 2))
     assert not np.array_equal(first[0], second[0])
     assert np.bincount(first[0]).tolist() == np.bincount(second[0]).tolist() == [300, 200]
 
 
 def test_a_billion_samples_are_planned_a_segment_at_a_time() -> None:
-    era = Era(0, tuple(Portion(f"domain/{i}", 0, 0, n) for i, n in enumerate([400_000_000, 300_000_000, 299_999_999, 1])), 7)
+    era = era_of(0, [Portion(f"domain/{i}", 0, 0, n) for i, n in enumerate([400_000_000, 300_000_000, 299_999_999, 1])], 7)
     portion, row = era.order(999_990_000, 1_000_000_000)
     assert len(set(zip(portion.tolist(), row.tolist(), strict=True))) == 10_000
     assert row.max() == 399_999_999
@@ -86,11 +99,15 @@ def test_batches_cover_all_positions(start: int, length: int, size: int) -> None
     assert all(b - a == size for a, b in cut[:-1])
 
 
-@given(portions.filter(lambda ps: sum(p.count for p in ps) > 0), portions, st.floats(0, 1), st.one_of(st.none(), st.integers(1, 500)))
+some = portions.filter(lambda ps: sum(p.count for p in ps) > 0)
+caps = st.one_of(st.none(), st.integers(1, 500))
+
+
+@given(some, portions, st.floats(0, 1), caps)
 def test_a_plan_reads_domains_up_to_s_and_mixed_samples_up_to_a(
     domain: list[Portion], mixed: list[Portion], fraction: float, cap: int | None
 ) -> None:
-    plan = make(domain, mixed, 3, (1e-5, 1e-3), fraction, cap)
+    plan = make(Rules(3, 1e-5, 1e-3, fraction, cap), domain, mixed)
     total = sum(p.count for p in domain)
     assert plan.wsa.stable_end == min(total, cap or total)
     assert plan.wsa.warmup_end == round(fraction * plan.wsa.stable_end)
@@ -100,14 +117,58 @@ def test_a_plan_reads_domains_up_to_s_and_mixed_samples_up_to_a(
     assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
 
 
-def test_a_plan_without_domain_samples_is_refused() -> None:
-    with pytest.raises(ValueError, match="no domain-specific samples"):
-        make([], [Portion("mixed", 0, 0, 5)], 0, (1e-5, 1e-3), 0.05, None)
+@given(some, portions, some, portions, caps, st.data())
+def test_what_joins_shares_the_rest_and_what_was_trained_stays(
+    domain: list[Portion], mixed: list[Portion], more: list[Portion], more_mixed: list[Portion], cap: int | None, data: st.DataObject
+) -> None:
+    before = make(Rules(3, 1e-5, 1e-3, 0.1, cap), domain, mixed)
+    at = data.draw(st.integers(before.wsa.warmup_end, before.wsa.stable_end))
+    new = [Portion(p.source, p.version + 9, p.first, p.count) for p in more]
+    new_mixed = [Portion("mixed", p.version + 9, p.first, p.count) for p in more_mixed]
+    after = adopt(before, at, new, new_mixed, cap)
+    assert [r for e in after.domain for r in rows_of(e, e.start, min(e.stop, at)) if e.start < at] == rows_of(before.domain[0], 0, at)
+    total = sum(p.count for p in (*domain, *new))
+    assert after.wsa.stable_end == (total if cap is None else max(min(total, cap), at))
+    assert after.wsa.warmup_end == before.wsa.warmup_end
+    assert after.samples - after.wsa.stable_end == sum(p.count for p in (*mixed, *new_mixed)) * after.wsa.stable_end // total
+    if cap is None:
+        whole = [(p.source, p.version, p.first + k) for p in (*domain, *new) for k in range(p.count)]
+        assert sorted(r for e in after.domain for r in rows_of(e, e.start, e.stop)) == sorted(whole)
+
+
+@given(some, portions, st.data())
+def test_annealing_early_keeps_what_was_trained_and_leaves_the_rest(domain: list[Portion], mixed: list[Portion], data: st.DataObject) -> None:
+    plan = make(Rules(3, 1e-5, 1e-3, 0.1), domain, mixed)
+    at = data.draw(st.integers(plan.wsa.warmup_end, plan.wsa.stable_end))
+    early = anneal_now(plan, at)
+    assert early.wsa.stable_end == at
+    assert rows_of(early.domain[-1], 0, at) == rows_of(plan.domain[-1], 0, at)
+    assert sum(p.count for p in early.consumed(at)) == at
+
+
+def test_a_branch_anneals_from_its_first_sample_and_remembers_its_trunk() -> None:
+    trunk = make(Rules(3, 1e-5, 1e-3, 0.1), [Portion("domain/A", 0, 0, 100)], [Portion("mixed", 0, 0, 50)])
+    plan = branch(Rules(3, 1e-5, 1e-3, 0.1, 7), [Portion("mixed", 0, 0, 50)], trunk.consumed(60))
+    assert (plan.wsa.stable_end, plan.samples, plan.wsa.rate(0)) == (0, 50, 1e-3)
+    assert plan.consumed(10) == (Portion("domain/A", 0, 0, 60), Portion("mixed", 0, 0, 10))
+
+
+@pytest.mark.parametrize(
+    ("mode", "domain", "mixed"), [(Mode.DOMAIN_ONLY, 100, 0), (Mode.SHUFFLED, 150, 0), (Mode.NO_DECAY, 100, 50), (Mode.COSINE, 100, 50)]
+)
+def test_a_mode_decides_what_is_read_up_to_s_and_after(mode: Mode, domain: int, mixed: int) -> None:
+    plan = make(Rules(3, 1e-5, 1e-3, 0.1, None, mode), [Portion("domain/A", 0, 0, 100)], [Portion("mixed", 0, 0, 50)])
+    assert (plan.wsa.stable_end, plan.samples - plan.wsa.stable_end) == (domain, mixed)
+
+
+def test_a_plan_without_samples_is_refused() -> None:
+    with pytest.raises(ValueError, match="no samples to plan"):
+        make(Rules(0, 1e-5, 1e-3, 0.05), [], [])
 
 
 @given(st.lists(st.lists(st.integers(0, (1 << 64) - 1), max_size=5), max_size=8))
 def test_the_ledger_adds_up_and_survives_a_round_trip(steps: list[list[int]]) -> None:
-    plan = make([Portion("domain/A", 0, 0, 100)], [], 0, (1e-5, 1e-3), 0.05, None)
+    plan = make(Rules(0, 1e-5, 1e-3, 0.05), [Portion("domain/A", 0, 0, 100)], [])
     ledger = Ledger(plan)
     for ids in steps:
         ledger = ledger.after(len(ids), ids_digest(ids))

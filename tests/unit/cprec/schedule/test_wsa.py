@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cprec.schedule.wsa import WSA, Phase
+from cprec.schedule.wsa import WSA, Mode, Phase
 
 
 @st.composite
@@ -14,7 +14,7 @@ def schedules(draw: st.DrawFn) -> WSA:
     low = draw(st.floats(1e-8, 1e-2))
     high = draw(st.floats(low, 1.0))
     ends = sorted(draw(st.tuples(*[st.integers(0, 10_000)] * 3)))
-    return WSA(low, high, *ends)
+    return WSA(low, high, ends[0], ends[1], ends[2], draw(st.sampled_from(Mode)))
 
 
 @given(schedules(), st.data())
@@ -24,9 +24,9 @@ def test_rate_stays_between_the_bounds_and_rises_holds_falls(wsa: WSA, data: st.
     assert all(wsa.lr_min * (1 - 1e-12) <= r <= wsa.lr_max * (1 + 1e-12) for r in rates)
     if b <= wsa.warmup_end:
         assert rates[0] <= rates[1] * (1 + 1e-12)
-    elif wsa.warmup_end <= a and b <= wsa.stable_end:
+    elif wsa.warmup_end <= a and b <= wsa.stable_end and wsa.mode not in (Mode.COSINE, Mode.LINEAR):
         assert rates == (wsa.lr_max, wsa.lr_max)
-    elif a >= wsa.stable_end:
+    elif a >= wsa.warmup_end:
         assert rates[0] >= rates[1] * (1 - 1e-12)
 
 
@@ -65,3 +65,19 @@ def test_samples_outside_of_the_schedule_are_refused() -> None:
     for samples in (-1, 4):
         with pytest.raises(ValueError, match="outside"):
             wsa.rate(samples)
+
+
+@pytest.mark.parametrize(
+    ("mode", "half", "end"),
+    [
+        (Mode.WSA, 0.5, 0.0),
+        (Mode.NO_DECAY, 1.0, 1.0),
+        (Mode.COSINE, (1 + math.cos(math.pi * 1400 / 1900)) / 2, 0.0),
+        (Mode.LINEAR, 500 / 1900, 0.0),
+        (Mode.WSD, ((5e-4 * 5e-6) ** 0.5 - 5e-6) / (5e-4 - 5e-6), 0.0),
+    ],
+)
+def test_each_mode_falls_by_its_formula(mode: Mode, half: float, end: float) -> None:
+    wsa = WSA(5e-6, 5e-4, 100, 1000, 2000, mode)
+    assert wsa.rate(1500) == pytest.approx(5e-6 + half * (5e-4 - 5e-6), rel=1e-9)
+    assert wsa.rate(2000) == pytest.approx(5e-6 + end * (5e-4 - 5e-6), rel=1e-9)

@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 
 from cluster.errors import RunError
 from cprec.schedule.ledger import Ledger
-from cprec.schedule.plan import Plan, Portion, make
+from cprec.schedule.plan import Plan, Portion
+from cprec.schedule.planning import Rules, make
 from cprec.train import checkpoint
 from cprec.train.checkpoint import Name
 from cprec.train.engine import State
 
-PLAN: Plan = make([Portion("domain/A", 0, 0, 100)], [Portion("mixed", 0, 0, 50)], 0, (1e-5, 1e-3), 0.1, None)
+PLAN: Plan = make(Rules(0, 1e-5, 1e-3, 0.1), [Portion("domain/A", 0, 0, 100)], [Portion("mixed", 0, 0, 50)])
 
 
 def state(seed: int = 0) -> State:
@@ -36,9 +37,9 @@ def save(run: Path, samples: int, attempt: int = 0, folder: str = "local") -> st
 def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     uri = save(tmp_path / "run", 30)
     checkpoint.verify(uri)
-    loaded = checkpoint.load_trainer(uri, 3)
+    loaded = checkpoint.load_trainer(uri)
     expected = state(30)
-    assert loaded.steps == 3
+    assert loaded.steps == expected.steps == 7
     assert all(torch.equal(loaded.weights[n], t) for n, t in expected.weights.items())
     assert all(torch.equal(loaded.moments[m][n], t) for m, ts in expected.moments.items() for n, t in ts.items())
     assert checkpoint.ledger(uri) == Ledger(PLAN, 30, 3, 5)

@@ -11,12 +11,13 @@ from cluster.errors import RecipeError, RunError
 from cprec.recipe import Recipe
 from cprec.resolve import validate
 from cprec.schedule.ledger import ids_digest
-from cprec.schedule.plan import Portion, batches, make
+from cprec.schedule.plan import Portion, batches
+from cprec.schedule.planning import Rules, make
 from cprec.train.audit import audit
 from cprec.train.record import Lines, read_lines
 from cprec.train.settled import settle
 
-PLAN = make([Portion("domain/A", 0, 0, 60), Portion("domain/B", 1, 0, 40)], [Portion("mixed", 0, 0, 50)], 0, (1e-5, 1e-3), 0.1, None)
+PLAN = make(Rules(0, 1e-5, 1e-3, 0.1), [Portion("domain/A", 0, 0, 60), Portion("domain/B", 1, 0, 40)], [Portion("mixed", 0, 0, 50)])
 
 
 def ids_at(start: int, stop: int) -> list[int]:

@@ -1,0 +1,48 @@
+"""A branch: anneal a stable checkpoint on the mixed samples into a release candidate, while its trunk goes on or rests.
+
+    python jobs/anneal.py RECIPE.yaml --from out/runs/cpt/checkpoints/000000008192-0
+
+The branch is a run of its own, `<run>-anneal-<samples>` unless --run names it; the same line again resumes it.
+"""
+
+import argparse
+import sys
+
+import source_roots  # noqa: F401
+from rich.console import Console
+
+from cluster.errors import RunError
+from cluster.storage import absolute
+from cprec.command import main
+from cprec.pretrain import pretrain
+from cprec.recipe import Recipe
+from cprec.train.checkpoint import Name
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+    """What this job takes beside the recipe."""
+    parser.add_argument("--from", dest="source", required=True, metavar="URI", help="the stable checkpoint to anneal")
+    parser.add_argument("--allow-change", action="append", default=[], metavar="KEY", help="a key that may differ from the branch's first start")
+
+
+def job(recipe: Recipe, options: argparse.Namespace) -> None:
+    """Train the branch to its end and say where everything is."""
+    console = Console()
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    source = absolute(options.source)
+    trunk, name = source.split("/")[-3], Name.parse(source.split("/")[-1])
+    if name is None:
+        raise RunError(f"--from {options.source}: not a checkpoint; give <storage>/<run>/checkpoints/<samples>-<attempt>")
+    run = recipe.run if recipe.run != trunk else f"{trunk}-anneal-{name.samples}"
+    result = pretrain(recipe.model_copy(update={"run": run, "continue_from": source, "branch": True}), options.allow_change, say)
+    say(f"audit: {result.audit['planned']:,} planned, {result.audit['missing']} missing, {result.audit['repeated']} repeated")
+    say(f"registered {recipe.mlflow.model} version {result.version}")
+    say(f"adapter: {result.adapter}")
+    say(f"report:  {result.report}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(job, __doc__, flags))

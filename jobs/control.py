@@ -1,0 +1,42 @@
+"""Ask a running job how it stands, or tell it what to do with its stable phase.
+
+    python jobs/control.py --run NAME status | hold | release | anneal
+
+hold: stay in the stable phase when it runs dry, waiting for new domains; release: no longer; anneal: end the stable phase at the next segment.
+Needs the run's --storage; speaks to the run through it, so it works from any machine that can write there.
+"""
+
+import argparse
+import sys
+
+import source_roots  # noqa: F401
+from rich.console import Console
+
+from cluster.errors import RunError
+from cluster.storage import absolute, join
+from cprec.command import main
+from cprec.recipe import Recipe
+from cprec.train import mailbox
+
+TIMEOUT_S = 60.0
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+    """What this job takes beside the recipe."""
+    parser.add_argument("verb", nargs="?", default="status", choices=["status", "hold", "release", "anneal"], help="what to do [status]")
+
+
+def job(recipe: Recipe, options: argparse.Namespace) -> None:
+    """Carry out one verb and print the run's state."""
+    console = Console()
+    run_uri = join(absolute(recipe.storage), recipe.run)
+    if options.verb != "status":
+        console.print(f"{recipe.run} {mailbox.ask(run_uri, recipe.run, options.verb, TIMEOUT_S)}", markup=False, highlight=False, soft_wrap=True)
+    state = mailbox.status(run_uri)
+    if state is None:
+        raise RunError(f"no run {recipe.run} below {absolute(recipe.storage)}")
+    console.print(mailbox.describe(state), markup=False, highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(job, __doc__, flags))
