@@ -55,7 +55,7 @@ def session(address: str, num_cpus: int) -> Iterator[None]:
         logging_level=logging.ERROR,
         runtime_env={"py_modules": code()},
         # Workers that wait between two segments stay: a new one imports for seconds.
-        _system_config={"num_workers_soft_limit": 8 * num_cpus} if local else None,
+        _system_config={"num_workers_soft_limit": 8 * num_cpus, "worker_maximum_startup_concurrency": 2 * num_cpus} if local else None,
     )
     try:
         yield

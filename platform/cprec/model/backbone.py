@@ -1,6 +1,5 @@
 """The base model: a hub id, a directory or an s3:// URI of a Hugging Face causal LM. Safetensors only."""
 
-import logging
 import os
 import shutil
 from functools import lru_cache
@@ -9,10 +8,10 @@ from tempfile import gettempdir
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from cluster.errors import RecipeError
 from cluster.storage import download, exists, is_remote, join, sha256
+from cprec.model.quiet import quiet
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -66,10 +65,3 @@ def local(base: str) -> str:
         except OSError:  # another process of this machine was first; its copy is whole, because it was renamed too
             shutil.rmtree(partial)
     return str(copy)
-
-
-def quiet() -> None:
-    """Keep the libraries' progress bars and hints out of the run's own progress line."""
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    logging.getLogger("transformers").setLevel(logging.ERROR)

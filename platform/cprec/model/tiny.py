@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from cluster.errors import DataError
 from corpus import prompt
 from cprec.model import language
+from cprec.model.quiet import quiet
 from cprec.recipe import TinySettings
 
 BEGIN, END, PAD = "<s>", "</s>", "<pad>"
@@ -27,6 +28,7 @@ def build(titles: Sequence[str], settings: TinySettings, seed: int, directory: P
     """
     if not titles:
         raise DataError("the tiny base is built from the corpus's titles, and there are none; build the corpus first")
+    quiet()
     tokenizer = train_tokenizer(titles, settings.vocabulary)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

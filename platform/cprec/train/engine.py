@@ -5,7 +5,6 @@ ZeRO stage; at the same number on a CPU the continued run is bitwise the same. T
 """
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ import torch.nn.functional as F
 
 from cluster.deepspeed_presets import config
 from cprec.model.adapter import trainable
+from cprec.model.quiet import quiet
 from cprec.recipe import TrainSettings
 from cprec.stream.shares import MicroBatch
 
@@ -43,8 +43,7 @@ class Engine:
     """A model in training, spread over the workers of the process group that is already there (or alone, without one)."""
 
     def __init__(self, model: torch.nn.Module, settings: TrainSettings, precision: str) -> None:
-        if not torch.cuda.is_available():
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        quiet()
         import deepspeed
 
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)

@@ -1,0 +1,16 @@
+"""Keeps the libraries' progress bars and hints out of a run's own lines."""
+
+import logging
+import os
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+
+def quiet() -> None:
+    """Call before a model or a tokenizer is loaded, built or trained."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # transformers asks DeepSpeed for its accelerator, which warns when it has to guess
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
