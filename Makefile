@@ -18,11 +18,11 @@ export MLFLOW_DISABLE_TELEMETRY := true
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
-demo: environment ## simulated shoppers -> corpus -> continual pre-training -> evaluation -> promotion (minutes on two cores)
+demo: environment ## simulated shoppers -> corpus -> continual pre-training -> promotion -> evaluation (minutes on two cores)
 	@.ci/step "build_corpus" $(BIN)/python jobs/build_corpus.py $(RECIPE)
 	@.ci/step "cpt" $(BIN)/python jobs/cpt.py $(RECIPE)
-	@.ci/step "evaluate" $(BIN)/python jobs/evaluate.py $(RECIPE)
 	@.ci/step "promote" $(BIN)/python jobs/promote.py $(RECIPE)
+	@.ci/step "evaluate" $(BIN)/python jobs/evaluate.py $(RECIPE)
 
 test: check ## the checks, then every test
 	@.ci/step "tests" $(BIN)/python -m pytest

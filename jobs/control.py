@@ -19,19 +19,16 @@ from cprec.recipe import Recipe
 from cprec.train import mailbox
 
 TIMEOUT_S = 60.0
-
-
-def flags(parser: argparse.ArgumentParser) -> None:
-    """What this job takes beside the recipe."""
-    parser.add_argument("verb", nargs="?", default="status", choices=["status", "hold", "release", "anneal"], help="what to do [status]")
+VERBS: dict[str, mailbox.Verb] = {"hold": "hold", "release": "release", "anneal": "anneal"}
 
 
 def job(recipe: Recipe, options: argparse.Namespace) -> None:
     """Carry out one verb and print the run's state."""
     console = Console()
     run_uri = join(absolute(recipe.storage), recipe.run)
-    if options.verb != "status":
-        console.print(f"{recipe.run} {mailbox.ask(run_uri, recipe.run, options.verb, TIMEOUT_S)}", markup=False, highlight=False, soft_wrap=True)
+    verb = VERBS.get(options.word)
+    if verb is not None:
+        console.print(f"{recipe.run} {mailbox.ask(run_uri, recipe.run, verb, TIMEOUT_S)}", markup=False, highlight=False, soft_wrap=True)
     state = mailbox.status(run_uri)
     if state is None:
         raise RunError(f"no run {recipe.run} below {absolute(recipe.storage)}")
@@ -39,4 +36,4 @@ def job(recipe: Recipe, options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(job, __doc__, flags))
+    sys.exit(main(job, __doc__, words=("status", *VERBS)))

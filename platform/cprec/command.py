@@ -3,7 +3,7 @@
 import argparse
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from cluster.errors import UserError
@@ -15,10 +15,15 @@ DEMO = Path(__file__).resolve().parents[2] / "jobs" / "recipes" / "demo.yaml"
 DONE, USER_ERROR, FAULT, INTERRUPTED = 0, 1, 2, 130
 
 
-def main(job: Callable[[Recipe, argparse.Namespace], None], description: str, flags: Callable[[argparse.ArgumentParser], None] | None = None) -> int:
+def main(
+    job: Callable[[Recipe, argparse.Namespace], None],
+    description: str,
+    flags: Callable[[argparse.ArgumentParser], None] | None = None,
+    words: Collection[str] = (),
+) -> int:
     """Run a job on the process's arguments. Returns its exit code: 0 done, 1 the user's error, 2 a fault, 130 interrupted and resumable."""
     try:
-        recipe, options = from_arguments(sys.argv[1:], description, DEMO, flags)
+        recipe, options = from_arguments(sys.argv[1:], description, DEMO, flags, words)
         job(recipe, options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -9,7 +9,7 @@ import io
 import json
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -86,9 +86,15 @@ def keys(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[st
 
 
 def from_arguments(
-    arguments: Sequence[str], description: str, default_recipe: Path, flags: Callable[[argparse.ArgumentParser], None] | None = None
+    arguments: Sequence[str],
+    description: str,
+    default_recipe: Path,
+    flags: Callable[[argparse.ArgumentParser], None] | None = None,
+    words: Collection[str] = (),
 ) -> tuple[Recipe, argparse.Namespace]:
-    """Command line to (recipe, job flags): `[RECIPE.yaml] [--section.key VALUE ...]`.
+    """Command line to (recipe, job flags): `[RECIPE.yaml] [WORD] [--section.key VALUE ...]`.
+
+    words: what a job takes by name, such as `hold`; the one that was given, or None, is in the flags as `word`.
 
     Raises RecipeError for an unknown key, naming the nearest known ones; `--help` prints every key and exits 0.
     """
@@ -103,7 +109,12 @@ def from_arguments(
         raw = getattr(known, name, None)
         if raw is not None:
             overrides[name] = _from_text(raw, annotation, name)
-    return load(known.recipe or str(default_recipe), overrides), known
+    known.word = next((p for p in known.positional if p in words), None)
+    recipes = [p for p in known.positional if p != known.word]
+    if len(recipes) > 1:
+        named = f", and one of {', '.join(words)}" if words else ""
+        raise RecipeError(f"{recipes[1]!r}: one recipe at most{named}; every value behind its --key")
+    return load(recipes[0] if recipes else str(default_recipe), overrides), known
 
 
 def option(name: str) -> str:
@@ -117,7 +128,7 @@ def _parser(description: str) -> argparse.ArgumentParser:
             raise RecipeError(f"{message}; --help lists every key")
 
     parser = Parser(description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", nargs="?", metavar="RECIPE.yaml", help="default: the demo recipe")
+    parser.add_argument("positional", nargs="*", metavar="RECIPE.yaml", help="default: the demo recipe")
     parser.add_argument("--dry-run", action="store_true", help="resolve the recipe, check the inputs, print the plan, stop")
     for name, annotation, default, text in keys():
         shown = _shown(default).replace("%", "%%")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 400
@@ -53,6 +56,20 @@ def run(job: str, *arguments: str | Path, code: int = 0, environment: Mapping[st
         out, err = process.communicate(timeout=LIMIT_S)
     assert process.returncode == code, f"exit code {process.returncode}\n{out[-3000:]}\n{err[-3000:]}"
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def refused(job: str, *arguments: str | Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """The one message of a job that must end with exit code 1, run in this process to spare the imports."""
+    monkeypatch.setattr(sys, "argv", [f"jobs/{job}.py", *map(str, arguments)])
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(str(ROOT / "jobs"))
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "jobs" / f"{job}.py"), run_name="__main__")
+    seen = capsys.readouterr()
+    assert ended.value.code == 1, seen.err
+    assert "Traceback" not in seen.err + seen.out
+    assert seen.err.startswith("error: ")
+    return seen.err
 
 
 def kill_when(process: "subprocess.Popen[str]", reached: Callable[[], bool]) -> None:

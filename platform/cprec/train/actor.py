@@ -42,11 +42,14 @@ class Group:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the shell needs of the recipe. batch, segment, poll: samples; cap: domain-specific samples at most."""
+    """What the shell needs of the recipe. batch, segment, poll: samples; cap: domain-specific samples at most; max_tokens: of a prompt."""
 
     run: str
     run_uri: str
     corpus: str
+    base: str
+    revision: str | None
+    max_tokens: int
     batch: int
     segment: int
     poll: int
@@ -56,13 +59,13 @@ class Settings:
 class ControllerShell:
     """One run's controller. Its answers depend on the plan alone, so that a restarted worker group is told the same again."""
 
-    def __init__(self, settings: Settings, text: segments.Text, owner: Owner) -> None:
+    def __init__(self, settings: Settings, owner: Owner) -> None:
         segments.configure()
         course = Course.read(settings.run_uri)
         if course is None:
             raise PlatformFault(f"{settings.run_uri}: no plan.json; a run's plan is written before its controller starts")
-        self._settings, self._text, self._course = settings, text, course
-        self._streams = segments.streams_of(Corpus.open(settings.corpus))
+        self._settings, self._course = settings, course
+        self._read(Corpus.open(settings.corpus))
         self._controller = self._fresh(0)
         self._events, self._trace = Lines(join(settings.run_uri, EVENTS)), Lines(join(settings.run_uri, TRACE))
         self._rows: list[dict[str, Any]] = self._trace.read()
@@ -71,6 +74,12 @@ class ControllerShell:
         self._desk = Desk(settings.run_uri, owner)
         self._polled = 0
         self._waiting = False
+
+    def _read(self, corpus: Corpus) -> None:
+        """Take in a version of the corpus: its streams, and the titles of its items, which the read tasks share."""
+        settings = self._settings
+        self._streams = segments.streams_of(corpus)
+        self._text = segments.Text(settings.base, settings.revision, settings.max_tokens, ray.put(corpus.titles()))
 
     def _fresh(self, samples: int) -> Controller:
         course, settings = self._course, self._settings
@@ -189,7 +198,7 @@ class ControllerShell:
         if not domain and not mixed:
             self._change(replace(self._course, version=corpus.version))
             return f"has nothing to train of corpus version {corpus.version}"
-        self._streams = segments.streams_of(corpus)
+        self._read(corpus)
         # Planned, written, then in force: a crash in between repeats the same decision from the same plan.
         at = self._controller.joins_at()
         self._controller.adopt(portions(domain), portions(mixed), self._settings.cap)
@@ -241,6 +250,6 @@ class ControllerShell:
         }
 
 
-def start(settings: Settings, text: segments.Text, owner: Owner) -> Any:
+def start(settings: Settings, owner: Owner) -> Any:
     """The handle of a new controller; it ends with the driver, and is started again if it dies before."""
-    return ray.remote(num_cpus=0, max_restarts=-1)(ControllerShell).remote(settings, text, owner)
+    return ray.remote(num_cpus=0, max_restarts=-1)(ControllerShell).remote(settings, owner)

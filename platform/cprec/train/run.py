@@ -19,7 +19,7 @@ from cluster.storage import join
 from corpus.table import Corpus
 from cprec.recipe import Recipe
 from cprec.schedule.plan import Plan
-from cprec.stream.segments import Text, read_positions, streams_of
+from cprec.stream.segments import read_positions, streams_of
 from cprec.train import actor, checkpoint, worker
 from cprec.train.audit import audit
 from cprec.train.mailbox import Owner
@@ -47,12 +47,20 @@ def fit(job: Job, watch: Watch) -> None:
     Raises the workers' UserError as it was raised, PlatformFault for anything else once train.max_failures restarts are used up.
     """
     recipe = job.recipe
-    text = Text(job.base, recipe.model.revision, recipe.model.max_tokens, ray.put(job.corpus.titles()))
     schedule, train = recipe.schedule, recipe.train
     settings = actor.Settings(
-        recipe.run, job.run_uri, job.corpus.uri, train.global_batch, schedule.segment_samples, schedule.poll_samples, train.max_samples
+        run=recipe.run,
+        run_uri=job.run_uri,
+        corpus=job.corpus.uri,
+        base=job.base,
+        revision=recipe.model.revision,
+        max_tokens=recipe.model.max_tokens,
+        batch=train.global_batch,
+        segment=schedule.segment_samples,
+        poll=schedule.poll_samples,
+        cap=train.max_samples,
     )
-    controller = actor.start(settings, text, Owner.me())
+    controller = actor.start(settings, Owner.me())
     trainer = TorchTrainer(
         worker.run,
         train_loop_config={"recipe": json.loads(recipe.model_dump_json()), "run_uri": job.run_uri, "base": job.base, "controller": controller},

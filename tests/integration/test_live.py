@@ -1,0 +1,143 @@
+"""A run that never stops learning: a domain joins while the stable phase runs, drivers are killed, workers come and go, branches and trunks go on."""
+
+import json
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from corpus import simulate
+from corpus.table import Corpus
+from cprec.registry import Registry
+from cprec.resolve import load
+from cprec.schedule.ledger import Ledger
+from cprec.schedule.plan import Plan
+from cprec.train import checkpoint
+from tests.integration import jobs
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Behaviours of five domains, a corpus of two of them, and a recipe that knows those two."""
+    place = tmp_path_factory.mktemp("live")
+    everything = ["Garden", "Office", "Sports", "Music"]
+    recipe = jobs.recipe(place, data={"root": f"{place}/shoppers", "format": "simulated", "domains": everything, "held_out": ["Games"]})
+    settled = load(str(recipe))
+    simulate.write(settled.data, settled.simulate, settled.seed)
+    jobs.recipe(
+        place,
+        run="trunk",
+        data={"root": f"{place}/shoppers", "domains": ["Garden", "Office"], "held_out": ["Games"]},
+        schedule={"lr_max": 1e-3, "segment_samples": 64, "poll_samples": 64},
+        train={"global_batch": 32, "zero_stage": 1},
+        checkpoint={"every_samples": 64, "keep": 50},
+        model={"max_tokens": 512, "lora_dropout": 0.0},
+    )
+    jobs.run("build_corpus", recipe)
+    return place
+
+
+def state(folder: Path) -> dict[str, Any]:
+    where = folder / "status.json"
+    values: dict[str, Any] = json.loads(where.read_text()) if where.exists() else {"state": "none", "samples": 0, "time": 0}
+    return values
+
+
+def wait_for(process: "subprocess.Popen[str]", reached: Callable[[], bool]) -> None:
+    end = time.monotonic() + jobs.LIMIT_S
+    while not reached():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, "the condition never held"
+        time.sleep(0.2)
+
+
+def saved(folder: Path) -> list[int]:
+    return sorted(int(p.parent.name.split("-")[0]) for p in folder.glob("checkpoints/*/manifest.json"))
+
+
+@pytest.fixture(scope="module")
+def trunk(place: Path) -> Path:
+    """Two workers train to the end of the stable phase and wait; Sports is appended; the driver is killed; one worker goes on and is killed; three
+    workers go on, and the phase is released. Returns the run's folder."""
+    recipe, folder = place / "recipe.yaml", place / "runs" / "trunk"
+    first = jobs.start("cpt", recipe, "--schedule.hold_open", "true")
+    wait_for(first, lambda: state(folder)["state"] == "waiting")
+    appended = jobs.run("append_domain", recipe, "--data.domains", "Sports")
+    assert "trunk takes up corpus version 1 at sample" in appended.stdout
+    dry = json.loads((folder / "plan.json").read_text())["plan"]["eras"][0]["stop"]
+    jobs.kill_when(first, lambda: any(s > dry for s in saved(folder)))
+
+    before = len(saved(folder))
+    second = jobs.start("cpt", recipe, "--schedule.hold_open", "true", "--workers", "1")
+    jobs.kill_when(second, lambda: len(saved(folder)) > before or (state(folder)["state"] == "waiting" and state(folder)["time"] > time.time() - 5))
+
+    third = jobs.start("cpt", recipe, "--schedule.hold_open", "true", "--workers", "3")
+    wait_for(third, lambda: state(folder)["state"] in ("training", "waiting") and state(folder)["owner"]["pid"] == third.pid)
+    assert "anneals when its stable phase is trained" in jobs.run("control", recipe, "release").stdout
+    _, err = third.communicate(timeout=jobs.LIMIT_S)
+    assert third.returncode == 0, err
+    return folder
+
+
+def test_every_sample_of_every_version_is_trained_once(trunk: Path, place: Path) -> None:
+    audit = json.loads((trunk / "audit.json").read_text())
+    assert (audit["missing"], audit["repeated"]) == (0, 0)
+    rows = {(s.source, s.version): s.rows for s in Corpus.open(f"{place}/corpus", 1).streams()}
+    assert audit["sources"]["domain/Sports"]["1"]["trained"] == rows["domain/Sports", 1]
+    for source in ("domain/Garden", "domain/Office"):
+        assert audit["sources"][source]["0"]["trained"] == rows[source, 0]
+    mixed = {int(v): entry["trained"] for v, entry in audit["sources"]["mixed"].items()}
+    assert mixed == {v: n for (source, v), n in rows.items() if source == "mixed"}
+
+
+def test_the_trace_is_the_plans_whoever_trained_it(trunk: Path) -> None:
+    plan = Plan.from_json(json.loads((trunk / "plan.json").read_text())["plan"])
+    trace = jobs.lines(trunk / "trace.jsonl")
+    assert [p for row in trace for p in range(row["samples"], row["samples"] + row["batch_samples"])] == list(range(plan.samples))
+    assert [row["lr"] for row in trace] == [plan.wsa.rate(row["samples"]) for row in trace]
+    assert [row["phase"] for row in trace] == [plan.wsa.phase(row["samples"]) for row in trace]
+    joined = plan.eras[1].start
+    assert all(row["lr"] == plan.wsa.lr_max for row in trace if joined <= row["samples"] < plan.wsa.stable_end)
+    assert {e["workers"] for e in jobs.lines(trunk / "events.jsonl") if e["event"] == "resumed"} == {1, 3}
+
+
+def test_adoption_is_an_event_with_what_it_changed(trunk: Path) -> None:
+    first, second = (e for e in jobs.lines(trunk / "events.jsonl") if e["event"] == "corpus_version_adopted")
+    assert (first["version"], second["version"]) == (0, 1)
+    assert second["S"] > first["S"] == second["S_before"]
+    assert "domain/Sports" in second["sources"]
+
+
+def test_what_is_appended_after_annealing_is_for_the_next_trunk(trunk: Path, place: Path) -> None:
+    """A branch anneals a stable checkpoint; a new trunk goes on from it with all that it has not seen, and neither warms up again."""
+    recipe = place / "recipe.yaml"
+    stable_end = Ledger.from_json(json.loads((max((trunk / "checkpoints").iterdir()) / "ledger.json").read_text())).plan.wsa.stable_end
+    source = next(p for p in sorted((trunk / "checkpoints").iterdir()) if int(p.name.split("-")[0]) == stable_end)
+    jobs.run("append_domain", recipe, "--data.domains", "Music")
+
+    jobs.run("cpt", recipe, "--run", "next", "--continue-from", source, "--data.domains", "Garden,Office")
+    folder = place / "runs" / "next"
+    audit = json.loads((folder / "audit.json").read_text())
+    assert set(audit["sources"]) == {"domain/Music", "mixed"}
+    assert (audit["missing"], audit["repeated"]) == (0, 0)
+    trace = jobs.lines(folder / "trace.jsonl")
+    assert trace[0]["lr"] == 1e-3
+    assert trace[0]["loss"] < jobs.lines(trunk / "trace.jsonl")[0]["loss"]
+
+    jobs.run("anneal", recipe, "--from", source)
+    branch = place / "runs" / f"trunk-anneal-{stable_end}"
+    phases = [row["phase"] for row in jobs.lines(branch / "trace.jsonl")]
+    assert set(phases) == {"annealing"}
+    [version] = [v for v in Registry.of(load(str(recipe))).versions() if v.tags["run"] == str(branch)]
+    assert version.tags["parent_checkpoint"] == str(source)
+    final = checkpoint.ledger(str(max((branch / "checkpoints").iterdir())))
+    assert {p.source for p in final.plan.consumed(final.samples)} >= {"domain/Garden", "domain/Office", "domain/Sports", "mixed"}
+
+
+def test_annealed_checkpoints_do_not_go_on(trunk: Path, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    annealed = max((trunk / "checkpoints").iterdir())
+    words = ["--run", "wrong", "--continue-from", str(annealed)]
+    assert "only stable checkpoints go on" in jobs.refused("cpt", place / "recipe.yaml", *words, capsys=capsys, monkeypatch=monkeypatch)
