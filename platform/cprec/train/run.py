@@ -7,6 +7,7 @@ import json
 import threading
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,7 +85,9 @@ def fit(job: Job, watch: Watch) -> None:
         except TrainingFailedError as error:
             raise _cause(error) from error
         finally:
-            ray.get(controller.end.remote(), timeout=60)
+            # A dead controller must not hide what it died of; its state goes stale by itself.
+            with suppress(ray.exceptions.RayError):
+                ray.get(controller.end.remote(), timeout=60)
 
 
 class _Watcher:
