@@ -131,9 +131,16 @@ class ControllerShell:
         self._rows.append(dict(row))
         self._advance(row["samples"] + row["batch_samples"])
 
-    def saved(self, samples: int, uri: str) -> None:
-        """A checkpoint is complete: the trace up to it is made durable first, the event follows."""
+    def saving(self) -> Plan:
+        """A checkpoint is about to be completed: the trace up to it is made durable first, because a run that resumes there never traces it again.
+
+        Returns the plan as it stands, for the checkpoint's ledger.
+        """
         self._trace.flush()
+        return self._controller.plan
+
+    def saved(self, samples: int, uri: str) -> None:
+        """A checkpoint is complete."""
         self._note("checkpoint_saved", samples, checkpoint=uri)
 
     # -- for the driver

@@ -5,7 +5,7 @@ The Ray side of it is small: the worker's rank, the controller's handle, the ite
 
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,7 @@ class Saver:
         if self._rank:
             return
         uri = checkpoint.uri_of(self._run_uri, checkpoint.Name(self._ledger.samples, self._group.attempt))
-        ledger = Ledger(ray.get(self._controller.plan.remote()), self._ledger.samples, self._ledger.step, self._ledger.digest)
+        ledger = replace(self._ledger, plan=ray.get(self._controller.saving.remote()))
         with tempfile.TemporaryDirectory() as folder:
             directory = Path(folder)
             adapter.save(engine.model, state.weights, directory / checkpoint.ADAPTER, self._base, self._recipe.model.revision)
