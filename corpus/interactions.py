@@ -28,13 +28,14 @@ _IDS, _TEXT, _SECONDS = "strings or integers", "strings", "integers (unix second
 class Behaviours:
     """One domain as it was read.
 
-    interactions: user_id, item_id (strings), timestamp (int64 unix seconds), each row once; items: item_id, title, each item once and every item of
-    an interaction among them; dropped: rows left out, by reason.
+    interactions: user_id, item_id (strings), timestamp (int64 unix seconds); after `with_title` each row once, of an item with a title;
+    items: item_id, title, each item once; dropped: interactions left out, by reason; of_titles: items left out, until they are among the dropped.
     """
 
     interactions: pl.DataFrame
     items: pl.DataFrame
     dropped: Counter[str]
+    of_titles: Counter[str]
 
 
 def sources(root: str, domain: str) -> tuple[list[str], list[str]]:
@@ -44,11 +45,14 @@ def sources(root: str, domain: str) -> tuple[list[str], list[str]]:
     return _files(root, "interactions", domain), _files(root, "items", domain)
 
 
-def read(root: str, domain: str, max_quarantined: float, say: Say) -> Behaviours:
-    """Read and validate one domain. Raises DataError, which names file and column, or the share of rows that is no use."""
+def read(root: str, domain: str, max_quarantined: float, say: Say, *, titled: bool = True) -> Behaviours:
+    """Read and validate one domain. titled: leave interactions out whose item has no title; else `with_title` is for the caller to call.
+
+    Raises DataError, which names file and column, or the share of rows that is no use.
+    """
     of_interactions, of_items = sources(root, domain)
     raw = _read(of_interactions, {"user_id": _IDS, "item_id": _IDS, "timestamp": _SECONDS}, say)
-    interactions, dropped = _usable(
+    usable, dropped = _usable(
         raw,
         {
             "no_user_id": _blank("user_id"),
@@ -57,12 +61,17 @@ def read(root: str, domain: str, max_quarantined: float, say: Say) -> Behaviours
         },
     )
     items, of_titles = _titles(_read(of_items, {"item_id": _IDS, "title": _TEXT}, say))
-    titled = interactions.join(items, on="item_id", how="semi")
-    dropped["item_without_title"] = interactions.height - titled.height
-    _check_share(domain, dropped, raw.height, max_quarantined)
-    unique = titled.unique(maintain_order=True)
-    dropped["duplicate_interaction"] = titled.height - unique.height
-    return Behaviours(unique, items, dropped + of_titles)
+    found = Behaviours(usable, items, dropped, of_titles)
+    return with_title(found, items["item_id"], domain, max_quarantined) if titled else found
+
+
+def with_title(found: Behaviours, titled: pl.Series, domain: str, max_quarantined: float) -> Behaviours:
+    """The interactions whose item is among those with a title, each once. Raises DataError when too many rows of the domain are no use."""
+    kept = found.interactions.filter(pl.col("item_id").is_in(titled.implode()))
+    dropped = found.dropped + Counter(item_without_title=found.interactions.height - kept.height)
+    _check_share(domain, dropped, found.interactions.height + found.dropped.total(), max_quarantined)
+    unique = kept.unique(maintain_order=True)
+    return Behaviours(unique, found.items, dropped + found.of_titles + Counter(duplicate_interaction=kept.height - unique.height), Counter())
 
 
 def distinct(items: pl.DataFrame) -> tuple[pl.DataFrame, int]:
