@@ -19,6 +19,7 @@ from corpus import delta, kept
 from corpus.append import append
 from corpus.build import as_new, build
 from corpus.kcore import k_core
+from corpus.make import make
 from corpus.samples import Samples, samples_of
 from corpus.settings import DataSettings
 from corpus.table import Corpus
@@ -290,7 +291,7 @@ def test_an_append_killed_before_its_commit_shows_nothing_and_is_completed(corpu
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(appending, "make", killed)
+        patch.setattr("corpus.append.make", killed)
         with pytest.raises(Killed):
             append(data, 0, corpus.uri, print)
     assert Corpus.open(corpus.uri) == corpus
@@ -302,18 +303,18 @@ def test_an_append_killed_before_its_commit_shows_nothing_and_is_completed(corpu
 
 def test_one_that_is_overtaken_builds_on_the_other(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other lands while the samples of this one are being made."""
-    make, said = appending.make, list[str]()
+    said: list[str] = []
     other = more(tmp_path / "other", shop(("E",), seed=6))
 
     def slow(*arguments: object) -> object:
         made = make(*arguments)  # type: ignore[arg-type]
         with monkeypatch.context() as patch:
-            patch.setattr(appending, "make", make)
+            patch.setattr("corpus.append.make", make)
             append(other, 0, corpus.uri, print)
-        monkeypatch.setattr(appending, "make", make)
+        monkeypatch.setattr("corpus.append.make", make)
         return made
 
-    monkeypatch.setattr(appending, "make", slow)
+    monkeypatch.setattr("corpus.append.make", slow)
     grown = append(more(tmp_path, shop(("D",), seed=5)), 0, corpus.uri, said.append)
     assert grown.version == 2
     assert any("another process made version 1 in the meantime" in line for line in said)
@@ -327,7 +328,7 @@ def test_one_that_is_always_overtaken_is_told_to_try_again(corpus: Corpus, tmp_p
     def overtaken(*_: object, **__: object) -> None:
         raise Overtaken("another process was faster")
 
-    monkeypatch.setattr(appending.build, "land", overtaken)
+    monkeypatch.setattr("corpus.build.land", overtaken)
     monkeypatch.setattr(appending, "ATTEMPTS", 2)
     with pytest.raises(Overtaken, match="other processes committed 2 times in the meantime; start the append again"):
         append(more(tmp_path, shop(("D",), seed=5)), 0, corpus.uri, print)
