@@ -60,8 +60,10 @@ def append(data: DataSettings, seed: int, uri: str, say: Say, *, held_out: bool 
         raise DataError(f"data.{'held_out' if held_out else 'domains'} names no domain to append; name at least one")
     _check_same_rules(Corpus.open(uri), data, seed)
     delta.check_conditional_put(uri)
-    behaviours = {name: interactions.read(data.root, name, data.max_quarantined, say, titled=False) for name in sorted(names)}
-    identity = storage.sha256(json.dumps([build.rules(data, seed), build.digests(data.root, sorted(names))], sort_keys=True).encode())
+    input_digests = build.digests(data, sorted(names))
+    of_input = json.loads(data.model_dump_json(include={"columns", "time_unit", "latest", "min_rating", "max_per_user", "format"}))
+    identity = storage.sha256(json.dumps([build.rules(data, seed), of_input, input_digests], sort_keys=True).encode())
+    behaviours = {name: interactions.read(data, name, say, titled=False) for name in sorted(names)}
     for attempt in range(ATTEMPTS):
         started = time.monotonic()
         try:
@@ -154,7 +156,7 @@ def _grow(corpus: Corpus, runs: dict[str, Any], domain: str, of: Behaviours, old
         pl.col("item_index").is_in(pl.Series(numbers if numbers is not None else [], dtype=pl.Int64).implode())
     )
     titles = pl.concat([of.items, known.select("item_id", "title").join(of.items, on="item_id", how="anti")])
-    titled = interactions.with_title(of, titles["item_id"], domain, data.max_quarantined)
+    titled = interactions.with_title(of, titles["item_id"], domain, data)
     fresh = titled.interactions.join(there, on=["user_id", "item_id", "timestamp"], how="anti", maintain_order="left")
     core = k_core(fresh, data.k_core, there["user_id"].unique(), known["item_id"])
     if core.is_empty() and not fresh.is_empty() and numbers is None:

@@ -20,6 +20,7 @@ from corpus.kcore import k_core, largest_k
 from corpus.make import Made, check_negatives, make
 from corpus.sequences import Ints
 from corpus.settings import DataSettings, SimulateSettings
+from corpus.sources import layout
 from corpus.table import PARTITION, SAMPLES, SAMPLES_SCHEMA, Corpus, publish_statistics
 
 RULES = 1
@@ -102,7 +103,7 @@ def gather(data: DataSettings, say: Say) -> Gathered:
     found, items, dropped = [], [], Counter[str]()
     first = 0
     for domain in names:
-        raw = interactions.read(data.root, domain, data.max_quarantined, say)
+        raw = interactions.read(data, domain, say)
         core = _core(domain, raw.interactions, data.k_core)
         titled, renamed = interactions.distinct(raw.items.join(core, on="item_id", how="semi"))
         indexed = titled.select(
@@ -141,17 +142,22 @@ DECIDING = ("k_core", "min_history", "max_history", "num_candidates", "mixed_min
 def fingerprint(data: DataSettings, seed: int) -> str:
     """What samples are a function of: the digest of the rules, the seed and the bytes of every input file. Where files lie does not count."""
     of_data = json.loads(data.model_dump_json(exclude={"root", "format", "distribute_above"}))
+    of_data["layout"] = layout.name_of(data)
     of_data["domains"], of_data["held_out"] = sorted(data.domains), sorted(data.held_out)
-    return storage.sha256(
-        json.dumps([RULES, of_data, seed, digests(data.root, (*of_data["domains"], *of_data["held_out"]))], sort_keys=True).encode()
-    )
+    return storage.sha256(json.dumps([RULES, of_data, seed, digests(data, (*of_data["domains"], *of_data["held_out"]))], sort_keys=True).encode())
 
 
-def digests(root: str, domains: Sequence[str]) -> dict[str, list[list[str]]]:
-    """The digests of the files of each domain: of interactions, of items."""
-    return {
-        domain: [[storage.sha256(storage.read_bytes(file)) for file in kind] for kind in interactions.sources(root, domain)] for domain in domains
-    }
+def digests(data: DataSettings, domains: Sequence[str]) -> dict[str, list[list[str]]]:
+    """The digests of the files of each domain: of interactions, of items. Raises DataError for one that is not as SHA256SUMS says."""
+    sums = layout.told_sums(data.root)
+    return {domain: [[_digest(file, sums) for file in kind] for kind in layout.files(data, domain)] for domain in domains}
+
+
+def _digest(file: str, sums: Mapping[str, str]) -> str:
+    found = storage.sha256(storage.read_bytes(file))
+    if sums.get(file, found) != found:
+        raise DataError(f"{file}: its content is not what SHA256SUMS says ({found[:16]}..., told: {sums[file][:16]}...); fetch or write it again")
+    return found
 
 
 def _existing(uri: str, commits: tuple[delta.Commit, ...], identity: str, say: Say) -> Corpus:
