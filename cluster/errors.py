@@ -5,6 +5,7 @@
     │   ├── RecipeError        a key or a value of the recipe
     │   ├── DataError          raw behaviours that cannot be used
     │   ├── CorpusError        a corpus that is missing, of another version, or too small
+    │   │   └── Overtaken      another process committed first; the same call again builds on what it made
     │   └── RunError           a run that cannot start, resume or be promoted as asked
     └── PlatformFault          exit 2: something broke; retried where that is safe
 
@@ -30,6 +31,10 @@ class DataError(UserError):
 
 class CorpusError(UserError):
     """The corpus is missing, of another version than asked for, or too small."""
+
+
+class Overtaken(CorpusError):
+    """Another process committed first; the same call again builds on what it made."""
 
 
 class RunError(UserError):

@@ -6,20 +6,22 @@ the same build.
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import polars as pl
 
 from cluster import storage
 from cluster.errors import CorpusError, DataError
-from corpus import delta, interactions, simulate, statistics
+from corpus import catalogue, delta, interactions, kept, simulate, statistics
 from corpus.interactions import Say
 from corpus.kcore import k_core, largest_k
-from corpus.samples import at_most, samples_of
+from corpus.make import Made, check_negatives, make
 from corpus.sequences import Ints
 from corpus.settings import DataSettings, SimulateSettings
-from corpus.table import ITEMS, ITEMS_SCHEMA, PARTITION, SAMPLES, SAMPLES_SCHEMA, Corpus, by_file, publish_statistics, write_samples
+from corpus.sources import layout
+from corpus.table import PARTITION, SAMPLES, SAMPLES_SCHEMA, Corpus, publish_statistics
 
 RULES = 1
 """Goes up whenever the same input would make other samples."""
@@ -29,7 +31,8 @@ RULES = 1
 class Gathered:
     """All domains after cleaning and k-core.
 
-    interactions: user_id, domain, item_id, item_index, timestamp; items: ITEMS_SCHEMA, row i is item i; dropped: rows left out, by reason.
+    interactions: user_id, domain, item_id, item_index, timestamp, version, split, as `corpus.samples.samples_of` takes them; items: ITEMS_SCHEMA,
+    row i is item i; dropped: rows left out, by reason.
     """
 
     interactions: pl.DataFrame
@@ -39,15 +42,6 @@ class Gathered:
     def indices(self) -> dict[str, Ints]:
         """Item indices of each domain, ascending."""
         return {str(name): rows["item_index"].to_numpy() for (name,), rows in self.items.group_by("domain")}
-
-
-@dataclass(frozen=True)
-class Made:
-    """Samples that are written but not committed."""
-
-    files: tuple[delta.Written, ...]
-    mixed_users: int
-    dropped: Counter[str]
 
 
 def prepare(data: DataSettings, simulated: SimulateSettings, seed: int, uri: str, say: Say) -> Corpus:
@@ -69,19 +63,36 @@ def build(data: DataSettings, seed: int, uri: str, say: Say) -> Corpus:
     existing = delta.commits(storage.join(uri, SAMPLES))
     if existing:
         return _existing(uri, existing, identity, say)
+    delta.check_conditional_put(uri)
     gathered = gather(data, say)
-    items_version = _commit_items(uri, gathered, identity)
-    made = _make(gathered, data, seed, uri, say)
-    counts = statistics.count(made.files)
-    numbers = statistics.describe(gathered.interactions, data, counts, made.mixed_users, gathered.dropped + made.dropped)
-    metadata = {"fingerprint": identity, "items_version": items_version, "statistics": numbers}
-    delta.commit(storage.join(uri, SAMPLES), SAMPLES_SCHEMA, made.files, after=None, partition_by=PARTITION, metadata=metadata)
-    corpus = Corpus.open(uri)
-    publish_statistics(corpus)
-    say(f"committed corpus version {corpus.version} at {uri}: {sum(counts.values()):,} samples")
+    items_version = catalogue.begin(uri, gathered.items, identity)
+    items = gathered.indices()
+    made = make(gathered.interactions, items, data, seed, uri, say)
+    dropped = gathered.dropped + made.dropped
+    numbers = statistics.describe(
+        statistics.NOTHING, gathered.interactions, sizes_of(items), data, statistics.count(made.files), made.mixed_users, dropped
+    )
+    told = {
+        "fingerprint": identity,
+        "rules": rules(data, seed),
+        "domains": data.domains,
+        "held_out": data.held_out,
+        "items_version": items_version,
+        "item_runs": catalogue.runs_of(items),
+    }
+    return land(uri, made, numbers, told, after=None, transaction=identity, say=say)
+
+
+def land(uri: str, made: Made, numbers: dict[str, Any], told: dict[str, Any], *, after: int | None, transaction: str, say: Say) -> Corpus:
+    """Commit what was made as the next version of the corpus, and tell its statistics. Raises Overtaken if another process was faster."""
+    metadata = {**told, "statistics": numbers, kept.KEPT_PLACE: kept.to_metadata(made.kept)}
+    place = storage.join(uri, SAMPLES)
+    version = delta.commit(place, SAMPLES_SCHEMA, made.files, after=after, partition_by=PARTITION, metadata=metadata, transaction=transaction)
+    publish_statistics(Corpus.open(uri))
+    say(f"committed corpus version {version} at {uri}: {sum(file.rows for file in made.files):,} samples")
     if not numbers["mixed"]["samples"]:
         say("no mixed sample: no user's history spans enough domains, so annealing has nothing to read; see data.mixed_min_domains")
-    return corpus
+    return Corpus.open(uri, version)
 
 
 def gather(data: DataSettings, say: Say) -> Gathered:
@@ -92,32 +103,61 @@ def gather(data: DataSettings, say: Say) -> Gathered:
     found, items, dropped = [], [], Counter[str]()
     first = 0
     for domain in names:
-        raw = interactions.read(data.root, domain, data.max_quarantined, say)
+        raw = interactions.read(data, domain, say)
         core = _core(domain, raw.interactions, data.k_core)
-        kept, renamed = interactions.distinct(raw.items.join(core, on="item_id", how="semi"))
-        indexed = kept.select(
-            item_index=pl.int_range(first, first + kept.height, dtype=pl.Int64), domain=pl.lit(domain), item_id="item_id", title="title"
+        titled, renamed = interactions.distinct(raw.items.join(core, on="item_id", how="semi"))
+        indexed = titled.select(
+            item_index=pl.int_range(first, first + titled.height, dtype=pl.Int64), domain=pl.lit(domain), item_id="item_id", title="title"
         )
-        first += kept.height
+        first += titled.height
         found.append(core.join(indexed.select("item_id", "domain", "item_index"), on="item_id", how="left"))
         items.append(indexed)
         dropped += raw.dropped + Counter(k_core=raw.interactions.height - core.height, title_made_distinct=renamed)
-        say(f"{domain}: {core['user_id'].n_unique():,} users, {kept.height:,} items, {core.height:,} interactions in the {data.k_core}-core")
-    columns = ("user_id", "domain", "item_id", "item_index", "timestamp")
-    gathered = Gathered(pl.concat(found).select(columns), pl.concat(items), dropped)
-    _check_negatives(gathered, data.num_candidates - 1)
+        say(f"{domain}: {core['user_id'].n_unique():,} users, {titled.height:,} items, {core.height:,} interactions in the {data.k_core}-core")
+    gathered = Gathered(as_new(pl.concat(found), 0), pl.concat(items), dropped)
+    check_negatives(gathered.interactions, sizes_of(gathered.indices()), data.num_candidates - 1)
     return gathered
+
+
+def sizes_of(items: Mapping[str, Ints]) -> dict[str, int]:
+    """Items of each domain."""
+    return {domain: indices.size for domain, indices in items.items()}
+
+
+def as_new(found: pl.DataFrame, version: int) -> pl.DataFrame:
+    """Interactions that a version brings, as `corpus.samples.samples_of` takes them."""
+    columns = [pl.col(name) for name in ("user_id", "domain", "item_id", "item_index", "timestamp")]
+    return found.select(*columns, version=pl.lit(version, pl.Int32), split=pl.lit(None, pl.Int8))
+
+
+def rules(data: DataSettings, seed: int) -> dict[str, Any]:
+    """What every version of a corpus has in common: the keys of `data` that decide which samples are made, the version of the rules, the seed."""
+    chosen: dict[str, Any] = json.loads(data.model_dump_json(include=set(DECIDING)))
+    return {**{f"data.{key}": value for key, value in chosen.items()}, "seed": seed, "rules": RULES}
+
+
+DECIDING = ("k_core", "min_history", "max_history", "num_candidates", "mixed_min_domains", "mixed_min_target_domain")
 
 
 def fingerprint(data: DataSettings, seed: int) -> str:
     """What samples are a function of: the digest of the rules, the seed and the bytes of every input file. Where files lie does not count."""
-    rules = json.loads(data.model_dump_json(exclude={"root", "format", "distribute_above"}))
-    rules["domains"], rules["held_out"] = sorted(data.domains), sorted(data.held_out)
-    files = {
-        domain: [[storage.sha256(storage.read_bytes(file)) for file in kind] for kind in interactions.sources(data.root, domain)]
-        for domain in (*rules["domains"], *rules["held_out"])
-    }
-    return storage.sha256(json.dumps([RULES, rules, seed, files], sort_keys=True).encode())
+    of_data = json.loads(data.model_dump_json(exclude={"root", "format", "distribute_above"}))
+    of_data["layout"] = layout.name_of(data)
+    of_data["domains"], of_data["held_out"] = sorted(data.domains), sorted(data.held_out)
+    return storage.sha256(json.dumps([RULES, of_data, seed, digests(data, (*of_data["domains"], *of_data["held_out"]))], sort_keys=True).encode())
+
+
+def digests(data: DataSettings, domains: Sequence[str]) -> dict[str, list[list[str]]]:
+    """The digests of the files of each domain: of interactions, of items. Raises DataError for one that is not as SHA256SUMS says."""
+    sums = layout.told_sums(data.root)
+    return {domain: [[_digest(file, sums) for file in kind] for kind in layout.files(data, domain)] for domain in domains}
+
+
+def _digest(file: str, sums: Mapping[str, str]) -> str:
+    found = storage.sha256(storage.read_bytes(file))
+    if sums.get(file, found) != found:
+        raise DataError(f"{file}: its content is not what SHA256SUMS says ({found[:16]}..., told: {sums[file][:16]}...); fetch or write it again")
+    return found
 
 
 def _existing(uri: str, commits: tuple[delta.Commit, ...], identity: str, say: Say) -> Corpus:
@@ -139,46 +179,3 @@ def _core(domain: str, raw: pl.DataFrame, k: int) -> pl.DataFrame:
         advice = f"the largest data.k_core that leaves data is {best}" if best else "it holds no interaction that can be used"
         raise DataError(f"{domain}: the {k}-core of {raw.height:,} interactions is empty; {advice}")
     return core
-
-
-def _check_negatives(gathered: Gathered, wanted: int) -> None:
-    """Every user must leave enough items of each of their domains to draw negatives from."""
-    sizes = gathered.items.group_by("domain").len("items")
-    had = gathered.interactions.group_by("domain", "user_id").agg(pl.col("item_id").n_unique().alias("had"))
-    busiest = had.sort("domain", "had", "user_id", descending=[False, True, False]).group_by("domain", maintain_order=True).first()
-    for domain, user, most, items in busiest.join(sizes, on="domain", how="left", maintain_order="left").iter_rows():
-        if items - most < wanted:
-            raise DataError(
-                f"{domain}: {items} items, of which user {user} interacted with {most}: {items - most} are left, "
-                f"{wanted} negatives are wanted; lower data.num_candidates to {items - most + 1} or less, or drop the domain"
-            )
-
-
-def _commit_items(uri: str, gathered: Gathered, identity: str) -> int:
-    """The version of the items table that holds exactly these items. It may be one that a killed build left; other leftovers are replaced."""
-    place = storage.join(uri, ITEMS)
-    before = delta.commits(place)
-    if before and before[-1].metadata["fingerprint"] == identity:
-        return before[-1].version
-    table = gathered.items.to_arrow().cast(ITEMS_SCHEMA)
-    files = [delta.write_file(place, "part-00000", table, {})]
-    after = before[-1].version if before else None
-    return delta.commit(place, ITEMS_SCHEMA, files, after=after, replace=True, metadata={"fingerprint": identity})
-
-
-def _make(gathered: Gathered, data: DataSettings, seed: int, uri: str, say: Say) -> Made:
-    rows = gathered.interactions.height
-    if rows > data.distribute_above:
-        from corpus import distribute  # only a large build needs Ray
-
-        say(f"{rows:,} interactions are more than data.distribute_above ({data.distribute_above:,}): building on Ray Data")
-        return distribute.make(gathered.interactions, gathered.indices(), data, seed, uri)
-    say(f"making samples of {rows:,} interactions")
-    return make(gathered.interactions, gathered.indices(), data, seed, uri)
-
-
-def make(found: pl.DataFrame, items: Mapping[str, Ints], data: DataSettings, seed: int, uri: str) -> Made:
-    """Make and write all samples in this process."""
-    samples = samples_of(found, items, data, seed)
-    files = tuple(write_samples(uri, key, [rows]) for key, rows in by_file(samples.tables, at_most(found, data)))
-    return Made(files, samples.mixed_users, samples.dropped)

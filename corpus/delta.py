@@ -8,22 +8,30 @@ be used.
 import io
 import json
 import os
+import re
+import uuid
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from deltalake import CommitProperties, DeltaTable, Schema
+from deltalake import CommitProperties, DeltaTable, Schema, Transaction
 from deltalake.exceptions import DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction, create_table_with_add_actions
 
 from cluster import storage
-from cluster.errors import CorpusError
+from cluster.errors import CorpusError, Overtaken
 
 ROW_GROUP = 1024
 """Rows that are read together, at least."""
 
+PUTS = 8
+"""Conditional puts at once, to see whether a store honours them."""
+
+_LOG, _IS_COMMIT = "_delta_log", re.compile(r"\d{20}\.json")
 _METADATA = "cprec"
 # Old versions stay readable for as long as a run may refer to them.
 _CONFIGURATION = {"delta.enableExpiredLogCleanup": "false", "delta.logRetentionDuration": "interval 36500 days"}
@@ -57,11 +65,16 @@ class Added:
 
 @dataclass(frozen=True)
 class Commit:
-    """One version of a table: what it added, files by name; and what its writer says about it."""
+    """One version of a table: what it added, files by name; what it removed; and what its writer says about it.
+
+    transaction: what `commit` was told that it is known by, where that could be kept.
+    """
 
     version: int
     metadata: Mapping[str, Any]
     files: tuple[Added, ...]
+    removed: frozenset[str] = frozenset()
+    transaction: str = ""
 
 
 def storage_options(uri: str) -> dict[str, str]:
@@ -95,19 +108,22 @@ def commit(
     partition_by: Sequence[str] = (),
     replace: bool = False,
     metadata: Mapping[str, Any],
+    transaction: str = "",
 ) -> int:
     """Add files to a table, or replace all it has, in one transaction; the table is created if it is to follow no version. Returns the new version.
 
     schema: of the rows and the partition columns. after: the version that this one was made for, None for a new table. metadata: plain data, kept
-    with the commit.
-    Raises CorpusError if another process committed in the meantime.
+    with the commit. transaction: what a commit that follows another is known by, so that it is not made twice.
+    Raises Overtaken if another process committed in the meantime.
     """
     adds = [AddAction(f.name, f.size, dict(f.partition), 0, True, json.dumps({"numRecords": f.rows})) for f in files]
-    properties = CommitProperties(custom_metadata={_METADATA: dict(metadata)}, max_commit_retries=0)
+    properties = CommitProperties(
+        custom_metadata={_METADATA: dict(metadata)}, max_commit_retries=0, app_transactions=_transactions(transaction, after)
+    )
     table = _table(table_uri)
     newest = None if table is None else int(table.version())
     if newest != after:
-        raise CorpusError(f"{table_uri}: another process made version {newest} in the meantime; start again to build on it")
+        raise Overtaken(f"{table_uri}: another process made version {newest} in the meantime; start again to build on it")
     try:
         if table is None:
             create_table_with_add_actions(
@@ -123,30 +139,46 @@ def commit(
             mode: Literal["append", "overwrite"] = "overwrite" if replace else "append"
             table.create_write_transaction([*adds], mode, Schema.from_arrow(schema), list(partition_by), commit_properties=properties)
     except DeltaError as error:
+        now = _table(table_uri)
+        if now is not None and int(now.version()) != after:
+            raise Overtaken(f"{table_uri}: another process made version {now.version()} in the meantime; start again to build on it") from None
         raise CorpusError(f"{table_uri}: the commit was refused ({error}); if another process writes here, let it end, then start again") from None
     return 0 if after is None else after + 1
 
 
 def commits(table_uri: str) -> tuple[Commit, ...]:
-    """Every version of a table, oldest first; none if there is no table."""
-    table = _table(table_uri)
-    if table is None:
-        return ()
-    told = {int(entry["version"]): entry.get(_METADATA) for entry in table.history()}
-    found: list[Commit] = []
-    before: set[str] = set()
-    for version in range(int(table.version()) + 1):
-        files = {added.part.path: added for added in _files(table_uri, version)}
-        if told.get(version) is None:
-            raise CorpusError(f"{table_uri}: version {version} was not written by cprec; restore the table to the version before, or build another")
-        found.append(Commit(version, told[version] or {}, tuple(files[path] for path in sorted(files.keys() - before))))
-        before = set(files)
-    return tuple(found)
+    """Every version of a table, oldest first; none if there is no table. Reads each file of the log once."""
+    place = storage.join(table_uri, _LOG)
+    numbers = sorted(int(name.removesuffix(".json")) for name in storage.names(place) if _IS_COMMIT.fullmatch(name))
+    logs = storage.read_many([storage.join(place, f"{number:020d}.json") for number in numbers])
+    return tuple(_parsed(table_uri, number, log) for number, log in zip(numbers, logs, strict=True))
 
 
-def files_of(table_uri: str, version: int) -> tuple[FilePart, ...]:
-    """The files of one version of a table, by name."""
-    return tuple(sorted((added.part for added in _files(table_uri, version)), key=lambda part: part.path))
+def live(versions: Sequence[Commit]) -> tuple[FilePart, ...]:
+    """The files of a table after its commits up to one version, by name."""
+    found: dict[str, FilePart] = {}
+    for commit in versions:
+        found = {path: part for path, part in found.items() if path not in commit.removed}
+        found |= {added.part.path: added.part for added in commit.files}
+    return tuple(part for _, part in sorted(found.items()))
+
+
+def _parsed(table_uri: str, version: int, log: bytes) -> Commit:
+    actions = [json.loads(line) for line in log.decode().splitlines() if line]
+    told: dict[str, Any] = next((action["commitInfo"] for action in actions if "commitInfo" in action), {})
+    if _METADATA not in told:
+        raise CorpusError(f"{table_uri}: version {version} was not written by cprec; restore the table to the version before, or build another")
+    added = [
+        Added(FilePart(_path(table_uri, add["path"]), int(json.loads(add["stats"])["numRecords"])), add["partitionValues"])
+        for add in (action["add"] for action in actions if "add" in action)
+    ]
+    removed = frozenset(_path(table_uri, action["remove"]["path"]) for action in actions if "remove" in action)
+    transaction = next((str(action["txn"]["appId"]) for action in actions if "txn" in action), "")
+    return Commit(version, told[_METADATA], tuple(sorted(added, key=lambda file: file.part.path)), removed, transaction)
+
+
+def _path(table_uri: str, path: str) -> str:
+    return storage.join(table_uri, unquote(path))
 
 
 def open_parquet(path: str) -> pq.ParquetFile:
@@ -155,22 +187,39 @@ def open_parquet(path: str) -> pq.ParquetFile:
     return pq.ParquetFile(fs.open(place, "rb"), page_checksum_verification=True)
 
 
+def check_conditional_put(uri: str) -> None:
+    """Of several puts at once that must not replace anything, a store has to let one through and refuse the others; else commits would be lost.
+
+    Asks S3-like stores only; disks and the other object stores have it by their nature. Raises CorpusError.
+    """
+    if not uri.startswith("s3://"):
+        return
+    fs, place = storage.filesystem(storage.join(uri, f".conditional-put-{uuid.uuid4().hex[:12]}"))
+
+    def put(number: int) -> bool:
+        try:
+            fs.pipe_file(place, str(number).encode(), mode="create")
+        except FileExistsError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(PUTS) as threads:
+        let_through = sum(threads.map(put, range(PUTS)))
+    fs.rm_file(place)
+    if let_through != 1:
+        raise CorpusError(
+            f"{uri}: this store let {let_through} of {PUTS} conditional puts (If-None-Match) through, where 1 is right, so commits would be lost; "
+            "keep the corpus on a store that honours them (docs/operations.md)"
+        )
+
+
+def _transactions(name: str, after: int | None) -> list[Transaction]:
+    """What Delta keeps for a transaction is a number; ours is the version that it makes."""
+    return [Transaction(name, 0 if after is None else after + 1)] if name else []
+
+
 def _table(table_uri: str) -> DeltaTable | None:
     try:
         return DeltaTable(table_uri, storage_options=storage_options(table_uri))
     except TableNotFoundError:
         return None
-
-
-def _files(table_uri: str, version: int) -> list[Added]:
-    # Opened at its version: DeltaTable.load_as_version waits for the network with the interpreter's lock held.
-    table = DeltaTable(table_uri, version=version, storage_options=storage_options(table_uri))
-    rows = pa.table(table.get_add_actions(flatten=True)).to_pylist()
-    prefix = "partition."
-    return [
-        Added(
-            FilePart(storage.join(table_uri, row["path"]), int(row["num_records"])),
-            {name.removeprefix(prefix): value for name, value in row.items() if name.startswith(prefix)},
-        )
-        for row in rows
-    ]

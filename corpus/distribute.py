@@ -1,4 +1,4 @@
-"""The same samples as `corpus.build.make`, made on Ray Data: users are partitioned, made into samples, and shuffled to the files that they belong in.
+"""The same samples as `corpus.make.here`, made on Ray Data: users are partitioned, made into samples, and shuffled to the files that they belong in.
 
 Both ways share every function that decides anything, so they write the same files. The only file of this package that knows Ray.
 """
@@ -18,15 +18,15 @@ import ray
 from ray.data import DataContext
 
 from cluster import session
-from corpus.build import Made
+from corpus import kept
 from corpus.delta import Written
+from corpus.kept import KeptFile
+from corpus.make import Made, by_name, ranges
 from corpus.samples import at_most, partitioned, samples_of
 from corpus.sequences import Ints
 from corpus.settings import DataSettings
 from corpus.table import FileKey, by_file, file_count, write_samples
 
-PARTITION_ROWS = 1_000_000
-"""Interactions of a partition of users, about."""
 COUNTS = ""
 """In place of a file's key: the row tells counts."""
 
@@ -34,15 +34,15 @@ COUNTS = ""
 def make(found: pl.DataFrame, items: Mapping[str, Ints], data: DataSettings, seed: int, uri: str) -> Made:
     """Make and write all samples on Ray; in the session that there is, else in one of its own."""
     with session.session("auto", os.cpu_count() or 1), _quiet():
-        bounds, parts = at_most(found, data), max(2, found.height // PARTITION_ROWS)
+        bounds, parts = at_most(found, data), ranges(found)
         users = ray.data.from_arrow([part.to_arrow() for part in partitioned(found, parts).partition_by("partition")])
-        made = users.groupby("partition", num_partitions=parts).map_groups(_samples(items, data, seed, bounds), batch_format="pyarrow")
+        made = users.groupby("partition", num_partitions=parts).map_groups(_samples(items, data, seed, bounds, uri, parts), batch_format="pyarrow")
         places = sum(map(file_count, bounds.values()))
         rows = made.groupby("file", num_partitions=places).map_groups(_write(uri), batch_format="pyarrow").take_all()
     told = [json.loads(row["told"]) for row in rows]
     files = [Written(**entry) for entry in told if "name" in entry]
     counts = next(entry for entry in told if "mixed_users" in entry)
-    return Made(tuple(sorted(files, key=lambda file: file.name)), counts["mixed_users"], Counter(counts["dropped"]))
+    return Made(by_name(files), by_name([KeptFile(**entry) for entry in counts["kept"]]), counts["mixed_users"], Counter(counts["dropped"]))
 
 
 @contextmanager
@@ -57,15 +57,20 @@ def _quiet() -> Iterator[None]:
         context.enable_progress_bars, context.print_on_execution_start = before
 
 
-def _samples(items: Mapping[str, Ints], data: DataSettings, seed: int, bounds: Mapping[tuple[str, str], int]) -> Callable[[pa.Table], pa.Table]:
+def _samples(
+    items: Mapping[str, Ints], data: DataSettings, seed: int, bounds: Mapping[tuple[str, str], int], uri: str, parts: int
+) -> Callable[[pa.Table], pa.Table]:
     """A partition of users to rows of (file, payload): the samples that belong in a file, as Arrow IPC; and one row of counts.
+
+    What is kept of the partition's interactions is a file of its own, and written here.
 
     One row for a whole table keeps the shuffle to a few large values instead of many small ones with lists in them.
     """
 
     def of_partition(block: pa.Table) -> pa.Table:
         samples = samples_of(pl.DataFrame(block).drop("partition"), items, data, seed)
-        counts = {"mixed_users": samples.mixed_users, "dropped": samples.dropped}
+        written = kept.write(uri, block["partition"][0].as_py(), parts, samples.kept)
+        counts = {"mixed_users": samples.mixed_users, "dropped": samples.dropped, "kept": [asdict(written)] if written else []}
         rows = [(COUNTS, json.dumps(counts).encode())]
         rows += [(json.dumps(asdict(key)), _packed(table)) for key, table in by_file(samples.tables, bounds)]
         keys, payloads = zip(*rows, strict=True)
@@ -82,7 +87,8 @@ def _write(uri: str) -> Callable[[pa.Table], pa.Table]:
         if key == COUNTS:
             counts = [json.loads(payload) for payload in payloads]
             dropped = sum((Counter(entry["dropped"]) for entry in counts), Counter[str]())
-            told = {"mixed_users": sum(entry["mixed_users"] for entry in counts), "dropped": dropped}
+            files = [file for entry in counts for file in entry["kept"]]
+            told = {"mixed_users": sum(entry["mixed_users"] for entry in counts), "dropped": dropped, "kept": files}
         else:
             told = asdict(write_samples(uri, FileKey(**json.loads(key)), [_unpacked(payload) for payload in payloads]))
         return pa.table({"told": [json.dumps(told)]})

@@ -33,3 +33,9 @@ def combine(*parts: ArrayLike) -> Hash:
     for part in parts:
         state = mix(state ^ np.asarray(part).astype(np.uint64))
     return state
+
+
+def ranges(hashes: Hash, count: int) -> NDArray[np.int64]:
+    """The range that each hash lies in [n], of `count` equal ones, a power of two. Ranges keep the order of hashes, and hashes fill them evenly."""
+    bits = count.bit_length() - 1
+    return (hashes >> np.uint64(32) >> np.uint64(32 - bits)).astype(np.int64)

@@ -1,68 +1,73 @@
 """Raw behaviours of a data root to canonical interactions and items, one domain at a time.
 
-A data root holds interactions/<Domain>.parquet (user_id, item_id, timestamp) and items/<Domain>.parquet (item_id, title); either may be a folder
-of parquet files of that name. What cannot be used is told by file and column; single rows that cannot be used are quarantined and counted by reason.
+Where the files lie and what their columns are called is told by `data.format` (`corpus.sources`). What cannot be used is told by file and column;
+single rows that cannot be used are quarantined and counted by reason.
 """
 
+import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import polars as pl
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from cluster import storage
 from cluster.errors import DataError
 from corpus.items import clean_title, distinct_titles
+from corpus.settings import DataSettings
+from corpus.sources import files, layout
 
 Say = Callable[[str], None]
 
-LATEST = 4_102_444_800
-"""Unix seconds of the year 2100. A later time is one in milliseconds, or nonsense."""
-
-_IDS, _TEXT, _SECONDS = "strings or integers", "strings", "integers (unix seconds)"
+DAY_S = 86_400
+_COARSER = 20
+"""A time that is this many times too small or too large for its unit is one of another unit."""
 
 
 @dataclass(frozen=True)
 class Behaviours:
     """One domain as it was read.
 
-    interactions: user_id, item_id (strings), timestamp (int64 unix seconds), each row once; items: item_id, title, each item once and every item of
-    an interaction among them; dropped: rows left out, by reason.
+    interactions: user_id, item_id (strings), timestamp (int64 unix seconds); after `with_title` each row once, of an item with a title;
+    items: item_id, title, each item once; dropped: interactions that are no use, by reason;
+    of_titles: what else was left out, until it is among the dropped.
     """
 
     interactions: pl.DataFrame
     items: pl.DataFrame
     dropped: Counter[str]
+    of_titles: Counter[str]
 
 
-def sources(root: str, domain: str) -> tuple[list[str], list[str]]:
-    """The files of a domain: (interactions, items). Raises DataError naming what is missing."""
-    if not storage.exists(root):
-        raise DataError(f"{root}: no such data root; set data.root to a folder with interactions/ and items/")
-    return _files(root, "interactions", domain), _files(root, "items", domain)
+def read(data: DataSettings, domain: str, say: Say, *, titled: bool = True) -> Behaviours:
+    """Read and validate one domain. titled: leave interactions out whose item has no title; else `with_title` is for the caller to call.
+
+    Raises DataError, which names file and column, or the share of rows that is no use.
+    """
+    of_interactions, of_items = layout.files(data, domain)
+    wanted = ("user_id", "item_id", "timestamp", *(("rating",) if data.min_rating is not None else ()))
+    raw, malformed = _read(of_interactions, wanted, data, say)
+    latest = data.latest if data.latest is not None else int(time.time()) + DAY_S
+    timed, untimed = _timed(raw, layout.UNITS[layout.of(data).unit], latest)
+    usable, dropped = _usable(timed, {"no_user_id": _blank("user_id"), "no_item_id": _blank("item_id")})
+    dropped += untimed + Counter(malformed_line=malformed)
+    items, of_titles = _titles(_read(of_items, ("item_id", "title"), data, say))
+    found, liked = _liked(usable, data.min_rating)
+    behaviours = Behaviours(found, items, dropped, of_titles + liked)
+    return with_title(behaviours, items["item_id"], domain, data) if titled else behaviours
 
 
-def read(root: str, domain: str, max_quarantined: float, say: Say) -> Behaviours:
-    """Read and validate one domain. Raises DataError, which names file and column, or the share of rows that is no use."""
-    of_interactions, of_items = sources(root, domain)
-    raw = _read(of_interactions, {"user_id": _IDS, "item_id": _IDS, "timestamp": _SECONDS}, say)
-    interactions, dropped = _usable(
-        raw,
-        {
-            "no_user_id": _blank("user_id"),
-            "no_item_id": _blank("item_id"),
-            "implausible_timestamp": pl.col("timestamp").is_null() | ~pl.col("timestamp").is_between(0, LATEST - 1),
-        },
-    )
-    items, of_titles = _titles(_read(of_items, {"item_id": _IDS, "title": _TEXT}, say))
-    titled = interactions.join(items, on="item_id", how="semi")
-    dropped["item_without_title"] = interactions.height - titled.height
-    _check_share(domain, dropped, raw.height, max_quarantined)
-    unique = titled.unique(maintain_order=True)
-    dropped["duplicate_interaction"] = titled.height - unique.height
-    return Behaviours(unique, items, dropped + of_titles)
+def with_title(found: Behaviours, titled: pl.Series, domain: str, data: DataSettings) -> Behaviours:
+    """The interactions whose item is among those with a title, each once, no user with more than `data.max_per_user`.
+
+    Raises DataError when too many rows of the domain are no use.
+    """
+    kept = found.interactions.filter(pl.col("item_id").is_in(titled.implode()))
+    dropped = found.dropped + Counter(item_without_title=found.interactions.height - kept.height)
+    _check_share(domain, dropped, found.interactions.height + found.dropped.total(), data.max_quarantined)
+    unique = kept.unique(maintain_order=True)
+    capped = _capped(unique, data.max_per_user)
+    repeated = Counter(duplicate_interaction=kept.height - unique.height, over_user_cap=unique.height - capped.height)
+    return Behaviours(capped, found.items, dropped + found.of_titles + repeated, Counter())
 
 
 def distinct(items: pl.DataFrame) -> tuple[pl.DataFrame, int]:
@@ -72,11 +77,47 @@ def distinct(items: pl.DataFrame) -> tuple[pl.DataFrame, int]:
     return ordered.with_columns(title=pl.Series(titles, dtype=pl.String)), changed
 
 
-def _titles(raw: pl.DataFrame) -> tuple[pl.DataFrame, Counter[str]]:
+def _timed(raw: pl.DataFrame, ticks: int, latest: int) -> tuple[pl.DataFrame, Counter[str]]:
+    """Rows whose time is one, in unix seconds; and how many are not, by reason. ticks: of the times in a second; latest: in unix seconds.
+
+    A unit that is a thousand times too fine or too coarse is told from a time that is merely wrong: it says what to correct.
+    """
+    tick = pl.col("timestamp")
+    faults = {
+        "no_timestamp": tick.is_null(),
+        "timestamp_in_finer_unit": tick >= _COARSER * latest * ticks,
+        "timestamp_in_future": tick > latest * ticks,
+        "timestamp_in_coarser_unit": (ticks > 1) & (tick >= 0) & (tick < latest * ticks // (_COARSER * _COARSER)),
+        "timestamp_before_1970": tick < 0,
+    }
+    usable, dropped = _usable(raw, faults)
+    return usable.with_columns(tick // ticks), dropped
+
+
+def _liked(found: pl.DataFrame, at_least: float | None) -> tuple[pl.DataFrame, Counter[str]]:
+    """Interactions with a rating of at least so much; all, where none is asked for."""
+    if at_least is None:
+        return found, Counter()
+    kept = found.filter(pl.col("rating") >= at_least).drop("rating")
+    return kept, Counter(below_min_rating=found.height - kept.height)
+
+
+def _capped(found: pl.DataFrame, most: int) -> pl.DataFrame:
+    """The most recent interactions of every user, at most so many; ties by item id."""
+    if found.is_empty() or int(found["user_id"].value_counts()["count"].max()) <= most:  # type: ignore[arg-type]
+        return found
+    recent = pl.struct("timestamp", "item_id").rank("ordinal", descending=True).over("user_id")
+    return found.filter(recent <= most)
+
+
+def _titles(read: tuple[pl.DataFrame, int]) -> tuple[pl.DataFrame, Counter[str]]:
+    raw, malformed = read
     usable, dropped = _usable(raw, {"item_without_id": _blank("item_id")})
-    cleaned = usable.with_columns(title=pl.Series([clean_title(title or "") for title in usable["title"]], dtype=pl.String))
+    titles = usable["title"].unique()
+    cleaned_titles = pl.DataFrame({"title": titles, "cleaned": pl.Series([clean_title(title or "") for title in titles], dtype=pl.String)})
+    cleaned = usable.join(cleaned_titles, on="title", how="left", nulls_equal=True).select("item_id", title="cleaned")
     once = cleaned.filter(pl.col("title") != "").sort("item_id", "title").unique("item_id", keep="first", maintain_order=True)
-    dropped["duplicate_item"] = cleaned.filter(pl.col("title") != "").height - once.height
+    dropped += Counter(duplicate_item=cleaned.filter(pl.col("title") != "").height - once.height, malformed_item=malformed)
     return once, dropped
 
 
@@ -96,64 +137,26 @@ def _blank(column: str) -> pl.Expr:
 
 def _check_share(domain: str, dropped: Counter[str], rows: int, at_most: float) -> None:
     if dropped.total() > at_most * rows:
+        unit = dropped["timestamp_in_finer_unit"] or dropped["timestamp_in_coarser_unit"]
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in dropped.items() if count)
         raise DataError(
             f"{domain}: {dropped.total():,} of {rows:,} interactions cannot be used ({reasons}), "
-            f"which is more than data.max_quarantined ({at_most:.0%}); correct the data, or raise the key"
+            f"which is more than data.max_quarantined ({at_most:.0%}); correct the data{', set data.time_unit' if unit else ''}, or raise the key"
         )
 
 
-def _files(root: str, kind: str, domain: str) -> list[str]:
-    place = storage.join(root, kind, f"{domain}.parquet")
-    fs, path = storage.filesystem(place)
-    if fs.isdir(path):
-        inside = [storage.join(place, name) for name in storage.names(place) if name.endswith(".parquet") and not name.startswith((".", "_"))]
-        if not inside:
-            raise DataError(f"{place}: a folder without parquet files")
-        return inside
-    if not fs.exists(path):
-        known = [name.removesuffix(".parquet") for name in storage.names(storage.join(root, kind)) if name.endswith(".parquet")]
-        raise DataError(f"{place}: no such file; {kind}/ has {', '.join(known) or 'no domain'}; correct data.domains or data.held_out")
-    return [place]
-
-
-def _read(files: list[str], columns: Mapping[str, str], say: Say) -> pl.DataFrame:
-    """The named columns of parquet files that must agree on them; integer ids become strings."""
-    tables = [_read_file(file, columns) for file in files]
-    for file, table in zip(files[1:], tables[1:], strict=True):
-        for name in columns:
-            first, this = tables[0].schema.field(name).type, table.schema.field(name).type
-            if _is_text(first) != _is_text(this):
-                raise DataError(f"{file}: column {name} is {this}, yet {first} in {files[0]}; give all files of a domain one type")
-    for name, kind in columns.items():
-        if kind == _IDS and pa.types.is_integer(tables[0].schema.field(name).type):
-            say(f"{files[0]}: integers of column {name} are read as text")
-    wanted = pa.schema([(name, pa.int64() if kind == _SECONDS else pa.large_string()) for name, kind in columns.items()])
-    return pl.DataFrame(pa.concat_tables([table.cast(wanted) for table in tables]))
-
-
-def _read_file(file: str, columns: Mapping[str, str]) -> pa.Table:
-    content = storage.read_bytes(file)
-    if not content:
-        raise DataError(f"{file}: the file is empty (0 bytes); write it again")
-    try:
-        source = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
-        missing = [name for name in columns if name not in source.schema_arrow.names]
-        if missing:
-            raise DataError(f"{file}: no column {', '.join(missing)}; it has {', '.join(source.schema_arrow.names)}")
-        table = source.read(columns=list(columns))
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{file}: not a whole parquet file ({error}); write it again") from None
-    for name, kind in columns.items():
-        found = table.schema.field(name).type
-        if not _fits(found, kind):
-            raise DataError(f"{file}: column {name} is {found}, {kind} are allowed; convert it")
-    return table.select(list(columns))
-
-
-def _fits(found: pa.DataType, kind: str) -> bool:
-    return bool((kind != _SECONDS and _is_text(found)) or (kind != _TEXT and pa.types.is_integer(found)))
-
-
-def _is_text(found: pa.DataType) -> bool:
-    return bool(pa.types.is_string(found) or pa.types.is_large_string(found) or pa.types.is_string_view(found))
+def _read(of: Sequence[str], wanted: Sequence[str], data: DataSettings, say: Say) -> tuple[pl.DataFrame, int]:
+    """The wanted columns of files that must agree on their types; and the lines that could not be read. Integer ids become text."""
+    chosen = layout.of(data)
+    columns = {name: chosen.columns[name] for name in wanted}
+    found = [files.read(file, columns, layout.UNITS[chosen.unit]) for file in of]
+    for file, read in zip(of[1:], found[1:], strict=True):
+        for name in wanted:
+            first, this = found[0].types[name], read.types[name]
+            if ("string" in first) != ("string" in this):
+                raise DataError(f"{file}: column {columns[name]} is {this}, yet {first} in {of[0]}; give all files of a domain one type")
+    for name in wanted:
+        if files.KINDS[name] == files.IDS and "int" in found[0].types[name]:
+            say(f"{of[0]}: integers of column {columns[name]} are read as text")
+    frames = [pl.DataFrame(read.table) for read in found]
+    return pl.concat([frame.cast({"timestamp": pl.Int64}) if "timestamp" in wanted else frame for frame in frames]), sum(r.malformed for r in found)

@@ -37,13 +37,13 @@ def _plain(character: str) -> str:
     return "" if category in ("Cf", "Cs", "Co", "Cn") and character not in _JOINERS else character
 
 
-def distinct_titles(titles: Sequence[str]) -> tuple[list[str], int]:
+def distinct_titles(titles: Sequence[str], there: Sequence[str] = ()) -> tuple[list[str], int]:
     """The titles of one domain, made distinct regardless of case: the second "Soap" becomes "Soap (2)". Also returns how many were changed.
 
-    Two candidates with one title would leave the right answer undefined.
+    Two candidates with one title would leave the right answer undefined. there: titles that the domain has already; they stay as they are.
     """
-    taken = {title.casefold() for title in titles}
-    seen: set[str] = set()
+    seen = {title.casefold() for title in there}
+    taken = seen | {title.casefold() for title in titles}
     result, changed = [], 0
     for title in titles:
         if title.casefold() in seen:

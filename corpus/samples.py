@@ -7,11 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from corpus import candidates, hashing, sequences
-from corpus.sequences import SPLITS, TEST, TRAIN, VALIDATION, Ints, Windows
+from corpus.sequences import NEW, SPLITS, TEST, TRAIN, VALIDATION, Ints, Windows
 from corpus.settings import DataSettings
 
 MIXED = "mixed"
@@ -35,28 +34,51 @@ def source_of(domain: str, data: DataSettings) -> str:
     return f"{'downstream' if domain in data.held_out else 'domain'}/{domain}"
 
 
+KEPT = pa.schema(
+    [
+        ("user_hash", pa.int64()),  # the bits of the hash of user_id: what files and row groups are found by
+        ("user_id", pa.string()),
+        ("domain", pa.string()),
+        ("item_id", pa.string()),
+        ("item_index", pa.int64()),
+        ("timestamp", pa.int64()),
+        ("split", pa.int8()),
+    ]
+)
+"""Columns of a kept interaction; split: index into SPLITS, for ever."""
+
+
 @dataclass(frozen=True)
 class Samples:
-    """Samples by (source, split), each a table of SCHEMA in no particular order; users with mixed samples; targets that made no sample, by reason."""
+    """What some users' new interactions make.
+
+    tables: samples by (source, split), each a table of SCHEMA in no particular order; kept: the new interactions with their splits, a table of KEPT
+    in its order; mixed_users: users with their first mixed samples; dropped: new interactions that are no target, by reason.
+    """
 
     tables: Mapping[tuple[str, str], pa.Table]
+    kept: pa.Table
     mixed_users: int
     dropped: Counter[str]
 
 
 @dataclass(frozen=True)
 class _Flat:
-    """A frame of sequences as parallel arrays [n]: what windows point into."""
+    """A frame of sequences as parallel arrays [n]: what windows point into. number: what a sample is known by, within user and source."""
 
     frame: pl.DataFrame
     user: Ints
     item: Ints
     place: Ints
-    size: Ints
+    number: Ints
 
     @classmethod
     def of(cls, frame: pl.DataFrame) -> "_Flat":
-        return cls(frame, *(frame[name].to_numpy() for name in ("user", "item_index", "place", "size")))
+        return cls(frame, *(frame[name].to_numpy() for name in ("user", "item_index", "place", "number")))
+
+    def having(self, condition: pl.Expr) -> NDArray[np.bool_]:
+        """Which rows fulfil a condition [n]."""
+        return self.frame.select(condition).to_series().to_numpy()
 
 
 class _Partition:
@@ -65,12 +87,13 @@ class _Partition:
     def __init__(self, interactions: pl.DataFrame, items: Mapping[str, Ints], data: DataSettings, seed: int) -> None:
         self.items, self.data, self.seed = items, data, seed
         names = interactions["user_id"].unique().sort()
-        users = pl.DataFrame({"user_id": names, "user": np.arange(names.len())})
         self.user_hash = hashing.of_strings(names)
+        users = pl.DataFrame({"user_id": names, "user": np.arange(names.len()), "user_hash": self.user_hash.view(np.int64)})
         self.ordered = sequences.domain_sequences(interactions.join(users, on="user_id", how="left"))
-        self.domains = {str(name): _Flat.of(rows) for (name,), rows in self.ordered.group_by("domain", maintain_order=True)}
+        self.domains = {str(name): rows for (name,), rows in self.ordered.group_by("domain", maintain_order=True)}
         self.interacted = {
-            name: candidates.Interacted.of(flat.user, self.number(name, flat.item), items[name].size) for name, flat in self.domains.items()
+            name: candidates.Interacted.of(rows["user"].to_numpy(), self.number(name, rows["item_index"].to_numpy()), items[name].size)
+            for name, rows in self.domains.items()
         }
 
     def number(self, domain: str, item_index: Ints) -> Ints:
@@ -83,6 +106,11 @@ class _Partition:
         numbers, place = candidates.draw(key, user, self.number(domain, item_index), self.interacted[domain], self.data.num_candidates)
         return self.items[domain][numbers], place
 
+    def kept(self) -> pa.Table:
+        """The new interactions, as they are kept: in the order of users' hashes, each user's in the order of domain, time and item."""
+        new = self.ordered.filter("new").sort("user_hash", "user_id", maintain_order=True)
+        return new.select(KEPT.names).to_arrow().cast(KEPT)
+
     def table(self, source: str, flat: _Flat, found: Windows) -> pa.Table:
         """The samples of some windows of one flat frame."""
         row, count = found.target, self.data.num_candidates
@@ -92,7 +120,7 @@ class _Partition:
         for name in domain.unique():
             of_domain = np.flatnonzero((domain == name).to_numpy())
             drawn[of_domain], place[of_domain] = self.draw(name, user[of_domain], item[of_domain])
-        identity = hashing.combine(hashing.of_strings([source]), self.user_hash[user], flat.place[row])
+        identity = hashing.combine(hashing.of_strings([source]), self.user_hash[user], flat.number[row])
         offsets = np.arange(0, (row.size + 1) * count, count, dtype=np.int32)
         columns = [
             pa.array(identity.view(np.int64)),
@@ -107,52 +135,91 @@ class _Partition:
 
 
 def samples_of(interactions: pl.DataFrame, items: Mapping[str, Ints], data: DataSettings, seed: int) -> Samples:
-    """All samples of some users.
+    """All samples that the new interactions of some users make possible; those of a first version are all new.
 
-    interactions: *all* interactions of these users, in any order: user_id, domain, item_id, item_index, timestamp, no row twice.
-    items: the item indices of each domain, ascending. Every user must leave data.num_candidates - 1 items of each domain (`corpus.build` checks it).
+    interactions: *all* interactions of these users, in any order: user_id, domain, item_id, item_index, timestamp, no row twice; version: the version
+    that each came with; split: index into SPLITS, null where new.
+    items: the item indices of each domain, ascending. Every user must leave data.num_candidates - 1 items of each domain (`corpus.make` checks it).
     """
     partition = _Partition(interactions, items, data, seed)
     tables: dict[tuple[str, str], pa.Table] = {}
     dropped: Counter[str] = Counter()
-    for domain, flat in partition.domains.items():
-        found = sequences.windows(flat.place, data.min_history, data.max_history)
-        dropped["short_history"] += flat.place.size - found.target.size
-        split = sequences.leave_one_out(flat.place, flat.size)[found.target]
-        for code, name in enumerate(SPLITS):
-            tables[source_of(domain, data), name] = partition.table(source_of(domain, data), flat, found.where(split == code))
-    mixed, of_mixed = _mixed(partition)
+    for domain, rows in partition.domains.items():
+        source, new = source_of(domain, data), int(rows["new"].sum())
+        training, whole = _Flat.of(sequences.training_sequences(rows)), _Flat.of(rows)
+        for code, split in enumerate(SPLITS):
+            # A training history holds nothing that was ever held out; that of a validation or test target is all that came before it.
+            flat = training if split == TRAIN else whole
+            found = _targets(flat, data).where_row(flat.having(pl.col("new") & (pl.col("split") == code)))
+            tables[source, split] = partition.table(source, flat, found)
+            new -= found.target.size
+        dropped["short_history"] += new
+    mixed, first, of_mixed = _mixed(partition)
     tables[MIXED, TRAIN] = mixed
-    return Samples(tables, pc.count_distinct(mixed["user_id"]).as_py(), dropped + of_mixed)
+    return Samples(tables, partition.kept(), first, dropped + of_mixed)
 
 
-def _mixed(partition: _Partition) -> tuple[pa.Table, Counter[str]]:
+def _targets(flat: _Flat, data: DataSettings) -> Windows:
+    return sequences.windows(flat.place, data.min_history, data.max_history)
+
+
+def _mixed(partition: _Partition) -> tuple[pa.Table, int, Counter[str]]:
+    """Mixed samples of the targets that are possible now and were not in any earlier version; users who had none before; what is dropped."""
     data = partition.data
     flat = _Flat.of(sequences.mixed_sequences(partition.ordered, data.domains))
-    found = sequences.windows(flat.place, data.min_history, data.max_history)
-    short = Counter(mixed_short_history=flat.place.size - found.target.size)
+    found, new = _targets(flat, data), flat.having(pl.col("new"))
+    of_new = found.where_row(new)
+    fits, dropped = _related(flat, of_new, data)
+    dropped["mixed_short_history"] = int(new.sum()) - of_new.target.size
+    if new.all():
+        return partition.table(MIXED, flat, fits), np.unique(flat.user[fits.target]).size, dropped
+    before = _possible_before(flat, data)
+    fits, _ = _related(flat, found.where_row(~before), data)
+    return partition.table(MIXED, flat, fits), np.setdiff1d(flat.user[fits.target], flat.user[before]).size, dropped
+
+
+def _related(flat: _Flat, found: Windows, data: DataSettings) -> tuple[Windows, Counter[str]]:
     domain = flat.frame["domain"].rank("dense").cast(pl.Int64).to_numpy()
-    kept, dropped = sequences.strongly_relevant(found, flat.user, domain, data.mixed_min_domains, data.mixed_min_target_domain)
-    return partition.table(MIXED, flat, kept), short + dropped
+    return sequences.strongly_relevant(found, flat.user, domain, data.mixed_min_domains, data.mixed_min_target_domain)
+
+
+def _possible_before(flat: _Flat, data: DataSettings) -> NDArray[np.bool_]:
+    """Which rows of the mixed frame were targets of mixed samples in earlier versions [n]: found again as each of these versions found them."""
+    before = np.zeros(flat.user.size, bool)
+    numbered = flat.frame.with_row_index("row")
+    old = numbered.filter(~pl.col("new"))
+    for version in old["version"].unique().sort():
+        users = old.filter(pl.col("version") == version).select("user").unique()
+        then = sequences.placed_in(old.filter(pl.col("version") <= version).join(users, on="user", how="semi", maintain_order="left"), "user_id")
+        as_it_was = _Flat.of(then)
+        fits, _ = _related(as_it_was, _targets(as_it_was, data), data)
+        before[then["row"].to_numpy()[fits.target]] = True
+    return before
 
 
 def at_most(interactions: pl.DataFrame, data: DataSettings) -> dict[tuple[str, str], int]:
-    """How many samples each (source, split) can have: exact but for `mixed`, whose rules only take away. Sets the number of files."""
-    sizes = interactions.group_by("user_id", "domain").len("size").with_columns(pl.col("size").cast(pl.Int64))
+    """How many samples each (source, split) can have: exact but for `mixed`, whose rules only take away, where all interactions are new.
+
+    Sets the number of files.
+    """
+    counts = [pl.len().cast(pl.Int64).alias("size"), NEW.sum().cast(pl.Int64).alias("new")]
+    sizes = interactions.group_by("user_id", "domain").agg(counts)
+    grown = pl.col("new") < pl.col("size")
     enough = pl.lit(data.min_history)
     by_domain = sizes.group_by("domain").agg(
-        (pl.col("size") - 2 - enough).clip(0).sum().alias(TRAIN),
-        (pl.col("size") - 2 >= enough).sum().alias(VALIDATION),
-        (pl.col("size") - 1 >= enough).sum().alias(TEST),
+        pl.when(grown).then("new").otherwise((pl.col("size") - 2 - enough).clip(0)).sum().alias(TRAIN),
+        (pl.when(grown).then(True).otherwise(pl.col("size") - 2 >= enough) & (pl.col("new") > 0)).sum().alias(VALIDATION),
+        (pl.when(grown).then(True).otherwise(pl.col("size") - 1 >= enough) & (pl.col("new") > 0)).sum().alias(TEST),
     )
     bounds = {(source_of(row["domain"], data), split): int(row[split]) for row in by_domain.iter_rows(named=True) for split in SPLITS}
-    training = sizes.filter(pl.col("domain").is_in(list(data.domains))).group_by("user_id").agg((pl.col("size") - 2).clip(0).sum())
+    of_domain = pl.when(grown).then("size").otherwise((pl.col("size") - 2).clip(0))
+    training = sizes.filter(pl.col("domain").is_in(list(data.domains))).group_by("user_id").agg(of_domain.sum().alias("size"))
     bounds[MIXED, TRAIN] = int(training.select((pl.col("size") - enough).clip(0).sum()).item() or 0)
     return bounds
 
 
 def partitioned(interactions: pl.DataFrame, count: int) -> pl.DataFrame:
-    """Add `partition`, 0 .. count - 1, such that all interactions of a user are in one."""
+    """Add `partition`, 0 .. count - 1, such that all interactions of a user are in one: equal ranges of the users' hashes; count: a power of two."""
     users = interactions["user_id"].unique()
-    numbers = pl.DataFrame({"user_id": users, "partition": (hashing.of_strings(users) % np.uint64(count)).astype(np.int64)})
+    numbers = pl.DataFrame({"user_id": users, "partition": hashing.ranges(hashing.of_strings(users), count)})
     return interactions.join(numbers, on="user_id", how="left")

@@ -1,6 +1,8 @@
 """From interactions to sequences, from sequences to targets with their histories (paper Sec. 4.3). Pure.
 
 Sequences of many users lie flat in one frame, user by user and each in time order. A *window* is a target (a row) and the rows just before it.
+Leave-one-out: the last interaction of a sequence is test, the one before validation, the rest training. What was held out once stays so in every
+later version.
 """
 
 from collections import Counter
@@ -17,26 +19,47 @@ Ints = NDArray[np.int64]
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
 
 
+NEW = pl.col("split").is_null()
+"""Interactions that the version in the making brings; those of earlier versions have their split, as an index into SPLITS."""
+
+
 def domain_sequences(interactions: pl.DataFrame) -> pl.DataFrame:
     """Every user's interactions domain by domain in time order; ties by item id, so that the order is total.
 
-    Columns user_id, domain, item_id, timestamp, ...; adds `place` (0-based) and `size`, both within the sequence of (user, domain).
+    Columns user_id, domain, item_id, timestamp, version, split (null where new), ...; adds, within the sequence of (user, domain), `place` (0-based),
+    `size`, and `number`: the place in the order of arrival (by version, then in time), which no later version can change. Splits are filled in, with
+    `new` telling which were missing: leave-one-out over the whole sequence, but an interaction keeps the split that it had.
     """
-    ordered = interactions.sort("user_id", "domain", "timestamp", "item_id")
-    return _placed(ordered, "user_id", "domain")
+    ordered = interactions.sort("user_id", "domain", "timestamp", "item_id").with_columns(new=NEW)
+    placed = numbered(placed_in(ordered, "user_id", "domain"), "user_id", "domain")
+    return placed.with_columns(split=pl.coalesce("split", (pl.col("place") - pl.col("size") + 3).clip(0, 2).cast(pl.Int8)))
+
+
+def training_sequences(domain_sequences: pl.DataFrame) -> pl.DataFrame:
+    """Of what `domain_sequences` gave, the training interactions alone; `place` and `size` are then within these."""
+    return placed_in(domain_sequences.filter(pl.col("split") == 0), "user_id", "domain")
 
 
 def mixed_sequences(domain_sequences: pl.DataFrame, domains: Sequence[str]) -> pl.DataFrame:
     """Every user's *training* interactions of all `domains` in one time order; ties by domain, then item id.
 
-    Takes what `domain_sequences` gave; `place` and `size` are then within the user's mixed sequence.
+    Takes what `domain_sequences` gave; `place`, `size` and `number` are then within the user's mixed sequence.
     """
-    training = domain_sequences.filter(pl.col("domain").is_in(list(domains)), pl.col("place") < pl.col("size") - 2)
-    return _placed(training.sort("user_id", "timestamp", "domain", "item_id"), "user_id")
+    training = domain_sequences.filter(pl.col("domain").is_in(list(domains)), pl.col("split") == 0)
+    return numbered(placed_in(training.sort("user_id", "timestamp", "domain", "item_id"), "user_id"), "user_id")
 
 
-def _placed(ordered: pl.DataFrame, *sequence: str) -> pl.DataFrame:
+def placed_in(ordered: pl.DataFrame, *sequence: str) -> pl.DataFrame:
+    """Rows with `place` and `size` in their sequence, in the order that they have."""
     return ordered.with_columns(place=pl.int_range(pl.len()).over(sequence), size=pl.len().cast(pl.Int64).over(sequence))
+
+
+def numbered(placed: pl.DataFrame, *sequence: str) -> pl.DataFrame:
+    """Rows with `number`: their rank in their sequence by version, then place."""
+    if placed["version"].n_unique() <= 1:
+        return placed.with_columns(number="place")
+    arrival = pl.col("version").cast(pl.Int64) * (1 << 40) + pl.col("place")
+    return placed.with_columns(number=arrival.rank("ordinal").over(sequence).cast(pl.Int64) - 1)
 
 
 @dataclass(frozen=True)
@@ -58,16 +81,15 @@ class Windows:
         """The windows that the mask [n] keeps."""
         return Windows(self.target[mask], self.length[mask])
 
+    def where_row(self, mask: NDArray[np.bool_]) -> "Windows":
+        """The windows whose target is a row that the mask over the frame keeps."""
+        return self.where(mask[self.target])
+
 
 def windows(place: Ints, min_history: int, max_history: int) -> Windows:
     """One window for every row with at least `min_history` rows before it in its sequence; it holds the most recent `max_history` of them."""
     target = np.flatnonzero(place >= min_history)
     return Windows(target, np.minimum(place[target], max_history))
-
-
-def leave_one_out(place: Ints, size: Ints) -> NDArray[np.int8]:
-    """Index into SPLITS for each interaction: the last of a sequence is test, the one before validation, the rest training."""
-    return np.asarray(np.clip(place - size + 3, 0, 2), np.int8)
 
 
 def strongly_relevant(found: Windows, user: Ints, domain: Ints, min_domains: int, min_target_domain: int) -> tuple[Windows, Counter[str]]:

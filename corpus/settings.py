@@ -9,13 +9,33 @@ from cluster.section import Section
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
 
 
+class ColumnSettings(Section):
+    """`data.columns`: what the columns of the files are called, where the format does not say it."""
+
+    user_id: str | None = Field(None, description="column of users' ids")
+    item_id: str | None = Field(None, description="column of items' ids, in interactions and items")
+    timestamp: str | None = Field(None, description="column of times")
+    rating: str | None = Field(None, description="column of ratings; read if data.min_rating is set")
+    title: str | None = Field(None, description="column of titles")
+
+
 class DataSettings(Section):
     """`data`: raw behaviours and the rules that turn them into samples (paper Sec. 4.3, 5.1)."""
 
-    root: str = Field("out/shoppers", description="data root: interactions/<Domain>.parquet and items/<Domain>.parquet (path or s3://)")
-    format: Literal["root", "simulated"] = Field(
-        "root", description="root: a data root as it stands; simulated: written by the seeded shopper simulation where it is missing"
+    root: str = Field("out/shoppers", description="data root: the folder with the behaviours (path or s3://)")
+    format: Literal["root", "simulated", "amazon2014", "amazon2018", "amazon2023", "movielens"] = Field(
+        "root",
+        description="root: interactions/<Domain> and items/<Domain> as .parquet, .csv or .csv.gz; simulated: the same, written by the seeded "
+        "simulation where it is missing; "
+        "amazon...: reviews and meta of that release, JSON lines, plain or .gz; movielens: ratings and movies, .dat or .csv",
     )
+    columns: ColumnSettings = ColumnSettings()
+    time_unit: Literal["s", "ms", "us", "ns"] | None = Field(
+        None, description="unit of integer times since 1970; default: the format's (s; amazon2023: ms)"
+    )
+    latest: int | None = Field(None, ge=1, description="unix seconds after which a time is no use; default: a day from now")
+    min_rating: float | None = Field(None, description="interactions with a lower rating, or none, are left out; default: ratings are not read")
+    max_per_user: int = Field(10_000, ge=5, description="interactions of a user in a domain, at most; the most recent are kept")
     domains: tuple[Name, ...] = Field((), description="domains to pre-train on, comma-separated")
     held_out: tuple[Name, ...] = Field((), description="domains kept out of pre-training, for fine-tuning and evaluation")
     max_quarantined: float = Field(

@@ -9,33 +9,42 @@ from rich.table import Table
 
 from corpus.delta import Written
 from corpus.samples import MIXED, source_of
-from corpus.sequences import SPLITS
+from corpus.sequences import NEW, SPLITS
 from corpus.settings import DataSettings
 
 Counts = Mapping[tuple[str, str], int]
 
+NOTHING: Mapping[str, Any] = {"domains": {}, "mixed": {"users": 0, "samples": 0}}
+"""What there is before version 0."""
 
-def describe(interactions: pl.DataFrame, data: DataSettings, samples: Counts, mixed_users: int, dropped: Mapping[str, int]) -> dict[str, Any]:
-    """The object of statistics.json, less its version: domains after k-core and before the split; samples of all splits; what was dropped, by reason.
 
-    interactions: user_id, domain, item_id; samples: count by (source, split); mixed_users: users with mixed samples.
+def describe(
+    before: Mapping[str, Any],
+    found: pl.DataFrame,
+    items: Mapping[str, int],
+    data: DataSettings,
+    samples: Counts,
+    mixed_users: int,
+    dropped: Mapping[str, int],
+) -> dict[str, Any]:
+    """The object of statistics.json, less its version, of the version that comes after one.
+
+    Domains: after k-core and before the split, with the samples of all splits; totals up to this version.
+    before: the object of the version before; found: the new interactions and all old ones of their users, as `corpus.samples.samples_of` takes them;
+    items: items of each domain now; data: of the whole corpus; samples: those gained, by (source, split); mixed_users: users with their first mixed
+    samples; dropped: what this version left out, by reason.
     """
-    sizes = interactions.group_by("domain").agg(pl.col("user_id").n_unique(), pl.col("item_id").n_unique(), pl.len())
-    by_domain = {name: (users, items, count) for name, users, items, count in sizes.iter_rows()}
+    rows = dict(found.filter(NEW).group_by("domain").len().iter_rows())
+    users = dict(found.group_by("domain", "user_id").agg(NEW.all().alias("new")).filter("new").group_by("domain").len().iter_rows())
     domains = {}
     for name in (*data.domains, *data.held_out):
-        users, items, count = by_domain[name]
-        splits = {split: samples.get((source_of(name, data), split), 0) for split in SPLITS}
-        domains[name] = {
-            "users": users,
-            "items": items,
-            "interactions": count,
-            "sparsity": 1 - count / (users * items),
-            "samples": sum(splits.values()),
-            "splits": splits,
-            "held_out": name in data.held_out,
-        }
-    mixed = {"users": mixed_users, "samples": samples.get((MIXED, SPLITS[0]), 0)}
+        old = before["domains"].get(name, {"users": 0, "interactions": 0, "splits": {}})
+        total = {"users": old["users"] + users.get(name, 0), "items": items[name], "interactions": old["interactions"] + rows.get(name, 0)}
+        splits = {split: old["splits"].get(split, 0) + samples.get((source_of(name, data), split), 0) for split in SPLITS}
+        sparsity = 1 - total["interactions"] / (total["users"] * total["items"])
+        domains[name] = {**total, "sparsity": sparsity, "samples": sum(splits.values()), "splits": splits, "held_out": name in data.held_out}
+    was = before["mixed"]
+    mixed = {"users": was["users"] + mixed_users, "samples": was["samples"] + samples.get((MIXED, SPLITS[0]), 0)}
     return {"domains": domains, "mixed": mixed, "dropped": {reason: count for reason, count in sorted(dropped.items()) if count}}
 
 

@@ -21,6 +21,7 @@ from cluster import storage
 from cluster.errors import CorpusError, PlatformFault
 from corpus import delta, samples
 from corpus.delta import FilePart
+from corpus.hashing import ranges
 
 SAMPLES, ITEMS, STATISTICS = "samples", "items", "statistics.json"
 ITEMS_SCHEMA = pa.schema([("item_index", pa.int64()), ("domain", pa.string()), ("item_id", pa.string()), ("title", pa.string())])
@@ -95,7 +96,7 @@ class Corpus:
     def items(self) -> pa.Table:
         """item_index, domain, item_id, title of every item, in the order of item_index (row i is item i)."""
         version = int(self.commits[-1].metadata["items_version"])
-        files = delta.files_of(storage.join(self.uri, ITEMS), version)
+        files = delta.live(delta.commits(storage.join(self.uri, ITEMS))[: version + 1])
         return pa.concat_tables([_read(part.path, 0, part.rows) for part in files]).sort_by("item_index")
 
     def titles(self) -> list[str]:
@@ -128,7 +129,7 @@ def read_rows(stream: Stream, start: int, stop: int) -> pa.Table:
 
 def _read(path: str, start: int, stop: int) -> pa.Table:
     """Rows start .. stop - 1 of one file."""
-    with _named(path):
+    with named(path):
         file, ends = _opened(path)
         first, last = np.searchsorted(ends, [start, stop - 1], side="right")
         table = file.read_row_groups(range(first, last + 1))
@@ -145,7 +146,7 @@ def _opened(path: str) -> tuple[pq.ParquetFile, NDArray[np.int64]]:
 
 
 @contextmanager
-def _named(path: str) -> Iterator[None]:
+def named(path: str) -> Iterator[None]:
     """What parquet says of a damaged file becomes an error that names the file; what the network says passes, for a retry."""
     try:
         yield
@@ -170,8 +171,7 @@ def file_count(rows_at_most: int) -> int:
 
 def file_numbers(sample_ids: NDArray[np.int64], files: int) -> NDArray[np.int64]:
     """The file of each sample [n]: equal ranges of unsigned ids, so the order of files is the order of ids. Ids are hashes, so files are even."""
-    bits = files.bit_length() - 1
-    return (sample_ids.view(np.uint64) >> np.uint64(32) >> np.uint64(32 - bits)).astype(np.int64)
+    return ranges(sample_ids.view(np.uint64), files)
 
 
 @dataclass(frozen=True)

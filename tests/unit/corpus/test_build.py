@@ -11,9 +11,9 @@ import pytest
 from deltalake import DeltaTable
 
 from cluster.errors import CorpusError, DataError
-from corpus import build as building
 from corpus import statistics, table
 from corpus.build import build
+from corpus.make import Made, make
 from corpus.table import Corpus, file_count, file_numbers, read_rows
 from tests.unit.corpus.worlds import Row, settings, shop, write_root
 
@@ -148,7 +148,7 @@ def test_a_build_killed_before_its_commit_shows_nothing_and_is_completed(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(building, "_make", killed)
+        patch.setattr("corpus.build.make", killed)
         with pytest.raises(Killed):
             build(settings(root, **killed_recipe), 0, str(tmp_path), print)
     with pytest.raises(CorpusError, match="no corpus here"):
@@ -160,16 +160,15 @@ def test_a_build_killed_before_its_commit_shows_nothing_and_is_completed(
 
 
 def test_a_commit_by_another_process_in_the_meantime_is_told(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make = building._make
 
-    def slow(*arguments: object) -> building.Made:
+    def slow(*arguments: object) -> Made:
         made = make(*arguments)  # type: ignore[arg-type]
         with monkeypatch.context() as patch:
-            patch.setattr(building, "_make", make)
+            patch.setattr("corpus.build.make", make)
             build(settings(root), 0, str(tmp_path), print)
         return made
 
-    monkeypatch.setattr(building, "_make", slow)
+    monkeypatch.setattr("corpus.build.make", slow)
     with pytest.raises(CorpusError, match="another process made version 0 in the meantime"):
         build(settings(root), 0, str(tmp_path), print)
     assert Corpus.open(str(tmp_path)).version == 0

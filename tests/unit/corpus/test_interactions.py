@@ -1,6 +1,6 @@
 """Bad inputs: every message names the file, the column and what to do."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,8 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.errors import DataError
-from corpus.interactions import read
-from tests.unit.corpus.worlds import write_parquet
+from corpus import interactions
+from corpus.interactions import Behaviours
+from tests.unit.corpus.worlds import settings, write_parquet
 
 Columns = Mapping[str, Sequence[object]]
 
@@ -19,6 +20,10 @@ TITLES: Columns = {"item_id": ["a", "b"], "title": ["Soap &amp; Water", "Brush"]
 
 def heard(line: str) -> None:
     pass
+
+
+def read(root: str, domain: str, max_quarantined: float, say: Callable[[str], None], **changes: object) -> Behaviours:
+    return interactions.read(settings(root, max_quarantined=max_quarantined, **changes), domain, say)
 
 
 @pytest.fixture
@@ -48,7 +53,8 @@ def test_no_root(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["interactions", "items"])
 def test_no_file(root: Path, kind: str) -> None:
     (root / kind / "A.parquet").rename(root / kind / "B.parquet")
-    assert f"{root}/{kind}/A.parquet: no such file; {kind}/ has B; correct data.domains" in refused(root)
+    assert f"{root}/{kind}/A.parquet: no such file, nor with another suffix" in refused(root)
+    assert f"{root}/{kind} has B.parquet; correct data.domains" in refused(root)
 
 
 @pytest.mark.parametrize("kind", ["interactions", "items"])
@@ -132,7 +138,9 @@ def test_rows_that_are_no_use_are_counted_by_reason(root: Path) -> None:
     assert +found.dropped == {
         "no_user_id": 2,
         "no_item_id": 1,
-        "implausible_timestamp": 3,
+        "no_timestamp": 1,
+        "timestamp_before_1970": 1,
+        "timestamp_in_finer_unit": 1,
         "item_without_title": 2,
         "duplicate_interaction": 1,
         "item_without_id": 1,

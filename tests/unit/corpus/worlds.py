@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
+from corpus.build import as_new
 from corpus.settings import DataSettings
 
 Row = tuple[str, str, int]
@@ -38,7 +39,7 @@ def frame(world: Mapping[str, Sequence[Row]], items: int) -> pl.DataFrame:
     start = {domain: number * items for number, domain in enumerate(world)}
     rows = [(user, domain, item, start[domain] + int(item[len(domain) :]), time) for domain, of in world.items() for user, item, time in of]
     schema = {"user_id": pl.String, "domain": pl.String, "item_id": pl.String, "item_index": pl.Int64, "timestamp": pl.Int64}
-    return pl.DataFrame(rows, schema=schema, orient="row")
+    return as_new(pl.DataFrame(rows, schema=schema, orient="row"), 0)
 
 
 def shop(domains: Sequence[str], users: int = 40, items: int = 30, seed: int = 0) -> dict[str, list[Row]]:

@@ -1,0 +1,169 @@
+"""More behaviours to the next corpus version: a new domain, new users, or newer rows of an old domain.
+
+Earlier rows are never rewritten. What a version adds (docs/decisions/004-append.md):
+- the samples of the new interactions in their domain. Leave-one-out holds over a user's whole sequence, but what was ever held out stays held out;
+- the mixed samples that became possible: of the new training interactions, and of old ones whose history fits the rules only now.
+The cost follows the new rows and the users in them: of the old interactions, only those users' are read.
+"""
+
+import json
+import random
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from cluster import storage
+from cluster.errors import CorpusError, DataError, Overtaken
+from corpus import build, catalogue, delta, interactions, kept, simulate, statistics
+from corpus.interactions import Behaviours, Say
+from corpus.kcore import k_core, largest_k
+from corpus.make import check_negatives, make
+from corpus.settings import DataSettings, SimulateSettings
+from corpus.table import Corpus, publish_statistics
+
+ATTEMPTS = 100
+"""Times that an append is made anew because another one landed first, before it gives up."""
+
+
+@dataclass(frozen=True)
+class Grown:
+    """A domain's part in an append.
+
+    found: user_id, domain, item_id, timestamp of the interactions that come in; items: domain, item_id, title of theirs; dropped: by reason.
+    """
+
+    found: pl.DataFrame
+    items: pl.DataFrame
+    dropped: Counter[str]
+
+
+def prepare(data: DataSettings, simulated: SimulateSettings, seed: int, uri: str, say: Say, *, held_out: bool = False) -> Corpus:
+    """Simulate the behaviours if the recipe asks for it and they are missing, then append them."""
+    if data.format == "simulated":
+        simulate.write(data, simulated, seed)
+    return append(data, seed, uri, say, held_out=held_out)
+
+
+def append(data: DataSettings, seed: int, uri: str, say: Say, *, held_out: bool = False) -> Corpus:
+    """Append the behaviours of `data.domains` (held_out: of `data.held_out`) to the corpus at a URI as its next version, and return that.
+
+    The same append again changes nothing; interactions that the corpus has already are left out. When another process commits first, the append is
+    made anew on what that one made. Raises DataError for behaviours that cannot be used, CorpusError for a corpus of other rules, or none.
+    """
+    uri = storage.absolute(uri)
+    names = data.held_out if held_out else data.domains
+    if not names:
+        raise DataError(f"data.{'held_out' if held_out else 'domains'} names no domain to append; name at least one")
+    _check_same_rules(Corpus.open(uri), data, seed)
+    delta.check_conditional_put(uri)
+    input_digests = build.digests(data, sorted(names))
+    of_input = json.loads(data.model_dump_json(include={"columns", "time_unit", "latest", "min_rating", "max_per_user", "format"}))
+    identity = storage.sha256(json.dumps([build.rules(data, seed), of_input, input_digests], sort_keys=True).encode())
+    behaviours = {name: interactions.read(data, name, say, titled=False) for name in sorted(names)}
+    for attempt in range(ATTEMPTS):
+        started = time.monotonic()
+        try:
+            return _append_to(Corpus.open(uri), behaviours, _Request(data, seed, held_out, identity), say)
+        except Overtaken as error:
+            say(f"{error}; the append is made anew")
+            # Of many that race, the more have to wait the longer, or all would go on at once and one land.
+            time.sleep(random.uniform(0, (time.monotonic() - started) * min(1 << attempt, 16)))
+    raise Overtaken(f"{uri}: other processes committed {ATTEMPTS} times in the meantime; start the append again when fewer write here")
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What was asked for. identity: digest of rules, seed and input; the append is known by it."""
+
+    data: DataSettings
+    seed: int
+    held_out: bool
+    identity: str
+
+
+def _append_to(corpus: Corpus, behaviours: dict[str, Behaviours], request: _Request, say: Say) -> Corpus:
+    """One attempt, on the newest version."""
+    done = next((commit.version for commit in corpus.commits if commit.transaction == request.identity), None)
+    if done is not None:
+        publish_statistics(corpus)
+        say(f"these behaviours are in the corpus already, since version {done}; nothing to do")
+        return Corpus.open(corpus.uri, done)
+    told = corpus.commits[-1].metadata
+    data = _whole(told, request)
+    old = _old_interactions(corpus, behaviours)
+    runs: dict[str, Any] = told["item_runs"]
+    parts = [_grow(corpus, runs, name, of, old, data, say) for name, of in behaviours.items()]
+    came, dropped = pl.concat([part.found for part in parts]), sum((part.dropped for part in parts), Counter[str]())
+    if came.is_empty():
+        say(f"the corpus has all usable interactions of {', '.join(behaviours)} already; version {corpus.version} stays the newest")
+        return corpus
+    items, items_version, renamed = catalogue.add(corpus.uri, pl.concat([part.items for part in parts]), request.identity)
+    indices = catalogue.indices_of(catalogue.joined(runs, items))
+    numbered = came.join(items.select("domain", "item_id", "item_index"), on=["domain", "item_id"], how="left")
+    users = numbered.select("user_id").unique()
+    found = pl.concat([build.as_new(numbered, corpus.version + 1), old.join(users, on="user_id", how="semi")], how="diagonal")
+    check_negatives(found, build.sizes_of(indices), data.num_candidates - 1)
+    made = make(found, indices, data, request.seed, corpus.uri, say)
+    dropped += made.dropped + Counter(title_made_distinct=renamed)
+    counts = statistics.count(made.files)
+    numbers = statistics.describe(told["statistics"], found, build.sizes_of(indices), data, counts, made.mixed_users, dropped)
+    metadata = {
+        **{key: told[key] for key in ("rules", "fingerprint")},
+        "appended": request.identity,
+        "domains": data.domains,
+        "held_out": data.held_out,
+        "items_version": items_version,
+        "item_runs": catalogue.runs_of(indices),
+    }
+    return build.land(corpus.uri, made, numbers, metadata, after=corpus.version, transaction=request.identity, say=say)
+
+
+def _check_same_rules(corpus: Corpus, data: DataSettings, seed: int) -> None:
+    there, asked = corpus.commits[0].metadata.get("rules"), build.rules(data, seed)
+    if there is None:
+        raise CorpusError(f"{corpus.uri}: was built without what an append needs to know; build the corpus anew, elsewhere")
+    other = [f"{key} {there.get(key)} (asked for: {asked[key]})" for key in asked if there.get(key) != asked[key]]
+    if other:
+        raise CorpusError(f"{corpus.uri}: a corpus has one set of rules, and this one was built with {', '.join(other)}; set the keys as they were")
+
+
+def _whole(told: Any, request: _Request) -> DataSettings:
+    """The settings of the whole corpus, the appended domains among its own. Raises DataError for a domain that it has as the other kind."""
+    names = request.data.held_out if request.held_out else request.data.domains
+    kinds = {"pre-training": tuple(told["domains"]), "held out": tuple(told["held_out"])}
+    kind, other = ("held out", "pre-training") if request.held_out else ("pre-training", "held out")
+    if wrong := sorted(set(names) & set(kinds[other])):
+        raise DataError(f"{', '.join(wrong)}: in this corpus {other}, for ever; {'leave out' if request.held_out else 'append with'} --held-out")
+    all_of_kind = (*kinds[kind], *(name for name in names if name not in kinds[kind]))
+    domains, held_out = (kinds[other], all_of_kind) if request.held_out else (all_of_kind, kinds[other])
+    return request.data.model_copy(update={"domains": domains, "held_out": held_out})
+
+
+def _old_interactions(corpus: Corpus, behaviours: dict[str, Behaviours]) -> pl.DataFrame:
+    users: Sequence[pl.Series] = [of.interactions["user_id"] for of in behaviours.values()]
+    return kept.of_users(corpus, pl.concat(users).unique())
+
+
+def _grow(corpus: Corpus, runs: dict[str, Any], domain: str, of: Behaviours, old: pl.DataFrame, data: DataSettings, say: Say) -> Grown:
+    """The interactions of one domain that come in: with a title, not there yet, in the core of what is there and they together."""
+    there = old.filter(pl.col("domain") == domain)
+    numbers = catalogue.indices_of(runs).get(domain)
+    known = catalogue.of_domains(corpus.uri, [domain]).filter(
+        pl.col("item_index").is_in(pl.Series(numbers if numbers is not None else [], dtype=pl.Int64).implode())
+    )
+    titles = pl.concat([of.items, known.select("item_id", "title").join(of.items, on="item_id", how="anti")])
+    titled = interactions.with_title(of, titles["item_id"], domain, data)
+    fresh = titled.interactions.join(there, on=["user_id", "item_id", "timestamp"], how="anti", maintain_order="left")
+    core = k_core(fresh, data.k_core, there["user_id"].unique(), known["item_id"])
+    if core.is_empty() and not fresh.is_empty() and numbers is None:
+        best = largest_k(fresh, data.k_core)
+        advice = f"the largest data.k_core that leaves data is {best}, and a corpus keeps the one it was built with" if best else "no row can be used"
+        raise DataError(f"{domain}: the {data.k_core}-core of {fresh.height:,} interactions is empty; {advice}")
+    dropped = titled.dropped + Counter(already_in_corpus=titled.interactions.height - fresh.height, k_core=fresh.height - core.height)
+    say(f"{domain}: {core.height:,} new interactions of {core['user_id'].n_unique():,} users and {core['item_id'].n_unique():,} items")
+    named = titles.join(core, on="item_id", how="semi").sort("item_id").select(pl.lit(domain).alias("domain"), "item_id", "title")
+    return Grown(core.select("user_id", pl.lit(domain).alias("domain"), "item_id", "timestamp"), named, dropped)

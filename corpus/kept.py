@@ -1,0 +1,112 @@
+"""The interactions that a corpus was made of, after k-core, each with its split: what a later version builds on.
+
+They lie in interactions/ beside the tables, as parquet files in the order of the users' hashes, and are listed in the commit that they came with:
+so they become visible with their version or not at all. A reader goes to the row groups of the users that it asks for, and to no others.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from cluster import storage
+from cluster.errors import CorpusError
+from corpus import delta, hashing
+from corpus.delta import Written
+from corpus.samples import KEPT
+from corpus.table import Corpus, named
+
+KEPT_PLACE = "interactions"
+
+FILE_ROWS = 1 << 20
+"""Interactions of a file, at most, on average."""
+
+
+@dataclass(frozen=True)
+class KeptFile:
+    """A file of kept interactions: those of the users whose hashes lie in the number-th of `of` equal ranges. name: relative to interactions/."""
+
+    name: str
+    rows: int
+    number: int
+    of: int
+
+
+def parts(rows: int) -> int:
+    """Ranges of users into which interactions are cut, for their files and for the making of samples: a power of two, at least 1."""
+    return 1 << max(0, -(-rows // FILE_ROWS) - 1).bit_length()
+
+
+def write(uri: str, number: int, of: int, rows: pa.Table) -> KeptFile | None:
+    """Write the kept interactions of one range of users, a table of KEPT in its order; nothing for no rows."""
+    if not rows.num_rows:
+        return None
+    written: Written = delta.write_file(storage.join(uri, KEPT_PLACE), f"part-{number:05d}-of-{of:05d}", rows, {})
+    return KeptFile(written.name, written.rows, number, of)
+
+
+def to_metadata(files: Sequence[KeptFile]) -> list[dict[str, Any]]:
+    """The list as it is kept with a commit."""
+    return [asdict(file) for file in files]
+
+
+def of_users(corpus: Corpus, users: pl.Series) -> pl.DataFrame:
+    """All kept interactions of some users: user_id, domain, item_id, item_index, timestamp, split, and the version that each came with.
+
+    Raises CorpusError for a corpus that kept none, or a file that is missing or damaged.
+    """
+    hashes = np.unique(hashing.of_strings(users))
+    found = [_empty()]
+    for commit in corpus.commits:
+        for file in _files(corpus, commit.version, commit.metadata):
+            wanted = hashes[hashing.ranges(hashes, file.of) == file.number]
+            path = storage.join(corpus.uri, KEPT_PLACE, file.name)
+            found += [_with_version(rows, commit.version) for rows in _rows(path, np.sort(wanted.view(np.int64)))]
+    return pl.concat(found).join(pl.DataFrame({"user_id": users.unique()}), on="user_id", how="semi").drop("user_hash")
+
+
+def all_of(corpus: Corpus) -> pl.DataFrame:
+    """All kept interactions of a corpus, as `of_users` gives them."""
+    found = [_empty()]
+    for commit in corpus.commits:
+        for file in _files(corpus, commit.version, commit.metadata):
+            path = storage.join(corpus.uri, KEPT_PLACE, file.name)
+            with named(path):
+                found.append(_with_version(pl.DataFrame(delta.open_parquet(path).read()), commit.version))
+    return pl.concat(found).drop("user_hash")
+
+
+def _files(corpus: Corpus, version: int, metadata: Mapping[str, Any]) -> list[KeptFile]:
+    if KEPT_PLACE not in metadata:
+        raise CorpusError(f"{corpus.uri}: version {version} kept no interactions to build on; build the corpus anew, elsewhere")
+    return [KeptFile(**entry) for entry in metadata[KEPT_PLACE]]
+
+
+def _empty() -> pl.DataFrame:
+    return _with_version(pl.DataFrame(KEPT.empty_table()), 0)
+
+
+def _with_version(rows: pl.DataFrame, version: int) -> pl.DataFrame:
+    return rows.with_columns(version=pl.lit(version, pl.Int32))
+
+
+def _rows(path: str, hashes: NDArray[np.int64]) -> Iterator[pl.DataFrame]:
+    """The rows of a file whose user's hash is among those given, which ascend."""
+    if not hashes.size:
+        return
+    with named(path):
+        file = delta.open_parquet(path)
+        groups = [group for group in range(file.metadata.num_row_groups) if _overlaps(file.metadata.row_group(group), hashes)]
+        rows = pl.DataFrame(file.read_row_groups(groups)) if groups else None
+    if rows is not None:
+        yield rows.filter(pl.col("user_hash").is_in(pl.Series(hashes).implode()))
+
+
+def _overlaps(group: pq.RowGroupMetaData, hashes: NDArray[np.int64]) -> bool:
+    bounds = group.column(0).statistics
+    return bool(np.searchsorted(hashes, bounds.min) < np.searchsorted(hashes, bounds.max, side="right"))

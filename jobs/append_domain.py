@@ -1,0 +1,38 @@
+"""More behaviours to the next corpus version: a new domain, new users, or newer rows of an old domain.
+
+    python jobs/append_domain.py jobs/recipes/amazon.yaml --data.root data/more --data.domains Books --corpus out/corpus
+
+`data.domains` names what is appended; with `--held-out`, `data.held_out` does. Rows of earlier versions are never rewritten. The same line again
+changes nothing, nor do rows that the corpus has already. A running job takes the new version up by itself.
+"""
+
+import argparse
+import sys
+
+import source_roots  # noqa: F401
+from rich.console import Console
+
+from corpus import append, statistics
+from cprec.command import main
+from cprec.recipe import Recipe
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+    """`--held-out`."""
+    parser.add_argument("--held-out", action="store_true", help="append data.held_out, kept out of pre-training, instead of data.domains")
+
+
+def job(recipe: Recipe, options: argparse.Namespace) -> None:
+    """Append the behaviours of a recipe's domains; print the statistics of the corpus and its new version."""
+    console = Console()
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    corpus = append.prepare(recipe.data, recipe.simulate, recipe.seed, recipe.corpus, say, held_out=options.held_out)
+    console.print(statistics.table(corpus.statistics()))
+    say(f"corpus version {corpus.version} at {corpus.uri}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(job, __doc__, flags))

@@ -1,0 +1,68 @@
+"""Appends against each other on an object store, and killed for real."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from corpus import delta, kept
+from corpus.append import append
+from corpus.build import build
+from corpus.kcore import k_core
+from corpus.table import Corpus
+from tests.integration import jobs
+from tests.unit.corpus.worlds import settings, shop, write_root
+
+BASE = ("A", "B", "C")
+RACERS = tuple(f"R{number:02d}" for number in range(20))
+
+
+def test_twenty_appends_at_once_lose_no_row(s3: str, tmp_path: Path) -> None:
+    """In two processes of ten each; all of them append at once, one domain each, for the same users."""
+    world = shop((*BASE, *RACERS), users=12, items=14)
+    root = str(write_root(tmp_path / "root", world))
+    uri = f"{s3}/corpus"
+    build(settings(root), 0, uri, print)
+    command = [sys.executable, "-m", "tests.integration.append_worker", uri, root]
+    halves = [subprocess.Popen([*command, ",".join(RACERS[half::2])], cwd=jobs.ROOT, stdout=subprocess.PIPE, text=True) for half in range(2)]
+    said = [process.communicate(timeout=jobs.LIMIT_S)[0] for process in halves]
+    assert [process.returncode for process in halves] == [0, 0], said
+    landed = sorted(int(version) for out in said for version in out.splitlines()[-1].split())
+    assert landed == list(range(1, 21))
+
+    corpus = Corpus.open(uri)
+    assert corpus.version == 20
+    assert {s.source for s in corpus.streams("test")} == {"domain/A", "domain/B", "downstream/C", *(f"domain/{name}" for name in RACERS)}
+    tables = [corpus.samples(source, "train") for source in sorted({s.source for s in corpus.streams()})]
+    ids = np.concatenate([table["sample_id"].to_numpy() for table in tables])
+    assert np.unique(ids).size == ids.size
+    cores = {name: k_core(pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row"), 3).height for name, rows in world.items()}
+    assert kept.all_of(corpus).height == sum(cores.values())
+    told = corpus.statistics()
+    assert {name: of["interactions"] for name, of in told["domains"].items()} == cores
+    assert told["mixed"]["samples"] == corpus.samples("mixed", "train").num_rows
+    # Every training interaction that can be a mixed target is one, once, whatever the order in which the appends landed.
+    mixed = corpus.samples("mixed", "train").to_pylist()
+    targets = {(row["user_id"], row["candidates"][row["target"]], row["timestamp"]) for row in mixed}
+    assert len(targets) == len(mixed)
+
+
+def test_an_append_that_is_killed_leaves_the_table_as_it_was_and_is_completed(tmp_path: Path) -> None:
+    root = write_root(tmp_path / "root", shop((*BASE, "D"), users=1500, items=200))
+    uri = str(tmp_path / "corpus")
+    before = build(settings(root), 0, uri, print)
+    data = {"root": str(root), "format": "root", "domains": ["D"], "held_out": [], "num_candidates": 5, "max_history": 4}
+    recipe = jobs.recipe(tmp_path, data=data)
+    with jobs.start("append_domain", recipe) as process:
+        jobs.kill_when(process, lambda: any(Path(uri, "samples", "domain", "D").rglob("*.parquet")))
+    assert Corpus.open(uri) == before
+    finished = jobs.run("append_domain", recipe)
+    assert finished.stdout.splitlines()[-1] == f"corpus version 1 at {uri}"
+    whole = append(settings(root, domains=("D",), held_out=()), 0, build(settings(root), 0, str(tmp_path / "clean"), print).uri, print)
+    names = [[added.part.path.removeprefix(corpus.uri) for added in corpus.commits[1].files] for corpus in (Corpus.open(uri), whole)]
+    assert names[0] == names[1]
+    again = jobs.run("append_domain", recipe)
+    assert "since version 1; nothing to do" in again.stdout
+    assert len(delta.commits(f"{uri}/samples")) == 2
