@@ -3,7 +3,7 @@
     python jobs/append_domain.py jobs/recipes/amazon.yaml --data.root data/more --data.domains Books --corpus out/corpus
 
 `data.domains` names what is appended; with `--held-out`, `data.held_out` does. Rows of earlier versions are never rewritten. The same line again
-changes nothing, nor do rows that the corpus has already. A running job takes the new version up by itself.
+changes nothing, nor do rows that the corpus has already. Running jobs below `storage` take the new version up by themselves and say where.
 """
 
 import argparse
@@ -12,9 +12,13 @@ import sys
 import source_roots  # noqa: F401
 from rich.console import Console
 
+from cluster.storage import absolute
 from corpus import append, statistics
 from cprec.command import main
 from cprec.recipe import Recipe
+from cprec.train import mailbox
+
+TIMEOUT_S = 60.0
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +36,9 @@ def job(recipe: Recipe, options: argparse.Namespace) -> None:
     corpus = append.prepare(recipe.data, recipe.simulate, recipe.seed, recipe.corpus, say, held_out=options.held_out)
     console.print(statistics.table(corpus.statistics()))
     say(f"corpus version {corpus.version} at {corpus.uri}")
+    told = mailbox.announce(absolute(recipe.storage), corpus.uri, TIMEOUT_S)
+    for line in told or [f"no run below {absolute(recipe.storage)} is training on this corpus now; the next one takes it up"]:
+        say(line)
 
 
 if __name__ == "__main__":
