@@ -1,9 +1,12 @@
 """Every test is marked by its folder, draws from fixed seeds, and finds the packages as a worker does: from the tree."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from tests.integration import jobs
 
 TESTS = Path(__file__).resolve().parent
 
@@ -16,3 +19,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         folder = item.path.relative_to(TESTS).parts[0]
         item.add_marker(folder)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_left_running() -> Iterator[None]:
+    """Jobs that a failed test started end with the tests."""
+    yield
+    jobs.end_all()

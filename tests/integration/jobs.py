@@ -15,6 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 400
+STARTED: list["subprocess.Popen[str]"] = []
 
 
 def recipe(place: Path, **changes: Mapping[str, Any] | str | int) -> Path:
@@ -39,7 +40,7 @@ def recipe(place: Path, **changes: Mapping[str, Any] | str | int) -> Path:
 
 def start(job: str, *arguments: str | Path, environment: Mapping[str, str] | None = None) -> "subprocess.Popen[str]":
     """Start a job in a process group of its own."""
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, f"jobs/{job}.py", *map(str, arguments)],
         cwd=ROOT,
         env={**os.environ, **(environment or {})},
@@ -48,6 +49,16 @@ def start(job: str, *arguments: str | Path, environment: Mapping[str, str] | Non
         text=True,
         start_new_session=True,
     )
+    STARTED.append(process)
+    return process
+
+
+def end_all() -> None:
+    """Kill what a failed test left running."""
+    for process in STARTED:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
 
 
 def run(job: str, *arguments: str | Path, code: int = 0, environment: Mapping[str, str] | None = None) -> "subprocess.CompletedProcess[str]":

@@ -73,6 +73,7 @@ class ControllerShell:
         self._iterators: dict[int, tuple[Segment, list[DataIterator]]] = {}
         self._desk = Desk(settings.run_uri, owner)
         self._polled = 0
+        self._told = f"has corpus version {course.version}"
         self._waiting = False
 
     def _read(self, corpus: Corpus) -> None:
@@ -172,7 +173,7 @@ class ControllerShell:
         """Carry out a request; what is answered."""
         controller = self._controller
         if verb == "look":
-            return self._look() or f"has corpus version {self._course.version} already"
+            return self._look() or self._told
         if not controller.open:
             return f"is {controller.phase}, and {self._closed_says()}"
         if verb == "anneal":
@@ -223,7 +224,8 @@ class ControllerShell:
             S_before=before.wsa.stable_end,
         )
         self._waiting = False
-        return f"takes up corpus version {corpus.version} at sample {at:,}: S = {wsa.stable_end:,}, A = {wsa.annealing_end:,}"
+        self._told = f"takes up corpus version {corpus.version} at sample {at:,}: S = {wsa.stable_end:,}, A = {wsa.annealing_end:,}"
+        return self._told
 
     def _change(self, course: Course) -> None:
         course.write(self._settings.run_uri)
