@@ -1,4 +1,4 @@
-"""The plan: which sample is trained at which position, as a closed formula (docs/decisions/004-plan.md).
+"""The plan: which sample is trained at which position, as a closed formula (docs/decisions/005-plan.md).
 
 A plan is a sequence of eras. An era deals its portions (rows of corpus streams) out evenly: after x of N positions a portion of n rows has
 given about x * n / N of them, so that no stretch is one domain, and after N exactly n. Every count is a floor of a product, so any position is
