@@ -7,12 +7,16 @@ Each line: name, ours, peer or unit, ratio. Medians of interleaved repetitions; 
 """
 
 import argparse
+import json
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path += [str(ROOT), str(ROOT / "platform")]
@@ -20,6 +24,8 @@ sys.path += [str(ROOT), str(ROOT / "platform")]
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from corpus import append, build, simulate
+from cprec.resolve import validate
 from cprec.schedule.controller import Controller, Segment
 from cprec.schedule.plan import Plan, Portion
 from cprec.schedule.planning import Rules, adopt, make
@@ -113,11 +119,59 @@ def resume() -> None:
     print(f"resume at 90 % of {samples:,} samples: plan {a * 1e3:.2f} ms, skipping {b * 1e3:.0f} ms, ratio {b / a:.0f}")
 
 
-def live() -> None:
-    """A run on Ray with simulated shoppers: the wait at segment switches as a share of a step, and the latency of an append."""
-    from benchmarks.controller_live import measure
+LIVE = {
+    "run": "live",
+    "data": {"format": "simulated", "domains": ["Garden", "Office", "Sports", "Music"], "held_out": ["Games"]},
+    "simulate": {"users": 400, "items_per_domain": 100},
+    "model": {"max_tokens": 512},
+    "tiny": {"language_steps": 0},
+    "schedule": {"segment_samples": 512, "poll_samples": 512},
+    "train": {"global_batch": 32, "micro_batch": 16},
+}
 
-    measure()
+
+def live() -> None:
+    """A run on Ray: the wait of the step after a segment switch as a share of a step, and the time from an append to its first trained sample."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        values = {**LIVE, "storage": f"{place}/runs", "corpus": f"{place}/corpus", "data": {**LIVE["data"], "root": f"{place}/shoppers"}}  # type: ignore[dict-item]
+        whole = validate(values, "the benchmark")
+        simulate.write(whole.data, whole.simulate, whole.seed)
+        values["data"] = {"root": f"{place}/shoppers", "domains": ["Garden", "Office", "Sports"], "held_out": ["Games"]}
+        recipe = place / "recipe.yaml"
+        recipe.write_text(json.dumps(values))
+        first = validate(values, "the benchmark")
+        build.build(first.data, first.seed, first.corpus, lambda _: None)
+        trace = place / "runs" / "live" / "trace.jsonl"
+        with subprocess.Popen([sys.executable, "jobs/cpt.py", str(recipe)], cwd=ROOT, stdout=subprocess.DEVNULL) as process:
+            wait_for(lambda: len(rows(trace)) >= 40, process)
+            began = time.time()
+            joined = validate({**values, "data": {**values["data"], "domains": ["Music"]}}, "the benchmark")  # type: ignore[dict-item]
+            append.append(joined.data, joined.seed, joined.corpus, lambda _: None)
+            committed = time.time()
+            wait_for(lambda: any("domain/Music" in row["sources"] for row in rows(trace)), process)
+            print(f"append: commit {committed - began:.1f} s; first trained sample of it {time.time() - committed:.1f} s after the commit")
+            process.wait()
+        done = rows(trace)
+        step = statistics.median(row["step_s"] for row in done)
+        waits = [row["data_wait_s"] for row in done[1:] if row["samples"] % 512 == 0]
+        wait = statistics.median(waits)
+        print(f"segment switch: median wait {wait * 1e3:.1f} ms in {len(waits)}, step {step * 1e3:.0f} ms, ratio {wait / step:.3f}")
+
+
+def rows(trace: Path) -> list[dict[str, Any]]:
+    """The trace so far."""
+    if not trace.exists():
+        return []
+    return [json.loads(line) for line in trace.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def wait_for(reached: Callable[[], bool], process: "subprocess.Popen[bytes]") -> None:
+    """Wait for a condition while a process lives."""
+    while not reached():
+        if process.poll() is not None:
+            raise SystemExit(f"the run ended with exit code {process.returncode} before what was waited for")
+        time.sleep(0.2)
 
 
 if __name__ == "__main__":
