@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,14 +85,17 @@ def refused(job: str, *arguments: str | Path, capsys: pytest.CaptureFixture[str]
 
 
 def kill_when(process: "subprocess.Popen[str]", reached: Callable[[], bool]) -> None:
-    """kill -9 the driver of a running job once a condition holds."""
+    """kill -9 the driver of a running job once a condition holds, and wait until its Ray processes, which live a little longer, are gone."""
     end = time.monotonic() + LIMIT_S
     while not reached():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end, "the condition never held"
         time.sleep(0.05)
+    below = psutil.Process(process.pid).children(recursive=True)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
+    _, left = psutil.wait_procs(below, timeout=60)
+    assert not left, f"still there after the driver's death: {left}"
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
