@@ -85,17 +85,17 @@ def refused(job: str, *arguments: str | Path, capsys: pytest.CaptureFixture[str]
 
 
 def kill_when(process: "subprocess.Popen[str]", reached: Callable[[], bool]) -> None:
-    """kill -9 the driver of a running job once a condition holds, and wait until its Ray processes, which live a little longer, are gone."""
+    """kill -9 the driver of a running job once a condition holds, and wait until its workers, which live a little longer, are gone."""
     end = time.monotonic() + LIMIT_S
     while not reached():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end, "the condition never held"
         time.sleep(0.05)
-    below = psutil.Process(process.pid).children(recursive=True)
+    below = [p for p in psutil.Process(process.pid).children(recursive=True) if p.name().startswith(("ray::RayTrain", "ray::Controller"))]
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     _, left = psutil.wait_procs(below, timeout=60)
-    assert not left, f"still there after the driver's death: {left}"
+    assert not left, f"still there after their driver's death: {left}"
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
