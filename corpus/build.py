@@ -75,6 +75,7 @@ def build(data: DataSettings, seed: int, uri: str, say: Say) -> Corpus:
     told = {
         "fingerprint": identity,
         "rules": rules(data, seed),
+        "origin": origin(data, (*data.domains, *data.held_out)),
         "domains": data.domains,
         "held_out": data.held_out,
         "items_version": items_version,
@@ -117,6 +118,11 @@ def gather(data: DataSettings, say: Say) -> Gathered:
     gathered = Gathered(as_new(pl.concat(found), 0), pl.concat(items), dropped)
     check_negatives(gathered.interactions, sizes_of(gathered.indices()), data.num_candidates - 1)
     return gathered
+
+
+def origin(data: DataSettings, domains: Sequence[str]) -> dict[str, Any]:
+    """Where the behaviours of a version come from."""
+    return {"root": storage.absolute(data.root), "format": data.format, "domains": list(domains)}
 
 
 def sizes_of(items: Mapping[str, Ints]) -> dict[str, int]:
