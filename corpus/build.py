@@ -89,11 +89,12 @@ def land(uri: str, made: Made, numbers: dict[str, Any], told: dict[str, Any], *,
     metadata = {**told, "statistics": numbers, kept.KEPT_PLACE: kept.to_metadata(made.kept)}
     place = storage.join(uri, SAMPLES)
     version = delta.commit(place, SAMPLES_SCHEMA, made.files, after=after, partition_by=PARTITION, metadata=metadata, transaction=transaction)
-    publish_statistics(Corpus.open(uri))
+    newest = Corpus.open(uri)
+    publish_statistics(newest)
     say(f"committed corpus version {version} at {uri}: {sum(file.rows for file in made.files):,} samples")
     if not numbers["mixed"]["samples"]:
         say("no mixed sample: no user's history spans enough domains, so annealing has nothing to read; see data.mixed_min_domains")
-    return Corpus.open(uri, version)
+    return Corpus(uri, version, newest.commits[: version + 1])
 
 
 def gather(data: DataSettings, say: Say) -> Gathered:
