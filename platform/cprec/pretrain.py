@@ -18,7 +18,7 @@ from cprec.recipe import Recipe
 from cprec.registry import Registry, Tracker
 from cprec.resolve import to_yaml
 from cprec.schedule.plan import Plan
-from cprec.stream.tokens import Encoder
+from cprec.stream.titles import words_of
 from cprec.train import checkpoint, mailbox, run, trunk
 from cprec.train.progress import Progress
 from cprec.train.record import AUDIT, EVENTS, Lines, event
@@ -26,6 +26,9 @@ from cprec.train.settled import settle
 from cprec.train.trunk import Course
 
 Say = Callable[[str], None]
+
+SAMPLED = 2000
+"""Titles with which stitching is tried before any worker starts."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,9 @@ def prepare(recipe: Recipe, run_uri: str, corpus: Corpus, say: Say) -> tuple[run
     course, new = trunk.open_course(recipe, run_uri, corpus)
     base = bases.resolve(recipe, corpus, say)
     # Refuses a base without a usable tokenizer before any worker starts.
-    Encoder(backbone.tokenizer(base, recipe.model.revision), recipe.model.max_tokens)
+    titles = corpus.titles()
+    if because := words_of(titles[:: max(len(titles) // SAMPLED, 1)], backbone.tokenizer(base, recipe.model.revision)).because:
+        say(f"prompts are tokenised one by one, which is slower: {because}")
     return run.Job(recipe, run_uri, base, corpus), course, new
 
 

@@ -61,7 +61,9 @@ class TrainSettings(Section):
     """`train`: the loop and its engine."""
 
     global_batch: int = Field(128, ge=1, description="samples of one optimizer step, over all workers")
-    micro_batch: int = Field(8, ge=1, description="samples of one forward pass on one worker")
+    pack: bool = Field(True, description="pack samples into rows of train.pack_tokens instead of padding train.micro_batch of them; exact either way")
+    pack_tokens: int = Field(4096, ge=64, description="tokens of one forward pass on one worker when packed")
+    micro_batch: int = Field(8, ge=1, description="samples of one forward pass on one worker when padded")
     max_samples: int | None = Field(None, ge=1, description="cap on domain-specific samples; mixed samples are cut in the same proportion")
     zero_stage: int = Field(1, ge=0, le=3, description="ZeRO stage of DeepSpeed")
     gradient_clipping: float = Field(1.0, gt=0, description="norm to which the gradient of a global batch is clipped")

@@ -9,15 +9,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
 from cluster.deepspeed_presets import config
+from cprec.model import attention
 from cprec.model.adapter import trainable
 from cprec.model.quiet import quiet
 from cprec.recipe import TrainSettings
-from cprec.stream.shares import MicroBatch
+from cprec.stream.packing import Cut, MicroBatch
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -39,6 +41,11 @@ class State:
     steps: int
 
 
+def cut_of(settings: TrainSettings) -> Cut:
+    """How the settings cut a share into forward passes."""
+    return Cut(packed=True, size=settings.pack_tokens) if settings.pack else Cut(packed=False, size=settings.micro_batch)
+
+
 class Engine:
     """A model in training, spread over the workers of the process group that is already there (or alone, without one)."""
 
@@ -51,6 +58,8 @@ class Engine:
         self.world = dist.get_world_size()
         self.stage = settings.zero_stage
         self.parameters = trainable(model)
+        if settings.pack:
+            attention.enable(model)
         # A client optimizer: one that is named in the config compiles an extension first. The rate is set at every step.
         optimizer = torch.optim.AdamW(self.parameters.values(), lr=0.0, betas=(0.9, settings.adam_beta2), weight_decay=0.0)
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
@@ -85,9 +94,18 @@ class Engine:
 
     def _loss_sum(self, batch: MicroBatch) -> torch.Tensor:
         """Sum of -log p over the supervised tokens; logits are computed for those alone."""
-        ids, mask = torch.from_numpy(batch.ids).to(self.device), torch.from_numpy(batch.supervised).to(self.device)
-        logits = self._engine(input_ids=ids, logits_to_keep=mask, use_cache=False).logits
-        return F.cross_entropy(logits.float(), torch.from_numpy(batch.targets).to(self.device), reduction="sum")
+        ids, targets = self._sent(batch.ids), self._sent(batch.targets)
+        if batch.bounds is None or batch.positions is None:
+            logits = self._engine(input_ids=ids, logits_to_keep=self._sent(batch.supervised), use_cache=False).logits
+        else:
+            # Indices, not a mask: the device need not be asked how many there are.
+            kept = self._sent(np.flatnonzero(batch.supervised[0]))
+            bounds = attention.bounds_of(self._sent(batch.bounds), int(np.diff(batch.bounds).max()))
+            logits = self._engine(input_ids=ids, position_ids=self._sent(batch.positions), logits_to_keep=kept, use_cache=False, **bounds).logits[0]
+        return F.cross_entropy(logits.float(), targets, reduction="sum")
+
+    def _sent(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(self.device, non_blocking=True)
 
     def gather(self) -> State:
         """The state by name. Collective: every worker calls it."""

@@ -11,7 +11,8 @@ from typing import Protocol
 
 from cluster.errors import PlatformFault
 from cprec.schedule.wsa import Phase
-from cprec.stream.shares import GlobalBatch, Share, micro_batches
+from cprec.stream.packing import Cut, micro_batches
+from cprec.stream.shares import GlobalBatch, Share
 from cprec.train.engine import Engine
 
 
@@ -47,17 +48,17 @@ class Observer(Protocol):
         """A step is done. May use the engine's collectives, because every worker is told of the same steps."""
 
 
-def train(engine: Engine, feed: Iterable[Work], observer: Observer, micro_batch: int, end: int, seed: int, first_step: int = 0) -> int:
+def train(engine: Engine, feed: Iterable[Work], observer: Observer, cut: Cut, end: int, seed: int, first_step: int = 0) -> int:
     """Train on everything that the feed holds. Returns the number of the step that would come next.
 
-    micro_batch: samples of a forward pass; end: the padding token; seed: of dropout; first_step: steps that the run has done before.
+    cut: how a share becomes forward passes; end: the padding token; seed: of dropout; first_step: steps that the run has done before.
     Raises PlatformFault for a loss that is not finite, with the step's samples; the step is not reported, so it reaches no checkpoint.
     """
     step = first_step
     for work, waited in _timed(feed):
         began = time.perf_counter()
         batch = work.share.batch
-        parts = micro_batches(work.share, micro_batch, end)
+        parts = micro_batches(work.share, cut, end)
         result = engine.step(parts, batch.supervised, work.rate, dropout_seed(seed, step, work.share.rank))
         if not math.isfinite(result.loss):
             raise PlatformFault(

@@ -20,6 +20,7 @@ FREE = (
     "gate.",
     "data.root",
     "data.distribute_above",
+    "train.pack",
     "train.micro_batch",
     "train.zero_stage",
     "train.max_failures",

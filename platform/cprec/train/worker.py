@@ -20,7 +20,7 @@ from cprec.resolve import validate
 from cprec.schedule.ledger import Ledger
 from cprec.train import checkpoint
 from cprec.train.actor import Group
-from cprec.train.engine import Engine
+from cprec.train.engine import Engine, cut_of
 from cprec.train.feed import feed
 from cprec.train.loop import StepRecord, Work, train
 
@@ -49,7 +49,7 @@ def run(config: dict[str, Any]) -> None:
         _restore(engine, source)
     observer = Saver(recipe, config["run_uri"], config["base"], config["controller"], start.group, ledger, rank)
     work = feed(config["controller"], start.group.attempt, ledger.samples, rank)
-    train(engine, work, observer, recipe.train.micro_batch, words.eos_token_id, recipe.seed, ledger.step)
+    train(engine, work, observer, cut_of(recipe.train), words.eos_token_id, recipe.seed, ledger.step)
     engine.close()
 
 
