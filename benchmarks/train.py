@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import workload
+import workload  # first: it makes the packages importable
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
@@ -27,6 +27,10 @@ from cprec.stream.packing import Cut, micro_batches
 from cprec.stream.segments import SAMPLES_PER_TASK
 from cprec.stream.titles import Stitcher
 from cprec.train.engine import Engine
+
+
+ENVIRONMENT = dict(os.environ)
+"""As it was before DeepSpeed wrote into it what makes other trainers look for more workers."""
 
 
 def ours(work: workload.Workload, options: argparse.Namespace) -> Callable[[], float]:
@@ -64,7 +68,7 @@ def all_logits(work: workload.Workload, options: argparse.Namespace) -> Callable
 
 
 def padded(work: workload.Workload, options: argparse.Namespace) -> Callable[[], float]:
-    """As LLaRA's public code runs a Hugging Face model: texts tokenised in the loop, each micro-batch padded to its longest, logits of every token."""
+    """As LLaRA's public code runs a Hugging Face model: tokenised in the loop, each micro-batch padded to its longest, logits of every token."""
     model = made(work, options)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
     tokenizer = work.tokenizer
@@ -109,8 +113,10 @@ def trl(work: workload.Workload, options: argparse.Namespace) -> Iterator[Callab
             threads=torch.get_num_threads(),
         )
         command = [options.trl, str(Path(__file__).parent / "peers" / "trl_sft.py"), str(folder)]
-        environment = {key: value for key, value in os.environ.items() if key not in ("LOCAL_RANK", "DS_ACCELERATOR", "PYTHONPATH")}
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment) as process:
+        with (
+            (folder / "errors").open("w") as errors,
+            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=ENVIRONMENT) as process,
+        ):
             assert process.stdin
             assert process.stdout
 
@@ -120,7 +126,7 @@ def trl(work: workload.Workload, options: argparse.Namespace) -> Iterator[Callab
                 for line in process.stdout:
                     if line.startswith("SECONDS"):
                         return float(line.split()[1])
-                raise RuntimeError(f"the peer ended: {options.trl}")
+                raise RuntimeError((folder / "errors").read_text()[-2000:])
 
             yield once
             process.stdin.close()

@@ -1,4 +1,4 @@
-"""What the training benchmarks have in common: samples of a corpus, a small model with LoRA, one process group, and ratios from interleaved rounds."""
+"""What the training benchmarks have in common: samples of a corpus, a small model with LoRA, a process group, ratios from interleaved rounds."""
 
 import os
 import statistics

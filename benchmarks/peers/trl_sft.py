@@ -1,6 +1,6 @@
 """TRL's SFTTrainer with packing='bfd' on samples given to it; run by benchmarks/train.py in an environment of its own (requirements-trl.txt).
 
-    python trl_sft.py FOLDER    reads FOLDER/samples.npz and FOLDER/model, then trains once for each line on its input and answers with seconds
+python trl_sft.py FOLDER    reads FOLDER/samples.npz and FOLDER/model, then trains once for each line on its input and answers with seconds
 """
 
 import sys

@@ -65,7 +65,6 @@ class ControllerShell:
         if course is None:
             raise PlatformFault(f"{settings.run_uri}: no plan.json; a run's plan is written before its controller starts")
         self._settings, self._course = settings, course
-        self._text: segments.Text | None = None
         self._read(Corpus.open(settings.corpus))
         self._controller = self._fresh(0)
         self._events, self._trace = Lines(join(settings.run_uri, EVENTS)), Lines(join(settings.run_uri, TRACE))
@@ -81,7 +80,8 @@ class ControllerShell:
         """Take in a version of the corpus: its streams, and the titles of its items, which the read tasks share."""
         settings = self._settings
         self._streams = segments.streams_of(corpus)
-        self._text = segments.Text.of(corpus, settings.base, settings.revision, settings.max_tokens, self._text)
+        before = getattr(self, "_text", None)
+        self._text = segments.Text.of(corpus, settings.base, settings.revision, settings.max_tokens, before)
 
     def _fresh(self, samples: int) -> Controller:
         course, settings = self._course, self._settings
