@@ -11,6 +11,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "platform")]
+PATH = os.pathsep.join([str(ROOT / "benchmarks"), str(ROOT), str(ROOT / "platform")])
+"""Where other processes find the packages and the benchmarks."""
 
 import numpy as np
 import pyarrow as pa

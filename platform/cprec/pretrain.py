@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,8 +103,7 @@ def train(job: run.Job, plan: Plan, tracker: Tracker, say: Say) -> None:
     def watch(rows: list[dict[str, Any]], waiting: bool) -> None:
         progress.show(rows, waiting)
         for row in rows:
-            speed = row["tokens"] / max(row["step_s"] + row["data_wait_s"], 1e-9)
-            tracker.metrics({"loss": row["loss"], "lr": row["lr"], "tokens_per_s": speed}, row["samples"])
+            tracker.metrics(measures(row), row["samples"])
         tracker.flush()
 
     try:
@@ -115,6 +114,13 @@ def train(job: run.Job, plan: Plan, tracker: Tracker, say: Say) -> None:
         raise
     finally:
         progress.close()
+
+
+def measures(row: Mapping[str, Any]) -> dict[str, float]:
+    """What MLflow is told of a step. Useful tokens only: padding and filling are none."""
+    seconds = max(row["step_s"] + row["data_wait_s"], 1e-9)
+    rates = {"tokens_per_s": row["tokens"] / seconds, "data_wait_share": row["data_wait_s"] / seconds}
+    return {**{name: row[name] for name in ("loss", "lr", "tflops", "memory_gb", "imbalance")}, **rates}
 
 
 def finish(job: run.Job, registry: Registry, tracker: Tracker, say: Say) -> Result:

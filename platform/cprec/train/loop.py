@@ -12,7 +12,8 @@ from typing import Protocol
 from cluster.errors import PlatformFault
 from cprec.schedule.wsa import Phase
 from cprec.stream.packing import Cut, micro_batches
-from cprec.stream.shares import GlobalBatch, Share
+from cprec.stream.shares import GlobalBatch, Share, imbalance
+from cprec.train.device import memory_bytes
 from cprec.train.engine import Engine
 
 
@@ -29,7 +30,10 @@ class Work:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One optimizer step as it was done. step counts from 0; times in seconds."""
+    """One optimizer step as it was done. step counts from 0; times in seconds.
+
+    imbalance: by how much the fullest worker exceeds the mean (stream.shares); operations: of all workers; memory_bytes: peak of this worker so far.
+    """
 
     step: int
     batch: GlobalBatch
@@ -39,6 +43,9 @@ class StepRecord:
     grad_norm: float
     step_s: float
     data_wait_s: float
+    imbalance: float
+    operations: int
+    memory_bytes: int
 
 
 class Observer(Protocol):
@@ -66,7 +73,8 @@ def train(engine: Engine, feed: Iterable[Work], observer: Observer, cut: Cut, en
                 f"{[f'{i:016x}' for i in work.share.ids.tolist()]}); lower schedule.lr_max or look at these samples"
             )
         seconds = time.perf_counter() - began
-        observer.stepped(StepRecord(step, batch, work.phase, work.rate, result.loss, result.grad_norm, seconds, waited), work, engine)
+        seen = imbalance(work.share.lengths), engine.work.operations(batch.tokens, batch.supervised), memory_bytes(engine.device)
+        observer.stepped(StepRecord(step, batch, work.phase, work.rate, result.loss, result.grad_norm, seconds, waited, *seen), work, engine)
         step += 1
     return step
 

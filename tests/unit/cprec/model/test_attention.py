@@ -79,6 +79,20 @@ def test_logits_and_gradients_are_those_of_each_sample_alone(adapted: bool, fill
         assert (seen - wanted).abs().max() <= 1e-5 * max(1.0, float(wanted.abs().max()))
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+def test_recomputed_activations_change_nothing() -> None:
+    losses, found = [], []
+    for recomputed in (False, True):
+        network = model(adapted=True)
+        attention.enable(network)
+        if recomputed:
+            network.train().activation_checkpointing_enable({"use_reentrant": False})
+        losses.append(packed_logits(network, Cut(packed=True, size=128)).square().mean())
+        found.append(gradients(network, losses[-1]))
+    assert torch.equal(*losses)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 def test_without_bounds_an_enabled_model_does_what_it_did() -> None:
     plain, enabled = model(), model()
     attention.enable(enabled)
