@@ -4,7 +4,7 @@
     python benchmarks/train.py --corpus out/corpus --trl .venv-trl/bin/python    and TRL (benchmarks/peers/requirements-trl.txt)
 
 All ways train the same model (LoRA r = 8) in fp32 on the same samples, one optimizer step per global batch. Useful tokens are those of samples, never
-padding. Rounds are interleaved; each line is `what ours peer ratio`.
+padding. Rounds are interleaved, seconds are CPU seconds on --threads threads; each line is `what ours peer ratio`.
 """
 
 import argparse

@@ -16,13 +16,13 @@ from trl import SFTConfig, SFTTrainer
 
 
 class Clock(TrainerCallback):
-    """Seconds from the first step's beginning to the last one's end: without the trainer's own start and end."""
+    """CPU seconds from the first step's beginning to the last one's end: without the trainer's own start and end."""
 
     def on_step_begin(self, *_: object, **__: object) -> None:
-        self.began = getattr(self, "began", None) or time.perf_counter()
+        self.began = getattr(self, "began", None) or time.process_time()
 
     def on_step_end(self, *_: object, **__: object) -> None:
-        self.ended = time.perf_counter()
+        self.ended = time.process_time()
 
 
 def main(folder: Path) -> None:

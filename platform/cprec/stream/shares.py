@@ -42,7 +42,7 @@ class Share:
 def deal(lengths: Sequence[int], world: int) -> list[list[int]]:
     """Which samples each worker gets, as indices, longest first: each to the worker with the fewest tokens so far, and sizes differ by one at most.
 
-    Without the bound on sizes the tokens are no better balanced (measured: benchmarks.md), and a worker could need one pass more than the others.
+    Without the bound on sizes the tokens are no better balanced (docs/log.md), and a worker could need one pass more than the others.
     """
     size, larger = divmod(len(lengths), world)
     dealt: list[list[int]] = [[] for _ in range(world)]
