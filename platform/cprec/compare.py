@@ -32,7 +32,7 @@ from cprec.model import adapter, backbone
 from cprec.model.base import resolve
 from cprec.recipe import Recipe
 from cprec.registry import Registry, Version
-from cprec.stream.tokens import Encoder
+from cprec.stream.segments import Text
 from cprec.train import checkpoint
 from cprec.train.record import EVENTS, run_uri
 
@@ -183,12 +183,14 @@ def _predictions(recipe: Recipe, folder: str, models: Sequence[Contender], corpu
     if missing:
         workers = min(recipe.workers, len(samples))
         with session(recipe.cluster.address, recipe.cluster.num_cpus or workers * recipe.train.cpus_per_worker):
-            titles = ray.put(corpus.titles())
+            # Every model stands on one base, so one tokenizer reads for all.
+            base, revision = missing[0].base, missing[0].revision
+            text = Text.of(corpus, base, revision, recipe.model.max_tokens)
             for model in missing:
                 say(f"scoring {model.label}: {len(samples):,} samples, {workers} worker(s)")
                 place = storage.join(folder, model.label)
                 storage.remove(storage.join(place, METRICS))  # so that it never stands beside predictions that it is not of
-                table = predictions.of_scores(samples, _scores(recipe, model, samples, titles, workers))
+                table = predictions.of_scores(samples, _scores(recipe, model, samples, text, workers))
                 storage.write_bytes(storage.join(place, PREDICTIONS), predictions.to_bytes(table))
                 tables[model.label] = table
     return [tables[model.label] for model in models]
@@ -206,13 +208,13 @@ def _hr1(table: pa.Table) -> NDArray[np.float64]:
     return hits(predictions.ranks_of(table), 1)
 
 
-def _scores(recipe: Recipe, model: Contender, samples: pa.Table, titles: ray.ObjectRef[list[str]], workers: int) -> NDArray[np.float64]:
+def _scores(recipe: Recipe, model: Contender, samples: pa.Table, text: Text, workers: int) -> NDArray[np.float64]:
     """Scores [n, candidates], from Ray tasks that each load the model and take a contiguous share of the samples."""
     bounds = np.linspace(0, len(samples), workers + 1).astype(int)
     task = ray.remote(_score_share).options(num_cpus=recipe.train.cpus_per_worker, num_gpus=recipe.train.gpus_per_worker)
     shares = [samples.slice(start, stop - start) for start, stop in itertools.pairwise(bounds)]
     try:
-        parts = ray.get([task.remote(recipe, model, share, titles) for share in shares])
+        parts = ray.get([task.remote(recipe, model, share, text) for share in shares])
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, CprecError):
             raise error.cause from None  # without the worker's traceback, which is no news to the user
@@ -220,11 +222,11 @@ def _scores(recipe: Recipe, model: Contender, samples: pa.Table, titles: ray.Obj
     return np.concatenate(parts)
 
 
-def _score_share(recipe: Recipe, model: Contender, samples: pa.Table, titles: list[str]) -> NDArray[np.float64]:
-    network, tokenizer = backbone.load(model.base, model.revision, recipe.model.precision)
+def _score_share(recipe: Recipe, model: Contender, samples: pa.Table, text: Text) -> NDArray[np.float64]:
+    network, _ = backbone.load(model.base, model.revision, recipe.model.precision)
     if model.checkpoint is not None:
         with tempfile.TemporaryDirectory() as directory:
             network = adapter.load(network, storage.download(storage.join(model.checkpoint, "adapter"), Path(directory)))
     if torch.cuda.is_available():
         network = network.to("cuda")  # type: ignore[arg-type]
-    return score(network, Encoder(tokenizer, recipe.model.max_tokens), samples, titles, recipe.evaluate.batch)
+    return score(network, text.encoder(), samples, recipe.evaluate.batch)

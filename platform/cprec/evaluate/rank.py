@@ -21,12 +21,12 @@ from transformers import PreTrainedModel
 
 
 class PromptEncoder(Protocol):
-    """What scoring needs of a tokenizer (cprec.stream.tokens.Encoder)."""
+    """What scoring needs of an encoder of items (cprec.stream.titles)."""
 
-    def prompt(self, history: Sequence[str], candidates: Sequence[str], room: int) -> tuple[list[int], int]:
-        """Token ids of the prompt, with room for an answer; and how many of the oldest titles were dropped for it."""
+    def prompt(self, history: Sequence[int], candidates: Sequence[int], room: int) -> tuple[list[int], int]:
+        """Token ids of the prompt, with room for an answer; and how many of the oldest items were dropped for it."""
 
-    def answer(self, title: str) -> list[int]:
+    def answer(self, item: int) -> list[int]:
         """Token ids of an answer, its end token included."""
 
 
@@ -43,16 +43,13 @@ class Query:
         return len(self.prompt) + sum(map(len, self.answers))
 
 
-def score(model: PreTrainedModel, encoder: PromptEncoder, samples: pa.Table, titles: Sequence[str], batch: int) -> NDArray[np.float64]:
+def score(model: PreTrainedModel, encoder: PromptEncoder, samples: pa.Table, batch: int) -> NDArray[np.float64]:
     """Scores [n, candidates] of the samples' candidates, in the samples' order; higher is better.
 
-    samples: columns history and candidates (item indices); titles: by item index; batch: samples in one forward pass.
+    samples: columns history and candidates (item indices); batch: samples in one forward pass.
     The model scores on the device where it is, in evaluation mode.
     """
-    queries = [
-        query(encoder, [titles[i] for i in history], [titles[i] for i in candidates])
-        for history, candidates in zip(samples["history"].to_pylist(), samples["candidates"].to_pylist(), strict=True)
-    ]
+    queries = [query(encoder, *pair) for pair in zip(samples["history"].to_pylist(), samples["candidates"].to_pylist(), strict=True)]
     scores = np.empty((len(queries), len(queries[0].answers) if queries else 0))
     # Rows of similar length share a pass: less padding.
     order = sorted(range(len(queries)), key=lambda i: queries[i].tokens)
@@ -62,9 +59,9 @@ def score(model: PreTrainedModel, encoder: PromptEncoder, samples: pa.Table, tit
     return scores
 
 
-def query(encoder: PromptEncoder, history: Sequence[str], candidates: Sequence[str]) -> Query:
+def query(encoder: PromptEncoder, history: Sequence[int], candidates: Sequence[int]) -> Query:
     """One sample as tokens. The prompt leaves room for the longest answer, so that it is one prompt for all of them."""
-    answers = [encoder.answer(title) for title in candidates]
+    answers = [encoder.answer(item) for item in candidates]
     prompt, _ = encoder.prompt(history, candidates, room=max(map(len, answers)))
     return Query(prompt, answers)
 
