@@ -52,6 +52,17 @@ def names(uri: str) -> list[str]:
     return sorted({posixpath.basename(str(p).rstrip("/")) for p in fs.ls(path, detail=False)} - {""})
 
 
+def versions(uri: str) -> dict[str, str]:
+    """Names directly below a URI, each with what changes whenever its content does; empty if there is no such place."""
+    fs, path = filesystem(uri)
+    try:
+        found = fs.ls(path, detail=True)
+    except FileNotFoundError:
+        return {}
+    told = ("ETag", "etag", "mtime", "LastModified", "ino", "size")
+    return {posixpath.basename(str(of["name"]).rstrip("/")): str([of.get(key) for key in told]) for of in found}
+
+
 def read_bytes(uri: str) -> bytes:
     """A whole file. Raises UserError naming the place when it is not there."""
     fs, path = filesystem(uri)

@@ -28,6 +28,10 @@ ATTEMPTS = 100
 """Times that an append is made anew because another one landed first, before it gives up."""
 
 
+LONGEST_REST_S = 4.0
+"""Before an append is made anew, at most."""
+
+
 @dataclass(frozen=True)
 class Grown:
     """A domain's part in an append.
@@ -70,8 +74,8 @@ def append(data: DataSettings, seed: int, uri: str, say: Say, *, held_out: bool 
             return _append_to(Corpus.open(uri), behaviours, request, say)
         except Overtaken as error:
             say(f"{error}; the append is made anew")
-            # Of many that race, the more have to wait the longer, or all would go on at once and one land.
-            time.sleep(random.uniform(0, (time.monotonic() - started) * min(1 << attempt, 16)))
+            # Of many that race, those go on at different times, or all would be overtaken by one; yet none rests for long while nobody works.
+            time.sleep(random.uniform(0, min((time.monotonic() - started) * min(1 << attempt, 4), LONGEST_REST_S)))
     raise Overtaken(f"{uri}: other processes committed {ATTEMPTS} times in the meantime; start the append again when fewer write here")
 
 

@@ -19,7 +19,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, Schema, Transaction
-from deltalake.exceptions import DeltaError, TableNotFoundError
+from deltalake.exceptions import DeltaError
 from deltalake.transaction import AddAction, create_table_with_add_actions
 
 from cluster import storage
@@ -30,6 +30,10 @@ ROW_GROUP = 1024
 
 PUTS = 8
 """Conditional puts at once, to see whether a store honours them."""
+
+_READ: dict[tuple[str, int, str], "Commit"] = {}
+"""Commits that this process has read, by table, version and state of the file."""
+_READ_AT_MOST = 10_000
 
 _LOG, _IS_COMMIT = "_delta_log", re.compile(r"\d{20}\.json")
 _METADATA = "cprec"
@@ -121,12 +125,11 @@ def commit(
     properties = CommitProperties(
         custom_metadata={_METADATA: dict(metadata)}, max_commit_retries=0, app_transactions=_transactions(transaction, after)
     )
-    table = _table(table_uri)
-    newest = None if table is None else int(table.version())
+    newest = _newest(table_uri)
     if newest != after:
         raise Overtaken(f"{table_uri}: another process made version {newest} in the meantime; start again to build on it")
     try:
-        if table is None:
+        if after is None:
             create_table_with_add_actions(
                 table_uri,
                 Schema.from_arrow(schema),
@@ -138,21 +141,39 @@ def commit(
             )
         else:
             mode: Literal["append", "overwrite"] = "overwrite" if replace else "append"
+            # Opened at the version that this one was made for: the commit after it is refused if there is one.
+            table = DeltaTable(table_uri, version=after, storage_options=storage_options(table_uri))
             table.create_write_transaction([*adds], mode, Schema.from_arrow(schema), list(partition_by), commit_properties=properties)
     except DeltaError as error:
-        now = _table(table_uri)
-        if now is not None and int(now.version()) != after:
-            raise Overtaken(f"{table_uri}: another process made version {now.version()} in the meantime; start again to build on it") from None
+        if (now := _newest(table_uri)) != after:
+            raise Overtaken(f"{table_uri}: another process made version {now} in the meantime; start again to build on it") from None
         raise CorpusError(f"{table_uri}: the commit was refused ({error}); if another process writes here, let it end, then start again") from None
     return 0 if after is None else after + 1
 
 
 def commits(table_uri: str) -> tuple[Commit, ...]:
-    """Every version of a table, oldest first; none if there is no table. Reads each file of the log once."""
-    place = storage.join(table_uri, _LOG)
-    numbers = sorted(int(name.removesuffix(".json")) for name in storage.names(place) if _IS_COMMIT.fullmatch(name))
-    logs = storage.read_many([storage.join(place, f"{number:020d}.json") for number in numbers])
-    return tuple(_parsed(table_uri, number, log) for number, log in zip(numbers, logs, strict=True))
+    """Every version of a table, oldest first; none if there is no table. Reads what this process has not read yet of the log."""
+    place, there = storage.join(table_uri, _LOG), _log(table_uri)
+    keys = {number: (table_uri, number, state) for number, state in sorted(there.items())}
+    known = {number: commit for number, key in keys.items() if (commit := _READ.get(key)) is not None}
+    missing = [number for number in keys if number not in known]
+    logs = storage.read_many([storage.join(place, f"{number:020d}.json") for number in missing])
+    fresh = {number: _parsed(table_uri, number, log) for number, log in zip(missing, logs, strict=True)}
+    found = tuple((fresh.get(number) or known[number]) for number in keys)
+    if len(_READ) + len(fresh) > _READ_AT_MOST:
+        _READ.clear()
+    _READ.update({keys[number]: commit for number, commit in fresh.items()})
+    return found
+
+
+def _log(table_uri: str) -> dict[int, str]:
+    """The commits that the log has, each with what tells its file from any other of its name."""
+    found = storage.versions(storage.join(table_uri, _LOG))
+    return {int(name.removesuffix(".json")): state for name, state in found.items() if _IS_COMMIT.fullmatch(name)}
+
+
+def _newest(table_uri: str) -> int | None:
+    return max(_log(table_uri), default=None)
 
 
 def live(versions: Sequence[Commit]) -> tuple[FilePart, ...]:
@@ -219,10 +240,3 @@ def check_conditional_put(uri: str) -> None:
 def _transactions(name: str, after: int | None) -> list[Transaction]:
     """What Delta keeps for a transaction is a number; ours is the version that it makes."""
     return [Transaction(name, 0 if after is None else after + 1)] if name else []
-
-
-def _table(table_uri: str) -> DeltaTable | None:
-    try:
-        return DeltaTable(table_uri, storage_options=storage_options(table_uri))
-    except TableNotFoundError:
-        return None

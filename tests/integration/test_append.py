@@ -59,7 +59,7 @@ def test_an_append_that_is_killed_leaves_the_table_as_it_was_and_is_completed(tm
         jobs.kill_when(process, lambda: any(Path(uri, "samples", "domain", "D").rglob("*.parquet")))
     assert Corpus.open(uri) == before
     finished = jobs.run("append_domain", recipe)
-    assert finished.stdout.splitlines()[-1] == f"corpus version 1 at {uri}"
+    assert f"corpus version 1 at {uri}" in finished.stdout.splitlines()
     whole = append(settings(root, domains=("D",), held_out=()), 0, build(settings(root), 0, str(tmp_path / "clean"), print).uri, print)
     names = [[added.part.path.removeprefix(corpus.uri) for added in corpus.commits[1].files] for corpus in (Corpus.open(uri), whole)]
     assert names[0] == names[1]
