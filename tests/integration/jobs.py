@@ -91,6 +91,7 @@ def kill_when(process: "subprocess.Popen[str]", reached: Callable[[], bool]) -> 
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end, "the condition never held"
         time.sleep(0.05)
+    os.kill(process.pid, signal.SIGSTOP)  # at this very moment; whom it started is looked up then
     below = [p for p in psutil.Process(process.pid).children(recursive=True) if p.name().startswith(("ray::RayTrain", "ray::Controller"))]
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()

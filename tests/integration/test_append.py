@@ -56,7 +56,8 @@ def test_an_append_that_is_killed_leaves_the_table_as_it_was_and_is_completed(tm
     data = {"root": str(root), "format": "root", "domains": ["D"], "held_out": [], "num_candidates": 5, "max_history": 4}
     recipe = jobs.recipe(tmp_path, data=data)
     with jobs.start("append_domain", recipe) as process:
-        jobs.kill_when(process, lambda: any(Path(uri, "samples", "domain", "D").rglob("*.parquet")))
+        # The items are committed first; the samples are then still to be made.
+        jobs.kill_when(process, (Path(uri) / "items" / "_delta_log" / f"{1:020d}.json").exists)
     assert Corpus.open(uri) == before
     finished = jobs.run("append_domain", recipe)
     assert f"corpus version 1 at {uri}" in finished.stdout.splitlines()
