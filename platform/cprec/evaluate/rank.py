@@ -9,9 +9,9 @@ That is the quantity which training maximises, and restricted to the candidates 
 it favours long titles, whose later words follow almost surely from the first ones, and drowns the tokens that tell the candidates apart.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -19,14 +19,17 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
+Item = TypeVar("Item", contravariant=True)
+"""What an item is to an encoder: its title, or its title and what else a prompt shows of it."""
 
-class PromptEncoder(Protocol):
+
+class PromptEncoder(Protocol[Item]):
     """What scoring needs of a tokenizer (cprec.stream.tokens.Encoder)."""
 
-    def prompt(self, history: Sequence[str], candidates: Sequence[str], room: int) -> tuple[list[int], int]:
-        """Token ids of the prompt, with room for an answer; and how many of the oldest titles were dropped for it."""
+    def prompt(self, history: Sequence[Item], candidates: Sequence[Item], room: int) -> tuple[list[int], int]:
+        """Token ids of the prompt, with room for an answer; and how many of the oldest items were dropped for it."""
 
-    def answer(self, title: str) -> list[int]:
+    def answer(self, item: Item, /) -> list[int]:
         """Token ids of an answer, its end token included."""
 
 
@@ -43,10 +46,12 @@ class Query:
         return len(self.prompt) + sum(map(len, self.answers))
 
 
-def score(model: PreTrainedModel, encoder: PromptEncoder, samples: pa.Table, titles: Sequence[str], batch: int) -> NDArray[np.float64]:
+def score(
+    model: PreTrainedModel, encoder: PromptEncoder[Item], samples: pa.Table, titles: Sequence[Item] | Mapping[int, Item], batch: int
+) -> NDArray[np.float64]:
     """Scores [n, candidates] of the samples' candidates, in the samples' order; higher is better.
 
-    samples: columns history and candidates (item indices); titles: by item index; batch: samples in one forward pass.
+    samples: columns history and candidates (item indices); titles: what the encoder takes, by item index; batch: samples in one forward pass.
     The model scores on the device where it is, in evaluation mode.
     """
     queries = [
@@ -62,7 +67,7 @@ def score(model: PreTrainedModel, encoder: PromptEncoder, samples: pa.Table, tit
     return scores
 
 
-def query(encoder: PromptEncoder, history: Sequence[str], candidates: Sequence[str]) -> Query:
+def query(encoder: PromptEncoder[Item], history: Sequence[Item], candidates: Sequence[Item]) -> Query:
     """One sample as tokens. The prompt leaves room for the longest answer, so that it is one prompt for all of them."""
     answers = [encoder.answer(title) for title in candidates]
     prompt, _ = encoder.prompt(history, candidates, room=max(map(len, answers)))

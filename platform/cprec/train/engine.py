@@ -5,7 +5,7 @@ ZeRO stage; at the same number on a CPU the continued run is bitwise the same. T
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +42,8 @@ class State:
 class Engine:
     """A model in training, spread over the workers of the process group that is already there (or alone, without one)."""
 
-    def __init__(self, model: torch.nn.Module, settings: TrainSettings, precision: str) -> None:
+    def __init__(self, model: torch.nn.Module, settings: TrainSettings, precision: str, decay: Mapping[str, float] | None = None) -> None:
+        """decay: weight decay of the parameters whose names start so; the others have none."""
         quiet()
         import deepspeed
 
@@ -52,7 +53,7 @@ class Engine:
         self.stage = settings.zero_stage
         self.parameters = trainable(model)
         # A client optimizer: one that is named in the config compiles an extension first. The rate is set at every step.
-        optimizer = torch.optim.AdamW(self.parameters.values(), lr=0.0, betas=(0.9, settings.adam_beta2), weight_decay=0.0)
+        optimizer = torch.optim.AdamW(_groups(self.parameters, decay or {}), lr=0.0, betas=(0.9, settings.adam_beta2), weight_decay=0.0)
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=model,
             optimizer=optimizer,
@@ -78,6 +79,10 @@ class Engine:
             # DeepSpeed averages gradients over the workers; times world makes that a sum.
             self._engine.backward(loss * (self.world / supervised))
         self._engine.step()
+        if not self.steps and self.stage in (1, 2) and len(self._optimizer.param_groups) > 1:
+            # DeepSpeed looks for the moments after the first group's first step, when the other groups have none yet: let it look again.
+            self._optimizer._hp_optimizer_states_linked = False
+            self._optimizer._lazy_init_hp_params_optimizer_state()
         self.steps += 1
         dist.all_reduce(total)
         norm = self._engine.get_global_grad_norm()
@@ -156,3 +161,11 @@ class Engine:
         if dist.is_initialized():
             dist.barrier()
             dist.destroy_process_group()
+
+
+def _groups(parameters: Mapping[str, torch.nn.Parameter], decay: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Parameters by weight decay, those without any first."""
+    by_decay: dict[float, list[torch.nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        by_decay.setdefault(next((value for prefix, value in decay.items() if name.startswith(prefix)), 0.0), []).append(parameter)
+    return [{"params": group, "weight_decay": value} for value, group in sorted(by_decay.items(), key=lambda item: item[0])]
