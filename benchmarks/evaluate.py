@@ -28,6 +28,7 @@ from corpus.simulate import shoppers
 from cprec.evaluate.generate import answered
 from cprec.evaluate.rank import score
 from cprec.model import tiny
+from cprec.stream.titles import ByTokenizer
 from cprec.stream.tokens import Encoder
 
 USERS, ROUNDS, BATCH, HIDDEN, LAYERS = 8, 3, 8, 128, 2
@@ -39,7 +40,7 @@ def main() -> None:
     rng = np.random.default_rng(0)
     titles = list(shoppers(["Games"], SimulateSettings(users=10), 0).shelves[0].titles)
     tokenizer = tiny.train_tokenizer(titles, 1024)
-    encoder = Encoder(tokenizer, 2048)
+    encoder = ByTokenizer(titles, Encoder(tokenizer, 2048))
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=HIDDEN,
@@ -56,8 +57,8 @@ def main() -> None:
         }
     )
     ways: dict[str, Callable[[], Any]] = {
-        "score": lambda: score(model, encoder, samples, titles, BATCH),
-        "generate": lambda: answered(model, tokenizer, encoder, samples, dict(enumerate(titles)), titles, BATCH, constrained=True),
+        "score": lambda: score(model, encoder, samples, BATCH),
+        "generate": lambda: answered(model, tokenizer, encoder, samples, titles, BATCH, constrained=True),
     }
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(ROUNDS):

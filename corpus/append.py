@@ -10,7 +10,6 @@ import json
 import random
 import time
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,10 +63,11 @@ def append(data: DataSettings, seed: int, uri: str, say: Say, *, held_out: bool 
     of_input = json.loads(data.model_dump_json(include={"columns", "time_unit", "latest", "min_rating", "max_per_user", "format"}))
     identity = storage.sha256(json.dumps([build.rules(data, seed), of_input, input_digests], sort_keys=True).encode())
     behaviours = {name: interactions.read(data, name, say, titled=False) for name in sorted(names)}
+    request = _Request(data, seed, held_out, identity, {})
     for attempt in range(ATTEMPTS):
         started = time.monotonic()
         try:
-            return _append_to(Corpus.open(uri), behaviours, _Request(data, seed, held_out, identity), say)
+            return _append_to(Corpus.open(uri), behaviours, request, say)
         except Overtaken as error:
             say(f"{error}; the append is made anew")
             # Of many that race, the more have to wait the longer, or all would go on at once and one land.
@@ -77,12 +77,13 @@ def append(data: DataSettings, seed: int, uri: str, say: Say, *, held_out: bool 
 
 @dataclass(frozen=True)
 class _Request:
-    """What was asked for. identity: digest of rules, seed and input; the append is known by it."""
+    """What was asked for. identity: digest of rules, seed and input; the append is known by it. read: old interactions that an attempt has read."""
 
     data: DataSettings
     seed: int
     held_out: bool
     identity: str
+    read: dict[str, pl.DataFrame]
 
 
 def _append_to(corpus: Corpus, behaviours: dict[str, Behaviours], request: _Request, say: Say) -> Corpus:
@@ -94,7 +95,8 @@ def _append_to(corpus: Corpus, behaviours: dict[str, Behaviours], request: _Requ
         return Corpus.open(corpus.uri, done)
     told = corpus.commits[-1].metadata
     data = _whole(told, request)
-    old = _old_interactions(corpus, behaviours)
+    users = pl.concat([of.interactions["user_id"] for of in behaviours.values()]).unique()
+    old = kept.of_users(corpus, users, request.read)
     runs: dict[str, Any] = told["item_runs"]
     parts = [_grow(corpus, runs, name, of, old, data, say) for name, of in behaviours.items()]
     came, dropped = pl.concat([part.found for part in parts]), sum((part.dropped for part in parts), Counter[str]())
@@ -104,8 +106,8 @@ def _append_to(corpus: Corpus, behaviours: dict[str, Behaviours], request: _Requ
     items, items_version, renamed = catalogue.add(corpus.uri, pl.concat([part.items for part in parts]), request.identity)
     indices = catalogue.indices_of(catalogue.joined(runs, items))
     numbered = came.join(items.select("domain", "item_id", "item_index"), on=["domain", "item_id"], how="left")
-    users = numbered.select("user_id").unique()
-    found = pl.concat([build.as_new(numbered, corpus.version + 1), old.join(users, on="user_id", how="semi")], how="diagonal")
+    coming = numbered.select("user_id").unique()
+    found = pl.concat([build.as_new(numbered, corpus.version + 1), old.join(coming, on="user_id", how="semi")], how="diagonal")
     check_negatives(found, build.sizes_of(indices), data.num_candidates - 1)
     made = make(found, indices, data, request.seed, corpus.uri, say)
     dropped += made.dropped + Counter(title_made_distinct=renamed)
@@ -114,6 +116,7 @@ def _append_to(corpus: Corpus, behaviours: dict[str, Behaviours], request: _Requ
     metadata = {
         **{key: told[key] for key in ("rules", "fingerprint")},
         "appended": request.identity,
+        "origin": build.origin(data, sorted(behaviours)),
         "domains": data.domains,
         "held_out": data.held_out,
         "items_version": items_version,
@@ -141,11 +144,6 @@ def _whole(told: Any, request: _Request) -> DataSettings:
     all_of_kind = (*kinds[kind], *(name for name in names if name not in kinds[kind]))
     domains, held_out = (kinds[other], all_of_kind) if request.held_out else (all_of_kind, kinds[other])
     return request.data.model_copy(update={"domains": domains, "held_out": held_out})
-
-
-def _old_interactions(corpus: Corpus, behaviours: dict[str, Behaviours]) -> pl.DataFrame:
-    users: Sequence[pl.Series] = [of.interactions["user_id"] for of in behaviours.values()]
-    return kept.of_users(corpus, pl.concat(users).unique())
 
 
 def _grow(corpus: Corpus, runs: dict[str, Any], domain: str, of: Behaviours, old: pl.DataFrame, data: DataSettings, say: Say) -> Grown:

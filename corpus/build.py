@@ -75,6 +75,7 @@ def build(data: DataSettings, seed: int, uri: str, say: Say) -> Corpus:
     told = {
         "fingerprint": identity,
         "rules": rules(data, seed),
+        "origin": origin(data, (*data.domains, *data.held_out)),
         "domains": data.domains,
         "held_out": data.held_out,
         "items_version": items_version,
@@ -88,11 +89,12 @@ def land(uri: str, made: Made, numbers: dict[str, Any], told: dict[str, Any], *,
     metadata = {**told, "statistics": numbers, kept.KEPT_PLACE: kept.to_metadata(made.kept)}
     place = storage.join(uri, SAMPLES)
     version = delta.commit(place, SAMPLES_SCHEMA, made.files, after=after, partition_by=PARTITION, metadata=metadata, transaction=transaction)
-    publish_statistics(Corpus.open(uri))
+    newest = Corpus.open(uri)
+    publish_statistics(newest)
     say(f"committed corpus version {version} at {uri}: {sum(file.rows for file in made.files):,} samples")
     if not numbers["mixed"]["samples"]:
         say("no mixed sample: no user's history spans enough domains, so annealing has nothing to read; see data.mixed_min_domains")
-    return Corpus.open(uri, version)
+    return Corpus(uri, version, newest.commits[: version + 1])
 
 
 def gather(data: DataSettings, say: Say) -> Gathered:
@@ -117,6 +119,11 @@ def gather(data: DataSettings, say: Say) -> Gathered:
     gathered = Gathered(as_new(pl.concat(found), 0), pl.concat(items), dropped)
     check_negatives(gathered.interactions, sizes_of(gathered.indices()), data.num_candidates - 1)
     return gathered
+
+
+def origin(data: DataSettings, domains: Sequence[str]) -> dict[str, Any]:
+    """Where the behaviours of a version come from."""
+    return {"root": storage.absolute(data.root), "format": data.format, "domains": list(domains)}
 
 
 def sizes_of(items: Mapping[str, Ints]) -> dict[str, int]:

@@ -44,7 +44,11 @@ def joined(runs: Runs, items: pl.DataFrame) -> dict[str, list[list[int]]]:
 
 def of_domains(uri: str, domains: Iterable[str]) -> pl.DataFrame:
     """Every item that has a number in some domains: item_index, domain, item_id, title. Reads the files that hold these domains only."""
-    wanted, before = set(domains), _commits(uri)
+    return _of_domains(_commits(uri), domains)
+
+
+def _of_domains(before: Sequence[delta.Commit], domains: Iterable[str]) -> pl.DataFrame:
+    wanted = set(domains)
     found = [pl.DataFrame(ITEMS_SCHEMA.empty_table())]
     live = {part.path for part in delta.live(before)}
     for commit in before:
@@ -68,7 +72,7 @@ def add(uri: str, items: pl.DataFrame, fingerprint: str) -> tuple[pl.DataFrame, 
     number keeps its title. Raises Overtaken if another process committed in the meantime.
     """
     before = _commits(uri)
-    known = of_domains(uri, items["domain"].unique())
+    known = _of_domains(before, items["domain"].unique())
     fresh, renamed = _distinct(items.join(known, on=["domain", "item_id"], how="anti", maintain_order="left"), known)
     first = int(before[-1].metadata["items"])
     numbered = fresh.select(pl.int_range(first, first + fresh.height, dtype=pl.Int64).alias("item_index"), "domain", "item_id", "title")

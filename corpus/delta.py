@@ -67,14 +67,15 @@ class Added:
 class Commit:
     """One version of a table: what it added, files by name; what it removed; and what its writer says about it.
 
-    transaction: what `commit` was told that it is known by, where that could be kept.
+    transaction: what `commit` was told that it is known by, where that could be kept; time_ms: when it was made, since 1970.
     """
 
     version: int
     metadata: Mapping[str, Any]
     files: tuple[Added, ...]
-    removed: frozenset[str] = frozenset()
-    transaction: str = ""
+    removed: frozenset[str]
+    transaction: str
+    time_ms: int
 
 
 def storage_options(uri: str) -> dict[str, str]:
@@ -174,7 +175,9 @@ def _parsed(table_uri: str, version: int, log: bytes) -> Commit:
     ]
     removed = frozenset(_path(table_uri, action["remove"]["path"]) for action in actions if "remove" in action)
     transaction = next((str(action["txn"]["appId"]) for action in actions if "txn" in action), "")
-    return Commit(version, told[_METADATA], tuple(sorted(added, key=lambda file: file.part.path)), removed, transaction)
+    return Commit(
+        version, told[_METADATA], tuple(sorted(added, key=lambda file: file.part.path)), removed, transaction, int(told.get("timestamp", 0))
+    )
 
 
 def _path(table_uri: str, path: str) -> str:

@@ -55,18 +55,21 @@ def to_metadata(files: Sequence[KeptFile]) -> list[dict[str, Any]]:
     return [asdict(file) for file in files]
 
 
-def of_users(corpus: Corpus, users: pl.Series) -> pl.DataFrame:
+def of_users(corpus: Corpus, users: pl.Series, read: dict[str, pl.DataFrame]) -> pl.DataFrame:
     """All kept interactions of some users: user_id, domain, item_id, item_index, timestamp, split, and the version that each came with.
 
+    read: what was read of each file for these users before, by its name; more is added, so that asking again on a newer version reads what is new.
     Raises CorpusError for a corpus that kept none, or a file that is missing or damaged.
     """
     hashes = np.unique(hashing.of_strings(users))
     found = [_empty()]
     for commit in corpus.commits:
         for file in _files(corpus, commit.version, commit.metadata):
-            wanted = hashes[hashing.ranges(hashes, file.of) == file.number]
-            path = storage.join(corpus.uri, KEPT_PLACE, file.name)
-            found += [_with_version(rows, commit.version) for rows in _rows(path, np.sort(wanted.view(np.int64)))]
+            if file.name not in read:
+                wanted = hashes[hashing.ranges(hashes, file.of) == file.number]
+                path = storage.join(corpus.uri, KEPT_PLACE, file.name)
+                read[file.name] = pl.concat([pl.DataFrame(KEPT.empty_table()), *_rows(path, np.sort(wanted.view(np.int64)))])
+            found.append(_with_version(read[file.name], commit.version))
     return pl.concat(found).join(pl.DataFrame({"user_id": users.unique()}), on="user_id", how="semi").drop("user_hash")
 
 

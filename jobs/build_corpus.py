@@ -2,7 +2,10 @@
 
     python jobs/build_corpus.py jobs/recipes/amazon.yaml --data.root data/amazon --corpus out/corpus
 
-The same line goes after `ray job submit --working-dir . --`. A place that already holds this corpus is left as it is. `--dry-run` reads and checks
+    python jobs/build_corpus.py --corpus out/corpus --describe     its versions: when, from what, samples by source
+    python jobs/build_corpus.py --corpus out/corpus --inspect      reads all rows: leakage in numbers, statistics.html beside the tables
+
+The first line goes after `ray job submit --working-dir . --`. A place that already holds this corpus is left as it is. `--dry-run` reads and checks
 all behaviours and prints what is left of each domain after k-core, without writing.
 """
 
@@ -10,12 +13,22 @@ import argparse
 import sys
 
 import source_roots  # noqa: F401
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.table import Table
 
-from corpus import build, statistics
+from corpus import build, leakage, page, statistics
 from corpus.samples import at_most
+from corpus.sequences import SPLITS
+from corpus.table import Corpus
 from cprec.command import main
 from cprec.recipe import Recipe
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+    """What this job takes beside the recipe."""
+    parser.add_argument("--describe", action="store_true", help="tell of the corpus that is there; build nothing")
+    parser.add_argument("--inspect", action="store_true", help="check the corpus that is there for leakage and write statistics.html; build nothing")
 
 
 def job(recipe: Recipe, options: argparse.Namespace) -> None:
@@ -25,6 +38,15 @@ def job(recipe: Recipe, options: argparse.Namespace) -> None:
     def say(line: str) -> None:
         console.print(line, markup=False, highlight=False)
 
+    if options.describe or options.inspect:
+        corpus = Corpus.open(recipe.corpus, recipe.corpus_version)
+        describe(corpus, console)
+        if options.inspect:
+            leaks = leakage.check(corpus)
+            for what, count in leaks.items():
+                say(f"{what}: {count:,}{'' if what in leakage.SOUND else ' (for information)'}")
+            say(f"page: {page.write(corpus, leaks)}")
+        return
     if options.dry_run:
         gathered = build.gather(recipe.data, say)
         found, items = gathered.interactions, build.sizes_of(gathered.indices())
@@ -36,5 +58,22 @@ def job(recipe: Recipe, options: argparse.Namespace) -> None:
     console.print(statistics.table(corpus.statistics()))
 
 
+def describe(corpus: Corpus, console: Console) -> None:
+    """Print what the commits say: the versions, the samples by source, the statistics."""
+    made = Table(title=f"Versions of {corpus.uri}", box=SIMPLE_HEAD, show_edge=False)
+    for name in ("version", "made", "from", "domains", "samples"):
+        made.add_column(name, overflow="fold")
+    for of in page.versions(corpus):
+        made.add_row(str(of["version"]), of["time"], f"{of['root']} ({of['format']})", of["domains"], f"{of['samples']:,}")
+    console.print(made)
+    by_source = Table(title="Samples by source and version", box=SIMPLE_HEAD, show_edge=False)
+    for name in ("source", "version", *SPLITS):
+        by_source.add_column(name)
+    for source, version, counts in page.sources(corpus):
+        by_source.add_row(source, str(version), *(f"{n:,}" for n in counts))
+    console.print(by_source)
+    console.print(statistics.table(corpus.statistics()))
+
+
 if __name__ == "__main__":
-    sys.exit(main(job, __doc__))
+    sys.exit(main(job, __doc__, flags))

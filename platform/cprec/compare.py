@@ -28,6 +28,7 @@ from cprec.evaluate.significance import Paired, holm, paired, permutation
 from cprec.model.base import resolve
 from cprec.recipe import Recipe
 from cprec.registry import Registry
+from cprec.stream.segments import Text
 from cprec.train import checkpoint
 from cprec.train.record import EVENTS, run_uri
 
@@ -228,14 +229,15 @@ def _predictions(
     if missing:
         workers = min(recipe.workers, len(samples))
         with session(recipe.cluster.address, recipe.cluster.num_cpus or workers * recipe.train.cpus_per_worker):
+            text = _text(recipe, corpus, missing)
             for model in missing:
                 say(f"scoring {model.label}: {len(samples):,} samples, {workers} worker(s)")
                 place = _place(recipe, folder, model)
                 storage.remove(storage.join(place, METRICS))  # so that it never stands beside predictions that it is not of
                 if _mode(recipe, model) == "score":
-                    table = predictions.of_scores(samples, scores(recipe, model, corpus, domain, samples, workers))
+                    table = predictions.of_scores(samples, scores(recipe, model, corpus, domain, samples, workers, text))
                 else:
-                    table = predictions.of_texts(samples, texts(recipe, model, corpus, domain, samples, workers), corpus.titles())
+                    table = predictions.of_texts(samples, texts(recipe, model, corpus, domain, samples, workers, text), corpus.titles())
                 storage.write_bytes(storage.join(place, PREDICTIONS), predictions.to_bytes(table))
                 tables[model.label] = table
     return [tables[model.label] for model in models]
@@ -251,3 +253,10 @@ def _kept(folder: str, inputs: Mapping[str, Any]) -> pa.Table | None:
 
 def _hr1(table: pa.Table) -> NDArray[np.float64]:
     return hits(predictions.ranks_of(table), 1)
+
+
+def _text(recipe: Recipe, corpus: Corpus, models: Sequence[Contender]) -> Text | None:
+    """What language models read with, put into the object store once: all stand on one base, so one tokenizer reads for all. None if all are
+    baselines, which do not read."""
+    read = next((model for model in models if not model.is_baseline), None)
+    return None if read is None else Text.of(corpus, read.base, read.revision, recipe.model.max_tokens)

@@ -19,7 +19,7 @@ def export(recipe: Recipe, model: Contender, uri: str) -> None:
     """
     if exists(uri):
         raise RunError(f"{uri}: there is something already; give another place")
-    network, _, tokenizer = loaded(recipe, model)
+    network, tokenizer = loaded(recipe, model)
     if isinstance(network, Hybrid):
         raise RunError(f"{model.name}: a hybrid model has a projector, which no model directory holds; export one tuned with finetune.hybrid false")
     whole = network.merge_and_unload() if isinstance(network, PeftModel) else network

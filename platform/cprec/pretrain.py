@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from cprec.recipe import Recipe
 from cprec.registry import Registry, Tracker
 from cprec.resolve import to_yaml
 from cprec.schedule.plan import Plan
-from cprec.stream.tokens import Encoder
+from cprec.stream.titles import words_of
 from cprec.train import checkpoint, mailbox, run, trunk
 from cprec.train.progress import Progress
 from cprec.train.record import AUDIT, EVENTS, Lines, event
@@ -26,6 +26,9 @@ from cprec.train.settled import settle
 from cprec.train.trunk import Course
 
 Say = Callable[[str], None]
+
+SAMPLED = 2000
+"""Titles with which stitching is tried before any worker starts."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,9 @@ def prepare(recipe: Recipe, run_uri: str, corpus: Corpus, say: Say) -> tuple[run
     course, new = trunk.open_course(recipe, run_uri, corpus)
     base = bases.resolve(recipe, corpus, say)
     # Refuses a base without a usable tokenizer before any worker starts.
-    Encoder(backbone.tokenizer(base, recipe.model.revision), recipe.model.max_tokens)
+    titles = corpus.titles()
+    if because := words_of(titles[:: max(len(titles) // SAMPLED, 1)], backbone.tokenizer(base, recipe.model.revision)).because:
+        say(f"prompts are tokenised one by one, which is slower: {because}")
     return run.Job(recipe, run_uri, base, corpus), course, new
 
 
@@ -98,8 +103,7 @@ def train(job: run.Job, plan: Plan, tracker: Tracker, say: Say) -> None:
     def watch(rows: list[dict[str, Any]], waiting: bool) -> None:
         progress.show(rows, waiting)
         for row in rows:
-            speed = row["tokens"] / max(row["step_s"] + row["data_wait_s"], 1e-9)
-            tracker.metrics({"loss": row["loss"], "lr": row["lr"], "tokens_per_s": speed}, row["samples"])
+            tracker.metrics(measures(row), row["samples"])
         tracker.flush()
 
     try:
@@ -110,6 +114,13 @@ def train(job: run.Job, plan: Plan, tracker: Tracker, say: Say) -> None:
         raise
     finally:
         progress.close()
+
+
+def measures(row: Mapping[str, Any]) -> dict[str, float]:
+    """What MLflow is told of a step. Useful tokens only: padding and filling are none."""
+    seconds = max(row["step_s"] + row["data_wait_s"], 1e-9)
+    rates = {"tokens_per_s": row["tokens"] / seconds, "data_wait_share": row["data_wait_s"] / seconds}
+    return {**{name: row[name] for name in ("loss", "lr", "tflops", "memory_gb", "imbalance")}, **rates}
 
 
 def finish(job: run.Job, registry: Registry, tracker: Tracker, say: Say) -> Result:

@@ -23,7 +23,14 @@ class ModelSettings(Section):
     lora_alpha: int = Field(32, ge=1, description="alpha of LoRA")
     lora_dropout: float = Field(0.1, ge=0.0, lt=1.0, description="dropout of LoRA while training")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of weights and activations; master weights and optimizer stay fp32")
+    fp8: bool = Field(False, description="frozen weights in FP8 (lora, bf16, zero_stage < 3, a GPU that has it): nearly exact, not measured yet")
     max_tokens: int = Field(2048, ge=64, description="tokens of a prompt and its answer, at most; the oldest history is dropped first")
+
+    @model_validator(mode="after")
+    def _fp8_is_frozen(self) -> "ModelSettings":
+        if self.fp8 and (self.adapter != "lora" or self.precision != "bf16"):
+            raise ValueError(f"model.fp8 needs adapter: lora and precision: bf16, not {self.adapter} and {self.precision}")
+        return self
 
 
 class TinySettings(Section):
@@ -61,9 +68,16 @@ class TrainSettings(Section):
     """`train`: the loop and its engine."""
 
     global_batch: int = Field(128, ge=1, description="samples of one optimizer step, over all workers")
-    micro_batch: int = Field(8, ge=1, description="samples of one forward pass on one worker")
+    pack: bool = Field(True, description="pack samples into rows of train.pack_tokens instead of padding train.micro_batch of them; exact either way")
+    pack_tokens: int = Field(4096, ge=64, description="tokens of one forward pass on one worker when packed")
+    micro_batch: int = Field(8, ge=1, description="samples of one forward pass on one worker when padded")
     max_samples: int | None = Field(None, ge=1, description="cap on domain-specific samples; mixed samples are cut in the same proportion")
-    zero_stage: int = Field(1, ge=0, le=3, description="ZeRO stage of DeepSpeed")
+    zero_stage: int | None = Field(1, ge=0, le=3, description="ZeRO stage of DeepSpeed; null: the lowest that fits the GPU by estimate, 1 on CPU")
+    recompute: Literal["auto", "always", "never"] = Field(
+        "auto", description="recompute activations in the backward pass: less memory, a third more time; auto: where an estimate says it must be"
+    )
+    compile: bool = Field(False, description="torch.compile the layers (GPU); packed rows are then filled to train.pack_tokens")
+    profile: int = Field(0, ge=0, description="steps of which <run>/profile/ gets a torch profiler's trace")
     gradient_clipping: float = Field(1.0, gt=0, description="norm to which the gradient of a global batch is clipped")
     adam_beta2: float = Field(0.999, gt=0, lt=1, description="second-moment decay of Adam")
     gpus_per_worker: int = Field(0, ge=0, description="GPUs of each worker; 0 trains on CPU")

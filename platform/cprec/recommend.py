@@ -10,6 +10,7 @@ from cluster.storage import read_text
 from corpus.items import clean_title
 from cprec.downstream.hybrid import Hybrid
 from cprec.downstream.scoring import Contender, loaded
+from cprec.downstream.trial import encoders_of
 from cprec.evaluate.rank import score
 from cprec.recipe import Recipe
 from cprec.registry import Registry
@@ -50,16 +51,17 @@ def recommend(recipe: Recipe, model: Contender, history: Sequence[str], candidat
 
     history: titles, oldest first. Raises RecipeError for a model with behaviour tokens: it knows items, and titles are not enough for it.
     """
-    network, encoder, _ = loaded(recipe, model)
+    network, tokenizer = loaded(recipe, model)
     if isinstance(network, Hybrid):
         raise RecipeError(
             f"--model {model.name}: a hybrid model needs the items of its domain, not only titles; give one tuned with finetune.hybrid false"
         )
     titles = [clean_title(title) for title in history] + list(candidates)
     numbered = {index: (title, index) for index, title in enumerate(titles)}
+    encoder = encoders_of(tokenizer, recipe.model.max_tokens, network, numbered).at_evaluation
     places = list(range(len(titles)))
     sample = pa.table({"history": [places[: len(history)]], "candidates": [places[len(history) :]]})
-    scores = score(network, encoder, sample, numbered, 1)[0]
+    scores = score(network, encoder, sample, 1)[0]
     chances = np.exp(scores - scores.max())
     ranked = np.argsort(-scores, kind="stable")
     return [(candidates[i], float(chances[i] / chances.sum())) for i in ranked]

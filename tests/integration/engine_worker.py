@@ -14,12 +14,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from cprec.model import adapter
 from cprec.recipe import ModelSettings, TrainSettings
-from cprec.stream.shares import GlobalBatch, Share, deal, micro_batches
+from cprec.stream.packing import Cut, micro_batches
+from cprec.stream.shares import GlobalBatch, Share, deal
 from cprec.stream.tokens import Tokens
 from cprec.train import checkpoint
 from cprec.train.engine import Engine
 
-STEPS, HALF, BATCH, MICRO, END, RATE = 4, 2, 7, 2, 0, 1e-2
+STEPS, HALF, BATCH, END, RATE = 4, 2, 7, 0, 1e-2
 
 
 def model(kind: str, dropout: float) -> torch.nn.Module:
@@ -46,15 +47,16 @@ def share(step: int, rank: int, world: int) -> Share:
     found = samples(step)
     dealt = deal([len(s.ids) for s in found], world)
     batch = GlobalBatch(0, BATCH, sum(len(s.ids) - s.answer for s in found), 0, 0, {})
-    return Share(batch, rank, max(map(len, dealt)), np.array(dealt[rank]), tuple(found[i] for i in dealt[rank]))
+    lengths = tuple(tuple(len(found[i].ids) for i in part) for part in dealt)
+    return Share(batch, rank, lengths, np.array(dealt[rank]), tuple(found[i] for i in dealt[rank]))
 
 
-def steps(engine: Engine, first: int, last: int) -> list[float]:
+def steps(engine: Engine, cut: Cut, first: int, last: int) -> list[float]:
     rank, world = dist.get_rank(), dist.get_world_size()
     losses = []
     for step in range(first, last):
         mine = share(step, rank, world)
-        losses.append(engine.step(micro_batches(mine, MICRO, END), mine.batch.supervised, RATE, 10 * step + rank).loss)
+        losses.append(engine.step(micro_batches(mine, cut, END), mine.batch.supervised, RATE, 10 * step + rank).loss)
     return losses
 
 
@@ -85,20 +87,22 @@ def main(folder: Path) -> None:
     seen: dict[str, object] = {"plain": plain()}
     for kind in ("lora", "full"):
         for stage in range(4):
-            settings = TrainSettings(zero_stage=stage)
+            # Every stage is packed at one number of workers and padded at the other: both are held against plain PyTorch and against each other.
+            settings = TrainSettings(zero_stage=stage, pack=(stage + world) % 2 == 0)
+            cut = Cut(packed=True, size=30) if settings.pack else Cut(packed=False, size=2)
             # Dropout where runs of equal size are compared bit for bit; none where they differ in size.
             dropout = 0.1 if world == 2 and kind == "lora" and stage == 1 else 0.0
             whole = Engine(model(kind, dropout), settings, "fp32")
-            losses = steps(whole, 0, HALF)
+            losses = steps(whole, cut, 0, HALF)
             place = folder / f"{kind}-{stage}"
             state = whole.gather()
             if world == 2 and rank == 0:
                 checkpoint.save_trainer(state, place)
             dist.barrier()
-            losses += steps(whole, HALF, STEPS)
+            losses += steps(whole, cut, HALF, STEPS)
             resumed = Engine(model(kind, dropout), settings, "fp32")
             resumed.restore(checkpoint.load_trainer(str(place)))
-            again = steps(resumed, HALF, STEPS)
+            again = steps(resumed, cut, HALF, STEPS)
             ends = [engine.gather() for engine in (whole, resumed)]
             equal = all(torch.equal(ends[0].weights[n], ends[1].weights[n]) for n in ends[0].weights)
             seen[f"{kind}-{stage}"] = {"whole": losses, "resumed": again, "bitwise": equal}

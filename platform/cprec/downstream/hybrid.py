@@ -6,7 +6,7 @@ ids whether they are hybrid or not, and only the model, which looks the embeddin
 Shapes: B rows, T tokens, H hidden size of the language model, D size of an item embedding, I items of the domain.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -61,6 +61,14 @@ class Hybrid(nn.Module):
     def config(self) -> Any:
         """Of the language model."""
         return self.model.config
+
+    def set_attn_implementation(self, name: str) -> None:
+        """Of the language model (cprec.model.attention)."""
+        cast(PreTrainedModel, self.model).set_attn_implementation(name)
+
+    def activation_checkpointing_enable(self, arguments: dict[str, Any]) -> None:
+        """Of the language model."""
+        cast(PreTrainedModel, self.model).activation_checkpointing_enable(arguments)
 
     def forward(self, input_ids: torch.Tensor, **arguments: Any) -> Any:
         """The language model's output for [B, T] token ids, some of them behaviour tokens."""
@@ -165,6 +173,29 @@ class TextEncoder:
     def sample(self, history: Sequence[Item], candidates: Sequence[Item], target: int) -> Tokens:
         """Tokens of a training sample."""
         return self._encoder.sample([title for title, _ in history], [title for title, _ in candidates], target)
+
+
+class OfItems:
+    """The same by item index, which is how samples name items."""
+
+    def __init__(self, encoder: TextEncoder | HybridEncoder, items: Mapping[int, Item]) -> None:
+        """items: by item index."""
+        self._encoder, self._items = encoder, items
+
+    def prompt(self, history: Sequence[int], candidates: Sequence[int], room: int) -> tuple[list[int], int]:
+        """Token ids of the prompt, and how many of the oldest items were dropped."""
+        return self._encoder.prompt(self._shown(history), self._shown(candidates), room)
+
+    def answer(self, item: int) -> list[int]:
+        """Token ids of an answer, its end token included."""
+        return self._encoder.answer(self._items[item])
+
+    def sample(self, history: Sequence[int], candidates: Sequence[int], target: int) -> Tokens:
+        """Tokens of a training sample. target: position of the true item in candidates."""
+        return self._encoder.sample(self._shown(history), self._shown(candidates), target)
+
+    def _shown(self, indices: Sequence[int]) -> list[Item]:
+        return [self._items[i] for i in indices]
 
 
 def _words(model: nn.Module) -> nn.Embedding:

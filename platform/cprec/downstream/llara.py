@@ -5,14 +5,14 @@ curriculum is counted over the whole run, not by each loading process: the globa
 That is a function of (seed, s), so a resumed run sees the same.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cprec.downstream.hybrid import HybridEncoder, Item, TextEncoder
+from cprec.downstream.hybrid import OfItems
 from cprec.recipe import FinetuneSettings
 from cprec.schedule.plan import Era, Plan, Portion, batches
 from cprec.schedule.wsa import WSA, Mode
@@ -24,11 +24,11 @@ from cprec.train.loop import Work
 class Encoders:
     """How a batch becomes tokens. hybrid: None for the text-only variant."""
 
-    text: TextEncoder
-    hybrid: HybridEncoder | None
+    text: OfItems
+    hybrid: OfItems | None
 
     @property
-    def at_evaluation(self) -> TextEncoder | HybridEncoder:
+    def at_evaluation(self) -> OfItems:
         """Evaluation of a hybrid model is always hybrid."""
         return self.hybrid or self.text
 
@@ -65,10 +65,8 @@ def is_hybrid(plan: Plan, start: int) -> bool:
     return bool(np.random.default_rng([era.seed, 0xC0DE, start]).random() < start / plan.samples)
 
 
-def feed(
-    plan: Plan, table: pa.Table, items: Mapping[int, Item], encoders: Encoders, batch: int, position: int, rank: int, world: int
-) -> Iterator[Work]:
-    """One worker's shares from a position on, to the end of the plan. table: the training samples; items: by item index; batch: samples of a step."""
+def feed(plan: Plan, table: pa.Table, encoders: Encoders, batch: int, position: int, rank: int, world: int) -> Iterator[Work]:
+    """One worker's shares from a position on, to the end of the plan. table: the training samples; batch: samples of a step."""
     for era in plan.eras:
         for start, stop in batches(era.start, era.stop, batch):
             if start < position:
@@ -76,7 +74,7 @@ def feed(
             encoder = encoders.hybrid if encoders.hybrid and is_hybrid(plan, start) else encoders.text
             rows = table.take(pa.array(rows_at(plan, start, stop)))
             columns = (rows[name].to_pylist() for name in ("history", "candidates", "target"))
-            tokens = [encoder.sample([items[i] for i in h], [items[i] for i in c], t) for h, c, t in zip(*columns, strict=True)]
+            tokens = [encoder.sample(*row) for row in zip(*columns, strict=True)]
             ids = rows["sample_id"].to_numpy().view(np.uint64)
             share = from_row(to_rows(start, stop, tokens, ids, [era.portions[0].source] * len(tokens), world)[rank])
             yield Work(share, plan.wsa.rate(start), plan.wsa.phase(start), plan.wsa.stable_end, plan.samples)

@@ -6,7 +6,7 @@
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -20,7 +20,7 @@ from cluster.errors import RecipeError
 from cluster.storage import download, exists, join, read_bytes, read_text, write_text
 from corpus.table import Corpus
 from cprec.downstream import hybrid
-from cprec.downstream.hybrid import Hybrid, HybridEncoder, TextEncoder
+from cprec.downstream.hybrid import Hybrid, HybridEncoder, Item, OfItems, TextEncoder
 from cprec.downstream.items import Domain, by_id, whole_users
 from cprec.downstream.llara import Encoders, epoch_samples, feed, make_plan
 from cprec.evaluate.metrics import hits, ranks
@@ -30,7 +30,7 @@ from cprec.recipe import Recipe
 from cprec.schedule.ledger import Ledger
 from cprec.stream.tokens import Encoder
 from cprec.train import checkpoint
-from cprec.train.engine import Engine
+from cprec.train.engine import Engine, cut_of
 from cprec.train.loop import StepRecord, Work, train
 
 BEHAVIOUR, HISTORY, TUNED = "behaviour", "history.json", "tuned.json"
@@ -101,7 +101,7 @@ def run(trial: Trial, report: Callable[[dict[str, Any]], None]) -> None:
     network, words = backbone.load(trial.base, recipe.model.revision, recipe.model.precision)
     model = started(trial, network)
     engine = Engine(model, recipe.train, recipe.model.precision, {"projector.": settings.projector_decay})
-    encoders = encoders_of(words, recipe.model.max_tokens, model)
+    encoders = encoders_of(words, recipe.model.max_tokens, model, domain.items())
     newest, _ = checkpoint.latest(trial.place)
     if newest is None:
         ledger, history = Ledger(make_plan(domain.source, corpus.version, len(table), trial.rate, settings, trial.seed)), []
@@ -109,15 +109,14 @@ def run(trial: Trial, report: Callable[[dict[str, Any]], None]) -> None:
         uri = checkpoint.uri_of(trial.place, newest)
         ledger, history = checkpoint.ledger(uri), json.loads(read_text(join(uri, HISTORY)))
         engine.restore(checkpoint.load_trainer(uri))
-    items = domain.items()
 
     def measure() -> float:
-        return _hr1(engine, encoders, validation.take(list(range(rank, len(validation), world))), items, recipe.evaluate.batch)
+        return _hr1(engine, encoders, validation.take(list(range(rank, len(validation), world))), recipe.evaluate.batch)
 
     dist.barrier()  # all workers have looked for checkpoints before one is written
     epochs = Epochs(trial, ledger, history, newest.attempt + 1 if newest else 0, measure, report)
-    work = feed(ledger.plan, table, items, encoders, settings.global_batch, ledger.samples, rank, world)
-    train(engine, epochs.until_over(work), epochs, recipe.train.micro_batch, int(words.eos_token_id), trial.seed, ledger.step)
+    work = feed(ledger.plan, table, encoders, settings.global_batch, ledger.samples, rank, world)
+    train(engine, epochs.until_over(work), epochs, cut_of(recipe.train), int(words.eos_token_id), trial.seed, ledger.step)
     if rank == 0:
         conclude(trial)
     engine.close()
@@ -136,17 +135,16 @@ def started(trial: Trial, network: PreTrainedModel) -> torch.nn.Module:
     return Hybrid(model, load(read_bytes(trial.behaviour))["item.weight"][1:], trial.seed).train()
 
 
-def encoders_of(words: Any, max_tokens: int, model: torch.nn.Module) -> Encoders:
-    """The encoders that fit a model."""
-    return Encoders(
-        TextEncoder(Encoder(words, max_tokens)), HybridEncoder(words, max_tokens, model.vocabulary) if isinstance(model, Hybrid) else None
-    )
+def encoders_of(words: Any, max_tokens: int, model: torch.nn.Module, items: Mapping[int, Item]) -> Encoders:
+    """The encoders that fit a model. items: by item index."""
+    woven = OfItems(HybridEncoder(words, max_tokens, model.vocabulary), items) if isinstance(model, Hybrid) else None
+    return Encoders(OfItems(TextEncoder(Encoder(words, max_tokens)), items), woven)
 
 
-def _hr1(engine: Engine, encoders: Encoders, samples: Any, items: dict[int, tuple[str, int]], batch: int) -> float:
+def _hr1(engine: Engine, encoders: Encoders, samples: Any, batch: int) -> float:
     """HR@1 over all workers' parts of the validation samples."""
     engine.model.eval()
-    scores = score(cast(PreTrainedModel, engine.model), encoders.at_evaluation, samples, items, batch)
+    scores = score(cast(PreTrainedModel, engine.model), encoders.at_evaluation, samples, batch)
     engine.model.train()
     total = torch.tensor([hits(ranks(scores, samples["target"].to_numpy()), 1).sum(), len(samples)], dtype=torch.float64, device=engine.device)
     dist.all_reduce(total)

@@ -3,7 +3,7 @@
 Pure torch; no Ray, no I/O. Prompts of a batch are padded on the left and share one cache of keys and values, which grows by a token at a time.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from cprec.evaluate.answers import exact
-from cprec.evaluate.rank import Item, PromptEncoder
+from cprec.evaluate.rank import PromptEncoder
 
 LISTED = 5
 """Items of a ranked list: HR@5 needs no more."""
@@ -63,9 +63,8 @@ def greedy(model: Any, prompts: Sequence[Sequence[int]], end: int, longest: int,
 def answered(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
-    encoder: PromptEncoder[Item],
+    encoder: PromptEncoder,
     samples: pa.Table,
-    items: Mapping[int, Item],
     titles: Sequence[str],
     batch: int,
     constrained: bool,
@@ -73,8 +72,8 @@ def answered(
 ) -> list[list[str]]:
     """The texts that a model gives for each sample: an answer, then another one without the item that it named, up to LISTED of them.
 
-    samples: columns history and candidates (item indices); items: what the encoder takes, titles: the text, both by item index. A list ends early
-    with an answer that names no candidate: asked again, the model would say the same.
+    samples: columns history and candidates (item indices); titles: by item index. A list ends early with an answer that names no candidate:
+    asked again, the model would say the same.
     """
     candidates = samples["candidates"].to_pylist()
     histories = samples["history"].to_pylist()
@@ -83,10 +82,9 @@ def answered(
     for _ in range(LISTED):
         for start in range(0, len(open_rows), batch):
             rows = open_rows[start : start + batch]
-            answers = [[encoder.answer(items[i]) for i in candidates[row]] for row in rows]
+            answers = [[encoder.answer(i) for i in candidates[row]] for row in rows]
             room = max(longest, *(len(answer) for of_row in answers for answer in of_row))
-            shown = [([items[i] for i in histories[row]], [items[i] for i in candidates[row]]) for row in rows]
-            prompts = [encoder.prompt(history, of_row, room)[0] for history, of_row in shown]
+            prompts = [encoder.prompt(histories[row], candidates[row], room)[0] for row in rows]
             held = [trie(of_row) for of_row in answers] if constrained else None
             for row, ids in zip(rows, greedy(model, prompts, answers[0][0][-1], room, held), strict=True):
                 text = str(tokenizer.decode(ids, skip_special_tokens=True)).strip()

@@ -9,9 +9,9 @@ That is the quantity which training maximises, and restricted to the candidates 
 it favours long titles, whose later words follow almost surely from the first ones, and drowns the tokens that tell the candidates apart.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -19,17 +19,14 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-Item = TypeVar("Item", contravariant=True)
-"""What an item is to an encoder: its title, or its title and what else a prompt shows of it."""
 
+class PromptEncoder(Protocol):
+    """What scoring needs of an encoder of items, by index (cprec.stream.titles, cprec.downstream.hybrid)."""
 
-class PromptEncoder(Protocol[Item]):
-    """What scoring needs of a tokenizer (cprec.stream.tokens.Encoder)."""
-
-    def prompt(self, history: Sequence[Item], candidates: Sequence[Item], room: int) -> tuple[list[int], int]:
+    def prompt(self, history: Sequence[int], candidates: Sequence[int], room: int) -> tuple[list[int], int]:
         """Token ids of the prompt, with room for an answer; and how many of the oldest items were dropped for it."""
 
-    def answer(self, item: Item, /) -> list[int]:
+    def answer(self, item: int) -> list[int]:
         """Token ids of an answer, its end token included."""
 
 
@@ -46,18 +43,13 @@ class Query:
         return len(self.prompt) + sum(map(len, self.answers))
 
 
-def score(
-    model: PreTrainedModel, encoder: PromptEncoder[Item], samples: pa.Table, titles: Sequence[Item] | Mapping[int, Item], batch: int
-) -> NDArray[np.float64]:
+def score(model: PreTrainedModel, encoder: PromptEncoder, samples: pa.Table, batch: int) -> NDArray[np.float64]:
     """Scores [n, candidates] of the samples' candidates, in the samples' order; higher is better.
 
-    samples: columns history and candidates (item indices); titles: what the encoder takes, by item index; batch: samples in one forward pass.
+    samples: columns history and candidates (item indices); batch: samples in one forward pass.
     The model scores on the device where it is, in evaluation mode.
     """
-    queries = [
-        query(encoder, [titles[i] for i in history], [titles[i] for i in candidates])
-        for history, candidates in zip(samples["history"].to_pylist(), samples["candidates"].to_pylist(), strict=True)
-    ]
+    queries = [query(encoder, *pair) for pair in zip(samples["history"].to_pylist(), samples["candidates"].to_pylist(), strict=True)]
     scores = np.empty((len(queries), len(queries[0].answers) if queries else 0))
     # Rows of similar length share a pass: less padding.
     order = sorted(range(len(queries)), key=lambda i: queries[i].tokens)
@@ -67,9 +59,9 @@ def score(
     return scores
 
 
-def query(encoder: PromptEncoder[Item], history: Sequence[Item], candidates: Sequence[Item]) -> Query:
+def query(encoder: PromptEncoder, history: Sequence[int], candidates: Sequence[int]) -> Query:
     """One sample as tokens. The prompt leaves room for the longest answer, so that it is one prompt for all of them."""
-    answers = [encoder.answer(title) for title in candidates]
+    answers = [encoder.answer(item) for item in candidates]
     prompt, _ = encoder.prompt(history, candidates, room=max(map(len, answers)))
     return Query(prompt, answers)
 

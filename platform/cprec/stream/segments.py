@@ -5,9 +5,8 @@ share is one block, and equal blocks go to the consumers in turn. The last leans
 rank, and `shares` checks both.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, cast
 
 import numpy as np
@@ -18,11 +17,11 @@ from ray.data.block import BlockMetadata
 
 from cluster.errors import PlatformFault
 from corpus.table import Corpus, Stream, read_rows
-from cprec.model.backbone import tokenizer
 from cprec.schedule.controller import Segment
 from cprec.schedule.ledger import ids_digest
 from cprec.schedule.plan import Era, permuted
 from cprec.stream.shares import GlobalBatch, Share, deal
+from cprec.stream.titles import ByTokenizer, Stitcher, TitleTokens, words_of
 from cprec.stream.tokens import Encoder, Tokens
 
 SAMPLES_PER_TASK = 512
@@ -33,12 +32,31 @@ Streams = Mapping[tuple[str, int], Stream]
 
 @dataclass(frozen=True)
 class Text:
-    """What turns rows into tokens: the base whose tokenizer is used, the longest prompt, and the items' titles (a reference to list[str])."""
+    """What turns rows into tokens: the longest sample, and in the object store title tokens, or the titles themselves for the fall-back, whose
+    tokenizer is that of base and revision."""
 
     base: str
     revision: str | None
     max_tokens: int
-    titles: "ray.ObjectRef[list[str]]"
+    words: "ray.ObjectRef[TitleTokens | Sequence[str]]"
+
+    @classmethod
+    def of(cls, corpus: Corpus, base: str, revision: str | None, max_tokens: int, before: "Text | None" = None) -> "Text":
+        """The words of a corpus version, put into the object store once. before: of an earlier version, whose items need not be tokenised again."""
+        from cprec.model.backbone import tokenizer
+
+        known = None if before is None else ray.get(before.words)
+        words = words_of(corpus.titles(), tokenizer(base, revision), known if isinstance(known, TitleTokens) else None)
+        return cls(base, revision, max_tokens, ray.put(words.titles if words.tokens is None else words.tokens))
+
+    def encoder(self) -> Stitcher | ByTokenizer:
+        """What a task encodes with. Title tokens need neither tokenizer nor transformers, and are read in place."""
+        words = ray.get(self.words)
+        if isinstance(words, TitleTokens):
+            return Stitcher(words, self.max_tokens)
+        from cprec.model.backbone import tokenizer
+
+        return ByTokenizer(words, Encoder(tokenizer(self.base, self.revision), self.max_tokens))
 
 
 def streams_of(corpus: Corpus) -> Streams:
@@ -64,7 +82,7 @@ def split(segment: Segment, streams: Streams, text: Text, world: int) -> list[Da
 def shares(iterator: DataIterator, segment: Segment, rank: int) -> Iterator[Share]:
     """One worker's shares of a segment. Raises PlatformFault when a share is not the one that the plan puts here."""
     blocks = cast(Iterator[pa.Table], iter(iterator.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=2)))
-    rows = (row for block in blocks for row in block.to_pylist())
+    rows = (unboxed(block, i) for block in blocks for i in range(block.num_rows))
     for start, stop in segment.batches():
         row = next(rows, None)
         if row is None or (row["start"], row["stop"], row["rank"]) != (start, stop, rank):
@@ -107,11 +125,9 @@ class _Reader:
     world: int
 
     def __call__(self) -> Iterable[pa.Table]:
-        encoder = _encoder(self.text.base, self.text.revision, self.text.max_tokens)
-        titles = ray.get(self.text.titles)
         start, stop = self.batches[0][0], self.batches[-1][1]
         rows = read_positions(self.era, self.streams, start, stop)
-        tokens = encode(rows, titles, encoder)
+        tokens = self.text.encoder().samples(rows)
         ids = rows["sample_id"].to_numpy().view(np.uint64)
         sources = rows["source"].to_pylist()
         out: list[dict[str, Any]] = []
@@ -131,9 +147,9 @@ SCHEMA = pa.schema(
         "digest": pa.uint64(),
         "sources": pa.list_(pa.string()),
         "counts": pa.list_(pa.int64()),
-        "largest": pa.int32(),
+        "lengths": pa.list_(pa.list_(pa.int32())),
         "ids": pa.list_(pa.uint64()),
-        "input_ids": pa.list_(pa.list_(pa.int32())),
+        "input_ids": pa.list_(pa.int32()),
         "answers": pa.list_(pa.int32()),
         "dropped": pa.list_(pa.int32()),
     }
@@ -155,17 +171,8 @@ def read_positions(era: Era, streams: Streams, start: int, stop: int) -> pa.Tabl
     return pa.concat_tables(tables).take(pa.array(np.argsort(np.concatenate(places))))
 
 
-def encode(rows: pa.Table, titles: list[str], encoder: Encoder) -> list[Tokens]:
-    """Rows of the corpus as tokens, in their order."""
-    columns = (rows[name].to_pylist() for name in ("history", "candidates", "target"))
-    return [
-        encoder.sample([titles[i] for i in history], [titles[i] for i in candidates], target)
-        for history, candidates, target in zip(*columns, strict=True)
-    ]
-
-
 def to_rows(start: int, stop: int, tokens: list[Tokens], ids: np.ndarray, sources: list[str], world: int) -> list[dict[str, Any]]:
-    """A global batch as one row for each worker, in the order of the ranks. ids: [stop - start] uint64."""
+    """A global batch as one row for each worker, in the order of the ranks; its tokens one sample after the other. ids: [stop - start] uint64."""
     names = sorted(set(sources))
     dealt = deal([len(t.ids) for t in tokens], world)
     whole = {
@@ -176,14 +183,14 @@ def to_rows(start: int, stop: int, tokens: list[Tokens], ids: np.ndarray, source
         "digest": ids_digest(ids.tolist()),
         "sources": names,
         "counts": [sources.count(name) for name in names],
-        "largest": max(len(part) for part in dealt),
+        "lengths": [[len(tokens[i].ids) for i in part] for part in dealt],
     }
     return [
         {
             **whole,
             "rank": rank,
-            "ids": ids[part].tolist(),
-            "input_ids": [tokens[i].ids.tolist() for i in part],
+            "ids": ids[part],
+            "input_ids": np.concatenate([np.zeros(0, dtype=np.int32), *(tokens[i].ids for i in part)]),
             "answers": [tokens[i].answer for i in part],
             "dropped": [tokens[i].dropped for i in part],
         }
@@ -191,15 +198,17 @@ def to_rows(start: int, stop: int, tokens: list[Tokens], ids: np.ndarray, source
     ]
 
 
+def unboxed(block: pa.Table, index: int) -> dict[str, Any]:
+    """One row of a block as plain values; what every sample or token has as arrays, which are views of the block."""
+    row = {name: block.column(name)[index] for name in block.column_names}
+    return {name: value.values.to_numpy() if name in ("ids", "input_ids") else value.as_py() for name, value in row.items()}
+
+
 def from_row(row: Mapping[str, Any]) -> Share:
     """The share of a row of `to_rows`."""
     sources = dict(zip(row["sources"], row["counts"], strict=True))
     batch = GlobalBatch(row["start"], row["stop"], row["supervised"], row["tokens"], row["digest"], sources)
-    triples = zip(row["input_ids"], row["answers"], row["dropped"], strict=True)
-    samples = tuple(Tokens(np.array(ids, dtype=np.int32), answer, dropped) for ids, answer, dropped in triples)
-    return Share(batch, row["rank"], row["largest"], np.array(row["ids"], dtype=np.uint64), samples)
-
-
-@lru_cache(maxsize=2)
-def _encoder(base: str, revision: str | None, max_tokens: int) -> Encoder:
-    return Encoder(tokenizer(base, revision), max_tokens)
+    lengths = tuple(tuple(part) for part in row["lengths"])
+    own = np.split(row["input_ids"], np.cumsum(lengths[row["rank"]])[:-1]) if lengths[row["rank"]] else []
+    samples = tuple(Tokens(*values) for values in zip(own, row["answers"], row["dropped"], strict=True))
+    return Share(batch, row["rank"], lengths, row["ids"], samples)

@@ -1,7 +1,4 @@
-"""A global batch cut into shares, one per worker, and a share into micro-batches. Pure; exact for every number of workers.
-
-Shapes: B samples of a micro-batch, T tokens of its longest sample, N supervised tokens in it.
-"""
+"""A global batch cut into shares, one per worker. Pure; exact for every number of workers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,54 +27,35 @@ class GlobalBatch:
 
 @dataclass(frozen=True)
 class Share:
-    """One worker's part of a global batch. ids: [samples of the share] uint64. largest: samples of the largest share of the batch."""
+    """One worker's part of a global batch. ids: [samples of the share] uint64.
+
+    lengths: tokens of each sample of each worker, so that every worker knows how many passes the others make; samples are those of lengths[rank].
+    """
 
     batch: GlobalBatch
     rank: int
-    largest: int
+    lengths: tuple[tuple[int, ...], ...]
     ids: np.ndarray
     samples: tuple[Tokens, ...]
 
 
-@dataclass(frozen=True)
-class MicroBatch:
-    """One forward pass. ids: [B, T] int64, padded on the right, which a causal model cannot see; supervised: [B, T] bool, the positions whose
-    next token counts in the loss; targets: [N] int64, those next tokens, row by row."""
-
-    ids: np.ndarray
-    supervised: np.ndarray
-    targets: np.ndarray
-
-
 def deal(lengths: Sequence[int], world: int) -> list[list[int]]:
-    """Which samples each worker gets, as indices.
+    """Which samples each worker gets, as indices, longest first: each to the worker with the fewest tokens so far, and sizes differ by one at most.
 
-    Longest first, to and fro over the workers, so that tokens are balanced and the numbers of samples differ by one at most.
+    Without the bound on sizes the tokens are no better balanced (docs/log.md), and a worker could need one pass more than the others.
     """
-    longest_first = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    size, larger = divmod(len(lengths), world)
     dealt: list[list[int]] = [[] for _ in range(world)]
-    for turn in range(0, len(lengths), world):
-        there = longest_first[turn : turn + world]
-        ranks = range(world) if turn // world % 2 == 0 else range(world - 1, -1, -1)
-        for rank, index in zip(ranks, there, strict=False):
-            dealt[rank].append(index)
+    tokens = [0] * world
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        full = size + (sum(len(part) > size for part in dealt) < larger)
+        rank = min((r for r in range(world) if len(dealt[r]) < full), key=lambda r: (tokens[r], r))
+        dealt[rank].append(index)
+        tokens[rank] += lengths[index]
     return dealt
 
 
-def micro_batches(share: Share, size: int, end: int) -> list[MicroBatch]:
-    """A share as micro-batches of at most `size` samples of similar length. A worker with fewer samples ends with empty ones, so that all workers
-    make the same number of passes (collectives would hang otherwise). end: the token that pads."""
-    parts = [share.samples[i : i + size] for i in range(0, len(share.samples), size)]
-    return [collate(part, end) for part in parts] + [collate((), end)] * (-(-share.largest // size) - len(parts))
-
-
-def collate(samples: Sequence[Tokens], end: int) -> MicroBatch:
-    """Samples side by side. No samples make one row of one unsupervised token."""
-    longest = max((len(s.ids) for s in samples), default=1)
-    ids = np.full((max(len(samples), 1), longest), end, dtype=np.int64)
-    supervised = np.zeros(ids.shape, dtype=bool)
-    for row, sample in enumerate(samples):
-        ids[row, : len(sample.ids)] = sample.ids
-        supervised[row, sample.answer - 1 : len(sample.ids) - 1] = True
-    targets = np.concatenate([s.ids[s.answer :] for s in samples]) if samples else np.zeros(0)
-    return MicroBatch(ids, supervised, targets.astype(np.int64))
+def imbalance(lengths: Sequence[Sequence[int]]) -> float:
+    """By how much the worker with the most tokens exceeds the mean, as a share of the mean: 0 when all have the same. lengths: as in Share."""
+    tokens = [sum(part) for part in lengths]
+    return max(tokens) * len(tokens) / sum(tokens) - 1 if sum(tokens) else 0.0

@@ -2,12 +2,22 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from cluster.errors import DataError, RecipeError
 from corpus import prompt
+
+
+class Tokenizer(Protocol):
+    """What is needed of a tokenizer (transformers.PreTrainedTokenizerBase): reading tasks that need none do not import transformers."""
+
+    bos_token_id: Any
+    eos_token_id: Any
+
+    def __call__(self, text: Any, *, add_special_tokens: bool) -> Any:
+        """A mapping with `input_ids`: of one text, or a list of them for a list of texts."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +36,12 @@ class Encoder:
     checks this and raises RecipeError for a tokenizer that merges across spaces.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, max_tokens: int) -> None:
         if tokenizer.eos_token_id is None:
             raise RecipeError("model.base: its tokenizer has no end token (eos); an answer could not end")
         self._tokenizer = tokenizer
         self._max_tokens = max_tokens
-        self._begin = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
+        self.begin = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
         self.end = int(tokenizer.eos_token_id)
         self._space = self._joint()
 
@@ -41,7 +51,7 @@ class Encoder:
         Raises DataError when the candidates alone do not fit: they are never cut (contract of the sample).
         """
         for dropped in range(len(history) + 1):
-            ids = self._begin + self._encode(prompt.render(history[dropped:], candidates))
+            ids = self.begin + self.encode(prompt.render(history[dropped:], candidates))
             if len(ids) + room <= self._max_tokens:
                 return ids, dropped
         raise DataError(
@@ -51,7 +61,7 @@ class Encoder:
 
     def answer(self, title: str) -> list[int]:
         """Token ids of an answer, its end token included."""
-        return [*self._encode(self._space + title), self.end]
+        return [*self.encode_after_space(title), self.end]
 
     def sample(self, history: Sequence[str], candidates: Sequence[str], target: int) -> Tokens:
         """Tokens of a training sample. target: position of the true item in candidates."""
@@ -59,14 +69,24 @@ class Encoder:
         ids, dropped = self.prompt(history, candidates, room=len(answer))
         return Tokens(np.array(ids + answer, dtype=np.int32), answer=len(ids), dropped=dropped)
 
-    def _encode(self, text: str) -> list[int]:
+    def encode(self, text: str) -> list[int]:
+        """Token ids of the start of a text, without special tokens."""
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def encode_after_space(self, text: str) -> list[int]:
+        """Token ids of a piece of text that a space precedes; the space is theirs."""
+        return self.encode(self._space + text)
+
+    def encode_all_after_space(self, texts: Sequence[str]) -> list[list[int]]:
+        """The same of many pieces at once."""
+        found: list[list[int]] = self._tokenizer([self._space + text for text in texts], add_special_tokens=False)["input_ids"] if texts else []
+        return found
 
     def _joint(self) -> str:
         """What a piece after a cut starts with: nothing where the tokenizer adds the space itself (Llama), else a space (byte-level BPE)."""
         left, right = prompt.CLOSING, "Acme steel lamp"
-        whole = self._encode(f"{left} {right}")
+        whole = self.encode(f"{left} {right}")
         for space in ("", " "):
-            if whole == self._encode(left) + self._encode(space + right):
+            if whole == self.encode(left) + self.encode(space + right):
                 return space
         raise RecipeError("model.base: its tokenizer merges across spaces, so that an answer cannot be told from its prompt; use another base")

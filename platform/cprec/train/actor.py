@@ -80,7 +80,8 @@ class ControllerShell:
         """Take in a version of the corpus: its streams, and the titles of its items, which the read tasks share."""
         settings = self._settings
         self._streams = segments.streams_of(corpus)
-        self._text = segments.Text(settings.base, settings.revision, settings.max_tokens, ray.put(corpus.titles()))
+        before = getattr(self, "_text", None)
+        self._text = segments.Text.of(corpus, settings.base, settings.revision, settings.max_tokens, before)
 
     def _fresh(self, samples: int) -> Controller:
         course, settings = self._course, self._settings

@@ -9,15 +9,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from cluster.deepspeed_presets import config
+from cluster import deepspeed_presets as presets
+from cprec.model import attention
 from cprec.model.adapter import trainable
 from cprec.model.quiet import quiet
 from cprec.recipe import TrainSettings
-from cprec.stream.shares import MicroBatch
+from cprec.stream.packing import Cut, MicroBatch
+from cprec.train import device
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -39,6 +42,45 @@ class State:
     steps: int
 
 
+def cut_of(settings: TrainSettings) -> Cut:
+    """How the settings cut a share into forward passes."""
+    if not settings.pack:
+        return Cut(packed=False, size=settings.micro_batch)
+    return Cut(packed=True, size=settings.pack_tokens, fill=settings.compile)
+
+
+def fit(model: torch.nn.Module, settings: TrainSettings, world: int) -> tuple[int, bool]:
+    """ZeRO stage, and whether activations are recomputed: the recipe's choice, else what an estimate says that the GPU's memory needs."""
+    stage, recompute = settings.zero_stage, settings.recompute == "always"
+    if not torch.cuda.is_available():
+        return (1 if stage is None else stage), recompute
+    shape, memory = shape_of(model), float(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
+    tokens = settings.pack_tokens  # a padded micro-batch is of the same order
+    stage = presets.stage(shape, world, tokens, memory) if stage is None else stage
+    if settings.recompute == "auto":
+        recompute = presets.recompute(shape, stage, world, tokens, memory)
+    return stage, recompute
+
+
+def shape_of(model: torch.nn.Module) -> presets.Shape:
+    """What the memory of a model's training depends on."""
+    counts = [(p.numel(), p.requires_grad, p.element_size()) for p in model.parameters()]
+    settings: Any = model.config
+    return presets.Shape(
+        weights=sum(n for n, _, _ in counts),
+        trained=sum(n for n, trained, _ in counts if trained),
+        layers=settings.num_hidden_layers,
+        hidden=settings.hidden_size,
+        intermediate=settings.intermediate_size,
+        weight_bytes=max(size for _, _, size in counts),
+    )
+
+
+def layers(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The decoder's layers: what is compiled one by one, each the same code; embedding, output and loss see sizes that change."""
+    return next((list(m) for m in model.modules() if isinstance(m, torch.nn.ModuleList) and m and hasattr(m[0], "self_attn")), [])
+
+
 class Engine:
     """A model in training, spread over the workers of the process group that is already there (or alone, without one)."""
 
@@ -50,14 +92,24 @@ class Engine:
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
         self.model = model
         self.world = dist.get_world_size()
-        self.stage = settings.zero_stage
+        self.stage, self.recomputes = fit(model, settings, self.world)
         self.parameters = trainable(model)
+        if settings.pack:
+            attention.enable(model)
+        self.work = device.Work.of(model, model.config.vocab_size)  # type: ignore[union-attr, arg-type]
+        if self.recomputes:
+            model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        if settings.compile:
+            for layer in layers(model):
+                layer.compile()
         # A client optimizer: one that is named in the config compiles an extension first. The rate is set at every step.
-        optimizer = torch.optim.AdamW(_groups(self.parameters, decay or {}), lr=0.0, betas=(0.9, settings.adam_beta2), weight_decay=0.0)
+        optimizer = torch.optim.AdamW(
+            _groups(self.parameters, decay or {}), lr=0.0, betas=(0.9, settings.adam_beta2), weight_decay=0.0, fused=torch.cuda.is_available()
+        )
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=model,
             optimizer=optimizer,
-            config=config(settings.zero_stage, self.world, precision, settings.gradient_clipping),
+            config=presets.config(self.stage, self.world, precision, settings.gradient_clipping),
             dist_init_required=False,
         )
         self.device = self._engine.device
@@ -90,9 +142,18 @@ class Engine:
 
     def _loss_sum(self, batch: MicroBatch) -> torch.Tensor:
         """Sum of -log p over the supervised tokens; logits are computed for those alone."""
-        ids, mask = torch.from_numpy(batch.ids).to(self.device), torch.from_numpy(batch.supervised).to(self.device)
-        logits = self._engine(input_ids=ids, logits_to_keep=mask, use_cache=False).logits
-        return F.cross_entropy(logits.float(), torch.from_numpy(batch.targets).to(self.device), reduction="sum")
+        ids, targets = self._sent(batch.ids), self._sent(batch.targets)
+        if batch.bounds is None or batch.positions is None:
+            logits = self._engine(input_ids=ids, logits_to_keep=self._sent(batch.supervised), use_cache=False).logits
+        else:
+            # Indices, not a mask: the device need not be asked how many there are.
+            kept = self._sent(np.flatnonzero(batch.supervised[0]))
+            bounds = attention.bounds_of(self._sent(batch.bounds), int(np.diff(batch.bounds).max()))
+            logits = self._engine(input_ids=ids, position_ids=self._sent(batch.positions), logits_to_keep=kept, use_cache=False, **bounds).logits[0]
+        return F.cross_entropy(logits.float(), targets, reduction="sum")
+
+    def _sent(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(self.device, non_blocking=True)
 
     def gather(self) -> State:
         """The state by name. Collective: every worker calls it."""

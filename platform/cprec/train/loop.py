@@ -11,7 +11,9 @@ from typing import Protocol
 
 from cluster.errors import PlatformFault
 from cprec.schedule.wsa import Phase
-from cprec.stream.shares import GlobalBatch, Share, micro_batches
+from cprec.stream.packing import Cut, micro_batches
+from cprec.stream.shares import GlobalBatch, Share, imbalance
+from cprec.train.device import memory_bytes
 from cprec.train.engine import Engine
 
 
@@ -28,7 +30,10 @@ class Work:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One optimizer step as it was done. step counts from 0; times in seconds."""
+    """One optimizer step as it was done. step counts from 0; times in seconds.
+
+    imbalance: by how much the fullest worker exceeds the mean (stream.shares); operations: of all workers; memory_bytes: peak of this worker so far.
+    """
 
     step: int
     batch: GlobalBatch
@@ -38,6 +43,9 @@ class StepRecord:
     grad_norm: float
     step_s: float
     data_wait_s: float
+    imbalance: float
+    operations: int
+    memory_bytes: int
 
 
 class Observer(Protocol):
@@ -47,17 +55,17 @@ class Observer(Protocol):
         """A step is done. May use the engine's collectives, because every worker is told of the same steps."""
 
 
-def train(engine: Engine, feed: Iterable[Work], observer: Observer, micro_batch: int, end: int, seed: int, first_step: int = 0) -> int:
+def train(engine: Engine, feed: Iterable[Work], observer: Observer, cut: Cut, end: int, seed: int, first_step: int = 0) -> int:
     """Train on everything that the feed holds. Returns the number of the step that would come next.
 
-    micro_batch: samples of a forward pass; end: the padding token; seed: of dropout; first_step: steps that the run has done before.
+    cut: how a share becomes forward passes; end: the padding token; seed: of dropout; first_step: steps that the run has done before.
     Raises PlatformFault for a loss that is not finite, with the step's samples; the step is not reported, so it reaches no checkpoint.
     """
     step = first_step
     for work, waited in _timed(feed):
         began = time.perf_counter()
         batch = work.share.batch
-        parts = micro_batches(work.share, micro_batch, end)
+        parts = micro_batches(work.share, cut, end)
         result = engine.step(parts, batch.supervised, work.rate, dropout_seed(seed, step, work.share.rank))
         if not math.isfinite(result.loss):
             raise PlatformFault(
@@ -65,7 +73,8 @@ def train(engine: Engine, feed: Iterable[Work], observer: Observer, micro_batch:
                 f"{[f'{i:016x}' for i in work.share.ids.tolist()]}); lower schedule.lr_max or look at these samples"
             )
         seconds = time.perf_counter() - began
-        observer.stepped(StepRecord(step, batch, work.phase, work.rate, result.loss, result.grad_norm, seconds, waited), work, engine)
+        seen = imbalance(work.share.lengths), engine.work.operations(batch.tokens, batch.supervised), memory_bytes(engine.device)
+        observer.stepped(StepRecord(step, batch, work.phase, work.rate, result.loss, result.grad_norm, seconds, waited, *seen), work, engine)
         step += 1
     return step
 

@@ -50,7 +50,8 @@ def line(recent: Sequence[Mapping[str, Any]], total: int) -> str:
     left = int((total - done) / speed) if speed else 0
     waited = sum(r["data_wait_s"] for r in recent) / seconds
     tokens = sum(r["tokens"] for r in recent) / seconds
+    rate = sum(r["tflops"] * r["step_s"] for r in recent) / seconds
     return (
         f"{row['phase']:<9} {done:>9,}/{total:,} samples  lr {row['lr']:.2e}  loss {row['loss']:.4f}  {tokens:>9,.0f} tokens/s  "
-        f"data wait {waited:.0%}  {left // 60}:{left % 60:02d} left"
+        f"{rate:.3g} TFLOP/s  {row['memory_gb']:.1f} GB  data wait {waited:.0%}  {left // 60}:{left % 60:02d} left"
     )

@@ -14,15 +14,17 @@ import ray.train
 import torch.distributed as dist
 
 from cluster.errors import RunError
-from cprec.model import adapter, backbone
+from cluster.storage import join
+from cprec.model import adapter, backbone, fp8
 from cprec.recipe import Recipe
 from cprec.resolve import validate
 from cprec.schedule.ledger import Ledger
 from cprec.train import checkpoint
 from cprec.train.actor import Group
-from cprec.train.engine import Engine
+from cprec.train.engine import Engine, cut_of
 from cprec.train.feed import feed
 from cprec.train.loop import StepRecord, Work, train
+from cprec.train.profiling import Profile
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,15 @@ def run(config: dict[str, Any]) -> None:
     start = _agree(config["run_uri"], config["controller"], rank, world)
     model, words = backbone.load(config["base"], recipe.model.revision, recipe.model.precision)
     trained = adapter.attach(model, recipe.model, recipe.seed)
+    if recipe.model.fp8:
+        fp8.freeze(trained)
     engine = Engine(trained, recipe.train, recipe.model.precision)
     ledger = start.ledger or Ledger(ray.get(config["controller"].plan.remote()))
     if (source := start.group.checkpoint or recipe.continue_from) is not None:
         _restore(engine, source)
     observer = Saver(recipe, config["run_uri"], config["base"], config["controller"], start.group, ledger, rank)
     work = feed(config["controller"], start.group.attempt, ledger.samples, rank)
-    train(engine, work, observer, recipe.train.micro_batch, words.eos_token_id, recipe.seed, ledger.step)
+    train(engine, work, observer, cut_of(recipe.train), words.eos_token_id, recipe.seed, ledger.step)
     engine.close()
 
 
@@ -91,10 +95,12 @@ class Saver:
     def __init__(self, recipe: Recipe, run_uri: str, base: str, controller: Any, group: Group, ledger: Ledger, rank: int) -> None:
         self._recipe, self._run_uri, self._base, self._controller = recipe, run_uri, base, controller
         self._group, self._ledger, self._rank = group, ledger, rank
+        self._profile = Profile(0 if rank else recipe.train.profile, join(run_uri, "profile", f"{group.attempt}.json.gz"))
 
     def stepped(self, record: StepRecord, work: Work, engine: Engine) -> None:
         """Trace the step; save where a checkpoint is due."""
         batch = record.batch
+        self._profile.stepped()
         self._ledger = self._ledger.after(batch.samples, batch.digest)
         if self._rank == 0:
             self._controller.stepped.remote(trace_row(record, work.annealing_end))
@@ -131,6 +137,9 @@ def trace_row(record: StepRecord, planned: int) -> dict[str, Any]:
         "grad_norm": record.grad_norm,
         "supervised_tokens": batch.supervised,
         "tokens": batch.tokens,
+        "imbalance": round(record.imbalance, 4),
+        "tflops": round(record.operations / record.step_s / 1e12, 4),
+        "memory_gb": round(record.memory_bytes / 1e9, 3),
         "step_s": round(record.step_s, 4),
         "data_wait_s": round(record.data_wait_s, 4),
         "sources": dict(batch.sources),

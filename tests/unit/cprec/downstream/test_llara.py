@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cprec.downstream.hybrid import HybridEncoder, TextEncoder
+from cprec.downstream.hybrid import HybridEncoder, OfItems, TextEncoder
 from cprec.downstream.items import whole_users
 from cprec.downstream.llara import Encoders, epoch_samples, feed, is_hybrid, make_plan, rows_at
 from cprec.downstream.search import best_rate, rates
@@ -34,7 +34,7 @@ def table(rows: int) -> pa.Table:
 
 
 def encoders() -> Encoders:
-    return Encoders(TextEncoder(Encoder(TOKENIZER, 512)), HybridEncoder(TOKENIZER, 512, len(TOKENIZER)))
+    return Encoders(OfItems(TextEncoder(Encoder(TOKENIZER, 512)), ITEMS), OfItems(HybridEncoder(TOKENIZER, 512, len(TOKENIZER)), ITEMS))
 
 
 @given(st.integers(1, 60), st.integers(1, 6), st.integers(1, 20), st.integers(0, 5))
@@ -70,8 +70,8 @@ def test_the_curriculum_rises_linearly_over_the_whole_run() -> None:
 def test_workers_share_each_batch_and_agree_on_its_kind() -> None:
     samples, settings = table(50), FinetuneSettings(epochs=3, global_batch=8)
     plan = make_plan("downstream/A", 0, 50, 1e-3, settings, 0)
-    whole = list(feed(plan, samples, ITEMS, encoders(), 8, 0, 0, 1))
-    halves = [list(feed(plan, samples, ITEMS, encoders(), 8, 0, rank, 2)) for rank in (0, 1)]
+    whole = list(feed(plan, samples, encoders(), 8, 0, 0, 1))
+    halves = [list(feed(plan, samples, encoders(), 8, 0, rank, 2)) for rank in (0, 1)]
     kinds = set()
     for all_of_it, *parts in zip(whole, *halves, strict=True):
         assert sorted(i for part in parts for i in part.share.ids.tolist()) == sorted(all_of_it.share.ids.tolist())
@@ -85,8 +85,8 @@ def test_workers_share_each_batch_and_agree_on_its_kind() -> None:
 def test_work_goes_on_from_any_batch() -> None:
     samples = table(50)
     plan = make_plan("downstream/A", 0, 50, 1e-3, FinetuneSettings(epochs=2), 0)
-    whole = list(feed(plan, samples, ITEMS, encoders(), 8, 0, 0, 1))
-    rest = list(feed(plan, samples, ITEMS, encoders(), 8, 50, 0, 1))
+    whole = list(feed(plan, samples, encoders(), 8, 0, 0, 1))
+    rest = list(feed(plan, samples, encoders(), 8, 50, 0, 1))
     assert [w.share.batch for w in whole[7:]] == [w.share.batch for w in rest]
     assert [w.rate for w in whole[7:]] == [w.rate for w in rest]
 

@@ -14,6 +14,7 @@ from cprec.evaluate.generate import LISTED, answered, greedy, trie
 from cprec.evaluate.predictions import from_bytes, measured, of_texts, to_bytes
 from cprec.evaluate.rank import score
 from cprec.model import tiny
+from cprec.stream.titles import ByTokenizer
 from cprec.stream.tokens import Encoder
 
 TITLES = ["red oak lamp", "red oak", "steel mug", "blue lamp", "blue oak lamp", "Acme mug", "Acme steel lamp", "glass mug"]
@@ -74,8 +75,8 @@ def test_greedy_equals_what_transformers_generates(model: PreTrainedModel) -> No
 
 def test_held_to_the_candidates_every_answer_is_one_and_none_comes_twice(model: PreTrainedModel) -> None:
     rows = samples()
-    encoder = Encoder(TOKENIZER, 512)
-    texts = answered(model, TOKENIZER, encoder, rows, dict(enumerate(TITLES)), TITLES, batch=4, constrained=True)
+    encoder = ByTokenizer(TITLES, Encoder(TOKENIZER, 512))
+    texts = answered(model, TOKENIZER, encoder, rows, TITLES, batch=4, constrained=True)
     table = of_texts(rows, texts, TITLES)
     for ranking, candidates in zip(table["ranking"].to_pylist(), rows["candidates"].to_pylist(), strict=True):
         assert len(set(ranking)) == LISTED
@@ -85,7 +86,7 @@ def test_held_to_the_candidates_every_answer_is_one_and_none_comes_twice(model: 
 
 def test_free_answers_of_a_model_without_training_are_no_candidates(model: PreTrainedModel) -> None:
     rows = samples()
-    texts = answered(model, TOKENIZER, Encoder(TOKENIZER, 512), rows, dict(enumerate(TITLES)), TITLES, batch=4, constrained=False, longest=8)
+    texts = answered(model, TOKENIZER, ByTokenizer(TITLES, Encoder(TOKENIZER, 512)), rows, TITLES, batch=4, constrained=False, longest=8)
     assert all(len(said) == 1 for said in texts)
     result = measured(of_texts(rows, texts, TITLES), "m", "A", "generate")
     assert result["valid_ratio"]["exact"] == result["hr"]["5"] == 0.0
@@ -93,14 +94,14 @@ def test_free_answers_of_a_model_without_training_are_no_candidates(model: PreTr
 
 
 def test_a_trie_of_one_answer_leaves_no_choice_and_of_all_follows_the_likeliest_tokens(model: PreTrainedModel) -> None:
-    encoder = Encoder(TOKENIZER, 512)
-    prompt = encoder.prompt(TITLES[:3], TITLES[3:], 20)[0]
-    for title in TITLES:
-        held = trie([encoder.answer(title)])
-        assert greedy(model, [prompt], encoder.end, 20, [held]) == [encoder.answer(title)[:-1]]
+    encoder = ByTokenizer(TITLES, Encoder(TOKENIZER, 512))
+    prompt = encoder.prompt([0, 1, 2], list(range(3, len(TITLES))), 20)[0]
+    for item in range(len(TITLES)):
+        held = trie([encoder.answer(item)])
+        assert greedy(model, [prompt], encoder.end, 20, [held]) == [encoder.answer(item)[:-1]]
     rows = samples()
-    scores = score(model, encoder, rows, TITLES, batch=4)
-    texts = answered(model, TOKENIZER, encoder, rows, dict(enumerate(TITLES)), TITLES, batch=4, constrained=True)
+    scores = score(model, encoder, rows, batch=4)
+    texts = answered(model, TOKENIZER, encoder, rows, TITLES, batch=4, constrained=True)
     named = of_texts(rows, texts, TITLES)["named_exact"].to_numpy()
     # Greedy need not find the best whole answer, but it starts where the probability is.
     ranks = (scores > np.take_along_axis(scores, named[:, None].astype(int), axis=1)).sum(axis=1)

@@ -18,11 +18,15 @@ END = 1
 class Letters:
     """One token per character."""
 
-    def prompt(self, history: Sequence[str], candidates: Sequence[str], room: int) -> tuple[list[int], int]:
-        return [2 + ord(c) % 60 for c in "|".join([*history, ">", *candidates])], 0
+    def __init__(self, titles: Sequence[str]) -> None:
+        self.titles = titles
 
-    def answer(self, title: str) -> list[int]:
-        return [*(2 + ord(c) % 60 for c in title), END]
+    def prompt(self, history: Sequence[int], candidates: Sequence[int], room: int) -> tuple[list[int], int]:
+        shown = [*(self.titles[i] for i in history), ">", *(self.titles[i] for i in candidates)]
+        return [2 + ord(c) % 60 for c in "|".join(shown)], 0
+
+    def answer(self, item: int) -> list[int]:
+        return [*(2 + ord(c) % 60 for c in self.titles[item]), END]
 
 
 def tiny(attention: str, adapted: bool) -> PreTrainedModel:
@@ -80,10 +84,10 @@ def case() -> tuple[pa.Table, list[str]]:
 @pytest.mark.parametrize(("attention", "adapted"), [("sdpa", False), ("eager", False), ("sdpa", True)])
 def test_one_pass_equals_each_candidate_alone(case: tuple[pa.Table, list[str]], attention: str, adapted: bool) -> None:
     samples, titles = case
-    model, encoder = tiny(attention, adapted), Letters()
-    seen = score(model, encoder, samples, titles, batch=3)
+    model, encoder = tiny(attention, adapted), Letters(titles)
+    seen = score(model, encoder, samples, batch=3)
     for row, sample in enumerate(samples.to_pylist()):
-        q = query(encoder, [titles[i] for i in sample["history"]], [titles[i] for i in sample["candidates"]])
+        q = query(encoder, sample["history"], sample["candidates"])
         expected = [alone(model, q.prompt, answer) for answer in q.answers]
         assert np.abs(seen[row] - expected).max() <= 1e-4
     assert np.ptp(seen) > 1
@@ -92,10 +96,10 @@ def test_one_pass_equals_each_candidate_alone(case: tuple[pa.Table, list[str]], 
 def test_scores_do_not_depend_on_the_batch(case: tuple[pa.Table, list[str]]) -> None:
     samples, titles = case
     model = tiny("sdpa", False)
-    one, all_at_once = (score(model, Letters(), samples, titles, batch) for batch in (1, 16))
+    one, all_at_once = (score(model, Letters(titles), samples, batch) for batch in (1, 16))
     assert np.abs(one - all_at_once).max() <= 1e-4
 
 
 def test_no_samples_no_scores(case: tuple[pa.Table, list[str]]) -> None:
     samples, titles = case
-    assert score(tiny("sdpa", False), Letters(), samples.slice(0, 0), titles, batch=4).shape[0] == 0
+    assert score(tiny("sdpa", False), Letters(titles), samples.slice(0, 0), batch=4).shape[0] == 0

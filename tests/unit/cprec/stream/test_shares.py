@@ -1,20 +1,11 @@
-"""Shares and micro-batches hold every sample once, and the tokens that count are the answers'."""
+"""Dealing a global batch: every sample once, sizes equal, tokens balanced."""
 
-import numpy as np
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cprec.stream.shares import GlobalBatch, Share, collate, deal, micro_batches
-from cprec.stream.tokens import Tokens
-
-END = 0
-
-
-@st.composite
-def samples(draw: st.DrawFn) -> Tokens:
-    length = draw(st.integers(2, 40))
-    ids = draw(st.lists(st.integers(1, 99), min_size=length, max_size=length))
-    return Tokens(np.array(ids, dtype=np.int32), draw(st.integers(1, length - 1)), 0)
+from cprec.stream.shares import deal, imbalance
 
 
 @given(st.lists(st.integers(1, 500), max_size=60), st.integers(1, 8))
@@ -25,23 +16,17 @@ def test_dealing_is_a_partition_with_equal_sizes_and_balanced_tokens(lengths: li
     assert max(sizes) - min(sizes) <= 1
     tokens = [sum(lengths[i] for i in part) for part in dealt]
     assert max(tokens) - min(tokens) <= 2 * max(lengths, default=0)
+    assert all(lengths[a] >= lengths[b] for part in dealt for a, b in itertools.pairwise(part))
 
 
-@given(st.lists(samples(), max_size=12), st.integers(1, 4), st.integers(1, 5))
-def test_all_workers_make_the_same_number_of_passes_over_all_samples(found: list[Tokens], world: int, size: int) -> None:
-    dealt = deal([len(s.ids) for s in found], world)
-    batch = GlobalBatch(0, len(found), 0, 0, 0, {})
-    largest = max(map(len, dealt))
-    shares = [Share(batch, rank, largest, np.array(part), tuple(found[i] for i in part)) for rank, part in enumerate(dealt)]
-    passes = [micro_batches(share, size, END) for share in shares]
-    assert len({len(p) for p in passes}) == 1
-    targets = np.sort(np.concatenate([m.targets for p in passes for m in p] or [np.zeros(0, dtype=np.int64)]))
-    assert np.array_equal(targets, np.sort(np.concatenate([s.ids[s.answer :] for s in found] or [np.zeros(0, dtype=np.int64)])))
+@given(st.lists(st.lists(st.integers(1, 100), min_size=1), min_size=1, max_size=6))
+def test_imbalance_is_the_share_of_the_step_that_the_mean_worker_waits(lengths: list[list[int]]) -> None:
+    seen = imbalance(lengths)
+    assert seen >= -1e-12
+    mean = sum(map(sum, lengths)) / len(lengths)
+    assert abs(max(map(sum, lengths)) - (1 + seen) * mean) < 1e-6
 
 
-@given(st.lists(samples(), max_size=6))
-def test_a_supervised_position_is_followed_by_its_target(found: list[Tokens]) -> None:
-    batch = collate(found, END)
-    rows, columns = np.nonzero(batch.supervised)
-    assert np.array_equal(batch.ids[rows, columns + 1] if len(rows) else np.zeros(0), batch.targets)
-    assert batch.supervised.sum() == sum(len(s.ids) - s.answer for s in found)
+def test_balanced_workers_and_an_empty_batch_have_no_imbalance() -> None:
+    assert imbalance([[3, 4], [7]]) == 0
+    assert imbalance([[], []]) == 0

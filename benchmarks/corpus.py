@@ -1,0 +1,201 @@
+"""A corpus of simulated interactions: time and peak memory of the build against the same output by plain polars and plain pandas.
+
+    python benchmarks/corpus.py [INTERACTIONS ...] [--peers polars,pandas] [--rounds 1]
+
+Every build is a process of its own, ours and the peers' in turn. A peer does what one would write down first: k-core,
+leave-one-out, histories as lists (domain by domain and mixed, without the two rules for mixed histories, so it keeps more), 19 negatives, one parquet
+file per source. It has no versions, checks nothing, and draws candidates from a generator.
+Prints `name ours peer ratio` in seconds and MiB (ratio: peer / ours), and how ours grows from one size to the next.
+"""
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "platform")]
+
+import numpy as np
+import pandas as pd
+import polars as pl
+
+from corpus.build import build
+from corpus.settings import DataSettings
+
+DOMAINS = ("A", "B", "C")
+K, LOW, HIGH, COUNT = 3, 3, 10, 20
+
+
+def simulate(root: Path, rows: int) -> None:
+    """Interactions of rows / 12 users over three domains, items by a power law, times in whole days."""
+    rng = np.random.default_rng(0)
+    for folder in ("interactions", "items"):
+        (root / folder).mkdir(parents=True)
+    for domain in DOMAINS:
+        n, items = rows // len(DOMAINS), max(rows // 150, 200)
+        user = rng.integers(0, rows // 12, n)
+        item = (items * rng.random(n) ** 2).astype(np.int64)
+        day = 1_300_000_000 // 86400 + rng.integers(0, 2000, n)
+        frame = pl.DataFrame({"user_id": user, "item_id": item, "timestamp": day * 86400})
+        frame = frame.with_columns(pl.format("u{}", "user_id").alias("user_id"), pl.format(domain + "{}", "item_id").alias("item_id"))
+        frame.write_parquet(root / "interactions" / f"{domain}.parquet")
+        ids = pl.Series("item_id", [f"{domain}{i}" for i in range(items)])
+        pl.DataFrame({"item_id": ids, "title": "Item " + ids}).write_parquet(root / "items" / f"{domain}.parquet")
+
+
+def ours(root: Path, out: Path) -> int:
+    corpus = build(DataSettings(root=str(root), domains=DOMAINS, distribute_above=10**12), 0, str(out), lambda line: None)
+    return sum(stream.rows for split in ("train", "validation", "test") for stream in corpus.streams(split))
+
+
+def negatives(target: np.ndarray, user: np.ndarray, item: np.ndarray, of: np.ndarray, items: int) -> np.ndarray:
+    """Candidates [n, COUNT], redrawn where the user has the item or one comes twice. user, item: all interactions; of: each target's user."""
+    rng = np.random.default_rng(0)
+    had = np.unique(user.astype(np.int64) * items + item)
+    drawn = rng.integers(0, items, (target.size, COUNT))
+    drawn[:, 0] = target
+    todo = np.arange(target.size)
+    while todo.size:
+        part = drawn[todo]
+        ordered = np.argsort(part, axis=1, kind="stable")
+        values = np.take_along_axis(part, ordered, 1)
+        twice = np.zeros_like(part, bool)
+        np.put_along_axis(twice, ordered[:, 1:], values[:, 1:] == values[:, :-1], 1)
+        key = of[todo].astype(np.int64)[:, None] * items + part
+        bad = twice | (had[np.minimum(np.searchsorted(had, key), had.size - 1)] == key)
+        bad[:, 0] = False
+        part[bad] = rng.integers(0, items, int(bad.sum()))
+        drawn[todo] = part
+        todo = todo[bad.any(axis=1)]
+    return rng.permuted(drawn, axis=1)
+
+
+def polars(root: Path, out: Path) -> int:
+    out.mkdir()
+    found, total, first = [], 0, 0
+    for domain in DOMAINS:
+        rows = pl.read_parquet(root / "interactions" / f"{domain}.parquet").unique()
+        while True:
+            kept = rows.filter(pl.len().over("user_id") >= K).filter(pl.len().over("item_id") >= K)
+            if kept.height == rows.height:
+                break
+            rows = kept
+        ids = rows["item_id"].unique().sort()
+        rows = rows.join(pl.DataFrame({"item_id": ids, "item": np.arange(ids.len()) + first}), on="item_id").sort("user_id", "timestamp", "item_id")
+        rows = rows.with_columns(domain=pl.lit(domain), place=pl.int_range(pl.len()).over("user_id"), size=pl.len().over("user_id"))
+        found.append(rows)
+        total += _polars_samples(rows, rows, first, ids.len(), out / f"{domain}.parquet")
+        first += ids.len()
+    mixed = pl.concat(found).filter(pl.col("place") < pl.col("size").cast(pl.Int64) - 2).sort("user_id", "timestamp", "domain", "item_id")
+    mixed = mixed.with_columns(place=pl.int_range(pl.len()).over("user_id"))
+    return total + _polars_samples(mixed, pl.concat(found), 0, first, out / "mixed.parquet")
+
+
+def _polars_samples(rows: pl.DataFrame, every: pl.DataFrame, first: int, items: int, file: Path) -> int:
+    lags = [pl.col("item").shift(back).over("user_id") for back in range(HIGH, 0, -1)]
+    history = pl.concat_list(lags).list.drop_nulls().alias("history")
+    made = rows.with_columns(history).filter(pl.col("place") >= LOW)
+    codes = every.select("user_id", "item", user=pl.col("user_id").rank("dense").cast(pl.Int64))
+    of = made.join(codes.select("user_id", "user").unique(), on="user_id", how="left", maintain_order="left")["user"]
+    drawn = negatives(made["item"].to_numpy() - first, codes["user"].to_numpy(), codes["item"].to_numpy() - first, of.to_numpy(), items) + first
+    made.with_columns(candidates=pl.Series(drawn)).write_parquet(file)
+    return made.height
+
+
+def pandas(root: Path, out: Path) -> int:
+    out.mkdir()
+    found, total, first = [], 0, 0
+    for domain in DOMAINS:
+        rows = pd.read_parquet(root / "interactions" / f"{domain}.parquet").drop_duplicates()
+        while True:
+            kept = rows[rows.groupby("user_id")["item_id"].transform("size") >= K]
+            kept = kept[kept.groupby("item_id")["user_id"].transform("size") >= K]
+            if len(kept) == len(rows):
+                break
+            rows = kept
+        rows = rows.assign(item=rows["item_id"].rank(method="dense").astype(int) - 1 + first, domain=domain)
+        rows = rows.sort_values(["user_id", "timestamp", "item_id"])
+        by_user = rows.groupby("user_id")
+        rows = rows.assign(place=by_user.cumcount(), size=by_user["item"].transform("size"))
+        items = rows["item_id"].nunique()
+        found.append(rows)
+        total += _pandas_samples(rows, rows, first, items, out / f"{domain}.parquet")
+        first += items
+    every = pd.concat(found)
+    mixed = every[every["place"] < every["size"] - 2].sort_values(["user_id", "timestamp", "domain", "item_id"])
+    mixed = mixed.assign(place=mixed.groupby("user_id").cumcount())
+    return total + _pandas_samples(mixed, every, 0, first, out / "mixed.parquet")
+
+
+def _pandas_samples(rows: pd.DataFrame, every: pd.DataFrame, first: int, items: int, file: Path) -> int:
+    histories = []
+    for _, of in rows.groupby("user_id", sort=False)["item"]:
+        values = of.tolist()
+        histories += [values[max(0, place - HIGH) : place] for place in range(len(values))]
+    made = rows.assign(history=histories)
+    made = made[made["place"] >= LOW]
+    codes, names = pd.factorize(every["user_id"])
+    of = names.get_indexer(made["user_id"])
+    drawn = negatives(made["item"].to_numpy() - first, codes, every["item"].to_numpy() - first, of, items) + first
+    made.assign(candidates=list(drawn)).to_parquet(file)
+    return len(made)
+
+
+def measured(name: str, root: Path) -> tuple[float, float, int]:
+    """Seconds, peak MiB, samples of one build in a process of its own."""
+    with tempfile.TemporaryDirectory() as out:
+        told = subprocess.run(
+            [sys.executable, __file__, "--one", name, str(root), str(Path(out) / "made")],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ},
+        )
+    if told.returncode:
+        return float("nan"), float("nan"), 0
+    seconds, peak, samples = told.stdout.split()
+    return float(seconds), float(peak), int(samples)
+
+
+def one(name: str, root: Path, out: Path) -> None:
+    started = time.perf_counter()
+    samples = {"ours": ours, "polars": polars, "pandas": pandas}[name](root, out)
+    print(time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, samples)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sizes", nargs="*", type=int, default=[3_000_000, 30_000_000])
+    parser.add_argument("--peers", default="polars,pandas")
+    parser.add_argument("--rounds", type=int, default=1)
+    options = parser.parse_args()
+    before: tuple[int, float, float] | None = None
+    for rows in options.sizes:
+        with tempfile.TemporaryDirectory() as place:
+            simulate(Path(place) / "root", rows)
+            names = ["ours", *filter(None, options.peers.split(","))]
+            runs = {name: [] for name in names}
+            for _ in range(options.rounds):
+                for name in names:
+                    runs[name].append(measured(name, Path(place) / "root"))
+        of = {name: tuple(median(run[i] for run in found) for i in range(3)) for name, found in runs.items()}
+        for name in names[1:]:
+            for i, unit in enumerate(("seconds", "MiB")):
+                print(f"{rows:,}_interactions_{unit}_vs_{name} {of['ours'][i]:.1f} {of[name][i]:.1f} {of[name][i] / of['ours'][i]:.2f}", flush=True)
+        print(f"{rows:,}_interactions_samples {', '.join(f'{name} {int(of[name][2]):,}' for name in names)}", flush=True)
+        if before is not None:
+            print(f"growth_x{rows / before[0]:.0f} time x{of['ours'][0] / before[1]:.1f} memory x{of['ours'][1] / before[2]:.1f}", flush=True)
+        before = rows, of["ours"][0], of["ours"][1]
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--one"]:
+        one(sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]))
+    else:
+        main()

@@ -1,0 +1,82 @@
+"""A corpus version as one offline page: what it holds, where it comes from, what it looks like, what was dropped, whether it leaks."""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader
+
+from cluster import storage
+from corpus import kept
+from corpus.leakage import SOUND
+from corpus.sequences import SPLITS
+from corpus.shape import SHARES, classes, shape
+from corpus.table import Corpus
+
+PAGE = "statistics.html"
+
+
+def write(corpus: Corpus, leaks: Mapping[str, int]) -> str:
+    """Write the page beside the tables; returns its URI. leaks: as `corpus.leakage.check` counts them."""
+    uri = storage.join(corpus.uri, PAGE)
+    storage.write_text(uri, render(corpus, leaks))
+    return uri
+
+
+def render(corpus: Corpus, leaks: Mapping[str, int]) -> str:
+    """The page as HTML. Everything that comes from data is escaped."""
+    looks = shape(kept.all_of(corpus))
+    domains = sorted(looks.ties)
+    # Autoescaping is on for everything; the SVG is drawn in the template.
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template("page.html.j2").render(
+        corpus=corpus,
+        statistics=corpus.statistics(),
+        versions=versions(corpus),
+        sources=sources(corpus),
+        splits=SPLITS,
+        domains=domains,
+        classes=classes(),
+        shares=SHARES,
+        looks=looks,
+        bars={domain: bars(looks.lengths[domain]) for domain in domains},
+        leaks=leaks,
+        sound=SOUND,
+    )
+
+
+def versions(corpus: Corpus) -> list[dict[str, Any]]:
+    """Every version up to this one: when it was made, from what, and the samples that it added."""
+    found = []
+    for commit in corpus.commits:
+        origin = commit.metadata.get("origin", {})
+        found.append(
+            {
+                "version": commit.version,
+                "time": datetime.fromtimestamp(commit.time_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
+                "root": origin.get("root", "unknown"),
+                "format": origin.get("format", "unknown"),
+                "domains": ", ".join(origin.get("domains", [])),
+                "samples": sum(added.part.rows for added in commit.files),
+                "files": len(commit.files),
+            }
+        )
+    return found
+
+
+def sources(corpus: Corpus) -> list[tuple[str, int, tuple[int, ...]]]:
+    """(source, version, samples of each split) of everything that versions added."""
+    rows: dict[tuple[str, int], dict[str, int]] = {}
+    for split in SPLITS:
+        for stream in corpus.streams(split):
+            rows.setdefault((stream.source, stream.version), {})[split] = stream.rows
+    return [(source, version, tuple(of.get(split, 0) for split in SPLITS)) for (source, version), of in sorted(rows.items())]
+
+
+def bars(counts: Sequence[int], width: int = 240, height: int = 60) -> list[tuple[float, float, float, float]]:
+    """Bars of a small chart: (x, y, width, height) in pixels, the highest as high as the chart."""
+    step, most = width / len(counts), max(*counts, 1)
+    return [
+        (round(i * step + 1, 1), round(height * (1 - n / most), 1), round(step - 2, 1), round(height * n / most, 1)) for i, n in enumerate(counts)
+    ]

@@ -1,0 +1,85 @@
+"""Attention over a packed row, within each sample alone. Nothing else keeps the samples of a row apart.
+
+transformers keeps packed samples apart only as long as there is neither cache nor mask, and else lets them see each other without a word. Here the
+bounds of the samples are an argument of the forward pass, and without them the same function is plain attention.
+
+On GPUs in half precision it is one call of PyTorch's variable-length flash attention, elsewhere one fused call per sample: no mask, and no work on
+pairs of tokens of different samples.
+"""
+
+import itertools
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention.varlen import varlen_attn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from cluster.errors import RecipeError
+
+NAME = "cprec_packed"
+
+
+def enable(model: torch.nn.Module) -> None:
+    """Let a model take the keyword arguments of `bounds_of`. Without them it does what it did before with sdpa attention."""
+    AttentionInterface.register(NAME, attention)
+    AttentionMaskInterface.register(NAME, mask)
+    cast(PreTrainedModel, model).set_attn_implementation(NAME)  # or a PEFT model, which passes the call on
+
+
+def mask(*, q_length: int, kv_length: int, attention_mask: torch.Tensor | None = None, **others: Any) -> torch.Tensor | None:
+    """None, which means causal, unless padding or a cache asks for more. A packed row's bounds need no mask, and a dense one would be of T x T."""
+    if attention_mask is None and q_length == kv_length:
+        return None
+    return sdpa_mask(q_length=q_length, kv_length=kv_length, attention_mask=attention_mask, **others)
+
+
+def bounds_of(bounds: torch.Tensor, longest: int) -> dict[str, Any]:
+    """What the forward pass of an enabled model takes beside ids and positions.
+
+    bounds: [S + 1] int32, on the model's device; longest: tokens of the longest sample.
+    """
+    return {"packed_bounds": bounds, "packed_longest": longest}
+
+
+def attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    packed_bounds: torch.Tensor | None = None,
+    packed_longest: int = 0,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention of query [B, heads, T, size] to key and value [B, key heads, T, size]; returns [B, T, heads, size].
+
+    Raises RecipeError for a model whose attention is more than scaled dot products over all that came before.
+    """
+    if packed_bounds is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others)
+    window = others.get("sliding_window")
+    special = [name for name in ("softcap", "s_aux", "position_bias") if others.get(name) is not None]
+    if special or dropout or (window is not None and window < packed_longest):
+        what = ", ".join(special) or ("dropout" if dropout else "a sliding window")
+        raise RecipeError(f"train.pack: the attention of this model.base uses {what}, which packed rows do not have; set train.pack: false")
+    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
+        q, k, v = (x.transpose(1, 2).squeeze(0) for x in (query, key, value))
+        grouped = q.shape[1] != k.shape[1]
+        longest = packed_longest
+        out = varlen_attn(q, k, v, packed_bounds, packed_bounds, longest, longest, scale=scaling, window_size=(-1, 0), enable_gqa=grouped)
+        return out.unsqueeze(0), None  # type: ignore[union-attr]
+    return _each(query, key, value, packed_bounds.tolist(), scaling), None
+
+
+def _each(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: list[int], scaling: float | None) -> torch.Tensor:
+    """Sample by sample."""
+    grouped = query.shape[1] != key.shape[1]
+    sizes = [stop - start for start, stop in itertools.pairwise(bounds)]
+    parts = (torch.split(x, sizes, dim=2) for x in (query, key, value))
+    out = [F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped) for q, k, v in zip(*parts, strict=True)]
+    return torch.cat(out, dim=2).transpose(1, 2)

@@ -1,0 +1,109 @@
+"""A share cut into micro-batches: samples side by side and padded, or packed one after the other into rows of tokens. Pure and deterministic.
+
+Both hold every sample of the share once and are exact: a causal model does not see padding on the right, and in a packed row positions start again at
+every sample and attention stays within it (cprec.model.attention). The sample stays the unit: no sample is cut, no row crosses a global batch.
+
+Shapes: B rows of a micro-batch, T tokens of a row, N supervised tokens, S samples of a packed row.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cprec.stream.shares import Share
+from cprec.stream.tokens import Tokens
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How shares are cut. size: tokens of a packed row, or samples of a padded micro-batch.
+
+    fill: packed rows are filled up to `size` with a sample of end tokens, so that every pass has the same shape (torch.compile).
+    """
+
+    packed: bool
+    size: int
+    fill: bool = False
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One forward pass. ids: [B, T] int64; supervised: [B, T] bool, the positions whose next token counts in the loss; targets: [N] int64, those
+    next tokens, row by row. tokens: those of samples, without padding.
+
+    Padded on the right, with positions and bounds None; or packed, B = 1: positions [1, T] int64 from 0 in each sample, bounds [S + 1] int32
+    between them.
+    """
+
+    ids: np.ndarray
+    supervised: np.ndarray
+    targets: np.ndarray
+    tokens: int
+    positions: np.ndarray | None = None
+    bounds: np.ndarray | None = None
+
+
+def pack(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Rows of samples, as indices, of at most `budget` tokens each: first fit, longest first. A sample longer than that has a row of its own."""
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        row = next((r for r, free in enumerate(room) if free >= lengths[index]), len(rows))
+        if row == len(rows):
+            rows.append([])
+            room.append(budget)
+        rows[row].append(index)
+        room[row] -= lengths[index]
+    return rows
+
+
+def cut_share(lengths: Sequence[int], cut: Cut) -> list[list[int]]:
+    """The samples of each micro-batch of a share, as indices. lengths: of its samples, longest first, so that neighbours pad little."""
+    if cut.packed:
+        return pack(lengths, cut.size)
+    return [list(range(start, min(start + cut.size, len(lengths)))) for start in range(0, len(lengths), cut.size)]
+
+
+def micro_batches(share: Share, cut: Cut, end: int) -> list[MicroBatch]:
+    """A share as micro-batches. A worker with fewer than others ends with empty ones, so that all make the same number of passes (collectives would
+    hang otherwise). end: the token that pads."""
+    passes = max(len(cut_share(lengths, cut)) for lengths in share.lengths)
+    parts = cut_share(share.lengths[share.rank], cut)
+    return [collate([share.samples[i] for i in part], cut, end) for part in [*parts, *[[]] * (passes - len(parts))]]
+
+
+def collate(samples: Sequence[Tokens], cut: Cut, end: int) -> MicroBatch:
+    """One micro-batch of samples. No samples make one row of unsupervised end tokens."""
+    return _packed(samples, cut, end) if cut.packed else _padded(samples, end)
+
+
+def _padded(samples: Sequence[Tokens], end: int) -> MicroBatch:
+    longest = max((len(s.ids) for s in samples), default=1)
+    ids = np.full((max(len(samples), 1), longest), end, dtype=np.int64)
+    supervised = np.zeros(ids.shape, dtype=bool)
+    for row, sample in enumerate(samples):
+        ids[row, : len(sample.ids)] = sample.ids
+        supervised[row, sample.answer - 1 : len(sample.ids) - 1] = True
+    return MicroBatch(ids, supervised, _targets(samples), _tokens(samples))
+
+
+def _packed(samples: Sequence[Tokens], cut: Cut, end: int) -> MicroBatch:
+    tokens = _tokens(samples)
+    padding = max(cut.size - tokens if cut.fill else 0, 0 if samples else 1)
+    lengths = [*(len(s.ids) for s in samples), *([padding] if padding else [])]
+    bounds = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    ids = np.concatenate([*(s.ids for s in samples), np.full(padding, end)]).astype(np.int64)[None]
+    positions = (np.arange(ids.size) - np.repeat(bounds[:-1], lengths)).astype(np.int64)[None]
+    supervised = np.zeros(ids.shape, dtype=bool)
+    for start, sample in zip(bounds.tolist(), samples, strict=False):
+        supervised[0, start + sample.answer - 1 : start + len(sample.ids) - 1] = True
+    return MicroBatch(ids, supervised, _targets(samples), tokens, positions, bounds)
+
+
+def _tokens(samples: Sequence[Tokens]) -> int:
+    return sum(len(s.ids) for s in samples)
+
+
+def _targets(samples: Sequence[Tokens]) -> np.ndarray:
+    return np.concatenate([np.zeros(0, dtype=np.int64), *(s.ids[s.answer :] for s in samples)]).astype(np.int64)

@@ -1,0 +1,69 @@
+"""What the device does: operations of a step, memory in use, the rate of a matrix product. So that a run can be held against what is possible."""
+
+import resource
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+MATRIX = 8192
+"""Rows and columns of the matrices whose product is timed."""
+PRODUCTS = 10
+
+
+@dataclass(frozen=True)
+class Work:
+    """Matrix operations of a model, by count: per token, and per token whose logits are computed. Attention's products are left out (1-2 %)."""
+
+    per_token: int
+    per_logit: int
+
+    @classmethod
+    def of(cls, model: torch.nn.Module, vocabulary: int) -> "Work":
+        """Forward pass and gradients of the inputs take 2 operations per weight each; those of the weights 2 more where they are trained.
+
+        vocabulary: rows of the output layer, by which it is told from the others.
+        """
+        token = logit = 0
+        for module in model.modules():
+            weight = getattr(module, "weight", None)
+            if not isinstance(module, torch.nn.Linear) and not hasattr(module, "matrix_operations"):
+                continue
+            size = int(getattr(module, "matrix_operations", 0)) or int(getattr(weight, "ds_numel", 0) or weight.numel())  # type: ignore[union-attr]
+            operations = size * (6 if weight is not None and weight.requires_grad else 4)
+            if getattr(module, "out_features", 0) == vocabulary:
+                logit += operations
+            else:
+                token += operations
+        return cls(token, logit)
+
+    def operations(self, tokens: int, supervised: int) -> int:
+        """Of one step."""
+        return tokens * self.per_token + supervised * self.per_logit
+
+
+def memory_bytes(device: torch.device) -> int:
+    """The most that this process has held so far: on the GPU, or in main memory."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@lru_cache(maxsize=2)
+def matrix_rate(device: torch.device, dtype: torch.dtype, size: int = MATRIX) -> float:
+    """Operations per second of a product of random matrices: the rate that a training step is held against. Takes a fraction of a second on a GPU."""
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    for _ in range(2):
+        a @ b
+    _wait(device)
+    began = time.perf_counter()
+    for _ in range(PRODUCTS):
+        a @ b
+    _wait(device)
+    return PRODUCTS * 2 * size**3 / (time.perf_counter() - began)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

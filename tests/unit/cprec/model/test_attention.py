@@ -1,0 +1,139 @@
+"""A packed row gives every sample the logits and gradients that it has alone, and the traps around it do not catch."""
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
+
+from cluster.errors import RecipeError
+from cprec.model import attention
+from cprec.stream.packing import Cut, collate
+from cprec.stream.tokens import Tokens
+
+VOCABULARY, END = 97, 0
+SHAPE: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors this small are slower on several."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def model(adapted: bool = False) -> PreTrainedModel:
+    torch.manual_seed(0)
+    plain: torch.nn.Module = LlamaForCausalLM(LlamaConfig(**SHAPE))
+    for parameter in plain.parameters():
+        parameter.data.mul_(6)  # far from uniform, so that a sample that saw another would show
+    if adapted:
+        config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+        plain = get_peft_model(cast(PreTrainedModel, plain), config)
+    return cast(PreTrainedModel, plain)
+
+
+def samples() -> list[Tokens]:
+    rng = np.random.default_rng(0)
+    return [Tokens(rng.integers(1, VOCABULARY, n).astype(np.int32), int(rng.integers(1, n)), 0) for n in (31, 2, 17, 40, 5)]
+
+
+def packed_logits(network: PreTrainedModel, cut: Cut) -> torch.Tensor:
+    batch = collate(samples(), cut, END)
+    assert batch.bounds is not None
+    bounds = attention.bounds_of(torch.from_numpy(batch.bounds), int(np.diff(batch.bounds).max()))
+    ids, positions = torch.from_numpy(batch.ids), torch.from_numpy(batch.positions)
+    return cast(torch.Tensor, network(input_ids=ids, position_ids=positions, use_cache=False, **bounds).logits[0])
+
+
+def gradients(network: torch.nn.Module, loss: torch.Tensor) -> list[torch.Tensor]:
+    return list(torch.autograd.grad(loss, [p for p in network.parameters() if p.requires_grad]))
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # PEFT asks transformers under a name of the past
+@pytest.mark.parametrize("fill", [False, True])
+@pytest.mark.parametrize("adapted", [False, True])
+def test_logits_and_gradients_are_those_of_each_sample_alone(adapted: bool, fill: bool) -> None:
+    alone, together = model(adapted), model(adapted)
+    attention.enable(together)
+    logits = packed_logits(together, Cut(packed=True, size=128, fill=fill))
+    expected = torch.cat([alone(input_ids=torch.from_numpy(s.ids.astype(np.int64))[None]).logits[0] for s in samples()])
+    targets = torch.from_numpy(np.concatenate([s.ids for s in samples()]).astype(np.int64))
+    losses = [F.cross_entropy(x[: len(targets) - 1], targets[1:]) for x in (logits, expected)]
+    assert (logits[: len(targets)] - expected).abs().max() <= 1e-5 * expected.abs().max()
+    for seen, wanted in zip(gradients(together, losses[0]), gradients(alone, losses[1]), strict=True):
+        assert (seen - wanted).abs().max() <= 1e-5 * max(1.0, float(wanted.abs().max()))
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+def test_recomputed_activations_change_nothing() -> None:
+    losses, found = [], []
+    for recomputed in (False, True):
+        network = model(adapted=True)
+        attention.enable(network)
+        if recomputed:
+            network.train().activation_checkpointing_enable({"use_reentrant": False})
+        losses.append(packed_logits(network, Cut(packed=True, size=128)).square().mean())
+        found.append(gradients(network, losses[-1]))
+    assert torch.equal(*losses)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_without_bounds_an_enabled_model_does_what_it_did() -> None:
+    plain, enabled = model(), model()
+    attention.enable(enabled)
+    ids = torch.randint(1, VOCABULARY, (3, 20), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    mask[0, :7] = 0
+    for extra in ({}, {"attention_mask": mask}, {"use_cache": False}):
+        assert torch.equal(plain(input_ids=ids, **extra).logits[:, -3:], enabled(input_ids=ids, **extra).logits[:, -3:])
+    assert torch.equal(*(network.generate(ids, max_new_tokens=5, do_sample=False) for network in (plain, enabled)))  # type: ignore[operator]
+
+
+def test_the_trap_that_the_bounds_are_there_for() -> None:
+    """transformers' own handling of restarting positions holds without a cache only; should it ever hold with one, the bounds are still right."""
+    batch = collate(samples(), Cut(packed=True, size=128), END)
+    ids, positions = torch.from_numpy(batch.ids), torch.from_numpy(batch.positions)
+    right = packed_logits_of_enabled()
+    without_cache = model()(input_ids=ids, position_ids=positions, use_cache=False).logits[0]
+    with_cache = model()(input_ids=ids, position_ids=positions, use_cache=True).logits[0]
+    assert (without_cache - right).abs().max() <= 1e-4
+    assert (with_cache - right).abs().max() > 0.1
+
+
+def packed_logits_of_enabled() -> torch.Tensor:
+    network = model()
+    attention.enable(network)
+    return packed_logits(network, Cut(packed=True, size=128))
+
+
+def test_the_cache_does_not_matter_when_there_are_bounds() -> None:
+    network = model()
+    attention.enable(network)
+    batch = collate(samples(), Cut(packed=True, size=128), END)
+    assert batch.bounds is not None
+    bounds = attention.bounds_of(torch.from_numpy(batch.bounds), 40)
+    seen = network(input_ids=torch.from_numpy(batch.ids), position_ids=torch.from_numpy(batch.positions), use_cache=True, **bounds).logits[0]
+    assert (seen - packed_logits(network, Cut(packed=True, size=128))).abs().max() <= 1e-5
+
+
+def test_attention_that_cannot_be_packed_is_refused() -> None:
+    torch.manual_seed(0)
+    network = MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=8))
+    attention.enable(network)
+    with pytest.raises(RecipeError, match=r"train.pack: false"):
+        packed_logits(network, Cut(packed=True, size=128))

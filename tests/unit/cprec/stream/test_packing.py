@@ -1,0 +1,75 @@
+"""Micro-batches hold every sample of a share once and the tokens that count are the answers', padded or packed."""
+
+import itertools
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cprec.stream.packing import Cut, MicroBatch, collate, micro_batches, pack
+from cprec.stream.shares import GlobalBatch, Share, deal
+from cprec.stream.tokens import Tokens
+
+END = 0
+CUTS = st.builds(Cut, packed=st.booleans(), size=st.integers(1, 90), fill=st.booleans())
+
+
+@st.composite
+def samples(draw: st.DrawFn) -> Tokens:
+    length = draw(st.integers(2, 40))
+    ids = draw(st.lists(st.integers(1, 99), min_size=length, max_size=length))
+    return Tokens(np.array(ids, dtype=np.int32), draw(st.integers(1, length - 1)), 0)
+
+
+def shares(found: list[Tokens], world: int) -> list[Share]:
+    dealt = deal([len(s.ids) for s in found], world)
+    lengths = tuple(tuple(len(found[i].ids) for i in part) for part in dealt)
+    batch = GlobalBatch(0, len(found), 0, 0, 0, {})
+    return [Share(batch, rank, lengths, np.array(part), tuple(found[i] for i in part)) for rank, part in enumerate(dealt)]
+
+
+def answers(found: list[Tokens]) -> list[int]:
+    return sorted(i for s in found for i in s.ids[s.answer :].tolist())
+
+
+@given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 120))
+def test_packing_is_a_deterministic_partition_within_the_budget(lengths: list[int], budget: int) -> None:
+    rows = pack(lengths, budget)
+    assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
+    filled = [sum(lengths[i] for i in row) for row in rows]
+    assert all(tokens <= budget or len(row) == 1 for tokens, row in zip(filled, rows, strict=True))
+    # First fit leaves no two rows that would go into one.
+    assert all(a + b > budget for i, a in enumerate(filled) for b in filled[i + 1 :])
+    assert rows == pack(lengths, budget)
+
+
+@given(st.lists(samples(), max_size=12), st.integers(1, 4), CUTS)
+def test_all_workers_make_the_same_number_of_passes_over_all_samples(found: list[Tokens], world: int, cut: Cut) -> None:
+    passes = [micro_batches(share, cut, END) for share in shares(found, world)]
+    assert len({len(p) for p in passes}) == 1
+    assert sorted(int(i) for p in passes for m in p for i in m.targets) == answers(found)
+    assert sum(m.tokens for p in passes for m in p) == sum(len(s.ids) for s in found)
+
+
+@given(st.lists(samples(), max_size=6), CUTS)
+def test_a_supervised_position_is_followed_by_its_target(found: list[Tokens], cut: Cut) -> None:
+    batch = collate(found, cut, END)
+    rows, columns = np.nonzero(batch.supervised)
+    assert np.array_equal(batch.ids[rows, columns + 1] if len(rows) else np.zeros(0), batch.targets)
+    assert batch.supervised.sum() == sum(len(s.ids) - s.answer for s in found)
+
+
+def unpacked(batch: MicroBatch) -> list[list[int]]:
+    assert batch.bounds is not None
+    bounds = batch.bounds.tolist()
+    return [batch.ids[0, a:b].tolist() for a, b in itertools.pairwise(bounds)]
+
+
+@given(st.lists(samples(), min_size=1, max_size=6), st.integers(1, 300), st.booleans())
+def test_a_packed_row_is_its_samples_each_from_position_0(found: list[Tokens], size: int, fill: bool) -> None:
+    batch = collate(found, Cut(packed=True, size=size, fill=fill), END)
+    rows = unpacked(batch)
+    assert rows[: len(found)] == [s.ids.tolist() for s in found]
+    assert batch.positions is not None
+    assert batch.positions[0].tolist() == [i for row in rows for i in range(len(row))]
+    assert batch.ids.shape[1] == (max(size, batch.tokens) if fill else batch.tokens)
