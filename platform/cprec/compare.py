@@ -4,34 +4,30 @@ Written below `<storage>/<run>/evaluation/<domain>/`: `<model>/predictions.parqu
 `comparison.json`. Predictions that were made from the same inputs are not made again.
 """
 
-import itertools
 import json
 import posixpath
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray
-import torch
 from numpy.typing import NDArray
 
 from cluster import storage
-from cluster.errors import CorpusError, CprecError, RecipeError, RunError
+from cluster.errors import CorpusError, RecipeError, RunError
 from cluster.session import session
 from corpus.table import Corpus
 from cprec import report
+from cprec.baselines.training import NAMES as BASELINES
+from cprec.downstream import baseline
+from cprec.downstream.scoring import Contender, scores, texts
 from cprec.evaluate import predictions
-from cprec.evaluate.metrics import hits, metrics
-from cprec.evaluate.rank import score
-from cprec.evaluate.significance import Paired, paired
-from cprec.model import adapter, backbone
+from cprec.evaluate.metrics import averaged, hits
+from cprec.evaluate.significance import Paired, holm, paired, permutation
 from cprec.model.base import resolve
 from cprec.recipe import Recipe
-from cprec.registry import Registry, Version
+from cprec.registry import Registry
 from cprec.stream.segments import Text
 from cprec.train import checkpoint
 from cprec.train.record import EVENTS, run_uri
@@ -39,29 +35,25 @@ from cprec.train.record import EVENTS, run_uri
 Say = Callable[[str], None]
 
 PREDICTIONS, METRICS, COMPARISON = "predictions.parquet", "metrics.json", "comparison.json"
-ALIASES = ("candidate", "champion", "previous")
-
-
-@dataclass(frozen=True)
-class Contender:
-    """A model to be scored: a base and, unless it is the base itself, a checkpoint. name: as it was asked for; label: what it is, and its folder."""
-
-    name: str
-    label: str
-    base: str
-    revision: str | None
-    checkpoint: str | None = None
-    version: int | None = None
+SEARCH = "search.json"
 
 
 @dataclass(frozen=True)
 class Row:
-    """A model's metrics, and its HR@1 against the reference (None for the reference itself). name: as it was asked for; model: what it is."""
+    """A model's metrics, and its HR@1 against the reference (None for the reference itself). name: as it was asked for; model: what it is.
+
+    A model that was trained with several seeds has the mean of their metrics; `against` then compares the means over seeds, sample by sample, and
+    `over_seeds` the seeds' HR@1 (paper Sec. 5.1.4). permutation_p: of `against`, by a permutation test. holm_p: of `against`, corrected for the
+    domains that these models were compared on in this run.
+    """
 
     name: str
     model: str
     metrics: Mapping[str, Any]
     against: Paired | None
+    permutation_p: float | None = None
+    over_seeds: Paired | None = None
+    holm_p: float | None = None
 
 
 @dataclass(frozen=True)
@@ -74,31 +66,43 @@ class Comparison:
 
 
 def contenders(recipe: Recipe, registry: Registry, names: Sequence[str], corpus: Corpus, say: Say) -> list[Contender]:
-    """The models behind names: base, candidate, champion, previous, a version number, or a checkpoint's URI.
+    """The models behind names: base, a baseline, candidate, champion, previous, a version number, a search of this run, or a checkpoint's URI.
 
     A version brings its base with it, by its lineage; `base` and a bare checkpoint take the base of the versions beside them, else the recipe's.
     Raises RunError for a name that means nothing yet, or models of different bases; RecipeError without any.
     """
     if not names:
-        raise RecipeError("evaluate.models: empty; give base, candidate, champion, a version number or a checkpoint's URI, comma-separated")
-    versions = {name: _version(registry, name) for name in dict.fromkeys(names) if name in ALIASES or name.isdecimal()}
+        raise RecipeError("evaluate.models: empty; give base, sasrec, candidate, a version number or a checkpoint's URI, comma-separated")
+    versions = {name: version for name in dict.fromkeys(names) if (version := registry.named(name)) is not None}
     bases = {(v.tags["base"], v.tags.get("base_revision") or None) for v in versions.values() if "base" in v.tags}
     if len(bases) > 1:
         raise RunError(
             f"evaluate.models: these versions stand on different bases ({', '.join(sorted(b for b, _ in bases))}); compare them one by one"
         )
     base, revision = bases.pop() if bases else (resolve(recipe, corpus, say), recipe.model.revision)
-    found = []
+    found: list[Contender] = []
     for name in dict.fromkeys(names):
-        if name == "base":
-            found.append(Contender(name, "base", base, revision))
+        if name in ("base", *BASELINES):
+            found.append(Contender(name, name, base, revision))
         elif version := versions.get(name):
             found.append(Contender(name, f"version-{version.number}", base, revision, version.checkpoint, version.number))
+        elif seeds := _tuned(recipe, name):
+            found += [Contender(name, f"{name}-{place}", base, revision, uri) for place, uri in seeds]
         else:
             uri = storage.absolute(name)
             run, attempt = posixpath.basename(posixpath.dirname(posixpath.dirname(uri))), posixpath.basename(uri)
             found.append(Contender(name, f"{run}-{attempt}", base, revision, uri))
     return list({c.label: c for c in found}.values())
+
+
+def _tuned(recipe: Recipe, name: str) -> list[tuple[str, str]]:
+    """The seeds of a search's best rate as (label, checkpoint), if this run has a search of this name on the domain."""
+    domain = recipe.evaluate.domain or next(iter(recipe.data.held_out), "")
+    if "/" in name or not storage.exists(
+        found := storage.join(run_uri(storage.absolute(recipe.storage), recipe.run), "finetune", domain, name, SEARCH)
+    ):
+        return []
+    return [(f"seed{seed['seed']}", seed["checkpoint"]) for seed in json.loads(storage.read_text(found))["winner"]["seeds"]]
 
 
 def samples_to_score(recipe: Recipe) -> tuple[Corpus, str, pa.Table]:
@@ -135,62 +139,105 @@ def compare(recipe: Recipe, registry: Registry, names: Sequence[str], say: Say) 
             checkpoint.verify(model.checkpoint)
     run = run_uri(storage.absolute(recipe.storage), recipe.run)
     folder = storage.join(run, "evaluation", domain)
-    tables = _predictions(recipe, folder, models, corpus, samples, say)
-    rows: list[Row] = []
+    tables = _predictions(recipe, folder, models, corpus, domain, samples, say)
+    results: dict[str, list[tuple[Contender, pa.Table, dict[str, Any]]]] = {}
     for model, table in zip(models, tables, strict=True):
-        result = metrics(model.label, domain, predictions.ranks_of(table), table["history_length"].to_numpy())
-        written = {**result, "inputs": _inputs(recipe, corpus, model)}
-        storage.write_text(storage.join(folder, model.label, METRICS), json.dumps(written, indent=2))
-        if model.version is not None:
+        result = predictions.measured(table, model.label, domain, _mode(recipe, model))
+        written = {**result, "inputs": _inputs(recipe, corpus, domain, model)}
+        storage.write_text(storage.join(_place(recipe, folder, model), METRICS), json.dumps(written, indent=2))
+        if model.version is not None and recipe.evaluate.mode == "score":
             registry.measured(model.version, domain, result)
-        rows.append(Row(model.name, model.label, result, paired(_hr1(tables[0]), _hr1(table)) if rows else None))
-    comparison = Comparison(domain, recipe.evaluate.split, rows)
-    storage.write_text(storage.join(folder, COMPARISON), json.dumps(asdict(comparison), indent=2, allow_nan=False))
+        results.setdefault(model.name, []).append((model, table, result))
+    reference, *others = ([table for _, table, _ in seeds] for seeds in results.values())
+    rows = [Row(name, _what(seeds), averaged([result for *_, result in seeds]), None) for name, seeds in results.items()]
+    rows[1:] = [_against(row, reference, tables) for row, tables in zip(rows[1:], others, strict=True)]
+    comparison = Comparison(domain, recipe.evaluate.split, _corrected(run, domain, rows, _comparison(recipe)))
+    storage.write_text(storage.join(folder, _comparison(recipe)), json.dumps(asdict(comparison), indent=2, allow_nan=False))
     if storage.exists(storage.join(run, EVENTS)):
         report.write(run)
     return comparison
 
 
-def _version(registry: Registry, name: str) -> Version:
-    if name.isdecimal():
-        return registry.version(int(name))
-    found = registry.alias(name)  # type: ignore[arg-type]
-    if found is None:
-        todo = {"candidate": "run jobs/cpt.py", "champion": "run jobs/promote.py", "previous": "it appears with the second promotion"}[name]
-        raise RunError(f"model {registry.model} has no {name} yet; {todo}")
-    return found
+def _what(seeds: Sequence[tuple[Contender, pa.Table, dict[str, Any]]]) -> str:
+    return seeds[0][0].label if len(seeds) == 1 else f"{len(seeds)} seeds"
 
 
-def _inputs(recipe: Recipe, corpus: Corpus, model: Contender) -> dict[str, Any]:
+def _against(row: Row, reference: Sequence[pa.Table], tables: Sequence[pa.Table]) -> Row:
+    """A row with its tests against the reference; each model comes as the predictions of its seeds."""
+    before, after = (np.stack([_hr1(table) for table in seeds]) for seeds in (reference, tables))
+    mean_before, mean_after = before.mean(axis=0), after.mean(axis=0)
+    over_seeds = None
+    if len(after) > 1 and len(before) in (1, len(after)):
+        over_seeds = paired(np.broadcast_to(before.mean(axis=1), len(after)), after.mean(axis=1))
+    return replace(row, against=paired(mean_before, mean_after), permutation_p=permutation(mean_before, mean_after), over_seeds=over_seeds)
+
+
+def _mode(recipe: Recipe, model: Contender) -> str:
+    """How a model is evaluated: a baseline can only score."""
+    return "score" if model.is_baseline else recipe.evaluate.mode
+
+
+def _place(recipe: Recipe, folder: str, model: Contender) -> str:
+    """Where a model's artefacts lie, by mode."""
+    mode = _mode(recipe, model)
+    return storage.join(folder, model.label if mode == "score" else f"{model.label}-{mode}")
+
+
+def _comparison(recipe: Recipe) -> str:
+    return COMPARISON if recipe.evaluate.mode == "score" else f"comparison-{recipe.evaluate.mode}.json"
+
+
+def _corrected(run: str, domain: str, rows: Sequence[Row], comparison: str) -> list[Row]:
+    """The rows with Holm's correction over the run's domains on which the same two models were compared."""
+    place = storage.join(run, "evaluation")
+    others = [
+        json.loads(storage.read_text(file))
+        for d in storage.names(place)
+        if d != domain and storage.exists(file := storage.join(place, d, comparison))
+    ]
+
+    def same(row: Row) -> list[float]:
+        pairs = [(c["rows"][0]["name"], r["name"], r["against"]) for c in others for r in c["rows"]]
+        return [against["p"] for reference, name, against in pairs if (reference, name) == (rows[0].name, row.name) and against]
+
+    return [replace(row, holm_p=holm([row.against.p, *same(row)])[0]) if row.against else row for row in rows]
+
+
+def _inputs(recipe: Recipe, corpus: Corpus, domain: str, model: Contender) -> dict[str, Any]:
     """All that predictions depend on: equal inputs, equal predictions."""
     return {
         "base": model.base,
         "base_revision": model.revision,
         "checkpoint": model.checkpoint,
+        "baseline": baseline.place(recipe, corpus, domain, model.name) if model.is_baseline else None,
         "precision": recipe.model.precision,
         "max_tokens": recipe.model.max_tokens,
         "corpus": corpus.uri,
         "corpus_version": corpus.version,
         "split": recipe.evaluate.split,
         "max_users": recipe.evaluate.max_users,
+        "mode": _mode(recipe, model),
     }
 
 
-def _predictions(recipe: Recipe, folder: str, models: Sequence[Contender], corpus: Corpus, samples: pa.Table, say: Say) -> list[pa.Table]:
+def _predictions(
+    recipe: Recipe, folder: str, models: Sequence[Contender], corpus: Corpus, domain: str, samples: pa.Table, say: Say
+) -> list[pa.Table]:
     """Each model's predictions: the kept ones where their inputs are the same, else newly made and written."""
-    tables = {model.label: _kept(storage.join(folder, model.label), _inputs(recipe, corpus, model)) for model in models}
+    tables = {model.label: _kept(_place(recipe, folder, model), _inputs(recipe, corpus, domain, model)) for model in models}
     missing = [model for model in models if tables[model.label] is None]
     if missing:
         workers = min(recipe.workers, len(samples))
         with session(recipe.cluster.address, recipe.cluster.num_cpus or workers * recipe.train.cpus_per_worker):
-            # Every model stands on one base, so one tokenizer reads for all.
-            base, revision = missing[0].base, missing[0].revision
-            text = Text.of(corpus, base, revision, recipe.model.max_tokens)
+            text = _text(recipe, corpus, missing)
             for model in missing:
                 say(f"scoring {model.label}: {len(samples):,} samples, {workers} worker(s)")
-                place = storage.join(folder, model.label)
+                place = _place(recipe, folder, model)
                 storage.remove(storage.join(place, METRICS))  # so that it never stands beside predictions that it is not of
-                table = predictions.of_scores(samples, _scores(recipe, model, samples, text, workers))
+                if _mode(recipe, model) == "score":
+                    table = predictions.of_scores(samples, scores(recipe, model, corpus, domain, samples, workers, text))
+                else:
+                    table = predictions.of_texts(samples, texts(recipe, model, corpus, domain, samples, workers, text), corpus.titles())
                 storage.write_bytes(storage.join(place, PREDICTIONS), predictions.to_bytes(table))
                 tables[model.label] = table
     return [tables[model.label] for model in models]
@@ -208,25 +255,8 @@ def _hr1(table: pa.Table) -> NDArray[np.float64]:
     return hits(predictions.ranks_of(table), 1)
 
 
-def _scores(recipe: Recipe, model: Contender, samples: pa.Table, text: Text, workers: int) -> NDArray[np.float64]:
-    """Scores [n, candidates], from Ray tasks that each load the model and take a contiguous share of the samples."""
-    bounds = np.linspace(0, len(samples), workers + 1).astype(int)
-    task = ray.remote(_score_share).options(num_cpus=recipe.train.cpus_per_worker, num_gpus=recipe.train.gpus_per_worker)
-    shares = [samples.slice(start, stop - start) for start, stop in itertools.pairwise(bounds)]
-    try:
-        parts = ray.get([task.remote(recipe, model, share, text) for share in shares])
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, CprecError):
-            raise error.cause from None  # without the worker's traceback, which is no news to the user
-        raise
-    return np.concatenate(parts)
-
-
-def _score_share(recipe: Recipe, model: Contender, samples: pa.Table, text: Text) -> NDArray[np.float64]:
-    network, _ = backbone.load(model.base, model.revision, recipe.model.precision)
-    if model.checkpoint is not None:
-        with tempfile.TemporaryDirectory() as directory:
-            network = adapter.load(network, storage.download(storage.join(model.checkpoint, "adapter"), Path(directory)))
-    if torch.cuda.is_available():
-        network = network.to("cuda")  # type: ignore[arg-type]
-    return score(network, text.encoder(), samples, recipe.evaluate.batch)
+def _text(recipe: Recipe, corpus: Corpus, models: Sequence[Contender]) -> Text | None:
+    """What language models read with, put into the object store once: all stand on one base, so one tokenizer reads for all. None if all are
+    baselines, which do not read."""
+    read = next((model for model in models if not model.is_baseline), None)
+    return None if read is None else Text.of(corpus, read.base, read.revision, recipe.model.max_tokens)

@@ -31,11 +31,14 @@ class Decision:
     numbers: Mapping[str, float] = field(default_factory=dict)
 
 
-def decide(candidate: Mapping[str, Any], champion: Mapping[str, Any] | None, against: Paired | None, gate: GateSettings) -> Decision:
-    """The gate. candidate, champion: their metrics.json on the same samples; against: candidate minus champion in HR@1, paired.
+def decide(
+    candidate: Mapping[str, Any], champion: Mapping[str, Any] | None, against: Paired | None, gate: GateSettings, valid_ratio: float | None = None
+) -> Decision:
+    """The gate. candidate, champion: their metrics.json on the same samples; against: candidate minus champion in HR@1, paired; valid_ratio: the
+    candidate's exact Valid Ratio, where the gate asks for one.
 
-    Refused below the floor, and when worse than the champion at the gate's level; a difference that may be chance does not refuse, because
-    a newer model has seen newer domains.
+    Refused below a floor, when worse than the champion at the gate's level, and when a slice loses more than the gate lets it; a difference that may
+    be chance does not refuse, because a newer model has seen newer domains.
     """
     hr1 = candidate["hr"]["1"]
     if hr1 is None:
@@ -43,10 +46,22 @@ def decide(candidate: Mapping[str, Any], champion: Mapping[str, Any] | None, aga
     numbers = {"hr1": hr1, "n": candidate["n"]}
     if hr1 < gate.min_hr1:
         return Decision(False, f"HR@1 {hr1:.4f} is below the floor of {gate.min_hr1:.4f} (gate.min_hr1)", numbers)
+    if valid_ratio is not None:
+        numbers["valid_ratio"] = valid_ratio
+        if valid_ratio < gate.min_valid_ratio:
+            reason = f"Valid Ratio {valid_ratio:.4f} is below the floor of {gate.min_valid_ratio:.4f} (gate.min_valid_ratio)"
+            return Decision(False, reason, numbers)
     if champion is None or against is None:
         return Decision(True, f"HR@1 {hr1:.4f}, and there is no champion yet", numbers)
     numbers |= {"champion_hr1": champion["hr"]["1"], "difference": against.difference, "p": against.p}
     shown = f"HR@1 {hr1:.4f} against the champion's {champion['hr']['1']:.4f} (p = {against.p:.3g}, n = {against.n})"
+    if fallen := _fallen(candidate, champion, gate.max_slice_drop):
+        name, before, after = fallen
+        return Decision(
+            False,
+            f"{shown}, but {name} histories fell from {before:.4f} to {after:.4f}, by more than {gate.max_slice_drop} (gate.max_slice_drop)",
+            {**numbers, f"{name}_hr1": after, f"champion_{name}_hr1": before},
+        )
     if against.p >= gate.alpha:
         return Decision(True, f"{shown}: no worse, as far as these samples can tell", numbers)
     if against.difference < 0:
@@ -54,11 +69,19 @@ def decide(candidate: Mapping[str, Any], champion: Mapping[str, Any] | None, aga
     return Decision(True, f"{shown}: better", numbers)
 
 
+def _fallen(candidate: Mapping[str, Any], champion: Mapping[str, Any], most: float | None) -> tuple[str, float, float] | None:
+    """The slice that lost most HR@1, as (name, before, after), if it lost more than it may. An empty slice loses nothing."""
+    pairs = [(name, champion["slices"][name]["hr"]["1"], of["hr"]["1"]) for name, of in candidate["slices"].items()] if most is not None else []
+    worst = max((pair for pair in pairs if None not in pair), key=lambda pair: pair[1] - pair[2], default=None)
+    return worst if worst and most is not None and worst[1] - worst[2] > most else None
+
+
 def promote(recipe: Recipe, registry: Registry, say: Say) -> tuple[int, Decision]:
     """Put the candidate before the gate, scoring it and the champion where that was not done yet. Returns its version and the decision.
 
     Raises RunError without a candidate.
     """
+    recipe = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"mode": "score"})})
     candidate, champion = registry.alias("candidate"), registry.alias("champion")
     if candidate is None:
         raise RunError(f"model {registry.model} has no candidate; run jobs/cpt.py")
@@ -66,7 +89,11 @@ def promote(recipe: Recipe, registry: Registry, say: Say) -> tuple[int, Decision
         return candidate.number, Decision(False, f"version {candidate.number} is the champion already")
     comparison = compare(recipe, registry, [str(v.number) for v in (champion, candidate) if v is not None], say)
     own = comparison.rows[-1]
-    decision = decide(own.metrics, comparison.rows[0].metrics if champion else None, own.against, recipe.gate)
+    valid_ratio = None
+    if recipe.gate.min_valid_ratio:
+        generating = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"mode": "generate"})})
+        valid_ratio = compare(generating, registry, [str(candidate.number)], say).rows[0].metrics["valid_ratio"]["exact"]
+    decision = decide(own.metrics, comparison.rows[0].metrics if champion else None, own.against, recipe.gate, valid_ratio)
     if decision.promote:
         crown(registry, candidate.number)
     note(registry, candidate.number, decision)

@@ -101,6 +101,55 @@ class MlflowSettings(Section):
     model: Name = Field("cprec", description="registered model")
 
 
+class BaselineSettings(Section):
+    """`baseline`: SASRec and GRU4Rec, which know item ids only."""
+
+    size: int = Field(64, ge=4, description="hidden size, and that of SASRec's item embeddings")
+    blocks: int = Field(2, ge=1, description="attention blocks of SASRec")
+    dropout: float = Field(0.5, ge=0.0, lt=1.0, description="dropout while training")
+    batch: int = Field(128, ge=2, description="sequences of one step")
+    rate: float = Field(1e-3, gt=0, description="learning rate of SASRec (Adam)")
+    gru_rate: float = Field(0.05, gt=0, description="learning rate of GRU4Rec (Adagrad)")
+    max_epochs: int = Field(200, ge=1, description="epochs, at most")
+    patience: int = Field(10, ge=1, description="epochs without a better HR@1 on validation after which training stops")
+
+
+class FinetuneSettings(Section):
+    """`finetune`: fine-tuning on one domain as LLaRA does it, for a search of its learning rate (jobs/tune_lr.py)."""
+
+    domain: Name | None = Field(None, description="domain that is tuned on; default: the first of data.held_out")
+    start: str = Field(
+        "candidate",
+        description="what LoRA starts from: fresh (= LLaRA); candidate, champion, a version number or a checkpoint's URI (= CPRec)",
+    )
+    name: Name | None = Field(None, description="name of the search below <run>/finetune/<domain>/; default: llara if LoRA starts fresh, else cprec")
+    hybrid: bool = Field(True, description="true: behaviour tokens of SASRec beside the titles; false: titles only")
+    epochs: int = Field(5, ge=1, description="epochs, at most; the rate and the curriculum are planned for all of them")
+    patience: int = Field(2, ge=1, description="epochs without a better HR@1 on validation after which training stops")
+    global_batch: int = Field(128, ge=1, description="samples of one optimizer step, over all workers")
+    max_samples: int | None = Field(None, ge=1, description="cap on training samples: whole users, in the order of a hash of their ids")
+    validation_users: int = Field(1000, ge=1, description="validation samples that are scored after each epoch, at most")
+    warmup_fraction: float = Field(0.05, ge=0.0, le=1.0, description="share of all steps over which the rate rises; a cosine follows")
+    floor: float = Field(0.01, gt=0.0, le=1.0, description="lowest rate, as a share of the highest")
+    projector_decay: float = Field(1e-5, ge=0.0, description="weight decay of the projector; nothing else decays")
+
+
+class SearchSettings(Section):
+    """`search`: the learning rates that are tried, and how."""
+
+    rates: tuple[float, ...] = Field((6e-4, 3e-4, 1e-4), min_length=1, description="grid of highest learning rates, comma-separated")
+    draws: int = Field(
+        0, ge=0, description="rates drawn log-uniformly between the lowest and the highest of search.rates, in place of the grid; 0: the grid"
+    )
+    seeds: int = Field(1, ge=1, description="seeds of each rate in the search; the mean decides")
+    stopper: Literal["none", "asha", "median"] = Field("none", description="early stopping of bad trials: asha (successive halving) or median")
+    winner_seeds: int = Field(4, ge=1, description="seeds with which the best rate is trained")
+    concurrent: int | None = Field(None, ge=1, description="trials at a time; default: as many as the cluster has room for")
+    gpus_per_trial: float = Field(
+        0.0, ge=0.0, description="GPUs of a trial with one worker, may be a fraction; more workers take train.gpus_per_worker each"
+    )
+
+
 class EvaluateSettings(Section):
     """`evaluate`: which models, on what."""
 
@@ -108,7 +157,12 @@ class EvaluateSettings(Section):
     split: Literal["validation", "test"] = Field("test", description="split that is scored")
     models: tuple[str, ...] = Field(
         ("base", "candidate"),
-        description="models to compare: base, candidate, champion, a version number, or a checkpoint's URI; the first is the reference",
+        description="models to compare: base, sasrec, gru4rec, candidate, champion, a version number, a search of this run (llara, cprec), "
+        "or a checkpoint's URI; the first is the reference",
+    )
+    mode: Literal["score", "generate", "constrained"] = Field(
+        "score",
+        description="score: all candidates in one pass; generate: greedy text; constrained: greedy text held to the candidates",
     )
     max_users: int | None = Field(None, ge=1, description="cap on users, taken in the order of their sample ids")
     batch: int = Field(16, ge=1, description="samples scored in one forward pass")
@@ -120,6 +174,10 @@ class GateSettings(Section):
 
     min_hr1: float = Field(0.0, ge=0, le=1, description="HR@1 floor")
     alpha: float = Field(0.05, gt=0, lt=1, description="refused when worse than the champion at this level of the paired test")
+    max_slice_drop: float | None = Field(
+        None, ge=0, le=1, description="HR@1 that a slice (sparse, medium, dense) may lose against the champion; null: any"
+    )
+    min_valid_ratio: float = Field(0.0, ge=0, le=1, description="floor of the exact Valid Ratio of generated answers; 0: none are generated")
 
 
 class ClusterSettings(Section):
@@ -148,6 +206,9 @@ class Recipe(Section):
     train: TrainSettings = TrainSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     mlflow: MlflowSettings = MlflowSettings()
+    baseline: BaselineSettings = BaselineSettings()
+    finetune: FinetuneSettings = FinetuneSettings()
+    search: SearchSettings = SearchSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     gate: GateSettings = GateSettings()
     cluster: ClusterSettings = ClusterSettings()

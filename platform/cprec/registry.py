@@ -34,8 +34,10 @@ from cprec.recipe import Recipe
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 Alias = Literal["candidate", "champion", "previous"]
+ALIASES: tuple[Alias, ...] = ("candidate", "champion", "previous")
 
 RUN_TAG = "cprec.run"
+PARENT_TAG = "mlflow.parentRunId"  # MLflow's own name
 CHECKPOINT_TAG = "checkpoint"
 REST_S = 60.0
 METRICS_PER_BATCH, PARAMS_PER_BATCH, LONGEST_PARAM = 1000, 100, 6000  # what one MLflow request may hold
@@ -78,6 +80,10 @@ class Registry:
             artifacts=None if own_place else join(storage, "mlflow"),
         )
 
+    def of_model(self, model: str) -> "Registry":
+        """The same experiment with another registered model."""
+        return Registry(self.uri, self._experiment_name, model, self._artifacts)
+
     @cached_property
     def client(self) -> MlflowClient:
         """The connected client. Raises what MLflow raises while it is away."""
@@ -93,14 +99,16 @@ class Registry:
 
     # -- runs
 
-    def start(self, run: str, name: str, run_id: str | None = None) -> str:
+    def start(self, run: str, name: str, run_id: str | None = None, parent: str | None = None) -> str:
         """The MLflow run of a cprec run, created once and found again ever after. Returns its id, to be given to child processes.
 
-        run: the run's URI, its identity; name: what MLflow shows. A run that had ended is set going again.
+        run: the run's URI, its identity; name: what MLflow shows; parent: id of the MLflow run above it. A run that had ended is set
+        going again.
         """
         run_id = run_id or self._find_run(run, name)
         if run_id is None:
-            return str(self.client.create_run(self._experiment(), run_name=name, tags={RUN_TAG: run}).info.run_id)
+            tags = {RUN_TAG: run, **({PARENT_TAG: parent} if parent else {})}
+            return str(self.client.create_run(self._experiment(), run_name=name, tags=tags).info.run_id)
         self.client.update_run(run_id, status="RUNNING")
         return run_id
 
@@ -172,6 +180,21 @@ class Registry:
         number = self.client.get_registered_model(self.model).aliases.get(name)
         return None if number is None else self.version(int(number))
 
+    def named(self, name: str) -> Version | None:
+        """The version that a name means: candidate, champion, previous or a version number; None for any other text.
+
+        Raises RunError where there is no such version yet.
+        """
+        if name.isdecimal():
+            return self.version(int(name))
+        if name not in ALIASES:
+            return None
+        found = self.alias(name)
+        if found is None:
+            todo = {"candidate": "run jobs/cpt.py", "champion": "run jobs/promote.py", "previous": "it appears with the second promotion"}[name]
+            raise RunError(f"model {self.model} has no {name} yet; {todo}")
+        return found
+
     def point(self, alias: Alias, number: int | None) -> None:
         """Point an alias at a version, or (None) take it away."""
         if number is None:
@@ -203,9 +226,10 @@ class Tracker:
     `params`, `metrics` and `text` only remember; `flush` sends what is remembered and never raises for an MLflow that is away.
     """
 
-    def __init__(self, registry: Registry, run: str, name: str, run_id: str | None = None) -> None:
-        """run: the run's URI; name: what MLflow shows; run_id: the MLflow run, where it is known already (a child process)."""
+    def __init__(self, registry: Registry, run: str, name: str, run_id: str | None = None, parent: str | None = None) -> None:
+        """run: the run's URI; name: what MLflow shows; run_id: the MLflow run, where it is known (a child process); parent: the one above it."""
         self.run_id = run_id
+        self._parent = parent
         self.failure: str | None = None
         self._registry, self._run, self._name = registry, run, name
         self._started = False
@@ -255,7 +279,7 @@ class Tracker:
     def _send(self) -> None:
         client = self._registry.client
         if not self._started:
-            self.run_id = self._registry.start(self._run, self._name, self.run_id)
+            self.run_id = self._registry.start(self._run, self._name, self.run_id, self._parent)
             self._started = True
         run_id = self.run_id
         if run_id is None:

@@ -148,7 +148,8 @@ def _metavar(annotation: Any) -> str:
 def _from_text(raw: str, annotation: Any, name: str) -> Any:
     """A command-line value in the type of its key: lists split at commas, text as it is, everything else as a YAML scalar."""
     if typing.get_origin(annotation) is tuple:
-        return [part for part in raw.split(",") if part]
+        parts = [part for part in raw.split(",") if part]
+        return parts if "str" in str(annotation) else [parse_yaml(f"value: {part}", f"--{name}")["value"] for part in parts]
     if raw == "null":
         return None
     if str(annotation).find("str") >= 0 or typing.get_origin(annotation) is Literal:

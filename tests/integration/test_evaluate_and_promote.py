@@ -9,16 +9,20 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
-from cluster.errors import CorpusError, RunError
+from cluster.errors import CorpusError, RecipeError, RunError
 from corpus.build import prepare
 from corpus.table import Corpus
 from cprec import promotion
 from cprec.compare import compare, contenders, samples_to_score
+from cprec.downstream.scoring import loaded
 from cprec.evaluate import predictions
 from cprec.evaluate.metrics import metrics
+from cprec.merge import export
 from cprec.model import adapter, backbone, tiny
 from cprec.recipe import Recipe
+from cprec.recommend import contender, recommend, titles_of
 from cprec.registry import Registry
 from cprec.resolve import validate
 
@@ -135,6 +139,56 @@ def test_promotion_and_the_way_back(recipe: Recipe, registry: Registry, corpus: 
     written = [json.loads(line) for line in events.read_text().splitlines()]
     assert [e["event"] for e in written] == ["run_finished", *["promotion_decided"] * 4]
     assert written[-2] == {**written[-2], "samples": 200, "version": 1, "promoted": True, "because": "rolled back from version 2"}
+
+
+def test_generated_answers_are_kept_apart_from_scores(recipe: Recipe, registry: Registry, place: Path) -> None:
+    held = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"mode": "constrained", "max_users": 6})})
+    row = compare(held, registry, ["1"], print).rows[0]
+    assert row.metrics["mode"] == "constrained"
+    assert row.metrics["valid_ratio"]["exact"] == 1.0
+    folder = place / "runs" / "cpt" / "evaluation" / "Games"
+    table = pq.read_table(folder / "version-1-constrained" / "predictions.parquet")
+    assert predictions.measured(table, "version-1", "Games", "constrained") == row.metrics
+    assert all(len(ranking) == 5 for ranking in table["ranking"].to_pylist())
+    assert json.loads((folder / "comparison-constrained.json").read_text())["rows"][0]["name"] == "1"
+
+
+def test_the_gate_asks_for_candidates_as_answers(recipe: Recipe, registry: Registry, events: Path) -> None:
+    strict = {"evaluate": recipe.evaluate.model_copy(update={"max_users": 6}), "gate": recipe.gate.model_copy(update={"min_valid_ratio": 0.9})}
+    registry.point("champion", 1)
+    registry.point("candidate", 2)
+    _, decision = promotion.promote(recipe.model_copy(update=strict), registry, print)
+    assert not decision.promote
+    assert decision.numbers["valid_ratio"] < 0.9
+    champion = registry.alias("champion")
+    assert champion is not None
+    assert champion.number == 1
+
+
+def test_a_ranking_for_a_person(recipe: Recipe, registry: Registry, corpus: Corpus, tmp_path: Path) -> None:
+    titles = corpus.titles()
+    (tmp_path / "titles.txt").write_text("\n".join([*titles[:4], "", titles[0]]))
+    candidates = titles_of(str(tmp_path / "titles.txt"))
+    assert candidates == titles[:4]
+    ranked = recommend(recipe, contender(registry, "models:/cprec/1"), titles[4:7], candidates)
+    assert {title for title, _ in ranked} == set(candidates)
+    assert sum(chance for _, chance in ranked) == pytest.approx(1)
+    assert [chance for _, chance in ranked] == sorted((chance for _, chance in ranked), reverse=True)
+    for wrong in ("cprec", "models:/cprec", "models:/cprec@best", "models:/cprec@"):
+        with pytest.raises(RecipeError, match="--model"):
+            contender(registry, wrong)
+
+
+def test_a_merged_directory_says_what_the_adapter_says(recipe: Recipe, registry: Registry, place: Path, tmp_path: Path) -> None:
+    model = contender(registry, "models:/cprec/1")
+    export(recipe, model, str(tmp_path / "merged"))
+    ids = torch.arange(20)[None]
+    adapted, merged = loaded(recipe, model)[0], AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    with torch.no_grad():
+        assert (adapted(input_ids=ids).logits - merged(input_ids=ids).logits).abs().max() < 1e-4
+        assert (adapted(input_ids=ids).logits - AutoModelForCausalLM.from_pretrained(place / "base")(input_ids=ids).logits).abs().max() > 1e-2
+    with pytest.raises(RunError, match="something already"):
+        export(recipe, model, str(tmp_path / "merged"))
 
 
 def test_what_is_not_there_is_named(recipe: Recipe, registry: Registry, place: Path) -> None:

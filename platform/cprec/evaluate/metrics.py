@@ -3,7 +3,7 @@
 A tie is resolved by a fair draw, and what is reported is that draw's expectation: a model that scores everything alike gets HR@1 = 1/20, never 1.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,20 +62,47 @@ def gains(of: Ranks, k: int) -> Floats:
     return np.asarray((gain_up_to[np.minimum(of.better + of.tied, k)] - gain_up_to[np.minimum(of.better, k)]) / of.tied, dtype=np.float64)
 
 
-def metrics(model: str, domain: str, of: Ranks, history_length: NDArray[np.integer[Any]]) -> dict[str, Any]:
-    """The object of metrics.json for a scored model. history_length: [n] items that each sample's history holds in the corpus.
+@dataclass(frozen=True)
+class Generated:
+    """What is known of generated answers beside their ranks. valid: [n] by rule (exact, llara); right: [n], true where the llara rule names the
+    true item."""
 
-    `valid_ratio` and `hr1_of_valid` are null: scoring ranks the candidates and generates no text that could be invalid.
+    valid: Mapping[str, NDArray[np.bool_]]
+    right: NDArray[np.bool_]
+
+
+def metrics(
+    model: str, domain: str, of: Ranks, history_length: NDArray[np.integer[Any]], generated: Generated | None = None, mode: str = "score"
+) -> dict[str, Any]:
+    """The object of metrics.json. history_length: [n] items that each sample's history holds in the corpus; mode: score, generate or constrained.
+
+    Where candidates were scored, `valid_ratio` and `hr1_of_valid` are null: there is no text that could be invalid. HR@1 is of all samples,
+    `hr1_of_valid` of those that LLaRA's rule calls valid (method.md, "Metrics").
     """
     return {
         "model": model,
         "domain": domain,
         **_averages(of),
-        "valid_ratio": {"exact": None, "llara": None},
-        "hr1_of_valid": None,
+        "valid_ratio": {rule: _mean(generated.valid[rule].astype(float)) if generated else None for rule in ("exact", "llara")},
+        "hr1_of_valid": _mean(generated.right[generated.valid["llara"]].astype(float)) if generated else None,
         "slices": {name: _averages(of.of(rows)) for name, rows in _slices(np.asarray(history_length))},
-        "mode": "score",
+        "mode": mode,
     }
+
+
+def averaged(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The mean of several objects of `metrics`, number by number: one model, several seeds. What is no number is the first one's."""
+    first = results[0]
+    if len(results) == 1:
+        return dict(first)
+    mean: dict[str, Any] = {}
+    for key, value in first.items():
+        values = [result[key] for result in results]
+        if isinstance(value, Mapping):
+            mean[key] = averaged(values)
+        else:
+            mean[key] = float(np.mean(values)) if isinstance(value, float) else value
+    return mean
 
 
 def _averages(of: Ranks) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 
 class PromptEncoder(Protocol):
-    """What scoring needs of an encoder of items (cprec.stream.titles)."""
+    """What scoring needs of an encoder of items, by index (cprec.stream.titles, cprec.downstream.hybrid)."""
 
     def prompt(self, history: Sequence[int], candidates: Sequence[int], room: int) -> tuple[list[int], int]:
         """Token ids of the prompt, with room for an answer; and how many of the oldest items were dropped for it."""

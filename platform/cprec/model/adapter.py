@@ -34,6 +34,18 @@ def attach(model: PreTrainedModel, settings: ModelSettings, seed: int) -> torch.
     return trained.train()
 
 
+def go_on(model: PreTrainedModel, directory: Path) -> torch.nn.Module:
+    """The model with a saved adapter that is trained further, in training mode. Raises RunError as `load` does."""
+    loaded = load(model, directory)
+    if not isinstance(loaded, PeftModel):
+        whole: torch.nn.Module = loaded.requires_grad_(True).train()
+        return whole
+    for name, parameter in loaded.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+    trained: torch.nn.Module = loaded.train()
+    return trained
+
+
 def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     """The parameters that are trained, by name, in a fixed order."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -5,7 +5,7 @@ ZeRO stage; at the same number on a CPU the continued run is bitwise the same. T
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,10 +84,15 @@ def layers(model: torch.nn.Module) -> list[torch.nn.Module]:
 class Engine:
     """A model in training, spread over the workers of the process group that is already there (or alone, without one)."""
 
-    def __init__(self, model: torch.nn.Module, settings: TrainSettings, precision: str) -> None:
+    def __init__(self, model: torch.nn.Module, settings: TrainSettings, precision: str, decay: Mapping[str, float] | None = None) -> None:
+        """decay: weight decay of the parameters whose names start so; the others have none."""
         quiet()
         import deepspeed
+        from deepspeed.ops import __compatible_ops__
 
+        # DeepSpeed would compile an extension for shared-memory inference collectives, which training never calls: most of a minute on a new
+        # machine, and a process that is killed while it compiles leaves a lock for which every later training waits without a word.
+        __compatible_ops__["deepspeed_shm_comm"] = False
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
         self.model = model
         self.world = dist.get_world_size()
@@ -103,7 +108,7 @@ class Engine:
                 layer.compile()
         # A client optimizer: one that is named in the config compiles an extension first. The rate is set at every step.
         optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=0.0, betas=(0.9, settings.adam_beta2), weight_decay=0.0, fused=torch.cuda.is_available()
+            _groups(self.parameters, decay or {}), lr=0.0, betas=(0.9, settings.adam_beta2), weight_decay=0.0, fused=torch.cuda.is_available()
         )
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=model,
@@ -130,6 +135,10 @@ class Engine:
             # DeepSpeed averages gradients over the workers; times world makes that a sum.
             self._engine.backward(loss * (self.world / supervised))
         self._engine.step()
+        if not self.steps and self.stage in (1, 2) and len(self._optimizer.param_groups) > 1:
+            # DeepSpeed looks for the moments after the first group's first step, when the other groups have none yet: let it look again.
+            self._optimizer._hp_optimizer_states_linked = False
+            self._optimizer._lazy_init_hp_params_optimizer_state()
         self.steps += 1
         dist.all_reduce(total)
         norm = self._engine.get_global_grad_norm()
@@ -217,3 +226,11 @@ class Engine:
         if dist.is_initialized():
             dist.barrier()
             dist.destroy_process_group()
+
+
+def _groups(parameters: Mapping[str, torch.nn.Parameter], decay: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Parameters by weight decay, those without any first."""
+    by_decay: dict[float, list[torch.nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        by_decay.setdefault(next((value for prefix, value in decay.items() if name.startswith(prefix)), 0.0), []).append(parameter)
+    return [{"params": group, "weight_decay": value} for value, group in sorted(by_decay.items(), key=lambda item: item[0])]

@@ -43,3 +43,24 @@ def test_gate(candidate: float | None, champion: float | None, difference: float
     assert because in decision.reason
     if champion is not None and because != "below the floor":
         assert decision.numbers == {"hr1": candidate, "n": 1000, "champion_hr1": champion, "difference": difference, "p": p}
+
+
+def sliced(hr1: float, **slices: float | None) -> dict[str, Any]:
+    return {"n": 1000, "hr": {"1": hr1}, "slices": {name: {"hr": {"1": value}} for name, value in slices.items()}}
+
+
+@pytest.mark.parametrize(("sparse", "most", "promoted"), [(0.20, None, True), (0.20, 0.1, True), (0.19, 0.1, False), (None, 0.1, True)])
+def test_a_slice_may_not_fall_further_than_the_gate_lets_it(sparse: float | None, most: float | None, promoted: bool) -> None:
+    champion, candidate = sliced(0.30, sparse=0.30, dense=0.30), sliced(0.35, sparse=sparse, dense=0.40)
+    decision = decide(candidate, champion, against(0.05, 0.001), GateSettings(max_slice_drop=most))
+    assert decision.promote is promoted
+    if not promoted:
+        assert "sparse histories fell from 0.3000 to 0.1900" in decision.reason
+        assert decision.numbers["sparse_hr1"] == 0.19
+
+
+@pytest.mark.parametrize(("ratio", "promoted"), [(None, True), (0.5, False), (0.95, True)])
+def test_answers_must_be_candidates(ratio: float | None, promoted: bool) -> None:
+    decision = decide(measured(0.3), None, None, GateSettings(min_valid_ratio=0.95), ratio)
+    assert decision.promote is promoted
+    assert promoted or "gate.min_valid_ratio" in decision.reason

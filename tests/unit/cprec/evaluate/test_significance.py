@@ -1,5 +1,7 @@
 """The paired test against scipy's, and where it has nothing to test with."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from cluster.errors import PlatformFault
-from cprec.evaluate.significance import paired
+from cprec.evaluate.significance import holm, paired, permutation
 
 contributions = st.sampled_from([0.0, 0.05, 0.5, 1.0])
 
@@ -45,3 +47,30 @@ def test_samples_must_pair_up() -> None:
         paired(np.zeros(3), np.zeros(4))
     with pytest.raises(PlatformFault, match="same samples"):
         paired(np.zeros(0), np.zeros(0))
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_is_the_step_down_procedure(p: list[float]) -> None:
+    """At every level it rejects what stepping down by hand rejects."""
+    corrected = holm(p)
+    for level in (0.01, 0.05, 0.3):
+        rejected: set[int] = set()
+        for step, index in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
+            if p[index] * (len(p) - step) > level:
+                break
+            rejected.add(index)
+        assert {i for i, q in enumerate(corrected) if q <= level} == rejected
+    assert holm([]) == []
+    assert all(q >= original for q, original in zip(corrected, p, strict=True))
+
+
+def test_a_permutation_test_agrees_with_all_assignments() -> None:
+    rng = np.random.default_rng(0)
+    reference, model = rng.integers(0, 2, (2, 12)).astype(float)
+    model[:4] = 1.0
+    differences = model - reference
+    signs = np.array(list(itertools.product([1, -1], repeat=12)))
+    expected = (np.abs(signs @ differences) >= abs(differences.sum()) - 1e-9).mean()
+    assert permutation(reference, model, draws=40_000) == pytest.approx(expected, abs=0.01)
+    assert permutation(reference, reference) == 1.0
+    assert permutation(np.zeros(60), np.ones(60), draws=999) == 0.001

@@ -1,0 +1,80 @@
+"""Fine-tuning as LLaRA does it (arXiv 2312.02445; method.md, "Downstream"), as a plan: what is trained next, in which prompt, at which rate. Pure.
+
+A fine-tuning is a plan in cosine mode: the rate rises over W samples and falls to the end. Its eras are its epochs, each in an order of its own. The
+curriculum is counted over the whole run, not by each loading process: the global batch at sample s is hybrid, as a whole, with probability s / A.
+That is a function of (seed, s), so a resumed run sees the same.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from cprec.downstream.hybrid import OfItems
+from cprec.recipe import FinetuneSettings
+from cprec.schedule.plan import Era, Plan, Portion, batches
+from cprec.schedule.wsa import WSA, Mode
+from cprec.stream.segments import from_row, to_rows
+from cprec.train.loop import Work
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """How a batch becomes tokens. hybrid: None for the text-only variant."""
+
+    text: OfItems
+    hybrid: OfItems | None
+
+    @property
+    def at_evaluation(self) -> OfItems:
+        """Evaluation of a hybrid model is always hybrid."""
+        return self.hybrid or self.text
+
+
+def make_plan(source: str, version: int, rows: int, rate: float, settings: FinetuneSettings, seed: int) -> Plan:
+    """The plan of a fine-tuning on `rows` samples of a source. rate: the highest learning rate.
+
+    Raises ValueError without rows.
+    """
+    if not rows:
+        raise ValueError("no samples to fine-tune on")
+    total = rows * settings.epochs
+    whole = (Portion(source, version, 0, rows),)
+    epochs = tuple(Era(epoch * rows, (epoch + 1) * rows, whole, seed) for epoch in range(settings.epochs))
+    rates = WSA(rate * settings.floor, rate, round(settings.warmup_fraction * total), total, total, Mode.COSINE)
+    return Plan((*epochs, Era(total, total, (), seed)), rates)
+
+
+def epoch_samples(plan: Plan) -> int:
+    """Samples of one epoch."""
+    return plan.eras[0].stop
+
+
+def rows_at(plan: Plan, start: int, stop: int) -> NDArray[np.int64]:
+    """Rows of the training table at positions start..stop of one era: a permutation of all rows in every epoch, drawn from (seed, epoch)."""
+    era, rows = plan.era(start), epoch_samples(plan)
+    order = np.random.default_rng([era.seed, 0xF17E, start // rows]).permutation(rows)
+    return order[np.arange(start % rows, start % rows + stop - start)]
+
+
+def is_hybrid(plan: Plan, start: int) -> bool:
+    """Whether the global batch at a position is hybrid: with probability t / T (LLaRA Sec. 3.3)."""
+    era = plan.era(start)
+    return bool(np.random.default_rng([era.seed, 0xC0DE, start]).random() < start / plan.samples)
+
+
+def feed(plan: Plan, table: pa.Table, encoders: Encoders, batch: int, position: int, rank: int, world: int) -> Iterator[Work]:
+    """One worker's shares from a position on, to the end of the plan. table: the training samples; batch: samples of a step."""
+    for era in plan.eras:
+        for start, stop in batches(era.start, era.stop, batch):
+            if start < position:
+                continue
+            encoder = encoders.hybrid if encoders.hybrid and is_hybrid(plan, start) else encoders.text
+            rows = table.take(pa.array(rows_at(plan, start, stop)))
+            columns = (rows[name].to_pylist() for name in ("history", "candidates", "target"))
+            tokens = [encoder.sample(*row) for row in zip(*columns, strict=True)]
+            ids = rows["sample_id"].to_numpy().view(np.uint64)
+            share = from_row(to_rows(start, stop, tokens, ids, [era.portions[0].source] * len(tokens), world)[rank])
+            yield Work(share, plan.wsa.rate(start), plan.wsa.phase(start), plan.wsa.stable_end, plan.samples)

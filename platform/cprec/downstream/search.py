@@ -1,0 +1,162 @@
+"""Trials side by side on Ray Tune. Which trials there are is decided before any starts, from the recipe alone, so that an interrupted search goes on:
+what ended is not trained again, and what did not goes on from its last epoch."""
+
+import contextlib
+import os
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+import torch.distributed as dist
+from ray import tune
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
+from torch._C._distributed_c10d import HashStore
+
+from cluster.errors import PlatformFault, UserError
+from cluster.storage import join
+from cprec.downstream import trial as trials_of
+from cprec.downstream.trial import Trial, Tuned
+from cprec.recipe import Recipe, SearchSettings
+
+
+def rates(settings: SearchSettings, seed: int) -> tuple[float, ...]:
+    """The learning rates of a search: the grid, or draws that are even on a logarithmic scale between its ends, to three digits."""
+    if not settings.draws:
+        return tuple(dict.fromkeys(settings.rates))
+    low, high = np.log(min(settings.rates)), np.log(max(settings.rates))
+    drawn = np.exp(np.random.default_rng([seed, 0x5EA]).uniform(low, high, settings.draws))
+    return tuple(dict.fromkeys(float(f"{rate:.3g}") for rate in drawn))
+
+
+def best_rate(ended: Sequence[Tuned]) -> float:
+    """The rate with the highest mean of the best HR@1 on validation over its seeds; of equal ones the lowest."""
+    by_rate = {rate: [t.hr1 for t in ended if t.rate == rate] for rate in sorted({t.rate for t in ended})}
+    return max(by_rate, key=lambda rate: float(np.mean(by_rate[rate])))
+
+
+def run(trials: Sequence[Trial], settings: SearchSettings, stopper: str, say: Callable[[str], None]) -> list[Tuned]:
+    """How the trials ended, in their order; those that have not ended are trained, inside a Ray session.
+
+    Raises a trial's UserError as it was raised, PlatformFault for anything else; trials that ended are kept.
+    """
+    waiting = [t for t in trials if trials_of.found(t.place) is None]
+    if waiting:
+        say(f"{len(waiting)} of {len(trials)} trials to train, {_concurrent(waiting[0].recipe)} at a time")
+        tuner = tune.Tuner(
+            tune.with_resources(tune.with_parameters(_one, trials=waiting), _resources(waiting[0].recipe)),
+            param_space={"index": tune.grid_search(list(range(len(waiting))))},
+            tune_config=tune.TuneConfig(
+                metric="hr1",
+                mode="max",
+                scheduler=_scheduler(stopper, waiting[0].recipe.finetune.epochs),
+                max_concurrent_trials=_concurrent(waiting[0].recipe),
+            ),
+            # A name of its own: what ended is known from the trials' own files, never from Tune's.
+            run_config=tune.RunConfig(name=uuid.uuid4().hex[:12], storage_path=join(os.path.dirname(waiting[0].place), "ray"), verbose=0),
+        )
+        with contextlib.redirect_stdout(None):
+            results = tuner.fit()
+        _raise_first(results)
+    return [trials_of.found(t.place) or trials_of.conclude(t, stopped=True) for t in trials]
+
+
+def _scheduler(stopper: str, epochs: int) -> TrialScheduler:
+    if stopper == "asha":
+        return ASHAScheduler(time_attr="epoch", max_t=epochs + 1, grace_period=1, reduction_factor=2)
+    if stopper == "median":
+        return MedianStoppingRule(time_attr="epoch", grace_period=1, min_samples_required=2)
+    return FIFOScheduler()
+
+
+def _gpus(recipe: Recipe) -> float:
+    """GPUs of a trial with one worker."""
+    return recipe.search.gpus_per_trial or float(recipe.train.gpus_per_worker)
+
+
+def _resources(recipe: Recipe) -> dict[str, float]:
+    """Of a trial's own process: with several workers it only waits for them."""
+    return {"cpu": recipe.train.cpus_per_worker, "gpu": _gpus(recipe)} if recipe.workers == 1 else {"cpu": 0}
+
+
+def _concurrent(recipe: Recipe) -> int:
+    """Trials that fit at a time. Worker groups that each got half of what they need would wait for ever."""
+    have = ray.cluster_resources()
+    room = have.get("CPU", 1) // (recipe.workers * recipe.train.cpus_per_worker)
+    if gpus := (_gpus(recipe) if recipe.workers == 1 else recipe.workers * recipe.train.gpus_per_worker):
+        room = min(room, have.get("GPU", 0) // gpus)
+    return max(1, int(min(room, recipe.search.concurrent or room)))
+
+
+def _one(config: dict[str, Any], trials: Sequence[Trial]) -> None:
+    """A trial in Tune: alone in this process, or a worker group of Ray Train."""
+    trial = trials[config["index"]]
+    recipe = trial.recipe
+    if recipe.workers == 1:
+        alone(trial, tune.report)
+        return
+    gpus = recipe.train.gpus_per_worker
+    TorchTrainer(
+        _worker,
+        train_loop_config={"trial": trial},
+        scaling_config=ScalingConfig(
+            num_workers=recipe.workers,
+            use_gpu=gpus > 0,
+            resources_per_worker={"CPU": recipe.train.cpus_per_worker, **({"GPU": gpus} if gpus else {})},
+        ),
+        run_config=RunConfig(
+            name=uuid.uuid4().hex[:12],
+            storage_path=join(trial.place, "ray"),
+            failure_config=FailureConfig(max_failures=recipe.train.max_failures),
+            callbacks=[TuneReportCallback()],  # type: ignore[list-item]
+        ),
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+    ).fit()
+
+
+def _worker(config: dict[str, Any]) -> None:
+    trial: Trial = config["trial"]
+    _prefer_cpu(trial.recipe)
+    trials_of.run(trial, ray.train.report)
+
+
+def alone(trial: Trial, report: Callable[[dict[str, Any]], None]) -> None:
+    """Train a trial in this process, in a process group of one."""
+    _prefer_cpu(trial.recipe)
+    # DeepSpeed reads them even where the group is there already.
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    dist.init_process_group("nccl" if _gpus(trial.recipe) and torch.cuda.is_available() else "gloo", store=HashStore(), rank=0, world_size=1)
+    try:
+        trials_of.run(trial, report)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _prefer_cpu(recipe: Recipe) -> None:
+    if not _gpus(recipe):
+        os.environ["DS_ACCELERATOR"] = "cpu"
+
+
+def _raise_first(results: "tune.ResultGrid") -> None:
+    errors = [error for error in results.errors if error is not None]
+    for error in errors:
+        for cause in _causes(error):
+            if isinstance(cause, UserError):
+                raise cause
+    if errors:
+        last = _causes(errors[0])[-1]
+        raise PlatformFault(f"{len(errors)} trial(s) failed, the first with {type(last).__name__}: {last}")
+
+
+def _causes(error: BaseException | None) -> list[BaseException]:
+    found: list[BaseException] = []
+    while error is not None and error not in found:
+        found.append(error)
+        error = getattr(error, "cause", None) or error.__cause__
+    return found

@@ -1,0 +1,111 @@
+"""The baselines learn what there is to learn, see no future, and stop when they should."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from cprec.baselines.network import Recommender
+from cprec.baselines.training import NAMES, fit, make, score
+from cprec.recipe import BaselineSettings
+
+ITEMS, LENGTH = 30, 6
+SETTINGS = BaselineSettings(size=16, dropout=0.0, batch=32, rate=1e-2, gru_rate=0.1, max_epochs=30, patience=30)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors this small are slower on several."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def fresh(name: str, seed: int = 0) -> Recommender:
+    torch.manual_seed(seed)
+    return make(name, ITEMS, LENGTH, SETTINGS)
+
+
+def circles(count: int, seed: int) -> list[list[int]]:
+    """Sequences in which the next item is always the item plus 7, around the circle."""
+    rng = np.random.default_rng(seed)
+    return [[int((start + 7 * step) % ITEMS) + 1 for step in range(LENGTH + 1)] for start in rng.integers(0, ITEMS, count)]
+
+
+def hit_rate(network: Recommender) -> float:
+    """Among what the user does not have yet, as in the corpus."""
+    sequences = circles(50, 1)
+    candidates = np.array([[s[-1], *(set(range(1, ITEMS + 1)) - set(s))] for s in sequences])
+    return float((score(network, [s[:-1] for s in sequences], candidates).argmax(axis=1) == 0).mean())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_rule_is_learned(name: str) -> None:
+    network = fresh(name)
+    before = hit_rate(network)
+    fitted = fit(network, circles(200, 0), SETTINGS, 0, hit_rate)
+    assert before < 0.2
+    assert hit_rate(network) == fitted.best > 0.9
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_of_the_future_is_seen(name: str) -> None:
+    network = fresh(name).eval()
+    first = torch.tensor([[0, 1, 2, 3, 4, 5]])
+    other = torch.tensor([[0, 1, 2, 3, 9, 8]])
+    with torch.no_grad():
+        assert torch.equal(network.states(first)[:, :4], network.states(other)[:, :4])
+        assert not torch.equal(network.states(first)[:, 4:], network.states(other)[:, 4:])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_padding_changes_nothing_but_sasrecs_places_count_from_the_end(name: str) -> None:
+    network = fresh(name).eval()
+    candidates = np.array([[3, 4, 5], [3, 4, 5]])
+    together = score(network, [[1, 2], [1, 2, 3, 4, 5, 6]], candidates)
+    alone = np.concatenate([score(network, [h], candidates[:1]) for h in ([1, 2], [1, 2, 3, 4, 5, 6])])
+    assert np.abs(together - alone).max() < 1e-6
+
+
+def test_training_stops_and_keeps_the_best() -> None:
+    network = fresh("sasrec")
+    measures = iter([0.0, 0.1, 0.5, 0.4, 0.5, 0.3, 0.2])
+    kept = []
+
+    def measure(now: Recommender) -> float:
+        kept.append({name: t.clone() for name, t in now.state_dict().items()})
+        return next(measures)
+
+    settings = SETTINGS.model_copy(update={"patience": 3})
+    fitted = fit(network, circles(40, 0), settings, 0, measure)
+    assert (fitted.best, fitted.epoch, fitted.epochs) == (0.5, 2, 5)
+    assert all(torch.equal(kept[2][name], t) for name, t in network.state_dict().items())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_equal_seeds_give_equal_weights(name: str) -> None:
+    ends = []
+    for _ in range(2):
+        network = fresh(name)
+        fit(network, circles(40, 0), SETTINGS.model_copy(update={"max_epochs": 2}), 3, hit_rate)
+        ends.append(network.state_dict())
+    assert all(torch.equal(ends[0][name], t) for name, t in ends[1].items())
+
+
+def test_top1_is_the_formula() -> None:
+    """TOP1 of a small batch, term by term (Hidasi et al., Sec. 3.2.3)."""
+    network = fresh("gru4rec").eval()
+    inputs, targets = torch.zeros(3, LENGTH, dtype=torch.long), torch.zeros(3, LENGTH, dtype=torch.long)
+    inputs[:, -1], targets[:, -1] = torch.tensor([1, 2, 3]), torch.tensor([4, 5, 6])
+    with torch.no_grad():
+        states = network.states(inputs)[:, -1]
+        r = [[float(network.worth(states[i], torch.tensor(j))) for j in (4, 5, 6)] for i in range(3)]
+        seen = float(network.loss(inputs, targets))
+
+    def sigmoid(x: float) -> float:
+        return float(1 / (1 + np.exp(-x)))
+
+    terms = [sum(sigmoid(r[i][j] - r[i][i]) + sigmoid(r[i][j] ** 2) for j in range(3) if j != i) / 2 for i in range(3)]
+    assert seen == pytest.approx(np.mean(terms), abs=1e-6)

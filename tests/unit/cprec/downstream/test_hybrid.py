@@ -1,0 +1,101 @@
+"""Behaviour tokens are where their titles end, and mean what they should."""
+
+from pathlib import Path
+from typing import cast
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from cluster.errors import DataError, RunError
+from cprec.downstream import hybrid
+from cprec.downstream.hybrid import Hybrid, HybridEncoder, Item, TextEncoder
+from cprec.model import tiny
+from cprec.stream.tokens import Encoder
+
+WORDS = ["oak", "lamp", "(2)", "steel,", "red", "mug}", "Acme"]
+TOKENIZER: PreTrainedTokenizerFast = tiny.train_tokenizer(["red oak lamp", "steel mug (2)", "Acme lamp"] * 5, 400)
+VOCABULARY = len(TOKENIZER)
+
+titles = st.lists(st.sampled_from(WORDS), min_size=1, max_size=4).map(" ".join)
+items = st.lists(st.tuples(titles, st.integers(0, 8)), min_size=1, max_size=5)
+
+
+def model(seed: int = 0) -> PreTrainedModel:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+    )
+    return cast(PreTrainedModel, LlamaForCausalLM(config).eval())
+
+
+@given(items, items)
+def test_the_text_is_untouched_and_each_title_is_followed_by_its_item(history: list[Item], candidates: list[Item]) -> None:
+    text = TextEncoder(Encoder(TOKENIZER, 2048)).prompt(history, candidates, 0)[0]
+    woven = HybridEncoder(TOKENIZER, 2048, VOCABULARY).prompt(history, candidates, 0)[0]
+    assert [token for token in woven if token < VOCABULARY] == text
+    assert [token - VOCABULARY for token in woven if token >= VOCABULARY] == [number for _, number in [*history, *candidates]]
+    shown = []
+    for place, token in enumerate(woven):
+        if token >= VOCABULARY:
+            shown.append(TOKENIZER.decode([t for t in woven[:place] if t < VOCABULARY], skip_special_tokens=True))
+    for (title, _), before in zip([*history, *candidates], shown, strict=True):
+        # The token with a title's last character may hold what follows it, such as the comma, but no more.
+        assert title in before[-len(title) - 3 :]
+
+
+def test_the_oldest_items_are_dropped_first_and_candidates_never() -> None:
+    encoder = HybridEncoder(TOKENIZER, 64, VOCABULARY)
+    history: list[Item] = [("red oak lamp", number) for number in range(8)]
+    woven, dropped = encoder.prompt(history, [("Acme lamp", 9)], 5)
+    assert len(woven) <= 59
+    assert 0 < dropped < 8
+    assert [t - VOCABULARY for t in woven if t >= VOCABULARY] == [*range(dropped, 8), 9]
+    with pytest.raises(DataError, match=r"model\.max_tokens is 64"):
+        encoder.prompt([], [("red oak lamp", 1)] * 30, 5)
+
+
+def test_a_behaviour_token_is_the_projected_item() -> None:
+    network, embeddings = model(), torch.randn(9, 4)
+    wrapped = Hybrid(network, embeddings, 0)
+    ids = torch.tensor([[5, VOCABULARY + 3, 7, VOCABULARY + 8]])
+    seen = wrapped.embed(ids)[0]
+    words = network.get_input_embeddings()
+    assert torch.equal(seen[[0, 2]], words(torch.tensor([5, 7])))
+    assert torch.allclose(seen[[1, 3]], wrapped.projector(embeddings[[3, 8]]), atol=1e-6)
+    text = torch.tensor([[5, 6, 7, 8]])
+    assert torch.equal(wrapped(text).logits, network(text).logits)
+
+
+def test_the_projector_has_a_gradient_in_every_batch() -> None:
+    wrapped = Hybrid(model(), torch.randn(9, 4), 0)
+    for ids, some in (([[5, 6]], False), ([[5, VOCABULARY]], True)):
+        wrapped.zero_grad()
+        wrapped(torch.tensor(ids)).logits.sum().backward()
+        gradients = [p.grad for p in wrapped.projector.parameters()]
+        assert all(g is not None for g in gradients)
+        assert bool(sum(float(g.abs().sum()) for g in gradients if g is not None)) is some
+
+
+def test_saved_and_loaded_it_says_the_same(tmp_path: Path) -> None:
+    wrapped = Hybrid(model(), torch.randn(9, 4), 1).eval()
+    weights = {name: p.detach().clone() + 0.1 for name, p in wrapped.named_parameters() if name.startswith("projector.")}
+    hybrid.save(wrapped, weights, tmp_path)
+    again = hybrid.load(model(), tmp_path)
+    with torch.no_grad():
+        for name, p in wrapped.named_parameters():
+            if name in weights:
+                p.copy_(weights[name])
+        ids = torch.tensor([[5, VOCABULARY + 3, 7]])
+        assert torch.equal(again(ids).logits, wrapped(ids).logits)
+    other = LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2))
+    with pytest.raises(RunError, match="does not fit the base model"):
+        hybrid.load(cast(PreTrainedModel, other), tmp_path)

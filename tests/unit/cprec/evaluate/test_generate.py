@@ -1,0 +1,141 @@
+"""Generated answers: greedy as the model itself would, held to the candidates where asked, listed in turn, and counted by both rules."""
+
+from collections.abc import Iterator
+from typing import cast
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from cprec.evaluate.answers import exact, llara
+from cprec.evaluate.generate import LISTED, answered, greedy, trie
+from cprec.evaluate.predictions import from_bytes, measured, of_texts, to_bytes
+from cprec.evaluate.rank import score
+from cprec.model import tiny
+from cprec.stream.titles import ByTokenizer
+from cprec.stream.tokens import Encoder
+
+TITLES = ["red oak lamp", "red oak", "steel mug", "blue lamp", "blue oak lamp", "Acme mug", "Acme steel lamp", "glass mug"]
+TOKENIZER = tiny.train_tokenizer(TITLES * 3, 400)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors this small are slower on several."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def model() -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(TOKENIZER),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        bos_token_id=TOKENIZER.bos_token_id,
+        eos_token_id=TOKENIZER.eos_token_id,
+        pad_token_id=TOKENIZER.pad_token_id,
+    )
+    network = LlamaForCausalLM(config).eval()
+    for parameter in network.parameters():
+        parameter.data.mul_(8)
+    return cast(PreTrainedModel, network)
+
+
+def samples(rows: int = 6, candidates: int = 6) -> pa.Table:
+    rng = np.random.default_rng(0)
+    return pa.table(
+        {
+            "sample_id": pa.array(range(rows), pa.int64()),
+            "user_id": [f"u{row}" for row in range(rows)],
+            "history": [rng.integers(0, len(TITLES), 3).tolist() for _ in range(rows)],
+            "candidates": [rng.permutation(len(TITLES))[:candidates].tolist() for _ in range(rows)],
+            "target": pa.array(rng.integers(0, candidates, rows).astype(np.int8)),
+        }
+    )
+
+
+def test_greedy_equals_what_transformers_generates(model: PreTrainedModel) -> None:
+    prompts = [TOKENIZER(text)["input_ids"] for text in ("red oak", "blue lamp and a steel mug", "Acme")]
+    seen = greedy(model, prompts, int(TOKENIZER.eos_token_id), 9)
+    for prompt, ids in zip(prompts, seen, strict=True):
+        whole = model.generate(torch.tensor([prompt]), max_new_tokens=9, do_sample=False)[0, len(prompt) :].tolist()  # type: ignore[operator]
+        until_end = whole[: whole.index(TOKENIZER.eos_token_id)] if TOKENIZER.eos_token_id in whole else whole
+        assert ids == until_end
+
+
+def test_held_to_the_candidates_every_answer_is_one_and_none_comes_twice(model: PreTrainedModel) -> None:
+    rows = samples()
+    encoder = ByTokenizer(TITLES, Encoder(TOKENIZER, 512))
+    texts = answered(model, TOKENIZER, encoder, rows, TITLES, batch=4, constrained=True)
+    table = of_texts(rows, texts, TITLES)
+    for ranking, candidates in zip(table["ranking"].to_pylist(), rows["candidates"].to_pylist(), strict=True):
+        assert len(set(ranking)) == LISTED
+        assert set(ranking) <= set(candidates)
+    assert measured(table, "m", "A", "constrained")["valid_ratio"]["exact"] == 1.0
+
+
+def test_free_answers_of_a_model_without_training_are_no_candidates(model: PreTrainedModel) -> None:
+    rows = samples()
+    texts = answered(model, TOKENIZER, ByTokenizer(TITLES, Encoder(TOKENIZER, 512)), rows, TITLES, batch=4, constrained=False, longest=8)
+    assert all(len(said) == 1 for said in texts)
+    result = measured(of_texts(rows, texts, TITLES), "m", "A", "generate")
+    assert result["valid_ratio"]["exact"] == result["hr"]["5"] == 0.0
+    assert result["hr1_of_valid"] is None or result["valid_ratio"]["llara"] > 0
+
+
+def test_a_trie_of_one_answer_leaves_no_choice_and_of_all_follows_the_likeliest_tokens(model: PreTrainedModel) -> None:
+    encoder = ByTokenizer(TITLES, Encoder(TOKENIZER, 512))
+    prompt = encoder.prompt([0, 1, 2], list(range(3, len(TITLES))), 20)[0]
+    for item in range(len(TITLES)):
+        held = trie([encoder.answer(item)])
+        assert greedy(model, [prompt], encoder.end, 20, [held]) == [encoder.answer(item)[:-1]]
+    rows = samples()
+    scores = score(model, encoder, rows, batch=4)
+    texts = answered(model, TOKENIZER, encoder, rows, TITLES, batch=4, constrained=True)
+    named = of_texts(rows, texts, TITLES)["named_exact"].to_numpy()
+    # Greedy need not find the best whole answer, but it starts where the probability is.
+    ranks = (scores > np.take_along_axis(scores, named[:, None].astype(int), axis=1)).sum(axis=1)
+    assert ranks.mean() < 2.5
+
+
+@pytest.mark.parametrize(
+    ("text", "by_exact", "by_llara"),
+    [
+        ("red oak lamp", 0, None),  # holds "red oak" too: lost by LLaRA's rule
+        ("  Red   OAK ", 1, 1),
+        ("steel mug.", None, 2),
+        ("steel mug and blue lamp", None, None),
+        ("a kettle", None, None),
+        ("", None, None),
+    ],
+)
+def test_rules(text: str, by_exact: int | None, by_llara: int | None) -> None:
+    assert (exact(text, TITLES[:4]), llara(text, TITLES[:4])) == (by_exact, by_llara)
+
+
+def test_metrics_are_counted_over_all_and_recomputed_from_the_file() -> None:
+    rows = pa.table(
+        {
+            "sample_id": pa.array(range(4), pa.int64()),
+            "user_id": list("abcd"),
+            "history": [[1, 2, 3]] * 4,
+            "candidates": [[2, 3, 5]] * 4,  # steel mug, blue lamp, Acme mug
+            "target": pa.array([0, 1, 2, 0], pa.int8()),
+        }
+    )
+    texts = [["steel mug", "blue lamp"], ["steel mug", "Acme mug", "blue lamp"], ["the Acme mug"], ["nothing"]]
+    result = measured(from_bytes(to_bytes(of_texts(rows, texts, TITLES))), "m", "A", "generate")
+    assert result["hr"] == {"1": 0.25, "3": 0.5, "5": 0.5}
+    assert result["ndcg"]["3"] == pytest.approx((1 + 0.5) / 4)
+    assert result["valid_ratio"] == {"exact": 0.5, "llara": 0.75}
+    assert result["hr1_of_valid"] == pytest.approx(2 / 3)
