@@ -37,9 +37,10 @@ def table(comparison: Comparison, alpha: float) -> Table:
         title=f"{comparison.domain}, {comparison.split} split",
         caption=f"difference: HR@1 minus that of {comparison.rows[0].name}, 95 % interval; paired t-test",
         box=SIMPLE_HEAD,
+        pad_edge=False,
         padding=(0, 1, 0, 0),
     )
-    shown.add_column("model")
+    shown.add_column("model", min_width=9)
     for name in ("n", "HR@1", "HR@3", "HR@5", "NDCG@3", "NDCG@5", "difference", "p"):
         shown.add_column(name, justify="right", no_wrap=True)
     for row in comparison.rows:
@@ -52,9 +53,9 @@ def table(comparison: Comparison, alpha: float) -> Table:
 def _against(paired: Paired | None, alpha: float) -> tuple[str, str]:
     if paired is None:
         return "", ""
-    reach = "" if paired.high is None else f" ±{paired.high - paired.difference:.4f}"
+    reach = "" if paired.high is None else f" ±{paired.high - paired.difference:.3f}"
     p = f"{paired.p:.2g}"
-    return f"{paired.difference:+.4f}{reach}", f"[bold]{p}[/bold]" if paired.p < alpha else p
+    return f"{paired.difference:+.3f}{reach}", f"[bold]{p}[/bold]" if paired.p < alpha else p
 
 
 if __name__ == "__main__":
