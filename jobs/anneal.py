@@ -38,10 +38,7 @@ def job(recipe: Recipe, options: argparse.Namespace) -> None:
         raise RunError(f"--from {options.source}: not a checkpoint; give <storage>/<run>/checkpoints/<samples>-<attempt>")
     run = recipe.run if recipe.run != trunk else f"{trunk}-anneal-{name.samples}"
     result = pretrain(recipe.model_copy(update={"run": run, "continue_from": source, "branch": True}), options.allow_change, say)
-    say(f"audit: {result.audit['planned']:,} planned, {result.audit['missing']} missing, {result.audit['repeated']} repeated")
-    say(f"registered {recipe.mlflow.model} version {result.version}")
-    say(f"adapter: {result.adapter}")
-    say(f"report:  {result.report}")
+    result.tell(recipe.mlflow.model, say)
 
 
 if __name__ == "__main__":

@@ -41,10 +41,7 @@ def job(recipe: Recipe, options: argparse.Namespace) -> None:
         say(f"would run in {join(absolute(recipe.storage), recipe.run)} with {recipe.workers} workers on {recipe.model.base}")
         return
     result = pretrain(recipe, options.allow_change, say)
-    say(f"audit: {result.audit['planned']:,} planned, {result.audit['missing']} missing, {result.audit['repeated']} repeated")
-    say(f"registered {recipe.mlflow.model} version {result.version}")
-    say(f"adapter: {result.adapter}")
-    say(f"report:  {result.report}")
+    result.tell(recipe.mlflow.model, say)
 
 
 if __name__ == "__main__":

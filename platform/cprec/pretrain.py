@@ -41,6 +41,13 @@ class Result:
     version: int
     audit: dict[str, Any]
 
+    def tell(self, model: str, say: Say) -> None:
+        """Say what was trained and where it is. model: name of the registered model."""
+        say(f"audit: {self.audit['planned']:,} planned, {self.audit['missing']} missing, {self.audit['repeated']} repeated")
+        say(f"registered {model} version {self.version}")
+        say(f"adapter: {self.adapter}")
+        say(f"report:  {self.report}")
+
 
 def open_corpus(recipe: Recipe, say: Say) -> Corpus:
     """The corpus of a recipe; one of simulated shoppers is built if it is missing. Raises CorpusError when there is none."""
