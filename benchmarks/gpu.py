@@ -24,7 +24,7 @@ from cprec.schedule.wsa import Phase
 from cprec.stream.tokens import Tokens
 from cprec.train import device
 from cprec.train.engine import Engine, cut_of
-from cprec.train.loop import StepRecord, Work, train
+from cprec.train.loop import Observer, StepRecord, Work, train
 
 SEVEN_B = {"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
 TOY = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -62,7 +62,7 @@ def model(options: argparse.Namespace) -> torch.nn.Module:
     return trained
 
 
-class Watch:
+class Watch(Observer):
     """Keeps what the loop says of each step; profiles the last one."""
 
     def __init__(self, steps: int) -> None:

@@ -14,7 +14,7 @@ from rich.console import Console
 from cluster.errors import RunError
 from cluster.storage import absolute
 from cprec.command import main
-from cprec.pretrain import pretrain
+from cprec.pretrain import preview, pretrain
 from cprec.recipe import Recipe
 from cprec.train.checkpoint import Name
 
@@ -37,8 +37,11 @@ def job(recipe: Recipe, options: argparse.Namespace) -> None:
     if name is None:
         raise RunError(f"--from {options.source}: not a checkpoint; give <storage>/<run>/checkpoints/<samples>-<attempt>")
     run = recipe.run if recipe.run != trunk else f"{trunk}-anneal-{name.samples}"
-    result = pretrain(recipe.model_copy(update={"run": run, "continue_from": source, "branch": True}), options.allow_change, say)
-    result.tell(recipe.mlflow.model, say)
+    branch = recipe.model_copy(update={"run": run, "continue_from": source, "branch": True})
+    if options.dry_run:
+        preview(branch, say)
+    else:
+        pretrain(branch, options.allow_change, say).tell(recipe.mlflow.model, say)
 
 
 if __name__ == "__main__":

@@ -13,11 +13,9 @@ import sys
 import source_roots  # noqa: F401
 from rich.console import Console
 
-from cluster.storage import absolute, join
 from cprec.command import main
-from cprec.pretrain import describe_plan, open_corpus, pretrain
+from cprec.pretrain import preview, pretrain
 from cprec.recipe import Recipe
-from cprec.train.trunk import begin
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -33,15 +31,9 @@ def job(recipe: Recipe, options: argparse.Namespace) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     if options.dry_run:
-        corpus = open_corpus(recipe, say)
-        plan = begin(recipe, corpus, "").plan
-        say(describe_plan(recipe, plan))
-        for (source, version), samples in sorted(plan.counts(0, plan.samples).items()):
-            say(f"  {source} of corpus version {version}: {samples:,} samples")
-        say(f"would run in {join(absolute(recipe.storage), recipe.run)} with {recipe.workers} workers on {recipe.model.base}")
-        return
-    result = pretrain(recipe, options.allow_change, say)
-    result.tell(recipe.mlflow.model, say)
+        preview(recipe, say)
+    else:
+        pretrain(recipe, options.allow_change, say).tell(recipe.mlflow.model, say)
 
 
 if __name__ == "__main__":

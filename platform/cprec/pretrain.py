@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from cluster.errors import PlatformFault
 from cluster.session import session
-from cluster.storage import absolute, exists, join, read_text, write_text
+from cluster.storage import absolute, exists, join, write_text
 from corpus import build
 from corpus.table import SAMPLES, Corpus
 from cprec import report
@@ -29,6 +30,9 @@ Say = Callable[[str], None]
 
 SAMPLED = 2000
 """Titles with which stitching is tried before any worker starts."""
+
+PICTURE_S, PICTURE_RESTS = 30.0, 20.0
+"""Seconds between two pictures of a run under way, and at least how many times as long as it takes to make one."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,15 @@ def describe_plan(recipe: Recipe, plan: Plan) -> str:
         f"plan: W = {wsa.warmup_end:,}, S = {wsa.stable_end:,}, A = {wsa.annealing_end:,} samples; {steps:,} steps of {batch}; "
         f"{wsa.mode}, rates {wsa.lr_min:g} to {wsa.lr_max:g}"
     )
+
+
+def preview(recipe: Recipe, say: Say) -> None:
+    """Check the inputs of a run and say what it would train, without writing anything but a missing corpus of simulated shoppers."""
+    plan = trunk.begin(recipe, open_corpus(recipe, say)).plan
+    say(describe_plan(recipe, plan))
+    for (source, version), samples in sorted(plan.counts(0, plan.samples).items()):
+        say(f"  {source} of corpus version {version}: {samples:,} samples")
+    say(f"would run in {join(absolute(recipe.storage), recipe.run)} with {recipe.workers} workers on {recipe.model.base}")
 
 
 def pretrain(recipe: Recipe, allow: Collection[str], say: Say) -> Result:
@@ -105,22 +118,48 @@ def train(job: run.Job, plan: Plan, tracker: Tracker, say: Say) -> None:
         return
     if newest is not None:
         say(f"resuming {job.recipe.run} from {newest.samples:,} samples")
-    progress = Progress(plan.samples, say)
+    progress, pictures = Progress(plan.samples, say), Pictures(job.run_uri, tracker)
 
     def watch(rows: list[dict[str, Any]], waiting: bool) -> None:
         progress.show(rows, waiting)
         for row in rows:
             tracker.metrics(measures(row), row["samples"])
+        if rows:
+            pictures.renew()
         tracker.flush()
 
     try:
         with session(job.recipe.cluster.address, logical_cpus(job.recipe)):
-            run.fit(job, watch)
+            run.fit(job, watch, say)
+    except KeyboardInterrupt:
+        tracker.finish("KILLED")
+        raise
     except BaseException:
         tracker.finish("FAILED")
         raise
     finally:
         progress.close()
+
+
+class Pictures:
+    """Report and schedule picture of a run under way, made anew now and then, for MLflow to show."""
+
+    def __init__(self, run_uri: str, tracker: Tracker) -> None:
+        self._run_uri, self._tracker = run_uri, tracker
+        self._due = 0.0
+
+    def renew(self) -> None:
+        """Make them if it is time: every PICTURE_S, or more rarely where a long run's records take long to draw."""
+        began = time.monotonic()
+        if began < self._due:
+            return
+        _show(self._run_uri, self._tracker)
+        self._due = began + max(PICTURE_S, PICTURE_RESTS * (time.monotonic() - began))
+
+
+def _show(run_uri: str, tracker: Tracker) -> None:
+    for name, content in report.write(run_uri).items():
+        tracker.text(name, content)
 
 
 def measures(row: Mapping[str, Any]) -> dict[str, float]:
@@ -145,14 +184,13 @@ def finish(job: run.Job, registry: Registry, tracker: Tracker, say: Say) -> Resu
         raise PlatformFault(f"audit: {audit['missing']} samples missing, {audit['repeated']} repeated; see {join(job.run_uri, AUDIT)}")
     uri = run.last_checkpoint(job.run_uri)
     _note_end(job, course, uri)
-    page = report.write(job.run_uri)
-    tracker.text("report.html", read_text(page))
+    _show(job.run_uri, tracker)
     tracker.text("audit.json", json.dumps(audit, indent=1))
     tracker.flush()
     version = registry.register(uri, lineage(job, course, uri, registry), tracker.run_id)
     if (unsent := tracker.finish("FINISHED")) is not None:
         say(unsent)
-    return Result(job.run_uri, join(uri, checkpoint.ADAPTER), page, version, audit)
+    return Result(job.run_uri, join(uri, checkpoint.ADAPTER), join(job.run_uri, report.PAGE), version, audit)
 
 
 def lineage(job: run.Job, course: Course, uri: str, registry: Registry) -> dict[str, str]:

@@ -31,7 +31,7 @@ from cprec.schedule.ledger import Ledger
 from cprec.stream.tokens import Encoder
 from cprec.train import checkpoint
 from cprec.train.engine import Engine, cut_of
-from cprec.train.loop import StepRecord, Work, train
+from cprec.train.loop import Observer, StepRecord, Work, train
 
 BEHAVIOUR, HISTORY, TUNED = "behaviour", "history.json", "tuned.json"
 
@@ -151,7 +151,7 @@ def _hr1(engine: Engine, encoders: Encoders, samples: Any, batch: int) -> float:
     return float(total[0] / total[1])
 
 
-class Epochs:
+class Epochs(Observer):
     """The observer of a trial: after each epoch it measures, saves, reports, and decides whether to stop."""
 
     def __init__(

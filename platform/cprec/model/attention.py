@@ -12,7 +12,6 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
@@ -68,6 +67,8 @@ def attention(
         what = ", ".join(special) or ("dropout" if dropout else "a sliding window")
         raise RecipeError(f"train.pack: the attention of this model.base uses {what}, which packed rows do not have; set train.pack: false")
     if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
+        from torch.nn.attention.varlen import varlen_attn  # brings torch's compiler: a second of every worker's start, where no GPU needs it
+
         q, k, v = (x.transpose(1, 2).squeeze(0) for x in (query, key, value))
         grouped = q.shape[1] != k.shape[1]
         longest = packed_longest

@@ -5,22 +5,28 @@ import shutil
 from functools import lru_cache
 from pathlib import Path
 from tempfile import gettempdir
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer
 
 from cluster.errors import RecipeError
 from cluster.storage import download, exists, is_remote, join, sha256
 from cprec.model.quiet import quiet
 
+if TYPE_CHECKING:  # a tokenizer loads without them, in a third of the time
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def load(base: str, revision: str | None, precision: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load(base: str, revision: str | None, precision: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """The model, on the CPU and in evaluation mode, and its tokenizer.
 
     Raises RecipeError when there is no such model, when it has no safetensors, or when the tokenizer does not fit it.
     """
+    from transformers import AutoModelForCausalLM
+
     where = local(base)
     quiet()
     try:
@@ -34,7 +40,7 @@ def load(base: str, revision: str | None, precision: str) -> tuple[PreTrainedMod
 
 
 @lru_cache(maxsize=2)
-def tokenizer(base: str, revision: str | None) -> PreTrainedTokenizerBase:
+def tokenizer(base: str, revision: str | None) -> "PreTrainedTokenizerBase":
     """The tokenizer alone. Raises RecipeError when it does not load."""
     quiet()
     try:

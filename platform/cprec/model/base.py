@@ -8,7 +8,6 @@ from pathlib import Path
 
 from cluster.storage import absolute, exists, is_remote, join, upload
 from corpus.table import Corpus
-from cprec.model import tiny
 from cprec.recipe import Recipe
 
 TINY = "tiny"
@@ -24,6 +23,8 @@ def resolve(recipe: Recipe, corpus: Corpus, say: Callable[[str], None]) -> str:
     place = join(absolute(recipe.storage), "bases", f"tiny-{hashlib.sha256(identity.encode()).hexdigest()[:12]}")
     # config.json goes last: a base whose writing was cut short is built again.
     if not exists(join(place, "config.json")):
+        from cprec.model import tiny  # brings a model's code, which a job that only starts workers never needs
+
         say(f"building the tiny base: {recipe.tiny.layers} layers of {recipe.tiny.hidden}, {recipe.tiny.language_steps} steps of language")
         with tempfile.TemporaryDirectory() as folder:
             directory = Path(folder)

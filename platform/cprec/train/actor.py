@@ -74,7 +74,7 @@ class ControllerShell:
         self._desk = Desk(settings.run_uri, owner)
         self._polled = 0
         self._told = f"has corpus version {course.version}"
-        self._waiting = False
+        self._waiting = self._stopping = False
 
     def _read(self, corpus: Corpus) -> None:
         """Take in a version of the corpus: its streams, and the titles of its items, which the read tasks share."""
@@ -107,7 +107,8 @@ class ControllerShell:
         self.beat(at_once=True)
 
     def segment(self, attempt: int, position: int, rank: int) -> Handed | Wait | None:
-        """The segment at a position, with this worker's iterator; the first worker that asks starts its execution. None at the plan's end.
+        """The segment at a position, with this worker's iterator; the first worker that asks starts its execution. None at the plan's end, and for
+        every segment that nobody has asked for before the run was told to stop.
 
         Before a segment is handed out for the first time the corpus is looked at, so that what it gained joins here.
         """
@@ -115,6 +116,8 @@ class ControllerShell:
         if group is None or attempt != group.attempt:
             raise PlatformFault(f"a worker of attempt {attempt} asks, but {group} is training")
         if position not in self._iterators:
+            if self._stopping:
+                return None
             if position >= self._controller.issued:
                 self._look()
             segment = self._controller.segment(position)
@@ -127,11 +130,12 @@ class ControllerShell:
         segment, iterators = self._iterators[position]
         return Handed(segment, iterators[rank])
 
-    def stepped(self, row: Mapping[str, Any]) -> None:
-        """A step is done: into the trace, and the phase follows."""
+    def stepped(self, row: Mapping[str, Any]) -> bool:
+        """A step is done: into the trace, and the phase follows. Returns whether the workers should stop."""
         self._trace.add(dict(row))
         self._rows.append(dict(row))
         self._advance(row["samples"] + row["batch_samples"])
+        return self._stopping
 
     def saving(self) -> Plan:
         """A checkpoint is about to be completed: the trace up to it is made durable first, because a run that resumes there never traces it again.
@@ -151,6 +155,11 @@ class ControllerShell:
         """Trace rows from index `since` on, and whether the run waits for new samples. The driver's asking is the controller's pulse."""
         self.beat()
         return self._rows[since:], self._waiting
+
+    def stop(self) -> None:
+        """Let the workers save a checkpoint after the step that they are in, and end."""
+        self._stopping = True
+        self._note("stopped", self._controller.samples)
 
     def end(self) -> None:
         """The run is over for now: nobody answers requests any more."""

@@ -17,7 +17,7 @@ from safetensors.torch import load, save_file
 from cluster.errors import RunError, UserError
 from cluster.storage import exists, join, names, read_bytes, read_text, remove, sha256, upload, write_text
 from cprec.schedule.ledger import Ledger
-from cprec.train.engine import MOMENTS, State
+from cprec.train.state import MOMENTS, State
 
 CHECKPOINTS, ADAPTER, TRAINER, LEDGER, MANIFEST = "checkpoints", "adapter", "trainer", "ledger.json", "manifest.json"
 OPTIMIZER = f"{TRAINER}/optimizer.safetensors"

@@ -21,25 +21,17 @@ from cprec.model.quiet import quiet
 from cprec.recipe import TrainSettings
 from cprec.stream.packing import Cut, MicroBatch
 from cprec.train import device
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
+from cprec.train.state import MOMENTS, State
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """loss: mean over the supervised tokens of the global batch, before the update; grad_norm: before clipping, nan if the stage hides it."""
+    """loss: mean over the supervised tokens of the global batch, before the update; grad_norm: before clipping, nan if the stage hides it;
+    stop: whether any worker asked to stop, the same on all of them."""
 
     loss: float
     grad_norm: float
-
-
-@dataclass(frozen=True)
-class State:
-    """Trained parameters in fp32 and Adam's moments, by name and whole. Full on rank 0; other ranks may hold them too."""
-
-    weights: dict[str, torch.Tensor]
-    moments: dict[str, dict[str, torch.Tensor]]
-    steps: int
+    stop: bool
 
 
 def cut_of(settings: TrainSettings) -> Cut:
@@ -119,19 +111,20 @@ class Engine:
         self.device = self._engine.device
         self.steps = 0
 
-    def step(self, micro_batches: Sequence[MicroBatch], supervised: int, rate: float, seed: int) -> StepResult:
+    def step(self, micro_batches: Sequence[MicroBatch], supervised: int, rate: float, seed: int, stop: bool = False) -> StepResult:
         """One optimizer step over this worker's micro-batches of a global batch.
 
         supervised: supervised tokens of the global batch over all workers; the loss is their mean however the batch is cut (method.md; the sum of
         micro-batch means would weigh short answers more). seed: makes dropout a function of step and rank, so that a resumed run draws the same.
+        stop: this worker's wish to stop, which reaches all in the collective that sums the loss.
         """
         torch.manual_seed(seed)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        total = torch.zeros((), device=self.device)
+        total = torch.tensor([0.0, float(stop)], device=self.device)
         for micro_batch in micro_batches:
             loss = self._loss_sum(micro_batch)
-            total += loss.detach()
+            total[0] += loss.detach()
             # DeepSpeed averages gradients over the workers; times world makes that a sum.
             self._engine.backward(loss * (self.world / supervised))
         self._engine.step()
@@ -142,7 +135,8 @@ class Engine:
         self.steps += 1
         dist.all_reduce(total)
         norm = self._engine.get_global_grad_norm()
-        return StepResult(total.item() / supervised, float("nan") if norm is None else float(norm))
+        loss_sum, stops = total.tolist()
+        return StepResult(loss_sum / supervised, float("nan") if norm is None else float(norm), stops > 0)
 
     def _loss_sum(self, batch: MicroBatch) -> torch.Tensor:
         """Sum of -log p over the supervised tokens; logits are computed for those alone."""

@@ -54,9 +54,13 @@ class Observer(Protocol):
     def stepped(self, record: StepRecord, work: Work, engine: Engine) -> None:
         """A step is done. May use the engine's collectives, because every worker is told of the same steps."""
 
+    def stopping(self) -> bool:
+        """Whether this worker wants training to stop after the step that begins now; if one does, all stop after it."""
+        return False
+
 
 def train(engine: Engine, feed: Iterable[Work], observer: Observer, cut: Cut, end: int, seed: int, first_step: int = 0) -> int:
-    """Train on everything that the feed holds. Returns the number of the step that would come next.
+    """Train on everything that the feed holds, or until the observer of a worker wants to stop. Returns the number of the step that would come next.
 
     cut: how a share becomes forward passes; end: the padding token; seed: of dropout; first_step: steps that the run has done before.
     Raises PlatformFault for a loss that is not finite, with the step's samples; the step is not reported, so it reaches no checkpoint.
@@ -66,7 +70,7 @@ def train(engine: Engine, feed: Iterable[Work], observer: Observer, cut: Cut, en
         began = time.perf_counter()
         batch = work.share.batch
         parts = micro_batches(work.share, cut, end)
-        result = engine.step(parts, batch.supervised, work.rate, dropout_seed(seed, step, work.share.rank))
+        result = engine.step(parts, batch.supervised, work.rate, dropout_seed(seed, step, work.share.rank), observer.stopping())
         if not math.isfinite(result.loss):
             raise PlatformFault(
                 f"the loss is {result.loss} at step {step} (samples {batch.start}..{batch.stop}, ids on rank {work.share.rank}: "
@@ -76,6 +80,8 @@ def train(engine: Engine, feed: Iterable[Work], observer: Observer, cut: Cut, en
         seen = imbalance(work.share.lengths), engine.work.operations(batch.tokens, batch.supervised), memory_bytes(engine.device)
         observer.stepped(StepRecord(step, batch, work.phase, work.rate, result.loss, result.grad_norm, seconds, waited, *seen), work, engine)
         step += 1
+        if result.stop:
+            break
     return step
 
 

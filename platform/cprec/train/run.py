@@ -1,14 +1,16 @@
 """The training run on Ray: the controller's actor, the group of workers, and what the driver sees of them.
 
-Only this file, `actor.py` and `worker.py` know Ray; what they drive (plan, controller, shares, loop, engine, checkpoints) does not.
+Only this file, `actor.py`, `worker.py` and `feed.py` know Ray; what they drive (plan, controller, shares, loop, engine, checkpoints) does not.
 """
 
 import json
+import signal
 import threading
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import ray
@@ -21,13 +23,15 @@ from corpus.table import Corpus
 from cprec.recipe import Recipe
 from cprec.schedule.plan import Plan
 from cprec.stream.segments import read_positions, streams_of
-from cprec.train import actor, checkpoint, worker
+from cprec.train import actor, checkpoint
 from cprec.train.audit import audit
 from cprec.train.mailbox import Owner
 from cprec.train.record import TRACE, read_lines
 
 Watch = Callable[[list[dict[str, Any]], bool], None]
 """Told now and then, on the driver, of new trace rows, and whether the run waits for new samples."""
+
+Say = Callable[[str], None]
 
 POLL_S = 1.0
 
@@ -42,9 +46,10 @@ class Job:
     corpus: Corpus
 
 
-def fit(job: Job, watch: Watch) -> None:
+def fit(job: Job, watch: Watch, say: Say) -> None:
     """Train what is left of the plan, inside a Ray session. Returns when the last checkpoint is complete.
 
+    Ctrl-C saves a checkpoint and then raises KeyboardInterrupt; the second one raises it at once (matrices: fault 28).
     Raises the workers' UserError as it was raised, PlatformFault for anything else once train.max_failures restarts are used up.
     """
     recipe = job.recipe
@@ -63,7 +68,7 @@ def fit(job: Job, watch: Watch) -> None:
     )
     controller = actor.start(settings, Owner.me())
     trainer = TorchTrainer(
-        worker.run,
+        _work,
         train_loop_config={"recipe": json.loads(recipe.model_dump_json()), "run_uri": job.run_uri, "base": job.base, "controller": controller},
         scaling_config=ScalingConfig(
             num_workers=recipe.workers,
@@ -79,43 +84,83 @@ def fit(job: Job, watch: Watch) -> None:
         ),
         torch_config=TorchConfig(backend="nccl" if recipe.train.gpus_per_worker else "gloo"),
     )
-    with _Watcher(controller, watch):
+    try:
+        _follow(trainer, controller, watch, say)
+    except TrainingFailedError as error:
+        raise _cause(error) from error
+    finally:
+        # A dead controller must not hide what it died of; its state goes stale by itself.
+        with suppress(ray.exceptions.RayError):
+            ray.get(controller.end.remote(), timeout=60)
+
+
+def _work(config: dict[str, Any]) -> None:
+    """A worker's part. Its imports are its own: PEFT, DeepSpeed and a model's code are seconds that the driver need not wait for."""
+    from cprec.train import worker
+
+    worker.run(config)
+
+
+def _follow(trainer: TorchTrainer, controller: Any, watch: Watch, say: Say) -> None:
+    """Train to the end, and meanwhile ask the controller for new trace rows.
+
+    Training has a thread of its own: in the main thread Ray would take Ctrl-C for itself, and end the workers at once.
+    """
+    failures: list[BaseException] = []
+
+    def train() -> None:
         try:
             trainer.fit()
-        except TrainingFailedError as error:
-            raise _cause(error) from error
-        finally:
-            # A dead controller must not hide what it died of; its state goes stale by itself.
-            with suppress(ray.exceptions.RayError):
-                ray.get(controller.end.remote(), timeout=60)
+        except BaseException as error:  # whatever it is, it belongs to the thread that waits
+            failures.append(error)
+
+    training = threading.Thread(target=train, daemon=True)
+    training.start()
+    seen, stopping = 0, False
+    with _interrupts() as interrupted:
+        while training.is_alive():
+            training.join(POLL_S)
+            if interrupted.is_set() and not stopping:
+                stopping = True
+                controller.stop.remote()
+                say("interrupted: saving a checkpoint; once more ends at once")
+            seen += _show(controller, seen, watch)
+    _show(controller, seen, watch)
+    if failures:
+        raise failures[0]
+    if stopping:
+        raise KeyboardInterrupt
 
 
-class _Watcher:
-    """Polls the controller for new trace rows while a `with` block runs, and once more at its end."""
+def _show(controller: Any, seen: int, watch: Watch) -> int:
+    """Show the trace rows that were not seen yet. Returns their number."""
+    try:
+        rows, waiting = ray.get(controller.progress.remote(seen), timeout=30)
+    except ray.exceptions.RayError:
+        return 0  # it is being started again, or over; what it knew is on storage
+    watch(rows, waiting)
+    return len(rows)
 
-    def __init__(self, controller: Any, watch: Watch) -> None:
-        self._controller, self._watch = controller, watch
-        self._seen = 0
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._poll, daemon=True)
 
-    def __enter__(self) -> None:
-        self._thread.start()
+@contextmanager
+def _interrupts() -> Iterator[threading.Event]:
+    """While a `with` block runs, the first Ctrl-C (or SIGTERM, as of `ray job stop`) sets the event; the second ends the process as usual."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
 
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
+    def note(number: int, frame: FrameType | None) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
 
-    def _poll(self) -> None:
-        over = False
-        while not over:
-            over = self._over.wait(POLL_S)
-            try:
-                rows, waiting = ray.get(self._controller.progress.remote(self._seen), timeout=30)
-            except ray.exceptions.RayError:
-                continue
-            self._seen += len(rows)
-            self._watch(rows, waiting)
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _cause(error: BaseException) -> Exception:

@@ -80,7 +80,7 @@ def open_course(recipe: Recipe, run_uri: str, corpus: Corpus) -> tuple[Course, b
     identity = corpus.commits[0].metadata["fingerprint"]
     course = Course.read(run_uri)
     if course is None:
-        course = begin(recipe, corpus, identity)
+        course = begin(recipe, corpus)
         course.write(run_uri)
         return course, True
     if course.corpus != identity or course.version > corpus.version:
@@ -91,8 +91,9 @@ def open_course(recipe: Recipe, run_uri: str, corpus: Corpus) -> tuple[Course, b
     return course, False
 
 
-def begin(recipe: Recipe, corpus: Corpus, identity: str) -> Course:
+def begin(recipe: Recipe, corpus: Corpus) -> Course:
     """The course of a run that starts now: from the base, on from a checkpoint of the trunk, or as a branch that anneals one."""
+    identity = corpus.commits[0].metadata["fingerprint"]
     there = {s.source.removeprefix(DOMAIN): None for s in corpus.streams() if s.source.startswith(DOMAIN)}
     wanted = recipe.data.domains or tuple(there)
     if absent := [d for d in wanted if d not in there]:

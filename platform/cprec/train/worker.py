@@ -23,7 +23,7 @@ from cprec.train import checkpoint
 from cprec.train.actor import Group
 from cprec.train.engine import Engine, cut_of
 from cprec.train.feed import feed
-from cprec.train.loop import StepRecord, Work, train
+from cprec.train.loop import Observer, StepRecord, Work, train
 from cprec.train.profiling import Profile
 
 
@@ -54,6 +54,7 @@ def run(config: dict[str, Any]) -> None:
     observer = Saver(recipe, config["run_uri"], config["base"], config["controller"], start.group, ledger, rank)
     work = feed(config["controller"], start.group.attempt, ledger.samples, rank)
     train(engine, work, observer, cut_of(recipe.train), words.eos_token_id, recipe.seed, ledger.step)
+    observer.finish(engine)
     engine.close()
 
 
@@ -89,13 +90,16 @@ def _find(run_uri: str, controller: Any, world: int) -> Start:
     return Start(group, ledger)
 
 
-class Saver:
+class Saver(Observer):
     """The observer of a Ray worker: tells the controller of each step and saves checkpoints when they are due."""
 
     def __init__(self, recipe: Recipe, run_uri: str, base: str, controller: Any, group: Group, ledger: Ledger, rank: int) -> None:
         self._recipe, self._run_uri, self._base, self._controller = recipe, run_uri, base, controller
         self._group, self._ledger, self._rank = group, ledger, rank
         self._profile = Profile(0 if rank else recipe.train.profile, join(run_uri, "profile", f"{group.attempt}.json.gz"))
+        self._saved = ledger.samples
+        self._ends: tuple[int, ...] = ()
+        self._told: Any = None
 
     def stepped(self, record: StepRecord, work: Work, engine: Engine) -> None:
         """Trace the step; save where a checkpoint is due."""
@@ -103,14 +107,24 @@ class Saver:
         self._profile.stepped()
         self._ledger = self._ledger.after(batch.samples, batch.digest)
         if self._rank == 0:
-            self._controller.stepped.remote(trace_row(record, work.annealing_end))
-        ends = (work.stable_end, work.annealing_end)
-        if checkpoint.due(batch.start, batch.stop, self._recipe.checkpoint.every_samples, ends):
-            self._save(engine, ends)
+            self._told = self._controller.stepped.remote(trace_row(record, work.annealing_end))
+        self._ends = (work.stable_end, work.annealing_end)
+        if checkpoint.due(batch.start, batch.stop, self._recipe.checkpoint.every_samples, self._ends):
+            self._save(engine)
 
-    def _save(self, engine: Engine, ends: tuple[int, ...]) -> None:
+    def stopping(self) -> bool:
+        """Whether the controller said so when it was told of an earlier step; its answer to the last one is not waited for."""
+        return self._told is not None and bool(ray.wait([self._told], timeout=0)[0]) and bool(ray.get(self._told))
+
+    def finish(self, engine: Engine) -> None:
+        """Training stopped: save what is not saved yet. Collective."""
+        if self._ledger.samples > self._saved:
+            self._save(engine)
+
+    def _save(self, engine: Engine) -> None:
         """Gather on all workers, write on rank 0. The others meet it again at the next step's collective."""
         state = engine.gather()
+        self._saved = self._ledger.samples
         if self._rank:
             return
         uri = checkpoint.uri_of(self._run_uri, checkpoint.Name(self._ledger.samples, self._group.attempt))
@@ -121,7 +135,7 @@ class Saver:
             checkpoint.save_trainer(state, directory)
             checkpoint.commit(directory, uri, ledger)
         ray.get(self._controller.saved.remote(ledger.samples, uri))
-        checkpoint.prune(self._run_uri, self._recipe.checkpoint.keep, ends)
+        checkpoint.prune(self._run_uri, self._recipe.checkpoint.keep, self._ends)
 
 
 def trace_row(record: StepRecord, planned: int) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cprec import report
+from cprec import figures, report
+from cprec.schedule.wsa import WSA
 
 STEPS, BATCH = 600, 128
 EVIL = "<script>alert(1)</script>"
@@ -79,8 +80,9 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_everything_is_on_one_offline_page(run: Path) -> None:
-    page = Path(report.write(str(run))).read_text()
-    assert page.count("<svg") == 4
+    page = report.write(str(run))["report.html"]
+    assert page.count("<svg") == 3
+    assert (run / "report.html").read_text() == page
     for shown in (
         "76,800 samples",
         "600 steps",
@@ -96,14 +98,27 @@ def test_everything_is_on_one_offline_page(run: Path) -> None:
     assert len(page) < 1_000_000
 
 
+def test_the_schedule_picture_marks_what_joined_restarts_and_the_plan(run: Path) -> None:
+    resumed = {"time": 1_700_000_400.0, "event": "resumed", "samples": 300 * BATCH, "from": "x", "attempt": 1, "workers": 2}
+    with (run / "events.jsonl").open("a") as file:
+        file.write(json.dumps(resumed) + "\n")
+    picture = report.write(str(run))["schedule.svg"]
+    assert (run / "schedule.svg").read_text() == picture
+    for shown in ("version 1: Music", "restart", "warmup", "stable", "annealing", "domain/Books", "trained"):
+        assert shown in picture
+    assert "planned" not in picture
+    steps = figures.trained(trace())
+    assert "planned" in figures.schedule(steps, [], WSA(1e-5, 5e-4, 10, 20, 2 * STEPS * BATCH))
+
+
 def test_what_came_from_outside_is_escaped(run: Path) -> None:
-    page = Path(report.write(str(run))).read_text()
+    page = report.write(str(run))["report.html"]
     assert "<script" not in page
     assert page.count("&lt;script&gt;") >= 4
 
 
 def test_equal_records_give_an_equal_page(run: Path) -> None:
-    assert Path(report.write(str(run))).read_text() == Path(report.write(str(run))).read_text()
+    assert report.write(str(run))["report.html"] == report.write(str(run))["report.html"]
 
 
 def test_sources_and_phases_are_text_in_the_plots() -> None:
@@ -115,7 +130,7 @@ def test_sources_and_phases_are_text_in_the_plots() -> None:
 
 def test_a_run_without_records_has_a_report(tmp_path: Path) -> None:
     (tmp_path / "new").mkdir()
-    page = Path(report.write(str(tmp_path / "new"))).read_text()
+    page = report.write(str(tmp_path / "new"))["report.html"]
     assert "no steps yet" in page
 
 

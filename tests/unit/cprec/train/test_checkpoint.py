@@ -13,7 +13,7 @@ from cprec.schedule.plan import Plan, Portion
 from cprec.schedule.planning import Rules, make
 from cprec.train import checkpoint
 from cprec.train.checkpoint import Name
-from cprec.train.engine import State
+from cprec.train.state import State
 
 PLAN: Plan = make(Rules(0, 1e-5, 1e-3, 0.1), [Portion("domain/A", 0, 0, 100)], [Portion("mixed", 0, 0, 50)])
 
