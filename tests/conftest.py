@@ -1,5 +1,6 @@
 """Every test is marked by its folder, draws from fixed seeds, and finds the packages as a worker does: from the tree."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         folder = item.path.relative_to(TESTS).parts[0]
         item.add_marker(folder)
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the small recipe, for all tests that only add runs to it."""
+    place = tmp_path_factory.mktemp("small")
+    jobs.recipe(place)
+    return place
+
+
+@pytest.fixture(scope="session")
+def whole(place: Path) -> Path:
+    """The small run without a fault, started with no corpus and no base there. Returns its folder."""
+    done = jobs.run("cpt", place / "recipe.yaml")
+    assert re.search(r"audit: (\d[\d,]*) planned, 0 missing, 0 repeated", done.stdout)
+    return place / "runs" / "small"
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -31,7 +31,7 @@ Say = Callable[[str], None]
 SAMPLED = 2000
 """Titles with which stitching is tried before any worker starts."""
 
-PICTURE_S, PICTURE_RESTS = 30.0, 20.0
+PICTURE_S, PICTURE_RESTS = 60.0, 60.0
 """Seconds between two pictures of a run under way, and at least how many times as long as it takes to make one."""
 
 

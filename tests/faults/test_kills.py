@@ -1,27 +1,19 @@
-"""Processes of a run are killed -9; each planned sample is trained once all the same, at its rate, bit for bit (matrices: faults 2-5, 9, 11)."""
+"""Processes of a run are killed or told to end; each planned sample is trained once all the same, at its rate, bit for bit.
+
+Faults of the matrices: 2-5, 9, 11, 28.
+"""
 
 import json
+import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
-import pytest
 
 from tests.integration import jobs
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("faults")
-
-
-@pytest.fixture(scope="module")
-def whole(place: Path) -> Path:
-    """A run without a fault."""
-    jobs.run("cpt", jobs.recipe(place))
-    return place / "runs" / "small"
 
 
 def history(folder: Path) -> list[dict[str, Any]]:
@@ -75,4 +67,24 @@ def test_a_corrupt_newest_checkpoint_is_named_and_the_one_before_used(whole: Pat
     jobs.run("cpt", place / "recipe.yaml", "--run", "rotten")
     ignored = [e for e in jobs.lines(folder / "events.jsonl") if e["event"] == "checkpoint_ignored"]
     assert any("optimizer.safetensors: sha256" in e["because"] for e in ignored)
+    assert history(folder) == history(whole)
+
+
+def test_ctrl_c_saves_a_checkpoint_and_leaves_nobody_behind(whole: Path, place: Path) -> None:
+    folder, recipe = place / "runs" / "stopped", place / "recipe.yaml"
+    process = jobs.start("cpt", recipe, "--run", "stopped")
+    wait_for(process, lambda: complete(folder) >= 1)
+    below = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: to everybody in the foreground
+    out, err = process.communicate(timeout=jobs.LIMIT_S)
+    assert process.returncode == 130, err
+    assert "interrupted: saving a checkpoint" in out
+    assert "the same command goes on" in err
+    assert "Traceback" not in out + err
+    _, left = psutil.wait_procs(below, timeout=30)
+    assert not left
+    newest = max(int(manifest.parent.name.split("-")[0]) for manifest in folder.glob("checkpoints/*/manifest.json"))
+    [stopped] = [e["samples"] for e in jobs.lines(folder / "events.jsonl") if e["event"] == "stopped"]
+    assert newest == jobs.lines(folder / "trace.jsonl")[-1]["samples"] + 32 >= stopped  # nothing that was trained is lost
+    assert f"resuming stopped from {newest:,} samples" in jobs.run("cpt", recipe, "--run", "stopped").stdout
     assert history(folder) == history(whole)

@@ -19,19 +19,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:Futur
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cpt")
-
-
-@pytest.fixture(scope="module")
-def whole(place: Path) -> Path:
-    """A run without a fault, started with no corpus and no base there. Returns its folder."""
-    done = jobs.run("cpt", jobs.recipe(place))
-    assert re.search(r"audit: (\d[\d,]*) planned, 0 missing, 0 repeated", done.stdout)
-    return place / "runs" / "small"
-
-
-@pytest.fixture(scope="module")
 def killed(whole: Path, place: Path) -> Path:
     """The same run, its driver killed -9 after two checkpoints, and the same command again."""
     folder = place / "runs" / "killed"
@@ -145,9 +132,9 @@ def test_wrong_input_is_one_message_and_exit_code_1(
     assert message in jobs.refused(job, place / "recipe.yaml", *positional, *keys, capsys=capsys, monkeypatch=monkeypatch)
 
 
-def test_corpus_and_storage_on_s3(place: Path, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    places = ["--data.root", f"{s3}/shoppers", "--corpus", f"{s3}/corpus", "--storage", f"{s3}/runs", "--mlflow.uri", f"sqlite:///{place}/s3.db"]
-    recipe = jobs.recipe(place, train={"global_batch": 32, "zero_stage": 3, "max_samples": 100})
+def test_corpus_and_storage_on_s3(tmp_path: Path, s3: str) -> None:
+    places = ["--data.root", f"{s3}/shoppers", "--corpus", f"{s3}/corpus", "--storage", f"{s3}/runs", "--mlflow.uri", f"sqlite:///{tmp_path}/s3.db"]
+    recipe = jobs.recipe(tmp_path, train={"global_batch": 32, "zero_stage": 3, "max_samples": 100})
     done = jobs.run("cpt", recipe, *places, environment=dict(os.environ))
     assert re.search(r"audit: (\d[\d,]*) planned, 0 missing, 0 repeated", done.stdout)
     run = f"{s3}/runs/small"

@@ -1,0 +1,149 @@
+"""What Ray costs: useful tokens/s of jobs/cpt.py against the bare loop on the same samples in the same order.
+
+    python benchmarks/overhead.py --corpus out/corpus [--workers 1,2] [--samples 1536] [--rounds 3]
+
+The bare loop is `cprec.train.loop` and the engine in as many processes, fed from memory: no Ray, no controller, no trace, no MLflow. Both train one
+thread per worker. Seconds are the wall time of the steps and of waiting for data, from the trace and from the loop, without the first --skip steps;
+starting and saving are not counted. Rounds are interleaved; each line is `what ours peer ratio`, the ratio being the share of the bare loop's rate.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import median
+
+import workload  # first: it makes the packages importable
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from corpus.table import Corpus
+from cprec.model import adapter, backbone
+from cprec.resolve import load
+from cprec.schedule.plan import Plan, batches
+from cprec.stream.segments import from_row, read_positions, streams_of, to_rows
+from cprec.stream.titles import Stitcher, tokenise
+from cprec.train.engine import Engine, cut_of
+from cprec.train.loop import Observer, StepRecord, Work, train
+
+
+class Seconds(Observer):
+    """Tokens and seconds of every step."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[int, float, float]] = []
+
+    def stepped(self, record: StepRecord, work: Work, engine: Engine) -> None:
+        self.steps.append((record.batch.tokens, record.step_s, record.data_wait_s))
+
+
+def works(plan: Plan, corpus: Corpus, words: object, max_tokens: int, batch: int, rank: int, world: int) -> Iterator[Work]:
+    """One worker's work of a whole plan, as the controller would hand it out."""
+    stitcher = Stitcher(tokenise(corpus.titles(), words), max_tokens)  # type: ignore[arg-type]
+    wsa = plan.wsa
+    for era in plan.eras:
+        rows = read_positions(era, streams_of(corpus), era.start, era.stop)
+        tokens, ids = stitcher.samples(rows), rows["sample_id"].to_numpy().view(np.uint64)
+        for start, stop in batches(era.start, era.stop, batch):
+            piece = slice(start - era.start, stop - era.start)
+            row = to_rows(start, stop, tokens[piece], ids[piece], rows["source"].to_pylist()[piece], world)[rank]
+            arrays = {name: np.asarray(row[name]) for name in ("ids", "input_ids")}
+            yield Work(from_row({**row, **arrays, "sources": row["sources"]}), wsa.rate(start), wsa.phase(start), wsa.stable_end, wsa.annealing_end)
+
+
+def bare(run: Path, recipe_file: str, rank: int, world: int, meeting: str) -> None:
+    """One process of the bare loop, over the plan that a run was trained on. Prints its steps as JSON."""
+    recipe = load(recipe_file)
+    os.environ.update(DS_ACCELERATOR="cpu", LOCAL_RANK="0")
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
+    corpus = Corpus.open(recipe.corpus)
+    plan = Plan.from_json(json.loads((run / "plan.json").read_text())["plan"])
+    base = str(next((Path(recipe.storage) / "bases").iterdir()))
+    model, words = backbone.load(base, None, recipe.model.precision)
+    engine = Engine(adapter.attach(model, recipe.model, recipe.seed), recipe.train, recipe.model.precision)
+    todo = list(works(plan, corpus, words, recipe.model.max_tokens, recipe.train.global_batch, rank, world))
+    seen = Seconds()
+    train(engine, todo, seen, cut_of(recipe.train), int(words.eos_token_id), recipe.seed)  # type: ignore[arg-type]
+    engine.close()
+    print(json.dumps(seen.steps))
+
+
+def rate(steps: Sequence[Sequence[float]], skip: int) -> tuple[float, float]:
+    """Useful tokens per second, and the share of the time that was spent waiting for data. steps: (tokens, step_s, data_wait_s)."""
+    counted = steps[skip:]
+    waited, seconds = sum(s[2] for s in counted), sum(s[1] + s[2] for s in counted)
+    return sum(s[0] for s in counted) / seconds, waited / seconds
+
+
+def on_ray(recipe: Path, run: Path, world: int, skip: int) -> tuple[float, float]:
+    words = [str(recipe), "--run", run.name, "--workers", str(world)]
+    subprocess.run([sys.executable, "jobs/cpt.py", *words], cwd=workload.ROOT, check=True, stdout=subprocess.DEVNULL)
+    rows = [json.loads(line) for line in (run / "trace.jsonl").read_text().splitlines()]
+    return rate([(row["tokens"], row["step_s"], row["data_wait_s"]) for row in rows], skip)
+
+
+def on_nothing(recipe: Path, run: Path, world: int, skip: int) -> tuple[float, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, __file__, "--bare", str(run), str(recipe), str(world), f"{folder}/meeting"]
+        started = [
+            subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+            for rank in range(world)
+        ]
+        outputs = [process.communicate()[0] for process in started]
+    if any(process.returncode for process in started):
+        raise SystemExit("the bare loop failed")
+    return rate(json.loads(outputs[0].splitlines()[-1]), skip)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", required=True, help="a built corpus")
+    parser.add_argument("--workers", default="1,2")
+    for name, value in (("samples", 1536), ("batch", 32), ("segment", 512), ("hidden", 128), ("layers", 2), ("rounds", 3), ("skip", 4)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        recipe = place / "recipe.yaml"
+        values = {
+            "storage": f"{place}/runs",
+            "corpus": str(Path(options.corpus).absolute()),
+            "tiny": {"hidden": options.hidden, "layers": options.layers, "language_steps": 0},
+            "model": {"lora_dropout": 0.0, "max_tokens": 2048},
+            "schedule": {"mode": "domain_only", "segment_samples": options.segment},
+            "train": {"global_batch": options.batch, "max_samples": options.samples},
+            "checkpoint": {"every_samples": 10**9},
+            "data": {"domains": [source.removeprefix("domain/") for source in domains(options.corpus)]},
+        }
+        recipe.write_text(json.dumps(values))
+        for world in map(int, options.workers.split(",")):
+            ours, peer = [], []
+            for turn in range(options.rounds):
+                run = place / "runs" / f"workers-{world}-{turn}"
+                ours.append(on_ray(recipe, run, world, options.skip))
+                peer.append(on_nothing(recipe, run, world, options.skip))
+            shares = sorted(a[0] / b[0] for a, b in zip(ours, peer, strict=True))
+            rates = [median(seen[0] for seen in found) for found in (ours, peer)]
+            print(
+                f"Ray against the bare loop, {world} worker(s) {rates[0]:>10,.0f} {rates[1]:>10,.0f} useful tokens/s  ratio {median(shares):.3f}"
+                f"  ({shares[0]:.3f} .. {shares[-1]:.3f}); waiting for data {median(seen[1] for seen in ours):.2%}",
+                flush=True,
+            )
+
+
+def domains(corpus: str) -> list[str]:
+    """The domains that a corpus pre-trains on."""
+    return sorted({s.source for s in Corpus.open(corpus).streams() if s.source.startswith("domain/")})
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--bare"]:
+        bare(Path(sys.argv[2]), sys.argv[3], int(sys.argv[6]), int(sys.argv[4]), sys.argv[5])
+    else:
+        main()
