@@ -21,14 +21,20 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path += [str(ROOT), str(ROOT / "platform")]
 
+import ray
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from cluster.session import session
 from corpus import append, build, simulate
+from cprec.recipe import Recipe
 from cprec.resolve import validate
 from cprec.schedule.controller import Controller, Segment
 from cprec.schedule.plan import Plan, Portion
 from cprec.schedule.planning import Rules, adopt, make
+from cprec.stream.segments import shares
+from cprec.train import actor
+from cprec.train.mailbox import Owner
 
 SEGMENT, BATCH, REPEATS = 8192, 128, 7
 
@@ -126,12 +132,14 @@ LIVE = {
     "model": {"max_tokens": 512},
     "tiny": {"language_steps": 0},
     "schedule": {"segment_samples": 512, "poll_samples": 512},
-    "train": {"global_batch": 32, "micro_batch": 16},
+    "train": {"global_batch": 32},
+    "workers": 2,
 }
 
 
 def live() -> None:
-    """A run on Ray: the wait of the step after a segment switch as a share of a step, and the time from an append to its first trained sample."""
+    """A run of two workers on Ray: the wait of the step after a segment switch as a share of a step, the time from an append to its first trained
+    sample, and what a segment costs from the question to the first batch when nothing was started ahead."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         values = {**LIVE, "storage": f"{place}/runs", "corpus": f"{place}/corpus", "data": {**LIVE["data"], "root": f"{place}/shoppers"}}  # type: ignore[dict-item]
@@ -157,6 +165,42 @@ def live() -> None:
         waits = [row["data_wait_s"] for row in done[1:] if row["samples"] % 512 == 0]
         wait = statistics.median(waits)
         print(f"segment switch: median wait {wait * 1e3:.1f} ms in {len(waits)}, step {step * 1e3:.0f} ms, ratio {wait / step:.3f}")
+        asked(first, f"{place}/runs/live")
+
+
+def asked(recipe: Recipe, run: str) -> None:
+    """Two real workers, as Ray actors, ask the controller of a finished run for its first segments, again and again."""
+    with session("local", 4):
+        settings = actor.Settings("live", run, recipe.corpus, str(next((Path(run).parent / "bases").iterdir())), None, 512, 32, 512, 512, None)
+        controller = actor.start(settings, Owner.me())
+        ray.get(controller.begin.remote(actor.Group(99, 2, 0, None), []))
+        workers = [ray.remote(num_cpus=0)(Asker).remote(controller, rank) for rank in range(2)]
+        told, streamed = [], []
+        for turn in range(REPEATS + 1):
+            found = ray.get([worker.ask.remote(512 * turn) for worker in workers])
+            if turn:  # the first one starts processes
+                told.append(max(seconds for seconds, _ in found))
+                streamed.append(max(seconds for _, seconds in found))
+        print(f"segment on 2 real workers: told after {statistics.median(told) * 1e3:.1f} ms, first batch {statistics.median(streamed) * 1e3:.0f} ms")
+
+
+class Asker:
+    """A worker that asks for segments and reads them."""
+
+    def __init__(self, controller: Any, rank: int) -> None:
+        self._controller, self._rank = controller, rank
+
+    def ask(self, position: int) -> tuple[float, float]:
+        """Seconds until the controller answered, and until the first batch was there."""
+        began = time.perf_counter()
+        handed = ray.get(self._controller.segment.remote(99, position, self._rank))
+        told = time.perf_counter() - began
+        batches = shares(handed.iterator, handed.segment, self._rank)
+        next(batches)
+        first = time.perf_counter() - began
+        for _ in batches:
+            pass
+        return told, first
 
 
 def rows(trace: Path) -> list[dict[str, Any]]:

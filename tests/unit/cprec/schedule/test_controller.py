@@ -9,6 +9,7 @@ from cprec.schedule.controller import Controller, Segment, Wait
 from cprec.schedule.plan import Era, Plan, Portion
 from cprec.schedule.planning import Rules, make
 from cprec.schedule.wsa import Phase
+from cprec.stream.shares import deal
 
 
 @st.composite
@@ -70,6 +71,7 @@ class World:
     steps: list[tuple[int, int, float, Phase, list[tuple[str, int, int]]]] = field(default_factory=list)
     ready: list[Segment] = field(default_factory=list)
     saved: list[int] = field(default_factory=lambda: [0])
+    workers: int = 1
 
     @property
     def samples(self) -> int:
@@ -92,6 +94,8 @@ class World:
         start, stop = next((a, b) for a, b in segment.batches() if a >= self.samples)
         portion, row = segment.era.order(start, stop)
         rows = [(segment.era.portions[i].source, segment.era.portions[i].version, r) for i, r in zip(portion.tolist(), row.tolist(), strict=True)]
+        dealt = deal([1 + r % 7 for r in row.tolist()], self.workers)
+        assert sorted(i for share in dealt for i in share) == list(range(stop - start))
         self.steps.append((start, stop, segment.wsa.rate(start), segment.wsa.phase(start), rows))
         self.controller.advance(stop)
         if stop == segment.stop:
@@ -125,6 +129,7 @@ def test_whatever_happens_every_planned_sample_is_trained_once_at_its_rate(plan:
             world.saved.append(world.samples)
         elif action == "crash":
             world.crash(data.draw(st.sampled_from(world.saved)), batch, data.draw(st.integers(1, 5)) * batch)
+            world.workers = data.draw(st.integers(1, 8))
         elif action == "append" and controller.open:
             version += 1
             sizes = data.draw(st.tuples(st.integers(1, 60), st.integers(0, 30)))
