@@ -54,10 +54,19 @@ def session(address: str, num_cpus: int) -> Iterator[None]:
         configure_logging=True,
         logging_level=logging.ERROR,
         runtime_env={"py_modules": code()},
-        # Workers that wait between two segments stay: a new one imports for seconds.
-        _system_config={"num_workers_soft_limit": 8 * num_cpus, "worker_maximum_startup_concurrency": 2 * num_cpus} if local else None,
+        _system_config=_local(num_cpus) if local else None,
     )
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _local(num_cpus: int) -> dict[str, object]:
+    """Settings of a local Ray. Workers that wait between two segments stay, because a new one imports for seconds; and none is started ahead of the
+    first task, because it could not run our code, for which Ray starts workers of their own."""
+    return {
+        "num_workers_soft_limit": 8 * num_cpus,
+        "worker_maximum_startup_concurrency": 2 * num_cpus,
+        "prestart_worker_first_driver": False,
+    }

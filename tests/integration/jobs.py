@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,15 +85,22 @@ def refused(job: str, *arguments: str | Path, capsys: pytest.CaptureFixture[str]
     return seen.err
 
 
-def kill_when(process: "subprocess.Popen[str]", reached: Callable[[], bool]) -> None:
-    """kill -9 the driver of a running job once a condition holds, and wait until its workers, which live a little longer, are gone."""
+def kill_when(process: "subprocess.Popen[str]", reached: Callable[[], bool], whole_cluster: bool = False) -> None:
+    """kill -9 the driver of a running job once a condition holds, and wait until its workers, which live a little longer, are gone.
+
+    whole_cluster: kill every process of its local Ray with it.
+    """
     end = time.monotonic() + LIMIT_S
     while not reached():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end, "the condition never held"
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGSTOP)  # at this very moment; whom it started is looked up then
-    below = [p for p in psutil.Process(process.pid).children(recursive=True) if p.name().startswith(("ray::RayTrain", "ray::Controller"))]
+    everybody = psutil.Process(process.pid).children(recursive=True)
+    below = [p for p in everybody if p.name().startswith(("ray::RayTrain", "ray::Controller"))]
+    for victim in everybody if whole_cluster else []:
+        with suppress(psutil.NoSuchProcess):
+            victim.kill()
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     _, left = psutil.wait_procs(below, timeout=60)

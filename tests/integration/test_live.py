@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
+from cluster.errors import RunError
 from corpus import simulate
 from corpus.table import Corpus
 from cprec.registry import Registry
 from cprec.resolve import load
 from cprec.schedule.ledger import Ledger
 from cprec.schedule.plan import Plan
-from cprec.train import checkpoint
+from cprec.train import checkpoint, mailbox
 from tests.integration import jobs
 
 
@@ -60,8 +61,8 @@ def saved(folder: Path) -> list[int]:
 
 @pytest.fixture(scope="module")
 def trunk(place: Path) -> Path:
-    """Two workers train to the end of the stable phase and wait; Sports is appended; the driver is killed; one worker goes on and is killed; three
-    workers go on, and the phase is released. Returns the run's folder."""
+    """Two workers train to the end of the stable phase and wait; Sports is appended; the driver is killed; one worker goes on until its whole cluster
+    is killed; three workers go on, and the phase is released. Returns the run's folder."""
     recipe, folder = place / "recipe.yaml", place / "runs" / "trunk"
     first = jobs.start("cpt", recipe, "--schedule.hold_open", "true")
     wait_for(first, lambda: state(folder)["state"] == "waiting")
@@ -72,10 +73,13 @@ def trunk(place: Path) -> Path:
 
     before = len(saved(folder))
     second = jobs.start("cpt", recipe, "--schedule.hold_open", "true", "--workers", "1")
-    jobs.kill_when(second, lambda: len(saved(folder)) > before or (state(folder)["state"] == "waiting" and state(folder)["time"] > time.time() - 5))
+    again = lambda: len(saved(folder)) > before or (state(folder)["state"] == "waiting" and state(folder)["time"] > time.time() - 5)  # noqa: E731
+    jobs.kill_when(second, again, whole_cluster=True)
 
     third = jobs.start("cpt", recipe, "--schedule.hold_open", "true", "--workers", "3")
     wait_for(third, lambda: state(folder)["state"] in ("training", "waiting") and state(folder)["owner"]["pid"] == third.pid)
+    with pytest.raises(RunError, match=f"is being trained by process {third.pid}"):
+        mailbox.claim(str(folder), "trunk")
     assert "anneals when its stable phase is trained" in jobs.run("control", recipe, "release").stdout
     _, err = third.communicate(timeout=jobs.LIMIT_S)
     assert third.returncode == 0, err
