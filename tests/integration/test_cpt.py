@@ -1,5 +1,6 @@
 """The main job for real: Ray, Ray Data, Ray Train, DeepSpeed, MLflow; killed, resumed, audited; on a disk and on S3."""
 
+import gzip
 import json
 import os
 import re
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 from peft import AutoPeftModelForCausalLM
 
-from cluster.storage import join, names, read_text
+from cluster.storage import join, names, read_bytes, read_text
 from cprec.registry import Registry
 from cprec.resolve import load
 from cprec.schedule.plan import Plan
@@ -135,9 +136,11 @@ def test_wrong_input_is_one_message_and_exit_code_1(
 def test_corpus_and_storage_on_s3(tmp_path: Path, s3: str) -> None:
     places = ["--data.root", f"{s3}/shoppers", "--corpus", f"{s3}/corpus", "--storage", f"{s3}/runs", "--mlflow.uri", f"sqlite:///{tmp_path}/s3.db"]
     recipe = jobs.recipe(tmp_path, train={"global_batch": 32, "zero_stage": 3, "max_samples": 100})
-    done = jobs.run("cpt", recipe, *places, environment=dict(os.environ))
+    done = jobs.run("cpt", recipe, *places, "--train.profile", "2", environment=dict(os.environ))
     assert re.search(r"audit: (\d[\d,]*) planned, 0 missing, 0 repeated", done.stdout)
     run = f"{s3}/runs/small"
     newest = names(join(run, "checkpoints"))[-1]
     checkpoint.verify(join(run, "checkpoints", newest))
     assert "<html" in read_text(join(run, "report.html"))
+    profiled = json.loads(gzip.decompress(read_bytes(join(run, "profile", "0.json.gz"))))
+    assert {event["name"] for event in profiled["traceEvents"] if "name" in event} >= {"aten::linear"}

@@ -73,8 +73,11 @@ def trunk(place: Path) -> Path:
 
     before = len(saved(folder))
     second = jobs.start("cpt", recipe, "--schedule.hold_open", "true", "--workers", "1")
-    again = lambda: len(saved(folder)) > before or (state(folder)["state"] == "waiting" and state(folder)["time"] > time.time() - 5)  # noqa: E731
-    jobs.kill_when(second, again, whole_cluster=True)
+
+    def went_on() -> bool:
+        return len(saved(folder)) > before or (state(folder)["state"] == "waiting" and state(folder)["time"] > time.time() - 5)
+
+    jobs.kill_when(second, went_on, whole_cluster=True)
 
     third = jobs.start("cpt", recipe, "--schedule.hold_open", "true", "--workers", "3")
     wait_for(third, lambda: state(folder)["state"] in ("training", "waiting") and state(folder)["owner"]["pid"] == third.pid)
