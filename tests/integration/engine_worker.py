@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from cprec.model import adapter
 from cprec.recipe import ModelSettings, TrainSettings
@@ -19,22 +18,13 @@ from cprec.stream.shares import GlobalBatch, Share, deal
 from cprec.stream.tokens import Tokens
 from cprec.train import checkpoint
 from cprec.train.engine import Engine
+from tests.models import llama
 
 STEPS, HALF, BATCH, END, RATE = 4, 2, 7, 0, 1e-2
 
 
 def model(kind: str, dropout: float) -> torch.nn.Module:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=128,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-    )
-    return adapter.attach(LlamaForCausalLM(config), ModelSettings(adapter=kind, lora_dropout=dropout), 0)  # type: ignore[arg-type]
+    return adapter.attach(llama(128), ModelSettings(adapter=kind, lora_dropout=dropout), 0)  # type: ignore[arg-type]
 
 
 def samples(step: int) -> list[Tokens]:

@@ -7,13 +7,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from cluster.errors import DataError, RunError
 from cprec.downstream import hybrid
 from cprec.downstream.hybrid import Hybrid, HybridEncoder, Item, TextEncoder
 from cprec.model import tiny
 from cprec.stream.tokens import Encoder
+from tests.models import llama
 
 WORDS = ["oak", "lamp", "(2)", "steel,", "red", "mug}", "Acme"]
 TOKENIZER: PreTrainedTokenizerFast = tiny.train_tokenizer(["red oak lamp", "steel mug (2)", "Acme lamp"] * 5, 400)
@@ -24,17 +25,7 @@ items = st.lists(st.tuples(titles, st.integers(0, 8)), min_size=1, max_size=5)
 
 
 def model(seed: int = 0) -> PreTrainedModel:
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-    )
-    return cast(PreTrainedModel, LlamaForCausalLM(config).eval())
+    return cast(PreTrainedModel, llama(VOCABULARY, seed, hidden_size=16, num_hidden_layers=1, num_attention_heads=2).eval())
 
 
 @given(items, items)
@@ -96,6 +87,6 @@ def test_saved_and_loaded_it_says_the_same(tmp_path: Path) -> None:
                 p.copy_(weights[name])
         ids = torch.tensor([[5, VOCABULARY + 3, 7]])
         assert torch.equal(again(ids).logits, wrapped(ids).logits)
-    other = LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2))
+    other = llama(VOCABULARY, hidden_size=32)
     with pytest.raises(RunError, match="does not fit the base model"):
         hybrid.load(cast(PreTrainedModel, other), tmp_path)

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from cprec.evaluate.answers import exact, llara
 from cprec.evaluate.generate import LISTED, answered, greedy, trie
@@ -16,6 +16,7 @@ from cprec.evaluate.rank import score
 from cprec.model import tiny
 from cprec.stream.titles import ByTokenizer
 from cprec.stream.tokens import Encoder
+from tests.models import llama
 
 TITLES = ["red oak lamp", "red oak", "steel mug", "blue lamp", "blue oak lamp", "Acme mug", "Acme steel lamp", "glass mug"]
 TOKENIZER = tiny.train_tokenizer(TITLES * 3, 400)
@@ -32,23 +33,8 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def model() -> PreTrainedModel:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(TOKENIZER),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        bos_token_id=TOKENIZER.bos_token_id,
-        eos_token_id=TOKENIZER.eos_token_id,
-        pad_token_id=TOKENIZER.pad_token_id,
-    )
-    network = LlamaForCausalLM(config).eval()
-    for parameter in network.parameters():
-        parameter.data.mul_(8)
-    return cast(PreTrainedModel, network)
+    special = {f"{name}_token_id": getattr(TOKENIZER, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    return cast(PreTrainedModel, llama(len(TOKENIZER), spread=8, **special).eval())
 
 
 def samples(rows: int = 6, candidates: int = 6) -> pa.Table:

@@ -8,9 +8,10 @@ import pyarrow as pa
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from cprec.evaluate.rank import query, score
+from tests.models import llama
 
 END = 1
 
@@ -30,20 +31,7 @@ class Letters:
 
 
 def tiny(attention: str, adapted: bool) -> PreTrainedModel:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-    )
-    config._attn_implementation = attention
-    model: torch.nn.Module = LlamaForCausalLM(config)
-    for parameter in model.parameters():
-        parameter.data.mul_(8)  # far from uniform, so that an answer that saw another would show
+    model: torch.nn.Module = llama(64, spread=8, attn_implementation=attention)
     if adapted:
         model = get_peft_model(
             cast(PreTrainedModel, model), LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)

@@ -1,30 +1,22 @@
 """A packed row gives every sample the logits and gradients that it has alone, and the traps around it do not catch."""
 
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
+from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel
 
 from cluster.errors import RecipeError
 from cprec.model import attention
 from cprec.stream.packing import Cut, collate
 from cprec.stream.tokens import Tokens
+from tests.models import SHAPE, llama
 
 VOCABULARY, END = 97, 0
-SHAPE: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -37,10 +29,7 @@ def one_thread() -> Iterator[None]:
 
 
 def model(adapted: bool = False) -> PreTrainedModel:
-    torch.manual_seed(0)
-    plain: torch.nn.Module = LlamaForCausalLM(LlamaConfig(**SHAPE))
-    for parameter in plain.parameters():
-        parameter.data.mul_(6)  # far from uniform, so that a sample that saw another would show
+    plain: torch.nn.Module = llama(VOCABULARY, spread=6)
     if adapted:
         config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
         plain = get_peft_model(cast(PreTrainedModel, plain), config)
@@ -133,7 +122,7 @@ def test_the_cache_does_not_matter_when_there_are_bounds() -> None:
 
 def test_attention_that_cannot_be_packed_is_refused() -> None:
     torch.manual_seed(0)
-    network = MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=8))
+    network = MistralForCausalLM(MistralConfig(**SHAPE, vocab_size=VOCABULARY, sliding_window=8))
     attention.enable(network)
     with pytest.raises(RecipeError, match=r"train.pack: false"):
         packed_logits(network, Cut(packed=True, size=128))

@@ -5,11 +5,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from cprec.model.fp8 import Frozen8, freeze, quantised
 from cprec.recipe import ModelSettings
 from cprec.train.device import Work
+from tests.models import llama
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -41,8 +41,7 @@ def test_output_and_input_gradient_are_near_those_of_the_layer() -> None:
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # PEFT asks transformers under a name of the past
 def test_only_the_frozen_base_under_lora_is_replaced_and_the_work_stays_the_same() -> None:
-    config = LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64)
-    model = get_peft_model(LlamaForCausalLM(config).bfloat16(), LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+    model = get_peft_model(llama(64).bfloat16(), LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
     before = Work.of(model, 64)
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
     assert freeze(model) == 14
