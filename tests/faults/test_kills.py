@@ -6,8 +6,6 @@ Faults of the matrices: 2-5, 9, 11, 28.
 import json
 import os
 import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +23,6 @@ def complete(folder: Path) -> int:
     return len([e for e in jobs.lines(folder / "events.jsonl") if e["event"] == "checkpoint_saved"])
 
 
-def wait_for(process: "Any", reached: Callable[[], bool]) -> None:
-    end = time.monotonic() + jobs.LIMIT_S
-    while not reached():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end, "the condition never held"
-        time.sleep(0.05)
-
-
 def kill(driver: int, name: str) -> None:
     """kill -9 the first process below a driver whose title begins with a name."""
     found = [p for p in psutil.Process(driver).children(recursive=True) if (p.cmdline() or [""])[0].startswith(name)]
@@ -43,9 +33,9 @@ def kill(driver: int, name: str) -> None:
 def test_a_worker_and_then_the_controller_are_killed(whole: Path, place: Path) -> None:
     folder = place / "runs" / "kills"
     process = jobs.start("cpt", place / "recipe.yaml", "--run", "kills")
-    wait_for(process, lambda: complete(folder) >= 1)
+    jobs.wait_for(process, lambda: complete(folder) >= 1)
     kill(process.pid, "ray::RayTrainWorker")
-    wait_for(process, lambda: len([e for e in jobs.lines(folder / "events.jsonl") if e["event"] == "resumed"]) >= 1)
+    jobs.wait_for(process, lambda: len([e for e in jobs.lines(folder / "events.jsonl") if e["event"] == "resumed"]) >= 1)
     kill(process.pid, "ray::ControllerShell")
     _, err = process.communicate(timeout=jobs.LIMIT_S)
     assert process.returncode == 0, err
@@ -73,7 +63,7 @@ def test_a_corrupt_newest_checkpoint_is_named_and_the_one_before_used(whole: Pat
 def test_ctrl_c_saves_a_checkpoint_and_leaves_nobody_behind(whole: Path, place: Path) -> None:
     folder, recipe = place / "runs" / "stopped", place / "recipe.yaml"
     process = jobs.start("cpt", recipe, "--run", "stopped")
-    wait_for(process, lambda: complete(folder) >= 1)
+    jobs.wait_for(process, lambda: complete(folder) >= 1)
     below = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: to everybody in the foreground
     out, err = process.communicate(timeout=jobs.LIMIT_S)

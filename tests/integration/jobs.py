@@ -85,16 +85,21 @@ def refused(job: str, *arguments: str | Path, capsys: pytest.CaptureFixture[str]
     return seen.err
 
 
-def kill_when(process: "subprocess.Popen[str]", reached: Callable[[], bool], whole_cluster: bool = False) -> None:
-    """kill -9 the driver of a running job once a condition holds, and wait until its workers, which live a little longer, are gone.
-
-    whole_cluster: kill every process of its local Ray with it.
-    """
+def wait_for(process: "subprocess.Popen[str]", reached: Callable[[], bool]) -> None:
+    """Wait until a condition holds, which must be while a job is running."""
     end = time.monotonic() + LIMIT_S
     while not reached():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end, "the condition never held"
         time.sleep(0.05)
+
+
+def kill_when(process: "subprocess.Popen[str]", reached: Callable[[], bool], whole_cluster: bool = False) -> None:
+    """kill -9 the driver of a running job once a condition holds, and wait until its workers, which live a little longer, are gone.
+
+    whole_cluster: kill every process of its local Ray with it.
+    """
+    wait_for(process, reached)
     os.kill(process.pid, signal.SIGSTOP)  # at this very moment; whom it started is looked up then
     everybody = psutil.Process(process.pid).children(recursive=True)
     below = [p for p in everybody if p.name().startswith(("ray::RayTrain", "ray::Controller"))]

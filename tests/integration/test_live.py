@@ -1,9 +1,7 @@
 """A run that never stops learning: a domain joins while the stable phase runs, drivers are killed, workers come and go, branches and trunks go on."""
 
 import json
-import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +45,6 @@ def state(folder: Path) -> dict[str, Any]:
     return values
 
 
-def wait_for(process: "subprocess.Popen[str]", reached: Callable[[], bool]) -> None:
-    end = time.monotonic() + jobs.LIMIT_S
-    while not reached():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end, "the condition never held"
-        time.sleep(0.2)
-
-
 def saved(folder: Path) -> list[int]:
     return sorted(int(p.parent.name.split("-")[0]) for p in folder.glob("checkpoints/*/manifest.json"))
 
@@ -65,7 +55,7 @@ def trunk(place: Path) -> Path:
     is killed; three workers go on, and the phase is released. Returns the run's folder."""
     recipe, folder = place / "recipe.yaml", place / "runs" / "trunk"
     first = jobs.start("cpt", recipe, "--schedule.hold_open", "true")
-    wait_for(first, lambda: state(folder)["state"] == "waiting")
+    jobs.wait_for(first, lambda: state(folder)["state"] == "waiting")
     appended = jobs.run("append_domain", recipe, "--data.domains", "Sports")
     assert "trunk takes up corpus version 1 at sample" in appended.stdout
     dry = json.loads((folder / "plan.json").read_text())["plan"]["eras"][0]["stop"]
@@ -80,7 +70,7 @@ def trunk(place: Path) -> Path:
     jobs.kill_when(second, went_on, whole_cluster=True)
 
     third = jobs.start("cpt", recipe, "--schedule.hold_open", "true", "--workers", "3")
-    wait_for(third, lambda: state(folder)["state"] in ("training", "waiting") and state(folder)["owner"]["pid"] == third.pid)
+    jobs.wait_for(third, lambda: state(folder)["state"] in ("training", "waiting") and state(folder)["owner"]["pid"] == third.pid)
     with pytest.raises(RunError, match=f"is being trained by process {third.pid}"):
         mailbox.claim(str(folder), "trunk")
     assert "anneals when its stable phase is trained" in jobs.run("control", recipe, "release").stdout

@@ -1,7 +1,5 @@
 """The baselines learn what there is to learn, see no future, and stop when they should."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -12,15 +10,6 @@ from cprec.recipe import BaselineSettings
 
 ITEMS, LENGTH = 30, 6
 SETTINGS = BaselineSettings(size=16, dropout=0.0, batch=32, rate=1e-2, gru_rate=0.1, max_epochs=30, patience=30)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors this small are slower on several."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def fresh(name: str, seed: int = 0) -> Recommender:

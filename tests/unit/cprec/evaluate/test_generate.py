@@ -1,6 +1,5 @@
 """Generated answers: greedy as the model itself would, held to the candidates where asked, listed in turn, and counted by both rules."""
 
-from collections.abc import Iterator
 from typing import cast
 
 import numpy as np
@@ -20,15 +19,6 @@ from tests.models import llama
 
 TITLES = ["red oak lamp", "red oak", "steel mug", "blue lamp", "blue oak lamp", "Acme mug", "Acme steel lamp", "glass mug"]
 TOKENIZER = tiny.train_tokenizer(TITLES * 3, 400)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors this small are slower on several."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """One pass over all candidates gives each the score that it has alone."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
@@ -43,15 +43,6 @@ def tiny(attention: str, adapted: bool) -> PreTrainedModel:
 def alone(model: PreTrainedModel, prompt: list[int], answer: list[int]) -> float:
     logits = model(input_ids=torch.tensor([prompt + answer])).logits[0]
     return float(logits.log_softmax(-1)[torch.arange(len(prompt) - 1, len(prompt) + len(answer) - 1), torch.tensor(answer)].sum())
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors this small are slower on several."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

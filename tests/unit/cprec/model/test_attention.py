@@ -1,6 +1,5 @@
 """A packed row gives every sample the logits and gradients that it has alone, and the traps around it do not catch."""
 
-from collections.abc import Iterator
 from typing import cast
 
 import numpy as np
@@ -17,15 +16,6 @@ from cprec.stream.tokens import Tokens
 from tests.models import SHAPE, llama
 
 VOCABULARY, END = 97, 0
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors this small are slower on several."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def model(adapted: bool = False) -> PreTrainedModel:
