@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from cluster import deepspeed_presets as presets
 from cprec.model import attention
-from cprec.model.adapter import trainable
+from cprec.model.adapter import fuse, trainable
 from cprec.model.quiet import quiet
 from cprec.recipe import TrainSettings
 from cprec.stream.packing import Cut, MicroBatch
@@ -92,6 +92,8 @@ class Engine:
         self.parameters = trainable(model)
         if settings.pack:
             attention.enable(model)
+        if self.stage < 3:
+            fuse(model)
         self.work = device.Work.of(model, model.config.vocab_size)  # type: ignore[union-attr, arg-type]
         if self.recomputes:
             model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
