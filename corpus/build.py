@@ -15,14 +15,14 @@ import polars as pl
 from cluster import storage
 from cluster.errors import CorpusError, DataError
 from corpus import catalogue, delta, interactions, kept, simulate, statistics
-from corpus.coded import Coded, codes
+from corpus.coded import Coded, codes, renumbered
 from corpus.interactions import Behaviours, Say
 from corpus.kcore import largest_k, rows_of_core
 from corpus.make import Made, check_negatives, make
 from corpus.sequences import Ints
 from corpus.settings import DataSettings, SimulateSettings
 from corpus.sources import layout
-from corpus.table import PARTITION, SAMPLES, SAMPLES_SCHEMA, Corpus, publish_statistics
+from corpus.table import ITEMS_SCHEMA, PARTITION, SAMPLES, SAMPLES_SCHEMA, Corpus, publish_statistics
 
 RULES = 1
 """Goes up whenever the same input would make other samples."""
@@ -102,25 +102,29 @@ def gather(data: DataSettings, say: Say) -> Gathered:
     names = sorted((*data.domains, *data.held_out))
     if not data.domains:
         raise DataError("data.domains names no domain to pre-train on; name at least one")
-    found, items, dropped = [], [], Counter[str]()
-    first = 0
+    found, items, dropped = [], [pl.DataFrame(ITEMS_SCHEMA.empty_table())], Counter[str]()
     for domain in names:
-        raw = interactions.read(data, domain, say)
-        core = _core(domain, raw, data.k_core)
-        used = core["item"].unique().sort()
-        titled, renamed = interactions.distinct(raw.items.join(pl.DataFrame({"item_id": raw.item_ids.gather(used)}), on="item_id", how="semi"))
-        index = pl.int_range(first, first + titled.height, dtype=pl.Int64)
-        indexed = titled.select(item_index=index, domain=pl.lit(domain), item_id="item_id", title="title")
-        first += titled.height
-        users = core["user"].unique().sort()
-        rows = core.select(user=codes(core["user"], users), item=(codes(raw.item_ids, indexed["item_id"]) + indexed["item_index"][0]).gather(core["item"]))
-        found.append((rows.with_columns(core["timestamp"]), raw.users.gather(users)))
-        items.append(indexed)
-        dropped += raw.dropped + Counter(k_core=raw.interactions.height - core.height, title_made_distinct=renamed)
-        say(f"{domain}: {users.len():,} users, {titled.height:,} items, {core.height:,} interactions in the {data.k_core}-core")
+        rows, users, of_domain, left_out = _domain(data, domain, sum(part.height for part in items), say)
+        found.append((rows, users))
+        items.append(of_domain)
+        dropped += left_out
     gathered = Gathered(Coded.joined(found, pl.concat(items)), pl.concat(items), dropped)
     check_negatives(gathered.interactions, sizes_of(gathered.indices()), data.num_candidates - 1)
     return gathered
+
+
+def _domain(data: DataSettings, domain: str, first: int, say: Say) -> tuple[pl.DataFrame, pl.Series, pl.DataFrame, Counter[str]]:
+    """One domain: interactions (user, item, timestamp) with the names of its users' numbers; items, numbered from `first`; what is dropped."""
+    raw = interactions.read(data, domain, say)
+    core = _core(domain, raw, data.k_core)
+    (user, users), (item, item_ids) = renumbered(core["user"], raw.users), renumbered(core["item"], raw.item_ids)
+    titled, renamed = interactions.distinct(raw.items.join(pl.DataFrame({"item_id": item_ids}), on="item_id", how="semi"))
+    index = pl.int_range(first, first + titled.height, dtype=pl.Int64)
+    items = titled.select(item_index=index, domain=pl.lit(domain), item_id="item_id", title="title")
+    rows = pl.DataFrame({"user": user, "item": (codes(item_ids, titled["item_id"]) + first).gather(item), "timestamp": core["timestamp"]})
+    dropped = raw.dropped + Counter(k_core=raw.interactions.height - core.height, title_made_distinct=renamed)
+    say(f"{domain}: {users.len():,} users, {items.height:,} items, {core.height:,} interactions in the {data.k_core}-core")
+    return rows, users, items, dropped
 
 
 def origin(data: DataSettings, domains: Sequence[str]) -> dict[str, Any]:

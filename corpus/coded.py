@@ -13,8 +13,6 @@ import polars as pl
 from corpus import hashing
 from corpus.sequences import NEW
 
-CODE = pl.UInt32
-"""Users and items are numbered below 2^32."""
 COUNTED = 1 << 22
 """Interactions that are counted at a time, which bounds memory."""
 
@@ -58,10 +56,11 @@ class Coded:
     def part(self, number: int, of: int) -> "Coded":
         """The interactions of the users in the number-th of so many equal ranges of hashes, a power of two."""
         width = (1 << 64) // of
-        low = (number * width + (1 << 63)) % (1 << 64) - (1 << 63) if of > 1 else -(1 << 63)  # the range's lowest hash, its bits as int64
+        # As int64 half of the hashes are negative and come first; no range but that of all hashes is torn by it.
+        low = int(np.uint64(number * width).view(np.int64)) if of > 1 else int(np.iinfo(np.int64).min)
         hashes, user = self.users["user_hash"].to_numpy(), self.rows["user"].to_numpy()
         first, stop = int(np.searchsorted(hashes, low)), int(np.searchsorted(hashes, low + (width - 1), side="right"))
-        start, end = np.searchsorted(user, np.array([first, stop], np.int64).astype(np.uint64))
+        start, end = np.searchsorted(user, np.array([first, stop], np.uint32))
         rows = self.rows.slice(start, end - start).with_columns(pl.col("user") - first)
         return Coded(rows, self.users.slice(first, stop - first), self.items)
 
@@ -86,6 +85,14 @@ def codes(values: pl.Series, of: pl.Series) -> pl.Series:
     """The place of each value [n] in a series that holds each once; null if it is not there."""
     places = pl.DataFrame({"value": of, "place": np.arange(of.len(), dtype=np.uint32)})
     return pl.DataFrame({"value": values}).join(places, on="value", how="left", maintain_order="left")["place"]
+
+
+def renumbered(numbers: pl.Series, names: pl.Series) -> tuple[pl.Series, pl.Series]:
+    """Numbers [n] of names, and the names that they stand for, less those that none stands for."""
+    used = np.flatnonzero(np.bincount(numbers.to_numpy()))
+    place = np.zeros(names.len(), np.uint32)
+    place[used] = np.arange(used.size)
+    return pl.Series(place[numbers.to_numpy()]), names.gather(used)
 
 
 def _users(names: pl.Series) -> pl.DataFrame:

@@ -18,7 +18,7 @@ from corpus.coded import Coded
 from corpus.interactions import Say
 from corpus.kept import KeptFile
 from corpus.samples import KEPT, Samples, at_most, samples_of
-from corpus.scratch import Aside, Scratch
+from corpus.scratch import Aside, scratch
 from corpus.sequences import Ints
 from corpus.settings import DataSettings
 from corpus.table import FileKey, by_file, write_samples
@@ -57,15 +57,15 @@ def here(found: Coded, items: Mapping[str, Ints], data: DataSettings, seed: int,
     pieces: dict[FileKey, list[Aside]] = {}
     users, dropped = 0, Counter[str]()
 
-    with Scratch() as scratch, ThreadPoolExecutor(THREADS) as threads:
+    with scratch() as put_aside, ThreadPoolExecutor(THREADS) as threads:
 
         def made(number: int) -> tuple[Samples, list[tuple[FileKey, Aside]], KeptFile | None]:
             samples = samples_of(found.part(number, count), items, data, seed)
-            aside = [(key, scratch.put(rows)) for key, rows in by_file(samples.tables, bounds)]
+            aside = [(key, put_aside.put(rows)) for key, rows in by_file(samples.tables, bounds)]
             return replace(samples, tables={}, kept=KEPT.empty_table()), aside, kept.write(uri, number, count, samples.kept)
 
         def written(key: FileKey) -> delta.Written:
-            return write_samples(uri, key, [scratch.get(place) for place in pieces[key]])
+            return write_samples(uri, key, [put_aside.get(place) for place in pieces[key]])
 
         kept_files = []
         for told, aside, file in threads.map(made, range(count)):
@@ -89,7 +89,8 @@ def check_negatives(found: Coded, sizes: Mapping[str, int], wanted: int) -> None
     if busy.is_empty():
         return
     rows = found.rows.join(busy.select("user").unique(), on="user", how="semi").select("user", "item")
-    had = rows.with_columns(domain=found.items["domain"].gather(rows["item"]).cast(pl.String)).group_by("domain", "user").agg(had=pl.col("item").n_unique())
+    rows = rows.with_columns(domain=found.items["domain"].gather(rows["item"]).cast(pl.String))
+    had = rows.group_by("domain", "user").agg(had=pl.col("item").n_unique())
     had = had.with_columns(user_id=found.users["user_id"].gather(had["user"]))
     busiest = had.sort("domain", "had", "user_id", descending=[False, True, False]).group_by("domain", maintain_order=True).first()
     for domain, user, most in busiest.select("domain", "user_id", "had").iter_rows():

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from corpus import candidates, hashing, sequences
 from corpus.coded import Coded
-from corpus.sequences import NEW, SPLITS, TEST, TRAIN, VALIDATION, Ints, Windows
+from corpus.sequences import SPLITS, TEST, TRAIN, VALIDATION, Ints, Windows
 from corpus.settings import DataSettings
 
 MIXED = "mixed"
@@ -53,8 +53,8 @@ KEPT = pa.schema(
 class Samples:
     """What some users' new interactions make.
 
-    tables: samples by (source, split), each a table of SCHEMA in the order of their unsigned ids; kept: the new interactions with their splits, a table of KEPT
-    in its order; mixed_users: users with their first mixed samples; dropped: new interactions that are no target, by reason.
+    tables: samples by (source, split), each a table of SCHEMA in the order of their unsigned ids; kept: the new interactions with their splits, a
+    table of KEPT in its order; mixed_users: users with their first mixed samples; dropped: new interactions that are no target, by reason.
     """
 
     tables: Mapping[tuple[str, str], pa.Table]
@@ -93,9 +93,7 @@ class _Partition:
         self.ordered = sequences.domain_sequences(found.rows.hstack(of_item))
         self.domains = {str(name): rows for (name,), rows in self.ordered.group_by("domain", maintain_order=True)}
         self.interacted = {
-            name: candidates.Interacted.of(
-                rows["user"].cast(pl.Int64).to_numpy(), self.number(name, rows["item_index"].to_numpy()), items[name].size
-            )
+            name: candidates.Interacted.of(rows["user"].cast(pl.Int64).to_numpy(), self.number(name, rows["item_index"].to_numpy()), items[name].size)
             for name, rows in self.domains.items()
         }
 
@@ -155,9 +153,9 @@ def samples_of(found: Coded, items: Mapping[str, Ints], data: DataSettings, seed
         for code, split in enumerate(SPLITS):
             # A training history holds nothing that was ever held out; that of a validation or test target is all that came before it.
             flat = training if split == TRAIN else whole
-            found = _targets(flat, data).where_row(flat.having(pl.col("new") & (pl.col("split") == code)))
-            tables[source, split] = partition.table(source, flat, found)
-            new -= found.target.size
+            targets = _targets(flat, data).where_row(flat.having(pl.col("new") & (pl.col("split") == code)))
+            tables[source, split] = partition.table(source, flat, targets)
+            new -= targets.target.size
         dropped["short_history"] += new
     mixed, first, of_mixed = _mixed(partition)
     tables[MIXED, TRAIN] = mixed

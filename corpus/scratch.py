@@ -2,9 +2,11 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
-from types import TracebackType
+from typing import IO
 
 import pyarrow as pa
 import pyarrow.ipc
@@ -19,18 +21,10 @@ class Aside:
 
 
 class Scratch:
-    """A file without a name in the folder for temporary files (TMPDIR): gone with its process, however that ends. For several threads."""
+    """A file of tables. For several threads."""
 
-    def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile()
-        self._lock = Lock()
-        self._end = 0
-
-    def __enter__(self) -> "Scratch":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._file.close()
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._end, self._lock = file.fileno(), 0, Lock()
 
     def put(self, table: pa.Table) -> Aside:
         """Put a table aside."""
@@ -43,14 +37,21 @@ class Scratch:
             self._end += content.nbytes
         done = 0
         while done < place.size:
-            done += os.pwrite(self._file.fileno(), content[done:], place.start + done)
+            done += os.pwrite(self._file, content[done:], place.start + done)
         return place
 
     def get(self, place: Aside) -> pa.Table:
         """Read a table again."""
         parts, done = [], 0
         while done < place.size:
-            parts.append(os.pread(self._file.fileno(), place.size - done, place.start + done))
+            parts.append(os.pread(self._file, place.size - done, place.start + done))
             done += len(parts[-1])
         with pa.ipc.open_stream(b"".join(parts)) as stream:
             return stream.read_all()
+
+
+@contextmanager
+def scratch() -> Iterator[Scratch]:
+    """A file without a name in the folder for temporary files (TMPDIR): gone with its process, however that ends."""
+    with tempfile.TemporaryFile() as file:
+        yield Scratch(file)
