@@ -40,7 +40,7 @@ class Coded:
 
     @classmethod
     def joined(cls, domains: Sequence[tuple[pl.DataFrame, pl.Series]], items: pl.DataFrame) -> "Coded":
-        """Interactions of version 0, a domain each: rows (user, item, timestamp) with the names of its own users' numbers. items: as of `Coded`."""
+        """Interactions of version 0, a domain each: rows (user, item, timestamp) with the names of its own users' numbers. items: of all domains."""
         users = _users(pl.concat([names for _, names in domains]))
         rows = [part.with_columns(user=codes(names, users["user_id"]).gather(part["user"])) for part, names in domains]
         new = {"version": pl.lit(0, pl.Int32), "split": pl.lit(None, pl.Int8)}

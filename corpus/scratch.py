@@ -29,7 +29,7 @@ class Scratch:
     def put(self, table: pa.Table) -> Aside:
         """Put a table aside."""
         sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as stream:
+        with pa.ipc.new_stream(sink, table.schema) as stream:
             stream.write_table(table)
         content = memoryview(sink.getvalue())
         with self._lock:
