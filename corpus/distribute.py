@@ -36,9 +36,10 @@ def make(found: Coded, items: Mapping[str, Ints], data: DataSettings, seed: int,
     """Make and write all samples on Ray; in the session that there is, else in one of its own."""
     with session.session("auto", os.cpu_count() or 1), _quiet():
         bounds, parts = at_most(found.sizes, data), kept.parts(found.new)
+        # By names they are large, so this process holds one at a time. A block is a range of users, and a task takes whole blocks.
         named = (found.part(number, parts).named().with_columns(partition=number) for number in range(parts))
-        users = ray.data.from_arrow([part.to_arrow() for part in named])
-        made = users.groupby("partition", num_partitions=parts).map_groups(_samples(items, data, seed, bounds, uri, parts), batch_format="pyarrow")
+        users = ray.data.from_arrow_refs([ray.put(part.to_arrow()) for part in named])
+        made = users.map_batches(_samples(items, data, seed, bounds, uri, parts), batch_size=None, batch_format="pyarrow")
         places = sum(map(file_count, bounds.values()))
         rows = made.groupby("file", num_partitions=places).map_groups(_write(uri), batch_format="pyarrow").take_all()
     told = [json.loads(row["told"]) for row in rows]

@@ -54,8 +54,7 @@ def read(data: DataSettings, domain: str, say: Say, *, titled: bool = True) -> B
     """
     of_interactions, of_items = layout.files(data, domain)
     wanted = ("user_id", "item_id", "timestamp", *(("rating",) if data.min_rating is not None else ()))
-    read, malformed = _read(of_interactions, wanted, data, say)
-    raw, users, item_ids = _coded(read)
+    raw, users, item_ids, malformed = _coded(_read(of_interactions, wanted, data, say))
     latest = data.latest if data.latest is not None else int(time.time()) + DAY_S
     timed, untimed = _timed(raw, layout.UNITS[layout.of(data).unit], latest)
     usable, dropped = _usable(timed, {"no_user_id": _no_name("user", users), "no_item_id": _no_name("item", item_ids)})
@@ -165,12 +164,13 @@ def _check_share(domain: str, dropped: Counter[str], rows: int, at_most: float) 
         )
 
 
-def _coded(read: pa.Table) -> tuple[pl.DataFrame, pl.Series, pl.Series]:
-    """Interactions whose ids are numbers (user, item: uint32), and the names that they stand for: users', items'."""
+def _coded(found: tuple[pa.Table, int]) -> tuple[pl.DataFrame, pl.Series, pl.Series, int]:
+    """What `_read` gave, with numbers for ids (user, item: uint32), and the names that they stand for: users', items'."""
+    read, malformed = found
     (users, names_of_users), (items, names_of_items) = (_numbers(read[name]) for name in ("user_id", "item_id"))
     columns = {"user": users, "item": items, "timestamp": pl.Series(read["timestamp"], dtype=pl.Int64)}
     more = {"rating": pl.Series(read["rating"])} if "rating" in read.column_names else {}
-    return pl.DataFrame(columns | more), names_of_users, names_of_items
+    return pl.DataFrame(columns | more), names_of_users, names_of_items, malformed
 
 
 def _numbers(ids: pa.ChunkedArray) -> tuple[pl.Series, pl.Series]:
