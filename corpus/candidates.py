@@ -17,8 +17,8 @@ _PLACE = 0xFFFF_FFFF
 """Draw number of the target's place: beyond any number of draws of items."""
 _ROWS = 1 << 12
 """Rows drawn at a time: what is needed in between stays in the processor's cache."""
-_BITS = 22
-"""Of a user's item's place among the marks."""
+_MARKS = 8
+"""Marks for each interaction: so most draws are told from interactions by one look. At most 2^22 in all, for the processor's cache."""
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -38,14 +38,14 @@ class Interacted:
         """user, item: [n], one entry for each interaction; `size` items in the domain."""
         keys = np.sort(user * size + item)
         keys = keys[np.diff(keys, prepend=-1) > 0]
-        marks = np.zeros(1 << _BITS, bool)
-        marks[_mark(keys)] = True
+        marks = np.zeros(1 << min(max((_MARKS * keys.size).bit_length(), 1), 22), bool)
+        marks[_places(keys, marks)] = True
         return cls(keys, size, marks)
 
     def has(self, user: Ints, item: Ints) -> NDArray[np.bool_]:
         """Whether each (user, item) is an interaction."""
         key = user * self.size + item
-        found = self.marks[_mark(key)]
+        found = self.marks[_places(key, self.marks)]
         possible = key[found]
         if possible.size:
             found[found] = self.keys[np.minimum(np.searchsorted(self.keys, possible), self.keys.size - 1)] == possible
@@ -83,8 +83,9 @@ def draw(key: Hash, user: Ints, target: Ints, interacted: Interacted, count: int
     return drawn, place.astype(np.int8)
 
 
-def _mark(key: Ints) -> Hash:
-    return (key.view(np.uint64) * _SPREAD) >> np.uint64(64 - _BITS)
+def _places(keys: Ints, marks: NDArray[np.bool_]) -> Hash:
+    """Where the keys have their marks; marks: a power of two of them, at least 2."""
+    return (keys.view(np.uint64) * _SPREAD) >> np.uint64(65 - marks.size.bit_length())
 
 
 def _first_draws(key: Hash, user: Ints, interacted: Interacted, count: int) -> tuple[Ints, NDArray[np.bool_]]:
