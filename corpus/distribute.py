@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from typing import Any
 
 import polars as pl
 import pyarrow as pa
@@ -38,8 +39,8 @@ def make(found: Coded, items: Mapping[str, Ints], data: DataSettings, seed: int,
         bounds, parts = at_most(found.sizes, data), kept.parts(found.new)
         # By names they are large, so this process holds one at a time. A block is a range of users, and a task takes whole blocks.
         named = (found.part(number, parts).named().with_columns(partition=number) for number in range(parts))
-        users = ray.data.from_arrow_refs([ray.put(part.to_arrow()) for part in named])
-        made = users.map_batches(_samples(items, data, seed, bounds, uri, parts), batch_size=None, batch_format="pyarrow")
+        blocks: list[Any] = [ray.put(part.to_arrow()) for part in named]
+        made = ray.data.from_arrow_refs(blocks).map_batches(_samples(items, data, seed, bounds, uri, parts), batch_size=None, batch_format="pyarrow")
         places = sum(map(file_count, bounds.values()))
         rows = made.groupby("file", num_partitions=places).map_groups(_write(uri), batch_format="pyarrow").take_all()
     told = [json.loads(row["told"]) for row in rows]
