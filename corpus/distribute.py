@@ -37,9 +37,7 @@ def make(found: Coded, items: Mapping[str, Ints], data: DataSettings, seed: int,
     """Make and write all samples on Ray; in the session that there is, else in one of its own."""
     with session.session("auto", os.cpu_count() or 1), _quiet():
         bounds, parts = at_most(found.sizes, data), kept.parts(found.new)
-        # By names they are large, so this process holds one at a time. A block is a range of users, and a task takes whole blocks.
-        named = (found.part(number, parts).named().with_columns(partition=number) for number in range(parts))
-        blocks: list[Any] = [ray.put(part.to_arrow()) for part in named]
+        blocks: list[Any] = [ray.put(block) for block in _blocks(found, parts)]  # one at a time in this process: by names they are large
         made = ray.data.from_arrow_refs(blocks).map_batches(_samples(items, data, seed, bounds, uri, parts), batch_size=None, batch_format="pyarrow")
         places = sum(map(file_count, bounds.values()))
         rows = made.groupby("file", num_partitions=places).map_groups(_write(uri), batch_format="pyarrow").take_all()
@@ -47,6 +45,13 @@ def make(found: Coded, items: Mapping[str, Ints], data: DataSettings, seed: int,
     files = [Written(**entry) for entry in told if "name" in entry]
     counts = next(entry for entry in told if "mixed_users" in entry)
     return Made(by_name(files), by_name([KeptFile(**entry) for entry in counts["kept"]]), counts["mixed_users"], Counter(counts["dropped"]))
+
+
+def _blocks(found: Coded, parts: int) -> Iterator[pa.Table]:
+    """The interactions of each range of users, by names; a task takes whole blocks."""
+    for number in range(parts):
+        if (part := found.part(number, parts)).rows.height:
+            yield part.named().with_columns(partition=number).to_arrow()
 
 
 @contextmanager
