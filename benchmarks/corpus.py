@@ -1,15 +1,18 @@
 """A corpus of simulated interactions: time and peak memory of the build against the same output by plain polars and plain pandas.
 
     python benchmarks/corpus.py [INTERACTIONS ...] [--peers polars,pandas] [--rounds 1]
+    python benchmarks/corpus.py --append [300000 3000000] [--rounds 1]
 
 Every build is a process of its own, ours and the peers' in turn. A peer does what one would write down first: k-core,
 leave-one-out, histories as lists (domain by domain and mixed, without the two rules for mixed histories, so it keeps more), 19 negatives, one parquet
 file per source. It has no versions, checks nothing, and draws candidates from a generator.
-Prints `name ours peer ratio` in seconds and MiB (ratio: peer / ours), and how ours grows from one size to the next.
+Prints `name ours peer ratio` in seconds, CPU seconds and MiB (ratio: peer / ours), and how ours grows from one size to the next.
+
+With --append: a domain of 100,000 interactions of 8,000 users, those of the corpus or new ones, appended to corpora of these sizes: seconds of the
+append alone, and how they grow with the corpus.
 """
 
 import argparse
-import os
 import resource
 import subprocess
 import sys
@@ -25,28 +28,33 @@ import numpy as np
 import pandas as pd
 import polars as pl
 
+from corpus.append import append
 from corpus.build import build
 from corpus.settings import DataSettings
 
 DOMAINS = ("A", "B", "C")
 K, LOW, HIGH, COUNT = 3, 3, 10, 20
+UNITS = ("seconds", "cpu_seconds", "MiB")
 
 
 def simulate(root: Path, rows: int) -> None:
-    """Interactions of rows / 12 users over three domains, items by a power law, times in whole days."""
-    rng = np.random.default_rng(0)
+    """Interactions of rows / 12 users over three domains."""
+    for seed, domain in enumerate(DOMAINS):
+        _domain(root, domain, rows // len(DOMAINS), np.arange(rows // 12), max(rows // 150, 200), seed)
+
+
+def _domain(root: Path, domain: str, rows: int, users: np.ndarray, items: int, seed: int) -> None:
+    """One domain's files: users alike, items by a power law, times in whole days."""
+    rng = np.random.default_rng(seed)
     for folder in ("interactions", "items"):
-        (root / folder).mkdir(parents=True)
-    for domain in DOMAINS:
-        n, items = rows // len(DOMAINS), max(rows // 150, 200)
-        user = rng.integers(0, rows // 12, n)
-        item = (items * rng.random(n) ** 2).astype(np.int64)
-        day = 1_300_000_000 // 86400 + rng.integers(0, 2000, n)
-        frame = pl.DataFrame({"user_id": user, "item_id": item, "timestamp": day * 86400})
-        frame = frame.with_columns(pl.format("u{}", "user_id").alias("user_id"), pl.format(domain + "{}", "item_id").alias("item_id"))
-        frame.write_parquet(root / "interactions" / f"{domain}.parquet")
-        ids = pl.Series("item_id", [f"{domain}{i}" for i in range(items)])
-        pl.DataFrame({"item_id": ids, "title": "Item " + ids}).write_parquet(root / "items" / f"{domain}.parquet")
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    item = (items * rng.random(rows) ** 2).astype(np.int64)
+    day = 1_300_000_000 // 86400 + rng.integers(0, 2000, rows)
+    frame = pl.DataFrame({"user_id": rng.choice(users, rows), "item_id": item, "timestamp": day * 86400})
+    frame = frame.with_columns(pl.format("u{}", "user_id").alias("user_id"), pl.format(domain + "{}", "item_id").alias("item_id"))
+    frame.write_parquet(root / "interactions" / f"{domain}.parquet")
+    ids = pl.Series("item_id", [f"{domain}{i}" for i in range(items)])
+    pl.DataFrame({"item_id": ids, "title": "Item " + ids}).write_parquet(root / "items" / f"{domain}.parquet")
 
 
 def ours(root: Path, out: Path) -> int:
@@ -147,51 +155,76 @@ def _pandas_samples(rows: pd.DataFrame, every: pd.DataFrame, first: int, items: 
     return len(made)
 
 
-def measured(name: str, root: Path) -> tuple[float, float, int]:
-    """Seconds, peak MiB, samples of one build in a process of its own."""
+def measured(name: str, root: Path) -> tuple[float, ...]:
+    """Seconds, CPU seconds, peak MiB, samples of one build in a process of its own; NaN if it died."""
     with tempfile.TemporaryDirectory() as out:
-        told = subprocess.run(
-            [sys.executable, __file__, "--one", name, str(root), str(Path(out) / "made")],
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ},
-        )
-    if told.returncode:
-        return float("nan"), float("nan"), 0
-    seconds, peak, samples = told.stdout.split()
-    return float(seconds), float(peak), int(samples)
+        command = [sys.executable, __file__, "--one", name, str(root), str(Path(out) / "made")]
+        told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    return tuple(map(float, told.stdout.split())) if not told.returncode else (float("nan"),) * 4
 
 
 def one(name: str, root: Path, out: Path) -> None:
-    started = time.perf_counter()
-    samples = {"ours": ours, "polars": polars, "pandas": pandas}[name](root, out)
-    print(time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, samples)
+    if name.startswith("append"):
+        first = 0 if name == "append_known_users" else 10**9
+        _domain(out.parent / "more", "D", 100_000, np.arange(first, first + 8_000), 2_000, len(DOMAINS))
+        ours(root, out)
+    started, of_processor = time.perf_counter(), time.process_time()
+    if name.startswith("append"):
+        corpus = append(DataSettings(root=str(out.parent / "more"), domains=("D",), distribute_above=10**12), 0, str(out), lambda line: None)
+        samples = sum(stream.rows for stream in corpus.streams("train") if stream.version == 1)
+    else:
+        samples = {"ours": ours, "polars": polars, "pandas": pandas}[name](root, out)
+    took = time.perf_counter() - started, time.process_time() - of_processor
+    print(*took, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, samples)
+
+
+def runs(rows: int, names: list[str], rounds: int) -> dict[str, tuple[float, ...]]:
+    """Medians of what `measured` gives, by name."""
+    with tempfile.TemporaryDirectory() as place:
+        simulate(Path(place) / "root", rows)
+        found: dict[str, list[tuple[float, ...]]] = {name: [] for name in names}
+        for _ in range(rounds):
+            for name in names:
+                found[name].append(measured(name, Path(place) / "root"))
+    return {name: tuple(map(median, zip(*of, strict=True))) for name, of in found.items()}
+
+
+def compare(sizes: list[int], peers: list[str], rounds: int) -> None:
+    before: tuple[int, tuple[float, ...]] | None = None
+    names = ["ours", *peers]
+    for rows in sizes:
+        of = runs(rows, names, rounds)
+        print(f"{rows:,}_interactions_ours {', '.join(f'{seen:,.1f} {unit}' for seen, unit in zip(of['ours'], UNITS, strict=False))}", flush=True)
+        for name in peers:
+            for seen, unit, peer in zip(of["ours"], UNITS, of[name], strict=False):
+                print(f"{rows:,}_interactions_{unit}_vs_{name} {seen:.1f} {peer:.1f} {peer / seen:.2f}", flush=True)
+        print(f"{rows:,}_interactions_samples {', '.join(f'{name} {of[name][-1]:,.0f}' for name in names)}", flush=True)
+        if before is not None:
+            growth = (f"{unit} x{now / then:.1f}" for unit, now, then in zip(UNITS, of["ours"], before[1], strict=False))
+            print(f"growth_x{rows / before[0]:.0f} {', '.join(growth)}", flush=True)
+        before = rows, of["ours"]
+
+
+def appends(sizes: list[int], rounds: int) -> None:
+    names = ["append_known_users", "append_new_users"]
+    by_size = [runs(rows, names, rounds) for rows in sizes]
+    for name in names:
+        seconds = [of[name][0] for of in by_size]
+        told = ", ".join(f"{rows:,}: {took:.2f} s, {of[name][-1]:,.0f} samples" for rows, took, of in zip(sizes, seconds, by_size, strict=True))
+        print(f"{name} {told}; corpus x{sizes[-1] / sizes[0]:.0f}, time x{seconds[-1] / seconds[0]:.2f}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sizes", nargs="*", type=int, default=[3_000_000, 30_000_000])
+    parser.add_argument("sizes", nargs="*", type=int)
     parser.add_argument("--peers", default="polars,pandas")
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--append", action="store_true")
     options = parser.parse_args()
-    before: tuple[int, float, float] | None = None
-    for rows in options.sizes:
-        with tempfile.TemporaryDirectory() as place:
-            simulate(Path(place) / "root", rows)
-            names = ["ours", *filter(None, options.peers.split(","))]
-            runs = {name: [] for name in names}
-            for _ in range(options.rounds):
-                for name in names:
-                    runs[name].append(measured(name, Path(place) / "root"))
-        of = {name: tuple(median(run[i] for run in found) for i in range(3)) for name, found in runs.items()}
-        for name in names[1:]:
-            for i, unit in enumerate(("seconds", "MiB")):
-                print(f"{rows:,}_interactions_{unit}_vs_{name} {of['ours'][i]:.1f} {of[name][i]:.1f} {of[name][i] / of['ours'][i]:.2f}", flush=True)
-        print(f"{rows:,}_interactions_samples {', '.join(f'{name} {int(of[name][2]):,}' for name in names)}", flush=True)
-        if before is not None:
-            print(f"growth_x{rows / before[0]:.0f} time x{of['ours'][0] / before[1]:.1f} memory x{of['ours'][1] / before[2]:.1f}", flush=True)
-        before = rows, of["ours"][0], of["ours"][1]
+    if options.append:
+        appends(options.sizes or [300_000, 3_000_000], options.rounds)
+    else:
+        compare(options.sizes or [3_000_000, 30_000_000], [name for name in options.peers.split(",") if name], options.rounds)
 
 
 if __name__ == "__main__":

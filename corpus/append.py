@@ -18,6 +18,7 @@ import polars as pl
 from cluster import storage
 from cluster.errors import CorpusError, DataError, Overtaken
 from corpus import build, catalogue, delta, interactions, kept, simulate, statistics
+from corpus.coded import Coded
 from corpus.interactions import Behaviours, Say
 from corpus.kcore import k_core, largest_k
 from corpus.make import check_negatives, make
@@ -99,7 +100,7 @@ def _append_to(corpus: Corpus, behaviours: dict[str, Behaviours], request: _Requ
         return Corpus.open(corpus.uri, done)
     told = corpus.commits[-1].metadata
     data = _whole(told, request)
-    users = pl.concat([of.interactions["user_id"] for of in behaviours.values()]).unique()
+    users = pl.concat([of.users for of in behaviours.values()]).unique()
     old = kept.of_users(corpus, users, request.read)
     runs: dict[str, Any] = told["item_runs"]
     parts = [_grow(corpus, runs, name, of, old, data, say) for name, of in behaviours.items()]
@@ -111,12 +112,13 @@ def _append_to(corpus: Corpus, behaviours: dict[str, Behaviours], request: _Requ
     indices = catalogue.indices_of(catalogue.joined(runs, items))
     numbered = came.join(items.select("domain", "item_id", "item_index"), on=["domain", "item_id"], how="left")
     coming = numbered.select("user_id").unique()
-    found = pl.concat([build.as_new(numbered, corpus.version + 1), old.join(coming, on="user_id", how="semi")], how="diagonal")
+    new = build.as_new(numbered, corpus.version + 1)
+    found = Coded.of(pl.concat([new, old.join(coming, on="user_id", how="semi").select(new.columns)]))
     check_negatives(found, build.sizes_of(indices), data.num_candidates - 1)
     made = make(found, indices, data, request.seed, corpus.uri, say)
     dropped += made.dropped + Counter(title_made_distinct=renamed)
     counts = statistics.count(made.files)
-    numbers = statistics.describe(told["statistics"], found, build.sizes_of(indices), data, counts, made.mixed_users, dropped)
+    numbers = statistics.describe(told["statistics"], found.sizes, build.sizes_of(indices), data, counts, made.mixed_users, dropped)
     metadata = {
         **{key: told[key] for key in ("rules", "fingerprint")},
         "appended": request.identity,
@@ -159,7 +161,7 @@ def _grow(corpus: Corpus, runs: dict[str, Any], domain: str, of: Behaviours, old
     )
     titles = pl.concat([of.items, known.select("item_id", "title").join(of.items, on="item_id", how="anti")])
     titled = interactions.with_title(of, titles["item_id"], domain, data)
-    fresh = titled.interactions.join(there, on=["user_id", "item_id", "timestamp"], how="anti", maintain_order="left")
+    fresh = titled.named().join(there, on=["user_id", "item_id", "timestamp"], how="anti", maintain_order="left")
     core = k_core(fresh, data.k_core, there["user_id"].unique(), known["item_id"])
     if core.is_empty() and not fresh.is_empty() and numbers is None:
         best = largest_k(fresh, data.k_core)

@@ -15,13 +15,14 @@ import polars as pl
 from cluster import storage
 from cluster.errors import CorpusError, DataError
 from corpus import catalogue, delta, interactions, kept, simulate, statistics
-from corpus.interactions import Say
-from corpus.kcore import k_core, largest_k
+from corpus.coded import Coded, codes, renumbered
+from corpus.interactions import Behaviours, Say
+from corpus.kcore import largest_k, rows_of_core
 from corpus.make import Made, check_negatives, make
 from corpus.sequences import Ints
 from corpus.settings import DataSettings, SimulateSettings
 from corpus.sources import layout
-from corpus.table import PARTITION, SAMPLES, SAMPLES_SCHEMA, Corpus, publish_statistics
+from corpus.table import ITEMS_SCHEMA, PARTITION, SAMPLES, SAMPLES_SCHEMA, Corpus, publish_statistics
 
 RULES = 1
 """Goes up whenever the same input would make other samples."""
@@ -31,11 +32,10 @@ RULES = 1
 class Gathered:
     """All domains after cleaning and k-core.
 
-    interactions: user_id, domain, item_id, item_index, timestamp, version, split, as `corpus.samples.samples_of` takes them; items: ITEMS_SCHEMA,
-    row i is item i; dropped: rows left out, by reason.
+    interactions: those of all domains, all new; items: ITEMS_SCHEMA, row i is item i; dropped: rows left out, by reason.
     """
 
-    interactions: pl.DataFrame
+    interactions: Coded
     items: pl.DataFrame
     dropped: Counter[str]
 
@@ -70,7 +70,7 @@ def build(data: DataSettings, seed: int, uri: str, say: Say) -> Corpus:
     made = make(gathered.interactions, items, data, seed, uri, say)
     dropped = gathered.dropped + made.dropped
     numbers = statistics.describe(
-        statistics.NOTHING, gathered.interactions, sizes_of(items), data, statistics.count(made.files), made.mixed_users, dropped
+        statistics.NOTHING, gathered.interactions.sizes, sizes_of(items), data, statistics.count(made.files), made.mixed_users, dropped
     )
     told = {
         "fingerprint": identity,
@@ -102,23 +102,29 @@ def gather(data: DataSettings, say: Say) -> Gathered:
     names = sorted((*data.domains, *data.held_out))
     if not data.domains:
         raise DataError("data.domains names no domain to pre-train on; name at least one")
-    found, items, dropped = [], [], Counter[str]()
-    first = 0
+    found, items, dropped = [], [pl.DataFrame(ITEMS_SCHEMA.empty_table())], Counter[str]()
     for domain in names:
-        raw = interactions.read(data, domain, say)
-        core = _core(domain, raw.interactions, data.k_core)
-        titled, renamed = interactions.distinct(raw.items.join(core, on="item_id", how="semi"))
-        indexed = titled.select(
-            item_index=pl.int_range(first, first + titled.height, dtype=pl.Int64), domain=pl.lit(domain), item_id="item_id", title="title"
-        )
-        first += titled.height
-        found.append(core.join(indexed.select("item_id", "domain", "item_index"), on="item_id", how="left"))
-        items.append(indexed)
-        dropped += raw.dropped + Counter(k_core=raw.interactions.height - core.height, title_made_distinct=renamed)
-        say(f"{domain}: {core['user_id'].n_unique():,} users, {titled.height:,} items, {core.height:,} interactions in the {data.k_core}-core")
-    gathered = Gathered(as_new(pl.concat(found), 0), pl.concat(items), dropped)
+        rows, users, of_domain, left_out = _domain(data, domain, sum(part.height for part in items), say)
+        found.append((rows, users))
+        items.append(of_domain)
+        dropped += left_out
+    gathered = Gathered(Coded.joined(found, pl.concat(items)), pl.concat(items), dropped)
     check_negatives(gathered.interactions, sizes_of(gathered.indices()), data.num_candidates - 1)
     return gathered
+
+
+def _domain(data: DataSettings, domain: str, first: int, say: Say) -> tuple[pl.DataFrame, pl.Series, pl.DataFrame, Counter[str]]:
+    """One domain: interactions (user, item, timestamp) with the names of its users' numbers; items, numbered from `first`; what is dropped."""
+    raw = interactions.read(data, domain, say)
+    core = _core(domain, raw, data.k_core)
+    (user, users), (item, item_ids) = renumbered(core["user"], raw.users), renumbered(core["item"], raw.item_ids)
+    titled, renamed = interactions.distinct(raw.items.join(pl.DataFrame({"item_id": item_ids}), on="item_id", how="semi"))
+    index = pl.int_range(first, first + titled.height, dtype=pl.Int64)
+    items = titled.select(item_index=index, domain=pl.lit(domain), item_id="item_id", title="title")
+    rows = pl.DataFrame({"user": user, "item": (codes(item_ids, titled["item_id"]) + first).gather(item), "timestamp": core["timestamp"]})
+    dropped = raw.dropped + Counter(k_core=raw.interactions.height - core.height, title_made_distinct=renamed)
+    say(f"{domain}: {users.len():,} users, {items.height:,} items, {core.height:,} interactions in the {data.k_core}-core")
+    return rows, users, items, dropped
 
 
 def origin(data: DataSettings, domains: Sequence[str]) -> dict[str, Any]:
@@ -132,7 +138,7 @@ def sizes_of(items: Mapping[str, Ints]) -> dict[str, int]:
 
 
 def as_new(found: pl.DataFrame, version: int) -> pl.DataFrame:
-    """Interactions that a version brings, as `corpus.samples.samples_of` takes them."""
+    """Interactions that a version brings, as `Coded.of` takes them."""
     columns = [pl.col(name) for name in ("user_id", "domain", "item_id", "item_index", "timestamp")]
     return found.select(*columns, version=pl.lit(version, pl.Int32), split=pl.lit(None, pl.Int8))
 
@@ -179,10 +185,11 @@ def _existing(uri: str, commits: tuple[delta.Commit, ...], identity: str, say: S
     return corpus
 
 
-def _core(domain: str, raw: pl.DataFrame, k: int) -> pl.DataFrame:
-    core = k_core(raw, k)
+def _core(domain: str, raw: Behaviours, k: int) -> pl.DataFrame:
+    found = raw.interactions
+    core = found[rows_of_core(found["user"].to_numpy(), found["item"].to_numpy(), k)]
     if core.is_empty():
-        best = largest_k(raw, k)
+        best = largest_k(raw.named(), k)
         advice = f"the largest data.k_core that leaves data is {best}" if best else "it holds no interaction that can be used"
-        raise DataError(f"{domain}: the {k}-core of {raw.height:,} interactions is empty; {advice}")
+        raise DataError(f"{domain}: the {k}-core of {found.height:,} interactions is empty; {advice}")
     return core

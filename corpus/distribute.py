@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from typing import Any
 
 import polars as pl
 import pyarrow as pa
@@ -19,10 +20,11 @@ from ray.data import DataContext
 
 from cluster import session
 from corpus import kept
+from corpus.coded import Coded
 from corpus.delta import Written
 from corpus.kept import KeptFile
-from corpus.make import Made, by_name, ranges
-from corpus.samples import at_most, partitioned, samples_of
+from corpus.make import Made, by_name
+from corpus.samples import at_most, samples_of
 from corpus.sequences import Ints
 from corpus.settings import DataSettings
 from corpus.table import FileKey, by_file, file_count, write_samples
@@ -31,18 +33,25 @@ COUNTS = ""
 """In place of a file's key: the row tells counts."""
 
 
-def make(found: pl.DataFrame, items: Mapping[str, Ints], data: DataSettings, seed: int, uri: str) -> Made:
+def make(found: Coded, items: Mapping[str, Ints], data: DataSettings, seed: int, uri: str) -> Made:
     """Make and write all samples on Ray; in the session that there is, else in one of its own."""
     with session.session("auto", os.cpu_count() or 1), _quiet():
-        bounds, parts = at_most(found, data), ranges(found)
-        users = ray.data.from_arrow([part.to_arrow() for part in partitioned(found, parts).partition_by("partition")])
-        made = users.groupby("partition", num_partitions=parts).map_groups(_samples(items, data, seed, bounds, uri, parts), batch_format="pyarrow")
+        bounds, parts = at_most(found.sizes, data), kept.parts(found.new)
+        blocks: list[Any] = [ray.put(block) for block in _blocks(found, parts)]  # one at a time in this process: by names they are large
+        made = ray.data.from_arrow_refs(blocks).map_batches(_samples(items, data, seed, bounds, uri, parts), batch_size=None, batch_format="pyarrow")
         places = sum(map(file_count, bounds.values()))
         rows = made.groupby("file", num_partitions=places).map_groups(_write(uri), batch_format="pyarrow").take_all()
     told = [json.loads(row["told"]) for row in rows]
     files = [Written(**entry) for entry in told if "name" in entry]
     counts = next(entry for entry in told if "mixed_users" in entry)
     return Made(by_name(files), by_name([KeptFile(**entry) for entry in counts["kept"]]), counts["mixed_users"], Counter(counts["dropped"]))
+
+
+def _blocks(found: Coded, parts: int) -> Iterator[pa.Table]:
+    """The interactions of each range of users, by names; a task takes whole blocks."""
+    for number in range(parts):
+        if (part := found.part(number, parts)).rows.height:
+            yield part.named().with_columns(partition=number).to_arrow()
 
 
 @contextmanager
@@ -68,7 +77,7 @@ def _samples(
     """
 
     def of_partition(block: pa.Table) -> pa.Table:
-        samples = samples_of(pl.DataFrame(block).drop("partition"), items, data, seed)
+        samples = samples_of(Coded.of(pl.DataFrame(block)), items, data, seed)
         written = kept.write(uri, block["partition"][0].as_py(), parts, samples.kept)
         counts = {"mixed_users": samples.mixed_users, "dropped": samples.dropped, "kept": [asdict(written)] if written else []}
         rows = [(COUNTS, json.dumps(counts).encode())]

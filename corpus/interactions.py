@@ -7,9 +7,11 @@ single rows that cannot be used are quarantined and counted by reason.
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import polars as pl
+import pyarrow as pa
 
 from cluster.errors import DataError
 from corpus.items import clean_title, distinct_titles
@@ -27,15 +29,22 @@ _COARSER = 20
 class Behaviours:
     """One domain as it was read.
 
-    interactions: user_id, item_id (strings), timestamp (int64 unix seconds); after `with_title` each row once, of an item with a title;
-    items: item_id, title, each item once; dropped: interactions that are no use, by reason;
-    of_titles: what else was left out, until it is among the dropped.
+    interactions: user, item (uint32: rows of users and item_ids), timestamp (int64 unix seconds); after `with_title` each row once, of an item with a
+    title; users, item_ids: every name once, those of rows that were left out among them; items: item_id, title, each item once;
+    dropped: interactions that are no use, by reason; of_titles: what else was left out, until it is among the dropped.
     """
 
     interactions: pl.DataFrame
+    users: pl.Series
+    item_ids: pl.Series
     items: pl.DataFrame
     dropped: Counter[str]
     of_titles: Counter[str]
+
+    def named(self) -> pl.DataFrame:
+        """The interactions by names: user_id, item_id, timestamp."""
+        user, item, timestamp = self.interactions.select("user", "item", "timestamp").get_columns()
+        return pl.DataFrame({"user_id": self.users.gather(user), "item_id": self.item_ids.gather(item), "timestamp": timestamp})
 
 
 def read(data: DataSettings, domain: str, say: Say, *, titled: bool = True) -> Behaviours:
@@ -45,14 +54,15 @@ def read(data: DataSettings, domain: str, say: Say, *, titled: bool = True) -> B
     """
     of_interactions, of_items = layout.files(data, domain)
     wanted = ("user_id", "item_id", "timestamp", *(("rating",) if data.min_rating is not None else ()))
-    raw, malformed = _read(of_interactions, wanted, data, say)
+    raw, users, item_ids, malformed = _coded(_read(of_interactions, wanted, data, say))
     latest = data.latest if data.latest is not None else int(time.time()) + DAY_S
     timed, untimed = _timed(raw, layout.UNITS[layout.of(data).unit], latest)
-    usable, dropped = _usable(timed, {"no_user_id": _blank("user_id"), "no_item_id": _blank("item_id")})
+    usable, dropped = _usable(timed, {"no_user_id": _no_name("user", users), "no_item_id": _no_name("item", item_ids)})
     dropped += untimed + Counter(malformed_line=malformed)
-    items, of_titles = _titles(_read(of_items, ("item_id", "title"), data, say))
+    titles, unread = _read(of_items, ("item_id", "title"), data, say)
+    items, of_titles = _titles(pl.DataFrame(titles), unread)
     found, liked = _liked(usable, data.min_rating)
-    behaviours = Behaviours(found, items, dropped, of_titles + liked)
+    behaviours = Behaviours(found, users, item_ids, items, dropped, of_titles + liked)
     return with_title(behaviours, items["item_id"], domain, data) if titled else behaviours
 
 
@@ -61,13 +71,14 @@ def with_title(found: Behaviours, titled: pl.Series, domain: str, data: DataSett
 
     Raises DataError when too many rows of the domain are no use.
     """
-    kept = found.interactions.filter(pl.col("item_id").is_in(titled.implode()))
+    has_title = found.item_ids.is_in(titled.implode())
+    kept = found.interactions.filter(has_title.gather(found.interactions["item"]))
     dropped = found.dropped + Counter(item_without_title=found.interactions.height - kept.height)
     _check_share(domain, dropped, found.interactions.height + found.dropped.total(), data.max_quarantined)
-    unique = kept.unique(maintain_order=True)
-    capped = _capped(unique, data.max_per_user)
+    unique = kept.unique()
+    capped = _capped(unique, found.item_ids, data.max_per_user)
     repeated = Counter(duplicate_interaction=kept.height - unique.height, over_user_cap=unique.height - capped.height)
-    return Behaviours(capped, found.items, dropped + found.of_titles + repeated, Counter())
+    return replace(found, interactions=capped, dropped=dropped + found.of_titles + repeated, of_titles=Counter())
 
 
 def distinct(items: pl.DataFrame) -> tuple[pl.DataFrame, int]:
@@ -102,16 +113,18 @@ def _liked(found: pl.DataFrame, at_least: float | None) -> tuple[pl.DataFrame, C
     return kept, Counter(below_min_rating=found.height - kept.height)
 
 
-def _capped(found: pl.DataFrame, most: int) -> pl.DataFrame:
+def _capped(found: pl.DataFrame, item_ids: pl.Series, most: int) -> pl.DataFrame:
     """The most recent interactions of every user, at most so many; ties by item id."""
-    if found.is_empty() or int(found["user_id"].value_counts()["count"].max()) <= most:  # type: ignore[arg-type]
+    counts = np.bincount(found["user"].to_numpy())
+    if counts.max(initial=0) <= most:
         return found
-    recent = pl.struct("timestamp", "item_id").rank("ordinal", descending=True).over("user_id")
-    return found.filter(recent <= most)
+    busy = (pl.Series(counts) > most).gather(found["user"])
+    named = found.filter(busy).with_columns(item_id=item_ids.gather(found["item"].filter(busy)))
+    recent = pl.struct("timestamp", "item_id").rank("ordinal", descending=True).over("user")
+    return pl.concat([found.filter(~busy), named.filter(recent <= most).drop("item_id")])
 
 
-def _titles(read: tuple[pl.DataFrame, int]) -> tuple[pl.DataFrame, Counter[str]]:
-    raw, malformed = read
+def _titles(raw: pl.DataFrame, malformed: int) -> tuple[pl.DataFrame, Counter[str]]:
     usable, dropped = _usable(raw, {"item_without_id": _blank("item_id")})
     titles = usable["title"].unique()
     cleaned_titles = pl.DataFrame({"title": titles, "cleaned": pl.Series([clean_title(title or "") for title in titles], dtype=pl.String)})
@@ -135,6 +148,12 @@ def _blank(column: str) -> pl.Expr:
     return pl.col(column).is_null() | (pl.col(column).str.strip_chars() == "")
 
 
+def _no_name(column: str, names: pl.Series) -> pl.Expr:
+    """Whether a row's number stands for no name, or none is there."""
+    blank = (names.str.strip_chars() == "").arg_true().cast(pl.UInt32)
+    return pl.col(column).is_null() | pl.col(column).is_in(blank.implode())
+
+
 def _check_share(domain: str, dropped: Counter[str], rows: int, at_most: float) -> None:
     if dropped.total() > at_most * rows:
         unit = dropped["timestamp_in_finer_unit"] or dropped["timestamp_in_coarser_unit"]
@@ -145,7 +164,22 @@ def _check_share(domain: str, dropped: Counter[str], rows: int, at_most: float) 
         )
 
 
-def _read(of: Sequence[str], wanted: Sequence[str], data: DataSettings, say: Say) -> tuple[pl.DataFrame, int]:
+def _coded(found: tuple[pa.Table, int]) -> tuple[pl.DataFrame, pl.Series, pl.Series, int]:
+    """What `_read` gave, with numbers for ids (user, item: uint32), and the names that they stand for: users', items'."""
+    read, malformed = found
+    (users, names_of_users), (items, names_of_items) = (_numbers(read[name]) for name in ("user_id", "item_id"))
+    columns = {"user": users, "item": items, "timestamp": pl.Series(read["timestamp"], dtype=pl.Int64)}
+    more = {"rating": pl.Series(read["rating"])} if "rating" in read.column_names else {}
+    return pl.DataFrame(columns | more), names_of_users, names_of_items, malformed
+
+
+def _numbers(ids: pa.ChunkedArray) -> tuple[pl.Series, pl.Series]:
+    """Text [n] as numbers, null where it is, and what each stands for."""
+    coded = ids.dictionary_encode().combine_chunks()
+    return pl.Series(coded.indices, dtype=pl.UInt32), pl.Series(coded.dictionary, dtype=pl.String)
+
+
+def _read(of: Sequence[str], wanted: Sequence[str], data: DataSettings, say: Say) -> tuple[pa.Table, int]:
     """The wanted columns of files that must agree on their types; and the lines that could not be read. Integer ids become text."""
     chosen = layout.of(data)
     columns = {name: chosen.columns[name] for name in wanted}
@@ -158,5 +192,5 @@ def _read(of: Sequence[str], wanted: Sequence[str], data: DataSettings, say: Say
     for name in wanted:
         if files.KINDS[name] == files.IDS and "int" in found[0].types[name]:
             say(f"{of[0]}: integers of column {columns[name]} are read as text")
-    frames = [pl.DataFrame(read.table) for read in found]
-    return pl.concat([frame.cast({"timestamp": pl.Int64}) if "timestamp" in wanted else frame for frame in frames]), sum(r.malformed for r in found)
+    tables = [read.table.cast(pa.schema([(name, files.TYPES[files.KINDS[name]]) for name in wanted])) for read in found]
+    return pa.concat_tables(tables), sum(read.malformed for read in found)

@@ -2,7 +2,11 @@
 
 from bisect import bisect_left
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
+
+Codes = NDArray[np.uint32]
 
 
 def k_core(interactions: pl.DataFrame, k: int, users: pl.Series | None = None, items: pl.Series | None = None) -> pl.DataFrame:
@@ -12,12 +16,20 @@ def k_core(interactions: pl.DataFrame, k: int, users: pl.Series | None = None, i
     have their k already. With them, what is left joined to that core is the core of both together.
     Returns the rows that are left, in their order; none if no core is there.
     """
-    enough_of_user, enough_of_item = _enough("user_id", k, users), _enough("item_id", k, items)
+    (user, known_user), (item, known_item) = (_coded(interactions[name], known) for name, known in (("user_id", users), ("item_id", items)))
+    return interactions[rows_of_core(user, item, k, known_user, known_item)]
+
+
+def rows_of_core(
+    user: Codes, item: Codes, k: int, known_user: NDArray[np.bool_] | None = None, known_item: NDArray[np.bool_] | None = None
+) -> NDArray[np.int64]:
+    """The rows of the k-core, ascending, of interactions [n] whose users and items are numbers. known_...: by number, who has their k already."""
+    left = np.arange(user.size)
     while True:
-        kept = interactions.filter(enough_of_user).filter(enough_of_item)
-        if kept.height == interactions.height:
-            return kept
-        interactions = kept
+        enough = _enough(user, k, known_user)[user] & _enough(item, k, known_item)[item]
+        if enough.all():
+            return left
+        left, user, item = left[enough], user[enough], item[enough]
 
 
 def largest_k(interactions: pl.DataFrame, below: int) -> int:
@@ -25,6 +37,14 @@ def largest_k(interactions: pl.DataFrame, below: int) -> int:
     return bisect_left(range(1, below), True, key=lambda k: k_core(interactions, k).is_empty())
 
 
-def _enough(column: str, k: int, known: pl.Series | None) -> pl.Expr:
-    count = pl.len().over(column) >= k
-    return count if known is None else count | pl.col(column).is_in(known.implode())
+def _enough(codes: Codes, k: int, known: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
+    """By number: whether it comes at least k times, or needs not to."""
+    if known is None:
+        return np.bincount(codes) >= k
+    return (np.bincount(codes, minlength=known.size) >= k) | known
+
+
+def _coded(ids: pl.Series, known: pl.Series | None) -> tuple[Codes, NDArray[np.bool_] | None]:
+    """Ids as numbers; and of each number whether it is among those known."""
+    codes = (ids.rank("dense") - 1).cast(pl.UInt32).to_numpy()
+    return codes, None if known is None else ids.unique().sort().is_in(known.implode()).to_numpy()

@@ -1,7 +1,7 @@
 """The interactions that a corpus was made of, after k-core, each with its split: what a later version builds on.
 
 They lie in interactions/ beside the tables, as parquet files in the order of the users' hashes, and are listed in the commit that they came with:
-so they become visible with their version or not at all. A reader goes to the row groups of the users that it asks for, and to no others.
+so they become visible with their version or not at all. A reader goes to the row groups of the users that it asks for.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -99,15 +99,24 @@ def _with_version(rows: pl.DataFrame, version: int) -> pl.DataFrame:
 
 
 def _rows(path: str, hashes: NDArray[np.int64]) -> Iterator[pl.DataFrame]:
-    """The rows of a file whose user's hash is among those given, which ascend."""
+    """The rows of a file whose user's hash is among those given, which ascend. Of row groups that hold none of these at most the hashes are read."""
     if not hashes.size:
         return
     with named(path):
         file = delta.open_parquet(path)
-        groups = [group for group in range(file.metadata.num_row_groups) if _overlaps(file.metadata.row_group(group), hashes)]
+        groups = _holding(file, [group for group in range(file.metadata.num_row_groups) if _overlaps(file.metadata.row_group(group), hashes)], hashes)
         rows = pl.DataFrame(file.read_row_groups(groups)) if groups else None
     if rows is not None:
         yield rows.filter(pl.col("user_hash").is_in(pl.Series(hashes).implode()))
+
+
+def _holding(file: pq.ParquetFile, groups: list[int], hashes: NDArray[np.int64]) -> list[int]:
+    """Those of some row groups that hold one of the hashes."""
+    if not groups:
+        return []
+    wanted = np.isin(file.read_row_groups(groups, columns=["user_hash"])["user_hash"].to_numpy(), hashes)
+    first = np.cumsum([0, *(file.metadata.row_group(group).num_rows for group in groups[:-1])])
+    return [group for group, holds in zip(groups, np.logical_or.reduceat(wanted, first), strict=True) if holds]
 
 
 def _overlaps(group: pq.RowGroupMetaData, hashes: NDArray[np.int64]) -> bool:

@@ -1,26 +1,32 @@
 """From the interactions of a version in the making to its written, uncommitted files: in this process, or on Ray Data.
 
-Users are cut into ranges of their hashes; a range is made into samples at a time, so that what is needed in between is bounded by its size.
+Users are cut into ranges of their hashes; a range is made into samples at a time, and these lie on the local disk until all of a file are there. So
+memory grows with the interactions, as `corpus.coded` keeps them, and not with the samples.
 """
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import polars as pl
-import pyarrow as pa
 
 from cluster.errors import DataError
 from corpus import delta, kept
+from corpus.coded import Coded
 from corpus.interactions import Say
 from corpus.kept import KeptFile
-from corpus.samples import at_most, partitioned, samples_of
-from corpus.sequences import NEW, Ints
+from corpus.samples import KEPT, Samples, at_most, samples_of
+from corpus.scratch import Aside, scratch
+from corpus.sequences import Ints
 from corpus.settings import DataSettings
 from corpus.table import FileKey, by_file, write_samples
 
 Named = TypeVar("Named", delta.Written, KeptFile)
+
+THREADS = 2
+"""Ranges that are made, and files that are written, at a time: what is needed in between grows with it. More is what Ray Data is for."""
 
 
 @dataclass(frozen=True)
@@ -33,36 +39,42 @@ class Made:
     dropped: Counter[str]
 
 
-def make(found: pl.DataFrame, items: Mapping[str, Ints], data: DataSettings, seed: int, uri: str, say: Say) -> Made:
+def make(found: Coded, items: Mapping[str, Ints], data: DataSettings, seed: int, uri: str, say: Say) -> Made:
     """Make and write all samples. found, items: as for `corpus.samples.samples_of`, over all users that have new interactions."""
-    if found.height > data.distribute_above:
+    interactions = found.rows.height
+    if interactions > data.distribute_above:
         from corpus import distribute  # only a large build needs Ray
 
-        say(f"{found.height:,} interactions are more than data.distribute_above ({data.distribute_above:,}): building on Ray Data")
+        say(f"{interactions:,} interactions are more than data.distribute_above ({data.distribute_above:,}): building on Ray Data")
         return distribute.make(found, items, data, seed, uri)
-    say(f"making samples of {found.height:,} interactions")
+    say(f"making samples of {interactions:,} interactions")
     return here(found, items, data, seed, uri)
 
 
-def here(found: pl.DataFrame, items: Mapping[str, Ints], data: DataSettings, seed: int, uri: str) -> Made:
+def here(found: Coded, items: Mapping[str, Ints], data: DataSettings, seed: int, uri: str) -> Made:
     """Make and write all samples in this process."""
-    bounds, count = at_most(found, data), ranges(found)
-    tables: dict[FileKey, list[pa.Table]] = {}
-    kept_files: list[KeptFile] = []
+    bounds, count = at_most(found.sizes, data), kept.parts(found.new)
+    pieces: dict[FileKey, list[Aside]] = {}
     users, dropped = 0, Counter[str]()
-    for (number,), part in partitioned(found, count).group_by("partition", maintain_order=True):
-        samples = samples_of(part.drop("partition"), items, data, seed)
-        for key, rows in by_file(samples.tables, bounds):
-            tables.setdefault(key, []).append(rows)
-        kept_files += filter(None, [kept.write(uri, int(str(number)), count, samples.kept)])
-        users, dropped = users + samples.mixed_users, dropped + samples.dropped
-    files = [write_samples(uri, key, tables.pop(key)) for key in sorted(tables, key=lambda key: (key.source, key.split, key.number))]
+
+    with scratch() as put_aside, ThreadPoolExecutor(THREADS) as threads:
+
+        def made(number: int) -> tuple[Samples, list[tuple[FileKey, Aside]], KeptFile | None]:
+            samples = samples_of(found.part(number, count), items, data, seed)
+            aside = [(key, put_aside.put(rows)) for key, rows in by_file(samples.tables, bounds)]
+            return replace(samples, tables={}, kept=KEPT.empty_table()), aside, kept.write(uri, number, count, samples.kept)
+
+        def written(key: FileKey) -> delta.Written:
+            return write_samples(uri, key, [put_aside.get(place) for place in pieces[key]])
+
+        kept_files = []
+        for told, aside, file in threads.map(made, range(count)):
+            users, dropped = users + told.mixed_users, dropped + told.dropped
+            kept_files += [file] if file else []
+            for key, place in aside:
+                pieces.setdefault(key, []).append(place)
+        files = list(threads.map(written, pieces))
     return Made(by_name(files), by_name(kept_files), users, dropped)
-
-
-def ranges(found: pl.DataFrame) -> int:
-    """Ranges of users that interactions are made in; it follows from the number of new ones alone."""
-    return kept.parts(int(found.select(NEW.sum()).item()))
 
 
 def by_name(files: list[Named]) -> tuple[Named, ...]:
@@ -70,11 +82,18 @@ def by_name(files: list[Named]) -> tuple[Named, ...]:
     return tuple(sorted(files, key=lambda file: file.name))
 
 
-def check_negatives(interactions: pl.DataFrame, sizes: Mapping[str, int], wanted: int) -> None:
+def check_negatives(found: Coded, sizes: Mapping[str, int], wanted: int) -> None:
     """Every user must leave enough items of each of their domains to draw negatives from. sizes: items of each domain. Raises DataError."""
-    had = interactions.group_by("domain", "user_id").agg(pl.col("item_id").n_unique().alias("had"))
+    left = pl.col("domain").replace_strict(dict(sizes), return_dtype=pl.Int64) - pl.col("size")
+    busy = found.sizes.filter(left < wanted).select("user", "domain")  # repeated purchases counted, so some of them leave enough
+    if busy.is_empty():
+        return
+    rows = found.rows.join(busy.select("user").unique(), on="user", how="semi").select("user", "item")
+    rows = rows.with_columns(domain=found.items["domain"].gather(rows["item"]).cast(pl.String))
+    had = rows.group_by("domain", "user").agg(had=pl.col("item").n_unique())
+    had = had.with_columns(user_id=found.users["user_id"].gather(had["user"]))
     busiest = had.sort("domain", "had", "user_id", descending=[False, True, False]).group_by("domain", maintain_order=True).first()
-    for domain, user, most in busiest.iter_rows():
+    for domain, user, most in busiest.select("domain", "user_id", "had").iter_rows():
         if sizes[domain] - most < wanted:
             raise DataError(
                 f"{domain}: {sizes[domain]} items, of which user {user} interacted with {most}: {sizes[domain] - most} are left, "

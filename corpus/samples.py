@@ -10,7 +10,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from corpus import candidates, hashing, sequences
-from corpus.sequences import NEW, SPLITS, TEST, TRAIN, VALIDATION, Ints, Windows
+from corpus.coded import Coded
+from corpus.sequences import SPLITS, TEST, TRAIN, VALIDATION, Ints, Windows
 from corpus.settings import DataSettings
 
 MIXED = "mixed"
@@ -52,8 +53,8 @@ KEPT = pa.schema(
 class Samples:
     """What some users' new interactions make.
 
-    tables: samples by (source, split), each a table of SCHEMA in no particular order; kept: the new interactions with their splits, a table of KEPT
-    in its order; mixed_users: users with their first mixed samples; dropped: new interactions that are no target, by reason.
+    tables: samples by (source, split), each a table of SCHEMA in the order of their unsigned ids; kept: the new interactions with their splits, a
+    table of KEPT in its order; mixed_users: users with their first mixed samples; dropped: new interactions that are no target, by reason.
     """
 
     tables: Mapping[tuple[str, str], pa.Table]
@@ -74,7 +75,7 @@ class _Flat:
 
     @classmethod
     def of(cls, frame: pl.DataFrame) -> "_Flat":
-        return cls(frame, *(frame[name].to_numpy() for name in ("user", "item_index", "place", "number")))
+        return cls(frame, *(frame[name].cast(pl.Int64).to_numpy() for name in ("user", "item_index", "place", "number")))
 
     def having(self, condition: pl.Expr) -> NDArray[np.bool_]:
         """Which rows fulfil a condition [n]."""
@@ -84,15 +85,15 @@ class _Flat:
 class _Partition:
     """What the samples of one partition of users share."""
 
-    def __init__(self, interactions: pl.DataFrame, items: Mapping[str, Ints], data: DataSettings, seed: int) -> None:
+    def __init__(self, found: Coded, items: Mapping[str, Ints], data: DataSettings, seed: int) -> None:
         self.items, self.data, self.seed = items, data, seed
-        names = interactions["user_id"].unique().sort()
-        self.user_hash = hashing.of_strings(names)
-        users = pl.DataFrame({"user_id": names, "user": np.arange(names.len()), "user_hash": self.user_hash.view(np.int64)})
-        self.ordered = sequences.domain_sequences(interactions.join(users, on="user_id", how="left"))
+        self.user_id, self.user_hash = found.users["user_id"], found.users["user_hash"].to_numpy().view(np.uint64)
+        self.item_id = found.items["item_id"]
+        of_item = found.items.select(pl.col("domain", "item_index").gather(found.rows["item"]))
+        self.ordered = sequences.domain_sequences(found.rows.hstack(of_item))
         self.domains = {str(name): rows for (name,), rows in self.ordered.group_by("domain", maintain_order=True)}
         self.interacted = {
-            name: candidates.Interacted.of(rows["user"].to_numpy(), self.number(name, rows["item_index"].to_numpy()), items[name].size)
+            name: candidates.Interacted.of(rows["user"].cast(pl.Int64).to_numpy(), self.number(name, rows["item_index"].to_numpy()), items[name].size)
             for name, rows in self.domains.items()
         }
 
@@ -108,24 +109,27 @@ class _Partition:
 
     def kept(self) -> pa.Table:
         """The new interactions, as they are kept: in the order of users' hashes, each user's in the order of domain, time and item."""
-        new = self.ordered.filter("new").sort("user_hash", "user_id", maintain_order=True)
-        return new.select(KEPT.names).to_arrow().cast(KEPT)
+        new = self.ordered.filter("new")
+        of_user = [self.user_id.gather(new["user"]), pl.Series("user_hash", self.user_hash[new["user"]].view(np.int64))]
+        named = new.with_columns(*of_user, self.item_id.gather(new["item"]), pl.col("domain").cast(pl.String))
+        return named.select(KEPT.names).to_arrow().cast(KEPT)
 
     def table(self, source: str, flat: _Flat, found: Windows) -> pa.Table:
-        """The samples of some windows of one flat frame."""
-        row, count = found.target, self.data.num_candidates
+        """The samples of some windows of one flat frame, in the order of their unsigned ids."""
+        identity = hashing.combine(hashing.of_strings([source]), self.user_hash[flat.user[found.target]], flat.number[found.target])
+        order = np.argsort(identity)
+        found, row, count = Windows(found.target[order], found.length[order]), found.target[order], self.data.num_candidates
         user, item = flat.user[row], flat.item[row]
         domain = flat.frame["domain"].gather(row)
         drawn, place = np.empty((row.size, count), np.int64), np.empty(row.size, np.int8)
         for name in domain.unique():
             of_domain = np.flatnonzero((domain == name).to_numpy())
             drawn[of_domain], place[of_domain] = self.draw(name, user[of_domain], item[of_domain])
-        identity = hashing.combine(hashing.of_strings([source]), self.user_hash[user], flat.number[row])
         offsets = np.arange(0, (row.size + 1) * count, count, dtype=np.int32)
         columns = [
-            pa.array(identity.view(np.int64)),
-            domain.to_arrow().cast(pa.string()),
-            flat.frame["user_id"].gather(row).to_arrow().cast(pa.string()),
+            pa.array(identity[order].view(np.int64)),
+            domain.cast(pl.String).to_arrow().cast(pa.string()),
+            self.user_id.gather(user).to_arrow().cast(pa.string()),
             found.histories(flat.item),
             pa.ListArray.from_arrays(offsets, pa.array(drawn.reshape(-1))),
             pa.array(place),
@@ -134,14 +138,13 @@ class _Partition:
         return pa.Table.from_arrays(columns, schema=SCHEMA)
 
 
-def samples_of(interactions: pl.DataFrame, items: Mapping[str, Ints], data: DataSettings, seed: int) -> Samples:
+def samples_of(found: Coded, items: Mapping[str, Ints], data: DataSettings, seed: int) -> Samples:
     """All samples that the new interactions of some users make possible; those of a first version are all new.
 
-    interactions: *all* interactions of these users, in any order: user_id, domain, item_id, item_index, timestamp, no row twice; version: the version
-    that each came with; split: index into SPLITS, null where new.
+    found: *all* interactions of these users.
     items: the item indices of each domain, ascending. Every user must leave data.num_candidates - 1 items of each domain (`corpus.make` checks it).
     """
-    partition = _Partition(interactions, items, data, seed)
+    partition = _Partition(found, items, data, seed)
     tables: dict[tuple[str, str], pa.Table] = {}
     dropped: Counter[str] = Counter()
     for domain, rows in partition.domains.items():
@@ -150,9 +153,9 @@ def samples_of(interactions: pl.DataFrame, items: Mapping[str, Ints], data: Data
         for code, split in enumerate(SPLITS):
             # A training history holds nothing that was ever held out; that of a validation or test target is all that came before it.
             flat = training if split == TRAIN else whole
-            found = _targets(flat, data).where_row(flat.having(pl.col("new") & (pl.col("split") == code)))
-            tables[source, split] = partition.table(source, flat, found)
-            new -= found.target.size
+            targets = _targets(flat, data).where_row(flat.having(pl.col("new") & (pl.col("split") == code)))
+            tables[source, split] = partition.table(source, flat, targets)
+            new -= targets.target.size
         dropped["short_history"] += new
     mixed, first, of_mixed = _mixed(partition)
     tables[MIXED, TRAIN] = mixed
@@ -179,7 +182,7 @@ def _mixed(partition: _Partition) -> tuple[pa.Table, int, Counter[str]]:
 
 
 def _related(flat: _Flat, found: Windows, data: DataSettings) -> tuple[Windows, Counter[str]]:
-    domain = flat.frame["domain"].rank("dense").cast(pl.Int64).to_numpy()
+    domain = flat.frame["domain"].to_physical().cast(pl.Int64).to_numpy()
     return sequences.strongly_relevant(found, flat.user, domain, data.mixed_min_domains, data.mixed_min_target_domain)
 
 
@@ -190,20 +193,18 @@ def _possible_before(flat: _Flat, data: DataSettings) -> NDArray[np.bool_]:
     old = numbered.filter(~pl.col("new"))
     for version in old["version"].unique().sort():
         users = old.filter(pl.col("version") == version).select("user").unique()
-        then = sequences.placed_in(old.filter(pl.col("version") <= version).join(users, on="user", how="semi", maintain_order="left"), "user_id")
+        then = sequences.placed_in(old.filter(pl.col("version") <= version).join(users, on="user", how="semi", maintain_order="left"), "user")
         as_it_was = _Flat.of(then)
         fits, _ = _related(as_it_was, _targets(as_it_was, data), data)
         before[then["row"].to_numpy()[fits.target]] = True
     return before
 
 
-def at_most(interactions: pl.DataFrame, data: DataSettings) -> dict[tuple[str, str], int]:
+def at_most(sizes: pl.DataFrame, data: DataSettings) -> dict[tuple[str, str], int]:
     """How many samples each (source, split) can have: exact but for `mixed`, whose rules only take away, where all interactions are new.
 
-    Sets the number of files.
+    sizes: `Coded.sizes`. Sets the number of files.
     """
-    counts = [pl.len().cast(pl.Int64).alias("size"), NEW.sum().cast(pl.Int64).alias("new")]
-    sizes = interactions.group_by("user_id", "domain").agg(counts)
     grown = pl.col("new") < pl.col("size")
     enough = pl.lit(data.min_history)
     by_domain = sizes.group_by("domain").agg(
@@ -213,13 +214,6 @@ def at_most(interactions: pl.DataFrame, data: DataSettings) -> dict[tuple[str, s
     )
     bounds = {(source_of(row["domain"], data), split): int(row[split]) for row in by_domain.iter_rows(named=True) for split in SPLITS}
     of_domain = pl.when(grown).then("size").otherwise((pl.col("size") - 2).clip(0))
-    training = sizes.filter(pl.col("domain").is_in(list(data.domains))).group_by("user_id").agg(of_domain.sum().alias("size"))
+    training = sizes.filter(pl.col("domain").is_in(list(data.domains))).group_by("user").agg(of_domain.sum().alias("size"))
     bounds[MIXED, TRAIN] = int(training.select((pl.col("size") - enough).clip(0).sum()).item() or 0)
     return bounds
-
-
-def partitioned(interactions: pl.DataFrame, count: int) -> pl.DataFrame:
-    """Add `partition`, 0 .. count - 1, such that all interactions of a user are in one: equal ranges of the users' hashes; count: a power of two."""
-    users = interactions["user_id"].unique()
-    numbers = pl.DataFrame({"user_id": users, "partition": hashing.ranges(hashing.of_strings(users), count)})
-    return interactions.join(numbers, on="user_id", how="left")

@@ -24,34 +24,41 @@ NEW = pl.col("split").is_null()
 
 
 def domain_sequences(interactions: pl.DataFrame) -> pl.DataFrame:
-    """Every user's interactions domain by domain in time order; ties by item id, so that the order is total.
+    """Every user's interactions domain by domain in time order; ties by item, so that the order is total.
 
-    Columns user_id, domain, item_id, timestamp, version, split (null where new), ...; adds, within the sequence of (user, domain), `place` (0-based),
-    `size`, and `number`: the place in the order of arrival (by version, then in time), which no later version can change. Splits are filled in, with
-    `new` telling which were missing: leave-one-out over the whole sequence, but an interaction keeps the split that it had.
+    Columns user, item (numbers, in the order of names), domain, timestamp, version, split (null where new), ...; adds, within the sequence of
+    (user, domain), `place` (0-based), `size`, and `number`: the place in the order of arrival (by version, then in time), which no later version can
+    change. Splits are filled in, with `new` telling which were missing: leave-one-out over the whole sequence, but an interaction keeps its split.
     """
-    ordered = interactions.sort("user_id", "domain", "timestamp", "item_id").with_columns(new=NEW)
-    placed = numbered(placed_in(ordered, "user_id", "domain"), "user_id", "domain")
+    ordered = interactions.sort("user", "domain", "timestamp", "item").with_columns(new=NEW)
+    placed = numbered(placed_in(ordered, "user", "domain"), "user", "domain")
     return placed.with_columns(split=pl.coalesce("split", (pl.col("place") - pl.col("size") + 3).clip(0, 2).cast(pl.Int8)))
 
 
 def training_sequences(domain_sequences: pl.DataFrame) -> pl.DataFrame:
     """Of what `domain_sequences` gave, the training interactions alone; `place` and `size` are then within these."""
-    return placed_in(domain_sequences.filter(pl.col("split") == 0), "user_id", "domain")
+    return placed_in(domain_sequences.filter(pl.col("split") == 0), "user", "domain")
 
 
 def mixed_sequences(domain_sequences: pl.DataFrame, domains: Sequence[str]) -> pl.DataFrame:
-    """Every user's *training* interactions of all `domains` in one time order; ties by domain, then item id.
+    """Every user's *training* interactions of all `domains` in one time order; ties by domain, then item.
 
     Takes what `domain_sequences` gave; `place`, `size` and `number` are then within the user's mixed sequence.
     """
-    training = domain_sequences.filter(pl.col("domain").is_in(list(domains)), pl.col("split") == 0)
-    return numbered(placed_in(training.sort("user_id", "timestamp", "domain", "item_id"), "user_id"), "user_id")
+    training = domain_sequences.filter(pl.col("domain").cast(pl.String).is_in(list(domains)), pl.col("split") == 0)
+    return numbered(placed_in(training.sort("user", "timestamp", "domain", "item"), "user"), "user")
 
 
 def placed_in(ordered: pl.DataFrame, *sequence: str) -> pl.DataFrame:
-    """Rows with `place` and `size` in their sequence, in the order that they have."""
-    return ordered.with_columns(place=pl.int_range(pl.len()).over(sequence), size=pl.len().cast(pl.Int64).over(sequence))
+    """Rows with `place` and `size` in their sequence, in the order that they have; the rows of a sequence follow each other."""
+    begins = np.zeros(ordered.height, bool)
+    begins[:1] = True
+    for name in sequence:
+        values = ordered[name].to_physical().to_numpy()
+        begins[1:] |= values[1:] != values[:-1]
+    first = np.flatnonzero(begins)
+    size = np.diff(np.append(first, ordered.height))
+    return ordered.with_columns(place=np.arange(ordered.height) - np.repeat(first, size), size=np.repeat(size, size))
 
 
 def numbered(placed: pl.DataFrame, *sequence: str) -> pl.DataFrame:

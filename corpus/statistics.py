@@ -9,7 +9,7 @@ from rich.table import Table
 
 from corpus.delta import Written
 from corpus.samples import MIXED, source_of
-from corpus.sequences import NEW, SPLITS
+from corpus.sequences import SPLITS
 from corpus.settings import DataSettings
 
 Counts = Mapping[tuple[str, str], int]
@@ -20,7 +20,7 @@ NOTHING: Mapping[str, Any] = {"domains": {}, "mixed": {"users": 0, "samples": 0}
 
 def describe(
     before: Mapping[str, Any],
-    found: pl.DataFrame,
+    sizes: pl.DataFrame,
     items: Mapping[str, int],
     data: DataSettings,
     samples: Counts,
@@ -30,16 +30,17 @@ def describe(
     """The object of statistics.json, less its version, of the version that comes after one.
 
     Domains: after k-core and before the split, with the samples of all splits; totals up to this version.
-    before: the object of the version before; found: the new interactions and all old ones of their users, as `corpus.samples.samples_of` takes them;
+    before: the object of the version before; sizes: `Coded.sizes` of all users with new interactions;
     items: items of each domain now; data: of the whole corpus; samples: those gained, by (source, split); mixed_users: users with their first mixed
     samples; dropped: what this version left out, by reason.
     """
-    rows = dict(found.filter(NEW).group_by("domain").len().iter_rows())
-    users = dict(found.group_by("domain", "user_id").agg(NEW.all().alias("new")).filter("new").group_by("domain").len().iter_rows())
+    fresh = (pl.col("new") == pl.col("size")).sum().alias("users")
+    came = {name: (rows, users) for name, rows, users in sizes.group_by("domain").agg(pl.col("new").sum(), fresh).iter_rows()}
     domains = {}
     for name in (*data.domains, *data.held_out):
         old = before["domains"].get(name, {"users": 0, "interactions": 0, "splits": {}})
-        total = {"users": old["users"] + users.get(name, 0), "items": items[name], "interactions": old["interactions"] + rows.get(name, 0)}
+        rows, users = came.get(name, (0, 0))
+        total = {"users": old["users"] + users, "items": items[name], "interactions": old["interactions"] + rows}
         splits = {split: old["splits"].get(split, 0) + samples.get((source_of(name, data), split), 0) for split in SPLITS}
         sparsity = 1 - total["interactions"] / (total["users"] * total["items"])
         domains[name] = {**total, "sparsity": sparsity, "samples": sum(splits.values()), "splits": splits, "held_out": name in data.held_out}

@@ -184,11 +184,17 @@ class FileKey:
 
 
 def by_file(made: Mapping[tuple[str, str], pa.Table], at_most: Mapping[tuple[str, str], int]) -> Iterator[tuple[FileKey, pa.Table]]:
-    """Spread samples over the files that they belong in; at_most: samples that each (source, split) can have, over the whole version."""
+    """Cut samples, in the order of their unsigned ids, by the files that they belong in.
+
+    at_most: samples that each (source, split) can have, over the whole version.
+    """
     for (source, split), rows in sorted(made.items()):
+        if not rows.num_rows:
+            continue
         numbers = file_numbers(rows["sample_id"].to_numpy(), file_count(at_most[source, split]))
-        for number in np.unique(numbers):
-            yield FileKey(source, split, int(number)), rows.filter(pa.array(numbers == number))
+        first = np.flatnonzero(np.diff(numbers, prepend=-1))
+        for start, stop in zip(first, [*first[1:], rows.num_rows], strict=True):
+            yield FileKey(source, split, int(numbers[start])), rows.slice(start, stop - start)
 
 
 def write_samples(uri: str, key: FileKey, parts: Sequence[pa.Table]) -> delta.Written:
@@ -198,7 +204,7 @@ def write_samples(uri: str, key: FileKey, parts: Sequence[pa.Table]) -> delta.Wr
     """
     rows = pa.concat_tables(parts).combine_chunks()
     ids = rows["sample_id"].to_numpy().view(np.uint64)
-    order = np.argsort(ids)
+    order = np.argsort(ids, kind="stable")  # quick where few ordered parts are to be merged
     if np.any(ids[order][1:] == ids[order][:-1]):
         raise PlatformFault(f"{key}: two samples have one id; the identity of samples is broken")
     partition = dict(zip(PARTITION, (key.source, key.split), strict=True))

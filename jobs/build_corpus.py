@@ -49,9 +49,9 @@ def job(recipe: Recipe, options: argparse.Namespace) -> None:
         return
     if options.dry_run:
         gathered = build.gather(recipe.data, say)
-        found, items = gathered.interactions, build.sizes_of(gathered.indices())
-        samples = at_most(found, recipe.data)
-        console.print(statistics.table(statistics.describe(statistics.NOTHING, found, items, recipe.data, samples, 0, gathered.dropped)))
+        sizes, items = gathered.interactions.sizes, build.sizes_of(gathered.indices())
+        samples = at_most(sizes, recipe.data)
+        console.print(statistics.table(statistics.describe(statistics.NOTHING, sizes, items, recipe.data, samples, 0, gathered.dropped)))
         say("mixed samples are at most as many; the rules for mixed histories only take away")
         return
     corpus = build.prepare(recipe.data, recipe.simulate, recipe.seed, recipe.corpus, say)

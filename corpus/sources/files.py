@@ -21,6 +21,8 @@ from cluster.errors import DataError
 IDS, TEXT, TIME, NUMBER = "strings or integers", "strings", "integers or timestamps", "numbers"
 KINDS = {"user_id": IDS, "item_id": IDS, "title": TEXT, "timestamp": TIME, "rating": NUMBER}
 """What a column may hold, by our name for it."""
+TYPES = {IDS: pa.large_string(), TEXT: pa.large_string(), TIME: pa.int64(), NUMBER: pa.float64()}
+"""What it is read as."""
 
 _DAT = {"ratings.dat": ("user_id", "item_id", "rating", "timestamp"), "movies.dat": ("item_id", "title", "genres")}
 
@@ -53,19 +55,18 @@ def read(file: str, columns: Mapping[str, str], ticks: int) -> Read:
 
 
 def _parquet(file: str, content: bytes, columns: Mapping[str, str], ticks: int) -> Read:
+    made, types = {}, {}
     try:
         source = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
         _require(file, columns, source.schema_arrow.names)
-        table = source.read(columns=list(columns.values())).select(list(columns.values()))
+        for ours, theirs in columns.items():
+            found = source.read(columns=[theirs])[theirs]  # one at a time: as it was written, a column can be large
+            if not _fits(found.type, KINDS[ours]):
+                raise DataError(f"{file}: column {theirs} is {found.type}, {KINDS[ours]} are allowed; convert it")
+            types[ours] = str(found.type)
+            made[ours] = _canonical(file, theirs, found, KINDS[ours], ticks)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{file}: not a whole parquet file ({error}); write it again") from None
-    made, types = {}, {}
-    for ours, theirs in columns.items():
-        found = table.schema.field(theirs).type
-        if not _fits(found, KINDS[ours]):
-            raise DataError(f"{file}: column {theirs} is {found}, {KINDS[ours]} are allowed; convert it")
-        types[ours] = str(found)
-        made[ours] = _canonical(file, theirs, table[theirs], KINDS[ours], ticks)
     return Read(pa.table(made), types)
 
 
@@ -74,7 +75,7 @@ def _canonical(file: str, name: str, column: pa.ChunkedArray, kind: str, ticks: 
         if pa.types.is_timestamp(column.type):
             seconds = column.cast(pa.timestamp("s", column.type.tz), safe=False).cast(pa.int64())
             return pa.compute.multiply(seconds, ticks)
-        return column.cast({IDS: pa.large_string(), TEXT: pa.large_string(), TIME: pa.int64(), NUMBER: pa.float64()}[kind])
+        return column.cast(TYPES[kind])
     except pa.ArrowException as error:
         raise DataError(f"{file}: column {name} cannot be read as {kind} ({error}); convert it") from None
 

@@ -18,6 +18,7 @@ from corpus import append as appending
 from corpus import delta, kept
 from corpus.append import append
 from corpus.build import as_new, build
+from corpus.coded import Coded
 from corpus.kcore import k_core
 from corpus.make import make
 from corpus.samples import Samples, samples_of
@@ -88,7 +89,7 @@ def in_turn(versions: Sequence[Mapping[str, Sequence[Row]]], data: DataSettings)
     for number, version in enumerate(versions):
         new = as_new(frame({domain: version.get(domain, []) for domain in DOMAINS}, ITEMS), number)
         found = pl.concat([new, there.join(new.select("user_id").unique(), on="user_id", how="semi")])
-        made = samples_of(found.sample(fraction=1.0, shuffle=True, seed=number), catalogue(DOMAINS, ITEMS), data, seed=3)
+        made = samples_of(Coded.of(found.sample(fraction=1.0, shuffle=True, seed=number)), catalogue(DOMAINS, ITEMS), data, seed=3)
         came = pl.DataFrame(made.kept).drop("user_hash").with_columns(version=pl.lit(number, pl.Int32))
         there = pl.concat([there, came.select(there.columns)])
         yield made

@@ -40,6 +40,33 @@ def test_a_target_has_the_same_candidates_in_any_order_and_partition(bought: tup
         assert np.array_equal(place, places[rows])
 
 
+@given(purchases(), st.integers(0, 2**63), st.integers(1, COUNT))
+def test_rows_that_are_drawn_at_once_are_as_those_drawn_one_by_one(bought: tuple[np.ndarray, np.ndarray], seed: int, count: int) -> None:
+    """With few candidates of 30 items about half of the rows have nothing refused."""
+    user, item = bought
+    drawn, place = draw(combine(seed, user, item), user, item, Interacted.of(user, item, ITEMS), count)
+    for row, key in enumerate(combine(seed, user, item)):
+        chosen: list[int] = []
+        number = 0
+        while len(chosen) < count - 1:
+            one = int(combine(key, number)[0] % ITEMS)
+            if one not in chosen and one not in item[user == user[row]]:
+                chosen.append(one)
+            number += 1
+        chosen.append(chosen[place[row]] if place[row] < count - 1 else -1)
+        chosen[place[row]] = item[row]
+        assert drawn[row].tolist() == chosen
+
+
+def test_an_item_that_shares_a_mark_with_an_interaction_is_none() -> None:
+    """Marks are fewer than keys here, so some are shared."""
+    user, item = np.zeros(1_000_000, np.int64), np.arange(0, 6_000_000, 6)
+    bought = Interacted.of(user, item, 6_000_000)
+    assert bought.has(user, item).all()
+    assert not bought.has(user, item + 1).any()
+    assert bought.fewest_left() == 5_000_000
+
+
 def test_the_seed_changes_candidates_and_places() -> None:
     user = np.zeros(200, np.int64)
     item = np.arange(200)

@@ -35,7 +35,7 @@ def root(tmp_path: Path) -> Path:
 
 def test_a_good_domain(root: Path) -> None:
     found = read(str(root), "A", 0.0, heard)
-    assert found.interactions.sort("timestamp").rows() == [("u", "a", 1), ("u", "b", 2), ("v", "a", 3)]
+    assert found.named().sort("timestamp").rows() == [("u", "a", 1), ("u", "b", 2), ("v", "a", 3)]
     assert found.items.rows() == [("a", "Soap & Water"), ("b", "Brush")]
     assert not +found.dropped
 
@@ -102,7 +102,7 @@ def test_a_column_of_a_wrong_type(root: Path, kind: str, column: str, values: li
 def test_integer_ids_become_text_and_it_is_said(root: Path) -> None:
     write_parquet(root / "interactions" / "A.parquet", {**GOOD, "user_id": [7, 7, 8]})
     said: list[str] = []
-    assert set(read(str(root), "A", 0.0, said.append).interactions["user_id"]) == {"7", "8"}
+    assert set(read(str(root), "A", 0.0, said.append).named()["user_id"]) == {"7", "8"}
     assert said == [f"{root}/interactions/A.parquet: integers of column user_id are read as text"]
 
 
@@ -133,7 +133,7 @@ def test_rows_that_are_no_use_are_counted_by_reason(root: Path) -> None:
     write_parquet(root / "interactions" / "A.parquet", {"user_id": users, "item_id": items, "timestamp": times})
     write_parquet(root / "items" / "A.parquet", {"item_id": ["a", "a", "blank", None], "title": ["Soap", "Other", "\u200b ", "X"]})
     found = read(str(root), "A", 1.0, heard)
-    assert sorted(found.interactions.rows()) == [("u", "a", 1), ("u", "a", 2)]
+    assert sorted(found.named().rows()) == [("u", "a", 1), ("u", "a", 2)]
     assert found.items.rows() == [("a", "Other")]
     assert +found.dropped == {
         "no_user_id": 2,

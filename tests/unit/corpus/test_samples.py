@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from corpus.samples import MIXED, Samples, at_most, partitioned, samples_of
+from corpus.coded import Coded
+from corpus.samples import MIXED, Samples, at_most, samples_of
 from corpus.settings import DataSettings
 from tests.unit.corpus.worlds import Row, catalogue, frame, settings, worlds
 
@@ -76,7 +76,7 @@ def rows(samples: Samples) -> dict[tuple[str, str], list[dict[str, Any]]]:
 @given(worlds(DOMAINS, items=ITEMS), rules)
 @hypothesis_settings(max_examples=60)
 def test_as_the_slow_reading_says(world: dict[str, list[Row]], data: DataSettings) -> None:
-    made = samples_of(frame(world, ITEMS), catalogue(DOMAINS, ITEMS), data, seed=3)
+    made = samples_of(Coded.of(frame(world, ITEMS)), catalogue(DOMAINS, ITEMS), data, seed=3)
     found, dropped = slowly(world, data)
     assert {key: seen(table) for key, table in made.tables.items() if table.num_rows} == found
     assert +made.dropped == dropped
@@ -87,11 +87,9 @@ def test_as_the_slow_reading_says(world: dict[str, list[Row]], data: DataSetting
 @hypothesis_settings(max_examples=40)
 def test_the_same_rows_in_any_order_and_partition(world: dict[str, list[Row]], parts: int, order: int) -> None:
     found, items, data = frame(world, ITEMS), catalogue(DOMAINS, ITEMS), settings()
-    whole = samples_of(found, items, data, seed=3)
-    pieces = [
-        samples_of(part.sample(fraction=1.0, shuffle=True, seed=order), items, data, seed=3)
-        for part in partitioned(found, parts).partition_by("partition", include_key=False)
-    ]
+    whole = samples_of(Coded.of(found), items, data, seed=3)
+    coded = Coded.of(found.sample(fraction=1.0, shuffle=True, seed=order))
+    pieces = [samples_of(coded.part(number, parts), items, data, seed=3) for number in range(parts)]
     keys = {key for piece in pieces for key in piece.tables}
     joined = {key: pa.concat_tables([piece.tables[key] for piece in pieces if key in piece.tables]) for key in keys}
     kept = pa.concat_tables([piece.kept for piece in pieces] or [whole.kept.slice(0, 0)])
@@ -106,7 +104,7 @@ def test_the_same_rows_in_any_order_and_partition(world: dict[str, list[Row]], p
 @hypothesis_settings(max_examples=40)
 def test_nothing_of_validation_test_or_held_out_domains_is_in_training(world: dict[str, list[Row]], data: DataSettings) -> None:
     """Every item of a training sample was bought by its user in the training split of its domain."""
-    made = samples_of(frame(world, ITEMS), catalogue(DOMAINS, ITEMS), data, seed=3)
+    made = samples_of(Coded.of(frame(world, ITEMS)), catalogue(DOMAINS, ITEMS), data, seed=3)
     training: set[tuple[str, str]] = set()
     for domain in data.domains:
         for user in {row[0] for row in world[domain]}:
@@ -125,7 +123,7 @@ def test_every_row_is_well_formed(world: dict[str, list[Row]], data: DataSetting
     items = catalogue(DOMAINS, ITEMS)
     had = {(user, domain, int(item[1:])) for domain, of in world.items() for user, item, _ in of}
     ids = []
-    for table in samples_of(frame(world, ITEMS), items, data, seed=3).tables.values():
+    for table in samples_of(Coded.of(frame(world, ITEMS)), items, data, seed=3).tables.values():
         for row in table.to_pylist():
             ids.append(row["sample_id"])
             target = row["candidates"][row["target"]]
@@ -139,8 +137,8 @@ def test_every_row_is_well_formed(world: dict[str, list[Row]], data: DataSetting
 @given(worlds(DOMAINS, items=ITEMS), rules)
 @hypothesis_settings(max_examples=40)
 def test_bounds_are_exact_for_domains_and_hold_for_mixed(world: dict[str, list[Row]], data: DataSettings) -> None:
-    found = frame(world, ITEMS)
-    bounds = at_most(found, data)
+    found = Coded.of(frame(world, ITEMS))
+    bounds = at_most(found.sizes, data)
     for key, table in samples_of(found, catalogue(DOMAINS, ITEMS), data, seed=3).tables.items():
         assert table.num_rows <= bounds[key]
         assert key[0] == MIXED or table.num_rows == bounds[key]
@@ -148,7 +146,7 @@ def test_bounds_are_exact_for_domains_and_hold_for_mixed(world: dict[str, list[R
 
 def test_identities_do_not_depend_on_seed_or_rules_but_candidates_do() -> None:
     world: dict[str, list[Row]] = {"A": [("u", f"A{i:02d}", i) for i in range(8)], "B": [], "C": []}
-    one, two = (samples_of(frame(world, ITEMS), catalogue(DOMAINS, ITEMS), settings(), seed).tables["domain/A", "train"] for seed in (0, 1))
+    one, two = (samples_of(Coded.of(frame(world, ITEMS)), catalogue(DOMAINS, ITEMS), settings(), seed).tables["domain/A", "train"] for seed in (0, 1))
     assert one["sample_id"].equals(two["sample_id"])
     assert not one["candidates"].equals(two["candidates"])
 
@@ -156,19 +154,19 @@ def test_identities_do_not_depend_on_seed_or_rules_but_candidates_do() -> None:
 def test_ids_and_candidates_are_what_they_were() -> None:
     """Corpora in the world are made of them: they must not change without `corpus.build.RULES` going up."""
     world: dict[str, list[Row]] = {"A": [("u", f"A{i:02d}", i) for i in range(8)], "B": [], "C": []}
-    table = samples_of(frame(world, ITEMS), catalogue(DOMAINS, ITEMS), settings(), seed=0).tables["domain/A", "train"]
+    table = samples_of(Coded.of(frame(world, ITEMS)), catalogue(DOMAINS, ITEMS), settings(), seed=0).tables["domain/A", "train"]
     found = table.select(["sample_id", "candidates", "target"]).slice(0, 2).to_pylist()
     assert found == PINNED
 
 
 def test_an_empty_partition_makes_no_sample() -> None:
-    empty: pl.DataFrame = frame({"A": [], "B": [], "C": []}, ITEMS)
+    empty = Coded.of(frame({"A": [], "B": [], "C": []}, ITEMS))
     made = samples_of(empty, catalogue(DOMAINS, ITEMS), settings(), seed=0)
     assert all(table.num_rows == 0 for table in made.tables.values())
-    assert np.sum(list(at_most(empty, settings()).values())) == 0
+    assert np.sum(list(at_most(empty.sizes, settings()).values())) == 0
 
 
 PINNED = [
-    {"sample_id": 7692000238770396265, "candidates": [13, 3, 9, 11, 8], "target": 1},
     {"sample_id": 293488305659027519, "candidates": [4, 13, 9, 11, 10], "target": 0},
+    {"sample_id": 7692000238770396265, "candidates": [13, 3, 9, 11, 8], "target": 1},
 ]

@@ -69,7 +69,7 @@ def read(root: Path | str, **changes: object) -> interactions.Behaviours:
 def test_amazon(tmp_path: Path, release: int, suffix: str) -> None:
     amazon(tmp_path, release, suffix)
     found = read(tmp_path, format=f"amazon{release}")
-    assert sorted(found.interactions.rows()) == sorted((u, i, t) for u, i, t, _ in ROWS)
+    assert sorted(found.named().rows()) == sorted((u, i, t) for u, i, t, _ in ROWS)
     assert found.items.rows() == [("a", "Soap & Water"), ("b", "Brush")]
     assert not +found.dropped
 
@@ -78,14 +78,14 @@ def test_amazon(tmp_path: Path, release: int, suffix: str) -> None:
 def test_movielens(tmp_path: Path, kind: str, title: str) -> None:
     movielens(tmp_path, kind)
     found = read(tmp_path, format="movielens")
-    assert sorted(found.interactions.rows()) == [("7", "1", 1_400_000_000), ("7", "2", 1_400_000_100), ("8", "1", 1_400_000_000)]
+    assert sorted(found.named().rows()) == [("7", "1", 1_400_000_000), ("7", "2", 1_400_000_100), ("8", "1", 1_400_000_000)]
     assert found.items.rows()[0] == ("1", title)
 
 
 def test_csv_with_columns_of_other_names(tmp_path: Path) -> None:
     csv(tmp_path, gzip.compress, ".csv.gz")
     found = read(tmp_path, columns={"timestamp": "when"})
-    assert sorted(found.interactions.rows()) == sorted((u, i, t) for u, i, t, _ in ROWS)
+    assert sorted(found.named().rows()) == sorted((u, i, t) for u, i, t, _ in ROWS)
     with pytest.raises(DataError, match=r"A\.csv\.gz: no column timestamp; it has when, item_id, user_id; write it again, or name its columns"):
         read(tmp_path)
 
@@ -97,15 +97,15 @@ def test_parquet_timestamps_and_other_units(tmp_path: Path) -> None:
         write_parquet(root / "interactions" / "A.parquet", {"user_id": ["u"], "item_id": ["a"]})
         table = pl.read_parquet(root / "interactions" / "A.parquet").to_arrow().append_column("timestamp", column)
         pa.parquet.write_table(table, root / "interactions" / "A.parquet")
-        assert read(root).interactions.rows() == [("u", "a", 1_400_000_000)]
+        assert read(root).named().rows() == [("u", "a", 1_400_000_000)]
     write_parquet(root / "interactions" / "A.parquet", {"user_id": ["u"], "item_id": ["a"], "timestamp": [1_400_000_000_999]})
-    assert read(root, time_unit="ms").interactions.rows() == [("u", "a", 1_400_000_000)]
+    assert read(root, time_unit="ms").named().rows() == [("u", "a", 1_400_000_000)]
 
 
 def test_ratings_below_the_threshold_are_left_out_and_counted(tmp_path: Path) -> None:
     amazon(tmp_path, 2018, ".json")
     found = read(tmp_path, format="amazon2018", min_rating=4.0)
-    assert sorted(found.interactions.rows()) == [("u", "a", 1_400_000_000), ("v", "a", 1_400_000_000)]
+    assert sorted(found.named().rows()) == [("u", "a", 1_400_000_000), ("v", "a", 1_400_000_000)]
     assert +found.dropped == {"below_min_rating": 1}
 
 
@@ -128,7 +128,7 @@ def test_times_of_another_unit_are_quarantined_by_reason(tmp_path: Path) -> None
 def test_a_user_with_too_many_interactions_is_capped_to_the_most_recent(tmp_path: Path) -> None:
     rows: list[Row] = [("u", f"i{n % 7}", n) for n in range(1000)] + [("v", "i0", 3)]
     found = read(write_root(tmp_path, {"A": rows}), max_per_user=10)
-    assert sorted(found.interactions.filter(pl.col("user_id") == "u")["timestamp"]) == list(range(990, 1000))
+    assert sorted(found.named().filter(pl.col("user_id") == "u")["timestamp"]) == list(range(990, 1000))
     assert found.interactions.height == 11
     assert +found.dropped == {"over_user_cap": 990}
 

@@ -35,7 +35,7 @@ def catalogue(domains: Sequence[str], items: int) -> dict[str, np.ndarray]:
 
 
 def frame(world: Mapping[str, Sequence[Row]], items: int) -> pl.DataFrame:
-    """What `samples_of` takes, for a world whose item ids are the domain's name and a number below `items`."""
+    """What `Coded.of` takes, for a world whose item ids are the domain's name and a number below `items`."""
     start = {domain: number * items for number, domain in enumerate(world)}
     rows = [(user, domain, item, start[domain] + int(item[len(domain) :]), time) for domain, of in world.items() for user, item, time in of]
     schema = {"user_id": pl.String, "domain": pl.String, "item_id": pl.String, "item_index": pl.Int64, "timestamp": pl.Int64}

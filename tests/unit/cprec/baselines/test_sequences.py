@@ -7,6 +7,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from corpus.coded import Coded
 from corpus.samples import SCHEMA, samples_of
 from cprec.baselines.sequences import padded, pieces, training_sequences
 from tests.unit.corpus.worlds import Row, catalogue, frame, settings, worlds
@@ -19,7 +20,7 @@ ITEMS = 14
 def test_training_interactions_come_back_in_order(world: dict[str, list[Row]], min_history: int, more: int) -> None:
     data = settings(domains=("A",), held_out=(), min_history=min_history, max_history=min_history + more, num_candidates=2)
     rows = [row for row in world["A"] if sum(r[0] == row[0] for r in world["A"]) <= 10]
-    found = samples_of(frame({"A": rows}, ITEMS), catalogue(["A"], ITEMS), data, 0)
+    found = samples_of(Coded.of(frame({"A": rows}, ITEMS)), catalogue(["A"], ITEMS), data, 0)
     tables = [found.tables.get(("domain/A", split), SCHEMA.empty_table()) for split in ("train", "validation", "test")]
     expected = []
     for user in sorted({r[0] for r in rows}):
