@@ -189,7 +189,7 @@ def main() -> None:
     parser.add_argument("--corpus", required=True, help="a built corpus")
     parser.add_argument("--trl", help="python of an environment with TRL")
     parser.add_argument("--tokenizer", help="directory of a tokenizer; default: a byte-level one of --vocabulary tokens, trained on the titles")
-    for name, value in (("samples", 64), ("batch", 32), ("micro-batch", 8), ("pack-tokens", 4096), ("hidden", 128), ("layers", 2)):
+    for name, value in (("samples", 64), ("batch", 32), ("micro-batch", 8), ("pack-tokens", 2048), ("hidden", 128), ("layers", 2)):
         parser.add_argument(f"--{name}", type=int, default=value)
     for name, value in (("vocabulary", 4096), ("rounds", 5), ("threads", 1)):
         parser.add_argument(f"--{name}", type=int, default=value)

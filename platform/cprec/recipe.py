@@ -69,7 +69,9 @@ class TrainSettings(Section):
 
     global_batch: int = Field(128, ge=1, description="samples of one optimizer step, over all workers")
     pack: bool = Field(True, description="pack samples into rows of train.pack_tokens instead of padding train.micro_batch of them; exact either way")
-    pack_tokens: int = Field(4096, ge=64, description="tokens of one forward pass on one worker when packed")
+    pack_tokens: int | None = Field(
+        None, ge=64, description="tokens of one forward pass on one worker when packed; null: 4096 on a GPU, 2048 on a CPU, whose cache holds no more"
+    )
     micro_batch: int = Field(8, ge=1, description="samples of one forward pass on one worker when padded")
     max_samples: int | None = Field(None, ge=1, description="cap on domain-specific samples; mixed samples are cut in the same proportion")
     zero_stage: int | None = Field(1, ge=0, le=3, description="ZeRO stage of DeepSpeed; null: the lowest that fits the GPU by estimate, 1 on CPU")

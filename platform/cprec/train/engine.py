@@ -38,7 +38,12 @@ def cut_of(settings: TrainSettings) -> Cut:
     """How the settings cut a share into forward passes."""
     if not settings.pack:
         return Cut(packed=False, size=settings.micro_batch)
-    return Cut(packed=True, size=settings.pack_tokens, fill=settings.compile)
+    return Cut(packed=True, size=pack_tokens(settings), fill=settings.compile)
+
+
+def pack_tokens(settings: TrainSettings) -> int:
+    """Tokens of one forward pass when packed: the recipe's, else what suits the device (docs/performance.md)."""
+    return settings.pack_tokens or (4096 if torch.cuda.is_available() else 2048)
 
 
 def fit(model: torch.nn.Module, settings: TrainSettings, world: int) -> tuple[int, bool]:
@@ -47,7 +52,7 @@ def fit(model: torch.nn.Module, settings: TrainSettings, world: int) -> tuple[in
     if not torch.cuda.is_available():
         return (1 if stage is None else stage), recompute
     shape, memory = shape_of(model), float(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
-    tokens = settings.pack_tokens  # a padded micro-batch is of the same order
+    tokens = pack_tokens(settings)  # a padded micro-batch is of the same order
     stage = presets.stage(shape, world, tokens, memory) if stage is None else stage
     if settings.recompute == "auto":
         recompute = presets.recompute(shape, stage, world, tokens, memory)
