@@ -1,0 +1,21 @@
+"""HR@k and NDCG@k by ranx; run by benchmarks/metrics.py in an environment of its own (requirements-ranx.txt).
+
+python ranx_metrics.py    reads {"relevant": {sample: {item: 1}}, "ranked": {sample: {item: score}}} from standard input and prints {metric: mean}
+"""
+
+import json
+import sys
+
+from ranx import Qrels, Run, evaluate
+
+METRICS = ["hit_rate@1", "hit_rate@3", "hit_rate@5", "ndcg@3", "ndcg@5"]
+
+
+def main() -> None:
+    found = json.load(sys.stdin)
+    means = evaluate(Qrels(found["relevant"]), Run(found["ranked"]), METRICS)
+    print(json.dumps({name: float(value) for name, value in means.items()}))
+
+
+if __name__ == "__main__":
+    main()
