@@ -32,21 +32,28 @@ def main() -> int:
     parser.add_argument("folder", type=Path, help="<run>/evaluation/<domain>")
     parser.add_argument("--ranx", required=True, help="python of an environment with ranx")
     options = parser.parse_args()
+    kept = {file.parent.name: (json.loads((file.parent / "metrics.json").read_text()), pq.read_table(file)) for file in sorted(files(options.folder))}
+    alone = {name: predictions.filter(pa.array(ranks_of(predictions).tied == 1)) for name, (_, predictions) in kept.items()}
+    asked = json.dumps({name: as_ranx(table) for name, table in alone.items()})
+    peer = json.loads(subprocess.run([options.ranx, str(PEER)], input=asked, capture_output=True, text=True, check=True).stdout)
     worst = 0.0
-    for file in sorted(options.folder.glob("*/predictions.parquet")):
-        kept = json.loads((file.parent / "metrics.json").read_text())
-        predictions = pq.read_table(file)
-        alone = predictions.filter(pa.array(ranks_of(predictions).tied == 1))
-        ours = kept if len(alone) == len(predictions) else measured(alone, kept["model"], kept["domain"], kept["mode"])
-        peer = by_ranx(options.ranx, alone)
-        apart = max(abs(ours[kind][k] - peer[name]) for name, (kind, k) in NAMES.items())
+    for name, (written, predictions) in kept.items():
+        left = len(alone[name])
+        ours = written if left == len(predictions) else measured(alone[name], written["model"], written["domain"], written["mode"])
+        apart = max(abs(ours[kind][k] - peer[name][metric]) for metric, (kind, k) in NAMES.items())
         worst = max(worst, apart)
-        print(f"{file.parent.name}: {len(alone)} samples, {len(predictions) - len(alone)} left out, largest difference {apart:.1e}")
+        print(f"{name}: {left} samples, {len(predictions) - left} left out, largest difference {apart:.1e}")
     return int(worst > MOST)
 
 
-def by_ranx(python: str, predictions: pa.Table) -> dict[str, float]:
-    """ranx's means: of scores where there are any, else of the items named in turn; a true item that was not named is relevant and not ranked."""
+def files(folder: Path) -> list[Path]:
+    """Predictions with metrics beside them: the others are not complete."""
+    return [file for file in folder.glob("*/predictions.parquet") if (file.parent / "metrics.json").exists()]
+
+
+def as_ranx(predictions: pa.Table) -> dict[str, Any]:
+    """What is relevant and how it is ranked: by scores where there are any, else by the items named in turn; a true item that was not named is
+    relevant and not ranked."""
     relevant: dict[str, dict[str, int]] = {}
     ranked: dict[str, dict[str, float]] = {}
     for row in predictions.to_pylist():
@@ -57,9 +64,7 @@ def by_ranx(python: str, predictions: pa.Table) -> dict[str, float]:
             scored = {item: float(-place) for place, item in enumerate(row["ranking"])} or {"nothing": 0.0}
         relevant[str(row["sample_id"])] = {str(true): 1}
         ranked[str(row["sample_id"])] = {str(item): score for item, score in scored.items()}
-    asked = json.dumps({"relevant": relevant, "ranked": ranked})
-    found: dict[str, Any] = json.loads(subprocess.run([python, str(PEER)], input=asked, capture_output=True, text=True, check=True).stdout)
-    return found
+    return {"relevant": relevant, "ranked": ranked}
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
-    return LlamaForCausalLM(config).eval()
+    made: LlamaForCausalLM = LlamaForCausalLM(config).eval()
+    return made
 
 
 def test_it_is_the_exponential_of_the_mean_loss(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
