@@ -133,6 +133,8 @@ def run(trial: Trial, report: Callable[[dict[str, Any]], None]) -> None:
     if rank == 0:
         conclude(trial, diverged=diverged)
     engine.close()
+    if diverged:  # last, because the search may stop a trial as it reports
+        report({"hr1": 0.0, "epoch": len(history) + 1})
 
 
 def started(trial: Trial, network: PreTrainedModel) -> torch.nn.Module:
