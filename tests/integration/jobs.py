@@ -92,7 +92,11 @@ def kill_when(process: "subprocess.Popen[str]", reached: Callable[[], bool]) -> 
         assert time.monotonic() < end, "the condition never held"
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGSTOP)  # at this very moment; whom it started is looked up then
-    below = [p for p in psutil.Process(process.pid).children(recursive=True) if p.name().startswith(("ray::RayTrain", "ray::Controller", "ray::ImplicitFunc"))]
+    below = [
+        p
+        for p in psutil.Process(process.pid).children(recursive=True)
+        if p.name().startswith(("ray::RayTrain", "ray::Controller", "ray::ImplicitFunc"))
+    ]
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     _, left = psutil.wait_procs(below, timeout=60)

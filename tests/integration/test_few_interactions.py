@@ -23,7 +23,7 @@ from tests.integration import jobs
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # PEFT asks transformers under a name of the past
 
-SEEDS = 4
+SEEDS = 3
 RATES = {"candidate": 1e-3, "fresh": 1e-2}
 """By what LoRA starts from, as the validation split of the larger run has it."""
 

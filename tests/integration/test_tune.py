@@ -30,7 +30,7 @@ def recipe(place: Path) -> Path:
         place,
         workers=1,
         simulate={"users": 60, "items_per_domain": 40, "domains_per_user": 3, "interactions_per_domain": 8},
-        finetune={"start": "fresh", "epochs": 2, "global_batch": 16, "max_samples": 60, "validation_users": 20},
+        finetune={"start": "fresh", "epochs": 3, "global_batch": 16, "max_samples": 60, "validation_users": 20},
         search={"rates": [NOTHING, PLANTED, ABSURD], "winner_seeds": 1},
         baseline={"max_epochs": 1, "size": 16},
     )
@@ -60,7 +60,7 @@ def test_the_rate_that_is_best_on_validation_wins(search: Path, place: Path) -> 
     assert set(of) == {NOTHING, PLANTED, ABSURD}
     assert of[found["winner"]["rate"]]["hr1"] == max(trial["hr1"] for trial in of.values())
     assert (of[ABSURD]["diverged"], of[ABSURD]["history"], of[ABSURD]["checkpoint"]) == (True, [], "")
-    assert [len(of[rate]["history"]) for rate in (NOTHING, PLANTED)] == [2, 2]
+    assert [len(of[rate]["history"]) for rate in (NOTHING, PLANTED)] == [3, 3]
     assert [seed["seed"] for seed in found["winner"]["seeds"]] == [0]
     names = {"0.01-0", "1e-09-0", "1e+30-0"}
     assert {path.parent.name for path in search.glob("trials/*/tuned.json")} == names
@@ -101,7 +101,7 @@ def test_trials_of_two_workers_from_another_domains_fine_tuning_are_cut_short(se
     """As CD-LLaRA: LoRA starts from what was tuned on Games."""
     start = ended(search)["winner"]["best"]["checkpoint"]
     pair = place / "runs" / "pair" / "finetune" / "Garden" / "cross"
-    options = {"run": "pair", "workers": 2, "finetune.domain": "Garden", "finetune.name": "cross", "finetune.start": start, "finetune.epochs": 3}
+    options = {"run": "pair", "workers": 2, "finetune.domain": "Garden", "finetune.name": "cross", "finetune.start": start}
     options |= {"search.stopper": "asha", "search.rates": f"{PLANTED},1.0", "search.concurrent": 1}
     shown = jobs.run("tune_lr", recipe, *(part for key, value in options.items() for part in (f"--{key}", str(value)))).stdout
     assert "registered cprec-Garden version 1" in shown
