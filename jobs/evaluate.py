@@ -13,8 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cprec.command import main
-from cprec.compare import Comparison, compare, contenders, samples_to_score
-from cprec.evaluate.significance import Paired
+from cprec.compare import Comparison, Row, compare, contenders, samples_to_score
 from cprec.recipe import Recipe
 from cprec.registry import Registry
 
@@ -35,7 +34,7 @@ def table(comparison: Comparison, alpha: float) -> Table:
     """The comparison as it is printed, 80 columns wide. alpha: below it, a p-value is set in bold."""
     shown = Table(
         title=f"{comparison.domain}, {comparison.split} split",
-        caption=f"difference: HR@1 minus that of {comparison.rows[0].name}, 95 % interval; paired t-test",
+        caption=f"difference: HR@1 minus that of {comparison.rows[0].name}, 95 % interval; p: paired t-test over users; below it over seeds",
         box=SIMPLE_HEAD,
         pad_edge=False,
         padding=(0, 1, 0, 0),
@@ -43,19 +42,23 @@ def table(comparison: Comparison, alpha: float) -> Table:
     shown.add_column("model", min_width=9)
     for name in ("n", "HR@1", "HR@3", "HR@5", "NDCG@3", "NDCG@5", "difference", "p"):
         shown.add_column(name, justify="right", no_wrap=True)
+    texts = any(row.perplexity for row in comparison.rows)
+    if texts:
+        shown.add_column("perplexity", justify="right")
     for row in comparison.rows:
         measured = [*(row.metrics["hr"][k] for k in ("1", "3", "5")), *(row.metrics["ndcg"][k] for k in ("3", "5"))]
         name = row.name if row.name == row.model else f"{row.name}\n{row.model}"
-        shown.add_row(name, f"{row.metrics['n']:,}", *(f"{value:.4f}" for value in measured), *_against(row.against, alpha))
+        perplexity = [f"{row.perplexity:.2f}" if row.perplexity else ""] if texts else []
+        shown.add_row(name, f"{row.metrics['n']:,}", *(f"{value:.4f}" for value in measured), *_against(row, alpha), *perplexity)
     return shown
 
 
-def _against(paired: Paired | None, alpha: float) -> tuple[str, str]:
-    if paired is None:
+def _against(row: Row, alpha: float) -> tuple[str, str]:
+    if row.against is None:
         return "", ""
-    reach = "" if paired.high is None else f" ±{paired.high - paired.difference:.3f}"
-    p = f"{paired.p:.2g}"
-    return f"{paired.difference:+.3f}{reach}", f"[bold]{p}[/bold]" if paired.p < alpha else p
+    reach = "" if row.against.high is None else f" ±{row.against.high - row.against.difference:.3f}"
+    values = [paired.p for paired in (row.against, row.over_seeds) if paired]
+    return f"{row.against.difference:+.3f}{reach}", "\n".join(f"[bold]{p:.2g}[/bold]" if p < alpha else f"{p:.2g}" for p in values)
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def table(found: Found) -> Table:
     for name in ("learning rate", "seed", "HR@1 on validation", "best epoch", "epochs", ""):
         shown.add_column(name, justify="right")
     for trial in [*found.trials, *(seed for seed in found.seeds if seed not in found.trials)]:
-        mark = "best" if trial == found.best else "cut short" if trial.stopped else ""
+        mark = "best" if trial == found.best else "diverged" if trial.diverged else "cut short" if trial.stopped else ""
         shown.add_row(f"{trial.rate:g}", str(trial.seed), f"{trial.hr1:.4f}", str(trial.epoch), str(len(trial.history)), mark)
     return shown
 

@@ -20,7 +20,7 @@ from cluster.session import session
 from corpus.table import Corpus
 from cprec import report
 from cprec.baselines.training import NAMES as BASELINES
-from cprec.downstream import baseline
+from cprec.downstream import baseline, forgetting
 from cprec.downstream.scoring import Contender, scores, texts
 from cprec.evaluate import predictions
 from cprec.evaluate.metrics import averaged, hits
@@ -44,7 +44,7 @@ class Row:
 
     A model that was trained with several seeds has the mean of their metrics; `against` then compares the means over seeds, sample by sample, and
     `over_seeds` the seeds' HR@1 (paper Sec. 5.1.4). permutation_p: of `against`, by a permutation test. holm_p: of `against`, corrected for the
-    domains that these models were compared on in this run.
+    domains that these models were compared on in this run. perplexity: of `evaluate.text`, the mean over seeds; None without one, and for baselines.
     """
 
     name: str
@@ -54,6 +54,7 @@ class Row:
     permutation_p: float | None = None
     over_seeds: Paired | None = None
     holm_p: float | None = None
+    perplexity: float | None = None
 
 
 @dataclass(frozen=True)
@@ -82,12 +83,15 @@ def contenders(recipe: Recipe, registry: Registry, names: Sequence[str], corpus:
     base, revision = bases.pop() if bases else (resolve(recipe, corpus, say), recipe.model.revision)
     found: list[Contender] = []
     for name in dict.fromkeys(names):
-        if name in ("base", *BASELINES):
+        if name == "base":
             found.append(Contender(name, name, base, revision))
+        elif name in BASELINES:
+            seeds = range(recipe.seed, recipe.seed + recipe.baseline.seeds)
+            found += [Contender(name, f"{name}-seed{seed}", base, revision, seed=seed) for seed in seeds]
         elif version := versions.get(name):
             found.append(Contender(name, f"version-{version.number}", base, revision, version.checkpoint, version.number))
-        elif seeds := _tuned(recipe, name):
-            found += [Contender(name, f"{name}-{place}", base, revision, uri) for place, uri in seeds]
+        elif tuned := _tuned(recipe, name):
+            found += [Contender(name, f"{name}-{place}", base, revision, uri) for place, uri in tuned]
         else:
             uri = storage.absolute(name)
             run, attempt = posixpath.basename(posixpath.dirname(posixpath.dirname(uri))), posixpath.basename(uri)
@@ -140,6 +144,7 @@ def compare(recipe: Recipe, registry: Registry, names: Sequence[str], say: Say) 
     run = run_uri(storage.absolute(recipe.storage), recipe.run)
     folder = storage.join(run, "evaluation", domain)
     tables = _predictions(recipe, folder, models, corpus, domain, samples, say)
+    texts = forgetting.measure(recipe, folder, models, say)
     results: dict[str, list[tuple[Contender, pa.Table, dict[str, Any]]]] = {}
     for model, table in zip(models, tables, strict=True):
         result = predictions.measured(table, model.label, domain, _mode(recipe, model))
@@ -149,7 +154,10 @@ def compare(recipe: Recipe, registry: Registry, names: Sequence[str], say: Say) 
             registry.measured(model.version, domain, result)
         results.setdefault(model.name, []).append((model, table, result))
     reference, *others = ([table for _, table, _ in seeds] for seeds in results.values())
-    rows = [Row(name, _what(seeds), averaged([result for *_, result in seeds]), None) for name, seeds in results.items()]
+    rows = [
+        Row(name, _what(seeds), averaged([result for *_, result in seeds]), None, perplexity=_mean(texts, [model for model, *_ in seeds]))
+        for name, seeds in results.items()
+    ]
     rows[1:] = [_against(row, reference, tables) for row, tables in zip(rows[1:], others, strict=True)]
     comparison = Comparison(domain, recipe.evaluate.split, _corrected(run, domain, rows, _comparison(recipe)))
     storage.write_text(storage.join(folder, _comparison(recipe)), json.dumps(asdict(comparison), indent=2, allow_nan=False))
@@ -160,6 +168,12 @@ def compare(recipe: Recipe, registry: Registry, names: Sequence[str], say: Say) 
 
 def _what(seeds: Sequence[tuple[Contender, pa.Table, dict[str, Any]]]) -> str:
     return seeds[0][0].label if len(seeds) == 1 else f"{len(seeds)} seeds"
+
+
+def _mean(texts: Mapping[str, float], seeds: Sequence[Contender]) -> float | None:
+    """Mean perplexity of a model's seeds."""
+    values = [texts[model.label] for model in seeds if model.label in texts]
+    return float(np.mean(values)) if values else None
 
 
 def _against(row: Row, reference: Sequence[pa.Table], tables: Sequence[pa.Table]) -> Row:
@@ -209,7 +223,7 @@ def _inputs(recipe: Recipe, corpus: Corpus, domain: str, model: Contender) -> di
         "base": model.base,
         "base_revision": model.revision,
         "checkpoint": model.checkpoint,
-        "baseline": baseline.place(recipe, corpus, domain, model.name) if model.is_baseline else None,
+        "baseline": baseline.place(recipe, corpus, domain, model.name, model.seed) if model.is_baseline else None,
         "precision": recipe.model.precision,
         "max_tokens": recipe.model.max_tokens,
         "corpus": corpus.uri,

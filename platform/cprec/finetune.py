@@ -93,7 +93,7 @@ def plan(recipe: Recipe, registry: Registry, say: Say) -> Plan:
 def tune(recipe: Recipe, registry: Registry, say: Say) -> Found:
     """Run a search, or go on with it, train the best rate with every seed, and register the best of them.
 
-    Raises RunError when another search lies in its place.
+    Raises RunError when another search lies in its place, or when the rates are so high that nothing was learned.
     """
     planned = plan(recipe, registry, say)
     _settle(planned)
@@ -104,14 +104,17 @@ def tune(recipe: Recipe, registry: Registry, say: Say) -> Found:
         if recipe.finetune.hybrid:
             say("item embeddings of SASRec")
             task = ray.remote(baseline.prepare).options(num_cpus=recipe.train.cpus_per_worker)
-            behaviour = fetch([task.remote(recipe, planned.corpus, planned.domain, "sasrec")])[0]
+            behaviour = fetch([task.remote(recipe, planned.corpus, planned.domain, "sasrec", recipe.seed)])[0]
         tried = [planned.trial(rate, seed, behaviour) for rate in planned.rates for seed in range(recipe.search.seeds)]
         ended = search.run(tried, recipe.search, recipe.search.stopper, say)
+        _require(ended)
         rate = search.best_rate(ended)
         say(f"best learning rate {rate:g}; training it with {recipe.search.winner_seeds} seeds")
         # A trial of the best rate that the search cut short is not trained on: nothing cuts the best one short.
         seeded = [planned.trial(rate, seed, behaviour) for seed in range(recipe.search.winner_seeds)]
         seeds = search.run(seeded, recipe.search, "none", say)
+        for seed in seeds:
+            _require([seed])
     best = max(seeds, key=lambda t: t.hr1)
     _track(registry, parent, [*tried, *seeded], [*ended, *seeds])
     write_bytes(join(planned.place, PLOT), plot(ended, rate))
@@ -120,6 +123,13 @@ def tune(recipe: Recipe, registry: Registry, say: Say) -> Found:
     tuned = registry.of_model(model)
     number = tuned.register(best.checkpoint, _lineage(planned, best), parent.run_id)
     return Found(rate, ended, seeds, best, model, number, join(planned.place, PLOT))
+
+
+def _require(ended: Sequence[Tuned]) -> None:
+    """Something was learned in one of these trials."""
+    if not any(trial.checkpoint for trial in ended):
+        shown = ", ".join(f"{trial.rate:g} (seed {trial.seed})" for trial in ended)
+        raise RunError(f"training diverged in its first epoch at {shown}; give lower search.rates")
 
 
 def plot(ended: Sequence[Tuned], rate: float) -> bytes:
@@ -153,7 +163,7 @@ def _settle(planned: Plan) -> None:
         "start": planned.start,
         "model": recipe.model.model_dump(),
         "finetune": recipe.finetune.model_dump(exclude={"start", "name", "domain"}),
-        "baseline": recipe.baseline.model_dump(),
+        "baseline": recipe.baseline.model_dump(exclude={"seeds"}),
         "seed": recipe.seed,
     }
     identity = json.loads(json.dumps(identity))

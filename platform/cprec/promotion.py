@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from cluster.errors import RunError
+from cluster.errors import RecipeError, RunError
 from cluster.storage import join
 from cprec.compare import Say, compare
 from cprec.evaluate.significance import Paired
@@ -32,10 +32,17 @@ class Decision:
 
 
 def decide(
-    candidate: Mapping[str, Any], champion: Mapping[str, Any] | None, against: Paired | None, gate: GateSettings, valid_ratio: float | None = None
+    candidate: Mapping[str, Any],
+    champion: Mapping[str, Any] | None,
+    against: Paired | None,
+    gate: GateSettings,
+    valid_ratio: float | None = None,
+    forgetting: float | None = None,
 ) -> Decision:
-    """The gate. candidate, champion: their metrics.json on the same samples; against: candidate minus champion in HR@1, paired; valid_ratio: the
-    candidate's exact Valid Ratio, where the gate asks for one.
+    """The gate. candidate, champion: their metrics.json on the same samples; against: candidate minus champion in HR@1, paired.
+
+    Where the gate asks for them: valid_ratio, the candidate's exact Valid Ratio; forgetting, the share by which its perplexity of a plain text is
+    above its base's.
 
     Refused below a floor, when worse than the champion at the gate's level, and when a slice loses more than the gate lets it; a difference that may
     be chance does not refuse, because a newer model has seen newer domains.
@@ -50,6 +57,11 @@ def decide(
         numbers["valid_ratio"] = valid_ratio
         if valid_ratio < gate.min_valid_ratio:
             reason = f"Valid Ratio {valid_ratio:.4f} is below the floor of {gate.min_valid_ratio:.4f} (gate.min_valid_ratio)"
+            return Decision(False, reason, numbers)
+    if forgetting is not None and gate.max_forgetting is not None:
+        numbers["forgetting"] = forgetting
+        if forgetting > gate.max_forgetting:
+            reason = f"perplexity of the plain text is {forgetting:.1%} above the base's, more than {gate.max_forgetting:.1%} (gate.max_forgetting)"
             return Decision(False, reason, numbers)
     if champion is None or against is None:
         return Decision(True, f"HR@1 {hr1:.4f}, and there is no champion yet", numbers)
@@ -87,17 +99,28 @@ def promote(recipe: Recipe, registry: Registry, say: Say) -> tuple[int, Decision
         raise RunError(f"model {registry.model} has no candidate; run jobs/cpt.py")
     if champion is not None and champion.number == candidate.number:
         return candidate.number, Decision(False, f"version {candidate.number} is the champion already")
+    forgetting = None
+    if recipe.gate.max_forgetting is not None:
+        base, own = compare(recipe, registry, ["base", str(candidate.number)], say).rows
+        forgetting = _risen(base.perplexity, own.perplexity)
     comparison = compare(recipe, registry, [str(v.number) for v in (champion, candidate) if v is not None], say)
     own = comparison.rows[-1]
     valid_ratio = None
     if recipe.gate.min_valid_ratio:
         generating = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"mode": "generate"})})
         valid_ratio = compare(generating, registry, [str(candidate.number)], say).rows[0].metrics["valid_ratio"]["exact"]
-    decision = decide(own.metrics, comparison.rows[0].metrics if champion else None, own.against, recipe.gate, valid_ratio)
+    decision = decide(own.metrics, comparison.rows[0].metrics if champion else None, own.against, recipe.gate, valid_ratio, forgetting)
     if decision.promote:
         crown(registry, candidate.number)
     note(registry, candidate.number, decision)
     return candidate.number, decision
+
+
+def _risen(before: float | None, after: float | None) -> float:
+    """By what share a perplexity is above another. Raises RecipeError without a text to measure it on."""
+    if before is None or after is None:
+        raise RecipeError("gate.max_forgetting asks for a perplexity; name a plain text with evaluate.text")
+    return after / before - 1
 
 
 def crown(registry: Registry, number: int) -> None:

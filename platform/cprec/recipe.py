@@ -112,8 +112,10 @@ class BaselineSettings(Section):
     batch: int = Field(128, ge=2, description="sequences of one step")
     rate: float = Field(1e-3, gt=0, description="learning rate of SASRec (Adam)")
     gru_rate: float = Field(0.05, gt=0, description="learning rate of GRU4Rec (Adagrad)")
-    max_epochs: int = Field(200, ge=1, description="epochs, at most")
+    max_epochs: int = Field(2000, ge=1, description="epochs, at most")
     patience: int = Field(10, ge=1, description="epochs without a better HR@1 on validation after which training stops")
+    patience_steps: int = Field(500, ge=0, description="and steps, at least: with few samples, ten epochs are ten steps")
+    seeds: int = Field(4, ge=1, description="trainings of a baseline that is evaluated; the first one's embeddings serve fine-tuning")
 
 
 class FinetuneSettings(Section):
@@ -168,6 +170,9 @@ class EvaluateSettings(Section):
     )
     max_users: int | None = Field(None, ge=1, description="cap on users, taken in the order of their sample ids")
     batch: int = Field(16, ge=1, description="samples scored in one forward pass")
+    text: str | None = Field(
+        None, description="a file of plain text that has nothing to do with behaviours (path or s3://): its perplexity tells what a model forgot"
+    )
     alpha: float = Field(0.05, gt=0, lt=1, description="level of the paired test")
 
 
@@ -180,6 +185,9 @@ class GateSettings(Section):
         None, ge=0, le=1, description="HR@1 that a slice (sparse, medium, dense) may lose against the champion; null: any"
     )
     min_valid_ratio: float = Field(0.0, ge=0, le=1, description="floor of the exact Valid Ratio of generated answers; 0: none are generated")
+    max_forgetting: float | None = Field(
+        None, ge=0, description="share by which the perplexity of evaluate.text may be above the base model's; null: any, and it is not measured"
+    )
 
 
 class ClusterSettings(Section):

@@ -102,7 +102,7 @@ def kill_when(process: "subprocess.Popen[str]", reached: Callable[[], bool], who
     wait_for(process, reached)
     os.kill(process.pid, signal.SIGSTOP)  # at this very moment; whom it started is looked up then
     everybody = psutil.Process(process.pid).children(recursive=True)
-    below = [p for p in everybody if p.name().startswith(("ray::RayTrain", "ray::Controller"))]
+    below = [p for p in everybody if p.name().startswith(("ray::RayTrain", "ray::Controller", "ray::ImplicitFunc"))]
     for victim in everybody if whole_cluster else []:
         with suppress(psutil.NoSuchProcess):
             victim.kill()

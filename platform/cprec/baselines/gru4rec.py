@@ -54,7 +54,8 @@ class GRU4Rec(Recommender):
             following = targets[there, place]
             if len(following) < 2:
                 continue
-            scores = self.worth(states[there, place], following.expand(len(following), -1))
+            # `worth` of every state with every item, without a copy of the items for each state.
+            scores = torch.tanh(states[there, place] @ self.out(following).T + self.bias(following).T)
             own = scores.diagonal()[:, None]
             others = following[:, None] != following
             terms = torch.where(others, torch.sigmoid(scores - own) + torch.sigmoid(scores**2), 0)

@@ -1,5 +1,6 @@
 """Training of a recommender to early stop, and its scores for candidates."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,21 +41,23 @@ def make(name: str, items: int, length: int, settings: BaselineSettings) -> Reco
 def fit(
     network: Recommender, sequences: Sequence[Sequence[int]], settings: BaselineSettings, seed: int, measure: Callable[[Recommender], float]
 ) -> Fitted:
-    """Train in place until `measure` (on the validation split, higher is better) has not risen for `patience` epochs; the best weights are kept.
+    """Train in place until `measure` (on the validation split, higher is better) has not risen for `patience` epochs and `patience_steps` steps; the
+    best weights are kept.
 
     sequences: training sequences of item numbers 1 .. items. A function of (network, sequences, settings, seed) on one machine and number of threads.
     """
     inputs, targets = (torch.from_numpy(a) for a in pieces(sequences, network.length))
     optimizer = network.optimizer(settings.rate if isinstance(network, SASRec) else settings.gru_rate)
     best, best_epoch, kept, seconds = measure(network), 0, _copy(network), 0.0
+    cuts = list(range(settings.batch, len(inputs), settings.batch))
+    patience = max(settings.patience, math.ceil(settings.patience_steps / (len(cuts) + 1)))
     epoch = 0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        while epoch < settings.max_epochs and epoch - best_epoch < settings.patience:
+        while epoch < settings.max_epochs and epoch - best_epoch < patience:
             epoch += 1
             began = time.perf_counter()
             network.train()
-            cuts = list(range(settings.batch, len(inputs), settings.batch))
             for rows in torch.randperm(len(inputs)).tensor_split(cuts):
                 optimizer.zero_grad()
                 torch.autograd.backward(network.loss(inputs[rows], targets[rows]))

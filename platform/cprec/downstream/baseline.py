@@ -27,36 +27,36 @@ from cprec.recipe import Recipe
 WEIGHTS, FITTED = "weights.safetensors", "fitted.json"
 
 
-def place(recipe: Recipe, corpus: Corpus, domain: str, name: str) -> str:
-    """Where a baseline lives: equal data and settings, equal place."""
+def place(recipe: Recipe, corpus: Corpus, domain: str, name: str, seed: int) -> str:
+    """Where a baseline lives: equal data, settings and seed, equal place."""
     identity = [
         corpus.commits[0].metadata["fingerprint"],
         corpus.version,
-        recipe.baseline.model_dump(),
+        recipe.baseline.model_dump(exclude={"seeds"}),
         recipe.finetune.max_samples,
         recipe.finetune.validation_users,
-        recipe.seed,
+        seed,
     ]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
     return join(absolute(recipe.storage), "baselines", domain, f"{name}-{digest}")
 
 
-def prepare(recipe: Recipe, corpus: Corpus, domain_name: str, name: str) -> str:
+def prepare(recipe: Recipe, corpus: Corpus, domain_name: str, name: str, seed: int) -> str:
     """The URI of a baseline's weights; it is trained if it is not there, on the training split that fine-tuning has too (`finetune.max_samples`)."""
-    where = place(recipe, corpus, domain_name, name)
+    where = place(recipe, corpus, domain_name, name, seed)
     if not exists(join(where, FITTED)):
         domain = Domain.of(corpus, domain_name)
         sequences, validation = _data(recipe, corpus, domain)
         numbered = [(domain.numbers(np.array(s)) + 1).tolist() for s in sequences]
         longest = max(len(h) for h in validation["history"].to_pylist())
-        network = _network(recipe, name, len(domain.indices), longest)
+        network = _network(recipe, name, len(domain.indices), longest, seed)
         scored = by_id(validation, recipe.finetune.validation_users)
         target = scored["target"].to_numpy()
 
         def measure(now: Recommender) -> float:
             return float(hits(ranks(_scores(now, domain, scored), target), 1).mean())
 
-        fitted = training.fit(network, numbered, recipe.baseline, recipe.seed, measure)
+        fitted = training.fit(network, numbered, recipe.baseline, seed, measure)
         write_bytes(join(where, WEIGHTS), save({n: t.contiguous() for n, t in network.state_dict().items()}))
         write_text(join(where, FITTED), json.dumps({**asdict(fitted), "length": longest, "sequences": len(numbered)}, indent=1))
     return join(where, WEIGHTS)
@@ -73,19 +73,19 @@ def _data(recipe: Recipe, corpus: Corpus, domain: Domain) -> tuple[list[list[int
     return training_sequences(*tables), validation
 
 
-def scores(recipe: Recipe, corpus: Corpus, domain_name: str, name: str, samples: pa.Table) -> NDArray[np.float64]:
+def scores(recipe: Recipe, corpus: Corpus, domain_name: str, name: str, seed: int, samples: pa.Table) -> NDArray[np.float64]:
     """Scores [n, candidates] of a baseline, which is trained first if it is not there."""
-    weights = prepare(recipe, corpus, domain_name, name)
+    weights = prepare(recipe, corpus, domain_name, name, seed)
     domain = Domain.of(corpus, domain_name)
-    longest = json.loads(read_bytes(join(place(recipe, corpus, domain_name, name), FITTED)))["length"]
-    network = _network(recipe, name, len(domain.indices), longest)
+    longest = json.loads(read_bytes(join(place(recipe, corpus, domain_name, name, seed), FITTED)))["length"]
+    network = _network(recipe, name, len(domain.indices), longest, seed)
     network.load_state_dict(load(read_bytes(weights)))
     return _scores(network, domain, samples)
 
 
-def _network(recipe: Recipe, name: str, items: int, length: int) -> Recommender:
+def _network(recipe: Recipe, name: str, items: int, length: int, seed: int) -> Recommender:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
+        torch.manual_seed(seed)
         return training.make(name, items, length, recipe.baseline)
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from cprec.downstream.hybrid import Hybrid
 from cprec.downstream.items import Domain
 from cprec.downstream.trial import BEHAVIOUR, encoders_of
 from cprec.evaluate.generate import answered
+from cprec.evaluate.perplexity import perplexity
 from cprec.evaluate.rank import PromptEncoder, score
 from cprec.model import adapter, backbone
 from cprec.recipe import Recipe
@@ -32,7 +34,8 @@ from cprec.train import checkpoint
 class Contender:
     """A model to be scored: a base and, unless it is the base itself, a checkpoint; or a baseline, which has neither.
 
-    name: as it was asked for; label: what it is, and its folder."""
+    name: as it was asked for; label: what it is, and its folder; seed: of a baseline's training.
+    """
 
     name: str
     label: str
@@ -40,11 +43,12 @@ class Contender:
     revision: str | None
     checkpoint: str | None = None
     version: int | None = None
+    seed: int = 0
 
     @property
     def is_baseline(self) -> bool:
         """Whether it knows item ids only."""
-        return self.label in NAMES
+        return self.name in NAMES
 
 
 def scores(recipe: Recipe, model: Contender, corpus: Corpus, domain: str, samples: pa.Table, workers: int, text: Text | None) -> NDArray[np.float64]:
@@ -54,7 +58,7 @@ def scores(recipe: Recipe, model: Contender, corpus: Corpus, domain: str, sample
     """
     if model.is_baseline:
         alone = ray.remote(baseline.scores).options(num_cpus=recipe.train.cpus_per_worker)
-        return np.asarray(fetch([alone.remote(recipe, corpus, domain, model.name, samples)])[0])
+        return np.asarray(fetch([alone.remote(recipe, corpus, domain, model.name, model.seed, samples)])[0])
     return np.concatenate(_shares(recipe, _scored, model, corpus, domain, samples, workers, text))
 
 
@@ -62,6 +66,12 @@ def texts(recipe: Recipe, model: Contender, corpus: Corpus, domain: str, samples
     """What a language model answers to each sample, in turn (cprec.evaluate.generate), inside a Ray session."""
     found = _shares(recipe, _generated, model, corpus, domain, samples, workers, text)
     return [said for share in found for said in share]
+
+
+def perplexities(recipe: Recipe, models: Sequence[Contender], text: str) -> list[float]:
+    """The perplexity of a plain text by each language model, inside a Ray session."""
+    remote = ray.remote(_perplexity).options(num_cpus=recipe.train.cpus_per_worker, num_gpus=recipe.train.gpus_per_worker)
+    return fetch([remote.remote(recipe, model, text) for model in models])
 
 
 def _shares(
@@ -116,3 +126,8 @@ def _generated(recipe: Recipe, model: Contender, corpus: Corpus, domain: str, sa
     known, constrained = Domain.of(corpus, domain, recipe.evaluate.split), recipe.evaluate.mode == "constrained"
     encoder = _encoder(recipe, network, tokenizer, known, text)
     return answered(network, tokenizer, encoder, samples, known.titles, recipe.evaluate.batch, constrained)
+
+
+def _perplexity(recipe: Recipe, model: Contender, text: str) -> float:
+    network, tokenizer = loaded(recipe, model)
+    return perplexity(network, tokenizer, text, recipe.model.max_tokens)

@@ -80,8 +80,8 @@ def _gpus(recipe: Recipe) -> float:
 
 
 def _resources(recipe: Recipe) -> dict[str, float]:
-    """Of a trial's own process: with several workers it only waits for them."""
-    return {"cpu": recipe.train.cpus_per_worker, "gpu": _gpus(recipe)} if recipe.workers == 1 else {"cpu": 0}
+    """Of a trial's own process: with several workers it only waits for them. Tune refuses to ask for nothing, hence a little memory."""
+    return {"cpu": recipe.train.cpus_per_worker, "gpu": _gpus(recipe)} if recipe.workers == 1 else {"memory": 2**20}
 
 
 def _concurrent(recipe: Recipe) -> int:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors.torch import load
@@ -31,7 +32,7 @@ from cprec.schedule.ledger import Ledger
 from cprec.stream.tokens import Encoder
 from cprec.train import checkpoint
 from cprec.train.engine import Engine, cut_of
-from cprec.train.loop import Observer, StepRecord, Work, train
+from cprec.train.loop import Diverged, Observer, StepRecord, Work, train
 
 BEHAVIOUR, HISTORY, TUNED = "behaviour", "history.json", "tuned.json"
 
@@ -53,8 +54,11 @@ class Trial:
 
 @dataclass(frozen=True)
 class Tuned:
-    """How a trial ended. hr1: the best on validation, reached after `epoch`, whose checkpoint it is; history: HR@1 after each epoch; stopped: cut
-    short by the search."""
+    """How a trial ended.
+
+    hr1: the best on validation, reached after `epoch`, whose checkpoint it is; history: HR@1 after each epoch; stopped: cut short by the search;
+    diverged: cut short by a loss or a score that is no number. One that diverged in its first epoch has an HR@1 of 0 and no checkpoint.
+    """
 
     rate: float
     seed: int
@@ -63,6 +67,7 @@ class Tuned:
     checkpoint: str
     history: tuple[float, ...]
     stopped: bool = False
+    diverged: bool = False
 
 
 def found(place: str) -> Tuned | None:
@@ -73,20 +78,24 @@ def found(place: str) -> Tuned | None:
     return Tuned(**{**values, "history": tuple(values["history"])})
 
 
-def conclude(trial: Trial, stopped: bool = False) -> Tuned:
+def conclude(trial: Trial, stopped: bool = False, diverged: bool = False) -> Tuned:
     """Write how a trial ended, from its checkpoints: the best epoch's is the result."""
     name, _ = checkpoint.latest(trial.place)
-    if name is None:
+    history: list[dict[str, Any]] = [] if name is None else json.loads(read_text(join(checkpoint.uri_of(trial.place, name), HISTORY)))
+    if not (history or diverged):
         raise RecipeError(f"{trial.place}: no epoch was completed")
-    history = json.loads(read_text(join(checkpoint.uri_of(trial.place, name), HISTORY)))
-    best = max(history, key=lambda row: row["hr1"])
-    ended = Tuned(trial.rate, trial.seed, best["hr1"], best["epoch"], best["checkpoint"], tuple(row["hr1"] for row in history), stopped)
+    nothing: dict[str, Any] = {"hr1": 0.0, "epoch": 0, "checkpoint": ""}
+    best = max(history, key=lambda row: float(row["hr1"]), default=nothing)
+    hr1s = tuple(row["hr1"] for row in history)
+    ended = Tuned(trial.rate, trial.seed, best["hr1"], best["epoch"], best["checkpoint"], hr1s, stopped, diverged)
     write_text(join(trial.place, TUNED), json.dumps(asdict(ended), indent=1))
     return ended
 
 
 def run(trial: Trial, report: Callable[[dict[str, Any]], None]) -> None:
     """Train a trial, or go on with it, in the process group that is already there. report: told of every epoch, on every worker.
+
+    A trial that diverges has ended: in a search, too high a rate is a result and no fault.
 
     Raises RecipeError for ZeRO 3, under which validation would have to run in step on all workers.
     """
@@ -116,10 +125,16 @@ def run(trial: Trial, report: Callable[[dict[str, Any]], None]) -> None:
     dist.barrier()  # all workers have looked for checkpoints before one is written
     epochs = Epochs(trial, ledger, history, newest.attempt + 1 if newest else 0, measure, report)
     work = feed(ledger.plan, table, encoders, settings.global_batch, ledger.samples, rank, world)
-    train(engine, epochs.until_over(work), epochs, cut_of(recipe.train), int(words.eos_token_id), trial.seed, ledger.step)
+    diverged = False
+    try:
+        train(engine, epochs.until_over(work), epochs, cut_of(recipe.train), int(words.eos_token_id), trial.seed, ledger.step)
+    except Diverged:  # on all workers alike: losses and HR@1 are summed over them
+        diverged = True
     if rank == 0:
-        conclude(trial)
+        conclude(trial, diverged=diverged)
     engine.close()
+    if diverged:  # last, because the search may stop a trial as it reports
+        report({"hr1": 0.0, "epoch": len(history) + 1})
 
 
 def started(trial: Trial, network: PreTrainedModel) -> torch.nn.Module:
@@ -142,12 +157,16 @@ def encoders_of(words: Any, max_tokens: int, model: torch.nn.Module, items: Mapp
 
 
 def _hr1(engine: Engine, encoders: Encoders, samples: Any, batch: int) -> float:
-    """HR@1 over all workers' parts of the validation samples."""
+    """HR@1 over all workers' parts of the validation samples. Raises Diverged, on all workers, for a score that is no number on one of them."""
     engine.model.eval()
     scores = score(cast(PreTrainedModel, engine.model), encoders.at_evaluation, samples, batch)
     engine.model.train()
-    total = torch.tensor([hits(ranks(scores, samples["target"].to_numpy()), 1).sum(), len(samples)], dtype=torch.float64, device=engine.device)
+    broken = np.isnan(scores).any(axis=1)
+    right = hits(ranks(scores[~broken], samples["target"].to_numpy()[~broken]), 1).sum()
+    total = torch.tensor([right, len(samples), broken.sum()], dtype=torch.float64, device=engine.device)
     dist.all_reduce(total)
+    if total[2]:
+        raise Diverged(f"{int(total[2])} of {int(total[1])} validation samples have a NaN score")
     return float(total[0] / total[1])
 
 

@@ -17,6 +17,10 @@ from cprec.train.device import memory_bytes
 from cprec.train.engine import Engine
 
 
+class Diverged(PlatformFault):
+    """Training has left the finite numbers: most often the rate is too high."""
+
+
 @dataclass(frozen=True)
 class Work:
     """A share with what the plan says of it: learning rate and phase of the step, and the ends S and A as they stood when it was issued."""
@@ -63,7 +67,7 @@ def train(engine: Engine, feed: Iterable[Work], observer: Observer, cut: Cut, en
     """Train on everything that the feed holds, or until the observer of a worker wants to stop. Returns the number of the step that would come next.
 
     cut: how a share becomes forward passes; end: the padding token; seed: of dropout; first_step: steps that the run has done before.
-    Raises PlatformFault for a loss that is not finite, with the step's samples; the step is not reported, so it reaches no checkpoint.
+    Raises Diverged for a loss that is not finite, with the step's samples; the step is not reported, so it reaches no checkpoint.
     """
     step = first_step
     for work, waited in _timed(feed):
@@ -72,7 +76,7 @@ def train(engine: Engine, feed: Iterable[Work], observer: Observer, cut: Cut, en
         parts = micro_batches(work.share, cut, end)
         result = engine.step(parts, batch.supervised, work.rate, dropout_seed(seed, step, work.share.rank), observer.stopping())
         if not math.isfinite(result.loss):
-            raise PlatformFault(
+            raise Diverged(
                 f"the loss is {result.loss} at step {step} (samples {batch.start}..{batch.stop}, ids on rank {work.share.rank}: "
                 f"{[f'{i:016x}' for i in work.share.ids.tolist()]}); lower schedule.lr_max or look at these samples"
             )

@@ -64,3 +64,12 @@ def test_answers_must_be_candidates(ratio: float | None, promoted: bool) -> None
     decision = decide(measured(0.3), None, None, GateSettings(min_valid_ratio=0.95), ratio)
     assert decision.promote is promoted
     assert promoted or "gate.min_valid_ratio" in decision.reason
+
+
+@pytest.mark.parametrize(("forgetting", "most", "promoted"), [(0.2, None, True), (0.2, 0.2, True), (0.21, 0.2, False), (-0.1, 0.0, True)])
+def test_a_model_may_not_forget_more_than_the_gate_lets_it(forgetting: float, most: float | None, promoted: bool) -> None:
+    decision = decide(measured(0.3), None, None, GateSettings(max_forgetting=most), forgetting=forgetting)
+    assert decision.promote is promoted
+    if not promoted:
+        assert "21.0% above the base's" in decision.reason
+        assert decision.numbers["forgetting"] == 0.21

@@ -67,10 +67,18 @@ def test_training_stops_and_keeps_the_best() -> None:
         kept.append({name: t.clone() for name, t in now.state_dict().items()})
         return next(measures)
 
-    settings = SETTINGS.model_copy(update={"patience": 3})
+    settings = SETTINGS.model_copy(update={"patience": 3, "patience_steps": 0})
     fitted = fit(network, circles(40, 0), settings, 0, measure)
     assert (fitted.best, fitted.epoch, fitted.epochs) == (0.5, 2, 5)
     assert all(torch.equal(kept[2][name], t) for name, t in network.state_dict().items())
+
+
+@pytest.mark.parametrize(("steps", "epochs"), [(0, 4), (6, 4), (7, 5), (20, 11)])
+def test_few_samples_are_not_given_up_after_a_few_steps(steps: int, epochs: int) -> None:
+    """40 sequences in batches of 32 are two steps an epoch; the first epoch is the best."""
+    measures = iter([0.1, 0.2, *[0.1] * 30])
+    settings = SETTINGS.model_copy(update={"patience": 3, "patience_steps": steps})
+    assert fit(fresh("sasrec"), circles(40, 0), settings, 0, lambda network: next(measures)).epochs == epochs
 
 
 @pytest.mark.parametrize("name", NAMES)

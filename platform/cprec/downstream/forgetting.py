@@ -1,0 +1,61 @@
+"""What a language model forgot: the perplexity of a plain text (`evaluate.text`), beside that of its base. Kept in the model's evaluation folder."""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from cluster.errors import RecipeError
+from cluster.session import session
+from cluster.storage import exists, join, read_bytes, read_text, sha256, write_text
+from cprec.downstream.scoring import Contender, perplexities
+from cprec.recipe import Recipe
+
+FILE = "perplexity.json"
+
+
+def measure(recipe: Recipe, folder: str, models: Sequence[Contender], say: Callable[[str], None]) -> dict[str, float]:
+    """Perplexity of `evaluate.text` by the label of each language model; what was measured before on the same text is not measured again.
+
+    folder: each model's `<label>/perplexity.json` is kept there. Nothing without a text; baselines read none. Raises RecipeError where the text is
+    not there or is no UTF-8.
+    """
+    uri = recipe.evaluate.text
+    readers = [model for model in models if not model.is_baseline]
+    if uri is None or not readers:
+        return {}
+    if not exists(uri):
+        raise RecipeError(f"evaluate.text: nothing at {uri}; give a file of plain text, or null")
+    content = read_bytes(uri)
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"evaluate.text: {uri} is not UTF-8 ({error})") from None
+    inputs = {model.label: _inputs(recipe, model, sha256(content)) for model in readers}
+    found = {label: value for label in inputs if (value := _kept(join(folder, label, FILE), inputs[label])) is not None}
+    if missing := [model for model in readers if model.label not in found]:
+        say(f"perplexity of {uri}: {', '.join(model.label for model in missing)}")
+        with session(recipe.cluster.address, recipe.cluster.num_cpus or recipe.workers * recipe.train.cpus_per_worker):
+            for model, value in zip(missing, perplexities(recipe, missing, text), strict=True):
+                written = {"perplexity": value, "inputs": inputs[model.label]}
+                write_text(join(folder, model.label, FILE), json.dumps(written, indent=2, allow_nan=False))
+                found[model.label] = value
+    return found
+
+
+def _inputs(recipe: Recipe, model: Contender, digest: str) -> dict[str, Any]:
+    """All that a perplexity depends on."""
+    return {
+        "base": model.base,
+        "base_revision": model.revision,
+        "checkpoint": model.checkpoint,
+        "precision": recipe.model.precision,
+        "max_tokens": recipe.model.max_tokens,
+        "text": digest,
+    }
+
+
+def _kept(file: str, inputs: dict[str, Any]) -> float | None:
+    if not exists(file):
+        return None
+    kept = json.loads(read_text(file))
+    return float(kept["perplexity"]) if kept["inputs"] == inputs else None
