@@ -165,34 +165,6 @@ def test_the_gate_asks_for_candidates_as_answers(recipe: Recipe, registry: Regis
     assert champion.number == 1
 
 
-def test_the_gate_asks_what_was_forgotten(recipe: Recipe, registry: Registry, place: Path, events: Path, tmp_path: Path) -> None:
-    text = tmp_path / "text.txt"
-    text.write_text("By noon the bridge was gone; by night so was the road.\n")
-    asked = {"evaluate": recipe.evaluate.model_copy(update={"max_users": 6, "text": str(text)})}
-    small = recipe.model_copy(update={**asked, "baseline": recipe.baseline.model_copy(update={"max_epochs": 1, "seeds": 1})})
-    base, baseline, random = compare(small, registry, ["base", "sasrec", "2"], print).rows
-    assert base.perplexity is not None
-    assert random.perplexity is not None
-    assert baseline.perplexity is None
-    risen = random.perplexity / base.perplexity - 1
-    for most in (max(risen - 1e-6, 0.0), max(risen + 1e-6, 0.0)):
-        strict = small.model_copy(update={"gate": recipe.gate.model_copy(update={"max_forgetting": most})})
-        registry.point("champion", 1)
-        registry.point("candidate", 2)
-        _, decision = promotion.promote(strict, registry, print)
-        assert decision.numbers["forgetting"] == pytest.approx(risen)
-        assert ("gate.max_forgetting" in decision.reason) is (most < risen)
-    kept = json.loads((place / "runs" / "cpt" / "evaluation" / "Games" / "version-2" / "perplexity.json").read_text())
-    assert kept["perplexity"] == random.perplexity
-    no_text = recipe.model_copy(update={"gate": recipe.gate.model_copy(update={"max_forgetting": 0.1})})
-    registry.point("champion", 1)
-    with pytest.raises(RecipeError, match=r"evaluate\.text"):
-        promotion.promote(no_text, registry, print)
-    gone = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"text": str(tmp_path / "gone.txt")})})
-    with pytest.raises(RecipeError, match="nothing at"):
-        compare(gone, registry, ["base"], print)
-
-
 def test_a_ranking_for_a_person(recipe: Recipe, registry: Registry, corpus: Corpus, tmp_path: Path) -> None:
     titles = corpus.titles()
     (tmp_path / "titles.txt").write_text("\n".join([*titles[:4], "", titles[0]]))
