@@ -143,8 +143,8 @@ def compare(recipe: Recipe, registry: Registry, names: Sequence[str], say: Say) 
             checkpoint.verify(model.checkpoint)
     run = run_uri(storage.absolute(recipe.storage), recipe.run)
     folder = storage.join(run, "evaluation", domain)
+    forgotten = forgetting.measure(recipe, folder, models, say)  # first, because its text may not be there
     tables = _predictions(recipe, folder, models, corpus, domain, samples, say)
-    texts = forgetting.measure(recipe, folder, models, say)
     results: dict[str, list[tuple[Contender, pa.Table, dict[str, Any]]]] = {}
     for model, table in zip(models, tables, strict=True):
         result = predictions.measured(table, model.label, domain, _mode(recipe, model))
@@ -155,7 +155,7 @@ def compare(recipe: Recipe, registry: Registry, names: Sequence[str], say: Say) 
         results.setdefault(model.name, []).append((model, table, result))
     reference, *others = ([table for _, table, _ in seeds] for seeds in results.values())
     rows = [
-        Row(name, _what(seeds), averaged([result for *_, result in seeds]), None, perplexity=_mean(texts, [model for model, *_ in seeds]))
+        Row(name, _what(seeds), averaged([result for *_, result in seeds]), None, perplexity=_mean(forgotten, [model for model, *_ in seeds]))
         for name, seeds in results.items()
     ]
     rows[1:] = [_against(row, reference, tables) for row, tables in zip(rows[1:], others, strict=True)]
