@@ -9,8 +9,8 @@ SHELL := /bin/bash
 BIN := .venv/bin
 RECIPE ?= jobs/recipes/demo.yaml
 
-# The environment alone decides what is imported, and nothing reports home.
-unexport PYTHONPATH PYTHONHOME
+# The environment alone decides what is imported, compiled once; and nothing reports home.
+unexport PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 export PYTHONNOUSERSITE := 1
 export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
