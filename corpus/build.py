@@ -126,7 +126,7 @@ def fingerprint(data: DataSettings, seed: int, each: Each = map) -> str:
 def digests(data: DataSettings, domains: Sequence[str], each: Each = map) -> dict[str, list[list[str]]]:
     """The digests of the files of each domain: of interactions, of items. Raises DataError for one that is not as SHA256SUMS says."""
     of_domains = {domain: layout.files(data, domain) for domain in domains}
-    files = [file for kinds in of_domains.values() for kind in kinds for file in kind]
+    files = list(dict.fromkeys(file for kinds in of_domains.values() for kind in kinds for file in kind))
     found = dict(zip(files, each(partial(_digest, layout.told_sums(data.root)), files), strict=True))
     return {domain: [[found[file] for file in kind] for kind in kinds] for domain, kinds in of_domains.items()}
 

@@ -23,6 +23,8 @@ Say = Callable[[str], None]
 
 DAY_S = 86_400
 Numbers = tuple[pl.DataFrame, pl.Series, pl.Series, int]
+"""What `coded` gives."""
+
 _COARSER = 20
 """A time that is this many times too small or too large for its unit is one of another unit."""
 

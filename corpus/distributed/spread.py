@@ -94,16 +94,15 @@ def _read(data: DataSettings, domain: str, say: Say) -> _Domain:
 def _piece(piece: Piece, titled: pl.Series, data: DataSettings, latest: int) -> tuple[Table, tuple[dict[str, str], int, Counter[str], Counter[str]]]:
     """The interactions of a piece that can be used; the types of its columns, how many rows are left, and what is left out."""
     read = interactions.read_file(piece.file, interactions.columns_of(data), data, piece.groups)
-    types = dict(read.types)
-    usable = interactions.usable(interactions.coded(read.table, read.malformed), pl.DataFrame(), data, latest)
-    found = interactions.of_titled(usable, titled)
+    no_items = pl.DataFrame()  # the driver has them
+    found = interactions.of_titled(interactions.usable(interactions.coded(read.table, read.malformed), no_items, data, latest), titled)
     user, users = renumbered(found.interactions["user"], found.users)
     rows = found.interactions.select("item", "timestamp", user=user)
-    return (rows, users), (types, rows.height, found.dropped, found.of_titles)
+    return (rows, users), (dict(read.types), rows.height, found.dropped, found.of_titles)
 
 
 def _ranges(of: _Domain, ranges: int, max_per_user: int) -> tuple[list[Ref], Counter[str]]:
-    """The interactions of a domain by ranges of users, each once; and what is left out."""
+    """The interactions of a domain by ranges of users, each once and no user with more than so many; and what is left out."""
     together, rows = [list[Ref]()], 0
     for piece, height in zip(of.pieces, of.rows, strict=True):
         if rows >= SPREAD * ranges:
@@ -111,11 +110,11 @@ def _ranges(of: _Domain, ranges: int, max_per_user: int) -> tuple[list[Ref], Cou
             rows = 0
         together[-1].append(piece)
         rows += height
-    # A task with one result gives a ref, not a list of them.
     spread = [start(_spread, ranges, *tables, results=ranges) for tables in together]
-    by_range = zip(*([of] if ranges == 1 else of for of in spread), strict=True)
+    # A task with one result gives a ref, not a list of them.
+    by_range = [spread] if ranges == 1 else zip(*spread, strict=True)
     cleaned = [start(_once, max_per_user, *tables, results=2) for tables in by_range]
-    return [of[0] for of in cleaned], sum(told([of[1] for of in cleaned]), Counter[str]())
+    return [table for table, _ in cleaned], sum(told([repeated for _, repeated in cleaned]), Counter[str]())
 
 
 def _spread(ranges: int, *tables: Table) -> Table | list[Table]:
