@@ -37,7 +37,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kept, "FILE_ROWS", 200)
     monkeypatch.setattr(pieces, "ROWS", 100)
     monkeypatch.setattr(spread, "SPREAD", 40)
-    monkeypatch.setattr(core, "SUMMED", 2)
+    monkeypatch.setattr(core, "SUMMED", 5)
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def rough(tmp_path: Path) -> Path:
         item = (items * rng.random(size) ** 2.5).astype(int)
         rows = pl.DataFrame({"user_id": user, "item_id": item, "timestamp": rng.integers(0, 300, size)})
         rows = rows.with_columns(user_id=pl.format("u{}", "user_id"), item_id=pl.format(domain + "{}", "item_id"))
-        chain = [(f"v{step}", f"{domain}9{step + side:02d}", 5) for step in range(40) for side in range(3)]  # falls from its ends, round by round
+        chain = [(f"v{step}", f"{domain}9{step + side:02d}", 5) for step in range(16) for side in range(3)]  # falls from its ends, round by round
         bad = [(None, f"{domain}1", 3), ("", f"{domain}1", 3), ("u1", None, 3), ("u1", f"{domain}1", None), ("u1", f"{domain}1", -4), ("u1", "?", 3)]
         more = pl.DataFrame([*chain, *bad], schema=rows.schema, orient="row")
         every = pl.concat([rows, more, rows.sample(40, seed=number)]).sample(fraction=1, shuffle=True, seed=number)
@@ -58,7 +58,7 @@ def rough(tmp_path: Path) -> Path:
         folder.mkdir(parents=True)
         for part, start in enumerate(range(0, every.height, 400)):
             every.slice(start, 400).write_parquet(folder / f"part-{part}.parquet", row_group_size=70)
-        names = [*(f"{domain}{i}" for i in range(items)), *(f"{domain}9{i:02d}" for i in range(42))]
+        names = [*(f"{domain}{i}" for i in range(items)), *(f"{domain}9{i:02d}" for i in range(18))]
         write_parquet(root / "items" / f"{domain}.parquet", {"item_id": names, "title": [f"Item {i % 50}" for i in range(len(names))]})
     return root
 
