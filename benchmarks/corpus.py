@@ -2,6 +2,7 @@
 
     python benchmarks/corpus.py [INTERACTIONS ...] [--peers polars,pandas] [--rounds 1]
     python benchmarks/corpus.py --append [300000 3000000] [--rounds 1]
+    python benchmarks/corpus.py --on-ray [3000000]
 
 Every build is a process of its own, ours and the peers' in turn. A peer does what one would write down first: k-core,
 leave-one-out, histories as lists (domain by domain and mixed, without the two rules for mixed histories, so it keeps more), 19 negatives, one parquet
@@ -10,13 +11,18 @@ Prints `name ours peer ratio` in seconds, CPU seconds and MiB (ratio: peer / our
 
 With --append: a domain of 100,000 interactions of 8,000 users, those of the corpus or new ones, appended to corpora of these sizes: seconds of the
 append alone, and how they grow with the corpus.
+
+With --on-ray: the build on Ray against the build in one process: seconds, peak MiB of the driver and of the
+largest worker (memory that is its own, looked at twenty times a second), and whether both wrote the same files.
 """
 
 import argparse
+import hashlib
 import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from statistics import median
@@ -27,6 +33,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "platform")]
 import numpy as np
 import pandas as pd
 import polars as pl
+import psutil
 
 from corpus.append import append
 from corpus.build import build
@@ -57,8 +64,8 @@ def _domain(root: Path, domain: str, rows: int, users: np.ndarray, items: int, s
     pl.DataFrame({"item_id": ids, "title": "Item " + ids}).write_parquet(root / "items" / f"{domain}.parquet")
 
 
-def ours(root: Path, out: Path) -> int:
-    corpus = build(DataSettings(root=str(root), domains=DOMAINS, distribute_above=10**12), 0, str(out), lambda line: None)
+def ours(root: Path, out: Path, above: int = 10**12) -> int:
+    corpus = build(DataSettings(root=str(root), domains=DOMAINS, distribute_above=above), 0, str(out), lambda line: None)
     return sum(stream.rows for split in ("train", "validation", "test") for stream in corpus.streams(split))
 
 
@@ -172,10 +179,12 @@ def one(name: str, root: Path, out: Path) -> None:
     if name.startswith("append"):
         corpus = append(DataSettings(root=str(out.parent / "more"), domains=("D",), distribute_above=10**12), 0, str(out), lambda line: None)
         samples = sum(stream.rows for stream in corpus.streams("train") if stream.version == 1)
+    elif name == "ray":
+        samples, worker = watched(root, out)
     else:
         samples = {"ours": ours, "polars": polars, "pandas": pandas}[name](root, out)
     took = time.perf_counter() - started, time.process_time() - of_processor
-    print(*took, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, samples)
+    print(*took, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, samples, *([worker] if name == "ray" else []))
 
 
 def runs(rows: int, names: list[str], rounds: int) -> dict[str, tuple[float, ...]]:
@@ -214,14 +223,61 @@ def appends(sizes: list[int], rounds: int) -> None:
         print(f"{name} {told}; corpus x{sizes[-1] / sizes[0]:.0f}, time x{seconds[-1] / seconds[0]:.2f}", flush=True)
 
 
+def on_ray(rows: int) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        root = Path(place) / "root"
+        simulate(root, rows)
+        for name in ("ours", "ray"):
+            command = [sys.executable, __file__, "--one", name, str(root), str(Path(place) / name)]
+            told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split()
+            seconds, _, peak, _ = map(float, told[:4])
+            worker = f", largest worker {float(told[4]):,.0f} MiB" if name == "ray" else ""
+            print(f"{rows:,}_interactions_{name} {seconds:.1f} seconds, driver {peak:,.0f} MiB{worker}", flush=True)
+        digests = [_digests(Path(place) / name) for name in ("ours", "ray")]
+        print(f"files {len(digests[0])}, the same {digests[0] == digests[1]}", flush=True)
+
+
+def _digests(out: Path) -> dict[str, str]:
+    """Of all files but the log, whose commits tell the time."""
+    files = [path for path in out.rglob("*") if path.is_file() and "_delta_log" not in path.parts]
+    return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def watched(root: Path, out: Path) -> tuple[int, float]:
+    """Samples of the build on Ray, and the most memory of its own that one of Ray's workers had, in MiB."""
+    most, ended = [0.0], threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.05):
+            for process in psutil.Process().children(recursive=True):
+                try:
+                    if process.name().startswith("ray::"):
+                        memory = process.memory_info()
+                        most[0] = max(most[0], (memory.rss - memory.shared) / 2**20)
+                except psutil.Error:
+                    continue
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        return ours(root, out, 0), most[0]
+    finally:
+        ended.set()
+        watcher.join()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sizes", nargs="*", type=int)
     parser.add_argument("--peers", default="polars,pandas")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--append", action="store_true")
+    parser.add_argument("--on-ray", action="store_true")
     options = parser.parse_args()
-    if options.append:
+    if options.on_ray:
+        for rows in options.sizes or [3_000_000]:
+            on_ray(rows)
+    elif options.append:
         appends(options.sizes or [300_000, 3_000_000], options.rounds)
     else:
         compare(options.sizes or [3_000_000, 30_000_000], [name for name in options.peers.split(",") if name], options.rounds)

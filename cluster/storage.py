@@ -15,6 +15,9 @@ from fsspec import AbstractFileSystem
 
 from cluster.errors import UserError
 
+_PIECE = 1 << 24
+"""Bytes that are digested at a time."""
+
 
 def filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
     """The filesystem of a URI and the path on it. Made anew in every process: clients do not survive pickling well."""
@@ -141,3 +144,16 @@ def download(uri: str, directory: Path) -> Path:
 def sha256(content: bytes) -> str:
     """Hex digest of a file's content."""
     return hashlib.sha256(content).hexdigest()
+
+
+def sha256_of(uri: str) -> str:
+    """Hex digest of a file, however large. Raises UserError naming the place when it is not there."""
+    fs, path = filesystem(uri)
+    digest = hashlib.sha256()
+    try:
+        with fs.open(path, "rb") as file:
+            while piece := file.read(_PIECE):
+                digest.update(piece)
+    except FileNotFoundError:
+        raise UserError(f"{uri}: no such file") from None
+    return digest.hexdigest()

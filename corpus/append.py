@@ -19,9 +19,11 @@ from cluster import storage
 from cluster.errors import CorpusError, DataError, Overtaken
 from corpus import build, catalogue, delta, interactions, kept, simulate, statistics
 from corpus.coded import Coded
+from corpus.gather import sizes_of
 from corpus.interactions import Behaviours, Say
 from corpus.kcore import k_core, largest_k
-from corpus.make import check_negatives, make
+from corpus.make import Made, busiest, check_negatives, make
+from corpus.sequences import Ints
 from corpus.settings import DataSettings, SimulateSettings
 from corpus.table import Corpus, publish_statistics
 
@@ -114,11 +116,12 @@ def _append_to(corpus: Corpus, behaviours: dict[str, Behaviours], request: _Requ
     coming = numbered.select("user_id").unique()
     new = build.as_new(numbered, corpus.version + 1)
     found = Coded.of(pl.concat([new, old.join(coming, on="user_id", how="semi").select(new.columns)]))
-    check_negatives(found, build.sizes_of(indices), data.num_candidates - 1)
-    made = make(found, indices, data, request.seed, corpus.uri, say)
+    sizes, wanted = sizes_of(indices), data.num_candidates - 1
+    check_negatives(busiest(found, sizes, wanted), sizes, wanted)
+    made = _made(found, indices, data, request.seed, corpus.uri, say)
     dropped += made.dropped + Counter(title_made_distinct=renamed)
     counts = statistics.count(made.files)
-    numbers = statistics.describe(told["statistics"], found.sizes, build.sizes_of(indices), data, counts, made.mixed_users, dropped)
+    numbers = statistics.describe(told["statistics"], statistics.came(found.sizes), sizes, data, counts, made.mixed_users, dropped)
     metadata = {
         **{key: told[key] for key in ("rules", "fingerprint")},
         "appended": request.identity,
@@ -129,6 +132,18 @@ def _append_to(corpus: Corpus, behaviours: dict[str, Behaviours], request: _Requ
         "item_runs": catalogue.runs_of(indices),
     }
     return build.land(corpus.uri, made, numbers, metadata, after=corpus.version, transaction=request.identity, say=say)
+
+
+def _made(found: Coded, items: dict[str, Ints], data: DataSettings, seed: int, uri: str, say: Say) -> Made:
+    """Make and write the samples: in this process, or on Ray where what comes and its users' old interactions are many."""
+    interactions = found.rows.height
+    if interactions <= data.distribute_above:
+        return make(found, items, data, seed, uri)
+    from corpus import distributed  # only a large append needs Ray
+
+    say(f"{interactions:,} interactions are more than data.distribute_above ({data.distribute_above:,}): making samples on Ray")
+    with distributed.session():
+        return distributed.make_coded(found, items, data, seed, uri)
 
 
 def _check_same_rules(corpus: Corpus, data: DataSettings, seed: int) -> None:
@@ -164,7 +179,7 @@ def _grow(corpus: Corpus, runs: dict[str, Any], domain: str, of: Behaviours, old
     fresh = titled.named().join(there, on=["user_id", "item_id", "timestamp"], how="anti", maintain_order="left")
     core = k_core(fresh, data.k_core, there["user_id"].unique(), known["item_id"])
     if core.is_empty() and not fresh.is_empty() and numbers is None:
-        best = largest_k(fresh, data.k_core)
+        best = largest_k(lambda k: k_core(fresh, k).is_empty(), data.k_core)
         advice = f"the largest data.k_core that leaves data is {best}, and a corpus keeps the one it was built with" if best else "no row can be used"
         raise DataError(f"{domain}: the {data.k_core}-core of {fresh.height:,} interactions is empty; {advice}")
     dropped = titled.dropped + Counter(already_in_corpus=titled.interactions.height - fresh.height, k_core=fresh.height - core.height)

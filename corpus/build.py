@@ -5,43 +5,25 @@ the same build.
 """
 
 import json
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import polars as pl
 
 from cluster import storage
 from cluster.errors import CorpusError, DataError
-from corpus import catalogue, delta, interactions, kept, simulate, statistics
-from corpus.coded import Coded, codes, renumbered
-from corpus.interactions import Behaviours, Say
-from corpus.kcore import largest_k, rows_of_core
-from corpus.make import Made, check_negatives, make
-from corpus.sequences import Ints
+from corpus import catalogue, delta, kept, simulate, statistics
+from corpus.gather import HERE, Each, Way, sizes_of
+from corpus.interactions import Say
+from corpus.make import Made
 from corpus.settings import DataSettings, SimulateSettings
-from corpus.sources import layout
-from corpus.table import ITEMS_SCHEMA, PARTITION, SAMPLES, SAMPLES_SCHEMA, Corpus, publish_statistics
+from corpus.sources import layout, pieces
+from corpus.table import PARTITION, SAMPLES, SAMPLES_SCHEMA, Corpus, publish_statistics
 
 RULES = 1
 """Goes up whenever the same input would make other samples."""
-
-
-@dataclass(frozen=True)
-class Gathered:
-    """All domains after cleaning and k-core.
-
-    interactions: those of all domains, all new; items: ITEMS_SCHEMA, row i is item i; dropped: rows left out, by reason.
-    """
-
-    interactions: Coded
-    items: pl.DataFrame
-    dropped: Counter[str]
-
-    def indices(self) -> dict[str, Ints]:
-        """Item indices of each domain, ascending."""
-        return {str(name): rows["item_index"].to_numpy() for (name,), rows in self.items.group_by("domain")}
 
 
 def prepare(data: DataSettings, simulated: SimulateSettings, seed: int, uri: str, say: Say) -> Corpus:
@@ -59,18 +41,19 @@ def build(data: DataSettings, seed: int, uri: str, say: Say) -> Corpus:
     uri = storage.absolute(uri)
     if uri == storage.absolute(data.root):
         raise CorpusError(f"{uri}: the corpus cannot lie in its own data root; change the key corpus")
-    identity = fingerprint(data, seed)
-    existing = delta.commits(storage.join(uri, SAMPLES))
-    if existing:
-        return _existing(uri, existing, identity, say)
-    delta.check_conditional_put(uri)
-    gathered = gather(data, say)
-    items_version = catalogue.begin(uri, gathered.items, identity)
-    items = gathered.indices()
-    made = make(gathered.interactions, items, data, seed, uri, say)
-    dropped = gathered.dropped + made.dropped
+    with chosen(data, say) as way:
+        identity = fingerprint(data, seed, way.each)
+        existing = delta.commits(storage.join(uri, SAMPLES))
+        if existing:
+            return _existing(uri, existing, identity, say)
+        delta.check_conditional_put(uri)
+        gathered = way.gather(data, say)
+        items_version = catalogue.begin(uri, gathered.items, identity)
+        items = gathered.indices()
+        say(f"making samples of {sum(rows for rows, _ in gathered.came.values()):,} interactions")
+        made = gathered.make(data, seed, uri)
     numbers = statistics.describe(
-        statistics.NOTHING, gathered.interactions.sizes, sizes_of(items), data, statistics.count(made.files), made.mixed_users, dropped
+        statistics.NOTHING, gathered.came, sizes_of(items), data, statistics.count(made.files), made.mixed_users, gathered.dropped + made.dropped
     )
     told = {
         "fingerprint": identity,
@@ -82,6 +65,20 @@ def build(data: DataSettings, seed: int, uri: str, say: Say) -> Corpus:
         "item_runs": catalogue.runs_of(items),
     }
     return land(uri, made, numbers, told, after=None, transaction=identity, say=say)
+
+
+@contextmanager
+def chosen(data: DataSettings, say: Say) -> Iterator[Way]:
+    """The way in which behaviours become samples: in this process, or on Ray if there are more than `data.distribute_above`. Reads no behaviours."""
+    expected = sum(pieces.rows(file) for domain in (*data.domains, *data.held_out) for file in layout.files(data, domain)[0])
+    if expected <= data.distribute_above:
+        yield HERE
+        return
+    from corpus import distributed  # only a large build needs Ray
+
+    say(f"about {expected:,} interactions are more than data.distribute_above ({data.distribute_above:,}): building on Ray")
+    with distributed.session():
+        yield distributed.WAY
 
 
 def land(uri: str, made: Made, numbers: dict[str, Any], told: dict[str, Any], *, after: int | None, transaction: str, say: Say) -> Corpus:
@@ -97,44 +94,9 @@ def land(uri: str, made: Made, numbers: dict[str, Any], told: dict[str, Any], *,
     return Corpus(uri, version, newest.commits[: version + 1])
 
 
-def gather(data: DataSettings, say: Say) -> Gathered:
-    """Read, validate and clean every domain, take its k-core, number its items. Raises DataError naming domain or file."""
-    names = sorted((*data.domains, *data.held_out))
-    if not data.domains:
-        raise DataError("data.domains names no domain to pre-train on; name at least one")
-    found, items, dropped = [], [pl.DataFrame(ITEMS_SCHEMA.empty_table())], Counter[str]()
-    for domain in names:
-        rows, users, of_domain, left_out = _domain(data, domain, sum(part.height for part in items), say)
-        found.append((rows, users))
-        items.append(of_domain)
-        dropped += left_out
-    gathered = Gathered(Coded.joined(found, pl.concat(items)), pl.concat(items), dropped)
-    check_negatives(gathered.interactions, sizes_of(gathered.indices()), data.num_candidates - 1)
-    return gathered
-
-
-def _domain(data: DataSettings, domain: str, first: int, say: Say) -> tuple[pl.DataFrame, pl.Series, pl.DataFrame, Counter[str]]:
-    """One domain: interactions (user, item, timestamp) with the names of its users' numbers; items, numbered from `first`; what is dropped."""
-    raw = interactions.read(data, domain, say)
-    core = _core(domain, raw, data.k_core)
-    (user, users), (item, item_ids) = renumbered(core["user"], raw.users), renumbered(core["item"], raw.item_ids)
-    titled, renamed = interactions.distinct(raw.items.join(pl.DataFrame({"item_id": item_ids}), on="item_id", how="semi"))
-    index = pl.int_range(first, first + titled.height, dtype=pl.Int64)
-    items = titled.select(item_index=index, domain=pl.lit(domain), item_id="item_id", title="title")
-    rows = pl.DataFrame({"user": user, "item": (codes(item_ids, titled["item_id"]) + first).gather(item), "timestamp": core["timestamp"]})
-    dropped = raw.dropped + Counter(k_core=raw.interactions.height - core.height, title_made_distinct=renamed)
-    say(f"{domain}: {users.len():,} users, {items.height:,} items, {core.height:,} interactions in the {data.k_core}-core")
-    return rows, users, items, dropped
-
-
 def origin(data: DataSettings, domains: Sequence[str]) -> dict[str, Any]:
     """Where the behaviours of a version come from."""
     return {"root": storage.absolute(data.root), "format": data.format, "domains": list(domains)}
-
-
-def sizes_of(items: Mapping[str, Ints]) -> dict[str, int]:
-    """Items of each domain."""
-    return {domain: indices.size for domain, indices in items.items()}
 
 
 def as_new(found: pl.DataFrame, version: int) -> pl.DataFrame:
@@ -152,22 +114,25 @@ def rules(data: DataSettings, seed: int) -> dict[str, Any]:
 DECIDING = ("k_core", "min_history", "max_history", "num_candidates", "mixed_min_domains", "mixed_min_target_domain")
 
 
-def fingerprint(data: DataSettings, seed: int) -> str:
+def fingerprint(data: DataSettings, seed: int, each: Each = map) -> str:
     """What samples are a function of: the digest of the rules, the seed and the bytes of every input file. Where files lie does not count."""
     of_data = json.loads(data.model_dump_json(exclude={"root", "format", "distribute_above"}))
     of_data["layout"] = layout.name_of(data)
     of_data["domains"], of_data["held_out"] = sorted(data.domains), sorted(data.held_out)
-    return storage.sha256(json.dumps([RULES, of_data, seed, digests(data, (*of_data["domains"], *of_data["held_out"]))], sort_keys=True).encode())
+    found = digests(data, (*of_data["domains"], *of_data["held_out"]), each)
+    return storage.sha256(json.dumps([RULES, of_data, seed, found], sort_keys=True).encode())
 
 
-def digests(data: DataSettings, domains: Sequence[str]) -> dict[str, list[list[str]]]:
+def digests(data: DataSettings, domains: Sequence[str], each: Each = map) -> dict[str, list[list[str]]]:
     """The digests of the files of each domain: of interactions, of items. Raises DataError for one that is not as SHA256SUMS says."""
-    sums = layout.told_sums(data.root)
-    return {domain: [[_digest(file, sums) for file in kind] for kind in layout.files(data, domain)] for domain in domains}
+    of_domains = {domain: layout.files(data, domain) for domain in domains}
+    files = list(dict.fromkeys(file for kinds in of_domains.values() for kind in kinds for file in kind))
+    found = dict(zip(files, each(partial(_digest, layout.told_sums(data.root)), files), strict=True))
+    return {domain: [[found[file] for file in kind] for kind in kinds] for domain, kinds in of_domains.items()}
 
 
-def _digest(file: str, sums: Mapping[str, str]) -> str:
-    found = storage.sha256(storage.read_bytes(file))
+def _digest(sums: Mapping[str, str], file: str) -> str:
+    found = storage.sha256_of(file)
     if sums.get(file, found) != found:
         raise DataError(f"{file}: its content is not what SHA256SUMS says ({found[:16]}..., told: {sums[file][:16]}...); fetch or write it again")
     return found
@@ -183,13 +148,3 @@ def _existing(uri: str, commits: tuple[delta.Commit, ...], identity: str, say: S
     publish_statistics(corpus)
     say(f"the corpus at {uri} exists already, made of the same behaviours, rules and seed; nothing to do")
     return corpus
-
-
-def _core(domain: str, raw: Behaviours, k: int) -> pl.DataFrame:
-    found = raw.interactions
-    core = found[rows_of_core(found["user"].to_numpy(), found["item"].to_numpy(), k)]
-    if core.is_empty():
-        best = largest_k(raw.named(), k)
-        advice = f"the largest data.k_core that leaves data is {best}" if best else "it holds no interaction that can be used"
-        raise DataError(f"{domain}: the {k}-core of {found.height:,} interactions is empty; {advice}")
-    return core

@@ -14,6 +14,7 @@ import polars as pl
 import pyarrow as pa
 
 from cluster.errors import DataError
+from corpus.coded import codes
 from corpus.items import clean_title, distinct_titles
 from corpus.settings import DataSettings
 from corpus.sources import files, layout
@@ -21,6 +22,9 @@ from corpus.sources import files, layout
 Say = Callable[[str], None]
 
 DAY_S = 86_400
+Numbers = tuple[pl.DataFrame, pl.Series, pl.Series, int]
+"""What `coded` gives."""
+
 _COARSER = 20
 """A time that is this many times too small or too large for its unit is one of another unit."""
 
@@ -30,7 +34,7 @@ class Behaviours:
     """One domain as it was read.
 
     interactions: user, item (uint32: rows of users and item_ids), timestamp (int64 unix seconds); after `with_title` each row once, of an item with a
-    title; users, item_ids: every name once, those of rows that were left out among them; items: item_id, title, each item once;
+    title; users, item_ids: every name once, those of rows that were left out among them; items: item_id, title, each item once, by item_id;
     dropped: interactions that are no use, by reason; of_titles: what else was left out, until it is among the dropped.
     """
 
@@ -53,17 +57,20 @@ def read(data: DataSettings, domain: str, say: Say, *, titled: bool = True) -> B
     Raises DataError, which names file and column, or the share of rows that is no use.
     """
     of_interactions, of_items = layout.files(data, domain)
-    wanted = ("user_id", "item_id", "timestamp", *(("rating",) if data.min_rating is not None else ()))
-    raw, users, item_ids, malformed = _coded(_read(of_interactions, wanted, data, say))
-    latest = data.latest if data.latest is not None else int(time.time()) + DAY_S
-    timed, untimed = _timed(raw, layout.UNITS[layout.of(data).unit], latest)
-    usable, dropped = _usable(timed, {"no_user_id": _no_name("user", users), "no_item_id": _no_name("item", item_ids)})
-    dropped += untimed + Counter(malformed_line=malformed)
-    titles, unread = _read(of_items, ("item_id", "title"), data, say)
-    items, of_titles = _titles(pl.DataFrame(titles), unread)
-    found, liked = _liked(usable, data.min_rating)
-    behaviours = Behaviours(found, users, item_ids, items, dropped, of_titles + liked)
+    numbers = coded(*_read(of_interactions, columns_of(data), data, say))
+    items, of_titles = read_items(data, of_items, say)
+    behaviours = usable(numbers, items, data, latest(data))
+    behaviours = replace(behaviours, of_titles=behaviours.of_titles + of_titles)
     return with_title(behaviours, items["item_id"], domain, data) if titled else behaviours
+
+
+def usable(read: Numbers, items: pl.DataFrame, data: DataSettings, at_latest: int) -> Behaviours:
+    """What of the rows that were read can be used; each row is judged by itself. items: as `read_items` gives them; at_latest: unix seconds."""
+    raw, users, item_ids, malformed = read
+    timed, untimed = _timed(raw, layout.UNITS[layout.of(data).unit], at_latest)
+    kept, dropped = _usable(timed, {"no_user_id": _no_name("user", users), "no_item_id": _no_name("item", item_ids)})
+    liked, disliked = _liked(kept, data.min_rating)
+    return Behaviours(liked, users, item_ids, items, dropped + untimed + Counter(malformed_line=malformed), disliked)
 
 
 def with_title(found: Behaviours, titled: pl.Series, domain: str, data: DataSettings) -> Behaviours:
@@ -71,14 +78,33 @@ def with_title(found: Behaviours, titled: pl.Series, domain: str, data: DataSett
 
     Raises DataError when too many rows of the domain are no use.
     """
-    has_title = found.item_ids.is_in(titled.implode())
-    kept = found.interactions.filter(has_title.gather(found.interactions["item"]))
+    known = of_titled(found, titled.sort())
+    check_share(domain, known.dropped, known.interactions.height, data.max_quarantined)
+    rows, repeated = once(known.interactions, data.max_per_user)
+    return replace(known, interactions=rows, dropped=known.dropped + known.of_titles + repeated, of_titles=Counter())
+
+
+def of_titled(found: Behaviours, titled: pl.Series) -> Behaviours:
+    """The interactions whose item is among those with a title, whose ids ascend; items are then numbered in that order."""
+    place = codes(found.item_ids, titled).gather(found.interactions["item"])
+    kept = found.interactions.with_columns(item=place).filter(place.is_not_null())
     dropped = found.dropped + Counter(item_without_title=found.interactions.height - kept.height)
-    _check_share(domain, dropped, found.interactions.height + found.dropped.total(), data.max_quarantined)
-    unique = kept.unique()
-    capped = _capped(unique, found.item_ids, data.max_per_user)
-    repeated = Counter(duplicate_interaction=kept.height - unique.height, over_user_cap=unique.height - capped.height)
-    return replace(found, interactions=capped, dropped=dropped + found.of_titles + repeated, of_titles=Counter())
+    return replace(found, interactions=kept, item_ids=titled, dropped=dropped)
+
+
+def once(found: pl.DataFrame, most: int) -> tuple[pl.DataFrame, Counter[str]]:
+    """Each interaction once, and of every user the most recent ones, at most so many; and how many were left out. Items are numbered by their ids.
+
+    All interactions of a user have to be there; of users that are not there nothing is needed.
+    """
+    unique = found.unique()
+    capped = _capped(unique, most)
+    return capped, Counter(duplicate_interaction=found.height - unique.height, over_user_cap=unique.height - capped.height)
+
+
+def latest(data: DataSettings) -> int:
+    """Unix seconds after which a time is no use."""
+    return data.latest if data.latest is not None else int(time.time()) + DAY_S
 
 
 def distinct(items: pl.DataFrame) -> tuple[pl.DataFrame, int]:
@@ -113,15 +139,14 @@ def _liked(found: pl.DataFrame, at_least: float | None) -> tuple[pl.DataFrame, C
     return kept, Counter(below_min_rating=found.height - kept.height)
 
 
-def _capped(found: pl.DataFrame, item_ids: pl.Series, most: int) -> pl.DataFrame:
-    """The most recent interactions of every user, at most so many; ties by item id."""
+def _capped(found: pl.DataFrame, most: int) -> pl.DataFrame:
+    """The most recent interactions of every user, at most so many; ties by item."""
     counts = np.bincount(found["user"].to_numpy())
     if counts.max(initial=0) <= most:
         return found
     busy = (pl.Series(counts) > most).gather(found["user"])
-    named = found.filter(busy).with_columns(item_id=item_ids.gather(found["item"].filter(busy)))
-    recent = pl.struct("timestamp", "item_id").rank("ordinal", descending=True).over("user")
-    return pl.concat([found.filter(~busy), named.filter(recent <= most).drop("item_id")])
+    recent = pl.struct("timestamp", "item").rank("ordinal", descending=True).over("user")
+    return pl.concat([found.filter(~busy), found.filter(busy).filter(recent <= most)])
 
 
 def _titles(raw: pl.DataFrame, malformed: int) -> tuple[pl.DataFrame, Counter[str]]:
@@ -154,19 +179,20 @@ def _no_name(column: str, names: pl.Series) -> pl.Expr:
     return pl.col(column).is_null() | pl.col(column).is_in(blank.implode())
 
 
-def _check_share(domain: str, dropped: Counter[str], rows: int, at_most: float) -> None:
+def check_share(domain: str, dropped: Counter[str], kept: int, at_most: float) -> None:
+    """Raises DataError if a larger share of a domain's rows than allowed is no use. dropped: by reason; kept: the other rows."""
+    rows = kept + dropped.total()
     if dropped.total() > at_most * rows:
         unit = dropped["timestamp_in_finer_unit"] or dropped["timestamp_in_coarser_unit"]
-        reasons = ", ".join(f"{reason} {count:,}" for reason, count in dropped.items() if count)
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(dropped.items()) if count)
         raise DataError(
             f"{domain}: {dropped.total():,} of {rows:,} interactions cannot be used ({reasons}), "
             f"which is more than data.max_quarantined ({at_most:.0%}); correct the data{', set data.time_unit' if unit else ''}, or raise the key"
         )
 
 
-def _coded(found: tuple[pa.Table, int]) -> tuple[pl.DataFrame, pl.Series, pl.Series, int]:
-    """What `_read` gave, with numbers for ids (user, item: uint32), and the names that they stand for: users', items'."""
-    read, malformed = found
+def coded(read: pa.Table, malformed: int) -> Numbers:
+    """What was read, with numbers for ids: user, item (uint32), timestamp, rating; the names that they stand for: users', items'; lines unread."""
     (users, names_of_users), (items, names_of_items) = (_numbers(read[name]) for name in ("user_id", "item_id"))
     columns = {"user": users, "item": items, "timestamp": pl.Series(read["timestamp"], dtype=pl.Int64)}
     more = {"rating": pl.Series(read["rating"])} if "rating" in read.column_names else {}
@@ -179,18 +205,40 @@ def _numbers(ids: pa.ChunkedArray) -> tuple[pl.Series, pl.Series]:
     return pl.Series(coded.indices, dtype=pl.UInt32), pl.Series(coded.dictionary, dtype=pl.String)
 
 
-def _read(of: Sequence[str], wanted: Sequence[str], data: DataSettings, say: Say) -> tuple[pa.Table, int]:
-    """The wanted columns of files that must agree on their types; and the lines that could not be read. Integer ids become text."""
+def columns_of(data: DataSettings) -> tuple[str, ...]:
+    """The columns of interactions that are wanted, by our names."""
+    return ("user_id", "item_id", "timestamp", *(("rating",) if data.min_rating is not None else ()))
+
+
+def read_file(file: str, wanted: Sequence[str], data: DataSettings, groups: Sequence[int] | None = None) -> files.Read:
+    """The wanted columns of one file; of a parquet file those row groups only that are named. Integer ids become text."""
     chosen = layout.of(data)
-    columns = {name: chosen.columns[name] for name in wanted}
-    found = [files.read(file, columns, layout.UNITS[chosen.unit]) for file in of]
-    for file, read in zip(of[1:], found[1:], strict=True):
+    read = files.read(file, {name: chosen.columns[name] for name in wanted}, layout.UNITS[chosen.unit], groups)
+    return replace(read, table=read.table.cast(pa.schema([(name, files.TYPES[files.KINDS[name]]) for name in wanted])))
+
+
+def agree(of: Sequence[str], types: Sequence[Mapping[str, str]], wanted: Sequence[str], data: DataSettings, say: Say) -> None:
+    """Files of a domain must agree on the types of their columns. Raises DataError naming one that does not."""
+    columns = layout.of(data).columns
+    for file, found in zip(of[1:], types[1:], strict=True):
         for name in wanted:
-            first, this = found[0].types[name], read.types[name]
-            if ("string" in first) != ("string" in this):
-                raise DataError(f"{file}: column {columns[name]} is {this}, yet {first} in {of[0]}; give all files of a domain one type")
+            if ("string" in types[0][name]) != ("string" in found[name]):
+                raise DataError(
+                    f"{file}: column {columns[name]} is {found[name]}, yet {types[0][name]} in {of[0]}; give all files of a domain one type"
+                )
     for name in wanted:
-        if files.KINDS[name] == files.IDS and "int" in found[0].types[name]:
+        if files.KINDS[name] == files.IDS and "int" in types[0][name]:
             say(f"{of[0]}: integers of column {columns[name]} are read as text")
-    tables = [read.table.cast(pa.schema([(name, files.TYPES[files.KINDS[name]]) for name in wanted])) for read in found]
-    return pa.concat_tables(tables), sum(read.malformed for read in found)
+
+
+def read_items(data: DataSettings, of: Sequence[str], say: Say) -> tuple[pl.DataFrame, Counter[str]]:
+    """The items of a domain that have a title: item_id, title, each once, in the order of item_id; and what was left out."""
+    titles, unread = _read(of, ("item_id", "title"), data, say)
+    return _titles(pl.DataFrame(titles), unread)
+
+
+def _read(of: Sequence[str], wanted: Sequence[str], data: DataSettings, say: Say) -> tuple[pa.Table, int]:
+    """The wanted columns of files that must agree on their types; and the lines that could not be read."""
+    found = [read_file(file, wanted, data) for file in of]
+    agree(of, [read.types for read in found], wanted, data, say)
+    return pa.concat_tables([read.table for read in found]), sum(read.malformed for read in found)

@@ -1,10 +1,13 @@
 """The k-core of a domain: every user and every item that is left has at least k interactions (paper Sec. 5.1, k = 3)."""
 
 from bisect import bisect_left
+from collections.abc import Callable
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+
+from cluster.errors import DataError
 
 Codes = NDArray[np.uint32]
 
@@ -32,9 +35,25 @@ def rows_of_core(
         left, user, item = left[enough], user[enough], item[enough]
 
 
-def largest_k(interactions: pl.DataFrame, below: int) -> int:
+def rows_of_round(user: Codes, item: Codes, k: int, items_left: NDArray[np.bool_] | None) -> NDArray[np.int64]:
+    """One round of many over *some* users, all of whose interactions are there: the rows of items that are left, and of users that then have k.
+
+    items_left: by number; None: all are. Rounds over all users, each with the items that have k after the one before, end in the core.
+    """
+    left = np.arange(user.size) if items_left is None else np.flatnonzero(items_left[item])
+    return left[_enough(user[left], k, None)[user[left]]]
+
+
+def empty(domain: str, k: int, rows: int, is_empty: Callable[[int], bool]) -> DataError:
+    """What to tell of a domain whose core is empty. rows: before; is_empty: whether another k's core is."""
+    best = largest_k(is_empty, k)
+    advice = f"the largest data.k_core that leaves data is {best}" if best else "it holds no interaction that can be used"
+    return DataError(f"{domain}: the {k}-core of {rows:,} interactions is empty; {advice}")
+
+
+def largest_k(is_empty: Callable[[int], bool], below: int) -> int:
     """The largest k < `below` whose core is not empty; 0 if there is none. Cores are nested, so it is found by bisection."""
-    return bisect_left(range(1, below), True, key=lambda k: k_core(interactions, k).is_empty())
+    return bisect_left(range(1, below), True, key=is_empty)
 
 
 def _enough(codes: Codes, k: int, known: NDArray[np.bool_] | None) -> NDArray[np.bool_]:

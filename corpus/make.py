@@ -1,4 +1,4 @@
-"""From the interactions of a version in the making to its written, uncommitted files: in this process, or on Ray Data.
+"""From the interactions of a version in the making to its written, uncommitted files, in this process.
 
 Users are cut into ranges of their hashes; a range is made into samples at a time, and these lie on the local disk until all of a file are there. So
 memory grows with the interactions, as `corpus.coded` keeps them, and not with the samples.
@@ -15,7 +15,6 @@ import polars as pl
 from cluster.errors import DataError
 from corpus import delta, kept
 from corpus.coded import Coded
-from corpus.interactions import Say
 from corpus.kept import KeptFile
 from corpus.samples import KEPT, Samples, at_most, samples_of
 from corpus.scratch import Aside, scratch
@@ -26,7 +25,7 @@ from corpus.table import FileKey, by_file, write_samples
 Named = TypeVar("Named", delta.Written, KeptFile)
 
 THREADS = 2
-"""Ranges that are made, and files that are written, at a time: what is needed in between grows with it. More is what Ray Data is for."""
+"""Ranges that are made, and files that are written, at a time: what is needed in between grows with it. More is what `corpus.distributed` is for."""
 
 
 @dataclass(frozen=True)
@@ -39,20 +38,8 @@ class Made:
     dropped: Counter[str]
 
 
-def make(found: Coded, items: Mapping[str, Ints], data: DataSettings, seed: int, uri: str, say: Say) -> Made:
-    """Make and write all samples. found, items: as for `corpus.samples.samples_of`, over all users that have new interactions."""
-    interactions = found.rows.height
-    if interactions > data.distribute_above:
-        from corpus import distribute  # only a large build needs Ray
-
-        say(f"{interactions:,} interactions are more than data.distribute_above ({data.distribute_above:,}): building on Ray Data")
-        return distribute.make(found, items, data, seed, uri)
-    say(f"making samples of {interactions:,} interactions")
-    return here(found, items, data, seed, uri)
-
-
-def here(found: Coded, items: Mapping[str, Ints], data: DataSettings, seed: int, uri: str) -> Made:
-    """Make and write all samples in this process."""
+def make(found: Coded, items: Mapping[str, Ints], data: DataSettings, seed: int, uri: str) -> Made:
+    """Make and write all samples in this process. found, items: as for `corpus.samples.samples_of`, over all users that have new interactions."""
     bounds, count = at_most(found.sizes, data), kept.parts(found.new)
     pieces: dict[FileKey, list[Aside]] = {}
     users, dropped = 0, Counter[str]()
@@ -82,20 +69,30 @@ def by_name(files: list[Named]) -> tuple[Named, ...]:
     return tuple(sorted(files, key=lambda file: file.name))
 
 
-def check_negatives(found: Coded, sizes: Mapping[str, int], wanted: int) -> None:
-    """Every user must leave enough items of each of their domains to draw negatives from. sizes: items of each domain. Raises DataError."""
+def busiest(found: Coded, sizes: Mapping[str, int], wanted: int) -> pl.DataFrame:
+    """domain, user_id, had: of each domain the user with the most items, among those who may leave too few to draw negatives from; by domain.
+
+    sizes: items of each domain; wanted: negatives.
+    """
     left = pl.col("domain").replace_strict(dict(sizes), return_dtype=pl.Int64) - pl.col("size")
     busy = found.sizes.filter(left < wanted).select("user", "domain")  # repeated purchases counted, so some of them leave enough
-    if busy.is_empty():
-        return
     rows = found.rows.join(busy.select("user").unique(), on="user", how="semi").select("user", "item")
     rows = rows.with_columns(domain=found.items["domain"].gather(rows["item"]).cast(pl.String))
-    had = rows.group_by("domain", "user").agg(had=pl.col("item").n_unique())
-    had = had.with_columns(user_id=found.users["user_id"].gather(had["user"]))
-    busiest = had.sort("domain", "had", "user_id", descending=[False, True, False]).group_by("domain", maintain_order=True).first()
-    for domain, user, most in busiest.select("domain", "user_id", "had").iter_rows():
-        if sizes[domain] - most < wanted:
+    had = rows.group_by("domain", "user").agg(had=pl.col("item").n_unique().cast(pl.Int64))
+    return most(had.with_columns(user_id=found.users["user_id"].gather(had["user"])).select("domain", "user_id", "had"))
+
+
+def most(had: pl.DataFrame) -> pl.DataFrame:
+    """Of each domain the user with the most items, by domain."""
+    return had.sort("domain", "had", "user_id", descending=[False, True, False]).group_by("domain", maintain_order=True).first()
+
+
+def check_negatives(busiest: pl.DataFrame, sizes: Mapping[str, int], wanted: int) -> None:
+    """Every user must leave enough items of each of their domains to draw negatives from. Arguments: of and as for `busiest`. Raises DataError."""
+    for domain, user, had in busiest.iter_rows():
+        left = sizes[domain] - had
+        if left < wanted:
             raise DataError(
-                f"{domain}: {sizes[domain]} items, of which user {user} interacted with {most}: {sizes[domain] - most} are left, "
-                f"{wanted} negatives are wanted; lower data.num_candidates to {sizes[domain] - most + 1} or less, or drop the domain"
+                f"{domain}: {sizes[domain]} items, of which user {user} interacted with {had}: {left} are left, "
+                f"{wanted} negatives are wanted; lower data.num_candidates to {left + 1} or less, or drop the domain"
             )

@@ -203,7 +203,7 @@ def _possible_before(flat: _Flat, data: DataSettings) -> NDArray[np.bool_]:
 def at_most(sizes: pl.DataFrame, data: DataSettings) -> dict[tuple[str, str], int]:
     """How many samples each (source, split) can have: exact but for `mixed`, whose rules only take away, where all interactions are new.
 
-    sizes: `Coded.sizes`. Sets the number of files.
+    sizes: `Coded.sizes`; bounds of some users and of others add up. Sets the number of files.
     """
     grown = pl.col("new") < pl.col("size")
     enough = pl.lit(data.min_history)

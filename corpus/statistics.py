@@ -14,13 +14,15 @@ from corpus.settings import DataSettings
 
 Counts = Mapping[tuple[str, str], int]
 
+Came = Mapping[str, tuple[int, int]]
+
 NOTHING: Mapping[str, Any] = {"domains": {}, "mixed": {"users": 0, "samples": 0}}
 """What there is before version 0."""
 
 
 def describe(
     before: Mapping[str, Any],
-    sizes: pl.DataFrame,
+    came: Came,
     items: Mapping[str, int],
     data: DataSettings,
     samples: Counts,
@@ -30,12 +32,10 @@ def describe(
     """The object of statistics.json, less its version, of the version that comes after one.
 
     Domains: after k-core and before the split, with the samples of all splits; totals up to this version.
-    before: the object of the version before; sizes: `Coded.sizes` of all users with new interactions;
+    before: the object of the version before; came: what `came` found of all users with new interactions;
     items: items of each domain now; data: of the whole corpus; samples: those gained, by (source, split); mixed_users: users with their first mixed
     samples; dropped: what this version left out, by reason.
     """
-    fresh = (pl.col("new") == pl.col("size")).sum().alias("users")
-    came = {name: (rows, users) for name, rows, users in sizes.group_by("domain").agg(pl.col("new").sum(), fresh).iter_rows()}
     domains = {}
     for name in (*data.domains, *data.held_out):
         old = before["domains"].get(name, {"users": 0, "interactions": 0, "splits": {}})
@@ -47,6 +47,12 @@ def describe(
     was = before["mixed"]
     mixed = {"users": was["users"] + mixed_users, "samples": was["samples"] + samples.get((MIXED, SPLITS[0]), 0)}
     return {"domains": domains, "mixed": mixed, "dropped": {reason: count for reason, count in sorted(dropped.items()) if count}}
+
+
+def came(sizes: pl.DataFrame) -> dict[str, tuple[int, int]]:
+    """New interactions of each domain, and the users who had none in it before. sizes: `Coded.sizes`; counts of some users and of others add up."""
+    fresh = (pl.col("new") == pl.col("size")).sum().alias("users")
+    return {name: (rows, users) for name, rows, users in sizes.group_by("domain").agg(pl.col("new").sum(), fresh).iter_rows()}
 
 
 def count(files: Iterable[Written]) -> dict[tuple[str, str], int]:

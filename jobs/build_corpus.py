@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from corpus import build, leakage, page, statistics
-from corpus.samples import at_most
+from corpus.gather import sizes_of
 from corpus.sequences import SPLITS
 from corpus.table import Corpus
 from cprec.command import main
@@ -48,10 +48,10 @@ def job(recipe: Recipe, options: argparse.Namespace) -> None:
             say(f"page: {page.write(corpus, leaks)}")
         return
     if options.dry_run:
-        gathered = build.gather(recipe.data, say)
-        sizes, items = gathered.interactions.sizes, build.sizes_of(gathered.indices())
-        samples = at_most(sizes, recipe.data)
-        console.print(statistics.table(statistics.describe(statistics.NOTHING, sizes, items, recipe.data, samples, 0, gathered.dropped)))
+        with build.chosen(recipe.data, say) as way:
+            found = way.gather(recipe.data, say)
+        items = sizes_of(found.indices())
+        console.print(statistics.table(statistics.describe(statistics.NOTHING, found.came, items, recipe.data, found.bounds, 0, found.dropped)))
         say("mixed samples are at most as many; the rules for mixed histories only take away")
         return
     corpus = build.prepare(recipe.data, recipe.simulate, recipe.seed, recipe.corpus, say)

@@ -8,8 +8,9 @@ import ast
 import gzip
 import json
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import polars as pl
 import pyarrow as pa
@@ -36,16 +37,20 @@ class Read:
     malformed: int = 0
 
 
-def read(file: str, columns: Mapping[str, str], ticks: int) -> Read:
-    """The columns of a file, given as our names to its own. ticks: of its times in a second.
+def read(file: str, columns: Mapping[str, str], ticks: int, groups: Sequence[int] | None = None) -> Read:
+    """The columns of a file, given as our names to its own. ticks: of its times in a second; groups: the row groups to read of a parquet file.
 
     Raises DataError naming the file, and the column if one is missing or of another type.
     """
+    if groups is not None:
+        fs, path = storage.filesystem(file)
+        with fs.open(path, "rb") as opened:
+            return _parquet(file, opened, columns, ticks, groups)
     content = storage.read_bytes(file)
     if not content:
         raise DataError(f"{file}: the file is empty (0 bytes); write it again")
     if file.endswith(".parquet"):
-        return _parquet(file, content, columns, ticks)
+        return _parquet(file, pa.BufferReader(content), columns, ticks)
     if file.endswith(".gz"):
         content = _unzipped(file, content)
     plain = file.removesuffix(".gz")
@@ -54,13 +59,14 @@ def read(file: str, columns: Mapping[str, str], ticks: int) -> Read:
     return _dat(file, content, columns) if plain.endswith(".dat") else _lines(file, content, columns)
 
 
-def _parquet(file: str, content: bytes, columns: Mapping[str, str], ticks: int) -> Read:
+def _parquet(file: str, content: Any, columns: Mapping[str, str], ticks: int, groups: Sequence[int] | None = None) -> Read:
     made, types = {}, {}
     try:
-        source = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
+        source = pq.ParquetFile(content, page_checksum_verification=True)
+        chosen = range(source.num_row_groups) if groups is None else groups
         _require(file, columns, source.schema_arrow.names)
         for ours, theirs in columns.items():
-            found = source.read(columns=[theirs])[theirs]  # one at a time: as it was written, a column can be large
+            found = source.read_row_groups(chosen, columns=[theirs])[theirs]  # one at a time: as it was written, a column can be large
             if not _fits(found.type, KINDS[ours]):
                 raise DataError(f"{file}: column {theirs} is {found.type}, {KINDS[ours]} are allowed; convert it")
             types[ours] = str(found.type)

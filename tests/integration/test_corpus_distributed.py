@@ -1,27 +1,159 @@
-"""The build on Ray Data against the build in one process."""
+"""The build on Ray against the build in one process."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import polars as pl
 import pytest
 
+from cluster.errors import DataError
 from cluster.session import session
-from corpus import kept, table
-from corpus.build import build
-from tests.unit.corpus.worlds import settings, shop, write_root
-
+from corpus import kept
+from corpus.append import append
+from corpus.build import build, chosen
+from corpus.distributed import core, spread
+from corpus.settings import DataSettings
+from corpus.sources import pieces
+from corpus.table import Corpus
+from tests.unit.corpus.worlds import settings, shop, write_parquet, write_root
 
 # Ray Data copies its own deprecated settings whenever it makes a dataset.
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
-def test_both_ways_write_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = write_root(tmp_path / "root", shop(("A", "B", "C"), users=60))
-    monkeypatch.setattr(kept, "FILE_ROWS", 400)
-    one = build(settings(root), 0, str(tmp_path / "one"), print)
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
+
+IN_ONE = {"distribute_above": 10**12}
+ON_RAY = {"distribute_above": 0}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray() -> Iterator[None]:
     with session("local", 2):
-        many = build(settings(root, distribute_above=0), 0, str(tmp_path / "many"), print)
-    files = [[(file.part.path.removeprefix(corpus.uri), file.part.rows) for file in corpus.commits[0].files] for corpus in (one, many)]
-    assert files[0] == files[1]
-    assert one.statistics() == many.statistics()
-    assert one.commits[0].metadata["interactions"] == many.commits[0].metadata["interactions"]
-    assert len(one.commits[0].metadata["interactions"]) == 4
-    assert one.samples("mixed", "train").equals(many.samples("mixed", "train"))
-    assert table.read_rows(one.streams()[0], 0, 5).num_rows == 5
+        yield
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many ranges, pieces, spreading tasks and sums of few rows each."""
+    monkeypatch.setattr(kept, "FILE_ROWS", 200)
+    monkeypatch.setattr(pieces, "ROWS", 100)
+    monkeypatch.setattr(spread, "SPREAD", 40)
+    monkeypatch.setattr(core, "SUMMED", 5)
+
+
+@pytest.fixture
+def rough(tmp_path: Path) -> Path:
+    """Three domains of several files and row groups, of different users; long tails of users and items, repeated rows, rows that are no use."""
+    root, rng = tmp_path / "root", np.random.default_rng(7)
+    for number, domain in enumerate(("A", "B", "C")):
+        size, items = 900 + 200 * number, 60
+        user = 30 * number + (120 * rng.random(size) ** 2).astype(int)
+        item = (items * rng.random(size) ** 2.5).astype(int)
+        rows = pl.DataFrame({"user_id": user, "item_id": item, "timestamp": rng.integers(0, 300, size)})
+        rows = rows.with_columns(user_id=pl.format("u{}", "user_id"), item_id=pl.format(domain + "{}", "item_id"))
+        chain = [(f"v{step}", f"{domain}9{step + side:02d}", 5) for step in range(16) for side in range(3)]  # falls from its ends, round by round
+        bad = [(None, f"{domain}1", 3), ("", f"{domain}1", 3), ("u1", None, 3), ("u1", f"{domain}1", None), ("u1", f"{domain}1", -4), ("u1", "?", 3)]
+        more = pl.DataFrame([*chain, *bad], schema=rows.schema, orient="row")
+        every = pl.concat([rows, more, rows.sample(40, seed=number)]).sample(fraction=1, shuffle=True, seed=number)
+        folder = root / "interactions" / f"{domain}.parquet"
+        folder.mkdir(parents=True)
+        for part, start in enumerate(range(0, every.height, 400)):
+            every.slice(start, 400).write_parquet(folder / f"part-{part}.parquet", row_group_size=70)
+        names = [*(f"{domain}{i}" for i in range(items)), *(f"{domain}9{i:02d}" for i in range(18))]
+        write_parquet(root / "items" / f"{domain}.parquet", {"item_id": names, "title": [f"Item {i % 50}" for i in range(len(names))]})
+    return root
+
+
+def files(corpus: Corpus) -> dict[str, bytes]:
+    """Everything that a corpus wrote but the log, whose commits tell the time."""
+    root = Path(corpus.uri)
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file() and "_delta_log" not in path.parts}
+
+
+def both(data: DataSettings, place: Path) -> tuple[Corpus, Corpus]:
+    """The corpora that the two ways build."""
+    one, many = (build(data.model_copy(update=way), 0, str(place / name), print) for name, way in (("one", IN_ONE), ("many", ON_RAY)))
+    return one, many
+
+
+def same(one: Corpus, many: Corpus) -> None:
+    for a, b in zip(one.commits, many.commits, strict=True):
+        assert a.metadata == b.metadata
+    assert files(one) == files(many)
+
+
+def test_both_ways_write_the_same_files(tmp_path: Path, rough: Path) -> None:
+    one, many = both(settings(rough, max_per_user=25), tmp_path)
+    same(one, many)
+    found = one.statistics()
+    left_out = {
+        "no_user_id",
+        "no_item_id",
+        "no_timestamp",
+        "timestamp_before_1970",
+        "item_without_title",
+        "duplicate_interaction",
+        "over_user_cap",
+        "k_core",
+    }
+    assert left_out | {"title_made_distinct"} <= set(found["dropped"])
+    assert found["domains"]["C"]["held_out"]
+    assert found["mixed"]["samples"] > 0
+    assert len(one.commits[0].metadata["interactions"]) == 16
+
+
+@pytest.mark.parametrize("k", [1, 4])
+def test_another_core_is_the_same_as_well(tmp_path: Path, rough: Path, k: int) -> None:
+    same(*both(settings(rough, k_core=k), tmp_path))
+
+
+def test_text_and_ratings_are_read_alike(tmp_path: Path, rough: Path) -> None:
+    for domain in ("A", "B", "C"):
+        folder = rough / "interactions" / f"{domain}.parquet"
+        rows = pl.read_parquet(folder).with_row_index().with_columns(rating=pl.col("index") % 10 // 2.0).drop("index")
+        for path in folder.iterdir():
+            path.unlink()
+        folder.rmdir()
+        rows.write_csv(rough / "interactions" / f"{domain}.csv")
+    same(*both(settings(rough, min_rating=1, k_core=2), tmp_path))
+
+
+def test_an_append_is_the_same_both_ways(tmp_path: Path, rough: Path) -> None:
+    one, many = both(settings(rough), tmp_path)
+    more = write_root(tmp_path / "more", shop(("B", "D"), users=60, seed=3))
+    grown = [append(settings(more, domains=("B", "D"), held_out=(), **way), 0, corpus.uri, print) for corpus, way in ((one, IN_ONE), (many, ON_RAY))]
+    assert grown[0].version == 1
+    same(grown[0], grown[1])
+
+
+def test_both_ways_refuse_alike(tmp_path: Path, rough: Path) -> None:
+    part = rough / "interactions" / "B.parquet" / "part-1.parquet"
+    whole, rows = part.read_bytes(), pl.read_parquet(part)
+    numbers = rows.with_columns(item_id=pl.int_range(rows.height))
+
+    def refused(**changes: object) -> str:
+        messages = []
+        for way in (IN_ONE, ON_RAY):
+            with pytest.raises(DataError) as caught, chosen(settings(rough, **way, **changes), print) as chosen_way:
+                chosen_way.gather(settings(rough, **way, **changes), print)
+            messages.append(str(caught.value))
+        assert messages[0] == messages[1]
+        return messages[0]
+
+    assert "the largest data.k_core that leaves data is" in refused(k_core=90)
+    assert "cannot be used" in refused(max_quarantined=0.0)
+    assert "negatives are wanted" in refused(num_candidates=50)
+    for damaged, message in ((b"", "empty (0 bytes)"), (whole[:-50], "not a whole parquet file")):
+        part.write_bytes(damaged)
+        assert message in refused()
+        assert str(part) in refused()
+    rows.drop("timestamp").write_parquet(part)
+    assert "no column timestamp" in refused()
+    numbers.write_parquet(part)
+    assert "give all files of a domain one type" in refused()
+
+
+def test_the_way_is_chosen_by_footers_and_sizes(rough: Path) -> None:
+    rows = sum(pl.scan_parquet(rough / "interactions" / f"{domain}.parquet").select(pl.len()).collect().item() for domain in ("A", "B", "C"))
+    for above, on_ray in ((rows, False), (rows - 1, True)):
+        with chosen(settings(rough, distribute_above=above), print) as way:
+            assert (way.gather is spread.gather) == on_ray

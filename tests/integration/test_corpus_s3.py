@@ -34,6 +34,18 @@ def test_the_same_corpus_as_on_a_disk(s3: str, tmp_path: Path) -> None:
     assert "exists already" in said[-1]
 
 
+# Ray Data copies its own deprecated settings whenever it makes a dataset.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
+def test_the_same_corpus_on_ray(s3: str, tmp_path: Path) -> None:
+    root = write_root(tmp_path / "root", shop(DOMAINS, users=20))
+    storage.upload(root, f"{s3}/root")
+    one = build(settings(root), 0, str(tmp_path / "one"), print)
+    many = build(settings(f"{s3}/root", distribute_above=0), 0, f"{s3}/many", print)
+    names = [[file.part.path.removeprefix(corpus.uri) for file in corpus.commits[0].files] for corpus in (one, many)]  # told by their content
+    assert names[0] == names[1]
+    assert one.statistics() == many.statistics()
+
+
 def test_what_is_not_there(s3: str) -> None:
     with pytest.raises(CorpusError, match="no corpus here"):
         Corpus.open(f"{s3}/none")

@@ -146,5 +146,5 @@ def test_rows_that_are_no_use_are_counted_by_reason(root: Path) -> None:
         "item_without_id": 1,
         "duplicate_item": 1,
     }
-    assert "A: 8 of 11 interactions cannot be used (no_user_id 2, " in refused(root)
+    assert "A: 8 of 11 interactions cannot be used (item_without_title 2, no_item_id 1, " in refused(root)
     assert "more than data.max_quarantined (0%)" in refused(root)

@@ -1,10 +1,11 @@
 from itertools import pairwise
 
+import numpy as np
 import polars as pl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corpus.kcore import k_core, largest_k
+from corpus.kcore import k_core, largest_k, rows_of_core, rows_of_round
 
 interactions = st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7)), max_size=60).map(
     lambda rows: pl.DataFrame(
@@ -45,4 +46,18 @@ def test_it_is_a_fixed_point_and_keeps_columns_and_order(found: pl.DataFrame, k:
 def test_cores_are_nested_and_the_largest_k_is_the_last_with_rows(found: pl.DataFrame) -> None:
     cores = [set(k_core(found, k)["row"]) for k in range(1, 9)]
     assert all(inner <= outer for outer, inner in pairwise(cores))
-    assert largest_k(found, 9) == sum(map(bool, cores))
+    assert largest_k(lambda k: k_core(found, k).is_empty(), 9) == sum(map(bool, cores))
+
+
+@given(interactions, st.integers(1, 5), st.integers(1, 4))
+def test_rounds_over_ranges_of_users_end_in_the_core(found: pl.DataFrame, k: int, ranges: int) -> None:
+    user, item = (found[name].str.slice(1).cast(pl.UInt32).to_numpy() for name in ("user_id", "item_id"))
+    parts = [np.flatnonzero(user % ranges == number) for number in range(ranges)]
+    items_left = None
+    while True:
+        after = [part[rows_of_round(user[part], item[part], k, items_left)] for part in parts]
+        rounds_end = items_left is not None and all(a.size == b.size for a, b in zip(parts, after, strict=True))
+        parts, items_left = after, np.bincount(item[np.concatenate(after)], minlength=8) >= k
+        if rounds_end:
+            break
+    assert np.sort(np.concatenate(parts)).tolist() == rows_of_core(user, item, k).tolist()

@@ -1,27 +1,20 @@
-"""The same samples as `corpus.make.here`, made on Ray Data: users are partitioned, made into samples, and shuffled to the files that they belong in.
-
-Both ways share every function that decides anything, so they write the same files. The only file of this package that knows Ray.
-"""
+"""Samples of ranges of users, and the files that they are shuffled to, by Ray Data: what `corpus.make` does in one process."""
 
 import io
 import json
-import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.ipc
 import ray
-from ray.data import DataContext
 
-from cluster import session
 from corpus import kept
 from corpus.coded import Coded
 from corpus.delta import Written
+from corpus.distributed.tasks import Ref
 from corpus.kept import KeptFile
 from corpus.make import Made, by_name
 from corpus.samples import at_most, samples_of
@@ -33,37 +26,31 @@ COUNTS = ""
 """In place of a file's key: the row tells counts."""
 
 
-def make(found: Coded, items: Mapping[str, Ints], data: DataSettings, seed: int, uri: str) -> Made:
-    """Make and write all samples on Ray; in the session that there is, else in one of its own."""
-    with session.session("auto", os.cpu_count() or 1), _quiet():
-        bounds, parts = at_most(found.sizes, data), kept.parts(found.new)
-        blocks: list[Any] = [ray.put(block) for block in _blocks(found, parts)]  # one at a time in this process: by names they are large
-        made = ray.data.from_arrow_refs(blocks).map_batches(_samples(items, data, seed, bounds, uri, parts), batch_size=None, batch_format="pyarrow")
-        places = sum(map(file_count, bounds.values()))
-        rows = made.groupby("file", num_partitions=places).map_groups(_write(uri), batch_format="pyarrow").take_all()
+def make_coded(found: Coded, items: Mapping[str, Ints], data: DataSettings, seed: int, uri: str) -> Made:
+    """Make and write all samples of interactions that this process holds. As `corpus.make.make`."""
+    parts = kept.parts(found.new)
+    blocks = [ray.put(block(found.part(number, parts), number)) for number in range(parts)]  # one at a time: by names they are large
+    return make_blocks(blocks, parts, items, at_most(found.sizes, data), data, seed, uri)
+
+
+def make_blocks(
+    blocks: Sequence[Ref], parts: int, items: Mapping[str, Ints], bounds: Mapping[tuple[str, str], int], data: DataSettings, seed: int, uri: str
+) -> Made:
+    """Make and write all samples. blocks: refs of what `block` gives, of so many ranges of users; bounds: `at_most` over all."""
+    made = ray.data.from_arrow_refs(list(blocks)).map_batches(
+        _samples(items, data, seed, bounds, uri, parts), batch_size=None, batch_format="pyarrow"
+    )
+    places = sum(map(file_count, bounds.values()))
+    rows = made.groupby("file", num_partitions=places).map_groups(_write(uri), batch_format="pyarrow").take_all()
     told = [json.loads(row["told"]) for row in rows]
     files = [Written(**entry) for entry in told if "name" in entry]
     counts = next(entry for entry in told if "mixed_users" in entry)
     return Made(by_name(files), by_name([KeptFile(**entry) for entry in counts["kept"]]), counts["mixed_users"], Counter(counts["dropped"]))
 
 
-def _blocks(found: Coded, parts: int) -> Iterator[pa.Table]:
-    """The interactions of each range of users, by names; a task takes whole blocks."""
-    for number in range(parts):
-        if (part := found.part(number, parts)).rows.height:
-            yield part.named().with_columns(partition=number).to_arrow()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Ray Data without its bars and its plan; the build says what it does itself."""
-    context = DataContext.get_current()
-    before = context.enable_progress_bars, context.print_on_execution_start
-    context.enable_progress_bars = context.print_on_execution_start = False
-    try:
-        yield
-    finally:
-        context.enable_progress_bars, context.print_on_execution_start = before
+def block(found: Coded, number: int) -> pa.Table:
+    """The interactions of the number-th range of users, by names; a task takes whole blocks."""
+    return found.named().with_columns(partition=number).to_arrow()
 
 
 def _samples(

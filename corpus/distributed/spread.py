@@ -1,0 +1,187 @@
+"""Reading, cleaning, k-core and numbering on Ray: pieces of files, then ranges of users, in Ray's object store, which goes to disk where it is full.
+
+1. A piece of a file is read and cleaned by a task, where rows can be judged by themselves.
+2. Pieces are spread over ranges of the users' hashes; a range leaves out what comes twice, and what is beyond a user's cap.
+3. The k-core of each domain (`corpus.distributed.core`).
+4. The ranges of all domains together become the blocks that samples are made of.
+Items stay in the process that starts the build: they are far fewer than interactions, and their titles have to differ within a domain.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import ray
+from numpy.typing import NDArray
+
+from corpus import gather as here
+from corpus import hashing, interactions, kept, make, statistics
+from corpus.coded import Coded, codes, renumbered
+from corpus.distributed import samples
+from corpus.distributed.core import Core, Table, core
+from corpus.distributed.tasks import Ref, start, told
+from corpus.gather import Gathered, indices, sizes_of
+from corpus.interactions import Say
+from corpus.kcore import empty
+from corpus.make import Made
+from corpus.samples import at_most
+from corpus.settings import DataSettings
+from corpus.sources import layout, pieces
+from corpus.sources.pieces import Piece
+
+SPREAD = 1 << 13
+"""Interactions of a range in what one task spreads, on average: much smaller results would be kept by the process that asks for them."""
+
+
+@dataclass(frozen=True)
+class Spread(Gathered):
+    """What was gathered, on Ray: blocks and parts as `samples.make_blocks` takes them."""
+
+    blocks: tuple[Ref, ...]
+    parts: int
+
+    def make(self, data: DataSettings, seed: int, uri: str) -> Made:
+        """Make and write all samples on Ray."""
+        return samples.make_blocks(self.blocks, self.parts, self.indices(), self.bounds, data, seed, uri)
+
+
+@dataclass(frozen=True)
+class _Domain:
+    """A domain that is being read. pieces: refs of tables; rows: of each; items: with a title; dropped: by reason."""
+
+    pieces: tuple[Ref, ...]
+    rows: tuple[int, ...]
+    items: pl.DataFrame
+    dropped: Counter[str]
+
+
+def gather(data: DataSettings, say: Say) -> Spread:
+    """As `corpus.gather.gather`. Raises DataError naming domain or file."""
+    read = {name: _read(data, name, say) for name in here.domains_of(data)}
+    ranges = kept.parts(sum(sum(of.rows) for of in read.values()))
+    items, dropped, found, total = [here.no_items()], Counter[str](), list[list[Ref]](), 0
+    for name in list(read):
+        of = read.pop(name)  # what lies in the object store lies there as long as its refs live
+        repeating, repeated = _ranges(of, ranges, data.max_per_user)
+        rows, first = sum(of.rows) - repeated.total(), sum(part.height for part in items)
+        left = _core(name, repeating, rows, data.k_core, of.items.height)
+        numbered, renamed = here.numbered(name, of.items.filter(ray.get(left.items)), first)
+        items.append(numbered)
+        total += left.rows
+        found.append([start(_indexed, table, left.items, first) for table in left.ranges])
+        dropped += of.dropped + repeated + Counter(k_core=rows - left.rows, title_made_distinct=renamed)
+        say(here.told(name, left.users, numbered.height, left.rows, data.k_core))
+    return _blocks(found, kept.parts(total), pl.concat(items), dropped, data)
+
+
+def _read(data: DataSettings, domain: str, say: Say) -> _Domain:
+    """Read all pieces of a domain and clean them, row by row."""
+    of_interactions, of_items = layout.files(data, domain)
+    items, of_titles = interactions.read_items(data, of_items, say)
+    cut, titled, latest = [piece for file in of_interactions for piece in pieces.cut(file)], ray.put(items["item_id"]), interactions.latest(data)
+    started = [start(_piece, piece, titled, data, latest, results=2) for piece in cut]
+    types, rows, dropped, of_rows = zip(*told([of[1] for of in started]), strict=True)
+    interactions.agree([piece.file for piece in cut], types, interactions.columns_of(data), data, say)
+    left_out = sum(dropped, Counter[str]())
+    interactions.check_share(domain, left_out, sum(rows), data.max_quarantined)
+    return _Domain(tuple(of[0] for of in started), rows, items, left_out + sum(of_rows, Counter[str]()) + of_titles)
+
+
+def _piece(piece: Piece, titled: pl.Series, data: DataSettings, latest: int) -> tuple[Table, tuple[dict[str, str], int, Counter[str], Counter[str]]]:
+    """The interactions of a piece that can be used; the types of its columns, how many rows are left, and what is left out."""
+    read = interactions.read_file(piece.file, interactions.columns_of(data), data, piece.groups)
+    no_items = pl.DataFrame()  # the driver has them
+    found = interactions.of_titled(interactions.usable(interactions.coded(read.table, read.malformed), no_items, data, latest), titled)
+    user, users = renumbered(found.interactions["user"], found.users)
+    rows = found.interactions.select("item", "timestamp", user=user)
+    return (rows, users), (dict(read.types), rows.height, found.dropped, found.of_titles)
+
+
+def _ranges(of: _Domain, ranges: int, max_per_user: int) -> tuple[list[Ref], Counter[str]]:
+    """The interactions of a domain by ranges of users, each once and no user with more than so many; and what is left out."""
+    together, rows = [list[Ref]()], 0
+    for piece, height in zip(of.pieces, of.rows, strict=True):
+        if rows >= SPREAD * ranges:
+            together.append([])
+            rows = 0
+        together[-1].append(piece)
+        rows += height
+    spread = [start(_spread, ranges, *tables, results=ranges) for tables in together]
+    # A task with one result gives a ref, not a list of them.
+    by_range = [spread] if ranges == 1 else zip(*spread, strict=True)
+    cleaned = [start(_once, max_per_user, *tables, results=2) for tables in by_range]
+    return [table for table, _ in cleaned], sum(told([repeated for _, repeated in cleaned]), Counter[str]())
+
+
+def _spread(ranges: int, *tables: Table) -> Table | list[Table]:
+    """Interactions by ranges of their users."""
+    rows, users = _joined(tables)
+    of_user = hashing.ranges(hashing.of_strings(users), ranges)
+    place = of_user[rows["user"].to_numpy()]
+    order = np.argsort(place, kind="stable")
+    ends = np.searchsorted(place[order], np.arange(ranges + 1))
+    found = []
+    for first, stop in pairwise(ends):
+        part = rows[order[first:stop]]
+        user, names = renumbered(part["user"], users)
+        found.append((part.with_columns(user=user), names))
+    return found if ranges > 1 else found[0]
+
+
+def _once(max_per_user: int, *tables: Table) -> tuple[Table, Counter[str]]:
+    rows, users = _joined(tables)
+    found, repeated = interactions.once(rows, max_per_user)
+    return (found, users), repeated
+
+
+def _joined(tables: Sequence[Table]) -> Table:
+    """Interactions of several tables, with one set of users' numbers."""
+    users = pl.concat([users for _, users in tables]).unique()
+    return pl.concat([rows.with_columns(user=codes(names, users).gather(rows["user"])) for rows, names in tables]), users
+
+
+def _core(domain: str, ranges: Sequence[Ref], rows: int, k: int, items: int) -> Core:
+    found = core(ranges, k, items)
+    if not found.rows:
+        raise empty(domain, k, rows, lambda less: not core(ranges, less, items).rows)
+    return found
+
+
+def _indexed(table: Table, left: NDArray[np.bool_], first: int) -> Table:
+    """Interactions whose items are numbered as those of all domains are: the items that are left, by their order, from the domain's first on."""
+    rows, users = table
+    index = np.cumsum(left) - 1 + first
+    return rows.with_columns(item=pl.Series(index[rows["item"].to_numpy()])), users
+
+
+def _blocks(found: Sequence[Sequence[Ref]], parts: int, items: pl.DataFrame, dropped: Counter[str], data: DataSettings) -> Spread:
+    """The blocks that samples are made of, and what is counted over them. found: of each domain the tables of all ranges; parts: blocks."""
+    catalogue, sizes, wanted = ray.put(items.drop("title").to_arrow()), sizes_of(indices(items)), data.num_candidates - 1
+    width = len(found[0]) // parts  # both are powers of two, and a core has no more rows than it was made of
+    tables = [[table for of in found for table in of[number * width : (number + 1) * width]] for number in range(parts)]
+    made = [start(_block, number, sizes, catalogue, data, *of, results=2) for number, of in enumerate(tables)]
+    counted = told([of[1] for of in made])
+    make.check_negatives(make.most(pl.concat([busiest for _, _, busiest in counted])), sizes, wanted)
+    came, bounds = dict[str, tuple[int, int]](), Counter[tuple[str, str]]()
+    for of_domains, of_sources, _ in counted:
+        bounds.update(of_sources)
+        for name, (rows, users) in of_domains.items():
+            before = came.get(name, (0, 0))
+            came[name] = before[0] + rows, before[1] + users
+    return Spread(items, dropped, came, bounds, tuple(of[0] for of, (there, _, _) in zip(made, counted, strict=True) if there), parts)
+
+
+def _block(
+    number: int, sizes: Mapping[str, int], catalogue: pa.Table, data: DataSettings, *tables: Table
+) -> tuple[pa.Table, tuple[dict[str, tuple[int, int]], dict[tuple[str, str], int], pl.DataFrame]]:
+    """The interactions of a range of users in all domains, by names; and `came`, `at_most` and `busiest` of them."""
+    used = np.unique(np.concatenate([rows["item"].to_numpy() for rows, _ in tables]))
+    of_used = [pl.Series(np.searchsorted(used, rows["item"].to_numpy()), dtype=pl.UInt32) for rows, _ in tables]
+    numbered = [(rows.select("user", "timestamp", item=item), users) for (rows, users), item in zip(tables, of_used, strict=True)]
+    found = Coded.joined(numbered, pl.DataFrame(catalogue.take(used)))
+    busiest = make.busiest(found, sizes, data.num_candidates - 1)
+    return samples.block(found, number), (statistics.came(found.sizes), at_most(found.sizes, data), busiest)

@@ -1,0 +1,59 @@
+"""Functions as Ray tasks: what they raise is raised here, as it is in one process."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+import ray
+from ray.data import DataContext
+from ray.exceptions import RayTaskError
+
+from cluster import session as sessions
+from cluster.errors import CprecError
+
+Ref = Any
+"""A result that is made, or in the making, somewhere: an ObjectRef. In this process it takes no more room than its name."""
+
+
+@contextmanager
+def session() -> Iterator[None]:
+    """The session that there is, else one of its own. Ray Data without its bars and its plan; the build says what it does itself."""
+    with sessions.session("auto", os.cpu_count() or 1):
+        context = DataContext.get_current()
+        before = context.enable_progress_bars, context.print_on_execution_start
+        context.enable_progress_bars = context.print_on_execution_start = False
+        try:
+            yield
+        finally:
+            context.enable_progress_bars, context.print_on_execution_start = before
+
+
+def start(function: Callable[..., Any], *arguments: Any, results: int = 1) -> Any:
+    """Start a task. Arguments that are refs come to it as what they stand for. Returns a ref, or as many as there are results."""
+    return _remote(function).options(num_returns=results).remote(*arguments)
+
+
+def told(refs: Sequence[Ref]) -> list[Any]:
+    """Results, which have to be small. Raises what a task raised, so that its message is the user's and not Ray's."""
+    try:
+        return list(ray.get(list(refs)))
+    except RayTaskError as error:
+        if isinstance(error.cause, CprecError):
+            raise error.cause from None
+        raise
+
+
+def each(function: Callable[[Any], Any], values: Iterable[Any], /) -> Iterable[Any]:
+    """The function's results, in the order of the values; a task each."""
+    return told([start(_called, function, value) for value in values])
+
+
+def _called(function: Callable[[Any], Any], value: Any) -> Any:
+    return function(value)
+
+
+@lru_cache
+def _remote(function: Callable[..., Any]) -> Any:
+    return ray.remote(function)

@@ -1,0 +1,137 @@
+"""All domains after cleaning and k-core, ready to be made into samples; here in one process. The same on Ray: `corpus.distributed`."""
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import polars as pl
+
+from cluster.errors import DataError
+from corpus import interactions, make, samples, statistics
+from corpus.coded import Coded, codes, renumbered
+from corpus.interactions import Behaviours, Say
+from corpus.kcore import empty, k_core, rows_of_core
+from corpus.make import Made
+from corpus.sequences import Ints
+from corpus.settings import DataSettings
+from corpus.table import ITEMS_SCHEMA
+
+
+@dataclass(frozen=True)
+class Gathered(ABC):
+    """All domains after cleaning and k-core.
+
+    items: ITEMS_SCHEMA, row i is item i; dropped: rows left out, by reason; came: `statistics.came`, bounds: `samples.at_most` of all users.
+    """
+
+    items: pl.DataFrame
+    dropped: Counter[str]
+    came: Mapping[str, tuple[int, int]]
+    bounds: Mapping[tuple[str, str], int]
+
+    def indices(self) -> dict[str, Ints]:
+        """Item indices of each domain, ascending."""
+        return indices(self.items)
+
+    @abstractmethod
+    def make(self, data: DataSettings, seed: int, uri: str) -> Made:
+        """Make and write all samples."""
+
+
+@dataclass(frozen=True)
+class Held(Gathered):
+    """What was gathered, in this process."""
+
+    interactions: Coded
+
+    def make(self, data: DataSettings, seed: int, uri: str) -> Made:
+        """Make and write all samples in this process."""
+        return make.make(self.interactions, self.indices(), data, seed, uri)
+
+
+class Each(Protocol):
+    """`map`, or one that does the same elsewhere."""
+
+    def __call__(self, function: Callable[[Any], Any], values: Iterable[Any], /) -> Iterable[Any]:
+        """The function's results, in the order of the values."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to build: in this process, or on Ray. Both decide by the same functions and write the same files."""
+
+    each: Each
+    gather: Callable[[DataSettings, Say], Gathered]
+
+
+def gather(data: DataSettings, say: Say) -> Held:
+    """Read, validate and clean every domain, take its k-core, number its items. Raises DataError naming domain or file."""
+    found, items, dropped = [], [no_items()], Counter[str]()
+    for domain in domains_of(data):
+        rows, users, of_domain, left_out = _domain(data, domain, sum(part.height for part in items), say)
+        found.append((rows, users))
+        items.append(of_domain)
+        dropped += left_out
+    catalogue = pl.concat(items)
+    coded = Coded.joined(found, catalogue)
+    sizes, wanted = sizes_of(indices(catalogue)), data.num_candidates - 1
+    make.check_negatives(make.busiest(coded, sizes, wanted), sizes, wanted)
+    return Held(catalogue, dropped, statistics.came(coded.sizes), samples.at_most(coded.sizes, data), coded)
+
+
+HERE = Way(map, gather)
+
+
+def domains_of(data: DataSettings) -> list[str]:
+    """The domains to build, in the order in which their items are numbered. Raises DataError if none is named."""
+    if not data.domains:
+        raise DataError("data.domains names no domain to pre-train on; name at least one")
+    return sorted((*data.domains, *data.held_out))
+
+
+def no_items() -> pl.DataFrame:
+    """Items of no domain."""
+    return pl.DataFrame(ITEMS_SCHEMA.empty_table())
+
+
+def indices(items: pl.DataFrame) -> dict[str, Ints]:
+    """Item indices of each domain, ascending."""
+    return {str(name): rows["item_index"].to_numpy() for (name,), rows in items.group_by("domain")}
+
+
+def sizes_of(items: Mapping[str, Ints]) -> dict[str, int]:
+    """Items of each domain."""
+    return {domain: indices.size for domain, indices in items.items()}
+
+
+def numbered(domain: str, items: pl.DataFrame, first: int) -> tuple[pl.DataFrame, int]:
+    """Items (item_id, title) of a domain's core as ITEMS_SCHEMA, numbered from `first` by item_id; and how many titles were made distinct."""
+    titled, renamed = interactions.distinct(items)
+    index = pl.int_range(first, first + titled.height, dtype=pl.Int64)
+    return titled.select(item_index=index, domain=pl.lit(domain), item_id="item_id", title="title"), renamed
+
+
+def told(domain: str, users: int, items: int, rows: int, k: int) -> str:
+    """A domain's line of progress."""
+    return f"{domain}: {users:,} users, {items:,} items, {rows:,} interactions in the {k}-core"
+
+
+def _domain(data: DataSettings, domain: str, first: int, say: Say) -> tuple[pl.DataFrame, pl.Series, pl.DataFrame, Counter[str]]:
+    """One domain: interactions (user, item, timestamp) with the names of its users' numbers; items, numbered from `first`; what is dropped."""
+    raw = interactions.read(data, domain, say)
+    core = _core(domain, raw, data.k_core)
+    (user, users), (item, item_ids) = renumbered(core["user"], raw.users), renumbered(core["item"], raw.item_ids)
+    items, renamed = numbered(domain, raw.items.join(pl.DataFrame({"item_id": item_ids}), on="item_id", how="semi"), first)
+    rows = pl.DataFrame({"user": user, "item": (codes(item_ids, items["item_id"]) + first).gather(item), "timestamp": core["timestamp"]})
+    say(told(domain, users.len(), items.height, core.height, data.k_core))
+    return rows, users, items, raw.dropped + Counter(k_core=raw.interactions.height - core.height, title_made_distinct=renamed)
+
+
+def _core(domain: str, raw: Behaviours, k: int) -> pl.DataFrame:
+    found = raw.interactions
+    core = found[rows_of_core(found["user"].to_numpy(), found["item"].to_numpy(), k)]
+    if core.is_empty():
+        raise empty(domain, k, found.height, lambda less: k_core(raw.named(), less).is_empty())
+    return core

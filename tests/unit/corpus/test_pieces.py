@@ -1,0 +1,46 @@
+from pathlib import Path
+
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+
+from corpus.sources import files, pieces
+from corpus.sources.pieces import Piece
+from tests.unit.corpus.worlds import write_parquet
+
+COLUMNS = {name: name for name in ("user_id", "item_id", "timestamp")}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    """Row groups of 30 rows but the last, which has 10."""
+    place = tmp_path / "A.parquet"
+    write_parquet(place, {"user_id": [f"u{i}" for i in range(100)], "item_id": ["i"] * 100, "timestamp": range(100)})
+    pq.write_table(pq.read_table(place), place, row_group_size=30)
+    return str(place)
+
+
+def test_a_file_is_cut_between_row_groups_and_read_whole(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for rows, groups in ((1, [(0,), (1,), (2,), (3,)]), (60, [(0, 1), (2, 3)]), (99, [(0, 1, 2), (3,)]), (100, [(0, 1, 2, 3)])):
+        monkeypatch.setattr(pieces, "ROWS", rows)
+        found = pieces.cut(file)
+        assert found == [Piece(file, of) for of in groups]
+        tables = [files.read(piece.file, COLUMNS, 1, piece.groups).table for piece in found]
+        assert pl.concat([pl.DataFrame(table) for table in tables]).equals(pl.DataFrame(files.read(file, COLUMNS, 1).table))
+
+
+def test_rows_are_told_by_footers_and_sizes(file: str, tmp_path: Path) -> None:
+    text = tmp_path / "A.csv"
+    text.write_text("x" * 5_000)
+    packed = tmp_path / "A.csv.gz"
+    packed.write_bytes(b"x" * 5_000)
+    assert pieces.rows(file) == 100
+    assert pieces.rows(str(packed)) == pieces.UNPACKED * pieces.rows(str(text)) == pieces.UNPACKED * 5_000 // pieces.TEXT_BYTES
+    assert pieces.cut(str(text)) == [Piece(str(text))]
+
+
+def test_a_damaged_file_is_left_to_its_reader(tmp_path: Path) -> None:
+    damaged = tmp_path / "A.parquet"
+    damaged.write_bytes(b"PAR1 and no more")
+    assert pieces.rows(str(damaged)) == 0
+    assert pieces.cut(str(damaged)) == [Piece(str(damaged))]
