@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lock clean environment
+.PHONY: help demo test experiments check lock clean environment
 
 BIN := .venv/bin
 RECIPE ?= jobs/recipes/demo.yaml
@@ -24,8 +24,11 @@ demo: environment ## simulated shoppers -> corpus -> continual pre-training -> p
 	@.ci/step "promote" $(BIN)/python jobs/promote.py $(RECIPE)
 	@.ci/step "evaluate" $(BIN)/python jobs/evaluate.py $(RECIPE)
 
-test: check ## the checks, then every test
+test: check ## the checks, then the tests
 	@.ci/step "tests" $(BIN)/python -m pytest
+
+experiments: environment ## what the method is worth: minutes of training, and p over seeds
+	@.ci/step "experiments" $(BIN)/python -m pytest -n 0 tests/experiments
 
 check: environment ## format, lint, types, layers, dependencies
 	@.ci/step -q "ruff check" $(BIN)/ruff check

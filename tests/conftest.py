@@ -16,7 +16,7 @@ settings.load_profile("fixed")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests `unit`, `integration` or `faults` after the folder that they live in."""
+    """Mark tests `unit`, `integration`, `faults` or `experiments` after the folder that they live in."""
     for item in items:
         folder = item.path.relative_to(TESTS).parts[0]
         item.add_marker(folder)

@@ -86,6 +86,7 @@ def test_the_registered_version_knows_where_it_comes_from(whole: Path, place: Pa
     assert registry.alias("candidate") is not None
     run = registry.client.get_run(str(version.run_id))
     assert run.info.status == "FINISHED"
+    assert {"report.html", "schedule.svg", "audit.json"} <= {artifact.path for artifact in registry.client.list_artifacts(run.info.run_id)}
     assert "loss" in run.data.metrics
 
 
