@@ -31,7 +31,7 @@ def main(
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return INTERRUPTED
-    except Exception as error:
+    except Exception as error:  # the outermost frame: what nobody expected is a fault, shown whole, with its exit code
         traceback.print_exc()
         print(f"fault: {type(error).__name__}: {error}; the same command goes on from the last checkpoint", file=sys.stderr)
         return FAULT

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.errors import PlatformFault
+from cluster.errors import PlatformFault, UserError
 from cluster.session import session
 from cluster.storage import absolute, exists, join, write_text
 from corpus import build
@@ -118,7 +118,7 @@ def train(job: run.Job, plan: Plan, tracker: Tracker, say: Say) -> None:
         return
     if newest is not None:
         say(f"resuming {job.recipe.run} from {newest.samples:,} samples")
-    progress, pictures = Progress(plan.samples, say), Pictures(job.run_uri, tracker)
+    progress, pictures = Progress(plan.samples, say), Pictures(job.run_uri, tracker, say)
 
     def watch(rows: list[dict[str, Any]], waiting: bool) -> None:
         progress.show(rows, waiting)
@@ -134,7 +134,7 @@ def train(job: run.Job, plan: Plan, tracker: Tracker, say: Say) -> None:
     except KeyboardInterrupt:
         tracker.finish("KILLED")
         raise
-    except BaseException:
+    except BaseException:  # however it ended, it goes on from here; MLflow is told first
         tracker.finish("FAILED")
         raise
     finally:
@@ -144,16 +144,22 @@ def train(job: run.Job, plan: Plan, tracker: Tracker, say: Say) -> None:
 class Pictures:
     """Report and schedule picture of a run under way, made anew now and then, for MLflow to show."""
 
-    def __init__(self, run_uri: str, tracker: Tracker) -> None:
-        self._run_uri, self._tracker = run_uri, tracker
+    def __init__(self, run_uri: str, tracker: Tracker, say: Say) -> None:
+        self._run_uri, self._tracker, self._say = run_uri, tracker, say
         self._due = 0.0
 
     def renew(self) -> None:
-        """Make them if it is time: every PICTURE_S, or more rarely where a long run's records take long to draw."""
+        """Make them if it is time: every PICTURE_S, or more rarely where a long run's records take long to draw.
+
+        Storage that fails for a moment costs a picture, not the training.
+        """
         began = time.monotonic()
         if began < self._due:
             return
-        _show(self._run_uri, self._tracker)
+        try:
+            _show(self._run_uri, self._tracker)
+        except (OSError, UserError) as error:
+            self._say(f"the report was not renewed: {error}")
         self._due = began + max(PICTURE_S, PICTURE_RESTS * (time.monotonic() - began))
 
 

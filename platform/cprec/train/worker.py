@@ -71,7 +71,7 @@ def _agree(run_uri: str, controller: Any, rank: int, world: int) -> Start:
     if rank == 0:
         try:
             found[0] = _find(run_uri, controller, world)
-        except Exception as error:
+        except Exception as error:  # whatever it is, it is raised on every rank below: the others would wait for ever
             found[0] = error
     dist.broadcast_object_list(found, src=0)
     if isinstance(found[0], Exception):
