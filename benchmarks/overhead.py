@@ -46,7 +46,7 @@ def works(plan: Plan, corpus: Corpus, words: object, max_tokens: int, batch: int
     """One worker's work of a whole plan, as the controller would hand it out."""
     stitcher = Stitcher(tokenise(corpus.titles(), words), max_tokens)  # type: ignore[arg-type]
     wsa = plan.wsa
-    for era in plan.eras:
+    for era in (era for era in plan.eras if era.start < era.stop):
         rows = read_positions(era, streams_of(corpus), era.start, era.stop)
         tokens, ids = stitcher.samples(rows), rows["sample_id"].to_numpy().view(np.uint64)
         for start, stop in batches(era.start, era.stop, batch):

@@ -16,10 +16,15 @@ settings.load_profile("fixed")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests `unit`, `integration`, `faults` or `experiments` after the folder that they live in."""
+    """Mark tests `unit`, `integration`, `faults` or `experiments` after the folder that they live in.
+
+    A file's tests run in one process, which makes its fixtures once; those files that share the small run are one group.
+    """
+    sharing = {item.path for item in items if "whole" in item.fixturenames}
     for item in items:
-        folder = item.path.relative_to(TESTS).parts[0]
-        item.add_marker(folder)
+        path = item.path.relative_to(TESTS)
+        item.add_marker(path.parts[0])
+        item.add_marker(pytest.mark.xdist_group("small" if item.path in sharing else str(path)))
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
+from cprec.train import checkpoint
 from tests.integration import jobs
 
 
@@ -19,52 +21,54 @@ def history(folder: Path) -> list[dict[str, Any]]:
     return [{key: row[key] for key in same} for row in jobs.lines(folder / "trace.jsonl")]
 
 
-def complete(folder: Path) -> int:
-    return len([e for e in jobs.lines(folder / "events.jsonl") if e["event"] == "checkpoint_saved"])
+def told(folder: Path, event: str) -> list[dict[str, Any]]:
+    """The events of one kind that a run has told so far."""
+    return [e for e in jobs.lines(folder / "events.jsonl") if e["event"] == event]
 
 
-def kill(driver: int, name: str) -> None:
-    """kill -9 the first process below a driver whose title begins with a name."""
-    found = [p for p in psutil.Process(driver).children(recursive=True) if (p.cmdline() or [""])[0].startswith(name)]
-    assert found, f"no process {name}"
-    found[0].kill()
+@pytest.fixture(scope="module")
+def haunted(place: Path) -> Path:
+    """The small run: a worker is killed, then the controller, then the driver; its newest checkpoint rots; the same command again. Its folder."""
+    folder, recipe = place / "runs" / "haunted", place / "recipe.yaml"
+    process = jobs.start("cpt", recipe, "--run", "haunted")
+    jobs.wait_for(process, lambda: len(told(folder, "checkpoint_saved")) >= 1)
+    jobs.below(process.pid, "ray::RayTrainWorker")[0].kill()
+    jobs.wait_for(process, lambda: len(told(folder, "resumed")) >= 1)
+    jobs.below(process.pid, "ray::ControllerShell")[0].kill()
+    jobs.wait_for(process, lambda: len(told(folder, "resumed")) >= 2)
+    saved = len(told(folder, "checkpoint_saved"))
+    jobs.kill_when(process, lambda: len(told(folder, "checkpoint_saved")) > saved)
 
-
-def test_a_worker_and_then_the_controller_are_killed(whole: Path, place: Path) -> None:
-    folder = place / "runs" / "kills"
-    process = jobs.start("cpt", place / "recipe.yaml", "--run", "kills")
-    jobs.wait_for(process, lambda: complete(folder) >= 1)
-    kill(process.pid, "ray::RayTrainWorker")
-    jobs.wait_for(process, lambda: len([e for e in jobs.lines(folder / "events.jsonl") if e["event"] == "resumed"]) >= 1)
-    kill(process.pid, "ray::ControllerShell")
-    _, err = process.communicate(timeout=jobs.LIMIT_S)
-    assert process.returncode == 0, err
-    audit = json.loads((folder / "audit.json").read_text())
-    assert (audit["missing"], audit["repeated"]) == (0, 0)
-    assert len([e for e in jobs.lines(folder / "events.jsonl") if e["event"] == "resumed"]) >= 2
-    assert history(folder) == history(whole)
-
-
-def test_a_corrupt_newest_checkpoint_is_named_and_the_one_before_used(whole: Path, place: Path) -> None:
-    folder = place / "runs" / "rotten"
-    process = jobs.start("cpt", place / "recipe.yaml", "--run", "rotten")
-    jobs.kill_when(process, lambda: len(list(folder.glob("checkpoints/*/manifest.json"))) >= 2)
     newest = max((folder / "checkpoints").glob("*/manifest.json")).parent
     victim = newest / "trainer" / "optimizer.safetensors"
     content = bytearray(victim.read_bytes())
     content[len(content) // 2] ^= 1
     victim.write_bytes(bytes(content))
-    jobs.run("cpt", place / "recipe.yaml", "--run", "rotten")
-    ignored = [e for e in jobs.lines(folder / "events.jsonl") if e["event"] == "checkpoint_ignored"]
-    assert any("optimizer.safetensors: sha256" in e["because"] for e in ignored)
-    assert history(folder) == history(whole)
+    assert "resuming haunted from" in jobs.run("cpt", recipe, "--run", "haunted").stdout
+    return folder
+
+
+def test_whoever_is_killed_each_sample_is_trained_once(haunted: Path) -> None:
+    audit = json.loads((haunted / "audit.json").read_text())
+    assert (audit["missing"], audit["repeated"], audit["trained"]) == (0, 0, audit["planned"])
+    assert len(told(haunted, "resumed")) >= 3
+
+
+def test_whoever_is_killed_the_run_goes_on_bit_for_bit(whole: Path, haunted: Path) -> None:
+    assert history(haunted) == history(whole)
+    ends = [checkpoint.load_trainer(str(max((folder / "checkpoints").iterdir()))) for folder in (whole, haunted)]
+    assert all(bool((ends[0].weights[name] == tensor).all()) for name, tensor in ends[1].weights.items())
+
+
+def test_a_corrupt_newest_checkpoint_is_named_and_the_one_before_used(haunted: Path) -> None:
+    assert any("optimizer.safetensors: sha256" in event["because"] for event in told(haunted, "checkpoint_ignored"))
 
 
 def test_ctrl_c_saves_a_checkpoint_and_leaves_nobody_behind(whole: Path, place: Path) -> None:
     folder, recipe = place / "runs" / "stopped", place / "recipe.yaml"
     process = jobs.start("cpt", recipe, "--run", "stopped")
-    jobs.wait_for(process, lambda: complete(folder) >= 1)
-    below = psutil.Process(process.pid).children(recursive=True)
+    jobs.wait_for(process, lambda: len(told(folder, "checkpoint_saved")) >= 1)
+    below = jobs.below(process.pid)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: to everybody in the foreground
     out, err = process.communicate(timeout=jobs.LIMIT_S)
     assert process.returncode == 130, err
@@ -74,7 +78,7 @@ def test_ctrl_c_saves_a_checkpoint_and_leaves_nobody_behind(whole: Path, place: 
     _, left = psutil.wait_procs(below, timeout=30)
     assert not left
     newest = max(int(manifest.parent.name.split("-")[0]) for manifest in folder.glob("checkpoints/*/manifest.json"))
-    [stopped] = [e["samples"] for e in jobs.lines(folder / "events.jsonl") if e["event"] == "stopped"]
+    [stopped] = [event["samples"] for event in told(folder, "stopped")]
     assert newest == jobs.lines(folder / "trace.jsonl")[-1]["samples"] + 32 >= stopped  # nothing that was trained is lost
     assert f"resuming stopped from {newest:,} samples" in jobs.run("cpt", recipe, "--run", "stopped").stdout
     assert history(folder) == history(whole)

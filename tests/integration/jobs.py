@@ -30,7 +30,7 @@ def recipe(place: Path, **changes: Mapping[str, Any] | str | int) -> Path:
         "simulate": {"users": 60, "items_per_domain": 40},
         "model": {"lora_dropout": 0.1, "max_tokens": 512},
         "tiny": {"hidden": 32, "layers": 1, "heads": 2, "vocabulary": 600, "language_steps": 5},
-        "schedule": {"lr_max": 1e-3, "segment_samples": 256},
+        "schedule": {"lr_max": 1e-3, "segment_samples": 512},
         "train": {"global_batch": 32, "zero_stage": 2, "max_samples": 300},
         "checkpoint": {"every_samples": 64},
         **changes,
@@ -94,6 +94,16 @@ def wait_for(process: "subprocess.Popen[str]", reached: Callable[[], bool]) -> N
         time.sleep(0.05)
 
 
+def below(driver: int, *names: str) -> list[psutil.Process]:
+    """The processes below a driver whose titles begin with one of some names; all of them without a name."""
+    found = []
+    for process in psutil.Process(driver).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # some live for a moment only
+            if (process.cmdline() or [""])[0].startswith(names or ("",)):
+                found.append(process)
+    return found
+
+
 def kill_when(process: "subprocess.Popen[str]", reached: Callable[[], bool], whole_cluster: bool = False) -> None:
     """kill -9 the driver of a running job once a condition holds, and wait until its workers, which live a little longer, are gone.
 
@@ -101,14 +111,13 @@ def kill_when(process: "subprocess.Popen[str]", reached: Callable[[], bool], who
     """
     wait_for(process, reached)
     os.kill(process.pid, signal.SIGSTOP)  # at this very moment; whom it started is looked up then
-    everybody = psutil.Process(process.pid).children(recursive=True)
-    below = [p for p in everybody if p.name().startswith(("ray::RayTrain", "ray::Controller", "ray::ImplicitFunc"))]
-    for victim in everybody if whole_cluster else []:
+    workers = below(process.pid, "ray::RayTrain", "ray::Controller", "ray::ImplicitFunc")
+    for victim in below(process.pid) if whole_cluster else []:
         with suppress(psutil.NoSuchProcess):
             victim.kill()
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    _, left = psutil.wait_procs(below, timeout=60)
+    _, left = psutil.wait_procs(workers, timeout=60)
     assert not left, f"still there after their driver's death: {left}"
 
 

@@ -1,4 +1,4 @@
-"""The main job for real: Ray, Ray Data, Ray Train, DeepSpeed, MLflow; killed, resumed, audited; on a disk and on S3."""
+"""The main job for real: Ray, Ray Data, Ray Train, DeepSpeed, MLflow; audited, registered; on a disk and on S3. Its faults are in tests/faults."""
 
 import gzip
 import json
@@ -17,17 +17,6 @@ from cprec.train import checkpoint
 from tests.integration import jobs
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # PEFT asks transformers under a name of the past
-
-
-@pytest.fixture(scope="module")
-def killed(whole: Path, place: Path) -> Path:
-    """The same run, its driver killed -9 after two checkpoints, and the same command again."""
-    folder = place / "runs" / "killed"
-    recipe = place / "recipe.yaml"
-    process = jobs.start("cpt", recipe, "--run", "killed")
-    jobs.kill_when(process, lambda: len(list(folder.glob("checkpoints/*/manifest.json"))) >= 2)
-    assert "resuming killed from" in jobs.run("cpt", recipe, "--run", "killed").stdout
-    return folder
 
 
 def plan(folder: Path) -> Plan:
@@ -56,17 +45,6 @@ def test_the_audit_is_clean_and_the_events_tell_the_story(whole: Path) -> None:
     assert changes == [("warmup", "stable"), ("stable", "annealing"), ("annealing", "done")]
     assert [events[0]["event"], events[1]["event"], events[-1]["event"]] == ["run_started", "corpus_version_adopted", "run_finished"]
     assert "report.html" in {p.name for p in whole.iterdir()}
-
-
-def test_a_killed_run_goes_on_bit_for_bit(whole: Path, killed: Path) -> None:
-    audit = json.loads((killed / "audit.json").read_text())
-    assert (audit["missing"], audit["repeated"]) == (0, 0)
-    assert [e for e in jobs.lines(killed / "events.jsonl") if e["event"] == "resumed"]
-    same = ("step", "samples", "lr", "loss", "ids_digest", "sources")
-    a, b = ([{k: row[k] for k in same} for row in jobs.lines(f / "trace.jsonl")] for f in (whole, killed))
-    assert a == b
-    ends = [checkpoint.load_trainer(str(max((f / "checkpoints").iterdir()))) for f in (whole, killed)]
-    assert all(bool((ends[0].weights[name] == tensor).all()) for name, tensor in ends[1].weights.items())
 
 
 def test_the_adapter_loads_with_peft(whole: Path) -> None:

@@ -30,7 +30,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         place,
         run="trunk",
         data={"root": f"{place}/shoppers", "domains": ["Garden", "Office"], "held_out": ["Games"]},
-        schedule={"lr_max": 1e-3, "segment_samples": 64, "poll_samples": 64},
+        schedule={"lr_max": 1e-3, "segment_samples": 128, "poll_samples": 64},
         train={"global_batch": 32, "zero_stage": 1},
         checkpoint={"every_samples": 64, "keep": 50},
         model={"max_tokens": 512, "lora_dropout": 0.0},
@@ -115,7 +115,7 @@ def test_what_is_appended_after_annealing_is_for_the_next_trunk(trunk: Path, pla
     source = next(p for p in sorted((trunk / "checkpoints").iterdir()) if int(p.name.split("-")[0]) == stable_end)
     jobs.run("append_domain", recipe, "--data.domains", "Music")
 
-    jobs.run("cpt", recipe, "--run", "next", "--continue-from", source, "--data.domains", "Garden,Office")
+    jobs.run("cpt", recipe, "--run", "next", "--continue-from", source, "--workers", "1", "--data.domains", "Garden,Office")
     folder = place / "runs" / "next"
     audit = json.loads((folder / "audit.json").read_text())
     assert set(audit["sources"]) == {"domain/Music", "mixed"}
@@ -124,7 +124,7 @@ def test_what_is_appended_after_annealing_is_for_the_next_trunk(trunk: Path, pla
     assert trace[0]["lr"] == 1e-3
     assert trace[0]["loss"] < jobs.lines(trunk / "trace.jsonl")[0]["loss"]
 
-    jobs.run("anneal", recipe, "--from", source)
+    jobs.run("anneal", recipe, "--from", source, "--workers", "1")
     branch = place / "runs" / f"trunk-anneal-{stable_end}"
     phases = [row["phase"] for row in jobs.lines(branch / "trace.jsonl")]
     assert set(phases) == {"annealing"}
