@@ -20,7 +20,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     A file's tests run in one process, which makes its fixtures once; those files that share the small run are one group.
     """
-    sharing = {item.path for item in items if "whole" in item.fixturenames}
+    sharing = {item.path for item in items if isinstance(item, pytest.Function) and "whole" in item.fixturenames}
     for item in items:
         path = item.path.relative_to(TESTS)
         item.add_marker(path.parts[0])
