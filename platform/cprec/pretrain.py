@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.errors import PlatformFault, UserError
+from cluster.errors import PlatformFault, RecipeError, UserError
 from cluster.session import session
 from cluster.storage import absolute, exists, join, write_text
 from corpus import build
@@ -106,6 +106,8 @@ def prepare(recipe: Recipe, run_uri: str, corpus: Corpus, say: Say) -> tuple[run
     # Refuses a base without a usable tokenizer before any worker starts.
     titles = corpus.titles()
     if because := words_of(titles[:: max(len(titles) // SAMPLED, 1)], backbone.tokenizer(base, recipe.model.revision)).because:
+        if recipe.train.targets_per_pass > 1 or recipe.train.shared_candidates:
+            raise RecipeError(f"train.targets_per_pass and train.shared_candidates need prompts that can be cut at titles, but {because}")
         say(f"prompts are tokenised one by one, which is slower: {because}")
     return run.Job(recipe, run_uri, base, corpus), course, new
 

@@ -72,6 +72,18 @@ class TrainSettings(Section):
     pack_tokens: int | None = Field(
         None, ge=64, description="tokens of one forward pass on one worker when packed; null: 4096 on a GPU, 2048 on a CPU, whose cache holds no more"
     )
+    targets_per_pass: int = Field(
+        1,
+        ge=1,
+        description="pre-training: samples of one user that share one pass over their history, at most; above 1 INEXACT where histories begin at "
+        "different items, whose later titles have then seen earlier ones; needs a corpus with data.users_together",
+    )
+    shared_candidates: int = Field(
+        0,
+        ge=0,
+        description="pre-training: candidates that each sample sees of a pool which half as many samples of its source share; 0: its own; above 0 "
+        "INEXACT: negatives are others' targets too, and candidates do not see the history",
+    )
     micro_batch: int = Field(8, ge=1, description="samples of one forward pass on one worker when padded")
     max_samples: int | None = Field(None, ge=1, description="cap on domain-specific samples; mixed samples are cut in the same proportion")
     zero_stage: int | None = Field(1, ge=0, le=3, description="ZeRO stage of DeepSpeed; null: the lowest that fits the GPU by estimate, 1 on CPU")
@@ -86,6 +98,14 @@ class TrainSettings(Section):
     cpus_per_worker: int = Field(1, ge=1, description="logical CPUs of each worker")
     stream_cpus: int = Field(2, ge=1, description="logical CPUs kept free for Ray Data")
     max_failures: int = Field(3, ge=0, description="restarts of the worker group before the run fails")
+
+    @model_validator(mode="after")
+    def _shared_rows_are_packed(self) -> "TrainSettings":
+        if 0 < self.shared_candidates < 4:
+            raise ValueError(f"train.shared_candidates: 0, or at least 4 for two samples to share them, not {self.shared_candidates}")
+        if (self.targets_per_pass > 1 or self.shared_candidates) and (self.compile or not self.pack):
+            raise ValueError("train.targets_per_pass above 1 and train.shared_candidates need train.pack: true and train.compile: false")
+        return self
 
 
 class CheckpointSettings(Section):
