@@ -106,8 +106,8 @@ def prepare(recipe: Recipe, run_uri: str, corpus: Corpus, say: Say) -> tuple[run
     # Refuses a base without a usable tokenizer before any worker starts.
     titles = corpus.titles()
     if because := words_of(titles[:: max(len(titles) // SAMPLED, 1)], backbone.tokenizer(base, recipe.model.revision)).because:
-        if recipe.train.targets_per_pass > 1 or recipe.train.shared_candidates:
-            raise RecipeError(f"train.targets_per_pass and train.shared_candidates need prompts that can be cut at titles, but {because}")
+        if recipe.train.inexact:
+            raise RecipeError(f"{recipe.train.inexact}: samples share tokens only where prompts can be cut at titles, but {because}")
         say(f"prompts are tokenised one by one, which is slower: {because}")
     return run.Job(recipe, run_uri, base, corpus), course, new
 
@@ -214,6 +214,7 @@ def lineage(job: run.Job, course: Course, uri: str, registry: Registry) -> dict[
         "base": job.base,
         "base_revision": job.recipe.model.revision or "",
         "recipe_digest": hashlib.sha256(to_yaml(job.recipe).encode()).hexdigest()[:16],
+        "inexact": job.recipe.train.inexact,
         "parent_checkpoint": parent,
         "parent_version": versions.get(parent, ""),
     }

@@ -75,14 +75,14 @@ class TrainSettings(Section):
     targets_per_pass: int = Field(
         1,
         ge=1,
-        description="pre-training: samples of one user that share one pass over their history, at most; above 1 INEXACT where histories begin at "
-        "different items, whose later titles have then seen earlier ones; needs a corpus with data.users_together",
+        description="pre-training: samples of one user that share one pass over their history, at most; above 1 INEXACT: where histories begin at "
+        "different items, titles have seen older ones; needs a corpus with data.users_together, whose order costs quality too (docs/performance.md)",
     )
     shared_candidates: int = Field(
         0,
         ge=0,
-        description="pre-training: candidates that each sample sees of a pool which half as many samples of its source share; 0: its own; above 0 "
-        "INEXACT: negatives are others' targets too, and candidates do not see the history",
+        description="pre-training: candidates that each sample sees of a pool for up to half as many samples; 0: its own, of the corpus; above 0 "
+        "INEXACT: others' targets are negatives too, and candidates do not see the history (docs/performance.md)",
     )
     micro_batch: int = Field(8, ge=1, description="samples of one forward pass on one worker when padded")
     max_samples: int | None = Field(None, ge=1, description="cap on domain-specific samples; mixed samples are cut in the same proportion")
@@ -99,12 +99,18 @@ class TrainSettings(Section):
     stream_cpus: int = Field(2, ge=1, description="logical CPUs kept free for Ray Data")
     max_failures: int = Field(3, ge=0, description="restarts of the worker group before the run fails")
 
+    @property
+    def inexact(self) -> str:
+        """The keys that change what is trained, with their values; empty if none does (docs/decisions/009-shared-rows.md)."""
+        keys = {"targets_per_pass": self.targets_per_pass > 1, "shared_candidates": self.shared_candidates > 0}
+        return ", ".join(f"train.{key} {getattr(self, key)}" for key, on in keys.items() if on)
+
     @model_validator(mode="after")
     def _shared_rows_are_packed(self) -> "TrainSettings":
         if 0 < self.shared_candidates < 4:
             raise ValueError(f"train.shared_candidates: 0, or at least 4 for two samples to share them, not {self.shared_candidates}")
-        if (self.targets_per_pass > 1 or self.shared_candidates) and (self.compile or not self.pack):
-            raise ValueError("train.targets_per_pass above 1 and train.shared_candidates need train.pack: true and train.compile: false")
+        if self.inexact and (self.compile or not self.pack):
+            raise ValueError(f"{self.inexact}: samples that share tokens need train.pack: true and train.compile: false")
         return self
 
 

@@ -30,8 +30,10 @@ ARMS: dict[str, tuple[str, dict[str, int]]] = {
 }
 """The corpus that is trained on, and the keys of `train`."""
 REFERENCE = {"exact, users together": "exact", "targets": "exact, users together", "candidates": "exact", "both": "exact, users together"}
-MARGIN = 0.05
-"""HR@1 that a lever may lose, at most, to be called as good."""
+MARGIN = {"targets": 0.05, "candidates": 0.05, "both": 0.10}
+"""HR@1 that an arm may lose against its reference, at most. Within 0.05 a lever is called as good; both together are not: theirs bounds the harm."""
+SAVED = {"targets": 1.15, "candidates": 2.2, "both": 2.9}
+"""Tokens of samples for each that is computed, at least."""
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +72,7 @@ def against(seen: dict[str, list[dict[str, Any]]], arm: str) -> Paired:
     return paired(hits[0], hits[1], confidence=0.9)
 
 
-def test_what_each_lever_costs_and_saves(seen: dict[str, list[dict[str, Any]]]) -> None:
+def test_the_levers_save_tokens_and_train_the_same_samples(seen: dict[str, list[dict[str, Any]]]) -> None:
     for arm, found in seen.items():
         hr1 = ", ".join(f"{np.mean(one['hits']):.3f}" for one in found)
         tokens = sum(one["useful"] for one in found) / sum(one["computed"] for one in found)
@@ -79,4 +81,13 @@ def test_what_each_lever_costs_and_saves(seen: dict[str, list[dict[str, Any]]]) 
         difference = against(seen, arm) if arm in REFERENCE else None
         told = "" if difference is None else f"; difference {difference.difference:+.3f} ({difference.low:+.3f} .. {difference.high:+.3f})"
         print(f"{arm:<22} HR@1 {hr1}{told}; {tokens:.2f} x fewer tokens, {seconds:.2f} x fewer CPU seconds")
-    assert len({one["samples"] for found in seen.values() for one in found}) == 1
+        assert tokens >= SAVED.get(arm, 1.0)
+        assert [one["samples"] for one in found] == [one["samples"] for one in reference]
+        assert [one["useful"] for one in found] == [one["useful"] for one in reference] or arm == "exact, users together"
+
+
+@pytest.mark.parametrize("arm", MARGIN)
+def test_a_lever_loses_no_more_than_is_said_of_it(seen: dict[str, list[dict[str, Any]]], arm: str) -> None:
+    difference = against(seen, arm)
+    assert difference.low is not None
+    assert difference.low > -MARGIN[arm], difference

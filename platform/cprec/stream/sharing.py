@@ -251,8 +251,7 @@ class _Layout:
 
 def _chain_pieces(chain: Chain) -> list[int]:
     """All items but the last, which every window that reaches it has in a form of its own."""
-    count = len(chain.items) - 1
-    return [int(piece_of(item, titles.INNER if i else titles.FIRST)) for i, item in enumerate(chain.items[: max(count, 0)])]
+    return [int(piece_of(item, titles.INNER if i else titles.FIRST)) for i, item in enumerate(chain.items[:-1])]
 
 
 def _last_piece(sample: Shown) -> int:
