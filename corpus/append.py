@@ -150,7 +150,8 @@ def _check_same_rules(corpus: Corpus, data: DataSettings, seed: int) -> None:
     there, asked = corpus.commits[0].metadata.get("rules"), build.rules(data, seed)
     if there is None:
         raise CorpusError(f"{corpus.uri}: was built without what an append needs to know; build the corpus anew, elsewhere")
-    other = [f"{key} {there.get(key)} (asked for: {asked[key]})" for key in asked if there.get(key) != asked[key]]
+    keys = {**there, **asked}  # one that came with a later release is only there where it is used
+    other = [f"{key} {there.get(key, 'not set')} (asked for: {asked.get(key, 'not set')})" for key in keys if there.get(key) != asked.get(key)]
     if other:
         raise CorpusError(f"{corpus.uri}: a corpus has one set of rules, and this one was built with {', '.join(other)}; set the keys as they were")
 

@@ -107,16 +107,21 @@ def as_new(found: pl.DataFrame, version: int) -> pl.DataFrame:
 
 def rules(data: DataSettings, seed: int) -> dict[str, Any]:
     """What every version of a corpus has in common: the keys of `data` that decide which samples are made, the version of the rules, the seed."""
-    chosen: dict[str, Any] = json.loads(data.model_dump_json(include=set(DECIDING)))
+    chosen: dict[str, Any] = json.loads(data.model_dump_json(include=set(DECIDING), exclude=_unsaid(data)))
     return {**{f"data.{key}": value for key, value in chosen.items()}, "seed": seed, "rules": RULES}
 
 
-DECIDING = ("k_core", "min_history", "max_history", "num_candidates", "mixed_min_domains", "mixed_min_target_domain")
+DECIDING = ("k_core", "min_history", "max_history", "num_candidates", "mixed_min_domains", "mixed_min_target_domain", "users_together")
+
+
+def _unsaid(data: DataSettings) -> set[str]:
+    """Keys that corpora of earlier releases did not have, as long as they say what was always so: those corpora stay what they are."""
+    return set() if data.users_together else {"users_together"}
 
 
 def fingerprint(data: DataSettings, seed: int, each: Each = map) -> str:
     """What samples are a function of: the digest of the rules, the seed and the bytes of every input file. Where files lie does not count."""
-    of_data = json.loads(data.model_dump_json(exclude={"root", "format", "distribute_above"}))
+    of_data = json.loads(data.model_dump_json(exclude={"root", "format", "distribute_above"} | _unsaid(data)))
     of_data["layout"] = layout.name_of(data)
     of_data["domains"], of_data["held_out"] = sorted(data.domains), sorted(data.held_out)
     found = digests(data, (*of_data["domains"], *of_data["held_out"]), each)

@@ -114,9 +114,16 @@ class _Partition:
         named = new.with_columns(*of_user, self.item_id.gather(new["item"]), pl.col("domain").cast(pl.String))
         return named.select(KEPT.names).to_arrow().cast(KEPT)
 
+    def _identity(self, source: str, user_hash: hashing.Hash, number: Ints) -> hashing.Hash:
+        """What samples are known by, and ordered by: a hash, or a hash of the user with the number behind it."""
+        of_source = hashing.of_strings([source])
+        if self.data.users_together:
+            return hashing.members(hashing.combine(of_source, user_hash), number)
+        return hashing.combine(of_source, user_hash, number)
+
     def table(self, source: str, flat: _Flat, found: Windows) -> pa.Table:
         """The samples of some windows of one flat frame, in the order of their unsigned ids."""
-        identity = hashing.combine(hashing.of_strings([source]), self.user_hash[flat.user[found.target]], flat.number[found.target])
+        identity = self._identity(source, self.user_hash[flat.user[found.target]], flat.number[found.target])
         order = np.argsort(identity)
         found, row, count = Windows(found.target[order], found.length[order]), found.target[order], self.data.num_candidates
         user, item = flat.user[row], flat.item[row]

@@ -47,6 +47,9 @@ class DataSettings(Section):
     num_candidates: int = Field(20, ge=2, description="candidates per sample, the target included")
     mixed_min_domains: int = Field(2, ge=1, description="mixed samples: domains that the history spans, at least")
     mixed_min_target_domain: int = Field(1, ge=0, description="mixed samples: items of the target's own domain in the history, at least")
+    users_together: bool = Field(
+        False, description="order the samples of a source by user, for train.targets_per_pass; false: as if drawn at random, which trains better"
+    )
     distribute_above: int = Field(30_000_000, ge=0, description="interactions above which a corpus is built on Ray instead of in one process")
 
     @model_validator(mode="after")

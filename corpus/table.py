@@ -1,8 +1,8 @@
 """The corpus: two append-only Delta tables, `samples` and `items`; a commit to `samples` is a corpus version. It alone knows what the corpus holds.
 
 `samples` is partitioned by (source, split). Within a version the rows of a partition are in the order of their unsigned sample id, over files by
-name and rows within: ids are hashes, so a sequential read is a uniformly shuffled one. What a version is known by (its statistics, its fingerprint,
-its version of `items`) is in its commit. Why it is so: docs/decisions/003-corpus-table.md.
+name and rows within: ids are hashes, so a sequential read is a uniformly shuffled one (of whole users under `data.users_together`). What a version is
+known by (its statistics, its fingerprint, its version of `items`) is in its commit. Why it is so: docs/decisions/003-corpus-table.md.
 """
 
 import json

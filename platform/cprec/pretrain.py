@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.errors import PlatformFault, UserError
+from cluster.errors import PlatformFault, RecipeError, UserError
 from cluster.session import session
 from cluster.storage import absolute, exists, join, write_text
 from corpus import build
@@ -106,6 +106,8 @@ def prepare(recipe: Recipe, run_uri: str, corpus: Corpus, say: Say) -> tuple[run
     # Refuses a base without a usable tokenizer before any worker starts.
     titles = corpus.titles()
     if because := words_of(titles[:: max(len(titles) // SAMPLED, 1)], backbone.tokenizer(base, recipe.model.revision)).because:
+        if recipe.train.inexact:
+            raise RecipeError(f"{recipe.train.inexact}: samples share tokens only where prompts can be cut at titles, but {because}")
         say(f"prompts are tokenised one by one, which is slower: {because}")
     return run.Job(recipe, run_uri, base, corpus), course, new
 
@@ -212,6 +214,7 @@ def lineage(job: run.Job, course: Course, uri: str, registry: Registry) -> dict[
         "base": job.base,
         "base_revision": job.recipe.model.revision or "",
         "recipe_digest": hashlib.sha256(to_yaml(job.recipe).encode()).hexdigest()[:16],
+        "inexact": job.recipe.train.inexact,
         "parent_checkpoint": parent,
         "parent_version": versions.get(parent, ""),
     }

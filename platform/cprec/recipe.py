@@ -72,6 +72,18 @@ class TrainSettings(Section):
     pack_tokens: int | None = Field(
         None, ge=64, description="tokens of one forward pass on one worker when packed; null: 4096 on a GPU, 2048 on a CPU, whose cache holds no more"
     )
+    targets_per_pass: int = Field(
+        1,
+        ge=1,
+        description="pre-training: samples of one user that share one pass over their history, at most; above 1 INEXACT: where histories begin at "
+        "different items, titles have seen older ones; needs a corpus with data.users_together, whose order costs quality too (docs/performance.md)",
+    )
+    shared_candidates: int = Field(
+        0,
+        ge=0,
+        description="pre-training: candidates that each sample sees of a pool for up to half as many samples; 0: its own, of the corpus; above 0 "
+        "INEXACT: others' targets are negatives too, and candidates do not see the history (docs/performance.md)",
+    )
     micro_batch: int = Field(8, ge=1, description="samples of one forward pass on one worker when padded")
     max_samples: int | None = Field(None, ge=1, description="cap on domain-specific samples; mixed samples are cut in the same proportion")
     zero_stage: int | None = Field(1, ge=0, le=3, description="ZeRO stage of DeepSpeed; null: the lowest that fits the GPU by estimate, 1 on CPU")
@@ -86,6 +98,20 @@ class TrainSettings(Section):
     cpus_per_worker: int = Field(1, ge=1, description="logical CPUs of each worker")
     stream_cpus: int = Field(2, ge=1, description="logical CPUs kept free for Ray Data")
     max_failures: int = Field(3, ge=0, description="restarts of the worker group before the run fails")
+
+    @property
+    def inexact(self) -> str:
+        """The keys that change what is trained, with their values; empty if none does (docs/decisions/009-shared-rows.md)."""
+        keys = {"targets_per_pass": self.targets_per_pass > 1, "shared_candidates": self.shared_candidates > 0}
+        return ", ".join(f"train.{key} {getattr(self, key)}" for key, on in keys.items() if on)
+
+    @model_validator(mode="after")
+    def _shared_rows_are_packed(self) -> "TrainSettings":
+        if 0 < self.shared_candidates < 4:
+            raise ValueError(f"train.shared_candidates: 0, or at least 4 for two samples to share them, not {self.shared_candidates}")
+        if self.inexact and (self.compile or not self.pack):
+            raise ValueError(f"{self.inexact}: samples that share tokens need train.pack: true and train.compile: false")
+        return self
 
 
 class CheckpointSettings(Section):

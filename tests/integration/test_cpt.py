@@ -75,6 +75,24 @@ def test_a_finished_run_started_again_does_no_harm(whole: Path, place: Path) -> 
     assert (whole / "trace.jsonl").read_bytes() == before
 
 
+def test_samples_that_share_tokens_are_trained_once_each(whole: Path, tmp_path: Path) -> None:
+    """Both levers on, with the shoppers and settings of the small run: the plan, the audit and the trace count samples as ever."""
+    values = load(str(whole / "resolved.yaml"))
+    data = {**values.data.model_dump(), "users_together": True}
+    train = {**values.train.model_dump(), "targets_per_pass": 4, "shared_candidates": 8}
+    recipe = jobs.recipe(tmp_path, run="sharing", data=data, train=train)
+    jobs.run("cpt", recipe)
+    folder = tmp_path / "runs" / "sharing"
+    audit = json.loads((folder / "audit.json").read_text())
+    assert (audit["missing"], audit["repeated"], audit["trained"]) == (0, 0, audit["planned"])
+    trace, before = jobs.lines(folder / "trace.jsonl"), jobs.lines(whole / "trace.jsonl")
+    assert [row["batch_samples"] for row in trace] == [row["batch_samples"] for row in before]
+    assert sum(row["computed_tokens"] for row in trace) < 0.7 * sum(row["tokens"] for row in trace)
+    assert all(row["computed_tokens"] == row["tokens"] for row in before)
+    [version] = Registry.of(load(str(recipe))).versions()
+    assert version.tags["inexact"] == "train.targets_per_pass 4, train.shared_candidates 8"
+
+
 def test_another_recipe_or_corpus_for_the_same_run_is_refused(
     whole: Path, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,9 +5,14 @@ bounds of the samples are an argument of the forward pass, and without them the 
 
 On GPUs in half precision it is one call of PyTorch's variable-length flash attention, elsewhere one fused call per sample: no mask, and no work on
 pairs of tokens of different samples.
+
+Where samples share tokens (cprec.stream.sharing) a row is cut into strips, each of which also sees tokens of earlier ones: one fused call per strip,
+over what it sees and nothing else.
 """
 
 import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -43,6 +48,31 @@ def bounds_of(bounds: torch.Tensor, longest: int) -> dict[str, Any]:
     return {"packed_bounds": bounds, "packed_longest": longest}
 
 
+@dataclass(frozen=True)
+class Strips:
+    """What the strips of a row see. places: all their keys, strip after strip, those before a strip's own first; queries, keys: how many of each;
+    masks: [queries, keys] of each strip, None where it sees its own alone."""
+
+    places: torch.Tensor
+    queries: list[int]
+    keys: list[int]
+    masks: list[torch.Tensor | None]
+
+
+def strips_of(bounds: Sequence[int], seen: Sequence[torch.Tensor], reach: int) -> dict[str, Any]:
+    """What the forward pass of an enabled model takes beside ids and positions where the tokens of a row are seen by several samples.
+
+    bounds: [K + 1], of the strips; seen: [n] of each, the places that it sees before its own, on the model's device; reach: highest position + 1.
+    """
+    device = seen[0].device
+    own = [torch.arange(start, stop, device=device) for start, stop in itertools.pairwise(bounds)]
+    pairs = list(zip(seen, own, strict=True))
+    places = torch.cat([part for pair in pairs for part in pair])
+    masks = [torch.ones(len(q), len(k) + len(q), dtype=torch.bool, device=device).tril(len(k)) if len(k) else None for k, q in pairs]
+    queries, keys = [len(q) for _, q in pairs], [len(k) + len(q) for k, q in pairs]
+    return {"packed_strips": Strips(places, queries, keys, masks), "packed_longest": reach}
+
+
 def attention(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -53,19 +83,23 @@ def attention(
     scaling: float | None = None,
     packed_bounds: torch.Tensor | None = None,
     packed_longest: int = 0,
+    packed_strips: Strips | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention of query [B, heads, T, size] to key and value [B, key heads, T, size]; returns [B, T, heads, size].
 
     Raises RecipeError for a model whose attention is more than scaled dot products over all that came before.
     """
-    if packed_bounds is None:
+    if packed_bounds is None and packed_strips is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others)
     window = others.get("sliding_window")
     special = [name for name in ("softcap", "s_aux", "position_bias") if others.get(name) is not None]
     if special or dropout or (window is not None and window < packed_longest):
         what = ", ".join(special) or ("dropout" if dropout else "a sliding window")
         raise RecipeError(f"train.pack: the attention of this model.base uses {what}, which packed rows do not have; set train.pack: false")
+    if packed_strips is not None:
+        return _strips(query, key, value, packed_strips, scaling), None
+    assert packed_bounds is not None
     if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
         from torch.nn.attention.varlen import varlen_attn  # brings torch's compiler: a second of every worker's start, where no GPU needs it
 
@@ -75,6 +109,18 @@ def attention(
         out = varlen_attn(q, k, v, packed_bounds, packed_bounds, longest, longest, scale=scaling, window_size=(-1, 0), enable_gqa=grouped)
         return out.unsqueeze(0), None  # type: ignore[union-attr]
     return _each(query, key, value, packed_bounds.tolist(), scaling), None
+
+
+def _strips(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, strips: Strips, scaling: float | None) -> torch.Tensor:
+    """Strip by strip."""
+    grouped = query.shape[1] != key.shape[1]
+    queries = torch.split(query, strips.queries, dim=2)
+    keys, values = (torch.split(x.index_select(2, strips.places), strips.keys, dim=2) for x in (key, value))
+    out = [
+        F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=grouped)
+        for q, k, v, mask in zip(queries, keys, values, strips.masks, strict=True)
+    ]
+    return torch.cat(out, dim=2).transpose(1, 2)
 
 
 def _each(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: list[int], scaling: float | None) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 Both hold every sample of the share once and are exact: a causal model does not see padding on the right, and in a packed row positions start again at
 every sample and attention stays within it (cprec.model.attention). The sample stays the unit: no sample is cut, no row crosses a global batch.
+Where samples share tokens, which is not exact, the same holds for groups of them (cprec.stream.sharing).
 
 Shapes: B rows of a micro-batch, T tokens of a row, N supervised tokens, S samples of a packed row.
 """
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cprec.stream.shares import Share
+from cprec.stream.sharing import Laid
 from cprec.stream.tokens import Tokens
 
 
@@ -34,6 +36,8 @@ class MicroBatch:
 
     Padded on the right, with positions and bounds None; or packed, B = 1: positions [1, T] int64 from 0 in each sample, bounds [S + 1] int32
     between them.
+
+    Where samples share tokens: bounds are those of strips, and seen has the places in the row that each strip sees before its own, int32.
     """
 
     ids: np.ndarray
@@ -42,6 +46,7 @@ class MicroBatch:
     tokens: int
     positions: np.ndarray | None = None
     bounds: np.ndarray | None = None
+    seen: tuple[np.ndarray, ...] | None = None
 
 
 def pack(lengths: Sequence[int], budget: int) -> list[list[int]]:
@@ -73,9 +78,12 @@ def micro_batches(share: Share, cut: Cut, end: int) -> list[MicroBatch]:
     return [collate([share.samples[i] for i in part], cut, end) for part in [*parts, *[[]] * (passes - len(parts))]]
 
 
-def collate(samples: Sequence[Tokens], cut: Cut, end: int) -> MicroBatch:
-    """One micro-batch of samples. No samples make one row of unsupervised end tokens."""
-    return _packed(samples, cut, end) if cut.packed else _padded(samples, end)
+def collate(samples: Sequence[Tokens | Laid], cut: Cut, end: int) -> MicroBatch:
+    """One micro-batch of samples, or of groups. No samples make one row of unsupervised end tokens."""
+    alone, groups = [s for s in samples if isinstance(s, Tokens)], [s for s in samples if isinstance(s, Laid)]
+    if groups:
+        return _shared(groups)
+    return _packed(alone, cut, end) if cut.packed else _padded(alone, end)
 
 
 def _padded(samples: Sequence[Tokens], end: int) -> MicroBatch:
@@ -99,6 +107,19 @@ def _packed(samples: Sequence[Tokens], cut: Cut, end: int) -> MicroBatch:
     for start, sample in zip(bounds.tolist(), samples, strict=False):
         supervised[0, start + sample.answer - 1 : start + len(sample.ids) - 1] = True
     return MicroBatch(ids, supervised, _targets(samples), tokens, positions, bounds)
+
+
+def _shared(groups: Sequence[Laid]) -> MicroBatch:
+    sizes = [len(group.ids) for group in groups]
+    starts = (np.cumsum(sizes) - sizes).tolist()
+    ids = np.concatenate([group.ids for group in groups]).astype(np.int64)
+    counted = np.concatenate([group.counted + start for group, start in zip(groups, starts, strict=True)])
+    supervised = np.zeros(ids.size, dtype=bool)
+    supervised[counted] = True
+    bounds = np.concatenate([[0], *(group.strips[1:] + start for group, start in zip(groups, starts, strict=True))]).astype(np.int32)
+    seen = tuple(part + start for group, start in zip(groups, starts, strict=True) for part in np.split(group.seen, group.seen_bounds[1:-1].tolist()))
+    positions = np.concatenate([group.positions for group in groups]).astype(np.int64)
+    return MicroBatch(ids[None], supervised[None], ids[counted + 1], ids.size, positions[None], bounds, seen)
 
 
 def _tokens(samples: Sequence[Tokens]) -> int:

@@ -6,7 +6,7 @@ rank, and `shares` checks both.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, cast
 
 import numpy as np
@@ -21,6 +21,7 @@ from cprec.schedule.controller import Segment
 from cprec.schedule.ledger import ids_digest
 from cprec.schedule.plan import Era, permuted
 from cprec.stream.shares import GlobalBatch, Share, deal
+from cprec.stream.sharing import NOTHING, Laid, Sharing, lay
 from cprec.stream.titles import ByTokenizer, Stitcher, TitleTokens, words_of
 from cprec.stream.tokens import Encoder, Tokens
 
@@ -33,21 +34,22 @@ Streams = Mapping[tuple[str, int], Stream]
 @dataclass(frozen=True)
 class Text:
     """What turns rows into tokens: the longest sample, and in the object store title tokens, or the titles themselves for the fall-back, whose
-    tokenizer is that of base and revision."""
+    tokenizer is that of base and revision. sharing: what samples of training share; nothing in the fall-back."""
 
     base: str
     revision: str | None
     max_tokens: int
     words: "ray.ObjectRef[TitleTokens | Sequence[str]]"
+    sharing: Sharing = NOTHING
 
     @classmethod
-    def of(cls, corpus: Corpus, base: str, revision: str | None, max_tokens: int, before: "Text | None" = None) -> "Text":
+    def of(cls, corpus: Corpus, base: str, revision: str | None, max_tokens: int, before: "Text | None" = None, sharing: Sharing = NOTHING) -> "Text":
         """The words of a corpus version, put into the object store once. before: of an earlier version, whose items need not be tokenised again."""
         from cprec.model.backbone import tokenizer
 
         known = None if before is None else ray.get(before.words)
         words = words_of(corpus.titles(), tokenizer(base, revision), known if isinstance(known, TitleTokens) else None)
-        return cls(base, revision, max_tokens, ray.put(words.titles if words.tokens is None else words.tokens))
+        return cls(base, revision, max_tokens, ray.put(words.titles if words.tokens is None else words.tokens), sharing)
 
     def encoder(self) -> Stitcher | ByTokenizer:
         """What a task encodes with. Title tokens need neither tokenizer nor transformers, and are read in place."""
@@ -57,6 +59,11 @@ class Text:
         from cprec.model.backbone import tokenizer
 
         return ByTokenizer(words, Encoder(tokenizer(self.base, self.revision), self.max_tokens))
+
+    def groups(self, rows: pa.Table, tokens: Sequence[Tokens]) -> list[Laid] | None:
+        """The samples of a global batch in groups that share tokens; None where samples share nothing. tokens: of the rows, from `encoder`."""
+        words = ray.get(self.words) if self.sharing else None
+        return lay(rows, tokens, words, self.sharing, self.max_tokens) if isinstance(words, TitleTokens) else None
 
 
 def streams_of(corpus: Corpus) -> Streams:
@@ -133,8 +140,9 @@ class _Reader:
         out: list[dict[str, Any]] = []
         for low, high in self.batches:
             piece = slice(low - start, high - start)
-            out += to_rows(low, high, tokens[piece], ids[piece], sources[piece], self.world)
-        yield pa.Table.from_pylist(out, schema=SCHEMA)
+            groups = self.text.groups(rows.slice(low - start, high - low), tokens[piece])
+            out += to_rows(low, high, tokens[piece], ids[piece], sources[piece], self.world, groups)
+        yield pa.Table.from_pylist(out, schema=SCHEMA if groups is None else SHARED_SCHEMA)
 
 
 SCHEMA = pa.schema(
@@ -156,6 +164,14 @@ SCHEMA = pa.schema(
 )
 
 
+_LAID = {field.name: f"laid_{field.name}" for field in fields(Laid)}
+_BY_SAMPLE = ("input_ids", "answers", "dropped")
+SHARED_SCHEMA = pa.schema(
+    [*(field for field in SCHEMA if field.name not in _BY_SAMPLE), *((name, pa.list_(pa.list_(pa.int32()))) for name in _LAID.values())]
+)
+"""Of rows whose samples share tokens: groups of samples in the place of samples."""
+
+
 def read_positions(era: Era, streams: Streams, start: int, stop: int) -> pa.Table:
     """The corpus rows at positions start..stop of the plan, in its order. Reads runs of neighbouring rows, not single ones."""
     portion, row = era.order(start, stop)
@@ -171,10 +187,16 @@ def read_positions(era: Era, streams: Streams, start: int, stop: int) -> pa.Tabl
     return pa.concat_tables(tables).take(pa.array(np.argsort(np.concatenate(places))))
 
 
-def to_rows(start: int, stop: int, tokens: list[Tokens], ids: np.ndarray, sources: list[str], world: int) -> list[dict[str, Any]]:
-    """A global batch as one row for each worker, in the order of the ranks; its tokens one sample after the other. ids: [stop - start] uint64."""
+def to_rows(
+    start: int, stop: int, tokens: list[Tokens], ids: np.ndarray, sources: list[str], world: int, groups: list[Laid] | None = None
+) -> list[dict[str, Any]]:
+    """A global batch as one row for each worker, in the order of the ranks; its tokens one sample after the other. ids: [stop - start] uint64.
+
+    groups: the same samples where they share tokens; groups are dealt instead of samples.
+    """
     names = sorted(set(sources))
-    dealt = deal([len(t.ids) for t in tokens], world)
+    units: Sequence[Tokens | Laid] = tokens if groups is None else groups
+    dealt = deal([len(unit.ids) for unit in units], world)
     whole = {
         "start": start,
         "stop": stop,
@@ -183,8 +205,19 @@ def to_rows(start: int, stop: int, tokens: list[Tokens], ids: np.ndarray, source
         "digest": ids_digest(ids.tolist()),
         "sources": names,
         "counts": [sources.count(name) for name in names],
-        "lengths": [[len(tokens[i].ids) for i in part] for part in dealt],
+        "lengths": [[len(units[i].ids) for i in part] for part in dealt],
     }
+    if groups is not None:
+        parts = [[groups[i] for i in part] for part in dealt]
+        return [
+            {
+                **whole,
+                "rank": rank,
+                "ids": ids[[int(i) for group in part for i in group.members]],
+                **{column: [getattr(group, name) for group in part] for name, column in _LAID.items()},
+            }
+            for rank, part in enumerate(parts)
+        ]
     return [
         {
             **whole,
@@ -201,7 +234,13 @@ def to_rows(start: int, stop: int, tokens: list[Tokens], ids: np.ndarray, source
 def unboxed(block: pa.Table, index: int) -> dict[str, Any]:
     """One row of a block as plain values; what every sample or token has as arrays, which are views of the block."""
     row = {name: block.column(name)[index] for name in block.column_names}
-    return {name: value.values.to_numpy() if name in ("ids", "input_ids") else value.as_py() for name, value in row.items()}
+    return {name: _plain(name, value) for name, value in row.items()}
+
+
+def _plain(name: str, value: Any) -> Any:
+    if name in _LAID.values():
+        return [part.values.to_numpy() for part in value]
+    return value.values.to_numpy() if name in ("ids", "input_ids") else value.as_py()
 
 
 def from_row(row: Mapping[str, Any]) -> Share:
@@ -209,6 +248,9 @@ def from_row(row: Mapping[str, Any]) -> Share:
     sources = dict(zip(row["sources"], row["counts"], strict=True))
     batch = GlobalBatch(row["start"], row["stop"], row["supervised"], row["tokens"], row["digest"], sources)
     lengths = tuple(tuple(part) for part in row["lengths"])
+    if _LAID["ids"] in row:
+        laid = tuple(Laid(*arrays) for arrays in zip(*(row[column] for column in _LAID.values()), strict=True))
+        return Share(batch, row["rank"], lengths, row["ids"], laid)
     own = np.split(row["input_ids"], np.cumsum(lengths[row["rank"]])[:-1]) if lengths[row["rank"]] else []
     samples = tuple(Tokens(*values) for values in zip(own, row["answers"], row["dropped"], strict=True))
     return Share(batch, row["rank"], lengths, row["ids"], samples)

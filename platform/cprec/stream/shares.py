@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cprec.stream.sharing import Laid
 from cprec.stream.tokens import Tokens
 
 
@@ -30,13 +31,19 @@ class Share:
     """One worker's part of a global batch. ids: [samples of the share] uint64.
 
     lengths: tokens of each sample of each worker, so that every worker knows how many passes the others make; samples are those of lengths[rank].
+    Where samples share tokens (cprec.stream.sharing), groups of them stand in the place of samples.
     """
 
     batch: GlobalBatch
     rank: int
     lengths: tuple[tuple[int, ...], ...]
     ids: np.ndarray
-    samples: tuple[Tokens, ...]
+    samples: tuple[Tokens, ...] | tuple[Laid, ...]
+
+    @property
+    def computed(self) -> int:
+        """Tokens of the global batch that are computed: those of its samples, but of what they share one."""
+        return sum(map(sum, self.lengths))
 
 
 def deal(lengths: Sequence[int], world: int) -> list[list[int]]:

@@ -32,7 +32,7 @@ ANSWER, INNER, FIRST, LAST_OF_HISTORY, SOLE_OF_HISTORY, LAST_OF_CANDIDATES, SOLE
 
 FIXED = ["head", "empty history", "between", "tail", "end"]
 """Pieces that are no title, in front of the titles' pieces: piece = len(FIXED) + item * len(FORMS) + form."""
-_HEAD, _EMPTY, _BETWEEN, _TAIL, _END = range(len(FIXED))
+HEAD_PIECE, EMPTY_PIECE, BETWEEN_PIECE, TAIL_PIECE, END_PIECE = range(len(FIXED))
 
 CHECKED = 64
 """Prompts that are compared with the tokenizer's at start."""
@@ -115,7 +115,7 @@ class Stitcher:
 
     def answer(self, item: int) -> list[int]:
         """Token ids of an answer, its end token included."""
-        ids: list[int] = self._titles.gather(np.array([_piece(item, ANSWER), _END])).tolist()
+        ids: list[int] = self._titles.gather(np.array([piece_of(item, ANSWER), END_PIECE])).tolist()
         return ids
 
     def samples(self, rows: pa.Table) -> list[Tokens]:
@@ -138,7 +138,7 @@ class Stitcher:
             if (hopeless := too_many & (dropped == past)).any():
                 raise too_long(int(choices[hopeless][0]), self._max_tokens)
             dropped += too_many
-        prompts = total - lengths[_piece(answer, ANSWER)] - lengths[_END]
+        prompts = total - lengths[piece_of(answer, ANSWER)] - lengths[END_PIECE]
         cut = np.split(self._titles.gather(pieces), np.cumsum(total)[:-1]) if len(rows) else []
         return [Tokens(ids, int(start), int(gone)) for ids, start, gone in zip(cut, prompts, dropped, strict=True)]
 
@@ -216,7 +216,8 @@ def too_long(candidates: int, max_tokens: int) -> DataError:
     )
 
 
-def _piece(item: Ints | int, form: Ints | int) -> Ints:
+def piece_of(item: Ints | int, form: Ints | int) -> Ints:
+    """The piece of an item's title in a form (FORMS)."""
     return len(FIXED) + np.asarray(item, dtype=np.int64) * len(FORMS) + form
 
 
@@ -237,20 +238,20 @@ def _layout(history: Ints, past: Ints, dropped: Ints, candidates: Ints, choices:
     count = np.maximum(kept, 1) + choices + 5
     first = np.cumsum(count) - count
     pieces = np.empty(int(count.sum()), dtype=np.int64)
-    pieces[first] = _HEAD
-    pieces[first[kept == 0] + 1] = _EMPTY
+    pieces[first] = HEAD_PIECE
+    pieces[first[kept == 0] + 1] = EMPTY_PIECE
     shown = history[_within(np.cumsum(past) - past + dropped, kept)]
-    pieces[_within(first + 1, kept)] = _piece(shown, _forms(kept, LAST_OF_HISTORY, SOLE_OF_HISTORY))
+    pieces[_within(first + 1, kept)] = piece_of(shown, forms_of(kept, LAST_OF_HISTORY, SOLE_OF_HISTORY))
     middle = first + 1 + np.maximum(kept, 1)
-    pieces[middle] = _BETWEEN
-    pieces[_within(middle + 1, choices)] = _piece(candidates, _forms(choices, LAST_OF_CANDIDATES, SOLE_OF_CANDIDATES))
+    pieces[middle] = BETWEEN_PIECE
+    pieces[_within(middle + 1, choices)] = piece_of(candidates, forms_of(choices, LAST_OF_CANDIDATES, SOLE_OF_CANDIDATES))
     tail = middle + 1 + choices
-    pieces[tail], pieces[tail + 1], pieces[tail + 2] = _TAIL, _piece(answer, ANSWER), _END
+    pieces[tail], pieces[tail + 1], pieces[tail + 2] = TAIL_PIECE, piece_of(answer, ANSWER), END_PIECE
     return pieces, count
 
 
-def _forms(sizes: Ints, last: int, sole: int) -> Ints:
-    """The form of each title of lists of these sizes."""
+def forms_of(sizes: Ints, last: int, sole: int) -> Ints:
+    """The form of each title of lists of these sizes. last, sole: forms of the last title of a list, and of the only one."""
     forms = np.full(int(sizes.sum()), INNER, dtype=np.int64)
     there = sizes > 0
     ends = np.cumsum(sizes)

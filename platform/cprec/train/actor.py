@@ -17,6 +17,7 @@ from corpus.table import Corpus
 from cprec.schedule.controller import Controller, Segment, Wait
 from cprec.schedule.plan import Plan
 from cprec.stream import segments
+from cprec.stream.sharing import Sharing
 from cprec.train.mailbox import Desk, Owner, Verb
 from cprec.train.record import EVENTS, TRACE, Lines, event
 from cprec.train.trunk import Course, portions
@@ -42,7 +43,8 @@ class Group:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the shell needs of the recipe. batch, segment, poll: samples; cap: domain-specific samples at most; max_tokens: of a prompt."""
+    """What the shell needs of the recipe. batch, segment, poll: samples; cap: domain-specific samples at most; max_tokens: of a prompt;
+    sharing: what samples share."""
 
     run: str
     run_uri: str
@@ -50,6 +52,7 @@ class Settings:
     base: str
     revision: str | None
     max_tokens: int
+    sharing: Sharing
     batch: int
     segment: int
     poll: int
@@ -81,7 +84,7 @@ class ControllerShell:
         settings = self._settings
         self._streams = segments.streams_of(corpus)
         before = getattr(self, "_text", None)
-        self._text = segments.Text.of(corpus, settings.base, settings.revision, settings.max_tokens, before)
+        self._text = segments.Text.of(corpus, settings.base, settings.revision, settings.max_tokens, before, settings.sharing)
 
     def _fresh(self, samples: int) -> Controller:
         course, settings = self._course, self._settings

@@ -153,8 +153,11 @@ class Engine:
         else:
             # Indices, not a mask: the device need not be asked how many there are.
             kept = self._sent(np.flatnonzero(batch.supervised[0]))
-            bounds = attention.bounds_of(self._sent(batch.bounds), int(np.diff(batch.bounds).max()))
-            logits = self._engine(input_ids=ids, position_ids=self._sent(batch.positions), logits_to_keep=kept, use_cache=False, **bounds).logits[0]
+            if batch.seen is None:
+                apart = attention.bounds_of(self._sent(batch.bounds), int(np.diff(batch.bounds).max()))
+            else:
+                apart = attention.strips_of(batch.bounds.tolist(), [self._sent(part) for part in batch.seen], int(batch.positions.max()) + 1)
+            logits = self._engine(input_ids=ids, position_ids=self._sent(batch.positions), logits_to_keep=kept, use_cache=False, **apart).logits[0]
         return F.cross_entropy(logits.float(), targets, reduction="sum")
 
     def _sent(self, array: np.ndarray) -> torch.Tensor:

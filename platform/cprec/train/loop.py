@@ -36,7 +36,8 @@ class Work:
 class StepRecord:
     """One optimizer step as it was done. step counts from 0; times in seconds.
 
-    imbalance: by how much the fullest worker exceeds the mean (stream.shares); operations: of all workers; memory_bytes: peak of this worker so far.
+    imbalance: by how much the fullest worker exceeds the mean (stream.shares); operations: of all workers; memory_bytes: peak of this worker so far;
+    computed: tokens of all workers, of those that samples share one; without sharing they are batch.tokens.
     """
 
     step: int
@@ -50,6 +51,7 @@ class StepRecord:
     imbalance: float
     operations: int
     memory_bytes: int
+    computed: int
 
 
 class Observer(Protocol):
@@ -81,7 +83,8 @@ def train(engine: Engine, feed: Iterable[Work], observer: Observer, cut: Cut, en
                 f"{[f'{i:016x}' for i in work.share.ids.tolist()]}); lower schedule.lr_max or look at these samples"
             )
         seconds = time.perf_counter() - began
-        seen = imbalance(work.share.lengths), engine.work.operations(batch.tokens, batch.supervised), memory_bytes(engine.device)
+        computed = work.share.computed
+        seen = imbalance(work.share.lengths), engine.work.operations(computed, batch.supervised), memory_bytes(engine.device), computed
         observer.stepped(StepRecord(step, batch, work.phase, work.rate, result.loss, result.grad_norm, seconds, waited, *seen), work, engine)
         step += 1
         if result.stop:

@@ -23,6 +23,7 @@ from corpus.table import Corpus
 from cprec.recipe import Recipe
 from cprec.schedule.plan import Plan
 from cprec.stream.segments import read_positions, streams_of
+from cprec.stream.sharing import Sharing
 from cprec.train import actor, checkpoint
 from cprec.train.audit import audit
 from cprec.train.mailbox import Owner
@@ -61,6 +62,7 @@ def fit(job: Job, watch: Watch, say: Say) -> None:
         base=job.base,
         revision=recipe.model.revision,
         max_tokens=recipe.model.max_tokens,
+        sharing=Sharing(train.targets_per_pass, train.shared_candidates),
         batch=train.global_batch,
         segment=schedule.segment_samples,
         poll=schedule.poll_samples,

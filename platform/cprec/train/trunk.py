@@ -94,6 +94,11 @@ def open_course(recipe: Recipe, run_uri: str, corpus: Corpus) -> tuple[Course, b
 def begin(recipe: Recipe, corpus: Corpus) -> Course:
     """The course of a run that starts now: from the base, on from a checkpoint of the trunk, or as a branch that anneals one."""
     identity = corpus.commits[0].metadata["fingerprint"]
+    if recipe.train.targets_per_pass > 1 and not corpus.commits[0].metadata.get("rules", {}).get("data.users_together"):
+        raise CorpusError(
+            f"{corpus.uri}: its samples are in no order of users, so train.targets_per_pass ({recipe.train.targets_per_pass}) would find none to "
+            "share; build a corpus with data.users_together true, elsewhere, or set train.targets_per_pass 1"
+        )
     there = {s.source.removeprefix(DOMAIN): None for s in corpus.streams() if s.source.startswith(DOMAIN)}
     wanted = recipe.data.domains or tuple(there)
     if absent := [d for d in wanted if d not in there]:

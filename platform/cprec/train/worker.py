@@ -151,6 +151,7 @@ def trace_row(record: StepRecord, planned: int) -> dict[str, Any]:
         "grad_norm": record.grad_norm,
         "supervised_tokens": batch.supervised,
         "tokens": batch.tokens,
+        "computed_tokens": record.computed,
         "imbalance": round(record.imbalance, 4),
         "tflops": round(record.operations / record.step_s / 1e12, 4),
         "memory_gb": round(record.memory_bytes / 1e9, 3),

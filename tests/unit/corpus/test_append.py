@@ -261,6 +261,7 @@ def test_items_of_an_append_have_titles_distinct_from_those_there(corpus: Corpus
         ({"domains": (), "held_out": ()}, r"data\.domains names no domain to append"),
         ({"domains": ("C",)}, r"C: in this corpus held out, for ever; append with --held-out"),
         ({"k_core": 3, "num_candidates": 6}, r"data\.num_candidates 5 \(asked for: 6\)"),
+        ({"users_together": True}, r"data\.users_together not set \(asked for: True\)"),
     ],
 )
 def test_what_cannot_be_appended_is_said(corpus: Corpus, tmp_path: Path, changes: dict[str, object], message: str) -> None:

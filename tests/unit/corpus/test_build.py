@@ -12,7 +12,7 @@ from deltalake import DeltaTable
 
 from cluster.errors import CorpusError, DataError
 from corpus import statistics, table
-from corpus.build import build
+from corpus.build import build, fingerprint, rules
 from corpus.make import Made, make
 from corpus.table import Corpus, file_count, file_numbers, read_rows
 from tests.unit.corpus.worlds import Row, settings, shop, write_root
@@ -121,12 +121,20 @@ def test_the_same_build_again_is_the_same_corpus_and_heals_statistics(root: Path
     assert (place / "statistics.json").read_text() == Path(corpus.uri, "statistics.json").read_text()
 
 
-@pytest.mark.parametrize("change", [{"min_history": 2}, {"domains": ("A",)}, {"num_candidates": 6}])
+@pytest.mark.parametrize("change", [{"min_history": 2}, {"domains": ("A",)}, {"num_candidates": 6}, {"users_together": True}])
 def test_another_corpus_in_the_place_is_refused(root: Path, corpus: Corpus, change: dict[str, object]) -> None:
     with pytest.raises(CorpusError, match=r"holds a corpus of other behaviours, rules or seed; choose another place with --corpus"):
         build(settings(root, **change), 0, corpus.uri, print)
     with pytest.raises(CorpusError, match="rules or seed"):
         build(settings(root), 1, corpus.uri, print)
+
+
+def test_a_corpus_of_an_earlier_release_is_still_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys that came later change neither fingerprint nor rules as long as they are not used."""
+    monkeypatch.setattr("corpus.build.digests", lambda *_: {})
+    assert fingerprint(settings("r"), 0) == "eb071cb6d71dfa87d6d2cabe42320ebcf4b0a5d53e1f3d2d5210f736251c9c11"
+    of_data = ("k_core", "max_history", "min_history", "mixed_min_domains", "mixed_min_target_domain", "num_candidates")
+    assert sorted(rules(settings("r"), 0)) == [*(f"data.{key}" for key in of_data), "rules", "seed"]
 
 
 def test_the_corpus_never_lies_in_its_data_root(root: Path) -> None:

@@ -1,5 +1,6 @@
 """The corpus's rows against an independent, slow reading of the rules."""
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from corpus.coded import Coded
+from corpus.hashing import group_of, members
 from corpus.samples import MIXED, Samples, at_most, samples_of
 from corpus.settings import DataSettings
 from tests.unit.corpus.worlds import Row, catalogue, frame, settings, worlds
@@ -157,6 +159,43 @@ def test_ids_and_candidates_are_what_they_were() -> None:
     table = samples_of(Coded.of(frame(world, ITEMS)), catalogue(DOMAINS, ITEMS), settings(), seed=0).tables["domain/A", "train"]
     found = table.select(["sample_id", "candidates", "target"]).slice(0, 2).to_pylist()
     assert found == PINNED
+
+
+@given(worlds(DOMAINS, items=ITEMS), rules)
+@hypothesis_settings(max_examples=40)
+def test_users_together_are_the_same_samples_user_by_user_in_time_order(world: dict[str, list[Row]], data: DataSettings) -> None:
+    found, items = frame(world, ITEMS), catalogue(DOMAINS, ITEMS)
+    apart = samples_of(Coded.of(found), items, data, seed=3).tables
+    together = samples_of(Coded.of(found), items, data.model_copy(update={"users_together": True}), seed=3).tables
+    assert apart.keys() == together.keys()
+    for key, table in together.items():
+        others = ("domain", "user_id", "history", "candidates", "target", "timestamp")
+        assert sorted(map(str, table.select(others).to_pylist())) == sorted(map(str, apart[key].select(others).to_pylist()))
+        ids, users = table["sample_id"].to_numpy().view(np.uint64), table["user_id"].to_pylist()
+        assert np.all(ids[1:] > ids[:-1])
+        assert _first_seen(users) == _first_seen(group_of(ids).tolist())
+        assert len({user for user, _ in itertools.groupby(users)}) == len(list(itertools.groupby(users)))
+        by_time = [(user, time) for user, time in zip(users, table["timestamp"].to_pylist(), strict=True)]
+        assert all(a[1] <= b[1] for a, b in itertools.pairwise(by_time) if a[0] == b[0])
+
+
+def _first_seen(names: Sequence[object]) -> list[int]:
+    """Names by the order in which they come first."""
+    numbers: dict[object, int] = {}
+    return [numbers.setdefault(name, len(numbers)) for name in names]
+
+
+@given(st.lists(st.tuples(st.integers(0, 2**64 - 1), st.integers(1, 300)), min_size=1, max_size=8, unique_by=lambda g: g[0] >> 24))
+def test_members_of_a_group_have_ids_of_their_own_side_by_side(groups: list[tuple[int, int]]) -> None:
+    hashes = np.array([group for group, size in groups for _ in range(size)], np.uint64)
+    ids = members(hashes, np.concatenate([np.arange(size) for _, size in groups]))
+    assert len(np.unique(ids)) == len(ids)
+    assert np.array_equal(group_of(ids), hashes >> np.uint64(24))
+
+
+def test_members_of_two_groups_that_agree_in_40_bits_stay_apart() -> None:
+    low, high = (members(np.full(1000, 0xABCDEF << 40 | offset, np.uint64), np.arange(1000)) for offset in (7, 2007))
+    assert len(np.unique([*low, *high])) == 2000
 
 
 def test_an_empty_partition_makes_no_sample() -> None:
