@@ -1,9 +1,11 @@
-"""SASRec and GRU4Rec against RecBole's: same training sequences, same candidates, same early stop, one thread each.
+"""SASRec and GRU4Rec against RecBole's: same training sequences, same candidates, same early stop, sizes, dropout and batch, one thread each.
 
     python benchmarks/baselines.py --corpus out/corpus --domain Games --recbole .venv-recbole/bin/python    (peers/requirements-recbole.txt)
 
-One line per baseline: `name ours peer ratio` of an epoch's seconds (median), then HR@1 on the test split of both and the paired p of no difference.
-RecBole makes a training row of every prefix of a sequence, we train on all places of one row; both count as an epoch when each transition was seen.
+Seeds alternate between the two. Three lines per baseline, `name ours peer ...`: CPU seconds of an epoch (median over all epochs of all seeds) and
+their ratio; HR@1 and NDCG@5 on the test split (mean ± standard deviation over seeds), the difference of the means with its 95 % interval over users,
+and its p. RecBole makes a training row of every prefix of a sequence, we train on all places of one row: an epoch is each transition once for both,
+and a step has as many of them.
 """
 
 import argparse
@@ -11,12 +13,16 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 
 ROOT = Path(__file__).resolve().parent.parent
 for root in (ROOT, ROOT / "platform"):
@@ -27,11 +33,48 @@ from cprec.baselines import training
 from cprec.baselines.network import Recommender
 from cprec.baselines.sequences import training_sequences
 from cprec.downstream.items import Domain, by_id
-from cprec.evaluate.metrics import hits, ranks
+from cprec.evaluate.metrics import gains, hits, ranks
 from cprec.evaluate.significance import paired
 from cprec.recipe import BaselineSettings
 
 PEER = Path(__file__).parent / "peers" / "recbole_baselines.py"
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What both are given. sequences: training items 1 .. items; scored: samples by split; length: places of a history."""
+
+    domain: Domain
+    sequences: list[list[int]]
+    scored: Mapping[str, pa.Table]
+    length: int
+    settings: BaselineSettings
+
+    @classmethod
+    def of(cls, corpus: Corpus, name: str, samples: int | None, settings: BaselineSettings) -> "Task":
+        domain = Domain.of(corpus, name)
+        splits = {split: corpus.samples(domain.source, split) for split in ("train", "validation", "test")}
+        sequences = [(domain.numbers(np.array(s)) + 1).tolist() for s in training_sequences(*splits.values())]
+        scored = {split: by_id(splits[split], samples) for split in ("validation", "test")}
+        return cls(domain, sequences, scored, max(len(h) for h in scored["validation"]["history"].to_pylist()), settings)
+
+    def histories(self, split: str) -> list[list[int]]:
+        return [(self.domain.numbers(np.array(h)) + 1).tolist() for h in self.scored[split]["history"].to_pylist()]
+
+    def candidates(self, split: str) -> NDArray[np.int64]:
+        return self.domain.numbers(np.array(self.scored[split]["candidates"].to_pylist())) + 1
+
+    def targets(self, split: str) -> NDArray[np.int64]:
+        return np.asarray(self.scored[split]["target"].to_numpy())
+
+
+@dataclass(frozen=True)
+class Trained:
+    """scores: of the test candidates [n, C]; epochs_s: CPU seconds of each epoch's training."""
+
+    scores: Floats
+    epochs_s: list[float]
 
 
 def main() -> None:
@@ -39,73 +82,71 @@ def main() -> None:
     parser.add_argument("--corpus", required=True)
     parser.add_argument("--domain", required=True)
     parser.add_argument("--recbole", required=True, help="python of an environment with RecBole")
-    parser.add_argument("--samples", type=int, default=2000, help="validation and test samples, at most")
-    parser.add_argument("--patience", type=int, default=10)
-    parser.add_argument("--loss", choices=("BPR", "CE"), default="BPR", help="RecBole's loss: one negative, as ours, or all items")
+    parser.add_argument("--baselines", default=",".join(training.NAMES))
+    parser.add_argument("--samples", type=int, help="validation and test samples, at most")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--patience", type=int, default=5)
+    parser.add_argument("--max-epochs", type=int, default=2000)
+    parser.add_argument("--loss", choices=("BPR", "CE"), default="BPR", help="RecBole's loss: one negative, as our SASRec, or all items")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    settings = BaselineSettings(patience=options.patience)
-    corpus = Corpus.open(options.corpus)
-    domain = Domain.of(corpus, options.domain)
-    splits = {split: corpus.samples(domain.source, split) for split in ("train", "validation", "test")}
-    sequences = [(domain.numbers(np.array(s)) + 1).tolist() for s in training_sequences(*splits.values())]
-    scored = {split: by_id(splits[split], options.samples) for split in ("validation", "test")}
-    for name in training.NAMES:
-        mine, fitted = ours(name, domain, sequences, scored, settings)
-        other = peer(options, name, domain, sequences, scored, settings)
-        p = paired(np.array(other["test"]), mine).p
-        print(
-            f"{name}_epoch_s {fitted.epoch_s:.3f} {other['epoch_s']:.3f} {other['epoch_s'] / fitted.epoch_s:.1f}   "
-            f"HR@1 {mine.mean():.4f} {np.mean(other['test']):.4f} p {p:.2g} n {len(mine)} epochs {fitted.epochs} {other['epochs']}",
-            flush=True,
-        )
+    settings = BaselineSettings(patience=options.patience, patience_steps=0, max_epochs=options.max_epochs)
+    task = Task.of(Corpus.open(options.corpus), options.domain, options.samples, settings)
+    for name in options.baselines.split(","):
+        rounds = []
+        for seed in range(options.seeds):
+            rounds.append((ours(name, task, seed), peer(options.recbole, options.loss, name, task, seed)))
+            print(f"{name} seed {seed}: epochs {', '.join(str(len(one.epochs_s)) for one in rounds[-1])}", file=sys.stderr, flush=True)
+        show(name, task, [mine for mine, _ in rounds], [other for _, other in rounds])
 
 
-def ours(
-    name: str, domain: Domain, sequences: list[list[int]], scored: dict[str, pa.Table], settings: BaselineSettings
-) -> tuple[np.ndarray, training.Fitted]:
-    """Hits of the test samples, and how training went."""
-    torch.manual_seed(0)
-    length = max(len(h) for h in scored["validation"]["history"].to_pylist())
-    network = training.make(name, len(domain.indices), length, settings)
-
-    def hit(now: Recommender, split: str) -> np.ndarray:
-        histories = [(domain.numbers(np.array(h)) + 1).tolist() for h in scored[split]["history"].to_pylist()]
-        candidates = domain.numbers(np.array(scored[split]["candidates"].to_pylist())) + 1
-        return hits(ranks(training.score(now, histories, candidates), scored[split]["target"].to_numpy()), 1)
-
-    fitted = training.fit(network, sequences, settings, 0, lambda now: float(hit(now, "validation").mean()))
-    return hit(network, "test"), fitted
+def show(name: str, task: Task, mine: list[Trained], other: list[Trained]) -> None:
+    own_s, peer_s = (float(np.median([s for one in side for s in one.epochs_s])) for side in (mine, other))
+    print(f"{name}_epoch_cpu_s {own_s:.3f} {peer_s:.3f} {peer_s / own_s:.2f}", flush=True)
+    target = task.targets("test")
+    for metric, of in (("HR@1", lambda r: hits(r, 1)), ("NDCG@5", lambda r: gains(r, 5))):
+        own, its = (np.stack([of(ranks(one.scores, target)) for one in side]) for side in (mine, other))
+        seen = " ".join(f"{side.mean():.4f}±{side.mean(axis=1).std(ddof=len(side) > 1):.4f}" for side in (own, its))
+        users = paired(its.mean(axis=0), own.mean(axis=0))
+        reach = "" if users.high is None else f" ±{users.high - users.difference:.4f}"
+        print(f"{name}_{metric} {seen} difference {users.difference:+.4f}{reach} p {users.p:.2g} n {users.n} seeds {len(own)}", flush=True)
 
 
-def peer(
-    options: argparse.Namespace, name: str, domain: Domain, sequences: list[list[int]], scored: dict[str, pa.Table], settings: BaselineSettings
-) -> dict[str, Any]:
-    """RecBole's hits of the test samples, and how its training went."""
+def ours(name: str, task: Task, seed: int) -> Trained:
+    torch.manual_seed(seed)
+    network = training.make(name, len(task.domain.indices), task.length, task.settings)
+    histories, candidates, target = task.histories("validation"), task.candidates("validation"), task.targets("validation")
+    seconds, resumed = [], 0.0
+
+    def measure(now: Recommender) -> float:
+        """An epoch is what lies between two measurements."""
+        nonlocal resumed
+        seconds.append(time.process_time() - resumed)
+        hr1 = float(hits(ranks(training.score(now, histories, candidates), target), 1).mean())
+        resumed = time.process_time()
+        return hr1
+
+    training.fit(network, task.sequences, task.settings, seed, measure)
+    return Trained(training.score(network, task.histories("test"), task.candidates("test")), seconds[1:])
+
+
+def peer(python: str, loss: str, name: str, task: Task, seed: int) -> Trained:
     given = {
-        split: [
-            {
-                "history": (domain.numbers(np.array(row["history"])) + 1).tolist(),
-                "candidates": (domain.numbers(np.array(row["candidates"])) + 1).tolist(),
-                "target": row["target"],
-            }
-            for row in table.select(["history", "candidates", "target"]).to_pylist()
-        ]
-        for split, table in scored.items()
+        split: {"histories": task.histories(split), "candidates": task.candidates(split).tolist(), "targets": task.targets(split).tolist()}
+        for split in task.scored
     }
-    length = max(len(row["history"]) for row in given["validation"])
     # As many transitions in a step as ours has.
-    per_sequence = float(np.mean([min(len(s) - 1, length) for s in sequences]))
-    shared = {**settings.model_dump(), "seed": 0, "recbole_batch": round(settings.batch * per_sequence)}
+    per_sequence = float(np.mean([min(len(s) - 1, task.length) for s in task.sequences]))
+    shared = {**task.settings.model_dump(), "seed": seed, "recbole_batch": round(task.settings.batch * per_sequence)}
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "sequences.json").write_text(json.dumps({"sequences": sequences, **given, "length": length, "settings": shared}))
-        command = [options.recbole, str(PEER), folder, name, options.loss]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
-    line = next((line for line in done.stdout.splitlines() if line.startswith("RESULT ")), None)
-    if line is None:
-        raise SystemExit(f"RecBole failed:\n{done.stderr[-3000:]}")
-    found: dict[str, Any] = json.loads(line.removeprefix("RESULT "))
-    return found
+        content = {"sequences": task.sequences, **given, "length": task.length, "settings": shared}
+        (Path(folder) / "sequences.json").write_text(json.dumps(content))
+        done = subprocess.run([python, str(PEER), folder, name, loss], capture_output=True, text=True, check=False, cwd=folder)
+        result = Path(folder) / "result.json"
+        if done.returncode or not result.is_file():
+            raise SystemExit(f"RecBole failed:\n{done.stderr[-3000:]}")
+        found: dict[str, Any] = json.loads(result.read_text())
+    return Trained(np.array(found["scores"], dtype=np.float64), found["epochs_s"])
 
 
 if __name__ == "__main__":

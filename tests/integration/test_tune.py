@@ -1,4 +1,5 @@
-"""The search of the learning rate for real: Tune, the engine, the registry; what a kill, early stopping and absurd rates do to it."""
+"""The search of the learning rate for real: Tune, the engine, the registry. It finds a planted best rate; what a kill, early stopping and absurd
+rates do to it."""
 
 import json
 import shutil
@@ -10,12 +11,15 @@ from peft import AutoPeftModelForCausalLM
 
 from cprec.registry import Registry
 from cprec.train import checkpoint
-from tests.integration import jobs
+from tests.integration import fashion, jobs
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # PEFT asks transformers under a name of the past
 
-NOTHING, PLANTED, ABSURD = 1e-9, 1e-2, 1e30
-"""Rates: nothing is learned at the first; only the second one learns; the numbers end at the third."""
+NOTHING, PLANTED, WILD, ABSURD = 1e-6, 1e-2, 10.0, 1e30
+"""Rates, one of them planted as the best. No weight moves by more than 1e-4 in all steps at the first; at the third, every one jumps by some thousand
+times its size, and still is a number; at the last it is none."""
+USERS, CANDIDATES = fashion.USERS, 5
+"""Validation samples, and what each is a choice of: few and short, so that a rate shows what it is worth in seconds."""
 
 
 @pytest.fixture(scope="module")
@@ -26,12 +30,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def recipe(place: Path) -> Path:
     """A recipe, and its corpus."""
+    domains, held_out = ["Garden", "Office", "Sports"], ["Games"]
+    fashion.write(place / "shoppers", [*domains, *held_out])
     path = jobs.recipe(
         place,
         workers=1,
-        simulate={"users": 60, "items_per_domain": 40, "domains_per_user": 3, "interactions_per_domain": 8},
-        finetune={"start": "fresh", "epochs": 3, "global_batch": 16, "max_samples": 60, "validation_users": 20},
-        search={"rates": [NOTHING, PLANTED, ABSURD], "winner_seeds": 1},
+        data={"root": f"{place}/shoppers", "domains": domains, "held_out": held_out, "num_candidates": CANDIDATES},
+        tiny={"hidden": 32, "layers": 1, "heads": 2, "vocabulary": 600, "language_steps": 40},
+        finetune={"start": "fresh", "epochs": 3, "global_batch": 8, "validation_users": USERS},
+        search={"rates": [NOTHING, PLANTED, WILD, ABSURD], "winner_seeds": 1},
         baseline={"max_epochs": 1, "size": 16},
     )
     jobs.run("build_corpus", path)
@@ -54,15 +61,27 @@ def outcome(folder: Path) -> list[tuple[float, int, list[float], bool, bool]]:
     return [(t["rate"], t["seed"], t["history"], t["stopped"], t["diverged"]) for t in ended(folder)["trials"]]
 
 
-def test_the_rate_that_is_best_on_validation_wins(search: Path, place: Path) -> None:
+def test_the_planted_rate_is_found_and_registered(search: Path, place: Path) -> None:
     found = ended(search)
     of = {trial["rate"]: trial for trial in found["trials"]}
-    assert set(of) == {NOTHING, PLANTED, ABSURD}
-    assert of[found["winner"]["rate"]]["hr1"] == max(trial["hr1"] for trial in of.values())
+    assert set(of) == {NOTHING, PLANTED, WILD, ABSURD}
+    assert len(set(of[NOTHING]["history"])) == 1
+    best = of[PLANTED]["hr1"]
+    for rate in (NOTHING, WILD, ABSURD):
+        noise = ((best * (1 - best) + of[rate]["hr1"] * (1 - of[rate]["hr1"])) / USERS) ** 0.5
+        assert best - of[rate]["hr1"] > 3 * noise, {rate: trial["history"] for rate, trial in of.items()}
+    assert found["winner"]["rate"] == PLANTED
+    version = Registry(f"sqlite:///{place}/runs/mlflow.db", "cprec", "cprec-Games").versions()[0]
+    assert (version.tags["rate"], version.checkpoint) == (f"{PLANTED:g}", found["winner"]["best"]["checkpoint"])
+
+
+def test_every_trial_is_told_of(search: Path, place: Path) -> None:
+    found = ended(search)
+    of = {trial["rate"]: trial for trial in found["trials"]}
     assert (of[ABSURD]["diverged"], of[ABSURD]["history"], of[ABSURD]["checkpoint"]) == (True, [], "")
-    assert [len(of[rate]["history"]) for rate in (NOTHING, PLANTED)] == [3, 3]
+    assert [len(of[rate]["history"]) for rate in (NOTHING, PLANTED, WILD)] == [3, 3, 3]
     assert [seed["seed"] for seed in found["winner"]["seeds"]] == [0]
-    names = {"0.01-0", "1e-09-0", "1e+30-0"}
+    names = {f"{rate:g}-0" for rate in of}
     assert {path.parent.name for path in search.glob("trials/*/tuned.json")} == names
     assert "<svg" in (search / "trials.svg").read_text()
     client = Registry(f"sqlite:///{place}/runs/mlflow.db", "cprec", "cprec").client
@@ -82,16 +101,17 @@ def test_a_checkpoint_is_a_peft_directory_with_the_projector_beside_it(search: P
 
 def test_a_search_that_was_killed_ends_as_it_would_have(search: Path, recipe: Path, place: Path) -> None:
     killed = place / "runs" / "killed" / "finetune" / "Games" / "llara"
-    process = jobs.start("tune_lr", recipe, "--run", "killed")
+    options = ("--run", "killed", "--search.rates", f"{NOTHING},{PLANTED},{ABSURD}")
+    process = jobs.start("tune_lr", recipe, *options)
     second = killed / "trials" / f"{PLANTED:g}-0"
     jobs.kill_when(process, lambda: any(second.glob("checkpoints/*/manifest.json")) and not (second / "tuned.json").exists())
     first = killed / "trials" / f"{NOTHING:g}-0" / "tuned.json"
     before = first.stat().st_mtime_ns
     assert not (killed / "search.json").exists()
-    shown = jobs.run("tune_lr", recipe, "--run", "killed").stdout
+    shown = jobs.run("tune_lr", recipe, *options).stdout
     assert "2 of 3 trials to train" in shown
     assert first.stat().st_mtime_ns == before
-    assert outcome(killed) == outcome(search)
+    assert outcome(killed) == [trial for trial in outcome(search) if trial[0] != WILD]
     assert ended(killed)["winner"]["rate"] == ended(search)["winner"]["rate"]
     # It went on from its first epoch: the second one's checkpoint is of another attempt.
     assert {Path(path).name.partition("-")[2] for path in second.glob("checkpoints/*")} >= {"1"}

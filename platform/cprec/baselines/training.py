@@ -1,7 +1,6 @@
 """Training of a recommender to early stop, and its scores for candidates."""
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,12 +20,11 @@ NAMES = ("sasrec", "gru4rec")
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a training came to. best: highest validation measure; epoch: the one that reached it; epochs: trained; epoch_s: their mean seconds."""
+    """What a training came to. best: highest validation measure; epoch: the one that reached it; epochs: trained."""
 
     best: float
     epoch: int
     epochs: int
-    epoch_s: float
 
 
 def make(name: str, items: int, length: int, settings: BaselineSettings) -> Recommender:
@@ -48,7 +46,7 @@ def fit(
     """
     inputs, targets = (torch.from_numpy(a) for a in pieces(sequences, network.length))
     optimizer = network.optimizer(settings.rate if isinstance(network, SASRec) else settings.gru_rate)
-    best, best_epoch, kept, seconds = measure(network), 0, _copy(network), 0.0
+    best, best_epoch, kept = measure(network), 0, _copy(network)
     cuts = list(range(settings.batch, len(inputs), settings.batch))
     patience = max(settings.patience, math.ceil(settings.patience_steps / (len(cuts) + 1)))
     epoch = 0
@@ -56,18 +54,16 @@ def fit(
         torch.manual_seed(seed)
         while epoch < settings.max_epochs and epoch - best_epoch < patience:
             epoch += 1
-            began = time.perf_counter()
             network.train()
             for rows in torch.randperm(len(inputs)).tensor_split(cuts):
                 optimizer.zero_grad()
                 torch.autograd.backward(network.loss(inputs[rows], targets[rows]))
                 optimizer.step()
-            seconds += time.perf_counter() - began
             if (reached := measure(network)) > best:
                 best, best_epoch, kept = reached, epoch, _copy(network)
     network.load_state_dict(kept)
     network.eval()
-    return Fitted(best, best_epoch, epoch, seconds / max(epoch, 1))
+    return Fitted(best, best_epoch, epoch)
 
 
 @torch.inference_mode()
