@@ -30,7 +30,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("small")
     (place / "days.txt").write_text(" ".join(f"On day {day} the wind came from the {('north', 'west')[day % 2]}." for day in range(600)))
     schedule = {"lr_max": 1e-3, "segment_samples": 256, "replay_share": 0.1}
-    recipe = load(str(jobs.recipe(place, schedule=schedule, evaluate={"text": "jobs/recipes/plain.txt"})))
+    recipe = load(str(jobs.recipe(place, schedule=schedule, evaluate={"text": "jobs/recipes/demo.txt"})))
     build.prepare(recipe.data, recipe.simulate, recipe.seed, recipe.corpus, print)
     append.append_text(str(place / "days.txt"), recipe.corpus, print)
     return place

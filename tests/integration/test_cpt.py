@@ -82,7 +82,7 @@ def test_perplexity_is_measured_before_at_checkpoints_and_after(whole: Path, kil
     recipe = load(str(place / "recipe.yaml"))
     base = recipe.storage + "/bases/" + next(p.name for p in Path(recipe.storage, "bases").iterdir())
     network, tokenizer = backbone.load(base, None, "fp32")
-    text = read("jobs/recipes/plain.txt", "evaluate.text")
+    text = read("jobs/recipes/demo.txt", "evaluate.text")
     assert perplexity(network, tokenizer, text, recipe.model.max_tokens) == pytest.approx(measured[0][1], rel=1e-4)
     last = adapter.load(network, max((whole / "checkpoints").iterdir()) / "adapter")
     assert perplexity(last, tokenizer, text, recipe.model.max_tokens) == pytest.approx(measured[-1][1], rel=1e-4)
