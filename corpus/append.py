@@ -1,6 +1,7 @@
 """More behaviours to the next corpus version: a new domain, new users, or newer rows of an old domain.
 
-Earlier rows are never rewritten. What a version adds (docs/decisions/004-append.md):
+Plain text for replay becomes a version in the same way (`append_text`). Earlier rows are never rewritten. What a version of behaviours adds
+(docs/decisions/004-append.md):
 - the samples of the new interactions in their domain. Leave-one-out holds over a user's whole sequence, but what was ever held out stays held out;
 - the mixed samples that became possible: of the new training interactions, and of old ones whose history fits the rules only now.
 The cost follows the new rows and the users in them: of the old interactions, only those users' are read.
@@ -10,6 +11,7 @@ import json
 import random
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,15 +19,15 @@ import polars as pl
 
 from cluster import storage
 from cluster.errors import CorpusError, DataError, Overtaken
-from corpus import build, catalogue, delta, interactions, kept, simulate, statistics
+from corpus import build, catalogue, delta, interactions, kept, simulate, statistics, text
 from corpus.coded import Coded
 from corpus.gather import sizes_of
 from corpus.interactions import Behaviours, Say
 from corpus.kcore import k_core, largest_k
 from corpus.make import Made, busiest, check_negatives, make
-from corpus.sequences import Ints
+from corpus.sequences import SPLITS, Ints
 from corpus.settings import DataSettings, SimulateSettings
-from corpus.table import Corpus, publish_statistics
+from corpus.table import Corpus, FileKey, publish_statistics, write_samples
 
 ATTEMPTS = 100
 """Times that an append is made anew because another one landed first, before it gives up."""
@@ -71,15 +73,61 @@ def append(data: DataSettings, seed: int, uri: str, say: Say, *, held_out: bool 
     identity = storage.sha256(json.dumps([build.rules(data, seed), of_input, input_digests], sort_keys=True).encode())
     behaviours = {name: interactions.read(data, name, say, titled=False) for name in sorted(names)}
     request = _Request(data, seed, held_out, identity, {})
-    for attempt in range(ATTEMPTS):
+    return _landed(uri, lambda corpus: _append_to(corpus, behaviours, request, say), say)
+
+
+def append_text(file: str, uri: str, say: Say) -> Corpus:
+    """Append a file of plain text to the corpus at a URI as its next version, and return that: windows of it, as the source text/<name of the file>.
+
+    The same text again changes nothing; another text of the same name adds to the source. Raises RecipeError or DataError for a file that is no text
+    or has an unfit name, CorpusError where there is no corpus.
+    """
+    uri, source = storage.absolute(uri), text.source_of(file)
+    content = text.read(file, "--text")
+    Corpus.open(uri)
+    delta.check_conditional_put(uri)
+    identity = storage.sha256(json.dumps([text.RULES, text.WINDOW, source, storage.sha256(content.encode())]).encode())
+    return _landed(uri, lambda corpus: _append_text_to(corpus, file, source, content, identity, say), say)
+
+
+def _landed(uri: str, attempt: Callable[[Corpus], Corpus], say: Say) -> Corpus:
+    """What an append made on the newest version; made anew when another process commits first."""
+    for number in range(ATTEMPTS):
         started = time.monotonic()
         try:
-            return _append_to(Corpus.open(uri), behaviours, request, say)
+            return attempt(Corpus.open(uri))
         except Overtaken as error:
             say(f"{error}; the append is made anew")
             # Of many that race, those go on at different times, or all would be overtaken by one; yet none rests for long while nobody works.
-            time.sleep(random.uniform(0, min((time.monotonic() - started) * min(1 << attempt, 4), LONGEST_REST_S)))
+            time.sleep(random.uniform(0, min((time.monotonic() - started) * min(1 << number, 4), LONGEST_REST_S)))
     raise Overtaken(f"{uri}: other processes committed {ATTEMPTS} times in the meantime; start the append again when fewer write here")
+
+
+def _append_text_to(corpus: Corpus, file: str, source: str, content: str, identity: str, say: Say) -> Corpus:
+    """One attempt, on the newest version. What a commit tells of behaviours stays as it was."""
+    if (done := _done(corpus, identity, "this text is", say)) is not None:
+        return done
+    told = corpus.commits[-1].metadata
+    written = write_samples(corpus.uri, FileKey(source, SPLITS[0], corpus.version + 1), [text.rows(source, content)])
+    metadata = {
+        **{key: told[key] for key in ("rules", "fingerprint", "domains", "held_out", "items_version", "item_runs")},
+        "appended": identity,
+        "text": storage.sha256(content.encode()),
+        "origin": {"root": storage.absolute(file), "format": "text", "domains": [source]},
+    }
+    numbers = {**told["statistics"], "dropped": {}}
+    made = Made((written,), (), 0, Counter())
+    return build.land(corpus.uri, made, numbers, metadata, after=corpus.version, transaction=identity, say=say)
+
+
+def _done(corpus: Corpus, identity: str, what: str, say: Say) -> Corpus | None:
+    """The version that an append made before, if it did."""
+    done = next((commit.version for commit in corpus.commits if commit.transaction == identity), None)
+    if done is None:
+        return None
+    publish_statistics(corpus)
+    say(f"{what} in the corpus already, since version {done}; nothing to do")
+    return Corpus.open(corpus.uri, done)
 
 
 @dataclass(frozen=True)
@@ -95,11 +143,8 @@ class _Request:
 
 def _append_to(corpus: Corpus, behaviours: dict[str, Behaviours], request: _Request, say: Say) -> Corpus:
     """One attempt, on the newest version."""
-    done = next((commit.version for commit in corpus.commits if commit.transaction == request.identity), None)
-    if done is not None:
-        publish_statistics(corpus)
-        say(f"these behaviours are in the corpus already, since version {done}; nothing to do")
-        return Corpus.open(corpus.uri, done)
+    if (done := _done(corpus, request.identity, "these behaviours are", say)) is not None:
+        return done
     told = corpus.commits[-1].metadata
     data = _whole(told, request)
     users = pl.concat([of.users for of in behaviours.values()]).unique()

@@ -20,7 +20,7 @@ from corpus.interactions import Say
 from corpus.make import Made
 from corpus.settings import DataSettings, SimulateSettings
 from corpus.sources import layout, pieces
-from corpus.table import PARTITION, SAMPLES, SAMPLES_SCHEMA, Corpus, publish_statistics
+from corpus.table import PARTITION, SAMPLES, TABLE_SCHEMA, Corpus, publish_statistics
 
 RULES = 1
 """Goes up whenever the same input would make other samples."""
@@ -85,7 +85,7 @@ def land(uri: str, made: Made, numbers: dict[str, Any], told: dict[str, Any], *,
     """Commit what was made as the next version of the corpus, and tell its statistics. Raises Overtaken if another process was faster."""
     metadata = {**told, "statistics": numbers, kept.KEPT_PLACE: kept.to_metadata(made.kept)}
     place = storage.join(uri, SAMPLES)
-    version = delta.commit(place, SAMPLES_SCHEMA, made.files, after=after, partition_by=PARTITION, metadata=metadata, transaction=transaction)
+    version = delta.commit(place, TABLE_SCHEMA, made.files, after=after, partition_by=PARTITION, metadata=metadata, transaction=transaction)
     newest = Corpus.open(uri)
     publish_statistics(newest)
     say(f"committed corpus version {version} at {uri}: {sum(file.rows for file in made.files):,} samples")

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from cluster import storage
 from cluster.errors import CorpusError, PlatformFault
-from corpus import delta, samples
+from corpus import delta, samples, text
 from corpus.delta import FilePart
 from corpus.hashing import ranges
 
@@ -27,6 +27,8 @@ SAMPLES, ITEMS, STATISTICS = "samples", "items", "statistics.json"
 ITEMS_SCHEMA = pa.schema([("item_index", pa.int64()), ("domain", pa.string()), ("item_id", pa.string()), ("title", pa.string())])
 PARTITION = ("source", "split")
 SAMPLES_SCHEMA = pa.schema([*samples.SCHEMA, *((name, pa.string()) for name in PARTITION)])
+TABLE_SCHEMA = pa.schema([*SAMPLES_SCHEMA, text.SCHEMA.field("text")])
+"""What Delta is told. A file has the columns that its rows need: those of samples, or of windows of text; a reader finds null for the others."""
 
 FILE_ROWS = 1 << 18
 """Rows of a file of samples, at most, on average."""
@@ -109,7 +111,8 @@ class Corpus:
 
 
 def read_rows(stream: Stream, start: int, stop: int) -> pa.Table:
-    """Rows start .. stop - 1 of a stream, with its source and split as columns; reads only the row groups that they are in.
+    """Rows start .. stop - 1 of a stream, with its source and split as columns; reads only the row groups that they are in. Windows of text have the
+    column `text` too, and null in the others.
 
     Raises CorpusError naming a file that is missing or fails its checksums; ValueError if the stream has no such rows.
     """
@@ -121,7 +124,7 @@ def read_rows(stream: Stream, start: int, stop: int) -> pa.Table:
         if low < high:
             found.append(_read(file.path, low, high))
         first += file.rows
-    rows = pa.concat_tables(found)
+    rows = pa.concat_tables(found, promote_options="default")
     for name, value in zip(PARTITION, (stream.source, stream.split), strict=True):
         rows = rows.append_column(name, pa.repeat(pa.scalar(value), rows.num_rows))
     return rows

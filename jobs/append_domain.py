@@ -2,6 +2,8 @@
 
     python jobs/append_domain.py jobs/recipes/amazon.yaml --data.root data/more --data.domains Books --corpus out/corpus
 
+    python jobs/append_domain.py --text plain.txt --corpus out/corpus      a file of plain text, for replay (schedule.replay_share)
+
 `data.domains` names what is appended; with `--held-out`, `data.held_out` does. Rows of earlier versions are never rewritten. The same line again
 changes nothing, nor do rows that the corpus has already. Running jobs below `storage` take the new version up by themselves and say where.
 """
@@ -22,8 +24,9 @@ TIMEOUT_S = 60.0
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
-    """`--held-out`."""
+    """`--held-out` and `--text`."""
     parser.add_argument("--held-out", action="store_true", help="append data.held_out, kept out of pre-training, instead of data.domains")
+    parser.add_argument("--text", metavar="FILE", help="append a file of plain text (path or s3://) as source text/<name>, instead of behaviours")
 
 
 def job(recipe: Recipe, options: argparse.Namespace) -> None:
@@ -33,7 +36,10 @@ def job(recipe: Recipe, options: argparse.Namespace) -> None:
     def say(line: str) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    corpus = append.prepare(recipe.data, recipe.simulate, recipe.seed, recipe.corpus, say, held_out=options.held_out)
+    if options.text:
+        corpus = append.append_text(options.text, recipe.corpus, say)
+    else:
+        corpus = append.prepare(recipe.data, recipe.simulate, recipe.seed, recipe.corpus, say, held_out=options.held_out)
     console.print(statistics.table(corpus.statistics()))
     say(f"corpus version {corpus.version} at {corpus.uri}")
     told = mailbox.announce(absolute(recipe.storage), corpus.uri, TIMEOUT_S)

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from corpus import append, build
+from cprec.resolve import load
 from tests.integration import jobs
 
 TESTS = Path(__file__).resolve().parent
@@ -29,15 +31,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the small recipe, for all tests that only add runs to it."""
+    """A folder with the small recipe, and a corpus with a text that is replayed, for all tests that only add runs to it."""
     place = tmp_path_factory.mktemp("small")
-    jobs.recipe(place)
+    (place / "days.txt").write_text(" ".join(f"On day {day} the wind came from the {('north', 'west')[day % 2]}." for day in range(600)))
+    schedule = {"lr_max": 1e-3, "segment_samples": 512, "replay_share": 0.1}
+    recipe = load(str(jobs.recipe(place, schedule=schedule, evaluate={"text": "jobs/recipes/demo.txt"})))
+    build.prepare(recipe.data, recipe.simulate, recipe.seed, recipe.corpus, print)
+    append.append_text(str(place / "days.txt"), recipe.corpus, print)
     return place
 
 
 @pytest.fixture(scope="session")
 def whole(place: Path) -> Path:
-    """The small run without a fault, started with no corpus and no base there. Returns its folder."""
+    """The small run without a fault, started with no base there. Returns its folder."""
     done = jobs.run("cpt", place / "recipe.yaml")
     assert re.search(r"audit: (\d[\d,]*) planned, 0 missing, 0 repeated", done.stdout)
     return place / "runs" / "small"

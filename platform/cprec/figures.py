@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from cprec.schedule.wsa import WSA
+from cprec.train.record import PERPLEXITY
 
 Record = Mapping[str, Any]
 Floats = NDArray[np.float64]
@@ -30,10 +31,12 @@ def trained(trace: Sequence[Record]) -> list[Record]:
 
 def schedule(steps: Sequence[Record], events: Sequence[Record], wsa: WSA | None) -> str:
     """The schedule picture, over samples seen: the rate as planned and as trained, phases shaded, domains that joined and restarts marked; below,
-    the sources of each step as a stacked band. steps: as `trained` gives them; wsa: the plan's, None where it is not known."""
+    the sources of each step as a stacked band, and the perplexity of the text where it was measured. steps: as `trained` gives them; wsa: the plan's,
+    None where it is not known."""
+    measured = perplexities(events)
 
     def draw(figure: Figure) -> None:
-        rate, band = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+        rate, band, *forgetting = figure.subplots(3 if measured else 2, 1, sharex=True, height_ratios=(3, 2, 2)[: 3 if measured else 2])
         if wsa is not None and wsa.annealing_end:
             ahead = np.unique(np.linspace(0, wsa.annealing_end, POINTS).astype(int))
             rate.plot(ahead, [wsa.rate(int(s)) for s in ahead], color=PALE, linestyle="--", label="planned")
@@ -44,8 +47,16 @@ def schedule(steps: Sequence[Record], events: Sequence[Record], wsa: WSA | None)
         _mark(rate, events)
         _shade(rate, steps)
         _stack(band, steps)
+        for axes in forgetting:
+            axes.plot(*zip(*measured, strict=True), color=INK, marker=".")
+            axes.set_ylabel("perplexity of text")
 
-    return _svg(draw, "schedule", height=4.4)
+    return _svg(draw, "schedule", height=6.0 if measured else 4.4)
+
+
+def perplexities(events: Sequence[Record]) -> list[tuple[int, float]]:
+    """(samples, perplexity of the text), in order; what was measured again after a restart counts once."""
+    return sorted({int(e["samples"]): float(e["perplexity"]) for e in events if e["event"] == PERPLEXITY}.items())
 
 
 def loss(steps: Sequence[Record]) -> str:

@@ -9,8 +9,8 @@ from typing import Any
 
 from cluster.errors import PlatformFault, RecipeError, UserError
 from cluster.session import session
-from cluster.storage import absolute, exists, join, write_text
-from corpus import build
+from cluster.storage import absolute, exists, join, sha256, write_text
+from corpus import build, text
 from corpus.table import SAMPLES, Corpus
 from cprec import report
 from cprec.model import backbone
@@ -61,18 +61,24 @@ def open_corpus(recipe: Recipe, say: Say) -> Corpus:
 
 
 def describe_plan(recipe: Recipe, plan: Plan) -> str:
-    """The plan in one line for people."""
-    wsa, batch = plan.wsa, recipe.train.global_batch
+    """The plan in one line for people; a second one where text is replayed."""
+    wsa, batch, share = plan.wsa, recipe.train.global_batch, recipe.schedule.replay_share
     steps = sum(-(-(era.stop - era.start) // batch) for era in plan.eras)
-    return (
+    said = (
         f"plan: W = {wsa.warmup_end:,}, S = {wsa.stable_end:,}, A = {wsa.annealing_end:,} samples; {steps:,} steps of {batch}; "
         f"{wsa.mode}, rates {wsa.lr_min:g} to {wsa.lr_max:g}"
     )
+    if not (share and wsa.stable_end):
+        return said
+    replayed = sum(n for (source, _), n in plan.counts(0, wsa.stable_end).items() if source.startswith(text.TEXT))
+    short = "" if replayed >= int(share * wsa.stable_end) else f"; all that the corpus's texts have left, less than the {share:.1%} asked for"
+    return f"{said}\nreplay: {replayed:,} windows of text, {replayed / wsa.stable_end:.1%} of the samples up to S{short}"
 
 
 def preview(recipe: Recipe, say: Say) -> None:
     """Check the inputs of a run and say what it would train, without writing anything but a missing corpus of simulated shoppers."""
     plan = trunk.begin(recipe, open_corpus(recipe, say)).plan
+    plain_text(recipe)
     say(describe_plan(recipe, plan))
     for (source, version), samples in sorted(plan.counts(0, plan.samples).items()):
         say(f"  {source} of corpus version {version}: {samples:,} samples")
@@ -101,6 +107,9 @@ def pretrain(recipe: Recipe, allow: Collection[str], say: Say) -> Result:
 
 def prepare(recipe: Recipe, run_uri: str, corpus: Corpus, say: Say) -> tuple[run.Job, Course, bool]:
     """The checked inputs of a run, its course, and whether that is new."""
+    plain = plain_text(recipe)
+    if plain and recipe.schedule.replay_share and sha256(plain.encode()) in {commit.metadata.get("text") for commit in corpus.commits}:
+        say(f"{recipe.evaluate.text} is also replayed: its perplexity tells what is learned of it, not what is forgotten")
     course, new = trunk.open_course(recipe, run_uri, corpus)
     base = bases.resolve(recipe, corpus, say)
     # Refuses a base without a usable tokenizer before any worker starts.
@@ -109,7 +118,12 @@ def prepare(recipe: Recipe, run_uri: str, corpus: Corpus, say: Say) -> tuple[run
         if recipe.train.inexact:
             raise RecipeError(f"{recipe.train.inexact}: samples share tokens only where prompts can be cut at titles, but {because}")
         say(f"prompts are tokenised one by one, which is slower: {because}")
-    return run.Job(recipe, run_uri, base, corpus), course, new
+    return run.Job(recipe, run_uri, base, corpus, plain), course, new
+
+
+def plain_text(recipe: Recipe) -> str | None:
+    """The text whose perplexity is measured; None where the recipe names none. Raises RecipeError for one that is not there."""
+    return None if recipe.evaluate.text is None else text.read(recipe.evaluate.text, "evaluate.text")
 
 
 def train(job: run.Job, plan: Plan, tracker: Tracker, say: Say) -> None:
@@ -122,10 +136,12 @@ def train(job: run.Job, plan: Plan, tracker: Tracker, say: Say) -> None:
         say(f"resuming {job.recipe.run} from {newest.samples:,} samples")
     progress, pictures = Progress(plan.samples, say), Pictures(job.run_uri, tracker, say)
 
-    def watch(rows: list[dict[str, Any]], waiting: bool) -> None:
-        progress.show(rows, waiting)
+    def watch(rows: list[dict[str, Any]], measured: list[dict[str, Any]], waiting: bool) -> None:
+        progress.show(rows, measured, waiting)
         for row in rows:
             tracker.metrics(measures(row), row["samples"])
+        for row in measured:
+            tracker.metrics({"perplexity": row["perplexity"]}, row["samples"])
         if rows:
             pictures.renew()
         tracker.flush()

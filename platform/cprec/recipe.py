@@ -55,6 +55,13 @@ class ScheduleSettings(Section):
     segment_samples: int = Field(8192, ge=1, description="samples of a segment, at most: what is streamed as one Ray Data execution")
     poll_samples: int = Field(8192, ge=1, description="samples after which the corpus is looked at for a new version, at the latest")
     hold_open: bool = Field(False, description="keep the stable phase open when it runs dry, waiting for new domains, until released")
+    replay_share: float = Field(
+        0.0,
+        ge=0.0,
+        lt=1.0,
+        description="share of the samples up to S that are windows of the corpus's texts (jobs/append_domain.py --text), trained with plain "
+        "next-token loss; a window has far more supervised tokens than an answer, so a small share weighs much; 0: none",
+    )
     rewarm: bool = Field(False, description="warm up again when a run goes on from a checkpoint")
 
     @model_validator(mode="after")
@@ -197,7 +204,9 @@ class EvaluateSettings(Section):
     max_users: int | None = Field(None, ge=1, description="cap on users, taken in the order of their sample ids")
     batch: int = Field(16, ge=1, description="samples scored in one forward pass")
     text: str | None = Field(
-        None, description="a file of plain text that has nothing to do with behaviours (path or s3://): its perplexity tells what a model forgot"
+        None,
+        description="a file of plain text that has nothing to do with behaviours (path or s3://): its perplexity tells what a model forgot; "
+        "measured before pre-training, at its checkpoints, and with each evaluation",
     )
     alpha: float = Field(0.05, gt=0, lt=1, description="level of the paired test")
 
@@ -248,3 +257,9 @@ class Recipe(Section):
     evaluate: EvaluateSettings = EvaluateSettings()
     gate: GateSettings = GateSettings()
     cluster: ClusterSettings = ClusterSettings()
+
+    @model_validator(mode="after")
+    def _shared_rows_hold_prompts(self) -> "Recipe":
+        if self.train.inexact and self.schedule.replay_share:
+            raise ValueError(f"{self.train.inexact}: not beside schedule.replay_share {self.schedule.replay_share:g}; windows of text share nothing")
+        return self

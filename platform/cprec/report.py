@@ -66,7 +66,7 @@ def render(
     steps = figures.trained(trace)
     return template.render(
         run=run,
-        summary=_summary(steps, audit),
+        summary=_summary(steps, audit, figures.perplexities(events)),
         figures=_figures(steps, events, wsa) if steps else [],
         audit=_audit_rows(audit),
         comparisons=comparisons,
@@ -75,7 +75,7 @@ def render(
     )
 
 
-def _summary(steps: Sequence[Record], audit: Record) -> list[str]:
+def _summary(steps: Sequence[Record], audit: Record, perplexities: Sequence[tuple[int, float]]) -> list[str]:
     if not steps:
         return ["no steps yet"]
     samples = steps[-1]["samples"] + steps[-1]["batch_samples"]
@@ -87,6 +87,8 @@ def _summary(steps: Sequence[Record], audit: Record) -> list[str]:
         f"{seconds / 60:.1f} min of steps",
         f"{tokens / seconds:,.0f} tokens/s",
     ]
+    if perplexities:
+        parts.append(f"perplexity of the text: {' → '.join(f'{value:.4g}' for _, value in (perplexities[0], perplexities[-1]))}")
     if audit:
         parts.append(f"audit: {audit['missing']} missing, {audit['repeated']} repeated")
     return parts

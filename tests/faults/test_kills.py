@@ -12,7 +12,9 @@ from typing import Any
 import psutil
 import pytest
 
+from cprec.figures import perplexities
 from cprec.train import checkpoint
+from cprec.train.record import PERPLEXITY
 from tests.integration import jobs
 
 
@@ -56,6 +58,7 @@ def test_whoever_is_killed_each_sample_is_trained_once(haunted: Path) -> None:
 
 def test_whoever_is_killed_the_run_goes_on_bit_for_bit(whole: Path, haunted: Path) -> None:
     assert history(haunted) == history(whole)
+    assert perplexities(told(haunted, PERPLEXITY)) == perplexities(told(whole, PERPLEXITY))
     ends = [checkpoint.load_trainer(str(max((folder / "checkpoints").iterdir()))) for folder in (whole, haunted)]
     assert all(bool((ends[0].weights[name] == tensor).all()) for name, tensor in ends[1].weights.items())
 

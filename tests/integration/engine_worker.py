@@ -41,13 +41,27 @@ def share(step: int, rank: int, world: int) -> Share:
     return Share(batch, rank, lengths, np.array(dealt[rank]), tuple(found[i] for i in dealt[rank]))
 
 
-def steps(engine: Engine, cut: Cut, first: int, last: int) -> list[float]:
+def text_loss(engine: Engine, cut: Cut) -> float:
+    """The loss of a batch that is not trained on, in evaluation mode."""
+    return engine.loss(micro_batches(share(99, dist.get_rank(), dist.get_world_size()), cut, END))
+
+
+def steps(engine: Engine, cut: Cut, first: int, last: int, measure: bool = False) -> list[float]:
     rank, world = dist.get_rank(), dist.get_world_size()
     losses = []
     for step in range(first, last):
+        if measure:
+            text_loss(engine, cut)
         mine = share(step, rank, world)
         losses.append(engine.step(micro_batches(mine, cut, END), mine.batch.supervised, RATE, 10 * step + rank).loss)
     return losses
+
+
+def loss_sum(network: torch.nn.Module, sample: Tokens) -> torch.Tensor:
+    """Sum of -log p over the supervised tokens of one sample, by PyTorch alone."""
+    ids = torch.from_numpy(sample.ids.astype(np.int64))[None]
+    logits = network(input_ids=ids).logits[0, sample.answer - 1 : -1]
+    return torch.nn.functional.cross_entropy(logits, ids[0, sample.answer :], reduction="sum")
 
 
 def plain() -> list[float]:
@@ -59,9 +73,7 @@ def plain() -> list[float]:
         found = samples(step)
         total = torch.zeros(())
         for s in found:
-            ids = torch.from_numpy(s.ids.astype(np.int64))[None]
-            logits = trained(input_ids=ids).logits[0, s.answer - 1 : -1]
-            total = total + torch.nn.functional.cross_entropy(logits, ids[0, s.answer :], reduction="sum")
+            total = total + loss_sum(trained, s)
         loss = total / sum(len(s.ids) - s.answer for s in found)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -71,10 +83,17 @@ def plain() -> list[float]:
     return losses
 
 
+def plain_text_loss() -> float:
+    """The loss of the same batch by PyTorch alone, in evaluation mode."""
+    found = model("lora", 0.1).eval()
+    with torch.no_grad():
+        return sum(float(loss_sum(found, s)) for s in samples(99))
+
+
 def main(folder: Path) -> None:
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
-    seen: dict[str, object] = {"plain": plain()}
+    seen: dict[str, object] = {"plain": plain(), "plain_text": plain_text_loss()}
     for kind in ("lora", "full"):
         for stage in range(4):
             # Every stage is packed at one number of workers and padded at the other: both are held against plain PyTorch and against each other.
@@ -83,6 +102,8 @@ def main(folder: Path) -> None:
             # Dropout where runs of equal size are compared bit for bit; none where they differ in size.
             dropout = 0.1 if world == 2 and kind == "lora" and stage == 1 else 0.0
             whole = Engine(model(kind, dropout), settings, "fp32")
+            # A loss that is measured before any step, and, of the resumed run alone, before every step: it must leave no trace.
+            text = text_loss(whole, cut)
             losses = steps(whole, cut, 0, HALF)
             place = folder / f"{kind}-{stage}"
             state = whole.gather()
@@ -92,10 +113,11 @@ def main(folder: Path) -> None:
             losses += steps(whole, cut, HALF, STEPS)
             resumed = Engine(model(kind, dropout), settings, "fp32")
             resumed.restore(checkpoint.load_trainer(str(place)))
-            again = steps(resumed, cut, HALF, STEPS)
+            again = steps(resumed, cut, HALF, STEPS, measure=True)
+            twice = [text_loss(whole, cut), text_loss(whole, cut)]
             ends = [engine.gather() for engine in (whole, resumed)]
             equal = all(torch.equal(ends[0].weights[n], ends[1].weights[n]) for n in ends[0].weights)
-            seen[f"{kind}-{stage}"] = {"whole": losses, "resumed": again, "bitwise": equal}
+            seen[f"{kind}-{stage}"] = {"whole": losses, "resumed": again, "bitwise": equal, "text": text, "twice": twice}
     if rank == 0:
         (folder / f"seen-{world}.json").write_text(json.dumps(seen))
     dist.barrier()

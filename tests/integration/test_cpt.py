@@ -10,6 +10,10 @@ import pytest
 from peft import AutoPeftModelForCausalLM
 
 from cluster.storage import join, names, read_bytes, read_text
+from corpus.text import read
+from cprec.evaluate.perplexity import perplexity
+from cprec.figures import perplexities
+from cprec.model import adapter, backbone
 from cprec.registry import Registry
 from cprec.resolve import load
 from cprec.schedule.plan import Plan
@@ -43,8 +47,39 @@ def test_the_audit_is_clean_and_the_events_tell_the_story(whole: Path) -> None:
     events = jobs.lines(whole / "events.jsonl")
     changes = [(e["from"], e["to"]) for e in events if e["event"] == "phase_changed"]
     assert changes == [("warmup", "stable"), ("stable", "annealing"), ("annealing", "done")]
+    assert next(e["samples"] for e in events if e["event"] == "perplexity_measured") == 0
     assert [events[0]["event"], events[1]["event"], events[-1]["event"]] == ["run_started", "corpus_version_adopted", "run_finished"]
     assert "report.html" in {p.name for p in whole.iterdir()}
+
+
+def test_text_is_replayed_up_to_s_and_audited(whole: Path) -> None:
+    planned = plan(whole)
+    text = json.loads((whole / "audit.json").read_text())["sources"]["text/days"]["1"]
+    assert text["planned"] == round(300 / 9) == planned.wsa.stable_end - 300
+    assert (text["trained"], text["missing"], text["repeated"]) == (text["planned"], 0, 0)
+    trace = jobs.lines(whole / "trace.jsonl")
+    assert sum(row["sources"].get("text/days", 0) for row in trace if row["phase"] == "stable") > 20
+    assert "text/days" in (whole / "report.html").read_text()
+
+
+def test_perplexity_is_measured_before_at_checkpoints_and_after(whole: Path, place: Path) -> None:
+    measured = perplexities(jobs.lines(whole / "events.jsonl"))
+    saved = [e["samples"] for e in jobs.lines(whole / "events.jsonl") if e["event"] == "checkpoint_saved"]
+    assert [samples for samples, _ in measured] == [0, *saved]
+    assert len({value for _, value in measured}) == len(measured)
+    recipe = load(str(place / "recipe.yaml"))
+    base = recipe.storage + "/bases/" + next(p.name for p in Path(recipe.storage, "bases").iterdir())
+    network, tokenizer = backbone.load(base, None, "fp32")
+    text = read("jobs/recipes/demo.txt", "evaluate.text")
+    assert perplexity(network, tokenizer, text, recipe.model.max_tokens) == pytest.approx(measured[0][1], rel=1e-4)
+    last = adapter.load(network, max((whole / "checkpoints").iterdir()) / "adapter")
+    assert perplexity(last, tokenizer, text, recipe.model.max_tokens) == pytest.approx(measured[-1][1], rel=1e-4)
+    assert "perplexity of the text: " in (whole / "report.html").read_text()
+    assert "perplexity of text" in (whole / "schedule.svg").read_text()
+    registry = Registry.of(recipe)
+    [run_id] = [v.run_id for v in registry.versions() if v.tags["run"] == str(whole)]
+    told = registry.client.get_metric_history(str(run_id), "perplexity")
+    assert [(m.step, m.value) for m in sorted(told, key=lambda m: m.step)] == measured
 
 
 def test_the_adapter_loads_with_peft(whole: Path) -> None:
@@ -59,7 +94,7 @@ def test_the_registered_version_knows_where_it_comes_from(whole: Path, place: Pa
     [version] = [v for v in registry.versions() if v.tags["run"] == str(whole)]
     newest = max((whole / "checkpoints").iterdir())
     assert version.tags["ledger_digest"] == checkpoint.ledger(str(newest)).fingerprint()
-    assert version.tags["corpus_version"] == "0"
+    assert version.tags["corpus_version"] == "1"
     assert {"base", "recipe_digest", "corpus_fingerprint"} <= set(version.tags)
     assert registry.alias("candidate") is not None
     run = registry.client.get_run(str(version.run_id))
@@ -93,6 +128,9 @@ def test_another_recipe_or_corpus_for_the_same_run_is_refused(
         ("cpt", ["--corpus-version", "7", "--run", "new"], "no version 7"),
         ("cpt", ["--data.domains", "Garden,Zoo", "--run", "zoo"], "no training samples of domain Zoo"),
         ("cpt", ["--model.base", "./nowhere", "--run", "base"], "no config.json in"),
+        ("cpt", ["--evaluate.text", "nowhere.txt", "--run", "mute"], "evaluate.text: nothing at nowhere.txt"),
+        ("append_domain", ["--text", "nowhere.txt"], "--text: nothing at nowhere.txt"),
+        ("cpt", ["--corpus-version", "0", "--run", "bare"], "jobs/append_domain.py --text"),
         ("cpt", ["--run", "../x"], "run: "),
         ("cpt", ["--run", "on", "--continue-from", "PLACE/runs/small/checkpoints/000000000001-0"], "never completed"),
         ("build_corpus", ["--data.format", "root", "--data.root", "nowhere", "--corpus", "PLACE/none"], "nowhere"),

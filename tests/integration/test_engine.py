@@ -17,7 +17,7 @@ WITHOUT_DROPOUT = [case for case in CASES if case != ("lora", 1)]
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
-    """What 2 workers saw, and then 1 worker that resumed the checkpoints of the 2."""
+    """What 2 workers saw, and then 1 worker that resumed the checkpoints of the 2. Resumed runs measure a text's loss before every step."""
     folder = tmp_path_factory.mktemp("engine")
     for world in (2, 1):
         command = [
@@ -41,11 +41,18 @@ def test_losses_are_those_of_plain_pytorch(seen: dict[int, Any], world: int, sta
     assert seen[world][f"lora-{stage}"]["whole"] == pytest.approx(seen[1]["plain"], abs=1e-5)
 
 
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("stage", range(4))
+def test_a_measured_loss_is_that_of_plain_pytorch_in_evaluation_mode(seen: dict[int, Any], world: int, stage: int) -> None:
+    assert seen[world][f"lora-{stage}"]["text"] == pytest.approx(seen[1]["plain_text"], rel=1e-6)
+
+
 @pytest.mark.parametrize(("kind", "stage"), CASES)
-def test_a_resumed_run_is_bitwise_the_uninterrupted_one(seen: dict[int, Any], kind: str, stage: int) -> None:
+def test_a_resumed_run_that_measures_is_bitwise_the_uninterrupted_one_that_does_not(seen: dict[int, Any], kind: str, stage: int) -> None:
     case = seen[2][f"{kind}-{stage}"]
     assert case["resumed"] == case["whole"][2:]
     assert case["bitwise"]
+    assert case["twice"][0] == case["twice"][1] != case["text"]  # no dropout, and the model has learned
 
 
 @pytest.mark.parametrize(("kind", "stage"), WITHOUT_DROPOUT)

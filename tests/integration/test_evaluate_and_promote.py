@@ -42,7 +42,7 @@ def recipe(place: Path) -> Recipe:
             "corpus": f"{place}/corpus",
             "data": {"root": f"{place}/shoppers", "format": "simulated", "domains": ["Apparel", "Books"], "held_out": ["Games"]},
             "simulate": {"users": 120, "items_per_domain": 40, "domains_per_user": 2, "interactions_per_domain": 8},
-            "tiny": {"hidden": 32, "layers": 1, "language_steps": 0},
+            "tiny": {"hidden": 32, "layers": 1, "language_steps": 60},
             "evaluate": {"max_users": 40},
         },
         "the test",
@@ -61,16 +61,22 @@ def registry(recipe: Recipe, corpus: Corpus, place: Path) -> Registry:
     tiny.build(corpus.titles(), recipe.tiny, recipe.seed, base)
     models = Registry.of(recipe)
     for seed in (1, 2):
-        network, _ = backbone.load(str(base), None, "fp32")
-        tuned = adapter.attach(network, recipe.model, seed)
-        weights = {name: torch.randn_like(weight) * 0.05 for name, weight in adapter.trainable(tuned).items()}
-        checkpoint = place / "runs" / "cpt" / "checkpoints" / f"{seed * 100:012d}-0"
-        adapter.save(tuned, weights, checkpoint / "adapter", str(base), None)
-        files = {path.relative_to(checkpoint).as_posix(): path.read_bytes() for path in checkpoint.rglob("*") if path.is_file()}
-        manifest = {"files": {name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()} for name, content in files.items()}}
-        (checkpoint / "manifest.json").write_text(json.dumps(manifest))
-        models.register(str(checkpoint), {"base": str(base)}, models.start(f"{place}/runs/cpt", "cpt"))
+        register(models, recipe, place, seed, 0.05)
     return models
+
+
+def register(models: Registry, recipe: Recipe, place: Path, seed: int, spread: float) -> int:
+    """Register a checkpoint with a random adapter. spread: standard deviation of its weights. Returns its version."""
+    base = str(place / "base")
+    network, _ = backbone.load(base, None, "fp32")
+    tuned = adapter.attach(network, recipe.model, seed)
+    weights = {name: torch.randn_like(weight) * spread for name, weight in adapter.trainable(tuned).items()}
+    checkpoint = place / "runs" / "cpt" / "checkpoints" / f"{seed * 100:012d}-0"
+    adapter.save(tuned, weights, checkpoint / "adapter", base, None)
+    files = {path.relative_to(checkpoint).as_posix(): path.read_bytes() for path in checkpoint.rglob("*") if path.is_file()}
+    manifest = {"files": {name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()} for name, content in files.items()}}
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    return models.register(str(checkpoint), {"base": base}, models.start(f"{place}/runs/cpt", "cpt"))
 
 
 @pytest.fixture
@@ -163,6 +169,32 @@ def test_the_gate_asks_for_candidates_as_answers(recipe: Recipe, registry: Regis
     champion = registry.alias("champion")
     assert champion is not None
     assert champion.number == 1
+
+
+def test_the_gate_refuses_a_candidate_that_forgot_its_language(recipe: Recipe, registry: Registry, events: Path, place: Path) -> None:
+    """The base was taught a little; what the new version adds to its weights at random is 1,600 times what version 2 adds."""
+    evaluate = {"max_users": 6, "text": "jobs/recipes/demo.txt"}
+    strict = recipe.model_copy(
+        update={"evaluate": recipe.evaluate.model_copy(update=evaluate), "gate": recipe.gate.model_copy(update={"max_forgetting": 1.0})}
+    )
+    champion = registry.alias("champion")
+    assert champion is not None
+    lost = register(registry, recipe, place, 3, 2.0)
+    registry.point("candidate", lost)
+    version, decision = promotion.promote(strict, registry, print)
+    assert (version, decision.promote) == (lost, False)
+    assert "gate.max_forgetting" in decision.reason
+    assert decision.numbers["forgetting"] > 1
+    after = registry.alias("champion")
+    assert after is not None
+    assert after.number == champion.number
+    registry.point("champion", 1)
+    registry.point("candidate", 2)
+    kept = promotion.promote(strict, registry, print)[1]
+    assert kept.numbers["forgetting"] < 1
+    assert "gate.max_forgetting" not in kept.reason
+    with pytest.raises(RecipeError, match=r"name a plain text with evaluate\.text"):
+        promotion.promote(strict.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"max_users": 6})}), registry, print)
 
 
 def test_a_ranking_for_a_person(recipe: Recipe, registry: Registry, corpus: Corpus, tmp_path: Path) -> None:

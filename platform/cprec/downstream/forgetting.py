@@ -4,9 +4,9 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from cluster.errors import RecipeError
 from cluster.session import session
-from cluster.storage import exists, join, read_bytes, read_text, sha256, write_text
+from cluster.storage import exists, join, read_text, sha256, write_text
+from corpus.text import read
 from cprec.downstream.scoring import Contender, perplexities
 from cprec.recipe import Recipe
 
@@ -23,14 +23,8 @@ def measure(recipe: Recipe, folder: str, models: Sequence[Contender], say: Calla
     readers = [model for model in models if not model.is_baseline]
     if uri is None or not readers:
         return {}
-    if not exists(uri):
-        raise RecipeError(f"evaluate.text: nothing at {uri}; give a file of plain text, or null")
-    content = read_bytes(uri)
-    try:
-        text = content.decode()
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"evaluate.text: {uri} is not UTF-8 ({error})") from None
-    inputs = {model.label: _inputs(recipe, model, sha256(content)) for model in readers}
+    text = read(uri, "evaluate.text")
+    inputs = {model.label: _inputs(recipe, model, sha256(text.encode())) for model in readers}
     found = {label: value for label in inputs if (value := _kept(join(folder, label, FILE), inputs[label])) is not None}
     if missing := [model for model in readers if model.label not in found]:
         say(f"perplexity of {uri}: {', '.join(model.label for model in missing)}")

@@ -26,7 +26,7 @@ class Domain:
         sources = {stream.source for stream in corpus.streams(split)}
         source = next((s for s in (f"downstream/{name}", f"domain/{name}") if s in sources), None)
         if source is None:
-            known = ", ".join(sorted(s.partition("/")[2] for s in sources if "/" in s)) or "none"
+            known = ", ".join(sorted(s.partition("/")[2] for s in sources if s.startswith(("downstream/", "domain/")))) or "none"
             raise CorpusError(f"{corpus.uri}, version {corpus.version}: domain {name} has no {split} samples; there are some of: {known}")
         items = corpus.items()
         here = np.flatnonzero(np.array(items["domain"].to_pylist()) == name)

@@ -9,24 +9,40 @@ from transformers import PreTrainedTokenizerBase
 
 from cluster.errors import RecipeError
 
+LARGEST = 700.0
+"""Mean loss, in nats, above which a perplexity is no more told apart: e to much more is no float."""
+
 
 @torch.inference_mode()
 def perplexity(model: Any, tokenizer: PreTrainedTokenizerBase, text: str, length: int) -> float:
     """exp of the mean loss per token over the whole text, in nats, cut into windows of `length` tokens, each of which begins anew.
 
-    The first token of a window has nothing before it and is not counted, unless the tokenizer opens texts with a token of its own. The model computes
-    on the device where it is, in evaluation mode. Raises RecipeError for a text of less than two tokens.
+    The model computes on the device where it is, in evaluation mode. Raises RecipeError for a text of less than two tokens.
+    """
+    total, count = 0.0, 0
+    for ids in windows(tokenizer, text, length):
+        window = torch.tensor([ids], device=model.device)
+        logits = model(input_ids=window, use_cache=False).logits[0, :-1].float()
+        total += float(F.cross_entropy(logits, window[0, 1:], reduction="sum"))
+        count += len(ids) - 1
+    return of(total, count)
+
+
+def windows(tokenizer: PreTrainedTokenizerBase, text: str, length: int, most: int | None = None) -> list[list[int]]:
+    """A text as windows of at most `length` tokens, each begun as the tokenizer begins texts; of its first `most` tokens only, if that is given.
+
+    The first token of a window has nothing before it and does not count; so no token is lost where the tokenizer opens texts with one of its own.
+    Windows without a token that counts are left out. Raises RecipeError for a text without any.
     """
     begin = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][:most]
     step = length - len(begin)
-    total, count = 0.0, 0
-    for at in range(0, len(ids), step):
-        window = torch.tensor([begin + ids[at : at + step]], device=model.device)
-        if window.shape[1] > 1:
-            logits = model(input_ids=window, use_cache=False).logits[0, :-1].float()
-            total += float(F.cross_entropy(logits, window[0, 1:], reduction="sum"))
-            count += window.shape[1] - 1
-    if not count:
+    found = [begin + ids[at : at + step] for at in range(0, len(ids), step)]
+    if not (counted := [window for window in found if len(window) > 1]):
         raise RecipeError(f"evaluate.text: a text of {len(ids)} token(s) has no perplexity; give a longer one")
-    return math.exp(total / count)
+    return counted
+
+
+def of(loss: float, tokens: int) -> float:
+    """The perplexity of a summed loss, in nats, over a number of tokens."""
+    return math.exp(min(loss / tokens, LARGEST))

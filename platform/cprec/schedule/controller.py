@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from cprec.schedule.plan import Era, Plan, Portion, batches
-from cprec.schedule.planning import adopt, anneal_now
+from cprec.schedule.planning import NO_REPLAY, Replay, adopt, anneal_now
 from cprec.schedule.wsa import WSA, Phase
 
 
@@ -82,12 +82,15 @@ class Controller:
         stable_start = last.start + -(-(self.plan.wsa.warmup_end - last.start) // self.batch) * self.batch
         return min(max(self.issued, last.start, stable_start), self.plan.wsa.stable_end)
 
-    def adopt(self, domain: Sequence[Portion], mixed: Sequence[Portion], cap: int | None) -> int:
-        """Let new samples join. Returns the position at which they do. Raises ValueError once the plan is closed."""
+    def adopt(self, domain: Sequence[Portion], mixed: Sequence[Portion], cap: int | None, replay: Replay = NO_REPLAY) -> int:
+        """Let new samples join. replay: with the texts that are left at `joins_at`. Returns the position at which they do.
+
+        Raises ValueError once the plan is closed.
+        """
         if not self.open:
             raise ValueError("annealing has begun; the run finishes as planned")
         at = self.joins_at()
-        self.plan = adopt(self.plan, at, domain, mixed, cap)
+        self.plan = adopt(self.plan, at, domain, mixed, cap, replay)
         return at
 
     def anneal(self) -> int:

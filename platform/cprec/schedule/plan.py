@@ -1,13 +1,14 @@
 """The plan: which sample is trained at which position, as a closed formula (docs/decisions/005-plan.md).
 
 A plan is a sequence of eras. An era deals its portions (rows of corpus streams) out evenly: after x of N positions a portion of n rows has
-given about x * n / N of them, so that no stretch is one domain, and after N exactly n. Every count is a floor of a product, so any position is
-computed on its own, in memory that depends on the number of portions alone, and the order depends on no worker, no clock and no restart.
+given about x * n / N of them, so that no stretch is one domain, and after N exactly n. Replayed text is spread over an era in the same way, beside
+them (docs/decisions/010-replay.md). Every count is a floor of a product, so any position is computed on its own, in memory that depends on the
+number of portions alone, and the order depends on no worker, no clock and no restart.
 Rows within a stream lie in the table in the order of a hash; the seed permutes their blocks.
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,44 +37,50 @@ class Era:
     """Positions start..stop of the plan, dealt out of fixed portions. A new era begins where the corpus gains samples or the phase changes source.
 
     stop may lie before the portions' end: what they have left then goes into the next era, or is beyond the run's cap.
+    replayed: portions of text that are spread over the first `spread` positions, all of their rows, between the samples of the others.
     """
 
     start: int
     stop: int
     portions: tuple[Portion, ...]
     seed: int
+    replayed: tuple[Portion, ...] = ()
+    spread: int = 0
 
     def __post_init__(self) -> None:
-        if any(p.count < 0 for p in self.portions) or self.count > MAX_SAMPLES:
-            raise ValueError(f"an era holds at most {MAX_SAMPLES:,} samples and no negative portion, got {self.count:,}")
-        if not self.start <= self.stop <= self.start + self.count:
-            raise ValueError(f"an era of {self.count} samples from {self.start} cannot end at {self.stop}")
+        text, most = sum(p.count for p in self.replayed), self.spread if self.replayed else self.count
+        if any(p.count < 0 for p in self.members) or self.count + text > MAX_SAMPLES:
+            raise ValueError(f"an era holds at most {MAX_SAMPLES:,} samples and no negative portion, got {self.count + text:,}")
+        if not (self.start <= self.stop <= self.start + most and text <= most <= self.count + text):
+            raise ValueError(f"an era of {self.count} samples and {text} of text from {self.start}, spread over {most}, cannot end at {self.stop}")
 
     @property
     def count(self) -> int:
-        """Samples of all portions, those after `stop` included."""
+        """Samples of all portions but the replayed, those after `stop` included."""
         return sum(p.count for p in self.portions)
 
+    @property
+    def members(self) -> tuple[Portion, ...]:
+        """All portions, the replayed last: what `dealt` and `order` number."""
+        return (*self.portions, *self.replayed)
+
     def dealt(self, positions: np.ndarray) -> np.ndarray:
-        """Rows that each portion has given before each position. positions: [n] int64 in start..stop; returns [portions, n] int64.
+        """Rows that each portion has given before each position. positions: [n] int64 in start..stop; returns [members, n] int64.
 
         Portion by portion, of the positions that the earlier ones leave: c = floor((left * n + offset) / total left). Each c grows by 0 or 1
-        per position, they add up to the position, and at the end c = n, because offset < total.
+        per position, they add up to the position, and at the end c = n, because offset < total. The replayed come first, out of `spread`.
         """
-        left = positions - self.start
-        total = self.count
-        dealt = np.zeros((len(self.portions), len(positions)), dtype=np.int64)
-        for i, portion in enumerate(self.portions):
-            if total == 0:
-                break
-            offset = _hash(self.seed, self.start, i) % total
-            dealt[i] = (left * portion.count + offset) // total
-            left = left - dealt[i]
-            total -= portion.count
-        return dealt
+        offsets = [_hash(self.seed, self.start, i) for i in range(len(self.members))]
+        own = len(self.portions)
+        replayed = _dealt(positions - self.start, self.replayed, self.spread, offsets[own:])
+        return np.concatenate([_dealt(positions - self.start - replayed.sum(axis=0), self.portions, self.count, offsets[:own]), replayed])
+
+    def text_by(self, position: int) -> int:
+        """Samples of replayed text before a position."""
+        return int(self.dealt(np.array([position], dtype=np.int64))[len(self.portions) :].sum())
 
     def order(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """The samples at positions start..stop: (portion, row), both [stop - start] int64; rows count in the stream's permuted order.
+        """The samples at positions start..stop: (member, row), both [stop - start] int64; rows count in the stream's permuted order.
 
         Raises ValueError for positions outside of the era.
         """
@@ -81,18 +88,30 @@ class Era:
             raise ValueError(f"positions {start}..{stop} are outside of the era {self.start}..{self.stop}")
         dealt = self.dealt(np.arange(start, stop + 1, dtype=np.int64))
         portion = np.argmax(np.diff(dealt, axis=1), axis=0) if stop > start else np.zeros(0, dtype=np.int64)
-        first = np.array([p.first for p in self.portions], dtype=np.int64)
+        first = np.array([p.first for p in self.members], dtype=np.int64)
         return portion, first[portion] + dealt[portion, np.arange(stop - start)]
 
     def left(self, position: int) -> tuple[Portion, ...]:
-        """What the portions have left from a position on, beyond `stop` too; empty ones are left out."""
-        dealt = self.dealt(np.array([position], dtype=np.int64))[:, 0].tolist()
+        """What the portions have left from a position on, beyond `stop` too; empty ones are left out, and the replayed: they are spread anew."""
+        dealt = self.dealt(np.array([position], dtype=np.int64))[: len(self.portions), 0].tolist()
         rest = (Portion(p.source, p.version, p.first + d, p.count - d) for p, d in zip(self.portions, dealt, strict=True))
         return tuple(p for p in rest if p.count)
 
     def until(self, stop: int) -> "Era":
         """The same era, ending earlier; what it deals before is unchanged."""
-        return Era(self.start, stop, self.portions, self.seed)
+        return replace(self, stop=stop)
+
+
+def _dealt(left: np.ndarray, portions: tuple[Portion, ...], total: int, offsets: list[int]) -> np.ndarray:
+    """Rows that each of some portions has given after some of `total` positions. left: [n] int64; returns [portions, n] int64."""
+    dealt = np.zeros((len(portions), len(left)), dtype=np.int64)
+    for i, (portion, offset) in enumerate(zip(portions, offsets, strict=True)):
+        if total == 0:
+            break
+        dealt[i] = (left * portion.count + offset % total) // total
+        left = left - dealt[i]
+        total -= portion.count
+    return dealt
 
 
 @dataclass(frozen=True)
@@ -137,13 +156,13 @@ class Plan:
         raise ValueError(f"position {position} is outside of the plan, 0..{self.samples - 1}")
 
     def counts(self, start: int, stop: int) -> dict[tuple[str, int], int]:
-        """Samples between two positions by (source, corpus version)."""
+        """Samples between two positions by (source, corpus version), replayed text included."""
         counts: dict[tuple[str, int], int] = {}
         for era in self.eras:
             low, high = max(start, era.start), min(stop, era.stop)
             if low < high:
                 dealt = era.dealt(np.array([low, high], dtype=np.int64))
-                for portion, given in zip(era.portions, np.diff(dealt, axis=1)[:, 0].tolist(), strict=True):
+                for portion, given in zip(era.members, np.diff(dealt, axis=1)[:, 0].tolist(), strict=True):
                     if given:
                         key = (portion.source, portion.version)
                         counts[key] = counts.get(key, 0) + given
@@ -163,7 +182,7 @@ class Plan:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Plan":
         """The plan of `to_json`."""
-        eras = tuple(Era(e["start"], e["stop"], _portions(e["portions"]), e["seed"]) for e in values["eras"])
+        eras = tuple(Era(**{**e, "portions": _portions(e["portions"]), "replayed": _portions(e.get("replayed", []))}) for e in values["eras"])
         return cls(eras, WSA(**{**values["wsa"], "mode": Mode(values["wsa"]["mode"])}), _portions(values["inherited"]))
 
 

@@ -20,10 +20,11 @@ from corpus.table import Corpus, Stream, read_rows
 from cprec.schedule.controller import Segment
 from cprec.schedule.ledger import ids_digest
 from cprec.schedule.plan import Era, permuted
+from cprec.stream import texts
 from cprec.stream.shares import GlobalBatch, Share, deal
 from cprec.stream.sharing import NOTHING, Laid, Sharing, lay
 from cprec.stream.titles import ByTokenizer, Stitcher, TitleTokens, words_of
-from cprec.stream.tokens import Encoder, Tokens
+from cprec.stream.tokens import Encoder, Tokenizer, Tokens
 
 SAMPLES_PER_TASK = 512
 """Samples that one read task renders: enough to outweigh its start, few enough that the first share comes soon."""
@@ -56,9 +57,16 @@ class Text:
         words = ray.get(self.words)
         if isinstance(words, TitleTokens):
             return Stitcher(words, self.max_tokens)
+        return ByTokenizer(words, Encoder(self._tokenizer(), self.max_tokens))
+
+    def tokens(self, rows: pa.Table) -> list[Tokens]:
+        """Tokens of corpus rows, of prompts and windows of text alike."""
+        return texts.samples(rows, self.encoder(), self._tokenizer, self.max_tokens)
+
+    def _tokenizer(self) -> Tokenizer:
         from cprec.model.backbone import tokenizer
 
-        return ByTokenizer(words, Encoder(tokenizer(self.base, self.revision), self.max_tokens))
+        return tokenizer(self.base, self.revision)
 
     def groups(self, rows: pa.Table, tokens: Sequence[Tokens]) -> list[Laid] | None:
         """The samples of a global batch in groups that share tokens; None where samples share nothing. tokens: of the rows, from `encoder`."""
@@ -134,7 +142,7 @@ class _Reader:
     def __call__(self) -> Iterable[pa.Table]:
         start, stop = self.batches[0][0], self.batches[-1][1]
         rows = read_positions(self.era, self.streams, start, stop)
-        tokens = self.text.encoder().samples(rows)
+        tokens = self.text.tokens(rows)
         ids = rows["sample_id"].to_numpy().view(np.uint64)
         sources = rows["source"].to_pylist()
         out: list[dict[str, Any]] = []
@@ -173,18 +181,21 @@ SHARED_SCHEMA = pa.schema(
 
 
 def read_positions(era: Era, streams: Streams, start: int, stop: int) -> pa.Table:
-    """The corpus rows at positions start..stop of the plan, in its order. Reads runs of neighbouring rows, not single ones."""
+    """The corpus rows at positions start..stop of the plan, in its order, with a column `text` if there are windows of text among them.
+
+    Reads runs of neighbouring rows, not single ones.
+    """
     portion, row = era.order(start, stop)
     tables, places = [], []
     for index in np.unique(portion).tolist():
         at = np.flatnonzero(portion == index)
-        key = (era.portions[index].source, era.portions[index].version)
+        key = (era.members[index].source, era.members[index].version)
         stream = streams[key]
         wanted = permuted(row[at], stream.rows, era.seed, *key)
         for run in np.split(np.arange(len(wanted)), np.flatnonzero(np.diff(wanted) != 1) + 1):
             tables.append(read_rows(stream, int(wanted[run[0]]), int(wanted[run[-1]]) + 1))
             places.append(at[run])
-    return pa.concat_tables(tables).take(pa.array(np.argsort(np.concatenate(places))))
+    return pa.concat_tables(tables, promote_options="default").take(pa.array(np.argsort(np.concatenate(places))))
 
 
 def to_rows(

@@ -29,6 +29,11 @@ class Tokens:
     dropped: int
 
 
+def begin_of(tokenizer: Tokenizer) -> list[int]:
+    """The token with which a tokenizer opens a text, if it has one."""
+    return [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
+
+
 class Encoder:
     """Titles to tokens with one tokenizer, never longer than max_tokens.
 
@@ -41,7 +46,7 @@ class Encoder:
             raise RecipeError("model.base: its tokenizer has no end token (eos); an answer could not end")
         self._tokenizer = tokenizer
         self._max_tokens = max_tokens
-        self.begin = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
+        self.begin = begin_of(tokenizer)
         self.end = int(tokenizer.eos_token_id)
         self._space = self._joint()
 

@@ -19,8 +19,8 @@ from cprec.schedule.plan import Plan
 from cprec.stream import segments
 from cprec.stream.sharing import Sharing
 from cprec.train.mailbox import Desk, Owner, Verb
-from cprec.train.record import EVENTS, TRACE, Lines, event
-from cprec.train.trunk import Course, portions
+from cprec.train.record import EVENTS, PERPLEXITY, TRACE, Lines, event
+from cprec.train.trunk import Course, portions, replay
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class Group:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the shell needs of the recipe. batch, segment, poll: samples; cap: domain-specific samples at most; max_tokens: of a prompt;
-    sharing: what samples share."""
+    """What the shell needs of the recipe. batch, segment, poll: samples; cap: domain-specific samples at most; replay_share: of text up
+    to S; max_tokens: of a prompt; sharing: what samples share."""
 
     run: str
     run_uri: str
@@ -57,6 +57,7 @@ class Settings:
     segment: int
     poll: int
     cap: int | None
+    replay_share: float
 
 
 class ControllerShell:
@@ -72,6 +73,7 @@ class ControllerShell:
         self._controller = self._fresh(0)
         self._events, self._trace = Lines(join(settings.run_uri, EVENTS)), Lines(join(settings.run_uri, TRACE))
         self._rows: list[dict[str, Any]] = self._trace.read()
+        self._measured = [row for row in self._events.read() if row["event"] == PERPLEXITY]
         self._group: Group | None = None
         self._iterators: dict[int, tuple[Segment, list[DataIterator]]] = {}
         self._desk = Desk(settings.run_uri, owner)
@@ -140,6 +142,12 @@ class ControllerShell:
         self._advance(row["samples"] + row["batch_samples"])
         return self._stopping
 
+    def measured(self, samples: int, perplexity: float) -> None:
+        """The perplexity of the plain text as the model stands after a number of samples."""
+        self._measured.append(event(PERPLEXITY, samples, perplexity=perplexity))
+        self._events.add(self._measured[-1])
+        self._events.flush()
+
     def saving(self) -> Plan:
         """A checkpoint is about to be completed: the trace up to it is made durable first, because a run that resumes there never traces it again.
 
@@ -154,10 +162,13 @@ class ControllerShell:
 
     # -- for the driver
 
-    def progress(self, since: int) -> tuple[list[dict[str, Any]], bool]:
-        """Trace rows from index `since` on, and whether the run waits for new samples. The driver's asking is the controller's pulse."""
+    def progress(self, since: int, measured: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]], bool]:
+        """Trace rows from index `since` on, perplexities (events) from index `measured` on, and whether the run waits for new samples.
+
+        The driver's asking is the controller's pulse.
+        """
         self.beat()
-        return self._rows[since:], self._waiting
+        return self._rows[since:], self._measured[measured:], self._waiting
 
     def stop(self) -> None:
         """Let the workers save a checkpoint after the step that they are in, and end."""
@@ -212,20 +223,21 @@ class ControllerShell:
         corpus = Corpus.open(self._settings.corpus)
         if corpus.version <= self._course.version:
             return None
-        domain, mixed = self._course.gained(corpus)
+        domain, mixed, texts = self._course.gained(corpus)
         if not self._controller.open:
             return f"does not take up corpus version {corpus.version}: it is {self._controller.phase}, and {self._closed_says()}"
         before = self._controller.plan
-        if not domain and not mixed:
+        if not (domain or mixed or (texts and self._settings.replay_share)):
             self._change(replace(self._course, version=corpus.version))
             return f"has nothing to train of corpus version {corpus.version}"
         self._read(corpus)
         # Planned, written, then in force: a crash in between repeats the same decision from the same plan.
         at = self._controller.joins_at()
-        self._controller.adopt(portions(domain), portions(mixed), self._settings.cap)
+        again = replay(self._settings.replay_share, corpus, before.consumed(at))
+        self._controller.adopt(portions(domain), portions(mixed), self._settings.cap, again)
         plan = self._controller.plan
         self._change(self._course.adopted(corpus, plan, domain))
-        gained = {s.source: s.rows for s in (*domain, *mixed)}
+        gained = {s.source: s.rows for s in (*domain, *mixed, *(texts if self._settings.replay_share else ()))}
         wsa = plan.wsa
         self._note(
             "corpus_version_adopted",

@@ -145,6 +145,22 @@ class Engine:
         loss_sum, stops = total.tolist()
         return StepResult(loss_sum / supervised, float("nan") if norm is None else float(norm), stops > 0)
 
+    @torch.no_grad()
+    def loss(self, micro_batches: Sequence[MicroBatch]) -> float:
+        """Sum of -log p over the supervised tokens of all workers' micro-batches, in evaluation mode. Changes nothing that a step depends on.
+
+        Collective, with equally many micro-batches on every worker: under ZeRO 3 a forward pass gathers the weights from all of them.
+        """
+        modes = [(module, module.training) for module in self._engine.modules()]
+        self._engine.eval()
+        total = torch.zeros(1, dtype=torch.float64, device=self.device)
+        for micro_batch in micro_batches:
+            total += self._loss_sum(micro_batch)
+        for module, mode in modes:
+            module.training = mode
+        dist.all_reduce(total)
+        return float(total)
+
     def _loss_sum(self, batch: MicroBatch) -> torch.Tensor:
         """Sum of -log p over the supervised tokens; logits are computed for those alone."""
         ids, targets = self._sent(batch.ids), self._sent(batch.targets)

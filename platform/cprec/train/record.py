@@ -14,6 +14,9 @@ from cluster.storage import exists, is_remote, join, read_text, write_text
 
 EVENTS, TRACE, PLAN, AUDIT, RESOLVED = "events.jsonl", "trace.jsonl", "plan.json", "audit.json", "resolved.yaml"
 
+PERPLEXITY = "perplexity_measured"
+"""The event of a measured perplexity of evaluate.text: {"perplexity"}, of the model after `samples` samples."""
+
 
 class Lines:
     """A file of JSON lines with one writer. `flush` makes durable what was added; a last line that a crash cut short is dropped at opening."""

@@ -29,22 +29,26 @@ from cprec.train.audit import audit
 from cprec.train.mailbox import Owner
 from cprec.train.record import TRACE, read_lines
 
-Watch = Callable[[list[dict[str, Any]], bool], None]
-"""Told now and then, on the driver, of new trace rows, and whether the run waits for new samples."""
+Watch = Callable[[list[dict[str, Any]], list[dict[str, Any]], bool], None]
+"""Told now and then, on the driver, of new trace rows and perplexities (events), and whether the run waits for new samples."""
 
 Say = Callable[[str], None]
 
 POLL_S = 1.0
 
+TEXT_CHARACTERS = 1 << 19
+"""Of the text whose perplexity is measured, what is sent to the workers: more than the tokens that they measure (train.monitor)."""
+
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that a training run needs, checked. base: what workers load."""
+    """Everything that a training run needs, checked. base: what workers load; text: whose perplexity is measured on the way."""
 
     recipe: Recipe
     run_uri: str
     base: str
     corpus: Corpus
+    text: str | None = None
 
 
 def fit(job: Job, watch: Watch, say: Say) -> None:
@@ -67,11 +71,18 @@ def fit(job: Job, watch: Watch, say: Say) -> None:
         segment=schedule.segment_samples,
         poll=schedule.poll_samples,
         cap=train.max_samples,
+        replay_share=schedule.replay_share,
     )
     controller = actor.start(settings, Owner.me())
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"recipe": json.loads(recipe.model_dump_json()), "run_uri": job.run_uri, "base": job.base, "controller": controller},
+        train_loop_config={
+            "recipe": json.loads(recipe.model_dump_json()),
+            "run_uri": job.run_uri,
+            "base": job.base,
+            "controller": controller,
+            "text": None if job.text is None else job.text[:TEXT_CHARACTERS],
+        },
         scaling_config=ScalingConfig(
             num_workers=recipe.workers,
             use_gpu=recipe.train.gpus_per_worker > 0,
@@ -118,7 +129,7 @@ def _follow(trainer: TorchTrainer, controller: Any, watch: Watch, say: Say) -> N
 
     training = threading.Thread(target=train, daemon=True)
     training.start()
-    seen, stopping = 0, False
+    seen, stopping = (0, 0), False
     with _interrupts() as interrupted:
         while training.is_alive():
             training.join(POLL_S)
@@ -126,7 +137,7 @@ def _follow(trainer: TorchTrainer, controller: Any, watch: Watch, say: Say) -> N
                 stopping = True
                 controller.stop.remote()
                 say("interrupted: saving a checkpoint; once more ends at once")
-            seen += _show(controller, seen, watch)
+            seen = _show(controller, seen, watch)
     _show(controller, seen, watch)
     if failures:
         raise failures[0]
@@ -134,14 +145,14 @@ def _follow(trainer: TorchTrainer, controller: Any, watch: Watch, say: Say) -> N
         raise KeyboardInterrupt
 
 
-def _show(controller: Any, seen: int, watch: Watch) -> int:
-    """Show the trace rows that were not seen yet. Returns their number."""
+def _show(controller: Any, seen: tuple[int, int], watch: Watch) -> tuple[int, int]:
+    """Show the trace rows and perplexities that were not seen yet. seen: their numbers; returns these as they are now."""
     try:
-        rows, waiting = ray.get(controller.progress.remote(seen), timeout=30)
+        rows, measured, waiting = ray.get(controller.progress.remote(*seen), timeout=30)
     except ray.exceptions.RayError:
-        return 0  # it is being started again, or over; what it knew is on storage
-    watch(rows, waiting)
-    return len(rows)
+        return seen  # it is being started again, or over; what it knew is on storage
+    watch(rows, measured, waiting)
+    return seen[0] + len(rows), seen[1] + len(measured)
 
 
 @contextmanager

@@ -6,16 +6,17 @@ from typing import Any
 
 from cluster.errors import CorpusError, RunError
 from cluster.storage import exists, join, read_text, write_text
+from corpus.samples import MIXED
 from corpus.table import Corpus, Stream
+from corpus.text import TEXT
 from cprec.recipe import Recipe
 from cprec.schedule import planning
 from cprec.schedule.plan import Plan, Portion
-from cprec.schedule.planning import Rules
+from cprec.schedule.planning import Replay, Rules
 from cprec.schedule.wsa import Mode
 from cprec.train import checkpoint
 from cprec.train.record import PLAN
 
-MIXED = "mixed"
 DOMAIN = "domain/"
 
 
@@ -47,11 +48,11 @@ class Course:
         texts = {name: tuple(values[name]) for name in ("domains", "passed_over")}
         return cls(**{**values, **texts, "plan": Plan.from_json(values["plan"])})
 
-    def gained(self, corpus: Corpus) -> tuple[list[Stream], list[Stream]]:
-        """Streams of later corpus versions that this run would take up: (domain-specific, mixed)."""
+    def gained(self, corpus: Corpus) -> tuple[list[Stream], list[Stream], list[Stream]]:
+        """Streams of later corpus versions that this run would take up: (domain-specific, mixed, text to replay)."""
         later = [s for s in corpus.streams() if s.version > self.version]
         domain = [s for s in later if s.source.startswith(DOMAIN) and s.source.removeprefix(DOMAIN) not in self.passed_over]
-        return domain, [s for s in later if s.source == MIXED]
+        return domain, [s for s in later if s.source == MIXED], [s for s in later if s.source.startswith(TEXT)]
 
     def adopted(self, corpus: Corpus, plan: Plan, domain: list[Stream]) -> "Course":
         """The course after a later corpus version was adopted into the plan."""
@@ -70,6 +71,23 @@ def portions(streams: list[Stream], consumed: dict[tuple[str, int], int] | None 
     used = consumed or {}
     firsts = [(s, used.get((s.source, s.version), 0)) for s in streams]
     return [Portion(s.source, s.version, first, s.rows - first) for s, first in firsts if first < s.rows]
+
+
+def replay(share: float, corpus: Corpus, consumed: tuple[Portion, ...]) -> Replay:
+    """What a run replays: the share, and all texts of the corpus less what is consumed."""
+    rows = {(p.source, p.version): p.count for p in consumed}
+    return Replay(share, tuple(portions([s for s in corpus.streams() if s.source.startswith(TEXT)], rows)))
+
+
+def _replay(recipe: Recipe, corpus: Corpus, consumed: tuple[Portion, ...] = ()) -> Replay:
+    """The same of a recipe. Raises CorpusError where it asks for text and the corpus has none."""
+    share = recipe.schedule.replay_share
+    if share and not any(s.source.startswith(TEXT) for s in corpus.streams()):
+        raise CorpusError(
+            f"{corpus.uri}: version {corpus.version} holds no text, and schedule.replay_share is {share:g}; append one with "
+            f"jobs/append_domain.py --text FILE --corpus {corpus.uri}, or set the share to 0"
+        )
+    return replay(share, corpus, consumed)
 
 
 def open_course(recipe: Recipe, run_uri: str, corpus: Corpus) -> tuple[Course, bool]:
@@ -108,7 +126,7 @@ def begin(recipe: Recipe, corpus: Corpus) -> Course:
         return _go_on(recipe, corpus, identity, recipe.continue_from)
     domain = [s for s in corpus.streams() if s.source.removeprefix(DOMAIN) in wanted and s.source.startswith(DOMAIN)]
     mixed = [s for s in corpus.streams() if s.source == MIXED]
-    plan = planning.make(rules(recipe), portions(domain), portions(mixed))
+    plan = planning.make(rules(recipe), portions(domain), portions(mixed), replay=_replay(recipe, corpus))
     passed_over = tuple(d for d in there if d not in wanted)
     return Course(identity, corpus.version, plan, tuple(wanted), passed_over, hold=recipe.schedule.hold_open)
 
@@ -140,6 +158,6 @@ def _go_on(recipe: Recipe, corpus: Corpus, identity: str, parent: str) -> Course
         raise CorpusError(
             f"{corpus.uri}: version {corpus.version} holds no domain-specific sample that {parent} has not consumed; append a domain first"
         )
-    plan = planning.make(wanted, left, mixed, consumed)
+    plan = planning.make(wanted, left, mixed, consumed, _replay(recipe, corpus, consumed))
     names = tuple(dict.fromkeys(s.source.removeprefix(DOMAIN) for s in domain))
     return Course(identity, corpus.version, plan, names, passed_over, hold=recipe.schedule.hold_open, parent=parent)

@@ -3,6 +3,7 @@
 The Ray side of it is small: the worker's rank, the controller's handle, the iterators of shares.
 """
 
+import math
 import os
 import tempfile
 from dataclasses import dataclass, replace
@@ -23,7 +24,8 @@ from cprec.train import checkpoint
 from cprec.train.actor import Group
 from cprec.train.engine import Engine, cut_of
 from cprec.train.feed import feed
-from cprec.train.loop import Observer, StepRecord, Work, train
+from cprec.train.loop import Diverged, Observer, StepRecord, Work, train
+from cprec.train.monitor import Monitor
 from cprec.train.profiling import Profile
 
 
@@ -36,7 +38,7 @@ class Start:
 
 
 def run(config: dict[str, Any]) -> None:
-    """The training function of Ray Train. config: {"recipe": plain data, "run_uri": str, "base": str, "controller": actor handle}."""
+    """The training function of Ray Train. config: {"recipe": plain data, "run_uri": str, "base": str, "controller": actor handle, "text": str}."""
     recipe = validate(config["recipe"], "the driver's recipe")
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
@@ -51,9 +53,13 @@ def run(config: dict[str, Any]) -> None:
     ledger = start.ledger or Ledger(ray.get(config["controller"].plan.remote()))
     if (source := start.group.checkpoint or recipe.continue_from) is not None:
         _restore(engine, source)
-    observer = Saver(recipe, config["run_uri"], config["base"], config["controller"], start.group, ledger, rank)
+    cut = cut_of(recipe.train)
+    text = None if config["text"] is None else Monitor.of(config["text"], words, recipe.model.max_tokens, cut, rank, world)
+    observer = Saver(recipe, config["run_uri"], config["base"], config["controller"], start.group, ledger, rank, text)
+    if not ledger.step:
+        observer.measure(engine)
     work = feed(config["controller"], start.group.attempt, ledger.samples, rank)
-    train(engine, work, observer, cut_of(recipe.train), words.eos_token_id, recipe.seed, ledger.step)
+    train(engine, work, observer, cut, words.eos_token_id, recipe.seed, ledger.step)
     observer.finish(engine)
     engine.close()
 
@@ -91,15 +97,18 @@ def _find(run_uri: str, controller: Any, world: int) -> Start:
 
 
 class Saver(Observer):
-    """The observer of a Ray worker: tells the controller of each step and saves checkpoints when they are due."""
+    """The observer of a Ray worker: tells the controller of each step; when it is due, measures the perplexity of the text and saves a checkpoint."""
 
-    def __init__(self, recipe: Recipe, run_uri: str, base: str, controller: Any, group: Group, ledger: Ledger, rank: int) -> None:
+    def __init__(
+        self, recipe: Recipe, run_uri: str, base: str, controller: Any, group: Group, ledger: Ledger, rank: int, text: Monitor | None
+    ) -> None:
         self._recipe, self._run_uri, self._base, self._controller = recipe, run_uri, base, controller
         self._group, self._ledger, self._rank = group, ledger, rank
         self._profile = Profile(0 if rank else recipe.train.profile, join(run_uri, "profile", f"{group.attempt}.json.gz"))
         self._saved = ledger.samples
         self._ends: tuple[int, ...] = ()
         self._told: Any = None
+        self._text = text
 
     def stepped(self, record: StepRecord, work: Work, engine: Engine) -> None:
         """Trace the step; save where a checkpoint is due."""
@@ -116,13 +125,27 @@ class Saver(Observer):
         """Whether the controller said so when it was told of an earlier step; its answer to the last one is not waited for."""
         return self._told is not None and bool(ray.wait([self._told], timeout=0)[0]) and bool(ray.get(self._told))
 
+    def measure(self, engine: Engine) -> None:
+        """Tell the controller the perplexity of the text as the model stands. Collective."""
+        if self._text is None:
+            return
+        value = self._text.perplexity(engine)
+        if not math.isfinite(value):
+            raise Diverged(f"the perplexity of evaluate.text is {value} at {self._ledger.samples} samples; lower schedule.lr_max")
+        if self._rank == 0:
+            self._controller.measured.remote(self._ledger.samples, value)
+
     def finish(self, engine: Engine) -> None:
         """Training stopped: save what is not saved yet. Collective."""
         if self._ledger.samples > self._saved:
             self._save(engine)
 
     def _save(self, engine: Engine) -> None:
-        """Gather on all workers, write on rank 0. The others meet it again at the next step's collective."""
+        """Measure and gather on all workers, write on rank 0. The others meet it again at the next step's collective.
+
+        The perplexity is told before the checkpoint is complete: a run that goes on from there does not measure it again.
+        """
+        self.measure(engine)
         state = engine.gather()
         self._saved = self._ledger.samples
         if self._rank:

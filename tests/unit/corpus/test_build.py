@@ -80,7 +80,7 @@ def test_titles_lie_at_their_index(corpus: Corpus) -> None:
 def test_the_tables_are_plain_delta(corpus: Corpus) -> None:
     found = DeltaTable(f"{corpus.uri}/samples").to_pyarrow_table()
     assert found.num_rows == sum(s.rows for split in ("train", "validation", "test") for s in corpus.streams(split))
-    assert set(found.column_names) == set(table.SAMPLES_SCHEMA.names)
+    assert set(found.column_names) == set(table.TABLE_SCHEMA.names)
     assert DeltaTable(f"{corpus.uri}/items").to_pyarrow_table().num_rows == len(corpus.titles())
     assert DeltaTable(f"{corpus.uri}/samples").metadata().partition_columns == ["source", "split"]
 

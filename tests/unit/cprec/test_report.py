@@ -111,6 +111,19 @@ def test_the_schedule_picture_marks_what_joined_restarts_and_the_plan(run: Path)
     assert "planned" in figures.schedule(steps, [], WSA(1e-5, 5e-4, 10, 20, 2 * STEPS * BATCH))
 
 
+def test_the_perplexity_of_the_text_is_drawn_where_it_was_measured(run: Path) -> None:
+    before = report.write(str(run))["report.html"]
+    assert "perplexity" not in before
+    measured = [(0, 12.5), (300 * BATCH, 13.0), (300 * BATCH, 13.0), (STEPS * BATCH, 15.75)]
+    with (run / "events.jsonl").open("a") as file:
+        for samples, value in measured:
+            file.write(json.dumps({"time": 1_700_000_500.0, "event": "perplexity_measured", "samples": samples, "perplexity": value}) + "\n")
+    pages = report.write(str(run))
+    assert "perplexity of the text: 12.5 → 15.75" in pages["report.html"]
+    assert "perplexity of text" in pages["schedule.svg"]
+    assert figures.perplexities([json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]) == sorted(set(measured))
+
+
 def test_what_came_from_outside_is_escaped(run: Path) -> None:
     page = report.write(str(run))["report.html"]
     assert "<script" not in page

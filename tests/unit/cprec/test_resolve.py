@@ -57,6 +57,7 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_
         ("train: {targets_per_pass: 4, pack: false}", r"need train.pack: true"),
         ("train: {shared_candidates: 20, compile: true}", r"train.compile: false"),
         ("train: {shared_candidates: 3}", r"at least 4"),
+        ("{train: {shared_candidates: 20}, schedule: {replay_share: 0.1}}", r"not beside schedule.replay_share 0.1"),
         ("train: 5", r"train is a section"),
         ("- 1", r"a recipe is a mapping"),
         ("a: [", r"not YAML 1.2"),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cprec.schedule.ledger import Ledger, ids_digest
 from cprec.schedule.plan import BLOCK, Era, Plan, Portion, batches, permuted
-from cprec.schedule.planning import Rules, adopt, anneal_now, branch, make
+from cprec.schedule.planning import Replay, Rules, adopt, anneal_now, branch, make
 from cprec.schedule.wsa import Mode
 
 portions = st.lists(
@@ -47,7 +47,7 @@ def test_any_piece_of_the_order_is_the_same_computed_alone(era: Era, data: st.Da
 
 def rows_of(era: Era, start: int, stop: int) -> list[tuple[str, int, int]]:
     portion, row = era.order(start, stop)
-    return [(era.portions[i].source, era.portions[i].version, r) for i, r in zip(portion.tolist(), row.tolist(), strict=True)]
+    return [(era.members[i].source, era.members[i].version, r) for i, r in zip(portion.tolist(), row.tolist(), strict=True)]
 
 
 @given(eras, st.data())
@@ -151,6 +151,76 @@ def test_a_branch_anneals_from_its_first_sample_and_remembers_its_trunk() -> Non
     plan = branch(Rules(3, 1e-5, 1e-3, 0.1, 7), [Portion("mixed", 0, 0, 50)], trunk.consumed(60))
     assert (plan.wsa.stable_end, plan.samples, plan.wsa.rate(0)) == (0, 50, 1e-3)
     assert plan.consumed(10) == (Portion("domain/A", 0, 0, 60), Portion("mixed", 0, 0, 10))
+
+
+texts = st.lists(st.builds(Portion, st.sampled_from(["text/a", "text/b"]), st.integers(4, 5), st.integers(0, 9), st.integers(1, 200)), max_size=3)
+shares = st.floats(0.01, 0.9)
+
+
+def text_rows(plan: Plan, stop: int) -> list[tuple[str, int, int]]:
+    return [r for e in plan.domain for r in rows_of(e, e.start, max(e.start, min(e.stop, stop))) if r[0].startswith("text/")]
+
+
+@given(some, portions, texts, shares, caps)
+def test_replayed_text_is_a_share_of_the_samples_up_to_s_and_moves_nothing_else(
+    domain: list[Portion], mixed: list[Portion], text: list[Portion], share: float, cap: int | None
+) -> None:
+    text = [Portion(f"{p.source}{i}", p.version, p.first, p.count) for i, p in enumerate(text)]
+    rules = Rules(3, 1e-5, 1e-3, 0.1, cap)
+    without, plan = make(rules, domain, mixed), make(rules, domain, mixed, replay=Replay(share, tuple(text)))
+    found = text_rows(plan, plan.samples)
+    samples = without.wsa.stable_end
+    assert len(found) == plan.wsa.stable_end - samples == min(round(samples * share / (1 - share)), sum(p.count for p in text))
+    assert len(set(found)) == len(found)
+    assert set(found) <= {(p.source, p.version, p.first + k) for p in text for k in range(p.count)}
+    # The same other samples in the same order, before S and after it.
+    others = [r for e in plan.domain for r in rows_of(e, e.start, e.stop) if not r[0].startswith("text/")]
+    assert others == [r for e in without.domain for r in rows_of(e, e.start, e.stop)]
+    assert plan.samples - plan.wsa.stable_end == without.samples - without.wsa.stable_end
+    assert sum(plan.counts(0, plan.samples).values()) == plan.samples
+    assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+
+
+@given(some, texts, shares, st.data())
+def test_replayed_text_is_spread_evenly(domain: list[Portion], text: list[Portion], share: float, data: st.DataObject) -> None:
+    plan = make(Rules(3, 1e-5, 1e-3, 0.1), domain, [], replay=Replay(share, tuple(text)))
+    a, b = sorted(data.draw(st.tuples(*[st.integers(0, plan.wsa.stable_end)] * 2)))
+    era = plan.domain[0]
+    got, expected = era.text_by(b) - era.text_by(a), era.text_by(era.stop) * (b - a) / max(era.stop, 1)
+    assert abs(got - expected) <= max(len(text), 1)
+
+
+@given(some, some, texts, texts, shares, caps, st.data())
+def test_text_joins_and_none_is_trained_twice(
+    domain: list[Portion], more: list[Portion], text: list[Portion], more_text: list[Portion], share: float, cap: int | None, data: st.DataObject
+) -> None:
+    text = [Portion(f"text/old{i}", 0, 0, p.count) for i, p in enumerate(text)]
+    before = make(Rules(3, 1e-5, 1e-3, 0.1, cap), domain, [], replay=Replay(share, tuple(text)))
+    at = data.draw(st.integers(before.wsa.warmup_end, before.wsa.stable_end))
+    used = {p.source: p.count for p in before.consumed(at)}
+    left = [Portion(p.source, 0, used.get(p.source, 0), p.count - used.get(p.source, 0)) for p in text]
+    left += [Portion(f"text/new{i}", 1, 0, p.count) for i, p in enumerate(more_text)]
+    new = [Portion(p.source, p.version + 9, p.first, p.count) for p in more]
+    after = adopt(before, at, new, [], cap, Replay(share, tuple(p for p in left if p.count)))
+    assert text_rows(after, at) == text_rows(before, at)
+    found = text_rows(after, after.samples)
+    assert len(set(found)) == len(found)
+    total = sum(p.count for p in (*domain, *new))
+    others = after.wsa.stable_end - len(found)
+    assert others == (total if cap is None else max(min(total, cap), at - len(text_rows(before, at))))
+    rest = others - (at - len(text_rows(before, at)))
+    there = sum(p.count for p in left)
+    assert len(found) - len(text_rows(before, at)) == min(round(rest * share / (1 - share)), there)
+    early = anneal_now(before, at)
+    assert text_rows(early, at) == text_rows(before, at)
+
+
+def test_a_plan_written_before_there_was_replay_is_read() -> None:
+    plan = make(Rules(3, 1e-5, 1e-3, 0.1), [Portion("domain/A", 0, 0, 100)], [Portion("mixed", 0, 0, 50)])
+    values = json.loads(json.dumps(plan.to_json()))
+    for era in values["eras"]:
+        del era["replayed"], era["spread"]
+    assert Plan.from_json(values) == plan
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,24 @@
+"""The demo's text for the perplexity is of the language that the tiny base was taught, and none that it was shown."""
+
+from pathlib import Path
+
+import numpy as np
+
+from corpus.simulate import shoppers
+from cprec.model.language import passages
+from cprec.resolve import load
+
+RECIPES = Path(__file__).resolve().parents[4] / "jobs" / "recipes"
+LISTS = 30
+
+
+def made() -> str:
+    """Lists of similar items of the demo's shelves, from a stream that no language training draws from."""
+    recipe = load(str(RECIPES / "demo.yaml"))
+    shelves = shoppers((*recipe.data.domains, *recipe.data.held_out), recipe.simulate.model_copy(update={"users": 10}), recipe.seed).shelves
+    stream = passages([title for shelf in shelves for title in shelf.titles], np.random.default_rng([0, 0x7E57]))
+    return "".join(f"{next(stream)}\n" for _ in range(LISTS))
+
+
+def test_the_demos_text_is_product_text_of_another_stream() -> None:
+    assert (RECIPES / "demo.txt").read_text() == made()
