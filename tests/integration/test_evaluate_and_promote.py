@@ -185,6 +185,8 @@ def test_the_gate_refuses_a_candidate_that_forgot_its_language(recipe: Recipe, r
     assert (version, decision.promote) == (lost, False)
     assert "gate.max_forgetting" in decision.reason
     assert decision.numbers["forgetting"] > 1
+    with pytest.raises(RecipeError, match=r"name a plain text with evaluate\.text"):
+        promotion.promote(strict.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"max_users": 6})}), registry, print)
     after = registry.alias("champion")
     assert after is not None
     assert after.number == champion.number
@@ -193,8 +195,6 @@ def test_the_gate_refuses_a_candidate_that_forgot_its_language(recipe: Recipe, r
     kept = promotion.promote(strict, registry, print)[1]
     assert kept.numbers["forgetting"] < 1
     assert "gate.max_forgetting" not in kept.reason
-    with pytest.raises(RecipeError, match=r"name a plain text with evaluate\.text"):
-        promotion.promote(strict.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"max_users": 6})}), registry, print)
 
 
 def test_a_ranking_for_a_person(recipe: Recipe, registry: Registry, corpus: Corpus, tmp_path: Path) -> None:
