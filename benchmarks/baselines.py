@@ -5,7 +5,8 @@
 Seeds alternate between the two. Three lines per baseline, `name ours peer ...`: CPU seconds of an epoch (median over all epochs of all seeds) and
 their ratio; HR@1 and NDCG@5 on the test split (mean ± standard deviation over seeds), the difference of the means with its 95 % interval over users,
 and its p. RecBole makes a training row of every prefix of a sequence, we train on all places of one row: an epoch is each transition once for both,
-and a step has as many of them.
+and a step has as many of them. Losses, optimizers and places of layer norms are each one's own: ours are those of the papers (SASRec: cross-entropy
+with one negative at every place; GRU4Rec: TOP1 over the batch, Adagrad), RecBole's are its defaults with `--loss` (both Adam).
 """
 
 import argparse

@@ -1,10 +1,11 @@
 """What Ray costs: useful tokens/s of jobs/cpt.py against the bare loop on the same samples in the same order.
 
-    python benchmarks/overhead.py --corpus out/corpus [--workers 1,2] [--samples 1536] [--rounds 3]
+    python benchmarks/overhead.py --corpus out/corpus [--workers 1,2] [--samples 1024] [--segment 8192] [--rounds 3]
 
 The bare loop is `cprec.train.loop` and the engine in as many processes, fed from memory: no Ray, no controller, no trace, no MLflow. Both train one
 thread per worker. Seconds are the wall time of the steps and of waiting for data, from the trace and from the loop, without the first --skip steps;
-starting and saving are not counted. Rounds are interleaved; each line is `what ours peer ratio`, the ratio being the share of the bare loop's rate.
+starting and saving are not counted. Segments are as long as by default: what beginning one costs is in
+benchmarks/controller.py. Rounds are interleaved; each line is `what ours peer ratio`, the ratio being the share of the bare loop's rate.
 """
 
 import argparse
@@ -105,7 +106,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", required=True, help="a built corpus")
     parser.add_argument("--workers", default="1,2")
-    for name, value in (("samples", 1536), ("batch", 32), ("segment", 512), ("hidden", 128), ("layers", 2), ("rounds", 3), ("skip", 4)):
+    for name, value in (("samples", 1024), ("batch", 32), ("segment", 8192), ("hidden", 128), ("layers", 2), ("rounds", 3), ("skip", 4)):
         parser.add_argument(f"--{name}", type=int, default=value)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
