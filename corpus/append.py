@@ -86,7 +86,7 @@ def append_text(file: str, uri: str, say: Say) -> Corpus:
     content = text.read(file, "--text")
     Corpus.open(uri)
     delta.check_conditional_put(uri)
-    identity = storage.sha256(json.dumps([text.RULES, text.WINDOW, source, storage.sha256(content.encode())]).encode())
+    identity = storage.sha256(json.dumps([text.RULES, text.WINDOW, source, text.digest(content)]).encode())
     return _landed(uri, lambda corpus: _append_text_to(corpus, file, source, content, identity, say), say)
 
 
@@ -112,7 +112,7 @@ def _append_text_to(corpus: Corpus, file: str, source: str, content: str, identi
     metadata = {
         **{key: told[key] for key in ("rules", "fingerprint", "domains", "held_out", "items_version", "item_runs")},
         "appended": identity,
-        "text": storage.sha256(content.encode()),
+        "text": text.digest(content),
         "origin": {"root": storage.absolute(file), "format": "text", "domains": [source]},
     }
     numbers = {**told["statistics"], "dropped": {}}

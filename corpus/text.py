@@ -40,6 +40,11 @@ def read(uri: str, key: str) -> str:
     return text
 
 
+def digest(text: str) -> str:
+    """What a text is known by, in the commit that appended it and beside what was measured on it."""
+    return storage.sha256(text.encode())
+
+
 def source_of(uri: str) -> str:
     """The source that a file of text becomes: `text/<name of the file, without its ending>`. Raises DataError for a name that no source may have."""
     name = posixpath.splitext(posixpath.basename(uri))[0]

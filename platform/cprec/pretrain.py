@@ -9,7 +9,7 @@ from typing import Any
 
 from cluster.errors import PlatformFault, RecipeError, UserError
 from cluster.session import session
-from cluster.storage import absolute, exists, join, sha256, write_text
+from cluster.storage import absolute, exists, join, write_text
 from corpus import build, text
 from corpus.table import SAMPLES, Corpus
 from cprec import report
@@ -108,7 +108,7 @@ def pretrain(recipe: Recipe, allow: Collection[str], say: Say) -> Result:
 def prepare(recipe: Recipe, run_uri: str, corpus: Corpus, say: Say) -> tuple[run.Job, Course, bool]:
     """The checked inputs of a run, its course, and whether that is new."""
     plain = plain_text(recipe)
-    if plain and recipe.schedule.replay_share and sha256(plain.encode()) in {commit.metadata.get("text") for commit in corpus.commits}:
+    if plain and recipe.schedule.replay_share and text.digest(plain) in {commit.metadata.get("text") for commit in corpus.commits}:
         say(f"{recipe.evaluate.text} is also replayed: its perplexity tells what is learned of it, not what is forgotten")
     course, new = trunk.open_course(recipe, run_uri, corpus)
     base = bases.resolve(recipe, corpus, say)

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from cluster.session import session
-from cluster.storage import exists, join, read_text, sha256, write_text
-from corpus.text import read
+from cluster.storage import exists, join, read_text, write_text
+from corpus.text import digest, read
 from cprec.downstream.scoring import Contender, perplexities
 from cprec.recipe import Recipe
 
@@ -24,7 +24,7 @@ def measure(recipe: Recipe, folder: str, models: Sequence[Contender], say: Calla
     if uri is None or not readers:
         return {}
     text = read(uri, "evaluate.text")
-    inputs = {model.label: _inputs(recipe, model, sha256(text.encode())) for model in readers}
+    inputs = {model.label: _inputs(recipe, model, digest(text)) for model in readers}
     found = {label: value for label in inputs if (value := _kept(join(folder, label, FILE), inputs[label])) is not None}
     if missing := [model for model in readers if model.label not in found]:
         say(f"perplexity of {uri}: {', '.join(model.label for model in missing)}")
