@@ -10,6 +10,8 @@ from collections.abc import Iterator
 import boto3
 import pytest
 
+from tests.integration import jobs
+
 _BUCKETS = itertools.count()
 
 
@@ -19,8 +21,8 @@ def s3_endpoint() -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+    command = [sys.executable, "-m", "tests.integration.s3_server", str(port)]
+    with subprocess.Popen(command, cwd=jobs.ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
         try:
             _wait_for(server, port)
             yield f"http://127.0.0.1:{port}"

@@ -228,4 +228,4 @@ def test_what_is_not_there_is_named(recipe: Recipe, registry: Registry, place: P
     with pytest.raises(CorpusError, match=r"domain Garden has no test samples; evaluate\.domain may be one of: Apparel, Books, Games"):
         compare(elsewhere, registry, ["1"], print)
     with pytest.raises(RunError, match="never completed"):
-        compare(recipe, registry, ["1", f"{place}/runs/cpt/checkpoints/000000000300-0"], print)
+        compare(recipe, registry, ["1", f"{place}/runs/cpt/checkpoints/000000009900-0"], print)
