@@ -34,23 +34,31 @@ def table(comparison: Comparison, alpha: float) -> Table:
     """The comparison as it is printed, 80 columns wide. alpha: below it, a p-value is set in bold."""
     shown = Table(
         title=f"{comparison.domain}, {comparison.split} split",
-        caption=f"difference: HR@1 minus that of {comparison.rows[0].name}, 95 % interval; p: paired t-test over users; below it over seeds",
+        caption="\n".join(
+            [
+                f"difference: HR@1 minus that of {comparison.rows[0].name}, 95 % interval",
+                "p: paired t-test over users; below it over seeds",
+                *_texts(comparison),
+            ]
+        ),
         box=SIMPLE_HEAD,
         pad_edge=False,
-        padding=(0, 1, 0, 0),
+        padding=0,
     )
     shown.add_column("model", min_width=9)
     for name in ("n", "HR@1", "HR@3", "HR@5", "NDCG@3", "NDCG@5", "difference", "p"):
         shown.add_column(name, justify="right", no_wrap=True)
-    texts = any(row.perplexity for row in comparison.rows)
-    if texts:
-        shown.add_column("perplexity", justify="right")
     for row in comparison.rows:
         measured = [*(row.metrics["hr"][k] for k in ("1", "3", "5")), *(row.metrics["ndcg"][k] for k in ("3", "5"))]
         name = row.name if row.name == row.model else f"{row.name}\n{row.model}"
-        perplexity = [f"{row.perplexity:.2f}" if row.perplexity else ""] if texts else []
-        shown.add_row(name, f"{row.metrics['n']:,}", *(f"{value:.4f}" for value in measured), *_against(row, alpha), *perplexity)
+        shown.add_row(name, f"{row.metrics['n']:,}", *(f"{value:.4f}" for value in measured), *_against(row, alpha))
     return shown
+
+
+def _texts(comparison: Comparison) -> list[str]:
+    """The line on the perplexity of the plain text, if it was measured."""
+    measured = [f"{row.name} {row.perplexity:.2f}" for row in comparison.rows if row.perplexity]
+    return [f"perplexity of evaluate.text: {', '.join(measured)}"] if measured else []
 
 
 def _against(row: Row, alpha: float) -> tuple[str, str]:

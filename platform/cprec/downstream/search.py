@@ -4,7 +4,7 @@ what ended is not trained again, and what did not goes on from its last epoch.""
 import contextlib
 import os
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -128,11 +128,18 @@ def _worker(config: dict[str, Any]) -> None:
 def alone(trial: Trial, report: Callable[[dict[str, Any]], None]) -> None:
     """Train a trial in this process, in a process group of one."""
     _prefer_cpu(trial.recipe)
+    with group_of_one("nccl" if _gpus(trial.recipe) and torch.cuda.is_available() else "gloo"):
+        trials_of.run(trial, report)
+
+
+@contextlib.contextmanager
+def group_of_one(backend: str) -> Iterator[None]:
+    """A process group of this process alone. An engine that is closed takes it along."""
     # DeepSpeed reads them even where the group is there already.
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
-    dist.init_process_group("nccl" if _gpus(trial.recipe) and torch.cuda.is_available() else "gloo", store=HashStore(), rank=0, world_size=1)
+    dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     try:
-        trials_of.run(trial, report)
+        yield
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

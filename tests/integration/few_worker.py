@@ -1,0 +1,109 @@
+"""The trainings of test_few_interactions.py, one after the other in a process of their own, without Ray:
+
+    python -m tests.integration.few_worker RECIPE.yaml SEEDS RATE-OF-CPREC RATE-OF-LLARA
+
+Prints, as JSON, the base, the pre-trained checkpoint, and the hits at 1 of each model's seeds on the held-out domain's test samples.
+"""
+
+import json
+import multiprocessing
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from cluster.storage import absolute, join
+from corpus.build import prepare
+from corpus.table import Corpus
+from cprec.downstream import baseline, trial
+from cprec.downstream.items import Domain, by_id
+from cprec.downstream.scoring import Contender, loaded
+from cprec.downstream.trial import Trial, encoders_of
+from cprec.evaluate.metrics import hits, ranks
+from cprec.evaluate.rank import score
+from cprec.model import adapter, backbone
+from cprec.model import base as bases
+from cprec.recipe import Recipe
+from cprec.resolve import load
+from cprec.schedule.ledger import Ledger
+from cprec.stream.titles import tokenise
+from cprec.train import checkpoint, trunk
+from cprec.train.engine import Engine, cut_of
+from cprec.train.loop import Observer, StepRecord, Work, train
+from tests import bare
+
+
+class Counted(Observer):
+    """Keeps the ledger, for the checkpoint."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+
+    def stepped(self, record: StepRecord, work: Work, engine: Engine) -> None:
+        """Count the step."""
+        self.ledger = self.ledger.after(record.batch.samples, record.batch.digest)
+
+
+def pretrained(recipe: Recipe, corpus: Corpus, base: str, run: str) -> str:
+    """The URI of the checkpoint that pre-training makes of the base; its adapter is all that is kept."""
+    with bare.alone(), tempfile.TemporaryDirectory() as folder:
+        network, tokenizer = backbone.load(base, None, recipe.model.precision)
+        words = tokenise(corpus.titles(), tokenizer)
+        engine = Engine(adapter.attach(network, recipe.model, recipe.seed), recipe.train, recipe.model.precision)
+        seen = Counted(Ledger(trunk.begin(recipe, corpus).plan))
+        train(engine, bare.works(recipe, corpus, words), seen, cut_of(recipe.train), words.end, recipe.seed)
+        adapter.save(engine.model, engine.gather().weights, Path(folder) / checkpoint.ADAPTER, base, None)
+        uri = checkpoint.uri_of(run, checkpoint.Name(seen.ledger.samples, 0))
+        checkpoint.commit(Path(folder), uri, seen.ledger)
+        engine.close()
+    return uri
+
+
+def tuned(recipe: Recipe, one: Trial, domain: Domain, samples: pa.Table) -> list[float]:
+    """Train a trial and return the hits at 1 of its best epoch."""
+    with bare.alone():
+        trial.run(one, lambda epoch: None)
+    ended = trial.found(one.place)
+    assert ended is not None
+    return hits_at_1(recipe, domain, one.base, ended.checkpoint, samples)
+
+
+def hits_at_1(recipe: Recipe, domain: Domain, base: str, uri: str, samples: pa.Table) -> list[float]:
+    """Of a language model's checkpoint."""
+    network, tokenizer = loaded(recipe, Contender("", "", base, None, uri))
+    encoder = encoders_of(tokenizer, recipe.model.max_tokens, network, domain.items()).at_evaluation
+    found = hits(ranks(score(network, encoder, samples, recipe.evaluate.batch), samples["target"].to_numpy()), 1)
+    return [float(hit) for hit in found]
+
+
+def apart(function: Callable[..., Any], *arguments: Any) -> Any:
+    """A function's result from a process that is forked for it: DeepSpeed keeps the process group of its first engine for ever, and this process has
+    imported what they all need."""
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def main(path: str, seeds: int, rates: tuple[float, float]) -> None:
+    recipe, place = load(path), Path(path).parent
+    corpus = prepare(recipe.data, recipe.simulate, recipe.seed, recipe.corpus, print)
+    name = recipe.data.held_out[0]
+    domain, samples = Domain.of(corpus, name), by_id(corpus.samples(f"downstream/{name}", "test"), recipe.evaluate.max_users)
+    base = apart(bases.resolve, recipe, corpus, print)
+    start = apart(pretrained, recipe, corpus, base, join(absolute(recipe.storage), recipe.run))
+    behaviour = apart(baseline.prepare, recipe, corpus, name, "sasrec", recipe.seed)
+    found: dict[str, list[list[float]]] = {"cprec": [], "llara": [], "sasrec": [], "pretrained": []}
+    found["pretrained"].append(apart(hits_at_1, recipe, domain, base, start, samples))
+    for seed in range(seeds):
+        for model, begins, rate in zip(("cprec", "llara"), (start, None), rates, strict=True):
+            one = Trial(recipe, f"{place}/{model}-{seed}", name, base, begins, behaviour, rate, seed)
+            found[model].append(apart(tuned, recipe, one, domain, samples))
+        scores = apart(baseline.scores, recipe, corpus, name, "sasrec", seed, samples)
+        found["sasrec"].append(hits(ranks(scores, samples["target"].to_numpy()), 1).tolist())
+    print(json.dumps({"base": base, "checkpoint": start, "hits": found}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), (float(sys.argv[3]), float(sys.argv[4])))
