@@ -22,8 +22,9 @@ class SASRec(Recommender):
         super().__init__(items, length)
         self.item = nn.Embedding(items + 1, size, padding_idx=0)
         self.place = nn.Embedding(length, size)
-        nn.init.normal_(self.item.weight, std=size**-0.5)
-        nn.init.normal_(self.place.weight, std=size**-0.5)
+        # Glorot's, which is what the authors' code starts from; at a larger start the model ranks worse in the end (docs/benchmarks.md).
+        nn.init.xavier_uniform_(self.item.weight)
+        nn.init.xavier_uniform_(self.place.weight)
         with torch.no_grad():
             self.item.weight[0].zero_()
         self.dropout = nn.Dropout(dropout)
