@@ -1,11 +1,14 @@
 """What Ray costs: useful tokens/s of jobs/cpt.py against the bare loop on the same samples in the same order.
 
-    python benchmarks/overhead.py --corpus out/corpus [--workers 1,2] [--samples 1024] [--segment 8192] [--rounds 3]
+    python benchmarks/overhead.py --corpus out/corpus [--workers 1,2] [--samples 1024] [--segment 8192] [--rounds 3] [--spare-core]
 
 The bare loop is `cprec.train.loop` and the engine in as many processes, fed from memory: no Ray, no controller, no trace, no MLflow. Both train one
 thread per worker. Seconds are the wall time of the steps and of waiting for data, from the trace and from the loop, without the first --skip steps;
 starting and saving are not counted. Segments are as long as by default: what beginning one costs is in
 benchmarks/controller.py. Rounds are interleaved; each line is `what ours peer ratio`, the ratio being the share of the bare loop's rate.
+
+A GPU node has cores to spare for Ray's own processes; a small machine has none once every core trains. --spare-core makes the difference seen:
+workers, on Ray and bare, share the first core, and everything else has the others.
 """
 
 import argparse
@@ -14,12 +17,15 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 
 import workload  # first: it makes the packages importable
 import numpy as np
+import psutil
 import torch
 import torch.distributed as dist
 
@@ -31,6 +37,10 @@ from cprec.stream.segments import from_row, read_positions, streams_of, to_rows
 from cprec.stream.titles import Stitcher, tokenise
 from cprec.train.engine import Engine, cut_of
 from cprec.train.loop import Observer, StepRecord, Work, train
+
+
+FIRST, OTHERS = (set(part) for part in (sorted(os.sched_getaffinity(0))[:1], sorted(os.sched_getaffinity(0))[1:]))
+"""Cores of workers, and of everything else, with --spare-core."""
 
 
 class Seconds(Observer):
@@ -82,20 +92,39 @@ def rate(steps: Sequence[Sequence[float]], skip: int) -> tuple[float, float]:
     return sum(s[0] for s in counted) / seconds, waited / seconds
 
 
-def on_ray(recipe: Path, run: Path, world: int, skip: int) -> tuple[float, float]:
+def on_ray(recipe: Path, run: Path, world: int, skip: int, spare: bool) -> tuple[float, float]:
     words = [str(recipe), "--run", run.name, "--workers", str(world)]
-    subprocess.run([sys.executable, "jobs/cpt.py", *words], cwd=workload.ROOT, check=True, stdout=subprocess.DEVNULL)
+    job = subprocess.Popen([sys.executable, "jobs/cpt.py", *words], cwd=workload.ROOT, stdout=subprocess.DEVNULL)
+    if spare:
+        os.sched_setaffinity(job.pid, OTHERS)  # what it starts inherits it
+    while job.poll() is None:
+        if spare:
+            pin_workers(job.pid)
+        time.sleep(0.5)
+    if job.returncode:
+        raise SystemExit("jobs/cpt.py failed")
     rows = [json.loads(line) for line in (run / "trace.jsonl").read_text().splitlines()]
     return rate([(row["tokens"], row["step_s"], row["data_wait_s"]) for row in rows], skip)
 
 
-def on_nothing(recipe: Path, run: Path, world: int, skip: int) -> tuple[float, float]:
+def pin_workers(job: int) -> None:
+    """Let Ray's training workers below a process run on the first core alone, with all their threads."""
+    with suppress(psutil.Error, OSError):  # processes and threads come and go
+        for process in psutil.Process(job).children(recursive=True):
+            if process.cmdline()[:1] == ["ray::RayTrainWorker"]:
+                for thread in process.threads():
+                    os.sched_setaffinity(thread.id, FIRST)
+
+
+def on_nothing(recipe: Path, run: Path, world: int, skip: int, spare: bool) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, __file__, "--bare", str(run), str(recipe), str(world), f"{folder}/meeting"]
         started = [
             subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
             for rank in range(world)
         ]
+        for process in started if spare else ():
+            os.sched_setaffinity(process.pid, FIRST)
         outputs = [process.communicate()[0] for process in started]
     if any(process.returncode for process in started):
         raise SystemExit("the bare loop failed")
@@ -108,7 +137,10 @@ def main() -> None:
     parser.add_argument("--workers", default="1,2")
     for name, value in (("samples", 1024), ("batch", 32), ("segment", 8192), ("hidden", 128), ("layers", 2), ("rounds", 3), ("skip", 4)):
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--spare-core", action="store_true", help="workers share one core, Ray's own processes have the others")
     options = parser.parse_args()
+    if options.spare_core and not OTHERS:
+        raise SystemExit("--spare-core needs two cores")
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         recipe = place / "recipe.yaml"
@@ -127,8 +159,8 @@ def main() -> None:
             ours, peer = [], []
             for turn in range(options.rounds):
                 run = place / "runs" / f"workers-{world}-{turn}"
-                ours.append(on_ray(recipe, run, world, options.skip))
-                peer.append(on_nothing(recipe, run, world, options.skip))
+                ours.append(on_ray(recipe, run, world, options.skip, options.spare_core))
+                peer.append(on_nothing(recipe, run, world, options.skip, options.spare_core))
             shares = sorted(a[0] / b[0] for a, b in zip(ours, peer, strict=True))
             rates = [median(seen[0] for seen in found) for found in (ours, peer)]
             print(

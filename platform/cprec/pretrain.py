@@ -32,7 +32,7 @@ SAMPLED = 2000
 """Titles with which stitching is tried before any worker starts."""
 
 PICTURE_S, PICTURE_RESTS = 60.0, 60.0
-"""Seconds between two pictures of a run under way, and at least how many times as long as it takes to make one."""
+"""Seconds to the first picture of a run under way and between two, and at least how many times as long as it takes to make one."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class Pictures:
 
     def __init__(self, run_uri: str, tracker: Tracker, say: Say) -> None:
         self._run_uri, self._tracker, self._say = run_uri, tracker, say
-        self._due = 0.0
+        self._due = time.monotonic() + PICTURE_S  # the first steps have enough to start as it is
 
     def renew(self) -> None:
         """Make them if it is time: every PICTURE_S, or more rarely where a long run's records take long to draw.
