@@ -19,10 +19,11 @@ import polars as pl
 
 from cluster import storage
 from cluster.errors import CorpusError, DataError, Overtaken
+from cluster.say import Say
 from corpus import build, catalogue, delta, interactions, kept, simulate, statistics, text
 from corpus.coded import Coded
 from corpus.gather import sizes_of
-from corpus.interactions import Behaviours, Say
+from corpus.interactions import Behaviours
 from corpus.kcore import k_core, largest_k
 from corpus.make import Made, busiest, check_negatives, make
 from corpus.sequences import SPLITS, Ints

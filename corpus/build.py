@@ -14,9 +14,9 @@ import polars as pl
 
 from cluster import storage
 from cluster.errors import CorpusError, DataError
+from cluster.say import Say
 from corpus import catalogue, delta, kept, simulate, statistics
 from corpus.gather import HERE, Each, Way, sizes_of
-from corpus.interactions import Say
 from corpus.make import Made
 from corpus.settings import DataSettings, SimulateSettings
 from corpus.sources import layout, pieces

@@ -9,9 +9,10 @@ from typing import Any, Protocol
 import polars as pl
 
 from cluster.errors import DataError
+from cluster.say import Say
 from corpus import interactions, make, samples, statistics
 from corpus.coded import Coded, codes, renumbered
-from corpus.interactions import Behaviours, Say
+from corpus.interactions import Behaviours
 from corpus.kcore import empty, k_core, rows_of_core
 from corpus.make import Made
 from corpus.sequences import Ints

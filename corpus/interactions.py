@@ -6,7 +6,7 @@ single rows that cannot be used are quarantined and counted by reason.
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,12 +14,11 @@ import polars as pl
 import pyarrow as pa
 
 from cluster.errors import DataError
+from cluster.say import Say
 from corpus.coded import codes
 from corpus.items import clean_title, distinct_titles
 from corpus.settings import DataSettings
 from corpus.sources import files, layout
-
-Say = Callable[[str], None]
 
 DAY_S = 86_400
 Numbers = tuple[pl.DataFrame, pl.Series, pl.Series, int]

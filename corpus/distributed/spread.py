@@ -18,6 +18,7 @@ import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 
+from cluster.say import Say
 from corpus import gather as here
 from corpus import hashing, interactions, kept, make, statistics
 from corpus.coded import Coded, codes, renumbered
@@ -25,7 +26,6 @@ from corpus.distributed import samples
 from corpus.distributed.core import Core, Table, core
 from corpus.distributed.tasks import Ref, start, told
 from corpus.gather import Gathered, indices, sizes_of
-from corpus.interactions import Say
 from corpus.kcore import empty
 from corpus.make import Made
 from corpus.samples import at_most

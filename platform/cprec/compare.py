@@ -6,7 +6,7 @@ Written below `<storage>/<run>/evaluation/<domain>/`: `<model>/predictions.parqu
 
 import json
 import posixpath
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from cluster import storage
 from cluster.errors import CorpusError, RecipeError, RunError
+from cluster.say import Say
 from cluster.session import session
 from corpus.table import Corpus
 from cprec import report
@@ -31,8 +32,6 @@ from cprec.registry import Registry
 from cprec.stream.segments import Text
 from cprec.train import checkpoint
 from cprec.train.record import EVENTS, run_uri
-
-Say = Callable[[str], None]
 
 PREDICTIONS, METRICS, COMPARISON = "predictions.parquet", "metrics.json", "comparison.json"
 SEARCH = "search.json"

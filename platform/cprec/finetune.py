@@ -6,7 +6,7 @@ which is written last. Starting a search again trains what is left of it.
 
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from cluster.errors import RecipeError, RunError
+from cluster.say import Say
 from cluster.session import session
 from cluster.storage import absolute, exists, join, read_text, write_bytes, write_text
 from corpus.table import Corpus
@@ -29,8 +30,6 @@ from cprec.recipe import Recipe
 from cprec.registry import Registry, Tracker, Version
 from cprec.train import checkpoint
 from cprec.train.record import run_uri
-
-Say = Callable[[str], None]
 
 IDENTITY, PLOT = "identity.json", "trials.svg"
 FRESH = "fresh"

@@ -3,11 +3,12 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from cluster.errors import PlatformFault, RecipeError, UserError
+from cluster.say import Say
 from cluster.session import session
 from cluster.storage import absolute, exists, join, write_text
 from corpus import build, text
@@ -25,8 +26,6 @@ from cprec.train.progress import Progress
 from cprec.train.record import AUDIT, EVENTS, Lines, event
 from cprec.train.settled import settle
 from cprec.train.trunk import Course
-
-Say = Callable[[str], None]
 
 SAMPLED = 2000
 """Titles with which stitching is tried before any worker starts."""

@@ -12,8 +12,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from cluster.errors import RecipeError, RunError
+from cluster.say import Say
 from cluster.storage import join
-from cprec.compare import Say, compare
+from cprec.compare import compare
 from cprec.evaluate.significance import Paired
 from cprec.recipe import GateSettings, Recipe
 from cprec.registry import Registry

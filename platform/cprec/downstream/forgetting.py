@@ -1,9 +1,10 @@
 """What a language model forgot: the perplexity of a plain text (`evaluate.text`), beside that of its base. Kept in the model's evaluation folder."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from cluster.say import Say
 from cluster.session import session
 from cluster.storage import exists, join, read_text, write_text
 from corpus.text import digest, read
@@ -13,7 +14,7 @@ from cprec.recipe import Recipe
 FILE = "perplexity.json"
 
 
-def measure(recipe: Recipe, folder: str, models: Sequence[Contender], say: Callable[[str], None]) -> dict[str, float]:
+def measure(recipe: Recipe, folder: str, models: Sequence[Contender], say: Say) -> dict[str, float]:
     """Perplexity of `evaluate.text` by the label of each language model; what was measured before on the same text is not measured again.
 
     folder: each model's `<label>/perplexity.json` is kept there. Nothing without a text; baselines read none. Raises RecipeError where the text is

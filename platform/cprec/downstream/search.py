@@ -19,6 +19,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
 from torch._C._distributed_c10d import HashStore
 
 from cluster.errors import PlatformFault, UserError
+from cluster.say import Say
 from cluster.storage import join
 from cprec.downstream import trial as trials_of
 from cprec.downstream.trial import Trial, Tuned
@@ -40,7 +41,7 @@ def best_rate(ended: Sequence[Tuned]) -> float:
     return max(by_rate, key=lambda rate: float(np.mean(by_rate[rate])))
 
 
-def run(trials: Sequence[Trial], settings: SearchSettings, stopper: str, say: Callable[[str], None]) -> list[Tuned]:
+def run(trials: Sequence[Trial], settings: SearchSettings, stopper: str, say: Say) -> list[Tuned]:
     """How the trials ended, in their order; those that have not ended are trained, inside a Ray session.
 
     Raises a trial's UserError as it was raised, PlatformFault for anything else; trials that ended are kept.

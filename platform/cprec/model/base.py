@@ -3,9 +3,9 @@
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
+from cluster.say import Say
 from cluster.storage import absolute, exists, is_remote, join, upload
 from corpus.table import Corpus
 from cprec.recipe import Recipe
@@ -13,7 +13,7 @@ from cprec.recipe import Recipe
 TINY = "tiny"
 
 
-def resolve(recipe: Recipe, corpus: Corpus, say: Callable[[str], None]) -> str:
+def resolve(recipe: Recipe, corpus: Corpus, say: Say) -> str:
     """What workers load: a hub id, an absolute directory or an object store's URI. The tiny base is built if it is not there."""
     base = recipe.model.base
     if base != TINY:

@@ -2,8 +2,10 @@
 
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from cluster.say import Say
 
 PLAIN_INTERVAL_S = 10.0
 
@@ -11,7 +13,7 @@ PLAIN_INTERVAL_S = 10.0
 class Progress:
     """Shows trace rows as they come: phase, samples of all, rate, loss, the last perplexity of the text, tokens/s, data wait, time left."""
 
-    def __init__(self, total: int, say: Callable[[str], None]) -> None:
+    def __init__(self, total: int, say: Say) -> None:
         self._total, self._say = total, say
         self._terminal = sys.stdout.isatty()
         self._shown = 0.0

@@ -18,6 +18,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedErr
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from cluster.errors import PlatformFault, UserError
+from cluster.say import Say
 from cluster.storage import join
 from corpus.table import Corpus
 from cprec.recipe import Recipe
@@ -31,8 +32,6 @@ from cprec.train.record import TRACE, read_lines
 
 Watch = Callable[[list[dict[str, Any]], list[dict[str, Any]], bool], None]
 """Told now and then, on the driver, of new trace rows and perplexities (events), and whether the run waits for new samples."""
-
-Say = Callable[[str], None]
 
 POLL_S = 1.0
 

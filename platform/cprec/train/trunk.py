@@ -1,6 +1,7 @@
 """What a run owns on storage besides its checkpoints: plan.json, the one durable truth about what it will train, and from which corpus."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -52,7 +53,7 @@ class Course:
         """Streams of later corpus versions that this run would take up: (domain-specific, mixed, text to replay)."""
         later = [s for s in corpus.streams() if s.version > self.version]
         domain = [s for s in later if s.source.startswith(DOMAIN) and s.source.removeprefix(DOMAIN) not in self.passed_over]
-        return domain, [s for s in later if s.source == MIXED], [s for s in later if s.source.startswith(TEXT)]
+        return domain, [s for s in later if s.source == MIXED], texts(later)
 
     def adopted(self, corpus: Corpus, plan: Plan, domain: list[Stream]) -> "Course":
         """The course after a later corpus version was adopted into the plan."""
@@ -73,16 +74,21 @@ def portions(streams: list[Stream], consumed: dict[tuple[str, int], int] | None 
     return [Portion(s.source, s.version, first, s.rows - first) for s, first in firsts if first < s.rows]
 
 
+def texts(streams: Iterable[Stream]) -> list[Stream]:
+    """Those of plain text."""
+    return [s for s in streams if s.source.startswith(TEXT)]
+
+
 def replay(share: float, corpus: Corpus, consumed: tuple[Portion, ...]) -> Replay:
     """What a run replays: the share, and all texts of the corpus less what is consumed."""
     rows = {(p.source, p.version): p.count for p in consumed}
-    return Replay(share, tuple(portions([s for s in corpus.streams() if s.source.startswith(TEXT)], rows)))
+    return Replay(share, tuple(portions(texts(corpus.streams()), rows)))
 
 
 def _replay(recipe: Recipe, corpus: Corpus, consumed: tuple[Portion, ...] = ()) -> Replay:
     """The same of a recipe. Raises CorpusError where it asks for text and the corpus has none."""
     share = recipe.schedule.replay_share
-    if share and not any(s.source.startswith(TEXT) for s in corpus.streams()):
+    if share and not texts(corpus.streams()):
         raise CorpusError(
             f"{corpus.uri}: version {corpus.version} holds no text, and schedule.replay_share is {share:g}; append one with "
             f"jobs/append_domain.py --text FILE --corpus {corpus.uri}, or set the share to 0"
