@@ -1,5 +1,6 @@
 """`ray job submit --working-dir .` against a head with token authentication: driver and workers run the submitted tree, installed nowhere."""
 
+import json
 import os
 import shutil
 import socket
@@ -9,11 +10,13 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from cprec.train import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -62,9 +65,13 @@ class Head:
     tree: Path
     place: Path
 
-    def submit(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """The output of a submitted command, once it has ended."""
-        line = [str(BIN / "ray"), "job", "submit", "--address", self.dashboard, "--working-dir", ".", "--", *command]
+    def submit(self, *command: str, options: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+        """The output of a submitted command, once it has ended. options: of `ray job submit`."""
+        return self.job("submit", *options, "--working-dir", ".", "--", *command)
+
+    def job(self, verb: str, *words: str) -> subprocess.CompletedProcess[str]:
+        """The output of `ray job`."""
+        line = [str(BIN / "ray"), "job", verb, "--address", self.dashboard, *words]
         return subprocess.run(line, cwd=self.tree, env=self.environment, capture_output=True, text=True, timeout=600, check=False)
 
 
@@ -82,6 +89,7 @@ def head() -> Iterator[Head]:
     environment = {key: value for key, value in os.environ.items() if key not in dropped}
     environment |= {"HOME": str(place / "home"), "PATH": f"{BIN}:{environment['PATH']}", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
     environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "0"  # nobody waits for this node's work
+    environment["RAY_JOB_STOP_WAIT_TIME_S"] = "120"  # as in ray_cluster.yaml: Ray would kill a job three seconds after it asked it to stop
     port, dashboard, agent, client = free_ports(4)
     options = {
         "port": port,
@@ -166,3 +174,23 @@ def test_the_main_job_succeeds(head: Head) -> None:
     assert "0 missing, 0 repeated" in trained.stdout
     assert "succeeded" in trained.stdout + trained.stderr
     assert (head.place / "runs" / "submitted" / "audit.json").is_file()
+
+
+def test_a_stopped_job_loses_nothing(head: Head) -> None:
+    """Held in its stable phase, it would wait for new domains for ever. Stopped in the midst of training or of waiting, it saves all steps."""
+    run = head.place / "runs" / "held"
+    hold = ("python", "jobs/cpt.py", "tiny.yaml", "--run", run.name, "--schedule.hold_open", "true")
+    submitted = head.submit(*hold, options=("--no-wait", "--submission-id", "held"))
+    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+    end = time.monotonic() + 300
+    while not ((run / "status.json").is_file() and json.loads((run / "status.json").read_text())["samples"]):
+        assert time.monotonic() < end, head.job("logs", "held").stdout
+        time.sleep(0.2)
+    stopped = head.job("stop", "held")
+    assert "was stopped" in stopped.stdout + stopped.stderr, stopped
+    assert "interrupted; the same command goes on from the last checkpoint" in head.job("logs", "held").stdout
+    trained = sum(json.loads(line)["batch_samples"] for line in (run / "trace.jsonl").read_text().splitlines())
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    assert sum(e["event"] == "stopped" for e in events) == 1
+    assert checkpoint.latest(str(run))[0] == checkpoint.Name(trained, 0)
+    assert json.loads((run / "status.json").read_text())["state"] == "ended"
