@@ -8,6 +8,7 @@ import json
 import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -69,32 +70,37 @@ def contenders(recipe: Recipe, registry: Registry, names: Sequence[str], corpus:
     """The models behind names: base, a baseline, candidate, champion, previous, a version number, a search of this run, or a checkpoint's URI.
 
     A version brings its base with it, by its lineage; `base` and a bare checkpoint take the base of the versions beside them, else the recipe's.
-    Raises RunError for a name that means nothing yet, or models of different bases; RecipeError without any.
+    Raises RunError for a name that means nothing yet, or one that takes its base from versions of different bases; RecipeError without any.
     """
     if not names:
         raise RecipeError("evaluate.models: empty; give base, sasrec, candidate, a version number or a checkpoint's URI, comma-separated")
     versions = {name: version for name in dict.fromkeys(names) if (version := registry.named(name)) is not None}
-    bases = {(v.tags["base"], v.tags.get("base_revision") or None) for v in versions.values() if "base" in v.tags}
-    if len(bases) > 1:
-        raise RunError(
-            f"evaluate.models: these versions stand on different bases ({', '.join(sorted(b for b, _ in bases))}); compare them one by one"
-        )
-    base, revision = bases.pop() if bases else (resolve(recipe, corpus, say), recipe.model.revision)
+    bases = {name: (v.tags["base"], v.tags.get("base_revision") or None) for name, v in versions.items() if "base" in v.tags}
+
+    @cache
+    def implied(name: str) -> tuple[str, str | None]:
+        """The base of a model that brings none."""
+        if len(set(bases.values())) > 1:
+            shown = ", ".join(f"{version} on {base}" for version, (base, _) in bases.items())
+            raise RunError(f"evaluate.models: {name} takes the base of the versions beside it, which stand on different ones ({shown}); name fewer")
+        return next(iter(bases.values()), None) or (resolve(recipe, corpus, say), recipe.model.revision)
+
     found: list[Contender] = []
     for name in dict.fromkeys(names):
         if name == "base":
-            found.append(Contender(name, name, base, revision))
+            found.append(Contender(name, name, *implied(name)))
         elif name in BASELINES:
             seeds = range(recipe.seed, recipe.seed + recipe.baseline.seeds)
-            found += [Contender(name, f"{name}-seed{seed}", base, revision, seed=seed) for seed in seeds]
+            found += [Contender(name, f"{name}-seed{seed}", "", None, seed=seed) for seed in seeds]
         elif version := versions.get(name):
+            base, revision = bases.get(name) or implied(name)
             found.append(Contender(name, f"version-{version.number}", base, revision, version.checkpoint, version.number))
         elif tuned := _tuned(recipe, name):
-            found += [Contender(name, f"{name}-{place}", base, revision, uri) for place, uri in tuned]
+            found += [Contender(name, f"{name}-{place}", *implied(name), uri) for place, uri in tuned]
         else:
             uri = storage.absolute(name)
             run, attempt = posixpath.basename(posixpath.dirname(posixpath.dirname(uri))), posixpath.basename(uri)
-            found.append(Contender(name, f"{run}-{attempt}", base, revision, uri))
+            found.append(Contender(name, f"{run}-{attempt}", *implied(name), uri))
     return list({c.label: c for c in found}.values())
 
 
@@ -242,10 +248,10 @@ def _predictions(
     if missing:
         workers = min(recipe.workers, len(samples))
         with session(recipe.cluster.address, recipe.cluster.num_cpus or workers * recipe.train.cpus_per_worker):
-            text = _text(recipe, corpus, missing)
+            texts_on = _texts(recipe, corpus, missing)
             for model in missing:
                 say(f"scoring {model.label}: {len(samples):,} samples, {workers} worker(s)")
-                place = _place(recipe, folder, model)
+                place, text = _place(recipe, folder, model), texts_on.get((model.base, model.revision))
                 storage.remove(storage.join(place, METRICS))  # so that it never stands beside predictions that it is not of
                 if _mode(recipe, model) == "score":
                     table = predictions.of_scores(samples, scores(recipe, model, corpus, domain, samples, workers, text))
@@ -268,8 +274,7 @@ def _hr1(table: pa.Table) -> NDArray[np.float64]:
     return hits(predictions.ranks_of(table), 1)
 
 
-def _text(recipe: Recipe, corpus: Corpus, models: Sequence[Contender]) -> Text | None:
-    """What language models read with, put into the object store once: all stand on one base, so one tokenizer reads for all. None if all are
-    baselines, which do not read."""
-    read = next((model for model in models if not model.is_baseline), None)
-    return None if read is None else Text.of(corpus, read.base, read.revision, recipe.model.max_tokens)
+def _texts(recipe: Recipe, corpus: Corpus, models: Sequence[Contender]) -> dict[tuple[str, str | None], Text]:
+    """What language models read with, by base and revision: models on one base share one, put into the object store once. Baselines do not read."""
+    read = dict.fromkeys((model.base, model.revision) for model in models if not model.is_baseline)
+    return {(base, revision): Text.of(corpus, base, revision, recipe.model.max_tokens) for base, revision in read}

@@ -65,9 +65,9 @@ def registry(recipe: Recipe, corpus: Corpus, place: Path) -> Registry:
     return models
 
 
-def register(models: Registry, recipe: Recipe, place: Path, seed: int, spread: float) -> int:
-    """Register a checkpoint with a random adapter. spread: standard deviation of its weights. Returns its version."""
-    base = str(place / "base")
+def register(models: Registry, recipe: Recipe, place: Path, seed: int, spread: float, base: str = "base") -> int:
+    """Register a checkpoint with a random adapter. spread: standard deviation of its weights; base: folder of its base. Returns its version."""
+    base = str(place / base)
     network, _ = backbone.load(base, None, "fp32")
     tuned = adapter.attach(network, recipe.model, seed)
     weights = {name: torch.randn_like(weight) * spread for name, weight in adapter.trainable(tuned).items()}
@@ -229,3 +229,15 @@ def test_what_is_not_there_is_named(recipe: Recipe, registry: Registry, place: P
         compare(elsewhere, registry, ["1"], print)
     with pytest.raises(RunError, match="never completed"):
         compare(recipe, registry, ["1", f"{place}/runs/cpt/checkpoints/000000009900-0"], print)
+
+
+def test_models_of_different_bases_are_compared(recipe: Recipe, registry: Registry, corpus: Corpus, place: Path) -> None:
+    """As when a base gives way to a larger one: each reads with its own tokenizer, and the gate can judge."""
+    tiny.build(corpus.titles()[::2], recipe.tiny.model_copy(update={"hidden": 16, "vocabulary": 512, "language_steps": 0}), 7, place / "larger")
+    other = register(registry, recipe, place, 4, 0.05, "larger")
+    few = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"max_users": 6})})
+    rows = compare(few, registry, ["1", str(other)], print).rows
+    assert [row.model for row in rows] == ["version-1", f"version-{other}"]
+    assert rows[1].against is not None
+    with pytest.raises(RunError, match="base takes the base of the versions beside it, which stand on different ones"):
+        compare(few, registry, ["base", "1", str(other)], print)
