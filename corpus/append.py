@@ -64,17 +64,47 @@ def append(data: DataSettings, seed: int, uri: str, say: Say, *, held_out: bool 
     made anew on what that one made. Raises DataError for behaviours that cannot be used, CorpusError for a corpus of other rules, or none.
     """
     uri = storage.absolute(uri)
+    names = _names(data, held_out)
+    _check_same_rules(Corpus.open(uri), data, seed)
+    delta.check_conditional_put(uri)
+    request, behaviours = _asked(data, seed, names, held_out, say)
+    return _landed(uri, lambda corpus: _append_to(corpus, behaviours, request, say), say)
+
+
+def preview(data: DataSettings, seed: int, uri: str, say: Say, *, held_out: bool = False) -> None:
+    """Check what `append` would be given, and say what would come in; nothing is written. Raises as `append` does."""
+    corpus, names = Corpus.open(storage.absolute(uri)), _names(data, held_out)
+    _check_same_rules(corpus, data, seed)
+    request, behaviours = _asked(data, seed, names, held_out, say)
+    if (since := _since(corpus, request.identity)) is not None:
+        say(f"these behaviours are in the corpus already, since version {since}; nothing to do")
+        return
+    coming = _coming(corpus, behaviours, request, say)
+    dropped = ", ".join(f"{reason} {n:,}" for reason, n in sorted(coming.dropped.items()) if n)
+    say(f"would make version {corpus.version + 1} of {corpus.uri}: {coming.found.height:,} new interactions; dropped: {dropped or 'none'}")
+
+
+def preview_text(file: str, uri: str, say: Say) -> None:
+    """The same of `append_text`."""
+    corpus, source = Corpus.open(storage.absolute(uri)), text.source_of(file)
+    rows = text.rows(source, text.read(file, "--text"))
+    say(f"would make version {corpus.version + 1} of {corpus.uri}: {len(rows):,} windows of {source}")
+
+
+def _names(data: DataSettings, held_out: bool) -> tuple[str, ...]:
+    """The domains that are appended. Raises DataError without any."""
     names = data.held_out if held_out else data.domains
     if not names:
         raise DataError(f"data.{'held_out' if held_out else 'domains'} names no domain to append; name at least one")
-    _check_same_rules(Corpus.open(uri), data, seed)
-    delta.check_conditional_put(uri)
-    input_digests = build.digests(data, sorted(names))
+    return tuple(sorted(names))
+
+
+def _asked(data: DataSettings, seed: int, names: tuple[str, ...], held_out: bool, say: Say) -> tuple["_Request", dict[str, Behaviours]]:
+    """The request, known by the digest of all that it depends on, and the behaviours of its domains, read."""
+    input_digests = build.digests(data, list(names))
     of_input = json.loads(data.model_dump_json(include={"columns", "time_unit", "latest", "min_rating", "max_per_user", "format"}))
     identity = storage.sha256(json.dumps([build.rules(data, seed), of_input, input_digests], sort_keys=True).encode())
-    behaviours = {name: interactions.read(data, name, say, titled=False) for name in sorted(names)}
-    request = _Request(data, seed, held_out, identity, {})
-    return _landed(uri, lambda corpus: _append_to(corpus, behaviours, request, say), say)
+    return _Request(data, seed, held_out, identity, {}), {name: interactions.read(data, name, say, titled=False) for name in names}
 
 
 def append_text(file: str, uri: str, say: Say) -> Corpus:
@@ -123,12 +153,16 @@ def _append_text_to(corpus: Corpus, file: str, source: str, content: str, identi
 
 def _done(corpus: Corpus, identity: str, what: str, say: Say) -> Corpus | None:
     """The version that an append made before, if it did."""
-    done = next((commit.version for commit in corpus.commits if commit.transaction == identity), None)
-    if done is None:
+    if (done := _since(corpus, identity)) is None:
         return None
     publish_statistics(corpus)
     say(f"{what} in the corpus already, since version {done}; nothing to do")
     return Corpus.open(corpus.uri, done)
+
+
+def _since(corpus: Corpus, identity: str) -> int | None:
+    """The version that an append made; None if it is not there."""
+    return next((commit.version for commit in corpus.commits if commit.transaction == identity), None)
 
 
 @dataclass(frozen=True)
@@ -142,30 +176,48 @@ class _Request:
     read: dict[str, pl.DataFrame]
 
 
+@dataclass(frozen=True)
+class _Coming:
+    """What an append adds to a version. data: settings of the whole corpus after it; old: its users' interactions that are there; runs: the numbering
+    of the items that are there; found, items, dropped: of all its domains, as in Grown."""
+
+    data: DataSettings
+    old: pl.DataFrame
+    runs: dict[str, Any]
+    found: pl.DataFrame
+    items: pl.DataFrame
+    dropped: Counter[str]
+
+
+def _coming(corpus: Corpus, behaviours: dict[str, Behaviours], request: _Request, say: Say) -> _Coming:
+    """Compare the behaviours with a version; writes nothing."""
+    told = corpus.commits[-1].metadata
+    data, runs = _whole(told, request), told["item_runs"]
+    old = kept.of_users(corpus, pl.concat([of.users for of in behaviours.values()]).unique(), request.read)
+    parts = [_grow(corpus, runs, name, of, old, data, say) for name, of in behaviours.items()]
+    found, items = pl.concat([part.found for part in parts]), pl.concat([part.items for part in parts])
+    return _Coming(data, old, runs, found, items, sum((part.dropped for part in parts), Counter[str]()))
+
+
 def _append_to(corpus: Corpus, behaviours: dict[str, Behaviours], request: _Request, say: Say) -> Corpus:
     """One attempt, on the newest version."""
     if (done := _done(corpus, request.identity, "these behaviours are", say)) is not None:
         return done
-    told = corpus.commits[-1].metadata
-    data = _whole(told, request)
-    users = pl.concat([of.users for of in behaviours.values()]).unique()
-    old = kept.of_users(corpus, users, request.read)
-    runs: dict[str, Any] = told["item_runs"]
-    parts = [_grow(corpus, runs, name, of, old, data, say) for name, of in behaviours.items()]
-    came, dropped = pl.concat([part.found for part in parts]), sum((part.dropped for part in parts), Counter[str]())
+    coming = _coming(corpus, behaviours, request, say)
+    data, came, told = coming.data, coming.found, corpus.commits[-1].metadata
     if came.is_empty():
         say(f"the corpus has all usable interactions of {', '.join(behaviours)} already; version {corpus.version} stays the newest")
         return corpus
-    items, items_version, renamed = catalogue.add(corpus.uri, pl.concat([part.items for part in parts]), request.identity)
-    indices = catalogue.indices_of(catalogue.joined(runs, items))
+    items, items_version, renamed = catalogue.add(corpus.uri, coming.items, request.identity)
+    indices = catalogue.indices_of(catalogue.joined(coming.runs, items))
     numbered = came.join(items.select("domain", "item_id", "item_index"), on=["domain", "item_id"], how="left")
-    coming = numbered.select("user_id").unique()
+    users = numbered.select("user_id").unique()
     new = build.as_new(numbered, corpus.version + 1)
-    found = Coded.of(pl.concat([new, old.join(coming, on="user_id", how="semi").select(new.columns)]))
+    found = Coded.of(pl.concat([new, coming.old.join(users, on="user_id", how="semi").select(new.columns)]))
     sizes, wanted = sizes_of(indices), data.num_candidates - 1
     check_negatives(busiest(found, sizes, wanted), sizes, wanted)
     made = _made(found, indices, data, request.seed, corpus.uri, say)
-    dropped += made.dropped + Counter(title_made_distinct=renamed)
+    dropped = coming.dropped + made.dropped + Counter(title_made_distinct=renamed)
     counts = statistics.count(made.files)
     numbers = statistics.describe(told["statistics"], statistics.came(found.sizes), sizes, data, counts, made.mixed_users, dropped)
     metadata = {

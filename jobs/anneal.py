@@ -36,7 +36,9 @@ def job(recipe: Recipe, options: argparse.Namespace) -> None:
     trunk, name = source.split("/")[-3], Name.parse(source.split("/")[-1])
     if name is None:
         raise RunError(f"--from {options.source}: not a checkpoint; give <storage>/<run>/checkpoints/<samples>-<attempt>")
-    run = recipe.run if recipe.run != trunk else f"{trunk}-anneal-{name.samples}"
+    run = options.run or f"{trunk}-anneal-{name.samples}"
+    if run == trunk:
+        raise RunError(f"--run {run}: that is the trunk; give the branch another name, or none")
     branch = recipe.model_copy(update={"run": run, "continue_from": source, "branch": True})
     if options.dry_run:
         preview(branch, say)

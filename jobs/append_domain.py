@@ -36,6 +36,12 @@ def job(recipe: Recipe, options: argparse.Namespace) -> None:
     def say(line: str) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
+    if options.dry_run:
+        if options.text:
+            append.preview_text(options.text, recipe.corpus, say)
+        else:
+            append.preview(recipe.data, recipe.seed, recipe.corpus, say, held_out=options.held_out)
+        return
     if options.text:
         corpus = append.append_text(options.text, recipe.corpus, say)
     else:

@@ -27,7 +27,9 @@ def job(recipe: Recipe, options: argparse.Namespace) -> None:
     console = Console()
     run_uri = join(absolute(recipe.storage), recipe.run)
     verb = VERBS.get(options.word)
-    if verb is not None:
+    if verb is not None and options.dry_run:
+        console.print(f"would ask {recipe.run} to {verb}")
+    elif verb is not None:
         console.print(f"{recipe.run} {mailbox.ask(run_uri, recipe.run, verb, TIMEOUT_S)}", markup=False, highlight=False, soft_wrap=True)
     state = mailbox.status(run_uri)
     if state is None:

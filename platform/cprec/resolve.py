@@ -101,7 +101,8 @@ def from_arguments(
     parser = _parser(description)
     if flags is not None:
         flags(parser)
-    known, unknown = parser.parse_known_args(arguments)
+    # Intermixed: a word may stand behind the keys, apart from the recipe.
+    known, unknown = parser.parse_known_intermixed_args(arguments)
     if unknown:
         raise RecipeError(_unknown_argument(unknown[0]))
     overrides = {}
@@ -114,6 +115,8 @@ def from_arguments(
     if len(recipes) > 1:
         named = f", and one of {', '.join(words)}" if words else ""
         raise RecipeError(f"{recipes[1]!r}: one recipe at most{named}; every value behind its --key")
+    if recipes and words and not recipes[0].endswith((".yaml", ".yml")):
+        raise RecipeError(f"{recipes[0]!r} is neither a recipe (.yaml) nor one of {', '.join(words)}")
     return load(recipes[0] if recipes else str(default_recipe), overrides), known
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from cluster.errors import CorpusError, DataError, Overtaken
 from corpus import append as appending
 from corpus import delta, kept
-from corpus.append import append
+from corpus.append import append, preview, preview_text
 from corpus.build import as_new, build
 from corpus.coded import Coded
 from corpus.kcore import k_core
@@ -219,6 +219,24 @@ def test_the_same_append_again_changes_nothing(corpus: Corpus, tmp_path: Path) -
     assert "in the corpus already, since version 1" in said[-1]
     assert sorted(Path(corpus.uri, "samples/_delta_log").iterdir()) == log
     assert Path(corpus.uri, "statistics.json").exists()
+
+
+def test_a_preview_says_what_would_come_in_and_writes_nothing(corpus: Corpus, tmp_path: Path) -> None:
+    data = more(tmp_path, shop(("D",), seed=5))
+    before = {path: path.stat().st_mtime_ns for path in Path(corpus.uri).rglob("*")}
+    said: list[str] = []
+    preview(data, 0, corpus.uri, said.append)
+    assert {path: path.stat().st_mtime_ns for path in Path(corpus.uri).rglob("*")} == before
+    assert said[-1] == f"would make version 1 of {corpus.uri}: 320 new interactions; dropped: none"
+    assert Corpus.open(corpus.uri).version == 0
+    with pytest.raises(DataError, match="in this corpus pre-training"):
+        preview(more(tmp_path / "held", {"A": shop(DOMAINS)["A"]}, domains=(), held_out=("A",)), 0, corpus.uri, print, held_out=True)
+    append(data, 0, corpus.uri, print)
+    preview(data, 0, corpus.uri, said.append)
+    assert said[-1] == "these behaviours are in the corpus already, since version 1; nothing to do"
+    (tmp_path / "prose.txt").write_text("word " * 400)
+    preview_text(str(tmp_path / "prose.txt"), corpus.uri, said.append)
+    assert said[-1] == f"would make version 2 of {corpus.uri}: 4 windows of text/prose"
 
 
 def test_rows_that_are_there_already_are_left_out(corpus: Corpus, tmp_path: Path) -> None:

@@ -90,3 +90,17 @@ def test_wrong_command_lines_are_refused(tmp_path: Path, arguments: list[str], m
 def test_a_missing_recipe_is_named() -> None:
     with pytest.raises(Exception, match=r"nowhere.yaml: no such file"):
         load("nowhere.yaml")
+
+
+@pytest.mark.parametrize("words", [["R", "status", "--run", "trunk"], ["R", "--run", "trunk", "status"], ["--run", "trunk", "R", "status"]])
+def test_a_word_may_stand_anywhere(tmp_path: Path, words: list[str]) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("seed: 3")
+    arguments = [str(recipe) if word == "R" else word for word in words]
+    resolved, options = from_arguments(arguments, "a job", tmp_path / "none.yaml", words=("status", "anneal"))
+    assert (resolved.run, resolved.seed, options.word) == ("trunk", 3, "status")
+
+
+def test_a_mistyped_word_is_told_the_words(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"'aneal' is neither a recipe \(.yaml\) nor one of status, anneal"):
+        from_arguments(["aneal", "--run", "trunk"], "a job", tmp_path / "none.yaml", words=("status", "anneal"))
