@@ -125,9 +125,14 @@ def due(before: int, after: int, every: int, ends: tuple[int, ...]) -> bool:
     return before // every < after // every or any(before < end <= after for end in ends)
 
 
-def prune(run_uri: str, keep: int, ends: tuple[int, ...]) -> None:
-    """Remove all but the `keep` newest checkpoints and those at the ends of phases; manifests go first, so that no half one looks whole."""
-    for name in listed(run_uri)[keep:]:
+def prune(run_uri: str, keep: int, ends: tuple[int, ...], saved: Name) -> None:
+    """Remove all but the `keep` newest checkpoints up to the one just saved and those at the ends of phases; manifests go first, so that no half one
+    looks whole.
+
+    What has more samples than the one just saved is of an attempt that this one did not go on from: it was ignored, and does not count.
+    """
+    complete = [name for name in listed(run_uri) if name <= saved and exists(join(uri_of(run_uri, name), MANIFEST))]
+    for name in complete[keep:]:
         if name.samples not in ends:
             remove(join(uri_of(run_uri, name), MANIFEST))
             remove(uri_of(run_uri, name))

@@ -150,7 +150,8 @@ class Saver(Observer):
         self._saved = self._ledger.samples
         if self._rank:
             return
-        uri = checkpoint.uri_of(self._run_uri, checkpoint.Name(self._ledger.samples, self._group.attempt))
+        name = checkpoint.Name(self._ledger.samples, self._group.attempt)
+        uri = checkpoint.uri_of(self._run_uri, name)
         ledger = replace(self._ledger, plan=ray.get(self._controller.saving.remote()))
         with tempfile.TemporaryDirectory() as folder:
             directory = Path(folder)
@@ -158,7 +159,7 @@ class Saver(Observer):
             checkpoint.save_trainer(state, directory)
             checkpoint.commit(directory, uri, ledger)
         ray.get(self._controller.saved.remote(ledger.samples, uri))
-        checkpoint.prune(self._run_uri, self._recipe.checkpoint.keep, self._ends)
+        checkpoint.prune(self._run_uri, self._recipe.checkpoint.keep, self._ends, name)
 
 
 def trace_row(record: StepRecord, planned: int) -> dict[str, Any]:

@@ -88,8 +88,20 @@ def test_pruning_keeps_the_newest_and_the_ends_of_phases(tmp_path: Path) -> None
     run = tmp_path / "run"
     for samples in (10, 20, 30, 40, 50):
         save(run, samples)
-    checkpoint.prune(str(run), keep=2, ends=(20, 50))
+    checkpoint.prune(str(run), keep=2, ends=(20, 50), saved=Name(50, 0))
     assert [n.samples for n in checkpoint.listed(str(run))] == [50, 40, 20]
+
+
+def test_pruning_never_takes_what_was_just_saved_for_the_leftovers_of_an_attempt_that_went_further(tmp_path: Path) -> None:
+    """Four attempts could not write at 160 for want of room; the fifth is stopped at 90, saves there, and prunes."""
+    run = tmp_path / "run"
+    save(run, 80)
+    for attempt in range(4):
+        Path(save(run, 160, attempt), "manifest.json").unlink()
+    save(run, 90, attempt=4)
+    checkpoint.prune(str(run), keep=2, ends=(), saved=Name(90, 4))
+    assert checkpoint.latest(str(run))[0] == Name(90, 4)
+    assert Name(80, 0) in checkpoint.listed(str(run))
 
 
 @given(st.integers(0, 10**12), st.integers(0, 99))
