@@ -100,7 +100,10 @@ def contenders(recipe: Recipe, registry: Registry, names: Sequence[str], corpus:
         else:
             uri = storage.absolute(name)
             run, attempt = posixpath.basename(posixpath.dirname(posixpath.dirname(uri))), posixpath.basename(uri)
-            found.append(Contender(name, f"{run}-{attempt}", *implied(name), uri))
+            label = f"{run}-{attempt}"
+            if any(other.label == label and other.checkpoint != uri for other in found):
+                label += f"-{storage.sha256(uri.encode())[:6]}"
+            found.append(Contender(name, label, *implied(name), uri))
     return list({c.label: c for c in found}.values())
 
 

@@ -76,6 +76,7 @@ def describe_plan(recipe: Recipe, plan: Plan) -> str:
 
 def preview(recipe: Recipe, say: Say) -> None:
     """Check the inputs of a run and say what it would train, without writing anything but a missing corpus of simulated shoppers."""
+    recipe = located(recipe)
     plan = trunk.begin(recipe, open_corpus(recipe, say)).plan
     plain_text(recipe)
     say(describe_plan(recipe, plan))
@@ -90,27 +91,36 @@ def pretrain(recipe: Recipe, allow: Collection[str], say: Say) -> Result:
     allow: keys of the recipe that may differ from the run's first start. Raises UserError for what the user can mend, PlatformFault else.
     """
     registry = Registry.of(recipe)
+    recipe = located(recipe)
     run_uri = join(absolute(recipe.storage), recipe.run)
     corpus = open_corpus(recipe, say)
     mailbox.claim(run_uri, recipe.run)
-    settle(recipe, run_uri, allow)
-    job, course, new = prepare(recipe, run_uri, corpus, say)
+    before = settle(recipe, run_uri, allow)
+    job, course, new = prepare(recipe, run_uri, corpus, before, say)
     say(describe_plan(recipe, course.plan))
     if new:
         _note_start(job, course)
     tracker = Tracker(registry, run_uri, recipe.run)
     tracker.params(flat(recipe))
-    train(job, course.plan, tracker, say)
+    train(job, course, tracker, say)
     return finish(job, registry, tracker, say)
 
 
-def prepare(recipe: Recipe, run_uri: str, corpus: Corpus, say: Say) -> tuple[run.Job, Course, bool]:
-    """The checked inputs of a run, its course, and whether that is new."""
+def located(recipe: Recipe) -> Recipe:
+    """The recipe with its parent checkpoint at an absolute place, which workers on other nodes and the lineage need."""
+    parent = recipe.continue_from
+    return recipe if parent is None else recipe.model_copy(update={"continue_from": absolute(parent)})
+
+
+def prepare(recipe: Recipe, run_uri: str, corpus: Corpus, before: Recipe | None, say: Say) -> tuple[run.Job, Course, bool]:
+    """The checked inputs of a run, its course, and whether that is new. before: the recipe of the run's last start."""
     plain = plain_text(recipe)
     if plain and recipe.schedule.replay_share and text.digest(plain) in {commit.metadata.get("text") for commit in corpus.commits}:
         say(f"{recipe.evaluate.text} is also replayed: its perplexity tells what is learned of it, not what is forgotten")
-    course, new = trunk.open_course(recipe, run_uri, corpus)
+    course, new = trunk.open_course(recipe, run_uri, corpus, before)
     base = bases.resolve(recipe, corpus, say)
+    if new and recipe.continue_from is not None:
+        trunk.require_fit(recipe, base, recipe.continue_from)
     # Refuses a base without a usable tokenizer before any worker starts.
     titles = corpus.titles()
     if because := words_of(titles[:: max(len(titles) // SAMPLED, 1)], backbone.tokenizer(base, recipe.model.revision)).because:
@@ -125,10 +135,11 @@ def plain_text(recipe: Recipe) -> str | None:
     return None if recipe.evaluate.text is None else text.read(recipe.evaluate.text, "evaluate.text")
 
 
-def train(job: run.Job, plan: Plan, tracker: Tracker, say: Say) -> None:
-    """Run the training session unless the plan is trained already."""
+def train(job: run.Job, course: Course, tracker: Tracker, say: Say) -> None:
+    """Run the training session unless the plan is trained already; one that is held open waits for more."""
     newest, _ = checkpoint.latest(job.run_uri)
-    if newest is not None and newest.samples >= plan.samples:
+    plan, held = course.plan, course.hold and not course.closed
+    if newest is not None and newest.samples >= plan.samples and not held:
         say(f"{job.recipe.run} is trained to the end already")
         return
     if newest is not None:

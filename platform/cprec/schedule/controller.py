@@ -94,10 +94,15 @@ class Controller:
         return at
 
     def anneal(self) -> int:
-        """End the stable phase at the first position not yet handed out. Returns it. Raises ValueError once the plan is closed."""
+        """End the stable phase with the next segment. Returns where. Raises ValueError once the plan is closed.
+
+        Not before it: who was handed the present one does not know that it is the last, and would leave no checkpoint at the end of the phase.
+        """
         if not self.open:
             raise ValueError("annealing has begun already")
         at = self.joins_at()
+        if at == self.issued:
+            at = min(at + self.segment_samples, self.plan.wsa.stable_end)
         self.plan = anneal_now(self.plan, at)
         self.closed, self.hold = True, False
         return at

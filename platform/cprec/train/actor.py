@@ -4,7 +4,8 @@ Every change of the plan is on storage before it takes effect, so that the actor
 the next worker group from which checkpoint it goes on.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -137,6 +138,7 @@ class ControllerShell:
 
     def stepped(self, row: Mapping[str, Any]) -> bool:
         """A step is done: into the trace, and the phase follows. Returns whether the workers should stop."""
+        self._require_group()
         self._trace.add(dict(row))
         self._rows.append(dict(row))
         self._advance(row["samples"] + row["batch_samples"])
@@ -144,6 +146,7 @@ class ControllerShell:
 
     def measured(self, samples: int, perplexity: float) -> None:
         """The perplexity of the plain text as the model stands after a number of samples."""
+        self._require_group()
         self._measured.append(event(PERPLEXITY, samples, perplexity=perplexity))
         self._events.add(self._measured[-1])
         self._events.flush()
@@ -153,12 +156,24 @@ class ControllerShell:
 
         Returns the plan as it stands, for the checkpoint's ledger.
         """
+        self._require_group()
         self._trace.flush()
         return self._controller.plan
 
     def saved(self, samples: int, uri: str) -> None:
         """A checkpoint is complete."""
         self._note("checkpoint_saved", samples, checkpoint=uri)
+
+    @property
+    def _idle(self) -> bool:
+        """Whether the workers wait for new samples. They ask for the next segment before they have trained the present one."""
+        return self._waiting and self._controller.samples >= self._controller.plan.wsa.stable_end
+
+    def _require_group(self) -> None:
+        """Raises PlatformFault in a controller that was started again between two steps: what its predecessor had not flushed is lost, so the group
+        has to go back to its last checkpoint too."""
+        if self._group is None:
+            raise PlatformFault("the controller was started again while workers trained; they go on from the last checkpoint")
 
     # -- for the driver
 
@@ -168,7 +183,7 @@ class ControllerShell:
         The driver's asking is the controller's pulse.
         """
         self.beat()
-        return self._rows[since:], self._measured[measured:], self._waiting
+        return self._rows[since:], self._measured[measured:], self._idle
 
     def stop(self) -> None:
         """Let the workers save a checkpoint after the step that they are in, and end."""
@@ -191,7 +206,7 @@ class ControllerShell:
             self._look()
         for identity, verb in self._desk.requests():
             self._desk.answer(identity, self._do(verb))
-        self._desk.write(self._state("waiting" if self._waiting else "training"))
+        self._desk.write(self._state("waiting" if self._idle else "training"))
 
     def _do(self, verb: Verb) -> str:
         """Carry out a request; what is answered."""
@@ -201,13 +216,15 @@ class ControllerShell:
         if not controller.open:
             return f"is {controller.phase}, and {self._closed_says()}"
         if verb == "anneal":
-            at = controller.anneal()
-            self._change(replace(self._course, plan=controller.plan, hold=False, closed=True))
+            with self._undone_unless_written():
+                at = controller.anneal()
+                self._change(replace(self._course, plan=controller.plan, hold=False, closed=True))
             self._note("annealing_called", at, S=controller.plan.wsa.stable_end, A=controller.plan.samples)
             self._advance(controller.samples)
             return f"anneals from sample {at:,} on, to {controller.plan.samples:,}"
-        controller.hold = verb == "hold"
-        self._change(replace(self._course, hold=controller.hold))
+        with self._undone_unless_written():
+            controller.hold = verb == "hold"
+            self._change(replace(self._course, hold=controller.hold))
         self._note("held" if controller.hold else "released", controller.samples)
         self._advance(controller.samples)
         if controller.hold:
@@ -231,12 +248,12 @@ class ControllerShell:
             self._change(replace(self._course, version=corpus.version))
             return f"has nothing to train of corpus version {corpus.version}"
         self._read(corpus)
-        # Planned, written, then in force: a crash in between repeats the same decision from the same plan.
         at = self._controller.joins_at()
         again = replay(self._settings.replay_share, corpus, before.consumed(at))
-        self._controller.adopt(portions(domain), portions(mixed), self._settings.cap, again)
+        with self._undone_unless_written():
+            self._controller.adopt(portions(domain), portions(mixed), self._settings.cap, again)
+            self._change(self._course.adopted(corpus, self._controller.plan, domain))
         plan = self._controller.plan
-        self._change(self._course.adopted(corpus, plan, domain))
         gained = {s.source: s.rows for s in (*domain, *mixed, *(texts if self._settings.replay_share else ()))}
         wsa = plan.wsa
         self._note(
@@ -251,6 +268,17 @@ class ControllerShell:
         self._waiting = False
         self._told = f"takes up corpus version {corpus.version} at sample {at:,}: S = {wsa.stable_end:,}, A = {wsa.annealing_end:,}"
         return self._told
+
+    @contextmanager
+    def _undone_unless_written(self) -> Iterator[None]:
+        """What is not on storage did not happen: else a retry would decide once more, on top of what nobody else knows of."""
+        controller = self._controller
+        before = controller.plan, controller.hold, controller.closed
+        try:
+            yield
+        except BaseException:  # whatever storage raises
+            controller.plan, controller.hold, controller.closed = before
+            raise
 
     def _change(self, course: Course) -> None:
         course.write(self._settings.run_uri)

@@ -37,8 +37,8 @@ FREE = (
 """Keys that may change between two starts of a run: where it runs and how it is watched, never what is computed."""
 
 
-def settle(recipe: Recipe, run_uri: str, allow: Collection[str] = ()) -> bool:
-    """Write resolved.yaml, or compare with the one that is there. Returns whether the run had started before.
+def settle(recipe: Recipe, run_uri: str, allow: Collection[str] = ()) -> Recipe | None:
+    """Write resolved.yaml, or compare with the one that is there. Returns the recipe of the run's last start; None if this is the first.
 
     allow: keys that may differ all the same. Raises RunError listing every key that changed, RecipeError for an unknown key in allow.
     """
@@ -55,7 +55,7 @@ def settle(recipe: Recipe, run_uri: str, allow: Collection[str] = ()) -> bool:
                 "use another --run, put the values back, or accept a change with --allow-change KEY"
             )
     write_text(where, to_yaml(recipe))
-    return before is not None
+    return before
 
 
 def _difference(before: Recipe, after: Recipe) -> list[tuple[str, str]]:

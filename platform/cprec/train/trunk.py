@@ -1,11 +1,12 @@
 """What a run owns on storage besides its checkpoints: plan.json, the one durable truth about what it will train, and from which corpus."""
 
 import json
+import posixpath
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from cluster.errors import CorpusError, RunError
+from cluster.errors import CorpusError, RecipeError, RunError
 from cluster.storage import exists, join, read_text, write_text
 from corpus.samples import MIXED
 from corpus.table import Corpus, Stream
@@ -19,6 +20,9 @@ from cprec.train import checkpoint
 from cprec.train.record import PLAN
 
 DOMAIN = "domain/"
+
+ANNEALED = tuple(mode.value for mode in Mode if mode not in (Mode.DOMAIN_ONLY, Mode.SHUFFLED))
+"""Values of schedule.mode under which mixed samples are read after S."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +100,10 @@ def _replay(recipe: Recipe, corpus: Corpus, consumed: tuple[Portion, ...] = ()) 
     return replay(share, corpus, consumed)
 
 
-def open_course(recipe: Recipe, run_uri: str, corpus: Corpus) -> tuple[Course, bool]:
+def open_course(recipe: Recipe, run_uri: str, corpus: Corpus, before: Recipe | None = None) -> tuple[Course, bool]:
     """The course of a run: the one that it is on, or a new one. Returns whether it is new.
+
+    before: the recipe of the run's last start; where schedule.hold_open is another now, the stable phase is held, or released.
 
     Raises CorpusError when the corpus is not the one that the run started on, or has nothing for the run.
     """
@@ -107,7 +113,11 @@ def open_course(recipe: Recipe, run_uri: str, corpus: Corpus) -> tuple[Course, b
         course = begin(recipe, corpus)
         course.write(run_uri)
         return course, True
-    if course.corpus != identity or course.version > corpus.version:
+    if before is not None and before.schedule.hold_open != recipe.schedule.hold_open and not course.closed:
+        course = replace(course, hold=recipe.schedule.hold_open)
+        course.write(run_uri)
+    # A run goes beyond the corpus_version that it starts at.
+    if course.corpus != identity or course.version > Corpus.open(corpus.uri).version:
         raise CorpusError(
             f"{corpus.uri}: this is corpus {identity}, version {corpus.version}; the run {recipe.run} is on {course.corpus}, version "
             f"{course.version}: point --corpus at that one, or start another --run"
@@ -153,6 +163,8 @@ def _go_on(recipe: Recipe, corpus: Corpus, identity: str, parent: str) -> Course
     seed = ledger.plan.domain[0].seed
     if recipe.seed != seed:
         raise RunError(f"{parent} was trained with seed {seed}, which ordered its samples; this recipe has seed {recipe.seed}: set --seed {seed}")
+    if recipe.branch and recipe.schedule.mode not in ANNEALED:
+        raise RecipeError(f"schedule.mode: {recipe.schedule.mode} does not anneal on mixed samples; a branch needs one of {', '.join(ANNEALED)}")
     mixed = portions([s for s in corpus.streams() if s.source == MIXED], rows)
     wanted = replace(rules(recipe), warmup_fraction=recipe.schedule.warmup_fraction if recipe.schedule.rewarm else 0.0)
     if recipe.branch:
@@ -167,3 +179,24 @@ def _go_on(recipe: Recipe, corpus: Corpus, identity: str, parent: str) -> Course
     plan = planning.make(wanted, left, mixed, consumed, _replay(recipe, corpus, consumed))
     names = tuple(dict.fromkeys(s.source.removeprefix(DOMAIN) for s in domain))
     return Course(identity, corpus.version, plan, names, passed_over, hold=recipe.schedule.hold_open, parent=parent)
+
+
+def require_fit(recipe: Recipe, base: str, parent: str) -> None:
+    """Raises RunError, naming keys and values, unless a parent checkpoint's adapter is one that the recipe trains on its base.
+
+    Another scale or another base of the same shape would be taken without a word, and what was learned would mean something else.
+    """
+    where = join(parent, checkpoint.ADAPTER, "adapter_config.json")
+    model = recipe.model
+    wanted: dict[str, Any] = {"model.adapter": model.adapter}
+    found: dict[str, Any] = {"model.adapter": "lora" if exists(where) else "full"}
+    if exists(where) and model.adapter == "lora":
+        config = json.loads(read_text(where))
+        wanted |= {"model.lora_rank": model.lora_rank, "model.lora_alpha": model.lora_alpha, "model.base": base, "model.revision": model.revision}
+        keys = {"model.lora_rank": "r", "model.lora_alpha": "lora_alpha", "model.base": "base_model_name_or_path", "model.revision": "revision"}
+        found |= {name: config.get(key) for name, key in keys.items()}
+        if posixpath.basename(base) == posixpath.basename(str(found["model.base"])):
+            found["model.base"] = base  # the same one, which lay elsewhere then
+    if other := [name for name in wanted if wanted[name] != found[name]]:
+        shown = "\n".join(f"  {name}: {found[name]!r} there, {wanted[name]!r} here" for name in other)
+        raise RunError(f"{parent} was trained otherwise:\n{shown}\ngo on with its values, or start from the base")

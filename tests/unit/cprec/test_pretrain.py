@@ -1,5 +1,6 @@
-"""Pictures of a run under way: now and then, and never at the price of the training."""
+"""Pictures of a run under way: now and then, and never at the price of the training. And when there is anything left to train."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -7,6 +8,12 @@ import pytest
 from cluster.errors import RunError
 from cprec import pretrain
 from cprec.pretrain import PICTURE_RESTS, PICTURE_S, Pictures
+from cprec.recipe import Recipe
+from cprec.schedule.plan import Portion
+from cprec.schedule.planning import Rules, make
+from cprec.schedule.wsa import Mode
+from cprec.train import checkpoint
+from cprec.train.trunk import Course
 
 
 class Clock:
@@ -62,3 +69,19 @@ def test_storage_that_fails_costs_a_picture_and_not_the_training(clock: Clock, p
     pictures = Pictures("run", Any, said.append)  # type: ignore[arg-type]
     renew(pictures, clock, int(2 * PICTURE_S) + 1)
     assert said == [f"the report was not renewed: {problem}"] * 2
+
+
+@pytest.mark.parametrize(("hold", "closed"), [(False, False), (True, False), (True, True)])
+def test_a_run_that_is_held_open_waits_again_after_a_restart(monkeypatch: pytest.MonkeyPatch, hold: bool, closed: bool) -> None:
+    """Without mixed samples its plan ends where its stable phase does."""
+    plan = make(Rules(0, 1e-5, 1e-3, 0.1, mode=Mode.DOMAIN_ONLY), [Portion("domain/A", 0, 0, 100)], [])
+    course = Course("", 0, plan, ("A",), (), hold=hold, closed=closed)
+    said: list[str] = []
+    fitted: list[object] = []
+    monkeypatch.setattr(checkpoint, "latest", lambda run_uri: (checkpoint.Name(100, 0), []))
+    monkeypatch.setattr(pretrain, "session", lambda address, num_cpus: nullcontext())
+    monkeypatch.setattr(pretrain.run, "fit", lambda *arguments: fitted.append(arguments))
+    job = pretrain.run.Job(Recipe(), "runs/a", "base", Any)  # type: ignore[arg-type]
+    pretrain.train(job, course, Any, said.append)  # type: ignore[arg-type]
+    assert len(fitted) == (hold and not closed)
+    assert said == (["resuming cpt from 100 samples"] if fitted else ["cpt is trained to the end already"])

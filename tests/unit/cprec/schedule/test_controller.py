@@ -70,6 +70,8 @@ class World:
     controller: Controller
     steps: list[tuple[int, int, float, Phase, list[tuple[str, int, int]]]] = field(default_factory=list)
     ready: list[Segment] = field(default_factory=list)
+    ends: list[tuple[int, int]] = field(default_factory=list)
+    """Of each step, where it ends and where its segment says that the stable phase does."""
     saved: list[int] = field(default_factory=lambda: [0])
     workers: int = 1
 
@@ -97,6 +99,7 @@ class World:
         dealt = deal([1 + r % 7 for r in row.tolist()], self.workers)
         assert sorted(i for share in dealt for i in share) == list(range(stop - start))
         self.steps.append((start, stop, segment.wsa.rate(start), segment.wsa.phase(start), rows))
+        self.ends.append((stop, segment.wsa.stable_end))
         self.controller.advance(stop)
         if stop == segment.stop:
             self.ready.pop(0)
@@ -106,6 +109,7 @@ class World:
         """Everything in memory is lost; the plan as it was written and the checkpoint remain."""
         old = self.controller
         self.steps = [step for step in self.steps if step[1] <= at]
+        self.ends = [end for end in self.ends if end[0] <= at]
         self.saved = [s for s in self.saved if s <= at]
         self.ready = []
         self.controller = Controller(old.plan, batch, segment_samples, samples=at, hold=old.hold, closed=old.closed)
@@ -156,6 +160,8 @@ def test_whatever_happens_every_planned_sample_is_trained_once_at_its_rate(
     assert trained == [row for era in final.eras for row in planned(era)]
     assert len(set(trained)) == len(trained)
     assert [(rate, phase) for _, _, rate, phase, _ in world.steps] == [(final.wsa.rate(a), final.wsa.phase(a)) for a, *_ in world.steps]
+    stable_end = final.wsa.stable_end
+    assert [told for stop, told in world.ends if stop == stable_end] == [stable_end] * (stable_end > 0)  # so a checkpoint is due there
     order = list(Phase)
     phases = [order.index(phase) for *_, phase, _ in world.steps]
     assert phases == sorted(phases)

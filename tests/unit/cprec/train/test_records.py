@@ -70,14 +70,15 @@ def test_lines_survive_a_crash_in_the_middle_of_one(tmp_path: Path) -> None:
 def test_a_run_keeps_its_recipe(tmp_path: Path) -> None:
     run = str(tmp_path / "run")
     first = Recipe()
-    assert settle(first, run) is False
-    assert settle(validate({"workers": 5, "train": {"micro_batch": 3}}, "test"), run) is True
+    assert settle(first, run) is None
+    other = validate({"workers": 5, "train": {"micro_batch": 3}}, "test")
+    assert settle(other, run) == first
     changed = validate({"schedule": {"lr_max": 1e-3}, "data": {"k_core": 5}}, "test")
     with pytest.raises(RunError, match=r"data.k_core: 3 -> 5\n  schedule.lr_max: 0.0005 -> 0.001"):
         settle(changed, run)
     with pytest.raises(RunError, match=r"k_core"):
         settle(changed, run, allow=["schedule.lr_max"])
-    assert settle(changed, run, allow=["schedule.lr_max", "data.k_core"]) is True
-    assert settle(changed, run) is True
+    assert settle(changed, run, allow=["schedule.lr_max", "data.k_core"]) == other
+    assert settle(changed, run) == changed
     with pytest.raises(RecipeError, match="no such key"):
         settle(changed, run, allow=["lr"])
