@@ -12,7 +12,7 @@ from cprec.recipe import Recipe
 from cprec.schedule.plan import Portion
 from cprec.schedule.planning import Rules, make
 from cprec.schedule.wsa import Mode
-from cprec.train import checkpoint
+from cprec.train import checkpoint, run
 from cprec.train.trunk import Course
 
 
@@ -80,8 +80,8 @@ def test_a_run_that_is_held_open_waits_again_after_a_restart(monkeypatch: pytest
     fitted: list[object] = []
     monkeypatch.setattr(checkpoint, "latest", lambda run_uri: (checkpoint.Name(100, 0), []))
     monkeypatch.setattr(pretrain, "session", lambda address, num_cpus: nullcontext())
-    monkeypatch.setattr(pretrain.run, "fit", lambda *arguments: fitted.append(arguments))
-    job = pretrain.run.Job(Recipe(), "runs/a", "base", Any)  # type: ignore[arg-type]
+    monkeypatch.setattr(run, "fit", lambda *arguments: fitted.append(arguments))
+    job = run.Job(Recipe(), "runs/a", "base", Any)  # type: ignore[arg-type]
     pretrain.train(job, course, Any, said.append)  # type: ignore[arg-type]
     assert len(fitted) == (hold and not closed)
     assert said == (["resuming cpt from 100 samples"] if fitted else ["cpt is trained to the end already"])
