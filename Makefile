@@ -27,7 +27,7 @@ demo: environment ## simulated shoppers -> corpus -> continual pre-training -> p
 test: check ## the checks, then the tests
 	@.ci/step "tests" $(BIN)/python -m pytest
 
-experiments: environment ## what the method is worth: minutes of training, and p over seeds
+experiments: environment ## what sharing tokens costs in quality: minutes of training
 	@.ci/step "experiments" $(BIN)/python -m pytest -n 0 tests/experiments
 
 check: environment ## format, lint, types, layers, dependencies

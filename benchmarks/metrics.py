@@ -1,4 +1,4 @@
-"""Our metrics against ranx, from the same predictions: what jobs/evaluate.py wrote, read as a stranger would.
+"""Our metrics against those of ranx, from the predictions that jobs/evaluate.py wrote.
 
     python benchmarks/metrics.py out/runs/demo/evaluation/Games --ranx .venv-ranx/bin/python    (benchmarks/peers/requirements-ranx.txt)
 

@@ -1,4 +1,4 @@
-"""A ranking for one history, so that a person can feel a model."""
+"""A ranking for one history, to try a model by hand."""
 
 from collections.abc import Sequence
 

@@ -1,7 +1,4 @@
-"""Processes of a run are killed or told to end; each planned sample is trained once all the same, at its rate, bit for bit.
-
-Faults of the matrices: 2-5, 9, 11, 28.
-"""
+"""Processes of a run are killed or told to end; each planned sample is trained once all the same, at its rate, bit for bit."""
 
 import json
 import os

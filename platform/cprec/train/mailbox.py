@@ -66,7 +66,7 @@ def alive(state: Mapping[str, Any] | None) -> bool:
 
 
 def claim(run_uri: str, run: str) -> None:
-    """Refuse a run that somebody else trains (matrices: fault 26). Raises RunError naming the owner."""
+    """Refuse a run that somebody else trains. Raises RunError naming the owner."""
     state = status(run_uri)
     if alive(state) and state is not None:
         owner = state["owner"]

@@ -53,7 +53,7 @@ class Job:
 def fit(job: Job, watch: Watch, say: Say) -> None:
     """Train what is left of the plan, inside a Ray session. Returns when the last checkpoint is complete.
 
-    Ctrl-C saves a checkpoint and then raises KeyboardInterrupt; the second one raises it at once (matrices: fault 28).
+    Ctrl-C saves a checkpoint and then raises KeyboardInterrupt; the second one raises it at once.
     Raises the workers' UserError as it was raised, PlatformFault for anything else once train.max_failures restarts are used up.
     """
     recipe = job.recipe

@@ -1,4 +1,4 @@
-"""A run's recipe is settled at its first start: going on with another one is refused, with the difference (matrices: fault 17)."""
+"""A run's recipe is settled at its first start: going on with another one is refused, with the difference."""
 
 from collections.abc import Collection
 from typing import Any

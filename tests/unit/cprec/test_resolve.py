@@ -1,4 +1,4 @@
-"""Recipes: one way to say each thing, and a message that helps for every wrong one (matrices: bad inputs 1-4)."""
+"""Recipes: one way to say each thing, and a message that helps for every wrong one."""
 
 from pathlib import Path
 
