@@ -6,6 +6,8 @@ The platform's code travels as `py_modules` (content-hashed, so never stale): dr
 import logging
 import os
 import secrets
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,20 +50,38 @@ def session(address: str, num_cpus: int) -> Iterator[None]:
         # A token of this process: without one, Ray writes ~/.ray/auth_token, which turns authentication on in every later `ray start` of this user.
         # RAY_AUTH_MODE stays as it is: set after `import ray`, half of Ray would not see it.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    ray.init(
-        address=where,
-        num_cpus=num_cpus if local else None,
-        include_dashboard=False if local else None,
-        log_to_driver=False,
-        configure_logging=True,
-        logging_level=logging.ERROR,
-        runtime_env={"py_modules": code()},
-        _system_config=_local(num_cpus) if local else None,
-    )
+    with sigterm_kept():
+        ray.init(
+            address=where,
+            num_cpus=num_cpus if local else None,
+            include_dashboard=False if local else None,
+            log_to_driver=False,
+            configure_logging=True,
+            logging_level=logging.ERROR,
+            runtime_env={"py_modules": code()},
+            _system_config=_local(num_cpus) if local else None,
+        )
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def sigterm_kept() -> Iterator[None]:
+    """What SIGTERM does stays what it was: `ray.init` makes it end the process with its number as exit code. Meanwhile it is KeyboardInterrupt."""
+    if threading.current_thread() is not threading.main_thread():  # there Ray leaves it alone too
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit as ended:
+        if ended.code != signal.SIGTERM:
+            raise
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _local(num_cpus: int) -> dict[str, object]:

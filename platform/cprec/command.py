@@ -1,10 +1,12 @@
 """What every job does around its one call: read the command line, say what went wrong in one message, end with the right exit code."""
 
 import argparse
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Collection
 from pathlib import Path
+from types import FrameType
 
 from cluster.errors import UserError
 from cprec.recipe import Recipe
@@ -21,7 +23,11 @@ def main(
     flags: Callable[[argparse.ArgumentParser], None] | None = None,
     words: Collection[str] = (),
 ) -> int:
-    """Run a job on the process's arguments. Returns its exit code: 0 done, 1 the user's error, 2 a fault, 130 interrupted and resumable."""
+    """Run a job on the process's arguments. Returns its exit code: 0 done, 1 the user's error, 2 a fault, 130 interrupted and resumable.
+
+    SIGTERM (as of `ray job stop`) is what Ctrl-C is; `cluster.session` sees that it stays so under Ray.
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         recipe, options = from_arguments(sys.argv[1:], description, DEMO, flags, words)
         job(recipe, options)
@@ -36,3 +42,7 @@ def main(
         print(f"fault: {type(error).__name__}: {error}; the same command goes on from the last checkpoint", file=sys.stderr)
         return FAULT
     return DONE
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -94,15 +94,15 @@ def pretrain(recipe: Recipe, allow: Collection[str], say: Say) -> Result:
     recipe = located(recipe)
     run_uri = join(absolute(recipe.storage), recipe.run)
     corpus = open_corpus(recipe, say)
-    mailbox.claim(run_uri, recipe.run)
-    before = settle(recipe, run_uri, allow)
-    job, course, new = prepare(recipe, run_uri, corpus, before, say)
-    say(describe_plan(recipe, course.plan))
-    if new:
-        _note_start(job, course)
-    tracker = Tracker(registry, run_uri, recipe.run)
-    tracker.params(flat(recipe))
-    train(job, course, tracker, say)
+    with mailbox.claim(run_uri, recipe.run):
+        before = settle(recipe, run_uri, allow)
+        job, course, new = prepare(recipe, run_uri, corpus, before, say)
+        say(describe_plan(recipe, course.plan))
+        if new:
+            _note_start(job, course)
+        tracker = Tracker(registry, run_uri, recipe.run)
+        tracker.params(flat(recipe))
+        train(job, course, tracker, say)
     return finish(job, registry, tracker, say)
 
 

@@ -2,7 +2,9 @@
 rates do to it."""
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +101,17 @@ def test_a_checkpoint_is_a_peft_directory_with_the_projector_beside_it(search: P
     AutoPeftModelForCausalLM.from_pretrained(Path(uri) / "adapter")
 
 
-def test_a_search_that_was_killed_ends_as_it_would_have(search: Path, recipe: Path, place: Path) -> None:
+def test_a_search_that_was_interrupted_and_killed_ends_as_it_would_have(search: Path, recipe: Path, place: Path) -> None:
     killed = place / "runs" / "killed" / "finetune" / "Games" / "llara"
     options = ("--run", "killed", "--search.rates", f"{NOTHING},{PLANTED},{ABSURD}")
+    process = jobs.start("tune_lr", recipe, *options)
+    jobs.wait_for(process, lambda: any(killed.glob("trials/*/checkpoints/*/manifest.json")))
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: to everybody in the foreground
+    out, err = process.communicate(timeout=jobs.LIMIT_S)
+    assert process.returncode == 130, err
+    assert "the same command goes on" in err
+    assert "Traceback" not in out + err
+    assert not [*killed.glob("trials/*/tuned.json")]
     process = jobs.start("tune_lr", recipe, *options)
     second = killed / "trials" / f"{PLANTED:g}-0"
     jobs.kill_when(process, lambda: any(second.glob("checkpoints/*/manifest.json")) and not (second / "tuned.json").exists())

@@ -44,7 +44,8 @@ def best_rate(ended: Sequence[Tuned]) -> float:
 def run(trials: Sequence[Trial], settings: SearchSettings, stopper: str, say: Say) -> list[Tuned]:
     """How the trials ended, in their order; those that have not ended are trained, inside a Ray session.
 
-    Raises a trial's UserError as it was raised, PlatformFault for anything else; trials that ended are kept.
+    Raises a trial's UserError as it was raised, PlatformFault for anything else; trials that ended are kept. Ctrl-C is KeyboardInterrupt, and every
+    trial that has not ended goes on at the next start.
     """
     waiting = [t for t in trials if trials_of.found(t.place) is None]
     if waiting:
@@ -61,10 +62,19 @@ def run(trials: Sequence[Trial], settings: SearchSettings, stopper: str, say: Sa
             # A name of its own: what ended is known from the trials' own files, never from Tune's.
             run_config=tune.RunConfig(name=uuid.uuid4().hex[:12], storage_path=join(os.path.dirname(waiting[0].place), "ray"), verbose=0),
         )
+        # Otherwise Tune takes the first Ctrl-C for itself, and returns as if the search were over.
+        os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
         with contextlib.redirect_stdout(None):
             results = tuner.fit()
         _raise_first(results)
-    return [trials_of.found(t.place) or trials_of.conclude(t, stopped=True) for t in trials]
+    return [trials_of.found(t.place) or cut_short(t, stopper) for t in trials]
+
+
+def cut_short(trial: Trial, stopper: str) -> Tuned:
+    """The end of a trial that Tune ended before it did so itself. Raises PlatformFault where there is no stopper that may do that."""
+    if stopper == "none":
+        raise PlatformFault(f"{trial.place}: the trial was ended without an error and without a result, and search.stopper is none")
+    return trials_of.conclude(trial, stopped=True)
 
 
 def _scheduler(stopper: str, epochs: int) -> TrialScheduler:

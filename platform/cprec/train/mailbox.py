@@ -2,7 +2,8 @@
 driver can speak to it, and nothing is lost when nobody listens.
 
     requests/<id>.json   {"do": "look" | "hold" | "release" | "anneal"}, removed when it is answered
-    status.json          the run's state, rewritten every few seconds; with the latest answers, and an owner
+    status.json          the run's state, rewritten every few seconds; with the latest answers, and an owner. From the driver's start until the
+                         workers have begun it is "starting", beside what was last known
 """
 
 import json
@@ -10,8 +11,9 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from cluster.errors import RunError
@@ -21,6 +23,11 @@ REQUESTS, STATUS = "requests", "status.json"
 STALE_S = 20.0
 """A status this old means that nobody runs the run: it is written every BEAT_S."""
 BEAT_S = 2.0
+SILENT_S = 600.0
+"""A driver that is still there has its run even if it is silent for so long: it may wait for MLflow. Not for ever: a pid comes to be another's."""
+SETTLE_S = 0.5
+"""Of drivers that claim a run at the same moment, each has written by then, and all see the last one."""
+STARTING = "starting"
 KEPT_ANSWERS = 20
 
 Verb = Literal["look", "hold", "release", "anneal"]
@@ -39,17 +46,17 @@ class Owner:
         """This process."""
         return cls(socket.gethostname(), os.getpid(), uuid.uuid4().hex[:8])
 
-    def gone(self) -> bool:
-        """Whether it is known that the process is no more: it ran on this host and its pid is free."""
-        if self.host != socket.gethostname():
-            return False
+    def lives(self) -> bool | None:
+        """Whether the process is there; None where nobody knows: on another host, or where this process has its pid (a container started again)."""
+        if self.host != socket.gethostname() or self.pid == os.getpid():
+            return None
         try:
             os.kill(self.pid, 0)
         except ProcessLookupError:
-            return True
-        except PermissionError:
             return False
-        return False
+        except PermissionError:
+            return True
+        return True
 
 
 def status(run_uri: str) -> dict[str, Any] | None:
@@ -58,40 +65,66 @@ def status(run_uri: str) -> dict[str, Any] | None:
     return json.loads(read_text(where)) if exists(where) else None
 
 
-def alive(state: Mapping[str, Any] | None) -> bool:
-    """Whether somebody trains the run that wrote this state."""
-    if state is None or state["state"] == "ended" or time.time() - state["time"] > STALE_S:
+def alive(state: Mapping[str, Any] | None, silent_s: float = STALE_S) -> bool:
+    """Whether somebody trains the run that wrote this state, at most so long ago."""
+    if state is None or state["state"] == "ended" or time.time() - state["time"] > silent_s:
         return False
-    return not Owner(**state["owner"]).gone()
+    return Owner(**state["owner"]).lives() is not False
 
 
-def claim(run_uri: str, run: str) -> None:
-    """Refuse a run that somebody else trains. Raises RunError naming the owner."""
-    state = status(run_uri)
-    if alive(state) and state is not None:
-        owner = state["owner"]
+@contextmanager
+def claim(run_uri: str, run: str) -> Iterator[None]:
+    """Make a run this process's before its controller can say so; one that did not come to train leaves the state as it was.
+
+    Raises RunError naming the owner of a run that somebody else trains.
+    """
+    me, before = Owner.me(), status(run_uri)
+    _refuse(before, me, run)
+    known = {"run": run, "samples": 0, "answers": {}, **(before or {})}
+    try:
+        write_text(join(run_uri, STATUS), json.dumps({**known, "state": STARTING, "time": time.time(), "owner": asdict(me)}))
+        time.sleep(SETTLE_S)
+        _refuse(status(run_uri), me, run)
+        yield
+    finally:
+        now = status(run_uri)
+        if now is not None and now["owner"] == asdict(me):
+            if before is None:
+                remove(join(run_uri, STATUS))
+            else:
+                write_text(join(run_uri, STATUS), json.dumps(before))
+
+
+def _refuse(state: Mapping[str, Any] | None, me: Owner, run: str) -> None:
+    if state is None or state["owner"] == asdict(me):
+        return
+    owner = Owner(**state["owner"])
+    there = owner.lives() is True
+    if alive(state, SILENT_S if there else STALE_S):
         raise RunError(
-            f"the run {run} is being trained by process {owner['pid']} on {owner['host']}, at {state['samples']:,} samples; "
-            f"use another --run, or end that one (if it died, wait {STALE_S:.0f} s)"
+            f"the run {run} is being trained by process {owner.pid} on {owner.host}, at {state['samples']:,} samples; "
+            f"use another --run, or end that one{'' if there else f' (if it died, wait {STALE_S:.0f} s)'}"
         )
 
 
 def ask(run_uri: str, run: str, verb: Verb, timeout_s: float) -> str:
     """Put a request to a run and wait for its answer.
 
-    Raises RunError when the run is not under way, or does not answer in time; the request is then taken back.
+    Raises RunError when the run is not under way, or does not answer in time; a request that is not waited for to its end is taken back.
     """
     if not alive(status(run_uri)):
         raise RunError(f"the run {run} is not under way ({run_uri}); start it with jobs/cpt.py --run {run}")
     identity = uuid.uuid4().hex[:12]
     place = join(run_uri, REQUESTS, f"{identity}.json")
-    write_text(place, json.dumps({"do": verb}))
     end = time.monotonic() + timeout_s
-    while time.monotonic() < end:
-        if (state := status(run_uri)) is not None and identity in state["answers"]:
-            return str(state["answers"][identity])
-        time.sleep(0.5)
-    remove(place)
+    try:
+        write_text(place, json.dumps({"do": verb}))
+        while time.monotonic() < end:
+            if (state := status(run_uri)) is not None and identity in state["answers"]:
+                return str(state["answers"][identity])
+            time.sleep(0.5)
+    finally:  # also after Ctrl-C: what nobody waits for any more is not to be done
+        remove(place)
     raise RunError(f"the run {run} did not answer within {timeout_s:.0f} s; it may be starting or saving: try again")
 
 
@@ -123,13 +156,14 @@ class Desk:
     def write(self, values: Mapping[str, Any]) -> None:
         """Write the state."""
         self._written = time.monotonic()
-        owner = {"host": self._owner.host, "pid": self._owner.pid, "token": self._owner.token}
-        write_text(join(self._run_uri, STATUS), json.dumps({"time": time.time(), "owner": owner, "answers": self._answers, **values}))
+        write_text(join(self._run_uri, STATUS), json.dumps({"time": time.time(), "owner": asdict(self._owner), "answers": self._answers, **values}))
 
 
 def describe(state: Mapping[str, Any]) -> str:
     """A run's state for people."""
     now = state["state"] if alive(state) or state["state"] == "ended" else f"not under way (last seen {time.time() - state['time']:.0f} s ago)"
+    if "phase" not in state:  # its first start
+        return f"{state['run']}: {now}"
     held = ", held open" if state["hold"] else ""
     sources = "\n".join(f"  {source}: {count:,} samples" for source, count in sorted(state["sources"].items()))
     return (
@@ -143,7 +177,7 @@ def announce(storage: str, corpus: str, timeout_s: float) -> list[str]:
     said = []
     for run in names(storage):
         state = status(join(storage, run))
-        if state is None or state["corpus"] != corpus or not alive(state):
+        if state is None or state.get("corpus") != corpus or not alive(state):
             continue
         try:
             said.append(f"{run} {ask(join(storage, run), run, 'look', timeout_s)}")

@@ -1,5 +1,9 @@
-"""Which Ray a job connects to, and what code it sends to the workers; no Ray is started here."""
+"""Which Ray a job connects to, what code it sends to the workers, and whose SIGTERM is; no Ray is started here."""
 
+import os
+import signal
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -24,3 +28,25 @@ def test_workers_get_the_three_packages() -> None:
     folders = [Path(folder) for folder in session.code()]
     assert {folder.name for folder in folders} == {"cprec", "corpus", "cluster"}
     assert all((folder / "__init__.py").is_file() for folder in folders)
+
+
+def starts(terminated: bool) -> None:
+    """What `ray.init` does with SIGTERM, which may come meanwhile."""
+    with session.sigterm_kept():
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+        if terminated:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+
+
+def test_sigterm_stays_what_it_was_before_ray_took_it() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    starts(terminated=False)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_sigterm_while_ray_starts_is_an_interrupt() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        starts(terminated=True)
+    assert signal.getsignal(signal.SIGTERM) == before
