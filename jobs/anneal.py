@@ -41,7 +41,7 @@ def job(recipe: Recipe, options: argparse.Namespace) -> None:
         raise RunError(f"--run {run}: that is the trunk; give the branch another name, or none")
     branch = recipe.model_copy(update={"run": run, "continue_from": source, "branch": True})
     if options.dry_run:
-        preview(branch, say)
+        preview(branch, options.allow_change, say)
     else:
         pretrain(branch, options.allow_change, say).tell(recipe.mlflow.model, say)
 

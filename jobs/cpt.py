@@ -31,7 +31,7 @@ def job(recipe: Recipe, options: argparse.Namespace) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     if options.dry_run:
-        preview(recipe, say)
+        preview(recipe, options.allow_change, say)
     else:
         pretrain(recipe, options.allow_change, say).tell(recipe.mlflow.model, say)
 

@@ -24,7 +24,7 @@ from cprec.stream.titles import words_of
 from cprec.train import checkpoint, mailbox, run, trunk
 from cprec.train.progress import Progress
 from cprec.train.record import AUDIT, EVENTS, Lines, event
-from cprec.train.settled import settle
+from cprec.train.settled import compared, settle
 from cprec.train.trunk import Course
 
 SAMPLED = 2000
@@ -74,15 +74,21 @@ def describe_plan(recipe: Recipe, plan: Plan) -> str:
     return f"{said}\nreplay: {replayed:,} windows of text, {replayed / wsa.stable_end:.1%} of the samples up to S{short}"
 
 
-def preview(recipe: Recipe, say: Say) -> None:
-    """Check the inputs of a run and say what it would train, without writing anything but a missing corpus of simulated shoppers."""
+def preview(recipe: Recipe, allow: Collection[str], say: Say) -> None:
+    """Check the inputs of a run and say what it would train, or how it would go on, without writing anything but a missing corpus of simulated
+    shoppers. Raises as `pretrain` does before it begins."""
     recipe = located(recipe)
-    plan = trunk.begin(recipe, open_corpus(recipe, say)).plan
+    run_uri = join(absolute(recipe.storage), recipe.run)
+    corpus = open_corpus(recipe, say)
+    course, new = trunk.course_of(recipe, run_uri, corpus, compared(recipe, run_uri, allow))
+    plan = course.plan
     plain_text(recipe)
+    if not new and (newest := checkpoint.latest(run_uri)[0]) is not None:
+        say(f"{recipe.run} is there, trained to {newest.samples:,} samples, and would go on")
     say(describe_plan(recipe, plan))
     for (source, version), samples in sorted(plan.counts(0, plan.samples).items()):
         say(f"  {source} of corpus version {version}: {samples:,} samples")
-    say(f"would run in {join(absolute(recipe.storage), recipe.run)} with {recipe.workers} workers on {recipe.model.base}")
+    say(f"would run in {run_uri} with {recipe.workers} workers on {recipe.model.base}")
 
 
 def pretrain(recipe: Recipe, allow: Collection[str], say: Say) -> Result:

@@ -38,7 +38,14 @@ FREE = (
 
 
 def settle(recipe: Recipe, run_uri: str, allow: Collection[str] = ()) -> Recipe | None:
-    """Write resolved.yaml, or compare with the one that is there. Returns the recipe of the run's last start; None if this is the first.
+    """Compare with resolved.yaml, if it is there, and write it. Returns and raises as `compared` does."""
+    before = compared(recipe, run_uri, allow)
+    write_text(join(run_uri, RESOLVED), to_yaml(recipe))
+    return before
+
+
+def compared(recipe: Recipe, run_uri: str, allow: Collection[str] = ()) -> Recipe | None:
+    """The recipe of the run's last start, which this one may go on from; None if this is the first.
 
     allow: keys that may differ all the same. Raises RunError listing every key that changed, RecipeError for an unknown key in allow.
     """
@@ -54,7 +61,6 @@ def settle(recipe: Recipe, run_uri: str, allow: Collection[str] = ()) -> Recipe 
                 f"the run {recipe.run} was started with another recipe ({where}):\n" + "\n".join(f"  {line}" for line in changed) + "\n"
                 "use another --run, put the values back, or accept a change with --allow-change KEY"
             )
-    write_text(where, to_yaml(recipe))
     return before
 
 

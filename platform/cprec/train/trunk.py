@@ -101,7 +101,15 @@ def _replay(recipe: Recipe, corpus: Corpus, consumed: tuple[Portion, ...] = ()) 
 
 
 def open_course(recipe: Recipe, run_uri: str, corpus: Corpus, before: Recipe | None = None) -> tuple[Course, bool]:
-    """The course of a run: the one that it is on, or a new one. Returns whether it is new.
+    """`course_of`, made durable."""
+    course, new = course_of(recipe, run_uri, corpus, before)
+    if course != Course.read(run_uri):
+        course.write(run_uri)
+    return course, new
+
+
+def course_of(recipe: Recipe, run_uri: str, corpus: Corpus, before: Recipe | None = None) -> tuple[Course, bool]:
+    """The course of a run: the one that it is on, or a new one. Returns whether it is new. Writes nothing.
 
     before: the recipe of the run's last start; where schedule.hold_open is another now, the stable phase is held, or released.
 
@@ -110,12 +118,9 @@ def open_course(recipe: Recipe, run_uri: str, corpus: Corpus, before: Recipe | N
     identity = corpus.commits[0].metadata["fingerprint"]
     course = Course.read(run_uri)
     if course is None:
-        course = begin(recipe, corpus)
-        course.write(run_uri)
-        return course, True
+        return begin(recipe, corpus), True
     if before is not None and before.schedule.hold_open != recipe.schedule.hold_open and not course.closed:
         course = replace(course, hold=recipe.schedule.hold_open)
-        course.write(run_uri)
     # A run goes beyond the corpus_version that it starts at.
     if course.corpus != identity or course.version > Corpus.open(corpus.uri).version:
         raise CorpusError(

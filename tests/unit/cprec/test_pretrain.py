@@ -1,11 +1,13 @@
 """Pictures of a run under way: now and then, and never at the price of the training. And when there is anything left to train."""
 
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cluster.errors import RunError
+from corpus.build import build
 from cprec import pretrain
 from cprec.pretrain import PICTURE_RESTS, PICTURE_S, Pictures
 from cprec.recipe import Recipe
@@ -13,7 +15,9 @@ from cprec.schedule.plan import Portion
 from cprec.schedule.planning import Rules, make
 from cprec.schedule.wsa import Mode
 from cprec.train import checkpoint, run
-from cprec.train.trunk import Course
+from cprec.train.settled import settle
+from cprec.train.trunk import Course, open_course
+from tests.unit.corpus.worlds import settings, shop, write_root
 
 
 class Clock:
@@ -85,3 +89,21 @@ def test_a_run_that_is_held_open_waits_again_after_a_restart(monkeypatch: pytest
     pretrain.train(job, course, Any, said.append)  # type: ignore[arg-type]
     assert len(fitted) == (hold and not closed)
     assert said == (["resuming cpt from 100 samples"] if fitted else ["cpt is trained to the end already"])
+
+
+def test_a_preview_tells_of_the_run_that_is_there_and_writes_nothing(tmp_path: Path) -> None:
+    corpus = build(settings(write_root(tmp_path / "root", shop(("A", "B", "C")))), 0, str(tmp_path / "corpus"), print)
+    recipe = Recipe(storage=str(tmp_path / "runs"), corpus=corpus.uri)
+    said: list[str] = []
+    pretrain.preview(recipe, (), said.append)
+    assert not (tmp_path / "runs").exists()
+    assert said[0].startswith("plan: W = ")
+    settle(recipe, str(tmp_path / "runs" / "cpt"))
+    smaller = recipe.model_copy(update={"train": recipe.train.model_copy(update={"max_samples": 64})})
+    course, _ = open_course(smaller, str(tmp_path / "runs" / "cpt"), corpus)
+    pretrain.preview(recipe, (), said.append)
+    assert pretrain.describe_plan(recipe, course.plan) in said
+    assert pretrain.describe_plan(recipe, course.plan) != said[0]
+    other = recipe.model_copy(update={"seed": 3})
+    with pytest.raises(RunError, match="seed: 0 -> 3"):
+        pretrain.preview(other, (), print)
