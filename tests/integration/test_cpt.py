@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -170,3 +171,28 @@ def test_corpus_and_storage_on_s3_where_samples_share_tokens(whole: Path, tmp_pa
     assert all(row["computed_tokens"] == row["tokens"] for row in jobs.lines(whole / "trace.jsonl"))
     [version] = Registry.of(load(str(recipe), places)).versions()
     assert version.tags["inexact"] == "train.targets_per_pass 4, train.shared_candidates 8"
+
+
+def failures(folder: Path) -> list[str]:
+    return [e["because"] for e in jobs.lines(folder / "events.jsonl") if e["event"] == "failed"]
+
+
+def test_a_run_that_diverges_ends_at_once(place: Path) -> None:
+    folder = place / "runs" / "wild"
+    err = jobs.run("cpt", place / "recipe.yaml", "--run", "wild", "--schedule.lr_max", "1e30", code=2).stderr
+    [because] = failures(folder)
+    assert "lower schedule.lr_max" in because
+    assert err.splitlines()[-1] == f"fault: Diverged: {because}; the same command goes on from the last checkpoint"
+    # Each group of workers would have measured it anew.
+    assert [e["samples"] for e in jobs.lines(folder / "events.jsonl") if e["event"] == "perplexity_measured"] == [0]
+    assert json.loads((folder / "status.json").read_text())["state"] == "ended"
+
+
+def test_what_a_worker_cannot_load_is_told_once(whole: Path, place: Path) -> None:
+    folder, base = place / "runs" / "weightless", place / "weightless"
+    shutil.copytree(next((place / "runs" / "bases").iterdir()), base)
+    (base / "model.safetensors").unlink()
+    err = jobs.run("cpt", place / "recipe.yaml", "--run", "weightless", "--model.base", base, code=1).stderr
+    [because] = failures(folder)
+    assert because.startswith(f"model.base: {base} does not load")
+    assert err == f"error: {because}\n"

@@ -81,6 +81,7 @@ class ControllerShell:
         self._polled = 0
         self._told = f"has corpus version {course.version}"
         self._waiting = self._stopping = False
+        self._failure: Exception | None = None
 
     def _read(self, corpus: Corpus) -> None:
         """Take in a version of the corpus: its streams, and the titles of its items, which the read tasks share."""
@@ -189,6 +190,16 @@ class ControllerShell:
         """Let the workers save a checkpoint after the step that they are in, and end."""
         self._stopping = True
         self._note("stopped", self._controller.samples)
+
+    def fail(self, error: Exception) -> None:
+        """A worker met what another try would meet again: the run ends with it, or with the first of several."""
+        if self._failure is None:
+            self._failure, self._stopping = error, True
+            self._note("failed", self._controller.samples, because=str(error))
+
+    def failure(self) -> Exception | None:
+        """What the run ends with, if a worker told."""
+        return self._failure
 
     def end(self) -> None:
         """The run is over for now: nobody answers requests any more."""

@@ -54,7 +54,8 @@ def fit(job: Job, watch: Watch, say: Say) -> None:
     """Train what is left of the plan, inside a Ray session. Returns when the last checkpoint is complete.
 
     Ctrl-C saves a checkpoint and then raises KeyboardInterrupt; the second one raises it at once.
-    Raises the workers' UserError as it was raised, PlatformFault for anything else once train.max_failures restarts are used up.
+    Raises the workers' UserError or Diverged as it was raised, without trying again; PlatformFault for anything else once train.max_failures restarts
+    are used up.
     """
     recipe = job.recipe
     schedule, train = recipe.schedule, recipe.train
@@ -98,6 +99,8 @@ def fit(job: Job, watch: Watch, say: Say) -> None:
     )
     try:
         _follow(trainer, controller, watch, say)
+        if (failure := ray.get(controller.failure.remote(), timeout=60)) is not None:
+            raise failure
     except TrainingFailedError as error:
         raise _cause(error) from error
     finally:

@@ -14,7 +14,7 @@ import ray
 import ray.train
 import torch.distributed as dist
 
-from cluster.errors import RunError
+from cluster.errors import RunError, UserError
 from cluster.storage import join
 from cprec.model import adapter, backbone, fp8
 from cprec.recipe import Recipe
@@ -38,13 +38,31 @@ class Start:
 
 
 def run(config: dict[str, Any]) -> None:
-    """The training function of Ray Train. config: {"recipe": plain data, "run_uri": str, "base": str, "controller": actor handle, "text": str}."""
+    """The training function of Ray Train. config: {"recipe": plain data, "run_uri": str, "base": str, "controller": actor handle, "text": str}.
+
+    Ray tries again after whatever is raised here. What would come again is told to the controller, and the next group, if there is one, ends at once.
+    """
+    try:
+        _run(config)
+    except UserError as error:  # perhaps of this worker alone: raised, or the others would wait for it in a collective
+        _fail(config["controller"], error)
+        raise
+
+
+def _fail(controller: Any, error: Exception) -> None:
+    # Ray's own class of an error that comes from an actor does not travel well; its cause does.
+    ray.get(controller.fail.remote(getattr(error, "cause", error)))
+
+
+def _run(config: dict[str, Any]) -> None:
     recipe = validate(config["recipe"], "the driver's recipe")
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     if not recipe.train.gpus_per_worker:
         os.environ["DS_ACCELERATOR"] = "cpu"
     start = _agree(config["run_uri"], config["controller"], rank, world)
+    if start is None:
+        return
     model, words = backbone.load(config["base"], recipe.model.revision, recipe.model.precision)
     trained = adapter.attach(model, recipe.model, recipe.seed)
     if recipe.model.fp8:
@@ -56,11 +74,14 @@ def run(config: dict[str, Any]) -> None:
     cut = cut_of(recipe.train)
     text = None if config["text"] is None else Monitor.of(config["text"], words, recipe.model.max_tokens, cut, rank, world)
     observer = Saver(recipe, config["run_uri"], config["base"], config["controller"], start.group, ledger, rank, text)
-    if not ledger.step:
-        observer.measure(engine)
-    work = feed(config["controller"], start.group.attempt, ledger.samples, rank)
-    train(engine, work, observer, cut, words.eos_token_id, recipe.seed, ledger.step)
-    observer.finish(engine)
+    try:
+        if not ledger.step:
+            observer.measure(engine)
+        work = feed(config["controller"], start.group.attempt, ledger.samples, rank)
+        train(engine, work, observer, cut, words.eos_token_id, recipe.seed, ledger.step)
+        observer.finish(engine)
+    except Diverged as error:  # on all workers alike: losses are summed over them
+        _fail(config["controller"], error)
     engine.close()
 
 
@@ -71,18 +92,24 @@ def _restore(engine: Engine, source: str) -> None:
         raise RunError(f"{source} does not fit this recipe: {error}; model.adapter and model.lora_rank must be those of the checkpoint") from None
 
 
-def _agree(run_uri: str, controller: Any, rank: int, world: int) -> Start:
-    """Rank 0 looks for the newest valid checkpoint and opens the attempt at the controller; the others are told. Errors reach every rank."""
+def _agree(run_uri: str, controller: Any, rank: int, world: int) -> Start | None:
+    """Rank 0 looks for the newest valid checkpoint and opens the attempt at the controller; the others are told. Errors reach every rank.
+
+    None: the run has failed, and there is nothing to do.
+    """
     found: list[Any] = [None]
     if rank == 0:
         try:
-            found[0] = _find(run_uri, controller, world)
+            if ray.get(controller.failure.remote()) is None:
+                found[0] = _find(run_uri, controller, world)
+        except UserError as error:
+            _fail(controller, error)
         except Exception as error:  # whatever it is, it is raised on every rank below: the others would wait for ever
             found[0] = error
     dist.broadcast_object_list(found, src=0)
     if isinstance(found[0], Exception):
         raise found[0]
-    start: Start = found[0]
+    start: Start | None = found[0]
     return start
 
 
