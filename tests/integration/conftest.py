@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import boto3
 import pytest
 
+from cluster.session import session
 from tests.integration import jobs
 
 _BUCKETS = itertools.count()
@@ -40,6 +41,13 @@ def _wait_for(server: "subprocess.Popen[bytes]", port: int, limit_s: float = 60)
         else:
             return
     pytest.fail(f"the S3 server did not listen on port {port} (exit code {server.poll()})")
+
+
+@pytest.fixture(scope="module")
+def one_cluster() -> Iterator[None]:
+    """One local Ray for the tests of a file that call the jobs' functions in this process: each call would start its own, which costs more."""
+    with session("local", 2):
+        yield
 
 
 @pytest.fixture

@@ -26,7 +26,10 @@ from cprec.recommend import contender, recommend, titles_of
 from cprec.registry import Registry
 from cprec.resolve import validate
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # PEFT asks transformers under a name of the past
+pytestmark = [
+    pytest.mark.usefixtures("one_cluster"),
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning"),  # PEFT asks transformers under a name of the past
+]
 
 
 @pytest.fixture(scope="module")

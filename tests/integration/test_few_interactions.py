@@ -68,6 +68,7 @@ def test_pre_training_helps_where_interactions_are_few(trained: dict[str, Any], 
         assert against.p < 0.05, shown
 
 
+@pytest.mark.usefixtures("one_cluster")
 def test_the_gate_refuses_a_sabotaged_candidate_and_the_way_back_restores(trained: dict[str, Any], recipe: Recipe, tmp_path: Path) -> None:
     registry = Registry.of(recipe)
     run = registry.start(f"{recipe.storage}/{recipe.run}", recipe.run)
