@@ -80,6 +80,9 @@ def preview(data: DataSettings, seed: int, uri: str, say: Say, *, held_out: bool
         say(f"these behaviours are in the corpus already, since version {since}; nothing to do")
         return
     coming = _coming(corpus, behaviours, request, say)
+    if coming.found.is_empty():
+        say(_nothing_new(corpus, behaviours))
+        return
     dropped = ", ".join(f"{reason} {n:,}" for reason, n in sorted(coming.dropped.items()) if n)
     say(f"would make version {corpus.version + 1} of {corpus.uri}: {coming.found.height:,} new interactions; dropped: {dropped or 'none'}")
 
@@ -87,8 +90,16 @@ def preview(data: DataSettings, seed: int, uri: str, say: Say, *, held_out: bool
 def preview_text(file: str, uri: str, say: Say) -> None:
     """The same of `append_text`."""
     corpus, source = Corpus.open(storage.absolute(uri)), text.source_of(file)
-    rows = text.rows(source, text.read(file, "--text"))
-    say(f"would make version {corpus.version + 1} of {corpus.uri}: {len(rows):,} windows of {source}")
+    content = text.read(file, "--text")
+    if (since := _since(corpus, _identity_of_text(source, content))) is not None:
+        say(f"this text is in the corpus already, since version {since}; nothing to do")
+        return
+    say(f"would make version {corpus.version + 1} of {corpus.uri}: {len(text.windows(content)):,} windows of {source}")
+
+
+def _identity_of_text(source: str, content: str) -> str:
+    """What the append of a text is known by."""
+    return storage.sha256(json.dumps([text.RULES, text.WINDOW, source, text.digest(content)]).encode())
 
 
 def _names(data: DataSettings, held_out: bool) -> tuple[str, ...]:
@@ -117,7 +128,7 @@ def append_text(file: str, uri: str, say: Say) -> Corpus:
     content = text.read(file, "--text")
     Corpus.open(uri)
     delta.check_conditional_put(uri)
-    identity = storage.sha256(json.dumps([text.RULES, text.WINDOW, source, text.digest(content)]).encode())
+    identity = _identity_of_text(source, content)
     return _landed(uri, lambda corpus: _append_text_to(corpus, file, source, content, identity, say), say)
 
 
@@ -158,6 +169,10 @@ def _done(corpus: Corpus, identity: str, what: str, say: Say) -> Corpus | None:
     publish_statistics(corpus)
     say(f"{what} in the corpus already, since version {done}; nothing to do")
     return Corpus.open(corpus.uri, done)
+
+
+def _nothing_new(corpus: Corpus, behaviours: dict[str, Behaviours]) -> str:
+    return f"the corpus has all usable interactions of {', '.join(behaviours)} already; version {corpus.version} stays the newest"
 
 
 def _since(corpus: Corpus, identity: str) -> int | None:
@@ -206,7 +221,7 @@ def _append_to(corpus: Corpus, behaviours: dict[str, Behaviours], request: _Requ
     coming = _coming(corpus, behaviours, request, say)
     data, came, told = coming.data, coming.found, corpus.commits[-1].metadata
     if came.is_empty():
-        say(f"the corpus has all usable interactions of {', '.join(behaviours)} already; version {corpus.version} stays the newest")
+        say(_nothing_new(corpus, behaviours))
         return corpus
     items, items_version, renamed = catalogue.add(corpus.uri, coming.items, request.identity)
     indices = catalogue.indices_of(catalogue.joined(coming.runs, items))

@@ -196,10 +196,10 @@ class Epochs(Observer):
         name = checkpoint.Name(self._ledger.samples, self._attempt)
         uri = checkpoint.uri_of(self._trial.place, name)
         self._history.append({"epoch": len(self._history) + 1, "hr1": hr1, "loss": record.loss, "samples": self._ledger.samples, "checkpoint": uri})
-        self._save(engine, name)
+        self._save(engine, name, uri)
         self._report({"hr1": hr1, "epoch": len(self._history)})
 
-    def _save(self, engine: Engine, saved: checkpoint.Name) -> None:
+    def _save(self, engine: Engine, name: checkpoint.Name, uri: str) -> None:
         state = engine.gather()
         if dist.get_rank():
             return
@@ -213,9 +213,9 @@ class Epochs(Observer):
             adapter.save(model, weights, directory / checkpoint.ADAPTER, self._trial.base, recipe.model.revision)
             checkpoint.save_trainer(state, directory)
             (directory / HISTORY).write_text(json.dumps(self._history))
-            checkpoint.commit(directory, checkpoint.uri_of(self._trial.place, saved), self._ledger)
+            checkpoint.commit(directory, uri, self._ledger)
         best = max(self._history, key=lambda row: row["hr1"])
-        checkpoint.prune(self._trial.place, 1, (best["samples"],), saved)
+        checkpoint.prune(self._trial.place, 1, (best["samples"],), name)
 
     def _over(self) -> bool:
         if not self._history:

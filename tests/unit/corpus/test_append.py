@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from cluster.errors import CorpusError, DataError, Overtaken
 from corpus import append as appending
 from corpus import delta, kept
-from corpus.append import append, preview, preview_text
+from corpus.append import append, append_text, preview, preview_text
 from corpus.build import as_new, build
 from corpus.coded import Coded
 from corpus.kcore import k_core
@@ -237,6 +237,11 @@ def test_a_preview_says_what_would_come_in_and_writes_nothing(corpus: Corpus, tm
     (tmp_path / "prose.txt").write_text("word " * 400)
     preview_text(str(tmp_path / "prose.txt"), corpus.uri, said.append)
     assert said[-1] == f"would make version 2 of {corpus.uri}: 4 windows of text/prose"
+    append_text(str(tmp_path / "prose.txt"), corpus.uri, print)
+    preview_text(str(tmp_path / "prose.txt"), corpus.uri, said.append)
+    assert said[-1] == "this text is in the corpus already, since version 2; nothing to do"
+    preview(more(tmp_path / "same", {"A": shop(DOMAINS)["A"]}), 0, corpus.uri, said.append)
+    assert said[-1] == "the corpus has all usable interactions of A already; version 2 stays the newest"
 
 
 def test_rows_that_are_there_already_are_left_out(corpus: Corpus, tmp_path: Path) -> None:
