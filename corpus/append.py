@@ -20,12 +20,13 @@ import polars as pl
 from cluster import storage
 from cluster.errors import CorpusError, DataError, Overtaken
 from cluster.say import Say
-from corpus import build, catalogue, delta, interactions, kept, simulate, statistics, text
+from corpus import build, catalogue, delta, interactions, kept, quarantine, raw, simulate, statistics, text
 from corpus.coded import Coded
 from corpus.gather import sizes_of
-from corpus.interactions import Behaviours
 from corpus.kcore import k_core, largest_k
 from corpus.make import Made, busiest, check_negatives, make
+from corpus.quarantine import Quarantined
+from corpus.raw import Items, Raw
 from corpus.sequences import SPLITS, Ints
 from corpus.settings import DataSettings, SimulateSettings
 from corpus.table import Corpus, FileKey, publish_statistics, write_samples
@@ -38,16 +39,22 @@ LONGEST_REST_S = 4.0
 """Before an append is made anew, at most."""
 
 
+Read = tuple[Raw, Items]
+"""A domain as it was read."""
+
+
 @dataclass(frozen=True)
 class Grown:
     """A domain's part in an append.
 
-    found: user_id, domain, item_id, timestamp of the interactions that come in; items: domain, item_id, title of theirs; dropped: by reason.
+    found: user_id, domain, item_id, timestamp of the interactions that come in; items: domain, item_id, title of theirs; dropped: by reason;
+    quarantined: of that, what cannot be used.
     """
 
     found: pl.DataFrame
     items: pl.DataFrame
     dropped: Counter[str]
+    quarantined: tuple[Quarantined, ...]
 
 
 def prepare(data: DataSettings, simulated: SimulateSettings, seed: int, uri: str, say: Say, *, held_out: bool = False) -> Corpus:
@@ -110,12 +117,12 @@ def _names(data: DataSettings, held_out: bool) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def _asked(data: DataSettings, seed: int, names: tuple[str, ...], held_out: bool, say: Say) -> tuple["_Request", dict[str, Behaviours]]:
+def _asked(data: DataSettings, seed: int, names: tuple[str, ...], held_out: bool, say: Say) -> tuple["_Request", dict[str, Read]]:
     """The request, known by the digest of all that it depends on, and the behaviours of its domains, read."""
     input_digests = build.digests(data, list(names))
     of_input = json.loads(data.model_dump_json(include={"columns", "time_unit", "latest", "min_rating", "max_per_user", "format"}))
     identity = storage.sha256(json.dumps([build.rules(data, seed), of_input, input_digests], sort_keys=True).encode())
-    return _Request(data, seed, held_out, identity, {}), {name: interactions.read(data, name, say, titled=False) for name in names}
+    return _Request(data, seed, held_out, identity, {}), {name: raw.read(data, name, say) for name in names}
 
 
 def append_text(file: str, uri: str, say: Say) -> Corpus:
@@ -154,6 +161,7 @@ def _append_text_to(corpus: Corpus, file: str, source: str, content: str, identi
     metadata = {
         **{key: told[key] for key in ("rules", "fingerprint", "domains", "held_out", "items_version", "item_runs")},
         "appended": identity,
+        build.QUARANTINE: None,
         "text": text.digest(content),
         "origin": {"root": storage.absolute(file), "format": "text", "domains": [source]},
     }
@@ -171,7 +179,7 @@ def _done(corpus: Corpus, identity: str, what: str, say: Say) -> Corpus | None:
     return Corpus.open(corpus.uri, done)
 
 
-def _nothing_new(corpus: Corpus, behaviours: dict[str, Behaviours]) -> str:
+def _nothing_new(corpus: Corpus, behaviours: dict[str, Read]) -> str:
     return f"the corpus has all usable interactions of {', '.join(behaviours)} already; version {corpus.version} stays the newest"
 
 
@@ -194,7 +202,7 @@ class _Request:
 @dataclass(frozen=True)
 class _Coming:
     """What an append adds to a version. data: settings of the whole corpus after it; old: its users' interactions that are there; runs: the numbering
-    of the items that are there; found, items, dropped: of all its domains, as in Grown."""
+    of the items that are there; found, items, dropped, quarantined: of all its domains, as in Grown."""
 
     data: DataSettings
     old: pl.DataFrame
@@ -202,19 +210,21 @@ class _Coming:
     found: pl.DataFrame
     items: pl.DataFrame
     dropped: Counter[str]
+    quarantined: tuple[Quarantined, ...]
 
 
-def _coming(corpus: Corpus, behaviours: dict[str, Behaviours], request: _Request, say: Say) -> _Coming:
+def _coming(corpus: Corpus, behaviours: dict[str, Read], request: _Request, say: Say) -> _Coming:
     """Compare the behaviours with a version; writes nothing."""
     told = corpus.commits[-1].metadata
     data, runs = _whole(told, request), told["item_runs"]
-    old = kept.of_users(corpus, pl.concat([of.users for of in behaviours.values()]).unique(), request.read)
+    old = kept.of_users(corpus, pl.concat([of.users for of, _ in behaviours.values()]).unique(), request.read)
     parts = [_grow(corpus, runs, name, of, old, data, say) for name, of in behaviours.items()]
     found, items = pl.concat([part.found for part in parts]), pl.concat([part.items for part in parts])
-    return _Coming(data, old, runs, found, items, sum((part.dropped for part in parts), Counter[str]()))
+    dropped, bad = sum((part.dropped for part in parts), Counter[str]()), tuple(of for part in parts for of in part.quarantined)
+    return _Coming(data, old, runs, found, items, dropped, bad)
 
 
-def _append_to(corpus: Corpus, behaviours: dict[str, Behaviours], request: _Request, say: Say) -> Corpus:
+def _append_to(corpus: Corpus, behaviours: dict[str, Read], request: _Request, say: Say) -> Corpus:
     """One attempt, on the newest version."""
     if (done := _done(corpus, request.identity, "these behaviours are", say)) is not None:
         return done
@@ -241,6 +251,7 @@ def _append_to(corpus: Corpus, behaviours: dict[str, Behaviours], request: _Requ
         "origin": build.origin(data, sorted(behaviours)),
         "domains": data.domains,
         "held_out": data.held_out,
+        build.QUARANTINE: quarantine.write(corpus.uri, storage.absolute(data.root), coming.quarantined),
         "items_version": items_version,
         "item_runs": catalogue.runs_of(indices),
     }
@@ -281,22 +292,26 @@ def _whole(told: Any, request: _Request) -> DataSettings:
     return request.data.model_copy(update={"domains": domains, "held_out": held_out})
 
 
-def _grow(corpus: Corpus, runs: dict[str, Any], domain: str, of: Behaviours, old: pl.DataFrame, data: DataSettings, say: Say) -> Grown:
+def _grow(corpus: Corpus, runs: dict[str, Any], domain: str, of: Read, old: pl.DataFrame, data: DataSettings, say: Say) -> Grown:
     """The interactions of one domain that come in: with a title, not there yet, in the core of what is there and they together."""
     there = old.filter(pl.col("domain") == domain)
     numbers = catalogue.indices_of(runs).get(domain)
     known = catalogue.of_domains(corpus.uri, [domain]).filter(
         pl.col("item_index").is_in(pl.Series(numbers if numbers is not None else [], dtype=pl.Int64).implode())
     )
-    titles = pl.concat([of.items, known.select("item_id", "title").join(of.items, on="item_id", how="anti")])
-    titled = interactions.with_title(of, titles["item_id"], domain, data)
+    there_raw, items = of
+    titles = pl.concat([items.titles, known.select("item_id", "title").join(items.titles, on="item_id", how="anti")]).sort("item_id")
+    titled = interactions.cleaned(domain, interactions.usable(domain, there_raw, titles["item_id"], data, interactions.latest(data)), data)
     fresh = titled.named().join(there, on=["user_id", "item_id", "timestamp"], how="anti", maintain_order="left")
     core = k_core(fresh, data.k_core, there["user_id"].unique(), known["item_id"])
     if core.is_empty() and not fresh.is_empty() and numbers is None:
         best = largest_k(lambda k: k_core(fresh, k).is_empty(), data.k_core)
         advice = f"the largest data.k_core that leaves data is {best}, and a corpus keeps the one it was built with" if best else "no row can be used"
         raise DataError(f"{domain}: the {data.k_core}-core of {fresh.height:,} interactions is empty; {advice}")
-    dropped = titled.dropped + Counter(already_in_corpus=titled.interactions.height - fresh.height, k_core=fresh.height - core.height)
+    dropped = (
+        titled.left_out + items.left_out + Counter(already_in_corpus=titled.interactions.height - fresh.height, k_core=fresh.height - core.height)
+    )
     say(f"{domain}: {core.height:,} new interactions of {core['user_id'].n_unique():,} users and {core['item_id'].n_unique():,} items")
     named = titles.join(core, on="item_id", how="semi").sort("item_id").select(pl.lit(domain).alias("domain"), "item_id", "title")
-    return Grown(core.select("user_id", pl.lit(domain).alias("domain"), "item_id", "timestamp"), named, dropped)
+    found = core.select("user_id", pl.lit(domain).alias("domain"), "item_id", "timestamp")
+    return Grown(found, named, dropped, (*titled.quarantined, *items.quarantined))

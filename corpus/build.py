@@ -15,13 +15,15 @@ import polars as pl
 from cluster import storage
 from cluster.errors import CorpusError, DataError
 from cluster.say import Say
-from corpus import catalogue, delta, kept, simulate, statistics
+from corpus import catalogue, delta, kept, quarantine, simulate, statistics
 from corpus.gather import HERE, Each, Way, sizes_of
 from corpus.make import Made
 from corpus.settings import DataSettings, SimulateSettings
 from corpus.sources import layout, pieces
 from corpus.table import PARTITION, SAMPLES, TABLE_SCHEMA, Corpus, publish_statistics
 
+QUARANTINE = "quarantine"
+"""Of a commit: the name of the file below quarantine/ that tells what could not be used, None where nothing was."""
 RULES = 1
 """Goes up whenever the same input would make other samples."""
 
@@ -52,6 +54,7 @@ def build(data: DataSettings, seed: int, uri: str, say: Say) -> Corpus:
         items = gathered.indices()
         say(f"making samples of {sum(rows for rows, _ in gathered.came.values()):,} interactions")
         made = gathered.make(data, seed, uri)
+    bad = quarantine.write(uri, storage.absolute(data.root), gathered.quarantined)
     numbers = statistics.describe(
         statistics.NOTHING, gathered.came, sizes_of(items), data, statistics.count(made.files), made.mixed_users, gathered.dropped + made.dropped
     )
@@ -61,6 +64,7 @@ def build(data: DataSettings, seed: int, uri: str, say: Say) -> Corpus:
         "origin": origin(data, (*data.domains, *data.held_out)),
         "domains": data.domains,
         "held_out": data.held_out,
+        QUARANTINE: bad,
         "items_version": items_version,
         "item_runs": catalogue.runs_of(items),
     }
@@ -89,6 +93,8 @@ def land(uri: str, made: Made, numbers: dict[str, Any], told: dict[str, Any], *,
     newest = Corpus.open(uri)
     publish_statistics(newest)
     say(f"committed corpus version {version} at {uri}: {sum(file.rows for file in made.files):,} samples")
+    if told[QUARANTINE]:
+        say(f"rows that cannot be used, by file and reason, with the first of each: {storage.join(uri, quarantine.PLACE, told[QUARANTINE])}")
     if not numbers["mixed"]["samples"]:
         say("no mixed sample: no user's history spans enough domains, so annealing has nothing to read; see data.mixed_min_domains")
     return Corpus(uri, version, newest.commits[: version + 1])

@@ -10,11 +10,12 @@ import polars as pl
 
 from cluster.errors import DataError
 from cluster.say import Say
-from corpus import interactions, make, samples, statistics
+from corpus import interactions, make, raw, samples, statistics
 from corpus.coded import Coded, codes, renumbered
 from corpus.interactions import Behaviours
 from corpus.kcore import empty, k_core, rows_of_core
 from corpus.make import Made
+from corpus.quarantine import Quarantined
 from corpus.sequences import Ints
 from corpus.settings import DataSettings
 from corpus.table import ITEMS_SCHEMA
@@ -24,11 +25,13 @@ from corpus.table import ITEMS_SCHEMA
 class Gathered(ABC):
     """All domains after cleaning and k-core.
 
-    items: ITEMS_SCHEMA, row i is item i; dropped: rows left out, by reason; came: `statistics.came`, bounds: `samples.at_most` of all users.
+    items: ITEMS_SCHEMA, row i is item i; dropped: rows left out, by reason; quarantined: of these, what cannot be used; came: `statistics.came`,
+    bounds: `samples.at_most` of all users.
     """
 
     items: pl.DataFrame
     dropped: Counter[str]
+    quarantined: tuple[Quarantined, ...]
     came: Mapping[str, tuple[int, int]]
     bounds: Mapping[tuple[str, str], int]
 
@@ -69,17 +72,18 @@ class Way:
 
 def gather(data: DataSettings, say: Say) -> Held:
     """Read, validate and clean every domain, take its k-core, number its items. Raises DataError naming domain or file."""
-    found, items, dropped = [], [no_items()], Counter[str]()
+    found, items, dropped, quarantined = [], [no_items()], Counter[str](), list[Quarantined]()
     for domain in domains_of(data):
-        rows, users, of_domain, left_out = _domain(data, domain, sum(part.height for part in items), say)
+        rows, users, of_domain, left_out, bad = _domain(data, domain, sum(part.height for part in items), say)
         found.append((rows, users))
         items.append(of_domain)
         dropped += left_out
+        quarantined += bad
     catalogue = pl.concat(items)
     coded = Coded.joined(found, catalogue)
     sizes, wanted = sizes_of(indices(catalogue)), data.num_candidates - 1
     make.check_negatives(make.busiest(coded, sizes, wanted), sizes, wanted)
-    return Held(catalogue, dropped, statistics.came(coded.sizes), samples.at_most(coded.sizes, data), coded)
+    return Held(catalogue, dropped, tuple(quarantined), statistics.came(coded.sizes), samples.at_most(coded.sizes, data), coded)
 
 
 HERE = Way(map, gather)
@@ -119,20 +123,24 @@ def told(domain: str, users: int, items: int, rows: int, k: int) -> str:
     return f"{domain}: {users:,} users, {items:,} items, {rows:,} interactions in the {k}-core"
 
 
-def _domain(data: DataSettings, domain: str, first: int, say: Say) -> tuple[pl.DataFrame, pl.Series, pl.DataFrame, Counter[str]]:
-    """One domain: interactions (user, item, timestamp) with the names of its users' numbers; items, numbered from `first`; what is dropped."""
-    raw = interactions.read(data, domain, say)
-    core = _core(domain, raw, data.k_core)
-    (user, users), (item, item_ids) = renumbered(core["user"], raw.users), renumbered(core["item"], raw.item_ids)
-    items, renamed = numbered(domain, raw.items.join(pl.DataFrame({"item_id": item_ids}), on="item_id", how="semi"), first)
+def _domain(
+    data: DataSettings, domain: str, first: int, say: Say
+) -> tuple[pl.DataFrame, pl.Series, pl.DataFrame, Counter[str], tuple[Quarantined, ...]]:
+    """One domain: interactions (user, item, timestamp) with the names of its users' numbers; items, numbered from `first`; what is left out."""
+    there, of_items = raw.read(data, domain, say)
+    found = interactions.cleaned(domain, interactions.usable(domain, there, of_items.titles["item_id"], data, interactions.latest(data)), data)
+    core = _core(domain, found, data.k_core)
+    (user, users), (item, item_ids) = renumbered(core["user"], found.users), renumbered(core["item"], found.item_ids)
+    items, renamed = numbered(domain, of_items.titles.join(pl.DataFrame({"item_id": item_ids}), on="item_id", how="semi"), first)
     rows = pl.DataFrame({"user": user, "item": (codes(item_ids, items["item_id"]) + first).gather(item), "timestamp": core["timestamp"]})
     say(told(domain, users.len(), items.height, core.height, data.k_core))
-    return rows, users, items, raw.dropped + Counter(k_core=raw.interactions.height - core.height, title_made_distinct=renamed)
+    dropped = found.left_out + of_items.left_out + Counter(k_core=found.interactions.height - core.height, title_made_distinct=renamed)
+    return rows, users, items, dropped, (*found.quarantined, *of_items.quarantined)
 
 
-def _core(domain: str, raw: Behaviours, k: int) -> pl.DataFrame:
-    found = raw.interactions
+def _core(domain: str, behaviours: Behaviours, k: int) -> pl.DataFrame:
+    found = behaviours.interactions
     core = found[rows_of_core(found["user"].to_numpy(), found["item"].to_numpy(), k)]
     if core.is_empty():
-        raise empty(domain, k, found.height, lambda less: k_core(raw.named(), less).is_empty())
+        raise empty(domain, k, found.height, lambda less: k_core(behaviours.named(), less).is_empty())
     return core

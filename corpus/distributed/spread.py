@@ -8,7 +8,7 @@ Items stay in the process that starts the build: they are far fewer than interac
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -20,14 +20,15 @@ from numpy.typing import NDArray
 
 from cluster.say import Say
 from corpus import gather as here
-from corpus import hashing, interactions, kept, make, statistics
+from corpus import hashing, interactions, kept, make, quarantine, raw, statistics
 from corpus.coded import Coded, codes, renumbered
 from corpus.distributed import samples
 from corpus.distributed.core import Core, Table, core
-from corpus.distributed.tasks import Ref, start, told
+from corpus.distributed.tasks import Ref, start, stream, told
 from corpus.gather import Gathered, indices, sizes_of
 from corpus.kcore import empty
 from corpus.make import Made
+from corpus.quarantine import Quarantined
 from corpus.samples import at_most
 from corpus.settings import DataSettings
 from corpus.sources import layout, pieces
@@ -51,12 +52,14 @@ class Spread(Gathered):
 
 @dataclass(frozen=True)
 class _Domain:
-    """A domain that is being read. pieces: refs of tables; rows: of each; items: with a title; dropped: by reason."""
+    """A domain that is being read. pieces: refs of tables; rows: of each; items: item_id, title; dropped: by reason; quarantined: of that, what
+    cannot be used."""
 
     pieces: tuple[Ref, ...]
     rows: tuple[int, ...]
     items: pl.DataFrame
     dropped: Counter[str]
+    quarantined: tuple[Quarantined, ...]
 
 
 def gather(data: DataSettings, say: Say) -> Spread:
@@ -64,6 +67,7 @@ def gather(data: DataSettings, say: Say) -> Spread:
     read = {name: _read(data, name, say) for name in here.domains_of(data)}
     ranges = kept.parts(sum(sum(of.rows) for of in read.values()))
     items, dropped, found, total = [here.no_items()], Counter[str](), list[list[Ref]](), 0
+    quarantined: list[Quarantined] = []
     for name in list(read):
         of = read.pop(name)  # what lies in the object store lies there as long as its refs live
         repeating, repeated = _ranges(of, ranges, data.max_per_user)
@@ -74,31 +78,45 @@ def gather(data: DataSettings, say: Say) -> Spread:
         total += left.rows
         found.append([start(_indexed, table, left.items, first) for table in left.ranges])
         dropped += of.dropped + repeated + Counter(k_core=rows - left.rows, title_made_distinct=renamed)
+        quarantined += of.quarantined
         say(here.told(name, left.users, numbered.height, left.rows, data.k_core))
-    return _blocks(found, kept.parts(total), pl.concat(items), dropped, data)
+    return _blocks(found, kept.parts(total), pl.concat(items), dropped, tuple(quarantined), data)
 
 
 def _read(data: DataSettings, domain: str, say: Say) -> _Domain:
-    """Read all pieces of a domain and clean them, row by row."""
+    """Read all pieces of a domain, block by block, and leave out what cannot be used."""
     of_interactions, of_items = layout.files(data, domain)
-    items, of_titles = interactions.read_items(data, of_items, say)
-    cut, titled, latest = [piece for file in of_interactions for piece in pieces.cut(file)], ray.put(items["item_id"]), interactions.latest(data)
-    started = [start(_piece, piece, titled, data, latest, results=2) for piece in cut]
-    types, rows, dropped, of_rows = zip(*told([of[1] for of in started]), strict=True)
-    interactions.agree([piece.file for piece in cut], types, interactions.columns_of(data), data, say)
-    left_out = sum(dropped, Counter[str]())
-    interactions.check_share(domain, left_out, sum(rows), data.max_quarantined)
-    return _Domain(tuple(of[0] for of in started), rows, items, left_out + sum(of_rows, Counter[str]()) + of_titles)
+    items = raw.read_items(data, domain, of_items, say)
+    titled, latest = ray.put(items.titles["item_id"]), interactions.latest(data)
+    cut = [piece for file in of_interactions for piece in pieces.cut(file)]
+    made = [list(of) for of in [stream(_piece, domain, piece, titled, data, latest) for piece in cut]]
+    seen: list[_Seen] = told([ref for of in made for ref in of[::2]])
+    raw.agree([of.block for of in seen], raw.columns_of(data), data, say)
+    bad = quarantine.joined((of.quarantined, of.block.file, of.block.rows) for of in seen)
+    rows, dropped = tuple(of.rows for of in seen), sum((of.dropped for of in seen), Counter[str]())
+    interactions.check_share(domain, bad, sum(rows) + dropped.total(), data)
+    every = (*bad, *items.quarantined)
+    return _Domain(tuple(ref for of in made for ref in of[1::2]), rows, items.titles, dropped + items.dropped + quarantine.counts(every), every)
 
 
-def _piece(piece: Piece, titled: pl.Series, data: DataSettings, latest: int) -> tuple[Table, tuple[dict[str, str], int, Counter[str], Counter[str]]]:
-    """The interactions of a piece that can be used; the types of its columns, how many rows are left, and what is left out."""
-    read = interactions.read_file(piece.file, interactions.columns_of(data), data, piece.groups)
-    no_items = pl.DataFrame()  # the driver has them
-    found = interactions.of_titled(interactions.usable(interactions.coded(read.table, read.malformed), no_items, data, latest), titled)
-    user, users = renumbered(found.interactions["user"], found.users)
-    rows = found.interactions.select("item", "timestamp", user=user)
-    return (rows, users), (dict(read.types), rows.height, found.dropped, found.of_titles)
+@dataclass(frozen=True)
+class _Seen:
+    """What is told of a block. block: by which its file is judged; rows: that can be used; dropped, quarantined: what cannot."""
+
+    block: raw.Told
+    rows: int
+    dropped: Counter[str]
+    quarantined: tuple[Quarantined, ...]
+
+
+def _piece(domain: str, piece: Piece, titled: pl.Series, data: DataSettings, latest: int) -> Iterator[_Seen | Table]:
+    """Of every block of a piece: what is told of it, then the interactions that can be used."""
+    for block in raw.blocks(piece, raw.columns_of(data), data):
+        found = interactions.usable(domain, raw.coded([(piece.file, block)]), titled, data, latest)
+        user, users = renumbered(found.interactions["user"], found.users)
+        rows = found.interactions.select("item", "timestamp", user=user)
+        yield _Seen(raw.told(piece.file, block), rows.height, found.dropped, found.quarantined)
+        yield rows, users
 
 
 def _ranges(of: _Domain, ranges: int, max_per_user: int) -> tuple[list[Ref], Counter[str]]:
@@ -158,7 +176,9 @@ def _indexed(table: Table, left: NDArray[np.bool_], first: int) -> Table:
     return rows.with_columns(item=pl.Series(index[rows["item"].to_numpy()])), users
 
 
-def _blocks(found: Sequence[Sequence[Ref]], parts: int, items: pl.DataFrame, dropped: Counter[str], data: DataSettings) -> Spread:
+def _blocks(
+    found: Sequence[Sequence[Ref]], parts: int, items: pl.DataFrame, dropped: Counter[str], quarantined: tuple[Quarantined, ...], data: DataSettings
+) -> Spread:
     """The blocks that samples are made of, and what is counted over them. found: of each domain the tables of all ranges; parts: blocks."""
     catalogue, sizes, wanted = ray.put(items.drop("title").to_arrow()), sizes_of(indices(items)), data.num_candidates - 1
     width = len(found[0]) // parts  # both are powers of two, and a core has no more rows than it was made of
@@ -172,7 +192,7 @@ def _blocks(found: Sequence[Sequence[Ref]], parts: int, items: pl.DataFrame, dro
         for name, (rows, users) in of_domains.items():
             before = came.get(name, (0, 0))
             came[name] = before[0] + rows, before[1] + users
-    return Spread(items, dropped, came, bounds, tuple(of[0] for of, (there, _, _) in zip(made, counted, strict=True) if there), parts)
+    return Spread(items, dropped, quarantined, came, bounds, tuple(of[0] for of, (there, _, _) in zip(made, counted, strict=True) if there), parts)
 
 
 def _block(

@@ -35,6 +35,12 @@ def start(function: Callable[..., Any], *arguments: Any, results: int = 1) -> An
     return _remote(function).options(num_returns=results).remote(*arguments)
 
 
+def stream(function: Callable[..., Iterator[Any]], *arguments: Any) -> Iterable[Ref]:
+    """Start a task that yields results one by one, each of which lies in the object store as soon as it is there. Gives their refs."""
+    refs: Iterable[Ref] = _remote(function).options(num_returns="streaming").remote(*arguments)
+    return refs
+
+
 def told(refs: Sequence[Ref]) -> list[Any]:
     """Results, which have to be small. Raises what a task raised, so that its message is the user's and not Ray's."""
     try:

@@ -31,7 +31,7 @@ class Layout:
     unit: str = "s"
 
 
-_ROOT = Layout(("interactions/{}",), ("items/{}",))
+_ROOT = Layout(("interactions/{}", "{}/interactions"), ("items/{}", "{}/items"))
 LAYOUTS: Mapping[str, Layout] = {
     "root": _ROOT,
     "simulated": _ROOT,

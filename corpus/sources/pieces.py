@@ -13,26 +13,32 @@ TEXT_BYTES = 50
 """Bytes of an interaction in a file of text, as expected."""
 UNPACKED = 4
 """Times that a packed file of text is as large when it is unpacked, as expected."""
+SPAN = 1 << 27
+"""Bytes of a piece of a file of lines."""
+_CUT = (".json", ".jsonl", ".dat")
+"""A line of these is a row, whatever comes before it. A field of csv may hold lines, and what is packed is read from its beginning."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """What is read at a time: a file, or some row groups of one."""
+    """What a task reads: a file; or some row groups of one, or the lines that begin in a span of its bytes [start, stop)."""
 
     file: str
     groups: tuple[int, ...] | None = None
+    span: tuple[int, int] | None = None
 
 
 def rows(file: str) -> int:
     """Rows of a file: of parquet as its footer says, of text as expected from its size. 0 for a file that cannot be read: its reader says why."""
     if file.endswith(".parquet"):
         return sum(_groups(file))
-    fs, path = storage.filesystem(file)
-    return int(fs.size(path)) * (UNPACKED if file.endswith(".gz") else 1) // TEXT_BYTES
+    return _size(file) * (UNPACKED if file.endswith(".gz") else 1) // TEXT_BYTES
 
 
 def cut(file: str) -> list[Piece]:
-    """The pieces of a file, in its order: of parquet ranges of row groups, else all of it."""
+    """The pieces of a file, in its order: of parquet ranges of row groups, of lines spans of bytes, else all of it."""
+    if file.endswith(_CUT):
+        return [Piece(file, span=(start, start + SPAN)) for start in range(0, _size(file), SPAN)] or [Piece(file)]
     found: list[list[int]] = []
     size = ROWS
     for group, height in enumerate(_groups(file) if file.endswith(".parquet") else ()):
@@ -42,6 +48,11 @@ def cut(file: str) -> list[Piece]:
         found[-1].append(group)
         size += height
     return [Piece(file, tuple(groups)) for groups in found] or [Piece(file)]
+
+
+def _size(file: str) -> int:
+    fs, path = storage.filesystem(file)
+    return int(fs.size(path))
 
 
 def _groups(file: str) -> list[int]:

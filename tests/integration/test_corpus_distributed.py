@@ -1,5 +1,6 @@
 """The build on Ray against the build in one process."""
 
+import gzip
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from cluster.errors import DataError
 from cluster.session import session
-from corpus import kept
+from corpus import kept, quarantine
 from corpus.append import append
 from corpus.build import build, chosen
 from corpus.distributed import core, spread
@@ -115,6 +116,25 @@ def test_text_and_ratings_are_read_alike(tmp_path: Path, rough: Path) -> None:
         folder.rmdir()
         rows.write_csv(rough / "interactions" / f"{domain}.csv")
     same(*both(settings(rough, min_rating=1, k_core=2), tmp_path))
+
+
+@pytest.mark.parametrize("suffix", [".json", ".json.gz"])
+def test_lines_in_many_spans_and_blocks_are_read_alike(tmp_path: Path, rough: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+    """Some of them cannot be read: what is told of these is the same as well."""
+    root = tmp_path / "lines"
+    root.mkdir()
+    for domain in ("A", "B", "C"):
+        for kind, name in (("interactions", domain), ("items", f"meta_{domain}")):
+            rows = pl.read_parquet(rough / kind / f"{domain}.parquet").rename({"item_id": "parent_asin"})
+            told = rows.write_ndjson().splitlines(keepends=True)
+            told[7:7] = ["{cut\n", "\n", "[1]\n"]
+            content = "".join(told).encode()
+            (root / f"{name}{suffix}").write_bytes(gzip.compress(content) if suffix.endswith(".gz") else content)
+    monkeypatch.setattr(pieces, "SPAN", 7_000)
+    one, many = both(settings(root, format="amazon2023", time_unit="s"), tmp_path)
+    same(one, many)
+    assert one.statistics()["dropped"]["malformed_line"] == 12
+    assert len(quarantine.read(one.uri, one.commits[0].metadata["quarantine"])) > 12
 
 
 def test_an_append_is_the_same_both_ways(tmp_path: Path, rough: Path) -> None:

@@ -8,9 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.errors import DataError
-from corpus import interactions
-from corpus.interactions import Behaviours
-from tests.unit.corpus.worlds import settings, write_parquet
+from tests.unit.corpus.worlds import Domain, domain, settings, write_parquet
 
 Columns = Mapping[str, Sequence[object]]
 
@@ -22,8 +20,8 @@ def heard(line: str) -> None:
     pass
 
 
-def read(root: str, domain: str, max_quarantined: float, say: Callable[[str], None], **changes: object) -> Behaviours:
-    return interactions.read(settings(root, max_quarantined=max_quarantined, **changes), domain, say)
+def read(root: str, name: str, max_quarantined: float, say: Callable[[str], None], **changes: object) -> Domain:
+    return domain(settings(root, max_quarantined=max_quarantined, **changes), name, say)
 
 
 @pytest.fixture
@@ -35,9 +33,9 @@ def root(tmp_path: Path) -> Path:
 
 def test_a_good_domain(root: Path) -> None:
     found = read(str(root), "A", 0.0, heard)
-    assert found.named().sort("timestamp").rows() == [("u", "a", 1), ("u", "b", 2), ("v", "a", 3)]
-    assert found.items.rows() == [("a", "Soap & Water"), ("b", "Brush")]
-    assert not +found.dropped
+    assert found.rows() == [("u", "a", 1), ("u", "b", 2), ("v", "a", 3)]
+    assert found.titles() == [("a", "Soap & Water"), ("b", "Brush")]
+    assert not found.left_out()
 
 
 def refused(root: Path) -> str:
@@ -102,7 +100,7 @@ def test_a_column_of_a_wrong_type(root: Path, kind: str, column: str, values: li
 def test_integer_ids_become_text_and_it_is_said(root: Path) -> None:
     write_parquet(root / "interactions" / "A.parquet", {**GOOD, "user_id": [7, 7, 8]})
     said: list[str] = []
-    assert set(read(str(root), "A", 0.0, said.append).named()["user_id"]) == {"7", "8"}
+    assert set(read(str(root), "A", 0.0, said.append).behaviours.named()["user_id"]) == {"7", "8"}
     assert said == [f"{root}/interactions/A.parquet: integers of column user_id are read as text"]
 
 
@@ -110,7 +108,7 @@ def test_files_of_one_domain_must_agree_on_types(root: Path) -> None:
     (root / "interactions" / "A.parquet").unlink()
     write_parquet(root / "interactions" / "A.parquet" / "0.parquet", GOOD)
     write_parquet(root / "interactions" / "A.parquet" / "1.parquet", GOOD)
-    assert read(str(root), "A", 0.0, heard).interactions.height == 3
+    assert read(str(root), "A", 0.0, heard).behaviours.interactions.height == 3
     write_parquet(root / "interactions" / "A.parquet" / "1.parquet", {**GOOD, "item_id": [1, 2, 3]})
     assert f"{root}/interactions/A.parquet/1.parquet: column item_id is int64, yet string in {root}" in refused(root)
 
@@ -133,9 +131,9 @@ def test_rows_that_are_no_use_are_counted_by_reason(root: Path) -> None:
     write_parquet(root / "interactions" / "A.parquet", {"user_id": users, "item_id": items, "timestamp": times})
     write_parquet(root / "items" / "A.parquet", {"item_id": ["a", "a", "blank", None], "title": ["Soap", "Other", "\u200b ", "X"]})
     found = read(str(root), "A", 1.0, heard)
-    assert sorted(found.named().rows()) == [("u", "a", 1), ("u", "a", 2)]
-    assert found.items.rows() == [("a", "Other")]
-    assert +found.dropped == {
+    assert found.rows() == [("u", "a", 1), ("u", "a", 2)]
+    assert found.titles() == [("a", "Other")]
+    assert found.left_out() == {
         "no_user_id": 2,
         "no_item_id": 1,
         "no_timestamp": 1,
@@ -146,5 +144,26 @@ def test_rows_that_are_no_use_are_counted_by_reason(root: Path) -> None:
         "item_without_id": 1,
         "duplicate_item": 1,
     }
-    assert "A: 8 of 11 interactions cannot be used (item_without_title 2, no_item_id 1, " in refused(root)
-    assert "more than data.max_quarantined (0%)" in refused(root)
+    file = root / "interactions" / "A.parquet"
+    assert found.quarantined() == [
+        f"no_timestamp 1 in {file}, first in row 7: user_id 'u', item_id 'a', timestamp missing",
+        f"timestamp_in_finer_unit 1 in {file}, first in row 9: user_id 'u', item_id 'a', timestamp 1700000000000",
+        f"timestamp_before_1970 1 in {file}, first in row 8: user_id 'u', item_id 'a', timestamp -1",
+        f"no_user_id 2 in {file}, first in row 4: user_id missing, item_id 'a', timestamp 1",
+        f"no_item_id 1 in {file}, first in row 6: user_id 'u', item_id missing, timestamp 1",
+        f"item_without_title 2 in {file}, first in row 10: user_id 'u', item_id 'untitled', timestamp 1",
+        f"item_without_id 1 in {root}/items/A.parquet, first in row 4: item_id missing, title 'X'",
+    ]
+    message = refused(root)
+    assert "A: 8 of 11 interactions cannot be used, which is more than data.max_quarantined (0%); correct the data, set data.time_unit" in message
+    assert f"\n  item_without_title 2 in {file}, first in row 10: user_id 'u', item_id 'untitled', timestamp 1\n  no_item_id 1 in " in message
+
+
+def test_of_several_files_the_one_with_most_is_named(root: Path) -> None:
+    folder = root / "interactions" / "A.parquet"
+    folder.unlink()
+    for number, times in enumerate(([1, 2, 3], [-1, 2, -3], [1, -2, 3])):
+        write_parquet(folder / f"{number}.parquet", {**GOOD, "timestamp": times})
+    assert f"timestamp_before_1970 2 in {folder}/1.parquet, first in row 1: user_id 'u', item_id 'a', timestamp -1; 1 in 1 other files" in refused(
+        root
+    )

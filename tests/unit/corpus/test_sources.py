@@ -11,10 +11,9 @@ import pytest
 
 from cluster import storage
 from cluster.errors import DataError
-from corpus import interactions
 from corpus.build import build
 from corpus.settings import DataSettings
-from tests.unit.corpus.worlds import Row, settings, shop, write_parquet, write_root
+from tests.unit.corpus.worlds import Domain, Row, domain, settings, shop, write_parquet, write_root
 
 ROWS = [("u", "a", 1_400_000_000, 5.0), ("u", "b", 1_400_000_100, 2.0), ("v", "a", 1_400_000_000, 4.0)]
 TITLES = {"a": "Soap &amp; Water", "b": "Brush"}
@@ -60,8 +59,8 @@ def csv(root: Path, pack: Callable[[bytes], bytes] = bytes, suffix: str = ".csv"
     (root / "items" / f"A{suffix}").write_bytes(pack(("item_id,title\n" + "".join(f"{i},{t}\n" for i, t in TITLES.items())).encode()))
 
 
-def read(root: Path | str, **changes: object) -> interactions.Behaviours:
-    return interactions.read(settings(root, **{"max_quarantined": 0.0, **changes}), "A", print)
+def read(root: Path | str, **changes: object) -> Domain:
+    return domain(settings(root, **{"max_quarantined": 0.0, **changes}), "A")
 
 
 @pytest.mark.parametrize("release", [2014, 2018, 2023])
@@ -69,23 +68,32 @@ def read(root: Path | str, **changes: object) -> interactions.Behaviours:
 def test_amazon(tmp_path: Path, release: int, suffix: str) -> None:
     amazon(tmp_path, release, suffix)
     found = read(tmp_path, format=f"amazon{release}")
-    assert sorted(found.named().rows()) == sorted((u, i, t) for u, i, t, _ in ROWS)
-    assert found.items.rows() == [("a", "Soap & Water"), ("b", "Brush")]
-    assert not +found.dropped
+    assert found.rows() == sorted((u, i, t) for u, i, t, _ in ROWS)
+    assert found.titles() == [("a", "Soap & Water"), ("b", "Brush")]
+    assert not found.left_out()
 
 
 @pytest.mark.parametrize(("kind", "title"), [("dat", "Soap & Water (Caf\xe9)"), ("csv", "Soap & Water, The")])
 def test_movielens(tmp_path: Path, kind: str, title: str) -> None:
     movielens(tmp_path, kind)
     found = read(tmp_path, format="movielens")
-    assert sorted(found.named().rows()) == [("7", "1", 1_400_000_000), ("7", "2", 1_400_000_100), ("8", "1", 1_400_000_000)]
-    assert found.items.rows()[0] == ("1", title)
+    assert found.rows() == [("7", "1", 1_400_000_000), ("7", "2", 1_400_000_100), ("8", "1", 1_400_000_000)]
+    assert found.titles()[0] == ("1", title)
+
+
+def test_a_folder_for_each_domain(tmp_path: Path) -> None:
+    """What other platforms give, each in a folder of its own."""
+    write_root(tmp_path / "flat", {"A": [("u", "a", 1)]})
+    (tmp_path / "A").mkdir()
+    for kind in ("interactions", "items"):
+        (tmp_path / "flat" / kind / "A.parquet").rename(tmp_path / "A" / f"{kind}.parquet")
+    assert read(tmp_path).rows() == [("u", "a", 1)]
 
 
 def test_csv_with_columns_of_other_names(tmp_path: Path) -> None:
     csv(tmp_path, gzip.compress, ".csv.gz")
     found = read(tmp_path, columns={"timestamp": "when"})
-    assert sorted(found.named().rows()) == sorted((u, i, t) for u, i, t, _ in ROWS)
+    assert found.rows() == sorted((u, i, t) for u, i, t, _ in ROWS)
     with pytest.raises(DataError, match=r"A\.csv\.gz: no column timestamp; it has when, item_id, user_id; write it again, or name its columns"):
         read(tmp_path)
 
@@ -97,40 +105,43 @@ def test_parquet_timestamps_and_other_units(tmp_path: Path) -> None:
         write_parquet(root / "interactions" / "A.parquet", {"user_id": ["u"], "item_id": ["a"]})
         table = pl.read_parquet(root / "interactions" / "A.parquet").to_arrow().append_column("timestamp", column)
         pa.parquet.write_table(table, root / "interactions" / "A.parquet")
-        assert read(root).named().rows() == [("u", "a", 1_400_000_000)]
+        assert read(root).rows() == [("u", "a", 1_400_000_000)]
     write_parquet(root / "interactions" / "A.parquet", {"user_id": ["u"], "item_id": ["a"], "timestamp": [1_400_000_000_999]})
-    assert read(root, time_unit="ms").named().rows() == [("u", "a", 1_400_000_000)]
+    assert read(root, time_unit="ms").rows() == [("u", "a", 1_400_000_000)]
 
 
 def test_ratings_below_the_threshold_are_left_out_and_counted(tmp_path: Path) -> None:
     amazon(tmp_path, 2018, ".json")
     found = read(tmp_path, format="amazon2018", min_rating=4.0)
-    assert sorted(found.named().rows()) == [("u", "a", 1_400_000_000), ("v", "a", 1_400_000_000)]
-    assert +found.dropped == {"below_min_rating": 1}
+    assert found.rows() == [("u", "a", 1_400_000_000), ("v", "a", 1_400_000_000)]
+    assert found.left_out() == {"below_min_rating": 1}
 
 
-def times(root: Path, values: Sequence[int], **changes: object) -> interactions.Behaviours:
+def times(root: Path, values: Sequence[int], **changes: object) -> Domain:
     write_root(root, {"A": [("u", "a", value) for value in values]})
     return read(root, max_quarantined=1.0, **changes)
 
 
 def test_times_of_another_unit_are_quarantined_by_reason(tmp_path: Path) -> None:
-    assert +times(tmp_path, [1_400_000_000, 1_400_000_000_000]).dropped == {"timestamp_in_finer_unit": 1}
-    assert +times(tmp_path, [1_400_000_000, 1_400_000_000_000], time_unit="ms").dropped == {"timestamp_in_coarser_unit": 1}
-    assert +times(tmp_path, [1_400_000_000, 1_500_000_000], latest=1_450_000_000).dropped == {"timestamp_in_future": 1}
-    assert +times(tmp_path, [1_400_000_000, 4_000_000_000]).dropped == {"timestamp_in_future": 1}
-    assert +times(tmp_path, [1_400_000_000, -1]).dropped == {"timestamp_before_1970": 1}
+    assert times(tmp_path, [1_400_000_000, 1_400_000_000_000]).left_out() == {"timestamp_in_finer_unit": 1}
+    assert times(tmp_path, [1_400_000_000, 1_400_000_000_000], time_unit="ms").left_out() == {"timestamp_in_coarser_unit": 1}
+    assert times(tmp_path, [1_400_000_000, 1_500_000_000], latest=1_450_000_000).left_out() == {"timestamp_in_future": 1}
+    assert times(tmp_path, [1_400_000_000, 4_000_000_000]).left_out() == {"timestamp_in_future": 1}
+    assert times(tmp_path, [1_400_000_000, -1]).left_out() == {"timestamp_before_1970": 1}
     write_root(tmp_path, {"A": [("u", "a", 1_400_000_000_000 + i) for i in range(2)]})
-    with pytest.raises(DataError, match=r"timestamp_in_finer_unit 2\), which is more than .* correct the data, set data\.time_unit, or raise"):
+    with pytest.raises(
+        DataError,
+        match=r"2 of 2 interactions cannot be used.*; correct the data, set data\.time_unit, or raise the key\n  timestamp_in_finer_unit 2 in ",
+    ):
         read(tmp_path)
 
 
 def test_a_user_with_too_many_interactions_is_capped_to_the_most_recent(tmp_path: Path) -> None:
     rows: list[Row] = [("u", f"i{n % 7}", n) for n in range(1000)] + [("v", "i0", 3)]
     found = read(write_root(tmp_path, {"A": rows}), max_per_user=10)
-    assert sorted(found.named().filter(pl.col("user_id") == "u")["timestamp"]) == list(range(990, 1000))
-    assert found.interactions.height == 11
-    assert +found.dropped == {"over_user_cap": 990}
+    assert sorted(found.behaviours.named().filter(pl.col("user_id") == "u")["timestamp"]) == list(range(990, 1000))
+    assert found.behaviours.interactions.height == 11
+    assert found.left_out() == {"over_user_cap": 990}
 
 
 def test_lines_that_are_no_json_are_counted(tmp_path: Path) -> None:
@@ -138,9 +149,12 @@ def test_lines_that_are_no_json_are_counted(tmp_path: Path) -> None:
     with (tmp_path / "A.json").open("ab") as file:
         file.write(b'{"reviewerID": "w", "asi\n[1]\n\xff\xfe\n{"reviewerID": "w"}\n')
     found = read(tmp_path, format="amazon2018", max_quarantined=1.0)
-    assert found.interactions.height == 3
-    assert +found.dropped == {"malformed_line": 3, "no_timestamp": 1}
-    with pytest.raises(DataError, match=r"A: 4 of 7 interactions cannot be used \(.*malformed_line 3"):
+    assert found.behaviours.interactions.height == 3
+    assert found.left_out() == {"malformed_line": 3, "no_timestamp": 1}
+    with pytest.raises(
+        DataError,
+        match=r"A: 4 of 7 interactions cannot be used.*\n  malformed_line 3 in .*/A\.json, first in row 4: line '{\"reviewerID\": \"w\", \"asi'\n",
+    ):
         read(tmp_path, format="amazon2018")
 
 
@@ -167,7 +181,13 @@ def test_files_of_lines_that_are_none(tmp_path: Path, file: str, content: bytes,
 def test_a_csv_that_is_none(tmp_path: Path) -> None:
     csv(tmp_path)
     (tmp_path / "interactions" / "A.csv").write_text("user_id,item_id,timestamp\nu,a,1\nu,a,1,2,3\n")
-    with pytest.raises(DataError, match=r"interactions/A\.csv: not a csv file with one header \(found more fields"):
+    with pytest.raises(DataError, match=r"malformed_line 1 in .*interactions/A\.csv, first in row 2: line 'u,a,1,2,3'"):
+        read(tmp_path)
+    (tmp_path / "interactions" / "A.csv").write_text("user_id,item_id,timestamp\nu,a,2014-05-01\n")
+    with pytest.raises(DataError, match=r"no_timestamp 1 in .*interactions/A\.csv, first in row 1: user_id 'u', item_id 'a', timestamp '2014-05-01'"):
+        read(tmp_path)
+    (tmp_path / "interactions" / "A.csv").write_bytes(b"user_id,item_id,timestamp\nu,\xff,1\n")
+    with pytest.raises(DataError, match=r"interactions/A\.csv: not a csv file in UTF-8 with one header"):
         read(tmp_path)
 
 

@@ -1,6 +1,8 @@
 """Small worlds of behaviours for the tests of the corpus: random ones, and the data roots that hold them."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
+from cluster.say import Say
+from corpus import interactions, raw
 from corpus.build import as_new
+from corpus.interactions import Behaviours
+from corpus.raw import Items
 from corpus.settings import DataSettings
 
 Row = tuple[str, str, int]
@@ -68,6 +74,37 @@ def write_root(root: Path, world: Mapping[str, Sequence[Row]], titles: Mapping[s
 def write_parquet(path: Path, columns: Mapping[str, Sequence[object]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table({name: pa.array(list(values)) for name, values in columns.items()}), path)
+
+
+@dataclass(frozen=True)
+class Domain:
+    """A domain of a data root, read and cleaned as a build does."""
+
+    behaviours: Behaviours
+    items: Items
+
+    def rows(self) -> list[Row]:
+        """Interactions by names."""
+        return sorted(self.behaviours.named().rows())
+
+    def titles(self) -> list[tuple[str, str]]:
+        """item_id and title of every item."""
+        return self.items.titles.rows()
+
+    def left_out(self) -> Counter[str]:
+        """What was left out, by reason."""
+        return +(self.behaviours.left_out + self.items.left_out)
+
+    def quarantined(self) -> list[str]:
+        """What is told of rows that cannot be used."""
+        return [str(of) for of in (*self.behaviours.quarantined, *self.items.quarantined)]
+
+
+def domain(data: DataSettings, name: str, say: Say = print) -> Domain:
+    """Read one domain of a data root."""
+    there, items = raw.read(data, name, say)
+    usable = interactions.usable(name, there, items.titles["item_id"], data, interactions.latest(data))
+    return Domain(interactions.cleaned(name, usable, data), items)
 
 
 def settings(root: Path | str = "", **changes: object) -> DataSettings:

@@ -1,0 +1,194 @@
+"""Files of text, a block at a time, so that memory does not grow with a file: JSON lines, csv, MovieLens's .dat; plain or gzip.
+
+A row that cannot be read is told as malformed; a file that is no whole file of its kind is an error.
+"""
+
+import ast
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.csv
+
+from cluster import storage
+from cluster.errors import DataError
+from corpus.sources.block import KINDS, NUMBER, TIME, TYPES, Block, require
+
+BYTES = 1 << 25
+"""Bytes of text that are read at a time, about; no line is longer."""
+ODD = 5
+"""What of a block could not be read and is kept to be shown: so many lines, and times, at most."""
+_WIDE = 200
+"""Characters of a line that are kept, at most."""
+
+_DAT = {"ratings.dat": ("user_id", "item_id", "rating", "timestamp"), "movies.dat": ("item_id", "title", "genres")}
+
+
+def blocks(file: str, columns: Mapping[str, str], span: tuple[int, int] | None) -> Iterator[Block]:
+    """A file's rows in blocks. span: only the lines that begin in these bytes [start, stop); not for csv, nor for what is packed.
+
+    Raises DataError naming the file.
+    """
+    with _opened(file) as stream:
+        if file.removesuffix(".gz").endswith(".csv"):
+            yield from _csv(file, stream, columns)
+            return
+        of_lines = _dat if file.removesuffix(".gz").endswith(".dat") else _json
+        for lines in _lines(file, stream, span):
+            yield of_lines(file, lines, columns)
+
+
+@contextmanager
+def _opened(file: str) -> Iterator[BinaryIO]:
+    """The text of a file."""
+    fs, path = storage.filesystem(file)
+    try:
+        with fs.open(path, "rb") as stream:
+            packed = gzip.GzipFile(fileobj=stream) if file.endswith(".gz") else stream
+            yield io.BufferedReader(cast(io.RawIOBase, packed))  # files of object stores know no longest line
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"{file}: not a whole gzip file ({error}); fetch or write it again") from None
+
+
+def _lines(file: str, stream: BinaryIO, span: tuple[int, int] | None) -> Iterator[bytes]:
+    """Whole lines, about BYTES at a time; once nothing, if there is no line."""
+    start, stop = span or (0, None)
+    if start:
+        stream.seek(start - 1)
+        start += len(_rest(file, stream)) - 1  # the line that the byte before belongs to is that of the span before
+    left = None if stop is None else stop - start
+    begun = False
+    while left is None or left > 0:
+        piece = stream.read(BYTES if left is None else min(BYTES, left))
+        if not piece and begun:
+            return
+        whole = piece if not piece or piece.endswith(b"\n") else piece + _rest(file, stream)
+        left = None if left is None else left - len(whole)
+        begun = True
+        yield whole
+
+
+def _rest(file: str, stream: BinaryIO) -> bytes:
+    """What is left of a line."""
+    found = stream.readline(BYTES)
+    if len(found) == BYTES and not found.endswith(b"\n"):
+        raise DataError(f"{file}: a line of more than {BYTES >> 20} MiB; this format has a row on every line: write it again, or correct data.format")
+    return found
+
+
+def _json(file: str, lines: bytes, columns: Mapping[str, str]) -> Block:
+    """JSON objects, one a line. The quick reader knows strict JSON only; where it fails, each line is tried by itself."""
+    schema = dict.fromkeys(columns.values(), pl.String)
+    malformed = dict[int, str]()
+    try:
+        raw = pl.read_ndjson(lines, schema=schema) if lines.strip() else pl.DataFrame(schema=schema)
+    except pl.exceptions.PolarsError:
+        found = list(_objects(lines))
+        raw = pl.DataFrame([{name: _text((of or {}).get(name)) for name in schema} for _, of in found], schema=schema)
+        malformed = {row: line for row, (line, of) in enumerate(found) if of is None}
+    return _of_text(raw.select(pl.col(theirs).alias(ours) for ours, theirs in columns.items()), malformed)
+
+
+def _objects(lines: bytes) -> Iterator[tuple[str, Mapping[str, object] | None]]:
+    """Each line with its object; None for a line that is none. Some releases write Python's literals instead of JSON."""
+    readers: tuple[Callable[[str], object], ...] = (json.loads, ast.literal_eval)
+    for line in lines.decode("utf-8", "replace").split("\n"):
+        if not line.strip():
+            continue
+        for reader in readers:
+            try:
+                found = reader(line)
+            except (ValueError, SyntaxError, RecursionError, MemoryError):
+                continue
+            yield line, found if isinstance(found, dict) else None
+            break
+        else:
+            yield line, None
+
+
+def _text(value: object) -> str | None:
+    return None if value is None or isinstance(value, dict | list) else str(value).encode("utf-8", "replace").decode()
+
+
+def _dat(file: str, lines: bytes, columns: Mapping[str, str]) -> Block:
+    """Fields between double colons, in Latin-1, without a header."""
+    names = _DAT[file.rpartition("/")[2].removesuffix(".gz")]
+    rows = [line.rstrip("\r").split("::") for line in lines.decode("latin-1").split("\n") if line.strip()]
+    malformed = {place: "::".join(row) for place, row in enumerate(rows) if len(row) != len(names)}
+    whole = [[None] * len(names) if place in malformed else row for place, row in enumerate(rows)]
+    raw = pl.DataFrame(whole, schema=dict.fromkeys(names, pl.String), orient="row")
+    return _of_text(raw.select(list(columns)), malformed)
+
+
+def _csv(file: str, stream: BinaryIO, columns: Mapping[str, str]) -> Iterator[Block]:
+    """Rows under a header, quoted or not. Those with more or fewer fields than it are malformed."""
+    names = next(csv.reader(io.StringIO(_rest(file, stream).decode("utf-8-sig", "replace"))), [])
+    require(file, columns, names)
+    bad: deque[tuple[int, str]] = deque()
+
+    def passed_over(row: Any) -> str:
+        bad.append((row.number - 1, row.text))
+        return "skip"
+
+    try:
+        reader = pa.csv.open_csv(
+            stream,
+            pa.csv.ReadOptions(use_threads=False, block_size=BYTES, column_names=names),  # with threads rows had no numbers
+            pa.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=passed_over),
+            pa.csv.ConvertOptions(column_types=dict.fromkeys(columns.values(), pa.string()), include_columns=list(columns.values())),
+        )
+        first = 0
+        for batch in reader:
+            malformed = _among(bad, first, batch.num_rows)
+            whole = pl.DataFrame(batch).select(pl.col(theirs).alias(ours) for ours, theirs in columns.items())
+            first += batch.num_rows + len(malformed)
+            yield _of_text(_spread(whole, malformed), malformed)
+    except pa.ArrowException as error:
+        if "Empty CSV" not in str(error):  # a header alone
+            raise DataError(f"{file}: not a csv file in UTF-8 with one header ({error}); write it again") from None
+    yield _of_text(pl.DataFrame(schema=dict.fromkeys(columns, pl.String)).clear(len(bad)), dict(enumerate(line for _, line in bad)))
+
+
+def _among(bad: deque[tuple[int, str]], first: int, whole: int) -> dict[int, str]:
+    """Malformed rows that lie among so many whole ones, by their place, the first of all being a row's number; takes them off the list."""
+    found: dict[int, str] = {}
+    while bad and bad[0][0] - first - len(found) < whole:
+        number, line = bad.popleft()
+        found[number - first] = line
+    return found
+
+
+def _spread(rows: pl.DataFrame, malformed: Mapping[int, str]) -> pl.DataFrame:
+    """Rows with null ones among them where malformed ones were."""
+    if not malformed:
+        return rows
+    is_whole = np.ones(rows.height + len(malformed), bool)
+    is_whole[list(malformed)] = False
+    place = pl.Series(np.cumsum(is_whole) - 1).set(pl.Series(~is_whole), None)
+    return rows.select(pl.all().gather(place))
+
+
+def _of_text(raw: pl.DataFrame, malformed: Mapping[int, str]) -> Block:
+    """Text to our types; what is no number becomes null, to be counted among the rows that are no use. malformed: lines, by row."""
+    kinds = {TIME: pl.Int64, NUMBER: pl.Float64}
+    made = raw.with_columns(pl.col(name).cast(kinds[KINDS[name]], strict=False) for name in raw.columns if KINDS[name] in kinds)
+    odd = {row: line[:_WIDE] for row, line in islice(malformed.items(), ODD)}
+    if "timestamp" in raw.columns:
+        unlike = (made["timestamp"].is_null() & raw["timestamp"].is_not_null()).arg_true().head(ODD)
+        odd |= dict(zip(unlike.to_list(), raw["timestamp"].gather(unlike).to_list(), strict=True))
+    mask = None
+    if malformed:
+        mask = np.zeros(raw.height, bool)
+        mask[list(malformed)] = True
+    table = made.to_arrow().cast(pa.schema([(name, TYPES[KINDS[name]]) for name in raw.columns]))
+    return Block(table, dict.fromkeys(raw.columns, "string"), mask, odd)
