@@ -18,7 +18,6 @@ largest worker (memory that is its own, looked at twenty times a second), and wh
 
 import argparse
 import hashlib
-import resource
 import subprocess
 import sys
 import tempfile
@@ -184,7 +183,12 @@ def one(name: str, root: Path, out: Path) -> None:
     else:
         samples = {"ours": ours, "polars": polars, "pandas": pandas}[name](root, out)
     took = time.perf_counter() - started, time.process_time() - of_processor
-    print(*took, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, samples, *([worker] if name == "ray" else []))
+    print(*took, peak(), samples, *([worker] if name == "ray" else []))
+
+
+def peak() -> float:
+    """The most memory that this process had, in MiB. Its own: getrusage would also tell what the process had that started it."""
+    return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")) / 1024
 
 
 def runs(rows: int, names: list[str], rounds: int) -> dict[str, tuple[float, ...]]:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,7 +10,7 @@ import polars as pl
 
 from cluster.errors import DataError
 from cluster.say import Say
-from corpus import interactions, make, raw, samples, statistics
+from corpus import interactions, make, quarantine, raw, samples, statistics
 from corpus.coded import Coded, codes, renumbered
 from corpus.interactions import Behaviours
 from corpus.kcore import empty, k_core, rows_of_core
@@ -123,6 +123,12 @@ def told(domain: str, users: int, items: int, rows: int, k: int) -> str:
     return f"{domain}: {users:,} users, {items:,} items, {rows:,} interactions in the {k}-core"
 
 
+def tell(domain: str, found: Sequence[Quarantined], say: Say) -> None:
+    """Say what of a domain cannot be used, a line for each reason."""
+    for line in quarantine.lines(found):
+        say(f"{domain}: cannot be used: {line}")
+
+
 def _domain(
     data: DataSettings, domain: str, first: int, say: Say
 ) -> tuple[pl.DataFrame, pl.Series, pl.DataFrame, Counter[str], tuple[Quarantined, ...]]:
@@ -133,9 +139,11 @@ def _domain(
     (user, users), (item, item_ids) = renumbered(core["user"], found.users), renumbered(core["item"], found.item_ids)
     items, renamed = numbered(domain, of_items.titles.join(pl.DataFrame({"item_id": item_ids}), on="item_id", how="semi"), first)
     rows = pl.DataFrame({"user": user, "item": (codes(item_ids, items["item_id"]) + first).gather(item), "timestamp": core["timestamp"]})
+    quarantined = (*found.quarantined, *of_items.quarantined)
+    tell(domain, quarantined, say)
     say(told(domain, users.len(), items.height, core.height, data.k_core))
     dropped = found.left_out + of_items.left_out + Counter(k_core=found.interactions.height - core.height, title_made_distinct=renamed)
-    return rows, users, items, dropped, (*found.quarantined, *of_items.quarantined)
+    return rows, users, items, dropped, quarantined
 
 
 def _core(domain: str, behaviours: Behaviours, k: int) -> pl.DataFrame:

@@ -86,7 +86,7 @@ def counts(found: Iterable[Quarantined]) -> Counter[str]:
 
 
 def lines(found: Iterable[Quarantined]) -> list[str]:
-    """A line for each reason: its rows over all files, and the file with the most of them."""
+    """A line for each reason: the file with the most such rows and its first one, and how many more there are."""
     by_reason: dict[str, list[Quarantined]] = {}
     for of in found:
         by_reason.setdefault(of.reason, []).append(of)

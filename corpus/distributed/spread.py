@@ -79,6 +79,7 @@ def gather(data: DataSettings, say: Say) -> Spread:
         found.append([start(_indexed, table, left.items, first) for table in left.ranges])
         dropped += of.dropped + repeated + Counter(k_core=rows - left.rows, title_made_distinct=renamed)
         quarantined += of.quarantined
+        here.tell(name, of.quarantined, say)
         say(here.told(name, left.users, numbered.height, left.rows, data.k_core))
     return _blocks(found, kept.parts(total), pl.concat(items), dropped, tuple(quarantined), data)
 

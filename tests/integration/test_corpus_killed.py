@@ -16,12 +16,16 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_root(tmp_path_factory.mktemp("root"), shop(("A", "B", "C"), users=12_000, items=400))
 
 
-@pytest.mark.parametrize("reached", ["items/_delta_log/*.json", "samples/*/*/*/*.parquet"], ids=["items committed", "first file of samples"])
-def test_a_build_that_is_killed_leaves_no_corpus_and_is_completed(root: Path, tmp_path: Path, reached: str) -> None:
+@pytest.mark.parametrize(
+    ("reached", "above"),
+    [("items/_delta_log/*.json", 10**12), ("samples/*/*/*/*.parquet", 10**12), ("interactions/*.parquet", 0)],
+    ids=["items committed", "first file of samples", "on Ray, first file of interactions"],
+)
+def test_a_build_that_is_killed_leaves_no_corpus_and_is_completed(root: Path, tmp_path: Path, reached: str, above: int) -> None:
     place = tmp_path / "corpus"
     data = {"root": str(root), "format": "root", "domains": ["A", "B"], "held_out": ["C"], "num_candidates": 5, "max_history": 4}
     recipe = jobs.recipe(tmp_path, data=data)
-    with jobs.start("build_corpus", recipe) as process:
+    with jobs.start("build_corpus", recipe, "--data.distribute_above", str(above)) as process:
         jobs.kill_when(process, lambda: any(place.glob(reached)))
     with pytest.raises(CorpusError, match="no corpus here"):
         Corpus.open(str(place))

@@ -1,5 +1,7 @@
 """The corpus on an object store: behaviours read from it, the corpus written to it and read back."""
 
+import gzip
+import json
 import threading
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 from cluster import storage
 from cluster.errors import CorpusError
 from corpus.build import build
+from corpus.sources import files, lines, pieces
 from corpus.table import Corpus, read_rows
 from tests.unit.corpus.worlds import settings, shop, write_root
 
@@ -44,6 +47,22 @@ def test_the_same_corpus_on_ray(s3: str, tmp_path: Path) -> None:
     names = [[file.part.path.removeprefix(corpus.uri) for file in corpus.commits[0].files] for corpus in (one, many)]  # told by their content
     assert names[0] == names[1]
     assert one.statistics() == many.statistics()
+
+
+def test_lines_of_an_object_store(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain ones in pieces by bytes, packed ones from their beginning, both in many blocks."""
+    monkeypatch.setattr(pieces, "SPAN", 3_000)
+    monkeypatch.setattr(lines, "BYTES", 1_000)
+    rows = [{"u": f"u{number}", "i": "item", "t": number} for number in range(600)]
+    content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    storage.write_bytes(f"{s3}/lines/A.json", content)
+    storage.write_bytes(f"{s3}/lines/A.json.gz", gzip.compress(content))
+    cut = pieces.cut(f"{s3}/lines/A.json")
+    assert len(cut) == -(-len(content) // 3_000)
+    for chosen in (cut, pieces.cut(f"{s3}/lines/A.json.gz")):
+        read = [block.table for piece in chosen for block in files.blocks(piece, {"user_id": "u", "item_id": "i", "timestamp": "t"}, 1)]
+        assert len(read) > 10
+        assert [tuple(row.values()) for table in read for row in table.to_pylist()] == [tuple(row.values()) for row in rows]
 
 
 def test_what_is_not_there(s3: str) -> None:
