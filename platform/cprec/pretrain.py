@@ -23,7 +23,7 @@ from cprec.schedule.plan import Plan
 from cprec.stream.titles import words_of
 from cprec.train import checkpoint, mailbox, run, trunk
 from cprec.train.progress import Progress
-from cprec.train.record import AUDIT, EVENTS, Lines, event
+from cprec.train.record import AUDIT, EVENTS, TRACE, Lines, event, read_lines
 from cprec.train.settled import compared, settle
 from cprec.train.trunk import Course
 
@@ -36,17 +36,20 @@ PICTURE_S, PICTURE_RESTS = 60.0, 60.0
 
 @dataclass(frozen=True)
 class Result:
-    """What a finished run left. version: the registered version of its last checkpoint."""
+    """What a finished run left. version: the registered version of its last checkpoint; dropped: titles of histories that did not fit."""
 
     run_uri: str
     adapter: str
     report: str
     version: int
     audit: dict[str, Any]
+    dropped: int
 
     def tell(self, model: str, say: Say) -> None:
         """Say what was trained and where it is. model: name of the registered model."""
         say(f"audit: {self.audit['planned']:,} planned, {self.audit['missing']} missing, {self.audit['repeated']} repeated")
+        if self.dropped:
+            say(f"{self.dropped:,} titles of histories, the oldest, did not fit into model.max_tokens and were dropped")
         say(f"registered {model} version {self.version}")
         say(f"adapter: {self.adapter}")
         say(f"report:  {self.report}")
@@ -223,6 +226,7 @@ def finish(job: run.Job, registry: Registry, tracker: Tracker, say: Say) -> Resu
         tracker.finish("FAILED")
         raise PlatformFault(f"audit: {audit['missing']} samples missing, {audit['repeated']} repeated; see {join(job.run_uri, AUDIT)}")
     uri = run.last_checkpoint(job.run_uri)
+    dropped = report.dropped_titles(read_lines(join(job.run_uri, TRACE)))
     _note_end(job, course, uri)
     _show(job.run_uri, tracker)
     tracker.text("audit.json", json.dumps(audit, indent=1))
@@ -230,7 +234,7 @@ def finish(job: run.Job, registry: Registry, tracker: Tracker, say: Say) -> Resu
     version = registry.register(uri, lineage(job, course, uri, registry), tracker.run_id)
     if (unsent := tracker.finish("FINISHED")) is not None:
         say(unsent)
-    return Result(job.run_uri, join(uri, checkpoint.ADAPTER), join(job.run_uri, report.PAGE), version, audit)
+    return Result(job.run_uri, join(uri, checkpoint.ADAPTER), join(job.run_uri, report.PAGE), version, audit, dropped)
 
 
 def lineage(job: run.Job, course: Course, uri: str, registry: Registry) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 import json
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from importlib.resources import files
 from typing import Any
@@ -87,11 +87,18 @@ def _summary(steps: Sequence[Record], audit: Record, perplexities: Sequence[tupl
         f"{seconds / 60:.1f} min of steps",
         f"{tokens / seconds:,.0f} tokens/s",
     ]
+    if dropped := dropped_titles(steps):
+        parts.append(f"{dropped:,} titles of histories did not fit")
     if perplexities:
         parts.append(f"perplexity of the text: {' → '.join(f'{value:.4g}' for _, value in (perplexities[0], perplexities[-1]))}")
     if audit:
         parts.append(f"audit: {audit['missing']} missing, {audit['repeated']} repeated")
     return parts
+
+
+def dropped_titles(trace: Iterable[Record]) -> int:
+    """Titles of histories that were dropped, the oldest first, because prompts would not have fitted into `model.max_tokens`."""
+    return sum(step.get("dropped_titles", 0) for step in trace)  # earlier releases did not count them
 
 
 def _audit_rows(audit: Record) -> list[dict[str, Any]]:

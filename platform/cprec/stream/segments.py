@@ -160,6 +160,7 @@ SCHEMA = pa.schema(
         "rank": pa.int32(),
         "supervised": pa.int64(),
         "tokens": pa.int64(),
+        "dropped_titles": pa.int64(),
         "digest": pa.uint64(),
         "sources": pa.list_(pa.string()),
         "counts": pa.list_(pa.int64()),
@@ -213,6 +214,7 @@ def to_rows(
         "stop": stop,
         "supervised": sum(len(t.ids) - t.answer for t in tokens),
         "tokens": sum(len(t.ids) for t in tokens),
+        "dropped_titles": sum(t.dropped for t in tokens),
         "digest": ids_digest(ids.tolist()),
         "sources": names,
         "counts": [sources.count(name) for name in names],
@@ -257,7 +259,7 @@ def _plain(name: str, value: Any) -> Any:
 def from_row(row: Mapping[str, Any]) -> Share:
     """The share of a row of `to_rows`."""
     sources = dict(zip(row["sources"], row["counts"], strict=True))
-    batch = GlobalBatch(row["start"], row["stop"], row["supervised"], row["tokens"], row["digest"], sources)
+    batch = GlobalBatch(row["start"], row["stop"], row["supervised"], row["tokens"], row["digest"], sources, row["dropped_titles"])
     lengths = tuple(tuple(part) for part in row["lengths"])
     if _LAID["ids"] in row:
         laid = tuple(Laid(*arrays) for arrays in zip(*(row[column] for column in _LAID.values()), strict=True))

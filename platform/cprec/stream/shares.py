@@ -11,7 +11,10 @@ from cprec.stream.tokens import Tokens
 
 @dataclass(frozen=True)
 class GlobalBatch:
-    """What all workers know of one optimizer step: its positions in the plan and what they hold."""
+    """What all workers know of one optimizer step: its positions in the plan and what they hold.
+
+    dropped: titles of histories, the oldest, that were left out because prompts would not have fitted.
+    """
 
     start: int
     stop: int
@@ -19,6 +22,7 @@ class GlobalBatch:
     tokens: int
     digest: int
     sources: Mapping[str, int]
+    dropped: int = 0
 
     @property
     def samples(self) -> int:

@@ -202,6 +202,7 @@ def trace_row(record: StepRecord, planned: int) -> dict[str, Any]:
         "grad_norm": record.grad_norm,
         "supervised_tokens": batch.supervised,
         "tokens": batch.tokens,
+        "dropped_titles": batch.dropped,
         "computed_tokens": record.computed,
         "imbalance": round(record.imbalance, 4),
         "tflops": round(record.operations / record.step_s / 1e12, 4),

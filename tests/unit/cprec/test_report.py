@@ -26,7 +26,7 @@ def trace() -> list[dict[str, Any]]:
         rows.append(
             {
                 "step": step, "samples": step * BATCH, "batch_samples": BATCH, "phase": phase, "lr": rate, "loss": 0.3 + 2 * np.exp(-step / 80),
-                "supervised_tokens": 900, "tokens": 30_000, "step_s": rng.uniform(0.9, 1.3), "data_wait_s": 0.01,
+                "supervised_tokens": 900, "tokens": 30_000, "dropped_titles": 2, "step_s": rng.uniform(0.9, 1.3), "data_wait_s": 0.01,
                 "sources": dict(zip(names, counts.tolist(), strict=True)), "ids_digest": "0" * 16,
             }
         )  # fmt: skip
@@ -86,6 +86,7 @@ def test_everything_is_on_one_offline_page(run: Path) -> None:
     for shown in (
         "76,800 samples",
         "600 steps",
+        "1,200 titles of histories did not fit",
         "domain/Music",
         "version 1",
         "annealing",

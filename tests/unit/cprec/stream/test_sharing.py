@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster.errors import DataError
 from corpus import hashing
 from cprec.model import attention
 from cprec.stream import titles
@@ -205,6 +206,21 @@ def test_workers_hold_all_samples_once_and_make_the_same_number_of_passes(rows: 
     tokens = sum(len(group.ids) for group in laid(rows, sharing)[0])
     assert found[0].computed == tokens == sum(m.tokens for p in passes for m in p if len(m.targets))
     assert alone.computed == alone.batch.tokens
+
+
+@given(batches(), st.integers(1, 2))
+def test_titles_that_did_not_fit_are_counted_over_all_workers(rows: pa.Table, world: int) -> None:
+    whole = Stitcher(WORDS, 1 << 20).samples(rows)
+    limit = max(len(sample.ids) for sample in whole) - 1
+    try:
+        tokens = Stitcher(WORDS, limit).samples(rows)
+    except DataError:
+        return  # one without history does not fit at all
+    found = to_rows(0, len(rows), tokens, rows["sample_id"].to_numpy().view(np.uint64), rows["source"].to_pylist(), world)
+    batches = {from_row(unboxed(pa.Table.from_pylist(found, schema=SCHEMA), rank)).batch.dropped for rank in range(world)}
+    shorter = sum(len(a.ids) != len(b.ids) for a, b in zip(whole, tokens, strict=True))
+    assert batches == {sum(sample.dropped for sample in tokens)}
+    assert min(batches) >= shorter > 0
 
 
 @given(batches(), SHARING)
