@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corpus.kcore import k_core, largest_k, rows_of_core, rows_of_round
+from tests.unit.corpus import brute
 
 interactions = st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7)), max_size=60).map(
     lambda rows: pl.DataFrame(
@@ -16,22 +17,9 @@ interactions = st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7)), max_siz
 )
 
 
-def one_by_one(found: pl.DataFrame, k: int) -> list[int]:
-    """Drop one offending user or item at a time, in another order than the code does."""
-    rows = list(found.iter_rows())
-    while True:
-        offending = next(
-            ((place, name) for place in (1, 0) for name in {r[place] for r in rows} if sum(r[place] == name for r in rows) < k),
-            None,
-        )
-        if offending is None:
-            return [row for *_, row in rows]
-        rows = [r for r in rows if r[offending[0]] != offending[1]]
-
-
 @given(interactions, st.integers(1, 5))
 def test_it_is_the_largest_set_in_which_all_have_k(found: pl.DataFrame, k: int) -> None:
-    assert k_core(found, k)["row"].to_list() == one_by_one(found, k)
+    assert k_core(found, k)["row"].to_list() == [row for *_, row in brute.core(list(found.iter_rows()), k)]
 
 
 @given(interactions, st.integers(1, 5))

@@ -1,0 +1,49 @@
+"""The rules of a corpus, read again: slow loops over plain rows, which share nothing with the code that they are held against."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from corpus.settings import DataSettings
+from tests.unit.corpus.worlds import Row
+
+
+def core(rows: Sequence[Row], k: int) -> list[Row]:
+    """Drop the rows of one offending user or item at a time."""
+    rows = list(rows)
+    while True:
+        offending = next(((place, name) for place in (1, 0) for name in {r[place] for r in rows} if sum(r[place] == name for r in rows) < k), None)
+        if offending is None:
+            return rows
+        rows = [r for r in rows if r[offending[0]] != offending[1]]
+
+
+def samples_of(world: Mapping[str, Sequence[Row]], data: DataSettings) -> tuple[dict[tuple[str, str], Counter[tuple[object, ...]]], Counter[str]]:
+    """(user, domain, history ids, target id, time) of every sample, and what is dropped, by a loop over users and positions."""
+    found: dict[tuple[str, str], Counter[tuple[object, ...]]] = {}
+    dropped: Counter[str] = Counter()
+    for user in sorted({row[0] for of in world.values() for row in of}):
+        training = []
+        for domain in world:
+            sequence = sorted((time, item) for name, item, time in world[domain] if name == user)
+            for place, (time, item) in enumerate(sequence):
+                split = {len(sequence) - 1: "test", len(sequence) - 2: "validation"}.get(place, "train")
+                if split == "train" and domain in data.domains:
+                    training.append((time, domain, item))
+                if place < data.min_history:
+                    dropped["short_history"] += 1
+                    continue
+                history = tuple(i for _, i in sequence[max(0, place - data.max_history) : place])
+                source = f"{'downstream' if domain in data.held_out else 'domain'}/{domain}"
+                found.setdefault((source, split), Counter())[user, domain, history, item, time] += 1
+        training.sort()
+        for place, (time, domain, item) in enumerate(training):
+            window = training[max(0, place - data.max_history) : place]
+            if place < data.min_history:
+                dropped["mixed_short_history"] += 1
+            elif len({d for _, d, _ in window}) < data.mixed_min_domains:
+                dropped["mixed_too_few_domains"] += 1
+            elif sum(d == domain for _, d, _ in window) < data.mixed_min_target_domain:
+                dropped["mixed_too_few_of_target_domain"] += 1
+            else:
+                found.setdefault(("mixed", "train"), Counter())[user, domain, tuple(i for *_, i in window), item, time] += 1
+    return found, dropped
