@@ -1,6 +1,6 @@
 """A corpus version as one offline page: what it holds, where it comes from, what it looks like, what was dropped, whether it leaks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -8,25 +8,25 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 
 from cluster import storage
-from corpus import kept
+from corpus.inspection import Inspected
 from corpus.leakage import SOUND
 from corpus.sequences import SPLITS
-from corpus.shape import SHARES, classes, shape
+from corpus.shape import SHARES, classes
 from corpus.table import Corpus
 
 PAGE = "statistics.html"
 
 
-def write(corpus: Corpus, leaks: Mapping[str, int]) -> str:
-    """Write the page beside the tables; returns its URI. leaks: as `corpus.leakage.check` counts them."""
+def write(corpus: Corpus, found: Inspected) -> str:
+    """Write the page beside the tables; returns its URI."""
     uri = storage.join(corpus.uri, PAGE)
-    storage.write_text(uri, render(corpus, leaks))
+    storage.write_text(uri, render(corpus, found))
     return uri
 
 
-def render(corpus: Corpus, leaks: Mapping[str, int]) -> str:
+def render(corpus: Corpus, found: Inspected) -> str:
     """The page as HTML. Everything that comes from data is escaped."""
-    looks = shape(kept.all_of(corpus))
+    looks = found.shape
     domains = sorted(looks.ties)
     # Autoescaping is on for everything; the SVG is drawn in the template.
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -41,7 +41,7 @@ def render(corpus: Corpus, leaks: Mapping[str, int]) -> str:
         shares=SHARES,
         looks=looks,
         bars={domain: bars(looks.lengths[domain]) for domain in domains},
-        leaks=leaks,
+        leaks=found.leaks,
         sound=SOUND,
     )
 

@@ -17,8 +17,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from corpus import build, leakage, page, statistics
+from corpus import build, page, statistics
 from corpus.gather import sizes_of
+from corpus.inspection import inspect
+from corpus.leakage import SOUND
 from corpus.sequences import SPLITS
 from corpus.table import Corpus
 from cprec.command import main
@@ -42,10 +44,10 @@ def job(recipe: Recipe, options: argparse.Namespace) -> None:
         corpus = Corpus.open(recipe.corpus, recipe.corpus_version)
         describe(corpus, console)
         if options.inspect:
-            leaks = leakage.check(corpus)
-            for what, count in leaks.items():
-                say(f"{what}: {count:,}{'' if what in leakage.SOUND else ' (for information)'}")
-            say(f"page: {page.write(corpus, leaks)}")
+            seen = inspect(corpus)
+            for what, count in seen.leaks.items():
+                say(f"{what}: {count:,}{'' if what in SOUND else ' (for information)'}")
+            say(f"page: {page.write(corpus, seen)}")
         return
     if options.dry_run:
         with build.chosen(recipe.data, say) as way:
