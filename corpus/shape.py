@@ -24,6 +24,19 @@ class Shape:
     ties: Mapping[str, float]
     overlap: Mapping[tuple[str, str], int]
 
+    @property
+    def domains(self) -> list[str]:
+        """All domains, by name."""
+        return sorted(self.ties)
+
+    def of_lengths(self, domain: str) -> list[float]:
+        """The share of a domain's sequences that is in each class of LENGTHS."""
+        return [n / sum(self.lengths[domain]) for n in self.lengths[domain]]
+
+    def shared(self, a: str, b: str) -> float:
+        """The share of the smaller domain's users that are in both."""
+        return self.overlap[a, b] / min(self.overlap[a, a], self.overlap[b, b])
+
 
 @dataclass(frozen=True)
 class Counts:
@@ -69,8 +82,8 @@ class Counts:
 
 def classes() -> tuple[str, ...]:
     """The classes of LENGTHS, as they are shown."""
-    ends = [*(str(high - 1) for high in LENGTHS[1:]), "..."]
-    return tuple(str(low) if str(low) == high else f"{low}-{high}" for low, high in zip(LENGTHS, ends, strict=True))
+    ends = [f"-{high - 1}" for high in LENGTHS[1:]]
+    return (*(str(low) if end == f"-{low}" else f"{low}{end}" for low, end in zip(LENGTHS, ends, strict=False)), f"{LENGTHS[-1]}+")
 
 
 def _added(these: pl.DataFrame, those: pl.DataFrame) -> pl.DataFrame:

@@ -1,5 +1,6 @@
 """A corpus is told of, checked for leakage, and shown; the check finds what is planted, in any number of parts."""
 
+import io
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -14,15 +15,16 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from rich.console import Console
 
-from corpus import delta, kept, page, scratch
+from corpus import delta, kept, page, scratch, screen
 from corpus.append import append
 from corpus.build import build
 from corpus.inspection import Inspected, Walk, inspect
 from corpus.leakage import COUNTED, SOUND
 from corpus.samples import KEPT, SCHEMA
 from corpus.sequences import SPLITS
-from corpus.shape import LENGTHS, Counts, classes
+from corpus.shape import LENGTHS, SHARES, Counts, Shape, classes
 from corpus.table import Corpus
 from tests.unit.corpus.worlds import Row, frame, settings, shop, worlds, write_root
 
@@ -212,7 +214,7 @@ def test_the_page_shows_everything_and_escapes_it(corpus: Corpus) -> None:
         "training_targets_held_out",
         "short_history",
         "Users in two domains",
-        "<svg",
+        "Dropped by version",
         "Corpus version 1",
     ):
         assert word in shown
@@ -236,9 +238,52 @@ def test_the_shape_of_interactions(world: dict[str, list[Row]]) -> None:
         assert found.ties[domain] == pytest.approx(1 - len({(u, t) for u, _, t in rows}) / len(rows))
         assert found.overlap[domain, domain] == sizes.size
         assert list(found.popularity[domain]) == sorted(found.popularity[domain])
-    assert classes()[:4] == ("1", "2", "3-4", "5-8")
+        assert found.shared(domain, domain) == 1
+        assert sum(found.of_lengths(domain)) == pytest.approx(1)
+    assert classes() == ("1", "2", "3-4", "5-8", "9-16", "17-32", "33-64", "65-128", "129+")
 
 
-def test_bars_fill_their_chart() -> None:
-    assert page.bars((0, 5, 10), width=30, height=10) == [(1.0, 10.0, 8.0, 0.0), (11.0, 5.0, 8.0, 5.0), (21.0, 0.0, 8.0, 10.0)]
-    assert pl.DataFrame(page.bars((0, 0))).height == 4
+AMAZON = ("Beauty", "Electronics", "Food", "Kitchen", "Toys", "Video_Games")
+
+
+def test_tables_fit_80_columns(corpus: Corpus) -> None:
+    looks = Shape(
+        {name: (111_111,) * len(LENGTHS) for name in AMAZON},
+        {name: (0.9999,) * len(SHARES) for name in AMAZON},
+        dict.fromkeys(AMAZON, 0.9999),
+        {(a, b): 1_000_000 for a in AMAZON for b in AMAZON},
+    )
+    tables = [*screen.inspected(Inspected({**inspect(corpus).leaks, "sample_ids_twice": 1_000_000}, looks)), *screen.described(corpus)]
+    shown = []
+    for table in tables:
+        console = Console(width=80, file=io.StringIO(), record=True)
+        console.print(table)
+        shown.append(console.export_text())
+    lengths, popularity, overlap, leaks, versions, sources, _ = shown
+    for text in (lengths, popularity, overlap):  # no row is cut, none takes two lines
+        assert len(text.splitlines()) == 3 + len(AMAZON)
+        assert all(sum(name in line for line in text.splitlines()) == 1 for name in AMAZON)
+    assert lengths.count("11.1%") == len(AMAZON) * len(LENGTHS)
+    assert popularity.count("100.0%") == len(AMAZON) * (1 + len(SHARES))
+    assert overlap.count("100%") == 15
+    assert "1,000,000  NOT SOUND" in leaks
+    assert "(root)" in versions
+    assert "downstream/C" in sources
+
+
+def test_the_page_says_at_once_whether_the_corpus_is_sound(corpus: Corpus) -> None:
+    found = inspect(corpus)
+    assert "<b>Sound:</b> none of the 6" in page.render(corpus, found)
+    leaking = page.render(corpus, Inspected({**found.leaks, "sample_ids_twice": 7}, found.shape))
+    assert "<b>Not sound:</b> sample_ids_twice 7." in leaking
+    assert "<b>Sound" not in leaking
+    shared = found.shape.shared("A", "D")
+    assert 0 < shared <= 1
+    assert f"{found.shape.overlap['A', 'D']:,} <small>{shared:.0%}</small>" in leaking
+
+
+def test_dropped_by_version(corpus: Corpus) -> None:
+    by_version = [Corpus.open(corpus.uri, version).statistics()["dropped"] for version in (0, 1)]
+    found = page.dropped(corpus)
+    for number, told in enumerate(by_version):
+        assert {reason: of[number] for reason, of in found.items() if of[number]} == told
