@@ -17,6 +17,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from cluster.errors import CorpusError
 from corpus import delta, kept, page, scratch, screen
 from corpus.append import append
 from corpus.build import build
@@ -287,3 +288,16 @@ def test_dropped_by_version(corpus: Corpus) -> None:
     found = page.dropped(corpus)
     for number, told in enumerate(by_version):
         assert {reason: of[number] for reason, of in found.items() if of[number]} == told
+
+
+@pytest.mark.parametrize(("kind", "column"), [("interactions", 4), ("samples", 0)])
+def test_a_damaged_file_is_named(corpus: Corpus, tmp_path: Path, kind: str, column: int) -> None:
+    """A bit is turned in item_index, or in sample_id."""
+    spoilt = copied(corpus, tmp_path)
+    file = Path((kept.files(spoilt) if kind == "interactions" else spoilt.streams("validation")[0].files)[0].path)
+    pages = pq.read_metadata(file).row_group(0).column(column)
+    content = bytearray(file.read_bytes())
+    content[pages.data_page_offset + pages.total_compressed_size // 4] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(CorpusError, match=f"{file.name}: a file of the corpus is damaged"):
+        inspect(spoilt)
