@@ -3,6 +3,7 @@
     python benchmarks/corpus.py [INTERACTIONS ...] [--peers polars,pandas] [--rounds 1]
     python benchmarks/corpus.py --append [300000 3000000] [--rounds 1]
     python benchmarks/corpus.py --on-ray [3000000]
+    python benchmarks/corpus.py --inspect [3000000 10000000]
 
 Every build is a process of its own, ours and the peers' in turn. A peer does what one would write down first: k-core,
 leave-one-out, histories as lists (domain by domain and mixed, without the two rules for mixed histories, so it keeps more), 19 negatives, one parquet
@@ -14,6 +15,8 @@ append alone, and how they grow with the corpus.
 
 With --on-ray: the build on Ray against the build in one process: seconds, peak MiB of the driver and of the
 largest worker (memory that is its own, looked at twenty times a second), and whether both wrote the same files.
+
+With --inspect: seconds and peak MiB of reading a corpus that is there: leakage and shape.
 """
 
 import argparse
@@ -36,7 +39,10 @@ import psutil
 
 from corpus.append import append
 from corpus.build import build
+from corpus.inspection import inspect
+from corpus.leakage import SOUND
 from corpus.settings import DataSettings
+from corpus.table import Corpus
 
 DOMAINS = ("A", "B", "C")
 K, LOW, HIGH, COUNT = 3, 3, 10, 20
@@ -178,6 +184,9 @@ def one(name: str, root: Path, out: Path) -> None:
     if name.startswith("append"):
         corpus = append(DataSettings(root=str(out.parent / "more"), domains=("D",), distribute_above=10**12), 0, str(out), lambda line: None)
         samples = sum(stream.rows for stream in corpus.streams("train") if stream.version == 1)
+    elif name == "inspect":
+        leaks = inspect(Corpus.open(str(out))).leaks
+        samples = sum(leaks[number] for number in SOUND)
     elif name == "ray":
         samples, worker = watched(root, out)
     else:
@@ -241,6 +250,17 @@ def on_ray(rows: int) -> None:
         print(f"files {len(digests[0])}, the same {digests[0] == digests[1]}", flush=True)
 
 
+def inspections(sizes: list[int]) -> None:
+    for rows in sizes:
+        with tempfile.TemporaryDirectory() as place:
+            simulate(Path(place) / "root", rows)
+            for name in ("ours", "inspect"):
+                command = [sys.executable, __file__, "--one", name, str(Path(place) / "root"), str(Path(place) / "made")]
+                told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        seconds, _, peak, leaks = map(float, told.stdout.split())
+        print(f"{rows:,}_interactions_inspect {seconds:.1f} seconds, {peak:,.0f} MiB, leaks {leaks:.0f}", flush=True)
+
+
 def _digests(out: Path) -> dict[str, str]:
     """Of all files but the log, whose commits tell the time."""
     files = [path for path in out.rglob("*") if path.is_file() and "_delta_log" not in path.parts]
@@ -277,10 +297,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--append", action="store_true")
     parser.add_argument("--on-ray", action="store_true")
+    parser.add_argument("--inspect", action="store_true")
     options = parser.parse_args()
     if options.on_ray:
         for rows in options.sizes or [3_000_000]:
             on_ray(rows)
+    elif options.inspect:
+        inspections(options.sizes or [3_000_000, 10_000_000])
     elif options.append:
         appends(options.sizes or [300_000, 3_000_000], options.rounds)
     else:

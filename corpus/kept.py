@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from cluster import storage
 from cluster.errors import CorpusError
 from corpus import delta, hashing
-from corpus.delta import Written
+from corpus.delta import FilePart, Written
 from corpus.samples import KEPT
 from corpus.table import Corpus, named
 
@@ -82,6 +82,12 @@ def all_of(corpus: Corpus) -> pl.DataFrame:
             with named(path):
                 found.append(_with_version(pl.DataFrame(delta.open_parquet(path).read()), commit.version))
     return pl.concat(found).drop("user_hash")
+
+
+def files(corpus: Corpus) -> list[FilePart]:
+    """The files of all kept interactions of a corpus, each with the columns of KEPT."""
+    kept = (file for commit in corpus.commits for file in _files(corpus, commit.version, commit.metadata))
+    return [FilePart(storage.join(corpus.uri, KEPT_PLACE, file.name), file.rows) for file in kept]
 
 
 def _files(corpus: Corpus, version: int, metadata: Mapping[str, Any]) -> list[KeptFile]:

@@ -1,6 +1,5 @@
 """A corpus version as one offline page: what it holds, where it comes from, what it looks like, what was dropped, whether it leaks."""
 
-from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -8,41 +7,41 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 
 from cluster import storage
-from corpus import kept
-from corpus.leakage import SOUND
+from corpus.inspection import Inspected
+from corpus.leakage import COUNTED, SOUND
 from corpus.sequences import SPLITS
-from corpus.shape import SHARES, classes, shape
+from corpus.shape import SHARES, classes
 from corpus.table import Corpus
 
 PAGE = "statistics.html"
 
 
-def write(corpus: Corpus, leaks: Mapping[str, int]) -> str:
-    """Write the page beside the tables; returns its URI. leaks: as `corpus.leakage.check` counts them."""
+def write(corpus: Corpus, found: Inspected) -> str:
+    """Write the page beside the tables; returns its URI."""
     uri = storage.join(corpus.uri, PAGE)
-    storage.write_text(uri, render(corpus, leaks))
+    storage.write_text(uri, render(corpus, found))
     return uri
 
 
-def render(corpus: Corpus, leaks: Mapping[str, int]) -> str:
+def render(corpus: Corpus, found: Inspected) -> str:
     """The page as HTML. Everything that comes from data is escaped."""
-    looks = shape(kept.all_of(corpus))
-    domains = sorted(looks.ties)
-    # Autoescaping is on for everything; the SVG is drawn in the template.
+    # Autoescaping is on for everything.
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"number": "{:,}".format, "percent": "{:.1%}".format}
     return environment.get_template("page.html.j2").render(
         corpus=corpus,
         statistics=corpus.statistics(),
         versions=versions(corpus),
         sources=sources(corpus),
+        dropped=dropped(corpus),
         splits=SPLITS,
-        domains=domains,
         classes=classes(),
         shares=SHARES,
-        looks=looks,
-        bars={domain: bars(looks.lengths[domain]) for domain in domains},
-        leaks=leaks,
+        looks=found.shape,
+        leaks=found.leaks,
+        leaking={what: found.leaks[what] for what in SOUND if found.leaks[what]},
         sound=SOUND,
+        counted=COUNTED,
     )
 
 
@@ -74,9 +73,7 @@ def sources(corpus: Corpus) -> list[tuple[str, int, tuple[int, ...]]]:
     return [(source, version, tuple(of.get(split, 0) for split in SPLITS)) for (source, version), of in sorted(rows.items())]
 
 
-def bars(counts: Sequence[int], width: int = 240, height: int = 60) -> list[tuple[float, float, float, float]]:
-    """Bars of a small chart: (x, y, width, height) in pixels, the highest as high as the chart."""
-    step, most = width / len(counts), max(*counts, 1)
-    return [
-        (round(i * step + 1, 1), round(height * (1 - n / most), 1), round(step - 2, 1), round(height * n / most, 1)) for i, n in enumerate(counts)
-    ]
+def dropped(corpus: Corpus) -> dict[str, list[int]]:
+    """What each version left out, oldest first, by reason."""
+    found = [commit.metadata["statistics"]["dropped"] for commit in corpus.commits]
+    return {reason: [of.get(reason, 0) for of in found] for reason in sorted({reason for of in found for reason in of})}

@@ -2,14 +2,20 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
 from typing import IO
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.ipc
+
+Columns = Mapping[str, pl.DataType | type[pl.DataType]]
+
+AT_ONCE = 1 << 18
+"""Rows of a part that are read again at a time, or a few more."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,38 @@ class Scratch:
             done += len(parts[-1])
         with pa.ipc.open_stream(b"".join(parts)) as stream:
             return stream.read_all()
+
+
+class Parts:
+    """Rows that are put aside in parts: those with one key lie in one part, and keys fill parts evenly. For several threads."""
+
+    def __init__(self, aside: Scratch, count: int, schema: Columns) -> None:
+        """count: of parts. schema: columns of the rows; the first one is the key."""
+        self.count, self._aside, self._schema = count, aside, dict(schema)
+        self._places: list[list[tuple[Aside, int]]] = [[] for _ in range(count)]
+
+    def put(self, rows: pl.DataFrame) -> None:
+        """Put rows aside, each in its part."""
+        key = pl.col(next(iter(self._schema)))  # its hash is polars' own, so it only holds in this process
+        cut = rows.select(*self._schema).with_columns(part=key.hash() % self.count)
+        for (part,), of_part in cut.partition_by("part", as_dict=True, include_key=False).items():
+            self._places[part].append((self._aside.put(of_part.to_arrow()), of_part.height))
+
+    def part(self, number: int) -> Iterator[pl.DataFrame]:
+        """The rows of a part again, some AT_ONCE at a time."""
+        held, rows = [pl.DataFrame(schema=self._schema)], 0
+        for place, height in self._places[number]:
+            held.append(pl.DataFrame(self._aside.get(place)))
+            rows += height
+            if rows >= AT_ONCE:
+                yield pl.concat(held)
+                held, rows = held[:1], 0
+        if rows:
+            yield pl.concat(held)
+
+    def whole(self, number: int) -> pl.DataFrame:
+        """All rows of a part at once."""
+        return pl.concat([pl.DataFrame(schema=self._schema), *self.part(number)])
 
 
 @contextmanager

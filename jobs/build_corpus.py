@@ -11,15 +11,15 @@ all behaviours and prints what is left of each domain after k-core, without writ
 
 import argparse
 import sys
+from collections.abc import Iterable
 
 import source_roots  # noqa: F401
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from corpus import build, leakage, page, statistics
+from corpus import build, page, screen, statistics
 from corpus.gather import sizes_of
-from corpus.sequences import SPLITS
+from corpus.inspection import inspect
 from corpus.table import Corpus
 from cprec.command import main
 from cprec.recipe import Recipe
@@ -38,14 +38,17 @@ def job(recipe: Recipe, options: argparse.Namespace) -> None:
     def say(line: str) -> None:
         console.print(line, markup=False, highlight=False)
 
+    def show(tables: Iterable[Table]) -> None:
+        for table in tables:
+            console.print(table, "")
+
     if options.describe or options.inspect:
         corpus = Corpus.open(recipe.corpus, recipe.corpus_version)
-        describe(corpus, console)
+        show(screen.described(corpus))
         if options.inspect:
-            leaks = leakage.check(corpus)
-            for what, count in leaks.items():
-                say(f"{what}: {count:,}{'' if what in leakage.SOUND else ' (for information)'}")
-            say(f"page: {page.write(corpus, leaks)}")
+            seen = inspect(corpus)
+            show(screen.inspected(seen))
+            say(f"page: {page.write(corpus, seen)}")
         return
     if options.dry_run:
         with build.chosen(recipe.data, say) as way:
@@ -55,23 +58,6 @@ def job(recipe: Recipe, options: argparse.Namespace) -> None:
         say("mixed samples are at most as many; the rules for mixed histories only take away")
         return
     corpus = build.prepare(recipe.data, recipe.simulate, recipe.seed, recipe.corpus, say)
-    console.print(statistics.table(corpus.statistics()))
-
-
-def describe(corpus: Corpus, console: Console) -> None:
-    """Print what the commits say: the versions, the samples by source, the statistics."""
-    made = Table(title=f"Versions of {corpus.uri}", box=SIMPLE_HEAD, show_edge=False)
-    for name in ("version", "made", "from", "domains", "samples"):
-        made.add_column(name, overflow="fold")
-    for of in page.versions(corpus):
-        made.add_row(str(of["version"]), of["time"], f"{of['root']} ({of['format']})", of["domains"], f"{of['samples']:,}")
-    console.print(made)
-    by_source = Table(title="Samples by source and version", box=SIMPLE_HEAD, show_edge=False)
-    for name in ("source", "version", *SPLITS):
-        by_source.add_column(name)
-    for source, version, counts in page.sources(corpus):
-        by_source.add_row(source, str(version), *(f"{n:,}" for n in counts))
-    console.print(by_source)
     console.print(statistics.table(corpus.statistics()))
 
 

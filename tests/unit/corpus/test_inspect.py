@@ -1,69 +1,32 @@
-"""A corpus is told of, checked for leakage, and shown; the check finds what is planted."""
+"""A corpus is told of, on the console and on its page."""
 
-import shutil
+import io
+import re
 from pathlib import Path
 
 import numpy as np
-import polars as pl
-import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
+from rich.console import Console
 
-from corpus import delta, leakage, page
-from corpus.append import append
-from corpus.build import build
-from corpus.shape import LENGTHS, classes, shape
+from corpus import page, screen
+from corpus.inspection import Inspected, inspect
+from corpus.leakage import COUNTED
+from corpus.shape import LENGTHS, SHARES, Counts, Shape, classes
 from corpus.table import Corpus
-from tests.unit.corpus.worlds import Row, frame, settings, shop, worlds, write_root
+from tests.integration import jobs
+from tests.unit.corpus.worlds import Row, frame, two_versions, worlds
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    """Two versions; users have repeated purchases and ties."""
-    place = tmp_path_factory.mktemp("inspected")
-    world = shop(("A", "B", "C"), users=30)
-    world["A"] += [("u000", "A00", 2_000 + n) for n in range(4)]
-    first = build(settings(write_root(place / "root", world)), 0, str(place / "corpus"), print)
-    more = shop(("D",), users=30, seed=1) | {"A": [("u001", f"A{n:02d}", 3_000 + n) for n in range(5)]}
-    return append(settings(write_root(place / "more", more), domains=("A", "D"), held_out=()), 0, first.uri, print)
-
-
-def test_a_sound_corpus_leaks_nothing(corpus: Corpus) -> None:
-    found = leakage.check(corpus)
-    assert {name: found[name] for name in leakage.SOUND} == dict.fromkeys(leakage.SOUND, 0)
-    assert found["test_items_bought_before"] > 0
-
-
-@pytest.mark.parametrize("planted", ["training_targets_held_out", "history_items_held_out", "rows_of_held_out_domains", "sample_ids_twice"])
-def test_what_is_planted_is_found(corpus: Corpus, tmp_path: Path, planted: str) -> None:
-    """A row of the mixed source is spoilt in one way, and its file written over."""
-    shutil.copytree(corpus.uri, tmp_path / "spoilt")
-    spoilt = Corpus.open(str(tmp_path / "spoilt"))
-    train, test = (
-        next(s.files[0].path for s in spoilt.streams(split) if s.source == source) for split, source in (("train", "mixed"), ("test", "domain/A"))
-    )
-    held_out = next(s.files[0].path for s in spoilt.streams("test") if s.source == "downstream/C")
-    rows = delta.open_parquet(train).read().to_pylist()
-    row = delta.open_parquet(held_out if planted == "rows_of_held_out_domains" else test).read().to_pylist()[0]
-    if planted == "training_targets_held_out":
-        rows[0] |= {key: row[key] for key in ("user_id", "domain", "candidates", "target", "timestamp")}
-    elif planted == "history_items_held_out":
-        train_items = {r["candidates"][r["target"]] for r in rows if r["user_id"] == row["user_id"]} | {i for r in rows for i in r["history"]}
-        tests = delta.open_parquet(test).read().to_pylist()
-        row = next(r for r in tests if r["candidates"][r["target"]] not in {i for x in rows if x["user_id"] == r["user_id"] for i in x["history"]})
-        assert train_items
-        rows[0] |= {"user_id": row["user_id"], "history": [row["candidates"][row["target"]]] * 3}
-    elif planted == "rows_of_held_out_domains":
-        rows[0] |= {"history": row["history"]}
-    else:
-        rows[0] |= {"sample_id": rows[1]["sample_id"]}
-    pa.parquet.write_table(pa.Table.from_pylist(rows, schema=delta.open_parquet(train).schema_arrow), train)
-    assert leakage.check(spoilt)[planted] > 0
+    return two_versions(tmp_path_factory.mktemp("inspected"))
 
 
 def test_the_page_shows_everything_and_escapes_it(corpus: Corpus) -> None:
-    shown = page.render(corpus, leakage.check(corpus) | {"<script>": 1})
+    found = inspect(corpus)
+    shown = page.render(corpus, Inspected({**found.leaks, "<script>": 1}, found.shape))
     assert "<script>" not in shown
     assert "&lt;script&gt;" in shown
     for word in (
@@ -73,7 +36,7 @@ def test_the_page_shows_everything_and_escapes_it(corpus: Corpus) -> None:
         "training_targets_held_out",
         "short_history",
         "Users in two domains",
-        "<svg",
+        "Dropped by version",
         "Corpus version 1",
     ):
         assert word in shown
@@ -86,7 +49,7 @@ def test_the_page_shows_everything_and_escapes_it(corpus: Corpus) -> None:
 @given(worlds())
 @hypothesis_settings(max_examples=40)
 def test_the_shape_of_interactions(world: dict[str, list[Row]]) -> None:
-    found = shape(frame(world, 14))
+    found = Counts.of(frame(world, 14)).shape()
     for domain, rows in world.items():
         if not rows:
             continue
@@ -97,9 +60,60 @@ def test_the_shape_of_interactions(world: dict[str, list[Row]]) -> None:
         assert found.ties[domain] == pytest.approx(1 - len({(u, t) for u, _, t in rows}) / len(rows))
         assert found.overlap[domain, domain] == sizes.size
         assert list(found.popularity[domain]) == sorted(found.popularity[domain])
-    assert classes()[:4] == ("1", "2", "3-4", "5-8")
+        assert found.shared(domain, domain) == 1
+        assert sum(found.of_lengths(domain)) == pytest.approx(1)
+    assert classes() == ("1", "2", "3-4", "5-8", "9-16", "17-32", "33-64", "65-128", "129+")
 
 
-def test_bars_fill_their_chart() -> None:
-    assert page.bars((0, 5, 10), width=30, height=10) == [(1.0, 10.0, 8.0, 0.0), (11.0, 5.0, 8.0, 5.0), (21.0, 0.0, 8.0, 10.0)]
-    assert pl.DataFrame(page.bars((0, 0))).height == 4
+AMAZON = ("Beauty", "Electronics", "Food", "Kitchen", "Toys", "Video_Games")
+
+
+def test_tables_fit_80_columns(corpus: Corpus) -> None:
+    looks = Shape(
+        {name: (111_111,) * len(LENGTHS) for name in AMAZON},
+        {name: (0.9999,) * len(SHARES) for name in AMAZON},
+        dict.fromkeys(AMAZON, 0.9999),
+        {(a, b): 1_000_000 for a in AMAZON for b in AMAZON},
+    )
+    tables = [*screen.inspected(Inspected({**inspect(corpus).leaks, "sample_ids_twice": 1_000_000}, looks)), *screen.described(corpus)]
+    shown = []
+    for table in tables:
+        console = Console(width=80, file=io.StringIO(), record=True)
+        console.print(table)
+        shown.append(console.export_text())
+    lengths, popularity, overlap, leaks, versions, sources, _ = shown
+    for text in (lengths, popularity, overlap):  # no row is cut, none takes two lines
+        assert len(text.splitlines()) == 3 + len(AMAZON)
+        assert all(sum(name in line for line in text.splitlines()) == 1 for name in AMAZON)
+    assert lengths.count("11.1%") == len(AMAZON) * len(LENGTHS)
+    assert popularity.count("100.0%") == len(AMAZON) * (1 + len(SHARES))
+    assert overlap.count("100%") == 15
+    assert "1,000,000  NOT SOUND" in leaks
+    assert "(root)" in versions
+    assert "downstream/C" in sources
+
+
+def test_the_page_says_at_once_whether_the_corpus_is_sound(corpus: Corpus) -> None:
+    found = inspect(corpus)
+    assert "<b>Sound:</b> none of the 6" in page.render(corpus, found)
+    leaking = page.render(corpus, Inspected({**found.leaks, "sample_ids_twice": 7}, found.shape))
+    assert "<b>Not sound:</b> sample_ids_twice 7." in leaking
+    assert "<b>Sound" not in leaking
+    shared = found.shape.shared("A", "D")
+    assert 0 < shared <= 1
+    assert f"{found.shape.overlap['A', 'D']:,} <small>{shared:.0%}</small>" in leaking
+
+
+def test_dropped_by_version(corpus: Corpus) -> None:
+    by_version = [Corpus.open(corpus.uri, version).statistics()["dropped"] for version in (0, 1)]
+    found = page.dropped(corpus)
+    for number, told in enumerate(by_version):
+        assert {reason: of[number] for reason, of in found.items() if of[number]} == told
+
+
+def test_the_job_tells_the_numbers_and_writes_the_page(corpus: Corpus) -> None:
+    said = jobs.run("build_corpus", "--corpus", corpus.uri, "--inspect", environment={"COLUMNS": "80"}).stdout
+    found = inspect(corpus)
+    for name in COUNTED:
+        assert re.search(rf"^{name} +{found.leaks[name]:,} ", said, re.MULTILINE)
+    assert (Path(corpus.uri) / page.PAGE).read_text() == page.render(corpus, found)

@@ -13,6 +13,7 @@ from cluster.errors import DataError, RecipeError
 from corpus import delta, leakage, table
 from corpus.append import append, append_text
 from corpus.build import build
+from corpus.inspection import inspect
 from corpus.table import Corpus
 from corpus.text import WINDOW, read, source_of, windows
 from tests.unit.corpus.worlds import settings, shop, write_root
@@ -69,7 +70,7 @@ def test_behaviours_know_nothing_of_it(corpus: Corpus) -> None:
     before, after = (Corpus.open(corpus.uri, version).statistics() for version in (0, 1))
     assert {**before, "version": 1, "dropped": {}} == after
     assert Corpus.open(corpus.uri, 1).titles() == Corpus.open(corpus.uri, 0).titles()
-    found = leakage.check(corpus)
+    found = inspect(corpus).leaks
     assert {name: found[name] for name in leakage.SOUND} == dict.fromkeys(leakage.SOUND, 0)
 
 

@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 
 from cluster.say import Say
 from corpus import interactions, raw
-from corpus.build import as_new
+from corpus.append import append
+from corpus.build import as_new, build
 from corpus.interactions import Behaviours
 from corpus.raw import Items
 from corpus.settings import DataSettings
+from corpus.table import Corpus
 
 Row = tuple[str, str, int]
 """user_id, item_id, timestamp."""
@@ -110,3 +112,12 @@ def domain(data: DataSettings, name: str, say: Say = print) -> Domain:
 def settings(root: Path | str = "", **changes: object) -> DataSettings:
     values: dict[str, object] = {"root": str(root), "domains": ("A", "B"), "held_out": ("C",), "num_candidates": 5, "max_history": 4}
     return DataSettings.model_validate(values | changes)
+
+
+def two_versions(place: Path) -> Corpus:
+    """A corpus of two versions below a folder; users have repeated purchases and ties."""
+    world = shop(("A", "B", "C"), users=30)
+    world["A"] += [("u000", "A00", 2_000 + n) for n in range(4)]
+    first = build(settings(write_root(place / "root", world)), 0, str(place / "corpus"), print)
+    more = shop(("D",), users=30, seed=1) | {"A": [("u001", f"A{n:02d}", 3_000 + n) for n in range(5)]}
+    return append(settings(write_root(place / "more", more), domains=("A", "D"), held_out=()), 0, first.uri, print)
