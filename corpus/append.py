@@ -161,7 +161,7 @@ def _append_text_to(corpus: Corpus, file: str, source: str, content: str, identi
     metadata = {
         **{key: told[key] for key in ("rules", "fingerprint", "domains", "held_out", "items_version", "item_runs")},
         "appended": identity,
-        build.QUARANTINE: None,
+        quarantine.PLACE: None,
         "text": text.digest(content),
         "origin": {"root": storage.absolute(file), "format": "text", "domains": [source]},
     }
@@ -251,7 +251,7 @@ def _append_to(corpus: Corpus, behaviours: dict[str, Read], request: _Request, s
         "origin": build.origin(data, sorted(behaviours)),
         "domains": data.domains,
         "held_out": data.held_out,
-        build.QUARANTINE: quarantine.write(corpus.uri, storage.absolute(data.root), coming.quarantined),
+        quarantine.PLACE: quarantine.write(corpus.uri, storage.absolute(data.root), coming.quarantined),
         "items_version": items_version,
         "item_runs": catalogue.runs_of(indices),
     }

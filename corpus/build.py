@@ -22,8 +22,6 @@ from corpus.settings import DataSettings, SimulateSettings
 from corpus.sources import layout, pieces
 from corpus.table import PARTITION, SAMPLES, TABLE_SCHEMA, Corpus, publish_statistics
 
-QUARANTINE = "quarantine"
-"""Of a commit: the name of the file below quarantine/ that tells what could not be used, None where nothing was."""
 RULES = 1
 """Goes up whenever the same input would make other samples."""
 
@@ -64,7 +62,7 @@ def build(data: DataSettings, seed: int, uri: str, say: Say) -> Corpus:
         "origin": origin(data, (*data.domains, *data.held_out)),
         "domains": data.domains,
         "held_out": data.held_out,
-        QUARANTINE: bad,
+        quarantine.PLACE: bad,
         "items_version": items_version,
         "item_runs": catalogue.runs_of(items),
     }
@@ -93,8 +91,8 @@ def land(uri: str, made: Made, numbers: dict[str, Any], told: dict[str, Any], *,
     newest = Corpus.open(uri)
     publish_statistics(newest)
     say(f"committed corpus version {version} at {uri}: {sum(file.rows for file in made.files):,} samples")
-    if told[QUARANTINE]:
-        say(f"rows that cannot be used, by file and reason, with the first of each: {storage.join(uri, quarantine.PLACE, told[QUARANTINE])}")
+    if told[quarantine.PLACE]:
+        say(f"rows that cannot be used, by file and reason, with the first of each: {storage.join(uri, quarantine.PLACE, told[quarantine.PLACE])}")
     if not numbers["mixed"]["samples"]:
         say("no mixed sample: no user's history spans enough domains, so annealing has nothing to read; see data.mixed_min_domains")
     return Corpus(uri, version, newest.commits[: version + 1])

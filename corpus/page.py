@@ -7,13 +7,17 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 
 from cluster import storage
+from corpus import quarantine
 from corpus.inspection import Inspected
 from corpus.leakage import COUNTED, SOUND
+from corpus.quarantine import Quarantined
 from corpus.sequences import SPLITS
 from corpus.shape import SHARES, classes
 from corpus.table import Corpus
 
 PAGE = "statistics.html"
+MOST_QUARANTINED = 100
+"""Files and reasons of rows that cannot be used that are shown, at most."""
 
 
 def write(corpus: Corpus, found: Inspected) -> str:
@@ -34,6 +38,8 @@ def render(corpus: Corpus, found: Inspected) -> str:
         versions=versions(corpus),
         sources=sources(corpus),
         dropped=dropped(corpus),
+        quarantined=quarantined(corpus),
+        most=MOST_QUARANTINED,
         splits=SPLITS,
         classes=classes(),
         shares=SHARES,
@@ -71,6 +77,13 @@ def sources(corpus: Corpus) -> list[tuple[str, int, tuple[int, ...]]]:
         for stream in corpus.streams(split):
             rows.setdefault((stream.source, stream.version), {})[split] = stream.rows
     return [(source, version, tuple(of.get(split, 0) for split in SPLITS)) for (source, version), of in sorted(rows.items())]
+
+
+def quarantined(corpus: Corpus) -> list[tuple[int, Quarantined]]:
+    """What of the files of each version could not be used, the most first: (version, of a file for one reason)."""
+    names = [(commit.version, commit.metadata.get(quarantine.PLACE)) for commit in corpus.commits]
+    found = [(version, of) for version, name in names if name for of in quarantine.read(corpus.uri, name)]
+    return sorted(found, key=lambda entry: (-entry[1].rows, entry[0], entry[1].file, entry[1].reason))
 
 
 def dropped(corpus: Corpus) -> dict[str, list[int]]:

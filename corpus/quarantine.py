@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from cluster import storage
 
 PLACE = "quarantine"
+"""The folder; and of a commit, the name of its file there, None where all could be used."""
 MALFORMED = "malformed_line"
 """Why a row that could not be read cannot be used."""
 EXAMPLES = 5
@@ -32,9 +33,13 @@ class Quarantined:
     examples: tuple[Mapping[str, Any], ...]
 
     def __str__(self) -> str:
-        first = self.examples[0]
-        values = ", ".join(f"{name} {_shown(value)}" for name, value in first.items() if name != "row")
-        return f"{self.reason} {self.rows:,} in {self.file}, first in row {first['row']:,}: {values}"
+        return f"{self.reason} {self.rows:,} in {self.file}, first in {self.first}"
+
+    @property
+    def first(self) -> str:
+        """The first of the rows, its number and values."""
+        example = self.examples[0]
+        return f"row {example['row']:,}: {', '.join(f'{name} {_shown(value)}' for name, value in example.items() if name != 'row')}"
 
 
 def first_fault(rows: pl.DataFrame, faults: Mapping[str, pl.Expr], malformed: NDArray[np.bool_] | None) -> pl.Series:

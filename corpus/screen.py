@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from corpus import page
@@ -13,21 +14,28 @@ from corpus.shape import SHARES, Shape, classes
 from corpus.statistics import table
 from corpus.table import Corpus
 
+MOST_QUARANTINED = 10
+"""Files and reasons of rows that cannot be used that are shown, at most; the page shows more."""
 MOST_DOMAINS = 12
 """Domains whose overlap is shown, at most; the page shows all."""
 
 
 def described(corpus: Corpus) -> Iterator[Table]:
-    """What the commits say: the versions, the samples by source, the statistics."""
+    """What the commits say: the versions, the samples by source, the statistics, what could not be used."""
     made = _table(f"Versions of {corpus.uri}", ("version", "made (UTC)", "from", "domains", "samples"), (0, 4))
     for of in page.versions(corpus):
-        made.add_row(str(of["version"]), of["time"][:16], f"{of['root']} ({of['format']})", of["domains"], f"{of['samples']:,}")
+        made.add_row(str(of["version"]), of["time"][:16], escape(f"{of['root']} ({of['format']})"), of["domains"], f"{of['samples']:,}")
     yield made
     by_source = _table("Samples by source and version", ("source", "version", *SPLITS))
     for source, version, counts in page.sources(corpus):
         by_source.add_row(source, str(version), *(f"{n:,}" for n in counts))
     yield by_source
     yield table(corpus.statistics())
+    if bad := page.quarantined(corpus):
+        shown = _table("Rows that cannot be used", ("file", "reason", "rows", "the first"), (2,))
+        for _, rows in bad[:MOST_QUARANTINED]:
+            shown.add_row(escape(rows.file), rows.reason, f"{rows.rows:,}", escape(rows.first))
+        yield shown
 
 
 def inspected(found: Inspected) -> Iterator[Table]:

@@ -36,7 +36,7 @@ def job(recipe: Recipe, options: argparse.Namespace) -> None:
     console = Console()
 
     def say(line: str) -> None:
-        console.print(line, markup=False, highlight=False)
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def show(tables: Iterable[Table]) -> None:
         for table in tables:

@@ -1,5 +1,6 @@
 """Rows that cannot be used are told by file, reason and row, whatever the blocks in which their files were read."""
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,9 +9,11 @@ import numpy as np
 import polars as pl
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
-from corpus import quarantine
+from corpus import page, quarantine, screen
 from corpus.build import build
+from corpus.inspection import inspect
 from corpus.quarantine import EXAMPLES, Quarantined
 from tests.unit.corpus.worlds import settings, shop, write_root
 
@@ -61,6 +64,13 @@ def test_a_corpus_tells_what_could_not_be_used(tmp_path: Path) -> None:
         )
     ]
     assert [(of.domain, of.rows) for of in quarantine.read(corpus.uri, name)] == [("A", 1), ("A", 1)]
+    shown = page.render(corpus, inspect(corpus))
+    assert "row 321: user_id &#39;&lt;b&gt;&#39;, item_id &#39;A00&#39;, timestamp -7" in shown
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(*screen.described(corpus))
+    text = " ".join(console.export_text().split())
+    assert "no_user_id 1 row 322:" in text
+    assert "user_id missing," in text
 
 
 def test_a_sound_corpus_has_no_such_file(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from cluster.errors import DataError
-from corpus import leakage
 from corpus.build import build
+from corpus.inspection import inspect
+from corpus.leakage import SOUND
 from corpus.sequences import SPLITS
 from corpus.settings import DataSettings
 from tests.unit.corpus import brute
@@ -79,8 +80,8 @@ def test_a_build_is_what_the_slow_reading_says(
     reasons = Counter(no_user_id=6, no_item_id=3, no_timestamp=3, timestamp_before_1970=3, timestamp_in_finer_unit=3, item_without_title=3)
     reasons += Counter(duplicate_interaction=3 * 2, k_core=sum(map(len, world.values())) - sum(map(len, cores.values()))) + dropped
     assert told["dropped"] == {reason: count for reason, count in reasons.items() if count}
-    leaks = leakage.check(corpus)
-    assert {name: leaks[name] for name in leakage.SOUND} == dict.fromkeys(leakage.SOUND, 0)
+    leaks = inspect(corpus).leaks
+    assert {name: leaks[name] for name in SOUND} == dict.fromkeys(SOUND, 0)
 
 
 def _write(place: Path, domain: str, rows: list[Row], seed: int) -> None:
