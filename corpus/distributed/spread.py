@@ -20,15 +20,15 @@ from numpy.typing import NDArray
 
 from cluster.say import Say
 from corpus import gather as here
-from corpus import hashing, interactions, kept, make, statistics
+from corpus import grow, hashing, interactions, kept
 from corpus.coded import Coded, codes, renumbered
 from corpus.distributed import samples
 from corpus.distributed.core import Core, Table, core
+from corpus.distributed.samples import Blocks, Counted
 from corpus.distributed.tasks import Ref, start, told
 from corpus.gather import Gathered, indices, sizes_of
 from corpus.kcore import empty
 from corpus.make import Made
-from corpus.samples import at_most
 from corpus.settings import DataSettings
 from corpus.sources import layout, pieces
 from corpus.sources.pieces import Piece
@@ -39,14 +39,13 @@ SPREAD = 1 << 13
 
 @dataclass(frozen=True)
 class Spread(Gathered):
-    """What was gathered, on Ray: blocks and parts as `samples.make_blocks` takes them."""
+    """What was gathered, on Ray."""
 
-    blocks: tuple[Ref, ...]
-    parts: int
+    blocks: Blocks
 
     def make(self, data: DataSettings, seed: int, uri: str) -> Made:
         """Make and write all samples on Ray."""
-        return samples.make_blocks(self.blocks, self.parts, self.indices(), self.bounds, data, seed, uri)
+        return self.blocks.make(self.indices(), data, seed, uri)
 
 
 @dataclass(frozen=True)
@@ -61,12 +60,11 @@ class _Domain:
 
 def gather(data: DataSettings, say: Say) -> Spread:
     """As `corpus.gather.gather`. Raises DataError naming domain or file."""
-    read = {name: _read(data, name, say) for name in here.domains_of(data)}
-    ranges = kept.parts(sum(sum(of.rows) for of in read.values()))
+    domains, ranges = read(data, here.domains_of(data), say)
     items, dropped, found, total = [here.no_items()], Counter[str](), list[list[Ref]](), 0
-    for name in list(read):
-        of = read.pop(name)  # what lies in the object store lies there as long as its refs live
-        repeating, repeated = _ranges(of, ranges, data.max_per_user)
+    for name in list(domains):
+        of = domains.pop(name)  # what lies in the object store lies there as long as its refs live
+        repeating, repeated = by_range(of, ranges, data.max_per_user)
         rows, first = sum(of.rows) - repeated.total(), sum(part.height for part in items)
         left = _core(name, repeating, rows, data.k_core, of.items.height)
         numbered, renamed = here.numbered(name, of.items.filter(ray.get(left.items)), first)
@@ -78,10 +76,20 @@ def gather(data: DataSettings, say: Say) -> Spread:
     return _blocks(found, kept.parts(total), pl.concat(items), dropped, data)
 
 
-def _read(data: DataSettings, domain: str, say: Say) -> _Domain:
-    """Read all pieces of a domain and clean them, row by row."""
+def read(data: DataSettings, domains: Sequence[str], say: Say, known: Mapping[str, pl.DataFrame] | None = None) -> tuple[dict[str, _Domain], int]:
+    """Domains that are being read, and how many ranges of users their interactions are to be spread over.
+
+    known: of some domains item_id, title of items that have a title without being read.
+    """
+    found = {name: _read(data, name, say, known=(known or {}).get(name)) for name in domains}
+    return found, kept.parts(sum(sum(of.rows) for of in found.values()))
+
+
+def _read(data: DataSettings, domain: str, say: Say, *, known: pl.DataFrame | None = None) -> _Domain:
+    """Read all pieces of a domain and clean them, row by row. known: as for `read`."""
     of_interactions, of_items = layout.files(data, domain)
     items, of_titles = interactions.read_items(data, of_items, say)
+    items = items if known is None else grow.with_known(items, known).sort("item_id")
     cut, titled, latest = [piece for file in of_interactions for piece in pieces.cut(file)], ray.put(items["item_id"]), interactions.latest(data)
     started = [start(_piece, piece, titled, data, latest, results=2) for piece in cut]
     types, rows, dropped, of_rows = zip(*told([of[1] for of in started]), strict=True)
@@ -101,7 +109,7 @@ def _piece(piece: Piece, titled: pl.Series, data: DataSettings, latest: int) -> 
     return (rows, users), (dict(read.types), rows.height, found.dropped, found.of_titles)
 
 
-def _ranges(of: _Domain, ranges: int, max_per_user: int) -> tuple[list[Ref], Counter[str]]:
+def by_range(of: _Domain, ranges: int, max_per_user: int) -> tuple[list[Ref], Counter[str]]:
     """The interactions of a domain by ranges of users, each once and no user with more than so many; and what is left out."""
     together, rows = [list[Ref]()], 0
     for piece, height in zip(of.pieces, of.rows, strict=True):
@@ -164,24 +172,14 @@ def _blocks(found: Sequence[Sequence[Ref]], parts: int, items: pl.DataFrame, dro
     width = len(found[0]) // parts  # both are powers of two, and a core has no more rows than it was made of
     tables = [[table for of in found for table in of[number * width : (number + 1) * width]] for number in range(parts)]
     made = [start(_block, number, sizes, catalogue, data, *of, results=2) for number, of in enumerate(tables)]
-    counted = told([of[1] for of in made])
-    make.check_negatives(make.most(pl.concat([busiest for _, _, busiest in counted])), sizes, wanted)
-    came, bounds = dict[str, tuple[int, int]](), Counter[tuple[str, str]]()
-    for of_domains, of_sources, _ in counted:
-        bounds.update(of_sources)
-        for name, (rows, users) in of_domains.items():
-            before = came.get(name, (0, 0))
-            came[name] = before[0] + rows, before[1] + users
-    return Spread(items, dropped, came, bounds, tuple(of[0] for of, (there, _, _) in zip(made, counted, strict=True) if there), parts)
+    blocks = samples.counted(made, parts, sizes, wanted)
+    return Spread(items, dropped, blocks.came, blocks.bounds, blocks)
 
 
-def _block(
-    number: int, sizes: Mapping[str, int], catalogue: pa.Table, data: DataSettings, *tables: Table
-) -> tuple[pa.Table, tuple[dict[str, tuple[int, int]], dict[tuple[str, str], int], pl.DataFrame]]:
-    """The interactions of a range of users in all domains, by names; and `came`, `at_most` and `busiest` of them."""
+def _block(number: int, sizes: Mapping[str, int], catalogue: pa.Table, data: DataSettings, *tables: Table) -> tuple[pa.Table, Counted]:
+    """The interactions of a range of users in all domains, by names; and what is counted of them."""
     used = np.unique(np.concatenate([rows["item"].to_numpy() for rows, _ in tables]))
     of_used = [pl.Series(np.searchsorted(used, rows["item"].to_numpy()), dtype=pl.UInt32) for rows, _ in tables]
     numbered = [(rows.select("user", "timestamp", item=item), users) for (rows, users), item in zip(tables, of_used, strict=True)]
     found = Coded.joined(numbered, pl.DataFrame(catalogue.take(used)))
-    busiest = make.busiest(found, sizes, data.num_candidates - 1)
-    return samples.block(found, number), (statistics.came(found.sizes), at_most(found.sizes, data), busiest)
+    return samples.block(found, number, sizes, data)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
-from corpus.build import as_new
+from corpus.coded import as_new
 from corpus.settings import DataSettings
 
 Row = tuple[str, str, int]
