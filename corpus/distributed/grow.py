@@ -1,6 +1,7 @@
 """What `corpus.grow` does in one process, on Ray.
 
-1. The domains that are appended are read and spread over ranges of users as those of a build are (`corpus.distributed.spread`).
+1. The domains that are appended are read and spread over ranges of users as those of a build are (`corpus.distributed.spread`); over finer ones, the
+   more the corpus has of these users.
 2. For each range, what the corpus has of its users is read from the kept files: a task sees the row groups of its own users.
 3. Each range of each domain is compared with it; what is not there yet goes into the k-core, in which users and items of the corpus have k already.
 4. The ranges of all domains together, and what their users have in the corpus, become the blocks that samples are made of.
@@ -44,20 +45,21 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Come(Coming):
-    """On Ray. parts: by domain; old: of each range a ref of what its users have in the corpus."""
+class Ranges(Coming):
+    """On Ray. parts: by domain; old: of each range a ref of what its users have in the corpus; behind: how much that is, over all."""
 
     parts: Mapping[str, Part]
     old: tuple[Ref, ...]
+    behind: int
 
     def make(self, numbered: pl.DataFrame, indices: Mapping[str, Ints], seed: int) -> tuple[Made, Came]:
         """As for Coming."""
         found = [self.old, *(self._numbered(name, part, numbered) for name, part in self.parts.items())]
-        count, sizes = kept.parts(self.rows), sizes_of(indices)
-        width = len(self.old) // count  # both are powers of two, and no more rows come in than were read
-        of_parts = [[coded for of in found for coded in of[number * width : (number + 1) * width]] for number in range(count)]
-        made = [start(_block, number, sizes, self.data, width, *of, results=2) for number, of in enumerate(of_parts)]
-        blocks = samples.counted(made, count, sizes, self.data.num_candidates - 1)
+        files, count, sizes = kept.parts(self.rows), kept.parts(self.rows + self.behind), sizes_of(indices)
+        width = len(self.old) // count  # all are powers of two, and no more rows come in than were read
+        of_blocks = [[coded for of in found for coded in of[number * width : (number + 1) * width]] for number in range(count)]
+        made = [start(_block, number * files // count, sizes, self.data, width, *of, results=2) for number, of in enumerate(of_blocks)]
+        blocks = samples.counted(made, files, sizes, self.data.num_candidates - 1)
         return blocks.make(indices, self.data, seed, self.corpus.uri), blocks.came
 
     def _numbered(self, domain: str, part: Part, numbered: pl.DataFrame) -> list[Ref]:
@@ -68,25 +70,29 @@ class Come(Coming):
 
 
 @dataclass(frozen=True)
-class Spread(Given):
+class Unread(Given):
     """On Ray. Which items have a title follows from the version, and rows are judged by it as they are read: so an append that was overtaken does all
     of it again, on the newer version."""
 
-    def coming(self, corpus: Corpus, data: DataSettings, say: Say) -> Come:
+    def coming(self, corpus: Corpus, data: DataSettings, say: Say) -> Ranges:
         """As for Given."""
         known = {name: grow.known(corpus, name) for name in self.domains}
         read, ranges = spread.read(self.data, self.domains, say, known)
-        tables, dropped, items = dict[str, list[Ref]](), dict[str, Counter[str]](), dict[str, pl.DataFrame]()
+        tables, dropped, items, rows = dict[str, list[Ref]](), dict[str, Counter[str]](), dict[str, pl.DataFrame](), 0
         for name in self.domains:
             of = read.pop(name)  # what lies in the object store lies there as long as its refs live
             tables[name], repeated = spread.by_range(of, ranges, self.data.max_per_user)
-            items[name], dropped[name] = of.items, of.dropped + repeated
+            items[name], dropped[name], rows = of.items, of.dropped + repeated, rows + sum(of.rows)
         there = ray.put(corpus)
+        behind = sum(told([start(_count, there, *of_range) for of_range in zip(*tables.values(), strict=True)]))
+        # Ranges with about so many interactions each, what the corpus has of their users among them.
+        times = kept.parts(rows + behind) // ranges
+        tables = {name: spread.finer(of, times) for name, of in tables.items()}
         old = tuple(start(_old, there, *of_range) for of_range in zip(*tables.values(), strict=True))
         parts = {name: _part(name, tables.pop(name), old, items[name], known[name], data, say) for name in self.domains}
         left_out = sum((dropped[name] + part.dropped for name, part in parts.items()), Counter[str]())
         come = pl.concat([part.items for part in parts.values()])
-        return Come(corpus, data, sum(part.rows for part in parts.values()), come, left_out, parts, old)
+        return Ranges(corpus, data, sum(part.rows for part in parts.values()), come, left_out, parts, old, behind)
 
 
 def _part(domain: str, tables: Sequence[Ref], old: Sequence[Ref], items: pl.DataFrame, known: pl.DataFrame, data: DataSettings, say: Say) -> Part:
@@ -102,6 +108,11 @@ def _part(domain: str, tables: Sequence[Ref], old: Sequence[Ref], items: pl.Data
     come = items.filter(ray.get(left.items))
     say(grow.told(domain, left.rows, left.users, come.height))
     return Part(left.ranges, left.rows, ids, grow.named(domain, come), Counter(already_in_corpus=already, k_core=rows - left.rows))
+
+
+def _count(corpus: Corpus, *tables: Table) -> int:
+    """How many interactions a corpus has of the users of a range."""
+    return kept.count_of_users(corpus, pl.concat([users for _, users in tables]).unique())
 
 
 def _old(corpus: Corpus, *tables: Table) -> Coded:

@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import polars as pl
 import pyarrow as pa
@@ -25,6 +26,8 @@ from corpus.table import FileKey, by_file, file_count, write_samples
 
 COUNTS = ""
 """In place of a file's key: the row tells counts."""
+KEPT = "kept"
+"""In a file's key: it is one of kept interactions, with this number."""
 
 
 Counted = tuple[dict[str, tuple[int, int]], dict[tuple[str, str], int], pl.DataFrame]
@@ -35,7 +38,7 @@ Counted = tuple[dict[str, tuple[int, int]], dict[tuple[str, str], int], pl.DataF
 class Blocks:
     """Interactions by names, of ranges of users, that samples are to be made of.
 
-    refs: of those that have any; parts: how many ranges there are; came, bounds: `statistics.came` and `at_most` over all.
+    refs: of those that have any; parts: ranges that the files of kept interactions are of; came, bounds: `statistics.came` and `at_most` over all.
     """
 
     refs: tuple[Ref, ...]
@@ -46,28 +49,29 @@ class Blocks:
     def make(self, items: Mapping[str, Ints], data: DataSettings, seed: int, uri: str) -> Made:
         """Make and write all samples. As `corpus.make.make`."""
         blocks = ray.data.from_arrow_refs(list(self.refs))
-        made = blocks.map_batches(_samples(items, data, seed, self.bounds, uri, self.parts), batch_size=None, batch_format="pyarrow")
-        places = sum(map(file_count, self.bounds.values()))
-        rows = made.groupby("file", num_partitions=places).map_groups(_write(uri), batch_format="pyarrow").take_all()
+        made = blocks.map_batches(_samples(items, data, seed, self.bounds), batch_size=None, batch_format="pyarrow")
+        places = sum(map(file_count, self.bounds.values())) + self.parts
+        rows = made.groupby("file", num_partitions=places).map_groups(_write(uri, self.parts), batch_format="pyarrow").take_all()
         entries = [json.loads(row["told"]) for row in rows]
-        files = [Written(**entry) for entry in entries if "name" in entry]
+        files = [Written(**entry) for entry in entries if "partition" in entry]
+        of_kept = [KeptFile(**entry) for entry in entries if "of" in entry]
         counts = next(entry for entry in entries if "mixed_users" in entry)
-        return Made(by_name(files), by_name([KeptFile(**entry) for entry in counts["kept"]]), counts["mixed_users"], Counter(counts["dropped"]))
+        return Made(by_name(files), by_name(of_kept), counts["mixed_users"], Counter(counts["dropped"]))
 
 
 def block(found: Coded, number: int, sizes: Mapping[str, int], data: DataSettings) -> tuple[pa.Table, Counted]:
-    """The interactions of the number-th range of users, by names, which a task takes as a whole; and what is counted of them.
+    """The interactions of a range of users, by names, which a task takes as a whole; and what is counted of them.
 
-    sizes: items of each domain.
+    number: of the file that keeps the new ones, which may be those of several blocks; sizes: items of each domain.
     """
     busiest = make.busiest(found, sizes, data.num_candidates - 1)
     return found.named().with_columns(partition=number).to_arrow(), (statistics.came(found.sizes), at_most(found.sizes, data), busiest)
 
 
 def counted(blocks: Sequence[tuple[Ref, Ref]], parts: int, sizes: Mapping[str, int], wanted: int) -> Blocks:
-    """Refs of what `block` gives, as many as there are parts, and what is counted over all.
+    """Refs of what `block` gives, and what is counted over all.
 
-    sizes: items of each domain; wanted: negatives. Raises DataError where a user leaves too few items for them.
+    parts: as in Blocks; sizes: items of each domain; wanted: negatives. Raises DataError where a user leaves too few items for them.
     """
     found = told([of for _, of in blocks])
     make.check_negatives(make.most(pl.concat([busiest for _, _, busiest in found])), sizes, wanted)
@@ -80,21 +84,16 @@ def counted(blocks: Sequence[tuple[Ref, Ref]], parts: int, sizes: Mapping[str, i
     return Blocks(tuple(ref for (ref, _), (there, _, _) in zip(blocks, found, strict=True) if there), parts, came, bounds)
 
 
-def _samples(
-    items: Mapping[str, Ints], data: DataSettings, seed: int, bounds: Mapping[tuple[str, str], int], uri: str, parts: int
-) -> Callable[[pa.Table], pa.Table]:
-    """A partition of users to rows of (file, payload): the samples that belong in a file, as Arrow IPC; and one row of counts.
-
-    What is kept of the partition's interactions is a file of its own, and written here.
+def _samples(items: Mapping[str, Ints], data: DataSettings, seed: int, bounds: Mapping[tuple[str, str], int]) -> Callable[[pa.Table], pa.Table]:
+    """A block to rows of (file, payload): the samples, or the kept interactions, that belong in a file, as Arrow IPC; and one row of counts.
 
     One row for a whole table keeps the shuffle to a few large values instead of many small ones with lists in them.
     """
 
     def of_partition(block: pa.Table) -> pa.Table:
         samples = samples_of(Coded.of(pl.DataFrame(block)), items, data, seed)
-        written = kept.write(uri, block["partition"][0].as_py(), parts, samples.kept)
-        counts = {"mixed_users": samples.mixed_users, "dropped": samples.dropped, "kept": [asdict(written)] if written else []}
-        rows = [(COUNTS, json.dumps(counts).encode())]
+        rows = [(COUNTS, json.dumps({"mixed_users": samples.mixed_users, "dropped": samples.dropped}).encode())]
+        rows.append((json.dumps({KEPT: block["partition"][0].as_py()}), _packed(samples.kept)))
         rows += [(json.dumps(asdict(key)), _packed(table)) for key, table in by_file(samples.tables, bounds)]
         keys, payloads = zip(*rows, strict=True)
         return pa.table({"file": pa.array(keys, pa.string()), "payload": pa.array(payloads, pa.large_binary())})
@@ -102,7 +101,7 @@ def _samples(
     return of_partition
 
 
-def _write(uri: str) -> Callable[[pa.Table], pa.Table]:
+def _write(uri: str, parts: int) -> Callable[[pa.Table], pa.Table]:
     """All rows of one file: write it, and tell what was written; of counts: tell their sum."""
 
     def of_file(block: pa.Table) -> pa.Table:
@@ -110,13 +109,19 @@ def _write(uri: str) -> Callable[[pa.Table], pa.Table]:
         if key == COUNTS:
             counts = [json.loads(payload) for payload in payloads]
             dropped = sum((Counter(entry["dropped"]) for entry in counts), Counter[str]())
-            files = [file for entry in counts for file in entry["kept"]]
-            told = {"mixed_users": sum(entry["mixed_users"] for entry in counts), "dropped": dropped, "kept": files}
-        else:
-            told = asdict(write_samples(uri, FileKey(**json.loads(key)), [_unpacked(payload) for payload in payloads]))
-        return pa.table({"told": [json.dumps(told)]})
+            return _told({"mixed_users": sum(entry["mixed_users"] for entry in counts), "dropped": dropped})
+        of, tables = json.loads(key), [_unpacked(payload) for payload in payloads]
+        if KEPT not in of:
+            return _told(asdict(write_samples(uri, FileKey(**of), tables)))
+        # Each table is of a range of hashes, and in their order.
+        rows = pa.concat_tables(sorted(tables, key=lambda table: table["user_hash"][0].as_py()))
+        return _told(asdict(kept.write(uri, of[KEPT], parts, rows.combine_chunks())))
 
     return of_file
+
+
+def _told(of: dict[str, Any]) -> pa.Table:
+    return pa.table({"told": [json.dumps(of)]})
 
 
 def _packed(table: pa.Table) -> bytes:

@@ -118,26 +118,34 @@ def by_range(of: _Domain, ranges: int, max_per_user: int) -> tuple[list[Ref], Co
             rows = 0
         together[-1].append(piece)
         rows += height
-    spread = [start(_spread, ranges, *tables, results=ranges) for tables in together]
+    spread = [start(_cut, ranges, 0, ranges, *tables, results=ranges) for tables in together]
     # A task with one result gives a ref, not a list of them.
     by_range = [spread] if ranges == 1 else zip(*spread, strict=True)
     cleaned = [start(_once, max_per_user, *tables, results=2) for tables in by_range]
     return [table for table, _ in cleaned], sum(told([repeated for _, repeated in cleaned]), Counter[str]())
 
 
-def _spread(ranges: int, *tables: Table) -> Table | list[Table]:
-    """Interactions by ranges of their users."""
+def finer(tables: Sequence[Ref], times: int) -> list[Ref]:
+    """Tables of so many times as many ranges of users, from those of all ranges."""
+    if times == 1:
+        return list(tables)
+    of = len(tables) * times
+    return [part for i, table in enumerate(tables) for part in start(_cut, of, i * times, (i + 1) * times, table, results=times)]
+
+
+def _cut(ranges: int, low: int, high: int, *tables: Table) -> Table | list[Table]:
+    """Interactions by ranges of their users, which all lie in the ranges low .. high - 1 of so many."""
     rows, users = _joined(tables)
     of_user = hashing.ranges(hashing.of_strings(users), ranges)
     place = of_user[rows["user"].to_numpy()]
     order = np.argsort(place, kind="stable")
-    ends = np.searchsorted(place[order], np.arange(ranges + 1))
+    ends = np.searchsorted(place[order], np.arange(low, high + 1))
     found = []
     for first, stop in pairwise(ends):
         part = rows[order[first:stop]]
         user, names = renumbered(part["user"], users)
         found.append((part.with_columns(user=user), names))
-    return found if ranges > 1 else found[0]
+    return found if len(found) > 1 else found[0]
 
 
 def _once(max_per_user: int, *tables: Table) -> tuple[Table, Counter[str]]:

@@ -160,7 +160,9 @@ def test_an_append_is_the_same_both_ways(tmp_path: Path, rough: Path) -> None:
     assert appended(more, one, many, domains=("B",), k_core=3)["version"] == 3  # again: nothing to do
     newest.head(50).write_parquet(more / "interactions" / "B.parquet")
     assert appended(more, one, many, domains=("B",))["version"] == 3  # all of it is there
-    assert [len(commit.metadata["interactions"]) for commit in Corpus.open(many.uri).commits] == [32, 8, 4, 2]
+    newest.head(50).with_columns(timestamp=9_000).write_parquet(more / "interactions" / "B.parquet")
+    assert appended(more, one, many, domains=("B",))["version"] == 4
+    assert [len(commit.metadata["interactions"]) for commit in Corpus.open(many.uri).commits] == [32, 8, 4, 2, 1]  # the last one of several blocks
 
 
 def test_both_ways_refuse_an_append_alike(tmp_path: Path, rough: Path) -> None:
@@ -210,7 +212,7 @@ def test_a_worker_that_is_killed_costs_time_only(tmp_path: Path, rough: Path, mo
     for module, name in ((spread, "_piece"), (spread, "_once"), (core, "_round"), (spread, "_block"), (grow, "_old"), (grow, "compared")):
         monkeypatch.setattr(module, name, once(f"{module.__name__}.{name}", getattr(module, name)))
     monkeypatch.setattr(samples, "_samples", lambda *arguments: once("samples", of_samples(*arguments)))
-    monkeypatch.setattr(samples, "_write", lambda uri: once("files", of_files(uri)))
+    monkeypatch.setattr(samples, "_write", lambda *arguments: once("files", of_files(*arguments)))
     many = build(settings(rough, **ON_RAY), 0, str(tmp_path / "many"), print)
     append(settings(more, domains=("D",), held_out=(), **ON_RAY), 0, many.uri, print)
     assert len(list(marks.iterdir())) == 8
