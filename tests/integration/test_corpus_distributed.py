@@ -12,8 +12,8 @@ import pytest
 
 from cluster.errors import DataError
 from cluster.session import session
-from corpus import kept
-from corpus.append import append, preview
+from corpus import catalogue, kept
+from corpus.append import append, append_text, preview
 from corpus.build import build, chosen
 from corpus.distributed import core, grow, samples, spread
 from corpus.settings import DataSettings
@@ -163,6 +163,24 @@ def test_an_append_is_the_same_both_ways(tmp_path: Path, rough: Path) -> None:
     newest.head(50).with_columns(timestamp=9_000).write_parquet(more / "interactions" / "B.parquet")
     assert appended(more, one, many, domains=("B",))["version"] == 4
     assert [len(commit.metadata["interactions"]) for commit in Corpus.open(many.uri).commits] == [32, 8, 4, 2, 1]  # the last one of several blocks
+
+
+def test_an_append_on_ray_that_is_overtaken_is_made_anew(tmp_path: Path, rough: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text lands after the append has been compared with the version before it."""
+    one, many = both(settings(rough), tmp_path)
+    more, prose, said, add = write_root(tmp_path / "more", shop(("D",), users=60, seed=3)), tmp_path / "prose.txt", list[str](), catalogue.add
+    prose.write_text("word " * 400)
+    append_text(str(prose), one.uri, print)
+
+    def slow(*arguments: Any) -> Any:
+        if Corpus.open(many.uri).version == 0:
+            append_text(str(prose), many.uri, print)
+        return add(*arguments)
+
+    of_one = append(settings(more, domains=("D",), held_out=(), **IN_ONE), 0, one.uri, print)
+    monkeypatch.setattr(catalogue, "add", slow)
+    same(of_one, append(settings(more, domains=("D",), held_out=(), **ON_RAY), 0, many.uri, said.append))
+    assert any("the append is made anew" in line for line in said)
 
 
 def test_both_ways_refuse_an_append_alike(tmp_path: Path, rough: Path) -> None:
