@@ -13,8 +13,9 @@ Prints `name ours peer ratio` in seconds, CPU seconds and MiB (ratio: peer / our
 With --append: a domain of 100,000 interactions of 8,000 users, those of the corpus or new ones, appended to corpora of these sizes: seconds of the
 append alone, and how they grow with the corpus.
 
-With --on-ray: the build on Ray against the build in one process: seconds, peak MiB of the driver and of the
-largest worker (memory that is its own, looked at twenty times a second), and whether both wrote the same files.
+With --on-ray: the build on Ray against the build in one process, then the append of one more domain to each (as large as those there, of the same
+users): seconds, peak MiB of the driver and of the largest worker (memory that is its own, looked at twenty times a second), and whether both wrote
+the same files.
 
 With --inspect: seconds and peak MiB of reading a corpus that is there: leakage and shape.
 """
@@ -26,6 +27,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
@@ -72,6 +74,12 @@ def _domain(root: Path, domain: str, rows: int, users: np.ndarray, items: int, s
 def ours(root: Path, out: Path, above: int = 10**12) -> int:
     corpus = build(DataSettings(root=str(root), domains=DOMAINS, distribute_above=above), 0, str(out), lambda line: None)
     return sum(stream.rows for split in ("train", "validation", "test") for stream in corpus.streams(split))
+
+
+def more(root: Path, out: Path, above: int = 10**12) -> int:
+    """Samples of the domain D, appended to a corpus."""
+    corpus = append(DataSettings(root=str(root), domains=("D",), distribute_above=above), 0, str(out), lambda line: None)
+    return sum(stream.rows for split in ("train", "validation", "test") for stream in corpus.streams(split) if stream.version == 1)
 
 
 def negatives(target: np.ndarray, user: np.ndarray, item: np.ndarray, of: np.ndarray, items: int) -> np.ndarray:
@@ -182,17 +190,16 @@ def one(name: str, root: Path, out: Path) -> None:
         ours(root, out)
     started, of_processor = time.perf_counter(), time.process_time()
     if name.startswith("append"):
-        corpus = append(DataSettings(root=str(out.parent / "more"), domains=("D",), distribute_above=10**12), 0, str(out), lambda line: None)
-        samples = sum(stream.rows for stream in corpus.streams("train") if stream.version == 1)
+        samples = more(out.parent / "more", out)
     elif name == "inspect":
         leaks = inspect(Corpus.open(str(out))).leaks
         samples = sum(leaks[number] for number in SOUND)
-    elif name == "ray":
-        samples, worker = watched(root, out)
+    elif name.startswith("ray"):
+        samples, worker = watched(more if name == "ray_append" else ours, root, out)
     else:
-        samples = {"ours": ours, "polars": polars, "pandas": pandas}[name](root, out)
+        samples = {"ours": ours, "ours_append": more, "polars": polars, "pandas": pandas}[name](root, out)
     took = time.perf_counter() - started, time.process_time() - of_processor
-    print(*took, peak(), samples, *([worker] if name == "ray" else []))
+    print(*took, peak(), samples, *([worker] if name.startswith("ray") else []))
 
 
 def peak() -> float:
@@ -240,11 +247,12 @@ def on_ray(rows: int) -> None:
     with tempfile.TemporaryDirectory() as place:
         root = Path(place) / "root"
         simulate(root, rows)
-        for name in ("ours", "ray"):
-            command = [sys.executable, __file__, "--one", name, str(root), str(Path(place) / name)]
+        _domain(root, "D", rows // len(DOMAINS), np.arange(rows // 12), max(rows // 150, 200), len(DOMAINS))
+        for name in ("ours", "ray", "ours_append", "ray_append"):
+            command = [sys.executable, __file__, "--one", name, str(root), str(Path(place) / name.removesuffix("_append"))]
             told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split()
             seconds, _, peak, _ = map(float, told[:4])
-            worker = f", largest worker {float(told[4]):,.0f} MiB" if name == "ray" else ""
+            worker = f", largest worker {float(told[4]):,.0f} MiB" if name.startswith("ray") else ""
             print(f"{rows:,}_interactions_{name} {seconds:.1f} seconds, driver {peak:,.0f} MiB{worker}", flush=True)
         digests = [_digests(Path(place) / name) for name in ("ours", "ray")]
         print(f"files {len(digests[0])}, the same {digests[0] == digests[1]}", flush=True)
@@ -267,8 +275,8 @@ def _digests(out: Path) -> dict[str, str]:
     return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def watched(root: Path, out: Path) -> tuple[int, float]:
-    """Samples of the build on Ray, and the most memory of its own that one of Ray's workers had, in MiB."""
+def watched(job: Callable[[Path, Path, int], int], root: Path, out: Path) -> tuple[int, float]:
+    """Samples of a job on Ray, and the most memory of its own that one of Ray's workers had, in MiB."""
     most, ended = [0.0], threading.Event()
 
     def watch() -> None:
@@ -284,7 +292,7 @@ def watched(root: Path, out: Path) -> tuple[int, float]:
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        return ours(root, out, 0), most[0]
+        return job(root, out, 0), most[0]
     finally:
         ended.set()
         watcher.join()

@@ -10,17 +10,16 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import polars as pl
-
 from cluster import storage
 from cluster.errors import CorpusError, DataError
 from cluster.say import Say
 from corpus import catalogue, delta, kept, quarantine, simulate, statistics
-from corpus.gather import HERE, Each, Way, sizes_of
+from corpus.gather import sizes_of
 from corpus.make import Made
 from corpus.settings import DataSettings, SimulateSettings
 from corpus.sources import layout, pieces
 from corpus.table import PARTITION, SAMPLES, TABLE_SCHEMA, Corpus, publish_statistics
+from corpus.ways import HERE, Each, Way
 
 RULES = 1
 """Goes up whenever the same input would make other samples."""
@@ -101,12 +100,6 @@ def land(uri: str, made: Made, numbers: dict[str, Any], told: dict[str, Any], *,
 def origin(data: DataSettings, domains: Sequence[str]) -> dict[str, Any]:
     """Where the behaviours of a version come from."""
     return {"root": storage.absolute(data.root), "format": data.format, "domains": list(domains)}
-
-
-def as_new(found: pl.DataFrame, version: int) -> pl.DataFrame:
-    """Interactions that a version brings, as `Coded.of` takes them."""
-    columns = [pl.col(name) for name in ("user_id", "domain", "item_id", "item_index", "timestamp")]
-    return found.select(*columns, version=pl.lit(version, pl.Int32), split=pl.lit(None, pl.Int8))
 
 
 def rules(data: DataSettings, seed: int) -> dict[str, Any]:

@@ -81,6 +81,12 @@ class Coded:
         return pl.concat(counted).group_by("user", "domain").sum().cast({"domain": pl.String, "size": pl.Int64, "new": pl.Int64})
 
 
+def as_new(found: pl.DataFrame, version: int) -> pl.DataFrame:
+    """Interactions that a version brings, as `Coded.of` takes them."""
+    columns = [pl.col(name) for name in ("user_id", "domain", "item_id", "item_index", "timestamp")]
+    return found.select(*columns, version=pl.lit(version, pl.Int32), split=pl.lit(None, pl.Int8))
+
+
 def codes(values: pl.Series, of: pl.Series) -> pl.Series:
     """The place of each value [n] in a series that holds each once; null if it is not there."""
     places = pl.DataFrame({"value": of, "place": np.arange(of.len(), dtype=np.uint32)})

@@ -2,9 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import polars as pl
 
@@ -55,21 +54,6 @@ class Held(Gathered):
         return make.make(self.interactions, self.indices(), data, seed, uri)
 
 
-class Each(Protocol):
-    """`map`, or one that does the same elsewhere."""
-
-    def __call__(self, function: Callable[[Any], Any], values: Iterable[Any], /) -> Iterable[Any]:
-        """The function's results, in the order of the values."""
-
-
-@dataclass(frozen=True)
-class Way:
-    """A way to build: in this process, or on Ray. Both decide by the same functions and write the same files."""
-
-    each: Each
-    gather: Callable[[DataSettings, Say], Gathered]
-
-
 def gather(data: DataSettings, say: Say) -> Held:
     """Read, validate and clean every domain, take its k-core, number its items. Raises DataError naming domain or file."""
     found, items, dropped, quarantined = [], [no_items()], Counter[str](), list[Quarantined]()
@@ -84,9 +68,6 @@ def gather(data: DataSettings, say: Say) -> Held:
     sizes, wanted = sizes_of(indices(catalogue)), data.num_candidates - 1
     make.check_negatives(make.busiest(coded, sizes, wanted), sizes, wanted)
     return Held(catalogue, dropped, tuple(quarantined), statistics.came(coded.sizes), samples.at_most(coded.sizes, data), coded)
-
-
-HERE = Way(map, gather)
 
 
 def domains_of(data: DataSettings) -> list[str]:

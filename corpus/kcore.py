@@ -35,13 +35,16 @@ def rows_of_core(
         left, user, item = left[enough], user[enough], item[enough]
 
 
-def rows_of_round(user: Codes, item: Codes, k: int, items_left: NDArray[np.bool_] | None) -> NDArray[np.int64]:
+def rows_of_round(
+    user: Codes, item: Codes, k: int, items_left: NDArray[np.bool_] | None, known_user: NDArray[np.bool_] | None = None
+) -> NDArray[np.int64]:
     """One round of many over *some* users, all of whose interactions are there: the rows of items that are left, and of users that then have k.
 
-    items_left: by number; None: all are. Rounds over all users, each with the items that have k after the one before, end in the core.
+    items_left: by number; None: all are; known_user: by number, who has k already. Rounds over all users, each with the items that have k after the
+    one before or had it already, end in the core.
     """
     left = np.arange(user.size) if items_left is None else np.flatnonzero(items_left[item])
-    return left[_enough(user[left], k, None)[user[left]]]
+    return left[_enough(user[left], k, known_user)[user[left]]]
 
 
 def empty(domain: str, k: int, rows: int, is_empty: Callable[[int], bool]) -> DataError:

@@ -42,10 +42,8 @@ def parts(rows: int) -> int:
     return 1 << max(0, -(-rows // FILE_ROWS) - 1).bit_length()
 
 
-def write(uri: str, number: int, of: int, rows: pa.Table) -> KeptFile | None:
-    """Write the kept interactions of one range of users, a table of KEPT in its order; nothing for no rows."""
-    if not rows.num_rows:
-        return None
+def write(uri: str, number: int, of: int, rows: pa.Table) -> KeptFile:
+    """Write the kept interactions of one range of users, a table of KEPT in its order."""
     written: Written = delta.write_file(storage.join(uri, KEPT_PLACE), f"part-{number:05d}-of-{of:05d}", rows, {})
     return KeptFile(written.name, written.rows, number, of)
 
@@ -66,11 +64,23 @@ def of_users(corpus: Corpus, users: pl.Series, read: dict[str, pl.DataFrame]) ->
     for commit in corpus.commits:
         for file in _files(corpus, commit.version, commit.metadata):
             if file.name not in read:
-                wanted = hashes[hashing.ranges(hashes, file.of) == file.number]
                 path = storage.join(corpus.uri, KEPT_PLACE, file.name)
-                read[file.name] = pl.concat([pl.DataFrame(KEPT.empty_table()), *_rows(path, np.sort(wanted.view(np.int64)))])
+                read[file.name] = pl.concat([pl.DataFrame(KEPT.empty_table()), *_rows(path, _within(file, hashes))])
             found.append(_with_version(read[file.name], commit.version))
     return pl.concat(found).join(pl.DataFrame({"user_id": users.unique()}), on="user_id", how="semi").drop("user_hash")
+
+
+def count_of_users(corpus: Corpus, users: pl.Series) -> int:
+    """How many interactions `of_users` gives, found by reading hashes only. Raises as it does."""
+    hashes, count = np.unique(hashing.of_strings(users)), 0
+    for commit in corpus.commits:
+        for file in _files(corpus, commit.version, commit.metadata):
+            path, wanted = storage.join(corpus.uri, KEPT_PLACE, file.name), _within(file, hashes)
+            if wanted.size:
+                with named(path):
+                    opened = delta.open_parquet(path)
+                    count += int(np.count_nonzero(_theirs(opened, _reaching(opened, wanted), wanted)))
+    return count
 
 
 def all_of(corpus: Corpus) -> pl.DataFrame:
@@ -104,13 +114,18 @@ def _with_version(rows: pl.DataFrame, version: int) -> pl.DataFrame:
     return rows.with_columns(version=pl.lit(version, pl.Int32))
 
 
+def _within(file: KeptFile, hashes: hashing.Hash) -> NDArray[np.int64]:
+    """Those of some hashes that a file can hold, ascending as it holds them."""
+    return np.sort(hashes[hashing.ranges(hashes, file.of) == file.number].view(np.int64))
+
+
 def _rows(path: str, hashes: NDArray[np.int64]) -> Iterator[pl.DataFrame]:
     """The rows of a file whose user's hash is among those given, which ascend. Of row groups that hold none of these at most the hashes are read."""
     if not hashes.size:
         return
     with named(path):
         file = delta.open_parquet(path)
-        groups = _holding(file, [group for group in range(file.metadata.num_row_groups) if _overlaps(file.metadata.row_group(group), hashes)], hashes)
+        groups = _holding(file, _reaching(file, hashes), hashes)
         rows = pl.DataFrame(file.read_row_groups(groups)) if groups else None
     if rows is not None:
         yield rows.filter(pl.col("user_hash").is_in(pl.Series(hashes).implode()))
@@ -120,9 +135,19 @@ def _holding(file: pq.ParquetFile, groups: list[int], hashes: NDArray[np.int64])
     """Those of some row groups that hold one of the hashes."""
     if not groups:
         return []
-    wanted = np.isin(file.read_row_groups(groups, columns=["user_hash"])["user_hash"].to_numpy(), hashes)
+    wanted = _theirs(file, groups, hashes)
     first = np.cumsum([0, *(file.metadata.row_group(group).num_rows for group in groups[:-1])])
     return [group for group, holds in zip(groups, np.logical_or.reduceat(wanted, first), strict=True) if holds]
+
+
+def _theirs(file: pq.ParquetFile, groups: list[int], hashes: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Of each row of some row groups whether its user's hash is among those given [n]."""
+    return np.isin(file.read_row_groups(groups, columns=["user_hash"])["user_hash"].to_numpy(), hashes)
+
+
+def _reaching(file: pq.ParquetFile, hashes: NDArray[np.int64]) -> list[int]:
+    """The row groups whose range of hashes has one of those given, which ascend."""
+    return [group for group in range(file.metadata.num_row_groups) if _overlaps(file.metadata.row_group(group), hashes)]
 
 
 def _overlaps(group: pq.RowGroupMetaData, hashes: NDArray[np.int64]) -> bool:

@@ -50,7 +50,7 @@ class DataSettings(Section):
     users_together: bool = Field(
         False, description="order the samples of a source by user, for train.targets_per_pass; false: as if drawn at random, which trains better"
     )
-    distribute_above: int = Field(30_000_000, ge=0, description="interactions above which a corpus is built on Ray instead of in one process")
+    distribute_above: int = Field(30_000_000, ge=0, description="interactions above which a build or an append runs on Ray instead of in one process")
 
     @model_validator(mode="after")
     def _consistent(self) -> "DataSettings":

@@ -20,13 +20,16 @@ Table = tuple[pl.DataFrame, pl.Series]
 Counts = tuple[NDArray[np.uint32], NDArray[np.int64]]
 """Items, ascending, and how often each comes; those that do not come are not there."""
 
+Known = pl.Series
+"""Names of users of a range who have their k already: those that the corpus has."""
+
 SUMMED = 16
 """Counts that a task adds up."""
 
 
 @dataclass(frozen=True)
 class Core:
-    """ranges: refs of tables; rows, users: their numbers, over all; items: ref of which items are left, by number."""
+    """ranges: refs of tables; rows, users: their numbers, over all; items: ref of which items come in it, by number."""
 
     ranges: tuple[Ref, ...]
     rows: int
@@ -34,22 +37,26 @@ class Core:
     items: Ref
 
 
-def core(ranges: Sequence[Ref], k: int, items: int) -> Core:
-    """The k-core of a domain. ranges: refs of tables, which stay as they are; items: how many numbers of items there are."""
+def core(ranges: Sequence[Ref], k: int, items: int, users: Sequence[Ref] = (), known: Ref = None) -> Core:
+    """The k-core of a domain. ranges: refs of tables, which stay as they are; items: how many numbers of items there are.
+
+    users: refs of Known, a range each; known: ref of marks, by number of item: who has k already, as for `corpus.kcore.k_core`; none unless told.
+    """
     left: Ref = None
     while True:
-        rounds = [start(_round, table, k, left, results=3) for table in ranges]
+        rounds = [start(_round, table, k, left, of, results=3) for table, of in zip(ranges, users or [None] * len(ranges), strict=True)]
         ranges, counts = [of[0] for of in rounds], [of[1] for of in rounds]
         sizes = told([of[2] for of in rounds])
         if left is not None and not any(dropped for dropped, _, _ in sizes):
             return Core(tuple(ranges), sum(rows for _, rows, _ in sizes), sum(users for _, _, users in sizes), left)
-        left = start(_having, k, items, _total(counts))
+        left = start(_having, k, items, known, _total(counts))
 
 
-def _round(table: Table, k: int, items_left: NDArray[np.bool_] | None) -> tuple[Table, Counts, tuple[int, int, int]]:
+def _round(table: Table, k: int, items_left: NDArray[np.bool_] | None, known: Known | None) -> tuple[Table, Counts, tuple[int, int, int]]:
     """What a round leaves of a range, the counts of its items; and how many rows it dropped, rows and users it left."""
     rows, users = table
-    left = rows_of_round(rows["user"].to_numpy(), rows["item"].to_numpy(), k, items_left)
+    known_user = None if known is None else users.is_in(known.implode()).to_numpy()
+    left = rows_of_round(rows["user"].to_numpy(), rows["item"].to_numpy(), k, items_left, known_user)
     if left.size < rows.height:
         rows = rows[left]
         user, users = renumbered(rows["user"], users)
@@ -72,8 +79,10 @@ def _sum(*counts: Counts) -> Counts:
     return items, total
 
 
-def _having(k: int, items: int, total: Counts) -> NDArray[np.bool_]:
-    """By number: which items come at least k times."""
+def _having(k: int, items: int, known: NDArray[np.bool_] | None, total: Counts) -> NDArray[np.bool_]:
+    """By number: which of the items that come do so at least k times, or had k already."""
+    number, count = total
+    enough = count >= k if known is None else (count >= k) | known[number]
     left = np.zeros(items, bool)
-    left[total[0][total[1] >= k]] = True
+    left[number[enough]] = True
     return left

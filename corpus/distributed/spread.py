@@ -20,16 +20,16 @@ from numpy.typing import NDArray
 
 from cluster.say import Say
 from corpus import gather as here
-from corpus import hashing, interactions, kept, make, quarantine, raw, statistics
+from corpus import grow, hashing, interactions, kept, quarantine, raw
 from corpus.coded import Coded, codes, renumbered
 from corpus.distributed import samples
 from corpus.distributed.core import Core, Table, core
+from corpus.distributed.samples import Blocks, Counted
 from corpus.distributed.tasks import Ref, start, stream, told
 from corpus.gather import Gathered, indices, sizes_of
 from corpus.kcore import empty
 from corpus.make import Made
 from corpus.quarantine import Quarantined
-from corpus.samples import at_most
 from corpus.settings import DataSettings
 from corpus.sources import layout, pieces
 from corpus.sources.pieces import Piece
@@ -40,14 +40,13 @@ SPREAD = 1 << 13
 
 @dataclass(frozen=True)
 class Spread(Gathered):
-    """What was gathered, on Ray: blocks and parts as `samples.make_blocks` takes them."""
+    """What was gathered, on Ray."""
 
-    blocks: tuple[Ref, ...]
-    parts: int
+    blocks: Blocks
 
     def make(self, data: DataSettings, seed: int, uri: str) -> Made:
         """Make and write all samples on Ray."""
-        return samples.make_blocks(self.blocks, self.parts, self.indices(), self.bounds, data, seed, uri)
+        return self.blocks.make(self.indices(), data, seed, uri)
 
 
 @dataclass(frozen=True)
@@ -64,13 +63,12 @@ class _Domain:
 
 def gather(data: DataSettings, say: Say) -> Spread:
     """As `corpus.gather.gather`. Raises DataError naming domain or file."""
-    read = {name: _read(data, name, say) for name in here.domains_of(data)}
-    ranges = kept.parts(sum(sum(of.rows) for of in read.values()))
+    domains, ranges = read(data, here.domains_of(data), say)
     items, dropped, found, total = [here.no_items()], Counter[str](), list[list[Ref]](), 0
     quarantined: list[Quarantined] = []
-    for name in list(read):
-        of = read.pop(name)  # what lies in the object store lies there as long as its refs live
-        repeating, repeated = _ranges(of, ranges, data.max_per_user)
+    for name in list(domains):
+        of = domains.pop(name)  # what lies in the object store lies there as long as its refs live
+        repeating, repeated = by_range(of, ranges, data.max_per_user)
         rows, first = sum(of.rows) - repeated.total(), sum(part.height for part in items)
         left = _core(name, repeating, rows, data.k_core, of.items.height)
         numbered, renamed = here.numbered(name, of.items.filter(ray.get(left.items)), first)
@@ -79,16 +77,25 @@ def gather(data: DataSettings, say: Say) -> Spread:
         found.append([start(_indexed, table, left.items, first) for table in left.ranges])
         dropped += of.dropped + repeated + Counter(k_core=rows - left.rows, title_made_distinct=renamed)
         quarantined += of.quarantined
-        here.tell(name, of.quarantined, say)
         say(here.told(name, left.users, numbered.height, left.rows, data.k_core))
     return _blocks(found, kept.parts(total), pl.concat(items), dropped, tuple(quarantined), data)
 
 
-def _read(data: DataSettings, domain: str, say: Say) -> _Domain:
-    """Read all pieces of a domain, block by block, and leave out what cannot be used."""
+def read(data: DataSettings, domains: Sequence[str], say: Say, known: Mapping[str, pl.DataFrame] | None = None) -> tuple[dict[str, _Domain], int]:
+    """Domains that are being read, and how many ranges of users their interactions are to be spread over.
+
+    known: of some domains item_id, title of items that have a title without being read.
+    """
+    found = {name: _read(data, name, say, known=(known or {}).get(name)) for name in domains}
+    return found, kept.parts(sum(sum(of.rows) for of in found.values()))
+
+
+def _read(data: DataSettings, domain: str, say: Say, *, known: pl.DataFrame | None = None) -> _Domain:
+    """Read all pieces of a domain, block by block, and leave out what cannot be used. known: as for `read`."""
     of_interactions, of_items = layout.files(data, domain)
     items = raw.read_items(data, domain, of_items, say)
-    titled, latest = ray.put(items.titles["item_id"]), interactions.latest(data)
+    titles = items.titles if known is None else grow.with_known(items.titles, known)
+    titled, latest = ray.put(titles["item_id"]), interactions.latest(data)
     cut = [piece for file in of_interactions for piece in pieces.cut(file)]
     made = [list(of) for of in [stream(_piece, domain, piece, titled, data, latest) for piece in cut]]
     seen: list[_Seen] = told([ref for of in made for ref in of[::2]])
@@ -97,7 +104,8 @@ def _read(data: DataSettings, domain: str, say: Say) -> _Domain:
     rows, dropped = tuple(of.rows for of in seen), sum((of.dropped for of in seen), Counter[str]())
     interactions.check_share(domain, bad, sum(rows) + dropped.total(), data)
     every = (*bad, *items.quarantined)
-    return _Domain(tuple(ref for of in made for ref in of[1::2]), rows, items.titles, dropped + items.dropped + quarantine.counts(every), every)
+    here.tell(domain, every, say)
+    return _Domain(tuple(ref for of in made for ref in of[1::2]), rows, titles, dropped + items.dropped + quarantine.counts(every), every)
 
 
 @dataclass(frozen=True)
@@ -120,7 +128,7 @@ def _piece(domain: str, piece: Piece, titled: pl.Series, data: DataSettings, lat
         yield rows, users
 
 
-def _ranges(of: _Domain, ranges: int, max_per_user: int) -> tuple[list[Ref], Counter[str]]:
+def by_range(of: _Domain, ranges: int, max_per_user: int) -> tuple[list[Ref], Counter[str]]:
     """The interactions of a domain by ranges of users, each once and no user with more than so many; and what is left out."""
     together, rows = [list[Ref]()], 0
     for piece, height in zip(of.pieces, of.rows, strict=True):
@@ -129,26 +137,34 @@ def _ranges(of: _Domain, ranges: int, max_per_user: int) -> tuple[list[Ref], Cou
             rows = 0
         together[-1].append(piece)
         rows += height
-    spread = [start(_spread, ranges, *tables, results=ranges) for tables in together]
+    spread = [start(_cut, ranges, 0, ranges, *tables, results=ranges) for tables in together]
     # A task with one result gives a ref, not a list of them.
     by_range = [spread] if ranges == 1 else zip(*spread, strict=True)
     cleaned = [start(_once, max_per_user, *tables, results=2) for tables in by_range]
     return [table for table, _ in cleaned], sum(told([repeated for _, repeated in cleaned]), Counter[str]())
 
 
-def _spread(ranges: int, *tables: Table) -> Table | list[Table]:
-    """Interactions by ranges of their users."""
+def finer(tables: Sequence[Ref], times: int) -> list[Ref]:
+    """Tables of so many times as many ranges of users, from those of all ranges."""
+    if times == 1:
+        return list(tables)
+    of = len(tables) * times
+    return [part for i, table in enumerate(tables) for part in start(_cut, of, i * times, (i + 1) * times, table, results=times)]
+
+
+def _cut(ranges: int, low: int, high: int, *tables: Table) -> Table | list[Table]:
+    """Interactions by ranges of their users, which all lie in the ranges low .. high - 1 of so many."""
     rows, users = _joined(tables)
     of_user = hashing.ranges(hashing.of_strings(users), ranges)
     place = of_user[rows["user"].to_numpy()]
     order = np.argsort(place, kind="stable")
-    ends = np.searchsorted(place[order], np.arange(ranges + 1))
+    ends = np.searchsorted(place[order], np.arange(low, high + 1))
     found = []
     for first, stop in pairwise(ends):
         part = rows[order[first:stop]]
         user, names = renumbered(part["user"], users)
         found.append((part.with_columns(user=user), names))
-    return found if ranges > 1 else found[0]
+    return found if len(found) > 1 else found[0]
 
 
 def _once(max_per_user: int, *tables: Table) -> tuple[Table, Counter[str]]:
@@ -185,24 +201,14 @@ def _blocks(
     width = len(found[0]) // parts  # both are powers of two, and a core has no more rows than it was made of
     tables = [[table for of in found for table in of[number * width : (number + 1) * width]] for number in range(parts)]
     made = [start(_block, number, sizes, catalogue, data, *of, results=2) for number, of in enumerate(tables)]
-    counted = told([of[1] for of in made])
-    make.check_negatives(make.most(pl.concat([busiest for _, _, busiest in counted])), sizes, wanted)
-    came, bounds = dict[str, tuple[int, int]](), Counter[tuple[str, str]]()
-    for of_domains, of_sources, _ in counted:
-        bounds.update(of_sources)
-        for name, (rows, users) in of_domains.items():
-            before = came.get(name, (0, 0))
-            came[name] = before[0] + rows, before[1] + users
-    return Spread(items, dropped, quarantined, came, bounds, tuple(of[0] for of, (there, _, _) in zip(made, counted, strict=True) if there), parts)
+    blocks = samples.counted(made, parts, sizes, wanted)
+    return Spread(items, dropped, quarantined, blocks.came, blocks.bounds, blocks)
 
 
-def _block(
-    number: int, sizes: Mapping[str, int], catalogue: pa.Table, data: DataSettings, *tables: Table
-) -> tuple[pa.Table, tuple[dict[str, tuple[int, int]], dict[tuple[str, str], int], pl.DataFrame]]:
-    """The interactions of a range of users in all domains, by names; and `came`, `at_most` and `busiest` of them."""
+def _block(number: int, sizes: Mapping[str, int], catalogue: pa.Table, data: DataSettings, *tables: Table) -> tuple[pa.Table, Counted]:
+    """The interactions of a range of users in all domains, by names; and what is counted of them."""
     used = np.unique(np.concatenate([rows["item"].to_numpy() for rows, _ in tables]))
     of_used = [pl.Series(np.searchsorted(used, rows["item"].to_numpy()), dtype=pl.UInt32) for rows, _ in tables]
     numbered = [(rows.select("user", "timestamp", item=item), users) for (rows, users), item in zip(tables, of_used, strict=True)]
     found = Coded.joined(numbered, pl.DataFrame(catalogue.take(used)))
-    busiest = make.busiest(found, sizes, data.num_candidates - 1)
-    return samples.block(found, number), (statistics.came(found.sizes), at_most(found.sizes, data), busiest)
+    return samples.block(found, number, sizes, data)

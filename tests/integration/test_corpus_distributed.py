@@ -1,8 +1,11 @@
 """The build on Ray against the build in one process."""
 
 import gzip
-from collections.abc import Iterator
+import os
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -10,10 +13,10 @@ import pytest
 
 from cluster.errors import DataError
 from cluster.session import session
-from corpus import kept, quarantine
-from corpus.append import append
+from corpus import catalogue, kept, quarantine
+from corpus.append import append, append_text, preview
 from corpus.build import build, chosen
-from corpus.distributed import core, spread
+from corpus.distributed import core, grow, samples, spread
 from corpus.settings import DataSettings
 from corpus.sources import pieces
 from corpus.table import Corpus
@@ -137,12 +140,134 @@ def test_lines_in_many_spans_and_blocks_are_read_alike(tmp_path: Path, rough: Pa
     assert len(quarantine.read(one.uri, one.commits[0].metadata["quarantine"])) > 12
 
 
+def appended(root: Path, one: Corpus, many: Corpus, **changes: object) -> dict[str, Any]:
+    """Append to two corpora that are the same, each in its own way, after a preview; both are the same again. The statistics after it."""
+    said: list[list[str]] = [[], []]
+    grown = []
+    for corpus, way, lines in zip((one, many), (IN_ONE, ON_RAY), said, strict=True):
+        data = settings(root, **({"held_out": ()} | changes), **way)
+        preview(data, 0, corpus.uri, lines.append, held_out=bool(data.held_out))
+        grown.append(append(data, 0, corpus.uri, lines.append, held_out=bool(data.held_out)))
+    assert [line for line in said[1] if "building on Ray" not in line] == [line.replace(one.uri, many.uri) for line in said[0]]
+    assert len(said[1]) == len(said[0]) + 2
+    same(*grown)
+    return grown[0].statistics()
+
+
 def test_an_append_is_the_same_both_ways(tmp_path: Path, rough: Path) -> None:
+    """A new domain; a log given again with newer rows, of users that are there and of others; rows whose item has a title in the corpus only."""
     one, many = both(settings(rough), tmp_path)
-    more = write_root(tmp_path / "more", shop(("B", "D"), users=60, seed=3))
-    grown = [append(settings(more, domains=("B", "D"), held_out=(), **way), 0, corpus.uri, print) for corpus, way in ((one, IN_ONE), (many, ON_RAY))]
-    assert grown[0].version == 1
-    same(grown[0], grown[1])
+    more, rng = write_root(tmp_path / "more", shop(("D", "E"), users=60, seed=3)), np.random.default_rng(8)
+    log = pl.read_parquet(rough / "interactions" / "B.parquet")
+    newer = log.sample(300, seed=1).with_columns(timestamp=pl.lit(1_000) + pl.Series(rng.integers(0, 90, 300)))
+    others = log.sample(500, seed=2).with_columns(user_id="n" + pl.col("user_id"), item_id=pl.col("item_id").str.replace("B2", "Bn"))
+    single = pl.DataFrame({"user_id": ["s1", "s2"], "item_id": ["B1", "Bs"], "timestamp": [5, 5]}, schema=log.schema)
+    pl.concat([log, newer, others, single]).write_parquet(more / "interactions" / "B.parquet", row_group_size=70)
+    names = [f"Bn{i}" for i in range(10)] + ["Bn", "Bs", *(f"B{i}" for i in range(7))]  # of the others the corpus knows most
+    write_parquet(more / "items" / "B.parquet", {"item_id": names, "title": [f"Item {i}" for i in range(len(names))]})
+
+    before = one.statistics()["domains"]
+    told = appended(more, one, many, domains=("D", "B"))
+    assert set(told["domains"]) == {"A", "B", "C", "D"}
+    assert told["domains"]["B"]["users"] > before["B"]["users"]
+    assert {"already_in_corpus", "item_without_title", "k_core", "duplicate_interaction", "title_made_distinct", "no_user_id"} <= set(told["dropped"])
+    assert told["mixed"]["samples"] > one.statistics()["mixed"]["samples"]
+
+    assert appended(more, one, many, domains=(), held_out=("E",))["domains"]["E"]["held_out"]
+    newest = pl.concat([log.head(200), newer.head(100)]).with_columns(timestamp=pl.col("timestamp") + 2_000)
+    newest.write_parquet(more / "interactions" / "B.parquet", row_group_size=30)
+    assert appended(more, one, many, domains=("B",), k_core=3)["version"] == 3
+    assert appended(more, one, many, domains=("B",), k_core=3)["version"] == 3  # again: nothing to do
+    newest.head(50).write_parquet(more / "interactions" / "B.parquet")
+    assert appended(more, one, many, domains=("B",))["version"] == 3  # all of it is there
+    newest.head(50).with_columns(timestamp=9_000).write_parquet(more / "interactions" / "B.parquet")
+    assert appended(more, one, many, domains=("B",))["version"] == 4
+    assert [len(commit.metadata["interactions"]) for commit in Corpus.open(many.uri).commits] == [32, 8, 4, 2, 1]  # the last one of several blocks
+
+
+def test_an_append_on_ray_that_is_overtaken_is_made_anew(tmp_path: Path, rough: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text lands after the append has been compared with the version before it."""
+    one, many = both(settings(rough), tmp_path)
+    more, prose, said, add = write_root(tmp_path / "more", shop(("D",), users=60, seed=3)), tmp_path / "prose.txt", list[str](), catalogue.add
+    prose.write_text("word " * 400)
+    append_text(str(prose), one.uri, print)
+
+    def slow(*arguments: Any) -> Any:
+        if Corpus.open(many.uri).version == 0:
+            append_text(str(prose), many.uri, print)
+        return add(*arguments)
+
+    of_one = append(settings(more, domains=("D",), held_out=(), **IN_ONE), 0, one.uri, print)
+    monkeypatch.setattr(catalogue, "add", slow)
+    same(of_one, append(settings(more, domains=("D",), held_out=(), **ON_RAY), 0, many.uri, said.append))
+    assert any("the append is made anew" in line for line in said)
+
+
+def test_both_ways_refuse_an_append_alike(tmp_path: Path, rough: Path) -> None:
+    one, many = both(settings(rough), tmp_path)
+    more = write_root(tmp_path / "more", {"D": [("u1", "D1", 1), ("u2", "D2", 1), ("u2", "D1", 2)], **shop(("E",), users=10, items=11)})
+    part = more / "interactions" / "E.parquet"
+
+    def refused(**changes: object) -> str:
+        messages = []
+        for corpus, way in ((one, IN_ONE), (many, ON_RAY)):
+            before = files(corpus)
+            with pytest.raises(DataError) as caught:
+                append(settings(more, **({"held_out": ()} | way | changes)), 0, corpus.uri, print)
+            assert {name for name in files(corpus).keys() - before.keys() if not name.startswith("items/")} == set()
+            assert Corpus.open(corpus.uri).version == 0
+            messages.append(str(caught.value))
+        assert messages[0] == messages[1]
+        return messages[0]
+
+    assert "the 3-core of 3 interactions is empty; the largest data.k_core that leaves data is 1, and a corpus keeps" in refused(domains=("D",))
+    assert "in this corpus held out" in refused(domains=("C", "E"))
+    assert "3 are left, 4 negatives are wanted" in refused(domains=("E",))
+    pl.read_parquet(part).with_columns(item_id=pl.lit("?")).write_parquet(part)
+    assert "\n  item_without_title 80 in " in refused(domains=("E",))
+    part.write_bytes(b"")
+    assert "empty (0 bytes)" in refused(domains=("E",))
+
+
+def test_a_worker_that_is_killed_costs_time_only(tmp_path: Path, rough: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process of a task dies, once in each step; also of an append."""
+    more = write_root(tmp_path / "more", shop(("D",), users=60, seed=3))
+    one = build(settings(rough, **IN_ONE), 0, str(tmp_path / "one"), print)
+    append(settings(more, domains=("D",), held_out=(), **IN_ONE), 0, one.uri, print)
+    marks = tmp_path / "marks"
+    marks.mkdir()
+
+    def once(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def task(*arguments: Any) -> Any:
+            if not (marks / name).exists():
+                (marks / name).touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments)
+
+        return task
+
+    def once_between(name: str, function: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+        """After it has told of a block, before it gives its rows."""
+
+        def task(*arguments: Any) -> Iterator[Any]:
+            for result in function(*arguments):
+                yield result
+                if not (marks / name).exists():
+                    (marks / name).touch()
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        return task
+
+    monkeypatch.setattr(spread, "_piece", once_between("piece", spread._piece))
+    of_samples, of_files = samples._samples, samples._write
+    for module, name in ((spread, "_once"), (core, "_round"), (spread, "_block"), (grow, "_old"), (grow, "compared")):
+        monkeypatch.setattr(module, name, once(f"{module.__name__}.{name}", getattr(module, name)))
+    monkeypatch.setattr(samples, "_samples", lambda *arguments: once("samples", of_samples(*arguments)))
+    monkeypatch.setattr(samples, "_write", lambda *arguments: once("files", of_files(*arguments)))
+    many = build(settings(rough, **ON_RAY), 0, str(tmp_path / "many"), print)
+    append(settings(more, domains=("D",), held_out=(), **ON_RAY), 0, many.uri, print)
+    assert len(list(marks.iterdir())) == 8
+    same(Corpus.open(one.uri), Corpus.open(many.uri))
 
 
 def test_both_ways_refuse_alike(tmp_path: Path, rough: Path) -> None:

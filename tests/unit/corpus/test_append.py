@@ -17,8 +17,8 @@ from cluster.errors import CorpusError, DataError, Overtaken
 from corpus import append as appending
 from corpus import delta, kept
 from corpus.append import append, append_text, preview, preview_text
-from corpus.build import as_new, build
-from corpus.coded import Coded
+from corpus.build import build
+from corpus.coded import Coded, as_new
 from corpus.kcore import k_core
 from corpus.make import make
 from corpus.samples import Samples, samples_of
@@ -316,7 +316,7 @@ def test_an_append_killed_before_its_commit_shows_nothing_and_is_completed(corpu
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("corpus.append.make", killed)
+        patch.setattr("corpus.grow.make", killed)
         with pytest.raises(Killed):
             append(data, 0, corpus.uri, print)
     assert Corpus.open(corpus.uri) == corpus
@@ -334,12 +334,12 @@ def test_one_that_is_overtaken_builds_on_the_other(corpus: Corpus, tmp_path: Pat
     def slow(*arguments: object) -> object:
         made = make(*arguments)  # type: ignore[arg-type]
         with monkeypatch.context() as patch:
-            patch.setattr("corpus.append.make", make)
+            patch.setattr("corpus.grow.make", make)
             append(other, 0, corpus.uri, print)
-        monkeypatch.setattr("corpus.append.make", make)
+        monkeypatch.setattr("corpus.grow.make", make)
         return made
 
-    monkeypatch.setattr("corpus.append.make", slow)
+    monkeypatch.setattr("corpus.grow.make", slow)
     grown = append(more(tmp_path, shop(("D",), seed=5)), 0, corpus.uri, said.append)
     assert grown.version == 2
     assert any("another process made version 1 in the meantime" in line for line in said)

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from cluster.say import Say
 from corpus import interactions, raw
 from corpus.append import append
-from corpus.build import as_new, build
+from corpus.build import build
+from corpus.coded import as_new
 from corpus.interactions import Behaviours
 from corpus.raw import Items
 from corpus.settings import DataSettings

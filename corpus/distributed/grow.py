@@ -1,0 +1,161 @@
+"""What `corpus.grow` does in one process, on Ray.
+
+1. The domains that are appended are read and spread over ranges of users as those of a build are (`corpus.distributed.spread`); over finer ones, the
+   more the corpus has of these users.
+2. For each range, what the corpus has of its users is read from the kept files: a task sees the row groups of its own users.
+3. Each range of each domain is compared with it; what is not there yet goes into the k-core, in which users and items of the corpus have k already.
+4. The ranges of all domains together, and what their users have in the corpus, become the blocks that samples are made of.
+Items stay in the process that starts the append, as in a build.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import ray
+
+from cluster.say import Say
+from corpus import grow, kept
+from corpus.coded import Coded, as_new, codes, renumbered
+from corpus.distributed import samples, spread
+from corpus.distributed.core import Known, Table, core
+from corpus.distributed.samples import Counted
+from corpus.distributed.tasks import Ref, start, told
+from corpus.gather import sizes_of
+from corpus.grow import Coming, Given
+from corpus.make import Made
+from corpus.sequences import Ints
+from corpus.settings import DataSettings
+from corpus.statistics import Came
+from corpus.table import Corpus
+
+
+@dataclass(frozen=True)
+class Part:
+    """What comes in of one domain. ranges: refs of tables; rows: in them; ids: of their items' numbers, ascending; items, dropped: as in Coming."""
+
+    ranges: tuple[Ref, ...]
+    rows: int
+    ids: pl.Series
+    items: pl.DataFrame
+    dropped: Counter[str]
+
+
+@dataclass(frozen=True)
+class Ranges(Coming):
+    """On Ray. parts: by domain; old: of each range a ref of what its users have in the corpus; behind: how much that is, over all."""
+
+    parts: Mapping[str, Part]
+    old: tuple[Ref, ...]
+    behind: int
+
+    def make(self, numbered: pl.DataFrame, indices: Mapping[str, Ints], seed: int) -> tuple[Made, Came]:
+        """As for Coming."""
+        found = [self.old, *(self._numbered(name, part, numbered) for name, part in self.parts.items())]
+        files, count, sizes = kept.parts(self.rows), kept.parts(self.rows + self.behind), sizes_of(indices)
+        width = len(self.old) // count  # all are powers of two, and no more rows come in than were read
+        of_blocks = [[coded for of in found for coded in of[number * width : (number + 1) * width]] for number in range(count)]
+        made = [start(_block, number * files // count, sizes, self.data, width, *of, results=2) for number, of in enumerate(of_blocks)]
+        blocks = samples.counted(made, files, sizes, self.data.num_candidates - 1)
+        return blocks.make(indices, self.data, seed, self.corpus.uri), blocks.came
+
+    def _numbered(self, domain: str, part: Part, numbered: pl.DataFrame) -> list[Ref]:
+        ids = pl.DataFrame({"item_id": part.ids}).with_columns(domain=pl.lit(domain))
+        catalogue = ids.join(numbered.select("domain", "item_id", "item_index"), on=["domain", "item_id"], how="left", maintain_order="left")
+        there = ray.put(catalogue.to_arrow())
+        return [start(_numbered, self.corpus.version + 1, there, table) for table in part.ranges]
+
+
+@dataclass(frozen=True)
+class Unread(Given):
+    """On Ray. Which items have a title follows from the version, and rows are judged by it as they are read: so an append that was overtaken does all
+    of it again, on the newer version."""
+
+    def coming(self, corpus: Corpus, data: DataSettings, say: Say) -> Ranges:
+        """As for Given."""
+        known = {name: grow.known(corpus, name) for name in self.domains}
+        read, ranges = spread.read(self.data, self.domains, say, known)
+        tables, dropped, items, rows = dict[str, list[Ref]](), dict[str, Counter[str]](), dict[str, pl.DataFrame](), 0
+        quarantined = tuple(bad for of in read.values() for bad in of.quarantined)
+        for name in self.domains:
+            of = read.pop(name)  # what lies in the object store lies there as long as its refs live
+            tables[name], repeated = spread.by_range(of, ranges, self.data.max_per_user)
+            items[name], dropped[name], rows = of.items, of.dropped + repeated, rows + sum(of.rows)
+        there = ray.put(corpus)
+        behind = sum(told([start(_count, there, *of_range) for of_range in zip(*tables.values(), strict=True)]))
+        # Ranges with about so many interactions each, what the corpus has of their users among them.
+        times = kept.parts(rows + behind) // ranges
+        tables = {name: spread.finer(of, times) for name, of in tables.items()}
+        old = tuple(start(_old, there, *of_range) for of_range in zip(*tables.values(), strict=True))
+        parts = {name: _part(name, tables.pop(name), old, items[name], known[name], data, say) for name in self.domains}
+        left_out = sum((dropped[name] + part.dropped for name, part in parts.items()), Counter[str]())
+        come = pl.concat([part.items for part in parts.values()])
+        return Ranges(corpus, data, sum(part.rows for part in parts.values()), come, left_out, quarantined, parts, old, behind)
+
+
+def _part(domain: str, tables: Sequence[Ref], old: Sequence[Ref], items: pl.DataFrame, known: pl.DataFrame, data: DataSettings, say: Say) -> Part:
+    """What comes in of a domain. tables: of each range what could; items: what has a title, by item_id; known: what the corpus has of it."""
+    ids, k = items["item_id"], data.k_core
+    of_store = ray.put(ids)
+    made = [start(compared, domain, of_store, table, behind, results=3) for table, behind in zip(tables, old, strict=True)]
+    fresh, users = [of[0] for of in made], [of[1] for of in made]
+    already, rows = (sum(counts) for counts in zip(*told([of[2] for of in made]), strict=True))
+    left = core(fresh, k, ids.len(), users, ray.put(ids.is_in(known["item_id"].implode()).to_numpy()))
+    if rows and not left.rows and known.is_empty():
+        raise grow.empty(domain, k, rows, lambda less: not core(fresh, less, ids.len()).rows)
+    come = items.filter(ray.get(left.items))
+    say(grow.told(domain, left.rows, left.users, come.height))
+    return Part(left.ranges, left.rows, ids, grow.named(domain, come), Counter(already_in_corpus=already, k_core=rows - left.rows))
+
+
+def _count(corpus: Corpus, *tables: Table) -> int:
+    """How many interactions a corpus has of the users of a range."""
+    return kept.count_of_users(corpus, pl.concat([users for _, users in tables]).unique())
+
+
+def _old(corpus: Corpus, *tables: Table) -> Coded:
+    """What a corpus has of the users of a range."""
+    return Coded.of(kept.of_users(corpus, pl.concat([users for _, users in tables]).unique(), {}))
+
+
+def compared(domain: str, ids: pl.Series, table: Table, old: Coded) -> tuple[Table, Known, tuple[int, int]]:
+    """The interactions of a range that the corpus has not, the users that it has in the domain; and how many it had and had not.
+
+    ids: of the items by number; old: what the corpus has of the range's users in all domains.
+    """
+    rows, users = table
+    item = codes(old.items["item_id"], ids).set(old.items["domain"].cast(pl.String) != domain, None)
+    user = codes(old.users["user_id"], users)
+    there = old.rows.select("timestamp", user=user.gather(old.rows["user"]), item=item.gather(old.rows["item"])).drop_nulls()
+    fresh = rows.join(there, on=["user", "item", "timestamp"], how="anti", maintain_order="left")
+    known = users.gather(there["user"].unique())
+    left, names = renumbered(fresh["user"], users)
+    return (fresh.with_columns(user=left), names), known, (rows.height - fresh.height, fresh.height)
+
+
+def _numbered(version: int, catalogue: pa.Table, table: Table) -> Coded:
+    """Interactions of a range as those of a version. catalogue: domain, item_id and item_index of the items by their numbers."""
+    rows, users = table
+    used, item = np.unique(rows["item"].to_numpy(), return_inverse=True)
+    items = pl.DataFrame(catalogue.take(used)).select(pl.all().gather(item))
+    return Coded.of(as_new(items.with_columns(user_id=users.gather(rows["user"]), timestamp=rows["timestamp"]), version))
+
+
+def _block(number: int, sizes: Mapping[str, int], data: DataSettings, behind: int, *found: Coded) -> tuple[pa.Table, Counted]:
+    """The new interactions of a range of users and all old ones of theirs, by names; and what is counted of them.
+
+    found: first so many tables of old interactions, of these users and others; then the new ones.
+    """
+    old, new = found[:behind], found[behind:]
+    users = pl.concat([of.users["user_id"] for of in new]).unique()
+    named = [*(_of_users(of, users).named() for of in old), *(of.named() for of in new)]
+    return samples.block(Coded.of(pl.concat(named)), number, sizes, data)
+
+
+def _of_users(found: Coded, names: pl.Series) -> Coded:
+    """The interactions of some of the users."""
+    theirs = found.users["user_id"].is_in(names.implode())
+    return replace(found, rows=found.rows.filter(theirs.gather(found.rows["user"])))
