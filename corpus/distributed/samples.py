@@ -3,7 +3,7 @@
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -84,19 +84,21 @@ def counted(blocks: Sequence[tuple[Ref, Ref]], parts: int, sizes: Mapping[str, i
     return Blocks(tuple(ref for (ref, _), (there, _, _) in zip(blocks, found, strict=True) if there), parts, came, bounds)
 
 
-def _samples(items: Mapping[str, Ints], data: DataSettings, seed: int, bounds: Mapping[tuple[str, str], int]) -> Callable[[pa.Table], pa.Table]:
+def _samples(
+    items: Mapping[str, Ints], data: DataSettings, seed: int, bounds: Mapping[tuple[str, str], int]
+) -> Callable[[pa.Table], Iterator[pa.Table]]:
     """A block to rows of (file, payload): the samples, or the kept interactions, that belong in a file, as Arrow IPC; and one row of counts.
 
-    One row for a whole table keeps the shuffle to a few large values instead of many small ones with lists in them.
+    One row for a whole table keeps the shuffle to a few large values instead of many small ones with lists in them. They are told one by one, so that
+    few are held at a time.
     """
 
-    def of_partition(block: pa.Table) -> pa.Table:
+    def of_partition(block: pa.Table) -> Iterator[pa.Table]:
         samples = samples_of(Coded.of(pl.DataFrame(block)), items, data, seed)
-        rows = [(COUNTS, json.dumps({"mixed_users": samples.mixed_users, "dropped": samples.dropped}).encode())]
-        rows.append((json.dumps({KEPT: block["partition"][0].as_py()}), _packed(samples.kept)))
-        rows += [(json.dumps(asdict(key)), _packed(table)) for key, table in by_file(samples.tables, bounds)]
-        keys, payloads = zip(*rows, strict=True)
-        return pa.table({"file": pa.array(keys, pa.string()), "payload": pa.array(payloads, pa.large_binary())})
+        yield _row(COUNTS, json.dumps({"mixed_users": samples.mixed_users, "dropped": samples.dropped}).encode())
+        yield _row(json.dumps({KEPT: block["partition"][0].as_py()}), _packed(samples.kept))
+        for key, table in by_file(samples.tables, bounds):
+            yield _row(json.dumps(asdict(key)), _packed(table))
 
     return of_partition
 
@@ -122,6 +124,10 @@ def _write(uri: str, parts: int) -> Callable[[pa.Table], pa.Table]:
 
 def _told(of: dict[str, Any]) -> pa.Table:
     return pa.table({"told": [json.dumps(of)]})
+
+
+def _row(key: str, payload: bytes) -> pa.Table:
+    return pa.table({"file": pa.array([key], pa.string()), "payload": pa.array([payload], pa.large_binary())})
 
 
 def _packed(table: pa.Table) -> bytes:

@@ -13,6 +13,9 @@ from ray.exceptions import RayTaskError
 from cluster import session as sessions
 from cluster.errors import CprecError
 
+SHUFFLED = 1 << 28
+"""Bytes that a task of Ray Data shuffles at a time: about the samples of a range. By itself it would take a GiB, more than any task of ours holds."""
+
 Ref = Any
 """A result that is made, or in the making, somewhere: an ObjectRef. In this process it takes no more room than its name."""
 
@@ -20,14 +23,17 @@ Ref = Any
 @contextmanager
 def session() -> Iterator[None]:
     """The session that there is, else one of its own. Ray Data without its bars and its plan; the build says what it does itself."""
+    wanted = {"enable_progress_bars": False, "print_on_execution_start": False, "shuffle_input_batch_bytes": SHUFFLED}
     with sessions.session("auto", os.cpu_count() or 1):
         context = DataContext.get_current()
-        before = context.enable_progress_bars, context.print_on_execution_start
-        context.enable_progress_bars = context.print_on_execution_start = False
+        before = {name: getattr(context, name) for name in wanted}
         try:
+            for name, value in wanted.items():
+                setattr(context, name, value)
             yield
         finally:
-            context.enable_progress_bars, context.print_on_execution_start = before
+            for name, value in before.items():
+                setattr(context, name, value)
 
 
 def start(function: Callable[..., Any], *arguments: Any, results: int = 1) -> Any:
