@@ -49,11 +49,8 @@ def make(found: Coded, items: Mapping[str, Ints], data: DataSettings, seed: int,
         def made(number: int) -> tuple[Samples, list[tuple[FileKey, Aside]], KeptFile | None]:
             samples = samples_of(found.part(number, count), items, data, seed)
             aside = [(key, put_aside.put(rows)) for key, rows in by_file(samples.tables, bounds)]
-            return (
-                replace(samples, tables={}, kept=KEPT.empty_table()),
-                aside,
-                kept.write(uri, number, count, samples.kept) if samples.kept.num_rows else None,
-            )
+            file = kept.write(uri, number, count, samples.kept) if samples.kept.num_rows else None
+            return replace(samples, tables={}, kept=KEPT.empty_table()), aside, file
 
         def written(key: FileKey) -> delta.Written:
             return write_samples(uri, key, [put_aside.get(place) for place in pieces[key]])
