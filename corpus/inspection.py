@@ -1,7 +1,7 @@
 """One walk over all that a corpus holds: does it leak, and what does it look like.
 
 Interactions and samples are put aside on the local disk in parts: by users, by ids, by items. A part is counted at a time, and counts add up: memory
-grows with the items, and with nothing else that a corpus has many of.
+grows with the items, and of all else holds a part, and where each piece of one lies.
 """
 
 from collections import Counter
@@ -84,7 +84,7 @@ class Walk:
 
     def found(self) -> Inspected:
         """What all rows that were taken come to."""
-        leaks = sum(self._of_domains, Counter[str](dict.fromkeys(leakage.COUNTED, 0)))
+        leaks = sum(self._of_domains, Counter[str]())
         counts = Counts.of(pl.DataFrame(schema=_KEPT))
         for number in range(self._known.count):
             known = self._known.whole(number)
