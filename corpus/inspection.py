@@ -40,6 +40,11 @@ class Inspected:
     leaks: Mapping[str, int]
     shape: Shape
 
+    @property
+    def leaking(self) -> dict[str, int]:
+        """The numbers that had to be 0 and are not."""
+        return {what: self.leaks[what] for what in leakage.SOUND if self.leaks[what]}
+
 
 def inspect(corpus: Corpus) -> Inspected:
     """Read all rows of a corpus, up to its version. Raises CorpusError for one that kept no interactions, or a file that is missing or damaged."""

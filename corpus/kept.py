@@ -83,17 +83,6 @@ def count_of_users(corpus: Corpus, users: pl.Series) -> int:
     return count
 
 
-def all_of(corpus: Corpus) -> pl.DataFrame:
-    """All kept interactions of a corpus, as `of_users` gives them."""
-    found = [_empty()]
-    for commit in corpus.commits:
-        for file in _files(corpus, commit.version, commit.metadata):
-            path = storage.join(corpus.uri, KEPT_PLACE, file.name)
-            with named(path):
-                found.append(_with_version(pl.DataFrame(delta.open_parquet(path).read()), commit.version))
-    return pl.concat(found).drop("user_hash")
-
-
 def files(corpus: Corpus) -> list[FilePart]:
     """The files of all kept interactions of a corpus, each with the columns of KEPT."""
     kept = (file for commit in corpus.commits for file in _files(corpus, commit.version, commit.metadata))

@@ -45,7 +45,7 @@ def render(corpus: Corpus, found: Inspected) -> str:
         shares=SHARES,
         looks=found.shape,
         leaks=found.leaks,
-        leaking={what: found.leaks[what] for what in SOUND if found.leaks[what]},
+        leaking=found.leaking,
         sound=SOUND,
         counted=COUNTED,
     )

@@ -3,7 +3,7 @@
     python jobs/build_corpus.py jobs/recipes/amazon.yaml --data.root data/amazon --corpus out/corpus
 
     python jobs/build_corpus.py --corpus out/corpus --describe     its versions: when, from what, samples by source
-    python jobs/build_corpus.py --corpus out/corpus --inspect      reads all rows: leakage in numbers, statistics.html beside the tables
+    python jobs/build_corpus.py --corpus out/corpus --inspect      reads all rows: leakage in numbers (exit code 1 if there is any), statistics.html
 
 The first line goes after `ray job submit --working-dir . --`. A place that already holds this corpus is left as it is. `--dry-run` reads and checks
 all behaviours and prints what is left of each domain after k-core, without writing.
@@ -17,6 +17,7 @@ import source_roots  # noqa: F401
 from rich.console import Console
 from rich.table import Table
 
+from cluster.errors import CorpusError
 from corpus import build, page, screen, statistics
 from corpus.gather import sizes_of
 from corpus.inspection import inspect
@@ -49,6 +50,8 @@ def job(recipe: Recipe, options: argparse.Namespace) -> None:
             seen = inspect(corpus)
             show(screen.inspected(seen))
             say(f"page: {page.write(corpus, seen)}")
+            if told := ", ".join(f"{what} {n:,}" for what, n in seen.leaking.items()):
+                raise CorpusError(f"{corpus.uri}: version {corpus.version} is not sound: {told}; build the corpus again, elsewhere")
         return
     if options.dry_run:
         with build.chosen(recipe.data, say) as way:

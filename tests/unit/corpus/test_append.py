@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from cluster.errors import CorpusError, DataError, Overtaken
 from corpus import append as appending
-from corpus import delta, kept
+from corpus import delta
 from corpus.append import append, append_text, preview, preview_text
 from corpus.build import build
 from corpus.coded import Coded, as_new
@@ -25,7 +25,7 @@ from corpus.samples import Samples, samples_of
 from corpus.settings import DataSettings
 from corpus.table import Corpus
 from tests.unit.corpus.test_samples import DOMAINS, ITEMS, name, rules
-from tests.unit.corpus.worlds import Row, catalogue, frame, settings, shop, worlds, write_root
+from tests.unit.corpus.worlds import Row, all_kept, catalogue, frame, settings, shop, worlds, write_root
 
 Sample = tuple[str, str, str, str, tuple[str, ...], str, int]
 """source, split, user, domain, history, target, timestamp."""
@@ -198,7 +198,7 @@ def test_newer_rows_of_an_old_domain(corpus: Corpus, tmp_path: Path) -> None:
     free = [row for row in world["A"] if (row[0], row[1]) not in {(u, i) for u, i, _ in shop(("A", "B", "C"))["A"]}]
     world["A"] = [*free, ("u000", "A00", 3_000), ("u000", "A01", 3_001), ("u000", "A02", 3_002)]
     grown = append(more(tmp_path, world), 0, corpus.uri, print)
-    rows = kept.all_of(grown).filter(pl.col("user_id") == "u000", pl.col("domain") == "A").sort("timestamp", "item_id")
+    rows = all_kept(grown).filter(pl.col("user_id") == "u000", pl.col("domain") == "A").sort("timestamp", "item_id")
     assert rows["split"].to_list() == [0] * 6 + [1, 2] + [0] * (rows.height - 10) + [1, 2]
     out = set(rows.filter(pl.col("version") == 0, pl.col("split") > 0)["item_index"]) - set(rows.filter(pl.col("split") == 0)["item_index"])
     for row in rows_of(grown, 1)["domain/A", "train"]:
@@ -262,7 +262,7 @@ def test_the_whole_log_again_gives_the_core_of_the_whole_log(tmp_path_factory: p
     build(settings(write_root(place / "early", {"A": early}), domains=("A",), held_out=()), 0, str(place / "corpus"), print)
     grown = append(settings(write_root(place / "log", {"A": log}), domains=("A",), held_out=()), 0, str(place / "corpus"), print)
     core = k_core(pl.DataFrame(log, schema=["user_id", "item_id", "timestamp"], orient="row"), 3)
-    found = kept.all_of(grown)
+    found = all_kept(grown)
     assert sorted(found.select("user_id", "item_id", "timestamp").rows()) == sorted(core.rows())
     told = grown.statistics()["domains"]["A"]
     assert (told["users"], told["items"], told["interactions"]) == (core["user_id"].n_unique(), core["item_id"].n_unique(), core.height)

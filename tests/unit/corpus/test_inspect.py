@@ -2,6 +2,7 @@
 
 import io
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -117,3 +118,12 @@ def test_the_job_tells_the_numbers_and_writes_the_page(corpus: Corpus) -> None:
     for name in COUNTED:
         assert re.search(rf"^{name} +{found.leaks[name]:,} ", said, re.MULTILINE)
     assert (Path(corpus.uri) / page.PAGE).read_text() == page.render(corpus, found)
+
+
+def test_the_job_fails_where_a_corpus_leaks(corpus: Corpus, tmp_path: Path) -> None:
+    shutil.copytree(corpus.uri, tmp_path / "spoilt")
+    streams = {(stream.source, split): stream for split in ("train", "test") for stream in Corpus.open(str(tmp_path / "spoilt")).streams(split)}
+    shutil.copyfile(streams["domain/A", "test"].files[0].path, streams["domain/A", "train"].files[0].path)
+    ended = jobs.run("build_corpus", "--corpus", tmp_path / "spoilt", "--inspect", code=1)
+    assert "NOT SOUND" in ended.stdout
+    assert "version 1 is not sound: training_targets_held_out " in ended.stderr

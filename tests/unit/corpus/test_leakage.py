@@ -22,7 +22,7 @@ from corpus.leakage import COUNTED, SOUND
 from corpus.samples import KEPT, SCHEMA
 from corpus.sequences import SPLITS
 from corpus.table import Corpus
-from tests.unit.corpus.worlds import two_versions
+from tests.unit.corpus.worlds import all_kept, two_versions
 
 Dict = dict[str, Any]
 Sample = tuple[str, str, Dict]
@@ -74,14 +74,14 @@ def test_a_sound_corpus_leaks_nothing(corpus: Corpus) -> None:
     found = inspect(corpus).leaks
     assert {name: found[name] for name in SOUND} == dict.fromkeys(SOUND, 0)
     assert found["test_items_bought_before"] > 0
-    assert found == read_slowly(kept.all_of(corpus).to_dicts(), all_samples(corpus), ["C"])
+    assert found == read_slowly(all_kept(corpus).to_dicts(), all_samples(corpus), ["C"])
 
 
 def test_the_number_of_parts_changes_nothing(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     at_once = inspect(corpus)
     monkeypatch.setattr(kept, "FILE_ROWS", 16)
     monkeypatch.setattr(scratch, "AT_ONCE", 5)
-    assert kept.parts(kept.all_of(corpus).height) == 64
+    assert kept.parts(all_kept(corpus).height) == 64
     assert inspect(corpus) == at_once
 
 
@@ -132,7 +132,7 @@ def test_what_is_planted_in_samples_is_found(corpus: Corpus, tmp_path: Path, spo
         pq.write_table(pa.Table.from_pylist(found, schema=SCHEMA), file)
     leaks = inspect(spoilt).leaks
     assert leaks[number] == inspect(corpus).leaks[number] + more
-    assert leaks == read_slowly(kept.all_of(spoilt).to_dicts(), all_samples(spoilt), ["C"])
+    assert leaks == read_slowly(all_kept(spoilt).to_dicts(), all_samples(spoilt), ["C"])
 
 
 def test_training_later_than_the_test_is_found(corpus: Corpus, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
 from cluster.say import Say
-from corpus import interactions, raw
+from corpus import delta, interactions, kept, raw
 from corpus.append import append
 from corpus.build import build
 from corpus.coded import as_new
@@ -108,6 +108,12 @@ def domain(data: DataSettings, name: str, say: Say = print) -> Domain:
     there, items = raw.read(data, name, say)
     usable = interactions.usable(name, there, items.titles["item_id"], data, interactions.latest(data))
     return Domain(interactions.cleaned(name, usable, data), items)
+
+
+def all_kept(corpus: Corpus) -> pl.DataFrame:
+    """All kept interactions of a corpus, as `kept.of_users` gives them."""
+    users = [pl.Series(delta.open_parquet(file.path).read(["user_id"])["user_id"]) for file in kept.files(corpus)]
+    return kept.of_users(corpus, pl.concat(users).unique(), {})
 
 
 def settings(root: Path | str = "", **changes: object) -> DataSettings:
