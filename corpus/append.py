@@ -11,19 +11,20 @@ import json
 import random
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from cluster import storage
 from cluster.errors import CorpusError, DataError, Overtaken
 from cluster.say import Say
 from corpus import build, catalogue, delta, quarantine, simulate, statistics, text
 from corpus.gather import sizes_of
-from corpus.grow import Given
+from corpus.grow import Given, Read
 from corpus.make import Made
 from corpus.sequences import SPLITS
 from corpus.settings import DataSettings, SimulateSettings
 from corpus.table import Corpus, FileKey, publish_statistics, write_samples
-from corpus.ways import Way
+from corpus.ways import HERE, Way
 
 ATTEMPTS = 100
 """Times that an append is made anew because another one landed first, before it gives up."""
@@ -47,10 +48,10 @@ def append(data: DataSettings, seed: int, uri: str, say: Say, *, held_out: bool 
     made anew on what that one made. Raises DataError for behaviours that cannot be used, CorpusError for a corpus of other rules, or none.
     """
     uri, asked = storage.absolute(uri), _asked(data, held_out)
-    _check(Corpus.open(uri), asked, seed)
+    corpus = Corpus.open(uri)
+    _check(corpus, asked, seed)
     delta.check_conditional_put(uri)
-    with build.chosen(asked, say) as way:
-        identity, given = _identity(asked, seed, way), way.given(asked)
+    with _chosen(corpus, asked, seed, say) as (identity, given):
         return _landed(uri, lambda corpus: _append_to(corpus, given, identity, seed, say), say)
 
 
@@ -58,11 +59,10 @@ def preview(data: DataSettings, seed: int, uri: str, say: Say, *, held_out: bool
     """Check what `append` would be given, and say what would come in; nothing is written. Raises as `append` does."""
     corpus, asked = Corpus.open(storage.absolute(uri)), _asked(data, held_out)
     _check(corpus, asked, seed)
-    with build.chosen(asked, say) as way:
-        if (since := _since(corpus, _identity(asked, seed, way))) is not None:
+    with _chosen(corpus, asked, seed, say) as (identity, given):
+        if (since := _since(corpus, identity)) is not None:
             say(f"these behaviours are in the corpus already, since version {since}; nothing to do")
             return
-        given = way.given(asked)
         coming = given.coming(corpus, _whole(corpus, asked), say)
     if not coming.rows:
         say(_nothing_new(corpus, given))
@@ -92,6 +92,14 @@ def _asked(data: DataSettings, held_out: bool) -> DataSettings:
     if not (asked.domains or asked.held_out):
         raise DataError(f"data.{'held_out' if held_out else 'domains'} names no domain to append; name at least one")
     return asked
+
+
+@contextmanager
+def _chosen(corpus: Corpus, asked: DataSettings, seed: int, say: Say) -> Iterator[tuple[str, Given]]:
+    """What the append is known by, and its behaviours, to be read in the way that their number, and that of their users' in the corpus, asks for."""
+    here = Read(asked)
+    with build.chosen(asked, say, lambda expected: here.behind(corpus, expected, say)) as way:
+        yield _identity(asked, seed, way), here if way is HERE else way.given(asked)
 
 
 def _identity(asked: DataSettings, seed: int, way: Way) -> str:

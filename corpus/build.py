@@ -5,7 +5,7 @@ the same build.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -69,9 +69,14 @@ def build(data: DataSettings, seed: int, uri: str, say: Say) -> Corpus:
 
 
 @contextmanager
-def chosen(data: DataSettings, say: Say) -> Iterator[Way]:
-    """The way in which behaviours become samples: in this process, or on Ray if there are more than `data.distribute_above`. Reads no behaviours."""
+def chosen(data: DataSettings, say: Say, behind: Callable[[int], int] = lambda expected: 0) -> Iterator[Way]:
+    """The way in which behaviours become samples: in this process, or on Ray if there are more than `data.distribute_above`. Reads no behaviours.
+
+    behind: of so many that are expected, the interactions that are needed beside them; only asked for where they may decide it.
+    """
     expected = sum(pieces.rows(file) for domain in (*data.domains, *data.held_out) for file in layout.files(data, domain)[0])
+    if expected <= data.distribute_above:
+        expected += behind(expected)
     if expected <= data.distribute_above:
         yield HERE
         return

@@ -13,6 +13,9 @@ import polars as pl
 from corpus import hashing
 from corpus.sequences import NEW
 
+Table = tuple[pl.DataFrame, pl.Series]
+"""Interactions (user, item, timestamp) of some users in a domain, and the names of the users' numbers; those of items are told elsewhere."""
+
 COUNTED = 1 << 22
 """Interactions that are counted at a time, which bounds memory."""
 
@@ -45,6 +48,24 @@ class Coded:
         rows = [part.with_columns(user=codes(names, users["user_id"]).gather(part["user"])) for part, names in domains]
         new = {"version": pl.lit(0, pl.Int32), "split": pl.lit(None, pl.Int8)}
         return cls(pl.concat(rows).sort("user").with_columns(**new), users, _items(items.select("domain", "item_id", "item_index")))
+
+    @classmethod
+    def merged(cls, parts: Sequence["Coded"]) -> "Coded":
+        """The interactions of several, no row of which is another's."""
+        users = _users(pl.concat([part.users["user_id"] for part in parts]))
+        named = [part.items.with_columns(pl.col("domain").cast(pl.String)) for part in parts]
+        items = _items(pl.concat(named).unique())
+        rows = []
+        for part, of_part in zip(parts, named, strict=True):
+            user, item = codes(part.users["user_id"], users["user_id"]), codes(of_part["item_index"], items["item_index"])
+            rows.append(part.rows.with_columns(user=user.gather(part.rows["user"]), item=item.gather(part.rows["item"])))
+        return cls(pl.concat(rows).sort("user"), users, items)
+
+    def of_users(self, names: pl.Series) -> "Coded":
+        """The interactions of some users, by their names; of others there may be none."""
+        users = self.users.with_row_index("user").join(pl.DataFrame({"user_id": names.unique()}), on="user_id", how="semi", maintain_order="left")
+        rows = self.rows.with_columns(user=codes(self.rows["user"], users["user"])).drop_nulls("user")
+        return Coded(rows, users.drop("user"), self.items)
 
     def named(self) -> pl.DataFrame:
         """The interactions by names, as `of` takes them."""

@@ -12,7 +12,7 @@ from cluster.say import Say
 from corpus import interactions, make, quarantine, raw, samples, statistics
 from corpus.coded import Coded, codes, renumbered
 from corpus.interactions import Behaviours
-from corpus.kcore import empty, k_core, rows_of_core
+from corpus.kcore import empty, rows_of_core
 from corpus.make import Made
 from corpus.quarantine import Quarantined
 from corpus.sequences import Ints
@@ -129,7 +129,8 @@ def _domain(
 
 def _core(domain: str, behaviours: Behaviours, k: int) -> pl.DataFrame:
     found = behaviours.interactions
-    core = found[rows_of_core(found["user"].to_numpy(), found["item"].to_numpy(), k)]
+    user, item = found["user"].to_numpy(), found["item"].to_numpy()
+    core = found[rows_of_core(user, item, k)]
     if core.is_empty():
-        raise empty(domain, k, found.height, lambda less: k_core(behaviours.named(), less).is_empty())
+        raise empty(domain, k, found.height, lambda less: not rows_of_core(user, item, less).size)
     return core

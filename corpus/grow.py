@@ -6,15 +6,17 @@ of what is there and they together (docs/decisions/004-append.md).
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import polars as pl
+import pyarrow as pa
 
 from cluster.errors import DataError
 from cluster.say import Say
 from corpus import catalogue, interactions, kcore, kept, raw, statistics
-from corpus.coded import Coded, as_new
+from corpus.coded import Coded, Table, as_new, codes, renumbered
 from corpus.gather import sizes_of, tell
 from corpus.make import Made, busiest, check_negatives, make
 from corpus.quarantine import Quarantined
@@ -67,17 +69,17 @@ class Given(ABC):
 
 @dataclass(frozen=True)
 class Come(Coming):
-    """In this process. found: user_id, domain, item_id, timestamp of the interactions; old: what the corpus has of their users, and of others."""
+    """In this process. tables: of each domain its interactions, and the ids of their items' numbers; old: what the corpus has of their users, and of
+    others."""
 
-    found: pl.DataFrame
-    old: pl.DataFrame
+    tables: Mapping[str, tuple[Table, pl.Series]]
+    old: Coded
 
     def make(self, numbered: pl.DataFrame, indices: Mapping[str, Ints], seed: int) -> tuple[Made, Came]:
         """As for Coming."""
-        rows = self.found.join(numbered.select("domain", "item_id", "item_index"), on=["domain", "item_id"], how="left")
-        new = as_new(rows, self.corpus.version + 1)
-        found = Coded.of(pl.concat([new, self.old.join(new.select("user_id").unique(), on="user_id", how="semi").select(new.columns)]))
-        sizes, wanted = sizes_of(indices), self.data.num_candidates - 1
+        version = self.corpus.version + 1
+        new = [as_version(version, catalogue_of(domain, ids, numbered), table) for domain, (table, ids) in self.tables.items()]
+        found, sizes, wanted = together([self.old], new), sizes_of(indices), self.data.num_candidates - 1
         check_negatives(busiest(found, sizes, wanted), sizes, wanted)
         return make(found, indices, self.data, seed, self.corpus.uri), statistics.came(found.sizes)
 
@@ -87,19 +89,26 @@ class Read(Given):
     """In this process, which reads them once, and the old interactions of each kept file once, however many versions they are compared with."""
 
     behaviours: dict[str, tuple[Raw, Items]] = field(default_factory=dict)
-    old: dict[str, pl.DataFrame] = field(default_factory=dict)
+    old: dict[str, Coded] = field(default_factory=dict)
 
     def coming(self, corpus: Corpus, data: DataSettings, say: Say) -> Come:
         """As for Given."""
+        old = kept.of_users(corpus, self._users(say), self.old)
+        grown = [_grown(corpus, name, *of, old, data, say) for name, of in self.behaviours.items()]
+        tables, items, dropped, quarantined = zip(*grown, strict=True)
+        rows, left_out = sum(table.height for (table, _), _ in tables), sum(dropped, Counter[str]())
+        return Come(corpus, data, rows, pl.concat(items), left_out, sum(quarantined, ()), dict(zip(self.behaviours, tables, strict=True)), old)
+
+    def behind(self, corpus: Corpus, expected: int, say: Say) -> int:
+        """Interactions that a corpus has of the users; 0 where all of it, with those expected, would not be too many for this process."""
+        there = sum(file.rows for file in kept.files(corpus))
+        return kept.count_of_users(corpus, self._users(say)) if there + expected > self.data.distribute_above else 0
+
+    def _users(self, say: Say) -> pl.Series:
         for name in self.domains:
             if name not in self.behaviours:
                 self.behaviours[name] = raw.read(self.data, name, say)
-        users = pl.concat([of.users for of, _ in self.behaviours.values()]).unique()
-        old = kept.of_users(corpus, users, self.old)
-        grown = [_grown(corpus, name, *of, old, data, say) for name, of in self.behaviours.items()]
-        found, items, dropped, quarantined = zip(*grown, strict=True)
-        rows = pl.concat(found)
-        return Come(corpus, data, rows.height, pl.concat(items), sum(dropped, Counter[str]()), sum(quarantined, ()), rows, old)
+        return pl.concat([of.users for of, _ in self.behaviours.values()]).unique()
 
 
 def known(corpus: Corpus, domain: str) -> pl.DataFrame:
@@ -129,22 +138,60 @@ def empty(domain: str, k: int, rows: int, is_empty: Callable[[int], bool]) -> Da
     return DataError(f"{kcore.empty(domain, k, rows, is_empty)}, and a corpus keeps the one it was built with")
 
 
+def compared(domain: str, ids: pl.Series, table: Table, old: Coded) -> tuple[Table, pl.Series, tuple[int, int]]:
+    """The interactions of a range that the corpus has not, the users that it has in the domain; and how many it had and had not.
+
+    ids: of the items by number; old: what the corpus has of the range's users in all domains.
+    """
+    rows, users = table
+    item = codes(old.items["item_id"], ids).set(old.items["domain"].cast(pl.String) != domain, None)
+    user = codes(old.users["user_id"], users)
+    there = old.rows.select("timestamp", user=user.gather(old.rows["user"]), item=item.gather(old.rows["item"])).drop_nulls()
+    fresh = rows.join(there, on=["user", "item", "timestamp"], how="anti", maintain_order="left")
+    known = users.gather(there["user"].unique())
+    left, names = renumbered(fresh["user"], users)
+    return (fresh.with_columns(user=left), names), known, (rows.height - fresh.height, fresh.height)
+
+
+def as_version(version: int, catalogue: pa.Table, table: Table) -> Coded:
+    """Interactions of a range as those of a version. catalogue: domain, item_id and item_index of the items by their numbers."""
+    rows, users = table
+    used, item = np.unique(rows["item"].to_numpy(), return_inverse=True)
+    items = pl.DataFrame(catalogue.take(used)).select(pl.all().gather(item))
+    return Coded.of(as_new(items.with_columns(user_id=users.gather(rows["user"]), timestamp=rows["timestamp"]), version))
+
+
+def catalogue_of(domain: str, ids: pl.Series, numbered: pl.DataFrame) -> pa.Table:
+    """domain, item_id and item_index of a domain's items, by their places among ids; the last is null of items that do not come in."""
+    named = pl.DataFrame({"item_id": ids}).with_columns(domain=pl.lit(domain))
+    found = named.join(numbered.select("domain", "item_id", "item_index"), on=["domain", "item_id"], how="left", maintain_order="left")
+    return found.to_arrow()
+
+
+def together(old: Sequence[Coded], new: Sequence[Coded]) -> Coded:
+    """New interactions, and all old ones of their users."""
+    users = pl.concat([of.users["user_id"] for of in new]).unique()
+    return Coded.merged([*(of.of_users(users) for of in old), *new])
+
+
 def _grown(
-    corpus: Corpus, domain: str, read: Raw, of_files: Items, old: pl.DataFrame, data: DataSettings, say: Say
-) -> tuple[pl.DataFrame, pl.DataFrame, Counter[str], tuple[Quarantined, ...]]:
-    """A domain's part of what comes in: `found` of Come, `items`, `dropped` and `quarantined` of Coming."""
-    there, of_corpus = old.filter(pl.col("domain") == domain), known(corpus, domain)
+    corpus: Corpus, domain: str, read: Raw, of_files: Items, old: Coded, data: DataSettings, say: Say
+) -> tuple[tuple[Table, pl.Series], pl.DataFrame, Counter[str], tuple[Quarantined, ...]]:
+    """A domain's part of what comes in: of `tables` of Come; `items`, `dropped` and `quarantined` of Coming."""
+    of_corpus = known(corpus, domain)
     titles = with_known(of_files.titles, of_corpus)
-    usable = interactions.usable(domain, read, titles["item_id"], data, interactions.latest(data))
-    titled, quarantined = interactions.cleaned(domain, usable, data), (*usable.quarantined, *of_files.quarantined)
+    ids, k = titles["item_id"], data.k_core
+    usable = interactions.usable(domain, read, ids, data, interactions.latest(data))
+    cleaned, quarantined = interactions.cleaned(domain, usable, data), (*usable.quarantined, *of_files.quarantined)
     tell(domain, quarantined, say)
-    fresh = titled.named().join(there, on=["user_id", "item_id", "timestamp"], how="anti", maintain_order="left")
-    core = kcore.k_core(fresh, data.k_core, there["user_id"].unique(), of_corpus["item_id"])
-    if core.is_empty() and not fresh.is_empty() and of_corpus.is_empty():
-        raise empty(domain, data.k_core, fresh.height, lambda less: kcore.k_core(fresh, less).is_empty())
-    items = titles.join(core, on="item_id", how="semi")
-    dropped = (
-        titled.left_out + of_files.left_out + Counter(already_in_corpus=titled.interactions.height - fresh.height, k_core=fresh.height - core.height)
-    )
-    say(told(domain, core.height, core["user_id"].n_unique(), items.height))
-    return core.select("user_id", pl.lit(domain).alias("domain"), "item_id", "timestamp"), named(domain, items), dropped, quarantined
+    (fresh, names), known_users, (already, rows) = compared(domain, ids, (cleaned.interactions, cleaned.users), old)
+    user, item = fresh["user"].to_numpy(), fresh["item"].to_numpy()
+    has_k = names.is_in(known_users.implode()).to_numpy(), ids.is_in(of_corpus["item_id"].implode()).to_numpy()
+    core = fresh[kcore.rows_of_core(user, item, k, *has_k)]
+    if rows and core.is_empty() and of_corpus.is_empty():
+        raise empty(domain, k, rows, lambda less: not kcore.rows_of_core(user, item, less).size)
+    number, users = renumbered(core["user"], names)
+    come = titles[np.unique(core["item"].to_numpy())]
+    dropped = cleaned.left_out + of_files.left_out + Counter(already_in_corpus=already, k_core=rows - core.height)
+    say(told(domain, core.height, users.len(), come.height))
+    return ((core.with_columns(user=number), users), ids), named(domain, come), dropped, quarantined

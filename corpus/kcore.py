@@ -4,7 +4,6 @@ from bisect import bisect_left
 from collections.abc import Callable
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
 from cluster.errors import DataError
@@ -12,21 +11,13 @@ from cluster.errors import DataError
 Codes = NDArray[np.uint32]
 
 
-def k_core(interactions: pl.DataFrame, k: int, users: pl.Series | None = None, items: pl.Series | None = None) -> pl.DataFrame:
-    """Drop users and items with fewer than k interactions until none is left to drop.
-
-    interactions: at least the columns user_id and item_id, one row each. users, items: those of a core that these interactions are added to; they
-    have their k already. With them, what is left joined to that core is the core of both together.
-    Returns the rows that are left, in their order; none if no core is there.
-    """
-    (user, known_user), (item, known_item) = (_coded(interactions[name], known) for name, known in (("user_id", users), ("item_id", items)))
-    return interactions[rows_of_core(user, item, k, known_user, known_item)]
-
-
 def rows_of_core(
     user: Codes, item: Codes, k: int, known_user: NDArray[np.bool_] | None = None, known_item: NDArray[np.bool_] | None = None
 ) -> NDArray[np.int64]:
-    """The rows of the k-core, ascending, of interactions [n] whose users and items are numbers. known_...: by number, who has their k already."""
+    """The rows of the k-core, ascending, of interactions [n] whose users and items are numbers: those with fewer than k are dropped until all have k.
+
+    known_...: by number, who has k already: those of a core that these interactions are added to. What is left joined to it is the core of both.
+    """
     left = np.arange(user.size)
     while True:
         enough = _enough(user, k, known_user)[user] & _enough(item, k, known_item)[item]
@@ -64,9 +55,3 @@ def _enough(codes: Codes, k: int, known: NDArray[np.bool_] | None) -> NDArray[np
     if known is None:
         return np.bincount(codes) >= k
     return (np.bincount(codes, minlength=known.size) >= k) | known
-
-
-def _coded(ids: pl.Series, known: pl.Series | None) -> tuple[Codes, NDArray[np.bool_] | None]:
-    """Ids as numbers; and of each number whether it is among those known."""
-    codes = (ids.rank("dense") - 1).cast(pl.UInt32).to_numpy()
-    return codes, None if known is None else ids.unique().sort().is_in(known.implode()).to_numpy()

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from cluster import storage
 from cluster.errors import CorpusError
 from corpus import delta, hashing
+from corpus.coded import Coded
 from corpus.delta import FilePart, Written
 from corpus.samples import KEPT
 from corpus.table import Corpus, named
@@ -53,21 +54,23 @@ def to_metadata(files: Sequence[KeptFile]) -> list[dict[str, Any]]:
     return [asdict(file) for file in files]
 
 
-def of_users(corpus: Corpus, users: pl.Series, read: dict[str, pl.DataFrame]) -> pl.DataFrame:
-    """All kept interactions of some users: user_id, domain, item_id, item_index, timestamp, split, and the version that each came with.
+def of_users(corpus: Corpus, users: pl.Series, read: dict[str, Coded]) -> Coded:
+    """All kept interactions of some users.
 
     read: what was read of each file for these users before, by its name; more is added, so that asking again on a newer version reads what is new.
     Raises CorpusError for a corpus that kept none, or a file that is missing or damaged.
     """
-    hashes = np.unique(hashing.of_strings(users))
-    found = [_empty()]
+    names = pl.DataFrame({"user_id": users.unique()})
+    hashes = np.unique(hashing.of_strings(names["user_id"]))
+    found = [Coded.of(_with_version(pl.DataFrame(KEPT.empty_table()), 0))]
     for commit in corpus.commits:
         for file in _files(corpus, commit.version, commit.metadata):
             if file.name not in read:
                 path = storage.join(corpus.uri, KEPT_PLACE, file.name)
-                read[file.name] = pl.concat([pl.DataFrame(KEPT.empty_table()), *_rows(path, _within(file, hashes))])
-            found.append(_with_version(read[file.name], commit.version))
-    return pl.concat(found).join(pl.DataFrame({"user_id": users.unique()}), on="user_id", how="semi").drop("user_hash")
+                rows = pl.concat([pl.DataFrame(KEPT.empty_table()), *_rows(path, _within(file, hashes))])
+                read[file.name] = Coded.of(_with_version(rows.join(names, on="user_id", how="semi"), commit.version))
+            found.append(read[file.name])
+    return Coded.merged(found)
 
 
 def count_of_users(corpus: Corpus, users: pl.Series) -> int:
@@ -93,10 +96,6 @@ def _files(corpus: Corpus, version: int, metadata: Mapping[str, Any]) -> list[Ke
     if KEPT_PLACE not in metadata:
         raise CorpusError(f"{corpus.uri}: version {version} kept no interactions to build on; build the corpus anew, elsewhere")
     return [KeptFile(**entry) for entry in metadata[KEPT_PLACE]]
-
-
-def _empty() -> pl.DataFrame:
-    return _with_version(pl.DataFrame(KEPT.empty_table()), 0)
 
 
 def _with_version(rows: pl.DataFrame, version: int) -> pl.DataFrame:

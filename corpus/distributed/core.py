@@ -11,12 +11,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from corpus.coded import renumbered
+from corpus.coded import Table, renumbered
 from corpus.distributed.tasks import Ref, start, told
 from corpus.kcore import rows_of_round
 
-Table = tuple[pl.DataFrame, pl.Series]
-"""Interactions (user, item, timestamp) of some users, all of theirs in a domain or some; and the names of the users' numbers."""
 Counts = tuple[NDArray[np.uint32], NDArray[np.int64]]
 """Items, ascending, and how often each comes; those that do not come are not there."""
 
@@ -40,7 +38,7 @@ class Core:
 def core(ranges: Sequence[Ref], k: int, items: int, users: Sequence[Ref] = (), known: Ref = None) -> Core:
     """The k-core of a domain. ranges: refs of tables, which stay as they are; items: how many numbers of items there are.
 
-    users: refs of Known, a range each; known: ref of marks, by number of item: who has k already, as for `corpus.kcore.k_core`; none unless told.
+    users: refs of Known, a range each; known: ref of marks, by number of item: who has k already, as for `kcore.rows_of_core`; none unless told.
     """
     left: Ref = None
     while True:

@@ -10,18 +10,17 @@ Items stay in the process that starts the append, as in a build.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import numpy as np
 import polars as pl
 import pyarrow as pa
 import ray
 
 from cluster.say import Say
 from corpus import grow, kept
-from corpus.coded import Coded, as_new, codes, renumbered
+from corpus.coded import Coded, Table
 from corpus.distributed import samples, spread
-from corpus.distributed.core import Known, Table, core
+from corpus.distributed.core import core
 from corpus.distributed.samples import Counted
 from corpus.distributed.tasks import Ref, start, told
 from corpus.gather import sizes_of
@@ -63,10 +62,8 @@ class Ranges(Coming):
         return blocks.make(indices, self.data, seed, self.corpus.uri), blocks.came
 
     def _numbered(self, domain: str, part: Part, numbered: pl.DataFrame) -> list[Ref]:
-        ids = pl.DataFrame({"item_id": part.ids}).with_columns(domain=pl.lit(domain))
-        catalogue = ids.join(numbered.select("domain", "item_id", "item_index"), on=["domain", "item_id"], how="left", maintain_order="left")
-        there = ray.put(catalogue.to_arrow())
-        return [start(_numbered, self.corpus.version + 1, there, table) for table in part.ranges]
+        there = ray.put(grow.catalogue_of(domain, part.ids, numbered))
+        return [start(grow.as_version, self.corpus.version + 1, there, table) for table in part.ranges]
 
 
 @dataclass(frozen=True)
@@ -100,7 +97,7 @@ def _part(domain: str, tables: Sequence[Ref], old: Sequence[Ref], items: pl.Data
     """What comes in of a domain. tables: of each range what could; items: what has a title, by item_id; known: what the corpus has of it."""
     ids, k = items["item_id"], data.k_core
     of_store = ray.put(ids)
-    made = [start(compared, domain, of_store, table, behind, results=3) for table, behind in zip(tables, old, strict=True)]
+    made = [start(grow.compared, domain, of_store, table, behind, results=3) for table, behind in zip(tables, old, strict=True)]
     fresh, users = [of[0] for of in made], [of[1] for of in made]
     already, rows = (sum(counts) for counts in zip(*told([of[2] for of in made]), strict=True))
     left = core(fresh, k, ids.len(), users, ray.put(ids.is_in(known["item_id"].implode()).to_numpy()))
@@ -118,30 +115,7 @@ def _count(corpus: Corpus, *tables: Table) -> int:
 
 def _old(corpus: Corpus, *tables: Table) -> Coded:
     """What a corpus has of the users of a range."""
-    return Coded.of(kept.of_users(corpus, pl.concat([users for _, users in tables]).unique(), {}))
-
-
-def compared(domain: str, ids: pl.Series, table: Table, old: Coded) -> tuple[Table, Known, tuple[int, int]]:
-    """The interactions of a range that the corpus has not, the users that it has in the domain; and how many it had and had not.
-
-    ids: of the items by number; old: what the corpus has of the range's users in all domains.
-    """
-    rows, users = table
-    item = codes(old.items["item_id"], ids).set(old.items["domain"].cast(pl.String) != domain, None)
-    user = codes(old.users["user_id"], users)
-    there = old.rows.select("timestamp", user=user.gather(old.rows["user"]), item=item.gather(old.rows["item"])).drop_nulls()
-    fresh = rows.join(there, on=["user", "item", "timestamp"], how="anti", maintain_order="left")
-    known = users.gather(there["user"].unique())
-    left, names = renumbered(fresh["user"], users)
-    return (fresh.with_columns(user=left), names), known, (rows.height - fresh.height, fresh.height)
-
-
-def _numbered(version: int, catalogue: pa.Table, table: Table) -> Coded:
-    """Interactions of a range as those of a version. catalogue: domain, item_id and item_index of the items by their numbers."""
-    rows, users = table
-    used, item = np.unique(rows["item"].to_numpy(), return_inverse=True)
-    items = pl.DataFrame(catalogue.take(used)).select(pl.all().gather(item))
-    return Coded.of(as_new(items.with_columns(user_id=users.gather(rows["user"]), timestamp=rows["timestamp"]), version))
+    return kept.of_users(corpus, pl.concat([users for _, users in tables]).unique(), {})
 
 
 def _block(number: int, sizes: Mapping[str, int], data: DataSettings, behind: int, *found: Coded) -> tuple[pa.Table, Counted]:
@@ -149,13 +123,4 @@ def _block(number: int, sizes: Mapping[str, int], data: DataSettings, behind: in
 
     found: first so many tables of old interactions, of these users and others; then the new ones.
     """
-    old, new = found[:behind], found[behind:]
-    users = pl.concat([of.users["user_id"] for of in new]).unique()
-    named = [*(_of_users(of, users).named() for of in old), *(of.named() for of in new)]
-    return samples.block(Coded.of(pl.concat(named)), number, sizes, data)
-
-
-def _of_users(found: Coded, names: pl.Series) -> Coded:
-    """The interactions of some of the users."""
-    theirs = found.users["user_id"].is_in(names.implode())
-    return replace(found, rows=found.rows.filter(theirs.gather(found.rows["user"])))
+    return samples.block(grow.together(found[:behind], found[behind:]), number, sizes, data)

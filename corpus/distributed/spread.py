@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from cluster.say import Say
 from corpus import gather as here
 from corpus import grow, hashing, interactions, kept, quarantine, raw
-from corpus.coded import Coded, codes, renumbered
+from corpus.coded import Coded, Table, codes, renumbered
 from corpus.distributed import samples
-from corpus.distributed.core import Core, Table, core
+from corpus.distributed.core import Core, core
 from corpus.distributed.samples import Blocks, Counted
 from corpus.distributed.tasks import Ref, start, stream, told
 from corpus.gather import Gathered, indices, sizes_of

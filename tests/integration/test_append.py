@@ -5,14 +5,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 
 from corpus import delta
 from corpus.append import append
 from corpus.build import build
-from corpus.kcore import k_core
 from corpus.table import Corpus
 from tests.integration import jobs
+from tests.unit.corpus import brute
 from tests.unit.corpus.worlds import all_kept, settings, shop, write_root
 
 BASE = ("A", "B", "C")
@@ -38,7 +37,7 @@ def test_twenty_appends_at_once_lose_no_row(s3: str, tmp_path: Path) -> None:
     tables = [corpus.samples(source, "train") for source in sorted({s.source for s in corpus.streams()})]
     ids = np.concatenate([table["sample_id"].to_numpy() for table in tables])
     assert np.unique(ids).size == ids.size
-    cores = {name: k_core(pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row"), 3).height for name, rows in world.items()}
+    cores = {name: len(brute.core(rows, 3)) for name, rows in world.items()}
     assert all_kept(corpus).height == sum(cores.values())
     told = corpus.statistics()
     assert {name: of["interactions"] for name, of in told["domains"].items()} == cores

@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from corpus.distributed import core, grow, samples, spread
 from corpus.settings import DataSettings
 from corpus.sources import pieces
 from corpus.table import Corpus
-from tests.unit.corpus.worlds import settings, shop, write_parquet, write_root
+from tests.unit.corpus.worlds import Row, settings, shop, write_parquet, write_root
 
 # Ray Data copies its own deprecated settings whenever it makes a dataset.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
@@ -201,6 +202,21 @@ def test_an_append_on_ray_that_is_overtaken_is_made_anew(tmp_path: Path, rough: 
     monkeypatch.setattr(catalogue, "add", slow)
     same(of_one, append(settings(more, domains=("D",), held_out=(), **ON_RAY), 0, many.uri, said.append))
     assert any("the append is made anew" in line for line in said)
+
+
+def test_few_interactions_whose_users_have_many_are_appended_on_ray(tmp_path: Path, rough: Path) -> None:
+    one = build(settings(rough, **IN_ONE), 0, str(tmp_path / "one"), print)
+    rows: list[Row] = [(f"u{user}", f"D{item}", item) for user in range(40) for item in range(user % 3, 10, 2)]
+    more, came, grown, on_ray = write_root(tmp_path / "more", {"D": rows}), len(rows), [], []
+    behind = kept.count_of_users(one, pl.Series([f"u{user}" for user in range(40)]))
+    assert behind > 2 * came
+    for above in (came + behind, came + behind - 1):
+        shutil.copytree(one.uri, tmp_path / str(above))
+        said: list[str] = []
+        grown.append(append(settings(more, domains=("D",), held_out=(), distribute_above=above), 0, str(tmp_path / str(above)), said.append))
+        on_ray.append(any("building on Ray" in line for line in said))
+    assert on_ray == [False, True]
+    same(*grown)
 
 
 def test_both_ways_refuse_an_append_alike(tmp_path: Path, rough: Path) -> None:

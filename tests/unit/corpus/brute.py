@@ -1,17 +1,18 @@
 """The rules of a corpus, read again: slow loops over plain rows, which share nothing with the code that they are held against."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from corpus.settings import DataSettings
 from tests.unit.corpus.worlds import Row
 
 
-def core(rows: Sequence[Row], k: int) -> list[Row]:
-    """Drop the rows of one offending user or item at a time."""
+def core(rows: Sequence[Row], k: int, known: Collection[str] = ()) -> list[Row]:
+    """Drop the rows of one offending user or item at a time. known: users and items who have k already."""
     rows = list(rows)
     while True:
-        offending = next(((place, name) for place in (1, 0) for name in {r[place] for r in rows} if sum(r[place] == name for r in rows) < k), None)
+        names = ((place, name) for place in (1, 0) for name in {r[place] for r in rows} - set(known))
+        offending = next(((place, name) for place, name in names if sum(r[place] == name for r in rows) < k), None)
         if offending is None:
             return rows
         rows = [r for r in rows if r[offending[0]] != offending[1]]

@@ -19,11 +19,11 @@ from corpus import delta
 from corpus.append import append, append_text, preview, preview_text
 from corpus.build import build
 from corpus.coded import Coded, as_new
-from corpus.kcore import k_core
 from corpus.make import make
 from corpus.samples import Samples, samples_of
 from corpus.settings import DataSettings
 from corpus.table import Corpus
+from tests.unit.corpus import brute
 from tests.unit.corpus.test_samples import DOMAINS, ITEMS, name, rules
 from tests.unit.corpus.worlds import Row, all_kept, catalogue, frame, settings, shop, worlds, write_root
 
@@ -261,11 +261,11 @@ def test_the_whole_log_again_gives_the_core_of_the_whole_log(tmp_path_factory: p
     early = log[: len(log) * 2 // 3]
     build(settings(write_root(place / "early", {"A": early}), domains=("A",), held_out=()), 0, str(place / "corpus"), print)
     grown = append(settings(write_root(place / "log", {"A": log}), domains=("A",), held_out=()), 0, str(place / "corpus"), print)
-    core = k_core(pl.DataFrame(log, schema=["user_id", "item_id", "timestamp"], orient="row"), 3)
+    core = brute.core(log, 3)
     found = all_kept(grown)
-    assert sorted(found.select("user_id", "item_id", "timestamp").rows()) == sorted(core.rows())
+    assert sorted(found.select("user_id", "item_id", "timestamp").rows()) == sorted(core)
     told = grown.statistics()["domains"]["A"]
-    assert (told["users"], told["items"], told["interactions"]) == (core["user_id"].n_unique(), core["item_id"].n_unique(), core.height)
+    assert (told["users"], told["items"], told["interactions"]) == (len({u for u, *_ in core}), len({i for _, i, _ in core}), len(core))
 
 
 def test_items_of_an_append_have_titles_distinct_from_those_there(corpus: Corpus, tmp_path: Path) -> None:

@@ -45,6 +45,23 @@ def test_parts_are_the_whole_and_hold_the_users_of_a_range_of_hashes(world: dict
         same(Coded.of(part.named()).named(), part.named())
 
 
+@given(worlds(items=ITEMS), worlds(items=ITEMS), st.sets(st.integers(0, 7)))
+@hypothesis_settings(max_examples=40)
+def test_parts_that_were_numbered_apart_are_merged(one: dict[str, list[Row]], other: dict[str, list[Row]], users: set[int]) -> None:
+    names = pl.Series([f"u{user}" for user in users], dtype=pl.String)
+    first, second = frame(one, ITEMS), frame(other, ITEMS).with_columns(version=pl.lit(1, pl.Int32), split=pl.lit(2, pl.Int8))
+    whole = Coded.merged([Coded.of(first), Coded.of(second)])
+    wanted = pl.concat([first, second])
+    same(whole.named(), wanted)
+    assert whole.rows["user"].is_sorted()
+    for name in ("users", "items"):
+        assert getattr(whole, name).equals(getattr(Coded.of(wanted), name))
+    theirs = whole.of_users(names)
+    same(theirs.named(), wanted.filter(pl.col("user_id").is_in(names.implode())))
+    assert set(theirs.users["user_id"]) == set(theirs.named()["user_id"])
+    assert theirs.rows["user"].is_sorted()
+
+
 @given(worlds(items=ITEMS), st.integers(1, 50))
 @hypothesis_settings(max_examples=40)
 def test_sizes_are_counted_over_slices(world: dict[str, list[Row]], at_a_time: int) -> None:

@@ -9,7 +9,7 @@ from hypothesis import settings as hypothesis_settings
 from corpus import kept
 from corpus.build import build
 from corpus.coded import Coded, codes
-from corpus.distributed.grow import compared
+from corpus.grow import compared
 from tests.unit.corpus.worlds import Row, frame, settings, shop, worlds, write_root
 
 ITEMS = 14
@@ -38,4 +38,4 @@ def test_interactions_of_users_are_counted_as_they_are_read(tmp_path: Path) -> N
     corpus = build(settings(write_root(tmp_path / "root", shop(("A", "B", "C"), users=300))), 0, str(tmp_path / "corpus"), print)
     for users in ([], ["u007"], ["nobody", "u299"], [f"u{user:03d}" for user in range(0, 300, 3)]):
         asked = pl.Series(users, dtype=pl.String)
-        assert kept.count_of_users(corpus, asked) == kept.of_users(corpus, asked, {}).height == 24 * len(set(users) - {"nobody"})
+        assert kept.count_of_users(corpus, asked) == kept.of_users(corpus, asked, {}).rows.height == 24 * len(set(users) - {"nobody"})

@@ -111,9 +111,9 @@ def domain(data: DataSettings, name: str, say: Say = print) -> Domain:
 
 
 def all_kept(corpus: Corpus) -> pl.DataFrame:
-    """All kept interactions of a corpus, as `kept.of_users` gives them."""
+    """All kept interactions of a corpus, by names."""
     users = [pl.Series(delta.open_parquet(file.path).read(["user_id"])["user_id"]) for file in kept.files(corpus)]
-    return kept.of_users(corpus, pl.concat(users).unique(), {})
+    return kept.of_users(corpus, pl.concat(users).unique(), {}).named()
 
 
 def settings(root: Path | str = "", **changes: object) -> DataSettings:
