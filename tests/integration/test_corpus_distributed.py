@@ -15,6 +15,7 @@ import pytest
 from cluster.errors import DataError
 from cluster.session import session
 from corpus import catalogue, kept, quarantine
+from corpus import grow as growing
 from corpus.append import append, append_text, preview
 from corpus.build import build, chosen
 from corpus.distributed import core, grow, samples, spread
@@ -276,7 +277,7 @@ def test_a_worker_that_is_killed_costs_time_only(tmp_path: Path, rough: Path, mo
 
     monkeypatch.setattr(spread, "_piece", once_between("piece", spread._piece))
     of_samples, of_files = samples._samples, samples._write
-    for module, name in ((spread, "_once"), (core, "_round"), (spread, "_block"), (grow, "_old"), (grow, "compared")):
+    for module, name in ((spread, "_once"), (core, "_round"), (spread, "_block"), (grow, "_old"), (growing, "compared")):
         monkeypatch.setattr(module, name, once(f"{module.__name__}.{name}", getattr(module, name)))
     monkeypatch.setattr(samples, "_samples", lambda *arguments: once("samples", of_samples(*arguments)))
     monkeypatch.setattr(samples, "_write", lambda *arguments: once("files", of_files(*arguments)))
