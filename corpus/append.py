@@ -99,6 +99,8 @@ def _chosen(corpus: Corpus, asked: DataSettings, seed: int, say: Say) -> Iterato
     """What the append is known by, and its behaviours, to be read in the way that their number, and that of their users' in the corpus, asks for."""
     here = Read(asked)
     with build.chosen(asked, say, lambda expected: here.behind(corpus, expected, say)) as way:
+        if way is not HERE:
+            here.behaviours.clear()
         yield _identity(asked, seed, way), here if way is HERE else way.given(asked)
 
 
@@ -193,7 +195,7 @@ def _append_to(corpus: Corpus, given: Given, identity: str, seed: int, say: Say)
         "origin": build.origin(data, given.domains),
         "domains": data.domains,
         "held_out": data.held_out,
-        quarantine.PLACE: quarantine.write(corpus.uri, storage.absolute(data.root), coming.quarantined),
+        quarantine.PLACE: quarantine.write(corpus.uri, data.root, coming.quarantined),
         "items_version": items_version,
         "item_runs": catalogue.runs_of(indices),
     }

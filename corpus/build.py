@@ -51,7 +51,7 @@ def build(data: DataSettings, seed: int, uri: str, say: Say) -> Corpus:
         items = gathered.indices()
         say(f"making samples of {sum(rows for rows, _ in gathered.came.values()):,} interactions")
         made = gathered.make(data, seed, uri)
-    bad = quarantine.write(uri, storage.absolute(data.root), gathered.quarantined)
+    bad = quarantine.write(uri, data.root, gathered.quarantined)
     numbers = statistics.describe(
         statistics.NOTHING, gathered.came, sizes_of(items), data, statistics.count(made.files), made.mixed_users, gathered.dropped + made.dropped
     )

@@ -42,12 +42,14 @@ class Coded:
         return cls(rows.select("user", "item", "timestamp", "version", "split").sort("user"), users, items)
 
     @classmethod
-    def joined(cls, domains: Sequence[tuple[pl.DataFrame, pl.Series]], items: pl.DataFrame) -> "Coded":
-        """Interactions of version 0, a domain each: rows (user, item, timestamp) with the names of its own users' numbers. items: of all domains."""
+    def joined(cls, domains: Sequence[Table], items: pl.DataFrame, version: int = 0) -> "Coded":
+        """Interactions that a version brings, a domain each. items: of all domains; their numbers are in the order of domain and item_id."""
         users = _users(pl.concat([names for _, names in domains]))
-        rows = [part.with_columns(user=codes(names, users["user_id"]).gather(part["user"])) for part, names in domains]
-        new = {"version": pl.lit(0, pl.Int32), "split": pl.lit(None, pl.Int8)}
-        return cls(pl.concat(rows).sort("user").with_columns(**new), users, _items(items.select("domain", "item_id", "item_index")))
+        rows = [part.select("item", "timestamp", user=codes(names, users["user_id"]).gather(part["user"])) for part, names in domains]
+        new = {"version": pl.lit(version, pl.Int32), "split": pl.lit(None, pl.Int8)}
+        return cls(
+            pl.concat(rows).sort("user").select("user", "item", "timestamp", **new), users, _items(items.select("domain", "item_id", "item_index"))
+        )
 
     @classmethod
     def merged(cls, parts: Sequence["Coded"]) -> "Coded":

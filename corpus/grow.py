@@ -16,7 +16,7 @@ import pyarrow as pa
 from cluster.errors import DataError
 from cluster.say import Say
 from corpus import catalogue, interactions, kcore, kept, raw, statistics
-from corpus.coded import Coded, Table, as_new, codes, renumbered
+from corpus.coded import Coded, Table, codes, renumbered
 from corpus.gather import sizes_of, tell
 from corpus.make import Made, busiest, check_negatives, make
 from corpus.quarantine import Quarantined
@@ -123,7 +123,7 @@ def with_known(items: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
     return pl.concat([items, known.select("item_id", "title").join(items, on="item_id", how="anti")]).sort("item_id")
 
 
-def named(domain: str, items: pl.DataFrame) -> pl.DataFrame:
+def in_order(domain: str, items: pl.DataFrame) -> pl.DataFrame:
     """Items of a domain that come in, of item_id and title, as in Coming."""
     return items.sort("item_id").select(pl.lit(domain).alias("domain"), "item_id", "title")
 
@@ -135,7 +135,7 @@ def told(domain: str, rows: int, users: int, items: int) -> str:
 
 def empty(domain: str, k: int, rows: int, is_empty: Callable[[int], bool]) -> DataError:
     """What to tell of a new domain whose core is empty. Arguments: as for `corpus.kcore.empty`."""
-    return DataError(f"{kcore.empty(domain, k, rows, is_empty)}, and a corpus keeps the one it was built with")
+    return DataError(f"{kcore.empty(domain, k, rows, is_empty)}{', and a corpus keeps the one it was built with' if rows else ''}")
 
 
 def compared(domain: str, ids: pl.Series, table: Table, old: Coded) -> tuple[Table, pl.Series, tuple[int, int]]:
@@ -154,11 +154,11 @@ def compared(domain: str, ids: pl.Series, table: Table, old: Coded) -> tuple[Tab
 
 
 def as_version(version: int, catalogue: pa.Table, table: Table) -> Coded:
-    """Interactions of a range as those of a version. catalogue: domain, item_id and item_index of the items by their numbers."""
+    """Interactions of a domain as those of a version. catalogue: domain, item_id and item_index of the items by their numbers."""
     rows, users = table
     used, item = np.unique(rows["item"].to_numpy(), return_inverse=True)
-    items = pl.DataFrame(catalogue.take(used)).select(pl.all().gather(item))
-    return Coded.of(as_new(items.with_columns(user_id=users.gather(rows["user"]), timestamp=rows["timestamp"]), version))
+    numbered = rows.select("user", "timestamp", item=pl.Series(item, dtype=pl.UInt32))
+    return Coded.joined([(numbered, users)], pl.DataFrame(catalogue.take(used)), version)
 
 
 def catalogue_of(domain: str, ids: pl.Series, numbered: pl.DataFrame) -> pa.Table:
@@ -188,10 +188,10 @@ def _grown(
     user, item = fresh["user"].to_numpy(), fresh["item"].to_numpy()
     has_k = names.is_in(known_users.implode()).to_numpy(), ids.is_in(of_corpus["item_id"].implode()).to_numpy()
     core = fresh[kcore.rows_of_core(user, item, k, *has_k)]
-    if rows and core.is_empty() and of_corpus.is_empty():
+    if core.is_empty() and of_corpus.is_empty():
         raise empty(domain, k, rows, lambda less: not kcore.rows_of_core(user, item, less).size)
     number, users = renumbered(core["user"], names)
     come = titles[np.unique(core["item"].to_numpy())]
     dropped = cleaned.left_out + of_files.left_out + Counter(already_in_corpus=already, k_core=rows - core.height)
     say(told(domain, core.height, users.len(), come.height))
-    return ((core.with_columns(user=number), users), ids), named(domain, come), dropped, quarantined
+    return ((core.with_columns(user=number), users), ids), in_order(domain, come), dropped, quarantined

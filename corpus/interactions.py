@@ -45,11 +45,6 @@ class Behaviours:
         """All that was left out, by reason."""
         return self.dropped + quarantine.counts(self.quarantined)
 
-    def named(self) -> pl.DataFrame:
-        """The interactions by names: user_id, item_id, timestamp."""
-        user, item, timestamp = self.interactions.select("user", "item", "timestamp").get_columns()
-        return pl.DataFrame({"user_id": self.users.gather(user), "item_id": self.item_ids.gather(item), "timestamp": timestamp})
-
 
 def usable(domain: str, raw: Raw, titled: pl.Series, data: DataSettings, at_latest: int) -> Behaviours:
     """What can be used of the rows that were read; each is judged by itself.
@@ -122,7 +117,7 @@ def _liked(found: pl.DataFrame, at_least: float | None) -> tuple[pl.DataFrame, C
     """Interactions with a rating of at least so much; all, where none is asked for."""
     if at_least is None:
         return found, Counter()
-    kept = found.filter(pl.col("rating") >= at_least).drop("rating")
+    kept = found.filter(pl.col("rating").fill_nan(None) >= at_least).drop("rating")
     return kept, Counter(below_min_rating=found.height - kept.height)
 
 

@@ -121,7 +121,7 @@ def write(uri: str, root: str, found: Sequence[Quarantined]) -> str | None:
 
 def read(uri: str, name: str) -> tuple[Quarantined, ...]:
     """What `write` wrote by a name."""
-    entries = [json.loads(line) for line in storage.read_text(storage.join(uri, PLACE, name)).splitlines()]
+    entries = [json.loads(line) for line in storage.read_text(storage.join(uri, PLACE, name)).split("\n") if line]
     return tuple(Quarantined(**{**entry, "examples": tuple(entry["examples"])}) for entry in entries)
 
 

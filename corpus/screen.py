@@ -33,6 +33,7 @@ def described(corpus: Corpus) -> Iterator[Table]:
     yield table(corpus.statistics())
     if bad := page.quarantined(corpus):
         shown = _table("Rows that cannot be used", ("file", "reason", "rows", "the first"), (2,))
+        shown.caption = f"the most frequent of {len(bad):,}" if len(bad) > MOST_QUARANTINED else None
         for _, rows in bad[:MOST_QUARANTINED]:
             shown.add_row(escape(rows.file), rows.reason, f"{rows.rows:,}", escape(rows.first))
         yield shown

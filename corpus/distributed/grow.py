@@ -101,11 +101,11 @@ def _part(domain: str, tables: Sequence[Ref], old: Sequence[Ref], items: pl.Data
     fresh, users = [of[0] for of in made], [of[1] for of in made]
     already, rows = (sum(counts) for counts in zip(*told([of[2] for of in made]), strict=True))
     left = core(fresh, k, ids.len(), users, ray.put(ids.is_in(known["item_id"].implode()).to_numpy()))
-    if rows and not left.rows and known.is_empty():
+    if not left.rows and known.is_empty():
         raise grow.empty(domain, k, rows, lambda less: not core(fresh, less, ids.len()).rows)
     come = items.filter(ray.get(left.items))
     say(grow.told(domain, left.rows, left.users, come.height))
-    return Part(left.ranges, left.rows, ids, grow.named(domain, come), Counter(already_in_corpus=already, k_core=rows - left.rows))
+    return Part(left.ranges, left.rows, ids, grow.in_order(domain, come), Counter(already_in_corpus=already, k_core=rows - left.rows))
 
 
 def _count(corpus: Corpus, *tables: Table) -> int:

@@ -97,15 +97,18 @@ def _read(data: DataSettings, domain: str, say: Say, *, known: pl.DataFrame | No
     titles = items.titles if known is None else grow.with_known(items.titles, known)
     titled, latest = ray.put(titles["item_id"]), interactions.latest(data)
     cut = [piece for file in of_interactions for piece in pieces.cut(file)]
-    made = [list(of) for of in [stream(_piece, domain, piece, titled, data, latest) for piece in cut]]
-    seen: list[_Seen] = told([ref for of in made for ref in of[::2]])
+    seen, tables = list[_Seen](), list[Ref]()
+    for of_piece in [stream(_piece, domain, piece, titled, data, latest) for piece in cut]:
+        refs = list(of_piece)
+        seen += told(refs[::2])
+        tables += refs[1::2]
     raw.agree([of.block for of in seen], raw.columns_of(data), data, say)
     bad = quarantine.joined((of.quarantined, of.block.file, of.block.rows) for of in seen)
     rows, dropped = tuple(of.rows for of in seen), sum((of.dropped for of in seen), Counter[str]())
     interactions.check_share(domain, bad, sum(rows) + dropped.total(), data)
     every = (*bad, *items.quarantined)
     here.tell(domain, every, say)
-    return _Domain(tuple(ref for of in made for ref in of[1::2]), rows, titles, dropped + items.dropped + quarantine.counts(every), every)
+    return _Domain(tuple(tables), rows, titles, dropped + items.dropped + quarantine.counts(every), every)
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,19 @@ def blocks(piece: Piece, columns: Mapping[str, str], ticks: int) -> Iterator[Blo
     A parquet file is one block, or its row groups that are asked for are. Raises DataError naming the file.
     """
     fs, path = storage.filesystem(piece.file)
-    if not fs.size(path):
-        raise DataError(f"{piece.file}: the file is empty (0 bytes); write it again")
-    if piece.file.endswith(".parquet"):
-        yield parquet.read(piece.file, columns, ticks, piece.groups)
-    else:
-        yield from lines.blocks(piece.file, columns, piece.span)
+    try:
+        if not fs.size(path):
+            raise DataError(f"{piece.file}: the file is empty (0 bytes); write it again")
+        if piece.file.endswith(".parquet"):
+            yield parquet.read(piece.file, columns, ticks, piece.groups)
+        else:
+            yield from lines.blocks(piece.file, columns, piece.span)
+    except FileNotFoundError:
+        raise DataError(f"{piece.file}: no such file any more; put it back and start again") from None
+    except IsADirectoryError:
+        raise DataError(f"{piece.file}: a folder, where a file was expected; move it out of the data root, or its files up") from None
+    except PermissionError as error:
+        raise DataError(f"{piece.file}: may not be read ({error}); give access to it") from None
 
 
 def of_lines(file: str) -> bool:

@@ -8,10 +8,12 @@ import csv
 import gzip
 import io
 import json
+import math
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from typing import Any, BinaryIO, cast
 
@@ -31,7 +33,12 @@ ODD = 5
 _WIDE = 200
 """Characters of a line that are kept, at most."""
 
-_DAT = {"ratings.dat": ("user_id", "item_id", "rating", "timestamp"), "movies.dat": ("item_id", "title", "genres")}
+_RATINGS, _MOVIES = ("user_id", "item_id", "rating", "timestamp"), ("item_id", "title", "genres")
+"""Fields of MovieLens's files."""
+_IN_TURN = 1 << 20
+"""Malformed rows of csv that follow each other, at most."""
+_LINES = 20
+"""Lines of a malformed row of csv, at most: more are what follows a quote that is not closed."""
 
 
 def blocks(file: str, columns: Mapping[str, str], span: tuple[int, int] | None) -> Iterator[Block]:
@@ -87,42 +94,51 @@ def _rest(file: str, stream: BinaryIO) -> bytes:
 
 
 def _json(file: str, lines: bytes, columns: Mapping[str, str]) -> Block:
-    """JSON objects, one a line. The quick reader knows strict JSON only; where it fails, each line is tried by itself."""
+    """JSON objects, one a line. Where there is one that is none, each line is written anew as strict JSON first: values are read in one way only."""
     schema = dict.fromkeys(columns.values(), pl.String)
     malformed = dict[int, str]()
     try:
         raw = pl.read_ndjson(lines, schema=schema) if lines.strip() else pl.DataFrame(schema=schema)
     except pl.exceptions.PolarsError:
-        found = list(_objects(lines))
-        raw = pl.DataFrame([{name: _text((of or {}).get(name)) for name in schema} for _, of in found], schema=schema)
-        malformed = {row: line for row, (line, of) in enumerate(found) if of is None}
+        strict = io.BytesIO()
+        for row, (line, told) in enumerate(_strict(lines, schema)):
+            strict.write((told or b"{}") + b"\n")
+            if told is None:
+                malformed[row] = line[:_WIDE] if len(malformed) < ODD else ""
+        raw = pl.read_ndjson(strict.getvalue(), schema=schema) if strict.tell() else pl.DataFrame(schema=schema)
     return _of_text(raw.select(pl.col(theirs).alias(ours) for ours, theirs in columns.items()), malformed)
 
 
-def _objects(lines: bytes) -> Iterator[tuple[str, Mapping[str, object] | None]]:
-    """Each line with its object; None for a line that is none. Some releases write Python's literals instead of JSON."""
-    readers: tuple[Callable[[str], object], ...] = (json.loads, ast.literal_eval)
+def _strict(lines: bytes, names: Collection[str]) -> Iterator[tuple[str, bytes | None]]:
+    """Each line, and what of it is wanted as strict JSON; None where it holds no object. Some releases write Python's literals instead of JSON."""
+    readers: tuple[Callable[[str], object], ...] = (partial(json.loads, object_pairs_hook=_first), ast.literal_eval)
     for line in lines.decode("utf-8", "replace").split("\n"):
         if not line.strip():
             continue
+        told = None
         for reader in readers:
             try:
                 found = reader(line)
-            except (ValueError, SyntaxError, RecursionError, MemoryError):
+                told = _dumped({name: found.get(name) for name in names}) if isinstance(found, dict) else None
+                break
+            except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
                 continue
-            yield line, found if isinstance(found, dict) else None
-            break
-        else:
-            yield line, None
+        yield line, told
 
 
-def _text(value: object) -> str | None:
-    return None if value is None or isinstance(value, dict | list) else str(value).encode("utf-8", "replace").decode()
+def _first(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object, in which the first of several values of a name counts."""
+    return dict(reversed(pairs))
+
+
+def _dumped(found: Mapping[str, object]) -> bytes:
+    plain = {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in found.items()}
+    return json.dumps(plain, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
 
 
 def _dat(file: str, lines: bytes, columns: Mapping[str, str]) -> Block:
     """Fields between double colons, in Latin-1, without a header."""
-    names = _DAT[file.rpartition("/")[2].removesuffix(".gz")]
+    names = _MOVIES if "title" in columns else _RATINGS
     rows = [line.rstrip("\r").split("::") for line in lines.decode("latin-1").split("\n") if line.strip()]
     malformed = {place: "::".join(row) for place, row in enumerate(rows) if len(row) != len(names)}
     whole = [[None] * len(names) if place in malformed else row for place, row in enumerate(rows)]
@@ -132,37 +148,55 @@ def _dat(file: str, lines: bytes, columns: Mapping[str, str]) -> Block:
 
 def _csv(file: str, stream: BinaryIO, columns: Mapping[str, str]) -> Iterator[Block]:
     """Rows under a header, quoted or not. Those with more or fewer fields than it are malformed."""
-    names = next(csv.reader(io.StringIO(_rest(file, stream).decode("utf-8-sig", "replace"))), [])
+    names = _header(file, _rest(file, stream))
     require(file, columns, names)
     bad: deque[tuple[int, str]] = deque()
+    unclosed: list[int] = []
 
-    def passed_over(row: Any) -> str:
-        bad.append((row.number - 1, row.text))
-        return "skip"
+    def malformed(row: Any) -> str:
+        bad.append((row.number - 1, row.text[:_WIDE] if len(bad) < ODD else ""))
+        if row.text.count("\n") > _LINES:
+            unclosed.append(row.number)
+        return "error" if unclosed or len(bad) > _IN_TURN else "skip"
 
     try:
         reader = pa.csv.open_csv(
             stream,
             pa.csv.ReadOptions(use_threads=False, block_size=BYTES, column_names=names),  # with threads rows had no numbers
-            pa.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=passed_over),
-            pa.csv.ConvertOptions(column_types=dict.fromkeys(columns.values(), pa.string()), include_columns=list(columns.values())),
+            pa.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=malformed),
+            pa.csv.ConvertOptions(column_types=dict.fromkeys(columns.values(), pa.string()), include_columns=list(dict.fromkeys(columns.values()))),
         )
         first = 0
         for batch in reader:
-            malformed = _among(bad, first, batch.num_rows)
+            among = _among(bad, first, batch.num_rows)
             whole = pl.DataFrame(batch).select(pl.col(theirs).alias(ours) for ours, theirs in columns.items())
-            first += batch.num_rows + len(malformed)
-            yield _of_text(_spread(whole, malformed), malformed)
+            first += batch.num_rows + len(among)
+            yield _of_text(_spread(whole, among), among)
     except pa.ArrowException as error:
+        if unclosed or "straddling" in str(error):
+            swallowed = "has a quote that is not closed, so what follows is taken for its text"
+            wrong = f"row {unclosed[0]:,} {swallowed}" if unclosed else f"a row of more than {BYTES >> 20} MiB, or a quote that is not closed"
+            raise DataError(f"{file}: {wrong}; write it again") from None
         if "Empty CSV" not in str(error):  # a header alone
-            raise DataError(f"{file}: not a csv file in UTF-8 with one header ({error}); write it again") from None
+            raise DataError(f"{file}: not a csv file in UTF-8 with one header ({str(error)[: 2 * _WIDE]}); write it again") from None
     yield _of_text(pl.DataFrame(schema=dict.fromkeys(columns, pl.String)).clear(len(bad)), dict(enumerate(line for _, line in bad)))
 
 
+def _header(file: str, line: bytes) -> list[str]:
+    """The names in the first line of a csv file."""
+    try:
+        names = next(csv.reader(io.StringIO(line.decode("utf-8-sig", "replace"))), [])
+    except csv.Error as error:
+        raise DataError(f"{file}: its first line is no header of a csv file ({error}); write it again") from None
+    if not any(names):
+        raise DataError(f"{file}: its first line is empty, where the names of the columns were expected; write it again")
+    return names
+
+
 def _among(bad: deque[tuple[int, str]], first: int, whole: int) -> dict[int, str]:
-    """Malformed rows that lie among so many whole ones, by their place, the first of all being a row's number; takes them off the list."""
+    """Malformed rows among so many whole ones and right behind them, by their place after the first of all; takes them off the list."""
     found: dict[int, str] = {}
-    while bad and bad[0][0] - first - len(found) < whole:
+    while bad and bad[0][0] - first - len(found) <= whole:
         number, line = bad.popleft()
         found[number - first] = line
     return found

@@ -62,5 +62,7 @@ def _groups(file: str) -> list[int]:
         with fs.open(path, "rb") as opened:
             footer = pq.ParquetFile(opened).metadata
             return [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
-    except (pa.ArrowException, OSError):
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the store, not of the file
         return []

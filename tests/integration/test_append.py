@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from corpus import delta
 from corpus.append import append
@@ -48,15 +49,16 @@ def test_twenty_appends_at_once_lose_no_row(s3: str, tmp_path: Path) -> None:
     assert len(targets) == len(mixed)
 
 
-def test_an_append_that_is_killed_leaves_the_table_as_it_was_and_is_completed(tmp_path: Path) -> None:
-    root = write_root(tmp_path / "root", shop((*BASE, "D"), users=1500, items=200))
+@pytest.mark.parametrize("reached", ["items/_delta_log/00000000000000000001.json", "samples/*/D/*/*.parquet"], ids=["items committed", "first file"])
+def test_an_append_that_is_killed_leaves_the_table_as_it_was_and_is_completed(tmp_path: Path, reached: str) -> None:
+    root = write_root(tmp_path / "root", shop((*BASE, "D"), users=6_000, items=300))
     uri = str(tmp_path / "corpus")
     before = build(settings(root), 0, uri, print)
     data = {"root": str(root), "format": "root", "domains": ["D"], "held_out": [], "num_candidates": 5, "max_history": 4}
     recipe = jobs.recipe(tmp_path, data=data)
     with jobs.start("append_domain", recipe) as process:
         # The items are committed first; the samples are then still to be made.
-        jobs.kill_when(process, (Path(uri) / "items" / "_delta_log" / f"{1:020d}.json").exists)
+        jobs.kill_when(process, lambda: any(Path(uri).glob(reached)))
     assert Corpus.open(uri) == before
     finished = jobs.run("append_domain", recipe)
     assert f"corpus version 1 at {uri}" in finished.stdout.splitlines()

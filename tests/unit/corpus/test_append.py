@@ -298,6 +298,14 @@ def test_a_domain_of_too_few_rows_is_refused(corpus: Corpus, tmp_path: Path) -> 
         append(more(tmp_path, {"D": [("u000", "D00", 1), ("u001", "D01", 2)]}), 0, corpus.uri, print)
 
 
+@pytest.mark.parametrize("others", [(), ("D",)])
+def test_a_new_domain_without_usable_rows_is_refused(corpus: Corpus, tmp_path: Path, others: tuple[str, ...]) -> None:
+    world: dict[str, list[Row]] = {"E": [("u000", "E00", -1)], **shop(others, seed=5)}
+    with pytest.raises(DataError, match=r"E: the 3-core of 0 interactions is empty; it holds no interaction that can be used$"):
+        append(more(tmp_path, world, max_quarantined=1.0), 0, corpus.uri, print)
+    assert Corpus.open(corpus.uri).version == 0
+
+
 def test_no_corpus_to_append_to(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match="no corpus here"):
         append(more(tmp_path, shop(("D",))), 0, str(tmp_path / "none"), print)

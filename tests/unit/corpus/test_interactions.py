@@ -100,7 +100,7 @@ def test_a_column_of_a_wrong_type(root: Path, kind: str, column: str, values: li
 def test_integer_ids_become_text_and_it_is_said(root: Path) -> None:
     write_parquet(root / "interactions" / "A.parquet", {**GOOD, "user_id": [7, 7, 8]})
     said: list[str] = []
-    assert set(read(str(root), "A", 0.0, said.append).behaviours.named()["user_id"]) == {"7", "8"}
+    assert set(read(str(root), "A", 0.0, said.append).named()["user_id"]) == {"7", "8"}
     assert said == [f"{root}/interactions/A.parquet: integers of column user_id are read as text"]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -45,27 +46,30 @@ def test_the_same_in_any_blocks_and_as_a_loop_says(found: list[list[tuple[int, b
     assert quarantine.counts(whole).total() == sum(bad or n < 0 or n % 2 == 1 for of in found for n, bad in of)
 
 
-def test_a_corpus_tells_what_could_not_be_used(tmp_path: Path) -> None:
+def test_a_corpus_tells_what_could_not_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = shop(("A", "B", "C"))
     root = write_root(tmp_path / "root", world)
     rows = pl.read_parquet(root / "interactions" / "A.parquet")
-    nasty = pl.DataFrame({"user_id": ["<b>", None], "item_id": ["A00", "A01"], "timestamp": [-7, 1]}, schema=rows.schema)
+    nasty = pl.DataFrame({"user_id": ["<b>\u2028\x85", None], "item_id": ["A00", "A01"], "timestamp": [-7, 1]}, schema=rows.schema)
     pl.concat([rows, nasty]).write_parquet(root / "interactions" / "A.parquet")
     said: list[str] = []
     corpus = build(settings(root), 0, str(tmp_path / "corpus"), said.append)
     name = corpus.commits[0].metadata["quarantine"]
     assert f"first of each: {corpus.uri}/quarantine/{name}" in said[-1]
-    told = [json.loads(line) for line in Path(corpus.uri, "quarantine", name).read_text().splitlines()]
+    told = [json.loads(line) for line in Path(corpus.uri, "quarantine", name).read_text().rstrip("\n").split("\n")]
     assert told == [
         {"domain": "A", "file": "interactions/A.parquet", "reason": reason, "rows": 1, "examples": [example]}
         for reason, example in (
             ("no_user_id", {"row": 322, "user_id": None, "item_id": "A01", "timestamp": 1}),
-            ("timestamp_before_1970", {"row": 321, "user_id": "<b>", "item_id": "A00", "timestamp": -7}),
+            ("timestamp_before_1970", {"row": 321, "user_id": "<b>\u2028\x85", "item_id": "A00", "timestamp": -7}),
         )
     ]
+    monkeypatch.chdir(tmp_path)
+    again = build(settings("root"), 0, "again", print)  # where the data root lies changes nothing
+    assert again.commits[0].metadata["quarantine"] == name
     assert [(of.domain, of.rows) for of in quarantine.read(corpus.uri, name)] == [("A", 1), ("A", 1)]
     shown = page.render(corpus, inspect(corpus))
-    assert "row 321: user_id &#39;&lt;b&gt;&#39;, item_id &#39;A00&#39;, timestamp -7" in shown
+    assert "row 321: user_id &#39;&lt;b&gt;\\u2028\\x85&#39;, item_id &#39;A00&#39;, timestamp -7" in shown
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(*screen.described(corpus))
     text = " ".join(console.export_text().split())

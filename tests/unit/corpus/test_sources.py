@@ -117,6 +117,16 @@ def test_ratings_below_the_threshold_are_left_out_and_counted(tmp_path: Path) ->
     assert found.left_out() == {"below_min_rating": 1}
 
 
+def test_a_rating_that_is_no_number_is_none(tmp_path: Path) -> None:
+    for kind in ("interactions", "items"):
+        (tmp_path / kind).mkdir()
+    (tmp_path / "items" / "A.csv").write_text("item_id,title\na,Soap\n")
+    (tmp_path / "interactions" / "A.csv").write_text("user_id,item_id,timestamp,rating\nu,a,1,nan\nv,a,1,NaN\nw,a,1,4\nx,a,1,\ny,a,1,good\n")
+    found = read(tmp_path, min_rating=4.0)
+    assert found.rows() == [("w", "a", 1)]
+    assert found.left_out() == {"below_min_rating": 4}
+
+
 def times(root: Path, values: Sequence[int], **changes: object) -> Domain:
     write_root(root, {"A": [("u", "a", value) for value in values]})
     return read(root, max_quarantined=1.0, **changes)
@@ -139,7 +149,7 @@ def test_times_of_another_unit_are_quarantined_by_reason(tmp_path: Path) -> None
 def test_a_user_with_too_many_interactions_is_capped_to_the_most_recent(tmp_path: Path) -> None:
     rows: list[Row] = [("u", f"i{n % 7}", n) for n in range(1000)] + [("v", "i0", 3)]
     found = read(write_root(tmp_path, {"A": rows}), max_per_user=10)
-    assert sorted(found.behaviours.named().filter(pl.col("user_id") == "u")["timestamp"]) == list(range(990, 1000))
+    assert sorted(found.named().filter(pl.col("user_id") == "u")["timestamp"]) == list(range(990, 1000))
     assert found.behaviours.interactions.height == 11
     assert found.left_out() == {"over_user_cap": 990}
 

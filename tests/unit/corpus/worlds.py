@@ -88,7 +88,13 @@ class Domain:
 
     def rows(self) -> list[Row]:
         """Interactions by names."""
-        return sorted(self.behaviours.named().rows())
+        return sorted(self.named().rows())
+
+    def named(self) -> pl.DataFrame:
+        """Interactions as user_id, item_id, timestamp."""
+        user, item, timestamp = self.behaviours.interactions.select("user", "item", "timestamp").get_columns()
+        names = self.behaviours.users.gather(user), self.behaviours.item_ids.gather(item)
+        return pl.DataFrame({"user_id": names[0], "item_id": names[1], "timestamp": timestamp})
 
     def titles(self) -> list[tuple[str, str]]:
         """item_id and title of every item."""
