@@ -50,7 +50,7 @@ def inspected(found: Inspected) -> Iterator[Table]:
     for domain in looks.domains:
         popular.add_row(domain, *(f"{share:.1%}" for share in (*looks.popularity[domain], looks.ties[domain])))
     yield popular
-    if len(looks.domains) <= MOST_DOMAINS:
+    if 1 < len(looks.domains) <= MOST_DOMAINS:
         yield _overlap(looks)
     yield _leaks(found.leaks)
 
