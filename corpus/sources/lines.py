@@ -128,7 +128,10 @@ def _strict(lines: bytes, names: Collection[str]) -> Iterator[tuple[str, bytes |
 
 def _first(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """An object, in which the first of several values of a name counts."""
-    return dict(reversed(pairs))
+    found: dict[str, object] = {}
+    for name, value in pairs:
+        found.setdefault(name, value)
+    return found
 
 
 def _dumped(found: Mapping[str, object]) -> bytes:
