@@ -141,6 +141,11 @@ def download(uri: str, directory: Path) -> Path:
     return directory
 
 
+def of_store(error: Exception) -> bool:
+    """Whether an error is of a disk, store or network, and not of what a file holds: parquet's readers raise OSError too, without a number."""
+    return isinstance(error, OSError) and error.errno is not None
+
+
 def sha256(content: bytes) -> str:
     """Hex digest of a file's content."""
     return hashlib.sha256(content).hexdigest()

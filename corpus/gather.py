@@ -115,7 +115,7 @@ def _domain(
 ) -> tuple[pl.DataFrame, pl.Series, pl.DataFrame, Counter[str], tuple[Quarantined, ...]]:
     """One domain: interactions (user, item, timestamp) with the names of its users' numbers; items, numbered from `first`; what is left out."""
     there, of_items = raw.read(data, domain, say)
-    found = interactions.cleaned(domain, interactions.usable(domain, there, of_items.titles["item_id"], data, interactions.latest(data)), data)
+    found = interactions.cleaned(domain, there, of_items.titles["item_id"], data)
     core = _core(domain, found, data.k_core)
     (user, users), (item, item_ids) = renumbered(core["user"], found.users), renumbered(core["item"], found.item_ids)
     items, renamed = numbered(domain, of_items.titles.join(pl.DataFrame({"item_id": item_ids}), on="item_id", how="semi"), first)

@@ -181,8 +181,8 @@ def _grown(
     of_corpus = known(corpus, domain)
     titles = with_known(of_files.titles, of_corpus)
     ids, k = titles["item_id"], data.k_core
-    usable = interactions.usable(domain, read, ids, data, interactions.latest(data))
-    cleaned, quarantined = interactions.cleaned(domain, usable, data), (*usable.quarantined, *of_files.quarantined)
+    cleaned = interactions.cleaned(domain, read, ids, data)
+    quarantined = (*cleaned.quarantined, *of_files.quarantined)
     tell(domain, quarantined, say)
     (fresh, names), known_users, (already, rows) = compared(domain, ids, (cleaned.interactions, cleaned.users), old)
     user, item = fresh["user"].to_numpy(), fresh["item"].to_numpy()

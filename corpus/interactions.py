@@ -66,11 +66,12 @@ def usable(domain: str, raw: Raw, titled: pl.Series, data: DataSettings, at_late
     return Behaviours(found, raw.users, titled, dropped, quarantined)
 
 
-def cleaned(domain: str, found: Behaviours, data: DataSettings) -> Behaviours:
-    """The interactions each once, no user with more than `data.max_per_user`.
+def cleaned(domain: str, raw: Raw, titled: pl.Series, data: DataSettings) -> Behaviours:
+    """What can be used of a domain, as `usable` says, each interaction once, no user with more than `data.max_per_user`.
 
     Raises DataError when too many rows of the domain cannot be used.
     """
+    found = usable(domain, raw, titled, data, latest(data))
     check_share(domain, found.quarantined, found.interactions.height + found.dropped.total(), data)
     rows, repeated = once(found.interactions, data.max_per_user)
     return replace(found, interactions=rows, dropped=found.dropped + repeated)

@@ -156,7 +156,7 @@ def named(path: str) -> Iterator[None]:
     except FileNotFoundError:
         raise CorpusError(f"{path}: a file of the corpus is missing; restore it, or build the corpus again elsewhere") from None
     except (pa.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
+        if storage.of_store(error):
             raise
         raise CorpusError(f"{path}: a file of the corpus is damaged ({error}); restore it, or build the corpus again elsewhere") from None
 

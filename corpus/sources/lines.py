@@ -104,7 +104,7 @@ def _json(file: str, lines: bytes, columns: Mapping[str, str]) -> Block:
         for row, (line, told) in enumerate(_strict(lines, schema)):
             strict.write((told or b"{}") + b"\n")
             if told is None:
-                malformed[row] = line[:_WIDE] if len(malformed) < ODD else ""
+                malformed[row] = _kept(line, len(malformed))
         raw = pl.read_ndjson(strict.getvalue(), schema=schema) if strict.tell() else pl.DataFrame(schema=schema)
     return _of_text(raw.select(pl.col(theirs).alias(ours) for ours, theirs in columns.items()), malformed)
 
@@ -139,11 +139,17 @@ def _dumped(found: Mapping[str, object]) -> bytes:
     return json.dumps(plain, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
 
 
+def _kept(line: str, before: int) -> str:
+    """What is kept of a malformed line, to be shown: of the first few of a block their beginnings. before: malformed lines before it."""
+    return line[:_WIDE] if before < ODD else ""
+
+
 def _dat(file: str, lines: bytes, columns: Mapping[str, str]) -> Block:
     """Fields between double colons, in Latin-1, without a header."""
     names = _MOVIES if "title" in columns else _RATINGS
     rows = [line.rstrip("\r").split("::") for line in lines.decode("latin-1").split("\n") if line.strip()]
-    malformed = {place: "::".join(row) for place, row in enumerate(rows) if len(row) != len(names)}
+    wrong = [place for place, row in enumerate(rows) if len(row) != len(names)]
+    malformed = {place: _kept("::".join(rows[place]), before) for before, place in enumerate(wrong)}
     whole = [[None] * len(names) if place in malformed else row for place, row in enumerate(rows)]
     raw = pl.DataFrame(whole, schema=dict.fromkeys(names, pl.String), orient="row")
     return _of_text(raw.select(list(columns)), malformed)
@@ -157,7 +163,7 @@ def _csv(file: str, stream: BinaryIO, columns: Mapping[str, str]) -> Iterator[Bl
     unclosed: list[int] = []
 
     def malformed(row: Any) -> str:
-        bad.append((row.number - 1, row.text[:_WIDE] if len(bad) < ODD else ""))
+        bad.append((row.number - 1, _kept(row.text, len(bad))))
         if row.text.count("\n") > _LINES:
             unclosed.append(row.number)
         return "error" if unclosed or len(bad) > _IN_TURN else "skip"
@@ -219,7 +225,7 @@ def _of_text(raw: pl.DataFrame, malformed: Mapping[int, str]) -> Block:
     """Text to our types; what is no number becomes null, to be counted among the rows that are no use. malformed: lines, by row."""
     kinds = {TIME: pl.Int64, NUMBER: pl.Float64}
     made = raw.with_columns(pl.col(name).cast(kinds[KINDS[name]], strict=False) for name in raw.columns if KINDS[name] in kinds)
-    odd = {row: line[:_WIDE] for row, line in islice(malformed.items(), ODD)}
+    odd = dict(islice(malformed.items(), ODD))
     if "timestamp" in raw.columns:
         unlike = (made["timestamp"].is_null() & raw["timestamp"].is_not_null()).arg_true().head(ODD)
         odd |= dict(zip(unlike.to_list(), raw["timestamp"].gather(unlike).to_list(), strict=True))

@@ -33,8 +33,8 @@ def _read(file: str, content: Any, columns: Mapping[str, str], ticks: int, group
             types[ours] = str(found.type)
             made[ours] = _canonical(file, theirs, found, KINDS[ours], ticks)
     except (pa.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # of the store, not of the file
+        if storage.of_store(error):
+            raise
         raise DataError(f"{file}: not a whole parquet file ({error}); write it again") from None
     return Block(pa.table(made), types)
 

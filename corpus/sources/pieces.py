@@ -63,6 +63,6 @@ def _groups(file: str) -> list[int]:
             footer = pq.ParquetFile(opened).metadata
             return [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
     except (pa.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # of the store, not of the file
+        if storage.of_store(error):
+            raise
         return []

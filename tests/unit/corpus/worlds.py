@@ -112,8 +112,7 @@ class Domain:
 def domain(data: DataSettings, name: str, say: Say = print) -> Domain:
     """Read one domain of a data root."""
     there, items = raw.read(data, name, say)
-    usable = interactions.usable(name, there, items.titles["item_id"], data, interactions.latest(data))
-    return Domain(interactions.cleaned(name, usable, data), items)
+    return Domain(interactions.cleaned(name, there, items.titles["item_id"], data), items)
 
 
 def all_kept(corpus: Corpus) -> pl.DataFrame:
