@@ -29,14 +29,14 @@ ROOT = Path(__file__).resolve().parent.parent
 for root in (ROOT, ROOT / "platform"):
     sys.path.insert(0, str(root))
 
-from corpus.table import Corpus
+from corpus.store.tables import Corpus
 from cprec.baselines import training
 from cprec.baselines.network import Recommender
 from cprec.baselines.sequences import training_sequences
 from cprec.downstream.items import Domain, by_id
 from cprec.evaluate.metrics import gains, hits, ranks
 from cprec.evaluate.significance import paired
-from cprec.recipe import BaselineSettings
+from cprec.config.recipe import BaselineSettings
 
 PEER = Path(__file__).parent / "peers" / "recbole_baselines.py"
 Floats = NDArray[np.float64]
@@ -53,15 +53,30 @@ class Task:
     settings: BaselineSettings
 
     @classmethod
-    def of(cls, corpus: Corpus, name: str, samples: int | None, settings: BaselineSettings) -> "Task":
+    def of(
+        cls, corpus: Corpus, name: str, samples: int | None, settings: BaselineSettings
+    ) -> "Task":
         domain = Domain.of(corpus, name)
-        splits = {split: corpus.samples(domain.source, split) for split in ("train", "validation", "test")}
-        sequences = [(domain.numbers(np.array(s)) + 1).tolist() for s in training_sequences(*splits.values())]
+        splits = {
+            split: corpus.samples(domain.source, split) for split in ("train", "validation", "test")
+        }
+        sequences = [
+            (domain.numbers(np.array(s)) + 1).tolist() for s in training_sequences(*splits.values())
+        ]
         scored = {split: by_id(splits[split], samples) for split in ("validation", "test")}
-        return cls(domain, sequences, scored, max(len(h) for h in scored["validation"]["history"].to_pylist()), settings)
+        return cls(
+            domain,
+            sequences,
+            scored,
+            max(len(h) for h in scored["validation"]["history"].to_pylist()),
+            settings,
+        )
 
     def histories(self, split: str) -> list[list[int]]:
-        return [(self.domain.numbers(np.array(h)) + 1).tolist() for h in self.scored[split]["history"].to_pylist()]
+        return [
+            (self.domain.numbers(np.array(h)) + 1).tolist()
+            for h in self.scored[split]["history"].to_pylist()
+        ]
 
     def candidates(self, split: str) -> NDArray[np.int64]:
         return self.domain.numbers(np.array(self.scored[split]["candidates"].to_pylist())) + 1
@@ -79,7 +94,9 @@ class Trained:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--corpus", required=True)
     parser.add_argument("--domain", required=True)
     parser.add_argument("--recbole", required=True, help="python of an environment with RecBole")
@@ -88,35 +105,62 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--patience", type=int, default=5)
     parser.add_argument("--max-epochs", type=int, default=2000)
-    parser.add_argument("--loss", choices=("BPR", "CE"), default="BPR", help="RecBole's loss: one negative, as our SASRec, or all items")
+    parser.add_argument(
+        "--loss",
+        choices=("BPR", "CE"),
+        default="BPR",
+        help="RecBole's loss: one negative, as our SASRec, or all items",
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
-    settings = BaselineSettings(patience=options.patience, patience_steps=0, max_epochs=options.max_epochs)
+    settings = BaselineSettings(
+        patience=options.patience, patience_steps=0, max_epochs=options.max_epochs
+    )
     task = Task.of(Corpus.open(options.corpus), options.domain, options.samples, settings)
     for name in options.baselines.split(","):
         rounds = []
         for seed in range(options.seeds):
-            rounds.append((ours(name, task, seed), peer(options.recbole, options.loss, name, task, seed)))
-            print(f"{name} seed {seed}: epochs {', '.join(str(len(one.epochs_s)) for one in rounds[-1])}", file=sys.stderr, flush=True)
+            rounds.append(
+                (ours(name, task, seed), peer(options.recbole, options.loss, name, task, seed))
+            )
+            print(
+                f"{name} seed {seed}: epochs {', '.join(str(len(one.epochs_s)) for one in rounds[-1])}",
+                file=sys.stderr,
+                flush=True,
+            )
         show(name, task, [mine for mine, _ in rounds], [other for _, other in rounds])
 
 
 def show(name: str, task: Task, mine: list[Trained], other: list[Trained]) -> None:
-    own_s, peer_s = (float(np.median([s for one in side for s in one.epochs_s])) for side in (mine, other))
+    own_s, peer_s = (
+        float(np.median([s for one in side for s in one.epochs_s])) for side in (mine, other)
+    )
     print(f"{name}_epoch_cpu_s {own_s:.3f} {peer_s:.3f} {peer_s / own_s:.2f}", flush=True)
     target = task.targets("test")
     for metric, of in (("HR@1", lambda r: hits(r, 1)), ("NDCG@5", lambda r: gains(r, 5))):
-        own, its = (np.stack([of(ranks(one.scores, target)) for one in side]) for side in (mine, other))
-        seen = " ".join(f"{side.mean():.4f}±{side.mean(axis=1).std(ddof=len(side) > 1):.4f}" for side in (own, its))
+        own, its = (
+            np.stack([of(ranks(one.scores, target)) for one in side]) for side in (mine, other)
+        )
+        seen = " ".join(
+            f"{side.mean():.4f}±{side.mean(axis=1).std(ddof=len(side) > 1):.4f}"
+            for side in (own, its)
+        )
         users = paired(its.mean(axis=0), own.mean(axis=0))
         reach = "" if users.high is None else f" ±{users.high - users.difference:.4f}"
-        print(f"{name}_{metric} {seen} difference {users.difference:+.4f}{reach} p {users.p:.2g} n {users.n} seeds {len(own)}", flush=True)
+        print(
+            f"{name}_{metric} {seen} difference {users.difference:+.4f}{reach} p {users.p:.2g} n {users.n} seeds {len(own)}",
+            flush=True,
+        )
 
 
 def ours(name: str, task: Task, seed: int) -> Trained:
     torch.manual_seed(seed)
     network = training.make(name, len(task.domain.indices), task.length, task.settings)
-    histories, candidates, target = task.histories("validation"), task.candidates("validation"), task.targets("validation")
+    histories, candidates, target = (
+        task.histories("validation"),
+        task.candidates("validation"),
+        task.targets("validation"),
+    )
     seconds, resumed = [], 0.0
 
     def measure(now: Recommender) -> float:
@@ -128,21 +172,37 @@ def ours(name: str, task: Task, seed: int) -> Trained:
         return hr1
 
     training.fit(network, task.sequences, task.settings, seed, measure)
-    return Trained(training.score(network, task.histories("test"), task.candidates("test")), seconds[1:])
+    return Trained(
+        training.score(network, task.histories("test"), task.candidates("test")), seconds[1:]
+    )
 
 
 def peer(python: str, loss: str, name: str, task: Task, seed: int) -> Trained:
     given = {
-        split: {"histories": task.histories(split), "candidates": task.candidates(split).tolist(), "targets": task.targets(split).tolist()}
+        split: {
+            "histories": task.histories(split),
+            "candidates": task.candidates(split).tolist(),
+            "targets": task.targets(split).tolist(),
+        }
         for split in task.scored
     }
     # As many transitions in a step as ours has.
     per_sequence = float(np.mean([min(len(s) - 1, task.length) for s in task.sequences]))
-    shared = {**task.settings.model_dump(), "seed": seed, "recbole_batch": round(task.settings.batch * per_sequence)}
+    shared = {
+        **task.settings.model_dump(),
+        "seed": seed,
+        "recbole_batch": round(task.settings.batch * per_sequence),
+    }
     with tempfile.TemporaryDirectory() as folder:
         content = {"sequences": task.sequences, **given, "length": task.length, "settings": shared}
         (Path(folder) / "sequences.json").write_text(json.dumps(content))
-        done = subprocess.run([python, str(PEER), folder, name, loss], capture_output=True, text=True, check=False, cwd=folder)
+        done = subprocess.run(
+            [python, str(PEER), folder, name, loss],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=folder,
+        )
         result = Path(folder) / "result.json"
         if done.returncode or not result.is_file():
             raise SystemExit(f"RecBole failed:\n{done.stderr[-3000:]}")

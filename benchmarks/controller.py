@@ -26,15 +26,16 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from cluster.session import session
-from corpus import append, build, simulate
-from cprec.recipe import Recipe
-from cprec.resolve import validate
+from corpus import append, build
+from corpus.ingest import simulate
+from cprec.config.recipe import Recipe
+from cprec.config.cli import validate
 from cprec.schedule.controller import Controller, Segment
 from cprec.schedule.plan import Plan, Portion
 from cprec.schedule.planning import Rules, adopt, make
 from cprec.stream.segments import shares
-from cprec.train import actor
-from cprec.train.mailbox import Owner
+from cprec.train.distributed import controller_actor
+from cprec.runs.control_channel import Owner
 
 SEGMENT, BATCH, REPEATS = 8192, 128, 7
 
@@ -67,13 +68,26 @@ def planning() -> None:
         plan.era(start).order(start, start + SEGMENT)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        made, ordered = seconds(lambda n=samples: plan_of(n)), seconds(lambda p=plan, s=start: p.era(s).order(s, s + SEGMENT))
-        print(f"plan {samples:.0e}: make {made * 1e3:.3f} ms, a segment of {SEGMENT} {ordered * 1e3:.3f} ms, peak {peak / 2**20:.2f} MiB")
+        made, ordered = (
+            seconds(lambda n=samples: plan_of(n)),
+            seconds(lambda p=plan, s=start: p.era(s).order(s, s + SEGMENT)),
+        )
+        print(
+            f"plan {samples:.0e}: make {made * 1e3:.3f} ms, a segment of {SEGMENT} {ordered * 1e3:.3f} ms, peak {peak / 2**20:.2f} MiB"
+        )
     plan = plan_of(10**9)
     for version in range(1, 101):
-        plan = adopt(plan, version * SEGMENT + plan.wsa.warmup_end, [Portion(f"domain/{version % 20}", version, 0, 10**5)], [], None)
+        plan = adopt(
+            plan,
+            version * SEGMENT + plan.wsa.warmup_end,
+            [Portion(f"domain/{version % 20}", version, 0, 10**5)],
+            [],
+            None,
+        )
     start = plan.wsa.stable_end - 3 * SEGMENT
-    print(f"plan 1e9 after 100 appends: a segment {seconds(lambda: plan.era(start).order(start, start + SEGMENT)) * 1e3:.3f} ms")
+    print(
+        f"plan 1e9 after 100 appends: a segment {seconds(lambda: plan.era(start).order(start, start + SEGMENT)) * 1e3:.3f} ms"
+    )
 
 
 def hand_over() -> None:
@@ -122,12 +136,18 @@ def resume() -> None:
         own.append(seconds(ours, 1))
         peer.append(seconds(skipping, 1))
     a, b = statistics.median(own), statistics.median(peer)
-    print(f"resume at 90 % of {samples:,} samples: plan {a * 1e3:.2f} ms, skipping {b * 1e3:.0f} ms, ratio {b / a:.0f}")
+    print(
+        f"resume at 90 % of {samples:,} samples: plan {a * 1e3:.2f} ms, skipping {b * 1e3:.0f} ms, ratio {b / a:.0f}"
+    )
 
 
 LIVE = {
     "run": "live",
-    "data": {"format": "simulated", "domains": ["Garden", "Office", "Sports", "Music"], "held_out": ["Games"]},
+    "data": {
+        "format": "simulated",
+        "domains": ["Garden", "Office", "Sports", "Music"],
+        "held_out": ["Games"],
+    },
     "simulate": {"users": 400, "items_per_domain": 100},
     "model": {"max_tokens": 512},
     "tiny": {"language_steps": 0},
@@ -142,38 +162,66 @@ def live() -> None:
     sample, and what a segment costs from the question to the first batch when nothing was started ahead."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        values = {**LIVE, "storage": f"{place}/runs", "corpus": f"{place}/corpus", "data": {**LIVE["data"], "root": f"{place}/shoppers"}}  # type: ignore[dict-item]
+        values = {
+            **LIVE,
+            "storage": f"{place}/runs",
+            "corpus": f"{place}/corpus",
+            "data": {**LIVE["data"], "root": f"{place}/shoppers"},
+        }  # type: ignore[dict-item]
         whole = validate(values, "the benchmark")
         simulate.write(whole.data, whole.simulate, whole.seed)
-        values["data"] = {"root": f"{place}/shoppers", "domains": ["Garden", "Office", "Sports"], "held_out": ["Games"]}
+        values["data"] = {
+            "root": f"{place}/shoppers",
+            "domains": ["Garden", "Office", "Sports"],
+            "held_out": ["Games"],
+        }
         recipe = place / "recipe.yaml"
         recipe.write_text(json.dumps(values))
         first = validate(values, "the benchmark")
         build.build(first.data, first.seed, first.corpus, lambda _: None)
         trace = place / "runs" / "live" / "trace.jsonl"
-        with subprocess.Popen([sys.executable, "jobs/cpt.py", str(recipe)], cwd=ROOT, stdout=subprocess.DEVNULL) as process:
+        with subprocess.Popen(
+            [sys.executable, "jobs/cpt.py", str(recipe)], cwd=ROOT, stdout=subprocess.DEVNULL
+        ) as process:
             wait_for(lambda: len(rows(trace)) >= 40, process)
             began = time.time()
-            joined = validate({**values, "data": {**values["data"], "domains": ["Music"]}}, "the benchmark")  # type: ignore[dict-item]
+            joined = validate(
+                {**values, "data": {**values["data"], "domains": ["Music"]}}, "the benchmark"
+            )  # type: ignore[dict-item]
             append.append(joined.data, joined.seed, joined.corpus, lambda _: None)
             committed = time.time()
             wait_for(lambda: any("domain/Music" in row["sources"] for row in rows(trace)), process)
-            print(f"append: commit {committed - began:.1f} s; first trained sample of it {time.time() - committed:.1f} s after the commit")
+            print(
+                f"append: commit {committed - began:.1f} s; first trained sample of it {time.time() - committed:.1f} s after the commit"
+            )
             process.wait()
         done = rows(trace)
         step = statistics.median(row["step_s"] for row in done)
         waits = [row["data_wait_s"] for row in done[1:] if row["samples"] % 512 == 0]
         wait = statistics.median(waits)
-        print(f"segment switch: median wait {wait * 1e3:.1f} ms in {len(waits)}, step {step * 1e3:.0f} ms, ratio {wait / step:.3f}")
+        print(
+            f"segment switch: median wait {wait * 1e3:.1f} ms in {len(waits)}, step {step * 1e3:.0f} ms, ratio {wait / step:.3f}"
+        )
         asked(first, f"{place}/runs/live")
 
 
 def asked(recipe: Recipe, run: str) -> None:
     """Two real workers, as Ray actors, ask the controller of a finished run for its first segments, again and again."""
     with session("local", 4):
-        settings = actor.Settings("live", run, recipe.corpus, str(next((Path(run).parent / "bases").iterdir())), None, 512, 32, 512, 512, None)
-        controller = actor.start(settings, Owner.me())
-        ray.get(controller.begin.remote(actor.Group(99, 2, 0, None), []))
+        settings = controller_actor.Settings(
+            "live",
+            run,
+            recipe.corpus,
+            str(next((Path(run).parent / "bases").iterdir())),
+            None,
+            512,
+            32,
+            512,
+            512,
+            None,
+        )
+        controller = controller_actor.start(settings, Owner.me())
+        ray.get(controller.begin.remote(controller_actor.Group(99, 2, 0, None), []))
         workers = [ray.remote(num_cpus=0)(Asker).remote(controller, rank) for rank in range(2)]
         told, streamed = [], []
         for turn in range(REPEATS + 1):
@@ -181,7 +229,9 @@ def asked(recipe: Recipe, run: str) -> None:
             if turn:  # the first one starts processes
                 told.append(max(seconds for seconds, _ in found))
                 streamed.append(max(seconds for _, seconds in found))
-        print(f"segment on 2 real workers: told after {statistics.median(told) * 1e3:.1f} ms, first batch {statistics.median(streamed) * 1e3:.0f} ms")
+        print(
+            f"segment on 2 real workers: told after {statistics.median(told) * 1e3:.1f} ms, first batch {statistics.median(streamed) * 1e3:.0f} ms"
+        )
 
 
 class Asker:
@@ -207,19 +257,27 @@ def rows(trace: Path) -> list[dict[str, Any]]:
     """The trace so far."""
     if not trace.exists():
         return []
-    return [json.loads(line) for line in trace.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    return [
+        json.loads(line)
+        for line in trace.read_text().splitlines(keepends=True)
+        if line.endswith("\n")
+    ]
 
 
 def wait_for(reached: Callable[[], bool], process: "subprocess.Popen[bytes]") -> None:
     """Wait for a condition while a process lives."""
     while not reached():
         if process.poll() is not None:
-            raise SystemExit(f"the run ended with exit code {process.returncode} before what was waited for")
+            raise SystemExit(
+                f"the run ended with exit code {process.returncode} before what was waited for"
+            )
         time.sleep(0.2)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--live", action="store_true")
     options = parser.parse_args()
     planning()

@@ -41,10 +41,10 @@ import psutil
 
 from corpus.append import append
 from corpus.build import build
-from corpus.inspection import inspect
-from corpus.leakage import SOUND
+from corpus.inspect.inspection import inspect
+from corpus.inspect.leakage import SOUND
 from corpus.settings import DataSettings
-from corpus.table import Corpus
+from corpus.store.tables import Corpus
 
 DOMAINS = ("A", "B", "C")
 K, LOW, HIGH, COUNT = 3, 3, 10, 20
@@ -54,7 +54,9 @@ UNITS = ("seconds", "cpu_seconds", "MiB")
 def simulate(root: Path, rows: int) -> None:
     """Interactions of rows / 12 users over three domains."""
     for seed, domain in enumerate(DOMAINS):
-        _domain(root, domain, rows // len(DOMAINS), np.arange(rows // 12), max(rows // 150, 200), seed)
+        _domain(
+            root, domain, rows // len(DOMAINS), np.arange(rows // 12), max(rows // 150, 200), seed
+        )
 
 
 def _domain(root: Path, domain: str, rows: int, users: np.ndarray, items: int, seed: int) -> None:
@@ -64,25 +66,51 @@ def _domain(root: Path, domain: str, rows: int, users: np.ndarray, items: int, s
         (root / folder).mkdir(parents=True, exist_ok=True)
     item = (items * rng.random(rows) ** 2).astype(np.int64)
     day = 1_300_000_000 // 86400 + rng.integers(0, 2000, rows)
-    frame = pl.DataFrame({"user_id": rng.choice(users, rows), "item_id": item, "timestamp": day * 86400})
-    frame = frame.with_columns(pl.format("u{}", "user_id").alias("user_id"), pl.format(domain + "{}", "item_id").alias("item_id"))
+    frame = pl.DataFrame(
+        {"user_id": rng.choice(users, rows), "item_id": item, "timestamp": day * 86400}
+    )
+    frame = frame.with_columns(
+        pl.format("u{}", "user_id").alias("user_id"),
+        pl.format(domain + "{}", "item_id").alias("item_id"),
+    )
     frame.write_parquet(root / "interactions" / f"{domain}.parquet")
     ids = pl.Series("item_id", [f"{domain}{i}" for i in range(items)])
-    pl.DataFrame({"item_id": ids, "title": "Item " + ids}).write_parquet(root / "items" / f"{domain}.parquet")
+    pl.DataFrame({"item_id": ids, "title": "Item " + ids}).write_parquet(
+        root / "items" / f"{domain}.parquet"
+    )
 
 
 def ours(root: Path, out: Path, above: int = 10**12) -> int:
-    corpus = build(DataSettings(root=str(root), domains=DOMAINS, distribute_above=above), 0, str(out), lambda line: None)
-    return sum(stream.rows for split in ("train", "validation", "test") for stream in corpus.streams(split))
+    corpus = build(
+        DataSettings(root=str(root), domains=DOMAINS, distribute_above=above),
+        0,
+        str(out),
+        lambda line: None,
+    )
+    return sum(
+        stream.rows for split in ("train", "validation", "test") for stream in corpus.streams(split)
+    )
 
 
 def more(root: Path, out: Path, above: int = 10**12) -> int:
     """Samples of the domain D, appended to a corpus."""
-    corpus = append(DataSettings(root=str(root), domains=("D",), distribute_above=above), 0, str(out), lambda line: None)
-    return sum(stream.rows for split in ("train", "validation", "test") for stream in corpus.streams(split) if stream.version == 1)
+    corpus = append(
+        DataSettings(root=str(root), domains=("D",), distribute_above=above),
+        0,
+        str(out),
+        lambda line: None,
+    )
+    return sum(
+        stream.rows
+        for split in ("train", "validation", "test")
+        for stream in corpus.streams(split)
+        if stream.version == 1
+    )
 
 
-def negatives(target: np.ndarray, user: np.ndarray, item: np.ndarray, of: np.ndarray, items: int) -> np.ndarray:
+def negatives(
+    target: np.ndarray, user: np.ndarray, item: np.ndarray, of: np.ndarray, items: int
+) -> np.ndarray:
     """Candidates [n, COUNT], redrawn where the user has the item or one comes twice. user, item: all interactions; of: each target's user."""
     rng = np.random.default_rng(0)
     had = np.unique(user.astype(np.int64) * items + item)
@@ -115,23 +143,46 @@ def polars(root: Path, out: Path) -> int:
                 break
             rows = kept
         ids = rows["item_id"].unique().sort()
-        rows = rows.join(pl.DataFrame({"item_id": ids, "item": np.arange(ids.len()) + first}), on="item_id").sort("user_id", "timestamp", "item_id")
-        rows = rows.with_columns(domain=pl.lit(domain), place=pl.int_range(pl.len()).over("user_id"), size=pl.len().over("user_id"))
+        rows = rows.join(
+            pl.DataFrame({"item_id": ids, "item": np.arange(ids.len()) + first}), on="item_id"
+        ).sort("user_id", "timestamp", "item_id")
+        rows = rows.with_columns(
+            domain=pl.lit(domain),
+            place=pl.int_range(pl.len()).over("user_id"),
+            size=pl.len().over("user_id"),
+        )
         found.append(rows)
         total += _polars_samples(rows, rows, first, ids.len(), out / f"{domain}.parquet")
         first += ids.len()
-    mixed = pl.concat(found).filter(pl.col("place") < pl.col("size").cast(pl.Int64) - 2).sort("user_id", "timestamp", "domain", "item_id")
+    mixed = (
+        pl.concat(found)
+        .filter(pl.col("place") < pl.col("size").cast(pl.Int64) - 2)
+        .sort("user_id", "timestamp", "domain", "item_id")
+    )
     mixed = mixed.with_columns(place=pl.int_range(pl.len()).over("user_id"))
     return total + _polars_samples(mixed, pl.concat(found), 0, first, out / "mixed.parquet")
 
 
-def _polars_samples(rows: pl.DataFrame, every: pl.DataFrame, first: int, items: int, file: Path) -> int:
+def _polars_samples(
+    rows: pl.DataFrame, every: pl.DataFrame, first: int, items: int, file: Path
+) -> int:
     lags = [pl.col("item").shift(back).over("user_id") for back in range(HIGH, 0, -1)]
     history = pl.concat_list(lags).list.drop_nulls().alias("history")
     made = rows.with_columns(history).filter(pl.col("place") >= LOW)
     codes = every.select("user_id", "item", user=pl.col("user_id").rank("dense").cast(pl.Int64))
-    of = made.join(codes.select("user_id", "user").unique(), on="user_id", how="left", maintain_order="left")["user"]
-    drawn = negatives(made["item"].to_numpy() - first, codes["user"].to_numpy(), codes["item"].to_numpy() - first, of.to_numpy(), items) + first
+    of = made.join(
+        codes.select("user_id", "user").unique(), on="user_id", how="left", maintain_order="left"
+    )["user"]
+    drawn = (
+        negatives(
+            made["item"].to_numpy() - first,
+            codes["user"].to_numpy(),
+            codes["item"].to_numpy() - first,
+            of.to_numpy(),
+            items,
+        )
+        + first
+    )
     made.with_columns(candidates=pl.Series(drawn)).write_parquet(file)
     return made.height
 
@@ -147,7 +198,9 @@ def pandas(root: Path, out: Path) -> int:
             if len(kept) == len(rows):
                 break
             rows = kept
-        rows = rows.assign(item=rows["item_id"].rank(method="dense").astype(int) - 1 + first, domain=domain)
+        rows = rows.assign(
+            item=rows["item_id"].rank(method="dense").astype(int) - 1 + first, domain=domain
+        )
         rows = rows.sort_values(["user_id", "timestamp", "item_id"])
         by_user = rows.groupby("user_id")
         rows = rows.assign(place=by_user.cumcount(), size=by_user["item"].transform("size"))
@@ -156,12 +209,16 @@ def pandas(root: Path, out: Path) -> int:
         total += _pandas_samples(rows, rows, first, items, out / f"{domain}.parquet")
         first += items
     every = pd.concat(found)
-    mixed = every[every["place"] < every["size"] - 2].sort_values(["user_id", "timestamp", "domain", "item_id"])
+    mixed = every[every["place"] < every["size"] - 2].sort_values(
+        ["user_id", "timestamp", "domain", "item_id"]
+    )
     mixed = mixed.assign(place=mixed.groupby("user_id").cumcount())
     return total + _pandas_samples(mixed, every, 0, first, out / "mixed.parquet")
 
 
-def _pandas_samples(rows: pd.DataFrame, every: pd.DataFrame, first: int, items: int, file: Path) -> int:
+def _pandas_samples(
+    rows: pd.DataFrame, every: pd.DataFrame, first: int, items: int, file: Path
+) -> int:
     histories = []
     for _, of in rows.groupby("user_id", sort=False)["item"]:
         values = of.tolist()
@@ -170,7 +227,12 @@ def _pandas_samples(rows: pd.DataFrame, every: pd.DataFrame, first: int, items: 
     made = made[made["place"] >= LOW]
     codes, names = pd.factorize(every["user_id"])
     of = names.get_indexer(made["user_id"])
-    drawn = negatives(made["item"].to_numpy() - first, codes, every["item"].to_numpy() - first, of, items) + first
+    drawn = (
+        negatives(
+            made["item"].to_numpy() - first, codes, every["item"].to_numpy() - first, of, items
+        )
+        + first
+    )
     made.assign(candidates=list(drawn)).to_parquet(file)
     return len(made)
 
@@ -186,7 +248,9 @@ def measured(name: str, root: Path) -> tuple[float, ...]:
 def one(name: str, root: Path, out: Path) -> None:
     if name.startswith("append"):
         first = 0 if name == "append_known_users" else 10**9
-        _domain(out.parent / "more", "D", 100_000, np.arange(first, first + 8_000), 2_000, len(DOMAINS))
+        _domain(
+            out.parent / "more", "D", 100_000, np.arange(first, first + 8_000), 2_000, len(DOMAINS)
+        )
         ours(root, out)
     started, of_processor = time.perf_counter(), time.process_time()
     if name.startswith("append"):
@@ -197,14 +261,23 @@ def one(name: str, root: Path, out: Path) -> None:
     elif name.startswith("ray"):
         samples, worker = watched(more if name == "ray_append" else ours, root, out)
     else:
-        samples = {"ours": ours, "ours_append": more, "polars": polars, "pandas": pandas}[name](root, out)
+        samples = {"ours": ours, "ours_append": more, "polars": polars, "pandas": pandas}[name](
+            root, out
+        )
     took = time.perf_counter() - started, time.process_time() - of_processor
     print(*took, peak(), samples, *([worker] if name.startswith("ray") else []))
 
 
 def peak() -> float:
     """The most memory that this process had, in MiB. Its own: getrusage would also tell what the process had that started it."""
-    return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")) / 1024
+    return (
+        next(
+            int(line.split()[1])
+            for line in Path("/proc/self/status").read_text().splitlines()
+            if line.startswith("VmHWM:")
+        )
+        / 1024
+    )
 
 
 def runs(rows: int, names: list[str], rounds: int) -> dict[str, tuple[float, ...]]:
@@ -223,13 +296,25 @@ def compare(sizes: list[int], peers: list[str], rounds: int) -> None:
     names = ["ours", *peers]
     for rows in sizes:
         of = runs(rows, names, rounds)
-        print(f"{rows:,}_interactions_ours {', '.join(f'{seen:,.1f} {unit}' for seen, unit in zip(of['ours'], UNITS, strict=False))}", flush=True)
+        print(
+            f"{rows:,}_interactions_ours {', '.join(f'{seen:,.1f} {unit}' for seen, unit in zip(of['ours'], UNITS, strict=False))}",
+            flush=True,
+        )
         for name in peers:
             for seen, unit, peer in zip(of["ours"], UNITS, of[name], strict=False):
-                print(f"{rows:,}_interactions_{unit}_vs_{name} {seen:.1f} {peer:.1f} {peer / seen:.2f}", flush=True)
-        print(f"{rows:,}_interactions_samples {', '.join(f'{name} {of[name][-1]:,.0f}' for name in names)}", flush=True)
+                print(
+                    f"{rows:,}_interactions_{unit}_vs_{name} {seen:.1f} {peer:.1f} {peer / seen:.2f}",
+                    flush=True,
+                )
+        print(
+            f"{rows:,}_interactions_samples {', '.join(f'{name} {of[name][-1]:,.0f}' for name in names)}",
+            flush=True,
+        )
         if before is not None:
-            growth = (f"{unit} x{now / then:.1f}" for unit, now, then in zip(UNITS, of["ours"], before[1], strict=False))
+            growth = (
+                f"{unit} x{now / then:.1f}"
+                for unit, now, then in zip(UNITS, of["ours"], before[1], strict=False)
+            )
             print(f"growth_x{rows / before[0]:.0f} {', '.join(growth)}", flush=True)
         before = rows, of["ours"]
 
@@ -239,21 +324,46 @@ def appends(sizes: list[int], rounds: int) -> None:
     by_size = [runs(rows, names, rounds) for rows in sizes]
     for name in names:
         seconds = [of[name][0] for of in by_size]
-        told = ", ".join(f"{rows:,}: {took:.2f} s, {of[name][-1]:,.0f} samples" for rows, took, of in zip(sizes, seconds, by_size, strict=True))
-        print(f"{name} {told}; corpus x{sizes[-1] / sizes[0]:.0f}, time x{seconds[-1] / seconds[0]:.2f}", flush=True)
+        told = ", ".join(
+            f"{rows:,}: {took:.2f} s, {of[name][-1]:,.0f} samples"
+            for rows, took, of in zip(sizes, seconds, by_size, strict=True)
+        )
+        print(
+            f"{name} {told}; corpus x{sizes[-1] / sizes[0]:.0f}, time x{seconds[-1] / seconds[0]:.2f}",
+            flush=True,
+        )
 
 
 def on_ray(rows: int) -> None:
     with tempfile.TemporaryDirectory() as place:
         root = Path(place) / "root"
         simulate(root, rows)
-        _domain(root, "D", rows // len(DOMAINS), np.arange(rows // 12), max(rows // 150, 200), len(DOMAINS))
+        _domain(
+            root,
+            "D",
+            rows // len(DOMAINS),
+            np.arange(rows // 12),
+            max(rows // 150, 200),
+            len(DOMAINS),
+        )
         for name in ("ours", "ray", "ours_append", "ray_append"):
-            command = [sys.executable, __file__, "--one", name, str(root), str(Path(place) / name.removesuffix("_append"))]
-            told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split()
+            command = [
+                sys.executable,
+                __file__,
+                "--one",
+                name,
+                str(root),
+                str(Path(place) / name.removesuffix("_append")),
+            ]
+            told = subprocess.run(
+                command, stdout=subprocess.PIPE, text=True, check=True
+            ).stdout.split()
             seconds, _, peak, _ = map(float, told[:4])
             worker = f", largest worker {float(told[4]):,.0f} MiB" if name.startswith("ray") else ""
-            print(f"{rows:,}_interactions_{name} {seconds:.1f} seconds, driver {peak:,.0f} MiB{worker}", flush=True)
+            print(
+                f"{rows:,}_interactions_{name} {seconds:.1f} seconds, driver {peak:,.0f} MiB{worker}",
+                flush=True,
+            )
         digests = [_digests(Path(place) / name) for name in ("ours", "ray")]
         print(f"files {len(digests[0])}, the same {digests[0] == digests[1]}", flush=True)
 
@@ -263,16 +373,28 @@ def inspections(sizes: list[int]) -> None:
         with tempfile.TemporaryDirectory() as place:
             simulate(Path(place) / "root", rows)
             for name in ("ours", "inspect"):
-                command = [sys.executable, __file__, "--one", name, str(Path(place) / "root"), str(Path(place) / "made")]
+                command = [
+                    sys.executable,
+                    __file__,
+                    "--one",
+                    name,
+                    str(Path(place) / "root"),
+                    str(Path(place) / "made"),
+                ]
                 told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         seconds, _, peak, leaks = map(float, told.stdout.split())
-        print(f"{rows:,}_interactions_inspect {seconds:.1f} seconds, {peak:,.0f} MiB, leaks {leaks:.0f}", flush=True)
+        print(
+            f"{rows:,}_interactions_inspect {seconds:.1f} seconds, {peak:,.0f} MiB, leaks {leaks:.0f}",
+            flush=True,
+        )
 
 
 def _digests(out: Path) -> dict[str, str]:
     """Of all files but the log, whose commits tell the time."""
     files = [path for path in out.rglob("*") if path.is_file() and "_delta_log" not in path.parts]
-    return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {
+        str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
+    }
 
 
 def watched(job: Callable[[Path, Path, int], int], root: Path, out: Path) -> tuple[int, float]:
@@ -299,7 +421,9 @@ def watched(job: Callable[[Path, Path, int], int], root: Path, out: Path) -> tup
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("sizes", nargs="*", type=int)
     parser.add_argument("--peers", default="polars,pandas")
     parser.add_argument("--rounds", type=int, default=1)
@@ -315,7 +439,11 @@ def main() -> None:
     elif options.append:
         appends(options.sizes or [300_000, 3_000_000], options.rounds)
     else:
-        compare(options.sizes or [3_000_000, 30_000_000], [name for name in options.peers.split(",") if name], options.rounds)
+        compare(
+            options.sizes or [3_000_000, 30_000_000],
+            [name for name in options.peers.split(",") if name],
+            options.rounds,
+        )
 
 
 if __name__ == "__main__":

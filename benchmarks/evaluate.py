@@ -24,12 +24,12 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from corpus.settings import SimulateSettings
-from corpus.simulate import shoppers
+from corpus.ingest.simulate import shoppers
 from cprec.evaluate.generate import answered
 from cprec.evaluate.rank import score
 from cprec.model import tiny
-from cprec.stream.titles import ByTokenizer
-from cprec.stream.tokens import Encoder
+from cprec.encode.title_tokens import ByTokenizer
+from cprec.encode.tokens import Encoder
 
 USERS, ROUNDS, BATCH, HIDDEN, LAYERS = 8, 3, 8, 128, 2
 
@@ -58,7 +58,9 @@ def main() -> None:
     )
     ways: dict[str, Callable[[], Any]] = {
         "score": lambda: score(model, encoder, samples, BATCH),
-        "generate": lambda: answered(model, tokenizer, encoder, samples, titles, BATCH, constrained=True),
+        "generate": lambda: answered(
+            model, tokenizer, encoder, samples, titles, BATCH, constrained=True
+        ),
     }
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(ROUNDS):

@@ -19,15 +19,27 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from cprec.model import adapter, fp8
-from cprec.recipe import ModelSettings, TrainSettings
+from cprec.config.recipe import ModelSettings, TrainSettings
 from cprec.schedule.wsa import Phase
-from cprec.stream.tokens import Tokens
+from cprec.encode.tokens import Tokens
 from cprec.train import device
 from cprec.train.engine import Engine, cut_of
 from cprec.train.loop import Observer, StepRecord, Work, train
 
-SEVEN_B = {"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
-TOY = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2, "num_attention_heads": 4}
+SEVEN_B = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+}
+TOY = {
+    "vocab_size": 512,
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
 KINDS = {
     "attention": ("flash", "attention"),
     "matrix products": ("gemm", "mm", "cutlass", "nvjet"),
@@ -39,7 +51,9 @@ KINDS = {
 def samples(options: argparse.Namespace, vocabulary: int) -> list[Tokens]:
     """Prompts of the corpus, or ones of drawn tokens: lengths between 460 and 1,880 around 700 (toy: 20 to 60), 26 of them supervised (toy: 5)."""
     if options.corpus:
-        return workload.Workload.of(options.corpus, options.samples, 32000, options.tokenizer).samples()
+        return workload.Workload.of(
+            options.corpus, options.samples, 32000, options.tokenizer
+        ).samples()
     rng = np.random.default_rng(0)
     least, spread, most, answer = (20, 12, 60, 5) if options.toy else (460, 260, 1880, 26)
     lengths = np.minimum(least + rng.exponential(spread, options.samples), most).astype(int)
@@ -54,7 +68,9 @@ def model(options: argparse.Namespace) -> torch.nn.Module:
     torch.set_default_dtype(dtype)
     torch.manual_seed(0)
     with place:
-        base = LlamaForCausalLM(LlamaConfig(**(TOY if options.toy else SEVEN_B), max_position_embeddings=2048))
+        base = LlamaForCausalLM(
+            LlamaConfig(**(TOY if options.toy else SEVEN_B), max_position_embeddings=2048)
+        )
     torch.set_default_dtype(before)
     trained = adapter.attach(base, ModelSettings(lora_rank=8, lora_dropout=0.0), 0).to(place)
     if options.fp8:
@@ -102,7 +118,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     seconds, tokens = sum(r.step_s for r in counted), sum(r.batch.tokens for r in counted)
     rate = sum(r.operations for r in counted) / seconds
     size = 256 if options.toy else device.MATRIX
-    possible = device.matrix_rate(engine.device, torch.float32 if options.toy else torch.bfloat16, size)
+    possible = device.matrix_rate(
+        engine.device, torch.float32 if options.toy else torch.bfloat16, size
+    )
     return {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
         "precision": "fp8" if options.fp8 else "fp32" if options.toy else "bf16",
@@ -127,7 +145,9 @@ def breakdown(profiler: torch.profiler.profile, step_s: float) -> dict[str, floa
         if on_gpu and event.device_type != torch.autograd.DeviceType.CUDA:
             continue
         name = event.key.lower()
-        kind = next((k for k, words in KINDS.items() if any(w in name for w in words)), "other kernels")
+        kind = next(
+            (k for k, words in KINDS.items() if any(w in name for w in words)), "other kernels"
+        )
         found[kind] += micros / 1e6
     return {**found, "idle": max(step_s - sum(found.values()), 0.0)} if on_gpu else found
 
@@ -142,8 +162,16 @@ def in_ray(options: argparse.Namespace) -> dict[str, Any]:
     """The same in a Ray actor of a local session."""
     import ray
 
-    ray.init(address="local", num_gpus=1 if torch.cuda.is_available() else 0, include_dashboard=False, log_to_driver=False)
-    task = ray.remote(num_gpus=1 if torch.cuda.is_available() else 0, runtime_env={"env_vars": {"PYTHONPATH": workload.PATH}})(alone)
+    ray.init(
+        address="local",
+        num_gpus=1 if torch.cuda.is_available() else 0,
+        include_dashboard=False,
+        log_to_driver=False,
+    )
+    task = ray.remote(
+        num_gpus=1 if torch.cuda.is_available() else 0,
+        runtime_env={"env_vars": {"PYTHONPATH": workload.PATH}},
+    )(alone)
     try:
         found: dict[str, Any] = ray.get(task.remote(options))
     finally:
@@ -152,22 +180,52 @@ def in_ray(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--corpus", help="a built corpus; default: drawn samples")
-    parser.add_argument("--tokenizer", help="directory of a tokenizer, with --corpus; default: one trained on the titles")
-    parser.add_argument("--toy", action="store_true", help="a tiny shape and short samples, to see it run")
+    parser.add_argument(
+        "--tokenizer",
+        help="directory of a tokenizer, with --corpus; default: one trained on the titles",
+    )
+    parser.add_argument(
+        "--toy", action="store_true", help="a tiny shape and short samples, to see it run"
+    )
     parser.add_argument("--fp8", action="store_true", help="frozen base in FP8")
     parser.add_argument("--ray", action="store_true", help="in a Ray actor")
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="torch.compile the layers, on a GPU")
-    parser.add_argument("--recompute", choices=("auto", "always", "never"), default="auto", help="activations in the backward pass")
-    for name, value in (("samples", 1024), ("batch", 128), ("pack-tokens", 8192), ("steps", 12), ("warmup", 4)):
+    parser.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="torch.compile the layers, on a GPU",
+    )
+    parser.add_argument(
+        "--recompute",
+        choices=("auto", "always", "never"),
+        default="auto",
+        help="activations in the backward pass",
+    )
+    for name, value in (
+        ("samples", 1024),
+        ("batch", 128),
+        ("pack-tokens", 8192),
+        ("steps", 12),
+        ("warmup", 4),
+    ):
         parser.add_argument(f"--{name}", type=int, default=value)
     options = parser.parse_args()
     if options.steps < options.warmup + 2:
-        parser.error("--steps must exceed --warmup by 2: one step that counts, one that is profiled")
+        parser.error(
+            "--steps must exceed --warmup by 2: one step that counts, one that is profiled"
+        )
     began = time.perf_counter()
     found = in_ray(options) if options.ray else alone(options)
-    print(json.dumps({name: round(v, 4) if isinstance(v, float) else v for name, v in found.items()}, indent=1))
+    print(
+        json.dumps(
+            {name: round(v, 4) if isinstance(v, float) else v for name, v in found.items()},
+            indent=1,
+        )
+    )
     print(f"{time.perf_counter() - began:.0f} s in all")
 
 

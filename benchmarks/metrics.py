@@ -23,32 +23,60 @@ for root in (ROOT, ROOT / "platform"):
 from cprec.evaluate.predictions import measured, ranks_of
 
 PEER = Path(__file__).parent / "peers" / "ranx_metrics.py"
-NAMES = {**{f"hit_rate@{k}": ("hr", str(k)) for k in (1, 3, 5)}, **{f"ndcg@{k}": ("ndcg", str(k)) for k in (3, 5)}}
+NAMES = {
+    **{f"hit_rate@{k}": ("hr", str(k)) for k in (1, 3, 5)},
+    **{f"ndcg@{k}": ("ndcg", str(k)) for k in (3, 5)},
+}
 MOST = 1e-9
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path, help="<run>/evaluation/<domain>")
     parser.add_argument("--ranx", required=True, help="python of an environment with ranx")
     options = parser.parse_args()
-    kept = {file.parent.name: (json.loads((file.parent / "metrics.json").read_text()), pq.read_table(file)) for file in sorted(files(options.folder))}
-    alone = {name: predictions.filter(pa.array(ranks_of(predictions).tied == 1)) for name, (_, predictions) in kept.items()}
+    kept = {
+        file.parent.name: (
+            json.loads((file.parent / "metrics.json").read_text()),
+            pq.read_table(file),
+        )
+        for file in sorted(files(options.folder))
+    }
+    alone = {
+        name: predictions.filter(pa.array(ranks_of(predictions).tied == 1))
+        for name, (_, predictions) in kept.items()
+    }
     asked = json.dumps({name: as_ranx(table) for name, table in alone.items()})
-    peer = json.loads(subprocess.run([options.ranx, str(PEER)], input=asked, capture_output=True, text=True, check=True).stdout)
+    peer = json.loads(
+        subprocess.run(
+            [options.ranx, str(PEER)], input=asked, capture_output=True, text=True, check=True
+        ).stdout
+    )
     worst = 0.0
     for name, (written, predictions) in kept.items():
         left = len(alone[name])
-        ours = written if left == len(predictions) else measured(alone[name], written["model"], written["domain"], written["mode"])
+        ours = (
+            written
+            if left == len(predictions)
+            else measured(alone[name], written["model"], written["domain"], written["mode"])
+        )
         apart = max(abs(ours[kind][k] - peer[name][metric]) for metric, (kind, k) in NAMES.items())
         worst = max(worst, apart)
-        print(f"{name}: {left} samples, {len(predictions) - left} left out, largest difference {apart:.1e}")
+        print(
+            f"{name}: {left} samples, {len(predictions) - left} left out, largest difference {apart:.1e}"
+        )
     return int(worst > MOST)
 
 
 def files(folder: Path) -> list[Path]:
     """Predictions with metrics beside them: the others are not complete."""
-    return [file for file in folder.glob("*/predictions.parquet") if (file.parent / "metrics.json").exists()]
+    return [
+        file
+        for file in folder.glob("*/predictions.parquet")
+        if (file.parent / "metrics.json").exists()
+    ]
 
 
 def as_ranx(predictions: pa.Table) -> dict[str, Any]:
@@ -61,7 +89,9 @@ def as_ranx(predictions: pa.Table) -> dict[str, Any]:
             true, scored = row["target"], dict(enumerate(row["scores"]))
         else:
             true = "not named" if row["rank"] is None else row["ranking"][round(row["rank"]) - 1]
-            scored = {item: float(-place) for place, item in enumerate(row["ranking"])} or {"nothing": 0.0}
+            scored = {item: float(-place) for place, item in enumerate(row["ranking"])} or {
+                "nothing": 0.0
+            }
         relevant[str(row["sample_id"])] = {str(true): 1}
         ranked[str(row["sample_id"])] = {str(item): score for item, score in scored.items()}
     return {"relevant": relevant, "ranked": ranked}

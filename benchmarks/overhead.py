@@ -29,17 +29,19 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from corpus.table import Corpus
+from corpus.store.tables import Corpus
 from cprec.model import adapter, backbone
-from cprec.resolve import load
+from cprec.config.cli import load
 from cprec.schedule.plan import Plan, batches
 from cprec.stream.segments import from_row, read_positions, streams_of, to_rows
-from cprec.stream.titles import Stitcher, tokenise
+from cprec.encode.title_tokens import Stitcher, tokenise
 from cprec.train.engine import Engine, cut_of
 from cprec.train.loop import Observer, StepRecord, Work, train
 
 
-FIRST, OTHERS = (set(part) for part in (sorted(os.sched_getaffinity(0))[:1], sorted(os.sched_getaffinity(0))[1:]))
+FIRST, OTHERS = (
+    set(part) for part in (sorted(os.sched_getaffinity(0))[:1], sorted(os.sched_getaffinity(0))[1:])
+)
 """Cores of workers, and of everything else, with --spare-core."""
 
 
@@ -53,7 +55,9 @@ class Seconds(Observer):
         self.steps.append((record.batch.tokens, record.step_s, record.data_wait_s))
 
 
-def works(plan: Plan, corpus: Corpus, words: object, max_tokens: int, batch: int, rank: int, world: int) -> Iterator[Work]:
+def works(
+    plan: Plan, corpus: Corpus, words: object, max_tokens: int, batch: int, rank: int, world: int
+) -> Iterator[Work]:
     """One worker's work of a whole plan, as the controller would hand it out."""
     stitcher = Stitcher(tokenise(corpus.titles(), words), max_tokens)  # type: ignore[arg-type]
     wsa = plan.wsa
@@ -62,9 +66,17 @@ def works(plan: Plan, corpus: Corpus, words: object, max_tokens: int, batch: int
         tokens, ids = stitcher.samples(rows), rows["sample_id"].to_numpy().view(np.uint64)
         for start, stop in batches(era.start, era.stop, batch):
             piece = slice(start - era.start, stop - era.start)
-            row = to_rows(start, stop, tokens[piece], ids[piece], rows["source"].to_pylist()[piece], world)[rank]
+            row = to_rows(
+                start, stop, tokens[piece], ids[piece], rows["source"].to_pylist()[piece], world
+            )[rank]
             arrays = {name: np.asarray(row[name]) for name in ("ids", "input_ids")}
-            yield Work(from_row({**row, **arrays, "sources": row["sources"]}), wsa.rate(start), wsa.phase(start), wsa.stable_end, wsa.annealing_end)
+            yield Work(
+                from_row({**row, **arrays, "sources": row["sources"]}),
+                wsa.rate(start),
+                wsa.phase(start),
+                wsa.stable_end,
+                wsa.annealing_end,
+            )
 
 
 def bare(run: Path, recipe_file: str, rank: int, world: int, meeting: str) -> None:
@@ -77,8 +89,12 @@ def bare(run: Path, recipe_file: str, rank: int, world: int, meeting: str) -> No
     plan = Plan.from_json(json.loads((run / "plan.json").read_text())["plan"])
     base = str(next((Path(recipe.storage) / "bases").iterdir()))
     model, words = backbone.load(base, None, recipe.model.precision)
-    engine = Engine(adapter.attach(model, recipe.model, recipe.seed), recipe.train, recipe.model.precision)
-    todo = list(works(plan, corpus, words, recipe.model.max_tokens, recipe.train.global_batch, rank, world))
+    engine = Engine(
+        adapter.attach(model, recipe.model, recipe.seed), recipe.train, recipe.model.precision
+    )
+    todo = list(
+        works(plan, corpus, words, recipe.model.max_tokens, recipe.train.global_batch, rank, world)
+    )
     seen = Seconds()
     train(engine, todo, seen, cut_of(recipe.train), int(words.eos_token_id), recipe.seed)  # type: ignore[arg-type]
     engine.close()
@@ -94,7 +110,9 @@ def rate(steps: Sequence[Sequence[float]], skip: int) -> tuple[float, float]:
 
 def on_ray(recipe: Path, run: Path, world: int, skip: int, spare: bool) -> tuple[float, float]:
     words = [str(recipe), "--run", run.name, "--workers", str(world)]
-    job = subprocess.Popen([sys.executable, "jobs/cpt.py", *words], cwd=workload.ROOT, stdout=subprocess.DEVNULL)
+    job = subprocess.Popen(
+        [sys.executable, "jobs/cpt.py", *words], cwd=workload.ROOT, stdout=subprocess.DEVNULL
+    )
     if spare:
         os.sched_setaffinity(job.pid, OTHERS)  # what it starts inherits it
     while job.poll() is None:
@@ -118,9 +136,22 @@ def pin_workers(job: int) -> None:
 
 def on_nothing(recipe: Path, run: Path, world: int, skip: int, spare: bool) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, __file__, "--bare", str(run), str(recipe), str(world), f"{folder}/meeting"]
+        command = [
+            sys.executable,
+            __file__,
+            "--bare",
+            str(run),
+            str(recipe),
+            str(world),
+            f"{folder}/meeting",
+        ]
         started = [
-            subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+            subprocess.Popen(
+                [*command, str(rank)],
+                stdout=subprocess.PIPE,
+                text=True,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
             for rank in range(world)
         ]
         for process in started if spare else ():
@@ -132,12 +163,26 @@ def on_nothing(recipe: Path, run: Path, world: int, skip: int, spare: bool) -> t
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--corpus", required=True, help="a built corpus")
     parser.add_argument("--workers", default="1,2")
-    for name, value in (("samples", 1024), ("batch", 32), ("segment", 8192), ("hidden", 128), ("layers", 2), ("rounds", 3), ("skip", 4)):
+    for name, value in (
+        ("samples", 1024),
+        ("batch", 32),
+        ("segment", 8192),
+        ("hidden", 128),
+        ("layers", 2),
+        ("rounds", 3),
+        ("skip", 4),
+    ):
         parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--spare-core", action="store_true", help="workers share one core, Ray's own processes have the others")
+    parser.add_argument(
+        "--spare-core",
+        action="store_true",
+        help="workers share one core, Ray's own processes have the others",
+    )
     options = parser.parse_args()
     if options.spare_core and not OTHERS:
         raise SystemExit("--spare-core needs two cores")
@@ -152,7 +197,9 @@ def main() -> None:
             "schedule": {"mode": "domain_only", "segment_samples": options.segment},
             "train": {"global_batch": options.batch, "max_samples": options.samples},
             "checkpoint": {"every_samples": 10**9},
-            "data": {"domains": [source.removeprefix("domain/") for source in domains(options.corpus)]},
+            "data": {
+                "domains": [source.removeprefix("domain/") for source in domains(options.corpus)]
+            },
         }
         recipe.write_text(json.dumps(values))
         for world in map(int, options.workers.split(",")):
@@ -172,7 +219,9 @@ def main() -> None:
 
 def domains(corpus: str) -> list[str]:
     """The domains that a corpus pre-trains on."""
-    return sorted({s.source for s in Corpus.open(corpus).streams() if s.source.startswith("domain/")})
+    return sorted(
+        {s.source for s in Corpus.open(corpus).streams() if s.source.startswith("domain/")}
+    )
 
 
 if __name__ == "__main__":

@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from corpus import prompt
+from cprec.encode import prompt
 from cprec.model import attention
-from cprec.recipe import TrainSettings
+from cprec.config.recipe import TrainSettings
 from cprec.stream.packing import Cut, micro_batches
 from cprec.stream.segments import SAMPLES_PER_TASK
-from cprec.stream.titles import Stitcher
+from cprec.encode.title_tokens import Stitcher
 from cprec.train.engine import Engine
 
 
@@ -55,12 +55,21 @@ def all_logits(work: workload.Workload, options: argparse.Namespace) -> Callable
     def once() -> None:
         for share in workload.shares(Stitcher(work.tokens, 2048).samples(work.rows), options.batch):
             for batch in micro_batches(share, cut, work.tokens.end):
-                bounds = attention.bounds_of(torch.from_numpy(batch.bounds), int(np.diff(batch.bounds).max()))
+                bounds = attention.bounds_of(
+                    torch.from_numpy(batch.bounds), int(np.diff(batch.bounds).max())
+                )
                 ids, positions = torch.from_numpy(batch.ids), torch.from_numpy(batch.positions)
-                logits = model(input_ids=ids, position_ids=positions, use_cache=False, **bounds).logits
+                logits = model(
+                    input_ids=ids, position_ids=positions, use_cache=False, **bounds
+                ).logits
                 labels = torch.full(ids.shape, -100)
                 labels[torch.from_numpy(batch.supervised)] = torch.from_numpy(batch.targets)
-                (cross_entropy(logits.view(-1, logits.shape[-1]), labels.view(-1), reduction="sum") / share.batch.supervised).backward()
+                (
+                    cross_entropy(
+                        logits.view(-1, logits.shape[-1]), labels.view(-1), reduction="sum"
+                    )
+                    / share.batch.supervised
+                ).backward()
             optimizer.step()
             optimizer.zero_grad()
 
@@ -80,12 +89,20 @@ def padded(work: workload.Workload, options: argparse.Namespace) -> Callable[[],
         for start in range(0, len(texts), options.batch):
             for low in range(start, min(start + options.batch, len(texts)), options.micro_batch):
                 pairs = texts[low : min(low + options.micro_batch, start + options.batch)]
-                batch = tokenizer([f"{text} {answer}{tokenizer.eos_token}" for text, answer in pairs], padding="longest", return_tensors="pt")
+                batch = tokenizer(
+                    [f"{text} {answer}{tokenizer.eos_token}" for text, answer in pairs],
+                    padding="longest",
+                    return_tensors="pt",
+                )
                 prompts = tokenizer([text for text, _ in pairs])["input_ids"]
                 labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
                 for row, ids in enumerate(prompts):
                     labels[row, : len(ids)] = -100
-                loss = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels).loss
+                loss = model(
+                    input_ids=batch["input_ids"],
+                    attention_mask=batch["attention_mask"],
+                    labels=labels,
+                ).loss
                 (loss * len(pairs) / options.batch).backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -115,7 +132,14 @@ def trl(work: workload.Workload, options: argparse.Namespace) -> Iterator[Callab
         command = [options.trl, str(Path(__file__).parent / "peers" / "trl_sft.py"), str(folder)]
         with (
             (folder / "errors").open("w") as errors,
-            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=ENVIRONMENT) as process,
+            subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env=ENVIRONMENT,
+            ) as process,
         ):
             assert process.stdin
             assert process.stdout
@@ -137,7 +161,11 @@ def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
     from transformers import LlamaForCausalLM
 
     plain = LlamaForCausalLM(model.config)
-    state = {name.replace(".base_layer", ""): value for name, value in model.state_dict().items() if "lora_" not in name}
+    state = {
+        name.replace(".base_layer", ""): value
+        for name, value in model.state_dict().items()
+        if "lora_" not in name
+    }
     plain.load_state_dict(state)
     return plain
 
@@ -150,56 +178,107 @@ def rendered(work: workload.Workload) -> list[tuple[str, str]]:
     """Prompt and answer of every sample as text."""
     found = []
     for row in work.rows.select(["history", "candidates", "target"]).to_pylist():
-        history, candidates = ([work.titles[i] for i in row[name]] for name in ("history", "candidates"))
+        history, candidates = (
+            [work.titles[i] for i in row[name]] for name in ("history", "candidates")
+        )
         found.append((prompt.render(history, candidates), candidates[row["target"]]))
     return found
 
 
 def prompts(options: argparse.Namespace) -> str:
     """Stitching what one read task holds against one call of the tokenizer on the same texts; rendering them is not counted."""
-    work = workload.Workload.of(options.corpus, SAMPLES_PER_TASK, options.vocabulary, options.tokenizer)
+    work = workload.Workload.of(
+        options.corpus, SAMPLES_PER_TASK, options.vocabulary, options.tokenizer
+    )
     texts = [f"{text} {answer}" for text, answer in rendered(work)]
     stitcher = Stitcher(work.tokens, 2048)
-    ways = {"ours": lambda: workload.timed(lambda: stitcher.samples(work.rows)), "peer": lambda: workload.timed(lambda: work.tokenizer(texts))}
+    ways = {
+        "ours": lambda: workload.timed(lambda: stitcher.samples(work.rows)),
+        "peer": lambda: workload.timed(lambda: work.tokenizer(texts)),
+    }
     seconds = workload.interleaved(ways, 2 * options.rounds)
     tokens = sum(len(s.ids) for s in work.samples())
-    return workload.compare("prompt building: tokenizer(batch)", seconds["ours"], seconds["peer"], tokens, "tokens/s")
+    return workload.compare(
+        "prompt building: tokenizer(batch)", seconds["ours"], seconds["peer"], tokens, "tokens/s"
+    )
 
 
 def training(work: workload.Workload, options: argparse.Namespace) -> list[str]:
     """Ours against each peer."""
-    ways = {"ours": ours(work, options), "packed, all logits": all_logits(work, options), "padded loop": padded(work, options)}
+    ways = {
+        "ours": ours(work, options),
+        "packed, all logits": all_logits(work, options),
+        "padded loop": padded(work, options),
+    }
     if options.trl:
         with trl(work, options) as peer:
-            seconds = workload.interleaved({**ways, "TRL SFTTrainer, packing='bfd'": peer}, options.rounds)
+            seconds = workload.interleaved(
+                {**ways, "TRL SFTTrainer, packing='bfd'": peer}, options.rounds
+            )
     else:
         seconds = workload.interleaved(ways, options.rounds)
     found = work.samples()
     tokens = sum(len(s.ids) for s in found)
-    rest = {name: values for name, values in seconds.items() if name not in ("ours", "packed, all logits")}
-    lines = [workload.compare(f"training: {name}", seconds["ours"], values, tokens, "useful tokens/s") for name, values in rest.items()]
+    rest = {
+        name: values
+        for name, values in seconds.items()
+        if name not in ("ours", "packed, all logits")
+    }
+    lines = [
+        workload.compare(f"training: {name}", seconds["ours"], values, tokens, "useful tokens/s")
+        for name, values in rest.items()
+    ]
     apart = seconds["packed, all logits"]
-    lines += [workload.compare("  of it: logits of supervised tokens only", seconds["ours"], apart, tokens, "useful tokens/s")]
-    lines += [workload.compare(f"  of it: all else against {name}", apart, values, tokens, "useful tokens/s") for name, values in rest.items()]
+    lines += [
+        workload.compare(
+            "  of it: logits of supervised tokens only",
+            seconds["ours"],
+            apart,
+            tokens,
+            "useful tokens/s",
+        )
+    ]
+    lines += [
+        workload.compare(
+            f"  of it: all else against {name}", apart, values, tokens, "useful tokens/s"
+        )
+        for name, values in rest.items()
+    ]
     return lines
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--corpus", required=True, help="a built corpus")
     parser.add_argument("--trl", help="python of an environment with TRL")
-    parser.add_argument("--tokenizer", help="directory of a tokenizer; default: a byte-level one of --vocabulary tokens, trained on the titles")
-    for name, value in (("samples", 64), ("batch", 32), ("micro-batch", 8), ("pack-tokens", 2048), ("hidden", 128), ("layers", 2)):
+    parser.add_argument(
+        "--tokenizer",
+        help="directory of a tokenizer; default: a byte-level one of --vocabulary tokens, trained on the titles",
+    )
+    for name, value in (
+        ("samples", 64),
+        ("batch", 32),
+        ("micro-batch", 8),
+        ("pack-tokens", 2048),
+        ("hidden", 128),
+        ("layers", 2),
+    ):
         parser.add_argument(f"--{name}", type=int, default=value)
     for name, value in (("vocabulary", 4096), ("rounds", 5), ("threads", 1)):
         parser.add_argument(f"--{name}", type=int, default=value)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     workload.alone()
-    work = workload.Workload.of(options.corpus, options.samples, options.vocabulary, options.tokenizer)
+    work = workload.Workload.of(
+        options.corpus, options.samples, options.vocabulary, options.tokenizer
+    )
     found = work.samples()
     tokens, answers = sum(len(s.ids) for s in found), sum(len(s.ids) - s.answer for s in found)
-    print(f"{len(found)} samples, {tokens / len(found):.0f} tokens each, {answers / len(found):.1f} supervised; vocabulary {len(work.tokenizer):,}")
+    print(
+        f"{len(found)} samples, {tokens / len(found):.0f} tokens each, {answers / len(found):.1f} supervised; vocabulary {len(work.tokenizer):,}"
+    )
     print(prompts(options), flush=True)
     for line in training(work, options):
         print(line, flush=True)

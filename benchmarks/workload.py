@@ -20,12 +20,12 @@ import torch
 import torch.distributed as dist
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from corpus.table import Corpus
+from corpus.store.tables import Corpus
 from cprec.model import adapter, tiny
-from cprec.recipe import ModelSettings
-from cprec.stream.shares import GlobalBatch, Share, deal
-from cprec.stream.titles import Stitcher, TitleTokens, tokenise
-from cprec.stream.tokens import Tokens
+from cprec.config.recipe import ModelSettings
+from cprec.stream.worker_batches import GlobalBatch, Share, deal
+from cprec.encode.title_tokens import Stitcher, TitleTokens, tokenise
+from cprec.encode.tokens import Tokens
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,17 @@ class Workload:
         opened = Corpus.open(corpus)
         titles = opened.titles()
         source = opened.streams()[0].source
-        words = AutoTokenizer.from_pretrained(tokenizer) if tokenizer else tiny.train_tokenizer(titles, vocabulary)
-        return cls(titles, opened.samples(source, "train").slice(0, samples), words, tokenise(titles, words))
+        words = (
+            AutoTokenizer.from_pretrained(tokenizer)
+            if tokenizer
+            else tiny.train_tokenizer(titles, vocabulary)
+        )
+        return cls(
+            titles,
+            opened.samples(source, "train").slice(0, samples),
+            words,
+            tokenise(titles, words),
+        )
 
     def samples(self, max_tokens: int = 2048) -> list[Tokens]:
         """Every sample as tokens, stitched."""
@@ -73,8 +82,23 @@ def shares(samples: Sequence[Tokens], batch: int, rank: int = 0, world: int = 1)
         part = samples[start : start + batch]
         dealt = deal([len(s.ids) for s in part], world)
         lengths = tuple(tuple(len(part[i].ids) for i in one) for one in dealt)
-        whole = GlobalBatch(start, start + len(part), sum(len(s.ids) - s.answer for s in part), sum(map(sum, lengths)), 0, {})
-        found.append(Share(whole, rank, lengths, np.array(dealt[rank], dtype=np.uint64), tuple(part[i] for i in dealt[rank])))
+        whole = GlobalBatch(
+            start,
+            start + len(part),
+            sum(len(s.ids) - s.answer for s in part),
+            sum(map(sum, lengths)),
+            0,
+            {},
+        )
+        found.append(
+            Share(
+                whole,
+                rank,
+                lengths,
+                np.array(dealt[rank], dtype=np.uint64),
+                tuple(part[i] for i in dealt[rank]),
+            )
+        )
     return found
 
 
@@ -84,7 +108,9 @@ def alone(backend: str = "gloo") -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("LOCAL_RANK", "0")
     with tempfile.NamedTemporaryFile(delete=False) as meeting:
-        dist.init_process_group(backend, init_method=f"file://{meeting.name}.store", rank=0, world_size=1)
+        dist.init_process_group(
+            backend, init_method=f"file://{meeting.name}.store", rank=0, world_size=1
+        )
 
 
 def interleaved(ways: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
@@ -105,7 +131,9 @@ def timed(work: Callable[[], object]) -> float:
     return time.process_time() - began
 
 
-def compare(name: str, ours: Sequence[float], peer: Sequence[float], amount: float, unit: str) -> str:
+def compare(
+    name: str, ours: Sequence[float], peer: Sequence[float], amount: float, unit: str
+) -> str:
     """`name ours peer ratio`: rates of the medians, and the median of the ratios of neighbouring rounds with their range."""
     ratios = sorted(b / a for a, b in zip(ours, peer, strict=True))
     rates = [amount / statistics.median(seconds) for seconds in (ours, peer)]

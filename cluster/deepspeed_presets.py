@@ -49,7 +49,10 @@ def stage(shape: Shape, world: int, tokens: int, memory_bytes: float) -> int:
 
 def recompute(shape: Shape, zero_stage: int, world: int, tokens: int, memory_bytes: float) -> bool:
     """Whether activations must be recomputed in the backward pass, which costs a third more time, because they do not fit otherwise."""
-    return shape.model_bytes(zero_stage, world) + shape.activation_bytes(tokens, recomputed=False) > HEADROOM * memory_bytes
+    return (
+        shape.model_bytes(zero_stage, world) + shape.activation_bytes(tokens, recomputed=False)
+        > HEADROOM * memory_bytes
+    )
 
 
 def config(zero_stage: int, world: int, precision: str, clip_norm: float) -> dict[str, Any]:

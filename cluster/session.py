@@ -21,7 +21,14 @@ SOURCES = Path(__file__).resolve().parent.parent
 def code() -> list[str]:
     """The package folders that every worker needs."""
     cprec = SOURCES / "platform" / "cprec"
-    return [str(path) for path in (cprec if cprec.is_dir() else SOURCES / "cprec", SOURCES / "corpus", SOURCES / "cluster")]
+    return [
+        str(path)
+        for path in (
+            cprec if cprec.is_dir() else SOURCES / "cprec",
+            SOURCES / "corpus",
+            SOURCES / "cluster",
+        )
+    ]
 
 
 def resolve_address(address: str) -> str:
@@ -45,7 +52,9 @@ def session(address: str, num_cpus: int) -> Iterator[None]:
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if local:
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away: spare its process
+        os.environ.setdefault(
+            "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0"
+        )  # nobody takes this machine away: spare its process
     if local and "RAY_AUTH_TOKEN_PATH" not in os.environ:
         # A token of this process: without one, Ray writes ~/.ray/auth_token, which turns authentication on in every later `ray start` of this user.
         # RAY_AUTH_MODE stays as it is: set after `import ray`, half of Ray would not see it.

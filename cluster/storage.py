@@ -52,7 +52,9 @@ def names(uri: str) -> list[str]:
     fs, path = filesystem(uri)
     if not fs.exists(path):
         return []
-    return sorted({posixpath.basename(str(p).rstrip("/")) for p in fs.ls(path, detail=False)} - {""})
+    return sorted(
+        {posixpath.basename(str(p).rstrip("/")) for p in fs.ls(path, detail=False)} - {""}
+    )
 
 
 def versions(uri: str) -> dict[str, str]:
@@ -63,7 +65,10 @@ def versions(uri: str) -> dict[str, str]:
     except FileNotFoundError:
         return {}
     told = ("ETag", "etag", "mtime", "LastModified", "ino", "size")
-    return {posixpath.basename(str(of["name"]).rstrip("/")): str([of.get(key) for key in told]) for of in found}
+    return {
+        posixpath.basename(str(of["name"]).rstrip("/")): str([of.get(key) for key in told])
+        for of in found
+    }
 
 
 def read_bytes(uri: str) -> bytes:
@@ -127,7 +132,10 @@ def remove(uri: str) -> None:
 
 def upload(directory: Path, uri: str, last: str = "") -> None:
     """Every file below a local directory to the same relative place below a URI; the one named `last` after all others."""
-    for file in sorted((p for p in directory.rglob("*") if p.is_file()), key=lambda p: (p.relative_to(directory).as_posix() == last, p)):
+    for file in sorted(
+        (p for p in directory.rglob("*") if p.is_file()),
+        key=lambda p: (p.relative_to(directory).as_posix() == last, p),
+    ):
         write_bytes(join(uri, file.relative_to(directory).as_posix()), file.read_bytes())
 
 

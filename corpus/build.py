@@ -13,19 +13,22 @@ from typing import Any
 from cluster import storage
 from cluster.errors import CorpusError, DataError
 from cluster.say import Say
-from corpus import catalogue, delta, kept, quarantine, simulate, statistics
-from corpus.gather import sizes_of
-from corpus.make import Made
+from corpus.backend import HERE, Each, Way
+from corpus.ingest import quarantine, simulate
+from corpus.ingest.sources import file_splits, layout
+from corpus.local.make_samples import Made
+from corpus.local.prepare import sizes_of
 from corpus.settings import DataSettings, SimulateSettings
-from corpus.sources import layout, pieces
-from corpus.table import PARTITION, SAMPLES, TABLE_SCHEMA, Corpus, publish_statistics
-from corpus.ways import HERE, Each, Way
+from corpus.store import catalogue, delta, statistics, stored_interactions
+from corpus.store.tables import PARTITION, SAMPLES, TABLE_SCHEMA, Corpus, publish_statistics
 
 RULES = 1
 """Goes up whenever the same input would make other samples."""
 
 
-def prepare(data: DataSettings, simulated: SimulateSettings, seed: int, uri: str, say: Say) -> Corpus:
+def prepare(
+    data: DataSettings, simulated: SimulateSettings, seed: int, uri: str, say: Say
+) -> Corpus:
     """Simulate the behaviours if the recipe asks for it and they are missing, then build the corpus if it is missing."""
     if data.format == "simulated":
         simulate.write(data, simulated, seed)
@@ -39,7 +42,9 @@ def build(data: DataSettings, seed: int, uri: str, say: Say) -> Corpus:
     """
     uri = storage.absolute(uri)
     if uri == storage.absolute(data.root):
-        raise CorpusError(f"{uri}: the corpus cannot lie in its own data root; change the key corpus")
+        raise CorpusError(
+            f"{uri}: the corpus cannot lie in its own data root; change the key corpus"
+        )
     with chosen(data, say) as way:
         identity = fingerprint(data, seed, way.each)
         existing = delta.commits(storage.join(uri, SAMPLES))
@@ -53,7 +58,13 @@ def build(data: DataSettings, seed: int, uri: str, say: Say) -> Corpus:
         made = gathered.make(data, seed, uri)
     bad = quarantine.write(uri, data.root, gathered.quarantined)
     numbers = statistics.describe(
-        statistics.NOTHING, gathered.came, sizes_of(items), data, statistics.count(made.files), made.mixed_users, gathered.dropped + made.dropped
+        statistics.NOTHING,
+        gathered.came,
+        sizes_of(items),
+        data,
+        statistics.count(made.files),
+        made.mixed_users,
+        gathered.dropped + made.dropped,
     )
     told = {
         "fingerprint": identity,
@@ -69,12 +80,18 @@ def build(data: DataSettings, seed: int, uri: str, say: Say) -> Corpus:
 
 
 @contextmanager
-def chosen(data: DataSettings, say: Say, behind: Callable[[int], int] = lambda expected: 0) -> Iterator[Way]:
+def chosen(
+    data: DataSettings, say: Say, behind: Callable[[int], int] = lambda expected: 0
+) -> Iterator[Way]:
     """The way in which behaviours become samples: in this process, or on Ray if there are more than `data.distribute_above`. Reads no behaviours.
 
     behind: of so many that are expected, the interactions that are needed beside them; only asked for where they may decide it.
     """
-    expected = sum(pieces.rows(file) for domain in (*data.domains, *data.held_out) for file in layout.files(data, domain)[0])
+    expected = sum(
+        file_splits.rows(file)
+        for domain in (*data.domains, *data.held_out)
+        for file in layout.files(data, domain)[0]
+    )
     if expected <= data.distribute_above:
         expected += behind(expected)
     if expected <= data.distribute_above:
@@ -82,23 +99,52 @@ def chosen(data: DataSettings, say: Say, behind: Callable[[int], int] = lambda e
         return
     from corpus import distributed  # only a large build needs Ray
 
-    say(f"about {expected:,} interactions are more than data.distribute_above ({data.distribute_above:,}): building on Ray")
+    say(
+        f"about {expected:,} interactions are more than data.distribute_above ({data.distribute_above:,}): building on Ray"
+    )
     with distributed.session():
         yield distributed.WAY
 
 
-def land(uri: str, made: Made, numbers: dict[str, Any], told: dict[str, Any], *, after: int | None, transaction: str, say: Say) -> Corpus:
+def land(
+    uri: str,
+    made: Made,
+    numbers: dict[str, Any],
+    told: dict[str, Any],
+    *,
+    after: int | None,
+    transaction: str,
+    say: Say,
+) -> Corpus:
     """Commit what was made as the next version of the corpus, and tell its statistics. Raises Overtaken if another process was faster."""
-    metadata = {**told, "statistics": numbers, kept.KEPT_PLACE: kept.to_metadata(made.kept)}
+    metadata = {
+        **told,
+        "statistics": numbers,
+        stored_interactions.KEPT_PLACE: stored_interactions.to_metadata(made.kept),
+    }
     place = storage.join(uri, SAMPLES)
-    version = delta.commit(place, TABLE_SCHEMA, made.files, after=after, partition_by=PARTITION, metadata=metadata, transaction=transaction)
+    version = delta.commit(
+        place,
+        TABLE_SCHEMA,
+        made.files,
+        after=after,
+        partition_by=PARTITION,
+        metadata=metadata,
+        transaction=transaction,
+    )
     newest = Corpus.open(uri)
     publish_statistics(newest)
-    say(f"committed corpus version {version} at {uri}: {sum(file.rows for file in made.files):,} samples")
+    say(
+        f"committed corpus version {version} at {uri}: {sum(file.rows for file in made.files):,} samples"
+    )
     if told[quarantine.PLACE]:
-        say(f"rows that cannot be used, by file and reason, with the first of each: {storage.join(uri, quarantine.PLACE, told[quarantine.PLACE])}")
+        say(
+            f"rows that cannot be used, by file and reason, with the first of each: {storage.join(uri, quarantine.PLACE, told[quarantine.PLACE])}"
+        )
     if not numbers["mixed"]["samples"]:
-        say("no mixed sample: no user's history spans enough domains, so annealing has nothing to read; see data.mixed_min_domains")
+        say(
+            "no mixed sample: no user's history spans enough domains, so annealing has nothing to read; see data.mixed_min_domains"
+        )
     return Corpus(uri, version, newest.commits[: version + 1])
 
 
@@ -109,11 +155,21 @@ def origin(data: DataSettings, domains: Sequence[str]) -> dict[str, Any]:
 
 def rules(data: DataSettings, seed: int) -> dict[str, Any]:
     """What every version of a corpus has in common: the keys of `data` that decide which samples are made, the version of the rules, the seed."""
-    chosen: dict[str, Any] = json.loads(data.model_dump_json(include=set(DECIDING), exclude=_unsaid(data)))
+    chosen: dict[str, Any] = json.loads(
+        data.model_dump_json(include=set(DECIDING), exclude=_unsaid(data))
+    )
     return {**{f"data.{key}": value for key, value in chosen.items()}, "seed": seed, "rules": RULES}
 
 
-DECIDING = ("k_core", "min_history", "max_history", "num_candidates", "mixed_min_domains", "mixed_min_target_domain", "users_together")
+DECIDING = (
+    "k_core",
+    "min_history",
+    "max_history",
+    "num_candidates",
+    "mixed_min_domains",
+    "mixed_min_target_domain",
+    "users_together",
+)
 
 
 def _unsaid(data: DataSettings) -> set[str]:
@@ -123,25 +179,38 @@ def _unsaid(data: DataSettings) -> set[str]:
 
 def fingerprint(data: DataSettings, seed: int, each: Each = map) -> str:
     """What samples are a function of: the digest of the rules, the seed and the bytes of every input file. Where files lie does not count."""
-    of_data = json.loads(data.model_dump_json(exclude={"root", "format", "distribute_above"} | _unsaid(data)))
+    of_data = json.loads(
+        data.model_dump_json(exclude={"root", "format", "distribute_above"} | _unsaid(data))
+    )
     of_data["layout"] = layout.name_of(data)
     of_data["domains"], of_data["held_out"] = sorted(data.domains), sorted(data.held_out)
     found = digests(data, (*of_data["domains"], *of_data["held_out"]), each)
     return storage.sha256(json.dumps([RULES, of_data, seed, found], sort_keys=True).encode())
 
 
-def digests(data: DataSettings, domains: Sequence[str], each: Each = map) -> dict[str, list[list[str]]]:
+def digests(
+    data: DataSettings, domains: Sequence[str], each: Each = map
+) -> dict[str, list[list[str]]]:
     """The digests of the files of each domain: of interactions, of items. Raises DataError for one that is not as SHA256SUMS says."""
     of_domains = {domain: layout.files(data, domain) for domain in domains}
-    files = list(dict.fromkeys(file for kinds in of_domains.values() for kind in kinds for file in kind))
-    found = dict(zip(files, each(partial(_digest, layout.told_sums(data.root)), files), strict=True))
-    return {domain: [[found[file] for file in kind] for kind in kinds] for domain, kinds in of_domains.items()}
+    files = list(
+        dict.fromkeys(file for kinds in of_domains.values() for kind in kinds for file in kind)
+    )
+    found = dict(
+        zip(files, each(partial(_digest, layout.told_sums(data.root)), files), strict=True)
+    )
+    return {
+        domain: [[found[file] for file in kind] for kind in kinds]
+        for domain, kinds in of_domains.items()
+    }
 
 
 def _digest(sums: Mapping[str, str], file: str) -> str:
     found = storage.sha256_of(file)
     if sums.get(file, found) != found:
-        raise DataError(f"{file}: its content is not what SHA256SUMS says ({found[:16]}..., told: {sums[file][:16]}...); fetch or write it again")
+        raise DataError(
+            f"{file}: its content is not what SHA256SUMS says ({found[:16]}..., told: {sums[file][:16]}...); fetch or write it again"
+        )
     return found
 
 
@@ -153,5 +222,7 @@ def _existing(uri: str, commits: tuple[delta.Commit, ...], identity: str, say: S
         )
     corpus = Corpus.open(uri)
     publish_statistics(corpus)
-    say(f"the corpus at {uri} exists already, made of the same behaviours, rules and seed; nothing to do")
+    say(
+        f"the corpus at {uri} exists already, made of the same behaviours, rules and seed; nothing to do"
+    )
     return corpus

@@ -13,16 +13,28 @@ from rich.console import Console
 
 from cluster.errors import RunError
 from cluster.storage import absolute
-from cprec.command import main
-from cprec.pretrain import preview, pretrain
-from cprec.recipe import Recipe
-from cprec.train.checkpoint import Name
+from cprec.config.command import main
+from cprec.workflows.pretrain import preview, pretrain
+from cprec.config.recipe import Recipe
+from cprec.runs.checkpoint import Name
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
     """What this job takes beside the recipe."""
-    parser.add_argument("--from", dest="source", required=True, metavar="URI", help="the stable checkpoint to anneal")
-    parser.add_argument("--allow-change", action="append", default=[], metavar="KEY", help="a key that may differ from the branch's first start")
+    parser.add_argument(
+        "--from",
+        dest="source",
+        required=True,
+        metavar="URI",
+        help="the stable checkpoint to anneal",
+    )
+    parser.add_argument(
+        "--allow-change",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="a key that may differ from the branch's first start",
+    )
 
 
 def job(recipe: Recipe, options: argparse.Namespace) -> None:
@@ -35,7 +47,9 @@ def job(recipe: Recipe, options: argparse.Namespace) -> None:
     source = absolute(options.source)
     trunk, name = source.split("/")[-3], Name.parse(source.split("/")[-1])
     if name is None:
-        raise RunError(f"--from {options.source}: not a checkpoint; give <storage>/<run>/checkpoints/<samples>-<attempt>")
+        raise RunError(
+            f"--from {options.source}: not a checkpoint; give <storage>/<run>/checkpoints/<samples>-<attempt>"
+        )
     run = options.run or f"{trunk}-anneal-{name.samples}"
     if run == trunk:
         raise RunError(f"--run {run}: that is the trunk; give the branch another name, or none")

@@ -15,18 +15,27 @@ import source_roots  # noqa: F401
 from rich.console import Console
 
 from cluster.storage import absolute
-from corpus import append, statistics
-from cprec.command import main
-from cprec.recipe import Recipe
-from cprec.train import mailbox
+from corpus import append
+from corpus.store import statistics
+from cprec.config.command import main
+from cprec.config.recipe import Recipe
+from cprec.runs import control_channel
 
 TIMEOUT_S = 60.0
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
     """`--held-out` and `--text`."""
-    parser.add_argument("--held-out", action="store_true", help="append data.held_out, kept out of pre-training, instead of data.domains")
-    parser.add_argument("--text", metavar="FILE", help="append a file of plain text (path or s3://) as source text/<name>, instead of behaviours")
+    parser.add_argument(
+        "--held-out",
+        action="store_true",
+        help="append data.held_out, kept out of pre-training, instead of data.domains",
+    )
+    parser.add_argument(
+        "--text",
+        metavar="FILE",
+        help="append a file of plain text (path or s3://) as source text/<name>, instead of behaviours",
+    )
 
 
 def job(recipe: Recipe, options: argparse.Namespace) -> None:
@@ -45,11 +54,15 @@ def job(recipe: Recipe, options: argparse.Namespace) -> None:
     if options.text:
         corpus = append.append_text(options.text, recipe.corpus, say)
     else:
-        corpus = append.prepare(recipe.data, recipe.simulate, recipe.seed, recipe.corpus, say, held_out=options.held_out)
+        corpus = append.prepare(
+            recipe.data, recipe.simulate, recipe.seed, recipe.corpus, say, held_out=options.held_out
+        )
     console.print(statistics.table(corpus.statistics()))
     say(f"corpus version {corpus.version} at {corpus.uri}")
-    told = mailbox.announce(absolute(recipe.storage), corpus.uri, TIMEOUT_S)
-    for line in told or [f"no run below {absolute(recipe.storage)} is training on this corpus now; the next one takes it up"]:
+    told = control_channel.announce(absolute(recipe.storage), corpus.uri, TIMEOUT_S)
+    for line in told or [
+        f"no run below {absolute(recipe.storage)} is training on this corpus now; the next one takes it up"
+    ]:
         say(line)
 
 

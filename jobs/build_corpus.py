@@ -18,18 +18,26 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.errors import CorpusError
-from corpus import build, page, screen, statistics
-from corpus.gather import sizes_of
-from corpus.inspection import inspect
-from corpus.table import Corpus
-from cprec.command import main
-from cprec.recipe import Recipe
+from corpus import build
+from corpus.inspect import page, console_tables
+from corpus.store import statistics
+from corpus.local.prepare import sizes_of
+from corpus.inspect.inspection import inspect
+from corpus.store.tables import Corpus
+from cprec.config.command import main
+from cprec.config.recipe import Recipe
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
     """What this job takes beside the recipe."""
-    parser.add_argument("--describe", action="store_true", help="tell of the corpus that is there; build nothing")
-    parser.add_argument("--inspect", action="store_true", help="check the corpus that is there for leakage and write statistics.html; build nothing")
+    parser.add_argument(
+        "--describe", action="store_true", help="tell of the corpus that is there; build nothing"
+    )
+    parser.add_argument(
+        "--inspect",
+        action="store_true",
+        help="check the corpus that is there for leakage and write statistics.html; build nothing",
+    )
 
 
 def job(recipe: Recipe, options: argparse.Namespace) -> None:
@@ -45,19 +53,33 @@ def job(recipe: Recipe, options: argparse.Namespace) -> None:
 
     if options.describe or options.inspect:
         corpus = Corpus.open(recipe.corpus, recipe.corpus_version)
-        show(screen.described(corpus))
+        show(console_tables.described(corpus))
         if options.inspect:
             seen = inspect(corpus)
-            show(screen.inspected(seen))
+            show(console_tables.inspected(seen))
             say(f"page: {page.write(corpus, seen)}")
             if told := ", ".join(f"{what} {n:,}" for what, n in seen.leaking.items()):
-                raise CorpusError(f"{corpus.uri}: version {corpus.version} is not sound: {told}; build the corpus again, elsewhere")
+                raise CorpusError(
+                    f"{corpus.uri}: version {corpus.version} is not sound: {told}; build the corpus again, elsewhere"
+                )
         return
     if options.dry_run:
         with build.chosen(recipe.data, say) as way:
             found = way.gather(recipe.data, say)
         items = sizes_of(found.indices())
-        console.print(statistics.table(statistics.describe(statistics.NOTHING, found.came, items, recipe.data, found.bounds, 0, found.dropped)))
+        console.print(
+            statistics.table(
+                statistics.describe(
+                    statistics.NOTHING,
+                    found.came,
+                    items,
+                    recipe.data,
+                    found.bounds,
+                    0,
+                    found.dropped,
+                )
+            )
+        )
         say("mixed samples are at most as many; the rules for mixed histories only take away")
         return
     corpus = build.prepare(recipe.data, recipe.simulate, recipe.seed, recipe.corpus, say)

@@ -14,12 +14,12 @@ from rich.console import Console
 
 from cluster.errors import RunError
 from cluster.storage import absolute, join
-from cprec.command import main
-from cprec.recipe import Recipe
-from cprec.train import mailbox
+from cprec.config.command import main
+from cprec.config.recipe import Recipe
+from cprec.runs import control_channel
 
 TIMEOUT_S = 60.0
-VERBS: dict[str, mailbox.Verb] = {"hold": "hold", "release": "release", "anneal": "anneal"}
+VERBS: dict[str, control_channel.Verb] = {"hold": "hold", "release": "release", "anneal": "anneal"}
 
 
 def job(recipe: Recipe, options: argparse.Namespace) -> None:
@@ -30,11 +30,16 @@ def job(recipe: Recipe, options: argparse.Namespace) -> None:
     if verb is not None and options.dry_run:
         console.print(f"would ask {recipe.run} to {verb}")
     elif verb is not None:
-        console.print(f"{recipe.run} {mailbox.ask(run_uri, recipe.run, verb, TIMEOUT_S)}", markup=False, highlight=False, soft_wrap=True)
-    state = mailbox.status(run_uri)
+        console.print(
+            f"{recipe.run} {control_channel.ask(run_uri, recipe.run, verb, TIMEOUT_S)}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+    state = control_channel.status(run_uri)
     if state is None:
         raise RunError(f"no run {recipe.run} below {absolute(recipe.storage)}")
-    console.print(mailbox.describe(state), markup=False, highlight=False, soft_wrap=True)
+    console.print(control_channel.describe(state), markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

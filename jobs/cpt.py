@@ -13,14 +13,20 @@ import sys
 import source_roots  # noqa: F401
 from rich.console import Console
 
-from cprec.command import main
-from cprec.pretrain import preview, pretrain
-from cprec.recipe import Recipe
+from cprec.config.command import main
+from cprec.workflows.pretrain import preview, pretrain
+from cprec.config.recipe import Recipe
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
     """What this job takes beside the recipe."""
-    parser.add_argument("--allow-change", action="append", default=[], metavar="KEY", help="a key that may differ from the run's first start")
+    parser.add_argument(
+        "--allow-change",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="a key that may differ from the run's first start",
+    )
 
 
 def job(recipe: Recipe, options: argparse.Namespace) -> None:

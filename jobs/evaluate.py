@@ -12,10 +12,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from cprec.command import main
-from cprec.compare import Comparison, Row, compare, contenders, samples_to_score
-from cprec.recipe import Recipe
-from cprec.registry import Registry
+from cprec.config.command import main
+from cprec.workflows.evaluate import Comparison, Row, compare, contenders, samples_to_score
+from cprec.config.recipe import Recipe
+from cprec.tracking.registry import Registry
 
 
 def run(recipe: Recipe, options: argparse.Namespace) -> None:
@@ -24,10 +24,14 @@ def run(recipe: Recipe, options: argparse.Namespace) -> None:
     if options.dry_run:
         corpus, domain, samples = samples_to_score(recipe)
         models = contenders(recipe, registry, recipe.evaluate.models, corpus, print)
-        print(f"{domain}, version {corpus.version} of {corpus.uri}: {len(samples):,} {recipe.evaluate.split} samples")
+        print(
+            f"{domain}, version {corpus.version} of {corpus.uri}: {len(samples):,} {recipe.evaluate.split} samples"
+        )
         print(f"to be scored: {', '.join(model.label for model in models)}")
         return
-    Console().print(table(compare(recipe, registry, recipe.evaluate.models, print), recipe.evaluate.alpha))
+    Console().print(
+        table(compare(recipe, registry, recipe.evaluate.models, print), recipe.evaluate.alpha)
+    )
 
 
 def table(comparison: Comparison, alpha: float) -> Table:
@@ -49,9 +53,17 @@ def table(comparison: Comparison, alpha: float) -> Table:
     for name in ("n", "HR@1", "HR@3", "HR@5", "NDCG@3", "NDCG@5", "difference", "p"):
         shown.add_column(name, justify="right", no_wrap=True)
     for row in comparison.rows:
-        measured = [*(row.metrics["hr"][k] for k in ("1", "3", "5")), *(row.metrics["ndcg"][k] for k in ("3", "5"))]
+        measured = [
+            *(row.metrics["hr"][k] for k in ("1", "3", "5")),
+            *(row.metrics["ndcg"][k] for k in ("3", "5")),
+        ]
         name = row.name if row.name == row.model else f"{row.name}\n{row.model}"
-        shown.add_row(name, f"{row.metrics['n']:,}", *(f"{value:.4f}" for value in measured), *_against(row, alpha))
+        shown.add_row(
+            name,
+            f"{row.metrics['n']:,}",
+            *(f"{value:.4f}" for value in measured),
+            *_against(row, alpha),
+        )
     return shown
 
 
@@ -66,7 +78,9 @@ def _against(row: Row, alpha: float) -> tuple[str, str]:
         return "", ""
     reach = "" if row.against.high is None else f" ±{row.against.high - row.against.difference:.3f}"
     values = [paired.p for paired in (row.against, row.over_seeds) if paired]
-    return f"{row.against.difference:+.3f}{reach}", "\n".join(f"[bold]{p:.2g}[/bold]" if p < alpha else f"{p:.2g}" for p in values)
+    return f"{row.against.difference:+.3f}{reach}", "\n".join(
+        f"[bold]{p:.2g}[/bold]" if p < alpha else f"{p:.2g}" for p in values
+    )
 
 
 if __name__ == "__main__":

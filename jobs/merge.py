@@ -9,17 +9,24 @@ import argparse
 import sys
 
 from cluster.storage import absolute
-from cprec.command import main
-from cprec.merge import export
-from cprec.recipe import Recipe
-from cprec.recommend import contender
-from cprec.registry import Registry
+from cprec.config.command import main
+from cprec.workflows.merge import export
+from cprec.config.recipe import Recipe
+from cprec.workflows.recommend import contender
+from cprec.tracking.registry import Registry
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
     """What this job takes beside the recipe."""
-    parser.add_argument("--model", required=True, metavar="models:/NAME@ALIAS", help="a registered model: models:/NAME@champion or models:/NAME/3")
-    parser.add_argument("--out", required=True, metavar="URI", help="where the directory goes; nothing may be there")
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="models:/NAME@ALIAS",
+        help="a registered model: models:/NAME@champion or models:/NAME/3",
+    )
+    parser.add_argument(
+        "--out", required=True, metavar="URI", help="where the directory goes; nothing may be there"
+    )
 
 
 def run(recipe: Recipe, options: argparse.Namespace) -> None:

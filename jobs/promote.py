@@ -9,15 +9,17 @@ import source_roots  # noqa: F401
 import argparse
 import sys
 
-from cprec.command import main
-from cprec.promotion import promote, roll_back
-from cprec.recipe import Recipe
-from cprec.registry import Registry
+from cprec.config.command import main
+from cprec.workflows.promote import promote, roll_back
+from cprec.config.recipe import Recipe
+from cprec.tracking.registry import Registry
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
     """`--rollback`."""
-    parser.add_argument("--rollback", action="store_true", help="make the previous champion the champion again")
+    parser.add_argument(
+        "--rollback", action="store_true", help="make the previous champion the champion again"
+    )
 
 
 def run(recipe: Recipe, options: argparse.Namespace) -> None:
@@ -25,10 +27,19 @@ def run(recipe: Recipe, options: argparse.Namespace) -> None:
     registry = Registry.of(recipe)
     if options.dry_run:
         aliases = {name: registry.alias(name) for name in ("candidate", "champion", "previous")}
-        print(", ".join(f"{name}: {f'version {found.number}' if found else 'none'}" for name, found in aliases.items()))
+        print(
+            ", ".join(
+                f"{name}: {f'version {found.number}' if found else 'none'}"
+                for name, found in aliases.items()
+            )
+        )
         return
-    version, decision = roll_back(registry) if options.rollback else promote(recipe, registry, print)
-    print(f"version {version} {'is the champion' if decision.promote else 'was not promoted'}: {decision.reason}")
+    version, decision = (
+        roll_back(registry) if options.rollback else promote(recipe, registry, print)
+    )
+    print(
+        f"version {version} {'is the champion' if decision.promote else 'was not promoted'}: {decision.reason}"
+    )
 
 
 if __name__ == "__main__":

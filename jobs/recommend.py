@@ -10,17 +10,33 @@ import sys
 
 from rich.console import Console
 
-from cprec.command import main
-from cprec.recipe import Recipe
-from cprec.recommend import contender, recommend, titles_of
-from cprec.registry import Registry
+from cprec.config.command import main
+from cprec.config.recipe import Recipe
+from cprec.workflows.recommend import contender, recommend, titles_of
+from cprec.tracking.registry import Registry
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
     """What this job takes beside the recipe."""
-    parser.add_argument("--model", required=True, metavar="models:/NAME@ALIAS", help="a registered model: models:/NAME@champion or models:/NAME/3")
-    parser.add_argument("--history", action="append", required=True, metavar="TITLE", help="a title that was bought, the oldest first; once for each")
-    parser.add_argument("--candidates", required=True, metavar="FILE", help="text file of candidate titles, one a line")
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="models:/NAME@ALIAS",
+        help="a registered model: models:/NAME@champion or models:/NAME/3",
+    )
+    parser.add_argument(
+        "--history",
+        action="append",
+        required=True,
+        metavar="TITLE",
+        help="a title that was bought, the oldest first; once for each",
+    )
+    parser.add_argument(
+        "--candidates",
+        required=True,
+        metavar="FILE",
+        help="text file of candidate titles, one a line",
+    )
 
 
 def run(recipe: Recipe, options: argparse.Namespace) -> None:
@@ -30,11 +46,18 @@ def run(recipe: Recipe, options: argparse.Namespace) -> None:
     candidates = titles_of(options.candidates)
     if options.dry_run:
         console.print(
-            f"would rank {len(candidates)} candidates with {model.label}: {model.checkpoint}", markup=False, highlight=False, soft_wrap=True
+            f"would rank {len(candidates)} candidates with {model.label}: {model.checkpoint}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
         )
         return
-    for place, (title, chance) in enumerate(recommend(recipe, model, options.history, candidates), 1):
-        console.print(f"{place:>3}  {chance:6.1%}  {title}", markup=False, highlight=False, soft_wrap=True)
+    for place, (title, chance) in enumerate(
+        recommend(recipe, model, options.history, candidates), 1
+    ):
+        console.print(
+            f"{place:>3}  {chance:6.1%}  {title}", markup=False, highlight=False, soft_wrap=True
+        )
 
 
 if __name__ == "__main__":

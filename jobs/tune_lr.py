@@ -14,10 +14,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from cprec.command import main
-from cprec.finetune import Found, plan, tune
-from cprec.recipe import Recipe
-from cprec.registry import Registry
+from cprec.config.command import main
+from cprec.workflows.finetune import Found, plan, tune
+from cprec.config.recipe import Recipe
+from cprec.tracking.registry import Registry
 
 
 def run(recipe: Recipe, options: argparse.Namespace) -> None:
@@ -30,13 +30,19 @@ def run(recipe: Recipe, options: argparse.Namespace) -> None:
     registry = Registry.of(recipe)
     if options.dry_run:
         planned = plan(recipe, registry, say)
-        say(f"{planned.name} on {planned.domain}, LoRA from {planned.start or 'fresh weights'}, in {planned.place}")
+        say(
+            f"{planned.name} on {planned.domain}, LoRA from {planned.start or 'fresh weights'}, in {planned.place}"
+        )
         rates = ", ".join(f"{rate:g}" for rate in planned.rates)
-        say(f"rates {rates}, {recipe.search.seeds} seed(s) each; then the best with {recipe.search.winner_seeds}")
+        say(
+            f"rates {rates}, {recipe.search.seeds} seed(s) each; then the best with {recipe.search.winner_seeds}"
+        )
         return
     found = tune(recipe, registry, say)
     console.print(table(found))
-    say(f"best learning rate {found.rate:g}: HR@1 {found.best.hr1:.4f} on validation after epoch {found.best.epoch} (seed {found.best.seed})")
+    say(
+        f"best learning rate {found.rate:g}: HR@1 {found.best.hr1:.4f} on validation after epoch {found.best.epoch} (seed {found.best.seed})"
+    )
     say(f"registered {found.model} version {found.version}: {found.best.checkpoint}")
     say(f"plot: {found.plot}")
 
@@ -47,8 +53,23 @@ def table(found: Found) -> Table:
     for name in ("learning rate", "seed", "HR@1 on validation", "best epoch", "epochs", ""):
         shown.add_column(name, justify="right")
     for trial in [*found.trials, *(seed for seed in found.seeds if seed not in found.trials)]:
-        mark = "best" if trial == found.best else "diverged" if trial.diverged else "cut short" if trial.stopped else ""
-        shown.add_row(f"{trial.rate:g}", str(trial.seed), f"{trial.hr1:.4f}", str(trial.epoch), str(len(trial.history)), mark)
+        mark = (
+            "best"
+            if trial == found.best
+            else "diverged"
+            if trial.diverged
+            else "cut short"
+            if trial.stopped
+            else ""
+        )
+        shown.add_row(
+            f"{trial.rate:g}",
+            str(trial.seed),
+            f"{trial.hr1:.4f}",
+            str(trial.epoch),
+            str(len(trial.history)),
+            mark,
+        )
     return shown
 
 

@@ -10,7 +10,7 @@ from hypothesis import settings
 from xdist.scheduler import LoadFileScheduling
 
 from corpus import append, build
-from cprec.resolve import load
+from cprec.config.cli import load
 from tests.integration import jobs
 
 TESTS = Path(__file__).resolve().parent
@@ -46,9 +46,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the small recipe, and a corpus with a text that is replayed, for all tests that only add runs to it."""
     place = tmp_path_factory.mktemp("small")
-    (place / "days.txt").write_text(" ".join(f"On day {day} the wind came from the {('north', 'west')[day % 2]}." for day in range(600)))
+    (place / "days.txt").write_text(
+        " ".join(
+            f"On day {day} the wind came from the {('north', 'west')[day % 2]}."
+            for day in range(600)
+        )
+    )
     schedule = {"lr_max": 1e-3, "segment_samples": 512, "replay_share": 0.1}
-    recipe = load(str(jobs.recipe(place, schedule=schedule, evaluate={"text": "jobs/recipes/demo.txt"})))
+    recipe = load(
+        str(jobs.recipe(place, schedule=schedule, evaluate={"text": "jobs/recipes/demo.txt"}))
+    )
     build.prepare(recipe.data, recipe.simulate, recipe.seed, recipe.corpus, print)
     append.append_text(str(place / "days.txt"), recipe.corpus, print)
     return place

@@ -30,7 +30,11 @@ def main(folder: Path, name: str, loss: str) -> None:
         file.write("user_id:token\titem_id:token\ttimestamp:float\n")
         for user, sequence in enumerate(found["sequences"]):
             file.writelines(f"u{user}\ti{item}\t{place}\n" for place, item in enumerate(sequence))
-    config = Config(model=MODELS[name], dataset="ours", config_dict=values(folder, name, loss, settings, found["length"]))
+    config = Config(
+        model=MODELS[name],
+        dataset="ours",
+        config_dict=values(folder, name, loss, settings, found["length"]),
+    )
     init_seed(settings["seed"], True)
     dataset = create_dataset(config)
     train, _, _ = data_preparation(config, dataset)
@@ -42,7 +46,9 @@ def main(folder: Path, name: str, loss: str) -> None:
         """[n, candidates]; an item that no training sequence holds is not known to RecBole, and comes last."""
         model.eval()
         histories, parts = found[split]["histories"], []
-        candidates = np.array([[ids.get(f"i{item}", 0) for item in row] for row in found[split]["candidates"]])
+        candidates = np.array(
+            [[ids.get(f"i{item}", 0) for item in row] for row in found[split]["candidates"]]
+        )
         for at in range(0, len(histories), 512):
             rows = histories[at : at + 512]
             padded = np.zeros((len(rows), found["length"]), dtype=np.int64)
@@ -51,7 +57,9 @@ def main(folder: Path, name: str, loss: str) -> None:
                 padded[row, : len(known)] = known
             lengths = torch.tensor((padded > 0).sum(axis=1).clip(min=1))
             with torch.no_grad():
-                every = model.full_sort_predict(Interaction({"item_id_list": torch.from_numpy(padded), "item_length": lengths})).numpy()
+                every = model.full_sort_predict(
+                    Interaction({"item_id_list": torch.from_numpy(padded), "item_length": lengths})
+                ).numpy()
             here = candidates[at : at + 512]
             parts.append(np.where(here > 0, np.take_along_axis(every, here, axis=1), -np.inf))
         return np.concatenate(parts)
@@ -70,7 +78,9 @@ def main(folder: Path, name: str, loss: str) -> None:
         if (reached := hr1()) > best:
             best, best_epoch, kept = reached, epoch, copy.deepcopy(model.state_dict())
     model.load_state_dict(kept)
-    (folder / "result.json").write_text(json.dumps({"scores": scores("test").tolist(), "epochs_s": seconds}))
+    (folder / "result.json").write_text(
+        json.dumps({"scores": scores("test").tolist(), "epochs_s": seconds})
+    )
 
 
 def values(folder: Path, name: str, loss: str, settings: dict, length: int) -> dict:
@@ -85,7 +95,12 @@ def values(folder: Path, name: str, loss: str, settings: dict, length: int) -> d
             "hidden_dropout_prob": settings["dropout"],
             "attn_dropout_prob": 0.0,
         },
-        "gru4rec": {"embedding_size": settings["size"], "hidden_size": settings["size"], "num_layers": 1, "dropout_prob": settings["dropout"]},
+        "gru4rec": {
+            "embedding_size": settings["size"],
+            "hidden_size": settings["size"],
+            "num_layers": 1,
+            "dropout_prob": settings["dropout"],
+        },
     }[name]
     return {
         **own,
@@ -94,9 +109,16 @@ def values(folder: Path, name: str, loss: str, settings: dict, length: int) -> d
         "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
         "MAX_ITEM_LIST_LENGTH": length,
         # Everything handed over is training data: validation and test come with their own candidates.
-        "eval_args": {"split": {"RS": [1, 0, 0]}, "order": "TO", "group_by": "user", "mode": "full"},
+        "eval_args": {
+            "split": {"RS": [1, 0, 0]},
+            "order": "TO",
+            "group_by": "user",
+            "mode": "full",
+        },
         "loss_type": loss,
-        "train_neg_sample_args": {"distribution": "uniform", "sample_num": 1} if loss == "BPR" else None,
+        "train_neg_sample_args": {"distribution": "uniform", "sample_num": 1}
+        if loss == "BPR"
+        else None,
         "train_batch_size": settings["recbole_batch"],
         "learning_rate": settings["rate"],
         "seed": settings["seed"],

@@ -31,7 +31,12 @@ def main(folder: Path) -> None:
     ends = np.cumsum(found["lengths"])
     ids = np.split(found["ids"], ends[:-1])
     masks = [np.arange(len(i)) >= answer for i, answer in zip(ids, found["answers"], strict=True)]
-    data = Dataset.from_dict({"input_ids": [i.tolist() for i in ids], "completion_mask": [m.astype(int).tolist() for m in masks]})
+    data = Dataset.from_dict(
+        {
+            "input_ids": [i.tolist() for i in ids],
+            "completion_mask": [m.astype(int).tolist() for m in masks],
+        }
+    )
     rows = int(found["rows"])
     for _ in sys.stdin:
         model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
@@ -60,7 +65,13 @@ def main(folder: Path) -> None:
             args=arguments,
             train_dataset=data,
             processing_class=AutoTokenizer.from_pretrained(folder / "model"),
-            peft_config=LoraConfig(r=8, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"),
+            peft_config=LoraConfig(
+                r=8,
+                lora_alpha=32,
+                lora_dropout=0.0,
+                target_modules="all-linear",
+                task_type="CAUSAL_LM",
+            ),
             callbacks=[clock],
         )
         trainer.train()

@@ -23,7 +23,11 @@ Ref = Any
 @contextmanager
 def session() -> Iterator[None]:
     """The session that there is, else one of its own. Ray Data without its bars and its plan; the build says what it does itself."""
-    wanted = {"enable_progress_bars": False, "print_on_execution_start": False, "shuffle_input_batch_bytes": SHUFFLED}
+    wanted = {
+        "enable_progress_bars": False,
+        "print_on_execution_start": False,
+        "shuffle_input_batch_bytes": SHUFFLED,
+    }
     with sessions.session("auto", os.cpu_count() or 1):
         context = DataContext.get_current()
         before = {name: getattr(context, name) for name in wanted}

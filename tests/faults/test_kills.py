@@ -9,9 +9,9 @@ from typing import Any
 import psutil
 import pytest
 
-from cprec.figures import perplexities
-from cprec.train import checkpoint
-from cprec.train.record import PERPLEXITY
+from cprec.runs import checkpoint
+from cprec.runs.records import PERPLEXITY
+from cprec.tracking.figures import perplexities
 from tests.integration import jobs
 
 
@@ -56,12 +56,20 @@ def test_whoever_is_killed_each_sample_is_trained_once(haunted: Path) -> None:
 def test_whoever_is_killed_the_run_goes_on_bit_for_bit(whole: Path, haunted: Path) -> None:
     assert history(haunted) == history(whole)
     assert perplexities(told(haunted, PERPLEXITY)) == perplexities(told(whole, PERPLEXITY))
-    ends = [checkpoint.load_trainer(str(max((folder / "checkpoints").iterdir()))) for folder in (whole, haunted)]
-    assert all(bool((ends[0].weights[name] == tensor).all()) for name, tensor in ends[1].weights.items())
+    ends = [
+        checkpoint.load_trainer(str(max((folder / "checkpoints").iterdir())))
+        for folder in (whole, haunted)
+    ]
+    assert all(
+        bool((ends[0].weights[name] == tensor).all()) for name, tensor in ends[1].weights.items()
+    )
 
 
 def test_a_corrupt_newest_checkpoint_is_named_and_the_one_before_used(haunted: Path) -> None:
-    assert any("optimizer.safetensors: sha256" in event["because"] for event in told(haunted, "checkpoint_ignored"))
+    assert any(
+        "optimizer.safetensors: sha256" in event["because"]
+        for event in told(haunted, "checkpoint_ignored")
+    )
 
 
 def test_ctrl_c_saves_a_checkpoint_and_leaves_nobody_behind(whole: Path, place: Path) -> None:
@@ -77,8 +85,16 @@ def test_ctrl_c_saves_a_checkpoint_and_leaves_nobody_behind(whole: Path, place: 
     assert "Traceback" not in out + err
     _, left = psutil.wait_procs(below, timeout=30)
     assert not left
-    newest = max(int(manifest.parent.name.split("-")[0]) for manifest in folder.glob("checkpoints/*/manifest.json"))
+    newest = max(
+        int(manifest.parent.name.split("-")[0])
+        for manifest in folder.glob("checkpoints/*/manifest.json")
+    )
     [stopped] = [event["samples"] for event in told(folder, "stopped")]
-    assert newest == jobs.lines(folder / "trace.jsonl")[-1]["samples"] + 32 >= stopped  # nothing that was trained is lost
-    assert f"resuming stopped from {newest:,} samples" in jobs.run("cpt", recipe, "--run", "stopped").stdout
+    assert (
+        newest == jobs.lines(folder / "trace.jsonl")[-1]["samples"] + 32 >= stopped
+    )  # nothing that was trained is lost
+    assert (
+        f"resuming stopped from {newest:,} samples"
+        in jobs.run("cpt", recipe, "--run", "stopped").stdout
+    )
     assert history(folder) == history(whole)

@@ -8,5 +8,8 @@ from tests.unit.corpus.worlds import settings
 
 corpus, root, names = sys.argv[1:]
 with ThreadPoolExecutor(max_workers=20) as threads:
-    todo = [threads.submit(append, settings(root, domains=(name,), held_out=()), 0, corpus, print) for name in names.split(",")]
+    todo = [
+        threads.submit(append, settings(root, domains=(name,), held_out=()), 0, corpus, print)
+        for name in names.split(",")
+    ]
     print(*(done.result().version for done in todo))

@@ -23,7 +23,9 @@ def s3_endpoint() -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "tests.integration.s3_server", str(port)]
-    with subprocess.Popen(command, cwd=jobs.ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+    with subprocess.Popen(
+        command, cwd=jobs.ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as server:
         try:
             _wait_for(server, port)
             yield f"http://127.0.0.1:{port}"

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from cprec.config.recipe import ModelSettings, TrainSettings
+from cprec.encode.tokens import Tokens
 from cprec.model import adapter
-from cprec.recipe import ModelSettings, TrainSettings
+from cprec.runs import checkpoint
 from cprec.stream.packing import Cut, micro_batches
-from cprec.stream.shares import GlobalBatch, Share, deal
-from cprec.stream.tokens import Tokens
-from cprec.train import checkpoint
+from cprec.stream.worker_batches import GlobalBatch, Share, deal
 from cprec.train.engine import Engine
 from tests.models import llama
 
@@ -30,7 +30,10 @@ def model(kind: str, dropout: float) -> torch.nn.Module:
 def samples(step: int) -> list[Tokens]:
     rng = np.random.default_rng(step)
     lengths = rng.integers(8, 16, BATCH).tolist()
-    return [Tokens(rng.integers(1, 128, n).astype(np.int32), n - int(rng.integers(2, 5)), 0) for n in lengths]
+    return [
+        Tokens(rng.integers(1, 128, n).astype(np.int32), n - int(rng.integers(2, 5)), 0)
+        for n in lengths
+    ]
 
 
 def share(step: int, rank: int, world: int) -> Share:
@@ -53,7 +56,11 @@ def steps(engine: Engine, cut: Cut, first: int, last: int, measure: bool = False
         if measure:
             text_loss(engine, cut)
         mine = share(step, rank, world)
-        losses.append(engine.step(micro_batches(mine, cut, END), mine.batch.supervised, RATE, 10 * step + rank).loss)
+        losses.append(
+            engine.step(
+                micro_batches(mine, cut, END), mine.batch.supervised, RATE, 10 * step + rank
+            ).loss
+        )
     return losses
 
 
@@ -67,7 +74,9 @@ def loss_sum(network: torch.nn.Module, sample: Tokens) -> torch.Tensor:
 def plain() -> list[float]:
     """The same steps by PyTorch alone, each sample for itself."""
     trained = model("lora", 0.0)
-    optimizer = torch.optim.AdamW([p for p in trained.parameters() if p.requires_grad], lr=RATE, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(
+        [p for p in trained.parameters() if p.requires_grad], lr=RATE, weight_decay=0.0
+    )
     losses = []
     for step in range(STEPS):
         found = samples(step)
@@ -116,8 +125,16 @@ def main(folder: Path) -> None:
             again = steps(resumed, cut, HALF, STEPS, measure=True)
             twice = [text_loss(whole, cut), text_loss(whole, cut)]
             ends = [engine.gather() for engine in (whole, resumed)]
-            equal = all(torch.equal(ends[0].weights[n], ends[1].weights[n]) for n in ends[0].weights)
-            seen[f"{kind}-{stage}"] = {"whole": losses, "resumed": again, "bitwise": equal, "text": text, "twice": twice}
+            equal = all(
+                torch.equal(ends[0].weights[n], ends[1].weights[n]) for n in ends[0].weights
+            )
+            seen[f"{kind}-{stage}"] = {
+                "whole": losses,
+                "resumed": again,
+                "bitwise": equal,
+                "text": text,
+                "twice": twice,
+            }
     if rank == 0:
         (folder / f"seen-{world}.json").write_text(json.dumps(seen))
     dist.barrier()

@@ -9,8 +9,17 @@ from pathlib import Path
 
 import numpy as np
 
+from corpus.ingest.simulate import (
+    AXES,
+    BRANDS,
+    HOUR_S,
+    START_S,
+    Purchases,
+    Shoppers,
+    files,
+    shoppers,
+)
 from corpus.settings import SimulateSettings
-from corpus.simulate import AXES, BRANDS, HOUR_S, START_S, Purchases, Shoppers, files, shoppers
 
 USERS, FIRST, THEN = 60, 3, 5
 """Shoppers, and how many items each buys in every domain before and after the fashion reached them."""
@@ -34,6 +43,15 @@ def world(domains: Sequence[str]) -> Shoppers:
         (user, domain, item, START_S + place * HOUR_S, np.zeros(len(AXES), dtype=int))
         for user in range(USERS)
         for domain, here in enumerate(wanted)
-        for place, item in enumerate([*rng.permutation(np.flatnonzero(~here))[:FIRST], *rng.permutation(np.flatnonzero(here))[:THEN]])
+        for place, item in enumerate(
+            [
+                *rng.permutation(np.flatnonzero(~here))[:FIRST],
+                *rng.permutation(np.flatnonzero(here))[:THEN],
+            ]
+        )
     ]
-    return Shoppers(tuple(domains), shelves, Purchases(*(np.array(column) for column in zip(*bought, strict=True))))
+    return Shoppers(
+        tuple(domains),
+        shelves,
+        Purchases(*(np.array(column) for column in zip(*bought, strict=True))),
+    )

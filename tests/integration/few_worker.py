@@ -17,20 +17,20 @@ import pyarrow as pa
 
 from cluster.storage import absolute, join
 from corpus.build import prepare
-from corpus.table import Corpus
+from corpus.store.tables import Corpus
+from cprec.config.cli import load
+from cprec.config.recipe import Recipe
 from cprec.downstream import baseline, trial
 from cprec.downstream.items import Domain, by_id
 from cprec.downstream.scoring import Contender, loaded
 from cprec.downstream.trial import Trial, encoders_of
+from cprec.encode.title_tokens import tokenise
 from cprec.evaluate.metrics import hits, ranks
 from cprec.evaluate.rank import score
 from cprec.model import adapter, backbone
 from cprec.model import base as bases
-from cprec.recipe import Recipe
-from cprec.resolve import load
+from cprec.runs import checkpoint, run_plan
 from cprec.schedule.ledger import Ledger
-from cprec.stream.titles import tokenise
-from cprec.train import checkpoint, trunk
 from cprec.train.engine import Engine, cut_of
 from cprec.train.loop import Observer, StepRecord, Work, train
 from tests import bare
@@ -52,10 +52,21 @@ def pretrained(recipe: Recipe, corpus: Corpus, base: str, run: str) -> str:
     with bare.alone(), tempfile.TemporaryDirectory() as folder:
         network, tokenizer = backbone.load(base, None, recipe.model.precision)
         words = tokenise(corpus.titles(), tokenizer)
-        engine = Engine(adapter.attach(network, recipe.model, recipe.seed), recipe.train, recipe.model.precision)
-        seen = Counted(Ledger(trunk.begin(recipe, corpus).plan))
-        train(engine, bare.works(recipe, corpus, words), seen, cut_of(recipe.train), words.end, recipe.seed)
-        adapter.save(engine.model, engine.gather().weights, Path(folder) / checkpoint.ADAPTER, base, None)
+        engine = Engine(
+            adapter.attach(network, recipe.model, recipe.seed), recipe.train, recipe.model.precision
+        )
+        seen = Counted(Ledger(run_plan.begin(recipe, corpus).plan))
+        train(
+            engine,
+            bare.works(recipe, corpus, words),
+            seen,
+            cut_of(recipe.train),
+            words.end,
+            recipe.seed,
+        )
+        adapter.save(
+            engine.model, engine.gather().weights, Path(folder) / checkpoint.ADAPTER, base, None
+        )
         uri = checkpoint.uri_of(run, checkpoint.Name(seen.ledger.samples, 0))
         checkpoint.commit(Path(folder), uri, seen.ledger)
         engine.close()
@@ -71,11 +82,18 @@ def tuned(recipe: Recipe, one: Trial, domain: Domain, samples: pa.Table) -> list
     return hits_at_1(recipe, domain, one.base, ended.checkpoint, samples)
 
 
-def hits_at_1(recipe: Recipe, domain: Domain, base: str, uri: str, samples: pa.Table) -> list[float]:
+def hits_at_1(
+    recipe: Recipe, domain: Domain, base: str, uri: str, samples: pa.Table
+) -> list[float]:
     """Of a language model's checkpoint."""
     network, tokenizer = loaded(recipe, Contender("", "", base, None, uri))
     encoder = encoders_of(tokenizer, recipe.model.max_tokens, network, domain.items()).at_evaluation
-    found = hits(ranks(score(network, encoder, samples, recipe.evaluate.batch), samples["target"].to_numpy()), 1)
+    found = hits(
+        ranks(
+            score(network, encoder, samples, recipe.evaluate.batch), samples["target"].to_numpy()
+        ),
+        1,
+    )
     return [float(hit) for hit in found]
 
 
@@ -90,7 +108,10 @@ def main(path: str, seeds: int, rates: tuple[float, float]) -> None:
     recipe, place = load(path), Path(path).parent
     corpus = prepare(recipe.data, recipe.simulate, recipe.seed, recipe.corpus, print)
     name = recipe.data.held_out[0]
-    domain, samples = Domain.of(corpus, name), by_id(corpus.samples(f"downstream/{name}", "test"), recipe.evaluate.max_users)
+    domain, samples = (
+        Domain.of(corpus, name),
+        by_id(corpus.samples(f"downstream/{name}", "test"), recipe.evaluate.max_users),
+    )
     base = apart(bases.resolve, recipe, corpus, print)
     start = apart(pretrained, recipe, corpus, base, join(absolute(recipe.storage), recipe.run))
     behaviour = apart(baseline.prepare, recipe, corpus, name, "sasrec", recipe.seed)
@@ -98,7 +119,9 @@ def main(path: str, seeds: int, rates: tuple[float, float]) -> None:
     found["pretrained"].append(apart(hits_at_1, recipe, domain, base, start, samples))
     for seed in range(seeds):
         for model, begins, rate in zip(("cprec", "llara"), (start, None), rates, strict=True):
-            one = Trial(recipe, f"{place}/{model}-{seed}", name, base, begins, behaviour, rate, seed)
+            one = Trial(
+                recipe, f"{place}/{model}-{seed}", name, base, begins, behaviour, rate, seed
+            )
             found[model].append(apart(tuned, recipe, one, domain, samples))
         scores = apart(baseline.scores, recipe, corpus, name, "sasrec", seed, samples)
         found["sasrec"].append(hits(ranks(scores, samples["target"].to_numpy()), 1).tolist())

@@ -26,7 +26,12 @@ def recipe(place: Path, **changes: Mapping[str, Any] | str | int) -> Path:
         "run": "small",
         "storage": f"{place}/runs",
         "corpus": f"{place}/corpus",
-        "data": {"root": f"{place}/shoppers", "format": "simulated", "domains": ["Garden", "Office", "Sports"], "held_out": ["Games"]},
+        "data": {
+            "root": f"{place}/shoppers",
+            "format": "simulated",
+            "domains": ["Garden", "Office", "Sports"],
+            "held_out": ["Games"],
+        },
         "simulate": {"users": 60, "items_per_domain": 40},
         "model": {"lora_dropout": 0.1, "max_tokens": 512},
         "tiny": {"hidden": 32, "layers": 1, "heads": 2, "vocabulary": 600, "language_steps": 5},
@@ -40,7 +45,9 @@ def recipe(place: Path, **changes: Mapping[str, Any] | str | int) -> Path:
     return path
 
 
-def start(job: str, *arguments: str | Path, environment: Mapping[str, str] | None = None) -> "subprocess.Popen[str]":
+def start(
+    job: str, *arguments: str | Path, environment: Mapping[str, str] | None = None
+) -> "subprocess.Popen[str]":
     """Start a job in a process group of its own."""
     process = subprocess.Popen(
         [sys.executable, f"jobs/{job}.py", *map(str, arguments)],
@@ -63,15 +70,24 @@ def end_all() -> None:
             process.communicate()
 
 
-def run(job: str, *arguments: str | Path, code: int = 0, environment: Mapping[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
+def run(
+    job: str, *arguments: str | Path, code: int = 0, environment: Mapping[str, str] | None = None
+) -> "subprocess.CompletedProcess[str]":
     """Run a job to its end, which must come with the given exit code."""
     with start(job, *arguments, environment=environment) as process:
         out, err = process.communicate(timeout=LIMIT_S)
-    assert process.returncode == code, f"exit code {process.returncode}\n{out[-3000:]}\n{err[-3000:]}"
+    assert process.returncode == code, (
+        f"exit code {process.returncode}\n{out[-3000:]}\n{err[-3000:]}"
+    )
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def refused(job: str, *arguments: str | Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
+def refused(
+    job: str,
+    *arguments: str | Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> str:
     """The one message of a job that must end with exit code 1, run in this process to spare the imports."""
     monkeypatch.setattr(sys, "argv", [f"jobs/{job}.py", *map(str, arguments)])
     monkeypatch.chdir(ROOT)
@@ -104,7 +120,9 @@ def below(driver: int, *names: str) -> list[psutil.Process]:
     return found
 
 
-def kill_when(process: "subprocess.Popen[str]", reached: Callable[[], bool], whole_cluster: bool = False) -> None:
+def kill_when(
+    process: "subprocess.Popen[str]", reached: Callable[[], bool], whole_cluster: bool = False
+) -> None:
     """kill -9 the driver of a running job once a condition holds, and wait until its workers, which live a little longer, are gone.
 
     whole_cluster: kill every process of its local Ray with it.
@@ -125,4 +143,8 @@ def lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a file of JSON lines, a cut last line left out."""
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    return [
+        json.loads(line)
+        for line in path.read_text().splitlines(keepends=True)
+        if line.endswith("\n")
+    ]

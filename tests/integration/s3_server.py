@@ -8,7 +8,11 @@ import sys
 import threading
 from typing import Any
 
-from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+from moto.moto_server.werkzeug_app import (
+    DomainDispatcherApplication,
+    MotoRequestHandler,
+    create_backend_app,
+)
 from werkzeug.serving import run_simple
 
 _TURN = threading.Lock()
@@ -24,4 +28,6 @@ def answer(environ: dict[str, Any], start_response: Any) -> Any:
 
 
 if __name__ == "__main__":
-    run_simple("127.0.0.1", int(sys.argv[1]), answer, threaded=True, request_handler=MotoRequestHandler)
+    run_simple(
+        "127.0.0.1", int(sys.argv[1]), answer, threaded=True, request_handler=MotoRequestHandler
+    )

@@ -14,14 +14,16 @@ import pytest
 
 from cluster.errors import DataError
 from cluster.session import session
-from corpus import catalogue, kept, quarantine
-from corpus import grow as growing
 from corpus.append import append, append_text, preview
 from corpus.build import build, chosen
-from corpus.distributed import core, grow, samples, spread
+from corpus.distributed import append as ray_append
+from corpus.distributed import kcore, make_samples, prepare
+from corpus.ingest import quarantine
+from corpus.ingest.sources import file_splits
+from corpus.local import append as growing
 from corpus.settings import DataSettings
-from corpus.sources import pieces
-from corpus.table import Corpus
+from corpus.store import catalogue, stored_interactions
+from corpus.store.tables import Corpus
 from tests.unit.corpus.worlds import Row, settings, shop, write_parquet, write_root
 
 # Ray Data copies its own deprecated settings whenever it makes a dataset.
@@ -40,10 +42,10 @@ def ray() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many ranges, pieces, spreading tasks and sums of few rows each."""
-    monkeypatch.setattr(kept, "FILE_ROWS", 200)
-    monkeypatch.setattr(pieces, "ROWS", 100)
-    monkeypatch.setattr(spread, "SPREAD", 40)
-    monkeypatch.setattr(core, "SUMMED", 5)
+    monkeypatch.setattr(stored_interactions, "FILE_ROWS", 200)
+    monkeypatch.setattr(file_splits, "ROWS", 100)
+    monkeypatch.setattr(prepare, "SPREAD", 40)
+    monkeypatch.setattr(kcore, "SUMMED", 5)
 
 
 @pytest.fixture
@@ -54,30 +56,59 @@ def rough(tmp_path: Path) -> Path:
         size, items = 900 + 200 * number, 60
         user = 30 * number + (120 * rng.random(size) ** 2).astype(int)
         item = (items * rng.random(size) ** 2.5).astype(int)
-        rows = pl.DataFrame({"user_id": user, "item_id": item, "timestamp": rng.integers(0, 300, size)})
-        rows = rows.with_columns(user_id=pl.format("u{}", "user_id"), item_id=pl.format(domain + "{}", "item_id"))
-        chain = [(f"v{step}", f"{domain}9{step + side:02d}", 5) for step in range(16) for side in range(3)]  # falls from its ends, round by round
-        bad = [(None, f"{domain}1", 3), ("", f"{domain}1", 3), ("u1", None, 3), ("u1", f"{domain}1", None), ("u1", f"{domain}1", -4), ("u1", "?", 3)]
+        rows = pl.DataFrame(
+            {"user_id": user, "item_id": item, "timestamp": rng.integers(0, 300, size)}
+        )
+        rows = rows.with_columns(
+            user_id=pl.format("u{}", "user_id"), item_id=pl.format(domain + "{}", "item_id")
+        )
+        chain = [
+            (f"v{step}", f"{domain}9{step + side:02d}", 5)
+            for step in range(16)
+            for side in range(3)
+        ]  # falls from its ends, round by round
+        bad = [
+            (None, f"{domain}1", 3),
+            ("", f"{domain}1", 3),
+            ("u1", None, 3),
+            ("u1", f"{domain}1", None),
+            ("u1", f"{domain}1", -4),
+            ("u1", "?", 3),
+        ]
         more = pl.DataFrame([*chain, *bad], schema=rows.schema, orient="row")
-        every = pl.concat([rows, more, rows.sample(40, seed=number)]).sample(fraction=1, shuffle=True, seed=number)
+        every = pl.concat([rows, more, rows.sample(40, seed=number)]).sample(
+            fraction=1, shuffle=True, seed=number
+        )
         folder = root / "interactions" / f"{domain}.parquet"
         folder.mkdir(parents=True)
         for part, start in enumerate(range(0, every.height, 400)):
-            every.slice(start, 400).write_parquet(folder / f"part-{part}.parquet", row_group_size=70)
+            every.slice(start, 400).write_parquet(
+                folder / f"part-{part}.parquet", row_group_size=70
+            )
         names = [*(f"{domain}{i}" for i in range(items)), *(f"{domain}9{i:02d}" for i in range(18))]
-        write_parquet(root / "items" / f"{domain}.parquet", {"item_id": names, "title": [f"Item {i % 50}" for i in range(len(names))]})
+        write_parquet(
+            root / "items" / f"{domain}.parquet",
+            {"item_id": names, "title": [f"Item {i % 50}" for i in range(len(names))]},
+        )
     return root
 
 
 def files(corpus: Corpus) -> dict[str, bytes]:
     """Everything that a corpus wrote but the log, whose commits tell the time."""
     root = Path(corpus.uri)
-    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file() and "_delta_log" not in path.parts}
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in root.rglob("*")
+        if path.is_file() and "_delta_log" not in path.parts
+    }
 
 
 def both(data: DataSettings, place: Path) -> tuple[Corpus, Corpus]:
     """The corpora that the two ways build."""
-    one, many = (build(data.model_copy(update=way), 0, str(place / name), print) for name, way in (("one", IN_ONE), ("many", ON_RAY)))
+    one, many = (
+        build(data.model_copy(update=way), 0, str(place / name), print)
+        for name, way in (("one", IN_ONE), ("many", ON_RAY))
+    )
     return one, many
 
 
@@ -115,7 +146,12 @@ def test_another_core_is_the_same_as_well(tmp_path: Path, rough: Path, k: int) -
 def test_text_and_ratings_are_read_alike(tmp_path: Path, rough: Path) -> None:
     for domain in ("A", "B", "C"):
         folder = rough / "interactions" / f"{domain}.parquet"
-        rows = pl.read_parquet(folder).with_row_index().with_columns(rating=pl.col("index") % 10 // 2.0).drop("index")
+        rows = (
+            pl.read_parquet(folder)
+            .with_row_index()
+            .with_columns(rating=pl.col("index") % 10 // 2.0)
+            .drop("index")
+        )
         for path in folder.iterdir():
             path.unlink()
         folder.rmdir()
@@ -124,18 +160,24 @@ def test_text_and_ratings_are_read_alike(tmp_path: Path, rough: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".json", ".json.gz"])
-def test_lines_in_many_spans_and_blocks_are_read_alike(tmp_path: Path, rough: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+def test_lines_in_many_spans_and_blocks_are_read_alike(
+    tmp_path: Path, rough: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
     """Some of them cannot be read: what is told of these is the same as well."""
     root = tmp_path / "lines"
     root.mkdir()
     for domain in ("A", "B", "C"):
         for kind, name in (("interactions", domain), ("items", f"meta_{domain}")):
-            rows = pl.read_parquet(rough / kind / f"{domain}.parquet").rename({"item_id": "parent_asin"})
+            rows = pl.read_parquet(rough / kind / f"{domain}.parquet").rename(
+                {"item_id": "parent_asin"}
+            )
             told = rows.write_ndjson().splitlines(keepends=True)
             told[7:7] = ["{cut\n", "\n", "[1]\n"]
             content = "".join(told).encode()
-            (root / f"{name}{suffix}").write_bytes(gzip.compress(content) if suffix.endswith(".gz") else content)
-    monkeypatch.setattr(pieces, "SPAN", 7_000)
+            (root / f"{name}{suffix}").write_bytes(
+                gzip.compress(content) if suffix.endswith(".gz") else content
+            )
+    monkeypatch.setattr(file_splits, "SPAN", 7_000)
     one, many = both(settings(root, format="amazon2023", time_unit="s"), tmp_path)
     same(one, many)
     assert one.statistics()["dropped"]["malformed_line"] == 12
@@ -150,7 +192,9 @@ def appended(root: Path, one: Corpus, many: Corpus, **changes: object) -> dict[s
         data = settings(root, **({"held_out": ()} | changes), **way)
         preview(data, 0, corpus.uri, lines.append, held_out=bool(data.held_out))
         grown.append(append(data, 0, corpus.uri, lines.append, held_out=bool(data.held_out)))
-    assert [line for line in said[1] if "building on Ray" not in line] == [line.replace(one.uri, many.uri) for line in said[0]]
+    assert [line for line in said[1] if "building on Ray" not in line] == [
+        line.replace(one.uri, many.uri) for line in said[0]
+    ]
     assert len(said[1]) == len(said[0]) + 2
     same(*grown)
     return grown[0].statistics()
@@ -159,38 +203,80 @@ def appended(root: Path, one: Corpus, many: Corpus, **changes: object) -> dict[s
 def test_an_append_is_the_same_both_ways(tmp_path: Path, rough: Path) -> None:
     """A new domain; a log given again with newer rows, of users that are there and of others; rows whose item has a title in the corpus only."""
     one, many = both(settings(rough), tmp_path)
-    more, rng = write_root(tmp_path / "more", shop(("D", "E"), users=60, seed=3)), np.random.default_rng(8)
+    more, rng = (
+        write_root(tmp_path / "more", shop(("D", "E"), users=60, seed=3)),
+        np.random.default_rng(8),
+    )
     log = pl.read_parquet(rough / "interactions" / "B.parquet")
-    newer = log.sample(300, seed=1).with_columns(timestamp=pl.lit(1_000) + pl.Series(rng.integers(0, 90, 300)))
-    others = log.sample(500, seed=2).with_columns(user_id="n" + pl.col("user_id"), item_id=pl.col("item_id").str.replace("B2", "Bn"))
-    single = pl.DataFrame({"user_id": ["s1", "s2"], "item_id": ["B1", "Bs"], "timestamp": [5, 5]}, schema=log.schema)
-    pl.concat([log, newer, others, single]).write_parquet(more / "interactions" / "B.parquet", row_group_size=70)
-    names = [f"Bn{i}" for i in range(10)] + ["Bn", "Bs", *(f"B{i}" for i in range(7))]  # of the others the corpus knows most
-    write_parquet(more / "items" / "B.parquet", {"item_id": names, "title": [f"Item {i}" for i in range(len(names))]})
+    newer = log.sample(300, seed=1).with_columns(
+        timestamp=pl.lit(1_000) + pl.Series(rng.integers(0, 90, 300))
+    )
+    others = log.sample(500, seed=2).with_columns(
+        user_id="n" + pl.col("user_id"), item_id=pl.col("item_id").str.replace("B2", "Bn")
+    )
+    single = pl.DataFrame(
+        {"user_id": ["s1", "s2"], "item_id": ["B1", "Bs"], "timestamp": [5, 5]}, schema=log.schema
+    )
+    pl.concat([log, newer, others, single]).write_parquet(
+        more / "interactions" / "B.parquet", row_group_size=70
+    )
+    names = [f"Bn{i}" for i in range(10)] + [
+        "Bn",
+        "Bs",
+        *(f"B{i}" for i in range(7)),
+    ]  # of the others the corpus knows most
+    write_parquet(
+        more / "items" / "B.parquet",
+        {"item_id": names, "title": [f"Item {i}" for i in range(len(names))]},
+    )
 
     before = one.statistics()["domains"]
     told = appended(more, one, many, domains=("D", "B"))
     assert set(told["domains"]) == {"A", "B", "C", "D"}
     assert told["domains"]["B"]["users"] > before["B"]["users"]
-    assert {"already_in_corpus", "item_without_title", "k_core", "duplicate_interaction", "title_made_distinct", "no_user_id"} <= set(told["dropped"])
+    assert {
+        "already_in_corpus",
+        "item_without_title",
+        "k_core",
+        "duplicate_interaction",
+        "title_made_distinct",
+        "no_user_id",
+    } <= set(told["dropped"])
     assert told["mixed"]["samples"] > one.statistics()["mixed"]["samples"]
 
     assert appended(more, one, many, domains=(), held_out=("E",))["domains"]["E"]["held_out"]
-    newest = pl.concat([log.head(200), newer.head(100)]).with_columns(timestamp=pl.col("timestamp") + 2_000)
+    newest = pl.concat([log.head(200), newer.head(100)]).with_columns(
+        timestamp=pl.col("timestamp") + 2_000
+    )
     newest.write_parquet(more / "interactions" / "B.parquet", row_group_size=30)
     assert appended(more, one, many, domains=("B",), k_core=3)["version"] == 3
-    assert appended(more, one, many, domains=("B",), k_core=3)["version"] == 3  # again: nothing to do
+    assert (
+        appended(more, one, many, domains=("B",), k_core=3)["version"] == 3
+    )  # again: nothing to do
     newest.head(50).write_parquet(more / "interactions" / "B.parquet")
     assert appended(more, one, many, domains=("B",))["version"] == 3  # all of it is there
     newest.head(50).with_columns(timestamp=9_000).write_parquet(more / "interactions" / "B.parquet")
     assert appended(more, one, many, domains=("B",))["version"] == 4
-    assert [len(commit.metadata["interactions"]) for commit in Corpus.open(many.uri).commits] == [32, 8, 4, 2, 1]  # the last one of several blocks
+    assert [len(commit.metadata["interactions"]) for commit in Corpus.open(many.uri).commits] == [
+        32,
+        8,
+        4,
+        2,
+        1,
+    ]  # the last one of several blocks
 
 
-def test_an_append_on_ray_that_is_overtaken_is_made_anew(tmp_path: Path, rough: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_append_on_ray_that_is_overtaken_is_made_anew(
+    tmp_path: Path, rough: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Text lands after the append has been compared with the version before it."""
     one, many = both(settings(rough), tmp_path)
-    more, prose, said, add = write_root(tmp_path / "more", shop(("D",), users=60, seed=3)), tmp_path / "prose.txt", list[str](), catalogue.add
+    more, prose, said, add = (
+        write_root(tmp_path / "more", shop(("D",), users=60, seed=3)),
+        tmp_path / "prose.txt",
+        list[str](),
+        catalogue.add,
+    )
     prose.write_text("word " * 400)
     append_text(str(prose), one.uri, print)
 
@@ -201,20 +287,34 @@ def test_an_append_on_ray_that_is_overtaken_is_made_anew(tmp_path: Path, rough: 
 
     of_one = append(settings(more, domains=("D",), held_out=(), **IN_ONE), 0, one.uri, print)
     monkeypatch.setattr(catalogue, "add", slow)
-    same(of_one, append(settings(more, domains=("D",), held_out=(), **ON_RAY), 0, many.uri, said.append))
+    same(
+        of_one,
+        append(settings(more, domains=("D",), held_out=(), **ON_RAY), 0, many.uri, said.append),
+    )
     assert any("the append is made anew" in line for line in said)
 
 
-def test_few_interactions_whose_users_have_many_are_appended_on_ray(tmp_path: Path, rough: Path) -> None:
+def test_few_interactions_whose_users_have_many_are_appended_on_ray(
+    tmp_path: Path, rough: Path
+) -> None:
     one = build(settings(rough, **IN_ONE), 0, str(tmp_path / "one"), print)
-    rows: list[Row] = [(f"u{user}", f"D{item}", item) for user in range(40) for item in range(user % 3, 10, 2)]
+    rows: list[Row] = [
+        (f"u{user}", f"D{item}", item) for user in range(40) for item in range(user % 3, 10, 2)
+    ]
     more, came, grown, on_ray = write_root(tmp_path / "more", {"D": rows}), len(rows), [], []
-    behind = kept.count_of_users(one, pl.Series([f"u{user}" for user in range(40)]))
+    behind = stored_interactions.count_of_users(one, pl.Series([f"u{user}" for user in range(40)]))
     assert behind > 2 * came
     for above in (came + behind, came + behind - 1):
         shutil.copytree(one.uri, tmp_path / str(above))
         said: list[str] = []
-        grown.append(append(settings(more, domains=("D",), held_out=(), distribute_above=above), 0, str(tmp_path / str(above)), said.append))
+        grown.append(
+            append(
+                settings(more, domains=("D",), held_out=(), distribute_above=above),
+                0,
+                str(tmp_path / str(above)),
+                said.append,
+            )
+        )
         on_ray.append(any("building on Ray" in line for line in said))
     assert on_ray == [False, True]
     same(*grown)
@@ -222,7 +322,13 @@ def test_few_interactions_whose_users_have_many_are_appended_on_ray(tmp_path: Pa
 
 def test_both_ways_refuse_an_append_alike(tmp_path: Path, rough: Path) -> None:
     one, many = both(settings(rough), tmp_path)
-    more = write_root(tmp_path / "more", {"D": [("u1", "D1", 1), ("u2", "D2", 1), ("u2", "D1", 2)], **shop(("E",), users=10, items=11)})
+    more = write_root(
+        tmp_path / "more",
+        {
+            "D": [("u1", "D1", 1), ("u2", "D2", 1), ("u2", "D1", 2)],
+            **shop(("E",), users=10, items=11),
+        },
+    )
     part = more / "interactions" / "E.parquet"
 
     def refused(**changes: object) -> str:
@@ -231,13 +337,20 @@ def test_both_ways_refuse_an_append_alike(tmp_path: Path, rough: Path) -> None:
             before = files(corpus)
             with pytest.raises(DataError) as caught:
                 append(settings(more, **({"held_out": ()} | way | changes)), 0, corpus.uri, print)
-            assert {name for name in files(corpus).keys() - before.keys() if not name.startswith("items/")} == set()
+            assert {
+                name
+                for name in files(corpus).keys() - before.keys()
+                if not name.startswith("items/")
+            } == set()
             assert Corpus.open(corpus.uri).version == 0
             messages.append(str(caught.value))
         assert messages[0] == messages[1]
         return messages[0]
 
-    assert "the 3-core of 3 interactions is empty; the largest data.k_core that leaves data is 1, and a corpus keeps" in refused(domains=("D",))
+    assert (
+        "the 3-core of 3 interactions is empty; the largest data.k_core that leaves data is 1, and a corpus keeps"
+        in refused(domains=("D",))
+    )
     assert "in this corpus held out" in refused(domains=("C", "E"))
     assert "3 are left, 4 negatives are wanted" in refused(domains=("E",))
     pl.read_parquet(part).with_columns(item_id=pl.lit("?")).write_parquet(part)
@@ -245,10 +358,14 @@ def test_both_ways_refuse_an_append_alike(tmp_path: Path, rough: Path) -> None:
     part.write_bytes(b"")
     assert "empty (0 bytes)" in refused(domains=("E",))
     write_root(tmp_path / "more", {"F": [("u0", "F0", -1)]})
-    assert "it holds no interaction that can be used" in refused(domains=("F",), max_quarantined=1.0)
+    assert "it holds no interaction that can be used" in refused(
+        domains=("F",), max_quarantined=1.0
+    )
 
 
-def test_a_worker_that_is_killed_costs_time_only(tmp_path: Path, rough: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_is_killed_costs_time_only(
+    tmp_path: Path, rough: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The process of a task dies, once in each step; also of an append."""
     more = write_root(tmp_path / "more", shop(("D",), users=60, seed=3))
     one = build(settings(rough, **IN_ONE), 0, str(tmp_path / "one"), print)
@@ -265,7 +382,9 @@ def test_a_worker_that_is_killed_costs_time_only(tmp_path: Path, rough: Path, mo
 
         return task
 
-    def once_between(name: str, function: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+    def once_between(
+        name: str, function: Callable[..., Iterator[Any]]
+    ) -> Callable[..., Iterator[Any]]:
         """After it has told of a block, before it gives its rows."""
 
         def task(*arguments: Any) -> Iterator[Any]:
@@ -277,12 +396,22 @@ def test_a_worker_that_is_killed_costs_time_only(tmp_path: Path, rough: Path, mo
 
         return task
 
-    monkeypatch.setattr(spread, "_piece", once_between("piece", spread._piece))
-    of_samples, of_files = samples._samples, samples._write
-    for module, name in ((spread, "_once"), (core, "_round"), (spread, "_block"), (grow, "_old"), (growing, "compared")):
+    monkeypatch.setattr(prepare, "_piece", once_between("piece", prepare._piece))
+    of_samples, of_files = make_samples._samples, make_samples._write
+    for module, name in (
+        (prepare, "_once"),
+        (kcore, "_round"),
+        (prepare, "_block"),
+        (ray_append, "_old"),
+        (growing, "compared"),
+    ):
         monkeypatch.setattr(module, name, once(f"{module.__name__}.{name}", getattr(module, name)))
-    monkeypatch.setattr(samples, "_samples", lambda *arguments: once("samples", of_samples(*arguments)))
-    monkeypatch.setattr(samples, "_write", lambda *arguments: once("files", of_files(*arguments)))
+    monkeypatch.setattr(
+        make_samples, "_samples", lambda *arguments: once("samples", of_samples(*arguments))
+    )
+    monkeypatch.setattr(
+        make_samples, "_write", lambda *arguments: once("files", of_files(*arguments))
+    )
     many = build(settings(rough, **ON_RAY), 0, str(tmp_path / "many"), print)
     append(settings(more, domains=("D",), held_out=(), **ON_RAY), 0, many.uri, print)
     assert len(list(marks.iterdir())) == 8
@@ -297,7 +426,10 @@ def test_both_ways_refuse_alike(tmp_path: Path, rough: Path) -> None:
     def refused(**changes: object) -> str:
         messages = []
         for way in (IN_ONE, ON_RAY):
-            with pytest.raises(DataError) as caught, chosen(settings(rough, **way, **changes), print) as chosen_way:
+            with (
+                pytest.raises(DataError) as caught,
+                chosen(settings(rough, **way, **changes), print) as chosen_way,
+            ):
                 chosen_way.gather(settings(rough, **way, **changes), print)
             messages.append(str(caught.value))
         assert messages[0] == messages[1]
@@ -317,7 +449,13 @@ def test_both_ways_refuse_alike(tmp_path: Path, rough: Path) -> None:
 
 
 def test_the_way_is_chosen_by_footers_and_sizes(rough: Path) -> None:
-    rows = sum(pl.scan_parquet(rough / "interactions" / f"{domain}.parquet").select(pl.len()).collect().item() for domain in ("A", "B", "C"))
+    rows = sum(
+        pl.scan_parquet(rough / "interactions" / f"{domain}.parquet")
+        .select(pl.len())
+        .collect()
+        .item()
+        for domain in ("A", "B", "C")
+    )
     for above, on_ray in ((rows, False), (rows - 1, True)):
         with chosen(settings(rough, distribute_above=above), print) as way:
-            assert (way.gather is spread.gather) == on_ray
+            assert (way.gather is prepare.gather) == on_ray

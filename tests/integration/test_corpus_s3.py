@@ -10,8 +10,8 @@ import pytest
 from cluster import storage
 from cluster.errors import CorpusError
 from corpus.build import build
-from corpus.sources import files, lines, pieces
-from corpus.table import Corpus, read_rows
+from corpus.ingest.sources import file_splits, files, lines
+from corpus.store.tables import Corpus, read_rows
 from tests.unit.corpus.worlds import settings, shop, write_root
 
 DOMAINS = ("A", "B", "C")
@@ -24,14 +24,20 @@ def test_the_same_corpus_as_on_a_disk(s3: str, tmp_path: Path) -> None:
     said: list[str] = []
     remote = build(settings(f"{s3}/root"), 0, f"{s3}/corpora/one", said.append)
     assert said[-1].startswith(f"committed corpus version 0 at {s3}/corpora/one")
-    names = [[file.part.path.removeprefix(corpus.uri) for file in corpus.commits[0].files] for corpus in (local, remote)]
+    names = [
+        [file.part.path.removeprefix(corpus.uri) for file in corpus.commits[0].files]
+        for corpus in (local, remote)
+    ]
     assert names[0] == names[1]
     assert remote.titles() == local.titles()
     assert remote.statistics() == local.statistics()
     stream = remote.streams()[0]
     assert stream.files[0].path.startswith("s3://")
     assert read_rows(stream, 3, 50).equals(read_rows(local.streams()[0], 3, 50))
-    assert storage.read_text(f"{s3}/corpora/one/statistics.json") == Path(local.uri, "statistics.json").read_text()
+    assert (
+        storage.read_text(f"{s3}/corpora/one/statistics.json")
+        == Path(local.uri, "statistics.json").read_text()
+    )
 
     build(settings(f"{s3}/root"), 0, f"{s3}/corpora/one", said.append)
     assert "exists already" in said[-1]
@@ -44,25 +50,34 @@ def test_the_same_corpus_on_ray(s3: str, tmp_path: Path) -> None:
     storage.upload(root, f"{s3}/root")
     one = build(settings(root), 0, str(tmp_path / "one"), print)
     many = build(settings(f"{s3}/root", distribute_above=0), 0, f"{s3}/many", print)
-    names = [[file.part.path.removeprefix(corpus.uri) for file in corpus.commits[0].files] for corpus in (one, many)]  # told by their content
+    names = [
+        [file.part.path.removeprefix(corpus.uri) for file in corpus.commits[0].files]
+        for corpus in (one, many)
+    ]  # told by their content
     assert names[0] == names[1]
     assert one.statistics() == many.statistics()
 
 
 def test_lines_of_an_object_store(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Plain ones in pieces by bytes, packed ones from their beginning, both in many blocks."""
-    monkeypatch.setattr(pieces, "SPAN", 3_000)
+    monkeypatch.setattr(file_splits, "SPAN", 3_000)
     monkeypatch.setattr(lines, "BYTES", 1_000)
     rows = [{"u": f"u{number}", "i": "item", "t": number} for number in range(600)]
     content = "".join(json.dumps(row) + "\n" for row in rows).encode()
     storage.write_bytes(f"{s3}/lines/A.json", content)
     storage.write_bytes(f"{s3}/lines/A.json.gz", gzip.compress(content))
-    cut = pieces.cut(f"{s3}/lines/A.json")
+    cut = file_splits.cut(f"{s3}/lines/A.json")
     assert len(cut) == -(-len(content) // 3_000)
-    for chosen in (cut, pieces.cut(f"{s3}/lines/A.json.gz")):
-        read = [block.table for piece in chosen for block in files.blocks(piece, {"user_id": "u", "item_id": "i", "timestamp": "t"}, 1)]
+    for chosen in (cut, file_splits.cut(f"{s3}/lines/A.json.gz")):
+        read = [
+            block.table
+            for piece in chosen
+            for block in files.blocks(piece, {"user_id": "u", "item_id": "i", "timestamp": "t"}, 1)
+        ]
         assert len(read) > 10
-        assert [tuple(row.values()) for table in read for row in table.to_pylist()] == [tuple(row.values()) for row in rows]
+        assert [tuple(row.values()) for table in read for row in table.to_pylist()] == [
+            tuple(row.values()) for row in rows
+        ]
 
 
 def test_what_is_not_there(s3: str) -> None:

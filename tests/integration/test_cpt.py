@@ -11,17 +11,19 @@ import pytest
 from peft import AutoPeftModelForCausalLM
 
 from cluster.storage import join, names, read_bytes, read_text
-from corpus.text import read
+from corpus.sampling.replay_text import read
+from cprec.config.cli import load
 from cprec.evaluate.perplexity import perplexity
-from cprec.figures import perplexities
 from cprec.model import adapter, backbone
-from cprec.registry import Registry
-from cprec.resolve import load
+from cprec.runs import checkpoint
 from cprec.schedule.plan import Plan
-from cprec.train import checkpoint
+from cprec.tracking.figures import perplexities
+from cprec.tracking.registry import Registry
 from tests.integration import jobs
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # PEFT asks transformers under a name of the past
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.is_gradient_checkpointing:FutureWarning"
+)  # PEFT asks transformers under a name of the past
 
 
 def plan(folder: Path) -> Plan:
@@ -30,13 +32,17 @@ def plan(folder: Path) -> Plan:
 
 def test_every_step_has_the_rate_phase_and_sources_of_the_plan(whole: Path) -> None:
     trace, planned = jobs.lines(whole / "trace.jsonl"), plan(whole)
-    assert [row["samples"] for row in trace[1:]] == [row["samples"] + row["batch_samples"] for row in trace[:-1]]
+    assert [row["samples"] for row in trace[1:]] == [
+        row["samples"] + row["batch_samples"] for row in trace[:-1]
+    ]
     assert [row["step"] for row in trace] == list(range(len(trace)))
     for row in trace:
         assert row["lr"] == planned.wsa.rate(row["samples"])
         assert row["phase"] == planned.wsa.phase(row["samples"])
         counts: dict[str, int] = {}
-        for (source, _), n in planned.counts(row["samples"], row["samples"] + row["batch_samples"]).items():
+        for (source, _), n in planned.counts(
+            row["samples"], row["samples"] + row["batch_samples"]
+        ).items():
             counts[source] = counts.get(source, 0) + n
         assert row["sources"] == counts
         assert all(s == "mixed" for s in row["sources"]) == (row["phase"] == "annealing")
@@ -49,7 +55,11 @@ def test_the_audit_is_clean_and_the_events_tell_the_story(whole: Path) -> None:
     changes = [(e["from"], e["to"]) for e in events if e["event"] == "phase_changed"]
     assert changes == [("warmup", "stable"), ("stable", "annealing"), ("annealing", "done")]
     assert next(e["samples"] for e in events if e["event"] == "perplexity_measured") == 0
-    assert [events[0]["event"], events[1]["event"], events[-1]["event"]] == ["run_started", "corpus_version_adopted", "run_finished"]
+    assert [events[0]["event"], events[1]["event"], events[-1]["event"]] == [
+        "run_started",
+        "corpus_version_adopted",
+        "run_finished",
+    ]
     assert "report.html" in {p.name for p in whole.iterdir()}
 
 
@@ -65,16 +75,24 @@ def test_text_is_replayed_up_to_s_and_audited(whole: Path) -> None:
 
 def test_perplexity_is_measured_before_at_checkpoints_and_after(whole: Path, place: Path) -> None:
     measured = perplexities(jobs.lines(whole / "events.jsonl"))
-    saved = [e["samples"] for e in jobs.lines(whole / "events.jsonl") if e["event"] == "checkpoint_saved"]
+    saved = [
+        e["samples"] for e in jobs.lines(whole / "events.jsonl") if e["event"] == "checkpoint_saved"
+    ]
     assert [samples for samples, _ in measured] == [0, *saved]
     assert len({value for _, value in measured}) == len(measured)
     recipe = load(str(place / "recipe.yaml"))
-    base = recipe.storage + "/bases/" + next(p.name for p in Path(recipe.storage, "bases").iterdir())
+    base = (
+        recipe.storage + "/bases/" + next(p.name for p in Path(recipe.storage, "bases").iterdir())
+    )
     network, tokenizer = backbone.load(base, None, "fp32")
     text = read("jobs/recipes/demo.txt", "evaluate.text")
-    assert perplexity(network, tokenizer, text, recipe.model.max_tokens) == pytest.approx(measured[0][1], rel=1e-4)
+    assert perplexity(network, tokenizer, text, recipe.model.max_tokens) == pytest.approx(
+        measured[0][1], rel=1e-4
+    )
     last = adapter.load(network, max((whole / "checkpoints").iterdir()) / "adapter")
-    assert perplexity(last, tokenizer, text, recipe.model.max_tokens) == pytest.approx(measured[-1][1], rel=1e-4)
+    assert perplexity(last, tokenizer, text, recipe.model.max_tokens) == pytest.approx(
+        measured[-1][1], rel=1e-4
+    )
     assert "perplexity of the text: " in (whole / "report.html").read_text()
     assert "perplexity of text" in (whole / "schedule.svg").read_text()
     registry = Registry.of(recipe)
@@ -84,7 +102,9 @@ def test_perplexity_is_measured_before_at_checkpoints_and_after(whole: Path, pla
 
 
 def test_the_adapter_loads_with_peft(whole: Path) -> None:
-    model = AutoPeftModelForCausalLM.from_pretrained(max((whole / "checkpoints").iterdir()) / "adapter")
+    model = AutoPeftModelForCausalLM.from_pretrained(
+        max((whole / "checkpoints").iterdir()) / "adapter"
+    )
     adapter = {name: p for name, p in model.named_parameters() if "lora_B" in name}
     assert adapter
     assert any(bool(p.abs().max() > 0) for p in adapter.values())
@@ -100,7 +120,9 @@ def test_the_registered_version_knows_where_it_comes_from(whole: Path, place: Pa
     assert registry.alias("candidate") is not None
     run = registry.client.get_run(str(version.run_id))
     assert run.info.status == "FINISHED"
-    assert {"report.html", "schedule.svg", "audit.json"} <= {artifact.path for artifact in registry.client.list_artifacts(run.info.run_id)}
+    assert {"report.html", "schedule.svg", "audit.json"} <= {
+        artifact.path for artifact in registry.client.list_artifacts(run.info.run_id)
+    }
     assert "loss" in run.data.metrics
 
 
@@ -114,10 +136,33 @@ def test_a_finished_run_started_again_does_no_harm(whole: Path, place: Path) -> 
 def test_another_recipe_or_corpus_for_the_same_run_is_refused(
     whole: Path, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changed = jobs.refused("cpt", place / "recipe.yaml", "--schedule.lr_max", "2e-3", capsys=capsys, monkeypatch=monkeypatch)
+    changed = jobs.refused(
+        "cpt",
+        place / "recipe.yaml",
+        "--schedule.lr_max",
+        "2e-3",
+        capsys=capsys,
+        monkeypatch=monkeypatch,
+    )
     assert "schedule.lr_max: 0.001 -> 0.002" in changed
-    jobs.run("build_corpus", place / "recipe.yaml", "--corpus", place / "other", "--data.root", place / "others", "--simulate.users", "80")
-    other = jobs.refused("cpt", place / "recipe.yaml", "--corpus", place / "other", capsys=capsys, monkeypatch=monkeypatch)
+    jobs.run(
+        "build_corpus",
+        place / "recipe.yaml",
+        "--corpus",
+        place / "other",
+        "--data.root",
+        place / "others",
+        "--simulate.users",
+        "80",
+    )
+    other = jobs.refused(
+        "cpt",
+        place / "recipe.yaml",
+        "--corpus",
+        place / "other",
+        capsys=capsys,
+        monkeypatch=monkeypatch,
+    )
     assert "the run small is on" in other
 
 
@@ -125,16 +170,36 @@ def test_another_recipe_or_corpus_for_the_same_run_is_refused(
     ("job", "arguments", "message"),
     [
         ("cpt", ["--train.global_bach", "3"], "did you mean --train.global_batch?"),
-        ("cpt", ["--data.format", "root", "--data.root", "nowhere", "--corpus", "PLACE/none"], "no corpus here"),
+        (
+            "cpt",
+            ["--data.format", "root", "--data.root", "nowhere", "--corpus", "PLACE/none"],
+            "no corpus here",
+        ),
         ("cpt", ["--corpus-version", "7", "--run", "new"], "no version 7"),
-        ("cpt", ["--data.domains", "Garden,Zoo", "--run", "zoo"], "no training samples of domain Zoo"),
+        (
+            "cpt",
+            ["--data.domains", "Garden,Zoo", "--run", "zoo"],
+            "no training samples of domain Zoo",
+        ),
         ("cpt", ["--model.base", "./nowhere", "--run", "base"], "no config.json in"),
-        ("cpt", ["--evaluate.text", "nowhere.txt", "--run", "mute"], "evaluate.text: nothing at nowhere.txt"),
+        (
+            "cpt",
+            ["--evaluate.text", "nowhere.txt", "--run", "mute"],
+            "evaluate.text: nothing at nowhere.txt",
+        ),
         ("append_domain", ["--text", "nowhere.txt"], "--text: nothing at nowhere.txt"),
         ("cpt", ["--corpus-version", "0", "--run", "bare"], "jobs/append_domain.py --text"),
         ("cpt", ["--run", "../x"], "run: "),
-        ("cpt", ["--run", "on", "--continue-from", "PLACE/runs/small/checkpoints/000000000001-0"], "never completed"),
-        ("build_corpus", ["--data.format", "root", "--data.root", "nowhere", "--corpus", "PLACE/none"], "nowhere"),
+        (
+            "cpt",
+            ["--run", "on", "--continue-from", "PLACE/runs/small/checkpoints/000000000001-0"],
+            "never completed",
+        ),
+        (
+            "build_corpus",
+            ["--data.format", "root", "--data.root", "nowhere", "--corpus", "PLACE/none"],
+            "nowhere",
+        ),
         ("build_corpus", ["--data.k_core", "500", "--corpus", "PLACE/none"], "k_core"),
         ("control", ["hold"], "not under way"),
         ("control", ["--run", "nobody"], "no run nobody"),
@@ -144,18 +209,44 @@ def test_another_recipe_or_corpus_for_the_same_run_is_refused(
     ],
 )
 def test_wrong_input_is_one_message_and_exit_code_1(
-    whole: Path, place: Path, job: str, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    whole: Path,
+    place: Path,
+    job: str,
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     words = [a.replace("PLACE", str(place)) for a in arguments]
     positional, keys = ([words[0]], words[1:]) if words[0] in ("hold",) else ([], words)
-    assert message in jobs.refused(job, place / "recipe.yaml", *positional, *keys, capsys=capsys, monkeypatch=monkeypatch)
+    assert message in jobs.refused(
+        job, place / "recipe.yaml", *positional, *keys, capsys=capsys, monkeypatch=monkeypatch
+    )
 
 
-def test_corpus_and_storage_on_s3_where_samples_share_tokens(whole: Path, tmp_path: Path, s3: str) -> None:
+def test_corpus_and_storage_on_s3_where_samples_share_tokens(
+    whole: Path, tmp_path: Path, s3: str
+) -> None:
     """Under ZeRO 3, with both levers on: the audit counts samples as ever, the trace tells their tokens from those that were computed."""
-    data = {"format": "simulated", "domains": ["Garden", "Office", "Sports"], "held_out": ["Games"], "users_together": True}
-    train = {"global_batch": 32, "zero_stage": 3, "max_samples": 100, "targets_per_pass": 4, "shared_candidates": 8}
-    places = {"data.root": f"{s3}/shoppers", "corpus": f"{s3}/corpus", "storage": f"{s3}/runs", "mlflow.uri": f"sqlite:///{tmp_path}/s3.db"}
+    data = {
+        "format": "simulated",
+        "domains": ["Garden", "Office", "Sports"],
+        "held_out": ["Games"],
+        "users_together": True,
+    }
+    train = {
+        "global_batch": 32,
+        "zero_stage": 3,
+        "max_samples": 100,
+        "targets_per_pass": 4,
+        "shared_candidates": 8,
+    }
+    places = {
+        "data.root": f"{s3}/shoppers",
+        "corpus": f"{s3}/corpus",
+        "storage": f"{s3}/runs",
+        "mlflow.uri": f"sqlite:///{tmp_path}/s3.db",
+    }
     recipe = jobs.recipe(tmp_path, data=data, train=train)
     options = [part for key, value in places.items() for part in (f"--{key}", value)]
     done = jobs.run("cpt", recipe, *options, "--train.profile", "2", environment=dict(os.environ))
@@ -167,7 +258,9 @@ def test_corpus_and_storage_on_s3_where_samples_share_tokens(whole: Path, tmp_pa
     profiled = json.loads(gzip.decompress(read_bytes(join(run, "profile", "0.json.gz"))))
     assert {event["name"] for event in profiled["traceEvents"] if "name" in event} >= {"aten::mm"}
     shared = [json.loads(line) for line in read_text(join(run, "trace.jsonl")).splitlines()]
-    assert sum(row["computed_tokens"] for row in shared) < 0.7 * sum(row["tokens"] for row in shared)
+    assert sum(row["computed_tokens"] for row in shared) < 0.7 * sum(
+        row["tokens"] for row in shared
+    )
     assert all(row["computed_tokens"] == row["tokens"] for row in jobs.lines(whole / "trace.jsonl"))
     [version] = Registry.of(load(str(recipe), places)).versions()
     assert version.tags["inexact"] == "train.targets_per_pass 4, train.shared_candidates 8"
@@ -179,12 +272,21 @@ def failures(folder: Path) -> list[str]:
 
 def test_a_run_that_diverges_ends_at_once(place: Path) -> None:
     folder = place / "runs" / "wild"
-    err = jobs.run("cpt", place / "recipe.yaml", "--run", "wild", "--schedule.lr_max", "1e30", code=2).stderr
+    err = jobs.run(
+        "cpt", place / "recipe.yaml", "--run", "wild", "--schedule.lr_max", "1e30", code=2
+    ).stderr
     [because] = failures(folder)
     assert "lower schedule.lr_max" in because
-    assert err.splitlines()[-1] == f"fault: Diverged: {because}; the same command goes on from the last checkpoint"
+    assert (
+        err.splitlines()[-1]
+        == f"fault: Diverged: {because}; the same command goes on from the last checkpoint"
+    )
     # Each group of workers would have measured it anew.
-    assert [e["samples"] for e in jobs.lines(folder / "events.jsonl") if e["event"] == "perplexity_measured"] == [0]
+    assert [
+        e["samples"]
+        for e in jobs.lines(folder / "events.jsonl")
+        if e["event"] == "perplexity_measured"
+    ] == [0]
     assert json.loads((folder / "status.json").read_text())["state"] == "ended"
 
 
@@ -192,7 +294,9 @@ def test_what_a_worker_cannot_load_is_told_once(whole: Path, place: Path) -> Non
     folder, base = place / "runs" / "weightless", place / "weightless"
     shutil.copytree(next((place / "runs" / "bases").iterdir()), base)
     (base / "model.safetensors").unlink()
-    err = jobs.run("cpt", place / "recipe.yaml", "--run", "weightless", "--model.base", base, code=1).stderr
+    err = jobs.run(
+        "cpt", place / "recipe.yaml", "--run", "weightless", "--model.base", base, code=1
+    ).stderr
     [because] = failures(folder)
     assert because.startswith(f"model.base: {base} does not load")
     assert err == f"error: {because}\n"

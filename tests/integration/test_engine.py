@@ -30,31 +30,56 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
             "tests/integration/engine_worker.py",
             str(folder),
         ]
-        environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'platform'}"}
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500, check=False)
+        environment = {
+            **os.environ,
+            "DS_ACCELERATOR": "cpu",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": f"{ROOT}:{ROOT / 'platform'}",
+        }
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=500,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr[-3000:]
     return {world: json.loads((folder / f"seen-{world}.json").read_text()) for world in (1, 2)}
 
 
-@pytest.mark.parametrize(("world", "stage"), [(1, 0), (1, 1), (1, 2), (1, 3), (2, 0), (2, 2), (2, 3)])
+@pytest.mark.parametrize(
+    ("world", "stage"), [(1, 0), (1, 1), (1, 2), (1, 3), (2, 0), (2, 2), (2, 3)]
+)
 def test_losses_are_those_of_plain_pytorch(seen: dict[int, Any], world: int, stage: int) -> None:
     assert seen[world][f"lora-{stage}"]["whole"] == pytest.approx(seen[1]["plain"], abs=1e-5)
 
 
 @pytest.mark.parametrize("world", [1, 2])
 @pytest.mark.parametrize("stage", range(4))
-def test_a_measured_loss_is_that_of_plain_pytorch_in_evaluation_mode(seen: dict[int, Any], world: int, stage: int) -> None:
+def test_a_measured_loss_is_that_of_plain_pytorch_in_evaluation_mode(
+    seen: dict[int, Any], world: int, stage: int
+) -> None:
     assert seen[world][f"lora-{stage}"]["text"] == pytest.approx(seen[1]["plain_text"], rel=1e-6)
 
 
 @pytest.mark.parametrize(("kind", "stage"), CASES)
-def test_a_resumed_run_that_measures_is_bitwise_the_uninterrupted_one_that_does_not(seen: dict[int, Any], kind: str, stage: int) -> None:
+def test_a_resumed_run_that_measures_is_bitwise_the_uninterrupted_one_that_does_not(
+    seen: dict[int, Any], kind: str, stage: int
+) -> None:
     case = seen[2][f"{kind}-{stage}"]
     assert case["resumed"] == case["whole"][2:]
     assert case["bitwise"]
-    assert case["twice"][0] == case["twice"][1] != case["text"]  # no dropout, and the model has learned
+    assert (
+        case["twice"][0] == case["twice"][1] != case["text"]
+    )  # no dropout, and the model has learned
 
 
 @pytest.mark.parametrize(("kind", "stage"), WITHOUT_DROPOUT)
-def test_another_number_of_workers_goes_on_with_the_same_losses(seen: dict[int, Any], kind: str, stage: int) -> None:
-    assert seen[1][f"{kind}-{stage}"]["resumed"] == pytest.approx(seen[2][f"{kind}-{stage}"]["whole"][2:], abs=1e-4)
+def test_another_number_of_workers_goes_on_with_the_same_losses(
+    seen: dict[int, Any], kind: str, stage: int
+) -> None:
+    assert seen[1][f"{kind}-{stage}"]["resumed"] == pytest.approx(
+        seen[2][f"{kind}-{stage}"]["whole"][2:], abs=1e-4
+    )

@@ -18,12 +18,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cprec import promotion
+from cprec.config.cli import load, to_yaml
+from cprec.config.recipe import Recipe
 from cprec.evaluate.significance import paired
-from cprec.recipe import Recipe
-from cprec.registry import Registry
-from cprec.resolve import load, to_yaml
-from cprec.train import checkpoint
+from cprec.runs import checkpoint
+from cprec.tracking.registry import Registry
+from cprec.workflows import promote
 from tests.integration import jobs
 
 SEEDS = 3
@@ -35,10 +35,16 @@ RATES = {"cprec": 1e-3, "llara": 1e-2}
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     """The demo's, with 200 samples of its held-out domain to fine-tune on."""
     place = tmp_path_factory.mktemp("few")
-    places = {"storage": f"{place}/runs", "corpus": f"{place}/corpus", "data.root": f"{place}/shoppers"}
+    places = {
+        "storage": f"{place}/runs",
+        "corpus": f"{place}/corpus",
+        "data.root": f"{place}/shoppers",
+    }
     demo = load(str(jobs.ROOT / "jobs" / "recipes" / "demo.yaml"), places)
     changes = {
-        "finetune": demo.finetune.model_copy(update={"max_samples": 200, "validation_users": 60, "epochs": 3}),
+        "finetune": demo.finetune.model_copy(
+            update={"max_samples": 200, "validation_users": 60, "epochs": 3}
+        ),
         "evaluate": demo.evaluate.model_copy(update={"max_users": 150}),
     }
     return demo.model_copy(update=changes)
@@ -49,9 +55,28 @@ def trained(recipe: Recipe) -> dict[str, Any]:
     """What tests.integration.few_worker prints."""
     path = Path(recipe.storage).parent / "recipe.yaml"
     path.write_text(to_yaml(recipe))
-    command = [sys.executable, "-m", "tests.integration.few_worker", str(path), str(SEEDS), *map(str, RATES.values())]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{jobs.ROOT}:{jobs.ROOT / 'platform'}"}
-    done = subprocess.run(command, cwd=jobs.ROOT, env=environment, capture_output=True, text=True, timeout=900, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "tests.integration.few_worker",
+        str(path),
+        str(SEEDS),
+        *map(str, RATES.values()),
+    ]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": f"{jobs.ROOT}:{jobs.ROOT / 'platform'}",
+    }
+    done = subprocess.run(
+        command,
+        cwd=jobs.ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -69,18 +94,22 @@ def test_pre_training_helps_where_interactions_are_few(trained: dict[str, Any], 
 
 
 @pytest.mark.usefixtures("one_cluster")
-def test_the_gate_refuses_a_sabotaged_candidate_and_the_way_back_restores(trained: dict[str, Any], recipe: Recipe, tmp_path: Path) -> None:
+def test_the_gate_refuses_a_sabotaged_candidate_and_the_way_back_restores(
+    trained: dict[str, Any], recipe: Recipe, tmp_path: Path
+) -> None:
     registry = Registry.of(recipe)
     run = registry.start(f"{recipe.storage}/{recipe.run}", recipe.run)
     good = registry.register(trained["checkpoint"], {"base": trained["base"]}, run)
-    assert promotion.promote(recipe, registry, print)[1].promote
-    bad = registry.register(sabotaged(trained["checkpoint"], tmp_path), {"base": trained["base"]}, run)
+    assert promote.promote(recipe, registry, print)[1].promote
+    bad = registry.register(
+        sabotaged(trained["checkpoint"], tmp_path), {"base": trained["base"]}, run
+    )
     registry.point("candidate", bad)
-    number, decision = promotion.promote(recipe, registry, print)
+    number, decision = promote.promote(recipe, registry, print)
     assert (number, decision.promote) == (bad, False)
     assert "worse at the level" in decision.reason
-    promotion.crown(registry, bad)  # by hand, against the gate's advice
-    assert promotion.roll_back(registry)[0] == good
+    promote.crown(registry, bad)  # by hand, against the gate's advice
+    assert promote.roll_back(registry)[0] == good
     champion = registry.alias("champion")
     assert champion is not None
     assert champion.number == good
@@ -91,7 +120,11 @@ def sabotaged(uri: str, place: Path) -> str:
     shutil.copytree(Path(uri) / checkpoint.ADAPTER, place / "files" / checkpoint.ADAPTER)
     file = place / "files" / checkpoint.ADAPTER / "adapter_model.safetensors"
     torch.manual_seed(0)
-    save_file({name: w * torch.randn_like(w).sign() for name, w in load_file(file).items()}, file, metadata={"format": "pt"})
+    save_file(
+        {name: w * torch.randn_like(w).sign() for name, w in load_file(file).items()},
+        file,
+        metadata={"format": "pt"},
+    )
     copy = checkpoint.uri_of(f"{place}/runs/sabotaged", checkpoint.Name(1, 0))
     checkpoint.commit(place / "files", copy, checkpoint.ledger(uri))
     return copy

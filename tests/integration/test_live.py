@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from cluster.errors import RunError
-from corpus import simulate
-from corpus.table import Corpus
-from cprec.registry import Registry
-from cprec.resolve import load
+from corpus.ingest import simulate
+from corpus.store.tables import Corpus
+from cprec.config.cli import load
+from cprec.runs import checkpoint, control_channel
 from cprec.schedule.ledger import Ledger
 from cprec.schedule.plan import Plan
-from cprec.train import checkpoint, mailbox
+from cprec.tracking.registry import Registry
 from tests.integration import jobs
 
 
@@ -23,7 +23,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Behaviours of five domains, a corpus of two of them, and a recipe that knows those two."""
     place = tmp_path_factory.mktemp("live")
     everything = ["Garden", "Office", "Sports", "Music"]
-    recipe = jobs.recipe(place, data={"root": f"{place}/shoppers", "format": "simulated", "domains": everything, "held_out": ["Games"]})
+    recipe = jobs.recipe(
+        place,
+        data={
+            "root": f"{place}/shoppers",
+            "format": "simulated",
+            "domains": everything,
+            "held_out": ["Games"],
+        },
+    )
     settled = load(str(recipe))
     simulate.write(settled.data, settled.simulate, settled.seed)
     jobs.recipe(
@@ -41,12 +49,18 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def state(folder: Path) -> dict[str, Any]:
     where = folder / "status.json"
-    values: dict[str, Any] = json.loads(where.read_text()) if where.exists() else {"state": "none", "samples": 0, "time": 0}
+    values: dict[str, Any] = (
+        json.loads(where.read_text())
+        if where.exists()
+        else {"state": "none", "samples": 0, "time": 0}
+    )
     return values
 
 
 def saved(folder: Path) -> list[int]:
-    return sorted(int(p.parent.name.split("-")[0]) for p in folder.glob("checkpoints/*/manifest.json"))
+    return sorted(
+        int(p.parent.name.split("-")[0]) for p in folder.glob("checkpoints/*/manifest.json")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -65,15 +79,28 @@ def trunk(place: Path) -> Path:
     second = jobs.start("cpt", recipe, "--schedule.hold_open", "true", "--workers", "1")
 
     def went_on() -> bool:
-        return len(saved(folder)) > before or (state(folder)["state"] == "waiting" and state(folder)["time"] > time.time() - 5)
+        return len(saved(folder)) > before or (
+            state(folder)["state"] == "waiting" and state(folder)["time"] > time.time() - 5
+        )
 
     jobs.kill_when(second, went_on, whole_cluster=True)
 
     third = jobs.start("cpt", recipe, "--schedule.hold_open", "true", "--workers", "3")
-    jobs.wait_for(third, lambda: state(folder)["state"] in ("training", "waiting") and state(folder)["owner"]["pid"] == third.pid)
-    with pytest.raises(RunError, match=f"is being trained by process {third.pid}"), mailbox.claim(str(folder), "trunk"):
+    jobs.wait_for(
+        third,
+        lambda: (
+            state(folder)["state"] in ("training", "waiting")
+            and state(folder)["owner"]["pid"] == third.pid
+        ),
+    )
+    with (
+        pytest.raises(RunError, match=f"is being trained by process {third.pid}"),
+        control_channel.claim(str(folder), "trunk"),
+    ):
         pass
-    assert "anneals when its stable phase is trained" in jobs.run("control", recipe, "release").stdout
+    assert (
+        "anneals when its stable phase is trained" in jobs.run("control", recipe, "release").stdout
+    )
     _, err = third.communicate(timeout=jobs.LIMIT_S)
     assert third.returncode == 0, err
     return folder
@@ -93,16 +120,26 @@ def test_every_sample_of_every_version_is_trained_once(trunk: Path, place: Path)
 def test_the_trace_is_the_plans_whoever_trained_it(trunk: Path) -> None:
     plan = Plan.from_json(json.loads((trunk / "plan.json").read_text())["plan"])
     trace = jobs.lines(trunk / "trace.jsonl")
-    assert [p for row in trace for p in range(row["samples"], row["samples"] + row["batch_samples"])] == list(range(plan.samples))
+    assert [
+        p for row in trace for p in range(row["samples"], row["samples"] + row["batch_samples"])
+    ] == list(range(plan.samples))
     assert [row["lr"] for row in trace] == [plan.wsa.rate(row["samples"]) for row in trace]
     assert [row["phase"] for row in trace] == [plan.wsa.phase(row["samples"]) for row in trace]
     joined = plan.eras[1].start
-    assert all(row["lr"] == plan.wsa.lr_max for row in trace if joined <= row["samples"] < plan.wsa.stable_end)
-    assert {e["workers"] for e in jobs.lines(trunk / "events.jsonl") if e["event"] == "resumed"} == {1, 3}
+    assert all(
+        row["lr"] == plan.wsa.lr_max
+        for row in trace
+        if joined <= row["samples"] < plan.wsa.stable_end
+    )
+    assert {
+        e["workers"] for e in jobs.lines(trunk / "events.jsonl") if e["event"] == "resumed"
+    } == {1, 3}
 
 
 def test_adoption_is_an_event_with_what_it_changed(trunk: Path) -> None:
-    first, second = (e for e in jobs.lines(trunk / "events.jsonl") if e["event"] == "corpus_version_adopted")
+    first, second = (
+        e for e in jobs.lines(trunk / "events.jsonl") if e["event"] == "corpus_version_adopted"
+    )
     assert (first["version"], second["version"]) == (0, 1)
     assert second["S"] > first["S"] == second["S_before"]
     assert "domain/Sports" in second["sources"]
@@ -111,11 +148,28 @@ def test_adoption_is_an_event_with_what_it_changed(trunk: Path) -> None:
 def test_what_is_appended_after_annealing_is_for_the_next_trunk(trunk: Path, place: Path) -> None:
     """A branch anneals a stable checkpoint; a new trunk goes on from it with all that it has not seen, and neither warms up again."""
     recipe = place / "recipe.yaml"
-    stable_end = Ledger.from_json(json.loads((max((trunk / "checkpoints").iterdir()) / "ledger.json").read_text())).plan.wsa.stable_end
-    source = next(p for p in sorted((trunk / "checkpoints").iterdir()) if int(p.name.split("-")[0]) == stable_end)
+    stable_end = Ledger.from_json(
+        json.loads((max((trunk / "checkpoints").iterdir()) / "ledger.json").read_text())
+    ).plan.wsa.stable_end
+    source = next(
+        p
+        for p in sorted((trunk / "checkpoints").iterdir())
+        if int(p.name.split("-")[0]) == stable_end
+    )
     jobs.run("append_domain", recipe, "--data.domains", "Music")
 
-    jobs.run("cpt", recipe, "--run", "next", "--continue-from", source, "--workers", "1", "--data.domains", "Garden,Office")
+    jobs.run(
+        "cpt",
+        recipe,
+        "--run",
+        "next",
+        "--continue-from",
+        source,
+        "--workers",
+        "1",
+        "--data.domains",
+        "Garden,Office",
+    )
     folder = place / "runs" / "next"
     audit = json.loads((folder / "audit.json").read_text())
     assert set(audit["sources"]) == {"domain/Music", "mixed"}
@@ -128,13 +182,24 @@ def test_what_is_appended_after_annealing_is_for_the_next_trunk(trunk: Path, pla
     branch = place / "runs" / f"trunk-anneal-{stable_end}"
     phases = [row["phase"] for row in jobs.lines(branch / "trace.jsonl")]
     assert set(phases) == {"annealing"}
-    [version] = [v for v in Registry.of(load(str(recipe))).versions() if v.tags["run"] == str(branch)]
+    [version] = [
+        v for v in Registry.of(load(str(recipe))).versions() if v.tags["run"] == str(branch)
+    ]
     assert version.tags["parent_checkpoint"] == str(source)
     final = checkpoint.ledger(str(max((branch / "checkpoints").iterdir())))
-    assert {p.source for p in final.plan.consumed(final.samples)} >= {"domain/Garden", "domain/Office", "domain/Sports", "mixed"}
+    assert {p.source for p in final.plan.consumed(final.samples)} >= {
+        "domain/Garden",
+        "domain/Office",
+        "domain/Sports",
+        "mixed",
+    }
 
 
-def test_annealed_checkpoints_do_not_go_on(trunk: Path, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_annealed_checkpoints_do_not_go_on(
+    trunk: Path, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     annealed = max((trunk / "checkpoints").iterdir())
     words = ["--run", "wrong", "--continue-from", str(annealed)]
-    assert "only stable checkpoints go on" in jobs.refused("cpt", place / "recipe.yaml", *words, capsys=capsys, monkeypatch=monkeypatch)
+    assert "only stable checkpoints go on" in jobs.refused(
+        "cpt", place / "recipe.yaml", *words, capsys=capsys, monkeypatch=monkeypatch
+    )

@@ -7,8 +7,8 @@ import pytest
 
 from cluster.errors import RecipeError, RunError
 from cluster.storage import read_text
-from cprec.recipe import Recipe
-from cprec.registry import Registry, Tracker
+from cprec.config.recipe import Recipe
+from cprec.tracking.registry import Registry, Tracker
 
 
 @pytest.fixture(scope="module")
@@ -22,14 +22,24 @@ def registry(storage: Path, model: str) -> Registry:
 
 def test_a_checkpoint_is_registered_once(storage: Path) -> None:
     models = registry(storage, "once")
-    first = models.register(f"{storage}/run/checkpoints/100-1", {"base": "tiny", "corpus_version": "0"})
-    again = registry(storage, "once").register(f"{storage}/run/checkpoints/100-1", {"base": "other"})
+    first = models.register(
+        f"{storage}/run/checkpoints/100-1", {"base": "tiny", "corpus_version": "0"}
+    )
+    again = registry(storage, "once").register(
+        f"{storage}/run/checkpoints/100-1", {"base": "other"}
+    )
     assert first == again == 1
-    assert [v.tags for v in models.versions()] == [{"base": "tiny", "corpus_version": "0", "checkpoint": f"{storage}/run/checkpoints/100-1"}]
+    assert [v.tags for v in models.versions()] == [
+        {"base": "tiny", "corpus_version": "0", "checkpoint": f"{storage}/run/checkpoints/100-1"}
+    ]
 
 
-@pytest.mark.parametrize("checkpoint", ["s3://bucket/runs/cpt/checkpoints/100-1", "/somewhere/checkpoints/100-1"])
-def test_the_version_points_at_the_weights_and_copies_nothing(storage: Path, checkpoint: str) -> None:
+@pytest.mark.parametrize(
+    "checkpoint", ["s3://bucket/runs/cpt/checkpoints/100-1", "/somewhere/checkpoints/100-1"]
+)
+def test_the_version_points_at_the_weights_and_copies_nothing(
+    storage: Path, checkpoint: str
+) -> None:
     models = registry(storage, f"pointer-{len(checkpoint)}")
     models.register(checkpoint, {})
     assert models.version(1).checkpoint == checkpoint
@@ -63,9 +73,14 @@ def test_a_run_is_tracked_once_over_restarts(storage: Path) -> None:
         tracker.metrics({"loss": loss}, step=attempt)
         tracker.text("note.txt", "<b>")
         assert tracker.finish("FINISHED") is None
-    runs = models.client.search_runs([models._experiment()], filter_string="attributes.run_name = 'cpt'")
+    runs = models.client.search_runs(
+        [models._experiment()], filter_string="attributes.run_name = 'cpt'"
+    )
     assert [r.data.params for r in runs] == [{"train.global_batch": "128", "attempt": "0"}]
-    assert [m.value for m in models.client.get_metric_history(runs[0].info.run_id, "loss")] == [2.0, 1.0]
+    assert [m.value for m in models.client.get_metric_history(runs[0].info.run_id, "loss")] == [
+        2.0,
+        1.0,
+    ]
     assert (runs[0].info.status, runs[0].data.metrics["loss"]) == ("FINISHED", 1.0)
 
 
@@ -99,7 +114,9 @@ def test_object_storage_needs_a_tracking_server() -> None:
 
 
 def test_artifacts_of_a_run_on_an_object_store_lie_there(s3: str, tmp_path: Path) -> None:
-    recipe = Recipe.model_validate({"storage": f"{s3}/runs", "mlflow": {"uri": f"sqlite:///{tmp_path}/mlflow.db"}})
+    recipe = Recipe.model_validate(
+        {"storage": f"{s3}/runs", "mlflow": {"uri": f"sqlite:///{tmp_path}/mlflow.db"}}
+    )
     tracker = Tracker(Registry.of(recipe), f"{s3}/runs/cpt", "cpt")
     tracker.text("report.html", "<p>")
     assert tracker.finish("FINISHED") is None

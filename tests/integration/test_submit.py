@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from cprec.train import checkpoint
+from cprec.runs import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -65,14 +65,24 @@ class Head:
     tree: Path
     place: Path
 
-    def submit(self, *command: str, options: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    def submit(
+        self, *command: str, options: Sequence[str] = ()
+    ) -> subprocess.CompletedProcess[str]:
         """The output of a submitted command, once it has ended. options: of `ray job submit`."""
         return self.job("submit", *options, "--working-dir", ".", "--", *command)
 
     def job(self, verb: str, *words: str) -> subprocess.CompletedProcess[str]:
         """The output of `ray job`."""
         line = [str(BIN / "ray"), "job", verb, "--address", self.dashboard, *words]
-        return subprocess.run(line, cwd=self.tree, env=self.environment, capture_output=True, text=True, timeout=600, check=False)
+        return subprocess.run(
+            line,
+            cwd=self.tree,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +97,16 @@ def head() -> Iterator[Head]:
     (place / "home").mkdir()
     dropped = ("PYTHONPATH", "RAY_ADDRESS", "RAY_AUTH_TOKEN_PATH")
     environment = {key: value for key, value in os.environ.items() if key not in dropped}
-    environment |= {"HOME": str(place / "home"), "PATH": f"{BIN}:{environment['PATH']}", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
+    environment |= {
+        "HOME": str(place / "home"),
+        "PATH": f"{BIN}:{environment['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": TOKEN,
+    }
     environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "0"  # nobody waits for this node's work
-    environment["RAY_JOB_STOP_WAIT_TIME_S"] = "120"  # as in ray_cluster.yaml: Ray would kill a job three seconds after it asked it to stop
+    environment["RAY_JOB_STOP_WAIT_TIME_S"] = (
+        "120"  # as in ray_cluster.yaml: Ray would kill a job three seconds after it asked it to stop
+    )
     port, dashboard, agent, client = free_ports(4)
     options = {
         "port": port,
@@ -102,10 +119,24 @@ def head() -> Iterator[Head]:
         "num-cpus": 4,
         "temp-dir": place / "ray",
     }
-    line = [str(BIN / "ray"), "start", "--head", "--block", "--disable-usage-stats", *(f"--{name}={value}" for name, value in options.items())]
+    line = [
+        str(BIN / "ray"),
+        "start",
+        "--head",
+        "--block",
+        "--disable-usage-stats",
+        *(f"--{name}={value}" for name, value in options.items()),
+    ]
     with (place / "head.log").open("w") as log:
         # `ray stop` would end every Ray of this machine; a blocking head takes only its own processes with it.
-        process = subprocess.Popen(line, cwd=place, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(
+            line,
+            cwd=place,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
     try:
         url = f"http://127.0.0.1:{dashboard}"
         await_dashboard(url, process, place / "head.log")
@@ -151,7 +182,11 @@ def await_dashboard(url: str, process: subprocess.Popen[bytes], log: Path) -> No
 def test_driver_and_worker_run_the_submitted_tree(head: Head) -> None:
     ended = head.submit("python", "jobs/where.py")
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    said = {line.split()[0]: line.split()[1:] for line in ended.stdout.splitlines() if line.startswith(("DRIVER ", "WORKER "))}
+    said = {
+        line.split()[0]: line.split()[1:]
+        for line in ended.stdout.splitlines()
+        if line.startswith(("DRIVER ", "WORKER "))
+    }
     [driver] = said["DRIVER"]
     *worker, system = said["WORKER"]
     assert system
@@ -160,7 +195,9 @@ def test_driver_and_worker_run_the_submitted_tree(head: Head) -> None:
 
 
 def test_without_a_token_nothing_is_submitted(head: Head) -> None:
-    stranger = Head(head.dashboard, {**head.environment, "RAY_AUTH_TOKEN": "f" * 64}, head.tree, head.place)
+    stranger = Head(
+        head.dashboard, {**head.environment, "RAY_AUTH_TOKEN": "f" * 64}, head.tree, head.place
+    )
     ended = stranger.submit("python", "jobs/where.py")
     assert ended.returncode != 0
     assert "DRIVER" not in ended.stdout
@@ -183,13 +220,20 @@ def test_a_stopped_job_loses_nothing(head: Head) -> None:
     submitted = head.submit(*hold, options=("--no-wait", "--submission-id", "held"))
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     end = time.monotonic() + 300
-    while not ((run / "status.json").is_file() and json.loads((run / "status.json").read_text())["samples"]):
+    while not (
+        (run / "status.json").is_file() and json.loads((run / "status.json").read_text())["samples"]
+    ):
         assert time.monotonic() < end, head.job("logs", "held").stdout
         time.sleep(0.2)
     stopped = head.job("stop", "held")
     assert "was stopped" in stopped.stdout + stopped.stderr, stopped
-    assert "interrupted; the same command goes on from the last checkpoint" in head.job("logs", "held").stdout
-    trained = sum(json.loads(line)["batch_samples"] for line in (run / "trace.jsonl").read_text().splitlines())
+    assert (
+        "interrupted; the same command goes on from the last checkpoint"
+        in head.job("logs", "held").stdout
+    )
+    trained = sum(
+        json.loads(line)["batch_samples"] for line in (run / "trace.jsonl").read_text().splitlines()
+    )
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     assert sum(e["event"] == "stopped" for e in events) == 1
     assert checkpoint.latest(str(run))[0] == checkpoint.Name(trained, 0)

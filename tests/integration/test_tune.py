@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 from peft import AutoPeftModelForCausalLM
 
-from cprec.registry import Registry
-from cprec.train import checkpoint
+from cprec.runs import checkpoint
+from cprec.tracking.registry import Registry
 from tests.integration import fashion, jobs
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # PEFT asks transformers under a name of the past
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.is_gradient_checkpointing:FutureWarning"
+)  # PEFT asks transformers under a name of the past
 
 NOTHING, PLANTED, WILD, ABSURD = 1e-6, 1e-2, 10.0, 1e30
 """Rates, one of them planted as the best. No weight moves by more than 1e-4 in all steps at the first; at the third, every one jumps by some thousand
@@ -37,7 +39,12 @@ def recipe(place: Path) -> Path:
     path = jobs.recipe(
         place,
         workers=1,
-        data={"root": f"{place}/shoppers", "domains": domains, "held_out": held_out, "num_candidates": CANDIDATES},
+        data={
+            "root": f"{place}/shoppers",
+            "domains": domains,
+            "held_out": held_out,
+            "num_candidates": CANDIDATES,
+        },
         tiny={"hidden": 32, "layers": 1, "heads": 2, "vocabulary": 600, "language_steps": 40},
         finetune={"start": "fresh", "epochs": 3, "global_batch": 8, "validation_users": USERS},
         search={"rates": [NOTHING, PLANTED, WILD, ABSURD], "winner_seeds": 1},
@@ -60,7 +67,10 @@ def ended(folder: Path) -> dict[str, Any]:
 
 
 def outcome(folder: Path) -> list[tuple[float, int, list[float], bool, bool]]:
-    return [(t["rate"], t["seed"], t["history"], t["stopped"], t["diverged"]) for t in ended(folder)["trials"]]
+    return [
+        (t["rate"], t["seed"], t["history"], t["stopped"], t["diverged"])
+        for t in ended(folder)["trials"]
+    ]
 
 
 def test_the_planted_rate_is_found_and_registered(search: Path, place: Path) -> None:
@@ -71,16 +81,25 @@ def test_the_planted_rate_is_found_and_registered(search: Path, place: Path) -> 
     best = of[PLANTED]["hr1"]
     for rate in (NOTHING, WILD, ABSURD):
         noise = ((best * (1 - best) + of[rate]["hr1"] * (1 - of[rate]["hr1"])) / USERS) ** 0.5
-        assert best - of[rate]["hr1"] > 3 * noise, {rate: trial["history"] for rate, trial in of.items()}
+        assert best - of[rate]["hr1"] > 3 * noise, {
+            rate: trial["history"] for rate, trial in of.items()
+        }
     assert found["winner"]["rate"] == PLANTED
     version = Registry(f"sqlite:///{place}/runs/mlflow.db", "cprec", "cprec-Games").versions()[0]
-    assert (version.tags["rate"], version.checkpoint) == (f"{PLANTED:g}", found["winner"]["best"]["checkpoint"])
+    assert (version.tags["rate"], version.checkpoint) == (
+        f"{PLANTED:g}",
+        found["winner"]["best"]["checkpoint"],
+    )
 
 
 def test_every_trial_is_told_of(search: Path, place: Path) -> None:
     found = ended(search)
     of = {trial["rate"]: trial for trial in found["trials"]}
-    assert (of[ABSURD]["diverged"], of[ABSURD]["history"], of[ABSURD]["checkpoint"]) == (True, [], "")
+    assert (of[ABSURD]["diverged"], of[ABSURD]["history"], of[ABSURD]["checkpoint"]) == (
+        True,
+        [],
+        "",
+    )
     assert [len(of[rate]["history"]) for rate in (NOTHING, PLANTED, WILD)] == [3, 3, 3]
     assert [seed["seed"] for seed in found["winner"]["seeds"]] == [0]
     names = {f"{rate:g}-0" for rate in of}
@@ -89,7 +108,10 @@ def test_every_trial_is_told_of(search: Path, place: Path) -> None:
     client = Registry(f"sqlite:///{place}/runs/mlflow.db", "cprec", "cprec").client
     experiment = client.get_experiment_by_name("cprec")
     assert experiment
-    parents = {run.info.run_name: run.data.tags.get("mlflow.parentRunId") for run in client.search_runs([experiment.experiment_id])}
+    parents = {
+        run.info.run_name: run.data.tags.get("mlflow.parentRunId")
+        for run in client.search_runs([experiment.experiment_id])
+    }
     assert set(parents) == {"small-Games-llara", *names}
     assert len({parents[name] for name in names} - {None}) == 1
 
@@ -101,7 +123,9 @@ def test_a_checkpoint_is_a_peft_directory_with_the_projector_beside_it(search: P
     AutoPeftModelForCausalLM.from_pretrained(Path(uri) / "adapter")
 
 
-def test_a_search_that_was_interrupted_and_killed_ends_as_it_would_have(search: Path, recipe: Path, place: Path) -> None:
+def test_a_search_that_was_interrupted_and_killed_ends_as_it_would_have(
+    search: Path, recipe: Path, place: Path
+) -> None:
     killed = place / "runs" / "killed" / "finetune" / "Games" / "llara"
     options = ("--run", "killed", "--search.rates", f"{NOTHING},{PLANTED},{ABSURD}")
     process = jobs.start("tune_lr", recipe, *options)
@@ -114,7 +138,12 @@ def test_a_search_that_was_interrupted_and_killed_ends_as_it_would_have(search: 
     assert not [*killed.glob("trials/*/tuned.json")]
     process = jobs.start("tune_lr", recipe, *options)
     second = killed / "trials" / f"{PLANTED:g}-0"
-    jobs.kill_when(process, lambda: any(second.glob("checkpoints/*/manifest.json")) and not (second / "tuned.json").exists())
+    jobs.kill_when(
+        process,
+        lambda: (
+            any(second.glob("checkpoints/*/manifest.json")) and not (second / "tuned.json").exists()
+        ),
+    )
     first = killed / "trials" / f"{NOTHING:g}-0" / "tuned.json"
     before = first.stat().st_mtime_ns
     assert not (killed / "search.json").exists()
@@ -127,13 +156,25 @@ def test_a_search_that_was_interrupted_and_killed_ends_as_it_would_have(search: 
     assert {Path(path).name.partition("-")[2] for path in second.glob("checkpoints/*")} >= {"1"}
 
 
-def test_trials_of_two_workers_from_another_domains_fine_tuning_are_cut_short(search: Path, recipe: Path, place: Path) -> None:
+def test_trials_of_two_workers_from_another_domains_fine_tuning_are_cut_short(
+    search: Path, recipe: Path, place: Path
+) -> None:
     """As CD-LLaRA: LoRA starts from what was tuned on Games."""
     start = ended(search)["winner"]["best"]["checkpoint"]
     pair = place / "runs" / "pair" / "finetune" / "Garden" / "cross"
-    options = {"run": "pair", "workers": 2, "finetune.domain": "Garden", "finetune.name": "cross", "finetune.start": start}
+    options = {
+        "run": "pair",
+        "workers": 2,
+        "finetune.domain": "Garden",
+        "finetune.name": "cross",
+        "finetune.start": start,
+    }
     options |= {"search.stopper": "asha", "search.rates": f"{PLANTED},1.0", "search.concurrent": 1}
-    shown = jobs.run("tune_lr", recipe, *(part for key, value in options.items() for part in (f"--{key}", str(value)))).stdout
+    shown = jobs.run(
+        "tune_lr",
+        recipe,
+        *(part for key, value in options.items() for part in (f"--{key}", str(value))),
+    ).stdout
     assert "registered cprec-Garden version 1" in shown
     good, bad = ended(pair)["trials"]
     assert (len(good["history"]), good["stopped"]) == (3, False)

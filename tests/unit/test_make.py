@@ -11,7 +11,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(*command: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def test_a_quiet_step_that_succeeds_prints_its_name_alone() -> None:
@@ -47,7 +54,9 @@ def test_an_environment_that_is_half_made_or_moved_is_not_taken_for_whole(checko
     stamp = checkout / ".venv" / "complete"
     stamp.parent.mkdir()
     assert run(".ci/environment", cwd=checkout, PYTHON="no-such-python").returncode == 1
-    digest = run("bash", "-c", "cat requirements.lock pyproject.toml | sha256sum | cut -c1-16", cwd=checkout).stdout.strip()
+    digest = run(
+        "bash", "-c", "cat requirements.lock pyproject.toml | sha256sum | cut -c1-16", cwd=checkout
+    ).stdout.strip()
     stamp.write_text(f"{digest} {checkout}/.venv\n")
     assert run(".ci/environment", cwd=checkout, PYTHON="no-such-python").returncode == 0
     stamp.write_text(f"{digest} /elsewhere/.venv\n")

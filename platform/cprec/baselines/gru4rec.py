@@ -37,7 +37,9 @@ class GRU4Rec(Recommender):
             held = self.recurrent(state).chunk(3, dim=-1)
             reset, update = torch.sigmoid(given[0] + held[0]), torch.sigmoid(given[1] + held[1])
             fresh = torch.tanh(given[2] + reset * held[2])
-            state = torch.where(sequences[:, place, None] > 0, (1 - update) * state + update * fresh, state)
+            state = torch.where(
+                sequences[:, place, None] > 0, (1 - update) * state + update * fresh, state
+            )
             states.append(state)
         return self.dropout(torch.stack(states, dim=1))  # type: ignore[no-any-return]
 
@@ -55,7 +57,9 @@ class GRU4Rec(Recommender):
             if len(following) < 2:
                 continue
             # `worth` of every state with every item, without a copy of the items for each state.
-            scores = torch.tanh(states[there, place] @ self.out(following).T + self.bias(following).T)
+            scores = torch.tanh(
+                states[there, place] @ self.out(following).T + self.bias(following).T
+            )
             own = scores.diagonal()[:, None]
             others = following[:, None] != following
             terms = torch.where(others, torch.sigmoid(scores - own) + torch.sigmoid(scores**2), 0)

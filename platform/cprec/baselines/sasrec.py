@@ -52,8 +52,12 @@ class SASRec(Recommender):
         """Binary cross-entropy of what followed and of one item that is not in the sequence, over all places (Eq. 7)."""
         negatives = torch.randint(1, self.items + 1, targets.shape)
         for _ in range(REDRAWS):
-            known = (negatives[:, :, None] == torch.cat([inputs, targets], dim=1)[:, None, :]).any(-1)
-            negatives = torch.where(known, torch.randint(1, self.items + 1, targets.shape), negatives)
+            known = (negatives[:, :, None] == torch.cat([inputs, targets], dim=1)[:, None, :]).any(
+                -1
+            )
+            negatives = torch.where(
+                known, torch.randint(1, self.items + 1, targets.shape), negatives
+            )
         scores = self.worth(self.states(inputs), torch.stack([targets, negatives], dim=-1))
         there = targets > 0
         return F.softplus(-scores[..., 0])[there].mean() + F.softplus(scores[..., 1])[there].mean()
@@ -70,11 +74,17 @@ class _Block(nn.Module):
         super().__init__()
         self.query, self.key, self.value = (nn.Linear(size, size, bias=False) for _ in range(3))
         self.before_attention, self.before_feed = nn.LayerNorm(size), nn.LayerNorm(size)
-        self.feed = nn.Sequential(nn.Linear(size, size), nn.ReLU(), nn.Dropout(dropout), nn.Linear(size, size))
+        self.feed = nn.Sequential(
+            nn.Linear(size, size), nn.ReLU(), nn.Dropout(dropout), nn.Linear(size, size)
+        )
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
         """x: [B, L, H]; seen: [B, L, L] bool."""
         normal = self.before_attention(x)
-        x = x + self.dropout(F.scaled_dot_product_attention(self.query(normal), self.key(normal), self.value(normal), attn_mask=seen))
+        x = x + self.dropout(
+            F.scaled_dot_product_attention(
+                self.query(normal), self.key(normal), self.value(normal), attn_mask=seen
+            )
+        )
         return x + self.dropout(self.feed(self.before_feed(x)))  # type: ignore[no-any-return]

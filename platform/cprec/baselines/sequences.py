@@ -21,7 +21,10 @@ def training_sequences(train: pa.Table, validation: pa.Table, test: pa.Table) ->
     they are the history of the validation sample, or, less the validation item, that of the test sample.
     """
     links: dict[str, dict[tuple[int, ...], list[int]]] = defaultdict(lambda: defaultdict(list))
-    longest = max((len(h) for table in (train, validation, test) for h in table["history"].to_pylist()), default=0)
+    longest = max(
+        (len(h) for table in (train, validation, test) for h in table["history"].to_pylist()),
+        default=0,
+    )
     for user, history, target in _rows(train):
         links[user][history].append(target)
     found = {user: walk(of_user, longest) for user, of_user in links.items()}
@@ -34,7 +37,10 @@ def training_sequences(train: pa.Table, validation: pa.Table, test: pa.Table) ->
 
 def walk(links: dict[tuple[int, ...], list[int]], longest: int) -> list[int]:
     """One user's sequence from their links (history to targets), oldest first. Links that an appended version left unconnected follow after."""
-    left = {history: list(targets) for history, targets in sorted(links.items(), key=lambda link: len(link[0]))}
+    left = {
+        history: list(targets)
+        for history, targets in sorted(links.items(), key=lambda link: len(link[0]))
+    }
     sequence: list[int] = []
     while left:
         history = next(iter(left))
@@ -53,10 +59,17 @@ def pieces(sequences: Sequence[Sequence[int]], length: int) -> tuple[Ints, Ints]
 
     Every transition of a sequence occurs once; a sequence of more than `length` transitions is cut into several rows, whole ones from its end on.
     """
-    rows = [sequence[max(end - length, 0) : end + 1] for sequence in sequences for end in range(len(sequence) - 1, 0, -length)]
+    rows = [
+        sequence[max(end - length, 0) : end + 1]
+        for sequence in sequences
+        for end in range(len(sequence) - 1, 0, -length)
+    ]
     inputs, targets = np.zeros((2, len(rows), length), dtype=np.int64)
     for row, piece in enumerate(rows):
-        inputs[row, length - len(piece) + 1 :], targets[row, length - len(piece) + 1 :] = piece[:-1], piece[1:]
+        inputs[row, length - len(piece) + 1 :], targets[row, length - len(piece) + 1 :] = (
+            piece[:-1],
+            piece[1:],
+        )
     return inputs, targets
 
 
@@ -71,6 +84,12 @@ def padded(histories: Sequence[Sequence[int]], length: int) -> Ints:
 
 def _rows(table: pa.Table) -> list[tuple[str, tuple[int, ...], int]]:
     """(user, history, target's item index) in time order, ties by item as in the corpus."""
-    columns = (table[name].to_pylist() for name in ("timestamp", "user_id", "history", "candidates", "target"))
-    rows = sorted((time, candidates[target], user, tuple(history)) for time, user, history, candidates, target in zip(*columns, strict=True))
+    columns = (
+        table[name].to_pylist()
+        for name in ("timestamp", "user_id", "history", "candidates", "target")
+    )
+    rows = sorted(
+        (time, candidates[target], user, tuple(history))
+        for time, user, history, candidates, target in zip(*columns, strict=True)
+    )
     return [(user, history, target) for _, target, user, history in rows]

@@ -12,7 +12,7 @@ from cprec.baselines.gru4rec import GRU4Rec
 from cprec.baselines.network import Recommender
 from cprec.baselines.sasrec import SASRec
 from cprec.baselines.sequences import padded, pieces
-from cprec.recipe import BaselineSettings
+from cprec.config.recipe import BaselineSettings
 
 SCORED_AT_ONCE = 1024
 NAMES = ("sasrec", "gru4rec")
@@ -37,7 +37,11 @@ def make(name: str, items: int, length: int, settings: BaselineSettings) -> Reco
 
 
 def fit(
-    network: Recommender, sequences: Sequence[Sequence[int]], settings: BaselineSettings, seed: int, measure: Callable[[Recommender], float]
+    network: Recommender,
+    sequences: Sequence[Sequence[int]],
+    settings: BaselineSettings,
+    seed: int,
+    measure: Callable[[Recommender], float],
 ) -> Fitted:
     """Train in place until `measure` (on the validation split, higher is better) has not risen for `patience` epochs and `patience_steps` steps; the
     best weights are kept.
@@ -45,7 +49,9 @@ def fit(
     sequences: training sequences of item numbers 1 .. items. A function of (network, sequences, settings, seed) on one machine and number of threads.
     """
     inputs, targets = (torch.from_numpy(a) for a in pieces(sequences, network.length))
-    optimizer = network.optimizer(settings.rate if isinstance(network, SASRec) else settings.gru_rate)
+    optimizer = network.optimizer(
+        settings.rate if isinstance(network, SASRec) else settings.gru_rate
+    )
     best, best_epoch, kept = measure(network), 0, _copy(network)
     cuts = list(range(settings.batch, len(inputs), settings.batch))
     patience = max(settings.patience, math.ceil(settings.patience_steps / (len(cuts) + 1)))
@@ -67,12 +73,16 @@ def fit(
 
 
 @torch.inference_mode()
-def score(network: Recommender, histories: Sequence[Sequence[int]], candidates: NDArray[np.int64]) -> NDArray[np.float64]:
+def score(
+    network: Recommender, histories: Sequence[Sequence[int]], candidates: NDArray[np.int64]
+) -> NDArray[np.float64]:
     """Scores [n, C] of candidates [n, C] after histories, all as item numbers; higher is better."""
     network.eval()
     rows, items = torch.from_numpy(padded(histories, network.length)), torch.from_numpy(candidates)
     parts = [
-        network.worth(network.states(rows[at : at + SCORED_AT_ONCE])[:, -1], items[at : at + SCORED_AT_ONCE]).double()
+        network.worth(
+            network.states(rows[at : at + SCORED_AT_ONCE])[:, -1], items[at : at + SCORED_AT_ONCE]
+        ).double()
         for at in range(0, max(len(rows), 1), SCORED_AT_ONCE)
     ]
     return np.asarray(torch.cat(parts).numpy(), dtype=np.float64)

@@ -7,9 +7,9 @@ from typing import Any
 from cluster.say import Say
 from cluster.session import session
 from cluster.storage import exists, join, read_text, write_text
-from corpus.text import digest, read
+from corpus.sampling.replay_text import digest, read
+from cprec.config.recipe import Recipe
 from cprec.downstream.scoring import Contender, perplexities
-from cprec.recipe import Recipe
 
 FILE = "perplexity.json"
 
@@ -26,13 +26,22 @@ def measure(recipe: Recipe, folder: str, models: Sequence[Contender], say: Say) 
         return {}
     text = read(uri, "evaluate.text")
     inputs = {model.label: _inputs(recipe, model, digest(text)) for model in readers}
-    found = {label: value for label in inputs if (value := _kept(join(folder, label, FILE), inputs[label])) is not None}
+    found = {
+        label: value
+        for label in inputs
+        if (value := _kept(join(folder, label, FILE), inputs[label])) is not None
+    }
     if missing := [model for model in readers if model.label not in found]:
         say(f"perplexity of {uri}: {', '.join(model.label for model in missing)}")
-        with session(recipe.cluster.address, recipe.cluster.num_cpus or recipe.workers * recipe.train.cpus_per_worker):
+        with session(
+            recipe.cluster.address,
+            recipe.cluster.num_cpus or recipe.workers * recipe.train.cpus_per_worker,
+        ):
             for model, value in zip(missing, perplexities(recipe, missing, text), strict=True):
                 written = {"perplexity": value, "inputs": inputs[model.label]}
-                write_text(join(folder, model.label, FILE), json.dumps(written, indent=2, allow_nan=False))
+                write_text(
+                    join(folder, model.label, FILE), json.dumps(written, indent=2, allow_nan=False)
+                )
                 found[model.label] = value
     return found
 

@@ -17,8 +17,8 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cluster.errors import DataError, RecipeError, RunError
-from corpus import prompt
-from cprec.stream.tokens import Encoder, Tokens
+from cprec.encode import prompt
+from cprec.encode.tokens import Encoder, Tokens
 
 FILE = "behaviour.safetensors"
 
@@ -39,10 +39,15 @@ class Hybrid(nn.Module):
         self.register_buffer("items", items.float(), persistent=False)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.projector = nn.Sequential(nn.Linear(items.shape[1], hidden), nn.GELU(), nn.Linear(hidden, hidden))
+            self.projector = nn.Sequential(
+                nn.Linear(items.shape[1], hidden), nn.GELU(), nn.Linear(hidden, hidden)
+            )
             # A projected item is as long as the mean word: at the usual start it would be many times that, and drown the title.
             with torch.no_grad():
-                scale = words.weight.float().norm(dim=1).mean() / self.projector(items.float()).norm(dim=1).mean()
+                scale = (
+                    words.weight.float().norm(dim=1).mean()
+                    / self.projector(items.float()).norm(dim=1).mean()
+                )
                 last = cast(nn.Linear, self.projector[2])
                 last.weight.mul_(scale)
                 last.bias.mul_(scale)
@@ -88,8 +93,15 @@ class Hybrid(nn.Module):
 def save(model: Hybrid, weights: dict[str, torch.Tensor], directory: Path) -> None:
     """Write projector and embeddings below a checkpoint folder. weights: trained parameters by name, whole."""
     directory.mkdir(parents=True, exist_ok=True)
-    projector = {name.removeprefix("projector."): t.contiguous() for name, t in weights.items() if name.startswith("projector.")}
-    save_file({**projector, "items": model.get_buffer("items").float().cpu().contiguous()}, directory / FILE)
+    projector = {
+        name.removeprefix("projector."): t.contiguous()
+        for name, t in weights.items()
+        if name.startswith("projector.")
+    }
+    save_file(
+        {**projector, "items": model.get_buffer("items").float().cpu().contiguous()},
+        directory / FILE,
+    )
 
 
 def load(model: PreTrainedModel, directory: Path) -> Hybrid:
@@ -99,7 +111,9 @@ def load(model: PreTrainedModel, directory: Path) -> Hybrid:
     try:
         hybrid.projector.load_state_dict(tensors)
     except RuntimeError as error:
-        raise RunError(f"{directory / FILE}: this projector does not fit the base model: {error}") from None
+        raise RunError(
+            f"{directory / FILE}: this projector does not fit the base model: {error}"
+        ) from None
     hybrid.projector.to(model.device, model.dtype)
     return hybrid.eval()
 
@@ -107,7 +121,9 @@ def load(model: PreTrainedModel, directory: Path) -> Hybrid:
 class HybridEncoder:
     """Items to token ids, never longer than max_tokens: titles as in the text-only prompt, each followed by its behaviour token."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int, vocabulary: int) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, max_tokens: int, vocabulary: int
+    ) -> None:
         """vocabulary: word embeddings of the model; behaviour tokens are counted from there. Raises RecipeError for a tokenizer without offsets."""
         if not tokenizer.is_fast:
             raise RecipeError(
@@ -117,7 +133,9 @@ class HybridEncoder:
         self._text = Encoder(tokenizer, max_tokens)
         self._begin = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
 
-    def prompt(self, history: Sequence[Item], candidates: Sequence[Item], room: int) -> tuple[list[int], int]:
+    def prompt(
+        self, history: Sequence[Item], candidates: Sequence[Item], room: int
+    ) -> tuple[list[int], int]:
         """Token ids of the prompt, and how many of the oldest items were dropped so that `room` more tokens fit.
 
         Raises DataError when the candidates alone do not fit: they are never cut.
@@ -162,9 +180,13 @@ class TextEncoder:
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
 
-    def prompt(self, history: Sequence[Item], candidates: Sequence[Item], room: int) -> tuple[list[int], int]:
+    def prompt(
+        self, history: Sequence[Item], candidates: Sequence[Item], room: int
+    ) -> tuple[list[int], int]:
         """Token ids of the prompt, and how many of the oldest titles were dropped."""
-        return self._encoder.prompt([title for title, _ in history], [title for title, _ in candidates], room)
+        return self._encoder.prompt(
+            [title for title, _ in history], [title for title, _ in candidates], room
+        )
 
     def answer(self, item: Item) -> list[int]:
         """Token ids of an answer, its end token included."""
@@ -172,7 +194,9 @@ class TextEncoder:
 
     def sample(self, history: Sequence[Item], candidates: Sequence[Item], target: int) -> Tokens:
         """Tokens of a training sample."""
-        return self._encoder.sample([title for title, _ in history], [title for title, _ in candidates], target)
+        return self._encoder.sample(
+            [title for title, _ in history], [title for title, _ in candidates], target
+        )
 
 
 class OfItems:
@@ -182,7 +206,9 @@ class OfItems:
         """items: by item index."""
         self._encoder, self._items = encoder, items
 
-    def prompt(self, history: Sequence[int], candidates: Sequence[int], room: int) -> tuple[list[int], int]:
+    def prompt(
+        self, history: Sequence[int], candidates: Sequence[int], room: int
+    ) -> tuple[list[int], int]:
         """Token ids of the prompt, and how many of the oldest items were dropped."""
         return self._encoder.prompt(self._shown(history), self._shown(candidates), room)
 

@@ -7,8 +7,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cluster.errors import CorpusError
-from corpus import hashing
-from corpus.table import Corpus
+from corpus.sampling import hashing
+from corpus.store.tables import Corpus
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,24 @@ class Domain:
         sources = {stream.source for stream in corpus.streams(split)}
         source = next((s for s in (f"downstream/{name}", f"domain/{name}") if s in sources), None)
         if source is None:
-            known = ", ".join(sorted(s.partition("/")[2] for s in sources if s.startswith(("downstream/", "domain/")))) or "none"
-            raise CorpusError(f"{corpus.uri}, version {corpus.version}: domain {name} has no {split} samples; there are some of: {known}")
+            known = (
+                ", ".join(
+                    sorted(
+                        s.partition("/")[2]
+                        for s in sources
+                        if s.startswith(("downstream/", "domain/"))
+                    )
+                )
+                or "none"
+            )
+            raise CorpusError(
+                f"{corpus.uri}, version {corpus.version}: domain {name} has no {split} samples; there are some of: {known}"
+            )
         items = corpus.items()
         here = np.flatnonzero(np.array(items["domain"].to_pylist()) == name)
-        return cls(name, source, items["item_index"].to_numpy()[here], tuple(items["title"].to_pylist()))
+        return cls(
+            name, source, items["item_index"].to_numpy()[here], tuple(items["title"].to_pylist())
+        )
 
     def numbers(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """The number 0 .. I - 1 within the domain of items given by item_index."""
@@ -38,7 +51,10 @@ class Domain:
 
     def items(self) -> dict[int, tuple[str, int]]:
         """Title and number of every item of the domain, by item_index."""
-        return {index: (self.titles[index], number) for number, index in enumerate(self.indices.tolist())}
+        return {
+            index: (self.titles[index], number)
+            for number, index in enumerate(self.indices.tolist())
+        }
 
 
 def by_id(samples: pa.Table, most: int | None = None) -> pa.Table:

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from cprec.config.recipe import FinetuneSettings
 from cprec.downstream.hybrid import OfItems
-from cprec.recipe import FinetuneSettings
 from cprec.schedule.plan import Era, Plan, Portion, batches
 from cprec.schedule.wsa import WSA, Mode
 from cprec.stream.segments import from_row, to_rows
@@ -33,7 +33,9 @@ class Encoders:
         return self.hybrid or self.text
 
 
-def make_plan(source: str, version: int, rows: int, rate: float, settings: FinetuneSettings, seed: int) -> Plan:
+def make_plan(
+    source: str, version: int, rows: int, rate: float, settings: FinetuneSettings, seed: int
+) -> Plan:
     """The plan of a fine-tuning on `rows` samples of a source. rate: the highest learning rate.
 
     Raises ValueError without rows.
@@ -42,8 +44,17 @@ def make_plan(source: str, version: int, rows: int, rate: float, settings: Finet
         raise ValueError("no samples to fine-tune on")
     total = rows * settings.epochs
     whole = (Portion(source, version, 0, rows),)
-    epochs = tuple(Era(epoch * rows, (epoch + 1) * rows, whole, seed) for epoch in range(settings.epochs))
-    rates = WSA(rate * settings.floor, rate, round(settings.warmup_fraction * total), total, total, Mode.COSINE)
+    epochs = tuple(
+        Era(epoch * rows, (epoch + 1) * rows, whole, seed) for epoch in range(settings.epochs)
+    )
+    rates = WSA(
+        rate * settings.floor,
+        rate,
+        round(settings.warmup_fraction * total),
+        total,
+        total,
+        Mode.COSINE,
+    )
     return Plan((*epochs, Era(total, total, (), seed)), rates)
 
 
@@ -65,16 +76,36 @@ def is_hybrid(plan: Plan, start: int) -> bool:
     return bool(np.random.default_rng([era.seed, 0xC0DE, start]).random() < start / plan.samples)
 
 
-def feed(plan: Plan, table: pa.Table, encoders: Encoders, batch: int, position: int, rank: int, world: int) -> Iterator[Work]:
+def feed(
+    plan: Plan,
+    table: pa.Table,
+    encoders: Encoders,
+    batch: int,
+    position: int,
+    rank: int,
+    world: int,
+) -> Iterator[Work]:
     """One worker's shares from a position on, to the end of the plan. table: the training samples; batch: samples of a step."""
     for era in plan.eras:
         for start, stop in batches(era.start, era.stop, batch):
             if start < position:
                 continue
-            encoder = encoders.hybrid if encoders.hybrid and is_hybrid(plan, start) else encoders.text
+            encoder = (
+                encoders.hybrid if encoders.hybrid and is_hybrid(plan, start) else encoders.text
+            )
             rows = table.take(pa.array(rows_at(plan, start, stop)))
             columns = (rows[name].to_pylist() for name in ("history", "candidates", "target"))
             tokens = [encoder.sample(*row) for row in zip(*columns, strict=True)]
             ids = rows["sample_id"].to_numpy().view(np.uint64)
-            share = from_row(to_rows(start, stop, tokens, ids, [era.portions[0].source] * len(tokens), world)[rank])
-            yield Work(share, plan.wsa.rate(start), plan.wsa.phase(start), plan.wsa.stable_end, plan.samples)
+            share = from_row(
+                to_rows(start, stop, tokens, ids, [era.portions[0].source] * len(tokens), world)[
+                    rank
+                ]
+            )
+            yield Work(
+                share,
+                plan.wsa.rate(start),
+                plan.wsa.phase(start),
+                plan.wsa.stable_end,
+                plan.samples,
+            )

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from cluster import storage
 from cluster.errors import CprecError
-from corpus.table import Corpus
+from corpus.store.tables import Corpus
 from cprec.baselines.training import NAMES
+from cprec.config.recipe import Recipe
 from cprec.downstream import baseline, hybrid
 from cprec.downstream.hybrid import Hybrid
 from cprec.downstream.items import Domain
@@ -25,9 +26,8 @@ from cprec.evaluate.generate import answered
 from cprec.evaluate.perplexity import perplexity
 from cprec.evaluate.rank import PromptEncoder, score
 from cprec.model import adapter, backbone
-from cprec.recipe import Recipe
+from cprec.runs import checkpoint
 from cprec.stream.segments import Text
-from cprec.train import checkpoint
 
 
 @dataclass(frozen=True)
@@ -51,18 +51,36 @@ class Contender:
         return self.name in NAMES
 
 
-def scores(recipe: Recipe, model: Contender, corpus: Corpus, domain: str, samples: pa.Table, workers: int, text: Text | None) -> NDArray[np.float64]:
+def scores(
+    recipe: Recipe,
+    model: Contender,
+    corpus: Corpus,
+    domain: str,
+    samples: pa.Table,
+    workers: int,
+    text: Text | None,
+) -> NDArray[np.float64]:
     """Scores [n, candidates] of the samples' candidates, inside a Ray session. A baseline is trained first if it is not there.
 
     text: what a language model reads with; None for a baseline.
     """
     if model.is_baseline:
         alone = ray.remote(baseline.scores).options(num_cpus=recipe.train.cpus_per_worker)
-        return np.asarray(fetch([alone.remote(recipe, corpus, domain, model.name, model.seed, samples)])[0])
+        return np.asarray(
+            fetch([alone.remote(recipe, corpus, domain, model.name, model.seed, samples)])[0]
+        )
     return np.concatenate(_shares(recipe, _scored, model, corpus, domain, samples, workers, text))
 
 
-def texts(recipe: Recipe, model: Contender, corpus: Corpus, domain: str, samples: pa.Table, workers: int, text: Text | None) -> list[list[str]]:
+def texts(
+    recipe: Recipe,
+    model: Contender,
+    corpus: Corpus,
+    domain: str,
+    samples: pa.Table,
+    workers: int,
+    text: Text | None,
+) -> list[list[str]]:
     """What a language model answers to each sample, in turn (cprec.evaluate.generate), inside a Ray session."""
     found = _shares(recipe, _generated, model, corpus, domain, samples, workers, text)
     return [said for share in found for said in share]
@@ -70,16 +88,27 @@ def texts(recipe: Recipe, model: Contender, corpus: Corpus, domain: str, samples
 
 def perplexities(recipe: Recipe, models: Sequence[Contender], text: str) -> list[float]:
     """The perplexity of a plain text by each language model, inside a Ray session."""
-    remote = ray.remote(_perplexity).options(num_cpus=recipe.train.cpus_per_worker, num_gpus=recipe.train.gpus_per_worker)
+    remote = ray.remote(_perplexity).options(
+        num_cpus=recipe.train.cpus_per_worker, num_gpus=recipe.train.gpus_per_worker
+    )
     return fetch([remote.remote(recipe, model, text) for model in models])
 
 
 def _shares(
-    recipe: Recipe, task: Any, model: Contender, corpus: Corpus, domain: str, samples: pa.Table, workers: int, text: Text | None
+    recipe: Recipe,
+    task: Any,
+    model: Contender,
+    corpus: Corpus,
+    domain: str,
+    samples: pa.Table,
+    workers: int,
+    text: Text | None,
 ) -> list[Any]:
     """Results of a task on contiguous shares of the samples, in their order."""
     bounds = np.linspace(0, len(samples), workers + 1).astype(int)
-    remote = ray.remote(task).options(num_cpus=recipe.train.cpus_per_worker, num_gpus=recipe.train.gpus_per_worker)
+    remote = ray.remote(task).options(
+        num_cpus=recipe.train.cpus_per_worker, num_gpus=recipe.train.gpus_per_worker
+    )
     shares = [samples.slice(start, stop - start) for start, stop in itertools.pairwise(bounds)]
     return fetch([remote.remote(recipe, model, corpus, domain, share, text) for share in shares])
 
@@ -100,7 +129,13 @@ def loaded(recipe: Recipe, model: Contender) -> tuple[Any, Any]:
     if model.checkpoint is not None:
         with tempfile.TemporaryDirectory() as folder:
             directory = Path(folder)
-            network = adapter.load(network, storage.download(storage.join(model.checkpoint, checkpoint.ADAPTER), directory / checkpoint.ADAPTER))
+            network = adapter.load(
+                network,
+                storage.download(
+                    storage.join(model.checkpoint, checkpoint.ADAPTER),
+                    directory / checkpoint.ADAPTER,
+                ),
+            )
             if storage.exists(extra := storage.join(model.checkpoint, BEHAVIOUR)):
                 network = hybrid.load(network, storage.download(extra, directory / BEHAVIOUR))  # type: ignore[assignment]
     if torch.cuda.is_available():
@@ -108,24 +143,47 @@ def loaded(recipe: Recipe, model: Contender) -> tuple[Any, Any]:
     return network, tokenizer
 
 
-def _encoder(recipe: Recipe, network: Any, tokenizer: Any, known: Domain, text: Text | None) -> PromptEncoder:
+def _encoder(
+    recipe: Recipe, network: Any, tokenizer: Any, known: Domain, text: Text | None
+) -> PromptEncoder:
     """Behaviour tokens are woven in by the tokenizer; text alone is stitched from the object store."""
     if text is None or isinstance(network, Hybrid):
         return encoders_of(tokenizer, recipe.model.max_tokens, network, known.items()).at_evaluation
     return text.encoder()
 
 
-def _scored(recipe: Recipe, model: Contender, corpus: Corpus, domain: str, samples: pa.Table, text: Text | None) -> NDArray[np.float64]:
+def _scored(
+    recipe: Recipe,
+    model: Contender,
+    corpus: Corpus,
+    domain: str,
+    samples: pa.Table,
+    text: Text | None,
+) -> NDArray[np.float64]:
     network, tokenizer = loaded(recipe, model)
     known = Domain.of(corpus, domain, recipe.evaluate.split)
-    return score(network, _encoder(recipe, network, tokenizer, known, text), samples, recipe.evaluate.batch)
+    return score(
+        network, _encoder(recipe, network, tokenizer, known, text), samples, recipe.evaluate.batch
+    )
 
 
-def _generated(recipe: Recipe, model: Contender, corpus: Corpus, domain: str, samples: pa.Table, text: Text | None) -> list[list[str]]:
+def _generated(
+    recipe: Recipe,
+    model: Contender,
+    corpus: Corpus,
+    domain: str,
+    samples: pa.Table,
+    text: Text | None,
+) -> list[list[str]]:
     network, tokenizer = loaded(recipe, model)
-    known, constrained = Domain.of(corpus, domain, recipe.evaluate.split), recipe.evaluate.mode == "constrained"
+    known, constrained = (
+        Domain.of(corpus, domain, recipe.evaluate.split),
+        recipe.evaluate.mode == "constrained",
+    )
     encoder = _encoder(recipe, network, tokenizer, known, text)
-    return answered(network, tokenizer, encoder, samples, known.titles, recipe.evaluate.batch, constrained)
+    return answered(
+        network, tokenizer, encoder, samples, known.titles, recipe.evaluate.batch, constrained
+    )
 
 
 def _perplexity(recipe: Recipe, model: Contender, text: str) -> float:

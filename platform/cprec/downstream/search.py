@@ -21,9 +21,9 @@ from torch._C._distributed_c10d import HashStore
 from cluster.errors import PlatformFault, UserError
 from cluster.say import Say
 from cluster.storage import join
+from cprec.config.recipe import Recipe, SearchSettings
 from cprec.downstream import trial as trials_of
 from cprec.downstream.trial import Trial, Tuned
-from cprec.recipe import Recipe, SearchSettings
 
 
 def rates(settings: SearchSettings, seed: int) -> tuple[float, ...]:
@@ -37,7 +37,9 @@ def rates(settings: SearchSettings, seed: int) -> tuple[float, ...]:
 
 def best_rate(ended: Sequence[Tuned]) -> float:
     """The rate with the highest mean of the best HR@1 on validation over its seeds; of equal ones the lowest."""
-    by_rate = {rate: [t.hr1 for t in ended if t.rate == rate] for rate in sorted({t.rate for t in ended})}
+    by_rate = {
+        rate: [t.hr1 for t in ended if t.rate == rate] for rate in sorted({t.rate for t in ended})
+    }
     return max(by_rate, key=lambda rate: float(np.mean(by_rate[rate])))
 
 
@@ -49,9 +51,13 @@ def run(trials: Sequence[Trial], settings: SearchSettings, stopper: str, say: Sa
     """
     waiting = [t for t in trials if trials_of.found(t.place) is None]
     if waiting:
-        say(f"{len(waiting)} of {len(trials)} trials to train, {_concurrent(waiting[0].recipe)} at a time")
+        say(
+            f"{len(waiting)} of {len(trials)} trials to train, {_concurrent(waiting[0].recipe)} at a time"
+        )
         tuner = tune.Tuner(
-            tune.with_resources(tune.with_parameters(_one, trials=waiting), _resources(waiting[0].recipe)),
+            tune.with_resources(
+                tune.with_parameters(_one, trials=waiting), _resources(waiting[0].recipe)
+            ),
             param_space={"index": tune.grid_search(list(range(len(waiting))))},
             tune_config=tune.TuneConfig(
                 metric="hr1",
@@ -60,7 +66,11 @@ def run(trials: Sequence[Trial], settings: SearchSettings, stopper: str, say: Sa
                 max_concurrent_trials=_concurrent(waiting[0].recipe),
             ),
             # A name of its own: what ended is known from the trials' own files, never from Tune's.
-            run_config=tune.RunConfig(name=uuid.uuid4().hex[:12], storage_path=join(os.path.dirname(waiting[0].place), "ray"), verbose=0),
+            run_config=tune.RunConfig(
+                name=uuid.uuid4().hex[:12],
+                storage_path=join(os.path.dirname(waiting[0].place), "ray"),
+                verbose=0,
+            ),
         )
         # Otherwise Tune takes the first Ctrl-C for itself, and returns as if the search were over.
         os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
@@ -73,13 +83,17 @@ def run(trials: Sequence[Trial], settings: SearchSettings, stopper: str, say: Sa
 def cut_short(trial: Trial, stopper: str) -> Tuned:
     """The end of a trial that Tune ended before it did so itself. Raises PlatformFault where there is no stopper that may do that."""
     if stopper == "none":
-        raise PlatformFault(f"{trial.place}: the trial was ended without an error and without a result, and search.stopper is none")
+        raise PlatformFault(
+            f"{trial.place}: the trial was ended without an error and without a result, and search.stopper is none"
+        )
     return trials_of.conclude(trial, stopped=True)
 
 
 def _scheduler(stopper: str, epochs: int) -> TrialScheduler:
     if stopper == "asha":
-        return ASHAScheduler(time_attr="epoch", max_t=epochs + 1, grace_period=1, reduction_factor=2)
+        return ASHAScheduler(
+            time_attr="epoch", max_t=epochs + 1, grace_period=1, reduction_factor=2
+        )
     if stopper == "median":
         return MedianStoppingRule(time_attr="epoch", grace_period=1, min_samples_required=2)
     return FIFOScheduler()
@@ -92,14 +106,20 @@ def _gpus(recipe: Recipe) -> float:
 
 def _resources(recipe: Recipe) -> dict[str, float]:
     """Of a trial's own process: with several workers it only waits for them. Tune refuses to ask for nothing, hence a little memory."""
-    return {"cpu": recipe.train.cpus_per_worker, "gpu": _gpus(recipe)} if recipe.workers == 1 else {"memory": 2**20}
+    return (
+        {"cpu": recipe.train.cpus_per_worker, "gpu": _gpus(recipe)}
+        if recipe.workers == 1
+        else {"memory": 2**20}
+    )
 
 
 def _concurrent(recipe: Recipe) -> int:
     """Trials that fit at a time. Worker groups that each got half of what they need would wait for ever."""
     have = ray.cluster_resources()
     room = have.get("CPU", 1) // (recipe.workers * recipe.train.cpus_per_worker)
-    if gpus := (_gpus(recipe) if recipe.workers == 1 else recipe.workers * recipe.train.gpus_per_worker):
+    if gpus := (
+        _gpus(recipe) if recipe.workers == 1 else recipe.workers * recipe.train.gpus_per_worker
+    ):
         room = min(room, have.get("GPU", 0) // gpus)
     return max(1, int(min(room, recipe.search.concurrent or room)))
 
@@ -118,7 +138,10 @@ def _one(config: dict[str, Any], trials: Sequence[Trial]) -> None:
         scaling_config=ScalingConfig(
             num_workers=recipe.workers,
             use_gpu=gpus > 0,
-            resources_per_worker={"CPU": recipe.train.cpus_per_worker, **({"GPU": gpus} if gpus else {})},
+            resources_per_worker={
+                "CPU": recipe.train.cpus_per_worker,
+                **({"GPU": gpus} if gpus else {}),
+            },
         ),
         run_config=RunConfig(
             name=uuid.uuid4().hex[:12],
@@ -147,7 +170,9 @@ def alone(trial: Trial, report: Callable[[dict[str, Any]], None]) -> None:
 def group_of_one(backend: str) -> Iterator[None]:
     """A process group of this process alone. An engine that is closed takes it along."""
     # DeepSpeed reads them even where the group is there already.
-    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    os.environ.update(
+        RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0"
+    )
     dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     try:
         yield
@@ -169,7 +194,9 @@ def _raise_first(results: "tune.ResultGrid") -> None:
                 raise cause
     if errors:
         last = _causes(errors[0])[-1]
-        raise PlatformFault(f"{len(errors)} trial(s) failed, the first with {type(last).__name__}: {last}")
+        raise PlatformFault(
+            f"{len(errors)} trial(s) failed, the first with {type(last).__name__}: {last}"
+        )
 
 
 def _causes(error: BaseException | None) -> list[BaseException]:

@@ -19,18 +19,18 @@ from transformers import PreTrainedModel
 
 from cluster.errors import RecipeError
 from cluster.storage import download, exists, join, read_bytes, read_text, write_text
-from corpus.table import Corpus
+from corpus.store.tables import Corpus
+from cprec.config.recipe import Recipe
 from cprec.downstream import hybrid
 from cprec.downstream.hybrid import Hybrid, HybridEncoder, Item, OfItems, TextEncoder
 from cprec.downstream.items import Domain, by_id, whole_users
 from cprec.downstream.llara import Encoders, epoch_samples, feed, make_plan
+from cprec.encode.tokens import Encoder
 from cprec.evaluate.metrics import hits, ranks
 from cprec.evaluate.rank import score
 from cprec.model import adapter, backbone
-from cprec.recipe import Recipe
+from cprec.runs import checkpoint
 from cprec.schedule.ledger import Ledger
-from cprec.stream.tokens import Encoder
-from cprec.train import checkpoint
 from cprec.train.engine import Engine, cut_of
 from cprec.train.loop import Diverged, Observer, StepRecord, Work, train
 
@@ -81,13 +81,26 @@ def found(place: str) -> Tuned | None:
 def conclude(trial: Trial, stopped: bool = False, diverged: bool = False) -> Tuned:
     """Write how a trial ended, from its checkpoints: the best epoch's is the result."""
     name, _ = checkpoint.latest(trial.place)
-    history: list[dict[str, Any]] = [] if name is None else json.loads(read_text(join(checkpoint.uri_of(trial.place, name), HISTORY)))
+    history: list[dict[str, Any]] = (
+        []
+        if name is None
+        else json.loads(read_text(join(checkpoint.uri_of(trial.place, name), HISTORY)))
+    )
     if not (history or diverged):
         raise RecipeError(f"{trial.place}: no epoch was completed")
     nothing: dict[str, Any] = {"hr1": 0.0, "epoch": 0, "checkpoint": ""}
     best = max(history, key=lambda row: float(row["hr1"]), default=nothing)
     hr1s = tuple(row["hr1"] for row in history)
-    ended = Tuned(trial.rate, trial.seed, best["hr1"], best["epoch"], best["checkpoint"], hr1s, stopped, diverged)
+    ended = Tuned(
+        trial.rate,
+        trial.seed,
+        best["hr1"],
+        best["epoch"],
+        best["checkpoint"],
+        hr1s,
+        stopped,
+        diverged,
+    )
     write_text(join(trial.place, TUNED), json.dumps(asdict(ended), indent=1))
     return ended
 
@@ -109,25 +122,47 @@ def run(trial: Trial, report: Callable[[dict[str, Any]], None]) -> None:
     validation = by_id(corpus.samples(domain.source, "validation"), settings.validation_users)
     network, words = backbone.load(trial.base, recipe.model.revision, recipe.model.precision)
     model = started(trial, network)
-    engine = Engine(model, recipe.train, recipe.model.precision, {"projector.": settings.projector_decay})
+    engine = Engine(
+        model, recipe.train, recipe.model.precision, {"projector.": settings.projector_decay}
+    )
     encoders = encoders_of(words, recipe.model.max_tokens, model, domain.items())
     newest, _ = checkpoint.latest(trial.place)
     if newest is None:
-        ledger, history = Ledger(make_plan(domain.source, corpus.version, len(table), trial.rate, settings, trial.seed)), []
+        ledger, history = (
+            Ledger(
+                make_plan(
+                    domain.source, corpus.version, len(table), trial.rate, settings, trial.seed
+                )
+            ),
+            [],
+        )
     else:
         uri = checkpoint.uri_of(trial.place, newest)
         ledger, history = checkpoint.ledger(uri), json.loads(read_text(join(uri, HISTORY)))
         engine.restore(checkpoint.load_trainer(uri))
 
     def measure() -> float:
-        return _hr1(engine, encoders, validation.take(list(range(rank, len(validation), world))), recipe.evaluate.batch)
+        return _hr1(
+            engine,
+            encoders,
+            validation.take(list(range(rank, len(validation), world))),
+            recipe.evaluate.batch,
+        )
 
     dist.barrier()  # all workers have looked for checkpoints before one is written
     epochs = Epochs(trial, ledger, history, newest.attempt + 1 if newest else 0, measure, report)
     work = feed(ledger.plan, table, encoders, settings.global_batch, ledger.samples, rank, world)
     diverged = False
     try:
-        train(engine, epochs.until_over(work), epochs, cut_of(recipe.train), int(words.eos_token_id), trial.seed, ledger.step)
+        train(
+            engine,
+            epochs.until_over(work),
+            epochs,
+            cut_of(recipe.train),
+            int(words.eos_token_id),
+            trial.seed,
+            ledger.step,
+        )
     except Diverged:  # on all workers alike: losses and HR@1 are summed over them
         diverged = True
     if rank == 0:
@@ -143,16 +178,24 @@ def started(trial: Trial, network: PreTrainedModel) -> torch.nn.Module:
         model = adapter.attach(network, trial.recipe.model, trial.seed)
     else:
         with tempfile.TemporaryDirectory() as folder:
-            model = adapter.go_on(network, download(join(trial.start, checkpoint.ADAPTER), Path(folder)))
+            model = adapter.go_on(
+                network, download(join(trial.start, checkpoint.ADAPTER), Path(folder))
+            )
     if trial.behaviour is None:
         return model
     # Row 0 of SASRec's table pads.
     return Hybrid(model, load(read_bytes(trial.behaviour))["item.weight"][1:], trial.seed).train()
 
 
-def encoders_of(words: Any, max_tokens: int, model: torch.nn.Module, items: Mapping[int, Item]) -> Encoders:
+def encoders_of(
+    words: Any, max_tokens: int, model: torch.nn.Module, items: Mapping[int, Item]
+) -> Encoders:
     """The encoders that fit a model. items: by item index."""
-    woven = OfItems(HybridEncoder(words, max_tokens, model.vocabulary), items) if isinstance(model, Hybrid) else None
+    woven = (
+        OfItems(HybridEncoder(words, max_tokens, model.vocabulary), items)
+        if isinstance(model, Hybrid)
+        else None
+    )
     return Encoders(OfItems(TextEncoder(Encoder(words, max_tokens)), items), woven)
 
 
@@ -163,7 +206,9 @@ def _hr1(engine: Engine, encoders: Encoders, samples: Any, batch: int) -> float:
     engine.model.train()
     broken = np.isnan(scores).any(axis=1)
     right = hits(ranks(scores[~broken], samples["target"].to_numpy()[~broken]), 1).sum()
-    total = torch.tensor([right, len(samples), broken.sum()], dtype=torch.float64, device=engine.device)
+    total = torch.tensor(
+        [right, len(samples), broken.sum()], dtype=torch.float64, device=engine.device
+    )
     dist.all_reduce(total)
     if total[2]:
         raise Diverged(f"{int(total[2])} of {int(total[1])} validation samples have a NaN score")
@@ -174,7 +219,13 @@ class Epochs(Observer):
     """The observer of a trial: after each epoch it measures, saves, reports, and decides whether to stop."""
 
     def __init__(
-        self, trial: Trial, ledger: Ledger, history: list[dict[str, Any]], attempt: int, measure: Callable[[], float], report: Callable[..., None]
+        self,
+        trial: Trial,
+        ledger: Ledger,
+        history: list[dict[str, Any]],
+        attempt: int,
+        measure: Callable[[], float],
+        report: Callable[..., None],
     ) -> None:
         self._trial, self._ledger, self._history, self._attempt = trial, ledger, history, attempt
         self._measure, self._report = measure, report
@@ -195,7 +246,15 @@ class Epochs(Observer):
         hr1 = self._measure()
         name = checkpoint.Name(self._ledger.samples, self._attempt)
         uri = checkpoint.uri_of(self._trial.place, name)
-        self._history.append({"epoch": len(self._history) + 1, "hr1": hr1, "loss": record.loss, "samples": self._ledger.samples, "checkpoint": uri})
+        self._history.append(
+            {
+                "epoch": len(self._history) + 1,
+                "hr1": hr1,
+                "loss": record.loss,
+                "samples": self._ledger.samples,
+                "checkpoint": uri,
+            }
+        )
         self._save(engine, name, uri)
         self._report({"hr1": hr1, "epoch": len(self._history)})
 
@@ -209,8 +268,21 @@ class Epochs(Observer):
             model, weights = engine.model, state.weights
             if isinstance(model, Hybrid):
                 hybrid.save(model, weights, directory / BEHAVIOUR)
-                model, weights = model.model, {n.removeprefix("model."): w for n, w in weights.items() if n.startswith("model.")}
-            adapter.save(model, weights, directory / checkpoint.ADAPTER, self._trial.base, recipe.model.revision)
+                model, weights = (
+                    model.model,
+                    {
+                        n.removeprefix("model."): w
+                        for n, w in weights.items()
+                        if n.startswith("model.")
+                    },
+                )
+            adapter.save(
+                model,
+                weights,
+                directory / checkpoint.ADAPTER,
+                self._trial.base,
+                recipe.model.revision,
+            )
             checkpoint.save_trainer(state, directory)
             (directory / HISTORY).write_text(json.dumps(self._history))
             checkpoint.commit(directory, uri, self._ledger)

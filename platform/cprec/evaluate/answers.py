@@ -9,7 +9,7 @@ def normal(text: str) -> str:
 
 
 def exact(text: str, titles: Sequence[str]) -> int | None:
-    """Position of the candidate whose title the text is; None if it is none. Titles of a domain are distinct (corpus.items), so it is one at most."""
+    """Position of the candidate whose title the text is; None if it is none. Titles of a domain are distinct (corpus.ingest.titles), so it is one at most."""
     said = normal(text)
     return next((place for place, title in enumerate(titles) if normal(title) == said), None)
 

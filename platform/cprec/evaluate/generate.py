@@ -30,18 +30,35 @@ def trie(answers: Sequence[Sequence[int]]) -> Trie:
 
 
 @torch.inference_mode()
-def greedy(model: Any, prompts: Sequence[Sequence[int]], end: int, longest: int, tries: Sequence[Trie] | None = None) -> list[list[int]]:
+def greedy(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    end: int,
+    longest: int,
+    tries: Sequence[Trie] | None = None,
+) -> list[list[int]]:
     """The likeliest next token, again and again, up to and without the end token; `longest` tokens at most. tries: what each answer is held to."""
     width, device = max(map(len, prompts)), model.device
-    ids = torch.tensor([[end] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    ids = torch.tensor(
+        [[end] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device
+    )
+    mask = torch.tensor(
+        [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device
+    )
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     answers: list[list[int]] = [[] for _ in prompts]
     nodes = list(tries) if tries is not None else None
     going = [True] * len(prompts)
     cache = None
     for _ in range(longest):
-        out = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        out = model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
         cache, logits = out.past_key_values, out.logits[:, -1].float()
         if nodes is not None:
             logits = _held(logits, nodes)
@@ -86,11 +103,17 @@ def answered(
             room = max(longest, *(len(answer) for of_row in answers for answer in of_row))
             prompts = [encoder.prompt(histories[row], candidates[row], room)[0] for row in rows]
             held = [trie(of_row) for of_row in answers] if constrained else None
-            for row, ids in zip(rows, greedy(model, prompts, answers[0][0][-1], room, held), strict=True):
+            for row, ids in zip(
+                rows, greedy(model, prompts, answers[0][0][-1], room, held), strict=True
+            ):
                 text = str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
                 texts[row].append(text)
                 named = exact(text, [titles[i] for i in candidates[row]])
-                candidates[row] = [] if named is None else [i for place, i in enumerate(candidates[row]) if place != named]
+                candidates[row] = (
+                    []
+                    if named is None
+                    else [i for place, i in enumerate(candidates[row]) if place != named]
+                )
         open_rows = [row for row in open_rows if candidates[row]]
     return texts
 

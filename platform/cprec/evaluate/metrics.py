@@ -46,7 +46,9 @@ def ranks(scores: NDArray[np.floating[Any]], target: NDArray[np.integer[Any]]) -
     Raises PlatformFault for NaN, which has no rank: a model that produces it is broken, and must not be given one.
     """
     if broken := int(np.isnan(scores).any(axis=1).sum()):
-        raise PlatformFault(f"{broken} of {len(scores)} samples have a NaN score; look for overflow (model.precision) or a checkpoint that diverged")
+        raise PlatformFault(
+            f"{broken} of {len(scores)} samples have a NaN score; look for overflow (model.precision) or a checkpoint that diverged"
+        )
     true = np.take_along_axis(scores, np.asarray(target, dtype=np.int64)[:, None], axis=1)
     return Ranks((scores > true).sum(axis=1), (scores == true).sum(axis=1))
 
@@ -59,7 +61,11 @@ def hits(of: Ranks, k: int) -> Floats:
 def gains(of: Ranks, k: int) -> Floats:
     """[n] each sample's contribution to NDCG@k (one relevant item, so the ideal gain is 1): mean of 1/log2(1 + position) over the tied positions."""
     gain_up_to = np.concatenate([[0.0], np.cumsum(1 / np.log2(np.arange(2, k + 2)))])
-    return np.asarray((gain_up_to[np.minimum(of.better + of.tied, k)] - gain_up_to[np.minimum(of.better, k)]) / of.tied, dtype=np.float64)
+    return np.asarray(
+        (gain_up_to[np.minimum(of.better + of.tied, k)] - gain_up_to[np.minimum(of.better, k)])
+        / of.tied,
+        dtype=np.float64,
+    )
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,12 @@ class Generated:
 
 
 def metrics(
-    model: str, domain: str, of: Ranks, history_length: NDArray[np.integer[Any]], generated: Generated | None = None, mode: str = "score"
+    model: str,
+    domain: str,
+    of: Ranks,
+    history_length: NDArray[np.integer[Any]],
+    generated: Generated | None = None,
+    mode: str = "score",
 ) -> dict[str, Any]:
     """The object of metrics.json. history_length: [n] items that each sample's history holds in the corpus; mode: score, generate or constrained.
 
@@ -83,9 +94,16 @@ def metrics(
         "model": model,
         "domain": domain,
         **_averages(of),
-        "valid_ratio": {rule: _mean(generated.valid[rule].astype(float)) if generated else None for rule in ("exact", "llara")},
-        "hr1_of_valid": _mean(generated.right[generated.valid["llara"]].astype(float)) if generated else None,
-        "slices": {name: _averages(of.of(rows)) for name, rows in _slices(np.asarray(history_length))},
+        "valid_ratio": {
+            rule: _mean(generated.valid[rule].astype(float)) if generated else None
+            for rule in ("exact", "llara")
+        },
+        "hr1_of_valid": _mean(generated.right[generated.valid["llara"]].astype(float))
+        if generated
+        else None,
+        "slices": {
+            name: _averages(of.of(rows)) for name, rows in _slices(np.asarray(history_length))
+        },
         "mode": mode,
     }
 

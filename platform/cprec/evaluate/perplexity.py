@@ -28,7 +28,9 @@ def perplexity(model: Any, tokenizer: PreTrainedTokenizerBase, text: str, length
     return of(total, count)
 
 
-def windows(tokenizer: PreTrainedTokenizerBase, text: str, length: int, most: int | None = None) -> list[list[int]]:
+def windows(
+    tokenizer: PreTrainedTokenizerBase, text: str, length: int, most: int | None = None
+) -> list[list[int]]:
     """A text as windows of at most `length` tokens, each begun as the tokenizer begins texts; of its first `most` tokens only, if that is given.
 
     The first token of a window has nothing before it and does not count; so no token is lost where the tokenizer opens texts with one of its own.
@@ -39,7 +41,9 @@ def windows(tokenizer: PreTrainedTokenizerBase, text: str, length: int, most: in
     step = length - len(begin)
     found = [begin + ids[at : at + step] for at in range(0, len(ids), step)]
     if not (counted := [window for window in found if len(window) > 1]):
-        raise RecipeError(f"evaluate.text: a text of {len(ids)} token(s) has no perplexity; give a longer one")
+        raise RecipeError(
+            f"evaluate.text: a text of {len(ids)} token(s) has no perplexity; give a longer one"
+        )
     return counted
 
 

@@ -23,10 +23,19 @@ SCHEMA = pa.schema(
         ("target", pa.int8()),  # position of the true item among the candidates
         ("rank", pa.float64()),  # of the true item, from 1; the mean where scores tie
         ("scores", pa.list_(pa.float64())),  # in the order of the candidates
-        ("ranking", pa.list_(pa.int64())),  # item indices, best first; ties in the order of the candidates
+        (
+            "ranking",
+            pa.list_(pa.int64()),
+        ),  # item indices, best first; ties in the order of the candidates
         ("text", pa.string()),  # what was generated first; null where candidates were scored
-        ("texts", pa.list_(pa.string())),  # what was generated in turn, each time without the item named before; null likewise
-        ("named_exact", pa.int8()),  # position of the candidate that `text` names, by each rule of cprec.evaluate.answers; null for none
+        (
+            "texts",
+            pa.list_(pa.string()),
+        ),  # what was generated in turn, each time without the item named before; null likewise
+        (
+            "named_exact",
+            pa.int8(),
+        ),  # position of the candidate that `text` names, by each rule of cprec.evaluate.answers; null for none
         ("named_llara", pa.int8()),
     ]
 )
@@ -47,7 +56,10 @@ def of_scores(samples: pa.Table, scores: NDArray[np.float64]) -> pa.Table:
             "rank": expected,
             "scores": list(scores),
             "ranking": list(ranking),
-            **{name: pa.nulls(len(samples), SCHEMA.field(name).type) for name in ("text", "texts", "named_exact", "named_llara")},
+            **{
+                name: pa.nulls(len(samples), SCHEMA.field(name).type)
+                for name in ("text", "texts", "named_exact", "named_llara")
+            },
         },
         schema=SCHEMA,
     )
@@ -59,8 +71,14 @@ def of_texts(samples: pa.Table, texts: Sequence[Sequence[str]], titles: Sequence
     The ranking holds the items named, in turn; the rank of a true item that is not among them is null.
     """
     candidates, target = samples["candidates"].to_pylist(), samples["target"].to_pylist()
-    named = [[exact(text, [titles[i] for i in of_row]) for text in said] for said, of_row in zip(texts, candidates, strict=True)]
-    ranking = [[of_row[place] for place in places if place is not None] for places, of_row in zip(named, candidates, strict=True)]
+    named = [
+        [exact(text, [titles[i] for i in of_row]) for text in said]
+        for said, of_row in zip(texts, candidates, strict=True)
+    ]
+    ranking = [
+        [of_row[place] for place in places if place is not None]
+        for places, of_row in zip(named, candidates, strict=True)
+    ]
     true = [of_row[place] for of_row, place in zip(candidates, target, strict=True)]
     return pa.table(
         {
@@ -68,13 +86,19 @@ def of_texts(samples: pa.Table, texts: Sequence[Sequence[str]], titles: Sequence
             "user_id": samples["user_id"],
             "history_length": history_length(samples),
             "target": samples["target"],
-            "rank": [float(row.index(item) + 1) if item in row else None for row, item in zip(ranking, true, strict=True)],
+            "rank": [
+                float(row.index(item) + 1) if item in row else None
+                for row, item in zip(ranking, true, strict=True)
+            ],
             "scores": pa.nulls(len(samples), SCHEMA.field("scores").type),
             "ranking": ranking,
             "text": [said[0] for said in texts],
             "texts": [list(said) for said in texts],
             "named_exact": [places[0] for places in named],
-            "named_llara": [llara(said[0], [titles[i] for i in of_row]) for said, of_row in zip(texts, candidates, strict=True)],
+            "named_llara": [
+                llara(said[0], [titles[i] for i in of_row])
+                for said, of_row in zip(texts, candidates, strict=True)
+            ],
         },
         schema=SCHEMA,
     )
@@ -86,9 +110,21 @@ def measured(predictions: pa.Table, model: str, domain: str, mode: str) -> dict[
     if mode != "score":
         target = predictions["target"].to_numpy()
         rules = {rule: predictions[f"named_{rule}"] for rule in ("exact", "llara")}
-        correct, valid = (rules["llara"].fill_null(-1).to_numpy() == target), rules["llara"].is_valid().to_numpy()
-        generated = Generated({rule: named.is_valid().to_numpy() for rule, named in rules.items()}, correct & valid)
-    return metrics(model, domain, ranks_of(predictions), predictions["history_length"].to_numpy(), generated, mode)
+        correct, valid = (
+            (rules["llara"].fill_null(-1).to_numpy() == target),
+            rules["llara"].is_valid().to_numpy(),
+        )
+        generated = Generated(
+            {rule: named.is_valid().to_numpy() for rule, named in rules.items()}, correct & valid
+        )
+    return metrics(
+        model,
+        domain,
+        ranks_of(predictions),
+        predictions["history_length"].to_numpy(),
+        generated,
+        mode,
+    )
 
 
 def ranks_of(predictions: pa.Table) -> Ranks:
@@ -118,4 +154,6 @@ def from_bytes(content: bytes) -> pa.Table:
 
 
 def _matrix(column: pa.ChunkedArray, rows: int) -> NDArray[np.float64]:
-    return np.asarray(column.combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(rows, -1))
+    return np.asarray(
+        column.combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(rows, -1)
+    )

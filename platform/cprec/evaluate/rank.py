@@ -21,9 +21,11 @@ from transformers import PreTrainedModel
 
 
 class PromptEncoder(Protocol):
-    """What scoring needs of an encoder of items, by index (cprec.stream.titles, cprec.downstream.hybrid)."""
+    """What scoring needs of an encoder of items, by index (cprec.encode.title_tokens, cprec.downstream.hybrid)."""
 
-    def prompt(self, history: Sequence[int], candidates: Sequence[int], room: int) -> tuple[list[int], int]:
+    def prompt(
+        self, history: Sequence[int], candidates: Sequence[int], room: int
+    ) -> tuple[list[int], int]:
         """Token ids of the prompt, with room for an answer; and how many of the oldest items were dropped for it."""
 
     def answer(self, item: int) -> list[int]:
@@ -43,13 +45,20 @@ class Query:
         return len(self.prompt) + sum(map(len, self.answers))
 
 
-def score(model: PreTrainedModel, encoder: PromptEncoder, samples: pa.Table, batch: int) -> NDArray[np.float64]:
+def score(
+    model: PreTrainedModel, encoder: PromptEncoder, samples: pa.Table, batch: int
+) -> NDArray[np.float64]:
     """Scores [n, candidates] of the samples' candidates, in the samples' order; higher is better.
 
     samples: columns history and candidates (item indices); batch: samples in one forward pass.
     The model scores on the device where it is, in evaluation mode.
     """
-    queries = [query(encoder, *pair) for pair in zip(samples["history"].to_pylist(), samples["candidates"].to_pylist(), strict=True)]
+    queries = [
+        query(encoder, *pair)
+        for pair in zip(
+            samples["history"].to_pylist(), samples["candidates"].to_pylist(), strict=True
+        )
+    ]
     scores = np.empty((len(queries), len(queries[0].answers) if queries else 0))
     # Rows of similar length share a pass: less padding.
     order = sorted(range(len(queries)), key=lambda i: queries[i].tokens)
@@ -69,11 +78,16 @@ def query(encoder: PromptEncoder, history: Sequence[int], candidates: Sequence[i
 @torch.inference_mode()
 def score_batch(model: PreTrainedModel, queries: Sequence[Query]) -> NDArray[np.float64]:
     """Scores [queries, candidates] from one forward pass. The model must take a 4-dimensional attention mask (eager or sdpa attention)."""
-    prompts, tails = max(len(q.prompt) for q in queries), max(q.tokens - len(q.prompt) for q in queries)
+    prompts, tails = (
+        max(len(q.prompt) for q in queries),
+        max(q.tokens - len(q.prompt) for q in queries),
+    )
     ids = np.zeros((len(queries), prompts + tails), dtype=np.int64)
     positions = np.zeros_like(ids)
     block = np.full_like(ids, -1)  # -1 padding, 0 the prompt, k the k-th answer
-    before = np.zeros((len(queries), tails), dtype=np.int64)  # the column, within what is kept, that predicts this token
+    before = np.zeros(
+        (len(queries), tails), dtype=np.int64
+    )  # the column, within what is kept, that predicts this token
     for row, q in enumerate(queries):
         _place(ids[row], positions[row], block[row], prompts - len(q.prompt), q.prompt, 0, 0)
         column = prompts
@@ -81,7 +95,10 @@ def score_batch(model: PreTrainedModel, queries: Sequence[Query]) -> NDArray[np.
             _place(ids[row], positions[row], block[row], column, answer, len(q.prompt), k)
             offset = column - prompts
             # Kept column 0 is the prompt's last, which predicts the first token of every answer.
-            before[row, offset : offset + len(answer)] = [0, *range(offset + 1, offset + len(answer))]
+            before[row, offset : offset + len(answer)] = [
+                0,
+                *range(offset + 1, offset + len(answer)),
+            ]
             column += len(answer)
 
     device = model.device
@@ -96,19 +113,33 @@ def score_batch(model: PreTrainedModel, queries: Sequence[Query]) -> NDArray[np.
     # Log-probabilities of the tokens at hand only: a full log-softmax would hold the logits twice.
     normaliser = logits.float().logsumexp(dim=-1)
     kept = torch.from_numpy(before).to(device)
-    chosen = logits[torch.arange(len(queries), device=device)[:, None], kept, tokens[:, prompts:]].float() - normaliser.gather(1, kept)
+    chosen = logits[
+        torch.arange(len(queries), device=device)[:, None], kept, tokens[:, prompts:]
+    ].float() - normaliser.gather(1, kept)
     answers = torch.from_numpy(block[:, prompts:]).to(device)
-    sums = torch.zeros(len(queries), max(len(q.answers) for q in queries) + 1, dtype=torch.float64, device=device)
+    sums = torch.zeros(
+        len(queries), max(len(q.answers) for q in queries) + 1, dtype=torch.float64, device=device
+    )
     # Slot 0 takes the padding and is thrown away.
     sums.scatter_add_(1, answers.clamp(min=0), chosen.double().masked_fill(answers < 0, 0.0))
     return np.asarray(sums[:, 1:].cpu().numpy(), dtype=np.float64)
 
 
 def _place(
-    ids: NDArray[np.int64], positions: NDArray[np.int64], block: NDArray[np.int64], column: int, tokens: list[int], position: int, number: int
+    ids: NDArray[np.int64],
+    positions: NDArray[np.int64],
+    block: NDArray[np.int64],
+    column: int,
+    tokens: list[int],
+    position: int,
+    number: int,
 ) -> None:
     here = slice(column, column + len(tokens))
-    ids[here], positions[here], block[here] = tokens, np.arange(position, position + len(tokens)), number
+    ids[here], positions[here], block[here] = (
+        tokens,
+        np.arange(position, position + len(tokens)),
+        number,
+    )
 
 
 def _mask(block: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -119,4 +150,6 @@ def _mask(block: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     seen = causal & (keys >= 0) & ((keys == queries) | (keys == 0))
     # Padding sees itself: a row that sees nothing would be NaN, and NaN times weight 0 is NaN everywhere.
     seen |= torch.eye(columns, dtype=torch.bool, device=block.device)
-    return torch.zeros(seen.shape, dtype=dtype, device=block.device).masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
+    return torch.zeros(seen.shape, dtype=dtype, device=block.device).masked_fill_(
+        ~seen, torch.finfo(dtype).min
+    )[:, None]

@@ -25,7 +25,9 @@ class Paired:
     confidence: float
 
 
-def paired(reference: NDArray[np.floating[Any]], model: NDArray[np.floating[Any]], confidence: float = 0.95) -> Paired:
+def paired(
+    reference: NDArray[np.floating[Any]], model: NDArray[np.floating[Any]], confidence: float = 0.95
+) -> Paired:
     """Compare two models by their contributions to one metric, [n] each, sample by sample in the same order.
 
     Where all differences are one value there is no spread to test with. If that value is 0, the models are the same: p = 1. If it is not,
@@ -33,7 +35,9 @@ def paired(reference: NDArray[np.floating[Any]], model: NDArray[np.floating[Any]
     Raises PlatformFault when the samples do not pair up or there are none.
     """
     if reference.shape != model.shape or reference.ndim != 1 or not len(reference):
-        raise PlatformFault(f"a paired test takes the same samples twice, seen: shapes {reference.shape} and {model.shape}")
+        raise PlatformFault(
+            f"a paired test takes the same samples twice, seen: shapes {reference.shape} and {model.shape}"
+        )
     differences = np.asarray(model, dtype=np.float64) - np.asarray(reference, dtype=np.float64)
     n, mean = len(differences), float(differences.mean())
     if n == 1:
@@ -46,7 +50,12 @@ def paired(reference: NDArray[np.floating[Any]], model: NDArray[np.floating[Any]
     return Paired(n, mean, mean - reach, mean + reach, p, confidence)
 
 
-def permutation(reference: NDArray[np.floating[Any]], model: NDArray[np.floating[Any]], draws: int = 9_999, seed: int = 0) -> float:
+def permutation(
+    reference: NDArray[np.floating[Any]],
+    model: NDArray[np.floating[Any]],
+    draws: int = 9_999,
+    seed: int = 0,
+) -> float:
     """Two-sided p of no difference, by flipping the sign of each pair's difference at random: no normality is assumed.
 
     reference, model: [n] as in `paired`. The observed assignment counts as one of the draws, so p is never below 1 / (draws + 1).
@@ -64,7 +73,11 @@ def permutation(reference: NDArray[np.floating[Any]], model: NDArray[np.floating
 def holm(p: Sequence[float]) -> list[float]:
     """Holm's step-down correction: each p as if it were the only one, so that all of them together err with the chance that one is tested at."""
     order = np.argsort(p, kind="stable")
-    stepped = np.maximum.accumulate(np.asarray(p, dtype=np.float64)[order] * (len(p) - np.arange(len(p)))) if len(p) else np.zeros(0)
+    stepped = (
+        np.maximum.accumulate(np.asarray(p, dtype=np.float64)[order] * (len(p) - np.arange(len(p))))
+        if len(p)
+        else np.zeros(0)
+    )
     corrected = np.empty(len(p))
     corrected[order] = np.minimum(stepped, 1.0)
     return [float(value) for value in corrected]

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from cluster.errors import RunError
-from cprec.recipe import ModelSettings
+from cprec.config.recipe import ModelSettings
 
 WEIGHTS = "adapter_model.safetensors"
 FULL_WEIGHTS = "model.safetensors"
@@ -56,7 +56,14 @@ def fuse(model: torch.nn.Module) -> int:
 
     Not under ZeRO 3, which gathers B only while its own module runs.
     """
-    layers = [m for m in model.modules() if isinstance(m, Linear) and set(m.lora_A) == {DEFAULT} and not m.lora_variant and not m.lora_bias[DEFAULT]]
+    layers = [
+        m
+        for m in model.modules()
+        if isinstance(m, Linear)
+        and set(m.lora_A) == {DEFAULT}
+        and not m.lora_variant
+        and not m.lora_bias[DEFAULT]
+    ]
     for layer in layers:
         layer.forward = MethodType(_fused, layer)  # type: ignore[method-assign]
     return len(layers)
@@ -68,16 +75,29 @@ def _fused(layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tens
     result = layer.base_layer(x)
     weight = layer.lora_B[DEFAULT].weight
     low = layer.lora_A[DEFAULT](layer.lora_dropout[DEFAULT](x.to(weight.dtype)))
-    added = torch.addmm(result.flatten(0, -2).to(weight.dtype), low.flatten(0, -2), weight.t(), alpha=layer.scaling[DEFAULT])
+    added = torch.addmm(
+        result.flatten(0, -2).to(weight.dtype),
+        low.flatten(0, -2),
+        weight.t(),
+        alpha=layer.scaling[DEFAULT],
+    )
     return added.view_as(result).to(result.dtype)
 
 
 def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     """The parameters that are trained, by name, in a fixed order."""
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {
+        name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
 
 
-def save(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], directory: Path, base: str, revision: str | None) -> None:
+def save(
+    model: torch.nn.Module,
+    weights: Mapping[str, torch.Tensor],
+    directory: Path,
+    base: str,
+    revision: str | None,
+) -> None:
     """Write `directory`: a PEFT directory that names its base, or for full training a Hugging Face model directory.
 
     weights: the trained parameters by name, whole (gathered from all workers).
@@ -85,13 +105,25 @@ def save(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], directory:
     directory.mkdir(parents=True, exist_ok=True)
     if isinstance(model, PeftModel):
         state = get_peft_model_state_dict(model, state_dict=dict(weights))
-        save_file({name: tensor.contiguous() for name, tensor in state.items()}, directory / WEIGHTS, metadata={"format": "pt"})
+        save_file(
+            {name: tensor.contiguous() for name, tensor in state.items()},
+            directory / WEIGHTS,
+            metadata={"format": "pt"},
+        )
         config = model.peft_config[DEFAULT]
-        config.base_model_name_or_path, config.revision, config.inference_mode = base, revision, True
+        config.base_model_name_or_path, config.revision, config.inference_mode = (
+            base,
+            revision,
+            True,
+        )
         config.save_pretrained(str(directory))
         config.inference_mode = False
     else:
-        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, directory / FULL_WEIGHTS, metadata={"format": "pt"})
+        save_file(
+            {name: tensor.contiguous() for name, tensor in weights.items()},
+            directory / FULL_WEIGHTS,
+            metadata={"format": "pt"},
+        )
         cast(PreTrainedModel, model).config.save_pretrained(directory)
 
 
@@ -101,11 +133,19 @@ def load(model: PreTrainedModel, directory: Path) -> PreTrainedModel:
         try:
             return cast(PreTrainedModel, PeftModel.from_pretrained(model, str(directory)).eval())
         except (RuntimeError, ValueError) as error:
-            raise RunError(f"{directory}: this adapter does not fit the base model: {error}") from None
+            raise RunError(
+                f"{directory}: this adapter does not fit the base model: {error}"
+            ) from None
     if (directory / FULL_WEIGHTS).is_file():
-        missing, unexpected = model.load_state_dict(load_file(directory / FULL_WEIGHTS), strict=False)
+        missing, unexpected = model.load_state_dict(
+            load_file(directory / FULL_WEIGHTS), strict=False
+        )
         tied = set(getattr(model, "_tied_weights_keys", None) or ())
         if unexpected or set(missing) - tied:
-            raise RunError(f"{directory}: these weights do not fit the base model: missing {sorted(set(missing) - tied)}, unexpected {unexpected}")
+            raise RunError(
+                f"{directory}: these weights do not fit the base model: missing {sorted(set(missing) - tied)}, unexpected {unexpected}"
+            )
         return cast(PreTrainedModel, model.eval())
-    raise RunError(f"{directory}: neither {WEIGHTS} nor {FULL_WEIGHTS}; this is no adapter directory")
+    raise RunError(
+        f"{directory}: neither {WEIGHTS} nor {FULL_WEIGHTS}; this is no adapter directory"
+    )

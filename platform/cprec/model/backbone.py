@@ -20,7 +20,9 @@ if TYPE_CHECKING:  # a tokenizer loads without them, in a third of the time
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def load(base: str, revision: str | None, precision: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+def load(
+    base: str, revision: str | None, precision: str
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """The model, on the CPU and in evaluation mode, and its tokenizer.
 
     Raises RecipeError when there is no such model, when it has no safetensors, or when the tokenizer does not fit it.
@@ -30,12 +32,18 @@ def load(base: str, revision: str | None, precision: str) -> "tuple[PreTrainedMo
     where = local(base)
     quiet()
     try:
-        model = AutoModelForCausalLM.from_pretrained(where, revision=revision, dtype=DTYPES[precision], use_safetensors=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            where, revision=revision, dtype=DTYPES[precision], use_safetensors=True
+        )
     except (OSError, ValueError) as error:
-        raise RecipeError(f"model.base: {base} does not load as a causal LM with safetensors weights: {error}") from None
+        raise RecipeError(
+            f"model.base: {base} does not load as a causal LM with safetensors weights: {error}"
+        ) from None
     words = tokenizer(base, revision)
     if len(words) > model.config.vocab_size:
-        raise RecipeError(f"model.base: the tokenizer of {base} has {len(words)} tokens, its model only {model.config.vocab_size}; they do not fit")
+        raise RecipeError(
+            f"model.base: the tokenizer of {base} has {len(words)} tokens, its model only {model.config.vocab_size}; they do not fit"
+        )
     return model.eval(), words
 
 
@@ -58,7 +66,9 @@ def local(base: str) -> str:
         looks_like_path = base.startswith((".", "/", "~", "file://")) or base.count("/") > 1
         path = Path(base.removeprefix("file://")).expanduser()
         if looks_like_path and not (path / "config.json").is_file():
-            raise RecipeError(f"model.base: no config.json in {path}; give a Hugging Face model directory, an s3:// URI or a hub id")
+            raise RecipeError(
+                f"model.base: no config.json in {path}; give a Hugging Face model directory, an s3:// URI or a hub id"
+            )
         return str(path) if path.is_dir() else base
     copy = Path(gettempdir()) / "cprec-base" / sha256(base.encode())[:16]
     if not copy.exists():

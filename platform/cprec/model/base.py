@@ -7,8 +7,8 @@ from pathlib import Path
 
 from cluster.say import Say
 from cluster.storage import absolute, exists, is_remote, join, upload
-from corpus.table import Corpus
-from cprec.recipe import Recipe
+from corpus.store.tables import Corpus
+from cprec.config.recipe import Recipe
 
 TINY = "tiny"
 
@@ -19,13 +19,24 @@ def resolve(recipe: Recipe, corpus: Corpus, say: Say) -> str:
     if base != TINY:
         path = Path(base.removeprefix("file://")).expanduser()
         return str(path.absolute()) if not is_remote(base) and path.is_dir() else base
-    identity = json.dumps([corpus.commits[0].metadata["fingerprint"], recipe.tiny.model_dump(), recipe.seed], sort_keys=True)
-    place = join(absolute(recipe.storage), "bases", f"tiny-{hashlib.sha256(identity.encode()).hexdigest()[:12]}")
+    identity = json.dumps(
+        [corpus.commits[0].metadata["fingerprint"], recipe.tiny.model_dump(), recipe.seed],
+        sort_keys=True,
+    )
+    place = join(
+        absolute(recipe.storage),
+        "bases",
+        f"tiny-{hashlib.sha256(identity.encode()).hexdigest()[:12]}",
+    )
     # config.json goes last: a base whose writing was cut short is built again.
     if not exists(join(place, "config.json")):
-        from cprec.model import tiny  # brings a model's code, which a job that only starts workers never needs
+        from cprec.model import (
+            tiny,  # brings a model's code, which a job that only starts workers never needs
+        )
 
-        say(f"building the tiny base: {recipe.tiny.layers} layers of {recipe.tiny.hidden}, {recipe.tiny.language_steps} steps of language")
+        say(
+            f"building the tiny base: {recipe.tiny.layers} layers of {recipe.tiny.hidden}, {recipe.tiny.language_steps} steps of language"
+        )
         with tempfile.TemporaryDirectory() as folder:
             directory = Path(folder)
             tiny.build(corpus.titles(), recipe.tiny, recipe.seed, directory)

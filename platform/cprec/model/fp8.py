@@ -22,13 +22,20 @@ def quantised(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def product(rows: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """rows [n, k] in bf16 times weight [m, k] (e4m3, scale [m, 1]) transposed: [n, m] in bf16."""
     values, rate = quantised(rows)
-    return torch._scaled_mm(values, weight.t(), scale_a=rate, scale_b=scale.t(), out_dtype=torch.bfloat16)
+    return torch._scaled_mm(
+        values, weight.t(), scale_a=rate, scale_b=scale.t(), out_dtype=torch.bfloat16
+    )
 
 
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, rows: torch.Tensor, forth: torch.Tensor, forth_scale: torch.Tensor, back: torch.Tensor, back_scale: torch.Tensor
+        ctx: Any,
+        rows: torch.Tensor,
+        forth: torch.Tensor,
+        forth_scale: torch.Tensor,
+        back: torch.Tensor,
+        back_scale: torch.Tensor,
     ) -> torch.Tensor:
         ctx.save_for_backward(back, back_scale)
         return product(rows, forth, forth_scale)
@@ -63,7 +70,12 @@ def freeze(model: torch.nn.Module) -> int:
     replaced = 0
     for module in list(model.modules()):
         base = getattr(module, "base_layer", None)
-        if isinstance(base, torch.nn.Linear) and base.bias is None and not base.weight.requires_grad and not any(n % 16 for n in base.weight.shape):
+        if (
+            isinstance(base, torch.nn.Linear)
+            and base.bias is None
+            and not base.weight.requires_grad
+            and not any(n % 16 for n in base.weight.shape)
+        ):
             module.base_layer = Frozen8(base.weight)
             replaced += 1
     return replaced

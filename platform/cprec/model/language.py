@@ -23,7 +23,13 @@ MOST_TITLES = 4096
 """Titles that are used, at most: enough for the words, and a list of similar ones stays quick to find."""
 
 
-def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, titles: Sequence[str], steps: int, seed: int) -> list[float]:
+def train(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    titles: Sequence[str],
+    steps: int,
+    seed: int,
+) -> list[float]:
     """Train every weight on generated product text, in place. Returns the loss of each step, in nats per token."""
     stream = _tokens(passages(titles, np.random.default_rng([seed, 0x1A46])), tokenizer)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.01)
@@ -58,8 +64,12 @@ def passages(titles: Sequence[str], rng: np.random.Generator) -> Iterator[str]:
     listed = min(LISTED, len(titles))
     while True:
         one = int(rng.integers(len(titles)))
-        holding = np.concatenate([np.zeros(0, dtype=np.int64), *(holders[word] for word in words[one])])
-        shared = np.bincount(holding.astype(np.int64), minlength=len(titles)) + rng.random(len(titles))
+        holding = np.concatenate(
+            [np.zeros(0, dtype=np.int64), *(holders[word] for word in words[one])]
+        )
+        shared = np.bincount(holding.astype(np.int64), minlength=len(titles)) + rng.random(
+            len(titles)
+        )
         similar = rng.permutation(np.argsort(-shared)[:listed])
         yield f"Similar items: {', '.join(titles[i] for i in similar)}."
 
@@ -78,7 +88,11 @@ def _one_thread() -> Iterator[None]:
 def _rate(done: float) -> float:
     """Learning rate after a share of the steps."""
     warmup = 0.1
-    return RATE * (done / warmup if done < warmup else (1 + math.cos(math.pi * (done - warmup) / (1 - warmup))) / 2)
+    return RATE * (
+        done / warmup
+        if done < warmup
+        else (1 + math.cos(math.pi * (done - warmup) / (1 - warmup))) / 2
+    )
 
 
 def _tokens(texts: Iterator[str], tokenizer: PreTrainedTokenizerFast) -> Iterator[int]:

@@ -11,8 +11,12 @@ from transformers.utils import logging as transformers_logging
 def quiet() -> None:
     """Call before a model or a tokenizer is loaded, built or trained."""
     if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # transformers asks DeepSpeed for its accelerator, which warns when it has to guess
-    warnings.filterwarnings("ignore", message=".is_gradient_checkpointing", category=FutureWarning)  # PEFT asks transformers under a name of the past
+        os.environ.setdefault(
+            "DS_ACCELERATOR", "cpu"
+        )  # transformers asks DeepSpeed for its accelerator, which warns when it has to guess
+    warnings.filterwarnings(
+        "ignore", message=".is_gradient_checkpointing", category=FutureWarning
+    )  # PEFT asks transformers under a name of the past
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.getLogger("transformers").setLevel(logging.ERROR)

@@ -11,10 +11,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cluster.errors import DataError
-from corpus import prompt
+from cprec.config.recipe import TinySettings
+from cprec.encode import prompt
 from cprec.model import language
 from cprec.model.quiet import quiet
-from cprec.recipe import TinySettings
 
 BEGIN, END, PAD = "<s>", "</s>", "<pad>"
 MAX_POSITIONS = 2048
@@ -27,7 +27,9 @@ def build(titles: Sequence[str], settings: TinySettings, seed: int, directory: P
     Raises DataError without titles.
     """
     if not titles:
-        raise DataError("the tiny base is built from the corpus's titles, and there are none; build the corpus first")
+        raise DataError(
+            "the tiny base is built from the corpus's titles, and there are none; build the corpus first"
+        )
     quiet()
     tokenizer = train_tokenizer(titles, settings.vocabulary)
     with torch.random.fork_rng(devices=[]):
@@ -47,14 +49,24 @@ def train_tokenizer(titles: Sequence[str], vocabulary: int) -> PreTrainedTokeniz
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=[PAD, BEGIN, END], initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
+        vocab_size=vocabulary,
+        special_tokens=[PAD, BEGIN, END],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
     )
     texts = [f"{before}{title}" for title in titles for before in (" ", "{")]
     frame = [prompt.OPENING, prompt.MIDDLE, prompt.CLOSING, prompt.SEPARATOR]
     tokenizer.train_from_iterator([*texts, *frame * len(titles)], trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(single=f"{BEGIN} $A", special_tokens=[(BEGIN, tokenizer.token_to_id(BEGIN))])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BEGIN} $A", special_tokens=[(BEGIN, tokenizer.token_to_id(BEGIN))]
+    )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=BEGIN, eos_token=END, pad_token=PAD, clean_up_tokenization_spaces=False, model_max_length=MAX_POSITIONS
+        tokenizer_object=tokenizer,
+        bos_token=BEGIN,
+        eos_token=END,
+        pad_token=PAD,
+        clean_up_tokenization_spaces=False,
+        model_max_length=MAX_POSITIONS,
     )
 
 

@@ -1,4 +1,4 @@
-"""The controller, a pure state machine: the only owner of what is trained next. `cprec.train.actor` is its shell in a Ray cluster.
+"""The controller, a pure state machine: the only owner of what is trained next. `cprec.train.distributed.controller_actor` is its shell in a Ray cluster.
 
     WARMUP -> STABLE -> ANNEALING -> DONE          a domain may join until the first annealing segment is handed out
 
@@ -52,7 +52,15 @@ class Controller:
     hold: whether the stable phase stays open when it runs dry. closed: whether annealing was called, so that nothing joins any more.
     """
 
-    def __init__(self, plan: Plan, batch: int, segment_samples: int, samples: int = 0, hold: bool = False, closed: bool = False) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        batch: int,
+        segment_samples: int,
+        samples: int = 0,
+        hold: bool = False,
+        closed: bool = False,
+    ) -> None:
         self.plan = plan
         self.batch = batch
         self.segment_samples = max(segment_samples // batch, 1) * batch
@@ -63,7 +71,11 @@ class Controller:
     @property
     def open(self) -> bool:
         """Whether samples can still join: annealing was neither called nor entered, and none of its segments is handed out."""
-        return not self.closed and self.issued <= self.plan.wsa.stable_end and self.phase in (Phase.WARMUP, Phase.STABLE)
+        return (
+            not self.closed
+            and self.issued <= self.plan.wsa.stable_end
+            and self.phase in (Phase.WARMUP, Phase.STABLE)
+        )
 
     def segment(self, position: int) -> Segment | Wait | None:
         """The segment that starts at a position (the start of a global batch); Wait while held open and dry; None at the end of the plan."""
@@ -79,10 +91,18 @@ class Controller:
     def joins_at(self) -> int:
         """Where samples that the corpus gains now would join: the first position not yet handed out, but not before the stable phase."""
         last = self.plan.domain[-1]
-        stable_start = last.start + -(-(self.plan.wsa.warmup_end - last.start) // self.batch) * self.batch
+        stable_start = (
+            last.start + -(-(self.plan.wsa.warmup_end - last.start) // self.batch) * self.batch
+        )
         return min(max(self.issued, last.start, stable_start), self.plan.wsa.stable_end)
 
-    def adopt(self, domain: Sequence[Portion], mixed: Sequence[Portion], cap: int | None, replay: Replay = NO_REPLAY) -> int:
+    def adopt(
+        self,
+        domain: Sequence[Portion],
+        mixed: Sequence[Portion],
+        cap: int | None,
+        replay: Replay = NO_REPLAY,
+    ) -> int:
         """Let new samples join. replay: with the texts that are left at `joins_at`. Returns the position at which they do.
 
         Raises ValueError once the plan is closed.

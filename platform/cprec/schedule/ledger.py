@@ -27,17 +27,36 @@ class Ledger:
 
     def after(self, batch_samples: int, batch_digest: int) -> "Ledger":
         """The ledger after one more optimizer step."""
-        return Ledger(self.plan, self.samples + batch_samples, self.step + 1, (self.digest + batch_digest) % MODULUS)
+        return Ledger(
+            self.plan,
+            self.samples + batch_samples,
+            self.step + 1,
+            (self.digest + batch_digest) % MODULUS,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for ledger.json, with the samples consumed by source and version for readers."""
-        consumed = [{"source": s, "version": v, "samples": n} for (s, v), n in sorted(self.plan.counts(0, self.samples).items())]
-        return {"samples": self.samples, "step": self.step, "ids_digest": f"{self.digest:016x}", "consumed": consumed, "plan": self.plan.to_json()}
+        consumed = [
+            {"source": s, "version": v, "samples": n}
+            for (s, v), n in sorted(self.plan.counts(0, self.samples).items())
+        ]
+        return {
+            "samples": self.samples,
+            "step": self.step,
+            "ids_digest": f"{self.digest:016x}",
+            "consumed": consumed,
+            "plan": self.plan.to_json(),
+        }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Ledger":
         """The ledger of `to_json`."""
-        return cls(Plan.from_json(values["plan"]), values["samples"], values["step"], int(values["ids_digest"], 16))
+        return cls(
+            Plan.from_json(values["plan"]),
+            values["samples"],
+            values["step"],
+            int(values["ids_digest"], 16),
+        )
 
     def fingerprint(self) -> str:
         """16 hex digits that name this ledger in a registry's lineage."""

@@ -48,11 +48,18 @@ class Era:
     spread: int = 0
 
     def __post_init__(self) -> None:
-        text, most = sum(p.count for p in self.replayed), self.spread if self.replayed else self.count
+        text, most = (
+            sum(p.count for p in self.replayed),
+            self.spread if self.replayed else self.count,
+        )
         if any(p.count < 0 for p in self.members) or self.count + text > MAX_SAMPLES:
-            raise ValueError(f"an era holds at most {MAX_SAMPLES:,} samples and no negative portion, got {self.count + text:,}")
+            raise ValueError(
+                f"an era holds at most {MAX_SAMPLES:,} samples and no negative portion, got {self.count + text:,}"
+            )
         if not (self.start <= self.stop <= self.start + most and text <= most <= self.count + text):
-            raise ValueError(f"an era of {self.count} samples and {text} of text from {self.start}, spread over {most}, cannot end at {self.stop}")
+            raise ValueError(
+                f"an era of {self.count} samples and {text} of text from {self.start}, spread over {most}, cannot end at {self.stop}"
+            )
 
     @property
     def count(self) -> int:
@@ -73,7 +80,17 @@ class Era:
         offsets = [_hash(self.seed, self.start, i) for i in range(len(self.members))]
         own = len(self.portions)
         replayed = _dealt(positions - self.start, self.replayed, self.spread, offsets[own:])
-        return np.concatenate([_dealt(positions - self.start - replayed.sum(axis=0), self.portions, self.count, offsets[:own]), replayed])
+        return np.concatenate(
+            [
+                _dealt(
+                    positions - self.start - replayed.sum(axis=0),
+                    self.portions,
+                    self.count,
+                    offsets[:own],
+                ),
+                replayed,
+            ]
+        )
 
     def text_by(self, position: int) -> int:
         """Samples of replayed text before a position."""
@@ -85,16 +102,25 @@ class Era:
         Raises ValueError for positions outside of the era.
         """
         if not self.start <= start <= stop <= self.stop:
-            raise ValueError(f"positions {start}..{stop} are outside of the era {self.start}..{self.stop}")
+            raise ValueError(
+                f"positions {start}..{stop} are outside of the era {self.start}..{self.stop}"
+            )
         dealt = self.dealt(np.arange(start, stop + 1, dtype=np.int64))
-        portion = np.argmax(np.diff(dealt, axis=1), axis=0) if stop > start else np.zeros(0, dtype=np.int64)
+        portion = (
+            np.argmax(np.diff(dealt, axis=1), axis=0)
+            if stop > start
+            else np.zeros(0, dtype=np.int64)
+        )
         first = np.array([p.first for p in self.members], dtype=np.int64)
         return portion, first[portion] + dealt[portion, np.arange(stop - start)]
 
     def left(self, position: int) -> tuple[Portion, ...]:
         """What the portions have left from a position on, beyond `stop` too; empty ones are left out, and the replayed: they are spread anew."""
         dealt = self.dealt(np.array([position], dtype=np.int64))[: len(self.portions), 0].tolist()
-        rest = (Portion(p.source, p.version, p.first + d, p.count - d) for p, d in zip(self.portions, dealt, strict=True))
+        rest = (
+            Portion(p.source, p.version, p.first + d, p.count - d)
+            for p, d in zip(self.portions, dealt, strict=True)
+        )
         return tuple(p for p in rest if p.count)
 
     def until(self, stop: int) -> "Era":
@@ -102,7 +128,9 @@ class Era:
         return replace(self, stop=stop)
 
 
-def _dealt(left: np.ndarray, portions: tuple[Portion, ...], total: int, offsets: list[int]) -> np.ndarray:
+def _dealt(
+    left: np.ndarray, portions: tuple[Portion, ...], total: int, offsets: list[int]
+) -> np.ndarray:
     """Rows that each of some portions has given after some of `total` positions. left: [n] int64; returns [portions, n] int64."""
     dealt = np.zeros((len(portions), len(left)), dtype=np.int64)
     for i, (portion, offset) in enumerate(zip(portions, offsets, strict=True)):
@@ -128,10 +156,16 @@ class Plan:
 
     def __post_init__(self) -> None:
         ends = [0, *(era.stop for era in self.eras)]
-        if len(self.eras) < 2 or any(era.start != end for era, end in zip(self.eras, ends, strict=False)):
-            raise ValueError(f"two or more eras must follow each other from 0, got starts {[e.start for e in self.eras]} and ends {ends[1:]}")
+        if len(self.eras) < 2 or any(
+            era.start != end for era, end in zip(self.eras, ends, strict=False)
+        ):
+            raise ValueError(
+                f"two or more eras must follow each other from 0, got starts {[e.start for e in self.eras]} and ends {ends[1:]}"
+            )
         if (ends[-2], ends[-1]) != (self.wsa.stable_end, self.wsa.annealing_end):
-            raise ValueError(f"S={self.wsa.stable_end} and A={self.wsa.annealing_end} must be the ends of the last two eras, {ends[1:]}")
+            raise ValueError(
+                f"S={self.wsa.stable_end} and A={self.wsa.annealing_end} must be the ends of the last two eras, {ends[1:]}"
+            )
 
     @property
     def samples(self) -> int:
@@ -162,7 +196,9 @@ class Plan:
             low, high = max(start, era.start), min(stop, era.stop)
             if low < high:
                 dealt = era.dealt(np.array([low, high], dtype=np.int64))
-                for portion, given in zip(era.members, np.diff(dealt, axis=1)[:, 0].tolist(), strict=True):
+                for portion, given in zip(
+                    era.members, np.diff(dealt, axis=1)[:, 0].tolist(), strict=True
+                ):
                     if given:
                         key = (portion.source, portion.version)
                         counts[key] = counts.get(key, 0) + given
@@ -173,7 +209,9 @@ class Plan:
         rows = {(p.source, p.version): p.count for p in self.inherited}
         for key, count in self.counts(0, samples).items():
             rows[key] = rows.get(key, 0) + count
-        return tuple(Portion(source, version, 0, count) for (source, version), count in sorted(rows.items()))
+        return tuple(
+            Portion(source, version, 0, count) for (source, version), count in sorted(rows.items())
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain data; `Plan.from_json` reads it back to an equal plan."""
@@ -182,8 +220,21 @@ class Plan:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Plan":
         """The plan of `to_json`."""
-        eras = tuple(Era(**{**e, "portions": _portions(e["portions"]), "replayed": _portions(e.get("replayed", []))}) for e in values["eras"])
-        return cls(eras, WSA(**{**values["wsa"], "mode": Mode(values["wsa"]["mode"])}), _portions(values["inherited"]))
+        eras = tuple(
+            Era(
+                **{
+                    **e,
+                    "portions": _portions(e["portions"]),
+                    "replayed": _portions(e.get("replayed", [])),
+                }
+            )
+            for e in values["eras"]
+        )
+        return cls(
+            eras,
+            WSA(**{**values["wsa"], "mode": Mode(values["wsa"]["mode"])}),
+            _portions(values["inherited"]),
+        )
 
 
 def _portions(values: list[dict[str, Any]]) -> tuple[Portion, ...]:
@@ -195,10 +246,14 @@ def permuted(rows: np.ndarray, total: int, seed: int, source: str, version: int)
 
     rows: [n] int64 in 0..total; total: rows of the stream. A bijection of 0..total for every seed.
     """
-    blocks = np.random.Generator(np.random.Philox(_hash(seed, version, *source.encode()))).permutation(total // BLOCK)
+    blocks = np.random.Generator(
+        np.random.Philox(_hash(seed, version, *source.encode()))
+    ).permutation(total // BLOCK)
     block, within = np.divmod(rows, BLOCK)
     whole = block < len(blocks)
-    moved = np.where(whole, blocks[np.minimum(block, len(blocks) - 1)], block) if len(blocks) else block
+    moved = (
+        np.where(whole, blocks[np.minimum(block, len(blocks) - 1)], block) if len(blocks) else block
+    )
     return np.asarray(moved * BLOCK + within, dtype=np.int64)
 
 
@@ -212,7 +267,9 @@ def _hash(*values: int) -> int:
     """A 63-bit mix of integers (splitmix64), equal on every machine."""
     state = 0
     for value in values:
-        state = (state ^ (value & 0xFFFF_FFFF_FFFF_FFFF)) + 0x9E37_79B9_7F4A_7C15 & 0xFFFF_FFFF_FFFF_FFFF
+        state = (
+            state ^ (value & 0xFFFF_FFFF_FFFF_FFFF)
+        ) + 0x9E37_79B9_7F4A_7C15 & 0xFFFF_FFFF_FFFF_FFFF
         state = (state ^ state >> 30) * 0xBF58_476D_1CE4_E5B9 & 0xFFFF_FFFF_FFFF_FFFF
         state = (state ^ state >> 27) * 0x94D0_49BB_1331_11EB & 0xFFFF_FFFF_FFFF_FFFF
         state ^= state >> 31

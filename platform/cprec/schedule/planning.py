@@ -37,14 +37,24 @@ class Replay:
         """The portions of text that go with a number of other samples, each text in proportion to its size; all of them where they are too few."""
         ends = list(accumulate(p.count for p in self.texts))
         wanted = min(round(samples * self.share / (1 - self.share)), ends[-1] if ends else 0)
-        taken = [b - a for a, b in pairwise([0, *(wanted * end // ends[-1] for end in ends)])] if wanted else []
+        taken = (
+            [b - a for a, b in pairwise([0, *(wanted * end // ends[-1] for end in ends)])]
+            if wanted
+            else []
+        )
         return tuple(replace(p, count=n) for p, n in zip(self.texts, taken, strict=False) if n)
 
 
 NO_REPLAY = Replay()
 
 
-def make(rules: Rules, domain: Sequence[Portion], mixed: Sequence[Portion], inherited: tuple[Portion, ...] = (), replay: Replay = NO_REPLAY) -> Plan:
+def make(
+    rules: Rules,
+    domain: Sequence[Portion],
+    mixed: Sequence[Portion],
+    inherited: tuple[Portion, ...] = (),
+    replay: Replay = NO_REPLAY,
+) -> Plan:
     """The plan of a run that starts now: domain-specific samples in warmup and stable phase, mixed ones while annealing (paper Sec. 4.4).
 
     Raises ValueError when there is nothing to train.
@@ -55,10 +65,23 @@ def make(rules: Rules, domain: Sequence[Portion], mixed: Sequence[Portion], inhe
         raise ValueError("no samples to plan")
     era = _era(0, min(count, rules.cap or count), tuple(first), rules.seed, replay)
     warmup = round(rules.warmup_fraction * era.stop)
-    return _with_annealing((era,), last, WSA(rules.lr_min, rules.lr_max, warmup, era.stop, era.stop, rules.mode), rules.seed, inherited)
+    return _with_annealing(
+        (era,),
+        last,
+        WSA(rules.lr_min, rules.lr_max, warmup, era.stop, era.stop, rules.mode),
+        rules.seed,
+        inherited,
+    )
 
 
-def adopt(plan: Plan, at: int, domain: Sequence[Portion], mixed: Sequence[Portion], cap: int | None, replay: Replay = NO_REPLAY) -> Plan:
+def adopt(
+    plan: Plan,
+    at: int,
+    domain: Sequence[Portion],
+    mixed: Sequence[Portion],
+    cap: int | None,
+    replay: Replay = NO_REPLAY,
+) -> Plan:
     """The plan after the corpus gained samples, which join at position `at`: they share the rest of the stable phase with what is left of it.
 
     replay: with the texts that are left at `at`, of old and new versions; they are spread over that rest.
@@ -67,13 +90,20 @@ def adopt(plan: Plan, at: int, domain: Sequence[Portion], mixed: Sequence[Portio
     """
     last = plan.domain[-1]
     if not max(plan.wsa.warmup_end, last.start) <= at <= plan.wsa.stable_end:
-        raise ValueError(f"samples can join at {max(plan.wsa.warmup_end, last.start)}..{plan.wsa.stable_end}, not at {at}")
+        raise ValueError(
+            f"samples can join at {max(plan.wsa.warmup_end, last.start)}..{plan.wsa.stable_end}, not at {at}"
+        )
     first, final = _sources(plan.wsa.mode, domain, mixed)
     pool = (*last.left(at), *first)
     count = sum(p.count for p in pool)
     kept = plan.domain[:-1] if at == last.start else (*plan.domain[:-1], last.until(at))
     trained = at - _text(kept)
-    eras = (*kept, _era(at, count if cap is None else min(count, max(cap - trained, 0)), pool, last.seed, replay))
+    eras = (
+        *kept,
+        _era(
+            at, count if cap is None else min(count, max(cap - trained, 0)), pool, last.seed, replay
+        ),
+    )
     wsa = replace(plan.wsa, stable_end=eras[-1].stop, annealing_end=eras[-1].stop)
     return _with_annealing(eras, (*plan.annealing.portions, *final), wsa, last.seed, plan.inherited)
 
@@ -85,9 +115,17 @@ def anneal_now(plan: Plan, at: int) -> Plan:
     """
     last = plan.domain[-1]
     if not max(plan.wsa.warmup_end, last.start) <= at <= plan.wsa.stable_end:
-        raise ValueError(f"annealing can begin at {max(plan.wsa.warmup_end, last.start)}..{plan.wsa.stable_end}, not at {at}")
+        raise ValueError(
+            f"annealing can begin at {max(plan.wsa.warmup_end, last.start)}..{plan.wsa.stable_end}, not at {at}"
+        )
     eras = (*plan.domain[:-1], last.until(at))
-    return _with_annealing(eras, plan.annealing.portions, replace(plan.wsa, stable_end=at, annealing_end=at), last.seed, plan.inherited)
+    return _with_annealing(
+        eras,
+        plan.annealing.portions,
+        replace(plan.wsa, stable_end=at, annealing_end=at),
+        last.seed,
+        plan.inherited,
+    )
 
 
 def branch(rules: Rules, mixed: Sequence[Portion], inherited: tuple[Portion, ...]) -> Plan:
@@ -98,7 +136,9 @@ def branch(rules: Rules, mixed: Sequence[Portion], inherited: tuple[Portion, ...
     return make(replace(rules, warmup_fraction=0.0, cap=None), (), mixed, inherited)
 
 
-def _sources(mode: Mode, domain: Sequence[Portion], mixed: Sequence[Portion]) -> tuple[tuple[Portion, ...], tuple[Portion, ...]]:
+def _sources(
+    mode: Mode, domain: Sequence[Portion], mixed: Sequence[Portion]
+) -> tuple[tuple[Portion, ...], tuple[Portion, ...]]:
     """What is read up to S, and after it."""
     if mode is Mode.SHUFFLED:
         return (*domain, *mixed), ()
@@ -117,9 +157,19 @@ def _text(eras: Sequence[Era]) -> int:
     return sum(era.text_by(era.stop) for era in eras)
 
 
-def _with_annealing(eras: tuple[Era, ...], mixed: tuple[Portion, ...], wsa: WSA, seed: int, inherited: tuple[Portion, ...]) -> Plan:
+def _with_annealing(
+    eras: tuple[Era, ...],
+    mixed: tuple[Portion, ...],
+    wsa: WSA,
+    seed: int,
+    inherited: tuple[Portion, ...],
+) -> Plan:
     """The plan with its last era: mixed samples in the proportion in which the domain-specific ones are trained."""
     start, last = wsa.stable_end, eras[-1]
     whole, offered = sum(p.count for p in mixed), last.start - _text(eras[:-1]) + last.count
     kept = whole * (start - _text(eras)) // offered if offered else whole
-    return Plan((*eras, Era(start, start + kept, mixed, seed)), replace(wsa, annealing_end=start + kept), inherited)
+    return Plan(
+        (*eras, Era(start, start + kept, mixed, seed)),
+        replace(wsa, annealing_end=start + kept),
+        inherited,
+    )

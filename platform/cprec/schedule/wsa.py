@@ -56,9 +56,13 @@ class WSA:
 
     def __post_init__(self) -> None:
         if not 0 < self.lr_min <= self.lr_max:
-            raise ValueError(f"rates must satisfy 0 < lr_min <= lr_max, got {self.lr_min} and {self.lr_max}")
+            raise ValueError(
+                f"rates must satisfy 0 < lr_min <= lr_max, got {self.lr_min} and {self.lr_max}"
+            )
         if not 0 <= self.warmup_end <= self.stable_end <= self.annealing_end:
-            raise ValueError(f"ends must satisfy 0 <= W <= S <= A, got {self.warmup_end}, {self.stable_end}, {self.annealing_end}")
+            raise ValueError(
+                f"ends must satisfy 0 <= W <= S <= A, got {self.warmup_end}, {self.stable_end}, {self.annealing_end}"
+            )
 
     def rate(self, samples: int) -> float:
         """Learning rate of the optimizer step before which `samples` samples were seen.
@@ -66,7 +70,9 @@ class WSA:
         0 <= s <= W: l + (s/W)(h - l), in every mode; after W as `Mode` says. Raises ValueError outside 0..A.
         """
         if not 0 <= samples <= self.annealing_end:
-            raise ValueError(f"{samples} samples are outside of the schedule, 0..{self.annealing_end}")
+            raise ValueError(
+                f"{samples} samples are outside of the schedule, 0..{self.annealing_end}"
+            )
         if samples < self.warmup_end:
             return self.lr_min + samples / self.warmup_end * (self.lr_max - self.lr_min)
         from_warmup = self._progress(samples, self.warmup_end)

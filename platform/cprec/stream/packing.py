@@ -2,7 +2,7 @@
 
 Both hold every sample of the share once and are exact: a causal model does not see padding on the right, and in a packed row positions start again at
 every sample and attention stays within it (cprec.model.attention). The sample stays the unit: no sample is cut, no row crosses a global batch.
-Where samples share tokens, which is not exact, the same holds for groups of them (cprec.stream.sharing).
+Where samples share tokens, which is not exact, the same holds for groups of them (cprec.stream.token_sharing).
 
 Shapes: B rows of a micro-batch, T tokens of a row, N supervised tokens, S samples of a packed row.
 """
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cprec.stream.shares import Share
-from cprec.stream.sharing import Laid
-from cprec.stream.tokens import Tokens
+from cprec.encode.tokens import Tokens
+from cprec.stream.token_sharing import Laid
+from cprec.stream.worker_batches import Share
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,10 @@ def cut_share(lengths: Sequence[int], cut: Cut) -> list[list[int]]:
     """The samples of each micro-batch of a share, as indices. lengths: of its samples, longest first, so that neighbours pad little."""
     if cut.packed:
         return pack(lengths, cut.size)
-    return [list(range(start, min(start + cut.size, len(lengths)))) for start in range(0, len(lengths), cut.size)]
+    return [
+        list(range(start, min(start + cut.size, len(lengths))))
+        for start in range(0, len(lengths), cut.size)
+    ]
 
 
 def micro_batches(share: Share, cut: Cut, end: int) -> list[MicroBatch]:
@@ -75,12 +78,18 @@ def micro_batches(share: Share, cut: Cut, end: int) -> list[MicroBatch]:
     hang otherwise). end: the token that pads."""
     passes = max(len(cut_share(lengths, cut)) for lengths in share.lengths)
     parts = cut_share(share.lengths[share.rank], cut)
-    return [collate([share.samples[i] for i in part], cut, end) for part in [*parts, *[[]] * (passes - len(parts))]]
+    return [
+        collate([share.samples[i] for i in part], cut, end)
+        for part in [*parts, *[[]] * (passes - len(parts))]
+    ]
 
 
 def collate(samples: Sequence[Tokens | Laid], cut: Cut, end: int) -> MicroBatch:
     """One micro-batch of samples, or of groups. No samples make one row of unsupervised end tokens."""
-    alone, groups = [s for s in samples if isinstance(s, Tokens)], [s for s in samples if isinstance(s, Laid)]
+    alone, groups = (
+        [s for s in samples if isinstance(s, Tokens)],
+        [s for s in samples if isinstance(s, Laid)],
+    )
     if groups:
         return _shared(groups)
     return _packed(alone, cut, end) if cut.packed else _padded(alone, end)
@@ -113,13 +122,23 @@ def _shared(groups: Sequence[Laid]) -> MicroBatch:
     sizes = [len(group.ids) for group in groups]
     starts = (np.cumsum(sizes) - sizes).tolist()
     ids = np.concatenate([group.ids for group in groups]).astype(np.int64)
-    counted = np.concatenate([group.counted + start for group, start in zip(groups, starts, strict=True)])
+    counted = np.concatenate(
+        [group.counted + start for group, start in zip(groups, starts, strict=True)]
+    )
     supervised = np.zeros(ids.size, dtype=bool)
     supervised[counted] = True
-    bounds = np.concatenate([[0], *(group.strips[1:] + start for group, start in zip(groups, starts, strict=True))]).astype(np.int32)
-    seen = tuple(part + start for group, start in zip(groups, starts, strict=True) for part in np.split(group.seen, group.seen_bounds[1:-1].tolist()))
+    bounds = np.concatenate(
+        [[0], *(group.strips[1:] + start for group, start in zip(groups, starts, strict=True))]
+    ).astype(np.int32)
+    seen = tuple(
+        part + start
+        for group, start in zip(groups, starts, strict=True)
+        for part in np.split(group.seen, group.seen_bounds[1:-1].tolist())
+    )
     positions = np.concatenate([group.positions for group in groups]).astype(np.int64)
-    return MicroBatch(ids[None], supervised[None], ids[counted + 1], ids.size, positions[None], bounds, seen)
+    return MicroBatch(
+        ids[None], supervised[None], ids[counted + 1], ids.size, positions[None], bounds, seen
+    )
 
 
 def _tokens(samples: Sequence[Tokens]) -> int:
@@ -127,4 +146,6 @@ def _tokens(samples: Sequence[Tokens]) -> int:
 
 
 def _targets(samples: Sequence[Tokens]) -> np.ndarray:
-    return np.concatenate([np.zeros(0, dtype=np.int64), *(s.ids[s.answer :] for s in samples)]).astype(np.int64)
+    return np.concatenate(
+        [np.zeros(0, dtype=np.int64), *(s.ids[s.answer :] for s in samples)]
+    ).astype(np.int64)

@@ -16,15 +16,15 @@ from ray.data import DataContext, DataIterator, Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
 from cluster.errors import PlatformFault
-from corpus.table import Corpus, Stream, read_rows
+from corpus.store.tables import Corpus, Stream, read_rows
+from cprec.encode import text_windows
+from cprec.encode.title_tokens import ByTokenizer, Stitcher, TitleTokens, words_of
+from cprec.encode.tokens import Encoder, Tokenizer, Tokens
 from cprec.schedule.controller import Segment
 from cprec.schedule.ledger import ids_digest
 from cprec.schedule.plan import Era, permuted
-from cprec.stream import texts
-from cprec.stream.shares import GlobalBatch, Share, deal
-from cprec.stream.sharing import NOTHING, Laid, Sharing, lay
-from cprec.stream.titles import ByTokenizer, Stitcher, TitleTokens, words_of
-from cprec.stream.tokens import Encoder, Tokenizer, Tokens
+from cprec.stream.token_sharing import NOTHING, Laid, Sharing, lay
+from cprec.stream.worker_batches import GlobalBatch, Share, deal
 
 SAMPLES_PER_TASK = 512
 """Samples that one read task renders: enough to outweigh its start, few enough that the first share comes soon."""
@@ -44,13 +44,31 @@ class Text:
     sharing: Sharing = NOTHING
 
     @classmethod
-    def of(cls, corpus: Corpus, base: str, revision: str | None, max_tokens: int, before: "Text | None" = None, sharing: Sharing = NOTHING) -> "Text":
+    def of(
+        cls,
+        corpus: Corpus,
+        base: str,
+        revision: str | None,
+        max_tokens: int,
+        before: "Text | None" = None,
+        sharing: Sharing = NOTHING,
+    ) -> "Text":
         """The words of a corpus version, put into the object store once. before: of an earlier version, whose items need not be tokenised again."""
         from cprec.model.backbone import tokenizer
 
         known = None if before is None else ray.get(before.words)
-        words = words_of(corpus.titles(), tokenizer(base, revision), known if isinstance(known, TitleTokens) else None)
-        return cls(base, revision, max_tokens, ray.put(words.titles if words.tokens is None else words.tokens), sharing)
+        words = words_of(
+            corpus.titles(),
+            tokenizer(base, revision),
+            known if isinstance(known, TitleTokens) else None,
+        )
+        return cls(
+            base,
+            revision,
+            max_tokens,
+            ray.put(words.titles if words.tokens is None else words.tokens),
+            sharing,
+        )
 
     def encoder(self) -> Stitcher | ByTokenizer:
         """What a task encodes with. Title tokens need neither tokenizer nor transformers, and are read in place."""
@@ -61,7 +79,7 @@ class Text:
 
     def tokens(self, rows: pa.Table) -> list[Tokens]:
         """Tokens of corpus rows, of prompts and windows of text alike."""
-        return texts.samples(rows, self.encoder(), self._tokenizer, self.max_tokens)
+        return text_windows.samples(rows, self.encoder(), self._tokenizer, self.max_tokens)
 
     def _tokenizer(self) -> Tokenizer:
         from cprec.model.backbone import tokenizer
@@ -71,7 +89,11 @@ class Text:
     def groups(self, rows: pa.Table, tokens: Sequence[Tokens]) -> list[Laid] | None:
         """The samples of a global batch in groups that share tokens; None where samples share nothing. tokens: of the rows, from `encoder`."""
         words = ray.get(self.words) if self.sharing else None
-        return lay(rows, tokens, words, self.sharing, self.max_tokens) if isinstance(words, TitleTokens) else None
+        return (
+            lay(rows, tokens, words, self.sharing, self.max_tokens)
+            if isinstance(words, TitleTokens)
+            else None
+        )
 
 
 def streams_of(corpus: Corpus) -> Streams:
@@ -96,13 +118,22 @@ def split(segment: Segment, streams: Streams, text: Text, world: int) -> list[Da
 
 def shares(iterator: DataIterator, segment: Segment, rank: int) -> Iterator[Share]:
     """One worker's shares of a segment. Raises PlatformFault when a share is not the one that the plan puts here."""
-    blocks = cast(Iterator[pa.Table], iter(iterator.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=2)))
+    blocks = cast(
+        Iterator[pa.Table],
+        iter(iterator.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=2)),
+    )
     rows = (unboxed(block, i) for block in blocks for i in range(block.num_rows))
     for start, stop in segment.batches():
         row = next(rows, None)
         if row is None or (row["start"], row["stop"], row["rank"]) != (start, stop, rank):
-            seen = "the end of the stream" if row is None else f"samples {row['start']}..{row['stop']} of rank {row['rank']}"
-            raise PlatformFault(f"the stream left the plan: rank {rank} expected samples {start}..{stop}, got {seen}")
+            seen = (
+                "the end of the stream"
+                if row is None
+                else f"samples {row['start']}..{row['stop']} of rank {row['rank']}"
+            )
+            raise PlatformFault(
+                f"the stream left the plan: rank {rank} expected samples {start}..{stop}, got {seen}"
+            )
         yield from_row(row)
 
 
@@ -117,15 +148,30 @@ class SegmentSource(Datasource):
         """Unknown before tokenising."""
         return None
 
-    def get_read_tasks(self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None) -> list[ReadTask]:
+    def get_read_tasks(
+        self,
+        parallelism: int,
+        per_task_row_limit: int | None = None,
+        data_context: DataContext | None = None,
+    ) -> list[ReadTask]:
         """As many tasks as the segment needs; the number of workers and CPUs plays no part."""
         batches = list(self._segment.batches())
         size = max(SAMPLES_PER_TASK // self._segment.batch, 1)
         tasks = []
         for first in range(0, len(batches), size):
             piece = batches[first : first + size]
-            metadata = BlockMetadata(num_rows=len(piece) * self._world, size_bytes=None, input_files=None, exec_stats=None)
-            tasks.append(ReadTask(_Reader(piece, self._segment.era, self._streams, self._text, self._world), metadata))
+            metadata = BlockMetadata(
+                num_rows=len(piece) * self._world,
+                size_bytes=None,
+                input_files=None,
+                exec_stats=None,
+            )
+            tasks.append(
+                ReadTask(
+                    _Reader(piece, self._segment.era, self._streams, self._text, self._world),
+                    metadata,
+                )
+            )
         return tasks
 
 
@@ -176,7 +222,10 @@ SCHEMA = pa.schema(
 _LAID = {field.name: f"laid_{field.name}" for field in fields(Laid)}
 _BY_SAMPLE = ("input_ids", "answers", "dropped")
 SHARED_SCHEMA = pa.schema(
-    [*(field for field in SCHEMA if field.name not in _BY_SAMPLE), *((name, pa.list_(pa.list_(pa.int32()))) for name in _LAID.values())]
+    [
+        *(field for field in SCHEMA if field.name not in _BY_SAMPLE),
+        *((name, pa.list_(pa.list_(pa.int32()))) for name in _LAID.values()),
+    ]
 )
 """Of rows whose samples share tokens: groups of samples in the place of samples."""
 
@@ -196,11 +245,19 @@ def read_positions(era: Era, streams: Streams, start: int, stop: int) -> pa.Tabl
         for run in np.split(np.arange(len(wanted)), np.flatnonzero(np.diff(wanted) != 1) + 1):
             tables.append(read_rows(stream, int(wanted[run[0]]), int(wanted[run[-1]]) + 1))
             places.append(at[run])
-    return pa.concat_tables(tables, promote_options="default").take(pa.array(np.argsort(np.concatenate(places))))
+    return pa.concat_tables(tables, promote_options="default").take(
+        pa.array(np.argsort(np.concatenate(places)))
+    )
 
 
 def to_rows(
-    start: int, stop: int, tokens: list[Tokens], ids: np.ndarray, sources: list[str], world: int, groups: list[Laid] | None = None
+    start: int,
+    stop: int,
+    tokens: list[Tokens],
+    ids: np.ndarray,
+    sources: list[str],
+    world: int,
+    groups: list[Laid] | None = None,
 ) -> list[dict[str, Any]]:
     """A global batch as one row for each worker, in the order of the ranks; its tokens one sample after the other. ids: [stop - start] uint64.
 
@@ -227,7 +284,10 @@ def to_rows(
                 **whole,
                 "rank": rank,
                 "ids": ids[[int(i) for group in part for i in group.members]],
-                **{column: [getattr(group, name) for group in part] for name, column in _LAID.items()},
+                **{
+                    column: [getattr(group, name) for group in part]
+                    for name, column in _LAID.items()
+                },
             }
             for rank, part in enumerate(parts)
         ]
@@ -236,7 +296,9 @@ def to_rows(
             **whole,
             "rank": rank,
             "ids": ids[part],
-            "input_ids": np.concatenate([np.zeros(0, dtype=np.int32), *(tokens[i].ids for i in part)]),
+            "input_ids": np.concatenate(
+                [np.zeros(0, dtype=np.int32), *(tokens[i].ids for i in part)]
+            ),
             "answers": [tokens[i].answer for i in part],
             "dropped": [tokens[i].dropped for i in part],
         }
@@ -259,11 +321,28 @@ def _plain(name: str, value: Any) -> Any:
 def from_row(row: Mapping[str, Any]) -> Share:
     """The share of a row of `to_rows`."""
     sources = dict(zip(row["sources"], row["counts"], strict=True))
-    batch = GlobalBatch(row["start"], row["stop"], row["supervised"], row["tokens"], row["digest"], sources, row["dropped_titles"])
+    batch = GlobalBatch(
+        row["start"],
+        row["stop"],
+        row["supervised"],
+        row["tokens"],
+        row["digest"],
+        sources,
+        row["dropped_titles"],
+    )
     lengths = tuple(tuple(part) for part in row["lengths"])
     if _LAID["ids"] in row:
-        laid = tuple(Laid(*arrays) for arrays in zip(*(row[column] for column in _LAID.values()), strict=True))
+        laid = tuple(
+            Laid(*arrays)
+            for arrays in zip(*(row[column] for column in _LAID.values()), strict=True)
+        )
         return Share(batch, row["rank"], lengths, row["ids"], laid)
-    own = np.split(row["input_ids"], np.cumsum(lengths[row["rank"]])[:-1]) if lengths[row["rank"]] else []
-    samples = tuple(Tokens(*values) for values in zip(own, row["answers"], row["dropped"], strict=True))
+    own = (
+        np.split(row["input_ids"], np.cumsum(lengths[row["rank"]])[:-1])
+        if lengths[row["rank"]]
+        else []
+    )
+    samples = tuple(
+        Tokens(*values) for values in zip(own, row["answers"], row["dropped"], strict=True)
+    )
     return Share(batch, row["rank"], lengths, row["ids"], samples)

@@ -30,7 +30,9 @@ class Work:
             weight = getattr(module, "weight", None)
             if not isinstance(module, torch.nn.Linear) and not hasattr(module, "matrix_operations"):
                 continue
-            size = int(getattr(module, "matrix_operations", 0)) or int(getattr(weight, "ds_numel", 0) or weight.numel())  # type: ignore[union-attr]
+            size = int(getattr(module, "matrix_operations", 0))
+            if not size and weight is not None:
+                size = int(getattr(weight, "ds_numel", 0) or weight.numel())
             operations = size * (6 if weight is not None and weight.requires_grad else 4)
             if getattr(module, "out_features", 0) == vocabulary:
                 logit += operations

@@ -15,13 +15,13 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from cluster import deepspeed_presets as presets
+from cprec.config.recipe import TrainSettings
 from cprec.model import attention
 from cprec.model.adapter import fuse, trainable
 from cprec.model.quiet import quiet
-from cprec.recipe import TrainSettings
+from cprec.model.training_state import MOMENTS, State
 from cprec.stream.packing import Cut, MicroBatch
 from cprec.train import device
-from cprec.train.state import MOMENTS, State
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,10 @@ def fit(model: torch.nn.Module, settings: TrainSettings, world: int) -> tuple[in
     stage, recompute = settings.zero_stage, settings.recompute == "always"
     if not torch.cuda.is_available():
         return (1 if stage is None else stage), recompute
-    shape, memory = shape_of(model), float(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
+    shape, memory = (
+        shape_of(model),
+        float(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory),
+    )
     tokens = pack_tokens(settings)  # a padded micro-batch is of the same order
     stage = presets.stage(shape, world, tokens, memory) if stage is None else stage
     if settings.recompute == "auto":
@@ -75,13 +78,26 @@ def shape_of(model: torch.nn.Module) -> presets.Shape:
 
 def layers(model: torch.nn.Module) -> list[torch.nn.Module]:
     """The decoder's layers: what is compiled one by one, each the same code; embedding, output and loss see sizes that change."""
-    return next((list(m) for m in model.modules() if isinstance(m, torch.nn.ModuleList) and m and hasattr(m[0], "self_attn")), [])
+    return next(
+        (
+            list(m)
+            for m in model.modules()
+            if isinstance(m, torch.nn.ModuleList) and m and hasattr(m[0], "self_attn")
+        ),
+        [],
+    )
 
 
 class Engine:
     """A model in training, spread over the workers of the process group that is already there (or alone, without one)."""
 
-    def __init__(self, model: torch.nn.Module, settings: TrainSettings, precision: str, decay: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        settings: TrainSettings,
+        precision: str,
+        decay: Mapping[str, float] | None = None,
+    ) -> None:
         """decay: weight decay of the parameters whose names start so; the others have none."""
         quiet()
         import deepspeed
@@ -107,7 +123,11 @@ class Engine:
                 layer.compile()
         # A client optimizer: one that is named in the config compiles an extension first. The rate is set at every step.
         optimizer = torch.optim.AdamW(
-            _groups(self.parameters, decay or {}), lr=0.0, betas=(0.9, settings.adam_beta2), weight_decay=0.0, fused=torch.cuda.is_available()
+            _groups(self.parameters, decay or {}),
+            lr=0.0,
+            betas=(0.9, settings.adam_beta2),
+            weight_decay=0.0,
+            fused=torch.cuda.is_available(),
         )
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=model,
@@ -118,7 +138,14 @@ class Engine:
         self.device = self._engine.device
         self.steps = 0
 
-    def step(self, micro_batches: Sequence[MicroBatch], supervised: int, rate: float, seed: int, stop: bool = False) -> StepResult:
+    def step(
+        self,
+        micro_batches: Sequence[MicroBatch],
+        supervised: int,
+        rate: float,
+        seed: int,
+        stop: bool = False,
+    ) -> StepResult:
         """One optimizer step over this worker's micro-batches of a global batch.
 
         supervised: supervised tokens of the global batch over all workers; the loss is their mean however the batch is cut (method.md; the sum of
@@ -143,7 +170,9 @@ class Engine:
         dist.all_reduce(total)
         norm = self._engine.get_global_grad_norm()
         loss_sum, stops = total.tolist()
-        return StepResult(loss_sum / supervised, float("nan") if norm is None else float(norm), stops > 0)
+        return StepResult(
+            loss_sum / supervised, float("nan") if norm is None else float(norm), stops > 0
+        )
 
     @torch.no_grad()
     def loss(self, micro_batches: Sequence[MicroBatch]) -> float:
@@ -165,15 +194,29 @@ class Engine:
         """Sum of -log p over the supervised tokens; logits are computed for those alone."""
         ids, targets = self._sent(batch.ids), self._sent(batch.targets)
         if batch.bounds is None or batch.positions is None:
-            logits = self._engine(input_ids=ids, logits_to_keep=self._sent(batch.supervised), use_cache=False).logits
+            logits = self._engine(
+                input_ids=ids, logits_to_keep=self._sent(batch.supervised), use_cache=False
+            ).logits
         else:
             # Indices, not a mask: the device need not be asked how many there are.
             kept = self._sent(np.flatnonzero(batch.supervised[0]))
             if batch.seen is None:
-                apart = attention.bounds_of(self._sent(batch.bounds), int(np.diff(batch.bounds).max()))
+                apart = attention.bounds_of(
+                    self._sent(batch.bounds), int(np.diff(batch.bounds).max())
+                )
             else:
-                apart = attention.strips_of(batch.bounds.tolist(), [self._sent(part) for part in batch.seen], int(batch.positions.max()) + 1)
-            logits = self._engine(input_ids=ids, position_ids=self._sent(batch.positions), logits_to_keep=kept, use_cache=False, **apart).logits[0]
+                apart = attention.strips_of(
+                    batch.bounds.tolist(),
+                    [self._sent(part) for part in batch.seen],
+                    int(batch.positions.max()) + 1,
+                )
+            logits = self._engine(
+                input_ids=ids,
+                position_ids=self._sent(batch.positions),
+                logits_to_keep=kept,
+                use_cache=False,
+                **apart,
+            ).logits[0]
         return F.cross_entropy(logits.float(), targets, reduction="sum")
 
     def _sent(self, array: np.ndarray) -> torch.Tensor:
@@ -189,18 +232,37 @@ class Engine:
         if self.stage == 0:
             inner: Any = self._optimizer.state
             weights = {name: copy(p) for name, p in self.parameters.items()}
-            moments = {m: {name: copy(inner[p][m]) for name, p in self.parameters.items()} for m in MOMENTS} if self.steps else {}
-        else:
-            weights = {name: copy(safe_get_full_fp32_param(p)) for name, p in self.parameters.items()}
             moments = (
-                {m: {name: copy(safe_get_full_optimizer_state(p, m)) for name, p in self.parameters.items()} for m in MOMENTS} if self.steps else {}
+                {
+                    m: {name: copy(inner[p][m]) for name, p in self.parameters.items()}
+                    for m in MOMENTS
+                }
+                if self.steps
+                else {}
+            )
+        else:
+            weights = {
+                name: copy(safe_get_full_fp32_param(p)) for name, p in self.parameters.items()
+            }
+            moments = (
+                {
+                    m: {
+                        name: copy(safe_get_full_optimizer_state(p, m))
+                        for name, p in self.parameters.items()
+                    }
+                    for m in MOMENTS
+                }
+                if self.steps
+                else {}
             )
         return State(weights, moments, self.steps)
 
     def restore(self, state: State) -> None:
         """Continue from a gathered state, at any number of workers. Collective. Raises ValueError when the names differ."""
         if set(state.weights) != set(self.parameters):
-            raise ValueError(f"the checkpoint trains other parameters: {sorted(set(state.weights) ^ set(self.parameters))[:4]} ...")
+            raise ValueError(
+                f"the checkpoint trains other parameters: {sorted(set(state.weights) ^ set(self.parameters))[:4]} ..."
+            )
         if state.moments:
             self._create_moments(state.steps)
         self._set(state)
@@ -214,9 +276,16 @@ class Engine:
             inner: Any = self._optimizer
         else:
             inner = self._optimizer.optimizer
-            owned = self._optimizer.fp32_partitioned_groups_flat if self.stage == 3 else self._optimizer.single_partition_of_fp32_groups
+            owned = (
+                self._optimizer.fp32_partitioned_groups_flat
+                if self.stage == 3
+                else self._optimizer.single_partition_of_fp32_groups
+            )
         for tensor in owned:
-            inner.state[tensor] = {"step": torch.tensor(float(steps)), **{m: torch.zeros_like(tensor) for m in MOMENTS}}
+            inner.state[tensor] = {
+                "step": torch.tensor(float(steps)),
+                **{m: torch.zeros_like(tensor) for m in MOMENTS},
+            }
         if self.stage in (1, 2):
             self._optimizer._lazy_init_hp_params_optimizer_state()
 
@@ -248,9 +317,16 @@ class Engine:
             dist.destroy_process_group()
 
 
-def _groups(parameters: Mapping[str, torch.nn.Parameter], decay: Mapping[str, float]) -> list[dict[str, Any]]:
+def _groups(
+    parameters: Mapping[str, torch.nn.Parameter], decay: Mapping[str, float]
+) -> list[dict[str, Any]]:
     """Parameters by weight decay, those without any first."""
     by_decay: dict[float, list[torch.nn.Parameter]] = {}
     for name, parameter in parameters.items():
-        by_decay.setdefault(next((value for prefix, value in decay.items() if name.startswith(prefix)), 0.0), []).append(parameter)
-    return [{"params": group, "weight_decay": value} for value, group in sorted(by_decay.items(), key=lambda item: item[0])]
+        by_decay.setdefault(
+            next((value for prefix, value in decay.items() if name.startswith(prefix)), 0.0), []
+        ).append(parameter)
+    return [
+        {"params": group, "weight_decay": value}
+        for value, group in sorted(by_decay.items(), key=lambda item: item[0])
+    ]

@@ -12,7 +12,7 @@ from typing import Protocol
 from cluster.errors import PlatformFault
 from cprec.schedule.wsa import Phase
 from cprec.stream.packing import Cut, micro_batches
-from cprec.stream.shares import GlobalBatch, Share, imbalance
+from cprec.stream.worker_batches import GlobalBatch, Share, imbalance
 from cprec.train.device import memory_bytes
 from cprec.train.engine import Engine
 
@@ -65,7 +65,15 @@ class Observer(Protocol):
         return False
 
 
-def train(engine: Engine, feed: Iterable[Work], observer: Observer, cut: Cut, end: int, seed: int, first_step: int = 0) -> int:
+def train(
+    engine: Engine,
+    feed: Iterable[Work],
+    observer: Observer,
+    cut: Cut,
+    end: int,
+    seed: int,
+    first_step: int = 0,
+) -> int:
     """Train on everything that the feed holds, or until the observer of a worker wants to stop. Returns the number of the step that would come next.
 
     cut: how a share becomes forward passes; end: the padding token; seed: of dropout; first_step: steps that the run has done before.
@@ -76,7 +84,13 @@ def train(engine: Engine, feed: Iterable[Work], observer: Observer, cut: Cut, en
         began = time.perf_counter()
         batch = work.share.batch
         parts = micro_batches(work.share, cut, end)
-        result = engine.step(parts, batch.supervised, work.rate, dropout_seed(seed, step, work.share.rank), observer.stopping())
+        result = engine.step(
+            parts,
+            batch.supervised,
+            work.rate,
+            dropout_seed(seed, step, work.share.rank),
+            observer.stopping(),
+        )
         if not math.isfinite(result.loss):
             raise Diverged(
                 f"the loss is {result.loss} at step {step} (samples {batch.start}..{batch.stop}, ids on rank {work.share.rank}: "
@@ -84,8 +98,27 @@ def train(engine: Engine, feed: Iterable[Work], observer: Observer, cut: Cut, en
             )
         seconds = time.perf_counter() - began
         computed = work.share.computed
-        seen = imbalance(work.share.lengths), engine.work.operations(computed, batch.supervised), memory_bytes(engine.device), computed
-        observer.stepped(StepRecord(step, batch, work.phase, work.rate, result.loss, result.grad_norm, seconds, waited, *seen), work, engine)
+        seen = (
+            imbalance(work.share.lengths),
+            engine.work.operations(computed, batch.supervised),
+            memory_bytes(engine.device),
+            computed,
+        )
+        observer.stepped(
+            StepRecord(
+                step,
+                batch,
+                work.phase,
+                work.rate,
+                result.loss,
+                result.grad_norm,
+                seconds,
+                waited,
+                *seen,
+            ),
+            work,
+            engine,
+        )
         step += 1
         if result.stop:
             break

@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 from cluster.deepspeed_presets import Shape, config, recompute, stage
 
 GB = 1e9
-LORA_7B = Shape(weights=6_760_000_000, trained=20_000_000, layers=32, hidden=4096, intermediate=11008, weight_bytes=2)
+LORA_7B = Shape(
+    weights=6_760_000_000,
+    trained=20_000_000,
+    layers=32,
+    hidden=4096,
+    intermediate=11008,
+    weight_bytes=2,
+)
 FULL_7B = replace(LORA_7B, trained=6_740_000_000)
 
 
@@ -22,16 +29,25 @@ def test_lora_on_7b_fits_one_large_gpu_as_it_is_and_full_training_does_not() -> 
 
 
 @given(st.integers(1, 64), st.integers(64, 1 << 15), st.floats(1, 200))
-def test_more_memory_never_needs_a_higher_stage_nor_recomputation(world: int, tokens: int, gigabytes: float) -> None:
+def test_more_memory_never_needs_a_higher_stage_nor_recomputation(
+    world: int, tokens: int, gigabytes: float
+) -> None:
     for shape in (LORA_7B, FULL_7B):
         less, more = (stage(shape, world, tokens, n * GB) for n in (gigabytes, 2 * gigabytes))
         assert more <= less
         assert shape.model_bytes(less, world) <= shape.model_bytes(0, world)
         if recompute(shape, 3, world, tokens, 2 * gigabytes * GB):
             assert recompute(shape, 3, world, tokens, gigabytes * GB)
-    assert shape.activation_bytes(tokens, recomputed=True) < shape.activation_bytes(tokens, recomputed=False)
+    assert shape.activation_bytes(tokens, recomputed=True) < shape.activation_bytes(
+        tokens, recomputed=False
+    )
 
 
 def test_every_stage_has_its_configuration() -> None:
-    assert [config(s, 2, "bf16", 1.0)["zero_optimization"]["stage"] for s in range(4)] == [0, 1, 2, 3]
+    assert [config(s, 2, "bf16", 1.0)["zero_optimization"]["stage"] for s in range(4)] == [
+        0,
+        1,
+        2,
+        3,
+    ]
     assert config(1, 2, "fp32", 1.0)["bf16"] == {"enabled": False}

@@ -32,13 +32,17 @@ def test_prepared_as_ray_up_prepares_it(config: dict[str, Any]) -> None:
     prepared = prepare_config(copy.deepcopy(config))
     validate_config(prepared)
     assert prepared["available_node_types"]["h100"]["max_workers"] <= prepared["max_workers"]
-    interfaces = _configure_from_network_interfaces(copy.deepcopy(prepared))["available_node_types"]["h100"]["node_config"]
+    interfaces = _configure_from_network_interfaces(copy.deepcopy(prepared))[
+        "available_node_types"
+    ]["h100"]["node_config"]
     assert len(interfaces["SubnetIds"]) == 32
 
 
 @pytest.mark.parametrize("node", ["head", "h100"])
 def test_node_config_is_a_request_that_ec2_knows(config: dict[str, Any], node: str) -> None:
-    operation = botocore.session.get_session().get_service_model("ec2").operation_model("RunInstances")
+    operation = (
+        botocore.session.get_session().get_service_model("ec2").operation_model("RunInstances")
+    )
     request = {**config["available_node_types"][node]["node_config"], "MinCount": 1, "MaxCount": 1}
     assert not ParamValidator().validate(request, operation.input_shape).has_errors()
 
@@ -53,7 +57,11 @@ def test_every_network_card_of_a_p5_once_and_one_address(config: dict[str, Any])
 
 def test_head_is_on_demand_and_every_ray_start_asks_for_the_token(config: dict[str, Any]) -> None:
     assert "InstanceMarketOptions" not in config["available_node_types"]["head"]["node_config"]
-    starts = [c for c in config["head_start_ray_commands"] + config["worker_start_ray_commands"] if "ray start" in c]
+    starts = [
+        c
+        for c in config["head_start_ray_commands"] + config["worker_start_ray_commands"]
+        if "ray start" in c
+    ]
     assert len(starts) == 2
     assert all("RAY_AUTH_MODE=token" in c for c in starts)
     assert "/root/.ray/auth_token" in config["file_mounts"]

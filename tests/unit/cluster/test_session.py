@@ -11,7 +11,9 @@ import pytest
 from cluster import session
 
 
-def test_auto_is_the_cluster_of_the_submitted_job_else_local(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_is_the_cluster_of_the_submitted_job_else_local(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert session.resolve_address("auto") == "local"
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")

@@ -11,14 +11,21 @@ def core(rows: Sequence[Row], k: int, known: Collection[str] = ()) -> list[Row]:
     """Drop the rows of one offending user or item at a time. known: users and items who have k already."""
     rows = list(rows)
     while True:
-        names = ((place, name) for place in (1, 0) for name in {r[place] for r in rows} - set(known))
-        offending = next(((place, name) for place, name in names if sum(r[place] == name for r in rows) < k), None)
+        names = (
+            (place, name) for place in (1, 0) for name in {r[place] for r in rows} - set(known)
+        )
+        offending = next(
+            ((place, name) for place, name in names if sum(r[place] == name for r in rows) < k),
+            None,
+        )
         if offending is None:
             return rows
         rows = [r for r in rows if r[offending[0]] != offending[1]]
 
 
-def samples_of(world: Mapping[str, Sequence[Row]], data: DataSettings) -> tuple[dict[tuple[str, str], Counter[tuple[object, ...]]], Counter[str]]:
+def samples_of(
+    world: Mapping[str, Sequence[Row]], data: DataSettings
+) -> tuple[dict[tuple[str, str], Counter[tuple[object, ...]]], Counter[str]]:
     """(user, domain, history ids, target id, time) of every sample, and what is dropped, by a loop over users and positions."""
     found: dict[tuple[str, str], Counter[tuple[object, ...]]] = {}
     dropped: Counter[str] = Counter()
@@ -27,7 +34,9 @@ def samples_of(world: Mapping[str, Sequence[Row]], data: DataSettings) -> tuple[
         for domain in world:
             sequence = sorted((time, item) for name, item, time in world[domain] if name == user)
             for place, (time, item) in enumerate(sequence):
-                split = {len(sequence) - 1: "test", len(sequence) - 2: "validation"}.get(place, "train")
+                split = {len(sequence) - 1: "test", len(sequence) - 2: "validation"}.get(
+                    place, "train"
+                )
                 if split == "train" and domain in data.domains:
                     training.append((time, domain, item))
                 if place < data.min_history:
@@ -46,5 +55,7 @@ def samples_of(world: Mapping[str, Sequence[Row]], data: DataSettings) -> tuple[
             elif sum(d == domain for _, d, _ in window) < data.mixed_min_target_domain:
                 dropped["mixed_too_few_of_target_domain"] += 1
             else:
-                found.setdefault(("mixed", "train"), Counter())[user, domain, tuple(i for *_, i in window), item, time] += 1
+                found.setdefault(("mixed", "train"), Counter())[
+                    user, domain, tuple(i for *_, i in window), item, time
+                ] += 1
     return found, dropped

@@ -11,10 +11,10 @@ import pytest
 from deltalake import DeltaTable
 
 from cluster.errors import CorpusError, DataError
-from corpus import statistics, table
 from corpus.build import build, fingerprint, rules
-from corpus.make import Made, make
-from corpus.table import Corpus, file_count, file_numbers, read_rows
+from corpus.local.make_samples import Made, make
+from corpus.store import statistics, tables
+from corpus.store.tables import Corpus, file_count, file_numbers, read_rows
 from tests.unit.corpus.worlds import Row, settings, shop, write_root
 
 DOMAINS = ("A", "B", "C")
@@ -31,9 +31,18 @@ def corpus(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 
 def test_every_source_has_its_streams_in_order(corpus: Corpus) -> None:
-    assert [(s.source, s.version) for s in corpus.streams()] == [("domain/A", 0), ("domain/B", 0), ("downstream/C", 0), ("mixed", 0)]
+    assert [(s.source, s.version) for s in corpus.streams()] == [
+        ("domain/A", 0),
+        ("domain/B", 0),
+        ("downstream/C", 0),
+        ("mixed", 0),
+    ]
     assert [s.source for s in corpus.streams("test")] == ["domain/A", "domain/B", "downstream/C"]
-    assert {s.source: s.rows for s in corpus.streams("test")} == {"domain/A": 40, "domain/B": 40, "downstream/C": 40}
+    assert {s.source: s.rows for s in corpus.streams("test")} == {
+        "domain/A": 40,
+        "domain/B": 40,
+        "downstream/C": 40,
+    }
     assert {s.source: s.rows for s in corpus.streams()}["domain/A"] == 40 * 3
 
 
@@ -46,15 +55,23 @@ def test_rows_are_in_the_order_of_their_unsigned_ids(corpus: Corpus) -> None:
 def test_any_range_of_rows_is_that_of_the_whole(corpus: Corpus) -> None:
     stream = pickle.loads(pickle.dumps(corpus.streams()[0]))
     whole = corpus.samples("domain/A", "train")
-    for start, stop in [(0, 0), (0, 1), (5, 77), (stream.rows - 1, stream.rows), (stream.rows, stream.rows)]:
+    for start, stop in [
+        (0, 0),
+        (0, 1),
+        (5, 77),
+        (stream.rows - 1, stream.rows),
+        (stream.rows, stream.rows),
+    ]:
         assert read_rows(stream, start, stop).equals(whole.slice(start, stop - start))
     with pytest.raises(ValueError, match=r"rows 0\.\.121 of a stream of 120"):
         read_rows(stream, 0, 121)
 
 
-def test_ranges_across_files_and_row_groups(root: Path, tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(table, "FILE_ROWS", 32)
-    monkeypatch.setattr("corpus.delta.ROW_GROUP", 8)
+def test_ranges_across_files_and_row_groups(
+    root: Path, tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "FILE_ROWS", 32)
+    monkeypatch.setattr("corpus.store.delta.ROW_GROUP", 8)
     split = build(settings(root), 0, str(tmp_path), print)
     stream = split.streams()[0]
     assert len(stream.files) == 4
@@ -67,20 +84,31 @@ def test_files_are_equal_ranges_of_ids() -> None:
     ids = np.array([0, 2**62, 2**63 - 1, -(2**63), -1], np.int64)
     assert file_numbers(ids, 1).tolist() == [0] * 5
     assert file_numbers(ids, 4).tolist() == [0, 1, 1, 2, 3]
-    assert [file_count(n) for n in (0, 1, 1 << 18, (1 << 18) + 1, 3 << 18, (4 << 18) + 1)] == [1, 1, 1, 2, 4, 8]
+    assert [file_count(n) for n in (0, 1, 1 << 18, (1 << 18) + 1, 3 << 18, (4 << 18) + 1)] == [
+        1,
+        1,
+        1,
+        2,
+        4,
+        8,
+    ]
 
 
 def test_titles_lie_at_their_index(corpus: Corpus) -> None:
     items = corpus.items().to_pylist()
     assert [item["item_index"] for item in items] == list(range(len(items)))
-    assert [(item["domain"], item["item_id"]) for item in items] == sorted((item["domain"], item["item_id"]) for item in items)
+    assert [(item["domain"], item["item_id"]) for item in items] == sorted(
+        (item["domain"], item["item_id"]) for item in items
+    )
     assert corpus.titles() == [f"Item {item['item_id']}" for item in items]
 
 
 def test_the_tables_are_plain_delta(corpus: Corpus) -> None:
     found = DeltaTable(f"{corpus.uri}/samples").to_pyarrow_table()
-    assert found.num_rows == sum(s.rows for split in ("train", "validation", "test") for s in corpus.streams(split))
-    assert set(found.column_names) == set(table.TABLE_SCHEMA.names)
+    assert found.num_rows == sum(
+        s.rows for split in ("train", "validation", "test") for s in corpus.streams(split)
+    )
+    assert set(found.column_names) == set(tables.TABLE_SCHEMA.names)
     assert DeltaTable(f"{corpus.uri}/items").to_pyarrow_table().num_rows == len(corpus.titles())
     assert DeltaTable(f"{corpus.uri}/samples").metadata().partition_columns == ["source", "split"]
 
@@ -104,7 +132,9 @@ def test_statistics(corpus: Corpus) -> None:
     assert statistics.table(found).row_count == 4
 
 
-def test_the_same_build_again_is_the_same_corpus_and_heals_statistics(root: Path, corpus: Corpus, tmp_path: Path) -> None:
+def test_the_same_build_again_is_the_same_corpus_and_heals_statistics(
+    root: Path, corpus: Corpus, tmp_path: Path
+) -> None:
     place = tmp_path / "copy"
     shutil.copytree(corpus.uri, place)
     (place / "statistics.json").unlink()
@@ -118,12 +148,22 @@ def test_the_same_build_again_is_the_same_corpus_and_heals_statistics(root: Path
     assert again.version == 0
     assert "exists already" in said[0]
     assert sorted((place / "samples" / "_delta_log").iterdir()) == log
-    assert (place / "statistics.json").read_text() == Path(corpus.uri, "statistics.json").read_text()
+    assert (place / "statistics.json").read_text() == Path(
+        corpus.uri, "statistics.json"
+    ).read_text()
 
 
-@pytest.mark.parametrize("change", [{"min_history": 2}, {"domains": ("A",)}, {"num_candidates": 6}, {"users_together": True}])
-def test_another_corpus_in_the_place_is_refused(root: Path, corpus: Corpus, change: dict[str, object]) -> None:
-    with pytest.raises(CorpusError, match=r"holds a corpus of other behaviours, rules or seed; choose another place with --corpus"):
+@pytest.mark.parametrize(
+    "change",
+    [{"min_history": 2}, {"domains": ("A",)}, {"num_candidates": 6}, {"users_together": True}],
+)
+def test_another_corpus_in_the_place_is_refused(
+    root: Path, corpus: Corpus, change: dict[str, object]
+) -> None:
+    with pytest.raises(
+        CorpusError,
+        match=r"holds a corpus of other behaviours, rules or seed; choose another place with --corpus",
+    ):
         build(settings(root, **change), 0, corpus.uri, print)
     with pytest.raises(CorpusError, match="rules or seed"):
         build(settings(root), 1, corpus.uri, print)
@@ -132,8 +172,18 @@ def test_another_corpus_in_the_place_is_refused(root: Path, corpus: Corpus, chan
 def test_a_corpus_of_an_earlier_release_is_still_known(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys that came later change neither fingerprint nor rules as long as they are not used."""
     monkeypatch.setattr("corpus.build.digests", lambda *_: {})
-    assert fingerprint(settings("r"), 0) == "eb071cb6d71dfa87d6d2cabe42320ebcf4b0a5d53e1f3d2d5210f736251c9c11"
-    of_data = ("k_core", "max_history", "min_history", "mixed_min_domains", "mixed_min_target_domain", "num_candidates")
+    assert (
+        fingerprint(settings("r"), 0)
+        == "eb071cb6d71dfa87d6d2cabe42320ebcf4b0a5d53e1f3d2d5210f736251c9c11"
+    )
+    of_data = (
+        "k_core",
+        "max_history",
+        "min_history",
+        "mixed_min_domains",
+        "mixed_min_target_domain",
+        "num_candidates",
+    )
     assert sorted(rules(settings("r"), 0)) == [*(f"data.{key}" for key in of_data), "rules", "seed"]
 
 
@@ -148,7 +198,11 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("killed_recipe", [{}, {"domains": ("B",)}])
 def test_a_build_killed_before_its_commit_shows_nothing_and_is_completed(
-    root: Path, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_recipe: dict[str, object]
+    root: Path,
+    corpus: Corpus,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    killed_recipe: dict[str, object],
 ) -> None:
     """The killed build may have been of another recipe: its leftovers do not shine through."""
 
@@ -156,27 +210,31 @@ def test_a_build_killed_before_its_commit_shows_nothing_and_is_completed(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("corpus.make.make", killed)
+        patch.setattr("corpus.local.make_samples.make", killed)
         with pytest.raises(Killed):
             build(settings(root, **killed_recipe), 0, str(tmp_path), print)
     with pytest.raises(CorpusError, match="no corpus here"):
         Corpus.open(str(tmp_path))
     again = build(settings(root), 0, str(tmp_path), print)
-    assert [(s.source, s.rows) for s in again.streams()] == [(s.source, s.rows) for s in corpus.streams()]
+    assert [(s.source, s.rows) for s in again.streams()] == [
+        (s.source, s.rows) for s in corpus.streams()
+    ]
     assert again.samples("mixed", "train").equals(corpus.samples("mixed", "train"))
     assert again.titles() == corpus.titles()
 
 
-def test_a_commit_by_another_process_in_the_meantime_is_told(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_commit_by_another_process_in_the_meantime_is_told(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
 
     def slow(*arguments: object) -> Made:
         made = make(*arguments)  # type: ignore[arg-type]
         with monkeypatch.context() as patch:
-            patch.setattr("corpus.make.make", make)
+            patch.setattr("corpus.local.make_samples.make", make)
             build(settings(root), 0, str(tmp_path), print)
         return made
 
-    monkeypatch.setattr("corpus.make.make", slow)
+    monkeypatch.setattr("corpus.local.make_samples.make", slow)
     with pytest.raises(CorpusError, match="another process made version 0 in the meantime"):
         build(settings(root), 0, str(tmp_path), print)
     assert Corpus.open(str(tmp_path)).version == 0
@@ -187,7 +245,9 @@ def test_opening_what_is_not_there(corpus: Corpus, tmp_path: Path) -> None:
         Corpus.open(str(tmp_path))
     with pytest.raises(CorpusError, match=r"no version 3, the corpus has versions 0\.\.0"):
         Corpus.open(corpus.uri, 3)
-    with pytest.raises(CorpusError, match=r"has no source domain/Z; it has domain/A, domain/B, downstream/C, mixed"):
+    with pytest.raises(
+        CorpusError, match=r"has no source domain/Z; it has domain/A, domain/B, downstream/C, mixed"
+    ):
         corpus.samples("domain/Z", "train")
 
 
@@ -202,18 +262,25 @@ def test_a_damaged_file_is_named(corpus: Corpus, tmp_path: Path, fault: str) -> 
         file.unlink()
     else:
         file.write_bytes(content if fault == "flipped" else content[:-9])
-    with pytest.raises(CorpusError, match=f"{file}: a file of the corpus is {'missing' if fault == 'missing' else 'damaged'}"):
+    with pytest.raises(
+        CorpusError,
+        match=f"{file}: a file of the corpus is {'missing' if fault == 'missing' else 'damaged'}",
+    ):
         read_rows(stream, 0, stream.rows)
 
 
 def test_a_domain_that_k_core_empties(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"A: the 50-core of 320 interactions is empty; the largest data\.k_core that leaves data is [1-8]$"):
+    with pytest.raises(
+        DataError,
+        match=r"A: the 50-core of 320 interactions is empty; the largest data\.k_core that leaves data is [1-8]$",
+    ):
         build(settings(root, k_core=50), 0, str(tmp_path), print)
 
 
 def test_too_few_negatives(root: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        DataError, match=r"A: 30 items, of which user u\d+ interacted with 8: 22 are left, 24 negatives are wanted; lower data\.num_cand"
+        DataError,
+        match=r"A: 30 items, of which user u\d+ interacted with 8: 22 are left, 24 negatives are wanted; lower data\.num_cand",
     ):
         build(settings(root, num_candidates=25), 0, str(tmp_path), print)
 
@@ -224,17 +291,29 @@ def test_no_domain(root: Path, tmp_path: Path) -> None:
 
 
 def test_users_of_one_domain_make_no_mixed_sample_and_it_is_said(tmp_path: Path) -> None:
-    world: dict[str, list[Row]] = {d: [(f"{d}-{user}", item, time) for user, item, time in rows] for d, rows in shop(DOMAINS).items()}
+    world: dict[str, list[Row]] = {
+        d: [(f"{d}-{user}", item, time) for user, item, time in rows]
+        for d, rows in shop(DOMAINS).items()
+    }
     said: list[str] = []
-    corpus = build(settings(write_root(tmp_path / "root", world)), 0, str(tmp_path / "corpus"), said.append)
+    corpus = build(
+        settings(write_root(tmp_path / "root", world)), 0, str(tmp_path / "corpus"), said.append
+    )
     assert corpus.statistics()["mixed"] == {"users": 0, "samples": 0}
     assert [s.source for s in corpus.streams()] == ["domain/A", "domain/B", "downstream/C"]
     assert "no mixed sample" in said[-1]
 
 
 def test_equal_titles_are_made_distinct_within_a_domain_and_counted(tmp_path: Path) -> None:
-    root = write_root(tmp_path / "root", shop(DOMAINS), {"A00": "Soap", "A01": "soap", "B00": "Soap"})
+    root = write_root(
+        tmp_path / "root", shop(DOMAINS), {"A00": "Soap", "A01": "soap", "B00": "Soap"}
+    )
     corpus = build(settings(root), 0, str(tmp_path / "corpus"), print)
-    titles = pl.DataFrame(corpus.items()).filter(pl.col("item_id").is_in(["A00", "A01", "B00"])).sort("item_id")["title"].to_list()
+    titles = (
+        pl.DataFrame(corpus.items())
+        .filter(pl.col("item_id").is_in(["A00", "A01", "B00"]))
+        .sort("item_id")["title"]
+        .to_list()
+    )
     assert titles == ["Soap", "soap (2)", "Soap"]
     assert corpus.statistics()["dropped"]["title_made_distinct"] == 1

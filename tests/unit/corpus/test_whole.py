@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from cluster.errors import DataError
 from corpus.build import build
-from corpus.inspection import inspect
-from corpus.leakage import SOUND
-from corpus.sequences import SPLITS
+from corpus.inspect.inspection import inspect
+from corpus.inspect.leakage import SOUND
+from corpus.sampling.sequences import SPLITS
 from corpus.settings import DataSettings
 from tests.unit.corpus import brute
 from tests.unit.corpus.worlds import Row, settings, worlds, write_parquet
@@ -33,7 +33,13 @@ BAD: list[Raw] = [
 
 rules = st.builds(
     lambda k, low, more, span: settings(
-        k_core=k, num_candidates=3, min_history=low, max_history=low + more, mixed_min_domains=span, max_quarantined=1.0, latest=100
+        k_core=k,
+        num_candidates=3,
+        min_history=low,
+        max_history=low + more,
+        mixed_min_domains=span,
+        max_quarantined=1.0,
+        latest=100,
     ),
     st.integers(1, 3),
     st.integers(1, 3),
@@ -45,7 +51,10 @@ rules = st.builds(
 @given(worlds(DOMAINS, users=7, items=10, most=8), st.integers(0, 1000), rules)
 @hypothesis_settings(max_examples=40)
 def test_a_build_is_what_the_slow_reading_says(
-    tmp_path_factory: pytest.TempPathFactory, world: dict[str, list[Row]], seed: int, data: DataSettings
+    tmp_path_factory: pytest.TempPathFactory,
+    world: dict[str, list[Row]],
+    seed: int,
+    data: DataSettings,
 ) -> None:
     place = tmp_path_factory.mktemp("whole")
     for domain, rows in world.items():
@@ -60,14 +69,21 @@ def test_a_build_is_what_the_slow_reading_says(
     wanted, dropped = brute.samples_of(cores, data)
 
     items = corpus.items().to_pylist()
-    assert sorted((of["domain"], of["item_id"]) for of in items) == sorted({(domain, item) for domain, rows in cores.items() for _, item, _ in rows})
+    assert sorted((of["domain"], of["item_id"]) for of in items) == sorted(
+        {(domain, item) for domain, rows in cores.items() for _, item, _ in rows}
+    )
     names = [of["item_id"] for of in items]
     found: dict[tuple[str, str], Counter[tuple[object, ...]]] = {}
     for split in SPLITS:
         for stream in corpus.streams(split):
             for row in corpus.samples(stream.source, split).to_pylist():
-                history, target = tuple(names[i] for i in row["history"]), names[row["candidates"][row["target"]]]
-                found.setdefault((stream.source, split), Counter())[row["user_id"], row["domain"], history, target, row["timestamp"]] += 1
+                history, target = (
+                    tuple(names[i] for i in row["history"]),
+                    names[row["candidates"][row["target"]]],
+                )
+                found.setdefault((stream.source, split), Counter())[
+                    row["user_id"], row["domain"], history, target, row["timestamp"]
+                ] += 1
                 had = {item for user, item, _ in cores[row["domain"]] if user == row["user_id"]}
                 assert not {names[i] for i in row["candidates"]} - {target} & had
                 assert len(set(row["candidates"])) == data.num_candidates
@@ -76,9 +92,26 @@ def test_a_build_is_what_the_slow_reading_says(
     told = corpus.statistics()
     for domain, rows in cores.items():
         seen = tuple(told["domains"][domain][name] for name in ("users", "items", "interactions"))
-        assert seen == (len({user for user, *_ in rows}), len({item for _, item, _ in rows}), len(rows))
-    reasons = Counter(no_user_id=6, no_item_id=3, no_timestamp=3, timestamp_before_1970=3, timestamp_in_finer_unit=3, item_without_title=3)
-    reasons += Counter(duplicate_interaction=3 * 2, k_core=sum(map(len, world.values())) - sum(map(len, cores.values()))) + dropped
+        assert seen == (
+            len({user for user, *_ in rows}),
+            len({item for _, item, _ in rows}),
+            len(rows),
+        )
+    reasons = Counter(
+        no_user_id=6,
+        no_item_id=3,
+        no_timestamp=3,
+        timestamp_before_1970=3,
+        timestamp_in_finer_unit=3,
+        item_without_title=3,
+    )
+    reasons += (
+        Counter(
+            duplicate_interaction=3 * 2,
+            k_core=sum(map(len, world.values())) - sum(map(len, cores.values())),
+        )
+        + dropped
+    )
     assert told["dropped"] == {reason: count for reason, count in reasons.items() if count}
     leaks = inspect(corpus).leaks
     assert {name: leaks[name] for name in SOUND} == dict.fromkeys(SOUND, 0)
@@ -86,8 +119,16 @@ def test_a_build_is_what_the_slow_reading_says(
 
 def _write(place: Path, domain: str, rows: list[Row], seed: int) -> None:
     """A domain in two files, in some order; with rows that are no use, and two that come twice."""
-    again: list[Raw] = [("u9", f"{domain}00", 4), ("u9", f"{domain}00", 4), ("u9", f"{domain}00", 4)]
-    every = pl.DataFrame([*rows, *BAD, *again], schema={"user_id": pl.String, "item_id": pl.String, "timestamp": pl.Int64}, orient="row")
+    again: list[Raw] = [
+        ("u9", f"{domain}00", 4),
+        ("u9", f"{domain}00", 4),
+        ("u9", f"{domain}00", 4),
+    ]
+    every = pl.DataFrame(
+        [*rows, *BAD, *again],
+        schema={"user_id": pl.String, "item_id": pl.String, "timestamp": pl.Int64},
+        orient="row",
+    )
     rows.append(("u9", f"{domain}00", 4))
     shuffled = every.sample(fraction=1, shuffle=True, seed=seed)
     folder = place / "interactions" / f"{domain}.parquet"
@@ -95,7 +136,10 @@ def _write(place: Path, domain: str, rows: list[Row], seed: int) -> None:
     for number, part in enumerate((shuffled.head(5), shuffled.slice(5))):
         part.write_parquet(folder / f"{number}.parquet")
     names = sorted({item for _, item, _ in rows} | {f"A{number:02d}" for number in range(5)})
-    write_parquet(place / "items" / f"{domain}.parquet", {"item_id": names, "title": [f"Item {name}" for name in names]})
+    write_parquet(
+        place / "items" / f"{domain}.parquet",
+        {"item_id": names, "title": [f"Item {name}" for name in names]},
+    )
 
 
 def _fewest_left(rows: list[Row]) -> int:

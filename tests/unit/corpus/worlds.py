@@ -12,27 +12,40 @@ import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
 from cluster.say import Say
-from corpus import delta, interactions, kept, raw
 from corpus.append import append
 from corpus.build import build
-from corpus.coded import as_new
-from corpus.interactions import Behaviours
-from corpus.raw import Items
+from corpus.ingest import interactions, reading
+from corpus.ingest.interactions import Behaviours
+from corpus.ingest.reading import Items
+from corpus.sampling.encoded_interactions import as_new
 from corpus.settings import DataSettings
-from corpus.table import Corpus
+from corpus.store import delta, stored_interactions
+from corpus.store.tables import Corpus
 
 Row = tuple[str, str, int]
 """user_id, item_id, timestamp."""
 
 
 @st.composite
-def worlds(draw: st.DrawFn, domains: Sequence[str] = ("A", "B", "C"), users: int = 6, items: int = 14, most: int = 9) -> dict[str, list[Row]]:
+def worlds(
+    draw: st.DrawFn,
+    domains: Sequence[str] = ("A", "B", "C"),
+    users: int = 6,
+    items: int = 14,
+    most: int = 9,
+) -> dict[str, list[Row]]:
     """Interactions of a few users in a few domains, with many ties in time and some repeated purchases; no row twice."""
     found = {}
     for domain in domains:
         rows = []
         for user in range(users):
-            bought = draw(st.lists(st.tuples(st.integers(0, items - 1), st.integers(0, 12)), max_size=most, unique=True))
+            bought = draw(
+                st.lists(
+                    st.tuples(st.integers(0, items - 1), st.integers(0, 12)),
+                    max_size=most,
+                    unique=True,
+                )
+            )
             rows += [(f"u{user}", f"{domain}{item:02d}", time) for item, time in bought]
         found[domain] = rows
     return found
@@ -40,18 +53,33 @@ def worlds(draw: st.DrawFn, domains: Sequence[str] = ("A", "B", "C"), users: int
 
 def catalogue(domains: Sequence[str], items: int) -> dict[str, np.ndarray]:
     """Item indices of domains that all have `items` items."""
-    return {domain: np.arange(number * items, (number + 1) * items) for number, domain in enumerate(domains)}
+    return {
+        domain: np.arange(number * items, (number + 1) * items)
+        for number, domain in enumerate(domains)
+    }
 
 
 def frame(world: Mapping[str, Sequence[Row]], items: int) -> pl.DataFrame:
     """What `Coded.of` takes, for a world whose item ids are the domain's name and a number below `items`."""
     start = {domain: number * items for number, domain in enumerate(world)}
-    rows = [(user, domain, item, start[domain] + int(item[len(domain) :]), time) for domain, of in world.items() for user, item, time in of]
-    schema = {"user_id": pl.String, "domain": pl.String, "item_id": pl.String, "item_index": pl.Int64, "timestamp": pl.Int64}
+    rows = [
+        (user, domain, item, start[domain] + int(item[len(domain) :]), time)
+        for domain, of in world.items()
+        for user, item, time in of
+    ]
+    schema = {
+        "user_id": pl.String,
+        "domain": pl.String,
+        "item_id": pl.String,
+        "item_index": pl.Int64,
+        "timestamp": pl.Int64,
+    }
     return as_new(pl.DataFrame(rows, schema=schema, orient="row"), 0)
 
 
-def shop(domains: Sequence[str], users: int = 40, items: int = 30, seed: int = 0) -> dict[str, list[Row]]:
+def shop(
+    domains: Sequence[str], users: int = 40, items: int = 30, seed: int = 0
+) -> dict[str, list[Row]]:
     """Every user buys 8 different items in every domain."""
     rng = np.random.default_rng(seed)
     return {
@@ -64,19 +92,29 @@ def shop(domains: Sequence[str], users: int = 40, items: int = 30, seed: int = 0
     }
 
 
-def write_root(root: Path, world: Mapping[str, Sequence[Row]], titles: Mapping[str, str] | None = None) -> Path:
+def write_root(
+    root: Path, world: Mapping[str, Sequence[Row]], titles: Mapping[str, str] | None = None
+) -> Path:
     """A data root on disk; items are titled after their id unless told otherwise."""
     for domain, rows in world.items():
         users, items, times = zip(*rows, strict=True)
         names = sorted(set(items))
-        write_parquet(root / "interactions" / f"{domain}.parquet", {"user_id": users, "item_id": items, "timestamp": times})
-        write_parquet(root / "items" / f"{domain}.parquet", {"item_id": names, "title": [(titles or {}).get(n, f"Item {n}") for n in names]})
+        write_parquet(
+            root / "interactions" / f"{domain}.parquet",
+            {"user_id": users, "item_id": items, "timestamp": times},
+        )
+        write_parquet(
+            root / "items" / f"{domain}.parquet",
+            {"item_id": names, "title": [(titles or {}).get(n, f"Item {n}") for n in names]},
+        )
     return root
 
 
 def write_parquet(path: Path, columns: Mapping[str, Sequence[object]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table({name: pa.array(list(values)) for name, values in columns.items()}), path)
+    pq.write_table(
+        pa.table({name: pa.array(list(values)) for name, values in columns.items()}), path
+    )
 
 
 @dataclass(frozen=True)
@@ -92,7 +130,9 @@ class Domain:
 
     def named(self) -> pl.DataFrame:
         """Interactions as user_id, item_id, timestamp."""
-        user, item, timestamp = self.behaviours.interactions.select("user", "item", "timestamp").get_columns()
+        user, item, timestamp = self.behaviours.interactions.select(
+            "user", "item", "timestamp"
+        ).get_columns()
         names = self.behaviours.users.gather(user), self.behaviours.item_ids.gather(item)
         return pl.DataFrame({"user_id": names[0], "item_id": names[1], "timestamp": timestamp})
 
@@ -111,18 +151,27 @@ class Domain:
 
 def domain(data: DataSettings, name: str, say: Say = print) -> Domain:
     """Read one domain of a data root."""
-    there, items = raw.read(data, name, say)
+    there, items = reading.read(data, name, say)
     return Domain(interactions.cleaned(name, there, items.titles["item_id"], data), items)
 
 
 def all_kept(corpus: Corpus) -> pl.DataFrame:
     """All kept interactions of a corpus, by names."""
-    users = [pl.Series(delta.open_parquet(file.path).read(["user_id"])["user_id"]) for file in kept.files(corpus)]
-    return kept.of_users(corpus, pl.concat(users).unique(), {}).named()
+    users = [
+        pl.Series(delta.open_parquet(file.path).read(["user_id"])["user_id"])
+        for file in stored_interactions.files(corpus)
+    ]
+    return stored_interactions.of_users(corpus, pl.concat(users).unique(), {}).named()
 
 
 def settings(root: Path | str = "", **changes: object) -> DataSettings:
-    values: dict[str, object] = {"root": str(root), "domains": ("A", "B"), "held_out": ("C",), "num_candidates": 5, "max_history": 4}
+    values: dict[str, object] = {
+        "root": str(root),
+        "domains": ("A", "B"),
+        "held_out": ("C",),
+        "num_candidates": 5,
+        "max_history": 4,
+    }
     return DataSettings.model_validate(values | changes)
 
 
@@ -131,5 +180,12 @@ def two_versions(place: Path) -> Corpus:
     world = shop(("A", "B", "C"), users=30)
     world["A"] += [("u000", "A00", 2_000 + n) for n in range(4)]
     first = build(settings(write_root(place / "root", world)), 0, str(place / "corpus"), print)
-    more = shop(("D",), users=30, seed=1) | {"A": [("u001", f"A{n:02d}", 3_000 + n) for n in range(5)]}
-    return append(settings(write_root(place / "more", more), domains=("A", "D"), held_out=()), 0, first.uri, print)
+    more = shop(("D",), users=30, seed=1) | {
+        "A": [("u001", f"A{n:02d}", 3_000 + n) for n in range(5)]
+    }
+    return append(
+        settings(write_root(place / "more", more), domains=("A", "D"), held_out=()),
+        0,
+        first.uri,
+        print,
+    )

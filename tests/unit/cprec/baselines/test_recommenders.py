@@ -6,10 +6,12 @@ import torch
 
 from cprec.baselines.network import Recommender
 from cprec.baselines.training import NAMES, fit, make, score
-from cprec.recipe import BaselineSettings
+from cprec.config.recipe import BaselineSettings
 
 ITEMS, LENGTH = 30, 6
-SETTINGS = BaselineSettings(size=16, dropout=0.0, batch=32, rate=1e-2, gru_rate=0.1, max_epochs=30, patience=30)
+SETTINGS = BaselineSettings(
+    size=16, dropout=0.0, batch=32, rate=1e-2, gru_rate=0.1, max_epochs=30, patience=30
+)
 
 
 def fresh(name: str, seed: int = 0) -> Recommender:
@@ -20,14 +22,19 @@ def fresh(name: str, seed: int = 0) -> Recommender:
 def circles(count: int, seed: int) -> list[list[int]]:
     """Sequences in which the next item is always the item plus 7, around the circle."""
     rng = np.random.default_rng(seed)
-    return [[int((start + 7 * step) % ITEMS) + 1 for step in range(LENGTH + 1)] for start in rng.integers(0, ITEMS, count)]
+    return [
+        [int((start + 7 * step) % ITEMS) + 1 for step in range(LENGTH + 1)]
+        for start in rng.integers(0, ITEMS, count)
+    ]
 
 
 def hit_rate(network: Recommender) -> float:
     """Among what the user does not have yet, as in the corpus."""
     sequences = circles(50, 1)
     candidates = np.array([[s[-1], *(set(range(1, ITEMS + 1)) - set(s))] for s in sequences])
-    return float((score(network, [s[:-1] for s in sequences], candidates).argmax(axis=1) == 0).mean())
+    return float(
+        (score(network, [s[:-1] for s in sequences], candidates).argmax(axis=1) == 0).mean()
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -54,7 +61,9 @@ def test_padding_changes_nothing_but_sasrecs_places_count_from_the_end(name: str
     network = fresh(name).eval()
     candidates = np.array([[3, 4, 5], [3, 4, 5]])
     together = score(network, [[1, 2], [1, 2, 3, 4, 5, 6]], candidates)
-    alone = np.concatenate([score(network, [h], candidates[:1]) for h in ([1, 2], [1, 2, 3, 4, 5, 6])])
+    alone = np.concatenate(
+        [score(network, [h], candidates[:1]) for h in ([1, 2], [1, 2, 3, 4, 5, 6])]
+    )
     assert np.abs(together - alone).max() < 1e-6
 
 
@@ -78,7 +87,10 @@ def test_few_samples_are_not_given_up_after_a_few_steps(steps: int, epochs: int)
     """40 sequences in batches of 32 are two steps an epoch; the first epoch is the best."""
     measures = iter([0.1, 0.2, *[0.1] * 30])
     settings = SETTINGS.model_copy(update={"patience": 3, "patience_steps": steps})
-    assert fit(fresh("sasrec"), circles(40, 0), settings, 0, lambda network: next(measures)).epochs == epochs
+    assert (
+        fit(fresh("sasrec"), circles(40, 0), settings, 0, lambda network: next(measures)).epochs
+        == epochs
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -94,15 +106,23 @@ def test_equal_seeds_give_equal_weights(name: str) -> None:
 def test_top1_is_the_formula() -> None:
     """TOP1 of a small batch, term by term (Hidasi et al., Sec. 3.2.3)."""
     network = fresh("gru4rec").eval()
-    inputs, targets = torch.zeros(3, LENGTH, dtype=torch.long), torch.zeros(3, LENGTH, dtype=torch.long)
+    inputs, targets = (
+        torch.zeros(3, LENGTH, dtype=torch.long),
+        torch.zeros(3, LENGTH, dtype=torch.long),
+    )
     inputs[:, -1], targets[:, -1] = torch.tensor([1, 2, 3]), torch.tensor([4, 5, 6])
     with torch.no_grad():
         states = network.states(inputs)[:, -1]
-        r = [[float(network.worth(states[i], torch.tensor(j))) for j in (4, 5, 6)] for i in range(3)]
+        r = [
+            [float(network.worth(states[i], torch.tensor(j))) for j in (4, 5, 6)] for i in range(3)
+        ]
         seen = float(network.loss(inputs, targets))
 
     def sigmoid(x: float) -> float:
         return float(1 / (1 + np.exp(-x)))
 
-    terms = [sum(sigmoid(r[i][j] - r[i][i]) + sigmoid(r[i][j] ** 2) for j in range(3) if j != i) / 2 for i in range(3)]
+    terms = [
+        sum(sigmoid(r[i][j] - r[i][i]) + sigmoid(r[i][j] ** 2) for j in range(3) if j != i) / 2
+        for i in range(3)
+    ]
     assert seen == pytest.approx(np.mean(terms), abs=1e-6)

@@ -7,8 +7,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corpus.coded import Coded
-from corpus.samples import SCHEMA, samples_of
+from corpus.sampling.encoded_interactions import Coded
+from corpus.sampling.samples import SCHEMA, samples_of
 from cprec.baselines.sequences import padded, pieces, training_sequences
 from tests.unit.corpus.worlds import Row, catalogue, frame, settings, worlds
 
@@ -17,21 +17,36 @@ ITEMS = 14
 
 @hypothesis.settings(max_examples=30)
 @given(worlds(domains=("A",), users=4, items=ITEMS, most=12), st.integers(2, 5), st.integers(1, 3))
-def test_training_interactions_come_back_in_order(world: dict[str, list[Row]], min_history: int, more: int) -> None:
-    data = settings(domains=("A",), held_out=(), min_history=min_history, max_history=min_history + more, num_candidates=2)
+def test_training_interactions_come_back_in_order(
+    world: dict[str, list[Row]], min_history: int, more: int
+) -> None:
+    data = settings(
+        domains=("A",),
+        held_out=(),
+        min_history=min_history,
+        max_history=min_history + more,
+        num_candidates=2,
+    )
     rows = [row for row in world["A"] if sum(r[0] == row[0] for r in world["A"]) <= 10]
     found = samples_of(Coded.of(frame({"A": rows}, ITEMS)), catalogue(["A"], ITEMS), data, 0)
-    tables = [found.tables.get(("domain/A", split), SCHEMA.empty_table()) for split in ("train", "validation", "test")]
+    tables = [
+        found.tables.get(("domain/A", split), SCHEMA.empty_table())
+        for split in ("train", "validation", "test")
+    ]
     expected = []
     for user in sorted({r[0] for r in rows}):
-        ordered = [int(item[1:]) for _, item in sorted((time, item) for u, item, time in rows if u == user)]
+        ordered = [
+            int(item[1:]) for _, item in sorted((time, item) for u, item, time in rows if u == user)
+        ]
         # A user with less before the test item than a history needs is in no sample.
         if len(ordered) > min_history:
             expected.append(ordered[:-2])
     assert training_sequences(*tables) == [sequence for sequence in expected if len(sequence) > 1]
 
 
-@given(st.lists(st.lists(st.integers(1, 99), min_size=1, max_size=23), max_size=6), st.integers(1, 7))
+@given(
+    st.lists(st.lists(st.integers(1, 99), min_size=1, max_size=23), max_size=6), st.integers(1, 7)
+)
 def test_every_transition_is_trained_once(sequences: list[list[int]], length: int) -> None:
     inputs, targets = pieces(sequences, length)
     there = inputs > 0

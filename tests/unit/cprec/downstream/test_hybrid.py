@@ -12,12 +12,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from cluster.errors import DataError, RunError
 from cprec.downstream import hybrid
 from cprec.downstream.hybrid import Hybrid, HybridEncoder, Item, TextEncoder
+from cprec.encode.tokens import Encoder
 from cprec.model import tiny
-from cprec.stream.tokens import Encoder
 from tests.models import llama
 
 WORDS = ["oak", "lamp", "(2)", "steel,", "red", "mug}", "Acme"]
-TOKENIZER: PreTrainedTokenizerFast = tiny.train_tokenizer(["red oak lamp", "steel mug (2)", "Acme lamp"] * 5, 400)
+TOKENIZER: PreTrainedTokenizerFast = tiny.train_tokenizer(
+    ["red oak lamp", "steel mug (2)", "Acme lamp"] * 5, 400
+)
 VOCABULARY = len(TOKENIZER)
 
 titles = st.lists(st.sampled_from(WORDS), min_size=1, max_size=4).map(" ".join)
@@ -25,19 +27,30 @@ items = st.lists(st.tuples(titles, st.integers(0, 8)), min_size=1, max_size=5)
 
 
 def model(seed: int = 0) -> PreTrainedModel:
-    return cast(PreTrainedModel, llama(VOCABULARY, seed, hidden_size=16, num_hidden_layers=1, num_attention_heads=2).eval())
+    return cast(
+        PreTrainedModel,
+        llama(VOCABULARY, seed, hidden_size=16, num_hidden_layers=1, num_attention_heads=2).eval(),
+    )
 
 
 @given(items, items)
-def test_the_text_is_untouched_and_each_title_is_followed_by_its_item(history: list[Item], candidates: list[Item]) -> None:
+def test_the_text_is_untouched_and_each_title_is_followed_by_its_item(
+    history: list[Item], candidates: list[Item]
+) -> None:
     text = TextEncoder(Encoder(TOKENIZER, 2048)).prompt(history, candidates, 0)[0]
     woven = HybridEncoder(TOKENIZER, 2048, VOCABULARY).prompt(history, candidates, 0)[0]
     assert [token for token in woven if token < VOCABULARY] == text
-    assert [token - VOCABULARY for token in woven if token >= VOCABULARY] == [number for _, number in [*history, *candidates]]
+    assert [token - VOCABULARY for token in woven if token >= VOCABULARY] == [
+        number for _, number in [*history, *candidates]
+    ]
     shown = []
     for place, token in enumerate(woven):
         if token >= VOCABULARY:
-            shown.append(TOKENIZER.decode([t for t in woven[:place] if t < VOCABULARY], skip_special_tokens=True))
+            shown.append(
+                TOKENIZER.decode(
+                    [t for t in woven[:place] if t < VOCABULARY], skip_special_tokens=True
+                )
+            )
     for (title, _), before in zip([*history, *candidates], shown, strict=True):
         # The token with a title's last character may hold what follows it, such as the comma, but no more.
         assert title in before[-len(title) - 3 :]
@@ -78,7 +91,11 @@ def test_the_projector_has_a_gradient_in_every_batch() -> None:
 
 def test_saved_and_loaded_it_says_the_same(tmp_path: Path) -> None:
     wrapped = Hybrid(model(), torch.randn(9, 4), 1).eval()
-    weights = {name: p.detach().clone() + 0.1 for name, p in wrapped.named_parameters() if name.startswith("projector.")}
+    weights = {
+        name: p.detach().clone() + 0.1
+        for name, p in wrapped.named_parameters()
+        if name.startswith("projector.")
+    }
     hybrid.save(wrapped, weights, tmp_path)
     again = hybrid.load(model(), tmp_path)
     with torch.no_grad():

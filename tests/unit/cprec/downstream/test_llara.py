@@ -6,15 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cprec.config.recipe import FinetuneSettings, SearchSettings
 from cprec.downstream.hybrid import HybridEncoder, OfItems, TextEncoder
 from cprec.downstream.items import whole_users
 from cprec.downstream.llara import Encoders, epoch_samples, feed, is_hybrid, make_plan, rows_at
 from cprec.downstream.search import best_rate, rates
 from cprec.downstream.trial import Tuned
+from cprec.encode.tokens import Encoder
 from cprec.model import tiny
-from cprec.recipe import FinetuneSettings, SearchSettings
 from cprec.schedule.plan import batches
-from cprec.stream.tokens import Encoder
 
 TOKENIZER = tiny.train_tokenizer(["red oak lamp", "steel mug"] * 5, 400)
 ITEMS = {index: (f"item {index}", index) for index in range(12)}
@@ -34,16 +34,27 @@ def table(rows: int) -> pa.Table:
 
 
 def encoders() -> Encoders:
-    return Encoders(OfItems(TextEncoder(Encoder(TOKENIZER, 512)), ITEMS), OfItems(HybridEncoder(TOKENIZER, 512, len(TOKENIZER)), ITEMS))
+    return Encoders(
+        OfItems(TextEncoder(Encoder(TOKENIZER, 512)), ITEMS),
+        OfItems(HybridEncoder(TOKENIZER, 512, len(TOKENIZER)), ITEMS),
+    )
 
 
 @given(st.integers(1, 60), st.integers(1, 6), st.integers(1, 20), st.integers(0, 5))
-def test_every_row_once_an_epoch_in_an_order_of_its_own(rows: int, epochs: int, batch: int, seed: int) -> None:
+def test_every_row_once_an_epoch_in_an_order_of_its_own(
+    rows: int, epochs: int, batch: int, seed: int
+) -> None:
     plan = make_plan("downstream/A", 0, rows, 1e-3, FinetuneSettings(epochs=epochs), seed)
     assert (plan.samples, epoch_samples(plan)) == (rows * epochs, rows)
     orders = []
     for era in plan.eras:
-        orders.append([int(r) for start, stop in batches(era.start, era.stop, batch) for r in rows_at(plan, start, stop)])
+        orders.append(
+            [
+                int(r)
+                for start, stop in batches(era.start, era.stop, batch)
+                for r in rows_at(plan, start, stop)
+            ]
+        )
     *orders, last = orders
     assert last == []
     assert all(sorted(order) == list(range(rows)) for order in orders)
@@ -74,9 +85,15 @@ def test_workers_share_each_batch_and_agree_on_its_kind() -> None:
     halves = [list(feed(plan, samples, encoders(), 8, 0, rank, 2)) for rank in (0, 1)]
     kinds = set()
     for all_of_it, *parts in zip(whole, *halves, strict=True):
-        assert sorted(i for part in parts for i in part.share.ids.tolist()) == sorted(all_of_it.share.ids.tolist())
+        assert sorted(i for part in parts for i in part.share.ids.tolist()) == sorted(
+            all_of_it.share.ids.tolist()
+        )
         assert all(part.share.batch == all_of_it.share.batch for part in parts)
-        hybrid = {bool((sample.ids >= len(TOKENIZER)).any()) for part in parts for sample in part.share.samples}
+        hybrid = {
+            bool((sample.ids >= len(TOKENIZER)).any())
+            for part in parts
+            for sample in part.share.samples
+        }
         assert hybrid == {is_hybrid(plan, all_of_it.share.batch.start)}
         kinds |= hybrid
     assert kinds == {True, False}
@@ -113,5 +130,8 @@ def test_drawn_rates_lie_between_the_ends_and_are_the_same_again() -> None:
 
 
 def test_the_mean_over_seeds_decides() -> None:
-    ended = [Tuned(rate, seed, hr1, 1, "", (hr1,)) for rate, seed, hr1 in [(1e-3, 0, 0.9), (1e-3, 1, 0.1), (1e-4, 0, 0.6), (1e-4, 1, 0.6)]]
+    ended = [
+        Tuned(rate, seed, hr1, 1, "", (hr1,))
+        for rate, seed, hr1 in [(1e-3, 0, 0.9), (1e-3, 1, 0.1), (1e-4, 0, 0.6), (1e-4, 1, 0.6)]
+    ]
     assert best_rate(ended) == 1e-4

@@ -6,24 +6,32 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import PlatformFault
+from cprec.config.recipe import FinetuneSettings, Recipe
 from cprec.downstream import trial as trials_of
 from cprec.downstream.llara import make_plan
 from cprec.downstream.search import cut_short
 from cprec.downstream.trial import Trial
-from cprec.recipe import FinetuneSettings, Recipe
+from cprec.runs import checkpoint
 from cprec.schedule.ledger import Ledger
-from cprec.train import checkpoint
 
 
 @pytest.fixture
 def unfinished(tmp_path: Path) -> Trial:
     """A trial of three epochs after its first one."""
-    trial = Trial(Recipe(), str(tmp_path / "trials" / "0.001-0"), "Games", "base", None, None, 1e-3, 0)
+    trial = Trial(
+        Recipe(), str(tmp_path / "trials" / "0.001-0"), "Games", "base", None, None, 1e-3, 0
+    )
     uri = checkpoint.uri_of(trial.place, checkpoint.Name(40, 0))
     made = tmp_path / "made"
     made.mkdir()
-    (made / trials_of.HISTORY).write_text(json.dumps([{"epoch": 1, "hr1": 0.5, "loss": 1.0, "samples": 40, "checkpoint": uri}]))
-    checkpoint.commit(made, uri, Ledger(make_plan("downstream/Games", 0, 40, 1e-3, FinetuneSettings(epochs=3), 0), 40, 1, 7))
+    (made / trials_of.HISTORY).write_text(
+        json.dumps([{"epoch": 1, "hr1": 0.5, "loss": 1.0, "samples": 40, "checkpoint": uri}])
+    )
+    checkpoint.commit(
+        made,
+        uri,
+        Ledger(make_plan("downstream/Games", 0, 40, 1e-3, FinetuneSettings(epochs=3), 0), 40, 1, 7),
+    )
     return trial
 
 

@@ -8,22 +8,33 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from cprec.encode.title_tokens import ByTokenizer
+from cprec.encode.tokens import Encoder
 from cprec.evaluate.answers import exact, llara
 from cprec.evaluate.generate import LISTED, answered, greedy, trie
 from cprec.evaluate.predictions import from_bytes, measured, of_texts, to_bytes
 from cprec.evaluate.rank import score
 from cprec.model import tiny
-from cprec.stream.titles import ByTokenizer
-from cprec.stream.tokens import Encoder
 from tests.models import llama
 
-TITLES = ["red oak lamp", "red oak", "steel mug", "blue lamp", "blue oak lamp", "Acme mug", "Acme steel lamp", "glass mug"]
+TITLES = [
+    "red oak lamp",
+    "red oak",
+    "steel mug",
+    "blue lamp",
+    "blue oak lamp",
+    "Acme mug",
+    "Acme steel lamp",
+    "glass mug",
+]
 TOKENIZER = tiny.train_tokenizer(TITLES * 3, 400)
 
 
 @pytest.fixture(scope="module")
 def model() -> PreTrainedModel:
-    special = {f"{name}_token_id": getattr(TOKENIZER, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    special = {
+        f"{name}_token_id": getattr(TOKENIZER, f"{name}_token_id") for name in ("bos", "eos", "pad")
+    }
     return cast(PreTrainedModel, llama(len(TOKENIZER), spread=8, **special).eval())
 
 
@@ -41,20 +52,33 @@ def samples(rows: int = 6, candidates: int = 6) -> pa.Table:
 
 
 def test_greedy_equals_what_transformers_generates(model: PreTrainedModel) -> None:
-    prompts = [TOKENIZER(text)["input_ids"] for text in ("red oak", "blue lamp and a steel mug", "Acme")]
+    prompts = [
+        TOKENIZER(text)["input_ids"] for text in ("red oak", "blue lamp and a steel mug", "Acme")
+    ]
     seen = greedy(model, prompts, int(TOKENIZER.eos_token_id), 9)
     for prompt, ids in zip(prompts, seen, strict=True):
-        whole = model.generate(torch.tensor([prompt]), max_new_tokens=9, do_sample=False)[0, len(prompt) :].tolist()  # type: ignore[operator]
-        until_end = whole[: whole.index(TOKENIZER.eos_token_id)] if TOKENIZER.eos_token_id in whole else whole
+        made = model.generate(  # type: ignore[operator]
+            torch.tensor([prompt]), max_new_tokens=9, do_sample=False
+        )
+        whole = made[0, len(prompt) :].tolist()
+        until_end = (
+            whole[: whole.index(TOKENIZER.eos_token_id)]
+            if TOKENIZER.eos_token_id in whole
+            else whole
+        )
         assert ids == until_end
 
 
-def test_held_to_the_candidates_every_answer_is_one_and_none_comes_twice(model: PreTrainedModel) -> None:
+def test_held_to_the_candidates_every_answer_is_one_and_none_comes_twice(
+    model: PreTrainedModel,
+) -> None:
     rows = samples()
     encoder = ByTokenizer(TITLES, Encoder(TOKENIZER, 512))
     texts = answered(model, TOKENIZER, encoder, rows, TITLES, batch=4, constrained=True)
     table = of_texts(rows, texts, TITLES)
-    for ranking, candidates in zip(table["ranking"].to_pylist(), rows["candidates"].to_pylist(), strict=True):
+    for ranking, candidates in zip(
+        table["ranking"].to_pylist(), rows["candidates"].to_pylist(), strict=True
+    ):
         assert len(set(ranking)) == LISTED
         assert set(ranking) <= set(candidates)
     assert measured(table, "m", "A", "constrained")["valid_ratio"]["exact"] == 1.0
@@ -62,14 +86,25 @@ def test_held_to_the_candidates_every_answer_is_one_and_none_comes_twice(model: 
 
 def test_free_answers_of_a_model_without_training_are_no_candidates(model: PreTrainedModel) -> None:
     rows = samples()
-    texts = answered(model, TOKENIZER, ByTokenizer(TITLES, Encoder(TOKENIZER, 512)), rows, TITLES, batch=4, constrained=False, longest=8)
+    texts = answered(
+        model,
+        TOKENIZER,
+        ByTokenizer(TITLES, Encoder(TOKENIZER, 512)),
+        rows,
+        TITLES,
+        batch=4,
+        constrained=False,
+        longest=8,
+    )
     assert all(len(said) == 1 for said in texts)
     result = measured(of_texts(rows, texts, TITLES), "m", "A", "generate")
     assert result["valid_ratio"]["exact"] == result["hr"]["5"] == 0.0
     assert result["hr1_of_valid"] is None or result["valid_ratio"]["llara"] > 0
 
 
-def test_a_trie_of_one_answer_leaves_no_choice_and_of_all_follows_the_likeliest_tokens(model: PreTrainedModel) -> None:
+def test_a_trie_of_one_answer_leaves_no_choice_and_of_all_follows_the_likeliest_tokens(
+    model: PreTrainedModel,
+) -> None:
     encoder = ByTokenizer(TITLES, Encoder(TOKENIZER, 512))
     prompt = encoder.prompt([0, 1, 2], list(range(3, len(TITLES))), 20)[0]
     for item in range(len(TITLES)):
@@ -109,7 +144,12 @@ def test_metrics_are_counted_over_all_and_recomputed_from_the_file() -> None:
             "target": pa.array([0, 1, 2, 0], pa.int8()),
         }
     )
-    texts = [["steel mug", "blue lamp"], ["steel mug", "Acme mug", "blue lamp"], ["the Acme mug"], ["nothing"]]
+    texts = [
+        ["steel mug", "blue lamp"],
+        ["steel mug", "Acme mug", "blue lamp"],
+        ["the Acme mug"],
+        ["nothing"],
+    ]
     result = measured(from_bytes(to_bytes(of_texts(rows, texts, TITLES))), "m", "A", "generate")
     assert result["hr"] == {"1": 0.25, "3": 0.5, "5": 0.5}
     assert result["ndcg"]["3"] == pytest.approx((1 + 0.5) / 4)

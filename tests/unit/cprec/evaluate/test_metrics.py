@@ -14,7 +14,8 @@ from cprec.evaluate.metrics import HR_AT, NDCG_AT, Ranks, gains, hits, metrics, 
 levels = st.integers(-2, 2).map(float)
 scored = st.tuples(st.integers(1, 6), st.integers(2, 20)).flatmap(
     lambda shape: st.tuples(
-        arrays.arrays(np.float64, shape, elements=levels), arrays.arrays(np.int64, shape[0], elements=st.integers(0, shape[1] - 1))
+        arrays.arrays(np.float64, shape, elements=levels),
+        arrays.arrays(np.int64, shape[0], elements=st.integers(0, shape[1] - 1)),
     )
 )
 
@@ -24,20 +25,27 @@ def one(scores: list[float], target: int) -> Ranks:
 
 
 @given(st.lists(levels, min_size=2, max_size=6), st.data())
-def test_ties_count_by_their_expectation_over_all_fair_draws(scores: list[float], data: st.DataObject) -> None:
+def test_ties_count_by_their_expectation_over_all_fair_draws(
+    scores: list[float], data: st.DataObject
+) -> None:
     target = data.draw(st.integers(0, len(scores) - 1))
     draws = [
-        1 + sorted(range(len(scores)), key=lambda i: (-scores[i], order[i])).index(target) for order in itertools.permutations(range(len(scores)))
+        1 + sorted(range(len(scores)), key=lambda i: (-scores[i], order[i])).index(target)
+        for order in itertools.permutations(range(len(scores)))
     ]
     seen = one(scores, target)
     assert seen.expected[0] == pytest.approx(np.mean(draws))
     for k in (1, 2, 3, 5):
         assert hits(seen, k)[0] == pytest.approx(np.mean([position <= k for position in draws]))
-        assert gains(seen, k)[0] == pytest.approx(np.mean([(position <= k) / np.log2(1 + position) for position in draws]))
+        assert gains(seen, k)[0] == pytest.approx(
+            np.mean([(position <= k) / np.log2(1 + position) for position in draws])
+        )
 
 
 @given(scored, st.randoms(use_true_random=False))
-def test_the_order_of_candidates_and_the_scale_of_scores_do_not_matter(case: tuple[np.ndarray, np.ndarray], random: object) -> None:
+def test_the_order_of_candidates_and_the_scale_of_scores_do_not_matter(
+    case: tuple[np.ndarray, np.ndarray], random: object
+) -> None:
     scores, target = case
     order = np.array(sorted(range(scores.shape[1]), key=lambda _: random.random()))  # type: ignore[attr-defined]
     moved = ranks(np.exp(scores[:, order]), np.argsort(order)[target])
@@ -81,10 +89,20 @@ def test_nan_is_refused() -> None:
 
 def test_the_object_of_metrics_json() -> None:
     scores = np.tile(np.arange(20.0), (4, 1))
-    seen = metrics("base", "Books", ranks(scores, np.array([19, 18, 0, 19])), np.array([3, 4, 5, 8]))
+    seen = metrics(
+        "base", "Books", ranks(scores, np.array([19, 18, 0, 19])), np.array([3, 4, 5, 8])
+    )
     assert seen["hr"] == {"1": 0.5, "3": 0.75, "5": 0.75}
     assert seen["ndcg"]["3"] == pytest.approx((2 + 1 / np.log2(3)) / 4)
-    assert {name: part["n"] for name, part in seen["slices"].items()} == {"sparse": 2, "medium": 2, "dense": 0}
+    assert {name: part["n"] for name, part in seen["slices"].items()} == {
+        "sparse": 2,
+        "medium": 2,
+        "dense": 0,
+    }
     assert seen["slices"]["sparse"]["hr"]["1"] == 0.5
     assert seen["slices"]["dense"]["hr"]["1"] is None
-    assert (seen["mode"], seen["hr1_of_valid"], seen["valid_ratio"]) == ("score", None, {"exact": None, "llara": None})
+    assert (seen["mode"], seen["hr1_of_valid"], seen["valid_ratio"]) == (
+        "score",
+        None,
+        {"exact": None, "llara": None},
+    )

@@ -10,7 +10,10 @@ from cluster.errors import RecipeError
 from cprec.evaluate.perplexity import perplexity
 from cprec.model import tiny
 
-TEXT = "Rain fell on the hills, and the river rose. By noon the bridge was gone; by night so was the road. " * 3
+TEXT = (
+    "Rain fell on the hills, and the river rose. By noon the bridge was gone; by night so was the road. "
+    * 3
+)
 
 
 @pytest.fixture(scope="module")
@@ -21,33 +24,55 @@ def tokenizer() -> PreTrainedTokenizerFast:
 @pytest.fixture(scope="module")
 def model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+    )
     made: LlamaForCausalLM = LlamaForCausalLM(config).eval()
     return made
 
 
-def test_it_is_the_exponential_of_the_mean_loss(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_it_is_the_exponential_of_the_mean_loss(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> None:
     ids = torch.tensor([tokenizer(TEXT)["input_ids"]])
     with torch.no_grad():
         loss = model(input_ids=ids, labels=ids).loss
-    assert perplexity(model, tokenizer, TEXT, 1024) == pytest.approx(math.exp(float(loss)), rel=1e-5)
+    assert perplexity(model, tokenizer, TEXT, 1024) == pytest.approx(
+        math.exp(float(loss)), rel=1e-5
+    )
 
 
-def test_windows_begin_anew_and_lose_no_token(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_windows_begin_anew_and_lose_no_token(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> None:
     ids = tokenizer(TEXT, add_special_tokens=False)["input_ids"]
     parts = [str(tokenizer.decode(ids[at : at + 36])) for at in range(0, len(ids), 36)]
-    losses = [(math.log(perplexity(model, tokenizer, part, 1024)), len(tokenizer(part, add_special_tokens=False)["input_ids"])) for part in parts]
+    losses = [
+        (
+            math.log(perplexity(model, tokenizer, part, 1024)),
+            len(tokenizer(part, add_special_tokens=False)["input_ids"]),
+        )
+        for part in parts
+    ]
     assert sum(count for _, count in losses) == len(ids)
     mean = sum(loss * count for loss, count in losses) / len(ids)
     assert perplexity(model, tokenizer, TEXT, 37) == pytest.approx(math.exp(mean), rel=1e-5)
 
 
-def test_a_model_that_knows_nothing_has_the_vocabularys_size(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_model_that_knows_nothing_has_the_vocabularys_size(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> None:
     blank = LlamaForCausalLM(model.config).eval()
     torch.nn.init.zeros_(blank.lm_head.weight)
     assert perplexity(blank, tokenizer, TEXT, 64) == pytest.approx(len(tokenizer), rel=1e-5)
 
 
-def test_an_empty_text_is_refused(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_an_empty_text_is_refused(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> None:
     with pytest.raises(RecipeError, match="0 token"):
         perplexity(model, tokenizer, "", 64)

@@ -22,7 +22,9 @@ class Letters:
     def __init__(self, titles: Sequence[str]) -> None:
         self.titles = titles
 
-    def prompt(self, history: Sequence[int], candidates: Sequence[int], room: int) -> tuple[list[int], int]:
+    def prompt(
+        self, history: Sequence[int], candidates: Sequence[int], room: int
+    ) -> tuple[list[int], int]:
         shown = [*(self.titles[i] for i in history), ">", *(self.titles[i] for i in candidates)]
         return [2 + ord(c) % 60 for c in "|".join(shown)], 0
 
@@ -34,7 +36,10 @@ def tiny(attention: str, adapted: bool) -> PreTrainedModel:
     model: torch.nn.Module = llama(64, spread=8, attn_implementation=attention)
     if adapted:
         model = get_peft_model(
-            cast(PreTrainedModel, model), LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+            cast(PreTrainedModel, model),
+            LoraConfig(
+                r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False
+            ),
         )
     return cast(PreTrainedModel, model.train(False))
 
@@ -42,7 +47,11 @@ def tiny(attention: str, adapted: bool) -> PreTrainedModel:
 @torch.inference_mode()
 def alone(model: PreTrainedModel, prompt: list[int], answer: list[int]) -> float:
     logits = model(input_ids=torch.tensor([prompt + answer])).logits[0]
-    return float(logits.log_softmax(-1)[torch.arange(len(prompt) - 1, len(prompt) + len(answer) - 1), torch.tensor(answer)].sum())
+    return float(
+        logits.log_softmax(-1)[
+            torch.arange(len(prompt) - 1, len(prompt) + len(answer) - 1), torch.tensor(answer)
+        ].sum()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +68,15 @@ def case() -> tuple[pa.Table, list[str]]:
     return samples, titles
 
 
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # PEFT asks transformers under a name of the past
-@pytest.mark.parametrize(("attention", "adapted"), [("sdpa", False), ("eager", False), ("sdpa", True)])
-def test_one_pass_equals_each_candidate_alone(case: tuple[pa.Table, list[str]], attention: str, adapted: bool) -> None:
+@pytest.mark.filterwarnings(
+    "ignore:.is_gradient_checkpointing:FutureWarning"
+)  # PEFT asks transformers under a name of the past
+@pytest.mark.parametrize(
+    ("attention", "adapted"), [("sdpa", False), ("eager", False), ("sdpa", True)]
+)
+def test_one_pass_equals_each_candidate_alone(
+    case: tuple[pa.Table, list[str]], attention: str, adapted: bool
+) -> None:
     samples, titles = case
     model, encoder = tiny(attention, adapted), Letters(titles)
     seen = score(model, encoder, samples, batch=3)

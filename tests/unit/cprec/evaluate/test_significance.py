@@ -14,7 +14,11 @@ from cprec.evaluate.significance import holm, paired, permutation
 contributions = st.sampled_from([0.0, 0.05, 0.5, 1.0])
 
 
-@given(st.lists(st.tuples(contributions, contributions), min_size=2, max_size=60).filter(lambda xs: len({b - a for a, b in xs}) > 1))
+@given(
+    st.lists(st.tuples(contributions, contributions), min_size=2, max_size=60).filter(
+        lambda xs: len({b - a for a, b in xs}) > 1
+    )
+)
 def test_equals_scipy(pairs: list[tuple[float, float]]) -> None:
     reference, model = np.array(pairs).T
     seen, expected = paired(reference, model), stats.ttest_rel(model, reference)
@@ -25,7 +29,9 @@ def test_equals_scipy(pairs: list[tuple[float, float]]) -> None:
 
 
 @given(st.lists(st.tuples(contributions, contributions), min_size=2, max_size=60))
-def test_the_interval_excludes_zero_exactly_where_p_is_small(pairs: list[tuple[float, float]]) -> None:
+def test_the_interval_excludes_zero_exactly_where_p_is_small(
+    pairs: list[tuple[float, float]],
+) -> None:
     reference, model = np.array(pairs).T
     seen, swapped = paired(reference, model), paired(model, reference)
     assert seen.low is not None

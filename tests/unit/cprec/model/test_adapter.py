@@ -3,14 +3,18 @@
 import pytest
 import torch
 
+from cprec.config.recipe import ModelSettings
 from cprec.model import adapter
-from cprec.recipe import ModelSettings
 from tests.models import llama
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # PEFT asks transformers under a name of the past
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.is_gradient_checkpointing:FutureWarning"
+)  # PEFT asks transformers under a name of the past
 
 
-def seen(dropout: float, fused: bool, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def seen(
+    dropout: float, fused: bool, dtype: torch.dtype = torch.float32
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Logits and the gradients of everything trained."""
     base = llama(50, spread=4)
     for parameter in base.parameters():
@@ -25,7 +29,9 @@ def seen(dropout: float, fused: bool, dtype: torch.dtype = torch.float32) -> tup
     torch.manual_seed(2)
     logits = model(input_ids=torch.arange(40).view(2, 20)).logits
     logits.float().square().mean().backward()
-    return logits, {name: p.grad for name, p in adapter.trainable(model).items() if p.grad is not None}
+    return logits, {
+        name: p.grad for name, p in adapter.trainable(model).items() if p.grad is not None
+    }
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])

@@ -10,9 +10,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel
 
 from cluster.errors import RecipeError
+from cprec.encode.tokens import Tokens
 from cprec.model import attention
 from cprec.stream.packing import Cut, collate
-from cprec.stream.tokens import Tokens
 from tests.models import SHAPE, llama
 
 VOCABULARY, END = 97, 0
@@ -21,14 +21,19 @@ VOCABULARY, END = 97, 0
 def model(adapted: bool = False) -> PreTrainedModel:
     plain: torch.nn.Module = llama(VOCABULARY, spread=6)
     if adapted:
-        config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+        config = LoraConfig(
+            r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False
+        )
         plain = get_peft_model(cast(PreTrainedModel, plain), config)
     return cast(PreTrainedModel, plain)
 
 
 def samples() -> list[Tokens]:
     rng = np.random.default_rng(0)
-    return [Tokens(rng.integers(1, VOCABULARY, n).astype(np.int32), int(rng.integers(1, n)), 0) for n in (31, 2, 17, 40, 5)]
+    return [
+        Tokens(rng.integers(1, VOCABULARY, n).astype(np.int32), int(rng.integers(1, n)), 0)
+        for n in (31, 2, 17, 40, 5)
+    ]
 
 
 def packed_logits(network: PreTrainedModel, cut: Cut) -> torch.Tensor:
@@ -36,25 +41,37 @@ def packed_logits(network: PreTrainedModel, cut: Cut) -> torch.Tensor:
     assert batch.bounds is not None
     bounds = attention.bounds_of(torch.from_numpy(batch.bounds), int(np.diff(batch.bounds).max()))
     ids, positions = torch.from_numpy(batch.ids), torch.from_numpy(batch.positions)
-    return cast(torch.Tensor, network(input_ids=ids, position_ids=positions, use_cache=False, **bounds).logits[0])
+    return cast(
+        torch.Tensor,
+        network(input_ids=ids, position_ids=positions, use_cache=False, **bounds).logits[0],
+    )
 
 
 def gradients(network: torch.nn.Module, loss: torch.Tensor) -> list[torch.Tensor]:
     return list(torch.autograd.grad(loss, [p for p in network.parameters() if p.requires_grad]))
 
 
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # PEFT asks transformers under a name of the past
+@pytest.mark.filterwarnings(
+    "ignore:.is_gradient_checkpointing:FutureWarning"
+)  # PEFT asks transformers under a name of the past
 @pytest.mark.parametrize("fill", [False, True])
 @pytest.mark.parametrize("adapted", [False, True])
 def test_logits_and_gradients_are_those_of_each_sample_alone(adapted: bool, fill: bool) -> None:
     alone, together = model(adapted), model(adapted)
     attention.enable(together)
     logits = packed_logits(together, Cut(packed=True, size=128, fill=fill))
-    expected = torch.cat([alone(input_ids=torch.from_numpy(s.ids.astype(np.int64))[None]).logits[0] for s in samples()])
+    expected = torch.cat(
+        [
+            alone(input_ids=torch.from_numpy(s.ids.astype(np.int64))[None]).logits[0]
+            for s in samples()
+        ]
+    )
     targets = torch.from_numpy(np.concatenate([s.ids for s in samples()]).astype(np.int64))
     losses = [F.cross_entropy(x[: len(targets) - 1], targets[1:]) for x in (logits, expected)]
     assert (logits[: len(targets)] - expected).abs().max() <= 1e-5 * expected.abs().max()
-    for seen, wanted in zip(gradients(together, losses[0]), gradients(alone, losses[1]), strict=True):
+    for seen, wanted in zip(
+        gradients(together, losses[0]), gradients(alone, losses[1]), strict=True
+    ):
         assert (seen - wanted).abs().max() <= 1e-5 * max(1.0, float(wanted.abs().max()))
 
 
@@ -79,8 +96,15 @@ def test_without_bounds_an_enabled_model_does_what_it_did() -> None:
     mask = torch.ones_like(ids)
     mask[0, :7] = 0
     for extra in ({}, {"attention_mask": mask}, {"use_cache": False}):
-        assert torch.equal(plain(input_ids=ids, **extra).logits[:, -3:], enabled(input_ids=ids, **extra).logits[:, -3:])
-    assert torch.equal(*(network.generate(ids, max_new_tokens=5, do_sample=False) for network in (plain, enabled)))  # type: ignore[operator]
+        assert torch.equal(
+            plain(input_ids=ids, **extra).logits[:, -3:],
+            enabled(input_ids=ids, **extra).logits[:, -3:],
+        )
+    generated = [
+        network.generate(ids, max_new_tokens=5, do_sample=False)  # type: ignore[operator]
+        for network in (plain, enabled)
+    ]
+    assert torch.equal(*generated)
 
 
 def test_the_trap_that_the_bounds_are_there_for() -> None:
@@ -106,7 +130,12 @@ def test_the_cache_does_not_matter_when_there_are_bounds() -> None:
     batch = collate(samples(), Cut(packed=True, size=128), END)
     assert batch.bounds is not None
     bounds = attention.bounds_of(torch.from_numpy(batch.bounds), 40)
-    seen = network(input_ids=torch.from_numpy(batch.ids), position_ids=torch.from_numpy(batch.positions), use_cache=True, **bounds).logits[0]
+    seen = network(
+        input_ids=torch.from_numpy(batch.ids),
+        position_ids=torch.from_numpy(batch.positions),
+        use_cache=True,
+        **bounds,
+    ).logits[0]
     assert (seen - packed_logits(network, Cut(packed=True, size=128))).abs().max() <= 1e-5
 
 

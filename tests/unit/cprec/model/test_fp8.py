@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 
+from cprec.config.recipe import ModelSettings
 from cprec.model.fp8 import Frozen8, freeze, quantised
-from cprec.recipe import ModelSettings
 from cprec.train.device import Work
 from tests.models import llama
 
@@ -30,7 +30,11 @@ def test_a_row_of_zeros_stays_zero() -> None:
 
 
 def test_output_and_input_gradient_are_near_those_of_the_layer() -> None:
-    weight, x, gradient = random(48, 64, seed=1), random(5, 7, 64, seed=2).bfloat16(), random(5, 7, 48, seed=3).bfloat16()
+    weight, x, gradient = (
+        random(48, 64, seed=1),
+        random(5, 7, 64, seed=2).bfloat16(),
+        random(5, 7, 48, seed=3).bfloat16(),
+    )
     x.requires_grad_(True)
     out = Frozen8(weight)(x)
     out.backward(gradient)
@@ -39,9 +43,13 @@ def test_output_and_input_gradient_are_near_those_of_the_layer() -> None:
         assert (seen.float() - wanted).norm() <= 0.06 * wanted.norm()
 
 
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # PEFT asks transformers under a name of the past
+@pytest.mark.filterwarnings(
+    "ignore:.is_gradient_checkpointing:FutureWarning"
+)  # PEFT asks transformers under a name of the past
 def test_only_the_frozen_base_under_lora_is_replaced_and_the_work_stays_the_same() -> None:
-    model = get_peft_model(llama(64).bfloat16(), LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+    model = get_peft_model(
+        llama(64).bfloat16(), LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    )
     before = Work.of(model, 64)
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
     assert freeze(model) == 14
@@ -53,14 +61,19 @@ def test_only_the_frozen_base_under_lora_is_replaced_and_the_work_stays_the_same
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
-@pytest.mark.parametrize("settings", [{"fp8": True}, {"fp8": True, "adapter": "full", "precision": "bf16"}])
+@pytest.mark.parametrize(
+    "settings", [{"fp8": True}, {"fp8": True, "adapter": "full", "precision": "bf16"}]
+)
 def test_fp8_is_for_a_frozen_base_in_bf16(settings: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"model.fp8 needs"):
         ModelSettings(**settings)  # type: ignore[arg-type]
 
 
 def test_work_is_two_operations_per_weight_and_direction() -> None:
-    frozen, head = torch.nn.Linear(8, 16, bias=False).requires_grad_(False), torch.nn.Linear(8, 100, bias=False).requires_grad_(False)
+    frozen, head = (
+        torch.nn.Linear(8, 16, bias=False).requires_grad_(False),
+        torch.nn.Linear(8, 100, bias=False).requires_grad_(False),
+    )
     trained = torch.nn.Linear(8, 4, bias=False)
     work = Work.of(torch.nn.ModuleList([frozen, trained, head]), 100)
     assert work == Work(per_token=4 * 128 + 6 * 32, per_logit=4 * 800)

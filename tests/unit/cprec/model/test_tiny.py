@@ -10,16 +10,20 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from cluster.errors import DataError
-from corpus import prompt
+from corpus.ingest.simulate import shoppers
 from corpus.settings import SimulateSettings
-from corpus.simulate import shoppers
+from cprec.config.recipe import TinySettings
+from cprec.encode import prompt
+from cprec.encode.tokens import Encoder
 from cprec.model import language, tiny
-from cprec.recipe import TinySettings
-from cprec.stream.tokens import Encoder
 
 SETTINGS = TinySettings(hidden=32, layers=1, heads=2, vocabulary=800, language_steps=3)
 TITLES = [
-    title for shelf in shoppers(("Garden", "Games"), SimulateSettings(users=10, items_per_domain=120), seed=0).shelves for title in shelf.titles
+    title
+    for shelf in shoppers(
+        ("Garden", "Games"), SimulateSettings(users=10, items_per_domain=120), seed=0
+    ).shelves
+    for title in shelf.titles
 ]
 TOKENIZER = tiny.train_tokenizer(TITLES, vocabulary=800)
 
@@ -32,8 +36,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_directory_loads_as_any_base(base: Path) -> None:
-    assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= {file.name for file in base.iterdir()}
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
+    assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= {
+        file.name for file in base.iterdir()
+    }
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(base),
+        AutoTokenizer.from_pretrained(base),
+    )
     assert isinstance(model, LlamaForCausalLM)
     assert model.config.vocab_size == len(tokenizer) <= SETTINGS.vocabulary
     assert None not in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
@@ -42,7 +51,9 @@ def test_the_directory_loads_as_any_base(base: Path) -> None:
     assert torch.isfinite(model(input_ids=ids).logits).all()
 
 
-def test_equal_inputs_give_equal_files_and_leave_the_global_generator_alone(base: Path, tmp_path: Path) -> None:
+def test_equal_inputs_give_equal_files_and_leave_the_global_generator_alone(
+    base: Path, tmp_path: Path
+) -> None:
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
@@ -51,7 +62,9 @@ def test_equal_inputs_give_equal_files_and_leave_the_global_generator_alone(base
     tiny.build(TITLES, SETTINGS, 1, tmp_path / "other")
     for name in ("model.safetensors", "tokenizer.json", "config.json"):
         assert (tmp_path / "same" / name).read_bytes() == (base / name).read_bytes()
-    assert (tmp_path / "other" / "model.safetensors").read_bytes() != (base / "model.safetensors").read_bytes()
+    assert (tmp_path / "other" / "model.safetensors").read_bytes() != (
+        base / "model.safetensors"
+    ).read_bytes()
 
 
 def test_titles_are_needed(tmp_path: Path) -> None:
@@ -70,8 +83,14 @@ def test_a_word_of_a_title_is_one_token() -> None:
     assert len(pieces) == len(TITLES[0].split())
 
 
-@given(st.lists(st.sampled_from(TITLES), min_size=1, max_size=10), st.lists(st.sampled_from(TITLES), min_size=2, max_size=20), st.data())
-def test_pieces_equal_the_whole(history: list[str], candidates: list[str], data: st.DataObject) -> None:
+@given(
+    st.lists(st.sampled_from(TITLES), min_size=1, max_size=10),
+    st.lists(st.sampled_from(TITLES), min_size=2, max_size=20),
+    st.data(),
+)
+def test_pieces_equal_the_whole(
+    history: list[str], candidates: list[str], data: st.DataObject
+) -> None:
     target = data.draw(st.integers(0, len(candidates) - 1))
     sample = Encoder(TOKENIZER, 2048).sample(history, candidates, target)
     whole = TOKENIZER(f"{prompt.render(history, candidates)} {candidates[target]}")["input_ids"]

@@ -9,7 +9,7 @@ from cprec.schedule.controller import Controller, Segment, Wait
 from cprec.schedule.plan import Era, Plan, Portion
 from cprec.schedule.planning import Replay, Rules, make
 from cprec.schedule.wsa import Phase
-from cprec.stream.shares import deal
+from cprec.stream.worker_batches import deal
 
 
 @st.composite
@@ -29,7 +29,9 @@ def walk(controller: Controller, position: int) -> list[Segment]:
 
 
 @given(plans(), st.integers(1, 70), st.integers(1, 200))
-def test_segments_cover_the_plan_and_never_cross_a_change_of_source(plan: Plan, batch: int, segment_samples: int) -> None:
+def test_segments_cover_the_plan_and_never_cross_a_change_of_source(
+    plan: Plan, batch: int, segment_samples: int
+) -> None:
     segments = walk(Controller(plan, batch, segment_samples), 0)
     steps = [step for segment in segments for step in segment.batches()]
     assert [p for a, b in steps for p in range(a, b)] == list(range(plan.samples))
@@ -38,10 +40,18 @@ def test_segments_cover_the_plan_and_never_cross_a_change_of_source(plan: Plan, 
 
 
 @given(plans(), st.integers(1, 70), st.integers(1, 200), st.integers(1, 200), st.data())
-def test_a_restart_at_any_step_goes_on_with_the_same_steps(plan: Plan, batch: int, before: int, after: int, data: st.DataObject) -> None:
-    steps = [step for segment in walk(Controller(plan, batch, before), 0) for step in segment.batches()]
+def test_a_restart_at_any_step_goes_on_with_the_same_steps(
+    plan: Plan, batch: int, before: int, after: int, data: st.DataObject
+) -> None:
+    steps = [
+        step for segment in walk(Controller(plan, batch, before), 0) for step in segment.batches()
+    ]
     at = data.draw(st.sampled_from(steps))[0]
-    rest = [step for segment in walk(Controller(plan, batch, after, samples=at), at) for step in segment.batches()]
+    rest = [
+        step
+        for segment in walk(Controller(plan, batch, after, samples=at), at)
+        for step in segment.batches()
+    ]
     assert rest == [step for step in steps if step[0] >= at]
 
 
@@ -49,7 +59,12 @@ def test_a_restart_at_any_step_goes_on_with_the_same_steps(plan: Plan, batch: in
 def test_each_phase_is_entered_once_in_order_and_says_why(plan: Plan, batch: int) -> None:
     controller = Controller(plan, batch, batch)
     first = controller.phase
-    changes = [c for segment in walk(controller, 0) for _, stop in segment.batches() for c in controller.advance(stop)]
+    changes = [
+        c
+        for segment in walk(controller, 0)
+        for _, stop in segment.batches()
+        for c in controller.advance(stop)
+    ]
     order = list(Phase)
     assert [c.before for c in changes] + [changes[-1].after] == order[order.index(first) :]
     assert controller.phase.is_terminal
@@ -57,7 +72,9 @@ def test_each_phase_is_entered_once_in_order_and_says_why(plan: Plan, batch: int
 
 
 def test_a_restart_does_not_enter_a_phase_again() -> None:
-    plan = make(Rules(0, 1e-5, 1e-3, 0.1), [Portion("domain/A", 0, 0, 100)], [Portion("mixed", 0, 0, 50)])
+    plan = make(
+        Rules(0, 1e-5, 1e-3, 0.1), [Portion("domain/A", 0, 0, 100)], [Portion("mixed", 0, 0, 50)]
+    )
     controller = Controller(plan, 10, 10, samples=100)
     assert controller.phase is Phase.ANNEALING
     assert controller.advance(110) == []
@@ -68,7 +85,9 @@ class World:
     """A trainer in miniature: it trains the steps that the controller hands out, reads one segment ahead, saves, crashes and goes on."""
 
     controller: Controller
-    steps: list[tuple[int, int, float, Phase, list[tuple[str, int, int]]]] = field(default_factory=list)
+    steps: list[tuple[int, int, float, Phase, list[tuple[str, int, int]]]] = field(
+        default_factory=list
+    )
     ready: list[Segment] = field(default_factory=list)
     ends: list[tuple[int, int]] = field(default_factory=list)
     """Of each step, where it ends and where its segment says that the stable phase does."""
@@ -95,7 +114,10 @@ class World:
         segment = self.ready[0]
         start, stop = next((a, b) for a, b in segment.batches() if a >= self.samples)
         portion, row = segment.era.order(start, stop)
-        rows = [(segment.era.members[i].source, segment.era.members[i].version, r) for i, r in zip(portion.tolist(), row.tolist(), strict=True)]
+        rows = [
+            (segment.era.members[i].source, segment.era.members[i].version, r)
+            for i, r in zip(portion.tolist(), row.tolist(), strict=True)
+        ]
         dealt = deal([1 + r % 7 for r in row.tolist()], self.workers)
         assert sorted(i for share in dealt for i in share) == list(range(stop - start))
         self.steps.append((start, stop, segment.wsa.rate(start), segment.wsa.phase(start), rows))
@@ -112,11 +134,17 @@ class World:
         self.ends = [end for end in self.ends if end[0] <= at]
         self.saved = [s for s in self.saved if s <= at]
         self.ready = []
-        self.controller = Controller(old.plan, batch, segment_samples, samples=at, hold=old.hold, closed=old.closed)
+        self.controller = Controller(
+            old.plan, batch, segment_samples, samples=at, hold=old.hold, closed=old.closed
+        )
 
 
 ACTIONS = st.lists(
-    st.sampled_from(["train"] * 8 + ["ask", "save", "crash", "append", "append", "hold", "release", "anneal"]), min_size=5, max_size=80
+    st.sampled_from(
+        ["train"] * 8 + ["ask", "save", "crash", "append", "append", "hold", "release", "anneal"]
+    ),
+    min_size=5,
+    max_size=80,
 )
 
 
@@ -134,16 +162,29 @@ def test_whatever_happens_every_planned_sample_is_trained_once_at_its_rate(
         elif action == "save":
             world.saved.append(world.samples)
         elif action == "crash":
-            world.crash(data.draw(st.sampled_from(world.saved)), batch, data.draw(st.integers(1, 5)) * batch)
+            world.crash(
+                data.draw(st.sampled_from(world.saved)), batch, data.draw(st.integers(1, 5)) * batch
+            )
             world.workers = data.draw(st.integers(1, 8))
         elif action == "append" and controller.open:
             version += 1
             sizes = data.draw(st.tuples(st.integers(1, 60), st.integers(0, 30)))
             issued = controller.issued
-            used = {(p.source, p.version): p.count for p in controller.plan.consumed(controller.joins_at())}
-            texts = [Portion("text/a", v, used.get(("text/a", v), 0), 9 - used.get(("text/a", v), 0)) for v in range(1, version + 1)]
+            used = {
+                (p.source, p.version): p.count
+                for p in controller.plan.consumed(controller.joins_at())
+            }
+            texts = [
+                Portion("text/a", v, used.get(("text/a", v), 0), 9 - used.get(("text/a", v), 0))
+                for v in range(1, version + 1)
+            ]
             again = Replay(share, tuple(p for p in texts if p.count))
-            at = controller.adopt([Portion("domain/new", version, 0, sizes[0])], [Portion("mixed", version, 0, sizes[1])], None, again)
+            at = controller.adopt(
+                [Portion("domain/new", version, 0, sizes[0])],
+                [Portion("mixed", version, 0, sizes[1])],
+                None,
+                again,
+            )
             assert at >= issued
         elif action in ("hold", "release") and controller.open:
             controller.hold = action == "hold"
@@ -159,17 +200,29 @@ def test_whatever_happens_every_planned_sample_is_trained_once_at_its_rate(
     trained = [row for *_, rows in world.steps for row in rows]
     assert trained == [row for era in final.eras for row in planned(era)]
     assert len(set(trained)) == len(trained)
-    assert [(rate, phase) for _, _, rate, phase, _ in world.steps] == [(final.wsa.rate(a), final.wsa.phase(a)) for a, *_ in world.steps]
+    assert [(rate, phase) for _, _, rate, phase, _ in world.steps] == [
+        (final.wsa.rate(a), final.wsa.phase(a)) for a, *_ in world.steps
+    ]
     stable_end = final.wsa.stable_end
-    assert [told for stop, told in world.ends if stop == stable_end] == [stable_end] * (stable_end > 0)  # so a checkpoint is due there
+    assert [told for stop, told in world.ends if stop == stable_end] == [stable_end] * (
+        stable_end > 0
+    )  # so a checkpoint is due there
     order = list(Phase)
     phases = [order.index(phase) for *_, phase, _ in world.steps]
     assert phases == sorted(phases)
     if not world.controller.closed:
-        whole = {(p.source, p.version, p.first + k) for era in final.eras for p in (*era.portions,) for k in range(p.count)}
+        whole = {
+            (p.source, p.version, p.first + k)
+            for era in final.eras
+            for p in (*era.portions,)
+            for k in range(p.count)
+        }
         assert {(s, v, r) for s, v, r in trained if s != "text/a"} == whole
 
 
 def planned(era: Era) -> list[tuple[str, int, int]]:
     portion, row = era.order(era.start, era.stop)
-    return [(era.members[i].source, era.members[i].version, r) for i, r in zip(portion.tolist(), row.tolist(), strict=True)]
+    return [
+        (era.members[i].source, era.members[i].version, r)
+        for i, r in zip(portion.tolist(), row.tolist(), strict=True)
+    ]

@@ -14,7 +14,13 @@ from cprec.schedule.planning import Replay, Rules, adopt, anneal_now, branch, ma
 from cprec.schedule.wsa import Mode
 
 portions = st.lists(
-    st.builds(Portion, st.sampled_from(["domain/A", "domain/B", "mixed"]), st.integers(0, 3), st.integers(0, 50), st.integers(0, 400)),
+    st.builds(
+        Portion,
+        st.sampled_from(["domain/A", "domain/B", "mixed"]),
+        st.integers(0, 3),
+        st.integers(0, 50),
+        st.integers(0, 400),
+    ),
     min_size=1,
     max_size=6,
 )
@@ -47,7 +53,10 @@ def test_any_piece_of_the_order_is_the_same_computed_alone(era: Era, data: st.Da
 
 def rows_of(era: Era, start: int, stop: int) -> list[tuple[str, int, int]]:
     portion, row = era.order(start, stop)
-    return [(era.members[i].source, era.members[i].version, r) for i, r in zip(portion.tolist(), row.tolist(), strict=True)]
+    return [
+        (era.members[i].source, era.members[i].version, r)
+        for i, r in zip(portion.tolist(), row.tolist(), strict=True)
+    ]
 
 
 @given(eras, st.data())
@@ -78,7 +87,14 @@ def test_the_seed_moves_the_order_but_not_its_content() -> None:
 
 
 def test_a_billion_samples_are_planned_a_segment_at_a_time() -> None:
-    era = era_of(0, [Portion(f"domain/{i}", 0, 0, n) for i, n in enumerate([400_000_000, 300_000_000, 299_999_999, 1])], 7)
+    era = era_of(
+        0,
+        [
+            Portion(f"domain/{i}", 0, 0, n)
+            for i, n in enumerate([400_000_000, 300_000_000, 299_999_999, 1])
+        ],
+        7,
+    )
     portion, row = era.order(999_990_000, 1_000_000_000)
     assert len(set(zip(portion.tolist(), row.tolist(), strict=True))) == 10_000
     assert row.max() == 399_999_999
@@ -111,7 +127,10 @@ def test_a_plan_reads_domains_up_to_s_and_mixed_samples_up_to_a(
     total = sum(p.count for p in domain)
     assert plan.wsa.stable_end == min(total, cap or total)
     assert plan.wsa.warmup_end == round(fraction * plan.wsa.stable_end)
-    assert plan.samples - plan.wsa.stable_end == sum(p.count for p in mixed) * plan.wsa.stable_end // total
+    assert (
+        plan.samples - plan.wsa.stable_end
+        == sum(p.count for p in mixed) * plan.wsa.stable_end // total
+    )
     assert sum(plan.counts(0, plan.samples).values()) == plan.samples
     assert all(a.stop == b.start for a, b in pairwise(plan.eras))
     assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
@@ -119,25 +138,39 @@ def test_a_plan_reads_domains_up_to_s_and_mixed_samples_up_to_a(
 
 @given(some, portions, some, portions, caps, st.data())
 def test_what_joins_shares_the_rest_and_what_was_trained_stays(
-    domain: list[Portion], mixed: list[Portion], more: list[Portion], more_mixed: list[Portion], cap: int | None, data: st.DataObject
+    domain: list[Portion],
+    mixed: list[Portion],
+    more: list[Portion],
+    more_mixed: list[Portion],
+    cap: int | None,
+    data: st.DataObject,
 ) -> None:
     before = make(Rules(3, 1e-5, 1e-3, 0.1, cap), domain, mixed)
     at = data.draw(st.integers(before.wsa.warmup_end, before.wsa.stable_end))
     new = [Portion(p.source, p.version + 9, p.first, p.count) for p in more]
     new_mixed = [Portion("mixed", p.version + 9, p.first, p.count) for p in more_mixed]
     after = adopt(before, at, new, new_mixed, cap)
-    assert [r for e in after.domain for r in rows_of(e, e.start, min(e.stop, at)) if e.start < at] == rows_of(before.domain[0], 0, at)
+    assert [
+        r for e in after.domain for r in rows_of(e, e.start, min(e.stop, at)) if e.start < at
+    ] == rows_of(before.domain[0], 0, at)
     total = sum(p.count for p in (*domain, *new))
     assert after.wsa.stable_end == (total if cap is None else max(min(total, cap), at))
     assert after.wsa.warmup_end == before.wsa.warmup_end
-    assert after.samples - after.wsa.stable_end == sum(p.count for p in (*mixed, *new_mixed)) * after.wsa.stable_end // total
+    assert (
+        after.samples - after.wsa.stable_end
+        == sum(p.count for p in (*mixed, *new_mixed)) * after.wsa.stable_end // total
+    )
     if cap is None:
-        whole = [(p.source, p.version, p.first + k) for p in (*domain, *new) for k in range(p.count)]
+        whole = [
+            (p.source, p.version, p.first + k) for p in (*domain, *new) for k in range(p.count)
+        ]
         assert sorted(r for e in after.domain for r in rows_of(e, e.start, e.stop)) == sorted(whole)
 
 
 @given(some, portions, st.data())
-def test_annealing_early_keeps_what_was_trained_and_leaves_the_rest(domain: list[Portion], mixed: list[Portion], data: st.DataObject) -> None:
+def test_annealing_early_keeps_what_was_trained_and_leaves_the_rest(
+    domain: list[Portion], mixed: list[Portion], data: st.DataObject
+) -> None:
     plan = make(Rules(3, 1e-5, 1e-3, 0.1), domain, mixed)
     at = data.draw(st.integers(plan.wsa.warmup_end, plan.wsa.stable_end))
     early = anneal_now(plan, at)
@@ -147,18 +180,34 @@ def test_annealing_early_keeps_what_was_trained_and_leaves_the_rest(domain: list
 
 
 def test_a_branch_anneals_from_its_first_sample_and_remembers_its_trunk() -> None:
-    trunk = make(Rules(3, 1e-5, 1e-3, 0.1), [Portion("domain/A", 0, 0, 100)], [Portion("mixed", 0, 0, 50)])
+    trunk = make(
+        Rules(3, 1e-5, 1e-3, 0.1), [Portion("domain/A", 0, 0, 100)], [Portion("mixed", 0, 0, 50)]
+    )
     plan = branch(Rules(3, 1e-5, 1e-3, 0.1, 7), [Portion("mixed", 0, 0, 50)], trunk.consumed(60))
     assert (plan.wsa.stable_end, plan.samples, plan.wsa.rate(0)) == (0, 50, 1e-3)
     assert plan.consumed(10) == (Portion("domain/A", 0, 0, 60), Portion("mixed", 0, 0, 10))
 
 
-texts = st.lists(st.builds(Portion, st.sampled_from(["text/a", "text/b"]), st.integers(4, 5), st.integers(0, 9), st.integers(1, 200)), max_size=3)
+texts = st.lists(
+    st.builds(
+        Portion,
+        st.sampled_from(["text/a", "text/b"]),
+        st.integers(4, 5),
+        st.integers(0, 9),
+        st.integers(1, 200),
+    ),
+    max_size=3,
+)
 shares = st.floats(0.01, 0.9)
 
 
 def text_rows(plan: Plan, stop: int) -> list[tuple[str, int, int]]:
-    return [r for e in plan.domain for r in rows_of(e, e.start, max(e.start, min(e.stop, stop))) if r[0].startswith("text/")]
+    return [
+        r
+        for e in plan.domain
+        for r in rows_of(e, e.start, max(e.start, min(e.stop, stop)))
+        if r[0].startswith("text/")
+    ]
 
 
 @given(some, portions, texts, shares, caps)
@@ -167,14 +216,23 @@ def test_replayed_text_is_a_share_of_the_samples_up_to_s_and_moves_nothing_else(
 ) -> None:
     text = [Portion(f"{p.source}{i}", p.version, p.first, p.count) for i, p in enumerate(text)]
     rules = Rules(3, 1e-5, 1e-3, 0.1, cap)
-    without, plan = make(rules, domain, mixed), make(rules, domain, mixed, replay=Replay(share, tuple(text)))
+    without, plan = (
+        make(rules, domain, mixed),
+        make(rules, domain, mixed, replay=Replay(share, tuple(text))),
+    )
     found = text_rows(plan, plan.samples)
     samples = without.wsa.stable_end
-    assert len(found) == plan.wsa.stable_end - samples == min(round(samples * share / (1 - share)), sum(p.count for p in text))
+    assert (
+        len(found)
+        == plan.wsa.stable_end - samples
+        == min(round(samples * share / (1 - share)), sum(p.count for p in text))
+    )
     assert len(set(found)) == len(found)
     assert set(found) <= {(p.source, p.version, p.first + k) for p in text for k in range(p.count)}
     # The same other samples in the same order, before S and after it.
-    others = [r for e in plan.domain for r in rows_of(e, e.start, e.stop) if not r[0].startswith("text/")]
+    others = [
+        r for e in plan.domain for r in rows_of(e, e.start, e.stop) if not r[0].startswith("text/")
+    ]
     assert others == [r for e in without.domain for r in rows_of(e, e.start, e.stop)]
     assert plan.samples - plan.wsa.stable_end == without.samples - without.wsa.stable_end
     assert sum(plan.counts(0, plan.samples).values()) == plan.samples
@@ -182,23 +240,36 @@ def test_replayed_text_is_a_share_of_the_samples_up_to_s_and_moves_nothing_else(
 
 
 @given(some, texts, shares, st.data())
-def test_replayed_text_is_spread_evenly(domain: list[Portion], text: list[Portion], share: float, data: st.DataObject) -> None:
+def test_replayed_text_is_spread_evenly(
+    domain: list[Portion], text: list[Portion], share: float, data: st.DataObject
+) -> None:
     plan = make(Rules(3, 1e-5, 1e-3, 0.1), domain, [], replay=Replay(share, tuple(text)))
     a, b = sorted(data.draw(st.tuples(*[st.integers(0, plan.wsa.stable_end)] * 2)))
     era = plan.domain[0]
-    got, expected = era.text_by(b) - era.text_by(a), era.text_by(era.stop) * (b - a) / max(era.stop, 1)
+    got, expected = (
+        era.text_by(b) - era.text_by(a),
+        era.text_by(era.stop) * (b - a) / max(era.stop, 1),
+    )
     assert abs(got - expected) <= max(len(text), 1)
 
 
 @given(some, some, texts, texts, shares, caps, st.data())
 def test_text_joins_and_none_is_trained_twice(
-    domain: list[Portion], more: list[Portion], text: list[Portion], more_text: list[Portion], share: float, cap: int | None, data: st.DataObject
+    domain: list[Portion],
+    more: list[Portion],
+    text: list[Portion],
+    more_text: list[Portion],
+    share: float,
+    cap: int | None,
+    data: st.DataObject,
 ) -> None:
     text = [Portion(f"text/old{i}", 0, 0, p.count) for i, p in enumerate(text)]
     before = make(Rules(3, 1e-5, 1e-3, 0.1, cap), domain, [], replay=Replay(share, tuple(text)))
     at = data.draw(st.integers(before.wsa.warmup_end, before.wsa.stable_end))
     used = {p.source: p.count for p in before.consumed(at)}
-    left = [Portion(p.source, 0, used.get(p.source, 0), p.count - used.get(p.source, 0)) for p in text]
+    left = [
+        Portion(p.source, 0, used.get(p.source, 0), p.count - used.get(p.source, 0)) for p in text
+    ]
     left += [Portion(f"text/new{i}", 1, 0, p.count) for i, p in enumerate(more_text)]
     new = [Portion(p.source, p.version + 9, p.first, p.count) for p in more]
     after = adopt(before, at, new, [], cap, Replay(share, tuple(p for p in left if p.count)))
@@ -207,7 +278,9 @@ def test_text_joins_and_none_is_trained_twice(
     assert len(set(found)) == len(found)
     total = sum(p.count for p in (*domain, *new))
     others = after.wsa.stable_end - len(found)
-    assert others == (total if cap is None else max(min(total, cap), at - len(text_rows(before, at))))
+    assert others == (
+        total if cap is None else max(min(total, cap), at - len(text_rows(before, at)))
+    )
     rest = others - (at - len(text_rows(before, at)))
     there = sum(p.count for p in left)
     assert len(found) - len(text_rows(before, at)) == min(round(rest * share / (1 - share)), there)
@@ -216,7 +289,9 @@ def test_text_joins_and_none_is_trained_twice(
 
 
 def test_a_plan_written_before_there_was_replay_is_read() -> None:
-    plan = make(Rules(3, 1e-5, 1e-3, 0.1), [Portion("domain/A", 0, 0, 100)], [Portion("mixed", 0, 0, 50)])
+    plan = make(
+        Rules(3, 1e-5, 1e-3, 0.1), [Portion("domain/A", 0, 0, 100)], [Portion("mixed", 0, 0, 50)]
+    )
     values = json.loads(json.dumps(plan.to_json()))
     for era in values["eras"]:
         del era["replayed"], era["spread"]
@@ -224,10 +299,20 @@ def test_a_plan_written_before_there_was_replay_is_read() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "domain", "mixed"), [(Mode.DOMAIN_ONLY, 100, 0), (Mode.SHUFFLED, 150, 0), (Mode.NO_DECAY, 100, 50), (Mode.COSINE, 100, 50)]
+    ("mode", "domain", "mixed"),
+    [
+        (Mode.DOMAIN_ONLY, 100, 0),
+        (Mode.SHUFFLED, 150, 0),
+        (Mode.NO_DECAY, 100, 50),
+        (Mode.COSINE, 100, 50),
+    ],
 )
 def test_a_mode_decides_what_is_read_up_to_s_and_after(mode: Mode, domain: int, mixed: int) -> None:
-    plan = make(Rules(3, 1e-5, 1e-3, 0.1, None, mode), [Portion("domain/A", 0, 0, 100)], [Portion("mixed", 0, 0, 50)])
+    plan = make(
+        Rules(3, 1e-5, 1e-3, 0.1, None, mode),
+        [Portion("domain/A", 0, 0, 100)],
+        [Portion("mixed", 0, 0, 50)],
+    )
     assert (plan.wsa.stable_end, plan.samples - plan.wsa.stable_end) == (domain, mixed)
 
 

@@ -33,10 +33,16 @@ def test_rate_stays_between_the_bounds_and_rises_holds_falls(wsa: WSA, data: st.
 @given(schedules())
 def test_phases_follow_each_other_and_end(wsa: WSA) -> None:
     order = list(Phase)
-    seen = [order.index(wsa.phase(s)) for s in range(0, wsa.annealing_end + 1, max(wsa.annealing_end // 50, 1))]
+    seen = [
+        order.index(wsa.phase(s))
+        for s in range(0, wsa.annealing_end + 1, max(wsa.annealing_end // 50, 1))
+    ]
     assert seen == sorted(seen)
     assert wsa.phase(wsa.annealing_end).is_terminal
-    assert not any(wsa.phase(s).is_terminal for s in range(0, wsa.annealing_end, max(wsa.annealing_end // 50, 1)))
+    assert not any(
+        wsa.phase(s).is_terminal
+        for s in range(0, wsa.annealing_end, max(wsa.annealing_end // 50, 1))
+    )
 
 
 def test_the_papers_equations_at_known_points() -> None:
@@ -46,7 +52,9 @@ def test_the_papers_equations_at_known_points() -> None:
     assert wsa.rate(100) == wsa.rate(1000) == 5e-4
     assert wsa.rate(1500) == pytest.approx((5e-6 + 5e-4) / 2, rel=1e-12)
     assert wsa.rate(2000) == pytest.approx(5e-6, rel=1e-12)
-    assert wsa.rate(1250) == pytest.approx(5e-6 + (1 + math.cos(math.pi / 4)) / 2 * (5e-4 - 5e-6), rel=1e-12)
+    assert wsa.rate(1250) == pytest.approx(
+        5e-6 + (1 + math.cos(math.pi / 4)) / 2 * (5e-4 - 5e-6), rel=1e-12
+    )
 
 
 def test_without_warmup_or_annealing_the_rate_is_the_highest() -> None:
@@ -54,7 +62,16 @@ def test_without_warmup_or_annealing_the_rate_is_the_highest() -> None:
     assert [wsa.rate(s) for s in range(11)] == [1e-3] * 11
 
 
-@pytest.mark.parametrize("wrong", [(0.0, 1.0, 0, 1, 2), (2.0, 1.0, 0, 1, 2), (0.1, 1.0, 2, 1, 3), (0.1, 1.0, 0, 3, 2), (0.1, 1.0, -1, 1, 2)])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        (0.0, 1.0, 0, 1, 2),
+        (2.0, 1.0, 0, 1, 2),
+        (0.1, 1.0, 2, 1, 3),
+        (0.1, 1.0, 0, 3, 2),
+        (0.1, 1.0, -1, 1, 2),
+    ],
+)
 def test_impossible_schedules_are_refused(wrong: tuple[float, float, int, int, int]) -> None:
     with pytest.raises(ValueError, match="must satisfy"):
         WSA(*wrong)

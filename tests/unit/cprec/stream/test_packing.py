@@ -6,9 +6,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cprec.encode.tokens import Tokens
 from cprec.stream.packing import Cut, MicroBatch, collate, micro_batches, pack
-from cprec.stream.shares import GlobalBatch, Share, deal
-from cprec.stream.tokens import Tokens
+from cprec.stream.worker_batches import GlobalBatch, Share, deal
 
 END = 0
 CUTS = st.builds(Cut, packed=st.booleans(), size=st.integers(1, 90), fill=st.booleans())
@@ -25,7 +25,10 @@ def shares(found: list[Tokens], world: int) -> list[Share]:
     dealt = deal([len(s.ids) for s in found], world)
     lengths = tuple(tuple(len(found[i].ids) for i in part) for part in dealt)
     batch = GlobalBatch(0, len(found), 0, 0, 0, {})
-    return [Share(batch, rank, lengths, np.array(part), tuple(found[i] for i in part)) for rank, part in enumerate(dealt)]
+    return [
+        Share(batch, rank, lengths, np.array(part), tuple(found[i] for i in part))
+        for rank, part in enumerate(dealt)
+    ]
 
 
 def answers(found: list[Tokens]) -> list[int]:
@@ -33,7 +36,9 @@ def answers(found: list[Tokens]) -> list[int]:
 
 
 @given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 120))
-def test_packing_is_a_deterministic_partition_within_the_budget(lengths: list[int], budget: int) -> None:
+def test_packing_is_a_deterministic_partition_within_the_budget(
+    lengths: list[int], budget: int
+) -> None:
     rows = pack(lengths, budget)
     assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
     filled = [sum(lengths[i] for i in row) for row in rows]
@@ -44,7 +49,9 @@ def test_packing_is_a_deterministic_partition_within_the_budget(lengths: list[in
 
 
 @given(st.lists(samples(), max_size=12), st.integers(1, 4), CUTS)
-def test_all_workers_make_the_same_number_of_passes_over_all_samples(found: list[Tokens], world: int, cut: Cut) -> None:
+def test_all_workers_make_the_same_number_of_passes_over_all_samples(
+    found: list[Tokens], world: int, cut: Cut
+) -> None:
     passes = [micro_batches(share, cut, END) for share in shares(found, world)]
     assert len({len(p) for p in passes}) == 1
     assert sorted(int(i) for p in passes for m in p for i in m.targets) == answers(found)
@@ -66,7 +73,9 @@ def unpacked(batch: MicroBatch) -> list[list[int]]:
 
 
 @given(st.lists(samples(), min_size=1, max_size=6), st.integers(1, 300), st.booleans())
-def test_a_packed_row_is_its_samples_each_from_position_0(found: list[Tokens], size: int, fill: bool) -> None:
+def test_a_packed_row_is_its_samples_each_from_position_0(
+    found: list[Tokens], size: int, fill: bool
+) -> None:
     batch = collate(found, Cut(packed=True, size=size, fill=fill), END)
     rows = unpacked(batch)
     assert rows[: len(found)] == [s.ids.tolist() for s in found]

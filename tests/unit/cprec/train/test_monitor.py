@@ -6,25 +6,36 @@ from cluster.errors import RecipeError
 from cprec.evaluate import perplexity
 from cprec.model.tiny import train_tokenizer
 from cprec.stream.packing import Cut
+from cprec.tracking.progress import line
 from cprec.train.monitor import MOST_TOKENS, Monitor
-from cprec.train.progress import line
 
 TOKENIZER = train_tokenizer(["oak lamp", "steel mug"], 300)
-TEXT = "Rain fell on the hills, and the river rose. By noon the bridge was gone; by night so was the road. " * 9
+TEXT = (
+    "Rain fell on the hills, and the river rose. By noon the bridge was gone; by night so was the road. "
+    * 9
+)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
-@pytest.mark.parametrize("cut", [Cut(packed=True, size=150), Cut(packed=True, size=20, fill=True), Cut(packed=False, size=4)])
+@pytest.mark.parametrize(
+    "cut",
+    [Cut(packed=True, size=150), Cut(packed=True, size=20, fill=True), Cut(packed=False, size=4)],
+)
 def test_every_token_counts_once_over_all_workers(world: int, cut: Cut) -> None:
     ids = TOKENIZER(TEXT, add_special_tokens=False)["input_ids"]
     monitors = [Monitor.of(TEXT, TOKENIZER, 64, cut, rank, world) for rank in range(world)]
     assert {m.tokens for m in monitors} == {len(ids)}
-    assert sorted(i for m in monitors for part in m.parts for i in part.targets.tolist()) == sorted(ids)
+    assert sorted(i for m in monitors for part in m.parts for i in part.targets.tolist()) == sorted(
+        ids
+    )
     assert len({len(m.parts) for m in monitors}) == 1
 
 
 def test_a_long_text_is_measured_in_part() -> None:
-    assert Monitor.of(TEXT * 60, TOKENIZER, 512, Cut(packed=True, size=2048), 0, 2).tokens == MOST_TOKENS
+    assert (
+        Monitor.of(TEXT * 60, TOKENIZER, 512, Cut(packed=True, size=2048), 0, 2).tokens
+        == MOST_TOKENS
+    )
 
 
 def test_a_text_without_words_is_refused() -> None:

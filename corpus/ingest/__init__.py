@@ -1,0 +1,1 @@
+"""Reads raw interactions and items, cleans them, and takes their k-core."""

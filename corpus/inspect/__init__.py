@@ -1,0 +1,1 @@
+"""Checks a corpus for leakage and describes it: numbers, console tables, one HTML page."""

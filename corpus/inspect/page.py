@@ -1,0 +1,109 @@
+"""A corpus version as one offline page: what it holds, where it comes from, what it looks like, what was dropped, whether it leaks."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader
+
+from cluster import storage
+from corpus.ingest import quarantine
+from corpus.ingest.quarantine import Quarantined
+from corpus.inspect.distributions import SHARES, classes
+from corpus.inspect.inspection import Inspected
+from corpus.inspect.leakage import COUNTED, SOUND
+from corpus.sampling.sequences import SPLITS
+from corpus.store.tables import Corpus
+
+PAGE = "statistics.html"
+MOST_QUARANTINED = 100
+"""Files and reasons of rows that cannot be used that are shown, at most."""
+
+
+def write(corpus: Corpus, found: Inspected) -> str:
+    """Write the page beside the tables; returns its URI."""
+    uri = storage.join(corpus.uri, PAGE)
+    storage.write_text(uri, render(corpus, found))
+    return uri
+
+
+def render(corpus: Corpus, found: Inspected) -> str:
+    """The page as HTML. Everything that comes from data is escaped."""
+    # Autoescaping is on for everything.
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": "{:,}".format, "percent": "{:.1%}".format}
+    return environment.get_template("page.html.j2").render(
+        corpus=corpus,
+        statistics=corpus.statistics(),
+        versions=versions(corpus),
+        sources=sources(corpus),
+        dropped=dropped(corpus),
+        quarantined=quarantined(corpus),
+        most=MOST_QUARANTINED,
+        splits=SPLITS,
+        classes=classes(),
+        shares=SHARES,
+        looks=found.shape,
+        leaks=found.leaks,
+        leaking=found.leaking,
+        sound=SOUND,
+        counted=COUNTED,
+    )
+
+
+def versions(corpus: Corpus) -> list[dict[str, Any]]:
+    """Every version up to this one: when it was made, from what, and the samples that it added."""
+    found = []
+    for commit in corpus.commits:
+        origin = commit.metadata.get("origin", {})
+        found.append(
+            {
+                "version": commit.version,
+                "time": datetime.fromtimestamp(commit.time_ms / 1000, UTC).strftime(
+                    "%Y-%m-%d %H:%M:%S UTC"
+                ),
+                "root": origin.get("root", "unknown"),
+                "format": origin.get("format", "unknown"),
+                "domains": ", ".join(origin.get("domains", [])),
+                "samples": sum(added.part.rows for added in commit.files),
+                "files": len(commit.files),
+            }
+        )
+    return found
+
+
+def sources(corpus: Corpus) -> list[tuple[str, int, tuple[int, ...]]]:
+    """(source, version, samples of each split) of everything that versions added."""
+    rows: dict[tuple[str, int], dict[str, int]] = {}
+    for split in SPLITS:
+        for stream in corpus.streams(split):
+            rows.setdefault((stream.source, stream.version), {})[split] = stream.rows
+    return [
+        (source, version, tuple(of.get(split, 0) for split in SPLITS))
+        for (source, version), of in sorted(rows.items())
+    ]
+
+
+def quarantined(corpus: Corpus) -> list[tuple[int, Quarantined]]:
+    """What of the files of each version could not be used, the most first: (version, of a file for one reason)."""
+    names = [(commit.version, commit.metadata.get(quarantine.PLACE)) for commit in corpus.commits]
+    found = [
+        (version, of) for version, name in names if name for of in quarantine.read(corpus.uri, name)
+    ]
+    return sorted(
+        found, key=lambda entry: (-entry[1].rows, entry[0], entry[1].file, entry[1].reason)
+    )
+
+
+def dropped(corpus: Corpus) -> dict[str, list[int]]:
+    """What each version left out, oldest first, by reason."""
+    found = [commit.metadata["statistics"]["dropped"] for commit in corpus.commits]
+    return {
+        reason: [of.get(reason, 0) for of in found]
+        for reason in sorted({reason for of in found for reason in of})
+    }

@@ -1,0 +1,1 @@
+"""Builds and appends in one process; `corpus.distributed` does the same on Ray."""

@@ -1,0 +1,1 @@
+"""Turns cleaned interactions into training samples: sequences, histories, candidates, ids. Pure."""

@@ -1,0 +1,1 @@
+"""What a corpus is on storage: Delta tables, catalogue of items, stored interactions, statistics."""

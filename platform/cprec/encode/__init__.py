@@ -1,0 +1,1 @@
+"""From titles to token ids: prompts, title tokens, windows of text. Pure."""

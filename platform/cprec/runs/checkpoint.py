@@ -1,0 +1,187 @@
+"""Checkpoints on storage. A checkpoint without a valid manifest does not exist (contracts.md).
+
+<run>/checkpoints/<samples>-<attempt>/
+    adapter/        the trained part: a PEFT directory (train.model.adapter)
+    trainer/        optimizer.safetensors: weights in fp32 and Adam's moments, by name
+    ledger.json     what has been consumed, and the plan
+    manifest.json   written last: size and sha256 of every file
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load, save_file
+
+from cluster.errors import RunError, UserError
+from cluster.storage import (
+    exists,
+    join,
+    names,
+    read_bytes,
+    read_text,
+    remove,
+    sha256,
+    upload,
+    write_text,
+)
+from cprec.model.training_state import MOMENTS, State
+from cprec.schedule.ledger import Ledger
+
+CHECKPOINTS, ADAPTER, TRAINER, LEDGER, MANIFEST = (
+    "checkpoints",
+    "adapter",
+    "trainer",
+    "ledger.json",
+    "manifest.json",
+)
+OPTIMIZER = f"{TRAINER}/optimizer.safetensors"
+WEIGHTS, STEPS = "weights", "steps"
+
+
+@dataclass(frozen=True, order=True)
+class Name:
+    """`<samples>-<attempt>`: newest is the one with most samples, then the latest attempt."""
+
+    samples: int
+    attempt: int
+
+    def __str__(self) -> str:
+        return f"{self.samples:012d}-{self.attempt}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Name | None":
+        """The name of a checkpoint's folder; None for any other folder."""
+        samples, _, attempt = text.partition("-")
+        return cls(int(samples), int(attempt)) if samples.isdigit() and attempt.isdigit() else None
+
+
+def listed(run_uri: str) -> list[Name]:
+    """All checkpoint folders of a run, newest first, complete or not."""
+    return sorted(
+        (name for name in map(Name.parse, names(join(run_uri, CHECKPOINTS))) if name), reverse=True
+    )
+
+
+def uri_of(run_uri: str, name: Name) -> str:
+    """Where a checkpoint lies."""
+    return join(run_uri, CHECKPOINTS, str(name))
+
+
+def save_trainer(state: State, directory: Path) -> None:
+    """Write the optimizer's file below a local checkpoint folder."""
+    (directory / TRAINER).mkdir(parents=True, exist_ok=True)
+    tensors = {
+        f"{kind}/{name}": t.contiguous()
+        for kind, ts in {WEIGHTS: state.weights, **state.moments}.items()
+        for name, t in ts.items()
+    }
+    save_file({**tensors, STEPS: torch.tensor(state.steps)}, directory / OPTIMIZER)
+
+
+def load_trainer(uri: str) -> State:
+    """The optimizer's state of a checkpoint, on the CPU."""
+    tensors = load(read_bytes(join(uri, OPTIMIZER)))
+
+    def kind(prefix: str) -> dict[str, torch.Tensor]:
+        return {
+            name.removeprefix(f"{prefix}/"): t
+            for name, t in tensors.items()
+            if name.startswith(f"{prefix}/")
+        }
+
+    moments = {m: found for m in MOMENTS if (found := kind(m))}
+    return State(kind(WEIGHTS), moments, int(tensors[STEPS]))
+
+
+def commit(directory: Path, uri: str, ledger: Ledger) -> None:
+    """Upload a local checkpoint folder; it exists from the moment when the manifest, written last, is there."""
+    (directory / LEDGER).write_text(json.dumps(ledger.to_json(), indent=1))
+    files = {
+        path.relative_to(directory).as_posix(): path.read_bytes()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+    manifest = {
+        "files": {
+            name: {"size": len(content), "sha256": sha256(content)}
+            for name, content in files.items()
+        }
+    }
+    upload(directory, uri)
+    write_text(join(uri, MANIFEST), json.dumps(manifest, indent=1))
+
+
+def verify(uri: str) -> None:
+    """Raises RunError, naming the file, unless the checkpoint is complete and every byte is as written."""
+    try:
+        files = json.loads(read_text(join(uri, MANIFEST)))["files"]
+    except UserError:
+        raise RunError(f"{uri}: no {MANIFEST}; the checkpoint was never completed") from None
+    except (ValueError, KeyError, TypeError):
+        raise RunError(
+            f"{join(uri, MANIFEST)}: not a manifest; the checkpoint is unusable"
+        ) from None
+    for name, expected in files.items():
+        try:
+            content = read_bytes(join(uri, name))
+        except UserError:
+            raise RunError(
+                f"{join(uri, name)}: listed in the manifest, but missing; the checkpoint is unusable"
+            ) from None
+        if sha256(content) != expected["sha256"]:
+            raise RunError(
+                f"{join(uri, name)}: sha256 is {sha256(content)[:16]}..., the manifest says {expected['sha256'][:16]}...; corrupt"
+            )
+
+
+def ledger(uri: str) -> Ledger:
+    """The ledger of a checkpoint."""
+    return Ledger.from_json(json.loads(read_text(join(uri, LEDGER))))
+
+
+def latest(run_uri: str) -> tuple[Name | None, list[str]]:
+    """The newest valid checkpoint of a run, and what is wrong with each newer one.
+
+    None if no checkpoint was ever completed. Raises RunError when there are manifests but none is valid: a run never silently starts over.
+    """
+    ignored: list[str] = []
+    manifests = False
+    for name in listed(run_uri):
+        uri = uri_of(run_uri, name)
+        manifests = manifests or exists(join(uri, MANIFEST))
+        try:
+            verify(uri)
+            return name, ignored
+        except RunError as error:
+            ignored.append(str(error))
+    if manifests:
+        raise RunError(
+            "no valid checkpoint is left, and a run never starts over by itself:\n  "
+            + "\n  ".join(ignored)
+            + "\nuse another --run"
+        )
+    return None, ignored
+
+
+def due(before: int, after: int, every: int, ends: tuple[int, ...]) -> bool:
+    """Whether to save after the step that took the samples from `before` to `after`: each `every` samples, and where a phase ends."""
+    return before // every < after // every or any(before < end <= after for end in ends)
+
+
+def prune(run_uri: str, keep: int, ends: tuple[int, ...], saved: Name) -> None:
+    """Remove all but the `keep` newest checkpoints up to the one just saved and those at the ends of phases; manifests go first, so that no half one
+    looks whole.
+
+    What has more samples than the one just saved is of an attempt that this one did not go on from: it was ignored, and does not count.
+    """
+    complete = [
+        name
+        for name in listed(run_uri)
+        if name <= saved and exists(join(uri_of(run_uri, name), MANIFEST))
+    ]
+    for name in complete[keep:]:
+        if name.samples not in ends:
+            remove(join(uri_of(run_uri, name), MANIFEST))
+            remove(uri_of(run_uri, name))

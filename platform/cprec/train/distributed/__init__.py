@@ -1,0 +1,1 @@
+"""Training on Ray: driver, controller actor, workers, feed. The only part of `train` that knows Ray."""

@@ -1,0 +1,352 @@
+"""The main job: corpus -> plan -> training -> audit -> registered version and report. Each line of `pretrain` is one station."""
+
+import hashlib
+import json
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.errors import PlatformFault, RecipeError, UserError
+from cluster.say import Say
+from cluster.session import session
+from cluster.storage import absolute, exists, join, write_text
+from corpus import build
+from corpus.sampling import replay_text
+from corpus.store.tables import SAMPLES, Corpus
+from cprec.config.cli import to_yaml
+from cprec.config.recipe import Recipe
+from cprec.encode.title_tokens import words_of
+from cprec.model import backbone
+from cprec.model import base as bases
+from cprec.runs import checkpoint, control_channel, run_plan
+from cprec.runs.recipe_lock import compared, settle
+from cprec.runs.records import AUDIT, EVENTS, TRACE, Lines, event, read_lines
+from cprec.runs.run_plan import Course
+from cprec.schedule.plan import Plan
+from cprec.tracking import report
+from cprec.tracking.progress import Progress
+from cprec.tracking.registry import Registry, Tracker
+from cprec.train.distributed import driver
+
+SAMPLED = 2000
+"""Titles with which stitching is tried before any worker starts."""
+
+PICTURE_S, PICTURE_RESTS = 60.0, 60.0
+"""Seconds to the first picture of a run under way and between two, and at least how many times as long as it takes to make one."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished run left. version: the registered version of its last checkpoint; dropped: titles of histories that did not fit."""
+
+    run_uri: str
+    adapter: str
+    report: str
+    version: int
+    audit: dict[str, Any]
+    dropped: int
+
+    def tell(self, model: str, say: Say) -> None:
+        """Say what was trained and where it is. model: name of the registered model."""
+        say(
+            f"audit: {self.audit['planned']:,} planned, {self.audit['missing']} missing, {self.audit['repeated']} repeated"
+        )
+        if self.dropped:
+            say(
+                f"{self.dropped:,} titles of histories, the oldest, did not fit into model.max_tokens and were dropped"
+            )
+        say(f"registered {model} version {self.version}")
+        say(f"adapter: {self.adapter}")
+        say(f"report:  {self.report}")
+
+
+def open_corpus(recipe: Recipe, say: Say) -> Corpus:
+    """The corpus of a recipe; one of simulated shoppers is built if it is missing. Raises CorpusError when there is none."""
+    if recipe.data.format == "simulated" and not exists(join(absolute(recipe.corpus), SAMPLES)):
+        build.prepare(recipe.data, recipe.simulate, recipe.seed, recipe.corpus, say)
+    return Corpus.open(recipe.corpus, recipe.corpus_version)
+
+
+def describe_plan(recipe: Recipe, plan: Plan) -> str:
+    """The plan in one line for people; a second one where text is replayed."""
+    wsa, batch, share = plan.wsa, recipe.train.global_batch, recipe.schedule.replay_share
+    steps = sum(-(-(era.stop - era.start) // batch) for era in plan.eras)
+    said = (
+        f"plan: W = {wsa.warmup_end:,}, S = {wsa.stable_end:,}, A = {wsa.annealing_end:,} samples; {steps:,} steps of {batch}; "
+        f"{wsa.mode}, rates {wsa.lr_min:g} to {wsa.lr_max:g}"
+    )
+    if not (share and wsa.stable_end):
+        return said
+    replayed = sum(
+        n
+        for (source, _), n in plan.counts(0, wsa.stable_end).items()
+        if source.startswith(replay_text.TEXT)
+    )
+    short = (
+        ""
+        if replayed >= int(share * wsa.stable_end)
+        else f"; all that the corpus's texts have left, less than the {share:.1%} asked for"
+    )
+    return f"{said}\nreplay: {replayed:,} windows of text, {replayed / wsa.stable_end:.1%} of the samples up to S{short}"
+
+
+def preview(recipe: Recipe, allow: Collection[str], say: Say) -> None:
+    """Check the inputs of a run and say what it would train, or how it would go on, without writing anything but a missing corpus of simulated
+    shoppers. Raises as `pretrain` does before it begins."""
+    recipe = located(recipe)
+    run_uri = join(absolute(recipe.storage), recipe.run)
+    corpus = open_corpus(recipe, say)
+    course, new = run_plan.course_of(recipe, run_uri, corpus, compared(recipe, run_uri, allow))
+    plan = course.plan
+    plain_text(recipe)
+    if not new and (newest := checkpoint.latest(run_uri)[0]) is not None:
+        say(f"{recipe.run} is there, trained to {newest.samples:,} samples, and would go on")
+    say(describe_plan(recipe, plan))
+    for (source, version), samples in sorted(plan.counts(0, plan.samples).items()):
+        say(f"  {source} of corpus version {version}: {samples:,} samples")
+    say(f"would run in {run_uri} with {recipe.workers} workers on {recipe.model.base}")
+
+
+def pretrain(recipe: Recipe, allow: Collection[str], say: Say) -> Result:
+    """Train a run to the end of its plan, or go on with it. Starting a finished run again registers and reports it again, without harm.
+
+    allow: keys of the recipe that may differ from the run's first start. Raises UserError for what the user can mend, PlatformFault else.
+    """
+    registry = Registry.of(recipe)
+    recipe = located(recipe)
+    run_uri = join(absolute(recipe.storage), recipe.run)
+    corpus = open_corpus(recipe, say)
+    with control_channel.claim(run_uri, recipe.run):
+        before = settle(recipe, run_uri, allow)
+        job, course, new = prepare(recipe, run_uri, corpus, before, say)
+        say(describe_plan(recipe, course.plan))
+        if new:
+            _note_start(job, course)
+        tracker = Tracker(registry, run_uri, recipe.run)
+        tracker.params(flat(recipe))
+        train(job, course, tracker, say)
+    return finish(job, registry, tracker, say)
+
+
+def located(recipe: Recipe) -> Recipe:
+    """The recipe with its parent checkpoint at an absolute place, which workers on other nodes and the lineage need."""
+    parent = recipe.continue_from
+    return (
+        recipe if parent is None else recipe.model_copy(update={"continue_from": absolute(parent)})
+    )
+
+
+def prepare(
+    recipe: Recipe, run_uri: str, corpus: Corpus, before: Recipe | None, say: Say
+) -> tuple[driver.Job, Course, bool]:
+    """The checked inputs of a run, its course, and whether that is new. before: the recipe of the run's last start."""
+    plain = plain_text(recipe)
+    if (
+        plain
+        and recipe.schedule.replay_share
+        and replay_text.digest(plain) in {commit.metadata.get("text") for commit in corpus.commits}
+    ):
+        say(
+            f"{recipe.evaluate.text} is also replayed: its perplexity tells what is learned of it, not what is forgotten"
+        )
+    course, new = run_plan.open_course(recipe, run_uri, corpus, before)
+    base = bases.resolve(recipe, corpus, say)
+    if new and recipe.continue_from is not None:
+        run_plan.require_fit(recipe, base, recipe.continue_from)
+    # Refuses a base without a usable tokenizer before any worker starts.
+    titles = corpus.titles()
+    if because := words_of(
+        titles[:: max(len(titles) // SAMPLED, 1)], backbone.tokenizer(base, recipe.model.revision)
+    ).because:
+        if recipe.train.inexact:
+            raise RecipeError(
+                f"{recipe.train.inexact}: samples share tokens only where prompts can be cut at titles, but {because}"
+            )
+        say(f"prompts are tokenised one by one, which is slower: {because}")
+    return driver.Job(recipe, run_uri, base, corpus, plain), course, new
+
+
+def plain_text(recipe: Recipe) -> str | None:
+    """The text whose perplexity is measured; None where the recipe names none. Raises RecipeError for one that is not there."""
+    return (
+        None
+        if recipe.evaluate.text is None
+        else replay_text.read(recipe.evaluate.text, "evaluate.text")
+    )
+
+
+def train(job: driver.Job, course: Course, tracker: Tracker, say: Say) -> None:
+    """Run the training session unless the plan is trained already; one that is held open waits for more."""
+    newest, _ = checkpoint.latest(job.run_uri)
+    plan, held = course.plan, course.hold and not course.closed
+    if newest is not None and newest.samples >= plan.samples and not held:
+        say(f"{job.recipe.run} is trained to the end already")
+        return
+    if newest is not None:
+        say(f"resuming {job.recipe.run} from {newest.samples:,} samples")
+    progress, pictures = Progress(plan.samples, say), Pictures(job.run_uri, tracker, say)
+
+    def watch(rows: list[dict[str, Any]], measured: list[dict[str, Any]], waiting: bool) -> None:
+        progress.show(rows, measured, waiting)
+        for row in rows:
+            tracker.metrics(measures(row), row["samples"])
+        for row in measured:
+            tracker.metrics({"perplexity": row["perplexity"]}, row["samples"])
+        if rows:
+            pictures.renew()
+        tracker.flush()
+
+    try:
+        with session(job.recipe.cluster.address, logical_cpus(job.recipe)):
+            driver.fit(job, watch, say)
+    except KeyboardInterrupt:
+        tracker.finish("KILLED")
+        raise
+    except BaseException:  # however it ended, it goes on from here; MLflow is told first
+        tracker.finish("FAILED")
+        raise
+    finally:
+        progress.close()
+
+
+class Pictures:
+    """Report and schedule picture of a run under way, made anew now and then, for MLflow to show."""
+
+    def __init__(self, run_uri: str, tracker: Tracker, say: Say) -> None:
+        self._run_uri, self._tracker, self._say = run_uri, tracker, say
+        self._due = time.monotonic() + PICTURE_S  # the first steps have enough to start as it is
+
+    def renew(self) -> None:
+        """Make them if it is time: every PICTURE_S, or more rarely where a long run's records take long to draw.
+
+        Storage that fails for a moment costs a picture, not the training.
+        """
+        began = time.monotonic()
+        if began < self._due:
+            return
+        try:
+            _show(self._run_uri, self._tracker)
+        except (OSError, UserError) as error:
+            self._say(f"the report was not renewed: {error}")
+        self._due = began + max(PICTURE_S, PICTURE_RESTS * (time.monotonic() - began))
+
+
+def _show(run_uri: str, tracker: Tracker) -> None:
+    for name, content in report.write(run_uri).items():
+        tracker.text(name, content)
+
+
+def measures(row: Mapping[str, Any]) -> dict[str, float]:
+    """What MLflow is told of a step. Useful tokens only: padding and filling are none."""
+    seconds = max(row["step_s"] + row["data_wait_s"], 1e-9)
+    rates = {
+        "tokens_per_s": row["tokens"] / seconds,
+        "data_wait_share": row["data_wait_s"] / seconds,
+    }
+    return {
+        **{name: row[name] for name in ("loss", "lr", "tflops", "memory_gb", "imbalance")},
+        **rates,
+    }
+
+
+def finish(job: driver.Job, registry: Registry, tracker: Tracker, say: Say) -> Result:
+    """Audit, report and register a trained run.
+
+    Raises PlatformFault when the audit finds a sample missing or repeated; nothing is registered then.
+    """
+    course = Course.read(job.run_uri)
+    if course is None:
+        raise PlatformFault(f"{job.run_uri}: plan.json is gone")
+    audit = driver.audit_run(job, course.plan)
+    write_text(join(job.run_uri, AUDIT), json.dumps(audit, indent=1))
+    if audit["missing"] or audit["repeated"]:
+        tracker.finish("FAILED")
+        raise PlatformFault(
+            f"audit: {audit['missing']} samples missing, {audit['repeated']} repeated; see {join(job.run_uri, AUDIT)}"
+        )
+    uri = driver.last_checkpoint(job.run_uri)
+    dropped = report.dropped_titles(read_lines(join(job.run_uri, TRACE)))
+    _note_end(job, course, uri)
+    _show(job.run_uri, tracker)
+    tracker.text("audit.json", json.dumps(audit, indent=1))
+    tracker.flush()
+    version = registry.register(uri, lineage(job, course, uri, registry), tracker.run_id)
+    if (unsent := tracker.finish("FINISHED")) is not None:
+        say(unsent)
+    return Result(
+        job.run_uri,
+        join(uri, checkpoint.ADAPTER),
+        join(job.run_uri, report.PAGE),
+        version,
+        audit,
+        dropped,
+    )
+
+
+def lineage(job: driver.Job, course: Course, uri: str, registry: Registry) -> dict[str, str]:
+    """Where a registered version comes from, as tags."""
+    parent = course.parent or ""
+    versions = {v.checkpoint: str(v.number) for v in registry.versions()} if parent else {}
+    return {
+        "run": job.run_uri,
+        "corpus": job.corpus.uri,
+        "corpus_version": str(course.version),
+        "corpus_fingerprint": course.corpus,
+        "ledger_digest": checkpoint.ledger(uri).fingerprint(),
+        "base": job.base,
+        "base_revision": job.recipe.model.revision or "",
+        "recipe_digest": hashlib.sha256(to_yaml(job.recipe).encode()).hexdigest()[:16],
+        "inexact": job.recipe.train.inexact,
+        "parent_checkpoint": parent,
+        "parent_version": versions.get(parent, ""),
+    }
+
+
+def logical_cpus(recipe: Recipe) -> int:
+    """CPUs of a local session: the workers', and those kept for Ray Data. They are promises, so they may exceed the cores."""
+    return (
+        recipe.cluster.num_cpus
+        or recipe.workers * recipe.train.cpus_per_worker + recipe.train.stream_cpus
+    )
+
+
+def flat(recipe: Recipe) -> dict[str, object]:
+    """The recipe as dotted keys, for MLflow's parameters."""
+    out: dict[str, object] = {}
+    for name, value in recipe.model_dump().items():
+        out.update(
+            {f"{name}.{k}": v for k, v in value.items()}
+            if isinstance(value, dict)
+            else {name: value}
+        )
+    return out
+
+
+def _note_start(job: driver.Job, course: Course) -> None:
+    """The first events of a run."""
+    lines, plan = Lines(join(job.run_uri, EVENTS)), course.plan
+    ends = {"W": plan.wsa.warmup_end, "S": plan.wsa.stable_end, "A": plan.wsa.annealing_end}
+    sources: dict[str, int] = {}
+    for (source, _), n in plan.counts(0, plan.samples).items():
+        sources[source] = sources.get(source, 0) + n
+    lines.add(event("run_started", 0, run=job.recipe.run, parent=course.parent, **ends))
+    lines.add(
+        event(
+            "corpus_version_adopted",
+            0,
+            version=course.version,
+            sources=sources,
+            S=ends["S"],
+            A=ends["A"],
+        )
+    )
+    lines.flush()
+
+
+def _note_end(job: driver.Job, course: Course, uri: str) -> None:
+    """The last event of a run, once."""
+    lines = Lines(join(job.run_uri, EVENTS))
+    if not any(e["event"] == "run_finished" for e in lines.read()):
+        lines.add(event("run_finished", course.plan.samples, checkpoint=uri))
+        lines.flush()

@@ -1,0 +1,149 @@
+"""Text in the corpus: its windows are the text, as a version of its own that leaves everything else as it was."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from deltalake import DeltaTable
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.errors import DataError, RecipeError
+from corpus.append import append, append_text
+from corpus.build import build
+from corpus.inspect import leakage
+from corpus.inspect.inspection import inspect
+from corpus.sampling.replay_text import WINDOW, read, source_of, windows
+from corpus.store import delta, tables
+from corpus.store.tables import Corpus
+from tests.unit.corpus.worlds import settings, shop, write_root
+
+LETTERS = st.text(st.sampled_from("ab é日 \n\t"), max_size=300)
+PROSE = (
+    "\n\n".join(
+        f"Day {day}. The kettle sang, and nobody in the house wished to be the first who spoke."
+        for day in range(40)
+    )
+    + "\n"
+)
+
+
+@given(LETTERS, st.integers(4, 40))
+def test_windows_joined_are_the_text(text: str, size: int) -> None:
+    found = windows(text, size)
+    assert "".join(found) == text.rstrip()
+    assert all(0 < len(window.encode()) <= size for window in found)
+
+
+@given(LETTERS, st.integers(4, 40))
+def test_windows_are_cut_before_white_space_and_no_earlier_than_needed(
+    text: str, size: int
+) -> None:
+    found = windows(text, size)
+    for one, following in pairwise(found):
+        whole = (
+            following[: len(following) - len(following.lstrip())] + (following.split() or [""])[0]
+        )
+        longer = (
+            len(whole.encode()) > size or not following[0].isspace()
+        )  # a word that no window holds
+        assert longer or len((one + whole).encode()) > size
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """Version 0: behaviours; 1: text; 2: more behaviours; 3: another text of the same name."""
+    place = tmp_path_factory.mktemp("text")
+    world = shop(["A", "B", "C"])
+    root = write_root(place / "root", world)
+    uri = str(place / "corpus")
+    build(settings(root), 0, uri, print)
+    (place / "prose.txt").write_text(PROSE)
+    assert append_text(str(place / "prose.txt"), uri, print).version == 1
+    later = write_root(
+        place / "later",
+        {"A": [(f"u{user:03d}", f"A{user % 30:02d}", 5_000 + user) for user in range(20)]},
+    )
+    assert append(settings(later, domains=("A",), held_out=()), 0, uri, print).version == 2
+    (place / "prose.txt").write_text(PROSE + "A day more.")
+    return append_text(str(place / "prose.txt"), uri, print)
+
+
+def test_a_text_is_a_source_of_its_own(corpus: Corpus) -> None:
+    assert corpus.version == 3
+    first, second = (s for s in corpus.streams() if s.source == "text/prose")
+    assert (first.version, second.version) == (1, 3)
+    rows = tables.read_rows(first, 0, first.rows)
+    assert sorted(rows["text"].to_pylist()) == sorted(windows(PROSE))
+    assert rows["history"].null_count == rows["target"].null_count == first.rows > 1
+    ids = [
+        i for s in corpus.streams() for i in tables.read_rows(s, 0, s.rows)["sample_id"].to_pylist()
+    ]
+    assert len(set(ids)) == len(ids)
+    assert [n % (1 << 64) for n in rows["sample_id"].to_pylist()] == sorted(
+        n % (1 << 64) for n in rows["sample_id"].to_pylist()
+    )
+
+
+def test_behaviours_know_nothing_of_it(corpus: Corpus) -> None:
+    before, after = (Corpus.open(corpus.uri, version).statistics() for version in (0, 1))
+    assert {**before, "version": 1, "dropped": {}} == after
+    assert Corpus.open(corpus.uri, 1).titles() == Corpus.open(corpus.uri, 0).titles()
+    found = inspect(corpus).leaks
+    assert {name: found[name] for name in leakage.SOUND} == dict.fromkeys(leakage.SOUND, 0)
+
+
+def test_the_table_stays_plain_delta(corpus: Corpus) -> None:
+    found = DeltaTable(f"{corpus.uri}/samples").to_pyarrow_table()
+    assert found["text"].drop_null().length() == sum(
+        s.rows for s in corpus.streams() if s.source == "text/prose"
+    )
+
+
+def test_the_same_text_again_changes_nothing(corpus: Corpus) -> None:
+    again = append_text(str(Path(corpus.uri).parent / "prose.txt"), corpus.uri, print)
+    assert again.version == 3
+    assert Corpus.open(corpus.uri).version == 3
+
+
+def test_a_corpus_whose_table_knows_no_text_takes_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those are that an earlier version of cprec built."""
+    monkeypatch.setattr("corpus.build.TABLE_SCHEMA", tables.SAMPLES_SCHEMA)
+    uri = build(
+        settings(write_root(tmp_path / "root", shop(["A", "B", "C"]))),
+        0,
+        str(tmp_path / "corpus"),
+        print,
+    ).uri
+    monkeypatch.undo()
+    log = (tmp_path / "corpus" / "samples" / "_delta_log" / f"{0:020d}.json").read_text()
+    assert all(
+        "text" not in json.loads(line)["metaData"]["schemaString"]
+        for line in log.splitlines()
+        if "metaData" in line
+    )
+    (tmp_path / "prose.txt").write_text(PROSE)
+    found = append_text(str(tmp_path / "prose.txt"), uri, print)
+    assert sorted(found.samples("text/prose", "train")["text"].to_pylist()) == sorted(
+        windows(PROSE)
+    )
+    assert len(delta.commits(f"{uri}/samples")) == 2
+
+
+def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "latin.txt").write_bytes("é".encode("latin-1"))
+    (tmp_path / "blank.txt").write_text(" \n")
+    for name, message in (
+        ("latin.txt", "not UTF-8"),
+        ("blank.txt", "holds no text"),
+        ("none.txt", "nothing at"),
+    ):
+        with pytest.raises(RecipeError, match=f"the.key: .*{message}|the.key: {message}"):
+            read(str(tmp_path / name), "the.key")
+    assert source_of("s3://bucket/some/plain.v2.txt") == "text/plain.v2"
+    with pytest.raises(DataError, match="rename the file"):
+        source_of("/tmp/my text.txt")
+    assert WINDOW >= 4

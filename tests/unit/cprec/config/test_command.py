@@ -1,0 +1,68 @@
+"""How a job ends: its exit code, and one message."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from cluster.errors import UserError
+from cprec.config import command
+
+
+@pytest.fixture(autouse=True)
+def _sigterm() -> Iterator[None]:
+    """A process that ends is all that may follow `main`; this one goes on."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def _terminated() -> None:
+    assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL, "this process would end here"
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(5)
+
+
+def _refused() -> None:
+    raise UserError("no such run")
+
+
+def _broken() -> None:
+    raise OSError("the disk is gone")
+
+
+@pytest.mark.parametrize(
+    ("does", "code", "message"),
+    [
+        (lambda: None, command.DONE, ""),
+        (_refused, command.USER_ERROR, "error: no such run\n"),
+        (
+            _terminated,
+            command.INTERRUPTED,
+            "interrupted; the same command goes on from the last checkpoint\n",
+        ),
+    ],
+)
+def test_exit_code_and_message(
+    does: Callable[[], None],
+    code: int,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["job.py"])
+    assert command.main(lambda recipe, options: does(), "A job.") == code
+    assert capsys.readouterr().err == message
+
+
+def test_what_nobody_expected_is_shown_whole(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["job.py"])
+    assert command.main(lambda recipe, options: _broken(), "A job.") == command.FAULT
+    shown = capsys.readouterr().err
+    assert "Traceback" in shown
+    assert shown.splitlines()[-1].startswith("fault: OSError: the disk is gone")

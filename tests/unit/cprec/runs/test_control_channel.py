@@ -1,0 +1,165 @@
+"""One driver for a run, from its start on; requests that nobody waits for are not carried out."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.errors import RunError
+from cprec.runs import control_channel
+from cprec.runs.control_channel import SILENT_S, STALE_S, STATUS, Desk, Owner
+
+HERE = socket.gethostname()
+ALIVE = os.getppid()
+CLAIMS = "import sys; from cprec.train import mailbox\nwith mailbox.claim(sys.argv[1], 'trunk'): print('mine', flush=True); input()"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> str:
+    return str(tmp_path / "trunk")
+
+
+def write(run: str, owner: Owner, age_s: float = 0.0, state: str = "training") -> dict[str, Any]:
+    """A state as an owner left it some time ago."""
+    values = {
+        "run": "trunk",
+        "samples": 64,
+        "answers": {},
+        "state": state,
+        "time": time.time() - age_s,
+        "owner": asdict(owner),
+    }
+    Path(run).mkdir(exist_ok=True)
+    (Path(run) / STATUS).write_text(json.dumps(values))
+    return values
+
+
+def claim(run: str) -> None:
+    """Claim a run and let go of it."""
+    with control_channel.claim(run, "trunk"):
+        state = control_channel.status(run)
+        assert state is not None
+        assert (state["state"], state["owner"]["pid"], control_channel.alive(state)) == (
+            "starting",
+            os.getpid(),
+            True,
+        )
+
+
+@contextmanager
+def dead() -> Iterator[int]:
+    """The pid of a process that is no more."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+        yield process.pid
+
+
+def test_a_second_driver_is_refused_while_the_first_one_starts_and_let_in_when_it_was_killed(
+    run: str,
+) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", CLAIMS, run],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "mine\n"
+        with pytest.raises(
+            RunError, match=f"trained by process {first.pid} on {HERE}, at 0 samples"
+        ):
+            claim(run)
+        first.kill()
+    claim(run)
+
+
+@pytest.mark.parametrize("age_s", [0.0, 2 * STALE_S, SILENT_S - 5])
+def test_on_its_own_host_a_driver_that_is_there_keeps_its_run_though_it_is_silent(
+    run: str, age_s: float
+) -> None:
+    write(run, Owner(HERE, ALIVE, "first"), age_s)
+    with pytest.raises(RunError, match=f"trained by process {ALIVE}"):
+        claim(run)
+
+
+def test_nobody_waits_for_a_driver_that_is_dead_or_was_silent_for_too_long(run: str) -> None:
+    with dead() as pid:
+        write(run, Owner(HERE, pid, "first"))
+        claim(run)
+    write(run, Owner(HERE, ALIVE, "first"), SILENT_S + 5)
+    claim(run)
+
+
+@pytest.mark.parametrize(
+    "owner", [Owner("elsewhere", 1, "first"), Owner(HERE, os.getpid(), "a container before")]
+)
+def test_where_a_driver_cannot_be_seen_the_age_of_its_state_decides(run: str, owner: Owner) -> None:
+    write(run, owner, STALE_S - 5)
+    with pytest.raises(RunError, match="if it died, wait 20 s"):
+        claim(run)
+    write(run, owner, STALE_S + 5)
+    claim(run)
+
+
+def test_of_two_that_start_at_once_the_one_that_wrote_last_goes_on(
+    run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        time, "sleep", lambda seconds: write(run, Owner(HERE, ALIVE, "other"), state="starting")
+    )
+    with pytest.raises(RunError, match=f"trained by process {ALIVE}"):
+        claim(run)
+    state = control_channel.status(run)
+    assert state is not None
+    assert state["owner"]["token"] == "other"
+
+
+def test_a_claim_without_training_leaves_no_trace(run: str) -> None:
+    claim(run)
+    assert control_channel.status(run) is None
+    before = write(run, Owner("elsewhere", 1, "first"), state="ended")
+    claim(run)
+    assert control_channel.status(run) == before
+
+
+def test_what_the_controller_wrote_meanwhile_stays(run: str) -> None:
+    with control_channel.claim(run, "trunk"):
+        Desk(run, Owner.me()).write({"run": "trunk", "state": "ended", "samples": 96})
+    state = control_channel.status(run)
+    assert state is not None
+    assert (state["state"], state["samples"]) == ("ended", 96)
+
+
+def test_a_run_at_its_first_start_is_described(run: str) -> None:
+    with control_channel.claim(run, "trunk"):
+        state = control_channel.status(run)
+        assert state is not None
+        assert control_channel.describe(state) == "trunk: starting"
+        assert control_channel.announce(str(Path(run).parent), "any", 1.0) == []
+
+
+def test_a_request_whose_asker_is_interrupted_is_taken_back(
+    run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(run, Owner(HERE, ALIVE, "driver"))
+    desk = Desk(run, Owner(HERE, ALIVE, "driver"))
+    seen: list[str] = []
+
+    def interrupt(seconds: float) -> None:
+        seen.extend(verb for _, verb in desk.requests())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(time, "sleep", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        control_channel.ask(run, "trunk", "anneal", 60.0)
+    assert seen == ["anneal"]
+    assert desk.requests() == []

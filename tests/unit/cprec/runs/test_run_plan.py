@@ -1,0 +1,135 @@
+"""A run's plan asks of its corpus what the recipe needs."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import CorpusError, RecipeError, RunError
+from corpus.append import append
+from corpus.build import build
+from corpus.store.tables import Corpus
+from cprec.config.cli import validate
+from cprec.config.recipe import Recipe
+from cprec.runs import checkpoint, run_plan
+from cprec.schedule.ledger import Ledger
+from tests.unit.corpus.worlds import settings, shop, write_root
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_targets_of_one_user_need_a_corpus_in_the_order_of_users(
+    tmp_path: Path, together: bool
+) -> None:
+    root = write_root(tmp_path / "root", shop(("A", "B", "C")))
+    corpus = build(settings(root, users_together=together), 0, str(tmp_path / "corpus"), print)
+    recipe = validate({"train": {"targets_per_pass": 4}}, "test")
+    if together:
+        assert run_plan.begin(recipe, corpus).plan.samples == sum(
+            s.rows for s in corpus.streams() if s.source in ("domain/A", "domain/B", "mixed")
+        )
+    else:
+        with pytest.raises(CorpusError, match=r"in no order of users.*data\.users_together true"):
+            run_plan.begin(recipe, corpus)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Corpus:
+    return build(
+        settings(write_root(tmp_path / "root", shop(("A", "B", "C")))),
+        0,
+        str(tmp_path / "corpus"),
+        print,
+    )
+
+
+def parent(tmp_path: Path, corpus: Corpus, config: dict[str, object] | None) -> str:
+    """A stable checkpoint of a run `trunk` on this corpus; config: of its LoRA adapter, None where every weight was trained."""
+    course, _ = run_plan.open_course(Recipe(), str(tmp_path / "runs" / "trunk"), corpus)
+    (tmp_path / "files" / "adapter").mkdir(parents=True)
+    (tmp_path / "files" / "adapter" / "weights").write_text("")
+    if config is not None:
+        (tmp_path / "files" / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    uri = checkpoint.uri_of(str(tmp_path / "runs" / "trunk"), checkpoint.Name(8, 0))
+    checkpoint.commit(tmp_path / "files", uri, Ledger(course.plan).after(8, 0))
+    return uri
+
+
+CONFIG = {"r": 8, "lora_alpha": 32, "base_model_name_or_path": "/models/tiny-1", "revision": None}
+
+
+@pytest.mark.parametrize(
+    ("model", "config", "message"),
+    [
+        ({}, CONFIG, None),
+        ({}, {**CONFIG, "base_model_name_or_path": "/elsewhere/tiny-1"}, None),
+        ({"adapter": "full"}, None, None),
+        ({"lora_alpha": 64}, CONFIG, "model.lora_alpha: 32 there, 64 here"),
+        ({"lora_rank": 4}, CONFIG, "model.lora_rank: 8 there, 4 here"),
+        (
+            {},
+            {**CONFIG, "base_model_name_or_path": "/models/tiny-2"},
+            "model.base: '/models/tiny-2' there, '/models/tiny-1' here",
+        ),
+        ({"revision": "main"}, CONFIG, "model.revision: None there, 'main' here"),
+        ({"adapter": "full"}, CONFIG, "model.adapter: 'lora' there, 'full' here"),
+        ({}, None, "model.adapter: 'full' there, 'lora' here"),
+    ],
+)
+def test_a_parent_must_be_what_the_recipe_trains(
+    tmp_path: Path,
+    corpus: Corpus,
+    model: dict[str, object],
+    config: dict[str, object] | None,
+    message: str | None,
+) -> None:
+    recipe, uri = validate({"model": model}, "test"), parent(tmp_path, corpus, config)
+    if message is None:
+        run_plan.require_fit(recipe, "/models/tiny-1", uri)
+    else:
+        with pytest.raises(RunError, match=re.escape(message)):
+            run_plan.require_fit(recipe, "/models/tiny-1", uri)
+
+
+@pytest.mark.parametrize("mode", ["domain_only", "shuffled"])
+def test_a_branch_needs_a_mode_that_anneals(tmp_path: Path, corpus: Corpus, mode: str) -> None:
+    uri = parent(tmp_path, corpus, CONFIG)
+    recipe = validate({"schedule": {"mode": mode}, "continue_from": uri, "branch": True}, "test")
+    with pytest.raises(
+        RecipeError, match=f"{mode} does not anneal on mixed samples; a branch needs one of wsa, "
+    ):
+        run_plan.begin(recipe, corpus)
+
+
+def test_the_stable_phase_can_be_held_or_released_at_a_restart(
+    tmp_path: Path, corpus: Corpus
+) -> None:
+    run = str(tmp_path / "run")
+    first, held = Recipe(), validate({"schedule": {"hold_open": True}}, "test")
+    assert run_plan.open_course(first, run, corpus)[0].hold is False
+    assert run_plan.open_course(held, run, corpus, first)[0].hold is True
+    now = run_plan.Course.read(run)
+    assert now is not None
+    assert now.hold is True
+    assert run_plan.open_course(held, run, corpus, held)[0].hold is True
+    replace(now, hold=False).write(run)  # as `control release` does
+    assert run_plan.open_course(held, run, corpus, held)[0].hold is False
+
+
+def test_a_run_that_started_at_an_older_version_goes_beyond_it(
+    tmp_path: Path, corpus: Corpus
+) -> None:
+    run, oldest = str(tmp_path / "run"), corpus
+    course, _ = run_plan.open_course(Recipe(), run, oldest)
+    append(
+        settings(write_root(tmp_path / "more", shop(("D",), seed=5)), domains=("D",), held_out=()),
+        0,
+        corpus.uri,
+        print,
+    )
+    replace(course, version=1).write(run)
+    assert run_plan.open_course(Recipe(), run, oldest)[0].version == 1
+    replace(course, version=2).write(run)
+    with pytest.raises(CorpusError, match="version 2: point --corpus at that one"):
+        run_plan.open_course(Recipe(), run, oldest)

@@ -1,0 +1,199 @@
+"""The report: renders whatever records there are, escapes all of them, and is one offline page."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cprec.schedule.wsa import WSA
+from cprec.tracking import figures, report
+
+STEPS, BATCH = 600, 128
+EVIL = "<script>alert(1)</script>"
+
+
+def trace() -> list[dict[str, Any]]:
+    rng = np.random.default_rng(0)
+    rows = []
+    for step in range(STEPS):
+        phase = "warmup" if step < 30 else "stable" if step < 450 else "annealing"
+        names = (
+            ["mixed"]
+            if phase == "annealing"
+            else ["domain/Books", "domain/Games", *(["domain/Music"] if step >= 250 else [])]
+        )
+        counts = rng.multinomial(BATCH, np.full(len(names), 1 / len(names)))
+        rate = 5e-4 * (
+            step / 30
+            if step < 30
+            else 1
+            if step < 450
+            else (1 + np.cos(np.pi * (step - 450) / 150)) / 2
+        )
+        rows.append(
+            {
+                "step": step, "samples": step * BATCH, "batch_samples": BATCH, "phase": phase, "lr": rate, "loss": 0.3 + 2 * np.exp(-step / 80),
+                "supervised_tokens": 900, "tokens": 30_000, "dropped_titles": 2, "step_s": rng.uniform(0.9, 1.3), "data_wait_s": 0.01,
+                "sources": dict(zip(names, counts.tolist(), strict=True)), "ids_digest": "0" * 16,
+            }
+        )  # fmt: skip
+    return rows
+
+
+def events() -> list[dict[str, Any]]:
+    return [
+        {"time": 1_700_000_000.0, "event": "run_started", "samples": 0, "because": EVIL},
+        {
+            "time": 1_700_000_300.5,
+            "event": "corpus_version_adopted",
+            "samples": 250 * BATCH,
+            "version": 1,
+            "sources": ["domain/Music"],
+            "S": 1,
+            "A": 2,
+        },
+        {"time": 1_700_000_600.0, "event": "run_finished", "samples": STEPS * BATCH},
+    ]
+
+
+def audit() -> dict[str, Any]:
+    four = {"planned": 1200, "trained": 1200, "missing": 0, "repeated": 0}
+    return {**four, "sources": {"domain/Books": {"0": four}, EVIL: {"1": {**four, "missing": 7}}}}
+
+
+def comparison() -> dict[str, Any]:
+    measured = {"n": 1500, "hr": {"1": 0.05, "3": 0.15, "5": 0.25}, "ndcg": {"3": 0.1, "5": 0.2}}
+    against = {
+        "n": 1500,
+        "difference": 0.21,
+        "low": 0.18,
+        "high": 0.24,
+        "p": 1e-12,
+        "confidence": 0.95,
+    }
+    return {
+        "domain": EVIL,
+        "split": "test",
+        "rows": [
+            {"name": "base", "model": "base", "metrics": measured, "against": None},
+            {"name": "candidate", "model": "version-3", "metrics": measured, "against": against},
+        ],
+    }
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    folder = tmp_path / "demo"
+    (folder / "evaluation" / "Stationery").mkdir(parents=True)
+    (folder / "trace.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in trace()) + '{"step": 600, "sam'
+    )
+    (folder / "events.jsonl").write_text("".join(json.dumps(row) + "\n" for row in events()))
+    (folder / "audit.json").write_text(json.dumps(audit()))
+    (folder / "resolved.yaml").write_text(f"run: {EVIL}\n")
+    (folder / "evaluation" / "Stationery" / "comparison.json").write_text(json.dumps(comparison()))
+    return folder
+
+
+def test_everything_is_on_one_offline_page(run: Path) -> None:
+    page = report.write(str(run))["report.html"]
+    assert page.count("<svg") == 3
+    assert (run / "report.html").read_text() == page
+    for shown in (
+        "76,800 samples",
+        "600 steps",
+        "1,200 titles of histories did not fit",
+        "domain/Music",
+        "version 1",
+        "annealing",
+        "+0.2100",
+        "candidate (version-3)",
+        "2023-11-14 22:13:20 UTC",
+    ):
+        assert shown in page
+    assert not re.search(r"(src|href)=\"(http|//)", page)
+    assert len(page) < 1_000_000
+
+
+def test_the_schedule_picture_marks_what_joined_restarts_and_the_plan(run: Path) -> None:
+    resumed = {
+        "time": 1_700_000_400.0,
+        "event": "resumed",
+        "samples": 300 * BATCH,
+        "from": "x",
+        "attempt": 1,
+        "workers": 2,
+    }
+    with (run / "events.jsonl").open("a") as file:
+        file.write(json.dumps(resumed) + "\n")
+    picture = report.write(str(run))["schedule.svg"]
+    assert (run / "schedule.svg").read_text() == picture
+    for shown in (
+        "version 1: Music",
+        "restart",
+        "warmup",
+        "stable",
+        "annealing",
+        "domain/Books",
+        "trained",
+    ):
+        assert shown in picture
+    assert "planned" not in picture
+    steps = figures.trained(trace())
+    assert "planned" in figures.schedule(steps, [], WSA(1e-5, 5e-4, 10, 20, 2 * STEPS * BATCH))
+
+
+def test_the_perplexity_of_the_text_is_drawn_where_it_was_measured(run: Path) -> None:
+    before = report.write(str(run))["report.html"]
+    assert "perplexity" not in before
+    measured = [(0, 12.5), (300 * BATCH, 13.0), (300 * BATCH, 13.0), (STEPS * BATCH, 15.75)]
+    with (run / "events.jsonl").open("a") as file:
+        for samples, value in measured:
+            file.write(
+                json.dumps(
+                    {
+                        "time": 1_700_000_500.0,
+                        "event": "perplexity_measured",
+                        "samples": samples,
+                        "perplexity": value,
+                    }
+                )
+                + "\n"
+            )
+    pages = report.write(str(run))
+    assert "perplexity of the text: 12.5 → 15.75" in pages["report.html"]
+    assert "perplexity of text" in pages["schedule.svg"]
+    assert figures.perplexities(
+        [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    ) == sorted(set(measured))
+
+
+def test_what_came_from_outside_is_escaped(run: Path) -> None:
+    page = report.write(str(run))["report.html"]
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;") >= 4
+
+
+def test_equal_records_give_an_equal_page(run: Path) -> None:
+    assert report.write(str(run))["report.html"] == report.write(str(run))["report.html"]
+
+
+def test_sources_and_phases_are_text_in_the_plots() -> None:
+    row = {**trace()[0], "sources": {EVIL: 64, "domain/A$B$C": 64}, "phase": EVIL}
+    page = report.render(EVIL, [], [row], {}, [], "")
+    assert "<script" not in page
+    assert "domain/A$B$C" in page
+
+
+def test_a_run_without_records_has_a_report(tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
+    page = report.write(str(tmp_path / "new"))["report.html"]
+    assert "no steps yet" in page
+
+
+def test_of_a_step_that_was_trained_again_the_last_counts() -> None:
+    first, again = trace()[0], {**trace()[0], "tokens": 77}
+    assert "77 tokens" in report.render("r", [], [first, again], {}, [], "")

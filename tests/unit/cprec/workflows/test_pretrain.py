@@ -1,0 +1,125 @@
+"""Pictures of a run under way: now and then, and never at the price of the training. And when there is anything left to train."""
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.errors import RunError
+from corpus.build import build
+from cprec.config.recipe import Recipe
+from cprec.runs import checkpoint
+from cprec.runs.recipe_lock import settle
+from cprec.runs.run_plan import Course, open_course
+from cprec.schedule.plan import Portion
+from cprec.schedule.planning import Rules, make
+from cprec.schedule.wsa import Mode
+from cprec.train.distributed import driver
+from cprec.workflows import pretrain
+from cprec.workflows.pretrain import PICTURE_RESTS, PICTURE_S, Pictures
+from tests.unit.corpus.worlds import settings, shop, write_root
+
+
+class Clock:
+    """Seconds, and what making a picture takes of them."""
+
+    def __init__(self) -> None:
+        self.now, self.takes = 1000.0, 0.0
+        self.made: list[float] = []
+        self.fails: Exception | None = None
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def show(self, run_uri: str, tracker: Any) -> None:
+        self.made.append(self.now)
+        self.now += self.takes
+        if self.fails:
+            raise self.fails
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(pretrain, "time", clock)
+    monkeypatch.setattr(pretrain, "_show", clock.show)
+    return clock
+
+
+def renew(pictures: Pictures, clock: Clock, seconds: int) -> None:
+    """Ask for a picture every second."""
+    for _ in range(seconds):
+        pictures.renew()
+        clock.now += 1
+
+
+def test_a_picture_a_minute_the_first_after_one(clock: Clock) -> None:
+    pictures = Pictures("run", Any, print)  # type: ignore[arg-type]
+    renew(pictures, clock, int(3 * PICTURE_S) + 1)
+    assert clock.made == [1000 + PICTURE_S, 1000 + 2 * PICTURE_S, 1000 + 3 * PICTURE_S]
+
+
+def test_what_takes_long_is_made_more_rarely(clock: Clock) -> None:
+    clock.takes = 5.0
+    pictures = Pictures("run", Any, print)  # type: ignore[arg-type]
+    renew(pictures, clock, int(PICTURE_S + 5 * PICTURE_RESTS) + 1)
+    assert clock.made == [1000 + PICTURE_S, 1000 + PICTURE_S + 5 * PICTURE_RESTS]
+
+
+@pytest.mark.parametrize("problem", [OSError("the store is away"), RunError("no plan.json")])
+def test_storage_that_fails_costs_a_picture_and_not_the_training(
+    clock: Clock, problem: Exception
+) -> None:
+    said: list[str] = []
+    clock.fails = problem
+    pictures = Pictures("run", Any, said.append)  # type: ignore[arg-type]
+    renew(pictures, clock, int(2 * PICTURE_S) + 1)
+    assert said == [f"the report was not renewed: {problem}"] * 2
+
+
+@pytest.mark.parametrize(("hold", "closed"), [(False, False), (True, False), (True, True)])
+def test_a_run_that_is_held_open_waits_again_after_a_restart(
+    monkeypatch: pytest.MonkeyPatch, hold: bool, closed: bool
+) -> None:
+    """Without mixed samples its plan ends where its stable phase does."""
+    plan = make(
+        Rules(0, 1e-5, 1e-3, 0.1, mode=Mode.DOMAIN_ONLY), [Portion("domain/A", 0, 0, 100)], []
+    )
+    course = Course("", 0, plan, ("A",), (), hold=hold, closed=closed)
+    said: list[str] = []
+    fitted: list[object] = []
+    monkeypatch.setattr(checkpoint, "latest", lambda run_uri: (checkpoint.Name(100, 0), []))
+    monkeypatch.setattr(pretrain, "session", lambda address, num_cpus: nullcontext())
+    monkeypatch.setattr(driver, "fit", lambda *arguments: fitted.append(arguments))
+    job = driver.Job(Recipe(), "runs/a", "base", Any)  # type: ignore[arg-type]
+    pretrain.train(job, course, Any, said.append)  # type: ignore[arg-type]
+    assert len(fitted) == (hold and not closed)
+    assert said == (
+        ["resuming cpt from 100 samples"] if fitted else ["cpt is trained to the end already"]
+    )
+
+
+def test_a_preview_tells_of_the_run_that_is_there_and_writes_nothing(tmp_path: Path) -> None:
+    corpus = build(
+        settings(write_root(tmp_path / "root", shop(("A", "B", "C")))),
+        0,
+        str(tmp_path / "corpus"),
+        print,
+    )
+    recipe = Recipe(storage=str(tmp_path / "runs"), corpus=corpus.uri)
+    said: list[str] = []
+    pretrain.preview(recipe, (), said.append)
+    assert not (tmp_path / "runs").exists()
+    assert said[0].startswith("plan: W = ")
+    settle(recipe, str(tmp_path / "runs" / "cpt"))
+    smaller = recipe.model_copy(
+        update={"train": recipe.train.model_copy(update={"max_samples": 64})}
+    )
+    course, _ = open_course(smaller, str(tmp_path / "runs" / "cpt"), corpus)
+    pretrain.preview(recipe, (), said.append)
+    assert pretrain.describe_plan(recipe, course.plan) in said
+    assert pretrain.describe_plan(recipe, course.plan) != said[0]
+    other = recipe.model_copy(update={"seed": 3})
+    with pytest.raises(RunError, match="seed: 0 -> 3"):
+        pretrain.preview(other, (), print)
