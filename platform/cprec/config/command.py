@@ -12,7 +12,7 @@ from cluster.errors import UserError
 from cprec.config.cli import from_arguments
 from cprec.config.recipe import Recipe
 
-DEMO = Path(__file__).resolve().parents[2] / "jobs" / "recipes" / "demo.yaml"
+DEMO = Path(__file__).resolve().parents[3] / "jobs" / "recipes" / "demo.yaml"
 
 DONE, USER_ERROR, FAULT, INTERRUPTED = 0, 1, 2, 130
 

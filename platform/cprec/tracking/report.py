@@ -67,7 +67,7 @@ def render(
     )
     environment.filters["count"] = lambda value: "–" if value is None else f"{value:,}"
     environment.filters["share"] = lambda value: "–" if value is None else f"{value:.4f}"
-    template = environment.from_string(files("cprec").joinpath("report.html.j2").read_text("utf-8"))
+    template = environment.from_string(files("cprec.tracking").joinpath("report.html.j2").read_text("utf-8"))
     steps = figures.trained(trace)
     return template.render(
         run=run,
