@@ -31,11 +31,11 @@ for root in (ROOT, ROOT / "platform"):
 
 from corpus.store.tables import Corpus
 from cprec.baselines import training
-from cprec.baselines.network import Recommender
+from cprec.baselines.recommender import Recommender
 from cprec.baselines.sequences import training_sequences
-from cprec.downstream.items import Domain, by_id
-from cprec.evaluate.metrics import gains, hits, ranks
-from cprec.evaluate.significance import paired
+from cprec.downstream.domain import Domain, sort_by_id
+from cprec.evaluate.metrics import discounted_gains, hits, compute_ranks
+from cprec.evaluate.significance import paired_t_test
 from cprec.config.recipe import BaselineSettings
 
 PEER = Path(__file__).parent / "peers" / "recbole_baselines.py"
@@ -56,14 +56,16 @@ class Task:
     def of(
         cls, corpus: Corpus, name: str, samples: int | None, settings: BaselineSettings
     ) -> "Task":
-        domain = Domain.of(corpus, name)
+        domain = Domain.from_corpus(corpus, name)
         splits = {
-            split: corpus.samples(domain.source, split) for split in ("train", "validation", "test")
+            split: corpus.read_samples(domain.source, split)
+            for split in ("train", "validation", "test")
         }
         sequences = [
-            (domain.numbers(np.array(s)) + 1).tolist() for s in training_sequences(*splits.values())
+            (domain.to_local_numbers(np.array(s)) + 1).tolist()
+            for s in training_sequences(*splits.values())
         ]
-        scored = {split: by_id(splits[split], samples) for split in ("validation", "test")}
+        scored = {split: sort_by_id(splits[split], samples) for split in ("validation", "test")}
         return cls(
             domain,
             sequences,
@@ -74,12 +76,14 @@ class Task:
 
     def histories(self, split: str) -> list[list[int]]:
         return [
-            (self.domain.numbers(np.array(h)) + 1).tolist()
+            (self.domain.to_local_numbers(np.array(h)) + 1).tolist()
             for h in self.scored[split]["history"].to_pylist()
         ]
 
     def candidates(self, split: str) -> NDArray[np.int64]:
-        return self.domain.numbers(np.array(self.scored[split]["candidates"].to_pylist())) + 1
+        return (
+            self.domain.to_local_numbers(np.array(self.scored[split]["candidates"].to_pylist())) + 1
+        )
 
     def targets(self, split: str) -> NDArray[np.int64]:
         return np.asarray(self.scored[split]["target"].to_numpy())
@@ -100,7 +104,7 @@ def main() -> None:
     parser.add_argument("--corpus", required=True)
     parser.add_argument("--domain", required=True)
     parser.add_argument("--recbole", required=True, help="python of an environment with RecBole")
-    parser.add_argument("--baselines", default=",".join(training.NAMES))
+    parser.add_argument("--baselines", default=",".join(training.BASELINE_NAMES))
     parser.add_argument("--samples", type=int, help="validation and test samples, at most")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--patience", type=int, default=5)
@@ -137,15 +141,19 @@ def show(name: str, task: Task, mine: list[Trained], other: list[Trained]) -> No
     )
     print(f"{name}_epoch_cpu_s {own_s:.3f} {peer_s:.3f} {peer_s / own_s:.2f}", flush=True)
     target = task.targets("test")
-    for metric, of in (("HR@1", lambda r: hits(r, 1)), ("NDCG@5", lambda r: gains(r, 5))):
+    for metric, of in (
+        ("HR@1", lambda r: hits(r, 1)),
+        ("NDCG@5", lambda r: discounted_gains(r, 5)),
+    ):
         own, its = (
-            np.stack([of(ranks(one.scores, target)) for one in side]) for side in (mine, other)
+            np.stack([of(compute_ranks(one.scores, target)) for one in side])
+            for side in (mine, other)
         )
         seen = " ".join(
             f"{side.mean():.4f}±{side.mean(axis=1).std(ddof=len(side) > 1):.4f}"
             for side in (own, its)
         )
-        users = paired(its.mean(axis=0), own.mean(axis=0))
+        users = paired_t_test(its.mean(axis=0), own.mean(axis=0))
         reach = "" if users.high is None else f" ±{users.high - users.difference:.4f}"
         print(
             f"{name}_{metric} {seen} difference {users.difference:+.4f}{reach} p {users.p:.2g} n {users.n} seeds {len(own)}",
@@ -155,7 +163,9 @@ def show(name: str, task: Task, mine: list[Trained], other: list[Trained]) -> No
 
 def ours(name: str, task: Task, seed: int) -> Trained:
     torch.manual_seed(seed)
-    network = training.make(name, len(task.domain.indices), task.length, task.settings)
+    network = training.build_network(
+        name, len(task.domain.item_indices), task.length, task.settings
+    )
     histories, candidates, target = (
         task.histories("validation"),
         task.candidates("validation"),
@@ -167,13 +177,18 @@ def ours(name: str, task: Task, seed: int) -> Trained:
         """An epoch is what lies between two measurements."""
         nonlocal resumed
         seconds.append(time.process_time() - resumed)
-        hr1 = float(hits(ranks(training.score(now, histories, candidates), target), 1).mean())
+        hr1 = float(
+            hits(
+                compute_ranks(training.score_candidates(now, histories, candidates), target), 1
+            ).mean()
+        )
         resumed = time.process_time()
         return hr1
 
-    training.fit(network, task.sequences, task.settings, seed, measure)
+    training.fit_network(network, task.sequences, task.settings, seed, measure)
     return Trained(
-        training.score(network, task.histories("test"), task.candidates("test")), seconds[1:]
+        training.score_candidates(network, task.histories("test"), task.candidates("test")),
+        seconds[1:],
     )
 
 

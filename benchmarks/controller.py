@@ -25,15 +25,15 @@ import ray
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from cluster.session import session
+from cluster.ray_session import ray_session
 from corpus import append, build
-from corpus.ingest import simulate
+from corpus.ingest import simulation
 from cprec.config.recipe import Recipe
-from cprec.config.cli import validate
+from cprec.config.cli import validate_recipe
 from cprec.schedule.controller import Controller, Segment
 from cprec.schedule.plan import Plan, Portion
-from cprec.schedule.planning import Rules, adopt, make
-from cprec.stream.segments import shares
+from cprec.schedule.planning import PlanSettings, extend_plan, build_plan
+from cprec.stream.segments import read_worker_batches
 from cprec.train.distributed import controller_actor
 from cprec.runs.control_channel import Owner
 
@@ -46,7 +46,9 @@ def plan_of(samples: int, domains: int = 20) -> Plan:
     counts = [int(samples * 0.8 * w / sum(weights)) for w in weights]
     counts[0] += int(samples * 0.8) - sum(counts)
     domain = [Portion(f"domain/{i}", 0, 0, n) for i, n in enumerate(counts)]
-    return make(Rules(0, 5e-6, 5e-4, 0.05), domain, [Portion("mixed", 0, 0, samples - sum(counts))])
+    return build_plan(
+        PlanSettings(0, 5e-6, 5e-4, 0.05), domain, [Portion("mixed", 0, 0, samples - sum(counts))]
+    )
 
 
 def seconds(call: Callable[[], object], repeats: int = REPEATS) -> float:
@@ -65,19 +67,19 @@ def planning() -> None:
         plan = plan_of(samples)
         start = plan.wsa.stable_end - 3 * SEGMENT
         tracemalloc.start()
-        plan.era(start).order(start, start + SEGMENT)
+        plan.find_era(start).locate_rows(start, start + SEGMENT)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         made, ordered = (
             seconds(lambda n=samples: plan_of(n)),
-            seconds(lambda p=plan, s=start: p.era(s).order(s, s + SEGMENT)),
+            seconds(lambda p=plan, s=start: p.find_era(s).locate_rows(s, s + SEGMENT)),
         )
         print(
             f"plan {samples:.0e}: make {made * 1e3:.3f} ms, a segment of {SEGMENT} {ordered * 1e3:.3f} ms, peak {peak / 2**20:.2f} MiB"
         )
     plan = plan_of(10**9)
     for version in range(1, 101):
-        plan = adopt(
+        plan = extend_plan(
             plan,
             version * SEGMENT + plan.wsa.warmup_end,
             [Portion(f"domain/{version % 20}", version, 0, 10**5)],
@@ -86,7 +88,7 @@ def planning() -> None:
         )
     start = plan.wsa.stable_end - 3 * SEGMENT
     print(
-        f"plan 1e9 after 100 appends: a segment {seconds(lambda: plan.era(start).order(start, start + SEGMENT)) * 1e3:.3f} ms"
+        f"plan 1e9 after 100 appends: a segment {seconds(lambda: plan.find_era(start).locate_rows(start, start + SEGMENT)) * 1e3:.3f} ms"
     )
 
 
@@ -98,7 +100,7 @@ def hand_over() -> None:
         def tell(world: int = world) -> None:
             controller = Controller(plan, BATCH, SEGMENT)
             for _ in range(world):
-                segment = controller.segment(0)
+                segment = controller.issue_segment(0)
                 assert isinstance(segment, Segment)
 
         print(f"hand-over of a segment to {world} workers: {seconds(tell) * 1e3:.3f} ms")
@@ -124,9 +126,9 @@ def resume() -> None:
     at = int(0.9 * plan.wsa.stable_end) // BATCH * BATCH
 
     def ours() -> None:
-        segment = Controller(plan, BATCH, SEGMENT, samples=at).segment(at)
+        segment = Controller(plan, BATCH, SEGMENT, samples=at).issue_segment(at)
         assert isinstance(segment, Segment)
-        segment.era.order(segment.start, segment.start + BATCH)
+        segment.era.locate_rows(segment.start, segment.start + BATCH)
 
     def skipping() -> None:
         next(iter(skip_first_batches(DataLoader(Rows(samples), batch_size=BATCH), at // BATCH)))
@@ -168,8 +170,8 @@ def live() -> None:
             "corpus": f"{place}/corpus",
             "data": {**LIVE["data"], "root": f"{place}/shoppers"},
         }  # type: ignore[dict-item]
-        whole = validate(values, "the benchmark")
-        simulate.write(whole.data, whole.simulate, whole.seed)
+        whole = validate_recipe(values, "the benchmark")
+        simulation.write_data_root(whole.data, whole.simulate, whole.seed)
         values["data"] = {
             "root": f"{place}/shoppers",
             "domains": ["Garden", "Office", "Sports"],
@@ -177,7 +179,7 @@ def live() -> None:
         }
         recipe = place / "recipe.yaml"
         recipe.write_text(json.dumps(values))
-        first = validate(values, "the benchmark")
+        first = validate_recipe(values, "the benchmark")
         build.build(first.data, first.seed, first.corpus, lambda _: None)
         trace = place / "runs" / "live" / "trace.jsonl"
         with subprocess.Popen(
@@ -185,7 +187,7 @@ def live() -> None:
         ) as process:
             wait_for(lambda: len(rows(trace)) >= 40, process)
             began = time.time()
-            joined = validate(
+            joined = validate_recipe(
                 {**values, "data": {**values["data"], "domains": ["Music"]}}, "the benchmark"
             )  # type: ignore[dict-item]
             append.append(joined.data, joined.seed, joined.corpus, lambda _: None)
@@ -207,8 +209,8 @@ def live() -> None:
 
 def asked(recipe: Recipe, run: str) -> None:
     """Two real workers, as Ray actors, ask the controller of a finished run for its first segments, again and again."""
-    with session("local", 4):
-        settings = controller_actor.Settings(
+    with ray_session("local", 4):
+        settings = controller_actor.ControllerSettings(
             "live",
             run,
             recipe.corpus,
@@ -220,8 +222,8 @@ def asked(recipe: Recipe, run: str) -> None:
             512,
             None,
         )
-        controller = controller_actor.start(settings, Owner.me())
-        ray.get(controller.begin.remote(controller_actor.Group(99, 2, 0, None), []))
+        controller = controller_actor.start_controller(settings, Owner.this_process())
+        ray.get(controller.begin_attempt.remote(controller_actor.WorkerGroup(99, 2, 0, None), []))
         workers = [ray.remote(num_cpus=0)(Asker).remote(controller, rank) for rank in range(2)]
         told, streamed = [], []
         for turn in range(REPEATS + 1):
@@ -243,9 +245,9 @@ class Asker:
     def ask(self, position: int) -> tuple[float, float]:
         """Seconds until the controller answered, and until the first batch was there."""
         began = time.perf_counter()
-        handed = ray.get(self._controller.segment.remote(99, position, self._rank))
+        handed = ray.get(self._controller.issue_segment.remote(99, position, self._rank))
         told = time.perf_counter() - began
-        batches = shares(handed.iterator, handed.segment, self._rank)
+        batches = read_worker_batches(handed.iterator, handed.segment, self._rank)
         next(batches)
         first = time.perf_counter() - began
         for _ in batches:

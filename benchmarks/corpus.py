@@ -41,8 +41,8 @@ import psutil
 
 from corpus.append import append
 from corpus.build import build
-from corpus.inspect.inspection import inspect
-from corpus.inspect.leakage import SOUND
+from corpus.inspect.inspection import inspect_corpus
+from corpus.inspect.leakage import LEAK_CHECKS
 from corpus.settings import DataSettings
 from corpus.store.tables import Corpus
 
@@ -256,8 +256,8 @@ def one(name: str, root: Path, out: Path) -> None:
     if name.startswith("append"):
         samples = more(out.parent / "more", out)
     elif name == "inspect":
-        leaks = inspect(Corpus.open(str(out))).leaks
-        samples = sum(leaks[number] for number in SOUND)
+        leaks = inspect_corpus(Corpus.open(str(out))).leak_counts
+        samples = sum(leaks[number] for number in LEAK_CHECKS)
     elif name.startswith("ray"):
         samples, worker = watched(more if name == "ray_append" else ours, root, out)
     else:

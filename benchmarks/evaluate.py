@@ -24,12 +24,12 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from corpus.settings import SimulateSettings
-from corpus.ingest.simulate import shoppers
-from cprec.evaluate.generate import answered
-from cprec.evaluate.rank import score
+from corpus.ingest.simulation import simulate_shoppers
+from cprec.evaluate.generation import generate_answers
+from cprec.evaluate.candidate_scoring import score_samples
 from cprec.model import tiny
-from cprec.encode.title_tokens import ByTokenizer
-from cprec.encode.tokens import Encoder
+from cprec.encode.title_tokens import UncachedPromptEncoder
+from cprec.encode.tokens import TitleEncoder
 
 USERS, ROUNDS, BATCH, HIDDEN, LAYERS = 8, 3, 8, 128, 2
 
@@ -38,9 +38,9 @@ def main() -> None:
     """Print one line."""
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
-    titles = list(shoppers(["Games"], SimulateSettings(users=10), 0).shelves[0].titles)
+    titles = list(simulate_shoppers(["Games"], SimulateSettings(users=10), 0).shelves[0].titles)
     tokenizer = tiny.train_tokenizer(titles, 1024)
-    encoder = ByTokenizer(titles, Encoder(tokenizer, 2048))
+    encoder = UncachedPromptEncoder(titles, TitleEncoder(tokenizer, 2048))
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=HIDDEN,
@@ -57,8 +57,8 @@ def main() -> None:
         }
     )
     ways: dict[str, Callable[[], Any]] = {
-        "score": lambda: score(model, encoder, samples, BATCH),
-        "generate": lambda: answered(
+        "score": lambda: score_samples(model, encoder, samples, BATCH),
+        "generate": lambda: generate_answers(
             model, tokenizer, encoder, samples, titles, BATCH, constrained=True
         ),
     }

@@ -21,10 +21,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from cprec.model import adapter, fp8
 from cprec.config.recipe import ModelSettings, TrainSettings
 from cprec.schedule.wsa import Phase
-from cprec.encode.tokens import Tokens
+from cprec.encode.tokens import EncodedSample
 from cprec.train import device
-from cprec.train.engine import Engine, cut_of
-from cprec.train.loop import Observer, StepRecord, Work, train
+from cprec.train.engine import Engine, micro_batch_spec
+from cprec.train.loop import Observer, StepRecord, TrainingStep, train
 
 SEVEN_B = {
     "vocab_size": 32000,
@@ -48,7 +48,7 @@ KINDS = {
 }
 
 
-def samples(options: argparse.Namespace, vocabulary: int) -> list[Tokens]:
+def samples(options: argparse.Namespace, vocabulary: int) -> list[EncodedSample]:
     """Prompts of the corpus, or ones of drawn tokens: lengths between 460 and 1,880 around 700 (toy: 20 to 60), 26 of them supervised (toy: 5)."""
     if options.corpus:
         return workload.Workload.of(
@@ -57,7 +57,10 @@ def samples(options: argparse.Namespace, vocabulary: int) -> list[Tokens]:
     rng = np.random.default_rng(0)
     least, spread, most, answer = (20, 12, 60, 5) if options.toy else (460, 260, 1880, 26)
     lengths = np.minimum(least + rng.exponential(spread, options.samples), most).astype(int)
-    return [Tokens(rng.integers(3, vocabulary, n).astype(np.int32), n - answer, 0) for n in lengths]
+    return [
+        EncodedSample(rng.integers(3, vocabulary, n).astype(np.int32), n - answer, 0)
+        for n in lengths
+    ]
 
 
 def model(options: argparse.Namespace) -> torch.nn.Module:
@@ -74,7 +77,7 @@ def model(options: argparse.Namespace) -> torch.nn.Module:
     torch.set_default_dtype(before)
     trained = adapter.attach(base, ModelSettings(lora_rank=8, lora_dropout=0.0), 0).to(place)
     if options.fp8:
-        print(f"FP8: {fp8.freeze(trained)} frozen layers", flush=True)
+        print(f"FP8: {fp8.quantise_frozen_layers(trained)} frozen layers", flush=True)
     return trained
 
 
@@ -86,7 +89,7 @@ class Watch(Observer):
         self._last = steps - 1
         self.profiler = torch.profiler.profile()
 
-    def stepped(self, record: StepRecord, work: Work, engine: Engine) -> None:
+    def on_step_end(self, record: StepRecord, step: TrainingStep, engine: Engine) -> None:
         self.records.append(record)
         if len(self.records) == self._last:
             self.profiler.start()
@@ -108,29 +111,29 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     found = samples(options, 500 if options.toy else 32000)
     shares = workload.shares(found, options.batch)[: options.steps]
 
-    def feed() -> Iterator[Work]:
+    def feed() -> Iterator[TrainingStep]:
         for index in range(options.steps):
-            yield Work(shares[index % len(shares)], 1e-4, Phase.STABLE, 0, 0)
+            yield TrainingStep(shares[index % len(shares)], 1e-4, Phase.STABLE, 0, 0)
 
     watch = Watch(options.steps)
-    train(engine, feed(), watch, cut_of(settings), 2, 0)
+    train(engine, feed(), watch, micro_batch_spec(settings), 2, 0)
     counted = watch.records[options.warmup : -1]
-    seconds, tokens = sum(r.step_s for r in counted), sum(r.batch.tokens for r in counted)
+    seconds, tokens = sum(r.step_s for r in counted), sum(r.batch.token_count for r in counted)
     rate = sum(r.operations for r in counted) / seconds
-    size = 256 if options.toy else device.MATRIX
-    possible = device.matrix_rate(
+    size = 256 if options.toy else device.MATRIX_SIZE
+    possible = device.measure_matmul_flops(
         engine.device, torch.float32 if options.toy else torch.bfloat16, size
     )
     return {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
         "precision": "fp8" if options.fp8 else "fp32" if options.toy else "bf16",
         "compiled": settings.compile,
-        "recomputed": engine.recomputes,
+        "recomputed": engine.recomputes_activations,
         "tokens_per_s": tokens / seconds,
         "tflops": rate / 1e12,
         "matrix_tflops": possible / 1e12,
         "share_of_matrix_rate": rate / possible,
-        "memory_gb": counted[-1].memory_bytes / 1e9,
+        "memory_gb": counted[-1].peak_memory_bytes / 1e9,
         "loss": counted[-1].loss,
         "seconds_by_kind": breakdown(watch.profiler, watch.records[-1].step_s),
     }

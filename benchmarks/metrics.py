@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 for root in (ROOT, ROOT / "platform"):
     sys.path.insert(0, str(root))
 
-from cprec.evaluate.predictions import measured, ranks_of
+from cprec.evaluate.predictions import to_metrics, to_ranks
 
 PEER = Path(__file__).parent / "peers" / "ranx_metrics.py"
 NAMES = {
@@ -45,7 +45,7 @@ def main() -> int:
         for file in sorted(files(options.folder))
     }
     alone = {
-        name: predictions.filter(pa.array(ranks_of(predictions).tied == 1))
+        name: predictions.filter(pa.array(to_ranks(predictions).tied_count == 1))
         for name, (_, predictions) in kept.items()
     }
     asked = json.dumps({name: as_ranx(table) for name, table in alone.items()})
@@ -60,7 +60,7 @@ def main() -> int:
         ours = (
             written
             if left == len(predictions)
-            else measured(alone[name], written["model"], written["domain"], written["mode"])
+            else to_metrics(alone[name], written["model"], written["domain"], written["mode"])
         )
         apart = max(abs(ours[kind][k] - peer[name][metric]) for metric, (kind, k) in NAMES.items())
         worst = max(worst, apart)

@@ -31,12 +31,17 @@ import torch.distributed as dist
 
 from corpus.store.tables import Corpus
 from cprec.model import adapter, backbone
-from cprec.config.cli import load
-from cprec.schedule.plan import Plan, batches
-from cprec.stream.segments import from_row, read_positions, streams_of, to_rows
-from cprec.encode.title_tokens import Stitcher, tokenise
-from cprec.train.engine import Engine, cut_of
-from cprec.train.loop import Observer, StepRecord, Work, train
+from cprec.config.cli import load_recipe
+from cprec.schedule.plan import Plan, global_batches
+from cprec.stream.segments import (
+    worker_batch_from_row,
+    read_plan_rows,
+    streams_by_key,
+    to_worker_rows,
+)
+from cprec.encode.title_tokens import CachedPromptEncoder, tokenise_titles
+from cprec.train.engine import Engine, micro_batch_spec
+from cprec.train.loop import Observer, StepRecord, TrainingStep, train
 
 
 FIRST, OTHERS = (
@@ -51,28 +56,28 @@ class Seconds(Observer):
     def __init__(self) -> None:
         self.steps: list[tuple[int, float, float]] = []
 
-    def stepped(self, record: StepRecord, work: Work, engine: Engine) -> None:
-        self.steps.append((record.batch.tokens, record.step_s, record.data_wait_s))
+    def on_step_end(self, record: StepRecord, step: TrainingStep, engine: Engine) -> None:
+        self.steps.append((record.batch.token_count, record.step_s, record.data_wait_s))
 
 
 def works(
     plan: Plan, corpus: Corpus, words: object, max_tokens: int, batch: int, rank: int, world: int
-) -> Iterator[Work]:
+) -> Iterator[TrainingStep]:
     """One worker's work of a whole plan, as the controller would hand it out."""
-    stitcher = Stitcher(tokenise(corpus.titles(), words), max_tokens)  # type: ignore[arg-type]
+    stitcher = CachedPromptEncoder(tokenise_titles(corpus.read_titles(), words), max_tokens)  # type: ignore[arg-type]
     wsa = plan.wsa
     for era in (era for era in plan.eras if era.start < era.stop):
-        rows = read_positions(era, streams_of(corpus), era.start, era.stop)
-        tokens, ids = stitcher.samples(rows), rows["sample_id"].to_numpy().view(np.uint64)
-        for start, stop in batches(era.start, era.stop, batch):
+        rows = read_plan_rows(era, streams_by_key(corpus), era.start, era.stop)
+        tokens, ids = stitcher.encode_samples(rows), rows["sample_id"].to_numpy().view(np.uint64)
+        for start, stop in global_batches(era.start, era.stop, batch):
             piece = slice(start - era.start, stop - era.start)
-            row = to_rows(
+            row = to_worker_rows(
                 start, stop, tokens[piece], ids[piece], rows["source"].to_pylist()[piece], world
             )[rank]
             arrays = {name: np.asarray(row[name]) for name in ("ids", "input_ids")}
-            yield Work(
-                from_row({**row, **arrays, "sources": row["sources"]}),
-                wsa.rate(start),
+            yield TrainingStep(
+                worker_batch_from_row({**row, **arrays, "sources": row["sources"]}),
+                wsa.lr(start),
                 wsa.phase(start),
                 wsa.stable_end,
                 wsa.annealing_end,
@@ -81,7 +86,7 @@ def works(
 
 def bare(run: Path, recipe_file: str, rank: int, world: int, meeting: str) -> None:
     """One process of the bare loop, over the plan that a run was trained on. Prints its steps as JSON."""
-    recipe = load(recipe_file)
+    recipe = load_recipe(recipe_file)
     os.environ.update(DS_ACCELERATOR="cpu", LOCAL_RANK="0")
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
@@ -96,7 +101,7 @@ def bare(run: Path, recipe_file: str, rank: int, world: int, meeting: str) -> No
         works(plan, corpus, words, recipe.model.max_tokens, recipe.train.global_batch, rank, world)
     )
     seen = Seconds()
-    train(engine, todo, seen, cut_of(recipe.train), int(words.eos_token_id), recipe.seed)  # type: ignore[arg-type]
+    train(engine, todo, seen, micro_batch_spec(recipe.train), int(words.eos_token_id), recipe.seed)  # type: ignore[arg-type]
     engine.close()
     print(json.dumps(seen.steps))
 

@@ -23,9 +23,9 @@ from torch.nn.functional import cross_entropy
 from cprec.encode import prompt
 from cprec.model import attention
 from cprec.config.recipe import TrainSettings
-from cprec.stream.packing import Cut, micro_batches
-from cprec.stream.segments import SAMPLES_PER_TASK
-from cprec.encode.title_tokens import Stitcher
+from cprec.stream.packing import MicroBatchSpec, build_micro_batches
+from cprec.stream.segments import SAMPLES_PER_READ_TASK
+from cprec.encode.title_tokens import CachedPromptEncoder
 from cprec.train.engine import Engine
 
 
@@ -36,11 +36,15 @@ ENVIRONMENT = dict(os.environ)
 def ours(work: workload.Workload, options: argparse.Namespace) -> Callable[[], float]:
     """The shipped way: stitched, packed, logits of supervised tokens, DeepSpeed's engine."""
     engine = Engine(made(work, options), TrainSettings(zero_stage=0), "fp32")
-    cut, end = Cut(packed=True, size=options.pack_tokens), work.tokens.end
+    cut, end = MicroBatchSpec(packed=True, size=options.pack_tokens), work.tokens.eos_token_id
 
     def once() -> None:
-        for share in workload.shares(Stitcher(work.tokens, 2048).samples(work.rows), options.batch):
-            engine.step(micro_batches(share, cut, end), share.batch.supervised, 1e-4, 0)
+        for share in workload.shares(
+            CachedPromptEncoder(work.tokens, 2048).encode_samples(work.rows), options.batch
+        ):
+            engine.step(
+                build_micro_batches(share, cut, end), share.global_batch.supervised_tokens, 1e-4, 0
+            )
 
     return lambda: workload.timed(once)
 
@@ -48,27 +52,32 @@ def ours(work: workload.Workload, options: argparse.Namespace) -> Callable[[], f
 def all_logits(work: workload.Workload, options: argparse.Namespace) -> Callable[[], float]:
     """As ours, packed, but with the logits of every token: what packing alone gives."""
     model = made(work, options)
-    attention.enable(model)
+    attention.enable_packing(model)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
-    cut = Cut(packed=True, size=options.pack_tokens)
+    cut = MicroBatchSpec(packed=True, size=options.pack_tokens)
 
     def once() -> None:
-        for share in workload.shares(Stitcher(work.tokens, 2048).samples(work.rows), options.batch):
-            for batch in micro_batches(share, cut, work.tokens.end):
-                bounds = attention.bounds_of(
+        for share in workload.shares(
+            CachedPromptEncoder(work.tokens, 2048).encode_samples(work.rows), options.batch
+        ):
+            for batch in build_micro_batches(share, cut, work.tokens.eos_token_id):
+                bounds = attention.packed_arguments(
                     torch.from_numpy(batch.bounds), int(np.diff(batch.bounds).max())
                 )
-                ids, positions = torch.from_numpy(batch.ids), torch.from_numpy(batch.positions)
+                ids, positions = (
+                    torch.from_numpy(batch.input_ids),
+                    torch.from_numpy(batch.position_ids),
+                )
                 logits = model(
                     input_ids=ids, position_ids=positions, use_cache=False, **bounds
                 ).logits
                 labels = torch.full(ids.shape, -100)
-                labels[torch.from_numpy(batch.supervised)] = torch.from_numpy(batch.targets)
+                labels[torch.from_numpy(batch.supervised_mask)] = torch.from_numpy(batch.targets)
                 (
                     cross_entropy(
                         logits.view(-1, logits.shape[-1]), labels.view(-1), reduction="sum"
                     )
-                    / share.batch.supervised
+                    / share.global_batch.supervised_tokens
                 ).backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -124,7 +133,7 @@ def trl(work: workload.Workload, options: argparse.Namespace) -> Iterator[Callab
             folder / "samples.npz",
             ids=np.concatenate([s.ids for s in found]),
             lengths=[len(s.ids) for s in found],
-            answers=[s.answer for s in found],
+            answers=[s.answer_start for s in found],
             pack_tokens=options.pack_tokens,
             rows=-(-tokens // options.pack_tokens),
             threads=torch.get_num_threads(),
@@ -181,19 +190,19 @@ def rendered(work: workload.Workload) -> list[tuple[str, str]]:
         history, candidates = (
             [work.titles[i] for i in row[name]] for name in ("history", "candidates")
         )
-        found.append((prompt.render(history, candidates), candidates[row["target"]]))
+        found.append((prompt.render_prompt(history, candidates), candidates[row["target"]]))
     return found
 
 
 def prompts(options: argparse.Namespace) -> str:
     """Stitching what one read task holds against one call of the tokenizer on the same texts; rendering them is not counted."""
     work = workload.Workload.of(
-        options.corpus, SAMPLES_PER_TASK, options.vocabulary, options.tokenizer
+        options.corpus, SAMPLES_PER_READ_TASK, options.vocabulary, options.tokenizer
     )
     texts = [f"{text} {answer}" for text, answer in rendered(work)]
-    stitcher = Stitcher(work.tokens, 2048)
+    stitcher = CachedPromptEncoder(work.tokens, 2048)
     ways = {
-        "ours": lambda: workload.timed(lambda: stitcher.samples(work.rows)),
+        "ours": lambda: workload.timed(lambda: stitcher.encode_samples(work.rows)),
         "peer": lambda: workload.timed(lambda: work.tokenizer(texts)),
     }
     seconds = workload.interleaved(ways, 2 * options.rounds)
@@ -275,7 +284,10 @@ def main() -> None:
         options.corpus, options.samples, options.vocabulary, options.tokenizer
     )
     found = work.samples()
-    tokens, answers = sum(len(s.ids) for s in found), sum(len(s.ids) - s.answer for s in found)
+    tokens, answers = (
+        sum(len(s.ids) for s in found),
+        sum(len(s.ids) - s.answer_start for s in found),
+    )
     print(
         f"{len(found)} samples, {tokens / len(found):.0f} tokens each, {answers / len(found):.1f} supervised; vocabulary {len(work.tokenizer):,}"
     )

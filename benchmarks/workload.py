@@ -23,9 +23,9 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 from corpus.store.tables import Corpus
 from cprec.model import adapter, tiny
 from cprec.config.recipe import ModelSettings
-from cprec.stream.worker_batches import GlobalBatch, Share, deal
-from cprec.encode.title_tokens import Stitcher, TitleTokens, tokenise
-from cprec.encode.tokens import Tokens
+from cprec.stream.worker_batches import GlobalBatch, WorkerBatch, split_by_tokens
+from cprec.encode.title_tokens import CachedPromptEncoder, TitleTokens, tokenise_titles
+from cprec.encode.tokens import EncodedSample
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Workload:
     def of(cls, corpus: str, samples: int, vocabulary: int, tokenizer: str | None) -> "Workload":
         """Samples of the corpus's first domain. tokenizer: a directory; else a byte-level one is trained on the titles."""
         opened = Corpus.open(corpus)
-        titles = opened.titles()
+        titles = opened.read_titles()
         source = opened.streams()[0].source
         words = (
             AutoTokenizer.from_pretrained(tokenizer)
@@ -50,14 +50,14 @@ class Workload:
         )
         return cls(
             titles,
-            opened.samples(source, "train").slice(0, samples),
+            opened.read_samples(source, "train").slice(0, samples),
             words,
-            tokenise(titles, words),
+            tokenise_titles(titles, words),
         )
 
-    def samples(self, max_tokens: int = 2048) -> list[Tokens]:
+    def samples(self, max_tokens: int = 2048) -> list[EncodedSample]:
         """Every sample as tokens, stitched."""
-        return Stitcher(self.tokens, max_tokens).samples(self.rows)
+        return CachedPromptEncoder(self.tokens, max_tokens).encode_samples(self.rows)
 
 
 def model(vocabulary: int, hidden: int, layers: int, seed: int = 0) -> torch.nn.Module:
@@ -75,23 +75,25 @@ def model(vocabulary: int, hidden: int, layers: int, seed: int = 0) -> torch.nn.
     return adapter.attach(LlamaForCausalLM(config), ModelSettings(lora_dropout=0.0), seed)
 
 
-def shares(samples: Sequence[Tokens], batch: int, rank: int = 0, world: int = 1) -> list[Share]:
+def shares(
+    samples: Sequence[EncodedSample], batch: int, rank: int = 0, world: int = 1
+) -> list[WorkerBatch]:
     """One worker's shares of the samples, in global batches."""
     found = []
     for start in range(0, len(samples), batch):
         part = samples[start : start + batch]
-        dealt = deal([len(s.ids) for s in part], world)
+        dealt = split_by_tokens([len(s.ids) for s in part], world)
         lengths = tuple(tuple(len(part[i].ids) for i in one) for one in dealt)
         whole = GlobalBatch(
             start,
             start + len(part),
-            sum(len(s.ids) - s.answer for s in part),
+            sum(len(s.ids) - s.answer_start for s in part),
             sum(map(sum, lengths)),
             0,
             {},
         )
         found.append(
-            Share(
+            WorkerBatch(
                 whole,
                 rank,
                 lengths,

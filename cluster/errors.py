@@ -33,7 +33,7 @@ class CorpusError(UserError):
     """The corpus is missing, of another version than asked for, or too small."""
 
 
-class Overtaken(CorpusError):
+class CommitConflictError(CorpusError):
     """Another process committed first; the same call again builds on what it made."""
 
 

@@ -15,7 +15,7 @@ from fsspec import AbstractFileSystem
 
 from cluster.errors import UserError
 
-_PIECE = 1 << 24
+_CHUNK_BYTES = 1 << 24
 """Bytes that are digested at a time."""
 
 
@@ -31,7 +31,7 @@ def is_remote(uri: str) -> bool:
     return "://" in uri and not uri.startswith("file://")
 
 
-def absolute(uri: str) -> str:
+def absolute_uri(uri: str) -> str:
     """The same place with an absolute path, so that processes with other working directories agree on it."""
     return uri.rstrip("/") if is_remote(uri) else str(Path(uri.removeprefix("file://")).absolute())
 
@@ -47,7 +47,7 @@ def exists(uri: str) -> bool:
     return bool(fs.exists(path))
 
 
-def names(uri: str) -> list[str]:
+def list_names(uri: str) -> list[str]:
     """Names directly below a URI, sorted; empty if there is no such place."""
     fs, path = filesystem(uri)
     if not fs.exists(path):
@@ -57,7 +57,7 @@ def names(uri: str) -> list[str]:
     )
 
 
-def versions(uri: str) -> dict[str, str]:
+def list_etags(uri: str) -> dict[str, str]:
     """Names directly below a URI, each with what changes whenever its content does; empty if there is no such place."""
     fs, path = filesystem(uri)
     try:
@@ -149,7 +149,7 @@ def download(uri: str, directory: Path) -> Path:
     return directory
 
 
-def of_store(error: Exception) -> bool:
+def is_storage_error(error: Exception) -> bool:
     """Whether an error is of a disk, store or network, and not of what a file holds: parquet's readers raise OSError too, without a number."""
     return isinstance(error, OSError) and error.errno is not None
 
@@ -159,13 +159,13 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def sha256_of(uri: str) -> str:
+def file_sha256(uri: str) -> str:
     """Hex digest of a file, however large. Raises UserError naming the place when it is not there."""
     fs, path = filesystem(uri)
     digest = hashlib.sha256()
     try:
         with fs.open(path, "rb") as file:
-            while piece := file.read(_PIECE):
+            while piece := file.read(_CHUNK_BYTES):
                 digest.update(piece)
     except FileNotFoundError:
         raise UserError(f"{uri}: no such file") from None

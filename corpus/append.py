@@ -15,31 +15,31 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from cluster import storage
-from cluster.errors import CorpusError, DataError, Overtaken
-from cluster.say import Say
+from cluster.console import Say
+from cluster.errors import CommitConflictError, CorpusError, DataError
 from corpus import build
-from corpus.backend import HERE, Way
-from corpus.ingest import quarantine, simulate
-from corpus.local.append import Given, Read
-from corpus.local.make_samples import Made
-from corpus.local.prepare import sizes_of
+from corpus.backend import AppendInput, Backend, UncommittedSamples
+from corpus.ingest import plain_text, quarantine, simulation
+from corpus.local import LOCAL
+from corpus.local.append import LocalAppendInput
 from corpus.sampling import replay_text
 from corpus.sampling.sequences import SPLITS
 from corpus.settings import DataSettings, SimulateSettings
 from corpus.store import catalogue, delta, statistics
+from corpus.store.catalogue import count_items
 from corpus.store.tables import Corpus, FileKey, publish_statistics, write_samples
 
-ATTEMPTS = 100
+MAX_ATTEMPTS = 100
 """Times that an append is made anew because another one landed first, before it gives up."""
 
 
-LONGEST_REST_S = 4.0
+MAX_BACKOFF_S = 4.0
 """Before an append is made anew, at most."""
 
 
-def prepare(
+def simulate_and_append(
     data: DataSettings,
-    simulated: SimulateSettings,
+    simulate: SimulateSettings,
     seed: int,
     uri: str,
     say: Say,
@@ -48,7 +48,7 @@ def prepare(
 ) -> Corpus:
     """Simulate the behaviours if the recipe asks for it and they are missing, then append them."""
     if data.format == "simulated":
-        simulate.write(data, simulated, seed)
+        simulation.write_data_root(data, simulate, seed)
     return append(data, seed, uri, say, held_out=held_out)
 
 
@@ -58,25 +58,27 @@ def append(data: DataSettings, seed: int, uri: str, say: Say, *, held_out: bool 
     The same append again changes nothing; interactions that the corpus has already are left out. When another process commits first, the append is
     made anew on what that one made. Raises DataError for behaviours that cannot be used, CorpusError for a corpus of other rules, or none.
     """
-    uri, asked = storage.absolute(uri), _asked(data, held_out)
+    uri, asked = storage.absolute_uri(uri), _select_domains(data, held_out)
     corpus = Corpus.open(uri)
-    _check(corpus, asked, seed)
+    _check_compatible(corpus, asked, seed)
     delta.check_conditional_put(uri)
-    with _chosen(corpus, asked, seed, say) as (identity, given):
-        return _landed(uri, lambda corpus: _append_to(corpus, given, identity, seed, say), say)
+    with _choose_input(corpus, asked, seed, say) as (identity, given):
+        return _commit_with_retries(
+            uri, lambda corpus: _try_append(corpus, given, identity, seed, say), say
+        )
 
 
 def preview(data: DataSettings, seed: int, uri: str, say: Say, *, held_out: bool = False) -> None:
     """Check what `append` would be given, and say what would come in; nothing is written. Raises as `append` does."""
-    corpus, asked = Corpus.open(storage.absolute(uri)), _asked(data, held_out)
-    _check(corpus, asked, seed)
-    with _chosen(corpus, asked, seed, say) as (identity, given):
-        if (since := _since(corpus, identity)) is not None:
+    corpus, asked = Corpus.open(storage.absolute_uri(uri)), _select_domains(data, held_out)
+    _check_compatible(corpus, asked, seed)
+    with _choose_input(corpus, asked, seed, say) as (identity, given):
+        if (since := _find_version(corpus, identity)) is not None:
             say(f"these behaviours are in the corpus already, since version {since}; nothing to do")
             return
-        coming = given.coming(corpus, _whole(corpus, asked), say)
+        coming = given.compute_delta(corpus, _whole_corpus_settings(corpus, asked), say)
     if not coming.rows:
-        say(_nothing_new(corpus, given))
+        say(_nothing_new_message(corpus, given))
         return
     dropped = ", ".join(f"{reason} {n:,}" for reason, n in sorted(coming.dropped.items()) if n)
     say(
@@ -86,26 +88,31 @@ def preview(data: DataSettings, seed: int, uri: str, say: Say, *, held_out: bool
 
 def preview_text(file: str, uri: str, say: Say) -> None:
     """The same of `append_text`."""
-    corpus, source = Corpus.open(storage.absolute(uri)), replay_text.source_of(file)
-    content = replay_text.read(file, "--text")
-    if (since := _since(corpus, _identity_of_text(source, content))) is not None:
+    corpus, source = Corpus.open(storage.absolute_uri(uri)), replay_text.text_source(file)
+    content = plain_text.read_plain_text(file, "--text")
+    if (since := _find_version(corpus, _text_identity(source, content))) is not None:
         say(f"this text is in the corpus already, since version {since}; nothing to do")
         return
     say(
-        f"would make version {corpus.version + 1} of {corpus.uri}: {len(replay_text.windows(content)):,} windows of {source}"
+        f"would make version {corpus.version + 1} of {corpus.uri}: {len(replay_text.split_text(content)):,} windows of {source}"
     )
 
 
-def _identity_of_text(source: str, content: str) -> str:
+def _text_identity(source: str, content: str) -> str:
     """What the append of a text is known by."""
     return storage.sha256(
         json.dumps(
-            [replay_text.RULES, replay_text.WINDOW, source, replay_text.digest(content)]
+            [
+                replay_text.RULES_VERSION,
+                replay_text.MAX_WINDOW_BYTES,
+                source,
+                replay_text.text_digest(content),
+            ]
         ).encode()
     )
 
 
-def _asked(data: DataSettings, held_out: bool) -> DataSettings:
+def _select_domains(data: DataSettings, held_out: bool) -> DataSettings:
     """The settings with the domains that are appended, and no other. Raises DataError without any."""
     asked = data.model_copy(update={"domains": ()} if held_out else {"held_out": ()})
     if not (asked.domains or asked.held_out):
@@ -116,27 +123,34 @@ def _asked(data: DataSettings, held_out: bool) -> DataSettings:
 
 
 @contextmanager
-def _chosen(
-    corpus: Corpus, asked: DataSettings, seed: int, say: Say
-) -> Iterator[tuple[str, Given]]:
+def _choose_input(
+    corpus: Corpus, requested: DataSettings, seed: int, say: Say
+) -> Iterator[tuple[str, AppendInput]]:
     """What the append is known by, and its behaviours, to be read in the way that their number, and that of their users' in the corpus, asks for."""
-    here = Read(asked)
-    with build.chosen(asked, say, lambda expected: here.behind(corpus, expected, say)) as way:
-        if way is not HERE:
-            here.behaviours.clear()
-        yield _identity(asked, seed, way), here if way is HERE else way.given(asked)
+    here = LocalAppendInput(requested)
+    with build.choose_backend(
+        requested, say, lambda expected: here.count_existing(corpus, expected, say)
+    ) as way:
+        if way is not LOCAL:
+            here.raw_by_domain.clear()
+        yield (
+            _input_identity(requested, seed, way),
+            here if way is LOCAL else way.append_input(requested),
+        )
 
 
-def _identity(asked: DataSettings, seed: int, way: Way) -> str:
+def _input_identity(requested: DataSettings, seed: int, backend: Backend) -> str:
     """What an append is known by: the digest of all that it depends on."""
-    input_digests = build.digests(asked, sorted((*asked.domains, *asked.held_out)), way.each)
+    input_digests = build.digests(
+        requested, sorted((*requested.domains, *requested.held_out)), backend.map
+    )
     of_input = json.loads(
-        asked.model_dump_json(
+        requested.model_dump_json(
             include={"columns", "time_unit", "latest", "min_rating", "max_per_user", "format"}
         )
     )
     return storage.sha256(
-        json.dumps([build.rules(asked, seed), of_input, input_digests], sort_keys=True).encode()
+        json.dumps([build.rules(requested, seed), of_input, input_digests], sort_keys=True).encode()
     )
 
 
@@ -146,46 +160,46 @@ def append_text(file: str, uri: str, say: Say) -> Corpus:
     The same text again changes nothing; another text of the same name adds to the source. Raises RecipeError or DataError for a file that is no text
     or has an unfit name, CorpusError where there is no corpus.
     """
-    uri, source = storage.absolute(uri), replay_text.source_of(file)
-    content = replay_text.read(file, "--text")
+    uri, source = storage.absolute_uri(uri), replay_text.text_source(file)
+    content = plain_text.read_plain_text(file, "--text")
     Corpus.open(uri)
     delta.check_conditional_put(uri)
-    identity = _identity_of_text(source, content)
-    return _landed(
-        uri, lambda corpus: _append_text_to(corpus, file, source, content, identity, say), say
+    identity = _text_identity(source, content)
+    return _commit_with_retries(
+        uri, lambda corpus: _try_append_text(corpus, file, source, content, identity, say), say
     )
 
 
-def _landed(uri: str, attempt: Callable[[Corpus], Corpus], say: Say) -> Corpus:
+def _commit_with_retries(uri: str, attempt: Callable[[Corpus], Corpus], say: Say) -> Corpus:
     """What an append made on the newest version; made anew when another process commits first."""
-    for number in range(ATTEMPTS):
+    for number in range(MAX_ATTEMPTS):
         started = time.monotonic()
         try:
             return attempt(Corpus.open(uri))
-        except Overtaken as error:
+        except CommitConflictError as error:
             say(f"{error}; the append is made anew")
             # Of many that race, those go on at different times, or all would be overtaken by one; yet none rests for long while nobody works.
             time.sleep(
                 random.uniform(
-                    0, min((time.monotonic() - started) * min(1 << number, 4), LONGEST_REST_S)
+                    0, min((time.monotonic() - started) * min(1 << number, 4), MAX_BACKOFF_S)
                 )
             )
-    raise Overtaken(
-        f"{uri}: other processes committed {ATTEMPTS} times in the meantime; start the append again when fewer write here"
+    raise CommitConflictError(
+        f"{uri}: other processes committed {MAX_ATTEMPTS} times in the meantime; start the append again when fewer write here"
     )
 
 
-def _append_text_to(
+def _try_append_text(
     corpus: Corpus, file: str, source: str, content: str, identity: str, say: Say
 ) -> Corpus:
     """One attempt, on the newest version. What a commit tells of behaviours stays as it was."""
-    if (done := _done(corpus, identity, "this text is", say)) is not None:
+    if (done := _open_if_appended(corpus, identity, "this text is", say)) is not None:
         return done
     told = corpus.commits[-1].metadata
     written = write_samples(
         corpus.uri,
         FileKey(source, SPLITS[0], corpus.version + 1),
-        [replay_text.rows(source, content)],
+        [replay_text.text_window_table(source, content)],
     )
     metadata = {
         **{
@@ -193,70 +207,74 @@ def _append_text_to(
             for key in ("rules", "fingerprint", "domains", "held_out", "items_version", "item_runs")
         },
         "appended": identity,
-        quarantine.PLACE: None,
-        "text": replay_text.digest(content),
-        "origin": {"root": storage.absolute(file), "format": "text", "domains": [source]},
+        quarantine.FOLDER: None,
+        "text": replay_text.text_digest(content),
+        "origin": {"root": storage.absolute_uri(file), "format": "text", "domains": [source]},
     }
     numbers = {**told["statistics"], "dropped": {}}
-    made = Made((written,), (), 0, Counter())
-    return build.land(
+    made = UncommittedSamples((written,), (), 0, Counter())
+    return build.commit_version(
         corpus.uri, made, numbers, metadata, after=corpus.version, transaction=identity, say=say
     )
 
 
-def _done(corpus: Corpus, identity: str, what: str, say: Say) -> Corpus | None:
+def _open_if_appended(corpus: Corpus, identity: str, subject: str, say: Say) -> Corpus | None:
     """The version that an append made before, if it did."""
-    if (done := _since(corpus, identity)) is None:
+    if (done := _find_version(corpus, identity)) is None:
         return None
     publish_statistics(corpus)
-    say(f"{what} in the corpus already, since version {done}; nothing to do")
+    say(f"{subject} in the corpus already, since version {done}; nothing to do")
     return Corpus.open(corpus.uri, done)
 
 
-def _nothing_new(corpus: Corpus, given: Given) -> str:
-    return f"the corpus has all usable interactions of {', '.join(given.domains)} already; version {corpus.version} stays the newest"
+def _nothing_new_message(corpus: Corpus, append_input: AppendInput) -> str:
+    return f"the corpus has all usable interactions of {', '.join(append_input.domains)} already; version {corpus.version} stays the newest"
 
 
-def _since(corpus: Corpus, identity: str) -> int | None:
+def _find_version(corpus: Corpus, identity: str) -> int | None:
     """The version that an append made; None if it is not there."""
     return next(
-        (commit.version for commit in corpus.commits if commit.transaction == identity), None
+        (commit.version for commit in corpus.commits if commit.transaction_id == identity), None
     )
 
 
-def _append_to(corpus: Corpus, given: Given, identity: str, seed: int, say: Say) -> Corpus:
+def _try_append(
+    corpus: Corpus, append_input: AppendInput, identity: str, seed: int, say: Say
+) -> Corpus:
     """One attempt, on the newest version."""
-    if (done := _done(corpus, identity, "these behaviours are", say)) is not None:
+    if (done := _open_if_appended(corpus, identity, "these behaviours are", say)) is not None:
         return done
-    coming = given.coming(corpus, _whole(corpus, given.data), say)
+    coming = append_input.compute_delta(
+        corpus, _whole_corpus_settings(corpus, append_input.data), say
+    )
     if not coming.rows:
-        say(_nothing_new(corpus, given))
+        say(_nothing_new_message(corpus, append_input))
         return corpus
     data, told = coming.data, corpus.commits[-1].metadata
-    items, items_version, renamed = catalogue.add(corpus.uri, coming.items, identity)
-    indices = catalogue.indices_of(catalogue.joined(told["item_runs"], items))
-    made, came = coming.make(items, indices, seed)
+    items, items_version, renamed = catalogue.add_items(corpus.uri, coming.items, identity)
+    indices = catalogue.decode_runs(catalogue.extend_runs(told["item_runs"], items))
+    made, came = coming.write_sample_files(items, indices, seed)
     dropped = coming.dropped + made.dropped + Counter(title_made_distinct=renamed)
-    counts = statistics.count(made.files)
-    numbers = statistics.describe(
-        told["statistics"], came, sizes_of(indices), data, counts, made.mixed_users, dropped
+    counts = statistics.count_samples(made.sample_files)
+    numbers = statistics.describe_version(
+        told["statistics"], came, count_items(indices), data, counts, made.mixed_users, dropped
     )
     metadata = {
         **{key: told[key] for key in ("rules", "fingerprint")},
         "appended": identity,
-        "origin": build.origin(data, given.domains),
+        "origin": build.origin(data, append_input.domains),
         "domains": data.domains,
         "held_out": data.held_out,
-        quarantine.PLACE: quarantine.write(corpus.uri, data.root, coming.quarantined),
+        quarantine.FOLDER: quarantine.write(corpus.uri, data.root, coming.quarantined),
         "items_version": items_version,
-        "item_runs": catalogue.runs_of(indices),
+        "item_runs": catalogue.encode_runs(indices),
     }
-    return build.land(
+    return build.commit_version(
         corpus.uri, made, numbers, metadata, after=corpus.version, transaction=identity, say=say
     )
 
 
-def _check(corpus: Corpus, data: DataSettings, seed: int) -> None:
+def _check_compatible(corpus: Corpus, data: DataSettings, seed: int) -> None:
     """Raises CorpusError for a corpus of other rules, DataError for a domain that it has as the other kind."""
     there, asked = corpus.commits[0].metadata.get("rules"), build.rules(data, seed)
     if there is None:
@@ -273,24 +291,24 @@ def _check(corpus: Corpus, data: DataSettings, seed: int) -> None:
         raise CorpusError(
             f"{corpus.uri}: a corpus has one set of rules, and this one was built with {', '.join(other)}; set the keys as they were"
         )
-    _whole(corpus, data)
+    _whole_corpus_settings(corpus, data)
 
 
-def _whole(corpus: Corpus, asked: DataSettings) -> DataSettings:
+def _whole_corpus_settings(corpus: Corpus, requested: DataSettings) -> DataSettings:
     """The settings of the whole corpus, the appended domains among its own. Raises DataError for a domain that it has as the other kind."""
     told = corpus.commits[-1].metadata
     kinds = {"pre-training": tuple(told["domains"]), "held out": tuple(told["held_out"])}
     names, kind, other = (
-        (asked.domains, "pre-training", "held out")
-        if asked.domains
-        else (asked.held_out, "held out", "pre-training")
+        (requested.domains, "pre-training", "held out")
+        if requested.domains
+        else (requested.held_out, "held out", "pre-training")
     )
     if wrong := sorted(set(names) & set(kinds[other])):
         raise DataError(
-            f"{', '.join(wrong)}: in this corpus {other}, for ever; {'append with' if asked.domains else 'leave out'} --held-out"
+            f"{', '.join(wrong)}: in this corpus {other}, for ever; {'append with' if requested.domains else 'leave out'} --held-out"
         )
     all_of_kind = (*kinds[kind], *(name for name in names if name not in kinds[kind]))
     domains, held_out = (
-        (all_of_kind, kinds[other]) if asked.domains else (kinds[other], all_of_kind)
+        (all_of_kind, kinds[other]) if requested.domains else (kinds[other], all_of_kind)
     )
-    return asked.model_copy(update={"domains": domains, "held_out": held_out})
+    return requested.model_copy(update={"domains": domains, "held_out": held_out})

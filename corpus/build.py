@@ -11,27 +11,33 @@ from functools import partial
 from typing import Any
 
 from cluster import storage
+from cluster.console import Say
 from cluster.errors import CorpusError, DataError
-from cluster.say import Say
-from corpus.backend import HERE, Each, Way
-from corpus.ingest import quarantine, simulate
+from corpus.backend import Backend, MapFunction, UncommittedSamples
+from corpus.ingest import quarantine, simulation
 from corpus.ingest.sources import file_splits, layout
-from corpus.local.make_samples import Made
-from corpus.local.prepare import sizes_of
+from corpus.local import LOCAL
 from corpus.settings import DataSettings, SimulateSettings
 from corpus.store import catalogue, delta, statistics, stored_interactions
-from corpus.store.tables import PARTITION, SAMPLES, TABLE_SCHEMA, Corpus, publish_statistics
+from corpus.store.catalogue import count_items
+from corpus.store.tables import (
+    PARTITION_COLUMNS,
+    SAMPLES,
+    SAMPLES_TABLE_SCHEMA,
+    Corpus,
+    publish_statistics,
+)
 
-RULES = 1
+RULES_VERSION = 1
 """Goes up whenever the same input would make other samples."""
 
 
-def prepare(
-    data: DataSettings, simulated: SimulateSettings, seed: int, uri: str, say: Say
+def simulate_and_build(
+    data: DataSettings, simulate: SimulateSettings, seed: int, uri: str, say: Say
 ) -> Corpus:
     """Simulate the behaviours if the recipe asks for it and they are missing, then build the corpus if it is missing."""
     if data.format == "simulated":
-        simulate.write(data, simulated, seed)
+        simulation.write_data_root(data, simulate, seed)
     return build(data, seed, uri, say)
 
 
@@ -40,29 +46,31 @@ def build(data: DataSettings, seed: int, uri: str, say: Say) -> Corpus:
 
     Raises DataError for behaviours that cannot be used, CorpusError for another corpus in the place.
     """
-    uri = storage.absolute(uri)
-    if uri == storage.absolute(data.root):
+    uri = storage.absolute_uri(uri)
+    if uri == storage.absolute_uri(data.root):
         raise CorpusError(
             f"{uri}: the corpus cannot lie in its own data root; change the key corpus"
         )
-    with chosen(data, say) as way:
-        identity = fingerprint(data, seed, way.each)
-        existing = delta.commits(storage.join(uri, SAMPLES))
+    with choose_backend(data, say) as way:
+        identity = fingerprint(data, seed, way.map)
+        existing = delta.read_commits(storage.join(uri, SAMPLES))
         if existing:
-            return _existing(uri, existing, identity, say)
+            return _open_existing(uri, existing, identity, say)
         delta.check_conditional_put(uri)
-        gathered = way.gather(data, say)
-        items_version = catalogue.begin(uri, gathered.items, identity)
-        items = gathered.indices()
-        say(f"making samples of {sum(rows for rows, _ in gathered.came.values()):,} interactions")
-        made = gathered.make(data, seed, uri)
+        gathered = way.prepare(data, say)
+        items_version = catalogue.create_items(uri, gathered.items, identity)
+        items = gathered.item_indices()
+        say(
+            f"making samples of {sum(rows for rows, _ in gathered.counts_by_domain.values()):,} interactions"
+        )
+        made = gathered.write_sample_files(data, seed, uri)
     bad = quarantine.write(uri, data.root, gathered.quarantined)
-    numbers = statistics.describe(
-        statistics.NOTHING,
-        gathered.came,
-        sizes_of(items),
+    numbers = statistics.describe_version(
+        statistics.EMPTY_STATISTICS,
+        gathered.counts_by_domain,
+        count_items(items),
         data,
-        statistics.count(made.files),
+        statistics.count_samples(made.sample_files),
         made.mixed_users,
         gathered.dropped + made.dropped,
     )
@@ -72,30 +80,30 @@ def build(data: DataSettings, seed: int, uri: str, say: Say) -> Corpus:
         "origin": origin(data, (*data.domains, *data.held_out)),
         "domains": data.domains,
         "held_out": data.held_out,
-        quarantine.PLACE: bad,
+        quarantine.FOLDER: bad,
         "items_version": items_version,
-        "item_runs": catalogue.runs_of(items),
+        "item_runs": catalogue.encode_runs(items),
     }
-    return land(uri, made, numbers, told, after=None, transaction=identity, say=say)
+    return commit_version(uri, made, numbers, told, after=None, transaction=identity, say=say)
 
 
 @contextmanager
-def chosen(
-    data: DataSettings, say: Say, behind: Callable[[int], int] = lambda expected: 0
-) -> Iterator[Way]:
+def choose_backend(
+    data: DataSettings, say: Say, count_existing: Callable[[int], int] = lambda expected: 0
+) -> Iterator[Backend]:
     """The way in which behaviours become samples: in this process, or on Ray if there are more than `data.distribute_above`. Reads no behaviours.
 
     behind: of so many that are expected, the interactions that are needed beside them; only asked for where they may decide it.
     """
     expected = sum(
-        file_splits.rows(file)
+        file_splits.estimate_rows(file)
         for domain in (*data.domains, *data.held_out)
-        for file in layout.files(data, domain)[0]
+        for file in layout.find_files(data, domain)[0]
     )
     if expected <= data.distribute_above:
-        expected += behind(expected)
+        expected += count_existing(expected)
     if expected <= data.distribute_above:
-        yield HERE
+        yield LOCAL
         return
     from corpus import distributed  # only a large build needs Ray
 
@@ -103,14 +111,14 @@ def chosen(
         f"about {expected:,} interactions are more than data.distribute_above ({data.distribute_above:,}): building on Ray"
     )
     with distributed.session():
-        yield distributed.WAY
+        yield distributed.RAY
 
 
-def land(
+def commit_version(
     uri: str,
-    made: Made,
-    numbers: dict[str, Any],
-    told: dict[str, Any],
+    samples: UncommittedSamples,
+    version_statistics: dict[str, Any],
+    version_metadata: dict[str, Any],
     *,
     after: int | None,
     transaction: str,
@@ -118,30 +126,32 @@ def land(
 ) -> Corpus:
     """Commit what was made as the next version of the corpus, and tell its statistics. Raises Overtaken if another process was faster."""
     metadata = {
-        **told,
-        "statistics": numbers,
-        stored_interactions.KEPT_PLACE: stored_interactions.to_metadata(made.kept),
+        **version_metadata,
+        "statistics": version_statistics,
+        stored_interactions.INTERACTIONS: stored_interactions.to_metadata(
+            samples.interaction_files
+        ),
     }
     place = storage.join(uri, SAMPLES)
     version = delta.commit(
         place,
-        TABLE_SCHEMA,
-        made.files,
-        after=after,
-        partition_by=PARTITION,
+        SAMPLES_TABLE_SCHEMA,
+        samples.sample_files,
+        parent_version=after,
+        partition_by=PARTITION_COLUMNS,
         metadata=metadata,
-        transaction=transaction,
+        transaction_id=transaction,
     )
     newest = Corpus.open(uri)
     publish_statistics(newest)
     say(
-        f"committed corpus version {version} at {uri}: {sum(file.rows for file in made.files):,} samples"
+        f"committed corpus version {version} at {uri}: {sum(file.rows for file in samples.sample_files):,} samples"
     )
-    if told[quarantine.PLACE]:
+    if version_metadata[quarantine.FOLDER]:
         say(
-            f"rows that cannot be used, by file and reason, with the first of each: {storage.join(uri, quarantine.PLACE, told[quarantine.PLACE])}"
+            f"rows that cannot be used, by file and reason, with the first of each: {storage.join(uri, quarantine.FOLDER, version_metadata[quarantine.FOLDER])}"
         )
-    if not numbers["mixed"]["samples"]:
+    if not version_statistics["mixed"]["samples"]:
         say(
             "no mixed sample: no user's history spans enough domains, so annealing has nothing to read; see data.mixed_min_domains"
         )
@@ -150,18 +160,26 @@ def land(
 
 def origin(data: DataSettings, domains: Sequence[str]) -> dict[str, Any]:
     """Where the behaviours of a version come from."""
-    return {"root": storage.absolute(data.root), "format": data.format, "domains": list(domains)}
+    return {
+        "root": storage.absolute_uri(data.root),
+        "format": data.format,
+        "domains": list(domains),
+    }
 
 
 def rules(data: DataSettings, seed: int) -> dict[str, Any]:
     """What every version of a corpus has in common: the keys of `data` that decide which samples are made, the version of the rules, the seed."""
     chosen: dict[str, Any] = json.loads(
-        data.model_dump_json(include=set(DECIDING), exclude=_unsaid(data))
+        data.model_dump_json(include=set(RULE_KEYS), exclude=_omitted_keys(data))
     )
-    return {**{f"data.{key}": value for key, value in chosen.items()}, "seed": seed, "rules": RULES}
+    return {
+        **{f"data.{key}": value for key, value in chosen.items()},
+        "seed": seed,
+        "rules": RULES_VERSION,
+    }
 
 
-DECIDING = (
+RULE_KEYS = (
     "k_core",
     "min_history",
     "max_history",
@@ -172,32 +190,38 @@ DECIDING = (
 )
 
 
-def _unsaid(data: DataSettings) -> set[str]:
+def _omitted_keys(data: DataSettings) -> set[str]:
     """Keys that corpora of earlier releases did not have, as long as they say what was always so: those corpora stay what they are."""
     return set() if data.users_together else {"users_together"}
 
 
-def fingerprint(data: DataSettings, seed: int, each: Each = map) -> str:
+def fingerprint(data: DataSettings, seed: int, map_files: MapFunction = map) -> str:
     """What samples are a function of: the digest of the rules, the seed and the bytes of every input file. Where files lie does not count."""
     of_data = json.loads(
-        data.model_dump_json(exclude={"root", "format", "distribute_above"} | _unsaid(data))
+        data.model_dump_json(exclude={"root", "format", "distribute_above"} | _omitted_keys(data))
     )
-    of_data["layout"] = layout.name_of(data)
+    of_data["layout"] = layout.effective_format(data)
     of_data["domains"], of_data["held_out"] = sorted(data.domains), sorted(data.held_out)
-    found = digests(data, (*of_data["domains"], *of_data["held_out"]), each)
-    return storage.sha256(json.dumps([RULES, of_data, seed, found], sort_keys=True).encode())
+    found = digests(data, (*of_data["domains"], *of_data["held_out"]), map_files)
+    return storage.sha256(
+        json.dumps([RULES_VERSION, of_data, seed, found], sort_keys=True).encode()
+    )
 
 
 def digests(
-    data: DataSettings, domains: Sequence[str], each: Each = map
+    data: DataSettings, domains: Sequence[str], map_files: MapFunction = map
 ) -> dict[str, list[list[str]]]:
     """The digests of the files of each domain: of interactions, of items. Raises DataError for one that is not as SHA256SUMS says."""
-    of_domains = {domain: layout.files(data, domain) for domain in domains}
+    of_domains = {domain: layout.find_files(data, domain) for domain in domains}
     files = list(
         dict.fromkeys(file for kinds in of_domains.values() for kind in kinds for file in kind)
     )
     found = dict(
-        zip(files, each(partial(_digest, layout.told_sums(data.root)), files), strict=True)
+        zip(
+            files,
+            map_files(partial(_digest, layout.read_sha256sums(data.root)), files),
+            strict=True,
+        )
     )
     return {
         domain: [[found[file] for file in kind] for kind in kinds]
@@ -205,16 +229,16 @@ def digests(
     }
 
 
-def _digest(sums: Mapping[str, str], file: str) -> str:
-    found = storage.sha256_of(file)
-    if sums.get(file, found) != found:
+def _digest(expected_digests: Mapping[str, str], file: str) -> str:
+    found = storage.file_sha256(file)
+    if expected_digests.get(file, found) != found:
         raise DataError(
-            f"{file}: its content is not what SHA256SUMS says ({found[:16]}..., told: {sums[file][:16]}...); fetch or write it again"
+            f"{file}: its content is not what SHA256SUMS says ({found[:16]}..., told: {expected_digests[file][:16]}...); fetch or write it again"
         )
     return found
 
 
-def _existing(uri: str, commits: tuple[delta.Commit, ...], identity: str, say: Say) -> Corpus:
+def _open_existing(uri: str, commits: tuple[delta.Commit, ...], identity: str, say: Say) -> Corpus:
     if commits[0].metadata["fingerprint"] != identity:
         raise CorpusError(
             f"{uri}: holds a corpus of other behaviours, rules or seed; choose another place with --corpus, "

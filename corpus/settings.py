@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from cluster.section import Section
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
+SafeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
 
 
 class ColumnSettings(Section):
@@ -52,8 +52,10 @@ class DataSettings(Section):
         ge=5,
         description="interactions of a user in a domain, at most; the most recent are kept",
     )
-    domains: tuple[Name, ...] = Field((), description="domains to pre-train on, comma-separated")
-    held_out: tuple[Name, ...] = Field(
+    domains: tuple[SafeName, ...] = Field(
+        (), description="domains to pre-train on, comma-separated"
+    )
+    held_out: tuple[SafeName, ...] = Field(
         (), description="domains kept out of pre-training, for fine-tuning and evaluation"
     )
     max_quarantined: float = Field(
@@ -93,7 +95,7 @@ class DataSettings(Section):
     )
 
     @model_validator(mode="after")
-    def _consistent(self) -> "DataSettings":
+    def _check_consistency(self) -> "DataSettings":
         if self.max_history < self.min_history:
             raise ValueError(
                 f"data.max_history ({self.max_history}) must be at least data.min_history ({self.min_history})"

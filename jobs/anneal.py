@@ -12,14 +12,14 @@ import source_roots  # noqa: F401
 from rich.console import Console
 
 from cluster.errors import RunError
-from cluster.storage import absolute
+from cluster.storage import absolute_uri
 from cprec.config.command import main
 from cprec.workflows.pretrain import preview, pretrain
 from cprec.config.recipe import Recipe
-from cprec.runs.checkpoint import Name
+from cprec.runs.checkpoint import CheckpointName
 
 
-def flags(parser: argparse.ArgumentParser) -> None:
+def add_flags(parser: argparse.ArgumentParser) -> None:
     """What this job takes beside the recipe."""
     parser.add_argument(
         "--from",
@@ -37,15 +37,15 @@ def flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def job(recipe: Recipe, options: argparse.Namespace) -> None:
+def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     """Train the branch to its end and say where everything is."""
     console = Console()
 
     def say(line: str) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    source = absolute(options.source)
-    trunk, name = source.split("/")[-3], Name.parse(source.split("/")[-1])
+    source = absolute_uri(options.source)
+    trunk, name = source.split("/")[-3], CheckpointName.parse(source.split("/")[-1])
     if name is None:
         raise RunError(
             f"--from {options.source}: not a checkpoint; give <storage>/<run>/checkpoints/<samples>-<attempt>"
@@ -57,8 +57,8 @@ def job(recipe: Recipe, options: argparse.Namespace) -> None:
     if options.dry_run:
         preview(branch, options.allow_change, say)
     else:
-        pretrain(branch, options.allow_change, say).tell(recipe.mlflow.model, say)
+        pretrain(branch, options.allow_change, say).print_summary(recipe.mlflow.model, say)
 
 
 if __name__ == "__main__":
-    sys.exit(main(job, __doc__, flags))
+    sys.exit(main(run_job, __doc__, add_flags))

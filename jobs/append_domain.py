@@ -14,7 +14,7 @@ import sys
 import source_roots  # noqa: F401
 from rich.console import Console
 
-from cluster.storage import absolute
+from cluster.storage import absolute_uri
 from corpus import append
 from corpus.store import statistics
 from cprec.config.command import main
@@ -24,7 +24,7 @@ from cprec.runs import control_channel
 TIMEOUT_S = 60.0
 
 
-def flags(parser: argparse.ArgumentParser) -> None:
+def add_flags(parser: argparse.ArgumentParser) -> None:
     """`--held-out` and `--text`."""
     parser.add_argument(
         "--held-out",
@@ -38,7 +38,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def job(recipe: Recipe, options: argparse.Namespace) -> None:
+def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     """Append the behaviours of a recipe's domains; print the statistics of the corpus and its new version."""
     console = Console()
 
@@ -54,17 +54,17 @@ def job(recipe: Recipe, options: argparse.Namespace) -> None:
     if options.text:
         corpus = append.append_text(options.text, recipe.corpus, say)
     else:
-        corpus = append.prepare(
+        corpus = append.simulate_and_append(
             recipe.data, recipe.simulate, recipe.seed, recipe.corpus, say, held_out=options.held_out
         )
-    console.print(statistics.table(corpus.statistics()))
+    console.print(statistics.console_table(corpus.statistics()))
     say(f"corpus version {corpus.version} at {corpus.uri}")
-    told = control_channel.announce(absolute(recipe.storage), corpus.uri, TIMEOUT_S)
+    told = control_channel.notify_runs(absolute_uri(recipe.storage), corpus.uri, TIMEOUT_S)
     for line in told or [
-        f"no run below {absolute(recipe.storage)} is training on this corpus now; the next one takes it up"
+        f"no run below {absolute_uri(recipe.storage)} is training on this corpus now; the next one takes it up"
     ]:
         say(line)
 
 
 if __name__ == "__main__":
-    sys.exit(main(job, __doc__, flags))
+    sys.exit(main(run_job, __doc__, add_flags))

@@ -21,14 +21,14 @@ from cluster.errors import CorpusError
 from corpus import build
 from corpus.inspect import page, console_tables
 from corpus.store import statistics
-from corpus.local.prepare import sizes_of
-from corpus.inspect.inspection import inspect
+from corpus.store.catalogue import count_items
+from corpus.inspect.inspection import inspect_corpus
 from corpus.store.tables import Corpus
 from cprec.config.command import main
 from cprec.config.recipe import Recipe
 
 
-def flags(parser: argparse.ArgumentParser) -> None:
+def add_flags(parser: argparse.ArgumentParser) -> None:
     """What this job takes beside the recipe."""
     parser.add_argument(
         "--describe", action="store_true", help="tell of the corpus that is there; build nothing"
@@ -40,7 +40,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def job(recipe: Recipe, options: argparse.Namespace) -> None:
+def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     """Build the corpus of a recipe and print its statistics."""
     console = Console()
 
@@ -53,28 +53,28 @@ def job(recipe: Recipe, options: argparse.Namespace) -> None:
 
     if options.describe or options.inspect:
         corpus = Corpus.open(recipe.corpus, recipe.corpus_version)
-        show(console_tables.described(corpus))
+        show(console_tables.corpus_tables(corpus))
         if options.inspect:
-            seen = inspect(corpus)
-            show(console_tables.inspected(seen))
-            say(f"page: {page.write(corpus, seen)}")
-            if told := ", ".join(f"{what} {n:,}" for what, n in seen.leaking.items()):
+            seen = inspect_corpus(corpus)
+            show(console_tables.inspection_tables(seen))
+            say(f"page: {page.write_page(corpus, seen)}")
+            if told := ", ".join(f"{what} {n:,}" for what, n in seen.failed_checks.items()):
                 raise CorpusError(
                     f"{corpus.uri}: version {corpus.version} is not sound: {told}; build the corpus again, elsewhere"
                 )
         return
     if options.dry_run:
-        with build.chosen(recipe.data, say) as way:
-            found = way.gather(recipe.data, say)
-        items = sizes_of(found.indices())
+        with build.choose_backend(recipe.data, say) as way:
+            found = way.prepare(recipe.data, say)
+        items = count_items(found.item_indices())
         console.print(
-            statistics.table(
-                statistics.describe(
-                    statistics.NOTHING,
-                    found.came,
+            statistics.console_table(
+                statistics.describe_version(
+                    statistics.EMPTY_STATISTICS,
+                    found.counts_by_domain,
                     items,
                     recipe.data,
-                    found.bounds,
+                    found.sample_bounds,
                     0,
                     found.dropped,
                 )
@@ -82,9 +82,9 @@ def job(recipe: Recipe, options: argparse.Namespace) -> None:
         )
         say("mixed samples are at most as many; the rules for mixed histories only take away")
         return
-    corpus = build.prepare(recipe.data, recipe.simulate, recipe.seed, recipe.corpus, say)
-    console.print(statistics.table(corpus.statistics()))
+    corpus = build.simulate_and_build(recipe.data, recipe.simulate, recipe.seed, recipe.corpus, say)
+    console.print(statistics.console_table(corpus.statistics()))
 
 
 if __name__ == "__main__":
-    sys.exit(main(job, __doc__, flags))
+    sys.exit(main(run_job, __doc__, add_flags))

@@ -13,34 +13,40 @@ import source_roots  # noqa: F401
 from rich.console import Console
 
 from cluster.errors import RunError
-from cluster.storage import absolute, join
+from cluster.storage import absolute_uri, join
 from cprec.config.command import main
 from cprec.config.recipe import Recipe
 from cprec.runs import control_channel
 
 TIMEOUT_S = 60.0
-VERBS: dict[str, control_channel.Verb] = {"hold": "hold", "release": "release", "anneal": "anneal"}
+ACTIONS: dict[str, control_channel.Action] = {
+    "hold": "hold",
+    "release": "release",
+    "anneal": "anneal",
+}
 
 
-def job(recipe: Recipe, options: argparse.Namespace) -> None:
+def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     """Carry out one verb and print the run's state."""
     console = Console()
-    run_uri = join(absolute(recipe.storage), recipe.run)
-    verb = VERBS.get(options.word)
+    run_uri = join(absolute_uri(recipe.storage), recipe.run)
+    verb = ACTIONS.get(options.action)
     if verb is not None and options.dry_run:
         console.print(f"would ask {recipe.run} to {verb}")
     elif verb is not None:
         console.print(
-            f"{recipe.run} {control_channel.ask(run_uri, recipe.run, verb, TIMEOUT_S)}",
+            f"{recipe.run} {control_channel.send_request(run_uri, recipe.run, verb, TIMEOUT_S)}",
             markup=False,
             highlight=False,
             soft_wrap=True,
         )
-    state = control_channel.status(run_uri)
+    state = control_channel.read_status(run_uri)
     if state is None:
-        raise RunError(f"no run {recipe.run} below {absolute(recipe.storage)}")
-    console.print(control_channel.describe(state), markup=False, highlight=False, soft_wrap=True)
+        raise RunError(f"no run {recipe.run} below {absolute_uri(recipe.storage)}")
+    console.print(
+        control_channel.describe_status(state), markup=False, highlight=False, soft_wrap=True
+    )
 
 
 if __name__ == "__main__":
-    sys.exit(main(job, __doc__, words=("status", *VERBS)))
+    sys.exit(main(run_job, __doc__, actions=("status", *ACTIONS)))

@@ -18,7 +18,7 @@ from cprec.workflows.pretrain import preview, pretrain
 from cprec.config.recipe import Recipe
 
 
-def flags(parser: argparse.ArgumentParser) -> None:
+def add_flags(parser: argparse.ArgumentParser) -> None:
     """What this job takes beside the recipe."""
     parser.add_argument(
         "--allow-change",
@@ -29,7 +29,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def job(recipe: Recipe, options: argparse.Namespace) -> None:
+def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     """Train the run of a recipe to its end and say where everything is."""
     console = Console()
 
@@ -39,8 +39,8 @@ def job(recipe: Recipe, options: argparse.Namespace) -> None:
     if options.dry_run:
         preview(recipe, options.allow_change, say)
     else:
-        pretrain(recipe, options.allow_change, say).tell(recipe.mlflow.model, say)
+        pretrain(recipe, options.allow_change, say).print_summary(recipe.mlflow.model, say)
 
 
 if __name__ == "__main__":
-    sys.exit(main(job, __doc__, flags))
+    sys.exit(main(run_job, __doc__, add_flags))

@@ -13,28 +13,36 @@ from rich.console import Console
 from rich.table import Table
 
 from cprec.config.command import main
-from cprec.workflows.evaluate import Comparison, Row, compare, contenders, samples_to_score
+from cprec.workflows.evaluate import (
+    Comparison,
+    ComparisonRow,
+    compare_models,
+    find_models,
+    load_samples,
+)
 from cprec.config.recipe import Recipe
 from cprec.tracking.registry import Registry
 
 
-def run(recipe: Recipe, options: argparse.Namespace) -> None:
+def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     """Score the models of `evaluate.models`; print them beside each other, the first as the reference."""
-    registry = Registry.of(recipe)
+    registry = Registry.from_recipe(recipe)
     if options.dry_run:
-        corpus, domain, samples = samples_to_score(recipe)
-        models = contenders(recipe, registry, recipe.evaluate.models, corpus, print)
+        corpus, domain, samples = load_samples(recipe)
+        models = find_models(recipe, registry, recipe.evaluate.models, corpus, print)
         print(
             f"{domain}, version {corpus.version} of {corpus.uri}: {len(samples):,} {recipe.evaluate.split} samples"
         )
         print(f"to be scored: {', '.join(model.label for model in models)}")
         return
     Console().print(
-        table(compare(recipe, registry, recipe.evaluate.models, print), recipe.evaluate.alpha)
+        comparison_table(
+            compare_models(recipe, registry, recipe.evaluate.models, print), recipe.evaluate.alpha
+        )
     )
 
 
-def table(comparison: Comparison, alpha: float) -> Table:
+def comparison_table(comparison: Comparison, alpha: float) -> Table:
     """The comparison as it is printed, 80 columns wide. alpha: below it, a p-value is set in bold."""
     shown = Table(
         title=f"{comparison.domain}, {comparison.split} split",
@@ -42,7 +50,7 @@ def table(comparison: Comparison, alpha: float) -> Table:
             [
                 f"difference: HR@1 minus that of {comparison.rows[0].name}, 95 % interval",
                 "p: paired t-test over users; below it over seeds",
-                *_texts(comparison),
+                *_perplexity_lines(comparison),
             ]
         ),
         box=SIMPLE_HEAD,
@@ -62,18 +70,18 @@ def table(comparison: Comparison, alpha: float) -> Table:
             name,
             f"{row.metrics['n']:,}",
             *(f"{value:.4f}" for value in measured),
-            *_against(row, alpha),
+            *_format_difference(row, alpha),
         )
     return shown
 
 
-def _texts(comparison: Comparison) -> list[str]:
+def _perplexity_lines(comparison: Comparison) -> list[str]:
     """The line on the perplexity of the plain text, if it was measured."""
     measured = [f"{row.name} {row.perplexity:.2f}" for row in comparison.rows if row.perplexity]
     return [f"perplexity of evaluate.text: {', '.join(measured)}"] if measured else []
 
 
-def _against(row: Row, alpha: float) -> tuple[str, str]:
+def _format_difference(row: ComparisonRow, alpha: float) -> tuple[str, str]:
     if row.against is None:
         return "", ""
     reach = "" if row.against.high is None else f" ±{row.against.high - row.against.difference:.3f}"
@@ -84,4 +92,4 @@ def _against(row: Row, alpha: float) -> tuple[str, str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(run, __doc__ or ""))
+    sys.exit(main(run_job, __doc__ or ""))

@@ -8,15 +8,15 @@ import source_roots  # noqa: F401
 import argparse
 import sys
 
-from cluster.storage import absolute
+from cluster.storage import absolute_uri
 from cprec.config.command import main
-from cprec.workflows.merge import export
+from cprec.workflows.merge import export_model
 from cprec.config.recipe import Recipe
-from cprec.workflows.recommend import contender
+from cprec.workflows.recommend import find_registered_model
 from cprec.tracking.registry import Registry
 
 
-def flags(parser: argparse.ArgumentParser) -> None:
+def add_flags(parser: argparse.ArgumentParser) -> None:
     """What this job takes beside the recipe."""
     parser.add_argument(
         "--model",
@@ -29,15 +29,18 @@ def flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(recipe: Recipe, options: argparse.Namespace) -> None:
+def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     """Merge and write."""
-    model, place = contender(Registry.of(recipe), options.model), absolute(options.out)
+    model, place = (
+        find_registered_model(Registry.from_recipe(recipe), options.model),
+        absolute_uri(options.out),
+    )
     if options.dry_run:
         print(f"would merge {model.label} ({model.checkpoint}) into {model.base}, in {place}")
         return
-    export(recipe, model, place)
+    export_model(recipe, model, place)
     print(f"{model.label} merged into {model.base}: {place}")
 
 
 if __name__ == "__main__":
-    sys.exit(main(run, __doc__ or "", flags))
+    sys.exit(main(run_job, __doc__ or "", add_flags))

@@ -15,18 +15,20 @@ from cprec.config.recipe import Recipe
 from cprec.tracking.registry import Registry
 
 
-def flags(parser: argparse.ArgumentParser) -> None:
+def add_flags(parser: argparse.ArgumentParser) -> None:
     """`--rollback`."""
     parser.add_argument(
         "--rollback", action="store_true", help="make the previous champion the champion again"
     )
 
 
-def run(recipe: Recipe, options: argparse.Namespace) -> None:
+def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     """Promote or roll back; print the decision and its reason."""
-    registry = Registry.of(recipe)
+    registry = Registry.from_recipe(recipe)
     if options.dry_run:
-        aliases = {name: registry.alias(name) for name in ("candidate", "champion", "previous")}
+        aliases = {
+            name: registry.version_by_alias(name) for name in ("candidate", "champion", "previous")
+        }
         print(
             ", ".join(
                 f"{name}: {f'version {found.number}' if found else 'none'}"
@@ -43,4 +45,4 @@ def run(recipe: Recipe, options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(run, __doc__ or "", flags))
+    sys.exit(main(run_job, __doc__ or "", add_flags))

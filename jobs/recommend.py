@@ -12,11 +12,11 @@ from rich.console import Console
 
 from cprec.config.command import main
 from cprec.config.recipe import Recipe
-from cprec.workflows.recommend import contender, recommend, titles_of
+from cprec.workflows.recommend import find_registered_model, recommend, read_candidate_titles
 from cprec.tracking.registry import Registry
 
 
-def flags(parser: argparse.ArgumentParser) -> None:
+def add_flags(parser: argparse.ArgumentParser) -> None:
     """What this job takes beside the recipe."""
     parser.add_argument(
         "--model",
@@ -39,11 +39,11 @@ def flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(recipe: Recipe, options: argparse.Namespace) -> None:
+def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     """Print the ranking."""
     console = Console()
-    model = contender(Registry.of(recipe), options.model)
-    candidates = titles_of(options.candidates)
+    model = find_registered_model(Registry.from_recipe(recipe), options.model)
+    candidates = read_candidate_titles(options.candidates)
     if options.dry_run:
         console.print(
             f"would rank {len(candidates)} candidates with {model.label}: {model.checkpoint}",
@@ -61,4 +61,4 @@ def run(recipe: Recipe, options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(run, __doc__ or "", flags))
+    sys.exit(main(run_job, __doc__ or "", add_flags))

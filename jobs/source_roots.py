@@ -1,6 +1,6 @@
 """Makes `cprec`, `corpus` and `cluster` importable for a job that runs from a plain checkout, as under `ray job submit --working-dir .`.
 
-`python jobs/X.py` puts only `jobs/` on the path. Workers get the same code as `py_modules` (cluster/session.py).
+`python jobs/X.py` puts only `jobs/` on the path. Workers get the same code as `py_modules` (cluster/ray_session.py).
 """
 
 import sys

@@ -10,21 +10,21 @@ import torch
 
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
-from cprec.downstream.search import group_of_one
-from cprec.encode.title_tokens import Stitcher, TitleTokens
+from cprec.downstream.lr_search import single_process_group
+from cprec.encode.title_tokens import CachedPromptEncoder, TitleTokens
 from cprec.runs import run_plan
-from cprec.schedule.plan import batches
+from cprec.schedule.plan import global_batches
 from cprec.stream.segments import (
-    SCHEMA,
-    SHARED_SCHEMA,
-    from_row,
-    read_positions,
-    streams_of,
-    to_rows,
-    unboxed,
+    SHARED_ROW_SCHEMA,
+    WORKER_BATCH_SCHEMA,
+    read_plan_rows,
+    streams_by_key,
+    to_worker_rows,
+    unbox_row,
+    worker_batch_from_row,
 )
-from cprec.stream.token_sharing import Sharing, lay
-from cprec.train.loop import Work
+from cprec.stream.token_sharing import TokenSharing, group_samples
+from cprec.train.loop import TrainingStep
 
 
 @contextmanager
@@ -32,20 +32,24 @@ def alone() -> Iterator[None]:
     """A process group of one on the CPU, and one thread."""
     os.environ["DS_ACCELERATOR"] = "cpu"
     torch.set_num_threads(1)
-    with group_of_one("gloo"):
+    with single_process_group("gloo"):
         yield
 
 
-def works(recipe: Recipe, corpus: Corpus, words: TitleTokens) -> Iterator[Work]:
+def works(recipe: Recipe, corpus: Corpus, words: TitleTokens) -> Iterator[TrainingStep]:
     """All work of the recipe's plan for one worker, as the controller would hand it out."""
-    plan, streams = run_plan.begin(recipe, corpus).plan, streams_of(corpus)
-    sharing = Sharing(recipe.train.targets_per_pass, recipe.train.shared_candidates)
+    plan, streams = run_plan.create_run_plan(recipe, corpus).plan, streams_by_key(corpus)
+    sharing = TokenSharing(recipe.train.targets_per_pass, recipe.train.shared_candidates)
     for era in plan.eras:
-        for start, stop in batches(era.start, era.stop, recipe.train.global_batch):
-            rows = read_positions(era, streams, start, stop)
-            tokens = Stitcher(words, recipe.model.max_tokens).samples(rows)
-            groups = lay(rows, tokens, words, sharing, recipe.model.max_tokens) if sharing else None
-            dealt = to_rows(
+        for start, stop in global_batches(era.start, era.stop, recipe.train.global_batch):
+            rows = read_plan_rows(era, streams, start, stop)
+            tokens = CachedPromptEncoder(words, recipe.model.max_tokens).encode_samples(rows)
+            groups = (
+                group_samples(rows, tokens, words, sharing, recipe.model.max_tokens)
+                if sharing
+                else None
+            )
+            dealt = to_worker_rows(
                 start,
                 stop,
                 tokens,
@@ -54,11 +58,13 @@ def works(recipe: Recipe, corpus: Corpus, words: TitleTokens) -> Iterator[Work]:
                 1,
                 groups,
             )
-            block = pa.Table.from_pylist(dealt, schema=SHARED_SCHEMA if sharing else SCHEMA)
-            yield Work(
-                from_row(unboxed(block, 0)),
-                plan.wsa.rate(start),
+            block = pa.Table.from_pylist(
+                dealt, schema=SHARED_ROW_SCHEMA if sharing else WORKER_BATCH_SCHEMA
+            )
+            yield TrainingStep(
+                worker_batch_from_row(unbox_row(block, 0)),
+                plan.wsa.lr(start),
                 plan.wsa.phase(start),
                 plan.wsa.stable_end,
-                plan.samples,
+                plan.total_samples,
             )

@@ -10,7 +10,7 @@ from hypothesis import settings
 from xdist.scheduler import LoadFileScheduling
 
 from corpus import append, build
-from cprec.config.cli import load
+from cprec.config.cli import load_recipe
 from tests.integration import jobs
 
 TESTS = Path(__file__).resolve().parent
@@ -53,10 +53,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     )
     schedule = {"lr_max": 1e-3, "segment_samples": 512, "replay_share": 0.1}
-    recipe = load(
+    recipe = load_recipe(
         str(jobs.recipe(place, schedule=schedule, evaluate={"text": "jobs/recipes/demo.txt"}))
     )
-    build.prepare(recipe.data, recipe.simulate, recipe.seed, recipe.corpus, print)
+    build.simulate_and_build(recipe.data, recipe.simulate, recipe.seed, recipe.corpus, print)
     append.append_text(str(place / "days.txt"), recipe.corpus, print)
     return place
 

@@ -1,13 +1,13 @@
-"""The same corpus as `corpus.local.prepare`, `corpus.local.append` and `corpus.local.make_samples` build in one process, built on Ray: no process holds all interactions.
+"""The same corpus as `corpus.local.prepare`, `corpus.local.append` and `corpus.local.sample_files` build in one process, built on Ray: no process holds all interactions.
 
 Both ways share every function that decides anything, so they write the same files. The only folder of this package that knows Ray.
 """
 
-from corpus.backend import Way
-from corpus.distributed.append import Unread
-from corpus.distributed.prepare import gather
-from corpus.distributed.tasks import each, session
+from corpus.backend import Backend
+from corpus.distributed.append import RayAppendInput
+from corpus.distributed.prepare import prepare_domains
+from corpus.distributed.tasks import map_on_ray, session
 
-WAY = Way(each, gather, Unread)
+RAY = Backend(map_on_ray, prepare_domains, RayAppendInput)
 
-__all__ = ["WAY", "session"]
+__all__ = ["RAY", "session"]

@@ -10,10 +10,10 @@ import ray
 from ray.data import DataContext
 from ray.exceptions import RayTaskError
 
-from cluster import session as sessions
+from cluster import ray_session as sessions
 from cluster.errors import CprecError
 
-SHUFFLED = 1 << 28
+SHUFFLE_BATCH_BYTES = 1 << 28
 """Bytes that a task of Ray Data shuffles at a time: about the samples of a range. By itself it would take a GiB, more than any task of ours holds."""
 
 Ref = Any
@@ -26,9 +26,9 @@ def session() -> Iterator[None]:
     wanted = {
         "enable_progress_bars": False,
         "print_on_execution_start": False,
-        "shuffle_input_batch_bytes": SHUFFLED,
+        "shuffle_input_batch_bytes": SHUFFLE_BATCH_BYTES,
     }
-    with sessions.session("auto", os.cpu_count() or 1):
+    with sessions.ray_session("auto", os.cpu_count() or 1):
         context = DataContext.get_current()
         before = {name: getattr(context, name) for name in wanted}
         try:
@@ -40,18 +40,20 @@ def session() -> Iterator[None]:
                 setattr(context, name, value)
 
 
-def start(function: Callable[..., Any], *arguments: Any, results: int = 1) -> Any:
+def submit(function: Callable[..., Any], *arguments: Any, num_returns: int = 1) -> Any:
     """Start a task. Arguments that are refs come to it as what they stand for. Returns a ref, or as many as there are results."""
-    return _remote(function).options(num_returns=results).remote(*arguments)
+    return _remote_function(function).options(num_returns=num_returns).remote(*arguments)
 
 
-def stream(function: Callable[..., Iterator[Any]], *arguments: Any) -> Iterable[Ref]:
+def submit_generator(function: Callable[..., Iterator[Any]], *arguments: Any) -> Iterable[Ref]:
     """Start a task that yields results one by one, each of which lies in the object store as soon as it is there. Gives their refs."""
-    refs: Iterable[Ref] = _remote(function).options(num_returns="streaming").remote(*arguments)
+    refs: Iterable[Ref] = (
+        _remote_function(function).options(num_returns="streaming").remote(*arguments)
+    )
     return refs
 
 
-def told(refs: Sequence[Ref]) -> list[Any]:
+def get_results(refs: Sequence[Ref]) -> list[Any]:
     """Results, which have to be small. Raises what a task raised, so that its message is the user's and not Ray's."""
     try:
         return list(ray.get(list(refs)))
@@ -61,15 +63,15 @@ def told(refs: Sequence[Ref]) -> list[Any]:
         raise
 
 
-def each(function: Callable[[Any], Any], values: Iterable[Any], /) -> Iterable[Any]:
+def map_on_ray(function: Callable[[Any], Any], values: Iterable[Any], /) -> Iterable[Any]:
     """The function's results, in the order of the values; a task each."""
-    return told([start(_called, function, value) for value in values])
+    return get_results([submit(_call, function, value) for value in values])
 
 
-def _called(function: Callable[[Any], Any], value: Any) -> Any:
+def _call(function: Callable[[Any], Any], value: Any) -> Any:
     return function(value)
 
 
 @lru_cache
-def _remote(function: Callable[..., Any]) -> Any:
+def _remote_function(function: Callable[..., Any]) -> Any:
     return ray.remote(function)

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 import polars as pl
 
-LENGTHS = (1, 2, 3, 5, 9, 17, 33, 65, 129)
+LENGTH_BIN_STARTS = (1, 2, 3, 5, 9, 17, 33, 65, 129)
 """Lower ends of the classes of sequence lengths."""
-SHARES = (0.01, 0.05, 0.1, 0.2, 0.5)
+TOP_ITEM_FRACTIONS = (0.01, 0.05, 0.1, 0.2, 0.5)
 """The most popular items whose share of all interactions is told."""
 
 
 @dataclass(frozen=True)
-class Shape:
+class Distributions:
     """By domain, and for two.
 
     lengths: sequences in each class of LENGTHS; popularity: share of interactions of the most popular items, for each of SHARES; ties: share of
@@ -29,17 +29,17 @@ class Shape:
         """All domains, by name."""
         return sorted(self.ties)
 
-    def of_lengths(self, domain: str) -> list[float]:
+    def length_fractions(self, domain: str) -> list[float]:
         """The share of a domain's sequences that is in each class of LENGTHS."""
         return [n / sum(self.lengths[domain]) for n in self.lengths[domain]]
 
-    def shared(self, a: str, b: str) -> float:
+    def overlap_fraction(self, a: str, b: str) -> float:
         """The share of the smaller domain's users that are in both."""
         return self.overlap[a, b] / min(self.overlap[a, a], self.overlap[b, b])
 
 
 @dataclass(frozen=True)
-class Counts:
+class InteractionCounts:
     """What is counted of the interactions of some users; those of others add up. Each `n` counts what the columns before it tell apart.
 
     lengths: domain, length, n sequences; items: domain, item_index, n interactions; moments: domain, n different times in sequences;
@@ -48,13 +48,13 @@ class Counts:
 
     lengths: pl.DataFrame
     items: pl.DataFrame
-    moments: pl.DataFrame
+    distinct_times: pl.DataFrame
     pairs: pl.DataFrame
 
     @classmethod
-    def of(cls, found: pl.DataFrame) -> "Counts":
+    def from_interactions(cls, interactions: pl.DataFrame) -> "InteractionCounts":
         """found: *all* interactions of some users: user_id, domain, item_index, timestamp."""
-        sizes = found.group_by("user_id", "domain").agg(
+        sizes = interactions.group_by("user_id", "domain").agg(
             length=pl.len(), moments=pl.col("timestamp").n_unique()
         )
         both = sizes.select("user_id", "domain").join(
@@ -62,32 +62,32 @@ class Counts:
         )
         return cls(
             sizes.group_by("domain", "length").agg(n=pl.len().cast(pl.Int64)),
-            found.group_by("domain", "item_index").agg(n=pl.len().cast(pl.Int64)),
-            sizes.group_by("domain").agg(n=pl.col("moments").sum().cast(pl.Int64)),
+            interactions.group_by("domain", "item_index").agg(n=pl.len().cast(pl.Int64)),
+            sizes.group_by("domain").agg(n=pl.col("distinct_times").sum().cast(pl.Int64)),
             both.group_by("domain", "other").agg(n=pl.len().cast(pl.Int64)),
         )
 
-    def __add__(self, other: "Counts") -> "Counts":
-        return Counts(
+    def __add__(self, other: "InteractionCounts") -> "InteractionCounts":
+        return InteractionCounts(
             *(
-                _added(getattr(self, name), getattr(other, name))
-                for name in ("lengths", "items", "moments", "pairs")
+                _add_counts(getattr(self, name), getattr(other, name))
+                for name in ("lengths", "items", "distinct_times", "pairs")
             )
         )
 
-    def shape(self) -> Shape:
+    def to_distributions(self) -> Distributions:
         """The shape of all that is counted."""
-        moments = dict(self.moments.iter_rows())
+        moments = dict(self.distinct_times.iter_rows())
         interactions = dict(self.items.group_by("domain").agg(pl.col("n").sum()).iter_rows())
         domains = sorted(interactions)
         overlap = {(a, b): n for a, b, n in self.pairs.iter_rows()}
-        return Shape(
+        return Distributions(
             {
-                domain: _classes(self.lengths.filter(pl.col("domain") == domain))
+                domain: _bin_lengths(self.lengths.filter(pl.col("domain") == domain))
                 for domain in domains
             },
             {
-                domain: _popularity(self.items.filter(pl.col("domain") == domain)["n"])
+                domain: _top_item_fractions(self.items.filter(pl.col("domain") == domain)["n"])
                 for domain in domains
             },
             {domain: 1 - moments[domain] / interactions[domain] for domain in domains},
@@ -95,29 +95,32 @@ class Counts:
         )
 
 
-def classes() -> tuple[str, ...]:
+def length_bin_labels() -> tuple[str, ...]:
     """The classes of LENGTHS, as they are shown."""
-    ends = [f"-{high - 1}" for high in LENGTHS[1:]]
+    ends = [f"-{high - 1}" for high in LENGTH_BIN_STARTS[1:]]
     return (
         *(
             str(low) if end == f"-{low}" else f"{low}{end}"
-            for low, end in zip(LENGTHS, ends, strict=False)
+            for low, end in zip(LENGTH_BIN_STARTS, ends, strict=False)
         ),
-        f"{LENGTHS[-1]}+",
+        f"{LENGTH_BIN_STARTS[-1]}+",
     )
 
 
-def _added(these: pl.DataFrame, those: pl.DataFrame) -> pl.DataFrame:
+def _add_counts(these: pl.DataFrame, those: pl.DataFrame) -> pl.DataFrame:
     return pl.concat([these, those]).group_by(pl.exclude("n")).agg(pl.col("n").sum())
 
 
-def _classes(lengths: pl.DataFrame) -> tuple[int, ...]:
-    reaching = [int(lengths.filter(pl.col("length") >= low)["n"].sum()) for low in LENGTHS]
+def _bin_lengths(lengths: pl.DataFrame) -> tuple[int, ...]:
+    reaching = [
+        int(lengths.filter(pl.col("length") >= low)["n"].sum()) for low in LENGTH_BIN_STARTS
+    ]
     return tuple(a - b for a, b in zip(reaching, [*reaching[1:], 0], strict=True))
 
 
-def _popularity(counts: pl.Series) -> tuple[float, ...]:
+def _top_item_fractions(counts: pl.Series) -> tuple[float, ...]:
     ordered, every = counts.sort(descending=True), int(counts.sum())
     return tuple(
-        int(ordered.head(max(1, round(share * counts.len()))).sum()) / every for share in SHARES
+        int(ordered.head(max(1, round(share * counts.len()))).sum()) / every
+        for share in TOP_ITEM_FRACTIONS
     )

@@ -13,128 +13,160 @@ import numpy as np
 import polars as pl
 
 from corpus.inspect import leakage
-from corpus.inspect.distributions import Counts, Shape
-from corpus.local.make_samples import THREADS
-from corpus.sampling.replay_text import TEXT
+from corpus.inspect.distributions import Distributions, InteractionCounts
+from corpus.sampling.replay_text import TEXT_SOURCE_PREFIX
 from corpus.sampling.samples import MIXED
-from corpus.sampling.sequences import SPLITS, TEST, TRAIN, VALIDATION, Ints
+from corpus.sampling.sequences import SPLITS, TEST, TRAIN, VALIDATION, IntArray
 from corpus.store import catalogue, delta, stored_interactions
-from corpus.store.delta import FilePart
-from corpus.store.scratch import Columns, Parts, Scratch, scratch
-from corpus.store.tables import Corpus, named
+from corpus.store.delta import DataFile
+from corpus.store.scratch import (
+    THREADS,
+    ColumnTypes,
+    HashPartitions,
+    ScratchFile,
+    open_scratch_file,
+)
+from corpus.store.tables import Corpus, translate_file_errors
 
-_KEPT: Columns = {
+_INTERACTION_COLUMNS: ColumnTypes = {
     "user_id": pl.String,
     "domain": pl.String,
     "item_index": pl.Int64,
     "timestamp": pl.Int64,
     "split": pl.Int8,
 }
-_SAMPLES: Columns = {
+_SAMPLE_COLUMNS: ColumnTypes = {
     "user_id": pl.String,
     "split": pl.Int8,
     "item": pl.Int64,
     "timestamp": pl.Int64,
     "history": pl.List(pl.Int64),
 }
-_IDS: Columns = {"sample_id": pl.Int64, "split": pl.Int8}
-_TARGETS: Columns = {"item": pl.Int64, "split": pl.Int8}
+_ID_COLUMNS: ColumnTypes = {"sample_id": pl.Int64, "split": pl.Int8}
+_TARGET_COLUMNS: ColumnTypes = {"item": pl.Int64, "split": pl.Int8}
 """Columns that are put aside, the key first. split: index into SPLITS; item: the index of the target."""
 
-_OF_TEST = ("sample_id", "user_id", "candidates", "target", "timestamp")
-_READ = {TRAIN: (*_OF_TEST, "domain", "history"), VALIDATION: ("sample_id",), TEST: _OF_TEST}
+_TEST_FILE_COLUMNS = ("sample_id", "user_id", "candidates", "target", "timestamp")
+_FILE_COLUMNS = {
+    TRAIN: (*_TEST_FILE_COLUMNS, "domain", "history"),
+    VALIDATION: ("sample_id",),
+    TEST: _TEST_FILE_COLUMNS,
+}
 """Columns of samples that are read."""
 
 
 @dataclass(frozen=True)
-class Inspected:
+class InspectionResult:
     """leaks: the numbers of `leakage.COUNTED`; shape: that of the interactions."""
 
-    leaks: Mapping[str, int]
-    shape: Shape
+    leak_counts: Mapping[str, int]
+    distributions: Distributions
 
     @property
-    def leaking(self) -> dict[str, int]:
+    def failed_checks(self) -> dict[str, int]:
         """The numbers that had to be 0 and are not."""
-        return {what: self.leaks[what] for what in leakage.SOUND if self.leaks[what]}
+        return {
+            what: self.leak_counts[what] for what in leakage.LEAK_CHECKS if self.leak_counts[what]
+        }
 
 
-def inspect(corpus: Corpus) -> Inspected:
+def inspect_corpus(corpus: Corpus) -> InspectionResult:
     """Read all rows of a corpus, up to its version. Raises CorpusError for one that kept no interactions, or a file that is missing or damaged."""
-    told, interactions = corpus.commits[-1].metadata, stored_interactions.files(corpus)
+    told, interactions = corpus.commits[-1].metadata, stored_interactions.list_files(corpus)
     samples = [
         (stream, file)
         for split in SPLITS
         for stream in corpus.streams(split)
-        if not stream.source.startswith(TEXT)
+        if not stream.source.startswith(TEXT_SOURCE_PREFIX)
         for file in stream.files
     ]
     users, ids = (
-        stored_interactions.parts(sum(file.rows for file in interactions)),
-        stored_interactions.parts(sum(file.rows for _, file in samples)),
+        stored_interactions.user_range_count(sum(file.rows for file in interactions)),
+        stored_interactions.user_range_count(sum(file.rows for _, file in samples)),
     )
-    items = catalogue.indices_of(told["item_runs"])
-    with scratch() as aside, ThreadPoolExecutor(THREADS) as threads:
-        walk = Walk(aside, users, ids, {domain: items[domain] for domain in told["held_out"]})
-        list(threads.map(lambda file: walk.take_interactions(_read(file, _KEPT)), interactions))
+    items = catalogue.decode_runs(told["item_runs"])
+    with open_scratch_file() as aside, ThreadPoolExecutor(THREADS) as threads:
+        walk = Inspector(aside, users, ids, {domain: items[domain] for domain in told["held_out"]})
         list(
             threads.map(
-                lambda of: walk.take_samples(
-                    of[0].source, of[0].split, _read(of[1], _READ[of[0].split])
+                lambda file: walk.add_interactions(_read_columns(file, _INTERACTION_COLUMNS)),
+                interactions,
+            )
+        )
+        list(
+            threads.map(
+                lambda of: walk.add_samples(
+                    of[0].source, of[0].split, _read_columns(of[1], _FILE_COLUMNS[of[0].split])
                 ),
                 samples,
             )
         )
-        return walk.found()
+        return walk.result()
 
 
-class Walk:
+class Inspector:
     """Takes the rows of a corpus, some at a time, in any order and from several threads; then counts."""
 
-    def __init__(self, aside: Scratch, users: int, ids: int, held_out: Mapping[str, Ints]) -> None:
+    def __init__(
+        self,
+        scratch_file: ScratchFile,
+        num_user_partitions: int,
+        num_id_partitions: int,
+        held_out_items: Mapping[str, IntArray],
+    ) -> None:
         """users, ids: parts into which rows are cut. held_out: domains that are out of pre-training, with their items."""
-        self._held_out, self._items = (
-            tuple(held_out),
-            np.concatenate([np.arange(0), *held_out.values()]),
+        self._held_out_domains, self._held_out_items = (
+            tuple(held_out_items),
+            np.concatenate([np.arange(0), *held_out_items.values()]),
         )
-        self._known, self._samples = Parts(aside, users, _KEPT), Parts(aside, users, _SAMPLES)
-        self._ids, self._targets = Parts(aside, ids, _IDS), Parts(aside, ids, _TARGETS)
-        self._of_domains: list[Counter[str]] = []
+        self._interactions, self._samples = (
+            HashPartitions(scratch_file, num_user_partitions, _INTERACTION_COLUMNS),
+            HashPartitions(scratch_file, num_user_partitions, _SAMPLE_COLUMNS),
+        )
+        self._ids, self._targets = (
+            HashPartitions(scratch_file, num_id_partitions, _ID_COLUMNS),
+            HashPartitions(scratch_file, num_id_partitions, _TARGET_COLUMNS),
+        )
+        self._held_out_counts: list[Counter[str]] = []
 
-    def take_interactions(self, rows: pl.DataFrame) -> None:
+    def add_interactions(self, rows: pl.DataFrame) -> None:
         """Some kept interactions, as in `samples.KEPT`."""
-        self._known.put(rows)
+        self._interactions.append(rows)
 
-    def take_samples(self, source: str, split: str, rows: pl.DataFrame) -> None:
+    def add_samples(self, source: str, split: str, rows: pl.DataFrame) -> None:
         """Some samples of one source and split, as in `samples.SCHEMA`."""
         rows = rows.with_columns(split=pl.lit(SPLITS.index(split), pl.Int8))
-        self._ids.put(rows)
+        self._ids.append(rows)
         if split == VALIDATION:
             return
         rows = rows.with_columns(
             item=pl.col("candidates").list.get(pl.col("target").cast(pl.Int64))
         )
-        self._targets.put(rows.unique("item") if split == TRAIN else rows)
+        self._targets.append(rows.unique("item") if split == TRAIN else rows)
         if split == TEST:
-            self._samples.put(rows.with_columns(history=pl.lit(None, pl.List(pl.Int64))))
+            self._samples.append(rows.with_columns(history=pl.lit(None, pl.List(pl.Int64))))
         elif source == MIXED or source.startswith("domain/"):
-            self._samples.put(rows)
-            self._of_domains.append(leakage.of_domains(rows, self._held_out, self._items))
+            self._samples.append(rows)
+            self._held_out_counts.append(
+                leakage.count_held_out_rows(rows, self._held_out_domains, self._held_out_items)
+            )
 
-    def found(self) -> Inspected:
+    def result(self) -> InspectionResult:
         """What all rows that were taken come to."""
-        leaks = sum(self._of_domains, Counter[str]())
-        counts = Counts.of(pl.DataFrame(schema=_KEPT))
-        for number in range(self._known.count):
-            known = self._known.whole(number)
-            counts += Counts.of(known)
-            leaks.update(leakage.of_users(known, self._samples.part(number)))
-        for number in range(self._ids.count):
-            leaks.update(leakage.of_ids(self._ids.whole(number)))
-            leaks.update(leakage.of_items(self._targets.whole(number)))
-        return Inspected({name: leaks[name] for name in leakage.COUNTED}, counts.shape())
+        leaks = sum(self._held_out_counts, Counter[str]())
+        counts = InteractionCounts.from_interactions(pl.DataFrame(schema=_INTERACTION_COLUMNS))
+        for number in range(self._interactions.num_partitions):
+            known = self._interactions.read(number)
+            counts += InteractionCounts.from_interactions(known)
+            leaks.update(leakage.count_user_leaks(known, self._samples.read_batches(number)))
+        for number in range(self._ids.num_partitions):
+            leaks.update(leakage.count_id_leaks(self._ids.read(number)))
+            leaks.update(leakage.count_untrained_items(self._targets.read(number)))
+        return InspectionResult(
+            {name: leaks[name] for name in leakage.ALL_CHECKS}, counts.to_distributions()
+        )
 
 
-def _read(file: FilePart, columns: Iterable[str]) -> pl.DataFrame:
-    with named(file.path):
-        return pl.DataFrame(delta.open_parquet(file.path).read(list(columns)))
+def _read_columns(file: DataFile, columns: Iterable[str]) -> pl.DataFrame:
+    with translate_file_errors(file.uri):
+        return pl.DataFrame(delta.open_parquet(file.uri).read(list(columns)))

@@ -12,9 +12,9 @@ from collections.abc import Collection, Iterable
 import numpy as np
 import polars as pl
 
-from corpus.sampling.sequences import SPLITS, TEST, TRAIN, Ints
+from corpus.sampling.sequences import SPLITS, TEST, TRAIN, IntArray
 
-SOUND = {
+LEAK_CHECKS = {
     "training_targets_held_out": "training samples (domains to pre-train on, mixed) whose target is a validation or test interaction",
     "history_items_held_out": "items in their histories that the user only has in validation or test",
     "rows_of_held_out_domains": "their targets and history items that are of a domain that is held out",
@@ -24,34 +24,41 @@ SOUND = {
 }
 """Numbers that are 0 in a sound corpus, and what each counts, over all versions up to the one that is looked at."""
 
-COUNTED = {
-    **SOUND,
+ALL_CHECKS = {
+    **LEAK_CHECKS,
     "test_items_never_trained": "test samples whose item is the target of no training sample",
     "test_items_bought_before": "test samples whose user has the item in training too (a repeated purchase)",
 }
 """All numbers; those that SOUND does not have are for information."""
 
-_TRAINING, _TESTED = pl.col("split") == SPLITS.index(TRAIN), pl.col("split") == SPLITS.index(TEST)
+_IS_TRAINING, _IS_TEST = (
+    pl.col("split") == SPLITS.index(TRAIN),
+    pl.col("split") == SPLITS.index(TEST),
+)
 
 
-def of_users(known: pl.DataFrame, samples: Iterable[pl.DataFrame]) -> Counter[str]:
+def count_user_leaks(interactions: pl.DataFrame, samples: Iterable[pl.DataFrame]) -> Counter[str]:
     """What is wrong with the interactions and samples of some users.
 
     known: *all* their interactions: user_id, domain, item_index, timestamp, split; samples: user_id, split, item (the target), timestamp, history.
     """
-    users = known.select("user_id").unique().with_row_index("user")
-    coded = known.join(users, on="user_id").select("user", "timestamp", "split", item="item_index")
-    training, held_out = coded.filter(_TRAINING), coded.filter(~_TRAINING)
+    users = interactions.select("user_id").unique().with_row_index("user")
+    coded = interactions.join(users, on="user_id").select(
+        "user", "timestamp", "split", item="item_index"
+    )
+    training, held_out = coded.filter(_IS_TRAINING), coded.filter(~_IS_TRAINING)
     only_held_out = (
         held_out.select("user", "item").unique().join(training, on=["user", "item"], how="anti")
     )
-    last = pl.col("timestamp").filter(_TESTED).max().over("user_id", "domain")
+    last = pl.col("timestamp").filter(_IS_TEST).max().over("user_id", "domain")
     found = Counter(
-        training_after_last_test=known.filter(_TRAINING & (pl.col("timestamp") > last)).height
+        training_after_last_test=interactions.filter(
+            _IS_TRAINING & (pl.col("timestamp") > last)
+        ).height
     )
     for part in samples:
         rows = part.join(users, on="user_id")
-        trained, tested = rows.filter(_TRAINING), rows.filter(_TESTED)
+        trained, tested = rows.filter(_IS_TRAINING), rows.filter(_IS_TEST)
         history = trained.select("user", item="history").explode("item", empty_as_null=False)
         found["training_targets_held_out"] += trained.join(
             held_out, on=["user", "item", "timestamp"], how="semi"
@@ -65,23 +72,25 @@ def of_users(known: pl.DataFrame, samples: Iterable[pl.DataFrame]) -> Counter[st
     return found
 
 
-def of_domains(samples: pl.DataFrame, held_out: Collection[str], items: Ints) -> Counter[str]:
+def count_held_out_rows(
+    samples: pl.DataFrame, held_out_domains: Collection[str], held_out_items: IntArray
+) -> Counter[str]:
     """What training samples (domain, history) have of the domains that are held out, and of the items of these."""
-    targets = int(samples["domain"].is_in(list(held_out)).sum())
+    targets = int(samples["domain"].is_in(list(held_out_domains)).sum())
     history = samples["history"].explode(empty_as_null=False).to_numpy()
-    return Counter(rows_of_held_out_domains=targets + int(np.isin(history, items).sum()))
+    return Counter(rows_of_held_out_domains=targets + int(np.isin(history, held_out_items).sum()))
 
 
-def of_ids(samples: pl.DataFrame) -> Counter[str]:
+def count_id_leaks(samples: pl.DataFrame) -> Counter[str]:
     """What is wrong with some ids. samples: sample_id and split of *all* samples that have one of these ids."""
-    trained, tested = samples.filter(_TRAINING), samples.filter(_TESTED)
+    trained, tested = samples.filter(_IS_TRAINING), samples.filter(_IS_TEST)
     return Counter(
         sample_ids_twice=samples.height - samples["sample_id"].n_unique(),
         test_samples_in_training=tested.join(trained, on="sample_id", how="semi").height,
     )
 
 
-def of_items(targets: pl.DataFrame) -> Counter[str]:
+def count_untrained_items(targets: pl.DataFrame) -> Counter[str]:
     """What is to be known of some items. targets: item and split, a row for every test sample of one of them, at least one for all that train it."""
-    trained, tested = targets.filter(_TRAINING), targets.filter(_TESTED)
+    trained, tested = targets.filter(_IS_TRAINING), targets.filter(_IS_TEST)
     return Counter(test_items_never_trained=tested.join(trained, on="item", how="anti").height)

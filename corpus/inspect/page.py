@@ -8,26 +8,26 @@ from jinja2 import Environment, FileSystemLoader
 
 from cluster import storage
 from corpus.ingest import quarantine
-from corpus.ingest.quarantine import Quarantined
-from corpus.inspect.distributions import SHARES, classes
-from corpus.inspect.inspection import Inspected
-from corpus.inspect.leakage import COUNTED, SOUND
+from corpus.ingest.quarantine import QuarantinedRows
+from corpus.inspect.distributions import TOP_ITEM_FRACTIONS, length_bin_labels
+from corpus.inspect.inspection import InspectionResult
+from corpus.inspect.leakage import ALL_CHECKS, LEAK_CHECKS
 from corpus.sampling.sequences import SPLITS
 from corpus.store.tables import Corpus
 
-PAGE = "statistics.html"
-MOST_QUARANTINED = 100
+PAGE_FILE = "statistics.html"
+MAX_QUARANTINED = 100
 """Files and reasons of rows that cannot be used that are shown, at most."""
 
 
-def write(corpus: Corpus, found: Inspected) -> str:
+def write_page(corpus: Corpus, result: InspectionResult) -> str:
     """Write the page beside the tables; returns its URI."""
-    uri = storage.join(corpus.uri, PAGE)
-    storage.write_text(uri, render(corpus, found))
+    uri = storage.join(corpus.uri, PAGE_FILE)
+    storage.write_text(uri, render_page(corpus, result))
     return uri
 
 
-def render(corpus: Corpus, found: Inspected) -> str:
+def render_page(corpus: Corpus, result: InspectionResult) -> str:
     """The page as HTML. Everything that comes from data is escaped."""
     # Autoescaping is on for everything.
     environment = Environment(
@@ -40,23 +40,23 @@ def render(corpus: Corpus, found: Inspected) -> str:
     return environment.get_template("page.html.j2").render(
         corpus=corpus,
         statistics=corpus.statistics(),
-        versions=versions(corpus),
-        sources=sources(corpus),
-        dropped=dropped(corpus),
-        quarantined=quarantined(corpus),
-        most=MOST_QUARANTINED,
+        versions=describe_versions(corpus),
+        sources=count_by_source(corpus),
+        dropped=dropped_by_version(corpus),
+        quarantined=read_quarantined(corpus),
+        most=MAX_QUARANTINED,
         splits=SPLITS,
-        classes=classes(),
-        shares=SHARES,
-        looks=found.shape,
-        leaks=found.leaks,
-        leaking=found.leaking,
-        sound=SOUND,
-        counted=COUNTED,
+        classes=length_bin_labels(),
+        shares=TOP_ITEM_FRACTIONS,
+        looks=result.distributions,
+        leaks=result.leak_counts,
+        leaking=result.failed_checks,
+        sound=LEAK_CHECKS,
+        counted=ALL_CHECKS,
     )
 
 
-def versions(corpus: Corpus) -> list[dict[str, Any]]:
+def describe_versions(corpus: Corpus) -> list[dict[str, Any]]:
     """Every version up to this one: when it was made, from what, and the samples that it added."""
     found = []
     for commit in corpus.commits:
@@ -70,14 +70,14 @@ def versions(corpus: Corpus) -> list[dict[str, Any]]:
                 "root": origin.get("root", "unknown"),
                 "format": origin.get("format", "unknown"),
                 "domains": ", ".join(origin.get("domains", [])),
-                "samples": sum(added.part.rows for added in commit.files),
-                "files": len(commit.files),
+                "samples": sum(added.file.rows for added in commit.added),
+                "files": len(commit.added),
             }
         )
     return found
 
 
-def sources(corpus: Corpus) -> list[tuple[str, int, tuple[int, ...]]]:
+def count_by_source(corpus: Corpus) -> list[tuple[str, int, tuple[int, ...]]]:
     """(source, version, samples of each split) of everything that versions added."""
     rows: dict[tuple[str, int], dict[str, int]] = {}
     for split in SPLITS:
@@ -89,9 +89,9 @@ def sources(corpus: Corpus) -> list[tuple[str, int, tuple[int, ...]]]:
     ]
 
 
-def quarantined(corpus: Corpus) -> list[tuple[int, Quarantined]]:
+def read_quarantined(corpus: Corpus) -> list[tuple[int, QuarantinedRows]]:
     """What of the files of each version could not be used, the most first: (version, of a file for one reason)."""
-    names = [(commit.version, commit.metadata.get(quarantine.PLACE)) for commit in corpus.commits]
+    names = [(commit.version, commit.metadata.get(quarantine.FOLDER)) for commit in corpus.commits]
     found = [
         (version, of) for version, name in names if name for of in quarantine.read(corpus.uri, name)
     ]
@@ -100,7 +100,7 @@ def quarantined(corpus: Corpus) -> list[tuple[int, Quarantined]]:
     )
 
 
-def dropped(corpus: Corpus) -> dict[str, list[int]]:
+def dropped_by_version(corpus: Corpus) -> dict[str, list[int]]:
     """What each version left out, oldest first, by reason."""
     found = [commit.metadata["statistics"]["dropped"] for commit in corpus.commits]
     return {

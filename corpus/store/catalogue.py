@@ -11,26 +11,26 @@ import polars as pl
 import pyarrow as pa
 
 from cluster import storage
-from corpus.ingest.titles import distinct_titles
-from corpus.sampling.sequences import Ints
+from corpus.ingest.titles import disambiguate_titles
+from corpus.sampling.sequences import IntArray
 from corpus.store import delta
-from corpus.store.tables import ITEMS, ITEMS_SCHEMA, named
+from corpus.store.tables import ITEMS, ITEMS_SCHEMA, translate_file_errors
 
-Runs = Mapping[str, Sequence[Sequence[int]]]
+IndexRuns = Mapping[str, Sequence[Sequence[int]]]
 """Item indices of each domain, ascending, as [first, one past the last]."""
 
 
-def runs_of(items: Mapping[str, Ints]) -> dict[str, list[list[int]]]:
+def encode_runs(item_indices: Mapping[str, IntArray]) -> dict[str, list[list[int]]]:
     """Indices of each domain as runs. items: domain to its item indices, in any order."""
     found = {}
-    for domain, indices in items.items():
+    for domain, indices in item_indices.items():
         ordered = np.sort(indices)
         pieces = np.split(ordered, np.flatnonzero(np.diff(ordered) != 1) + 1)
         found[domain] = [[int(piece[0]), int(piece[-1]) + 1] for piece in pieces if piece.size]
     return found
 
 
-def indices_of(runs: Runs) -> dict[str, Ints]:
+def decode_runs(runs: IndexRuns) -> dict[str, IntArray]:
     """The item indices of each domain, ascending."""
     return {
         domain: np.concatenate([np.arange(first, stop) for first, stop in of] or [np.arange(0)])
@@ -38,11 +38,11 @@ def indices_of(runs: Runs) -> dict[str, Ints]:
     }
 
 
-def joined(runs: Runs, items: pl.DataFrame) -> dict[str, list[list[int]]]:
+def extend_runs(runs: IndexRuns, items: pl.DataFrame) -> dict[str, list[list[int]]]:
     """Runs with more items: domain, item_index."""
     more = {str(name): rows["item_index"].to_numpy() for (name,), rows in items.group_by("domain")}
-    there = indices_of(runs)
-    return runs_of(
+    there = decode_runs(runs)
+    return encode_runs(
         {
             name: np.union1d(there.get(name, np.arange(0)), more.get(name, np.arange(0)))
             for name in {**there, **more}
@@ -50,28 +50,38 @@ def joined(runs: Runs, items: pl.DataFrame) -> dict[str, list[list[int]]]:
     )
 
 
-def of_domains(uri: str, domains: Iterable[str]) -> pl.DataFrame:
+def group_item_indices(items: pl.DataFrame) -> dict[str, IntArray]:
+    """Item indices of each domain, ascending."""
+    return {str(name): rows["item_index"].to_numpy() for (name,), rows in items.group_by("domain")}
+
+
+def count_items(item_indices: Mapping[str, IntArray]) -> dict[str, int]:
+    """Items of each domain."""
+    return {domain: indices.size for domain, indices in item_indices.items()}
+
+
+def read_domain_items(uri: str, domains: Iterable[str]) -> pl.DataFrame:
     """Every item that has a number in some domains: item_index, domain, item_id, title. Reads the files that hold these domains only."""
-    return _of_domains(_commits(uri), domains)
+    return _read_domain_items(_read_commits(uri), domains)
 
 
-def _of_domains(before: Sequence[delta.Commit], domains: Iterable[str]) -> pl.DataFrame:
+def _read_domain_items(commits: Sequence[delta.Commit], domains: Iterable[str]) -> pl.DataFrame:
     wanted = set(domains)
     found = [pl.DataFrame(ITEMS_SCHEMA.empty_table())]
-    live = {part.path for part in delta.live(before)}
-    for commit in before:
+    live = {part.uri for part in delta.live_files(commits)}
+    for commit in commits:
         if wanted & set(commit.metadata["domains"]):
             found += [
-                _of_file(added.part.path, wanted)
-                for added in commit.files
-                if added.part.path in live
+                _read_file(added.file.uri, wanted)
+                for added in commit.added
+                if added.file.uri in live
             ]
     return pl.concat(found)
 
 
-def begin(uri: str, items: pl.DataFrame, fingerprint: str) -> int:
+def create_items(uri: str, items: pl.DataFrame, fingerprint: str) -> int:
     """The version of the table that holds exactly these items, whose row i is item i. It may be one that a killed build left; others are replaced."""
-    before = _commits(uri)
+    before = _read_commits(uri)
     if before and before[-1].metadata["fingerprint"] == fingerprint:
         return before[-1].version
     return _commit(
@@ -79,15 +89,15 @@ def begin(uri: str, items: pl.DataFrame, fingerprint: str) -> int:
     )
 
 
-def add(uri: str, items: pl.DataFrame, fingerprint: str) -> tuple[pl.DataFrame, int, int]:
+def add_items(uri: str, items: pl.DataFrame, fingerprint: str) -> tuple[pl.DataFrame, int, int]:
     """Give every item a number, committing those that have none. Returns the items with theirs, the version of the table, and titles made distinct.
 
     items: domain, item_id, title, in the order in which they are to be numbered. Titles become distinct within their domain, and an item that has a
     number keeps its title. Raises Overtaken if another process committed in the meantime.
     """
-    before = _commits(uri)
-    known = _of_domains(before, items["domain"].unique())
-    fresh, renamed = _distinct(
+    before = _read_commits(uri)
+    known = _read_domain_items(before, items["domain"].unique())
+    fresh, renamed = _deduplicate_titles(
         items.join(known, on=["domain", "item_id"], how="anti", maintain_order="left"), known
     )
     first = int(before[-1].metadata["items"])
@@ -108,32 +118,40 @@ def add(uri: str, items: pl.DataFrame, fingerprint: str) -> tuple[pl.DataFrame, 
 
 
 def _commit(
-    uri: str, items: pl.DataFrame, after: int | None, fingerprint: str, total: int, *, replace: bool
+    uri: str,
+    items: pl.DataFrame,
+    parent_version: int | None,
+    fingerprint: str,
+    total: int,
+    *,
+    replace: bool,
 ) -> int:
     place = storage.join(uri, ITEMS)
     files = [delta.write_file(place, "part-00000", items.to_arrow().cast(ITEMS_SCHEMA), {})]
     told = {"fingerprint": fingerprint, "domains": sorted(items["domain"].unique()), "items": total}
-    return delta.commit(place, ITEMS_SCHEMA, files, after=after, replace=replace, metadata=told)
+    return delta.commit(
+        place, ITEMS_SCHEMA, files, parent_version=parent_version, replace=replace, metadata=told
+    )
 
 
-def _commits(uri: str) -> tuple[delta.Commit, ...]:
-    return delta.commits(storage.join(uri, ITEMS))
+def _read_commits(uri: str) -> tuple[delta.Commit, ...]:
+    return delta.read_commits(storage.join(uri, ITEMS))
 
 
-def _distinct(items: pl.DataFrame, known: pl.DataFrame) -> tuple[pl.DataFrame, int]:
+def _deduplicate_titles(items: pl.DataFrame, known: pl.DataFrame) -> tuple[pl.DataFrame, int]:
     """Items whose titles are distinct within their domain and from those known in it; and how many were changed."""
     made, renamed = [items.clear()], 0
     for (domain,), rows in items.group_by("domain", maintain_order=True):
         there = known.filter(pl.col("domain") == domain)["title"]
-        titles, changed = distinct_titles(rows["title"].to_list(), there.to_list())
+        titles, changed = disambiguate_titles(rows["title"].to_list(), there.to_list())
         made.append(rows.with_columns(title=pl.Series(titles, dtype=pl.String)))
         renamed += changed
     return pl.concat(made), renamed
 
 
-def _of_file(path: str, domains: set[str]) -> pl.DataFrame:
-    with named(path):
-        file = delta.open_parquet(path)
+def _read_file(uri: str, domains: set[str]) -> pl.DataFrame:
+    with translate_file_errors(uri):
+        file = delta.open_parquet(uri)
         column = file.schema_arrow.get_field_index("domain")
         bounds = [
             file.metadata.row_group(i).column(column).statistics

@@ -7,25 +7,25 @@ import polars as pl
 from rich import box
 from rich.table import Table
 
-from corpus.sampling.samples import MIXED, source_of
+from corpus.sampling.samples import MIXED, domain_source
 from corpus.sampling.sequences import SPLITS
 from corpus.settings import DataSettings
-from corpus.store.delta import Written
+from corpus.store.delta import WrittenFile
 
-Counts = Mapping[tuple[str, str], int]
+SampleCounts = Mapping[tuple[str, str], int]
 
-Came = Mapping[str, tuple[int, int]]
+NewCounts = Mapping[str, tuple[int, int]]
 
-NOTHING: Mapping[str, Any] = {"domains": {}, "mixed": {"users": 0, "samples": 0}}
+EMPTY_STATISTICS: Mapping[str, Any] = {"domains": {}, "mixed": {"users": 0, "samples": 0}}
 """What there is before version 0."""
 
 
-def describe(
-    before: Mapping[str, Any],
-    came: Came,
-    items: Mapping[str, int],
+def describe_version(
+    previous: Mapping[str, Any],
+    new_counts: NewCounts,
+    item_counts: Mapping[str, int],
     data: DataSettings,
-    samples: Counts,
+    sample_counts: SampleCounts,
     mixed_users: int,
     dropped: Mapping[str, int],
 ) -> dict[str, Any]:
@@ -38,15 +38,16 @@ def describe(
     """
     domains = {}
     for name in (*data.domains, *data.held_out):
-        old = before["domains"].get(name, {"users": 0, "interactions": 0, "splits": {}})
-        rows, users = came.get(name, (0, 0))
+        old = previous["domains"].get(name, {"users": 0, "interactions": 0, "splits": {}})
+        rows, users = new_counts.get(name, (0, 0))
         total = {
             "users": old["users"] + users,
-            "items": items[name],
+            "items": item_counts[name],
             "interactions": old["interactions"] + rows,
         }
         splits = {
-            split: old["splits"].get(split, 0) + samples.get((source_of(name, data), split), 0)
+            split: old["splits"].get(split, 0)
+            + sample_counts.get((domain_source(name, data), split), 0)
             for split in SPLITS
         }
         sparsity = 1 - total["interactions"] / (total["users"] * total["items"])
@@ -57,10 +58,10 @@ def describe(
             "splits": splits,
             "held_out": name in data.held_out,
         }
-    was = before["mixed"]
+    was = previous["mixed"]
     mixed = {
         "users": was["users"] + mixed_users,
-        "samples": was["samples"] + samples.get((MIXED, SPLITS[0]), 0),
+        "samples": was["samples"] + sample_counts.get((MIXED, SPLITS[0]), 0),
     }
     return {
         "domains": domains,
@@ -69,18 +70,18 @@ def describe(
     }
 
 
-def came(sizes: pl.DataFrame) -> dict[str, tuple[int, int]]:
+def count_new_by_domain(user_domain_counts: pl.DataFrame) -> dict[str, tuple[int, int]]:
     """New interactions of each domain, and the users who had none in it before. sizes: `Coded.sizes`; counts of some users and of others add up."""
     fresh = (pl.col("new") == pl.col("size")).sum().alias("users")
     return {
         name: (rows, users)
-        for name, rows, users in sizes.group_by("domain")
+        for name, rows, users in user_domain_counts.group_by("domain")
         .agg(pl.col("new").sum(), fresh)
         .iter_rows()
     }
 
 
-def count(files: Iterable[Written]) -> dict[tuple[str, str], int]:
+def count_samples(files: Iterable[WrittenFile]) -> dict[tuple[str, str], int]:
     """Samples by (source, split) in written files."""
     found: dict[tuple[str, str], int] = {}
     for file in files:
@@ -89,7 +90,7 @@ def count(files: Iterable[Written]) -> dict[tuple[str, str], int]:
     return found
 
 
-def table(statistics: Mapping[str, Any]) -> Table:
+def console_table(statistics: Mapping[str, Any]) -> Table:
     """Statistics for the console: one row per domain, one for the mixed sequences. Fits 80 columns where the names of domains are short."""
     version = f" of corpus version {statistics['version']}" if "version" in statistics else ""
     shown = Table(

@@ -17,20 +17,20 @@ from numpy.typing import NDArray
 from cluster import storage
 from cluster.errors import CorpusError
 from corpus.sampling import hashing
-from corpus.sampling.encoded_interactions import Coded
-from corpus.sampling.samples import KEPT
+from corpus.sampling.encoded_interactions import EncodedInteractions
+from corpus.sampling.samples import STORED_INTERACTION_SCHEMA
 from corpus.store import delta
-from corpus.store.delta import FilePart, Written
-from corpus.store.tables import Corpus, named
+from corpus.store.delta import DataFile, WrittenFile
+from corpus.store.tables import Corpus, translate_file_errors
 
-KEPT_PLACE = "interactions"
+INTERACTIONS = "interactions"
 
-FILE_ROWS = 1 << 20
+TARGET_FILE_ROWS = 1 << 20
 """Interactions of a file, at most, on average."""
 
 
 @dataclass(frozen=True)
-class KeptFile:
+class InteractionFile:
     """A file of kept interactions: those of the users whose hashes lie in the number-th of `of` equal ranges. name: relative to interactions/."""
 
     name: str
@@ -39,106 +39,128 @@ class KeptFile:
     of: int
 
 
-def parts(rows: int) -> int:
+def user_range_count(rows: int) -> int:
     """Ranges of users into which interactions are cut, for their files and for the making of samples: a power of two, at least 1."""
-    return 1 << max(0, -(-rows // FILE_ROWS) - 1).bit_length()
+    return 1 << max(0, -(-rows // TARGET_FILE_ROWS) - 1).bit_length()
 
 
-def write(uri: str, number: int, of: int, rows: pa.Table) -> KeptFile:
+def write_interactions(
+    uri: str, range_index: int, num_ranges: int, rows: pa.Table
+) -> InteractionFile:
     """Write the kept interactions of one range of users, a table of KEPT in its order."""
-    written: Written = delta.write_file(
-        storage.join(uri, KEPT_PLACE), f"part-{number:05d}-of-{of:05d}", rows, {}
+    written: WrittenFile = delta.write_file(
+        storage.join(uri, INTERACTIONS), f"part-{range_index:05d}-of-{num_ranges:05d}", rows, {}
     )
-    return KeptFile(written.name, written.rows, number, of)
+    return InteractionFile(written.name, written.rows, range_index, num_ranges)
 
 
-def to_metadata(files: Sequence[KeptFile]) -> list[dict[str, Any]]:
+def to_metadata(files: Sequence[InteractionFile]) -> list[dict[str, Any]]:
     """The list as it is kept with a commit."""
     return [asdict(file) for file in files]
 
 
-def of_users(corpus: Corpus, users: pl.Series, read: dict[str, Coded]) -> Coded:
+def read_user_interactions(
+    corpus: Corpus, user_ids: pl.Series, cache: dict[str, EncodedInteractions]
+) -> EncodedInteractions:
     """All kept interactions of some users.
 
     read: what was read of each file for these users before, by its name; more is added, so that asking again on a newer version reads what is new.
     Raises CorpusError for a corpus that kept none, or a file that is missing or damaged.
     """
-    names = pl.DataFrame({"user_id": users.unique()})
-    hashes = np.unique(hashing.of_strings(names["user_id"]))
-    found = [Coded.of(_with_version(pl.DataFrame(KEPT.empty_table()), 0))]
+    names = pl.DataFrame({"user_id": user_ids.unique()})
+    hashes = np.unique(hashing.hash_strings(names["user_id"]))
+    found = [
+        EncodedInteractions.from_frame(
+            _add_version(pl.DataFrame(STORED_INTERACTION_SCHEMA.empty_table()), 0)
+        )
+    ]
     for commit in corpus.commits:
-        for file in _files(corpus, commit.version, commit.metadata):
-            if file.name not in read:
-                path = storage.join(corpus.uri, KEPT_PLACE, file.name)
+        for file in _files_of_commit(corpus, commit.version, commit.metadata):
+            if file.name not in cache:
+                path = storage.join(corpus.uri, INTERACTIONS, file.name)
                 rows = pl.concat(
-                    [pl.DataFrame(KEPT.empty_table()), *_rows(path, _within(file, hashes))]
+                    [
+                        pl.DataFrame(STORED_INTERACTION_SCHEMA.empty_table()),
+                        *_read_rows(path, _hashes_in_range(file, hashes)),
+                    ]
                 )
-                read[file.name] = Coded.of(
-                    _with_version(rows.join(names, on="user_id", how="semi"), commit.version)
+                cache[file.name] = EncodedInteractions.from_frame(
+                    _add_version(rows.join(names, on="user_id", how="semi"), commit.version)
                 )
-            found.append(read[file.name])
-    return Coded.merged(found)
+            found.append(cache[file.name])
+    return EncodedInteractions.concat(found)
 
 
-def count_of_users(corpus: Corpus, users: pl.Series) -> int:
+def count_user_interactions(corpus: Corpus, user_ids: pl.Series) -> int:
     """How many interactions `of_users` gives, found by reading hashes only. Raises as it does."""
-    hashes, count = np.unique(hashing.of_strings(users)), 0
+    hashes, count = np.unique(hashing.hash_strings(user_ids)), 0
     for commit in corpus.commits:
-        for file in _files(corpus, commit.version, commit.metadata):
-            path, wanted = storage.join(corpus.uri, KEPT_PLACE, file.name), _within(file, hashes)
+        for file in _files_of_commit(corpus, commit.version, commit.metadata):
+            path, wanted = (
+                storage.join(corpus.uri, INTERACTIONS, file.name),
+                _hashes_in_range(file, hashes),
+            )
             if wanted.size:
-                with named(path):
+                with translate_file_errors(path):
                     opened = delta.open_parquet(path)
                     count += int(
-                        np.count_nonzero(_theirs(opened, _reaching(opened, wanted), wanted))
+                        np.count_nonzero(
+                            _user_mask(opened, _row_groups_overlapping(opened, wanted), wanted)
+                        )
                     )
     return count
 
 
-def files(corpus: Corpus) -> list[FilePart]:
+def list_files(corpus: Corpus) -> list[DataFile]:
     """The files of all kept interactions of a corpus, each with the columns of KEPT."""
     kept = (
         file
         for commit in corpus.commits
-        for file in _files(corpus, commit.version, commit.metadata)
+        for file in _files_of_commit(corpus, commit.version, commit.metadata)
     )
-    return [FilePart(storage.join(corpus.uri, KEPT_PLACE, file.name), file.rows) for file in kept]
+    return [DataFile(storage.join(corpus.uri, INTERACTIONS, file.name), file.rows) for file in kept]
 
 
-def _files(corpus: Corpus, version: int, metadata: Mapping[str, Any]) -> list[KeptFile]:
-    if KEPT_PLACE not in metadata:
+def _files_of_commit(
+    corpus: Corpus, version: int, metadata: Mapping[str, Any]
+) -> list[InteractionFile]:
+    if INTERACTIONS not in metadata:
         raise CorpusError(
             f"{corpus.uri}: version {version} kept no interactions to build on; build the corpus anew, elsewhere"
         )
-    return [KeptFile(**entry) for entry in metadata[KEPT_PLACE]]
+    return [InteractionFile(**entry) for entry in metadata[INTERACTIONS]]
 
 
-def _with_version(rows: pl.DataFrame, version: int) -> pl.DataFrame:
+def _add_version(rows: pl.DataFrame, version: int) -> pl.DataFrame:
     return rows.with_columns(version=pl.lit(version, pl.Int32))
 
 
-def _within(file: KeptFile, hashes: hashing.Hash) -> NDArray[np.int64]:
+def _hashes_in_range(file: InteractionFile, hashes: hashing.Hashes) -> NDArray[np.int64]:
     """Those of some hashes that a file can hold, ascending as it holds them."""
-    return np.sort(hashes[hashing.ranges(hashes, file.of) == file.number].view(np.int64))
+    return np.sort(
+        hashes[hashing.hash_range_indices(hashes, file.of) == file.number].view(np.int64)
+    )
 
 
-def _rows(path: str, hashes: NDArray[np.int64]) -> Iterator[pl.DataFrame]:
+def _read_rows(uri: str, hashes: NDArray[np.int64]) -> Iterator[pl.DataFrame]:
     """The rows of a file whose user's hash is among those given, which ascend. Of row groups that hold none of these at most the hashes are read."""
     if not hashes.size:
         return
-    with named(path):
-        file = delta.open_parquet(path)
-        groups = _holding(file, _reaching(file, hashes), hashes)
+    with translate_file_errors(uri):
+        file = delta.open_parquet(uri)
+        groups = _row_groups_containing(file, _row_groups_overlapping(file, hashes), hashes)
         rows = pl.DataFrame(file.read_row_groups(groups)) if groups else None
     if rows is not None:
         yield rows.filter(pl.col("user_hash").is_in(pl.Series(hashes).implode()))
 
 
-def _holding(file: pq.ParquetFile, groups: list[int], hashes: NDArray[np.int64]) -> list[int]:
+def _row_groups_containing(
+    file: pq.ParquetFile, groups: list[int], hashes: NDArray[np.int64]
+) -> list[int]:
     """Those of some row groups that hold one of the hashes."""
     if not groups:
         return []
-    wanted = _theirs(file, groups, hashes)
+    wanted = _user_mask(file, groups, hashes)
     first = np.cumsum([0, *(file.metadata.row_group(group).num_rows for group in groups[:-1])])
     return [
         group
@@ -147,7 +169,7 @@ def _holding(file: pq.ParquetFile, groups: list[int], hashes: NDArray[np.int64])
     ]
 
 
-def _theirs(
+def _user_mask(
     file: pq.ParquetFile, groups: list[int], hashes: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
     """Of each row of some row groups whether its user's hash is among those given [n]."""
@@ -156,7 +178,7 @@ def _theirs(
     )
 
 
-def _reaching(file: pq.ParquetFile, hashes: NDArray[np.int64]) -> list[int]:
+def _row_groups_overlapping(file: pq.ParquetFile, hashes: NDArray[np.int64]) -> list[int]:
     """The row groups whose range of hashes has one of those given, which ascend."""
     return [
         group

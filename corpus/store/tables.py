@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from cluster import storage
 from cluster.errors import CorpusError, PlatformFault
 from corpus.sampling import replay_text, samples
-from corpus.sampling.hashing import ranges
+from corpus.sampling.hashing import hash_range_indices
 from corpus.store import delta
-from corpus.store.delta import FilePart
+from corpus.store.delta import DataFile
 
-SAMPLES, ITEMS, STATISTICS = "samples", "items", "statistics.json"
+SAMPLES, ITEMS, STATISTICS_FILE = "samples", "items", "statistics.json"
 ITEMS_SCHEMA = pa.schema(
     [
         ("item_index", pa.int64()),
@@ -33,12 +33,16 @@ ITEMS_SCHEMA = pa.schema(
         ("title", pa.string()),
     ]
 )
-PARTITION = ("source", "split")
-SAMPLES_SCHEMA = pa.schema([*samples.SCHEMA, *((name, pa.string()) for name in PARTITION)])
-TABLE_SCHEMA = pa.schema([*SAMPLES_SCHEMA, replay_text.SCHEMA.field("text")])
+PARTITION_COLUMNS = ("source", "split")
+PARTITIONED_SAMPLE_SCHEMA = pa.schema(
+    [*samples.SAMPLE_SCHEMA, *((name, pa.string()) for name in PARTITION_COLUMNS)]
+)
+SAMPLES_TABLE_SCHEMA = pa.schema(
+    [*PARTITIONED_SAMPLE_SCHEMA, replay_text.TEXT_WINDOW_SCHEMA.field("text")]
+)
 """What Delta is told. A file has the columns that its rows need: those of samples, or of windows of text; a reader finds null for the others."""
 
-FILE_ROWS = 1 << 18
+TARGET_FILE_ROWS = 1 << 18
 """Rows of a file of samples, at most, on average."""
 
 
@@ -48,7 +52,7 @@ class Stream:
 
     source: str
     version: int
-    files: tuple[FilePart, ...]
+    files: tuple[DataFile, ...]
     split: str = "train"
 
     @property
@@ -71,8 +75,8 @@ class Corpus:
 
         Raises CorpusError when there is no corpus, or no such version.
         """
-        uri = storage.absolute(uri)
-        commits = delta.commits(storage.join(uri, SAMPLES))
+        uri = storage.absolute_uri(uri)
+        commits = delta.read_commits(storage.join(uri, SAMPLES))
         if not commits:
             raise CorpusError(
                 f"{uri}: no corpus here; build one with jobs/build_corpus.py --corpus {uri}, or correct the key corpus"
@@ -89,23 +93,23 @@ class Corpus:
         """The streams of every source in one split, sorted by (version, source). A source without rows in the split has none."""
         found = []
         for commit in self.commits:
-            files: dict[str, list[FilePart]] = {}
-            for added in commit.files:
+            files: dict[str, list[DataFile]] = {}
+            for added in commit.added:
                 if added.partition["split"] == split:
-                    files.setdefault(added.partition["source"], []).append(added.part)
+                    files.setdefault(added.partition["source"], []).append(added.file)
             found += [
                 Stream(source, commit.version, tuple(parts), split)
                 for source, parts in sorted(files.items())
             ]
         return tuple(found)
 
-    def samples(self, source: str, split: str) -> pa.Table:
+    def read_samples(self, source: str, split: str) -> pa.Table:
         """All rows of a source in a split, of every version, in canonical order. No row if the source has none in this split.
 
         Raises CorpusError naming the sources there are.
         """
         known = sorted(
-            {added.partition["source"] for commit in self.commits for added in commit.files}
+            {added.partition["source"] for commit in self.commits for added in commit.added}
         )
         if source not in known:
             raise CorpusError(
@@ -114,20 +118,20 @@ class Corpus:
         streams = [stream for stream in self.streams(split) if stream.source == source]
         return pa.concat_tables(
             [read_rows(stream, 0, stream.rows) for stream in streams]
-            or [SAMPLES_SCHEMA.empty_table()]
+            or [PARTITIONED_SAMPLE_SCHEMA.empty_table()]
         )
 
-    def items(self) -> pa.Table:
+    def read_items(self) -> pa.Table:
         """item_index, domain, item_id, title of every item, in the order of item_index (row i is item i)."""
         version = int(self.commits[-1].metadata["items_version"])
-        files = delta.live(delta.commits(storage.join(self.uri, ITEMS))[: version + 1])
-        return pa.concat_tables([_read(part.path, 0, part.rows) for part in files]).sort_by(
-            "item_index"
-        )
+        files = delta.live_files(delta.read_commits(storage.join(self.uri, ITEMS))[: version + 1])
+        return pa.concat_tables(
+            [_read_file_rows(part.uri, 0, part.rows) for part in files]
+        ).sort_by("item_index")
 
-    def titles(self) -> list[str]:
+    def read_titles(self) -> list[str]:
         """Cleaned title of every item; position = item_index."""
-        return list(self.items()["title"].to_pylist())
+        return list(self.read_items()["title"].to_pylist())
 
     def statistics(self) -> dict[str, Any]:
         """The object of this version in statistics.json."""
@@ -142,22 +146,22 @@ def read_rows(stream: Stream, start: int, stop: int) -> pa.Table:
     """
     if not 0 <= start <= stop <= stream.rows:
         raise ValueError(f"rows {start}..{stop} of a stream of {stream.rows}")
-    found, first = [samples.SCHEMA.empty_table()], 0
+    found, first = [samples.SAMPLE_SCHEMA.empty_table()], 0
     for file in stream.files:
         low, high = max(start - first, 0), min(stop - first, file.rows)
         if low < high:
-            found.append(_read(file.path, low, high))
+            found.append(_read_file_rows(file.uri, low, high))
         first += file.rows
     rows = pa.concat_tables(found, promote_options="default")
-    for name, value in zip(PARTITION, (stream.source, stream.split), strict=True):
+    for name, value in zip(PARTITION_COLUMNS, (stream.source, stream.split), strict=True):
         rows = rows.append_column(name, pa.repeat(pa.scalar(value), rows.num_rows))
     return rows
 
 
-def _read(path: str, start: int, stop: int) -> pa.Table:
+def _read_file_rows(uri: str, start: int, stop: int) -> pa.Table:
     """Rows start .. stop - 1 of one file."""
-    with named(path):
-        file, ends = _opened(path)
+    with translate_file_errors(uri):
+        file, ends = _open_cached(uri)
         first, last = np.searchsorted(ends, [start, stop - 1], side="right")
         table = file.read_row_groups(range(first, last + 1))
         before = int(ends[first - 1]) if first else 0
@@ -166,46 +170,48 @@ def _read(path: str, start: int, stop: int) -> pa.Table:
 
 # Files never change, so one that is open stays good; a reader goes through few of them at a time.
 @lru_cache(maxsize=8)
-def _opened(path: str) -> tuple[pq.ParquetFile, NDArray[np.int64]]:
-    file = delta.open_parquet(path)
+def _open_cached(uri: str) -> tuple[pq.ParquetFile, NDArray[np.int64]]:
+    file = delta.open_parquet(uri)
     groups = (file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups))
     return file, np.cumsum(np.fromiter(groups, np.int64))
 
 
 @contextmanager
-def named(path: str) -> Iterator[None]:
+def translate_file_errors(uri: str) -> Iterator[None]:
     """What parquet says of a damaged file becomes an error that names the file; what the network says passes, for a retry."""
     try:
         yield
     except FileNotFoundError:
         raise CorpusError(
-            f"{path}: a file of the corpus is missing; restore it, or build the corpus again elsewhere"
+            f"{uri}: a file of the corpus is missing; restore it, or build the corpus again elsewhere"
         ) from None
     except (pa.ArrowException, OSError) as error:
-        if storage.of_store(error):
+        if storage.is_storage_error(error):
             raise
         raise CorpusError(
-            f"{path}: a file of the corpus is damaged ({error}); restore it, or build the corpus again elsewhere"
+            f"{uri}: a file of the corpus is damaged ({error}); restore it, or build the corpus again elsewhere"
         ) from None
 
 
-def publish_statistics(newest: Corpus) -> None:
+def publish_statistics(corpus: Corpus) -> None:
     """Write statistics.json: one object per version, newest last. It only repeats what the commits say, so it may be written again at any time."""
     versions = [
-        Corpus(newest.uri, commit.version, newest.commits[: commit.version + 1]).statistics()
-        for commit in newest.commits
+        Corpus(corpus.uri, commit.version, corpus.commits[: commit.version + 1]).statistics()
+        for commit in corpus.commits
     ]
-    storage.write_text(storage.join(newest.uri, STATISTICS), json.dumps(versions, indent=2) + "\n")
+    storage.write_text(
+        storage.join(corpus.uri, STATISTICS_FILE), json.dumps(versions, indent=2) + "\n"
+    )
 
 
-def file_count(rows_at_most: int) -> int:
+def file_count(max_rows: int) -> int:
     """Files over which the samples of one (source, split) are spread: a power of two, at least 1."""
-    return 1 << max(0, -(-rows_at_most // FILE_ROWS) - 1).bit_length()
+    return 1 << max(0, -(-max_rows // TARGET_FILE_ROWS) - 1).bit_length()
 
 
-def file_numbers(sample_ids: NDArray[np.int64], files: int) -> NDArray[np.int64]:
+def file_numbers(sample_ids: NDArray[np.int64], num_files: int) -> NDArray[np.int64]:
     """The file of each sample [n]: equal ranges of unsigned ids, so the order of files is the order of ids. Ids are hashes, so files are even."""
-    return ranges(sample_ids.view(np.uint64), files)
+    return hash_range_indices(sample_ids.view(np.uint64), num_files)
 
 
 @dataclass(frozen=True)
@@ -217,33 +223,33 @@ class FileKey:
     number: int
 
 
-def by_file(
-    made: Mapping[tuple[str, str], pa.Table], at_most: Mapping[tuple[str, str], int]
+def split_by_file(
+    tables: Mapping[tuple[str, str], pa.Table], max_counts: Mapping[tuple[str, str], int]
 ) -> Iterator[tuple[FileKey, pa.Table]]:
     """Cut samples, in the order of their unsigned ids, by the files that they belong in.
 
     at_most: samples that each (source, split) can have, over the whole version.
     """
-    for (source, split), rows in sorted(made.items()):
+    for (source, split), rows in sorted(tables.items()):
         if not rows.num_rows:
             continue
-        numbers = file_numbers(rows["sample_id"].to_numpy(), file_count(at_most[source, split]))
+        numbers = file_numbers(rows["sample_id"].to_numpy(), file_count(max_counts[source, split]))
         first = np.flatnonzero(np.diff(numbers, prepend=-1))
         for start, stop in zip(first, [*first[1:], rows.num_rows], strict=True):
             yield FileKey(source, split, int(numbers[start])), rows.slice(start, stop - start)
 
 
-def write_samples(uri: str, key: FileKey, parts: Sequence[pa.Table]) -> delta.Written:
+def write_samples(uri: str, key: FileKey, tables: Sequence[pa.Table]) -> delta.WrittenFile:
     """Write one file of samples, in the order of their ids; the parts come in any order.
 
     Raises PlatformFault if two samples have one id.
     """
-    rows = pa.concat_tables(parts).combine_chunks()
+    rows = pa.concat_tables(tables).combine_chunks()
     ids = rows["sample_id"].to_numpy().view(np.uint64)
     order = np.argsort(ids, kind="stable")  # quick where few ordered parts are to be merged
     if np.any(ids[order][1:] == ids[order][:-1]):
         raise PlatformFault(f"{key}: two samples have one id; the identity of samples is broken")
-    partition = dict(zip(PARTITION, (key.source, key.split), strict=True))
+    partition = dict(zip(PARTITION_COLUMNS, (key.source, key.split), strict=True))
     return delta.write_file(
         storage.join(uri, SAMPLES),
         f"{key.source}/{key.split}/part-{key.number:05d}",

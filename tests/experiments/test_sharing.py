@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from corpus.build import prepare
-from cprec.config.cli import load, to_yaml
-from cprec.evaluate.significance import Paired, paired
-from cprec.model import base as bases
+from corpus.build import simulate_and_build
+from cprec.config.cli import load_recipe, to_yaml
+from cprec.evaluate.significance import PairedTest, paired_t_test
+from cprec.model import base_uri as bases
 from tests.integration import jobs
 
 SEEDS = (0, 1)
@@ -55,13 +55,13 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, A
                 "data.root": f"{place}/shoppers-{seed}",
                 "seed": seed,
             }
-            recipe = load(
+            recipe = load_recipe(
                 str(jobs.ROOT / "jobs" / "recipes" / "demo.yaml"),
                 {**values, "data.users_together": order == "together"},
             )
-            corpus = prepare(recipe.data, recipe.simulate, seed, recipe.corpus, print)
+            corpus = simulate_and_build(recipe.data, recipe.simulate, seed, recipe.corpus, print)
             recipes[order] = (recipe, corpus)
-        base = bases.resolve(*recipes["apart"], print)
+        base = bases.resolve_base(*recipes["apart"], print)
         for arm, (order, keys) in ARMS.items():
             recipe = recipes[order][0]
             changes = {
@@ -96,10 +96,10 @@ def trained(recipe: Any, path: Path) -> dict[str, Any]:
     return found
 
 
-def against(seen: dict[str, list[dict[str, Any]]], arm: str) -> Paired:
+def against(seen: dict[str, list[dict[str, Any]]], arm: str) -> PairedTest:
     """HR@1 of an arm minus its reference's, paired by seed and user; the interval's lower end bounds the loss from one side at 95 %."""
     hits = [np.concatenate([one["hits"] for one in seen[name]]) for name in (REFERENCE[arm], arm)]
-    return paired(hits[0], hits[1], confidence=0.9)
+    return paired_t_test(hits[0], hits[1], confidence=0.9)
 
 
 def test_the_levers_save_tokens_and_train_the_same_samples(

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from cprec.runs import checkpoint
-from cprec.runs.records import PERPLEXITY
+from cprec.runs.records import PERPLEXITY_EVENT
 from cprec.tracking.figures import perplexities
 from tests.integration import jobs
 
@@ -55,9 +55,11 @@ def test_whoever_is_killed_each_sample_is_trained_once(haunted: Path) -> None:
 
 def test_whoever_is_killed_the_run_goes_on_bit_for_bit(whole: Path, haunted: Path) -> None:
     assert history(haunted) == history(whole)
-    assert perplexities(told(haunted, PERPLEXITY)) == perplexities(told(whole, PERPLEXITY))
+    assert perplexities(told(haunted, PERPLEXITY_EVENT)) == perplexities(
+        told(whole, PERPLEXITY_EVENT)
+    )
     ends = [
-        checkpoint.load_trainer(str(max((folder / "checkpoints").iterdir())))
+        checkpoint.load_training_state(str(max((folder / "checkpoints").iterdir())))
         for folder in (whole, haunted)
     ]
     assert all(

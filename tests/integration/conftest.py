@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import boto3
 import pytest
 
-from cluster.session import session
+from cluster.ray_session import ray_session
 from tests.integration import jobs
 
 _BUCKETS = itertools.count()
@@ -48,7 +48,7 @@ def _wait_for(server: "subprocess.Popen[bytes]", port: int, limit_s: float = 60)
 @pytest.fixture(scope="module")
 def one_cluster() -> Iterator[None]:
     """One local Ray for the tests of a file that call the jobs' functions in this process: each call would start its own, which costs more."""
-    with session("local", 2):
+    with ray_session("local", 2):
         yield
 
 

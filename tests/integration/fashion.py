@@ -9,15 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from corpus.ingest.simulate import (
-    AXES,
+from corpus.ingest.simulation import (
+    ATTRIBUTE_VALUES,
     BRANDS,
-    HOUR_S,
-    START_S,
+    SECONDS_PER_HOUR,
+    START_TIMESTAMP,
     Purchases,
-    Shoppers,
-    files,
-    shoppers,
+    SimulatedWorld,
+    data_root_files,
+    simulate_shoppers,
 )
 from corpus.settings import SimulateSettings
 
@@ -29,18 +29,24 @@ FASHION = 6
 
 def write(root: Path, domains: Sequence[str]) -> None:
     """Make a data root of these domains."""
-    for name, content in files(world(domains)).items():
+    for name, content in data_root_files(world(domains)).items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(content)
 
 
-def world(domains: Sequence[str]) -> Shoppers:
+def world(domains: Sequence[str]) -> SimulatedWorld:
     """The shelves of the simulation; what is bought is planted."""
-    shelves = shoppers(domains, SimulateSettings(users=10, items_per_domain=40), 0).shelves
+    shelves = simulate_shoppers(domains, SimulateSettings(users=10, items_per_domain=40), 0).shelves
     rng = np.random.default_rng(0)
-    wanted = [shelf.attributes[:, AXES.index(BRANDS)] < FASHION for shelf in shelves]
+    wanted = [shelf.attributes[:, ATTRIBUTE_VALUES.index(BRANDS)] < FASHION for shelf in shelves]
     bought = [
-        (user, domain, item, START_S + place * HOUR_S, np.zeros(len(AXES), dtype=int))
+        (
+            user,
+            domain,
+            item,
+            START_TIMESTAMP + place * SECONDS_PER_HOUR,
+            np.zeros(len(ATTRIBUTE_VALUES), dtype=int),
+        )
         for user in range(USERS)
         for domain, here in enumerate(wanted)
         for place, item in enumerate(
@@ -50,7 +56,7 @@ def world(domains: Sequence[str]) -> Shoppers:
             ]
         )
     ]
-    return Shoppers(
+    return SimulatedWorld(
         tuple(domains),
         shelves,
         Purchases(*(np.array(column) for column in zip(*bought, strict=True))),

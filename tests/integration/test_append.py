@@ -46,7 +46,8 @@ def test_twenty_appends_at_once_lose_no_row(s3: str, tmp_path: Path) -> None:
         *(f"domain/{name}" for name in RACERS),
     }
     tables = [
-        corpus.samples(source, "train") for source in sorted({s.source for s in corpus.streams()})
+        corpus.read_samples(source, "train")
+        for source in sorted({s.source for s in corpus.streams()})
     ]
     ids = np.concatenate([table["sample_id"].to_numpy() for table in tables])
     assert np.unique(ids).size == ids.size
@@ -54,9 +55,9 @@ def test_twenty_appends_at_once_lose_no_row(s3: str, tmp_path: Path) -> None:
     assert all_kept(corpus).height == sum(cores.values())
     told = corpus.statistics()
     assert {name: of["interactions"] for name, of in told["domains"].items()} == cores
-    assert told["mixed"]["samples"] == corpus.samples("mixed", "train").num_rows
+    assert told["mixed"]["samples"] == corpus.read_samples("mixed", "train").num_rows
     # Every training interaction that can be a mixed target is one, once, whatever the order in which the appends landed.
-    mixed = corpus.samples("mixed", "train").to_pylist()
+    mixed = corpus.read_samples("mixed", "train").to_pylist()
     targets = {
         (row["user_id"], row["candidates"][row["target"]], row["timestamp"]) for row in mixed
     }
@@ -96,10 +97,10 @@ def test_an_append_that_is_killed_leaves_the_table_as_it_was_and_is_completed(
         print,
     )
     names = [
-        [added.part.path.removeprefix(corpus.uri) for added in corpus.commits[1].files]
+        [added.file.uri.removeprefix(corpus.uri) for added in corpus.commits[1].added]
         for corpus in (Corpus.open(uri), whole)
     ]
     assert names[0] == names[1]
     again = jobs.run("append_domain", recipe)
     assert "since version 1; nothing to do" in again.stdout
-    assert len(delta.commits(f"{uri}/samples")) == 2
+    assert len(delta.read_commits(f"{uri}/samples")) == 2

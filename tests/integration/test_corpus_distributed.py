@@ -13,11 +13,11 @@ import polars as pl
 import pytest
 
 from cluster.errors import DataError
-from cluster.session import session
+from cluster.ray_session import ray_session
 from corpus.append import append, append_text, preview
-from corpus.build import build, chosen
+from corpus.build import build, choose_backend
 from corpus.distributed import append as ray_append
-from corpus.distributed import kcore, make_samples, prepare
+from corpus.distributed import kcore, prepare, sample_files
 from corpus.ingest import quarantine
 from corpus.ingest.sources import file_splits
 from corpus.local import append as growing
@@ -35,17 +35,17 @@ ON_RAY = {"distribute_above": 0}
 
 @pytest.fixture(scope="module", autouse=True)
 def ray() -> Iterator[None]:
-    with session("local", 2):
+    with ray_session("local", 2):
         yield
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many ranges, pieces, spreading tasks and sums of few rows each."""
-    monkeypatch.setattr(stored_interactions, "FILE_ROWS", 200)
-    monkeypatch.setattr(file_splits, "ROWS", 100)
-    monkeypatch.setattr(prepare, "SPREAD", 40)
-    monkeypatch.setattr(kcore, "SUMMED", 5)
+    monkeypatch.setattr(stored_interactions, "TARGET_FILE_ROWS", 200)
+    monkeypatch.setattr(file_splits, "ROWS_PER_SPLIT", 100)
+    monkeypatch.setattr(prepare, "ROWS_PER_RESULT", 40)
+    monkeypatch.setattr(kcore, "COUNTS_PER_TASK", 5)
 
 
 @pytest.fixture
@@ -177,7 +177,7 @@ def test_lines_in_many_spans_and_blocks_are_read_alike(
             (root / f"{name}{suffix}").write_bytes(
                 gzip.compress(content) if suffix.endswith(".gz") else content
             )
-    monkeypatch.setattr(file_splits, "SPAN", 7_000)
+    monkeypatch.setattr(file_splits, "BYTES_PER_SPLIT", 7_000)
     one, many = both(settings(root, format="amazon2023", time_unit="s"), tmp_path)
     same(one, many)
     assert one.statistics()["dropped"]["malformed_line"] == 12
@@ -275,7 +275,7 @@ def test_an_append_on_ray_that_is_overtaken_is_made_anew(
         write_root(tmp_path / "more", shop(("D",), users=60, seed=3)),
         tmp_path / "prose.txt",
         list[str](),
-        catalogue.add,
+        catalogue.add_items,
     )
     prose.write_text("word " * 400)
     append_text(str(prose), one.uri, print)
@@ -286,7 +286,7 @@ def test_an_append_on_ray_that_is_overtaken_is_made_anew(
         return add(*arguments)
 
     of_one = append(settings(more, domains=("D",), held_out=(), **IN_ONE), 0, one.uri, print)
-    monkeypatch.setattr(catalogue, "add", slow)
+    monkeypatch.setattr(catalogue, "add_items", slow)
     same(
         of_one,
         append(settings(more, domains=("D",), held_out=(), **ON_RAY), 0, many.uri, said.append),
@@ -302,7 +302,9 @@ def test_few_interactions_whose_users_have_many_are_appended_on_ray(
         (f"u{user}", f"D{item}", item) for user in range(40) for item in range(user % 3, 10, 2)
     ]
     more, came, grown, on_ray = write_root(tmp_path / "more", {"D": rows}), len(rows), [], []
-    behind = stored_interactions.count_of_users(one, pl.Series([f"u{user}" for user in range(40)]))
+    behind = stored_interactions.count_user_interactions(
+        one, pl.Series([f"u{user}" for user in range(40)])
+    )
     assert behind > 2 * came
     for above in (came + behind, came + behind - 1):
         shutil.copytree(one.uri, tmp_path / str(above))
@@ -396,21 +398,23 @@ def test_a_worker_that_is_killed_costs_time_only(
 
         return task
 
-    monkeypatch.setattr(prepare, "_piece", once_between("piece", prepare._piece))
-    of_samples, of_files = make_samples._samples, make_samples._write
+    monkeypatch.setattr(
+        prepare, "_read_file_split", once_between("piece", prepare._read_file_split)
+    )
+    of_samples, of_files = sample_files._block_processor, sample_files._file_writer
     for module, name in (
-        (prepare, "_once"),
-        (kcore, "_round"),
-        (prepare, "_block"),
-        (ray_append, "_old"),
-        (growing, "compared"),
+        (prepare, "_deduplicate_and_cap"),
+        (kcore, "_run_round"),
+        (prepare, "_build_block"),
+        (ray_append, "_read_existing"),
+        (growing, "find_new_interactions"),
     ):
         monkeypatch.setattr(module, name, once(f"{module.__name__}.{name}", getattr(module, name)))
     monkeypatch.setattr(
-        make_samples, "_samples", lambda *arguments: once("samples", of_samples(*arguments))
+        sample_files, "_block_processor", lambda *arguments: once("samples", of_samples(*arguments))
     )
     monkeypatch.setattr(
-        make_samples, "_write", lambda *arguments: once("files", of_files(*arguments))
+        sample_files, "_file_writer", lambda *arguments: once("files", of_files(*arguments))
     )
     many = build(settings(rough, **ON_RAY), 0, str(tmp_path / "many"), print)
     append(settings(more, domains=("D",), held_out=(), **ON_RAY), 0, many.uri, print)
@@ -428,9 +432,9 @@ def test_both_ways_refuse_alike(tmp_path: Path, rough: Path) -> None:
         for way in (IN_ONE, ON_RAY):
             with (
                 pytest.raises(DataError) as caught,
-                chosen(settings(rough, **way, **changes), print) as chosen_way,
+                choose_backend(settings(rough, **way, **changes), print) as chosen_way,
             ):
-                chosen_way.gather(settings(rough, **way, **changes), print)
+                chosen_way.prepare(settings(rough, **way, **changes), print)
             messages.append(str(caught.value))
         assert messages[0] == messages[1]
         return messages[0]
@@ -457,5 +461,5 @@ def test_the_way_is_chosen_by_footers_and_sizes(rough: Path) -> None:
         for domain in ("A", "B", "C")
     )
     for above, on_ray in ((rows, False), (rows - 1, True)):
-        with chosen(settings(rough, distribute_above=above), print) as way:
-            assert (way.gather is prepare.gather) == on_ray
+        with choose_backend(settings(rough, distribute_above=above), print) as way:
+            assert (way.prepare is prepare.prepare_domains) == on_ray

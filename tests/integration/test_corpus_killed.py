@@ -47,7 +47,7 @@ def test_a_build_that_is_killed_leaves_no_corpus_and_is_completed(
     assert "committed corpus version 0" in _said(recipe)
     clean = build(settings(root), 0, str(tmp_path / "clean"), print)
     names = [
-        [added.part.path.removeprefix(corpus.uri) for added in corpus.commits[0].files]
+        [added.file.uri.removeprefix(corpus.uri) for added in corpus.commits[0].added]
         for corpus in (Corpus.open(str(place)), clean)
     ]
     assert names[0] == names[1]

@@ -10,7 +10,7 @@ import pytest
 from cluster import storage
 from cluster.errors import CorpusError
 from corpus.build import build
-from corpus.ingest.sources import file_splits, files, lines
+from corpus.ingest.sources import file_splits, reader, text_files
 from corpus.store.tables import Corpus, read_rows
 from tests.unit.corpus.worlds import settings, shop, write_root
 
@@ -25,14 +25,14 @@ def test_the_same_corpus_as_on_a_disk(s3: str, tmp_path: Path) -> None:
     remote = build(settings(f"{s3}/root"), 0, f"{s3}/corpora/one", said.append)
     assert said[-1].startswith(f"committed corpus version 0 at {s3}/corpora/one")
     names = [
-        [file.part.path.removeprefix(corpus.uri) for file in corpus.commits[0].files]
+        [file.file.uri.removeprefix(corpus.uri) for file in corpus.commits[0].added]
         for corpus in (local, remote)
     ]
     assert names[0] == names[1]
-    assert remote.titles() == local.titles()
+    assert remote.read_titles() == local.read_titles()
     assert remote.statistics() == local.statistics()
     stream = remote.streams()[0]
-    assert stream.files[0].path.startswith("s3://")
+    assert stream.files[0].uri.startswith("s3://")
     assert read_rows(stream, 3, 50).equals(read_rows(local.streams()[0], 3, 50))
     assert (
         storage.read_text(f"{s3}/corpora/one/statistics.json")
@@ -51,7 +51,7 @@ def test_the_same_corpus_on_ray(s3: str, tmp_path: Path) -> None:
     one = build(settings(root), 0, str(tmp_path / "one"), print)
     many = build(settings(f"{s3}/root", distribute_above=0), 0, f"{s3}/many", print)
     names = [
-        [file.part.path.removeprefix(corpus.uri) for file in corpus.commits[0].files]
+        [file.file.uri.removeprefix(corpus.uri) for file in corpus.commits[0].added]
         for corpus in (one, many)
     ]  # told by their content
     assert names[0] == names[1]
@@ -60,19 +60,21 @@ def test_the_same_corpus_on_ray(s3: str, tmp_path: Path) -> None:
 
 def test_lines_of_an_object_store(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Plain ones in pieces by bytes, packed ones from their beginning, both in many blocks."""
-    monkeypatch.setattr(file_splits, "SPAN", 3_000)
-    monkeypatch.setattr(lines, "BYTES", 1_000)
+    monkeypatch.setattr(file_splits, "BYTES_PER_SPLIT", 3_000)
+    monkeypatch.setattr(text_files, "BLOCK_BYTES", 1_000)
     rows = [{"u": f"u{number}", "i": "item", "t": number} for number in range(600)]
     content = "".join(json.dumps(row) + "\n" for row in rows).encode()
     storage.write_bytes(f"{s3}/lines/A.json", content)
     storage.write_bytes(f"{s3}/lines/A.json.gz", gzip.compress(content))
-    cut = file_splits.cut(f"{s3}/lines/A.json")
+    cut = file_splits.split_file(f"{s3}/lines/A.json")
     assert len(cut) == -(-len(content) // 3_000)
-    for chosen in (cut, file_splits.cut(f"{s3}/lines/A.json.gz")):
+    for chosen in (cut, file_splits.split_file(f"{s3}/lines/A.json.gz")):
         read = [
             block.table
             for piece in chosen
-            for block in files.blocks(piece, {"user_id": "u", "item_id": "i", "timestamp": "t"}, 1)
+            for block in reader.read_blocks(
+                piece, {"user_id": "u", "item_id": "i", "timestamp": "t"}, 1
+            )
         ]
         assert len(read) > 10
         assert [tuple(row.values()) for table in read for row in table.to_pylist()] == [

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from peft import AutoPeftModelForCausalLM
 
-from cluster.storage import join, names, read_bytes, read_text
-from corpus.sampling.replay_text import read
-from cprec.config.cli import load
-from cprec.evaluate.perplexity import perplexity
+from cluster.storage import join, list_names, read_bytes, read_text
+from corpus.ingest.plain_text import read_plain_text
+from cprec.config.cli import load_recipe
+from cprec.evaluate.perplexity import compute_perplexity
 from cprec.model import adapter, backbone
 from cprec.runs import checkpoint
 from cprec.schedule.plan import Plan
@@ -37,10 +37,10 @@ def test_every_step_has_the_rate_phase_and_sources_of_the_plan(whole: Path) -> N
     ]
     assert [row["step"] for row in trace] == list(range(len(trace)))
     for row in trace:
-        assert row["lr"] == planned.wsa.rate(row["samples"])
+        assert row["lr"] == planned.wsa.lr(row["samples"])
         assert row["phase"] == planned.wsa.phase(row["samples"])
         counts: dict[str, int] = {}
-        for (source, _), n in planned.counts(
+        for (source, _), n in planned.count_by_stream(
             row["samples"], row["samples"] + row["batch_samples"]
         ).items():
             counts[source] = counts.get(source, 0) + n
@@ -80,22 +80,22 @@ def test_perplexity_is_measured_before_at_checkpoints_and_after(whole: Path, pla
     ]
     assert [samples for samples, _ in measured] == [0, *saved]
     assert len({value for _, value in measured}) == len(measured)
-    recipe = load(str(place / "recipe.yaml"))
+    recipe = load_recipe(str(place / "recipe.yaml"))
     base = (
         recipe.storage + "/bases/" + next(p.name for p in Path(recipe.storage, "bases").iterdir())
     )
     network, tokenizer = backbone.load(base, None, "fp32")
-    text = read("jobs/recipes/demo.txt", "evaluate.text")
-    assert perplexity(network, tokenizer, text, recipe.model.max_tokens) == pytest.approx(
+    text = read_plain_text("jobs/recipes/demo.txt", "evaluate.text")
+    assert compute_perplexity(network, tokenizer, text, recipe.model.max_tokens) == pytest.approx(
         measured[0][1], rel=1e-4
     )
     last = adapter.load(network, max((whole / "checkpoints").iterdir()) / "adapter")
-    assert perplexity(last, tokenizer, text, recipe.model.max_tokens) == pytest.approx(
+    assert compute_perplexity(last, tokenizer, text, recipe.model.max_tokens) == pytest.approx(
         measured[-1][1], rel=1e-4
     )
     assert "perplexity of the text: " in (whole / "report.html").read_text()
     assert "perplexity of text" in (whole / "schedule.svg").read_text()
-    registry = Registry.of(recipe)
+    registry = Registry.from_recipe(recipe)
     [run_id] = [v.run_id for v in registry.versions() if v.tags["run"] == str(whole)]
     told = registry.client.get_metric_history(str(run_id), "perplexity")
     assert [(m.step, m.value) for m in sorted(told, key=lambda m: m.step)] == measured
@@ -111,13 +111,13 @@ def test_the_adapter_loads_with_peft(whole: Path) -> None:
 
 
 def test_the_registered_version_knows_where_it_comes_from(whole: Path, place: Path) -> None:
-    registry = Registry.of(load(str(place / "recipe.yaml")))
+    registry = Registry.from_recipe(load_recipe(str(place / "recipe.yaml")))
     [version] = [v for v in registry.versions() if v.tags["run"] == str(whole)]
     newest = max((whole / "checkpoints").iterdir())
-    assert version.tags["ledger_digest"] == checkpoint.ledger(str(newest)).fingerprint()
+    assert version.tags["ledger_digest"] == checkpoint.read_ledger(str(newest)).fingerprint()
     assert version.tags["corpus_version"] == "1"
     assert {"base", "recipe_digest", "corpus_fingerprint"} <= set(version.tags)
-    assert registry.alias("candidate") is not None
+    assert registry.version_by_alias("candidate") is not None
     run = registry.client.get_run(str(version.run_id))
     assert run.info.status == "FINISHED"
     assert {"report.html", "schedule.svg", "audit.json"} <= {
@@ -252,7 +252,7 @@ def test_corpus_and_storage_on_s3_where_samples_share_tokens(
     done = jobs.run("cpt", recipe, *options, "--train.profile", "2", environment=dict(os.environ))
     assert re.search(r"audit: (\d[\d,]*) planned, 0 missing, 0 repeated", done.stdout)
     run = f"{s3}/runs/small"
-    newest = names(join(run, "checkpoints"))[-1]
+    newest = list_names(join(run, "checkpoints"))[-1]
     checkpoint.verify(join(run, "checkpoints", newest))
     assert "<html" in read_text(join(run, "report.html"))
     profiled = json.loads(gzip.decompress(read_bytes(join(run, "profile", "0.json.gz"))))
@@ -262,7 +262,7 @@ def test_corpus_and_storage_on_s3_where_samples_share_tokens(
         row["tokens"] for row in shared
     )
     assert all(row["computed_tokens"] == row["tokens"] for row in jobs.lines(whole / "trace.jsonl"))
-    [version] = Registry.of(load(str(recipe), places)).versions()
+    [version] = Registry.from_recipe(load_recipe(str(recipe), places)).versions()
     assert version.tags["inexact"] == "train.targets_per_pass 4, train.shared_candidates 8"
 
 

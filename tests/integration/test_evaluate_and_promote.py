@@ -12,19 +12,19 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from cluster.errors import CorpusError, RecipeError, RunError
-from corpus.build import prepare
+from corpus.build import simulate_and_build
 from corpus.store.tables import Corpus
-from cprec.config.cli import validate
+from cprec.config.cli import validate_recipe
 from cprec.config.recipe import Recipe
-from cprec.downstream.scoring import loaded
+from cprec.downstream.scoring import load_model
 from cprec.evaluate import predictions
-from cprec.evaluate.metrics import metrics
+from cprec.evaluate.metrics import compute_metrics
 from cprec.model import adapter, backbone, tiny
 from cprec.tracking.registry import Registry
 from cprec.workflows import promote
-from cprec.workflows.evaluate import compare, contenders, samples_to_score
-from cprec.workflows.merge import export
-from cprec.workflows.recommend import contender, recommend, titles_of
+from cprec.workflows.evaluate import compare_models, find_models, load_samples
+from cprec.workflows.merge import export_model
+from cprec.workflows.recommend import find_registered_model, read_candidate_titles, recommend
 
 pytestmark = [
     pytest.mark.usefixtures("one_cluster"),
@@ -41,7 +41,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def recipe(place: Path) -> Recipe:
-    return validate(
+    return validate_recipe(
         {
             "storage": f"{place}/runs",
             "corpus": f"{place}/corpus",
@@ -66,15 +66,17 @@ def recipe(place: Path) -> Recipe:
 
 @pytest.fixture(scope="module")
 def corpus(recipe: Recipe) -> Corpus:
-    return prepare(recipe.data, recipe.simulate, recipe.seed, recipe.corpus, lambda line: None)
+    return simulate_and_build(
+        recipe.data, recipe.simulate, recipe.seed, recipe.corpus, lambda line: None
+    )
 
 
 @pytest.fixture(scope="module")
 def registry(recipe: Recipe, corpus: Corpus, place: Path) -> Registry:
     """Two registered checkpoints of one run, both random LoRA adapters of the tiny base."""
     base = place / "base"
-    tiny.build(corpus.titles(), recipe.tiny, recipe.seed, base)
-    models = Registry.of(recipe)
+    tiny.build(corpus.read_titles(), recipe.tiny, recipe.seed, base)
+    models = Registry.from_recipe(recipe)
     for seed in (1, 2):
         register(models, recipe, place, seed, 0.05)
     return models
@@ -88,7 +90,8 @@ def register(
     network, _ = backbone.load(base, None, "fp32")
     tuned = adapter.attach(network, recipe.model, seed)
     weights = {
-        name: torch.randn_like(weight) * spread for name, weight in adapter.trainable(tuned).items()
+        name: torch.randn_like(weight) * spread
+        for name, weight in adapter.trainable_parameters(tuned).items()
     }
     checkpoint = place / "runs" / "cpt" / "checkpoints" / f"{seed * 100:012d}-0"
     adapter.save(tuned, weights, checkpoint / "adapter", base, None)
@@ -105,7 +108,7 @@ def register(
     }
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
     return models.register(
-        str(checkpoint), {"base": base}, models.start(f"{place}/runs/cpt", "cpt")
+        str(checkpoint), {"base": base}, models.start_run(f"{place}/runs/cpt", "cpt")
     )
 
 
@@ -119,7 +122,7 @@ def events(place: Path) -> Path:
 def test_metrics_can_be_recomputed_from_the_predictions(
     recipe: Recipe, registry: Registry, events: Path, place: Path
 ) -> None:
-    seen = compare(recipe, registry, ["base", "1", "candidate"], print)
+    seen = compare_models(recipe, registry, ["base", "1", "candidate"], print)
     assert [(row.name, row.model, row.against is None) for row in seen.rows] == [
         ("base", "base", True),
         ("1", "version-1", False),
@@ -129,13 +132,13 @@ def test_metrics_can_be_recomputed_from_the_predictions(
     for row in seen.rows:
         table = pq.read_table(folder / row.model / "predictions.parquet")
         assert len(table) == 40
-        again = metrics(
-            row.model, "Games", predictions.ranks_of(table), table["history_length"].to_numpy()
+        again = compute_metrics(
+            row.model, "Games", predictions.to_ranks(table), table["history_length"].to_numpy()
         )
         written = json.loads((folder / row.model / "metrics.json").read_text())
         assert written.pop("inputs")["split"] == "test"
         assert written == again == row.metrics
-    _, _, samples = samples_to_score(recipe)
+    _, _, samples = load_samples(recipe)
     assert table["sample_id"].to_pylist() == samples["sample_id"].to_pylist()
     assert [set(ranking) for ranking in table["ranking"].to_pylist()] == [
         set(c) for c in samples["candidates"].to_pylist()
@@ -148,17 +151,17 @@ def test_metrics_can_be_recomputed_from_the_predictions(
 def test_equal_inputs_are_not_scored_again(
     recipe: Recipe, registry: Registry, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = compare(recipe, registry, ["1"], print)
+    first = compare_models(recipe, registry, ["1"], print)
     monkeypatch.setattr(
         "cprec.workflows.evaluate.session", None
     )  # would be called if it were scored again
-    assert compare(recipe, registry, ["1"], print) == first
+    assert compare_models(recipe, registry, ["1"], print) == first
     fewer = recipe.model_copy(
         update={"run": "fewer", "evaluate": recipe.evaluate.model_copy(update={"max_users": 39})}
     )
     shutil.copytree(place / "runs" / "cpt" / "evaluation", place / "runs" / "fewer" / "evaluation")
     with pytest.raises(TypeError):
-        compare(fewer, registry, ["1"], print)
+        compare_models(fewer, registry, ["1"], print)
 
 
 def test_promotion_and_the_way_back(
@@ -167,28 +170,32 @@ def test_promotion_and_the_way_back(
     with pytest.raises(RunError, match="no champion before"):
         promote.roll_back(registry)
     with pytest.raises(RunError, match=r"no champion yet; run jobs/promote\.py"):
-        contenders(recipe, registry, ["champion"], corpus, print)
+        find_models(recipe, registry, ["champion"], corpus, print)
     with pytest.raises(RunError, match="no version 9; versions: 1, 2"):
-        contenders(recipe, registry, ["base", "9"], corpus, print)
-    registry.point("candidate", 1)
+        find_models(recipe, registry, ["base", "9"], corpus, print)
+    registry.set_alias("candidate", 1)
     assert promote.promote(recipe, registry, print)[1].promote
-    registry.point("candidate", 2)
+    registry.set_alias("candidate", 2)
     version, decision = promote.promote(recipe, registry, print)
     assert (version, set(decision.numbers)) == (2, {"hr1", "n", "champion_hr1", "difference", "p"})
-    promote.crown(
+    promote.set_champion(
         registry, 2
     )  # whatever two random models were judged; repeating it changes nothing
-    promote.crown(registry, 2)
-    assert [v.number for v in (registry.alias("champion"), registry.alias("previous")) if v] == [
+    promote.set_champion(registry, 2)
+    assert [
+        v.number
+        for v in (registry.version_by_alias("champion"), registry.version_by_alias("previous"))
+        if v
+    ] == [
         2,
         1,
     ]
     assert not promote.promote(recipe, registry, print)[1].promote
     assert promote.roll_back(registry)[0] == 1
-    champion = registry.alias("champion")
+    champion = registry.version_by_alias("champion")
     assert champion is not None
     assert champion.number == 1
-    assert registry.alias("previous") is None
+    assert registry.version_by_alias("previous") is None
     decisions = [key for key in champion.tags if key.startswith("decision.")]
     assert len(decisions) == 2
     written = [json.loads(line) for line in events.read_text().splitlines()]
@@ -210,12 +217,12 @@ def test_generated_answers_are_kept_apart_from_scores(
             "evaluate": recipe.evaluate.model_copy(update={"mode": "constrained", "max_users": 6})
         }
     )
-    row = compare(held, registry, ["1"], print).rows[0]
+    row = compare_models(held, registry, ["1"], print).rows[0]
     assert row.metrics["mode"] == "constrained"
     assert row.metrics["valid_ratio"]["exact"] == 1.0
     folder = place / "runs" / "cpt" / "evaluation" / "Games"
     table = pq.read_table(folder / "version-1-constrained" / "predictions.parquet")
-    assert predictions.measured(table, "version-1", "Games", "constrained") == row.metrics
+    assert predictions.to_metrics(table, "version-1", "Games", "constrained") == row.metrics
     assert all(len(ranking) == 5 for ranking in table["ranking"].to_pylist())
     assert (
         json.loads((folder / "comparison-constrained.json").read_text())["rows"][0]["name"] == "1"
@@ -229,12 +236,12 @@ def test_the_gate_asks_for_candidates_as_answers(
         "evaluate": recipe.evaluate.model_copy(update={"max_users": 6}),
         "gate": recipe.gate.model_copy(update={"min_valid_ratio": 0.9}),
     }
-    registry.point("champion", 1)
-    registry.point("candidate", 2)
+    registry.set_alias("champion", 1)
+    registry.set_alias("candidate", 2)
     _, decision = promote.promote(recipe.model_copy(update=strict), registry, print)
     assert not decision.promote
     assert decision.numbers["valid_ratio"] < 0.9
-    champion = registry.alias("champion")
+    champion = registry.version_by_alias("champion")
     assert champion is not None
     assert champion.number == 1
 
@@ -250,10 +257,10 @@ def test_the_gate_refuses_a_candidate_that_forgot_its_language(
             "gate": recipe.gate.model_copy(update={"max_forgetting": 1.0}),
         }
     )
-    champion = registry.alias("champion")
+    champion = registry.version_by_alias("champion")
     assert champion is not None
     lost = register(registry, recipe, place, 3, 2.0)
-    registry.point("candidate", lost)
+    registry.set_alias("candidate", lost)
     version, decision = promote.promote(strict, registry, print)
     assert (version, decision.promote) == (lost, False)
     assert "gate.max_forgetting" in decision.reason
@@ -266,11 +273,11 @@ def test_the_gate_refuses_a_candidate_that_forgot_its_language(
             registry,
             print,
         )
-    after = registry.alias("champion")
+    after = registry.version_by_alias("champion")
     assert after is not None
     assert after.number == champion.number
-    registry.point("champion", 1)
-    registry.point("candidate", 2)
+    registry.set_alias("champion", 1)
+    registry.set_alias("candidate", 2)
     kept = promote.promote(strict, registry, print)[1]
     assert kept.numbers["forgetting"] < 1
     assert "gate.max_forgetting" not in kept.reason
@@ -279,11 +286,13 @@ def test_the_gate_refuses_a_candidate_that_forgot_its_language(
 def test_a_ranking_for_a_person(
     recipe: Recipe, registry: Registry, corpus: Corpus, tmp_path: Path
 ) -> None:
-    titles = corpus.titles()
+    titles = corpus.read_titles()
     (tmp_path / "titles.txt").write_text("\n".join([*titles[:4], "", titles[0]]))
-    candidates = titles_of(str(tmp_path / "titles.txt"))
+    candidates = read_candidate_titles(str(tmp_path / "titles.txt"))
     assert candidates == titles[:4]
-    ranked = recommend(recipe, contender(registry, "models:/cprec/1"), titles[4:7], candidates)
+    ranked = recommend(
+        recipe, find_registered_model(registry, "models:/cprec/1"), titles[4:7], candidates
+    )
     assert {title for title, _ in ranked} == set(candidates)
     assert sum(chance for _, chance in ranked) == pytest.approx(1)
     assert [chance for _, chance in ranked] == sorted(
@@ -291,17 +300,17 @@ def test_a_ranking_for_a_person(
     )
     for wrong in ("cprec", "models:/cprec", "models:/cprec@best", "models:/cprec@"):
         with pytest.raises(RecipeError, match="--model"):
-            contender(registry, wrong)
+            find_registered_model(registry, wrong)
 
 
 def test_a_merged_directory_says_what_the_adapter_says(
     recipe: Recipe, registry: Registry, place: Path, tmp_path: Path
 ) -> None:
-    model = contender(registry, "models:/cprec/1")
-    export(recipe, model, str(tmp_path / "merged"))
+    model = find_registered_model(registry, "models:/cprec/1")
+    export_model(recipe, model, str(tmp_path / "merged"))
     ids = torch.arange(20)[None]
     adapted, merged = (
-        loaded(recipe, model)[0],
+        load_model(recipe, model)[0],
         AutoModelForCausalLM.from_pretrained(tmp_path / "merged"),
     )
     with torch.no_grad():
@@ -311,7 +320,7 @@ def test_a_merged_directory_says_what_the_adapter_says(
             - AutoModelForCausalLM.from_pretrained(place / "base")(input_ids=ids).logits
         ).abs().max() > 1e-2
     with pytest.raises(RunError, match="something already"):
-        export(recipe, model, str(tmp_path / "merged"))
+        export_model(recipe, model, str(tmp_path / "merged"))
 
 
 def test_what_is_not_there_is_named(recipe: Recipe, registry: Registry, place: Path) -> None:
@@ -322,9 +331,11 @@ def test_what_is_not_there_is_named(recipe: Recipe, registry: Registry, place: P
         CorpusError,
         match=r"domain Garden has no test samples; evaluate\.domain may be one of: Apparel, Books, Games",
     ):
-        compare(elsewhere, registry, ["1"], print)
+        compare_models(elsewhere, registry, ["1"], print)
     with pytest.raises(RunError, match="never completed"):
-        compare(recipe, registry, ["1", f"{place}/runs/cpt/checkpoints/000000009900-0"], print)
+        compare_models(
+            recipe, registry, ["1", f"{place}/runs/cpt/checkpoints/000000009900-0"], print
+        )
 
 
 def test_models_of_different_bases_are_compared(
@@ -332,7 +343,7 @@ def test_models_of_different_bases_are_compared(
 ) -> None:
     """As when a base gives way to a larger one: each reads with its own tokenizer, and the gate can judge."""
     tiny.build(
-        corpus.titles()[::2],
+        corpus.read_titles()[::2],
         recipe.tiny.model_copy(update={"hidden": 16, "vocabulary": 512, "language_steps": 0}),
         7,
         place / "larger",
@@ -341,11 +352,11 @@ def test_models_of_different_bases_are_compared(
     few = recipe.model_copy(
         update={"evaluate": recipe.evaluate.model_copy(update={"max_users": 6})}
     )
-    rows = compare(few, registry, ["1", str(other)], print).rows
+    rows = compare_models(few, registry, ["1", str(other)], print).rows
     assert [row.model for row in rows] == ["version-1", f"version-{other}"]
     assert rows[1].against is not None
     with pytest.raises(
         RunError,
         match="base takes the base of the versions beside it, which stand on different ones",
     ):
-        compare(few, registry, ["base", "1", str(other)], print)
+        compare_models(few, registry, ["base", "1", str(other)], print)

@@ -18,9 +18,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cprec.config.cli import load, to_yaml
+from cprec.config.cli import load_recipe, to_yaml
 from cprec.config.recipe import Recipe
-from cprec.evaluate.significance import paired
+from cprec.evaluate.significance import paired_t_test
 from cprec.runs import checkpoint
 from cprec.tracking.registry import Registry
 from cprec.workflows import promote
@@ -40,7 +40,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
         "corpus": f"{place}/corpus",
         "data.root": f"{place}/shoppers",
     }
-    demo = load(str(jobs.ROOT / "jobs" / "recipes" / "demo.yaml"), places)
+    demo = load_recipe(str(jobs.ROOT / "jobs" / "recipes" / "demo.yaml"), places)
     changes = {
         "finetune": demo.finetune.model_copy(
             update={"max_samples": 200, "validation_users": 60, "epochs": 3}
@@ -88,7 +88,7 @@ def test_pre_training_helps_where_interactions_are_few(trained: dict[str, Any], 
     shown = {model: hits.mean(axis=1).round(3).tolist() for model, hits in seen.items()}
     print(shown)
     for axis in (1, 0):  # over seeds, and over users
-        against = paired(seen["cprec"].mean(axis=axis), seen[rival].mean(axis=axis))
+        against = paired_t_test(seen["cprec"].mean(axis=axis), seen[rival].mean(axis=axis))
         assert against.difference < 0, shown
         assert against.p < 0.05, shown
 
@@ -97,20 +97,20 @@ def test_pre_training_helps_where_interactions_are_few(trained: dict[str, Any], 
 def test_the_gate_refuses_a_sabotaged_candidate_and_the_way_back_restores(
     trained: dict[str, Any], recipe: Recipe, tmp_path: Path
 ) -> None:
-    registry = Registry.of(recipe)
-    run = registry.start(f"{recipe.storage}/{recipe.run}", recipe.run)
+    registry = Registry.from_recipe(recipe)
+    run = registry.start_run(f"{recipe.storage}/{recipe.run}", recipe.run)
     good = registry.register(trained["checkpoint"], {"base": trained["base"]}, run)
     assert promote.promote(recipe, registry, print)[1].promote
     bad = registry.register(
         sabotaged(trained["checkpoint"], tmp_path), {"base": trained["base"]}, run
     )
-    registry.point("candidate", bad)
+    registry.set_alias("candidate", bad)
     number, decision = promote.promote(recipe, registry, print)
     assert (number, decision.promote) == (bad, False)
     assert "worse at the level" in decision.reason
-    promote.crown(registry, bad)  # by hand, against the gate's advice
+    promote.set_champion(registry, bad)  # by hand, against the gate's advice
     assert promote.roll_back(registry)[0] == good
-    champion = registry.alias("champion")
+    champion = registry.version_by_alias("champion")
     assert champion is not None
     assert champion.number == good
 
@@ -125,6 +125,6 @@ def sabotaged(uri: str, place: Path) -> str:
         file,
         metadata={"format": "pt"},
     )
-    copy = checkpoint.uri_of(f"{place}/runs/sabotaged", checkpoint.Name(1, 0))
-    checkpoint.commit(place / "files", copy, checkpoint.ledger(uri))
+    copy = checkpoint.checkpoint_uri(f"{place}/runs/sabotaged", checkpoint.CheckpointName(1, 0))
+    checkpoint.commit(place / "files", copy, checkpoint.read_ledger(uri))
     return copy

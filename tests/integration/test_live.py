@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from cluster.errors import RunError
-from corpus.ingest import simulate
+from corpus.ingest import simulation
 from corpus.store.tables import Corpus
-from cprec.config.cli import load
+from cprec.config.cli import load_recipe
 from cprec.runs import checkpoint, control_channel
 from cprec.schedule.ledger import Ledger
 from cprec.schedule.plan import Plan
@@ -32,8 +32,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "held_out": ["Games"],
         },
     )
-    settled = load(str(recipe))
-    simulate.write(settled.data, settled.simulate, settled.seed)
+    settled = load_recipe(str(recipe))
+    simulation.write_data_root(settled.data, settled.simulate, settled.seed)
     jobs.recipe(
         place,
         run="trunk",
@@ -122,8 +122,8 @@ def test_the_trace_is_the_plans_whoever_trained_it(trunk: Path) -> None:
     trace = jobs.lines(trunk / "trace.jsonl")
     assert [
         p for row in trace for p in range(row["samples"], row["samples"] + row["batch_samples"])
-    ] == list(range(plan.samples))
-    assert [row["lr"] for row in trace] == [plan.wsa.rate(row["samples"]) for row in trace]
+    ] == list(range(plan.total_samples))
+    assert [row["lr"] for row in trace] == [plan.wsa.lr(row["samples"]) for row in trace]
     assert [row["phase"] for row in trace] == [plan.wsa.phase(row["samples"]) for row in trace]
     joined = plan.eras[1].start
     assert all(
@@ -183,11 +183,13 @@ def test_what_is_appended_after_annealing_is_for_the_next_trunk(trunk: Path, pla
     phases = [row["phase"] for row in jobs.lines(branch / "trace.jsonl")]
     assert set(phases) == {"annealing"}
     [version] = [
-        v for v in Registry.of(load(str(recipe))).versions() if v.tags["run"] == str(branch)
+        v
+        for v in Registry.from_recipe(load_recipe(str(recipe))).versions()
+        if v.tags["run"] == str(branch)
     ]
     assert version.tags["parent_checkpoint"] == str(source)
-    final = checkpoint.ledger(str(max((branch / "checkpoints").iterdir())))
-    assert {p.source for p in final.plan.consumed(final.samples)} >= {
+    final = checkpoint.read_ledger(str(max((branch / "checkpoints").iterdir())))
+    assert {p.source for p in final.plan.consumed_portions(final.samples)} >= {
         "domain/Garden",
         "domain/Office",
         "domain/Sports",

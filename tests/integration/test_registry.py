@@ -17,7 +17,9 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def registry(storage: Path, model: str) -> Registry:
-    return Registry.of(Recipe.model_validate({"storage": str(storage), "mlflow": {"model": model}}))
+    return Registry.from_recipe(
+        Recipe.model_validate({"storage": str(storage), "mlflow": {"model": model}})
+    )
 
 
 def test_a_checkpoint_is_registered_once(storage: Path) -> None:
@@ -47,10 +49,10 @@ def test_the_version_points_at_the_weights_and_copies_nothing(
 
 def test_candidate_is_the_newest_and_does_not_go_back(storage: Path) -> None:
     models = registry(storage, "candidate")
-    assert models.alias("candidate") is None
+    assert models.version_by_alias("candidate") is None
     for name in ("a", "b", "a"):
         models.register(f"/checkpoints/{name}", {})
-    candidate = models.alias("candidate")
+    candidate = models.version_by_alias("candidate")
     assert candidate is not None
     assert (candidate.number, candidate.checkpoint) == (2, "/checkpoints/b")
 
@@ -69,12 +71,12 @@ def test_a_run_is_tracked_once_over_restarts(storage: Path) -> None:
     run = f"{storage}/cpt"
     for attempt, loss in enumerate((2.0, 1.0)):
         tracker = Tracker(models, run, "cpt")
-        tracker.params({"train.global_batch": 128, "attempt": attempt})
-        tracker.metrics({"loss": loss}, step=attempt)
-        tracker.text("note.txt", "<b>")
+        tracker.log_params({"train.global_batch": 128, "attempt": attempt})
+        tracker.log_metrics({"loss": loss}, step=attempt)
+        tracker.log_text("note.txt", "<b>")
         assert tracker.finish("FINISHED") is None
     runs = models.client.search_runs(
-        [models._experiment()], filter_string="attributes.run_name = 'cpt'"
+        [models._find_or_create_experiment()], filter_string="attributes.run_name = 'cpt'"
     )
     assert [r.data.params for r in runs] == [{"train.global_batch": "128", "attempt": "0"}]
     assert [m.value for m in models.client.get_metric_history(runs[0].info.run_id, "loss")] == [
@@ -86,17 +88,17 @@ def test_a_run_is_tracked_once_over_restarts(storage: Path) -> None:
 
 def test_runs_of_one_name_in_two_places_stay_apart(storage: Path) -> None:
     models = registry(storage, "apart")
-    assert models.start("/a/same", "same") != models.start("/b/same", "same")
-    assert models.start("/a/same", "same") == models.start("/a/same", "same")
+    assert models.start_run("/a/same", "same") != models.start_run("/b/same", "same")
+    assert models.start_run("/a/same", "same") == models.start_run("/a/same", "same")
 
 
 def test_what_mlflow_did_not_take_is_sent_later(storage: Path) -> None:
     away = Registry("http://127.0.0.1:9", "cprec", "away")
     tracker = Tracker(away, "/runs/late", "late")
-    tracker.metrics({f"m{i}": i / 7 for i in range(1500)}, step=1)
+    tracker.log_metrics({f"m{i}": i / 7 for i in range(1500)}, step=1)
     assert not tracker.flush()
-    assert tracker.failure is not None
-    assert "Connection refused" in tracker.failure
+    assert tracker.last_error is not None
+    assert "Connection refused" in tracker.last_error
     left = tracker.finish("FAILED")
     assert left is not None
     assert "1500 record(s)" in left
@@ -110,14 +112,14 @@ def test_what_mlflow_did_not_take_is_sent_later(storage: Path) -> None:
 
 def test_object_storage_needs_a_tracking_server() -> None:
     with pytest.raises(RecipeError, match=r"mlflow\.uri"):
-        Registry.of(Recipe.model_validate({"storage": "s3://bucket/runs"}))
+        Registry.from_recipe(Recipe.model_validate({"storage": "s3://bucket/runs"}))
 
 
 def test_artifacts_of_a_run_on_an_object_store_lie_there(s3: str, tmp_path: Path) -> None:
     recipe = Recipe.model_validate(
         {"storage": f"{s3}/runs", "mlflow": {"uri": f"sqlite:///{tmp_path}/mlflow.db"}}
     )
-    tracker = Tracker(Registry.of(recipe), f"{s3}/runs/cpt", "cpt")
-    tracker.text("report.html", "<p>")
+    tracker = Tracker(Registry.from_recipe(recipe), f"{s3}/runs/cpt", "cpt")
+    tracker.log_text("report.html", "<p>")
     assert tracker.finish("FINISHED") is None
     assert read_text(f"{s3}/runs/mlflow/{tracker.run_id}/artifacts/report.html") == "<p>"

@@ -42,7 +42,7 @@ WHERE = """
 import source_roots
 import ray
 import cprec
-from cluster.session import session
+from cluster.ray_session import session
 
 @ray.remote
 def files():
@@ -236,5 +236,5 @@ def test_a_stopped_job_loses_nothing(head: Head) -> None:
     )
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     assert sum(e["event"] == "stopped" for e in events) == 1
-    assert checkpoint.latest(str(run))[0] == checkpoint.Name(trained, 0)
+    assert checkpoint.find_latest(str(run))[0] == checkpoint.CheckpointName(trained, 0)
     assert json.loads((run / "status.json").read_text())["state"] == "ended"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cprec.config.cli import load
+from cprec.config.cli import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "jobs" / "recipes").glob("*.yaml"))
@@ -79,7 +79,7 @@ def test_jobs_find_the_packages_in_a_bare_checkout() -> None:
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_shipped_recipe_loads(recipe: Path) -> None:
-    load(str(recipe))
+    load_recipe(str(recipe))
 
 
 def test_every_job_is_a_script_that_finds_its_roots_first() -> None:

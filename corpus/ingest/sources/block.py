@@ -10,9 +10,14 @@ from numpy.typing import NDArray
 from cluster.errors import DataError
 
 IDS, TEXT, TIME, NUMBER = "strings or integers", "strings", "integers or timestamps", "numbers"
-KINDS = {"user_id": IDS, "item_id": IDS, "title": TEXT, "timestamp": TIME, "rating": NUMBER}
+COLUMN_KINDS = {"user_id": IDS, "item_id": IDS, "title": TEXT, "timestamp": TIME, "rating": NUMBER}
 """What a column may hold, by our name for it."""
-TYPES = {IDS: pa.large_string(), TEXT: pa.large_string(), TIME: pa.int64(), NUMBER: pa.float64()}
+ARROW_TYPES = {
+    IDS: pa.large_string(),
+    TEXT: pa.large_string(),
+    TIME: pa.int64(),
+    NUMBER: pa.float64(),
+}
 """What it is read as: ids and titles as text, times as integers in the file's unit, ratings as floats."""
 
 
@@ -26,12 +31,12 @@ class Block:
     """
 
     table: pa.Table
-    types: Mapping[str, str]
+    file_types: Mapping[str, str]
     malformed: NDArray[np.bool_] | None = None
-    odd: Mapping[int, str] = field(default_factory=dict)
+    unparsed_text: Mapping[int, str] = field(default_factory=dict)
 
     @property
-    def valued(self) -> frozenset[str]:
+    def columns_with_values(self) -> frozenset[str]:
         """Columns that have a value in any row."""
         return frozenset(
             name
@@ -40,10 +45,10 @@ class Block:
         )
 
 
-def require(file: str, columns: Mapping[str, str], there: Sequence[str]) -> None:
+def require_columns(file: str, columns: Mapping[str, str], available: Sequence[str]) -> None:
     """Raises DataError unless a file has the columns, given as our names to its own."""
-    missing = [theirs for theirs in columns.values() if theirs not in there]
+    missing = [theirs for theirs in columns.values() if theirs not in available]
     if missing:
         raise DataError(
-            f"{file}: no column {', '.join(missing)}; it has {', '.join(there)}; write it again, or name its columns in data.columns"
+            f"{file}: no column {', '.join(missing)}; it has {', '.join(available)}; write it again, or name its columns in data.columns"
         )

@@ -8,19 +8,19 @@ flow through all their places; the authors' code carries states over between min
 import torch
 from torch import nn
 
-from cprec.baselines.network import Recommender
+from cprec.baselines.recommender import Recommender
 
 
 class GRU4Rec(Recommender):
     """One recurrent layer."""
 
-    def __init__(self, items: int, length: int, size: int, dropout: float) -> None:
-        super().__init__(items, length)
+    def __init__(self, item_count: int, max_length: int, hidden_size: int, dropout: float) -> None:
+        super().__init__(item_count, max_length)
         # One-hot input times the input weights of the three gates is a row of a table.
-        self.gates = nn.Embedding(items + 1, 3 * size, padding_idx=0)
-        self.recurrent = nn.Linear(size, 3 * size)
-        self.out = nn.Embedding(items + 1, size, padding_idx=0)
-        self.bias = nn.Embedding(items + 1, 1, padding_idx=0)
+        self.gates = nn.Embedding(item_count + 1, 3 * hidden_size, padding_idx=0)
+        self.recurrent = nn.Linear(hidden_size, 3 * hidden_size)
+        self.out = nn.Embedding(item_count + 1, hidden_size, padding_idx=0)
+        self.bias = nn.Embedding(item_count + 1, 1, padding_idx=0)
         self.dropout = nn.Dropout(dropout)
         # U(-b, b) with b = sqrt(6 / (rows + columns)), as the authors start.
         for weight in (self.gates.weight, self.recurrent.weight, self.out.weight):
@@ -28,7 +28,7 @@ class GRU4Rec(Recommender):
             nn.init.uniform_(weight, -reach, reach)
         nn.init.zeros_(self.bias.weight)
 
-    def states(self, sequences: torch.Tensor) -> torch.Tensor:
+    def encode_sequences(self, sequences: torch.Tensor) -> torch.Tensor:
         """[B, L] item numbers to [B, L, H]."""
         state = torch.zeros(len(sequences), self.out.embedding_dim)
         states = []
@@ -43,13 +43,13 @@ class GRU4Rec(Recommender):
             states.append(state)
         return self.dropout(torch.stack(states, dim=1))  # type: ignore[no-any-return]
 
-    def worth(self, states: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+    def score_items(self, states: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
         """tanh of a linear score."""
         return torch.tanh((self.out(items) @ states.unsqueeze(-1) + self.bias(items)).squeeze(-1))
 
     def loss(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """TOP1: mean over the negatives j of sigmoid(r_j - r_i) + sigmoid(r_j^2), averaged over the targets i."""
-        states = self.states(inputs)
+        states = self.encode_sequences(inputs)
         losses = []
         for place in range(inputs.shape[1]):
             there = targets[:, place] > 0
@@ -66,6 +66,6 @@ class GRU4Rec(Recommender):
             losses.append(terms.sum(1) / others.sum(1).clamp(min=1))
         return torch.cat(losses).mean() if losses else states.sum() * 0
 
-    def optimizer(self, rate: float) -> torch.optim.Optimizer:
+    def build_optimizer(self, lr: float) -> torch.optim.Optimizer:
         """Adagrad."""
-        return torch.optim.Adagrad(self.parameters(), lr=rate)
+        return torch.optim.Adagrad(self.parameters(), lr=lr)

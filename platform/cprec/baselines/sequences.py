@@ -25,17 +25,17 @@ def training_sequences(train: pa.Table, validation: pa.Table, test: pa.Table) ->
         (len(h) for table in (train, validation, test) for h in table["history"].to_pylist()),
         default=0,
     )
-    for user, history, target in _rows(train):
+    for user, history, target in _read_rows(train):
         links[user][history].append(target)
-    found = {user: walk(of_user, longest) for user, of_user in links.items()}
-    for user, history, _ in _rows(validation):
+    found = {user: rebuild_sequence(of_user, longest) for user, of_user in links.items()}
+    for user, history, _ in _read_rows(validation):
         found.setdefault(user, list(history))
-    for user, history, _ in _rows(test):
+    for user, history, _ in _read_rows(test):
         found.setdefault(user, list(history[:-1]))
     return [found[user] for user in sorted(found) if len(found[user]) > 1]
 
 
-def walk(links: dict[tuple[int, ...], list[int]], longest: int) -> list[int]:
+def rebuild_sequence(links: dict[tuple[int, ...], list[int]], max_history: int) -> list[int]:
     """One user's sequence from their links (history to targets), oldest first. Links that an appended version left unconnected follow after."""
     left = {
         history: list(targets)
@@ -50,11 +50,11 @@ def walk(links: dict[tuple[int, ...], list[int]], longest: int) -> list[int]:
             if not left[history]:
                 del left[history]
             sequence.append(target)
-            history = (*history, target)[-longest:]
+            history = (*history, target)[-max_history:]
     return sequence
 
 
-def pieces(sequences: Sequence[Sequence[int]], length: int) -> tuple[Ints, Ints]:
+def input_target_windows(sequences: Sequence[Sequence[int]], length: int) -> tuple[Ints, Ints]:
     """Inputs and targets [n, length], padded with 0 on the left: position t of the inputs is followed by position t of the targets.
 
     Every transition of a sequence occurs once; a sequence of more than `length` transitions is cut into several rows, whole ones from its end on.
@@ -73,7 +73,7 @@ def pieces(sequences: Sequence[Sequence[int]], length: int) -> tuple[Ints, Ints]
     return inputs, targets
 
 
-def padded(histories: Sequence[Sequence[int]], length: int) -> Ints:
+def pad_histories(histories: Sequence[Sequence[int]], length: int) -> Ints:
     """The most recent `length` items of each history [n, length], padded with 0 on the left."""
     rows = np.zeros((len(histories), length), dtype=np.int64)
     for row, history in enumerate(histories):
@@ -82,7 +82,7 @@ def padded(histories: Sequence[Sequence[int]], length: int) -> Ints:
     return rows
 
 
-def _rows(table: pa.Table) -> list[tuple[str, tuple[int, ...], int]]:
+def _read_rows(table: pa.Table) -> list[tuple[str, tuple[int, ...], int]]:
     """(user, history, target's item index) in time order, ties by item as in the corpus."""
     columns = (
         table[name].to_pylist()

@@ -9,17 +9,17 @@ import torch
 from numpy.typing import NDArray
 
 from cprec.baselines.gru4rec import GRU4Rec
-from cprec.baselines.network import Recommender
+from cprec.baselines.recommender import Recommender
 from cprec.baselines.sasrec import SASRec
-from cprec.baselines.sequences import padded, pieces
+from cprec.baselines.sequences import input_target_windows, pad_histories
 from cprec.config.recipe import BaselineSettings
 
-SCORED_AT_ONCE = 1024
-NAMES = ("sasrec", "gru4rec")
+SCORING_BATCH_SIZE = 1024
+BASELINE_NAMES = ("sasrec", "gru4rec")
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FitResult:
     """What a training came to. best: highest validation measure; epoch: the one that reached it; epochs: trained."""
 
     best: float
@@ -27,32 +27,36 @@ class Fitted:
     epochs: int
 
 
-def make(name: str, items: int, length: int, settings: BaselineSettings) -> Recommender:
+def build_network(
+    name: str, item_count: int, max_length: int, settings: BaselineSettings
+) -> Recommender:
     """A fresh network. items: of the domain; length: places of a history."""
     if name == "sasrec":
-        return SASRec(items, length, settings.size, settings.blocks, settings.dropout)
+        return SASRec(item_count, max_length, settings.size, settings.blocks, settings.dropout)
     if name == "gru4rec":
-        return GRU4Rec(items, length, settings.size, settings.dropout)
-    raise ValueError(f"no baseline {name}; there are {', '.join(NAMES)}")
+        return GRU4Rec(item_count, max_length, settings.size, settings.dropout)
+    raise ValueError(f"no baseline {name}; there are {', '.join(BASELINE_NAMES)}")
 
 
-def fit(
+def fit_network(
     network: Recommender,
     sequences: Sequence[Sequence[int]],
     settings: BaselineSettings,
     seed: int,
     measure: Callable[[Recommender], float],
-) -> Fitted:
+) -> FitResult:
     """Train in place until `measure` (on the validation split, higher is better) has not risen for `patience` epochs and `patience_steps` steps; the
     best weights are kept.
 
     sequences: training sequences of item numbers 1 .. items. A function of (network, sequences, settings, seed) on one machine and number of threads.
     """
-    inputs, targets = (torch.from_numpy(a) for a in pieces(sequences, network.length))
-    optimizer = network.optimizer(
+    inputs, targets = (
+        torch.from_numpy(a) for a in input_target_windows(sequences, network.max_length)
+    )
+    optimizer = network.build_optimizer(
         settings.rate if isinstance(network, SASRec) else settings.gru_rate
     )
-    best, best_epoch, kept = measure(network), 0, _copy(network)
+    best, best_epoch, kept = measure(network), 0, _copy_weights(network)
     cuts = list(range(settings.batch, len(inputs), settings.batch))
     patience = max(settings.patience, math.ceil(settings.patience_steps / (len(cuts) + 1)))
     epoch = 0
@@ -66,27 +70,31 @@ def fit(
                 torch.autograd.backward(network.loss(inputs[rows], targets[rows]))
                 optimizer.step()
             if (reached := measure(network)) > best:
-                best, best_epoch, kept = reached, epoch, _copy(network)
+                best, best_epoch, kept = reached, epoch, _copy_weights(network)
     network.load_state_dict(kept)
     network.eval()
-    return Fitted(best, best_epoch, epoch)
+    return FitResult(best, best_epoch, epoch)
 
 
 @torch.inference_mode()
-def score(
+def score_candidates(
     network: Recommender, histories: Sequence[Sequence[int]], candidates: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """Scores [n, C] of candidates [n, C] after histories, all as item numbers; higher is better."""
     network.eval()
-    rows, items = torch.from_numpy(padded(histories, network.length)), torch.from_numpy(candidates)
+    rows, items = (
+        torch.from_numpy(pad_histories(histories, network.max_length)),
+        torch.from_numpy(candidates),
+    )
     parts = [
-        network.worth(
-            network.states(rows[at : at + SCORED_AT_ONCE])[:, -1], items[at : at + SCORED_AT_ONCE]
+        network.score_items(
+            network.encode_sequences(rows[at : at + SCORING_BATCH_SIZE])[:, -1],
+            items[at : at + SCORING_BATCH_SIZE],
         ).double()
-        for at in range(0, max(len(rows), 1), SCORED_AT_ONCE)
+        for at in range(0, max(len(rows), 1), SCORING_BATCH_SIZE)
     ]
     return np.asarray(torch.cat(parts).numpy(), dtype=np.float64)
 
 
-def _copy(network: Recommender) -> Mapping[str, torch.Tensor]:
+def _copy_weights(network: Recommender) -> Mapping[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in network.state_dict().items()}

@@ -9,27 +9,29 @@ from pathlib import Path
 from types import FrameType
 
 from cluster.errors import UserError
-from cprec.config.cli import from_arguments
+from cprec.config.cli import parse_arguments
 from cprec.config.recipe import Recipe
 
-DEMO = Path(__file__).resolve().parents[3] / "jobs" / "recipes" / "demo.yaml"
+DEMO_RECIPE = Path(__file__).resolve().parents[3] / "jobs" / "recipes" / "demo.yaml"
 
-DONE, USER_ERROR, FAULT, INTERRUPTED = 0, 1, 2, 130
+SUCCESS, USER_ERROR, FAULT, INTERRUPTED = 0, 1, 2, 130
 
 
 def main(
     job: Callable[[Recipe, argparse.Namespace], None],
     description: str,
-    flags: Callable[[argparse.ArgumentParser], None] | None = None,
-    words: Collection[str] = (),
+    add_flags: Callable[[argparse.ArgumentParser], None] | None = None,
+    actions: Collection[str] = (),
 ) -> int:
     """Run a job on the process's arguments. Returns its exit code: 0 done, 1 the user's error, 2 a fault, 130 interrupted and resumable.
 
-    SIGTERM (as of `ray job stop`) is what Ctrl-C is; `cluster.session` sees that it stays so under Ray.
+    SIGTERM (as of `ray job stop`) is what Ctrl-C is; `cluster.ray_session` sees that it stays so under Ray.
     """
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        recipe, options = from_arguments(sys.argv[1:], description, DEMO, flags, words)
+        recipe, options = parse_arguments(
+            sys.argv[1:], description, DEMO_RECIPE, add_flags, actions
+        )
         job(recipe, options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -44,7 +46,7 @@ def main(
             file=sys.stderr,
         )
         return FAULT
-    return DONE
+    return SUCCESS
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

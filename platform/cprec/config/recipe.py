@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from cluster.section import Section
-from corpus.settings import DataSettings, Name, SimulateSettings
+from corpus.settings import DataSettings, SafeName, SimulateSettings
 
 
 class ModelSettings(Section):
@@ -39,7 +39,7 @@ class ModelSettings(Section):
     )
 
     @model_validator(mode="after")
-    def _fp8_is_frozen(self) -> "ModelSettings":
+    def _check_fp8(self) -> "ModelSettings":
         if self.fp8 and (self.adapter != "lora" or self.precision != "bf16"):
             raise ValueError(
                 f"model.fp8 needs adapter: lora and precision: bf16, not {self.adapter} and {self.precision}"
@@ -99,7 +99,7 @@ class ScheduleSettings(Section):
     rewarm: bool = Field(False, description="warm up again when a run goes on from a checkpoint")
 
     @model_validator(mode="after")
-    def _ordered(self) -> "ScheduleSettings":
+    def _check_lr_bounds(self) -> "ScheduleSettings":
         if self.lr_min > self.lr_max:
             raise ValueError(
                 f"schedule.lr_min ({self.lr_min}) must not exceed schedule.lr_max ({self.lr_max})"
@@ -171,7 +171,7 @@ class TrainSettings(Section):
     )
 
     @property
-    def inexact(self) -> str:
+    def inexact_keys(self) -> str:
         """The keys that change what is trained, with their values; empty if none does (docs/decisions/009-shared-rows.md)."""
         keys = {
             "targets_per_pass": self.targets_per_pass > 1,
@@ -180,14 +180,14 @@ class TrainSettings(Section):
         return ", ".join(f"train.{key} {getattr(self, key)}" for key, on in keys.items() if on)
 
     @model_validator(mode="after")
-    def _shared_rows_are_packed(self) -> "TrainSettings":
+    def _check_shared_rows(self) -> "TrainSettings":
         if 0 < self.shared_candidates < 4:
             raise ValueError(
                 f"train.shared_candidates: 0, or at least 4 for two samples to share them, not {self.shared_candidates}"
             )
-        if self.inexact and (self.compile or not self.pack):
+        if self.inexact_keys and (self.compile or not self.pack):
             raise ValueError(
-                f"{self.inexact}: samples that share tokens need train.pack: true and train.compile: false"
+                f"{self.inexact_keys}: samples that share tokens need train.pack: true and train.compile: false"
             )
         return self
 
@@ -211,7 +211,7 @@ class MlflowSettings(Section):
         description="tracking server or SQL URI; default: SQLite beside the runs (<storage>/mlflow.db, local storage only)",
     )
     experiment: str = Field("cprec", min_length=1, description="experiment of the runs")
-    model: Name = Field("cprec", description="registered model")
+    model: SafeName = Field("cprec", description="registered model")
 
 
 class BaselineSettings(Section):
@@ -242,14 +242,14 @@ class BaselineSettings(Section):
 class FinetuneSettings(Section):
     """`finetune`: fine-tuning on one domain as LLaRA does it, for a search of its learning rate (jobs/tune_lr.py)."""
 
-    domain: Name | None = Field(
+    domain: SafeName | None = Field(
         None, description="domain that is tuned on; default: the first of data.held_out"
     )
     start: str = Field(
         "candidate",
         description="what LoRA starts from: fresh (= LLaRA); candidate, champion, a version number or a checkpoint's URI (= CPRec)",
     )
-    name: Name | None = Field(
+    name: SafeName | None = Field(
         None,
         description="name of the search below <run>/finetune/<domain>/; default: llara if LoRA starts fresh, else cprec",
     )
@@ -318,7 +318,7 @@ class SearchSettings(Section):
 class EvaluateSettings(Section):
     """`evaluate`: which models, on what."""
 
-    domain: Name | None = Field(
+    domain: SafeName | None = Field(
         None, description="domain whose test split is scored; default: the first of data.held_out"
     )
     split: Literal["validation", "test"] = Field("test", description="split that is scored")
@@ -389,7 +389,7 @@ class ClusterSettings(Section):
 class Recipe(Section):
     """All keys of all jobs. Sections are documented in their classes; `--help` prints them."""
 
-    run: Name = Field("cpt", description="name of the run; it lives in <storage>/<run>/")
+    run: SafeName = Field("cpt", description="name of the run; it lives in <storage>/<run>/")
     storage: str = Field("out/runs", description="where runs live (path or s3://)")
     corpus: str = Field("out/corpus", description="where the corpus lives (path or s3://)")
     continue_from: str | None = Field(
@@ -421,9 +421,9 @@ class Recipe(Section):
     cluster: ClusterSettings = ClusterSettings()
 
     @model_validator(mode="after")
-    def _shared_rows_hold_prompts(self) -> "Recipe":
-        if self.train.inexact and self.schedule.replay_share:
+    def _check_replay(self) -> "Recipe":
+        if self.train.inexact_keys and self.schedule.replay_share:
             raise ValueError(
-                f"{self.train.inexact}: not beside schedule.replay_share {self.schedule.replay_share:g}; windows of text share nothing"
+                f"{self.train.inexact_keys}: not beside schedule.replay_share {self.schedule.replay_share:g}; windows of text share nothing"
             )
         return self

@@ -18,35 +18,35 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cluster.errors import DataError, RecipeError, RunError
 from cprec.encode import prompt
-from cprec.encode.tokens import Encoder, Tokens
+from cprec.encode.tokens import EncodedSample, TitleEncoder
 
-FILE = "behaviour.safetensors"
+BEHAVIOUR_FILE = "behaviour.safetensors"
 
 Item = tuple[str, int]
 """An item as prompts know it: its title and its number among the items with an embedding."""
 
 
-class Hybrid(nn.Module):
+class HybridModel(nn.Module):
     """A language model that also takes behaviour tokens. Trained: what is trained of the language model, and the projector Linear-GELU-Linear."""
 
-    def __init__(self, model: nn.Module, items: torch.Tensor, seed: int) -> None:
+    def __init__(self, model: nn.Module, item_embeddings: torch.Tensor, seed: int) -> None:
         """items: [I, D] embeddings of the items by number, frozen; seed: of the projector's first weights, equal on every worker."""
         super().__init__()
-        words = _words(model)
+        words = _word_embeddings(model)
         hidden = words.embedding_dim
         self.model = model
-        self.vocabulary = words.num_embeddings
-        self.register_buffer("items", items.float(), persistent=False)
+        self.vocab_size = words.num_embeddings
+        self.register_buffer("items", item_embeddings.float(), persistent=False)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.projector = nn.Sequential(
-                nn.Linear(items.shape[1], hidden), nn.GELU(), nn.Linear(hidden, hidden)
+                nn.Linear(item_embeddings.shape[1], hidden), nn.GELU(), nn.Linear(hidden, hidden)
             )
             # A projected item is as long as the mean word: at the usual start it would be many times that, and drown the title.
             with torch.no_grad():
                 scale = (
                     words.weight.float().norm(dim=1).mean()
-                    / self.projector(items.float()).norm(dim=1).mean()
+                    / self.projector(item_embeddings.float()).norm(dim=1).mean()
                 )
                 last = cast(nn.Linear, self.projector[2])
                 last.weight.mul_(scale)
@@ -81,16 +81,16 @@ class Hybrid(nn.Module):
 
     def embed(self, input_ids: torch.Tensor) -> torch.Tensor:
         """[B, T] token ids to [B, T, H]."""
-        behaviour = input_ids >= self.vocabulary
-        words: torch.Tensor = _words(self.model)(input_ids.masked_fill(behaviour, 0))
+        behaviour = input_ids >= self.vocab_size
+        words: torch.Tensor = _word_embeddings(self.model)(input_ids.masked_fill(behaviour, 0))
         # Item 0 stands in where there is no behaviour token: the projector then has a gradient, zero, on every worker in every step.
-        numbers = torch.cat([(input_ids[behaviour] - self.vocabulary), input_ids.new_zeros(1)])
+        numbers = torch.cat([(input_ids[behaviour] - self.vocab_size), input_ids.new_zeros(1)])
         embeddings = self.get_buffer("items")[numbers].to(next(self.projector.parameters()).dtype)
         projected: torch.Tensor = self.projector(embeddings).to(words.dtype)
         return words.masked_scatter(behaviour.unsqueeze(-1), projected[:-1]) + 0 * projected[-1]
 
 
-def save(model: Hybrid, weights: dict[str, torch.Tensor], directory: Path) -> None:
+def save(model: HybridModel, weights: dict[str, torch.Tensor], directory: Path) -> None:
     """Write projector and embeddings below a checkpoint folder. weights: trained parameters by name, whole."""
     directory.mkdir(parents=True, exist_ok=True)
     projector = {
@@ -100,136 +100,154 @@ def save(model: Hybrid, weights: dict[str, torch.Tensor], directory: Path) -> No
     }
     save_file(
         {**projector, "items": model.get_buffer("items").float().cpu().contiguous()},
-        directory / FILE,
+        directory / BEHAVIOUR_FILE,
     )
 
 
-def load(model: PreTrainedModel, directory: Path) -> Hybrid:
+def load(model: PreTrainedModel, directory: Path) -> HybridModel:
     """A language model with the projector and embeddings that `save` wrote, in evaluation mode. Raises RunError when they are of another base."""
-    tensors = load_file(directory / FILE)
-    hybrid = Hybrid(model, tensors.pop("items"), 0)
+    tensors = load_file(directory / BEHAVIOUR_FILE)
+    hybrid = HybridModel(model, tensors.pop("items"), 0)
     try:
         hybrid.projector.load_state_dict(tensors)
     except RuntimeError as error:
         raise RunError(
-            f"{directory / FILE}: this projector does not fit the base model: {error}"
+            f"{directory / BEHAVIOUR_FILE}: this projector does not fit the base model: {error}"
         ) from None
     hybrid.projector.to(model.device, model.dtype)
     return hybrid.eval()
 
 
-class HybridEncoder:
+class HybridPromptEncoder:
     """Items to token ids, never longer than max_tokens: titles as in the text-only prompt, each followed by its behaviour token."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, max_tokens: int, vocabulary: int
+        self, tokenizer: PreTrainedTokenizerBase, max_tokens: int, vocab_size: int
     ) -> None:
         """vocabulary: word embeddings of the model; behaviour tokens are counted from there. Raises RecipeError for a tokenizer without offsets."""
         if not tokenizer.is_fast:
             raise RecipeError(
                 "model.base: its tokenizer does not tell where a token comes from in the text (no fast tokenizer); use finetune.hybrid false"
             )
-        self._tokenizer, self._max_tokens, self._vocabulary = tokenizer, max_tokens, vocabulary
-        self._text = Encoder(tokenizer, max_tokens)
-        self._begin = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
+        self._tokenizer, self._max_tokens, self._vocab_size = tokenizer, max_tokens, vocab_size
+        self._title_encoder = TitleEncoder(tokenizer, max_tokens)
+        self._bos_ids = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
 
-    def prompt(
-        self, history: Sequence[Item], candidates: Sequence[Item], room: int
+    def encode_prompt(
+        self, history: Sequence[Item], candidates: Sequence[Item], reserved_tokens: int
     ) -> tuple[list[int], int]:
         """Token ids of the prompt, and how many of the oldest items were dropped so that `room` more tokens fit.
 
         Raises DataError when the candidates alone do not fit: they are never cut.
         """
         for dropped in range(len(history) + 1):
-            ids = self._begin + self._woven(history[dropped:], candidates)
-            if len(ids) + room <= self._max_tokens:
+            ids = self._bos_ids + self._interleave(history[dropped:], candidates)
+            if len(ids) + reserved_tokens <= self._max_tokens:
                 return ids, dropped
         raise DataError(
-            f"a hybrid prompt of {len(candidates)} candidates and no history takes {len(ids)} tokens and its answer {room}; "
+            f"a hybrid prompt of {len(candidates)} candidates and no history takes {len(ids)} tokens and its answer {reserved_tokens}; "
             f"model.max_tokens is {self._max_tokens}: raise it or shorten the titles"
         )
 
-    def answer(self, item: Item) -> list[int]:
+    def encode_answer(self, item: Item) -> list[int]:
         """Token ids of an answer: the title alone, and the end token."""
-        return self._text.answer(item[0])
+        return self._title_encoder.encode_answer(item[0])
 
-    def sample(self, history: Sequence[Item], candidates: Sequence[Item], target: int) -> Tokens:
+    def encode_sample(
+        self, history: Sequence[Item], candidates: Sequence[Item], target_position: int
+    ) -> EncodedSample:
         """Tokens of a training sample. target: position of the true item in candidates."""
-        answer = self.answer(candidates[target])
-        ids, dropped = self.prompt(history, candidates, room=len(answer))
-        return Tokens(np.array(ids + answer, dtype=np.int32), answer=len(ids), dropped=dropped)
+        answer = self.encode_answer(candidates[target_position])
+        ids, dropped = self.encode_prompt(history, candidates, reserved_tokens=len(answer))
+        return EncodedSample(
+            np.array(ids + answer, dtype=np.int32), answer_start=len(ids), dropped_titles=dropped
+        )
 
-    def _woven(self, history: Sequence[Item], candidates: Sequence[Item]) -> list[int]:
+    def _interleave(self, history: Sequence[Item], candidates: Sequence[Item]) -> list[int]:
         """The prompt's tokens, each behaviour token behind the token that holds the last character of its title."""
-        text = prompt.render([title for title, _ in history], [title for title, _ in candidates])
+        text = prompt.render_prompt(
+            [title for title, _ in history], [title for title, _ in candidates]
+        )
         found = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ends, ids = [stop for _, stop in found["offset_mapping"]], []
-        titles = _title_ends(history, candidates)
+        titles = _iter_title_ends(history, candidates)
         upcoming = next(titles, None)
         for token, end in zip(found["input_ids"], ends, strict=True):
             ids.append(int(token))
             while upcoming is not None and end >= upcoming[0]:
-                ids.append(self._vocabulary + upcoming[1])
+                ids.append(self._vocab_size + upcoming[1])
                 upcoming = next(titles, None)
         return ids
 
 
-class TextEncoder:
+class TextPromptEncoder:
     """The text-only prompt, for items instead of titles."""
 
-    def __init__(self, encoder: Encoder) -> None:
-        self._encoder = encoder
+    def __init__(self, title_encoder: TitleEncoder) -> None:
+        self._title_encoder = title_encoder
 
-    def prompt(
-        self, history: Sequence[Item], candidates: Sequence[Item], room: int
+    def encode_prompt(
+        self, history: Sequence[Item], candidates: Sequence[Item], reserved_tokens: int
     ) -> tuple[list[int], int]:
         """Token ids of the prompt, and how many of the oldest titles were dropped."""
-        return self._encoder.prompt(
-            [title for title, _ in history], [title for title, _ in candidates], room
+        return self._title_encoder.encode_prompt(
+            [title for title, _ in history], [title for title, _ in candidates], reserved_tokens
         )
 
-    def answer(self, item: Item) -> list[int]:
+    def encode_answer(self, item: Item) -> list[int]:
         """Token ids of an answer, its end token included."""
-        return self._encoder.answer(item[0])
+        return self._title_encoder.encode_answer(item[0])
 
-    def sample(self, history: Sequence[Item], candidates: Sequence[Item], target: int) -> Tokens:
+    def encode_sample(
+        self, history: Sequence[Item], candidates: Sequence[Item], target_position: int
+    ) -> EncodedSample:
         """Tokens of a training sample."""
-        return self._encoder.sample(
-            [title for title, _ in history], [title for title, _ in candidates], target
+        return self._title_encoder.encode_sample(
+            [title for title, _ in history], [title for title, _ in candidates], target_position
         )
 
 
-class OfItems:
+class IndexedPromptEncoder:
     """The same by item index, which is how samples name items."""
 
-    def __init__(self, encoder: TextEncoder | HybridEncoder, items: Mapping[int, Item]) -> None:
+    def __init__(
+        self, encoder: TextPromptEncoder | HybridPromptEncoder, items: Mapping[int, Item]
+    ) -> None:
         """items: by item index."""
         self._encoder, self._items = encoder, items
 
-    def prompt(
-        self, history: Sequence[int], candidates: Sequence[int], room: int
+    def encode_prompt(
+        self, history: Sequence[int], candidates: Sequence[int], reserved_tokens: int
     ) -> tuple[list[int], int]:
         """Token ids of the prompt, and how many of the oldest items were dropped."""
-        return self._encoder.prompt(self._shown(history), self._shown(candidates), room)
+        return self._encoder.encode_prompt(
+            self._look_up(history), self._look_up(candidates), reserved_tokens
+        )
 
-    def answer(self, item: int) -> list[int]:
+    def encode_answer(self, item: int) -> list[int]:
         """Token ids of an answer, its end token included."""
-        return self._encoder.answer(self._items[item])
+        return self._encoder.encode_answer(self._items[item])
 
-    def sample(self, history: Sequence[int], candidates: Sequence[int], target: int) -> Tokens:
+    def encode_sample(
+        self, history: Sequence[int], candidates: Sequence[int], target_position: int
+    ) -> EncodedSample:
         """Tokens of a training sample. target: position of the true item in candidates."""
-        return self._encoder.sample(self._shown(history), self._shown(candidates), target)
+        return self._encoder.encode_sample(
+            self._look_up(history), self._look_up(candidates), target_position
+        )
 
-    def _shown(self, indices: Sequence[int]) -> list[Item]:
+    def _look_up(self, indices: Sequence[int]) -> list[Item]:
         return [self._items[i] for i in indices]
 
 
-def _words(model: nn.Module) -> nn.Embedding:
+def _word_embeddings(model: nn.Module) -> nn.Embedding:
     """The word embeddings of a language model, with or without an adapter around it."""
     return cast(nn.Embedding, cast(PreTrainedModel, model).get_input_embeddings())
 
 
-def _title_ends(history: Sequence[Item], candidates: Sequence[Item]) -> Iterator[tuple[int, int]]:
+def _iter_title_ends(
+    history: Sequence[Item], candidates: Sequence[Item]
+) -> Iterator[tuple[int, int]]:
     """(characters of the prompt up to a title's end, number of its item), in the prompt's order."""
     at = len(prompt.OPENING)
     for items, after in ((history, prompt.MIDDLE), (candidates, prompt.CLOSING)):

@@ -13,43 +13,44 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cprec.config.recipe import FinetuneSettings
-from cprec.downstream.hybrid import OfItems
-from cprec.schedule.plan import Era, Plan, Portion, batches
+from cprec.downstream.hybrid import IndexedPromptEncoder
+from cprec.schedule.plan import Era, Plan, Portion, global_batches
 from cprec.schedule.wsa import WSA, Mode
-from cprec.stream.segments import from_row, to_rows
-from cprec.train.loop import Work
+from cprec.stream.segments import to_worker_rows, worker_batch_from_row
+from cprec.train.loop import TrainingStep
 
 
 @dataclass(frozen=True)
-class Encoders:
+class PromptEncoders:
     """How a batch becomes tokens. hybrid: None for the text-only variant."""
 
-    text: OfItems
-    hybrid: OfItems | None
+    text: IndexedPromptEncoder
+    hybrid: IndexedPromptEncoder | None
 
     @property
-    def at_evaluation(self) -> OfItems:
+    def for_evaluation(self) -> IndexedPromptEncoder:
         """Evaluation of a hybrid model is always hybrid."""
         return self.hybrid or self.text
 
 
-def make_plan(
-    source: str, version: int, rows: int, rate: float, settings: FinetuneSettings, seed: int
+def build_plan(
+    source: str, version: int, row_count: int, lr: float, settings: FinetuneSettings, seed: int
 ) -> Plan:
     """The plan of a fine-tuning on `rows` samples of a source. rate: the highest learning rate.
 
     Raises ValueError without rows.
     """
-    if not rows:
+    if not row_count:
         raise ValueError("no samples to fine-tune on")
-    total = rows * settings.epochs
-    whole = (Portion(source, version, 0, rows),)
+    total = row_count * settings.epochs
+    whole = (Portion(source, version, 0, row_count),)
     epochs = tuple(
-        Era(epoch * rows, (epoch + 1) * rows, whole, seed) for epoch in range(settings.epochs)
+        Era(epoch * row_count, (epoch + 1) * row_count, whole, seed)
+        for epoch in range(settings.epochs)
     )
     rates = WSA(
-        rate * settings.floor,
-        rate,
+        lr * settings.floor,
+        lr,
         round(settings.warmup_fraction * total),
         total,
         total,
@@ -58,54 +59,58 @@ def make_plan(
     return Plan((*epochs, Era(total, total, (), seed)), rates)
 
 
-def epoch_samples(plan: Plan) -> int:
+def samples_per_epoch(plan: Plan) -> int:
     """Samples of one epoch."""
     return plan.eras[0].stop
 
 
 def rows_at(plan: Plan, start: int, stop: int) -> NDArray[np.int64]:
     """Rows of the training table at positions start..stop of one era: a permutation of all rows in every epoch, drawn from (seed, epoch)."""
-    era, rows = plan.era(start), epoch_samples(plan)
+    era, rows = plan.find_era(start), samples_per_epoch(plan)
     order = np.random.default_rng([era.seed, 0xF17E, start // rows]).permutation(rows)
     return order[np.arange(start % rows, start % rows + stop - start)]
 
 
-def is_hybrid(plan: Plan, start: int) -> bool:
+def is_hybrid_batch(plan: Plan, start: int) -> bool:
     """Whether the global batch at a position is hybrid: with probability t / T (LLaRA Sec. 3.3)."""
-    era = plan.era(start)
-    return bool(np.random.default_rng([era.seed, 0xC0DE, start]).random() < start / plan.samples)
+    era = plan.find_era(start)
+    return bool(
+        np.random.default_rng([era.seed, 0xC0DE, start]).random() < start / plan.total_samples
+    )
 
 
-def feed(
+def iter_training_steps(
     plan: Plan,
-    table: pa.Table,
-    encoders: Encoders,
-    batch: int,
-    position: int,
+    samples: pa.Table,
+    encoders: PromptEncoders,
+    batch_size: int,
+    start_position: int,
     rank: int,
-    world: int,
-) -> Iterator[Work]:
+    world_size: int,
+) -> Iterator[TrainingStep]:
     """One worker's shares from a position on, to the end of the plan. table: the training samples; batch: samples of a step."""
     for era in plan.eras:
-        for start, stop in batches(era.start, era.stop, batch):
-            if start < position:
+        for start, stop in global_batches(era.start, era.stop, batch_size):
+            if start < start_position:
                 continue
             encoder = (
-                encoders.hybrid if encoders.hybrid and is_hybrid(plan, start) else encoders.text
+                encoders.hybrid
+                if encoders.hybrid and is_hybrid_batch(plan, start)
+                else encoders.text
             )
-            rows = table.take(pa.array(rows_at(plan, start, stop)))
+            rows = samples.take(pa.array(rows_at(plan, start, stop)))
             columns = (rows[name].to_pylist() for name in ("history", "candidates", "target"))
-            tokens = [encoder.sample(*row) for row in zip(*columns, strict=True)]
+            tokens = [encoder.encode_sample(*row) for row in zip(*columns, strict=True)]
             ids = rows["sample_id"].to_numpy().view(np.uint64)
-            share = from_row(
-                to_rows(start, stop, tokens, ids, [era.portions[0].source] * len(tokens), world)[
-                    rank
-                ]
+            share = worker_batch_from_row(
+                to_worker_rows(
+                    start, stop, tokens, ids, [era.portions[0].source] * len(tokens), world_size
+                )[rank]
             )
-            yield Work(
+            yield TrainingStep(
                 share,
-                plan.wsa.rate(start),
+                plan.wsa.lr(start),
                 plan.wsa.phase(start),
                 plan.wsa.stable_end,
-                plan.samples,
+                plan.total_samples,
             )

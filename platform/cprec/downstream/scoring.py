@@ -16,22 +16,22 @@ from numpy.typing import NDArray
 from cluster import storage
 from cluster.errors import CprecError
 from corpus.store.tables import Corpus
-from cprec.baselines.training import NAMES
+from cprec.baselines.training import BASELINE_NAMES
 from cprec.config.recipe import Recipe
-from cprec.downstream import baseline, hybrid
-from cprec.downstream.hybrid import Hybrid
-from cprec.downstream.items import Domain
-from cprec.downstream.trial import BEHAVIOUR, encoders_of
-from cprec.evaluate.generate import answered
-from cprec.evaluate.perplexity import perplexity
-from cprec.evaluate.rank import PromptEncoder, score
+from cprec.downstream import hybrid, stored_baselines
+from cprec.downstream.domain import Domain
+from cprec.downstream.hybrid import HybridModel
+from cprec.downstream.trial import BEHAVIOUR_FOLDER, build_encoders
+from cprec.evaluate.candidate_scoring import PromptEncoder, score_samples
+from cprec.evaluate.generation import generate_answers
+from cprec.evaluate.perplexity import compute_perplexity
 from cprec.model import adapter, backbone
 from cprec.runs import checkpoint
-from cprec.stream.segments import Text
+from cprec.stream.segments import RowEncoder
 
 
 @dataclass(frozen=True)
-class Contender:
+class EvaluatedModel:
     """A model to be scored: a base and, unless it is the base itself, a checkpoint; or a baseline, which has neither.
 
     name: as it was asked for; label: what it is, and its folder; seed: of a baseline's training.
@@ -48,61 +48,69 @@ class Contender:
     @property
     def is_baseline(self) -> bool:
         """Whether it knows item ids only."""
-        return self.name in NAMES
+        return self.name in BASELINE_NAMES
 
 
-def scores(
+def score_model(
     recipe: Recipe,
-    model: Contender,
+    model: EvaluatedModel,
     corpus: Corpus,
     domain: str,
     samples: pa.Table,
     workers: int,
-    text: Text | None,
+    row_encoder: RowEncoder | None,
 ) -> NDArray[np.float64]:
     """Scores [n, candidates] of the samples' candidates, inside a Ray session. A baseline is trained first if it is not there.
 
     text: what a language model reads with; None for a baseline.
     """
     if model.is_baseline:
-        alone = ray.remote(baseline.scores).options(num_cpus=recipe.train.cpus_per_worker)
-        return np.asarray(
-            fetch([alone.remote(recipe, corpus, domain, model.name, model.seed, samples)])[0]
+        alone = ray.remote(stored_baselines.score_baseline).options(
+            num_cpus=recipe.train.cpus_per_worker
         )
-    return np.concatenate(_shares(recipe, _scored, model, corpus, domain, samples, workers, text))
+        return np.asarray(
+            get_results([alone.remote(recipe, corpus, domain, model.name, model.seed, samples)])[0]
+        )
+    return np.concatenate(
+        _map_samples(recipe, _score_task, model, corpus, domain, samples, workers, row_encoder)
+    )
 
 
-def texts(
+def generate_texts(
     recipe: Recipe,
-    model: Contender,
+    model: EvaluatedModel,
     corpus: Corpus,
     domain: str,
     samples: pa.Table,
     workers: int,
-    text: Text | None,
+    row_encoder: RowEncoder | None,
 ) -> list[list[str]]:
-    """What a language model answers to each sample, in turn (cprec.evaluate.generate), inside a Ray session."""
-    found = _shares(recipe, _generated, model, corpus, domain, samples, workers, text)
+    """What a language model answers to each sample, in turn (cprec.evaluate.generation), inside a Ray session."""
+    found = _map_samples(
+        recipe, _generate_task, model, corpus, domain, samples, workers, row_encoder
+    )
     return [said for share in found for said in share]
 
 
-def perplexities(recipe: Recipe, models: Sequence[Contender], text: str) -> list[float]:
+def compute_perplexities(
+    recipe: Recipe, models: Sequence[EvaluatedModel], text: str
+) -> list[float]:
     """The perplexity of a plain text by each language model, inside a Ray session."""
-    remote = ray.remote(_perplexity).options(
+    remote = ray.remote(_perplexity_task).options(
         num_cpus=recipe.train.cpus_per_worker, num_gpus=recipe.train.gpus_per_worker
     )
-    return fetch([remote.remote(recipe, model, text) for model in models])
+    return get_results([remote.remote(recipe, model, text) for model in models])
 
 
-def _shares(
+def _map_samples(
     recipe: Recipe,
     task: Any,
-    model: Contender,
+    model: EvaluatedModel,
     corpus: Corpus,
     domain: str,
     samples: pa.Table,
     workers: int,
-    text: Text | None,
+    row_encoder: RowEncoder | None,
 ) -> list[Any]:
     """Results of a task on contiguous shares of the samples, in their order."""
     bounds = np.linspace(0, len(samples), workers + 1).astype(int)
@@ -110,10 +118,12 @@ def _shares(
         num_cpus=recipe.train.cpus_per_worker, num_gpus=recipe.train.gpus_per_worker
     )
     shares = [samples.slice(start, stop - start) for start, stop in itertools.pairwise(bounds)]
-    return fetch([remote.remote(recipe, model, corpus, domain, share, text) for share in shares])
+    return get_results(
+        [remote.remote(recipe, model, corpus, domain, share, row_encoder) for share in shares]
+    )
 
 
-def fetch(references: list[Any]) -> list[Any]:
+def get_results(references: list[Any]) -> list[Any]:
     """Results of Ray tasks; an error of ours comes without the worker's traceback, which is no news to the user."""
     try:
         return list(ray.get(references))
@@ -123,7 +133,7 @@ def fetch(references: list[Any]) -> list[Any]:
         raise
 
 
-def loaded(recipe: Recipe, model: Contender) -> tuple[Any, Any]:
+def load_model(recipe: Recipe, model: EvaluatedModel) -> tuple[Any, Any]:
     """A language model as it is evaluated, with its projector where it has one, on the device at hand; its tokenizer."""
     network, tokenizer = backbone.load(model.base, model.revision, recipe.model.precision)
     if model.checkpoint is not None:
@@ -136,56 +146,63 @@ def loaded(recipe: Recipe, model: Contender) -> tuple[Any, Any]:
                     directory / checkpoint.ADAPTER,
                 ),
             )
-            if storage.exists(extra := storage.join(model.checkpoint, BEHAVIOUR)):
-                network = hybrid.load(network, storage.download(extra, directory / BEHAVIOUR))  # type: ignore[assignment]
+            if storage.exists(extra := storage.join(model.checkpoint, BEHAVIOUR_FOLDER)):
+                network = hybrid.load(
+                    network, storage.download(extra, directory / BEHAVIOUR_FOLDER)
+                )  # type: ignore[assignment]
     if torch.cuda.is_available():
         network = network.to("cuda")  # type: ignore[arg-type]
     return network, tokenizer
 
 
-def _encoder(
-    recipe: Recipe, network: Any, tokenizer: Any, known: Domain, text: Text | None
+def _build_encoder(
+    recipe: Recipe, network: Any, tokenizer: Any, domain: Domain, row_encoder: RowEncoder | None
 ) -> PromptEncoder:
     """Behaviour tokens are woven in by the tokenizer; text alone is stitched from the object store."""
-    if text is None or isinstance(network, Hybrid):
-        return encoders_of(tokenizer, recipe.model.max_tokens, network, known.items()).at_evaluation
-    return text.encoder()
+    if row_encoder is None or isinstance(network, HybridModel):
+        return build_encoders(
+            tokenizer, recipe.model.max_tokens, network, domain.items_by_index()
+        ).for_evaluation
+    return row_encoder.load_prompt_encoder()
 
 
-def _scored(
+def _score_task(
     recipe: Recipe,
-    model: Contender,
+    model: EvaluatedModel,
     corpus: Corpus,
     domain: str,
     samples: pa.Table,
-    text: Text | None,
+    row_encoder: RowEncoder | None,
 ) -> NDArray[np.float64]:
-    network, tokenizer = loaded(recipe, model)
-    known = Domain.of(corpus, domain, recipe.evaluate.split)
-    return score(
-        network, _encoder(recipe, network, tokenizer, known, text), samples, recipe.evaluate.batch
+    network, tokenizer = load_model(recipe, model)
+    known = Domain.from_corpus(corpus, domain, recipe.evaluate.split)
+    return score_samples(
+        network,
+        _build_encoder(recipe, network, tokenizer, known, row_encoder),
+        samples,
+        recipe.evaluate.batch,
     )
 
 
-def _generated(
+def _generate_task(
     recipe: Recipe,
-    model: Contender,
+    model: EvaluatedModel,
     corpus: Corpus,
     domain: str,
     samples: pa.Table,
-    text: Text | None,
+    row_encoder: RowEncoder | None,
 ) -> list[list[str]]:
-    network, tokenizer = loaded(recipe, model)
+    network, tokenizer = load_model(recipe, model)
     known, constrained = (
-        Domain.of(corpus, domain, recipe.evaluate.split),
+        Domain.from_corpus(corpus, domain, recipe.evaluate.split),
         recipe.evaluate.mode == "constrained",
     )
-    encoder = _encoder(recipe, network, tokenizer, known, text)
-    return answered(
+    encoder = _build_encoder(recipe, network, tokenizer, known, row_encoder)
+    return generate_answers(
         network, tokenizer, encoder, samples, known.titles, recipe.evaluate.batch, constrained
     )
 
 
-def _perplexity(recipe: Recipe, model: Contender, text: str) -> float:
-    network, tokenizer = loaded(recipe, model)
-    return perplexity(network, tokenizer, text, recipe.model.max_tokens)
+def _perplexity_task(recipe: Recipe, model: EvaluatedModel, text: str) -> float:
+    network, tokenizer = load_model(recipe, model)
+    return compute_perplexity(network, tokenizer, text, recipe.model.max_tokens)

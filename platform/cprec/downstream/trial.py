@@ -22,19 +22,30 @@ from cluster.storage import download, exists, join, read_bytes, read_text, write
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
 from cprec.downstream import hybrid
-from cprec.downstream.hybrid import Hybrid, HybridEncoder, Item, OfItems, TextEncoder
-from cprec.downstream.items import Domain, by_id, whole_users
-from cprec.downstream.llara import Encoders, epoch_samples, feed, make_plan
-from cprec.encode.tokens import Encoder
-from cprec.evaluate.metrics import hits, ranks
-from cprec.evaluate.rank import score
+from cprec.downstream.domain import Domain, select_whole_users, sort_by_id
+from cprec.downstream.hybrid import (
+    HybridModel,
+    HybridPromptEncoder,
+    IndexedPromptEncoder,
+    Item,
+    TextPromptEncoder,
+)
+from cprec.downstream.llara import (
+    PromptEncoders,
+    build_plan,
+    iter_training_steps,
+    samples_per_epoch,
+)
+from cprec.encode.tokens import TitleEncoder
+from cprec.evaluate.candidate_scoring import score_samples
+from cprec.evaluate.metrics import compute_ranks, hits
 from cprec.model import adapter, backbone
 from cprec.runs import checkpoint
 from cprec.schedule.ledger import Ledger
-from cprec.train.engine import Engine, cut_of
-from cprec.train.loop import Diverged, Observer, StepRecord, Work, train
+from cprec.train.engine import Engine, micro_batch_spec
+from cprec.train.loop import DivergenceError, Observer, StepRecord, TrainingStep, train
 
-BEHAVIOUR, HISTORY, TUNED = "behaviour", "history.json", "tuned.json"
+BEHAVIOUR_FOLDER, HISTORY_FILE, RESULT_FILE = "behaviour", "history.json", "tuned.json"
 
 
 @dataclass(frozen=True)
@@ -43,17 +54,17 @@ class Trial:
     whose item embeddings are used, None: text only."""
 
     recipe: Recipe
-    place: str
+    uri: str
     domain: str
     base: str
-    start: str | None
-    behaviour: str | None
-    rate: float
+    start_checkpoint: str | None
+    behaviour_weights: str | None
+    lr: float
     seed: int
 
 
 @dataclass(frozen=True)
-class Tuned:
+class TrialResult:
     """How a trial ended.
 
     hr1: the best on validation, reached after `epoch`, whose checkpoint it is; history: HR@1 after each epoch; stopped: cut short by the search;
@@ -70,29 +81,29 @@ class Tuned:
     diverged: bool = False
 
 
-def found(place: str) -> Tuned | None:
+def find_result(uri: str) -> TrialResult | None:
     """How the trial at a place ended; None if it has not."""
-    if not exists(join(place, TUNED)):
+    if not exists(join(uri, RESULT_FILE)):
         return None
-    values = json.loads(read_text(join(place, TUNED)))
-    return Tuned(**{**values, "history": tuple(values["history"])})
+    values = json.loads(read_text(join(uri, RESULT_FILE)))
+    return TrialResult(**{**values, "history": tuple(values["history"])})
 
 
-def conclude(trial: Trial, stopped: bool = False, diverged: bool = False) -> Tuned:
+def conclude_trial(trial: Trial, stopped: bool = False, diverged: bool = False) -> TrialResult:
     """Write how a trial ended, from its checkpoints: the best epoch's is the result."""
-    name, _ = checkpoint.latest(trial.place)
+    name, _ = checkpoint.find_latest(trial.uri)
     history: list[dict[str, Any]] = (
         []
         if name is None
-        else json.loads(read_text(join(checkpoint.uri_of(trial.place, name), HISTORY)))
+        else json.loads(read_text(join(checkpoint.checkpoint_uri(trial.uri, name), HISTORY_FILE)))
     )
     if not (history or diverged):
-        raise RecipeError(f"{trial.place}: no epoch was completed")
+        raise RecipeError(f"{trial.uri}: no epoch was completed")
     nothing: dict[str, Any] = {"hr1": 0.0, "epoch": 0, "checkpoint": ""}
     best = max(history, key=lambda row: float(row["hr1"]), default=nothing)
     hr1s = tuple(row["hr1"] for row in history)
-    ended = Tuned(
-        trial.rate,
+    ended = TrialResult(
+        trial.lr,
         trial.seed,
         best["hr1"],
         best["epoch"],
@@ -101,11 +112,11 @@ def conclude(trial: Trial, stopped: bool = False, diverged: bool = False) -> Tun
         stopped,
         diverged,
     )
-    write_text(join(trial.place, TUNED), json.dumps(asdict(ended), indent=1))
+    write_text(join(trial.uri, RESULT_FILE), json.dumps(asdict(ended), indent=1))
     return ended
 
 
-def run(trial: Trial, report: Callable[[dict[str, Any]], None]) -> None:
+def run_trial(trial: Trial, report: Callable[[dict[str, Any]], None]) -> None:
     """Train a trial, or go on with it, in the process group that is already there. report: told of every epoch, on every worker.
 
     A trial that diverges has ended: in a search, too high a rate is a result and no fault.
@@ -117,32 +128,37 @@ def run(trial: Trial, report: Callable[[dict[str, Any]], None]) -> None:
         raise RecipeError("train.zero_stage: 3 is not supported in fine-tuning; 0, 1 or 2")
     rank, world = dist.get_rank(), dist.get_world_size()
     corpus = Corpus.open(recipe.corpus, recipe.corpus_version)
-    domain = Domain.of(corpus, trial.domain)
-    table = whole_users(corpus.samples(domain.source, "train"), settings.max_samples)
-    validation = by_id(corpus.samples(domain.source, "validation"), settings.validation_users)
+    domain = Domain.from_corpus(corpus, trial.domain)
+    table = select_whole_users(corpus.read_samples(domain.source, "train"), settings.max_samples)
+    validation = sort_by_id(
+        corpus.read_samples(domain.source, "validation"), settings.validation_users
+    )
     network, words = backbone.load(trial.base, recipe.model.revision, recipe.model.precision)
-    model = started(trial, network)
+    model = build_model(trial, network)
     engine = Engine(
         model, recipe.train, recipe.model.precision, {"projector.": settings.projector_decay}
     )
-    encoders = encoders_of(words, recipe.model.max_tokens, model, domain.items())
-    newest, _ = checkpoint.latest(trial.place)
+    encoders = build_encoders(words, recipe.model.max_tokens, model, domain.items_by_index())
+    newest, _ = checkpoint.find_latest(trial.uri)
     if newest is None:
         ledger, history = (
             Ledger(
-                make_plan(
-                    domain.source, corpus.version, len(table), trial.rate, settings, trial.seed
+                build_plan(
+                    domain.source, corpus.version, len(table), trial.lr, settings, trial.seed
                 )
             ),
             [],
         )
     else:
-        uri = checkpoint.uri_of(trial.place, newest)
-        ledger, history = checkpoint.ledger(uri), json.loads(read_text(join(uri, HISTORY)))
-        engine.restore(checkpoint.load_trainer(uri))
+        uri = checkpoint.checkpoint_uri(trial.uri, newest)
+        ledger, history = (
+            checkpoint.read_ledger(uri),
+            json.loads(read_text(join(uri, HISTORY_FILE))),
+        )
+        engine.restore_state(checkpoint.load_training_state(uri))
 
     def measure() -> float:
-        return _hr1(
+        return _validation_hr1(
             engine,
             encoders,
             validation.take(list(range(rank, len(validation), world))),
@@ -150,72 +166,84 @@ def run(trial: Trial, report: Callable[[dict[str, Any]], None]) -> None:
         )
 
     dist.barrier()  # all workers have looked for checkpoints before one is written
-    epochs = Epochs(trial, ledger, history, newest.attempt + 1 if newest else 0, measure, report)
-    work = feed(ledger.plan, table, encoders, settings.global_batch, ledger.samples, rank, world)
+    epochs = TrialObserver(
+        trial, ledger, history, newest.attempt + 1 if newest else 0, measure, report
+    )
+    work = iter_training_steps(
+        ledger.plan, table, encoders, settings.global_batch, ledger.samples, rank, world
+    )
     diverged = False
     try:
         train(
             engine,
-            epochs.until_over(work),
+            epochs.until_stopped(work),
             epochs,
-            cut_of(recipe.train),
+            micro_batch_spec(recipe.train),
             int(words.eos_token_id),
             trial.seed,
-            ledger.step,
+            ledger.steps,
         )
-    except Diverged:  # on all workers alike: losses and HR@1 are summed over them
+    except DivergenceError:  # on all workers alike: losses and HR@1 are summed over them
         diverged = True
     if rank == 0:
-        conclude(trial, diverged=diverged)
+        conclude_trial(trial, diverged=diverged)
     engine.close()
     if diverged:  # last, because the search may stop a trial as it reports
         report({"hr1": 0.0, "epoch": len(history) + 1})
 
 
-def started(trial: Trial, network: PreTrainedModel) -> torch.nn.Module:
+def build_model(trial: Trial, network: PreTrainedModel) -> torch.nn.Module:
     """The model as training begins: LoRA fresh or from a checkpoint, behaviour tokens or not."""
-    if trial.start is None:
+    if trial.start_checkpoint is None:
         model = adapter.attach(network, trial.recipe.model, trial.seed)
     else:
         with tempfile.TemporaryDirectory() as folder:
-            model = adapter.go_on(
-                network, download(join(trial.start, checkpoint.ADAPTER), Path(folder))
+            model = adapter.load_for_training(
+                network, download(join(trial.start_checkpoint, checkpoint.ADAPTER), Path(folder))
             )
-    if trial.behaviour is None:
+    if trial.behaviour_weights is None:
         return model
     # Row 0 of SASRec's table pads.
-    return Hybrid(model, load(read_bytes(trial.behaviour))["item.weight"][1:], trial.seed).train()
+    return HybridModel(
+        model, load(read_bytes(trial.behaviour_weights))["item.weight"][1:], trial.seed
+    ).train()
 
 
-def encoders_of(
-    words: Any, max_tokens: int, model: torch.nn.Module, items: Mapping[int, Item]
-) -> Encoders:
+def build_encoders(
+    tokenizer: Any, max_tokens: int, model: torch.nn.Module, items: Mapping[int, Item]
+) -> PromptEncoders:
     """The encoders that fit a model. items: by item index."""
     woven = (
-        OfItems(HybridEncoder(words, max_tokens, model.vocabulary), items)
-        if isinstance(model, Hybrid)
+        IndexedPromptEncoder(HybridPromptEncoder(tokenizer, max_tokens, model.vocab_size), items)
+        if isinstance(model, HybridModel)
         else None
     )
-    return Encoders(OfItems(TextEncoder(Encoder(words, max_tokens)), items), woven)
+    return PromptEncoders(
+        IndexedPromptEncoder(TextPromptEncoder(TitleEncoder(tokenizer, max_tokens)), items), woven
+    )
 
 
-def _hr1(engine: Engine, encoders: Encoders, samples: Any, batch: int) -> float:
+def _validation_hr1(engine: Engine, encoders: PromptEncoders, samples: Any, batch: int) -> float:
     """HR@1 over all workers' parts of the validation samples. Raises Diverged, on all workers, for a score that is no number on one of them."""
     engine.model.eval()
-    scores = score(cast(PreTrainedModel, engine.model), encoders.at_evaluation, samples, batch)
+    scores = score_samples(
+        cast(PreTrainedModel, engine.model), encoders.for_evaluation, samples, batch
+    )
     engine.model.train()
     broken = np.isnan(scores).any(axis=1)
-    right = hits(ranks(scores[~broken], samples["target"].to_numpy()[~broken]), 1).sum()
+    right = hits(compute_ranks(scores[~broken], samples["target"].to_numpy()[~broken]), 1).sum()
     total = torch.tensor(
         [right, len(samples), broken.sum()], dtype=torch.float64, device=engine.device
     )
     dist.all_reduce(total)
     if total[2]:
-        raise Diverged(f"{int(total[2])} of {int(total[1])} validation samples have a NaN score")
+        raise DivergenceError(
+            f"{int(total[2])} of {int(total[1])} validation samples have a NaN score"
+        )
     return float(total[0] / total[1])
 
 
-class Epochs(Observer):
+class TrialObserver(Observer):
     """The observer of a trial: after each epoch it measures, saves, reports, and decides whether to stop."""
 
     def __init__(
@@ -229,23 +257,23 @@ class Epochs(Observer):
     ) -> None:
         self._trial, self._ledger, self._history, self._attempt = trial, ledger, history, attempt
         self._measure, self._report = measure, report
-        self._epoch_samples = epoch_samples(ledger.plan)
+        self._samples_per_epoch = samples_per_epoch(ledger.plan)
 
-    def until_over(self, work: Iterator[Work]) -> Iterator[Work]:
+    def until_stopped(self, steps: Iterator[TrainingStep]) -> Iterator[TrainingStep]:
         """The work that is left, cut off once validation has not risen for `finetune.patience` epochs."""
-        for share in work:
-            if self._over():
+        for share in steps:
+            if self._should_stop():
                 return
             yield share
 
-    def stepped(self, record: StepRecord, work: Work, engine: Engine) -> None:
+    def on_step_end(self, record: StepRecord, step: TrainingStep, engine: Engine) -> None:
         """Count the step; at the end of an epoch measure and save."""
-        self._ledger = self._ledger.after(record.batch.samples, record.batch.digest)
-        if record.batch.stop % self._epoch_samples:
+        self._ledger = self._ledger.add_step(record.batch.sample_count, record.batch.ids_digest)
+        if record.batch.stop % self._samples_per_epoch:
             return
         hr1 = self._measure()
-        name = checkpoint.Name(self._ledger.samples, self._attempt)
-        uri = checkpoint.uri_of(self._trial.place, name)
+        name = checkpoint.CheckpointName(self._ledger.samples, self._attempt)
+        uri = checkpoint.checkpoint_uri(self._trial.uri, name)
         self._history.append(
             {
                 "epoch": len(self._history) + 1,
@@ -258,16 +286,16 @@ class Epochs(Observer):
         self._save(engine, name, uri)
         self._report({"hr1": hr1, "epoch": len(self._history)})
 
-    def _save(self, engine: Engine, name: checkpoint.Name, uri: str) -> None:
-        state = engine.gather()
+    def _save(self, engine: Engine, name: checkpoint.CheckpointName, uri: str) -> None:
+        state = engine.gather_state()
         if dist.get_rank():
             return
         recipe = self._trial.recipe
         with tempfile.TemporaryDirectory() as folder:
             directory = Path(folder)
             model, weights = engine.model, state.weights
-            if isinstance(model, Hybrid):
-                hybrid.save(model, weights, directory / BEHAVIOUR)
+            if isinstance(model, HybridModel):
+                hybrid.save(model, weights, directory / BEHAVIOUR_FOLDER)
                 model, weights = (
                     model.model,
                     {
@@ -283,13 +311,13 @@ class Epochs(Observer):
                 self._trial.base,
                 recipe.model.revision,
             )
-            checkpoint.save_trainer(state, directory)
-            (directory / HISTORY).write_text(json.dumps(self._history))
+            checkpoint.save_training_state(state, directory)
+            (directory / HISTORY_FILE).write_text(json.dumps(self._history))
             checkpoint.commit(directory, uri, self._ledger)
         best = max(self._history, key=lambda row: row["hr1"])
-        checkpoint.prune(self._trial.place, 1, (best["samples"],), name)
+        checkpoint.prune(self._trial.uri, 1, (best["samples"],), name)
 
-    def _over(self) -> bool:
+    def _should_stop(self) -> bool:
         if not self._history:
             return False
         best = max(self._history, key=lambda row: row["hr1"])

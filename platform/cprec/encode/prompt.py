@@ -8,6 +8,6 @@ CLOSING = "}. Choose only one item from the candidates. The answer is"
 SEPARATOR = ", "
 
 
-def render(history: Sequence[str], candidates: Sequence[str]) -> str:
+def render_prompt(history: Sequence[str], candidates: Sequence[str]) -> str:
     """The prompt up to the answer. history: titles, oldest first; candidates: titles in their fixed order. No trailing space."""
     return f"{OPENING}{SEPARATOR.join(history)}{MIDDLE}{SEPARATOR.join(candidates)}{CLOSING}"

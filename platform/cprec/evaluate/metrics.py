@@ -12,9 +12,13 @@ from numpy.typing import NDArray
 
 from cluster.errors import PlatformFault
 
-HR_AT, NDCG_AT = (1, 3, 5), (3, 5)
+HR_CUTOFFS, NDCG_CUTOFFS = (1, 3, 5), (3, 5)
 
-SLICES: Mapping[str, tuple[int, float]] = {"sparse": (3, 5), "medium": (5, 9), "dense": (9, np.inf)}
+HISTORY_SLICES: Mapping[str, tuple[int, float]] = {
+    "sparse": (3, 5),
+    "medium": (5, 9),
+    "dense": (9, np.inf),
+}
 """History lengths [from, to) of each slice (paper Sec. 5.4)."""
 
 Floats = NDArray[np.float64]
@@ -24,23 +28,23 @@ Floats = NDArray[np.float64]
 class Ranks:
     """Where the true item stands, per sample. better: [n] candidates that score higher; tied: [n] that score the same, itself included."""
 
-    better: NDArray[np.int64]
-    tied: NDArray[np.int64]
+    better_count: NDArray[np.int64]
+    tied_count: NDArray[np.int64]
 
     def __len__(self) -> int:
-        return len(self.better)
+        return len(self.better_count)
 
     @property
-    def expected(self) -> Floats:
+    def expected_rank(self) -> Floats:
         """[n] mean of the tied positions, counted from 1."""
-        return np.asarray(self.better + (self.tied + 1) / 2, dtype=np.float64)
+        return np.asarray(self.better_count + (self.tied_count + 1) / 2, dtype=np.float64)
 
-    def of(self, rows: NDArray[np.bool_]) -> "Ranks":
+    def select(self, mask: NDArray[np.bool_]) -> "Ranks":
         """The ranks of some samples. rows: [n] mask."""
-        return Ranks(self.better[rows], self.tied[rows])
+        return Ranks(self.better_count[mask], self.tied_count[mask])
 
 
-def ranks(scores: NDArray[np.floating[Any]], target: NDArray[np.integer[Any]]) -> Ranks:
+def compute_ranks(scores: NDArray[np.floating[Any]], targets: NDArray[np.integer[Any]]) -> Ranks:
     """Ranks of the true items. scores: [n, candidates], higher is better; target: [n] positions of the true items.
 
     Raises PlatformFault for NaN, which has no rank: a model that produces it is broken, and must not be given one.
@@ -49,40 +53,45 @@ def ranks(scores: NDArray[np.floating[Any]], target: NDArray[np.integer[Any]]) -
         raise PlatformFault(
             f"{broken} of {len(scores)} samples have a NaN score; look for overflow (model.precision) or a checkpoint that diverged"
         )
-    true = np.take_along_axis(scores, np.asarray(target, dtype=np.int64)[:, None], axis=1)
+    true = np.take_along_axis(scores, np.asarray(targets, dtype=np.int64)[:, None], axis=1)
     return Ranks((scores > true).sum(axis=1), (scores == true).sum(axis=1))
 
 
-def hits(of: Ranks, k: int) -> Floats:
+def hits(ranks: Ranks, k: int) -> Floats:
     """[n] each sample's contribution to HR@k: the chance that the true item is among the first k."""
-    return np.asarray(np.clip(k - of.better, 0, of.tied) / of.tied, dtype=np.float64)
+    return np.asarray(
+        np.clip(k - ranks.better_count, 0, ranks.tied_count) / ranks.tied_count, dtype=np.float64
+    )
 
 
-def gains(of: Ranks, k: int) -> Floats:
+def discounted_gains(ranks: Ranks, k: int) -> Floats:
     """[n] each sample's contribution to NDCG@k (one relevant item, so the ideal gain is 1): mean of 1/log2(1 + position) over the tied positions."""
     gain_up_to = np.concatenate([[0.0], np.cumsum(1 / np.log2(np.arange(2, k + 2)))])
     return np.asarray(
-        (gain_up_to[np.minimum(of.better + of.tied, k)] - gain_up_to[np.minimum(of.better, k)])
-        / of.tied,
+        (
+            gain_up_to[np.minimum(ranks.better_count + ranks.tied_count, k)]
+            - gain_up_to[np.minimum(ranks.better_count, k)]
+        )
+        / ranks.tied_count,
         dtype=np.float64,
     )
 
 
 @dataclass(frozen=True)
-class Generated:
+class GeneratedAnswers:
     """What is known of generated answers beside their ranks. valid: [n] by rule (exact, llara); right: [n], true where the llara rule names the
     true item."""
 
     valid: Mapping[str, NDArray[np.bool_]]
-    right: NDArray[np.bool_]
+    correct: NDArray[np.bool_]
 
 
-def metrics(
+def compute_metrics(
     model: str,
     domain: str,
-    of: Ranks,
-    history_length: NDArray[np.integer[Any]],
-    generated: Generated | None = None,
+    ranks: Ranks,
+    history_lengths: NDArray[np.integer[Any]],
+    generated: GeneratedAnswers | None = None,
     mode: str = "score",
 ) -> dict[str, Any]:
     """The object of metrics.json. history_length: [n] items that each sample's history holds in the corpus; mode: score, generate or constrained.
@@ -93,22 +102,23 @@ def metrics(
     return {
         "model": model,
         "domain": domain,
-        **_averages(of),
+        **_average_hr_and_ndcg(ranks),
         "valid_ratio": {
             rule: _mean(generated.valid[rule].astype(float)) if generated else None
             for rule in ("exact", "llara")
         },
-        "hr1_of_valid": _mean(generated.right[generated.valid["llara"]].astype(float))
+        "hr1_of_valid": _mean(generated.correct[generated.valid["llara"]].astype(float))
         if generated
         else None,
         "slices": {
-            name: _averages(of.of(rows)) for name, rows in _slices(np.asarray(history_length))
+            name: _average_hr_and_ndcg(ranks.select(rows))
+            for name, rows in _iter_slices(np.asarray(history_lengths))
         },
         "mode": mode,
     }
 
 
-def averaged(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def average_metrics(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The mean of several objects of `metrics`, number by number: one model, several seeds. What is no number is the first one's."""
     first = results[0]
     if len(results) == 1:
@@ -117,17 +127,17 @@ def averaged(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for key, value in first.items():
         values = [result[key] for result in results]
         if isinstance(value, Mapping):
-            mean[key] = averaged(values)
+            mean[key] = average_metrics(values)
         else:
             mean[key] = float(np.mean(values)) if isinstance(value, float) else value
     return mean
 
 
-def _averages(of: Ranks) -> dict[str, Any]:
+def _average_hr_and_ndcg(ranks: Ranks) -> dict[str, Any]:
     return {
-        "n": len(of),
-        "hr": {str(k): _mean(hits(of, k)) for k in HR_AT},
-        "ndcg": {str(k): _mean(gains(of, k)) for k in NDCG_AT},
+        "n": len(ranks),
+        "hr": {str(k): _mean(hits(ranks, k)) for k in HR_CUTOFFS},
+        "ndcg": {str(k): _mean(discounted_gains(ranks, k)) for k in NDCG_CUTOFFS},
     }
 
 
@@ -136,6 +146,8 @@ def _mean(values: Floats) -> float | None:
     return float(values.mean()) if len(values) else None
 
 
-def _slices(history_length: NDArray[np.integer[Any]]) -> Iterator[tuple[str, NDArray[np.bool_]]]:
-    for name, (start, end) in SLICES.items():
-        yield name, (history_length >= start) & (history_length < end)
+def _iter_slices(
+    history_lengths: NDArray[np.integer[Any]],
+) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    for name, (start, end) in HISTORY_SLICES.items():
+        yield name, (history_lengths >= start) & (history_lengths < end)

@@ -9,27 +9,29 @@ from transformers import PreTrainedTokenizerBase
 
 from cluster.errors import RecipeError
 
-LARGEST = 700.0
+MAX_LOSS = 700.0
 """Mean loss, in nats, above which a perplexity is no more told apart: e to much more is no float."""
 
 
 @torch.inference_mode()
-def perplexity(model: Any, tokenizer: PreTrainedTokenizerBase, text: str, length: int) -> float:
+def compute_perplexity(
+    model: Any, tokenizer: PreTrainedTokenizerBase, text: str, window_tokens: int
+) -> float:
     """exp of the mean loss per token over the whole text, in nats, cut into windows of `length` tokens, each of which begins anew.
 
     The model computes on the device where it is, in evaluation mode. Raises RecipeError for a text of less than two tokens.
     """
     total, count = 0.0, 0
-    for ids in windows(tokenizer, text, length):
+    for ids in split_into_windows(tokenizer, text, window_tokens):
         window = torch.tensor([ids], device=model.device)
         logits = model(input_ids=window, use_cache=False).logits[0, :-1].float()
         total += float(F.cross_entropy(logits, window[0, 1:], reduction="sum"))
         count += len(ids) - 1
-    return of(total, count)
+    return from_loss(total, count)
 
 
-def windows(
-    tokenizer: PreTrainedTokenizerBase, text: str, length: int, most: int | None = None
+def split_into_windows(
+    tokenizer: PreTrainedTokenizerBase, text: str, window_tokens: int, max_tokens: int | None = None
 ) -> list[list[int]]:
     """A text as windows of at most `length` tokens, each begun as the tokenizer begins texts; of its first `most` tokens only, if that is given.
 
@@ -37,8 +39,8 @@ def windows(
     Windows without a token that counts are left out. Raises RecipeError for a text without any.
     """
     begin = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][:most]
-    step = length - len(begin)
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][:max_tokens]
+    step = window_tokens - len(begin)
     found = [begin + ids[at : at + step] for at in range(0, len(ids), step)]
     if not (counted := [window for window in found if len(window) > 1]):
         raise RecipeError(
@@ -47,6 +49,6 @@ def windows(
     return counted
 
 
-def of(loss: float, tokens: int) -> float:
+def from_loss(loss: float, tokens: int) -> float:
     """The perplexity of a summed loss, in nats, over a number of tokens."""
-    return math.exp(min(loss / tokens, LARGEST))
+    return math.exp(min(loss / tokens, MAX_LOSS))

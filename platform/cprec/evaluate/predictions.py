@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from cprec.evaluate.answers import exact, llara
-from cprec.evaluate.metrics import Generated, Ranks, metrics, ranks
+from cprec.evaluate.answer_matching import match_exact, match_llara
+from cprec.evaluate.metrics import GeneratedAnswers, Ranks, compute_metrics, compute_ranks
 
-NOT_NAMED = 1 << 20
+UNNAMED_RANK = 1 << 20
 """Candidates before a true item that was not named: more than any list has."""
 
 SCHEMA = pa.schema(
@@ -35,23 +35,23 @@ SCHEMA = pa.schema(
         (
             "named_exact",
             pa.int8(),
-        ),  # position of the candidate that `text` names, by each rule of cprec.evaluate.answers; null for none
+        ),  # position of the candidate that `text` names, by each rule of cprec.evaluate.answer_matching; null for none
         ("named_llara", pa.int8()),
     ]
 )
 
 
-def of_scores(samples: pa.Table, scores: NDArray[np.float64]) -> pa.Table:
+def from_scores(samples: pa.Table, scores: NDArray[np.float64]) -> pa.Table:
     """The predictions of a model that scored. samples: rows of the corpus; scores: [n, candidates]. Raises PlatformFault for NaN."""
     target = samples["target"].to_numpy().astype(np.int64)
-    expected = ranks(scores, target).expected
-    candidates = _matrix(samples["candidates"], len(samples))
+    expected = compute_ranks(scores, target).expected_rank
+    candidates = _to_matrix(samples["candidates"], len(samples))
     ranking = np.take_along_axis(candidates, np.argsort(-scores, axis=1, kind="stable"), axis=1)
     return pa.table(
         {
             "sample_id": samples["sample_id"],
             "user_id": samples["user_id"],
-            "history_length": history_length(samples),
+            "history_length": history_lengths(samples),
             "target": samples["target"],
             "rank": expected,
             "scores": list(scores),
@@ -65,14 +65,16 @@ def of_scores(samples: pa.Table, scores: NDArray[np.float64]) -> pa.Table:
     )
 
 
-def of_texts(samples: pa.Table, texts: Sequence[Sequence[str]], titles: Sequence[str]) -> pa.Table:
-    """The predictions of a model that generated. texts: [n] answers in turn (cprec.evaluate.generate); titles: by item index.
+def from_texts(
+    samples: pa.Table, texts: Sequence[Sequence[str]], titles: Sequence[str]
+) -> pa.Table:
+    """The predictions of a model that generated. texts: [n] answers in turn (cprec.evaluate.generation); titles: by item index.
 
     The ranking holds the items named, in turn; the rank of a true item that is not among them is null.
     """
     candidates, target = samples["candidates"].to_pylist(), samples["target"].to_pylist()
     named = [
-        [exact(text, [titles[i] for i in of_row]) for text in said]
+        [match_exact(text, [titles[i] for i in of_row]) for text in said]
         for said, of_row in zip(texts, candidates, strict=True)
     ]
     ranking = [
@@ -84,7 +86,7 @@ def of_texts(samples: pa.Table, texts: Sequence[Sequence[str]], titles: Sequence
         {
             "sample_id": samples["sample_id"],
             "user_id": samples["user_id"],
-            "history_length": history_length(samples),
+            "history_length": history_lengths(samples),
             "target": samples["target"],
             "rank": [
                 float(row.index(item) + 1) if item in row else None
@@ -96,7 +98,7 @@ def of_texts(samples: pa.Table, texts: Sequence[Sequence[str]], titles: Sequence
             "texts": [list(said) for said in texts],
             "named_exact": [places[0] for places in named],
             "named_llara": [
-                llara(said[0], [titles[i] for i in of_row])
+                match_llara(said[0], [titles[i] for i in of_row])
                 for said, of_row in zip(texts, candidates, strict=True)
             ],
         },
@@ -104,7 +106,7 @@ def of_texts(samples: pa.Table, texts: Sequence[Sequence[str]], titles: Sequence
     )
 
 
-def measured(predictions: pa.Table, model: str, domain: str, mode: str) -> dict[str, Any]:
+def to_metrics(predictions: pa.Table, model: str, domain: str, mode: str) -> dict[str, Any]:
     """The object of metrics.json, from nothing but the predictions."""
     generated = None
     if mode != "score":
@@ -114,29 +116,31 @@ def measured(predictions: pa.Table, model: str, domain: str, mode: str) -> dict[
             (rules["llara"].fill_null(-1).to_numpy() == target),
             rules["llara"].is_valid().to_numpy(),
         )
-        generated = Generated(
+        generated = GeneratedAnswers(
             {rule: named.is_valid().to_numpy() for rule, named in rules.items()}, correct & valid
         )
-    return metrics(
+    return compute_metrics(
         model,
         domain,
-        ranks_of(predictions),
+        to_ranks(predictions),
         predictions["history_length"].to_numpy(),
         generated,
         mode,
     )
 
 
-def ranks_of(predictions: pa.Table) -> Ranks:
+def to_ranks(predictions: pa.Table) -> Ranks:
     """The ranks that the predictions hold. A true item that was not named stands behind all candidates."""
     if predictions["scores"].null_count:
         rank = predictions["rank"].fill_null(np.inf).to_numpy()
-        better = np.where(np.isfinite(rank), rank - 1, NOT_NAMED).astype(np.int64)
+        better = np.where(np.isfinite(rank), rank - 1, UNNAMED_RANK).astype(np.int64)
         return Ranks(better, np.ones_like(better))
-    return ranks(_matrix(predictions["scores"], len(predictions)), predictions["target"].to_numpy())
+    return compute_ranks(
+        _to_matrix(predictions["scores"], len(predictions)), predictions["target"].to_numpy()
+    )
 
 
-def history_length(samples: pa.Table) -> NDArray[np.int32]:
+def history_lengths(samples: pa.Table) -> NDArray[np.int32]:
     """[n] items in each sample's history."""
     return np.asarray([len(history) for history in samples["history"].to_pylist()], dtype=np.int32)
 
@@ -153,7 +157,7 @@ def from_bytes(content: bytes) -> pa.Table:
     return pq.read_table(io.BytesIO(content), page_checksum_verification=True)
 
 
-def _matrix(column: pa.ChunkedArray, rows: int) -> NDArray[np.float64]:
+def _to_matrix(column: pa.ChunkedArray, rows: int) -> NDArray[np.float64]:
     return np.asarray(
         column.combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(rows, -1)
     )

@@ -13,7 +13,7 @@ from cluster.errors import PlatformFault
 
 
 @dataclass(frozen=True)
-class Paired:
+class PairedTest:
     """A paired comparison. difference: mean of (model - reference); low, high: its confidence interval (None: unbounded);
     p: two-sided, of no difference."""
 
@@ -25,9 +25,9 @@ class Paired:
     confidence: float
 
 
-def paired(
+def paired_t_test(
     reference: NDArray[np.floating[Any]], model: NDArray[np.floating[Any]], confidence: float = 0.95
-) -> Paired:
+) -> PairedTest:
     """Compare two models by their contributions to one metric, [n] each, sample by sample in the same order.
 
     Where all differences are one value there is no spread to test with. If that value is 0, the models are the same: p = 1. If it is not,
@@ -41,16 +41,16 @@ def paired(
     differences = np.asarray(model, dtype=np.float64) - np.asarray(reference, dtype=np.float64)
     n, mean = len(differences), float(differences.mean())
     if n == 1:
-        return Paired(1, mean, None, None, 1.0, confidence)
+        return PairedTest(1, mean, None, None, 1.0, confidence)
     if np.ptp(differences) == 0:
-        return Paired(n, mean, mean, mean, 1.0 if mean == 0 else 0.0, confidence)
+        return PairedTest(n, mean, mean, mean, 1.0 if mean == 0 else 0.0, confidence)
     error = float(differences.std(ddof=1)) / np.sqrt(n)
     reach = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * error
     p = 2 * float(stats.t.sf(abs(mean) / error, n - 1))
-    return Paired(n, mean, mean - reach, mean + reach, p, confidence)
+    return PairedTest(n, mean, mean - reach, mean + reach, p, confidence)
 
 
-def permutation(
+def permutation_test(
     reference: NDArray[np.floating[Any]],
     model: NDArray[np.floating[Any]],
     draws: int = 9_999,
@@ -70,14 +70,17 @@ def permutation(
     return float((1 + (sums >= observed - 1e-9 * max(observed, 1.0)).sum()) / (draws + 1))
 
 
-def holm(p: Sequence[float]) -> list[float]:
+def holm_correction(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down correction: each p as if it were the only one, so that all of them together err with the chance that one is tested at."""
-    order = np.argsort(p, kind="stable")
+    order = np.argsort(p_values, kind="stable")
     stepped = (
-        np.maximum.accumulate(np.asarray(p, dtype=np.float64)[order] * (len(p) - np.arange(len(p))))
-        if len(p)
+        np.maximum.accumulate(
+            np.asarray(p_values, dtype=np.float64)[order]
+            * (len(p_values) - np.arange(len(p_values)))
+        )
+        if len(p_values)
         else np.zeros(0)
     )
-    corrected = np.empty(len(p))
+    corrected = np.empty(len(p_values))
     corrected[order] = np.minimum(stepped, 1.0)
     return [float(value) for value in corrected]

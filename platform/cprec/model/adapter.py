@@ -15,9 +15,9 @@ from transformers import PreTrainedModel
 from cluster.errors import RunError
 from cprec.config.recipe import ModelSettings
 
-WEIGHTS = "adapter_model.safetensors"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 FULL_WEIGHTS = "model.safetensors"
-DEFAULT = "default"
+ADAPTER_NAME = "default"
 """PEFT's name for a model's first adapter."""
 
 
@@ -38,7 +38,7 @@ def attach(model: PreTrainedModel, settings: ModelSettings, seed: int) -> torch.
     return trained.train()
 
 
-def go_on(model: PreTrainedModel, directory: Path) -> torch.nn.Module:
+def load_for_training(model: PreTrainedModel, directory: Path) -> torch.nn.Module:
     """The model with a saved adapter that is trained further, in training mode. Raises RunError as `load` does."""
     loaded = load(model, directory)
     if not isinstance(loaded, PeftModel):
@@ -50,7 +50,7 @@ def go_on(model: PreTrainedModel, directory: Path) -> torch.nn.Module:
     return trained
 
 
-def fuse(model: torch.nn.Module) -> int:
+def fuse_lora(model: torch.nn.Module) -> int:
     """Let every LoRA layer add to its frozen layer's output within the matrix product of B: PEFT scales and adds in two further passes over that
     output, in every layer. The same to rounding. Returns the number of layers.
 
@@ -60,31 +60,31 @@ def fuse(model: torch.nn.Module) -> int:
         m
         for m in model.modules()
         if isinstance(m, Linear)
-        and set(m.lora_A) == {DEFAULT}
+        and set(m.lora_A) == {ADAPTER_NAME}
         and not m.lora_variant
-        and not m.lora_bias[DEFAULT]
+        and not m.lora_bias[ADAPTER_NAME]
     ]
     for layer in layers:
-        layer.forward = MethodType(_fused, layer)  # type: ignore[method-assign]
+        layer.forward = MethodType(_fused_forward, layer)  # type: ignore[method-assign]
     return len(layers)
 
 
-def _fused(layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+def _fused_forward(layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     if layer.disable_adapters or layer.merged or args or kwargs:
         return cast(torch.Tensor, type(layer).forward(layer, x, *args, **kwargs))
     result = layer.base_layer(x)
-    weight = layer.lora_B[DEFAULT].weight
-    low = layer.lora_A[DEFAULT](layer.lora_dropout[DEFAULT](x.to(weight.dtype)))
+    weight = layer.lora_B[ADAPTER_NAME].weight
+    low = layer.lora_A[ADAPTER_NAME](layer.lora_dropout[ADAPTER_NAME](x.to(weight.dtype)))
     added = torch.addmm(
         result.flatten(0, -2).to(weight.dtype),
         low.flatten(0, -2),
         weight.t(),
-        alpha=layer.scaling[DEFAULT],
+        alpha=layer.scaling[ADAPTER_NAME],
     )
     return added.view_as(result).to(result.dtype)
 
 
-def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+def trainable_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     """The parameters that are trained, by name, in a fixed order."""
     return {
         name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
@@ -107,10 +107,10 @@ def save(
         state = get_peft_model_state_dict(model, state_dict=dict(weights))
         save_file(
             {name: tensor.contiguous() for name, tensor in state.items()},
-            directory / WEIGHTS,
+            directory / ADAPTER_WEIGHTS,
             metadata={"format": "pt"},
         )
-        config = model.peft_config[DEFAULT]
+        config = model.peft_config[ADAPTER_NAME]
         config.base_model_name_or_path, config.revision, config.inference_mode = (
             base,
             revision,
@@ -129,7 +129,7 @@ def save(
 
 def load(model: PreTrainedModel, directory: Path) -> PreTrainedModel:
     """The base model with a saved adapter, in evaluation mode. Raises RunError when the directory holds none or one of another base."""
-    if (directory / WEIGHTS).is_file():
+    if (directory / ADAPTER_WEIGHTS).is_file():
         try:
             return cast(PreTrainedModel, PeftModel.from_pretrained(model, str(directory)).eval())
         except (RuntimeError, ValueError) as error:
@@ -147,5 +147,5 @@ def load(model: PreTrainedModel, directory: Path) -> PreTrainedModel:
             )
         return cast(PreTrainedModel, model.eval())
     raise RunError(
-        f"{directory}: neither {WEIGHTS} nor {FULL_WEIGHTS}; this is no adapter directory"
+        f"{directory}: neither {ADAPTER_WEIGHTS} nor {FULL_WEIGHTS}; this is no adapter directory"
     )

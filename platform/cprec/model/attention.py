@@ -23,19 +23,19 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from cluster.errors import RecipeError
 
-NAME = "cprec_packed"
+ATTENTION_NAME = "cprec_packed"
 
 
-def enable(model: torch.nn.Module) -> None:
+def enable_packing(model: torch.nn.Module) -> None:
     """Let a model take the keyword arguments of `bounds_of`. Without them it does what it did before with sdpa attention."""
-    AttentionInterface.register(NAME, attention)
-    AttentionMaskInterface.register(NAME, mask)
+    AttentionInterface.register(ATTENTION_NAME, packed_attention)
+    AttentionMaskInterface.register(ATTENTION_NAME, build_mask)
     cast(PreTrainedModel, model).set_attn_implementation(
-        NAME
+        ATTENTION_NAME
     )  # or a PEFT model, which passes the call on
 
 
-def mask(
+def build_mask(
     *, q_length: int, kv_length: int, attention_mask: torch.Tensor | None = None, **others: Any
 ) -> torch.Tensor | None:
     """None, which means causal, unless padding or a cache asks for more. A packed row's bounds need no mask, and a dense one would be of T x T."""
@@ -46,7 +46,7 @@ def mask(
     )
 
 
-def bounds_of(bounds: torch.Tensor, longest: int) -> dict[str, Any]:
+def packed_arguments(bounds: torch.Tensor, longest: int) -> dict[str, Any]:
     """What the forward pass of an enabled model takes beside ids and positions.
 
     bounds: [S + 1] int32, on the model's device; longest: tokens of the longest sample.
@@ -55,24 +55,26 @@ def bounds_of(bounds: torch.Tensor, longest: int) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Strips:
+class StripLayout:
     """What the strips of a row see. places: all their keys, strip after strip, those before a strip's own first; queries, keys: how many of each;
     masks: [queries, keys] of each strip, None where it sees its own alone."""
 
-    places: torch.Tensor
-    queries: list[int]
-    keys: list[int]
+    key_indices: torch.Tensor
+    query_counts: list[int]
+    key_counts: list[int]
     masks: list[torch.Tensor | None]
 
 
-def strips_of(bounds: Sequence[int], seen: Sequence[torch.Tensor], reach: int) -> dict[str, Any]:
+def strip_arguments(
+    bounds: Sequence[int], visible: Sequence[torch.Tensor], longest: int
+) -> dict[str, Any]:
     """What the forward pass of an enabled model takes beside ids and positions where the tokens of a row are seen by several samples.
 
     bounds: [K + 1], of the strips; seen: [n] of each, the places that it sees before its own, on the model's device; reach: highest position + 1.
     """
-    device = seen[0].device
+    device = visible[0].device
     own = [torch.arange(start, stop, device=device) for start, stop in itertools.pairwise(bounds)]
-    pairs = list(zip(seen, own, strict=True))
+    pairs = list(zip(visible, own, strict=True))
     places = torch.cat([part for pair in pairs for part in pair])
     masks = [
         torch.ones(len(q), len(k) + len(q), dtype=torch.bool, device=device).tril(len(k))
@@ -81,10 +83,10 @@ def strips_of(bounds: Sequence[int], seen: Sequence[torch.Tensor], reach: int) -
         for k, q in pairs
     ]
     queries, keys = [len(q) for _, q in pairs], [len(k) + len(q) for k, q in pairs]
-    return {"packed_strips": Strips(places, queries, keys, masks), "packed_longest": reach}
+    return {"packed_strips": StripLayout(places, queries, keys, masks), "packed_longest": longest}
 
 
-def attention(
+def packed_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -94,7 +96,7 @@ def attention(
     scaling: float | None = None,
     packed_bounds: torch.Tensor | None = None,
     packed_longest: int = 0,
-    packed_strips: Strips | None = None,
+    packed_strips: StripLayout | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention of query [B, heads, T, size] to key and value [B, key heads, T, size]; returns [B, T, heads, size].
@@ -115,7 +117,7 @@ def attention(
             f"train.pack: the attention of this model.base uses {what}, which packed rows do not have; set train.pack: false"
         )
     if packed_strips is not None:
-        return _strips(query, key, value, packed_strips, scaling), None
+        return _attend_by_strip(query, key, value, packed_strips, scaling), None
     assert packed_bounds is not None
     if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
         from torch.nn.attention.varlen import (
@@ -138,21 +140,22 @@ def attention(
             enable_gqa=grouped,
         )
         return out.unsqueeze(0), None  # type: ignore[union-attr]
-    return _each(query, key, value, packed_bounds.tolist(), scaling), None
+    return _attend_by_sample(query, key, value, packed_bounds.tolist(), scaling), None
 
 
-def _strips(
+def _attend_by_strip(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    strips: Strips,
+    strips: StripLayout,
     scaling: float | None,
 ) -> torch.Tensor:
     """Strip by strip."""
     grouped = query.shape[1] != key.shape[1]
-    queries = torch.split(query, strips.queries, dim=2)
+    queries = torch.split(query, strips.query_counts, dim=2)
     keys, values = (
-        torch.split(x.index_select(2, strips.places), strips.keys, dim=2) for x in (key, value)
+        torch.split(x.index_select(2, strips.key_indices), strips.key_counts, dim=2)
+        for x in (key, value)
     )
     out = [
         F.scaled_dot_product_attention(
@@ -163,7 +166,7 @@ def _strips(
     return torch.cat(out, dim=2).transpose(1, 2)
 
 
-def _each(
+def _attend_by_sample(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,

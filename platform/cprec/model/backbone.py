@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from cluster.errors import RecipeError
 from cluster.storage import download, exists, is_remote, join, sha256
-from cprec.model.quiet import quiet
+from cprec.model.library_logging import silence_libraries
 
 if TYPE_CHECKING:  # a tokenizer loads without them, in a third of the time
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -29,8 +29,8 @@ def load(
     """
     from transformers import AutoModelForCausalLM
 
-    where = local(base)
-    quiet()
+    where = ensure_local(base)
+    silence_libraries()
     try:
         model = AutoModelForCausalLM.from_pretrained(
             where, revision=revision, dtype=DTYPES[precision], use_safetensors=True
@@ -39,7 +39,7 @@ def load(
         raise RecipeError(
             f"model.base: {base} does not load as a causal LM with safetensors weights: {error}"
         ) from None
-    words = tokenizer(base, revision)
+    words = load_tokenizer(base, revision)
     if len(words) > model.config.vocab_size:
         raise RecipeError(
             f"model.base: the tokenizer of {base} has {len(words)} tokens, its model only {model.config.vocab_size}; they do not fit"
@@ -48,16 +48,16 @@ def load(
 
 
 @lru_cache(maxsize=2)
-def tokenizer(base: str, revision: str | None) -> "PreTrainedTokenizerBase":
+def load_tokenizer(base: str, revision: str | None) -> "PreTrainedTokenizerBase":
     """The tokenizer alone. Raises RecipeError when it does not load."""
-    quiet()
+    silence_libraries()
     try:
-        return AutoTokenizer.from_pretrained(local(base), revision=revision)
+        return AutoTokenizer.from_pretrained(ensure_local(base), revision=revision)
     except (OSError, ValueError) as error:
         raise RecipeError(f"model.base: {base} holds no tokenizer that loads: {error}") from None
 
 
-def local(base: str) -> str:
+def ensure_local(base: str) -> str:
     """What transformers can load: an object store's model is copied once per machine, everything else stays as it is.
 
     Raises RecipeError when a URI or a path holds no model.

@@ -10,43 +10,43 @@ from typing import Any, cast
 import torch
 from torch.autograd.function import once_differentiable
 
-LARGEST = torch.finfo(torch.float8_e4m3fn).max
+FP8_MAX = torch.finfo(torch.float8_e4m3fn).max
 
 
-def quantised(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def quantise_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows [n, k] as e4m3 and the scale [n, 1] in fp32 that gives them back."""
-    scale = rows.abs().amax(dim=1, keepdim=True).float().clamp(min=1e-12) / LARGEST
-    return (rows.float() / scale).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn), scale
+    scale = rows.abs().amax(dim=1, keepdim=True).float().clamp(min=1e-12) / FP8_MAX
+    return (rows.float() / scale).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn), scale
 
 
-def product(rows: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+def scaled_matmul(rows: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """rows [n, k] in bf16 times weight [m, k] (e4m3, scale [m, 1]) transposed: [n, m] in bf16."""
-    values, rate = quantised(rows)
+    values, rate = quantise_rows(rows)
     return torch._scaled_mm(
         values, weight.t(), scale_a=rate, scale_b=scale.t(), out_dtype=torch.bfloat16
     )
 
 
-class _Product(torch.autograd.Function):
+class _FrozenMatmul(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
         rows: torch.Tensor,
-        forth: torch.Tensor,
-        forth_scale: torch.Tensor,
-        back: torch.Tensor,
-        back_scale: torch.Tensor,
+        weight: torch.Tensor,
+        weight_scale: torch.Tensor,
+        transposed: torch.Tensor,
+        transposed_scale: torch.Tensor,
     ) -> torch.Tensor:
-        ctx.save_for_backward(back, back_scale)
-        return product(rows, forth, forth_scale)
+        ctx.save_for_backward(transposed, transposed_scale)
+        return scaled_matmul(rows, weight, weight_scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
-        return product(gradient.contiguous(), *ctx.saved_tensors), None, None, None, None
+        return scaled_matmul(gradient.contiguous(), *ctx.saved_tensors), None, None, None, None
 
 
-class Frozen8(torch.nn.Module):
+class FrozenFP8Linear(torch.nn.Module):
     """A linear layer without bias whose weight [out, in] never changes. Sizes must be multiples of 16."""
 
     def __init__(self, weight: torch.Tensor) -> None:
@@ -54,18 +54,18 @@ class Frozen8(torch.nn.Module):
         self.out_features, self.in_features = weight.shape
         self.matrix_operations = weight.numel()
         for name, rows in (("forth", weight), ("back", weight.t())):
-            values, scale = quantised(rows.detach())
+            values, scale = quantise_rows(rows.detach())
             self.register_buffer(name, values.contiguous(), persistent=False)
             self.register_buffer(f"{name}_scale", scale.contiguous(), persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: [..., in] in bf16."""
         rows = x.reshape(-1, self.in_features)
-        out = _Product.apply(rows, self.forth, self.forth_scale, self.back, self.back_scale)  # type: ignore[no-untyped-call]
+        out = _FrozenMatmul.apply(rows, self.forth, self.forth_scale, self.back, self.back_scale)  # type: ignore[no-untyped-call]
         return cast(torch.Tensor, out).view(*x.shape[:-1], self.out_features)
 
 
-def freeze(model: torch.nn.Module) -> int:
+def quantise_frozen_layers(model: torch.nn.Module) -> int:
     """Replace the frozen base layers under LoRA in place; returns how many. Layers with a bias or of uneven sizes stay as they are."""
     replaced = 0
     for module in list(model.modules()):
@@ -76,6 +76,6 @@ def freeze(model: torch.nn.Module) -> int:
             and not base.weight.requires_grad
             and not any(n % 16 for n in base.weight.shape)
         ):
-            module.base_layer = Frozen8(base.weight)
+            module.base_layer = FrozenFP8Linear(base.weight)
             replaced += 1
     return replaced

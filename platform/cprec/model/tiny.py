@@ -13,10 +13,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from cluster.errors import DataError
 from cprec.config.recipe import TinySettings
 from cprec.encode import prompt
-from cprec.model import language
-from cprec.model.quiet import quiet
+from cprec.model import tiny_training
+from cprec.model.library_logging import silence_libraries
 
-BEGIN, END, PAD = "<s>", "</s>", "<pad>"
+BOS_TOKEN, EOS_TOKEN, PAD_TOKEN = "<s>", "</s>", "<pad>"
 MAX_POSITIONS = 2048
 
 
@@ -30,17 +30,17 @@ def build(titles: Sequence[str], settings: TinySettings, seed: int, directory: P
         raise DataError(
             "the tiny base is built from the corpus's titles, and there are none; build the corpus first"
         )
-    quiet()
+    silence_libraries()
     tokenizer = train_tokenizer(titles, settings.vocabulary)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = LlamaForCausalLM(_config(settings, tokenizer))
-    language.train(model, tokenizer, titles, settings.language_steps, seed)
+        model = LlamaForCausalLM(_llama_config(settings, tokenizer))
+    tiny_training.train(model, tokenizer, titles, settings.language_steps, seed)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
 
 
-def train_tokenizer(titles: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(titles: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """Byte-level BPE over the titles and the prompt's fixed words: any text round-trips, a frequent word is one token, no token crosses a space.
 
     vocabulary: tokens at most, the 256 bytes and the three special tokens included.
@@ -49,8 +49,8 @@ def train_tokenizer(titles: Sequence[str], vocabulary: int) -> PreTrainedTokeniz
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=[PAD, BEGIN, END],
+        vocab_size=vocab_size,
+        special_tokens=[PAD_TOKEN, BOS_TOKEN, EOS_TOKEN],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -58,19 +58,19 @@ def train_tokenizer(titles: Sequence[str], vocabulary: int) -> PreTrainedTokeniz
     frame = [prompt.OPENING, prompt.MIDDLE, prompt.CLOSING, prompt.SEPARATOR]
     tokenizer.train_from_iterator([*texts, *frame * len(titles)], trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BEGIN} $A", special_tokens=[(BEGIN, tokenizer.token_to_id(BEGIN))]
+        single=f"{BOS_TOKEN} $A", special_tokens=[(BOS_TOKEN, tokenizer.token_to_id(BOS_TOKEN))]
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        bos_token=BEGIN,
-        eos_token=END,
-        pad_token=PAD,
+        bos_token=BOS_TOKEN,
+        eos_token=EOS_TOKEN,
+        pad_token=PAD_TOKEN,
         clean_up_tokenization_spaces=False,
         model_max_length=MAX_POSITIONS,
     )
 
 
-def _config(settings: TinySettings, tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+def _llama_config(settings: TinySettings, tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
     return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=settings.hidden,

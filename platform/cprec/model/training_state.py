@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 import torch
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
+ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
 """Adam's, by the names that torch gives them."""
 
 
 @dataclass(frozen=True)
-class State:
+class TrainingState:
     """Trained parameters in fp32 and Adam's moments, by name and whole. Full on rank 0; other ranks may hold them too."""
 
     weights: dict[str, torch.Tensor]

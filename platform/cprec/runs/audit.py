@@ -6,30 +6,33 @@ from typing import Any
 from cprec.schedule.ledger import ids_digest
 from cprec.schedule.plan import Plan
 
-Key = tuple[str, int]
+StreamKey = tuple[str, int]
 
 
 def audit(
-    plan: Plan, trace: Iterable[Mapping[str, Any]], ids_at: Callable[[int, int], list[int]]
+    plan: Plan, trace: Iterable[Mapping[str, Any]], read_ids: Callable[[int, int], list[int]]
 ) -> dict[str, Any]:
     """The content of audit.json: planned, trained, missing, repeated, in all and by source and version.
 
     trace: the surviving rows of trace.jsonl. ids_at: sample ids (uint64) at positions start..stop of the plan, read from the corpus. A step counts as
     trained when the digest of its ids equals that of the plan's samples there; otherwise its samples are missing.
     """
-    planned = plan.counts(0, plan.samples)
-    trained: dict[Key, int] = dict.fromkeys(planned, 0)
+    planned = plan.count_by_stream(0, plan.total_samples)
+    trained: dict[StreamKey, int] = dict.fromkeys(planned, 0)
     covered: list[tuple[int, int]] = []
     for row in trace:
         start, stop = row["samples"], row["samples"] + row["batch_samples"]
-        if stop <= plan.samples and f"{ids_digest(ids_at(start, stop)):016x}" == row["ids_digest"]:
+        if (
+            stop <= plan.total_samples
+            and f"{ids_digest(read_ids(start, stop)):016x}" == row["ids_digest"]
+        ):
             covered.append((start, stop))
-            for key, count in plan.counts(start, stop).items():
+            for key, count in plan.count_by_stream(start, stop).items():
                 trained[key] += count
-    once: dict[Key, int] = dict.fromkeys(planned, 0)
+    once: dict[StreamKey, int] = dict.fromkeys(planned, 0)
     end = 0
     for start, stop in sorted(covered):
-        for key, count in plan.counts(max(start, end), max(stop, end)).items():
+        for key, count in plan.count_by_stream(max(start, end), max(stop, end)).items():
             once[key] += count
         end = max(end, stop)
     by_key = {

@@ -18,7 +18,7 @@ from cluster.errors import RunError, UserError
 from cluster.storage import (
     exists,
     join,
-    names,
+    list_names,
     read_bytes,
     read_text,
     remove,
@@ -26,7 +26,7 @@ from cluster.storage import (
     upload,
     write_text,
 )
-from cprec.model.training_state import MOMENTS, State
+from cprec.model.training_state import ADAM_MOMENTS, TrainingState
 from cprec.schedule.ledger import Ledger
 
 CHECKPOINTS, ADAPTER, TRAINER, LEDGER, MANIFEST = (
@@ -41,7 +41,7 @@ WEIGHTS, STEPS = "weights", "steps"
 
 
 @dataclass(frozen=True, order=True)
-class Name:
+class CheckpointName:
     """`<samples>-<attempt>`: newest is the one with most samples, then the latest attempt."""
 
     samples: int
@@ -51,25 +51,30 @@ class Name:
         return f"{self.samples:012d}-{self.attempt}"
 
     @classmethod
-    def parse(cls, text: str) -> "Name | None":
+    def parse(cls, text: str) -> "CheckpointName | None":
         """The name of a checkpoint's folder; None for any other folder."""
         samples, _, attempt = text.partition("-")
         return cls(int(samples), int(attempt)) if samples.isdigit() and attempt.isdigit() else None
 
 
-def listed(run_uri: str) -> list[Name]:
+def list_checkpoints(run_uri: str) -> list[CheckpointName]:
     """All checkpoint folders of a run, newest first, complete or not."""
     return sorted(
-        (name for name in map(Name.parse, names(join(run_uri, CHECKPOINTS))) if name), reverse=True
+        (
+            name
+            for name in map(CheckpointName.parse, list_names(join(run_uri, CHECKPOINTS)))
+            if name
+        ),
+        reverse=True,
     )
 
 
-def uri_of(run_uri: str, name: Name) -> str:
+def checkpoint_uri(run_uri: str, name: CheckpointName) -> str:
     """Where a checkpoint lies."""
     return join(run_uri, CHECKPOINTS, str(name))
 
 
-def save_trainer(state: State, directory: Path) -> None:
+def save_training_state(state: TrainingState, directory: Path) -> None:
     """Write the optimizer's file below a local checkpoint folder."""
     (directory / TRAINER).mkdir(parents=True, exist_ok=True)
     tensors = {
@@ -80,7 +85,7 @@ def save_trainer(state: State, directory: Path) -> None:
     save_file({**tensors, STEPS: torch.tensor(state.steps)}, directory / OPTIMIZER)
 
 
-def load_trainer(uri: str) -> State:
+def load_training_state(uri: str) -> TrainingState:
     """The optimizer's state of a checkpoint, on the CPU."""
     tensors = load(read_bytes(join(uri, OPTIMIZER)))
 
@@ -91,8 +96,8 @@ def load_trainer(uri: str) -> State:
             if name.startswith(f"{prefix}/")
         }
 
-    moments = {m: found for m in MOMENTS if (found := kind(m))}
-    return State(kind(WEIGHTS), moments, int(tensors[STEPS]))
+    moments = {m: found for m in ADAM_MOMENTS if (found := kind(m))}
+    return TrainingState(kind(WEIGHTS), moments, int(tensors[STEPS]))
 
 
 def commit(directory: Path, uri: str, ledger: Ledger) -> None:
@@ -136,20 +141,20 @@ def verify(uri: str) -> None:
             )
 
 
-def ledger(uri: str) -> Ledger:
+def read_ledger(uri: str) -> Ledger:
     """The ledger of a checkpoint."""
     return Ledger.from_json(json.loads(read_text(join(uri, LEDGER))))
 
 
-def latest(run_uri: str) -> tuple[Name | None, list[str]]:
+def find_latest(run_uri: str) -> tuple[CheckpointName | None, list[str]]:
     """The newest valid checkpoint of a run, and what is wrong with each newer one.
 
     None if no checkpoint was ever completed. Raises RunError when there are manifests but none is valid: a run never silently starts over.
     """
     ignored: list[str] = []
     manifests = False
-    for name in listed(run_uri):
-        uri = uri_of(run_uri, name)
+    for name in list_checkpoints(run_uri):
+        uri = checkpoint_uri(run_uri, name)
         manifests = manifests or exists(join(uri, MANIFEST))
         try:
             verify(uri)
@@ -165,12 +170,16 @@ def latest(run_uri: str) -> tuple[Name | None, list[str]]:
     return None, ignored
 
 
-def due(before: int, after: int, every: int, ends: tuple[int, ...]) -> bool:
+def is_due(
+    samples_before: int, samples_after: int, every_samples: int, phase_ends: tuple[int, ...]
+) -> bool:
     """Whether to save after the step that took the samples from `before` to `after`: each `every` samples, and where a phase ends."""
-    return before // every < after // every or any(before < end <= after for end in ends)
+    return samples_before // every_samples < samples_after // every_samples or any(
+        samples_before < end <= samples_after for end in phase_ends
+    )
 
 
-def prune(run_uri: str, keep: int, ends: tuple[int, ...], saved: Name) -> None:
+def prune(run_uri: str, keep: int, phase_ends: tuple[int, ...], last_saved: CheckpointName) -> None:
     """Remove all but the `keep` newest checkpoints up to the one just saved and those at the ends of phases; manifests go first, so that no half one
     looks whole.
 
@@ -178,10 +187,10 @@ def prune(run_uri: str, keep: int, ends: tuple[int, ...], saved: Name) -> None:
     """
     complete = [
         name
-        for name in listed(run_uri)
-        if name <= saved and exists(join(uri_of(run_uri, name), MANIFEST))
+        for name in list_checkpoints(run_uri)
+        if name <= last_saved and exists(join(checkpoint_uri(run_uri, name), MANIFEST))
     ]
     for name in complete[keep:]:
-        if name.samples not in ends:
-            remove(join(uri_of(run_uri, name), MANIFEST))
-            remove(uri_of(run_uri, name))
+        if name.samples not in phase_ends:
+            remove(join(checkpoint_uri(run_uri, name), MANIFEST))
+            remove(checkpoint_uri(run_uri, name))

@@ -5,11 +5,11 @@ from typing import Any
 
 from cluster.errors import RecipeError, RunError
 from cluster.storage import exists, join, write_text
-from cprec.config.cli import keys, load, to_yaml
+from cprec.config.cli import iter_keys, load_recipe, to_yaml
 from cprec.config.recipe import Recipe
 from cprec.runs.records import RESOLVED
 
-FREE = (
+CHANGEABLE_KEYS = (
     "workers",
     "storage",
     "corpus",
@@ -37,28 +37,28 @@ FREE = (
 """Keys that may change between two starts of a run: where it runs and how it is watched, never what is computed."""
 
 
-def settle(recipe: Recipe, run_uri: str, allow: Collection[str] = ()) -> Recipe | None:
+def lock(recipe: Recipe, run_uri: str, allow: Collection[str] = ()) -> Recipe | None:
     """Compare with resolved.yaml, if it is there, and write it. Returns and raises as `compared` does."""
-    before = compared(recipe, run_uri, allow)
+    before = check_unchanged(recipe, run_uri, allow)
     write_text(join(run_uri, RESOLVED), to_yaml(recipe))
     return before
 
 
-def compared(recipe: Recipe, run_uri: str, allow: Collection[str] = ()) -> Recipe | None:
+def check_unchanged(recipe: Recipe, run_uri: str, allow: Collection[str] = ()) -> Recipe | None:
     """The recipe of the run's last start, which this one may go on from; None if this is the first.
 
     allow: keys that may differ all the same. Raises RunError listing every key that changed, RecipeError for an unknown key in allow.
     """
-    known = {name for name, *_ in keys()}
+    known = {name for name, *_ in iter_keys()}
     if strange := sorted(set(allow) - known):
         raise RecipeError(f"--allow-change {strange[0]}: no such key; --help lists every key")
     where = join(run_uri, RESOLVED)
-    before = load(where) if exists(where) else None
+    before = load_recipe(where) if exists(where) else None
     if before is not None:
         changed = [
             line
-            for name, line in _difference(before, recipe)
-            if name not in allow and not name.startswith(FREE)
+            for name, line in _diff_recipes(before, recipe)
+            if name not in allow and not name.startswith(CHANGEABLE_KEYS)
         ]
         if changed:
             raise RunError(
@@ -70,12 +70,12 @@ def compared(recipe: Recipe, run_uri: str, allow: Collection[str] = ()) -> Recip
     return before
 
 
-def _difference(before: Recipe, after: Recipe) -> list[tuple[str, str]]:
-    pairs = [(name, _value(before, name), _value(after, name)) for name, *_ in keys()]
+def _diff_recipes(before: Recipe, after: Recipe) -> list[tuple[str, str]]:
+    pairs = [(name, _read_key(before, name), _read_key(after, name)) for name, *_ in iter_keys()]
     return [(name, f"{name}: {old!r} -> {new!r}") for name, old, new in pairs if old != new]
 
 
-def _value(recipe: Recipe, dotted: str) -> Any:
+def _read_key(recipe: Recipe, dotted: str) -> Any:
     value: Any = recipe
     for part in dotted.split("."):
         value = getattr(value, part)

@@ -20,41 +20,41 @@ EVENTS, TRACE, PLAN, AUDIT, RESOLVED = (
     "resolved.yaml",
 )
 
-PERPLEXITY = "perplexity_measured"
+PERPLEXITY_EVENT = "perplexity_measured"
 """The event of a measured perplexity of evaluate.text: {"perplexity"}, of the model after `samples` samples."""
 
 
-class Lines:
+class JsonLinesFile:
     """A file of JSON lines with one writer. `flush` makes durable what was added; a last line that a crash cut short is dropped at opening."""
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
-        self._new: list[str] = []
-        self._all = _whole_lines(read_text(uri)) if exists(uri) else []
-        write_text(uri, "".join(self._all))
+        self._unflushed: list[str] = []
+        self._flushed = _complete_lines(read_text(uri)) if exists(uri) else []
+        write_text(uri, "".join(self._flushed))
 
-    def add(self, value: dict[str, Any]) -> None:
+    def append(self, value: dict[str, Any]) -> None:
         """Append one object."""
-        self._new.append(json.dumps(value, separators=(",", ":")) + "\n")
+        self._unflushed.append(json.dumps(value, separators=(",", ":")) + "\n")
 
-    def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
+    def retain(self, predicate: Callable[[dict[str, Any]], bool]) -> None:
         """Drop every line that is not wanted, durably."""
         self.flush()
-        self._all = [line for line in self._all if wanted(json.loads(line))]
-        write_text(self._uri, "".join(self._all))
+        self._flushed = [line for line in self._flushed if predicate(json.loads(line))]
+        write_text(self._uri, "".join(self._flushed))
 
     def read(self) -> list[dict[str, Any]]:
         """All objects so far."""
-        return [json.loads(line) for line in self._all + self._new]
+        return [json.loads(line) for line in self._flushed + self._unflushed]
 
     def flush(self) -> None:
         """Make everything that was added durable."""
-        if not self._new:
+        if not self._unflushed:
             return
-        new, self._new = self._new, []
-        self._all += new
+        new, self._unflushed = self._unflushed, []
+        self._flushed += new
         if is_remote(self._uri):
-            write_text(self._uri, "".join(self._all))
+            write_text(self._uri, "".join(self._flushed))
             return
         with Path(self._uri).open("a", encoding="utf-8") as file:
             file.write("".join(new))
@@ -67,9 +67,9 @@ def event(name: str, samples: int, **values: Any) -> dict[str, Any]:
     return {"time": round(time.time(), 3), "event": name, "samples": samples, **values}
 
 
-def read_lines(uri: str) -> list[dict[str, Any]]:
+def read_json_lines(uri: str) -> list[dict[str, Any]]:
     """All objects of a file of JSON lines; empty if it is not there."""
-    return [json.loads(line) for line in _whole_lines(read_text(uri))] if exists(uri) else []
+    return [json.loads(line) for line in _complete_lines(read_text(uri))] if exists(uri) else []
 
 
 def run_uri(storage: str, run: str) -> str:
@@ -77,5 +77,5 @@ def run_uri(storage: str, run: str) -> str:
     return join(storage, run)
 
 
-def _whole_lines(text: str) -> list[str]:
+def _complete_lines(text: str) -> list[str]:
     return [line for line in text.splitlines(keepends=True) if line.endswith("\n")]

@@ -8,7 +8,7 @@ from typing import Any
 
 from cluster.errors import CorpusError, RecipeError, RunError
 from cluster.storage import exists, join, read_text, write_text
-from corpus.sampling.replay_text import TEXT
+from corpus.sampling.replay_text import TEXT_SOURCE_PREFIX
 from corpus.sampling.samples import MIXED
 from corpus.store.tables import Corpus, Stream
 from cprec.config.recipe import Recipe
@@ -16,17 +16,19 @@ from cprec.runs import checkpoint
 from cprec.runs.records import PLAN
 from cprec.schedule import planning
 from cprec.schedule.plan import Plan, Portion
-from cprec.schedule.planning import Replay, Rules
+from cprec.schedule.planning import PlanSettings, Replay
 from cprec.schedule.wsa import Mode
 
-DOMAIN = "domain/"
+DOMAIN_PREFIX = "domain/"
 
-ANNEALED = tuple(mode.value for mode in Mode if mode not in (Mode.DOMAIN_ONLY, Mode.SHUFFLED))
+ANNEALING_MODES = tuple(
+    mode.value for mode in Mode if mode not in (Mode.DOMAIN_ONLY, Mode.SHUFFLED)
+)
 """Values of schedule.mode under which mixed samples are read after S."""
 
 
 @dataclass(frozen=True)
-class Course:
+class RunPlan:
     """plan.json. corpus: fingerprint of its first version; version: newest one adopted; domains: what the run pre-trains on, with what joined;
     passed_over: domains that were there at the start and not wanted; parent: the checkpoint that the run went on from."""
 
@@ -46,7 +48,7 @@ class Course:
         )
 
     @classmethod
-    def read(cls, run_uri: str) -> "Course | None":
+    def read(cls, run_uri: str) -> "RunPlan | None":
         """The course of a run; None if it never started."""
         where = join(run_uri, PLAN)
         if not exists(where):
@@ -55,31 +57,34 @@ class Course:
         texts = {name: tuple(values[name]) for name in ("domains", "passed_over")}
         return cls(**{**values, **texts, "plan": Plan.from_json(values["plan"])})
 
-    def gained(self, corpus: Corpus) -> tuple[list[Stream], list[Stream], list[Stream]]:
+    def new_streams(self, corpus: Corpus) -> tuple[list[Stream], list[Stream], list[Stream]]:
         """Streams of later corpus versions that this run would take up: (domain-specific, mixed, text to replay)."""
         later = [s for s in corpus.streams() if s.version > self.version]
         domain = [
             s
             for s in later
-            if s.source.startswith(DOMAIN) and s.source.removeprefix(DOMAIN) not in self.passed_over
+            if s.source.startswith(DOMAIN_PREFIX)
+            and s.source.removeprefix(DOMAIN_PREFIX) not in self.passed_over
         ]
-        return domain, [s for s in later if s.source == MIXED], texts(later)
+        return domain, [s for s in later if s.source == MIXED], text_streams(later)
 
-    def adopted(self, corpus: Corpus, plan: Plan, domain: list[Stream]) -> "Course":
+    def adopt_version(self, corpus: Corpus, plan: Plan, domain_streams: list[Stream]) -> "RunPlan":
         """The course after a later corpus version was adopted into the plan."""
-        names = dict.fromkeys([*self.domains, *(s.source.removeprefix(DOMAIN) for s in domain)])
+        names = dict.fromkeys(
+            [*self.domains, *(s.source.removeprefix(DOMAIN_PREFIX) for s in domain_streams)]
+        )
         return replace(self, version=corpus.version, plan=plan, domains=tuple(names))
 
 
-def rules(recipe: Recipe) -> Rules:
+def plan_settings(recipe: Recipe) -> PlanSettings:
     """What a recipe says about the plan."""
     s = recipe.schedule
-    return Rules(
+    return PlanSettings(
         recipe.seed, s.lr_min, s.lr_max, s.warmup_fraction, recipe.train.max_samples, Mode(s.mode)
     )
 
 
-def portions(
+def remaining_portions(
     streams: list[Stream], consumed: dict[tuple[str, int], int] | None = None
 ) -> list[Portion]:
     """Streams as portions, from the first row that is not consumed."""
@@ -90,41 +95,43 @@ def portions(
     ]
 
 
-def texts(streams: Iterable[Stream]) -> list[Stream]:
+def text_streams(streams: Iterable[Stream]) -> list[Stream]:
     """Those of plain text."""
-    return [s for s in streams if s.source.startswith(TEXT)]
+    return [s for s in streams if s.source.startswith(TEXT_SOURCE_PREFIX)]
 
 
-def replay(share: float, corpus: Corpus, consumed: tuple[Portion, ...]) -> Replay:
+def build_replay(fraction: float, corpus: Corpus, consumed: tuple[Portion, ...]) -> Replay:
     """What a run replays: the share, and all texts of the corpus less what is consumed."""
     rows = {(p.source, p.version): p.count for p in consumed}
-    return Replay(share, tuple(portions(texts(corpus.streams()), rows)))
+    return Replay(fraction, tuple(remaining_portions(text_streams(corpus.streams()), rows)))
 
 
-def _replay(recipe: Recipe, corpus: Corpus, consumed: tuple[Portion, ...] = ()) -> Replay:
+def _replay_from_recipe(
+    recipe: Recipe, corpus: Corpus, consumed: tuple[Portion, ...] = ()
+) -> Replay:
     """The same of a recipe. Raises CorpusError where it asks for text and the corpus has none."""
     share = recipe.schedule.replay_share
-    if share and not texts(corpus.streams()):
+    if share and not text_streams(corpus.streams()):
         raise CorpusError(
             f"{corpus.uri}: version {corpus.version} holds no text, and schedule.replay_share is {share:g}; append one with "
             f"jobs/append_domain.py --text FILE --corpus {corpus.uri}, or set the share to 0"
         )
-    return replay(share, corpus, consumed)
+    return build_replay(share, corpus, consumed)
 
 
-def open_course(
-    recipe: Recipe, run_uri: str, corpus: Corpus, before: Recipe | None = None
-) -> tuple[Course, bool]:
+def open_run_plan(
+    recipe: Recipe, run_uri: str, corpus: Corpus, previous_recipe: Recipe | None = None
+) -> tuple[RunPlan, bool]:
     """`course_of`, made durable."""
-    course, new = course_of(recipe, run_uri, corpus, before)
-    if course != Course.read(run_uri):
+    course, new = resolve_run_plan(recipe, run_uri, corpus, previous_recipe)
+    if course != RunPlan.read(run_uri):
         course.write(run_uri)
     return course, new
 
 
-def course_of(
-    recipe: Recipe, run_uri: str, corpus: Corpus, before: Recipe | None = None
-) -> tuple[Course, bool]:
+def resolve_run_plan(
+    recipe: Recipe, run_uri: str, corpus: Corpus, previous_recipe: Recipe | None = None
+) -> tuple[RunPlan, bool]:
     """The course of a run: the one that it is on, or a new one. Returns whether it is new. Writes nothing.
 
     before: the recipe of the run's last start; where schedule.hold_open is another now, the stable phase is held, or released.
@@ -132,12 +139,12 @@ def course_of(
     Raises CorpusError when the corpus is not the one that the run started on, or has nothing for the run.
     """
     identity = corpus.commits[0].metadata["fingerprint"]
-    course = Course.read(run_uri)
+    course = RunPlan.read(run_uri)
     if course is None:
-        return begin(recipe, corpus), True
+        return create_run_plan(recipe, corpus), True
     if (
-        before is not None
-        and before.schedule.hold_open != recipe.schedule.hold_open
+        previous_recipe is not None
+        and previous_recipe.schedule.hold_open != recipe.schedule.hold_open
         and not course.closed
     ):
         course = replace(course, hold=recipe.schedule.hold_open)
@@ -150,7 +157,7 @@ def course_of(
     return course, False
 
 
-def begin(recipe: Recipe, corpus: Corpus) -> Course:
+def create_run_plan(recipe: Recipe, corpus: Corpus) -> RunPlan:
     """The course of a run that starts now: from the base, on from a checkpoint of the trunk, or as a branch that anneals one."""
     identity = corpus.commits[0].metadata["fingerprint"]
     if recipe.train.targets_per_pass > 1 and not corpus.commits[0].metadata.get("rules", {}).get(
@@ -161,7 +168,9 @@ def begin(recipe: Recipe, corpus: Corpus) -> Course:
             "share; build a corpus with data.users_together true, elsewhere, or set train.targets_per_pass 1"
         )
     there = {
-        s.source.removeprefix(DOMAIN): None for s in corpus.streams() if s.source.startswith(DOMAIN)
+        s.source.removeprefix(DOMAIN_PREFIX): None
+        for s in corpus.streams()
+        if s.source.startswith(DOMAIN_PREFIX)
     }
     wanted = recipe.data.domains or tuple(there)
     if absent := [d for d in wanted if d not in there]:
@@ -170,51 +179,56 @@ def begin(recipe: Recipe, corpus: Corpus) -> Course:
             f"{corpus.uri}: no training samples of domain {', '.join(absent)}; this corpus pre-trains on {known}"
         )
     if recipe.continue_from is not None:
-        return _go_on(recipe, corpus, identity, recipe.continue_from)
+        return _continue_from_checkpoint(recipe, corpus, identity, recipe.continue_from)
     domain = [
         s
         for s in corpus.streams()
-        if s.source.removeprefix(DOMAIN) in wanted and s.source.startswith(DOMAIN)
+        if s.source.removeprefix(DOMAIN_PREFIX) in wanted and s.source.startswith(DOMAIN_PREFIX)
     ]
     mixed = [s for s in corpus.streams() if s.source == MIXED]
-    plan = planning.make(
-        rules(recipe), portions(domain), portions(mixed), replay=_replay(recipe, corpus)
+    plan = planning.build_plan(
+        plan_settings(recipe),
+        remaining_portions(domain),
+        remaining_portions(mixed),
+        replay=_replay_from_recipe(recipe, corpus),
     )
     passed_over = tuple(d for d in there if d not in wanted)
-    return Course(
+    return RunPlan(
         identity, corpus.version, plan, tuple(wanted), passed_over, hold=recipe.schedule.hold_open
     )
 
 
-def _go_on(recipe: Recipe, corpus: Corpus, identity: str, parent: str) -> Course:
+def _continue_from_checkpoint(
+    recipe: Recipe, corpus: Corpus, fingerprint: str, parent: str
+) -> RunPlan:
     """From a stable checkpoint: all that the corpus holds and the trunk has not consumed, or, for a branch, the mixed samples alone."""
     checkpoint.verify(parent)
-    ledger = checkpoint.ledger(parent)
+    ledger = checkpoint.read_ledger(parent)
     wsa = ledger.plan.wsa
     if ledger.samples > wsa.stable_end:
         raise RunError(
             f"{parent}: taken while annealing ({ledger.samples:,} samples, S = {wsa.stable_end:,}); only stable checkpoints go on"
         )
-    before = Course.read(parent.rsplit("/", 2)[0])
-    if before is not None and before.corpus != identity:
+    before = RunPlan.read(parent.rsplit("/", 2)[0])
+    if before is not None and before.corpus != fingerprint:
         raise CorpusError(
-            f"{parent} was trained on corpus {before.corpus}; {corpus.uri} is {identity}"
+            f"{parent} was trained on corpus {before.corpus}; {corpus.uri} is {fingerprint}"
         )
     passed_over = before.passed_over if before is not None else ()
-    consumed = ledger.plan.consumed(ledger.samples)
+    consumed = ledger.plan.consumed_portions(ledger.samples)
     rows = {(p.source, p.version): p.count for p in consumed}
-    seed = ledger.plan.domain[0].seed
+    seed = ledger.plan.domain_eras[0].seed
     if recipe.seed != seed:
         raise RunError(
             f"{parent} was trained with seed {seed}, which ordered its samples; this recipe has seed {recipe.seed}: set --seed {seed}"
         )
-    if recipe.branch and recipe.schedule.mode not in ANNEALED:
+    if recipe.branch and recipe.schedule.mode not in ANNEALING_MODES:
         raise RecipeError(
-            f"schedule.mode: {recipe.schedule.mode} does not anneal on mixed samples; a branch needs one of {', '.join(ANNEALED)}"
+            f"schedule.mode: {recipe.schedule.mode} does not anneal on mixed samples; a branch needs one of {', '.join(ANNEALING_MODES)}"
         )
-    mixed = portions([s for s in corpus.streams() if s.source == MIXED], rows)
+    mixed = remaining_portions([s for s in corpus.streams() if s.source == MIXED], rows)
     wanted = replace(
-        rules(recipe),
+        plan_settings(recipe),
         warmup_fraction=recipe.schedule.warmup_fraction if recipe.schedule.rewarm else 0.0,
     )
     if recipe.branch:
@@ -222,10 +236,10 @@ def _go_on(recipe: Recipe, corpus: Corpus, identity: str, parent: str) -> Course
             raise CorpusError(
                 f"{corpus.uri}: no mixed samples, so there is nothing to anneal on; see data.mixed_min_domains"
             )
-        return Course(
-            identity,
+        return RunPlan(
+            fingerprint,
             corpus.version,
-            planning.branch(wanted, mixed, consumed),
+            planning.build_branch_plan(wanted, mixed, consumed),
             (),
             passed_over,
             closed=True,
@@ -234,16 +248,19 @@ def _go_on(recipe: Recipe, corpus: Corpus, identity: str, parent: str) -> Course
     domain = [
         s
         for s in corpus.streams()
-        if s.source.startswith(DOMAIN) and s.source.removeprefix(DOMAIN) not in passed_over
+        if s.source.startswith(DOMAIN_PREFIX)
+        and s.source.removeprefix(DOMAIN_PREFIX) not in passed_over
     ]
-    if not (left := portions(domain, rows)):
+    if not (left := remaining_portions(domain, rows)):
         raise CorpusError(
             f"{corpus.uri}: version {corpus.version} holds no domain-specific sample that {parent} has not consumed; append a domain first"
         )
-    plan = planning.make(wanted, left, mixed, consumed, _replay(recipe, corpus, consumed))
-    names = tuple(dict.fromkeys(s.source.removeprefix(DOMAIN) for s in domain))
-    return Course(
-        identity,
+    plan = planning.build_plan(
+        wanted, left, mixed, consumed, _replay_from_recipe(recipe, corpus, consumed)
+    )
+    names = tuple(dict.fromkeys(s.source.removeprefix(DOMAIN_PREFIX) for s in domain))
+    return RunPlan(
+        fingerprint,
         corpus.version,
         plan,
         names,
@@ -253,7 +270,7 @@ def _go_on(recipe: Recipe, corpus: Corpus, identity: str, parent: str) -> Course
     )
 
 
-def require_fit(recipe: Recipe, base: str, parent: str) -> None:
+def require_matching_adapter(recipe: Recipe, base: str, parent: str) -> None:
     """Raises RunError, naming keys and values, unless a parent checkpoint's adapter is one that the recipe trains on its base.
 
     Another scale or another base of the same shape would be taken without a word, and what was learned would mean something else.

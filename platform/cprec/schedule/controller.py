@@ -8,8 +8,8 @@ Workers ask for the segment at a position; the answer depends on the plan and th
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from cprec.schedule.plan import Era, Plan, Portion, batches
-from cprec.schedule.planning import NO_REPLAY, Replay, adopt, anneal_now
+from cprec.schedule.plan import Era, Plan, Portion, global_batches
+from cprec.schedule.planning import NO_REPLAY, Replay, extend_plan, start_annealing
 from cprec.schedule.wsa import WSA, Phase
 
 
@@ -21,11 +21,11 @@ class Segment:
     stop: int
     era: Era
     wsa: WSA
-    batch: int
+    global_batch_size: int
 
-    def batches(self) -> Iterator[tuple[int, int]]:
+    def global_batches(self) -> Iterator[tuple[int, int]]:
         """(first, stop) position of each global batch; the last of an era may be shorter."""
-        return batches(self.start, self.stop, self.batch)
+        return global_batches(self.start, self.stop, self.global_batch_size)
 
 
 @dataclass(frozen=True)
@@ -34,16 +34,16 @@ class Wait:
 
 
 @dataclass(frozen=True)
-class Transition:
+class PhaseChange:
     """One change of phase, and why."""
 
     before: Phase
     after: Phase
     samples: int
-    because: str
+    reason: str
 
     def __str__(self) -> str:
-        return f"{self.before.upper()} -> {self.after.upper()} because {self.because}"
+        return f"{self.before.upper()} -> {self.after.upper()} because {self.reason}"
 
 
 class Controller:
@@ -55,82 +55,84 @@ class Controller:
     def __init__(
         self,
         plan: Plan,
-        batch: int,
+        global_batch_size: int,
         segment_samples: int,
         samples: int = 0,
         hold: bool = False,
         closed: bool = False,
     ) -> None:
         self.plan = plan
-        self.batch = batch
-        self.segment_samples = max(segment_samples // batch, 1) * batch
+        self.global_batch_size = global_batch_size
+        self.segment_samples = max(segment_samples // global_batch_size, 1) * global_batch_size
         self.hold, self.closed = hold, closed
-        self.samples = self.issued = samples
-        self.phase = self._reached(samples)
+        self.samples = self.issued_samples = samples
+        self.phase = self._phase_at(samples)
 
     @property
-    def open(self) -> bool:
+    def is_open(self) -> bool:
         """Whether samples can still join: annealing was neither called nor entered, and none of its segments is handed out."""
         return (
             not self.closed
-            and self.issued <= self.plan.wsa.stable_end
+            and self.issued_samples <= self.plan.wsa.stable_end
             and self.phase in (Phase.WARMUP, Phase.STABLE)
         )
 
-    def segment(self, position: int) -> Segment | Wait | None:
+    def issue_segment(self, position: int) -> Segment | Wait | None:
         """The segment that starts at a position (the start of a global batch); Wait while held open and dry; None at the end of the plan."""
-        if position == self.plan.wsa.stable_end and self.hold and self.open:
+        if position == self.plan.wsa.stable_end and self.hold and self.is_open:
             return Wait()
-        if position >= self.plan.samples:
+        if position >= self.plan.total_samples:
             return None
-        era = self.plan.era(position)
+        era = self.plan.find_era(position)
         stop = min(position + self.segment_samples, era.stop)
-        self.issued = max(self.issued, stop)
-        return Segment(position, stop, era, self.plan.wsa, self.batch)
+        self.issued_samples = max(self.issued_samples, stop)
+        return Segment(position, stop, era, self.plan.wsa, self.global_batch_size)
 
-    def joins_at(self) -> int:
+    def join_position(self) -> int:
         """Where samples that the corpus gains now would join: the first position not yet handed out, but not before the stable phase."""
-        last = self.plan.domain[-1]
+        last = self.plan.domain_eras[-1]
         stable_start = (
-            last.start + -(-(self.plan.wsa.warmup_end - last.start) // self.batch) * self.batch
+            last.start
+            + -(-(self.plan.wsa.warmup_end - last.start) // self.global_batch_size)
+            * self.global_batch_size
         )
-        return min(max(self.issued, last.start, stable_start), self.plan.wsa.stable_end)
+        return min(max(self.issued_samples, last.start, stable_start), self.plan.wsa.stable_end)
 
-    def adopt(
+    def extend_plan(
         self,
         domain: Sequence[Portion],
         mixed: Sequence[Portion],
-        cap: int | None,
+        max_domain_samples: int | None,
         replay: Replay = NO_REPLAY,
     ) -> int:
         """Let new samples join. replay: with the texts that are left at `joins_at`. Returns the position at which they do.
 
         Raises ValueError once the plan is closed.
         """
-        if not self.open:
+        if not self.is_open:
             raise ValueError("annealing has begun; the run finishes as planned")
-        at = self.joins_at()
-        self.plan = adopt(self.plan, at, domain, mixed, cap, replay)
+        at = self.join_position()
+        self.plan = extend_plan(self.plan, at, domain, mixed, max_domain_samples, replay)
         return at
 
-    def anneal(self) -> int:
+    def start_annealing(self) -> int:
         """End the stable phase with the next segment. Returns where. Raises ValueError once the plan is closed.
 
         Not before it: who was handed the present one does not know that it is the last, and would leave no checkpoint at the end of the phase.
         """
-        if not self.open:
+        if not self.is_open:
             raise ValueError("annealing has begun already")
-        at = self.joins_at()
-        if at == self.issued:
+        at = self.join_position()
+        if at == self.issued_samples:
             at = min(at + self.segment_samples, self.plan.wsa.stable_end)
-        self.plan = anneal_now(self.plan, at)
+        self.plan = start_annealing(self.plan, at)
         self.closed, self.hold = True, False
         return at
 
-    def advance(self, samples: int) -> list[Transition]:
+    def advance(self, samples: int) -> list[PhaseChange]:
         """Note that `samples` samples are trained; the changes of phase that this means, each phase entered in turn."""
         self.samples = samples
-        reached = self._reached(samples)
+        reached = self._phase_at(samples)
         wsa = self.plan.wsa
         transitions = []
         order = list(Phase)
@@ -141,10 +143,10 @@ class Controller:
                 Phase.ANNEALING: f"the stable phase is trained, S = {wsa.stable_end}",
                 Phase.DONE: f"the plan is trained, A = {wsa.annealing_end}",
             }[self.phase]
-            transitions.append(Transition(before, self.phase, samples, because))
+            transitions.append(PhaseChange(before, self.phase, samples, because))
         return transitions
 
-    def _reached(self, samples: int) -> Phase:
+    def _phase_at(self, samples: int) -> Phase:
         """The phase at a number of samples; one that is held open does not end by running dry."""
         wsa = self.plan.wsa
         held = self.hold and not self.closed and samples == wsa.stable_end

@@ -22,15 +22,15 @@ class Ledger:
 
     plan: Plan
     samples: int = 0
-    step: int = 0
+    steps: int = 0
     digest: int = 0
 
-    def after(self, batch_samples: int, batch_digest: int) -> "Ledger":
+    def add_step(self, batch_samples: int, batch_digest: int) -> "Ledger":
         """The ledger after one more optimizer step."""
         return Ledger(
             self.plan,
             self.samples + batch_samples,
-            self.step + 1,
+            self.steps + 1,
             (self.digest + batch_digest) % MODULUS,
         )
 
@@ -38,11 +38,11 @@ class Ledger:
         """Plain data for ledger.json, with the samples consumed by source and version for readers."""
         consumed = [
             {"source": s, "version": v, "samples": n}
-            for (s, v), n in sorted(self.plan.counts(0, self.samples).items())
+            for (s, v), n in sorted(self.plan.count_by_stream(0, self.samples).items())
         ]
         return {
             "samples": self.samples,
-            "step": self.step,
+            "step": self.steps,
             "ids_digest": f"{self.digest:016x}",
             "consumed": consumed,
             "plan": self.plan.to_json(),

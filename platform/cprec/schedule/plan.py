@@ -15,10 +15,10 @@ import numpy as np
 
 from cprec.schedule.wsa import WSA, Mode
 
-BLOCK = 1024
+BLOCK_ROWS = 1024
 """Rows that stay together when a stream is permuted: a row group of the table, so that reading stays sequential."""
 
-MAX_SAMPLES = 3_000_000_000
+MAX_ERA_SAMPLES = 3_000_000_000
 """Largest era: the floor's product must fit into 63 bits."""
 
 
@@ -50,53 +50,61 @@ class Era:
     def __post_init__(self) -> None:
         text, most = (
             sum(p.count for p in self.replayed),
-            self.spread if self.replayed else self.count,
+            self.spread if self.replayed else self.portion_rows,
         )
-        if any(p.count < 0 for p in self.members) or self.count + text > MAX_SAMPLES:
+        if (
+            any(p.count < 0 for p in self.all_portions)
+            or self.portion_rows + text > MAX_ERA_SAMPLES
+        ):
             raise ValueError(
-                f"an era holds at most {MAX_SAMPLES:,} samples and no negative portion, got {self.count + text:,}"
+                f"an era holds at most {MAX_ERA_SAMPLES:,} samples and no negative portion, got {self.portion_rows + text:,}"
             )
-        if not (self.start <= self.stop <= self.start + most and text <= most <= self.count + text):
+        if not (
+            self.start <= self.stop <= self.start + most
+            and text <= most <= self.portion_rows + text
+        ):
             raise ValueError(
-                f"an era of {self.count} samples and {text} of text from {self.start}, spread over {most}, cannot end at {self.stop}"
+                f"an era of {self.portion_rows} samples and {text} of text from {self.start}, spread over {most}, cannot end at {self.stop}"
             )
 
     @property
-    def count(self) -> int:
+    def portion_rows(self) -> int:
         """Samples of all portions but the replayed, those after `stop` included."""
         return sum(p.count for p in self.portions)
 
     @property
-    def members(self) -> tuple[Portion, ...]:
+    def all_portions(self) -> tuple[Portion, ...]:
         """All portions, the replayed last: what `dealt` and `order` number."""
         return (*self.portions, *self.replayed)
 
-    def dealt(self, positions: np.ndarray) -> np.ndarray:
+    def rows_before(self, positions: np.ndarray) -> np.ndarray:
         """Rows that each portion has given before each position. positions: [n] int64 in start..stop; returns [members, n] int64.
 
         Portion by portion, of the positions that the earlier ones leave: c = floor((left * n + offset) / total left). Each c grows by 0 or 1
         per position, they add up to the position, and at the end c = n, because offset < total. The replayed come first, out of `spread`.
         """
-        offsets = [_hash(self.seed, self.start, i) for i in range(len(self.members))]
+        offsets = [_hash(self.seed, self.start, i) for i in range(len(self.all_portions))]
         own = len(self.portions)
-        replayed = _dealt(positions - self.start, self.replayed, self.spread, offsets[own:])
+        replayed = _rows_before(positions - self.start, self.replayed, self.spread, offsets[own:])
         return np.concatenate(
             [
-                _dealt(
+                _rows_before(
                     positions - self.start - replayed.sum(axis=0),
                     self.portions,
-                    self.count,
+                    self.portion_rows,
                     offsets[:own],
                 ),
                 replayed,
             ]
         )
 
-    def text_by(self, position: int) -> int:
+    def replayed_rows_before(self, position: int) -> int:
         """Samples of replayed text before a position."""
-        return int(self.dealt(np.array([position], dtype=np.int64))[len(self.portions) :].sum())
+        return int(
+            self.rows_before(np.array([position], dtype=np.int64))[len(self.portions) :].sum()
+        )
 
-    def order(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+    def locate_rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """The samples at positions start..stop: (member, row), both [stop - start] int64; rows count in the stream's permuted order.
 
         Raises ValueError for positions outside of the era.
@@ -105,39 +113,41 @@ class Era:
             raise ValueError(
                 f"positions {start}..{stop} are outside of the era {self.start}..{self.stop}"
             )
-        dealt = self.dealt(np.arange(start, stop + 1, dtype=np.int64))
+        dealt = self.rows_before(np.arange(start, stop + 1, dtype=np.int64))
         portion = (
             np.argmax(np.diff(dealt, axis=1), axis=0)
             if stop > start
             else np.zeros(0, dtype=np.int64)
         )
-        first = np.array([p.first for p in self.members], dtype=np.int64)
+        first = np.array([p.first for p in self.all_portions], dtype=np.int64)
         return portion, first[portion] + dealt[portion, np.arange(stop - start)]
 
-    def left(self, position: int) -> tuple[Portion, ...]:
+    def remaining_portions(self, position: int) -> tuple[Portion, ...]:
         """What the portions have left from a position on, beyond `stop` too; empty ones are left out, and the replayed: they are spread anew."""
-        dealt = self.dealt(np.array([position], dtype=np.int64))[: len(self.portions), 0].tolist()
+        dealt = self.rows_before(np.array([position], dtype=np.int64))[
+            : len(self.portions), 0
+        ].tolist()
         rest = (
             Portion(p.source, p.version, p.first + d, p.count - d)
             for p, d in zip(self.portions, dealt, strict=True)
         )
         return tuple(p for p in rest if p.count)
 
-    def until(self, stop: int) -> "Era":
+    def truncate(self, stop: int) -> "Era":
         """The same era, ending earlier; what it deals before is unchanged."""
         return replace(self, stop=stop)
 
 
-def _dealt(
-    left: np.ndarray, portions: tuple[Portion, ...], total: int, offsets: list[int]
+def _rows_before(
+    positions: np.ndarray, portions: tuple[Portion, ...], total: int, offsets: list[int]
 ) -> np.ndarray:
     """Rows that each of some portions has given after some of `total` positions. left: [n] int64; returns [portions, n] int64."""
-    dealt = np.zeros((len(portions), len(left)), dtype=np.int64)
+    dealt = np.zeros((len(portions), len(positions)), dtype=np.int64)
     for i, (portion, offset) in enumerate(zip(portions, offsets, strict=True)):
         if total == 0:
             break
-        dealt[i] = (left * portion.count + offset % total) // total
-        left = left - dealt[i]
+        dealt[i] = (positions * portion.count + offset % total) // total
+        positions = positions - dealt[i]
         total -= portion.count
     return dealt
 
@@ -168,46 +178,46 @@ class Plan:
             )
 
     @property
-    def samples(self) -> int:
+    def total_samples(self) -> int:
         """A, all samples of the run."""
         return self.wsa.annealing_end
 
     @property
-    def domain(self) -> tuple[Era, ...]:
+    def domain_eras(self) -> tuple[Era, ...]:
         """The eras up to S."""
         return self.eras[:-1]
 
     @property
-    def annealing(self) -> Era:
+    def annealing_era(self) -> Era:
         """The era from S to A; empty in modes without one."""
         return self.eras[-1]
 
-    def era(self, position: int) -> Era:
+    def find_era(self, position: int) -> Era:
         """The era that holds a position. Raises ValueError outside 0..A-1."""
         for era in self.eras:
             if era.start <= position < era.stop:
                 return era
-        raise ValueError(f"position {position} is outside of the plan, 0..{self.samples - 1}")
+        raise ValueError(f"position {position} is outside of the plan, 0..{self.total_samples - 1}")
 
-    def counts(self, start: int, stop: int) -> dict[tuple[str, int], int]:
+    def count_by_stream(self, start: int, stop: int) -> dict[tuple[str, int], int]:
         """Samples between two positions by (source, corpus version), replayed text included."""
         counts: dict[tuple[str, int], int] = {}
         for era in self.eras:
             low, high = max(start, era.start), min(stop, era.stop)
             if low < high:
-                dealt = era.dealt(np.array([low, high], dtype=np.int64))
+                dealt = era.rows_before(np.array([low, high], dtype=np.int64))
                 for portion, given in zip(
-                    era.members, np.diff(dealt, axis=1)[:, 0].tolist(), strict=True
+                    era.all_portions, np.diff(dealt, axis=1)[:, 0].tolist(), strict=True
                 ):
                     if given:
                         key = (portion.source, portion.version)
                         counts[key] = counts.get(key, 0) + given
         return counts
 
-    def consumed(self, samples: int) -> tuple[Portion, ...]:
+    def consumed_portions(self, samples: int) -> tuple[Portion, ...]:
         """What this run and those before it on the trunk have consumed when it has seen `samples` samples: rows from 0 on, by stream."""
         rows = {(p.source, p.version): p.count for p in self.inherited}
-        for key, count in self.counts(0, samples).items():
+        for key, count in self.count_by_stream(0, samples).items():
             rows[key] = rows.get(key, 0) + count
         return tuple(
             Portion(source, version, 0, count) for (source, version), count in sorted(rows.items())
@@ -224,8 +234,8 @@ class Plan:
             Era(
                 **{
                     **e,
-                    "portions": _portions(e["portions"]),
-                    "replayed": _portions(e.get("replayed", [])),
+                    "portions": _portions_from_json(e["portions"]),
+                    "replayed": _portions_from_json(e.get("replayed", [])),
                 }
             )
             for e in values["eras"]
@@ -233,31 +243,33 @@ class Plan:
         return cls(
             eras,
             WSA(**{**values["wsa"], "mode": Mode(values["wsa"]["mode"])}),
-            _portions(values["inherited"]),
+            _portions_from_json(values["inherited"]),
         )
 
 
-def _portions(values: list[dict[str, Any]]) -> tuple[Portion, ...]:
+def _portions_from_json(values: list[dict[str, Any]]) -> tuple[Portion, ...]:
     return tuple(Portion(**p) for p in values)
 
 
-def permuted(rows: np.ndarray, total: int, seed: int, source: str, version: int) -> np.ndarray:
+def permute_rows(
+    rows: np.ndarray, stream_rows: int, seed: int, source: str, version: int
+) -> np.ndarray:
     """Rows of the table for rows of a stream's permuted order: whole blocks change places, a shorter last block stays last.
 
     rows: [n] int64 in 0..total; total: rows of the stream. A bijection of 0..total for every seed.
     """
     blocks = np.random.Generator(
         np.random.Philox(_hash(seed, version, *source.encode()))
-    ).permutation(total // BLOCK)
-    block, within = np.divmod(rows, BLOCK)
+    ).permutation(stream_rows // BLOCK_ROWS)
+    block, within = np.divmod(rows, BLOCK_ROWS)
     whole = block < len(blocks)
     moved = (
         np.where(whole, blocks[np.minimum(block, len(blocks) - 1)], block) if len(blocks) else block
     )
-    return np.asarray(moved * BLOCK + within, dtype=np.int64)
+    return np.asarray(moved * BLOCK_ROWS + within, dtype=np.int64)
 
 
-def batches(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
+def global_batches(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
     """Global batches of the positions start..stop: `size` samples each, the last one shorter. Nothing is dropped."""
     for first in range(start, stop, size):
         yield first, min(first + size, stop)

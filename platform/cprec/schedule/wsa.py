@@ -64,7 +64,7 @@ class WSA:
                 f"ends must satisfy 0 <= W <= S <= A, got {self.warmup_end}, {self.stable_end}, {self.annealing_end}"
             )
 
-    def rate(self, samples: int) -> float:
+    def lr(self, samples: int) -> float:
         """Learning rate of the optimizer step before which `samples` samples were seen.
 
         0 <= s <= W: l + (s/W)(h - l), in every mode; after W as `Mode` says. Raises ValueError outside 0..A.
@@ -81,20 +81,22 @@ class WSA:
             case Mode.NO_DECAY | Mode.DOMAIN_ONLY | Mode.SHUFFLED:
                 return self.lr_max
             case Mode.WSA:
-                return self._between((1 + math.cos(math.pi * from_stable)) / 2)
+                return self._interpolate((1 + math.cos(math.pi * from_stable)) / 2)
             case Mode.COSINE:
-                return self._between((1 + math.cos(math.pi * from_warmup)) / 2)
+                return self._interpolate((1 + math.cos(math.pi * from_warmup)) / 2)
             case Mode.LINEAR:
-                return self._between(1 - from_warmup)
+                return self._interpolate(1 - from_warmup)
             case Mode.WSD:
                 return float(self.lr_max * (self.lr_min / self.lr_max) ** from_stable)
 
-    def _progress(self, samples: int, since: int) -> float:
+    def _progress(self, samples: int, start: int) -> float:
         """How far the samples are on the way from `since` to A: 0 before it, 1 at the end."""
-        return (samples - since) / (self.annealing_end - since) if samples > since else 0.0
+        return (samples - start) / (self.annealing_end - start) if samples > start else 0.0
 
-    def _between(self, share: float) -> float:
-        return self.lr_max if share == 1 else self.lr_min + share * (self.lr_max - self.lr_min)
+    def _interpolate(self, fraction: float) -> float:
+        return (
+            self.lr_max if fraction == 1 else self.lr_min + fraction * (self.lr_max - self.lr_min)
+        )
 
     def phase(self, samples: int) -> Phase:
         """Phase of the step before which `samples` samples were seen: the step at s = S reads the first mixed samples, at rate h."""

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cprec.encode.tokens import Tokens
-from cprec.stream.token_sharing import Laid
-from cprec.stream.worker_batches import Share
+from cprec.encode.tokens import EncodedSample
+from cprec.stream.token_sharing import SharedRow
+from cprec.stream.worker_batches import WorkerBatch
 
 
 @dataclass(frozen=True)
-class Cut:
+class MicroBatchSpec:
     """How shares are cut. size: tokens of a packed row, or samples of a padded micro-batch.
 
     fill: packed rows are filled up to `size` with a sample of end tokens, so that every pass has the same shape (torch.compile).
@@ -26,7 +26,7 @@ class Cut:
 
     packed: bool
     size: int
-    fill: bool = False
+    pad_to_size: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,16 +40,16 @@ class MicroBatch:
     Where samples share tokens: bounds are those of strips, and seen has the places in the row that each strip sees before its own, int32.
     """
 
-    ids: np.ndarray
-    supervised: np.ndarray
+    input_ids: np.ndarray
+    supervised_mask: np.ndarray
     targets: np.ndarray
-    tokens: int
-    positions: np.ndarray | None = None
+    token_count: int
+    position_ids: np.ndarray | None = None
     bounds: np.ndarray | None = None
-    seen: tuple[np.ndarray, ...] | None = None
+    visible: tuple[np.ndarray, ...] | None = None
 
 
-def pack(lengths: Sequence[int], budget: int) -> list[list[int]]:
+def pack(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     """Rows of samples, as indices, of at most `budget` tokens each: first fit, longest first. A sample longer than that has a row of its own."""
     rows: list[list[int]] = []
     room: list[int] = []
@@ -57,95 +57,112 @@ def pack(lengths: Sequence[int], budget: int) -> list[list[int]]:
         row = next((r for r, free in enumerate(room) if free >= lengths[index]), len(rows))
         if row == len(rows):
             rows.append([])
-            room.append(budget)
+            room.append(max_tokens)
         rows[row].append(index)
         room[row] -= lengths[index]
     return rows
 
 
-def cut_share(lengths: Sequence[int], cut: Cut) -> list[list[int]]:
+def split_into_micro_batches(lengths: Sequence[int], spec: MicroBatchSpec) -> list[list[int]]:
     """The samples of each micro-batch of a share, as indices. lengths: of its samples, longest first, so that neighbours pad little."""
-    if cut.packed:
-        return pack(lengths, cut.size)
+    if spec.packed:
+        return pack(lengths, spec.size)
     return [
-        list(range(start, min(start + cut.size, len(lengths))))
-        for start in range(0, len(lengths), cut.size)
+        list(range(start, min(start + spec.size, len(lengths))))
+        for start in range(0, len(lengths), spec.size)
     ]
 
 
-def micro_batches(share: Share, cut: Cut, end: int) -> list[MicroBatch]:
+def build_micro_batches(
+    worker_batch: WorkerBatch, spec: MicroBatchSpec, pad_token_id: int
+) -> list[MicroBatch]:
     """A share as micro-batches. A worker with fewer than others ends with empty ones, so that all make the same number of passes (collectives would
     hang otherwise). end: the token that pads."""
-    passes = max(len(cut_share(lengths, cut)) for lengths in share.lengths)
-    parts = cut_share(share.lengths[share.rank], cut)
+    passes = max(
+        len(split_into_micro_batches(lengths, spec)) for lengths in worker_batch.lengths_by_rank
+    )
+    parts = split_into_micro_batches(worker_batch.lengths_by_rank[worker_batch.rank], spec)
     return [
-        collate([share.samples[i] for i in part], cut, end)
+        collate([worker_batch.samples[i] for i in part], spec, pad_token_id)
         for part in [*parts, *[[]] * (passes - len(parts))]
     ]
 
 
-def collate(samples: Sequence[Tokens | Laid], cut: Cut, end: int) -> MicroBatch:
+def collate(
+    samples: Sequence[EncodedSample | SharedRow], spec: MicroBatchSpec, pad_token_id: int
+) -> MicroBatch:
     """One micro-batch of samples, or of groups. No samples make one row of unsupervised end tokens."""
     alone, groups = (
-        [s for s in samples if isinstance(s, Tokens)],
-        [s for s in samples if isinstance(s, Laid)],
+        [s for s in samples if isinstance(s, EncodedSample)],
+        [s for s in samples if isinstance(s, SharedRow)],
     )
     if groups:
-        return _shared(groups)
-    return _packed(alone, cut, end) if cut.packed else _padded(alone, end)
+        return _collate_shared(groups)
+    return (
+        _collate_packed(alone, spec, pad_token_id)
+        if spec.packed
+        else _collate_padded(alone, pad_token_id)
+    )
 
 
-def _padded(samples: Sequence[Tokens], end: int) -> MicroBatch:
+def _collate_padded(samples: Sequence[EncodedSample], pad_token_id: int) -> MicroBatch:
     longest = max((len(s.ids) for s in samples), default=1)
-    ids = np.full((max(len(samples), 1), longest), end, dtype=np.int64)
+    ids = np.full((max(len(samples), 1), longest), pad_token_id, dtype=np.int64)
     supervised = np.zeros(ids.shape, dtype=bool)
     for row, sample in enumerate(samples):
         ids[row, : len(sample.ids)] = sample.ids
-        supervised[row, sample.answer - 1 : len(sample.ids) - 1] = True
-    return MicroBatch(ids, supervised, _targets(samples), _tokens(samples))
+        supervised[row, sample.answer_start - 1 : len(sample.ids) - 1] = True
+    return MicroBatch(ids, supervised, _concat_targets(samples), _count_tokens(samples))
 
 
-def _packed(samples: Sequence[Tokens], cut: Cut, end: int) -> MicroBatch:
-    tokens = _tokens(samples)
-    padding = max(cut.size - tokens if cut.fill else 0, 0 if samples else 1)
+def _collate_packed(
+    samples: Sequence[EncodedSample], spec: MicroBatchSpec, pad_token_id: int
+) -> MicroBatch:
+    tokens = _count_tokens(samples)
+    padding = max(spec.size - tokens if spec.pad_to_size else 0, 0 if samples else 1)
     lengths = [*(len(s.ids) for s in samples), *([padding] if padding else [])]
     bounds = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    ids = np.concatenate([*(s.ids for s in samples), np.full(padding, end)]).astype(np.int64)[None]
+    ids = np.concatenate([*(s.ids for s in samples), np.full(padding, pad_token_id)]).astype(
+        np.int64
+    )[None]
     positions = (np.arange(ids.size) - np.repeat(bounds[:-1], lengths)).astype(np.int64)[None]
     supervised = np.zeros(ids.shape, dtype=bool)
     for start, sample in zip(bounds.tolist(), samples, strict=False):
-        supervised[0, start + sample.answer - 1 : start + len(sample.ids) - 1] = True
-    return MicroBatch(ids, supervised, _targets(samples), tokens, positions, bounds)
+        supervised[0, start + sample.answer_start - 1 : start + len(sample.ids) - 1] = True
+    return MicroBatch(ids, supervised, _concat_targets(samples), tokens, positions, bounds)
 
 
-def _shared(groups: Sequence[Laid]) -> MicroBatch:
+def _collate_shared(groups: Sequence[SharedRow]) -> MicroBatch:
     sizes = [len(group.ids) for group in groups]
     starts = (np.cumsum(sizes) - sizes).tolist()
     ids = np.concatenate([group.ids for group in groups]).astype(np.int64)
     counted = np.concatenate(
-        [group.counted + start for group, start in zip(groups, starts, strict=True)]
+        [group.supervised_indices + start for group, start in zip(groups, starts, strict=True)]
     )
     supervised = np.zeros(ids.size, dtype=bool)
     supervised[counted] = True
     bounds = np.concatenate(
-        [[0], *(group.strips[1:] + start for group, start in zip(groups, starts, strict=True))]
+        [
+            [0],
+            *(group.strip_bounds[1:] + start for group, start in zip(groups, starts, strict=True)),
+        ]
     ).astype(np.int32)
     seen = tuple(
         part + start
         for group, start in zip(groups, starts, strict=True)
-        for part in np.split(group.seen, group.seen_bounds[1:-1].tolist())
+        for part in np.split(group.visible, group.visible_bounds[1:-1].tolist())
     )
-    positions = np.concatenate([group.positions for group in groups]).astype(np.int64)
+    positions = np.concatenate([group.position_ids for group in groups]).astype(np.int64)
     return MicroBatch(
         ids[None], supervised[None], ids[counted + 1], ids.size, positions[None], bounds, seen
     )
 
 
-def _tokens(samples: Sequence[Tokens]) -> int:
+def _count_tokens(samples: Sequence[EncodedSample]) -> int:
     return sum(len(s.ids) for s in samples)
 
 
-def _targets(samples: Sequence[Tokens]) -> np.ndarray:
+def _concat_targets(samples: Sequence[EncodedSample]) -> np.ndarray:
     return np.concatenate(
-        [np.zeros(0, dtype=np.int64), *(s.ids[s.answer :] for s in samples)]
+        [np.zeros(0, dtype=np.int64), *(s.ids[s.answer_start :] for s in samples)]
     ).astype(np.int64)

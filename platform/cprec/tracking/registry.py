@@ -29,7 +29,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from cluster.errors import PlatformFault, RecipeError, RunError
-from cluster.storage import absolute, is_remote, join
+from cluster.storage import absolute_uri, is_remote, join
 from cprec.config.recipe import Recipe
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -39,8 +39,8 @@ ALIASES: tuple[Alias, ...] = ("candidate", "champion", "previous")
 RUN_TAG = "cprec.run"
 PARENT_TAG = "mlflow.parentRunId"  # MLflow's own name
 CHECKPOINT_TAG = "checkpoint"
-REST_S = 60.0
-METRICS_PER_BATCH, PARAMS_PER_BATCH, LONGEST_PARAM = (
+RETRY_INTERVAL_S = 60.0
+METRICS_PER_BATCH, PARAMS_PER_BATCH, MAX_PARAM_LENGTH = (
     1000,
     100,
     6000,
@@ -60,17 +60,19 @@ class Version:
 class Registry:
     """One experiment and one registered model of an MLflow server or SQL store. Connects at the first call, not before."""
 
-    def __init__(self, uri: str, experiment: str, model: str, artifacts: str | None = None) -> None:
+    def __init__(
+        self, uri: str, experiment: str, model: str, artifact_location: str | None = None
+    ) -> None:
         """uri: tracking server (http) or SQL URI; artifacts: where a new experiment keeps artifacts (None: the server's own place)."""
         self.uri = uri
         self.model = model
         self._experiment_name = experiment
-        self._artifacts = artifacts
+        self._artifact_location = artifact_location
 
     @classmethod
-    def of(cls, recipe: Recipe) -> "Registry":
+    def from_recipe(cls, recipe: Recipe) -> "Registry":
         """The registry of a recipe. Raises RecipeError when storage is an object store and no `mlflow.uri` is given: SQLite needs a disk."""
-        uri, storage = recipe.mlflow.uri, absolute(recipe.storage)
+        uri, storage = recipe.mlflow.uri, absolute_uri(recipe.storage)
         if uri is None and is_remote(storage):
             raise RecipeError(
                 f"mlflow.uri: none given, and storage ({storage}) is an object store, where SQLite cannot live; "
@@ -81,12 +83,12 @@ class Registry:
             uri or f"sqlite:///{storage}/mlflow.db",
             recipe.mlflow.experiment,
             recipe.mlflow.model,
-            artifacts=None if own_place else join(storage, "mlflow"),
+            artifact_location=None if own_place else join(storage, "mlflow"),
         )
 
-    def of_model(self, model: str) -> "Registry":
+    def with_model(self, model: str) -> "Registry":
         """The same experiment with another registered model."""
-        return Registry(self.uri, self._experiment_name, model, self._artifacts)
+        return Registry(self.uri, self._experiment_name, model, self._artifact_location)
 
     @cached_property
     def client(self) -> MlflowClient:
@@ -103,36 +105,40 @@ class Registry:
 
     # -- runs
 
-    def start(
-        self, run: str, name: str, run_id: str | None = None, parent: str | None = None
+    def start_run(
+        self, run_uri: str, name: str, run_id: str | None = None, parent_run_id: str | None = None
     ) -> str:
         """The MLflow run of a cprec run, created once and found again ever after. Returns its id, to be given to child processes.
 
         run: the run's URI, its identity; name: what MLflow shows; parent: id of the MLflow run above it. A run that had ended is set
         going again.
         """
-        run_id = run_id or self._find_run(run, name)
+        run_id = run_id or self._find_run(run_uri, name)
         if run_id is None:
-            tags = {RUN_TAG: run, **({PARENT_TAG: parent} if parent else {})}
+            tags = {RUN_TAG: run_uri, **({PARENT_TAG: parent_run_id} if parent_run_id else {})}
             return str(
-                self.client.create_run(self._experiment(), run_name=name, tags=tags).info.run_id
+                self.client.create_run(
+                    self._find_or_create_experiment(), run_name=name, tags=tags
+                ).info.run_id
             )
         self.client.update_run(run_id, status="RUNNING")
         return run_id
 
-    def _find_run(self, run: str, name: str) -> str | None:
+    def _find_run(self, run_uri: str, name: str) -> str | None:
         found = self.client.search_runs(
-            [self._experiment()], filter_string=f"attributes.run_name = '{name}'"
+            [self._find_or_create_experiment()], filter_string=f"attributes.run_name = '{name}'"
         )
-        return next((str(r.info.run_id) for r in found if r.data.tags.get(RUN_TAG) == run), None)
+        return next(
+            (str(r.info.run_id) for r in found if r.data.tags.get(RUN_TAG) == run_uri), None
+        )
 
-    def _experiment(self) -> str:
+    def _find_or_create_experiment(self) -> str:
         if (found := self.client.get_experiment_by_name(self._experiment_name)) is not None:
             return str(found.experiment_id)
         try:
             return str(
                 self.client.create_experiment(
-                    self._experiment_name, artifact_location=self._artifacts
+                    self._experiment_name, artifact_location=self._artifact_location
                 )
             )
         except MlflowException:
@@ -151,17 +157,19 @@ class Registry:
         lineage: tags such as corpus_version, ledger_digest, base, base_revision, recipe_digest, parent_version. Returns the version's number.
         Raises what MLflow raises while it is away; the same call completes it later.
         """
-        checkpoint = absolute(checkpoint)
+        checkpoint = absolute_uri(checkpoint)
         number = next((v.number for v in self.versions() if v.checkpoint == checkpoint), None)
         if number is None:
-            number = self._create(checkpoint, lineage, run_id)
-        candidate = self.alias("candidate")
+            number = self._create_version(checkpoint, lineage, run_id)
+        candidate = self.version_by_alias("candidate")
         if candidate is None or candidate.number < number:
-            self.point("candidate", number)
+            self.set_alias("candidate", number)
         return number
 
-    def _create(self, checkpoint: str, lineage: Mapping[str, str], run_id: str | None) -> int:
-        if not self._registered():
+    def _create_version(
+        self, checkpoint: str, lineage: Mapping[str, str], run_id: str | None
+    ) -> int:
+        if not self._model_exists():
             try:
                 self.client.create_registered_model(self.model)
             except MlflowException as error:
@@ -184,7 +192,7 @@ class Registry:
                     f"name = '{self.model}'", page_token=page.token
                 )
             )
-        return sorted((_version(v) for v in found), key=lambda v: v.number)
+        return sorted((_to_version(v) for v in found), key=lambda v: v.number)
 
     def version(self, number: int) -> Version:
         """One version. Raises RunError naming those that there are."""
@@ -195,14 +203,14 @@ class Registry:
         known = ", ".join(str(v.number) for v in versions) or "none yet"
         raise RunError(f"model {self.model} has no version {number}; versions: {known}")
 
-    def alias(self, name: Alias) -> Version | None:
+    def version_by_alias(self, name: Alias) -> Version | None:
         """The version that an alias points at, or None."""
-        if not self._registered():
+        if not self._model_exists():
             return None
         number = self.client.get_registered_model(self.model).aliases.get(name)
         return None if number is None else self.version(int(number))
 
-    def named(self, name: str) -> Version | None:
+    def find_version(self, name: str) -> Version | None:
         """The version that a name means: candidate, champion, previous or a version number; None for any other text.
 
         Raises RunError where there is no such version yet.
@@ -211,7 +219,7 @@ class Registry:
             return self.version(int(name))
         if name not in ALIASES:
             return None
-        found = self.alias(name)
+        found = self.version_by_alias(name)
         if found is None:
             todo = {
                 "candidate": "run jobs/cpt.py",
@@ -221,21 +229,21 @@ class Registry:
             raise RunError(f"model {self.model} has no {name} yet; {todo}")
         return found
 
-    def point(self, alias: Alias, number: int | None) -> None:
+    def set_alias(self, alias: Alias, number: int | None) -> None:
         """Point an alias at a version, or (None) take it away."""
         if number is None:
             self.client.delete_registered_model_alias(self.model, alias)
         else:
             self.client.set_registered_model_alias(self.model, alias, str(number))
 
-    def tag(self, number: int, tags: Mapping[str, str]) -> None:
+    def set_tags(self, number: int, tags: Mapping[str, str]) -> None:
         """Write tags on a version, over those of the same names."""
         for key, value in tags.items():
             self.client.set_model_version_tag(self.model, str(number), key, value)
 
-    def measured(self, number: int, domain: str, metrics: Mapping[str, Any]) -> None:
+    def log_evaluation(self, number: int, domain: str, metrics: Mapping[str, Any]) -> None:
         """Note an evaluation (the object of metrics.json) on a version: whole as the tag `evaluation.<domain>`, and as metrics of its run."""
-        self.tag(number, {f"evaluation.{domain}": json.dumps(metrics)})
+        self.set_tags(number, {f"evaluation.{domain}": json.dumps(metrics)})
         if (run_id := self.version(number).run_id) is None:
             return
         values = {f"{name}_{k}": metrics[name][k] for name in ("hr", "ndcg") for k in metrics[name]}
@@ -249,7 +257,7 @@ class Registry:
             ],
         )
 
-    def _registered(self) -> bool:
+    def _model_exists(self) -> bool:
         return bool(self.client.search_registered_models(f"name = '{self.model}'"))
 
 
@@ -262,33 +270,33 @@ class Tracker:
     def __init__(
         self,
         registry: Registry,
-        run: str,
+        run_uri: str,
         name: str,
         run_id: str | None = None,
-        parent: str | None = None,
+        parent_run_id: str | None = None,
     ) -> None:
         """run: the run's URI; name: what MLflow shows; run_id: the MLflow run, where it is known (a child process); parent: the one above it."""
         self.run_id = run_id
-        self._parent = parent
-        self.failure: str | None = None
-        self._registry, self._run, self._name = registry, run, name
+        self._parent_run_id = parent_run_id
+        self.last_error: str | None = None
+        self._registry, self._run_uri, self._name = registry, run_uri, name
         self._started = False
-        self._rests_until = 0.0
+        self._retry_at = 0.0
         self._params: dict[str, str] = {}
         self._metrics: list[Metric] = []
         self._texts: dict[str, str] = {}
         self._status: Status | None = None
 
-    def params(self, values: Mapping[str, object]) -> None:
+    def log_params(self, values: Mapping[str, object]) -> None:
         """Remember parameters. The first value of a name stays: MLflow's parameters never change."""
-        self._params.update({key: str(value)[:LONGEST_PARAM] for key, value in values.items()})
+        self._params.update({key: str(value)[:MAX_PARAM_LENGTH] for key, value in values.items()})
 
-    def metrics(self, values: Mapping[str, float], step: int) -> None:
+    def log_metrics(self, values: Mapping[str, float], step: int) -> None:
         """Remember metrics at a step (samples seen), stamped with the present time."""
         now = int(time.time() * 1000)
         self._metrics += [Metric(key, float(value), now, step) for key, value in values.items()]
 
-    def text(self, name: str, content: str) -> None:
+    def log_text(self, name: str, content: str) -> None:
         """Remember a text artifact of the run, such as report.html; the newest content of a name wins."""
         self._texts[name] = content
 
@@ -297,35 +305,37 @@ class Tracker:
 
         After a failure it rests for REST_S, so that a server which only times out does not slow the caller down.
         """
-        if time.monotonic() < self._rests_until:
+        if time.monotonic() < self._retry_at:
             return False
         try:
             self._send()
         except Exception as error:  # MLflow passes on whatever its HTTP, SQL and storage clients raise, and none of it may end a training
-            self.failure = (
+            self.last_error = (
                 f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
             )
-            self._rests_until = time.monotonic() + REST_S
+            self._retry_at = time.monotonic() + RETRY_INTERVAL_S
             return False
-        self.failure = None
+        self.last_error = None
         return True
 
     def finish(self, status: Status) -> str | None:
         """End the run. Returns None, or one sentence that says what MLflow never took."""
-        self._status, self._rests_until = status, 0.0
+        self._status, self._retry_at = status, 0.0
         if self.flush():
             return None
         pending = len(self._params) + len(self._metrics) + len(self._texts)
-        return f"MLflow did not take {pending} record(s) or the run's status ({self.failure}); they are in the run's own files"
+        return f"MLflow did not take {pending} record(s) or the run's status ({self.last_error}); they are in the run's own files"
 
     def _send(self) -> None:
         client = self._registry.client
         if not self._started:
-            self.run_id = self._registry.start(self._run, self._name, self.run_id, self._parent)
+            self.run_id = self._registry.start_run(
+                self._run_uri, self._name, self.run_id, self._parent_run_id
+            )
             self._started = True
         run_id = self.run_id
         if run_id is None:
-            raise PlatformFault(f"MLflow started no run for {self._run}")
+            raise PlatformFault(f"MLflow started no run for {self._run_uri}")
         if self._params:
             known = client.get_run(run_id).data.params
             fresh = [Param(key, value) for key, value in self._params.items() if key not in known]
@@ -343,8 +353,11 @@ class Tracker:
             del self._texts[name]
 
 
-def _version(found: ModelVersion) -> Version:
-    tags = dict(found.tags)
+def _to_version(model_version: ModelVersion) -> Version:
+    tags = dict(model_version.tags)
     return Version(
-        int(found.version), tags.get(CHECKPOINT_TAG, str(found.source)), found.run_id or None, tags
+        int(model_version.version),
+        tags.get(CHECKPOINT_TAG, str(model_version.source)),
+        model_version.run_id or None,
+        tags,
     )

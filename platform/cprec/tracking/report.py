@@ -11,8 +11,8 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from cluster import storage
-from cprec.runs.records import AUDIT, EVENTS, RESOLVED, TRACE, read_lines
-from cprec.runs.run_plan import Course
+from cprec.runs.records import AUDIT, EVENTS, RESOLVED, TRACE, read_json_lines
+from cprec.runs.run_plan import RunPlan
 from cprec.schedule.wsa import WSA
 from cprec.tracking import figures
 from cprec.tracking.figures import Record
@@ -20,40 +20,43 @@ from cprec.tracking.figures import Record
 SCHEDULE, PAGE = "schedule.svg", "report.html"
 
 
-def write(run: str) -> dict[str, str]:
+def write(run_uri: str) -> dict[str, str]:
     """Write the page, and the schedule picture beside it, into a run's directory (a URI), from its plan, events, trace, audit and comparisons.
 
     Returns what was written, by name.
     """
-    name = posixpath.basename(run.rstrip("/"))
-    evaluation = storage.join(run, "evaluation")
+    name = posixpath.basename(run_uri.rstrip("/"))
+    evaluation = storage.join(run_uri, "evaluation")
     comparisons = [
-        _object(storage.join(evaluation, domain, "comparison.json"))
-        for domain in storage.names(evaluation)
+        _read_json(storage.join(evaluation, domain, "comparison.json"))
+        for domain in storage.list_names(evaluation)
     ]
-    course = Course.read(run)
-    events, trace = read_lines(storage.join(run, EVENTS)), read_lines(storage.join(run, TRACE))
+    course = RunPlan.read(run_uri)
+    events, trace = (
+        read_json_lines(storage.join(run_uri, EVENTS)),
+        read_json_lines(storage.join(run_uri, TRACE)),
+    )
     wsa = course.plan.wsa if course is not None else None
     pages = {
         PAGE: render(
-            run=name,
+            run_name=name,
             events=events,
             trace=trace,
             wsa=wsa,
-            audit=_object(storage.join(run, AUDIT)),
+            audit=_read_json(storage.join(run_uri, AUDIT)),
             comparisons=[c for c in comparisons if c],
-            recipe=_text(storage.join(run, RESOLVED)),
+            recipe=_read_text(storage.join(run_uri, RESOLVED)),
         )
     }
     if trace:
-        pages[SCHEDULE] = figures.schedule(figures.trained(trace), events, wsa)
+        pages[SCHEDULE] = figures.plot_schedule(figures.drop_repeated_steps(trace), events, wsa)
     for file, content in pages.items():
-        storage.write_text(storage.join(run, file), content)
+        storage.write_text(storage.join(run_uri, file), content)
     return pages
 
 
 def render(
-    run: str,
+    run_name: str,
     events: Sequence[Record],
     trace: Sequence[Record],
     audit: Record,
@@ -67,20 +70,22 @@ def render(
     )
     environment.filters["count"] = lambda value: "–" if value is None else f"{value:,}"
     environment.filters["share"] = lambda value: "–" if value is None else f"{value:.4f}"
-    template = environment.from_string(files("cprec.tracking").joinpath("report.html.j2").read_text("utf-8"))
-    steps = figures.trained(trace)
+    template = environment.from_string(
+        files("cprec.tracking").joinpath("report.html.j2").read_text("utf-8")
+    )
+    steps = figures.drop_repeated_steps(trace)
     return template.render(
-        run=run,
-        summary=_summary(steps, audit, figures.perplexities(events)),
-        figures=_figures(steps, events, wsa) if steps else [],
+        run=run_name,
+        summary=_summary_lines(steps, audit, figures.perplexities(events)),
+        figures=_render_figures(steps, events, wsa) if steps else [],
         audit=_audit_rows(audit),
         comparisons=comparisons,
-        events=[_event(e) for e in events],
+        events=[_event_row(e) for e in events],
         recipe=recipe,
     )
 
 
-def _summary(
+def _summary_lines(
     steps: Sequence[Record], audit: Record, perplexities: Sequence[tuple[int, float]]
 ) -> list[str]:
     if not steps:
@@ -97,7 +102,7 @@ def _summary(
         f"{seconds / 60:.1f} min of steps",
         f"{tokens / seconds:,.0f} tokens/s",
     ]
-    if dropped := dropped_titles(steps):
+    if dropped := count_dropped_titles(steps):
         parts.append(f"{dropped:,} titles of histories did not fit")
     if perplexities:
         parts.append(
@@ -108,7 +113,7 @@ def _summary(
     return parts
 
 
-def dropped_titles(trace: Iterable[Record]) -> int:
+def count_dropped_titles(trace: Iterable[Record]) -> int:
     """Titles of histories that were dropped, the oldest first, because prompts would not have fitted into `model.max_tokens`."""
     return sum(
         step.get("dropped_titles", 0) for step in trace
@@ -133,7 +138,7 @@ def _audit_rows(audit: Record) -> list[dict[str, Any]]:
     ]
 
 
-def _event(event: Record) -> dict[str, Any]:
+def _event_row(event: Record) -> dict[str, Any]:
     details = {
         key: value for key, value in event.items() if key not in ("time", "event", "samples")
     }
@@ -150,20 +155,20 @@ def _event(event: Record) -> dict[str, Any]:
     }
 
 
-def _figures(
+def _render_figures(
     steps: Sequence[Record], events: Sequence[Record], wsa: WSA | None
 ) -> list[tuple[str, Markup]]:
     drawn = {
-        "Schedule: learning rate and sources": figures.schedule(steps, events, wsa),
-        "Loss on the answers' tokens": figures.loss(steps),
-        "Throughput": figures.throughput(steps),
+        "Schedule: learning rate and sources": figures.plot_schedule(steps, events, wsa),
+        "Loss on the answers' tokens": figures.plot_loss(steps),
+        "Throughput": figures.plot_throughput(steps),
     }
     return [(title, Markup(svg[svg.index("<svg") :])) for title, svg in drawn.items()]  # noqa: S704 - matplotlib escapes the text of its SVG
 
 
-def _text(uri: str) -> str:
+def _read_text(uri: str) -> str:
     return storage.read_text(uri) if storage.exists(uri) else ""
 
 
-def _object(uri: str) -> dict[str, Any]:
-    return dict(json.loads(_text(uri) or "{}"))
+def _read_json(uri: str) -> dict[str, Any]:
+    return dict(json.loads(_read_text(uri) or "{}"))

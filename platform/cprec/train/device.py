@@ -7,20 +7,20 @@ from functools import lru_cache
 
 import torch
 
-MATRIX = 8192
+MATRIX_SIZE = 8192
 """Rows and columns of the matrices whose product is timed."""
-PRODUCTS = 10
+TIMED_PRODUCTS = 10
 
 
 @dataclass(frozen=True)
-class Work:
+class OperationCount:
     """Matrix operations of a model, by count: per token, and per token whose logits are computed. Attention's products are left out (1-2 %)."""
 
     per_token: int
     per_logit: int
 
     @classmethod
-    def of(cls, model: torch.nn.Module, vocabulary: int) -> "Work":
+    def from_model(cls, model: torch.nn.Module, vocab_size: int) -> "OperationCount":
         """Forward pass and gradients of the inputs take 2 operations per weight each; those of the weights 2 more where they are trained.
 
         vocabulary: rows of the output layer, by which it is told from the others.
@@ -34,18 +34,18 @@ class Work:
             if not size and weight is not None:
                 size = int(getattr(weight, "ds_numel", 0) or weight.numel())
             operations = size * (6 if weight is not None and weight.requires_grad else 4)
-            if getattr(module, "out_features", 0) == vocabulary:
+            if getattr(module, "out_features", 0) == vocab_size:
                 logit += operations
             else:
                 token += operations
         return cls(token, logit)
 
-    def operations(self, tokens: int, supervised: int) -> int:
+    def step_operations(self, tokens: int, supervised_tokens: int) -> int:
         """Of one step."""
-        return tokens * self.per_token + supervised * self.per_logit
+        return tokens * self.per_token + supervised_tokens * self.per_logit
 
 
-def memory_bytes(device: torch.device) -> int:
+def peak_memory_bytes(device: torch.device) -> int:
     """The most that this process has held so far: on the GPU, or in main memory."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
@@ -53,19 +53,21 @@ def memory_bytes(device: torch.device) -> int:
 
 
 @lru_cache(maxsize=2)
-def matrix_rate(device: torch.device, dtype: torch.dtype, size: int = MATRIX) -> float:
+def measure_matmul_flops(
+    device: torch.device, dtype: torch.dtype, size: int = MATRIX_SIZE
+) -> float:
     """Operations per second of a product of random matrices: the rate that a training step is held against. Takes a fraction of a second on a GPU."""
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     for _ in range(2):
         a @ b
-    _wait(device)
+    _synchronize(device)
     began = time.perf_counter()
-    for _ in range(PRODUCTS):
+    for _ in range(TIMED_PRODUCTS):
         a @ b
-    _wait(device)
-    return PRODUCTS * 2 * size**3 / (time.perf_counter() - began)
+    _synchronize(device)
+    return TIMED_PRODUCTS * 2 * size**3 / (time.perf_counter() - began)
 
 
-def _wait(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

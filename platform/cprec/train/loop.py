@@ -11,22 +11,22 @@ from typing import Protocol
 
 from cluster.errors import PlatformFault
 from cprec.schedule.wsa import Phase
-from cprec.stream.packing import Cut, micro_batches
-from cprec.stream.worker_batches import GlobalBatch, Share, imbalance
-from cprec.train.device import memory_bytes
+from cprec.stream.packing import MicroBatchSpec, build_micro_batches
+from cprec.stream.worker_batches import GlobalBatch, WorkerBatch, imbalance
+from cprec.train.device import peak_memory_bytes
 from cprec.train.engine import Engine
 
 
-class Diverged(PlatformFault):
+class DivergenceError(PlatformFault):
     """Training has left the finite numbers: most often the rate is too high."""
 
 
 @dataclass(frozen=True)
-class Work:
+class TrainingStep:
     """A share with what the plan says of it: learning rate and phase of the step, and the ends S and A as they stood when it was issued."""
 
-    share: Share
-    rate: float
+    worker_batch: WorkerBatch
+    lr: float
     phase: Phase
     stable_end: int
     annealing_end: int
@@ -43,34 +43,34 @@ class StepRecord:
     step: int
     batch: GlobalBatch
     phase: Phase
-    rate: float
+    lr: float
     loss: float
     grad_norm: float
     step_s: float
     data_wait_s: float
     imbalance: float
     operations: int
-    memory_bytes: int
-    computed: int
+    peak_memory_bytes: int
+    computed_tokens: int
 
 
 class Observer(Protocol):
     """Told of every step, on every worker."""
 
-    def stepped(self, record: StepRecord, work: Work, engine: Engine) -> None:
+    def on_step_end(self, record: StepRecord, step: TrainingStep, engine: Engine) -> None:
         """A step is done. May use the engine's collectives, because every worker is told of the same steps."""
 
-    def stopping(self) -> bool:
+    def should_stop(self) -> bool:
         """Whether this worker wants training to stop after the step that begins now; if one does, all stop after it."""
         return False
 
 
 def train(
     engine: Engine,
-    feed: Iterable[Work],
+    steps: Iterable[TrainingStep],
     observer: Observer,
-    cut: Cut,
-    end: int,
+    micro_batch_spec: MicroBatchSpec,
+    pad_token: int,
     seed: int,
     first_step: int = 0,
 ) -> int:
@@ -80,36 +80,36 @@ def train(
     Raises Diverged for a loss that is not finite, with the step's samples; the step is not reported, so it reaches no checkpoint.
     """
     step = first_step
-    for work, waited in _timed(feed):
+    for work, waited in _with_wait_times(steps):
         began = time.perf_counter()
-        batch = work.share.batch
-        parts = micro_batches(work.share, cut, end)
+        batch = work.worker_batch.global_batch
+        parts = build_micro_batches(work.worker_batch, micro_batch_spec, pad_token)
         result = engine.step(
             parts,
-            batch.supervised,
-            work.rate,
-            dropout_seed(seed, step, work.share.rank),
-            observer.stopping(),
+            batch.supervised_tokens,
+            work.lr,
+            dropout_seed(seed, step, work.worker_batch.rank),
+            observer.should_stop(),
         )
         if not math.isfinite(result.loss):
-            raise Diverged(
-                f"the loss is {result.loss} at step {step} (samples {batch.start}..{batch.stop}, ids on rank {work.share.rank}: "
-                f"{[f'{i:016x}' for i in work.share.ids.tolist()]}); lower schedule.lr_max or look at these samples"
+            raise DivergenceError(
+                f"the loss is {result.loss} at step {step} (samples {batch.start}..{batch.stop}, ids on rank {work.worker_batch.rank}: "
+                f"{[f'{i:016x}' for i in work.worker_batch.sample_ids.tolist()]}); lower schedule.lr_max or look at these samples"
             )
         seconds = time.perf_counter() - began
-        computed = work.share.computed
+        computed = work.worker_batch.computed_tokens
         seen = (
-            imbalance(work.share.lengths),
-            engine.work.operations(computed, batch.supervised),
-            memory_bytes(engine.device),
+            imbalance(work.worker_batch.lengths_by_rank),
+            engine.operation_count.step_operations(computed, batch.supervised_tokens),
+            peak_memory_bytes(engine.device),
             computed,
         )
-        observer.stepped(
+        observer.on_step_end(
             StepRecord(
                 step,
                 batch,
                 work.phase,
-                work.rate,
+                work.lr,
                 result.loss,
                 result.grad_norm,
                 seconds,
@@ -130,9 +130,9 @@ def dropout_seed(seed: int, step: int, rank: int) -> int:
     return (seed * 1_000_003 + step) * 8191 + rank
 
 
-def _timed(feed: Iterable[Work]) -> Iterator[tuple[Work, float]]:
+def _with_wait_times(steps: Iterable[TrainingStep]) -> Iterator[tuple[TrainingStep, float]]:
     """Each item with the seconds that the loop waited for it."""
-    iterator = iter(feed)
+    iterator = iter(steps)
     while True:
         began = time.perf_counter()
         work = next(iterator, None)

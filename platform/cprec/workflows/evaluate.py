@@ -16,21 +16,21 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cluster import storage
+from cluster.console import Say
 from cluster.errors import CorpusError, RecipeError, RunError
-from cluster.say import Say
-from cluster.session import session
+from cluster.ray_session import ray_session
 from corpus.store.tables import Corpus
-from cprec.baselines.training import NAMES as BASELINES
+from cprec.baselines.training import BASELINE_NAMES as BASELINES
 from cprec.config.recipe import Recipe
-from cprec.downstream import baseline, forgetting
-from cprec.downstream.scoring import Contender, scores, texts
+from cprec.downstream import forgetting, stored_baselines
+from cprec.downstream.scoring import EvaluatedModel, generate_texts, score_model
 from cprec.evaluate import predictions
-from cprec.evaluate.metrics import averaged, hits
-from cprec.evaluate.significance import Paired, holm, paired, permutation
-from cprec.model.base import resolve
+from cprec.evaluate.metrics import average_metrics, hits
+from cprec.evaluate.significance import PairedTest, holm_correction, paired_t_test, permutation_test
+from cprec.model.base_uri import resolve_base
 from cprec.runs import checkpoint
 from cprec.runs.records import EVENTS, run_uri
-from cprec.stream.segments import Text
+from cprec.stream.segments import RowEncoder
 from cprec.tracking import report
 from cprec.tracking.registry import Registry
 
@@ -39,7 +39,7 @@ SEARCH = "search.json"
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparisonRow:
     """A model's metrics, and its HR@1 against the reference (None for the reference itself). name: as it was asked for; model: what it is.
 
     A model that was trained with several seeds has the mean of their metrics; `against` then compares the means over seeds, sample by sample, and
@@ -50,9 +50,9 @@ class Row:
     name: str
     model: str
     metrics: Mapping[str, Any]
-    against: Paired | None
+    against: PairedTest | None
     permutation_p: float | None = None
-    over_seeds: Paired | None = None
+    over_seeds: PairedTest | None = None
     holm_p: float | None = None
     perplexity: float | None = None
 
@@ -63,12 +63,12 @@ class Comparison:
 
     domain: str
     split: str
-    rows: Sequence[Row]
+    rows: Sequence[ComparisonRow]
 
 
-def contenders(
+def find_models(
     recipe: Recipe, registry: Registry, names: Sequence[str], corpus: Corpus, say: Say
-) -> list[Contender]:
+) -> list[EvaluatedModel]:
     """The models behind names: base, a baseline, candidate, champion, previous, a version number, a search of this run, or a checkpoint's URI.
 
     A version brings its base with it, by its lineage; `base` and a bare checkpoint take the base of the versions beside them, else the recipe's.
@@ -81,7 +81,7 @@ def contenders(
     versions = {
         name: version
         for name in dict.fromkeys(names)
-        if (version := registry.named(name)) is not None
+        if (version := registry.find_version(name)) is not None
     }
     bases = {
         name: (v.tags["base"], v.tags.get("base_revision") or None)
@@ -98,21 +98,23 @@ def contenders(
                 f"evaluate.models: {name} takes the base of the versions beside it, which stand on different ones ({shown}); name fewer"
             )
         return next(iter(bases.values()), None) or (
-            resolve(recipe, corpus, say),
+            resolve_base(recipe, corpus, say),
             recipe.model.revision,
         )
 
-    found: list[Contender] = []
+    found: list[EvaluatedModel] = []
     for name in dict.fromkeys(names):
         if name == "base":
-            found.append(Contender(name, name, *implied(name)))
+            found.append(EvaluatedModel(name, name, *implied(name)))
         elif name in BASELINES:
             seeds = range(recipe.seed, recipe.seed + recipe.baseline.seeds)
-            found += [Contender(name, f"{name}-seed{seed}", "", None, seed=seed) for seed in seeds]
+            found += [
+                EvaluatedModel(name, f"{name}-seed{seed}", "", None, seed=seed) for seed in seeds
+            ]
         elif version := versions.get(name):
             base, revision = bases.get(name) or implied(name)
             found.append(
-                Contender(
+                EvaluatedModel(
                     name,
                     f"version-{version.number}",
                     base,
@@ -121,12 +123,12 @@ def contenders(
                     version.number,
                 )
             )
-        elif tuned := _tuned(recipe, name):
+        elif tuned := _find_tuned_checkpoints(recipe, name):
             found += [
-                Contender(name, f"{name}-{place}", *implied(name), uri) for place, uri in tuned
+                EvaluatedModel(name, f"{name}-{place}", *implied(name), uri) for place, uri in tuned
             ]
         else:
-            uri = storage.absolute(name)
+            uri = storage.absolute_uri(name)
             run, attempt = (
                 posixpath.basename(posixpath.dirname(posixpath.dirname(uri))),
                 posixpath.basename(uri),
@@ -134,16 +136,20 @@ def contenders(
             label = f"{run}-{attempt}"
             if any(other.label == label and other.checkpoint != uri for other in found):
                 label += f"-{storage.sha256(uri.encode())[:6]}"
-            found.append(Contender(name, label, *implied(name), uri))
+            found.append(EvaluatedModel(name, label, *implied(name), uri))
     return list({c.label: c for c in found}.values())
 
 
-def _tuned(recipe: Recipe, name: str) -> list[tuple[str, str]]:
+def _find_tuned_checkpoints(recipe: Recipe, name: str) -> list[tuple[str, str]]:
     """The seeds of a search's best rate as (label, checkpoint), if this run has a search of this name on the domain."""
     domain = recipe.evaluate.domain or next(iter(recipe.data.held_out), "")
     if "/" in name or not storage.exists(
         found := storage.join(
-            run_uri(storage.absolute(recipe.storage), recipe.run), "finetune", domain, name, SEARCH
+            run_uri(storage.absolute_uri(recipe.storage), recipe.run),
+            "finetune",
+            domain,
+            name,
+            SEARCH,
         )
     ):
         return []
@@ -153,7 +159,7 @@ def _tuned(recipe: Recipe, name: str) -> list[tuple[str, str]]:
     ]
 
 
-def samples_to_score(recipe: Recipe) -> tuple[Corpus, str, pa.Table]:
+def load_samples(recipe: Recipe) -> tuple[Corpus, str, pa.Table]:
     """The corpus, the domain and its samples that models are scored on, in the order of their (unsigned) ids.
 
     Raises CorpusError when the domain has none in this split, RecipeError when no domain is named.
@@ -172,58 +178,64 @@ def samples_to_score(recipe: Recipe) -> tuple[Corpus, str, pa.Table]:
         raise CorpusError(
             f"{recipe.corpus}, version {corpus.version}: domain {domain} has no {split} samples; evaluate.domain may be one of: {known}"
         )
-    samples = corpus.samples(source, split)
+    samples = corpus.read_samples(source, split)
     order = np.argsort(samples["sample_id"].to_numpy().view(np.uint64), kind="stable")[
         : recipe.evaluate.max_users
     ]
     return corpus, domain, samples.take(order)
 
 
-def compare(recipe: Recipe, registry: Registry, names: Sequence[str], say: Say) -> Comparison:
+def compare_models(
+    recipe: Recipe, registry: Registry, names: Sequence[str], say: Say
+) -> Comparison:
     """Score the models, write their artefacts, note their metrics on their versions, and compare each with the first. `say` gets lines of progress.
 
     Raises UserError for models or samples that are not there, before anything is scored.
     """
-    corpus, domain, samples = samples_to_score(recipe)
-    models = contenders(recipe, registry, names, corpus, say)
+    corpus, domain, samples = load_samples(recipe)
+    models = find_models(recipe, registry, names, corpus, say)
     for model in models:
         if model.checkpoint is not None:
             checkpoint.verify(model.checkpoint)
-    run = run_uri(storage.absolute(recipe.storage), recipe.run)
+    run = run_uri(storage.absolute_uri(recipe.storage), recipe.run)
     folder = storage.join(run, "evaluation", domain)
-    forgotten = forgetting.measure(
+    forgotten = forgetting.measure_perplexities(
         recipe, folder, models, say
     )  # first, because its text may not be there
-    tables = _predictions(recipe, folder, models, corpus, domain, samples, say)
-    results: dict[str, list[tuple[Contender, pa.Table, dict[str, Any]]]] = {}
+    tables = _load_or_predict(recipe, folder, models, corpus, domain, samples, say)
+    results: dict[str, list[tuple[EvaluatedModel, pa.Table, dict[str, Any]]]] = {}
     for model, table in zip(models, tables, strict=True):
-        result = predictions.measured(table, model.label, domain, _mode(recipe, model))
-        written = {**result, "inputs": _inputs(recipe, corpus, domain, model)}
+        result = predictions.to_metrics(table, model.label, domain, _evaluation_mode(recipe, model))
+        written = {**result, "inputs": _prediction_inputs(recipe, corpus, domain, model)}
         storage.write_text(
-            storage.join(_place(recipe, folder, model), METRICS), json.dumps(written, indent=2)
+            storage.join(_model_folder(recipe, folder, model), METRICS),
+            json.dumps(written, indent=2),
         )
         if model.version is not None and recipe.evaluate.mode == "score":
-            registry.measured(model.version, domain, result)
+            registry.log_evaluation(model.version, domain, result)
         results.setdefault(model.name, []).append((model, table, result))
     reference, *others = ([table for _, table, _ in seeds] for seeds in results.values())
     rows = [
-        Row(
+        ComparisonRow(
             name,
-            _what(seeds),
-            averaged([result for *_, result in seeds]),
+            _model_label(seeds),
+            average_metrics([result for *_, result in seeds]),
             None,
-            perplexity=_mean(forgotten, [model for model, *_ in seeds]),
+            perplexity=_mean_perplexity(forgotten, [model for model, *_ in seeds]),
         )
         for name, seeds in results.items()
     ]
     rows[1:] = [
-        _against(row, reference, tables) for row, tables in zip(rows[1:], others, strict=True)
+        _add_significance(row, reference, tables)
+        for row, tables in zip(rows[1:], others, strict=True)
     ]
     comparison = Comparison(
-        domain, recipe.evaluate.split, _corrected(run, domain, rows, _comparison(recipe))
+        domain,
+        recipe.evaluate.split,
+        _add_holm_correction(run, domain, rows, _comparison_filename(recipe)),
     )
     storage.write_text(
-        storage.join(folder, _comparison(recipe)),
+        storage.join(folder, _comparison_filename(recipe)),
         json.dumps(asdict(comparison), indent=2, allow_nan=False),
     )
     if storage.exists(storage.join(run, EVENTS)):
@@ -231,58 +243,68 @@ def compare(recipe: Recipe, registry: Registry, names: Sequence[str], say: Say) 
     return comparison
 
 
-def _what(seeds: Sequence[tuple[Contender, pa.Table, dict[str, Any]]]) -> str:
+def _model_label(seeds: Sequence[tuple[EvaluatedModel, pa.Table, dict[str, Any]]]) -> str:
     return seeds[0][0].label if len(seeds) == 1 else f"{len(seeds)} seeds"
 
 
-def _mean(texts: Mapping[str, float], seeds: Sequence[Contender]) -> float | None:
+def _mean_perplexity(
+    perplexities: Mapping[str, float], seeds: Sequence[EvaluatedModel]
+) -> float | None:
     """Mean perplexity of a model's seeds."""
-    values = [texts[model.label] for model in seeds if model.label in texts]
+    values = [perplexities[model.label] for model in seeds if model.label in perplexities]
     return float(np.mean(values)) if values else None
 
 
-def _against(row: Row, reference: Sequence[pa.Table], tables: Sequence[pa.Table]) -> Row:
+def _add_significance(
+    row: ComparisonRow, reference: Sequence[pa.Table], tables: Sequence[pa.Table]
+) -> ComparisonRow:
     """A row with its tests against the reference; each model comes as the predictions of its seeds."""
-    before, after = (np.stack([_hr1(table) for table in seeds]) for seeds in (reference, tables))
+    before, after = (
+        np.stack([_hits_at_1(table) for table in seeds]) for seeds in (reference, tables)
+    )
     mean_before, mean_after = before.mean(axis=0), after.mean(axis=0)
     over_seeds = None
     if len(after) > 1 and len(before) in (1, len(after)):
-        over_seeds = paired(np.broadcast_to(before.mean(axis=1), len(after)), after.mean(axis=1))
+        over_seeds = paired_t_test(
+            np.broadcast_to(before.mean(axis=1), len(after)), after.mean(axis=1)
+        )
     return replace(
         row,
-        against=paired(mean_before, mean_after),
-        permutation_p=permutation(mean_before, mean_after),
+        against=paired_t_test(mean_before, mean_after),
+        permutation_p=permutation_test(mean_before, mean_after),
         over_seeds=over_seeds,
     )
 
 
-def _mode(recipe: Recipe, model: Contender) -> str:
+def _evaluation_mode(recipe: Recipe, model: EvaluatedModel) -> str:
     """How a model is evaluated: a baseline can only score."""
     return "score" if model.is_baseline else recipe.evaluate.mode
 
 
-def _place(recipe: Recipe, folder: str, model: Contender) -> str:
+def _model_folder(recipe: Recipe, folder: str, model: EvaluatedModel) -> str:
     """Where a model's artefacts lie, by mode."""
-    mode = _mode(recipe, model)
+    mode = _evaluation_mode(recipe, model)
     return storage.join(folder, model.label if mode == "score" else f"{model.label}-{mode}")
 
 
-def _comparison(recipe: Recipe) -> str:
+def _comparison_filename(recipe: Recipe) -> str:
     return (
         COMPARISON if recipe.evaluate.mode == "score" else f"comparison-{recipe.evaluate.mode}.json"
     )
 
 
-def _corrected(run: str, domain: str, rows: Sequence[Row], comparison: str) -> list[Row]:
+def _add_holm_correction(
+    run: str, domain: str, rows: Sequence[ComparisonRow], filename: str
+) -> list[ComparisonRow]:
     """The rows with Holm's correction over the run's domains on which the same two models were compared."""
     place = storage.join(run, "evaluation")
     others = [
         json.loads(storage.read_text(file))
-        for d in storage.names(place)
-        if d != domain and storage.exists(file := storage.join(place, d, comparison))
+        for d in storage.list_names(place)
+        if d != domain and storage.exists(file := storage.join(place, d, filename))
     ]
 
-    def same(row: Row) -> list[float]:
+    def same(row: ComparisonRow) -> list[float]:
         pairs = [(c["rows"][0]["name"], r["name"], r["against"]) for c in others for r in c["rows"]]
         return [
             against["p"]
@@ -291,18 +313,20 @@ def _corrected(run: str, domain: str, rows: Sequence[Row], comparison: str) -> l
         ]
 
     return [
-        replace(row, holm_p=holm([row.against.p, *same(row)])[0]) if row.against else row
+        replace(row, holm_p=holm_correction([row.against.p, *same(row)])[0]) if row.against else row
         for row in rows
     ]
 
 
-def _inputs(recipe: Recipe, corpus: Corpus, domain: str, model: Contender) -> dict[str, Any]:
+def _prediction_inputs(
+    recipe: Recipe, corpus: Corpus, domain: str, model: EvaluatedModel
+) -> dict[str, Any]:
     """All that predictions depend on: equal inputs, equal predictions."""
     return {
         "base": model.base,
         "base_revision": model.revision,
         "checkpoint": model.checkpoint,
-        "baseline": baseline.place(recipe, corpus, domain, model.name, model.seed)
+        "baseline": stored_baselines.baseline_uri(recipe, corpus, domain, model.name, model.seed)
         if model.is_baseline
         else None,
         "precision": recipe.model.precision,
@@ -311,14 +335,14 @@ def _inputs(recipe: Recipe, corpus: Corpus, domain: str, model: Contender) -> di
         "corpus_version": corpus.version,
         "split": recipe.evaluate.split,
         "max_users": recipe.evaluate.max_users,
-        "mode": _mode(recipe, model),
+        "mode": _evaluation_mode(recipe, model),
     }
 
 
-def _predictions(
+def _load_or_predict(
     recipe: Recipe,
     folder: str,
-    models: Sequence[Contender],
+    models: Sequence[EvaluatedModel],
     corpus: Corpus,
     domain: str,
     samples: pa.Table,
@@ -326,42 +350,44 @@ def _predictions(
 ) -> list[pa.Table]:
     """Each model's predictions: the kept ones where their inputs are the same, else newly made and written."""
     tables = {
-        model.label: _kept(_place(recipe, folder, model), _inputs(recipe, corpus, domain, model))
+        model.label: _read_predictions(
+            _model_folder(recipe, folder, model), _prediction_inputs(recipe, corpus, domain, model)
+        )
         for model in models
     }
     missing = [model for model in models if tables[model.label] is None]
     if missing:
         workers = min(recipe.workers, len(samples))
-        with session(
+        with ray_session(
             recipe.cluster.address,
             recipe.cluster.num_cpus or workers * recipe.train.cpus_per_worker,
         ):
-            texts_on = _texts(recipe, corpus, missing)
+            texts_on = _row_encoders(recipe, corpus, missing)
             for model in missing:
                 say(f"scoring {model.label}: {len(samples):,} samples, {workers} worker(s)")
                 place, text = (
-                    _place(recipe, folder, model),
+                    _model_folder(recipe, folder, model),
                     texts_on.get((model.base, model.revision)),
                 )
                 storage.remove(
                     storage.join(place, METRICS)
                 )  # so that it never stands beside predictions that it is not of
-                if _mode(recipe, model) == "score":
-                    table = predictions.of_scores(
-                        samples, scores(recipe, model, corpus, domain, samples, workers, text)
+                if _evaluation_mode(recipe, model) == "score":
+                    table = predictions.from_scores(
+                        samples, score_model(recipe, model, corpus, domain, samples, workers, text)
                     )
                 else:
-                    table = predictions.of_texts(
+                    table = predictions.from_texts(
                         samples,
-                        texts(recipe, model, corpus, domain, samples, workers, text),
-                        corpus.titles(),
+                        generate_texts(recipe, model, corpus, domain, samples, workers, text),
+                        corpus.read_titles(),
                     )
                 storage.write_bytes(storage.join(place, PREDICTIONS), predictions.to_bytes(table))
                 tables[model.label] = table
     return [tables[model.label] for model in models]
 
 
-def _kept(folder: str, inputs: Mapping[str, Any]) -> pa.Table | None:
+def _read_predictions(folder: str, inputs: Mapping[str, Any]) -> pa.Table | None:
     """Predictions of these inputs, if there are any."""
     place = storage.join(folder, METRICS)
     if not storage.exists(place) or json.loads(storage.read_text(place)).get("inputs") != inputs:
@@ -369,16 +395,16 @@ def _kept(folder: str, inputs: Mapping[str, Any]) -> pa.Table | None:
     return predictions.from_bytes(storage.read_bytes(storage.join(folder, PREDICTIONS)))
 
 
-def _hr1(table: pa.Table) -> NDArray[np.float64]:
-    return hits(predictions.ranks_of(table), 1)
+def _hits_at_1(table: pa.Table) -> NDArray[np.float64]:
+    return hits(predictions.to_ranks(table), 1)
 
 
-def _texts(
-    recipe: Recipe, corpus: Corpus, models: Sequence[Contender]
-) -> dict[tuple[str, str | None], Text]:
+def _row_encoders(
+    recipe: Recipe, corpus: Corpus, models: Sequence[EvaluatedModel]
+) -> dict[tuple[str, str | None], RowEncoder]:
     """What language models read with, by base and revision: models on one base share one, put into the object store once. Baselines do not read."""
     read = dict.fromkeys((model.base, model.revision) for model in models if not model.is_baseline)
     return {
-        (base, revision): Text.of(corpus, base, revision, recipe.model.max_tokens)
+        (base, revision): RowEncoder.from_corpus(corpus, base, revision, recipe.model.max_tokens)
         for base, revision in read
     }

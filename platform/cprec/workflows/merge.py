@@ -8,19 +8,19 @@ from peft import PeftModel
 from cluster.errors import RunError
 from cluster.storage import exists, upload
 from cprec.config.recipe import Recipe
-from cprec.downstream.hybrid import Hybrid
-from cprec.downstream.scoring import Contender, loaded
+from cprec.downstream.hybrid import HybridModel
+from cprec.downstream.scoring import EvaluatedModel, load_model
 
 
-def export(recipe: Recipe, model: Contender, uri: str) -> None:
+def export_model(recipe: Recipe, model: EvaluatedModel, uri: str) -> None:
     """Write a model and its tokenizer to a directory or an object store, in Hugging Face's format; config.json goes last.
 
     Raises RunError where something is already, and for a hybrid model: its behaviour tokens are in no vocabulary.
     """
     if exists(uri):
         raise RunError(f"{uri}: there is something already; give another place")
-    network, tokenizer = loaded(recipe, model)
-    if isinstance(network, Hybrid):
+    network, tokenizer = load_model(recipe, model)
+    if isinstance(network, HybridModel):
         raise RunError(
             f"{model.name}: a hybrid model has a projector, which no model directory holds; export one tuned with finetune.hybrid false"
         )

@@ -7,64 +7,65 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.console import Say
 from cluster.errors import PlatformFault, RecipeError, UserError
-from cluster.say import Say
-from cluster.session import session
-from cluster.storage import absolute, exists, join, write_text
+from cluster.ray_session import ray_session
+from cluster.storage import absolute_uri, exists, join, write_text
 from corpus import build
+from corpus.ingest import plain_text
 from corpus.sampling import replay_text
 from corpus.store.tables import SAMPLES, Corpus
 from cprec.config.cli import to_yaml
 from cprec.config.recipe import Recipe
-from cprec.encode.title_tokens import words_of
+from cprec.encode.title_tokens import build_title_encoding
 from cprec.model import backbone
-from cprec.model import base as bases
+from cprec.model import base_uri as bases
 from cprec.runs import checkpoint, control_channel, run_plan
-from cprec.runs.recipe_lock import compared, settle
-from cprec.runs.records import AUDIT, EVENTS, TRACE, Lines, event, read_lines
-from cprec.runs.run_plan import Course
+from cprec.runs.recipe_lock import check_unchanged, lock
+from cprec.runs.records import AUDIT, EVENTS, TRACE, JsonLinesFile, event, read_json_lines
+from cprec.runs.run_plan import RunPlan
 from cprec.schedule.plan import Plan
 from cprec.tracking import report
 from cprec.tracking.progress import Progress
 from cprec.tracking.registry import Registry, Tracker
 from cprec.train.distributed import driver
 
-SAMPLED = 2000
+PROBED_TITLES = 2000
 """Titles with which stitching is tried before any worker starts."""
 
-PICTURE_S, PICTURE_RESTS = 60.0, 60.0
+REPORT_INTERVAL_S, REPORT_INTERVAL_RATIO = 60.0, 60.0
 """Seconds to the first picture of a run under way and between two, and at least how many times as long as it takes to make one."""
 
 
 @dataclass(frozen=True)
-class Result:
+class RunResult:
     """What a finished run left. version: the registered version of its last checkpoint; dropped: titles of histories that did not fit."""
 
     run_uri: str
-    adapter: str
-    report: str
+    adapter_uri: str
+    report_uri: str
     version: int
     audit: dict[str, Any]
-    dropped: int
+    dropped_titles: int
 
-    def tell(self, model: str, say: Say) -> None:
+    def print_summary(self, model_name: str, say: Say) -> None:
         """Say what was trained and where it is. model: name of the registered model."""
         say(
             f"audit: {self.audit['planned']:,} planned, {self.audit['missing']} missing, {self.audit['repeated']} repeated"
         )
-        if self.dropped:
+        if self.dropped_titles:
             say(
-                f"{self.dropped:,} titles of histories, the oldest, did not fit into model.max_tokens and were dropped"
+                f"{self.dropped_titles:,} titles of histories, the oldest, did not fit into model.max_tokens and were dropped"
             )
-        say(f"registered {model} version {self.version}")
-        say(f"adapter: {self.adapter}")
-        say(f"report:  {self.report}")
+        say(f"registered {model_name} version {self.version}")
+        say(f"adapter: {self.adapter_uri}")
+        say(f"report:  {self.report_uri}")
 
 
 def open_corpus(recipe: Recipe, say: Say) -> Corpus:
     """The corpus of a recipe; one of simulated shoppers is built if it is missing. Raises CorpusError when there is none."""
-    if recipe.data.format == "simulated" and not exists(join(absolute(recipe.corpus), SAMPLES)):
-        build.prepare(recipe.data, recipe.simulate, recipe.seed, recipe.corpus, say)
+    if recipe.data.format == "simulated" and not exists(join(absolute_uri(recipe.corpus), SAMPLES)):
+        build.simulate_and_build(recipe.data, recipe.simulate, recipe.seed, recipe.corpus, say)
     return Corpus.open(recipe.corpus, recipe.corpus_version)
 
 
@@ -80,8 +81,8 @@ def describe_plan(recipe: Recipe, plan: Plan) -> str:
         return said
     replayed = sum(
         n
-        for (source, _), n in plan.counts(0, wsa.stable_end).items()
-        if source.startswith(replay_text.TEXT)
+        for (source, _), n in plan.count_by_stream(0, wsa.stable_end).items()
+        if source.startswith(replay_text.TEXT_SOURCE_PREFIX)
     )
     short = (
         ""
@@ -94,112 +95,118 @@ def describe_plan(recipe: Recipe, plan: Plan) -> str:
 def preview(recipe: Recipe, allow: Collection[str], say: Say) -> None:
     """Check the inputs of a run and say what it would train, or how it would go on, without writing anything but a missing corpus of simulated
     shoppers. Raises as `pretrain` does before it begins."""
-    recipe = located(recipe)
-    run_uri = join(absolute(recipe.storage), recipe.run)
+    recipe = resolve_parent_uri(recipe)
+    run_uri = join(absolute_uri(recipe.storage), recipe.run)
     corpus = open_corpus(recipe, say)
-    course, new = run_plan.course_of(recipe, run_uri, corpus, compared(recipe, run_uri, allow))
+    course, new = run_plan.resolve_run_plan(
+        recipe, run_uri, corpus, check_unchanged(recipe, run_uri, allow)
+    )
     plan = course.plan
-    plain_text(recipe)
-    if not new and (newest := checkpoint.latest(run_uri)[0]) is not None:
+    read_plain_text(recipe)
+    if not new and (newest := checkpoint.find_latest(run_uri)[0]) is not None:
         say(f"{recipe.run} is there, trained to {newest.samples:,} samples, and would go on")
     say(describe_plan(recipe, plan))
-    for (source, version), samples in sorted(plan.counts(0, plan.samples).items()):
+    for (source, version), samples in sorted(plan.count_by_stream(0, plan.total_samples).items()):
         say(f"  {source} of corpus version {version}: {samples:,} samples")
     say(f"would run in {run_uri} with {recipe.workers} workers on {recipe.model.base}")
 
 
-def pretrain(recipe: Recipe, allow: Collection[str], say: Say) -> Result:
+def pretrain(recipe: Recipe, allow: Collection[str], say: Say) -> RunResult:
     """Train a run to the end of its plan, or go on with it. Starting a finished run again registers and reports it again, without harm.
 
     allow: keys of the recipe that may differ from the run's first start. Raises UserError for what the user can mend, PlatformFault else.
     """
-    registry = Registry.of(recipe)
-    recipe = located(recipe)
-    run_uri = join(absolute(recipe.storage), recipe.run)
+    registry = Registry.from_recipe(recipe)
+    recipe = resolve_parent_uri(recipe)
+    run_uri = join(absolute_uri(recipe.storage), recipe.run)
     corpus = open_corpus(recipe, say)
     with control_channel.claim(run_uri, recipe.run):
-        before = settle(recipe, run_uri, allow)
-        job, course, new = prepare(recipe, run_uri, corpus, before, say)
+        before = lock(recipe, run_uri, allow)
+        job, course, new = prepare_job(recipe, run_uri, corpus, before, say)
         say(describe_plan(recipe, course.plan))
         if new:
-            _note_start(job, course)
+            _record_start(job, course)
         tracker = Tracker(registry, run_uri, recipe.run)
-        tracker.params(flat(recipe))
-        train(job, course, tracker, say)
-    return finish(job, registry, tracker, say)
+        tracker.log_params(flatten_recipe(recipe))
+        run_training(job, course, tracker, say)
+    return finish_run(job, registry, tracker, say)
 
 
-def located(recipe: Recipe) -> Recipe:
+def resolve_parent_uri(recipe: Recipe) -> Recipe:
     """The recipe with its parent checkpoint at an absolute place, which workers on other nodes and the lineage need."""
     parent = recipe.continue_from
     return (
-        recipe if parent is None else recipe.model_copy(update={"continue_from": absolute(parent)})
+        recipe
+        if parent is None
+        else recipe.model_copy(update={"continue_from": absolute_uri(parent)})
     )
 
 
-def prepare(
-    recipe: Recipe, run_uri: str, corpus: Corpus, before: Recipe | None, say: Say
-) -> tuple[driver.Job, Course, bool]:
+def prepare_job(
+    recipe: Recipe, run_uri: str, corpus: Corpus, previous_recipe: Recipe | None, say: Say
+) -> tuple[driver.TrainingJob, RunPlan, bool]:
     """The checked inputs of a run, its course, and whether that is new. before: the recipe of the run's last start."""
-    plain = plain_text(recipe)
+    plain = read_plain_text(recipe)
     if (
         plain
         and recipe.schedule.replay_share
-        and replay_text.digest(plain) in {commit.metadata.get("text") for commit in corpus.commits}
+        and replay_text.text_digest(plain)
+        in {commit.metadata.get("text") for commit in corpus.commits}
     ):
         say(
             f"{recipe.evaluate.text} is also replayed: its perplexity tells what is learned of it, not what is forgotten"
         )
-    course, new = run_plan.open_course(recipe, run_uri, corpus, before)
-    base = bases.resolve(recipe, corpus, say)
+    course, new = run_plan.open_run_plan(recipe, run_uri, corpus, previous_recipe)
+    base = bases.resolve_base(recipe, corpus, say)
     if new and recipe.continue_from is not None:
-        run_plan.require_fit(recipe, base, recipe.continue_from)
+        run_plan.require_matching_adapter(recipe, base, recipe.continue_from)
     # Refuses a base without a usable tokenizer before any worker starts.
-    titles = corpus.titles()
-    if because := words_of(
-        titles[:: max(len(titles) // SAMPLED, 1)], backbone.tokenizer(base, recipe.model.revision)
-    ).because:
-        if recipe.train.inexact:
+    titles = corpus.read_titles()
+    if because := build_title_encoding(
+        titles[:: max(len(titles) // PROBED_TITLES, 1)],
+        backbone.load_tokenizer(base, recipe.model.revision),
+    ).fallback_reason:
+        if recipe.train.inexact_keys:
             raise RecipeError(
-                f"{recipe.train.inexact}: samples share tokens only where prompts can be cut at titles, but {because}"
+                f"{recipe.train.inexact_keys}: samples share tokens only where prompts can be cut at titles, but {because}"
             )
         say(f"prompts are tokenised one by one, which is slower: {because}")
-    return driver.Job(recipe, run_uri, base, corpus, plain), course, new
+    return driver.TrainingJob(recipe, run_uri, base, corpus, plain), course, new
 
 
-def plain_text(recipe: Recipe) -> str | None:
+def read_plain_text(recipe: Recipe) -> str | None:
     """The text whose perplexity is measured; None where the recipe names none. Raises RecipeError for one that is not there."""
     return (
         None
         if recipe.evaluate.text is None
-        else replay_text.read(recipe.evaluate.text, "evaluate.text")
+        else plain_text.read_plain_text(recipe.evaluate.text, "evaluate.text")
     )
 
 
-def train(job: driver.Job, course: Course, tracker: Tracker, say: Say) -> None:
+def run_training(job: driver.TrainingJob, planned_run: RunPlan, tracker: Tracker, say: Say) -> None:
     """Run the training session unless the plan is trained already; one that is held open waits for more."""
-    newest, _ = checkpoint.latest(job.run_uri)
-    plan, held = course.plan, course.hold and not course.closed
-    if newest is not None and newest.samples >= plan.samples and not held:
+    newest, _ = checkpoint.find_latest(job.run_uri)
+    plan, held = planned_run.plan, planned_run.hold and not planned_run.closed
+    if newest is not None and newest.samples >= plan.total_samples and not held:
         say(f"{job.recipe.run} is trained to the end already")
         return
     if newest is not None:
         say(f"resuming {job.recipe.run} from {newest.samples:,} samples")
-    progress, pictures = Progress(plan.samples, say), Pictures(job.run_uri, tracker, say)
+    progress, pictures = Progress(plan.total_samples, say), LiveReport(job.run_uri, tracker, say)
 
     def watch(rows: list[dict[str, Any]], measured: list[dict[str, Any]], waiting: bool) -> None:
-        progress.show(rows, measured, waiting)
+        progress.update(rows, measured, waiting)
         for row in rows:
-            tracker.metrics(measures(row), row["samples"])
+            tracker.log_metrics(step_metrics(row), row["samples"])
         for row in measured:
-            tracker.metrics({"perplexity": row["perplexity"]}, row["samples"])
+            tracker.log_metrics({"perplexity": row["perplexity"]}, row["samples"])
         if rows:
-            pictures.renew()
+            pictures.refresh()
         tracker.flush()
 
     try:
-        with session(job.recipe.cluster.address, logical_cpus(job.recipe)):
-            driver.fit(job, watch, say)
+        with ray_session(job.recipe.cluster.address, logical_cpus(job.recipe)):
+            driver.run_training(job, watch, say)
     except KeyboardInterrupt:
         tracker.finish("KILLED")
         raise
@@ -210,52 +217,58 @@ def train(job: driver.Job, course: Course, tracker: Tracker, say: Say) -> None:
         progress.close()
 
 
-class Pictures:
+class LiveReport:
     """Report and schedule picture of a run under way, made anew now and then, for MLflow to show."""
 
     def __init__(self, run_uri: str, tracker: Tracker, say: Say) -> None:
         self._run_uri, self._tracker, self._say = run_uri, tracker, say
-        self._due = time.monotonic() + PICTURE_S  # the first steps have enough to start as it is
+        self._next_refresh = (
+            time.monotonic() + REPORT_INTERVAL_S
+        )  # the first steps have enough to start as it is
 
-    def renew(self) -> None:
+    def refresh(self) -> None:
         """Make them if it is time: every PICTURE_S, or more rarely where a long run's records take long to draw.
 
         Storage that fails for a moment costs a picture, not the training.
         """
         began = time.monotonic()
-        if began < self._due:
+        if began < self._next_refresh:
             return
         try:
-            _show(self._run_uri, self._tracker)
+            _publish_report(self._run_uri, self._tracker)
         except (OSError, UserError) as error:
             self._say(f"the report was not renewed: {error}")
-        self._due = began + max(PICTURE_S, PICTURE_RESTS * (time.monotonic() - began))
+        self._next_refresh = began + max(
+            REPORT_INTERVAL_S, REPORT_INTERVAL_RATIO * (time.monotonic() - began)
+        )
 
 
-def _show(run_uri: str, tracker: Tracker) -> None:
+def _publish_report(run_uri: str, tracker: Tracker) -> None:
     for name, content in report.write(run_uri).items():
-        tracker.text(name, content)
+        tracker.log_text(name, content)
 
 
-def measures(row: Mapping[str, Any]) -> dict[str, float]:
+def step_metrics(step: Mapping[str, Any]) -> dict[str, float]:
     """What MLflow is told of a step. Useful tokens only: padding and filling are none."""
-    seconds = max(row["step_s"] + row["data_wait_s"], 1e-9)
+    seconds = max(step["step_s"] + step["data_wait_s"], 1e-9)
     rates = {
-        "tokens_per_s": row["tokens"] / seconds,
-        "data_wait_share": row["data_wait_s"] / seconds,
+        "tokens_per_s": step["tokens"] / seconds,
+        "data_wait_share": step["data_wait_s"] / seconds,
     }
     return {
-        **{name: row[name] for name in ("loss", "lr", "tflops", "memory_gb", "imbalance")},
+        **{name: step[name] for name in ("loss", "lr", "tflops", "memory_gb", "imbalance")},
         **rates,
     }
 
 
-def finish(job: driver.Job, registry: Registry, tracker: Tracker, say: Say) -> Result:
+def finish_run(
+    job: driver.TrainingJob, registry: Registry, tracker: Tracker, say: Say
+) -> RunResult:
     """Audit, report and register a trained run.
 
     Raises PlatformFault when the audit finds a sample missing or repeated; nothing is registered then.
     """
-    course = Course.read(job.run_uri)
+    course = RunPlan.read(job.run_uri)
     if course is None:
         raise PlatformFault(f"{job.run_uri}: plan.json is gone")
     audit = driver.audit_run(job, course.plan)
@@ -265,16 +278,16 @@ def finish(job: driver.Job, registry: Registry, tracker: Tracker, say: Say) -> R
         raise PlatformFault(
             f"audit: {audit['missing']} samples missing, {audit['repeated']} repeated; see {join(job.run_uri, AUDIT)}"
         )
-    uri = driver.last_checkpoint(job.run_uri)
-    dropped = report.dropped_titles(read_lines(join(job.run_uri, TRACE)))
-    _note_end(job, course, uri)
-    _show(job.run_uri, tracker)
-    tracker.text("audit.json", json.dumps(audit, indent=1))
+    uri = driver.latest_checkpoint_uri(job.run_uri)
+    dropped = report.count_dropped_titles(read_json_lines(join(job.run_uri, TRACE)))
+    _record_end(job, course, uri)
+    _publish_report(job.run_uri, tracker)
+    tracker.log_text("audit.json", json.dumps(audit, indent=1))
     tracker.flush()
     version = registry.register(uri, lineage(job, course, uri, registry), tracker.run_id)
     if (unsent := tracker.finish("FINISHED")) is not None:
         say(unsent)
-    return Result(
+    return RunResult(
         job.run_uri,
         join(uri, checkpoint.ADAPTER),
         join(job.run_uri, report.PAGE),
@@ -284,20 +297,22 @@ def finish(job: driver.Job, registry: Registry, tracker: Tracker, say: Say) -> R
     )
 
 
-def lineage(job: driver.Job, course: Course, uri: str, registry: Registry) -> dict[str, str]:
+def lineage(
+    job: driver.TrainingJob, planned_run: RunPlan, checkpoint_uri: str, registry: Registry
+) -> dict[str, str]:
     """Where a registered version comes from, as tags."""
-    parent = course.parent or ""
+    parent = planned_run.parent or ""
     versions = {v.checkpoint: str(v.number) for v in registry.versions()} if parent else {}
     return {
         "run": job.run_uri,
         "corpus": job.corpus.uri,
-        "corpus_version": str(course.version),
-        "corpus_fingerprint": course.corpus,
-        "ledger_digest": checkpoint.ledger(uri).fingerprint(),
+        "corpus_version": str(planned_run.version),
+        "corpus_fingerprint": planned_run.corpus,
+        "ledger_digest": checkpoint.read_ledger(checkpoint_uri).fingerprint(),
         "base": job.base,
         "base_revision": job.recipe.model.revision or "",
         "recipe_digest": hashlib.sha256(to_yaml(job.recipe).encode()).hexdigest()[:16],
-        "inexact": job.recipe.train.inexact,
+        "inexact": job.recipe.train.inexact_keys,
         "parent_checkpoint": parent,
         "parent_version": versions.get(parent, ""),
     }
@@ -311,7 +326,7 @@ def logical_cpus(recipe: Recipe) -> int:
     )
 
 
-def flat(recipe: Recipe) -> dict[str, object]:
+def flatten_recipe(recipe: Recipe) -> dict[str, object]:
     """The recipe as dotted keys, for MLflow's parameters."""
     out: dict[str, object] = {}
     for name, value in recipe.model_dump().items():
@@ -323,19 +338,19 @@ def flat(recipe: Recipe) -> dict[str, object]:
     return out
 
 
-def _note_start(job: driver.Job, course: Course) -> None:
+def _record_start(job: driver.TrainingJob, planned_run: RunPlan) -> None:
     """The first events of a run."""
-    lines, plan = Lines(join(job.run_uri, EVENTS)), course.plan
+    lines, plan = JsonLinesFile(join(job.run_uri, EVENTS)), planned_run.plan
     ends = {"W": plan.wsa.warmup_end, "S": plan.wsa.stable_end, "A": plan.wsa.annealing_end}
     sources: dict[str, int] = {}
-    for (source, _), n in plan.counts(0, plan.samples).items():
+    for (source, _), n in plan.count_by_stream(0, plan.total_samples).items():
         sources[source] = sources.get(source, 0) + n
-    lines.add(event("run_started", 0, run=job.recipe.run, parent=course.parent, **ends))
-    lines.add(
+    lines.append(event("run_started", 0, run=job.recipe.run, parent=planned_run.parent, **ends))
+    lines.append(
         event(
             "corpus_version_adopted",
             0,
-            version=course.version,
+            version=planned_run.version,
             sources=sources,
             S=ends["S"],
             A=ends["A"],
@@ -344,9 +359,11 @@ def _note_start(job: driver.Job, course: Course) -> None:
     lines.flush()
 
 
-def _note_end(job: driver.Job, course: Course, uri: str) -> None:
+def _record_end(job: driver.TrainingJob, planned_run: RunPlan, checkpoint_uri: str) -> None:
     """The last event of a run, once."""
-    lines = Lines(join(job.run_uri, EVENTS))
+    lines = JsonLinesFile(join(job.run_uri, EVENTS))
     if not any(e["event"] == "run_finished" for e in lines.read()):
-        lines.add(event("run_finished", course.plan.samples, checkpoint=uri))
+        lines.append(
+            event("run_finished", planned_run.plan.total_samples, checkpoint=checkpoint_uri)
+        )
         lines.flush()

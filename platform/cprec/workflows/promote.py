@@ -11,16 +11,16 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from cluster.console import Say
 from cluster.errors import RecipeError, RunError
-from cluster.say import Say
 from cluster.storage import join
 from cprec.config.recipe import GateSettings, Recipe
-from cprec.evaluate.significance import Paired
-from cprec.runs.records import EVENTS, Lines, event, read_lines
+from cprec.evaluate.significance import PairedTest
+from cprec.runs.records import EVENTS, JsonLinesFile, event, read_json_lines
 from cprec.tracking.registry import Registry
-from cprec.workflows.evaluate import compare
+from cprec.workflows.evaluate import compare_models
 
-BEFORE = "champion_before"
+PREVIOUS_CHAMPION_TAG = "champion_before"
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Decision:
 def decide(
     candidate: Mapping[str, Any],
     champion: Mapping[str, Any] | None,
-    against: Paired | None,
+    paired_test: PairedTest | None,
     gate: GateSettings,
     valid_ratio: float | None = None,
     forgetting: float | None = None,
@@ -68,30 +68,30 @@ def decide(
         if forgetting > gate.max_forgetting:
             reason = f"perplexity of the plain text is {forgetting:.1%} above the base's, more than {gate.max_forgetting:.1%} (gate.max_forgetting)"
             return Decision(False, reason, numbers)
-    if champion is None or against is None:
+    if champion is None or paired_test is None:
         return Decision(True, f"HR@1 {hr1:.4f}, and there is no champion yet", numbers)
     numbers |= {
         "champion_hr1": champion["hr"]["1"],
-        "difference": against.difference,
-        "p": against.p,
+        "difference": paired_test.difference,
+        "p": paired_test.p,
     }
-    shown = f"HR@1 {hr1:.4f} against the champion's {champion['hr']['1']:.4f} (p = {against.p:.3g}, n = {against.n})"
-    if fallen := _fallen(candidate, champion, gate.max_slice_drop):
+    shown = f"HR@1 {hr1:.4f} against the champion's {champion['hr']['1']:.4f} (p = {paired_test.p:.3g}, n = {paired_test.n})"
+    if fallen := _find_worst_slice_drop(candidate, champion, gate.max_slice_drop):
         name, before, after = fallen
         return Decision(
             False,
             f"{shown}, but {name} histories fell from {before:.4f} to {after:.4f}, by more than {gate.max_slice_drop} (gate.max_slice_drop)",
             {**numbers, f"{name}_hr1": after, f"champion_{name}_hr1": before},
         )
-    if against.p >= gate.alpha:
+    if paired_test.p >= gate.alpha:
         return Decision(True, f"{shown}: no worse, as far as these samples can tell", numbers)
-    if against.difference < 0:
+    if paired_test.difference < 0:
         return Decision(False, f"{shown}: worse at the level {gate.alpha:g} (gate.alpha)", numbers)
     return Decision(True, f"{shown}: better", numbers)
 
 
-def _fallen(
-    candidate: Mapping[str, Any], champion: Mapping[str, Any], most: float | None
+def _find_worst_slice_drop(
+    candidate: Mapping[str, Any], champion: Mapping[str, Any], max_drop: float | None
 ) -> tuple[str, float, float] | None:
     """The slice that lost most HR@1, as (name, before, after), if it lost more than it may. An empty slice loses nothing."""
     pairs = (
@@ -99,7 +99,7 @@ def _fallen(
             (name, champion["slices"][name]["hr"]["1"], of["hr"]["1"])
             for name, of in candidate["slices"].items()
         ]
-        if most is not None
+        if max_drop is not None
         else []
     )
     worst = max(
@@ -107,7 +107,7 @@ def _fallen(
         key=lambda pair: pair[1] - pair[2],
         default=None,
     )
-    return worst if worst and most is not None and worst[1] - worst[2] > most else None
+    return worst if worst and max_drop is not None and worst[1] - worst[2] > max_drop else None
 
 
 def promote(recipe: Recipe, registry: Registry, say: Say) -> tuple[int, Decision]:
@@ -118,7 +118,10 @@ def promote(recipe: Recipe, registry: Registry, say: Say) -> tuple[int, Decision
     recipe = recipe.model_copy(
         update={"evaluate": recipe.evaluate.model_copy(update={"mode": "score"})}
     )
-    candidate, champion = registry.alias("candidate"), registry.alias("champion")
+    candidate, champion = (
+        registry.version_by_alias("candidate"),
+        registry.version_by_alias("champion"),
+    )
     if candidate is None:
         raise RunError(f"model {registry.model} has no candidate; run jobs/cpt.py")
     if champion is not None and champion.number == candidate.number:
@@ -127,9 +130,9 @@ def promote(recipe: Recipe, registry: Registry, say: Say) -> tuple[int, Decision
         )
     forgetting = None
     if recipe.gate.max_forgetting is not None:
-        base, own = compare(recipe, registry, ["base", str(candidate.number)], say).rows
-        forgetting = _risen(base.perplexity, own.perplexity)
-    comparison = compare(
+        base, own = compare_models(recipe, registry, ["base", str(candidate.number)], say).rows
+        forgetting = _relative_increase(base.perplexity, own.perplexity)
+    comparison = compare_models(
         recipe, registry, [str(v.number) for v in (champion, candidate) if v is not None], say
     )
     own = comparison.rows[-1]
@@ -139,7 +142,7 @@ def promote(recipe: Recipe, registry: Registry, say: Say) -> tuple[int, Decision
             update={"evaluate": recipe.evaluate.model_copy(update={"mode": "generate"})}
         )
         valid_ratio = (
-            compare(generating, registry, [str(candidate.number)], say)
+            compare_models(generating, registry, [str(candidate.number)], say)
             .rows[0]
             .metrics["valid_ratio"]["exact"]
         )
@@ -152,12 +155,12 @@ def promote(recipe: Recipe, registry: Registry, say: Say) -> tuple[int, Decision
         forgetting,
     )
     if decision.promote:
-        crown(registry, candidate.number)
-    note(registry, candidate.number, decision)
+        set_champion(registry, candidate.number)
+    record_decision(registry, candidate.number, decision)
     return candidate.number, decision
 
 
-def _risen(before: float | None, after: float | None) -> float:
+def _relative_increase(before: float | None, after: float | None) -> float:
     """By what share a perplexity is above another. Raises RecipeError without a text to measure it on."""
     if before is None or after is None:
         raise RecipeError(
@@ -166,42 +169,47 @@ def _risen(before: float | None, after: float | None) -> float:
     return after / before - 1
 
 
-def crown(registry: Registry, number: int) -> None:
+def set_champion(registry: Registry, number: int) -> None:
     """Make a version the champion, and the champion the previous one. Safe to repeat after an interruption: what serves changes last."""
-    champion = registry.alias("champion")
+    champion = registry.version_by_alias("champion")
     if champion is not None and champion.number != number:
-        registry.tag(number, {BEFORE: str(champion.number)})
-        registry.point("previous", champion.number)
-    registry.point("champion", number)
+        registry.set_tags(number, {PREVIOUS_CHAMPION_TAG: str(champion.number)})
+        registry.set_alias("previous", champion.number)
+    registry.set_alias("champion", number)
 
 
 def roll_back(registry: Registry) -> tuple[int, Decision]:
     """Make the previous champion the champion again. Returns its version and the decision. Raises RunError when there is none before it."""
-    champion, previous = registry.alias("champion"), registry.alias("previous")
+    champion, previous = (
+        registry.version_by_alias("champion"),
+        registry.version_by_alias("previous"),
+    )
     if champion is None or previous is None:
         raise RunError(
             f"model {registry.model} has no champion before the present one; versions: {[v.number for v in registry.versions()]}"
         )
-    before = previous.tags.get(BEFORE)
-    registry.point("champion", previous.number)
-    registry.point("previous", int(before) if before else None)
+    before = previous.tags.get(PREVIOUS_CHAMPION_TAG)
+    registry.set_alias("champion", previous.number)
+    registry.set_alias("previous", int(before) if before else None)
     decision = Decision(True, f"rolled back from version {champion.number}")
-    note(registry, previous.number, decision)
-    note(registry, champion.number, Decision(False, f"rolled back to version {previous.number}"))
+    record_decision(registry, previous.number, decision)
+    record_decision(
+        registry, champion.number, Decision(False, f"rolled back to version {previous.number}")
+    )
     return previous.number, decision
 
 
-def note(registry: Registry, number: int, decision: Decision) -> None:
+def record_decision(registry: Registry, number: int, decision: Decision) -> None:
     """Keep a decision as a tag of the version (earlier ones stay), and among the events of the run that it is from."""
-    registry.tag(
+    registry.set_tags(
         number, {f"decision.{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}": json.dumps(asdict(decision))}
     )
     run = posixpath.dirname(posixpath.dirname(registry.version(number).checkpoint))
-    past = read_lines(events := join(run, EVENTS))
+    past = read_json_lines(events := join(run, EVENTS))
     # The file has one writer: while a run goes on, that is the run, and the tag has to do.
     if past and past[-1]["event"] in ("run_finished", "promotion_decided"):
-        lines = Lines(events)
-        lines.add(
+        lines = JsonLinesFile(events)
+        lines.append(
             event(
                 "promotion_decided",
                 past[-1]["samples"],

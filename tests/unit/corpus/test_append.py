@@ -12,19 +12,19 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from tests.unit.corpus.sampling.test_samples import DOMAINS, ITEMS, name, rules
 
-from cluster.errors import CorpusError, DataError, Overtaken
+from cluster.errors import CommitConflictError, CorpusError, DataError
 from corpus import append as appending
 from corpus.append import append, append_text, preview, preview_text
 from corpus.build import build
-from corpus.local.make_samples import make
-from corpus.sampling.encoded_interactions import Coded, as_new
-from corpus.sampling.samples import Samples, samples_of
+from corpus.local.sample_files import write_sample_files
+from corpus.sampling.encoded_interactions import EncodedInteractions, mark_as_new
+from corpus.sampling.samples import Samples, build_samples
 from corpus.settings import DataSettings
 from corpus.store import delta
 from corpus.store.tables import Corpus
 from tests.unit.corpus import brute
+from tests.unit.corpus.sampling.test_samples import DOMAINS, ITEMS, name, rules
 from tests.unit.corpus.worlds import (
     Row,
     all_kept,
@@ -113,18 +113,22 @@ def in_turn(
     """Make the versions one after the other, each from what those before it kept and the users that it brings."""
     there = frame({domain: [] for domain in DOMAINS}, ITEMS)
     for number, version in enumerate(versions):
-        new = as_new(frame({domain: version.get(domain, []) for domain in DOMAINS}, ITEMS), number)
+        new = mark_as_new(
+            frame({domain: version.get(domain, []) for domain in DOMAINS}, ITEMS), number
+        )
         found = pl.concat(
             [new, there.join(new.select("user_id").unique(), on="user_id", how="semi")]
         )
-        made = samples_of(
-            Coded.of(found.sample(fraction=1.0, shuffle=True, seed=number)),
+        made = build_samples(
+            EncodedInteractions.from_frame(found.sample(fraction=1.0, shuffle=True, seed=number)),
             catalogue(DOMAINS, ITEMS),
             data,
             seed=3,
         )
         came = (
-            pl.DataFrame(made.kept).drop("user_hash").with_columns(version=pl.lit(number, pl.Int32))
+            pl.DataFrame(made.new_interactions)
+            .drop("user_hash")
+            .with_columns(version=pl.lit(number, pl.Int32))
         )
         there = pl.concat([there, came.select(there.columns)])
         yield made
@@ -174,7 +178,7 @@ def test_what_is_held_out_once_is_in_no_training_sample_of_any_version(
     for made in in_turn(versions, data):
         out |= {
             (r["user_id"], r["item_id"], r["timestamp"])
-            for r in made.kept.to_pylist()
+            for r in made.new_interactions.to_pylist()
             if r["split"] > 0
         }
         for (source, split), table in made.tables.items():
@@ -211,7 +215,7 @@ def more(tmp_path: Path, world: Mapping[str, Sequence[Row]], **changes: object) 
 def rows_of(corpus: Corpus, version: int) -> dict[tuple[str, str], list[dict[str, object]]]:
     return {
         (stream.source, split): [
-            row for file in stream.files for row in delta.open_parquet(file.path).read().to_pylist()
+            row for file in stream.files for row in delta.open_parquet(file.uri).read().to_pylist()
         ]
         for split in ("train", "validation", "test")
         for stream in corpus.streams(split)
@@ -233,8 +237,8 @@ def test_a_new_domain_adds_streams_and_rewrites_nothing(corpus: Corpus, tmp_path
     assert Path(corpus.uri, "samples/_delta_log/00000000000000000000.json").read_bytes() == log
     assert Corpus.open(corpus.uri, 0).streams() == corpus.streams()
     assert {s.source: s.rows for s in grown.streams("test") if s.version == 1} == {"domain/D": 40}
-    titles = grown.titles()
-    assert titles[: len(corpus.titles())] == corpus.titles()
+    titles = grown.read_titles()
+    assert titles[: len(corpus.read_titles())] == corpus.read_titles()
     for row in rows_of(grown, 1)["domain/D", "train"]:
         assert all(titles[c].startswith("Item D") for c in row["candidates"])  # type: ignore[attr-defined]
     found = grown.statistics()
@@ -386,7 +390,7 @@ def test_items_of_an_append_have_titles_distinct_from_those_there(
         write_root(tmp_path / "more", world, {"A77": "item a00"}), domains=("A",), held_out=()
     )
     grown = append(data, 0, corpus.uri, print)
-    assert grown.titles()[-1] == "item a00 (2)"
+    assert grown.read_titles()[-1] == "item a00 (2)"
     assert grown.statistics()["domains"]["A"]["items"] == 31
     assert grown.statistics()["dropped"]["title_made_distinct"] == 1
 
@@ -455,14 +459,14 @@ def test_an_append_killed_before_its_commit_shows_nothing_and_is_completed(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("corpus.local.append.make", killed)
+        patch.setattr("corpus.local.append.write_sample_files", killed)
         with pytest.raises(Killed):
             append(data, 0, corpus.uri, print)
     assert Corpus.open(corpus.uri) == corpus
-    assert corpus.titles() == Corpus.open(corpus.uri).titles()
+    assert corpus.read_titles() == Corpus.open(corpus.uri).read_titles()
     again = append(data, 0, corpus.uri, print)
     assert rows_of(again, 1) == rows_of(clean, 1)
-    assert again.titles() == clean.titles()
+    assert again.read_titles() == clean.read_titles()
 
 
 def test_one_that_is_overtaken_builds_on_the_other(
@@ -473,14 +477,14 @@ def test_one_that_is_overtaken_builds_on_the_other(
     other = more(tmp_path / "other", shop(("E",), seed=6))
 
     def slow(*arguments: object) -> object:
-        made = make(*arguments)  # type: ignore[arg-type]
+        made = write_sample_files(*arguments)  # type: ignore[arg-type]
         with monkeypatch.context() as patch:
-            patch.setattr("corpus.local.append.make", make)
+            patch.setattr("corpus.local.append.write_sample_files", write_sample_files)
             append(other, 0, corpus.uri, print)
-        monkeypatch.setattr("corpus.local.append.make", make)
+        monkeypatch.setattr("corpus.local.append.write_sample_files", write_sample_files)
         return made
 
-    monkeypatch.setattr("corpus.local.append.make", slow)
+    monkeypatch.setattr("corpus.local.append.write_sample_files", slow)
     grown = append(more(tmp_path, shop(("D",), seed=5)), 0, corpus.uri, said.append)
     assert grown.version == 2
     assert any("another process made version 1 in the meantime" in line for line in said)
@@ -488,7 +492,7 @@ def test_one_that_is_overtaken_builds_on_the_other(
     assert {s.source for s in grown.streams() if s.version == 2} == {"domain/D", "mixed"}
     ids = np.concatenate(
         [
-            grown.samples(source, "train")["sample_id"].to_numpy()
+            grown.read_samples(source, "train")["sample_id"].to_numpy()
             for source in {s.source for s in grown.streams()}
         ]
     )
@@ -499,11 +503,12 @@ def test_one_that_is_always_overtaken_is_told_to_try_again(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def overtaken(*_: object, **__: object) -> None:
-        raise Overtaken("another process was faster")
+        raise CommitConflictError("another process was faster")
 
-    monkeypatch.setattr("corpus.build.land", overtaken)
-    monkeypatch.setattr(appending, "ATTEMPTS", 2)
+    monkeypatch.setattr("corpus.build.commit_version", overtaken)
+    monkeypatch.setattr(appending, "MAX_ATTEMPTS", 2)
     with pytest.raises(
-        Overtaken, match="other processes committed 2 times in the meantime; start the append again"
+        CommitConflictError,
+        match="other processes committed 2 times in the meantime; start the append again",
     ):
         append(more(tmp_path, shop(("D",), seed=5)), 0, corpus.uri, print)

@@ -11,8 +11,9 @@ import pytest
 from deltalake import DeltaTable
 
 from cluster.errors import CorpusError, DataError
+from corpus.backend import UncommittedSamples
 from corpus.build import build, fingerprint, rules
-from corpus.local.make_samples import Made, make
+from corpus.local.sample_files import write_sample_files
 from corpus.store import statistics, tables
 from corpus.store.tables import Corpus, file_count, file_numbers, read_rows
 from tests.unit.corpus.worlds import Row, settings, shop, write_root
@@ -54,7 +55,7 @@ def test_rows_are_in_the_order_of_their_unsigned_ids(corpus: Corpus) -> None:
 
 def test_any_range_of_rows_is_that_of_the_whole(corpus: Corpus) -> None:
     stream = pickle.loads(pickle.dumps(corpus.streams()[0]))
-    whole = corpus.samples("domain/A", "train")
+    whole = corpus.read_samples("domain/A", "train")
     for start, stop in [
         (0, 0),
         (0, 1),
@@ -70,13 +71,13 @@ def test_any_range_of_rows_is_that_of_the_whole(corpus: Corpus) -> None:
 def test_ranges_across_files_and_row_groups(
     root: Path, tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tables, "FILE_ROWS", 32)
-    monkeypatch.setattr("corpus.store.delta.ROW_GROUP", 8)
+    monkeypatch.setattr(tables, "TARGET_FILE_ROWS", 32)
+    monkeypatch.setattr("corpus.store.delta.MIN_ROW_GROUP_ROWS", 8)
     split = build(settings(root), 0, str(tmp_path), print)
     stream = split.streams()[0]
     assert len(stream.files) == 4
-    whole = corpus.samples("domain/A", "train")
-    assert split.samples("domain/A", "train").equals(whole)
+    whole = corpus.read_samples("domain/A", "train")
+    assert split.read_samples("domain/A", "train").equals(whole)
     assert all(read_rows(stream, i, i + 41).equals(whole.slice(i, 41)) for i in range(0, 79, 3))
 
 
@@ -95,12 +96,12 @@ def test_files_are_equal_ranges_of_ids() -> None:
 
 
 def test_titles_lie_at_their_index(corpus: Corpus) -> None:
-    items = corpus.items().to_pylist()
+    items = corpus.read_items().to_pylist()
     assert [item["item_index"] for item in items] == list(range(len(items)))
     assert [(item["domain"], item["item_id"]) for item in items] == sorted(
         (item["domain"], item["item_id"]) for item in items
     )
-    assert corpus.titles() == [f"Item {item['item_id']}" for item in items]
+    assert corpus.read_titles() == [f"Item {item['item_id']}" for item in items]
 
 
 def test_the_tables_are_plain_delta(corpus: Corpus) -> None:
@@ -108,8 +109,10 @@ def test_the_tables_are_plain_delta(corpus: Corpus) -> None:
     assert found.num_rows == sum(
         s.rows for split in ("train", "validation", "test") for s in corpus.streams(split)
     )
-    assert set(found.column_names) == set(tables.TABLE_SCHEMA.names)
-    assert DeltaTable(f"{corpus.uri}/items").to_pyarrow_table().num_rows == len(corpus.titles())
+    assert set(found.column_names) == set(tables.SAMPLES_TABLE_SCHEMA.names)
+    assert DeltaTable(f"{corpus.uri}/items").to_pyarrow_table().num_rows == len(
+        corpus.read_titles()
+    )
     assert DeltaTable(f"{corpus.uri}/samples").metadata().partition_columns == ["source", "split"]
 
 
@@ -127,9 +130,9 @@ def test_statistics(corpus: Corpus) -> None:
         "held_out": False,
     }
     assert found["domains"]["C"]["held_out"]
-    assert found["mixed"]["samples"] == corpus.samples("mixed", "train").num_rows > 0
+    assert found["mixed"]["samples"] == corpus.read_samples("mixed", "train").num_rows > 0
     assert found["dropped"]["short_history"] == 3 * 3 * 40
-    assert statistics.table(found).row_count == 4
+    assert statistics.console_table(found).row_count == 4
 
 
 def test_the_same_build_again_is_the_same_corpus_and_heals_statistics(
@@ -210,7 +213,7 @@ def test_a_build_killed_before_its_commit_shows_nothing_and_is_completed(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("corpus.local.make_samples.make", killed)
+        patch.setattr("corpus.local.sample_files.write_sample_files", killed)
         with pytest.raises(Killed):
             build(settings(root, **killed_recipe), 0, str(tmp_path), print)
     with pytest.raises(CorpusError, match="no corpus here"):
@@ -219,22 +222,22 @@ def test_a_build_killed_before_its_commit_shows_nothing_and_is_completed(
     assert [(s.source, s.rows) for s in again.streams()] == [
         (s.source, s.rows) for s in corpus.streams()
     ]
-    assert again.samples("mixed", "train").equals(corpus.samples("mixed", "train"))
-    assert again.titles() == corpus.titles()
+    assert again.read_samples("mixed", "train").equals(corpus.read_samples("mixed", "train"))
+    assert again.read_titles() == corpus.read_titles()
 
 
 def test_a_commit_by_another_process_in_the_meantime_is_told(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
 
-    def slow(*arguments: object) -> Made:
-        made = make(*arguments)  # type: ignore[arg-type]
+    def slow(*arguments: object) -> UncommittedSamples:
+        made = write_sample_files(*arguments)  # type: ignore[arg-type]
         with monkeypatch.context() as patch:
-            patch.setattr("corpus.local.make_samples.make", make)
+            patch.setattr("corpus.local.sample_files.write_sample_files", write_sample_files)
             build(settings(root), 0, str(tmp_path), print)
         return made
 
-    monkeypatch.setattr("corpus.local.make_samples.make", slow)
+    monkeypatch.setattr("corpus.local.sample_files.write_sample_files", slow)
     with pytest.raises(CorpusError, match="another process made version 0 in the meantime"):
         build(settings(root), 0, str(tmp_path), print)
     assert Corpus.open(str(tmp_path)).version == 0
@@ -248,14 +251,14 @@ def test_opening_what_is_not_there(corpus: Corpus, tmp_path: Path) -> None:
     with pytest.raises(
         CorpusError, match=r"has no source domain/Z; it has domain/A, domain/B, downstream/C, mixed"
     ):
-        corpus.samples("domain/Z", "train")
+        corpus.read_samples("domain/Z", "train")
 
 
 @pytest.mark.parametrize("fault", ["flipped", "truncated", "missing"])
 def test_a_damaged_file_is_named(corpus: Corpus, tmp_path: Path, fault: str) -> None:
     shutil.copytree(corpus.uri, tmp_path / "copy")
     stream = Corpus.open(str(tmp_path / "copy")).streams()[0]
-    file = Path(stream.files[0].path)
+    file = Path(stream.files[0].uri)
     content = bytearray(file.read_bytes())
     content[200] ^= 1
     if fault == "missing":
@@ -310,7 +313,7 @@ def test_equal_titles_are_made_distinct_within_a_domain_and_counted(tmp_path: Pa
     )
     corpus = build(settings(root), 0, str(tmp_path / "corpus"), print)
     titles = (
-        pl.DataFrame(corpus.items())
+        pl.DataFrame(corpus.read_items())
         .filter(pl.col("item_id").is_in(["A00", "A01", "B00"]))
         .sort("item_id")["title"]
         .to_list()

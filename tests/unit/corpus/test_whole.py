@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from cluster.errors import DataError
 from corpus.build import build
-from corpus.inspect.inspection import inspect
-from corpus.inspect.leakage import SOUND
+from corpus.inspect.inspection import inspect_corpus
+from corpus.inspect.leakage import LEAK_CHECKS
 from corpus.sampling.sequences import SPLITS
 from corpus.settings import DataSettings
 from tests.unit.corpus import brute
@@ -68,7 +68,7 @@ def test_a_build_is_what_the_slow_reading_says(
     corpus = build(data, seed, str(place / "corpus"), print)
     wanted, dropped = brute.samples_of(cores, data)
 
-    items = corpus.items().to_pylist()
+    items = corpus.read_items().to_pylist()
     assert sorted((of["domain"], of["item_id"]) for of in items) == sorted(
         {(domain, item) for domain, rows in cores.items() for _, item, _ in rows}
     )
@@ -76,7 +76,7 @@ def test_a_build_is_what_the_slow_reading_says(
     found: dict[tuple[str, str], Counter[tuple[object, ...]]] = {}
     for split in SPLITS:
         for stream in corpus.streams(split):
-            for row in corpus.samples(stream.source, split).to_pylist():
+            for row in corpus.read_samples(stream.source, split).to_pylist():
                 history, target = (
                     tuple(names[i] for i in row["history"]),
                     names[row["candidates"][row["target"]]],
@@ -113,8 +113,8 @@ def test_a_build_is_what_the_slow_reading_says(
         + dropped
     )
     assert told["dropped"] == {reason: count for reason, count in reasons.items() if count}
-    leaks = inspect(corpus).leaks
-    assert {name: leaks[name] for name in SOUND} == dict.fromkeys(SOUND, 0)
+    leaks = inspect_corpus(corpus).leak_counts
+    assert {name: leaks[name] for name in LEAK_CHECKS} == dict.fromkeys(LEAK_CHECKS, 0)
 
 
 def _write(place: Path, domain: str, rows: list[Row], seed: int) -> None:

@@ -11,13 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
-from cluster.say import Say
+from cluster.console import Say
 from corpus.append import append
 from corpus.build import build
-from corpus.ingest import interactions, reading
-from corpus.ingest.interactions import Behaviours
-from corpus.ingest.reading import Items
-from corpus.sampling.encoded_interactions import as_new
+from corpus.ingest import cleaning, raw_data
+from corpus.ingest.cleaning import UsableInteractions
+from corpus.ingest.raw_data import DomainItems
+from corpus.sampling.encoded_interactions import mark_as_new
 from corpus.settings import DataSettings
 from corpus.store import delta, stored_interactions
 from corpus.store.tables import Corpus
@@ -74,7 +74,7 @@ def frame(world: Mapping[str, Sequence[Row]], items: int) -> pl.DataFrame:
         "item_index": pl.Int64,
         "timestamp": pl.Int64,
     }
-    return as_new(pl.DataFrame(rows, schema=schema, orient="row"), 0)
+    return mark_as_new(pl.DataFrame(rows, schema=schema, orient="row"), 0)
 
 
 def shop(
@@ -121,8 +121,8 @@ def write_parquet(path: Path, columns: Mapping[str, Sequence[object]]) -> None:
 class Domain:
     """A domain of a data root, read and cleaned as a build does."""
 
-    behaviours: Behaviours
-    items: Items
+    behaviours: UsableInteractions
+    items: DomainItems
 
     def rows(self) -> list[Row]:
         """Interactions by names."""
@@ -133,7 +133,7 @@ class Domain:
         user, item, timestamp = self.behaviours.interactions.select(
             "user", "item", "timestamp"
         ).get_columns()
-        names = self.behaviours.users.gather(user), self.behaviours.item_ids.gather(item)
+        names = self.behaviours.user_ids.gather(user), self.behaviours.item_ids.gather(item)
         return pl.DataFrame({"user_id": names[0], "item_id": names[1], "timestamp": timestamp})
 
     def titles(self) -> list[tuple[str, str]]:
@@ -142,7 +142,7 @@ class Domain:
 
     def left_out(self) -> Counter[str]:
         """What was left out, by reason."""
-        return +(self.behaviours.left_out + self.items.left_out)
+        return +(self.behaviours.dropped_and_quarantined + self.items.dropped_and_quarantined)
 
     def quarantined(self) -> list[str]:
         """What is told of rows that cannot be used."""
@@ -151,17 +151,19 @@ class Domain:
 
 def domain(data: DataSettings, name: str, say: Say = print) -> Domain:
     """Read one domain of a data root."""
-    there, items = reading.read(data, name, say)
-    return Domain(interactions.cleaned(name, there, items.titles["item_id"], data), items)
+    there, items = raw_data.read_domain(data, name, say)
+    return Domain(cleaning.clean_interactions(name, there, items.titles["item_id"], data), items)
 
 
 def all_kept(corpus: Corpus) -> pl.DataFrame:
     """All kept interactions of a corpus, by names."""
     users = [
-        pl.Series(delta.open_parquet(file.path).read(["user_id"])["user_id"])
-        for file in stored_interactions.files(corpus)
+        pl.Series(delta.open_parquet(file.uri).read(["user_id"])["user_id"])
+        for file in stored_interactions.list_files(corpus)
     ]
-    return stored_interactions.of_users(corpus, pl.concat(users).unique(), {}).named()
+    return stored_interactions.read_user_interactions(
+        corpus, pl.concat(users).unique(), {}
+    ).to_frame()
 
 
 def settings(root: Path | str = "", **changes: object) -> DataSettings:

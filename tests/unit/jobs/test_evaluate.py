@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from cprec.evaluate.metrics import metrics, ranks
-from cprec.evaluate.significance import paired
-from cprec.workflows.evaluate import Comparison, Row
+from cprec.evaluate.metrics import compute_metrics, compute_ranks
+from cprec.evaluate.significance import paired_t_test
+from cprec.workflows.evaluate import Comparison, ComparisonRow
 from tests.integration import jobs
 
 
@@ -20,7 +20,7 @@ from tests.integration import jobs
 def table(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The job's own function."""
     monkeypatch.syspath_prepend(str(jobs.ROOT / "jobs"))
-    return runpy.run_path(str(jobs.ROOT / "jobs" / "evaluate.py"))["table"]
+    return runpy.run_path(str(jobs.ROOT / "jobs" / "evaluate.py"))["comparison_table"]
 
 
 def shown(table: Any, perplexity: float | None) -> str:
@@ -30,19 +30,19 @@ def shown(table: Any, perplexity: float | None) -> str:
     for name, model, lead in (("base", "base", 0.0), ("candidate", "version-12", 1.0)):
         scores = rng.normal(size=(50_546, 20))
         scores[:, 0] += lead
-        found = ranks(scores, np.zeros(len(scores), dtype=int))
+        found = compute_ranks(scores, np.zeros(len(scores), dtype=int))
         rows.append(
-            Row(
+            ComparisonRow(
                 name,
                 model,
-                metrics(model, "Video_Games", found, np.full(len(scores), 10)),
+                compute_metrics(model, "Video_Games", found, np.full(len(scores), 10)),
                 None,
                 perplexity=perplexity,
             )
         )
-    against = paired(rng.random(500), rng.random(500) + 0.25)
+    against = paired_t_test(rng.random(500), rng.random(500) + 0.25)
     rows[1] = replace(
-        rows[1], against=against, over_seeds=paired(np.zeros(3), np.array([0.1, 0.11, 0.12]))
+        rows[1], against=against, over_seeds=paired_t_test(np.zeros(3), np.array([0.1, 0.11, 0.12]))
     )
     page = io.StringIO()
     Console(file=page, width=80).print(table(Comparison("Video_Games", "test", rows), 0.05))

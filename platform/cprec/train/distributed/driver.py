@@ -17,41 +17,41 @@ import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from cluster.console import Say
 from cluster.errors import PlatformFault, UserError
-from cluster.say import Say
 from cluster.storage import join
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
 from cprec.runs import checkpoint
 from cprec.runs.audit import audit
 from cprec.runs.control_channel import Owner
-from cprec.runs.records import TRACE, read_lines
+from cprec.runs.records import TRACE, read_json_lines
 from cprec.schedule.plan import Plan
-from cprec.stream.segments import read_positions, streams_of
-from cprec.stream.token_sharing import Sharing
+from cprec.stream.segments import read_plan_rows, streams_by_key
+from cprec.stream.token_sharing import TokenSharing
 from cprec.train.distributed import controller_actor
 
-Watch = Callable[[list[dict[str, Any]], list[dict[str, Any]], bool], None]
+ProgressCallback = Callable[[list[dict[str, Any]], list[dict[str, Any]], bool], None]
 """Told now and then, on the driver, of new trace rows and perplexities (events), and whether the run waits for new samples."""
 
 POLL_S = 1.0
 
-TEXT_CHARACTERS = 1 << 19
+MAX_TEXT_CHARACTERS = 1 << 19
 """Of the text whose perplexity is measured, what is sent to the workers: more than the tokens that they measure (train.monitor)."""
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingJob:
     """Everything that a training run needs, checked. base: what workers load; text: whose perplexity is measured on the way."""
 
     recipe: Recipe
     run_uri: str
     base: str
     corpus: Corpus
-    text: str | None = None
+    perplexity_text: str | None = None
 
 
-def fit(job: Job, watch: Watch, say: Say) -> None:
+def run_training(job: TrainingJob, on_progress: ProgressCallback, say: Say) -> None:
     """Train what is left of the plan, inside a Ray session. Returns when the last checkpoint is complete.
 
     Ctrl-C saves a checkpoint and then raises KeyboardInterrupt; the second one raises it at once.
@@ -60,29 +60,31 @@ def fit(job: Job, watch: Watch, say: Say) -> None:
     """
     recipe = job.recipe
     schedule, train = recipe.schedule, recipe.train
-    settings = controller_actor.Settings(
+    settings = controller_actor.ControllerSettings(
         run=recipe.run,
         run_uri=job.run_uri,
-        corpus=job.corpus.uri,
+        corpus_uri=job.corpus.uri,
         base=job.base,
         revision=recipe.model.revision,
         max_tokens=recipe.model.max_tokens,
-        sharing=Sharing(train.targets_per_pass, train.shared_candidates),
-        batch=train.global_batch,
-        segment=schedule.segment_samples,
-        poll=schedule.poll_samples,
-        cap=train.max_samples,
-        replay_share=schedule.replay_share,
+        token_sharing=TokenSharing(train.targets_per_pass, train.shared_candidates),
+        global_batch_size=train.global_batch,
+        segment_samples=schedule.segment_samples,
+        poll_samples=schedule.poll_samples,
+        max_domain_samples=train.max_samples,
+        replay_fraction=schedule.replay_share,
     )
-    controller = controller_actor.start(settings, Owner.me())
+    controller = controller_actor.start_controller(settings, Owner.this_process())
     trainer = TorchTrainer(
-        _work,
+        _run_worker,
         train_loop_config={
             "recipe": json.loads(recipe.model_dump_json()),
             "run_uri": job.run_uri,
             "base": job.base,
             "controller": controller,
-            "text": None if job.text is None else job.text[:TEXT_CHARACTERS],
+            "text": None
+            if job.perplexity_text is None
+            else job.perplexity_text[:MAX_TEXT_CHARACTERS],
         },
         scaling_config=ScalingConfig(
             num_workers=recipe.workers,
@@ -101,25 +103,27 @@ def fit(job: Job, watch: Watch, say: Say) -> None:
         torch_config=TorchConfig(backend="nccl" if recipe.train.gpus_per_worker else "gloo"),
     )
     try:
-        _follow(trainer, controller, watch, say)
+        _train_and_poll(trainer, controller, on_progress, say)
         if (failure := ray.get(controller.failure.remote(), timeout=60)) is not None:
             raise failure
     except TrainingFailedError as error:
-        raise _cause(error) from error
+        raise _training_error(error) from error
     finally:
         # A dead controller must not hide what it died of; its state goes stale by itself.
         with suppress(ray.exceptions.RayError):
-            ray.get(controller.end.remote(), timeout=60)
+            ray.get(controller.end_run.remote(), timeout=60)
 
 
-def _work(config: dict[str, Any]) -> None:
+def _run_worker(config: dict[str, Any]) -> None:
     """A worker's part. Its imports are its own: PEFT, DeepSpeed and a model's code are seconds that the driver need not wait for."""
     from cprec.train.distributed import worker
 
-    worker.run(config)
+    worker.run_worker(config)
 
 
-def _follow(trainer: TorchTrainer, controller: Any, watch: Watch, say: Say) -> None:
+def _train_and_poll(
+    trainer: TorchTrainer, controller: Any, on_progress: ProgressCallback, say: Say
+) -> None:
     """Train to the end, and meanwhile ask the controller for new trace rows.
 
     Training has a thread of its own: in the main thread Ray would take Ctrl-C for itself, and end the workers at once.
@@ -135,33 +139,35 @@ def _follow(trainer: TorchTrainer, controller: Any, watch: Watch, say: Say) -> N
     training = threading.Thread(target=train, daemon=True)
     training.start()
     seen, stopping = (0, 0), False
-    with _interrupts() as interrupted:
+    with _catch_interrupts() as interrupted:
         while training.is_alive():
             training.join(POLL_S)
             if interrupted.is_set() and not stopping:
                 stopping = True
                 controller.stop.remote()
                 say("interrupted: saving a checkpoint; once more ends at once")
-            seen = _show(controller, seen, watch)
-    _show(controller, seen, watch)
+            seen = _report_progress(controller, seen, on_progress)
+    _report_progress(controller, seen, on_progress)
     if failures:
         raise failures[0]
     if stopping:
         raise KeyboardInterrupt
 
 
-def _show(controller: Any, seen: tuple[int, int], watch: Watch) -> tuple[int, int]:
+def _report_progress(
+    controller: Any, reported: tuple[int, int], on_progress: ProgressCallback
+) -> tuple[int, int]:
     """Show the trace rows and perplexities that were not seen yet. seen: their numbers; returns these as they are now."""
     try:
-        rows, measured, waiting = ray.get(controller.progress.remote(*seen), timeout=30)
+        rows, measured, waiting = ray.get(controller.progress.remote(*reported), timeout=30)
     except ray.exceptions.RayError:
-        return seen  # it is being started again, or over; what it knew is on storage
-    watch(rows, measured, waiting)
-    return seen[0] + len(rows), seen[1] + len(measured)
+        return reported  # it is being started again, or over; what it knew is on storage
+    on_progress(rows, measured, waiting)
+    return reported[0] + len(rows), reported[1] + len(measured)
 
 
 @contextmanager
-def _interrupts() -> Iterator[threading.Event]:
+def _catch_interrupts() -> Iterator[threading.Event]:
     """While a `with` block runs, the first Ctrl-C (or SIGTERM, as of `ray job stop`) sets the event; the second ends the process as usual."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -181,10 +187,10 @@ def _interrupts() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _cause(error: BaseException) -> Exception:
+def _training_error(error: BaseException) -> Exception:
     """The error of the user in a failed training if there is one, else a fault that names the root."""
     failures = list(getattr(error, "worker_failures", {}).values())
-    roots = [_root(failure) for failure in failures] or [_root(error)]
+    roots = [_root_cause(failure) for failure in failures] or [_root_cause(error)]
     for root in roots:
         if isinstance(root, UserError):
             return root
@@ -193,7 +199,7 @@ def _cause(error: BaseException) -> Exception:
     return PlatformFault(f"training failed: {type(telling).__name__}: {telling}")
 
 
-def _root(error: BaseException) -> BaseException:
+def _root_cause(error: BaseException) -> BaseException:
     while (
         cause := getattr(error, "cause", None) or error.__cause__
     ) is not None and cause is not error:
@@ -201,20 +207,20 @@ def _root(error: BaseException) -> BaseException:
     return error
 
 
-def audit_run(job: Job, plan: Plan) -> dict[str, Any]:
+def audit_run(job: TrainingJob, plan: Plan) -> dict[str, Any]:
     """The audit of a run, from its plan, its trace and the corpus."""
-    streams = streams_of(Corpus.open(job.corpus.uri))
+    streams = streams_by_key(Corpus.open(job.corpus.uri))
 
     def ids_at(start: int, stop: int) -> list[int]:
-        rows = read_positions(plan.era(start), streams, start, stop)
+        rows = read_plan_rows(plan.find_era(start), streams, start, stop)
         return [int(i) for i in rows["sample_id"].to_numpy().view("uint64")]
 
-    return audit(plan, read_lines(join(job.run_uri, TRACE)), ids_at)
+    return audit(plan, read_json_lines(join(job.run_uri, TRACE)), ids_at)
 
 
-def last_checkpoint(run_uri: str) -> str:
+def latest_checkpoint_uri(run_uri: str) -> str:
     """The newest valid checkpoint of a run. Raises PlatformFault when there is none."""
-    name, ignored = checkpoint.latest(run_uri)
+    name, ignored = checkpoint.find_latest(run_uri)
     if name is None:
         raise PlatformFault(f"{run_uri}: no checkpoint was completed; {'; '.join(ignored)}")
-    return checkpoint.uri_of(run_uri, name)
+    return checkpoint.checkpoint_uri(run_uri, name)

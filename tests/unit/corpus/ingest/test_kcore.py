@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from corpus.ingest.kcore import Codes, largest_k, rows_of_core, rows_of_round
+from corpus.ingest.kcore import Codes, k_core_rows, largest_k, prune_round
 from tests.unit.corpus import brute
 
 Pairs = list[tuple[int, int]]
@@ -40,14 +40,14 @@ def slowly(
 
 @given(interactions, st.integers(1, 5))
 def test_it_is_the_largest_set_in_which_all_have_k(found: Pairs, k: int) -> None:
-    assert rows_of_core(*numbers(found), k).tolist() == slowly(found, k)
+    assert k_core_rows(*numbers(found), k).tolist() == slowly(found, k)
 
 
 @given(interactions, st.integers(1, 5), some, some)
 def test_who_has_k_already_stays(
     found: Pairs, k: int, known_user: NDArray[np.bool_], known_item: NDArray[np.bool_]
 ) -> None:
-    assert rows_of_core(*numbers(found), k, known_user, known_item).tolist() == slowly(
+    assert k_core_rows(*numbers(found), k, known_user, known_item).tolist() == slowly(
         found, k, known_user, known_item
     )
 
@@ -55,17 +55,15 @@ def test_who_has_k_already_stays(
 @given(interactions, st.integers(1, 5))
 def test_it_is_a_fixed_point(found: Pairs, k: int) -> None:
     user, item = numbers(found)
-    core = rows_of_core(user, item, k)
-    assert rows_of_core(user[core], item[core], k).tolist() == list(range(core.size))
+    core = k_core_rows(user, item, k)
+    assert k_core_rows(user[core], item[core], k).tolist() == list(range(core.size))
 
 
 @given(interactions)
 def test_cores_are_nested_and_the_largest_k_is_the_last_with_rows(found: Pairs) -> None:
-    cores = [set(rows_of_core(*numbers(found), k).tolist()) for k in range(1, 9)]
+    cores = [set(k_core_rows(*numbers(found), k).tolist()) for k in range(1, 9)]
     assert all(inner <= outer for outer, inner in pairwise(cores))
-    assert largest_k(lambda k: not rows_of_core(*numbers(found), k).size, 9) == sum(
-        map(bool, cores)
-    )
+    assert largest_k(lambda k: not k_core_rows(*numbers(found), k).size, 9) == sum(map(bool, cores))
 
 
 @given(interactions, st.integers(1, 5), st.integers(1, 4), some, some)
@@ -77,7 +75,7 @@ def test_rounds_over_ranges_of_users_end_in_the_core(
     items_left = None
     while True:
         after = [
-            part[rows_of_round(user[part], item[part], k, items_left, known_user)] for part in parts
+            part[prune_round(user[part], item[part], k, items_left, known_user)] for part in parts
         ]
         rounds_end = items_left is not None and all(
             a.size == b.size for a, b in zip(parts, after, strict=True)

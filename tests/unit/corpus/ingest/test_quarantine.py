@@ -14,9 +14,9 @@ from rich.console import Console
 
 from corpus.build import build
 from corpus.ingest import quarantine
-from corpus.ingest.quarantine import EXAMPLES, Quarantined
+from corpus.ingest.quarantine import MAX_EXAMPLES, QuarantinedRows
 from corpus.inspect import console_tables, page
-from corpus.inspect.inspection import inspect
+from corpus.inspect.inspection import inspect_corpus
 from tests.unit.corpus.worlds import settings, shop, write_root
 
 REASONS = ("negative", "odd")
@@ -26,12 +26,12 @@ files = st.lists(
 """Rows of each file: a number, and whether it could not be read."""
 
 
-def bad_of(names: Mapping[str, Sequence[tuple[int, bool]]]) -> tuple[Quarantined, ...]:
+def bad_of(names: Mapping[str, Sequence[tuple[int, bool]]]) -> tuple[QuarantinedRows, ...]:
     rows = [row for of in names.values() for row in of]
     frame = pl.DataFrame({"n": [n for n, _ in rows]}, schema={"n": pl.Int64})
     faults = {"negative": pl.col("n") < 0, "odd": pl.col("n") % 2 == 1}
-    fault = quarantine.first_fault(frame, faults, np.array([bad for _, bad in rows], bool))
-    return quarantine.of_rows(
+    fault = quarantine.first_fault_codes(frame, faults, np.array([bad for _, bad in rows], bool))
+    return quarantine.collect_faulty_rows(
         "A",
         {name: len(of) for name, of in names.items()},
         faults,
@@ -52,7 +52,9 @@ def test_the_same_in_any_blocks_and_as_a_loop_says(
         for start in range(0, len(of), block)
     ]
     assert set(
-        map(str, quarantine.joined((bad_of({name: of}), name, len(of)) for name, of in blocks))
+        map(
+            str, quarantine.merge_blocks((bad_of({name: of}), name, len(of)) for name, of in blocks)
+        )
     ) == set(map(str, whole))
     for of in whole:
         reason = [
@@ -61,11 +63,11 @@ def test_the_same_in_any_blocks_and_as_a_loop_says(
         ]
         rows = [row for row, why in enumerate(reason, start=1) if why == of.reason]
         assert of.rows == len(rows)
-        assert [example["row"] for example in of.examples] == rows[:EXAMPLES]
+        assert [example["row"] for example in of.examples] == rows[:MAX_EXAMPLES]
         assert [example["n"] for example in of.examples] == [
-            names[of.file][row - 1][0] for row in rows[:EXAMPLES]
+            names[of.file][row - 1][0] for row in rows[:MAX_EXAMPLES]
         ]
-    assert quarantine.counts(whole).total() == sum(
+    assert quarantine.count_by_reason(whole).total() == sum(
         bad or n < 0 or n % 2 == 1 for of in found for n, bad in of
     )
 
@@ -112,13 +114,13 @@ def test_a_corpus_tells_what_could_not_be_used(
         ("A", 1),
         ("A", 1),
     ]
-    shown = page.render(corpus, inspect(corpus))
+    shown = page.render_page(corpus, inspect_corpus(corpus))
     assert (
         "row 321: user_id &#39;&lt;b&gt;\\u2028\\x85&#39;, item_id &#39;A00&#39;, timestamp -7"
         in shown
     )
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(*console_tables.described(corpus))
+    console.print(*console_tables.corpus_tables(corpus))
     text = " ".join(console.export_text().split())
     assert "no_user_id 1 row 322:" in text
     assert "user_id missing," in text

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corpus.ingest.titles import MAX_TITLE, clean_title, distinct_titles
+from corpus.ingest.titles import MAX_TITLE_CHARS, clean_title, disambiguate_titles
 
 nasty = st.text(
     st.sampled_from([*"ab &;#x1amp<>|/s[]INST\u202e\u200b\ud800\x00\n\u0301e\u00e9\u00a0lt"]),
@@ -16,7 +16,7 @@ nasty = st.text(
 def test_cleaning_is_idempotent_and_leaves_plain_text(raw: str) -> None:
     cleaned = clean_title(raw)
     assert clean_title(cleaned) == cleaned
-    assert len(cleaned) <= MAX_TITLE
+    assert len(cleaned) <= MAX_TITLE_CHARS
     assert " ".join(cleaned.split()) == cleaned
     assert cleaned.encode("utf-8").decode() == cleaned
     assert not set(cleaned) & set("\u202e\u200b\x00\n")
@@ -43,23 +43,23 @@ def test_examples(raw: str, cleaned: str) -> None:
 @given(
     st.lists(
         st.text(string.ascii_letters[:3] + "AB (2)", min_size=1, max_size=3)
-        | st.just("b" * MAX_TITLE),
+        | st.just("b" * MAX_TITLE_CHARS),
         max_size=12,
     )
 )
 def test_titles_become_distinct_whatever_their_case(titles: list[str]) -> None:
-    made, changed = distinct_titles(titles)
+    made, changed = disambiguate_titles(titles)
     assert len({title.casefold() for title in made}) == len(titles)
     assert (
         changed
         == sum(a != b for a, b in zip(titles, made, strict=True))
         == len(titles) - len({t.casefold() for t in titles})
     )
-    assert all(len(title) <= MAX_TITLE for title in made)
+    assert all(len(title) <= MAX_TITLE_CHARS for title in made)
 
 
 def test_a_numbered_title_does_not_take_the_name_of_another() -> None:
-    assert distinct_titles(["Soap", "Soap", "Soap (2)", "SOAP"]) == (
+    assert disambiguate_titles(["Soap", "Soap", "Soap (2)", "SOAP"]) == (
         ["Soap", "Soap (3)", "Soap (2)", "SOAP (4)"],
         2,
     )

@@ -12,9 +12,15 @@ from hypothesis import settings as hypothesis_settings
 from rich.console import Console
 
 from corpus.inspect import console_tables, page
-from corpus.inspect.distributions import LENGTHS, SHARES, Counts, Shape, classes
-from corpus.inspect.inspection import Inspected, inspect
-from corpus.inspect.leakage import COUNTED
+from corpus.inspect.distributions import (
+    LENGTH_BIN_STARTS,
+    TOP_ITEM_FRACTIONS,
+    Distributions,
+    InteractionCounts,
+    length_bin_labels,
+)
+from corpus.inspect.inspection import InspectionResult, inspect_corpus
+from corpus.inspect.leakage import ALL_CHECKS
 from corpus.store.tables import Corpus
 from tests.integration import jobs
 from tests.unit.corpus.worlds import Row, frame, two_versions, worlds
@@ -26,8 +32,10 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 
 def test_the_page_shows_everything_and_escapes_it(corpus: Corpus) -> None:
-    found = inspect(corpus)
-    shown = page.render(corpus, Inspected({**found.leaks, "<script>": 1}, found.shape))
+    found = inspect_corpus(corpus)
+    shown = page.render_page(
+        corpus, InspectionResult({**found.leak_counts, "<script>": 1}, found.distributions)
+    )
     assert "<script>" not in shown
     assert "&lt;script&gt;" in shown
     for word in (
@@ -42,47 +50,62 @@ def test_the_page_shows_everything_and_escapes_it(corpus: Corpus) -> None:
     ):
         assert word in shown
     assert "http" not in shown
-    assert [of["version"] for of in page.versions(corpus)] == [0, 1]
-    assert page.versions(corpus)[1]["domains"] == "A, D"
-    assert page.sources(corpus)[0][:2] == ("domain/A", 0)
+    assert [of["version"] for of in page.describe_versions(corpus)] == [0, 1]
+    assert page.describe_versions(corpus)[1]["domains"] == "A, D"
+    assert page.count_by_source(corpus)[0][:2] == ("domain/A", 0)
 
 
 @given(worlds())
 @hypothesis_settings(max_examples=40)
 def test_the_shape_of_interactions(world: dict[str, list[Row]]) -> None:
-    found = Counts.of(frame(world, 14)).shape()
+    found = InteractionCounts.from_interactions(frame(world, 14)).to_distributions()
     for domain, rows in world.items():
         if not rows:
             continue
         users = [row[0] for row in rows]
         sizes = np.array([users.count(user) for user in set(users)])
         assert sum(found.lengths[domain]) == sizes.size
-        assert found.lengths[domain][3] == ((sizes >= LENGTHS[3]) & (sizes < LENGTHS[4])).sum()
+        assert (
+            found.lengths[domain][3]
+            == ((sizes >= LENGTH_BIN_STARTS[3]) & (sizes < LENGTH_BIN_STARTS[4])).sum()
+        )
         assert found.ties[domain] == pytest.approx(
             1 - len({(u, t) for u, _, t in rows}) / len(rows)
         )
         assert found.overlap[domain, domain] == sizes.size
         assert list(found.popularity[domain]) == sorted(found.popularity[domain])
-        assert found.shared(domain, domain) == 1
-        assert sum(found.of_lengths(domain)) == pytest.approx(1)
-    assert classes() == ("1", "2", "3-4", "5-8", "9-16", "17-32", "33-64", "65-128", "129+")
+        assert found.overlap_fraction(domain, domain) == 1
+        assert sum(found.length_fractions(domain)) == pytest.approx(1)
+    assert length_bin_labels() == (
+        "1",
+        "2",
+        "3-4",
+        "5-8",
+        "9-16",
+        "17-32",
+        "33-64",
+        "65-128",
+        "129+",
+    )
 
 
 AMAZON = ("Beauty", "Electronics", "Food", "Kitchen", "Toys", "Video_Games")
 
 
 def test_tables_fit_80_columns(corpus: Corpus) -> None:
-    looks = Shape(
-        {name: (111_111,) * len(LENGTHS) for name in AMAZON},
-        {name: (0.9999,) * len(SHARES) for name in AMAZON},
+    looks = Distributions(
+        {name: (111_111,) * len(LENGTH_BIN_STARTS) for name in AMAZON},
+        {name: (0.9999,) * len(TOP_ITEM_FRACTIONS) for name in AMAZON},
         dict.fromkeys(AMAZON, 0.9999),
         {(a, b): 1_000_000 for a in AMAZON for b in AMAZON},
     )
     tables = [
-        *console_tables.inspected(
-            Inspected({**inspect(corpus).leaks, "sample_ids_twice": 1_000_000}, looks)
+        *console_tables.inspection_tables(
+            InspectionResult(
+                {**inspect_corpus(corpus).leak_counts, "sample_ids_twice": 1_000_000}, looks
+            )
         ),
-        *console_tables.described(corpus),
+        *console_tables.corpus_tables(corpus),
     ]
     shown = []
     for table in tables:
@@ -93,8 +116,8 @@ def test_tables_fit_80_columns(corpus: Corpus) -> None:
     for text in (lengths, popularity, overlap):  # no row is cut, none takes two lines
         assert len(text.splitlines()) == 3 + len(AMAZON)
         assert all(sum(name in line for line in text.splitlines()) == 1 for name in AMAZON)
-    assert lengths.count("11.1%") == len(AMAZON) * len(LENGTHS)
-    assert popularity.count("100.0%") == len(AMAZON) * (1 + len(SHARES))
+    assert lengths.count("11.1%") == len(AMAZON) * len(LENGTH_BIN_STARTS)
+    assert popularity.count("100.0%") == len(AMAZON) * (1 + len(TOP_ITEM_FRACTIONS))
     assert overlap.count("100%") == 15
     assert "1,000,000  NOT SOUND" in leaks
     assert "(root)" in versions
@@ -102,19 +125,21 @@ def test_tables_fit_80_columns(corpus: Corpus) -> None:
 
 
 def test_the_page_says_at_once_whether_the_corpus_is_sound(corpus: Corpus) -> None:
-    found = inspect(corpus)
-    assert "<b>Sound:</b> none of the 6" in page.render(corpus, found)
-    leaking = page.render(corpus, Inspected({**found.leaks, "sample_ids_twice": 7}, found.shape))
+    found = inspect_corpus(corpus)
+    assert "<b>Sound:</b> none of the 6" in page.render_page(corpus, found)
+    leaking = page.render_page(
+        corpus, InspectionResult({**found.leak_counts, "sample_ids_twice": 7}, found.distributions)
+    )
     assert "<b>Not sound:</b> sample_ids_twice 7." in leaking
     assert "<b>Sound" not in leaking
-    shared = found.shape.shared("A", "D")
+    shared = found.distributions.overlap_fraction("A", "D")
     assert 0 < shared <= 1
-    assert f"{found.shape.overlap['A', 'D']:,} <small>{shared:.0%}</small>" in leaking
+    assert f"{found.distributions.overlap['A', 'D']:,} <small>{shared:.0%}</small>" in leaking
 
 
 def test_dropped_by_version(corpus: Corpus) -> None:
     by_version = [Corpus.open(corpus.uri, version).statistics()["dropped"] for version in (0, 1)]
-    found = page.dropped(corpus)
+    found = page.dropped_by_version(corpus)
     for number, told in enumerate(by_version):
         assert {reason: of[number] for reason, of in found.items() if of[number]} == told
 
@@ -123,10 +148,10 @@ def test_the_job_tells_the_numbers_and_writes_the_page(corpus: Corpus) -> None:
     said = jobs.run(
         "build_corpus", "--corpus", corpus.uri, "--inspect", environment={"COLUMNS": "80"}
     ).stdout
-    found = inspect(corpus)
-    for name in COUNTED:
-        assert re.search(rf"^{name} +{found.leaks[name]:,} ", said, re.MULTILINE)
-    assert (Path(corpus.uri) / page.PAGE).read_text() == page.render(corpus, found)
+    found = inspect_corpus(corpus)
+    for name in ALL_CHECKS:
+        assert re.search(rf"^{name} +{found.leak_counts[name]:,} ", said, re.MULTILINE)
+    assert (Path(corpus.uri) / page.PAGE_FILE).read_text() == page.render_page(corpus, found)
 
 
 def test_the_job_fails_where_a_corpus_leaks(corpus: Corpus, tmp_path: Path) -> None:
@@ -137,7 +162,7 @@ def test_the_job_fails_where_a_corpus_leaks(corpus: Corpus, tmp_path: Path) -> N
         for stream in Corpus.open(str(tmp_path / "spoilt")).streams(split)
     }
     shutil.copyfile(
-        streams["domain/A", "test"].files[0].path, streams["domain/A", "train"].files[0].path
+        streams["domain/A", "test"].files[0].uri, streams["domain/A", "train"].files[0].uri
     )
     ended = jobs.run("build_corpus", "--corpus", tmp_path / "spoilt", "--inspect", code=1)
     assert "NOT SOUND" in ended.stdout

@@ -16,9 +16,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from cluster.errors import CorpusError
-from corpus.inspect.inspection import Inspected, Walk, inspect
-from corpus.inspect.leakage import COUNTED, SOUND
-from corpus.sampling.samples import KEPT, SCHEMA
+from corpus.inspect.inspection import InspectionResult, Inspector, inspect_corpus
+from corpus.inspect.leakage import ALL_CHECKS, LEAK_CHECKS
+from corpus.sampling.samples import SAMPLE_SCHEMA, STORED_INTERACTION_SCHEMA
 from corpus.sampling.sequences import SPLITS
 from corpus.store import delta, scratch, stored_interactions
 from corpus.store.tables import Corpus
@@ -42,7 +42,7 @@ def read_slowly(
     known: Sequence[Dict], samples: Sequence[Sample], held_out: Sequence[str]
 ) -> dict[str, int]:
     """The numbers of `corpus.inspect.leakage` as their definitions say them, one row after another."""
-    found = Counter(dict.fromkeys(COUNTED, 0))
+    found = Counter(dict.fromkeys(ALL_CHECKS, 0))
     trained = {target(row) for _, split, row in samples if split == "train"}
     of_training = {row["sample_id"] for _, split, row in samples if split == "train"}
     of_held_out = {row["item_index"] for row in known if row["domain"] in held_out}
@@ -82,12 +82,12 @@ def all_samples(corpus: Corpus) -> list[Sample]:
     sources = sorted(
         {(stream.source, stream.split) for split in SPLITS for stream in corpus.streams(split)}
     )
-    return [(*of, row) for of in sources for row in corpus.samples(*of).to_pylist()]
+    return [(*of, row) for of in sources for row in corpus.read_samples(*of).to_pylist()]
 
 
 def test_a_sound_corpus_leaks_nothing(corpus: Corpus) -> None:
-    found = inspect(corpus).leaks
-    assert {name: found[name] for name in SOUND} == dict.fromkeys(SOUND, 0)
+    found = inspect_corpus(corpus).leak_counts
+    assert {name: found[name] for name in LEAK_CHECKS} == dict.fromkeys(LEAK_CHECKS, 0)
     assert found["test_items_bought_before"] > 0
     assert found == read_slowly(all_kept(corpus).to_dicts(), all_samples(corpus), ["C"])
 
@@ -95,11 +95,11 @@ def test_a_sound_corpus_leaks_nothing(corpus: Corpus) -> None:
 def test_the_number_of_parts_changes_nothing(
     corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    at_once = inspect(corpus)
-    monkeypatch.setattr(stored_interactions, "FILE_ROWS", 16)
-    monkeypatch.setattr(scratch, "AT_ONCE", 5)
-    assert stored_interactions.parts(all_kept(corpus).height) == 64
-    assert inspect(corpus) == at_once
+    at_once = inspect_corpus(corpus)
+    monkeypatch.setattr(stored_interactions, "TARGET_FILE_ROWS", 16)
+    monkeypatch.setattr(scratch, "BATCH_ROWS", 5)
+    assert stored_interactions.user_range_count(all_kept(corpus).height) == 64
+    assert inspect_corpus(corpus) == at_once
 
 
 def a_target_held_out(mixed: list[Dict], tests: list[Dict], _: list[Dict]) -> None:
@@ -151,28 +151,32 @@ def test_what_is_planted_in_samples_is_found(
     spoilt = copied(corpus, tmp_path)
     of = {"mixed": "train", "domain/A": "test", "downstream/C": "test"}
     files = [
-        next(s.files[0].path for s in spoilt.streams(split) if s.source == source)
+        next(s.files[0].uri for s in spoilt.streams(split) if s.source == source)
         for source, split in of.items()
     ]
     rows = [delta.open_parquet(file).read().to_pylist() for file in files]
     spoil(*rows)
     for file, found in zip(files, rows, strict=True):
-        pq.write_table(pa.Table.from_pylist(found, schema=SCHEMA), file)
-    leaks = inspect(spoilt).leaks
-    assert leaks[number] == inspect(corpus).leaks[number] + more
+        pq.write_table(pa.Table.from_pylist(found, schema=SAMPLE_SCHEMA), file)
+    leaks = inspect_corpus(spoilt).leak_counts
+    assert leaks[number] == inspect_corpus(corpus).leak_counts[number] + more
     assert leaks == read_slowly(all_kept(spoilt).to_dicts(), all_samples(spoilt), ["C"])
 
 
 def test_training_later_than_the_test_is_found(corpus: Corpus, tmp_path: Path) -> None:
     """A training interaction is put a day after all others of its user."""
     spoilt = copied(corpus, tmp_path)
-    file = stored_interactions.files(spoilt)[0].path
+    file = stored_interactions.list_files(spoilt)[0].uri
     rows = pl.DataFrame(delta.open_parquet(file).read()).with_row_index()
     later = (pl.col("index") == rows.filter(split=0)["index"][0]).cast(pl.Int64) * 86_400
     pq.write_table(
-        rows.with_columns(pl.col("timestamp") + later).drop("index").to_arrow().cast(KEPT), file
+        rows.with_columns(pl.col("timestamp") + later)
+        .drop("index")
+        .to_arrow()
+        .cast(STORED_INTERACTION_SCHEMA),
+        file,
     )
-    assert inspect(spoilt).leaks["training_after_last_test"] == 1
+    assert inspect_corpus(spoilt).leak_counts["training_after_last_test"] == 1
 
 
 def copied(corpus: Corpus, place: Path) -> Corpus:
@@ -218,22 +222,22 @@ def anything(draw: st.DrawFn) -> tuple[list[Dict], list[Sample]]:
     )
 
 
-def walked(known: Sequence[Dict], samples: Sequence[Sample], parts: int) -> Inspected:
+def walked(known: Sequence[Dict], samples: Sequence[Sample], parts: int) -> InspectionResult:
     """What a walk over rows finds that come one by one."""
-    with scratch.scratch() as aside:
-        walk = Walk(
+    with scratch.open_scratch_file() as aside:
+        walk = Inspector(
             aside,
             parts,
             parts,
             {"C": np.unique([row["item_index"] for row in known if row["domain"] == "C"])},
         )
         for row in known:
-            walk.take_interactions(pl.DataFrame([row], schema_overrides={"split": pl.Int8}))
+            walk.add_interactions(pl.DataFrame([row], schema_overrides={"split": pl.Int8}))
         for source, split, row in samples:
-            walk.take_samples(
-                source, split, pl.DataFrame(pa.Table.from_pylist([row], schema=SCHEMA))
+            walk.add_samples(
+                source, split, pl.DataFrame(pa.Table.from_pylist([row], schema=SAMPLE_SCHEMA))
             )
-        return walk.found()
+        return walk.result()
 
 
 @given(anything(), st.sampled_from([2, 16]))
@@ -242,7 +246,7 @@ def test_leaks_are_what_a_slow_reading_finds(
     rows: tuple[list[Dict], list[Sample]], parts: int
 ) -> None:
     found = walked(*rows, parts)
-    assert found.leaks == read_slowly(*rows, ["C"])
+    assert found.leak_counts == read_slowly(*rows, ["C"])
     assert found == walked(*rows, 1)
 
 
@@ -252,14 +256,14 @@ def test_a_damaged_file_is_named(corpus: Corpus, tmp_path: Path, kind: str, colu
     spoilt = copied(corpus, tmp_path)
     file = Path(
         (
-            stored_interactions.files(spoilt)
+            stored_interactions.list_files(spoilt)
             if kind == "interactions"
             else spoilt.streams("validation")[0].files
-        )[0].path
+        )[0].uri
     )
     pages = pq.read_metadata(file).row_group(0).column(column)
     content = bytearray(file.read_bytes())
     content[pages.data_page_offset + pages.total_compressed_size // 4] ^= 1
     file.write_bytes(content)
     with pytest.raises(CorpusError, match=f"{file.name}: a file of the corpus is damaged"):
-        inspect(spoilt)
+        inspect_corpus(spoilt)

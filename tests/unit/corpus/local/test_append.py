@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 
 from corpus.build import build
-from corpus.local.append import compared
-from corpus.sampling.encoded_interactions import Coded, codes
+from corpus.local.append import find_new_interactions
+from corpus.sampling.encoded_interactions import EncodedInteractions, encode_values
 from corpus.store import stored_interactions
 from tests.unit.corpus.worlds import Row, frame, settings, shop, worlds, write_root
 
@@ -27,9 +27,13 @@ def test_what_is_there_is_left_out_and_whom_the_domain_has_is_known(
     titled = came.filter(pl.col("item_id").is_in(ids.implode()))
     users = titled["user_id"].unique()
     rows = titled.select(
-        "timestamp", user=codes(titled["user_id"], users), item=codes(titled["item_id"], ids)
+        "timestamp",
+        user=encode_values(titled["user_id"], users),
+        item=encode_values(titled["item_id"], ids),
     )
-    (fresh, names), known, (already, left) = compared("A", ids, (rows, users), Coded.of(old))
+    (fresh, names), known, (already, left) = find_new_interactions(
+        "A", ids, (rows, users), EncodedInteractions.from_frame(old)
+    )
 
     of_domain = old.filter(pl.col("domain") == "A", pl.col("item_id").is_in(ids.implode()))
     wanted = titled.join(of_domain, on=["user_id", "item_id", "timestamp"], how="anti")
@@ -52,7 +56,7 @@ def test_interactions_of_users_are_counted_as_they_are_read(tmp_path: Path) -> N
     for users in ([], ["u007"], ["nobody", "u299"], [f"u{user:03d}" for user in range(0, 300, 3)]):
         asked = pl.Series(users, dtype=pl.String)
         assert (
-            stored_interactions.count_of_users(corpus, asked)
-            == stored_interactions.of_users(corpus, asked, {}).rows.height
+            stored_interactions.count_user_interactions(corpus, asked)
+            == stored_interactions.read_user_interactions(corpus, asked, {}).rows.height
             == 24 * len(set(users) - {"nobody"})
         )

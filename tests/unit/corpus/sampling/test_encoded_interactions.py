@@ -6,7 +6,11 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from corpus.sampling import encoded_interactions, hashing
-from corpus.sampling.encoded_interactions import Coded, codes, renumbered
+from corpus.sampling.encoded_interactions import (
+    EncodedInteractions,
+    encode_values,
+    remove_unused_categories,
+)
 from tests.unit.corpus.worlds import Row, frame, worlds
 
 ITEMS = 14
@@ -30,9 +34,9 @@ def test_interactions_come_back_by_their_names(
         version=pl.Series([version for version, _ in chosen], dtype=pl.Int32),
         split=pl.Series([split for _, split in chosen], dtype=pl.Int8),
     )
-    numbers = Coded.of(found)
-    same(numbers.named(), found)
-    assert numbers.new == found["split"].null_count()
+    numbers = EncodedInteractions.from_frame(found)
+    same(numbers.to_frame(), found)
+    assert numbers.num_new == found["split"].null_count()
     assert numbers.rows["user"].is_sorted()
     assert numbers.items.select(pl.col("domain").cast(pl.String), "item_id").rows() == sorted(
         found.select("domain", "item_id").unique().rows()
@@ -45,13 +49,15 @@ def test_parts_are_the_whole_and_hold_the_users_of_a_range_of_hashes(
     world: dict[str, list[Row]], of: int
 ) -> None:
     found = frame(world, ITEMS)
-    parts = [Coded.of(found).part(number, of) for number in range(of)]
-    same(pl.concat([part.named() for part in parts]), found)
+    parts = [
+        EncodedInteractions.from_frame(found).select_hash_range(number, of) for number in range(of)
+    ]
+    same(pl.concat([part.to_frame() for part in parts]), found)
     for number, part in enumerate(parts):
-        hashes = hashing.of_strings(part.users["user_id"])
-        assert set(hashing.ranges(hashes, of)) <= {number}
+        hashes = hashing.hash_strings(part.users["user_id"])
+        assert set(hashing.hash_range_indices(hashes, of)) <= {number}
         assert np.array_equal(hashes.view(np.int64), part.users["user_hash"].to_numpy())
-        same(Coded.of(part.named()).named(), part.named())
+        same(EncodedInteractions.from_frame(part.to_frame()).to_frame(), part.to_frame())
 
 
 @given(worlds(items=ITEMS), worlds(items=ITEMS), st.sets(st.integers(0, 7)))
@@ -64,15 +70,17 @@ def test_parts_that_were_numbered_apart_are_merged(
         frame(one, ITEMS),
         frame(other, ITEMS).with_columns(version=pl.lit(1, pl.Int32), split=pl.lit(2, pl.Int8)),
     )
-    whole = Coded.merged([Coded.of(first), Coded.of(second)])
+    whole = EncodedInteractions.concat(
+        [EncodedInteractions.from_frame(first), EncodedInteractions.from_frame(second)]
+    )
     wanted = pl.concat([first, second])
-    same(whole.named(), wanted)
+    same(whole.to_frame(), wanted)
     assert whole.rows["user"].is_sorted()
     for name in ("users", "items"):
-        assert getattr(whole, name).equals(getattr(Coded.of(wanted), name))
-    theirs = whole.of_users(names)
-    same(theirs.named(), wanted.filter(pl.col("user_id").is_in(names.implode())))
-    assert set(theirs.users["user_id"]) == set(theirs.named()["user_id"])
+        assert getattr(whole, name).equals(getattr(EncodedInteractions.from_frame(wanted), name))
+    theirs = whole.filter_users(names)
+    same(theirs.to_frame(), wanted.filter(pl.col("user_id").is_in(names.implode())))
+    assert set(theirs.users["user_id"]) == set(theirs.to_frame()["user_id"])
     assert theirs.rows["user"].is_sorted()
 
 
@@ -82,12 +90,12 @@ def test_sizes_are_counted_over_slices(world: dict[str, list[Row]], at_a_time: i
     found = frame(world, ITEMS).with_columns(
         split=pl.when(pl.col("timestamp") < 6).then(0).cast(pl.Int8)
     )
-    numbers = Coded.of(found)
-    before, encoded_interactions.COUNTED = encoded_interactions.COUNTED, at_a_time
+    numbers = EncodedInteractions.from_frame(found)
+    before, encoded_interactions.COUNT_BATCH_ROWS = encoded_interactions.COUNT_BATCH_ROWS, at_a_time
     try:
-        sizes = numbers.sizes
+        sizes = numbers.user_domain_counts
     finally:
-        encoded_interactions.COUNTED = before
+        encoded_interactions.COUNT_BATCH_ROWS = before
     counted = found.group_by("user_id", "domain").agg(
         size=pl.len().cast(pl.Int64), new=pl.col("split").is_null().sum().cast(pl.Int64)
     )
@@ -98,17 +106,17 @@ def test_sizes_are_counted_over_slices(world: dict[str, list[Row]], at_a_time: i
 @hypothesis_settings(max_examples=40)
 def test_domains_that_were_numbered_apart_are_joined(world: dict[str, list[Row]]) -> None:
     found = frame(world, ITEMS)
-    whole = Coded.of(found)
+    whole = EncodedInteractions.from_frame(found)
     domains = []
     for domain in world:
         rows = found.filter(pl.col("domain") == domain)
         names = rows["user_id"].unique()
-        items = codes(rows["item_id"], whole.items["item_id"])
+        items = encode_values(rows["item_id"], whole.items["item_id"])
         domains.append(
             (
                 pl.DataFrame(
                     {
-                        "user": codes(rows["user_id"], names),
+                        "user": encode_values(rows["user_id"], names),
                         "item": items,
                         "timestamp": rows["timestamp"],
                     }
@@ -117,15 +125,17 @@ def test_domains_that_were_numbered_apart_are_joined(world: dict[str, list[Row]]
             )
         )
     same(
-        Coded.joined(domains, whole.items.with_columns(pl.col("domain").cast(pl.String))).named(),
+        EncodedInteractions.from_domains(
+            domains, whole.items.with_columns(pl.col("domain").cast(pl.String))
+        ).to_frame(),
         found,
     )
 
 
 def test_names_that_nothing_stands_for_are_left_out() -> None:
-    numbers, names = renumbered(
+    numbers, names = remove_unused_categories(
         pl.Series([3, 1, 3], dtype=pl.UInt32), pl.Series(["a", "b", "c", "d"])
     )
     assert names.to_list() == ["b", "d"]
     assert numbers.to_list() == [1, 0, 1]
-    assert codes(pl.Series(["d", "x"]), names).to_list() == [1, None]
+    assert encode_values(pl.Series(["d", "x"]), names).to_list() == [1, None]

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from cluster.errors import DataError, RecipeError
 from corpus.append import append, append_text
 from corpus.build import build
+from corpus.ingest.plain_text import read_plain_text
 from corpus.inspect import leakage
-from corpus.inspect.inspection import inspect
-from corpus.sampling.replay_text import WINDOW, read, source_of, windows
+from corpus.inspect.inspection import inspect_corpus
+from corpus.sampling.replay_text import MAX_WINDOW_BYTES, split_text, text_source
 from corpus.store import delta, tables
 from corpus.store.tables import Corpus
 from tests.unit.corpus.worlds import settings, shop, write_root
@@ -31,7 +32,7 @@ PROSE = (
 
 @given(LETTERS, st.integers(4, 40))
 def test_windows_joined_are_the_text(text: str, size: int) -> None:
-    found = windows(text, size)
+    found = split_text(text, size)
     assert "".join(found) == text.rstrip()
     assert all(0 < len(window.encode()) <= size for window in found)
 
@@ -40,7 +41,7 @@ def test_windows_joined_are_the_text(text: str, size: int) -> None:
 def test_windows_are_cut_before_white_space_and_no_earlier_than_needed(
     text: str, size: int
 ) -> None:
-    found = windows(text, size)
+    found = split_text(text, size)
     for one, following in pairwise(found):
         whole = (
             following[: len(following) - len(following.lstrip())] + (following.split() or [""])[0]
@@ -75,7 +76,7 @@ def test_a_text_is_a_source_of_its_own(corpus: Corpus) -> None:
     first, second = (s for s in corpus.streams() if s.source == "text/prose")
     assert (first.version, second.version) == (1, 3)
     rows = tables.read_rows(first, 0, first.rows)
-    assert sorted(rows["text"].to_pylist()) == sorted(windows(PROSE))
+    assert sorted(rows["text"].to_pylist()) == sorted(split_text(PROSE))
     assert rows["history"].null_count == rows["target"].null_count == first.rows > 1
     ids = [
         i for s in corpus.streams() for i in tables.read_rows(s, 0, s.rows)["sample_id"].to_pylist()
@@ -89,9 +90,11 @@ def test_a_text_is_a_source_of_its_own(corpus: Corpus) -> None:
 def test_behaviours_know_nothing_of_it(corpus: Corpus) -> None:
     before, after = (Corpus.open(corpus.uri, version).statistics() for version in (0, 1))
     assert {**before, "version": 1, "dropped": {}} == after
-    assert Corpus.open(corpus.uri, 1).titles() == Corpus.open(corpus.uri, 0).titles()
-    found = inspect(corpus).leaks
-    assert {name: found[name] for name in leakage.SOUND} == dict.fromkeys(leakage.SOUND, 0)
+    assert Corpus.open(corpus.uri, 1).read_titles() == Corpus.open(corpus.uri, 0).read_titles()
+    found = inspect_corpus(corpus).leak_counts
+    assert {name: found[name] for name in leakage.LEAK_CHECKS} == dict.fromkeys(
+        leakage.LEAK_CHECKS, 0
+    )
 
 
 def test_the_table_stays_plain_delta(corpus: Corpus) -> None:
@@ -111,7 +114,7 @@ def test_a_corpus_whose_table_knows_no_text_takes_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As those are that an earlier version of cprec built."""
-    monkeypatch.setattr("corpus.build.TABLE_SCHEMA", tables.SAMPLES_SCHEMA)
+    monkeypatch.setattr("corpus.build.SAMPLES_TABLE_SCHEMA", tables.PARTITIONED_SAMPLE_SCHEMA)
     uri = build(
         settings(write_root(tmp_path / "root", shop(["A", "B", "C"]))),
         0,
@@ -127,10 +130,10 @@ def test_a_corpus_whose_table_knows_no_text_takes_one(
     )
     (tmp_path / "prose.txt").write_text(PROSE)
     found = append_text(str(tmp_path / "prose.txt"), uri, print)
-    assert sorted(found.samples("text/prose", "train")["text"].to_pylist()) == sorted(
-        windows(PROSE)
+    assert sorted(found.read_samples("text/prose", "train")["text"].to_pylist()) == sorted(
+        split_text(PROSE)
     )
-    assert len(delta.commits(f"{uri}/samples")) == 2
+    assert len(delta.read_commits(f"{uri}/samples")) == 2
 
 
 def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
@@ -142,8 +145,8 @@ def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
         ("none.txt", "nothing at"),
     ):
         with pytest.raises(RecipeError, match=f"the.key: .*{message}|the.key: {message}"):
-            read(str(tmp_path / name), "the.key")
-    assert source_of("s3://bucket/some/plain.v2.txt") == "text/plain.v2"
+            read_plain_text(str(tmp_path / name), "the.key")
+    assert text_source("s3://bucket/some/plain.v2.txt") == "text/plain.v2"
     with pytest.raises(DataError, match="rename the file"):
-        source_of("/tmp/my text.txt")
-    assert WINDOW >= 4
+        text_source("/tmp/my text.txt")
+    assert MAX_WINDOW_BYTES >= 4

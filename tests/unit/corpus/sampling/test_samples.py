@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from corpus.sampling.encoded_interactions import Coded
-from corpus.sampling.hashing import group_of, members
-from corpus.sampling.samples import MIXED, Samples, at_most, samples_of
+from corpus.sampling.encoded_interactions import EncodedInteractions
+from corpus.sampling.hashing import group_bits, member_ids
+from corpus.sampling.samples import MIXED, Samples, build_samples, max_sample_counts
 from corpus.settings import DataSettings
 from tests.unit.corpus.brute import samples_of as slowly
 from tests.unit.corpus.worlds import Row, catalogue, frame, settings, worlds
@@ -63,7 +63,9 @@ def rows(samples: Samples) -> dict[tuple[str, str], list[dict[str, Any]]]:
 @given(worlds(DOMAINS, items=ITEMS), rules)
 @hypothesis_settings(max_examples=60)
 def test_as_the_slow_reading_says(world: dict[str, list[Row]], data: DataSettings) -> None:
-    made = samples_of(Coded.of(frame(world, ITEMS)), catalogue(DOMAINS, ITEMS), data, seed=3)
+    made = build_samples(
+        EncodedInteractions.from_frame(frame(world, ITEMS)), catalogue(DOMAINS, ITEMS), data, seed=3
+    )
     found, dropped = slowly(world, data)
     assert {key: seen(table) for key, table in made.tables.items() if table.num_rows} == found
     assert +made.dropped == dropped
@@ -76,18 +78,23 @@ def test_the_same_rows_in_any_order_and_partition(
     world: dict[str, list[Row]], parts: int, order: int
 ) -> None:
     found, items, data = frame(world, ITEMS), catalogue(DOMAINS, ITEMS), settings()
-    whole = samples_of(Coded.of(found), items, data, seed=3)
-    coded = Coded.of(found.sample(fraction=1.0, shuffle=True, seed=order))
-    pieces = [samples_of(coded.part(number, parts), items, data, seed=3) for number in range(parts)]
+    whole = build_samples(EncodedInteractions.from_frame(found), items, data, seed=3)
+    coded = EncodedInteractions.from_frame(found.sample(fraction=1.0, shuffle=True, seed=order))
+    pieces = [
+        build_samples(coded.select_hash_range(number, parts), items, data, seed=3)
+        for number in range(parts)
+    ]
     keys = {key for piece in pieces for key in piece.tables}
     joined = {
         key: pa.concat_tables([piece.tables[key] for piece in pieces if key in piece.tables])
         for key in keys
     }
-    kept = pa.concat_tables([piece.kept for piece in pieces] or [whole.kept.slice(0, 0)])
+    kept = pa.concat_tables(
+        [piece.new_interactions for piece in pieces] or [whole.new_interactions.slice(0, 0)]
+    )
     assert (
         kept.sort_by([("user_hash", "ascending"), ("user_id", "ascending")]).num_rows
-        == whole.kept.num_rows
+        == whole.new_interactions.num_rows
     )
     summed = Samples(
         joined,
@@ -106,7 +113,9 @@ def test_nothing_of_validation_test_or_held_out_domains_is_in_training(
     world: dict[str, list[Row]], data: DataSettings
 ) -> None:
     """Every item of a training sample was bought by its user in the training split of its domain."""
-    made = samples_of(Coded.of(frame(world, ITEMS)), catalogue(DOMAINS, ITEMS), data, seed=3)
+    made = build_samples(
+        EncodedInteractions.from_frame(frame(world, ITEMS)), catalogue(DOMAINS, ITEMS), data, seed=3
+    )
     training: set[tuple[str, str]] = set()
     for domain in data.domains:
         for user in {row[0] for row in world[domain]}:
@@ -130,7 +139,9 @@ def test_every_row_is_well_formed(world: dict[str, list[Row]], data: DataSetting
     items = catalogue(DOMAINS, ITEMS)
     had = {(user, domain, int(item[1:])) for domain, of in world.items() for user, item, _ in of}
     ids = []
-    for table in samples_of(Coded.of(frame(world, ITEMS)), items, data, seed=3).tables.values():
+    for table in build_samples(
+        EncodedInteractions.from_frame(frame(world, ITEMS)), items, data, seed=3
+    ).tables.values():
         for row in table.to_pylist():
             ids.append(row["sample_id"])
             target = row["candidates"][row["target"]]
@@ -150,9 +161,9 @@ def test_every_row_is_well_formed(world: dict[str, list[Row]], data: DataSetting
 def test_bounds_are_exact_for_domains_and_hold_for_mixed(
     world: dict[str, list[Row]], data: DataSettings
 ) -> None:
-    found = Coded.of(frame(world, ITEMS))
-    bounds = at_most(found.sizes, data)
-    for key, table in samples_of(found, catalogue(DOMAINS, ITEMS), data, seed=3).tables.items():
+    found = EncodedInteractions.from_frame(frame(world, ITEMS))
+    bounds = max_sample_counts(found.user_domain_counts, data)
+    for key, table in build_samples(found, catalogue(DOMAINS, ITEMS), data, seed=3).tables.items():
         assert table.num_rows <= bounds[key]
         assert key[0] == MIXED or table.num_rows == bounds[key]
 
@@ -160,8 +171,11 @@ def test_bounds_are_exact_for_domains_and_hold_for_mixed(
 def test_identities_do_not_depend_on_seed_or_rules_but_candidates_do() -> None:
     world: dict[str, list[Row]] = {"A": [("u", f"A{i:02d}", i) for i in range(8)], "B": [], "C": []}
     one, two = (
-        samples_of(
-            Coded.of(frame(world, ITEMS)), catalogue(DOMAINS, ITEMS), settings(), seed
+        build_samples(
+            EncodedInteractions.from_frame(frame(world, ITEMS)),
+            catalogue(DOMAINS, ITEMS),
+            settings(),
+            seed,
         ).tables["domain/A", "train"]
         for seed in (0, 1)
     )
@@ -172,8 +186,11 @@ def test_identities_do_not_depend_on_seed_or_rules_but_candidates_do() -> None:
 def test_ids_and_candidates_are_what_they_were() -> None:
     """Corpora in the world are made of them: they must not change without `corpus.build.RULES` going up."""
     world: dict[str, list[Row]] = {"A": [("u", f"A{i:02d}", i) for i in range(8)], "B": [], "C": []}
-    table = samples_of(
-        Coded.of(frame(world, ITEMS)), catalogue(DOMAINS, ITEMS), settings(), seed=0
+    table = build_samples(
+        EncodedInteractions.from_frame(frame(world, ITEMS)),
+        catalogue(DOMAINS, ITEMS),
+        settings(),
+        seed=0,
     ).tables["domain/A", "train"]
     found = table.select(["sample_id", "candidates", "target"]).slice(0, 2).to_pylist()
     assert found == PINNED
@@ -185,9 +202,12 @@ def test_users_together_are_the_same_samples_user_by_user_in_time_order(
     world: dict[str, list[Row]], data: DataSettings
 ) -> None:
     found, items = frame(world, ITEMS), catalogue(DOMAINS, ITEMS)
-    apart = samples_of(Coded.of(found), items, data, seed=3).tables
-    together = samples_of(
-        Coded.of(found), items, data.model_copy(update={"users_together": True}), seed=3
+    apart = build_samples(EncodedInteractions.from_frame(found), items, data, seed=3).tables
+    together = build_samples(
+        EncodedInteractions.from_frame(found),
+        items,
+        data.model_copy(update={"users_together": True}),
+        seed=3,
     ).tables
     assert apart.keys() == together.keys()
     for key, table in together.items():
@@ -197,7 +217,7 @@ def test_users_together_are_the_same_samples_user_by_user_in_time_order(
         )
         ids, users = table["sample_id"].to_numpy().view(np.uint64), table["user_id"].to_pylist()
         assert np.all(ids[1:] > ids[:-1])
-        assert _first_seen(users) == _first_seen(group_of(ids).tolist())
+        assert _first_seen(users) == _first_seen(group_bits(ids).tolist())
         assert len({user for user, _ in itertools.groupby(users)}) == len(
             list(itertools.groupby(users))
         )
@@ -225,24 +245,24 @@ def test_members_of_a_group_have_ids_of_their_own_side_by_side(
     groups: list[tuple[int, int]],
 ) -> None:
     hashes = np.array([group for group, size in groups for _ in range(size)], np.uint64)
-    ids = members(hashes, np.concatenate([np.arange(size) for _, size in groups]))
+    ids = member_ids(hashes, np.concatenate([np.arange(size) for _, size in groups]))
     assert len(np.unique(ids)) == len(ids)
-    assert np.array_equal(group_of(ids), hashes >> np.uint64(24))
+    assert np.array_equal(group_bits(ids), hashes >> np.uint64(24))
 
 
 def test_members_of_two_groups_that_agree_in_40_bits_stay_apart() -> None:
     low, high = (
-        members(np.full(1000, 0xABCDEF << 40 | offset, np.uint64), np.arange(1000))
+        member_ids(np.full(1000, 0xABCDEF << 40 | offset, np.uint64), np.arange(1000))
         for offset in (7, 2007)
     )
     assert len(np.unique([*low, *high])) == 2000
 
 
 def test_an_empty_partition_makes_no_sample() -> None:
-    empty = Coded.of(frame({"A": [], "B": [], "C": []}, ITEMS))
-    made = samples_of(empty, catalogue(DOMAINS, ITEMS), settings(), seed=0)
+    empty = EncodedInteractions.from_frame(frame({"A": [], "B": [], "C": []}, ITEMS))
+    made = build_samples(empty, catalogue(DOMAINS, ITEMS), settings(), seed=0)
     assert all(table.num_rows == 0 for table in made.tables.values())
-    assert np.sum(list(at_most(empty.sizes, settings()).values())) == 0
+    assert np.sum(list(max_sample_counts(empty.user_domain_counts, settings()).values())) == 0
 
 
 PINNED = [

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from cprec.baselines.network import Recommender
-from cprec.baselines.training import NAMES, fit, make, score
+from cprec.baselines.recommender import Recommender
+from cprec.baselines.training import BASELINE_NAMES, build_network, fit_network, score_candidates
 from cprec.config.recipe import BaselineSettings
 
 ITEMS, LENGTH = 30, 6
@@ -16,7 +16,7 @@ SETTINGS = BaselineSettings(
 
 def fresh(name: str, seed: int = 0) -> Recommender:
     torch.manual_seed(seed)
-    return make(name, ITEMS, LENGTH, SETTINGS)
+    return build_network(name, ITEMS, LENGTH, SETTINGS)
 
 
 def circles(count: int, seed: int) -> list[list[int]]:
@@ -33,36 +33,42 @@ def hit_rate(network: Recommender) -> float:
     sequences = circles(50, 1)
     candidates = np.array([[s[-1], *(set(range(1, ITEMS + 1)) - set(s))] for s in sequences])
     return float(
-        (score(network, [s[:-1] for s in sequences], candidates).argmax(axis=1) == 0).mean()
+        (
+            score_candidates(network, [s[:-1] for s in sequences], candidates).argmax(axis=1) == 0
+        ).mean()
     )
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", BASELINE_NAMES)
 def test_a_rule_is_learned(name: str) -> None:
     network = fresh(name)
     before = hit_rate(network)
-    fitted = fit(network, circles(200, 0), SETTINGS, 0, hit_rate)
+    fitted = fit_network(network, circles(200, 0), SETTINGS, 0, hit_rate)
     assert before < 0.2
     assert hit_rate(network) == fitted.best > 0.9
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", BASELINE_NAMES)
 def test_nothing_of_the_future_is_seen(name: str) -> None:
     network = fresh(name).eval()
     first = torch.tensor([[0, 1, 2, 3, 4, 5]])
     other = torch.tensor([[0, 1, 2, 3, 9, 8]])
     with torch.no_grad():
-        assert torch.equal(network.states(first)[:, :4], network.states(other)[:, :4])
-        assert not torch.equal(network.states(first)[:, 4:], network.states(other)[:, 4:])
+        assert torch.equal(
+            network.encode_sequences(first)[:, :4], network.encode_sequences(other)[:, :4]
+        )
+        assert not torch.equal(
+            network.encode_sequences(first)[:, 4:], network.encode_sequences(other)[:, 4:]
+        )
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", BASELINE_NAMES)
 def test_padding_changes_nothing_but_sasrecs_places_count_from_the_end(name: str) -> None:
     network = fresh(name).eval()
     candidates = np.array([[3, 4, 5], [3, 4, 5]])
-    together = score(network, [[1, 2], [1, 2, 3, 4, 5, 6]], candidates)
+    together = score_candidates(network, [[1, 2], [1, 2, 3, 4, 5, 6]], candidates)
     alone = np.concatenate(
-        [score(network, [h], candidates[:1]) for h in ([1, 2], [1, 2, 3, 4, 5, 6])]
+        [score_candidates(network, [h], candidates[:1]) for h in ([1, 2], [1, 2, 3, 4, 5, 6])]
     )
     assert np.abs(together - alone).max() < 1e-6
 
@@ -77,7 +83,7 @@ def test_training_stops_and_keeps_the_best() -> None:
         return next(measures)
 
     settings = SETTINGS.model_copy(update={"patience": 3, "patience_steps": 0})
-    fitted = fit(network, circles(40, 0), settings, 0, measure)
+    fitted = fit_network(network, circles(40, 0), settings, 0, measure)
     assert (fitted.best, fitted.epoch, fitted.epochs) == (0.5, 2, 5)
     assert all(torch.equal(kept[2][name], t) for name, t in network.state_dict().items())
 
@@ -88,17 +94,21 @@ def test_few_samples_are_not_given_up_after_a_few_steps(steps: int, epochs: int)
     measures = iter([0.1, 0.2, *[0.1] * 30])
     settings = SETTINGS.model_copy(update={"patience": 3, "patience_steps": steps})
     assert (
-        fit(fresh("sasrec"), circles(40, 0), settings, 0, lambda network: next(measures)).epochs
+        fit_network(
+            fresh("sasrec"), circles(40, 0), settings, 0, lambda network: next(measures)
+        ).epochs
         == epochs
     )
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", BASELINE_NAMES)
 def test_equal_seeds_give_equal_weights(name: str) -> None:
     ends = []
     for _ in range(2):
         network = fresh(name)
-        fit(network, circles(40, 0), SETTINGS.model_copy(update={"max_epochs": 2}), 3, hit_rate)
+        fit_network(
+            network, circles(40, 0), SETTINGS.model_copy(update={"max_epochs": 2}), 3, hit_rate
+        )
         ends.append(network.state_dict())
     assert all(torch.equal(ends[0][name], t) for name, t in ends[1].items())
 
@@ -112,9 +122,10 @@ def test_top1_is_the_formula() -> None:
     )
     inputs[:, -1], targets[:, -1] = torch.tensor([1, 2, 3]), torch.tensor([4, 5, 6])
     with torch.no_grad():
-        states = network.states(inputs)[:, -1]
+        states = network.encode_sequences(inputs)[:, -1]
         r = [
-            [float(network.worth(states[i], torch.tensor(j))) for j in (4, 5, 6)] for i in range(3)
+            [float(network.score_items(states[i], torch.tensor(j))) for j in (4, 5, 6)]
+            for i in range(3)
         ]
         seen = float(network.loss(inputs, targets))
 

@@ -7,9 +7,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corpus.sampling.encoded_interactions import Coded
-from corpus.sampling.samples import SCHEMA, samples_of
-from cprec.baselines.sequences import padded, pieces, training_sequences
+from corpus.sampling.encoded_interactions import EncodedInteractions
+from corpus.sampling.samples import SAMPLE_SCHEMA, build_samples
+from cprec.baselines.sequences import input_target_windows, pad_histories, training_sequences
 from tests.unit.corpus.worlds import Row, catalogue, frame, settings, worlds
 
 ITEMS = 14
@@ -28,9 +28,11 @@ def test_training_interactions_come_back_in_order(
         num_candidates=2,
     )
     rows = [row for row in world["A"] if sum(r[0] == row[0] for r in world["A"]) <= 10]
-    found = samples_of(Coded.of(frame({"A": rows}, ITEMS)), catalogue(["A"], ITEMS), data, 0)
+    found = build_samples(
+        EncodedInteractions.from_frame(frame({"A": rows}, ITEMS)), catalogue(["A"], ITEMS), data, 0
+    )
     tables = [
-        found.tables.get(("domain/A", split), SCHEMA.empty_table())
+        found.tables.get(("domain/A", split), SAMPLE_SCHEMA.empty_table())
         for split in ("train", "validation", "test")
     ]
     expected = []
@@ -48,7 +50,7 @@ def test_training_interactions_come_back_in_order(
     st.lists(st.lists(st.integers(1, 99), min_size=1, max_size=23), max_size=6), st.integers(1, 7)
 )
 def test_every_transition_is_trained_once(sequences: list[list[int]], length: int) -> None:
-    inputs, targets = pieces(sequences, length)
+    inputs, targets = input_target_windows(sequences, length)
     there = inputs > 0
     assert (there == (targets > 0)).all()
     assert (np.diff(there.astype(int), axis=1) >= 0).all()  # padding is on the left
@@ -57,4 +59,4 @@ def test_every_transition_is_trained_once(sequences: list[list[int]], length: in
 
 
 def test_histories_are_padded_on_the_left_and_cut_to_the_most_recent() -> None:
-    assert padded([[1, 2, 3], [4], []], 2).tolist() == [[2, 3], [0, 4], [0, 0]]
+    assert pad_histories([[1, 2, 3], [4], []], 2).tolist() == [[2, 3], [0, 4], [0, 0]]

@@ -7,14 +7,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.errors import RecipeError
-from cprec.config.cli import from_arguments, keys, load, parse_yaml, to_yaml, validate
+from cprec.config.cli import (
+    iter_keys,
+    load_recipe,
+    parse_arguments,
+    parse_yaml,
+    to_yaml,
+    validate_recipe,
+)
 from cprec.config.recipe import Recipe
 
 
 def resolve(tmp_path: Path, text: str, *arguments: str) -> Recipe:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(text)
-    return from_arguments([str(recipe), *arguments], "a job", recipe)[0]
+    return parse_arguments([str(recipe), *arguments], "a job", recipe)[0]
 
 
 @given(
@@ -23,7 +30,7 @@ def resolve(tmp_path: Path, text: str, *arguments: str) -> Recipe:
     st.lists(st.from_regex(r"[A-Za-z][A-Za-z0-9_]{0,8}", fullmatch=True), unique=True, max_size=4),
 )
 def test_a_recipe_survives_yaml(batch: int, rate: float, domains: list[str]) -> None:
-    recipe = validate(
+    recipe = validate_recipe(
         {
             "train": {"global_batch": batch},
             "schedule": {"lr_min": rate},
@@ -31,11 +38,11 @@ def test_a_recipe_survives_yaml(batch: int, rate: float, domains: list[str]) -> 
         },
         "test",
     )
-    assert validate(parse_yaml(to_yaml(recipe), "test"), "test") == recipe
+    assert validate_recipe(parse_yaml(to_yaml(recipe), "test"), "test") == recipe
 
 
 def test_every_key_has_a_description_and_can_be_given_on_the_command_line(tmp_path: Path) -> None:
-    for name, _, default, description in keys():
+    for name, _, default, description in iter_keys():
         assert description, name
         if isinstance(default, int | float | str) and not isinstance(default, bool):
             resolve(tmp_path, "", f"--{name}", str(default))
@@ -129,7 +136,7 @@ def test_wrong_command_lines_are_refused(
 
 def test_a_missing_recipe_is_named() -> None:
     with pytest.raises(Exception, match=r"nowhere.yaml: no such file"):
-        load("nowhere.yaml")
+        load_recipe("nowhere.yaml")
 
 
 @pytest.mark.parametrize(
@@ -144,16 +151,19 @@ def test_a_word_may_stand_anywhere(tmp_path: Path, words: list[str]) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("seed: 3")
     arguments = [str(recipe) if word == "R" else word for word in words]
-    resolved, options = from_arguments(
-        arguments, "a job", tmp_path / "none.yaml", words=("status", "anneal")
+    resolved, options = parse_arguments(
+        arguments, "a job", tmp_path / "none.yaml", actions=("status", "anneal")
     )
-    assert (resolved.run, resolved.seed, options.word) == ("trunk", 3, "status")
+    assert (resolved.run, resolved.seed, options.action) == ("trunk", 3, "status")
 
 
 def test_a_mistyped_word_is_told_the_words(tmp_path: Path) -> None:
     with pytest.raises(
         RecipeError, match=r"'aneal' is neither a recipe \(.yaml\) nor one of status, anneal"
     ):
-        from_arguments(
-            ["aneal", "--run", "trunk"], "a job", tmp_path / "none.yaml", words=("status", "anneal")
+        parse_arguments(
+            ["aneal", "--run", "trunk"],
+            "a job",
+            tmp_path / "none.yaml",
+            actions=("status", "anneal"),
         )

@@ -37,7 +37,7 @@ def _broken() -> None:
 @pytest.mark.parametrize(
     ("does", "code", "message"),
     [
-        (lambda: None, command.DONE, ""),
+        (lambda: None, command.SUCCESS, ""),
         (_refused, command.USER_ERROR, "error: no such run\n"),
         (
             _terminated,

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from cluster.errors import DataError, RunError
 from cprec.downstream import hybrid
-from cprec.downstream.hybrid import Hybrid, HybridEncoder, Item, TextEncoder
-from cprec.encode.tokens import Encoder
+from cprec.downstream.hybrid import HybridModel, HybridPromptEncoder, Item, TextPromptEncoder
+from cprec.encode.tokens import TitleEncoder
 from cprec.model import tiny
 from tests.models import llama
 
@@ -37,8 +37,10 @@ def model(seed: int = 0) -> PreTrainedModel:
 def test_the_text_is_untouched_and_each_title_is_followed_by_its_item(
     history: list[Item], candidates: list[Item]
 ) -> None:
-    text = TextEncoder(Encoder(TOKENIZER, 2048)).prompt(history, candidates, 0)[0]
-    woven = HybridEncoder(TOKENIZER, 2048, VOCABULARY).prompt(history, candidates, 0)[0]
+    text = TextPromptEncoder(TitleEncoder(TOKENIZER, 2048)).encode_prompt(history, candidates, 0)[0]
+    woven = HybridPromptEncoder(TOKENIZER, 2048, VOCABULARY).encode_prompt(history, candidates, 0)[
+        0
+    ]
     assert [token for token in woven if token < VOCABULARY] == text
     assert [token - VOCABULARY for token in woven if token >= VOCABULARY] == [
         number for _, number in [*history, *candidates]
@@ -57,19 +59,19 @@ def test_the_text_is_untouched_and_each_title_is_followed_by_its_item(
 
 
 def test_the_oldest_items_are_dropped_first_and_candidates_never() -> None:
-    encoder = HybridEncoder(TOKENIZER, 64, VOCABULARY)
+    encoder = HybridPromptEncoder(TOKENIZER, 64, VOCABULARY)
     history: list[Item] = [("red oak lamp", number) for number in range(8)]
-    woven, dropped = encoder.prompt(history, [("Acme lamp", 9)], 5)
+    woven, dropped = encoder.encode_prompt(history, [("Acme lamp", 9)], 5)
     assert len(woven) <= 59
     assert 0 < dropped < 8
     assert [t - VOCABULARY for t in woven if t >= VOCABULARY] == [*range(dropped, 8), 9]
     with pytest.raises(DataError, match=r"model\.max_tokens is 64"):
-        encoder.prompt([], [("red oak lamp", 1)] * 30, 5)
+        encoder.encode_prompt([], [("red oak lamp", 1)] * 30, 5)
 
 
 def test_a_behaviour_token_is_the_projected_item() -> None:
     network, embeddings = model(), torch.randn(9, 4)
-    wrapped = Hybrid(network, embeddings, 0)
+    wrapped = HybridModel(network, embeddings, 0)
     ids = torch.tensor([[5, VOCABULARY + 3, 7, VOCABULARY + 8]])
     seen = wrapped.embed(ids)[0]
     words = network.get_input_embeddings()
@@ -80,7 +82,7 @@ def test_a_behaviour_token_is_the_projected_item() -> None:
 
 
 def test_the_projector_has_a_gradient_in_every_batch() -> None:
-    wrapped = Hybrid(model(), torch.randn(9, 4), 0)
+    wrapped = HybridModel(model(), torch.randn(9, 4), 0)
     for ids, some in (([[5, 6]], False), ([[5, VOCABULARY]], True)):
         wrapped.zero_grad()
         wrapped(torch.tensor(ids)).logits.sum().backward()
@@ -90,7 +92,7 @@ def test_the_projector_has_a_gradient_in_every_batch() -> None:
 
 
 def test_saved_and_loaded_it_says_the_same(tmp_path: Path) -> None:
-    wrapped = Hybrid(model(), torch.randn(9, 4), 1).eval()
+    wrapped = HybridModel(model(), torch.randn(9, 4), 1).eval()
     weights = {
         name: p.detach().clone() + 0.1
         for name, p in wrapped.named_parameters()

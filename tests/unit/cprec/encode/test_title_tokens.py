@@ -15,14 +15,20 @@ from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
 from cluster.errors import DataError
-from corpus.ingest.simulate import shoppers
+from corpus.ingest.simulation import simulate_shoppers
 from corpus.settings import SimulateSettings
 from cprec.encode import prompt
-from cprec.encode.title_tokens import ByTokenizer, Stitcher, differs, tokenise, words_of
-from cprec.encode.tokens import Encoder
+from cprec.encode.title_tokens import (
+    CachedPromptEncoder,
+    UncachedPromptEncoder,
+    build_title_encoding,
+    find_difference,
+    tokenise_titles,
+)
+from cprec.encode.tokens import TitleEncoder
 from cprec.model.tiny import train_tokenizer
 
-SHELVES = shoppers(
+SHELVES = simulate_shoppers(
     ("Garden", "Games"), SimulateSettings(users=10, items_per_domain=60), seed=0
 ).shelves
 ODD = [
@@ -42,7 +48,7 @@ TITLES = [*ODD, *(title for shelf in SHELVES for title in shelf.titles)]
 
 
 def byte_level() -> PreTrainedTokenizerFast:
-    return train_tokenizer(TITLES, vocabulary=700)
+    return train_tokenizer(TITLES, vocab_size=700)
 
 
 def sentences() -> PreTrainedTokenizerFast:
@@ -53,7 +59,8 @@ def sentences() -> PreTrainedTokenizerFast:
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
     texts = [
-        prompt.render(TITLES[i : i + 3], TITLES[i + 3 : i + 9]) for i in range(0, len(TITLES), 3)
+        prompt.render_prompt(TITLES[i : i + 3], TITLES[i + 3 : i + 9])
+        for i in range(0, len(TITLES), 3)
     ]
     tokenizer.train_from_iterator(
         texts,
@@ -66,7 +73,7 @@ def sentences() -> PreTrainedTokenizerFast:
 
 
 TOKENIZERS = {"byte-level": byte_level(), "space in words": sentences()}
-PIECES = {name: tokenise(TITLES, tokenizer) for name, tokenizer in TOKENIZERS.items()}
+PIECES = {name: tokenise_titles(TITLES, tokenizer) for name, tokenizer in TOKENIZERS.items()}
 
 items = st.integers(0, len(TITLES) - 1)
 sample = st.fixed_dictionaries(
@@ -93,15 +100,17 @@ def test_stitched_samples_are_those_of_the_tokenizer(
 ) -> None:
     rows, tokenizer = table(found), TOKENIZERS[name]
     for row, seen in zip(
-        rows.to_pylist(), Stitcher(PIECES[name], 1 << 20).samples(rows), strict=True
+        rows.to_pylist(),
+        CachedPromptEncoder(PIECES[name], 1 << 20).encode_samples(rows),
+        strict=True,
     ):
         history, candidates = ([TITLES[i] for i in row[key]] for key in ("history", "candidates"))
-        text = prompt.render(history, candidates)
+        text = prompt.render_prompt(history, candidates)
         whole = tokenizer(f"{text} {candidates[row['target']]}", add_special_tokens=False)[
             "input_ids"
         ]
         assert seen.ids.tolist() == [tokenizer.bos_token_id, *whole, tokenizer.eos_token_id]
-        assert seen.answer == 1 + len(tokenizer(text, add_special_tokens=False)["input_ids"])
+        assert seen.answer_start == 1 + len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
@@ -110,12 +119,23 @@ def test_history_is_dropped_as_the_tokenizer_way_drops_it(
     name: str, found: list[dict[str, Any]], short: int
 ) -> None:
     rows = table(found)
-    limit = max(len(s.ids) for s in Stitcher(PIECES[name], 1 << 20).samples(rows)) - short
-    encoders = Stitcher(PIECES[name], limit), ByTokenizer(TITLES, Encoder(TOKENIZERS[name], limit))
+    limit = (
+        max(len(s.ids) for s in CachedPromptEncoder(PIECES[name], 1 << 20).encode_samples(rows))
+        - short
+    )
+    encoders = (
+        CachedPromptEncoder(PIECES[name], limit),
+        UncachedPromptEncoder(TITLES, TitleEncoder(TOKENIZERS[name], limit)),
+    )
     outcomes: list[Any] = []
     for encoder in encoders:
         try:
-            outcomes.append([(s.ids.tolist(), s.answer, s.dropped) for s in encoder.samples(rows)])
+            outcomes.append(
+                [
+                    (s.ids.tolist(), s.answer_start, s.dropped_titles)
+                    for s in encoder.encode_samples(rows)
+                ]
+            )
         except DataError:
             outcomes.append("too long")
     assert outcomes[0] == outcomes[1]
@@ -125,12 +145,14 @@ def test_history_is_dropped_as_the_tokenizer_way_drops_it(
 def test_prompts_and_answers_one_by_one_are_the_same(one: dict[str, Any], room: int) -> None:
     row = table([one]).to_pylist()[0]
     encoders = (
-        Stitcher(PIECES["byte-level"], 4000),
-        ByTokenizer(TITLES, Encoder(TOKENIZERS["byte-level"], 4000)),
+        CachedPromptEncoder(PIECES["byte-level"], 4000),
+        UncachedPromptEncoder(TITLES, TitleEncoder(TOKENIZERS["byte-level"], 4000)),
     )
-    prompts = [encoder.prompt(row["history"], row["candidates"], room) for encoder in encoders]
+    prompts = [
+        encoder.encode_prompt(row["history"], row["candidates"], room) for encoder in encoders
+    ]
     assert prompts[0] == prompts[1]
-    answers = [encoder.answer(row["candidates"][0]) for encoder in encoders]
+    answers = [encoder.encode_answer(row["candidates"][0]) for encoder in encoders]
     assert answers[0] == answers[1]
 
 
@@ -141,18 +163,18 @@ def test_rows_that_are_a_slice_of_others() -> None:
             for i in range(8)
         ]
     )
-    stitcher = Stitcher(PIECES["byte-level"], 1 << 20)
-    whole, part = stitcher.samples(rows), stitcher.samples(rows.slice(3, 4))
+    stitcher = CachedPromptEncoder(PIECES["byte-level"], 1 << 20)
+    whole, part = stitcher.encode_samples(rows), stitcher.encode_samples(rows.slice(3, 4))
     assert [s.ids.tolist() for s in part] == [s.ids.tolist() for s in whole[3:7]]
 
 
 def test_the_reason_for_a_fall_back() -> None:
-    assert words_of(TITLES, TOKENIZERS["byte-level"]).because == ""
+    assert build_title_encoding(TITLES, TOKENIZERS["byte-level"]).fallback_reason == ""
     pieces = PIECES["byte-level"]
     spoiled = type(pieces)(
-        np.where(pieces.ids == pieces.ids[-1], 0, pieces.ids), pieces.ends, pieces.end
+        np.where(pieces.ids == pieces.ids[-1], 0, pieces.ids), pieces.offsets, pieces.eos_token_id
     )
-    assert "differs from the tokenizer's at token" in differs(
+    assert "differs from the tokenizer's at token" in find_difference(
         TITLES, spoiled, TOKENIZERS["byte-level"]
     )
 
@@ -178,10 +200,10 @@ def test_a_tokenizer_that_looks_across_words_falls_back_and_says_why() -> None:
             return {"input_ids": ids if words != [""] else []}
 
     titles = [f"Steel lamp {i}" for i in range(30)]
-    words = words_of(titles, Counting())
-    assert words.tokens is None
+    words = build_title_encoding(titles, Counting())
+    assert words.title_tokens is None
     assert list(words.titles) == titles
-    assert "a stitched prompt differs" in words.because
+    assert "a stitched prompt differs" in words.fallback_reason
 
 
 @pytest.mark.parametrize("known", [0, 1, 50, len(TITLES)])
@@ -198,17 +220,19 @@ def test_only_new_titles_are_tokenised_when_items_join(known: int) -> None:
             return TOKENIZERS["byte-level"](text, add_special_tokens=add_special_tokens)
 
     whole, listening = PIECES["byte-level"], Listening()
-    grown = words_of(TITLES, listening, tokenise(TITLES[:known], TOKENIZERS["byte-level"])).tokens
+    grown = build_title_encoding(
+        TITLES, listening, tokenise_titles(TITLES[:known], TOKENIZERS["byte-level"])
+    ).title_tokens
     assert grown is not None
     assert np.array_equal(grown.ids, whole.ids)
-    assert np.array_equal(grown.ends, whole.ends)
+    assert np.array_equal(grown.offsets, whole.offsets)
     assert known < len(TITLES) or listening.texts < 200
 
 
 def test_title_tokens_of_no_titles() -> None:
-    empty = tokenise([], TOKENIZERS["byte-level"])
-    assert empty.items == 0
-    assert Stitcher(empty, 100).samples(table([])) == []
+    empty = tokenise_titles([], TOKENIZERS["byte-level"])
+    assert empty.item_count == 0
+    assert CachedPromptEncoder(empty, 100).encode_samples(table([])) == []
 
 
 def test_stitching_imports_no_transformers(tmp_path: Path) -> None:

@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from cluster.errors import PlatformFault
-from cprec.evaluate.metrics import HR_AT, NDCG_AT, Ranks, gains, hits, metrics, ranks
+from cprec.evaluate.metrics import (
+    HR_CUTOFFS,
+    NDCG_CUTOFFS,
+    Ranks,
+    compute_metrics,
+    compute_ranks,
+    discounted_gains,
+    hits,
+)
 
 levels = st.integers(-2, 2).map(float)
 scored = st.tuples(st.integers(1, 6), st.integers(2, 20)).flatmap(
@@ -21,7 +29,7 @@ scored = st.tuples(st.integers(1, 6), st.integers(2, 20)).flatmap(
 
 
 def one(scores: list[float], target: int) -> Ranks:
-    return ranks(np.array([scores]), np.array([target]))
+    return compute_ranks(np.array([scores]), np.array([target]))
 
 
 @given(st.lists(levels, min_size=2, max_size=6), st.data())
@@ -34,10 +42,10 @@ def test_ties_count_by_their_expectation_over_all_fair_draws(
         for order in itertools.permutations(range(len(scores)))
     ]
     seen = one(scores, target)
-    assert seen.expected[0] == pytest.approx(np.mean(draws))
+    assert seen.expected_rank[0] == pytest.approx(np.mean(draws))
     for k in (1, 2, 3, 5):
         assert hits(seen, k)[0] == pytest.approx(np.mean([position <= k for position in draws]))
-        assert gains(seen, k)[0] == pytest.approx(
+        assert discounted_gains(seen, k)[0] == pytest.approx(
             np.mean([(position <= k) / np.log2(1 + position) for position in draws])
         )
 
@@ -48,26 +56,26 @@ def test_the_order_of_candidates_and_the_scale_of_scores_do_not_matter(
 ) -> None:
     scores, target = case
     order = np.array(sorted(range(scores.shape[1]), key=lambda _: random.random()))  # type: ignore[attr-defined]
-    moved = ranks(np.exp(scores[:, order]), np.argsort(order)[target])
-    seen = ranks(scores, target)
-    assert (moved.better == seen.better).all()
-    assert (moved.tied == seen.tied).all()
+    moved = compute_ranks(np.exp(scores[:, order]), np.argsort(order)[target])
+    seen = compute_ranks(scores, target)
+    assert (moved.better_count == seen.better_count).all()
+    assert (moved.tied_count == seen.tied_count).all()
 
 
 @given(scored)
 def test_metrics_are_chances_and_grow_with_k(case: tuple[np.ndarray, np.ndarray]) -> None:
-    seen = ranks(*case)
-    for measure in (hits, gains):
+    seen = compute_ranks(*case)
+    for measure in (hits, discounted_gains):
         values = np.array([measure(seen, k) for k in range(1, 21)])
         assert (values >= 0).all()
         assert (values <= 1 + 1e-12).all()
         assert (np.diff(values, axis=0) >= -1e-12).all()
-    assert np.allclose(gains(seen, 1), hits(seen, 1))
+    assert np.allclose(discounted_gains(seen, 1), hits(seen, 1))
 
 
 @given(st.integers(1, 50), st.integers(2, 20))
 def test_constant_scores_are_chance(n: int, candidates: int) -> None:
-    seen = ranks(np.zeros((n, candidates)), np.arange(n) % candidates)
+    seen = compute_ranks(np.zeros((n, candidates)), np.arange(n) % candidates)
     assert hits(seen, 1).mean() == pytest.approx(1 / candidates, abs=1e-15)
 
 
@@ -76,21 +84,26 @@ def test_a_higher_score_of_the_true_item_never_hurts() -> None:
     scores, target = rng.normal(size=(200, 20)), rng.integers(0, 20, 200)
     better = scores.copy()
     better[np.arange(200), target] += rng.exponential(size=200)
-    for k in HR_AT:
-        assert (hits(ranks(better, target), k) >= hits(ranks(scores, target), k)).all()
-    for k in NDCG_AT:
-        assert (gains(ranks(better, target), k) >= gains(ranks(scores, target), k)).all()
+    for k in HR_CUTOFFS:
+        assert (
+            hits(compute_ranks(better, target), k) >= hits(compute_ranks(scores, target), k)
+        ).all()
+    for k in NDCG_CUTOFFS:
+        assert (
+            discounted_gains(compute_ranks(better, target), k)
+            >= discounted_gains(compute_ranks(scores, target), k)
+        ).all()
 
 
 def test_nan_is_refused() -> None:
     with pytest.raises(PlatformFault, match="1 of 2 samples"):
-        ranks(np.array([[0.0, 1.0], [np.nan, 1.0]]), np.array([1, 1]))
+        compute_ranks(np.array([[0.0, 1.0], [np.nan, 1.0]]), np.array([1, 1]))
 
 
 def test_the_object_of_metrics_json() -> None:
     scores = np.tile(np.arange(20.0), (4, 1))
-    seen = metrics(
-        "base", "Books", ranks(scores, np.array([19, 18, 0, 19])), np.array([3, 4, 5, 8])
+    seen = compute_metrics(
+        "base", "Books", compute_ranks(scores, np.array([19, 18, 0, 19])), np.array([3, 4, 5, 8])
     )
     assert seen["hr"] == {"1": 0.5, "3": 0.75, "5": 0.75}
     assert seen["ndcg"]["3"] == pytest.approx((2 + 1 / np.log2(3)) / 4)

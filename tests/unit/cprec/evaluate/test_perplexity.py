@@ -7,7 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cluster.errors import RecipeError
-from cprec.evaluate.perplexity import perplexity
+from cprec.evaluate.perplexity import compute_perplexity
 from cprec.model import tiny
 
 TEXT = (
@@ -41,7 +41,7 @@ def test_it_is_the_exponential_of_the_mean_loss(
     ids = torch.tensor([tokenizer(TEXT)["input_ids"]])
     with torch.no_grad():
         loss = model(input_ids=ids, labels=ids).loss
-    assert perplexity(model, tokenizer, TEXT, 1024) == pytest.approx(
+    assert compute_perplexity(model, tokenizer, TEXT, 1024) == pytest.approx(
         math.exp(float(loss)), rel=1e-5
     )
 
@@ -53,14 +53,14 @@ def test_windows_begin_anew_and_lose_no_token(
     parts = [str(tokenizer.decode(ids[at : at + 36])) for at in range(0, len(ids), 36)]
     losses = [
         (
-            math.log(perplexity(model, tokenizer, part, 1024)),
+            math.log(compute_perplexity(model, tokenizer, part, 1024)),
             len(tokenizer(part, add_special_tokens=False)["input_ids"]),
         )
         for part in parts
     ]
     assert sum(count for _, count in losses) == len(ids)
     mean = sum(loss * count for loss, count in losses) / len(ids)
-    assert perplexity(model, tokenizer, TEXT, 37) == pytest.approx(math.exp(mean), rel=1e-5)
+    assert compute_perplexity(model, tokenizer, TEXT, 37) == pytest.approx(math.exp(mean), rel=1e-5)
 
 
 def test_a_model_that_knows_nothing_has_the_vocabularys_size(
@@ -68,11 +68,11 @@ def test_a_model_that_knows_nothing_has_the_vocabularys_size(
 ) -> None:
     blank = LlamaForCausalLM(model.config).eval()
     torch.nn.init.zeros_(blank.lm_head.weight)
-    assert perplexity(blank, tokenizer, TEXT, 64) == pytest.approx(len(tokenizer), rel=1e-5)
+    assert compute_perplexity(blank, tokenizer, TEXT, 64) == pytest.approx(len(tokenizer), rel=1e-5)
 
 
 def test_an_empty_text_is_refused(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     with pytest.raises(RecipeError, match="0 token"):
-        perplexity(model, tokenizer, "", 64)
+        compute_perplexity(model, tokenizer, "", 64)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from cluster.errors import PlatformFault
-from cprec.evaluate.significance import holm, paired, permutation
+from cprec.evaluate.significance import holm_correction, paired_t_test, permutation_test
 
 contributions = st.sampled_from([0.0, 0.05, 0.5, 1.0])
 
@@ -21,7 +21,7 @@ contributions = st.sampled_from([0.0, 0.05, 0.5, 1.0])
 )
 def test_equals_scipy(pairs: list[tuple[float, float]]) -> None:
     reference, model = np.array(pairs).T
-    seen, expected = paired(reference, model), stats.ttest_rel(model, reference)
+    seen, expected = paired_t_test(reference, model), stats.ttest_rel(model, reference)
     interval = expected.confidence_interval(0.95)
     assert seen.p == pytest.approx(expected.pvalue, rel=1e-9)
     assert [seen.low, seen.high] == pytest.approx([interval.low, interval.high])
@@ -33,7 +33,7 @@ def test_the_interval_excludes_zero_exactly_where_p_is_small(
     pairs: list[tuple[float, float]],
 ) -> None:
     reference, model = np.array(pairs).T
-    seen, swapped = paired(reference, model), paired(model, reference)
+    seen, swapped = paired_t_test(reference, model), paired_t_test(model, reference)
     assert seen.low is not None
     assert seen.high is not None
     assert (seen.p < 0.05) == (not seen.low <= 0 <= seen.high)
@@ -41,24 +41,24 @@ def test_the_interval_excludes_zero_exactly_where_p_is_small(
 
 
 def test_without_spread() -> None:
-    same, better = paired(np.ones(9), np.ones(9)), paired(np.zeros(9), np.ones(9))
+    same, better = paired_t_test(np.ones(9), np.ones(9)), paired_t_test(np.zeros(9), np.ones(9))
     assert (same.p, same.low, same.high) == (1.0, 0.0, 0.0)
     assert (better.p, better.difference, better.low, better.high) == (0.0, 1.0, 1.0, 1.0)
-    single = paired(np.zeros(1), np.ones(1))
+    single = paired_t_test(np.zeros(1), np.ones(1))
     assert (single.p, single.low, single.high) == (1.0, None, None)
 
 
 def test_samples_must_pair_up() -> None:
     with pytest.raises(PlatformFault, match="same samples"):
-        paired(np.zeros(3), np.zeros(4))
+        paired_t_test(np.zeros(3), np.zeros(4))
     with pytest.raises(PlatformFault, match="same samples"):
-        paired(np.zeros(0), np.zeros(0))
+        paired_t_test(np.zeros(0), np.zeros(0))
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
 def test_holm_is_the_step_down_procedure(p: list[float]) -> None:
     """At every level it rejects what stepping down by hand rejects."""
-    corrected = holm(p)
+    corrected = holm_correction(p)
     for level in (0.01, 0.05, 0.3):
         rejected: set[int] = set()
         for step, index in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
@@ -66,7 +66,7 @@ def test_holm_is_the_step_down_procedure(p: list[float]) -> None:
                 break
             rejected.add(index)
         assert {i for i, q in enumerate(corrected) if q <= level} == rejected
-    assert holm([]) == []
+    assert holm_correction([]) == []
     assert all(q >= original for q, original in zip(corrected, p, strict=True))
 
 
@@ -77,6 +77,6 @@ def test_a_permutation_test_agrees_with_all_assignments() -> None:
     differences = model - reference
     signs = np.array(list(itertools.product([1, -1], repeat=12)))
     expected = (np.abs(signs @ differences) >= abs(differences.sum()) - 1e-9).mean()
-    assert permutation(reference, model, draws=40_000) == pytest.approx(expected, abs=0.01)
-    assert permutation(reference, reference) == 1.0
-    assert permutation(np.zeros(60), np.ones(60), draws=999) == 0.001
+    assert permutation_test(reference, model, draws=40_000) == pytest.approx(expected, abs=0.01)
+    assert permutation_test(reference, reference) == 1.0
+    assert permutation_test(np.zeros(60), np.ones(60), draws=999) == 0.001

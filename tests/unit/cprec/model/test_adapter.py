@@ -21,16 +21,18 @@ def seen(
         parameter.data = parameter.data.to(dtype)
     model = adapter.attach(base, ModelSettings(lora_rank=4, lora_dropout=dropout), 0)
     torch.manual_seed(1)
-    for name, parameter in adapter.trainable(model).items():
+    for name, parameter in adapter.trainable_parameters(model).items():
         if "lora_B" in name:
             parameter.data.normal_()
     if fused:
-        assert adapter.fuse(model) == 14
+        assert adapter.fuse_lora(model) == 14
     torch.manual_seed(2)
     logits = model(input_ids=torch.arange(40).view(2, 20)).logits
     logits.float().square().mean().backward()
     return logits, {
-        name: p.grad for name, p in adapter.trainable(model).items() if p.grad is not None
+        name: p.grad
+        for name, p in adapter.trainable_parameters(model).items()
+        if p.grad is not None
     }
 
 
@@ -52,10 +54,10 @@ def test_the_outputs_type_is_the_base_models() -> None:
 def test_a_disabled_adapter_is_disabled() -> None:
     model = adapter.attach(llama(50), ModelSettings(lora_dropout=0.0), 0)
     plain = model.get_base_model()  # type: ignore[operator]
-    for name, parameter in adapter.trainable(model).items():
+    for name, parameter in adapter.trainable_parameters(model).items():
         if "lora_B" in name:
             parameter.data.normal_()
-    adapter.fuse(model)
+    adapter.fuse_lora(model)
     ids = torch.arange(10)[None]
     with model.disable_adapter():  # type: ignore[operator]
         without = plain(input_ids=ids).logits

@@ -10,9 +10,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel
 
 from cluster.errors import RecipeError
-from cprec.encode.tokens import Tokens
+from cprec.encode.tokens import EncodedSample
 from cprec.model import attention
-from cprec.stream.packing import Cut, collate
+from cprec.stream.packing import MicroBatchSpec, collate
 from tests.models import SHAPE, llama
 
 VOCABULARY, END = 97, 0
@@ -28,19 +28,21 @@ def model(adapted: bool = False) -> PreTrainedModel:
     return cast(PreTrainedModel, plain)
 
 
-def samples() -> list[Tokens]:
+def samples() -> list[EncodedSample]:
     rng = np.random.default_rng(0)
     return [
-        Tokens(rng.integers(1, VOCABULARY, n).astype(np.int32), int(rng.integers(1, n)), 0)
+        EncodedSample(rng.integers(1, VOCABULARY, n).astype(np.int32), int(rng.integers(1, n)), 0)
         for n in (31, 2, 17, 40, 5)
     ]
 
 
-def packed_logits(network: PreTrainedModel, cut: Cut) -> torch.Tensor:
+def packed_logits(network: PreTrainedModel, cut: MicroBatchSpec) -> torch.Tensor:
     batch = collate(samples(), cut, END)
     assert batch.bounds is not None
-    bounds = attention.bounds_of(torch.from_numpy(batch.bounds), int(np.diff(batch.bounds).max()))
-    ids, positions = torch.from_numpy(batch.ids), torch.from_numpy(batch.positions)
+    bounds = attention.packed_arguments(
+        torch.from_numpy(batch.bounds), int(np.diff(batch.bounds).max())
+    )
+    ids, positions = torch.from_numpy(batch.input_ids), torch.from_numpy(batch.position_ids)
     return cast(
         torch.Tensor,
         network(input_ids=ids, position_ids=positions, use_cache=False, **bounds).logits[0],
@@ -58,8 +60,8 @@ def gradients(network: torch.nn.Module, loss: torch.Tensor) -> list[torch.Tensor
 @pytest.mark.parametrize("adapted", [False, True])
 def test_logits_and_gradients_are_those_of_each_sample_alone(adapted: bool, fill: bool) -> None:
     alone, together = model(adapted), model(adapted)
-    attention.enable(together)
-    logits = packed_logits(together, Cut(packed=True, size=128, fill=fill))
+    attention.enable_packing(together)
+    logits = packed_logits(together, MicroBatchSpec(packed=True, size=128, pad_to_size=fill))
     expected = torch.cat(
         [
             alone(input_ids=torch.from_numpy(s.ids.astype(np.int64))[None]).logits[0]
@@ -80,10 +82,10 @@ def test_recomputed_activations_change_nothing() -> None:
     losses, found = [], []
     for recomputed in (False, True):
         network = model(adapted=True)
-        attention.enable(network)
+        attention.enable_packing(network)
         if recomputed:
             network.train().activation_checkpointing_enable({"use_reentrant": False})
-        losses.append(packed_logits(network, Cut(packed=True, size=128)).square().mean())
+        losses.append(packed_logits(network, MicroBatchSpec(packed=True, size=128)).square().mean())
         found.append(gradients(network, losses[-1]))
     assert torch.equal(*losses)
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
@@ -91,7 +93,7 @@ def test_recomputed_activations_change_nothing() -> None:
 
 def test_without_bounds_an_enabled_model_does_what_it_did() -> None:
     plain, enabled = model(), model()
-    attention.enable(enabled)
+    attention.enable_packing(enabled)
     ids = torch.randint(1, VOCABULARY, (3, 20), generator=torch.Generator().manual_seed(1))
     mask = torch.ones_like(ids)
     mask[0, :7] = 0
@@ -109,8 +111,8 @@ def test_without_bounds_an_enabled_model_does_what_it_did() -> None:
 
 def test_the_trap_that_the_bounds_are_there_for() -> None:
     """transformers' own handling of restarting positions holds without a cache only; should it ever hold with one, the bounds are still right."""
-    batch = collate(samples(), Cut(packed=True, size=128), END)
-    ids, positions = torch.from_numpy(batch.ids), torch.from_numpy(batch.positions)
+    batch = collate(samples(), MicroBatchSpec(packed=True, size=128), END)
+    ids, positions = torch.from_numpy(batch.input_ids), torch.from_numpy(batch.position_ids)
     right = packed_logits_of_enabled()
     without_cache = model()(input_ids=ids, position_ids=positions, use_cache=False).logits[0]
     with_cache = model()(input_ids=ids, position_ids=positions, use_cache=True).logits[0]
@@ -120,28 +122,30 @@ def test_the_trap_that_the_bounds_are_there_for() -> None:
 
 def packed_logits_of_enabled() -> torch.Tensor:
     network = model()
-    attention.enable(network)
-    return packed_logits(network, Cut(packed=True, size=128))
+    attention.enable_packing(network)
+    return packed_logits(network, MicroBatchSpec(packed=True, size=128))
 
 
 def test_the_cache_does_not_matter_when_there_are_bounds() -> None:
     network = model()
-    attention.enable(network)
-    batch = collate(samples(), Cut(packed=True, size=128), END)
+    attention.enable_packing(network)
+    batch = collate(samples(), MicroBatchSpec(packed=True, size=128), END)
     assert batch.bounds is not None
-    bounds = attention.bounds_of(torch.from_numpy(batch.bounds), 40)
+    bounds = attention.packed_arguments(torch.from_numpy(batch.bounds), 40)
     seen = network(
-        input_ids=torch.from_numpy(batch.ids),
-        position_ids=torch.from_numpy(batch.positions),
+        input_ids=torch.from_numpy(batch.input_ids),
+        position_ids=torch.from_numpy(batch.position_ids),
         use_cache=True,
         **bounds,
     ).logits[0]
-    assert (seen - packed_logits(network, Cut(packed=True, size=128))).abs().max() <= 1e-5
+    assert (
+        seen - packed_logits(network, MicroBatchSpec(packed=True, size=128))
+    ).abs().max() <= 1e-5
 
 
 def test_attention_that_cannot_be_packed_is_refused() -> None:
     torch.manual_seed(0)
     network = MistralForCausalLM(MistralConfig(**SHAPE, vocab_size=VOCABULARY, sliding_window=8))
-    attention.enable(network)
+    attention.enable_packing(network)
     with pytest.raises(RecipeError, match=r"train.pack: false"):
-        packed_logits(network, Cut(packed=True, size=128))
+        packed_logits(network, MicroBatchSpec(packed=True, size=128))

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 
 from cprec.config.recipe import ModelSettings
-from cprec.model.fp8 import Frozen8, freeze, quantised
-from cprec.train.device import Work
+from cprec.model.fp8 import FrozenFP8Linear, quantise_frozen_layers, quantise_rows
+from cprec.train.device import OperationCount
 from tests.models import llama
 
 
@@ -19,13 +19,13 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
 @given(st.integers(0, 1000), st.floats(1e-6, 1e6))
 def test_quantised_rows_come_back_within_a_sixteenth_of_each_value(seed: int, size: float) -> None:
     rows = random(4, 32, seed=seed) * size
-    values, scale = quantised(rows)
+    values, scale = quantise_rows(rows)
     error = (values.float() * scale - rows).abs()
     assert (error <= rows.abs() / 16 + rows.abs().amax(1, keepdim=True) * 2**-17).all()
 
 
 def test_a_row_of_zeros_stays_zero() -> None:
-    values, scale = quantised(torch.zeros(2, 16))
+    values, scale = quantise_rows(torch.zeros(2, 16))
     assert (values.float() * scale == 0).all()
 
 
@@ -36,7 +36,7 @@ def test_output_and_input_gradient_are_near_those_of_the_layer() -> None:
         random(5, 7, 48, seed=3).bfloat16(),
     )
     x.requires_grad_(True)
-    out = Frozen8(weight)(x)
+    out = FrozenFP8Linear(weight)(x)
     out.backward(gradient)
     for seen, wanted in ((out, x.float() @ weight.t()), (x.grad, gradient.float() @ weight)):
         assert seen is not None
@@ -50,11 +50,11 @@ def test_only_the_frozen_base_under_lora_is_replaced_and_the_work_stays_the_same
     model = get_peft_model(
         llama(64).bfloat16(), LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
     )
-    before = Work.of(model, 64)
+    before = OperationCount.from_model(model, 64)
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
-    assert freeze(model) == 14
+    assert quantise_frozen_layers(model) == 14
     assert [name for name, p in model.named_parameters() if p.requires_grad] == trained
-    assert Work.of(model, 64) == before
+    assert OperationCount.from_model(model, 64) == before
     loss = model(input_ids=torch.arange(1, 17)[None], labels=torch.arange(1, 17)[None]).loss
     loss.backward()
     assert torch.isfinite(loss)
@@ -75,6 +75,6 @@ def test_work_is_two_operations_per_weight_and_direction() -> None:
         torch.nn.Linear(8, 100, bias=False).requires_grad_(False),
     )
     trained = torch.nn.Linear(8, 4, bias=False)
-    work = Work.of(torch.nn.ModuleList([frozen, trained, head]), 100)
-    assert work == Work(per_token=4 * 128 + 6 * 32, per_logit=4 * 800)
-    assert work.operations(10, 3) == 10 * work.per_token + 3 * work.per_logit
+    work = OperationCount.from_model(torch.nn.ModuleList([frozen, trained, head]), 100)
+    assert work == OperationCount(per_token=4 * 128 + 6 * 32, per_logit=4 * 800)
+    assert work.step_operations(10, 3) == 10 * work.per_token + 3 * work.per_logit

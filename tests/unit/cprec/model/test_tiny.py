@@ -10,22 +10,22 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from cluster.errors import DataError
-from corpus.ingest.simulate import shoppers
+from corpus.ingest.simulation import simulate_shoppers
 from corpus.settings import SimulateSettings
 from cprec.config.recipe import TinySettings
 from cprec.encode import prompt
-from cprec.encode.tokens import Encoder
-from cprec.model import language, tiny
+from cprec.encode.tokens import TitleEncoder
+from cprec.model import tiny, tiny_training
 
 SETTINGS = TinySettings(hidden=32, layers=1, heads=2, vocabulary=800, language_steps=3)
 TITLES = [
     title
-    for shelf in shoppers(
+    for shelf in simulate_shoppers(
         ("Garden", "Games"), SimulateSettings(users=10, items_per_domain=120), seed=0
     ).shelves
     for title in shelf.titles
 ]
-TOKENIZER = tiny.train_tokenizer(TITLES, vocabulary=800)
+TOKENIZER = tiny.train_tokenizer(TITLES, vocab_size=800)
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +46,8 @@ def test_the_directory_loads_as_any_base(base: Path) -> None:
     assert isinstance(model, LlamaForCausalLM)
     assert model.config.vocab_size == len(tokenizer) <= SETTINGS.vocabulary
     assert None not in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
-    Encoder(tokenizer, 2048).sample(TITLES[:10], TITLES[10:30], target=3)
-    ids = torch.tensor([tokenizer(prompt.render(TITLES[:3], TITLES[3:23]))["input_ids"]])
+    TitleEncoder(tokenizer, 2048).encode_sample(TITLES[:10], TITLES[10:30], target_position=3)
+    ids = torch.tensor([tokenizer(prompt.render_prompt(TITLES[:3], TITLES[3:23]))["input_ids"]])
     assert torch.isfinite(model(input_ids=ids).logits).all()
 
 
@@ -92,23 +92,25 @@ def test_pieces_equal_the_whole(
     history: list[str], candidates: list[str], data: st.DataObject
 ) -> None:
     target = data.draw(st.integers(0, len(candidates) - 1))
-    sample = Encoder(TOKENIZER, 2048).sample(history, candidates, target)
-    whole = TOKENIZER(f"{prompt.render(history, candidates)} {candidates[target]}")["input_ids"]
+    sample = TitleEncoder(TOKENIZER, 2048).encode_sample(history, candidates, target)
+    whole = TOKENIZER(f"{prompt.render_prompt(history, candidates)} {candidates[target]}")[
+        "input_ids"
+    ]
     assert sample.ids.tolist() == [*whole, TOKENIZER.eos_token_id]
 
 
 def test_text_is_lists_of_titles_and_never_the_prompt() -> None:
-    text = language.passages(TITLES, np.random.default_rng(0))
+    text = tiny_training.generate_passages(TITLES, np.random.default_rng(0))
     for passage in (next(text) for _ in range(50)):
         listed = passage.removeprefix("Similar items: ").removesuffix(".").split(", ")
-        assert len(set(listed)) == len(listed) == language.LISTED
+        assert len(set(listed)) == len(listed) == tiny_training.TITLES_PER_LIST
         assert set(listed) <= set(TITLES)
         assert "candidates" not in passage
 
 
 @pytest.mark.parametrize("titles", [["one"], ["", " "], ["lamp oak", "lamp steel"]])
 def test_few_titles_are_text_too(titles: list[str]) -> None:
-    passage = next(language.passages(titles, np.random.default_rng(0)))
+    passage = next(tiny_training.generate_passages(titles, np.random.default_rng(0)))
     assert all(title in passage for title in titles)
 
 
@@ -116,7 +118,7 @@ def test_language_training_learns_and_no_steps_leave_random_weights(tmp_path: Pa
     tiny.build(TITLES, SETTINGS.model_copy(update={"language_steps": 0}), 0, tmp_path)
     model = LlamaForCausalLM.from_pretrained(tmp_path)
     before = {name: weight.clone() for name, weight in model.named_parameters()}
-    assert language.train(model, TOKENIZER, TITLES, 0, seed=0) == []
+    assert tiny_training.train(model, TOKENIZER, TITLES, 0, seed=0) == []
     assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
-    losses = language.train(model, TOKENIZER, TITLES, 30, seed=0)
+    losses = tiny_training.train(model, TOKENIZER, TITLES, 30, seed=0)
     assert np.mean(losses[-5:]) < 0.6 * losses[0]

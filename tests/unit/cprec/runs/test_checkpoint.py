@@ -8,22 +8,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.errors import RunError
-from cprec.model.training_state import State
+from cprec.model.training_state import TrainingState
 from cprec.runs import checkpoint
-from cprec.runs.checkpoint import Name
+from cprec.runs.checkpoint import CheckpointName
 from cprec.schedule.ledger import Ledger
 from cprec.schedule.plan import Plan, Portion
-from cprec.schedule.planning import Rules, make
+from cprec.schedule.planning import PlanSettings, build_plan
 
-PLAN: Plan = make(
-    Rules(0, 1e-5, 1e-3, 0.1), [Portion("domain/A", 0, 0, 100)], [Portion("mixed", 0, 0, 50)]
+PLAN: Plan = build_plan(
+    PlanSettings(0, 1e-5, 1e-3, 0.1), [Portion("domain/A", 0, 0, 100)], [Portion("mixed", 0, 0, 50)]
 )
 
 
-def state(seed: int = 0) -> State:
+def state(seed: int = 0) -> TrainingState:
     generator = torch.Generator().manual_seed(seed)
     tensors = {f"layer.{i}.lora_A": torch.randn(3, 4, generator=generator) for i in range(2)}
-    return State(
+    return TrainingState(
         tensors, {m: {n: t * 2 for n, t in tensors.items()} for m in ("exp_avg", "exp_avg_sq")}, 7
     )
 
@@ -32,8 +32,8 @@ def save(run: Path, samples: int, attempt: int = 0, folder: str = "local") -> st
     directory = run.parent / folder / f"{samples}-{attempt}"
     (directory / "adapter").mkdir(parents=True)
     (directory / "adapter" / "adapter_config.json").write_text("{}")
-    checkpoint.save_trainer(state(samples), directory)
-    uri = checkpoint.uri_of(str(run), Name(samples, attempt))
+    checkpoint.save_training_state(state(samples), directory)
+    uri = checkpoint.checkpoint_uri(str(run), CheckpointName(samples, attempt))
     checkpoint.commit(directory, uri, Ledger(PLAN, samples, samples // 10, 5))
     return uri
 
@@ -41,7 +41,7 @@ def save(run: Path, samples: int, attempt: int = 0, folder: str = "local") -> st
 def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     uri = save(tmp_path / "run", 30)
     checkpoint.verify(uri)
-    loaded = checkpoint.load_trainer(uri)
+    loaded = checkpoint.load_training_state(uri)
     expected = state(30)
     assert loaded.steps == expected.steps == 7
     assert all(torch.equal(loaded.weights[n], t) for n, t in expected.weights.items())
@@ -50,7 +50,7 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
         for m, ts in expected.moments.items()
         for n, t in ts.items()
     )
-    assert checkpoint.ledger(uri) == Ledger(PLAN, 30, 3, 5)
+    assert checkpoint.read_ledger(uri) == Ledger(PLAN, 30, 3, 5)
 
 
 def test_the_newest_valid_checkpoint_is_used_and_what_is_wrong_with_newer_ones_is_said(
@@ -65,8 +65,8 @@ def test_the_newest_valid_checkpoint_is_used_and_what_is_wrong_with_newer_ones_i
     content = bytearray(victim.read_bytes())
     content[-1] ^= 1
     victim.write_bytes(bytes(content))
-    name, ignored = checkpoint.latest(str(run))
-    assert name == Name(40, 1)
+    name, ignored = checkpoint.find_latest(str(run))
+    assert name == CheckpointName(40, 1)
     assert len(ignored) == 2
     assert "optimizer.safetensors: sha256" in ignored[0]
     assert "never completed" in ignored[1]
@@ -74,9 +74,9 @@ def test_the_newest_valid_checkpoint_is_used_and_what_is_wrong_with_newer_ones_i
 
 def test_a_run_without_a_completed_checkpoint_starts_at_zero(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    assert checkpoint.latest(str(run)) == (None, [])
+    assert checkpoint.find_latest(str(run)) == (None, [])
     Path(save(run, 10), "manifest.json").unlink()
-    assert checkpoint.latest(str(run))[0] is None
+    assert checkpoint.find_latest(str(run))[0] is None
 
 
 def test_a_run_whose_checkpoints_are_all_corrupt_stops(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_a_run_whose_checkpoints_are_all_corrupt_stops(tmp_path: Path) -> None:
     for samples in (10, 20):
         Path(save(run, samples), "ledger.json").write_text("{}")
     with pytest.raises(RunError, match=r"no valid checkpoint is left[\s\S]*ledger.json"):
-        checkpoint.latest(str(run))
+        checkpoint.find_latest(str(run))
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -98,8 +98,8 @@ def test_pruning_keeps_the_newest_and_the_ends_of_phases(tmp_path: Path) -> None
     run = tmp_path / "run"
     for samples in (10, 20, 30, 40, 50):
         save(run, samples)
-    checkpoint.prune(str(run), keep=2, ends=(20, 50), saved=Name(50, 0))
-    assert [n.samples for n in checkpoint.listed(str(run))] == [50, 40, 20]
+    checkpoint.prune(str(run), keep=2, phase_ends=(20, 50), last_saved=CheckpointName(50, 0))
+    assert [n.samples for n in checkpoint.list_checkpoints(str(run))] == [50, 40, 20]
 
 
 def test_pruning_never_takes_what_was_just_saved_for_the_leftovers_of_an_attempt_that_went_further(
@@ -111,21 +111,25 @@ def test_pruning_never_takes_what_was_just_saved_for_the_leftovers_of_an_attempt
     for attempt in range(4):
         Path(save(run, 160, attempt), "manifest.json").unlink()
     save(run, 90, attempt=4)
-    checkpoint.prune(str(run), keep=2, ends=(), saved=Name(90, 4))
-    assert checkpoint.latest(str(run))[0] == Name(90, 4)
-    assert Name(80, 0) in checkpoint.listed(str(run))
+    checkpoint.prune(str(run), keep=2, phase_ends=(), last_saved=CheckpointName(90, 4))
+    assert checkpoint.find_latest(str(run))[0] == CheckpointName(90, 4)
+    assert CheckpointName(80, 0) in checkpoint.list_checkpoints(str(run))
 
 
 @given(st.integers(0, 10**12), st.integers(0, 99))
 def test_names_order_as_text_and_as_numbers(samples: int, attempt: int) -> None:
-    name = Name(samples, attempt)
-    assert Name.parse(str(name)) == name
-    assert Name(samples, attempt) < Name(samples, attempt + 1) < Name(samples + 1, 0)
+    name = CheckpointName(samples, attempt)
+    assert CheckpointName.parse(str(name)) == name
+    assert (
+        CheckpointName(samples, attempt)
+        < CheckpointName(samples, attempt + 1)
+        < CheckpointName(samples + 1, 0)
+    )
 
 
 @pytest.mark.parametrize("folder", ["", "x-1", "12", "12-", "-3", "12-3-4", ".12-3"])
 def test_other_folders_are_no_checkpoints(folder: str) -> None:
-    assert Name.parse(folder) is None
+    assert CheckpointName.parse(folder) is None
 
 
 @given(st.integers(1, 50), st.integers(1, 40), st.integers(1, 300), st.integers(1, 300))
@@ -138,6 +142,6 @@ def test_checkpoints_are_due_each_so_many_samples_and_where_a_phase_ends(
         for start, stop in ((0, ends[0]), ends)
         for a in range(start, stop, batch)
     ]
-    due = [after for before, after in steps if checkpoint.due(before, after, every, ends)]
+    due = [after for before, after in steps if checkpoint.is_due(before, after, every, ends)]
     assert set(ends) <= set(due)
     assert all(b - a < every + batch for a, b in zip([0, *due], due, strict=False))

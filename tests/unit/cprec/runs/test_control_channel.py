@@ -16,7 +16,7 @@ import pytest
 
 from cluster.errors import RunError
 from cprec.runs import control_channel
-from cprec.runs.control_channel import SILENT_S, STALE_S, STATUS, Desk, Owner
+from cprec.runs.control_channel import MAX_SILENCE_S, STALE_S, STATUS, ControlChannel, Owner
 
 HERE = socket.gethostname()
 ALIVE = os.getppid()
@@ -46,9 +46,9 @@ def write(run: str, owner: Owner, age_s: float = 0.0, state: str = "training") -
 def claim(run: str) -> None:
     """Claim a run and let go of it."""
     with control_channel.claim(run, "trunk"):
-        state = control_channel.status(run)
+        state = control_channel.read_status(run)
         assert state is not None
-        assert (state["state"], state["owner"]["pid"], control_channel.alive(state)) == (
+        assert (state["state"], state["owner"]["pid"], control_channel.is_running(state)) == (
             "starting",
             os.getpid(),
             True,
@@ -82,7 +82,7 @@ def test_a_second_driver_is_refused_while_the_first_one_starts_and_let_in_when_i
     claim(run)
 
 
-@pytest.mark.parametrize("age_s", [0.0, 2 * STALE_S, SILENT_S - 5])
+@pytest.mark.parametrize("age_s", [0.0, 2 * STALE_S, MAX_SILENCE_S - 5])
 def test_on_its_own_host_a_driver_that_is_there_keeps_its_run_though_it_is_silent(
     run: str, age_s: float
 ) -> None:
@@ -95,7 +95,7 @@ def test_nobody_waits_for_a_driver_that_is_dead_or_was_silent_for_too_long(run: 
     with dead() as pid:
         write(run, Owner(HERE, pid, "first"))
         claim(run)
-    write(run, Owner(HERE, ALIVE, "first"), SILENT_S + 5)
+    write(run, Owner(HERE, ALIVE, "first"), MAX_SILENCE_S + 5)
     claim(run)
 
 
@@ -118,48 +118,50 @@ def test_of_two_that_start_at_once_the_one_that_wrote_last_goes_on(
     )
     with pytest.raises(RunError, match=f"trained by process {ALIVE}"):
         claim(run)
-    state = control_channel.status(run)
+    state = control_channel.read_status(run)
     assert state is not None
     assert state["owner"]["token"] == "other"
 
 
 def test_a_claim_without_training_leaves_no_trace(run: str) -> None:
     claim(run)
-    assert control_channel.status(run) is None
+    assert control_channel.read_status(run) is None
     before = write(run, Owner("elsewhere", 1, "first"), state="ended")
     claim(run)
-    assert control_channel.status(run) == before
+    assert control_channel.read_status(run) == before
 
 
 def test_what_the_controller_wrote_meanwhile_stays(run: str) -> None:
     with control_channel.claim(run, "trunk"):
-        Desk(run, Owner.me()).write({"run": "trunk", "state": "ended", "samples": 96})
-    state = control_channel.status(run)
+        ControlChannel(run, Owner.this_process()).write_status(
+            {"run": "trunk", "state": "ended", "samples": 96}
+        )
+    state = control_channel.read_status(run)
     assert state is not None
     assert (state["state"], state["samples"]) == ("ended", 96)
 
 
 def test_a_run_at_its_first_start_is_described(run: str) -> None:
     with control_channel.claim(run, "trunk"):
-        state = control_channel.status(run)
+        state = control_channel.read_status(run)
         assert state is not None
-        assert control_channel.describe(state) == "trunk: starting"
-        assert control_channel.announce(str(Path(run).parent), "any", 1.0) == []
+        assert control_channel.describe_status(state) == "trunk: starting"
+        assert control_channel.notify_runs(str(Path(run).parent), "any", 1.0) == []
 
 
 def test_a_request_whose_asker_is_interrupted_is_taken_back(
     run: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(run, Owner(HERE, ALIVE, "driver"))
-    desk = Desk(run, Owner(HERE, ALIVE, "driver"))
+    desk = ControlChannel(run, Owner(HERE, ALIVE, "driver"))
     seen: list[str] = []
 
     def interrupt(seconds: float) -> None:
-        seen.extend(verb for _, verb in desk.requests())
+        seen.extend(verb for _, verb in desk.pending_requests())
         raise KeyboardInterrupt
 
     monkeypatch.setattr(time, "sleep", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        control_channel.ask(run, "trunk", "anneal", 60.0)
+        control_channel.send_request(run, "trunk", "anneal", 60.0)
     assert seen == ["anneal"]
-    assert desk.requests() == []
+    assert desk.pending_requests() == []

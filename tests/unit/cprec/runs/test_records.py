@@ -8,17 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.errors import RecipeError, RunError
-from cprec.config.cli import validate
+from cprec.config.cli import validate_recipe
 from cprec.config.recipe import Recipe
 from cprec.runs.audit import audit
-from cprec.runs.recipe_lock import settle
-from cprec.runs.records import Lines, read_lines
+from cprec.runs.recipe_lock import lock
+from cprec.runs.records import JsonLinesFile, read_json_lines
 from cprec.schedule.ledger import ids_digest
-from cprec.schedule.plan import Portion, batches
-from cprec.schedule.planning import Rules, make
+from cprec.schedule.plan import Portion, global_batches
+from cprec.schedule.planning import PlanSettings, build_plan
 
-PLAN = make(
-    Rules(0, 1e-5, 1e-3, 0.1),
+PLAN = build_plan(
+    PlanSettings(0, 1e-5, 1e-3, 0.1),
     [Portion("domain/A", 0, 0, 60), Portion("domain/B", 1, 0, 40)],
     [Portion("mixed", 0, 0, 50)],
 )
@@ -36,7 +36,9 @@ def row(start: int, stop: int) -> dict[str, Any]:
     }
 
 
-TRACE = [row(a, b) for start, stop in ((0, 100), (100, 150)) for a, b in batches(start, stop, 16)]
+TRACE = [
+    row(a, b) for start, stop in ((0, 100), (100, 150)) for a, b in global_batches(start, stop, 16)
+]
 
 
 def test_a_complete_trace_passes_the_audit() -> None:
@@ -74,31 +76,31 @@ def test_a_step_that_trained_other_samples_is_missing() -> None:
 
 def test_lines_survive_a_crash_in_the_middle_of_one(tmp_path: Path) -> None:
     uri = str(tmp_path / "trace.jsonl")
-    lines = Lines(uri)
-    lines.add({"samples": 0})
+    lines = JsonLinesFile(uri)
+    lines.append({"samples": 0})
     lines.flush()
     with Path(uri).open("a") as file:
         file.write('{"samples": 1')
-    assert read_lines(uri) == [{"samples": 0}]
-    again = Lines(uri)
-    again.add({"samples": 1})
-    again.add({"samples": 2})
-    again.keep(lambda value: bool(value["samples"] < 2))
-    assert read_lines(uri) == [{"samples": 0}, {"samples": 1}]
+    assert read_json_lines(uri) == [{"samples": 0}]
+    again = JsonLinesFile(uri)
+    again.append({"samples": 1})
+    again.append({"samples": 2})
+    again.retain(lambda value: bool(value["samples"] < 2))
+    assert read_json_lines(uri) == [{"samples": 0}, {"samples": 1}]
 
 
 def test_a_run_keeps_its_recipe(tmp_path: Path) -> None:
     run = str(tmp_path / "run")
     first = Recipe()
-    assert settle(first, run) is None
-    other = validate({"workers": 5, "train": {"micro_batch": 3}}, "test")
-    assert settle(other, run) == first
-    changed = validate({"schedule": {"lr_max": 1e-3}, "data": {"k_core": 5}}, "test")
+    assert lock(first, run) is None
+    other = validate_recipe({"workers": 5, "train": {"micro_batch": 3}}, "test")
+    assert lock(other, run) == first
+    changed = validate_recipe({"schedule": {"lr_max": 1e-3}, "data": {"k_core": 5}}, "test")
     with pytest.raises(RunError, match=r"data.k_core: 3 -> 5\n  schedule.lr_max: 0.0005 -> 0.001"):
-        settle(changed, run)
+        lock(changed, run)
     with pytest.raises(RunError, match=r"k_core"):
-        settle(changed, run, allow=["schedule.lr_max"])
-    assert settle(changed, run, allow=["schedule.lr_max", "data.k_core"]) == other
-    assert settle(changed, run) == changed
+        lock(changed, run, allow=["schedule.lr_max"])
+    assert lock(changed, run, allow=["schedule.lr_max", "data.k_core"]) == other
+    assert lock(changed, run) == changed
     with pytest.raises(RecipeError, match="no such key"):
-        settle(changed, run, allow=["lr"])
+        lock(changed, run, allow=["lr"])

@@ -11,7 +11,7 @@ from cluster.errors import CorpusError, RecipeError, RunError
 from corpus.append import append
 from corpus.build import build
 from corpus.store.tables import Corpus
-from cprec.config.cli import validate
+from cprec.config.cli import validate_recipe
 from cprec.config.recipe import Recipe
 from cprec.runs import checkpoint, run_plan
 from cprec.schedule.ledger import Ledger
@@ -24,14 +24,14 @@ def test_targets_of_one_user_need_a_corpus_in_the_order_of_users(
 ) -> None:
     root = write_root(tmp_path / "root", shop(("A", "B", "C")))
     corpus = build(settings(root, users_together=together), 0, str(tmp_path / "corpus"), print)
-    recipe = validate({"train": {"targets_per_pass": 4}}, "test")
+    recipe = validate_recipe({"train": {"targets_per_pass": 4}}, "test")
     if together:
-        assert run_plan.begin(recipe, corpus).plan.samples == sum(
+        assert run_plan.create_run_plan(recipe, corpus).plan.total_samples == sum(
             s.rows for s in corpus.streams() if s.source in ("domain/A", "domain/B", "mixed")
         )
     else:
         with pytest.raises(CorpusError, match=r"in no order of users.*data\.users_together true"):
-            run_plan.begin(recipe, corpus)
+            run_plan.create_run_plan(recipe, corpus)
 
 
 @pytest.fixture
@@ -46,13 +46,15 @@ def corpus(tmp_path: Path) -> Corpus:
 
 def parent(tmp_path: Path, corpus: Corpus, config: dict[str, object] | None) -> str:
     """A stable checkpoint of a run `trunk` on this corpus; config: of its LoRA adapter, None where every weight was trained."""
-    course, _ = run_plan.open_course(Recipe(), str(tmp_path / "runs" / "trunk"), corpus)
+    course, _ = run_plan.open_run_plan(Recipe(), str(tmp_path / "runs" / "trunk"), corpus)
     (tmp_path / "files" / "adapter").mkdir(parents=True)
     (tmp_path / "files" / "adapter" / "weights").write_text("")
     if config is not None:
         (tmp_path / "files" / "adapter" / "adapter_config.json").write_text(json.dumps(config))
-    uri = checkpoint.uri_of(str(tmp_path / "runs" / "trunk"), checkpoint.Name(8, 0))
-    checkpoint.commit(tmp_path / "files", uri, Ledger(course.plan).after(8, 0))
+    uri = checkpoint.checkpoint_uri(
+        str(tmp_path / "runs" / "trunk"), checkpoint.CheckpointName(8, 0)
+    )
+    checkpoint.commit(tmp_path / "files", uri, Ledger(course.plan).add_step(8, 0))
     return uri
 
 
@@ -84,44 +86,46 @@ def test_a_parent_must_be_what_the_recipe_trains(
     config: dict[str, object] | None,
     message: str | None,
 ) -> None:
-    recipe, uri = validate({"model": model}, "test"), parent(tmp_path, corpus, config)
+    recipe, uri = validate_recipe({"model": model}, "test"), parent(tmp_path, corpus, config)
     if message is None:
-        run_plan.require_fit(recipe, "/models/tiny-1", uri)
+        run_plan.require_matching_adapter(recipe, "/models/tiny-1", uri)
     else:
         with pytest.raises(RunError, match=re.escape(message)):
-            run_plan.require_fit(recipe, "/models/tiny-1", uri)
+            run_plan.require_matching_adapter(recipe, "/models/tiny-1", uri)
 
 
 @pytest.mark.parametrize("mode", ["domain_only", "shuffled"])
 def test_a_branch_needs_a_mode_that_anneals(tmp_path: Path, corpus: Corpus, mode: str) -> None:
     uri = parent(tmp_path, corpus, CONFIG)
-    recipe = validate({"schedule": {"mode": mode}, "continue_from": uri, "branch": True}, "test")
+    recipe = validate_recipe(
+        {"schedule": {"mode": mode}, "continue_from": uri, "branch": True}, "test"
+    )
     with pytest.raises(
         RecipeError, match=f"{mode} does not anneal on mixed samples; a branch needs one of wsa, "
     ):
-        run_plan.begin(recipe, corpus)
+        run_plan.create_run_plan(recipe, corpus)
 
 
 def test_the_stable_phase_can_be_held_or_released_at_a_restart(
     tmp_path: Path, corpus: Corpus
 ) -> None:
     run = str(tmp_path / "run")
-    first, held = Recipe(), validate({"schedule": {"hold_open": True}}, "test")
-    assert run_plan.open_course(first, run, corpus)[0].hold is False
-    assert run_plan.open_course(held, run, corpus, first)[0].hold is True
-    now = run_plan.Course.read(run)
+    first, held = Recipe(), validate_recipe({"schedule": {"hold_open": True}}, "test")
+    assert run_plan.open_run_plan(first, run, corpus)[0].hold is False
+    assert run_plan.open_run_plan(held, run, corpus, first)[0].hold is True
+    now = run_plan.RunPlan.read(run)
     assert now is not None
     assert now.hold is True
-    assert run_plan.open_course(held, run, corpus, held)[0].hold is True
+    assert run_plan.open_run_plan(held, run, corpus, held)[0].hold is True
     replace(now, hold=False).write(run)  # as `control release` does
-    assert run_plan.open_course(held, run, corpus, held)[0].hold is False
+    assert run_plan.open_run_plan(held, run, corpus, held)[0].hold is False
 
 
 def test_a_run_that_started_at_an_older_version_goes_beyond_it(
     tmp_path: Path, corpus: Corpus
 ) -> None:
     run, oldest = str(tmp_path / "run"), corpus
-    course, _ = run_plan.open_course(Recipe(), run, oldest)
+    course, _ = run_plan.open_run_plan(Recipe(), run, oldest)
     append(
         settings(write_root(tmp_path / "more", shop(("D",), seed=5)), domains=("D",), held_out=()),
         0,
@@ -129,7 +133,7 @@ def test_a_run_that_started_at_an_older_version_goes_beyond_it(
         print,
     )
     replace(course, version=1).write(run)
-    assert run_plan.open_course(Recipe(), run, oldest)[0].version == 1
+    assert run_plan.open_run_plan(Recipe(), run, oldest)[0].version == 1
     replace(course, version=2).write(run)
     with pytest.raises(CorpusError, match="version 2: point --corpus at that one"):
-        run_plan.open_course(Recipe(), run, oldest)
+        run_plan.open_run_plan(Recipe(), run, oldest)

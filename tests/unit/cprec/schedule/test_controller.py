@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from cprec.schedule.controller import Controller, Segment, Wait
 from cprec.schedule.plan import Era, Plan, Portion
-from cprec.schedule.planning import Replay, Rules, make
+from cprec.schedule.planning import PlanSettings, Replay, build_plan
 from cprec.schedule.wsa import Phase
-from cprec.stream.worker_batches import deal
+from cprec.stream.worker_batches import split_by_tokens
 
 
 @st.composite
@@ -17,12 +17,14 @@ def plans(draw: st.DrawFn) -> Plan:
     counts = draw(st.lists(st.integers(0, 300), min_size=1, max_size=4))
     domain = [Portion(f"domain/{i}", 0, 0, n) for i, n in enumerate([*counts, 1])]
     mixed = [Portion("mixed", 0, 0, draw(st.integers(0, 300)))]
-    return make(Rules(draw(st.integers(0, 99)), 1e-5, 1e-3, draw(st.floats(0, 1))), domain, mixed)
+    return build_plan(
+        PlanSettings(draw(st.integers(0, 99)), 1e-5, 1e-3, draw(st.floats(0, 1))), domain, mixed
+    )
 
 
 def walk(controller: Controller, position: int) -> list[Segment]:
     found = []
-    while isinstance(segment := controller.segment(position), Segment):
+    while isinstance(segment := controller.issue_segment(position), Segment):
         found.append(segment)
         position = segment.stop
     return found
@@ -33,8 +35,8 @@ def test_segments_cover_the_plan_and_never_cross_a_change_of_source(
     plan: Plan, batch: int, segment_samples: int
 ) -> None:
     segments = walk(Controller(plan, batch, segment_samples), 0)
-    steps = [step for segment in segments for step in segment.batches()]
-    assert [p for a, b in steps for p in range(a, b)] == list(range(plan.samples))
+    steps = [step for segment in segments for step in segment.global_batches()]
+    assert [p for a, b in steps for p in range(a, b)] == list(range(plan.total_samples))
     assert all(s.era.start <= s.start < s.stop <= s.era.stop for s in segments)
     assert plan.wsa.stable_end in {stop for _, stop in steps}
 
@@ -44,13 +46,15 @@ def test_a_restart_at_any_step_goes_on_with_the_same_steps(
     plan: Plan, batch: int, before: int, after: int, data: st.DataObject
 ) -> None:
     steps = [
-        step for segment in walk(Controller(plan, batch, before), 0) for step in segment.batches()
+        step
+        for segment in walk(Controller(plan, batch, before), 0)
+        for step in segment.global_batches()
     ]
     at = data.draw(st.sampled_from(steps))[0]
     rest = [
         step
         for segment in walk(Controller(plan, batch, after, samples=at), at)
-        for step in segment.batches()
+        for step in segment.global_batches()
     ]
     assert rest == [step for step in steps if step[0] >= at]
 
@@ -62,7 +66,7 @@ def test_each_phase_is_entered_once_in_order_and_says_why(plan: Plan, batch: int
     changes = [
         c
         for segment in walk(controller, 0)
-        for _, stop in segment.batches()
+        for _, stop in segment.global_batches()
         for c in controller.advance(stop)
     ]
     order = list(Phase)
@@ -72,8 +76,10 @@ def test_each_phase_is_entered_once_in_order_and_says_why(plan: Plan, batch: int
 
 
 def test_a_restart_does_not_enter_a_phase_again() -> None:
-    plan = make(
-        Rules(0, 1e-5, 1e-3, 0.1), [Portion("domain/A", 0, 0, 100)], [Portion("mixed", 0, 0, 50)]
+    plan = build_plan(
+        PlanSettings(0, 1e-5, 1e-3, 0.1),
+        [Portion("domain/A", 0, 0, 100)],
+        [Portion("mixed", 0, 0, 50)],
     )
     controller = Controller(plan, 10, 10, samples=100)
     assert controller.phase is Phase.ANNEALING
@@ -102,7 +108,7 @@ class World:
         """Ask for the next segment, at most one ahead of the one in hand."""
         if len(self.ready) >= 2:
             return False
-        segment = self.controller.segment(self.ready[-1].stop if self.ready else self.samples)
+        segment = self.controller.issue_segment(self.ready[-1].stop if self.ready else self.samples)
         if isinstance(segment, Segment):
             self.ready.append(segment)
         return isinstance(segment, Segment)
@@ -112,15 +118,15 @@ class World:
         if not self.ready and not self.ask():
             return False
         segment = self.ready[0]
-        start, stop = next((a, b) for a, b in segment.batches() if a >= self.samples)
-        portion, row = segment.era.order(start, stop)
+        start, stop = next((a, b) for a, b in segment.global_batches() if a >= self.samples)
+        portion, row = segment.era.locate_rows(start, stop)
         rows = [
-            (segment.era.members[i].source, segment.era.members[i].version, r)
+            (segment.era.all_portions[i].source, segment.era.all_portions[i].version, r)
             for i, r in zip(portion.tolist(), row.tolist(), strict=True)
         ]
-        dealt = deal([1 + r % 7 for r in row.tolist()], self.workers)
+        dealt = split_by_tokens([1 + r % 7 for r in row.tolist()], self.workers)
         assert sorted(i for share in dealt for i in share) == list(range(stop - start))
-        self.steps.append((start, stop, segment.wsa.rate(start), segment.wsa.phase(start), rows))
+        self.steps.append((start, stop, segment.wsa.lr(start), segment.wsa.phase(start), rows))
         self.ends.append((stop, segment.wsa.stable_end))
         self.controller.advance(stop)
         if stop == segment.stop:
@@ -166,42 +172,42 @@ def test_whatever_happens_every_planned_sample_is_trained_once_at_its_rate(
                 data.draw(st.sampled_from(world.saved)), batch, data.draw(st.integers(1, 5)) * batch
             )
             world.workers = data.draw(st.integers(1, 8))
-        elif action == "append" and controller.open:
+        elif action == "append" and controller.is_open:
             version += 1
             sizes = data.draw(st.tuples(st.integers(1, 60), st.integers(0, 30)))
-            issued = controller.issued
+            issued = controller.issued_samples
             used = {
                 (p.source, p.version): p.count
-                for p in controller.plan.consumed(controller.joins_at())
+                for p in controller.plan.consumed_portions(controller.join_position())
             }
             texts = [
                 Portion("text/a", v, used.get(("text/a", v), 0), 9 - used.get(("text/a", v), 0))
                 for v in range(1, version + 1)
             ]
             again = Replay(share, tuple(p for p in texts if p.count))
-            at = controller.adopt(
+            at = controller.extend_plan(
                 [Portion("domain/new", version, 0, sizes[0])],
                 [Portion("mixed", version, 0, sizes[1])],
                 None,
                 again,
             )
             assert at >= issued
-        elif action in ("hold", "release") and controller.open:
+        elif action in ("hold", "release") and controller.is_open:
             controller.hold = action == "hold"
-        elif action == "anneal" and controller.open and data.draw(st.booleans()):
-            controller.anneal()
+        elif action == "anneal" and controller.is_open and data.draw(st.booleans()):
+            controller.start_annealing()
     world.controller.hold = False
     while world.train():
         pass
-    assert not isinstance(world.controller.segment(world.samples), Wait)
+    assert not isinstance(world.controller.issue_segment(world.samples), Wait)
     final = world.controller.plan
     assert [(a, b) for a, b, *_ in world.steps] == sorted((a, b) for a, b, *_ in world.steps)
-    assert [p for a, b, *_ in world.steps for p in range(a, b)] == list(range(final.samples))
+    assert [p for a, b, *_ in world.steps for p in range(a, b)] == list(range(final.total_samples))
     trained = [row for *_, rows in world.steps for row in rows]
     assert trained == [row for era in final.eras for row in planned(era)]
     assert len(set(trained)) == len(trained)
     assert [(rate, phase) for _, _, rate, phase, _ in world.steps] == [
-        (final.wsa.rate(a), final.wsa.phase(a)) for a, *_ in world.steps
+        (final.wsa.lr(a), final.wsa.phase(a)) for a, *_ in world.steps
     ]
     stable_end = final.wsa.stable_end
     assert [told for stop, told in world.ends if stop == stable_end] == [stable_end] * (
@@ -221,8 +227,8 @@ def test_whatever_happens_every_planned_sample_is_trained_once_at_its_rate(
 
 
 def planned(era: Era) -> list[tuple[str, int, int]]:
-    portion, row = era.order(era.start, era.stop)
+    portion, row = era.locate_rows(era.start, era.stop)
     return [
-        (era.members[i].source, era.members[i].version, r)
+        (era.all_portions[i].source, era.all_portions[i].version, r)
         for i, r in zip(portion.tolist(), row.tolist(), strict=True)
     ]

@@ -9,8 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cprec.schedule.ledger import Ledger, ids_digest
-from cprec.schedule.plan import BLOCK, Era, Plan, Portion, batches, permuted
-from cprec.schedule.planning import Replay, Rules, adopt, anneal_now, branch, make
+from cprec.schedule.plan import BLOCK_ROWS, Era, Plan, Portion, global_batches, permute_rows
+from cprec.schedule.planning import (
+    PlanSettings,
+    Replay,
+    build_branch_plan,
+    build_plan,
+    extend_plan,
+    start_annealing,
+)
 from cprec.schedule.wsa import Mode
 
 portions = st.lists(
@@ -39,22 +46,22 @@ def everything(era: Era) -> list[tuple[int, int]]:
 
 @given(eras)
 def test_an_era_deals_out_every_row_once(era: Era) -> None:
-    portion, row = era.order(era.start, era.stop)
+    portion, row = era.locate_rows(era.start, era.stop)
     assert sorted(zip(portion.tolist(), row.tolist(), strict=True)) == everything(era)
 
 
 @given(eras, st.data())
 def test_any_piece_of_the_order_is_the_same_computed_alone(era: Era, data: st.DataObject) -> None:
     a, b = sorted(data.draw(st.tuples(*[st.integers(era.start, era.stop)] * 2)))
-    whole, piece = era.order(era.start, era.stop), era.order(a, b)
+    whole, piece = era.locate_rows(era.start, era.stop), era.locate_rows(a, b)
     for all_of_it, part in zip(whole, piece, strict=True):
         assert np.array_equal(all_of_it[a - era.start : b - era.start], part)
 
 
 def rows_of(era: Era, start: int, stop: int) -> list[tuple[str, int, int]]:
-    portion, row = era.order(start, stop)
+    portion, row = era.locate_rows(start, stop)
     return [
-        (era.members[i].source, era.members[i].version, r)
+        (era.all_portions[i].source, era.all_portions[i].version, r)
         for i, r in zip(portion.tolist(), row.tolist(), strict=True)
     ]
 
@@ -62,9 +69,13 @@ def rows_of(era: Era, start: int, stop: int) -> list[tuple[str, int, int]]:
 @given(eras, st.data())
 def test_what_is_dealt_and_what_is_left_make_the_whole(era: Era, data: st.DataObject) -> None:
     position = data.draw(st.integers(era.start, era.stop))
-    head = era.until(position)
+    head = era.truncate(position)
     assert rows_of(head, era.start, position) == rows_of(era, era.start, position)
-    left = [(p.source, p.version, p.first + k) for p in era.left(position) for k in range(p.count)]
+    left = [
+        (p.source, p.version, p.first + k)
+        for p in era.remaining_portions(position)
+        for k in range(p.count)
+    ]
     whole = [(p.source, p.version, p.first + k) for p in era.portions for k in range(p.count)]
     assert sorted(rows_of(head, era.start, position) + left) == sorted(whole)
 
@@ -73,15 +84,15 @@ def test_what_is_dealt_and_what_is_left_make_the_whole(era: Era, data: st.DataOb
 def test_no_stretch_is_one_domain(era: Era, data: st.DataObject) -> None:
     """In any stretch each portion gives its share, to within the roundings of the portions before it."""
     a, b = sorted(data.draw(st.tuples(*[st.integers(era.start, era.stop)] * 2)))
-    dealt = np.diff(era.dealt(np.array([a, b])), axis=1)[:, 0]
+    dealt = np.diff(era.rows_before(np.array([a, b])), axis=1)[:, 0]
     for portion, got in zip(era.portions, dealt.tolist(), strict=True):
-        share = portion.count * (b - a) / max(era.count, 1)
+        share = portion.count * (b - a) / max(era.portion_rows, 1)
         assert abs(got - share) <= len(era.portions)
 
 
 def test_the_seed_moves_the_order_but_not_its_content() -> None:
     ps = (Portion("domain/A", 0, 0, 300), Portion("domain/B", 0, 0, 200))
-    first, second = (Era(0, 500, ps, seed).order(0, 500) for seed in (1, 2))
+    first, second = (Era(0, 500, ps, seed).locate_rows(0, 500) for seed in (1, 2))
     assert not np.array_equal(first[0], second[0])
     assert np.bincount(first[0]).tolist() == np.bincount(second[0]).tolist() == [300, 200]
 
@@ -95,22 +106,22 @@ def test_a_billion_samples_are_planned_a_segment_at_a_time() -> None:
         ],
         7,
     )
-    portion, row = era.order(999_990_000, 1_000_000_000)
+    portion, row = era.locate_rows(999_990_000, 1_000_000_000)
     assert len(set(zip(portion.tolist(), row.tolist(), strict=True))) == 10_000
     assert row.max() == 399_999_999
 
 
-@given(st.integers(0, 5 * BLOCK + 17), st.integers(0, 1 << 40))
+@given(st.integers(0, 5 * BLOCK_ROWS + 17), st.integers(0, 1 << 40))
 def test_permuting_a_stream_is_a_bijection_that_keeps_blocks(total: int, seed: int) -> None:
-    moved = permuted(np.arange(total), total, seed, "domain/A", 0)
+    moved = permute_rows(np.arange(total), total, seed, "domain/A", 0)
     assert np.array_equal(np.sort(moved), np.arange(total))
-    for start in range(0, total, BLOCK):
-        assert np.all(np.diff(moved[start : start + BLOCK]) == 1)
+    for start in range(0, total, BLOCK_ROWS):
+        assert np.all(np.diff(moved[start : start + BLOCK_ROWS]) == 1)
 
 
 @given(st.integers(0, 500), st.integers(0, 500), st.integers(1, 64))
 def test_batches_cover_all_positions(start: int, length: int, size: int) -> None:
-    cut = list(batches(start, start + length, size))
+    cut = list(global_batches(start, start + length, size))
     assert [p for a, b in cut for p in range(a, b)] == list(range(start, start + length))
     assert all(b - a == size for a, b in cut[:-1])
 
@@ -123,15 +134,15 @@ caps = st.one_of(st.none(), st.integers(1, 500))
 def test_a_plan_reads_domains_up_to_s_and_mixed_samples_up_to_a(
     domain: list[Portion], mixed: list[Portion], fraction: float, cap: int | None
 ) -> None:
-    plan = make(Rules(3, 1e-5, 1e-3, fraction, cap), domain, mixed)
+    plan = build_plan(PlanSettings(3, 1e-5, 1e-3, fraction, cap), domain, mixed)
     total = sum(p.count for p in domain)
     assert plan.wsa.stable_end == min(total, cap or total)
     assert plan.wsa.warmup_end == round(fraction * plan.wsa.stable_end)
     assert (
-        plan.samples - plan.wsa.stable_end
+        plan.total_samples - plan.wsa.stable_end
         == sum(p.count for p in mixed) * plan.wsa.stable_end // total
     )
-    assert sum(plan.counts(0, plan.samples).values()) == plan.samples
+    assert sum(plan.count_by_stream(0, plan.total_samples).values()) == plan.total_samples
     assert all(a.stop == b.start for a, b in pairwise(plan.eras))
     assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
 
@@ -145,47 +156,55 @@ def test_what_joins_shares_the_rest_and_what_was_trained_stays(
     cap: int | None,
     data: st.DataObject,
 ) -> None:
-    before = make(Rules(3, 1e-5, 1e-3, 0.1, cap), domain, mixed)
+    before = build_plan(PlanSettings(3, 1e-5, 1e-3, 0.1, cap), domain, mixed)
     at = data.draw(st.integers(before.wsa.warmup_end, before.wsa.stable_end))
     new = [Portion(p.source, p.version + 9, p.first, p.count) for p in more]
     new_mixed = [Portion("mixed", p.version + 9, p.first, p.count) for p in more_mixed]
-    after = adopt(before, at, new, new_mixed, cap)
+    after = extend_plan(before, at, new, new_mixed, cap)
     assert [
-        r for e in after.domain for r in rows_of(e, e.start, min(e.stop, at)) if e.start < at
-    ] == rows_of(before.domain[0], 0, at)
+        r for e in after.domain_eras for r in rows_of(e, e.start, min(e.stop, at)) if e.start < at
+    ] == rows_of(before.domain_eras[0], 0, at)
     total = sum(p.count for p in (*domain, *new))
     assert after.wsa.stable_end == (total if cap is None else max(min(total, cap), at))
     assert after.wsa.warmup_end == before.wsa.warmup_end
     assert (
-        after.samples - after.wsa.stable_end
+        after.total_samples - after.wsa.stable_end
         == sum(p.count for p in (*mixed, *new_mixed)) * after.wsa.stable_end // total
     )
     if cap is None:
         whole = [
             (p.source, p.version, p.first + k) for p in (*domain, *new) for k in range(p.count)
         ]
-        assert sorted(r for e in after.domain for r in rows_of(e, e.start, e.stop)) == sorted(whole)
+        assert sorted(r for e in after.domain_eras for r in rows_of(e, e.start, e.stop)) == sorted(
+            whole
+        )
 
 
 @given(some, portions, st.data())
 def test_annealing_early_keeps_what_was_trained_and_leaves_the_rest(
     domain: list[Portion], mixed: list[Portion], data: st.DataObject
 ) -> None:
-    plan = make(Rules(3, 1e-5, 1e-3, 0.1), domain, mixed)
+    plan = build_plan(PlanSettings(3, 1e-5, 1e-3, 0.1), domain, mixed)
     at = data.draw(st.integers(plan.wsa.warmup_end, plan.wsa.stable_end))
-    early = anneal_now(plan, at)
+    early = start_annealing(plan, at)
     assert early.wsa.stable_end == at
-    assert rows_of(early.domain[-1], 0, at) == rows_of(plan.domain[-1], 0, at)
-    assert sum(p.count for p in early.consumed(at)) == at
+    assert rows_of(early.domain_eras[-1], 0, at) == rows_of(plan.domain_eras[-1], 0, at)
+    assert sum(p.count for p in early.consumed_portions(at)) == at
 
 
 def test_a_branch_anneals_from_its_first_sample_and_remembers_its_trunk() -> None:
-    trunk = make(
-        Rules(3, 1e-5, 1e-3, 0.1), [Portion("domain/A", 0, 0, 100)], [Portion("mixed", 0, 0, 50)]
+    trunk = build_plan(
+        PlanSettings(3, 1e-5, 1e-3, 0.1),
+        [Portion("domain/A", 0, 0, 100)],
+        [Portion("mixed", 0, 0, 50)],
     )
-    plan = branch(Rules(3, 1e-5, 1e-3, 0.1, 7), [Portion("mixed", 0, 0, 50)], trunk.consumed(60))
-    assert (plan.wsa.stable_end, plan.samples, plan.wsa.rate(0)) == (0, 50, 1e-3)
-    assert plan.consumed(10) == (Portion("domain/A", 0, 0, 60), Portion("mixed", 0, 0, 10))
+    plan = build_branch_plan(
+        PlanSettings(3, 1e-5, 1e-3, 0.1, 7),
+        [Portion("mixed", 0, 0, 50)],
+        trunk.consumed_portions(60),
+    )
+    assert (plan.wsa.stable_end, plan.total_samples, plan.wsa.lr(0)) == (0, 50, 1e-3)
+    assert plan.consumed_portions(10) == (Portion("domain/A", 0, 0, 60), Portion("mixed", 0, 0, 10))
 
 
 texts = st.lists(
@@ -204,7 +223,7 @@ shares = st.floats(0.01, 0.9)
 def text_rows(plan: Plan, stop: int) -> list[tuple[str, int, int]]:
     return [
         r
-        for e in plan.domain
+        for e in plan.domain_eras
         for r in rows_of(e, e.start, max(e.start, min(e.stop, stop)))
         if r[0].startswith("text/")
     ]
@@ -215,12 +234,12 @@ def test_replayed_text_is_a_share_of_the_samples_up_to_s_and_moves_nothing_else(
     domain: list[Portion], mixed: list[Portion], text: list[Portion], share: float, cap: int | None
 ) -> None:
     text = [Portion(f"{p.source}{i}", p.version, p.first, p.count) for i, p in enumerate(text)]
-    rules = Rules(3, 1e-5, 1e-3, 0.1, cap)
+    rules = PlanSettings(3, 1e-5, 1e-3, 0.1, cap)
     without, plan = (
-        make(rules, domain, mixed),
-        make(rules, domain, mixed, replay=Replay(share, tuple(text))),
+        build_plan(rules, domain, mixed),
+        build_plan(rules, domain, mixed, replay=Replay(share, tuple(text))),
     )
-    found = text_rows(plan, plan.samples)
+    found = text_rows(plan, plan.total_samples)
     samples = without.wsa.stable_end
     assert (
         len(found)
@@ -231,11 +250,16 @@ def test_replayed_text_is_a_share_of_the_samples_up_to_s_and_moves_nothing_else(
     assert set(found) <= {(p.source, p.version, p.first + k) for p in text for k in range(p.count)}
     # The same other samples in the same order, before S and after it.
     others = [
-        r for e in plan.domain for r in rows_of(e, e.start, e.stop) if not r[0].startswith("text/")
+        r
+        for e in plan.domain_eras
+        for r in rows_of(e, e.start, e.stop)
+        if not r[0].startswith("text/")
     ]
-    assert others == [r for e in without.domain for r in rows_of(e, e.start, e.stop)]
-    assert plan.samples - plan.wsa.stable_end == without.samples - without.wsa.stable_end
-    assert sum(plan.counts(0, plan.samples).values()) == plan.samples
+    assert others == [r for e in without.domain_eras for r in rows_of(e, e.start, e.stop)]
+    assert (
+        plan.total_samples - plan.wsa.stable_end == without.total_samples - without.wsa.stable_end
+    )
+    assert sum(plan.count_by_stream(0, plan.total_samples).values()) == plan.total_samples
     assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
 
 
@@ -243,12 +267,14 @@ def test_replayed_text_is_a_share_of_the_samples_up_to_s_and_moves_nothing_else(
 def test_replayed_text_is_spread_evenly(
     domain: list[Portion], text: list[Portion], share: float, data: st.DataObject
 ) -> None:
-    plan = make(Rules(3, 1e-5, 1e-3, 0.1), domain, [], replay=Replay(share, tuple(text)))
+    plan = build_plan(
+        PlanSettings(3, 1e-5, 1e-3, 0.1), domain, [], replay=Replay(share, tuple(text))
+    )
     a, b = sorted(data.draw(st.tuples(*[st.integers(0, plan.wsa.stable_end)] * 2)))
-    era = plan.domain[0]
+    era = plan.domain_eras[0]
     got, expected = (
-        era.text_by(b) - era.text_by(a),
-        era.text_by(era.stop) * (b - a) / max(era.stop, 1),
+        era.replayed_rows_before(b) - era.replayed_rows_before(a),
+        era.replayed_rows_before(era.stop) * (b - a) / max(era.stop, 1),
     )
     assert abs(got - expected) <= max(len(text), 1)
 
@@ -264,17 +290,19 @@ def test_text_joins_and_none_is_trained_twice(
     data: st.DataObject,
 ) -> None:
     text = [Portion(f"text/old{i}", 0, 0, p.count) for i, p in enumerate(text)]
-    before = make(Rules(3, 1e-5, 1e-3, 0.1, cap), domain, [], replay=Replay(share, tuple(text)))
+    before = build_plan(
+        PlanSettings(3, 1e-5, 1e-3, 0.1, cap), domain, [], replay=Replay(share, tuple(text))
+    )
     at = data.draw(st.integers(before.wsa.warmup_end, before.wsa.stable_end))
-    used = {p.source: p.count for p in before.consumed(at)}
+    used = {p.source: p.count for p in before.consumed_portions(at)}
     left = [
         Portion(p.source, 0, used.get(p.source, 0), p.count - used.get(p.source, 0)) for p in text
     ]
     left += [Portion(f"text/new{i}", 1, 0, p.count) for i, p in enumerate(more_text)]
     new = [Portion(p.source, p.version + 9, p.first, p.count) for p in more]
-    after = adopt(before, at, new, [], cap, Replay(share, tuple(p for p in left if p.count)))
+    after = extend_plan(before, at, new, [], cap, Replay(share, tuple(p for p in left if p.count)))
     assert text_rows(after, at) == text_rows(before, at)
-    found = text_rows(after, after.samples)
+    found = text_rows(after, after.total_samples)
     assert len(set(found)) == len(found)
     total = sum(p.count for p in (*domain, *new))
     others = after.wsa.stable_end - len(found)
@@ -284,13 +312,15 @@ def test_text_joins_and_none_is_trained_twice(
     rest = others - (at - len(text_rows(before, at)))
     there = sum(p.count for p in left)
     assert len(found) - len(text_rows(before, at)) == min(round(rest * share / (1 - share)), there)
-    early = anneal_now(before, at)
+    early = start_annealing(before, at)
     assert text_rows(early, at) == text_rows(before, at)
 
 
 def test_a_plan_written_before_there_was_replay_is_read() -> None:
-    plan = make(
-        Rules(3, 1e-5, 1e-3, 0.1), [Portion("domain/A", 0, 0, 100)], [Portion("mixed", 0, 0, 50)]
+    plan = build_plan(
+        PlanSettings(3, 1e-5, 1e-3, 0.1),
+        [Portion("domain/A", 0, 0, 100)],
+        [Portion("mixed", 0, 0, 50)],
     )
     values = json.loads(json.dumps(plan.to_json()))
     for era in values["eras"]:
@@ -308,26 +338,26 @@ def test_a_plan_written_before_there_was_replay_is_read() -> None:
     ],
 )
 def test_a_mode_decides_what_is_read_up_to_s_and_after(mode: Mode, domain: int, mixed: int) -> None:
-    plan = make(
-        Rules(3, 1e-5, 1e-3, 0.1, None, mode),
+    plan = build_plan(
+        PlanSettings(3, 1e-5, 1e-3, 0.1, None, mode),
         [Portion("domain/A", 0, 0, 100)],
         [Portion("mixed", 0, 0, 50)],
     )
-    assert (plan.wsa.stable_end, plan.samples - plan.wsa.stable_end) == (domain, mixed)
+    assert (plan.wsa.stable_end, plan.total_samples - plan.wsa.stable_end) == (domain, mixed)
 
 
 def test_a_plan_without_samples_is_refused() -> None:
     with pytest.raises(ValueError, match="no samples to plan"):
-        make(Rules(0, 1e-5, 1e-3, 0.05), [], [])
+        build_plan(PlanSettings(0, 1e-5, 1e-3, 0.05), [], [])
 
 
 @given(st.lists(st.lists(st.integers(0, (1 << 64) - 1), max_size=5), max_size=8))
 def test_the_ledger_adds_up_and_survives_a_round_trip(steps: list[list[int]]) -> None:
-    plan = make(Rules(0, 1e-5, 1e-3, 0.05), [Portion("domain/A", 0, 0, 100)], [])
+    plan = build_plan(PlanSettings(0, 1e-5, 1e-3, 0.05), [Portion("domain/A", 0, 0, 100)], [])
     ledger = Ledger(plan)
     for ids in steps:
-        ledger = ledger.after(len(ids), ids_digest(ids))
-    assert (ledger.samples, ledger.step) == (sum(map(len, steps)), len(steps))
+        ledger = ledger.add_step(len(ids), ids_digest(ids))
+    assert (ledger.samples, ledger.steps) == (sum(map(len, steps)), len(steps))
     assert ledger.digest == ids_digest(i for ids in steps for i in ids)
     again = Ledger.from_json(json.loads(json.dumps(ledger.to_json())))
     assert again == ledger

@@ -20,7 +20,7 @@ def schedules(draw: st.DrawFn) -> WSA:
 @given(schedules(), st.data())
 def test_rate_stays_between_the_bounds_and_rises_holds_falls(wsa: WSA, data: st.DataObject) -> None:
     a, b = sorted(data.draw(st.tuples(*[st.integers(0, wsa.annealing_end)] * 2)))
-    rates = wsa.rate(a), wsa.rate(b)
+    rates = wsa.lr(a), wsa.lr(b)
     assert all(wsa.lr_min * (1 - 1e-12) <= r <= wsa.lr_max * (1 + 1e-12) for r in rates)
     if b <= wsa.warmup_end:
         assert rates[0] <= rates[1] * (1 + 1e-12)
@@ -47,19 +47,19 @@ def test_phases_follow_each_other_and_end(wsa: WSA) -> None:
 
 def test_the_papers_equations_at_known_points() -> None:
     wsa = WSA(5e-6, 5e-4, warmup_end=100, stable_end=1000, annealing_end=2000)
-    assert wsa.rate(0) == 5e-6
-    assert wsa.rate(50) == pytest.approx((5e-6 + 5e-4) / 2, rel=1e-12)
-    assert wsa.rate(100) == wsa.rate(1000) == 5e-4
-    assert wsa.rate(1500) == pytest.approx((5e-6 + 5e-4) / 2, rel=1e-12)
-    assert wsa.rate(2000) == pytest.approx(5e-6, rel=1e-12)
-    assert wsa.rate(1250) == pytest.approx(
+    assert wsa.lr(0) == 5e-6
+    assert wsa.lr(50) == pytest.approx((5e-6 + 5e-4) / 2, rel=1e-12)
+    assert wsa.lr(100) == wsa.lr(1000) == 5e-4
+    assert wsa.lr(1500) == pytest.approx((5e-6 + 5e-4) / 2, rel=1e-12)
+    assert wsa.lr(2000) == pytest.approx(5e-6, rel=1e-12)
+    assert wsa.lr(1250) == pytest.approx(
         5e-6 + (1 + math.cos(math.pi / 4)) / 2 * (5e-4 - 5e-6), rel=1e-12
     )
 
 
 def test_without_warmup_or_annealing_the_rate_is_the_highest() -> None:
     wsa = WSA(1e-6, 1e-3, 0, 10, 10)
-    assert [wsa.rate(s) for s in range(11)] == [1e-3] * 11
+    assert [wsa.lr(s) for s in range(11)] == [1e-3] * 11
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_samples_outside_of_the_schedule_are_refused() -> None:
     wsa = WSA(0.1, 1.0, 1, 2, 3)
     for samples in (-1, 4):
         with pytest.raises(ValueError, match="outside"):
-            wsa.rate(samples)
+            wsa.lr(samples)
 
 
 @pytest.mark.parametrize(
@@ -96,5 +96,5 @@ def test_samples_outside_of_the_schedule_are_refused() -> None:
 )
 def test_each_mode_falls_by_its_formula(mode: Mode, half: float, end: float) -> None:
     wsa = WSA(5e-6, 5e-4, 100, 1000, 2000, mode)
-    assert wsa.rate(1500) == pytest.approx(5e-6 + half * (5e-4 - 5e-6), rel=1e-9)
-    assert wsa.rate(2000) == pytest.approx(5e-6 + end * (5e-4 - 5e-6), rel=1e-9)
+    assert wsa.lr(1500) == pytest.approx(5e-6 + half * (5e-4 - 5e-6), rel=1e-9)
+    assert wsa.lr(2000) == pytest.approx(5e-6 + end * (5e-4 - 5e-6), rel=1e-9)

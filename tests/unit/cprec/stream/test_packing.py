@@ -6,33 +6,33 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cprec.encode.tokens import Tokens
-from cprec.stream.packing import Cut, MicroBatch, collate, micro_batches, pack
-from cprec.stream.worker_batches import GlobalBatch, Share, deal
+from cprec.encode.tokens import EncodedSample
+from cprec.stream.packing import MicroBatch, MicroBatchSpec, build_micro_batches, collate, pack
+from cprec.stream.worker_batches import GlobalBatch, WorkerBatch, split_by_tokens
 
 END = 0
-CUTS = st.builds(Cut, packed=st.booleans(), size=st.integers(1, 90), fill=st.booleans())
+CUTS = st.builds(MicroBatchSpec, packed=st.booleans(), size=st.integers(1, 90), fill=st.booleans())
 
 
 @st.composite
-def samples(draw: st.DrawFn) -> Tokens:
+def samples(draw: st.DrawFn) -> EncodedSample:
     length = draw(st.integers(2, 40))
     ids = draw(st.lists(st.integers(1, 99), min_size=length, max_size=length))
-    return Tokens(np.array(ids, dtype=np.int32), draw(st.integers(1, length - 1)), 0)
+    return EncodedSample(np.array(ids, dtype=np.int32), draw(st.integers(1, length - 1)), 0)
 
 
-def shares(found: list[Tokens], world: int) -> list[Share]:
-    dealt = deal([len(s.ids) for s in found], world)
+def shares(found: list[EncodedSample], world: int) -> list[WorkerBatch]:
+    dealt = split_by_tokens([len(s.ids) for s in found], world)
     lengths = tuple(tuple(len(found[i].ids) for i in part) for part in dealt)
     batch = GlobalBatch(0, len(found), 0, 0, 0, {})
     return [
-        Share(batch, rank, lengths, np.array(part), tuple(found[i] for i in part))
+        WorkerBatch(batch, rank, lengths, np.array(part), tuple(found[i] for i in part))
         for rank, part in enumerate(dealt)
     ]
 
 
-def answers(found: list[Tokens]) -> list[int]:
-    return sorted(i for s in found for i in s.ids[s.answer :].tolist())
+def answers(found: list[EncodedSample]) -> list[int]:
+    return sorted(i for s in found for i in s.ids[s.answer_start :].tolist())
 
 
 @given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 120))
@@ -50,35 +50,39 @@ def test_packing_is_a_deterministic_partition_within_the_budget(
 
 @given(st.lists(samples(), max_size=12), st.integers(1, 4), CUTS)
 def test_all_workers_make_the_same_number_of_passes_over_all_samples(
-    found: list[Tokens], world: int, cut: Cut
+    found: list[EncodedSample], world: int, cut: MicroBatchSpec
 ) -> None:
-    passes = [micro_batches(share, cut, END) for share in shares(found, world)]
+    passes = [build_micro_batches(share, cut, END) for share in shares(found, world)]
     assert len({len(p) for p in passes}) == 1
     assert sorted(int(i) for p in passes for m in p for i in m.targets) == answers(found)
-    assert sum(m.tokens for p in passes for m in p) == sum(len(s.ids) for s in found)
+    assert sum(m.token_count for p in passes for m in p) == sum(len(s.ids) for s in found)
 
 
 @given(st.lists(samples(), max_size=6), CUTS)
-def test_a_supervised_position_is_followed_by_its_target(found: list[Tokens], cut: Cut) -> None:
+def test_a_supervised_position_is_followed_by_its_target(
+    found: list[EncodedSample], cut: MicroBatchSpec
+) -> None:
     batch = collate(found, cut, END)
-    rows, columns = np.nonzero(batch.supervised)
-    assert np.array_equal(batch.ids[rows, columns + 1] if len(rows) else np.zeros(0), batch.targets)
-    assert batch.supervised.sum() == sum(len(s.ids) - s.answer for s in found)
+    rows, columns = np.nonzero(batch.supervised_mask)
+    assert np.array_equal(
+        batch.input_ids[rows, columns + 1] if len(rows) else np.zeros(0), batch.targets
+    )
+    assert batch.supervised_mask.sum() == sum(len(s.ids) - s.answer_start for s in found)
 
 
 def unpacked(batch: MicroBatch) -> list[list[int]]:
     assert batch.bounds is not None
     bounds = batch.bounds.tolist()
-    return [batch.ids[0, a:b].tolist() for a, b in itertools.pairwise(bounds)]
+    return [batch.input_ids[0, a:b].tolist() for a, b in itertools.pairwise(bounds)]
 
 
 @given(st.lists(samples(), min_size=1, max_size=6), st.integers(1, 300), st.booleans())
 def test_a_packed_row_is_its_samples_each_from_position_0(
-    found: list[Tokens], size: int, fill: bool
+    found: list[EncodedSample], size: int, fill: bool
 ) -> None:
-    batch = collate(found, Cut(packed=True, size=size, fill=fill), END)
+    batch = collate(found, MicroBatchSpec(packed=True, size=size, pad_to_size=fill), END)
     rows = unpacked(batch)
     assert rows[: len(found)] == [s.ids.tolist() for s in found]
-    assert batch.positions is not None
-    assert batch.positions[0].tolist() == [i for row in rows for i in range(len(row))]
-    assert batch.ids.shape[1] == (max(size, batch.tokens) if fill else batch.tokens)
+    assert batch.position_ids is not None
+    assert batch.position_ids[0].tolist() == [i for row in rows for i in range(len(row))]
+    assert batch.input_ids.shape[1] == (max(size, batch.token_count) if fill else batch.token_count)

@@ -5,14 +5,14 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cprec.stream.worker_batches import deal, imbalance
+from cprec.stream.worker_batches import imbalance, split_by_tokens
 
 
 @given(st.lists(st.integers(1, 500), max_size=60), st.integers(1, 8))
 def test_dealing_is_a_partition_with_equal_sizes_and_balanced_tokens(
     lengths: list[int], world: int
 ) -> None:
-    dealt = deal(lengths, world)
+    dealt = split_by_tokens(lengths, world)
     assert sorted(i for part in dealt for i in part) == list(range(len(lengths)))
     sizes = [len(part) for part in dealt]
     assert max(sizes) - min(sizes) <= 1

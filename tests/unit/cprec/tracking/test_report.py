@@ -142,8 +142,8 @@ def test_the_schedule_picture_marks_what_joined_restarts_and_the_plan(run: Path)
     ):
         assert shown in picture
     assert "planned" not in picture
-    steps = figures.trained(trace())
-    assert "planned" in figures.schedule(steps, [], WSA(1e-5, 5e-4, 10, 20, 2 * STEPS * BATCH))
+    steps = figures.drop_repeated_steps(trace())
+    assert "planned" in figures.plot_schedule(steps, [], WSA(1e-5, 5e-4, 10, 20, 2 * STEPS * BATCH))
 
 
 def test_the_perplexity_of_the_text_is_drawn_where_it_was_measured(run: Path) -> None:

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pytest
 
 from cprec.evaluate import predictions
-from cprec.evaluate.metrics import averaged
-from cprec.workflows.evaluate import Row, _against, _corrected
+from cprec.evaluate.metrics import average_metrics
+from cprec.workflows.evaluate import ComparisonRow, _add_holm_correction, _add_significance
 
 
 def table(right: list[int]) -> pa.Table:
@@ -23,7 +23,7 @@ def table(right: list[int]) -> pa.Table:
             "target": pa.array([0] * len(right), pa.int8()),
         }
     )
-    return predictions.of_scores(
+    return predictions.from_scores(
         samples, np.array([[1.0, 0.5, 0.2] if hit else [0.0, 0.5, 0.2] for hit in right])
     )
 
@@ -31,36 +31,40 @@ def table(right: list[int]) -> pa.Table:
 def test_seeds_are_averaged_sample_by_sample_and_tested_over_seeds() -> None:
     reference = [table([0, 0, 1, 0]), table([0, 0, 0, 0])]
     model = [table([1, 1, 1, 0]), table([1, 0, 1, 0])]
-    row = _against(Row("cprec", "2 seeds", {}, None), reference, model)
+    row = _add_significance(ComparisonRow("cprec", "2 seeds", {}, None), reference, model)
     assert row.against
     assert row.against.difference == pytest.approx((1 + 0.5 + 0.5 + 0) / 4)
     assert row.against.n == 4
     assert row.over_seeds
     assert row.over_seeds.n == 2
     assert row.over_seeds.difference == pytest.approx(0.5)
-    alone = _against(Row("base", "base", {}, None), reference[:1], model[:1])
+    alone = _add_significance(ComparisonRow("base", "base", {}, None), reference[:1], model[:1])
     assert alone.over_seeds is None
-    one_reference = _against(Row("cprec", "2 seeds", {}, None), reference[:1], model)
+    one_reference = _add_significance(
+        ComparisonRow("cprec", "2 seeds", {}, None), reference[:1], model
+    )
     assert one_reference.over_seeds
     assert one_reference.over_seeds.difference == pytest.approx((0.75 + 0.5) / 2 - 0.25)
 
 
 def test_metrics_of_seeds_are_their_mean() -> None:
     results = [
-        predictions.measured(table(right), "m", "A", "score")
+        predictions.to_metrics(table(right), "m", "A", "score")
         for right in ([1, 1, 0, 0], [1, 0, 0, 0])
     ]
-    mean = averaged(results)
+    mean = average_metrics(results)
     assert mean["hr"]["1"] == pytest.approx(0.375)
     assert mean["slices"]["sparse"]["hr"]["1"] == pytest.approx(0.375)
     assert (mean["n"], mean["mode"], mean["slices"]["dense"]["hr"]["1"]) == (4, "score", None)
-    assert averaged(results[:1]) == results[0]
+    assert average_metrics(results[:1]) == results[0]
 
 
 def test_several_domains_are_corrected_for(tmp_path: Path) -> None:
     rows = [
-        Row("base", "base", {}, None),
-        _against(Row("cprec", "x", {}, None), [table([0] * 12)], [table([1] * 6 + [0] * 6)]),
+        ComparisonRow("base", "base", {}, None),
+        _add_significance(
+            ComparisonRow("cprec", "x", {}, None), [table([0] * 12)], [table([1] * 6 + [0] * 6)]
+        ),
     ]
     p = rows[1].against.p if rows[1].against else 1.0
     other = {
@@ -72,8 +76,8 @@ def test_several_domains_are_corrected_for(tmp_path: Path) -> None:
     }
     place = tmp_path / "evaluation" / "Books"
     place.mkdir(parents=True)
-    assert _corrected(str(tmp_path), "Games", rows, "comparison.json")[1].holm_p == p
+    assert _add_holm_correction(str(tmp_path), "Games", rows, "comparison.json")[1].holm_p == p
     (place / "comparison.json").write_text(json.dumps(other))
-    first, corrected = _corrected(str(tmp_path), "Games", rows, "comparison.json")
+    first, corrected = _add_holm_correction(str(tmp_path), "Games", rows, "comparison.json")
     assert first.holm_p is None
     assert corrected.holm_p == pytest.approx(2 * p)

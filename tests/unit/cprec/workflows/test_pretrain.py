@@ -10,14 +10,14 @@ from cluster.errors import RunError
 from corpus.build import build
 from cprec.config.recipe import Recipe
 from cprec.runs import checkpoint
-from cprec.runs.recipe_lock import settle
-from cprec.runs.run_plan import Course, open_course
+from cprec.runs.recipe_lock import lock
+from cprec.runs.run_plan import RunPlan, open_run_plan
 from cprec.schedule.plan import Portion
-from cprec.schedule.planning import Rules, make
+from cprec.schedule.planning import PlanSettings, build_plan
 from cprec.schedule.wsa import Mode
 from cprec.train.distributed import driver
 from cprec.workflows import pretrain
-from cprec.workflows.pretrain import PICTURE_RESTS, PICTURE_S, Pictures
+from cprec.workflows.pretrain import REPORT_INTERVAL_RATIO, REPORT_INTERVAL_S, LiveReport
 from tests.unit.corpus.worlds import settings, shop, write_root
 
 
@@ -43,28 +43,35 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(pretrain, "time", clock)
-    monkeypatch.setattr(pretrain, "_show", clock.show)
+    monkeypatch.setattr(pretrain, "_publish_report", clock.show)
     return clock
 
 
-def renew(pictures: Pictures, clock: Clock, seconds: int) -> None:
+def renew(pictures: LiveReport, clock: Clock, seconds: int) -> None:
     """Ask for a picture every second."""
     for _ in range(seconds):
-        pictures.renew()
+        pictures.refresh()
         clock.now += 1
 
 
 def test_a_picture_a_minute_the_first_after_one(clock: Clock) -> None:
-    pictures = Pictures("run", Any, print)  # type: ignore[arg-type]
-    renew(pictures, clock, int(3 * PICTURE_S) + 1)
-    assert clock.made == [1000 + PICTURE_S, 1000 + 2 * PICTURE_S, 1000 + 3 * PICTURE_S]
+    pictures = LiveReport("run", Any, print)  # type: ignore[arg-type]
+    renew(pictures, clock, int(3 * REPORT_INTERVAL_S) + 1)
+    assert clock.made == [
+        1000 + REPORT_INTERVAL_S,
+        1000 + 2 * REPORT_INTERVAL_S,
+        1000 + 3 * REPORT_INTERVAL_S,
+    ]
 
 
 def test_what_takes_long_is_made_more_rarely(clock: Clock) -> None:
     clock.takes = 5.0
-    pictures = Pictures("run", Any, print)  # type: ignore[arg-type]
-    renew(pictures, clock, int(PICTURE_S + 5 * PICTURE_RESTS) + 1)
-    assert clock.made == [1000 + PICTURE_S, 1000 + PICTURE_S + 5 * PICTURE_RESTS]
+    pictures = LiveReport("run", Any, print)  # type: ignore[arg-type]
+    renew(pictures, clock, int(REPORT_INTERVAL_S + 5 * REPORT_INTERVAL_RATIO) + 1)
+    assert clock.made == [
+        1000 + REPORT_INTERVAL_S,
+        1000 + REPORT_INTERVAL_S + 5 * REPORT_INTERVAL_RATIO,
+    ]
 
 
 @pytest.mark.parametrize("problem", [OSError("the store is away"), RunError("no plan.json")])
@@ -73,8 +80,8 @@ def test_storage_that_fails_costs_a_picture_and_not_the_training(
 ) -> None:
     said: list[str] = []
     clock.fails = problem
-    pictures = Pictures("run", Any, said.append)  # type: ignore[arg-type]
-    renew(pictures, clock, int(2 * PICTURE_S) + 1)
+    pictures = LiveReport("run", Any, said.append)  # type: ignore[arg-type]
+    renew(pictures, clock, int(2 * REPORT_INTERVAL_S) + 1)
     assert said == [f"the report was not renewed: {problem}"] * 2
 
 
@@ -83,17 +90,21 @@ def test_a_run_that_is_held_open_waits_again_after_a_restart(
     monkeypatch: pytest.MonkeyPatch, hold: bool, closed: bool
 ) -> None:
     """Without mixed samples its plan ends where its stable phase does."""
-    plan = make(
-        Rules(0, 1e-5, 1e-3, 0.1, mode=Mode.DOMAIN_ONLY), [Portion("domain/A", 0, 0, 100)], []
+    plan = build_plan(
+        PlanSettings(0, 1e-5, 1e-3, 0.1, mode=Mode.DOMAIN_ONLY),
+        [Portion("domain/A", 0, 0, 100)],
+        [],
     )
-    course = Course("", 0, plan, ("A",), (), hold=hold, closed=closed)
+    course = RunPlan("", 0, plan, ("A",), (), hold=hold, closed=closed)
     said: list[str] = []
     fitted: list[object] = []
-    monkeypatch.setattr(checkpoint, "latest", lambda run_uri: (checkpoint.Name(100, 0), []))
-    monkeypatch.setattr(pretrain, "session", lambda address, num_cpus: nullcontext())
-    monkeypatch.setattr(driver, "fit", lambda *arguments: fitted.append(arguments))
-    job = driver.Job(Recipe(), "runs/a", "base", Any)  # type: ignore[arg-type]
-    pretrain.train(job, course, Any, said.append)  # type: ignore[arg-type]
+    monkeypatch.setattr(
+        checkpoint, "find_latest", lambda run_uri: (checkpoint.CheckpointName(100, 0), [])
+    )
+    monkeypatch.setattr(pretrain, "ray_session", lambda address, num_cpus: nullcontext())
+    monkeypatch.setattr(driver, "run_training", lambda *arguments: fitted.append(arguments))
+    job = driver.TrainingJob(Recipe(), "runs/a", "base", Any)  # type: ignore[arg-type]
+    pretrain.run_training(job, course, Any, said.append)  # type: ignore[arg-type]
     assert len(fitted) == (hold and not closed)
     assert said == (
         ["resuming cpt from 100 samples"] if fitted else ["cpt is trained to the end already"]
@@ -112,11 +123,11 @@ def test_a_preview_tells_of_the_run_that_is_there_and_writes_nothing(tmp_path: P
     pretrain.preview(recipe, (), said.append)
     assert not (tmp_path / "runs").exists()
     assert said[0].startswith("plan: W = ")
-    settle(recipe, str(tmp_path / "runs" / "cpt"))
+    lock(recipe, str(tmp_path / "runs" / "cpt"))
     smaller = recipe.model_copy(
         update={"train": recipe.train.model_copy(update={"max_samples": 64})}
     )
-    course, _ = open_course(smaller, str(tmp_path / "runs" / "cpt"), corpus)
+    course, _ = open_run_plan(smaller, str(tmp_path / "runs" / "cpt"), corpus)
     pretrain.preview(recipe, (), said.append)
     assert pretrain.describe_plan(recipe, course.plan) in said
     assert pretrain.describe_plan(recipe, course.plan) != said[0]

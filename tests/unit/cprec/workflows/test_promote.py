@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from cprec.config.recipe import GateSettings
-from cprec.evaluate.significance import Paired
+from cprec.evaluate.significance import PairedTest
 from cprec.workflows.promote import decide
 
 
@@ -13,8 +13,8 @@ def measured(hr1: float | None) -> dict[str, Any]:
     return {"n": 0 if hr1 is None else 1000, "hr": {"1": hr1}}
 
 
-def against(difference: float, p: float) -> Paired:
-    return Paired(1000, difference, difference - 0.01, difference + 0.01, p, 0.95)
+def against(difference: float, p: float) -> PairedTest:
+    return PairedTest(1000, difference, difference - 0.01, difference + 0.01, p, 0.95)
 
 
 @pytest.mark.parametrize(

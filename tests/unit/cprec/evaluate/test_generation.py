@@ -8,12 +8,12 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from cprec.encode.title_tokens import ByTokenizer
-from cprec.encode.tokens import Encoder
-from cprec.evaluate.answers import exact, llara
-from cprec.evaluate.generate import LISTED, answered, greedy, trie
-from cprec.evaluate.predictions import from_bytes, measured, of_texts, to_bytes
-from cprec.evaluate.rank import score
+from cprec.encode.title_tokens import UncachedPromptEncoder
+from cprec.encode.tokens import TitleEncoder
+from cprec.evaluate.answer_matching import match_exact, match_llara
+from cprec.evaluate.candidate_scoring import score_samples
+from cprec.evaluate.generation import MAX_LISTED, build_trie, generate_answers, greedy_decode
+from cprec.evaluate.predictions import from_bytes, from_texts, to_bytes, to_metrics
 from cprec.model import tiny
 from tests.models import llama
 
@@ -55,7 +55,7 @@ def test_greedy_equals_what_transformers_generates(model: PreTrainedModel) -> No
     prompts = [
         TOKENIZER(text)["input_ids"] for text in ("red oak", "blue lamp and a steel mug", "Acme")
     ]
-    seen = greedy(model, prompts, int(TOKENIZER.eos_token_id), 9)
+    seen = greedy_decode(model, prompts, int(TOKENIZER.eos_token_id), 9)
     for prompt, ids in zip(prompts, seen, strict=True):
         made = model.generate(  # type: ignore[operator]
             torch.tensor([prompt]), max_new_tokens=9, do_sample=False
@@ -73,31 +73,33 @@ def test_held_to_the_candidates_every_answer_is_one_and_none_comes_twice(
     model: PreTrainedModel,
 ) -> None:
     rows = samples()
-    encoder = ByTokenizer(TITLES, Encoder(TOKENIZER, 512))
-    texts = answered(model, TOKENIZER, encoder, rows, TITLES, batch=4, constrained=True)
-    table = of_texts(rows, texts, TITLES)
+    encoder = UncachedPromptEncoder(TITLES, TitleEncoder(TOKENIZER, 512))
+    texts = generate_answers(
+        model, TOKENIZER, encoder, rows, TITLES, batch_size=4, constrained=True
+    )
+    table = from_texts(rows, texts, TITLES)
     for ranking, candidates in zip(
         table["ranking"].to_pylist(), rows["candidates"].to_pylist(), strict=True
     ):
-        assert len(set(ranking)) == LISTED
+        assert len(set(ranking)) == MAX_LISTED
         assert set(ranking) <= set(candidates)
-    assert measured(table, "m", "A", "constrained")["valid_ratio"]["exact"] == 1.0
+    assert to_metrics(table, "m", "A", "constrained")["valid_ratio"]["exact"] == 1.0
 
 
 def test_free_answers_of_a_model_without_training_are_no_candidates(model: PreTrainedModel) -> None:
     rows = samples()
-    texts = answered(
+    texts = generate_answers(
         model,
         TOKENIZER,
-        ByTokenizer(TITLES, Encoder(TOKENIZER, 512)),
+        UncachedPromptEncoder(TITLES, TitleEncoder(TOKENIZER, 512)),
         rows,
         TITLES,
-        batch=4,
+        batch_size=4,
         constrained=False,
-        longest=8,
+        max_new_tokens=8,
     )
     assert all(len(said) == 1 for said in texts)
-    result = measured(of_texts(rows, texts, TITLES), "m", "A", "generate")
+    result = to_metrics(from_texts(rows, texts, TITLES), "m", "A", "generate")
     assert result["valid_ratio"]["exact"] == result["hr"]["5"] == 0.0
     assert result["hr1_of_valid"] is None or result["valid_ratio"]["llara"] > 0
 
@@ -105,15 +107,19 @@ def test_free_answers_of_a_model_without_training_are_no_candidates(model: PreTr
 def test_a_trie_of_one_answer_leaves_no_choice_and_of_all_follows_the_likeliest_tokens(
     model: PreTrainedModel,
 ) -> None:
-    encoder = ByTokenizer(TITLES, Encoder(TOKENIZER, 512))
-    prompt = encoder.prompt([0, 1, 2], list(range(3, len(TITLES))), 20)[0]
+    encoder = UncachedPromptEncoder(TITLES, TitleEncoder(TOKENIZER, 512))
+    prompt = encoder.encode_prompt([0, 1, 2], list(range(3, len(TITLES))), 20)[0]
     for item in range(len(TITLES)):
-        held = trie([encoder.answer(item)])
-        assert greedy(model, [prompt], encoder.end, 20, [held]) == [encoder.answer(item)[:-1]]
+        held = build_trie([encoder.encode_answer(item)])
+        assert greedy_decode(model, [prompt], encoder.eos_token_id, 20, [held]) == [
+            encoder.encode_answer(item)[:-1]
+        ]
     rows = samples()
-    scores = score(model, encoder, rows, batch=4)
-    texts = answered(model, TOKENIZER, encoder, rows, TITLES, batch=4, constrained=True)
-    named = of_texts(rows, texts, TITLES)["named_exact"].to_numpy()
+    scores = score_samples(model, encoder, rows, batch_size=4)
+    texts = generate_answers(
+        model, TOKENIZER, encoder, rows, TITLES, batch_size=4, constrained=True
+    )
+    named = from_texts(rows, texts, TITLES)["named_exact"].to_numpy()
     # Greedy need not find the best whole answer, but it starts where the probability is.
     ranks = (scores > np.take_along_axis(scores, named[:, None].astype(int), axis=1)).sum(axis=1)
     assert ranks.mean() < 2.5
@@ -131,7 +137,7 @@ def test_a_trie_of_one_answer_leaves_no_choice_and_of_all_follows_the_likeliest_
     ],
 )
 def test_rules(text: str, by_exact: int | None, by_llara: int | None) -> None:
-    assert (exact(text, TITLES[:4]), llara(text, TITLES[:4])) == (by_exact, by_llara)
+    assert (match_exact(text, TITLES[:4]), match_llara(text, TITLES[:4])) == (by_exact, by_llara)
 
 
 def test_metrics_are_counted_over_all_and_recomputed_from_the_file() -> None:
@@ -150,7 +156,7 @@ def test_metrics_are_counted_over_all_and_recomputed_from_the_file() -> None:
         ["the Acme mug"],
         ["nothing"],
     ]
-    result = measured(from_bytes(to_bytes(of_texts(rows, texts, TITLES))), "m", "A", "generate")
+    result = to_metrics(from_bytes(to_bytes(from_texts(rows, texts, TITLES))), "m", "A", "generate")
     assert result["hr"] == {"1": 0.25, "3": 0.5, "5": 0.5}
     assert result["ndcg"]["3"] == pytest.approx((1 + 0.5) / 4)
     assert result["valid_ratio"] == {"exact": 0.5, "llara": 0.75}

@@ -12,16 +12,16 @@ from torch import nn
 class Recommender(nn.Module):
     """A network over sequences of item numbers 1 .. items."""
 
-    def __init__(self, items: int, length: int) -> None:
+    def __init__(self, item_count: int, max_length: int) -> None:
         super().__init__()
-        self.items, self.length = items, length
+        self.item_count, self.max_length = item_count, max_length
 
     @abstractmethod
-    def states(self, sequences: torch.Tensor) -> torch.Tensor:
+    def encode_sequences(self, sequences: torch.Tensor) -> torch.Tensor:
         """[B, L] item numbers to [B, L, H]: what is known of the user after each place."""
 
     @abstractmethod
-    def worth(self, states: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+    def score_items(self, states: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
         """Scores [..., C] of items [..., C] in states [..., H]; higher is better."""
 
     @abstractmethod
@@ -29,5 +29,5 @@ class Recommender(nn.Module):
         """The training loss of [B, L] inputs and the items [B, L] that follow them, 0 where nothing does."""
 
     @abstractmethod
-    def optimizer(self, rate: float) -> torch.optim.Optimizer:
+    def build_optimizer(self, lr: float) -> torch.optim.Optimizer:
         """The optimizer of the paper."""

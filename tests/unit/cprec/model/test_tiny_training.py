@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from corpus.ingest.simulate import shoppers
-from cprec.config.cli import load
-from cprec.model.language import passages
+from corpus.ingest.simulation import simulate_shoppers
+from cprec.config.cli import load_recipe
+from cprec.model.tiny_training import generate_passages
 
 RECIPES = Path(__file__).resolve().parents[4] / "jobs" / "recipes"
 LISTS = 30
@@ -14,13 +14,13 @@ LISTS = 30
 
 def made() -> str:
     """Lists of similar items of the demo's shelves, from a stream that no language training draws from."""
-    recipe = load(str(RECIPES / "demo.yaml"))
-    shelves = shoppers(
+    recipe = load_recipe(str(RECIPES / "demo.yaml"))
+    shelves = simulate_shoppers(
         (*recipe.data.domains, *recipe.data.held_out),
         recipe.simulate.model_copy(update={"users": 10}),
         recipe.seed,
     ).shelves
-    stream = passages(
+    stream = generate_passages(
         [title for shelf in shelves for title in shelf.titles], np.random.default_rng([0, 0x7E57])
     )
     return "".join(f"{next(stream)}\n" for _ in range(LISTS))

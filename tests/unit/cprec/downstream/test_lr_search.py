@@ -8,8 +8,8 @@ import pytest
 from cluster.errors import PlatformFault
 from cprec.config.recipe import FinetuneSettings, Recipe
 from cprec.downstream import trial as trials_of
-from cprec.downstream.llara import make_plan
-from cprec.downstream.search import cut_short
+from cprec.downstream.llara import build_plan
+from cprec.downstream.lr_search import conclude_stopped_trial
 from cprec.downstream.trial import Trial
 from cprec.runs import checkpoint
 from cprec.schedule.ledger import Ledger
@@ -21,28 +21,30 @@ def unfinished(tmp_path: Path) -> Trial:
     trial = Trial(
         Recipe(), str(tmp_path / "trials" / "0.001-0"), "Games", "base", None, None, 1e-3, 0
     )
-    uri = checkpoint.uri_of(trial.place, checkpoint.Name(40, 0))
+    uri = checkpoint.checkpoint_uri(trial.uri, checkpoint.CheckpointName(40, 0))
     made = tmp_path / "made"
     made.mkdir()
-    (made / trials_of.HISTORY).write_text(
+    (made / trials_of.HISTORY_FILE).write_text(
         json.dumps([{"epoch": 1, "hr1": 0.5, "loss": 1.0, "samples": 40, "checkpoint": uri}])
     )
     checkpoint.commit(
         made,
         uri,
-        Ledger(make_plan("downstream/Games", 0, 40, 1e-3, FinetuneSettings(epochs=3), 0), 40, 1, 7),
+        Ledger(
+            build_plan("downstream/Games", 0, 40, 1e-3, FinetuneSettings(epochs=3), 0), 40, 1, 7
+        ),
     )
     return trial
 
 
 @pytest.mark.parametrize("stopper", ["asha", "median"])
 def test_a_stopper_cuts_a_trial_short(unfinished: Trial, stopper: str) -> None:
-    tuned = cut_short(unfinished, stopper)
+    tuned = conclude_stopped_trial(unfinished, stopper)
     assert (tuned.history, tuned.stopped) == ((0.5,), True)
-    assert trials_of.found(unfinished.place) == tuned
+    assert trials_of.find_result(unfinished.uri) == tuned
 
 
 def test_without_a_stopper_an_unfinished_trial_is_no_result(unfinished: Trial) -> None:
     with pytest.raises(PlatformFault, match=r"0\.001-0.*stopper is none"):
-        cut_short(unfinished, "none")
-    assert trials_of.found(unfinished.place) is None
+        conclude_stopped_trial(unfinished, "none")
+    assert trials_of.find_result(unfinished.uri) is None

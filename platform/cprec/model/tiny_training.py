@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-ROWS, LENGTH = 8, 128
+ROWS_PER_STEP, TOKENS_PER_ROW = 8, 128
 """Rows of a step, and tokens of a row."""
-RATE = 1e-2
+LR_MAX = 1e-2
 """Learning rate after a tenth of the steps; a cosine leads from there to zero."""
-LISTED = 8
+TITLES_PER_LIST = 8
 """Titles of a list."""
-MOST_TITLES = 4096
+MAX_TITLES = 4096
 """Titles that are used, at most: enough for the words, and a list of similar ones stays quick to find."""
 
 
@@ -31,18 +31,22 @@ def train(
     seed: int,
 ) -> list[float]:
     """Train every weight on generated product text, in place. Returns the loss of each step, in nats per token."""
-    stream = _tokens(passages(titles, np.random.default_rng([seed, 0x1A46])), tokenizer)
+    stream = _token_stream(
+        generate_passages(titles, np.random.default_rng([seed, 0x1A46])), tokenizer
+    )
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.01)
     losses = []
     model.train()
-    with _one_thread():
+    with _single_thread():
         for step in range(steps):
-            rows = torch.tensor([[next(stream) for _ in range(LENGTH)] for _ in range(ROWS)])
+            rows = torch.tensor(
+                [[next(stream) for _ in range(TOKENS_PER_ROW)] for _ in range(ROWS_PER_STEP)]
+            )
             loss = model(input_ids=rows, labels=rows, use_cache=False).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for group in optimizer.param_groups:
-                group["lr"] = _rate(step / steps)
+                group["lr"] = _lr(step / steps)
             optimizer.step()
             optimizer.zero_grad()
             losses.append(float(loss.detach()))
@@ -50,18 +54,18 @@ def train(
     return losses
 
 
-def passages(titles: Sequence[str], rng: np.random.Generator) -> Iterator[str]:
+def generate_passages(titles: Sequence[str], rng: np.random.Generator) -> Iterator[str]:
     """Product text without end: lists of titles that share more words with one title than the others do.
 
     Titles that share a single word were not enough: the model stayed at word frequencies and learned to copy nothing (docs/log.md).
     """
-    titles = [titles[i] for i in rng.permutation(len(titles))[:MOST_TITLES]]
+    titles = [titles[i] for i in rng.permutation(len(titles))[:MAX_TITLES]]
     words = [sorted(set(title.split())) for title in titles]
     holders = defaultdict(list)
     for row, title_words in enumerate(words):
         for word in title_words:
             holders[word].append(row)
-    listed = min(LISTED, len(titles))
+    listed = min(TITLES_PER_LIST, len(titles))
     while True:
         one = int(rng.integers(len(titles)))
         holding = np.concatenate(
@@ -75,7 +79,7 @@ def passages(titles: Sequence[str], rng: np.random.Generator) -> Iterator[str]:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def _single_thread() -> Iterator[None]:
     """Sums do not depend on the number of cores then, and a model this small gains nothing from a second one."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -85,17 +89,17 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _rate(done: float) -> float:
+def _lr(progress: float) -> float:
     """Learning rate after a share of the steps."""
     warmup = 0.1
-    return RATE * (
-        done / warmup
-        if done < warmup
-        else (1 + math.cos(math.pi * (done - warmup) / (1 - warmup))) / 2
+    return LR_MAX * (
+        progress / warmup
+        if progress < warmup
+        else (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup))) / 2
     )
 
 
-def _tokens(texts: Iterator[str], tokenizer: PreTrainedTokenizerFast) -> Iterator[int]:
+def _token_stream(texts: Iterator[str], tokenizer: PreTrainedTokenizerFast) -> Iterator[int]:
     """Passages as one stream of token ids, each begun and ended."""
     for text in texts:
         yield from tokenizer(text)["input_ids"]

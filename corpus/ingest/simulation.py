@@ -26,8 +26,8 @@ BRANDS = tuple(
 STYLES = tuple("classic modern rustic minimal vintage sporty elegant playful".split())
 MATERIALS = tuple("oak steel cotton leather glass bamboo ceramic rubber".split())
 PRICES = tuple("budget standard premium luxury".split())
-AXES = (BRANDS, STYLES, MATERIALS, PRICES)
-STRENGTH = np.array([8.0, 5.0, 5.0, 3.0])
+ATTRIBUTE_VALUES = (BRANDS, STYLES, MATERIALS, PRICES)
+FAVOURITE_UTILITY = np.array([8.0, 5.0, 5.0, 3.0])
 """Utility of a favourite brand, style, material and price level; the logit's own noise has standard deviation 1.28."""
 
 NOUNS = {
@@ -44,13 +44,13 @@ NOUNS = {
     "Games": "puzzle dice chessboard console joystick cards domino jigsaw controller figurine boardgame "
     "arcade token dartboard headset quiz marble spinner checkers rulebook",
 }
-MARKER = "simulated.json"
-HOUR_S = 3600
-START_S = 1_577_836_800
+MARKER_FILE = "simulated.json"
+SECONDS_PER_HOUR = 3600
+START_TIMESTAMP = 1_577_836_800
 """1 January 2020, UTC: when the simulated time begins, in seconds."""
-TIE = 0.05
+TIE_PROBABILITY = 0.05
 """Chance that a purchase shares its second with the shopper's purchase before it."""
-SHORTEST = 3
+MIN_PURCHASES_PER_DOMAIN = 3
 """Purchases of a shopper in one of their domains, at least."""
 
 
@@ -78,7 +78,7 @@ class Purchases:
 
 
 @dataclass(frozen=True)
-class Shoppers:
+class SimulatedWorld:
     """A simulated world: domains in the order asked for, what is on their shelves, and who bought what."""
 
     domains: tuple[str, ...]
@@ -86,20 +86,24 @@ class Shoppers:
     purchases: Purchases
 
 
-def shoppers(domains: Sequence[str], settings: SimulateSettings, seed: int) -> Shoppers:
+def simulate_shoppers(
+    domains: Sequence[str], settings: SimulateSettings, seed: int
+) -> SimulatedWorld:
     """Simulate. A pure function of its arguments."""
     rng = np.random.default_rng([seed, 0x5109])
-    shelves = tuple(_shelf(name, settings.items_per_domain, rng) for name in domains)
-    visits = _visits(len(domains), settings, rng)
-    return Shoppers(tuple(domains), shelves, _buy(visits, shelves, settings, rng))
+    shelves = tuple(_draw_shelf(name, settings.items_per_domain, rng) for name in domains)
+    visits = _draw_visits(len(domains), settings, rng)
+    return SimulatedWorld(
+        tuple(domains), shelves, _simulate_purchases(visits, shelves, settings, rng)
+    )
 
 
 def utility(tastes: np.ndarray, attributes: np.ndarray) -> np.ndarray:
     """What items are worth to shoppers. tastes: [..., axis]; attributes: [..., axis], broadcast against it; result: [...]."""
-    return np.asarray((attributes == tastes) @ STRENGTH)
+    return np.asarray((attributes == tastes) @ FAVOURITE_UTILITY)
 
 
-def best_answer(tastes: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+def best_candidate(tastes: np.ndarray, candidates: np.ndarray) -> np.ndarray:
     """Position of the likeliest target for one who knows the tastes. tastes: [N, axis]; candidates: attributes [N, C, axis]; result: [N].
 
     Optimal under the simulation: the target was drawn with odds exp(utility), the negatives evenly. Its HR@1 is the ceiling of every model.
@@ -107,7 +111,7 @@ def best_answer(tastes: np.ndarray, candidates: np.ndarray) -> np.ndarray:
     return np.asarray(utility(tastes[:, None, :], candidates).argmax(axis=1))
 
 
-def write(data: DataSettings, settings: SimulateSettings, seed: int) -> None:
+def write_data_root(data: DataSettings, settings: SimulateSettings, seed: int) -> None:
     """Make `data.root` hold the simulated domains (`data.domains`, then `data.held_out`); nothing happens where it does already.
 
     The root is complete once its marker is there, which is written last. A write that was cut short is completed by the next one: equal arguments
@@ -118,16 +122,18 @@ def write(data: DataSettings, settings: SimulateSettings, seed: int) -> None:
             "data.domains and data.held_out are both empty; name the domains to simulate, for example Garden,Office"
         )
     made = {"seed": seed, "domains": [*data.domains, *data.held_out], **settings.model_dump()}
-    marker = storage.join(data.root, MARKER)
+    marker = storage.join(data.root, MARKER_FILE)
     if storage.exists(marker):
-        _require_same(data.root, json.loads(storage.read_text(marker)), made)
+        _check_same_simulation(data.root, json.loads(storage.read_text(marker)), made)
         return
-    for name, content in files(shoppers(made["domains"], settings, seed)).items():
-        _write_new(storage.join(data.root, name), content)
+    for name, content in data_root_files(
+        simulate_shoppers(made["domains"], settings, seed)
+    ).items():
+        _write_if_absent(storage.join(data.root, name), content)
     storage.write_text(marker, json.dumps(made, indent=1) + "\n")
 
 
-def files(world: Shoppers) -> dict[str, bytes]:
+def data_root_files(world: SimulatedWorld) -> dict[str, bytes]:
     """The data root of a simulated world: relative path to content (parquet)."""
     found = {}
     purchases = world.purchases
@@ -141,28 +147,28 @@ def files(world: Shoppers) -> dict[str, bytes]:
                 "timestamp": pa.array(purchases.timestamp[here], pa.int64()),
             }
         )
-        found[f"interactions/{name}.parquet"] = _parquet(interactions)
-        found[f"items/{name}.parquet"] = _parquet(
+        found[f"interactions/{name}.parquet"] = _to_parquet(interactions)
+        found[f"items/{name}.parquet"] = _to_parquet(
             pa.table({"item_id": ids, "title": pa.array(shelf.titles)})
         )
     return found
 
 
-def _shelf(domain: str, size: int, rng: np.random.Generator) -> Shelf:
+def _draw_shelf(domain: str, size: int, rng: np.random.Generator) -> Shelf:
     """Items with distinct attributes, hence distinct titles."""
-    nouns = _nouns(domain)
-    shape = (*(len(axis) for axis in AXES), len(nouns))
+    nouns = _domain_nouns(domain)
+    shape = (*(len(axis) for axis in ATTRIBUTE_VALUES), len(nouns))
     drawn = rng.choice(int(np.prod(shape)), size=size, replace=False)
     *attributes, noun = np.unravel_index(drawn, shape)
     shared = np.stack(attributes, axis=1)
     titles = tuple(
-        " ".join([*(AXES[axis][value] for axis, value in enumerate(row)), nouns[n]])
+        " ".join([*(ATTRIBUTE_VALUES[axis][value] for axis, value in enumerate(row)), nouns[n]])
         for row, n in zip(shared.tolist(), noun.tolist(), strict=True)
     )
     return Shelf(tuple(f"{domain.lower()}-{i:05d}" for i in range(size)), titles, shared)
 
 
-def _nouns(domain: str) -> tuple[str, ...]:
+def _domain_nouns(domain: str) -> tuple[str, ...]:
     """A domain's own nouns; a domain without any of its own is stocked with numbered articles."""
     return (
         tuple(NOUNS[domain].split())
@@ -171,7 +177,9 @@ def _nouns(domain: str) -> tuple[str, ...]:
     )
 
 
-def _visits(num_domains: int, settings: SimulateSettings, rng: np.random.Generator) -> np.ndarray:
+def _draw_visits(
+    num_domains: int, settings: SimulateSettings, rng: np.random.Generator
+) -> np.ndarray:
     """[user, visit]: the domain of each shopper's next purchase, -1 once they are done. Domains alternate at random.
 
     One domain is certain and each other one drawn, so that every shopper buys somewhere and domains_per_user is the mean.
@@ -180,7 +188,8 @@ def _visits(num_domains: int, settings: SimulateSettings, rng: np.random.Generat
     shops = rng.random((settings.users, num_domains)) < often
     shops[np.arange(settings.users), rng.integers(num_domains, size=settings.users)] = True
     counts = shops * np.minimum(
-        SHORTEST + rng.poisson(settings.interactions_per_domain - SHORTEST, shops.shape),
+        MIN_PURCHASES_PER_DOMAIN
+        + rng.poisson(settings.interactions_per_domain - MIN_PURCHASES_PER_DOMAIN, shops.shape),
         settings.items_per_domain,
     )
     visits = np.full((settings.users, int(counts.sum(axis=1).max())), -1)
@@ -189,7 +198,7 @@ def _visits(num_domains: int, settings: SimulateSettings, rng: np.random.Generat
     return visits
 
 
-def _buy(
+def _simulate_purchases(
     visits: np.ndarray,
     shelves: Sequence[Shelf],
     settings: SimulateSettings,
@@ -197,19 +206,19 @@ def _buy(
 ) -> Purchases:
     """Every shopper's purchases, one visit of all of them at a time."""
     users = len(visits)
-    sizes = np.array([len(axis) for axis in AXES])
-    tastes = rng.integers(sizes, size=(users, len(AXES)))
-    clock = START_S + rng.integers(365 * 24, size=users) * HOUR_S
+    sizes = np.array([len(axis) for axis in ATTRIBUTE_VALUES])
+    tastes = rng.integers(sizes, size=(users, len(ATTRIBUTE_VALUES)))
+    clock = START_TIMESTAMP + rng.integers(365 * 24, size=users) * SECONDS_PER_HOUR
     attributes = np.stack([shelf.attributes for shelf in shelves])
     bought = np.zeros((users, *attributes.shape[:2]), dtype=bool)
     rows = []
     for domain in visits.T:
         here = np.flatnonzero(domain >= 0)
         drifting = here[rng.random(len(here)) < settings.drift]
-        axis = rng.integers(len(AXES), size=len(drifting))
+        axis = rng.integers(len(ATTRIBUTE_VALUES), size=len(drifting))
         tastes[drifting, axis] = rng.integers(sizes[axis])
         gap = 1 + rng.geometric(1 / (10 * 24), size=len(here))
-        clock[here] += np.where(rng.random(len(here)) < TIE, 0, gap * HOUR_S)
+        clock[here] += np.where(rng.random(len(here)) < TIE_PROBABILITY, 0, gap * SECONDS_PER_HOUR)
         at = domain[here]
         worth = utility(tastes[here, None, :], attributes[at]) + rng.gumbel(
             size=(len(here), attributes.shape[1])
@@ -220,11 +229,13 @@ def _buy(
     return Purchases(*(np.concatenate(column) for column in zip(*rows, strict=True)))
 
 
-def _require_same(root: str, there: Mapping[str, object], asked: Mapping[str, object]) -> None:
+def _check_same_simulation(
+    root: str, existing: Mapping[str, object], requested: Mapping[str, object]
+) -> None:
     other = [
-        f"{key} {there.get(key)} (asked for: {asked.get(key)})"
-        for key in sorted({*there, *asked})
-        if there.get(key) != asked.get(key)
+        f"{key} {existing.get(key)} (asked for: {requested.get(key)})"
+        for key in sorted({*existing, *requested})
+        if existing.get(key) != requested.get(key)
     ]
     if other:
         raise DataError(
@@ -232,7 +243,7 @@ def _require_same(root: str, there: Mapping[str, object], asked: Mapping[str, ob
         )
 
 
-def _write_new(uri: str, content: bytes) -> None:
+def _write_if_absent(uri: str, content: bytes) -> None:
     if storage.exists(uri):
         if storage.read_bytes(uri) != content:
             raise DataError(
@@ -242,7 +253,7 @@ def _write_new(uri: str, content: bytes) -> None:
     storage.write_bytes(uri, content)
 
 
-def _parquet(table: pa.Table) -> bytes:
+def _to_parquet(table: pa.Table) -> bytes:
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     return sink.getvalue()

@@ -23,12 +23,12 @@ from transformers import PreTrainedModel
 class PromptEncoder(Protocol):
     """What scoring needs of an encoder of items, by index (cprec.encode.title_tokens, cprec.downstream.hybrid)."""
 
-    def prompt(
-        self, history: Sequence[int], candidates: Sequence[int], room: int
+    def encode_prompt(
+        self, history: Sequence[int], candidates: Sequence[int], reserved_tokens: int
     ) -> tuple[list[int], int]:
         """Token ids of the prompt, with room for an answer; and how many of the oldest items were dropped for it."""
 
-    def answer(self, item: int) -> list[int]:
+    def encode_answer(self, item: int) -> list[int]:
         """Token ids of an answer, its end token included."""
 
 
@@ -40,13 +40,13 @@ class Query:
     answers: list[list[int]]
 
     @property
-    def tokens(self) -> int:
+    def token_count(self) -> int:
         """Tokens of the whole row."""
         return len(self.prompt) + sum(map(len, self.answers))
 
 
-def score(
-    model: PreTrainedModel, encoder: PromptEncoder, samples: pa.Table, batch: int
+def score_samples(
+    model: PreTrainedModel, encoder: PromptEncoder, samples: pa.Table, batch_size: int
 ) -> NDArray[np.float64]:
     """Scores [n, candidates] of the samples' candidates, in the samples' order; higher is better.
 
@@ -54,24 +54,26 @@ def score(
     The model scores on the device where it is, in evaluation mode.
     """
     queries = [
-        query(encoder, *pair)
+        encode_query(encoder, *pair)
         for pair in zip(
             samples["history"].to_pylist(), samples["candidates"].to_pylist(), strict=True
         )
     ]
     scores = np.empty((len(queries), len(queries[0].answers) if queries else 0))
     # Rows of similar length share a pass: less padding.
-    order = sorted(range(len(queries)), key=lambda i: queries[i].tokens)
-    for start in range(0, len(order), batch):
-        rows = order[start : start + batch]
+    order = sorted(range(len(queries)), key=lambda i: queries[i].token_count)
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
         scores[rows] = score_batch(model, [queries[i] for i in rows])
     return scores
 
 
-def query(encoder: PromptEncoder, history: Sequence[int], candidates: Sequence[int]) -> Query:
+def encode_query(
+    encoder: PromptEncoder, history: Sequence[int], candidates: Sequence[int]
+) -> Query:
     """One sample as tokens. The prompt leaves room for the longest answer, so that it is one prompt for all of them."""
-    answers = [encoder.answer(item) for item in candidates]
-    prompt, _ = encoder.prompt(history, candidates, room=max(map(len, answers)))
+    answers = [encoder.encode_answer(item) for item in candidates]
+    prompt, _ = encoder.encode_prompt(history, candidates, reserved_tokens=max(map(len, answers)))
     return Query(prompt, answers)
 
 
@@ -80,7 +82,7 @@ def score_batch(model: PreTrainedModel, queries: Sequence[Query]) -> NDArray[np.
     """Scores [queries, candidates] from one forward pass. The model must take a 4-dimensional attention mask (eager or sdpa attention)."""
     prompts, tails = (
         max(len(q.prompt) for q in queries),
-        max(q.tokens - len(q.prompt) for q in queries),
+        max(q.token_count - len(q.prompt) for q in queries),
     )
     ids = np.zeros((len(queries), prompts + tails), dtype=np.int64)
     positions = np.zeros_like(ids)
@@ -89,10 +91,10 @@ def score_batch(model: PreTrainedModel, queries: Sequence[Query]) -> NDArray[np.
         (len(queries), tails), dtype=np.int64
     )  # the column, within what is kept, that predicts this token
     for row, q in enumerate(queries):
-        _place(ids[row], positions[row], block[row], prompts - len(q.prompt), q.prompt, 0, 0)
+        _write_tokens(ids[row], positions[row], block[row], prompts - len(q.prompt), q.prompt, 0, 0)
         column = prompts
         for k, answer in enumerate(q.answers, 1):
-            _place(ids[row], positions[row], block[row], column, answer, len(q.prompt), k)
+            _write_tokens(ids[row], positions[row], block[row], column, answer, len(q.prompt), k)
             offset = column - prompts
             # Kept column 0 is the prompt's last, which predicts the first token of every answer.
             before[row, offset : offset + len(answer)] = [
@@ -106,7 +108,7 @@ def score_batch(model: PreTrainedModel, queries: Sequence[Query]) -> NDArray[np.
     logits = model(
         input_ids=tokens,
         position_ids=torch.from_numpy(positions).to(device),
-        attention_mask=_mask(torch.from_numpy(block).to(device), model.dtype),
+        attention_mask=_attention_mask(torch.from_numpy(block).to(device), model.dtype),
         logits_to_keep=tails + 1,
         use_cache=False,
     ).logits
@@ -125,7 +127,7 @@ def score_batch(model: PreTrainedModel, queries: Sequence[Query]) -> NDArray[np.
     return np.asarray(sums[:, 1:].cpu().numpy(), dtype=np.float64)
 
 
-def _place(
+def _write_tokens(
     ids: NDArray[np.int64],
     positions: NDArray[np.int64],
     block: NDArray[np.int64],
@@ -142,7 +144,7 @@ def _place(
     )
 
 
-def _mask(block: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def _attention_mask(block: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Additive mask [n, 1, columns, columns]: a token sees what is before it in the prompt and in its own answer. block: [n, columns]."""
     columns = block.shape[1]
     queries, keys = block[:, :, None], block[:, None, :]

@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel
 
-from cprec.evaluate.rank import query, score
+from cprec.evaluate.candidate_scoring import encode_query, score_samples
 from tests.models import llama
 
 END = 1
@@ -22,13 +22,13 @@ class Letters:
     def __init__(self, titles: Sequence[str]) -> None:
         self.titles = titles
 
-    def prompt(
-        self, history: Sequence[int], candidates: Sequence[int], room: int
+    def encode_prompt(
+        self, history: Sequence[int], candidates: Sequence[int], reserved_tokens: int
     ) -> tuple[list[int], int]:
         shown = [*(self.titles[i] for i in history), ">", *(self.titles[i] for i in candidates)]
         return [2 + ord(c) % 60 for c in "|".join(shown)], 0
 
-    def answer(self, item: int) -> list[int]:
+    def encode_answer(self, item: int) -> list[int]:
         return [*(2 + ord(c) % 60 for c in self.titles[item]), END]
 
 
@@ -79,9 +79,9 @@ def test_one_pass_equals_each_candidate_alone(
 ) -> None:
     samples, titles = case
     model, encoder = tiny(attention, adapted), Letters(titles)
-    seen = score(model, encoder, samples, batch=3)
+    seen = score_samples(model, encoder, samples, batch_size=3)
     for row, sample in enumerate(samples.to_pylist()):
-        q = query(encoder, sample["history"], sample["candidates"])
+        q = encode_query(encoder, sample["history"], sample["candidates"])
         expected = [alone(model, q.prompt, answer) for answer in q.answers]
         assert np.abs(seen[row] - expected).max() <= 1e-4
     assert np.ptp(seen) > 1
@@ -90,10 +90,15 @@ def test_one_pass_equals_each_candidate_alone(
 def test_scores_do_not_depend_on_the_batch(case: tuple[pa.Table, list[str]]) -> None:
     samples, titles = case
     model = tiny("sdpa", False)
-    one, all_at_once = (score(model, Letters(titles), samples, batch) for batch in (1, 16))
+    one, all_at_once = (score_samples(model, Letters(titles), samples, batch) for batch in (1, 16))
     assert np.abs(one - all_at_once).max() <= 1e-4
 
 
 def test_no_samples_no_scores(case: tuple[pa.Table, list[str]]) -> None:
     samples, titles = case
-    assert score(tiny("sdpa", False), Letters(titles), samples.slice(0, 0), batch=4).shape[0] == 0
+    assert (
+        score_samples(
+            tiny("sdpa", False), Letters(titles), samples.slice(0, 0), batch_size=4
+        ).shape[0]
+        == 0
+    )

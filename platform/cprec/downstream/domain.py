@@ -17,11 +17,11 @@ class Domain:
 
     name: str
     source: str
-    indices: NDArray[np.int64]
+    item_indices: NDArray[np.int64]
     titles: tuple[str, ...]
 
     @classmethod
-    def of(cls, corpus: Corpus, name: str, split: str = "train") -> "Domain":
+    def from_corpus(cls, corpus: Corpus, name: str, split: str = "train") -> "Domain":
         """Raises CorpusError when the domain has no samples in the split, naming those that have."""
         sources = {stream.source for stream in corpus.streams(split)}
         source = next((s for s in (f"downstream/{name}", f"domain/{name}") if s in sources), None)
@@ -39,36 +39,36 @@ class Domain:
             raise CorpusError(
                 f"{corpus.uri}, version {corpus.version}: domain {name} has no {split} samples; there are some of: {known}"
             )
-        items = corpus.items()
+        items = corpus.read_items()
         here = np.flatnonzero(np.array(items["domain"].to_pylist()) == name)
         return cls(
             name, source, items["item_index"].to_numpy()[here], tuple(items["title"].to_pylist())
         )
 
-    def numbers(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+    def to_local_numbers(self, item_indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """The number 0 .. I - 1 within the domain of items given by item_index."""
-        return np.searchsorted(self.indices, indices)
+        return np.searchsorted(self.item_indices, item_indices)
 
-    def items(self) -> dict[int, tuple[str, int]]:
+    def items_by_index(self) -> dict[int, tuple[str, int]]:
         """Title and number of every item of the domain, by item_index."""
         return {
             index: (self.titles[index], number)
-            for number, index in enumerate(self.indices.tolist())
+            for number, index in enumerate(self.item_indices.tolist())
         }
 
 
-def by_id(samples: pa.Table, most: int | None = None) -> pa.Table:
+def sort_by_id(samples: pa.Table, limit: int | None = None) -> pa.Table:
     """Samples in the order of their (unsigned) ids, the first `most` of them: a fixed, even draw, because ids are hashes."""
-    order = np.argsort(samples["sample_id"].to_numpy().view(np.uint64), kind="stable")[:most]
+    order = np.argsort(samples["sample_id"].to_numpy().view(np.uint64), kind="stable")[:limit]
     return samples.take(pa.array(order))
 
 
-def whole_users(samples: pa.Table, most: int | None) -> pa.Table:
+def select_whole_users(samples: pa.Table, max_samples: int | None) -> pa.Table:
     """Samples in the order of their ids, cut to whole users with at most `most` samples in all, drawn by a hash of their ids; at least one user."""
-    if most is None or len(samples) <= most:
-        return by_id(samples)
+    if max_samples is None or len(samples) <= max_samples:
+        return sort_by_id(samples)
     users, inverse = np.unique(np.array(samples["user_id"].to_pylist()), return_inverse=True)
-    drawn = np.argsort(hashing.mix(hashing.of_strings(users.tolist())), kind="stable")
-    fit = np.cumsum(np.bincount(inverse)[drawn]) <= most
+    drawn = np.argsort(hashing.splitmix64(hashing.hash_strings(users.tolist())), kind="stable")
+    fit = np.cumsum(np.bincount(inverse)[drawn]) <= max_samples
     fit[0] = True
-    return by_id(samples.filter(pa.array(np.isin(inverse, drawn[fit]))))
+    return sort_by_id(samples.filter(pa.array(np.isin(inverse, drawn[fit]))))

@@ -10,7 +10,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from cluster.errors import DataError
-from corpus.ingest import simulate
+from corpus.ingest import simulation
 from corpus.settings import DataSettings, SimulateSettings
 
 DOMAINS = ("Garden", "Office", "Sports", "Music", "Pets", "Games")
@@ -21,8 +21,8 @@ HELD_OUT = DOMAINS.index("Games")
 
 
 @pytest.fixture(scope="module")
-def world() -> simulate.Shoppers:
-    return simulate.shoppers(DOMAINS, SimulateSettings(users=400), seed=0)
+def world() -> simulation.SimulatedWorld:
+    return simulation.simulate_shoppers(DOMAINS, SimulateSettings(users=400), seed=0)
 
 
 def root(place: Path, **changes: object) -> DataSettings:
@@ -64,7 +64,7 @@ def test_any_setting_gives_a_consistent_world(
         interactions_per_domain=purchases,
         drift=drift,
     )
-    made = simulate.shoppers(("Garden", "Nowhere"), settings, seed)
+    made = simulation.simulate_shoppers(("Garden", "Nowhere"), settings, seed)
     bought = made.purchases
     for shelf in made.shelves:
         assert len(set(shelf.titles)) == len(set(shelf.item_ids)) == items
@@ -74,28 +74,30 @@ def test_any_setting_gives_a_consistent_world(
     ) == len(bought.user)
     for user in range(users):
         assert (np.diff(bought.timestamp[bought.user == user]) >= 0).all()
-    again = simulate.files(simulate.shoppers(("Garden", "Nowhere"), settings, seed))
-    assert again == simulate.files(made)
+    again = simulation.data_root_files(
+        simulation.simulate_shoppers(("Garden", "Nowhere"), settings, seed)
+    )
+    assert again == simulation.data_root_files(made)
 
 
 def test_another_seed_gives_another_world() -> None:
-    assert simulate.files(simulate.shoppers(DOMAINS, SMALL, 1)) != simulate.files(
-        simulate.shoppers(DOMAINS, SMALL, 2)
-    )
+    assert simulation.data_root_files(
+        simulation.simulate_shoppers(DOMAINS, SMALL, 1)
+    ) != simulation.data_root_files(simulation.simulate_shoppers(DOMAINS, SMALL, 2))
 
 
-def test_domains_share_users_and_attributes_but_no_nouns(world: simulate.Shoppers) -> None:
+def test_domains_share_users_and_attributes_but_no_nouns(world: simulation.SimulatedWorld) -> None:
     users = [
         set(world.purchases.user[world.purchases.domain == index].tolist())
         for index in range(len(DOMAINS))
     ]
     assert all(first & second for first in users for second in users)
     words = [{word for title in shelf.titles for word in title.split()} for shelf in world.shelves]
-    shared = {word for axis in simulate.AXES for word in axis}
+    shared = {word for axis in simulation.ATTRIBUTE_VALUES for word in axis}
     assert all(first & second == shared for i, first in enumerate(words) for second in words[:i])
 
 
-def test_settings_are_kept_on_average(world: simulate.Shoppers) -> None:
+def test_settings_are_kept_on_average(world: simulation.SimulatedWorld) -> None:
     bought, settings = world.purchases, SimulateSettings()
     pairs = np.unique(bought.user * len(DOMAINS) + bought.domain)
     assert len(pairs) / 400 == pytest.approx(settings.domains_per_user, rel=0.1)
@@ -104,7 +106,9 @@ def test_settings_are_kept_on_average(world: simulate.Shoppers) -> None:
     )
 
 
-def test_domains_interleave_in_time_and_some_purchases_tie(world: simulate.Shoppers) -> None:
+def test_domains_interleave_in_time_and_some_purchases_tie(
+    world: simulation.SimulatedWorld,
+) -> None:
     bought = world.purchases
     order = np.lexsort((np.arange(len(bought.user)), bought.user))
     same_user = np.diff(bought.user[order]) == 0
@@ -114,7 +118,9 @@ def test_domains_interleave_in_time_and_some_purchases_tie(world: simulate.Shopp
 
 def test_tastes_stay_without_drift_and_change_with_it() -> None:
     for drift, low, high in ((0.0, 0.0, 0.0), (0.5, 0.3, 0.5)):
-        bought = simulate.shoppers(DOMAINS, SMALL.model_copy(update={"drift": drift}), 3).purchases
+        bought = simulation.simulate_shoppers(
+            DOMAINS, SMALL.model_copy(update={"drift": drift}), 3
+        ).purchases
         order = np.lexsort((np.arange(len(bought.user)), bought.user))
         changed = (np.diff(bought.tastes[order], axis=0) != 0).any(axis=1)[
             np.diff(bought.user[order]) == 0
@@ -123,7 +129,7 @@ def test_tastes_stay_without_drift_and_change_with_it() -> None:
 
 
 def drawn(
-    world: simulate.Shoppers, rows: np.ndarray, rng: np.random.Generator
+    world: simulation.SimulatedWorld, rows: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Attributes of 20 candidates per purchase [N, 20, axis] and the target's position [N]; negatives may be items bought at another time."""
     bought = world.purchases
@@ -138,16 +144,20 @@ def drawn(
     return shelves[bought.domain[rows, None], items], target
 
 
-def test_who_knows_the_tastes_is_right_far_more_often_than_chance(world: simulate.Shoppers) -> None:
+def test_who_knows_the_tastes_is_right_far_more_often_than_chance(
+    world: simulation.SimulatedWorld,
+) -> None:
     rows = np.flatnonzero(world.purchases.domain == HELD_OUT)
     candidates, target = drawn(world, rows, np.random.default_rng(0))
-    ceiling = (simulate.best_answer(world.purchases.tastes[rows], candidates) == target).mean()
+    ceiling = (simulation.best_candidate(world.purchases.tastes[rows], candidates) == target).mean()
     nobodys = np.random.default_rng(1).permuted(world.purchases.tastes[rows], axis=0)
     assert ceiling > 0.6
-    assert (simulate.best_answer(nobodys, candidates) == target).mean() < 0.12
+    assert (simulation.best_candidate(nobodys, candidates) == target).mean() < 0.12
 
 
-def test_tastes_seen_in_other_domains_predict_the_held_out_one(world: simulate.Shoppers) -> None:
+def test_tastes_seen_in_other_domains_predict_the_held_out_one(
+    world: simulation.SimulatedWorld,
+) -> None:
     bought = world.purchases
     shelves = np.stack([shelf.attributes for shelf in world.shelves])
     hits = []
@@ -161,18 +171,18 @@ def test_tastes_seen_in_other_domains_predict_the_held_out_one(world: simulate.S
             continue
         favourites = np.array([np.bincount(axis).argmax() for axis in elsewhere.T])
         candidates, target = drawn(world, rows, rng)
-        hits.extend(simulate.best_answer(favourites[None], candidates) == target)
+        hits.extend(simulation.best_candidate(favourites[None], candidates) == target)
     assert len(hits) > 500
     assert np.mean(hits) > 0.35
 
 
 def test_a_complete_root_is_left_alone(tmp_path: Path) -> None:
     data = root(tmp_path)
-    simulate.write(data, SMALL, seed=0)
+    simulation.write_data_root(data, SMALL, seed=0)
     place = Path(data.root)
     before = contents(place)
     assert set(before) == {
-        simulate.MARKER,
+        simulation.MARKER_FILE,
         *(f"{kind}/{name}.parquet" for kind in ("interactions", "items") for name in DOMAINS[:3]),
     }
     schema = pq.read_schema(place / "interactions" / "Garden.parquet")
@@ -183,28 +193,28 @@ def test_a_complete_root_is_left_alone(tmp_path: Path) -> None:
     ]
     assert pq.read_schema(place / "items" / "Garden.parquet").names == ["item_id", "title"]
     times = {file: file.stat().st_mtime_ns for file in place.rglob("*.parquet")}
-    simulate.write(data, SMALL, seed=0)
+    simulation.write_data_root(data, SMALL, seed=0)
     assert {file: file.stat().st_mtime_ns for file in place.rglob("*.parquet")} == times
 
 
 def test_a_write_that_was_cut_short_is_completed(tmp_path: Path) -> None:
     data = root(tmp_path)
-    simulate.write(data, SMALL, seed=0)
+    simulation.write_data_root(data, SMALL, seed=0)
     place = Path(data.root)
     whole = contents(place)
-    (place / simulate.MARKER).unlink()
+    (place / simulation.MARKER_FILE).unlink()
     (place / "items" / "Sports.parquet").unlink()
-    simulate.write(data, SMALL, seed=0)
+    simulation.write_data_root(data, SMALL, seed=0)
     assert contents(place) == whole
 
 
 def test_another_simulation_is_not_overwritten(tmp_path: Path) -> None:
     data = root(tmp_path)
-    simulate.write(data, SMALL, seed=0)
+    simulation.write_data_root(data, SMALL, seed=0)
     with pytest.raises(DataError, match=r"seed 0 \(asked for: 7\)"):
-        simulate.write(data, SMALL, seed=7)
+        simulation.write_data_root(data, SMALL, seed=7)
     with pytest.raises(DataError, match="domains"):
-        simulate.write(root(tmp_path, held_out=("Music",)), SMALL, seed=0)
+        simulation.write_data_root(root(tmp_path, held_out=("Music",)), SMALL, seed=0)
 
 
 def test_behaviours_of_ones_own_are_not_overwritten(tmp_path: Path) -> None:
@@ -213,10 +223,10 @@ def test_behaviours_of_ones_own_are_not_overwritten(tmp_path: Path) -> None:
     own.parent.mkdir(parents=True)
     own.write_bytes(b"mine")
     with pytest.raises(DataError, match=r"Garden\.parquet: was not written by this simulation"):
-        simulate.write(data, SMALL, seed=0)
+        simulation.write_data_root(data, SMALL, seed=0)
     assert own.read_bytes() == b"mine"
 
 
 def test_no_domain_is_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="both empty"):
-        simulate.write(root(tmp_path, domains=(), held_out=()), SMALL, seed=0)
+        simulation.write_data_root(root(tmp_path, domains=(), held_out=()), SMALL, seed=0)

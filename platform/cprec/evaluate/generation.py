@@ -10,16 +10,16 @@ import pyarrow as pa
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from cprec.evaluate.answers import exact
-from cprec.evaluate.rank import PromptEncoder
+from cprec.evaluate.answer_matching import match_exact
+from cprec.evaluate.candidate_scoring import PromptEncoder
 
-LISTED = 5
+MAX_LISTED = 5
 """Items of a ranked list: HR@5 needs no more."""
 
 Trie = dict[int, "Trie"]
 
 
-def trie(answers: Sequence[Sequence[int]]) -> Trie:
+def build_trie(answers: Sequence[Sequence[int]]) -> Trie:
     """Answers (token ids, their end token included) as nested mappings from a token to what may follow it."""
     root: Trie = {}
     for answer in answers:
@@ -30,17 +30,17 @@ def trie(answers: Sequence[Sequence[int]]) -> Trie:
 
 
 @torch.inference_mode()
-def greedy(
+def greedy_decode(
     model: Any,
     prompts: Sequence[Sequence[int]],
-    end: int,
-    longest: int,
+    eos_token_id: int,
+    max_new_tokens: int,
     tries: Sequence[Trie] | None = None,
 ) -> list[list[int]]:
     """The likeliest next token, again and again, up to and without the end token; `longest` tokens at most. tries: what each answer is held to."""
     width, device = max(map(len, prompts)), model.device
     ids = torch.tensor(
-        [[end] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device
+        [[eos_token_id] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device
     )
     mask = torch.tensor(
         [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device
@@ -50,7 +50,7 @@ def greedy(
     nodes = list(tries) if tries is not None else None
     going = [True] * len(prompts)
     cache = None
-    for _ in range(longest):
+    for _ in range(max_new_tokens):
         out = model(
             input_ids=ids,
             attention_mask=mask,
@@ -61,10 +61,10 @@ def greedy(
         )
         cache, logits = out.past_key_values, out.logits[:, -1].float()
         if nodes is not None:
-            logits = _held(logits, nodes)
+            logits = _mask_disallowed(logits, nodes)
         chosen = logits.argmax(dim=-1).tolist()
         for row, token in enumerate(chosen):
-            going[row] = going[row] and token != end
+            going[row] = going[row] and token != eos_token_id
             if going[row]:
                 answers[row].append(token)
             if nodes is not None:
@@ -77,15 +77,15 @@ def greedy(
     return answers
 
 
-def answered(
+def generate_answers(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     encoder: PromptEncoder,
     samples: pa.Table,
     titles: Sequence[str],
-    batch: int,
+    batch_size: int,
     constrained: bool,
-    longest: int = 64,
+    max_new_tokens: int = 64,
 ) -> list[list[str]]:
     """The texts that a model gives for each sample: an answer, then another one without the item that it named, up to LISTED of them.
 
@@ -96,19 +96,21 @@ def answered(
     histories = samples["history"].to_pylist()
     texts: list[list[str]] = [[] for _ in candidates]
     open_rows = list(range(len(candidates)))
-    for _ in range(LISTED):
-        for start in range(0, len(open_rows), batch):
-            rows = open_rows[start : start + batch]
-            answers = [[encoder.answer(i) for i in candidates[row]] for row in rows]
-            room = max(longest, *(len(answer) for of_row in answers for answer in of_row))
-            prompts = [encoder.prompt(histories[row], candidates[row], room)[0] for row in rows]
-            held = [trie(of_row) for of_row in answers] if constrained else None
+    for _ in range(MAX_LISTED):
+        for start in range(0, len(open_rows), batch_size):
+            rows = open_rows[start : start + batch_size]
+            answers = [[encoder.encode_answer(i) for i in candidates[row]] for row in rows]
+            room = max(max_new_tokens, *(len(answer) for of_row in answers for answer in of_row))
+            prompts = [
+                encoder.encode_prompt(histories[row], candidates[row], room)[0] for row in rows
+            ]
+            held = [build_trie(of_row) for of_row in answers] if constrained else None
             for row, ids in zip(
-                rows, greedy(model, prompts, answers[0][0][-1], room, held), strict=True
+                rows, greedy_decode(model, prompts, answers[0][0][-1], room, held), strict=True
             ):
                 text = str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
                 texts[row].append(text)
-                named = exact(text, [titles[i] for i in candidates[row]])
+                named = match_exact(text, [titles[i] for i in candidates[row]])
                 candidates[row] = (
                     []
                     if named is None
@@ -118,7 +120,7 @@ def answered(
     return texts
 
 
-def _held(logits: torch.Tensor, nodes: Sequence[Trie]) -> torch.Tensor:
+def _mask_disallowed(logits: torch.Tensor, nodes: Sequence[Trie]) -> torch.Tensor:
     """Logits of what each answer may go on with; an answer that has ended may say anything, because nobody listens."""
     allowed = torch.zeros_like(logits, dtype=torch.bool)
     for row, node in enumerate(nodes):

@@ -8,7 +8,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 
-def quiet() -> None:
+def silence_libraries() -> None:
     """Call before a model or a tokenizer is loaded, built or trained."""
     if not torch.cuda.is_available():
         os.environ.setdefault(

@@ -14,19 +14,19 @@ from pathlib import Path
 
 import ray
 
-SOURCES = Path(__file__).resolve().parent.parent
+SOURCE_ROOT = Path(__file__).resolve().parent.parent
 """The folder that holds `cluster`, `corpus` and, below `platform`, `cprec`; in an installed wheel `cprec` lies beside them."""
 
 
-def code() -> list[str]:
+def package_folders() -> list[str]:
     """The package folders that every worker needs."""
-    cprec = SOURCES / "platform" / "cprec"
+    cprec = SOURCE_ROOT / "platform" / "cprec"
     return [
         str(path)
         for path in (
-            cprec if cprec.is_dir() else SOURCES / "cprec",
-            SOURCES / "corpus",
-            SOURCES / "cluster",
+            cprec if cprec.is_dir() else SOURCE_ROOT / "cprec",
+            SOURCE_ROOT / "corpus",
+            SOURCE_ROOT / "cluster",
         )
     ]
 
@@ -39,7 +39,7 @@ def resolve_address(address: str) -> str:
 
 
 @contextmanager
-def session(address: str, num_cpus: int) -> Iterator[None]:
+def ray_session(address: str, num_cpus: int) -> Iterator[None]:
     """A connected Ray for the time of a `with` block; one that is connected already is used and left as it is.
 
     num_cpus: logical CPUs of a local session (they may exceed the cores); ignored on a cluster.
@@ -59,7 +59,7 @@ def session(address: str, num_cpus: int) -> Iterator[None]:
         # A token of this process: without one, Ray writes ~/.ray/auth_token, which turns authentication on in every later `ray start` of this user.
         # RAY_AUTH_MODE stays as it is: set after `import ray`, half of Ray would not see it.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    with sigterm_kept():
+    with preserve_sigterm_handler():
         ray.init(
             address=where,
             num_cpus=num_cpus if local else None,
@@ -67,8 +67,8 @@ def session(address: str, num_cpus: int) -> Iterator[None]:
             log_to_driver=False,
             configure_logging=True,
             logging_level=logging.ERROR,
-            runtime_env={"py_modules": code()},
-            _system_config=_local(num_cpus) if local else None,
+            runtime_env={"py_modules": package_folders()},
+            _system_config=_local_system_config(num_cpus) if local else None,
         )
     try:
         yield
@@ -77,7 +77,7 @@ def session(address: str, num_cpus: int) -> Iterator[None]:
 
 
 @contextmanager
-def sigterm_kept() -> Iterator[None]:
+def preserve_sigterm_handler() -> Iterator[None]:
     """What SIGTERM does stays what it was: `ray.init` makes it end the process with its number as exit code. Meanwhile it is KeyboardInterrupt."""
     if threading.current_thread() is not threading.main_thread():  # there Ray leaves it alone too
         yield
@@ -93,7 +93,7 @@ def sigterm_kept() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _local(num_cpus: int) -> dict[str, object]:
+def _local_system_config(num_cpus: int) -> dict[str, object]:
     """Settings of a local Ray. Workers that wait between two segments stay, because a new one imports for seconds; and none is started ahead of the
     first task, because it could not run our code, for which Ray starts workers of their own."""
     return {

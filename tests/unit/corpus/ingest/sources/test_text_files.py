@@ -16,8 +16,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from cluster.errors import DataError, UserError
-from corpus.ingest.sources import file_splits, files, lines
-from corpus.ingest.sources.file_splits import Piece
+from corpus.ingest.sources import file_splits, reader, text_files
+from corpus.ingest.sources.file_splits import FileSplit
 
 COLUMNS = {"user_id": "u", "item_id": "i", "timestamp": "t"}
 MOVIES = {name: name for name in ("user_id", "item_id", "timestamp")}
@@ -66,12 +66,12 @@ def as_dat(found: Sequence[tuple[str, str, int, bool]]) -> bytes:
 
 
 def read(
-    cut: Sequence[Piece], columns: dict[str, str]
+    cut: Sequence[FileSplit], columns: dict[str, str]
 ) -> tuple[list[tuple[object, ...]], list[bool]]:
     """All rows, and which of them could not be read."""
     found, malformed = [], []
     for piece in cut:
-        for block in files.blocks(piece, columns, 1):
+        for block in reader.read_blocks(piece, columns, 1):
             found += pl.DataFrame(block.table).rows()
             malformed += (
                 np.zeros(block.table.num_rows, bool) if block.malformed is None else block.malformed
@@ -101,15 +101,15 @@ def test_every_row_comes_once_and_in_its_order(
     block: int,
     span: int,
 ) -> None:
-    monkeypatch.setattr(lines, "BYTES", block)
-    monkeypatch.setattr(file_splits, "SPAN", span)
+    monkeypatch.setattr(text_files, "BLOCK_BYTES", block)
+    monkeypatch.setattr(file_splits, "BYTES_PER_SPLIT", span)
     content = dump(found)
     if not content:
         return
     place = tmp_path / name
     place.write_bytes(gzip.compress(content, 1) if name.endswith(".gz") else content)
     columns = MOVIES if name.endswith(".dat") else COLUMNS
-    cut = file_splits.cut(str(place))
+    cut = file_splits.split_file(str(place))
     assert len(cut) == (1 if place.suffix in (".gz", ".csv") else -(-len(content) // span))
     seen, malformed = read(cut, columns)
     assert malformed == [bad for *_, bad in found]
@@ -152,10 +152,10 @@ def test_a_line_that_cannot_be_read_changes_no_other(
     clean.write_text("".join(f"{line}\n" for line in told))
     cut.write_text("".join(f"{line}\n" for line in [*told[:place], '{{"a": 1}}', *told[place:]]))
     if told:
-        rows, malformed = read([Piece(str(cut))], COLUMNS)
+        rows, malformed = read([FileSplit(str(cut))], COLUMNS)
         assert sum(malformed) == 1
         assert [row for row, bad in zip(rows, malformed, strict=True) if not bad] == read(
-            [Piece(str(clean))], COLUMNS
+            [FileSplit(str(clean))], COLUMNS
         )[0]
 
 
@@ -165,10 +165,10 @@ def test_a_quote_that_is_not_closed_is_told(
     place = tmp_path / "a.csv"
     place.write_text("u,i,t\na,b,1\n" + '"open,b,2\n' + "a,b,3\n" * 2_000)
     with pytest.raises(DataError, match=r"a\.csv: row 2 has a quote that is not closed"):
-        read([Piece(str(place))], COLUMNS)
-    monkeypatch.setattr(lines, "BYTES", 3_000)
+        read([FileSplit(str(place))], COLUMNS)
+    monkeypatch.setattr(text_files, "BLOCK_BYTES", 3_000)
     with pytest.raises(DataError, match=r"a\.csv: .*a quote that is not closed; write it again"):
-        read([Piece(str(place))], COLUMNS)
+        read([FileSplit(str(place))], COLUMNS)
 
 
 @pytest.mark.parametrize(
@@ -183,37 +183,37 @@ def test_a_header_that_is_none(tmp_path: Path, header: str, said: str) -> None:
     place = tmp_path / "a.csv"
     place.write_bytes(f"{header}\nx,y,1\n".encode())
     with pytest.raises(DataError, match=rf"a\.csv: .*{said}"):
-        read([Piece(str(place))], COLUMNS)
+        read([FileSplit(str(place))], COLUMNS)
 
 
 def test_two_of_our_columns_may_be_one_of_theirs(tmp_path: Path) -> None:
     for name, content in (("a.csv", "i,t\nx,3\n"), ("a.json", '{"i": "x", "t": 3}\n')):
         (tmp_path / name).write_text(content)
         assert read(
-            [Piece(str(tmp_path / name))], {"user_id": "i", "item_id": "i", "timestamp": "t"}
+            [FileSplit(str(tmp_path / name))], {"user_id": "i", "item_id": "i", "timestamp": "t"}
         )[0] == [("x", "x", 3)]
 
 
 def test_what_is_gone_or_a_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a\.json: no such file any more"):
-        read([Piece(str(tmp_path / "a.json"))], COLUMNS)
+        read([FileSplit(str(tmp_path / "a.json"))], COLUMNS)
     for name in ("b.json", "b.parquet"):
         (tmp_path / name / "inside").mkdir(parents=True)
         with pytest.raises(
             UserError, match=rf"{name}: a (folder|directory), where a file was expected"
         ):
-            read([Piece(str(tmp_path / name))], COLUMNS)
+            read([FileSplit(str(tmp_path / name))], COLUMNS)
 
 
 def test_a_csv_of_malformed_rows_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lines, "_IN_TURN", 1_000)
+    monkeypatch.setattr(text_files, "_MAX_CONSECUTIVE_MALFORMED", 1_000)
     place = tmp_path / "a.csv"
     place.write_text("u,i,t\n" + "a,b,1\n" + "cut,\n" * 20_000)
     with pytest.raises(
         DataError,
         match=r"a\.csv: not a csv file in UTF-8 with one header \(.*Row #1002: Expected 3 columns, got 2",
     ):
-        read([Piece(str(place))], COLUMNS)
+        read([FileSplit(str(place))], COLUMNS)
 
 
 def test_memory_does_not_grow_with_the_file(
@@ -227,9 +227,11 @@ def test_memory_does_not_grow_with_the_file(
             * 2_000
         )
     )
-    monkeypatch.setattr(lines, "BYTES", 1 << 17)
+    monkeypatch.setattr(text_files, "BLOCK_BYTES", 1 << 17)
     tracemalloc.start()
-    seen = sum(block.table.num_rows for block in files.blocks(Piece(str(place)), COLUMNS, 1))
+    seen = sum(
+        block.table.num_rows for block in reader.read_blocks(FileSplit(str(place)), COLUMNS, 1)
+    )
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert seen == 2_000
@@ -237,24 +239,24 @@ def test_memory_does_not_grow_with_the_file(
 
 
 def test_a_line_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lines, "BYTES", 1 << 20)
+    monkeypatch.setattr(text_files, "BLOCK_BYTES", 1 << 20)
     place = tmp_path / "a.json"
     place.write_bytes(b"[" + b'{"u": 1}, ' * 300_000)
     with pytest.raises(
         DataError, match=r"a\.json: a line of more than 1 MiB; this format has a row on every line"
     ):
-        list(files.blocks(Piece(str(place)), COLUMNS, 1))
+        list(reader.read_blocks(FileSplit(str(place)), COLUMNS, 1))
 
 
 def test_a_header_with_a_mark_of_byte_order(tmp_path: Path) -> None:
     place = tmp_path / "a.csv"
     place.write_bytes(b'\xef\xbb\xbf"u",i,t\r\nx,y,3\r\n')
-    assert read([Piece(str(place))], COLUMNS) == ([("x", "y", 3)], [False])
+    assert read([FileSplit(str(place))], COLUMNS) == ([("x", "y", 3)], [False])
 
 
 def test_times_that_are_no_number_are_told_as_they_stand(tmp_path: Path) -> None:
     place = tmp_path / "a.csv"
     place.write_text("u,i,t\na,b,1\na,b,2014-05-01\na,b,\n")
-    (block, *_) = files.blocks(Piece(str(place)), COLUMNS, 1)
+    (block, *_) = reader.read_blocks(FileSplit(str(place)), COLUMNS, 1)
     assert block.table["timestamp"].to_pylist() == [1, None, None]
-    assert block.odd[1] == "2014-05-01"
+    assert block.unparsed_text[1] == "2014-05-01"
