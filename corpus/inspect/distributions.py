@@ -55,7 +55,7 @@ class InteractionCounts:
     def from_interactions(cls, interactions: pl.DataFrame) -> "InteractionCounts":
         """found: *all* interactions of some users: user_id, domain, item_index, timestamp."""
         sizes = interactions.group_by("user_id", "domain").agg(
-            length=pl.len(), moments=pl.col("timestamp").n_unique()
+            length=pl.len(), distinct_times=pl.col("timestamp").n_unique()
         )
         both = sizes.select("user_id", "domain").join(
             sizes.select("user_id", other="domain"), on="user_id"

@@ -14,9 +14,8 @@ import polars as pl
 
 from corpus.inspect import leakage
 from corpus.inspect.distributions import Distributions, InteractionCounts
-from corpus.sampling.replay_text import TEXT_SOURCE_PREFIX
-from corpus.sampling.samples import MIXED
 from corpus.sampling.sequences import SPLITS, TEST, TRAIN, VALIDATION, IntArray
+from corpus.sampling.source import Source, SourceKind
 from corpus.store import catalogue, delta, stored_interactions
 from corpus.store.delta import DataFile
 from corpus.store.scratch import (
@@ -77,7 +76,7 @@ def inspect_corpus(corpus: Corpus) -> InspectionResult:
         (stream, file)
         for split in SPLITS
         for stream in corpus.streams(split)
-        if not stream.source.startswith(TEXT_SOURCE_PREFIX)
+        if stream.source.kind is not SourceKind.TEXT
         for file in stream.files
     ]
     users, ids = (
@@ -133,7 +132,7 @@ class Inspector:
         """Some kept interactions, as in `samples.KEPT`."""
         self._interactions.append(rows)
 
-    def add_samples(self, source: str, split: str, rows: pl.DataFrame) -> None:
+    def add_samples(self, source: Source, split: str, rows: pl.DataFrame) -> None:
         """Some samples of one source and split, as in `samples.SCHEMA`."""
         rows = rows.with_columns(split=pl.lit(SPLITS.index(split), pl.Int8))
         self._ids.append(rows)
@@ -145,7 +144,7 @@ class Inspector:
         self._targets.append(rows.unique("item") if split == TRAIN else rows)
         if split == TEST:
             self._samples.append(rows.with_columns(history=pl.lit(None, pl.List(pl.Int64))))
-        elif source == MIXED or source.startswith("domain/"):
+        elif source.kind in (SourceKind.MIXED, SourceKind.DOMAIN):
             self._samples.append(rows)
             self._held_out_counts.append(
                 leakage.count_held_out_rows(rows, self._held_out_domains, self._held_out_items)

@@ -13,9 +13,7 @@ import pyarrow as pa
 
 from cluster.errors import DataError
 from corpus.sampling import hashing
-
-TEXT_SOURCE_PREFIX = "text/"
-"""What the names of sources of text begin with."""
+from corpus.sampling.source import Source, SourceKind
 
 TEXT_WINDOW_SCHEMA = pa.schema([("sample_id", pa.int64()), ("text", pa.string())])
 """Columns of a window; the other columns of samples are null for it."""
@@ -32,14 +30,14 @@ def text_digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def text_source(uri: str) -> str:
+def text_source(uri: str) -> Source:
     """The source that a file of text becomes: `text/<name of the file, without its ending>`. Raises DataError for a name that no source may have."""
     name = posixpath.splitext(posixpath.basename(uri))[0]
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise DataError(
             f"{uri}: a text is known by its file's name, and a name may have letters, digits and _ . - only; rename the file"
         )
-    return TEXT_SOURCE_PREFIX + name
+    return Source(SourceKind.TEXT, name)
 
 
 def split_text(text: str, max_bytes: int = MAX_WINDOW_BYTES) -> list[str]:

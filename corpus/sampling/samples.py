@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from corpus.sampling import candidates, hashing, sequences
 from corpus.sampling.encoded_interactions import EncodedInteractions
 from corpus.sampling.sequences import SPLITS, TEST, TRAIN, VALIDATION, HistoryWindows, IntArray
+from corpus.sampling.source import MIXED, Source, SourceKind
 from corpus.settings import DataSettings
-
-MIXED = "mixed"
 
 SAMPLE_SCHEMA = pa.schema(
     [
@@ -30,9 +29,10 @@ SAMPLE_SCHEMA = pa.schema(
 """Columns of a sample; its source and split are those of the file that it is in (`corpus.store.tables`)."""
 
 
-def domain_source(domain: str, data: DataSettings) -> str:
-    """The source of a domain's own samples: `domain/<name>`, or `downstream/<name>` for one that is held out of pre-training."""
-    return f"{'downstream' if domain in data.held_out else 'domain'}/{domain}"
+def domain_source(domain: str, data: DataSettings) -> Source:
+    """Returns the source of a domain's own samples, by whether it is held out of pre-training."""
+    held_out = domain in data.held_out
+    return Source(SourceKind.DOWNSTREAM if held_out else SourceKind.DOMAIN, domain)
 
 
 STORED_INTERACTION_SCHEMA = pa.schema(
@@ -308,7 +308,7 @@ def max_sample_counts(
         .sum()
         .alias(TEST),
     )
-    bounds = {
+    bounds: dict[tuple[str, str], int] = {
         (domain_source(row["domain"], data), split): int(row[split])
         for row in by_domain.iter_rows(named=True)
         for split in SPLITS

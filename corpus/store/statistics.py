@@ -7,8 +7,9 @@ import polars as pl
 from rich import box
 from rich.table import Table
 
-from corpus.sampling.samples import MIXED, domain_source
+from corpus.sampling.samples import domain_source
 from corpus.sampling.sequences import SPLITS
+from corpus.sampling.source import MIXED
 from corpus.settings import DataSettings
 from corpus.store.delta import WrittenFile
 

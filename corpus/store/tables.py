@@ -21,6 +21,7 @@ from cluster import storage
 from cluster.errors import CorpusError, PlatformFault
 from corpus.sampling import replay_text, samples
 from corpus.sampling.hashing import hash_range_indices
+from corpus.sampling.source import Source, SourceKind
 from corpus.store import delta
 from corpus.store.delta import DataFile
 
@@ -50,7 +51,7 @@ TARGET_FILE_ROWS = 1 << 18
 class Stream:
     """The rows that one corpus version added to one source in one split, in canonical order: files by name, rows within."""
 
-    source: str
+    source: Source
     version: int
     files: tuple[DataFile, ...]
     split: str = "train"
@@ -98,10 +99,27 @@ class Corpus:
                 if added.partition["split"] == split:
                     files.setdefault(added.partition["source"], []).append(added.file)
             found += [
-                Stream(source, commit.version, tuple(parts), split)
+                Stream(Source.parse(source), commit.version, tuple(parts), split)
                 for source, parts in sorted(files.items())
             ]
         return tuple(found)
+
+    def find_domain_source(self, domain: str, split: str) -> Source:
+        """Finds the source of a domain's own samples, whether it is held out or not.
+
+        Raises:
+            CorpusError: The domain has no samples in this split; names the domains that have.
+        """
+        kinds = (SourceKind.DOWNSTREAM, SourceKind.DOMAIN)
+        sources = [stream.source for stream in self.streams(split) if stream.source.kind in kinds]
+        found = next((source for source in sources if source.name == domain), None)
+        if found is None:
+            known = ", ".join(sorted({source.name for source in sources})) or "none"
+            raise CorpusError(
+                f"{self.uri}, version {self.version}: domain {domain} has no {split} samples; "
+                f"domains that have some: {known}"
+            )
+        return found
 
     def read_samples(self, source: str, split: str) -> pa.Table:
         """All rows of a source in a split, of every version, in canonical order. No row if the source has none in this split.

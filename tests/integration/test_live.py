@@ -109,7 +109,7 @@ def trunk(place: Path) -> Path:
 def test_every_sample_of_every_version_is_trained_once(trunk: Path, place: Path) -> None:
     audit = json.loads((trunk / "audit.json").read_text())
     assert (audit["missing"], audit["repeated"]) == (0, 0)
-    rows = {(s.source, s.version): s.rows for s in Corpus.open(f"{place}/corpus", 1).streams()}
+    rows = {(str(s.source), s.version): s.rows for s in Corpus.open(f"{place}/corpus", 1).streams()}
     assert audit["sources"]["domain/Sports"]["1"]["trained"] == rows["domain/Sports", 1]
     for source in ("domain/Garden", "domain/Office"):
         assert audit["sources"][source]["0"]["trained"] == rows[source, 0]

@@ -42,7 +42,7 @@ WHERE = """
 import source_roots
 import ray
 import cprec
-from cluster.ray_session import session
+from cluster.ray_session import ray_session
 
 @ray.remote
 def files():
@@ -51,7 +51,7 @@ def files():
     return [cprec.__file__, corpus.__file__, cluster.__file__, platform.system()]
 
 print("DRIVER", cprec.__file__)
-with session("auto", 1):
+with ray_session("auto", 1):
     print("WORKER", *ray.get(files.remote()))
 """
 

@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cluster.errors import CorpusError
 from corpus.sampling import hashing
+from corpus.sampling.source import Source
 from corpus.store.tables import Corpus
 
 
@@ -16,29 +16,14 @@ class Domain:
     """A domain of a corpus. source: its samples; indices: [I] the item_index of each item, ascending; titles: of every item of the corpus."""
 
     name: str
-    source: str
+    source: Source
     item_indices: NDArray[np.int64]
     titles: tuple[str, ...]
 
     @classmethod
     def from_corpus(cls, corpus: Corpus, name: str, split: str = "train") -> "Domain":
         """Raises CorpusError when the domain has no samples in the split, naming those that have."""
-        sources = {stream.source for stream in corpus.streams(split)}
-        source = next((s for s in (f"downstream/{name}", f"domain/{name}") if s in sources), None)
-        if source is None:
-            known = (
-                ", ".join(
-                    sorted(
-                        s.partition("/")[2]
-                        for s in sources
-                        if s.startswith(("downstream/", "domain/"))
-                    )
-                )
-                or "none"
-            )
-            raise CorpusError(
-                f"{corpus.uri}, version {corpus.version}: domain {name} has no {split} samples; there are some of: {known}"
-            )
+        source = corpus.find_domain_source(name, split)
         items = corpus.read_items()
         here = np.flatnonzero(np.array(items["domain"].to_pylist()) == name)
         return cls(

@@ -8,8 +8,7 @@ from typing import Any
 
 from cluster.errors import CorpusError, RecipeError, RunError
 from cluster.storage import exists, join, read_text, write_text
-from corpus.sampling.replay_text import TEXT_SOURCE_PREFIX
-from corpus.sampling.samples import MIXED
+from corpus.sampling.source import SourceKind
 from corpus.store.tables import Corpus, Stream
 from cprec.config.recipe import Recipe
 from cprec.runs import checkpoint
@@ -18,8 +17,6 @@ from cprec.schedule import planning
 from cprec.schedule.plan import Plan, Portion
 from cprec.schedule.planning import PlanSettings, Replay
 from cprec.schedule.wsa import Mode
-
-DOMAIN_PREFIX = "domain/"
 
 ANNEALING_MODES = tuple(
     mode.value for mode in Mode if mode not in (Mode.DOMAIN_ONLY, Mode.SHUFFLED)
@@ -63,16 +60,13 @@ class RunPlan:
         domain = [
             s
             for s in later
-            if s.source.startswith(DOMAIN_PREFIX)
-            and s.source.removeprefix(DOMAIN_PREFIX) not in self.passed_over
+            if s.source.kind is SourceKind.DOMAIN and s.source.name not in self.passed_over
         ]
-        return domain, [s for s in later if s.source == MIXED], text_streams(later)
+        return domain, [s for s in later if s.source.kind is SourceKind.MIXED], text_streams(later)
 
     def adopt_version(self, corpus: Corpus, plan: Plan, domain_streams: list[Stream]) -> "RunPlan":
         """The course after a later corpus version was adopted into the plan."""
-        names = dict.fromkeys(
-            [*self.domains, *(s.source.removeprefix(DOMAIN_PREFIX) for s in domain_streams)]
-        )
+        names = dict.fromkeys([*self.domains, *(s.source.name for s in domain_streams)])
         return replace(self, version=corpus.version, plan=plan, domains=tuple(names))
 
 
@@ -97,7 +91,7 @@ def remaining_portions(
 
 def text_streams(streams: Iterable[Stream]) -> list[Stream]:
     """Those of plain text."""
-    return [s for s in streams if s.source.startswith(TEXT_SOURCE_PREFIX)]
+    return [s for s in streams if s.source.kind is SourceKind.TEXT]
 
 
 def build_replay(fraction: float, corpus: Corpus, consumed: tuple[Portion, ...]) -> Replay:
@@ -167,11 +161,7 @@ def create_run_plan(recipe: Recipe, corpus: Corpus) -> RunPlan:
             f"{corpus.uri}: its samples are in no order of users, so train.targets_per_pass ({recipe.train.targets_per_pass}) would find none to "
             "share; build a corpus with data.users_together true, elsewhere, or set train.targets_per_pass 1"
         )
-    there = {
-        s.source.removeprefix(DOMAIN_PREFIX): None
-        for s in corpus.streams()
-        if s.source.startswith(DOMAIN_PREFIX)
-    }
+    there = {s.source.name: None for s in corpus.streams() if s.source.kind is SourceKind.DOMAIN}
     wanted = recipe.data.domains or tuple(there)
     if absent := [d for d in wanted if d not in there]:
         known = ", ".join(there) or "nothing"
@@ -183,9 +173,9 @@ def create_run_plan(recipe: Recipe, corpus: Corpus) -> RunPlan:
     domain = [
         s
         for s in corpus.streams()
-        if s.source.removeprefix(DOMAIN_PREFIX) in wanted and s.source.startswith(DOMAIN_PREFIX)
+        if s.source.name in wanted and s.source.kind is SourceKind.DOMAIN
     ]
-    mixed = [s for s in corpus.streams() if s.source == MIXED]
+    mixed = [s for s in corpus.streams() if s.source.kind is SourceKind.MIXED]
     plan = planning.build_plan(
         plan_settings(recipe),
         remaining_portions(domain),
@@ -226,7 +216,9 @@ def _continue_from_checkpoint(
         raise RecipeError(
             f"schedule.mode: {recipe.schedule.mode} does not anneal on mixed samples; a branch needs one of {', '.join(ANNEALING_MODES)}"
         )
-    mixed = remaining_portions([s for s in corpus.streams() if s.source == MIXED], rows)
+    mixed = remaining_portions(
+        [s for s in corpus.streams() if s.source.kind is SourceKind.MIXED], rows
+    )
     wanted = replace(
         plan_settings(recipe),
         warmup_fraction=recipe.schedule.warmup_fraction if recipe.schedule.rewarm else 0.0,
@@ -248,8 +240,7 @@ def _continue_from_checkpoint(
     domain = [
         s
         for s in corpus.streams()
-        if s.source.startswith(DOMAIN_PREFIX)
-        and s.source.removeprefix(DOMAIN_PREFIX) not in passed_over
+        if s.source.kind is SourceKind.DOMAIN and s.source.name not in passed_over
     ]
     if not (left := remaining_portions(domain, rows)):
         raise CorpusError(
@@ -258,7 +249,7 @@ def _continue_from_checkpoint(
     plan = planning.build_plan(
         wanted, left, mixed, consumed, _replay_from_recipe(recipe, corpus, consumed)
     )
-    names = tuple(dict.fromkeys(s.source.removeprefix(DOMAIN_PREFIX) for s in domain))
+    names = tuple(dict.fromkeys(s.source.name for s in domain))
     return RunPlan(
         fingerprint,
         corpus.version,

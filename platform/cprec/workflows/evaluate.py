@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from cluster import storage
 from cluster.console import Say
-from cluster.errors import CorpusError, RecipeError, RunError
+from cluster.errors import RecipeError, RunError
 from cluster.ray_session import ray_session
 from corpus.store.tables import Corpus
 from cprec.baselines.training import BASELINE_NAMES as BASELINES
@@ -171,14 +171,7 @@ def load_samples(recipe: Recipe) -> tuple[Corpus, str, pa.Table]:
         )
     corpus = Corpus.open(recipe.corpus, recipe.corpus_version)
     split = recipe.evaluate.split
-    sources = {stream.source for stream in corpus.streams(split)}
-    source = next((s for s in (f"downstream/{domain}", f"domain/{domain}") if s in sources), None)
-    if source is None:
-        known = ", ".join(sorted(s.partition("/")[2] for s in sources)) or "none"
-        raise CorpusError(
-            f"{recipe.corpus}, version {corpus.version}: domain {domain} has no {split} samples; evaluate.domain may be one of: {known}"
-        )
-    samples = corpus.read_samples(source, split)
+    samples = corpus.read_samples(corpus.find_domain_source(domain, split), split)
     order = np.argsort(samples["sample_id"].to_numpy().view(np.uint64), kind="stable")[
         : recipe.evaluate.max_users
     ]

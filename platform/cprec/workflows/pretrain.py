@@ -14,6 +14,7 @@ from cluster.storage import absolute_uri, exists, join, write_text
 from corpus import build
 from corpus.ingest import plain_text
 from corpus.sampling import replay_text
+from corpus.sampling.source import Source, SourceKind
 from corpus.store.tables import SAMPLES, Corpus
 from cprec.config.cli import to_yaml
 from cprec.config.recipe import Recipe
@@ -82,7 +83,7 @@ def describe_plan(recipe: Recipe, plan: Plan) -> str:
     replayed = sum(
         n
         for (source, _), n in plan.count_by_stream(0, wsa.stable_end).items()
-        if source.startswith(replay_text.TEXT_SOURCE_PREFIX)
+        if Source.parse(source).kind is SourceKind.TEXT
     )
     short = (
         ""

@@ -44,7 +44,7 @@ def test_every_source_has_its_streams_in_order(corpus: Corpus) -> None:
         "domain/B": 40,
         "downstream/C": 40,
     }
-    assert {s.source: s.rows for s in corpus.streams()}["domain/A"] == 40 * 3
+    assert {str(s.source): s.rows for s in corpus.streams()}["domain/A"] == 40 * 3
 
 
 def test_rows_are_in_the_order_of_their_unsigned_ids(corpus: Corpus) -> None:

@@ -157,7 +157,7 @@ def test_the_job_tells_the_numbers_and_writes_the_page(corpus: Corpus) -> None:
 def test_the_job_fails_where_a_corpus_leaks(corpus: Corpus, tmp_path: Path) -> None:
     shutil.copytree(corpus.uri, tmp_path / "spoilt")
     streams = {
-        (stream.source, split): stream
+        (str(stream.source), split): stream
         for split in ("train", "test")
         for stream in Corpus.open(str(tmp_path / "spoilt")).streams(split)
     }

@@ -20,6 +20,7 @@ from corpus.inspect.inspection import InspectionResult, Inspector, inspect_corpu
 from corpus.inspect.leakage import ALL_CHECKS, LEAK_CHECKS
 from corpus.sampling.samples import SAMPLE_SCHEMA, STORED_INTERACTION_SCHEMA
 from corpus.sampling.sequences import SPLITS
+from corpus.sampling.source import Source
 from corpus.store import delta, scratch, stored_interactions
 from corpus.store.tables import Corpus
 from tests.unit.corpus.worlds import all_kept, two_versions
@@ -235,7 +236,9 @@ def walked(known: Sequence[Dict], samples: Sequence[Sample], parts: int) -> Insp
             walk.add_interactions(pl.DataFrame([row], schema_overrides={"split": pl.Int8}))
         for source, split, row in samples:
             walk.add_samples(
-                source, split, pl.DataFrame(pa.Table.from_pylist([row], schema=SAMPLE_SCHEMA))
+                Source.parse(source),
+                split,
+                pl.DataFrame(pa.Table.from_pylist([row], schema=SAMPLE_SCHEMA)),
             )
         return walk.result()
 

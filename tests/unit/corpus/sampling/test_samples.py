@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from corpus.sampling.encoded_interactions import EncodedInteractions
 from corpus.sampling.hashing import group_bits, member_ids
-from corpus.sampling.samples import MIXED, Samples, build_samples, max_sample_counts
+from corpus.sampling.samples import Samples, build_samples, max_sample_counts
+from corpus.sampling.source import MIXED
 from corpus.settings import DataSettings
 from tests.unit.corpus.brute import samples_of as slowly
 from tests.unit.corpus.worlds import Row, catalogue, frame, settings, worlds

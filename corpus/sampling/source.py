@@ -1,0 +1,67 @@
+"""Names the streams of samples that a corpus holds. Pure."""
+
+from enum import StrEnum
+
+
+class SourceKind(StrEnum):
+    """What the samples of a source are, and what they are for."""
+
+    DOMAIN = "domain"
+    """Domain-specific sequences, read in warmup and stable phase."""
+    MIXED = "mixed"
+    """Sequences that mix the pre-training domains, read while annealing; there is one such source."""
+    TEXT = "text"
+    """Windows of plain text, replayed against forgetting."""
+    DOWNSTREAM = "downstream"
+    """Domain-specific sequences of a domain that is held out of pre-training."""
+
+
+class Source(str):
+    """The name of a source: `domain/Games`, `mixed`, `text/prose` or `downstream/Books`.
+
+    It is the plain text that stands in the corpus, in plans, traces and events, so that JSON,
+    parquet and Delta take it as it is; `kind` and `name` are its parts.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, kind: SourceKind, name: str = "") -> "Source":
+        """Builds a source from its parts.
+
+        Args:
+            kind: Kind of the source.
+            name: Name of the domain or text; empty for `mixed`.
+
+        Raises:
+            ValueError: `mixed` has a name, or another kind has none.
+        """
+        if bool(name) is (kind is SourceKind.MIXED):
+            raise ValueError(f"a source of kind {kind} {'has no' if name else 'needs a'} name")
+        return super().__new__(cls, f"{kind}/{name}" if name else kind.value)
+
+    def __getnewargs__(self) -> tuple[SourceKind, str]:  # type: ignore[override]
+        return self.kind, self.name
+
+    @classmethod
+    def parse(cls, text: str) -> "Source":
+        """Reads a source from its text.
+
+        Raises:
+            ValueError: The text names no source.
+        """
+        kind, _, name = text.partition("/")
+        return cls(SourceKind(kind), name)
+
+    @property
+    def kind(self) -> SourceKind:
+        """What its samples are."""
+        return SourceKind(self.partition("/")[0])
+
+    @property
+    def name(self) -> str:
+        """Name of its domain or text; empty for `mixed`."""
+        return self.partition("/")[2]
+
+
+MIXED = Source(SourceKind.MIXED)
+"""The one source of mixed samples."""
