@@ -13,10 +13,12 @@ import source_roots  # noqa: F401
 from rich.console import Console
 
 from cluster.errors import RunError
-from cluster.storage import absolute_uri, join
+from cluster.storage import absolute_uri
 from cprec.config.command import main
 from cprec.config.recipe import Recipe
 from cprec.runs import control_channel
+from cprec.runs.records import run_folder
+from cprec.runs.status import describe_status, read_status
 
 TIMEOUT_S = 60.0
 ACTIONS: dict[str, control_channel.Action] = {
@@ -29,7 +31,7 @@ ACTIONS: dict[str, control_channel.Action] = {
 def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     """Carry out one verb and print the run's state."""
     console = Console()
-    run_uri = join(absolute_uri(recipe.storage), recipe.run)
+    run_uri = run_folder(absolute_uri(recipe.storage), recipe.run)
     verb = ACTIONS.get(options.action)
     if verb is not None and options.dry_run:
         console.print(f"would ask {recipe.run} to {verb}")
@@ -40,12 +42,10 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
             highlight=False,
             soft_wrap=True,
         )
-    state = control_channel.read_status(run_uri)
+    state = read_status(run_uri)
     if state is None:
         raise RunError(f"no run {recipe.run} below {absolute_uri(recipe.storage)}")
-    console.print(
-        control_channel.describe_status(state), markup=False, highlight=False, soft_wrap=True
-    )
+    console.print(describe_status(state), markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

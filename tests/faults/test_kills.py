@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from cprec.runs import checkpoint
-from cprec.runs.records import PERPLEXITY_EVENT
+from cprec.runs.json_lines import read_events
 from cprec.tracking.figures import perplexities
 from tests.integration import jobs
 
@@ -33,7 +33,7 @@ def haunted(place: Path) -> Path:
     jobs.wait_for(process, lambda: len(told(folder, "checkpoint_saved")) >= 1)
     jobs.below(process.pid, "ray::RayTrainWorker")[0].kill()
     jobs.wait_for(process, lambda: len(told(folder, "resumed")) >= 1)
-    jobs.below(process.pid, "ray::ControllerShell")[0].kill()
+    jobs.below(process.pid, "ray::ControllerActor")[0].kill()
     jobs.wait_for(process, lambda: len(told(folder, "resumed")) >= 2)
     saved = len(told(folder, "checkpoint_saved"))
     jobs.kill_when(process, lambda: len(told(folder, "checkpoint_saved")) > saved)
@@ -55,9 +55,7 @@ def test_whoever_is_killed_each_sample_is_trained_once(haunted: Path) -> None:
 
 def test_whoever_is_killed_the_run_goes_on_bit_for_bit(whole: Path, haunted: Path) -> None:
     assert history(haunted) == history(whole)
-    assert perplexities(told(haunted, PERPLEXITY_EVENT)) == perplexities(
-        told(whole, PERPLEXITY_EVENT)
-    )
+    assert perplexities(read_events(str(haunted))) == perplexities(read_events(str(whole)))
     ends = [
         checkpoint.load_training_state(str(max((folder / "checkpoints").iterdir())))
         for folder in (whole, haunted)

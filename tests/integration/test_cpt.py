@@ -16,6 +16,7 @@ from cprec.config.cli import load_recipe
 from cprec.evaluate.perplexity import compute_perplexity
 from cprec.model import adapter, backbone
 from cprec.runs import checkpoint
+from cprec.runs.json_lines import read_events
 from cprec.schedule.plan import Plan
 from cprec.tracking.figures import perplexities
 from cprec.tracking.registry import Registry
@@ -74,7 +75,7 @@ def test_text_is_replayed_up_to_s_and_audited(whole: Path) -> None:
 
 
 def test_perplexity_is_measured_before_at_checkpoints_and_after(whole: Path, place: Path) -> None:
-    measured = perplexities(jobs.lines(whole / "events.jsonl"))
+    measured = perplexities(read_events(str(whole)))
     saved = [
         e["samples"] for e in jobs.lines(whole / "events.jsonl") if e["event"] == "checkpoint_saved"
     ]

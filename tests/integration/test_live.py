@@ -11,7 +11,8 @@ from cluster.errors import RunError
 from corpus.ingest import simulation
 from corpus.store.tables import Corpus
 from cprec.config.cli import load_recipe
-from cprec.runs import checkpoint, control_channel
+from cprec.runs import checkpoint
+from cprec.runs.status import claim
 from cprec.schedule.ledger import Ledger
 from cprec.schedule.plan import Plan
 from cprec.tracking.registry import Registry
@@ -95,7 +96,7 @@ def trunk(place: Path) -> Path:
     )
     with (
         pytest.raises(RunError, match=f"is being trained by process {third.pid}"),
-        control_channel.claim(str(folder), "trunk"),
+        claim(str(folder), "trunk"),
     ):
         pass
     assert (

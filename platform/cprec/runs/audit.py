@@ -1,54 +1,67 @@
-"""The audit: was every planned sample trained exactly once? Recomputed from the plan and the corpus, never from what the trainer believes."""
+"""The audit: was every planned sample trained exactly once?
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+It is recomputed from the plan and the corpus, never from what the trainer believes. Pure.
+"""
 
+from collections.abc import Callable, Iterable
+
+from cprec.runs.records import AuditCounts, AuditReport, TraceRow
 from cprec.schedule.ledger import ids_digest
 from cprec.schedule.plan import Plan
 
 StreamKey = tuple[str, int]
+"""(source, corpus version)."""
 
 
 def audit(
-    plan: Plan, trace: Iterable[Mapping[str, Any]], read_ids: Callable[[int, int], list[int]]
-) -> dict[str, Any]:
-    """The content of audit.json: planned, trained, missing, repeated, in all and by source and version.
+    plan: Plan, trace: Iterable[TraceRow], read_ids: Callable[[int, int], list[int]]
+) -> AuditReport:
+    """Compares the steps of a run with its plan.
 
-    trace: the surviving rows of trace.jsonl. ids_at: sample ids (uint64) at positions start..stop of the plan, read from the corpus. A step counts as
-    trained when the digest of its ids equals that of the plan's samples there; otherwise its samples are missing.
+    A step counts as trained if the digest of its ids equals that of the plan's samples at its
+    positions. Otherwise its samples are missing.
+
+    Args:
+        plan: The run's plan.
+        trace: Rows of trace.jsonl, without those that a restart undid.
+        read_ids: Reads the sample ids (uint64) at positions start .. stop - 1 of the plan from the
+            corpus.
     """
     planned = plan.count_by_stream(0, plan.total_samples)
     trained: dict[StreamKey, int] = dict.fromkeys(planned, 0)
-    covered: list[tuple[int, int]] = []
+    intervals: list[tuple[int, int]] = []
     for row in trace:
-        start, stop = row["samples"], row["samples"] + row["batch_samples"]
-        if (
-            stop <= plan.total_samples
-            and f"{ids_digest(read_ids(start, stop)):016x}" == row["ids_digest"]
-        ):
-            covered.append((start, stop))
-            for key, count in plan.count_by_stream(start, stop).items():
+        if row.end > plan.total_samples:
+            continue
+        if f"{ids_digest(read_ids(row.samples, row.end)):016x}" == row.ids_digest:
+            intervals.append((row.samples, row.end))
+            for key, count in plan.count_by_stream(row.samples, row.end).items():
                 trained[key] += count
-    once: dict[StreamKey, int] = dict.fromkeys(planned, 0)
+
+    # What the union of all intervals covers was trained at least once.
+    covered: dict[StreamKey, int] = dict.fromkeys(planned, 0)
     end = 0
-    for start, stop in sorted(covered):
+    for start, stop in sorted(intervals):
         for key, count in plan.count_by_stream(max(start, end), max(stop, end)).items():
-            once[key] += count
+            covered[key] += count
         end = max(end, stop)
-    by_key = {
-        key: {
-            "planned": n,
-            "trained": trained[key],
-            "missing": n - once[key],
-            "repeated": trained[key] - once[key],
-        }
-        for key, n in planned.items()
+
+    by_stream = {
+        key: AuditCounts(
+            planned=count,
+            trained=trained[key],
+            missing=count - covered[key],
+            repeated=trained[key] - covered[key],
+        )
+        for key, count in planned.items()
     }
-    total = {
-        name: sum(entry[name] for entry in by_key.values())
-        for name in ("planned", "trained", "missing", "repeated")
-    }
-    sources: dict[str, dict[str, Any]] = {}
-    for (source, version), entry in sorted(by_key.items()):
-        sources.setdefault(source, {})[str(version)] = entry
-    return {**total, "sources": sources}
+    sources: dict[str, dict[str, AuditCounts]] = {}
+    for (source, version), counts in sorted(by_stream.items()):
+        sources.setdefault(str(source), {})[str(version)] = counts
+    return AuditReport(
+        planned=sum(counts.planned for counts in by_stream.values()),
+        trained=sum(counts.trained for counts in by_stream.values()),
+        missing=sum(counts.missing for counts in by_stream.values()),
+        repeated=sum(counts.repeated for counts in by_stream.values()),
+        sources=sources,
+    )

@@ -27,6 +27,7 @@ from cluster.storage import (
     write_text,
 )
 from cprec.model.training_state import ADAM_MOMENTS, TrainingState
+from cprec.runs.records import FileDigest, Manifest
 from cprec.schedule.ledger import Ledger
 
 CHECKPOINTS, ADAPTER, TRAINER, LEDGER, MANIFEST = (
@@ -103,41 +104,37 @@ def load_training_state(uri: str) -> TrainingState:
 def commit(directory: Path, uri: str, ledger: Ledger) -> None:
     """Upload a local checkpoint folder; it exists from the moment when the manifest, written last, is there."""
     (directory / LEDGER).write_text(json.dumps(ledger.to_json(), indent=1))
-    files = {
-        path.relative_to(directory).as_posix(): path.read_bytes()
-        for path in sorted(directory.rglob("*"))
-        if path.is_file()
-    }
-    manifest = {
-        "files": {
-            name: {"size": len(content), "sha256": sha256(content)}
-            for name, content in files.items()
-        }
-    }
+    digests = {}
+    for path in sorted(directory.rglob("*")):
+        if path.is_file():
+            content = path.read_bytes()
+            name = path.relative_to(directory).as_posix()
+            digests[name] = FileDigest(size=len(content), sha256=sha256(content))
     upload(directory, uri)
-    write_text(join(uri, MANIFEST), json.dumps(manifest, indent=1))
+    manifest = Manifest(files=digests)
+    write_text(join(uri, MANIFEST), json.dumps(manifest.to_json(), indent=1))
 
 
 def verify(uri: str) -> None:
     """Raises RunError, naming the file, unless the checkpoint is complete and every byte is as written."""
     try:
-        files = json.loads(read_text(join(uri, MANIFEST)))["files"]
+        manifest = Manifest.from_json(json.loads(read_text(join(uri, MANIFEST))))
     except UserError:
         raise RunError(f"{uri}: no {MANIFEST}; the checkpoint was never completed") from None
-    except (ValueError, KeyError, TypeError):
+    except ValueError:
         raise RunError(
             f"{join(uri, MANIFEST)}: not a manifest; the checkpoint is unusable"
         ) from None
-    for name, expected in files.items():
+    for name, expected in manifest.files.items():
         try:
             content = read_bytes(join(uri, name))
         except UserError:
             raise RunError(
                 f"{join(uri, name)}: listed in the manifest, but missing; the checkpoint is unusable"
             ) from None
-        if sha256(content) != expected["sha256"]:
+        if sha256(content) != expected.sha256:
             raise RunError(
-                f"{join(uri, name)}: sha256 is {sha256(content)[:16]}..., the manifest says {expected['sha256'][:16]}...; corrupt"
+                f"{join(uri, name)}: sha256 is {sha256(content)[:16]}..., the manifest says {expected.sha256[:16]}...; corrupt"
             )
 
 

@@ -7,7 +7,7 @@ from cluster.errors import RecipeError, RunError
 from cluster.storage import exists, join, write_text
 from cprec.config.cli import iter_keys, load_recipe, to_yaml
 from cprec.config.recipe import Recipe
-from cprec.runs.records import RESOLVED
+from cprec.runs.records import RECIPE_FILE
 
 CHANGEABLE_KEYS = (
     "workers",
@@ -40,7 +40,7 @@ CHANGEABLE_KEYS = (
 def lock(recipe: Recipe, run_uri: str, allow: Collection[str] = ()) -> Recipe | None:
     """Compare with resolved.yaml, if it is there, and write it. Returns and raises as `compared` does."""
     before = check_unchanged(recipe, run_uri, allow)
-    write_text(join(run_uri, RESOLVED), to_yaml(recipe))
+    write_text(join(run_uri, RECIPE_FILE), to_yaml(recipe))
     return before
 
 
@@ -52,7 +52,7 @@ def check_unchanged(recipe: Recipe, run_uri: str, allow: Collection[str] = ()) -
     known = {name for name, *_ in iter_keys()}
     if strange := sorted(set(allow) - known):
         raise RecipeError(f"--allow-change {strange[0]}: no such key; --help lists every key")
-    where = join(run_uri, RESOLVED)
+    where = join(run_uri, RECIPE_FILE)
     before = load_recipe(where) if exists(where) else None
     if before is not None:
         changed = [

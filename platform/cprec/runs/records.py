@@ -1,81 +1,345 @@
-"""A run's own records: events.jsonl, trace.jsonl and plan.json below <storage>/<run>/ (contracts.md).
+"""The records that a run leaves on storage, one class per JSON object. Pure.
 
-On a disk each line is appended; on an object store, which cannot append, the file is put again at every flush.
+docs/reference/file-formats.md is checked against these classes. A reader ignores fields that it
+does not know, and fills those that earlier releases did not write.
 """
 
-import json
-import os
 import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal, Self
 
-from cluster.storage import exists, is_remote, join, read_text, write_text
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+from pydantic.config import JsonDict
 
-EVENTS, TRACE, PLAN, AUDIT, RESOLVED = (
-    "events.jsonl",
-    "trace.jsonl",
-    "plan.json",
-    "audit.json",
-    "resolved.yaml",
-)
+from cprec.schedule.wsa import Phase
 
-PERPLEXITY_EVENT = "perplexity_measured"
-"""The event of a measured perplexity of evaluate.text: {"perplexity"}, of the model after `samples` samples."""
+PLAN_FILE = "plan.json"
+TRACE_FILE = "trace.jsonl"
+EVENTS_FILE = "events.jsonl"
+STATUS_FILE = "status.json"
+AUDIT_FILE = "audit.json"
+RECIPE_FILE = "resolved.yaml"
 
-
-class JsonLinesFile:
-    """A file of JSON lines with one writer. `flush` makes durable what was added; a last line that a crash cut short is dropped at opening."""
-
-    def __init__(self, uri: str) -> None:
-        self._uri = uri
-        self._unflushed: list[str] = []
-        self._flushed = _complete_lines(read_text(uri)) if exists(uri) else []
-        write_text(uri, "".join(self._flushed))
-
-    def append(self, value: dict[str, Any]) -> None:
-        """Append one object."""
-        self._unflushed.append(json.dumps(value, separators=(",", ":")) + "\n")
-
-    def retain(self, predicate: Callable[[dict[str, Any]], bool]) -> None:
-        """Drop every line that is not wanted, durably."""
-        self.flush()
-        self._flushed = [line for line in self._flushed if predicate(json.loads(line))]
-        write_text(self._uri, "".join(self._flushed))
-
-    def read(self) -> list[dict[str, Any]]:
-        """All objects so far."""
-        return [json.loads(line) for line in self._flushed + self._unflushed]
-
-    def flush(self) -> None:
-        """Make everything that was added durable."""
-        if not self._unflushed:
-            return
-        new, self._unflushed = self._unflushed, []
-        self._flushed += new
-        if is_remote(self._uri):
-            write_text(self._uri, "".join(self._flushed))
-            return
-        with Path(self._uri).open("a", encoding="utf-8") as file:
-            file.write("".join(new))
-            file.flush()
-            os.fsync(file.fileno())
+SINCE_0_2: JsonDict = {"since": "0.2.0"}
+"""Marks a field that release 0.1.0 did not write."""
 
 
-def event(name: str, samples: int, **values: Any) -> dict[str, Any]:
-    """One object of events.jsonl. time: seconds since 1970."""
-    return {"time": round(time.time(), 3), "event": name, "samples": samples, **values}
+def run_folder(storage: str, run: str) -> str:
+    """Returns the folder (URI) of a run below a storage."""
+    return f"{storage.rstrip('/')}/{run}"
 
 
-def read_json_lines(uri: str) -> list[dict[str, Any]]:
-    """All objects of a file of JSON lines; empty if it is not there."""
-    return [json.loads(line) for line in _complete_lines(read_text(uri))] if exists(uri) else []
+class Record(BaseModel):
+    """An immutable JSON object with named fields."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Reads a record from plain data.
+
+        Raises:
+            ValueError: A field is missing or has another type.
+        """
+        return cls.model_validate(values)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the record as plain data, without the fields that have no value."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
-def run_uri(storage: str, run: str) -> str:
-    """Where a run lives."""
-    return join(storage, run)
+class TraceRow(Record):
+    """One optimizer step: an object of trace.jsonl."""
+
+    step: int = Field(description="number of the step, from 0")
+    samples: int = Field(description="samples seen before the step")
+    batch_samples: int = Field(description="samples of the step, over all workers")
+    phase: Phase = Field(description="phase of the schedule")
+    lr: float = Field(description="learning rate")
+    loss: float = Field(description="mean loss per supervised token (nats)")
+    grad_norm: float | None = Field(None, description="gradient norm before clipping")
+    supervised_tokens: int = Field(description="tokens that count in the loss")
+    tokens: int = Field(description="tokens of all prompts and answers")
+    dropped_titles: int = Field(
+        0,
+        description="titles of histories, the oldest, that did not fit into model.max_tokens",
+        json_schema_extra=SINCE_0_2,
+    )
+    computed_tokens: int | None = Field(
+        None,
+        description="tokens that were computed; fewer than tokens where samples share some",
+        json_schema_extra=SINCE_0_2,
+    )
+    imbalance: float = Field(
+        0.0,
+        description="by how much the fullest worker exceeds the mean (fraction of the mean)",
+        json_schema_extra=SINCE_0_2,
+    )
+    tflops: float = Field(
+        0.0, description="TFLOP/s of the step, over all workers", json_schema_extra=SINCE_0_2
+    )
+    memory_gb: float = Field(
+        0.0, description="peak memory of the first worker so far (GB)", json_schema_extra=SINCE_0_2
+    )
+    step_s: float = Field(description="duration of the step (s)")
+    data_wait_s: float = Field(description="time the loop waited for data before the step (s)")
+    sources: dict[str, int] = Field(description="samples by source")
+    ids_digest: str = Field(
+        description="sum modulo 2^64 of the sample ids of the step (16 hex digits)"
+    )
+    planned: int = Field(
+        0,
+        description="samples of the plan (A) when the step was issued",
+        json_schema_extra=SINCE_0_2,
+    )
+
+    @property
+    def end(self) -> int:
+        """Samples seen after the step."""
+        return self.samples + self.batch_samples
 
 
-def _complete_lines(text: str) -> list[str]:
-    return [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+class Event(Record):
+    """Something that happened to a run: an object of events.jsonl."""
+
+    time: float = Field(
+        default_factory=lambda: round(time.time(), 3), description="when it happened (Unix seconds)"
+    )
+    event: str = Field(description="name of the event")
+    samples: int = Field(description="samples seen when it happened, or where it takes effect")
+
+    def details(self) -> dict[str, Any]:
+        """Returns the fields of this kind of event, without time, name and samples."""
+        return {
+            name: value
+            for name, value in self.to_json().items()
+            if name not in ("time", "event", "samples")
+        }
+
+
+class UnknownEvent(Event):
+    """An event that this release does not know; its fields are kept as they are."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class RunStarted(Event):
+    """A run was started for the first time."""
+
+    event: Literal["run_started"] = "run_started"
+    run: str = Field(description="name of the run")
+    parent: str | None = Field(
+        None, description="checkpoint that the run goes on from", json_schema_extra=SINCE_0_2
+    )
+    warmup_end: int = Field(alias="W", description="end of warmup (samples)")
+    stable_end: int = Field(alias="S", description="end of the stable phase (samples)")
+    annealing_end: int = Field(alias="A", description="end of the plan (samples)")
+
+
+class CorpusVersionAdopted(Event):
+    """A corpus version became part of the plan, at the start or while the run was training."""
+
+    event: Literal["corpus_version_adopted"] = "corpus_version_adopted"
+    version: int = Field(description="corpus version")
+    sources: dict[str, int] = Field(description="samples that it adds, by source")
+    stable_end: int = Field(alias="S", description="end of the stable phase from now on (samples)")
+    annealing_end: int = Field(alias="A", description="end of the plan from now on (samples)")
+    stable_end_before: int | None = Field(
+        None,
+        alias="S_before",
+        description="end of the stable phase until now (samples); absent at the start",
+        json_schema_extra=SINCE_0_2,
+    )
+
+
+class PhaseChanged(Event):
+    """Training entered another phase."""
+
+    event: Literal["phase_changed"] = "phase_changed"
+    before: Phase = Field(alias="from", description="phase that ended")
+    after: Phase = Field(alias="to", description="phase that began")
+    because: str = Field(description="why, for people")
+
+
+class CheckpointSaved(Event):
+    """A checkpoint is complete."""
+
+    event: Literal["checkpoint_saved"] = "checkpoint_saved"
+    checkpoint: str = Field(description="URI of the checkpoint")
+
+
+class CheckpointIgnored(Event):
+    """A damaged or incomplete checkpoint was passed over at a start."""
+
+    event: Literal["checkpoint_ignored"] = "checkpoint_ignored"
+    because: str = Field(description="what is wrong with it, for people")
+
+
+class Resumed(Event):
+    """A worker group went on from a checkpoint."""
+
+    event: Literal["resumed"] = "resumed"
+    checkpoint: str = Field(alias="from", description="URI of the checkpoint")
+    attempt: int = Field(description="number of this start of the worker group")
+    workers: int = Field(description="workers of the group")
+
+
+class PerplexityMeasured(Event):
+    """The perplexity of evaluate.text was measured."""
+
+    event: Literal["perplexity_measured"] = "perplexity_measured"
+    perplexity: float = Field(description="exp of the mean loss per token")
+
+
+class AnnealingCalled(Event):
+    """Somebody asked the run to anneal now."""
+
+    event: Literal["annealing_called"] = "annealing_called"
+    stable_end: int = Field(alias="S", description="end of the stable phase from now on (samples)")
+    annealing_end: int = Field(alias="A", description="end of the plan from now on (samples)")
+
+
+class Held(Event):
+    """Somebody asked the run to stay in its stable phase."""
+
+    event: Literal["held"] = "held"
+
+
+class Released(Event):
+    """Somebody asked the run not to wait in its stable phase any more."""
+
+    event: Literal["released"] = "released"
+
+
+class Stopped(Event):
+    """The run was interrupted and saves a checkpoint."""
+
+    event: Literal["stopped"] = "stopped"
+
+
+class Failed(Event):
+    """The run ended with an error that a restart would meet again."""
+
+    event: Literal["failed"] = "failed"
+    because: str = Field(description="the error, for people")
+
+
+class RunFinished(Event):
+    """The plan was trained to its end."""
+
+    event: Literal["run_finished"] = "run_finished"
+    checkpoint: str = Field(description="URI of the last checkpoint")
+
+
+class PromotionDecided(Event):
+    """A version of the run stood at the promotion gate."""
+
+    event: Literal["promotion_decided"] = "promotion_decided"
+    version: int = Field(description="registered version")
+    promoted: bool = Field(description="whether it became the champion")
+    because: str = Field(description="why, for people")
+
+
+EVENT_TYPES: Mapping[str, type[Event]] = {
+    kind.model_fields["event"].default: kind
+    for kind in (
+        RunStarted,
+        CorpusVersionAdopted,
+        PhaseChanged,
+        CheckpointSaved,
+        CheckpointIgnored,
+        Resumed,
+        PerplexityMeasured,
+        AnnealingCalled,
+        Held,
+        Released,
+        Stopped,
+        Failed,
+        RunFinished,
+        PromotionDecided,
+    )
+}
+"""The kinds of events by name."""
+
+
+def parse_event(values: Mapping[str, Any]) -> Event:
+    """Reads an event as its own kind.
+
+    An event that this release does not know, or that another release wrote with other fields,
+    becomes an `UnknownEvent`.
+    """
+    kind = EVENT_TYPES.get(values["event"], UnknownEvent)
+    try:
+        return kind.from_json(values)
+    except ValidationError:
+        return UnknownEvent.from_json(values)
+
+
+class Owner(Record):
+    """The driver process that trains a run."""
+
+    host: str = Field(description="host name")
+    pid: int = Field(description="process id on that host")
+    token: str = Field(description="random text that tells two processes of one id apart")
+
+
+class Status(Record):
+    """How a run stands: status.json, rewritten every few seconds while the run is under way."""
+
+    time: float = Field(default_factory=time.time, description="when it was written (Unix seconds)")
+    owner: Owner = Field(description="driver that wrote it")
+    answers: dict[str, str] = Field(
+        default_factory=dict, description="latest answers by request id"
+    )
+    run: str = Field(description="name of the run")
+    state: Literal["starting", "training", "waiting", "ended"] = Field(
+        description="what the run does"
+    )
+    corpus: str | None = Field(None, description="URI of the corpus")
+    corpus_version: int | None = Field(None, description="newest corpus version in the plan")
+    phase: Phase | None = Field(None, description="phase of the schedule; absent before a start")
+    samples: int = Field(0, description="samples seen")
+    issued: int | None = Field(None, description="samples handed out to workers")
+    warmup_end: int | None = Field(None, alias="W", description="end of warmup (samples)")
+    stable_end: int | None = Field(None, alias="S", description="end of the stable phase (samples)")
+    annealing_end: int | None = Field(None, alias="A", description="end of the plan (samples)")
+    hold: bool = Field(False, description="whether the stable phase stays open when it runs dry")
+    lr: float | None = Field(
+        None,
+        validation_alias=AliasChoices("lr", "rate"),
+        description="learning rate of the next step (`rate` until 0.1.0)",
+        json_schema_extra=SINCE_0_2,
+    )
+    sources: dict[str, int] = Field(
+        default_factory=dict, description="samples seen by source@version"
+    )
+
+
+class FileDigest(Record):
+    """Size and digest of one file of a checkpoint."""
+
+    size: int = Field(description="size (bytes)")
+    sha256: str = Field(description="SHA-256 of the content (hex digits)")
+
+
+class Manifest(Record):
+    """Every file of a checkpoint: manifest.json, written last."""
+
+    files: dict[str, FileDigest] = Field(description="files by path below the checkpoint")
+
+
+class AuditCounts(Record):
+    """How often planned samples were trained."""
+
+    planned: int = Field(description="samples of the plan")
+    trained: int = Field(description="samples of all traced steps")
+    missing: int = Field(description="planned samples that no traced step holds")
+    repeated: int = Field(description="samples that a second traced step holds")
+
+
+class AuditReport(AuditCounts):
+    """Whether every planned sample was trained exactly once: audit.json."""
+
+    sources: dict[str, dict[str, AuditCounts]] = Field(
+        description="the same counts by source and corpus version"
+    )

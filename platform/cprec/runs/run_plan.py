@@ -12,7 +12,7 @@ from corpus.sampling.source import SourceKind
 from corpus.store.tables import Corpus, Stream
 from cprec.config.recipe import Recipe
 from cprec.runs import checkpoint
-from cprec.runs.records import PLAN
+from cprec.runs.records import PLAN_FILE
 from cprec.schedule import planning
 from cprec.schedule.plan import Plan, Portion
 from cprec.schedule.planning import PlanSettings, Replay
@@ -41,13 +41,14 @@ class RunPlan:
     def write(self, run_uri: str) -> None:
         """Make it durable."""
         write_text(
-            join(run_uri, PLAN), json.dumps({**asdict(self), "plan": self.plan.to_json()}, indent=1)
+            join(run_uri, PLAN_FILE),
+            json.dumps({**asdict(self), "plan": self.plan.to_json()}, indent=1),
         )
 
     @classmethod
     def read(cls, run_uri: str) -> "RunPlan | None":
         """The course of a run; None if it never started."""
-        where = join(run_uri, PLAN)
+        where = join(run_uri, PLAN_FILE)
         if not exists(where):
             return None
         values: dict[str, Any] = json.loads(read_text(where))

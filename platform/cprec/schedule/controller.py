@@ -1,11 +1,14 @@
-"""The controller, a pure state machine: the only owner of what is trained next. `cprec.train.distributed.controller_actor` is its shell in a Ray cluster.
+"""The controller: a pure state machine that alone decides what is trained next.
 
-    WARMUP -> STABLE -> ANNEALING -> DONE          a domain may join until the first annealing segment is handed out
+    WARMUP -> STABLE -> ANNEALING -> DONE
 
-Workers ask for the segment at a position; the answer depends on the plan and the position alone, so a restart is told the same again.
+New samples may join until the first annealing segment is issued. Workers ask for the segment at a
+position. The answer depends on the plan and the position alone, so that workers that were started
+again get the same answer. `cprec.train.distributed.controller_actor` runs it in a Ray cluster.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from cprec.schedule.plan import Era, Plan, Portion, global_batches
@@ -15,7 +18,15 @@ from cprec.schedule.wsa import WSA, Phase
 
 @dataclass(frozen=True)
 class Segment:
-    """A contiguous piece of the plan inside one era: what is streamed as one execution, in global batches of `batch` samples."""
+    """A contiguous part of one era of the plan, streamed as one Ray Data execution.
+
+    Attributes:
+        start: First position.
+        stop: Position after the last one.
+        era: The era that holds it.
+        wsa: The schedule when it was issued.
+        global_batch_size: Samples of a global batch.
+    """
 
     start: int
     stop: int
@@ -24,18 +35,25 @@ class Segment:
     global_batch_size: int
 
     def global_batches(self) -> Iterator[tuple[int, int]]:
-        """(first, stop) position of each global batch; the last of an era may be shorter."""
+        """Yields (start, stop) of each global batch; the last one of an era may be shorter."""
         return global_batches(self.start, self.stop, self.global_batch_size)
 
 
 @dataclass(frozen=True)
 class Wait:
-    """The stable phase has run dry and is held open: ask again later."""
+    """The answer while the stable phase has run dry and is held open: ask again later."""
 
 
 @dataclass(frozen=True)
 class PhaseChange:
-    """One change of phase, and why."""
+    """The step from one phase to the next.
+
+    Attributes:
+        before: Phase that ended.
+        after: Phase that began.
+        samples: Samples trained by then.
+        reason: Why, for people.
+    """
 
     before: Phase
     after: Phase
@@ -47,9 +65,10 @@ class PhaseChange:
 
 
 class Controller:
-    """Hands out segments of a plan, follows the phase of what was trained, and changes the plan from the first position not yet handed out.
+    """Issues segments of a plan, follows the phase, and changes what is not yet issued.
 
-    hold: whether the stable phase stays open when it runs dry. closed: whether annealing was called, so that nothing joins any more.
+    Nothing outside assigns its state: a plan changes through `extend_plan`, `start_annealing` and
+    `set_hold`, inside a `transaction` where the change must be durable first.
     """
 
     def __init__(
@@ -61,42 +80,104 @@ class Controller:
         hold: bool = False,
         closed: bool = False,
     ) -> None:
-        self.plan = plan
+        """Starts at a number of trained samples.
+
+        Args:
+            plan: The plan to issue.
+            global_batch_size: Samples of a global batch.
+            segment_samples: Samples of a segment, at most; rounded down to whole global batches.
+            samples: Samples that are trained already.
+            hold: Whether the stable phase stays open when it runs dry.
+            closed: Whether annealing was called, so that nothing joins any more.
+        """
+        self._plan = plan
+        self._hold, self._closed = hold, closed
+        self._samples = self._issued_samples = samples
+        self._phase = self._phase_at(samples)
         self.global_batch_size = global_batch_size
         self.segment_samples = max(segment_samples // global_batch_size, 1) * global_batch_size
-        self.hold, self.closed = hold, closed
-        self.samples = self.issued_samples = samples
-        self.phase = self._phase_at(samples)
+
+    @property
+    def plan(self) -> Plan:
+        """The plan as it stands."""
+        return self._plan
+
+    @property
+    def hold(self) -> bool:
+        """Whether the stable phase stays open when it runs dry."""
+        return self._hold
+
+    @property
+    def closed(self) -> bool:
+        """Whether annealing was called."""
+        return self._closed
+
+    @property
+    def samples(self) -> int:
+        """Samples trained so far."""
+        return self._samples
+
+    @property
+    def issued_samples(self) -> int:
+        """Position up to which segments were issued."""
+        return self._issued_samples
+
+    @property
+    def phase(self) -> Phase:
+        """Phase of what is trained now."""
+        return self._phase
 
     @property
     def is_open(self) -> bool:
-        """Whether samples can still join: annealing was neither called nor entered, and none of its segments is handed out."""
+        """Whether samples can still join.
+
+        They can until annealing is called or entered, or one of its segments is issued.
+        """
         return (
-            not self.closed
-            and self.issued_samples <= self.plan.wsa.stable_end
-            and self.phase in (Phase.WARMUP, Phase.STABLE)
+            not self._closed
+            and self._issued_samples <= self._plan.wsa.stable_end
+            and self._phase in (Phase.WARMUP, Phase.STABLE)
         )
 
     def issue_segment(self, position: int) -> Segment | Wait | None:
-        """The segment that starts at a position (the start of a global batch); Wait while held open and dry; None at the end of the plan."""
-        if position == self.plan.wsa.stable_end and self.hold and self.is_open:
+        """Returns the segment at a position, which must be the start of a global batch.
+
+        Returns:
+            `Wait` while the stable phase is held open and dry; None at the end of the plan.
+        """
+        if position == self._plan.wsa.stable_end and self._hold and self.is_open:
             return Wait()
-        if position >= self.plan.total_samples:
+        if position >= self._plan.total_samples:
             return None
-        era = self.plan.find_era(position)
+        era = self._plan.find_era(position)
         stop = min(position + self.segment_samples, era.stop)
-        self.issued_samples = max(self.issued_samples, stop)
-        return Segment(position, stop, era, self.plan.wsa, self.global_batch_size)
+        self._issued_samples = max(self._issued_samples, stop)
+        return Segment(position, stop, era, self._plan.wsa, self.global_batch_size)
 
     def join_position(self) -> int:
-        """Where samples that the corpus gains now would join: the first position not yet handed out, but not before the stable phase."""
-        last = self.plan.domain_eras[-1]
-        stable_start = (
-            last.start
-            + -(-(self.plan.wsa.warmup_end - last.start) // self.global_batch_size)
-            * self.global_batch_size
-        )
-        return min(max(self.issued_samples, last.start, stable_start), self.plan.wsa.stable_end)
+        """Returns where new samples would join: the first position that is not issued yet.
+
+        It is never before the stable phase: warmup is planned once, for the samples of the start.
+        """
+        wsa, last_era = self._plan.wsa, self._plan.domain_eras[-1]
+        warmup_left = max(wsa.warmup_end - last_era.start, 0)
+        warmup_batches = -(-warmup_left // self.global_batch_size)  # rounded up
+        stable_start = last_era.start + warmup_batches * self.global_batch_size
+        return min(max(self._issued_samples, stable_start), wsa.stable_end)
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Undoes every change of the plan that a `with` block made if the block raises.
+
+        A change that could not be written must not take effect: a retry would decide once more,
+        on top of something that no other process knows of.
+        """
+        before = self._plan, self._hold, self._closed
+        try:
+            yield
+        except BaseException:  # whatever the storage raises
+            self._plan, self._hold, self._closed = before
+            raise
 
     def extend_plan(
         self,
@@ -105,49 +186,67 @@ class Controller:
         max_domain_samples: int | None,
         replay: Replay = NO_REPLAY,
     ) -> int:
-        """Let new samples join. replay: with the texts that are left at `joins_at`. Returns the position at which they do.
+        """Lets new samples join the plan at `join_position`, and returns that position.
 
-        Raises ValueError once the plan is closed.
+        Args:
+            domain: New domain-specific portions.
+            mixed: New mixed portions, for annealing.
+            max_domain_samples: Cap on the domain-specific samples of the run; None: no cap.
+            replay: Texts that are not consumed at that position.
+
+        Raises:
+            ValueError: The plan is closed.
         """
         if not self.is_open:
             raise ValueError("annealing has begun; the run finishes as planned")
-        at = self.join_position()
-        self.plan = extend_plan(self.plan, at, domain, mixed, max_domain_samples, replay)
-        return at
+        position = self.join_position()
+        self._plan = extend_plan(self._plan, position, domain, mixed, max_domain_samples, replay)
+        return position
 
     def start_annealing(self) -> int:
-        """End the stable phase with the next segment. Returns where. Raises ValueError once the plan is closed.
+        """Ends the stable phase with the next segment, and returns the position of its end.
 
-        Not before it: who was handed the present one does not know that it is the last, and would leave no checkpoint at the end of the phase.
+        The present segment cannot be the last one: the workers that hold it do not know, and would
+        leave no checkpoint at the end of the phase.
+
+        Raises:
+            ValueError: The plan is closed.
         """
         if not self.is_open:
             raise ValueError("annealing has begun already")
-        at = self.join_position()
-        if at == self.issued_samples:
-            at = min(at + self.segment_samples, self.plan.wsa.stable_end)
-        self.plan = start_annealing(self.plan, at)
-        self.closed, self.hold = True, False
-        return at
+        position = self.join_position()
+        if position == self._issued_samples:
+            position = min(position + self.segment_samples, self._plan.wsa.stable_end)
+        self._plan = start_annealing(self._plan, position)
+        self._closed, self._hold = True, False
+        return position
+
+    def set_hold(self, hold: bool) -> None:
+        """Decides whether the stable phase stays open when it runs dry."""
+        self._hold = hold
 
     def advance(self, samples: int) -> list[PhaseChange]:
-        """Note that `samples` samples are trained; the changes of phase that this means, each phase entered in turn."""
-        self.samples = samples
-        reached = self._phase_at(samples)
-        wsa = self.plan.wsa
-        transitions = []
-        order = list(Phase)
-        while order.index(self.phase) < order.index(reached):
-            before, self.phase = self.phase, order[order.index(self.phase) + 1]
-            because = {
-                Phase.STABLE: f"{samples} samples are seen and W = {wsa.warmup_end}",
-                Phase.ANNEALING: f"the stable phase is trained, S = {wsa.stable_end}",
-                Phase.DONE: f"the plan is trained, A = {wsa.annealing_end}",
-            }[self.phase]
-            transitions.append(PhaseChange(before, self.phase, samples, because))
-        return transitions
+        """Notes how many samples are trained, and returns the phase changes that follow.
+
+        Every phase on the way is entered in turn.
+        """
+        self._samples = samples
+        wsa = self._plan.wsa
+        reasons = {
+            Phase.STABLE: f"{samples} samples are seen and W = {wsa.warmup_end}",
+            Phase.ANNEALING: f"the stable phase is trained, S = {wsa.stable_end}",
+            Phase.DONE: f"the plan is trained, A = {wsa.annealing_end}",
+        }
+        phases = list(Phase)
+        reached = phases.index(self._phase_at(samples))
+        changes = []
+        while (current := phases.index(self._phase)) < reached:
+            before, self._phase = self._phase, phases[current + 1]
+            changes.append(PhaseChange(before, self._phase, samples, reasons[self._phase]))
+        return changes
 
     def _phase_at(self, samples: int) -> Phase:
-        """The phase at a number of samples; one that is held open does not end by running dry."""
-        wsa = self.plan.wsa
-        held = self.hold and not self.closed and samples == wsa.stable_end
-        return Phase.STABLE if held else wsa.phase(samples)
+        """Returns the phase after a number of samples; a held phase does not end by running dry."""
+        wsa = self._plan.wsa
+        is_held = self._hold and not self._closed and samples == wsa.stable_end
+        return Phase.STABLE if is_held else wsa.phase(samples)

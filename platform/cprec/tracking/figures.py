@@ -1,9 +1,8 @@
 """A run's records as pictures: SVG whose text stays text. Equal records give equal bytes (fixed salt, no date)."""
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
-from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -11,10 +10,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from cprec.runs.records import PERPLEXITY_EVENT
+from corpus.sampling.source import Source, SourceKind
+from cprec.runs.records import (
+    CorpusVersionAdopted,
+    Event,
+    PerplexityMeasured,
+    Resumed,
+    TraceRow,
+)
 from cprec.schedule.wsa import WSA
 
-Record = Mapping[str, Any]
 Floats = NDArray[np.float64]
 
 PHASE_COLORS = {"warmup": "#f3c26b", "stable": "#8fb8de", "annealing": "#a9d5a0"}
@@ -40,12 +45,12 @@ MAX_POINTS = 400
 """Columns of a plot, at most: a run of a million steps is averaged down to it, so that a picture stays small."""
 
 
-def drop_repeated_steps(trace: Sequence[Record]) -> list[Record]:
+def drop_repeated_steps(trace: Sequence[TraceRow]) -> list[TraceRow]:
     """The steps that count, in order: of a step that was trained again after a restart, the last."""
-    return [step for _, step in sorted({int(s["step"]): s for s in trace}.items())]
+    return [step for _, step in sorted({s.step: s for s in trace}.items())]
 
 
-def plot_schedule(steps: Sequence[Record], events: Sequence[Record], wsa: WSA | None) -> str:
+def plot_schedule(steps: Sequence[TraceRow], events: Sequence[Event], wsa: WSA | None) -> str:
     """The schedule picture, over samples seen: the rate as planned and as trained, phases shaded, domains that joined and restarts marked; below,
     the sources of each step as a stacked band, and the perplexity of the text where it was measured. steps: as `trained` gives them; wsa: the plan's,
     None where it is not known."""
@@ -67,7 +72,7 @@ def plot_schedule(steps: Sequence[Record], events: Sequence[Record], wsa: WSA | 
         # Not averaged: a rate is exact at the steps shown.
         kept = [steps[i] for i in np.unique(np.linspace(0, len(steps) - 1, MAX_POINTS).astype(int))]
         rate.plot(
-            [s["samples"] for s in kept], [s["lr"] for s in kept], color=LINE_COLOR, label="trained"
+            [s.samples for s in kept], [s.lr for s in kept], color=LINE_COLOR, label="trained"
         )
         rate.set_ylabel("learning rate")
         _mark_events(rate, events)
@@ -80,33 +85,31 @@ def plot_schedule(steps: Sequence[Record], events: Sequence[Record], wsa: WSA | 
     return _render_svg(draw, "schedule", height=6.0 if measured else 4.4)
 
 
-def perplexities(events: Sequence[Record]) -> list[tuple[int, float]]:
-    """(samples, perplexity of the text), in order; what was measured again after a restart counts once."""
-    return sorted(
-        {
-            int(e["samples"]): float(e["perplexity"])
-            for e in events
-            if e["event"] == PERPLEXITY_EVENT
-        }.items()
-    )
+def perplexities(events: Sequence[Event]) -> list[tuple[int, float]]:
+    """Returns (samples, perplexity of the text) in order.
+
+    What was measured again after a restart counts once.
+    """
+    measured = {e.samples: e.perplexity for e in events if isinstance(e, PerplexityMeasured)}
+    return sorted(measured.items())
 
 
-def plot_loss(steps: Sequence[Record]) -> str:
+def plot_loss(steps: Sequence[TraceRow]) -> str:
     """Loss over samples seen."""
-    return _plot_curve(steps, np.array([s["loss"] for s in steps]), "nats per token")
+    return _plot_curve(steps, np.array([s.loss for s in steps]), "nats per token")
 
 
-def plot_throughput(steps: Sequence[Record]) -> str:
+def plot_throughput(steps: Sequence[TraceRow]) -> str:
     """Useful tokens per second over samples seen."""
-    seconds = np.array([s["step_s"] + s["data_wait_s"] for s in steps])
+    seconds = np.array([s.step_s + s.data_wait_s for s in steps])
     return _plot_curve(
         steps,
-        np.array([s["tokens"] for s in steps]) / np.maximum(seconds, 1e-9),
+        np.array([s.tokens for s in steps]) / np.maximum(seconds, 1e-9),
         "tokens per second",
     )
 
 
-def _plot_curve(steps: Sequence[Record], values: Floats, label: str) -> str:
+def _plot_curve(steps: Sequence[TraceRow], values: Floats, label: str) -> str:
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         axes.plot(*downsample(_samples_seen(steps), values), color=LINE_COLOR)
@@ -117,8 +120,8 @@ def _plot_curve(steps: Sequence[Record], values: Floats, label: str) -> str:
     return _render_svg(draw, label, height=2.4)
 
 
-def _samples_seen(steps: Sequence[Record]) -> Floats:
-    return np.array([s["samples"] for s in steps], dtype=float)
+def _samples_seen(steps: Sequence[TraceRow]) -> Floats:
+    return np.array([s.samples for s in steps], dtype=float)
 
 
 def downsample(x: Floats, y: Floats) -> tuple[Floats, Floats]:
@@ -128,30 +131,29 @@ def downsample(x: Floats, y: Floats) -> tuple[Floats, Floats]:
     return x[starts], np.add.reduceat(y, starts) / sizes
 
 
-def _mark_events(axes: Axes, events: Sequence[Record]) -> None:
-    """Lines where a corpus version joined, with its sources, and where training was taken up again."""
+def _mark_events(axes: Axes, events: Sequence[Event]) -> None:
+    """Draws a line where a corpus version joined, with its domains, and where training resumed."""
     for event in events:
-        at = event.get("samples") or 0
-        if event["event"] == "corpus_version_adopted" and at:
+        position = event.samples
+        if isinstance(event, CorpusVersionAdopted) and position:
+            sources = [Source.parse(source) for source in event.sources]
             names = ", ".join(
-                str(source).removeprefix("domain/")
-                for source in event["sources"]
-                if source != "mixed"
+                s.name if s.kind is SourceKind.DOMAIN else s for s in sources if s.name
             )
-            axes.axvline(at, color=ADOPTION_COLOR, linestyle=":")
+            axes.axvline(position, color=ADOPTION_COLOR, linestyle=":")
             axes.annotate(
-                escape_mathtext(f"version {event['version']}: {names}"),
-                (at, 0.5),
+                escape_mathtext(f"version {event.version}: {names}"),
+                (position, 0.5),
                 (3, 0),
                 ("data", "axes fraction"),
                 "offset points",
                 color=ADOPTION_COLOR,
             )
-        elif event["event"] == "resumed":
-            axes.axvline(at, color=RESTART_COLOR, linestyle="-.", linewidth=0.8)
+        elif isinstance(event, Resumed):
+            axes.axvline(position, color=RESTART_COLOR, linestyle="-.", linewidth=0.8)
             axes.annotate(
                 "restart",
-                (at, 0.05),
+                (position, 0.05),
                 (3, 0),
                 ("data", "axes fraction"),
                 "offset points",
@@ -160,12 +162,12 @@ def _mark_events(axes: Axes, events: Sequence[Record]) -> None:
             )
 
 
-def _shade_phases(axes: Axes, steps: Sequence[Record]) -> None:
-    for phase, run in groupby(steps, key=lambda s: s["phase"]):
+def _shade_phases(axes: Axes, steps: Sequence[TraceRow]) -> None:
+    for phase, run in groupby(steps, key=lambda s: s.phase):
         span = list(run)
-        end = span[-1]["samples"] + span[-1]["batch_samples"]
+        end = span[-1].end
         axes.axvspan(
-            span[0]["samples"],
+            span[0].samples,
             end,
             color=PHASE_COLORS.get(phase, "#cccccc"),
             alpha=0.3,
@@ -181,13 +183,11 @@ def _shade_phases(axes: Axes, steps: Sequence[Record]) -> None:
     )
 
 
-def _stack_sources(axes: Axes, steps: Sequence[Record]) -> None:
-    names = sorted({name for s in steps for name in s["sources"]})
+def _stack_sources(axes: Axes, steps: Sequence[TraceRow]) -> None:
+    names = sorted({name for s in steps for name in s.sources})
     samples = _samples_seen(steps)
     shares = [
-        downsample(
-            samples, np.array([s["sources"].get(name, 0) / s["batch_samples"] for s in steps])
-        )[1]
+        downsample(samples, np.array([s.sources.get(name, 0) / s.batch_samples for s in steps]))[1]
         for name in names
     ]
     colors = [SOURCE_COLORS[i % len(SOURCE_COLORS)] for i in range(len(names))]

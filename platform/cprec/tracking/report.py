@@ -1,8 +1,11 @@
-"""One offline page of a run, `<run>/report.html`, made from the records that the run wrote. Reads whatever is there: a run may be under way."""
+"""One offline page of a run, `<run>/report.html`, made from the records that the run wrote.
+
+It shows whatever is there, so it can be made while the run is under way.
+"""
 
 import json
 import posixpath
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.resources import files
 from typing import Any
@@ -11,41 +14,39 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from cluster import storage
-from cprec.runs.records import AUDIT, EVENTS, RESOLVED, TRACE, read_json_lines
+from cprec.runs.json_lines import read_events, read_trace
+from cprec.runs.records import AUDIT_FILE, RECIPE_FILE, AuditReport, Event, TraceRow
 from cprec.runs.run_plan import RunPlan
 from cprec.schedule.wsa import WSA
 from cprec.tracking import figures
-from cprec.tracking.figures import Record
 
 SCHEDULE, PAGE = "schedule.svg", "report.html"
 
 
 def write(run_uri: str) -> dict[str, str]:
-    """Write the page, and the schedule picture beside it, into a run's directory (a URI), from its plan, events, trace, audit and comparisons.
+    """Writes the page and, beside it, the picture of the schedule into a run's folder.
 
-    Returns what was written, by name.
+    Returns:
+        The content of each file by name.
     """
-    name = posixpath.basename(run_uri.rstrip("/"))
+    run_plan = RunPlan.read(run_uri)
+    wsa = run_plan.plan.wsa if run_plan is not None else None
+    events, trace = read_events(run_uri), read_trace(run_uri)
+    audit = _read_json(storage.join(run_uri, AUDIT_FILE))
     evaluation = storage.join(run_uri, "evaluation")
     comparisons = [
         _read_json(storage.join(evaluation, domain, "comparison.json"))
         for domain in storage.list_names(evaluation)
     ]
-    course = RunPlan.read(run_uri)
-    events, trace = (
-        read_json_lines(storage.join(run_uri, EVENTS)),
-        read_json_lines(storage.join(run_uri, TRACE)),
-    )
-    wsa = course.plan.wsa if course is not None else None
     pages = {
         PAGE: render(
-            run_name=name,
+            run_name=posixpath.basename(run_uri.rstrip("/")),
             events=events,
             trace=trace,
             wsa=wsa,
-            audit=_read_json(storage.join(run_uri, AUDIT)),
-            comparisons=[c for c in comparisons if c],
-            recipe=_read_text(storage.join(run_uri, RESOLVED)),
+            audit=AuditReport.from_json(audit) if audit else None,
+            comparisons=[comparison for comparison in comparisons if comparison],
+            recipe=_read_text(storage.join(run_uri, RECIPE_FILE)),
         )
     }
     if trace:
@@ -57,106 +58,100 @@ def write(run_uri: str) -> dict[str, str]:
 
 def render(
     run_name: str,
-    events: Sequence[Record],
-    trace: Sequence[Record],
-    audit: Record,
-    comparisons: Sequence[Record],
+    events: Sequence[Event],
+    trace: Sequence[TraceRow],
+    audit: AuditReport | None,
+    comparisons: Sequence[Mapping[str, Any]],
     recipe: str,
     wsa: WSA | None = None,
 ) -> str:
-    """The page, from the records of contracts.md. Everything that came from outside is escaped."""
+    """Renders the page; everything that came from outside is escaped.
+
+    Args:
+        run_name: Name of the run.
+        events: Its events.
+        trace: Its trace; steps that were trained again may stand in it twice.
+        audit: Its audit; None until it is trained.
+        comparisons: Contents of its comparison.json files.
+        recipe: Its resolved recipe, as YAML.
+        wsa: Its schedule; None where the plan is not known.
+    """
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["count"] = lambda value: "–" if value is None else f"{value:,}"
     environment.filters["share"] = lambda value: "–" if value is None else f"{value:.4f}"
-    template = environment.from_string(
-        files("cprec.tracking").joinpath("report.html.j2").read_text("utf-8")
-    )
+    source = files("cprec.tracking").joinpath("report.html.j2").read_text("utf-8")
     steps = figures.drop_repeated_steps(trace)
-    return template.render(
+    return environment.from_string(source).render(
         run=run_name,
         summary=_summary_lines(steps, audit, figures.perplexities(events)),
         figures=_render_figures(steps, events, wsa) if steps else [],
         audit=_audit_rows(audit),
         comparisons=comparisons,
-        events=[_event_row(e) for e in events],
+        events=[_event_row(event) for event in events],
         recipe=recipe,
     )
 
 
 def _summary_lines(
-    steps: Sequence[Record], audit: Record, perplexities: Sequence[tuple[int, float]]
+    steps: Sequence[TraceRow],
+    audit: AuditReport | None,
+    perplexities: Sequence[tuple[int, float]],
 ) -> list[str]:
     if not steps:
         return ["no steps yet"]
-    samples = steps[-1]["samples"] + steps[-1]["batch_samples"]
-    seconds, tokens = (
-        sum(s["step_s"] + s["data_wait_s"] for s in steps),
-        sum(s["tokens"] for s in steps),
-    )
-    parts = [
-        f"{samples:,} samples",
+    seconds = sum(s.step_s + s.data_wait_s for s in steps)
+    tokens = sum(s.tokens for s in steps)
+    lines = [
+        f"{steps[-1].end:,} samples",
         f"{len(steps):,} steps",
         f"{tokens:,} tokens",
         f"{seconds / 60:.1f} min of steps",
         f"{tokens / seconds:,.0f} tokens/s",
     ]
     if dropped := count_dropped_titles(steps):
-        parts.append(f"{dropped:,} titles of histories did not fit")
+        lines.append(f"{dropped:,} titles of histories did not fit")
     if perplexities:
-        parts.append(
-            f"perplexity of the text: {' → '.join(f'{value:.4g}' for _, value in (perplexities[0], perplexities[-1]))}"
-        )
-    if audit:
-        parts.append(f"audit: {audit['missing']} missing, {audit['repeated']} repeated")
-    return parts
+        first, last = perplexities[0][1], perplexities[-1][1]
+        lines.append(f"perplexity of the text: {first:.4g} → {last:.4g}")
+    if audit is not None:
+        lines.append(f"audit: {audit.missing} missing, {audit.repeated} repeated")
+    return lines
 
 
-def count_dropped_titles(trace: Iterable[Record]) -> int:
-    """Titles of histories that were dropped, the oldest first, because prompts would not have fitted into `model.max_tokens`."""
-    return sum(
-        step.get("dropped_titles", 0) for step in trace
-    )  # earlier releases did not count them
+def count_dropped_titles(trace: Iterable[TraceRow]) -> int:
+    """Counts the titles of histories that did not fit into `model.max_tokens`."""
+    return sum(step.dropped_titles for step in trace)
 
 
-def _audit_rows(audit: Record) -> list[dict[str, Any]]:
-    if not audit:
+def _audit_rows(audit: AuditReport | None) -> list[dict[str, Any]]:
+    if audit is None:
         return []
     rows = [
-        {"source": source, "version": version, **counts}
-        for source, versions in audit["sources"].items()
+        {"source": source, "version": version, **counts.to_json()}
+        for source, versions in audit.sources.items()
         for version, counts in versions.items()
     ]
-    return [
-        *rows,
-        {
-            "source": "all",
-            "version": "",
-            **{key: audit[key] for key in ("planned", "trained", "missing", "repeated")},
-        },
-    ]
+    total = {name: value for name, value in audit.to_json().items() if name != "sources"}
+    return [*rows, {"source": "all", "version": "", **total}]
 
 
-def _event_row(event: Record) -> dict[str, Any]:
-    details = {
-        key: value for key, value in event.items() if key not in ("time", "event", "samples")
-    }
-    shown = ", ".join(
-        f"{key}: {value if isinstance(value, str) else json.dumps(value)}"
-        for key, value in details.items()
+def _event_row(event: Event) -> dict[str, Any]:
+    details = ", ".join(
+        f"{name}: {value if isinstance(value, str) else json.dumps(value)}"
+        for name, value in event.details().items()
     )
-    time = f"{datetime.fromtimestamp(event['time'], UTC):%Y-%m-%d %H:%M:%S} UTC"
     return {
-        "time": time,
-        "samples": event.get("samples"),
-        "event": event["event"],
-        "details": shown,
+        "time": f"{datetime.fromtimestamp(event.time, UTC):%Y-%m-%d %H:%M:%S} UTC",
+        "samples": event.samples,
+        "event": event.event,
+        "details": details,
     }
 
 
 def _render_figures(
-    steps: Sequence[Record], events: Sequence[Record], wsa: WSA | None
+    steps: Sequence[TraceRow], events: Sequence[Event], wsa: WSA | None
 ) -> list[tuple[str, Markup]]:
     drawn = {
         "Schedule: learning rate and sources": figures.plot_schedule(steps, events, wsa),

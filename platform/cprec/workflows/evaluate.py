@@ -29,7 +29,7 @@ from cprec.evaluate.metrics import average_metrics, hits
 from cprec.evaluate.significance import PairedTest, holm_correction, paired_t_test, permutation_test
 from cprec.model.base_uri import resolve_base
 from cprec.runs import checkpoint
-from cprec.runs.records import EVENTS, run_uri
+from cprec.runs.records import EVENTS_FILE, run_folder
 from cprec.stream.segments import RowEncoder
 from cprec.tracking import report
 from cprec.tracking.registry import Registry
@@ -145,7 +145,7 @@ def _find_tuned_checkpoints(recipe: Recipe, name: str) -> list[tuple[str, str]]:
     domain = recipe.evaluate.domain or next(iter(recipe.data.held_out), "")
     if "/" in name or not storage.exists(
         found := storage.join(
-            run_uri(storage.absolute_uri(recipe.storage), recipe.run),
+            run_folder(storage.absolute_uri(recipe.storage), recipe.run),
             "finetune",
             domain,
             name,
@@ -190,7 +190,7 @@ def compare_models(
     for model in models:
         if model.checkpoint is not None:
             checkpoint.verify(model.checkpoint)
-    run = run_uri(storage.absolute_uri(recipe.storage), recipe.run)
+    run = run_folder(storage.absolute_uri(recipe.storage), recipe.run)
     folder = storage.join(run, "evaluation", domain)
     forgotten = forgetting.measure_perplexities(
         recipe, folder, models, say
@@ -231,7 +231,7 @@ def compare_models(
         storage.join(folder, _comparison_filename(recipe)),
         json.dumps(asdict(comparison), indent=2, allow_nan=False),
     )
-    if storage.exists(storage.join(run, EVENTS)):
+    if storage.exists(storage.join(run, EVENTS_FILE)):
         report.write(run)
     return comparison
 

@@ -27,7 +27,7 @@ from cprec.downstream.scoring import get_results
 from cprec.downstream.trial import Trial, TrialResult
 from cprec.model.base_uri import resolve_base
 from cprec.runs import checkpoint
-from cprec.runs.records import run_uri
+from cprec.runs.records import run_folder
 from cprec.tracking.registry import Registry, Tracker, Version
 from cprec.workflows.evaluate import SEARCH
 
@@ -95,7 +95,7 @@ def plan_search(recipe: Recipe, registry: Registry, say: Say) -> SearchPlan:
         checkpoint.verify(start)
     base = version.tags.get("base") if version else None
     name = settings.name or ("llara" if start is None else "cprec")
-    place = join(run_uri(absolute_uri(recipe.storage), recipe.run), "finetune", domain, name)
+    place = join(run_folder(absolute_uri(recipe.storage), recipe.run), "finetune", domain, name)
     rates = lr_search.trial_lrs(recipe.search, recipe.seed)
     return SearchPlan(
         recipe,
@@ -282,7 +282,7 @@ def _search_summary(
 def _lineage(plan: SearchPlan, best: TrialResult) -> dict[str, str]:
     """Where a fine-tuned version comes from, as tags."""
     return {
-        "run": run_uri(absolute_uri(plan.recipe.storage), plan.recipe.run),
+        "run": run_folder(absolute_uri(plan.recipe.storage), plan.recipe.run),
         "kind": "finetuned",
         "domain": plan.domain,
         "corpus": plan.corpus.uri,

@@ -3,9 +3,8 @@
 import hashlib
 import json
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
 
 from cluster.console import Say
 from cluster.errors import PlatformFault, RecipeError, UserError
@@ -21,10 +20,21 @@ from cprec.config.recipe import Recipe
 from cprec.encode.title_tokens import build_title_encoding
 from cprec.model import backbone
 from cprec.model import base_uri as bases
-from cprec.runs import checkpoint, control_channel, run_plan
+from cprec.runs import checkpoint, run_plan
+from cprec.runs.json_lines import open_events, read_trace
 from cprec.runs.recipe_lock import check_unchanged, lock
-from cprec.runs.records import AUDIT, EVENTS, TRACE, JsonLinesFile, event, read_json_lines
+from cprec.runs.records import (
+    AUDIT_FILE,
+    AuditReport,
+    CorpusVersionAdopted,
+    PerplexityMeasured,
+    RunFinished,
+    RunStarted,
+    TraceRow,
+    run_folder,
+)
 from cprec.runs.run_plan import RunPlan
+from cprec.runs.status import claim
 from cprec.schedule.plan import Plan
 from cprec.tracking import report
 from cprec.tracking.progress import Progress
@@ -46,13 +56,13 @@ class RunResult:
     adapter_uri: str
     report_uri: str
     version: int
-    audit: dict[str, Any]
+    audit: AuditReport
     dropped_titles: int
 
     def print_summary(self, model_name: str, say: Say) -> None:
         """Say what was trained and where it is. model: name of the registered model."""
         say(
-            f"audit: {self.audit['planned']:,} planned, {self.audit['missing']} missing, {self.audit['repeated']} repeated"
+            f"audit: {self.audit.planned:,} planned, {self.audit.missing} missing, {self.audit.repeated} repeated"
         )
         if self.dropped_titles:
             say(
@@ -97,7 +107,7 @@ def preview(recipe: Recipe, allow: Collection[str], say: Say) -> None:
     """Check the inputs of a run and say what it would train, or how it would go on, without writing anything but a missing corpus of simulated
     shoppers. Raises as `pretrain` does before it begins."""
     recipe = resolve_parent_uri(recipe)
-    run_uri = join(absolute_uri(recipe.storage), recipe.run)
+    run_uri = run_folder(absolute_uri(recipe.storage), recipe.run)
     corpus = open_corpus(recipe, say)
     course, new = run_plan.resolve_run_plan(
         recipe, run_uri, corpus, check_unchanged(recipe, run_uri, allow)
@@ -119,9 +129,9 @@ def pretrain(recipe: Recipe, allow: Collection[str], say: Say) -> RunResult:
     """
     registry = Registry.from_recipe(recipe)
     recipe = resolve_parent_uri(recipe)
-    run_uri = join(absolute_uri(recipe.storage), recipe.run)
+    run_uri = run_folder(absolute_uri(recipe.storage), recipe.run)
     corpus = open_corpus(recipe, say)
-    with control_channel.claim(run_uri, recipe.run):
+    with claim(run_uri, recipe.run):
         before = lock(recipe, run_uri, allow)
         job, course, new = prepare_job(recipe, run_uri, corpus, before, say)
         say(describe_plan(recipe, course.plan))
@@ -195,12 +205,12 @@ def run_training(job: driver.TrainingJob, planned_run: RunPlan, tracker: Tracker
         say(f"resuming {job.recipe.run} from {newest.samples:,} samples")
     progress, pictures = Progress(plan.total_samples, say), LiveReport(job.run_uri, tracker, say)
 
-    def watch(rows: list[dict[str, Any]], measured: list[dict[str, Any]], waiting: bool) -> None:
+    def watch(rows: list[TraceRow], measured: list[PerplexityMeasured], waiting: bool) -> None:
         progress.update(rows, measured, waiting)
         for row in rows:
-            tracker.log_metrics(step_metrics(row), row["samples"])
-        for row in measured:
-            tracker.log_metrics({"perplexity": row["perplexity"]}, row["samples"])
+            tracker.log_metrics(step_metrics(row), row.samples)
+        for event in measured:
+            tracker.log_metrics({"perplexity": event.perplexity}, event.samples)
         if rows:
             pictures.refresh()
         tracker.flush()
@@ -249,16 +259,17 @@ def _publish_report(run_uri: str, tracker: Tracker) -> None:
         tracker.log_text(name, content)
 
 
-def step_metrics(step: Mapping[str, Any]) -> dict[str, float]:
-    """What MLflow is told of a step. Useful tokens only: padding and filling are none."""
-    seconds = max(step["step_s"] + step["data_wait_s"], 1e-9)
-    rates = {
-        "tokens_per_s": step["tokens"] / seconds,
-        "data_wait_share": step["data_wait_s"] / seconds,
-    }
+def step_metrics(row: TraceRow) -> dict[str, float]:
+    """Returns what MLflow records of a step; padding and filling are not counted as tokens."""
+    seconds = max(row.step_s + row.data_wait_s, 1e-9)
     return {
-        **{name: step[name] for name in ("loss", "lr", "tflops", "memory_gb", "imbalance")},
-        **rates,
+        "loss": row.loss,
+        "lr": row.lr,
+        "tflops": row.tflops,
+        "memory_gb": row.memory_gb,
+        "imbalance": row.imbalance,
+        "tokens_per_s": row.tokens / seconds,
+        "data_wait_share": row.data_wait_s / seconds,
     }
 
 
@@ -273,17 +284,19 @@ def finish_run(
     if course is None:
         raise PlatformFault(f"{job.run_uri}: plan.json is gone")
     audit = driver.audit_run(job, course.plan)
-    write_text(join(job.run_uri, AUDIT), json.dumps(audit, indent=1))
-    if audit["missing"] or audit["repeated"]:
+    audit_json = json.dumps(audit.to_json(), indent=1)
+    write_text(join(job.run_uri, AUDIT_FILE), audit_json)
+    if audit.missing or audit.repeated:
         tracker.finish("FAILED")
         raise PlatformFault(
-            f"audit: {audit['missing']} samples missing, {audit['repeated']} repeated; see {join(job.run_uri, AUDIT)}"
+            f"audit: {audit.missing} samples missing, {audit.repeated} repeated; "
+            f"see {join(job.run_uri, AUDIT_FILE)}"
         )
     uri = driver.latest_checkpoint_uri(job.run_uri)
-    dropped = report.count_dropped_titles(read_json_lines(join(job.run_uri, TRACE)))
+    dropped = report.count_dropped_titles(read_trace(job.run_uri))
     _record_end(job, course, uri)
     _publish_report(job.run_uri, tracker)
-    tracker.log_text("audit.json", json.dumps(audit, indent=1))
+    tracker.log_text(AUDIT_FILE, audit_json)
     tracker.flush()
     version = registry.register(uri, lineage(job, course, uri, registry), tracker.run_id)
     if (unsent := tracker.finish("FINISHED")) is not None:
@@ -340,31 +353,38 @@ def flatten_recipe(recipe: Recipe) -> dict[str, object]:
 
 
 def _record_start(job: driver.TrainingJob, planned_run: RunPlan) -> None:
-    """The first events of a run."""
-    lines, plan = JsonLinesFile(join(job.run_uri, EVENTS)), planned_run.plan
-    ends = {"W": plan.wsa.warmup_end, "S": plan.wsa.stable_end, "A": plan.wsa.annealing_end}
+    """Writes the first events of a run."""
+    plan = planned_run.plan
     sources: dict[str, int] = {}
-    for (source, _), n in plan.count_by_stream(0, plan.total_samples).items():
-        sources[source] = sources.get(source, 0) + n
-    lines.append(event("run_started", 0, run=job.recipe.run, parent=planned_run.parent, **ends))
-    lines.append(
-        event(
-            "corpus_version_adopted",
-            0,
-            version=planned_run.version,
-            sources=sources,
-            S=ends["S"],
-            A=ends["A"],
+    for (source, _), count in plan.count_by_stream(0, plan.total_samples).items():
+        sources[source] = sources.get(source, 0) + count
+    events = open_events(job.run_uri)
+    events.append(
+        RunStarted(
+            samples=0,
+            run=job.recipe.run,
+            parent=planned_run.parent,
+            warmup_end=plan.wsa.warmup_end,
+            stable_end=plan.wsa.stable_end,
+            annealing_end=plan.wsa.annealing_end,
         )
     )
-    lines.flush()
+    events.append(
+        CorpusVersionAdopted(
+            samples=0,
+            version=planned_run.version,
+            sources=sources,
+            stable_end=plan.wsa.stable_end,
+            annealing_end=plan.wsa.annealing_end,
+        )
+    )
+    events.flush()
 
 
 def _record_end(job: driver.TrainingJob, planned_run: RunPlan, checkpoint_uri: str) -> None:
-    """The last event of a run, once."""
-    lines = JsonLinesFile(join(job.run_uri, EVENTS))
-    if not any(e["event"] == "run_finished" for e in lines.read()):
-        lines.append(
-            event("run_finished", planned_run.plan.total_samples, checkpoint=checkpoint_uri)
-        )
-        lines.flush()
+    """Writes the last event of a run, once."""
+    events = open_events(job.run_uri)
+    if not any(isinstance(event, RunFinished) for event in events.read()):
+        samples = planned_run.plan.total_samples
+        events.append(RunFinished(samples=samples, checkpoint=checkpoint_uri))
+        events.flush()

@@ -13,10 +13,10 @@ from typing import Any
 
 from cluster.console import Say
 from cluster.errors import RecipeError, RunError
-from cluster.storage import join
 from cprec.config.recipe import GateSettings, Recipe
 from cprec.evaluate.significance import PairedTest
-from cprec.runs.records import EVENTS, JsonLinesFile, event, read_json_lines
+from cprec.runs.json_lines import open_events, read_events
+from cprec.runs.records import PromotionDecided, RunFinished
 from cprec.tracking.registry import Registry
 from cprec.workflows.evaluate import compare_models
 
@@ -205,17 +205,16 @@ def record_decision(registry: Registry, number: int, decision: Decision) -> None
         number, {f"decision.{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}": json.dumps(asdict(decision))}
     )
     run = posixpath.dirname(posixpath.dirname(registry.version(number).checkpoint))
-    past = read_json_lines(events := join(run, EVENTS))
-    # The file has one writer: while a run goes on, that is the run, and the tag has to do.
-    if past and past[-1]["event"] in ("run_finished", "promotion_decided"):
-        lines = JsonLinesFile(events)
-        lines.append(
-            event(
-                "promotion_decided",
-                past[-1]["samples"],
+    past = read_events(run)
+    # The file has one writer. While a run goes on, that is the run, and the tag has to do.
+    if past and isinstance(past[-1], RunFinished | PromotionDecided):
+        events = open_events(run)
+        events.append(
+            PromotionDecided(
+                samples=past[-1].samples,
                 version=number,
                 promoted=decision.promote,
                 because=decision.reason,
             )
         )
-        lines.flush()
+        events.flush()

@@ -1,407 +1,219 @@
-"""The controller as a Ray actor: a shell around `cprec.schedule.controller`, and the only writer of a run's plan, events, trace and state.
+"""The controller of a run as a Ray actor: what workers, the driver and other processes call.
 
-Every change of the plan is on storage before it takes effect, so that the actor can die at any moment: a new one reads plan.json and is told by
-the next worker group from which checkpoint it goes on.
+Its parts, by who calls: `SegmentIssuer` serves the workers, `CorpusFollower` follows the corpus,
+and `ControllerState` holds what both decide on, and writes it.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import ray
-from ray.data import DataIterator
 
-from cluster.errors import PlatformFault
-from cluster.storage import join
-from corpus.store.tables import Corpus
-from cprec.runs.control_channel import Action, ControlChannel, Owner
-from cprec.runs.records import EVENTS, PERPLEXITY_EVENT, TRACE, JsonLinesFile, event
-from cprec.runs.run_plan import RunPlan, build_replay, remaining_portions
-from cprec.schedule.controller import Controller, Segment, Wait
+from cprec.runs.control_channel import Action, ControlChannel
+from cprec.runs.records import (
+    AnnealingCalled,
+    CheckpointIgnored,
+    CheckpointSaved,
+    Failed,
+    Held,
+    Owner,
+    PerplexityMeasured,
+    Released,
+    Resumed,
+    Stopped,
+    TraceRow,
+)
+from cprec.schedule.controller import Wait
 from cprec.schedule.plan import Plan
 from cprec.stream import segments
-from cprec.stream.token_sharing import TokenSharing
-
-
-@dataclass(frozen=True)
-class AssignedSegment:
-    """A segment and one worker's iterator of its shares."""
-
-    segment: Segment
-    iterator: DataIterator
-
-
-@dataclass(frozen=True)
-class WorkerGroup:
-    """One start of the worker group. attempt: counts the starts that made checkpoints; world: number of workers."""
-
-    attempt: int
-    world_size: int
-    samples: int
-    checkpoint_uri: str | None
-
-
-@dataclass(frozen=True)
-class ControllerSettings:
-    """What the shell needs of the recipe. batch, segment, poll: samples; cap: domain-specific samples at most; replay_share: of text up
-    to S; max_tokens: of a prompt; sharing: what samples share."""
-
-    run: str
-    run_uri: str
-    corpus_uri: str
-    base: str
-    revision: str | None
-    max_tokens: int
-    token_sharing: TokenSharing
-    global_batch_size: int
-    segment_samples: int
-    poll_samples: int
-    max_domain_samples: int | None
-    replay_fraction: float
+from cprec.train.distributed.controller_state import (
+    ControllerSettings,
+    ControllerState,
+    WorkerGroup,
+)
+from cprec.train.distributed.corpus_follower import CLOSED_ADVICE, CorpusFollower
+from cprec.train.distributed.segment_issuer import AssignedSegment, SegmentIssuer
 
 
 class ControllerActor:
-    """One run's controller. Its answers depend on the plan alone, so that a restarted worker group is told the same again."""
+    """One run's controller.
+
+    Its answers depend on the plan alone, so a worker group that was started again gets the same.
+    """
 
     def __init__(self, settings: ControllerSettings, owner: Owner) -> None:
         segments.configure_ray_data()
-        course = RunPlan.read(settings.run_uri)
-        if course is None:
-            raise PlatformFault(
-                f"{settings.run_uri}: no plan.json; a run's plan is written before its controller starts"
-            )
-        self._settings, self._run_plan = settings, course
-        self._load_corpus(Corpus.open(settings.corpus_uri))
-        self._controller = self._new_controller(0)
-        self._events, self._trace = (
-            JsonLinesFile(join(settings.run_uri, EVENTS)),
-            JsonLinesFile(join(settings.run_uri, TRACE)),
-        )
-        self._trace_rows: list[dict[str, Any]] = self._trace.read()
-        self._perplexity_events = [
-            row for row in self._events.read() if row["event"] == PERPLEXITY_EVENT
-        ]
-        self._group: WorkerGroup | None = None
-        self._iterators: dict[int, tuple[Segment, list[DataIterator]]] = {}
+        self._state = ControllerState(settings, owner)
+        self._corpus = CorpusFollower(self._state)
+        self._segments = SegmentIssuer(self._state, self._corpus)
         self._control_channel = ControlChannel(settings.run_uri, owner)
-        self._last_poll = 0
-        self._version_message = f"has corpus version {course.version}"
-        self._waiting = self._stopping = False
         self._failure: Exception | None = None
 
-    def _load_corpus(self, corpus: Corpus) -> None:
-        """Take in a version of the corpus: its streams, and the titles of its items, which the read tasks share."""
-        settings = self._settings
-        self._streams = segments.streams_by_key(corpus)
-        before = getattr(self, "_row_encoder", None)
-        self._row_encoder = segments.RowEncoder.from_corpus(
-            corpus,
-            settings.base,
-            settings.revision,
-            settings.max_tokens,
-            before,
-            settings.token_sharing,
-        )
-
-    def _new_controller(self, samples: int) -> Controller:
-        course, settings = self._run_plan, self._settings
-        return Controller(
-            course.plan,
-            settings.global_batch_size,
-            settings.segment_samples,
-            samples,
-            course.hold,
-            course.closed,
-        )
-
-    # -- for the workers
+    # -- called by workers
 
     def plan(self) -> Plan:
-        """The plan as it stands."""
-        return self._controller.plan
+        """Returns the plan as it stands."""
+        return self._state.controller.plan
 
     def begin_attempt(self, group: WorkerGroup, ignored: list[str]) -> None:
-        """A worker group starts at a checkpoint, or at 0: what was traced after it is undone, because it will be trained again."""
-        self._group, self._iterators = group, {}
-        self._controller = self._new_controller(group.samples)
-        self._trace.retain(lambda row: bool(row["samples"] < group.samples))
-        self._trace_rows = self._trace.read()
+        """Notes that a worker group starts at a checkpoint, or at 0.
+
+        Args:
+            group: The group.
+            ignored: What is wrong with each newer checkpoint that was passed over.
+        """
+        self._state.restart(group)
+        self._segments.reset()
         for problem in ignored:
-            self._events.append(event("checkpoint_ignored", group.samples, because=problem))
+            self._state.record(CheckpointIgnored(samples=group.samples, because=problem))
         if group.checkpoint_uri is not None:
-            self._events.append(
-                event(
-                    "resumed",
-                    group.samples,
-                    **{
-                        "from": group.checkpoint_uri,
-                        "attempt": group.attempt,
-                        "workers": group.world_size,
-                    },
+            self._state.record(
+                Resumed(
+                    samples=group.samples,
+                    checkpoint=group.checkpoint_uri,
+                    attempt=group.attempt,
+                    workers=group.world_size,
                 )
             )
-        self._events.flush()
         self.heartbeat(force=True)
 
     def issue_segment(
         self, attempt: int, position: int, rank: int
     ) -> AssignedSegment | Wait | None:
-        """The segment at a position, with this worker's iterator; the first worker that asks starts its execution. None at the plan's end, and for
-        every segment that nobody has asked for before the run was told to stop.
+        """Returns the segment at a position for one worker; see `SegmentIssuer.issue`."""
+        assigned = self._segments.issue(attempt, position, rank)
+        if not isinstance(assigned, AssignedSegment):
+            self.heartbeat()
+        return assigned
 
-        Before a segment is handed out for the first time the corpus is looked at, so that what it gained joins here.
-        """
-        group = self._group
-        if group is None or attempt != group.attempt:
-            raise PlatformFault(f"a worker of attempt {attempt} asks, but {group} is training")
-        if position not in self._iterators:
-            if self._stopping:
-                return None
-            if position >= self._controller.issued_samples:
-                self._check_corpus()
-            segment = self._controller.issue_segment(position)
-            self._waiting = isinstance(segment, Wait)
-            if not isinstance(segment, Segment):
-                self.heartbeat()
-                return segment
-            self._iterators = {
-                p: kept
-                for p, kept in self._iterators.items()
-                if kept[0].stop > self._controller.samples
-            }
-            self._iterators[position] = (
-                segment,
-                segments.stream_segment(
-                    segment, self._streams, self._row_encoder, group.world_size
-                ),
-            )
-        segment, iterators = self._iterators[position]
-        return AssignedSegment(segment, iterators[rank])
-
-    def record_step(self, row: Mapping[str, Any]) -> bool:
-        """A step is done: into the trace, and the phase follows. Returns whether the workers should stop."""
-        self._require_group()
-        self._trace.append(dict(row))
-        self._trace_rows.append(dict(row))
-        self._advance(row["samples"] + row["batch_samples"])
-        return self._stopping
+    def record_step(self, row: TraceRow) -> bool:
+        """Records an optimizer step; returns whether the workers should stop."""
+        self._state.require_group()
+        self._state.add_step(row)
+        return self._segments.stopping
 
     def record_perplexity(self, samples: int, perplexity: float) -> None:
-        """The perplexity of the plain text as the model stands after a number of samples."""
-        self._require_group()
-        self._perplexity_events.append(event(PERPLEXITY_EVENT, samples, perplexity=perplexity))
-        self._events.append(self._perplexity_events[-1])
-        self._events.flush()
+        """Records the perplexity of the plain text after a number of samples."""
+        self._state.require_group()
+        self._state.record(PerplexityMeasured(samples=samples, perplexity=perplexity))
 
     def prepare_checkpoint(self) -> Plan:
-        """A checkpoint is about to be completed: the trace up to it is made durable first, because a run that resumes there never traces it again.
+        """Makes the trace durable before a checkpoint is completed.
 
-        Returns the plan as it stands, for the checkpoint's ledger.
+        A run that resumes at the checkpoint never traces these steps again.
+
+        Returns:
+            The plan as it stands, for the checkpoint's ledger.
         """
-        self._require_group()
-        self._trace.flush()
-        return self._controller.plan
+        self._state.require_group()
+        self._state.trace.flush()
+        return self._state.controller.plan
 
     def record_checkpoint(self, samples: int, uri: str) -> None:
-        """A checkpoint is complete."""
-        self._record_event("checkpoint_saved", samples, checkpoint=uri)
+        """Records that a checkpoint is complete."""
+        self._state.record(CheckpointSaved(samples=samples, checkpoint=uri))
 
-    @property
-    def _is_idle(self) -> bool:
-        """Whether the workers wait for new samples. They ask for the next segment before they have trained the present one."""
-        return self._waiting and self._controller.samples >= self._controller.plan.wsa.stable_end
+    def record_failure(self, error: Exception) -> None:
+        """Ends the run with an error that a restart would meet again; the first one counts."""
+        if self._failure is None:
+            self._failure = error
+            self._segments.stop()
+            samples = self._state.controller.samples
+            self._state.record(Failed(samples=samples, because=str(error)))
 
-    def _require_group(self) -> None:
-        """Raises PlatformFault in a controller that was started again between two steps: what its predecessor had not flushed is lost, so the group
-        has to go back to its last checkpoint too."""
-        if self._group is None:
-            raise PlatformFault(
-                "the controller was started again while workers trained; they go on from the last checkpoint"
-            )
-
-    # -- for the driver
+    # -- called by the driver
 
     def progress(
         self, first_row: int, first_perplexity: int
-    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], bool]:
-        """Trace rows from index `since` on, perplexities (events) from index `measured` on, and whether the run waits for new samples.
+    ) -> tuple[list[TraceRow], list[PerplexityMeasured], bool]:
+        """Returns what is new since the last call, and whether the run waits for new samples.
 
-        The driver's asking is the controller's pulse.
+        Each call also runs the controller's periodic work.
+
+        Args:
+            first_row: Index of the first trace row to return.
+            first_perplexity: Index of the first perplexity to return.
         """
         self.heartbeat()
+        state = self._state
         return (
-            self._trace_rows[first_row:],
-            self._perplexity_events[first_perplexity:],
-            self._is_idle,
+            state.trace_rows[first_row:],
+            state.perplexities[first_perplexity:],
+            state.is_idle,
         )
 
     def stop(self) -> None:
-        """Let the workers save a checkpoint after the step that they are in, and end."""
-        self._stopping = True
-        self._record_event("stopped", self._controller.samples)
-
-    def record_failure(self, error: Exception) -> None:
-        """A worker met what another try would meet again: the run ends with it, or with the first of several."""
-        if self._failure is None:
-            self._failure, self._stopping = error, True
-            self._record_event("failed", self._controller.samples, because=str(error))
+        """Lets the workers finish their step, save a checkpoint and end."""
+        self._segments.stop()
+        self._state.record(Stopped(samples=self._state.controller.samples))
 
     def failure(self) -> Exception | None:
-        """What the run ends with, if a worker told."""
+        """Returns the error that ended the run, if one did."""
         return self._failure
 
     def end_run(self) -> None:
-        """The run is over for now: nobody answers requests any more."""
-        self._trace.flush()
-        self._control_channel.write_status(self._status("ended"))
+        """Ends the session: the trace is durable, and nobody answers requests any more."""
+        self._state.trace.flush()
+        self._control_channel.publish(self._state.status("ended"))
 
-    # -- the corpus and requests
+    # -- periodic work
 
     def heartbeat(self, force: bool = False) -> None:
-        """Every few seconds: look at the corpus when that is due, answer requests, write the state."""
-        if not (force or self._control_channel.is_due()) or self._group is None:
+        """Every few seconds: checks the corpus, answers requests, writes the status."""
+        if not (force or self._control_channel.is_due()) or self._state.group is None:
             return
-        self._trace.flush()
-        if (
-            self._waiting
-            or self._controller.samples - self._last_poll >= self._settings.poll_samples
-        ):
-            self._check_corpus()
-        for identity, verb in self._control_channel.pending_requests():
-            self._control_channel.answer(identity, self._handle_request(verb))
-        self._control_channel.write_status(self._status("waiting" if self._is_idle else "training"))
+        self._state.trace.flush()
+        if self._corpus.is_due():
+            self._corpus.check()
+        for request_id, action in self._control_channel.pending_requests():
+            self._control_channel.answer(request_id, self._handle_request(action))
+        status = self._state.status("waiting" if self._state.is_idle else "training")
+        self._control_channel.publish(status)
 
     def _handle_request(self, action: Action) -> str:
-        """Carry out a request; what is answered."""
-        controller = self._controller
+        """Carries out a request; returns the answer."""
+        controller = self._state.controller
         if action == "look":
-            return self._check_corpus() or self._version_message
+            return self._corpus.check_or_repeat()
         if not controller.is_open:
-            return f"is {controller.phase}, and {self._closed_message()}"
+            return f"is {controller.phase}, and {CLOSED_ADVICE}"
         if action == "anneal":
-            with self._rollback_on_error():
-                at = controller.start_annealing()
-                self._write_run_plan(
-                    replace(self._run_plan, plan=controller.plan, hold=False, closed=True)
-                )
-            self._record_event(
-                "annealing_called",
-                at,
-                S=controller.plan.wsa.stable_end,
-                A=controller.plan.total_samples,
+            return self._start_annealing()
+        return self._set_hold(action == "hold")
+
+    def _start_annealing(self) -> str:
+        state, controller = self._state, self._state.controller
+        with controller.transaction():
+            position = controller.start_annealing()
+            state.write_run_plan(
+                replace(state.run_plan, plan=controller.plan, hold=False, closed=True)
             )
-            self._advance(controller.samples)
-            return f"anneals from sample {at:,} on, to {controller.plan.total_samples:,}"
-        with self._rollback_on_error():
-            controller.hold = action == "hold"
-            self._write_run_plan(replace(self._run_plan, hold=controller.hold))
-        self._record_event("held" if controller.hold else "released", controller.samples)
-        self._advance(controller.samples)
-        if controller.hold:
-            return f"stays in its stable phase, waiting for new domains at {controller.plan.wsa.stable_end:,} samples, until released"
-        return f"anneals when its stable phase is trained, at {controller.plan.wsa.stable_end:,} samples"
+        end = controller.plan.total_samples
+        stable_end = controller.plan.wsa.stable_end
+        state.record(AnnealingCalled(samples=position, stable_end=stable_end, annealing_end=end))
+        state.advance(controller.samples)
+        return f"anneals from sample {position:,} on, to {end:,}"
 
-    def _closed_message(self) -> str:
-        return "finishes as planned; go on from its last stable checkpoint with jobs/cpt.py --continue-from"
-
-    def _check_corpus(self) -> str | None:
-        """Adopt what the corpus gained, if the plan is open. Returns what there is to say of it."""
-        self._last_poll = self._controller.samples
-        corpus = Corpus.open(self._settings.corpus_uri)
-        if corpus.version <= self._run_plan.version:
-            return None
-        domain, mixed, texts = self._run_plan.new_streams(corpus)
-        if not self._controller.is_open:
-            return f"does not take up corpus version {corpus.version}: it is {self._controller.phase}, and {self._closed_message()}"
-        before = self._controller.plan
-        if not (domain or mixed or (texts and self._settings.replay_fraction)):
-            self._write_run_plan(replace(self._run_plan, version=corpus.version))
-            return f"has nothing to train of corpus version {corpus.version}"
-        self._load_corpus(corpus)
-        at = self._controller.join_position()
-        again = build_replay(self._settings.replay_fraction, corpus, before.consumed_portions(at))
-        with self._rollback_on_error():
-            self._controller.extend_plan(
-                remaining_portions(domain),
-                remaining_portions(mixed),
-                self._settings.max_domain_samples,
-                again,
+    def _set_hold(self, hold: bool) -> str:
+        state, controller = self._state, self._state.controller
+        with controller.transaction():
+            controller.set_hold(hold)
+            state.write_run_plan(replace(state.run_plan, hold=hold))
+        samples = controller.samples
+        state.record(Held(samples=samples) if hold else Released(samples=samples))
+        state.advance(samples)
+        stable_end = controller.plan.wsa.stable_end
+        if hold:
+            return (
+                "stays in its stable phase, waiting for new domains at "
+                f"{stable_end:,} samples, until released"
             )
-            self._write_run_plan(
-                self._run_plan.adopt_version(corpus, self._controller.plan, domain)
-            )
-        plan = self._controller.plan
-        gained = {
-            s.source: s.rows
-            for s in (*domain, *mixed, *(texts if self._settings.replay_fraction else ()))
-        }
-        wsa = plan.wsa
-        self._record_event(
-            "corpus_version_adopted",
-            at,
-            version=corpus.version,
-            sources=gained,
-            S=wsa.stable_end,
-            A=wsa.annealing_end,
-            S_before=before.wsa.stable_end,
-        )
-        self._waiting = False
-        self._version_message = f"takes up corpus version {corpus.version} at sample {at:,}: S = {wsa.stable_end:,}, A = {wsa.annealing_end:,}"
-        return self._version_message
-
-    @contextmanager
-    def _rollback_on_error(self) -> Iterator[None]:
-        """What is not on storage did not happen: else a retry would decide once more, on top of what nobody else knows of."""
-        controller = self._controller
-        before = controller.plan, controller.hold, controller.closed
-        try:
-            yield
-        except BaseException:  # whatever storage raises
-            controller.plan, controller.hold, controller.closed = before
-            raise
-
-    def _write_run_plan(self, run_plan: RunPlan) -> None:
-        run_plan.write(self._settings.run_uri)
-        self._run_plan = run_plan
-
-    def _advance(self, samples: int) -> None:
-        for change in self._controller.advance(samples):
-            self._record_event(
-                "phase_changed",
-                change.samples,
-                **{"from": change.before, "to": change.after, "because": change.reason},
-            )
-
-    def _record_event(self, name: str, samples: int, **values: Any) -> None:
-        self._events.append(event(name, samples, **values))
-        self._events.flush()
-
-    def _status(self, state: str) -> dict[str, Any]:
-        """status.json without its envelope."""
-        controller, wsa = self._controller, self._controller.plan.wsa
-        return {
-            "run": self._settings.run,
-            "state": state,
-            "corpus": self._settings.corpus_uri,
-            "corpus_version": self._run_plan.version,
-            "phase": controller.phase,
-            "samples": controller.samples,
-            "issued": controller.issued_samples,
-            "W": wsa.warmup_end,
-            "S": wsa.stable_end,
-            "A": wsa.annealing_end,
-            "hold": controller.hold,
-            "rate": wsa.lr(min(controller.samples, wsa.annealing_end)),
-            "sources": {
-                f"{source}@{version}": n
-                for (source, version), n in controller.plan.count_by_stream(
-                    0, controller.samples
-                ).items()
-            },
-        }
+        return f"anneals when its stable phase is trained, at {stable_end:,} samples"
 
 
 def start_controller(settings: ControllerSettings, owner: Owner) -> Any:
-    """The handle of a new controller; it ends with the driver, and is started again if it dies before."""
+    """Starts a run's controller and returns its handle.
+
+    The actor ends with the driver; if it dies before, Ray starts it again.
+    """
     return ray.remote(num_cpus=0, max_restarts=-1)(ControllerActor).remote(settings, owner)

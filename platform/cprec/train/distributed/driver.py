@@ -24,14 +24,16 @@ from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
 from cprec.runs import checkpoint
 from cprec.runs.audit import audit
-from cprec.runs.control_channel import Owner
-from cprec.runs.records import TRACE, read_json_lines
+from cprec.runs.json_lines import read_trace
+from cprec.runs.records import AuditReport, PerplexityMeasured, TraceRow
+from cprec.runs.status import current_owner
 from cprec.schedule.plan import Plan
 from cprec.stream.segments import read_plan_rows, streams_by_key
 from cprec.stream.token_sharing import TokenSharing
-from cprec.train.distributed import controller_actor
+from cprec.train.distributed.controller_actor import start_controller
+from cprec.train.distributed.controller_state import ControllerSettings
 
-ProgressCallback = Callable[[list[dict[str, Any]], list[dict[str, Any]], bool], None]
+ProgressCallback = Callable[[list[TraceRow], list[PerplexityMeasured], bool], None]
 """Told now and then, on the driver, of new trace rows and perplexities (events), and whether the run waits for new samples."""
 
 POLL_S = 1.0
@@ -60,7 +62,7 @@ def run_training(job: TrainingJob, on_progress: ProgressCallback, say: Say) -> N
     """
     recipe = job.recipe
     schedule, train = recipe.schedule, recipe.train
-    settings = controller_actor.ControllerSettings(
+    settings = ControllerSettings(
         run=recipe.run,
         run_uri=job.run_uri,
         corpus_uri=job.corpus.uri,
@@ -74,7 +76,7 @@ def run_training(job: TrainingJob, on_progress: ProgressCallback, say: Say) -> N
         max_domain_samples=train.max_samples,
         replay_fraction=schedule.replay_share,
     )
-    controller = controller_actor.start_controller(settings, Owner.this_process())
+    controller = start_controller(settings, current_owner())
     trainer = TorchTrainer(
         _run_worker,
         train_loop_config={
@@ -207,7 +209,7 @@ def _root_cause(error: BaseException) -> BaseException:
     return error
 
 
-def audit_run(job: TrainingJob, plan: Plan) -> dict[str, Any]:
+def audit_run(job: TrainingJob, plan: Plan) -> AuditReport:
     """The audit of a run, from its plan, its trace and the corpus."""
     streams = streams_by_key(Corpus.open(job.corpus.uri))
 
@@ -215,7 +217,7 @@ def audit_run(job: TrainingJob, plan: Plan) -> dict[str, Any]:
         rows = read_plan_rows(plan.find_era(start), streams, start, stop)
         return [int(i) for i in rows["sample_id"].to_numpy().view("uint64")]
 
-    return audit(plan, read_json_lines(join(job.run_uri, TRACE)), ids_at)
+    return audit(plan, read_trace(job.run_uri), ids_at)
 
 
 def latest_checkpoint_uri(run_uri: str) -> str:

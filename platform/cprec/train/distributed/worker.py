@@ -20,8 +20,9 @@ from cprec.config.cli import validate_recipe
 from cprec.config.recipe import Recipe
 from cprec.model import adapter, backbone, fp8
 from cprec.runs import checkpoint
+from cprec.runs.records import TraceRow
 from cprec.schedule.ledger import Ledger
-from cprec.train.distributed.controller_actor import WorkerGroup
+from cprec.train.distributed.controller_state import WorkerGroup
 from cprec.train.distributed.feed import training_steps
 from cprec.train.distributed.profiling import StepProfiler
 from cprec.train.engine import Engine, micro_batch_spec
@@ -238,27 +239,32 @@ class WorkerObserver(Observer):
         checkpoint.prune(self._run_uri, self._recipe.checkpoint.keep, self._phase_ends, name)
 
 
-def trace_row(record: StepRecord, planned: int) -> dict[str, Any]:
-    """One object of trace.jsonl (contracts.md). planned: A as it stood when the step was handed out."""
+def trace_row(record: StepRecord, planned_samples: int) -> TraceRow:
+    """Builds the trace row of a step.
+
+    Args:
+        record: The step as it was done.
+        planned_samples: Samples of the plan (A) when the step was issued.
+    """
     batch = record.batch
-    return {
-        "step": record.step,
-        "samples": batch.start,
-        "batch_samples": batch.sample_count,
-        "phase": record.phase.value,
-        "lr": record.lr,
-        "loss": record.loss,
-        "grad_norm": record.grad_norm,
-        "supervised_tokens": batch.supervised_tokens,
-        "tokens": batch.token_count,
-        "dropped_titles": batch.dropped_titles,
-        "computed_tokens": record.computed_tokens,
-        "imbalance": round(record.imbalance, 4),
-        "tflops": round(record.operations / record.step_s / 1e12, 4),
-        "memory_gb": round(record.peak_memory_bytes / 1e9, 3),
-        "step_s": round(record.step_s, 4),
-        "data_wait_s": round(record.data_wait_s, 4),
-        "sources": dict(batch.samples_by_source),
-        "ids_digest": f"{batch.ids_digest:016x}",
-        "planned": planned,
-    }
+    return TraceRow(
+        step=record.step,
+        samples=batch.start,
+        batch_samples=batch.sample_count,
+        phase=record.phase,
+        lr=record.lr,
+        loss=record.loss,
+        grad_norm=record.grad_norm,
+        supervised_tokens=batch.supervised_tokens,
+        tokens=batch.token_count,
+        dropped_titles=batch.dropped_titles,
+        computed_tokens=record.computed_tokens,
+        imbalance=round(record.imbalance, 4),
+        tflops=round(record.operations / record.step_s / 1e12, 4),
+        memory_gb=round(record.peak_memory_bytes / 1e9, 3),
+        step_s=round(record.step_s, 4),
+        data_wait_s=round(record.data_wait_s, 4),
+        sources=dict(batch.samples_by_source),
+        ids_digest=f"{batch.ids_digest:016x}",
+        planned=planned_samples,
+    )

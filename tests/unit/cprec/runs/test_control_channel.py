@@ -8,19 +8,30 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from cluster.errors import RunError
-from cprec.runs import control_channel
-from cprec.runs.control_channel import MAX_SILENCE_S, STALE_S, STATUS, ControlChannel, Owner
+from cprec.runs import control_channel, status
+from cprec.runs.control_channel import ControlChannel
+from cprec.runs.records import STATUS_FILE, Owner, Status
+from cprec.runs.status import (
+    MAX_SILENCE_S,
+    STALE_S,
+    current_owner,
+    describe_status,
+    is_running,
+    read_status,
+)
 
 HERE = socket.gethostname()
 ALIVE = os.getppid()
-CLAIMS = "import sys; from cprec.train import mailbox\nwith mailbox.claim(sys.argv[1], 'trunk'): print('mine', flush=True); input()"
+CLAIMS = "import sys; from cprec.runs import status\nwith status.claim(sys.argv[1], 'trunk'): print('mine', flush=True); input()"
+
+
+def owner(host: str, pid: int, token: str) -> Owner:
+    return Owner(host=host, pid=pid, token=token)
 
 
 @pytest.fixture
@@ -28,7 +39,7 @@ def run(tmp_path: Path) -> str:
     return str(tmp_path / "trunk")
 
 
-def write(run: str, owner: Owner, age_s: float = 0.0, state: str = "training") -> dict[str, Any]:
+def write(run: str, owner: Owner, age_s: float = 0.0, state: str = "training") -> Status:
     """A state as an owner left it some time ago."""
     values = {
         "run": "trunk",
@@ -36,19 +47,19 @@ def write(run: str, owner: Owner, age_s: float = 0.0, state: str = "training") -
         "answers": {},
         "state": state,
         "time": time.time() - age_s,
-        "owner": asdict(owner),
+        "owner": owner.to_json(),
     }
     Path(run).mkdir(exist_ok=True)
-    (Path(run) / STATUS).write_text(json.dumps(values))
-    return values
+    (Path(run) / STATUS_FILE).write_text(json.dumps(values))
+    return Status.from_json(values)
 
 
 def claim(run: str) -> None:
     """Claim a run and let go of it."""
-    with control_channel.claim(run, "trunk"):
-        state = control_channel.read_status(run)
+    with status.claim(run, "trunk"):
+        state = read_status(run)
         assert state is not None
-        assert (state["state"], state["owner"]["pid"], control_channel.is_running(state)) == (
+        assert (state.state, state.owner.pid, is_running(state)) == (
             "starting",
             os.getpid(),
             True,
@@ -86,27 +97,29 @@ def test_a_second_driver_is_refused_while_the_first_one_starts_and_let_in_when_i
 def test_on_its_own_host_a_driver_that_is_there_keeps_its_run_though_it_is_silent(
     run: str, age_s: float
 ) -> None:
-    write(run, Owner(HERE, ALIVE, "first"), age_s)
+    write(run, owner(HERE, ALIVE, "first"), age_s)
     with pytest.raises(RunError, match=f"trained by process {ALIVE}"):
         claim(run)
 
 
 def test_nobody_waits_for_a_driver_that_is_dead_or_was_silent_for_too_long(run: str) -> None:
     with dead() as pid:
-        write(run, Owner(HERE, pid, "first"))
+        write(run, owner(HERE, pid, "first"))
         claim(run)
-    write(run, Owner(HERE, ALIVE, "first"), MAX_SILENCE_S + 5)
+    write(run, owner(HERE, ALIVE, "first"), MAX_SILENCE_S + 5)
     claim(run)
 
 
 @pytest.mark.parametrize(
-    "owner", [Owner("elsewhere", 1, "first"), Owner(HERE, os.getpid(), "a container before")]
+    "unseen", [owner("elsewhere", 1, "first"), owner(HERE, os.getpid(), "a container before")]
 )
-def test_where_a_driver_cannot_be_seen_the_age_of_its_state_decides(run: str, owner: Owner) -> None:
-    write(run, owner, STALE_S - 5)
+def test_where_a_driver_cannot_be_seen_the_age_of_its_state_decides(
+    run: str, unseen: Owner
+) -> None:
+    write(run, unseen, STALE_S - 5)
     with pytest.raises(RunError, match="if it died, wait 20 s"):
         claim(run)
-    write(run, owner, STALE_S + 5)
+    write(run, unseen, STALE_S + 5)
     claim(run)
 
 
@@ -114,46 +127,46 @@ def test_of_two_that_start_at_once_the_one_that_wrote_last_goes_on(
     run: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        time, "sleep", lambda seconds: write(run, Owner(HERE, ALIVE, "other"), state="starting")
+        time, "sleep", lambda seconds: write(run, owner(HERE, ALIVE, "other"), state="starting")
     )
     with pytest.raises(RunError, match=f"trained by process {ALIVE}"):
         claim(run)
-    state = control_channel.read_status(run)
+    state = read_status(run)
     assert state is not None
-    assert state["owner"]["token"] == "other"
+    assert state.owner.token == "other"
 
 
 def test_a_claim_without_training_leaves_no_trace(run: str) -> None:
     claim(run)
-    assert control_channel.read_status(run) is None
-    before = write(run, Owner("elsewhere", 1, "first"), state="ended")
+    assert read_status(run) is None
+    before = write(run, owner("elsewhere", 1, "first"), state="ended")
     claim(run)
-    assert control_channel.read_status(run) == before
+    assert read_status(run) == before
 
 
 def test_what_the_controller_wrote_meanwhile_stays(run: str) -> None:
-    with control_channel.claim(run, "trunk"):
-        ControlChannel(run, Owner.this_process()).write_status(
-            {"run": "trunk", "state": "ended", "samples": 96}
-        )
-    state = control_channel.read_status(run)
+    with status.claim(run, "trunk"):
+        me = current_owner()
+        ended = Status(run="trunk", owner=me, state="ended", samples=96)
+        ControlChannel(run, me).publish(ended)
+    state = read_status(run)
     assert state is not None
-    assert (state["state"], state["samples"]) == ("ended", 96)
+    assert (state.state, state.samples) == ("ended", 96)
 
 
 def test_a_run_at_its_first_start_is_described(run: str) -> None:
-    with control_channel.claim(run, "trunk"):
-        state = control_channel.read_status(run)
+    with status.claim(run, "trunk"):
+        state = read_status(run)
         assert state is not None
-        assert control_channel.describe_status(state) == "trunk: starting"
+        assert describe_status(state) == "trunk: starting"
         assert control_channel.notify_runs(str(Path(run).parent), "any", 1.0) == []
 
 
 def test_a_request_whose_asker_is_interrupted_is_taken_back(
     run: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(run, Owner(HERE, ALIVE, "driver"))
-    desk = ControlChannel(run, Owner(HERE, ALIVE, "driver"))
+    write(run, owner(HERE, ALIVE, "driver"))
+    desk = ControlChannel(run, owner(HERE, ALIVE, "driver"))
     seen: list[str] = []
 
     def interrupt(seconds: float) -> None:

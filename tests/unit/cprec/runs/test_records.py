@@ -1,7 +1,7 @@
 """Records survive crashes, the audit counts what was trained, a run keeps its recipe."""
 
+import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,11 +11,28 @@ from cluster.errors import RecipeError, RunError
 from cprec.config.cli import validate_recipe
 from cprec.config.recipe import Recipe
 from cprec.runs.audit import audit
+from cprec.runs.json_lines import open_events, open_trace, read_events, read_trace
 from cprec.runs.recipe_lock import lock
-from cprec.runs.records import JsonLinesFile, read_json_lines
+from cprec.runs.records import (
+    EVENTS_FILE,
+    TRACE_FILE,
+    AuditCounts,
+    CorpusVersionAdopted,
+    Event,
+    Held,
+    PhaseChanged,
+    Resumed,
+    RunStarted,
+    Status,
+    TraceRow,
+    UnknownEvent,
+    parse_event,
+)
 from cprec.schedule.ledger import ids_digest
 from cprec.schedule.plan import Portion, global_batches
 from cprec.schedule.planning import PlanSettings, build_plan
+from cprec.schedule.wsa import Phase
+from tests.records import trace_row
 
 PLAN = build_plan(
     PlanSettings(0, 1e-5, 1e-3, 0.1),
@@ -28,12 +45,9 @@ def ids_at(start: int, stop: int) -> list[int]:
     return [(i * 0x9E3779B97F4A7C15) % (1 << 64) for i in range(start, stop)]
 
 
-def row(start: int, stop: int) -> dict[str, Any]:
-    return {
-        "samples": start,
-        "batch_samples": stop - start,
-        "ids_digest": f"{ids_digest(ids_at(start, stop)):016x}",
-    }
+def row(start: int, stop: int) -> TraceRow:
+    digest = f"{ids_digest(ids_at(start, stop)):016x}"
+    return trace_row(samples=start, batch_samples=stop - start, ids_digest=digest)
 
 
 TRACE = [
@@ -42,51 +56,96 @@ TRACE = [
 
 
 def test_a_complete_trace_passes_the_audit() -> None:
-    found = audit(PLAN, TRACE, ids_at)
-    assert (found["planned"], found["trained"], found["missing"], found["repeated"]) == (
-        150,
-        150,
-        0,
-        0,
-    )
-    assert found["sources"]["domain/B"]["1"] == {
-        "planned": 40,
-        "trained": 40,
-        "missing": 0,
-        "repeated": 0,
-    }
+    report = audit(PLAN, TRACE, ids_at)
+    assert (report.planned, report.trained, report.missing, report.repeated) == (150, 150, 0, 0)
+    counts = AuditCounts(planned=40, trained=40, missing=0, repeated=0)
+    assert report.sources["domain/B"]["1"] == counts
 
 
 @given(st.sets(st.integers(0, len(TRACE) - 1)), st.sets(st.integers(0, len(TRACE) - 1)))
 def test_every_lost_or_repeated_step_is_counted(lost: set[int], twice: set[int]) -> None:
     trace = [r for i, r in enumerate(TRACE) if i not in lost] + [TRACE[i] for i in twice]
-    found = audit(PLAN, trace, ids_at)
-    assert found["missing"] == sum(TRACE[i]["batch_samples"] for i in lost - twice)
-    assert found["repeated"] == sum(TRACE[i]["batch_samples"] for i in twice - lost)
-    for key in ("planned", "trained", "missing", "repeated"):
-        assert found[key] == sum(
-            entry[key] for versions in found["sources"].values() for entry in versions.values()
+    report = audit(PLAN, trace, ids_at)
+    assert report.missing == sum(TRACE[i].batch_samples for i in lost - twice)
+    assert report.repeated == sum(TRACE[i].batch_samples for i in twice - lost)
+    for name in ("planned", "trained", "missing", "repeated"):
+        assert getattr(report, name) == sum(
+            getattr(counts, name)
+            for versions in report.sources.values()
+            for counts in versions.values()
         )
 
 
 def test_a_step_that_trained_other_samples_is_missing() -> None:
-    trace = [*TRACE[:-1], {**TRACE[-1], "ids_digest": "0" * 16}]
-    assert audit(PLAN, trace, ids_at)["missing"] == TRACE[-1]["batch_samples"]
+    trace = [*TRACE[:-1], TRACE[-1].model_copy(update={"ids_digest": "0" * 16})]
+    assert audit(PLAN, trace, ids_at).missing == TRACE[-1].batch_samples
 
 
 def test_lines_survive_a_crash_in_the_middle_of_one(tmp_path: Path) -> None:
-    uri = str(tmp_path / "trace.jsonl")
-    lines = JsonLinesFile(uri)
-    lines.append({"samples": 0})
-    lines.flush()
-    with Path(uri).open("a") as file:
+    run = str(tmp_path)
+    trace = open_trace(run)
+    trace.append(row(0, 1))
+    trace.flush()
+    with (tmp_path / TRACE_FILE).open("a") as file:
         file.write('{"samples": 1')
-    assert read_json_lines(uri) == [{"samples": 0}]
-    again = JsonLinesFile(uri)
-    again.append({"samples": 1})
-    again.append({"samples": 2})
-    again.retain(lambda value: bool(value["samples"] < 2))
-    assert read_json_lines(uri) == [{"samples": 0}, {"samples": 1}]
+    assert read_trace(run) == [row(0, 1)]
+    again = open_trace(run)
+    again.append(row(1, 2))
+    again.append(row(2, 3))
+    again.retain(lambda step: step.samples < 2)
+    assert read_trace(run) == [row(0, 1), row(1, 2)]
+
+
+EVENTS: list[Event] = [
+    RunStarted(samples=0, run="r", warmup_end=1, stable_end=2, annealing_end=3),
+    CorpusVersionAdopted(samples=0, version=0, sources={"mixed": 1}, stable_end=2, annealing_end=3),
+    PhaseChanged(samples=1, before=Phase.WARMUP, after=Phase.STABLE, because="so"),
+    Resumed(samples=1, checkpoint="c", attempt=1, workers=2),
+    Held(samples=1),
+]
+
+
+def test_events_come_back_as_what_they_were(tmp_path: Path) -> None:
+    events = open_events(str(tmp_path))
+    for event in EVENTS:
+        events.append(event)
+    events.flush()
+    assert read_events(str(tmp_path)) == EVENTS
+    names = [list(json.loads(line)) for line in (tmp_path / EVENTS_FILE).read_text().splitlines()]
+    assert names[2] == ["time", "event", "samples", "from", "to", "because"]
+    assert all(keys[:3] == ["time", "event", "samples"] for keys in names)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"event": "of_another_release", "color": "red"},
+        {"event": "run_finished", "color": "red"},  # with other fields than today
+    ],
+)
+def test_an_event_of_another_release_keeps_its_fields(values: dict[str, str]) -> None:
+    event = parse_event({"time": 1.0, "samples": 5, **values})
+    assert isinstance(event, UnknownEvent)
+    assert event.details() == {"color": "red"}
+    assert event.to_json() == {"time": 1.0, "samples": 5, **values}
+
+
+def test_records_of_release_0_1_are_read() -> None:
+    """Rows without the fields that came later; a status that says `rate`."""
+    old = {
+        "step": 3, "samples": 96, "batch_samples": 32, "phase": "stable", "lr": 1e-3, "loss": 2.0,
+        "grad_norm": 0.5, "supervised_tokens": 9, "tokens": 99, "step_s": 0.1, "data_wait_s": 0.0,
+        "sources": {"mixed": 32}, "ids_digest": "0" * 16,
+    }  # fmt: skip
+    step = TraceRow.from_json(old)
+    assert (step.end, step.dropped_titles, step.planned) == (128, 0, 0)
+    owner = {"host": "h", "pid": 1, "token": "t"}
+    status = Status.from_json(
+        {"time": 1.0, "owner": owner, "answers": {}, "run": "r", "state": "ended", "rate": 5e-6}
+    )
+    assert status.lr == 5e-6
+    assert status.to_json()["lr"] == 5e-6
+    assert "rate" not in status.to_json()
 
 
 def test_a_run_keeps_its_recipe(tmp_path: Path) -> None:

@@ -193,10 +193,10 @@ def test_whatever_happens_every_planned_sample_is_trained_once_at_its_rate(
             )
             assert at >= issued
         elif action in ("hold", "release") and controller.is_open:
-            controller.hold = action == "hold"
+            controller.set_hold(action == "hold")
         elif action == "anneal" and controller.is_open and data.draw(st.booleans()):
             controller.start_annealing()
-    world.controller.hold = False
+    world.controller.set_hold(False)
     while world.train():
         pass
     assert not isinstance(world.controller.issue_segment(world.samples), Wait)

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cprec.runs.json_lines import read_events, read_trace
 from cprec.schedule.wsa import WSA
 from cprec.tracking import figures, report
+from tests.records import trace_row
 
 STEPS, BATCH = 600, 128
 EVIL = "<script>alert(1)</script>"
@@ -51,7 +53,7 @@ def events() -> list[dict[str, Any]]:
             "event": "corpus_version_adopted",
             "samples": 250 * BATCH,
             "version": 1,
-            "sources": ["domain/Music"],
+            "sources": {"domain/Music": 5},
             "S": 1,
             "A": 2,
         },
@@ -142,7 +144,7 @@ def test_the_schedule_picture_marks_what_joined_restarts_and_the_plan(run: Path)
     ):
         assert shown in picture
     assert "planned" not in picture
-    steps = figures.drop_repeated_steps(trace())
+    steps = figures.drop_repeated_steps(read_trace(str(run)))
     assert "planned" in figures.plot_schedule(steps, [], WSA(1e-5, 5e-4, 10, 20, 2 * STEPS * BATCH))
 
 
@@ -166,9 +168,7 @@ def test_the_perplexity_of_the_text_is_drawn_where_it_was_measured(run: Path) ->
     pages = report.write(str(run))
     assert "perplexity of the text: 12.5 → 15.75" in pages["report.html"]
     assert "perplexity of text" in pages["schedule.svg"]
-    assert figures.perplexities(
-        [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
-    ) == sorted(set(measured))
+    assert figures.perplexities(read_events(str(run))) == sorted(set(measured))
 
 
 def test_what_came_from_outside_is_escaped(run: Path) -> None:
@@ -182,8 +182,8 @@ def test_equal_records_give_an_equal_page(run: Path) -> None:
 
 
 def test_sources_and_phases_are_text_in_the_plots() -> None:
-    row = {**trace()[0], "sources": {EVIL: 64, "domain/A$B$C": 64}, "phase": EVIL}
-    page = report.render(EVIL, [], [row], {}, [], "")
+    row = trace_row(sources={EVIL: 64, "domain/A$B$C": 64})
+    page = report.render(EVIL, [], [row], None, [], "")
     assert "<script" not in page
     assert "domain/A$B$C" in page
 
@@ -195,5 +195,5 @@ def test_a_run_without_records_has_a_report(tmp_path: Path) -> None:
 
 
 def test_of_a_step_that_was_trained_again_the_last_counts() -> None:
-    first, again = trace()[0], {**trace()[0], "tokens": 77}
-    assert "77 tokens" in report.render("r", [], [first, again], {}, [], "")
+    first, again = trace_row(), trace_row(tokens=77)
+    assert "77 tokens" in report.render("r", [], [first, again], None, [], "")

@@ -14,6 +14,7 @@ TEXT = (
     "Rain fell on the hills, and the river rose. By noon the bridge was gone; by night so was the road. "
     * 9
 )
+from tests.records import trace_row
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
@@ -57,9 +58,6 @@ def test_a_model_that_is_lost_still_has_a_number() -> None:
 
 
 def test_the_live_line_shows_the_last_one() -> None:
-    row = {
-        "phase": "stable", "samples": 32, "batch_samples": 32, "lr": 1e-3, "loss": 1.5, "tokens": 900, "tflops": 0.1, "memory_gb": 1.0,
-        "step_s": 0.5, "data_wait_s": 0.0,
-    }  # fmt: skip
+    row = trace_row(samples=32, batch_samples=32, loss=1.5, tokens=900, tflops=0.1)
     assert "loss 1.5000  text 61.53  " in format_progress([row], 640, 61.5349)
     assert "text" not in format_progress([row], 640)

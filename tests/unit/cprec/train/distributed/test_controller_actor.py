@@ -7,17 +7,16 @@ import pytest
 from cluster.errors import PlatformFault
 from corpus.append import append
 from corpus.build import build
+from corpus.sampling.source import SourceKind
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
 from cprec.runs import run_plan
-from cprec.runs.control_channel import Owner
+from cprec.runs.status import current_owner
 from cprec.stream import segments
 from cprec.stream.token_sharing import NO_SHARING
-from cprec.train.distributed.controller_actor import (
-    ControllerActor,
-    ControllerSettings,
-    WorkerGroup,
-)
+from cprec.train.distributed.controller_actor import ControllerActor
+from cprec.train.distributed.controller_state import ControllerSettings, WorkerGroup
+from tests.records import trace_row
 from tests.unit.corpus.worlds import settings, shop, write_root
 
 
@@ -34,15 +33,15 @@ def corpus(tmp_path: Path) -> Corpus:
 @pytest.fixture
 def shell(tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> ControllerActor:
     """Of a run that has begun, but for what only read tasks need: titles in Ray's object store, settings of Ray Data."""
-    monkeypatch.setattr(segments, "configure", lambda: None)
-    monkeypatch.setattr(segments.RowEncoder, "of", lambda *_: None)
+    monkeypatch.setattr(segments, "configure_ray_data", lambda: None)
+    monkeypatch.setattr(segments.RowEncoder, "from_corpus", lambda *_: None)
     run = str(tmp_path / "runs" / "trunk")
     run_plan.open_run_plan(Recipe(), run, corpus)
     return ControllerActor(
         ControllerSettings(
             "trunk", run, corpus.uri, "base", None, 512, NO_SHARING, 32, 64, 64, None, 0.0
         ),
-        Owner.this_process(),
+        current_owner(),
     )
 
 
@@ -78,7 +77,7 @@ def test_a_version_whose_adoption_could_not_be_written_is_adopted_once(
     assert counts == {
         (s.source, s.version): s.rows
         for s in grown.streams()
-        if not s.source.startswith("downstream/")
+        if s.source.kind is not SourceKind.DOWNSTREAM
     }
     written = run_plan.RunPlan.read(str(tmp_path / "runs" / "trunk"))
     assert written is not None
@@ -105,7 +104,7 @@ def test_a_controller_that_was_started_again_between_two_steps_sends_the_workers
     shell: ControllerActor,
 ) -> None:
     for call in (
-        lambda: shell.record_step({"samples": 0, "batch_samples": 32}),
+        lambda: shell.record_step(trace_row()),
         lambda: shell.record_perplexity(0, 1.0),
         shell.prepare_checkpoint,
     ):

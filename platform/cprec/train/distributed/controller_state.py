@@ -1,0 +1,189 @@
+"""What a run's controller knows, in memory and on storage: plan, events, trace and status.
+
+The only writer of these files. Every change of the plan is on storage before it takes effect, so
+the actor can die at any moment: a new one reads plan.json, and the next worker group tells it from
+which checkpoint training goes on.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from cluster.errors import PlatformFault
+from cprec.runs.json_lines import open_events, open_trace
+from cprec.runs.records import (
+    Event,
+    Owner,
+    PerplexityMeasured,
+    PhaseChanged,
+    Status,
+    TraceRow,
+)
+from cprec.runs.run_plan import RunPlan
+from cprec.schedule.controller import Controller
+from cprec.stream.token_sharing import TokenSharing
+
+
+@dataclass(frozen=True)
+class ControllerSettings:
+    """What the controller needs of the recipe.
+
+    Attributes:
+        run: Name of the run.
+        run_uri: Folder of the run.
+        corpus_uri: Folder of the corpus.
+        base: Base model that workers load.
+        revision: Revision of a base on a hub.
+        max_tokens: Tokens of a prompt and its answer, at most.
+        token_sharing: What samples of a global batch share.
+        global_batch_size: Samples of an optimizer step.
+        segment_samples: Samples of a segment, at most.
+        poll_samples: Samples between two looks at the corpus, at most.
+        max_domain_samples: Cap on domain-specific samples; None: no cap.
+        replay_fraction: Fraction of the samples up to S that are windows of text.
+    """
+
+    run: str
+    run_uri: str
+    corpus_uri: str
+    base: str
+    revision: str | None
+    max_tokens: int
+    token_sharing: TokenSharing
+    global_batch_size: int
+    segment_samples: int
+    poll_samples: int
+    max_domain_samples: int | None
+    replay_fraction: float
+
+
+@dataclass(frozen=True)
+class WorkerGroup:
+    """One start of the worker group.
+
+    Attributes:
+        attempt: Number of the start; starts that made no checkpoint do not count.
+        world_size: Number of workers.
+        samples: Samples that are trained already.
+        checkpoint_uri: Checkpoint that the group goes on from; None at the very start.
+    """
+
+    attempt: int
+    world_size: int
+    samples: int
+    checkpoint_uri: str | None
+
+
+class ControllerState:
+    """One run's plan, controller and records."""
+
+    def __init__(self, settings: ControllerSettings, owner: Owner) -> None:
+        run_plan = RunPlan.read(settings.run_uri)
+        if run_plan is None:
+            raise PlatformFault(
+                f"{settings.run_uri}: no plan.json; a run's plan is written before its "
+                "controller starts"
+            )
+        self.settings, self.owner = settings, owner
+        self.run_plan = run_plan
+        self.controller = self._controller_at(0)
+        self.group: WorkerGroup | None = None
+        self.workers_wait = False
+        self._events, self.trace = open_events(settings.run_uri), open_trace(settings.run_uri)
+        self.trace_rows = self.trace.read()
+        self.perplexities = [
+            event for event in self._events.read() if isinstance(event, PerplexityMeasured)
+        ]
+
+    def restart(self, group: WorkerGroup) -> None:
+        """Goes back to where a worker group starts.
+
+        Later trace rows are dropped, because their samples will be trained again.
+        """
+        self.group = group
+        self.controller = self._controller_at(group.samples)
+        self.trace.retain(lambda row: row.samples < group.samples)
+        self.trace_rows = self.trace.read()
+
+    def require_group(self) -> None:
+        """Checks that a worker group has told this controller where it starts.
+
+        Raises:
+            PlatformFault: The controller was started again between two steps. What its predecessor
+                had not flushed is lost, so the group must go back to its last checkpoint too.
+        """
+        if self.group is None:
+            raise PlatformFault(
+                "the controller was started again while workers trained; "
+                "they go on from the last checkpoint"
+            )
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether the workers wait for new samples.
+
+        They ask for the next segment before they have trained the present one.
+        """
+        controller = self.controller
+        return self.workers_wait and controller.samples >= controller.plan.wsa.stable_end
+
+    def write_run_plan(self, run_plan: RunPlan) -> None:
+        """Makes a changed plan durable, then takes it over."""
+        run_plan.write(self.settings.run_uri)
+        self.run_plan = run_plan
+
+    def add_step(self, row: TraceRow) -> None:
+        """Adds a step to the trace; the phase follows."""
+        self.trace.append(row)
+        self.trace_rows.append(row)
+        self.advance(row.end)
+
+    def advance(self, samples: int) -> None:
+        """Notes how many samples are trained, and records the phase changes that follow."""
+        for change in self.controller.advance(samples):
+            self.record(
+                PhaseChanged(
+                    samples=change.samples,
+                    before=change.before,
+                    after=change.after,
+                    because=change.reason,
+                )
+            )
+
+    def record(self, *events: Event) -> None:
+        """Adds events to events.jsonl, durably."""
+        for event in events:
+            self._events.append(event)
+            if isinstance(event, PerplexityMeasured):
+                self.perplexities.append(event)
+        self._events.flush()
+
+    def status(self, state: Literal["training", "waiting", "ended"]) -> Status:
+        """Returns the run's status as it stands."""
+        controller, wsa = self.controller, self.controller.plan.wsa
+        seen = controller.plan.count_by_stream(0, controller.samples)
+        return Status(
+            owner=self.owner,
+            run=self.settings.run,
+            state=state,
+            corpus=self.settings.corpus_uri,
+            corpus_version=self.run_plan.version,
+            phase=controller.phase,
+            samples=controller.samples,
+            issued=controller.issued_samples,
+            warmup_end=wsa.warmup_end,
+            stable_end=wsa.stable_end,
+            annealing_end=wsa.annealing_end,
+            hold=controller.hold,
+            lr=wsa.lr(min(controller.samples, wsa.annealing_end)),
+            sources={f"{source}@{version}": n for (source, version), n in seen.items()},
+        )
+
+    def _controller_at(self, samples: int) -> Controller:
+        return Controller(
+            self.run_plan.plan,
+            self.settings.global_batch_size,
+            self.settings.segment_samples,
+            samples,
+            self.run_plan.hold,
+            self.run_plan.closed,
+        )

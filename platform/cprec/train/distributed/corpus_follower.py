@@ -1,0 +1,103 @@
+"""Follows the corpus of a run: new versions join the plan while it is open."""
+
+from dataclasses import replace
+
+from corpus.store.tables import Corpus
+from cprec.runs.records import CorpusVersionAdopted
+from cprec.runs.run_plan import build_replay, remaining_portions
+from cprec.stream import segments
+from cprec.train.distributed.controller_state import ControllerState
+
+CLOSED_ADVICE = (
+    "finishes as planned; go on from its last stable checkpoint with jobs/cpt.py --continue-from"
+)
+"""What a run that takes up nothing any more does, for people."""
+
+
+class CorpusFollower:
+    """Holds the version of the corpus that segments are read from, and adopts newer ones.
+
+    Attributes:
+        streams: The training streams of that version.
+        row_encoder: What turns its rows into tokens, shared by all read tasks.
+    """
+
+    def __init__(self, state: ControllerState) -> None:
+        self._state = state
+        self._samples_at_check = 0
+        self._message = f"has corpus version {state.run_plan.version}"
+        self.row_encoder: segments.RowEncoder | None = None
+        self._load(Corpus.open(state.settings.corpus_uri))
+
+    def is_due(self) -> bool:
+        """Returns whether it is time to look at the corpus: at once while workers wait."""
+        trained = self._state.controller.samples - self._samples_at_check
+        return self._state.workers_wait or trained >= self._state.settings.poll_samples
+
+    def check(self) -> str | None:
+        """Adopts a newer version of the corpus if the plan is open.
+
+        Returns:
+            What the run does with it, for people; None if there is no newer version.
+        """
+        state, settings = self._state, self._state.settings
+        self._samples_at_check = state.controller.samples
+        corpus = Corpus.open(settings.corpus_uri)
+        if corpus.version <= state.run_plan.version:
+            return None
+        if not state.controller.is_open:
+            return (
+                f"does not take up corpus version {corpus.version}: "
+                f"it is {state.controller.phase}, and {CLOSED_ADVICE}"
+            )
+        domain, mixed, texts = state.run_plan.new_streams(corpus)
+        replayed = texts if settings.replay_fraction else []
+        if not (domain or mixed or replayed):
+            state.write_run_plan(replace(state.run_plan, version=corpus.version))
+            return f"has nothing to train of corpus version {corpus.version}"
+        self._load(corpus)
+
+        before = state.controller.plan
+        consumed = before.consumed_portions(state.controller.join_position())
+        with state.controller.transaction():
+            position = state.controller.extend_plan(
+                remaining_portions(domain),
+                remaining_portions(mixed),
+                settings.max_domain_samples,
+                build_replay(settings.replay_fraction, corpus, consumed),
+            )
+            plan = state.controller.plan
+            state.write_run_plan(state.run_plan.adopt_version(corpus, plan, domain))
+        state.record(
+            CorpusVersionAdopted(
+                samples=position,
+                version=corpus.version,
+                sources={str(s.source): s.rows for s in (*domain, *mixed, *replayed)},
+                stable_end=plan.wsa.stable_end,
+                annealing_end=plan.wsa.annealing_end,
+                stable_end_before=before.wsa.stable_end,
+            )
+        )
+        state.workers_wait = False
+        self._message = (
+            f"takes up corpus version {corpus.version} at sample {position:,}: "
+            f"S = {plan.wsa.stable_end:,}, A = {plan.wsa.annealing_end:,}"
+        )
+        return self._message
+
+    def check_or_repeat(self) -> str:
+        """Checks the corpus; returns the last message again if there is no newer version."""
+        return self.check() or self._message
+
+    def _load(self, corpus: Corpus) -> None:
+        """Takes over the streams of a version and the titles of its items."""
+        settings = self._state.settings
+        self.streams = segments.streams_by_key(corpus)
+        self.row_encoder = segments.RowEncoder.from_corpus(
+            corpus,
+            settings.base,
+            settings.revision,
+            settings.max_tokens,
+            self.row_encoder,
+            settings.token_sharing,
+        )
