@@ -278,7 +278,7 @@ def test_two_files_for_one_domain(tmp_path: Path) -> None:
     amazon(tmp_path, 2018, ".json")
     amazon(tmp_path, 2018, ".json.gz")
     with pytest.raises(
-        DataError, match=r"A\.json\.gz: .*A\.json is there as well; leave one of them"
+        DataError, match=r"A\.json\.gz: .*A\.json exists as well; leave only one of them"
     ):
         read(tmp_path, format="amazon2018")
 
