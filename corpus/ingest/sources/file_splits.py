@@ -61,9 +61,9 @@ def split_file(file: str) -> list[FileSplit]:
             for start in range(0, _file_size(file), BYTES_PER_SPLIT)
         ] or [FileSplit(file)]
     splits: list[list[int]] = []
-    rows_in_split = ROWS_PER_SPLIT  # full, so that the first row group begins a split
+    rows_in_split = 0
     for group, rows in enumerate(_row_group_sizes(file) if file.endswith(".parquet") else ()):
-        if rows_in_split + rows > ROWS_PER_SPLIT:
+        if not splits or rows_in_split + rows > ROWS_PER_SPLIT:
             splits.append([])
             rows_in_split = 0
         splits[-1].append(group)
