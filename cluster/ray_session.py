@@ -87,7 +87,7 @@ def ray_session(address: str, num_cpus: int) -> Iterator[None]:
 def preserve_sigterm_handler() -> Iterator[None]:
     """Restores the SIGTERM handler that `ray.init` replaces with one that exits the process.
 
-    A SIGTERM that arrives inside the `with` block is raised as KeyboardInterrupt.
+    A SIGTERM that reaches Ray's handler inside the `with` block becomes KeyboardInterrupt.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # outside the main thread, Ray does not replace the handler

@@ -189,7 +189,7 @@ def is_storage_error(error: Exception) -> bool:
 
 
 def sha256(content: bytes) -> str:
-    """Returns the hex digest of a content."""
+    """Returns the hex digest of bytes."""
     return hashlib.sha256(content).hexdigest()
 
 

@@ -57,8 +57,7 @@ def select_usable(
 ) -> UsableInteractions:
     """Selects the rows that can be used, judging each row by itself.
 
-    So any part of a domain can be passed. `clean_interactions` and `deduplicate_and_cap` need all
-    rows of a user.
+    Any part of a domain can therefore be passed, unlike to `deduplicate_and_cap`.
 
     Args:
         domain: Name of the domain.
@@ -103,7 +102,7 @@ def clean_interactions(
 
 
 def deduplicate_and_cap(rows: pl.DataFrame, max_per_user: int) -> tuple[pl.DataFrame, Counter[str]]:
-    """Removes duplicate interactions, and all but the most recent of each user.
+    """Removes duplicates, then keeps only the most recent interactions of each user.
 
     Args:
         rows: Columns user, item and timestamp, with all interactions of every user in it. Items are
@@ -137,9 +136,9 @@ def disambiguate_item_titles(items: pl.DataFrame) -> tuple[pl.DataFrame, int]:
 
 
 def _timestamp_faults(ticks_per_second: int, latest: int) -> dict[str, pl.Expr]:
-    """Returns for each reason to reject a time the test for it.
+    """Returns the tests for implausible times, by reason.
 
-    Times in another unit have reasons of their own, because they show which setting to correct.
+    Times in another unit have their own reasons, because they show which setting to correct.
 
     Args:
         ticks_per_second: Ticks of a time in a second.
@@ -161,7 +160,7 @@ def _timestamp_faults(ticks_per_second: int, latest: int) -> dict[str, pl.Expr]:
 def _filter_by_rating(
     rows: pl.DataFrame, min_rating: float | None
 ) -> tuple[pl.DataFrame, Counter[str]]:
-    """Returns the rows with at least a minimum rating, and how many were dropped; None: all."""
+    """Drops and counts the rows below a minimum rating; without a minimum, keeps all."""
     if min_rating is None:
         return rows, Counter()
     liked = rows.filter(pl.col("rating").fill_nan(None) >= min_rating).drop("rating")
