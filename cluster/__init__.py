@@ -1,1 +1,1 @@
-"""Where cprec runs: errors and settings that every layer shares, storage, the Ray session, DeepSpeed presets."""
+"""What every layer shares: errors, settings, storage, the Ray session, DeepSpeed presets."""

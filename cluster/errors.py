@@ -1,45 +1,46 @@
-"""The one exception tree. A job turns it into an exit code (docs/operations.md).
+"""The one exception tree; jobs turn it into exit codes (docs/operations/exit-codes.md).
 
     CprecError
-    ├── UserError              exit 1: one message, no traceback; what, where, the value seen, what to do
-    │   ├── RecipeError        a key or a value of the recipe
-    │   ├── DataError          raw behaviours that cannot be used
-    │   ├── CorpusError        a corpus that is missing, of another version, or too small
-    │   │   └── Overtaken      another process committed first; the same call again builds on what it made
-    │   └── RunError           a run that cannot start, resume or be promoted as asked
-    └── PlatformFault          exit 2: something broke; retried where that is safe
+    ├── UserError                    exit 1: one message, no traceback
+    │   ├── RecipeError              a key or a value of the recipe
+    │   ├── DataError                raw interactions or items that cannot be used
+    │   ├── CorpusError              a corpus that is missing, of another version, or too small
+    │   │   └── CommitConflictError  another process committed first
+    │   └── RunError                 a run that cannot start, resume or be promoted as asked
+    └── PlatformFault                exit 2: something broke; retried where that is safe
 
-Every error is made from one message, so that it survives pickling between Ray processes.
+Every exception takes one argument, its message, so that it can be pickled between Ray processes.
+The message of a UserError says where, what was seen, what is allowed, and what to do.
 """
 
 
 class CprecError(Exception):
-    """Root of all errors that cprec raises on purpose."""
+    """The base of all exceptions that cprec raises on purpose."""
 
 
 class UserError(CprecError):
-    """The request cannot be served as it stands; the message says what to change."""
+    """A request that cannot be served; the message says what to change."""
 
 
 class RecipeError(UserError):
-    """A key or a value of the recipe is wrong."""
+    """A key or a value of the recipe that is wrong."""
 
 
 class DataError(UserError):
-    """Raw behaviours cannot be used as they are."""
+    """Raw interactions or items that cannot be used."""
 
 
 class CorpusError(UserError):
-    """The corpus is missing, of another version than asked for, or too small."""
+    """A corpus that is missing, of another version than asked for, or too small."""
 
 
 class CommitConflictError(CorpusError):
-    """Another process committed first; the same call again builds on what it made."""
+    """Another process committed first; the same call again builds on that commit."""
 
 
 class RunError(UserError):
-    """A run cannot start, resume or be promoted as asked."""
+    """A run that cannot start, resume or be promoted as asked."""
 
 
 class PlatformFault(CprecError):
-    """An invariant of the platform broke; the run stops and can be resumed."""
+    """A broken invariant of the platform; the run stops and can be resumed."""

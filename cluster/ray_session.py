@@ -1,6 +1,7 @@
-"""The Ray session of a job: the cluster that it was submitted to, or a local one that ends with it.
+"""The Ray session of a job: the cluster it was submitted to, or a local one that ends with it.
 
-The platform's code travels as `py_modules` (content-hashed, so never stale): driver and workers run the same code, nothing is installed on the nodes.
+Ray ships the platform's code to the workers as `py_modules`, which are hashed by content and so
+never stale. Driver and workers run the same code, and nothing is installed on the nodes.
 """
 
 import logging
@@ -15,11 +16,11 @@ from pathlib import Path
 import ray
 
 SOURCE_ROOT = Path(__file__).resolve().parent.parent
-"""The folder that holds `cluster`, `corpus` and, below `platform`, `cprec`; in an installed wheel `cprec` lies beside them."""
+"""The folder of `cluster` and `corpus`; `cprec` is in `platform/` here, in a wheel beside them."""
 
 
 def package_folders() -> list[str]:
-    """The package folders that every worker needs."""
+    """Returns the folders of the packages that every worker needs."""
     cprec = SOURCE_ROOT / "platform" / "cprec"
     return [
         str(path)
@@ -32,7 +33,11 @@ def package_folders() -> list[str]:
 
 
 def resolve_address(address: str) -> str:
-    """`auto` is the cluster of `ray job submit` (RAY_ADDRESS is set there), else a local session: never a cluster that merely runs nearby."""
+    """Returns the address to pass to `ray.init`.
+
+    `auto` means the cluster of `ray job submit`, which sets RAY_ADDRESS, or else a local session.
+    It never connects to a cluster that just happens to run on this machine.
+    """
     if address == "auto":
         return "auto" if os.environ.get("RAY_ADDRESS") else "local"
     return address
@@ -40,35 +45,37 @@ def resolve_address(address: str) -> str:
 
 @contextmanager
 def ray_session(address: str, num_cpus: int) -> Iterator[None]:
-    """A connected Ray for the time of a `with` block; one that is connected already is used and left as it is.
+    """Connects to Ray for the duration of a `with` block; an existing connection is left alone.
 
-    num_cpus: logical CPUs of a local session (they may exceed the cores); ignored on a cluster.
+    Args:
+        address: `auto`, `local` or the address of a cluster; see `resolve_address`.
+        num_cpus: Logical CPUs of a local session, which may exceed the cores; ignored on a cluster.
     """
     if ray.is_initialized():
         yield
         return
-    where = resolve_address(address)
-    local = where == "local"
+    resolved = resolve_address(address)
+    is_local = resolved == "local"
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if local:
-        os.environ.setdefault(
-            "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0"
-        )  # nobody takes this machine away: spare its process
-    if local and "RAY_AUTH_TOKEN_PATH" not in os.environ:
-        # A token of this process: without one, Ray writes ~/.ray/auth_token, which turns authentication on in every later `ray start` of this user.
-        # RAY_AUTH_MODE stays as it is: set after `import ray`, half of Ray would not see it.
+    if is_local:
+        # A local machine is not preempted, so the watcher's process is not needed.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    if is_local and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        # Without a token in the environment, Ray writes ~/.ray/auth_token, which turns
+        # authentication on in every later `ray start` of this user. RAY_AUTH_MODE is not set here:
+        # parts of Ray read it when they are imported, which has already happened.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     with preserve_sigterm_handler():
         ray.init(
-            address=where,
-            num_cpus=num_cpus if local else None,
-            include_dashboard=False if local else None,
+            address=resolved,
+            num_cpus=num_cpus if is_local else None,
+            include_dashboard=False if is_local else None,
             log_to_driver=False,
             configure_logging=True,
             logging_level=logging.ERROR,
             runtime_env={"py_modules": package_folders()},
-            _system_config=_local_system_config(num_cpus) if local else None,
+            _system_config=_local_system_config(num_cpus) if is_local else None,
         )
     try:
         yield
@@ -78,24 +85,31 @@ def ray_session(address: str, num_cpus: int) -> Iterator[None]:
 
 @contextmanager
 def preserve_sigterm_handler() -> Iterator[None]:
-    """What SIGTERM does stays what it was: `ray.init` makes it end the process with its number as exit code. Meanwhile it is KeyboardInterrupt."""
-    if threading.current_thread() is not threading.main_thread():  # there Ray leaves it alone too
-        yield
+    """Restores the SIGTERM handler that `ray.init` replaces with one that exits the process.
+
+    A SIGTERM that reaches Ray's handler inside the `with` block becomes KeyboardInterrupt.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # outside the main thread, Ray does not replace the handler
         return
-    before = signal.getsignal(signal.SIGTERM)
+    previous_handler = signal.getsignal(signal.SIGTERM)
     try:
         yield
-    except SystemExit as ended:
-        if ended.code != signal.SIGTERM:
+    except SystemExit as system_exit:
+        if system_exit.code != signal.SIGTERM:  # Ray's handler exits with the number of the signal
             raise
         raise KeyboardInterrupt from None
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous_handler)
 
 
 def _local_system_config(num_cpus: int) -> dict[str, object]:
-    """Settings of a local Ray. Workers that wait between two segments stay, because a new one imports for seconds; and none is started ahead of the
-    first task, because it could not run our code, for which Ray starts workers of their own."""
+    """Returns Ray's internal settings for a local session.
+
+    Idle workers are kept between two segments of training, because a new worker imports for
+    seconds. No worker is started ahead of the first task: it would lack our `py_modules`, and Ray
+    would start another one for the task.
+    """
     return {
         "num_workers_soft_limit": 8 * num_cpus,
         "worker_maximum_startup_concurrency": 2 * num_cpus,

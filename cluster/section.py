@@ -1,10 +1,13 @@
-"""The base of every settings class: frozen, strict, no unknown key, no NaN."""
+"""The base class of all settings."""
 
 from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """A section of the recipe. Numbers are strict (no "1", no true for 1), keys are closed, values never change."""
+    """A section of the recipe: immutable, with a closed set of keys.
+
+    Types are strict: neither "1" nor true is accepted for 1. NaN and infinity are refused.
+    """
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=()

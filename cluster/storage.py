@@ -1,6 +1,7 @@
-"""Files on a path, file:// or s3://, behind one small vocabulary (fsspec; s3fs for object stores).
+"""Reads and writes files on a local path, file:// or s3:// (through fsspec and s3fs).
 
-Credentials and endpoint come from the environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...) or the machine's role, never from a recipe.
+Credentials and endpoint are taken from the environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...)
+or the machine's role, never from a recipe.
 """
 
 import hashlib
@@ -16,63 +17,78 @@ from fsspec import AbstractFileSystem
 from cluster.errors import UserError
 
 _CHUNK_BYTES = 1 << 24
-"""Bytes that are digested at a time."""
+"""Bytes that `file_sha256` reads at a time."""
 
 
 def filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
-    """The filesystem of a URI and the path on it. Made anew in every process: clients do not survive pickling well."""
+    """Returns the filesystem of a URI, and the path on it.
+
+    Every process calls this for itself: clients of object stores do not pickle well.
+    """
     options = {"use_listings_cache": False} if is_remote(uri) else {}
     fs, path = fsspec.core.url_to_fs(uri, **options)
     return fs, path
 
 
 def is_remote(uri: str) -> bool:
-    """Whether a URI names an object store rather than a disk."""
+    """Returns whether a URI is on an object store rather than a disk."""
     return "://" in uri and not uri.startswith("file://")
 
 
 def absolute_uri(uri: str) -> str:
-    """The same place with an absolute path, so that processes with other working directories agree on it."""
+    """Returns the URI with an absolute path, which holds in any working directory."""
     return uri.rstrip("/") if is_remote(uri) else str(Path(uri.removeprefix("file://")).absolute())
 
 
 def join(uri: str, *parts: str) -> str:
-    """A place below a URI."""
+    """Returns the URI of a path below a URI."""
     return posixpath.join(uri, *parts)
 
 
 def exists(uri: str) -> bool:
-    """Whether a file, or anything below a prefix, is there."""
+    """Returns whether there is a file at a URI, or anything below it."""
     fs, path = filesystem(uri)
     return bool(fs.exists(path))
 
 
 def list_names(uri: str) -> list[str]:
-    """Names directly below a URI, sorted; empty if there is no such place."""
+    """Returns the names directly below a URI, sorted; empty if the URI does not exist."""
     fs, path = filesystem(uri)
     if not fs.exists(path):
         return []
     return sorted(
-        {posixpath.basename(str(p).rstrip("/")) for p in fs.ls(path, detail=False)} - {""}
+        {posixpath.basename(str(entry).rstrip("/")) for entry in fs.ls(path, detail=False)} - {""}
     )
 
 
 def list_etags(uri: str) -> dict[str, str]:
-    """Names directly below a URI, each with what changes whenever its content does; empty if there is no such place."""
+    """Returns a tag for each name directly below a URI, which changes when the content does.
+
+    Object stores give an ETag; for a disk, the tag is made of time, inode and size.
+
+    Returns:
+        Name to tag; empty if the URI does not exist.
+    """
     fs, path = filesystem(uri)
     try:
-        found = fs.ls(path, detail=True)
+        entries = fs.ls(path, detail=True)
     except FileNotFoundError:
         return {}
-    told = ("ETag", "etag", "mtime", "LastModified", "ino", "size")
+    tag_fields = ("ETag", "etag", "mtime", "LastModified", "ino", "size")
     return {
-        posixpath.basename(str(of["name"]).rstrip("/")): str([of.get(key) for key in told])
-        for of in found
+        posixpath.basename(str(entry["name"]).rstrip("/")): str(
+            [entry.get(field) for field in tag_fields]
+        )
+        for entry in entries
     }
 
 
 def read_bytes(uri: str) -> bytes:
-    """A whole file. Raises UserError naming the place when it is not there."""
+    """Returns the content of a file.
+
+    Raises:
+        UserError: There is no such file, or the URI is a directory.
+    """
     fs, path = filesystem(uri)
     try:
         return bytes(fs.cat_file(path))
@@ -83,31 +99,39 @@ def read_bytes(uri: str) -> bytes:
 
 
 def read_many(uris: Sequence[str]) -> list[bytes]:
-    """Whole files of one place, in their order, fetched at the same time where the store can."""
+    """Returns the contents of files of one filesystem, in order; some stores fetch in parallel."""
     if not uris:
         return []
     fs, _ = filesystem(uris[0])
     paths = [filesystem_path(fs, uri) for uri in uris]
-    found = fs.cat(paths) if len(paths) > 1 else {paths[0]: fs.cat_file(paths[0])}
-    return [bytes(found[path]) for path in paths]
+    contents = fs.cat(paths) if len(paths) > 1 else {paths[0]: fs.cat_file(paths[0])}
+    return [bytes(contents[path]) for path in paths]
 
 
 def filesystem_path(fs: AbstractFileSystem, uri: str) -> str:
-    """The path of a URI on a filesystem."""
+    """Returns the path of a URI on a filesystem."""
     return str(fs._strip_protocol(uri))
 
 
 def read_text(uri: str) -> str:
-    """A whole UTF-8 file. Raises UserError naming the place when it is not there."""
+    """Returns the text of a UTF-8 file.
+
+    Raises:
+        UserError: There is no such file, or the URI is a directory.
+    """
     return read_bytes(uri).decode("utf-8")
 
 
 def write_bytes(uri: str, content: bytes) -> None:
-    """A whole file, visible at once or not at all, durable when this returns."""
+    """Writes a file atomically: other processes see all of it or nothing.
+
+    It is durable when this returns.
+    """
     fs, path = filesystem(uri)
     if is_remote(uri):
         fs.pipe_file(path, content)
         return
+    # On a disk, only a rename is atomic: write beside the target, flush to the disk, then rename.
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
@@ -119,54 +143,68 @@ def write_bytes(uri: str, content: bytes) -> None:
 
 
 def write_text(uri: str, content: str) -> None:
-    """A whole UTF-8 file, visible at once or not at all."""
+    """Writes a UTF-8 file atomically, as `write_bytes` does."""
     write_bytes(uri, content.encode("utf-8"))
 
 
 def remove(uri: str) -> None:
-    """A file, or everything below a prefix; nothing if it is not there."""
+    """Removes a file, or everything below a URI; does nothing if the URI does not exist."""
     fs, path = filesystem(uri)
     if fs.exists(path):
         fs.rm(path, recursive=True)
 
 
 def upload(directory: Path, uri: str, last: str = "") -> None:
-    """Every file below a local directory to the same relative place below a URI; the one named `last` after all others."""
-    for file in sorted(
-        (p for p in directory.rglob("*") if p.is_file()),
-        key=lambda p: (p.relative_to(directory).as_posix() == last, p),
-    ):
+    """Writes every file below a local directory to the same relative path below a URI.
+
+    Args:
+        directory: The local directory.
+        uri: Where to write.
+        last: Relative path of the file to write after all others, which marks them as complete.
+    """
+    files = sorted(
+        (path for path in directory.rglob("*") if path.is_file()),
+        key=lambda path: (path.relative_to(directory).as_posix() == last, path),
+    )
+    for file in files:
         write_bytes(join(uri, file.relative_to(directory).as_posix()), file.read_bytes())
 
 
 def download(uri: str, directory: Path) -> Path:
-    """Every file below a URI into a local directory, which is returned."""
+    """Copies every file below a URI into a local directory, and returns the directory."""
     fs, path = filesystem(uri)
-    for found in fs.find(path):
-        target = directory / posixpath.relpath(found, path)
+    for file in fs.find(path):
+        target = directory / posixpath.relpath(file, path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        fs.get_file(found, str(target))
+        fs.get_file(file, str(target))
     return directory
 
 
 def is_storage_error(error: Exception) -> bool:
-    """Whether an error is of a disk, store or network, and not of what a file holds: parquet's readers raise OSError too, without a number."""
+    """Returns whether an error is one of disk, store or network, not of a file's content.
+
+    Parquet's readers raise OSError for bad content too, but without an error number.
+    """
     return isinstance(error, OSError) and error.errno is not None
 
 
 def sha256(content: bytes) -> str:
-    """Hex digest of a file's content."""
+    """Returns the hex digest of bytes."""
     return hashlib.sha256(content).hexdigest()
 
 
 def file_sha256(uri: str) -> str:
-    """Hex digest of a file, however large. Raises UserError naming the place when it is not there."""
+    """Returns the hex digest of a file of any size.
+
+    Raises:
+        UserError: There is no such file.
+    """
     fs, path = filesystem(uri)
     digest = hashlib.sha256()
     try:
         with fs.open(path, "rb") as file:
-            while piece := file.read(_CHUNK_BYTES):
-                digest.update(piece)
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
     except FileNotFoundError:
         raise UserError(f"{uri}: no such file") from None
     return digest.hexdigest()

@@ -1,1 +1,1 @@
-"""Behaviour logs in, a versioned training corpus out (paper Sec. 4.3)."""
+"""Turns logs of interactions into a versioned training corpus (paper Sec. 4.3)."""

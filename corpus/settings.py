@@ -1,4 +1,4 @@
-"""Settings of the corpus: where behaviours come from and how they become samples."""
+"""Settings of the corpus: where interactions are read from and how they become samples."""
 
 from typing import Annotated, Literal
 
@@ -7,120 +7,134 @@ from pydantic import Field, model_validator
 from cluster.section import Section
 
 SafeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
+"""The name of a domain or run: safe in file names and URIs."""
 
 
 class ColumnSettings(Section):
-    """`data.columns`: what the columns of the files are called, where the format does not say it."""
+    """`data.columns`: names of the columns in the files, where they differ from the format's."""
 
-    user_id: str | None = Field(None, description="column of users' ids")
-    item_id: str | None = Field(None, description="column of items' ids, in interactions and items")
-    timestamp: str | None = Field(None, description="column of times")
+    user_id: str | None = Field(None, description="column of user ids")
+    item_id: str | None = Field(None, description="column of item ids, in interactions and items")
+    timestamp: str | None = Field(None, description="column of times of interaction")
     rating: str | None = Field(
-        None, description="column of ratings; read if data.min_rating is set"
+        None, description="column of ratings; read only if data.min_rating is set"
     )
-    title: str | None = Field(None, description="column of titles")
+    title: str | None = Field(None, description="column of item titles")
 
 
 class DataSettings(Section):
-    """`data`: raw behaviours and the rules that turn them into samples (paper Sec. 4.3, 5.1)."""
+    """`data`: the raw data, and the rules that turn it into samples (paper Sec. 4.3, 5.1)."""
 
     root: str = Field(
-        "out/shoppers", description="data root: the folder with the behaviours (path or s3://)"
+        "out/shoppers", description="data root: the folder with the raw data (path or s3://)"
     )
     format: Literal["root", "simulated", "amazon2014", "amazon2018", "amazon2023", "movielens"] = (
         Field(
             "root",
-            description="root: interactions/<Domain> and items/<Domain> as .parquet, .csv or .csv.gz; simulated: the same, written by the seeded "
-            "simulation where it is missing; "
-            "amazon...: reviews and meta of that release, JSON lines, plain or .gz; movielens: ratings and movies, .dat or .csv",
+            description="root: interactions/<Domain> and items/<Domain> as .parquet, .csv or "
+            ".csv.gz; simulated: the same, written by the seeded simulation if missing; "
+            "amazon...: reviews and meta of that release as JSON lines, plain or .gz; "
+            "movielens: ratings and movies as .dat or .csv",
         )
     )
     columns: ColumnSettings = ColumnSettings()
     time_unit: Literal["s", "ms", "us", "ns"] | None = Field(
         None,
-        description="unit of integer times since 1970; default: the format's (s; amazon2023: ms)",
+        description="unit of times that are integers since 1970; "
+        "default: the format's (amazon2023: ms, all others: s)",
     )
     latest: int | None = Field(
-        None, ge=1, description="unix seconds after which a time is no use; default: a day from now"
+        None,
+        ge=1,
+        description="latest plausible time in Unix seconds; default: a day from now",
     )
     min_rating: float | None = Field(
         None,
-        description="interactions with a lower rating, or none, are left out; default: ratings are not read",
+        description="leave out interactions with a lower rating or none; "
+        "default: ratings are not read",
     )
     max_per_user: int = Field(
         10_000,
         ge=5,
-        description="interactions of a user in a domain, at most; the most recent are kept",
+        description="maximum interactions per user and domain; the most recent are kept",
     )
     domains: tuple[SafeName, ...] = Field(
         (), description="domains to pre-train on, comma-separated"
     )
     held_out: tuple[SafeName, ...] = Field(
-        (), description="domains kept out of pre-training, for fine-tuning and evaluation"
+        (),
+        description="domains kept out of pre-training, for fine-tuning and evaluation, "
+        "comma-separated",
     )
     max_quarantined: float = Field(
         0.05,
         ge=0.0,
         le=1.0,
-        description="share of a domain's rows without a user, item, plausible time or title above which the build stops",
+        description="stop if a larger fraction of a domain's rows lacks a user, item, title or "
+        "plausible time, or cannot be read",
     )
     k_core: int = Field(
         3,
         ge=1,
-        description="users and items with fewer interactions in a domain are dropped, to a fixed point",
+        description="drop users and items with fewer interactions in a domain, "
+        "until all that remain have as many",
     )
     min_history: int = Field(
-        3, ge=1, description="items before a target, at least; fewer make no sample"
+        3, ge=1, description="minimum items before a target; with fewer there is no sample"
     )
     max_history: int = Field(
-        10, ge=1, description="items before a target, at most; the most recent are kept"
+        10, ge=1, description="maximum items before a target; the most recent are kept"
     )
-    num_candidates: int = Field(20, ge=2, description="candidates per sample, the target included")
+    num_candidates: int = Field(20, ge=2, description="candidates per sample, including the target")
     mixed_min_domains: int = Field(
-        2, ge=1, description="mixed samples: domains that the history spans, at least"
+        2, ge=1, description="mixed samples: minimum domains that the history spans"
     )
     mixed_min_target_domain: int = Field(
         1,
         ge=0,
-        description="mixed samples: items of the target's own domain in the history, at least",
+        description="mixed samples: minimum items of the target's own domain in the history",
     )
     users_together: bool = Field(
         False,
-        description="order the samples of a source by user, for train.targets_per_pass; false: as if drawn at random, which trains better",
+        description="order the samples of a source by user, for train.targets_per_pass; "
+        "false: in pseudo-random order, which trains better",
     )
     distribute_above: int = Field(
         30_000_000,
         ge=0,
-        description="interactions above which a build or an append runs on Ray instead of in one process",
+        description="number of interactions above which a build or an append runs on Ray "
+        "instead of in one process",
     )
 
     @model_validator(mode="after")
     def _check_consistency(self) -> "DataSettings":
         if self.max_history < self.min_history:
             raise ValueError(
-                f"data.max_history ({self.max_history}) must be at least data.min_history ({self.min_history})"
+                f"data.max_history ({self.max_history}) must be at least "
+                f"data.min_history ({self.min_history})"
             )
         if both := set(self.domains) & set(self.held_out):
             raise ValueError(
-                f"{sorted(both)} in both data.domains and data.held_out; a domain is one or the other"
+                f"{sorted(both)} in both data.domains and data.held_out; "
+                "a domain is one or the other"
             )
         return self
 
 
 class SimulateSettings(Section):
-    """`simulate`: the shoppers of the embedded default (used when data.format is simulated)."""
+    """`simulate`: the simulated shoppers; used when data.format is simulated."""
 
-    users: int = Field(1500, ge=10, description="shoppers")
-    items_per_domain: int = Field(400, ge=30, le=100_000, description="items in each domain")
+    users: int = Field(1500, ge=10, description="number of shoppers")
+    items_per_domain: int = Field(400, ge=30, le=100_000, description="items per domain")
     domains_per_user: int = Field(
-        3, ge=1, description="domains in which a shopper buys, on average"
+        3, ge=1, description="mean number of domains in which a shopper buys"
     )
     interactions_per_domain: int = Field(
-        12, ge=5, description="purchases of a shopper in one of their domains, on average"
+        12, ge=5, description="mean number of purchases of a shopper in one of their domains"
     )
     drift: float = Field(
         0.02,
         ge=0.0,
         le=1.0,
-        description="chance, per purchase, that one of the shopper's favourites is drawn anew",
+        description="probability, per purchase, that one of the shopper's favourites is redrawn",
     )

@@ -1,1 +1,1 @@
-"""Reads raw interactions and items, cleans them, and takes their k-core."""
+"""Reads raw interactions and items, cleans them, and reduces them to their k-core."""

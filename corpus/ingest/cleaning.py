@@ -1,6 +1,7 @@
-"""Raw interactions of a domain (`corpus.ingest.raw_data`) to those that can be used; each is judged by itself.
+"""Selects the usable interactions of a domain from what `corpus.ingest.raw_data` read.
 
-Rows that cannot be used are left out, counted by reason and told by file and row (`corpus.ingest.quarantine`).
+Rows that cannot be used are quarantined: left out, counted by reason, and recorded with file and
+row (`corpus.ingest.quarantine`). Usable rows that are not wanted are dropped: only counted.
 """
 
 import time
@@ -23,15 +24,20 @@ from corpus.settings import DataSettings
 SECONDS_PER_DAY = 86_400
 
 _WRONG_UNIT_FACTOR = 20
-"""A time that is this many times too small or too large for its unit is one of another unit."""
+"""A time that is this many times later than the latest plausible one is in another unit."""
 
 
 @dataclass(frozen=True)
 class UsableInteractions:
-    """Interactions of one domain that can be used.
+    """The usable interactions of one domain.
 
-    interactions: user, item (uint32: rows of users and item_ids), timestamp (int64 unix seconds); users: every name once, those of rows that were
-    left out among them; item_ids: of all items with a title, ascending; dropped: what else was left out, by reason; quarantined: what cannot be used.
+    Attributes:
+        interactions: Columns user and item (uint32 indices into `user_ids` and `item_ids`) and
+            timestamp (int64, Unix seconds) [n].
+        user_ids: Every user id once, including users all of whose rows were left out.
+        item_ids: Ids of all items with a title, ascending.
+        dropped: Usable rows that were left out, counted by reason.
+        quarantined: Rows that cannot be used.
     """
 
     interactions: pl.DataFrame
@@ -42,51 +48,69 @@ class UsableInteractions:
 
     @property
     def dropped_and_quarantined(self) -> Counter[str]:
-        """All that was left out, by reason."""
+        """All rows that were left out, counted by reason."""
         return self.dropped + quarantine.count_by_reason(self.quarantined)
 
 
 def select_usable(
     domain: str, raw: RawInteractions, titled_item_ids: pl.Series, data: DataSettings, latest: int
 ) -> UsableInteractions:
-    """What can be used of the rows that were read; each is judged by itself.
+    """Selects the rows that can be used, judging each row by itself.
 
-    titled: ids of items with a title, ascending; at_latest: unix seconds.
+    Any part of a domain can therefore be passed, unlike to `deduplicate_and_cap`.
+
+    Args:
+        domain: Name of the domain.
+        raw: The rows that were read.
+        titled_item_ids: Ids of the items with a title, ascending.
+        data: The settings to judge by.
+        latest: Latest plausible time [Unix seconds].
     """
-    place = encode_values(raw.item_ids, titled_item_ids)
-    rows = raw.rows.with_columns(place=place.gather(raw.rows["item"]))
+    # `raw` numbers items as they occur in the files; from here on, an item is numbered by its
+    # position in `titled_item_ids`, null without a title.
+    titled_item = encode_values(raw.item_ids, titled_item_ids)
+    rows = raw.rows.with_columns(titled_item=titled_item.gather(raw.rows["item"]))
     ticks = layout.TICKS_PER_SECOND[layout.from_settings(data).time_unit]
     faults = {
         **_timestamp_faults(ticks, latest),
         "no_user_id": _missing_id("user", raw.user_ids),
         "no_item_id": _missing_id("item", raw.item_ids),
-        "item_without_title": pl.col("place").is_null(),
+        "item_without_title": pl.col("titled_item").is_null(),
     }
-    good, quarantined = _separate_faulty_rows(domain, rows, faults, raw)
-    liked, dropped = _filter_by_rating(good, data.min_rating)
-    found = liked.select("user", item="place", timestamp=pl.col("timestamp") // ticks)
-    return UsableInteractions(found, raw.user_ids, titled_item_ids, dropped, quarantined)
+    usable, quarantined = _separate_faulty_rows(domain, rows, faults, raw)
+    liked, dropped = _filter_by_rating(usable, data.min_rating)
+    interactions = liked.select("user", item="titled_item", timestamp=pl.col("timestamp") // ticks)
+    return UsableInteractions(interactions, raw.user_ids, titled_item_ids, dropped, quarantined)
 
 
 def clean_interactions(
     domain: str, raw: RawInteractions, titled_item_ids: pl.Series, data: DataSettings
 ) -> UsableInteractions:
-    """What can be used of a domain, as `usable` says, each interaction once, no user with more than `data.max_per_user`.
+    """Selects the usable interactions of a whole domain, without duplicates and capped per user.
 
-    Raises DataError when too many rows of the domain cannot be used.
+    Arguments as for `select_usable`.
+
+    Raises:
+        DataError: More rows than `data.max_quarantined` allows cannot be used.
     """
-    found = select_usable(domain, raw, titled_item_ids, data, latest_valid_timestamp(data))
+    usable = select_usable(domain, raw, titled_item_ids, data, latest_valid_timestamp(data))
     check_quarantined_fraction(
-        domain, found.quarantined, found.interactions.height + found.dropped.total(), data
+        domain, usable.quarantined, usable.interactions.height + usable.dropped.total(), data
     )
-    rows, repeated = deduplicate_and_cap(found.interactions, data.max_per_user)
-    return replace(found, interactions=rows, dropped=found.dropped + repeated)
+    interactions, dropped = deduplicate_and_cap(usable.interactions, data.max_per_user)
+    return replace(usable, interactions=interactions, dropped=usable.dropped + dropped)
 
 
 def deduplicate_and_cap(rows: pl.DataFrame, max_per_user: int) -> tuple[pl.DataFrame, Counter[str]]:
-    """Each interaction once, and of every user the most recent ones, at most so many; and how many were left out. Items are numbered by their ids.
+    """Removes duplicates, then keeps only the most recent interactions of each user.
 
-    All interactions of a user have to be there; of users that are not there nothing is needed.
+    Args:
+        rows: Columns user, item and timestamp, with all interactions of every user in it. Items are
+            numbered in the order of their ids, which decides between equal times.
+        max_per_user: Maximum interactions to keep per user.
+
+    Returns:
+        The remaining rows, and how many were dropped, by reason.
     """
     unique = rows.unique()
     capped = _cap_per_user(unique, max_per_user)
@@ -97,27 +121,35 @@ def deduplicate_and_cap(rows: pl.DataFrame, max_per_user: int) -> tuple[pl.DataF
 
 
 def latest_valid_timestamp(data: DataSettings) -> int:
-    """Unix seconds after which a time is no use."""
+    """Returns the latest plausible time [Unix seconds]."""
     return data.latest if data.latest is not None else int(time.time()) + SECONDS_PER_DAY
 
 
 def disambiguate_item_titles(items: pl.DataFrame) -> tuple[pl.DataFrame, int]:
-    """Items of one domain with titles made distinct, in the order of item_id; and how many titles were changed."""
+    """Returns the items of a domain with distinct titles, sorted by item_id.
+
+    Also returns how many titles were changed.
+    """
     ordered = items.sort("item_id")
-    titles, changed = disambiguate_titles(ordered["title"].to_list())
-    return ordered.with_columns(title=pl.Series(titles, dtype=pl.String)), changed
+    titles, num_changed = disambiguate_titles(ordered["title"].to_list())
+    return ordered.with_columns(title=pl.Series(titles, dtype=pl.String)), num_changed
 
 
 def _timestamp_faults(ticks_per_second: int, latest: int) -> dict[str, pl.Expr]:
-    """Rows whose time is none, by reason. ticks: of the times in a second; latest: in unix seconds.
+    """Returns the tests for implausible times, by reason.
 
-    A unit that is a thousand times too fine or too coarse is told from a time that is merely wrong: it says what to correct.
+    Times in another unit have their own reasons, because they show which setting to correct.
+
+    Args:
+        ticks_per_second: Ticks of a time in a second.
+        latest: Latest plausible time [Unix seconds].
     """
     tick = pl.col("timestamp")
     return {
         "no_timestamp": tick.is_null(),
         "timestamp_in_finer_unit": tick >= _WRONG_UNIT_FACTOR * latest * ticks_per_second,
         "timestamp_in_future": tick > latest * ticks_per_second,
+        # Interactions may be much older than `latest`, so the margin is wider on this side.
         "timestamp_in_coarser_unit": (ticks_per_second > 1)
         & (tick >= 0)
         & (tick < latest * ticks_per_second // (_WRONG_UNIT_FACTOR * _WRONG_UNIT_FACTOR)),
@@ -128,51 +160,70 @@ def _timestamp_faults(ticks_per_second: int, latest: int) -> dict[str, pl.Expr]:
 def _filter_by_rating(
     rows: pl.DataFrame, min_rating: float | None
 ) -> tuple[pl.DataFrame, Counter[str]]:
-    """Interactions with a rating of at least so much; all, where none is asked for."""
+    """Drops and counts the rows below a minimum rating; without a minimum, keeps all."""
     if min_rating is None:
         return rows, Counter()
-    kept = rows.filter(pl.col("rating").fill_nan(None) >= min_rating).drop("rating")
-    return kept, Counter(below_min_rating=rows.height - kept.height)
+    liked = rows.filter(pl.col("rating").fill_nan(None) >= min_rating).drop("rating")
+    return liked, Counter(below_min_rating=rows.height - liked.height)
 
 
 def _cap_per_user(rows: pl.DataFrame, max_per_user: int) -> pl.DataFrame:
-    """The most recent interactions of every user, at most so many; ties by item."""
+    """Keeps the most recent interactions of every user; of equal times, the highest items."""
     counts = np.bincount(rows["user"].to_numpy())
     if counts.max(initial=0) <= max_per_user:
         return rows
-    busy = (pl.Series(counts) > max_per_user).gather(rows["user"])
-    recent = pl.struct("timestamp", "item").rank("ordinal", descending=True).over("user")
-    return pl.concat([rows.filter(~busy), rows.filter(busy).filter(recent <= max_per_user)])
+    # Ranking is slow: rank only the rows of users above the cap.
+    is_over_cap = (pl.Series(counts) > max_per_user).gather(rows["user"])
+    recency_rank = pl.struct("timestamp", "item").rank("ordinal", descending=True).over("user")
+    return pl.concat(
+        [
+            rows.filter(~is_over_cap),
+            rows.filter(is_over_cap).filter(recency_rank <= max_per_user),
+        ]
+    )
 
 
 def _separate_faulty_rows(
     domain: str, rows: pl.DataFrame, faults: Mapping[str, pl.Expr], raw: RawInteractions
 ) -> tuple[pl.DataFrame, tuple[QuarantinedRows, ...]]:
-    """Rows without any fault; and the others, by the first fault that they have."""
-    fault = quarantine.first_fault_codes(rows, faults, raw.malformed)
-    if not (fault > 0).any():
+    """Returns the rows without fault, and the others grouped by file and first fault."""
+    fault_codes = quarantine.first_fault_codes(rows, faults, raw.malformed)
+    if not (fault_codes > 0).any():
         return rows, ()
-    return rows.filter(fault == 0), quarantine.collect_faulty_rows(
-        domain, raw.rows_per_file, faults, fault, raw.row_values
+    quarantined = quarantine.collect_faulty_rows(
+        domain, raw.rows_per_file, faults, fault_codes, raw.row_values
     )
+    return rows.filter(fault_codes == 0), quarantined
 
 
 def _missing_id(column: str, ids: pl.Series) -> pl.Expr:
-    """Whether a row's number stands for no name, or none is there."""
-    blank = (ids.str.strip_chars() == "").arg_true().cast(pl.UInt32)
-    return pl.col(column).is_null() | pl.col(column).is_in(blank.implode())
+    """Tests whether a row has no id, or one that is only white space."""
+    blank_ids = (ids.str.strip_chars() == "").arg_true().cast(pl.UInt32)
+    return pl.col(column).is_null() | pl.col(column).is_in(blank_ids.implode())
 
 
 def check_quarantined_fraction(
     domain: str, quarantined: Sequence[QuarantinedRows], num_usable: int, data: DataSettings
 ) -> None:
-    """Raises DataError if a larger share of a domain's rows than allowed cannot be used. others: the rows that can."""
+    """Checks that no larger fraction of a domain's rows is quarantined than allowed.
+
+    Args:
+        domain: Name of the domain.
+        quarantined: The rows that cannot be used.
+        num_usable: Number of all other rows.
+        data: The settings, with `data.max_quarantined`.
+
+    Raises:
+        DataError: The fraction is larger.
+    """
     reasons = quarantine.count_by_reason(quarantined)
-    bad, rows = reasons.total(), num_usable + reasons.total()
-    if bad > data.max_quarantined * rows:
-        unit = reasons["timestamp_in_finer_unit"] or reasons["timestamp_in_coarser_unit"]
-        told = "".join(f"\n  {line}" for line in quarantine.summary_lines(quarantined))
+    num_quarantined = reasons.total()
+    num_rows = num_usable + num_quarantined
+    if num_quarantined > data.max_quarantined * num_rows:
+        wrong_unit = reasons["timestamp_in_finer_unit"] or reasons["timestamp_in_coarser_unit"]
+        summary = "".join(f"\n  {line}" for line in quarantine.summary_lines(quarantined))
         raise DataError(
-            f"{domain}: {bad:,} of {rows:,} interactions cannot be used, which is more than data.max_quarantined ({data.max_quarantined:.0%}); "
-            f"correct the data{', set data.time_unit' if unit else ''}, or raise the key{told}"
+            f"{domain}: {num_quarantined:,} of {num_rows:,} interactions cannot be used, "
+            f"which is more than data.max_quarantined ({data.max_quarantined:.0%}); correct the "
+            f"data{', set data.time_unit' if wrong_unit else ''}, or raise the key{summary}"
         )

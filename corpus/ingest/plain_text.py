@@ -1,4 +1,4 @@
-"""Reads plain text: for replay in pre-training, and to measure what a model forgets."""
+"""Reads plain text: to replay in pre-training, and to measure what a model forgets."""
 
 from cluster import storage
 from cluster.errors import RecipeError

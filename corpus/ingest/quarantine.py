@@ -1,4 +1,7 @@
-"""Rows that cannot be used, so that somebody can look at them: how many of each file, for which reason, and the first of them."""
+"""Quarantine: the record of rows that cannot be used, so that somebody can look at them.
+
+For each file and reason, it holds the number of rows and the first few of them.
+"""
 
 import json
 from collections import Counter
@@ -13,18 +16,26 @@ from numpy.typing import NDArray
 from cluster import storage
 
 FOLDER = "quarantine"
-"""The folder; and of a commit, the name of its file there, None where all could be used."""
+"""The folder of quarantine files in a corpus, and the key of a commit that names its file."""
 MALFORMED_LINE = "malformed_line"
-"""Why a row that could not be read cannot be used."""
+"""The reason for a row that could not be read."""
 MAX_EXAMPLES = 5
-"""Rows that are told of each file and reason, at most."""
+"""Maximum rows to record per file and reason."""
 _MAX_VALUE_CHARS = 80
-"""Characters of a value that are told, at most."""
+"""Maximum characters to show of a value."""
 
 
 @dataclass(frozen=True)
 class QuarantinedRows:
-    """Rows of a file that cannot be used for one reason. examples: the first of them, by column; `row` is counted from 1, without a header."""
+    """The rows of a file that cannot be used for one reason.
+
+    Attributes:
+        domain: Name of the domain.
+        file: URI of the file; relative to the data root once it is read from a corpus.
+        reason: Why the rows cannot be used.
+        rows: How many there are.
+        examples: The first of them, by column. `row` counts from 1, without a header.
+    """
 
     domain: str
     file: str
@@ -37,22 +48,37 @@ class QuarantinedRows:
 
     @property
     def first_example(self) -> str:
-        """The first of the rows, its number and values."""
+        """The number and the values of the first row, as text."""
         example = self.examples[0]
-        return f"row {example['row']:,}: {', '.join(f'{name} {_format_value(value)}' for name, value in example.items() if name != 'row')}"
+        values = ", ".join(
+            f"{name} {_format_value(value)}" for name, value in example.items() if name != "row"
+        )
+        return f"row {example['row']:,}: {values}"
 
 
 def first_fault_codes(
     rows: pl.DataFrame, faults: Mapping[str, pl.Expr], malformed: NDArray[np.bool_] | None
 ) -> pl.Series:
-    """By row: 0 where it has none, else the number of its first fault, from 1; one more than there are where it could not be read. uint8 [n]."""
-    chain = pl.lit(0, pl.UInt8)
-    for number, fault in reversed(list(enumerate(faults.values(), start=1))):
-        chain = pl.when(fault).then(pl.lit(number, pl.UInt8)).otherwise(chain)
-    found = (
-        rows.select(reason=chain)["reason"] if rows.height else pl.Series("reason", [], pl.UInt8)
+    """Finds the first fault of each row.
+
+    Args:
+        rows: The rows to check [n].
+        faults: For each reason, whether a row has that fault; the first that applies counts.
+        malformed: Which rows could not be read [n]; None: all could be.
+
+    Returns:
+        uint8 [n]: 0 for a row without fault, else the position of its reason in `faults`, from 1.
+        Malformed rows get `len(faults) + 1`.
+    """
+    codes_expr = pl.lit(0, pl.UInt8)
+    for code, fault in reversed(list(enumerate(faults.values(), start=1))):
+        codes_expr = pl.when(fault).then(pl.lit(code, pl.UInt8)).otherwise(codes_expr)
+    codes = (
+        rows.select(reason=codes_expr)["reason"]
+        if rows.height
+        else pl.Series("reason", [], pl.UInt8)
     )
-    return found if malformed is None else found.set(pl.Series(malformed), len(faults) + 1)
+    return codes if malformed is None else codes.set(pl.Series(malformed), len(faults) + 1)
 
 
 def collect_faulty_rows(
@@ -62,93 +88,111 @@ def collect_faulty_rows(
     fault_codes: pl.Series,
     row_values: Callable[[int], Mapping[str, Any]],
 ) -> tuple[QuarantinedRows, ...]:
-    """What of the rows of some files cannot be used.
+    """Groups the faulty rows of some files by file and reason.
 
-    files: how many rows each has, in the order in which they follow each other; faults, fault: of and as `first_fault` tells; values: what there is
-    to tell of a row.
+    Args:
+        domain: Name of the domain.
+        rows_per_file: Rows of each file, in the order in which their rows are concatenated.
+        fault_names: The reasons, in the order that was given to `first_fault_codes`.
+        fault_codes: The result of `first_fault_codes` [n].
+        row_values: Returns what to record of a row, given its position in `fault_codes`.
     """
-    reasons, ends, of_row = (
-        (*fault_names, MALFORMED_LINE),
-        np.cumsum([0, *rows_per_file.values()]),
-        fault_codes.to_numpy(),
-    )
-    found = []
-    for number, file in enumerate(rows_per_file):
-        first = int(ends[number])
-        of_file = of_row[first : ends[number + 1]]
-        for code in np.unique(of_file[of_file > 0]):
-            rows = np.flatnonzero(of_file == code)
+    reasons = (*fault_names, MALFORMED_LINE)
+    file_ends = np.cumsum([0, *rows_per_file.values()])
+    codes = fault_codes.to_numpy()
+    quarantined = []
+    for file_number, file in enumerate(rows_per_file):
+        first_row = int(file_ends[file_number])
+        file_codes = codes[first_row : file_ends[file_number + 1]]
+        for code in np.unique(file_codes[file_codes > 0]):
+            rows = np.flatnonzero(file_codes == code)
             examples = tuple(
-                {"row": row + 1, **row_values(first + row)} for row in rows[:MAX_EXAMPLES].tolist()
+                {"row": row + 1, **row_values(first_row + row)}
+                for row in rows[:MAX_EXAMPLES].tolist()
             )
-            found.append(QuarantinedRows(domain, file, reasons[code - 1], rows.size, examples))
-    return tuple(found)
+            quarantined.append(
+                QuarantinedRows(domain, file, reasons[code - 1], rows.size, examples)
+            )
+    return tuple(quarantined)
 
 
 def merge_blocks(
     blocks: Iterable[tuple[tuple[QuarantinedRows, ...], str, int]],
 ) -> tuple[QuarantinedRows, ...]:
-    """The same of the blocks of files: what each has, its file, and how many rows it has, in their order."""
-    found: dict[tuple[str, str, str], QuarantinedRows] = {}
-    before: Counter[str] = Counter()
-    for of_block, file, height in blocks:
-        for of in of_block:
-            key = of.domain, of.file, of.reason
-            moved = tuple(
-                {**example, "row": example["row"] + before[file]} for example in of.examples
+    """Merges what was quarantined of single blocks into one record per file and reason.
+
+    Args:
+        blocks: For each block, in the order of its file: what was quarantined of it, its file, and
+            its number of rows. Row numbers in a block's examples count from its own first row.
+    """
+    merged: dict[tuple[str, str, str], QuarantinedRows] = {}
+    rows_before: Counter[str] = Counter()  # of each file, rows in the blocks so far
+    for block_quarantined, file, num_rows in blocks:
+        for part in block_quarantined:
+            key = part.domain, part.file, part.reason
+            renumbered = tuple(
+                {**example, "row": example["row"] + rows_before[file]} for example in part.examples
             )
-            there = found.get(key, replace(of, rows=0, examples=()))
-            found[key] = replace(
-                of, rows=there.rows + of.rows, examples=(*there.examples, *moved)[:MAX_EXAMPLES]
+            so_far = merged.get(key, replace(part, rows=0, examples=()))
+            merged[key] = replace(
+                part,
+                rows=so_far.rows + part.rows,
+                examples=(*so_far.examples, *renumbered)[:MAX_EXAMPLES],
             )
-        before[file] += height
-    return tuple(found.values())
+        rows_before[file] += num_rows
+    return tuple(merged.values())
 
 
 def count_by_reason(quarantined: Iterable[QuarantinedRows]) -> Counter[str]:
-    """Rows by reason."""
-    return sum((Counter({of.reason: of.rows}) for of in quarantined), Counter[str]())
+    """Counts the quarantined rows by reason."""
+    return sum((Counter({entry.reason: entry.rows}) for entry in quarantined), Counter[str]())
 
 
 def summary_lines(quarantined: Iterable[QuarantinedRows]) -> list[str]:
-    """A line for each reason: the file with the most such rows and its first one, and how many more there are."""
+    """Returns a line per reason: the file with the most such rows, and the number elsewhere."""
     by_reason: dict[str, list[QuarantinedRows]] = {}
-    for of in quarantined:
-        by_reason.setdefault(of.reason, []).append(of)
-    told = []
-    for _, of_reason in sorted(by_reason.items()):
-        most = max(of_reason, key=lambda of: of.rows)
-        rest = sum(of.rows for of in of_reason) - most.rows
-        told.append(
-            f"{most}" + (f"; {rest:,} in {len(of_reason) - 1:,} other files" if rest else "")
+    for entry in quarantined:
+        by_reason.setdefault(entry.reason, []).append(entry)
+    lines = []
+    for _, entries in sorted(by_reason.items()):
+        largest = max(entries, key=lambda entry: entry.rows)
+        rows_elsewhere = sum(entry.rows for entry in entries) - largest.rows
+        elsewhere = (
+            f"; {rows_elsewhere:,} in {len(entries) - 1:,} other files" if rows_elsewhere else ""
         )
-    return told
+        lines.append(f"{largest}{elsewhere}")
+    return lines
 
 
 def write(uri: str, data_root: str, quarantined: Sequence[QuarantinedRows]) -> str | None:
-    """Write what was found below quarantine/, an object a line, files relative to the data root; the name of the file, None for nothing.
+    """Writes quarantined rows to a file below a corpus, one JSON object per line.
 
-    Named by its content: written again it is the same.
+    The file is named by its content, so that the same rows are always written to the same file.
+
+    Args:
+        uri: The corpus.
+        data_root: The data root; file names are written relative to it.
+        quarantined: The rows to write.
+
+    Returns:
+        The name of the file; None if there was nothing to write.
     """
     if not quarantined:
         return None
-    start = f"{data_root.rstrip('/')}/"
-    ordered = sorted(quarantined, key=lambda of: (of.domain, of.file, of.reason))
-    told = "".join(
-        json.dumps(
-            asdict(replace(of, file=of.file.removeprefix(start))), ensure_ascii=False, default=str
-        )
-        + "\n"
-        for of in ordered
+    root_prefix = f"{data_root.rstrip('/')}/"
+    ordered = sorted(quarantined, key=lambda entry: (entry.domain, entry.file, entry.reason))
+    relative = [replace(entry, file=entry.file.removeprefix(root_prefix)) for entry in ordered]
+    text = "".join(
+        json.dumps(asdict(entry), ensure_ascii=False, default=str) + "\n" for entry in relative
     )
-    content = told.encode("utf-8", "replace")
+    content = text.encode("utf-8", "replace")
     name = f"part-{storage.sha256(content)[:16]}.jsonl"
     storage.write_bytes(storage.join(uri, FOLDER, name), content)
     return name
 
 
 def read(uri: str, name: str) -> tuple[QuarantinedRows, ...]:
-    """What `write` wrote by a name."""
+    """Reads a file that `write` wrote below a corpus, by its name."""
     entries = [
         json.loads(line)
         for line in storage.read_text(storage.join(uri, FOLDER, name)).split("\n")
@@ -160,6 +204,7 @@ def read(uri: str, name: str) -> tuple[QuarantinedRows, ...]:
 
 
 def _format_value(value: object) -> str:
+    """Returns a value as text, shortened; text is quoted, None is `missing`."""
     if value is None:
         return "missing"
     shown = repr(value) if isinstance(value, str) else str(value)

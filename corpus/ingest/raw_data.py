@@ -1,6 +1,8 @@
-"""The files of a domain to its interactions and items, as they are there.
+"""Reads the interactions and items of a domain from their files.
 
-Where they lie and what their columns are called is told by `data.format` (`corpus.ingest.sources`). What is wrong with a file is told by file and column.
+`corpus.ingest.sources` finds and reads the files as `data.format` says. Interactions are returned
+as they are in the files, faulty rows included; `corpus.ingest.cleaning` selects the usable ones.
+Errors name the file and the column.
 """
 
 from collections import Counter
@@ -23,16 +25,22 @@ from corpus.ingest.titles import clean_title
 from corpus.settings import DataSettings
 
 _MAX_TITLE_CHARS = 100
-"""Characters of a title that cannot be used, at most, as it is told."""
+"""Maximum characters to record of the title of a quarantined row."""
 
 
 @dataclass(frozen=True)
 class RawInteractions:
-    """Interactions of a domain as they were read, with numbers for ids.
+    """Interactions of a domain as they are in the files, with integers in place of ids.
 
-    rows: user, item (uint32: rows of users and item_ids; null where there is none), timestamp (in the unit of the files), rating if it is wanted;
-    users, item_ids: every name once; files: how many of the rows each has, in their order; malformed: rows that could not be read [n], None where
-    all could; odd: by row, the first of what could not be read, as it stands there: the line of a malformed one, else the time.
+    Attributes:
+        rows: Columns user and item (uint32 indices into `user_ids` and `item_ids`, null where there
+            is no id), timestamp (int64, in the unit of the files), and rating if it is read [n].
+        user_ids: Every user id once.
+        item_ids: Every item id once.
+        rows_per_file: Number of rows of each file, in the order of the rows.
+        malformed: Which rows could not be read [n]; None if all could be.
+        unparsed_text: For the first few rows of each block with unreadable text, that text: the
+            whole line of a malformed row, else the time.
     """
 
     rows: pl.DataFrame
@@ -43,17 +51,13 @@ class RawInteractions:
     unparsed_text: Mapping[int, str]
 
     def row_values(self, row: int) -> dict[str, object]:
-        """What there is to tell of a row."""
+        """Returns what the quarantine records of a row: its line if malformed, else its values."""
         if self.malformed is not None and self.malformed[row]:
             return {"line": self.unparsed_text.get(row, "")}
         user, item, timestamp = (self.rows[name][row] for name in ("user", "item", "timestamp"))
-        of_user, of_item = (
-            None if number is None else names[number]
-            for names, number in ((self.user_ids, user), (self.item_ids, item))
-        )
         return {
-            "user_id": of_user,
-            "item_id": of_item,
+            "user_id": None if user is None else self.user_ids[user],
+            "item_id": None if item is None else self.item_ids[item],
             "timestamp": self.unparsed_text.get(row, timestamp),
         }
 
@@ -62,7 +66,10 @@ class RawInteractions:
 class DomainItems:
     """The items of a domain.
 
-    titles: item_id, title of those that have one, each once, by item_id; dropped: what else is left out, by reason; quarantined: what is no use.
+    Attributes:
+        titles: Columns item_id and title of the items with a title, each once, sorted by item_id.
+        dropped: Usable rows that were left out, counted by reason.
+        quarantined: Rows that cannot be used.
     """
 
     titles: pl.DataFrame
@@ -71,64 +78,78 @@ class DomainItems:
 
     @property
     def dropped_and_quarantined(self) -> Counter[str]:
-        """All that was left out, by reason."""
+        """All rows that were left out, counted by reason."""
         return self.dropped + quarantine.count_by_reason(self.quarantined)
 
 
 def read_domain(data: DataSettings, domain: str, say: Say) -> tuple[RawInteractions, DomainItems]:
-    """Read one domain, all of its files. Raises DataError naming file and column."""
-    of_interactions, of_items = layout.find_files(data, domain)
-    wanted = interaction_columns(data)
-    found = [
-        (file, read_block)
-        for file in of_interactions
-        for read_block in read_blocks(FileSplit(file), wanted, data)
+    """Reads all files of one domain.
+
+    Raises:
+        DataError: A file or a column is missing or unreadable; the message names it.
+    """
+    interaction_files, item_files = layout.find_files(data, domain)
+    columns = interaction_columns(data)
+    blocks = [
+        (file, file_block)
+        for file in interaction_files
+        for file_block in read_blocks(FileSplit(file), columns, data)
     ]
     check_files_agree(
-        [summarize_block(file, read_block) for file, read_block in found], wanted, data, say
+        [summarize_block(file, file_block) for file, file_block in blocks], columns, data, say
     )
-    return encode_blocks(found), read_items(data, domain, of_items, say)
+    return encode_blocks(blocks), read_items(data, domain, item_files, say)
 
 
 def encode_blocks(blocks: Sequence[tuple[str, Block]]) -> RawInteractions:
-    """Blocks of files, in their order, with numbers for ids."""
-    table = pa.concat_tables([read.table for _, read in blocks])
-    (users, names_of_users), (items, names_of_items) = (
-        _encode_ids(table[name]) for name in ("user_id", "item_id")
-    )
+    """Concatenates blocks of interactions and replaces their ids by integers.
+
+    Args:
+        blocks: Each block with its file, in order.
+    """
+    table = pa.concat_tables([file_block.table for _, file_block in blocks])
+    user, user_ids = _encode_ids(table["user_id"])
+    item, item_ids = _encode_ids(table["item_id"])
     columns = {
-        "user": users,
-        "item": items,
+        "user": user,
+        "item": item,
         "timestamp": pl.Series(table["timestamp"], dtype=pl.Int64),
     }
-    more = {"rating": pl.Series(table["rating"])} if "rating" in table.column_names else {}
-    heights: Counter[str] = Counter()
-    odd: dict[int, str] = {}
+    if "rating" in table.column_names:
+        columns["rating"] = pl.Series(table["rating"])
+    rows_per_file: Counter[str] = Counter()
+    unparsed_text: dict[int, str] = {}
     masks = []
-    for file, read in blocks:
-        odd |= {heights.total() + row: text for row, text in read.unparsed_text.items()}
-        heights[file] += read.table.num_rows
+    for file, file_block in blocks:
+        num_rows = file_block.table.num_rows
+        first_row = rows_per_file.total()
+        unparsed_text |= {first_row + row: text for row, text in file_block.unparsed_text.items()}
+        rows_per_file[file] += num_rows
         masks.append(
-            np.zeros(read.table.num_rows, bool) if read.malformed is None else read.malformed
+            np.zeros(num_rows, bool) if file_block.malformed is None else file_block.malformed
         )
-    malformed = (
-        np.concatenate(masks) if any(read.malformed is not None for _, read in blocks) else None
-    )
+    any_malformed = any(file_block.malformed is not None for _, file_block in blocks)
     return RawInteractions(
-        pl.DataFrame(columns | more), names_of_users, names_of_items, heights, malformed, odd
+        pl.DataFrame(columns),
+        user_ids,
+        item_ids,
+        rows_per_file,
+        np.concatenate(masks) if any_malformed else None,
+        unparsed_text,
     )
 
 
 def _encode_ids(ids: pa.ChunkedArray) -> tuple[pl.Series, pl.Series]:
-    """Text [n] as numbers, null where it is, and what each stands for."""
-    numbered = ids.dictionary_encode().combine_chunks()
-    return pl.Series(numbered.indices, dtype=pl.UInt32), pl.Series(
-        numbered.dictionary, dtype=pl.String
+    """Returns for each id [n] its index in the distinct ids, null for null; and these ids."""
+    encoded = ids.dictionary_encode().combine_chunks()
+    return (
+        pl.Series(encoded.indices, dtype=pl.UInt32),
+        pl.Series(encoded.dictionary, dtype=pl.String),
     )
 
 
 def interaction_columns(data: DataSettings) -> tuple[str, ...]:
-    """The columns of interactions that are wanted, by our names."""
+    """Returns the columns of interactions that the settings need, by our names."""
     return (
         "user_id",
         "item_id",
@@ -140,18 +161,31 @@ def interaction_columns(data: DataSettings) -> tuple[str, ...]:
 def read_blocks(
     file_split: FileSplit, wanted_columns: Sequence[str], data: DataSettings
 ) -> Iterable[Block]:
-    """The wanted columns of a file or a piece of one, in blocks."""
-    chosen = layout.from_settings(data)
+    """Yields columns of a file, or of a part of one, in blocks.
+
+    Args:
+        file_split: The file, and which part of it to read.
+        wanted_columns: Columns to read, by our names.
+        data: Says what these columns are called in the file.
+    """
+    data_layout = layout.from_settings(data)
     return reader.read_blocks(
         file_split,
-        {name: chosen.columns[name] for name in wanted_columns},
-        layout.TICKS_PER_SECOND[chosen.time_unit],
+        {name: data_layout.columns[name] for name in wanted_columns},
+        layout.TICKS_PER_SECOND[data_layout.time_unit],
     )
 
 
 @dataclass(frozen=True)
 class BlockSummary:
-    """What of a block its file is judged by. types: of its columns in the file; valued: columns with a value; rows: how many."""
+    """What `check_files_agree` needs to know of a block.
+
+    Attributes:
+        file: The file of the block.
+        file_types: For each column, its type in the file.
+        columns_with_values: Columns that are not null in every row.
+        rows: Number of rows.
+    """
 
     file: str
     file_types: Mapping[str, str]
@@ -160,7 +194,7 @@ class BlockSummary:
 
 
 def summarize_block(file: str, file_block: Block) -> BlockSummary:
-    """What of a block of a file that file is judged by."""
+    """Returns the summary of a block for `check_files_agree`."""
     return BlockSummary(
         file, file_block.file_types, file_block.columns_with_values, file_block.table.num_rows
     )
@@ -169,50 +203,73 @@ def summarize_block(file: str, file_block: Block) -> BlockSummary:
 def check_files_agree(
     summaries: Sequence[BlockSummary], wanted_columns: Sequence[str], data: DataSettings, say: Say
 ) -> None:
-    """Files of a domain must agree on the types of their columns, and files of lines must have these. Raises DataError naming one that does not."""
+    """Checks the files of a domain against each other, and JSON files for their fields.
+
+    Args:
+        summaries: Summaries of all blocks of all files, in order.
+        wanted_columns: The columns that were read, by our names.
+        data: Says what these columns are called in the files.
+        say: Told if integer ids are read as text.
+
+    Raises:
+        DataError: Files disagree on whether a column is text, or no line of a JSON file has a
+            field.
+    """
     columns = layout.from_settings(data).columns
-    for of in summaries[1:]:
+    first = summaries[0]
+    for summary in summaries[1:]:
         for name in wanted_columns:
-            if ("string" in summaries[0].file_types[name]) != ("string" in of.file_types[name]):
+            if ("string" in first.file_types[name]) != ("string" in summary.file_types[name]):
                 raise DataError(
-                    f"{of.file}: column {columns[name]} is {of.file_types[name]}, yet {summaries[0].file_types[name]} in {summaries[0].file}; "
+                    f"{summary.file}: column {columns[name]} is {summary.file_types[name]}, "
+                    f"yet {first.file_types[name]} in {first.file}; "
                     "give all files of a domain one type"
                 )
-    of_lines: dict[str, list[BlockSummary]] = {}
-    for of in summaries:
-        if reader.is_json_lines(of.file):
-            of_lines.setdefault(of.file, []).append(of)
-    for file, whole in of_lines.items():
-        if not sum(of.rows for of in whole):
+    # A field may be missing from some lines of JSON; missing from all, its name must be wrong.
+    json_files: dict[str, list[BlockSummary]] = {}
+    for summary in summaries:
+        if reader.is_json_lines(summary.file):
+            json_files.setdefault(summary.file, []).append(summary)
+    for file, file_summaries in json_files.items():
+        if not sum(summary.rows for summary in file_summaries):
             raise DataError(
                 f"{file}: holds no line of JSON; write it again, or correct data.format"
             )
         for name in wanted_columns:
-            if not any(name in of.columns_with_values for of in whole):
+            if not any(name in summary.columns_with_values for summary in file_summaries):
                 raise DataError(
-                    f"{file}: no line has a field {columns[name]}; correct data.format, or data.columns"
+                    f"{file}: no line has a field {columns[name]}; "
+                    "correct data.format, or data.columns"
                 )
     for name in wanted_columns:
-        if block.COLUMN_KINDS[name] == block.IDS and "int" in summaries[0].file_types[name]:
-            say(f"{summaries[0].file}: integers of column {columns[name]} are read as text")
+        if block.COLUMN_KINDS[name] == block.IDS and "int" in first.file_types[name]:
+            say(f"{first.file}: integers of column {columns[name]} are read as text")
 
 
 def read_items(data: DataSettings, domain: str, item_files: Sequence[str], say: Say) -> DomainItems:
-    """The items of a domain that have a title. Of what else is in the files a block at a time is held."""
-    wanted = ("item_id", "title")
-    found, quarantined, of_blocks = [], [], []
+    """Reads the items of a domain that have a title.
+
+    An item that occurs several times gets its alphabetically first title.
+
+    Raises:
+        DataError: A file or a column is missing or unreadable; the message names it.
+    """
+    columns = ("item_id", "title")
+    titles = []
+    quarantined = []
+    summaries = []
     for file in item_files:
-        for read_block in read_blocks(FileSplit(file), wanted, data):
-            titles, bad = _clean_items(domain, file, read_block)
-            found.append(titles)
-            quarantined.append((bad, file, read_block.table.num_rows))
-            of_blocks.append(summarize_block(file, read_block))
-    check_files_agree(of_blocks, wanted, data, say)
-    every = pl.concat(found).sort("item_id", "title")
-    once_each = every.unique("item_id", keep="first", maintain_order=True)
+        for file_block in read_blocks(FileSplit(file), columns, data):
+            block_titles, block_quarantined = _clean_items(domain, file, file_block)
+            titles.append(block_titles)
+            quarantined.append((block_quarantined, file, file_block.table.num_rows))
+            summaries.append(summarize_block(file, file_block))
+    check_files_agree(summaries, columns, data, say)
+    all_titles = pl.concat(titles).sort("item_id", "title")
+    unique_titles = all_titles.unique("item_id", keep="first", maintain_order=True)
     return DomainItems(
-        once_each,
-        Counter(duplicate_item=every.height - once_each.height),
+        unique_titles,
+        Counter(duplicate_item=all_titles.height - unique_titles.height),
         quarantine.merge_blocks(quarantined),
     )
 
@@ -220,10 +277,14 @@ def read_items(data: DataSettings, domain: str, item_files: Sequence[str], say: 
 def _clean_items(
     domain: str, file: str, file_block: Block
 ) -> tuple[pl.DataFrame, tuple[QuarantinedRows, ...]]:
-    """The items of a block of a file that have a title, cleaned; and the rows that cannot be used."""
-    raw, faults = pl.DataFrame(file_block.table), {"item_without_id": _is_blank("item_id")}
+    """Returns item_id and clean title of a block's items, and its rows that cannot be used.
 
-    def values(row: int) -> dict[str, object]:
+    Items whose clean title is empty are left out; they are not faulty.
+    """
+    raw = pl.DataFrame(file_block.table)
+    faults = {"item_without_id": _is_blank("item_id")}
+
+    def row_values(row: int) -> dict[str, object]:
         if file_block.malformed is not None and file_block.malformed[row]:
             return {"line": file_block.unparsed_text.get(row, "")}
         return {
@@ -231,21 +292,25 @@ def _clean_items(
             "title": (raw["title"][row] or "")[:_MAX_TITLE_CHARS],
         }
 
-    fault = quarantine.first_fault_codes(raw, faults, file_block.malformed)
-    found = quarantine.collect_faulty_rows(domain, {file: raw.height}, faults, fault, values)
-    good = raw.filter(fault == 0)
-    titles = good["title"].unique()
-    once_cleaned = pl.DataFrame(
+    fault_codes = quarantine.first_fault_codes(raw, faults, file_block.malformed)
+    quarantined = quarantine.collect_faulty_rows(
+        domain, {file: raw.height}, faults, fault_codes, row_values
+    )
+    usable = raw.filter(fault_codes == 0)
+    # Titles repeat, and cleaning is slow: clean each distinct title once.
+    distinct = usable["title"].unique()
+    cleaned_titles = pl.DataFrame(
         {
-            "title": titles,
-            "cleaned": pl.Series([clean_title(title or "") for title in titles], dtype=pl.String),
+            "title": distinct,
+            "cleaned": pl.Series([clean_title(title or "") for title in distinct], dtype=pl.String),
         }
     )
-    made = good.join(once_cleaned, on="title", how="left", nulls_equal=True).select(
+    items = usable.join(cleaned_titles, on="title", how="left", nulls_equal=True).select(
         "item_id", title="cleaned"
     )
-    return made.filter(pl.col("title") != ""), found
+    return items.filter(pl.col("title") != ""), quarantined
 
 
 def _is_blank(column: str) -> pl.Expr:
+    """Tests whether a column of text is null or white space."""
     return pl.col(column).is_null() | (pl.col(column).str.strip_chars() == "")

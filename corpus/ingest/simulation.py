@@ -1,9 +1,14 @@
-"""Simulated shoppers: seeded purchase histories over several domains, with a known best answer.
+"""Simulates shoppers: seeded purchase histories over several domains, with a known best answer.
 
-A title names its item's attributes: brand, style, material, price level and noun. The first four are shared by all domains, nouns are a domain's own.
-A shopper has one favourite value per shared attribute, in every domain the same, and buys by a multinomial logit over the items not bought yet:
-P(item) ~ exp(sum of STRENGTH[a] over the attributes a that are the shopper's favourites). Favourites drift with time. So what is learned in one
-domain carries over to another, and the best answer among a target and negatives drawn at random is known exactly: the highest utility.
+A title names its item's attributes: brand, style, material, price level and noun. The first four
+are shared by all domains; each domain has its own nouns. A shopper has one favourite value per
+shared attribute, the same in every domain. The next purchase is drawn by a multinomial logit over
+the items of a domain that the shopper has not bought yet:
+
+    P(item) ~ exp(sum of FAVOURITE_UTILITY[a] over attributes a whose value is the favourite)
+
+Favourites drift over time. What is learned in one domain therefore transfers to another. Among a
+target and uniformly drawn negatives, the best answer is known: the item of the highest utility.
 """
 
 import io
@@ -21,14 +26,19 @@ from corpus.settings import DataSettings, SimulateSettings
 
 BRANDS = tuple(
     "Aldora Benvik Corvane Dunmere Elstow Fairlow Gantry Holvik Isenor Jarrow Kestrel Lunford "
-    "Marlow Norvane Oakmere Pelham Quillon Ravenor Selwick Tarvane Umbrel Velmont Wexley Zorvik".split()
+    "Marlow Norvane Oakmere Pelham Quillon Ravenor Selwick Tarvane Umbrel Velmont Wexley "
+    "Zorvik".split()
 )
 STYLES = tuple("classic modern rustic minimal vintage sporty elegant playful".split())
 MATERIALS = tuple("oak steel cotton leather glass bamboo ceramic rubber".split())
 PRICES = tuple("budget standard premium luxury".split())
 ATTRIBUTE_VALUES = (BRANDS, STYLES, MATERIALS, PRICES)
+"""The values of each shared attribute; an array's `axis` dimension follows this order."""
 FAVOURITE_UTILITY = np.array([8.0, 5.0, 5.0, 3.0])
-"""Utility of a favourite brand, style, material and price level; the logit's own noise has standard deviation 1.28."""
+"""Utility of the favourite brand, style, material and price level.
+
+The noise of the logit (a standard Gumbel) has standard deviation 1.28.
+"""
 
 NOUNS = {
     "Garden": "rake shovel planter hose trellis lantern bench gnome sprinkler trowel birdbath "
@@ -41,22 +51,30 @@ NOUNS = {
     "ukulele clarinet tuner stand tambourine microphone oboe organ lute",
     "Pets": "leash bowl collar kennel aquarium brush crate feeder perch harness toy "
     "blanket litter hutch carrier ramp cushion fountain whisker tunnel",
-    "Games": "puzzle dice chessboard console joystick cards domino jigsaw controller figurine boardgame "
-    "arcade token dartboard headset quiz marble spinner checkers rulebook",
+    "Games": "puzzle dice chessboard console joystick cards domino jigsaw controller figurine "
+    "boardgame arcade token dartboard headset quiz marble spinner checkers rulebook",
 }
+"""The nouns of each known domain."""
 MARKER_FILE = "simulated.json"
+"""The file in a data root that records its simulation; written last, so it means complete."""
 SECONDS_PER_HOUR = 3600
 START_TIMESTAMP = 1_577_836_800
-"""1 January 2020, UTC: when the simulated time begins, in seconds."""
+"""Start of the simulated time, 1 January 2020 UTC [Unix seconds]."""
 TIE_PROBABILITY = 0.05
-"""Chance that a purchase shares its second with the shopper's purchase before it."""
+"""Probability that a purchase has the same timestamp as the shopper's previous one."""
 MIN_PURCHASES_PER_DOMAIN = 3
-"""Purchases of a shopper in one of their domains, at least."""
+"""Minimum purchases of a shopper in one of their domains."""
 
 
 @dataclass(frozen=True)
 class Shelf:
-    """The items of one domain. item_ids, titles: [I]; attributes: [I, axis], the value of each shared attribute."""
+    """The items of one domain.
+
+    Attributes:
+        item_ids: Ids [items].
+        titles: Titles [items].
+        attributes: Index of the value of each shared attribute [items, axis].
+    """
 
     item_ids: tuple[str, ...]
     titles: tuple[str, ...]
@@ -65,9 +83,14 @@ class Shelf:
 
 @dataclass(frozen=True)
 class Purchases:
-    """Purchases, each shopper's in the order in which they made them. Arrays of length N; tastes [N, axis]: the shopper's favourites at that moment.
+    """The purchases of all shoppers; those of one shopper are in chronological order.
 
-    user, domain, item: indices of the shopper, of the domain in `Shoppers.domains` and of the item on its shelf; timestamp: Unix seconds.
+    Attributes:
+        user: Index of the shopper [n].
+        domain: Index of the domain in `SimulatedWorld.domains` [n].
+        item: Index of the item on the domain's shelf [n].
+        timestamp: Time of the purchase [n, Unix seconds].
+        tastes: The shopper's favourites at that time, as indices of values [n, axis].
     """
 
     user: np.ndarray
@@ -79,7 +102,13 @@ class Purchases:
 
 @dataclass(frozen=True)
 class SimulatedWorld:
-    """A simulated world: domains in the order asked for, what is on their shelves, and who bought what."""
+    """A simulated world.
+
+    Attributes:
+        domains: Names, in the requested order.
+        shelves: The items of each domain.
+        purchases: All purchases.
+    """
 
     domains: tuple[str, ...]
     shelves: tuple[Shelf, ...]
@@ -89,7 +118,7 @@ class SimulatedWorld:
 def simulate_shoppers(
     domains: Sequence[str], settings: SimulateSettings, seed: int
 ) -> SimulatedWorld:
-    """Simulate. A pure function of its arguments."""
+    """Simulates items and purchases; equal arguments give equal worlds."""
     rng = np.random.default_rng([seed, 0x5109])
     shelves = tuple(_draw_shelf(name, settings.items_per_domain, rng) for name in domains)
     visits = _draw_visits(len(domains), settings, rng)
@@ -99,97 +128,121 @@ def simulate_shoppers(
 
 
 def utility(tastes: np.ndarray, attributes: np.ndarray) -> np.ndarray:
-    """What items are worth to shoppers. tastes: [..., axis]; attributes: [..., axis], broadcast against it; result: [...]."""
+    """Returns the utility of items to shoppers, without the noise of the logit.
+
+    Args:
+        tastes: Favourites of the shoppers [..., axis].
+        attributes: Attributes of the items [..., axis], broadcast against `tastes`.
+
+    Returns:
+        Utilities [...].
+    """
     return np.asarray((attributes == tastes) @ FAVOURITE_UTILITY)
 
 
 def best_candidate(tastes: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-    """Position of the likeliest target for one who knows the tastes. tastes: [N, axis]; candidates: attributes [N, C, axis]; result: [N].
+    """Returns the position of the most likely target, given the shoppers' tastes.
 
-    Optimal under the simulation: the target was drawn with odds exp(utility), the negatives evenly. Its HR@1 is the ceiling of every model.
+    No model can do better on average, because the target was drawn with odds exp(utility) and the
+    negatives uniformly. The HR@1 of these answers is therefore an upper bound.
+
+    Args:
+        tastes: Favourites of the shoppers [n, axis].
+        candidates: Attributes of the candidates [n, candidates, axis].
+
+    Returns:
+        Positions among the candidates [n].
     """
     return np.asarray(utility(tastes[:, None, :], candidates).argmax(axis=1))
 
 
 def write_data_root(data: DataSettings, settings: SimulateSettings, seed: int) -> None:
-    """Make `data.root` hold the simulated domains (`data.domains`, then `data.held_out`); nothing happens where it does already.
+    """Writes the simulated domains to `data.root`, unless they are there already.
 
-    The root is complete once its marker is there, which is written last. A write that was cut short is completed by the next one: equal arguments
-    give equal files. Raises DataError where the root holds other files or another simulation: they are never overwritten.
+    The domains are `data.domains` and then `data.held_out`. An interrupted write is completed by
+    the next call, because equal arguments give equal files.
+
+    Raises:
+        DataError: No domain is named, or the root has other files or another simulation, which are
+            never overwritten.
     """
     if not (data.domains or data.held_out):
         raise DataError(
-            "data.domains and data.held_out are both empty; name the domains to simulate, for example Garden,Office"
+            "data.domains and data.held_out are both empty; "
+            "name the domains to simulate, for example Garden,Office"
         )
-    made = {"seed": seed, "domains": [*data.domains, *data.held_out], **settings.model_dump()}
-    marker = storage.join(data.root, MARKER_FILE)
-    if storage.exists(marker):
-        _check_same_simulation(data.root, json.loads(storage.read_text(marker)), made)
+    domains = [*data.domains, *data.held_out]
+    arguments = {"seed": seed, "domains": domains, **settings.model_dump()}
+    marker_uri = storage.join(data.root, MARKER_FILE)
+    if storage.exists(marker_uri):
+        _check_same_simulation(data.root, json.loads(storage.read_text(marker_uri)), arguments)
         return
-    for name, content in data_root_files(
-        simulate_shoppers(made["domains"], settings, seed)
-    ).items():
+    world = simulate_shoppers(domains, settings, seed)
+    for name, content in data_root_files(world).items():
         _write_if_absent(storage.join(data.root, name), content)
-    storage.write_text(marker, json.dumps(made, indent=1) + "\n")
+    storage.write_text(marker_uri, json.dumps(arguments, indent=1) + "\n")
 
 
 def data_root_files(world: SimulatedWorld) -> dict[str, bytes]:
-    """The data root of a simulated world: relative path to content (parquet)."""
-    found = {}
+    """Returns the parquet files of a simulated world: path below the data root to content."""
+    files = {}
     purchases = world.purchases
     for index, (name, shelf) in enumerate(zip(world.domains, world.shelves, strict=True)):
-        here = purchases.domain == index
+        in_domain = purchases.domain == index
         ids = pa.array(shelf.item_ids)
         interactions = pa.table(
             {
-                "user_id": pa.array([f"user-{u:06d}" for u in purchases.user[here]]),
-                "item_id": ids.take(pa.array(purchases.item[here])),
-                "timestamp": pa.array(purchases.timestamp[here], pa.int64()),
+                "user_id": pa.array([f"user-{u:06d}" for u in purchases.user[in_domain]]),
+                "item_id": ids.take(pa.array(purchases.item[in_domain])),
+                "timestamp": pa.array(purchases.timestamp[in_domain], pa.int64()),
             }
         )
-        found[f"interactions/{name}.parquet"] = _to_parquet(interactions)
-        found[f"items/{name}.parquet"] = _to_parquet(
+        files[f"interactions/{name}.parquet"] = _to_parquet(interactions)
+        files[f"items/{name}.parquet"] = _to_parquet(
             pa.table({"item_id": ids, "title": pa.array(shelf.titles)})
         )
-    return found
+    return files
 
 
 def _draw_shelf(domain: str, size: int, rng: np.random.Generator) -> Shelf:
-    """Items with distinct attributes, hence distinct titles."""
+    """Draws items with distinct attributes, hence distinct titles."""
     nouns = _domain_nouns(domain)
-    shape = (*(len(axis) for axis in ATTRIBUTE_VALUES), len(nouns))
-    drawn = rng.choice(int(np.prod(shape)), size=size, replace=False)
-    *attributes, noun = np.unravel_index(drawn, shape)
-    shared = np.stack(attributes, axis=1)
+    # Number all combinations of attribute values and noun, and draw without replacement.
+    shape = (*(len(values) for values in ATTRIBUTE_VALUES), len(nouns))
+    combinations = rng.choice(int(np.prod(shape)), size=size, replace=False)
+    *attribute_columns, noun = np.unravel_index(combinations, shape)
+    attributes = np.stack(attribute_columns, axis=1)
     titles = tuple(
         " ".join([*(ATTRIBUTE_VALUES[axis][value] for axis, value in enumerate(row)), nouns[n]])
-        for row, n in zip(shared.tolist(), noun.tolist(), strict=True)
+        for row, n in zip(attributes.tolist(), noun.tolist(), strict=True)
     )
-    return Shelf(tuple(f"{domain.lower()}-{i:05d}" for i in range(size)), titles, shared)
+    return Shelf(tuple(f"{domain.lower()}-{i:05d}" for i in range(size)), titles, attributes)
 
 
 def _domain_nouns(domain: str) -> tuple[str, ...]:
-    """A domain's own nouns; a domain without any of its own is stocked with numbered articles."""
-    return (
-        tuple(NOUNS[domain].split())
-        if domain in NOUNS
-        else tuple(f"{domain.lower()}-article-{i}" for i in range(20))
-    )
+    """Returns the nouns of a domain; an unknown domain gets numbered articles."""
+    if domain in NOUNS:
+        return tuple(NOUNS[domain].split())
+    return tuple(f"{domain.lower()}-article-{i}" for i in range(20))
 
 
 def _draw_visits(
     num_domains: int, settings: SimulateSettings, rng: np.random.Generator
 ) -> np.ndarray:
-    """[user, visit]: the domain of each shopper's next purchase, -1 once they are done. Domains alternate at random.
+    """Draws the domain of every purchase of every shopper, in random order.
 
-    One domain is certain and each other one drawn, so that every shopper buys somewhere and domains_per_user is the mean.
+    A shopper buys in one domain for certain and in each other one with a fixed probability, so that
+    nobody buys nothing and the mean number of domains is `domains_per_user`.
+
+    Returns:
+        Indices of domains [users, purchases], filled up with -1.
     """
-    often = min(1.0, max(0.0, settings.domains_per_user - 1) / max(1, num_domains - 1))
-    shops = rng.random((settings.users, num_domains)) < often
-    shops[np.arange(settings.users), rng.integers(num_domains, size=settings.users)] = True
-    counts = shops * np.minimum(
+    probability = min(1.0, max(0.0, settings.domains_per_user - 1) / max(1, num_domains - 1))
+    is_active = rng.random((settings.users, num_domains)) < probability
+    is_active[np.arange(settings.users), rng.integers(num_domains, size=settings.users)] = True
+    counts = is_active * np.minimum(
         MIN_PURCHASES_PER_DOMAIN
-        + rng.poisson(settings.interactions_per_domain - MIN_PURCHASES_PER_DOMAIN, shops.shape),
+        + rng.poisson(settings.interactions_per_domain - MIN_PURCHASES_PER_DOMAIN, is_active.shape),
         settings.items_per_domain,
     )
     visits = np.full((settings.users, int(counts.sum(axis=1).max())), -1)
@@ -204,50 +257,65 @@ def _simulate_purchases(
     settings: SimulateSettings,
     rng: np.random.Generator,
 ) -> Purchases:
-    """Every shopper's purchases, one visit of all of them at a time."""
+    """Draws the time and the item of every purchase.
+
+    Args:
+        visits: Domain of each purchase [users, purchases], from `_draw_visits`.
+        shelves: The items of each domain.
+        settings: Settings of the simulation.
+        rng: Source of randomness.
+    """
     users = len(visits)
-    sizes = np.array([len(axis) for axis in ATTRIBUTE_VALUES])
-    tastes = rng.integers(sizes, size=(users, len(ATTRIBUTE_VALUES)))
+    num_values = np.array([len(values) for values in ATTRIBUTE_VALUES])
+    tastes = rng.integers(num_values, size=(users, len(ATTRIBUTE_VALUES)))
     clock = START_TIMESTAMP + rng.integers(365 * 24, size=users) * SECONDS_PER_HOUR
     attributes = np.stack([shelf.attributes for shelf in shelves])
     bought = np.zeros((users, *attributes.shape[:2]), dtype=bool)
     rows = []
-    for domain in visits.T:
-        here = np.flatnonzero(domain >= 0)
-        drifting = here[rng.random(len(here)) < settings.drift]
+    for next_domain in visits.T:  # the next purchase of all shoppers who have one left
+        user = np.flatnonzero(next_domain >= 0)
+        domain = next_domain[user]
+        # Some shoppers change one favourite.
+        drifting = user[rng.random(len(user)) < settings.drift]
         axis = rng.integers(len(ATTRIBUTE_VALUES), size=len(drifting))
-        tastes[drifting, axis] = rng.integers(sizes[axis])
-        gap = 1 + rng.geometric(1 / (10 * 24), size=len(here))
-        clock[here] += np.where(rng.random(len(here)) < TIE_PROBABILITY, 0, gap * SECONDS_PER_HOUR)
-        at = domain[here]
-        worth = utility(tastes[here, None, :], attributes[at]) + rng.gumbel(
-            size=(len(here), attributes.shape[1])
+        tastes[drifting, axis] = rng.integers(num_values[axis])
+        # Time passes, 10 days on average, except where a purchase ties with the previous one.
+        gap_hours = 1 + rng.geometric(1 / (10 * 24), size=len(user))
+        is_tie = rng.random(len(user)) < TIE_PROBABILITY
+        clock[user] += np.where(is_tie, 0, gap_hours * SECONDS_PER_HOUR)
+        # The highest utility plus Gumbel noise is a draw from the logit.
+        noisy_utility = utility(tastes[user, None, :], attributes[domain]) + rng.gumbel(
+            size=(len(user), attributes.shape[1])
         )
-        item = np.where(bought[here, at], -np.inf, worth).argmax(axis=1)
-        bought[here, at, item] = True
-        rows.append((here, at, item, clock[here], tastes[here]))
+        item = np.where(bought[user, domain], -np.inf, noisy_utility).argmax(axis=1)
+        bought[user, domain, item] = True
+        rows.append((user, domain, item, clock[user], tastes[user]))
     return Purchases(*(np.concatenate(column) for column in zip(*rows, strict=True)))
 
 
 def _check_same_simulation(
     root: str, existing: Mapping[str, object], requested: Mapping[str, object]
 ) -> None:
-    other = [
+    """Raises DataError naming the arguments in which two simulations differ."""
+    differences = [
         f"{key} {existing.get(key)} (asked for: {requested.get(key)})"
         for key in sorted({*existing, *requested})
         if existing.get(key) != requested.get(key)
     ]
-    if other:
+    if differences:
         raise DataError(
-            f"{root}: holds another simulation: {', '.join(other)}; set data.root to another place, or remove this one"
+            f"{root}: holds another simulation: {', '.join(differences)}; "
+            "set data.root to another place, or remove this one"
         )
 
 
 def _write_if_absent(uri: str, content: bytes) -> None:
+    """Writes a file unless it exists with this content; DataError if it has another one."""
     if storage.exists(uri):
         if storage.read_bytes(uri) != content:
             raise DataError(
-                f"{uri}: was not written by this simulation and is not overwritten; set data.root to another place, or data.format to root"
+                f"{uri}: was not written by this simulation and is not overwritten; "
+                "set data.root to another place, or data.format to root"
             )
         return
     storage.write_bytes(uri, content)

@@ -1,4 +1,7 @@
-"""Titles: the only thing that a model sees of an item, so they are cleaned once and unique within a domain. Pure."""
+"""Cleans item titles and makes them unique within a domain.
+
+The title is all that a model sees of an item.
+"""
 
 import html
 import re
@@ -6,20 +9,24 @@ import unicodedata
 from collections.abc import Sequence
 
 MAX_TITLE_CHARS = 300
-"""Characters of a title, at most."""
+"""Maximum characters of a title."""
 
-_JOINERS = "\u200c\u200d"  # they shape words and emoji; every other format character only hides or reorders text
+_JOINERS = "\u200c\u200d"
+"""Format characters to keep: they shape words and emoji; all others only hide or reorder text."""
 _CHAT_CONTROL = re.compile(r"<\|[^<>|]*\|>|</?s>|\[/?INST\]|<</?SYS>>", re.IGNORECASE)
+"""Control tokens of chat templates, which could make a title read as an instruction."""
 
 
 def clean_title(raw: str) -> str:
-    """A title in plain text: HTML entities resolved, white space collapsed, Unicode NFC, cut to MAX_TITLE.
+    """Returns a title as plain text of at most MAX_TITLE_CHARS, possibly empty.
 
-    Control and format characters, lone surrogates and chat-control tokens are removed. Idempotent. May be empty.
+    HTML entities are resolved, white space is collapsed, and Unicode is normalized to NFC. Control
+    and format characters, lone surrogates and control tokens of chat templates are removed.
+    Cleaning a clean title changes nothing.
     """
-    text = raw[
-        : 20 * MAX_TITLE_CHARS
-    ]  # bounds the work; entities and white space make text longer than it reads
+    # Bounds the work. The margin is for entities and white space, which shrink when cleaned.
+    text = raw[: 20 * MAX_TITLE_CHARS]
+    # Cleaning can bring forth something to clean, as in `&amp;lt;`: repeat until nothing changes.
     while (cleaned := _clean_once(text)) != text:
         text = cleaned
     return text[:MAX_TITLE_CHARS].rstrip()
@@ -27,16 +34,14 @@ def clean_title(raw: str) -> str:
 
 def _clean_once(text: str) -> str:
     text = html.unescape(text)
-    text = (
-        "".join(_plain_character(character) for character in text)
-        if not text.isascii() or not text.isprintable()
-        else text
-    )
+    if not text.isascii() or not text.isprintable():
+        text = "".join(_plain_character(character) for character in text)
     text = _CHAT_CONTROL.sub(" ", text)
     return unicodedata.normalize("NFC", " ".join(text.split()))
 
 
 def _plain_character(character: str) -> str:
+    """Returns the replacement for a character: usually itself, else a space or nothing."""
     category = unicodedata.category(character)
     if category == "Cc":
         return " "
@@ -46,23 +51,33 @@ def _plain_character(character: str) -> str:
 def disambiguate_titles(
     titles: Sequence[str], existing: Sequence[str] = ()
 ) -> tuple[list[str], int]:
-    """The titles of one domain, made distinct regardless of case: the second "Soap" becomes "Soap (2)". Also returns how many were changed.
+    """Makes the titles of a domain distinct, ignoring case: the second "Soap" becomes "Soap (2)".
 
-    Two candidates with one title would leave the right answer undefined. there: titles that the domain has already; they stay as they are.
+    With two candidates of the same title, the right answer would be undefined.
+
+    Args:
+        titles: The titles to make distinct.
+        existing: Titles that the domain already has; they are never changed.
+
+    Returns:
+        The distinct titles, in order, and how many of them were changed.
     """
     seen = {title.casefold() for title in existing}
     taken = seen | {title.casefold() for title in titles}
-    result, changed = [], 0
+    distinct = []
+    num_changed = 0
     for title in titles:
         if title.casefold() in seen:
-            title, changed = _append_number(title, taken), changed + 1
+            title = _append_number(title, taken)
+            num_changed += 1
         seen.add(title.casefold())
         taken.add(title.casefold())
-        result.append(title)
-    return result, changed
+        distinct.append(title)
+    return distinct, num_changed
 
 
 def _append_number(title: str, taken: set[str]) -> str:
+    """Returns the title with the lowest number from 2 on that makes it differ from all taken."""
     number = 2
     while True:
         suffix = f" ({number})"

@@ -1,1 +1,1 @@
-"""Files of behaviours as they are found in the world: where they lie, what their columns are called, how they are read."""
+"""Raw data files: where each format keeps them, what it calls their columns, how they are read."""

@@ -1,4 +1,7 @@
-"""What every reader of files gives: some rows of a file, in its order, under our names. Every message names the file and the column."""
+"""Blocks: what every file reader returns, a few consecutive rows of a file under our column names.
+
+Every error message names the file and the column.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,25 +12,32 @@ from numpy.typing import NDArray
 
 from cluster.errors import DataError
 
-IDS, TEXT, TIME, NUMBER = "strings or integers", "strings", "integers or timestamps", "numbers"
+IDS = "strings or integers"
+TEXT = "strings"
+TIME = "integers or timestamps"
+NUMBER = "numbers"
 COLUMN_KINDS = {"user_id": IDS, "item_id": IDS, "title": TEXT, "timestamp": TIME, "rating": NUMBER}
-"""What a column may hold, by our name for it."""
+"""What each of our columns may contain in a file, as error messages say it."""
 ARROW_TYPES = {
     IDS: pa.large_string(),
     TEXT: pa.large_string(),
     TIME: pa.int64(),
     NUMBER: pa.float64(),
 }
-"""What it is read as: ids and titles as text, times as integers in the file's unit, ratings as floats."""
+"""The type that each kind of column is read as; times are integers in the file's unit."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """Some rows of a file that follow each other.
+    """Consecutive rows of a file.
 
-    table: the wanted columns [n], of TYPES; types: theirs in the file; malformed: rows that could not be read [n], null in every column, or None
-    where there is none; odd: by row, the first few of what could not be read, as it stands there: the line of a malformed one, else a time that is no
-    number (null in the table).
+    Attributes:
+        table: The requested columns [rows], of the types in `ARROW_TYPES`.
+        file_types: For each column, its type in the file.
+        malformed: Which rows could not be read [rows]; these are null in every column. None if all
+            could be.
+        unparsed_text: For the first few rows with unreadable text, that text: the whole line if the
+            row is malformed, else a time that is not a number and therefore null in the table.
     """
 
     table: pa.Table
@@ -37,7 +47,7 @@ class Block:
 
     @property
     def columns_with_values(self) -> frozenset[str]:
-        """Columns that have a value in any row."""
+        """The columns that are not null in every row."""
         return frozenset(
             name
             for name in self.table.column_names
@@ -46,9 +56,19 @@ class Block:
 
 
 def require_columns(file: str, columns: Mapping[str, str], available: Sequence[str]) -> None:
-    """Raises DataError unless a file has the columns, given as our names to its own."""
+    """Checks that a file has the columns to read.
+
+    Args:
+        file: The file, for the message.
+        columns: Our column names to the file's.
+        available: The columns that the file has.
+
+    Raises:
+        DataError: A column is missing.
+    """
     missing = [theirs for theirs in columns.values() if theirs not in available]
     if missing:
         raise DataError(
-            f"{file}: no column {', '.join(missing)}; it has {', '.join(available)}; write it again, or name its columns in data.columns"
+            f"{file}: no column {', '.join(missing)}; it has {', '.join(available)}; "
+            "write it again, or name its columns in data.columns"
         )

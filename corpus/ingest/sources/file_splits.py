@@ -1,4 +1,4 @@
-"""How large files of interactions are, and what of them is read at a time; found without reading them."""
+"""Splits large files of interactions, and estimates their number of rows, without reading them."""
 
 from dataclasses import dataclass
 
@@ -8,20 +8,30 @@ import pyarrow.parquet as pq
 from cluster import storage
 
 ROWS_PER_SPLIT = 1 << 20
-"""Rows of a piece of a parquet file, at most, unless a row group has more."""
+"""Maximum rows of a split of a parquet file, unless a single row group has more."""
 TEXT_BYTES_PER_ROW = 50
-"""Bytes of an interaction in a file of text, as expected."""
+"""Expected bytes of an interaction in an uncompressed text file."""
 COMPRESSION_RATIO = 4
-"""Times that a packed file of text is as large when it is unpacked, as expected."""
+"""Expected size of a text file relative to its compressed size."""
 BYTES_PER_SPLIT = 1 << 27
-"""Bytes of a piece of a file of lines."""
+"""Bytes of a split of a file with one row per line."""
 _SPLITTABLE_SUFFIXES = (".json", ".jsonl", ".dat")
-"""A line of these is a row, whatever comes before it. A field of csv may hold lines, and what is packed is read from its beginning."""
+"""Suffixes of text files that can be read from any line on: each line is a row.
+
+Csv is not among them because a quoted field may contain line breaks. Neither are compressed files,
+which can only be read from their beginning.
+"""
 
 
 @dataclass(frozen=True)
 class FileSplit:
-    """What a task reads: a file; or some row groups of one, or the lines that begin in a span of its bytes [start, stop)."""
+    """A file, or a part of one, that one task reads.
+
+    Attributes:
+        file: URI of the file.
+        row_groups: Row groups to read from a parquet file; None: all.
+        byte_range: [start, stop) in a text file: the lines that begin there are read; None: all.
+    """
 
     file: str
     row_groups: tuple[int, ...] | None = None
@@ -29,30 +39,36 @@ class FileSplit:
 
 
 def estimate_rows(file: str) -> int:
-    """Rows of a file: of parquet as its footer says, of text as expected from its size. 0 for a file that cannot be read: its reader says why."""
+    """Returns the rows of a file: exact for parquet, from its footer, and estimated for text.
+
+    A parquet file that cannot be read counts 0; reading it will report why.
+    """
     if file.endswith(".parquet"):
         return sum(_row_group_sizes(file))
-    return (
-        _file_size(file) * (COMPRESSION_RATIO if file.endswith(".gz") else 1) // TEXT_BYTES_PER_ROW
-    )
+    text_bytes = _file_size(file) * (COMPRESSION_RATIO if file.endswith(".gz") else 1)
+    return text_bytes // TEXT_BYTES_PER_ROW
 
 
 def split_file(file: str) -> list[FileSplit]:
-    """The pieces of a file, in its order: of parquet ranges of row groups, of lines spans of bytes, else all of it."""
+    """Splits a file into parts that can be read independently, in the order of the file.
+
+    Parquet is split between row groups, and text with a row per line at byte offsets. Any other
+    file stays whole.
+    """
     if file.endswith(_SPLITTABLE_SUFFIXES):
         return [
             FileSplit(file, byte_range=(start, start + BYTES_PER_SPLIT))
             for start in range(0, _file_size(file), BYTES_PER_SPLIT)
         ] or [FileSplit(file)]
-    found: list[list[int]] = []
-    size = ROWS_PER_SPLIT
-    for group, height in enumerate(_row_group_sizes(file) if file.endswith(".parquet") else ()):
-        if size + height > ROWS_PER_SPLIT:
-            found.append([])
-            size = 0
-        found[-1].append(group)
-        size += height
-    return [FileSplit(file, tuple(groups)) for groups in found] or [FileSplit(file)]
+    splits: list[list[int]] = []
+    rows_in_split = 0
+    for group, rows in enumerate(_row_group_sizes(file) if file.endswith(".parquet") else ()):
+        if not splits or rows_in_split + rows > ROWS_PER_SPLIT:
+            splits.append([])
+            rows_in_split = 0
+        splits[-1].append(group)
+        rows_in_split += rows
+    return [FileSplit(file, tuple(groups)) for groups in splits] or [FileSplit(file)]
 
 
 def _file_size(file: str) -> int:
@@ -61,7 +77,7 @@ def _file_size(file: str) -> int:
 
 
 def _row_group_sizes(file: str) -> list[int]:
-    """Rows of each row group."""
+    """Returns the rows of each row group of a parquet file; empty if the footer is damaged."""
     fs, path = storage.filesystem(file)
     try:
         with fs.open(path, "rb") as opened:

@@ -1,4 +1,4 @@
-"""Which files hold a domain, by `data.format`, and what their columns are called."""
+"""Finds the files of a domain for each `data.format`, and knows the names of their columns."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from cluster.errors import DataError
 from corpus.settings import DataSettings
 
 TICKS_PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
-"""Ticks of a timestamp in a second."""
+"""For each `data.time_unit`, its ticks in a second."""
 
 _TABLE_SUFFIXES = (".parquet", ".csv", ".csv.gz")
 _JSON_LINES_SUFFIXES = (".json.gz", ".jsonl.gz", ".json", ".jsonl")
@@ -24,10 +24,15 @@ _DEFAULT_COLUMNS = {name: name for name in ("user_id", "item_id", "timestamp", "
 
 @dataclass(frozen=True)
 class Layout:
-    """A way in which behaviours are kept.
+    """How a format arranges the raw data of a domain.
 
-    interactions, items: places of a domain's files below the data root, without suffix, {} being the domain; suffixes: tried in their order;
-    columns: our names to theirs; unit: of time.
+    Attributes:
+        interaction_stems: Where interactions may be: paths below the data root without their
+            suffix, in which {} stands for the domain.
+        item_stems: Where items may be, in the same form.
+        suffixes: Suffixes that a file may have; error messages name the first.
+        columns: Our column names to the format's.
+        time_unit: Unit of integer times, a key of `TICKS_PER_SECOND`.
     """
 
     interaction_stems: Sequence[str]
@@ -65,79 +70,98 @@ LAYOUTS: Mapping[str, Layout] = {
         {**_DEFAULT_COLUMNS, "user_id": "userId", "item_id": "movieId"},
     ),
 }
+"""The layout of each `data.format`."""
 
 
 def from_settings(data: DataSettings) -> Layout:
-    """The layout of a recipe: that of its format, with the columns and the unit of time that it names instead."""
+    """Returns the layout of `data.format`, with `data.columns` and `data.time_unit` applied."""
     layout = LAYOUTS[data.format]
-    named = {
+    renamed = {
         ours: theirs for ours, theirs in data.columns.model_dump().items() if theirs is not None
     }
     return Layout(
         layout.interaction_stems,
         layout.item_stems,
         layout.suffixes,
-        {**layout.columns, **named},
+        {**layout.columns, **renamed},
         data.time_unit or layout.time_unit,
     )
 
 
 def effective_format(data: DataSettings) -> str:
-    """The format by which a domain's files are read: simulated behaviours lie as any others do."""
+    """Returns the format that files are read as: simulated data is stored in the format `root`."""
     return "root" if data.format == "simulated" else data.format
 
 
 def read_sha256sums(data_root: str) -> dict[str, str]:
-    """Digests of files that SHA256SUMS in a data root tells, as `sha256sum` writes it; none without one. They guard pages without checksums."""
-    place = storage.join(data_root, "SHA256SUMS")
-    lines = storage.read_text(place).splitlines() if storage.exists(place) else []
-    parted = [line.split(maxsplit=1) for line in lines if line.strip()]
+    """Reads the digests that the file SHA256SUMS in a data root lists.
+
+    They protect parquet files whose pages have no checksums.
+
+    Returns:
+        URI of each listed file to its digest; empty without SHA256SUMS.
+    """
+    sums_uri = storage.join(data_root, "SHA256SUMS")
+    lines = storage.read_text(sums_uri).splitlines() if storage.exists(sums_uri) else []
+    entries = [line.split(maxsplit=1) for line in lines if line.strip()]
     return {
+        # `sha256sum --binary` writes a star before the name.
         storage.join(data_root, name.removeprefix("*").removeprefix("./")): digest.lower()
-        for digest, name in parted
+        for digest, name in entries
     }
 
 
 def find_files(data: DataSettings, domain: str) -> tuple[list[str], list[str]]:
-    """The files of a domain: (interactions, items). Raises DataError naming what is missing, or there twice."""
+    """Finds the files of a domain.
+
+    Returns:
+        URIs of the files of interactions, and URIs of the files of items.
+
+    Raises:
+        DataError: A file is missing, or could be either of two; the message names it.
+    """
     if not storage.exists(data.root):
         raise DataError(
-            f"{data.root}: no such data root; set data.root to the folder with the behaviours, data.format to the way in which it keeps them"
+            f"{data.root}: no such data root; set data.root to the folder with the raw data, "
+            "and data.format to how its files are laid out"
         )
     layout = from_settings(data)
-    return _find_files(data, layout.interaction_stems, layout.suffixes, domain), _find_files(
-        data, layout.item_stems, layout.suffixes, domain
+    return (
+        _find_files(data, layout.interaction_stems, layout.suffixes, domain),
+        _find_files(data, layout.item_stems, layout.suffixes, domain),
     )
 
 
 def _find_files(
     data: DataSettings, stems: Sequence[str], suffixes: Sequence[str], domain: str
 ) -> list[str]:
-    places = [
+    """Returns the files at the only existing combination of stem and suffix."""
+    candidates = [
         storage.join(data.root, stem.format(domain) + suffix)
         for stem in stems
         for suffix in suffixes
     ]
-    found = [place for place in places if storage.exists(place)]
-    if len(found) > 1:
+    existing = [candidate for candidate in candidates if storage.exists(candidate)]
+    if len(existing) > 1:
         raise DataError(
-            f"{found[0]}: {', '.join(found[1:])} is there as well; leave one of them in the data root"
+            f"{existing[0]}: {', '.join(existing[1:])} exists as well; "
+            "leave only one of them in the data root"
         )
-    if not found:
-        folder = places[0].rpartition("/")[0]
-        known = [name for name in storage.list_names(folder) if name.endswith(tuple(suffixes))]
+    if not existing:
+        folder = candidates[0].rpartition("/")[0]
+        names = [name for name in storage.list_names(folder) if name.endswith(tuple(suffixes))]
         shown = (
-            f"{', '.join(known[:20])}{', ...' if len(known) > 20 else ''}" or "no such file at all"
+            f"{', '.join(names[:20])}{', ...' if len(names) > 20 else ''}" or "no such file at all"
         )
         raise DataError(
-            f"{places[0]}: no such file, nor with another suffix ({', '.join(suffixes)}); {folder} has {shown}; "
-            "correct data.domains, data.held_out or data.format"
+            f"{candidates[0]}: no such file, nor with another suffix ({', '.join(suffixes)}); "
+            f"{folder} has {shown}; correct data.domains, data.held_out or data.format"
         )
-    return _expand_folder(found[0], suffixes)
+    return _expand_folder(existing[0], suffixes)
 
 
 def _expand_folder(uri: str, suffixes: Sequence[str]) -> list[str]:
-    """The files of a place: itself, or those in it if it is a folder."""
+    """Returns a file itself, or the files in it if it is a folder; hidden ones are skipped."""
     fs, path = storage.filesystem(uri)
     if not fs.isdir(path):
         return [uri]

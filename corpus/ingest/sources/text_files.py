@@ -1,6 +1,7 @@
-"""Files of text, a block at a time, so that memory does not grow with a file: JSON lines, csv, MovieLens's .dat; plain or gzip.
+"""Reads text files: JSON lines, csv, MovieLens's .dat, each plain or gzip.
 
-A row that cannot be read is told as malformed; a file that is no whole file of its kind is an error.
+Files are read a block at a time, so that memory does not grow with the file. A row that cannot be
+read is marked as malformed. A file that is damaged or of another format raises DataError.
 """
 
 import ast
@@ -34,49 +35,54 @@ from corpus.ingest.sources.block import (
 )
 
 BLOCK_BYTES = 1 << 25
-"""Bytes of text that are read at a time, about; no line is longer."""
+"""Approximate bytes of text to read at a time, and the maximum length of a line."""
 MAX_UNPARSED = 5
-"""What of a block could not be read and is kept to be shown: so many lines, and times, at most."""
+"""Maximum malformed lines, and maximum unreadable times, that a block keeps to show."""
 _MAX_LINE_CHARS = 200
-"""Characters of a line that are kept, at most."""
+"""Maximum characters to keep of a malformed line."""
 
-_RATING_FIELDS, _MOVIE_FIELDS = (
-    ("user_id", "item_id", "rating", "timestamp"),
-    ("item_id", "title", "genres"),
-)
-"""Fields of MovieLens's files."""
+_RATING_FIELDS = ("user_id", "item_id", "rating", "timestamp")
+"""The fields of MovieLens's ratings.dat, in order."""
+_MOVIE_FIELDS = ("item_id", "title", "genres")
+"""The fields of MovieLens's movies.dat, in order."""
 _MAX_CONSECUTIVE_MALFORMED = 1 << 20
-"""Malformed rows of csv that follow each other, at most."""
+"""Maximum consecutive malformed csv rows; with more, the file is taken to be of another format."""
 _MAX_LINES_PER_ROW = 20
-"""Lines of a malformed row of csv, at most: more are what follows a quote that is not closed."""
+"""Maximum lines of a malformed csv row; more are taken to follow an unclosed quote."""
 
 
 def read_blocks(
     file: str, columns: Mapping[str, str], byte_range: tuple[int, int] | None
 ) -> Iterator[Block]:
-    """A file's rows in blocks. span: only the lines that begin in these bytes [start, stop); not for csv, nor for what is packed.
+    """Yields the rows of a text file in blocks.
 
-    Raises DataError naming the file.
+    Args:
+        file: URI of the file; its suffix decides the format.
+        columns: Our column names to the file's.
+        byte_range: Read only the lines that begin in these bytes [start, stop); None: all. Must be
+            None for csv and for compressed files.
+
+    Raises:
+        DataError: The file is damaged or of another format, or lacks a column.
     """
     with _open_text(file) as stream:
         if file.removesuffix(".gz").endswith(".csv"):
             yield from _read_csv(file, stream, columns)
             return
-        of_lines = _parse_dat if file.removesuffix(".gz").endswith(".dat") else _parse_json_lines
+        parse = _parse_dat if file.removesuffix(".gz").endswith(".dat") else _parse_json_lines
         for lines in _read_whole_lines(file, stream, byte_range):
-            yield of_lines(file, lines, columns)
+            yield parse(file, lines, columns)
 
 
 @contextmanager
 def _open_text(file: str) -> Iterator[BinaryIO]:
-    """The text of a file."""
+    """Opens a file, decompressing it if it is gzip."""
     fs, path = storage.filesystem(file)
     try:
         with fs.open(path, "rb") as stream:
-            packed = gzip.GzipFile(fileobj=stream) if file.endswith(".gz") else stream
-            yield io.BufferedReader(
-                cast(io.RawIOBase, packed)
-            )  # files of object stores know no longest line
+            raw = gzip.GzipFile(fileobj=stream) if file.endswith(".gz") else stream
+            # BufferedReader limits the length of a line; files of object stores do not.
+            yield io.BufferedReader(cast(io.RawIOBase, raw))
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(
             f"{file}: not a whole gzip file ({error}); fetch or write it again"
@@ -86,48 +92,55 @@ def _open_text(file: str) -> Iterator[BinaryIO]:
 def _read_whole_lines(
     file: str, stream: BinaryIO, byte_range: tuple[int, int] | None
 ) -> Iterator[bytes]:
-    """Whole lines, about BYTES at a time; once nothing, if there is no line."""
+    """Yields whole lines, about BLOCK_BYTES at a time.
+
+    Empty bytes are yielded once if the file is empty, so that it still gives a block.
+    """
     start, stop = byte_range or (0, None)
     if start:
+        # The line around byte start - 1 began in the range before and is read with that range.
         stream.seek(start - 1)
-        start += (
-            len(_read_to_line_end(file, stream)) - 1
-        )  # the line that the byte before belongs to is that of the span before
-    left = None if stop is None else stop - start
-    begun = False
-    while left is None or left > 0:
-        piece = stream.read(BLOCK_BYTES if left is None else min(BLOCK_BYTES, left))
-        if not piece and begun:
+        start += len(_read_to_line_end(file, stream)) - 1
+    remaining = None if stop is None else stop - start
+    is_first = True
+    while remaining is None or remaining > 0:
+        chunk = stream.read(BLOCK_BYTES if remaining is None else min(BLOCK_BYTES, remaining))
+        if not chunk and not is_first:
             return
-        whole = (
-            piece if not piece or piece.endswith(b"\n") else piece + _read_to_line_end(file, stream)
-        )
-        left = None if left is None else left - len(whole)
-        begun = True
-        yield whole
+        if chunk and not chunk.endswith(b"\n"):
+            chunk += _read_to_line_end(file, stream)
+        if remaining is not None:
+            remaining -= len(chunk)
+        is_first = False
+        yield chunk
 
 
 def _read_to_line_end(file: str, stream: BinaryIO) -> bytes:
-    """What is left of a line."""
-    found = stream.readline(BLOCK_BYTES)
-    if len(found) == BLOCK_BYTES and not found.endswith(b"\n"):
+    """Returns the rest of the current line. Raises DataError if it is too long."""
+    line_end = stream.readline(BLOCK_BYTES)
+    if len(line_end) == BLOCK_BYTES and not line_end.endswith(b"\n"):
         raise DataError(
-            f"{file}: a line of more than {BLOCK_BYTES >> 20} MiB; this format has a row on every line: write it again, or correct data.format"
+            f"{file}: a line of more than {BLOCK_BYTES >> 20} MiB; "
+            "this format has a row on every line: write it again, or correct data.format"
         )
-    return found
+    return line_end
 
 
 def _parse_json_lines(file: str, lines: bytes, columns: Mapping[str, str]) -> Block:
-    """JSON objects, one a line. Where there is one that is none, each line is written anew as strict JSON first: values are read in one way only."""
+    """Parses JSON objects, one per line.
+
+    Polars reads well-formed lines fast but stops at any other. If it does, every line is rewritten
+    as strict JSON and read by Polars again, so that values are converted in one way only.
+    """
     schema = dict.fromkeys(columns.values(), pl.String)
     malformed = dict[int, str]()
     try:
         raw = pl.read_ndjson(lines, schema=schema) if lines.strip() else pl.DataFrame(schema=schema)
     except pl.exceptions.PolarsError:
         strict = io.BytesIO()
-        for row, (line, told) in enumerate(_to_strict_json(lines, schema)):
-            strict.write((told or b"{}") + b"\n")
-            if told is None:
+        for row, (line, json_object) in enumerate(_to_strict_json(lines, schema)):
+            strict.write((json_object or b"{}") + b"\n")
+            if json_object is None:
                 malformed[row] = _excerpt(line, len(malformed))
         raw = (
             pl.read_ndjson(strict.getvalue(), schema=schema)
@@ -140,7 +153,13 @@ def _parse_json_lines(file: str, lines: bytes, columns: Mapping[str, str]) -> Bl
 
 
 def _to_strict_json(lines: bytes, names: Collection[str]) -> Iterator[tuple[str, bytes | None]]:
-    """Each line, and what of it is wanted as strict JSON; None where it holds no object. Some releases write Python's literals instead of JSON."""
+    """Rewrites lines as strict JSON with some of their fields.
+
+    Some Amazon releases write Python literals instead of JSON, so these are accepted too.
+
+    Returns:
+        Each line that is not blank, with its object; None for a line without one.
+    """
     readers: tuple[Callable[[str], object], ...] = (
         partial(json.loads, object_pairs_hook=_keep_first_values),
         ast.literal_eval,
@@ -148,113 +167,127 @@ def _to_strict_json(lines: bytes, names: Collection[str]) -> Iterator[tuple[str,
     for line in lines.decode("utf-8", "replace").split("\n"):
         if not line.strip():
             continue
-        told = None
+        json_object = None
         for reader in readers:
             try:
-                found = reader(line)
-                told = (
-                    _dump_json({name: found.get(name) for name in names})
-                    if isinstance(found, dict)
-                    else None
-                )
+                value = reader(line)
+                if isinstance(value, dict):
+                    json_object = _dump_json({name: value.get(name) for name in names})
                 break
             except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
                 continue
-        yield line, told
+        yield line, json_object
 
 
 def _keep_first_values(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """An object, in which the first of several values of a name counts."""
-    found: dict[str, object] = {}
+    """Makes an object of its fields; of a repeated field, the first value counts, as in Polars."""
+    fields: dict[str, object] = {}
     for name, value in pairs:
-        found.setdefault(name, value)
-    return found
+        fields.setdefault(name, value)
+    return fields
 
 
 def _dump_json(fields: Mapping[str, object]) -> bytes:
-    plain = {
+    """Writes an object as strict JSON, in which NaN and infinity become null."""
+    finite = {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in fields.items()
     }
-    return json.dumps(plain, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
+    return json.dumps(finite, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
 
 
 def _excerpt(line: str, num_before: int) -> str:
-    """What is kept of a malformed line, to be shown: of the first few of a block their beginnings. before: malformed lines before it."""
+    """Returns what to keep of a malformed line: its beginning, or nothing after the first few.
+
+    Args:
+        line: The line.
+        num_before: Malformed lines before it in the block.
+    """
     return line[:_MAX_LINE_CHARS] if num_before < MAX_UNPARSED else ""
 
 
 def _parse_dat(file: str, lines: bytes, columns: Mapping[str, str]) -> Block:
-    """Fields between double colons, in Latin-1, without a header."""
+    """Parses lines of MovieLens: Latin-1, fields separated by double colons, no header."""
     names = _MOVIE_FIELDS if "title" in columns else _RATING_FIELDS
     rows = [
         line.rstrip("\r").split("::")
         for line in lines.decode("latin-1").split("\n")
         if line.strip()
     ]
-    wrong = [place for place, row in enumerate(rows) if len(row) != len(names)]
+    malformed_rows = [number for number, row in enumerate(rows) if len(row) != len(names)]
     malformed = {
-        place: _excerpt("::".join(rows[place]), before) for before, place in enumerate(wrong)
+        number: _excerpt("::".join(rows[number]), num_before)
+        for num_before, number in enumerate(malformed_rows)
     }
-    whole = [[None] * len(names) if place in malformed else row for place, row in enumerate(rows)]
-    raw = pl.DataFrame(whole, schema=dict.fromkeys(names, pl.String), orient="row")
+    complete_rows = [
+        [None] * len(names) if number in malformed else row for number, row in enumerate(rows)
+    ]
+    raw = pl.DataFrame(complete_rows, schema=dict.fromkeys(names, pl.String), orient="row")
     return _block_from_text(raw.select(list(columns)), malformed)
 
 
 def _read_csv(file: str, stream: BinaryIO, columns: Mapping[str, str]) -> Iterator[Block]:
-    """Rows under a header, quoted or not. Those with more or fewer fields than it are malformed."""
+    """Yields the rows of a csv file with a header; fields may be quoted.
+
+    Rows with more or fewer fields than the header are malformed.
+    """
     names = _parse_header(file, _read_to_line_end(file, stream))
     require_columns(file, columns, names)
-    bad: deque[tuple[int, str]] = deque()
-    unclosed: list[int] = []
+    # Arrow leaves malformed rows out of its batches and reports them to a callback. They are queued
+    # here and put back at their position, as null rows, when their batch arrives.
+    pending: deque[tuple[int, str]] = deque()
+    unclosed_quotes: list[int] = []
 
-    def malformed(row: Any) -> str:
-        bad.append((row.number - 1, _excerpt(row.text, len(bad))))
+    def on_malformed_row(row: Any) -> str:
+        pending.append((row.number - 1, _excerpt(row.text, len(pending))))
         if row.text.count("\n") > _MAX_LINES_PER_ROW:
-            unclosed.append(row.number)
-        return "error" if unclosed or len(bad) > _MAX_CONSECUTIVE_MALFORMED else "skip"
+            unclosed_quotes.append(row.number)
+        too_many = len(pending) > _MAX_CONSECUTIVE_MALFORMED
+        return "error" if unclosed_quotes or too_many else "skip"
 
     try:
         reader = pa.csv.open_csv(
             stream,
-            pa.csv.ReadOptions(
-                use_threads=False, block_size=BLOCK_BYTES, column_names=names
-            ),  # with threads rows had no numbers
-            pa.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=malformed),
+            # With threads, Arrow would not report the row numbers of malformed rows.
+            pa.csv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES, column_names=names),
+            pa.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=on_malformed_row),
             pa.csv.ConvertOptions(
                 column_types=dict.fromkeys(columns.values(), pa.string()),
                 include_columns=list(dict.fromkeys(columns.values())),
             ),
         )
-        first = 0
+        first_row = 0
         for batch in reader:
-            among = _pop_malformed(bad, first, batch.num_rows)
-            whole = pl.DataFrame(batch).select(
+            malformed = _pop_malformed(pending, first_row, batch.num_rows)
+            rows = pl.DataFrame(batch).select(
                 pl.col(theirs).alias(ours) for ours, theirs in columns.items()
             )
-            first += batch.num_rows + len(among)
-            yield _block_from_text(_insert_null_rows(whole, among), among)
+            first_row += batch.num_rows + len(malformed)
+            yield _block_from_text(_insert_null_rows(rows, malformed), malformed)
     except pa.ArrowException as error:
-        if unclosed or "straddling" in str(error):
-            swallowed = "has a quote that is not closed, so what follows is taken for its text"
-            wrong = (
-                f"row {unclosed[0]:,} {swallowed}"
-                if unclosed
+        # "straddling": a row does not end within the block in which it begins, nor in the next.
+        if unclosed_quotes or "straddling" in str(error):
+            reason = (
+                f"row {unclosed_quotes[0]:,} has a quote that is not closed, "
+                "so what follows is taken for its text"
+                if unclosed_quotes
                 else f"a row of more than {BLOCK_BYTES >> 20} MiB, or a quote that is not closed"
             )
-            raise DataError(f"{file}: {wrong}; write it again") from None
-        if "Empty CSV" not in str(error):  # a header alone
+            raise DataError(f"{file}: {reason}; write it again") from None
+        if "Empty CSV" not in str(error):  # a header without rows is allowed
             raise DataError(
-                f"{file}: not a csv file in UTF-8 with one header ({str(error)[: 2 * _MAX_LINE_CHARS]}); write it again"
+                f"{file}: not a csv file in UTF-8 with one header "
+                f"({str(error)[: 2 * _MAX_LINE_CHARS]}); write it again"
             ) from None
+    # Malformed rows at the end of the file, after the last batch.
     yield _block_from_text(
-        pl.DataFrame(schema=dict.fromkeys(columns, pl.String)).clear(len(bad)),
-        dict(enumerate(line for _, line in bad)),
+        pl.DataFrame(schema=dict.fromkeys(columns, pl.String)).clear(len(pending)),
+        dict(enumerate(line for _, line in pending)),
     )
 
 
 def _parse_header(file: str, line: bytes) -> list[str]:
-    """The names in the first line of a csv file."""
+    """Returns the column names in the first line of a csv file. Raises DataError without any."""
     try:
         names = next(csv.reader(io.StringIO(line.decode("utf-8-sig", "replace"))), [])
     except csv.Error as error:
@@ -263,51 +296,67 @@ def _parse_header(file: str, line: bytes) -> list[str]:
         ) from None
     if not any(names):
         raise DataError(
-            f"{file}: its first line is empty, where the names of the columns were expected; write it again"
+            f"{file}: its first line is empty, where the names of the columns were expected; "
+            "write it again"
         )
     return names
 
 
-def _pop_malformed(bad: deque[tuple[int, str]], first: int, num_whole: int) -> dict[int, str]:
-    """Malformed rows among so many whole ones and right behind them, by their place after the first of all; takes them off the list."""
-    found: dict[int, str] = {}
-    while bad and bad[0][0] - first - len(found) <= num_whole:
-        number, line = bad.popleft()
-        found[number - first] = line
-    return found
+def _pop_malformed(
+    pending: deque[tuple[int, str]], first_row: int, num_good: int
+) -> dict[int, str]:
+    """Takes the malformed rows that are among a batch's rows, or directly follow them, off a queue.
+
+    Args:
+        pending: Malformed rows by ascending number: row number in the file, and text.
+        first_row: Row number in the file at which the batch begins.
+        num_good: Rows of the batch, none of which is malformed.
+
+    Returns:
+        The text of each malformed row, by row number relative to `first_row`.
+    """
+    malformed: dict[int, str] = {}
+    while pending and pending[0][0] - first_row - len(malformed) <= num_good:
+        number, line = pending.popleft()
+        malformed[number - first_row] = line
+    return malformed
 
 
 def _insert_null_rows(rows: pl.DataFrame, malformed: Mapping[int, str]) -> pl.DataFrame:
-    """Rows with null ones among them where malformed ones were."""
+    """Returns the rows with a null row inserted at the position of each malformed one."""
     if not malformed:
         return rows
-    is_whole = np.ones(rows.height + len(malformed), bool)
-    is_whole[list(malformed)] = False
-    place = pl.Series(np.cumsum(is_whole) - 1).set(pl.Series(~is_whole), None)
-    return rows.select(pl.all().gather(place))
+    is_good = np.ones(rows.height + len(malformed), bool)
+    is_good[list(malformed)] = False
+    # For each row of the result, the index of its row in `rows`; null gathers a null row.
+    source_row = pl.Series(np.cumsum(is_good) - 1).set(pl.Series(~is_good), None)
+    return rows.select(pl.all().gather(source_row))
 
 
 def _block_from_text(raw: pl.DataFrame, malformed: Mapping[int, str]) -> Block:
-    """Text to our types; what is no number becomes null, to be counted among the rows that are no use. malformed: lines, by row."""
-    kinds = {TIME: pl.Int64, NUMBER: pl.Float64}
-    made = raw.with_columns(
-        pl.col(name).cast(kinds[COLUMN_KINDS[name]], strict=False)
+    """Converts columns of text to their types; text that is not a number becomes null.
+
+    Args:
+        raw: Our columns, as text [rows].
+        malformed: Text of each malformed row, by row number.
+    """
+    numeric_types = {TIME: pl.Int64, NUMBER: pl.Float64}
+    typed = raw.with_columns(
+        pl.col(name).cast(numeric_types[COLUMN_KINDS[name]], strict=False)
         for name in raw.columns
-        if COLUMN_KINDS[name] in kinds
+        if COLUMN_KINDS[name] in numeric_types
     )
-    odd = dict(islice(malformed.items(), MAX_UNPARSED))
+    unparsed_text = dict(islice(malformed.items(), MAX_UNPARSED))
     if "timestamp" in raw.columns:
-        unlike = (
-            (made["timestamp"].is_null() & raw["timestamp"].is_not_null())
-            .arg_true()
-            .head(MAX_UNPARSED)
-        )
-        odd |= dict(zip(unlike.to_list(), raw["timestamp"].gather(unlike).to_list(), strict=True))
-    mask = None
+        is_unparsed = typed["timestamp"].is_null() & raw["timestamp"].is_not_null()
+        unparsed_rows = is_unparsed.arg_true().head(MAX_UNPARSED)
+        times = raw["timestamp"].gather(unparsed_rows)
+        unparsed_text |= dict(zip(unparsed_rows.to_list(), times.to_list(), strict=True))
+    is_malformed = None
     if malformed:
-        mask = np.zeros(raw.height, bool)
-        mask[list(malformed)] = True
-    table = made.to_arrow().cast(
+        is_malformed = np.zeros(raw.height, bool)
+        is_malformed[list(malformed)] = True
+    table = typed.to_arrow().cast(
         pa.schema([(name, ARROW_TYPES[COLUMN_KINDS[name]]) for name in raw.columns])
     )
-    return Block(table, dict.fromkeys(raw.columns, "string"), mask, odd)
+    return Block(table, dict.fromkeys(raw.columns, "string"), is_malformed, unparsed_text)

@@ -1,4 +1,4 @@
-"""ray_cluster.yaml is what Ray's launcher and EC2's API accept, as far as both can be asked without an account."""
+"""Ray's launcher and EC2's API accept ray_cluster.yaml, as far as that shows without an account."""
 
 import copy
 import json
@@ -23,7 +23,7 @@ def config() -> dict[str, Any]:
     return loaded
 
 
-def test_valid_by_rays_own_schema(config: dict[str, Any]) -> None:
+def test_valid_under_the_schema_that_ray_ships(config: dict[str, Any]) -> None:
     schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
     jsonschema.validate(config, schema)
 
@@ -39,7 +39,7 @@ def test_prepared_as_ray_up_prepares_it(config: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("node", ["head", "h100"])
-def test_node_config_is_a_request_that_ec2_knows(config: dict[str, Any], node: str) -> None:
+def test_ec2_accepts_the_node_config(config: dict[str, Any], node: str) -> None:
     operation = (
         botocore.session.get_session().get_service_model("ec2").operation_model("RunInstances")
     )
@@ -47,7 +47,9 @@ def test_node_config_is_a_request_that_ec2_knows(config: dict[str, Any], node: s
     assert not ParamValidator().validate(request, operation.input_shape).has_errors()
 
 
-def test_every_network_card_of_a_p5_once_and_one_address(config: dict[str, Any]) -> None:
+def test_every_network_card_of_a_p5_is_used_once_and_one_has_an_address(
+    config: dict[str, Any],
+) -> None:
     interfaces = config["available_node_types"]["h100"]["node_config"]["NetworkInterfaces"]
     assert [i["NetworkCardIndex"] for i in interfaces] == list(range(32))
     assert [i["DeviceIndex"] for i in interfaces] == [0] + [1] * 31
@@ -57,13 +59,10 @@ def test_every_network_card_of_a_p5_once_and_one_address(config: dict[str, Any])
 
 def test_head_is_on_demand_and_every_ray_start_asks_for_the_token(config: dict[str, Any]) -> None:
     assert "InstanceMarketOptions" not in config["available_node_types"]["head"]["node_config"]
-    starts = [
-        c
-        for c in config["head_start_ray_commands"] + config["worker_start_ray_commands"]
-        if "ray start" in c
-    ]
+    commands = config["head_start_ray_commands"] + config["worker_start_ray_commands"]
+    starts = [command for command in commands if "ray start" in command]
     assert len(starts) == 2
-    assert all("RAY_AUTH_MODE=token" in c for c in starts)
+    assert all("RAY_AUTH_MODE=token" in command for command in starts)
     assert "/root/.ray/auth_token" in config["file_mounts"]
 
 

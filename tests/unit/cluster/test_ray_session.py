@@ -1,4 +1,7 @@
-"""Which Ray a job connects to, what code it sends to the workers, and whose SIGTERM is; no Ray is started here."""
+"""Which Ray a job connects to, which code it ships, and what SIGTERM does while Ray starts.
+
+No test here starts Ray.
+"""
 
 import os
 import signal
@@ -32,23 +35,23 @@ def test_workers_get_the_three_packages() -> None:
     assert all((folder / "__init__.py").is_file() for folder in folders)
 
 
-def starts(terminated: bool) -> None:
-    """What `ray.init` does with SIGTERM, which may come meanwhile."""
+def imitate_ray_init(sigterm_arrives: bool) -> None:
+    """Replaces the SIGTERM handler as `ray.init` does, and may receive the signal meanwhile."""
     with ray_session.preserve_sigterm_handler():
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
-        if terminated:
+        if sigterm_arrives:
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(5)
 
 
-def test_sigterm_stays_what_it_was_before_ray_took_it() -> None:
+def test_sigterm_handler_is_restored_after_ray_replaced_it() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    starts(terminated=False)
+    imitate_ray_init(sigterm_arrives=False)
     assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_sigterm_while_ray_starts_is_an_interrupt() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt):
-        starts(terminated=True)
+        imitate_ray_init(sigterm_arrives=True)
     assert signal.getsignal(signal.SIGTERM) == before

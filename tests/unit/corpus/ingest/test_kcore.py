@@ -1,3 +1,5 @@
+"""The k-core of interactions, against a slow loop over plain rows."""
+
 from itertools import pairwise
 
 import numpy as np
@@ -9,81 +11,82 @@ from corpus.ingest.kcore import Codes, k_core_rows, largest_k, prune_round
 from tests.unit.corpus import brute
 
 Pairs = list[tuple[int, int]]
+"""Interactions: user and item."""
 
 interactions = st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7)), max_size=60)
-some = st.lists(st.booleans(), min_size=8, max_size=8).map(np.array)
-"""Of each number, whether it has k already."""
-nobody = np.zeros(8, bool)
+masks = st.lists(st.booleans(), min_size=8, max_size=8).map(np.array)
+"""Which users, or items, have k already."""
+NOBODY = np.zeros(8, bool)
 
 
-def numbers(found: Pairs) -> tuple[Codes, Codes]:
-    user, item = np.array(found, np.uint32).reshape(-1, 2).T
+def columns(pairs: Pairs) -> tuple[Codes, Codes]:
+    """The users and the items of interactions."""
+    user, item = np.array(pairs, np.uint32).reshape(-1, 2).T
     return user, item
 
 
-def slowly(
-    found: Pairs,
+def brute_core_rows(
+    pairs: Pairs,
     k: int,
-    known_user: NDArray[np.bool_] = nobody,
-    known_item: NDArray[np.bool_] = nobody,
+    user_has_k: NDArray[np.bool_] = NOBODY,
+    item_has_k: NDArray[np.bool_] = NOBODY,
 ) -> list[int]:
-    known = {f"u{user}" for user in np.flatnonzero(known_user)} | {
-        f"i{item}" for item in np.flatnonzero(known_item)
+    """The rows of the k-core, by the slow loop."""
+    has_k = {f"u{user}" for user in np.flatnonzero(user_has_k)} | {
+        f"i{item}" for item in np.flatnonzero(item_has_k)
     }
-    return [
-        row
-        for *_, row in brute.core(
-            [(f"u{user}", f"i{item}", row) for row, (user, item) in enumerate(found)], k, known
-        )
-    ]
+    rows = [(f"u{user}", f"i{item}", row) for row, (user, item) in enumerate(pairs)]
+    return [row for *_, row in brute.core(rows, k, has_k)]
 
 
 @given(interactions, st.integers(1, 5))
-def test_it_is_the_largest_set_in_which_all_have_k(found: Pairs, k: int) -> None:
-    assert k_core_rows(*numbers(found), k).tolist() == slowly(found, k)
+def test_core_is_the_largest_set_in_which_all_have_k(pairs: Pairs, k: int) -> None:
+    assert k_core_rows(*columns(pairs), k).tolist() == brute_core_rows(pairs, k)
 
 
-@given(interactions, st.integers(1, 5), some, some)
-def test_who_has_k_already_stays(
-    found: Pairs, k: int, known_user: NDArray[np.bool_], known_item: NDArray[np.bool_]
+@given(interactions, st.integers(1, 5), masks, masks)
+def test_users_and_items_that_have_k_already_stay(
+    pairs: Pairs, k: int, user_has_k: NDArray[np.bool_], item_has_k: NDArray[np.bool_]
 ) -> None:
-    assert k_core_rows(*numbers(found), k, known_user, known_item).tolist() == slowly(
-        found, k, known_user, known_item
+    assert k_core_rows(*columns(pairs), k, user_has_k, item_has_k).tolist() == brute_core_rows(
+        pairs, k, user_has_k, item_has_k
     )
 
 
 @given(interactions, st.integers(1, 5))
-def test_it_is_a_fixed_point(found: Pairs, k: int) -> None:
-    user, item = numbers(found)
+def test_core_of_a_core_is_itself(pairs: Pairs, k: int) -> None:
+    user, item = columns(pairs)
     core = k_core_rows(user, item, k)
     assert k_core_rows(user[core], item[core], k).tolist() == list(range(core.size))
 
 
 @given(interactions)
-def test_cores_are_nested_and_the_largest_k_is_the_last_with_rows(found: Pairs) -> None:
-    cores = [set(k_core_rows(*numbers(found), k).tolist()) for k in range(1, 9)]
+def test_cores_are_nested_and_the_largest_k_is_the_last_with_rows(pairs: Pairs) -> None:
+    cores = [set(k_core_rows(*columns(pairs), k).tolist()) for k in range(1, 9)]
     assert all(inner <= outer for outer, inner in pairwise(cores))
-    assert largest_k(lambda k: not k_core_rows(*numbers(found), k).size, 9) == sum(map(bool, cores))
+    assert largest_k(lambda k: not k_core_rows(*columns(pairs), k).size, 9) == sum(map(bool, cores))
 
 
-@given(interactions, st.integers(1, 5), st.integers(1, 4), some, some)
+@given(interactions, st.integers(1, 5), st.integers(1, 4), masks, masks)
 def test_rounds_over_ranges_of_users_end_in_the_core(
-    found: Pairs, k: int, ranges: int, known_user: NDArray[np.bool_], known_item: NDArray[np.bool_]
+    pairs: Pairs, k: int, ranges: int, user_has_k: NDArray[np.bool_], item_has_k: NDArray[np.bool_]
 ) -> None:
-    user, item = numbers(found)
-    parts = [np.flatnonzero(user % ranges == number) for number in range(ranges)]
-    items_left = None
+    user, item = columns(pairs)
+    range_rows = [np.flatnonzero(user % ranges == number) for number in range(ranges)]
+    item_remains = None
     while True:
-        after = [
-            part[prune_round(user[part], item[part], k, items_left, known_user)] for part in parts
+        remaining = [
+            rows[prune_round(user[rows], item[rows], k, item_remains, user_has_k)]
+            for rows in range_rows
         ]
-        rounds_end = items_left is not None and all(
-            a.size == b.size for a, b in zip(parts, after, strict=True)
+        is_done = item_remains is not None and all(
+            before.size == after.size for before, after in zip(range_rows, remaining, strict=True)
         )
-        parts, items_left = (
-            after,
-            (np.bincount(item[np.concatenate(after)], minlength=8) >= k) | known_item,
-        )
-        if rounds_end:
+        range_rows = remaining
+        item_counts = np.bincount(item[np.concatenate(range_rows)], minlength=8)
+        item_remains = (item_counts >= k) | item_has_k
+        if is_done:
             break
-    assert np.sort(np.concatenate(parts)).tolist() == slowly(found, k, known_user, known_item)
+    assert np.sort(np.concatenate(range_rows)).tolist() == brute_core_rows(
+        pairs, k, user_has_k, item_has_k
+    )

@@ -1,4 +1,4 @@
-"""Rows that cannot be used are told by file, reason and row, whatever the blocks in which their files were read."""
+"""Unusable rows are recorded by file, reason and row, whatever blocks the files are read in."""
 
 import io
 import json
@@ -19,79 +19,80 @@ from corpus.inspect import console_tables, page
 from corpus.inspect.inspection import inspect_corpus
 from tests.unit.corpus.worlds import settings, shop, write_root
 
-REASONS = ("negative", "odd")
 files = st.lists(
     st.lists(st.tuples(st.integers(-3, 3), st.booleans()), max_size=20), min_size=1, max_size=4
 )
-"""Rows of each file: a number, and whether it could not be read."""
+"""The rows of each file: a number, and whether the row is malformed."""
 
 
-def bad_of(names: Mapping[str, Sequence[tuple[int, bool]]]) -> tuple[QuarantinedRows, ...]:
-    rows = [row for of in names.values() for row in of]
+def quarantine_rows(
+    rows_by_file: Mapping[str, Sequence[tuple[int, bool]]],
+) -> tuple[QuarantinedRows, ...]:
+    """Quarantines malformed rows and those whose number is negative or odd."""
+    rows = [row for file_rows in rows_by_file.values() for row in file_rows]
     frame = pl.DataFrame({"n": [n for n, _ in rows]}, schema={"n": pl.Int64})
     faults = {"negative": pl.col("n") < 0, "odd": pl.col("n") % 2 == 1}
-    fault = quarantine.first_fault_codes(frame, faults, np.array([bad for _, bad in rows], bool))
+    malformed = np.array([is_malformed for _, is_malformed in rows], bool)
     return quarantine.collect_faulty_rows(
         "A",
-        {name: len(of) for name, of in names.items()},
+        {file: len(file_rows) for file, file_rows in rows_by_file.items()},
         faults,
-        fault,
+        quarantine.first_fault_codes(frame, faults, malformed),
         lambda row: {"n": rows[row][0]},
     )
 
 
 @given(files, st.integers(1, 7))
-def test_the_same_in_any_blocks_and_as_a_loop_says(
-    found: list[list[tuple[int, bool]]], block: int
+def test_blocks_do_not_matter_and_a_plain_loop_agrees(
+    all_rows: list[list[tuple[int, bool]]], block_rows: int
 ) -> None:
-    names = {f"f{number}": of for number, of in enumerate(found)}
-    whole = bad_of(names)
+    rows_by_file = {f"f{number}": file_rows for number, file_rows in enumerate(all_rows)}
+    quarantined = quarantine_rows(rows_by_file)
     blocks = [
-        (name, of[start : start + block])
-        for name, of in names.items()
-        for start in range(0, len(of), block)
+        (file, file_rows[start : start + block_rows])
+        for file, file_rows in rows_by_file.items()
+        for start in range(0, len(file_rows), block_rows)
     ]
-    assert set(
-        map(
-            str, quarantine.merge_blocks((bad_of({name: of}), name, len(of)) for name, of in blocks)
-        )
-    ) == set(map(str, whole))
-    for of in whole:
-        reason = [
-            ("malformed_line" if bad else "negative" if n < 0 else "odd" if n % 2 else None)
-            for n, bad in names[of.file]
+    merged = quarantine.merge_blocks(
+        (quarantine_rows({file: rows}), file, len(rows)) for file, rows in blocks
+    )
+    assert set(map(str, merged)) == set(map(str, quarantined))
+    for entry in quarantined:
+        reasons = [
+            "malformed_line" if malformed else "negative" if n < 0 else "odd" if n % 2 else None
+            for n, malformed in rows_by_file[entry.file]
         ]
-        rows = [row for row, why in enumerate(reason, start=1) if why == of.reason]
-        assert of.rows == len(rows)
-        assert [example["row"] for example in of.examples] == rows[:MAX_EXAMPLES]
-        assert [example["n"] for example in of.examples] == [
-            names[of.file][row - 1][0] for row in rows[:MAX_EXAMPLES]
+        rows = [row for row, reason in enumerate(reasons, start=1) if reason == entry.reason]
+        assert entry.rows == len(rows)
+        assert [example["row"] for example in entry.examples] == rows[:MAX_EXAMPLES]
+        assert [example["n"] for example in entry.examples] == [
+            rows_by_file[entry.file][row - 1][0] for row in rows[:MAX_EXAMPLES]
         ]
-    assert quarantine.count_by_reason(whole).total() == sum(
-        bad or n < 0 or n % 2 == 1 for of in found for n, bad in of
+    assert quarantine.count_by_reason(quarantined).total() == sum(
+        malformed or n < 0 or n % 2 == 1 for file_rows in all_rows for n, malformed in file_rows
     )
 
 
-def test_a_corpus_tells_what_could_not_be_used(
+def test_a_corpus_records_and_shows_its_quarantined_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = shop(("A", "B", "C"))
     root = write_root(tmp_path / "root", world)
     rows = pl.read_parquet(root / "interactions" / "A.parquet")
-    nasty = pl.DataFrame(
+    unusable = pl.DataFrame(
         {"user_id": ["<b>\u2028\x85", None], "item_id": ["A00", "A01"], "timestamp": [-7, 1]},
         schema=rows.schema,
     )
-    pl.concat([rows, nasty]).write_parquet(root / "interactions" / "A.parquet")
+    pl.concat([rows, unusable]).write_parquet(root / "interactions" / "A.parquet")
     said: list[str] = []
     corpus = build(settings(root), 0, str(tmp_path / "corpus"), said.append)
     name = corpus.commits[0].metadata["quarantine"]
     assert f"first of each: {corpus.uri}/quarantine/{name}" in said[-1]
-    told = [
+    entries = [
         json.loads(line)
         for line in Path(corpus.uri, "quarantine", name).read_text().rstrip("\n").split("\n")
     ]
-    assert told == [
+    assert entries == [
         {
             "domain": "A",
             "file": "interactions/A.parquet",
@@ -108,16 +109,17 @@ def test_a_corpus_tells_what_could_not_be_used(
         )
     ]
     monkeypatch.chdir(tmp_path)
-    again = build(settings("root"), 0, "again", print)  # where the data root lies changes nothing
+    # The path of the data root changes nothing.
+    again = build(settings("root"), 0, "again", print)
     assert again.commits[0].metadata["quarantine"] == name
-    assert [(of.domain, of.rows) for of in quarantine.read(corpus.uri, name)] == [
+    assert [(entry.domain, entry.rows) for entry in quarantine.read(corpus.uri, name)] == [
         ("A", 1),
         ("A", 1),
     ]
-    shown = page.render_page(corpus, inspect_corpus(corpus))
+    html = page.render_page(corpus, inspect_corpus(corpus))
     assert (
         "row 321: user_id &#39;&lt;b&gt;\\u2028\\x85&#39;, item_id &#39;A00&#39;, timestamp -7"
-        in shown
+        in html
     )
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(*console_tables.corpus_tables(corpus))
@@ -126,7 +128,7 @@ def test_a_corpus_tells_what_could_not_be_used(
     assert "user_id missing," in text
 
 
-def test_a_sound_corpus_has_no_such_file(tmp_path: Path) -> None:
+def test_a_corpus_without_unusable_rows_has_no_quarantine(tmp_path: Path) -> None:
     corpus = build(
         settings(write_root(tmp_path / "root", shop(("A", "B", "C")))),
         0,

@@ -1,4 +1,7 @@
-"""The simulated shoppers: a pure function of its seed, a complete data root or a clear refusal, and tastes that reach across domains."""
+"""The simulated shoppers are a function of their seed, and their tastes hold in every domain.
+
+Their data root is written completely, or refused with a clear message.
+"""
 
 from pathlib import Path
 
@@ -25,10 +28,10 @@ def world() -> simulation.SimulatedWorld:
     return simulation.simulate_shoppers(DOMAINS, SimulateSettings(users=400), seed=0)
 
 
-def root(place: Path, **changes: object) -> DataSettings:
+def data_settings(folder: Path, **changes: object) -> DataSettings:
     return DataSettings.model_validate(
         {
-            "root": str(place / "shoppers"),
+            "root": str(folder / "shoppers"),
             "format": "simulated",
             "domains": DOMAINS[:2],
             "held_out": DOMAINS[2:3],
@@ -37,10 +40,10 @@ def root(place: Path, **changes: object) -> DataSettings:
     )
 
 
-def contents(place: Path) -> dict[str, bytes]:
+def contents(folder: Path) -> dict[str, bytes]:
     return {
-        str(file.relative_to(place)): file.read_bytes()
-        for file in place.rglob("*")
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in folder.rglob("*")
         if file.is_file()
     }
 
@@ -50,23 +53,23 @@ def contents(place: Path) -> dict[str, bytes]:
     seed=st.integers(0, 2**40),
     users=st.integers(10, 60),
     items=st.integers(30, 80),
-    often=st.integers(1, 8),
+    domains_per_user=st.integers(1, 8),
     purchases=st.integers(5, 40),
     drift=st.floats(0, 1),
 )
 def test_any_setting_gives_a_consistent_world(
-    seed: int, users: int, items: int, often: int, purchases: int, drift: float
+    seed: int, users: int, items: int, domains_per_user: int, purchases: int, drift: float
 ) -> None:
     settings = SimulateSettings(
         users=users,
         items_per_domain=items,
-        domains_per_user=often,
+        domains_per_user=domains_per_user,
         interactions_per_domain=purchases,
         drift=drift,
     )
-    made = simulation.simulate_shoppers(("Garden", "Nowhere"), settings, seed)
-    bought = made.purchases
-    for shelf in made.shelves:
+    world = simulation.simulate_shoppers(("Garden", "Nowhere"), settings, seed)
+    bought = world.purchases
+    for shelf in world.shelves:
         assert len(set(shelf.titles)) == len(set(shelf.item_ids)) == items
     assert set(bought.user.tolist()) == set(range(users))
     assert len(
@@ -77,7 +80,7 @@ def test_any_setting_gives_a_consistent_world(
     again = simulation.data_root_files(
         simulation.simulate_shoppers(("Garden", "Nowhere"), settings, seed)
     )
-    assert again == simulation.data_root_files(made)
+    assert again == simulation.data_root_files(world)
 
 
 def test_another_seed_gives_another_world() -> None:
@@ -97,8 +100,9 @@ def test_domains_share_users_and_attributes_but_no_nouns(world: simulation.Simul
     assert all(first & second == shared for i, first in enumerate(words) for second in words[:i])
 
 
-def test_settings_are_kept_on_average(world: simulation.SimulatedWorld) -> None:
-    bought, settings = world.purchases, SimulateSettings()
+def test_settings_are_met_on_average(world: simulation.SimulatedWorld) -> None:
+    bought = world.purchases
+    settings = SimulateSettings()
     pairs = np.unique(bought.user * len(DOMAINS) + bought.domain)
     assert len(pairs) / 400 == pytest.approx(settings.domains_per_user, rel=0.1)
     assert len(bought.user) / len(pairs) == pytest.approx(
@@ -128,10 +132,14 @@ def test_tastes_stay_without_drift_and_change_with_it() -> None:
         assert low <= changed.mean() <= high
 
 
-def drawn(
+def draw_candidates(
     world: simulation.SimulatedWorld, rows: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Attributes of 20 candidates per purchase [N, 20, axis] and the target's position [N]; negatives may be items bought at another time."""
+    """Draws 20 candidates per purchase; negatives may be items bought at another time.
+
+    Returns:
+        Attributes of the candidates [n, 20, axis], and the position of the target [n].
+    """
     bought = world.purchases
     size = len(world.shelves[0].titles)
     items = (
@@ -144,15 +152,15 @@ def drawn(
     return shelves[bought.domain[rows, None], items], target
 
 
-def test_who_knows_the_tastes_is_right_far_more_often_than_chance(
+def test_knowing_the_tastes_beats_chance_by_far(
     world: simulation.SimulatedWorld,
 ) -> None:
     rows = np.flatnonzero(world.purchases.domain == HELD_OUT)
-    candidates, target = drawn(world, rows, np.random.default_rng(0))
+    candidates, target = draw_candidates(world, rows, np.random.default_rng(0))
     ceiling = (simulation.best_candidate(world.purchases.tastes[rows], candidates) == target).mean()
-    nobodys = np.random.default_rng(1).permuted(world.purchases.tastes[rows], axis=0)
+    tastes_of_others = np.random.default_rng(1).permuted(world.purchases.tastes[rows], axis=0)
     assert ceiling > 0.6
-    assert (simulation.best_candidate(nobodys, candidates) == target).mean() < 0.12
+    assert (simulation.best_candidate(tastes_of_others, candidates) == target).mean() < 0.12
 
 
 def test_tastes_seen_in_other_domains_predict_the_held_out_one(
@@ -170,55 +178,55 @@ def test_tastes_seen_in_other_domains_predict_the_held_out_one(
         if len(elsewhere) < 5 or not len(rows):
             continue
         favourites = np.array([np.bincount(axis).argmax() for axis in elsewhere.T])
-        candidates, target = drawn(world, rows, rng)
+        candidates, target = draw_candidates(world, rows, rng)
         hits.extend(simulation.best_candidate(favourites[None], candidates) == target)
     assert len(hits) > 500
     assert np.mean(hits) > 0.35
 
 
 def test_a_complete_root_is_left_alone(tmp_path: Path) -> None:
-    data = root(tmp_path)
+    data = data_settings(tmp_path)
     simulation.write_data_root(data, SMALL, seed=0)
-    place = Path(data.root)
-    before = contents(place)
+    folder = Path(data.root)
+    before = contents(folder)
     assert set(before) == {
         simulation.MARKER_FILE,
         *(f"{kind}/{name}.parquet" for kind in ("interactions", "items") for name in DOMAINS[:3]),
     }
-    schema = pq.read_schema(place / "interactions" / "Garden.parquet")
+    schema = pq.read_schema(folder / "interactions" / "Garden.parquet")
     assert [(field.name, str(field.type)) for field in schema] == [
         ("user_id", "string"),
         ("item_id", "string"),
         ("timestamp", "int64"),
     ]
-    assert pq.read_schema(place / "items" / "Garden.parquet").names == ["item_id", "title"]
-    times = {file: file.stat().st_mtime_ns for file in place.rglob("*.parquet")}
+    assert pq.read_schema(folder / "items" / "Garden.parquet").names == ["item_id", "title"]
+    times = {file: file.stat().st_mtime_ns for file in folder.rglob("*.parquet")}
     simulation.write_data_root(data, SMALL, seed=0)
-    assert {file: file.stat().st_mtime_ns for file in place.rglob("*.parquet")} == times
+    assert {file: file.stat().st_mtime_ns for file in folder.rglob("*.parquet")} == times
 
 
 def test_a_write_that_was_cut_short_is_completed(tmp_path: Path) -> None:
-    data = root(tmp_path)
+    data = data_settings(tmp_path)
     simulation.write_data_root(data, SMALL, seed=0)
-    place = Path(data.root)
-    whole = contents(place)
-    (place / simulation.MARKER_FILE).unlink()
-    (place / "items" / "Sports.parquet").unlink()
+    folder = Path(data.root)
+    whole = contents(folder)
+    (folder / simulation.MARKER_FILE).unlink()
+    (folder / "items" / "Sports.parquet").unlink()
     simulation.write_data_root(data, SMALL, seed=0)
-    assert contents(place) == whole
+    assert contents(folder) == whole
 
 
 def test_another_simulation_is_not_overwritten(tmp_path: Path) -> None:
-    data = root(tmp_path)
+    data = data_settings(tmp_path)
     simulation.write_data_root(data, SMALL, seed=0)
     with pytest.raises(DataError, match=r"seed 0 \(asked for: 7\)"):
         simulation.write_data_root(data, SMALL, seed=7)
     with pytest.raises(DataError, match="domains"):
-        simulation.write_data_root(root(tmp_path, held_out=("Music",)), SMALL, seed=0)
+        simulation.write_data_root(data_settings(tmp_path, held_out=("Music",)), SMALL, seed=0)
 
 
-def test_behaviours_of_ones_own_are_not_overwritten(tmp_path: Path) -> None:
-    data = root(tmp_path)
+def test_files_that_are_not_simulated_are_not_overwritten(tmp_path: Path) -> None:
+    data = data_settings(tmp_path)
     own = Path(data.root) / "interactions" / "Garden.parquet"
     own.parent.mkdir(parents=True)
     own.write_bytes(b"mine")
@@ -227,6 +235,6 @@ def test_behaviours_of_ones_own_are_not_overwritten(tmp_path: Path) -> None:
     assert own.read_bytes() == b"mine"
 
 
-def test_no_domain_is_said(tmp_path: Path) -> None:
+def test_a_simulation_without_domains_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="both empty"):
-        simulation.write_data_root(root(tmp_path, domains=(), held_out=()), SMALL, seed=0)
+        simulation.write_data_root(data_settings(tmp_path, domains=(), held_out=()), SMALL, seed=0)

@@ -1,3 +1,5 @@
+"""Titles are cleaned to plain text and made distinct within a domain."""
+
 import string
 
 import pytest
@@ -6,13 +8,13 @@ from hypothesis import strategies as st
 
 from corpus.ingest.titles import MAX_TITLE_CHARS, clean_title, disambiguate_titles
 
-nasty = st.text(
+messy_text = st.text(
     st.sampled_from([*"ab &;#x1amp<>|/s[]INST\u202e\u200b\ud800\x00\n\u0301e\u00e9\u00a0lt"]),
     max_size=60,
 ) | st.text(max_size=400)
 
 
-@given(nasty)
+@given(messy_text)
 def test_cleaning_is_idempotent_and_leaves_plain_text(raw: str) -> None:
     cleaned = clean_title(raw)
     assert clean_title(cleaned) == cleaned
@@ -36,7 +38,7 @@ def test_cleaning_is_idempotent_and_leaves_plain_text(raw: str) -> None:
         ("family \U0001f468\u200d\U0001f469", "family \U0001f468\u200d\U0001f469"),
     ],
 )
-def test_examples(raw: str, cleaned: str) -> None:
+def test_examples_of_clean_titles(raw: str, cleaned: str) -> None:
     assert clean_title(raw) == cleaned
 
 
@@ -47,15 +49,15 @@ def test_examples(raw: str, cleaned: str) -> None:
         max_size=12,
     )
 )
-def test_titles_become_distinct_whatever_their_case(titles: list[str]) -> None:
-    made, changed = disambiguate_titles(titles)
-    assert len({title.casefold() for title in made}) == len(titles)
+def test_titles_become_distinct_ignoring_case(titles: list[str]) -> None:
+    distinct, num_changed = disambiguate_titles(titles)
+    assert len({title.casefold() for title in distinct}) == len(titles)
     assert (
-        changed
-        == sum(a != b for a, b in zip(titles, made, strict=True))
+        num_changed
+        == sum(before != after for before, after in zip(titles, distinct, strict=True))
         == len(titles) - len({t.casefold() for t in titles})
     )
-    assert all(len(title) <= MAX_TITLE_CHARS for title in made)
+    assert all(len(title) <= MAX_TITLE_CHARS for title in distinct)
 
 
 def test_a_numbered_title_does_not_take_the_name_of_another() -> None:

@@ -1,4 +1,4 @@
-"""Behaviours as the world keeps them: every format to the same canonical rows, and what is said of files that are none."""
+"""Every format gives the same canonical rows, and bad files give clear messages."""
 
 import gzip
 import json
@@ -37,20 +37,20 @@ def reviews(user: str, item: str, rating: str, time: str, ticks: int) -> list[di
 
 
 def amazon(root: Path, release: int, suffix: str) -> None:
-    """Files as the three releases name and write them."""
+    """Writes files as the three releases name and write them."""
     pack = gzip.compress if suffix.endswith(".gz") else bytes
     item = {2014: "asin", 2018: "asin", 2023: "parent_asin"}[release]
-    old = release < 2023
-    found = reviews(
-        "reviewerID" if old else "user_id",
+    before_2023 = release < 2023
+    rows = reviews(
+        "reviewerID" if before_2023 else "user_id",
         item,
-        "overall" if old else "rating",
-        "unixReviewTime" if old else "timestamp",
-        1 if old else 1000,
+        "overall" if before_2023 else "rating",
+        "unixReviewTime" if before_2023 else "timestamp",
+        1 if before_2023 else 1000,
     )
     meta = [{item: i, "title": t, "salesRank": {"Beauty": 1}} for i, t in TITLES.items()]
-    (root / f"{'reviews_' if release == 2014 else ''}A{suffix}").write_bytes(pack(lines(found)))
-    # The first release writes its items as literals of Python.
+    (root / f"{'reviews_' if release == 2014 else ''}A{suffix}").write_bytes(pack(lines(rows)))
+    # The first release writes its items as Python literals.
     (root / f"meta_A{suffix}").write_bytes(
         pack(lines(meta, repr if release == 2014 else json.dumps))
     )
@@ -96,10 +96,10 @@ def read(root: Path | str, **changes: object) -> Domain:
 @pytest.mark.parametrize("suffix", [".json", ".json.gz", ".jsonl", ".jsonl.gz"])
 def test_amazon(tmp_path: Path, release: int, suffix: str) -> None:
     amazon(tmp_path, release, suffix)
-    found = read(tmp_path, format=f"amazon{release}")
-    assert found.rows() == sorted((u, i, t) for u, i, t, _ in ROWS)
-    assert found.titles() == [("a", "Soap & Water"), ("b", "Brush")]
-    assert not found.left_out()
+    result = read(tmp_path, format=f"amazon{release}")
+    assert result.rows() == sorted((u, i, t) for u, i, t, _ in ROWS)
+    assert result.titles() == [("a", "Soap & Water"), ("b", "Brush")]
+    assert not result.left_out()
 
 
 @pytest.mark.parametrize(
@@ -107,17 +107,17 @@ def test_amazon(tmp_path: Path, release: int, suffix: str) -> None:
 )
 def test_movielens(tmp_path: Path, kind: str, title: str) -> None:
     movielens(tmp_path, kind)
-    found = read(tmp_path, format="movielens")
-    assert found.rows() == [
+    result = read(tmp_path, format="movielens")
+    assert result.rows() == [
         ("7", "1", 1_400_000_000),
         ("7", "2", 1_400_000_100),
         ("8", "1", 1_400_000_000),
     ]
-    assert found.titles()[0] == ("1", title)
+    assert result.titles()[0] == ("1", title)
 
 
 def test_a_folder_for_each_domain(tmp_path: Path) -> None:
-    """What other platforms give, each in a folder of its own."""
+    """Interactions and items of each domain in a folder of its own."""
     write_root(tmp_path / "flat", {"A": [("u", "a", 1)]})
     (tmp_path / "A").mkdir()
     for kind in ("interactions", "items"):
@@ -127,11 +127,12 @@ def test_a_folder_for_each_domain(tmp_path: Path) -> None:
 
 def test_csv_with_columns_of_other_names(tmp_path: Path) -> None:
     csv(tmp_path, gzip.compress, ".csv.gz")
-    found = read(tmp_path, columns={"timestamp": "when"})
-    assert found.rows() == sorted((u, i, t) for u, i, t, _ in ROWS)
+    result = read(tmp_path, columns={"timestamp": "when"})
+    assert result.rows() == sorted((u, i, t) for u, i, t, _ in ROWS)
     with pytest.raises(
         DataError,
-        match=r"A\.csv\.gz: no column timestamp; it has when, item_id, user_id; write it again, or name its columns",
+        match=r"A\.csv\.gz: no column timestamp; it has when, item_id, user_id; "
+        r"write it again, or name its columns",
     ):
         read(tmp_path)
 
@@ -161,74 +162,79 @@ def test_parquet_timestamps_and_other_units(tmp_path: Path) -> None:
 
 def test_ratings_below_the_threshold_are_left_out_and_counted(tmp_path: Path) -> None:
     amazon(tmp_path, 2018, ".json")
-    found = read(tmp_path, format="amazon2018", min_rating=4.0)
-    assert found.rows() == [("u", "a", 1_400_000_000), ("v", "a", 1_400_000_000)]
-    assert found.left_out() == {"below_min_rating": 1}
+    result = read(tmp_path, format="amazon2018", min_rating=4.0)
+    assert result.rows() == [("u", "a", 1_400_000_000), ("v", "a", 1_400_000_000)]
+    assert result.left_out() == {"below_min_rating": 1}
 
 
-def test_a_rating_that_is_no_number_is_none(tmp_path: Path) -> None:
+def test_a_rating_that_is_not_a_number_counts_as_missing(tmp_path: Path) -> None:
     for kind in ("interactions", "items"):
         (tmp_path / kind).mkdir()
     (tmp_path / "items" / "A.csv").write_text("item_id,title\na,Soap\n")
     (tmp_path / "interactions" / "A.csv").write_text(
         "user_id,item_id,timestamp,rating\nu,a,1,nan\nv,a,1,NaN\nw,a,1,4\nx,a,1,\ny,a,1,good\n"
     )
-    found = read(tmp_path, min_rating=4.0)
-    assert found.rows() == [("w", "a", 1)]
-    assert found.left_out() == {"below_min_rating": 4}
+    result = read(tmp_path, min_rating=4.0)
+    assert result.rows() == [("w", "a", 1)]
+    assert result.left_out() == {"below_min_rating": 4}
 
 
-def times(root: Path, values: Sequence[int], **changes: object) -> Domain:
+def read_times(root: Path, values: Sequence[int], **changes: object) -> Domain:
+    """Reads a domain in which one user has interactions at some times."""
     write_root(root, {"A": [("u", "a", value) for value in values]})
     return read(root, max_quarantined=1.0, **changes)
 
 
 def test_times_of_another_unit_are_quarantined_by_reason(tmp_path: Path) -> None:
-    assert times(tmp_path, [1_400_000_000, 1_400_000_000_000]).left_out() == {
+    assert read_times(tmp_path, [1_400_000_000, 1_400_000_000_000]).left_out() == {
         "timestamp_in_finer_unit": 1
     }
-    assert times(tmp_path, [1_400_000_000, 1_400_000_000_000], time_unit="ms").left_out() == {
+    assert read_times(tmp_path, [1_400_000_000, 1_400_000_000_000], time_unit="ms").left_out() == {
         "timestamp_in_coarser_unit": 1
     }
-    assert times(tmp_path, [1_400_000_000, 1_500_000_000], latest=1_450_000_000).left_out() == {
+    assert read_times(
+        tmp_path, [1_400_000_000, 1_500_000_000], latest=1_450_000_000
+    ).left_out() == {"timestamp_in_future": 1}
+    assert read_times(tmp_path, [1_400_000_000, 4_000_000_000]).left_out() == {
         "timestamp_in_future": 1
     }
-    assert times(tmp_path, [1_400_000_000, 4_000_000_000]).left_out() == {"timestamp_in_future": 1}
-    assert times(tmp_path, [1_400_000_000, -1]).left_out() == {"timestamp_before_1970": 1}
+    assert read_times(tmp_path, [1_400_000_000, -1]).left_out() == {"timestamp_before_1970": 1}
     write_root(tmp_path, {"A": [("u", "a", 1_400_000_000_000 + i) for i in range(2)]})
     with pytest.raises(
         DataError,
-        match=r"2 of 2 interactions cannot be used.*; correct the data, set data\.time_unit, or raise the key\n  timestamp_in_finer_unit 2 in ",
+        match=r"2 of 2 interactions cannot be used.*; correct the data, set data\.time_unit, "
+        r"or raise the key\n  timestamp_in_finer_unit 2 in ",
     ):
         read(tmp_path)
 
 
 def test_a_user_with_too_many_interactions_is_capped_to_the_most_recent(tmp_path: Path) -> None:
     rows: list[Row] = [("u", f"i{n % 7}", n) for n in range(1000)] + [("v", "i0", 3)]
-    found = read(write_root(tmp_path, {"A": rows}), max_per_user=10)
-    assert sorted(found.named().filter(pl.col("user_id") == "u")["timestamp"]) == list(
+    result = read(write_root(tmp_path, {"A": rows}), max_per_user=10)
+    assert sorted(result.named().filter(pl.col("user_id") == "u")["timestamp"]) == list(
         range(990, 1000)
     )
-    assert found.behaviours.interactions.height == 11
-    assert found.left_out() == {"over_user_cap": 990}
+    assert result.behaviours.interactions.height == 11
+    assert result.left_out() == {"over_user_cap": 990}
 
 
-def test_lines_that_are_no_json_are_counted(tmp_path: Path) -> None:
+def test_lines_that_are_not_json_are_counted(tmp_path: Path) -> None:
     amazon(tmp_path, 2018, ".json")
     with (tmp_path / "A.json").open("ab") as file:
         file.write(b'{"reviewerID": "w", "asi\n[1]\n\xff\xfe\n{"reviewerID": "w"}\n')
-    found = read(tmp_path, format="amazon2018", max_quarantined=1.0)
-    assert found.behaviours.interactions.height == 3
-    assert found.left_out() == {"malformed_line": 3, "no_timestamp": 1}
+    result = read(tmp_path, format="amazon2018", max_quarantined=1.0)
+    assert result.behaviours.interactions.height == 3
+    assert result.left_out() == {"malformed_line": 3, "no_timestamp": 1}
     with pytest.raises(
         DataError,
-        match=r"A: 4 of 7 interactions cannot be used.*\n  malformed_line 3 in .*/A\.json, first in row 4: line '{\"reviewerID\": \"w\", \"asi'\n",
+        match=r"A: 4 of 7 interactions cannot be used.*\n  malformed_line 3 in .*/A\.json, "
+        r"first in row 4: line '{\"reviewerID\": \"w\", \"asi'\n",
     ):
         read(tmp_path, format="amazon2018")
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "said"),
+    ("file", "content", "reason"),
     [
         ("A.json.gz", b"", "the file is empty (0 bytes)"),
         ("A.json.gz", gzip.compress(b"{}" * 500, mtime=0)[:-9], "not a whole gzip file"),
@@ -242,16 +248,16 @@ def test_lines_that_are_no_json_are_counted(tmp_path: Path) -> None:
         ("meta_A.json", b'{"asin": "a"}\n', "no line has a field title"),
     ],
 )
-def test_files_of_lines_that_are_none(tmp_path: Path, file: str, content: bytes, said: str) -> None:
+def test_bad_json_files_are_refused(tmp_path: Path, file: str, content: bytes, reason: str) -> None:
     amazon(tmp_path, 2018, ".json")
     (tmp_path / file.removesuffix(".gz")).unlink()
     (tmp_path / file).write_bytes(content)
     with pytest.raises(DataError) as error:
         read(tmp_path, format="amazon2018")
-    assert f"{tmp_path}/{file}: {said}" in str(error.value)
+    assert f"{tmp_path}/{file}: {reason}" in str(error.value)
 
 
-def test_a_csv_that_is_none(tmp_path: Path) -> None:
+def test_bad_csv_rows_are_counted_and_bad_csv_files_are_refused(tmp_path: Path) -> None:
     csv(tmp_path)
     (tmp_path / "interactions" / "A.csv").write_text(
         "user_id,item_id,timestamp\nu,a,1\nu,a,1,2,3\n"
@@ -264,7 +270,8 @@ def test_a_csv_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "interactions" / "A.csv").write_text("user_id,item_id,timestamp\nu,a,2014-05-01\n")
     with pytest.raises(
         DataError,
-        match=r"no_timestamp 1 in .*interactions/A\.csv, first in row 1: user_id 'u', item_id 'a', timestamp '2014-05-01'",
+        match=r"no_timestamp 1 in .*interactions/A\.csv, first in row 1: "
+        r"user_id 'u', item_id 'a', timestamp '2014-05-01'",
     ):
         read(tmp_path)
     (tmp_path / "interactions" / "A.csv").write_bytes(b"user_id,item_id,timestamp\nu,\xff,1\n")
@@ -274,26 +281,27 @@ def test_a_csv_that_is_none(tmp_path: Path) -> None:
         read(tmp_path)
 
 
-def test_two_files_for_one_domain(tmp_path: Path) -> None:
+def test_two_files_for_one_domain_are_refused(tmp_path: Path) -> None:
     amazon(tmp_path, 2018, ".json")
     amazon(tmp_path, 2018, ".json.gz")
     with pytest.raises(
-        DataError, match=r"A\.json\.gz: .*A\.json is there as well; leave one of them"
+        DataError, match=r"A\.json\.gz: .*A\.json exists as well; leave only one of them"
     ):
         read(tmp_path, format="amazon2018")
 
 
-def test_another_format_than_the_one_that_is_there(tmp_path: Path) -> None:
+def test_the_wrong_format_is_suspected_if_no_file_is_found(tmp_path: Path) -> None:
     amazon(tmp_path, 2018, ".json")
     with pytest.raises(
         DataError,
-        match=r"reviews_A\.json\.gz: no such file, nor with another suffix .*; correct data\.domains, .* or data\.format",
+        match=r"reviews_A\.json\.gz: no such file, nor with another suffix .*; "
+        r"correct data\.domains, .* or data\.format",
     ):
         read(tmp_path, format="amazon2014")
 
 
-def test_content_that_is_not_what_its_sums_say(tmp_path: Path) -> None:
-    """Bit rot in a valid page: a value is another one, and the file is whole."""
+def test_content_that_differs_from_sha256sums_is_refused(tmp_path: Path) -> None:
+    """Bit rot in a valid page: a value has changed, but the file still reads."""
     world = shop(("A", "B", "C"))
     root = write_root(tmp_path / "root", world)
     file = root / "interactions" / "A.parquet"
@@ -311,16 +319,17 @@ def test_content_that_is_not_what_its_sums_say(tmp_path: Path) -> None:
         build(good, 0, str(tmp_path / "bad"), print)
 
 
-def test_from_one_user_no_corpus_can_be_made(tmp_path: Path) -> None:
+def test_one_user_is_too_few_for_the_k_core(tmp_path: Path) -> None:
     root = write_root(tmp_path / "root", {"A": [("u", f"A{n}", n) for n in range(9)]})
     with pytest.raises(
         DataError,
-        match=r"A: the 3-core of 9 interactions is empty; the largest data\.k_core that leaves data is 1",
+        match=r"A: the 3-core of 9 interactions is empty; "
+        r"the largest data\.k_core that leaves data is 1",
     ):
         build(settings(root, domains=("A",), held_out=()), 0, str(tmp_path / "corpus"), print)
 
 
-def test_a_domain_without_rows(tmp_path: Path) -> None:
+def test_a_domain_without_rows_is_refused(tmp_path: Path) -> None:
     root = write_root(tmp_path / "root", shop(("A",)))
     pa.parquet.write_table(
         pa.parquet.read_table(root / "interactions" / "A.parquet").slice(0, 0),
@@ -328,7 +337,8 @@ def test_a_domain_without_rows(tmp_path: Path) -> None:
     )
     with pytest.raises(
         DataError,
-        match=r"A: the 3-core of 0 interactions is empty; it holds no interaction that can be used",
+        match=r"A: the 3-core of 0 interactions is empty; "
+        r"it holds no interaction that can be used",
     ):
         build(settings(root, domains=("A",), held_out=()), 0, str(tmp_path / "corpus"), print)
 
@@ -337,6 +347,7 @@ def test_a_user_who_leaves_too_few_negatives_is_named(tmp_path: Path) -> None:
     root = write_root(tmp_path / "root", shop(("A", "B", "C"), items=11))
     with pytest.raises(
         DataError,
-        match=r"A: 11 items, of which user u\d+ interacted with 8: 3 are left, 4 negatives are wanted",
+        match=r"A: 11 items, of which user u\d+ interacted with 8: "
+        r"3 are left, 4 negatives are wanted",
     ):
         build(settings(root), 0, str(tmp_path / "corpus"), print)
