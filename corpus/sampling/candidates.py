@@ -74,7 +74,7 @@ class InteractedItems:
         return present
 
     def min_remaining_items(self) -> int:
-        """Returns how many items are left for the user who interacted with most of them."""
+        """Returns how many items the user with the most items has not interacted with."""
         if not self.keys.size:
             return self.num_items
         first = np.flatnonzero(np.diff(self.keys // self.num_items, prepend=-1))
@@ -98,7 +98,8 @@ def draw_candidates(
         Position of the target among its candidates [n].
 
     Raises:
-        ValueError: A user left fewer than num_candidates - 1 items, so draws would never end.
+        ValueError: A user has fewer than num_candidates - 1 items that they never interacted with,
+            so draws would never end.
     """
     num_negatives = num_candidates - 1
     if key.size and (remaining := interacted.min_remaining_items()) < num_negatives:

@@ -177,7 +177,7 @@ class EncodedInteractions:
 
 
 def mark_as_new(interactions: pl.DataFrame, version: int) -> pl.DataFrame:
-    """Adds the version that brings the interactions, and an empty split.
+    """Adds the columns that mark interactions as new: their version, and a null split.
 
     Args:
         interactions: user_id, domain, item_id, item_index, timestamp.
@@ -222,7 +222,7 @@ def remove_unused_categories(
 
 
 def _user_table(user_ids: pl.Series) -> pl.DataFrame:
-    """Builds the table of users from ids that may repeat."""
+    """Builds `EncodedInteractions.users` from ids that may repeat."""
     unique_ids = user_ids.unique()
     return pl.DataFrame(
         {"user_id": unique_ids, "user_hash": hashing.hash_strings(unique_ids).view(np.int64)}
@@ -230,6 +230,6 @@ def _user_table(user_ids: pl.Series) -> pl.DataFrame:
 
 
 def _item_table(items: pl.DataFrame) -> pl.DataFrame:
-    """Builds the table of items from unique rows (domain, item_id, item_index)."""
+    """Builds `EncodedInteractions.items` from unique rows (domain, item_id, item_index)."""
     domains = pl.Enum(items["domain"].unique().sort())
     return items.with_columns(pl.col("domain").cast(domains)).sort("domain", "item_id")
