@@ -16,7 +16,7 @@ from rich.console import Console
 
 from cluster.storage import absolute_uri
 from corpus import append
-from corpus.store import statistics
+from corpus.inspect import console_tables
 from cprec.config.command import main
 from cprec.config.recipe import Recipe
 from cprec.runs import control_channel
@@ -57,7 +57,7 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
         corpus = append.simulate_and_append(
             recipe.data, recipe.simulate, recipe.seed, recipe.corpus, say, held_out=options.held_out
         )
-    console.print(statistics.console_table(corpus.statistics()))
+    console.print(console_tables.statistics_table(corpus.statistics()))
     say(f"corpus version {corpus.version} at {corpus.uri}")
     told = control_channel.notify_runs(absolute_uri(recipe.storage), corpus.uri, TIMEOUT_S)
     for line in told or [

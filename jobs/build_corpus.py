@@ -68,7 +68,7 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
             found = way.prepare(recipe.data, say)
         items = count_items(found.item_indices())
         console.print(
-            statistics.console_table(
+            console_tables.statistics_table(
                 statistics.describe_version(
                     statistics.EMPTY_STATISTICS,
                     found.counts_by_domain,
@@ -83,7 +83,7 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
         say("mixed samples are at most as many; the rules for mixed histories only take away")
         return
     corpus = build.simulate_and_build(recipe.data, recipe.simulate, recipe.seed, recipe.corpus, say)
-    console.print(statistics.console_table(corpus.statistics()))
+    console.print(console_tables.statistics_table(corpus.statistics()))
 
 
 if __name__ == "__main__":

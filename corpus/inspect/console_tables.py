@@ -1,6 +1,10 @@
-"""A corpus version on the console, as `corpus.inspect.page` shows it in a browser. Tables fit 80 columns where the names of domains are short."""
+"""Tables of a corpus version for the console; `corpus.inspect.page` shows it in a browser.
+
+Tables fit 80 columns if the names of domains are short.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 from rich import box
 from rich.markup import escape
@@ -11,101 +15,144 @@ from corpus.inspect.distributions import TOP_ITEM_FRACTIONS, Distributions, leng
 from corpus.inspect.inspection import InspectionResult
 from corpus.inspect.leakage import LEAK_CHECKS
 from corpus.sampling.sequences import SPLITS
-from corpus.store.statistics import console_table
+from corpus.sampling.source import MIXED
 from corpus.store.tables import Corpus
 
 MAX_QUARANTINED = 10
-"""Files and reasons of rows that cannot be used that are shown, at most; the page shows more."""
+"""Largest number of entries of unusable rows (a file and a reason each); the page shows more."""
+
 MAX_OVERLAP_DOMAINS = 12
-"""Domains whose overlap is shown, at most; the page shows all."""
+"""Largest number of domains whose overlap is shown; the page shows it for any number."""
 
 
 def corpus_tables(corpus: Corpus) -> Iterator[Table]:
-    """What the commits say: the versions, the samples by source, the statistics, what could not be used."""
-    made = _new_table(
-        f"Versions of {corpus.uri}", ("version", "made (UTC)", "from", "domains", "samples"), (0, 4)
+    """Yields tables of the versions, the samples by source, the statistics and unusable rows.
+
+    They follow from the commits and the quarantine; no rows of the tables are read.
+    """
+    versions = _new_table(
+        f"Versions of {corpus.uri}",
+        ("version", "made (UTC)", "from", "domains", "samples"),
+        numeric_columns=(0, 4),
     )
-    for of in page.describe_versions(corpus):
-        made.add_row(
-            str(of["version"]),
-            of["time"][:16],
-            escape(f"{of['root']} ({of['format']})"),
-            of["domains"],
-            f"{of['samples']:,}",
+    for version in page.describe_versions(corpus):
+        versions.add_row(
+            str(version["version"]),
+            version["time"][:16],
+            escape(f"{version['root']} ({version['format']})"),
+            version["domains"],
+            f"{version['samples']:,}",
         )
-    yield made
+    yield versions
     by_source = _new_table("Samples by source and version", ("source", "version", *SPLITS))
-    for source, version, counts in page.count_by_source(corpus):
-        by_source.add_row(source, str(version), *(f"{n:,}" for n in counts))
+    for source, number, counts in page.count_by_source(corpus):
+        by_source.add_row(source, str(number), *(f"{count:,}" for count in counts))
     yield by_source
-    yield console_table(corpus.statistics())
-    if bad := page.read_quarantined(corpus):
-        shown = _new_table(
-            "Rows that cannot be used", ("file", "reason", "rows", "the first"), (2,)
+    yield statistics_table(corpus.statistics())
+    if entries := page.read_quarantined(corpus):
+        quarantined = _new_table(
+            "Rows that cannot be used",
+            ("file", "reason", "rows", "first row"),
+            numeric_columns=(2,),
         )
-        shown.caption = f"the most frequent of {len(bad):,}" if len(bad) > MAX_QUARANTINED else None
-        for _, rows in bad[:MAX_QUARANTINED]:
-            shown.add_row(
+        if len(entries) > MAX_QUARANTINED:
+            quarantined.caption = f"the most frequent of {len(entries):,}"
+        for _, rows in entries[:MAX_QUARANTINED]:
+            quarantined.add_row(
                 escape(rows.file), rows.reason, f"{rows.rows:,}", escape(rows.first_example)
             )
-        yield shown
+        yield quarantined
+
+
+def statistics_table(statistics: Mapping[str, Any]) -> Table:
+    """Returns the statistics of a version: a row for each domain and one for mixed samples.
+
+    Args:
+        statistics: Result of `corpus.store.statistics.describe_version`, with or without `version`.
+    """
+    version = f" of corpus version {statistics['version']}" if "version" in statistics else ""
+    table = Table(
+        title=f"Domains and samples{version}",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=0,
+        caption_justify="left",
+    )
+    table.add_column("domain", no_wrap=True)
+    for name in ("users", "items", "interactions", "sparsity", *SPLITS):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, domain in statistics["domains"].items():
+        table.add_row(
+            name + ("*" if domain["held_out"] else ""),
+            *(f"{domain[key]:,}" for key in ("users", "items", "interactions")),
+            f"{domain['sparsity']:.2%}",
+            *(f"{domain['splits'][split]:,}" for split in SPLITS),
+        )
+    mixed = statistics["mixed"]
+    table.add_row(MIXED, f"{mixed['users']:,}", "", "", "", f"{mixed['samples']:,}", "", "")
+    caption = f"{', '.join(SPLITS)}: samples; *: held out of pre-training"
+    if dropped := ", ".join(f"{reason} {n:,}" for reason, n in statistics["dropped"].items()):
+        caption += f"\ndropped: {dropped}"
+    table.caption = caption
+    return table
 
 
 def inspection_tables(result: InspectionResult) -> Iterator[Table]:
-    """What all rows come to: lengths, popularity, ties, users in two domains, leakage."""
-    looks = result.distributions
-    lengths = _new_table("Sequences with so many interactions", ("domain", *length_bin_labels()))
-    for domain in looks.domains:
-        lengths.add_row(
-            domain, *(f"{share:.1%}" if share else "" for share in looks.length_fractions(domain))
-        )
+    """Yields the tables of an inspection: lengths, popularity and ties, overlap, leakage.
+
+    Overlap is left out for a single domain, and for more than MAX_OVERLAP_DOMAINS.
+    """
+    distributions = result.distributions
+    lengths = _new_table("Sequences by number of interactions", ("domain", *length_bin_labels()))
+    for domain in distributions.domains:
+        fractions = distributions.length_fractions(domain)
+        lengths.add_row(domain, *(f"{share:.1%}" if share else "" for share in fractions))
     yield lengths
-    popular = _new_table(
+    popularity = _new_table(
         "Interactions with the most popular items; ties in time",
-        ("domain", *(f"top {s:.0%}" for s in TOP_ITEM_FRACTIONS), "ties"),
+        ("domain", *(f"top {fraction:.0%}" for fraction in TOP_ITEM_FRACTIONS), "ties"),
     )
-    for domain in looks.domains:
-        popular.add_row(
-            domain, *(f"{share:.1%}" for share in (*looks.popularity[domain], looks.ties[domain]))
-        )
-    yield popular
-    if 1 < len(looks.domains) <= MAX_OVERLAP_DOMAINS:
-        yield _overlap_table(looks)
+    for domain in distributions.domains:
+        shares = (*distributions.popularity[domain], distributions.ties[domain])
+        popularity.add_row(domain, *(f"{share:.1%}" for share in shares))
+    yield popularity
+    if 1 < len(distributions.domains) <= MAX_OVERLAP_DOMAINS:
+        yield _overlap_table(distributions)
     yield _leakage_table(result.leak_counts)
 
 
-def _overlap_table(looks: Distributions) -> Table:
-    """A triangle of shares; its columns are numbered, so that it is narrow."""
-    shown = _new_table(
-        "Users in both, of the smaller domain's",
-        ("domain", *(str(n + 1) for n in range(len(looks.domains) - 1))),
+def _overlap_table(distributions: Distributions) -> Table:
+    """Returns the overlap of each two domains; columns have numbers, to be narrow."""
+    domains = distributions.domains
+    table = _new_table(
+        "Shared users, % of the smaller domain",
+        ("domain", *(str(number) for number in range(1, len(domains)))),
     )
-    for number, a in enumerate(looks.domains):
-        shown.add_row(
-            f"{number + 1} {a}",
-            *(f"{looks.overlap_fraction(a, b):.0%}" for b in looks.domains[:number]),
-        )
-    return shown
+    for index, a in enumerate(domains):
+        fractions = [distributions.overlap_fraction(a, b) for b in domains[:index]]
+        table.add_row(f"{index + 1} {a}", *(f"{fraction:.0%}" for fraction in fractions))
+    return table
 
 
 def _leakage_table(leak_counts: Mapping[str, int]) -> Table:
-    shown = _new_table("Leakage", ("number", "found", "verdict"), (1,))
-    for what, n in leak_counts.items():
-        shown.add_row(
-            what,
-            f"{n:,}",
-            ("sound" if not n else "NOT SOUND") if what in LEAK_CHECKS else "for information",
-        )
-    return shown
+    table = _new_table("Leakage", ("check", "found", "verdict"), numeric_columns=(1,))
+    for check, count in leak_counts.items():
+        verdict = "NOT SOUND" if count else "sound"
+        table.add_row(check, f"{count:,}", verdict if check in LEAK_CHECKS else "for information")
+    return table
 
 
-def _new_table(title: str, columns: Sequence[str], numbers: Sequence[int] = ()) -> Table:
-    """numbers: the columns of numbers; without them all but the first one."""
-    shown = Table(title=title, box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    for place, name in enumerate(columns):
-        shown.add_column(
-            name,
-            justify="right" if place in (numbers or range(1, len(columns))) else "left",
-            overflow="fold",
-        )
-    return shown
+def _new_table(title: str, columns: Sequence[str], numeric_columns: Sequence[int] = ()) -> Table:
+    """Returns an empty table; columns of numbers are right-aligned, by default all but the first.
+
+    Args:
+        title: Title of the table.
+        columns: Headings of the columns.
+        numeric_columns: Indices of the columns of numbers.
+    """
+    table = Table(title=title, box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    right_aligned = numeric_columns or range(1, len(columns))
+    for index, name in enumerate(columns):
+        justify: Literal["left", "right"] = "right" if index in right_aligned else "left"
+        table.add_column(name, justify=justify, overflow="fold")
+    return table

@@ -1,22 +1,29 @@
-"""What the interactions of a corpus look like: lengths, popularity, overlap of domains, ties. Pure."""
+"""Distributions of a corpus's interactions: lengths, popularity, ties, overlap of domains. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import polars as pl
 
 LENGTH_BIN_STARTS = (1, 2, 3, 5, 9, 17, 33, 65, 129)
-"""Lower ends of the classes of sequence lengths."""
+"""Smallest sequence length of each bin."""
+
 TOP_ITEM_FRACTIONS = (0.01, 0.05, 0.1, 0.2, 0.5)
-"""The most popular items whose share of all interactions is told."""
+"""Fractions of the items, most popular first, whose share of all interactions is shown."""
 
 
 @dataclass(frozen=True)
 class Distributions:
-    """By domain, and for two.
+    """Distributions of the interactions of each domain, and overlap of each two domains.
 
-    lengths: sequences in each class of LENGTHS; popularity: share of interactions of the most popular items, for each of SHARES; ties: share of
-    interactions that have the time of the one before them in their sequence; overlap: users in both of two domains.
+    Attributes:
+        lengths: By domain, number of sequences in each bin of LENGTH_BIN_STARTS.
+        popularity: By domain, share of interactions that the most popular items have, for each of
+            TOP_ITEM_FRACTIONS.
+        ties: By domain, share of interactions that have the time of the one before them in their
+            sequence.
+        overlap: By pair of domains, number of users who are in both.
     """
 
     lengths: Mapping[str, tuple[int, ...]]
@@ -26,24 +33,29 @@ class Distributions:
 
     @property
     def domains(self) -> list[str]:
-        """All domains, by name."""
+        """All domains, sorted by name."""
         return sorted(self.ties)
 
     def length_fractions(self, domain: str) -> list[float]:
-        """The share of a domain's sequences that is in each class of LENGTHS."""
-        return [n / sum(self.lengths[domain]) for n in self.lengths[domain]]
+        """Returns the share of a domain's sequences in each bin of LENGTH_BIN_STARTS."""
+        return [count / sum(self.lengths[domain]) for count in self.lengths[domain]]
 
     def overlap_fraction(self, a: str, b: str) -> float:
-        """The share of the smaller domain's users that are in both."""
+        """Returns the number of users in both domains, divided by those of the smaller domain."""
         return self.overlap[a, b] / min(self.overlap[a, a], self.overlap[b, b])
 
 
 @dataclass(frozen=True)
 class InteractionCounts:
-    """What is counted of the interactions of some users; those of others add up. Each `n` counts what the columns before it tell apart.
+    """Counts that `Distributions` follow from; those of separate groups of users add up.
 
-    lengths: domain, length, n sequences; items: domain, item_index, n interactions; moments: domain, n different times in sequences;
-    pairs: domain, other, n users in both.
+    Each frame has a column n, the count, after the columns that it is counted by.
+
+    Attributes:
+        lengths: domain, length, number of sequences.
+        items: domain, item_index, number of interactions.
+        distinct_times: domain, number of distinct times in a sequence, summed over sequences.
+        pairs: domain, other, number of users who are in both.
     """
 
     lengths: pl.DataFrame
@@ -53,18 +65,18 @@ class InteractionCounts:
 
     @classmethod
     def from_interactions(cls, interactions: pl.DataFrame) -> "InteractionCounts":
-        """found: *all* interactions of some users: user_id, domain, item_index, timestamp."""
-        sizes = interactions.group_by("user_id", "domain").agg(
+        """Counts *all* interactions of some users: user_id, domain, item_index, timestamp."""
+        sequences = interactions.group_by("user_id", "domain").agg(
             length=pl.len(), distinct_times=pl.col("timestamp").n_unique()
         )
-        both = sizes.select("user_id", "domain").join(
-            sizes.select("user_id", other="domain"), on="user_id"
+        domain_pairs = sequences.select("user_id", "domain").join(
+            sequences.select("user_id", other="domain"), on="user_id"
         )
         return cls(
-            sizes.group_by("domain", "length").agg(n=pl.len().cast(pl.Int64)),
+            sequences.group_by("domain", "length").agg(n=pl.len().cast(pl.Int64)),
             interactions.group_by("domain", "item_index").agg(n=pl.len().cast(pl.Int64)),
-            sizes.group_by("domain").agg(n=pl.col("distinct_times").sum().cast(pl.Int64)),
-            both.group_by("domain", "other").agg(n=pl.len().cast(pl.Int64)),
+            sequences.group_by("domain").agg(n=pl.col("distinct_times").sum().cast(pl.Int64)),
+            domain_pairs.group_by("domain", "other").agg(n=pl.len().cast(pl.Int64)),
         )
 
     def __add__(self, other: "InteractionCounts") -> "InteractionCounts":
@@ -76,8 +88,8 @@ class InteractionCounts:
         )
 
     def to_distributions(self) -> Distributions:
-        """The shape of all that is counted."""
-        moments = dict(self.distinct_times.iter_rows())
+        """Returns the distributions of all interactions that were counted."""
+        distinct_times = dict(self.distinct_times.iter_rows())
         interactions = dict(self.items.group_by("domain").agg(pl.col("n").sum()).iter_rows())
         domains = sorted(interactions)
         overlap = {(a, b): n for a, b, n in self.pairs.iter_rows()}
@@ -90,37 +102,37 @@ class InteractionCounts:
                 domain: _top_item_fractions(self.items.filter(pl.col("domain") == domain)["n"])
                 for domain in domains
             },
-            {domain: 1 - moments[domain] / interactions[domain] for domain in domains},
+            {domain: 1 - distinct_times[domain] / interactions[domain] for domain in domains},
             {(a, b): overlap.get((a, b), 0) for a in domains for b in domains},
         )
 
 
 def length_bin_labels() -> tuple[str, ...]:
-    """The classes of LENGTHS, as they are shown."""
-    ends = [f"-{high - 1}" for high in LENGTH_BIN_STARTS[1:]]
-    return (
-        *(
-            str(low) if end == f"-{low}" else f"{low}{end}"
-            for low, end in zip(LENGTH_BIN_STARTS, ends, strict=False)
-        ),
-        f"{LENGTH_BIN_STARTS[-1]}+",
-    )
+    """Returns the labels of the bins of LENGTH_BIN_STARTS: "1", "2", "3-4", ..., "129+"."""
+    labels = []
+    for start, next_start in pairwise(LENGTH_BIN_STARTS):
+        last = next_start - 1
+        labels.append(str(start) if start == last else f"{start}-{last}")
+    return (*labels, f"{LENGTH_BIN_STARTS[-1]}+")
 
 
-def _add_counts(these: pl.DataFrame, those: pl.DataFrame) -> pl.DataFrame:
-    return pl.concat([these, those]).group_by(pl.exclude("n")).agg(pl.col("n").sum())
+def _add_counts(a: pl.DataFrame, b: pl.DataFrame) -> pl.DataFrame:
+    return pl.concat([a, b]).group_by(pl.exclude("n")).agg(pl.col("n").sum())
 
 
 def _bin_lengths(lengths: pl.DataFrame) -> tuple[int, ...]:
-    reaching = [
-        int(lengths.filter(pl.col("length") >= low)["n"].sum()) for low in LENGTH_BIN_STARTS
+    """Returns the number of sequences in each bin, from a count (n) per length."""
+    at_least = [
+        int(lengths.filter(pl.col("length") >= start)["n"].sum()) for start in LENGTH_BIN_STARTS
     ]
-    return tuple(a - b for a, b in zip(reaching, [*reaching[1:], 0], strict=True))
+    return tuple(a - b for a, b in zip(at_least, [*at_least[1:], 0], strict=True))
 
 
 def _top_item_fractions(counts: pl.Series) -> tuple[float, ...]:
-    ordered, every = counts.sort(descending=True), int(counts.sum())
+    """Returns the share of interactions that the top items have, from a count per item."""
+    ordered = counts.sort(descending=True)
+    total = int(counts.sum())
     return tuple(
-        int(ordered.head(max(1, round(share * counts.len()))).sum()) / every
-        for share in TOP_ITEM_FRACTIONS
+        int(ordered.head(max(1, round(fraction * counts.len()))).sum()) / total
+        for fraction in TOP_ITEM_FRACTIONS
     )

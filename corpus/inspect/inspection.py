@@ -1,7 +1,8 @@
-"""One walk over all that a corpus holds: does it leak, and what does it look like.
+"""Reads all rows of a corpus once, to check it for leakage and to describe its interactions.
 
-Interactions and samples are put aside on the local disk in parts: by users, by ids, by items. A part is counted at a time, and counts add up: memory
-grows with the items, and of all else holds a part, and where each piece of one lies.
+Rows are first written to the local disk, partitioned by users, ids or items. Then one partition at
+a time is counted, and the counts are added up. So memory grows with the number of items; beyond
+that it has one partition and the location of each piece.
 """
 
 from collections import Counter
@@ -25,8 +26,10 @@ from corpus.store.scratch import (
     ScratchFile,
     open_scratch_file,
 )
-from corpus.store.tables import Corpus, translate_file_errors
+from corpus.store.tables import Corpus, Stream, translate_file_errors
 
+# Columns that are written to the local disk; rows are partitioned by the first one. split is an
+# index into SPLITS, item the index of the target.
 _INTERACTION_COLUMNS: ColumnTypes = {
     "user_id": pl.String,
     "domain": pl.String,
@@ -43,7 +46,6 @@ _SAMPLE_COLUMNS: ColumnTypes = {
 }
 _ID_COLUMNS: ColumnTypes = {"sample_id": pl.Int64, "split": pl.Int8}
 _TARGET_COLUMNS: ColumnTypes = {"item": pl.Int64, "split": pl.Int8}
-"""Columns that are put aside, the key first. split: index into SPLITS; item: the index of the target."""
 
 _TEST_FILE_COLUMNS = ("sample_id", "user_id", "candidates", "target", "timestamp")
 _FILE_COLUMNS = {
@@ -51,60 +53,73 @@ _FILE_COLUMNS = {
     VALIDATION: ("sample_id",),
     TEST: _TEST_FILE_COLUMNS,
 }
-"""Columns of samples that are read."""
+"""Columns that are read from the files of samples, by split."""
 
 
 @dataclass(frozen=True)
 class InspectionResult:
-    """leaks: the numbers of `leakage.COUNTED`; shape: that of the interactions."""
+    """What an inspection finds.
+
+    Attributes:
+        leak_counts: Count of each check in `leakage.ALL_CHECKS`.
+        distributions: Distributions of the interactions.
+    """
 
     leak_counts: Mapping[str, int]
     distributions: Distributions
 
     @property
     def failed_checks(self) -> dict[str, int]:
-        """The numbers that had to be 0 and are not."""
+        """Counts that must be 0 in a sound corpus and are not."""
         return {
-            what: self.leak_counts[what] for what in leakage.LEAK_CHECKS if self.leak_counts[what]
+            check: self.leak_counts[check]
+            for check in leakage.LEAK_CHECKS
+            if self.leak_counts[check]
         }
 
 
 def inspect_corpus(corpus: Corpus) -> InspectionResult:
-    """Read all rows of a corpus, up to its version. Raises CorpusError for one that kept no interactions, or a file that is missing or damaged."""
-    told, interactions = corpus.commits[-1].metadata, stored_interactions.list_files(corpus)
-    samples = [
+    """Inspects all rows of a corpus, up to its version.
+
+    Raises:
+        CorpusError: A version has no stored interactions, or a file is missing or damaged.
+    """
+    metadata = corpus.commits[-1].metadata
+    interaction_files = stored_interactions.list_files(corpus)
+    sample_files = [
         (stream, file)
         for split in SPLITS
         for stream in corpus.streams(split)
         if stream.source.kind is not SourceKind.TEXT
         for file in stream.files
     ]
-    users, ids = (
-        stored_interactions.user_range_count(sum(file.rows for file in interactions)),
-        stored_interactions.user_range_count(sum(file.rows for _, file in samples)),
-    )
-    items = catalogue.decode_runs(told["item_runs"])
-    with open_scratch_file() as aside, ThreadPoolExecutor(THREADS) as threads:
-        walk = Inspector(aside, users, ids, {domain: items[domain] for domain in told["held_out"]})
-        list(
-            threads.map(
-                lambda file: walk.add_interactions(_read_columns(file, _INTERACTION_COLUMNS)),
-                interactions,
-            )
+    num_interactions = sum(file.rows for file in interaction_files)
+    num_samples = sum(file.rows for _, file in sample_files)
+    item_indices = catalogue.decode_runs(metadata["item_runs"])
+    with open_scratch_file() as scratch_file, ThreadPoolExecutor(THREADS) as threads:
+        inspector = Inspector(
+            scratch_file,
+            stored_interactions.user_range_count(num_interactions),
+            stored_interactions.user_range_count(num_samples),
+            {domain: item_indices[domain] for domain in metadata["held_out"]},
         )
-        list(
-            threads.map(
-                lambda of: walk.add_samples(
-                    of[0].source, of[0].split, _read_columns(of[1], _FILE_COLUMNS[of[0].split])
-                ),
-                samples,
-            )
-        )
-        return walk.result()
+
+        def add_interactions(file: DataFile) -> None:
+            inspector.add_interactions(_read_columns(file, _INTERACTION_COLUMNS))
+
+        def add_samples(stream_file: tuple[Stream, DataFile]) -> None:
+            stream, file = stream_file
+            rows = _read_columns(file, _FILE_COLUMNS[stream.split])
+            inspector.add_samples(stream.source, stream.split, rows)
+
+        # `list` waits for the threads and raises their errors.
+        list(threads.map(add_interactions, interaction_files))
+        list(threads.map(add_samples, sample_files))
+        return inspector.result()
 
 
 class Inspector:
-    """Takes the rows of a corpus, some at a time, in any order and from several threads; then counts."""
+    """Collects the rows of a corpus, in any order and from several threads, then counts them."""
 
     def __init__(
         self,
@@ -113,27 +128,31 @@ class Inspector:
         num_id_partitions: int,
         held_out_items: Mapping[str, IntArray],
     ) -> None:
-        """users, ids: parts into which rows are cut. held_out: domains that are out of pre-training, with their items."""
-        self._held_out_domains, self._held_out_items = (
-            tuple(held_out_items),
-            np.concatenate([np.arange(0), *held_out_items.values()]),
-        )
-        self._interactions, self._samples = (
-            HashPartitions(scratch_file, num_user_partitions, _INTERACTION_COLUMNS),
-            HashPartitions(scratch_file, num_user_partitions, _SAMPLE_COLUMNS),
-        )
-        self._ids, self._targets = (
-            HashPartitions(scratch_file, num_id_partitions, _ID_COLUMNS),
-            HashPartitions(scratch_file, num_id_partitions, _TARGET_COLUMNS),
-        )
+        """Starts without rows.
+
+        Args:
+            scratch_file: File that rows are written to.
+            num_user_partitions: Partitions of interactions and samples, by user.
+            num_id_partitions: Partitions of sample ids, and of targets by item.
+            held_out_items: Item indices of each domain that is held out of pre-training.
+        """
+        self._held_out_domains = tuple(held_out_items)
+        self._held_out_items = np.concatenate([np.arange(0), *held_out_items.values()])
+        self._interactions = HashPartitions(scratch_file, num_user_partitions, _INTERACTION_COLUMNS)
+        self._samples = HashPartitions(scratch_file, num_user_partitions, _SAMPLE_COLUMNS)
+        self._ids = HashPartitions(scratch_file, num_id_partitions, _ID_COLUMNS)
+        self._targets = HashPartitions(scratch_file, num_id_partitions, _TARGET_COLUMNS)
         self._held_out_counts: list[Counter[str]] = []
 
     def add_interactions(self, rows: pl.DataFrame) -> None:
-        """Some kept interactions, as in `samples.KEPT`."""
+        """Adds stored interactions, with the columns of `samples.STORED_INTERACTION_SCHEMA`."""
         self._interactions.append(rows)
 
     def add_samples(self, source: Source, split: str, rows: pl.DataFrame) -> None:
-        """Some samples of one source and split, as in `samples.SCHEMA`."""
+        """Adds samples of one source and split, with the columns of `samples.SAMPLE_SCHEMA`.
+
+        Columns that the split is not checked by may be missing.
+        """
         rows = rows.with_columns(split=pl.lit(SPLITS.index(split), pl.Int8))
         self._ids.append(rows)
         if split == VALIDATION:
@@ -141,6 +160,7 @@ class Inspector:
         rows = rows.with_columns(
             item=pl.col("candidates").list.get(pl.col("target").cast(pl.Int64))
         )
+        # Test samples are counted; of training samples only the set of items is needed.
         self._targets.append(rows.unique("item") if split == TRAIN else rows)
         if split == TEST:
             self._samples.append(rows.with_columns(history=pl.lit(None, pl.List(pl.Int64))))
@@ -151,18 +171,18 @@ class Inspector:
             )
 
     def result(self) -> InspectionResult:
-        """What all rows that were taken come to."""
+        """Counts all rows that were added."""
         leaks = sum(self._held_out_counts, Counter[str]())
         counts = InteractionCounts.from_interactions(pl.DataFrame(schema=_INTERACTION_COLUMNS))
-        for number in range(self._interactions.num_partitions):
-            known = self._interactions.read(number)
-            counts += InteractionCounts.from_interactions(known)
-            leaks.update(leakage.count_user_leaks(known, self._samples.read_batches(number)))
-        for number in range(self._ids.num_partitions):
-            leaks.update(leakage.count_id_leaks(self._ids.read(number)))
-            leaks.update(leakage.count_untrained_items(self._targets.read(number)))
+        for index in range(self._interactions.num_partitions):
+            interactions = self._interactions.read(index)
+            counts += InteractionCounts.from_interactions(interactions)
+            leaks.update(leakage.count_user_leaks(interactions, self._samples.read_batches(index)))
+        for index in range(self._ids.num_partitions):
+            leaks.update(leakage.count_id_leaks(self._ids.read(index)))
+            leaks.update(leakage.count_untrained_items(self._targets.read(index)))
         return InspectionResult(
-            {name: leaks[name] for name in leakage.ALL_CHECKS}, counts.to_distributions()
+            {check: leaks[check] for check in leakage.ALL_CHECKS}, counts.to_distributions()
         )
 
 

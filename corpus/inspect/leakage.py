@@ -1,9 +1,10 @@
-"""Does a corpus leak what it is to be tested on? Counted on its rows as they lie there, not on how they were made. Pure.
+"""Counts leakage in the rows of a corpus: training data that belongs to the test. Pure.
 
-Timestamps tell repeated purchases of one item apart in targets; a history has items alone, so
-there an item counts as leaked if its user's interactions with it were all held out. Windows of text are of no user and are left out.
-
-Counts of some users add up with those of others, as do those of some ids, and of some items: `corpus.inspect.inspection` walks over all of them.
+The rows are counted as they are stored, without relying on how they were built. In targets, the
+timestamp tells repeated purchases of an item apart. A history has only items. So an item of it
+counts as leaked if all interactions of its user with it are held out. Windows of text have no user
+and are left out. Counts of separate groups of users, ids or items add up;
+`corpus.inspect.inspection` goes through all of them.
 """
 
 from collections import Counter
@@ -15,82 +16,114 @@ import polars as pl
 from corpus.sampling.sequences import SPLITS, TEST, TRAIN, IntArray
 
 LEAK_CHECKS = {
-    "training_targets_held_out": "training samples (domains to pre-train on, mixed) whose target is a validation or test interaction",
-    "history_items_held_out": "items in their histories that the user only has in validation or test",
-    "rows_of_held_out_domains": "their targets and history items that are of a domain that is held out",
-    "training_after_last_test": "training interactions later than their user's last test interaction in the domain",
+    "training_targets_held_out": (
+        "training samples (domains to pre-train on, mixed) whose target is a validation or test "
+        "interaction"
+    ),
+    "history_items_held_out": (
+        "history items of these samples that the user has only in validation or test"
+    ),
+    "rows_of_held_out_domains": (
+        "targets and history items of these samples that belong to a held-out domain"
+    ),
+    "training_after_last_test": (
+        "training interactions later than their user's last test interaction in the domain"
+    ),
     "sample_ids_twice": "samples whose id another sample has already",
     "test_samples_in_training": "test samples whose id is that of a training sample",
 }
-"""Numbers that are 0 in a sound corpus, and what each counts, over all versions up to the one that is looked at."""
+"""Checks that count 0 in a sound corpus, each with what it counts, over all versions inspected."""
 
 ALL_CHECKS = {
     **LEAK_CHECKS,
     "test_items_never_trained": "test samples whose item is the target of no training sample",
-    "test_items_bought_before": "test samples whose user has the item in training too (a repeated purchase)",
+    "test_items_bought_before": (
+        "test samples whose user has the item in training too (a repeated purchase)"
+    ),
 }
-"""All numbers; those that SOUND does not have are for information."""
+"""All checks; those that are not in LEAK_CHECKS are for information."""
 
-_IS_TRAINING, _IS_TEST = (
-    pl.col("split") == SPLITS.index(TRAIN),
-    pl.col("split") == SPLITS.index(TEST),
-)
+_IS_TRAINING = pl.col("split") == SPLITS.index(TRAIN)
+_IS_TEST = pl.col("split") == SPLITS.index(TEST)
 
 
 def count_user_leaks(interactions: pl.DataFrame, samples: Iterable[pl.DataFrame]) -> Counter[str]:
-    """What is wrong with the interactions and samples of some users.
+    """Counts the leaks that the interactions of a sample's user reveal.
 
-    known: *all* their interactions: user_id, domain, item_index, timestamp, split; samples: user_id, split, item (the target), timestamp, history.
+    Args:
+        interactions: *All* interactions of some users: user_id, domain, item_index, timestamp,
+            split.
+        samples: Samples of these users, in batches: user_id, split, item (the target), timestamp,
+            history.
     """
     users = interactions.select("user_id").unique().with_row_index("user")
-    coded = interactions.join(users, on="user_id").select(
+    encoded = interactions.join(users, on="user_id").select(
         "user", "timestamp", "split", item="item_index"
     )
-    training, held_out = coded.filter(_IS_TRAINING), coded.filter(~_IS_TRAINING)
+    training = encoded.filter(_IS_TRAINING)
+    held_out = encoded.filter(~_IS_TRAINING)
     only_held_out = (
         held_out.select("user", "item").unique().join(training, on=["user", "item"], how="anti")
     )
-    last = pl.col("timestamp").filter(_IS_TEST).max().over("user_id", "domain")
-    found = Counter(
-        training_after_last_test=interactions.filter(
-            _IS_TRAINING & (pl.col("timestamp") > last)
-        ).height
-    )
-    for part in samples:
-        rows = part.join(users, on="user_id")
-        trained, tested = rows.filter(_IS_TRAINING), rows.filter(_IS_TEST)
-        history = trained.select("user", item="history").explode("item", empty_as_null=False)
-        found["training_targets_held_out"] += trained.join(
+    last_test = pl.col("timestamp").filter(_IS_TEST).max().over("user_id", "domain")
+    late = interactions.filter(_IS_TRAINING & (pl.col("timestamp") > last_test))
+    counts = Counter(training_after_last_test=late.height)
+    for batch in samples:
+        rows = batch.join(users, on="user_id")
+        training_samples = rows.filter(_IS_TRAINING)
+        test_samples = rows.filter(_IS_TEST)
+        history = training_samples.select("user", item="history").explode(
+            "item", empty_as_null=False
+        )
+        counts["training_targets_held_out"] += training_samples.join(
             held_out, on=["user", "item", "timestamp"], how="semi"
         ).height
-        found["history_items_held_out"] += history.join(
+        counts["history_items_held_out"] += history.join(
             only_held_out, on=["user", "item"], how="semi"
         ).height
-        found["test_items_bought_before"] += tested.join(
+        counts["test_items_bought_before"] += test_samples.join(
             training, on=["user", "item"], how="semi"
         ).height
-    return found
+    return counts
 
 
 def count_held_out_rows(
     samples: pl.DataFrame, held_out_domains: Collection[str], held_out_items: IntArray
 ) -> Counter[str]:
-    """What training samples (domain, history) have of the domains that are held out, and of the items of these."""
-    targets = int(samples["domain"].is_in(list(held_out_domains)).sum())
+    """Counts the targets and history items that belong to held-out domains.
+
+    Args:
+        samples: Training samples: domain, history.
+        held_out_domains: Domains that are held out of pre-training.
+        held_out_items: Indices of all their items.
+    """
+    num_targets = int(samples["domain"].is_in(list(held_out_domains)).sum())
     history = samples["history"].explode(empty_as_null=False).to_numpy()
-    return Counter(rows_of_held_out_domains=targets + int(np.isin(history, held_out_items).sum()))
+    num_history_items = int(np.isin(history, held_out_items).sum())
+    return Counter(rows_of_held_out_domains=num_targets + num_history_items)
 
 
 def count_id_leaks(samples: pl.DataFrame) -> Counter[str]:
-    """What is wrong with some ids. samples: sample_id and split of *all* samples that have one of these ids."""
-    trained, tested = samples.filter(_IS_TRAINING), samples.filter(_IS_TEST)
+    """Counts ids that more than one sample has.
+
+    Args:
+        samples: sample_id and split of *all* samples that have one of some ids.
+    """
+    training = samples.filter(_IS_TRAINING)
+    test = samples.filter(_IS_TEST)
     return Counter(
         sample_ids_twice=samples.height - samples["sample_id"].n_unique(),
-        test_samples_in_training=tested.join(trained, on="sample_id", how="semi").height,
+        test_samples_in_training=test.join(training, on="sample_id", how="semi").height,
     )
 
 
 def count_untrained_items(targets: pl.DataFrame) -> Counter[str]:
-    """What is to be known of some items. targets: item and split, a row for every test sample of one of them, at least one for all that train it."""
-    trained, tested = targets.filter(_IS_TRAINING), targets.filter(_IS_TEST)
-    return Counter(test_items_never_trained=tested.join(trained, on="item", how="anti").height)
+    """Counts the test samples whose item is the target of no training sample.
+
+    Args:
+        targets: item and split, with *all* rows of some items. An item has a row for each test
+            sample that it is the target of, and at least one row if training samples have it.
+    """
+    training = targets.filter(_IS_TRAINING)
+    test = targets.filter(_IS_TEST)
+    return Counter(test_items_never_trained=test.join(training, on="item", how="anti").height)

@@ -1,4 +1,8 @@
-"""A corpus version as one offline page: what it holds, where it comes from, what it looks like, what was dropped, whether it leaks."""
+"""A corpus version as one offline HTML page.
+
+The page shows what the corpus has, what it was made of, what it looks like, what was dropped, and
+whether it leaks.
+"""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,20 +20,20 @@ from corpus.sampling.sequences import SPLITS
 from corpus.store.tables import Corpus
 
 PAGE_FILE = "statistics.html"
+
 MAX_QUARANTINED = 100
-"""Files and reasons of rows that cannot be used that are shown, at most."""
+"""Largest number of entries of unusable rows that are shown; an entry is a file and a reason."""
 
 
 def write_page(corpus: Corpus, result: InspectionResult) -> str:
-    """Write the page beside the tables; returns its URI."""
+    """Writes the page beside the tables and returns its URI."""
     uri = storage.join(corpus.uri, PAGE_FILE)
     storage.write_text(uri, render_page(corpus, result))
     return uri
 
 
 def render_page(corpus: Corpus, result: InspectionResult) -> str:
-    """The page as HTML. Everything that comes from data is escaped."""
-    # Autoescaping is on for everything.
+    """Returns the page as HTML; every value is escaped."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -37,7 +41,11 @@ def render_page(corpus: Corpus, result: InspectionResult) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": "{:,}".format, "percent": "{:.1%}".format}
+    environment.filters |= {
+        "number": "{:,}".format,
+        "percent": "{:.1%}".format,
+        "whole_percent": "{:.0%}".format,
+    }
     return environment.get_template("page.html.j2").render(
         corpus=corpus,
         statistics=corpus.statistics(),
@@ -45,29 +53,28 @@ def render_page(corpus: Corpus, result: InspectionResult) -> str:
         sources=count_by_source(corpus),
         dropped=dropped_by_version(corpus),
         quarantined=read_quarantined(corpus),
-        most=MAX_QUARANTINED,
+        max_quarantined=MAX_QUARANTINED,
         splits=SPLITS,
-        classes=length_bin_labels(),
-        shares=TOP_ITEM_FRACTIONS,
-        looks=result.distributions,
-        leaks=result.leak_counts,
-        leaking=result.failed_checks,
-        sound=LEAK_CHECKS,
-        counted=ALL_CHECKS,
+        length_bins=length_bin_labels(),
+        top_fractions=TOP_ITEM_FRACTIONS,
+        distributions=result.distributions,
+        leak_counts=result.leak_counts,
+        failed_checks=result.failed_checks,
+        leak_checks=LEAK_CHECKS,
+        descriptions=ALL_CHECKS,
     )
 
 
 def describe_versions(corpus: Corpus) -> list[dict[str, Any]]:
-    """Every version up to this one: when it was made, from what, and the samples that it added."""
-    found = []
+    """Returns for every version up to this one when it was made, from what, and what it added."""
+    versions = []
     for commit in corpus.commits:
         origin = commit.metadata.get("origin", {})
-        found.append(
+        time = datetime.fromtimestamp(commit.time_ms / 1000, UTC)
+        versions.append(
             {
                 "version": commit.version,
-                "time": datetime.fromtimestamp(commit.time_ms / 1000, UTC).strftime(
-                    "%Y-%m-%d %H:%M:%S UTC"
-                ),
+                "time": time.strftime("%Y-%m-%d %H:%M:%S UTC"),
                 "root": origin.get("root", "unknown"),
                 "format": origin.get("format", "unknown"),
                 "domains": ", ".join(origin.get("domains", [])),
@@ -75,36 +82,40 @@ def describe_versions(corpus: Corpus) -> list[dict[str, Any]]:
                 "files": len(commit.added),
             }
         )
-    return found
+    return versions
 
 
 def count_by_source(corpus: Corpus) -> list[tuple[str, int, tuple[int, ...]]]:
-    """(source, version, samples of each split) of everything that versions added."""
+    """Returns (source, version, samples of each split) for all that versions added, sorted."""
     rows: dict[tuple[str, int], dict[str, int]] = {}
     for split in SPLITS:
         for stream in corpus.streams(split):
             rows.setdefault((stream.source, stream.version), {})[split] = stream.rows
     return [
-        (source, version, tuple(of.get(split, 0) for split in SPLITS))
-        for (source, version), of in sorted(rows.items())
+        (source, version, tuple(counts.get(split, 0) for split in SPLITS))
+        for (source, version), counts in sorted(rows.items())
     ]
 
 
 def read_quarantined(corpus: Corpus) -> list[tuple[int, QuarantinedRows]]:
-    """What of the files of each version could not be used, the most first: (version, of a file for one reason)."""
+    """Reads the rows that could not be used: (version, entry), largest entries first.
+
+    An entry has the rows of one file that could not be used for one reason.
+    """
     names = [(commit.version, commit.metadata.get(quarantine.FOLDER)) for commit in corpus.commits]
-    found = [
-        (version, of) for version, name in names if name for of in quarantine.read(corpus.uri, name)
+    entries = [
+        (version, rows)
+        for version, name in names
+        if name
+        for rows in quarantine.read(corpus.uri, name)
     ]
     return sorted(
-        found, key=lambda entry: (-entry[1].rows, entry[0], entry[1].file, entry[1].reason)
+        entries, key=lambda entry: (-entry[1].rows, entry[0], entry[1].file, entry[1].reason)
     )
 
 
 def dropped_by_version(corpus: Corpus) -> dict[str, list[int]]:
-    """What each version left out, oldest first, by reason."""
-    found = [commit.metadata["statistics"]["dropped"] for commit in corpus.commits]
-    return {
-        reason: [of.get(reason, 0) for of in found]
-        for reason in sorted({reason for of in found for reason in of})
-    }
+    """Returns for each reason how much each version dropped, oldest version first."""
+    by_version = [commit.metadata["statistics"]["dropped"] for commit in corpus.commits]
+    reasons = sorted({reason for dropped in by_version for reason in dropped})
+    return {reason: [dropped.get(reason, 0) for dropped in by_version] for reason in reasons}

@@ -1,7 +1,9 @@
-"""Candidates of a sample: the target and items of its domain that the user never interacted with, in any split. Pure.
+"""Draws the candidates of samples. Pure.
 
-Draw d for a target is a hash of (seed, user, target, d): there is no generator whose state could depend on order, so the same target has the
-same candidates in whatever block, process or machine it is made.
+The candidates of a sample are its target and items of the target's domain that the user never
+interacted with, in any split. Draw d for a target is a hash of (seed, user, target, d), so there
+is no generator whose state could depend on order: a target has the same candidates in whatever
+block, process or machine they are drawn.
 """
 
 from dataclasses import dataclass
@@ -14,19 +16,30 @@ from corpus.sampling.hashing import Hashes, hash_integers
 IntArray = NDArray[np.int64]
 
 _TARGET_POSITION_DRAW = 0xFFFF_FFFF
-"""Draw number of the target's place: beyond any number of draws of items."""
+"""Draw number that decides the target's position; larger than the number of any item draw."""
+
 _BLOCK_ROWS = 1 << 12
-"""Rows drawn at a time: what is needed in between stays in the processor's cache."""
+"""Rows drawn together, few enough for intermediate arrays to stay in the processor's cache."""
+
 _FILTER_BITS_PER_KEY = 8
-"""Marks for each interaction: so most draws are told from interactions by one look. At most 2^22 in all, for the processor's cache."""
+"""Entries of the Bloom filter for each interaction, which let most draws pass after one lookup."""
+
+_MAX_FILTER_BITS = 22
+"""Base-2 logarithm of the largest Bloom filter, which still fits the processor's cache."""
+
 _HASH_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclass(frozen=True)
 class InteractedItems:
-    """Which items of one domain each user interacted with: sorted keys user * size + item; items are numbered 0 .. size - 1 within the domain.
+    """The set of (user, item) pairs that interacted in one domain.
 
-    marks: by a hash of the key, whether there can be one. Most draws are told from interactions by a look at it.
+    Items are numbered 0 .. num_items - 1 within the domain.
+
+    Attributes:
+        keys: user * num_items + item of each pair, ascending and unique.
+        num_items: Number of items in the domain.
+        bloom_filter: By a hash of the key, whether `keys` may contain it [power of two].
     """
 
     keys: IntArray
@@ -35,29 +48,33 @@ class InteractedItems:
 
     @classmethod
     def from_interactions(cls, user: IntArray, item: IntArray, num_items: int) -> "InteractedItems":
-        """user, item: [n], one entry for each interaction; `size` items in the domain."""
+        """Builds the set from interactions, among which pairs may repeat.
+
+        Args:
+            user: User of each interaction [n].
+            item: Item of each interaction, numbered within the domain [n].
+            num_items: Number of items in the domain.
+        """
         keys = np.sort(user * num_items + item)
         keys = keys[np.diff(keys, prepend=-1) > 0]
-        marks = np.zeros(
-            1 << min(max((_FILTER_BITS_PER_KEY * keys.size).bit_length(), 1), 22), bool
-        )
-        marks[_filter_slots(keys, marks)] = True
-        return cls(keys, num_items, marks)
+        filter_bits = max((_FILTER_BITS_PER_KEY * keys.size).bit_length(), 1)
+        bloom_filter = np.zeros(1 << min(filter_bits, _MAX_FILTER_BITS), bool)
+        bloom_filter[_filter_slots(keys, bloom_filter)] = True
+        return cls(keys, num_items, bloom_filter)
 
     def contains(self, user: IntArray, item: IntArray) -> NDArray[np.bool_]:
-        """Whether each (user, item) is an interaction."""
+        """Tells for each (user, item), which broadcast together, whether the set contains it."""
         key = user * self.num_items + item
-        found = self.bloom_filter[_filter_slots(key, self.bloom_filter)]
-        possible = key[found]
+        present = self.bloom_filter[_filter_slots(key, self.bloom_filter)]
+        possible = key[present]
         if possible.size:
-            found[found] = (
-                self.keys[np.minimum(np.searchsorted(self.keys, possible), self.keys.size - 1)]
-                == possible
-            )
-        return found
+            # The filter has false positives: only keys that pass it are searched for.
+            nearest = np.minimum(np.searchsorted(self.keys, possible), self.keys.size - 1)
+            present[present] = self.keys[nearest] == possible
+        return present
 
     def min_remaining_items(self) -> int:
-        """Items that the busiest user never interacted with."""
+        """Returns how many items the user with the most items has not interacted with."""
         if not self.keys.size:
             return self.num_items
         first = np.flatnonzero(np.diff(self.keys // self.num_items, prepend=-1))
@@ -67,72 +84,93 @@ class InteractedItems:
 def draw_candidates(
     key: Hashes, user: IntArray, target: IntArray, interacted: InteractedItems, num_candidates: int
 ) -> tuple[IntArray, NDArray[np.int8]]:
-    """Candidates [n, count] as item numbers within the domain, and the target's place among them [n].
+    """Draws the candidates of targets of one domain.
 
-    key: hash of (seed, user, target) [n]; user: code [n]; target: item number [n].
-    Raises ValueError unless every user left at least count - 1 items: the draws would never end.
+    Args:
+        key: Hash of (seed, user, target) [n].
+        user: User of each target, as in `interacted` [n].
+        target: Item of each target, numbered within the domain [n].
+        interacted: What each user interacted with; includes the targets.
+        num_candidates: Candidates of a target, itself included.
+
+    Returns:
+        Candidates, numbered within the domain [n, num_candidates].
+        Position of the target among its candidates [n].
+
+    Raises:
+        ValueError: A user has fewer than num_candidates - 1 items that they never interacted with,
+            so draws would never end.
     """
-    if key.size and interacted.min_remaining_items() < num_candidates - 1:
+    num_negatives = num_candidates - 1
+    if key.size and (remaining := interacted.min_remaining_items()) < num_negatives:
         raise ValueError(
-            f"a user left {interacted.min_remaining_items()} items of {interacted.num_items}; {num_candidates - 1} negatives cannot be drawn"
+            f"a user interacted with all but {remaining} items of {interacted.num_items}; "
+            f"{num_negatives} negatives cannot be drawn"
         )
-    drawn, refused = np.empty((key.size, num_candidates), np.int64), np.zeros(key.size, bool)
+    drawn = np.empty((key.size, num_candidates), np.int64)
+    rejected = np.zeros(key.size, bool)
     for start in range(0, key.size, _BLOCK_ROWS):
         rows = slice(start, start + _BLOCK_ROWS)
-        drawn[rows, :-1], refused[rows] = _draw_once(
-            key[rows], user[rows], interacted, num_candidates - 1
+        drawn[rows, :-1], rejected[rows] = _draw_once(
+            key[rows], user[rows], interacted, num_negatives
         )
-    again = np.flatnonzero(refused)
-    for start in range(0, again.size, _BLOCK_ROWS):
-        rows_again = again[start : start + _BLOCK_ROWS]
-        drawn[rows_again, :-1] = _draw_with_rejection(
-            key[rows_again], user[rows_again], interacted, num_candidates - 1
-        )
-    place = (hash_integers(key, _TARGET_POSITION_DRAW) % np.uint64(num_candidates)).astype(np.int64)
+    # Rows with a rejected draw are few; they are drawn again, one draw at a time.
+    redrawn = np.flatnonzero(rejected)
+    for start in range(0, redrawn.size, _BLOCK_ROWS):
+        block = redrawn[start : start + _BLOCK_ROWS]
+        drawn[block, :-1] = _draw_with_rejection(key[block], user[block], interacted, num_negatives)
+    position_hashes = hash_integers(key, _TARGET_POSITION_DRAW)
+    position = (position_hashes % np.uint64(num_candidates)).astype(np.int64)
     row = np.arange(key.size)
-    # Negatives come in random order, so putting the target in a random place shuffles the whole.
-    drawn[row, -1] = drawn[row, place]
-    drawn[row, place] = target
-    return drawn, place.astype(np.int8)
+    # Negatives are in random order, so a random position for the target shuffles all candidates.
+    drawn[row, -1] = drawn[row, position]
+    drawn[row, position] = target
+    return drawn, position.astype(np.int8)
 
 
 def _filter_slots(keys: IntArray, bloom_filter: NDArray[np.bool_]) -> Hashes:
-    """Where the keys have their marks; marks: a power of two of them, at least 2."""
-    return (keys.view(np.uint64) * _HASH_MULTIPLIER) >> np.uint64(
-        65 - bloom_filter.size.bit_length()
-    )
+    """Returns the slot of each key in a Bloom filter whose size is a power of two, at least 2."""
+    shift = np.uint64(65 - bloom_filter.size.bit_length())
+    return (keys.view(np.uint64) * _HASH_MULTIPLIER) >> shift
 
 
 def _draw_once(
     key: Hashes, user: IntArray, interacted: InteractedItems, count: int
 ) -> tuple[IntArray, NDArray[np.bool_]]:
-    """The first draws [n, count], and the rows [n] in which one is refused. In all others they are what `_one_by_one` gives."""
+    """Makes the first draws [n, count] and tells which rows have one that must be rejected [n].
+
+    The other rows equal those of `_draw_with_rejection`.
+    """
     item = _draw_items(key[:, None], np.arange(count), interacted.num_items)
     ordered = np.sort(item, axis=1)
-    return item, (ordered[:, 1:] == ordered[:, :-1]).any(axis=1) | interacted.contains(
-        user[:, None], item
-    ).any(axis=1)
+    repeated = (ordered[:, 1:] == ordered[:, :-1]).any(axis=1)
+    return item, repeated | interacted.contains(user[:, None], item).any(axis=1)
 
 
 def _draw_with_rejection(
     key: Hashes, user: IntArray, interacted: InteractedItems, count: int
 ) -> IntArray:
-    """Distinct items [n, count] that the users never interacted with: draws in turn, refused when interacted with or drawn before."""
+    """Draws distinct items that the users never interacted with [n, count].
+
+    Draws are made in order; one is rejected if the user interacted with its item or if an earlier
+    draw took it.
+    """
     chosen = np.full((key.size, count), -1, np.int64)
-    filled = np.zeros(key.size, np.int64)
-    open_rows, number = np.arange(key.size), 0
+    num_chosen = np.zeros(key.size, np.int64)
+    open_rows = np.arange(key.size)
+    draw_number = 0
     while open_rows.size:
-        item = _draw_items(key[open_rows], number, interacted.num_items)
-        fresh = ~interacted.contains(user[open_rows], item) & ~(
-            chosen[open_rows] == item[:, None]
-        ).any(axis=1)
-        taken = open_rows[fresh]
-        chosen[taken, filled[taken]] = item[fresh]
-        filled[taken] += 1
-        open_rows, number = open_rows[filled[open_rows] < count], number + 1
+        item = _draw_items(key[open_rows], draw_number, interacted.num_items)
+        repeated = (chosen[open_rows] == item[:, None]).any(axis=1)
+        accepted = ~interacted.contains(user[open_rows], item) & ~repeated
+        rows = open_rows[accepted]
+        chosen[rows, num_chosen[rows]] = item[accepted]
+        num_chosen[rows] += 1
+        open_rows = open_rows[num_chosen[open_rows] < count]
+        draw_number += 1
     return chosen
 
 
-def _draw_items(key: Hashes, number: ArrayLike, size: int) -> IntArray:
-    """Draw so-and-so of each target among `size` items; keys and numbers broadcast together."""
-    return (hash_integers(key, number) % np.uint64(size)).astype(np.int64)
+def _draw_items(key: Hashes, draw_number: ArrayLike, num_items: int) -> IntArray:
+    """Returns the item of a draw for each key; keys and draw numbers broadcast together."""
+    return (hash_integers(key, draw_number) % np.uint64(num_items)).astype(np.int64)

@@ -1,6 +1,7 @@
-"""Hashes that never change: the same number on every machine, in every process, with every version of every library.
+"""Hashes that never change, whatever the machine, the process or the version of a library.
 
-Identities of samples and drawn candidates are functions of these, so neither depends on the order or the place in which rows are made.
+Sample ids and drawn candidates are functions of these hashes. So neither depends on the order in
+which rows are made, or on where.
 """
 
 from collections.abc import Iterable
@@ -11,15 +12,17 @@ from numpy.typing import ArrayLike, NDArray
 
 Hashes = NDArray[np.uint64]
 
-_GOLDEN_GAMMA, _MULTIPLIER_1, _MULTIPLIER_2 = (
-    np.uint64(0x9E3779B97F4A7C15),
-    np.uint64(0xBF58476D1CE4E5B9),
-    np.uint64(0x94D049BB133111EB),
-)
+# Constants of splitmix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators).
+_GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_MULTIPLIER_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MULTIPLIER_2 = np.uint64(0x94D049BB133111EB)
+
+MEMBER_BITS = 24
+"""Low bits of a member id, which tell members of one group apart; the bits above identify it."""
 
 
 def hash_strings(values: Iterable[str]) -> Hashes:
-    """blake2b of each string's UTF-8, 64 bits: uint64 [n]."""
+    """Returns the 64-bit blake2b hash of each string's UTF-8 bytes, uint64 [n]."""
     return np.fromiter(
         (int.from_bytes(blake2b(v.encode(), digest_size=8).digest(), "little") for v in values),
         np.uint64,
@@ -27,7 +30,11 @@ def hash_strings(values: Iterable[str]) -> Hashes:
 
 
 def splitmix64(values: Hashes) -> Hashes:
-    """splitmix64, a bijection of 64 bits whose outputs for consecutive inputs look independent. uint64 [...] to the same shape."""
+    """Applies splitmix64: a bijection on 64 bits that maps consecutive inputs to unrelated outputs.
+
+    Returns:
+        uint64, in the shape of the input.
+    """
     z = values + _GOLDEN_GAMMA
     z = (z ^ (z >> np.uint64(30))) * _MULTIPLIER_1
     z = (z ^ (z >> np.uint64(27))) * _MULTIPLIER_2
@@ -35,33 +42,49 @@ def splitmix64(values: Hashes) -> Hashes:
 
 
 def hash_integers(*parts: ArrayLike) -> Hashes:
-    """One hash of several integers, their order counts. Arrays and scalars of at least 0 that broadcast together; uint64 [n]."""
+    """Hashes tuples of integers; the order of the parts matters.
+
+    Args:
+        parts: Non-negative integers, as scalars and arrays that broadcast together.
+
+    Returns:
+        uint64, in the broadcast shape, with at least one dimension.
+    """
     state = np.zeros(1, np.uint64)
     for part in parts:
         state = splitmix64(state ^ np.asarray(part).astype(np.uint64))
     return state
 
 
-MEMBER_BITS = 24
-"""Bits of an identity that tell the members of a group apart; those above are the group's."""
-
-
 def member_ids(group_hashes: Hashes, numbers: NDArray[np.int64]) -> Hashes:
-    """Identities of members of groups, of which those of one group follow each other in the order of their numbers. uint64 [n].
+    """Returns ids that keep the members of a group next to each other when ids are sorted.
 
-    groups: hashes [n]; numbers: below 2^24 and different within a group. Where 40 bits of two groups agree, which ten million groups let expect 45
-    times, the other 24 still keep their members apart: they count from a place that is the group's own.
+    The high 40 bits are those of the group's hash. The low 24 bits count up from a start that is
+    taken from the same hash. Among ten million groups about 45 pairs share their high 40 bits;
+    their members still get different ids, because the two groups count from different starts.
+
+    Args:
+        group_hashes: Hash of each member's group [n].
+        numbers: Number of each member, below 2^24 and unique within its group [n].
     """
     low = np.uint64((1 << MEMBER_BITS) - 1)
     return (group_hashes & ~low) | ((group_hashes + numbers.astype(np.uint64)) & low)
 
 
 def group_bits(ids: Hashes) -> Hashes:
-    """What the identities of one group's `members` have in common [n]."""
+    """Returns the bits that all `member_ids` of a group share [n]."""
     return ids >> np.uint64(MEMBER_BITS)
 
 
 def hash_range_indices(hashes: Hashes, num_ranges: int) -> NDArray[np.int64]:
-    """The range that each hash lies in [n], of `count` equal ones, a power of two. Ranges keep the order of hashes, and hashes fill them evenly."""
+    """Returns the index of the range that each hash is in [n].
+
+    Ranges have equal width and ascend with the hashes, so hashes fill them evenly.
+
+    Args:
+        hashes: Hashes [n].
+        num_ranges: Number of ranges that the 64-bit space is divided into, a power of two.
+    """
     bits = num_ranges.bit_length() - 1
+    # Two shifts: for one range a single shift would be by 64 bits, which numpy does not define.
     return (hashes >> np.uint64(32) >> np.uint64(32 - bits)).astype(np.int64)

@@ -1,15 +1,15 @@
-"""Names the streams of samples that a corpus holds. Pure."""
+"""Names of the sources of samples in a corpus. Pure."""
 
 from enum import StrEnum
 
 
 class SourceKind(StrEnum):
-    """What the samples of a source are, and what they are for."""
+    """Kind of a source: what its samples are, and what they are for."""
 
     DOMAIN = "domain"
-    """Domain-specific sequences, read in warmup and stable phase."""
+    """Domain-specific sequences, read in the warmup and stable phases."""
     MIXED = "mixed"
-    """Sequences that mix the pre-training domains, read while annealing; there is one such source."""
+    """Sequences across the pre-training domains, read while annealing; there is one such source."""
     TEXT = "text"
     """Windows of plain text, replayed against forgetting."""
     DOWNSTREAM = "downstream"
@@ -19,8 +19,8 @@ class SourceKind(StrEnum):
 class Source(str):
     """The name of a source: `domain/Games`, `mixed`, `text/prose` or `downstream/Books`.
 
-    It is the plain text that stands in the corpus, in plans, traces and events, so that JSON,
-    parquet and Delta take it as it is; `kind` and `name` are its parts.
+    It is a str, so JSON, parquet and Delta store it without conversion in the corpus, in plans,
+    traces and events. `kind` and `name` are its parts.
     """
 
     __slots__ = ()
@@ -54,7 +54,7 @@ class Source(str):
 
     @property
     def kind(self) -> SourceKind:
-        """What its samples are."""
+        """Kind of its samples."""
         return SourceKind(self.partition("/")[0])
 
     @property

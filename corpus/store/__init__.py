@@ -1,1 +1,1 @@
-"""What a corpus is on storage: Delta tables, catalogue of items, stored interactions, statistics."""
+"""How a corpus is stored: Delta tables, catalogue of items, interactions, statistics."""

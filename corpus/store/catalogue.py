@@ -1,7 +1,9 @@
-"""The items of a corpus: numbered once, densely; a number is never changed or reused.
+"""The catalogue: every item of a corpus with its number.
 
-The table `items` is committed before the samples that point into it. Items that a commit holds beyond the newest version of the corpus are harmless:
-they have a number and a title, and no sample names them. Which items a version knows is told in its own commit, as runs of numbers.
+Items are numbered once, without gaps; a number is never changed or reused. The table `items` is
+committed before the samples that refer to it. So a build or append that was killed may leave items
+that no version of the corpus uses; they are harmless, because no sample refers to them. Which items
+a version has is in the version's own commit, as runs of numbers.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,104 +19,132 @@ from corpus.store import delta
 from corpus.store.tables import ITEMS, ITEMS_SCHEMA, translate_file_errors
 
 IndexRuns = Mapping[str, Sequence[Sequence[int]]]
-"""Item indices of each domain, ascending, as [first, one past the last]."""
+"""Item indices of each domain, ascending, as runs [first, one past the last]."""
 
 
 def encode_runs(item_indices: Mapping[str, IntArray]) -> dict[str, list[list[int]]]:
-    """Indices of each domain as runs. items: domain to its item indices, in any order."""
-    found = {}
+    """Returns the item indices of each domain, in any order, as runs."""
+    runs = {}
     for domain, indices in item_indices.items():
         ordered = np.sort(indices)
         pieces = np.split(ordered, np.flatnonzero(np.diff(ordered) != 1) + 1)
-        found[domain] = [[int(piece[0]), int(piece[-1]) + 1] for piece in pieces if piece.size]
-    return found
+        runs[domain] = [[int(piece[0]), int(piece[-1]) + 1] for piece in pieces if piece.size]
+    return runs
 
 
 def decode_runs(runs: IndexRuns) -> dict[str, IntArray]:
-    """The item indices of each domain, ascending."""
+    """Returns the item indices of each domain, ascending."""
     return {
-        domain: np.concatenate([np.arange(first, stop) for first, stop in of] or [np.arange(0)])
-        for domain, of in runs.items()
+        domain: np.concatenate(
+            [np.arange(first, stop) for first, stop in domain_runs] or [np.arange(0)]
+        )
+        for domain, domain_runs in runs.items()
     }
 
 
 def extend_runs(runs: IndexRuns, items: pl.DataFrame) -> dict[str, list[list[int]]]:
-    """Runs with more items: domain, item_index."""
-    more = {str(name): rows["item_index"].to_numpy() for (name,), rows in items.group_by("domain")}
-    there = decode_runs(runs)
+    """Adds items (domain, item_index) to runs; returns the runs of all domains."""
+    old = decode_runs(runs)
+    new = group_item_indices(items)
     return encode_runs(
         {
-            name: np.union1d(there.get(name, np.arange(0)), more.get(name, np.arange(0)))
-            for name in {**there, **more}
+            domain: np.union1d(old.get(domain, np.arange(0)), new.get(domain, np.arange(0)))
+            for domain in {**old, **new}
         }
     )
 
 
 def group_item_indices(items: pl.DataFrame) -> dict[str, IntArray]:
-    """Item indices of each domain, ascending."""
+    """Returns the item indices of each domain, in the order of the rows (domain, item_index)."""
     return {str(name): rows["item_index"].to_numpy() for (name,), rows in items.group_by("domain")}
 
 
 def count_items(item_indices: Mapping[str, IntArray]) -> dict[str, int]:
-    """Items of each domain."""
+    """Returns the number of items of each domain."""
     return {domain: indices.size for domain, indices in item_indices.items()}
 
 
 def read_domain_items(uri: str, domains: Iterable[str]) -> pl.DataFrame:
-    """Every item that has a number in some domains: item_index, domain, item_id, title. Reads the files that hold these domains only."""
+    """Reads the items of some domains: item_index, domain, item_id, title.
+
+    Only files that have these domains are read. Items that no version of the corpus uses are
+    included.
+
+    Args:
+        uri: URI of the corpus.
+        domains: Domains whose items are read.
+    """
     return _read_domain_items(_read_commits(uri), domains)
 
 
 def _read_domain_items(commits: Sequence[delta.Commit], domains: Iterable[str]) -> pl.DataFrame:
-    wanted = set(domains)
-    found = [pl.DataFrame(ITEMS_SCHEMA.empty_table())]
-    live = {part.uri for part in delta.live_files(commits)}
+    domain_set = set(domains)
+    items = [pl.DataFrame(ITEMS_SCHEMA.empty_table())]
+    live_uris = {file.uri for file in delta.live_files(commits)}
     for commit in commits:
-        if wanted & set(commit.metadata["domains"]):
-            found += [
-                _read_file(added.file.uri, wanted)
+        if domain_set & set(commit.metadata["domains"]):
+            items += [
+                _read_file(added.file.uri, domain_set)
                 for added in commit.added
-                if added.file.uri in live
+                if added.file.uri in live_uris
             ]
-    return pl.concat(found)
+    return pl.concat(items)
 
 
 def create_items(uri: str, items: pl.DataFrame, fingerprint: str) -> int:
-    """The version of the table that holds exactly these items, whose row i is item i. It may be one that a killed build left; others are replaced."""
-    before = _read_commits(uri)
-    if before and before[-1].metadata["fingerprint"] == fingerprint:
-        return before[-1].version
-    return _commit(
-        uri, items, before[-1].version if before else None, fingerprint, items.height, replace=True
-    )
+    """Commits the items of version 0, replacing any that a killed build left.
+
+    Args:
+        uri: URI of the corpus.
+        items: ITEMS_SCHEMA; row i is item i.
+        fingerprint: Identifies the build.
+
+    Returns:
+        Version of the table. If the newest version is of the same build, nothing is committed.
+
+    Raises:
+        CommitConflictError: Another process committed in the meantime.
+    """
+    commits = _read_commits(uri)
+    if commits and commits[-1].metadata["fingerprint"] == fingerprint:
+        return commits[-1].version
+    parent_version = commits[-1].version if commits else None
+    return _commit(uri, items, parent_version, fingerprint, items.height, replace=True)
 
 
 def add_items(uri: str, items: pl.DataFrame, fingerprint: str) -> tuple[pl.DataFrame, int, int]:
-    """Give every item a number, committing those that have none. Returns the items with theirs, the version of the table, and titles made distinct.
+    """Numbers the items that have no number yet, and commits them.
 
-    items: domain, item_id, title, in the order in which they are to be numbered. Titles become distinct within their domain, and an item that has a
-    number keeps its title. Raises Overtaken if another process committed in the meantime.
+    An item that has a number keeps its title. Titles of the others are made distinct within their
+    domain.
+
+    Args:
+        uri: URI of the corpus.
+        items: domain, item_id and title, in the order in which new items are numbered.
+        fingerprint: Identifies the append.
+
+    Returns:
+        All of the items with their numbers: ITEMS_SCHEMA.
+        Version of the table that has them.
+        Number of titles that were changed.
+
+    Raises:
+        CommitConflictError: Another process committed in the meantime.
     """
-    before = _read_commits(uri)
-    known = _read_domain_items(before, items["domain"].unique())
-    fresh, renamed = _deduplicate_titles(
-        items.join(known, on=["domain", "item_id"], how="anti", maintain_order="left"), known
+    commits = _read_commits(uri)
+    known = _read_domain_items(commits, items["domain"].unique())
+    unnumbered = items.join(known, on=["domain", "item_id"], how="anti", maintain_order="left")
+    new_items, num_renamed = _deduplicate_titles(unnumbered, known)
+    first = int(commits[-1].metadata["items"])
+    stop = first + new_items.height
+    numbered = new_items.select(
+        pl.int_range(first, stop, dtype=pl.Int64).alias("item_index"), "domain", "item_id", "title"
     )
-    first = int(before[-1].metadata["items"])
-    numbered = fresh.select(
-        pl.int_range(first, first + fresh.height, dtype=pl.Int64).alias("item_index"),
-        "domain",
-        "item_id",
-        "title",
-    )
-    version = before[-1].version
-    if fresh.height:
-        version = _commit(uri, numbered, version, fingerprint, first + fresh.height, replace=False)
-    return (
-        pl.concat([known, numbered]).join(items, on=["domain", "item_id"], how="semi"),
-        version,
-        renamed,
-    )
+    version = commits[-1].version
+    if new_items.height:
+        version = _commit(uri, numbered, version, fingerprint, stop, replace=False)
+    requested = pl.concat([known, numbered]).join(items, on=["domain", "item_id"], how="semi")
+    return requested, version, num_renamed
 
 
 def _commit(
@@ -122,15 +152,25 @@ def _commit(
     items: pl.DataFrame,
     parent_version: int | None,
     fingerprint: str,
-    total: int,
+    num_items: int,
     *,
     replace: bool,
 ) -> int:
-    place = storage.join(uri, ITEMS)
-    files = [delta.write_file(place, "part-00000", items.to_arrow().cast(ITEMS_SCHEMA), {})]
-    told = {"fingerprint": fingerprint, "domains": sorted(items["domain"].unique()), "items": total}
+    """Writes items to one file and commits it; num_items counts all items of the table after it."""
+    table_uri = storage.join(uri, ITEMS)
+    files = [delta.write_file(table_uri, "part-00000", items.to_arrow().cast(ITEMS_SCHEMA), {})]
+    metadata = {
+        "fingerprint": fingerprint,
+        "domains": sorted(items["domain"].unique()),
+        "items": num_items,
+    }
     return delta.commit(
-        place, ITEMS_SCHEMA, files, parent_version=parent_version, replace=replace, metadata=told
+        table_uri,
+        ITEMS_SCHEMA,
+        files,
+        parent_version=parent_version,
+        replace=replace,
+        metadata=metadata,
     )
 
 
@@ -139,28 +179,35 @@ def _read_commits(uri: str) -> tuple[delta.Commit, ...]:
 
 
 def _deduplicate_titles(items: pl.DataFrame, known: pl.DataFrame) -> tuple[pl.DataFrame, int]:
-    """Items whose titles are distinct within their domain and from those known in it; and how many were changed."""
-    made, renamed = [items.clear()], 0
+    """Makes titles distinct among the items and the known items of their domain.
+
+    Returns:
+        The items, domain by domain.
+        Number of titles that were changed.
+    """
+    renamed = [items.clear()]
+    num_renamed = 0
     for (domain,), rows in items.group_by("domain", maintain_order=True):
-        there = known.filter(pl.col("domain") == domain)["title"]
-        titles, changed = disambiguate_titles(rows["title"].to_list(), there.to_list())
-        made.append(rows.with_columns(title=pl.Series(titles, dtype=pl.String)))
-        renamed += changed
-    return pl.concat(made), renamed
+        known_titles = known.filter(pl.col("domain") == domain)["title"].to_list()
+        titles, num_changed = disambiguate_titles(rows["title"].to_list(), known_titles)
+        renamed.append(rows.with_columns(title=pl.Series(titles, dtype=pl.String)))
+        num_renamed += num_changed
+    return pl.concat(renamed), num_renamed
 
 
 def _read_file(uri: str, domains: set[str]) -> pl.DataFrame:
+    """Reads the rows of some domains; skips row groups that can have none of them."""
     with translate_file_errors(uri):
         file = delta.open_parquet(uri)
         column = file.schema_arrow.get_field_index("domain")
         bounds = [
-            file.metadata.row_group(i).column(column).statistics
-            for i in range(file.metadata.num_row_groups)
+            file.metadata.row_group(group).column(column).statistics
+            for group in range(file.metadata.num_row_groups)
         ]
         groups = [
-            i
-            for i, of in enumerate(bounds)
-            if any(of.min <= domain <= of.max for domain in domains)
+            group
+            for group, bound in enumerate(bounds)
+            if any(bound.min <= domain <= bound.max for domain in domains)
         ]
         rows: pa.Table = file.read_row_groups(groups)
     return pl.DataFrame(rows).filter(pl.col("domain").is_in(list(domains)))

@@ -1,8 +1,10 @@
-"""Delta tables as cprec uses them: parquet files written first, by anyone; then their list committed in one transaction, by one process.
+"""Delta tables as cprec uses them.
 
-A file that no commit names does not exist for a reader, so a kill at any moment leaves nothing half-visible. Files are named by their content:
-writing one again changes nothing. On S3 a commit is a conditional put; a store that ignores `If-None-Match` loses commits silently and must not
-be used.
+Any process may write parquet files; one process then commits their list in one transaction. A file
+that no commit names does not exist for a reader, so a kill at any moment leaves nothing half
+visible. Files are named after their content, so writing one again changes nothing. On S3 a commit
+is a conditional put. A store that ignores `If-None-Match` loses commits silently and must not be
+used (docs/operations/object-stores.md).
 """
 
 import io
@@ -26,16 +28,17 @@ from cluster import storage
 from cluster.errors import CommitConflictError, CorpusError
 
 MIN_ROW_GROUP_ROWS = 1024
-"""Rows that are read together, at least."""
+"""Rows of a row group, which is the least that is read at once."""
 
 CONCURRENT_PUTS = 8
-"""Conditional puts at once, to see whether a store honours them."""
+"""Simultaneous conditional puts in the test of a store."""
 
 _COMMIT_CACHE: dict[tuple[str, int, str], "Commit"] = {}
-"""Commits that this process has read, by table, version and state of the file."""
+"""Commits that this process has read, by table, version and ETag of the commit's file."""
 _COMMIT_CACHE_SIZE = 10_000
 
-_LOG_FOLDER, _COMMIT_FILE_NAME = "_delta_log", re.compile(r"\d{20}\.json")
+_LOG_FOLDER = "_delta_log"
+_COMMIT_FILE_NAME = re.compile(r"\d{20}\.json")
 _METADATA_KEY = "cprec"
 # Old versions stay readable for as long as a run may refer to them.
 _TABLE_CONFIGURATION = {
@@ -46,7 +49,12 @@ _TABLE_CONFIGURATION = {
 
 @dataclass(frozen=True)
 class DataFile:
-    """A file of rows. path: full URI."""
+    """A committed parquet file.
+
+    Attributes:
+        uri: Full URI.
+        rows: Number of rows.
+    """
 
     uri: str
     rows: int
@@ -54,7 +62,14 @@ class DataFile:
 
 @dataclass(frozen=True)
 class WrittenFile:
-    """A file that is written but not committed. name: relative to the table's URI; size: bytes; partition: column to value."""
+    """A parquet file that is written but not committed.
+
+    Attributes:
+        name: Path relative to the table's URI.
+        size: Size in bytes.
+        rows: Number of rows.
+        partition: Value of each partition column.
+    """
 
     name: str
     size: int
@@ -64,7 +79,7 @@ class WrittenFile:
 
 @dataclass(frozen=True)
 class AddedFile:
-    """A file that a commit added."""
+    """A file that a commit added, with the value of each partition column."""
 
     file: DataFile
     partition: Mapping[str, str]
@@ -72,9 +87,15 @@ class AddedFile:
 
 @dataclass(frozen=True)
 class Commit:
-    """One version of a table: what it added, files by name; what it removed; and what its writer says about it.
+    """One version of a table.
 
-    transaction: what `commit` was told that it is known by, where that could be kept; time_ms: when it was made, since 1970.
+    Attributes:
+        version: Version that the commit made.
+        metadata: Plain data that the writer stored with the commit.
+        added: Files that the commit added, sorted by URI.
+        removed: URIs of the files that the commit removed.
+        transaction_id: Identifies the commit, as given to `commit`; empty if none was given.
+        time_ms: Time of the commit, in milliseconds since 1970.
     """
 
     version: int
@@ -86,7 +107,10 @@ class Commit:
 
 
 def storage_options(uri: str) -> dict[str, str]:
-    """Options of the object store client; credentials and endpoint come from the environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...)."""
+    """Returns the options of Delta's object store client.
+
+    Credentials and endpoint come from the environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...).
+    """
     if not storage.is_remote(uri):
         return {}
     options = {"aws_conditional_put": "etag"}
@@ -100,7 +124,14 @@ def storage_options(uri: str) -> dict[str, str]:
 def write_file(
     table_uri: str, stem: str, rows: pa.Table, partition: Mapping[str, str]
 ) -> WrittenFile:
-    """Write rows as one parquet file below a table, by the name <stem>-<digest of its content>.parquet. Every page carries a checksum."""
+    """Writes rows to one parquet file, with a checksum for every page.
+
+    Args:
+        table_uri: URI of the table.
+        stem: Path below the table. The file's name is this, a digest of its content and .parquet.
+        rows: Rows without the partition columns.
+        partition: Value of each partition column.
+    """
     buffer = io.BytesIO()
     pq.write_table(
         rows,
@@ -126,11 +157,25 @@ def commit(
     metadata: Mapping[str, Any],
     transaction_id: str = "",
 ) -> int:
-    """Add files to a table, or replace all it has, in one transaction; the table is created if it is to follow no version. Returns the new version.
+    """Adds files to a table in one transaction.
 
-    schema: of the rows and the partition columns. after: the version that this one was made for, None for a new table. metadata: plain data, kept
-    with the commit. transaction: what a commit that follows another is known by, so that it is not made twice.
-    Raises Overtaken if another process committed in the meantime.
+    Args:
+        table_uri: URI of the table.
+        schema: Columns of the rows and the partition columns.
+        files: Files to add.
+        parent_version: Version that the files were made for, which must be the newest. None creates
+            the table.
+        partition_by: Names of the partition columns.
+        replace: Whether to remove all earlier files of the table.
+        metadata: Plain data to store with the commit.
+        transaction_id: Identifies the commit, so that a caller can tell whether it was made before.
+
+    Returns:
+        The new version.
+
+    Raises:
+        CommitConflictError: Another process committed in the meantime.
+        CorpusError: The commit was refused for another reason.
     """
     adds = [
         AddAction(f.name, f.size, dict(f.partition), 0, True, json.dumps({"numRecords": f.rows}))
@@ -143,9 +188,7 @@ def commit(
     )
     newest = _newest_version(table_uri)
     if newest != parent_version:
-        raise CommitConflictError(
-            f"{table_uri}: another process made version {newest} in the meantime; start again to build on it"
-        )
+        raise _conflict_error(table_uri, newest)
     try:
         if parent_version is None:
             create_table_with_add_actions(
@@ -159,7 +202,7 @@ def commit(
             )
         else:
             mode: Literal["append", "overwrite"] = "overwrite" if replace else "append"
-            # Opened at the version that this one was made for: the commit after it is refused if there is one.
+            # Opened at the parent version, so that Delta refuses the commit if a newer one exists.
             table = DeltaTable(
                 table_uri, version=parent_version, storage_options=storage_options(table_uri)
             )
@@ -171,44 +214,64 @@ def commit(
                 commit_properties=properties,
             )
     except DeltaError as error:
-        if (now := _newest_version(table_uri)) != parent_version:
-            raise CommitConflictError(
-                f"{table_uri}: another process made version {now} in the meantime; start again to build on it"
-            ) from None
+        if (newest := _newest_version(table_uri)) != parent_version:
+            raise _conflict_error(table_uri, newest) from None
         raise CorpusError(
-            f"{table_uri}: the commit was refused ({error}); if another process writes here, let it end, then start again"
+            f"{table_uri}: the commit was refused ({error}); "
+            "if another process writes here, let it end, then start again"
         ) from None
     return 0 if parent_version is None else parent_version + 1
 
 
+def _app_transactions(transaction_id: str, parent_version: int | None) -> list[Transaction]:
+    """Returns Delta's record of a transaction: its id, and as its number the version it makes."""
+    if not transaction_id:
+        return []
+    return [Transaction(transaction_id, 0 if parent_version is None else parent_version + 1)]
+
+
+def _conflict_error(table_uri: str, newest: int | None) -> CommitConflictError:
+    return CommitConflictError(
+        f"{table_uri}: another process made version {newest} in the meantime; "
+        "start again to build on it"
+    )
+
+
 def read_commits(table_uri: str) -> tuple[Commit, ...]:
-    """Every version of a table, oldest first; none if there is no table. Reads what this process has not read yet of the log."""
-    place, there = storage.join(table_uri, _LOG_FOLDER), _list_commits(table_uri)
-    keys = {number: (table_uri, number, state) for number, state in sorted(there.items())}
-    known = {
-        number: commit
-        for number, key in keys.items()
-        if (commit := _COMMIT_CACHE.get(key)) is not None
+    """Reads every version of a table, oldest first; none if there is no table.
+
+    Only files of the log that this process has not read yet are read.
+    """
+    log_uri = storage.join(table_uri, _LOG_FOLDER)
+    etags = _list_commits(table_uri)
+    keys = {version: (table_uri, version, etag) for version, etag in sorted(etags.items())}
+    cached = {
+        version: entry
+        for version, key in keys.items()
+        if (entry := _COMMIT_CACHE.get(key)) is not None
     }
-    missing = [number for number in keys if number not in known]
-    logs = storage.read_many([storage.join(place, f"{number:020d}.json") for number in missing])
+    missing = [version for version in keys if version not in cached]
+    logs = storage.read_many([storage.join(log_uri, f"{version:020d}.json") for version in missing])
     fresh = {
-        number: _parse_commit(table_uri, number, log)
-        for number, log in zip(missing, logs, strict=True)
+        version: _parse_commit(table_uri, version, log)
+        for version, log in zip(missing, logs, strict=True)
     }
-    found = tuple((fresh.get(number) or known[number]) for number in keys)
+    commits = tuple((fresh.get(version) or cached[version]) for version in keys)
     if len(_COMMIT_CACHE) + len(fresh) > _COMMIT_CACHE_SIZE:
         _COMMIT_CACHE.clear()
-    _COMMIT_CACHE.update({keys[number]: commit for number, commit in fresh.items()})
-    return found
+    _COMMIT_CACHE.update({keys[version]: commit for version, commit in fresh.items()})
+    return commits
 
 
 def _list_commits(table_uri: str) -> dict[int, str]:
-    """The commits that the log has, each with what tells its file from any other of its name."""
-    found = storage.list_etags(storage.join(table_uri, _LOG_FOLDER))
+    """Returns the versions in a table's log, each with the ETag of its file.
+
+    The ETag tells the file from another that takes its name, as in a table that was built again.
+    """
+    etags = storage.list_etags(storage.join(table_uri, _LOG_FOLDER))
     return {
-        int(name.removesuffix(".json")): state
-        for name, state in found.items()
+        int(name.removesuffix(".json")): etag
+        for name, etag in etags.items()
         if _COMMIT_FILE_NAME.fullmatch(name)
     }
 
@@ -218,22 +281,24 @@ def _newest_version(table_uri: str) -> int | None:
 
 
 def live_files(commits: Sequence[Commit]) -> tuple[DataFile, ...]:
-    """The files of a table after its commits up to one version, by name."""
-    found: dict[str, DataFile] = {}
+    """Returns the files that a table has after its first commits, sorted by URI."""
+    files: dict[str, DataFile] = {}
     for commit in commits:
-        found = {path: part for path, part in found.items() if path not in commit.removed}
-        found |= {added.file.uri: added.file for added in commit.added}
-    return tuple(part for _, part in sorted(found.items()))
+        files = {uri: file for uri, file in files.items() if uri not in commit.removed}
+        files |= {added.file.uri: added.file for added in commit.added}
+    return tuple(file for _, file in sorted(files.items()))
 
 
 def _parse_commit(table_uri: str, version: int, log: bytes) -> Commit:
+    """Parses one file of a Delta log: one action, a JSON object, per line."""
     actions = [json.loads(line) for line in log.decode().splitlines() if line]
-    told: dict[str, Any] = next(
+    info: dict[str, Any] = next(
         (action["commitInfo"] for action in actions if "commitInfo" in action), {}
     )
-    if _METADATA_KEY not in told:
+    if _METADATA_KEY not in info:
         raise CorpusError(
-            f"{table_uri}: version {version} was not written by cprec; restore the table to the version before, or build another"
+            f"{table_uri}: version {version} was not written by cprec; "
+            "restore the table to the version before it, or build the corpus again elsewhere"
         )
     added = [
         AddedFile(
@@ -247,57 +312,59 @@ def _parse_commit(table_uri: str, version: int, log: bytes) -> Commit:
     removed = frozenset(
         _file_uri(table_uri, action["remove"]["path"]) for action in actions if "remove" in action
     )
-    transaction = next((str(action["txn"]["appId"]) for action in actions if "txn" in action), "")
+    transaction_id = next(
+        (str(action["txn"]["appId"]) for action in actions if "txn" in action), ""
+    )
     return Commit(
         version,
-        told[_METADATA_KEY],
-        tuple(sorted(added, key=lambda file: file.file.uri)),
+        info[_METADATA_KEY],
+        tuple(sorted(added, key=lambda added_file: added_file.file.uri)),
         removed,
-        transaction,
-        int(told.get("timestamp", 0)),
+        transaction_id,
+        int(info.get("timestamp", 0)),
     )
 
 
 def _file_uri(table_uri: str, path: str) -> str:
+    """Returns the URI of a file from its path in the log, which is percent-encoded."""
     return storage.join(table_uri, unquote(path))
 
 
 def open_parquet(uri: str) -> pq.ParquetFile:
-    """A file of a table, whose page checksums are verified as it is read."""
-    fs, place = storage.filesystem(uri)
-    return pq.ParquetFile(fs.open(place, "rb"), page_checksum_verification=True)
+    """Opens a file of a table; page checksums are verified as it is read."""
+    fs, path = storage.filesystem(uri)
+    return pq.ParquetFile(fs.open(path, "rb"), page_checksum_verification=True)
 
 
 def check_conditional_put(uri: str) -> None:
-    """Of several puts at once that must not replace anything, a store has to let one through and refuse the others; else commits would be lost.
+    """Tests that a store accepts exactly one of several simultaneous conditional puts.
 
-    Asks S3-like stores only; disks and the other object stores have it by their nature. Raises CorpusError.
+    A store that accepts more would lose commits. Only s3:// is tested; disks and the other object
+    stores are known to do it right.
+
+    Args:
+        uri: Place where a corpus is to be written; the test writes and removes one file there.
+
+    Raises:
+        CorpusError: The store accepted none, or more than one.
     """
     if not uri.startswith("s3://"):
         return
-    fs, place = storage.filesystem(storage.join(uri, f".conditional-put-{uuid.uuid4().hex[:12]}"))
+    fs, path = storage.filesystem(storage.join(uri, f".conditional-put-{uuid.uuid4().hex[:12]}"))
 
     def put(number: int) -> bool:
         try:
-            fs.pipe_file(place, str(number).encode(), mode="create")
+            fs.pipe_file(path, str(number).encode(), mode="create")
         except FileExistsError:
             return False
         return True
 
     with ThreadPoolExecutor(CONCURRENT_PUTS) as threads:
-        let_through = sum(threads.map(put, range(CONCURRENT_PUTS)))
-    fs.rm_file(place)
-    if let_through != 1:
+        num_accepted = sum(threads.map(put, range(CONCURRENT_PUTS)))
+    fs.rm_file(path)
+    if num_accepted != 1:
         raise CorpusError(
-            f"{uri}: this store let {let_through} of {CONCURRENT_PUTS} conditional puts (If-None-Match) through, where 1 is right, so commits would be lost; "
-            "keep the corpus on a store that honours them (docs/operations.md)"
+            f"{uri}: this store let {num_accepted} of {CONCURRENT_PUTS} conditional puts "
+            "(If-None-Match) through, where 1 is right, so commits would be lost; "
+            "keep the corpus on a store that honours them (docs/operations/object-stores.md)"
         )
-
-
-def _app_transactions(transaction_id: str, parent_version: int | None) -> list[Transaction]:
-    """What Delta keeps for a transaction is a number; ours is the version that it makes."""
-    return (
-        [Transaction(transaction_id, 0 if parent_version is None else parent_version + 1)]
-        if transaction_id
-        else []
-    )

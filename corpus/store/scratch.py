@@ -1,4 +1,4 @@
-"""Tables that are put aside on the local disk until they are wanted, so that memory does not grow with what is made."""
+"""Tables kept in a temporary file on the local disk, so that memory does not grow with them."""
 
 import os
 import tempfile
@@ -15,87 +15,106 @@ import pyarrow.ipc
 ColumnTypes = Mapping[str, pl.DataType | type[pl.DataType]]
 
 BATCH_ROWS = 1 << 18
-"""Rows of a part that are read again at a time, or a few more."""
-
+"""Rows of a partition that are read back at a time, or slightly more."""
 
 THREADS = 2
-"""Tables that are built and written at a time. Memory grows with it; for more, use a cluster."""
+"""Tables built and written at a time. Memory grows with it; use a cluster for more."""
 
 
 @dataclass(frozen=True)
 class ByteRange:
-    """Where a table lies."""
+    """Location of a table in a scratch file, in bytes."""
 
     offset: int
     size: int
 
 
 class ScratchFile:
-    """A file of tables. For several threads."""
+    """A file of Arrow tables that several threads may write and read."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self._file, self._end, self._lock = file.fileno(), 0, Lock()
+        self._file = file.fileno()
+        self._end = 0
+        self._lock = Lock()
 
     def write(self, table: pa.Table) -> ByteRange:
-        """Put a table aside."""
+        """Appends a table and returns its location."""
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, table.schema) as stream:
             stream.write_table(table)
         content = memoryview(sink.getvalue())
+        # Only the range is reserved under the lock; threads then write to their ranges together.
         with self._lock:
-            place = ByteRange(self._end, content.nbytes)
+            location = ByteRange(self._end, content.nbytes)
             self._end += content.nbytes
-        done = 0
-        while done < place.size:
-            done += os.pwrite(self._file, content[done:], place.offset + done)
-        return place
+        written = 0
+        while written < location.size:
+            written += os.pwrite(self._file, content[written:], location.offset + written)
+        return location
 
     def read(self, location: ByteRange) -> pa.Table:
-        """Read a table again."""
-        parts, done = [], 0
-        while done < location.size:
-            parts.append(os.pread(self._file, location.size - done, location.offset + done))
-            done += len(parts[-1])
-        with pa.ipc.open_stream(b"".join(parts)) as stream:
+        """Reads the table at a location."""
+        chunks: list[bytes] = []
+        num_read = 0
+        while num_read < location.size:
+            chunks.append(
+                os.pread(self._file, location.size - num_read, location.offset + num_read)
+            )
+            num_read += len(chunks[-1])
+        with pa.ipc.open_stream(b"".join(chunks)) as stream:
             return stream.read_all()
 
 
 class HashPartitions:
-    """Rows that are put aside in parts: those with one key lie in one part, and keys fill parts evenly. For several threads."""
+    """Rows in a scratch file, partitioned evenly by a hash of their key; for several threads."""
 
     def __init__(self, file: ScratchFile, num_partitions: int, schema: ColumnTypes) -> None:
-        """count: of parts. schema: columns of the rows; the first one is the key."""
-        self.num_partitions, self._file, self._schema = num_partitions, file, dict(schema)
+        """Starts with no rows.
+
+        Args:
+            file: File that the rows are written to.
+            num_partitions: Number of partitions.
+            schema: Columns that are kept of the rows; the first one is the key.
+        """
+        self.num_partitions = num_partitions
+        self._file = file
+        self._schema = dict(schema)
         self._locations: list[list[tuple[ByteRange, int]]] = [[] for _ in range(num_partitions)]
 
     def append(self, rows: pl.DataFrame) -> None:
-        """Put rows aside, each in its part."""
-        key = pl.col(
-            next(iter(self._schema))
-        )  # its hash is polars' own, so it only holds in this process
-        cut = rows.select(*self._schema).with_columns(part=key.hash() % self.num_partitions)
-        for (part,), of_part in cut.partition_by("part", as_dict=True, include_key=False).items():
-            self._locations[part].append((self._file.write(of_part.to_arrow()), of_part.height))
+        """Writes rows to their partitions."""
+        # polars' own hash is only stable within a process, which is as long as the file lives.
+        key = pl.col(next(iter(self._schema)))
+        assigned = rows.select(*self._schema).with_columns(part=key.hash() % self.num_partitions)
+        parts = assigned.partition_by("part", as_dict=True, include_key=False)
+        for (index,), part in parts.items():
+            self._locations[index].append((self._file.write(part.to_arrow()), part.height))
 
     def read_batches(self, index: int) -> Iterator[pl.DataFrame]:
-        """The rows of a part again, some AT_ONCE at a time."""
-        held, rows = [pl.DataFrame(schema=self._schema)], 0
-        for place, height in self._locations[index]:
-            held.append(pl.DataFrame(self._file.read(place)))
-            rows += height
-            if rows >= BATCH_ROWS:
-                yield pl.concat(held)
-                held, rows = held[:1], 0
-        if rows:
-            yield pl.concat(held)
+        """Yields the rows of a partition, about BATCH_ROWS at a time."""
+        empty = pl.DataFrame(schema=self._schema)
+        batch = [empty]
+        num_rows = 0
+        for location, height in self._locations[index]:
+            batch.append(pl.DataFrame(self._file.read(location)))
+            num_rows += height
+            if num_rows >= BATCH_ROWS:
+                yield pl.concat(batch)
+                batch = [empty]
+                num_rows = 0
+        if num_rows:
+            yield pl.concat(batch)
 
     def read(self, index: int) -> pl.DataFrame:
-        """All rows of a part at once."""
+        """Returns all rows of a partition."""
         return pl.concat([pl.DataFrame(schema=self._schema), *self.read_batches(index)])
 
 
 @contextmanager
 def open_scratch_file() -> Iterator[ScratchFile]:
-    """A file without a name in the folder for temporary files (TMPDIR): gone with its process, however that ends."""
+    """Opens a file without a name in the folder for temporary files (TMPDIR).
+
+    The file disappears with its process, however that ends.
+    """
     with tempfile.TemporaryFile() as file:
         yield ScratchFile(file)

@@ -1,24 +1,24 @@
-"""Statistics of a corpus version, as in the paper's Table 2, and how they are shown."""
+"""Statistics of a corpus version, with the columns of the paper's Table 2."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import polars as pl
-from rich import box
-from rich.table import Table
 
 from corpus.sampling.samples import domain_source
-from corpus.sampling.sequences import SPLITS
+from corpus.sampling.sequences import SPLITS, TRAIN
 from corpus.sampling.source import MIXED
 from corpus.settings import DataSettings
 from corpus.store.delta import WrittenFile
 
 SampleCounts = Mapping[tuple[str, str], int]
+"""Number of samples by (source, split)."""
 
 NewCounts = Mapping[str, tuple[int, int]]
+"""By domain: number of new interactions, and of users who had none in the domain before."""
 
 EMPTY_STATISTICS: Mapping[str, Any] = {"domains": {}, "mixed": {"users": 0, "samples": 0}}
-"""What there is before version 0."""
+"""Statistics that version 0 adds to."""
 
 
 def describe_version(
@@ -30,39 +30,44 @@ def describe_version(
     mixed_users: int,
     dropped: Mapping[str, int],
 ) -> dict[str, Any]:
-    """The object of statistics.json, less its version, of the version that comes after one.
+    """Returns the statistics of a version: its object in statistics.json, without `version`.
 
-    Domains: after k-core and before the split, with the samples of all splits; totals up to this version.
-    before: the object of the version before; came: what `came` found of all users with new interactions;
-    items: items of each domain now; data: of the whole corpus; samples: those gained, by (source, split); mixed_users: users with their first mixed
-    samples; dropped: what this version left out, by reason.
+    Numbers of domains and mixed samples are totals over all versions up to this one. Users, items
+    and interactions of a domain are those after k-core and before the split.
+
+    Args:
+        previous: Statistics of the version before, or EMPTY_STATISTICS.
+        new_counts: Interactions and users that this version adds.
+        item_counts: Items of each domain, including those that this version adds.
+        data: Settings of the whole corpus.
+        sample_counts: Samples that this version adds.
+        mixed_users: Number of users who get their first mixed samples.
+        dropped: What this version drops, by reason.
     """
     domains = {}
     for name in (*data.domains, *data.held_out):
         old = previous["domains"].get(name, {"users": 0, "interactions": 0, "splits": {}})
-        rows, users = new_counts.get(name, (0, 0))
-        total = {
-            "users": old["users"] + users,
+        new_interactions, new_users = new_counts.get(name, (0, 0))
+        totals = {
+            "users": old["users"] + new_users,
             "items": item_counts[name],
-            "interactions": old["interactions"] + rows,
+            "interactions": old["interactions"] + new_interactions,
         }
+        source = domain_source(name, data)
         splits = {
-            split: old["splits"].get(split, 0)
-            + sample_counts.get((domain_source(name, data), split), 0)
+            split: old["splits"].get(split, 0) + sample_counts.get((source, split), 0)
             for split in SPLITS
         }
-        sparsity = 1 - total["interactions"] / (total["users"] * total["items"])
         domains[name] = {
-            **total,
-            "sparsity": sparsity,
+            **totals,
+            "sparsity": 1 - totals["interactions"] / (totals["users"] * totals["items"]),
             "samples": sum(splits.values()),
             "splits": splits,
             "held_out": name in data.held_out,
         }
-    was = previous["mixed"]
     mixed = {
-        "users": was["users"] + mixed_users,
-        "samples": was["samples"] + sample_counts.get((MIXED, SPLITS[0]), 0),
+        "users": previous["mixed"]["users"] + mixed_users,
+        "samples": previous["mixed"]["samples"] + sample_counts.get((MIXED, TRAIN), 0),
     }
     return {
         "domains": domains,
@@ -72,48 +77,22 @@ def describe_version(
 
 
 def count_new_by_domain(user_domain_counts: pl.DataFrame) -> dict[str, tuple[int, int]]:
-    """New interactions of each domain, and the users who had none in it before. sizes: `Coded.sizes`; counts of some users and of others add up."""
-    fresh = (pl.col("new") == pl.col("size")).sum().alias("users")
-    return {
-        name: (rows, users)
-        for name, rows, users in user_domain_counts.group_by("domain")
-        .agg(pl.col("new").sum(), fresh)
-        .iter_rows()
-    }
+    """Counts the new interactions of each domain, and the users who had none in it before.
+
+    Counts of separate groups of users add up.
+
+    Args:
+        user_domain_counts: `EncodedInteractions.user_domain_counts`.
+    """
+    first_time = (pl.col("new") == pl.col("size")).sum().alias("users")
+    by_domain = user_domain_counts.group_by("domain").agg(pl.col("new").sum(), first_time)
+    return {name: (interactions, users) for name, interactions, users in by_domain.iter_rows()}
 
 
 def count_samples(files: Iterable[WrittenFile]) -> dict[tuple[str, str], int]:
-    """Samples by (source, split) in written files."""
-    found: dict[tuple[str, str], int] = {}
+    """Counts the samples in written files by (source, split)."""
+    counts: dict[tuple[str, str], int] = {}
     for file in files:
         key = file.partition["source"], file.partition["split"]
-        found[key] = found.get(key, 0) + file.rows
-    return found
-
-
-def console_table(statistics: Mapping[str, Any]) -> Table:
-    """Statistics for the console: one row per domain, one for the mixed sequences. Fits 80 columns where the names of domains are short."""
-    version = f" of corpus version {statistics['version']}" if "version" in statistics else ""
-    shown = Table(
-        title=f"Domains and samples{version}",
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        padding=0,
-        caption_justify="left",
-    )
-    shown.add_column("domain", no_wrap=True)
-    for name in ("users", "items", "interactions", "sparsity", *SPLITS):
-        shown.add_column(name, justify="right", no_wrap=True)
-    for name, of in statistics["domains"].items():
-        numbers = [f"{of[key]:,}" for key in ("users", "items", "interactions")]
-        splits = [f"{of['splits'][split]:,}" for split in SPLITS]
-        shown.add_row(
-            name + ("*" if of["held_out"] else ""), *numbers, f"{of['sparsity']:.2%}", *splits
-        )
-    mixed = statistics["mixed"]
-    shown.add_row(MIXED, f"{mixed['users']:,}", "", "", "", f"{mixed['samples']:,}", "", "")
-    dropped = ", ".join(f"{reason} {number:,}" for reason, number in statistics["dropped"].items())
-    shown.caption = f"{', '.join(SPLITS)}: samples; *: held out of pre-training" + (
-        f"\ndropped: {dropped}" if dropped else ""
-    )
-    return shown
+        counts[key] = counts.get(key, 0) + file.rows
+    return counts

@@ -1,7 +1,8 @@
-"""The interactions that a corpus was made of, after k-core, each with its split: what a later version builds on.
+"""The interactions that a corpus was made of, after k-core, each with its split.
 
-They lie in interactions/ beside the tables, as parquet files in the order of the users' hashes, and are listed in the commit that they came with:
-so they become visible with their version or not at all. A reader goes to the row groups of the users that it asks for.
+An append builds on them. They are parquet files in interactions/ beside the tables, in the order of
+the users' hashes. Each version's files are listed in its commit, so they become visible with the
+version or not at all. A reader only reads the row groups of the users that it asks for.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,18 +21,28 @@ from corpus.sampling import hashing
 from corpus.sampling.encoded_interactions import EncodedInteractions
 from corpus.sampling.samples import STORED_INTERACTION_SCHEMA
 from corpus.store import delta
-from corpus.store.delta import DataFile, WrittenFile
+from corpus.store.delta import DataFile
 from corpus.store.tables import Corpus, translate_file_errors
 
 INTERACTIONS = "interactions"
+"""Name of the folder, and of the list of files in a commit's metadata."""
 
 TARGET_FILE_ROWS = 1 << 20
-"""Interactions of a file, at most, on average."""
+"""Interactions of a file at most, on average."""
 
 
 @dataclass(frozen=True)
 class InteractionFile:
-    """A file of kept interactions: those of the users whose hashes lie in the number-th of `of` equal ranges. name: relative to interactions/."""
+    """A file with the interactions of the users in one range of hashes.
+
+    Its fields are the JSON object that lists it in a commit.
+
+    Attributes:
+        name: Path relative to interactions/.
+        rows: Number of interactions.
+        number: Index of the range.
+        of: Number of equal ranges that the hashes are divided into.
+    """
 
     name: str
     rows: int
@@ -40,36 +51,53 @@ class InteractionFile:
 
 
 def user_range_count(rows: int) -> int:
-    """Ranges of users into which interactions are cut, for their files and for the making of samples: a power of two, at least 1."""
+    """Returns into how many ranges of hashes the users of a number of interactions are divided.
+
+    Each range has its own file of interactions, and its samples are built together. The number of
+    ranges is a power of two, at least 1.
+    """
     return 1 << max(0, -(-rows // TARGET_FILE_ROWS) - 1).bit_length()
 
 
 def write_interactions(
     uri: str, range_index: int, num_ranges: int, rows: pa.Table
 ) -> InteractionFile:
-    """Write the kept interactions of one range of users, a table of KEPT in its order."""
-    written: WrittenFile = delta.write_file(
+    """Writes the new interactions of the users in one range of hashes.
+
+    Args:
+        uri: URI of the corpus.
+        range_index: Index of the range.
+        num_ranges: Number of ranges.
+        rows: `Samples.new_interactions` of these users.
+    """
+    written = delta.write_file(
         storage.join(uri, INTERACTIONS), f"part-{range_index:05d}-of-{num_ranges:05d}", rows, {}
     )
     return InteractionFile(written.name, written.rows, range_index, num_ranges)
 
 
 def to_metadata(files: Sequence[InteractionFile]) -> list[dict[str, Any]]:
-    """The list as it is kept with a commit."""
+    """Returns the list of files in the form in which a commit stores it."""
     return [asdict(file) for file in files]
 
 
 def read_user_interactions(
     corpus: Corpus, user_ids: pl.Series, cache: dict[str, EncodedInteractions]
 ) -> EncodedInteractions:
-    """All kept interactions of some users.
+    """Reads all stored interactions of some users.
 
-    read: what was read of each file for these users before, by its name; more is added, so that asking again on a newer version reads what is new.
-    Raises CorpusError for a corpus that kept none, or a file that is missing or damaged.
+    Args:
+        corpus: Version of the corpus.
+        user_ids: The users; ids may repeat.
+        cache: What was read for the same users before, by file name. New files are added to it, so
+            a call with a newer version reads only what is new.
+
+    Raises:
+        CorpusError: A version has no stored interactions, or a file is missing or damaged.
     """
-    names = pl.DataFrame({"user_id": user_ids.unique()})
-    hashes = np.unique(hashing.hash_strings(names["user_id"]))
-    found = [
+    users = pl.DataFrame({"user_id": user_ids.unique()})
+    hashes = np.unique(hashing.hash_strings(users["user_id"]))
+    parts = [
         EncodedInteractions.from_frame(
             _add_version(pl.DataFrame(STORED_INTERACTION_SCHEMA.empty_table()), 0)
         )
@@ -77,56 +105,67 @@ def read_user_interactions(
     for commit in corpus.commits:
         for file in _files_of_commit(corpus, commit.version, commit.metadata):
             if file.name not in cache:
-                path = storage.join(corpus.uri, INTERACTIONS, file.name)
+                uri = storage.join(corpus.uri, INTERACTIONS, file.name)
                 rows = pl.concat(
                     [
                         pl.DataFrame(STORED_INTERACTION_SCHEMA.empty_table()),
-                        *_read_rows(path, _hashes_in_range(file, hashes)),
+                        *_read_rows(uri, _hashes_in_range(file, hashes)),
                     ]
                 )
+                # Two users may share a hash, so rows are selected by id as well.
                 cache[file.name] = EncodedInteractions.from_frame(
-                    _add_version(rows.join(names, on="user_id", how="semi"), commit.version)
+                    _add_version(rows.join(users, on="user_id", how="semi"), commit.version)
                 )
-            found.append(cache[file.name])
-    return EncodedInteractions.concat(found)
+            parts.append(cache[file.name])
+    return EncodedInteractions.concat(parts)
 
 
 def count_user_interactions(corpus: Corpus, user_ids: pl.Series) -> int:
-    """How many interactions `of_users` gives, found by reading hashes only. Raises as it does."""
-    hashes, count = np.unique(hashing.hash_strings(user_ids)), 0
+    """Counts the interactions that `read_user_interactions` returns, by reading hashes only.
+
+    Args:
+        corpus: Version of the corpus.
+        user_ids: The users; ids may repeat.
+
+    Raises:
+        CorpusError: A version has no stored interactions, or a file is missing or damaged.
+    """
+    hashes = np.unique(hashing.hash_strings(user_ids))
+    count = 0
     for commit in corpus.commits:
         for file in _files_of_commit(corpus, commit.version, commit.metadata):
-            path, wanted = (
-                storage.join(corpus.uri, INTERACTIONS, file.name),
-                _hashes_in_range(file, hashes),
-            )
-            if wanted.size:
-                with translate_file_errors(path):
-                    opened = delta.open_parquet(path)
-                    count += int(
-                        np.count_nonzero(
-                            _user_mask(opened, _row_groups_overlapping(opened, wanted), wanted)
-                        )
-                    )
+            file_hashes = _hashes_in_range(file, hashes)
+            if not file_hashes.size:
+                continue
+            uri = storage.join(corpus.uri, INTERACTIONS, file.name)
+            with translate_file_errors(uri):
+                parquet = delta.open_parquet(uri)
+                groups = _row_groups_overlapping(parquet, file_hashes)
+                count += int(np.count_nonzero(_user_mask(parquet, groups, file_hashes)))
     return count
 
 
 def list_files(corpus: Corpus) -> list[DataFile]:
-    """The files of all kept interactions of a corpus, each with the columns of KEPT."""
-    kept = (
-        file
+    """Lists the files of stored interactions (STORED_INTERACTION_SCHEMA) of all versions.
+
+    Raises:
+        CorpusError: A version has no stored interactions.
+    """
+    return [
+        DataFile(storage.join(corpus.uri, INTERACTIONS, file.name), file.rows)
         for commit in corpus.commits
         for file in _files_of_commit(corpus, commit.version, commit.metadata)
-    )
-    return [DataFile(storage.join(corpus.uri, INTERACTIONS, file.name), file.rows) for file in kept]
+    ]
 
 
 def _files_of_commit(
     corpus: Corpus, version: int, metadata: Mapping[str, Any]
 ) -> list[InteractionFile]:
+    """Returns the files that a commit lists; raises CorpusError if it has no list."""
     if INTERACTIONS not in metadata:
         raise CorpusError(
-            f"{corpus.uri}: version {version} kept no interactions to build on; build the corpus anew, elsewhere"
+            f"{corpus.uri}: version {version} has no stored interactions, which an append and "
+            "--inspect need; build the corpus again elsewhere"
         )
     return [InteractionFile(**entry) for entry in metadata[INTERACTIONS]]
 
@@ -136,14 +175,17 @@ def _add_version(rows: pl.DataFrame, version: int) -> pl.DataFrame:
 
 
 def _hashes_in_range(file: InteractionFile, hashes: hashing.Hashes) -> NDArray[np.int64]:
-    """Those of some hashes that a file can hold, ascending as it holds them."""
-    return np.sort(
-        hashes[hashing.hash_range_indices(hashes, file.of) == file.number].view(np.int64)
-    )
+    """Returns the hashes that a file's range includes, as int64 and ascending like its rows."""
+    in_range = hashing.hash_range_indices(hashes, file.of) == file.number
+    return np.sort(hashes[in_range].view(np.int64))
 
 
 def _read_rows(uri: str, hashes: NDArray[np.int64]) -> Iterator[pl.DataFrame]:
-    """The rows of a file whose user's hash is among those given, which ascend. Of row groups that hold none of these at most the hashes are read."""
+    """Yields the rows of a file whose user has one of the hashes, which ascend.
+
+    Whole rows are read only from row groups that contain one of the hashes. Of the others at most
+    the column of hashes is read.
+    """
     if not hashes.size:
         return
     with translate_file_errors(uri):
@@ -157,29 +199,25 @@ def _read_rows(uri: str, hashes: NDArray[np.int64]) -> Iterator[pl.DataFrame]:
 def _row_groups_containing(
     file: pq.ParquetFile, groups: list[int], hashes: NDArray[np.int64]
 ) -> list[int]:
-    """Those of some row groups that hold one of the hashes."""
+    """Returns the row groups, among those given, that contain one of the hashes."""
     if not groups:
         return []
-    wanted = _user_mask(file, groups, hashes)
-    first = np.cumsum([0, *(file.metadata.row_group(group).num_rows for group in groups[:-1])])
-    return [
-        group
-        for group, holds in zip(groups, np.logical_or.reduceat(wanted, first), strict=True)
-        if holds
-    ]
+    mask = _user_mask(file, groups, hashes)
+    starts = np.cumsum([0, *(file.metadata.row_group(group).num_rows for group in groups[:-1])])
+    contains = np.logical_or.reduceat(mask, starts)
+    return [group for group, found in zip(groups, contains, strict=True) if found]
 
 
 def _user_mask(
     file: pq.ParquetFile, groups: list[int], hashes: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
-    """Of each row of some row groups whether its user's hash is among those given [n]."""
-    return np.isin(
-        file.read_row_groups(groups, columns=["user_hash"])["user_hash"].to_numpy(), hashes
-    )
+    """Tells for each row of some row groups whether its user has one of the hashes [n]."""
+    user_hash = file.read_row_groups(groups, columns=["user_hash"])["user_hash"]
+    return np.isin(user_hash.to_numpy(), hashes)
 
 
 def _row_groups_overlapping(file: pq.ParquetFile, hashes: NDArray[np.int64]) -> list[int]:
-    """The row groups whose range of hashes has one of those given, which ascend."""
+    """Returns the row groups between whose bounds one of the hashes is, which ascend."""
     return [
         group
         for group in range(file.metadata.num_row_groups)

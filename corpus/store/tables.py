@@ -1,8 +1,11 @@
-"""The corpus: two append-only Delta tables, `samples` and `items`; a commit to `samples` is a corpus version. It alone knows what the corpus holds.
+"""The tables of a corpus, and how versions of it are opened, read and written.
 
-`samples` is partitioned by (source, split). Within a version the rows of a partition are in the order of their unsigned sample id, over files by
-name and rows within: ids are hashes, so a sequential read is a uniformly shuffled one (of whole users under `data.users_together`). What a version is
-known by (its statistics, its fingerprint, its version of `items`) is in its commit. Why it is so: docs/decisions/003-corpus-table.md.
+A corpus is two append-only Delta tables, `samples` and `items`; a commit to `samples` is a corpus
+version. `samples` is partitioned by (source, split). Within a version, the rows of a partition are
+sorted by their unsigned sample id: first files by name, then rows within a file. Ids are hashes, so
+a sequential read is a uniformly shuffled one (of whole users under `data.users_together`). The
+commit of a version has its statistics, its fingerprint and its version of `items`. The reasons are
+in docs/decisions/003-corpus-table.md.
 """
 
 import json
@@ -25,7 +28,10 @@ from corpus.sampling.source import Source, SourceKind
 from corpus.store import delta
 from corpus.store.delta import DataFile
 
-SAMPLES, ITEMS, STATISTICS_FILE = "samples", "items", "statistics.json"
+SAMPLES = "samples"
+ITEMS = "items"
+STATISTICS_FILE = "statistics.json"
+
 ITEMS_SCHEMA = pa.schema(
     [
         ("item_index", pa.int64()),
@@ -34,22 +40,39 @@ ITEMS_SCHEMA = pa.schema(
         ("title", pa.string()),
     ]
 )
+"""Columns of the table `items`."""
+
 PARTITION_COLUMNS = ("source", "split")
+"""Columns that `samples` is partitioned by; they are in paths, not in files."""
+
 PARTITIONED_SAMPLE_SCHEMA = pa.schema(
     [*samples.SAMPLE_SCHEMA, *((name, pa.string()) for name in PARTITION_COLUMNS)]
 )
+"""Columns of a sample, with its source and split."""
+
 SAMPLES_TABLE_SCHEMA = pa.schema(
     [*PARTITIONED_SAMPLE_SCHEMA, replay_text.TEXT_WINDOW_SCHEMA.field("text")]
 )
-"""What Delta is told. A file has the columns that its rows need: those of samples, or of windows of text; a reader finds null for the others."""
+"""Columns of the table `samples`, as declared to Delta.
+
+A file has only the columns of its rows, which are samples or windows of text; the others read as
+null.
+"""
 
 TARGET_FILE_ROWS = 1 << 18
-"""Rows of a file of samples, at most, on average."""
+"""Rows of a file of samples at most, on average."""
 
 
 @dataclass(frozen=True)
 class Stream:
-    """The rows that one corpus version added to one source in one split, in canonical order: files by name, rows within."""
+    """The rows that one corpus version added to a source in one split.
+
+    Attributes:
+        source: Source of the rows.
+        version: Corpus version that added them.
+        files: Their files, sorted by name; rows are read in this order.
+        split: Split of the rows.
+    """
 
     source: Source
     version: int
@@ -58,13 +81,19 @@ class Stream:
 
     @property
     def rows(self) -> int:
-        """Rows of all files."""
+        """Number of rows."""
         return sum(file.rows for file in self.files)
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """One version of a corpus, as plain data that may be sent between processes."""
+    """One version of a corpus, as plain data that processes can send to each other.
+
+    Attributes:
+        uri: Absolute URI of the corpus.
+        version: Version of the corpus.
+        commits: Commits to `samples` up to this version; commits[i] made version i.
+    """
 
     uri: str
     version: int
@@ -72,37 +101,43 @@ class Corpus:
 
     @classmethod
     def open(cls, uri: str, version: int | None = None) -> "Corpus":
-        """The corpus at a URI, in its newest version or the one asked for.
+        """Opens a version of the corpus at a URI; the newest if no version is given.
 
-        Raises CorpusError when there is no corpus, or no such version.
+        Raises:
+            CorpusError: There is no corpus, or no such version.
         """
         uri = storage.absolute_uri(uri)
         commits = delta.read_commits(storage.join(uri, SAMPLES))
         if not commits:
             raise CorpusError(
-                f"{uri}: no corpus here; build one with jobs/build_corpus.py --corpus {uri}, or correct the key corpus"
+                f"{uri}: no corpus here; build one with jobs/build_corpus.py --corpus {uri}, "
+                "or correct the key corpus"
             )
         newest = commits[-1].version
         if version is not None and not 0 <= version <= newest:
             raise CorpusError(
-                f"{uri}: no version {version}, the corpus has versions 0..{newest}; correct the key corpus_version"
+                f"{uri}: no version {version}, the corpus has versions 0..{newest}; "
+                "correct the key corpus_version"
             )
         chosen = newest if version is None else version
         return cls(uri, chosen, commits[: chosen + 1])
 
     def streams(self, split: str = "train") -> tuple[Stream, ...]:
-        """The streams of every source in one split, sorted by (version, source). A source without rows in the split has none."""
-        found = []
+        """Returns the streams of every source in one split, sorted by (version, source).
+
+        A version that added no rows to a source in this split has no stream there.
+        """
+        streams = []
         for commit in self.commits:
-            files: dict[str, list[DataFile]] = {}
+            files_by_source: dict[str, list[DataFile]] = {}
             for added in commit.added:
                 if added.partition["split"] == split:
-                    files.setdefault(added.partition["source"], []).append(added.file)
-            found += [
-                Stream(Source.parse(source), commit.version, tuple(parts), split)
-                for source, parts in sorted(files.items())
+                    files_by_source.setdefault(added.partition["source"], []).append(added.file)
+            streams += [
+                Stream(Source.parse(source), commit.version, tuple(files), split)
+                for source, files in sorted(files_by_source.items())
             ]
-        return tuple(found)
+        return tuple(streams)
 
     def find_domain_source(self, domain: str, split: str) -> Source:
         """Finds the source of a domain's own samples, whether it is held out or not.
@@ -112,26 +147,30 @@ class Corpus:
         """
         kinds = (SourceKind.DOWNSTREAM, SourceKind.DOMAIN)
         sources = [stream.source for stream in self.streams(split) if stream.source.kind in kinds]
-        found = next((source for source in sources if source.name == domain), None)
-        if found is None:
-            known = ", ".join(sorted({source.name for source in sources})) or "none"
+        source = next((source for source in sources if source.name == domain), None)
+        if source is None:
+            domains = ", ".join(sorted({source.name for source in sources})) or "none"
             raise CorpusError(
                 f"{self.uri}, version {self.version}: domain {domain} has no {split} samples; "
-                f"domains that have some: {known}"
+                f"domains that have some: {domains}"
             )
-        return found
+        return source
 
     def read_samples(self, source: str, split: str) -> pa.Table:
-        """All rows of a source in a split, of every version, in canonical order. No row if the source has none in this split.
+        """Reads all rows of a source in one split, version by version in the order of streams.
 
-        Raises CorpusError naming the sources there are.
+        Returns no row if the source has none in this split.
+
+        Raises:
+            CorpusError: There is no such source; names the sources of the corpus.
         """
         known = sorted(
             {added.partition["source"] for commit in self.commits for added in commit.added}
         )
         if source not in known:
             raise CorpusError(
-                f"{self.uri}: version {self.version} has no source {source}; it has {', '.join(known)}"
+                f"{self.uri}: version {self.version} has no source {source}; "
+                f"it has {', '.join(known)}"
             )
         streams = [stream for stream in self.streams(split) if stream.source == source]
         return pa.concat_tables(
@@ -140,79 +179,102 @@ class Corpus:
         )
 
     def read_items(self) -> pa.Table:
-        """item_index, domain, item_id, title of every item, in the order of item_index (row i is item i)."""
+        """Reads all items (ITEMS_SCHEMA); row i is item i."""
         version = int(self.commits[-1].metadata["items_version"])
         files = delta.live_files(delta.read_commits(storage.join(self.uri, ITEMS))[: version + 1])
-        return pa.concat_tables(
-            [_read_file_rows(part.uri, 0, part.rows) for part in files]
-        ).sort_by("item_index")
+        tables = [_read_file_rows(file.uri, 0, file.rows) for file in files]
+        return pa.concat_tables(tables).sort_by("item_index")
 
     def read_titles(self) -> list[str]:
-        """Cleaned title of every item; position = item_index."""
+        """Reads the cleaned titles of all items; the position of a title is its item index."""
         return list(self.read_items()["title"].to_pylist())
 
     def statistics(self) -> dict[str, Any]:
-        """The object of this version in statistics.json."""
+        """Returns the object of this version in statistics.json."""
         return {"version": self.version, **self.commits[-1].metadata["statistics"]}
 
 
 def read_rows(stream: Stream, start: int, stop: int) -> pa.Table:
-    """Rows start .. stop - 1 of a stream, with its source and split as columns; reads only the row groups that they are in. Windows of text have the
-    column `text` too, and null in the others.
+    """Reads rows start .. stop - 1 of a stream; only row groups that have such rows are read.
 
-    Raises CorpusError naming a file that is missing or fails its checksums; ValueError if the stream has no such rows.
+    Args:
+        stream: Stream to read.
+        start: First row.
+        stop: One past the last row.
+
+    Returns:
+        Rows as PARTITIONED_SAMPLE_SCHEMA. Windows of text also have the column `text`, and null in
+        the other columns.
+
+    Raises:
+        CorpusError: A file is missing or fails its checksums.
+        ValueError: The stream has no such rows.
     """
     if not 0 <= start <= stop <= stream.rows:
         raise ValueError(f"rows {start}..{stop} of a stream of {stream.rows}")
-    found, first = [samples.SAMPLE_SCHEMA.empty_table()], 0
+    tables = [samples.SAMPLE_SCHEMA.empty_table()]
+    file_start = 0
     for file in stream.files:
-        low, high = max(start - first, 0), min(stop - first, file.rows)
-        if low < high:
-            found.append(_read_file_rows(file.uri, low, high))
-        first += file.rows
-    rows = pa.concat_tables(found, promote_options="default")
+        first = max(start - file_start, 0)
+        end = min(stop - file_start, file.rows)
+        if first < end:
+            tables.append(_read_file_rows(file.uri, first, end))
+        file_start += file.rows
+    rows = pa.concat_tables(tables, promote_options="default")
     for name, value in zip(PARTITION_COLUMNS, (stream.source, stream.split), strict=True):
         rows = rows.append_column(name, pa.repeat(pa.scalar(value), rows.num_rows))
     return rows
 
 
 def _read_file_rows(uri: str, start: int, stop: int) -> pa.Table:
-    """Rows start .. stop - 1 of one file."""
+    """Reads rows start .. stop - 1 of one file."""
     with translate_file_errors(uri):
-        file, ends = _open_cached(uri)
-        first, last = np.searchsorted(ends, [start, stop - 1], side="right")
+        file, group_ends = _open_cached(uri)
+        first, last = np.searchsorted(group_ends, [start, stop - 1], side="right")
         table = file.read_row_groups(range(first, last + 1))
-        before = int(ends[first - 1]) if first else 0
-    return table.slice(start - before, stop - start)
+        table_start = int(group_ends[first - 1]) if first else 0
+    return table.slice(start - table_start, stop - start)
 
 
-# Files never change, so one that is open stays good; a reader goes through few of them at a time.
+# An open file never goes stale, because files never change. A reader uses few of them at a time.
 @lru_cache(maxsize=8)
 def _open_cached(uri: str) -> tuple[pq.ParquetFile, NDArray[np.int64]]:
+    """Opens a file; returns it with the row after the last one of each row group."""
     file = delta.open_parquet(uri)
-    groups = (file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups))
-    return file, np.cumsum(np.fromiter(groups, np.int64))
+    group_rows = (file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups))
+    return file, np.cumsum(np.fromiter(group_rows, np.int64))
 
 
 @contextmanager
 def translate_file_errors(uri: str) -> Iterator[None]:
-    """What parquet says of a damaged file becomes an error that names the file; what the network says passes, for a retry."""
+    """Turns errors about a missing or damaged file of the corpus into errors that name it.
+
+    Errors of the disk, the store or the network pass unchanged, so that callers can retry.
+
+    Raises:
+        CorpusError: The file is missing or damaged.
+    """
     try:
         yield
     except FileNotFoundError:
         raise CorpusError(
-            f"{uri}: a file of the corpus is missing; restore it, or build the corpus again elsewhere"
+            f"{uri}: a file of the corpus is missing; "
+            "restore it, or build the corpus again elsewhere"
         ) from None
     except (pa.ArrowException, OSError) as error:
         if storage.is_storage_error(error):
             raise
         raise CorpusError(
-            f"{uri}: a file of the corpus is damaged ({error}); restore it, or build the corpus again elsewhere"
+            f"{uri}: a file of the corpus is damaged ({error}); "
+            "restore it, or build the corpus again elsewhere"
         ) from None
 
 
 def publish_statistics(corpus: Corpus) -> None:
-    """Write statistics.json: one object per version, newest last. It only repeats what the commits say, so it may be written again at any time."""
+    """Writes statistics.json: one object per version, oldest first.
+
+    It only repeats what the commits have, so it may be written again at any time.
+    """
     versions = [
         Corpus(corpus.uri, commit.version, corpus.commits[: commit.version + 1]).statistics()
         for commit in corpus.commits
@@ -223,18 +285,25 @@ def publish_statistics(corpus: Corpus) -> None:
 
 
 def file_count(max_rows: int) -> int:
-    """Files over which the samples of one (source, split) are spread: a power of two, at least 1."""
+    """Returns how many files the samples of one (source, split) are divided into.
+
+    The number is a power of two, at least 1. It follows from the most samples there can be.
+    """
     return 1 << max(0, -(-max_rows // TARGET_FILE_ROWS) - 1).bit_length()
 
 
 def file_numbers(sample_ids: NDArray[np.int64], num_files: int) -> NDArray[np.int64]:
-    """The file of each sample [n]: equal ranges of unsigned ids, so the order of files is the order of ids. Ids are hashes, so files are even."""
+    """Returns the number of the file that each sample belongs in [n].
+
+    A file is a range of unsigned ids. So the order of files is the order of ids, and files get
+    equally many samples, because ids are hashes.
+    """
     return hash_range_indices(sample_ids.view(np.uint64), num_files)
 
 
 @dataclass(frozen=True)
 class FileKey:
-    """Where samples go: the number-th file of one (source, split)."""
+    """Identifies a file of samples within a version: its source, its split and its number there."""
 
     source: str
     split: str
@@ -244,29 +313,37 @@ class FileKey:
 def split_by_file(
     tables: Mapping[tuple[str, str], pa.Table], max_counts: Mapping[tuple[str, str], int]
 ) -> Iterator[tuple[FileKey, pa.Table]]:
-    """Cut samples, in the order of their unsigned ids, by the files that they belong in.
+    """Splits tables of samples by the files that the rows belong in.
 
-    at_most: samples that each (source, split) can have, over the whole version.
+    Args:
+        tables: Samples by (source, split), sorted by their unsigned ids.
+        max_counts: Samples that each (source, split) can have, over the whole version.
     """
     for (source, split), rows in sorted(tables.items()):
         if not rows.num_rows:
             continue
         numbers = file_numbers(rows["sample_id"].to_numpy(), file_count(max_counts[source, split]))
-        first = np.flatnonzero(np.diff(numbers, prepend=-1))
-        for start, stop in zip(first, [*first[1:], rows.num_rows], strict=True):
+        starts = np.flatnonzero(np.diff(numbers, prepend=-1))
+        for start, stop in zip(starts, [*starts[1:], rows.num_rows], strict=True):
             yield FileKey(source, split, int(numbers[start])), rows.slice(start, stop - start)
 
 
 def write_samples(uri: str, key: FileKey, tables: Sequence[pa.Table]) -> delta.WrittenFile:
-    """Write one file of samples, in the order of their ids; the parts come in any order.
+    """Writes one file of samples, sorted by their unsigned ids.
 
-    Raises PlatformFault if two samples have one id.
+    Args:
+        uri: URI of the corpus.
+        key: Identifies the file.
+        tables: Parts of the file, in any order.
+
+    Raises:
+        PlatformFault: Two samples have the same id.
     """
     rows = pa.concat_tables(tables).combine_chunks()
     ids = rows["sample_id"].to_numpy().view(np.uint64)
-    order = np.argsort(ids, kind="stable")  # quick where few ordered parts are to be merged
+    order = np.argsort(ids, kind="stable")  # fast where a few sorted parts are merged
     if np.any(ids[order][1:] == ids[order][:-1]):
-        raise PlatformFault(f"{key}: two samples have one id; the identity of samples is broken")
+        raise PlatformFault(f"{key}: two samples have the same id; sample ids must be unique")
     partition = dict(zip(PARTITION_COLUMNS, (key.source, key.split), strict=True))
     return delta.write_file(
         storage.join(uri, SAMPLES),

@@ -13,8 +13,9 @@ from deltalake import DeltaTable
 from cluster.errors import CorpusError, DataError
 from corpus.backend import UncommittedSamples
 from corpus.build import build, fingerprint, rules
+from corpus.inspect import console_tables
 from corpus.local.sample_files import write_sample_files
-from corpus.store import statistics, tables
+from corpus.store import tables
 from corpus.store.tables import Corpus, file_count, file_numbers, read_rows
 from tests.unit.corpus.worlds import Row, settings, shop, write_root
 
@@ -132,7 +133,7 @@ def test_statistics(corpus: Corpus) -> None:
     assert found["domains"]["C"]["held_out"]
     assert found["mixed"]["samples"] == corpus.read_samples("mixed", "train").num_rows > 0
     assert found["dropped"]["short_history"] == 3 * 3 * 40
-    assert statistics.console_table(found).row_count == 4
+    assert console_tables.statistics_table(found).row_count == 4
 
 
 def test_the_same_build_again_is_the_same_corpus_and_heals_statistics(

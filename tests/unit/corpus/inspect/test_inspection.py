@@ -1,4 +1,4 @@
-"""A corpus is told of, on the console and on its page."""
+"""Tables for the console and the page of a corpus."""
 
 import io
 import re
@@ -31,13 +31,17 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     return two_versions(tmp_path_factory.mktemp("inspected"))
 
 
-def test_the_page_shows_everything_and_escapes_it(corpus: Corpus) -> None:
-    found = inspect_corpus(corpus)
+def test_the_page_shows_everything_and_escapes_it(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = inspect_corpus(corpus)
+    monkeypatch.setitem(ALL_CHECKS, "<script>", "<b>")
     shown = page.render_page(
-        corpus, InspectionResult({**found.leak_counts, "<script>": 1}, found.distributions)
+        corpus, InspectionResult({**result.leak_counts, "<script>": 1}, result.distributions)
     )
     assert "<script>" not in shown
     assert "&lt;script&gt;" in shown
+    assert "&lt;b&gt;" in shown
     for word in (
         "domain/A",
         "downstream/C",
@@ -50,32 +54,30 @@ def test_the_page_shows_everything_and_escapes_it(corpus: Corpus) -> None:
     ):
         assert word in shown
     assert "http" not in shown
-    assert [of["version"] for of in page.describe_versions(corpus)] == [0, 1]
+    assert [version["version"] for version in page.describe_versions(corpus)] == [0, 1]
     assert page.describe_versions(corpus)[1]["domains"] == "A, D"
     assert page.count_by_source(corpus)[0][:2] == ("domain/A", 0)
 
 
 @given(worlds())
 @hypothesis_settings(max_examples=40)
-def test_the_shape_of_interactions(world: dict[str, list[Row]]) -> None:
-    found = InteractionCounts.from_interactions(frame(world, 14)).to_distributions()
+def test_distributions_equal_those_of_plain_counting(world: dict[str, list[Row]]) -> None:
+    distributions = InteractionCounts.from_interactions(frame(world, 14)).to_distributions()
     for domain, rows in world.items():
         if not rows:
             continue
         users = [row[0] for row in rows]
-        sizes = np.array([users.count(user) for user in set(users)])
-        assert sum(found.lengths[domain]) == sizes.size
-        assert (
-            found.lengths[domain][3]
-            == ((sizes >= LENGTH_BIN_STARTS[3]) & (sizes < LENGTH_BIN_STARTS[4])).sum()
+        lengths = np.array([users.count(user) for user in set(users)])
+        in_bin = (lengths >= LENGTH_BIN_STARTS[3]) & (lengths < LENGTH_BIN_STARTS[4])
+        assert sum(distributions.lengths[domain]) == lengths.size
+        assert distributions.lengths[domain][3] == in_bin.sum()
+        assert distributions.ties[domain] == pytest.approx(
+            1 - len({(user, time) for user, _, time in rows}) / len(rows)
         )
-        assert found.ties[domain] == pytest.approx(
-            1 - len({(u, t) for u, _, t in rows}) / len(rows)
-        )
-        assert found.overlap[domain, domain] == sizes.size
-        assert list(found.popularity[domain]) == sorted(found.popularity[domain])
-        assert found.overlap_fraction(domain, domain) == 1
-        assert sum(found.length_fractions(domain)) == pytest.approx(1)
+        assert distributions.overlap[domain, domain] == lengths.size
+        assert list(distributions.popularity[domain]) == sorted(distributions.popularity[domain])
+        assert distributions.overlap_fraction(domain, domain) == 1
+        assert sum(distributions.length_fractions(domain)) == pytest.approx(1)
     assert length_bin_labels() == (
         "1",
         "2",
@@ -93,18 +95,15 @@ AMAZON = ("Beauty", "Electronics", "Food", "Kitchen", "Toys", "Video_Games")
 
 
 def test_tables_fit_80_columns(corpus: Corpus) -> None:
-    looks = Distributions(
+    distributions = Distributions(
         {name: (111_111,) * len(LENGTH_BIN_STARTS) for name in AMAZON},
         {name: (0.9999,) * len(TOP_ITEM_FRACTIONS) for name in AMAZON},
         dict.fromkeys(AMAZON, 0.9999),
         {(a, b): 1_000_000 for a in AMAZON for b in AMAZON},
     )
+    leak_counts = {**inspect_corpus(corpus).leak_counts, "sample_ids_twice": 1_000_000}
     tables = [
-        *console_tables.inspection_tables(
-            InspectionResult(
-                {**inspect_corpus(corpus).leak_counts, "sample_ids_twice": 1_000_000}, looks
-            )
-        ),
+        *console_tables.inspection_tables(InspectionResult(leak_counts, distributions)),
         *console_tables.corpus_tables(corpus),
     ]
     shown = []
@@ -113,7 +112,7 @@ def test_tables_fit_80_columns(corpus: Corpus) -> None:
         console.print(table)
         shown.append(console.export_text())
     lengths, popularity, overlap, leaks, versions, sources, _ = shown
-    for text in (lengths, popularity, overlap):  # no row is cut, none takes two lines
+    for text in (lengths, popularity, overlap):  # no row is cut or takes two lines
         assert len(text.splitlines()) == 3 + len(AMAZON)
         assert all(sum(name in line for line in text.splitlines()) == 1 for name in AMAZON)
     assert lengths.count("11.1%") == len(AMAZON) * len(LENGTH_BIN_STARTS)
@@ -125,45 +124,46 @@ def test_tables_fit_80_columns(corpus: Corpus) -> None:
 
 
 def test_the_page_says_at_once_whether_the_corpus_is_sound(corpus: Corpus) -> None:
-    found = inspect_corpus(corpus)
-    assert "<b>Sound:</b> none of the 6" in page.render_page(corpus, found)
-    leaking = page.render_page(
-        corpus, InspectionResult({**found.leak_counts, "sample_ids_twice": 7}, found.distributions)
-    )
+    result = inspect_corpus(corpus)
+    assert "<b>Sound:</b> none of the 6" in page.render_page(corpus, result)
+    leak_counts = {**result.leak_counts, "sample_ids_twice": 7}
+    leaking = page.render_page(corpus, InspectionResult(leak_counts, result.distributions))
     assert "<b>Not sound:</b> sample_ids_twice 7." in leaking
     assert "<b>Sound" not in leaking
-    shared = found.distributions.overlap_fraction("A", "D")
-    assert 0 < shared <= 1
-    assert f"{found.distributions.overlap['A', 'D']:,} <small>{shared:.0%}</small>" in leaking
+    overlap_fraction = result.distributions.overlap_fraction("A", "D")
+    assert 0 < overlap_fraction <= 1
+    num_shared = result.distributions.overlap["A", "D"]
+    assert f"{num_shared:,} <small>{overlap_fraction:.0%}</small>" in leaking
 
 
 def test_dropped_by_version(corpus: Corpus) -> None:
     by_version = [Corpus.open(corpus.uri, version).statistics()["dropped"] for version in (0, 1)]
-    found = page.dropped_by_version(corpus)
-    for number, told in enumerate(by_version):
-        assert {reason: of[number] for reason, of in found.items() if of[number]} == told
+    dropped = page.dropped_by_version(corpus)
+    for version, expected in enumerate(by_version):
+        counts = {reason: counts[version] for reason, counts in dropped.items()}
+        assert {reason: count for reason, count in counts.items() if count} == expected
 
 
-def test_the_job_tells_the_numbers_and_writes_the_page(corpus: Corpus) -> None:
-    said = jobs.run(
+def test_the_job_prints_the_checks_and_writes_the_page(corpus: Corpus) -> None:
+    printed = jobs.run(
         "build_corpus", "--corpus", corpus.uri, "--inspect", environment={"COLUMNS": "80"}
     ).stdout
-    found = inspect_corpus(corpus)
-    for name in ALL_CHECKS:
-        assert re.search(rf"^{name} +{found.leak_counts[name]:,} ", said, re.MULTILINE)
-    assert (Path(corpus.uri) / page.PAGE_FILE).read_text() == page.render_page(corpus, found)
+    result = inspect_corpus(corpus)
+    for check in ALL_CHECKS:
+        assert re.search(rf"^{check} +{result.leak_counts[check]:,} ", printed, re.MULTILINE)
+    assert (Path(corpus.uri) / page.PAGE_FILE).read_text() == page.render_page(corpus, result)
 
 
 def test_the_job_fails_where_a_corpus_leaks(corpus: Corpus, tmp_path: Path) -> None:
-    shutil.copytree(corpus.uri, tmp_path / "spoilt")
+    shutil.copytree(corpus.uri, tmp_path / "leaking")
     streams = {
         (str(stream.source), split): stream
         for split in ("train", "test")
-        for stream in Corpus.open(str(tmp_path / "spoilt")).streams(split)
+        for stream in Corpus.open(str(tmp_path / "leaking")).streams(split)
     }
     shutil.copyfile(
         streams["domain/A", "test"].files[0].uri, streams["domain/A", "train"].files[0].uri
     )
-    ended = jobs.run("build_corpus", "--corpus", tmp_path / "spoilt", "--inspect", code=1)
+    ended = jobs.run("build_corpus", "--corpus", tmp_path / "leaking", "--inspect", code=1)
     assert "NOT SOUND" in ended.stdout
     assert "version 1 is not sound: training_targets_held_out " in ended.stderr

@@ -19,123 +19,131 @@ SEVERAL_VERSIONS = st.lists(
 )
 
 
-def same(found: pl.DataFrame, wanted: pl.DataFrame) -> None:
-    assert_frame_equal(found.select(wanted.columns), wanted, check_row_order=False)
+def assert_same_rows(actual: pl.DataFrame, expected: pl.DataFrame) -> None:
+    assert_frame_equal(actual.select(expected.columns), expected, check_row_order=False)
 
 
 @given(worlds(items=ITEMS), SEVERAL_VERSIONS)
 @hypothesis_settings(max_examples=40)
-def test_interactions_come_back_by_their_names(
+def test_decoded_interactions_equal_the_encoded_ones(
     world: dict[str, list[Row]], versions: list[tuple[int, int | None]]
 ) -> None:
-    found = frame(world, ITEMS)
-    chosen = [versions[row % len(versions)] for row in range(found.height)]
-    found = found.with_columns(
+    interactions = frame(world, ITEMS)
+    chosen = [versions[row % len(versions)] for row in range(interactions.height)]
+    interactions = interactions.with_columns(
         version=pl.Series([version for version, _ in chosen], dtype=pl.Int32),
         split=pl.Series([split for _, split in chosen], dtype=pl.Int8),
     )
-    numbers = EncodedInteractions.from_frame(found)
-    same(numbers.to_frame(), found)
-    assert numbers.num_new == found["split"].null_count()
-    assert numbers.rows["user"].is_sorted()
-    assert numbers.items.select(pl.col("domain").cast(pl.String), "item_id").rows() == sorted(
-        found.select("domain", "item_id").unique().rows()
+    encoded = EncodedInteractions.from_frame(interactions)
+    assert_same_rows(encoded.to_frame(), interactions)
+    assert encoded.num_new == interactions["split"].null_count()
+    assert encoded.rows["user"].is_sorted()
+    assert encoded.items.select(pl.col("domain").cast(pl.String), "item_id").rows() == sorted(
+        interactions.select("domain", "item_id").unique().rows()
     )
 
 
 @given(worlds(items=ITEMS, users=20, most=3), st.sampled_from([1, 2, 4, 8]))
 @hypothesis_settings(max_examples=40)
-def test_parts_are_the_whole_and_hold_the_users_of_a_range_of_hashes(
-    world: dict[str, list[Row]], of: int
+def test_hash_ranges_partition_the_interactions_by_user(
+    world: dict[str, list[Row]], num_ranges: int
 ) -> None:
-    found = frame(world, ITEMS)
+    interactions = frame(world, ITEMS)
     parts = [
-        EncodedInteractions.from_frame(found).select_hash_range(number, of) for number in range(of)
+        EncodedInteractions.from_frame(interactions).select_hash_range(number, num_ranges)
+        for number in range(num_ranges)
     ]
-    same(pl.concat([part.to_frame() for part in parts]), found)
+    assert_same_rows(pl.concat([part.to_frame() for part in parts]), interactions)
     for number, part in enumerate(parts):
         hashes = hashing.hash_strings(part.users["user_id"])
-        assert set(hashing.hash_range_indices(hashes, of)) <= {number}
+        assert set(hashing.hash_range_indices(hashes, num_ranges)) <= {number}
         assert np.array_equal(hashes.view(np.int64), part.users["user_hash"].to_numpy())
-        same(EncodedInteractions.from_frame(part.to_frame()).to_frame(), part.to_frame())
+        assert_same_rows(
+            EncodedInteractions.from_frame(part.to_frame()).to_frame(), part.to_frame()
+        )
 
 
 @given(worlds(items=ITEMS), worlds(items=ITEMS), st.sets(st.integers(0, 7)))
 @hypothesis_settings(max_examples=40)
-def test_parts_that_were_numbered_apart_are_merged(
+def test_parts_with_their_own_codes_are_joined(
     one: dict[str, list[Row]], other: dict[str, list[Row]], users: set[int]
 ) -> None:
-    names = pl.Series([f"u{user}" for user in users], dtype=pl.String)
-    first, second = (
-        frame(one, ITEMS),
-        frame(other, ITEMS).with_columns(version=pl.lit(1, pl.Int32), split=pl.lit(2, pl.Int8)),
-    )
+    user_ids = pl.Series([f"u{user}" for user in users], dtype=pl.String)
+    first = frame(one, ITEMS)
+    second = frame(other, ITEMS).with_columns(version=pl.lit(1, pl.Int32), split=pl.lit(2, pl.Int8))
     whole = EncodedInteractions.concat(
         [EncodedInteractions.from_frame(first), EncodedInteractions.from_frame(second)]
     )
-    wanted = pl.concat([first, second])
-    same(whole.to_frame(), wanted)
+    expected = pl.concat([first, second])
+    assert_same_rows(whole.to_frame(), expected)
     assert whole.rows["user"].is_sorted()
     for name in ("users", "items"):
-        assert getattr(whole, name).equals(getattr(EncodedInteractions.from_frame(wanted), name))
-    theirs = whole.filter_users(names)
-    same(theirs.to_frame(), wanted.filter(pl.col("user_id").is_in(names.implode())))
-    assert set(theirs.users["user_id"]) == set(theirs.to_frame()["user_id"])
-    assert theirs.rows["user"].is_sorted()
+        assert getattr(whole, name).equals(getattr(EncodedInteractions.from_frame(expected), name))
+    filtered = whole.filter_users(user_ids)
+    assert_same_rows(
+        filtered.to_frame(), expected.filter(pl.col("user_id").is_in(user_ids.implode()))
+    )
+    assert set(filtered.users["user_id"]) == set(filtered.to_frame()["user_id"])
+    assert filtered.rows["user"].is_sorted()
 
 
 @given(worlds(items=ITEMS), st.integers(1, 50))
 @hypothesis_settings(max_examples=40)
-def test_sizes_are_counted_over_slices(world: dict[str, list[Row]], at_a_time: int) -> None:
-    found = frame(world, ITEMS).with_columns(
+def test_counts_do_not_depend_on_the_batch_size(
+    world: dict[str, list[Row]], batch_rows: int
+) -> None:
+    interactions = frame(world, ITEMS).with_columns(
         split=pl.when(pl.col("timestamp") < 6).then(0).cast(pl.Int8)
     )
-    numbers = EncodedInteractions.from_frame(found)
-    before, encoded_interactions.COUNT_BATCH_ROWS = encoded_interactions.COUNT_BATCH_ROWS, at_a_time
+    encoded = EncodedInteractions.from_frame(interactions)
+    before = encoded_interactions.COUNT_BATCH_ROWS
+    encoded_interactions.COUNT_BATCH_ROWS = batch_rows
     try:
-        sizes = numbers.user_domain_counts
+        counts = encoded.user_domain_counts
     finally:
         encoded_interactions.COUNT_BATCH_ROWS = before
-    counted = found.group_by("user_id", "domain").agg(
+    expected = interactions.group_by("user_id", "domain").agg(
         size=pl.len().cast(pl.Int64), new=pl.col("split").is_null().sum().cast(pl.Int64)
     )
-    same(sizes.with_columns(user_id=numbers.users["user_id"].gather(sizes["user"])), counted)
+    assert_same_rows(
+        counts.with_columns(user_id=encoded.users["user_id"].gather(counts["user"])), expected
+    )
 
 
 @given(worlds(items=ITEMS))
 @hypothesis_settings(max_examples=40)
-def test_domains_that_were_numbered_apart_are_joined(world: dict[str, list[Row]]) -> None:
-    found = frame(world, ITEMS)
-    whole = EncodedInteractions.from_frame(found)
+def test_domains_with_their_own_user_codes_are_joined(world: dict[str, list[Row]]) -> None:
+    interactions = frame(world, ITEMS)
+    whole = EncodedInteractions.from_frame(interactions)
     domains = []
     for domain in world:
-        rows = found.filter(pl.col("domain") == domain)
-        names = rows["user_id"].unique()
+        rows = interactions.filter(pl.col("domain") == domain)
+        user_ids = rows["user_id"].unique()
         items = encode_values(rows["item_id"], whole.items["item_id"])
         domains.append(
             (
                 pl.DataFrame(
                     {
-                        "user": encode_values(rows["user_id"], names),
+                        "user": encode_values(rows["user_id"], user_ids),
                         "item": items,
                         "timestamp": rows["timestamp"],
                     }
                 ),
-                names,
+                user_ids,
             )
         )
-    same(
+    assert_same_rows(
         EncodedInteractions.from_domains(
             domains, whole.items.with_columns(pl.col("domain").cast(pl.String))
         ).to_frame(),
-        found,
+        interactions,
     )
 
 
-def test_names_that_nothing_stands_for_are_left_out() -> None:
-    numbers, names = remove_unused_categories(
+def test_categories_without_a_code_are_removed() -> None:
+    codes, categories = remove_unused_categories(
         pl.Series([3, 1, 3], dtype=pl.UInt32), pl.Series(["a", "b", "c", "d"])
     )
-    assert names.to_list() == ["b", "d"]
-    assert numbers.to_list() == [1, 0, 1]
-    assert encode_values(pl.Series(["d", "x"]), names).to_list() == [1, None]
+    assert categories.to_list() == ["b", "d"]
+    assert codes.to_list() == [1, 0, 1]
+    assert encode_values(pl.Series(["d", "x"]), categories).to_list() == [1, None]

@@ -1,4 +1,4 @@
-"""Text in the corpus: its windows are the text, as a version of its own that leaves everything else as it was."""
+"""Text in a corpus: windows that joined are the text, in a version that changes nothing else."""
 
 import json
 from itertools import pairwise
@@ -31,44 +31,41 @@ PROSE = (
 
 
 @given(LETTERS, st.integers(4, 40))
-def test_windows_joined_are_the_text(text: str, size: int) -> None:
-    found = split_text(text, size)
-    assert "".join(found) == text.rstrip()
-    assert all(0 < len(window.encode()) <= size for window in found)
+def test_windows_joined_are_the_text(text: str, max_bytes: int) -> None:
+    windows = split_text(text, max_bytes)
+    assert "".join(windows) == text.rstrip()
+    assert all(0 < len(window.encode()) <= max_bytes for window in windows)
 
 
 @given(LETTERS, st.integers(4, 40))
-def test_windows_are_cut_before_white_space_and_no_earlier_than_needed(
-    text: str, size: int
+def test_windows_are_cut_before_white_space_and_as_late_as_possible(
+    text: str, max_bytes: int
 ) -> None:
-    found = split_text(text, size)
-    for one, following in pairwise(found):
-        whole = (
-            following[: len(following) - len(following.lstrip())] + (following.split() or [""])[0]
-        )
-        longer = (
-            len(whole.encode()) > size or not following[0].isspace()
-        )  # a word that no window holds
-        assert longer or len((one + whole).encode()) > size
+    for window, following in pairwise(split_text(text, max_bytes)):
+        white_space = following[: len(following) - len(following.lstrip())]
+        next_word = white_space + (following.split() or [""])[0]
+        # A word that is longer than a window is cut inside.
+        is_long_word = len(next_word.encode()) > max_bytes or not following[0].isspace()
+        assert is_long_word or len((window + next_word).encode()) > max_bytes
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     """Version 0: behaviours; 1: text; 2: more behaviours; 3: another text of the same name."""
-    place = tmp_path_factory.mktemp("text")
+    folder = tmp_path_factory.mktemp("text")
     world = shop(["A", "B", "C"])
-    root = write_root(place / "root", world)
-    uri = str(place / "corpus")
+    root = write_root(folder / "root", world)
+    uri = str(folder / "corpus")
     build(settings(root), 0, uri, print)
-    (place / "prose.txt").write_text(PROSE)
-    assert append_text(str(place / "prose.txt"), uri, print).version == 1
+    (folder / "prose.txt").write_text(PROSE)
+    assert append_text(str(folder / "prose.txt"), uri, print).version == 1
     later = write_root(
-        place / "later",
+        folder / "later",
         {"A": [(f"u{user:03d}", f"A{user % 30:02d}", 5_000 + user) for user in range(20)]},
     )
     assert append(settings(later, domains=("A",), held_out=()), 0, uri, print).version == 2
-    (place / "prose.txt").write_text(PROSE + "A day more.")
-    return append_text(str(place / "prose.txt"), uri, print)
+    (folder / "prose.txt").write_text(PROSE + "A day more.")
+    return append_text(str(folder / "prose.txt"), uri, print)
 
 
 def test_a_text_is_a_source_of_its_own(corpus: Corpus) -> None:
@@ -87,33 +84,33 @@ def test_a_text_is_a_source_of_its_own(corpus: Corpus) -> None:
     )
 
 
-def test_behaviours_know_nothing_of_it(corpus: Corpus) -> None:
+def test_text_changes_nothing_of_the_behaviours(corpus: Corpus) -> None:
     before, after = (Corpus.open(corpus.uri, version).statistics() for version in (0, 1))
     assert {**before, "version": 1, "dropped": {}} == after
     assert Corpus.open(corpus.uri, 1).read_titles() == Corpus.open(corpus.uri, 0).read_titles()
-    found = inspect_corpus(corpus).leak_counts
-    assert {name: found[name] for name in leakage.LEAK_CHECKS} == dict.fromkeys(
+    leak_counts = inspect_corpus(corpus).leak_counts
+    assert {name: leak_counts[name] for name in leakage.LEAK_CHECKS} == dict.fromkeys(
         leakage.LEAK_CHECKS, 0
     )
 
 
-def test_the_table_stays_plain_delta(corpus: Corpus) -> None:
-    found = DeltaTable(f"{corpus.uri}/samples").to_pyarrow_table()
-    assert found["text"].drop_null().length() == sum(
+def test_other_readers_of_delta_see_the_text(corpus: Corpus) -> None:
+    table = DeltaTable(f"{corpus.uri}/samples").to_pyarrow_table()
+    assert table["text"].drop_null().length() == sum(
         s.rows for s in corpus.streams() if s.source == "text/prose"
     )
 
 
-def test_the_same_text_again_changes_nothing(corpus: Corpus) -> None:
+def test_appending_the_same_text_again_changes_nothing(corpus: Corpus) -> None:
     again = append_text(str(Path(corpus.uri).parent / "prose.txt"), corpus.uri, print)
     assert again.version == 3
     assert Corpus.open(corpus.uri).version == 3
 
 
-def test_a_corpus_whose_table_knows_no_text_takes_one(
+def test_text_is_appended_to_a_table_without_a_text_column(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As those are that an earlier version of cprec built."""
+    """Earlier releases of cprec built such tables."""
     monkeypatch.setattr("corpus.build.SAMPLES_TABLE_SCHEMA", tables.PARTITIONED_SAMPLE_SCHEMA)
     uri = build(
         settings(write_root(tmp_path / "root", shop(["A", "B", "C"]))),
@@ -129,14 +126,14 @@ def test_a_corpus_whose_table_knows_no_text_takes_one(
         if "metaData" in line
     )
     (tmp_path / "prose.txt").write_text(PROSE)
-    found = append_text(str(tmp_path / "prose.txt"), uri, print)
-    assert sorted(found.read_samples("text/prose", "train")["text"].to_pylist()) == sorted(
+    appended = append_text(str(tmp_path / "prose.txt"), uri, print)
+    assert sorted(appended.read_samples("text/prose", "train")["text"].to_pylist()) == sorted(
         split_text(PROSE)
     )
     assert len(delta.read_commits(f"{uri}/samples")) == 2
 
 
-def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
+def test_files_without_usable_text_are_refused(tmp_path: Path) -> None:
     (tmp_path / "latin.txt").write_bytes("é".encode("latin-1"))
     (tmp_path / "blank.txt").write_text(" \n")
     for name, message in (
