@@ -21,6 +21,7 @@ from cprec.runs.run_plan import RunPlan, build_replay, remaining_portions
 from cprec.schedule.controller import Controller, Segment, Wait
 from cprec.schedule.plan import Plan
 from cprec.stream import segments
+from cprec.stream.row_encoder import RowEncoder
 from cprec.stream.token_sharing import TokenSharing
 
 
@@ -95,7 +96,7 @@ class ControllerActor:
         settings = self._settings
         self._streams = segments.streams_by_key(corpus)
         before = getattr(self, "_row_encoder", None)
-        self._row_encoder = segments.RowEncoder.from_corpus(
+        self._row_encoder = RowEncoder.from_corpus(
             corpus,
             settings.base,
             settings.revision,

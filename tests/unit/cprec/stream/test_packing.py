@@ -11,7 +11,9 @@ from cprec.stream.packing import MicroBatch, MicroBatchSpec, build_micro_batches
 from cprec.stream.worker_batches import GlobalBatch, WorkerBatch, split_by_tokens
 
 END = 0
-CUTS = st.builds(MicroBatchSpec, packed=st.booleans(), size=st.integers(1, 90), fill=st.booleans())
+CUTS = st.builds(
+    MicroBatchSpec, packed=st.booleans(), size=st.integers(1, 90), pad_to_size=st.booleans()
+)
 
 
 @st.composite

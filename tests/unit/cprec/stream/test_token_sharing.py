@@ -21,13 +21,6 @@ from cprec.encode.title_tokens import FIXED_FRAGMENTS, TITLE_FORMS, CachedPrompt
 from cprec.encode.tokens import EncodedSample
 from cprec.model import attention
 from cprec.stream.packing import MicroBatch, MicroBatchSpec, build_micro_batches, collate
-from cprec.stream.segments import (
-    SHARED_ROW_SCHEMA,
-    WORKER_BATCH_SCHEMA,
-    to_worker_rows,
-    unbox_row,
-    worker_batch_from_row,
-)
 from cprec.stream.token_sharing import (
     SharedRow,
     TokenSharing,
@@ -36,6 +29,13 @@ from cprec.stream.token_sharing import (
     list_sample_items,
 )
 from cprec.stream.worker_batches import WorkerBatch
+from cprec.stream.worker_rows import (
+    SHARED_ROW_SCHEMA,
+    WORKER_BATCH_SCHEMA,
+    to_worker_rows,
+    unbox_row,
+    worker_batch_from_row,
+)
 from tests.models import llama
 
 ITEMS, BOUGHT, END = 40, 24, 0
@@ -105,7 +105,9 @@ def batches(draw: st.DrawFn, longest: int = 4) -> pa.Table:
 
 
 SHARING = st.builds(
-    TokenSharing, targets=st.sampled_from([1, 2, 4, 20]), candidates=st.sampled_from([0, 4, 7, 12])
+    TokenSharing,
+    targets_per_pass=st.sampled_from([1, 2, 4, 20]),
+    shared_candidates=st.sampled_from([0, 4, 7, 12]),
 ).filter(bool)
 
 
@@ -158,7 +160,7 @@ def test_every_sample_is_in_one_group_and_its_answer_counts_once(
         range(len(rows))
     )
     for group in groups:
-        answers = [tokens[i].ids[tokens[i].answer :] for i in group.sample_indices]
+        answers = [tokens[i].ids[tokens[i].answer_start :] for i in group.sample_indices]
         assert group.ids[group.supervised_indices + 1].tolist() == np.concatenate(answers).tolist()
         assert group.strip_bounds[-1] == len(group.ids) == len(group.position_ids)
         if not sharing.shared_candidates:
