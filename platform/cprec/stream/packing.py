@@ -1,8 +1,8 @@
 """Division of a worker batch into micro-batches, packed or padded. Pure and deterministic.
 
-*Packed*: samples stand one after the other in a row of tokens. *Padded*: samples are the rows, filled
-on the right. Either way every sample is in exactly one micro-batch, no sample is cut, and no row
-crosses a global batch.
+*Packed*: samples stand one after the other in a row of tokens. *Padded*: samples are the rows,
+filled on the right. Either way every sample is in exactly one micro-batch, no sample is cut, and no
+row crosses a global batch.
 
 Both are exact. A causal model does not see padding on the right. In a packed row, positions restart
 at every sample and attention stays within it (cprec.model.attention). Where samples share tokens,
@@ -106,10 +106,10 @@ def split_into_micro_batches(lengths: Sequence[int], spec: MicroBatchSpec) -> li
 def build_micro_batches(
     worker_batch: WorkerBatch, spec: MicroBatchSpec, pad_token_id: int
 ) -> list[MicroBatch]:
-    """Builds the micro-batches of a worker, as many as the worker with the most samples needs.
+    """Builds the micro-batches of a worker, the same number for every worker of a global batch.
 
-    A worker that needs fewer ends with empty ones: collectives hang unless all workers make the same
-    number of passes.
+    A worker with fewer than others gets empty ones at the end: collectives hang unless all workers
+    make the same number of passes.
 
     Args:
         worker_batch: The worker's part of a global batch.

@@ -1,4 +1,4 @@
-"""Row encoder: turns corpus rows into tokens, with titles held in Ray's object store."""
+"""Row encoder: encodes corpus rows with titles that Ray's object store holds once per node."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,8 +20,16 @@ from cprec.stream.token_sharing import NO_SHARING, SharedRow, TokenSharing, grou
 
 @dataclass(frozen=True)
 class RowEncoder:
-    """What turns rows into tokens: the longest sample, and in the object store title tokens, or the titles themselves for the fall-back, whose
-    tokenizer is that of base and revision. sharing: what samples of training share; nothing in the fall-back."""
+    """Encoder of the rows of one corpus version, small enough to be sent with every Ray task.
+
+    Attributes:
+        base: Base model, whose tokenizer is used: a hub id, an absolute directory or a URI.
+        revision: Revision of a base model on the hub; None for its default.
+        max_tokens: Maximum length of a sample, in tokens.
+        titles_ref: Reference to the titles in the object store: title tokens, or the texts if the
+            tokenizer has to be called on whole prompts.
+        sharing: What training samples share. Without title tokens they share nothing.
+    """
 
     base: str
     revision: str | None
@@ -39,48 +47,70 @@ class RowEncoder:
         earlier: "RowEncoder | None" = None,
         sharing: TokenSharing = NO_SHARING,
     ) -> "RowEncoder":
-        """The words of a corpus version, put into the object store once. before: of an earlier version, whose items need not be tokenised again."""
+        """Tokenises the titles of a corpus version and puts them into the object store.
+
+        Args:
+            corpus: The corpus version.
+            base: Base model: a hub id, an absolute directory or a URI.
+            revision: Revision of a base model on the hub; None for its default.
+            max_tokens: Maximum length of a sample, in tokens.
+            earlier: Encoder of an earlier version of the corpus with the same base model. Its
+                titles are not tokenised again.
+            sharing: What training samples share.
+
+        Raises:
+            RecipeError: The tokenizer has no end token, or merges across spaces.
+        """
         from cprec.model.backbone import load_tokenizer
 
-        known = None if earlier is None else ray.get(earlier.titles_ref)
-        words = build_title_encoding(
+        earlier_titles = None if earlier is None else ray.get(earlier.titles_ref)
+        encoding = build_title_encoding(
             corpus.read_titles(),
             load_tokenizer(base, revision),
-            known if isinstance(known, TitleTokens) else None,
+            earlier_titles if isinstance(earlier_titles, TitleTokens) else None,
         )
-        return cls(
-            base,
-            revision,
-            max_tokens,
-            ray.put(words.titles if words.title_tokens is None else words.title_tokens),
-            sharing,
-        )
+        titles = encoding.titles if encoding.title_tokens is None else encoding.title_tokens
+        return cls(base, revision, max_tokens, ray.put(titles), sharing)
 
     def load_prompt_encoder(self) -> CachedPromptEncoder | UncachedPromptEncoder:
-        """What a task encodes with. Title tokens need neither tokenizer nor transformers, and are read in place."""
-        words = ray.get(self.titles_ref)
-        if isinstance(words, TitleTokens):
-            return CachedPromptEncoder(words, self.max_tokens)
-        return UncachedPromptEncoder(words, TitleEncoder(self._load_tokenizer(), self.max_tokens))
+        """Returns the encoder of prompts for this process.
+
+        Title tokens are read in place from the object store, without tokenizer and transformers.
+        """
+        titles = ray.get(self.titles_ref)
+        if isinstance(titles, TitleTokens):
+            return CachedPromptEncoder(titles, self.max_tokens)
+        return UncachedPromptEncoder(titles, TitleEncoder(self._load_tokenizer(), self.max_tokens))
 
     def encode_rows(self, rows: pa.Table) -> list[EncodedSample]:
-        """Tokens of corpus rows, of prompts and windows of text alike."""
+        """Encodes corpus rows, in their order, both prompts and windows of text.
+
+        Raises:
+            DataError: A row does not fit into `max_tokens`, even without a history.
+        """
         return text_windows.encode_samples(
             rows, self.load_prompt_encoder(), self._load_tokenizer, self.max_tokens
         )
 
-    def _load_tokenizer(self) -> Tokenizer:
-        from cprec.model.backbone import load_tokenizer
-
-        return load_tokenizer(self.base, self.revision)
-
     def group_rows(
         self, rows: pa.Table, samples: Sequence[EncodedSample]
     ) -> list[SharedRow] | None:
-        """The samples of a global batch in groups that share tokens; None where samples share nothing. tokens: of the rows, from `encoder`."""
-        words = ray.get(self.titles_ref) if self.sharing else None
-        return (
-            group_samples(rows, samples, words, self.sharing, self.max_tokens)
-            if isinstance(words, TitleTokens)
-            else None
-        )
+        """Lays out a global batch in groups of samples that share tokens.
+
+        Args:
+            rows: Corpus rows of the global batch.
+            samples: The same rows as `encode_rows` returns them.
+
+        Returns:
+            The groups; None if samples share nothing.
+        """
+        titles = ray.get(self.titles_ref) if self.sharing else None
+        if not isinstance(titles, TitleTokens):
+            return None
+        return group_samples(rows, samples, titles, self.sharing, self.max_tokens)
+
+    def _load_tokenizer(self) -> Tokenizer:
+        # Imported lazily: it imports transformers, which most read tasks do not need.
+        from cprec.model.backbone import load_tokenizer
+
+        return load_tokenizer(self.base, self.revision)

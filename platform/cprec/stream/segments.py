@@ -1,8 +1,16 @@
-"""A segment of the plan as a Ray Data execution: rows read, tokenised, cut into shares, split to the workers in the plan's order.
+"""Streaming of a segment of the plan as one Ray Data execution.
 
-The order rests on three things: each read task reads a contiguous piece of the segment; `preserve_order` keeps the pieces in sequence; one
-share is one block, and equal blocks go to the consumers in turn. The last leans on Ray's internals, so every share carries its position and
-rank, and `shares` checks both.
+Read tasks read corpus rows, encode them and divide them into worker batches. Each worker iterates
+over its own batches, in the order of the plan.
+
+The order rests on three things:
+
+- each read task reads a contiguous piece of the segment;
+- `preserve_order` keeps the pieces in sequence;
+- each worker batch is one block, and equal blocks go to the workers in turn.
+
+The last depends on Ray's internals. So every worker batch carries its position and rank, and
+`read_worker_batches` checks both.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -30,18 +38,25 @@ from cprec.stream.worker_rows import (
 )
 
 SAMPLES_PER_READ_TASK = 512
-"""Samples that one read task renders: enough to outweigh its start, few enough that the first share comes soon."""
+"""Samples that one read task encodes.
+
+There are enough to outweigh the start of a task, and few enough that the first batch is soon ready.
+"""
 
 Streams = Mapping[tuple[str, int], Stream]
+"""Streams of a corpus by source and corpus version."""
 
 
 def streams_by_key(corpus: Corpus) -> Streams:
-    """The training streams of a corpus by (source, version)."""
+    """Returns the training streams of a corpus by source and corpus version."""
     return {(s.source, s.version): s for s in corpus.streams()}
 
 
 def configure_ray_data() -> None:
-    """Settings of Ray Data for ordered streams; they hold in the calling process alone, so the controller's actor calls this itself."""
+    """Sets the options of Ray Data that ordered streams need.
+
+    They hold only in the calling process, so the process that starts segments has to call this.
+    """
     context = DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
@@ -51,7 +66,17 @@ def configure_ray_data() -> None:
 def stream_segment(
     segment: Segment, streams: Streams, row_encoder: RowEncoder, world_size: int
 ) -> list[DataIterator]:
-    """Start a segment: one iterator of shares for each worker."""
+    """Starts streaming a segment.
+
+    Args:
+        segment: The segment.
+        streams: Streams of the corpus.
+        row_encoder: Encoder of its rows.
+        world_size: Number of workers.
+
+    Returns:
+        An iterator over worker batches for each worker, to be passed to `read_worker_batches`.
+    """
     source = SegmentDatasource(segment, streams, row_encoder, world_size)
     dataset = ray.data.read_datasource(source).repartition(target_num_rows_per_block=1, strict=True)
     return list(dataset.streaming_split(world_size, equal=True))
@@ -60,7 +85,16 @@ def stream_segment(
 def read_worker_batches(
     iterator: DataIterator, segment: Segment, rank: int
 ) -> Iterator[WorkerBatch]:
-    """One worker's shares of a segment. Raises PlatformFault when a share is not the one that the plan puts here."""
+    """Yields one worker's batches of a segment.
+
+    Args:
+        iterator: The worker's iterator from `stream_segment`.
+        segment: The segment.
+        rank: The worker.
+
+    Raises:
+        PlatformFault: A batch is not the one that the plan has at its place, or one is missing.
+    """
     blocks = cast(
         Iterator[pa.Table],
         iter(iterator.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=2)),
@@ -69,33 +103,33 @@ def read_worker_batches(
     for start, stop in segment.global_batches():
         row = next(rows, None)
         if row is None or (row["start"], row["stop"], row["rank"]) != (start, stop, rank):
-            seen = (
+            actual = (
                 "the end of the stream"
                 if row is None
                 else f"samples {row['start']}..{row['stop']} of rank {row['rank']}"
             )
             raise PlatformFault(
-                f"the stream left the plan: rank {rank} expected samples {start}..{stop}, got {seen}"
+                f"the stream left the plan: rank {rank} expected samples {start}..{stop}, "
+                f"got {actual}"
             )
         yield worker_batch_from_row(row)
 
 
 class SegmentDatasource(Datasource):
-    """Read tasks over a segment, each a few whole global batches."""
+    """Ray Data source of a segment, whose read tasks cover a few whole global batches each."""
 
     def __init__(
         self, segment: Segment, streams: Streams, row_encoder: RowEncoder, world_size: int
     ) -> None:
+        """Sets what to read: see `stream_segment`."""
         super().__init__()  # type: ignore[no-untyped-call]
-        self._segment, self._streams, self._row_encoder, self._world_size = (
-            segment,
-            streams,
-            row_encoder,
-            world_size,
-        )
+        self._segment = segment
+        self._streams = streams
+        self._row_encoder = row_encoder
+        self._world_size = world_size
 
     def estimate_inmemory_data_size(self) -> int | None:
-        """Unknown before tokenising."""
+        """Returns None: the size is unknown before encoding."""
         return None
 
     def get_read_tasks(
@@ -104,32 +138,40 @@ class SegmentDatasource(Datasource):
         per_task_row_limit: int | None = None,
         data_context: DataContext | None = None,
     ) -> list[ReadTask]:
-        """As many tasks as the segment needs; the number of workers and CPUs plays no part."""
+        """Returns the read tasks of the segment.
+
+        The arguments are ignored: the number of tasks depends on the segment alone, not on workers
+        or CPUs.
+        """
         batches = list(self._segment.global_batches())
-        size = max(SAMPLES_PER_READ_TASK // self._segment.global_batch_size, 1)
+        batches_per_task = max(SAMPLES_PER_READ_TASK // self._segment.global_batch_size, 1)
         tasks = []
-        for first in range(0, len(batches), size):
-            piece = batches[first : first + size]
+        for first in range(0, len(batches), batches_per_task):
+            task_batches = batches[first : first + batches_per_task]
             metadata = BlockMetadata(
-                num_rows=len(piece) * self._world_size,
+                num_rows=len(task_batches) * self._world_size,
                 size_bytes=None,
                 input_files=None,
                 exec_stats=None,
             )
-            tasks.append(
-                ReadTask(
-                    _SegmentReader(
-                        piece, self._segment.era, self._streams, self._row_encoder, self._world_size
-                    ),
-                    metadata,
-                )
+            reader = _SegmentReader(
+                task_batches, self._segment.era, self._streams, self._row_encoder, self._world_size
             )
+            tasks.append(ReadTask(reader, metadata))
         return tasks
 
 
 @dataclass(frozen=True)
 class _SegmentReader:
-    """The body of one read task."""
+    """Body of one read task: yields the rows of all workers for some global batches.
+
+    Attributes:
+        batches: Positions (start, stop) of each global batch; they are contiguous.
+        era: The era that holds them.
+        streams: Streams of the corpus.
+        row_encoder: Encoder of its rows.
+        world_size: Number of workers.
+    """
 
     batches: list[tuple[int, int]]
     era: Era
@@ -140,36 +182,57 @@ class _SegmentReader:
     def __call__(self) -> Iterable[pa.Table]:
         start, stop = self.batches[0][0], self.batches[-1][1]
         rows = read_plan_rows(self.era, self.streams, start, stop)
-        tokens = self.row_encoder.encode_rows(rows)
+        samples = self.row_encoder.encode_rows(rows)
         ids = rows["sample_id"].to_numpy().view(np.uint64)
         sources = rows["source"].to_pylist()
-        out: list[dict[str, Any]] = []
+        worker_rows: list[dict[str, Any]] = []
         for low, high in self.batches:
-            piece = slice(low - start, high - start)
-            groups = self.row_encoder.group_rows(rows.slice(low - start, high - low), tokens[piece])
-            out += to_worker_rows(
-                low, high, tokens[piece], ids[piece], sources[piece], self.world_size, groups
+            batch = slice(low - start, high - start)
+            groups = self.row_encoder.group_rows(
+                rows.slice(low - start, high - low), samples[batch]
             )
-        yield pa.Table.from_pylist(
-            out, schema=WORKER_BATCH_SCHEMA if groups is None else SHARED_ROW_SCHEMA
-        )
+            worker_rows += to_worker_rows(
+                low, high, samples[batch], ids[batch], sources[batch], self.world_size, groups
+            )
+        # Either all global batches of a segment have groups, or none has.
+        schema = WORKER_BATCH_SCHEMA if groups is None else SHARED_ROW_SCHEMA
+        yield pa.Table.from_pylist(worker_rows, schema=schema)
 
 
 def read_plan_rows(era: Era, streams: Streams, start: int, stop: int) -> pa.Table:
-    """The corpus rows at positions start..stop of the plan, in its order, with a column `text` if there are windows of text among them.
+    """Reads the corpus rows at positions start..stop of the plan, in the order of the plan.
 
-    Reads runs of neighbouring rows, not single ones.
+    Args:
+        era: The era that holds the positions.
+        streams: Streams of the corpus.
+        start: First position.
+        stop: Position after the last one.
+
+    Returns:
+        The rows, with a column `text` if there are windows of text among them.
+
+    Raises:
+        ValueError: The positions are outside of the era.
+        CorpusError: A file of the corpus is missing or damaged.
     """
-    portion, row = era.locate_rows(start, stop)
+    portion_indices, portion_rows = era.locate_rows(start, stop)
     tables, places = [], []
-    for index in np.unique(portion).tolist():
-        at = np.flatnonzero(portion == index)
-        key = (era.all_portions[index].source, era.all_portions[index].version)
-        stream = streams[key]
-        wanted = permute_rows(row[at], stream.rows, era.seed, *key)
-        for run in np.split(np.arange(len(wanted)), np.flatnonzero(np.diff(wanted) != 1) + 1):
-            tables.append(read_rows(stream, int(wanted[run[0]]), int(wanted[run[-1]]) + 1))
-            places.append(at[run])
-    return pa.concat_tables(tables, promote_options="default").take(
-        pa.array(np.argsort(np.concatenate(places)))
-    )
+    for index in np.unique(portion_indices).tolist():
+        places_of_portion = np.flatnonzero(portion_indices == index)
+        portion = era.all_portions[index]
+        stream = streams[portion.source, portion.version]
+        table_rows = permute_rows(
+            portion_rows[places_of_portion],
+            stream.rows,
+            era.seed,
+            portion.source,
+            portion.version,
+        )
+        # Read runs of neighbouring rows instead of single ones.
+        run_starts = np.flatnonzero(np.diff(table_rows) != 1) + 1
+        for run in np.split(np.arange(len(table_rows)), run_starts):
+            first, last = int(table_rows[run[0]]), int(table_rows[run[-1]])
+            tables.append(read_rows(stream, first, last + 1))
+            places.append(places_of_portion[run])
+    order = pa.array(np.argsort(np.concatenate(places)))
+    return pa.concat_tables(tables, promote_options="default").take(order)

@@ -60,16 +60,16 @@ class WorkerBatch:
 
     @property
     def computed_tokens(self) -> int:
-        """Number of tokens of the global batch to compute; a token that samples share counts once."""
+        """Number of tokens of the global batch; one that samples share counts once."""
         return sum(map(sum, self.lengths_by_rank))
 
 
 def split_by_tokens(lengths: Sequence[int], world_size: int) -> list[list[int]]:
     """Divides units among workers so that tokens are balanced and sizes differ by at most one.
 
-    Units are assigned longest first, each to the worker with the fewest tokens so far that has room.
-    The bound on sizes costs no balance (docs/negative-results.md). Without it, a worker could need
-    one pass more than the others.
+    Units are assigned longest first, each to the worker with the fewest tokens among those with
+    room. The bound on sizes costs no balance (docs/negative-results.md). Without it, a worker could
+    need one pass more than the others.
 
     Args:
         lengths: Tokens of each unit.
