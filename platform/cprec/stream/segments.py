@@ -40,7 +40,7 @@ from cprec.stream.worker_rows import (
 SAMPLES_PER_READ_TASK = 512
 """Samples that one read task encodes.
 
-There are enough to outweigh the start of a task, and few enough that the first batch is soon ready.
+They outweigh the cost of starting a task, yet the first batch is ready soon.
 """
 
 Streams = Mapping[tuple[str, int], Stream]

@@ -264,7 +264,7 @@ def build_candidate_pool(samples: Sequence[SampleItems], size: int) -> list[int]
     """
     pool = dict.fromkeys(sample.answer for sample in samples)  # a set that keeps its order
     hidden = [hidden_items(sample, samples) for sample in samples]
-    visible_counts = [sum(item not in hidden_one for item in pool) for hidden_one in hidden]
+    visible_counts = [sum(item not in hidden_set for item in pool) for hidden_set in hidden]
     for item in itertools.chain.from_iterable(
         itertools.zip_longest(*(sample.candidates for sample in samples))
     ):
@@ -273,8 +273,8 @@ def build_candidate_pool(samples: Sequence[SampleItems], size: int) -> list[int]
         if item is not None and item not in pool:
             pool[item] = None
             visible_counts = [
-                count + (item not in hidden_one)
-                for count, hidden_one in zip(visible_counts, hidden, strict=True)
+                count + (item not in hidden_set)
+                for count, hidden_set in zip(visible_counts, hidden, strict=True)
             ]
     items = np.array(list(pool), dtype=np.int64)
     order = np.argsort(hashing.hash_integers(samples[0].user_key, items), kind="stable")
@@ -284,7 +284,8 @@ def build_candidate_pool(samples: Sequence[SampleItems], size: int) -> list[int]
 def hidden_items(sample: SampleItems, group: Sequence[SampleItems]) -> set[int]:
     """Returns the items of a pool that a sample must not see.
 
-    These are its history and the other answers of its user, which would not be wrong answers.
+    These are its history and the other answers of its user. The user took those too, so they would
+    be no wrong candidates.
     """
     user_answers = {other.answer for other in group if other.user_key == sample.user_key}
     return (user_answers | set(sample.history)) - {sample.answer}
@@ -404,7 +405,7 @@ class _SharedRowBuilder:
         edges = self._add_strip(
             [*fragments, title_tokens.TAIL_FRAGMENT, *answer], position, visible
         )
-        # Supervised is the token before each token of the answer and the end.
+        # A position is supervised if the next token belongs to the answer or ends the sample.
         self.supervised_indices.append(np.arange(edges[-3] - 1, edges[-1] - 1))
 
     def _add_strip(
