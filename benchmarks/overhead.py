@@ -33,12 +33,8 @@ from corpus.store.tables import Corpus
 from cprec.model import adapter, backbone
 from cprec.config.cli import load_recipe
 from cprec.schedule.plan import Plan, global_batches
-from cprec.stream.segments import (
-    worker_batch_from_row,
-    read_plan_rows,
-    streams_by_key,
-    to_worker_rows,
-)
+from cprec.stream.worker_rows import worker_batch_from_row, to_worker_rows
+from cprec.stream.segments import read_plan_rows, streams_by_key
 from cprec.encode.title_tokens import CachedPromptEncoder, tokenise_titles
 from cprec.train.engine import Engine, micro_batch_spec
 from cprec.train.loop import Observer, StepRecord, TrainingStep, train

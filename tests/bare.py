@@ -14,16 +14,15 @@ from cprec.downstream.lr_search import single_process_group
 from cprec.encode.title_tokens import CachedPromptEncoder, TitleTokens
 from cprec.runs import run_plan
 from cprec.schedule.plan import global_batches
-from cprec.stream.segments import (
+from cprec.stream.segments import read_plan_rows, streams_by_key
+from cprec.stream.token_sharing import TokenSharing, group_samples
+from cprec.stream.worker_rows import (
     SHARED_ROW_SCHEMA,
     WORKER_BATCH_SCHEMA,
-    read_plan_rows,
-    streams_by_key,
     to_worker_rows,
     unbox_row,
     worker_batch_from_row,
 )
-from cprec.stream.token_sharing import TokenSharing, group_samples
 from cprec.train.loop import TrainingStep
 
 

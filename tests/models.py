@@ -1,4 +1,4 @@
-"""The network of tests that need one: a LLaMA of a few thousand random weights, with grouped queries."""
+"""Network of the tests that need one: a LLaMA of a few thousand random weights, grouped queries."""
 
 from typing import Any
 
@@ -16,8 +16,15 @@ SHAPE: dict[str, Any] = {
 
 
 def llama(vocabulary: int, seed: int = 0, spread: float = 1.0, **changes: Any) -> LlamaForCausalLM:
-    """Random weights of a seed, in training mode. spread: factor on all of them; far above 1, logits are far from uniform, so that a sample that saw
-    another would show. changes: of LlamaConfig."""
+    """Builds a network with random weights, in training mode.
+
+    Args:
+        vocabulary: Size of the vocabulary, in tokens.
+        seed: Seed of the weights.
+        spread: Factor on all weights. Far above 1, logits are far from uniform, so that a leak from
+            one sample to another shows.
+        changes: Settings of LlamaConfig that differ from SHAPE.
+    """
     torch.manual_seed(seed)
     model = LlamaForCausalLM(LlamaConfig(**{**SHAPE, "vocab_size": vocabulary, **changes}))
     for parameter in model.parameters():

@@ -16,7 +16,7 @@ from cprec.config.recipe import FinetuneSettings
 from cprec.downstream.hybrid import IndexedPromptEncoder
 from cprec.schedule.plan import Era, Plan, Portion, global_batches
 from cprec.schedule.wsa import WSA, Mode
-from cprec.stream.segments import to_worker_rows, worker_batch_from_row
+from cprec.stream.worker_rows import to_worker_rows, worker_batch_from_row
 from cprec.train.loop import TrainingStep
 
 

@@ -27,7 +27,7 @@ from cprec.evaluate.generation import generate_answers
 from cprec.evaluate.perplexity import compute_perplexity
 from cprec.model import adapter, backbone
 from cprec.runs import checkpoint
-from cprec.stream.segments import RowEncoder
+from cprec.stream.row_encoder import RowEncoder
 
 
 @dataclass(frozen=True)

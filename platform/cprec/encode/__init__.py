@@ -1,1 +1,1 @@
-"""From titles to token ids: prompts, title tokens, windows of text. Pure."""
+"""Encoding of samples as token ids: prompts, tokenised titles, windows of text. Pure."""

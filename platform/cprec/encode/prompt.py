@@ -3,11 +3,19 @@
 from collections.abc import Sequence
 
 OPENING = "This user has bought {"
-MIDDLE = "} in the previous. Please predict the next item this user will buy. The item title candidates are {"
+MIDDLE = (
+    "} in the previous. Please predict the next item this user will buy. "
+    "The item title candidates are {"
+)
 CLOSING = "}. Choose only one item from the candidates. The answer is"
 SEPARATOR = ", "
 
 
 def render_prompt(history: Sequence[str], candidates: Sequence[str]) -> str:
-    """The prompt up to the answer. history: titles, oldest first; candidates: titles in their fixed order. No trailing space."""
+    """Renders the prompt of a sample, up to the answer and without a trailing space.
+
+    Args:
+        history: Titles of the user's earlier items, oldest first.
+        candidates: Titles to choose from, in the order stored in the sample.
+    """
     return f"{OPENING}{SEPARATOR.join(history)}{MIDDLE}{SEPARATOR.join(candidates)}{CLOSING}"

@@ -1,4 +1,7 @@
-"""Windows of plain text as samples: every token is supervised (plain next-token loss). They share segments with prompts, row by row. Pure."""
+"""Samples made of windows of plain text, in which every token is supervised. Pure.
+
+A segment may mix windows of text with prompts, row by row (docs/decisions/010-replay.md).
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -12,10 +15,10 @@ from cprec.encode.tokens import EncodedSample, Tokenizer, bos_ids
 
 
 class SampleEncoder(Protocol):
-    """What makes tokens of rows that hold a prompt (cprec.encode.title_tokens)."""
+    """Encoder of corpus rows that hold prompts (cprec.encode.title_tokens)."""
 
     def encode_samples(self, rows: pa.Table) -> list[EncodedSample]:
-        """Tokens of corpus rows, in their order."""
+        """Encodes corpus rows, in their order."""
 
 
 def encode_samples(
@@ -24,36 +27,55 @@ def encode_samples(
     load_tokenizer: Callable[[], Tokenizer],
     max_tokens: int,
 ) -> list[EncodedSample]:
-    """Tokens of corpus rows, in their order, whether they hold a prompt or a window of text. tokenizer: called only where there is a window.
+    """Encodes corpus rows, in their order, each of which holds a prompt or a window of text.
 
-    Raises DataError for a window, or as `prompts` does for a prompt, of more than max_tokens tokens.
+    Args:
+        rows: Corpus rows; those with a value in the column `text`, if there is one, are windows.
+        prompt_encoder: Encoder of the other rows.
+        load_tokenizer: Returns the tokenizer for windows; called only if there is a column `text`.
+        max_tokens: Maximum length of a sample, in tokens.
+
+    Raises:
+        DataError: A window is longer than `max_tokens`, or `prompt_encoder` refused a prompt.
     """
     if "text" not in rows.column_names:
         return prompt_encoder.encode_samples(rows)
-    is_text = pc.is_valid(rows["text"])
-    texts = iter(encode_windows(rows["text"].drop_null().to_pylist(), load_tokenizer(), max_tokens))
-    rest = rows.filter(pc.invert(is_text))
-    others = iter(prompt_encoder.encode_samples(rest) if len(rest) else [])
-    return [next(texts) if found else next(others) for found in is_text.to_pylist()]
+    is_window = pc.is_valid(rows["text"])
+    texts = rows["text"].drop_null().to_pylist()
+    windows = iter(encode_windows(texts, load_tokenizer(), max_tokens))
+    prompt_rows = rows.filter(pc.invert(is_window))
+    prompts = iter(prompt_encoder.encode_samples(prompt_rows) if len(prompt_rows) else [])
+    # Each iterator is in the order of the rows, so taking from one or the other restores it.
+    return [next(windows) if flag else next(prompts) for flag in is_window.to_pylist()]
 
 
 def encode_windows(
     texts: Sequence[str], tokenizer: Tokenizer, max_tokens: int
 ) -> list[EncodedSample]:
-    """Tokens of windows. Supervised is what has a token before it: all but the first where the tokenizer opens texts with no token of its own.
+    """Encodes windows of text, with every token supervised that has a token before it.
 
-    No end token: a window ends where the next one begins, not where the text does.
+    That is every token of the text if the tokenizer begins texts with a token of its own, else all
+    but the first. There is no end token, because a window does not end where its text ends.
+
+    Args:
+        texts: The windows.
+        tokenizer: Tokenizer of the base model.
+        max_tokens: Maximum length of a window, in tokens.
+
+    Raises:
+        DataError: A window is longer than `max_tokens`.
     """
     begin = bos_ids(tokenizer)
-    found = tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
-    cut = [begin + list(ids) for ids in found]
-    if longest := max((len(ids) for ids in cut if len(ids) > max_tokens), default=0):
+    token_ids = tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+    windows = [begin + list(ids) for ids in token_ids]
+    if longest := max((len(ids) for ids in windows if len(ids) > max_tokens), default=0):
         raise DataError(
-            f"a window of replayed text takes {longest} tokens, and model.max_tokens is {max_tokens}: raise it"
+            f"a window of replayed text takes {longest} tokens, "
+            f"and model.max_tokens is {max_tokens}: raise it"
         )
     return [
         EncodedSample(
             np.array(ids, dtype=np.int32), answer_start=max(len(begin), 1), dropped_titles=0
         )
-        for ids in cut
+        for ids in windows
     ]

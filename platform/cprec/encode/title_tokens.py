@@ -1,10 +1,14 @@
-"""Prompts stitched from title tokens: every title is tokenised once per corpus version, a prompt is a concatenation of pieces. Pure numpy.
+"""Prompts concatenated from tokenised titles: each title is tokenised once per corpus version.
 
-A tokenizer that never merges across a space may be given a text word by word. So each distinct word is tokenised once, in each surrounding that the
-prompt gives it (after `{`, before `,`, `}`, `}.`), and every title is kept in all its forms. A prompt's tokens are then a gather of rows of one flat
-array, without a tokenizer, and an array in Ray's object store is shared by every process of a node.
+A tokenizer that never merges across a space may be given a text word by word. So each distinct
+word is tokenised once with each punctuation that the prompt puts around it (`{` before it, `,`,
+`}` or `}.` after it), and every title is stored in all its forms. The unit of concatenation is a
+*fragment*: a fixed part of the prompt, or one title in one form. A prompt is then a selection of
+slices of one flat array. That takes numpy alone, no tokenizer, and all processes of a node read
+the same array from Ray's object store.
 
-`differs` holds stitched prompts against the tokenizer's own; `words_of` falls back to the tokenizer, with the reason, where they are not the same.
+`find_difference` compares such prompts with those that the tokenizer makes of the whole text. If
+they differ, `build_title_encoding` falls back to the tokenizer and keeps the reason.
 """
 
 from collections.abc import Sequence
@@ -20,6 +24,7 @@ from cprec.encode.tokens import EncodedSample, TitleEncoder, Tokenizer
 
 Ints = NDArray[np.int64]
 
+# The prompt, split at its spaces into fixed texts and the punctuation that touches titles.
 HEAD, OPENING_BRACE = prompt.OPENING.rsplit(" ", 1)
 _HISTORY_CLOSING, _AFTER_HISTORY = prompt.MIDDLE.split(" ", 1)
 BETWEEN_LISTS = _AFTER_HISTORY.rsplit(" ", 1)[0]
@@ -35,7 +40,7 @@ TITLE_FORMS = [
     ("", _CANDIDATES_CLOSING),
     (OPENING_BRACE, _CANDIDATES_CLOSING),
 ]
-"""What stands right before and right after a title: in the answer; within a list, first of it; last and sole of the history, of the candidates."""
+"""Forms of a title, by place in the prompt: the text directly before it and directly after it."""
 (
     ANSWER_FORM,
     INNER_FORM,
@@ -47,20 +52,23 @@ TITLE_FORMS = [
 ) = range(len(TITLE_FORMS))
 
 FIXED_FRAGMENTS = ["head", "empty history", "between", "tail", "end"]
-"""Pieces that are no title, in front of the titles' pieces: piece = len(FIXED) + item * len(FORMS) + form."""
+"""Names of the fragments that are no titles. They are numbered first: see `fragment_index`."""
 HEAD_FRAGMENT, EMPTY_HISTORY_FRAGMENT, BETWEEN_LISTS_FRAGMENT, TAIL_FRAGMENT, EOS_FRAGMENT = range(
     len(FIXED_FRAGMENTS)
 )
 
 CHECKED_PROMPTS = 64
-"""Prompts that are compared with the tokenizer's at start."""
+"""Number of random prompts that `find_difference` compares."""
 
 
 @dataclass(frozen=True)
 class TitleTokens:
-    """All pieces of all prompts. ids: [tokens] uint16 or int32, piece after piece; ends: [pieces + 1] int64, where each begins.
+    """The tokens of all fragments: the fixed ones, then every title in every form.
 
-    end: the end token.
+    Attributes:
+        ids: Token ids of all fragments, one fragment after the other, uint16 or int32 [tokens].
+        offsets: Index in `ids` where each fragment begins, and the total, [fragments + 1].
+        eos_token_id: The end token.
     """
 
     ids: NDArray[np.unsignedinteger | np.signedinteger]
@@ -69,39 +77,52 @@ class TitleTokens:
 
     @property
     def item_count(self) -> int:
-        """Items whose titles are held."""
+        """Number of items whose titles are stored."""
         return (len(self.offsets) - 1 - len(FIXED_FRAGMENTS)) // len(TITLE_FORMS)
 
+    def lengths(self, fragments: Ints) -> Ints:
+        """Returns the number of tokens of each of these fragments."""
+        return self.offsets[fragments + 1] - self.offsets[fragments]
+
     def gather(self, fragments: Ints) -> NDArray[np.int32]:
-        """The tokens of some pieces, one after the other."""
-        starts = self.offsets[fragments]
-        return _take_runs(self.ids, starts, self.offsets[fragments + 1] - starts).astype(np.int32)
+        """Returns the concatenated tokens of these fragments."""
+        return _take_runs(self.ids, self.offsets[fragments], self.lengths(fragments)).astype(
+            np.int32
+        )
 
 
 def tokenise_titles(titles: Sequence[str], tokenizer: Tokenizer) -> TitleTokens:
-    """Every title in every form. Titles are cleaned ones (corpus.ingest.titles): single spaces, none at an end.
+    """Tokenises every title in every form.
 
-    Raises RecipeError for a tokenizer without an end token, or one that merges across a space where prompt and answer meet.
+    Args:
+        titles: Titles by item index, cleaned by corpus.ingest.titles: words are separated by
+            single spaces, and there is no space at either end.
+        tokenizer: Tokenizer of the base model.
+
+    Raises:
+        RecipeError: The tokenizer has no end token, or merges across spaces.
     """
     encoder = TitleEncoder(tokenizer, max_tokens=0)
-    numbers: dict[str, int] = {}
-    words: list[int] = []
-    counts: list[int] = []
+    word_numbers: dict[str, int] = {}
+    title_words: list[int] = []
+    word_counts: list[int] = []
 
-    def number(text: str) -> int:
-        return numbers.setdefault(text, len(numbers))
+    def number(word: str) -> int:
+        return word_numbers.setdefault(word, len(word_numbers))
 
+    # Write every form of every title as a sequence of word numbers. Punctuation touches only the
+    # first and the last word, so the words between them are the same in all forms.
     for title in titles:
         first, *others = title.split(" ")
         inner = [number(word) for word in others[:-1]]
         for before, after in TITLE_FORMS:
-            piece = (
+            words = (
                 [number(before + first), *inner, number(others[-1] + after)]
                 if others
                 else [number(before + first + after)]
             )
-            words += piece
-            counts.append(len(piece))
+            title_words += words
+            word_counts.append(len(words))
     fixed = [
         encoder.bos_ids + encoder.encode(HEAD),
         *(
@@ -110,119 +131,147 @@ def tokenise_titles(titles: Sequence[str], tokenizer: Tokenizer) -> TitleTokens:
         ),
         [encoder.eos_token_id],
     ]
-    of_word = encoder.encode_all_after_space(list(numbers))
-    length = np.fromiter(map(len, of_word), np.int64, len(of_word))
-    flat, starts = (
-        np.fromiter((i for ids in of_word for i in ids), np.int32, int(length.sum())),
-        np.cumsum(length) - length,
+    # Tokenise each distinct word once, as one flat array.
+    word_ids = encoder.encode_all_after_space(list(word_numbers))
+    word_lengths = np.fromiter(map(len, word_ids), np.int64, len(word_ids))
+    flat_word_ids = np.fromiter(
+        (token for ids in word_ids for token in ids), np.int32, int(word_lengths.sum())
     )
-    word = np.array(words, dtype=np.int64)
+    word_starts = np.cumsum(word_lengths) - word_lengths
+    # Replace each word number by the word's tokens.
+    words_in_order = np.array(title_words, dtype=np.int64)
     ids = np.concatenate(
         [
-            *(np.array(piece, dtype=np.int32) for piece in fixed),
-            _take_runs(flat, starts[word], length[word]),
+            *(np.array(fragment, dtype=np.int32) for fragment in fixed),
+            _take_runs(flat_word_ids, word_starts[words_in_order], word_lengths[words_in_order]),
         ]
     )
-    of_piece = np.concatenate(
+    fragment_lengths = np.concatenate(
         [
-            [len(piece) for piece in fixed],
-            np.add.reduceat(length[word], _exclusive_cumsum(counts)) if counts else [],
+            [len(fragment) for fragment in fixed],
+            np.add.reduceat(word_lengths[words_in_order], _exclusive_cumsum(word_counts))
+            if word_counts
+            else [],
         ]
     ).astype(np.int64)
-    narrow = ids.size == 0 or ids.max() < 1 << 16
+    fits_uint16 = ids.size == 0 or ids.max() < 1 << 16
     return TitleTokens(
-        ids.astype(np.uint16 if narrow else np.int32),
-        np.concatenate([[0], np.cumsum(of_piece)]),
+        ids.astype(np.uint16 if fits_uint16 else np.int32),
+        np.concatenate([[0], np.cumsum(fragment_lengths)]),
         encoder.eos_token_id,
     )
 
 
 class CachedPromptEncoder:
-    """Items to tokens, never longer than max_tokens; what `cprec.encode.tokens.Encoder` does with titles, without a tokenizer."""
+    """Encoder of prompts and answers given as item indices, which concatenates title tokens.
+
+    It needs no tokenizer. Its results are those of `cprec.encode.tokens.TitleEncoder`.
+    """
 
     def __init__(self, title_tokens: TitleTokens, max_tokens: int) -> None:
-        self._title_tokens, self._max_tokens = title_tokens, max_tokens
+        """Sets the title tokens and the maximum length of a sample, in tokens."""
+        self._title_tokens = title_tokens
+        self._max_tokens = max_tokens
         self.eos_token_id = title_tokens.eos_token_id
 
     def encode_prompt(
         self, history: Sequence[int], candidates: Sequence[int], reserved_tokens: int
     ) -> tuple[list[int], int]:
-        """Token ids of the prompt, and how many of the oldest items were dropped so that `room` more tokens fit.
+        """Encodes a prompt, dropping the oldest items of the history until it fits.
 
-        Raises DataError when the candidates alone do not fit.
+        Args:
+            history: Item indices, oldest first.
+            candidates: Item indices to choose from. They are never dropped.
+            reserved_tokens: Tokens to leave free after the prompt, for the answer.
+
+        Returns:
+            Token ids of the prompt, and the number of dropped items.
+
+        Raises:
+            DataError: The prompt does not fit even without a history.
         """
         for dropped in range(len(history) + 1):
-            pieces = _prompt_fragments(
+            fragments = _prompt_fragments(
                 np.array(history[dropped:], np.int64), np.array(candidates, np.int64)
             )
-            if (
-                int(
-                    (
-                        self._title_tokens.offsets[pieces + 1] - self._title_tokens.offsets[pieces]
-                    ).sum()
-                )
-                + reserved_tokens
-                <= self._max_tokens
-            ):
-                return self._title_tokens.gather(pieces).tolist(), dropped
+            token_count = int(self._title_tokens.lengths(fragments).sum())
+            if token_count + reserved_tokens <= self._max_tokens:
+                return self._title_tokens.gather(fragments).tolist(), dropped
         raise too_long_error(len(candidates), self._max_tokens)
 
     def encode_answer(self, item: int) -> list[int]:
-        """Token ids of an answer, its end token included."""
+        """Encodes an answer, including the end token."""
         ids: list[int] = self._title_tokens.gather(
             np.array([fragment_index(item, ANSWER_FORM), EOS_FRAGMENT])
         ).tolist()
         return ids
 
     def encode_samples(self, rows: pa.Table) -> list[EncodedSample]:
-        """Tokens of corpus rows (history, candidates, target), in their order, all at once: the oldest history is dropped where a sample is too long.
+        """Encodes corpus rows, in their order, dropping the oldest items of histories to fit.
 
-        Raises DataError when candidates and answer alone do not fit: they are never cut.
+        Args:
+            rows: Corpus rows with the columns `history`, `candidates` and `target`.
+
+        Raises:
+            DataError: The candidates and the answer of a row do not fit even without a history.
         """
-        history, past = _flatten_lists(rows["history"])
-        candidates, choices = _flatten_lists(rows["candidates"])
-        offset = np.cumsum(choices) - choices
-        answer = (
-            candidates[offset + rows["target"].to_numpy().astype(np.int64)]
+        history, history_lengths = _flatten_lists(rows["history"])
+        candidates, candidate_counts = _flatten_lists(rows["candidates"])
+        candidate_starts = np.cumsum(candidate_counts) - candidate_counts
+        answers = (
+            candidates[candidate_starts + rows["target"].to_numpy().astype(np.int64)]
             if len(rows)
             else candidates
         )
-        lengths = self._title_tokens.offsets[1:] - self._title_tokens.offsets[:-1]
         dropped = np.zeros(len(rows), dtype=np.int64)
+        # Each round drops one more item from every sample that is still too long.
         while True:
-            pieces, count = _sample_fragments(history, past, dropped, candidates, choices, answer)
-            total = (
-                np.add.reduceat(lengths[pieces], _exclusive_cumsum(count))
+            fragments, fragment_counts = _sample_fragments(
+                history, history_lengths, dropped, candidates, candidate_counts, answers
+            )
+            token_counts = (
+                np.add.reduceat(
+                    self._title_tokens.lengths(fragments), _exclusive_cumsum(fragment_counts)
+                )
                 if len(rows)
                 else np.zeros(0, np.int64)
             )
-            too_many = total > self._max_tokens
-            if not too_many.any():
+            too_long = token_counts > self._max_tokens
+            if not too_long.any():
                 break
-            if (hopeless := too_many & (dropped == past)).any():
-                raise too_long_error(int(choices[hopeless][0]), self._max_tokens)
-            dropped += too_many
-        prompts = total - lengths[fragment_index(answer, ANSWER_FORM)] - lengths[EOS_FRAGMENT]
-        cut = (
-            np.split(self._title_tokens.gather(pieces), np.cumsum(total)[:-1]) if len(rows) else []
+            if (hopeless := too_long & (dropped == history_lengths)).any():
+                raise too_long_error(int(candidate_counts[hopeless][0]), self._max_tokens)
+            dropped += too_long
+        answer_lengths = self._title_tokens.lengths(fragment_index(answers, ANSWER_FORM))
+        eos_length = self._title_tokens.lengths(np.array(EOS_FRAGMENT))
+        answer_starts = token_counts - answer_lengths - eos_length
+        sample_ids = (
+            np.split(self._title_tokens.gather(fragments), np.cumsum(token_counts)[:-1])
+            if len(rows)
+            else []
         )
         return [
-            EncodedSample(ids, int(start), int(gone))
-            for ids, start, gone in zip(cut, prompts, dropped, strict=True)
+            EncodedSample(ids, int(start), int(dropped_titles))
+            for ids, start, dropped_titles in zip(sample_ids, answer_starts, dropped, strict=True)
         ]
 
 
 class UncachedPromptEncoder:
-    """The same by tokenizer and titles, for tokenizers whose texts cannot be stitched."""
+    """Encoder with the interface of `CachedPromptEncoder` that calls the tokenizer on whole texts.
+
+    For tokenizers that do not tokenise word by word.
+    """
 
     def __init__(self, titles: Sequence[str], title_encoder: TitleEncoder) -> None:
-        self._titles, self._title_encoder = titles, title_encoder
+        """Sets the titles, by item index, and the encoder of their texts."""
+        self._titles = titles
+        self._title_encoder = title_encoder
         self.eos_token_id = title_encoder.eos_token_id
 
     def encode_prompt(
         self, history: Sequence[int], candidates: Sequence[int], reserved_tokens: int
     ) -> tuple[list[int], int]:
-        """As Stitcher.prompt."""
+        """Encodes a prompt: see `CachedPromptEncoder.encode_prompt`."""
         return self._title_encoder.encode_prompt(
             [self._titles[i] for i in history],
             [self._titles[i] for i in candidates],
@@ -230,11 +279,11 @@ class UncachedPromptEncoder:
         )
 
     def encode_answer(self, item: int) -> list[int]:
-        """As Stitcher.answer."""
+        """Encodes an answer, including the end token."""
         return self._title_encoder.encode_answer(self._titles[item])
 
     def encode_samples(self, rows: pa.Table) -> list[EncodedSample]:
-        """As Stitcher.samples."""
+        """Encodes corpus rows: see `CachedPromptEncoder.encode_samples`."""
         columns = (rows[name].to_pylist() for name in ("history", "candidates", "target"))
         return [
             self._title_encoder.encode_sample(
@@ -246,7 +295,13 @@ class UncachedPromptEncoder:
 
 @dataclass(frozen=True)
 class TitleEncoding:
-    """What a corpus version's prompts are made of: title tokens, or the titles themselves and why they could not be kept as tokens."""
+    """The titles of a corpus version, either tokenised or as texts.
+
+    Attributes:
+        title_tokens: The tokenised titles; None if the tokenizer has to be called on whole texts.
+        titles: The texts, by item index, if `title_tokens` is None, else empty.
+        fallback_reason: Why the titles could not be tokenised in advance; empty if they could.
+    """
 
     title_tokens: TitleTokens | None
     titles: Sequence[str]
@@ -256,74 +311,105 @@ class TitleEncoding:
 def build_title_encoding(
     titles: Sequence[str], tokenizer: Tokenizer, earlier: TitleTokens | None = None
 ) -> TitleEncoding:
-    """Title tokens if a sample of stitched prompts equals the tokenizer's own, else the titles and the first difference.
+    """Tokenises titles in advance if that gives the tokenizer's own prompts, else keeps the texts.
 
-    before: tokens of the first of these titles, by the same tokenizer; items keep their index and title for ever, so only the others are tokenised.
+    Args:
+        titles: Cleaned titles by item index.
+        tokenizer: Tokenizer of the base model.
+        earlier: Tokens of the first of these titles, by the same tokenizer. An item never changes
+            its index or title, so only the titles after them are tokenised.
+
+    Raises:
+        RecipeError: The tokenizer has no end token, or merges across spaces.
     """
     tokens = (
         tokenise_titles(titles, tokenizer)
         if earlier is None
         else concat_title_tokens(earlier, tokenise_titles(titles[earlier.item_count :], tokenizer))
     )
-    because = find_difference(titles, tokens, tokenizer)
-    return TitleEncoding(None, tuple(titles), because) if because else TitleEncoding(tokens, (), "")
+    difference = find_difference(titles, tokens, tokenizer)
+    if difference:
+        return TitleEncoding(None, tuple(titles), difference)
+    return TitleEncoding(tokens, (), "")
 
 
 def concat_title_tokens(first: TitleTokens, others: TitleTokens) -> TitleTokens:
-    """The titles of both, those of `others` numbered on."""
+    """Appends the titles of `others` to those of `first`, continuing the item indices."""
     start = others.offsets[len(FIXED_FRAGMENTS)]
-    ends = np.concatenate(
+    offsets = np.concatenate(
         [first.offsets, others.offsets[len(FIXED_FRAGMENTS) + 1 :] + (first.offsets[-1] - start)]
     )
-    return TitleTokens(np.concatenate([first.ids, others.ids[start:]]), ends, first.eos_token_id)
+    ids = np.concatenate([first.ids, others.ids[start:]])
+    return TitleTokens(ids, offsets, first.eos_token_id)
 
 
 def find_difference(titles: Sequence[str], title_tokens: TitleTokens, tokenizer: Tokenizer) -> str:
-    """The first of CHECKED drawn prompts whose stitched tokens are not the tokenizer's of the whole text, in words; empty if there is none."""
+    """Compares concatenated prompts with the tokenizer's own, on CHECKED_PROMPTS random samples.
+
+    Args:
+        titles: Cleaned titles by item index.
+        title_tokens: Their tokens.
+        tokenizer: The tokenizer that made them.
+
+    Returns:
+        A description of the first difference; empty if there is none.
+    """
     rng = np.random.default_rng(0x7117)
-    stitcher, encoder = (
-        CachedPromptEncoder(title_tokens, max_tokens=1 << 30),
-        TitleEncoder(tokenizer, max_tokens=1 << 30),
-    )
+    cached_encoder = CachedPromptEncoder(title_tokens, max_tokens=1 << 30)
+    title_encoder = TitleEncoder(tokenizer, max_tokens=1 << 30)
     for draw in range(CHECKED_PROMPTS if titles else 0):
-        history, candidates = (
-            rng.integers(len(titles), size=size).tolist() for size in (draw % 11, 20)
+        history = rng.integers(len(titles), size=draw % 11).tolist()
+        candidates = rng.integers(len(titles), size=20).tolist()
+        prompt_text = prompt.render_prompt(
+            [titles[i] for i in history], [titles[i] for i in candidates]
         )
-        text = f"{prompt.render_prompt([titles[i] for i in history], [titles[i] for i in candidates])} {titles[candidates[0]]}"
+        text = f"{prompt_text} {titles[candidates[0]]}"
         stitched = [
-            *stitcher.encode_prompt(history, candidates, 0)[0],
-            *stitcher.encode_answer(candidates[0]),
+            *cached_encoder.encode_prompt(history, candidates, 0)[0],
+            *cached_encoder.encode_answer(candidates[0]),
         ]
-        whole = [*encoder.bos_ids, *encoder.encode(text), encoder.eos_token_id]
+        whole = [*title_encoder.bos_ids, *title_encoder.encode(text), title_encoder.eos_token_id]
         if stitched != whole:
             at = next(
                 (i for i, (a, b) in enumerate(zip(stitched, whole, strict=False)) if a != b),
                 min(len(stitched), len(whole)),
             )
-            return f"a stitched prompt differs from the tokenizer's at token {at} of {len(whole)} (items {history} and {candidates})"
+            return (
+                f"a stitched prompt differs from the tokenizer's at token {at} of {len(whole)} "
+                f"(items {history} and {candidates})"
+            )
     return ""
 
 
 def too_long_error(candidate_count: int, max_tokens: int) -> DataError:
-    """The error for a sample that dropping history cannot shorten enough."""
+    """Returns the error for a sample that is too long even without a history."""
     return DataError(
-        f"a prompt of {candidate_count} candidates without history and its answer take more than model.max_tokens = {max_tokens} tokens: "
-        "raise it or shorten the titles"
+        f"a prompt of {candidate_count} candidates without history and its answer take more than "
+        f"model.max_tokens = {max_tokens} tokens: raise it or shorten the titles"
     )
 
 
 def fragment_index(item: Ints | int, form: Ints | int) -> Ints:
-    """The piece of an item's title in a form (FORMS)."""
+    """Returns the index of the fragment that is the title of `item` in `form`.
+
+    Args:
+        item: Item index, or an array of them.
+        form: Index in TITLE_FORMS, or an array of them.
+    """
     return len(FIXED_FRAGMENTS) + np.asarray(item, dtype=np.int64) * len(TITLE_FORMS) + form
 
 
 def _prompt_fragments(history: Ints, candidates: Ints) -> Ints:
-    """The pieces of one prompt."""
-    past = np.array([len(history)]), np.array([len(candidates)])
-    pieces, _ = _sample_fragments(
-        history, past[0], np.zeros(1, np.int64), candidates, past[1], np.zeros(1, np.int64)
+    """Returns the fragments of one prompt."""
+    fragments, _ = _sample_fragments(
+        history,
+        np.array([len(history)]),
+        np.zeros(1, np.int64),
+        candidates,
+        np.array([len(candidates)]),
+        np.zeros(1, np.int64),
     )
-    return pieces[:-2]
+    return fragments[:-2]  # without the answer, which is a dummy, and the end token
 
 
 def _sample_fragments(
@@ -334,63 +420,82 @@ def _sample_fragments(
     candidate_counts: Ints,
     answers: Ints,
 ) -> tuple[Ints, Ints]:
-    """The pieces of samples, one sample after the other, and how many each has.
+    """Returns the fragments of samples, one sample after the other.
 
-    history, candidates: items of all samples in a row, past and choices of each; dropped: items left out at the front of each history.
-    Order: head, history (or its empty form), between, candidates, tail, answer, end.
+    A sample is: head, history (or the empty history), between, candidates, tail, answer, end.
+
+    Args:
+        history: Item indices of all histories, concatenated.
+        history_lengths: Number of items of each history, [samples].
+        dropped: Number of items to leave out at the beginning of each history, [samples].
+        candidates: Item indices of all candidates, concatenated.
+        candidate_counts: Number of candidates of each sample, [samples].
+        answers: Item index of each answer, [samples].
+
+    Returns:
+        The fragments of all samples, and the number of fragments of each sample, [samples].
     """
-    kept = history_lengths - dropped
-    count = np.maximum(kept, 1) + candidate_counts + 5
-    first = np.cumsum(count) - count
-    pieces = np.empty(int(count.sum()), dtype=np.int64)
-    pieces[first] = HEAD_FRAGMENT
-    pieces[first[kept == 0] + 1] = EMPTY_HISTORY_FRAGMENT
-    shown = history[_concat_ranges(np.cumsum(history_lengths) - history_lengths + dropped, kept)]
-    pieces[_concat_ranges(first + 1, kept)] = fragment_index(
-        shown, title_forms(kept, LAST_OF_HISTORY_FORM, ONLY_OF_HISTORY_FORM)
+    shown_lengths = history_lengths - dropped
+    counts = np.maximum(shown_lengths, 1) + candidate_counts + 5
+    starts = np.cumsum(counts) - counts
+    fragments = np.empty(int(counts.sum()), dtype=np.int64)
+
+    fragments[starts] = HEAD_FRAGMENT
+    fragments[starts[shown_lengths == 0] + 1] = EMPTY_HISTORY_FRAGMENT
+    shown_starts = np.cumsum(history_lengths) - history_lengths + dropped
+    shown = history[_concat_ranges(shown_starts, shown_lengths)]
+    fragments[_concat_ranges(starts + 1, shown_lengths)] = fragment_index(
+        shown, title_forms(shown_lengths, LAST_OF_HISTORY_FORM, ONLY_OF_HISTORY_FORM)
     )
-    middle = first + 1 + np.maximum(kept, 1)
-    pieces[middle] = BETWEEN_LISTS_FRAGMENT
-    pieces[_concat_ranges(middle + 1, candidate_counts)] = fragment_index(
+
+    between = starts + 1 + np.maximum(shown_lengths, 1)
+    fragments[between] = BETWEEN_LISTS_FRAGMENT
+    fragments[_concat_ranges(between + 1, candidate_counts)] = fragment_index(
         candidates, title_forms(candidate_counts, LAST_OF_CANDIDATES_FORM, ONLY_OF_CANDIDATES_FORM)
     )
-    tail = middle + 1 + candidate_counts
-    pieces[tail], pieces[tail + 1], pieces[tail + 2] = (
-        TAIL_FRAGMENT,
-        fragment_index(answers, ANSWER_FORM),
-        EOS_FRAGMENT,
-    )
-    return pieces, count
+
+    tail = between + 1 + candidate_counts
+    fragments[tail] = TAIL_FRAGMENT
+    fragments[tail + 1] = fragment_index(answers, ANSWER_FORM)
+    fragments[tail + 2] = EOS_FRAGMENT
+    return fragments, counts
 
 
 def title_forms(sizes: Ints, last: int, only: int) -> Ints:
-    """The form of each title of lists of these sizes. last, sole: forms of the last title of a list, and of the only one."""
+    """Returns the form of each title in lists of titles, one list after the other.
+
+    Args:
+        sizes: Number of titles of each list, [lists].
+        last: Form of the last title of a list.
+        only: Form of a title that is alone in its list.
+    """
     forms = np.full(int(sizes.sum()), INNER_FORM, dtype=np.int64)
-    there = sizes > 0
-    ends = np.cumsum(sizes)
-    forms[(ends - sizes)[there]] = FIRST_FORM
-    forms[ends[there] - 1] = np.where(sizes[there] == 1, only, last)
+    is_filled = sizes > 0
+    stops = np.cumsum(sizes)
+    forms[(stops - sizes)[is_filled]] = FIRST_FORM
+    forms[stops[is_filled] - 1] = np.where(sizes[is_filled] == 1, only, last)
     return forms
 
 
 def _concat_ranges(starts: Ints, sizes: Ints) -> Ints:
-    """start, start + 1, .. of each run, one run after the other."""
+    """Returns start, start + 1, ..., start + size - 1 of each range, one after the other."""
     return np.arange(int(sizes.sum())) + np.repeat(starts - _exclusive_cumsum(sizes), sizes)
 
 
 def _take_runs(flat: NDArray[np.generic], starts: Ints, sizes: Ints) -> NDArray[np.generic]:
+    """Returns the concatenated slices start : start + size of an array."""
     return flat[_concat_ranges(starts, sizes)]
 
 
 def _exclusive_cumsum(sizes: Ints | Sequence[int]) -> Ints:
-    """The sum of all sizes before each."""
+    """Returns, for each size, the sum of the sizes before it."""
     return np.cumsum(sizes, dtype=np.int64) - np.asarray(sizes, dtype=np.int64)
 
 
 def _flatten_lists(column: pa.ChunkedArray) -> tuple[Ints, Ints]:
-    """All values of a column of lists, and the size of each list."""
-    whole = column.combine_chunks()
-    whole = whole if isinstance(whole, pa.Array) else pa.concat_arrays(whole.chunks)
-    return whole.flatten().to_numpy(zero_copy_only=False).astype(np.int64), np.diff(
-        whole.offsets.to_numpy()
-    ).astype(np.int64)
+    """Returns all values of a column of lists, concatenated, and the size of each list."""
+    lists = column.combine_chunks()
+    # A column that is too large for one array is still in chunks.
+    lists = lists if isinstance(lists, pa.Array) else pa.concat_arrays(lists.chunks)
+    values = lists.flatten().to_numpy(zero_copy_only=False).astype(np.int64)
+    return values, np.diff(lists.offsets.to_numpy()).astype(np.int64)

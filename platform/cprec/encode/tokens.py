@@ -1,4 +1,8 @@
-"""From titles to token ids. A sample's tokens are its prompt's, its answer's and one end token; the loss sees the answer and the end only."""
+"""Samples as token ids, encoded by calling the tokenizer on whole texts.
+
+The tokens of a sample are its prompt, its answer and one end token. Only the answer and the end
+token are supervised.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,18 +15,27 @@ from cprec.encode import prompt
 
 
 class Tokenizer(Protocol):
-    """What is needed of a tokenizer (transformers.PreTrainedTokenizerBase): reading tasks that need none do not import transformers."""
+    """The part of `transformers.PreTrainedTokenizerBase` that encoding uses.
+
+    A protocol, so that read tasks that need no tokenizer do not import transformers.
+    """
 
     bos_token_id: Any
     eos_token_id: Any
 
     def __call__(self, text: Any, *, add_special_tokens: bool) -> Any:
-        """A mapping with `input_ids`: of one text, or a list of them for a list of texts."""
+        """Returns a mapping whose `input_ids` are the token ids of a text, or of each of a list."""
 
 
 @dataclass(frozen=True)
 class EncodedSample:
-    """One sample as tokens. ids: [T] int32; answer: position of the first supervised token; dropped: titles of history cut to fit."""
+    """One sample as token ids.
+
+    Attributes:
+        ids: Token ids, int32 [T].
+        answer_start: Index in `ids` of the first supervised token; all later ones are supervised.
+        dropped_titles: Number of titles left out of the history, oldest first, to fit.
+    """
 
     ids: np.ndarray
     answer_start: int
@@ -30,18 +43,27 @@ class EncodedSample:
 
 
 def bos_ids(tokenizer: Tokenizer) -> list[int]:
-    """The token with which a tokenizer opens a text, if it has one."""
+    """Returns the token that begins every text, as a list; empty if the tokenizer has none."""
     return [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
 
 
 class TitleEncoder:
-    """Titles to tokens with one tokenizer, never longer than max_tokens.
+    """Encoder of prompts and answers given as titles, by one tokenizer and up to a maximum length.
 
-    Prompt and answer are tokenised apart and joined, which equals tokenising the whole because the cut is at a space; the constructor
-    checks this and raises RecipeError for a tokenizer that merges across spaces.
+    Prompt and answer are tokenised separately and joined. The joint is a space, so this equals
+    tokenising the whole text unless the tokenizer merges across spaces. The constructor checks it.
     """
 
     def __init__(self, tokenizer: Tokenizer, max_tokens: int) -> None:
+        """Checks that the tokenizer can be used.
+
+        Args:
+            tokenizer: Tokenizer of the base model.
+            max_tokens: Maximum length of a sample, in tokens.
+
+        Raises:
+            RecipeError: The tokenizer has no end token, or merges across spaces.
+        """
         if tokenizer.eos_token_id is None:
             raise RecipeError(
                 "model.base: its tokenizer has no end token (eos); an answer could not end"
@@ -55,27 +77,46 @@ class TitleEncoder:
     def encode_prompt(
         self, history: Sequence[str], candidates: Sequence[str], reserved_tokens: int
     ) -> tuple[list[int], int]:
-        """Token ids of the prompt, and how many of the oldest titles were dropped so that `room` more tokens fit.
+        """Encodes a prompt, dropping the oldest titles of the history until it fits.
 
-        Raises DataError when the candidates alone do not fit: they are never cut (contract of the sample).
+        Args:
+            history: Titles, oldest first.
+            candidates: Titles to choose from. They are never dropped.
+            reserved_tokens: Tokens to leave free after the prompt, for the answer.
+
+        Returns:
+            Token ids of the prompt, and the number of dropped titles.
+
+        Raises:
+            DataError: The prompt does not fit even without a history.
         """
         for dropped in range(len(history) + 1):
             ids = self.bos_ids + self.encode(prompt.render_prompt(history[dropped:], candidates))
             if len(ids) + reserved_tokens <= self._max_tokens:
                 return ids, dropped
         raise DataError(
-            f"a prompt of {len(candidates)} candidates and no history takes {len(ids)} tokens and its answer {reserved_tokens}; "
-            f"model.max_tokens is {self._max_tokens}: raise it or shorten the titles"
+            f"a prompt of {len(candidates)} candidates and no history takes {len(ids)} tokens "
+            f"and its answer {reserved_tokens}; model.max_tokens is {self._max_tokens}: "
+            "raise it or shorten the titles"
         )
 
     def encode_answer(self, title: str) -> list[int]:
-        """Token ids of an answer, its end token included."""
+        """Encodes an answer, including the end token."""
         return [*self.encode_after_space(title), self.eos_token_id]
 
     def encode_sample(
         self, history: Sequence[str], candidates: Sequence[str], target_position: int
     ) -> EncodedSample:
-        """Tokens of a training sample. target: position of the true item in candidates."""
+        """Encodes a training sample.
+
+        Args:
+            history: Titles, oldest first.
+            candidates: Titles to choose from.
+            target_position: Index in `candidates` of the item that the user took.
+
+        Raises:
+            DataError: Candidates and answer do not fit even without a history.
+        """
         answer = self.encode_answer(candidates[target_position])
         ids, dropped = self.encode_prompt(history, candidates, reserved_tokens=len(answer))
         return EncodedSample(
@@ -83,31 +124,35 @@ class TitleEncoder:
         )
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of the start of a text, without special tokens."""
+        """Encodes the beginning of a text, without special tokens."""
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def encode_after_space(self, text: str) -> list[int]:
-        """Token ids of a piece of text that a space precedes; the space is theirs."""
+        """Encodes a text that follows a space; the tokens include the space."""
         return self.encode(self._space_prefix + text)
 
     def encode_all_after_space(self, texts: Sequence[str]) -> list[list[int]]:
-        """The same of many pieces at once."""
-        found: list[list[int]] = (
-            self._tokenizer(
-                [self._space_prefix + text for text in texts], add_special_tokens=False
-            )["input_ids"]
-            if texts
-            else []
-        )
-        return found
+        """Encodes many texts like `encode_after_space`, in one call of the tokenizer."""
+        if not texts:
+            return []
+        prefixed = [self._space_prefix + text for text in texts]
+        token_ids: list[list[int]] = self._tokenizer(prefixed, add_special_tokens=False)[
+            "input_ids"
+        ]
+        return token_ids
 
     def _find_space_prefix(self) -> str:
-        """What a piece after a cut starts with: nothing where the tokenizer adds the space itself (Llama), else a space (byte-level BPE)."""
+        """Returns the prefix with which a text tokenises as it does after a space.
+
+        It is empty where the tokenizer adds the space itself (Llama), else a space (byte-level
+        BPE).
+        """
         left, right = prompt.CLOSING, "Acme steel lamp"
         whole = self.encode(f"{left} {right}")
-        for space in ("", " "):
-            if whole == self.encode(left) + self.encode(space + right):
-                return space
+        for prefix in ("", " "):
+            if whole == self.encode(left) + self.encode(prefix + right):
+                return prefix
         raise RecipeError(
-            "model.base: its tokenizer merges across spaces, so that an answer cannot be told from its prompt; use another base"
+            "model.base: its tokenizer merges across spaces, so that an answer cannot be "
+            "separated from its prompt; use another base"
         )

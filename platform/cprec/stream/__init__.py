@@ -1,1 +1,1 @@
-"""From a segment of the plan to the token batches of every worker."""
+"""Streaming of a segment of the plan: from corpus rows to the micro-batches of every worker."""

@@ -1,8 +1,12 @@
-"""A share cut into micro-batches: samples side by side and padded, or packed one after the other into rows of tokens. Pure and deterministic.
+"""Division of a worker batch into micro-batches, packed or padded. Pure and deterministic.
 
-Both hold every sample of the share once and are exact: a causal model does not see padding on the right, and in a packed row positions start again at
-every sample and attention stays within it (cprec.model.attention). The sample stays the unit: no sample is cut, no row crosses a global batch.
-Where samples share tokens, which is not exact, the same holds for groups of them (cprec.stream.token_sharing).
+*Packed*: samples stand one after the other in a row of tokens. *Padded*: samples are the rows,
+filled on the right. Either way every sample is in exactly one micro-batch, no sample is cut, and no
+row crosses a global batch.
+
+Both are exact. A causal model does not see padding on the right. In a packed row, positions restart
+at every sample and attention stays within it (cprec.model.attention). Where samples share tokens,
+which is not exact, groups of samples are packed instead (cprec.stream.token_sharing).
 
 Shapes: B rows of a micro-batch, T tokens of a row, N supervised tokens, S samples of a packed row.
 """
@@ -19,9 +23,13 @@ from cprec.stream.worker_batches import WorkerBatch
 
 @dataclass(frozen=True)
 class MicroBatchSpec:
-    """How shares are cut. size: tokens of a packed row, or samples of a padded micro-batch.
+    """How worker batches are divided into micro-batches.
 
-    fill: packed rows are filled up to `size` with a sample of end tokens, so that every pass has the same shape (torch.compile).
+    Attributes:
+        packed: Whether samples are packed; else they are padded.
+        size: Tokens of a packed row, or samples of a padded micro-batch.
+        pad_to_size: Whether packed rows are filled up to `size` with end tokens, so that every pass
+            has the same shape (torch.compile).
     """
 
     packed: bool
@@ -31,13 +39,19 @@ class MicroBatchSpec:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One forward pass. ids: [B, T] int64; supervised: [B, T] bool, the positions whose next token counts in the loss; targets: [N] int64, those
-    next tokens, row by row. tokens: those of samples, without padding.
+    """The input of one forward pass.
 
-    Padded on the right, with positions and bounds None; or packed, B = 1: positions [1, T] int64 from 0 in each sample, bounds [S + 1] int32
-    between them.
+    The last three attributes are None for padded samples. A packed micro-batch has one row, B = 1.
 
-    Where samples share tokens: bounds are those of strips, and seen has the places in the row that each strip sees before its own, int32.
+    Attributes:
+        input_ids: Token ids, int64 [B, T].
+        supervised_mask: Positions whose next token counts in the loss, bool [B, T].
+        targets: Those next tokens, row by row, int64 [N].
+        token_count: Number of tokens of the samples, without padding.
+        position_ids: Positions, from 0 in each sample, int64 [1, T].
+        bounds: Bounds between samples, int32 [S + 1]; between strips where samples share tokens.
+        visible: Where samples share tokens, for each strip the indices in the row of the earlier
+            tokens that it sees, int32.
     """
 
     input_ids: np.ndarray
@@ -50,21 +64,37 @@ class MicroBatch:
 
 
 def pack(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Rows of samples, as indices, of at most `budget` tokens each: first fit, longest first. A sample longer than that has a row of its own."""
+    """Packs samples into rows, first fit, longest first.
+
+    Args:
+        lengths: Tokens of each sample.
+        max_tokens: Tokens of a row. A sample that is longer has a row of its own.
+
+    Returns:
+        The indices of the samples of each row.
+    """
     rows: list[list[int]] = []
-    room: list[int] = []
+    free_tokens: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        row = next((r for r, free in enumerate(room) if free >= lengths[index]), len(rows))
+        row = next((r for r, free in enumerate(free_tokens) if free >= lengths[index]), len(rows))
         if row == len(rows):
             rows.append([])
-            room.append(max_tokens)
+            free_tokens.append(max_tokens)
         rows[row].append(index)
-        room[row] -= lengths[index]
+        free_tokens[row] -= lengths[index]
     return rows
 
 
 def split_into_micro_batches(lengths: Sequence[int], spec: MicroBatchSpec) -> list[list[int]]:
-    """The samples of each micro-batch of a share, as indices. lengths: of its samples, longest first, so that neighbours pad little."""
+    """Divides a worker's samples among micro-batches.
+
+    Args:
+        lengths: Tokens of each sample, longest first, so that neighbours need little padding.
+        spec: How to divide them.
+
+    Returns:
+        The indices of the samples of each micro-batch.
+    """
     if spec.packed:
         return pack(lengths, spec.size)
     return [
@@ -76,36 +106,48 @@ def split_into_micro_batches(lengths: Sequence[int], spec: MicroBatchSpec) -> li
 def build_micro_batches(
     worker_batch: WorkerBatch, spec: MicroBatchSpec, pad_token_id: int
 ) -> list[MicroBatch]:
-    """A share as micro-batches. A worker with fewer than others ends with empty ones, so that all make the same number of passes (collectives would
-    hang otherwise). end: the token that pads."""
-    passes = max(
+    """Builds the micro-batches of a worker, the same number for every worker of a global batch.
+
+    A worker with fewer than others gets empty ones at the end: collectives hang unless all workers
+    make the same number of passes.
+
+    Args:
+        worker_batch: The worker's part of a global batch.
+        spec: How to divide it.
+        pad_token_id: Token of the padding, the end token.
+    """
+    pass_count = max(
         len(split_into_micro_batches(lengths, spec)) for lengths in worker_batch.lengths_by_rank
     )
     parts = split_into_micro_batches(worker_batch.lengths_by_rank[worker_batch.rank], spec)
     return [
         collate([worker_batch.samples[i] for i in part], spec, pad_token_id)
-        for part in [*parts, *[[]] * (passes - len(parts))]
+        for part in [*parts, *[[]] * (pass_count - len(parts))]
     ]
 
 
 def collate(
     samples: Sequence[EncodedSample | SharedRow], spec: MicroBatchSpec, pad_token_id: int
 ) -> MicroBatch:
-    """One micro-batch of samples, or of groups. No samples make one row of unsupervised end tokens."""
-    alone, groups = (
-        [s for s in samples if isinstance(s, EncodedSample)],
-        [s for s in samples if isinstance(s, SharedRow)],
-    )
-    if groups:
-        return _collate_shared(groups)
-    return (
-        _collate_packed(alone, spec, pad_token_id)
-        if spec.packed
-        else _collate_padded(alone, pad_token_id)
-    )
+    """Builds one micro-batch.
+
+    Args:
+        samples: Its samples, or groups of samples that share tokens, which are always packed. If
+            there are none, the micro-batch is a row of padding with no supervised token.
+        spec: Whether to pack or to pad.
+        pad_token_id: Token of the padding, the end token.
+    """
+    shared_rows = [s for s in samples if isinstance(s, SharedRow)]
+    if shared_rows:
+        return _collate_shared(shared_rows)
+    encoded_samples = [s for s in samples if isinstance(s, EncodedSample)]
+    if spec.packed:
+        return _collate_packed(encoded_samples, spec, pad_token_id)
+    return _collate_padded(encoded_samples, pad_token_id)
 
 
 def _collate_padded(samples: Sequence[EncodedSample], pad_token_id: int) -> MicroBatch:
+    """Builds a micro-batch whose rows are samples."""
     longest = max((len(s.ids) for s in samples), default=1)
     ids = np.full((max(len(samples), 1), longest), pad_token_id, dtype=np.int64)
     supervised = np.zeros(ids.shape, dtype=bool)
@@ -118,8 +160,10 @@ def _collate_padded(samples: Sequence[EncodedSample], pad_token_id: int) -> Micr
 def _collate_packed(
     samples: Sequence[EncodedSample], spec: MicroBatchSpec, pad_token_id: int
 ) -> MicroBatch:
-    tokens = _count_tokens(samples)
-    padding = max(spec.size - tokens if spec.pad_to_size else 0, 0 if samples else 1)
+    """Builds a micro-batch of one row that holds samples one after the other."""
+    token_count = _count_tokens(samples)
+    padding = max(spec.size - token_count if spec.pad_to_size else 0, 0 if samples else 1)
+    # Padding counts as one more sample, so that no other sample sees it.
     lengths = [*(len(s.ids) for s in samples), *([padding] if padding else [])]
     bounds = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     ids = np.concatenate([*(s.ids for s in samples), np.full(padding, pad_token_id)]).astype(
@@ -129,32 +173,40 @@ def _collate_packed(
     supervised = np.zeros(ids.shape, dtype=bool)
     for start, sample in zip(bounds.tolist(), samples, strict=False):
         supervised[0, start + sample.answer_start - 1 : start + len(sample.ids) - 1] = True
-    return MicroBatch(ids, supervised, _concat_targets(samples), tokens, positions, bounds)
+    return MicroBatch(ids, supervised, _concat_targets(samples), token_count, positions, bounds)
 
 
 def _collate_shared(groups: Sequence[SharedRow]) -> MicroBatch:
+    """Builds a micro-batch of one row that holds groups of samples one after the other."""
     sizes = [len(group.ids) for group in groups]
     starts = (np.cumsum(sizes) - sizes).tolist()
     ids = np.concatenate([group.ids for group in groups]).astype(np.int64)
-    counted = np.concatenate(
+    positions = np.concatenate([group.position_ids for group in groups]).astype(np.int64)
+    # Indices within a group become indices in the row.
+    supervised_indices = np.concatenate(
         [group.supervised_indices + start for group, start in zip(groups, starts, strict=True)]
     )
     supervised = np.zeros(ids.size, dtype=bool)
-    supervised[counted] = True
+    supervised[supervised_indices] = True
     bounds = np.concatenate(
         [
             [0],
             *(group.strip_bounds[1:] + start for group, start in zip(groups, starts, strict=True)),
         ]
     ).astype(np.int32)
-    seen = tuple(
-        part + start
+    visible = tuple(
+        indices + start
         for group, start in zip(groups, starts, strict=True)
-        for part in np.split(group.visible, group.visible_bounds[1:-1].tolist())
+        for indices in np.split(group.visible, group.visible_bounds[1:-1].tolist())
     )
-    positions = np.concatenate([group.position_ids for group in groups]).astype(np.int64)
     return MicroBatch(
-        ids[None], supervised[None], ids[counted + 1], ids.size, positions[None], bounds, seen
+        ids[None],
+        supervised[None],
+        ids[supervised_indices + 1],
+        ids.size,
+        positions[None],
+        bounds,
+        visible,
     )
 
 
@@ -163,6 +215,7 @@ def _count_tokens(samples: Sequence[EncodedSample]) -> int:
 
 
 def _concat_targets(samples: Sequence[EncodedSample]) -> np.ndarray:
+    """Returns the supervised tokens of samples, one sample after the other, int64 [N]."""
     return np.concatenate(
         [np.zeros(0, dtype=np.int64), *(s.ids[s.answer_start :] for s in samples)]
     ).astype(np.int64)

@@ -1,19 +1,27 @@
-"""Samples of one global batch that share tokens: the history of one user (train.targets_per_pass), a pool of candidates (train.shared_candidates).
-Pure; inexact, so off unless a recipe asks for it (docs/decisions/009-shared-rows.md).
+"""Rows of tokens in which several samples of a global batch share tokens. Pure.
 
-A group of samples is laid out as *strips* of tokens. A token sees what stands before it in its own strip, and of the strips before that what its
-strip was given to see:
+Samples can share the history of their user (train.targets_per_pass) and a pool of candidates
+(train.shared_candidates). Both change what is trained, so both are off unless the recipe asks for
+them (docs/decisions/009-shared-rows.md).
 
-    head              This user has bought                            sees nothing else
-    chain             {t1, t2, .. t9,                                 sees the head; the items of one user's samples, oldest first, each once
-    pool              } in the previous. .. candidates are {ca, cb,   sees the head; only where candidates are shared
-    and of each sample, where its candidates are its own,
-      rest            t10} in the previous. .. answer                 sees the head and its window of the chain
-    or where they are shared,
-      last            t10}                                            sees the same
-      rest            Choose only one .. answer                       sees the same, its last and the titles of the pool that are for it
+A group of samples is laid out as *strips* of tokens. A token sees the tokens before it in its own
+strip, and those tokens of earlier strips that are listed for its strip:
 
-Positions are those of the sample's own prompt as far as several samples can agree on them: see `_Layout`.
+    strip   example                                 earlier tokens that it sees
+    head    This user has bought                    none
+    chain   {t1, t2, .. t9,                         the head
+    pool    } in the previous. .. are {ca, cb,      the head
+
+A chain holds the items of one user's samples, oldest first, each once. There is a pool only where
+candidates are shared. Each sample adds one strip if its candidates are its own, else two:
+
+    rest    t10} in the previous. .. answer         the head, its window of the chain
+
+    last    t10}                                    the head, its window of the chain
+    rest    Choose only one .. answer               the same, `last`, its titles of the pool
+
+Positions are those of the sample's own prompt as far as several samples can agree on them: see
+`_SharedRowBuilder`.
 """
 
 import itertools
@@ -25,15 +33,18 @@ import pyarrow as pa
 
 from corpus.sampling import hashing
 from cprec.encode import title_tokens
-from cprec.encode.title_tokens import Ints, TitleTokens, fragment_index, title_forms
+from cprec.encode.title_tokens import TitleTokens, fragment_index, title_forms
 from cprec.encode.tokens import EncodedSample
 
 
 @dataclass(frozen=True)
 class TokenSharing:
-    """What samples share. targets: samples of one user that share one laying of their history, at most; 1: none do.
+    """What the samples of a group share. False if they share nothing.
 
-    candidates: titles of a pool that each of its samples sees, at least as far as the samples' own candidates go; 0: each has its own.
+    Attributes:
+        targets_per_pass: Maximum number of one user's samples that share a history; 1: none do.
+        shared_candidates: Minimum number of titles that each sample sees of its pool, unless the
+            candidates of the samples run out before. 0: each sample has its own candidates.
     """
 
     targets_per_pass: int = 1
@@ -44,7 +55,10 @@ class TokenSharing:
 
     @property
     def max_pool_samples(self) -> int | None:
-        """Samples of a pool, at most: half of what each sees is then nobody's target. None without pools."""
+        """Maximum number of samples of a pool; None without pools.
+
+        It ensures that at least half of what a sample sees is no sample's target.
+        """
         return self.shared_candidates // 2 if self.shared_candidates else None
 
 
@@ -53,10 +67,18 @@ NO_SHARING = TokenSharing()
 
 @dataclass(frozen=True)
 class SharedRow:
-    """A group of samples, laid out; it is packed like one sample. T tokens, N supervised, K strips, all arrays int32.
+    """A group of samples laid out as strips of tokens; it is packed like one sample.
 
-    members: [samples], their places in the global batch; ids, positions: [T]; counted: [N], places whose next token counts in the loss;
-    strips: [K + 1], bounds of the strips; seen: the places that strips see before their own, strip after strip; seen_bounds: [K + 1], of these.
+    All arrays are int32. Shapes: S samples, T tokens, N supervised tokens, K strips.
+
+    Attributes:
+        sample_indices: Indices of the samples in the global batch, [S].
+        ids: Token ids, [T].
+        position_ids: Positions, [T].
+        supervised_indices: Indices of the tokens whose next token counts in the loss, [N].
+        strip_bounds: Bounds between strips, [K + 1].
+        visible: Indices of the earlier tokens that each strip sees, one strip after the other.
+        visible_bounds: Bounds in `visible` between strips, [K + 1].
     """
 
     sample_indices: np.ndarray
@@ -70,8 +92,16 @@ class SharedRow:
 
 @dataclass(frozen=True)
 class SampleItems:
-    """A sample as items. place: in the global batch; kind: samples of different kinds share nothing; user: what those of one user and source have in
-    common; history: what is shown of it."""
+    """A sample as item indices.
+
+    Attributes:
+        batch_index: Index in the global batch.
+        sharing_key: Samples share tokens only if their keys are equal.
+        user_key: The bits of the sample id that all samples of one user and source have in common.
+        history: Items of the history without the dropped ones, oldest first.
+        candidates: The sample's own candidates.
+        answer: The candidate that the user took.
+    """
 
     batch_index: int
     sharing_key: str
@@ -88,149 +118,186 @@ def group_samples(
     sharing: TokenSharing,
     max_tokens: int,
 ) -> list[SharedRow]:
-    """The samples of a global batch as groups: every sample is in one. No group of several reaches beyond position max_tokens.
+    """Lays out the samples of a global batch in groups, every sample in exactly one.
 
-    rows: of the corpus; tokens: of these, by whose lengths the longest histories were cut.
+    A group that would reach beyond position `max_tokens` is halved, down to single samples.
+
+    Args:
+        rows: Corpus rows of the global batch.
+        samples: The encoded rows, for the number of titles dropped from each history.
+        titles: Title tokens of the corpus.
+        sharing: What samples may share.
+        max_tokens: Maximum length of a sample, in tokens.
     """
-    laid: list[SharedRow] = []
-    waiting = list(_iter_groups(list_sample_items(rows, samples, sharing), sharing))[::-1]
-    while waiting:
-        group = waiting.pop()
-        one = _SharedRowBuilder(titles, sharing).build(group)
-        if len(group) > 1 and one.position_ids.max() >= max_tokens:
+    shared_rows: list[SharedRow] = []
+    groups = list(_iter_groups(list_sample_items(rows, samples, sharing), sharing))
+    pending = groups[::-1]  # a stack
+    while pending:
+        group = pending.pop()
+        shared_row = _SharedRowBuilder(titles, sharing).build(group)
+        if len(group) > 1 and shared_row.position_ids.max() >= max_tokens:
             half = len(group) // 2
-            waiting += [group[half:], group[:half]]
+            pending += [group[half:], group[:half]]
         else:
-            laid.append(one)
-    return laid
+            shared_rows.append(shared_row)
+    return shared_rows
 
 
 def list_sample_items(
     rows: pa.Table, samples: Sequence[EncodedSample], sharing: TokenSharing
 ) -> list[SampleItems]:
-    """Corpus rows by kind and id, so that samples of one user lie side by side.
+    """Returns corpus rows as items, sorted by sharing key and id: samples of a user are neighbours.
 
-    A kind is a source, and where candidates are shared a domain: a pool of several domains would give the answer's domain away, or ask for it.
+    The sharing key is the source and, where candidates are shared, the domain of the answer. A
+    pool of several domains would let the model rule out candidates by their domain.
+
+    Args:
+        rows: Corpus rows of a global batch.
+        samples: The encoded rows, for the number of titles dropped from each history.
+        sharing: What samples may share.
     """
     ids = rows["sample_id"].to_numpy().view(np.uint64)
-    users = hashing.group_bits(ids).tolist()
+    user_keys = hashing.group_bits(ids).tolist()
     columns = [
         rows[name].to_pylist() for name in ("source", "domain", "history", "candidates", "target")
     ]
-    found = [
+    items = [
         SampleItems(
-            place,
-            f"{source} {domain}" if sharing.shared_candidates else source,
-            users[place],
-            history[samples[place].dropped_titles :],
-            choices,
-            choices[target],
+            batch_index=index,
+            sharing_key=f"{source} {domain}" if sharing.shared_candidates else source,
+            user_key=user_keys[index],
+            history=history[samples[index].dropped_titles :],
+            candidates=candidates,
+            answer=candidates[target],
         )
-        for place, (source, domain, history, choices, target) in enumerate(
+        for index, (source, domain, history, candidates, target) in enumerate(
             zip(*columns, strict=True)
         )
     ]
-    return [
-        found[place]
-        for place in sorted(range(len(found)), key=lambda p: (found[p].sharing_key, int(ids[p])))
-    ]
+    return sorted(items, key=lambda sample: (sample.sharing_key, int(ids[sample.batch_index])))
 
 
 def _iter_groups(
     samples: Sequence[SampleItems], sharing: TokenSharing
 ) -> Iterator[list[SampleItems]]:
-    """Samples that are laid out together: those of a chain, or of several chains of one kind that share a pool."""
+    """Yields the samples of each group: one chain, or several of one sharing key with a pool."""
     group: list[SampleItems] = []
     for chain in build_chains(samples, sharing):
-        together = [sample for sample, _ in chain.windows]
+        chain_samples = [sample for sample, _ in chain.windows]
         fits = (
             sharing.max_pool_samples is not None
-            and len(group) + len(together) <= sharing.max_pool_samples
+            and len(group) + len(chain_samples) <= sharing.max_pool_samples
         )
-        if group and not (fits and group[0].sharing_key == together[0].sharing_key):
+        if group and not (fits and group[0].sharing_key == chain_samples[0].sharing_key):
             yield group
             group = []
-        group = [*group, *together]
+        group = [*group, *chain_samples]
     if group:
         yield group
 
 
 @dataclass
 class HistoryChain:
-    """Items of one user in a row, and the samples whose histories are windows of it, each with the place where its window begins."""
+    """Successive items of one user, and the samples whose histories are windows of them.
+
+    Attributes:
+        items: The items, oldest first.
+        windows: Each sample with the index in `items` where its history begins.
+    """
 
     items: list[int]
     windows: list[tuple[SampleItems, int]]
 
 
 def build_chains(samples: Iterable[SampleItems], sharing: TokenSharing) -> list[HistoryChain]:
-    """Chains of neighbouring samples of one user: each begins within the chain of those before and goes on where that ends."""
-    most = min(sharing.targets_per_pass, sharing.max_pool_samples or sharing.targets_per_pass)
-    found: list[HistoryChain] = []
+    """Joins neighbouring samples of one user into chains, as long as their histories overlap.
+
+    Each history of a chain begins within the items so far, and the chain grows by the rest of it.
+
+    Args:
+        samples: Samples in the order of `list_sample_items`.
+        sharing: Limits the number of samples of a chain.
+    """
+    max_samples = min(
+        sharing.targets_per_pass, sharing.max_pool_samples or sharing.targets_per_pass
+    )
+    chains: list[HistoryChain] = []
     for sample in samples:
-        chain = found[-1] if found else HistoryChain([], [])
-        known = chain.windows and (
-            chain.windows[0][0].sharing_key,
-            chain.windows[0][0].user_key,
-        ) == (
-            sample.sharing_key,
-            sample.user_key,
-        )
-        if (
-            not known
-            or len(chain.windows) >= most
-            or (at := find_overlap(chain.items, sample.history)) is None
-        ):
-            found.append(HistoryChain(list(sample.history), [(sample, 0)]))
-            continue
-        chain.items += sample.history[len(chain.items) - at :]
-        chain.windows.append((sample, at))
-    return found
+        start = None
+        if chains and len(chains[-1].windows) < max_samples:
+            chain = chains[-1]
+            first, _ = chain.windows[0]
+            if (first.sharing_key, first.user_key) == (sample.sharing_key, sample.user_key):
+                start = find_overlap(chain.items, sample.history)
+        if start is None:
+            chains.append(HistoryChain(list(sample.history), [(sample, 0)]))
+        else:
+            chain.items += sample.history[len(chain.items) - start :]
+            chain.windows.append((sample, start))
+    return chains
 
 
 def find_overlap(items: Sequence[int], window: Sequence[int]) -> int | None:
-    """The first place from which a window equals the items, as far as these go; None if nothing overlaps."""
+    """Returns the first index in `items` at which `window` equals the items that it covers.
+
+    The window may extend beyond the end of `items`. None if it fits nowhere, or is empty.
+    """
     return next(
         (
-            at
-            for at in range(len(items))
-            if window and window[: len(items) - at] == items[at : at + len(window)]
+            start
+            for start in range(len(items))
+            if window and window[: len(items) - start] == items[start : start + len(window)]
         ),
         None,
     )
 
 
 def build_candidate_pool(samples: Sequence[SampleItems], size: int) -> list[int]:
-    """The titles that samples choose among, in an order that is a hash's: their targets, and of their own candidates as many others as it takes
-    until each sample sees `size` titles, if there are so many."""
-    chosen = dict.fromkeys(sample.answer for sample in samples)
-    left = [hidden_items(sample, samples) for sample in samples]
-    counts = [sum(item not in no for item in chosen) for no in left]
+    """Returns the items that the samples of a group choose from, in the order of a hash.
+
+    These are all answers, and then candidates of each sample in turn until every sample sees `size`
+    items, or until there are no more candidates.
+
+    Args:
+        samples: The group.
+        size: Number of items that each sample should see. Those hidden from it do not count.
+    """
+    pool = dict.fromkeys(sample.answer for sample in samples)  # a set that keeps its order
+    hidden = [hidden_items(sample, samples) for sample in samples]
+    visible_counts = [sum(item not in hidden_set for item in pool) for hidden_set in hidden]
     for item in itertools.chain.from_iterable(
         itertools.zip_longest(*(sample.candidates for sample in samples))
     ):
-        if min(counts) >= size:
+        if min(visible_counts) >= size:
             break
-        if item is not None and item not in chosen:
-            chosen[item] = None
-            counts = [count + (item not in no) for count, no in zip(counts, left, strict=True)]
-    items = np.array(list(chosen), dtype=np.int64)
+        if item is not None and item not in pool:
+            pool[item] = None
+            visible_counts = [
+                count + (item not in hidden_set)
+                for count, hidden_set in zip(visible_counts, hidden, strict=True)
+            ]
+    items = np.array(list(pool), dtype=np.int64)
     order = np.argsort(hashing.hash_integers(samples[0].user_key, items), kind="stable")
     return [int(item) for item in items[order]]
 
 
 def hidden_items(sample: SampleItems, group: Sequence[SampleItems]) -> set[int]:
-    """Titles of a pool that a sample must not see: its history, and what the same user takes at another time, which is no wrong answer."""
-    of_user = {other.answer for other in group if other.user_key == sample.user_key}
-    return (of_user | set(sample.history)) - {sample.answer}
+    """Returns the items of a pool that a sample must not see.
+
+    These are its history and the other answers of its user. The user took those too, so they would
+    be no wrong candidates.
+    """
+    user_answers = {other.answer for other in group if other.user_key == sample.user_key}
+    return (user_answers | set(sample.history)) - {sample.answer}
 
 
 @dataclass
 class _SharedRowBuilder:
-    """The strips of one group, as they are put down.
+    """Builder of the row of one group, strip by strip.
 
-    Positions: the head's from 0, a chain's from there on, and the rest goes on where the sample's window ends. Where there is a pool all samples
-    must have ended before it: chains are moved to the right, so that the last sample of each ends right before the pool.
+    Positions: the head begins at 0, each chain after the head, and a sample's own strips where its
+    window ends. A pool has one position for all samples, so all histories have to end before it.
+    Chains are therefore moved to the right, until the last history of each ends where it begins.
     """
 
     titles: TitleTokens
@@ -242,42 +309,43 @@ class _SharedRowBuilder:
     supervised_indices: list[np.ndarray] = field(default_factory=list)
 
     def build(self, group: Sequence[SampleItems]) -> SharedRow:
-        """The group, laid out."""
-        found = build_chains(group, self.sharing)
+        """Returns the row of a group."""
+        chains = build_chains(group, self.sharing)
+        # The strips that samples share: head, chains, pool.
         head = self._add_strip([title_tokens.HEAD_FRAGMENT], 0, [])
-        ends = [self._chain_extent(chain) for chain in found]
-        common = max(ends)
-        starts = [
-            int(head[-1]) + (common - end if self.sharing.shared_candidates else 0) for end in ends
+        extents = [self._chain_extent(chain) for chain in chains]
+        max_extent = max(extents)
+        chain_positions = [
+            int(head[-1]) + (max_extent - extent if self.sharing.shared_candidates else 0)
+            for extent in extents
         ]
-        edges = [
-            self._add_strip(_chain_fragments(chain), start, [_index_range(head)])
-            for chain, start in zip(found, starts, strict=True)
+        chain_edges = [
+            self._add_strip(_chain_fragments(chain), position, [_index_range(head)])
+            for chain, position in zip(chains, chain_positions, strict=True)
         ]
-        taken = (
+        pool_items = (
             build_candidate_pool(group, self.sharing.shared_candidates)
             if self.sharing.shared_candidates
             else []
         )
-        pool_at = int(head[-1]) + common
-        pooled = (
+        pool_position = int(head[-1]) + max_extent
+        pool = (
             self._add_strip(
-                [title_tokens.BETWEEN_LISTS_FRAGMENT, *_candidate_fragments(taken)],
-                pool_at,
+                [title_tokens.BETWEEN_LISTS_FRAGMENT, *_candidate_fragments(pool_items)],
+                pool_position,
                 [_index_range(head)],
             )
-            if taken
+            if pool_items
             else None
         )
-        for chain, start, edge in zip(found, starts, edges, strict=True):
-            for sample, at in chain.windows:
+        # The strips of each sample.
+        for chain, chain_position, edges in zip(chains, chain_positions, chain_edges, strict=True):
+            for sample, start in chain.windows:
                 # All of the window but its last title, whose form the chain does not have.
-                within = edge[at : max(at + len(sample.history) - 1, at) + 1]
-                before, position = (
-                    [_index_range(head), _index_range(within)],
-                    start + int(within[-1] - edge[0]),
-                )
-                if pooled is None:
+                window = edges[start : max(start + len(sample.history) - 1, start) + 1]
+                visible = [_index_range(head), _index_range(window)]
+                position = chain_position + int(window[-1] - edges[0])
+                if pool is None:
                     self._add_answer_strip(
                         [
                             _last_history_fragment(sample),
@@ -286,51 +354,50 @@ class _SharedRowBuilder:
                         ],
                         sample,
                         position,
-                        before,
+                        visible,
                     )
                     continue
-                last = self._add_strip([_last_history_fragment(sample)], position, before)
-                no = hidden_items(sample, group)
-                titles_seen = [
-                    _index_range(pooled[i + 1 : i + 3])
-                    for i, item in enumerate(taken)
-                    if item not in no
+                last = self._add_strip([_last_history_fragment(sample)], position, visible)
+                hidden = hidden_items(sample, group)
+                # Fragment 0 of the pool is the text before its titles.
+                visible_titles = [
+                    _index_range(pool[i + 1 : i + 3])
+                    for i, item in enumerate(pool_items)
+                    if item not in hidden
                 ]
                 self._add_answer_strip(
                     [],
                     sample,
-                    pool_at + int(pooled[-1] - pooled[0]),
-                    [*before, _index_range(last), _index_range(pooled[:2]), *titles_seen],
+                    pool_position + int(pool[-1] - pool[0]),
+                    [*visible, _index_range(last), _index_range(pool[:2]), *visible_titles],
                 )
-        members = [sample.batch_index for chain in found for sample, _ in chain.windows]
-        arrays = (
-            members,
-            *map(_concat, (self.ids, self.position_ids, self.supervised_indices)),
-            self.strip_bounds,
-        )
-        seen_bounds = np.cumsum([0, *map(len, self.visible)])
         return SharedRow(
-            *(
-                np.asarray(array, dtype=np.int32)
-                for array in (*arrays, _concat(self.visible), seen_bounds)
-            )
+            sample_indices=_int32(
+                [sample.batch_index for chain in chains for sample, _ in chain.windows]
+            ),
+            ids=_int32(_concat(self.ids)),
+            position_ids=_int32(_concat(self.position_ids)),
+            supervised_indices=_int32(_concat(self.supervised_indices)),
+            strip_bounds=_int32(self.strip_bounds),
+            visible=_int32(_concat(self.visible)),
+            visible_bounds=_int32(np.cumsum([0, *map(len, self.visible)])),
         )
 
     def _chain_extent(self, chain: HistoryChain) -> int:
-        """Tokens from a chain's first to the end of the last of its samples' histories."""
-        sizes = np.cumsum([0, *self._fragment_lengths(_chain_fragments(chain))])
+        """Returns the tokens from the chain's first to the end of the history that ends last."""
+        edges = np.cumsum([0, *self._fragment_lengths(_chain_fragments(chain))])
         return max(
             int(
-                sizes[max(at + len(sample.history) - 1, at)]
+                edges[max(start + len(sample.history) - 1, start)]
                 + self._fragment_lengths([_last_history_fragment(sample)])[0]
             )
-            for sample, at in chain.windows
+            for sample, start in chain.windows
         )
 
     def _add_answer_strip(
         self, fragments: list[int], sample: SampleItems, position: int, visible: list[np.ndarray]
     ) -> None:
-        """The strip that ends with a sample's answer."""
+        """Adds the strip of these fragments, the tail and the answer; the answer is supervised."""
         answer = [
             int(fragment_index(sample.answer, title_tokens.ANSWER_FORM)),
             title_tokens.EOS_FRAGMENT,
@@ -338,13 +405,25 @@ class _SharedRowBuilder:
         edges = self._add_strip(
             [*fragments, title_tokens.TAIL_FRAGMENT, *answer], position, visible
         )
+        # A position is supervised if the next token belongs to the answer or ends the sample.
         self.supervised_indices.append(np.arange(edges[-3] - 1, edges[-1] - 1))
 
     def _add_strip(
         self, fragments: Sequence[int], position: int, visible: list[np.ndarray]
     ) -> np.ndarray:
-        """Put a strip down. Returns the places where its pieces begin, and where it ends."""
-        edges = self.strip_bounds[-1] + np.cumsum([0, *self._fragment_lengths(fragments)])
+        """Adds a strip; one without fragments adds nothing.
+
+        Args:
+            fragments: Its fragments.
+            position: Position of its first token.
+            visible: Indices in the row of the earlier tokens that it sees.
+
+        Returns:
+            The indices in the row where its fragments begin, and where it ends, [fragments + 1].
+        """
+        edges: np.ndarray = self.strip_bounds[-1] + np.cumsum(
+            [0, *self._fragment_lengths(fragments)]
+        )
         if len(fragments):
             self.ids.append(self.titles.gather(np.array(fragments, dtype=np.int64)))
             self.position_ids.append(np.arange(edges[-1] - edges[0]) + position)
@@ -352,13 +431,15 @@ class _SharedRowBuilder:
             self.visible.append(_concat(visible))
         return edges
 
-    def _fragment_lengths(self, fragments: Sequence[int]) -> Ints:
-        at = np.array(fragments, dtype=np.int64)
-        return self.titles.offsets[at + 1] - self.titles.offsets[at]
+    def _fragment_lengths(self, fragments: Sequence[int]) -> np.ndarray:
+        return self.titles.lengths(np.array(fragments, dtype=np.int64))
 
 
 def _chain_fragments(chain: HistoryChain) -> list[int]:
-    """All items but the last, which every window that reaches it has in a form of its own."""
+    """Returns the fragments of all items but the last.
+
+    A history that ends with the last item has it as a fragment of its own, in another form.
+    """
     return [
         int(fragment_index(item, title_tokens.INNER_FORM if i else title_tokens.FIRST_FORM))
         for i, item in enumerate(chain.items[:-1])
@@ -366,34 +447,37 @@ def _chain_fragments(chain: HistoryChain) -> list[int]:
 
 
 def _last_history_fragment(sample: SampleItems) -> int:
+    """Returns the fragment that ends a history."""
     if not sample.history:
         return title_tokens.EMPTY_HISTORY_FRAGMENT
-    return int(
-        fragment_index(
-            sample.history[-1],
-            title_tokens.ONLY_OF_HISTORY_FORM
-            if len(sample.history) == 1
-            else title_tokens.LAST_OF_HISTORY_FORM,
-        )
+    form = (
+        title_tokens.ONLY_OF_HISTORY_FORM
+        if len(sample.history) == 1
+        else title_tokens.LAST_OF_HISTORY_FORM
     )
+    return int(fragment_index(sample.history[-1], form))
 
 
 def _candidate_fragments(items: Sequence[int]) -> list[int]:
-    found: list[int] = fragment_index(
-        np.array(items, np.int64),
-        title_forms(
-            np.array([len(items)]),
-            title_tokens.LAST_OF_CANDIDATES_FORM,
-            title_tokens.ONLY_OF_CANDIDATES_FORM,
-        ),
-    ).tolist()
-    return found
+    """Returns the fragments of a list of candidates."""
+    forms = title_forms(
+        np.array([len(items)]),
+        title_tokens.LAST_OF_CANDIDATES_FORM,
+        title_tokens.ONLY_OF_CANDIDATES_FORM,
+    )
+    fragments: list[int] = fragment_index(np.array(items, np.int64), forms).tolist()
+    return fragments
 
 
 def _index_range(edges: np.ndarray) -> np.ndarray:
-    """All places from the first edge to the last."""
+    """Returns all indices from the first edge up to the last."""
     return np.arange(edges[0], edges[-1])
 
 
 def _concat(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Concatenates arrays, of which there may be none."""
     return np.concatenate([np.zeros(0, dtype=np.int64), *parts])
+
+
+def _int32(values: Sequence[int] | np.ndarray) -> np.ndarray:
+    return np.asarray(values, dtype=np.int32)

@@ -1,4 +1,4 @@
-"""A global batch cut into shares, one per worker. Pure; exact for every number of workers."""
+"""Global batches and their division among workers. Pure, and exact for any number of workers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,9 +11,16 @@ from cprec.stream.token_sharing import SharedRow
 
 @dataclass(frozen=True)
 class GlobalBatch:
-    """What all workers know of one optimizer step: its positions in the plan and what they hold.
+    """What every worker knows about the samples of one optimizer step.
 
-    dropped: titles of histories, the oldest, that were left out because prompts would not have fitted.
+    Attributes:
+        start: Position in the plan of its first sample.
+        stop: Position in the plan after its last sample.
+        supervised_tokens: Number of tokens that count in the loss.
+        token_count: Number of tokens of all samples. A token that samples share counts for each.
+        ids_digest: Digest of the sample ids (cprec.schedule.ledger.ids_digest).
+        samples_by_source: Number of samples of each source.
+        dropped_titles: Number of history titles left out because samples were too long.
     """
 
     start: int
@@ -26,16 +33,23 @@ class GlobalBatch:
 
     @property
     def sample_count(self) -> int:
-        """Samples of the step, over all workers."""
+        """Number of samples of the step, over all workers."""
         return self.stop - self.start
 
 
 @dataclass(frozen=True)
 class WorkerBatch:
-    """One worker's part of a global batch. ids: [samples of the share] uint64.
+    """One worker's part of a global batch.
 
-    lengths: tokens of each sample of each worker, so that every worker knows how many passes the others make; samples are those of lengths[rank].
-    Where samples share tokens (cprec.stream.token_sharing), groups of them stand in the place of samples.
+    Where samples share tokens, its units are groups of samples (`SharedRow`) instead of samples.
+
+    Attributes:
+        global_batch: The whole batch.
+        rank: The worker.
+        lengths_by_rank: Tokens of each unit of every worker, by rank. From it each worker knows how
+            many passes the others make.
+        sample_ids: Ids of this worker's samples, uint64 [samples].
+        samples: This worker's units, in the order of `lengths_by_rank[rank]`.
     """
 
     global_batch: GlobalBatch
@@ -46,29 +60,46 @@ class WorkerBatch:
 
     @property
     def computed_tokens(self) -> int:
-        """Tokens of the global batch that are computed: those of its samples, but of what they share one."""
+        """Number of tokens of the global batch; one that samples share counts once."""
         return sum(map(sum, self.lengths_by_rank))
 
 
 def split_by_tokens(lengths: Sequence[int], world_size: int) -> list[list[int]]:
-    """Which samples each worker gets, as indices, longest first: each to the worker with the fewest tokens so far, and sizes differ by one at most.
+    """Divides units among workers so that tokens are balanced and sizes differ by at most one.
 
-    Without the bound on sizes the tokens are no better balanced (docs/log.md), and a worker could need one pass more than the others.
+    Units are assigned longest first, each to the worker with the fewest tokens among those with
+    room. The bound on sizes costs no balance (docs/negative-results.md). Without it, a worker could
+    need one pass more than the others.
+
+    Args:
+        lengths: Tokens of each unit.
+        world_size: Number of workers.
+
+    Returns:
+        The indices of each worker's units, longest first.
     """
-    size, larger = divmod(len(lengths), world_size)
-    dealt: list[list[int]] = [[] for _ in range(world_size)]
+    size, larger_parts = divmod(len(lengths), world_size)
+    parts: list[list[int]] = [[] for _ in range(world_size)]
     tokens = [0] * world_size
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        full = size + (sum(len(part) > size for part in dealt) < larger)
+        # `larger_parts` of the workers take one unit more than the others.
+        capacity = size + (sum(len(part) > size for part in parts) < larger_parts)
         rank = min(
-            (r for r in range(world_size) if len(dealt[r]) < full), key=lambda r: (tokens[r], r)
+            (r for r in range(world_size) if len(parts[r]) < capacity),
+            key=lambda r: (tokens[r], r),
         )
-        dealt[rank].append(index)
+        parts[rank].append(index)
         tokens[rank] += lengths[index]
-    return dealt
+    return parts
 
 
 def imbalance(lengths_by_rank: Sequence[Sequence[int]]) -> float:
-    """By how much the worker with the most tokens exceeds the mean, as a share of the mean: 0 when all have the same. lengths: as in Share."""
-    tokens = [sum(part) for part in lengths_by_rank]
+    """Returns the excess of the busiest worker's tokens over the mean, as a fraction of the mean.
+
+    It is 0 when all workers have the same number of tokens, or none has any.
+
+    Args:
+        lengths_by_rank: Tokens of each unit of every worker, by rank.
+    """
+    tokens = [sum(lengths) for lengths in lengths_by_rank]
     return max(tokens) * len(tokens) / sum(tokens) - 1 if sum(tokens) else 0.0

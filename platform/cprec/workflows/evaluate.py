@@ -30,7 +30,7 @@ from cprec.evaluate.significance import PairedTest, holm_correction, paired_t_te
 from cprec.model.base_uri import resolve_base
 from cprec.runs import checkpoint
 from cprec.runs.records import EVENTS_FILE, run_folder
-from cprec.stream.segments import RowEncoder
+from cprec.stream.row_encoder import RowEncoder
 from cprec.tracking import report
 from cprec.tracking.registry import Registry
 

@@ -1,4 +1,4 @@
-"""What the tests of models have in common."""
+"""Setting that all unit tests of cprec share: one thread for torch."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ import torch
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Tensors this small are slower on several."""
+    """Limits torch to one thread, on which tensors as small as the tests' are fastest."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,17 +1,10 @@
 """Docs cannot rot: every path, page, module, recipe key and command that they name exists."""
 
-import argparse
 import importlib
 import io
 import re
-import runpy
-import shlex
-import subprocess
-import sys
 import tokenize
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 

@@ -6,6 +6,7 @@ from corpus.store.tables import Corpus
 from cprec.runs.records import CorpusVersionAdopted
 from cprec.runs.run_plan import build_replay, remaining_portions
 from cprec.stream import segments
+from cprec.stream.row_encoder import RowEncoder
 from cprec.train.distributed.controller_state import ControllerState
 
 CLOSED_ADVICE = (
@@ -26,7 +27,7 @@ class CorpusFollower:
         self._state = state
         self._samples_at_check = 0
         self._message = f"has corpus version {state.run_plan.version}"
-        self.row_encoder: segments.RowEncoder | None = None
+        self.row_encoder: RowEncoder | None = None
         self._load(Corpus.open(state.settings.corpus_uri))
 
     def is_due(self) -> bool:
@@ -93,7 +94,7 @@ class CorpusFollower:
         """Takes over the streams of a version and the titles of its items."""
         settings = self._state.settings
         self.streams = segments.streams_by_key(corpus)
-        self.row_encoder = segments.RowEncoder.from_corpus(
+        self.row_encoder = RowEncoder.from_corpus(
             corpus,
             settings.base,
             settings.revision,

@@ -1,4 +1,4 @@
-"""Windows of text as samples: every token of the text once, all of them supervised, in their places among prompts."""
+"""Windows of text as samples: each token once and supervised, in its place among prompts."""
 
 from typing import Any
 
@@ -20,8 +20,8 @@ PROSE = st.lists(
 ).map(" ".join)
 
 
-class NoBegin:
-    """The same tokenizer, of the kind that opens texts with no token of its own."""
+class TokenizerWithoutBos:
+    """TOKENIZER, but without a token that begins texts."""
 
     bos_token_id = None
     eos_token_id = TOKENIZER.eos_token_id
@@ -32,53 +32,53 @@ class NoBegin:
 
 @given(PROSE, st.integers(26, 80))
 def test_every_token_of_a_text_is_in_one_window_and_supervised(text: str, size: int) -> None:
-    """Where words fit into windows; a longer one is cut, and its pieces are tokenised apart."""
-    found = text_windows.encode_windows(split_text(text, size), TOKENIZER, 512)
+    """Holds where every word fits into a window; a longer one is cut, which changes its tokens."""
+    samples = text_windows.encode_windows(split_text(text, size), TOKENIZER, 512)
     whole = TOKENIZER(text.rstrip(), add_special_tokens=False)["input_ids"]
-    assert [i for t in found for i in t.ids[t.answer_start :].tolist()] == whole
-    assert all(t.ids[0] == TOKENIZER.bos_token_id for t in found)
-    assert all(len(t.ids) <= size + 1 for t in found)
+    assert [i for s in samples for i in s.ids[s.answer_start :].tolist()] == whole
+    assert all(s.ids[0] == TOKENIZER.bos_token_id for s in samples)
+    assert all(len(s.ids) <= size + 1 for s in samples)
 
 
-def test_without_a_token_that_opens_texts_the_first_has_nothing_before_it() -> None:
-    [found] = text_windows.encode_windows(["oak lamp, steel mug"], NoBegin(), 512)
-    assert found.answer_start == 1
+def test_without_a_begin_token_the_first_token_is_not_supervised() -> None:
+    [sample] = text_windows.encode_windows(["oak lamp, steel mug"], TokenizerWithoutBos(), 512)
+    assert sample.answer_start == 1
     assert (
-        found.ids.tolist()
+        sample.ids.tolist()
         == TOKENIZER("oak lamp, steel mug", add_special_tokens=False)["input_ids"]
     )
 
 
-class Echo:
-    """Prompts of one token: the sample's id."""
+class SampleIdEncoder:
+    """Encoder whose prompts are two tokens: the sample's id and 0."""
 
     def encode_samples(self, rows: pa.Table) -> list[EncodedSample]:
         return [EncodedSample(np.array([i, 0]), 1, 0) for i in rows["sample_id"].to_pylist()]
 
 
 @given(st.lists(st.booleans(), max_size=20))
-def test_each_row_gets_its_own_tokens(is_text: list[bool]) -> None:
-    values = [f"lamp {i}" if found else None for i, found in enumerate(is_text)]
+def test_each_row_gets_its_own_tokens(is_window: list[bool]) -> None:
+    texts = [f"lamp {i}" if flag else None for i, flag in enumerate(is_window)]
     rows = pa.table(
         {
-            "sample_id": pa.array(range(len(is_text)), pa.int64()),
-            "text": pa.array(values, pa.string()),
+            "sample_id": pa.array(range(len(is_window)), pa.int64()),
+            "text": pa.array(texts, pa.string()),
         }
     )
-    found = text_windows.encode_samples(rows, Echo(), lambda: TOKENIZER, 512)
-    for number, (tokens, value) in enumerate(zip(found, values, strict=True)):
-        if value is None:
-            assert tokens.ids.tolist() == [number, 0]
+    samples = text_windows.encode_samples(rows, SampleIdEncoder(), lambda: TOKENIZER, 512)
+    for sample_id, (sample, text) in enumerate(zip(samples, texts, strict=True)):
+        if text is None:
+            assert sample.ids.tolist() == [sample_id, 0]
         else:
-            assert TOKENIZER.decode(tokens.ids[1:]) == value
+            assert TOKENIZER.decode(sample.ids[1:]) == text
 
 
-def test_rows_without_text_ask_for_no_tokenizer() -> None:
+def test_rows_without_text_load_no_tokenizer() -> None:
     rows = pa.table({"sample_id": pa.array([7], pa.int64())})
-    [found] = text_windows.encode_samples(
-        rows, Echo(), lambda: pytest.fail("the tokenizer was loaded"), 512
+    [sample] = text_windows.encode_samples(
+        rows, SampleIdEncoder(), lambda: pytest.fail("the tokenizer was loaded"), 512
     )
-    assert found.ids.tolist() == [7, 0]
+    assert sample.ids.tolist() == [7, 0]
 
 
 def test_a_window_that_does_not_fit_is_refused() -> None:

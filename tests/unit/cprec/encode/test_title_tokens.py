@@ -1,4 +1,7 @@
-"""Stitched prompts are the tokenizer's own, for every history, every candidate and every cut of history; where they are not, the reason is told."""
+"""Prompts concatenated from title tokens equal those that the tokenizer makes of the whole text.
+
+If they would not, building the title encoding falls back to the tokenizer and gives the reason.
+"""
 
 import subprocess
 import sys
@@ -20,6 +23,7 @@ from corpus.settings import SimulateSettings
 from cprec.encode import prompt
 from cprec.encode.title_tokens import (
     CachedPromptEncoder,
+    TitleTokens,
     UncachedPromptEncoder,
     build_title_encoding,
     find_difference,
@@ -47,12 +51,15 @@ ODD = [
 TITLES = [*ODD, *(title for shelf in SHELVES for title in shelf.titles)]
 
 
-def byte_level() -> PreTrainedTokenizerFast:
+def byte_level_tokenizer() -> PreTrainedTokenizerFast:
     return train_tokenizer(TITLES, vocab_size=700)
 
 
-def sentences() -> PreTrainedTokenizerFast:
-    """As Llama 2's: a space is a letter of the words, which a text starts with though it is not there; any word may grow together with its signs."""
+def space_in_words_tokenizer() -> PreTrainedTokenizerFast:
+    """Trains a tokenizer like that of Llama 2, in which a space is a letter of the word after it.
+
+    It puts a space before every text, and may merge a word with its punctuation.
+    """
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
@@ -72,21 +79,24 @@ def sentences() -> PreTrainedTokenizerFast:
     )
 
 
-TOKENIZERS = {"byte-level": byte_level(), "space in words": sentences()}
-PIECES = {name: tokenise_titles(TITLES, tokenizer) for name, tokenizer in TOKENIZERS.items()}
+TOKENIZERS = {
+    "byte-level": byte_level_tokenizer(),
+    "space in words": space_in_words_tokenizer(),
+}
+TITLE_TOKENS = {name: tokenise_titles(TITLES, tokenizer) for name, tokenizer in TOKENIZERS.items()}
 
-items = st.integers(0, len(TITLES) - 1)
-sample = st.fixed_dictionaries(
+ITEMS = st.integers(0, len(TITLES) - 1)
+SAMPLES = st.fixed_dictionaries(
     {
-        "history": st.lists(items, max_size=10),
-        "candidates": st.lists(items, min_size=1, max_size=20),
+        "history": st.lists(ITEMS, max_size=10),
+        "candidates": st.lists(ITEMS, min_size=1, max_size=20),
         "target": st.integers(0, 19),
     }
 )
 
 
-def table(found: list[dict[str, Any]]) -> pa.Table:
-    rows = [{**row, "target": row["target"] % len(row["candidates"])} for row in found]
+def table(samples: list[dict[str, Any]]) -> pa.Table:
+    rows = [{**row, "target": row["target"] % len(row["candidates"])} for row in samples]
     schema = pa.schema(
         {"history": pa.list_(pa.int64()), "candidates": pa.list_(pa.int64()), "target": pa.int8()}
     )
@@ -94,14 +104,15 @@ def table(found: list[dict[str, Any]]) -> pa.Table:
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-@given(found=st.lists(sample, max_size=5))
-def test_stitched_samples_are_those_of_the_tokenizer(
-    name: str, found: list[dict[str, Any]]
+@given(samples=st.lists(SAMPLES, max_size=5))
+def test_cached_samples_are_those_of_the_tokenizer(
+    name: str, samples: list[dict[str, Any]]
 ) -> None:
-    rows, tokenizer = table(found), TOKENIZERS[name]
-    for row, seen in zip(
+    rows = table(samples)
+    tokenizer = TOKENIZERS[name]
+    for row, encoded in zip(
         rows.to_pylist(),
-        CachedPromptEncoder(PIECES[name], 1 << 20).encode_samples(rows),
+        CachedPromptEncoder(TITLE_TOKENS[name], 1 << 20).encode_samples(rows),
         strict=True,
     ):
         history, candidates = ([TITLES[i] for i in row[key]] for key in ("history", "candidates"))
@@ -109,22 +120,27 @@ def test_stitched_samples_are_those_of_the_tokenizer(
         whole = tokenizer(f"{text} {candidates[row['target']]}", add_special_tokens=False)[
             "input_ids"
         ]
-        assert seen.ids.tolist() == [tokenizer.bos_token_id, *whole, tokenizer.eos_token_id]
-        assert seen.answer_start == 1 + len(tokenizer(text, add_special_tokens=False)["input_ids"])
+        assert encoded.ids.tolist() == [tokenizer.bos_token_id, *whole, tokenizer.eos_token_id]
+        assert encoded.answer_start == 1 + len(
+            tokenizer(text, add_special_tokens=False)["input_ids"]
+        )
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-@given(found=st.lists(sample, min_size=1, max_size=4), short=st.integers(0, 60))
-def test_history_is_dropped_as_the_tokenizer_way_drops_it(
-    name: str, found: list[dict[str, Any]], short: int
+@given(samples=st.lists(SAMPLES, min_size=1, max_size=4), short=st.integers(0, 60))
+def test_cached_and_uncached_encoders_drop_the_same_history(
+    name: str, samples: list[dict[str, Any]], short: int
 ) -> None:
-    rows = table(found)
+    rows = table(samples)
     limit = (
-        max(len(s.ids) for s in CachedPromptEncoder(PIECES[name], 1 << 20).encode_samples(rows))
+        max(
+            len(s.ids)
+            for s in CachedPromptEncoder(TITLE_TOKENS[name], 1 << 20).encode_samples(rows)
+        )
         - short
     )
     encoders = (
-        CachedPromptEncoder(PIECES[name], limit),
+        CachedPromptEncoder(TITLE_TOKENS[name], limit),
         UncachedPromptEncoder(TITLES, TitleEncoder(TOKENIZERS[name], limit)),
     )
     outcomes: list[Any] = []
@@ -141,92 +157,98 @@ def test_history_is_dropped_as_the_tokenizer_way_drops_it(
     assert outcomes[0] == outcomes[1]
 
 
-@given(sample, st.integers(0, 30))
-def test_prompts_and_answers_one_by_one_are_the_same(one: dict[str, Any], room: int) -> None:
-    row = table([one]).to_pylist()[0]
+@given(SAMPLES, st.integers(0, 30))
+def test_cached_and_uncached_prompts_and_answers_are_equal(
+    sample: dict[str, Any], reserved_tokens: int
+) -> None:
+    row = table([sample]).to_pylist()[0]
     encoders = (
-        CachedPromptEncoder(PIECES["byte-level"], 4000),
+        CachedPromptEncoder(TITLE_TOKENS["byte-level"], 4000),
         UncachedPromptEncoder(TITLES, TitleEncoder(TOKENIZERS["byte-level"], 4000)),
     )
     prompts = [
-        encoder.encode_prompt(row["history"], row["candidates"], room) for encoder in encoders
+        encoder.encode_prompt(row["history"], row["candidates"], reserved_tokens)
+        for encoder in encoders
     ]
     assert prompts[0] == prompts[1]
     answers = [encoder.encode_answer(row["candidates"][0]) for encoder in encoders]
     assert answers[0] == answers[1]
 
 
-def test_rows_that_are_a_slice_of_others() -> None:
+def test_rows_may_be_a_slice_of_a_table() -> None:
     rows = table(
         [
             {"history": [i, i + 1], "candidates": [i + 2, i + 3, i + 4], "target": i % 3}
             for i in range(8)
         ]
     )
-    stitcher = CachedPromptEncoder(PIECES["byte-level"], 1 << 20)
-    whole, part = stitcher.encode_samples(rows), stitcher.encode_samples(rows.slice(3, 4))
+    encoder = CachedPromptEncoder(TITLE_TOKENS["byte-level"], 1 << 20)
+    whole = encoder.encode_samples(rows)
+    part = encoder.encode_samples(rows.slice(3, 4))
     assert [s.ids.tolist() for s in part] == [s.ids.tolist() for s in whole[3:7]]
 
 
-def test_the_reason_for_a_fall_back() -> None:
+def test_right_title_tokens_pass_the_comparison_and_wrong_ones_fail_it() -> None:
     assert build_title_encoding(TITLES, TOKENIZERS["byte-level"]).fallback_reason == ""
-    pieces = PIECES["byte-level"]
-    spoiled = type(pieces)(
-        np.where(pieces.ids == pieces.ids[-1], 0, pieces.ids), pieces.offsets, pieces.eos_token_id
+    tokens = TITLE_TOKENS["byte-level"]
+    spoiled = TitleTokens(
+        np.where(tokens.ids == tokens.ids[-1], 0, tokens.ids), tokens.offsets, tokens.eos_token_id
     )
     assert "differs from the tokenizer's at token" in find_difference(
         TITLES, spoiled, TOKENIZERS["byte-level"]
     )
 
 
-def test_a_tokenizer_that_looks_across_words_falls_back_and_says_why() -> None:
-    """The number of a word depends on the words before it, so that no word stands for itself."""
+def test_a_tokenizer_that_looks_across_words_is_called_on_whole_texts() -> None:
+    class CountingTokenizer:
+        """Tokenizer whose tokens of a word depend on the words before it."""
 
-    class Counting:
-        bos_token_id, eos_token_id = None, 0
+        bos_token_id = None
+        eos_token_id = 0
 
         def __call__(self, text: Any, *, add_special_tokens: bool) -> Any:
             if isinstance(text, list):
                 return {
                     "input_ids": [self(one, add_special_tokens=False)["input_ids"] for one in text]
                 }
-            words, ids, steel = text.split(" "), [], 0
+            words = text.split(" ")
+            ids = []
+            steel_count = 0
             for word in words:
-                steel += word.startswith("Steel")
+                steel_count += word.startswith("Steel")
                 ids += [
                     1 + sum(map(ord, word)) % 1000,
-                    *([2000 + steel] if word.startswith("Steel") else []),
+                    *([2000 + steel_count] if word.startswith("Steel") else []),
                 ]
             return {"input_ids": ids if words != [""] else []}
 
     titles = [f"Steel lamp {i}" for i in range(30)]
-    words = build_title_encoding(titles, Counting())
-    assert words.title_tokens is None
-    assert list(words.titles) == titles
-    assert "a stitched prompt differs" in words.fallback_reason
+    encoding = build_title_encoding(titles, CountingTokenizer())
+    assert encoding.title_tokens is None
+    assert list(encoding.titles) == titles
+    assert "a stitched prompt differs" in encoding.fallback_reason
 
 
 @pytest.mark.parametrize("known", [0, 1, 50, len(TITLES)])
-def test_only_new_titles_are_tokenised_when_items_join(known: int) -> None:
-    class Listening:
-        bos_token_id, eos_token_id = (
-            TOKENIZERS["byte-level"].bos_token_id,
-            TOKENIZERS["byte-level"].eos_token_id,
-        )
-        texts = 0
+def test_only_new_titles_are_tokenised_when_a_corpus_gains_items(known: int) -> None:
+    class RecordingTokenizer:
+        bos_token_id = TOKENIZERS["byte-level"].bos_token_id
+        eos_token_id = TOKENIZERS["byte-level"].eos_token_id
+        text_count = 0
 
         def __call__(self, text: Any, *, add_special_tokens: bool) -> Any:
-            self.texts += len(text) if isinstance(text, list) else 1
+            self.text_count += len(text) if isinstance(text, list) else 1
             return TOKENIZERS["byte-level"](text, add_special_tokens=add_special_tokens)
 
-    whole, listening = PIECES["byte-level"], Listening()
-    grown = build_title_encoding(
-        TITLES, listening, tokenise_titles(TITLES[:known], TOKENIZERS["byte-level"])
+    whole = TITLE_TOKENS["byte-level"]
+    recording = RecordingTokenizer()
+    extended = build_title_encoding(
+        TITLES, recording, tokenise_titles(TITLES[:known], TOKENIZERS["byte-level"])
     ).title_tokens
-    assert grown is not None
-    assert np.array_equal(grown.ids, whole.ids)
-    assert np.array_equal(grown.offsets, whole.offsets)
-    assert known < len(TITLES) or listening.texts < 200
+    assert extended is not None
+    assert np.array_equal(extended.ids, whole.ids)
+    assert np.array_equal(extended.offsets, whole.offsets)
+    assert known < len(TITLES) or recording.text_count < 200
 
 
 def test_title_tokens_of_no_titles() -> None:
@@ -235,6 +257,9 @@ def test_title_tokens_of_no_titles() -> None:
     assert CachedPromptEncoder(empty, 100).encode_samples(table([])) == []
 
 
-def test_stitching_imports_no_transformers(tmp_path: Path) -> None:
-    script = "import sys, cprec.encode.title_tokens, cprec.stream.segments; sys.exit('transformers' in sys.modules)"
+def test_encoding_and_streaming_import_no_transformers(tmp_path: Path) -> None:
+    script = (
+        "import sys, cprec.encode.title_tokens, cprec.stream.segments; "
+        "sys.exit('transformers' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=False).returncode == 0

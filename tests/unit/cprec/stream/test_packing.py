@@ -1,4 +1,4 @@
-"""Micro-batches hold every sample of a share once and the tokens that count are the answers', padded or packed."""
+"""Micro-batches hold every sample of a worker batch once, with the answers supervised."""
 
 import itertools
 
@@ -11,28 +11,30 @@ from cprec.stream.packing import MicroBatch, MicroBatchSpec, build_micro_batches
 from cprec.stream.worker_batches import GlobalBatch, WorkerBatch, split_by_tokens
 
 END = 0
-CUTS = st.builds(MicroBatchSpec, packed=st.booleans(), size=st.integers(1, 90), fill=st.booleans())
+SPECS = st.builds(
+    MicroBatchSpec, packed=st.booleans(), size=st.integers(1, 90), pad_to_size=st.booleans()
+)
 
 
 @st.composite
-def samples(draw: st.DrawFn) -> EncodedSample:
+def encoded_samples(draw: st.DrawFn) -> EncodedSample:
     length = draw(st.integers(2, 40))
     ids = draw(st.lists(st.integers(1, 99), min_size=length, max_size=length))
     return EncodedSample(np.array(ids, dtype=np.int32), draw(st.integers(1, length - 1)), 0)
 
 
-def shares(found: list[EncodedSample], world: int) -> list[WorkerBatch]:
-    dealt = split_by_tokens([len(s.ids) for s in found], world)
-    lengths = tuple(tuple(len(found[i].ids) for i in part) for part in dealt)
-    batch = GlobalBatch(0, len(found), 0, 0, 0, {})
+def worker_batches(samples: list[EncodedSample], world: int) -> list[WorkerBatch]:
+    parts = split_by_tokens([len(s.ids) for s in samples], world)
+    lengths = tuple(tuple(len(samples[i].ids) for i in part) for part in parts)
+    batch = GlobalBatch(0, len(samples), 0, 0, 0, {})
     return [
-        WorkerBatch(batch, rank, lengths, np.array(part), tuple(found[i] for i in part))
-        for rank, part in enumerate(dealt)
+        WorkerBatch(batch, rank, lengths, np.array(part), tuple(samples[i] for i in part))
+        for rank, part in enumerate(parts)
     ]
 
 
-def answers(found: list[EncodedSample]) -> list[int]:
-    return sorted(i for s in found for i in s.ids[s.answer_start :].tolist())
+def answer_tokens(samples: list[EncodedSample]) -> list[int]:
+    return sorted(i for s in samples for i in s.ids[s.answer_start :].tolist())
 
 
 @given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 120))
@@ -43,46 +45,46 @@ def test_packing_is_a_deterministic_partition_within_the_budget(
     assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
     filled = [sum(lengths[i] for i in row) for row in rows]
     assert all(tokens <= budget or len(row) == 1 for tokens, row in zip(filled, rows, strict=True))
-    # First fit leaves no two rows that would go into one.
+    # First fit leaves no two rows that would fit into one.
     assert all(a + b > budget for i, a in enumerate(filled) for b in filled[i + 1 :])
     assert rows == pack(lengths, budget)
 
 
-@given(st.lists(samples(), max_size=12), st.integers(1, 4), CUTS)
+@given(st.lists(encoded_samples(), max_size=12), st.integers(1, 4), SPECS)
 def test_all_workers_make_the_same_number_of_passes_over_all_samples(
-    found: list[EncodedSample], world: int, cut: MicroBatchSpec
+    samples: list[EncodedSample], world: int, spec: MicroBatchSpec
 ) -> None:
-    passes = [build_micro_batches(share, cut, END) for share in shares(found, world)]
+    passes = [build_micro_batches(batch, spec, END) for batch in worker_batches(samples, world)]
     assert len({len(p) for p in passes}) == 1
-    assert sorted(int(i) for p in passes for m in p for i in m.targets) == answers(found)
-    assert sum(m.token_count for p in passes for m in p) == sum(len(s.ids) for s in found)
+    assert sorted(int(i) for p in passes for m in p for i in m.targets) == answer_tokens(samples)
+    assert sum(m.token_count for p in passes for m in p) == sum(len(s.ids) for s in samples)
 
 
-@given(st.lists(samples(), max_size=6), CUTS)
+@given(st.lists(encoded_samples(), max_size=6), SPECS)
 def test_a_supervised_position_is_followed_by_its_target(
-    found: list[EncodedSample], cut: MicroBatchSpec
+    samples: list[EncodedSample], spec: MicroBatchSpec
 ) -> None:
-    batch = collate(found, cut, END)
+    batch = collate(samples, spec, END)
     rows, columns = np.nonzero(batch.supervised_mask)
     assert np.array_equal(
         batch.input_ids[rows, columns + 1] if len(rows) else np.zeros(0), batch.targets
     )
-    assert batch.supervised_mask.sum() == sum(len(s.ids) - s.answer_start for s in found)
+    assert batch.supervised_mask.sum() == sum(len(s.ids) - s.answer_start for s in samples)
 
 
-def unpacked(batch: MicroBatch) -> list[list[int]]:
+def unpack(batch: MicroBatch) -> list[list[int]]:
     assert batch.bounds is not None
     bounds = batch.bounds.tolist()
     return [batch.input_ids[0, a:b].tolist() for a, b in itertools.pairwise(bounds)]
 
 
-@given(st.lists(samples(), min_size=1, max_size=6), st.integers(1, 300), st.booleans())
+@given(st.lists(encoded_samples(), min_size=1, max_size=6), st.integers(1, 300), st.booleans())
 def test_a_packed_row_is_its_samples_each_from_position_0(
-    found: list[EncodedSample], size: int, fill: bool
+    samples: list[EncodedSample], size: int, pad: bool
 ) -> None:
-    batch = collate(found, MicroBatchSpec(packed=True, size=size, pad_to_size=fill), END)
-    rows = unpacked(batch)
-    assert rows[: len(found)] == [s.ids.tolist() for s in found]
+    batch = collate(samples, MicroBatchSpec(packed=True, size=size, pad_to_size=pad), END)
+    rows = unpack(batch)
+    assert rows[: len(samples)] == [s.ids.tolist() for s in samples]
     assert batch.position_ids is not None
     assert batch.position_ids[0].tolist() == [i for row in rows for i in range(len(row))]
-    assert batch.input_ids.shape[1] == (max(size, batch.token_count) if fill else batch.token_count)
+    assert batch.input_ids.shape[1] == (max(size, batch.token_count) if pad else batch.token_count)

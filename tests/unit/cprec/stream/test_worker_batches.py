@@ -1,4 +1,4 @@
-"""Dealing a global batch: every sample once, sizes equal, tokens balanced."""
+"""Dividing a global batch among workers: every sample once, sizes equal, tokens balanced."""
 
 import itertools
 
@@ -9,26 +9,26 @@ from cprec.stream.worker_batches import imbalance, split_by_tokens
 
 
 @given(st.lists(st.integers(1, 500), max_size=60), st.integers(1, 8))
-def test_dealing_is_a_partition_with_equal_sizes_and_balanced_tokens(
+def test_split_is_a_partition_with_equal_sizes_and_balanced_tokens(
     lengths: list[int], world: int
 ) -> None:
-    dealt = split_by_tokens(lengths, world)
-    assert sorted(i for part in dealt for i in part) == list(range(len(lengths)))
-    sizes = [len(part) for part in dealt]
+    parts = split_by_tokens(lengths, world)
+    assert sorted(i for part in parts for i in part) == list(range(len(lengths)))
+    sizes = [len(part) for part in parts]
     assert max(sizes) - min(sizes) <= 1
-    tokens = [sum(lengths[i] for i in part) for part in dealt]
+    tokens = [sum(lengths[i] for i in part) for part in parts]
     assert max(tokens) - min(tokens) <= 2 * max(lengths, default=0)
-    assert all(lengths[a] >= lengths[b] for part in dealt for a, b in itertools.pairwise(part))
+    assert all(lengths[a] >= lengths[b] for part in parts for a, b in itertools.pairwise(part))
 
 
 @given(st.lists(st.lists(st.integers(1, 100), min_size=1), min_size=1, max_size=6))
-def test_imbalance_is_the_share_of_the_step_that_the_mean_worker_waits(
+def test_imbalance_is_the_excess_of_the_busiest_worker_over_the_mean(
     lengths: list[list[int]],
 ) -> None:
-    seen = imbalance(lengths)
-    assert seen >= -1e-12
+    excess = imbalance(lengths)
+    assert excess >= -1e-12
     mean = sum(map(sum, lengths)) / len(lengths)
-    assert abs(max(map(sum, lengths)) - (1 + seen) * mean) < 1e-6
+    assert abs(max(map(sum, lengths)) - (1 + excess) * mean) < 1e-6
 
 
 def test_balanced_workers_and_an_empty_batch_have_no_imbalance() -> None:

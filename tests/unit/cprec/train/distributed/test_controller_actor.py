@@ -13,6 +13,7 @@ from cprec.config.recipe import Recipe
 from cprec.runs import run_plan
 from cprec.runs.status import current_owner
 from cprec.stream import segments
+from cprec.stream.row_encoder import RowEncoder
 from cprec.stream.token_sharing import NO_SHARING
 from cprec.train.distributed.controller_actor import ControllerActor
 from cprec.train.distributed.controller_state import ControllerSettings, WorkerGroup
@@ -34,7 +35,7 @@ def corpus(tmp_path: Path) -> Corpus:
 def shell(tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> ControllerActor:
     """Of a run that has begun, but for what only read tasks need: titles in Ray's object store, settings of Ray Data."""
     monkeypatch.setattr(segments, "configure_ray_data", lambda: None)
-    monkeypatch.setattr(segments.RowEncoder, "from_corpus", lambda *_: None)
+    monkeypatch.setattr(RowEncoder, "from_corpus", lambda *_: None)
     run = str(tmp_path / "runs" / "trunk")
     run_plan.open_run_plan(Recipe(), run, corpus)
     return ControllerActor(

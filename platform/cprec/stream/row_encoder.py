@@ -1,0 +1,116 @@
+"""Row encoder: encodes corpus rows with titles that Ray's object store holds once per node."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import ray
+
+from corpus.store.tables import Corpus
+from cprec.encode import text_windows
+from cprec.encode.title_tokens import (
+    CachedPromptEncoder,
+    TitleTokens,
+    UncachedPromptEncoder,
+    build_title_encoding,
+)
+from cprec.encode.tokens import EncodedSample, TitleEncoder, Tokenizer
+from cprec.stream.token_sharing import NO_SHARING, SharedRow, TokenSharing, group_samples
+
+
+@dataclass(frozen=True)
+class RowEncoder:
+    """Encoder of the rows of one corpus version, small enough to be sent with every Ray task.
+
+    Attributes:
+        base: Base model, whose tokenizer is used: a hub id, an absolute directory or a URI.
+        revision: Revision of a base model on the hub; None for its default.
+        max_tokens: Maximum length of a sample, in tokens.
+        titles_ref: Reference to the titles in the object store: title tokens, or the texts if the
+            tokenizer has to be called on whole prompts.
+        sharing: What training samples share. Without title tokens they share nothing.
+    """
+
+    base: str
+    revision: str | None
+    max_tokens: int
+    titles_ref: "ray.ObjectRef[TitleTokens | Sequence[str]]"
+    sharing: TokenSharing = NO_SHARING
+
+    @classmethod
+    def from_corpus(
+        cls,
+        corpus: Corpus,
+        base: str,
+        revision: str | None,
+        max_tokens: int,
+        earlier: "RowEncoder | None" = None,
+        sharing: TokenSharing = NO_SHARING,
+    ) -> "RowEncoder":
+        """Tokenises the titles of a corpus version and puts them into the object store.
+
+        Args:
+            corpus: The corpus version.
+            base: Base model: a hub id, an absolute directory or a URI.
+            revision: Revision of a base model on the hub; None for its default.
+            max_tokens: Maximum length of a sample, in tokens.
+            earlier: Encoder of an earlier version of the corpus with the same base model. Its
+                titles are not tokenised again.
+            sharing: What training samples share.
+
+        Raises:
+            RecipeError: The tokenizer has no end token, or merges across spaces.
+        """
+        from cprec.model.backbone import load_tokenizer
+
+        earlier_titles = None if earlier is None else ray.get(earlier.titles_ref)
+        encoding = build_title_encoding(
+            corpus.read_titles(),
+            load_tokenizer(base, revision),
+            earlier_titles if isinstance(earlier_titles, TitleTokens) else None,
+        )
+        titles = encoding.titles if encoding.title_tokens is None else encoding.title_tokens
+        return cls(base, revision, max_tokens, ray.put(titles), sharing)
+
+    def load_prompt_encoder(self) -> CachedPromptEncoder | UncachedPromptEncoder:
+        """Returns the encoder of prompts for this process.
+
+        Title tokens are read in place from the object store, without tokenizer and transformers.
+        """
+        titles = ray.get(self.titles_ref)
+        if isinstance(titles, TitleTokens):
+            return CachedPromptEncoder(titles, self.max_tokens)
+        return UncachedPromptEncoder(titles, TitleEncoder(self._load_tokenizer(), self.max_tokens))
+
+    def encode_rows(self, rows: pa.Table) -> list[EncodedSample]:
+        """Encodes corpus rows, in their order, both prompts and windows of text.
+
+        Raises:
+            DataError: A row does not fit into `max_tokens`, even without a history.
+        """
+        return text_windows.encode_samples(
+            rows, self.load_prompt_encoder(), self._load_tokenizer, self.max_tokens
+        )
+
+    def group_rows(
+        self, rows: pa.Table, samples: Sequence[EncodedSample]
+    ) -> list[SharedRow] | None:
+        """Lays out a global batch in groups of samples that share tokens.
+
+        Args:
+            rows: Corpus rows of the global batch.
+            samples: The same rows as `encode_rows` returns them.
+
+        Returns:
+            The groups; None if samples share nothing.
+        """
+        titles = ray.get(self.titles_ref) if self.sharing else None
+        if not isinstance(titles, TitleTokens):
+            return None
+        return group_samples(rows, samples, titles, self.sharing, self.max_tokens)
+
+    def _load_tokenizer(self) -> Tokenizer:
+        # Imported lazily: it imports transformers, which most read tasks do not need.
+        from cprec.model.backbone import load_tokenizer
+
+        return load_tokenizer(self.base, self.revision)
