@@ -291,7 +291,7 @@ def test_an_append_on_ray_that_is_overtaken_is_made_anew(
         of_one,
         append(settings(more, domains=("D",), held_out=(), **ON_RAY), 0, many.uri, said.append),
     )
-    assert any("the append is made anew" in line for line in said)
+    assert any("the append starts again" in line for line in said)
 
 
 def test_few_interactions_whose_users_have_many_are_appended_on_ray(
@@ -353,7 +353,7 @@ def test_both_ways_refuse_an_append_alike(tmp_path: Path, rough: Path) -> None:
         "the 3-core of 3 interactions is empty; the largest data.k_core that leaves data is 1, and a corpus keeps"
         in refused(domains=("D",))
     )
-    assert "in this corpus held out" in refused(domains=("C", "E"))
+    assert "in this corpus as held-out data" in refused(domains=("C", "E"))
     assert "3 are left, 4 negatives are wanted" in refused(domains=("E",))
     pl.read_parquet(part).with_columns(item_id=pl.lit("?")).write_parquet(part)
     assert "\n  item_without_title 80 in " in refused(domains=("E",))

@@ -315,7 +315,7 @@ def test_a_preview_says_what_would_come_in_and_writes_nothing(
     assert {path: path.stat().st_mtime_ns for path in Path(corpus.uri).rglob("*")} == before
     assert said[-1] == f"would make version 1 of {corpus.uri}: 320 new interactions; dropped: none"
     assert Corpus.open(corpus.uri).version == 0
-    with pytest.raises(DataError, match="in this corpus pre-training"):
+    with pytest.raises(DataError, match="in this corpus as pre-training data"):
         preview(
             more(tmp_path / "held", {"A": shop(DOMAINS)["A"]}, domains=(), held_out=("A",)),
             0,
@@ -403,7 +403,7 @@ def test_items_of_an_append_have_titles_distinct_from_those_there(
             r"built with data\.min_history 3 \(asked for: 2\); set the keys as they were",
         ),
         ({"domains": (), "held_out": ()}, r"data\.domains names no domain to append"),
-        ({"domains": ("C",)}, r"C: in this corpus held out, for ever; append with --held-out"),
+        ({"domains": ("C",)}, r"C: in this corpus as held-out data, which cannot change; append with --held-out"),
         ({"k_core": 3, "num_candidates": 6}, r"data\.num_candidates 5 \(asked for: 6\)"),
         ({"users_together": True}, r"data\.users_together not set \(asked for: True\)"),
     ],
