@@ -199,7 +199,7 @@ def commit_version(
     say(f"committed corpus version {version} at {uri}: {num_samples:,} samples")
     if quarantine_file := version_metadata[quarantine.FOLDER]:
         path = storage.join(uri, quarantine.FOLDER, quarantine_file)
-        say(f"rows that cannot be used are listed by file and reason, with examples, in {path}")
+        say(f"rows that cannot be used, by file and reason, with the first of each: {path}")
     if not version_statistics["mixed"]["samples"]:
         say(
             "no mixed sample: no user's history spans enough domains, so annealing has nothing "
