@@ -1,6 +1,14 @@
-"""The interface of what builds and appends: `corpus.local` in one process, `corpus.distributed` on Ray.
+"""The interface of a backend, which turns behaviours into the files of a corpus version.
 
-Both decide by the same functions and write the same files, byte for byte.
+There are two backends: `corpus.local` works in one process, `corpus.distributed` on Ray.
+Both call the same functions for every decision, so they write the same files, byte for byte
+(docs/decisions/011-building-on-ray.md). `corpus.build` and `corpus.append` call them in this order:
+
+    build:   Backend.prepare      -> Prepared                   -> UncommittedSamples
+    append:  Backend.append_input -> AppendInput -> AppendDelta -> UncommittedSamples
+
+A backend writes the files of samples and of stored interactions. It commits nothing, and it leaves
+the table of items to its caller.
 """
 
 from abc import ABC, abstractmethod
@@ -22,9 +30,23 @@ from corpus.store.stored_interactions import InteractionFile
 from corpus.store.tables import Corpus
 
 
+class MapFunction(Protocol):
+    """The built-in `map`, or a function that does the same in other processes."""
+
+    def __call__(self, function: Callable[[Any], Any], values: Iterable[Any], /) -> Iterable[Any]:
+        """Returns the function's results, in the order of the values."""
+
+
 @dataclass(frozen=True)
 class UncommittedSamples:
-    """Samples and kept interactions that are written but not committed; what statistics need of them."""
+    """The files of a corpus version that are written but not yet committed, and their counts.
+
+    Attributes:
+        sample_files: Files of samples, by name.
+        interaction_files: Files of the version's own interactions, by name.
+        mixed_users: Users who get their first mixed samples with this version.
+        dropped: New interactions that are the target of no sample, by reason.
+    """
 
     sample_files: tuple[WrittenFile, ...]
     interaction_files: tuple[InteractionFile, ...]
@@ -34,33 +56,50 @@ class UncommittedSamples:
 
 @dataclass(frozen=True)
 class Prepared(ABC):
-    """All domains after cleaning and k-core.
+    """The behaviours of a build after cleaning and k-core; the next step is to write samples.
 
-    items: ITEMS_SCHEMA, row i is item i; dropped: rows left out, by reason; quarantined: of these, what cannot be used; came: `statistics.came`,
-    bounds: `samples.at_most` of all users.
+    Attributes:
+        items: Items of all domains, a frame of ITEMS_SCHEMA whose row i is item i.
+        dropped: Rows left out so far, by reason, unusable ones included.
+        quarantined: The unusable rows.
+        counts_by_domain: Interactions and users of each domain.
+        sample_bounds: Samples that each (source, split) can have, at most. Exact except for
+            `mixed` (`corpus.sampling.samples.max_sample_counts`).
     """
 
     items: pl.DataFrame
     dropped: Counter[str]
     quarantined: tuple[QuarantinedRows, ...]
-    counts_by_domain: Mapping[str, tuple[int, int]]
+    counts_by_domain: NewCounts
     sample_bounds: Mapping[tuple[str, str], int]
 
     def item_indices(self) -> dict[str, IntArray]:
-        """Item indices of each domain, ascending."""
+        """Returns the item indices of each domain, ascending."""
         return group_item_indices(self.items)
 
     @abstractmethod
     def write_sample_files(self, data: DataSettings, seed: int, uri: str) -> UncommittedSamples:
-        """Make and write all samples."""
+        """Makes all samples of version 0 and writes its files, without committing them.
+
+        Args:
+            data: Settings of the build.
+            seed: Seed of the candidates.
+            uri: Where the corpus is.
+        """
 
 
 @dataclass(frozen=True)
 class AppendDelta(ABC):
-    """What comes in on one version of a corpus.
+    """What an append adds to one version of a corpus; the next step is to write samples.
 
-    corpus: that version; data: settings of the whole corpus after it; rows: interactions that come in; items: domain, item_id, title of theirs, in
-    the order in which those without a number get one; dropped: interactions left out, by reason; quarantined: of these, what cannot be used.
+    Attributes:
+        corpus: The version that is appended to.
+        data: Settings that name all domains of the corpus after the append.
+        rows: Interactions that are added.
+        items: Items of these interactions (domain, item_id, title). Items that are new to the
+            corpus are numbered in this order.
+        dropped: Rows left out so far, by reason, unusable ones included.
+        quarantined: The unusable rows.
     """
 
     corpus: Corpus
@@ -74,34 +113,52 @@ class AppendDelta(ABC):
     def write_sample_files(
         self, numbered_items: pl.DataFrame, item_indices: Mapping[str, IntArray], seed: int
     ) -> tuple[UncommittedSamples, NewCounts]:
-        """Make and write all samples of the next version; and tell `statistics.came`.
+        """Makes all samples of the next version and writes its files, without committing them.
 
-        numbered: domain, item_id, item_index of `items`; indices: of each domain in the next version, ascending.
-        Raises DataError where a user leaves too few items to draw negatives from.
+        Args:
+            numbered_items: `items` with their numbers: domain, item_id, item_index.
+            item_indices: Item indices of each domain in the next version, ascending.
+            seed: Seed of the candidates.
+
+        Returns:
+            The files, and the added interactions and users of each domain
+            (`corpus.store.statistics.count_new_by_domain`).
+
+        Raises:
+            DataError: A user interacted with so many items of a domain that too few are left to
+                draw negatives from.
         """
 
 
 @dataclass(frozen=True)
 class AppendInput(ABC):
-    """The behaviours that an append was given. data: names the domains that are appended, and no other."""
+    """The behaviours that an append adds, before they are compared with the corpus.
+
+    An append that another process overtakes computes its delta again, on the newer version.
+
+    Attributes:
+        data: Settings that name the appended domains only.
+    """
 
     data: DataSettings
 
     @property
     def domains(self) -> list[str]:
-        """The domains, in the order in which their items are numbered."""
+        """The appended domains, in the order in which their items are numbered."""
         return sorted((*self.data.domains, *self.data.held_out))
 
     @abstractmethod
     def compute_delta(self, corpus: Corpus, data: DataSettings, say: Say) -> AppendDelta:
-        """What of them comes in on a version; writes nothing. data: as in Coming. Raises DataError for behaviours that cannot be used."""
+        """Selects the interactions that the append adds to a corpus version; writes nothing.
 
+        Args:
+            corpus: The version to append to.
+            data: Settings that name all domains of the corpus after the append.
+            say: Takes lines of progress.
 
-class MapFunction(Protocol):
-    """The built-in `map`, or a function that does the same elsewhere."""
-
-    def __call__(self, function: Callable[[Any], Any], values: Iterable[Any], /) -> Iterable[Any]:
-        """Returns the function's results, in the order of the values."""
+        Raises:
+            DataError: The behaviours cannot be used.
+        """
 
 
 @dataclass(frozen=True)
@@ -110,7 +167,8 @@ class Backend:
 
     Attributes:
         map: Applies a function to many values, such as files.
-        prepare: Reads, cleans and numbers all domains of a build.
+        prepare: Reads, cleans and numbers all domains of a build. Raises DataError for
+            behaviours that cannot be used.
         append_input: Takes the settings that name the domains of an append.
     """
 

@@ -1,7 +1,7 @@
-"""Raw behaviours of the named domains to corpus version 0.
+"""Builds version 0 of a corpus from the raw behaviours of the domains that the recipe names.
 
-Items are committed first, samples second and in one transaction, statistics.json last. A build that was killed anywhere is completed by
-the same build.
+The items are committed first, then all samples in one transaction; statistics.json is written last.
+A build that was killed at any point is completed by running the same build again.
 """
 
 import json
@@ -29,71 +29,109 @@ from corpus.store.tables import (
 )
 
 RULES_VERSION = 1
-"""Goes up whenever the same input would make other samples."""
+"""Version of the code that makes samples; raised whenever the same input would make others."""
+
+RULE_KEYS = (
+    "k_core",
+    "min_history",
+    "max_history",
+    "num_candidates",
+    "mixed_min_domains",
+    "mixed_min_target_domain",
+    "users_together",
+)
+"""Keys of `data` that all versions of a corpus share, because they decide which samples exist."""
 
 
 def simulate_and_build(
     data: DataSettings, simulate: SimulateSettings, seed: int, uri: str, say: Say
 ) -> Corpus:
-    """Simulate the behaviours if the recipe asks for it and they are missing, then build the corpus if it is missing."""
+    """Builds the corpus if it is missing, from simulated behaviours if the recipe asks for them.
+
+    Behaviours that were simulated before are used again. Arguments and errors are those of `build`.
+    """
     if data.format == "simulated":
         simulation.write_data_root(data, simulate, seed)
     return build(data, seed, uri, say)
 
 
 def build(data: DataSettings, seed: int, uri: str, say: Say) -> Corpus:
-    """Build corpus version 0 at a URI; a corpus of the same input, rules and seed is left as it is. `say` gets lines of progress.
+    """Builds version 0 of a corpus, unless it already exists with the same input, rules and seed.
 
-    Raises DataError for behaviours that cannot be used, CorpusError for another corpus in the place.
+    Args:
+        data: Where the behaviours are, and the rules that turn them into samples.
+        seed: Seed of the candidates.
+        uri: Where the corpus is, or is to be built.
+        say: Takes lines of progress.
+
+    Returns:
+        Version 0; of an existing corpus its newest version.
+
+    Raises:
+        DataError: The behaviours cannot be used.
+        CorpusError: Another corpus is at the URI, or the URI is the data root.
     """
     uri = storage.absolute_uri(uri)
     if uri == storage.absolute_uri(data.root):
         raise CorpusError(
-            f"{uri}: the corpus cannot lie in its own data root; change the key corpus"
+            f"{uri}: the key corpus names the data root; choose another place for the corpus"
         )
-    with choose_backend(data, say) as way:
-        identity = fingerprint(data, seed, way.map)
+    with choose_backend(data, say) as backend:
+        identity = fingerprint(data, seed, backend.map)
         existing = delta.read_commits(storage.join(uri, SAMPLES))
         if existing:
             return _open_existing(uri, existing, identity, say)
         delta.check_conditional_put(uri)
-        gathered = way.prepare(data, say)
-        items_version = catalogue.create_items(uri, gathered.items, identity)
-        items = gathered.item_indices()
-        say(
-            f"making samples of {sum(rows for rows, _ in gathered.counts_by_domain.values()):,} interactions"
-        )
-        made = gathered.write_sample_files(data, seed, uri)
-    bad = quarantine.write(uri, data.root, gathered.quarantined)
-    numbers = statistics.describe_version(
+        prepared = backend.prepare(data, say)
+        items_version = catalogue.create_items(uri, prepared.items, identity)
+        item_indices = prepared.item_indices()
+        num_interactions = sum(rows for rows, _ in prepared.counts_by_domain.values())
+        say(f"making samples of {num_interactions:,} interactions")
+        samples = prepared.write_sample_files(data, seed, uri)
+    quarantine_file = quarantine.write(uri, data.root, prepared.quarantined)
+    version_statistics = statistics.describe_version(
         statistics.EMPTY_STATISTICS,
-        gathered.counts_by_domain,
-        count_items(items),
+        prepared.counts_by_domain,
+        count_items(item_indices),
         data,
-        statistics.count_samples(made.sample_files),
-        made.mixed_users,
-        gathered.dropped + made.dropped,
+        statistics.count_samples(samples.sample_files),
+        samples.mixed_users,
+        prepared.dropped + samples.dropped,
     )
-    told = {
+    version_metadata = {
         "fingerprint": identity,
         "rules": rules(data, seed),
         "origin": origin(data, (*data.domains, *data.held_out)),
         "domains": data.domains,
         "held_out": data.held_out,
-        quarantine.FOLDER: bad,
+        quarantine.FOLDER: quarantine_file,
         "items_version": items_version,
-        "item_runs": catalogue.encode_runs(items),
+        "item_runs": catalogue.encode_runs(item_indices),
     }
-    return commit_version(uri, made, numbers, told, after=None, transaction=identity, say=say)
+    return commit_version(
+        uri,
+        samples,
+        version_statistics,
+        version_metadata,
+        parent_version=None,
+        transaction_id=identity,
+        say=say,
+    )
 
 
 @contextmanager
 def choose_backend(
     data: DataSettings, say: Say, count_existing: Callable[[int], int] = lambda expected: 0
 ) -> Iterator[Backend]:
-    """The way in which behaviours become samples: in this process, or on Ray if there are more than `data.distribute_above`. Reads no behaviours.
+    """Yields the backend for some behaviours: Ray above `data.distribute_above` interactions.
 
-    behind: of so many that are expected, the interactions that are needed beside them; only asked for where they may decide it.
+    The size is estimated from file sizes and parquet footers; no behaviours are read.
+
+    Args:
+        data: Settings that name the domains.
+        say: Takes lines of progress.
+        count_existing: Counts the stored interactions that an append needs too, given the estimated
+            number of new ones. Called only if the new ones alone do not exceed the limit.
     """
     expected = sum(
         file_splits.estimate_rows(file)
@@ -105,10 +143,11 @@ def choose_backend(
     if expected <= data.distribute_above:
         yield LOCAL
         return
-    from corpus import distributed  # only a large build needs Ray
+    from corpus import distributed  # imported lazily: only a large build or append needs Ray
 
     say(
-        f"about {expected:,} interactions are more than data.distribute_above ({data.distribute_above:,}): building on Ray"
+        f"about {expected:,} interactions, more than data.distribute_above "
+        f"({data.distribute_above:,}): building on Ray"
     )
     with distributed.session():
         yield distributed.RAY
@@ -120,11 +159,24 @@ def commit_version(
     version_statistics: dict[str, Any],
     version_metadata: dict[str, Any],
     *,
-    after: int | None,
-    transaction: str,
+    parent_version: int | None,
+    transaction_id: str,
     say: Say,
 ) -> Corpus:
-    """Commit what was made as the next version of the corpus, and tell its statistics. Raises Overtaken if another process was faster."""
+    """Commits written files as the next version of a corpus, and publishes its statistics.
+
+    Args:
+        uri: Where the corpus is.
+        samples: The files, and what is reported about them.
+        version_statistics: The version's object in statistics.json, without its version number.
+        version_metadata: What else the commit records about the version.
+        parent_version: The version that the files were made for; None for a new corpus.
+        transaction_id: Identity of the build or append, so that it is not committed twice.
+        say: Takes lines of progress.
+
+    Raises:
+        CommitConflictError: Another process committed first.
+    """
     metadata = {
         **version_metadata,
         "statistics": version_statistics,
@@ -132,34 +184,33 @@ def commit_version(
             samples.interaction_files
         ),
     }
-    place = storage.join(uri, SAMPLES)
     version = delta.commit(
-        place,
+        storage.join(uri, SAMPLES),
         SAMPLES_TABLE_SCHEMA,
         samples.sample_files,
-        parent_version=after,
+        parent_version=parent_version,
         partition_by=PARTITION_COLUMNS,
         metadata=metadata,
-        transaction_id=transaction,
+        transaction_id=transaction_id,
     )
     newest = Corpus.open(uri)
     publish_statistics(newest)
-    say(
-        f"committed corpus version {version} at {uri}: {sum(file.rows for file in samples.sample_files):,} samples"
-    )
-    if version_metadata[quarantine.FOLDER]:
-        say(
-            f"rows that cannot be used, by file and reason, with the first of each: {storage.join(uri, quarantine.FOLDER, version_metadata[quarantine.FOLDER])}"
-        )
+    num_samples = sum(file.rows for file in samples.sample_files)
+    say(f"committed corpus version {version} at {uri}: {num_samples:,} samples")
+    if quarantine_file := version_metadata[quarantine.FOLDER]:
+        path = storage.join(uri, quarantine.FOLDER, quarantine_file)
+        say(f"rows that cannot be used, by file and reason, with the first of each: {path}")
     if not version_statistics["mixed"]["samples"]:
         say(
-            "no mixed sample: no user's history spans enough domains, so annealing has nothing to read; see data.mixed_min_domains"
+            "no mixed sample: no user's history spans enough domains, so annealing has nothing "
+            "to read; see data.mixed_min_domains"
         )
+    # Another append may have landed since: return the version that was just committed.
     return Corpus(uri, version, newest.commits[: version + 1])
 
 
 def origin(data: DataSettings, domains: Sequence[str]) -> dict[str, Any]:
-    """Where the behaviours of a version come from."""
+    """Returns what a commit records about where its behaviours came from."""
     return {
         "root": storage.absolute_uri(data.root),
         "format": data.format,
@@ -168,85 +219,108 @@ def origin(data: DataSettings, domains: Sequence[str]) -> dict[str, Any]:
 
 
 def rules(data: DataSettings, seed: int) -> dict[str, Any]:
-    """What every version of a corpus has in common: the keys of `data` that decide which samples are made, the version of the rules, the seed."""
-    chosen: dict[str, Any] = json.loads(
+    """Returns the rules that all versions of a corpus share: RULE_KEYS, RULES_VERSION, the seed."""
+    settings: dict[str, Any] = json.loads(
         data.model_dump_json(include=set(RULE_KEYS), exclude=_omitted_keys(data))
     )
     return {
-        **{f"data.{key}": value for key, value in chosen.items()},
+        **{f"data.{key}": value for key, value in settings.items()},
         "seed": seed,
         "rules": RULES_VERSION,
     }
 
 
-RULE_KEYS = (
-    "k_core",
-    "min_history",
-    "max_history",
-    "num_candidates",
-    "mixed_min_domains",
-    "mixed_min_target_domain",
-    "users_together",
-)
-
-
 def _omitted_keys(data: DataSettings) -> set[str]:
-    """Keys that corpora of earlier releases did not have, as long as they say what was always so: those corpora stay what they are."""
+    """Returns the keys to leave out of rules and fingerprints: later additions at their default.
+
+    So a corpus of a release that did not have these keys keeps its rules and its fingerprint.
+    """
     return set() if data.users_together else {"users_together"}
 
 
 def fingerprint(data: DataSettings, seed: int, map_files: MapFunction = map) -> str:
-    """What samples are a function of: the digest of the rules, the seed and the bytes of every input file. Where files lie does not count."""
-    of_data = json.loads(
+    """Returns the identity of a build: a digest of all that its samples depend on.
+
+    These are the rules, the seed, and the content of every input file. Paths do not count.
+
+    Args:
+        data: Settings of the build.
+        seed: Seed of the candidates.
+        map_files: Applies a function to many files (`corpus.backend.Backend.map`).
+
+    Raises:
+        DataError: A file is missing, or its content is not what SHA256SUMS says.
+    """
+    settings = json.loads(
         data.model_dump_json(exclude={"root", "format", "distribute_above"} | _omitted_keys(data))
     )
-    of_data["layout"] = layout.effective_format(data)
-    of_data["domains"], of_data["held_out"] = sorted(data.domains), sorted(data.held_out)
-    found = digests(data, (*of_data["domains"], *of_data["held_out"]), map_files)
+    settings["layout"] = layout.effective_format(data)
+    settings["domains"] = sorted(data.domains)
+    settings["held_out"] = sorted(data.held_out)
+    digests = file_digests(data, (*settings["domains"], *settings["held_out"]), map_files)
     return storage.sha256(
-        json.dumps([RULES_VERSION, of_data, seed, found], sort_keys=True).encode()
+        json.dumps([RULES_VERSION, settings, seed, digests], sort_keys=True).encode()
     )
 
 
-def digests(
+def file_digests(
     data: DataSettings, domains: Sequence[str], map_files: MapFunction = map
 ) -> dict[str, list[list[str]]]:
-    """The digests of the files of each domain: of interactions, of items. Raises DataError for one that is not as SHA256SUMS says."""
-    of_domains = {domain: layout.find_files(data, domain) for domain in domains}
+    """Returns the SHA-256 of every file of each domain, as [interaction files, item files].
+
+    Args:
+        data: Settings that say where the files are.
+        domains: Names of the domains.
+        map_files: Applies a function to many files (`corpus.backend.Backend.map`).
+
+    Raises:
+        DataError: A file is missing, or its content is not what SHA256SUMS says.
+    """
+    files_by_domain = {domain: layout.find_files(data, domain) for domain in domains}
+    # Domains may share a file, which is then read once.
     files = list(
-        dict.fromkeys(file for kinds in of_domains.values() for kind in kinds for file in kind)
+        dict.fromkeys(file for kinds in files_by_domain.values() for kind in kinds for file in kind)
     )
-    found = dict(
+    digests = dict(
         zip(
             files,
-            map_files(partial(_digest, layout.read_sha256sums(data.root)), files),
+            map_files(partial(_verified_digest, layout.read_sha256sums(data.root)), files),
             strict=True,
         )
     )
     return {
-        domain: [[found[file] for file in kind] for kind in kinds]
-        for domain, kinds in of_domains.items()
+        domain: [[digests[file] for file in kind] for kind in kinds]
+        for domain, kinds in files_by_domain.items()
     }
 
 
-def _digest(expected_digests: Mapping[str, str], file: str) -> str:
-    found = storage.file_sha256(file)
-    if expected_digests.get(file, found) != found:
+def _verified_digest(expected_digests: Mapping[str, str], file: str) -> str:
+    """Returns the SHA-256 of a file; raises DataError if SHA256SUMS has another one for it."""
+    digest = storage.file_sha256(file)
+    expected = expected_digests.get(file, digest)
+    if expected != digest:
         raise DataError(
-            f"{file}: its content is not what SHA256SUMS says ({found[:16]}..., told: {expected_digests[file][:16]}...); fetch or write it again"
+            f"{file}: its content is not what SHA256SUMS says (sha256 is {digest[:16]}..., "
+            f"expected: {expected[:16]}...); fetch or write it again"
         )
-    return found
+    return digest
 
 
 def _open_existing(uri: str, commits: tuple[delta.Commit, ...], identity: str, say: Say) -> Corpus:
+    """Opens a corpus that exists already, and renews its statistics.json.
+
+    Raises:
+        CorpusError: It was built from other behaviours, rules or seed.
+    """
     if commits[0].metadata["fingerprint"] != identity:
         raise CorpusError(
-            f"{uri}: holds a corpus of other behaviours, rules or seed; choose another place with --corpus, "
-            "append to this one with jobs/append_domain.py, or remove it"
+            f"{uri}: holds a corpus of other behaviours, rules or seed; choose another place with "
+            "--corpus, append to this one with jobs/append_domain.py, or remove it"
         )
     corpus = Corpus.open(uri)
     publish_statistics(corpus)
     say(
-        f"the corpus at {uri} exists already, made of the same behaviours, rules and seed; nothing to do"
+        f"the corpus at {uri} exists already, made of the same behaviours, rules and seed; "
+        "nothing to do"
     )
     return corpus

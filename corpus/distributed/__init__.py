@@ -1,6 +1,7 @@
-"""The same corpus as `corpus.local.prepare`, `corpus.local.append` and `corpus.local.sample_files` build in one process, built on Ray: no process holds all interactions.
+"""The backend that works on Ray, for more interactions than one process can hold.
 
-Both ways share every function that decides anything, so they write the same files. The only folder of this package that knows Ray.
+It calls the functions of `corpus.local` for every decision, so both backends write the same files.
+This is the only folder of the package that knows Ray.
 """
 
 from corpus.backend import Backend

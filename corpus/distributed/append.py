@@ -1,11 +1,17 @@
-"""What `corpus.local.append` does in one process, on Ray.
+"""Selects the interactions that an append adds to a corpus version, on Ray.
 
-1. The domains that are appended are read and spread over ranges of users as those of a build are (`corpus.distributed.prepare`); over finer ones, the
-   more the corpus has of these users.
-2. For each range, what the corpus has of its users is read from the kept files: a task sees the row groups of its own users.
-3. Each range of each domain is compared with it; what is not there yet goes into the k-core, in which users and items of the corpus have k already.
-4. The ranges of all domains together, and what their users have in the corpus, become the blocks that samples are made of.
-Items stay in the process that starts the append, as in a build.
+It is the counterpart of `corpus.local.append`.
+
+1. The appended domains are read and partitioned by ranges of users, as in a build
+   (`corpus.distributed.prepare`). The ranges are the finer, the more the corpus has of these users.
+2. For each range, the corpus's interactions of its users are read. A task reads only the row groups
+   that hold its users.
+3. Each range of each domain is compared with them. The interactions that the corpus does not have
+   go into the k-core, in which the corpus's users and items count as having k already.
+4. The ranges of all domains, and the corpus's interactions of their users, are joined into the
+   blocks that samples are made of.
+
+Items stay in the driver, as in a build.
 """
 
 from collections import Counter
@@ -22,7 +28,7 @@ from corpus.distributed import prepare, sample_files
 from corpus.distributed.kcore import compute_kcore
 from corpus.distributed.sample_files import BlockStatistics
 from corpus.distributed.tasks import Ref, get_results, submit
-from corpus.local import append
+from corpus.local import append as local_append
 from corpus.sampling.encoded_interactions import DomainInteractions, EncodedInteractions
 from corpus.sampling.sequences import IntArray
 from corpus.settings import DataSettings
@@ -33,8 +39,18 @@ from corpus.store.tables import Corpus
 
 
 @dataclass(frozen=True)
-class DomainDelta:
-    """What comes in of one domain. ranges: refs of tables; rows: in them; ids: of their items' numbers, ascending; items, dropped: as in Coming."""
+class RayDomainDelta:
+    """What an append adds to one domain.
+
+    Attributes:
+        tables: Refs of the added interactions (DomainInteractions), one for each range of users.
+            Their items are places in `item_ids`.
+        rows: Added interactions in all ranges.
+        item_ids: Ids of all items of the domain that have a title, ascending.
+        items: Items of the added interactions (domain, item_id, title), in the order in which
+            they are numbered.
+        dropped: Rows left out since reading, by reason.
+    """
 
     tables: tuple[Ref, ...]
     rows: int
@@ -45,116 +61,134 @@ class DomainDelta:
 
 @dataclass(frozen=True)
 class RayAppendDelta(AppendDelta):
-    """On Ray. parts: by domain; old: of each range a ref of what its users have in the corpus; behind: how much that is, over all."""
+    """What an append adds to a corpus version, in Ray's object store.
 
-    domain_deltas: Mapping[str, DomainDelta]
+    Attributes:
+        domain_deltas: What it adds to each domain.
+        existing: Refs of the corpus's interactions (EncodedInteractions), one for each range of
+            users in the input.
+        existing_rows: Interactions behind these refs.
+    """
+
+    domain_deltas: Mapping[str, RayDomainDelta]
     existing: tuple[Ref, ...]
     existing_rows: int
 
     def write_sample_files(
         self, numbered_items: pl.DataFrame, item_indices: Mapping[str, IntArray], seed: int
     ) -> tuple[UncommittedSamples, NewCounts]:
-        """As for Coming."""
-        found = [
+        """Makes all samples of the next version and writes its files; see `AppendDelta`."""
+        # For each kind of interactions its refs by range; the existing ones come first.
+        refs_by_kind = [
             self.existing,
             *(
-                self._encode_domain(name, part, numbered_items)
-                for name, part in self.domain_deltas.items()
+                self._encode_domain(name, delta, numbered_items)
+                for name, delta in self.domain_deltas.items()
             ),
         ]
-        files, count, sizes = (
-            stored_interactions.user_range_count(self.rows),
-            stored_interactions.user_range_count(self.rows + self.existing_rows),
-            count_items(item_indices),
-        )
-        width = (
-            len(self.existing) // count
-        )  # all are powers of two, and no more rows come in than were read
-        of_blocks = [
-            [coded for of in found for coded in of[number * width : (number + 1) * width]]
-            for number in range(count)
+        # Files hold the new interactions only, so there may be fewer files than blocks.
+        file_count = stored_interactions.user_range_count(self.rows)
+        block_count = stored_interactions.user_range_count(self.rows + self.existing_rows)
+        item_counts = count_items(item_indices)
+        # All these numbers are powers of two, and no more rows are added than were read, so each
+        # block is a whole number of ranges.
+        ranges_per_block = len(self.existing) // block_count
+        refs_by_block = [
+            [
+                ref
+                for refs in refs_by_kind
+                for ref in refs[number * ranges_per_block : (number + 1) * ranges_per_block]
+            ]
+            for number in range(block_count)
         ]
-        made = [
+        block_refs = [
             submit(
-                _build_block, number * files // count, sizes, self.data, width, *of, num_returns=2
+                _build_block,
+                number * file_count // block_count,
+                item_counts,
+                self.data,
+                ranges_per_block,
+                *refs,
+                num_returns=2,
             )
-            for number, of in enumerate(of_blocks)
+            for number, refs in enumerate(refs_by_block)
         ]
-        blocks = sample_files.collect_blocks(made, files, sizes, self.data.num_candidates - 1)
-        return blocks.write_sample_files(
-            item_indices, self.data, seed, self.corpus.uri
-        ), blocks.counts_by_domain
+        blocks = sample_files.collect_blocks(
+            block_refs, file_count, item_counts, self.data.num_candidates - 1
+        )
+        samples = blocks.write_sample_files(item_indices, self.data, seed, self.corpus.uri)
+        return samples, blocks.counts_by_domain
 
     def _encode_domain(
-        self, domain: str, domain_delta: DomainDelta, numbered_items: pl.DataFrame
+        self, domain: str, domain_delta: RayDomainDelta, numbered_items: pl.DataFrame
     ) -> list[Ref]:
-        there = ray.put(append.find_item_indices(domain, domain_delta.item_ids, numbered_items))
+        """Encodes a domain's interactions as new ones; returns refs of them, one for each range."""
+        items = ray.put(
+            local_append.find_item_indices(domain, domain_delta.item_ids, numbered_items)
+        )
         return [
-            submit(append.encode_as_version, self.corpus.version + 1, there, table)
+            submit(local_append.encode_as_version, self.corpus.version + 1, items, table)
             for table in domain_delta.tables
         ]
 
 
 @dataclass(frozen=True)
 class RayAppendInput(AppendInput):
-    """On Ray. Which items have a title follows from the version, and rows are judged by it as they are read: so an append that was overtaken does all
-    of it again, on the newer version."""
+    """The behaviours that an append adds, which Ray reads from their files.
+
+    Rows are judged as they are read, and the corpus version decides which items have a title. So an
+    append that is overtaken reads its files again.
+    """
 
     def compute_delta(self, corpus: Corpus, data: DataSettings, say: Say) -> RayAppendDelta:
-        """As for Given."""
-        known = {name: append.read_known_items(corpus, name) for name in self.domains}
-        read, ranges = prepare.read_domains(self.data, self.domains, say, known)
-        tables, dropped, items, rows = (
-            dict[str, list[Ref]](),
-            dict[str, Counter[str]](),
-            dict[str, pl.DataFrame](),
-            0,
-        )
-        quarantined = tuple(bad for of in read.values() for bad in of.quarantined)
+        """Selects the interactions that the append adds to a version; see `AppendInput`."""
+        known_items = {name: local_append.read_known_items(corpus, name) for name in self.domains}
+        domains, range_count = prepare.read_domains(self.data, self.domains, say, known_items)
+        quarantined = tuple(rows for domain in domains.values() for rows in domain.quarantined)
+        tables: dict[str, list[Ref]] = {}
+        items: dict[str, pl.DataFrame] = {}
+        dropped: dict[str, Counter[str]] = {}
+        read_rows = 0
         for name in self.domains:
-            of = read.pop(name)  # what lies in the object store lies there as long as its refs live
-            tables[name], repeated = prepare.group_by_user_range(of, ranges, self.data.max_per_user)
-            items[name], dropped[name], rows = (
-                of.items,
-                of.dropped + repeated,
-                rows + sum(of.table_rows),
+            domain = domains.pop(name)  # dropping its refs lets the object store free its tables
+            tables[name], repeated = prepare.group_by_user_range(
+                domain, range_count, self.data.max_per_user
             )
-        there = ray.put(corpus)
-        behind = sum(
+            items[name] = domain.items
+            dropped[name] = domain.dropped + repeated
+            read_rows += sum(domain.table_rows)
+        corpus_ref = ray.put(corpus)
+        existing_rows = sum(
             get_results(
                 [
-                    submit(_count_existing, there, *of_range)
-                    for of_range in zip(*tables.values(), strict=True)
+                    submit(_count_existing, corpus_ref, *range_tables)
+                    for range_tables in zip(*tables.values(), strict=True)
                 ]
             )
         )
-        # Ranges with about so many interactions each, what the corpus has of their users among them.
-        times = stored_interactions.user_range_count(rows + behind) // ranges
-        tables = {name: prepare.subdivide_ranges(of, times) for name, of in tables.items()}
-        old = tuple(
-            submit(_read_existing, there, *of_range)
-            for of_range in zip(*tables.values(), strict=True)
+        # The size of a range includes what the corpus has of its users.
+        factor = stored_interactions.user_range_count(read_rows + existing_rows) // range_count
+        tables = {name: prepare.subdivide_ranges(coarse, factor) for name, coarse in tables.items()}
+        existing = tuple(
+            submit(_read_existing, corpus_ref, *range_tables)
+            for range_tables in zip(*tables.values(), strict=True)
         )
-        parts = {
+        deltas = {
             name: _compute_domain_delta(
-                name, tables.pop(name), old, items[name], known[name], data, say
+                name, tables.pop(name), existing, items[name], known_items[name], data, say
             )
             for name in self.domains
         }
-        left_out = sum(
-            (dropped[name] + part.dropped for name, part in parts.items()), Counter[str]()
-        )
-        come = pl.concat([part.items for part in parts.values()])
         return RayAppendDelta(
             corpus,
             data,
-            sum(part.rows for part in parts.values()),
-            come,
-            left_out,
+            sum(delta.rows for delta in deltas.values()),
+            pl.concat([delta.items for delta in deltas.values()]),
+            sum((dropped[name] + delta.dropped for name, delta in deltas.items()), Counter[str]()),
             quarantined,
-            parts,
-            old,
-            behind,
+            deltas,
+            existing,
+            existing_rows,
         )
 
 
@@ -166,48 +200,72 @@ def _compute_domain_delta(
     known_items: pl.DataFrame,
     data: DataSettings,
     say: Say,
-) -> DomainDelta:
-    """What comes in of a domain. tables: of each range what could; items: what has a title, by item_id; known: what the corpus has of it."""
-    ids, k = items["item_id"], data.k_core
-    of_store = ray.put(ids)
-    made = [
-        submit(append.find_new_interactions, domain, of_store, table, behind, num_returns=3)
-        for table, behind in zip(tables, existing, strict=True)
-    ]
-    fresh, users = [of[0] for of in made], [of[1] for of in made]
-    already, rows = (
-        sum(counts) for counts in zip(*get_results([of[2] for of in made]), strict=True)
-    )
-    left = compute_kcore(
-        fresh, k, ids.len(), users, ray.put(ids.is_in(known_items["item_id"].implode()).to_numpy())
-    )
-    if not left.rows and known_items.is_empty():
-        raise append.empty_core_error(
-            domain, k, rows, lambda less: not compute_kcore(fresh, less, ids.len()).rows
+) -> RayDomainDelta:
+    """Selects the interactions of one domain that the append adds to a version.
+
+    Args:
+        domain: Name of the domain.
+        tables: Refs of its usable interactions (DomainInteractions), one for each range of users.
+        existing: Refs of the corpus's interactions (EncodedInteractions), one for each range.
+        items: Items that have a title, by item_id, which the items in `tables` refer to.
+        known_items: The corpus's items of the domain.
+        data: Settings of the corpus.
+        say: Takes lines of progress.
+
+    Raises:
+        DataError: The core of a new domain is empty.
+    """
+    item_ids, k = items["item_id"], data.k_core
+    item_ids_ref = ray.put(item_ids)
+    results = [
+        submit(
+            local_append.find_new_interactions,
+            domain,
+            item_ids_ref,
+            table,
+            range_existing,
+            num_returns=3,
         )
-    come = items.filter(ray.get(left.item_mask))
-    say(append.format_progress(domain, left.rows, left.users, come.height))
-    return DomainDelta(
-        left.tables,
-        left.rows,
-        ids,
-        append.to_numbering_order(domain, come),
-        Counter(already_in_corpus=already, k_core=rows - left.rows),
+        for table, range_existing in zip(tables, existing, strict=True)
+    ]
+    new = [table for table, _, _ in results]
+    known_users = [users for _, users, _ in results]
+    counts = get_results([range_counts for _, _, range_counts in results])
+    num_existing = sum(existing_rows for existing_rows, _ in counts)
+    num_new = sum(new_rows for _, new_rows in counts)
+    item_has_k = ray.put(item_ids.is_in(known_items["item_id"].implode()).to_numpy())
+    core = compute_kcore(new, k, item_ids.len(), known_users, item_has_k)
+    if not core.rows and known_items.is_empty():
+        raise local_append.empty_core_error(
+            domain,
+            k,
+            num_new,
+            lambda smaller_k: not compute_kcore(new, smaller_k, item_ids.len()).rows,
+        )
+    added_items = items.filter(ray.get(core.item_mask))
+    say(local_append.format_progress(domain, core.rows, core.users, added_items.height))
+    return RayDomainDelta(
+        core.tables,
+        core.rows,
+        item_ids,
+        local_append.to_numbering_order(domain, added_items),
+        Counter(already_in_corpus=num_existing, k_core=num_new - core.rows),
     )
 
 
 def _count_existing(corpus: Corpus, *tables: DomainInteractions) -> int:
-    """How many interactions a corpus has of the users of a range."""
-    return stored_interactions.count_user_interactions(
-        corpus, pl.concat([users for _, users in tables]).unique()
-    )
+    """Counts the corpus's interactions of the users in some tables."""
+    return stored_interactions.count_user_interactions(corpus, _join_user_ids(tables))
 
 
 def _read_existing(corpus: Corpus, *tables: DomainInteractions) -> EncodedInteractions:
-    """What a corpus has of the users of a range."""
-    return stored_interactions.read_user_interactions(
-        corpus, pl.concat([users for _, users in tables]).unique(), {}
-    )
+    """Reads the corpus's interactions of the users in some tables."""
+    return stored_interactions.read_user_interactions(corpus, _join_user_ids(tables), {})
+
+
+def _join_user_ids(tables: Sequence[DomainInteractions]) -> pl.Series:
+    """Returns the ids of all users in some tables, each once."""
+    return pl.concat([user_ids for _, user_ids in tables]).unique()
 
 
 def _build_block(
@@ -217,12 +275,21 @@ def _build_block(
     existing_count: int,
     *interactions: EncodedInteractions,
 ) -> tuple[pa.Table, BlockStatistics]:
-    """The new interactions of a range of users and all old ones of theirs, by names; and what is counted of them.
+    """Builds the block of a range of users: their new interactions and all their existing ones.
 
-    found: first so many tables of old interactions, of these users and others; then the new ones.
+    Args:
+        file_number: Number of the file that gets the new interactions.
+        item_counts: Items of each domain.
+        data: Settings that name all domains of the corpus.
+        existing_count: How many of `interactions`, from the first on, are existing ones; these may
+            include users without new ones.
+        interactions: Existing interactions, then new ones.
+
+    Returns:
+        The results of `corpus.distributed.sample_files.build_block`.
     """
     return sample_files.build_block(
-        append.add_existing(interactions[:existing_count], interactions[existing_count:]),
+        local_append.add_existing(interactions[:existing_count], interactions[existing_count:]),
         file_number,
         item_counts,
         data,

@@ -1,7 +1,9 @@
-"""The k-core of one domain whose users lie in ranges, each a table in Ray's object store. The process that asks sees counts only.
+"""Computes the k-core of one domain whose users are spread over ranges, as tables on Ray.
 
-A round: every range drops the items that have too few interactions, then the users that have, and counts the items of what is left; the counts are
-added up. The core is where a round drops nothing. There is only one, so it is that of `corpus.ingest.kcore.rows_of_core`.
+In a round, each range drops the items that had too few interactions in the round before, then the
+users that have too few, and counts the items that remain. The counts of all ranges are added up.
+The core is reached when a round drops nothing. A domain has one k-core only, so it is the one that
+`corpus.ingest.kcore.k_core_rows` finds. No row moves between ranges; the driver sees counts only.
 """
 
 from collections.abc import Sequence
@@ -16,18 +18,25 @@ from corpus.ingest.kcore import prune_round
 from corpus.sampling.encoded_interactions import DomainInteractions, remove_unused_categories
 
 ItemCounts = tuple[NDArray[np.uint32], NDArray[np.int64]]
-"""Items, ascending, and how often each comes; those that do not come are not there."""
+"""Item codes that occur, ascending, and how often each occurs; absent items have count 0."""
 
 KnownUsers = pl.Series
-"""Names of users of a range who have their k already: those that the corpus has."""
+"""Ids of the users of a range who count as having k interactions: the corpus has them already."""
 
 COUNTS_PER_TASK = 16
-"""Counts that a task adds up."""
+"""ItemCounts that one task adds up."""
 
 
 @dataclass(frozen=True)
 class KCore:
-    """ranges: refs of tables; rows, users: their numbers, over all; items: ref of which items come in it, by number."""
+    """The k-core of a domain.
+
+    Attributes:
+        tables: Refs of its interactions (DomainInteractions), one for each range of users.
+        rows: Interactions in all ranges.
+        users: Users in all ranges.
+        item_mask: Ref of a bool array [items]: whether an item is in the core, by item code.
+    """
 
     tables: tuple[Ref, ...]
     rows: int
@@ -42,26 +51,34 @@ def compute_kcore(
     known_users: Sequence[Ref] = (),
     known_items: Ref = None,
 ) -> KCore:
-    """The k-core of a domain. ranges: refs of tables, which stay as they are; items: how many numbers of items there are.
+    """Computes the k-core of a domain.
 
-    users: refs of Known, a range each; known: ref of marks, by number of item: who has k already, as for `kcore.rows_of_core`; none unless told.
+    Args:
+        tables: Refs of its interactions (DomainInteractions), one for each range of users.
+        k: Interactions that every user and every item must have, at least.
+        item_count: Number of item codes.
+        known_users: Refs of KnownUsers, one for each range; none by default.
+        known_items: Ref of a bool array [items]: whether an item counts as having k interactions
+            already, by item code; none does by default.
     """
-    left: Ref = None
+    known_users = known_users or [None] * len(tables)
+    item_mask: Ref = None  # the first round has no counts yet and drops users only
     while True:
         rounds = [
-            submit(_run_round, table, k, left, of, num_returns=3)
-            for table, of in zip(tables, known_users or [None] * len(tables), strict=True)
+            submit(_run_round, table, k, item_mask, known, num_returns=3)
+            for table, known in zip(tables, known_users, strict=True)
         ]
-        tables, counts = [of[0] for of in rounds], [of[1] for of in rounds]
-        sizes = get_results([of[2] for of in rounds])
-        if left is not None and not any(dropped for dropped, _, _ in sizes):
+        tables = [table for table, _, _ in rounds]
+        item_counts = [counts for _, counts, _ in rounds]
+        sizes = get_results([size for _, _, size in rounds])
+        if item_mask is not None and not any(dropped for dropped, _, _ in sizes):
             return KCore(
                 tuple(tables),
                 sum(rows for _, rows, _ in sizes),
                 sum(users for _, _, users in sizes),
-                left,
+                item_mask,
             )
-        left = submit(_mark_frequent_items, k, item_count, known_items, _tree_sum(counts))
+        item_mask = submit(_mark_frequent_items, k, item_count, known_items, _tree_sum(item_counts))
 
 
 def _run_round(
@@ -70,41 +87,58 @@ def _run_round(
     item_mask: NDArray[np.bool_] | None,
     known_users: KnownUsers | None,
 ) -> tuple[DomainInteractions, ItemCounts, tuple[int, int, int]]:
-    """What a round leaves of a range, the counts of its items; and how many rows it dropped, rows and users it left."""
-    rows, users = table
-    known_user = None if known_users is None else users.is_in(known_users.implode()).to_numpy()
-    left = prune_round(rows["user"].to_numpy(), rows["item"].to_numpy(), k, item_mask, known_user)
-    if left.size < rows.height:
-        rows = rows[left]
-        user, users = remove_unused_categories(rows["user"], users)
+    """Runs one round on one range of users.
+
+    Args:
+        table: Interactions of the range.
+        k: Interactions that a user must have, at least.
+        item_mask: Whether an item has enough interactions, by item code [items]; None: all have.
+        known_users: Users who count as having k interactions; None: there are none.
+
+    Returns:
+        The interactions that remain, the counts of their items, and three numbers: rows dropped,
+        rows that remain, users that remain.
+    """
+    rows, user_ids = table
+    user_has_k = None if known_users is None else user_ids.is_in(known_users.implode()).to_numpy()
+    remaining = prune_round(
+        rows["user"].to_numpy(), rows["item"].to_numpy(), k, item_mask, user_has_k
+    )
+    if remaining.size < rows.height:
+        rows = rows[remaining]
+        user, user_ids = remove_unused_categories(rows["user"], user_ids)
         rows = rows.with_columns(user=user)
     items, counts = np.unique(rows["item"].to_numpy(), return_counts=True)
-    return (rows, users), (items, counts), (table[0].height - rows.height, rows.height, users.len())
+    num_dropped = table[0].height - rows.height
+    return (rows, user_ids), (items, counts), (num_dropped, rows.height, user_ids.len())
 
 
-def _tree_sum(counts: Sequence[Ref]) -> Ref:
-    """The sum of counts, a few at a time."""
-    while len(counts) > 1:
-        counts = [
-            submit(_add_counts, *counts[first : first + COUNTS_PER_TASK])
-            for first in range(0, len(counts), COUNTS_PER_TASK)
+def _tree_sum(item_counts: Sequence[Ref]) -> Ref:
+    """Adds up refs of ItemCounts in a tree of tasks, COUNTS_PER_TASK at a time."""
+    while len(item_counts) > 1:
+        item_counts = [
+            submit(_add_counts, *item_counts[first : first + COUNTS_PER_TASK])
+            for first in range(0, len(item_counts), COUNTS_PER_TASK)
         ]
-    return counts[0]
+    return item_counts[0]
 
 
-def _add_counts(*counts: ItemCounts) -> ItemCounts:
-    items, place = np.unique(np.concatenate([items for items, _ in counts]), return_inverse=True)
+def _add_counts(*item_counts: ItemCounts) -> ItemCounts:
+    """Adds up the counts of several ranges."""
+    items, position = np.unique(
+        np.concatenate([items for items, _ in item_counts]), return_inverse=True
+    )
     total = np.zeros(items.size, np.int64)
-    np.add.at(total, place, np.concatenate([count for _, count in counts]))
+    np.add.at(total, position, np.concatenate([counts for _, counts in item_counts]))
     return items, total
 
 
 def _mark_frequent_items(
     k: int, item_count: int, known_items: NDArray[np.bool_] | None, item_counts: ItemCounts
 ) -> NDArray[np.bool_]:
-    """By number: which of the items that come do so at least k times, or had k already."""
-    number, count = item_counts
-    enough = count >= k if known_items is None else (count >= k) | known_items[number]
-    left = np.zeros(item_count, bool)
-    left[number[enough]] = True
-    return left
+    """Marks the items that occur and have k interactions, or count as having them, by code."""
+    items, counts = item_counts
+    has_k = counts >= k if known_items is None else (counts >= k) | known_items[items]
+    mask = np.zeros(item_count, bool)
+    mask[items[has_k]] = True
+    return mask

@@ -1,10 +1,15 @@
-"""Reading, cleaning, k-core and numbering on Ray: pieces of files, then ranges of users, in Ray's object store, which goes to disk where it is full.
+"""Reads, cleans and numbers all domains of a build, on Ray.
 
-1. A piece of a file is read and cleaned by a task, where rows can be judged by themselves.
-2. Pieces are spread over ranges of the users' hashes; a range leaves out what comes twice, and what is beyond a user's cap.
-3. The k-core of each domain (`corpus.distributed.kcore`).
-4. The ranges of all domains together become the blocks that samples are made of.
-Items stay in the process that starts the build: they are far fewer than interactions, and their titles have to differ within a domain.
+Interactions are in tables in Ray's object store, which spills to disk when it is full.
+
+1. A task reads a split of a file and leaves out the rows that are unusable by themselves.
+2. The tables of all splits are partitioned by ranges of the users' hashes. A task on one range then
+   leaves out repeated interactions, and those beyond a user's cap.
+3. The k-core of each domain is computed (`corpus.distributed.kcore`).
+4. The ranges of all domains are joined into the blocks that samples are made of.
+
+Items stay in the driver: they are far fewer than interactions, and their titles have to differ
+within a domain.
 """
 
 from collections import Counter
@@ -29,8 +34,8 @@ from corpus.ingest.kcore import empty_core_error
 from corpus.ingest.quarantine import QuarantinedRows
 from corpus.ingest.sources import file_splits, layout
 from corpus.ingest.sources.file_splits import FileSplit
-from corpus.local import append
-from corpus.local import prepare as here
+from corpus.local import append as local_append
+from corpus.local import prepare as local_prepare
 from corpus.sampling import hashing
 from corpus.sampling.encoded_interactions import (
     DomainInteractions,
@@ -43,24 +48,39 @@ from corpus.store import stored_interactions
 from corpus.store.catalogue import count_items, group_item_indices
 
 ROWS_PER_RESULT = 1 << 13
-"""Interactions of a range in what one task spreads, on average: much smaller results would be kept by the process that asks for them."""
+"""Rows of a range in one result of a partitioning task, on average.
+
+Ray would keep much smaller results in the memory of the driver.
+"""
 
 
 @dataclass(frozen=True)
 class RayPrepared(Prepared):
-    """What was gathered, on Ray."""
+    """The behaviours of a build after cleaning and k-core, in Ray's object store.
+
+    Attributes:
+        blocks: Interactions of all domains, by ranges of users.
+    """
 
     blocks: InteractionBlocks
 
     def write_sample_files(self, data: DataSettings, seed: int, uri: str) -> UncommittedSamples:
-        """Make and write all samples on Ray."""
+        """Makes all samples of version 0 and writes its files; see `Prepared`."""
         return self.blocks.write_sample_files(self.item_indices(), data, seed, uri)
 
 
 @dataclass(frozen=True)
-class _DomainRead:
-    """A domain that is being read. pieces: refs of tables; rows: of each; items: item_id, title; dropped: by reason; quarantined: of that, what
-    cannot be used."""
+class DomainTables:
+    """A domain after reading, before its interactions are partitioned.
+
+    Attributes:
+        tables: Refs of its usable interactions (DomainInteractions), in the order of the files.
+            Their items are places in `items`.
+        table_rows: Rows of each table.
+        items: Items that have a title: item_id, title, by item_id.
+        dropped: Rows left out, by reason, unusable ones included.
+        quarantined: The unusable rows.
+    """
 
     tables: tuple[Ref, ...]
     table_rows: tuple[int, ...]
@@ -69,30 +89,64 @@ class _DomainRead:
     quarantined: tuple[QuarantinedRows, ...]
 
 
+@dataclass(frozen=True)
+class _BlockReport:
+    """What a reading task reports about one block of a file.
+
+    Attributes:
+        block: What the block's file is judged by, once all its blocks are read.
+        rows: Usable rows.
+        dropped: Other rows left out, by reason.
+        quarantined: Unusable rows.
+    """
+
+    block: raw_data.BlockSummary
+    rows: int
+    dropped: Counter[str]
+    quarantined: tuple[QuarantinedRows, ...]
+
+
 def prepare_domains(data: DataSettings, say: Say) -> RayPrepared:
-    """As `corpus.local.prepare.gather`. Raises DataError naming domain or file."""
-    domains, ranges = read_domains(data, here.list_domains(data), say)
-    items, dropped, found, total = [here.empty_items()], Counter[str](), list[list[Ref]](), 0
+    """Reads and cleans every domain of a build, takes its k-core, and numbers its items.
+
+    Raises:
+        DataError: The behaviours cannot be used; the message names the domain or the file.
+    """
+    domains, range_count = read_domains(data, local_prepare.list_domains(data), say)
+    items = [local_prepare.empty_items()]
+    dropped = Counter[str]()
     quarantined: list[QuarantinedRows] = []
+    tables_by_domain: list[list[Ref]] = []
+    total_rows = 0
     for name in list(domains):
-        of = domains.pop(name)  # what lies in the object store lies there as long as its refs live
-        repeating, repeated = group_by_user_range(of, ranges, data.max_per_user)
-        rows, first = sum(of.table_rows) - repeated.total(), sum(part.height for part in items)
-        left = _nonempty_core(name, repeating, rows, data.k_core, of.items.height)
-        numbered, renamed = here.number_items(name, of.items.filter(ray.get(left.item_mask)), first)
+        domain = domains.pop(name)  # dropping its refs lets the object store free its tables
+        tables, repeated = group_by_user_range(domain, range_count, data.max_per_user)
+        num_rows = sum(domain.table_rows) - repeated.total()
+        first_index = sum(part.height for part in items)
+        core = _nonempty_core(name, tables, num_rows, data.k_core, domain.items.height)
+        numbered, num_renamed = local_prepare.number_items(
+            name, domain.items.filter(ray.get(core.item_mask)), first_index
+        )
         items.append(numbered)
-        total += left.rows
-        found.append(
-            [submit(_assign_item_indices, table, left.item_mask, first) for table in left.tables]
+        total_rows += core.rows
+        tables_by_domain.append(
+            [
+                submit(_assign_item_indices, table, core.item_mask, first_index)
+                for table in core.tables
+            ]
         )
         dropped += (
-            of.dropped + repeated + Counter(k_core=rows - left.rows, title_made_distinct=renamed)
+            domain.dropped
+            + repeated
+            + Counter(k_core=num_rows - core.rows, title_made_distinct=num_renamed)
         )
-        quarantined += of.quarantined
-        say(here.format_progress(name, left.users, numbered.height, left.rows, data.k_core))
+        quarantined += domain.quarantined
+        say(
+            local_prepare.format_progress(name, core.users, numbered.height, core.rows, data.k_core)
+        )
     return _prepare_blocks(
-        found,
-        stored_interactions.user_range_count(total),
+        tables_by_domain,
+        stored_interactions.user_range_count(total_rows),
         pl.concat(items),
         dropped,
         tuple(quarantined),
@@ -105,123 +159,161 @@ def read_domains(
     domains: Sequence[str],
     say: Say,
     known_items: Mapping[str, pl.DataFrame] | None = None,
-) -> tuple[dict[str, _DomainRead], int]:
-    """Domains that are being read, and how many ranges of users their interactions are to be spread over.
+) -> tuple[dict[str, DomainTables], int]:
+    """Reads some domains, and leaves out the rows that are unusable by themselves.
 
-    known: of some domains item_id, title of items that have a title without being read.
+    Args:
+        data: Settings that say where the files are.
+        domains: Names of the domains.
+        say: Takes lines of progress.
+        known_items: Items of an existing corpus (item_id, title), by domain. They have a title
+            even if the files give none.
+
+    Returns:
+        The domains, and how many ranges of users to partition their interactions into.
     """
-    found = {
+    tables_by_domain = {
         name: _read_domain(data, name, say, known_items=(known_items or {}).get(name))
         for name in domains
     }
-    return found, stored_interactions.user_range_count(
-        sum(sum(of.table_rows) for of in found.values())
-    )
+    total_rows = sum(sum(domain.table_rows) for domain in tables_by_domain.values())
+    return tables_by_domain, stored_interactions.user_range_count(total_rows)
 
 
 def _read_domain(
     data: DataSettings, domain: str, say: Say, *, known_items: pl.DataFrame | None = None
-) -> _DomainRead:
-    """Read all pieces of a domain, block by block, and leave out what cannot be used. known: as for `read`."""
-    of_interactions, of_items = layout.find_files(data, domain)
-    items = raw_data.read_items(data, domain, of_items, say)
-    titles = (
-        items.titles if known_items is None else append.add_known_items(items.titles, known_items)
-    )
-    titled, latest = ray.put(titles["item_id"]), cleaning.latest_valid_timestamp(data)
-    cut = [piece for file in of_interactions for piece in file_splits.split_file(file)]
-    seen, tables = list[_BlockReport](), list[Ref]()
-    for of_piece in [
-        submit_generator(_read_file_split, domain, piece, titled, data, latest) for piece in cut
-    ]:
-        refs = list(of_piece)
-        seen += get_results(refs[::2])
+) -> DomainTables:
+    """Reads one domain, block by block; arguments are those of `read_domains`."""
+    interaction_files, item_files = layout.find_files(data, domain)
+    domain_items = raw_data.read_items(data, domain, item_files, say)
+    items = domain_items.titles
+    if known_items is not None:
+        items = local_append.add_known_items(items, known_items)
+    titled_item_ids = ray.put(items["item_id"])
+    latest = cleaning.latest_valid_timestamp(data)
+    splits = [split for file in interaction_files for split in file_splits.split_file(file)]
+    generators = [  # all tasks are started before the first result is awaited
+        submit_generator(_read_file_split, domain, split, titled_item_ids, data, latest)
+        for split in splits
+    ]
+    reports: list[_BlockReport] = []
+    tables: list[Ref] = []
+    for generator in generators:
+        refs = list(generator)  # a report and a table in turn, for each block
+        reports += get_results(refs[::2])
         tables += refs[1::2]
     raw_data.check_files_agree(
-        [of.block for of in seen], raw_data.interaction_columns(data), data, say
+        [report.block for report in reports], raw_data.interaction_columns(data), data, say
     )
-    bad = quarantine.merge_blocks((of.quarantined, of.block.file, of.block.rows) for of in seen)
-    rows, dropped = tuple(of.rows for of in seen), sum((of.dropped for of in seen), Counter[str]())
-    cleaning.check_quarantined_fraction(domain, bad, sum(rows) + dropped.total(), data)
-    every = (*bad, *items.quarantined)
-    here.report_quarantined(domain, every, say)
-    return _DomainRead(
+    quarantined = quarantine.merge_blocks(
+        (report.quarantined, report.block.file, report.block.rows) for report in reports
+    )
+    table_rows = tuple(report.rows for report in reports)
+    dropped = sum((report.dropped for report in reports), Counter[str]())
+    cleaning.check_quarantined_fraction(
+        domain, quarantined, sum(table_rows) + dropped.total(), data
+    )
+    all_quarantined = (*quarantined, *domain_items.quarantined)
+    local_prepare.report_quarantined(domain, all_quarantined, say)
+    return DomainTables(
         tuple(tables),
-        rows,
-        titles,
-        dropped + items.dropped + quarantine.count_by_reason(every),
-        every,
+        table_rows,
+        items,
+        dropped + domain_items.dropped + quarantine.count_by_reason(all_quarantined),
+        all_quarantined,
     )
-
-
-@dataclass(frozen=True)
-class _BlockReport:
-    """What is told of a block. block: by which its file is judged; rows: that can be used; dropped, quarantined: what cannot."""
-
-    block: raw_data.BlockSummary
-    rows: int
-    dropped: Counter[str]
-    quarantined: tuple[QuarantinedRows, ...]
 
 
 def _read_file_split(
     domain: str, file_split: FileSplit, titled_item_ids: pl.Series, data: DataSettings, latest: int
 ) -> Iterator[_BlockReport | DomainInteractions]:
-    """Of every block of a piece: what is told of it, then the interactions that can be used."""
+    """Reads a split of a file; yields of every block a report, then its usable interactions.
+
+    Args:
+        domain: Name of the domain.
+        file_split: The split.
+        titled_item_ids: Ids of the domain's items that have a title, ascending.
+        data: Settings that say how the files are to be read.
+        latest: Time after which a timestamp is unusable, in unix seconds.
+    """
     for block in raw_data.read_blocks(file_split, raw_data.interaction_columns(data), data):
-        found = cleaning.select_usable(
+        usable = cleaning.select_usable(
             domain,
             raw_data.encode_blocks([(file_split.file, block)]),
             titled_item_ids,
             data,
             latest,
         )
-        user, users = remove_unused_categories(found.interactions["user"], found.user_ids)
-        rows = found.interactions.select("item", "timestamp", user=user)
+        user, user_ids = remove_unused_categories(usable.interactions["user"], usable.user_ids)
+        rows = usable.interactions.select("item", "timestamp", user=user)
         yield _BlockReport(
             raw_data.summarize_block(file_split.file, block),
             rows.height,
-            found.dropped,
-            found.quarantined,
+            usable.dropped,
+            usable.quarantined,
         )
-        yield rows, users
+        yield rows, user_ids
 
 
 def group_by_user_range(
-    domain: _DomainRead, range_count: int, max_per_user: int
+    domain: DomainTables, range_count: int, max_per_user: int
 ) -> tuple[list[Ref], Counter[str]]:
-    """The interactions of a domain by ranges of users, each once and no user with more than so many; and what is left out."""
-    together, rows = [list[Ref]()], 0
-    for piece, height in zip(domain.tables, domain.table_rows, strict=True):
-        if rows >= ROWS_PER_RESULT * range_count:
-            together.append([])
-            rows = 0
-        together[-1].append(piece)
-        rows += height
-    spread = [
-        submit(_split_by_user_range, range_count, 0, range_count, *tables, num_returns=range_count)
-        for tables in together
+    """Partitions a domain's interactions by ranges of users, then deduplicates and caps them.
+
+    Args:
+        domain: The domain, as it was read.
+        range_count: Number of ranges, a power of two.
+        max_per_user: Interactions of a user, at most; the most recent are kept.
+
+    Returns:
+        Refs of the interactions (DomainInteractions), one for each range, and the rows left out,
+        by reason.
+    """
+    # A task partitions several tables, so that its results are not too small.
+    batches: list[list[Ref]] = [[]]
+    batch_rows = 0
+    for table, height in zip(domain.tables, domain.table_rows, strict=True):
+        if batch_rows >= ROWS_PER_RESULT * range_count:
+            batches.append([])
+            batch_rows = 0
+        batches[-1].append(table)
+        batch_rows += height
+    partitioned = [
+        submit(_split_by_user_range, range_count, 0, range_count, *batch, num_returns=range_count)
+        for batch in batches
     ]
     # A task with one result gives a ref, not a list of them.
-    by_range = [spread] if range_count == 1 else zip(*spread, strict=True)
+    by_range = [partitioned] if range_count == 1 else zip(*partitioned, strict=True)
     cleaned = [
         submit(_deduplicate_and_cap, max_per_user, *tables, num_returns=2) for tables in by_range
     ]
-    return [table for table, _ in cleaned], sum(
-        get_results([repeated for _, repeated in cleaned]), Counter[str]()
-    )
+    dropped = sum(get_results([repeated for _, repeated in cleaned]), Counter[str]())
+    return [table for table, _ in cleaned], dropped
 
 
 def subdivide_ranges(tables: Sequence[Ref], factor: int) -> list[Ref]:
-    """Tables of so many times as many ranges of users, from those of all ranges."""
+    """Splits the table of each range of users into tables of finer ranges.
+
+    Args:
+        tables: Refs of DomainInteractions, one for each range.
+        factor: Finer ranges in each range, a power of two.
+
+    Returns:
+        Refs of DomainInteractions, one for each finer range.
+    """
     if factor == 1:
         return list(tables)
-    of = len(tables) * factor
+    range_count = len(tables) * factor
     return [
         part
         for i, table in enumerate(tables)
         for part in submit(
-            _split_by_user_range, of, i * factor, (i + 1) * factor, table, num_returns=factor
+            _split_by_user_range,
+            range_count,
+            i * factor,
+            (i + 1) * factor,
+            table,
+            num_returns=factor,
         )
     ]
 
@@ -229,55 +321,76 @@ def subdivide_ranges(tables: Sequence[Ref], factor: int) -> list[Ref]:
 def _split_by_user_range(
     range_count: int, low: int, high: int, *tables: DomainInteractions
 ) -> DomainInteractions | list[DomainInteractions]:
-    """Interactions by ranges of their users, which all lie in the ranges low .. high - 1 of so many."""
-    rows, users = _concat_tables(tables)
-    of_user = hashing.hash_range_indices(hashing.hash_strings(users), range_count)
-    place = of_user[rows["user"].to_numpy()]
-    order = np.argsort(place, kind="stable")
-    ends = np.searchsorted(place[order], np.arange(low, high + 1))
-    found = []
+    """Joins tables and splits them by ranges of user hashes.
+
+    Args:
+        range_count: Number of ranges that the hashes are divided into.
+        low: The first range that has users of the tables.
+        high: One past the last such range.
+        tables: The interactions.
+
+    Returns:
+        The interactions of each range low .. high - 1; of a single range its table, not a list.
+    """
+    rows, user_ids = _concat_tables(tables)
+    range_by_user = hashing.hash_range_indices(hashing.hash_strings(user_ids), range_count)
+    row_range = range_by_user[rows["user"].to_numpy()]
+    order = np.argsort(row_range, kind="stable")
+    ends = np.searchsorted(row_range[order], np.arange(low, high + 1))
+    parts = []
     for first, stop in pairwise(ends):
         part = rows[order[first:stop]]
-        user, names = remove_unused_categories(part["user"], users)
-        found.append((part.with_columns(user=user), names))
-    return found if len(found) > 1 else found[0]
+        user, part_user_ids = remove_unused_categories(part["user"], user_ids)
+        parts.append((part.with_columns(user=user), part_user_ids))
+    return parts if len(parts) > 1 else parts[0]
 
 
 def _deduplicate_and_cap(
     max_per_user: int, *tables: DomainInteractions
 ) -> tuple[DomainInteractions, Counter[str]]:
-    rows, users = _concat_tables(tables)
-    found, repeated = cleaning.deduplicate_and_cap(rows, max_per_user)
-    return (found, users), repeated
+    """Joins the tables of a range, deduplicates and caps them; returns also what is left out."""
+    rows, user_ids = _concat_tables(tables)
+    unique_rows, repeated = cleaning.deduplicate_and_cap(rows, max_per_user)
+    return (unique_rows, user_ids), repeated
 
 
 def _concat_tables(tables: Sequence[DomainInteractions]) -> DomainInteractions:
-    """Interactions of several tables, with one set of users' numbers."""
-    users = pl.concat([users for _, users in tables]).unique()
+    """Joins tables into one, with common user codes."""
+    all_user_ids = pl.concat([user_ids for _, user_ids in tables]).unique()
     return pl.concat(
         [
-            rows.with_columns(user=encode_values(names, users).gather(rows["user"]))
-            for rows, names in tables
+            rows.with_columns(user=encode_values(user_ids, all_user_ids).gather(rows["user"]))
+            for rows, user_ids in tables
         ]
-    ), users
+    ), all_user_ids
 
 
 def _nonempty_core(domain: str, tables: Sequence[Ref], rows: int, k: int, item_count: int) -> KCore:
-    found = compute_kcore(tables, k, item_count)
-    if not found.rows:
+    """Computes the k-core of a domain with so many rows; raises DataError if it is empty."""
+    core = compute_kcore(tables, k, item_count)
+    if not core.rows:
         raise empty_core_error(
-            domain, k, rows, lambda less: not compute_kcore(tables, less, item_count).rows
+            domain,
+            k,
+            rows,
+            lambda smaller_k: not compute_kcore(tables, smaller_k, item_count).rows,
         )
-    return found
+    return core
 
 
 def _assign_item_indices(
     table: DomainInteractions, item_mask: NDArray[np.bool_], first_index: int
 ) -> DomainInteractions:
-    """Interactions whose items are numbered as those of all domains are: the items that are left, by their order, from the domain's first on."""
-    rows, users = table
-    index = np.cumsum(item_mask) - 1 + first_index
-    return rows.with_columns(item=pl.Series(index[rows["item"].to_numpy()])), users
+    """Replaces the item codes of a domain by item indices.
+
+    Args:
+        table: Interactions of the domain's core.
+        item_mask: Whether an item is in the core, by item code [items].
+        first_index: Item index of the domain's first item; the others follow by code.
+    """
+    rows, user_ids = table
+    index_by_code = np.cumsum(item_mask) - 1 + first_index
+    return rows.with_columns(item=pl.Series(index_by_code[rows["item"].to_numpy()])), user_ids
 
 
 def _prepare_blocks(
@@ -288,24 +401,39 @@ def _prepare_blocks(
     quarantined: tuple[QuarantinedRows, ...],
     data: DataSettings,
 ) -> RayPrepared:
-    """The blocks that samples are made of, and what is counted over them. found: of each domain the tables of all ranges; parts: blocks."""
-    catalogue, sizes, wanted = (
-        ray.put(items.drop("title").to_arrow()),
-        count_items(group_item_indices(items)),
-        data.num_candidates - 1,
-    )
-    width = (
-        len(domain_tables[0]) // block_count
-    )  # both are powers of two, and a core has no more rows than it was made of
-    tables = [
-        [table for of in domain_tables for table in of[number * width : (number + 1) * width]]
+    """Joins the domains' ranges of users into blocks, and counts over them.
+
+    Args:
+        domain_tables: Refs of each domain's interactions, with item indices, for each range.
+        block_count: Number of blocks, a power of two.
+        items: Items of all domains, a frame of ITEMS_SCHEMA.
+        dropped: Rows left out so far, by reason.
+        quarantined: The unusable rows.
+        data: Settings of the build.
+
+    Raises:
+        DataError: A user leaves too few items of a domain to draw negatives from.
+    """
+    item_table = ray.put(items.drop("title").to_arrow())
+    item_counts = count_items(group_item_indices(items))
+    # Both numbers are powers of two, and the core has no more rows than were partitioned, so each
+    # block is a whole number of ranges.
+    ranges_per_block = len(domain_tables[0]) // block_count
+    block_tables = [
+        [
+            table
+            for tables in domain_tables
+            for table in tables[number * ranges_per_block : (number + 1) * ranges_per_block]
+        ]
         for number in range(block_count)
     ]
-    made = [
-        submit(_build_block, number, sizes, catalogue, data, *of, num_returns=2)
-        for number, of in enumerate(tables)
+    block_refs = [
+        submit(_build_block, number, item_counts, item_table, data, *tables, num_returns=2)
+        for number, tables in enumerate(block_tables)
     ]
-    blocks = sample_files.collect_blocks(made, block_count, sizes, wanted)
+    blocks = sample_files.collect_blocks(
+        block_refs, block_count, item_counts, data.num_candidates - 1
+    )
     return RayPrepared(
         items, dropped, quarantined, blocks.counts_by_domain, blocks.sample_bounds, blocks
     )
@@ -314,19 +442,34 @@ def _prepare_blocks(
 def _build_block(
     number: int,
     item_counts: Mapping[str, int],
-    catalogue: pa.Table,
+    items: pa.Table,
     data: DataSettings,
     *tables: DomainInteractions,
 ) -> tuple[pa.Table, BlockStatistics]:
-    """The interactions of a range of users in all domains, by names; and what is counted of them."""
+    """Builds the block of a range of users from its tables of all domains.
+
+    Args:
+        number: Number of the block, and of the file that gets its interactions.
+        item_counts: Items of each domain.
+        items: Items of all domains: item_index, domain, item_id; row i is item i.
+        data: Settings of the build.
+        tables: Interactions with item indices.
+
+    Returns:
+        The results of `corpus.distributed.sample_files.build_block`.
+    """
+    # Take only the items that occur, and let the rows point into those.
     used = np.unique(np.concatenate([rows["item"].to_numpy() for rows, _ in tables]))
-    of_used = [
-        pl.Series(np.searchsorted(used, rows["item"].to_numpy()), dtype=pl.UInt32)
-        for rows, _ in tables
+    recoded = [
+        (
+            rows.select(
+                "user",
+                "timestamp",
+                item=pl.Series(np.searchsorted(used, rows["item"].to_numpy()), dtype=pl.UInt32),
+            ),
+            user_ids,
+        )
+        for rows, user_ids in tables
     ]
-    numbered = [
-        (rows.select("user", "timestamp", item=item), users)
-        for (rows, users), item in zip(tables, of_used, strict=True)
-    ]
-    found = EncodedInteractions.from_domains(numbered, pl.DataFrame(catalogue.take(used)))
-    return sample_files.build_block(found, number, item_counts, data)
+    interactions = EncodedInteractions.from_domains(recoded, pl.DataFrame(items.take(used)))
+    return sample_files.build_block(interactions, number, item_counts, data)

@@ -1,4 +1,8 @@
-"""Samples of ranges of users, and the files that they are shuffled to, by Ray Data: what `corpus.local.sample_files` does in one process."""
+"""Makes the samples of a new version on Ray and writes its files.
+
+Blocks of interactions, one for each range of users, are made into samples. Ray Data shuffles the
+samples to the files that they belong in. It is the counterpart of `corpus.local.sample_files`.
+"""
 
 import io
 import json
@@ -14,7 +18,7 @@ import ray
 
 from corpus.backend import UncommittedSamples
 from corpus.distributed.tasks import Ref, get_results
-from corpus.local import sample_files
+from corpus.local import negatives
 from corpus.local.sample_files import sort_by_name
 from corpus.sampling.encoded_interactions import EncodedInteractions
 from corpus.sampling.samples import build_samples, max_sample_counts
@@ -27,20 +31,36 @@ from corpus.store.stored_interactions import InteractionFile
 from corpus.store.tables import FileKey, file_count, split_by_file, write_samples
 
 COUNTS_KEY = ""
-"""In place of a file's key: the row tells counts."""
-INTERACTIONS_KEY = "kept"
-"""In a file's key: it is one of kept interactions, with this number."""
+"""Shuffle key of the rows that carry counts instead of a table."""
+
+INTERACTIONS_KEY = "interactions"
+"""Field of the shuffle keys of files of interactions; its value is the number of the file."""
 
 
-BlockStatistics = tuple[dict[str, tuple[int, int]], dict[tuple[str, str], int], pl.DataFrame]
-"""`came`, `at_most` and `busiest` of some users."""
+@dataclass(frozen=True)
+class BlockStatistics:
+    """What is counted over a block of interactions; the counts of all blocks are combined.
+
+    Attributes:
+        counts_by_domain: New interactions and users of each domain.
+        sample_bounds: Samples that each (source, split) can have, at most.
+        busiest_users: Busiest user of each domain (`corpus.local.negatives.find_busiest_users`).
+    """
+
+    counts_by_domain: NewCounts
+    sample_bounds: Mapping[tuple[str, str], int]
+    busiest_users: pl.DataFrame
 
 
 @dataclass(frozen=True)
 class InteractionBlocks:
-    """Interactions by names, of ranges of users, that samples are to be made of.
+    """The interactions that samples are made of, in blocks by ranges of users.
 
-    refs: of those that have any; parts: ranges that the files of kept interactions are of; came, bounds: `statistics.came` and `at_most` over all.
+    Attributes:
+        refs: Refs of the blocks that are not empty (tables of `build_block`).
+        interaction_file_count: Files of interactions that the version gets.
+        counts_by_domain: New interactions and users of each domain, over all blocks.
+        sample_bounds: Samples that each (source, split) can have, at most, over all blocks.
     """
 
     refs: tuple[Ref, ...]
@@ -51,26 +71,34 @@ class InteractionBlocks:
     def write_sample_files(
         self, item_indices: Mapping[str, IntArray], data: DataSettings, seed: int, uri: str
     ) -> UncommittedSamples:
-        """Make and write all samples. As `corpus.local.sample_files.make`."""
+        """Makes all samples of a version and writes its files, without committing them.
+
+        Args:
+            item_indices: Item indices of each domain, ascending.
+            data: Settings that name all domains of the corpus.
+            seed: Seed of the candidates.
+            uri: Where the corpus is.
+        """
         blocks = ray.data.from_arrow_refs(list(self.refs))
-        made = blocks.map_batches(
+        shuffle_rows = blocks.map_batches(
             _block_processor(item_indices, data, seed, self.sample_bounds),
             batch_size=None,
             batch_format="pyarrow",
         )
-        places = sum(map(file_count, self.sample_bounds.values())) + self.interaction_file_count
-        rows = (
-            made.groupby("file", num_partitions=places)
+        num_files = sum(map(file_count, self.sample_bounds.values())) + self.interaction_file_count
+        result_rows = (
+            shuffle_rows.groupby("file", num_partitions=num_files)
             .map_groups(_file_writer(uri, self.interaction_file_count), batch_format="pyarrow")
             .take_all()
         )
-        entries = [json.loads(row["result"]) for row in rows]
-        files = [WrittenFile(**entry) for entry in entries if "partition" in entry]
-        of_kept = [InteractionFile(**entry) for entry in entries if "of" in entry]
-        counts = next(entry for entry in entries if "mixed_users" in entry)
+        results = [json.loads(row["result"]) for row in result_rows]
+        # The three kinds of results differ by their fields.
+        sample_files = [WrittenFile(**result) for result in results if "partition" in result]
+        interaction_files = [InteractionFile(**result) for result in results if "of" in result]
+        counts = next(result for result in results if "mixed_users" in result)
         return UncommittedSamples(
-            sort_by_name(files),
-            sort_by_name(of_kept),
+            sort_by_name(sample_files),
+            sort_by_name(interaction_files),
             counts["mixed_users"],
             Counter(counts["dropped"]),
         )
@@ -82,15 +110,24 @@ def build_block(
     item_counts: Mapping[str, int],
     data: DataSettings,
 ) -> tuple[pa.Table, BlockStatistics]:
-    """The interactions of a range of users, by names, which a task takes as a whole; and what is counted of them.
+    """Turns the interactions of a range of users into a block, and counts them.
 
-    number: of the file that keeps the new ones, which may be those of several blocks; sizes: items of each domain.
+    Args:
+        interactions: All interactions, new and old, of the range's users.
+        file_number: Number of the file of interactions that gets the new ones. Several blocks may
+            go to one file.
+        item_counts: Items of each domain.
+        data: Settings that name all domains of the corpus.
+
+    Returns:
+        The block, a table of interactions by names with the column `partition` (`file_number`),
+        and its statistics.
     """
-    busiest = sample_files.find_busiest_users(interactions, item_counts, data.num_candidates - 1)
-    return interactions.to_frame().with_columns(partition=file_number).to_arrow(), (
+    busiest_users = negatives.find_busiest_users(interactions, item_counts, data.num_candidates - 1)
+    return interactions.to_frame().with_columns(partition=file_number).to_arrow(), BlockStatistics(
         statistics.count_new_by_domain(interactions.user_domain_counts),
         max_sample_counts(interactions.user_domain_counts, data),
-        busiest,
+        busiest_users,
     )
 
 
@@ -98,29 +135,43 @@ def collect_blocks(
     blocks: Sequence[tuple[Ref, Ref]],
     interaction_file_count: int,
     item_counts: Mapping[str, int],
-    negatives: int,
+    num_negatives: int,
 ) -> InteractionBlocks:
-    """Refs of what `block` gives, and what is counted over all.
+    """Waits for the blocks of all ranges of users, and combines their statistics.
 
-    parts: as in Blocks; sizes: items of each domain; wanted: negatives. Raises DataError where a user leaves too few items for them.
+    Args:
+        blocks: Refs of the two results of `build_block`, for each range.
+        interaction_file_count: Files of interactions that the version gets.
+        item_counts: Items of each domain.
+        num_negatives: Negatives of a sample.
+
+    Raises:
+        DataError: A user leaves too few items of a domain to draw negatives from.
     """
-    found = get_results([of for _, of in blocks])
-    sample_files.check_enough_negatives(
-        sample_files.select_busiest_per_domain(pl.concat([busiest for _, _, busiest in found])),
+    block_statistics: list[BlockStatistics] = get_results([counted for _, counted in blocks])
+    negatives.check_enough_negatives(
+        negatives.select_busiest_per_domain(
+            pl.concat([counted.busiest_users for counted in block_statistics])
+        ),
         item_counts,
-        negatives,
+        num_negatives,
     )
-    came, bounds = dict[str, tuple[int, int]](), Counter[tuple[str, str]]()
-    for of_domains, of_sources, _ in found:
-        bounds.update(of_sources)
-        for name, (rows, users) in of_domains.items():
-            before = came.get(name, (0, 0))
-            came[name] = before[0] + rows, before[1] + users
+    counts_by_domain: dict[str, tuple[int, int]] = {}
+    sample_bounds = Counter[tuple[str, str]]()
+    for counted in block_statistics:
+        sample_bounds.update(counted.sample_bounds)
+        for name, (rows, users) in counted.counts_by_domain.items():
+            total_rows, total_users = counts_by_domain.get(name, (0, 0))
+            counts_by_domain[name] = total_rows + rows, total_users + users
     return InteractionBlocks(
-        tuple(ref for (ref, _), (there, _, _) in zip(blocks, found, strict=True) if there),
+        tuple(
+            block
+            for (block, _), counted in zip(blocks, block_statistics, strict=True)
+            if counted.counts_by_domain
+        ),
         interaction_file_count,
-        came,
-        bounds,
+        counts_by_domain,
+        sample_bounds,
     )
 
 
@@ -130,20 +181,26 @@ def _block_processor(
     seed: int,
     sample_bounds: Mapping[tuple[str, str], int],
 ) -> Callable[[pa.Table], Iterator[pa.Table]]:
-    """A block to rows of (file, payload): the samples, or the kept interactions, that belong in a file, as Arrow IPC; and one row of counts.
+    """Returns the function that makes the samples of a block and yields rows to be shuffled.
 
-    One row for a whole table keeps the shuffle to a few large values instead of many small ones with lists in them. They are told one by one, so that
-    few are held at a time.
+    A row is (file, payload). There is one for the counts, one for the new interactions, and one for
+    the samples of each file, all of them as one Arrow IPC payload. So the shuffle moves a few large
+    values instead of many rows with lists in them. Rows are yielded one by one, so that few are in
+    memory at a time.
+
+    Args:
+        item_indices: Item indices of each domain, ascending.
+        data: Settings that name all domains of the corpus.
+        seed: Seed of the candidates.
+        sample_bounds: Samples that each (source, split) can have, at most, over all blocks.
     """
 
     def process_block(block: pa.Table) -> Iterator[pa.Table]:
         samples = build_samples(
             EncodedInteractions.from_frame(pl.DataFrame(block)), item_indices, data, seed
         )
-        yield _shuffle_row(
-            COUNTS_KEY,
-            json.dumps({"mixed_users": samples.mixed_users, "dropped": samples.dropped}).encode(),
-        )
+        counts = {"mixed_users": samples.mixed_users, "dropped": samples.dropped}
+        yield _shuffle_row(COUNTS_KEY, json.dumps(counts).encode())
         yield _shuffle_row(
             json.dumps({INTERACTIONS_KEY: block["partition"][0].as_py()}),
             _to_ipc(samples.new_interactions),
@@ -155,25 +212,30 @@ def _block_processor(
 
 
 def _file_writer(uri: str, interaction_file_count: int) -> Callable[[pa.Table], pa.Table]:
-    """All rows of one file: write it, and tell what was written; of counts: tell their sum."""
+    """Returns the function that writes one file from all its shuffled rows.
 
-    def write_file(block: pa.Table) -> pa.Table:
-        key, payloads = block["file"][0].as_py(), block["payload"].to_pylist()
+    Its result is a row that describes the file. The rows of COUNTS_KEY make no file; their result
+    is the sum of the counts.
+    """
+
+    def write_file(shuffled: pa.Table) -> pa.Table:
+        key, payloads = shuffled["file"][0].as_py(), shuffled["payload"].to_pylist()
         if key == COUNTS_KEY:
             counts = [json.loads(payload) for payload in payloads]
             dropped = sum((Counter(entry["dropped"]) for entry in counts), Counter[str]())
             return _result_row(
                 {"mixed_users": sum(entry["mixed_users"] for entry in counts), "dropped": dropped}
             )
-        of, tables = json.loads(key), [_from_ipc(payload) for payload in payloads]
-        if INTERACTIONS_KEY not in of:
-            return _result_row(asdict(write_samples(uri, FileKey(**of), tables)))
-        # Each table is of a range of hashes, and in their order.
+        fields = json.loads(key)
+        tables = [_from_ipc(payload) for payload in payloads]
+        if INTERACTIONS_KEY not in fields:
+            return _result_row(asdict(write_samples(uri, FileKey(**fields), tables)))
+        # Each table is one range of user hashes in their order, so sorting the tables is enough.
         rows = pa.concat_tables(sorted(tables, key=lambda table: table["user_hash"][0].as_py()))
         return _result_row(
             asdict(
                 stored_interactions.write_interactions(
-                    uri, of[INTERACTIONS_KEY], interaction_file_count, rows.combine_chunks()
+                    uri, fields[INTERACTIONS_KEY], interaction_file_count, rows.combine_chunks()
                 )
             )
         )
@@ -182,16 +244,19 @@ def _file_writer(uri: str, interaction_file_count: int) -> Callable[[pa.Table], 
 
 
 def _result_row(result: dict[str, Any]) -> pa.Table:
+    """Returns a table of one row with a result as JSON."""
     return pa.table({"result": [json.dumps(result)]})
 
 
 def _shuffle_row(key: str, payload: bytes) -> pa.Table:
+    """Returns a table of one row: the key of the file it goes to, and its payload."""
     return pa.table(
         {"file": pa.array([key], pa.string()), "payload": pa.array([payload], pa.large_binary())}
     )
 
 
 def _to_ipc(table: pa.Table) -> bytes:
+    """Serializes a table as an Arrow IPC stream."""
     buffer = io.BytesIO()
     with pa.ipc.new_stream(buffer, table.schema) as stream:
         stream.write_table(table)
@@ -199,5 +264,6 @@ def _to_ipc(table: pa.Table) -> bytes:
 
 
 def _from_ipc(payload: bytes) -> pa.Table:
+    """Reads the table of an Arrow IPC stream."""
     with pa.ipc.open_stream(payload) as stream:
         return stream.read_all()

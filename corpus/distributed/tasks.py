@@ -1,4 +1,4 @@
-"""Functions as Ray tasks: what they raise is raised here, as it is in one process."""
+"""Runs functions as Ray tasks, and raises their errors as one process would."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,39 +14,57 @@ from cluster import ray_session as sessions
 from cluster.errors import CprecError
 
 SHUFFLE_BATCH_BYTES = 1 << 28
-"""Bytes that a task of Ray Data shuffles at a time: about the samples of a range. By itself it would take a GiB, more than any task of ours holds."""
+"""Bytes that a task of Ray Data shuffles at a time: about the samples of one range of users.
+
+Ray Data's default is a GiB, which is more than any other task of a build holds.
+"""
 
 Ref = Any
-"""A result that is made, or in the making, somewhere: an ObjectRef. In this process it takes no more room than its name."""
+"""An ObjectRef: the result of a task, finished or not, in Ray's object store."""
 
 
 @contextmanager
 def session() -> Iterator[None]:
-    """The session that there is, else one of its own. Ray Data without its bars and its plan; the build says what it does itself."""
-    wanted = {
+    """Provides a Ray session for a `with` block: the connected one, else a new one on all cores.
+
+    Ray Data prints neither progress bars nor plans in it, because the build reports by itself.
+    """
+    settings = {
         "enable_progress_bars": False,
         "print_on_execution_start": False,
         "shuffle_input_batch_bytes": SHUFFLE_BATCH_BYTES,
     }
     with sessions.ray_session("auto", os.cpu_count() or 1):
         context = DataContext.get_current()
-        before = {name: getattr(context, name) for name in wanted}
+        previous = {name: getattr(context, name) for name in settings}
         try:
-            for name, value in wanted.items():
+            for name, value in settings.items():
                 setattr(context, name, value)
             yield
         finally:
-            for name, value in before.items():
+            for name, value in previous.items():
                 setattr(context, name, value)
 
 
 def submit(function: Callable[..., Any], *arguments: Any, num_returns: int = 1) -> Any:
-    """Start a task. Arguments that are refs come to it as what they stand for. Returns a ref, or as many as there are results."""
+    """Starts a task.
+
+    Args:
+        function: The function to run.
+        arguments: Its arguments; the function gets the value of one that is a ref.
+        num_returns: Results of the function.
+
+    Returns:
+        A ref of the result, or a list with a ref of each result if there are several.
+    """
     return _remote_function(function).options(num_returns=num_returns).remote(*arguments)
 
 
 def submit_generator(function: Callable[..., Iterator[Any]], *arguments: Any) -> Iterable[Ref]:
-    """Start a task that yields results one by one, each of which lies in the object store as soon as it is there. Gives their refs."""
+    """Starts a task that yields its results, and returns their refs.
+
+    Each result is put into the object store when it is yielded, so the task holds one at a time.
+    """
     refs: Iterable[Ref] = (
         _remote_function(function).options(num_returns="streaming").remote(*arguments)
     )
@@ -54,7 +72,11 @@ def submit_generator(function: Callable[..., Iterator[Any]], *arguments: Any) ->
 
 
 def get_results(refs: Sequence[Ref]) -> list[Any]:
-    """Results, which have to be small. Raises what a task raised, so that its message is the user's and not Ray's."""
+    """Returns the results of some refs, which should be small.
+
+    Raises:
+        CprecError: A task raised it; it is raised here as it was, without Ray's own report.
+    """
     try:
         return list(ray.get(list(refs)))
     except RayTaskError as error:
@@ -64,14 +86,16 @@ def get_results(refs: Sequence[Ref]) -> list[Any]:
 
 
 def map_on_ray(function: Callable[[Any], Any], values: Iterable[Any], /) -> Iterable[Any]:
-    """The function's results, in the order of the values; a task each."""
+    """Returns the function's results, in the order of the values; each is computed by a task."""
     return get_results([submit(_call, function, value) for value in values])
 
 
 def _call(function: Callable[[Any], Any], value: Any) -> Any:
+    """Calls a function that cannot be a remote function itself, such as a `partial`."""
     return function(value)
 
 
 @lru_cache
 def _remote_function(function: Callable[..., Any]) -> Any:
+    """Returns the remote function of a function, which is made once."""
     return ray.remote(function)

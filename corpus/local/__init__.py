@@ -1,4 +1,7 @@
-"""The backend of one process; `corpus.distributed` does the same on Ray."""
+"""The backend that works in one process.
+
+`corpus.distributed` does the same on Ray, with the functions of this package that decide anything.
+"""
 
 from corpus.backend import Backend
 from corpus.local.append import LocalAppendInput

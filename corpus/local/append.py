@@ -1,7 +1,13 @@
-"""What of the behaviours that an append was given comes in on a version of a corpus; here in one process. The same on Ray: `corpus.distributed.append`.
+"""Selects the interactions that an append adds to a corpus version, in one process.
 
-Of each domain: interactions of an item with a title, given with them or known to the corpus, that are not there yet, as far as they are in the core
-of what is there and they together (docs/decisions/004-append.md).
+Of each domain an append adds interactions that
+
+- are of an item with a title, which came with them or is known to the corpus;
+- are not in the corpus yet;
+- are in the k-core of the corpus and the new interactions together
+  (docs/decisions/004-append.md).
+
+The public functions below the classes are shared with `corpus.distributed.append`.
 """
 
 from collections import Counter
@@ -18,8 +24,9 @@ from corpus.backend import AppendDelta, AppendInput, UncommittedSamples
 from corpus.ingest import cleaning, kcore, raw_data
 from corpus.ingest.quarantine import QuarantinedRows
 from corpus.ingest.raw_data import DomainItems, RawInteractions
+from corpus.local.negatives import check_enough_negatives, find_busiest_users
 from corpus.local.prepare import report_quarantined
-from corpus.local.sample_files import check_enough_negatives, find_busiest_users, write_sample_files
+from corpus.local.sample_files import write_sample_files
 from corpus.sampling.encoded_interactions import (
     DomainInteractions,
     EncodedInteractions,
@@ -35,164 +42,258 @@ from corpus.store.tables import Corpus
 
 
 @dataclass(frozen=True)
-class LocalAppendDelta(AppendDelta):
-    """In this process. tables: of each domain its interactions, and the ids of their items' numbers; old: what the corpus has of their users, and of
-    others."""
+class LocalDomainDelta:
+    """What an append adds to one domain.
 
-    tables_by_domain: Mapping[str, tuple[DomainInteractions, pl.Series]]
+    Attributes:
+        interactions: The added interactions, whose items are places in `item_ids`.
+        item_ids: Ids of all items of the domain that have a title, ascending.
+        items: Items of the added interactions (domain, item_id, title), in the order in which
+            they are numbered.
+        dropped: Rows left out, by reason, unusable ones included.
+        quarantined: The unusable rows.
+    """
+
+    interactions: DomainInteractions
+    item_ids: pl.Series
+    items: pl.DataFrame
+    dropped: Counter[str]
+    quarantined: tuple[QuarantinedRows, ...]
+
+
+@dataclass(frozen=True)
+class LocalAppendDelta(AppendDelta):
+    """What an append adds to a corpus version, in the memory of this process.
+
+    Attributes:
+        domain_deltas: What it adds to each domain.
+        existing: The corpus's interactions of all users in the input.
+    """
+
+    domain_deltas: Mapping[str, LocalDomainDelta]
     existing: EncodedInteractions
 
     def write_sample_files(
         self, numbered_items: pl.DataFrame, item_indices: Mapping[str, IntArray], seed: int
     ) -> tuple[UncommittedSamples, NewCounts]:
-        """As for Coming."""
-        version = self.corpus.version + 1
+        """Makes all samples of the next version and writes its files; see `AppendDelta`."""
         new = [
-            encode_as_version(version, find_item_indices(domain, ids, numbered_items), table)
-            for domain, (table, ids) in self.tables_by_domain.items()
+            encode_as_version(
+                self.corpus.version + 1,
+                find_item_indices(name, delta.item_ids, numbered_items),
+                delta.interactions,
+            )
+            for name, delta in self.domain_deltas.items()
         ]
-        found, sizes, wanted = (
-            add_existing([self.existing], new),
-            count_items(item_indices),
-            self.data.num_candidates - 1,
+        interactions = add_existing([self.existing], new)
+        item_counts = count_items(item_indices)
+        num_negatives = self.data.num_candidates - 1
+        check_enough_negatives(
+            find_busiest_users(interactions, item_counts, num_negatives),
+            item_counts,
+            num_negatives,
         )
-        check_enough_negatives(find_busiest_users(found, sizes, wanted), sizes, wanted)
-        return write_sample_files(
-            found, item_indices, self.data, seed, self.corpus.uri
-        ), statistics.count_new_by_domain(found.user_domain_counts)
+        samples = write_sample_files(interactions, item_indices, self.data, seed, self.corpus.uri)
+        return samples, statistics.count_new_by_domain(interactions.user_domain_counts)
 
 
 @dataclass(frozen=True)
 class LocalAppendInput(AppendInput):
-    """In this process, which reads them once, and the old interactions of each kept file once, however many versions they are compared with."""
+    """The behaviours that an append adds, read and kept in the memory of this process.
+
+    Both caches are filled when they are first needed. So an append that is overtaken reads only
+    what other processes have added to the corpus since.
+
+    Attributes:
+        raw_by_domain: Cache: the behaviours of each domain, as they were read.
+        existing_by_file: Cache: the interactions of the input's users in each file of the corpus.
+    """
 
     raw_by_domain: dict[str, tuple[RawInteractions, DomainItems]] = field(default_factory=dict)
     existing_by_file: dict[str, EncodedInteractions] = field(default_factory=dict)
 
     def compute_delta(self, corpus: Corpus, data: DataSettings, say: Say) -> LocalAppendDelta:
-        """As for Given."""
-        old = stored_interactions.read_user_interactions(
+        """Selects the interactions that the append adds to a version; see `AppendInput`."""
+        existing = stored_interactions.read_user_interactions(
             corpus, self._read_users(say), self.existing_by_file
         )
-        grown = [
-            _compute_domain_delta(corpus, name, *of, old, data, say)
-            for name, of in self.raw_by_domain.items()
-        ]
-        tables, items, dropped, quarantined = zip(*grown, strict=True)
-        rows, left_out = sum(table.height for (table, _), _ in tables), sum(dropped, Counter[str]())
+        deltas = {
+            name: _compute_domain_delta(corpus, name, raw, items, existing, data, say)
+            for name, (raw, items) in self.raw_by_domain.items()
+        }
         return LocalAppendDelta(
             corpus,
             data,
-            rows,
-            pl.concat(items),
-            left_out,
-            sum(quarantined, ()),
-            dict(zip(self.raw_by_domain, tables, strict=True)),
-            old,
+            sum(delta.interactions[0].height for delta in deltas.values()),
+            pl.concat([delta.items for delta in deltas.values()]),
+            sum((delta.dropped for delta in deltas.values()), Counter[str]()),
+            tuple(rows for delta in deltas.values() for rows in delta.quarantined),
+            deltas,
+            existing,
         )
 
     def count_existing(self, corpus: Corpus, expected: int, say: Say) -> int:
-        """Interactions that a corpus has of the users; 0 where all of it, with those expected, would not be too many for this process."""
-        there = sum(file.rows for file in stored_interactions.list_files(corpus))
-        return (
-            stored_interactions.count_user_interactions(corpus, self._read_users(say))
-            if there + expected > self.data.distribute_above
-            else 0
-        )
+        """Counts the corpus's interactions of the input's users, if that may decide the backend.
+
+        Args:
+            corpus: The version to append to.
+            expected: Estimated interactions of the input.
+            say: Takes lines of progress.
+
+        Returns:
+            Their number; 0 without counting if even the whole corpus and the input together do not
+            exceed `data.distribute_above`.
+        """
+        stored = sum(file.rows for file in stored_interactions.list_files(corpus))
+        if stored + expected <= self.data.distribute_above:
+            return 0
+        return stored_interactions.count_user_interactions(corpus, self._read_users(say))
 
     def _read_users(self, say: Say) -> pl.Series:
+        """Reads the domains that were not read before, and returns the ids of all users."""
         for name in self.domains:
             if name not in self.raw_by_domain:
                 self.raw_by_domain[name] = raw_data.read_domain(self.data, name, say)
-        return pl.concat([of.user_ids for of, _ in self.raw_by_domain.values()]).unique()
+        return pl.concat([raw.user_ids for raw, _ in self.raw_by_domain.values()]).unique()
 
 
 def read_known_items(corpus: Corpus, domain: str) -> pl.DataFrame:
-    """The items of a domain that a version of a corpus has: item_index, domain, item_id, title."""
-    numbers = catalogue.decode_runs(corpus.commits[-1].metadata["item_runs"]).get(domain, ())
-    there = pl.Series(numbers, dtype=pl.Int64)
+    """Reads a domain's items in a corpus version: item_index, domain, item_id, title."""
+    runs = catalogue.decode_runs(corpus.commits[-1].metadata["item_runs"])
+    indices = pl.Series(runs.get(domain, ()), dtype=pl.Int64)
+    # The table may hold items of appends that were killed, which no version knows.
     return catalogue.read_domain_items(corpus.uri, [domain]).filter(
-        pl.col("item_index").is_in(there.implode())
+        pl.col("item_index").is_in(indices.implode())
     )
 
 
 def add_known_items(items: pl.DataFrame, known_items: pl.DataFrame) -> pl.DataFrame:
-    """The items of a domain that have a title: item_id, title, by item_id, of those that came with interactions, and of those known that did not."""
+    """Adds the corpus's items to those that came with the interactions.
+
+    Args:
+        items: Items of the input: item_id, title.
+        known_items: Items of the corpus in the same domain.
+
+    Returns:
+        item_id, title, by item_id. An item that is in both has the title of the input.
+    """
     return pl.concat(
         [items, known_items.select("item_id", "title").join(items, on="item_id", how="anti")]
     ).sort("item_id")
 
 
 def to_numbering_order(domain: str, items: pl.DataFrame) -> pl.DataFrame:
-    """Items of a domain that come in, of item_id and title, as in Coming."""
+    """Returns a domain's items (item_id, title) as `AppendDelta.items`, in numbering order."""
     return items.sort("item_id").select(pl.lit(domain).alias("domain"), "item_id", "title")
 
 
 def format_progress(domain: str, rows: int, users: int, items: int) -> str:
-    """A domain's line of progress."""
+    """Returns the line of progress about a domain, with the counts of what is added."""
     return f"{domain}: {rows:,} new interactions of {users:,} users and {items:,} items"
 
 
-def empty_core_error(domain: str, k: int, rows: int, is_empty: Callable[[int], bool]) -> DataError:
-    """What to tell of a new domain whose core is empty. Arguments: as for `corpus.ingest.kcore.empty`."""
-    return DataError(
-        f"{kcore.empty_core_error(domain, k, rows, is_empty)}{', and a corpus keeps the one it was built with' if rows else ''}"
-    )
+def empty_core_error(
+    domain: str, k: int, rows: int, is_core_empty: Callable[[int], bool]
+) -> DataError:
+    """Returns the error of an append whose new domain has an empty k-core.
+
+    Arguments are those of `corpus.ingest.kcore.empty_core_error`.
+    """
+    error = kcore.empty_core_error(domain, k, rows, is_core_empty)
+    # A smaller k, which the error advises, would need another corpus.
+    advice = ", and a corpus keeps the data.k_core it was built with" if rows else ""
+    return DataError(f"{error}{advice}")
 
 
 def find_new_interactions(
     domain: str, item_ids: pl.Series, table: DomainInteractions, existing: EncodedInteractions
 ) -> tuple[DomainInteractions, pl.Series, tuple[int, int]]:
-    """The interactions of a range that the corpus has not, the users that it has in the domain; and how many it had and had not.
+    """Finds the interactions of a domain that the corpus does not have yet.
 
-    ids: of the items by number; old: what the corpus has of the range's users in all domains.
+    Args:
+        domain: Name of the domain.
+        item_ids: Ids of the domain's items with a title, which the items in `table` refer to.
+        table: Interactions of some users in the domain.
+        existing: The corpus's interactions of (at least) these users, in all domains.
+
+    Returns:
+        The new interactions; ids of the users whom the corpus knows in this domain; and the
+        numbers of interactions that the corpus has and does not have.
     """
-    rows, users = table
+    rows, user_ids = table
+    # The existing interactions, in the codes of `table`; null for other users, items and domains.
     item = encode_values(existing.items["item_id"], item_ids).set(
         existing.items["domain"].cast(pl.String) != domain, None
     )
-    user = encode_values(existing.users["user_id"], users)
-    there = existing.rows.select(
+    user = encode_values(existing.users["user_id"], user_ids)
+    existing_rows = existing.rows.select(
         "timestamp",
         user=user.gather(existing.rows["user"]),
         item=item.gather(existing.rows["item"]),
     ).drop_nulls()
-    fresh = rows.join(there, on=["user", "item", "timestamp"], how="anti", maintain_order="left")
-    known = users.gather(there["user"].unique())
-    left, names = remove_unused_categories(fresh["user"], users)
-    return (fresh.with_columns(user=left), names), known, (rows.height - fresh.height, fresh.height)
+    new = rows.join(
+        existing_rows, on=["user", "item", "timestamp"], how="anti", maintain_order="left"
+    )
+    known_users = user_ids.gather(existing_rows["user"].unique())
+    new_user, new_user_ids = remove_unused_categories(new["user"], user_ids)
+    return (
+        (new.with_columns(user=new_user), new_user_ids),
+        known_users,
+        (rows.height - new.height, new.height),
+    )
 
 
 def encode_as_version(
     version: int, items: pa.Table, table: DomainInteractions
 ) -> EncodedInteractions:
-    """Interactions of a domain as those of a version. catalogue: domain, item_id and item_index of the items by their numbers."""
-    rows, users = table
+    """Encodes the interactions of a domain as new ones of a corpus version.
+
+    Args:
+        version: Number of the version.
+        items: Result of `find_item_indices`: row i is the item with code i.
+        table: Interactions of some users in the domain.
+    """
+    rows, user_ids = table
     used, item = np.unique(rows["item"].to_numpy(), return_inverse=True)
-    numbered = rows.select("user", "timestamp", item=pl.Series(item, dtype=pl.UInt32))
+    recoded = rows.select("user", "timestamp", item=pl.Series(item, dtype=pl.UInt32))
     return EncodedInteractions.from_domains(
-        [(numbered, users)], pl.DataFrame(items.take(used)), version
+        [(recoded, user_ids)], pl.DataFrame(items.take(used)), version
     )
 
 
 def find_item_indices(domain: str, item_ids: pl.Series, numbered_items: pl.DataFrame) -> pa.Table:
-    """domain, item_id and item_index of a domain's items, by their places among ids; the last is null of items that do not come in."""
-    named = pl.DataFrame({"item_id": item_ids}).with_columns(domain=pl.lit(domain))
-    found = named.join(
+    """Looks up the item indices of a domain's items.
+
+    Args:
+        domain: Name of the domain.
+        item_ids: Ids of items.
+        numbered_items: Items of all appended domains: domain, item_id, item_index.
+
+    Returns:
+        domain, item_id, item_index, in the order of `item_ids`. The index of an item that the
+        append does not add is null.
+    """
+    items = pl.DataFrame({"item_id": item_ids}).with_columns(domain=pl.lit(domain))
+    indexed = items.join(
         numbered_items.select("domain", "item_id", "item_index"),
         on=["domain", "item_id"],
         how="left",
         maintain_order="left",
     )
-    return found.to_arrow()
+    return indexed.to_arrow()
 
 
 def add_existing(
     existing: Sequence[EncodedInteractions], new: Sequence[EncodedInteractions]
 ) -> EncodedInteractions:
-    """New interactions, and all old ones of their users."""
-    users = pl.concat([of.users["user_id"] for of in new]).unique()
-    return EncodedInteractions.concat([*(of.filter_users(users) for of in existing), *new])
+    """Joins new interactions and all existing ones of their users.
+
+    Args:
+        existing: The corpus's interactions of these users, and possibly of others.
+        new: The new interactions.
+    """
+    user_ids = pl.concat([part.users["user_id"] for part in new]).unique()
+    return EncodedInteractions.concat([*(part.filter_users(user_ids) for part in existing), *new])
 
 
 def _compute_domain_delta(
@@ -203,40 +304,51 @@ def _compute_domain_delta(
     existing: EncodedInteractions,
     data: DataSettings,
     say: Say,
-) -> tuple[
-    tuple[DomainInteractions, pl.Series], pl.DataFrame, Counter[str], tuple[QuarantinedRows, ...]
-]:
-    """A domain's part of what comes in: of `tables` of Come; `items`, `dropped` and `quarantined` of Coming."""
-    of_corpus = read_known_items(corpus, domain)
-    titles = add_known_items(items.titles, of_corpus)
-    ids, k = titles["item_id"], data.k_core
-    cleaned = cleaning.clean_interactions(domain, raw, ids, data)
-    quarantined = (*cleaned.quarantined, *items.quarantined)
+) -> LocalDomainDelta:
+    """Selects the interactions of one domain that the append adds to a version.
+
+    Args:
+        corpus: The version to append to.
+        domain: Name of the domain.
+        raw: Its interactions, as they were read.
+        items: The items that came with them.
+        existing: The corpus's interactions of all users in the input.
+        data: Settings of the corpus.
+        say: Takes lines of progress.
+
+    Raises:
+        DataError: Too many rows cannot be used, or the core of a new domain is empty.
+    """
+    known_items = read_known_items(corpus, domain)
+    titled_items = add_known_items(items.titles, known_items)
+    item_ids = titled_items["item_id"]
+    usable = cleaning.clean_interactions(domain, raw, item_ids, data)
+    quarantined = (*usable.quarantined, *items.quarantined)
     report_quarantined(domain, quarantined, say)
-    (fresh, names), known_users, (already, rows) = find_new_interactions(
-        domain, ids, (cleaned.interactions, cleaned.user_ids), existing
+    (new, user_ids), known_users, (num_existing, num_new) = find_new_interactions(
+        domain, item_ids, (usable.interactions, usable.user_ids), existing
     )
-    user, item = fresh["user"].to_numpy(), fresh["item"].to_numpy()
-    has_k = (
-        names.is_in(known_users.implode()).to_numpy(),
-        ids.is_in(of_corpus["item_id"].implode()).to_numpy(),
-    )
-    core = fresh[kcore.k_core_rows(user, item, k, *has_k)]
-    if core.is_empty() and of_corpus.is_empty():
+    # Users and items that the corpus has in this domain count as having k interactions already.
+    user, item = new["user"].to_numpy(), new["item"].to_numpy()
+    user_has_k = user_ids.is_in(known_users.implode()).to_numpy()
+    item_has_k = item_ids.is_in(known_items["item_id"].implode()).to_numpy()
+    core = new[kcore.k_core_rows(user, item, data.k_core, user_has_k, item_has_k)]
+    if core.is_empty() and known_items.is_empty():
         raise empty_core_error(
-            domain, k, rows, lambda less: not kcore.k_core_rows(user, item, less).size
+            domain,
+            data.k_core,
+            num_new,
+            lambda smaller_k: not kcore.k_core_rows(user, item, smaller_k).size,
         )
-    number, users = remove_unused_categories(core["user"], names)
-    come = titles[np.unique(core["item"].to_numpy())]
-    dropped = (
-        cleaned.dropped_and_quarantined
+    core_user, core_user_ids = remove_unused_categories(core["user"], user_ids)
+    added_items = titled_items[np.unique(core["item"].to_numpy())]
+    say(format_progress(domain, core.height, core_user_ids.len(), added_items.height))
+    return LocalDomainDelta(
+        (core.with_columns(user=core_user), core_user_ids),
+        item_ids,
+        to_numbering_order(domain, added_items),
+        usable.dropped_and_quarantined
         + items.dropped_and_quarantined
-        + Counter(already_in_corpus=already, k_core=rows - core.height)
-    )
-    say(format_progress(domain, core.height, users.len(), come.height))
-    return (
-        ((core.with_columns(user=number), users), ids),
-        to_numbering_order(domain, come),
-        dropped,
+        + Counter(already_in_corpus=num_existing, k_core=num_new - core.height),
         quarantined,
     )

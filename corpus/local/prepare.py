@@ -1,4 +1,7 @@
-"""All domains after cleaning and k-core, ready to be made into samples; here in one process. The same on Ray: `corpus.distributed`."""
+"""Reads, cleans and numbers all domains of a build, in one process.
+
+The public functions below `prepare_domains` are shared with `corpus.distributed.prepare`.
+"""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -13,9 +16,10 @@ from corpus.ingest import cleaning, quarantine, raw_data
 from corpus.ingest.cleaning import UsableInteractions
 from corpus.ingest.kcore import empty_core_error, k_core_rows
 from corpus.ingest.quarantine import QuarantinedRows
-from corpus.local import sample_files
+from corpus.local import negatives, sample_files
 from corpus.sampling import samples
 from corpus.sampling.encoded_interactions import (
+    DomainInteractions,
     EncodedInteractions,
     encode_values,
     remove_unused_categories,
@@ -28,121 +32,150 @@ from corpus.store.tables import ITEMS_SCHEMA
 
 @dataclass(frozen=True)
 class LocalPrepared(Prepared):
-    """What was gathered, in this process."""
+    """The behaviours of a build after cleaning and k-core, in the memory of this process.
+
+    Attributes:
+        interactions: Interactions of all domains.
+    """
 
     interactions: EncodedInteractions
 
     def write_sample_files(self, data: DataSettings, seed: int, uri: str) -> UncommittedSamples:
-        """Make and write all samples in this process."""
+        """Makes all samples of version 0 and writes its files; see `Prepared`."""
         return sample_files.write_sample_files(
             self.interactions, self.item_indices(), data, seed, uri
         )
 
 
+@dataclass(frozen=True)
+class _PreparedDomain:
+    """One domain after cleaning and k-core.
+
+    Attributes:
+        interactions: Its interactions, with item indices, and the ids of its users.
+        items: Its numbered items, a frame of ITEMS_SCHEMA.
+        dropped: Rows left out, by reason, unusable ones included.
+        quarantined: The unusable rows.
+    """
+
+    interactions: DomainInteractions
+    items: pl.DataFrame
+    dropped: Counter[str]
+    quarantined: tuple[QuarantinedRows, ...]
+
+
 def prepare_domains(data: DataSettings, say: Say) -> LocalPrepared:
-    """Read, validate and clean every domain, take its k-core, number its items. Raises DataError naming domain or file."""
-    found, items, dropped, quarantined = (
-        [],
-        [empty_items()],
-        Counter[str](),
-        list[QuarantinedRows](),
+    """Reads and cleans every domain of a build, takes its k-core, and numbers its items.
+
+    Raises:
+        DataError: The behaviours cannot be used; the message names the domain or the file.
+    """
+    domains: list[_PreparedDomain] = []
+    num_items = 0
+    for name in list_domains(data):
+        domains.append(_prepare_domain(data, name, num_items, say))
+        num_items += domains[-1].items.height
+    items = pl.concat([empty_items(), *(domain.items for domain in domains)])
+    interactions = EncodedInteractions.from_domains(
+        [domain.interactions for domain in domains], items
     )
-    for domain in list_domains(data):
-        rows, users, of_domain, left_out, bad = _prepare_domain(
-            data, domain, sum(part.height for part in items), say
-        )
-        found.append((rows, users))
-        items.append(of_domain)
-        dropped += left_out
-        quarantined += bad
-    catalogue = pl.concat(items)
-    coded = EncodedInteractions.from_domains(found, catalogue)
-    sizes, wanted = count_items(group_item_indices(catalogue)), data.num_candidates - 1
-    sample_files.check_enough_negatives(
-        sample_files.find_busiest_users(coded, sizes, wanted), sizes, wanted
+    item_counts = count_items(group_item_indices(items))
+    num_negatives = data.num_candidates - 1
+    negatives.check_enough_negatives(
+        negatives.find_busiest_users(interactions, item_counts, num_negatives),
+        item_counts,
+        num_negatives,
     )
     return LocalPrepared(
-        catalogue,
-        dropped,
-        tuple(quarantined),
-        statistics.count_new_by_domain(coded.user_domain_counts),
-        samples.max_sample_counts(coded.user_domain_counts, data),
-        coded,
+        items,
+        sum((domain.dropped for domain in domains), Counter[str]()),
+        tuple(rows for domain in domains for rows in domain.quarantined),
+        statistics.count_new_by_domain(interactions.user_domain_counts),
+        samples.max_sample_counts(interactions.user_domain_counts, data),
+        interactions,
     )
 
 
 def list_domains(data: DataSettings) -> list[str]:
-    """The domains to build, in the order in which their items are numbered. Raises DataError if none is named."""
+    """Returns the domains to build, in the order in which their items are numbered.
+
+    Raises:
+        DataError: No domain to pre-train on is named.
+    """
     if not data.domains:
         raise DataError("data.domains names no domain to pre-train on; name at least one")
     return sorted((*data.domains, *data.held_out))
 
 
 def empty_items() -> pl.DataFrame:
-    """Items of no domain."""
+    """Returns an empty frame of ITEMS_SCHEMA."""
     return pl.DataFrame(ITEMS_SCHEMA.empty_table())
 
 
 def number_items(domain: str, items: pl.DataFrame, first_index: int) -> tuple[pl.DataFrame, int]:
-    """Items (item_id, title) of a domain's core as ITEMS_SCHEMA, numbered from `first` by item_id; and how many titles were made distinct."""
-    titled, renamed = cleaning.disambiguate_item_titles(items)
+    """Numbers the items of a domain by item_id, and makes their titles distinct.
+
+    Args:
+        domain: Name of the domain.
+        items: Its items: item_id, title.
+        first_index: Item index of the first one.
+
+    Returns:
+        The items, a frame of ITEMS_SCHEMA, and how many titles were changed.
+    """
+    titled, num_renamed = cleaning.disambiguate_item_titles(items)
     index = pl.int_range(first_index, first_index + titled.height, dtype=pl.Int64)
     return titled.select(
         item_index=index, domain=pl.lit(domain), item_id="item_id", title="title"
-    ), renamed
+    ), num_renamed
 
 
 def format_progress(domain: str, users: int, items: int, rows: int, k: int) -> str:
-    """A domain's line of progress."""
+    """Returns the line of progress about a domain, with the counts of its k-core."""
     return f"{domain}: {users:,} users, {items:,} items, {rows:,} interactions in the {k}-core"
 
 
 def report_quarantined(domain: str, quarantined: Sequence[QuarantinedRows], say: Say) -> None:
-    """Say what of a domain cannot be used, a line for each reason."""
+    """Says which rows of a domain cannot be used, in one line for each reason."""
     for line in quarantine.summary_lines(quarantined):
         say(f"{domain}: cannot be used: {line}")
 
 
-def _prepare_domain(
-    data: DataSettings, domain: str, first_index: int, say: Say
-) -> tuple[pl.DataFrame, pl.Series, pl.DataFrame, Counter[str], tuple[QuarantinedRows, ...]]:
-    """One domain: interactions (user, item, timestamp) with the names of its users' numbers; items, numbered from `first`; what is left out."""
-    there, of_items = raw_data.read_domain(data, domain, say)
-    found = cleaning.clean_interactions(domain, there, of_items.titles["item_id"], data)
-    core = _nonempty_core(domain, found, data.k_core)
-    (user, users), (item, item_ids) = (
-        remove_unused_categories(core["user"], found.user_ids),
-        remove_unused_categories(core["item"], found.item_ids),
-    )
-    items, renamed = number_items(
+def _prepare_domain(data: DataSettings, domain: str, first_index: int, say: Say) -> _PreparedDomain:
+    """Reads and cleans one domain, takes its k-core, and numbers its items from first_index."""
+    raw, domain_items = raw_data.read_domain(data, domain, say)
+    usable = cleaning.clean_interactions(domain, raw, domain_items.titles["item_id"], data)
+    core = _nonempty_core(domain, usable, data.k_core)
+    # Users and items outside the core have lost all their rows: renumber those that remain.
+    user, user_ids = remove_unused_categories(core["user"], usable.user_ids)
+    item, item_ids = remove_unused_categories(core["item"], usable.item_ids)
+    items, num_renamed = number_items(
         domain,
-        of_items.titles.join(pl.DataFrame({"item_id": item_ids}), on="item_id", how="semi"),
+        domain_items.titles.join(pl.DataFrame({"item_id": item_ids}), on="item_id", how="semi"),
         first_index,
     )
+    index_by_item = encode_values(item_ids, items["item_id"]) + first_index
     rows = pl.DataFrame(
-        {
-            "user": user,
-            "item": (encode_values(item_ids, items["item_id"]) + first_index).gather(item),
-            "timestamp": core["timestamp"],
-        }
+        {"user": user, "item": index_by_item.gather(item), "timestamp": core["timestamp"]}
     )
-    quarantined = (*found.quarantined, *of_items.quarantined)
+    quarantined = (*usable.quarantined, *domain_items.quarantined)
     report_quarantined(domain, quarantined, say)
-    say(format_progress(domain, users.len(), items.height, core.height, data.k_core))
+    say(format_progress(domain, user_ids.len(), items.height, core.height, data.k_core))
     dropped = (
-        found.dropped_and_quarantined
-        + of_items.dropped_and_quarantined
-        + Counter(k_core=found.interactions.height - core.height, title_made_distinct=renamed)
+        usable.dropped_and_quarantined
+        + domain_items.dropped_and_quarantined
+        + Counter(k_core=usable.interactions.height - core.height, title_made_distinct=num_renamed)
     )
-    return rows, users, items, dropped, quarantined
+    return _PreparedDomain((rows, user_ids), items, dropped, quarantined)
 
 
 def _nonempty_core(domain: str, usable: UsableInteractions, k: int) -> pl.DataFrame:
-    found = usable.interactions
-    user, item = found["user"].to_numpy(), found["item"].to_numpy()
-    core = found[k_core_rows(user, item, k)]
+    """Returns the interactions of the k-core; raises DataError if there are none."""
+    rows = usable.interactions
+    user, item = rows["user"].to_numpy(), rows["item"].to_numpy()
+    core = rows[k_core_rows(user, item, k)]
     if core.is_empty():
         raise empty_core_error(
-            domain, k, found.height, lambda less: not k_core_rows(user, item, less).size
+            domain, k, rows.height, lambda smaller_k: not k_core_rows(user, item, smaller_k).size
         )
     return core

@@ -1,7 +1,9 @@
-"""From the interactions of a version in the making to its written, uncommitted files, in this process.
+"""Makes the samples of a new version from its interactions and writes its files, in one process.
 
-Users are cut into ranges of their hashes; a range is made into samples at a time, and these lie on the local disk until all of a file are there. So
-memory grows with the interactions, as `corpus.sampling.encoded_interactions` keeps them, and not with the samples.
+The files are those of samples and those of the version's own interactions; nothing is committed.
+Users are processed by ranges of their hashes. The samples of a range wait on the local disk until
+all samples of an output file are made. So memory grows with the interactions, which
+`corpus.sampling.encoded_interactions` holds compactly, and not with the samples.
 """
 
 from collections import Counter
@@ -10,9 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TypeVar
 
-import polars as pl
-
-from cluster.errors import DataError
 from corpus.backend import UncommittedSamples
 from corpus.sampling.encoded_interactions import EncodedInteractions
 from corpus.sampling.samples import (
@@ -38,100 +37,66 @@ def write_sample_files(
     seed: int,
     uri: str,
 ) -> UncommittedSamples:
-    """Make and write all samples in this process. found, items: as for `corpus.sampling.samples.samples_of`, over all users that have new interactions."""
-    bounds, count = (
-        max_sample_counts(interactions.user_domain_counts, data),
-        stored_interactions.user_range_count(interactions.num_new),
-    )
-    pieces: dict[FileKey, list[ByteRange]] = {}
-    users, dropped = 0, Counter[str]()
+    """Makes all samples of a version and writes its files, without committing them.
 
-    with open_scratch_file() as put_aside, ThreadPoolExecutor(THREADS) as threads:
+    Args:
+        interactions: All interactions, new and old, of the users who have new ones.
+        item_indices: Item indices of each domain, ascending.
+        data: Settings that name all domains of the corpus.
+        seed: Seed of the candidates.
+        uri: Where the corpus is.
+    """
+    bounds = max_sample_counts(interactions.user_domain_counts, data)
+    num_ranges = stored_interactions.user_range_count(interactions.num_new)
+    pieces_by_file: dict[FileKey, list[ByteRange]] = {}
+    interaction_files: list[InteractionFile] = []
+    mixed_users = 0
+    dropped = Counter[str]()
+
+    with open_scratch_file() as scratch, ThreadPoolExecutor(THREADS) as threads:
 
         def process_range(
-            number: int,
+            index: int,
         ) -> tuple[Samples, list[tuple[FileKey, ByteRange]], InteractionFile | None]:
+            """Makes the samples of a range of users; returns their counts and where they wait."""
             samples = build_samples(
-                interactions.select_hash_range(number, count), item_indices, data, seed
+                interactions.select_hash_range(index, num_ranges), item_indices, data, seed
             )
-            aside = [
-                (key, put_aside.write(rows)) for key, rows in split_by_file(samples.tables, bounds)
+            pieces = [
+                (key, scratch.write(rows)) for key, rows in split_by_file(samples.tables, bounds)
             ]
             file = (
-                stored_interactions.write_interactions(uri, number, count, samples.new_interactions)
+                stored_interactions.write_interactions(
+                    uri, index, num_ranges, samples.new_interactions
+                )
                 if samples.new_interactions.num_rows
                 else None
             )
-            return (
-                replace(
-                    samples, tables={}, new_interactions=STORED_INTERACTION_SCHEMA.empty_table()
-                ),
-                aside,
-                file,
+            # Only the counts are needed from here on: drop the tables, which are large.
+            counts = replace(
+                samples, tables={}, new_interactions=STORED_INTERACTION_SCHEMA.empty_table()
             )
+            return counts, pieces, file
 
         def write_file(key: FileKey) -> delta.WrittenFile:
-            return write_samples(uri, key, [put_aside.read(place) for place in pieces[key]])
+            """Writes one file of samples from its pieces."""
+            return write_samples(
+                uri, key, [scratch.read(location) for location in pieces_by_file[key]]
+            )
 
-        kept_files = []
-        for told, aside, file in threads.map(process_range, range(count)):
-            users, dropped = users + told.mixed_users, dropped + told.dropped
-            kept_files += [file] if file else []
-            for key, place in aside:
-                pieces.setdefault(key, []).append(place)
-        files = list(threads.map(write_file, pieces))
-    return UncommittedSamples(sort_by_name(files), sort_by_name(kept_files), users, dropped)
+        for counts, pieces, interaction_file in threads.map(process_range, range(num_ranges)):
+            mixed_users += counts.mixed_users
+            dropped += counts.dropped
+            if interaction_file is not None:
+                interaction_files.append(interaction_file)
+            for key, location in pieces:
+                pieces_by_file.setdefault(key, []).append(location)
+        sample_files = list(threads.map(write_file, pieces_by_file))
+    return UncommittedSamples(
+        sort_by_name(sample_files), sort_by_name(interaction_files), mixed_users, dropped
+    )
 
 
 def sort_by_name(files: list[NamedFile]) -> tuple[NamedFile, ...]:
-    """Files in the order of their names, whatever the order in which they were made."""
+    """Returns files in the order of their names, so that the order of writing does not count."""
     return tuple(sorted(files, key=lambda file: file.name))
-
-
-def find_busiest_users(
-    interactions: EncodedInteractions, item_counts: Mapping[str, int], negatives: int
-) -> pl.DataFrame:
-    """domain, user_id, had: of each domain the user with the most items, among those who may leave too few to draw negatives from; by domain.
-
-    sizes: items of each domain; wanted: negatives.
-    """
-    left = pl.col("domain").replace_strict(dict(item_counts), return_dtype=pl.Int64) - pl.col(
-        "size"
-    )
-    busy = interactions.user_domain_counts.filter(left < negatives).select(
-        "user", "domain"
-    )  # repeated purchases counted, so some of them leave enough
-    rows = interactions.rows.join(busy.select("user").unique(), on="user", how="semi").select(
-        "user", "item"
-    )
-    rows = rows.with_columns(
-        domain=interactions.items["domain"].gather(rows["item"]).cast(pl.String)
-    )
-    had = rows.group_by("domain", "user").agg(had=pl.col("item").n_unique().cast(pl.Int64))
-    return select_busiest_per_domain(
-        had.with_columns(user_id=interactions.users["user_id"].gather(had["user"])).select(
-            "domain", "user_id", "had"
-        )
-    )
-
-
-def select_busiest_per_domain(user_item_counts: pl.DataFrame) -> pl.DataFrame:
-    """Of each domain the user with the most items, by domain."""
-    return (
-        user_item_counts.sort("domain", "had", "user_id", descending=[False, True, False])
-        .group_by("domain", maintain_order=True)
-        .first()
-    )
-
-
-def check_enough_negatives(
-    busiest_users: pl.DataFrame, item_counts: Mapping[str, int], negatives: int
-) -> None:
-    """Every user must leave enough items of each of their domains to draw negatives from. Arguments: of and as for `busiest`. Raises DataError."""
-    for domain, user, had in busiest_users.iter_rows():
-        left = item_counts[domain] - had
-        if left < negatives:
-            raise DataError(
-                f"{domain}: {item_counts[domain]} items, of which user {user} interacted with {had}: {left} are left, "
-                f"{negatives} negatives are wanted; lower data.num_candidates to {left + 1} or less, or drop the domain"
-            )

@@ -1,4 +1,4 @@
-"""Some of the appends that race for a corpus: python append_worker.py CORPUS ROOT DOMAIN,..."""
+"""Appends several domains to a corpus at once: python append_worker.py CORPUS ROOT DOMAIN,..."""
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -8,8 +8,8 @@ from tests.unit.corpus.worlds import settings
 
 corpus, root, names = sys.argv[1:]
 with ThreadPoolExecutor(max_workers=20) as threads:
-    todo = [
+    appends = [
         threads.submit(append, settings(root, domains=(name,), held_out=()), 0, corpus, print)
         for name in names.split(",")
     ]
-    print(*(done.result().version for done in todo))
+    print(*(appended.result().version for appended in appends))

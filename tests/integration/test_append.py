@@ -1,4 +1,4 @@
-"""Appends against each other on an object store, and killed for real."""
+"""Appends that race on an object store, and appends whose process is killed."""
 
 import subprocess
 import sys
@@ -20,7 +20,7 @@ RACERS = tuple(f"R{number:02d}" for number in range(20))
 
 
 def test_twenty_appends_at_once_lose_no_row(s3: str, tmp_path: Path) -> None:
-    """In two processes of ten each; all of them append at once, one domain each, for the same users."""
+    """Two processes append ten domains each, all at once, for the same users."""
     world = shop((*BASE, *RACERS), users=12, items=14)
     root = str(write_root(tmp_path / "root", world))
     uri = f"{s3}/corpus"
@@ -34,8 +34,8 @@ def test_twenty_appends_at_once_lose_no_row(s3: str, tmp_path: Path) -> None:
     ]
     said = [process.communicate(timeout=jobs.LIMIT_S)[0] for process in halves]
     assert [process.returncode for process in halves] == [0, 0], said
-    landed = sorted(int(version) for out in said for version in out.splitlines()[-1].split())
-    assert landed == list(range(1, 21))
+    versions = sorted(int(version) for out in said for version in out.splitlines()[-1].split())
+    assert versions == list(range(1, 21))
 
     corpus = Corpus.open(uri)
     assert corpus.version == 20
@@ -53,10 +53,11 @@ def test_twenty_appends_at_once_lose_no_row(s3: str, tmp_path: Path) -> None:
     assert np.unique(ids).size == ids.size
     cores = {name: len(brute.core(rows, 3)) for name, rows in world.items()}
     assert all_kept(corpus).height == sum(cores.values())
-    told = corpus.statistics()
-    assert {name: of["interactions"] for name, of in told["domains"].items()} == cores
-    assert told["mixed"]["samples"] == corpus.read_samples("mixed", "train").num_rows
-    # Every training interaction that can be a mixed target is one, once, whatever the order in which the appends landed.
+    shown = corpus.statistics()
+    interactions = {name: counts["interactions"] for name, counts in shown["domains"].items()}
+    assert interactions == cores
+    assert shown["mixed"]["samples"] == corpus.read_samples("mixed", "train").num_rows
+    # Every training interaction is a mixed target at most once, whatever the order of the appends.
     mixed = corpus.read_samples("mixed", "train").to_pylist()
     targets = {
         (row["user_id"], row["candidates"][row["target"]], row["timestamp"]) for row in mixed
@@ -85,7 +86,7 @@ def test_an_append_that_is_killed_leaves_the_table_as_it_was_and_is_completed(
     }
     recipe = jobs.recipe(tmp_path, data=data)
     with jobs.start("append_domain", recipe) as process:
-        # The items are committed first; the samples are then still to be made.
+        # The items are committed first, and the samples only made afterwards.
         jobs.kill_when(process, lambda: any(Path(uri).glob(reached)))
     assert Corpus.open(uri) == before
     finished = jobs.run("append_domain", recipe)

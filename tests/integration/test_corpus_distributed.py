@@ -1,4 +1,4 @@
-"""The build on Ray against the build in one process."""
+"""Builds and appends on Ray against the same ones in one process."""
 
 import gzip
 import os
@@ -20,7 +20,7 @@ from corpus.distributed import append as ray_append
 from corpus.distributed import kcore, prepare, sample_files
 from corpus.ingest import quarantine
 from corpus.ingest.sources import file_splits
-from corpus.local import append as growing
+from corpus.local import append as local_append
 from corpus.settings import DataSettings
 from corpus.store import catalogue, stored_interactions
 from corpus.store.tables import Corpus
@@ -29,7 +29,7 @@ from tests.unit.corpus.worlds import Row, settings, shop, write_parquet, write_r
 # Ray Data copies its own deprecated settings whenever it makes a dataset.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
 
-IN_ONE = {"distribute_above": 10**12}
+LOCALLY = {"distribute_above": 10**12}
 ON_RAY = {"distribute_above": 0}
 
 
@@ -41,7 +41,7 @@ def ray() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many ranges, pieces, spreading tasks and sums of few rows each."""
+    """Makes many ranges, splits, partitioning tasks and sums, of few rows each."""
     monkeypatch.setattr(stored_interactions, "TARGET_FILE_ROWS", 200)
     monkeypatch.setattr(file_splits, "ROWS_PER_SPLIT", 100)
     monkeypatch.setattr(prepare, "ROWS_PER_RESULT", 40)
@@ -50,7 +50,10 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def rough(tmp_path: Path) -> Path:
-    """Three domains of several files and row groups, of different users; long tails of users and items, repeated rows, rows that are no use."""
+    """Writes a data root of three domains with different users, in several files and row groups.
+
+    Users and items have long tails; some rows are repeated, some unusable.
+    """
     root, rng = tmp_path / "root", np.random.default_rng(7)
     for number, domain in enumerate(("A", "B", "C")):
         size, items = 900 + 200 * number, 60
@@ -66,8 +69,8 @@ def rough(tmp_path: Path) -> Path:
             (f"v{step}", f"{domain}9{step + side:02d}", 5)
             for step in range(16)
             for side in range(3)
-        ]  # falls from its ends, round by round
-        bad = [
+        ]  # k-core removes it from its ends, round by round
+        unusable = [
             (None, f"{domain}1", 3),
             ("", f"{domain}1", 3),
             ("u1", None, 3),
@@ -75,7 +78,7 @@ def rough(tmp_path: Path) -> Path:
             ("u1", f"{domain}1", -4),
             ("u1", "?", 3),
         ]
-        more = pl.DataFrame([*chain, *bad], schema=rows.schema, orient="row")
+        more = pl.DataFrame([*chain, *unusable], schema=rows.schema, orient="row")
         every = pl.concat([rows, more, rows.sample(40, seed=number)]).sample(
             fraction=1, shuffle=True, seed=number
         )
@@ -94,7 +97,7 @@ def rough(tmp_path: Path) -> Path:
 
 
 def files(corpus: Corpus) -> dict[str, bytes]:
-    """Everything that a corpus wrote but the log, whose commits tell the time."""
+    """Returns all files of a corpus except the logs, which record the time."""
     root = Path(corpus.uri)
     return {
         str(path.relative_to(root)): path.read_bytes()
@@ -103,26 +106,27 @@ def files(corpus: Corpus) -> dict[str, bytes]:
     }
 
 
-def both(data: DataSettings, place: Path) -> tuple[Corpus, Corpus]:
-    """The corpora that the two ways build."""
-    one, many = (
-        build(data.model_copy(update=way), 0, str(place / name), print)
-        for name, way in (("one", IN_ONE), ("many", ON_RAY))
+def build_both(data: DataSettings, folder: Path) -> tuple[Corpus, Corpus]:
+    """Builds a corpus in one process and on Ray."""
+    local, on_ray = (
+        build(data.model_copy(update=limit), 0, str(folder / name), print)
+        for name, limit in (("local", LOCALLY), ("on_ray", ON_RAY))
     )
-    return one, many
+    return local, on_ray
 
 
-def same(one: Corpus, many: Corpus) -> None:
-    for a, b in zip(one.commits, many.commits, strict=True):
-        assert a.metadata == b.metadata
-    assert files(one) == files(many)
+def assert_same(local: Corpus, on_ray: Corpus) -> None:
+    """Checks that two corpora have the same commits and files."""
+    for local_commit, ray_commit in zip(local.commits, on_ray.commits, strict=True):
+        assert local_commit.metadata == ray_commit.metadata
+    assert files(local) == files(on_ray)
 
 
-def test_both_ways_write_the_same_files(tmp_path: Path, rough: Path) -> None:
-    one, many = both(settings(rough, max_per_user=25), tmp_path)
-    same(one, many)
-    found = one.statistics()
-    left_out = {
+def test_both_backends_write_the_same_files(tmp_path: Path, rough: Path) -> None:
+    local, on_ray = build_both(settings(rough, max_per_user=25), tmp_path)
+    assert_same(local, on_ray)
+    shown = local.statistics()
+    reasons = {
         "no_user_id",
         "no_item_id",
         "no_timestamp",
@@ -132,18 +136,18 @@ def test_both_ways_write_the_same_files(tmp_path: Path, rough: Path) -> None:
         "over_user_cap",
         "k_core",
     }
-    assert left_out | {"title_made_distinct"} <= set(found["dropped"])
-    assert found["domains"]["C"]["held_out"]
-    assert found["mixed"]["samples"] > 0
-    assert len(one.commits[0].metadata["interactions"]) == 16
+    assert reasons | {"title_made_distinct"} <= set(shown["dropped"])
+    assert shown["domains"]["C"]["held_out"]
+    assert shown["mixed"]["samples"] > 0
+    assert len(local.commits[0].metadata["interactions"]) == 16
 
 
 @pytest.mark.parametrize("k", [1, 4])
-def test_another_core_is_the_same_as_well(tmp_path: Path, rough: Path, k: int) -> None:
-    same(*both(settings(rough, k_core=k), tmp_path))
+def test_other_cores_are_the_same_on_both_backends(tmp_path: Path, rough: Path, k: int) -> None:
+    assert_same(*build_both(settings(rough, k_core=k), tmp_path))
 
 
-def test_text_and_ratings_are_read_alike(tmp_path: Path, rough: Path) -> None:
+def test_both_backends_read_text_and_ratings_alike(tmp_path: Path, rough: Path) -> None:
     for domain in ("A", "B", "C"):
         folder = rough / "interactions" / f"{domain}.parquet"
         rows = (
@@ -156,14 +160,14 @@ def test_text_and_ratings_are_read_alike(tmp_path: Path, rough: Path) -> None:
             path.unlink()
         folder.rmdir()
         rows.write_csv(rough / "interactions" / f"{domain}.csv")
-    same(*both(settings(rough, min_rating=1, k_core=2), tmp_path))
+    assert_same(*build_both(settings(rough, min_rating=1, k_core=2), tmp_path))
 
 
 @pytest.mark.parametrize("suffix", [".json", ".json.gz"])
-def test_lines_in_many_spans_and_blocks_are_read_alike(
+def test_both_backends_read_lines_in_many_splits_and_blocks_alike(
     tmp_path: Path, rough: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
 ) -> None:
-    """Some of them cannot be read: what is told of these is the same as well."""
+    """Some lines cannot be read; the reports about them are the same too."""
     root = tmp_path / "lines"
     root.mkdir()
     for domain in ("A", "B", "C"):
@@ -171,42 +175,46 @@ def test_lines_in_many_spans_and_blocks_are_read_alike(
             rows = pl.read_parquet(rough / kind / f"{domain}.parquet").rename(
                 {"item_id": "parent_asin"}
             )
-            told = rows.write_ndjson().splitlines(keepends=True)
-            told[7:7] = ["{cut\n", "\n", "[1]\n"]
-            content = "".join(told).encode()
+            lines = rows.write_ndjson().splitlines(keepends=True)
+            lines[7:7] = ["{cut\n", "\n", "[1]\n"]
+            content = "".join(lines).encode()
             (root / f"{name}{suffix}").write_bytes(
                 gzip.compress(content) if suffix.endswith(".gz") else content
             )
     monkeypatch.setattr(file_splits, "BYTES_PER_SPLIT", 7_000)
-    one, many = both(settings(root, format="amazon2023", time_unit="s"), tmp_path)
-    same(one, many)
-    assert one.statistics()["dropped"]["malformed_line"] == 12
-    assert len(quarantine.read(one.uri, one.commits[0].metadata["quarantine"])) > 12
+    local, on_ray = build_both(settings(root, format="amazon2023", time_unit="s"), tmp_path)
+    assert_same(local, on_ray)
+    assert local.statistics()["dropped"]["malformed_line"] == 12
+    assert len(quarantine.read(local.uri, local.commits[0].metadata["quarantine"])) > 12
 
 
-def appended(root: Path, one: Corpus, many: Corpus, **changes: object) -> dict[str, Any]:
-    """Append to two corpora that are the same, each in its own way, after a preview; both are the same again. The statistics after it."""
+def append_both(root: Path, local: Corpus, on_ray: Corpus, **changes: object) -> dict[str, Any]:
+    """Previews an append and appends, in one process and on Ray, to two corpora that are the same.
+
+    Checks that they are the same afterwards, and returns their statistics.
+    """
     said: list[list[str]] = [[], []]
     grown = []
-    for corpus, way, lines in zip((one, many), (IN_ONE, ON_RAY), said, strict=True):
-        data = settings(root, **({"held_out": ()} | changes), **way)
+    for corpus, limit, lines in zip((local, on_ray), (LOCALLY, ON_RAY), said, strict=True):
+        data = settings(root, **({"held_out": ()} | changes), **limit)
         preview(data, 0, corpus.uri, lines.append, held_out=bool(data.held_out))
         grown.append(append(data, 0, corpus.uri, lines.append, held_out=bool(data.held_out)))
     assert [line for line in said[1] if "building on Ray" not in line] == [
-        line.replace(one.uri, many.uri) for line in said[0]
+        line.replace(local.uri, on_ray.uri) for line in said[0]
     ]
     assert len(said[1]) == len(said[0]) + 2
-    same(*grown)
+    assert_same(*grown)
     return grown[0].statistics()
 
 
-def test_an_append_is_the_same_both_ways(tmp_path: Path, rough: Path) -> None:
-    """A new domain; a log given again with newer rows, of users that are there and of others; rows whose item has a title in the corpus only."""
-    one, many = both(settings(rough), tmp_path)
-    more, rng = (
-        write_root(tmp_path / "more", shop(("D", "E"), users=60, seed=3)),
-        np.random.default_rng(8),
-    )
+def test_an_append_is_the_same_on_both_backends(tmp_path: Path, rough: Path) -> None:
+    """Appends a new domain, and an old log with newer rows.
+
+    The newer rows are of old and new users. Some of their items have a title in the corpus only.
+    """
+    local, on_ray = build_both(settings(rough), tmp_path)
+    more = write_root(tmp_path / "more", shop(("D", "E"), users=60, seed=3))
+    rng = np.random.default_rng(8)
     log = pl.read_parquet(rough / "interactions" / "B.parquet")
     newer = log.sample(300, seed=1).with_columns(
         timestamp=pl.lit(1_000) + pl.Series(rng.integers(0, 90, 300))
@@ -220,20 +228,17 @@ def test_an_append_is_the_same_both_ways(tmp_path: Path, rough: Path) -> None:
     pl.concat([log, newer, others, single]).write_parquet(
         more / "interactions" / "B.parquet", row_group_size=70
     )
-    names = [f"Bn{i}" for i in range(10)] + [
-        "Bn",
-        "Bs",
-        *(f"B{i}" for i in range(7)),
-    ]  # of the others the corpus knows most
+    # Of the other items, most have a title in the corpus.
+    names = [*(f"Bn{i}" for i in range(10)), "Bn", "Bs", *(f"B{i}" for i in range(7))]
     write_parquet(
         more / "items" / "B.parquet",
         {"item_id": names, "title": [f"Item {i}" for i in range(len(names))]},
     )
 
-    before = one.statistics()["domains"]
-    told = appended(more, one, many, domains=("D", "B"))
-    assert set(told["domains"]) == {"A", "B", "C", "D"}
-    assert told["domains"]["B"]["users"] > before["B"]["users"]
+    before = local.statistics()["domains"]
+    shown = append_both(more, local, on_ray, domains=("D", "B"))
+    assert set(shown["domains"]) == {"A", "B", "C", "D"}
+    assert shown["domains"]["B"]["users"] > before["B"]["users"]
     assert {
         "already_in_corpus",
         "item_without_title",
@@ -241,73 +246,67 @@ def test_an_append_is_the_same_both_ways(tmp_path: Path, rough: Path) -> None:
         "duplicate_interaction",
         "title_made_distinct",
         "no_user_id",
-    } <= set(told["dropped"])
-    assert told["mixed"]["samples"] > one.statistics()["mixed"]["samples"]
+    } <= set(shown["dropped"])
+    assert shown["mixed"]["samples"] > local.statistics()["mixed"]["samples"]
 
-    assert appended(more, one, many, domains=(), held_out=("E",))["domains"]["E"]["held_out"]
+    assert append_both(more, local, on_ray, domains=(), held_out=("E",))["domains"]["E"]["held_out"]
     newest = pl.concat([log.head(200), newer.head(100)]).with_columns(
         timestamp=pl.col("timestamp") + 2_000
     )
     newest.write_parquet(more / "interactions" / "B.parquet", row_group_size=30)
-    assert appended(more, one, many, domains=("B",), k_core=3)["version"] == 3
-    assert (
-        appended(more, one, many, domains=("B",), k_core=3)["version"] == 3
-    )  # again: nothing to do
+    assert append_both(more, local, on_ray, domains=("B",), k_core=3)["version"] == 3
+    # The same append again has nothing to do.
+    assert append_both(more, local, on_ray, domains=("B",), k_core=3)["version"] == 3
     newest.head(50).write_parquet(more / "interactions" / "B.parquet")
-    assert appended(more, one, many, domains=("B",))["version"] == 3  # all of it is there
+    assert append_both(more, local, on_ray, domains=("B",))["version"] == 3  # no row is new
     newest.head(50).with_columns(timestamp=9_000).write_parquet(more / "interactions" / "B.parquet")
-    assert appended(more, one, many, domains=("B",))["version"] == 4
-    assert [len(commit.metadata["interactions"]) for commit in Corpus.open(many.uri).commits] == [
-        32,
-        8,
-        4,
-        2,
-        1,
-    ]  # the last one of several blocks
+    assert append_both(more, local, on_ray, domains=("B",))["version"] == 4
+    commits = Corpus.open(on_ray.uri).commits
+    # The one file of the last version gets the interactions of several blocks.
+    assert [len(commit.metadata["interactions"]) for commit in commits] == [32, 8, 4, 2, 1]
 
 
-def test_an_append_on_ray_that_is_overtaken_is_made_anew(
+def test_an_append_on_ray_that_is_overtaken_starts_again(
     tmp_path: Path, rough: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Text lands after the append has been compared with the version before it."""
-    one, many = both(settings(rough), tmp_path)
-    more, prose, said, add = (
-        write_root(tmp_path / "more", shop(("D",), users=60, seed=3)),
-        tmp_path / "prose.txt",
-        list[str](),
-        catalogue.add_items,
-    )
+    """Text is committed after the append has been compared with the version before it."""
+    local, on_ray = build_both(settings(rough), tmp_path)
+    more = write_root(tmp_path / "more", shop(("D",), users=60, seed=3))
+    prose = tmp_path / "prose.txt"
+    add_items = catalogue.add_items
+    said: list[str] = []
     prose.write_text("word " * 400)
-    append_text(str(prose), one.uri, print)
+    append_text(str(prose), local.uri, print)
 
     def slow(*arguments: Any) -> Any:
-        if Corpus.open(many.uri).version == 0:
-            append_text(str(prose), many.uri, print)
-        return add(*arguments)
+        if Corpus.open(on_ray.uri).version == 0:
+            append_text(str(prose), on_ray.uri, print)
+        return add_items(*arguments)
 
-    of_one = append(settings(more, domains=("D",), held_out=(), **IN_ONE), 0, one.uri, print)
+    grown = append(settings(more, domains=("D",), held_out=(), **LOCALLY), 0, local.uri, print)
     monkeypatch.setattr(catalogue, "add_items", slow)
-    same(
-        of_one,
-        append(settings(more, domains=("D",), held_out=(), **ON_RAY), 0, many.uri, said.append),
+    assert_same(
+        grown,
+        append(settings(more, domains=("D",), held_out=(), **ON_RAY), 0, on_ray.uri, said.append),
     )
-    assert any("the append is made anew" in line for line in said)
+    assert any("the append starts again" in line for line in said)
 
 
 def test_few_interactions_whose_users_have_many_are_appended_on_ray(
     tmp_path: Path, rough: Path
 ) -> None:
-    one = build(settings(rough, **IN_ONE), 0, str(tmp_path / "one"), print)
+    local = build(settings(rough, **LOCALLY), 0, str(tmp_path / "one"), print)
     rows: list[Row] = [
         (f"u{user}", f"D{item}", item) for user in range(40) for item in range(user % 3, 10, 2)
     ]
-    more, came, grown, on_ray = write_root(tmp_path / "more", {"D": rows}), len(rows), [], []
-    behind = stored_interactions.count_user_interactions(
-        one, pl.Series([f"u{user}" for user in range(40)])
+    more = write_root(tmp_path / "more", {"D": rows})
+    num_new, grown, used_ray = len(rows), [], []
+    num_existing = stored_interactions.count_user_interactions(
+        local, pl.Series([f"u{user}" for user in range(40)])
     )
-    assert behind > 2 * came
-    for above in (came + behind, came + behind - 1):
-        shutil.copytree(one.uri, tmp_path / str(above))
+    assert num_existing > 2 * num_new
+    for above in (num_new + num_existing, num_new + num_existing - 1):
+        shutil.copytree(local.uri, tmp_path / str(above))
         said: list[str] = []
         grown.append(
             append(
@@ -317,13 +316,13 @@ def test_few_interactions_whose_users_have_many_are_appended_on_ray(
                 said.append,
             )
         )
-        on_ray.append(any("building on Ray" in line for line in said))
-    assert on_ray == [False, True]
-    same(*grown)
+        used_ray.append(any("building on Ray" in line for line in said))
+    assert used_ray == [False, True]
+    assert_same(*grown)
 
 
-def test_both_ways_refuse_an_append_alike(tmp_path: Path, rough: Path) -> None:
-    one, many = both(settings(rough), tmp_path)
+def test_both_backends_refuse_an_append_alike(tmp_path: Path, rough: Path) -> None:
+    local, on_ray = build_both(settings(rough), tmp_path)
     more = write_root(
         tmp_path / "more",
         {
@@ -335,10 +334,10 @@ def test_both_ways_refuse_an_append_alike(tmp_path: Path, rough: Path) -> None:
 
     def refused(**changes: object) -> str:
         messages = []
-        for corpus, way in ((one, IN_ONE), (many, ON_RAY)):
+        for corpus, limit in ((local, LOCALLY), (on_ray, ON_RAY)):
             before = files(corpus)
             with pytest.raises(DataError) as caught:
-                append(settings(more, **({"held_out": ()} | way | changes)), 0, corpus.uri, print)
+                append(settings(more, **({"held_out": ()} | limit | changes)), 0, corpus.uri, print)
             assert {
                 name
                 for name in files(corpus).keys() - before.keys()
@@ -350,10 +349,10 @@ def test_both_ways_refuse_an_append_alike(tmp_path: Path, rough: Path) -> None:
         return messages[0]
 
     assert (
-        "the 3-core of 3 interactions is empty; the largest data.k_core that leaves data is 1, and a corpus keeps"
-        in refused(domains=("D",))
+        "the 3-core of 3 interactions is empty; the largest data.k_core that leaves data is 1, "
+        "and a corpus keeps" in refused(domains=("D",))
     )
-    assert "in this corpus held out" in refused(domains=("C", "E"))
+    assert "in this corpus as held-out data" in refused(domains=("C", "E"))
     assert "3 are left, 4 negatives are wanted" in refused(domains=("E",))
     pl.read_parquet(part).with_columns(item_id=pl.lit("?")).write_parquet(part)
     assert "\n  item_without_title 80 in " in refused(domains=("E",))
@@ -368,10 +367,10 @@ def test_both_ways_refuse_an_append_alike(tmp_path: Path, rough: Path) -> None:
 def test_a_worker_that_is_killed_costs_time_only(
     tmp_path: Path, rough: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The process of a task dies, once in each step; also of an append."""
+    """The process of a task dies once in each step, of a build and of an append."""
     more = write_root(tmp_path / "more", shop(("D",), users=60, seed=3))
-    one = build(settings(rough, **IN_ONE), 0, str(tmp_path / "one"), print)
-    append(settings(more, domains=("D",), held_out=(), **IN_ONE), 0, one.uri, print)
+    local = build(settings(rough, **LOCALLY), 0, str(tmp_path / "one"), print)
+    append(settings(more, domains=("D",), held_out=(), **LOCALLY), 0, local.uri, print)
     marks = tmp_path / "marks"
     marks.mkdir()
 
@@ -387,7 +386,7 @@ def test_a_worker_that_is_killed_costs_time_only(
     def once_between(
         name: str, function: Callable[..., Iterator[Any]]
     ) -> Callable[..., Iterator[Any]]:
-        """After it has told of a block, before it gives its rows."""
+        """Dies after it has reported on a block, before it yields the block's rows."""
 
         def task(*arguments: Any) -> Iterator[Any]:
             for result in function(*arguments):
@@ -399,42 +398,42 @@ def test_a_worker_that_is_killed_costs_time_only(
         return task
 
     monkeypatch.setattr(
-        prepare, "_read_file_split", once_between("piece", prepare._read_file_split)
+        prepare, "_read_file_split", once_between("split", prepare._read_file_split)
     )
-    of_samples, of_files = sample_files._block_processor, sample_files._file_writer
+    block_processor, file_writer = sample_files._block_processor, sample_files._file_writer
     for module, name in (
         (prepare, "_deduplicate_and_cap"),
         (kcore, "_run_round"),
         (prepare, "_build_block"),
         (ray_append, "_read_existing"),
-        (growing, "find_new_interactions"),
+        (local_append, "find_new_interactions"),
     ):
         monkeypatch.setattr(module, name, once(f"{module.__name__}.{name}", getattr(module, name)))
     monkeypatch.setattr(
-        sample_files, "_block_processor", lambda *arguments: once("samples", of_samples(*arguments))
+        sample_files,
+        "_block_processor",
+        lambda *arguments: once("samples", block_processor(*arguments)),
     )
     monkeypatch.setattr(
-        sample_files, "_file_writer", lambda *arguments: once("files", of_files(*arguments))
+        sample_files, "_file_writer", lambda *arguments: once("files", file_writer(*arguments))
     )
-    many = build(settings(rough, **ON_RAY), 0, str(tmp_path / "many"), print)
-    append(settings(more, domains=("D",), held_out=(), **ON_RAY), 0, many.uri, print)
+    on_ray = build(settings(rough, **ON_RAY), 0, str(tmp_path / "many"), print)
+    append(settings(more, domains=("D",), held_out=(), **ON_RAY), 0, on_ray.uri, print)
     assert len(list(marks.iterdir())) == 8
-    same(Corpus.open(one.uri), Corpus.open(many.uri))
+    assert_same(Corpus.open(local.uri), Corpus.open(on_ray.uri))
 
 
-def test_both_ways_refuse_alike(tmp_path: Path, rough: Path) -> None:
+def test_both_backends_refuse_a_build_alike(tmp_path: Path, rough: Path) -> None:
     part = rough / "interactions" / "B.parquet" / "part-1.parquet"
     whole, rows = part.read_bytes(), pl.read_parquet(part)
     numbers = rows.with_columns(item_id=pl.int_range(rows.height))
 
     def refused(**changes: object) -> str:
         messages = []
-        for way in (IN_ONE, ON_RAY):
-            with (
-                pytest.raises(DataError) as caught,
-                choose_backend(settings(rough, **way, **changes), print) as chosen_way,
-            ):
-                chosen_way.prepare(settings(rough, **way, **changes), print)
+        for limit in (LOCALLY, ON_RAY):
+            data = settings(rough, **limit, **changes)
+            with pytest.raises(DataError) as caught, choose_backend(data, print) as backend:
+                backend.prepare(data, print)
             messages.append(str(caught.value))
         assert messages[0] == messages[1]
         return messages[0]
@@ -452,7 +451,7 @@ def test_both_ways_refuse_alike(tmp_path: Path, rough: Path) -> None:
     assert "give all files of a domain one type" in refused()
 
 
-def test_the_way_is_chosen_by_footers_and_sizes(rough: Path) -> None:
+def test_the_backend_is_chosen_by_footers_and_sizes(rough: Path) -> None:
     rows = sum(
         pl.scan_parquet(rough / "interactions" / f"{domain}.parquet")
         .select(pl.len())
@@ -461,5 +460,5 @@ def test_the_way_is_chosen_by_footers_and_sizes(rough: Path) -> None:
         for domain in ("A", "B", "C")
     )
     for above, on_ray in ((rows, False), (rows - 1, True)):
-        with choose_backend(settings(rough, distribute_above=above), print) as way:
-            assert (way.prepare is prepare.prepare_domains) == on_ray
+        with choose_backend(settings(rough, distribute_above=above), print) as backend:
+            assert (backend.prepare is prepare.prepare_domains) == on_ray

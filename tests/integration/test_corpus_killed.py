@@ -1,4 +1,4 @@
-"""A build that is killed for real, while its samples are made and while its files are written."""
+"""Builds whose process is killed, while samples are made and while files are written."""
 
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def test_a_build_that_is_killed_leaves_no_corpus_and_is_completed(
         jobs.kill_when(process, lambda: any(place.glob(reached)))
     with pytest.raises(CorpusError, match="no corpus here"):
         Corpus.open(str(place))
-    assert "committed corpus version 0" in _said(recipe)
+    assert "committed corpus version 0" in _build_output(recipe)
     clean = build(settings(root), 0, str(tmp_path / "clean"), print)
     names = [
         [added.file.uri.removeprefix(corpus.uri) for added in corpus.commits[0].added]
@@ -52,9 +52,9 @@ def test_a_build_that_is_killed_leaves_no_corpus_and_is_completed(
     ]
     assert names[0] == names[1]
     assert Corpus.open(str(place)).statistics() == clean.statistics()
-    assert "nothing to do" in _said(recipe)
+    assert "nothing to do" in _build_output(recipe)
 
 
-def _said(recipe: Path) -> str:
-    """What a whole build says, on one line."""
+def _build_output(recipe: Path) -> str:
+    """Runs a whole build and returns its output on one line."""
     return " ".join(jobs.run("build_corpus", recipe).stdout.split())

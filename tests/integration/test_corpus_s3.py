@@ -1,4 +1,4 @@
-"""The corpus on an object store: behaviours read from it, the corpus written to it and read back."""
+"""A corpus on an object store: reading behaviours from it, writing the corpus, reading it back."""
 
 import gzip
 import json
@@ -53,27 +53,27 @@ def test_the_same_corpus_on_ray(s3: str, tmp_path: Path) -> None:
     names = [
         [file.file.uri.removeprefix(corpus.uri) for file in corpus.commits[0].added]
         for corpus in (one, many)
-    ]  # told by their content
+    ]  # names hold a digest of the content
     assert names[0] == names[1]
     assert one.statistics() == many.statistics()
 
 
 def test_lines_of_an_object_store(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plain ones in pieces by bytes, packed ones from their beginning, both in many blocks."""
+    """Plain lines are read in splits by bytes, packed ones from the start, both in many blocks."""
     monkeypatch.setattr(file_splits, "BYTES_PER_SPLIT", 3_000)
     monkeypatch.setattr(text_files, "BLOCK_BYTES", 1_000)
     rows = [{"u": f"u{number}", "i": "item", "t": number} for number in range(600)]
     content = "".join(json.dumps(row) + "\n" for row in rows).encode()
     storage.write_bytes(f"{s3}/lines/A.json", content)
     storage.write_bytes(f"{s3}/lines/A.json.gz", gzip.compress(content))
-    cut = file_splits.split_file(f"{s3}/lines/A.json")
-    assert len(cut) == -(-len(content) // 3_000)
-    for chosen in (cut, file_splits.split_file(f"{s3}/lines/A.json.gz")):
+    splits = file_splits.split_file(f"{s3}/lines/A.json")
+    assert len(splits) == -(-len(content) // 3_000)
+    for file_parts in (splits, file_splits.split_file(f"{s3}/lines/A.json.gz")):
         read = [
             block.table
-            for piece in chosen
+            for part in file_parts
             for block in reader.read_blocks(
-                piece, {"user_id": "u", "item_id": "i", "timestamp": "t"}, 1
+                part, {"user_id": "u", "item_id": "i", "timestamp": "t"}, 1
             )
         ]
         assert len(read) > 10
@@ -82,28 +82,28 @@ def test_lines_of_an_object_store(s3: str, tmp_path: Path, monkeypatch: pytest.M
         ]
 
 
-def test_what_is_not_there(s3: str) -> None:
+def test_a_missing_corpus_is_reported(s3: str) -> None:
     with pytest.raises(CorpusError, match="no corpus here"):
         Corpus.open(f"{s3}/none")
 
 
-def test_of_two_builds_at_once_one_lands_and_the_other_is_told(s3: str, tmp_path: Path) -> None:
+def test_of_two_builds_at_once_one_commits_and_the_other_fails(s3: str, tmp_path: Path) -> None:
     root = write_root(tmp_path / "root", shop(DOMAINS, users=20))
-    ended: list[str] = []
+    outcomes: list[str] = []
 
-    def one(seed: int) -> None:
+    def build_once(seed: int) -> None:
         try:
             build(settings(root), seed, f"{s3}/raced", print)
-            ended.append("landed")
+            outcomes.append("committed")
         except CorpusError as error:
-            ended.append(str(error))
+            outcomes.append(str(error))
 
-    threads = [threading.Thread(target=one, args=(seed,)) for seed in range(2)]
+    threads = [threading.Thread(target=build_once, args=(seed,)) for seed in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert ended.count("landed") == 1
-    other = next(message for message in ended if message != "landed")
+    assert outcomes.count("committed") == 1
+    other = next(outcome for outcome in outcomes if outcome != "committed")
     assert "another process" in other or "rules or seed" in other
     assert Corpus.open(f"{s3}/raced").version == 0

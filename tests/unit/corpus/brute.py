@@ -1,4 +1,7 @@
-"""The rules of a corpus, read again: slow loops over plain rows, which share nothing with the code that they are held against."""
+"""The rules of a corpus as slow loops over plain rows.
+
+They share no code with the implementation that they are compared with.
+"""
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -8,7 +11,13 @@ from tests.unit.corpus.worlds import Row
 
 
 def core(rows: Sequence[Row], k: int, known: Collection[str] = ()) -> list[Row]:
-    """Drop the rows of one offending user or item at a time. known: users and items who have k already."""
+    """Returns the k-core, by dropping the rows of one offending user or item at a time.
+
+    Args:
+        rows: The interactions.
+        k: Interactions that every user and item must have, at least.
+        known: Users and items that count as having k interactions.
+    """
     rows = list(rows)
     while True:
         names = (
@@ -26,10 +35,19 @@ def core(rows: Sequence[Row], k: int, known: Collection[str] = ()) -> list[Row]:
 def samples_of(
     world: Mapping[str, Sequence[Row]], data: DataSettings
 ) -> tuple[dict[tuple[str, str], Counter[tuple[object, ...]]], Counter[str]]:
-    """(user, domain, history ids, target id, time) of every sample, and what is dropped, by a loop over users and positions."""
-    found: dict[tuple[str, str], Counter[tuple[object, ...]]] = {}
+    """Makes the samples of version 0, by a loop over users and positions.
+
+    Args:
+        world: The interactions of each domain, after k-core.
+        data: The rules.
+
+    Returns:
+        Samples (user, domain, history ids, target id, time) by (source, split), and the targets
+        without a sample, by reason.
+    """
+    samples: dict[tuple[str, str], Counter[tuple[object, ...]]] = {}
     dropped: Counter[str] = Counter()
-    for user in sorted({row[0] for of in world.values() for row in of}):
+    for user in sorted({row[0] for rows in world.values() for row in rows}):
         training = []
         for domain in world:
             sequence = sorted((time, item) for name, item, time in world[domain] if name == user)
@@ -44,7 +62,9 @@ def samples_of(
                     continue
                 history = tuple(i for _, i in sequence[max(0, place - data.max_history) : place])
                 source = f"{'downstream' if domain in data.held_out else 'domain'}/{domain}"
-                found.setdefault((source, split), Counter())[user, domain, history, item, time] += 1
+                samples.setdefault((source, split), Counter())[
+                    user, domain, history, item, time
+                ] += 1
         training.sort()
         for place, (time, domain, item) in enumerate(training):
             window = training[max(0, place - data.max_history) : place]
@@ -55,7 +75,7 @@ def samples_of(
             elif sum(d == domain for _, d, _ in window) < data.mixed_min_target_domain:
                 dropped["mixed_too_few_of_target_domain"] += 1
             else:
-                found.setdefault(("mixed", "train"), Counter())[
+                samples.setdefault(("mixed", "train"), Counter())[
                     user, domain, tuple(i for *_, i in window), item, time
                 ] += 1
-    return found, dropped
+    return samples, dropped

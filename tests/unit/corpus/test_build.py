@@ -1,4 +1,4 @@
-"""From a data root to a corpus on disk, and back."""
+"""Builds from a data root to a corpus on disk, and reading it back."""
 
 import json
 import pickle
@@ -54,7 +54,7 @@ def test_rows_are_in_the_order_of_their_unsigned_ids(corpus: Corpus) -> None:
         assert np.all(ids[1:] > ids[:-1])
 
 
-def test_any_range_of_rows_is_that_of_the_whole(corpus: Corpus) -> None:
+def test_any_range_of_rows_is_a_slice_of_the_whole(corpus: Corpus) -> None:
     stream = pickle.loads(pickle.dumps(corpus.streams()[0]))
     whole = corpus.read_samples("domain/A", "train")
     for start, stop in [
@@ -96,7 +96,7 @@ def test_files_are_equal_ranges_of_ids() -> None:
     ]
 
 
-def test_titles_lie_at_their_index(corpus: Corpus) -> None:
+def test_titles_are_at_their_item_index(corpus: Corpus) -> None:
     items = corpus.read_items().to_pylist()
     assert [item["item_index"] for item in items] == list(range(len(items)))
     assert [(item["domain"], item["item_id"]) for item in items] == sorted(
@@ -106,11 +106,11 @@ def test_titles_lie_at_their_index(corpus: Corpus) -> None:
 
 
 def test_the_tables_are_plain_delta(corpus: Corpus) -> None:
-    found = DeltaTable(f"{corpus.uri}/samples").to_pyarrow_table()
-    assert found.num_rows == sum(
+    samples = DeltaTable(f"{corpus.uri}/samples").to_pyarrow_table()
+    assert samples.num_rows == sum(
         s.rows for split in ("train", "validation", "test") for s in corpus.streams(split)
     )
-    assert set(found.column_names) == set(tables.SAMPLES_TABLE_SCHEMA.names)
+    assert set(samples.column_names) == set(tables.SAMPLES_TABLE_SCHEMA.names)
     assert DeltaTable(f"{corpus.uri}/items").to_pyarrow_table().num_rows == len(
         corpus.read_titles()
     )
@@ -118,10 +118,10 @@ def test_the_tables_are_plain_delta(corpus: Corpus) -> None:
 
 
 def test_statistics(corpus: Corpus) -> None:
-    found = corpus.statistics()
-    assert json.loads(Path(corpus.uri, "statistics.json").read_text()) == [found]
-    assert found["version"] == 0
-    assert found["domains"]["A"] == {
+    shown = corpus.statistics()
+    assert json.loads(Path(corpus.uri, "statistics.json").read_text()) == [shown]
+    assert shown["version"] == 0
+    assert shown["domains"]["A"] == {
         "users": 40,
         "items": 30,
         "interactions": 320,
@@ -130,10 +130,10 @@ def test_statistics(corpus: Corpus) -> None:
         "splits": {"train": 120, "validation": 40, "test": 40},
         "held_out": False,
     }
-    assert found["domains"]["C"]["held_out"]
-    assert found["mixed"]["samples"] == corpus.read_samples("mixed", "train").num_rows > 0
-    assert found["dropped"]["short_history"] == 3 * 3 * 40
-    assert console_tables.statistics_table(found).row_count == 4
+    assert shown["domains"]["C"]["held_out"]
+    assert shown["mixed"]["samples"] == corpus.read_samples("mixed", "train").num_rows > 0
+    assert shown["dropped"]["short_history"] == 3 * 3 * 40
+    assert console_tables.statistics_table(shown).row_count == 4
 
 
 def test_the_same_build_again_is_the_same_corpus_and_heals_statistics(
@@ -161,26 +161,27 @@ def test_the_same_build_again_is_the_same_corpus_and_heals_statistics(
     "change",
     [{"min_history": 2}, {"domains": ("A",)}, {"num_candidates": 6}, {"users_together": True}],
 )
-def test_another_corpus_in_the_place_is_refused(
+def test_another_corpus_at_the_uri_is_refused(
     root: Path, corpus: Corpus, change: dict[str, object]
 ) -> None:
     with pytest.raises(
         CorpusError,
-        match=r"holds a corpus of other behaviours, rules or seed; choose another place with --corpus",
+        match="holds a corpus of other behaviours, rules or seed; "
+        "choose another place with --corpus",
     ):
         build(settings(root, **change), 0, corpus.uri, print)
     with pytest.raises(CorpusError, match="rules or seed"):
         build(settings(root), 1, corpus.uri, print)
 
 
-def test_a_corpus_of_an_earlier_release_is_still_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keys that came later change neither fingerprint nor rules as long as they are not used."""
-    monkeypatch.setattr("corpus.build.digests", lambda *_: {})
+def test_a_corpus_of_an_earlier_release_keeps_its_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys of later releases change neither fingerprint nor rules while they are not used."""
+    monkeypatch.setattr("corpus.build.file_digests", lambda *_: {})
     assert (
         fingerprint(settings("r"), 0)
         == "eb071cb6d71dfa87d6d2cabe42320ebcf4b0a5d53e1f3d2d5210f736251c9c11"
     )
-    of_data = (
+    keys = (
         "k_core",
         "max_history",
         "min_history",
@@ -188,11 +189,11 @@ def test_a_corpus_of_an_earlier_release_is_still_known(monkeypatch: pytest.Monke
         "mixed_min_target_domain",
         "num_candidates",
     )
-    assert sorted(rules(settings("r"), 0)) == [*(f"data.{key}" for key in of_data), "rules", "seed"]
+    assert sorted(rules(settings("r"), 0)) == [*(f"data.{key}" for key in keys), "rules", "seed"]
 
 
-def test_the_corpus_never_lies_in_its_data_root(root: Path) -> None:
-    with pytest.raises(CorpusError, match="cannot lie in its own data root"):
+def test_the_corpus_is_never_its_own_data_root(root: Path) -> None:
+    with pytest.raises(CorpusError, match="the key corpus names the data root"):
         build(settings(root), 0, f"{root}/", print)
 
 
@@ -208,7 +209,7 @@ def test_a_build_killed_before_its_commit_shows_nothing_and_is_completed(
     monkeypatch: pytest.MonkeyPatch,
     killed_recipe: dict[str, object],
 ) -> None:
-    """The killed build may have been of another recipe: its leftovers do not shine through."""
+    """The killed build may have had another recipe; its leftovers do not show."""
 
     def killed(*_: object) -> None:
         raise Killed
@@ -227,16 +228,15 @@ def test_a_build_killed_before_its_commit_shows_nothing_and_is_completed(
     assert again.read_titles() == corpus.read_titles()
 
 
-def test_a_commit_by_another_process_in_the_meantime_is_told(
+def test_a_commit_by_another_process_in_the_meantime_is_reported(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-
     def slow(*arguments: object) -> UncommittedSamples:
-        made = write_sample_files(*arguments)  # type: ignore[arg-type]
+        samples = write_sample_files(*arguments)  # type: ignore[arg-type]
         with monkeypatch.context() as patch:
             patch.setattr("corpus.local.sample_files.write_sample_files", write_sample_files)
             build(settings(root), 0, str(tmp_path), print)
-        return made
+        return samples
 
     monkeypatch.setattr("corpus.local.sample_files.write_sample_files", slow)
     with pytest.raises(CorpusError, match="another process made version 0 in the meantime"):
@@ -244,7 +244,7 @@ def test_a_commit_by_another_process_in_the_meantime_is_told(
     assert Corpus.open(str(tmp_path)).version == 0
 
 
-def test_opening_what_is_not_there(corpus: Corpus, tmp_path: Path) -> None:
+def test_a_missing_corpus_version_or_source_is_reported(corpus: Corpus, tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match=r"no corpus here; build one with jobs/build_corpus\.py"):
         Corpus.open(str(tmp_path))
     with pytest.raises(CorpusError, match=r"no version 3, the corpus has versions 0\.\.0"):
@@ -273,28 +273,30 @@ def test_a_damaged_file_is_named(corpus: Corpus, tmp_path: Path, fault: str) -> 
         read_rows(stream, 0, stream.rows)
 
 
-def test_a_domain_that_k_core_empties(root: Path, tmp_path: Path) -> None:
+def test_a_domain_with_an_empty_core_is_refused(root: Path, tmp_path: Path) -> None:
     with pytest.raises(
         DataError,
-        match=r"A: the 50-core of 320 interactions is empty; the largest data\.k_core that leaves data is [1-8]$",
+        match=r"A: the 50-core of 320 interactions is empty; "
+        r"the largest data\.k_core that leaves data is [1-8]$",
     ):
         build(settings(root, k_core=50), 0, str(tmp_path), print)
 
 
-def test_too_few_negatives(root: Path, tmp_path: Path) -> None:
+def test_too_few_items_for_negatives_are_refused(root: Path, tmp_path: Path) -> None:
     with pytest.raises(
         DataError,
-        match=r"A: 30 items, of which user u\d+ interacted with 8: 22 are left, 24 negatives are wanted; lower data\.num_cand",
+        match=r"A: 30 items, of which user u\d+ interacted with 8: 22 are left, "
+        r"24 negatives are wanted; lower data\.num_cand",
     ):
         build(settings(root, num_candidates=25), 0, str(tmp_path), print)
 
 
-def test_no_domain(root: Path, tmp_path: Path) -> None:
+def test_a_build_without_a_domain_is_refused(root: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="names no domain"):
         build(settings(root, domains=()), 0, str(tmp_path), print)
 
 
-def test_users_of_one_domain_make_no_mixed_sample_and_it_is_said(tmp_path: Path) -> None:
+def test_a_corpus_without_mixed_samples_is_reported(tmp_path: Path) -> None:
     world: dict[str, list[Row]] = {
         d: [(f"{d}-{user}", item, time) for user, item, time in rows]
         for d, rows in shop(DOMAINS).items()

@@ -1,4 +1,4 @@
-"""The whole way from files to a corpus, on random behaviours, against the slow reading of its rules."""
+"""Whole builds of random behaviours against a slow implementation of the rules."""
 
 from collections import Counter
 from pathlib import Path
@@ -21,7 +21,7 @@ from tests.unit.corpus.worlds import Row, settings, worlds, write_parquet
 DOMAINS = ("A", "B", "C")
 Raw = tuple[str | None, str | None, int | None]
 
-BAD: list[Raw] = [
+UNUSABLE: list[Raw] = [
     (None, "A01", 1),
     (" ", "A02", 1),
     ("u1", None, 2),
@@ -50,7 +50,7 @@ rules = st.builds(
 
 @given(worlds(DOMAINS, users=7, items=10, most=8), st.integers(0, 1000), rules)
 @hypothesis_settings(max_examples=40)
-def test_a_build_is_what_the_slow_reading_says(
+def test_a_build_has_the_samples_of_the_slow_implementation(
     tmp_path_factory: pytest.TempPathFactory,
     world: dict[str, list[Row]],
     seed: int,
@@ -66,33 +66,31 @@ def test_a_build_is_what_the_slow_reading_says(
             build(data, seed, str(place / "corpus"), print)
         return
     corpus = build(data, seed, str(place / "corpus"), print)
-    wanted, dropped = brute.samples_of(cores, data)
+    expected, dropped = brute.samples_of(cores, data)
 
     items = corpus.read_items().to_pylist()
-    assert sorted((of["domain"], of["item_id"]) for of in items) == sorted(
+    assert sorted((item["domain"], item["item_id"]) for item in items) == sorted(
         {(domain, item) for domain, rows in cores.items() for _, item, _ in rows}
     )
-    names = [of["item_id"] for of in items]
-    found: dict[tuple[str, str], Counter[tuple[object, ...]]] = {}
+    names = [item["item_id"] for item in items]
+    counted: dict[tuple[str, str], Counter[tuple[object, ...]]] = {}
     for split in SPLITS:
         for stream in corpus.streams(split):
             for row in corpus.read_samples(stream.source, split).to_pylist():
-                history, target = (
-                    tuple(names[i] for i in row["history"]),
-                    names[row["candidates"][row["target"]]],
-                )
-                found.setdefault((stream.source, split), Counter())[
+                history = tuple(names[i] for i in row["history"])
+                target = names[row["candidates"][row["target"]]]
+                counted.setdefault((stream.source, split), Counter())[
                     row["user_id"], row["domain"], history, target, row["timestamp"]
                 ] += 1
                 had = {item for user, item, _ in cores[row["domain"]] if user == row["user_id"]}
                 assert not {names[i] for i in row["candidates"]} - {target} & had
                 assert len(set(row["candidates"])) == data.num_candidates
-    assert found == wanted
+    assert counted == expected
 
-    told = corpus.statistics()
+    shown = corpus.statistics()
     for domain, rows in cores.items():
-        seen = tuple(told["domains"][domain][name] for name in ("users", "items", "interactions"))
-        assert seen == (
+        counts = tuple(shown["domains"][domain][key] for key in ("users", "items", "interactions"))
+        assert counts == (
             len({user for user, *_ in rows}),
             len({item for _, item, _ in rows}),
             len(rows),
@@ -112,25 +110,28 @@ def test_a_build_is_what_the_slow_reading_says(
         )
         + dropped
     )
-    assert told["dropped"] == {reason: count for reason, count in reasons.items() if count}
+    assert shown["dropped"] == {reason: count for reason, count in reasons.items() if count}
     leaks = inspect_corpus(corpus).leak_counts
     assert {name: leaks[name] for name in LEAK_CHECKS} == dict.fromkeys(LEAK_CHECKS, 0)
 
 
 def _write(place: Path, domain: str, rows: list[Row], seed: int) -> None:
-    """A domain in two files, in some order; with rows that are no use, and two that come twice."""
-    again: list[Raw] = [
+    """Writes a domain to two files, shuffled, with unusable rows and a row that occurs three times.
+
+    Adds the repeated row to `rows`, once.
+    """
+    repeated: list[Raw] = [
         ("u9", f"{domain}00", 4),
         ("u9", f"{domain}00", 4),
         ("u9", f"{domain}00", 4),
     ]
-    every = pl.DataFrame(
-        [*rows, *BAD, *again],
+    written = pl.DataFrame(
+        [*rows, *UNUSABLE, *repeated],
         schema={"user_id": pl.String, "item_id": pl.String, "timestamp": pl.Int64},
         orient="row",
     )
     rows.append(("u9", f"{domain}00", 4))
-    shuffled = every.sample(fraction=1, shuffle=True, seed=seed)
+    shuffled = written.sample(fraction=1, shuffle=True, seed=seed)
     folder = place / "interactions" / f"{domain}.parquet"
     folder.mkdir(parents=True)
     for number, part in enumerate((shuffled.head(5), shuffled.slice(5))):
@@ -143,6 +144,6 @@ def _write(place: Path, domain: str, rows: list[Row], seed: int) -> None:
 
 
 def _fewest_left(rows: list[Row]) -> int:
-    """Items of a domain that its busiest user has not."""
+    """Returns how many items of a domain its busiest user did not interact with."""
     items = {item for _, item, _ in rows}
     return min(len(items - {item for name, item, _ in rows if name == user}) for user, *_ in rows)

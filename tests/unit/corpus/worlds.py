@@ -1,4 +1,7 @@
-"""Small worlds of behaviours for the tests of the corpus: random ones, and the data roots that hold them."""
+"""Small worlds of behaviours for the tests of the corpus, and the data roots that hold them.
+
+A world is the interactions of some users, by domain.
+"""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -34,8 +37,16 @@ def worlds(
     items: int = 14,
     most: int = 9,
 ) -> dict[str, list[Row]]:
-    """Interactions of a few users in a few domains, with many ties in time and some repeated purchases; no row twice."""
-    found = {}
+    """Draws a world with many ties in time and some repeated purchases; no row occurs twice.
+
+    Args:
+        draw: Hypothesis's function to draw values.
+        domains: Names of the domains.
+        users: Users u0, u1, ...
+        items: Items of each domain, such as A00, A01, ...
+        most: Interactions of a user in a domain, at most.
+    """
+    world = {}
     for domain in domains:
         rows = []
         for user in range(users):
@@ -47,12 +58,12 @@ def worlds(
                 )
             )
             rows += [(f"u{user}", f"{domain}{item:02d}", time) for item, time in bought]
-        found[domain] = rows
-    return found
+        world[domain] = rows
+    return world
 
 
 def catalogue(domains: Sequence[str], items: int) -> dict[str, np.ndarray]:
-    """Item indices of domains that all have `items` items."""
+    """Returns the item indices of each domain, if each has `items` items."""
     return {
         domain: np.arange(number * items, (number + 1) * items)
         for number, domain in enumerate(domains)
@@ -60,12 +71,17 @@ def catalogue(domains: Sequence[str], items: int) -> dict[str, np.ndarray]:
 
 
 def frame(world: Mapping[str, Sequence[Row]], items: int) -> pl.DataFrame:
-    """What `Coded.of` takes, for a world whose item ids are the domain's name and a number below `items`."""
+    """Returns a world as a frame for `EncodedInteractions.from_frame`, all of it new in version 0.
+
+    Args:
+        world: Its item ids are the domain's name and a number below `items`.
+        items: Items of each domain.
+    """
     start = {domain: number * items for number, domain in enumerate(world)}
     rows = [
         (user, domain, item, start[domain] + int(item[len(domain) :]), time)
-        for domain, of in world.items()
-        for user, item, time in of
+        for domain, domain_rows in world.items()
+        for user, item, time in domain_rows
     ]
     schema = {
         "user_id": pl.String,
@@ -80,7 +96,7 @@ def frame(world: Mapping[str, Sequence[Row]], items: int) -> pl.DataFrame:
 def shop(
     domains: Sequence[str], users: int = 40, items: int = 30, seed: int = 0
 ) -> dict[str, list[Row]]:
-    """Every user buys 8 different items in every domain."""
+    """Returns a world in which every user buys 8 different items in every domain."""
     rng = np.random.default_rng(seed)
     return {
         domain: [
@@ -95,7 +111,13 @@ def shop(
 def write_root(
     root: Path, world: Mapping[str, Sequence[Row]], titles: Mapping[str, str] | None = None
 ) -> Path:
-    """A data root on disk; items are titled after their id unless told otherwise."""
+    """Writes the data root of a world, and returns it.
+
+    Args:
+        root: Folder of the data root.
+        world: The interactions.
+        titles: Titles of some items; the others are titled after their id.
+    """
     for domain, rows in world.items():
         users, items, times = zip(*rows, strict=True)
         names = sorted(set(items))
@@ -111,6 +133,7 @@ def write_root(
 
 
 def write_parquet(path: Path, columns: Mapping[str, Sequence[object]]) -> None:
+    """Writes columns as a parquet file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(
         pa.table({name: pa.array(list(values)) for name, values in columns.items()}), path
@@ -119,44 +142,54 @@ def write_parquet(path: Path, columns: Mapping[str, Sequence[object]]) -> None:
 
 @dataclass(frozen=True)
 class Domain:
-    """A domain of a data root, read and cleaned as a build does."""
+    """A domain of a data root, read and cleaned as a build does.
+
+    Attributes:
+        behaviours: Its usable interactions.
+        items: Its items.
+    """
 
     behaviours: UsableInteractions
     items: DomainItems
 
     def rows(self) -> list[Row]:
-        """Interactions by names."""
+        """Returns the interactions by names, sorted."""
         return sorted(self.named().rows())
 
     def named(self) -> pl.DataFrame:
-        """Interactions as user_id, item_id, timestamp."""
+        """Returns the interactions as a frame: user_id, item_id, timestamp."""
         user, item, timestamp = self.behaviours.interactions.select(
             "user", "item", "timestamp"
         ).get_columns()
-        names = self.behaviours.user_ids.gather(user), self.behaviours.item_ids.gather(item)
-        return pl.DataFrame({"user_id": names[0], "item_id": names[1], "timestamp": timestamp})
+        return pl.DataFrame(
+            {
+                "user_id": self.behaviours.user_ids.gather(user),
+                "item_id": self.behaviours.item_ids.gather(item),
+                "timestamp": timestamp,
+            }
+        )
 
     def titles(self) -> list[tuple[str, str]]:
-        """item_id and title of every item."""
+        """Returns item_id and title of every item."""
         return self.items.titles.rows()
 
     def left_out(self) -> Counter[str]:
-        """What was left out, by reason."""
+        """Returns the rows left out, by reason."""
         return +(self.behaviours.dropped_and_quarantined + self.items.dropped_and_quarantined)
 
     def quarantined(self) -> list[str]:
-        """What is told of rows that cannot be used."""
-        return [str(of) for of in (*self.behaviours.quarantined, *self.items.quarantined)]
+        """Returns the messages about unusable rows."""
+        return [str(rows) for rows in (*self.behaviours.quarantined, *self.items.quarantined)]
 
 
 def domain(data: DataSettings, name: str, say: Say = print) -> Domain:
-    """Read one domain of a data root."""
-    there, items = raw_data.read_domain(data, name, say)
-    return Domain(cleaning.clean_interactions(name, there, items.titles["item_id"], data), items)
+    """Reads and cleans one domain of a data root."""
+    raw, items = raw_data.read_domain(data, name, say)
+    return Domain(cleaning.clean_interactions(name, raw, items.titles["item_id"], data), items)
 
 
 def all_kept(corpus: Corpus) -> pl.DataFrame:
-    """All kept interactions of a corpus, by names."""
+    """Returns all stored interactions of a corpus, by names."""
     users = [
         pl.Series(delta.open_parquet(file.uri).read(["user_id"])["user_id"])
         for file in stored_interactions.list_files(corpus)
@@ -167,6 +200,7 @@ def all_kept(corpus: Corpus) -> pl.DataFrame:
 
 
 def settings(root: Path | str = "", **changes: object) -> DataSettings:
+    """Returns settings for small worlds: domains A and B, C held out."""
     values: dict[str, object] = {
         "root": str(root),
         "domains": ("A", "B"),
@@ -178,16 +212,16 @@ def settings(root: Path | str = "", **changes: object) -> DataSettings:
 
 
 def two_versions(place: Path) -> Corpus:
-    """A corpus of two versions below a folder; users have repeated purchases and ties."""
+    """Builds a corpus of two versions below a folder; users have repeated purchases and ties."""
     world = shop(("A", "B", "C"), users=30)
     world["A"] += [("u000", "A00", 2_000 + n) for n in range(4)]
-    first = build(settings(write_root(place / "root", world)), 0, str(place / "corpus"), print)
+    corpus = build(settings(write_root(place / "root", world)), 0, str(place / "corpus"), print)
     more = shop(("D",), users=30, seed=1) | {
         "A": [("u001", f"A{n:02d}", 3_000 + n) for n in range(5)]
     }
     return append(
         settings(write_root(place / "more", more), domains=("A", "D"), held_out=()),
         0,
-        first.uri,
+        corpus.uri,
         print,
     )
