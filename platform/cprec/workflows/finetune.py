@@ -144,7 +144,8 @@ def search_and_register(recipe: Recipe, registry: Registry, say: Say) -> SearchR
         say(f"best learning rate {best_lr:g}; training it with {recipe.search.winner_seeds} seeds")
         # A trial of the best lr that the search cut short is not trained on: nothing cuts the best one short.
         seeded = [
-            planned.build_trial(best_lr, seed, behaviour) for seed in range(recipe.search.winner_seeds)
+            planned.build_trial(best_lr, seed, behaviour)
+            for seed in range(recipe.search.winner_seeds)
         ]
         seeds = lr_search.run_trials(seeded, recipe.search, "none", say)
         for seed in seeds:
