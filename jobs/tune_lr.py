@@ -1,8 +1,8 @@
-"""Fine-tune on one domain, searching the learning rate: trials on Ray Tune, the best rate with several seeds, the best of these registered.
+"""Fine-tune on one domain, searching the learning rate: trials on Ray Tune, the best lr with several seeds, the best of these registered.
 
 python jobs/tune_lr.py --run cpt --finetune.domain Games                                 from the candidate (CPRec)
 python jobs/tune_lr.py --run cpt --finetune.domain Games --finetune.start fresh          from nothing (LLaRA)
-python jobs/tune_lr.py --search.rates 1e-5,1e-3 --search.draws 12 --search.stopper asha  draws between two rates, bad ones stopped early
+python jobs/tune_lr.py --search.rates 1e-5,1e-3 --search.draws 12 --search.stopper asha  draws between two values, bad ones stopped early
 """
 
 import source_roots  # noqa: F401
@@ -33,9 +33,9 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
         say(
             f"{planned.name} on {planned.domain}, LoRA from {planned.start_checkpoint or 'fresh weights'}, in {planned.uri}"
         )
-        rates = ", ".join(f"{rate:g}" for rate in planned.lrs)
+        lrs = ", ".join(f"{lr:g}" for lr in planned.lrs)
         say(
-            f"rates {rates}, {recipe.search.seeds} seed(s) each; then the best with {recipe.search.winner_seeds}"
+            f"learning rates {lrs}, {recipe.search.seeds} seed(s) each; then the best with {recipe.search.winner_seeds}"
         )
         return
     found = search_and_register(recipe, registry, say)
@@ -48,7 +48,7 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
 
 
 def trials_table(found: SearchResult) -> Table:
-    """The trials of the search, and the seeds of its best rate."""
+    """The trials of the search, and the seeds of its best lr."""
     shown = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in ("learning rate", "seed", "HR@1 on validation", "best epoch", "epochs", ""):
         shown.add_column(name, justify="right")
@@ -66,7 +66,7 @@ def trials_table(found: SearchResult) -> Table:
             else ""
         )
         shown.add_row(
-            f"{trial.rate:g}",
+            f"{trial.lr:g}",
             str(trial.seed),
             f"{trial.hr1:.4f}",
             str(trial.epoch),

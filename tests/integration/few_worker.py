@@ -1,8 +1,9 @@
-"""The trainings of test_few_interactions.py, one after the other in a process of their own, without Ray:
+"""Trains the models of test_few_interactions.py one after the other, without Ray:
 
-    python -m tests.integration.few_worker RECIPE.yaml SEEDS RATE-OF-CPREC RATE-OF-LLARA
+    python -m tests.integration.few_worker RECIPE.yaml SEEDS CPREC-LR LLARA-LR
 
-Prints, as JSON, the base, the pre-trained checkpoint, and the hits at 1 of each model's seeds on the held-out domain's test samples.
+Prints, as JSON, the base, the pre-trained checkpoint, and each model's hits at 1 for every seed, on
+the test samples of the held-out domain.
 """
 
 import json
@@ -36,30 +37,30 @@ from cprec.train.loop import Observer, StepRecord, TrainingStep, train
 from tests import bare
 
 
-class Counted(Observer):
-    """Keeps the ledger, for the checkpoint."""
+class LedgerObserver(Observer):
+    """Keeps the ledger up to date, for the checkpoint."""
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
 
     def on_step_end(self, record: StepRecord, step: TrainingStep, engine: Engine) -> None:
-        """Count the step."""
+        """Counts the step."""
         self.ledger = self.ledger.add_step(record.batch.sample_count, record.batch.ids_digest)
 
 
-def pretrained(recipe: Recipe, corpus: Corpus, base: str, run: str) -> str:
-    """The URI of the checkpoint that pre-training makes of the base; its adapter is all that is kept."""
+def pretrain(recipe: Recipe, corpus: Corpus, base: str, run: str) -> str:
+    """Pre-trains the base and returns the URI of a checkpoint that holds only the adapter."""
     with bare.alone(), tempfile.TemporaryDirectory() as folder:
         network, tokenizer = backbone.load(base, None, recipe.model.precision)
         words = tokenise_titles(corpus.read_titles(), tokenizer)
         engine = Engine(
             adapter.attach(network, recipe.model, recipe.seed), recipe.train, recipe.model.precision
         )
-        seen = Counted(Ledger(run_plan.create_run_plan(recipe, corpus).plan))
+        observer = LedgerObserver(Ledger(run_plan.create_run_plan(recipe, corpus).plan))
         train(
             engine,
             bare.works(recipe, corpus, words),
-            seen,
+            observer,
             micro_batch_spec(recipe.train),
             words.eos_token_id,
             recipe.seed,
@@ -71,72 +72,85 @@ def pretrained(recipe: Recipe, corpus: Corpus, base: str, run: str) -> str:
             base,
             None,
         )
-        uri = checkpoint.checkpoint_uri(run, checkpoint.CheckpointName(seen.ledger.samples, 0))
-        checkpoint.commit(Path(folder), uri, seen.ledger)
+        name = checkpoint.CheckpointName(observer.ledger.samples, 0)
+        uri = checkpoint.checkpoint_uri(run, name)
+        checkpoint.commit(Path(folder), uri, observer.ledger)
         engine.close()
     return uri
 
 
-def tuned(recipe: Recipe, one: Trial, domain: Domain, samples: pa.Table) -> list[float]:
-    """Train a trial and return the hits at 1 of its best epoch."""
+def tune(recipe: Recipe, one: Trial, domain: Domain, samples: pa.Table) -> list[float]:
+    """Trains a trial and returns the hits at 1 of its best epoch."""
     with bare.alone():
         trial.run_trial(one, lambda epoch: None)
-    ended = trial.find_result(one.uri)
-    assert ended is not None
-    return hits_at_1(recipe, domain, one.base, ended.checkpoint, samples)
+    result = trial.find_result(one.uri)
+    assert result is not None
+    return hits_at_1(recipe, domain, one.base, result.checkpoint, samples)
 
 
 def hits_at_1(
     recipe: Recipe, domain: Domain, base: str, uri: str, samples: pa.Table
 ) -> list[float]:
-    """Of a language model's checkpoint."""
+    """Returns each sample's hit at 1 of a language model's checkpoint."""
     network, tokenizer = load_model(recipe, EvaluatedModel("", "", base, None, uri))
     encoder = build_encoders(
         tokenizer, recipe.model.max_tokens, network, domain.items_by_index()
     ).for_evaluation
-    found = hits(
-        compute_ranks(
-            score_samples(network, encoder, samples, recipe.evaluate.batch),
-            samples["target"].to_numpy(),
-        ),
-        1,
-    )
-    return [float(hit) for hit in found]
+    scores = score_samples(network, encoder, samples, recipe.evaluate.batch)
+    return [float(hit) for hit in hits(compute_ranks(scores, samples["target"].to_numpy()), 1)]
 
 
-def apart(function: Callable[..., Any], *arguments: Any) -> Any:
-    """A function's result from a process that is forked for it: DeepSpeed keeps the process group of its first engine for ever, and this process has
-    imported what they all need."""
+def run_forked(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Returns a function's result from a process that is forked for it.
+
+    DeepSpeed keeps the process group of its first engine forever, so each engine needs a process of
+    its own. A fork has the imports of this process already.
+    """
     with multiprocessing.get_context("fork").Pool(1) as pool:
         return pool.apply(function, arguments)
 
 
-def main(path: str, seeds: int, rates: tuple[float, float]) -> None:
-    recipe, place = load_recipe(path), Path(path).parent
+def main(path: str, seeds: int, lrs: tuple[float, float]) -> None:
+    recipe = load_recipe(path)
+    folder = Path(path).parent
     corpus = simulate_and_build(recipe.data, recipe.simulate, recipe.seed, recipe.corpus, print)
     name = recipe.data.held_out[0]
-    domain, samples = (
-        Domain.from_corpus(corpus, name),
-        sort_by_id(corpus.read_samples(f"downstream/{name}", "test"), recipe.evaluate.max_users),
+    domain = Domain.from_corpus(corpus, name)
+    samples = sort_by_id(corpus.read_samples(domain.source, "test"), recipe.evaluate.max_users)
+    base = run_forked(bases.resolve_base, recipe, corpus, print)
+    start = run_forked(
+        pretrain, recipe, corpus, base, join(absolute_uri(recipe.storage), recipe.run)
     )
-    base = apart(bases.resolve_base, recipe, corpus, print)
-    start = apart(pretrained, recipe, corpus, base, join(absolute_uri(recipe.storage), recipe.run))
-    behaviour = apart(stored_baselines.ensure_trained, recipe, corpus, name, "sasrec", recipe.seed)
-    found: dict[str, list[list[float]]] = {"cprec": [], "llara": [], "sasrec": [], "pretrained": []}
-    found["pretrained"].append(apart(hits_at_1, recipe, domain, base, start, samples))
+    behaviour = run_forked(
+        stored_baselines.ensure_trained, recipe, corpus, name, "sasrec", recipe.seed
+    )
+    hits_by_model: dict[str, list[list[float]]] = {
+        "cprec": [],
+        "llara": [],
+        "sasrec": [],
+        "pretrained": [],
+    }
+    hits_by_model["pretrained"].append(run_forked(hits_at_1, recipe, domain, base, start, samples))
     for seed in range(seeds):
-        for model, begins, rate in zip(("cprec", "llara"), (start, None), rates, strict=True):
+        for model, start_checkpoint, lr in zip(("cprec", "llara"), (start, None), lrs, strict=True):
             one = Trial(
-                recipe, f"{place}/{model}-{seed}", name, base, begins, behaviour, rate, seed
+                recipe,
+                f"{folder}/{model}-{seed}",
+                name,
+                base,
+                start_checkpoint,
+                behaviour,
+                lr,
+                seed,
             )
-            found[model].append(apart(tuned, recipe, one, domain, samples))
-        scores = apart(
+            hits_by_model[model].append(run_forked(tune, recipe, one, domain, samples))
+        scores = run_forked(
             stored_baselines.score_baseline, recipe, corpus, name, "sasrec", seed, samples
         )
-        found["sasrec"].append(
+        hits_by_model["sasrec"].append(
             hits(compute_ranks(scores, samples["target"].to_numpy()), 1).tolist()
         )
-    print(json.dumps({"base": base, "checkpoint": start, "hits": found}))
+    print(json.dumps({"base": base, "checkpoint": start, "hits": hits_by_model}))
 
 
 if __name__ == "__main__":

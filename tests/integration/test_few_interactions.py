@@ -1,8 +1,13 @@
-"""What the project is for, on simulated shoppers: where a domain has few interactions, a model that was pre-trained on other domains and then
-fine-tuned (CPRec) ranks better than one that is only fine-tuned (LLaRA), and than SASRec, from the same samples; p over seeds.
+"""The project's claim, on simulated shoppers, and the gate with real models.
 
-Rates and epochs were chosen on the validation split (docs/downstream.md has the larger run, through the jobs themselves). And the gate with real
-models on both sides of it: one that was spoilt does not become the champion, and the way back restores the one that was.
+In a domain with few interactions, a model that was pre-trained on other domains and then fine-tuned
+(CPRec) ranks better than one that was only fine-tuned (LLaRA), and than SASRec. All get the same
+samples; differences are tested over seeds and over users.
+
+Learning rates and epochs were chosen on the validation split. docs/results.md has the larger run,
+made with the jobs themselves.
+
+The gate keeps a spoilt model from becoming the champion, and rolling back restores the champion.
 """
 
 import json
@@ -27,20 +32,20 @@ from cprec.workflows import promote
 from tests.integration import jobs
 
 SEEDS = 3
-RATES = {"cprec": 1e-3, "llara": 1e-2}
-"""By model, as the validation split of the larger run has it."""
+LRS = {"cprec": 1e-3, "llara": 1e-2}
+"""Learning rate of each model, the best on the validation split of the larger run."""
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    """The demo's, with 200 samples of its held-out domain to fine-tune on."""
-    place = tmp_path_factory.mktemp("few")
-    places = {
-        "storage": f"{place}/runs",
-        "corpus": f"{place}/corpus",
-        "data.root": f"{place}/shoppers",
+    """The demo's recipe, with 200 samples of its held-out domain to fine-tune on."""
+    folder = tmp_path_factory.mktemp("few")
+    overrides = {
+        "storage": f"{folder}/runs",
+        "corpus": f"{folder}/corpus",
+        "data.root": f"{folder}/shoppers",
     }
-    demo = load_recipe(str(jobs.ROOT / "jobs" / "recipes" / "demo.yaml"), places)
+    demo = load_recipe(str(jobs.ROOT / "jobs" / "recipes" / "demo.yaml"), overrides)
     changes = {
         "finetune": demo.finetune.model_copy(
             update={"max_samples": 200, "validation_users": 60, "epochs": 3}
@@ -52,7 +57,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 
 @pytest.fixture(scope="module")
 def trained(recipe: Recipe) -> dict[str, Any]:
-    """What tests.integration.few_worker prints."""
+    """The output of tests.integration.few_worker."""
     path = Path(recipe.storage).parent / "recipe.yaml"
     path.write_text(to_yaml(recipe))
     command = [
@@ -61,14 +66,14 @@ def trained(recipe: Recipe) -> dict[str, Any]:
         "tests.integration.few_worker",
         str(path),
         str(SEEDS),
-        *map(str, RATES.values()),
+        *map(str, LRS.values()),
     ]
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": f"{jobs.ROOT}:{jobs.ROOT / 'platform'}",
     }
-    done = subprocess.run(
+    completed = subprocess.run(
         command,
         cwd=jobs.ROOT,
         env=environment,
@@ -77,24 +82,26 @@ def trained(recipe: Recipe) -> dict[str, Any]:
         timeout=900,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    assert completed.returncode == 0, completed.stderr[-3000:]
+    output: dict[str, Any] = json.loads(completed.stdout.splitlines()[-1])
+    return output
 
 
 @pytest.mark.parametrize("rival", ["llara", "sasrec"])
 def test_pre_training_helps_where_interactions_are_few(trained: dict[str, Any], rival: str) -> None:
-    seen = {model: np.array(hits) for model, hits in trained["hits"].items()}  # [seeds, users]
-    shown = {model: hits.mean(axis=1).round(3).tolist() for model, hits in seen.items()}
-    print(shown)
+    hits_by_model = {model: np.array(hits) for model, hits in trained["hits"].items()}
+    hr1 = {model: hits.mean(axis=1).round(3).tolist() for model, hits in hits_by_model.items()}
+    print(hr1)
     for axis in (1, 0):  # over seeds, and over users
-        against = paired_t_test(seen["cprec"].mean(axis=axis), seen[rival].mean(axis=axis))
-        assert against.difference < 0, shown
-        assert against.p < 0.05, shown
+        test = paired_t_test(
+            hits_by_model["cprec"].mean(axis=axis), hits_by_model[rival].mean(axis=axis)
+        )
+        assert test.difference < 0, hr1
+        assert test.p < 0.05, hr1
 
 
 @pytest.mark.usefixtures("one_cluster")
-def test_the_gate_refuses_a_sabotaged_candidate_and_the_way_back_restores(
+def test_the_gate_refuses_a_sabotaged_candidate_and_rolling_back_restores_the_champion(
     trained: dict[str, Any], recipe: Recipe, tmp_path: Path
 ) -> None:
     registry = Registry.from_recipe(recipe)
@@ -102,7 +109,7 @@ def test_the_gate_refuses_a_sabotaged_candidate_and_the_way_back_restores(
     good = registry.register(trained["checkpoint"], {"base": trained["base"]}, run)
     assert promote.promote(recipe, registry, print)[1].promote
     bad = registry.register(
-        sabotaged(trained["checkpoint"], tmp_path), {"base": trained["base"]}, run
+        sabotage(trained["checkpoint"], tmp_path), {"base": trained["base"]}, run
     )
     registry.set_alias("candidate", bad)
     number, decision = promote.promote(recipe, registry, print)
@@ -115,16 +122,16 @@ def test_the_gate_refuses_a_sabotaged_candidate_and_the_way_back_restores(
     assert champion.number == good
 
 
-def sabotaged(uri: str, place: Path) -> str:
-    """A checkpoint like this one, with the signs of its adapter's weights drawn anew."""
-    shutil.copytree(Path(uri) / checkpoint.ADAPTER, place / "files" / checkpoint.ADAPTER)
-    file = place / "files" / checkpoint.ADAPTER / "adapter_model.safetensors"
+def sabotage(uri: str, folder: Path) -> str:
+    """Copies a checkpoint and draws the signs of its adapter's weights anew."""
+    shutil.copytree(Path(uri) / checkpoint.ADAPTER, folder / "files" / checkpoint.ADAPTER)
+    file = folder / "files" / checkpoint.ADAPTER / "adapter_model.safetensors"
     torch.manual_seed(0)
     save_file(
         {name: w * torch.randn_like(w).sign() for name, w in load_file(file).items()},
         file,
         metadata={"format": "pt"},
     )
-    copy = checkpoint.checkpoint_uri(f"{place}/runs/sabotaged", checkpoint.CheckpointName(1, 0))
-    checkpoint.commit(place / "files", copy, checkpoint.read_ledger(uri))
+    copy = checkpoint.checkpoint_uri(f"{folder}/runs/sabotaged", checkpoint.CheckpointName(1, 0))
+    checkpoint.commit(folder / "files", copy, checkpoint.read_ledger(uri))
     return copy

@@ -1,5 +1,7 @@
-"""The search of the learning rate for real: Tune, the engine, the registry. It finds a planted best rate; what a kill, early stopping and absurd
-rates do to it."""
+"""A search of the learning rate with real Tune, engine and registry.
+
+It finds a planted best lr, and survives a kill, early stopping and absurd learning rates.
+"""
 
 import json
 import os
@@ -15,15 +17,19 @@ from cprec.runs import checkpoint
 from cprec.tracking.registry import Registry
 from tests.integration import fashion, jobs
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.is_gradient_checkpointing:FutureWarning"
-)  # PEFT asks transformers under a name of the past
+# PEFT calls transformers by a deprecated name.
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 
 NOTHING, PLANTED, WILD, ABSURD = 1e-6, 1e-2, 10.0, 1e30
-"""Rates, one of them planted as the best. No weight moves by more than 1e-4 in all steps at the first; at the third, every one jumps by some thousand
-times its size, and still is a number; at the last it is none."""
-USERS, CANDIDATES = fashion.USERS, 5
-"""Validation samples, and what each is a choice of: few and short, so that a rate shows what it is worth in seconds."""
+"""Learning rates, the second of which is planted as the best.
+
+At the first, no weight moves by more than 1e-4 in all steps. At the third, weights jump by some
+thousand times their size, but stay finite. At the last they do not.
+"""
+USERS = fashion.USERS
+"""Validation samples."""
+CANDIDATES = 5
+"""Candidates of a sample; few, so that an lr shows its worth in seconds."""
 
 
 @pytest.fixture(scope="module")
@@ -61,48 +67,44 @@ def search(recipe: Path, place: Path) -> Path:
     return place / "runs" / "small" / "finetune" / "Games" / "llara"
 
 
-def ended(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "search.json").read_text())
-    return found
+def read_search(folder: Path) -> dict[str, Any]:
+    summary: dict[str, Any] = json.loads((folder / "search.json").read_text())
+    return summary
 
 
-def outcome(folder: Path) -> list[tuple[float, int, list[float], bool, bool]]:
+def trial_outcomes(folder: Path) -> list[tuple[float, int, list[float], bool, bool]]:
     return [
-        (t["rate"], t["seed"], t["history"], t["stopped"], t["diverged"])
-        for t in ended(folder)["trials"]
+        (t["lr"], t["seed"], t["history"], t["stopped"], t["diverged"])
+        for t in read_search(folder)["trials"]
     ]
 
 
-def test_the_planted_rate_is_found_and_registered(search: Path, place: Path) -> None:
-    found = ended(search)
-    of = {trial["rate"]: trial for trial in found["trials"]}
-    assert set(of) == {NOTHING, PLANTED, WILD, ABSURD}
-    assert len(set(of[NOTHING]["history"])) == 1
-    best = of[PLANTED]["hr1"]
-    for rate in (NOTHING, WILD, ABSURD):
-        noise = ((best * (1 - best) + of[rate]["hr1"] * (1 - of[rate]["hr1"])) / USERS) ** 0.5
-        assert best - of[rate]["hr1"] > 3 * noise, {
-            rate: trial["history"] for rate, trial in of.items()
-        }
-    assert found["winner"]["rate"] == PLANTED
+def test_the_planted_lr_is_found_and_registered(search: Path, place: Path) -> None:
+    summary = read_search(search)
+    trials = {trial["lr"]: trial for trial in summary["trials"]}
+    assert set(trials) == {NOTHING, PLANTED, WILD, ABSURD}
+    assert len(set(trials[NOTHING]["history"])) == 1
+    best = trials[PLANTED]["hr1"]
+    for lr in (NOTHING, WILD, ABSURD):
+        hr1 = trials[lr]["hr1"]
+        noise = ((best * (1 - best) + hr1 * (1 - hr1)) / USERS) ** 0.5
+        assert best - hr1 > 3 * noise, {lr: trial["history"] for lr, trial in trials.items()}
+    assert summary["winner"]["lr"] == PLANTED
     version = Registry(f"sqlite:///{place}/runs/mlflow.db", "cprec", "cprec-Games").versions()[0]
-    assert (version.tags["rate"], version.checkpoint) == (
+    assert (version.tags["lr"], version.checkpoint) == (
         f"{PLANTED:g}",
-        found["winner"]["best"]["checkpoint"],
+        summary["winner"]["best"]["checkpoint"],
     )
 
 
-def test_every_trial_is_told_of(search: Path, place: Path) -> None:
-    found = ended(search)
-    of = {trial["rate"]: trial for trial in found["trials"]}
-    assert (of[ABSURD]["diverged"], of[ABSURD]["history"], of[ABSURD]["checkpoint"]) == (
-        True,
-        [],
-        "",
-    )
-    assert [len(of[rate]["history"]) for rate in (NOTHING, PLANTED, WILD)] == [3, 3, 3]
-    assert [seed["seed"] for seed in found["winner"]["seeds"]] == [0]
-    names = {f"{rate:g}-0" for rate in of}
+def test_every_trial_is_recorded(search: Path, place: Path) -> None:
+    summary = read_search(search)
+    trials = {trial["lr"]: trial for trial in summary["trials"]}
+    absurd = trials[ABSURD]
+    assert (absurd["diverged"], absurd["history"], absurd["checkpoint"]) == (True, [], "")
+    assert [len(trials[lr]["history"]) for lr in (NOTHING, PLANTED, WILD)] == [3, 3, 3]
+    assert [seed["seed"] for seed in summary["winner"]["seeds"]] == [0]
+    names = {f"{lr:g}-0" for lr in trials}
     assert {path.parent.name for path in search.glob("trials/*/tuned.json")} == names
     assert "<svg" in (search / "trials.svg").read_text()
     client = Registry(f"sqlite:///{place}/runs/mlflow.db", "cprec", "cprec").client
@@ -117,20 +119,20 @@ def test_every_trial_is_told_of(search: Path, place: Path) -> None:
 
 
 def test_a_checkpoint_is_a_peft_directory_with_the_projector_beside_it(search: Path) -> None:
-    uri = ended(search)["winner"]["best"]["checkpoint"]
+    uri = read_search(search)["winner"]["best"]["checkpoint"]
     checkpoint.verify(uri)
     assert (Path(uri) / "behaviour" / "behaviour.safetensors").is_file()
     AutoPeftModelForCausalLM.from_pretrained(Path(uri) / "adapter")
 
 
-def test_a_search_that_was_interrupted_and_killed_ends_as_it_would_have(
+def test_an_interrupted_and_killed_search_ends_as_an_undisturbed_one(
     search: Path, recipe: Path, place: Path
 ) -> None:
     killed = place / "runs" / "killed" / "finetune" / "Games" / "llara"
     options = ("--run", "killed", "--search.rates", f"{NOTHING},{PLANTED},{ABSURD}")
     process = jobs.start("tune_lr", recipe, *options)
     jobs.wait_for(process, lambda: any(killed.glob("trials/*/checkpoints/*/manifest.json")))
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: to everybody in the foreground
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all in the foreground
     out, err = process.communicate(timeout=jobs.LIMIT_S)
     assert process.returncode == 130, err
     assert "the same command goes on" in err
@@ -147,20 +149,20 @@ def test_a_search_that_was_interrupted_and_killed_ends_as_it_would_have(
     first = killed / "trials" / f"{NOTHING:g}-0" / "tuned.json"
     before = first.stat().st_mtime_ns
     assert not (killed / "search.json").exists()
-    shown = jobs.run("tune_lr", recipe, *options).stdout
-    assert "2 of 3 trials to train" in shown
+    output = jobs.run("tune_lr", recipe, *options).stdout
+    assert "2 of 3 trials to train" in output
     assert first.stat().st_mtime_ns == before
-    assert outcome(killed) == [trial for trial in outcome(search) if trial[0] != WILD]
-    assert ended(killed)["winner"]["rate"] == ended(search)["winner"]["rate"]
-    # It went on from its first epoch: the second one's checkpoint is of another attempt.
+    assert trial_outcomes(killed) == [t for t in trial_outcomes(search) if t[0] != WILD]
+    assert read_search(killed)["winner"]["lr"] == read_search(search)["winner"]["lr"]
+    # It continued from its first epoch: the second one's checkpoint is of another attempt.
     assert {Path(path).name.partition("-")[2] for path in second.glob("checkpoints/*")} >= {"1"}
 
 
-def test_trials_of_two_workers_from_another_domains_fine_tuning_are_cut_short(
+def test_trials_of_two_workers_from_another_domains_checkpoint_are_stopped_early(
     search: Path, recipe: Path, place: Path
 ) -> None:
-    """As CD-LLaRA: LoRA starts from what was tuned on Games."""
-    start = ended(search)["winner"]["best"]["checkpoint"]
+    """As in CD-LLaRA, LoRA starts from a checkpoint that was fine-tuned on Games."""
+    start = read_search(search)["winner"]["best"]["checkpoint"]
     pair = place / "runs" / "pair" / "finetune" / "Garden" / "cross"
     options = {
         "run": "pair",
@@ -170,15 +172,15 @@ def test_trials_of_two_workers_from_another_domains_fine_tuning_are_cut_short(
         "finetune.start": start,
     }
     options |= {"search.stopper": "asha", "search.rates": f"{PLANTED},1.0", "search.concurrent": 1}
-    shown = jobs.run(
+    output = jobs.run(
         "tune_lr",
         recipe,
         *(part for key, value in options.items() for part in (f"--{key}", str(value))),
     ).stdout
-    assert "registered cprec-Garden version 1" in shown
-    good, bad = ended(pair)["trials"]
+    assert "registered cprec-Garden version 1" in output
+    good, bad = read_search(pair)["trials"]
     assert (len(good["history"]), good["stopped"]) == (3, False)
     assert (len(bad["history"]) < 3, bad["stopped"]) == (True, True)
-    assert ended(pair)["start"] == start
-    assert ended(pair)["winner"]["rate"] == PLANTED
+    assert read_search(pair)["start"] == start
+    assert read_search(pair)["winner"]["lr"] == PLANTED
     shutil.rmtree(pair)

@@ -1,1 +1,4 @@
-"""Recommenders that know item ids only, trained on one domain: what a language model has to beat. Pure torch; no Ray, no storage."""
+"""Recommenders that know item ids only, trained on one domain: the baselines of an evaluation.
+
+Pure torch; no Ray, no storage.
+"""

@@ -1,8 +1,14 @@
-"""GRU4Rec (Hidasi et al., "Session-based Recommendations with Recurrent Neural Networks", 2016): a gated recurrent network over a user's items.
+"""GRU4Rec: a gated recurrent network over a user's items.
 
-One layer that takes items one-hot (Sec. 3.1), a score for every item through tanh, and the TOP1 loss against the items that come next in the
-other sequences of the mini-batch (Sec. 3.2.2, 3.2.3: popular items are drawn more often), Adagrad. Whole sequences lie side by side and gradients
-flow through all their places; the authors' code carries states over between mini-batches instead, because its sequences have no bound.
+Hidasi et al., "Session-based Recommendations with Recurrent Neural Networks", 2016. The network has
+one layer that takes items one-hot (Sec. 3.1) and gives every item a score through tanh. It is
+trained with Adagrad and the TOP1 loss. Negatives are the items that come next in the other
+sequences of the mini-batch, so popular items are drawn more often (Sec. 3.2.2, 3.2.3).
+
+Whole sequences are trained side by side, and gradients flow through all their places. The authors'
+code carries states from one mini-batch to the next instead, because its sequences have no bound.
+
+Shapes: see cprec.baselines.recommender.
 """
 
 import torch
@@ -12,60 +18,82 @@ from cprec.baselines.recommender import Recommender
 
 
 class GRU4Rec(Recommender):
-    """One recurrent layer."""
+    """GRU4Rec with one recurrent layer."""
 
     def __init__(self, item_count: int, max_length: int, hidden_size: int, dropout: float) -> None:
+        """Builds a network with fresh weights from torch's random generator.
+
+        Args:
+            item_count: Items of the domain.
+            max_length: Places of a sequence.
+            hidden_size: Size of a state.
+            dropout: Dropout of states while training.
+        """
         super().__init__(item_count, max_length)
-        # One-hot input times the input weights of the three gates is a row of a table.
+        # A one-hot item times the input weights of the three gates is a row of an embedding table.
         self.gates = nn.Embedding(item_count + 1, 3 * hidden_size, padding_idx=0)
         self.recurrent = nn.Linear(hidden_size, 3 * hidden_size)
         self.out = nn.Embedding(item_count + 1, hidden_size, padding_idx=0)
         self.bias = nn.Embedding(item_count + 1, 1, padding_idx=0)
         self.dropout = nn.Dropout(dropout)
-        # U(-b, b) with b = sqrt(6 / (rows + columns)), as the authors start.
+        # U(-b, b) with b = sqrt(6 / (rows + columns)), as in the authors' code.
         for weight in (self.gates.weight, self.recurrent.weight, self.out.weight):
-            reach = (6 / sum(weight.shape)) ** 0.5
-            nn.init.uniform_(weight, -reach, reach)
+            bound = (6 / sum(weight.shape)) ** 0.5
+            nn.init.uniform_(weight, -bound, bound)
         nn.init.zeros_(self.bias.weight)
 
     def encode_sequences(self, sequences: torch.Tensor) -> torch.Tensor:
-        """[B, L] item numbers to [B, L, H]."""
+        """Encodes item numbers [B, L] as states [B, L, H]."""
         state = torch.zeros(len(sequences), self.out.embedding_dim)
         states = []
         for place in range(sequences.shape[1]):
-            given = self.gates(sequences[:, place]).chunk(3, dim=-1)
-            held = self.recurrent(state).chunk(3, dim=-1)
-            reset, update = torch.sigmoid(given[0] + held[0]), torch.sigmoid(given[1] + held[1])
-            fresh = torch.tanh(given[2] + reset * held[2])
+            from_item = self.gates(sequences[:, place]).chunk(3, dim=-1)
+            from_state = self.recurrent(state).chunk(3, dim=-1)
+            reset = torch.sigmoid(from_item[0] + from_state[0])
+            update = torch.sigmoid(from_item[1] + from_state[1])
+            proposal = torch.tanh(from_item[2] + reset * from_state[2])
+            # Padding leaves the state as it is.
             state = torch.where(
-                sequences[:, place, None] > 0, (1 - update) * state + update * fresh, state
+                sequences[:, place, None] > 0, (1 - update) * state + update * proposal, state
             )
             states.append(state)
         return self.dropout(torch.stack(states, dim=1))  # type: ignore[no-any-return]
 
     def score_items(self, states: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
-        """tanh of a linear score."""
+        """Scores items [..., C] in states [..., H] by tanh of a linear function of the state."""
         return torch.tanh((self.out(items) @ states.unsqueeze(-1) + self.bias(items)).squeeze(-1))
 
     def loss(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """TOP1: mean over the negatives j of sigmoid(r_j - r_i) + sigmoid(r_j^2), averaged over the targets i."""
+        """Computes the TOP1 loss.
+
+        With scores r, it is sigmoid(r_j - r_i) + sigmoid(r_j^2), averaged over the negatives j of
+        each target i, then over the targets.
+
+        Args:
+            inputs: Item numbers [B, L].
+            targets: Item that follows each place [B, L]; 0 where none does.
+        """
         states = self.encode_sequences(inputs)
         losses = []
         for place in range(inputs.shape[1]):
-            there = targets[:, place] > 0
-            following = targets[there, place]
-            if len(following) < 2:
+            has_target = targets[:, place] > 0
+            next_items = targets[has_target, place]
+            if len(next_items) < 2:
                 continue
-            # `worth` of every state with every item, without a copy of the items for each state.
+            # Every state's score of every next item [n, n]: `score_items` would copy the items'
+            # embeddings for each state.
             scores = torch.tanh(
-                states[there, place] @ self.out(following).T + self.bias(following).T
+                states[has_target, place] @ self.out(next_items).T + self.bias(next_items).T
             )
-            own = scores.diagonal()[:, None]
-            others = following[:, None] != following
-            terms = torch.where(others, torch.sigmoid(scores - own) + torch.sigmoid(scores**2), 0)
-            losses.append(terms.sum(1) / others.sum(1).clamp(min=1))
+            target_scores = scores.diagonal()[:, None]
+            is_negative = next_items[:, None] != next_items
+            terms = torch.where(
+                is_negative, torch.sigmoid(scores - target_scores) + torch.sigmoid(scores**2), 0
+            )
+            losses.append(terms.sum(1) / is_negative.sum(1).clamp(min=1))
+        # A mini-batch without negatives has loss 0, connected to the weights.
         return torch.cat(losses).mean() if losses else states.sum() * 0
 
     def build_optimizer(self, lr: float) -> torch.optim.Optimizer:
-        """Adagrad."""
+        """Builds Adagrad."""
         return torch.optim.Adagrad(self.parameters(), lr=lr)

@@ -1,6 +1,7 @@
-"""What the recommenders share: items in, states out, and a score for an item in a state.
+"""The interface of the baselines: sequences of items to states, and scores of items in a state.
 
-Shapes: B sequences, L places (the last one is the most recent item; 0 pads on the left), H size of a state, C candidates.
+Shapes: B sequences, L places of a sequence (the last is the most recent item; 0 pads on the left),
+H size of a state, C candidates.
 """
 
 from abc import abstractmethod
@@ -10,24 +11,54 @@ from torch import nn
 
 
 class Recommender(nn.Module):
-    """A network over sequences of item numbers 1 .. items."""
+    """A network over sequences of item numbers from 1 to the number of items."""
 
     def __init__(self, item_count: int, max_length: int) -> None:
+        """Stores the sizes.
+
+        Args:
+            item_count: Items of the domain.
+            max_length: Places of a sequence.
+        """
         super().__init__()
-        self.item_count, self.max_length = item_count, max_length
+        self.item_count = item_count
+        self.max_length = max_length
 
     @abstractmethod
     def encode_sequences(self, sequences: torch.Tensor) -> torch.Tensor:
-        """[B, L] item numbers to [B, L, H]: what is known of the user after each place."""
+        """Encodes sequences as states.
+
+        Args:
+            sequences: Item numbers [B, L].
+
+        Returns:
+            The state of the user after each place [B, L, H].
+        """
 
     @abstractmethod
     def score_items(self, states: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
-        """Scores [..., C] of items [..., C] in states [..., H]; higher is better."""
+        """Scores items in states.
+
+        Args:
+            states: States [..., H].
+            items: Item numbers [..., C].
+
+        Returns:
+            Scores [..., C]; higher is better.
+        """
 
     @abstractmethod
     def loss(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """The training loss of [B, L] inputs and the items [B, L] that follow them, 0 where nothing does."""
+        """Computes the training loss of a mini-batch.
+
+        Args:
+            inputs: Item numbers [B, L].
+            targets: Item that follows each place [B, L]; 0 where none does.
+
+        Returns:
+            The loss, a scalar.
+        """
 
     @abstractmethod
     def build_optimizer(self, lr: float) -> torch.optim.Optimizer:
-        """The optimizer of the paper."""
+        """Builds the optimizer that the network's paper uses, with learning rate `lr`."""

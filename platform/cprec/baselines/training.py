@@ -1,4 +1,4 @@
-"""Training of a recommender to early stop, and its scores for candidates."""
+"""Trains a baseline to early stop, and scores candidates with it."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -15,12 +15,20 @@ from cprec.baselines.sequences import input_target_windows, pad_histories
 from cprec.config.recipe import BaselineSettings
 
 SCORING_BATCH_SIZE = 1024
+"""Histories scored in one forward pass."""
 BASELINE_NAMES = ("sasrec", "gru4rec")
+"""Names of the baselines, as in `evaluate.models`."""
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a training came to. best: highest validation measure; epoch: the one that reached it; epochs: trained."""
+    """Result of a training.
+
+    Attributes:
+        best: Highest validation measure.
+        epoch: Epoch that reached it; 0 for the weights before training.
+        epochs: Number of epochs trained.
+    """
 
     best: float
     epoch: int
@@ -30,7 +38,17 @@ class FitResult:
 def build_network(
     name: str, item_count: int, max_length: int, settings: BaselineSettings
 ) -> Recommender:
-    """A fresh network. items: of the domain; length: places of a history."""
+    """Builds a baseline with fresh weights from torch's random generator.
+
+    Args:
+        name: One of `BASELINE_NAMES`.
+        item_count: Items of the domain.
+        max_length: Places of a history.
+        settings: The recipe's section `baseline`.
+
+    Raises:
+        ValueError: There is no baseline of this name.
+    """
     if name == "sasrec":
         return SASRec(item_count, max_length, settings.size, settings.blocks, settings.dropout)
     if name == "gru4rec":
@@ -45,33 +63,44 @@ def fit_network(
     seed: int,
     measure: Callable[[Recommender], float],
 ) -> FitResult:
-    """Train in place until `measure` (on the validation split, higher is better) has not risen for `patience` epochs and `patience_steps` steps; the
-    best weights are kept.
+    """Trains a network in place until validation stops improving, and keeps its best weights.
 
-    sequences: training sequences of item numbers 1 .. items. A function of (network, sequences, settings, seed) on one machine and number of threads.
+    Training stops when the measure has not risen for `patience` epochs and for `patience_steps`
+    steps. Equal arguments give equal weights on one machine and number of threads.
+
+    Args:
+        network: The network; it is left in evaluation mode.
+        sequences: Training sequences of item numbers from 1 on, oldest first.
+        settings: The recipe's section `baseline`.
+        seed: Seed of the order of rows, of negatives and of dropout.
+        measure: Measures a network on the validation split; higher is better.
     """
     inputs, targets = (
         torch.from_numpy(a) for a in input_target_windows(sequences, network.max_length)
     )
-    optimizer = network.build_optimizer(
-        settings.rate if isinstance(network, SASRec) else settings.gru_rate
-    )
-    best, best_epoch, kept = measure(network), 0, _copy_weights(network)
-    cuts = list(range(settings.batch, len(inputs), settings.batch))
-    patience = max(settings.patience, math.ceil(settings.patience_steps / (len(cuts) + 1)))
+    lr = settings.rate if isinstance(network, SASRec) else settings.gru_rate
+    optimizer = network.build_optimizer(lr)
+    best = measure(network)
+    best_epoch = 0
+    best_weights = _copy_weights(network)
+    batch_starts = list(range(settings.batch, len(inputs), settings.batch))
+    steps_per_epoch = len(batch_starts) + 1
+    patience = max(settings.patience, math.ceil(settings.patience_steps / steps_per_epoch))
     epoch = 0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         while epoch < settings.max_epochs and epoch - best_epoch < patience:
             epoch += 1
             network.train()
-            for rows in torch.randperm(len(inputs)).tensor_split(cuts):
+            for rows in torch.randperm(len(inputs)).tensor_split(batch_starts):
                 optimizer.zero_grad()
                 torch.autograd.backward(network.loss(inputs[rows], targets[rows]))
                 optimizer.step()
-            if (reached := measure(network)) > best:
-                best, best_epoch, kept = reached, epoch, _copy_weights(network)
-    network.load_state_dict(kept)
+            if (measured := measure(network)) > best:
+                best = measured
+                best_epoch = epoch
+                best_weights = _copy_weights(network)
+    network.load_state_dict(best_weights)
     network.eval()
     return FitResult(best, best_epoch, epoch)
 
@@ -80,21 +109,29 @@ def fit_network(
 def score_candidates(
     network: Recommender, histories: Sequence[Sequence[int]], candidates: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """Scores [n, C] of candidates [n, C] after histories, all as item numbers; higher is better."""
+    """Scores candidates after histories.
+
+    Args:
+        network: The network; it is left in evaluation mode.
+        histories: Item numbers of each history, oldest first [n].
+        candidates: Item numbers [n, C].
+
+    Returns:
+        Scores [n, C]; higher is better.
+    """
     network.eval()
-    rows, items = (
-        torch.from_numpy(pad_histories(histories, network.max_length)),
-        torch.from_numpy(candidates),
-    )
-    parts = [
+    rows = torch.from_numpy(pad_histories(histories, network.max_length))
+    items = torch.from_numpy(candidates)
+    batches = [
         network.score_items(
-            network.encode_sequences(rows[at : at + SCORING_BATCH_SIZE])[:, -1],
-            items[at : at + SCORING_BATCH_SIZE],
+            network.encode_sequences(rows[start : start + SCORING_BATCH_SIZE])[:, -1],
+            items[start : start + SCORING_BATCH_SIZE],
         ).double()
-        for at in range(0, max(len(rows), 1), SCORING_BATCH_SIZE)
+        for start in range(0, max(len(rows), 1), SCORING_BATCH_SIZE)
     ]
-    return np.asarray(torch.cat(parts).numpy(), dtype=np.float64)
+    return np.asarray(torch.cat(batches).numpy(), dtype=np.float64)
 
 
 def _copy_weights(network: Recommender) -> Mapping[str, torch.Tensor]:
+    """Returns a copy of a network's weights by name."""
     return {name: tensor.clone() for name, tensor in network.state_dict().items()}

@@ -1,1 +1,4 @@
-"""What follows pre-training on one domain: baselines, fine-tuning as LLaRA does it, the search for its learning rate, scoring of all of them."""
+"""What follows pre-training on one domain: baselines, fine-tuning, the search of its lr, scoring.
+
+Fine-tuning is done as in LLaRA (arXiv 2312.02445).
+"""

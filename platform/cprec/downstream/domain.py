@@ -1,4 +1,4 @@
-"""The items and the samples of one domain as its models see them."""
+"""The items and samples of one domain, as its models see them."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,14 @@ from corpus.store.tables import Corpus
 
 @dataclass(frozen=True)
 class Domain:
-    """A domain of a corpus. source: its samples; indices: [I] the item_index of each item, ascending; titles: of every item of the corpus."""
+    """A domain of a corpus.
+
+    Attributes:
+        name: Name of the domain.
+        source: Source of its samples.
+        item_indices: Index in the catalogue of each of its items [items], ascending.
+        titles: Titles of all items of the corpus, by index in the catalogue.
+    """
 
     name: str
     source: Source
@@ -22,20 +29,29 @@ class Domain:
 
     @classmethod
     def from_corpus(cls, corpus: Corpus, name: str, split: str = "train") -> "Domain":
-        """Raises CorpusError when the domain has no samples in the split, naming those that have."""
+        """Reads a domain from a corpus.
+
+        Args:
+            corpus: The corpus.
+            name: Name of the domain.
+            split: Split in which the domain must have samples.
+
+        Raises:
+            CorpusError: The domain has no samples in the split; the message names those that have.
+        """
         source = corpus.find_domain_source(name, split)
         items = corpus.read_items()
-        here = np.flatnonzero(np.array(items["domain"].to_pylist()) == name)
+        rows = np.flatnonzero(np.array(items["domain"].to_pylist()) == name)
         return cls(
-            name, source, items["item_index"].to_numpy()[here], tuple(items["title"].to_pylist())
+            name, source, items["item_index"].to_numpy()[rows], tuple(items["title"].to_pylist())
         )
 
     def to_local_numbers(self, item_indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The number 0 .. I - 1 within the domain of items given by item_index."""
+        """Converts catalogue indices of the domain's items to numbers from 0 to items - 1."""
         return np.searchsorted(self.item_indices, item_indices)
 
     def items_by_index(self) -> dict[int, tuple[str, int]]:
-        """Title and number of every item of the domain, by item_index."""
+        """Returns title and local number of every item of the domain, by catalogue index."""
         return {
             index: (self.titles[index], number)
             for number, index in enumerate(self.item_indices.tolist())
@@ -43,17 +59,32 @@ class Domain:
 
 
 def sort_by_id(samples: pa.Table, limit: int | None = None) -> pa.Table:
-    """Samples in the order of their (unsigned) ids, the first `most` of them: a fixed, even draw, because ids are hashes."""
+    """Returns samples in the order of their (unsigned) ids.
+
+    Ids are hashes, so the first samples in this order are a fixed random draw.
+
+    Args:
+        samples: Samples of the corpus.
+        limit: Number of samples to return, at most; None returns all.
+    """
     order = np.argsort(samples["sample_id"].to_numpy().view(np.uint64), kind="stable")[:limit]
     return samples.take(pa.array(order))
 
 
 def select_whole_users(samples: pa.Table, max_samples: int | None) -> pa.Table:
-    """Samples in the order of their ids, cut to whole users with at most `most` samples in all, drawn by a hash of their ids; at least one user."""
+    """Selects all samples of some users, in the order of the samples' ids.
+
+    Users are drawn in the order of a hash of their ids, as long as their samples fit. The first
+    user is always selected.
+
+    Args:
+        samples: Samples of the corpus.
+        max_samples: Number of samples to return, at most; None returns all.
+    """
     if max_samples is None or len(samples) <= max_samples:
         return sort_by_id(samples)
-    users, inverse = np.unique(np.array(samples["user_id"].to_pylist()), return_inverse=True)
-    drawn = np.argsort(hashing.splitmix64(hashing.hash_strings(users.tolist())), kind="stable")
-    fit = np.cumsum(np.bincount(inverse)[drawn]) <= max_samples
-    fit[0] = True
-    return sort_by_id(samples.filter(pa.array(np.isin(inverse, drawn[fit]))))
+    users, user_of_row = np.unique(np.array(samples["user_id"].to_pylist()), return_inverse=True)
+    draw_order = np.argsort(hashing.splitmix64(hashing.hash_strings(users.tolist())), kind="stable")
+    fits = np.cumsum(np.bincount(user_of_row)[draw_order]) <= max_samples
+    fits[0] = True
+    return sort_by_id(samples.filter(pa.array(np.isin(user_of_row, draw_order[fits]))))

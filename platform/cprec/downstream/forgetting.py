@@ -1,4 +1,7 @@
-"""What a language model forgot: the perplexity of a plain text (`evaluate.text`), beside that of its base. Kept in the model's evaluation folder."""
+"""Measures what a language model forgot: the perplexity of a plain text (`evaluate.text`).
+
+It is stored in the model's evaluation folder, and compared with the perplexity of its base.
+"""
 
 import json
 from collections.abc import Sequence
@@ -13,30 +16,42 @@ from cprec.config.recipe import Recipe
 from cprec.downstream.scoring import EvaluatedModel, compute_perplexities
 
 PERPLEXITY_FILE = "perplexity.json"
+"""File of a model's evaluation folder that holds its perplexity and what it depends on."""
 
 
 def measure_perplexities(
     recipe: Recipe, folder: str, models: Sequence[EvaluatedModel], say: Say
 ) -> dict[str, float]:
-    """Perplexity of `evaluate.text` by the label of each language model; what was measured before on the same text is not measured again.
+    """Measures the perplexity of `evaluate.text` under each language model.
 
-    folder: each model's `<label>/perplexity.json` is kept there. Nothing without a text; baselines read none. Raises RecipeError where the text is
-    not there or is no UTF-8.
+    A perplexity that was measured before on the same text is read from its file. Baselines do not
+    read text and are left out.
+
+    Args:
+        recipe: The recipe; without `evaluate.text` nothing is measured.
+        folder: URI below which `<label>/perplexity.json` of each model is stored.
+        models: The models.
+        say: Prints progress.
+
+    Returns:
+        The perplexity of each language model, by its label.
+
+    Raises:
+        RecipeError: The text is missing, is empty, or is not UTF-8.
     """
     uri = recipe.evaluate.text
-    readers = [model for model in models if not model.is_baseline]
-    if uri is None or not readers:
+    language_models = [model for model in models if not model.is_baseline]
+    if uri is None or not language_models:
         return {}
     text = read_plain_text(uri, "evaluate.text")
-    inputs = {
-        model.label: _perplexity_inputs(recipe, model, text_digest(text)) for model in readers
-    }
-    found = {
+    digest = text_digest(text)
+    inputs = {model.label: _perplexity_inputs(recipe, model, digest) for model in language_models}
+    perplexities = {
         label: value
         for label in inputs
-        if (value := _read_cached(join(folder, label, PERPLEXITY_FILE), inputs[label])) is not None
+        if (value := _read_stored(join(folder, label, PERPLEXITY_FILE), inputs[label])) is not None
     }
-    if missing := [model for model in readers if model.label not in found]:
+    if missing := [model for model in language_models if model.label not in perplexities]:
         say(f"perplexity of {uri}: {', '.join(model.label for model in missing)}")
         with ray_session(
             recipe.cluster.address,
@@ -45,29 +60,30 @@ def measure_perplexities(
             for model, value in zip(
                 missing, compute_perplexities(recipe, missing, text), strict=True
             ):
-                written = {"perplexity": value, "inputs": inputs[model.label]}
+                content = {"perplexity": value, "inputs": inputs[model.label]}
                 write_text(
                     join(folder, model.label, PERPLEXITY_FILE),
-                    json.dumps(written, indent=2, allow_nan=False),
+                    json.dumps(content, indent=2, allow_nan=False),
                 )
-                found[model.label] = value
-    return found
+                perplexities[model.label] = value
+    return perplexities
 
 
-def _perplexity_inputs(recipe: Recipe, model: EvaluatedModel, text_digest: str) -> dict[str, Any]:
-    """All that a perplexity depends on."""
+def _perplexity_inputs(recipe: Recipe, model: EvaluatedModel, digest: str) -> dict[str, Any]:
+    """Returns everything that a perplexity depends on."""
     return {
         "base": model.base,
         "base_revision": model.revision,
         "checkpoint": model.checkpoint,
         "precision": recipe.model.precision,
         "max_tokens": recipe.model.max_tokens,
-        "text": text_digest,
+        "text": digest,
     }
 
 
-def _read_cached(file: str, inputs: dict[str, Any]) -> float | None:
+def _read_stored(file: str, inputs: dict[str, Any]) -> float | None:
+    """Returns a stored perplexity, or None if there is none for equal inputs."""
     if not exists(file):
         return None
-    kept = json.loads(read_text(file))
-    return float(kept["perplexity"]) if kept["inputs"] == inputs else None
+    content = json.loads(read_text(file))
+    return float(content["perplexity"]) if content["inputs"] == inputs else None

@@ -1,9 +1,12 @@
-"""Hybrid prompts (LLaRA, arXiv 2312.02445, Sec. 3): each title is followed by one behaviour token, the projected embedding of its item.
+"""Hybrid prompts: each title is followed by one behaviour token (LLaRA, arXiv 2312.02445, Sec. 3).
 
-A behaviour token is written as a token id beyond the vocabulary: `vocabulary + item number`. So samples, shares and micro-batches hold plain token
-ids whether they are hybrid or not, and only the model, which looks the embedding up, knows the difference.
+The embedding of a behaviour token is the projected embedding of its item. The token is written as a
+token id beyond the vocabulary: `vocab_size + item number`. So samples, worker batches and
+micro-batches hold plain token ids whether they are hybrid or not. Only the model knows the
+difference, because it looks the embedding up.
 
-Shapes: B rows, T tokens, H hidden size of the language model, D size of an item embedding, I items of the domain.
+Shapes: B rows, T tokens, H hidden size of the language model, D size of an item embedding, I items
+of the domain.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,81 +24,110 @@ from cprec.encode import prompt
 from cprec.encode.tokens import EncodedSample, TitleEncoder
 
 BEHAVIOUR_FILE = "behaviour.safetensors"
+"""File that holds a hybrid model's projector and item embeddings."""
 
 Item = tuple[str, int]
-"""An item as prompts know it: its title and its number among the items with an embedding."""
+"""An item in a prompt: its title, and its number among the items that have an embedding."""
 
 
 class HybridModel(nn.Module):
-    """A language model that also takes behaviour tokens. Trained: what is trained of the language model, and the projector Linear-GELU-Linear."""
+    """A language model that also takes behaviour tokens.
+
+    Trained are the trainable part of the language model, and the projector, which is
+    Linear-GELU-Linear.
+    """
 
     def __init__(self, model: nn.Module, item_embeddings: torch.Tensor, seed: int) -> None:
-        """items: [I, D] embeddings of the items by number, frozen; seed: of the projector's first weights, equal on every worker."""
+        """Wraps a language model and initialises the projector.
+
+        Args:
+            model: The language model, with or without an adapter.
+            item_embeddings: Embeddings of the items by number [I, D]; they stay frozen.
+            seed: Seed of the projector's first weights, so that they are equal on every worker.
+        """
         super().__init__()
-        words = _word_embeddings(model)
-        hidden = words.embedding_dim
+        word_embeddings = _word_embeddings(model)
+        hidden_size = word_embeddings.embedding_dim
         self.model = model
-        self.vocab_size = words.num_embeddings
+        self.vocab_size = word_embeddings.num_embeddings
         self.register_buffer("items", item_embeddings.float(), persistent=False)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.projector = nn.Sequential(
-                nn.Linear(item_embeddings.shape[1], hidden), nn.GELU(), nn.Linear(hidden, hidden)
+                nn.Linear(item_embeddings.shape[1], hidden_size),
+                nn.GELU(),
+                nn.Linear(hidden_size, hidden_size),
             )
-            # A projected item is as long as the mean word: at the usual start it would be many times that, and drown the title.
+            # Projected items start as long as the mean word embedding. By default they would be
+            # many times longer and drown the titles.
             with torch.no_grad():
                 scale = (
-                    words.weight.float().norm(dim=1).mean()
+                    word_embeddings.weight.float().norm(dim=1).mean()
                     / self.projector(item_embeddings.float()).norm(dim=1).mean()
                 )
-                last = cast(nn.Linear, self.projector[2])
-                last.weight.mul_(scale)
-                last.bias.mul_(scale)
+                last_layer = cast(nn.Linear, self.projector[2])
+                last_layer.weight.mul_(scale)
+                last_layer.bias.mul_(scale)
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the language model."""
         return self.model.device  # type: ignore[return-value]
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the language model."""
+        """Data type of the language model."""
         return self.model.dtype  # type: ignore[return-value]
 
     @property
     def config(self) -> Any:
-        """Of the language model."""
+        """Configuration of the language model."""
         return self.model.config
 
     def set_attn_implementation(self, name: str) -> None:
-        """Of the language model (cprec.model.attention)."""
+        """Sets the language model's attention (cprec.model.attention)."""
         cast(PreTrainedModel, self.model).set_attn_implementation(name)
 
     def activation_checkpointing_enable(self, arguments: dict[str, Any]) -> None:
-        """Of the language model."""
+        """Makes the language model recompute activations in the backward pass."""
         cast(PreTrainedModel, self.model).activation_checkpointing_enable(arguments)
 
     def forward(self, input_ids: torch.Tensor, **arguments: Any) -> Any:
-        """The language model's output for [B, T] token ids, some of them behaviour tokens."""
+        """Runs the language model on token ids, some of which may be behaviour tokens.
+
+        Args:
+            input_ids: Token ids [B, T].
+            arguments: Further arguments of the language model's forward pass.
+
+        Returns:
+            The language model's output.
+        """
         return self.model(inputs_embeds=self.embed(input_ids), **arguments)
 
     def embed(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """[B, T] token ids to [B, T, H]."""
-        behaviour = input_ids >= self.vocab_size
-        words: torch.Tensor = _word_embeddings(self.model)(input_ids.masked_fill(behaviour, 0))
-        # Item 0 stands in where there is no behaviour token: the projector then has a gradient, zero, on every worker in every step.
-        numbers = torch.cat([(input_ids[behaviour] - self.vocab_size), input_ids.new_zeros(1)])
+        """Looks up the embeddings [B, T, H] of token ids [B, T]."""
+        is_behaviour = input_ids >= self.vocab_size
+        words: torch.Tensor = _word_embeddings(self.model)(input_ids.masked_fill(is_behaviour, 0))
+        # Item 0 is added and multiplied by 0 below. So the projector has a gradient, if only zero,
+        # on every worker in every step, with or without behaviour tokens.
+        numbers = torch.cat([(input_ids[is_behaviour] - self.vocab_size), input_ids.new_zeros(1)])
         embeddings = self.get_buffer("items")[numbers].to(next(self.projector.parameters()).dtype)
         projected: torch.Tensor = self.projector(embeddings).to(words.dtype)
-        return words.masked_scatter(behaviour.unsqueeze(-1), projected[:-1]) + 0 * projected[-1]
+        return words.masked_scatter(is_behaviour.unsqueeze(-1), projected[:-1]) + 0 * projected[-1]
 
 
 def save(model: HybridModel, weights: dict[str, torch.Tensor], directory: Path) -> None:
-    """Write projector and embeddings below a checkpoint folder. weights: trained parameters by name, whole."""
+    """Writes the projector and the item embeddings of a hybrid model.
+
+    Args:
+        model: The model.
+        weights: Trained parameters by name, whole (gathered from all workers).
+        directory: Folder of a checkpoint to write to; created if it is missing.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     projector = {
-        name.removeprefix("projector."): t.contiguous()
-        for name, t in weights.items()
+        name.removeprefix("projector."): tensor.contiguous()
+        for name, tensor in weights.items()
         if name.startswith("projector.")
     }
     save_file(
@@ -105,7 +137,18 @@ def save(model: HybridModel, weights: dict[str, torch.Tensor], directory: Path) 
 
 
 def load(model: PreTrainedModel, directory: Path) -> HybridModel:
-    """A language model with the projector and embeddings that `save` wrote, in evaluation mode. Raises RunError when they are of another base."""
+    """Wraps a language model with the projector and item embeddings that `save` wrote.
+
+    Args:
+        model: The language model.
+        directory: Folder that `save` wrote to.
+
+    Returns:
+        The hybrid model, in evaluation mode.
+
+    Raises:
+        RunError: The projector is of another base.
+    """
     tensors = load_file(directory / BEHAVIOUR_FILE)
     hybrid = HybridModel(model, tensors.pop("items"), 0)
     try:
@@ -119,44 +162,75 @@ def load(model: PreTrainedModel, directory: Path) -> HybridModel:
 
 
 class HybridPromptEncoder:
-    """Items to token ids, never longer than max_tokens: titles as in the text-only prompt, each followed by its behaviour token."""
+    """Encodes items as hybrid prompts: the text-only prompt with behaviour tokens woven in."""
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, max_tokens: int, vocab_size: int
     ) -> None:
-        """vocabulary: word embeddings of the model; behaviour tokens are counted from there. Raises RecipeError for a tokenizer without offsets."""
+        """Checks the tokenizer.
+
+        Args:
+            tokenizer: Tokenizer of the language model.
+            max_tokens: Tokens of a prompt and its answer, at most.
+            vocab_size: Word embeddings of the model; behaviour tokens are numbered from there.
+
+        Raises:
+            RecipeError: The tokenizer does not report the offsets of tokens in a text.
+        """
         if not tokenizer.is_fast:
             raise RecipeError(
-                "model.base: its tokenizer does not tell where a token comes from in the text (no fast tokenizer); use finetune.hybrid false"
+                "model.base: its tokenizer does not tell where a token comes from in the text "
+                "(no fast tokenizer); use finetune.hybrid false"
             )
-        self._tokenizer, self._max_tokens, self._vocab_size = tokenizer, max_tokens, vocab_size
+        self._tokenizer = tokenizer
+        self._max_tokens = max_tokens
+        self._vocab_size = vocab_size
         self._title_encoder = TitleEncoder(tokenizer, max_tokens)
         self._bos_ids = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
 
     def encode_prompt(
         self, history: Sequence[Item], candidates: Sequence[Item], reserved_tokens: int
     ) -> tuple[list[int], int]:
-        """Token ids of the prompt, and how many of the oldest items were dropped so that `room` more tokens fit.
+        """Encodes a prompt, and drops the oldest items of the history if it does not fit.
 
-        Raises DataError when the candidates alone do not fit: they are never cut.
+        Args:
+            history: Items of the history, oldest first.
+            candidates: Candidate items.
+            reserved_tokens: Tokens that the prompt leaves free for an answer.
+
+        Returns:
+            The token ids, and how many of the oldest items were dropped.
+
+        Raises:
+            DataError: The candidates alone do not fit; they are never dropped.
         """
         for dropped in range(len(history) + 1):
             ids = self._bos_ids + self._interleave(history[dropped:], candidates)
             if len(ids) + reserved_tokens <= self._max_tokens:
                 return ids, dropped
         raise DataError(
-            f"a hybrid prompt of {len(candidates)} candidates and no history takes {len(ids)} tokens and its answer {reserved_tokens}; "
-            f"model.max_tokens is {self._max_tokens}: raise it or shorten the titles"
+            f"a hybrid prompt of {len(candidates)} candidates and no history takes {len(ids)} "
+            f"tokens and its answer {reserved_tokens}; model.max_tokens is {self._max_tokens}: "
+            "raise it or shorten the titles"
         )
 
     def encode_answer(self, item: Item) -> list[int]:
-        """Token ids of an answer: the title alone, and the end token."""
+        """Encodes an answer: the title, without a behaviour token, and the end token."""
         return self._title_encoder.encode_answer(item[0])
 
     def encode_sample(
         self, history: Sequence[Item], candidates: Sequence[Item], target_position: int
     ) -> EncodedSample:
-        """Tokens of a training sample. target: position of the true item in candidates."""
+        """Encodes a training sample.
+
+        Args:
+            history: Items of the history, oldest first.
+            candidates: Candidate items.
+            target_position: Position of the true item among the candidates.
+
+        Raises:
+            DataError: The candidates and the answer alone do not fit.
+        """
         answer = self.encode_answer(candidates[target_position])
         ids, dropped = self.encode_prompt(history, candidates, reserved_tokens=len(answer))
         return EncodedSample(
@@ -164,24 +238,29 @@ class HybridPromptEncoder:
         )
 
     def _interleave(self, history: Sequence[Item], candidates: Sequence[Item]) -> list[int]:
-        """The prompt's tokens, each behaviour token behind the token that holds the last character of its title."""
+        """Returns the prompt's tokens, with a behaviour token after each title.
+
+        It follows the token that holds the last character of the title.
+        """
         text = prompt.render_prompt(
             [title for title, _ in history], [title for title, _ in candidates]
         )
-        found = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ends, ids = [stop for _, stop in found["offset_mapping"]], []
-        titles = _iter_title_ends(history, candidates)
-        upcoming = next(titles, None)
-        for token, end in zip(found["input_ids"], ends, strict=True):
+        encoding = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids = []
+        title_ends = _iter_title_ends(history, candidates)
+        next_title = next(title_ends, None)
+        for token, (_, token_end) in zip(
+            encoding["input_ids"], encoding["offset_mapping"], strict=True
+        ):
             ids.append(int(token))
-            while upcoming is not None and end >= upcoming[0]:
-                ids.append(self._vocab_size + upcoming[1])
-                upcoming = next(titles, None)
+            while next_title is not None and token_end >= next_title[0]:
+                ids.append(self._vocab_size + next_title[1])
+                next_title = next(title_ends, None)
         return ids
 
 
 class TextPromptEncoder:
-    """The text-only prompt, for items instead of titles."""
+    """Encodes items as text-only prompts, through their titles."""
 
     def __init__(self, title_encoder: TitleEncoder) -> None:
         self._title_encoder = title_encoder
@@ -189,69 +268,112 @@ class TextPromptEncoder:
     def encode_prompt(
         self, history: Sequence[Item], candidates: Sequence[Item], reserved_tokens: int
     ) -> tuple[list[int], int]:
-        """Token ids of the prompt, and how many of the oldest titles were dropped."""
+        """Encodes a prompt, and drops the oldest items of the history if it does not fit.
+
+        Args:
+            history: Items of the history, oldest first.
+            candidates: Candidate items.
+            reserved_tokens: Tokens that the prompt leaves free for an answer.
+
+        Returns:
+            The token ids, and how many of the oldest items were dropped.
+
+        Raises:
+            DataError: The candidates alone do not fit; they are never dropped.
+        """
         return self._title_encoder.encode_prompt(
             [title for title, _ in history], [title for title, _ in candidates], reserved_tokens
         )
 
     def encode_answer(self, item: Item) -> list[int]:
-        """Token ids of an answer, its end token included."""
+        """Encodes an answer; returns its token ids, the end token included."""
         return self._title_encoder.encode_answer(item[0])
 
     def encode_sample(
         self, history: Sequence[Item], candidates: Sequence[Item], target_position: int
     ) -> EncodedSample:
-        """Tokens of a training sample."""
+        """Encodes a training sample.
+
+        Args:
+            history: Items of the history, oldest first.
+            candidates: Candidate items.
+            target_position: Position of the true item among the candidates.
+        """
         return self._title_encoder.encode_sample(
             [title for title, _ in history], [title for title, _ in candidates], target_position
         )
 
 
 class IndexedPromptEncoder:
-    """The same by item index, which is how samples name items."""
+    """Encodes items given by catalogue index, as samples hold them, with another encoder."""
 
     def __init__(
         self, encoder: TextPromptEncoder | HybridPromptEncoder, items: Mapping[int, Item]
     ) -> None:
-        """items: by item index."""
-        self._encoder, self._items = encoder, items
+        """Stores the encoder.
+
+        Args:
+            encoder: Encoder of prompts.
+            items: Items by catalogue index.
+        """
+        self._encoder = encoder
+        self._items = items
 
     def encode_prompt(
         self, history: Sequence[int], candidates: Sequence[int], reserved_tokens: int
     ) -> tuple[list[int], int]:
-        """Token ids of the prompt, and how many of the oldest items were dropped."""
+        """Encodes a prompt, and drops the oldest items of the history if it does not fit.
+
+        Args:
+            history: Catalogue indices of the history, oldest first.
+            candidates: Catalogue indices of the candidates.
+            reserved_tokens: Tokens that the prompt leaves free for an answer.
+
+        Returns:
+            The token ids, and how many of the oldest items were dropped.
+
+        Raises:
+            DataError: The candidates alone do not fit; they are never dropped.
+        """
         return self._encoder.encode_prompt(
             self._look_up(history), self._look_up(candidates), reserved_tokens
         )
 
     def encode_answer(self, item: int) -> list[int]:
-        """Token ids of an answer, its end token included."""
+        """Encodes an answer; returns its token ids, the end token included."""
         return self._encoder.encode_answer(self._items[item])
 
     def encode_sample(
         self, history: Sequence[int], candidates: Sequence[int], target_position: int
     ) -> EncodedSample:
-        """Tokens of a training sample. target: position of the true item in candidates."""
+        """Encodes a training sample.
+
+        Args:
+            history: Catalogue indices of the history, oldest first.
+            candidates: Catalogue indices of the candidates.
+            target_position: Position of the true item among the candidates.
+        """
         return self._encoder.encode_sample(
             self._look_up(history), self._look_up(candidates), target_position
         )
 
     def _look_up(self, indices: Sequence[int]) -> list[Item]:
+        """Returns the items at catalogue indices."""
         return [self._items[i] for i in indices]
 
 
 def _word_embeddings(model: nn.Module) -> nn.Embedding:
-    """The word embeddings of a language model, with or without an adapter around it."""
+    """Returns the word embeddings of a language model, with or without an adapter around it."""
     return cast(nn.Embedding, cast(PreTrainedModel, model).get_input_embeddings())
 
 
 def _iter_title_ends(
     history: Sequence[Item], candidates: Sequence[Item]
 ) -> Iterator[tuple[int, int]]:
-    """(characters of the prompt up to a title's end, number of its item), in the prompt's order."""
-    at = len(prompt.OPENING)
-    for items, after in ((history, prompt.MIDDLE), (candidates, prompt.CLOSING)):
-        for place, (title, number) in enumerate(items):
-            at += len(prompt.SEPARATOR) * (place > 0) + len(title)
-            yield at, number
-        at += len(after)
+    """Yields, in the prompt's order, each title's end in characters and its item's number."""
+    end = len(prompt.OPENING)
+    for items, text_after in ((history, prompt.MIDDLE), (candidates, prompt.CLOSING)):
+        for position, (title, number) in enumerate(items):
+            end += len(prompt.SEPARATOR) * (position > 0) + len(title)
+            yield end, number
+        end += len(text_after)

@@ -1,8 +1,12 @@
-"""Fine-tuning as LLaRA does it (arXiv 2312.02445; method.md, "Downstream"), as a plan: what is trained next, in which prompt, at which rate. Pure.
+"""Fine-tuning as LLaRA does it (arXiv 2312.02445), as a plan. Pure.
 
-A fine-tuning is a plan in cosine mode: the rate rises over W samples and falls to the end. Its eras are its epochs, each in an order of its own. The
-curriculum is counted over the whole run, not by each loading process: the global batch at sample s is hybrid, as a whole, with probability s / A.
-That is a function of (seed, s), so a resumed run sees the same.
+The plan says which samples are trained next, in which prompt, and at which learning rate
+(docs/decisions/008-fine-tuning-is-a-plan.md). It is a plan in cosine mode: the learning rate rises
+over W samples and then falls to the end. Its eras are its epochs, each in an order of its own.
+
+The curriculum is counted over the whole run, not by each data-loading process. With T samples in
+all, the global batch at sample t is hybrid, as a whole, with probability t / T. The draw depends
+only on (seed, t), so a resumed run sees the same batches.
 """
 
 from collections.abc import Iterator
@@ -22,33 +26,47 @@ from cprec.train.loop import TrainingStep
 
 @dataclass(frozen=True)
 class PromptEncoders:
-    """How a batch becomes tokens. hybrid: None for the text-only variant."""
+    """The encoders that turn the samples of a fine-tuning into tokens.
+
+    Attributes:
+        text: Encoder of text-only prompts.
+        hybrid: Encoder of hybrid prompts; None for the text-only variant.
+    """
 
     text: IndexedPromptEncoder
     hybrid: IndexedPromptEncoder | None
 
     @property
     def for_evaluation(self) -> IndexedPromptEncoder:
-        """Evaluation of a hybrid model is always hybrid."""
+        """Encoder of evaluation, which is always hybrid for a hybrid model."""
         return self.hybrid or self.text
 
 
 def build_plan(
     source: str, version: int, row_count: int, lr: float, settings: FinetuneSettings, seed: int
 ) -> Plan:
-    """The plan of a fine-tuning on `rows` samples of a source. rate: the highest learning rate.
+    """Builds the plan of a fine-tuning.
 
-    Raises ValueError without rows.
+    Args:
+        source: Source of the training samples.
+        version: Corpus version of the samples.
+        row_count: Number of training samples.
+        lr: Highest learning rate.
+        settings: The recipe's section `finetune`.
+        seed: Seed of the order of samples and of the curriculum.
+
+    Raises:
+        ValueError: There are no samples.
     """
     if not row_count:
         raise ValueError("no samples to fine-tune on")
     total = row_count * settings.epochs
-    whole = (Portion(source, version, 0, row_count),)
+    all_rows = (Portion(source, version, 0, row_count),)
     epochs = tuple(
-        Era(epoch * row_count, (epoch + 1) * row_count, whole, seed)
+        Era(epoch * row_count, (epoch + 1) * row_count, all_rows, seed)
         for epoch in range(settings.epochs)
     )
-    rates = WSA(
+    wsa = WSA(
         lr * settings.floor,
         lr,
         round(settings.warmup_fraction * total),
@@ -56,23 +74,31 @@ def build_plan(
         total,
         Mode.COSINE,
     )
-    return Plan((*epochs, Era(total, total, (), seed)), rates)
+    return Plan((*epochs, Era(total, total, (), seed)), wsa)
 
 
 def samples_per_epoch(plan: Plan) -> int:
-    """Samples of one epoch."""
+    """Returns the number of samples of one epoch."""
     return plan.eras[0].stop
 
 
 def rows_at(plan: Plan, start: int, stop: int) -> NDArray[np.int64]:
-    """Rows of the training table at positions start..stop of one era: a permutation of all rows in every epoch, drawn from (seed, epoch)."""
-    era, rows = plan.find_era(start), samples_per_epoch(plan)
-    order = np.random.default_rng([era.seed, 0xF17E, start // rows]).permutation(rows)
-    return order[np.arange(start % rows, start % rows + stop - start)]
+    """Returns the rows of the training table at positions start..stop of the plan.
+
+    The positions must be in one epoch. Every epoch is a permutation of all rows, drawn from
+    (seed, epoch).
+    """
+    era = plan.find_era(start)
+    row_count = samples_per_epoch(plan)
+    order = np.random.default_rng([era.seed, 0xF17E, start // row_count]).permutation(row_count)
+    return order[np.arange(start % row_count, start % row_count + stop - start)]
 
 
 def is_hybrid_batch(plan: Plan, start: int) -> bool:
-    """Whether the global batch at a position is hybrid: with probability t / T (LLaRA Sec. 3.3)."""
+    """Tells whether the global batch at a position is hybrid: with probability t / T.
+
+    See LLaRA, Sec. 3.3.
+    """
     era = plan.find_era(start)
     return bool(
         np.random.default_rng([era.seed, 0xC0DE, start]).random() < start / plan.total_samples
@@ -88,7 +114,17 @@ def iter_training_steps(
     rank: int,
     world_size: int,
 ) -> Iterator[TrainingStep]:
-    """One worker's shares from a position on, to the end of the plan. table: the training samples; batch: samples of a step."""
+    """Yields the optimizer steps of one worker, from a position to the end of the plan.
+
+    Args:
+        plan: The plan of the fine-tuning.
+        samples: All training samples.
+        encoders: Encoders of samples.
+        batch_size: Samples of one optimizer step, over all workers.
+        start_position: Position of the first step, in samples.
+        rank: Rank of the worker.
+        world_size: Number of workers.
+    """
     for era in plan.eras:
         for start, stop in global_batches(era.start, era.stop, batch_size):
             if start < start_position:
@@ -100,15 +136,12 @@ def iter_training_steps(
             )
             rows = samples.take(pa.array(rows_at(plan, start, stop)))
             columns = (rows[name].to_pylist() for name in ("history", "candidates", "target"))
-            tokens = [encoder.encode_sample(*row) for row in zip(*columns, strict=True)]
-            ids = rows["sample_id"].to_numpy().view(np.uint64)
-            share = worker_batch_from_row(
-                to_worker_rows(
-                    start, stop, tokens, ids, [era.portions[0].source] * len(tokens), world_size
-                )[rank]
-            )
+            encoded = [encoder.encode_sample(*row) for row in zip(*columns, strict=True)]
+            sample_ids = rows["sample_id"].to_numpy().view(np.uint64)
+            sources = [era.portions[0].source] * len(encoded)
+            worker_rows = to_worker_rows(start, stop, encoded, sample_ids, sources, world_size)
             yield TrainingStep(
-                share,
+                worker_batch_from_row(worker_rows[rank]),
                 plan.wsa.lr(start),
                 plan.wsa.phase(start),
                 plan.wsa.stable_end,

@@ -1,5 +1,9 @@
-"""Trials side by side on Ray Tune. Which trials there are is decided before any starts, from the recipe alone, so that an interrupted search goes on:
-what ended is not trained again, and what did not goes on from its last epoch."""
+"""Searches the learning rate of a fine-tuning with trials side by side on Ray Tune.
+
+The recipe alone decides which trials there are, before any starts. So an interrupted search can be
+resumed: trials that have ended are not trained again, and the others continue from their last
+epoch.
+"""
 
 import contextlib
 import os
@@ -22,78 +26,111 @@ from cluster.console import Say
 from cluster.errors import PlatformFault, UserError
 from cluster.storage import join
 from cprec.config.recipe import Recipe, SearchSettings
-from cprec.downstream import trial as trials_of
-from cprec.downstream.trial import Trial, TrialResult
+from cprec.downstream.trial import Trial, TrialResult, conclude_trial, find_result, run_trial
 
 
 def trial_lrs(settings: SearchSettings, seed: int) -> tuple[float, ...]:
-    """The learning rates of a search: the grid, or draws that are even on a logarithmic scale between its ends, to three digits."""
+    """Returns the learning rates that a search tries.
+
+    They are the grid or, with `search.draws`, random draws between its ends, uniform on a
+    logarithmic scale and rounded to three digits.
+
+    Args:
+        settings: The recipe's section `search`.
+        seed: Seed of the draws.
+    """
     if not settings.draws:
         return tuple(dict.fromkeys(settings.rates))
-    low, high = np.log(min(settings.rates)), np.log(max(settings.rates))
-    drawn = np.exp(np.random.default_rng([seed, 0x5EA]).uniform(low, high, settings.draws))
-    return tuple(dict.fromkeys(float(f"{rate:.3g}") for rate in drawn))
+    low = np.log(min(settings.rates))
+    high = np.log(max(settings.rates))
+    lrs = np.exp(np.random.default_rng([seed, 0x5EA]).uniform(low, high, settings.draws))
+    return tuple(dict.fromkeys(float(f"{lr:.3g}") for lr in lrs))
 
 
 def best_lr(results: Sequence[TrialResult]) -> float:
-    """The rate with the highest mean of the best HR@1 on validation over its seeds; of equal ones the lowest."""
-    by_rate = {
-        rate: [t.hr1 for t in results if t.rate == rate]
-        for rate in sorted({t.rate for t in results})
+    """Returns the learning rate with the highest HR@1 on validation, averaged over its seeds.
+
+    Each seed counts with its best epoch. Of equal learning rates the lowest is returned.
+    """
+    hr1s_by_lr = {
+        lr: [result.hr1 for result in results if result.lr == lr]
+        for lr in sorted({result.lr for result in results})
     }
-    return max(by_rate, key=lambda rate: float(np.mean(by_rate[rate])))
+    return max(hr1s_by_lr, key=lambda lr: float(np.mean(hr1s_by_lr[lr])))
 
 
 def run_trials(
     trials: Sequence[Trial], settings: SearchSettings, stopper: str, say: Say
 ) -> list[TrialResult]:
-    """How the trials ended, in their order; those that have not ended are trained, inside a Ray session.
+    """Trains the trials that have not ended, inside a Ray session.
 
-    Raises a trial's UserError as it was raised, PlatformFault for anything else; trials that ended are kept. Ctrl-C is KeyboardInterrupt, and every
-    trial that has not ended goes on at the next start.
+    After Ctrl-C, which is raised as KeyboardInterrupt, the next call continues every trial that has
+    not ended.
+
+    Args:
+        trials: The trials.
+        settings: The recipe's section `search`.
+        stopper: Early stopping of bad trials: `none`, `asha` or `median`.
+        say: Prints progress.
+
+    Returns:
+        The result of each trial, in the order of the trials.
+
+    Raises:
+        UserError: A trial failed with this error.
+        PlatformFault: A trial failed with another error. Results of the other trials are kept.
     """
-    waiting = [t for t in trials if trials_of.find_result(t.uri) is None]
-    if waiting:
-        say(
-            f"{len(waiting)} of {len(trials)} trials to train, {_max_concurrent(waiting[0].recipe)} at a time"
-        )
+    unfinished = [trial for trial in trials if find_result(trial.uri) is None]
+    if unfinished:
+        recipe = unfinished[0].recipe  # the same for all trials
+        max_concurrent = _max_concurrent(recipe)
+        say(f"{len(unfinished)} of {len(trials)} trials to train, {max_concurrent} at a time")
         tuner = tune.Tuner(
             tune.with_resources(
-                tune.with_parameters(_run_in_tune, trials=waiting),
-                _trial_resources(waiting[0].recipe),
+                tune.with_parameters(_run_in_tune, trials=unfinished), _trial_resources(recipe)
             ),
-            param_space={"index": tune.grid_search(list(range(len(waiting))))},
+            param_space={"index": tune.grid_search(list(range(len(unfinished))))},
             tune_config=tune.TuneConfig(
                 metric="hr1",
                 mode="max",
-                scheduler=_build_scheduler(stopper, waiting[0].recipe.finetune.epochs),
-                max_concurrent_trials=_max_concurrent(waiting[0].recipe),
+                scheduler=_build_scheduler(stopper, recipe.finetune.epochs),
+                max_concurrent_trials=max_concurrent,
             ),
-            # A name of its own: what ended is known from the trials' own files, never from Tune's.
+            # A new name each time: which trials have ended is known from their own files.
             run_config=tune.RunConfig(
                 name=uuid.uuid4().hex[:12],
-                storage_path=join(os.path.dirname(waiting[0].uri), "ray"),
+                storage_path=join(os.path.dirname(unfinished[0].uri), "ray"),
                 verbose=0,
             ),
         )
-        # Otherwise Tune takes the first Ctrl-C for itself, and returns as if the search were over.
+        # By default Tune catches the first Ctrl-C and returns as if the search were over.
         os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
         with contextlib.redirect_stdout(None):
             results = tuner.fit()
         _raise_first_error(results)
-    return [trials_of.find_result(t.uri) or conclude_stopped_trial(t, stopper) for t in trials]
+    return [find_result(trial.uri) or conclude_stopped_trial(trial, stopper) for trial in trials]
 
 
 def conclude_stopped_trial(trial: Trial, stopper: str) -> TrialResult:
-    """The end of a trial that Tune ended before it did so itself. Raises PlatformFault where there is no stopper that may do that."""
+    """Writes and returns the result of a trial that Tune stopped early.
+
+    Args:
+        trial: The trial.
+        stopper: Early stopping of the search, `search.stopper`.
+
+    Raises:
+        PlatformFault: The search has no stopper, so the trial ended without a reason.
+    """
     if stopper == "none":
         raise PlatformFault(
-            f"{trial.uri}: the trial was ended without an error and without a result, and search.stopper is none"
+            f"{trial.uri}: the trial was ended without an error and without a result, "
+            "and search.stopper is none"
         )
-    return trials_of.conclude_trial(trial, stopped=True)
+    return conclude_trial(trial, stopped=True)
 
 
 def _build_scheduler(stopper: str, epochs: int) -> TrialScheduler:
+    """Builds Tune's scheduler for a value of `search.stopper`."""
     if stopper == "asha":
         return ASHAScheduler(
             time_attr="epoch", max_t=epochs + 1, grace_period=1, reduction_factor=2
@@ -104,12 +141,16 @@ def _build_scheduler(stopper: str, epochs: int) -> TrialScheduler:
 
 
 def _gpus_per_trial(recipe: Recipe) -> float:
-    """GPUs of a trial with one worker."""
+    """Returns the GPUs of a trial with one worker."""
     return recipe.search.gpus_per_trial or float(recipe.train.gpus_per_worker)
 
 
 def _trial_resources(recipe: Recipe) -> dict[str, float]:
-    """Of a trial's own process: with several workers it only waits for them. Tune refuses to ask for nothing, hence a little memory."""
+    """Returns the resources of a trial's own process.
+
+    With several workers this process only waits for them. Tune refuses an empty request, so it asks
+    for a little memory.
+    """
     return (
         {"cpu": recipe.train.cpus_per_worker, "gpu": _gpus_per_trial(recipe)}
         if recipe.workers == 1
@@ -118,21 +159,24 @@ def _trial_resources(recipe: Recipe) -> dict[str, float]:
 
 
 def _max_concurrent(recipe: Recipe) -> int:
-    """Trials that fit at a time. Worker groups that each got half of what they need would wait for ever."""
-    have = ray.cluster_resources()
-    room = have.get("CPU", 1) // (recipe.workers * recipe.train.cpus_per_worker)
+    """Returns how many trials fit into the cluster at a time.
+
+    With more, worker groups that each got half of their workers would wait forever.
+    """
+    resources = ray.cluster_resources()
+    room = resources.get("CPU", 1) // (recipe.workers * recipe.train.cpus_per_worker)
     if gpus := (
         _gpus_per_trial(recipe)
         if recipe.workers == 1
         else recipe.workers * recipe.train.gpus_per_worker
     ):
-        room = min(room, have.get("GPU", 0) // gpus)
+        room = min(room, resources.get("GPU", 0) // gpus)
     return max(1, int(min(room, recipe.search.concurrent or room)))
 
 
 def _run_in_tune(config: dict[str, Any], trials: Sequence[Trial]) -> None:
-    """A trial in Tune: alone in this process, or a worker group of Ray Train."""
-    trial = trials[config["index"]]
+    """Trains a trial inside Tune: in this process, or by a worker group of Ray Train."""
+    trial: Trial = trials[config["index"]]
     recipe = trial.recipe
     if recipe.workers == 1:
         train_in_process(trial, tune.report)
@@ -151,7 +195,7 @@ def _run_in_tune(config: dict[str, Any], trials: Sequence[Trial]) -> None:
         ),
         run_config=RunConfig(
             name=uuid.uuid4().hex[:12],
-            storage_path=join(trial.place, "ray"),
+            storage_path=join(trial.uri, "ray"),
             failure_config=FailureConfig(max_failures=recipe.train.max_failures),
             callbacks=[TuneReportCallback()],  # type: ignore[list-item]
         ),
@@ -160,24 +204,36 @@ def _run_in_tune(config: dict[str, Any], trials: Sequence[Trial]) -> None:
 
 
 def _train_worker(config: dict[str, Any]) -> None:
+    """Trains a trial as one worker of Ray Train."""
     trial: Trial = config["trial"]
     _prefer_cpu(trial.recipe)
-    trials_of.run_trial(trial, ray.train.report)
+    run_trial(trial, ray.train.report)
 
 
 def train_in_process(trial: Trial, report: Callable[[dict[str, Any]], None]) -> None:
-    """Train a trial in this process, in a process group of one."""
+    """Trains a trial in this process alone.
+
+    Args:
+        trial: The trial.
+        report: Receives `hr1` and `epoch` after each epoch.
+    """
     _prefer_cpu(trial.recipe)
     with single_process_group(
         "nccl" if _gpus_per_trial(trial.recipe) and torch.cuda.is_available() else "gloo"
     ):
-        trials_of.run_trial(trial, report)
+        run_trial(trial, report)
 
 
 @contextlib.contextmanager
 def single_process_group(backend: str) -> Iterator[None]:
-    """A process group of this process alone. An engine that is closed takes it along."""
-    # DeepSpeed reads them even where the group is there already.
+    """Provides a process group of this process alone.
+
+    An engine that is closed inside the block destroys the group with it.
+
+    Args:
+        backend: Backend of torch.distributed: `gloo` or `nccl`.
+    """
+    # DeepSpeed reads these even if the process group exists already.
     os.environ.update(
         RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0"
     )
@@ -190,26 +246,30 @@ def single_process_group(backend: str) -> Iterator[None]:
 
 
 def _prefer_cpu(recipe: Recipe) -> None:
+    """Tells DeepSpeed to use the CPU if trials have no GPU."""
     if not _gpus_per_trial(recipe):
         os.environ["DS_ACCELERATOR"] = "cpu"
 
 
 def _raise_first_error(results: "tune.ResultGrid") -> None:
+    """Raises the first UserError of any trial as it is, else a PlatformFault for other errors."""
     errors = [error for error in results.errors if error is not None]
     for error in errors:
         for cause in _error_chain(error):
             if isinstance(cause, UserError):
                 raise cause
     if errors:
-        last = _error_chain(errors[0])[-1]
+        root_cause = _error_chain(errors[0])[-1]
         raise PlatformFault(
-            f"{len(errors)} trial(s) failed, the first with {type(last).__name__}: {last}"
+            f"{len(errors)} trial(s) failed, the first with "
+            f"{type(root_cause).__name__}: {root_cause}"
         )
 
 
 def _error_chain(error: BaseException | None) -> list[BaseException]:
-    found: list[BaseException] = []
-    while error is not None and error not in found:
-        found.append(error)
+    """Returns an error and its causes, outermost first."""
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.append(error)
         error = getattr(error, "cause", None) or error.__cause__
-    return found
+    return chain

@@ -1,4 +1,4 @@
-"""A model's scores for samples, from Ray tasks that each load it and take a contiguous share of them."""
+"""Evaluates models on Ray: each task loads a model and takes a contiguous part of the samples."""
 
 import itertools
 import tempfile
@@ -32,9 +32,16 @@ from cprec.stream.row_encoder import RowEncoder
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """A model to be scored: a base and, unless it is the base itself, a checkpoint; or a baseline, which has neither.
+    """A model to be evaluated: a language model, or a baseline.
 
-    name: as it was asked for; label: what it is, and its folder; seed: of a baseline's training.
+    Attributes:
+        name: Name of the model in `evaluate.models`.
+        label: Unique label of the model; also the name of its evaluation folder.
+        base: Base of a language model; empty for a baseline.
+        revision: Revision of the base.
+        checkpoint: URI of the checkpoint; None for the base itself, and for a baseline.
+        version: Registered version, if the model is one.
+        seed: Seed of a baseline's training.
     """
 
     name: str
@@ -47,7 +54,7 @@ class EvaluatedModel:
 
     @property
     def is_baseline(self) -> bool:
-        """Whether it knows item ids only."""
+        """Whether the model is a baseline, which knows item ids only."""
         return self.name in BASELINE_NAMES
 
 
@@ -60,16 +67,28 @@ def score_model(
     workers: int,
     row_encoder: RowEncoder | None,
 ) -> NDArray[np.float64]:
-    """Scores [n, candidates] of the samples' candidates, inside a Ray session. A baseline is trained first if it is not there.
+    """Scores the candidates of samples with a model, inside a Ray session.
 
-    text: what a language model reads with; None for a baseline.
+    A baseline that has not been trained yet is trained first.
+
+    Args:
+        recipe: The recipe.
+        model: The model.
+        corpus: The corpus.
+        domain: Domain of the samples.
+        samples: The samples.
+        workers: Number of tasks of a language model; a baseline takes one.
+        row_encoder: Encoder of titles for a language model; None for a baseline.
+
+    Returns:
+        Scores [n, candidates]; higher is better.
     """
     if model.is_baseline:
-        alone = ray.remote(stored_baselines.score_baseline).options(
+        task = ray.remote(stored_baselines.score_baseline).options(
             num_cpus=recipe.train.cpus_per_worker
         )
         return np.asarray(
-            get_results([alone.remote(recipe, corpus, domain, model.name, model.seed, samples)])[0]
+            get_results([task.remote(recipe, corpus, domain, model.name, model.seed, samples)])[0]
         )
     return np.concatenate(
         _map_samples(recipe, _score_task, model, corpus, domain, samples, workers, row_encoder)
@@ -85,26 +104,39 @@ def generate_texts(
     workers: int,
     row_encoder: RowEncoder | None,
 ) -> list[list[str]]:
-    """What a language model answers to each sample, in turn (cprec.evaluate.generation), inside a Ray session."""
-    found = _map_samples(
+    """Generates a language model's answers to samples, inside a Ray session.
+
+    Args:
+        recipe: The recipe.
+        model: The language model.
+        corpus: The corpus.
+        domain: Domain of the samples.
+        samples: The samples.
+        workers: Number of tasks.
+        row_encoder: Encoder of titles.
+
+    Returns:
+        The texts of each sample's answers, in order (cprec.evaluate.generation).
+    """
+    parts = _map_samples(
         recipe, _generate_task, model, corpus, domain, samples, workers, row_encoder
     )
-    return [said for share in found for said in share]
+    return [texts for part in parts for texts in part]
 
 
 def compute_perplexities(
     recipe: Recipe, models: Sequence[EvaluatedModel], text: str
 ) -> list[float]:
-    """The perplexity of a plain text by each language model, inside a Ray session."""
-    remote = ray.remote(_perplexity_task).options(
+    """Computes the perplexity of a plain text under each language model, inside a Ray session."""
+    task = ray.remote(_perplexity_task).options(
         num_cpus=recipe.train.cpus_per_worker, num_gpus=recipe.train.gpus_per_worker
     )
-    return get_results([remote.remote(recipe, model, text) for model in models])
+    return get_results([task.remote(recipe, model, text) for model in models])
 
 
 def _map_samples(
     recipe: Recipe,
-    task: Any,
+    function: Any,
     model: EvaluatedModel,
     corpus: Corpus,
     domain: str,
@@ -112,19 +144,28 @@ def _map_samples(
     workers: int,
     row_encoder: RowEncoder | None,
 ) -> list[Any]:
-    """Results of a task on contiguous shares of the samples, in their order."""
+    """Runs a function as Ray tasks on contiguous parts of the samples.
+
+    Returns:
+        The result for each part, in the order of the samples.
+    """
     bounds = np.linspace(0, len(samples), workers + 1).astype(int)
-    remote = ray.remote(task).options(
+    task = ray.remote(function).options(
         num_cpus=recipe.train.cpus_per_worker, num_gpus=recipe.train.gpus_per_worker
     )
-    shares = [samples.slice(start, stop - start) for start, stop in itertools.pairwise(bounds)]
+    parts = [samples.slice(start, stop - start) for start, stop in itertools.pairwise(bounds)]
     return get_results(
-        [remote.remote(recipe, model, corpus, domain, share, row_encoder) for share in shares]
+        [task.remote(recipe, model, corpus, domain, part, row_encoder) for part in parts]
     )
 
 
 def get_results(references: list[Any]) -> list[Any]:
-    """Results of Ray tasks; an error of ours comes without the worker's traceback, which is no news to the user."""
+    """Waits for Ray tasks and returns their results.
+
+    Raises:
+        CprecError: A task raised it; without the worker's traceback, which tells the user nothing.
+        RayTaskError: A task raised another error.
+    """
     try:
         return list(ray.get(references))
     except ray.exceptions.RayTaskError as error:
@@ -134,21 +175,27 @@ def get_results(references: list[Any]) -> list[Any]:
 
 
 def load_model(recipe: Recipe, model: EvaluatedModel) -> tuple[Any, Any]:
-    """A language model as it is evaluated, with its projector where it has one, on the device at hand; its tokenizer."""
+    """Loads a language model for evaluation, with its adapter and projector if it has them.
+
+    Args:
+        recipe: The recipe, whose precision is used.
+        model: The language model.
+
+    Returns:
+        The model, on the GPU if there is one, and its tokenizer.
+    """
     network, tokenizer = backbone.load(model.base, model.revision, recipe.model.precision)
     if model.checkpoint is not None:
         with tempfile.TemporaryDirectory() as folder:
             directory = Path(folder)
-            network = adapter.load(
-                network,
-                storage.download(
-                    storage.join(model.checkpoint, checkpoint.ADAPTER),
-                    directory / checkpoint.ADAPTER,
-                ),
+            adapter_directory = storage.download(
+                storage.join(model.checkpoint, checkpoint.ADAPTER), directory / checkpoint.ADAPTER
             )
-            if storage.exists(extra := storage.join(model.checkpoint, BEHAVIOUR_FOLDER)):
+            network = adapter.load(network, adapter_directory)
+            behaviour_uri = storage.join(model.checkpoint, BEHAVIOUR_FOLDER)
+            if storage.exists(behaviour_uri):
                 network = hybrid.load(
-                    network, storage.download(extra, directory / BEHAVIOUR_FOLDER)
+                    network, storage.download(behaviour_uri, directory / BEHAVIOUR_FOLDER)
                 )  # type: ignore[assignment]
     if torch.cuda.is_available():
         network = network.to("cuda")  # type: ignore[arg-type]
@@ -158,7 +205,11 @@ def load_model(recipe: Recipe, model: EvaluatedModel) -> tuple[Any, Any]:
 def _build_encoder(
     recipe: Recipe, network: Any, tokenizer: Any, domain: Domain, row_encoder: RowEncoder | None
 ) -> PromptEncoder:
-    """Behaviour tokens are woven in by the tokenizer; text alone is stitched from the object store."""
+    """Builds the prompt encoder that fits a model.
+
+    Hybrid prompts need the tokenizer's offsets. Text-only prompts are joined from titles that were
+    tokenised once and are in Ray's object store.
+    """
     if row_encoder is None or isinstance(network, HybridModel):
         return build_encoders(
             tokenizer, recipe.model.max_tokens, network, domain.items_by_index()
@@ -170,39 +221,36 @@ def _score_task(
     recipe: Recipe,
     model: EvaluatedModel,
     corpus: Corpus,
-    domain: str,
+    domain_name: str,
     samples: pa.Table,
     row_encoder: RowEncoder | None,
 ) -> NDArray[np.float64]:
+    """Loads a language model and scores the candidates of samples with it."""
     network, tokenizer = load_model(recipe, model)
-    known = Domain.from_corpus(corpus, domain, recipe.evaluate.split)
-    return score_samples(
-        network,
-        _build_encoder(recipe, network, tokenizer, known, row_encoder),
-        samples,
-        recipe.evaluate.batch,
-    )
+    domain = Domain.from_corpus(corpus, domain_name, recipe.evaluate.split)
+    encoder = _build_encoder(recipe, network, tokenizer, domain, row_encoder)
+    return score_samples(network, encoder, samples, recipe.evaluate.batch)
 
 
 def _generate_task(
     recipe: Recipe,
     model: EvaluatedModel,
     corpus: Corpus,
-    domain: str,
+    domain_name: str,
     samples: pa.Table,
     row_encoder: RowEncoder | None,
 ) -> list[list[str]]:
+    """Loads a language model and generates its answers to samples."""
     network, tokenizer = load_model(recipe, model)
-    known, constrained = (
-        Domain.from_corpus(corpus, domain, recipe.evaluate.split),
-        recipe.evaluate.mode == "constrained",
-    )
-    encoder = _build_encoder(recipe, network, tokenizer, known, row_encoder)
+    domain = Domain.from_corpus(corpus, domain_name, recipe.evaluate.split)
+    encoder = _build_encoder(recipe, network, tokenizer, domain, row_encoder)
+    constrained = recipe.evaluate.mode == "constrained"
     return generate_answers(
-        network, tokenizer, encoder, samples, known.titles, recipe.evaluate.batch, constrained
+        network, tokenizer, encoder, samples, domain.titles, recipe.evaluate.batch, constrained
     )
 
 
 def _perplexity_task(recipe: Recipe, model: EvaluatedModel, text: str) -> float:
+    """Loads a language model and computes the perplexity of a plain text under it."""
     network, tokenizer = load_model(recipe, model)
     return compute_perplexity(network, tokenizer, text, recipe.model.max_tokens)

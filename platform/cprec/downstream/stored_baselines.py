@@ -1,4 +1,4 @@
-"""A domain's SASRec and GRU4Rec: trained once for a corpus version and its settings, kept beside the runs.
+"""Trains a domain's SASRec and GRU4Rec once per corpus version and settings, and stores them.
 
 <storage>/baselines/<domain>/<name>-<digest>/weights.safetensors
 <storage>/baselines/<domain>/<name>-<digest>/fitted.json          written last
@@ -24,11 +24,22 @@ from cprec.config.recipe import Recipe
 from cprec.downstream.domain import Domain, select_whole_users, sort_by_id
 from cprec.evaluate.metrics import compute_ranks, hits
 
-WEIGHTS, FIT_RESULT = "weights.safetensors", "fitted.json"
+WEIGHTS = "weights.safetensors"
+"""File that holds a baseline's weights."""
+FIT_RESULT = "fitted.json"
+"""File that holds the result of a baseline's training; a baseline without it is trained again."""
 
 
 def baseline_uri(recipe: Recipe, corpus: Corpus, domain: str, name: str, seed: int) -> str:
-    """Where a baseline lives: equal data, settings and seed, equal place."""
+    """Returns the folder of a baseline; equal data, settings and seed give the same folder.
+
+    Args:
+        recipe: The recipe.
+        corpus: The corpus.
+        domain: Domain that the baseline is trained on.
+        name: `sasrec` or `gru4rec`.
+        seed: Seed of the training.
+    """
     identity = [
         corpus.commits[0].metadata["fingerprint"],
         corpus.version,
@@ -42,35 +53,55 @@ def baseline_uri(recipe: Recipe, corpus: Corpus, domain: str, name: str, seed: i
 
 
 def ensure_trained(recipe: Recipe, corpus: Corpus, domain_name: str, name: str, seed: int) -> str:
-    """The URI of a baseline's weights; it is trained if it is not there, on the training split that fine-tuning has too (`finetune.max_samples`)."""
-    where = baseline_uri(recipe, corpus, domain_name, name, seed)
-    if not exists(join(where, FIT_RESULT)):
+    """Trains a baseline if it is not stored yet.
+
+    It is trained on the samples that fine-tuning is trained on (`finetune.max_samples`).
+
+    Args:
+        recipe: The recipe.
+        corpus: The corpus.
+        domain_name: Domain to train on.
+        name: `sasrec` or `gru4rec`.
+        seed: Seed of the training.
+
+    Returns:
+        The URI of the weights.
+    """
+    uri = baseline_uri(recipe, corpus, domain_name, name, seed)
+    if not exists(join(uri, FIT_RESULT)):
         domain = Domain.from_corpus(corpus, domain_name)
         sequences, validation = _read_training_data(recipe, corpus, domain)
         numbered = [(domain.to_local_numbers(np.array(s)) + 1).tolist() for s in sequences]
-        longest = max(len(h) for h in validation["history"].to_pylist())
-        network = _build_network(recipe, name, len(domain.item_indices), longest, seed)
-        scored = sort_by_id(validation, recipe.finetune.validation_users)
-        target = scored["target"].to_numpy()
+        max_history = max(len(h) for h in validation["history"].to_pylist())
+        network = _build_network(recipe, name, len(domain.item_indices), max_history, seed)
+        measured = sort_by_id(validation, recipe.finetune.validation_users)
+        targets = measured["target"].to_numpy()
 
-        def measure(now: Recommender) -> float:
-            return float(hits(compute_ranks(_score_samples(now, domain, scored), target), 1).mean())
+        def measure(current: Recommender) -> float:
+            scores = _score_samples(current, domain, measured)
+            return float(hits(compute_ranks(scores, targets), 1).mean())
 
-        fitted = training.fit_network(network, numbered, recipe.baseline, seed, measure)
-        write_bytes(
-            join(where, WEIGHTS), save({n: t.contiguous() for n, t in network.state_dict().items()})
-        )
+        result = training.fit_network(network, numbered, recipe.baseline, seed, measure)
+        weights = {key: tensor.contiguous() for key, tensor in network.state_dict().items()}
+        write_bytes(join(uri, WEIGHTS), save(weights))
         write_text(
-            join(where, FIT_RESULT),
-            json.dumps({**asdict(fitted), "length": longest, "sequences": len(numbered)}, indent=1),
+            join(uri, FIT_RESULT),
+            json.dumps(
+                {**asdict(result), "length": max_history, "sequences": len(numbered)}, indent=1
+            ),
         )
-    return join(where, WEIGHTS)
+    return join(uri, WEIGHTS)
 
 
 def _read_training_data(
     recipe: Recipe, corpus: Corpus, domain: Domain
 ) -> tuple[list[list[int]], pa.Table]:
-    """The training sequences (item indices) and all validation samples. Under `finetune.max_samples`, the sequences of the users that it keeps."""
+    """Reads what a baseline is trained and validated on.
+
+    Returns:
+        The training sequences of item indices, and all validation samples of the domain. Under
+        `finetune.max_samples` there are only the sequences of the users that fine-tuning keeps.
+    """
     train, validation, test = (
         corpus.read_samples(domain.source, split) for split in ("train", "validation", "test")
     )
@@ -88,24 +119,39 @@ def _read_training_data(
 def score_baseline(
     recipe: Recipe, corpus: Corpus, domain_name: str, name: str, seed: int, samples: pa.Table
 ) -> NDArray[np.float64]:
-    """Scores [n, candidates] of a baseline, which is trained first if it is not there."""
-    weights = ensure_trained(recipe, corpus, domain_name, name, seed)
+    """Scores the candidates of samples with a baseline, which is trained first if necessary.
+
+    Args:
+        recipe: The recipe.
+        corpus: The corpus.
+        domain_name: Domain of the samples.
+        name: `sasrec` or `gru4rec`.
+        seed: Seed of the baseline's training.
+        samples: The samples.
+
+    Returns:
+        Scores [n, candidates]; higher is better.
+    """
+    weights_uri = ensure_trained(recipe, corpus, domain_name, name, seed)
     domain = Domain.from_corpus(corpus, domain_name)
-    longest = json.loads(
-        read_bytes(join(baseline_uri(recipe, corpus, domain_name, name, seed), FIT_RESULT))
-    )["length"]
-    network = _build_network(recipe, name, len(domain.item_indices), longest, seed)
-    network.load_state_dict(load(read_bytes(weights)))
+    fit_result = read_bytes(join(baseline_uri(recipe, corpus, domain_name, name, seed), FIT_RESULT))
+    max_history = json.loads(fit_result)["length"]
+    network = _build_network(recipe, name, len(domain.item_indices), max_history, seed)
+    network.load_state_dict(load(read_bytes(weights_uri)))
     return _score_samples(network, domain, samples)
 
 
-def _build_network(recipe: Recipe, name: str, items: int, length: int, seed: int) -> Recommender:
+def _build_network(
+    recipe: Recipe, name: str, item_count: int, max_history: int, seed: int
+) -> Recommender:
+    """Builds a baseline with fresh weights, and leaves torch's random generator as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return training.build_network(name, items, length, recipe.baseline)
+        return training.build_network(name, item_count, max_history, recipe.baseline)
 
 
 def _score_samples(network: Recommender, domain: Domain, samples: pa.Table) -> NDArray[np.float64]:
+    """Scores the candidates of samples with a network, whose item numbers start at 1."""
     histories = [
         (domain.to_local_numbers(np.array(history)) + 1).tolist()
         for history in samples["history"].to_pylist()

@@ -1,7 +1,11 @@
-"""One fine-tuning: a rate and a seed, trained to early stop on the engine and in the loop of pre-training. Knows no Ray; `search` starts it.
+"""A trial: one fine-tuning with one learning rate and one seed, trained to early stop.
 
-<place>/checkpoints/<samples>-<attempt>/   after every epoch: adapter/, trainer/, behaviour/ (hybrid), history.json, ledger.json, manifest.json
-<place>/tuned.json                         written last: the trial is over
+It uses the engine and the loop of pre-training and knows no Ray. cprec.downstream.lr_search runs it
+on Ray.
+
+<trial>/checkpoints/<samples>-<attempt>/   after every epoch: adapter/, trainer/, history.json,
+                                           ledger.json, manifest.json; behaviour/ if hybrid
+<trial>/tuned.json                         written last: the trial has ended
 """
 
 import json
@@ -12,6 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import pyarrow as pa
 import torch
 import torch.distributed as dist
 from safetensors.torch import load
@@ -45,13 +50,29 @@ from cprec.schedule.ledger import Ledger
 from cprec.train.engine import Engine, micro_batch_spec
 from cprec.train.loop import DivergenceError, Observer, StepRecord, TrainingStep, train
 
-BEHAVIOUR_FOLDER, HISTORY_FILE, RESULT_FILE = "behaviour", "history.json", "tuned.json"
+BEHAVIOUR_FOLDER = "behaviour"
+"""Folder of a checkpoint that holds a hybrid model's projector and item embeddings."""
+HISTORY_FILE = "history.json"
+"""File of a checkpoint that holds the results of all epochs so far."""
+RESULT_FILE = "tuned.json"
+"""File of a trial that holds its result."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What is trained, and where. base: the base model; start: the checkpoint that LoRA starts from, None: fresh; behaviour: weights of the SASRec
-    whose item embeddings are used, None: text only."""
+    """What a trial trains, and where.
+
+    Attributes:
+        recipe: The recipe.
+        uri: Folder of the trial.
+        domain: Domain to train on.
+        base: The base model.
+        start_checkpoint: URI of the checkpoint that LoRA starts from; None for fresh weights.
+        behaviour_weights: URI of the SASRec weights whose item embeddings become behaviour tokens;
+            None for text-only prompts.
+        lr: Highest learning rate.
+        seed: Seed of everything that is drawn.
+    """
 
     recipe: Recipe
     uri: str
@@ -65,13 +86,22 @@ class Trial:
 
 @dataclass(frozen=True)
 class TrialResult:
-    """How a trial ended.
+    """How a trial ended, as stored in tuned.json.
 
-    hr1: the best on validation, reached after `epoch`, whose checkpoint it is; history: HR@1 after each epoch; stopped: cut short by the search;
-    diverged: cut short by a loss or a score that is no number. One that diverged in its first epoch has an HR@1 of 0 and no checkpoint.
+    A trial that diverged in its first epoch has an HR@1 of 0, epoch 0 and no checkpoint.
+
+    Attributes:
+        lr: Highest learning rate.
+        seed: Seed of the trial.
+        hr1: Best HR@1 on validation.
+        epoch: Epoch that reached it, from 1.
+        checkpoint: URI of that epoch's checkpoint.
+        history: HR@1 on validation after each epoch.
+        stopped: Whether the search stopped the trial early.
+        diverged: Whether a loss or a score that is not finite ended the trial.
     """
 
-    rate: float
+    lr: float
     seed: int
     hr1: float
     epoch: int
@@ -82,15 +112,35 @@ class TrialResult:
 
 
 def find_result(uri: str) -> TrialResult | None:
-    """How the trial at a place ended; None if it has not."""
-    if not exists(join(uri, RESULT_FILE)):
+    """Reads how a trial ended.
+
+    Args:
+        uri: Folder of the trial.
+
+    Returns:
+        The result, or None if the trial has not ended.
+    """
+    file = join(uri, RESULT_FILE)
+    if not exists(file):
         return None
-    values = json.loads(read_text(join(uri, RESULT_FILE)))
+    values = json.loads(read_text(file))
+    # Files of earlier releases call the learning rate `rate`.
+    if "rate" in values:
+        values["lr"] = values.pop("rate")
     return TrialResult(**{**values, "history": tuple(values["history"])})
 
 
 def conclude_trial(trial: Trial, stopped: bool = False, diverged: bool = False) -> TrialResult:
-    """Write how a trial ended, from its checkpoints: the best epoch's is the result."""
+    """Writes how a trial ended, from its newest checkpoint, and returns it.
+
+    Args:
+        trial: The trial.
+        stopped: Whether the search stopped the trial early.
+        diverged: Whether training diverged.
+
+    Raises:
+        RecipeError: No epoch was completed, and training did not diverge.
+    """
     name, _ = checkpoint.find_latest(trial.uri)
     history: list[dict[str, Any]] = (
         []
@@ -99,101 +149,111 @@ def conclude_trial(trial: Trial, stopped: bool = False, diverged: bool = False) 
     )
     if not (history or diverged):
         raise RecipeError(f"{trial.uri}: no epoch was completed")
-    nothing: dict[str, Any] = {"hr1": 0.0, "epoch": 0, "checkpoint": ""}
-    best = max(history, key=lambda row: float(row["hr1"]), default=nothing)
-    hr1s = tuple(row["hr1"] for row in history)
-    ended = TrialResult(
-        trial.lr,
-        trial.seed,
-        best["hr1"],
-        best["epoch"],
-        best["checkpoint"],
-        hr1s,
-        stopped,
-        diverged,
+    no_epoch: dict[str, Any] = {"hr1": 0.0, "epoch": 0, "checkpoint": ""}
+    best = max(history, key=lambda row: float(row["hr1"]), default=no_epoch)
+    result = TrialResult(
+        lr=trial.lr,
+        seed=trial.seed,
+        hr1=best["hr1"],
+        epoch=best["epoch"],
+        checkpoint=best["checkpoint"],
+        history=tuple(row["hr1"] for row in history),
+        stopped=stopped,
+        diverged=diverged,
     )
-    write_text(join(trial.uri, RESULT_FILE), json.dumps(asdict(ended), indent=1))
-    return ended
+    write_text(join(trial.uri, RESULT_FILE), json.dumps(asdict(result), indent=1))
+    return result
 
 
 def run_trial(trial: Trial, report: Callable[[dict[str, Any]], None]) -> None:
-    """Train a trial, or go on with it, in the process group that is already there. report: told of every epoch, on every worker.
+    """Trains a trial from its newest checkpoint, in the existing process group.
 
-    A trial that diverges has ended: in a search, too high a rate is a result and no fault.
+    A trial that diverges ends with a result: in a search, that is what a learning rate that is too
+    high leads to, and no error.
 
-    Raises RecipeError for ZeRO 3, under which validation would have to run in step on all workers.
+    Args:
+        trial: The trial.
+        report: Receives `hr1` and `epoch` after each epoch, on every worker.
+
+    Raises:
+        RecipeError: ZeRO 3 is asked for; validation would have to run in step on all workers.
     """
-    recipe, settings = trial.recipe, trial.recipe.finetune
+    recipe = trial.recipe
+    settings = recipe.finetune
     if recipe.train.zero_stage == 3:
         raise RecipeError("train.zero_stage: 3 is not supported in fine-tuning; 0, 1 or 2")
-    rank, world = dist.get_rank(), dist.get_world_size()
+    rank = dist.get_rank()
+    world_size = dist.get_world_size()
     corpus = Corpus.open(recipe.corpus, recipe.corpus_version)
     domain = Domain.from_corpus(corpus, trial.domain)
-    table = select_whole_users(corpus.read_samples(domain.source, "train"), settings.max_samples)
+    samples = select_whole_users(corpus.read_samples(domain.source, "train"), settings.max_samples)
     validation = sort_by_id(
         corpus.read_samples(domain.source, "validation"), settings.validation_users
     )
-    network, words = backbone.load(trial.base, recipe.model.revision, recipe.model.precision)
+    network, tokenizer = backbone.load(trial.base, recipe.model.revision, recipe.model.precision)
     model = build_model(trial, network)
     engine = Engine(
         model, recipe.train, recipe.model.precision, {"projector.": settings.projector_decay}
     )
-    encoders = build_encoders(words, recipe.model.max_tokens, model, domain.items_by_index())
+    encoders = build_encoders(tokenizer, recipe.model.max_tokens, model, domain.items_by_index())
     newest, _ = checkpoint.find_latest(trial.uri)
     if newest is None:
-        ledger, history = (
-            Ledger(
-                build_plan(
-                    domain.source, corpus.version, len(table), trial.lr, settings, trial.seed
-                )
-            ),
-            [],
+        plan = build_plan(
+            domain.source, corpus.version, len(samples), trial.lr, settings, trial.seed
         )
+        ledger = Ledger(plan)
+        history: list[dict[str, Any]] = []
     else:
         uri = checkpoint.checkpoint_uri(trial.uri, newest)
-        ledger, history = (
-            checkpoint.read_ledger(uri),
-            json.loads(read_text(join(uri, HISTORY_FILE))),
-        )
+        ledger = checkpoint.read_ledger(uri)
+        history = json.loads(read_text(join(uri, HISTORY_FILE)))
         engine.restore_state(checkpoint.load_training_state(uri))
 
     def measure() -> float:
         return _validation_hr1(
             engine,
             encoders,
-            validation.take(list(range(rank, len(validation), world))),
+            validation.take(list(range(rank, len(validation), world_size))),
             recipe.evaluate.batch,
         )
 
     dist.barrier()  # all workers have looked for checkpoints before one is written
-    epochs = TrialObserver(
+    observer = TrialObserver(
         trial, ledger, history, newest.attempt + 1 if newest else 0, measure, report
     )
-    work = iter_training_steps(
-        ledger.plan, table, encoders, settings.global_batch, ledger.samples, rank, world
+    steps = iter_training_steps(
+        ledger.plan, samples, encoders, settings.global_batch, ledger.samples, rank, world_size
     )
     diverged = False
     try:
         train(
             engine,
-            epochs.until_stopped(work),
-            epochs,
+            observer.until_stopped(steps),
+            observer,
             micro_batch_spec(recipe.train),
-            int(words.eos_token_id),
+            int(tokenizer.eos_token_id),
             trial.seed,
             ledger.steps,
         )
-    except DivergenceError:  # on all workers alike: losses and HR@1 are summed over them
+    except DivergenceError:  # raised on all workers: losses and HR@1 are summed over them
         diverged = True
     if rank == 0:
         conclude_trial(trial, diverged=diverged)
     engine.close()
-    if diverged:  # last, because the search may stop a trial as it reports
+    if diverged:  # reported last, because the search may stop a trial when it reports
         report({"hr1": 0.0, "epoch": len(history) + 1})
 
 
 def build_model(trial: Trial, network: PreTrainedModel) -> torch.nn.Module:
-    """The model as training begins: LoRA fresh or from a checkpoint, behaviour tokens or not."""
+    """Builds the model with which a trial begins.
+
+    Args:
+        trial: The trial, which says what LoRA starts from and whether prompts are hybrid.
+        network: The base model; it is changed in place.
+
+    Returns:
+        The trainable model, in training mode.
+    """
     if trial.start_checkpoint is None:
         model = adapter.attach(network, trial.recipe.model, trial.seed)
     else:
@@ -203,48 +263,68 @@ def build_model(trial: Trial, network: PreTrainedModel) -> torch.nn.Module:
             )
     if trial.behaviour_weights is None:
         return model
-    # Row 0 of SASRec's table pads.
-    return HybridModel(
-        model, load(read_bytes(trial.behaviour_weights))["item.weight"][1:], trial.seed
-    ).train()
+    # Row 0 of SASRec's table is padding.
+    item_embeddings = load(read_bytes(trial.behaviour_weights))["item.weight"][1:]
+    return HybridModel(model, item_embeddings, trial.seed).train()
 
 
 def build_encoders(
     tokenizer: Any, max_tokens: int, model: torch.nn.Module, items: Mapping[int, Item]
 ) -> PromptEncoders:
-    """The encoders that fit a model. items: by item index."""
-    woven = (
+    """Builds the prompt encoders that fit a model.
+
+    Args:
+        tokenizer: Tokenizer of the model.
+        max_tokens: Tokens of a prompt and its answer, at most.
+        model: The model; only a `HybridModel` gets an encoder of hybrid prompts.
+        items: Items by catalogue index.
+    """
+    text_encoder = TextPromptEncoder(TitleEncoder(tokenizer, max_tokens))
+    hybrid_encoder = (
         IndexedPromptEncoder(HybridPromptEncoder(tokenizer, max_tokens, model.vocab_size), items)
         if isinstance(model, HybridModel)
         else None
     )
-    return PromptEncoders(
-        IndexedPromptEncoder(TextPromptEncoder(TitleEncoder(tokenizer, max_tokens)), items), woven
-    )
+    return PromptEncoders(IndexedPromptEncoder(text_encoder, items), hybrid_encoder)
 
 
-def _validation_hr1(engine: Engine, encoders: PromptEncoders, samples: Any, batch: int) -> float:
-    """HR@1 over all workers' parts of the validation samples. Raises Diverged, on all workers, for a score that is no number on one of them."""
+def _validation_hr1(
+    engine: Engine, encoders: PromptEncoders, samples: pa.Table, batch_size: int
+) -> float:
+    """Computes HR@1 over the validation samples of all workers.
+
+    Args:
+        engine: The engine, whose model is scored.
+        encoders: Encoders of samples.
+        samples: This worker's part of the validation samples.
+        batch_size: Samples in one forward pass.
+
+    Raises:
+        DivergenceError: A worker has a NaN score; raised on all workers.
+    """
     engine.model.eval()
     scores = score_samples(
-        cast(PreTrainedModel, engine.model), encoders.for_evaluation, samples, batch
+        cast(PreTrainedModel, engine.model), encoders.for_evaluation, samples, batch_size
     )
     engine.model.train()
-    broken = np.isnan(scores).any(axis=1)
-    right = hits(compute_ranks(scores[~broken], samples["target"].to_numpy()[~broken]), 1).sum()
-    total = torch.tensor(
-        [right, len(samples), broken.sum()], dtype=torch.float64, device=engine.device
+    is_nan = np.isnan(scores).any(axis=1)
+    ranks = compute_ranks(scores[~is_nan], samples["target"].to_numpy()[~is_nan])
+    sums = torch.tensor(
+        [hits(ranks, 1).sum(), len(samples), is_nan.sum()],
+        dtype=torch.float64,
+        device=engine.device,
     )
-    dist.all_reduce(total)
-    if total[2]:
+    dist.all_reduce(sums)
+    hit_count, sample_count, nan_count = sums
+    if nan_count:
         raise DivergenceError(
-            f"{int(total[2])} of {int(total[1])} validation samples have a NaN score"
+            f"{int(nan_count)} of {int(sample_count)} validation samples have a NaN score"
         )
-    return float(total[0] / total[1])
+    return float(hit_count / sample_count)
 
 
 class TrialObserver(Observer):
-    """The observer of a trial: after each epoch it measures, saves, reports, and decides whether to stop."""
+    """Observer of a trial: after each epoch it measures, saves, reports, and stops if due."""
 
     def __init__(
         self,
@@ -255,19 +335,33 @@ class TrialObserver(Observer):
         measure: Callable[[], float],
         report: Callable[..., None],
     ) -> None:
-        self._trial, self._ledger, self._history, self._attempt = trial, ledger, history, attempt
-        self._measure, self._report = measure, report
+        """Continues from a ledger and the history that belongs to it.
+
+        Args:
+            trial: The trial.
+            ledger: Ledger of the checkpoint that training continues from.
+            history: Results of the epochs so far; epochs are added to it.
+            attempt: Number of this start of the trial, for the names of checkpoints.
+            measure: Returns HR@1 on validation; collective.
+            report: Receives `hr1` and `epoch` after each epoch.
+        """
+        self._trial = trial
+        self._ledger = ledger
+        self._history = history
+        self._attempt = attempt
+        self._measure = measure
+        self._report = report
         self._samples_per_epoch = samples_per_epoch(ledger.plan)
 
     def until_stopped(self, steps: Iterator[TrainingStep]) -> Iterator[TrainingStep]:
-        """The work that is left, cut off once validation has not risen for `finetune.patience` epochs."""
-        for share in steps:
+        """Yields steps until validation has not improved for `finetune.patience` epochs."""
+        for step in steps:
             if self._should_stop():
                 return
-            yield share
+            yield step
 
     def on_step_end(self, record: StepRecord, step: TrainingStep, engine: Engine) -> None:
-        """Count the step; at the end of an epoch measure and save."""
+        """Counts the step; at the end of an epoch measures, saves and reports."""
         self._ledger = self._ledger.add_step(record.batch.sample_count, record.batch.ids_digest)
         if record.batch.stop % self._samples_per_epoch:
             return
@@ -287,23 +381,24 @@ class TrialObserver(Observer):
         self._report({"hr1": hr1, "epoch": len(self._history)})
 
     def _save(self, engine: Engine, name: checkpoint.CheckpointName, uri: str) -> None:
+        """Writes a checkpoint, and removes all others but the best. Collective."""
         state = engine.gather_state()
         if dist.get_rank():
             return
         recipe = self._trial.recipe
         with tempfile.TemporaryDirectory() as folder:
             directory = Path(folder)
-            model, weights = engine.model, state.weights
+            model = engine.model
+            weights = state.weights
             if isinstance(model, HybridModel):
                 hybrid.save(model, weights, directory / BEHAVIOUR_FOLDER)
-                model, weights = (
-                    model.model,
-                    {
-                        n.removeprefix("model."): w
-                        for n, w in weights.items()
-                        if n.startswith("model.")
-                    },
-                )
+                # What is left is the language model's own, without the wrapper's prefix.
+                model = model.model
+                weights = {
+                    key.removeprefix("model."): tensor
+                    for key, tensor in weights.items()
+                    if key.startswith("model.")
+                }
             adapter.save(
                 model,
                 weights,
@@ -318,6 +413,7 @@ class TrialObserver(Observer):
         checkpoint.prune(self._trial.uri, 1, (best["samples"],), name)
 
     def _should_stop(self) -> bool:
+        """Tells whether validation has not improved for `finetune.patience` epochs."""
         if not self._history:
             return False
         best = max(self._history, key=lambda row: row["hr1"])

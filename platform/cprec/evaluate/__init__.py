@@ -1,1 +1,1 @@
-"""How well a model ranks: scores, metrics, significance."""
+"""How well a model ranks candidates: scores, metrics and significance."""

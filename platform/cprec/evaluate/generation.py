@@ -1,6 +1,10 @@
-"""Greedy answers, free or held to a trie of the candidates, and the ranked lists that come of asking again without what was answered (paper Table 6).
+"""Generates answers greedily, freely or restricted to the candidates. Pure torch; no Ray, no I/O.
 
-Pure torch; no Ray, no I/O. Prompts of a batch are padded on the left and share one cache of keys and values, which grows by a token at a time.
+A ranked list comes from repeated questions: each asks again without the items that the model has
+named before (paper Table 6).
+
+Prompts of a batch are padded on the left and share one cache of keys and values, which grows by one
+token per step.
 """
 
 from collections.abc import Sequence
@@ -14,13 +18,14 @@ from cprec.evaluate.answer_matching import match_exact
 from cprec.evaluate.candidate_scoring import PromptEncoder
 
 MAX_LISTED = 5
-"""Items of a ranked list: HR@5 needs no more."""
+"""Longest ranked list: HR@5 needs no more items."""
 
 Trie = dict[int, "Trie"]
+"""A prefix tree of token ids: a mapping from each possible next token to the tree below it."""
 
 
 def build_trie(answers: Sequence[Sequence[int]]) -> Trie:
-    """Answers (token ids, their end token included) as nested mappings from a token to what may follow it."""
+    """Builds the prefix tree of answers, given as token ids with their end token."""
     root: Trie = {}
     for answer in answers:
         node = root
@@ -37,18 +42,30 @@ def greedy_decode(
     max_new_tokens: int,
     tries: Sequence[Trie] | None = None,
 ) -> list[list[int]]:
-    """The likeliest next token, again and again, up to and without the end token; `longest` tokens at most. tries: what each answer is held to."""
-    width, device = max(map(len, prompts)), model.device
+    """Generates an answer to each prompt by taking the likeliest next token again and again.
+
+    Args:
+        model: The model, in evaluation mode.
+        prompts: Token ids of each prompt.
+        eos_token_id: Token that ends an answer; it also pads the prompts.
+        max_new_tokens: Tokens of an answer, at most.
+        tries: Prefix tree of the answers allowed for each prompt; None allows any answer.
+
+    Returns:
+        Token ids of each answer, without the end token.
+    """
+    device = model.device
+    width = max(map(len, prompts))
+    padding = [width - len(prompt) for prompt in prompts]
     ids = torch.tensor(
-        [[eos_token_id] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device
+        [[eos_token_id] * pad + list(prompt) for pad, prompt in zip(padding, prompts, strict=True)],
+        device=device,
     )
-    mask = torch.tensor(
-        [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device
-    )
+    mask = torch.tensor([[0] * pad + [1] * (width - pad) for pad in padding], device=device)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     answers: list[list[int]] = [[] for _ in prompts]
     nodes = list(tries) if tries is not None else None
-    going = [True] * len(prompts)
+    unfinished = [True] * len(prompts)
     cache = None
     for _ in range(max_new_tokens):
         out = model(
@@ -59,19 +76,21 @@ def greedy_decode(
             use_cache=True,
             logits_to_keep=1,
         )
-        cache, logits = out.past_key_values, out.logits[:, -1].float()
+        cache = out.past_key_values
+        logits = out.logits[:, -1].float()
         if nodes is not None:
             logits = _mask_disallowed(logits, nodes)
-        chosen = logits.argmax(dim=-1).tolist()
-        for row, token in enumerate(chosen):
-            going[row] = going[row] and token != eos_token_id
-            if going[row]:
+        next_tokens = logits.argmax(dim=-1).tolist()
+        for row, token in enumerate(next_tokens):
+            unfinished[row] = unfinished[row] and token != eos_token_id
+            if unfinished[row]:
                 answers[row].append(token)
             if nodes is not None:
                 nodes[row] = nodes[row].get(token, {})
-        if not any(going):
+        if not any(unfinished):
             break
-        ids = torch.tensor(chosen, device=device)[:, None]
+        # The cache holds everything before, so the next pass reads one token per row.
+        ids = torch.tensor(next_tokens, device=device)[:, None]
         mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
         positions = positions[:, -1:] + 1
     return answers
@@ -87,10 +106,23 @@ def generate_answers(
     constrained: bool,
     max_new_tokens: int = 64,
 ) -> list[list[str]]:
-    """The texts that a model gives for each sample: an answer, then another one without the item that it named, up to LISTED of them.
+    """Generates a list of up to `MAX_LISTED` answers for each sample.
 
-    samples: columns history and candidates (item indices); titles: by item index. A list ends early with an answer that names no candidate:
-    asked again, the model would say the same.
+    Each answer after the first is to the same question without the items that were named before.
+    An answer that names no candidate ends the list: asked again, the model would say the same.
+
+    Args:
+        model: The model, in evaluation mode.
+        tokenizer: Its tokenizer.
+        encoder: Encodes items as the model reads them.
+        samples: Samples with the columns `history` and `candidates` (item indices).
+        titles: Titles by item index.
+        batch_size: Samples in one forward pass.
+        constrained: Whether answers are restricted to titles of the candidates.
+        max_new_tokens: Tokens of an answer; more if a candidate's title needs more.
+
+    Returns:
+        The texts of each sample's answers, in the order in which they were given.
     """
     candidates = samples["candidates"].to_pylist()
     histories = samples["history"].to_pylist()
@@ -100,28 +132,37 @@ def generate_answers(
         for start in range(0, len(open_rows), batch_size):
             rows = open_rows[start : start + batch_size]
             answers = [[encoder.encode_answer(i) for i in candidates[row]] for row in rows]
-            room = max(max_new_tokens, *(len(answer) for of_row in answers for answer in of_row))
+            room = max(max_new_tokens, *(len(ids) for row_ids in answers for ids in row_ids))
             prompts = [
                 encoder.encode_prompt(histories[row], candidates[row], room)[0] for row in rows
             ]
-            held = [build_trie(of_row) for of_row in answers] if constrained else None
-            for row, ids in zip(
-                rows, greedy_decode(model, prompts, answers[0][0][-1], room, held), strict=True
-            ):
+            tries = [build_trie(row_ids) for row_ids in answers] if constrained else None
+            eos_token_id = answers[0][0][-1]
+            generated = greedy_decode(model, prompts, eos_token_id, room, tries)
+            for row, ids in zip(rows, generated, strict=True):
                 text = str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
                 texts[row].append(text)
                 named = match_exact(text, [titles[i] for i in candidates[row]])
+                # Without candidates the row is closed below.
                 candidates[row] = (
                     []
                     if named is None
-                    else [i for place, i in enumerate(candidates[row]) if place != named]
+                    else [
+                        item for position, item in enumerate(candidates[row]) if position != named
+                    ]
                 )
         open_rows = [row for row in open_rows if candidates[row]]
     return texts
 
 
 def _mask_disallowed(logits: torch.Tensor, nodes: Sequence[Trie]) -> torch.Tensor:
-    """Logits of what each answer may go on with; an answer that has ended may say anything, because nobody listens."""
+    """Sets the logits of tokens that cannot continue an answer to -inf.
+
+    Args:
+        logits: Logits of the next token [rows, vocabulary].
+        nodes: Each row's position in its prefix tree; empty for an answer that has ended, whose
+            further tokens are ignored.
+    """
     allowed = torch.zeros_like(logits, dtype=torch.bool)
     for row, node in enumerate(nodes):
         allowed[row, list(node)] = True

@@ -1,6 +1,7 @@
-"""HR@k and NDCG@k from the scores of candidates, ties counted by expectation (docs: method, "Metrics").
+"""Computes HR@k and NDCG@k from scores of candidates (docs/concepts.md, "Measures").
 
-A tie is resolved by a fair draw, and what is reported is that draw's expectation: a model that scores everything alike gets HR@1 = 1/20, never 1.
+Ties are resolved by a fair draw, and the expectation over that draw is reported. So a model that
+scores all candidates alike gets HR@1 = 1/20, never 1.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +13,10 @@ from numpy.typing import NDArray
 
 from cluster.errors import PlatformFault
 
-HR_CUTOFFS, NDCG_CUTOFFS = (1, 3, 5), (3, 5)
+HR_CUTOFFS = (1, 3, 5)
+"""Values of k for which HR@k is reported."""
+NDCG_CUTOFFS = (3, 5)
+"""Values of k for which NDCG@k is reported."""
 
 HISTORY_SLICES: Mapping[str, tuple[int, float]] = {
     "sparse": (3, 5),
@@ -26,7 +30,12 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Ranks:
-    """Where the true item stands, per sample. better: [n] candidates that score higher; tied: [n] that score the same, itself included."""
+    """Ranks of the true items of n samples.
+
+    Attributes:
+        better_count: Candidates that score higher than the true item [n].
+        tied_count: Candidates that score the same, the true item included [n].
+    """
 
     better_count: NDArray[np.int64]
     tied_count: NDArray[np.int64]
@@ -36,51 +45,63 @@ class Ranks:
 
     @property
     def expected_rank(self) -> Floats:
-        """[n] mean of the tied positions, counted from 1."""
+        """Mean rank over all fair draws [n], counted from 1."""
         return np.asarray(self.better_count + (self.tied_count + 1) / 2, dtype=np.float64)
 
     def select(self, mask: NDArray[np.bool_]) -> "Ranks":
-        """The ranks of some samples. rows: [n] mask."""
+        """Returns the ranks of the samples that a mask [n] selects."""
         return Ranks(self.better_count[mask], self.tied_count[mask])
 
 
 def compute_ranks(scores: NDArray[np.floating[Any]], targets: NDArray[np.integer[Any]]) -> Ranks:
-    """Ranks of the true items. scores: [n, candidates], higher is better; target: [n] positions of the true items.
+    """Ranks the true items among the candidates.
 
-    Raises PlatformFault for NaN, which has no rank: a model that produces it is broken, and must not be given one.
+    Args:
+        scores: Scores [n, candidates]; higher is better.
+        targets: Positions of the true items among the candidates [n].
+
+    Raises:
+        PlatformFault: A score is NaN. It has no rank, and the model that produced it is broken.
     """
-    if broken := int(np.isnan(scores).any(axis=1).sum()):
+    if nan_samples := int(np.isnan(scores).any(axis=1).sum()):
         raise PlatformFault(
-            f"{broken} of {len(scores)} samples have a NaN score; look for overflow (model.precision) or a checkpoint that diverged"
+            f"{nan_samples} of {len(scores)} samples have a NaN score; look for overflow "
+            "(model.precision) or a checkpoint that diverged"
         )
     true = np.take_along_axis(scores, np.asarray(targets, dtype=np.int64)[:, None], axis=1)
     return Ranks((scores > true).sum(axis=1), (scores == true).sum(axis=1))
 
 
 def hits(ranks: Ranks, k: int) -> Floats:
-    """[n] each sample's contribution to HR@k: the chance that the true item is among the first k."""
+    """Returns each sample's contribution to HR@k [n].
+
+    It is the probability that the true item is among the first k, over all fair draws.
+    """
     return np.asarray(
         np.clip(k - ranks.better_count, 0, ranks.tied_count) / ranks.tied_count, dtype=np.float64
     )
 
 
 def discounted_gains(ranks: Ranks, k: int) -> Floats:
-    """[n] each sample's contribution to NDCG@k (one relevant item, so the ideal gain is 1): mean of 1/log2(1 + position) over the tied positions."""
+    """Returns each sample's contribution to NDCG@k [n].
+
+    It is the mean of 1 / log2(1 + rank) over the ranks that a fair draw may give, with 0 for ranks
+    above k. One item is relevant, so the ideal gain is 1.
+    """
     gain_up_to = np.concatenate([[0.0], np.cumsum(1 / np.log2(np.arange(2, k + 2)))])
-    return np.asarray(
-        (
-            gain_up_to[np.minimum(ranks.better_count + ranks.tied_count, k)]
-            - gain_up_to[np.minimum(ranks.better_count, k)]
-        )
-        / ranks.tied_count,
-        dtype=np.float64,
-    )
+    last = np.minimum(ranks.better_count + ranks.tied_count, k)
+    first = np.minimum(ranks.better_count, k)
+    return np.asarray((gain_up_to[last] - gain_up_to[first]) / ranks.tied_count, dtype=np.float64)
 
 
 @dataclass(frozen=True)
 class GeneratedAnswers:
-    """What is known of generated answers beside their ranks. valid: [n] by rule (exact, llara); right: [n], true where the llara rule names the
-    true item."""
+    """What is known about generated answers besides their ranks.
+
+    Attributes:
+        valid: For each rule (`exact`, `llara`), whether the answer names a candidate [n].
+        correct: Whether the answer names the true item by the rule `llara` [n].
+    """
 
     valid: Mapping[str, NDArray[np.bool_]]
     correct: NDArray[np.bool_]
@@ -94,10 +115,19 @@ def compute_metrics(
     generated: GeneratedAnswers | None = None,
     mode: str = "score",
 ) -> dict[str, Any]:
-    """The object of metrics.json. history_length: [n] items that each sample's history holds in the corpus; mode: score, generate or constrained.
+    """Computes the contents of metrics.json (docs/reference/file-formats.md).
 
-    Where candidates were scored, `valid_ratio` and `hr1_of_valid` are null: there is no text that could be invalid. HR@1 is of all samples,
-    `hr1_of_valid` of those that LLaRA's rule calls valid (method.md, "Metrics").
+    HR@1 is over all samples. `hr1_of_valid` is over the samples whose answer is valid by the rule
+    `llara`. Where candidates were scored, `valid_ratio` and `hr1_of_valid` are null, because there
+    is no text that could be invalid.
+
+    Args:
+        model: Label of the model.
+        domain: Domain of the samples.
+        ranks: Ranks of the true items of n samples.
+        history_lengths: Items in each sample's history in the corpus [n].
+        generated: The generated answers; None where candidates were scored.
+        mode: How the model was evaluated: `score`, `generate` or `constrained`.
     """
     return {
         "model": model,
@@ -111,15 +141,22 @@ def compute_metrics(
         if generated
         else None,
         "slices": {
-            name: _average_hr_and_ndcg(ranks.select(rows))
-            for name, rows in _iter_slices(np.asarray(history_lengths))
+            name: _average_hr_and_ndcg(ranks.select(mask))
+            for name, mask in _iter_slices(np.asarray(history_lengths))
         },
         "mode": mode,
     }
 
 
 def average_metrics(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The mean of several objects of `metrics`, number by number: one model, several seeds. What is no number is the first one's."""
+    """Averages the metrics of one model over its seeds, number by number.
+
+    Args:
+        results: Objects of `compute_metrics`, one per seed.
+
+    Returns:
+        An object of the same form. Values that are not floats are those of the first seed.
+    """
     first = results[0]
     if len(results) == 1:
         return dict(first)
@@ -134,6 +171,7 @@ def average_metrics(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _average_hr_and_ndcg(ranks: Ranks) -> dict[str, Any]:
+    """Returns the number of samples, and HR@k and NDCG@k over them."""
     return {
         "n": len(ranks),
         "hr": {str(k): _mean(hits(ranks, k)) for k in HR_CUTOFFS},
@@ -142,12 +180,13 @@ def _average_hr_and_ndcg(ranks: Ranks) -> dict[str, Any]:
 
 
 def _mean(values: Floats) -> float | None:
-    """None for an empty slice: it has no average, and JSON has no NaN."""
+    """Returns the mean, or None for an empty slice, because JSON has no NaN."""
     return float(values.mean()) if len(values) else None
 
 
 def _iter_slices(
     history_lengths: NDArray[np.integer[Any]],
 ) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    """Yields the name of each slice of `HISTORY_SLICES`, and the mask of its samples [n]."""
     for name, (start, end) in HISTORY_SLICES.items():
         yield name, (history_lengths >= start) & (history_lengths < end)

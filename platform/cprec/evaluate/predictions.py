@@ -1,4 +1,7 @@
-"""predictions.parquet: what a model answered to each sample. Every metric can be recomputed from it (contract "Evaluation")."""
+"""Tables of predictions, as stored in predictions.parquet (docs/reference/file-formats.md).
+
+A row holds what a model answered to one sample. Every metric can be computed from the table alone.
+"""
 
 import io
 from collections.abc import Sequence
@@ -13,38 +16,47 @@ from cprec.evaluate.answer_matching import match_exact, match_llara
 from cprec.evaluate.metrics import GeneratedAnswers, Ranks, compute_metrics, compute_ranks
 
 UNNAMED_RANK = 1 << 20
-"""Candidates before a true item that was not named: more than any list has."""
+"""Number of candidates ranked before a true item that was not named; more than any list has."""
 
 SCHEMA = pa.schema(
     [
-        ("sample_id", pa.int64()),  # the bits of a uint64, as in the corpus
+        # The bits of a uint64, as in the corpus.
+        ("sample_id", pa.int64()),
         ("user_id", pa.string()),
         ("history_length", pa.int32()),
-        ("target", pa.int8()),  # position of the true item among the candidates
-        ("rank", pa.float64()),  # of the true item, from 1; the mean where scores tie
-        ("scores", pa.list_(pa.float64())),  # in the order of the candidates
-        (
-            "ranking",
-            pa.list_(pa.int64()),
-        ),  # item indices, best first; ties in the order of the candidates
-        ("text", pa.string()),  # what was generated first; null where candidates were scored
-        (
-            "texts",
-            pa.list_(pa.string()),
-        ),  # what was generated in turn, each time without the item named before; null likewise
-        (
-            "named_exact",
-            pa.int8(),
-        ),  # position of the candidate that `text` names, by each rule of cprec.evaluate.answer_matching; null for none
+        # Position of the true item among the candidates.
+        ("target", pa.int8()),
+        # Rank of the true item, from 1; the mean rank where scores tie.
+        ("rank", pa.float64()),
+        # In the order of the candidates.
+        ("scores", pa.list_(pa.float64())),
+        # Item indices, best first; ties in the order of the candidates.
+        ("ranking", pa.list_(pa.int64())),
+        # The first generated answer; null where candidates were scored.
+        ("text", pa.string()),
+        # All generated answers, each to the question without the items named before; null likewise.
+        ("texts", pa.list_(pa.string())),
+        # Position of the candidate that `text` names, by each rule of
+        # cprec.evaluate.answer_matching; null where it names none.
+        ("named_exact", pa.int8()),
         ("named_llara", pa.int8()),
     ]
 )
+"""Columns of a table of predictions."""
 
 
 def from_scores(samples: pa.Table, scores: NDArray[np.float64]) -> pa.Table:
-    """The predictions of a model that scored. samples: rows of the corpus; scores: [n, candidates]. Raises PlatformFault for NaN."""
-    target = samples["target"].to_numpy().astype(np.int64)
-    expected = compute_ranks(scores, target).expected_rank
+    """Builds the predictions of a model that scored candidates.
+
+    Args:
+        samples: Samples of the corpus.
+        scores: Scores of their candidates [n, candidates]; higher is better.
+
+    Raises:
+        PlatformFault: A score is NaN.
+    """
+    targets = samples["target"].to_numpy().astype(np.int64)
+    expected_ranks = compute_ranks(scores, targets).expected_rank
     candidates = _to_matrix(samples["candidates"], len(samples))
     ranking = np.take_along_axis(candidates, np.argsort(-scores, axis=1, kind="stable"), axis=1)
     return pa.table(
@@ -53,7 +65,7 @@ def from_scores(samples: pa.Table, scores: NDArray[np.float64]) -> pa.Table:
             "user_id": samples["user_id"],
             "history_length": history_lengths(samples),
             "target": samples["target"],
-            "rank": expected,
+            "rank": expected_ranks,
             "scores": list(scores),
             "ranking": list(ranking),
             **{
@@ -68,20 +80,28 @@ def from_scores(samples: pa.Table, scores: NDArray[np.float64]) -> pa.Table:
 def from_texts(
     samples: pa.Table, texts: Sequence[Sequence[str]], titles: Sequence[str]
 ) -> pa.Table:
-    """The predictions of a model that generated. texts: [n] answers in turn (cprec.evaluate.generation); titles: by item index.
+    """Builds the predictions of a model that generated answers.
 
-    The ranking holds the items named, in turn; the rank of a true item that is not among them is null.
+    The ranking holds the items that were named, in the order of the answers. A true item that was
+    not named has a null rank.
+
+    Args:
+        samples: Samples of the corpus.
+        texts: Answers to each sample in order [n] (cprec.evaluate.generation).
+        titles: Titles by item index.
     """
-    candidates, target = samples["candidates"].to_pylist(), samples["target"].to_pylist()
+    candidates = samples["candidates"].to_pylist()
+    targets = samples["target"].to_pylist()
+    # Position of the candidate that each answer names exactly; None where it names none.
     named = [
-        [match_exact(text, [titles[i] for i in of_row]) for text in said]
-        for said, of_row in zip(texts, candidates, strict=True)
+        [match_exact(text, [titles[i] for i in items]) for text in answers]
+        for answers, items in zip(texts, candidates, strict=True)
     ]
     ranking = [
-        [of_row[place] for place in places if place is not None]
-        for places, of_row in zip(named, candidates, strict=True)
+        [items[position] for position in positions if position is not None]
+        for positions, items in zip(named, candidates, strict=True)
     ]
-    true = [of_row[place] for of_row, place in zip(candidates, target, strict=True)]
+    true_items = [items[target] for items, target in zip(candidates, targets, strict=True)]
     return pa.table(
         {
             "sample_id": samples["sample_id"],
@@ -89,17 +109,17 @@ def from_texts(
             "history_length": history_lengths(samples),
             "target": samples["target"],
             "rank": [
-                float(row.index(item) + 1) if item in row else None
-                for row, item in zip(ranking, true, strict=True)
+                float(ranked.index(item) + 1) if item in ranked else None
+                for ranked, item in zip(ranking, true_items, strict=True)
             ],
             "scores": pa.nulls(len(samples), SCHEMA.field("scores").type),
             "ranking": ranking,
-            "text": [said[0] for said in texts],
-            "texts": [list(said) for said in texts],
-            "named_exact": [places[0] for places in named],
+            "text": [answers[0] for answers in texts],
+            "texts": [list(answers) for answers in texts],
+            "named_exact": [positions[0] for positions in named],
             "named_llara": [
-                match_llara(said[0], [titles[i] for i in of_row])
-                for said, of_row in zip(texts, candidates, strict=True)
+                match_llara(answers[0], [titles[i] for i in items])
+                for answers, items in zip(texts, candidates, strict=True)
             ],
         },
         schema=SCHEMA,
@@ -107,18 +127,21 @@ def from_texts(
 
 
 def to_metrics(predictions: pa.Table, model: str, domain: str, mode: str) -> dict[str, Any]:
-    """The object of metrics.json, from nothing but the predictions."""
+    """Computes the contents of metrics.json from predictions alone.
+
+    Args:
+        predictions: Table of predictions.
+        model: Label of the model.
+        domain: Domain of the samples.
+        mode: How the model was evaluated: `score`, `generate` or `constrained`.
+    """
     generated = None
     if mode != "score":
-        target = predictions["target"].to_numpy()
-        rules = {rule: predictions[f"named_{rule}"] for rule in ("exact", "llara")}
-        correct, valid = (
-            (rules["llara"].fill_null(-1).to_numpy() == target),
-            rules["llara"].is_valid().to_numpy(),
-        )
-        generated = GeneratedAnswers(
-            {rule: named.is_valid().to_numpy() for rule, named in rules.items()}, correct & valid
-        )
+        targets = predictions["target"].to_numpy()
+        named_by_rule = {rule: predictions[f"named_{rule}"] for rule in ("exact", "llara")}
+        valid = {rule: named.is_valid().to_numpy() for rule, named in named_by_rule.items()}
+        names_target = named_by_rule["llara"].fill_null(-1).to_numpy() == targets
+        generated = GeneratedAnswers(valid, names_target & valid["llara"])
     return compute_metrics(
         model,
         domain,
@@ -130,34 +153,35 @@ def to_metrics(predictions: pa.Table, model: str, domain: str, mode: str) -> dic
 
 
 def to_ranks(predictions: pa.Table) -> Ranks:
-    """The ranks that the predictions hold. A true item that was not named stands behind all candidates."""
+    """Returns the ranks of the true items; one that was not named ranks after all candidates."""
     if predictions["scores"].null_count:
-        rank = predictions["rank"].fill_null(np.inf).to_numpy()
-        better = np.where(np.isfinite(rank), rank - 1, UNNAMED_RANK).astype(np.int64)
-        return Ranks(better, np.ones_like(better))
+        ranks = predictions["rank"].fill_null(np.inf).to_numpy()
+        better_count = np.where(np.isfinite(ranks), ranks - 1, UNNAMED_RANK).astype(np.int64)
+        return Ranks(better_count, np.ones_like(better_count))
     return compute_ranks(
         _to_matrix(predictions["scores"], len(predictions)), predictions["target"].to_numpy()
     )
 
 
 def history_lengths(samples: pa.Table) -> NDArray[np.int32]:
-    """[n] items in each sample's history."""
+    """Returns the number of items in each sample's history [n]."""
     return np.asarray([len(history) for history in samples["history"].to_pylist()], dtype=np.int32)
 
 
 def to_bytes(predictions: pa.Table) -> bytes:
-    """As a parquet file, with page checksums."""
+    """Serialises predictions as a parquet file with page checksums."""
     file = io.BytesIO()
     pq.write_table(predictions, file, write_page_checksum=True)
     return file.getvalue()
 
 
 def from_bytes(content: bytes) -> pa.Table:
-    """The table of `to_bytes`; the checksums are verified."""
+    """Reads predictions that `to_bytes` serialised, and verifies the page checksums."""
     return pq.read_table(io.BytesIO(content), page_checksum_verification=True)
 
 
 def _to_matrix(column: pa.ChunkedArray, rows: int) -> NDArray[np.float64]:
+    """Converts a column of equally long lists to a matrix [rows, length]."""
     return np.asarray(
         column.combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(rows, -1)
     )

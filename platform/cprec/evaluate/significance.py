@@ -1,5 +1,8 @@
-"""Whether two models differ on the same samples: paired t-test (paper Sec. 5.1.4) with the confidence interval that belongs to it, permutation test,
-and Holm's correction for several data sets."""
+"""Tests whether two models differ on the same samples.
+
+There is a paired t-test with its confidence interval (paper Sec. 5.1.4), a permutation test, and
+Holm's correction for several data sets.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +17,16 @@ from cluster.errors import PlatformFault
 
 @dataclass(frozen=True)
 class PairedTest:
-    """A paired comparison. difference: mean of (model - reference); low, high: its confidence interval (None: unbounded);
-    p: two-sided, of no difference."""
+    """Result of a paired t-test.
+
+    Attributes:
+        n: Number of pairs.
+        difference: Mean of (model - reference).
+        low: Lower end of the difference's confidence interval; None if it is unbounded.
+        high: Upper end of the interval; None if it is unbounded.
+        p: Two-sided p-value of the hypothesis that there is no difference.
+        confidence: Confidence level of the interval.
+    """
 
     n: int
     difference: float
@@ -28,26 +39,38 @@ class PairedTest:
 def paired_t_test(
     reference: NDArray[np.floating[Any]], model: NDArray[np.floating[Any]], confidence: float = 0.95
 ) -> PairedTest:
-    """Compare two models by their contributions to one metric, [n] each, sample by sample in the same order.
+    """Compares two models by their contributions to one metric.
 
-    Where all differences are one value there is no spread to test with. If that value is 0, the models are the same: p = 1. If it is not,
-    the t statistic is infinite: p = 0, and the interval is a point. A single pair says nothing: p = 1 and an unbounded interval.
-    Raises PlatformFault when the samples do not pair up or there are none.
+    The cases without spread are defined as follows:
+    - All differences are 0: the models are the same, p = 1.
+    - All differences are equal, but not 0: the t statistic is infinite, p = 0, and the interval is
+      a point.
+    - There is a single pair: it shows nothing, p = 1, and the interval is unbounded.
+
+    Args:
+        reference: Contribution of each sample under the reference model [n].
+        model: Contribution of the same samples in the same order under the other model [n].
+        confidence: Confidence level of the interval.
+
+    Raises:
+        PlatformFault: The samples do not pair up, or there are none.
     """
     if reference.shape != model.shape or reference.ndim != 1 or not len(reference):
         raise PlatformFault(
-            f"a paired test takes the same samples twice, seen: shapes {reference.shape} and {model.shape}"
+            "a paired test takes the same samples twice, seen: "
+            f"shapes {reference.shape} and {model.shape}"
         )
     differences = np.asarray(model, dtype=np.float64) - np.asarray(reference, dtype=np.float64)
-    n, mean = len(differences), float(differences.mean())
+    n = len(differences)
+    mean = float(differences.mean())
     if n == 1:
         return PairedTest(1, mean, None, None, 1.0, confidence)
     if np.ptp(differences) == 0:
         return PairedTest(n, mean, mean, mean, 1.0 if mean == 0 else 0.0, confidence)
-    error = float(differences.std(ddof=1)) / np.sqrt(n)
-    reach = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * error
-    p = 2 * float(stats.t.sf(abs(mean) / error, n - 1))
-    return PairedTest(n, mean, mean - reach, mean + reach, p, confidence)
+    standard_error = float(differences.std(ddof=1)) / np.sqrt(n)
+    half_width = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * standard_error
+    p = 2 * float(stats.t.sf(abs(mean) / standard_error, n - 1))
+    return PairedTest(n, mean, mean - half_width, mean + half_width, p, confidence)
 
 
 def permutation_test(
@@ -56,22 +79,44 @@ def permutation_test(
     draws: int = 9_999,
     seed: int = 0,
 ) -> float:
-    """Two-sided p of no difference, by flipping the sign of each pair's difference at random: no normality is assumed.
+    """Compares two models without assuming a normal distribution.
 
-    reference, model: [n] as in `paired`. The observed assignment counts as one of the draws, so p is never below 1 / (draws + 1).
+    The sign of each pair's difference is flipped at random. The observed signs count as one of the
+    draws, so the p-value is never below 1 / (draws + 1).
+
+    Args:
+        reference: Contribution of each sample under the reference model [n].
+        model: Contribution of the same samples in the same order under the other model [n].
+        draws: Number of random assignments of signs.
+        seed: Seed of the assignments.
+
+    Returns:
+        The two-sided p-value of the hypothesis that there is no difference.
     """
     differences = np.asarray(model, dtype=np.float64) - np.asarray(reference, dtype=np.float64)
-    values, counts = np.unique(np.abs(differences[differences != 0]), return_counts=True)
+    sizes, counts = np.unique(np.abs(differences[differences != 0]), return_counts=True)
     observed = abs(float(differences.sum()))
-    # Pairs with differences of one size are exchangeable: how many of them stay positive is all that matters.
+    # Pairs whose differences have one size are exchangeable: a draw is fully described by how many
+    # of them are positive, which is binomial.
     rng = np.random.default_rng(seed)
-    kept = rng.binomial(counts, 0.5, size=(draws, len(counts)))
-    sums = np.abs((2 * kept - counts) @ values)
+    positive = rng.binomial(counts, 0.5, size=(draws, len(counts)))
+    sums = np.abs((2 * positive - counts) @ sizes)
+    # The tolerance counts sums that differ from the observed one by rounding alone as equal to it.
     return float((1 + (sums >= observed - 1e-9 * max(observed, 1.0)).sum()) / (draws + 1))
 
 
 def holm_correction(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction: each p as if it were the only one, so that all of them together err with the chance that one is tested at."""
+    """Corrects p-values of several tests by Holm's step-down procedure.
+
+    Rejecting all tests whose corrected p-value is below a level makes a false rejection, in any of
+    them, no more likely than that level.
+
+    Args:
+        p_values: The p-value of each test.
+
+    Returns:
+        The corrected p-values, in the same order.
+    """
     order = np.argsort(p_values, kind="stable")
     stepped = (
         np.maximum.accumulate(

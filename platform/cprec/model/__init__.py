@@ -1,1 +1,1 @@
-"""The base model, its tokenizer and what is trained of it."""
+"""The base model, its tokenizer, and the part of it that is trained."""

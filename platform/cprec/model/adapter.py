@@ -1,4 +1,7 @@
-"""What is trained: a LoRA adapter on all linear layers, or every weight. Saved as the `adapter/` directory of a checkpoint."""
+"""The trained part of a model: a LoRA adapter on all linear layers, or every weight.
+
+It is saved as the folder `adapter/` of a checkpoint.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,13 +19,24 @@ from cluster.errors import RunError
 from cprec.config.recipe import ModelSettings
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+"""File that holds a LoRA adapter's weights."""
 FULL_WEIGHTS = "model.safetensors"
+"""File that holds all weights of a model, where every weight is trained."""
 ADAPTER_NAME = "default"
 """PEFT's name for a model's first adapter."""
 
 
 def attach(model: PreTrainedModel, settings: ModelSettings, seed: int) -> torch.nn.Module:
-    """The model with its trainable part, in training mode; equal on every worker because the seed sets the initial adapter."""
+    """Makes a base model trainable: adds a fresh LoRA adapter, or unfreezes every weight.
+
+    Args:
+        model: The base model; it is changed in place.
+        settings: The recipe's section `model`.
+        seed: Seed of the adapter's first weights, so that they are equal on every worker.
+
+    Returns:
+        The model with its trainable part, in training mode.
+    """
     torch.manual_seed(seed)
     if settings.adapter == "full":
         model.requires_grad_(True)
@@ -34,35 +48,50 @@ def attach(model: PreTrainedModel, settings: ModelSettings, seed: int) -> torch.
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
-    trained: torch.nn.Module = get_peft_model(model, config)
-    return trained.train()
+    adapted: torch.nn.Module = get_peft_model(model, config)
+    return adapted.train()
 
 
 def load_for_training(model: PreTrainedModel, directory: Path) -> torch.nn.Module:
-    """The model with a saved adapter that is trained further, in training mode. Raises RunError as `load` does."""
+    """Loads a saved adapter into the base model to train it further.
+
+    Args:
+        model: The base model; it is changed in place.
+        directory: The `adapter/` folder of a checkpoint.
+
+    Returns:
+        The model with its trainable part, in training mode.
+
+    Raises:
+        RunError: The directory holds no adapter, or one of another base.
+    """
     loaded = load(model, directory)
     if not isinstance(loaded, PeftModel):
-        whole: torch.nn.Module = loaded.requires_grad_(True).train()
-        return whole
+        full: torch.nn.Module = loaded.requires_grad_(True).train()
+        return full
     for name, parameter in loaded.named_parameters():
         parameter.requires_grad_("lora_" in name)
-    trained: torch.nn.Module = loaded.train()
-    return trained
+    adapted: torch.nn.Module = loaded.train()
+    return adapted
 
 
 def fuse_lora(model: torch.nn.Module) -> int:
-    """Let every LoRA layer add to its frozen layer's output within the matrix product of B: PEFT scales and adds in two further passes over that
-    output, in every layer. The same to rounding. Returns the number of layers.
+    """Makes every LoRA layer add to its frozen layer's output within the matrix product of B.
 
-    Not under ZeRO 3, which gathers B only while its own module runs.
+    PEFT scales and adds in two further passes over that output, in every layer. The result is the
+    same up to rounding. It does not work under ZeRO 3, which gathers B only while the module of B
+    runs.
+
+    Returns:
+        The number of layers that were changed.
     """
     layers = [
-        m
-        for m in model.modules()
-        if isinstance(m, Linear)
-        and set(m.lora_A) == {ADAPTER_NAME}
-        and not m.lora_variant
-        and not m.lora_bias[ADAPTER_NAME]
+        module
+        for module in model.modules()
+        if isinstance(module, Linear)
+        and set(module.lora_A) == {ADAPTER_NAME}
+        and not module.lora_variant
+        and not module.lora_bias[ADAPTER_NAME]
     ]
     for layer in layers:
         layer.forward = MethodType(_fused_forward, layer)  # type: ignore[method-assign]
@@ -70,22 +99,23 @@ def fuse_lora(model: torch.nn.Module) -> int:
 
 
 def _fused_forward(layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """Computes a LoRA layer's output as base(x) + scaling * (A(x) B^T), the sum in one `addmm`."""
     if layer.disable_adapters or layer.merged or args or kwargs:
         return cast(torch.Tensor, type(layer).forward(layer, x, *args, **kwargs))
-    result = layer.base_layer(x)
-    weight = layer.lora_B[ADAPTER_NAME].weight
-    low = layer.lora_A[ADAPTER_NAME](layer.lora_dropout[ADAPTER_NAME](x.to(weight.dtype)))
-    added = torch.addmm(
-        result.flatten(0, -2).to(weight.dtype),
-        low.flatten(0, -2),
-        weight.t(),
+    base_output = layer.base_layer(x)
+    weight_b = layer.lora_B[ADAPTER_NAME].weight
+    low_rank = layer.lora_A[ADAPTER_NAME](layer.lora_dropout[ADAPTER_NAME](x.to(weight_b.dtype)))
+    output = torch.addmm(
+        base_output.flatten(0, -2).to(weight_b.dtype),
+        low_rank.flatten(0, -2),
+        weight_b.t(),
         alpha=layer.scaling[ADAPTER_NAME],
     )
-    return added.view_as(result).to(result.dtype)
+    return output.view_as(base_output).to(base_output.dtype)
 
 
 def trainable_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    """The parameters that are trained, by name, in a fixed order."""
+    """Returns the parameters that are trained, by name, in the model's order."""
     return {
         name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
     }
@@ -98,9 +128,17 @@ def save(
     base: str,
     revision: str | None,
 ) -> None:
-    """Write `directory`: a PEFT directory that names its base, or for full training a Hugging Face model directory.
+    """Writes the trained part of a model to a directory.
 
-    weights: the trained parameters by name, whole (gathered from all workers).
+    LoRA is saved as a PEFT directory that names its base. Full training is saved as a Hugging Face
+    model directory.
+
+    Args:
+        model: The model in training.
+        weights: Trained parameters by name, whole (gathered from all workers).
+        directory: Where to write; created if it is missing.
+        base: The base model, which the PEFT directory names.
+        revision: Revision of the base model.
     """
     directory.mkdir(parents=True, exist_ok=True)
     if isinstance(model, PeftModel):
@@ -111,11 +149,10 @@ def save(
             metadata={"format": "pt"},
         )
         config = model.peft_config[ADAPTER_NAME]
-        config.base_model_name_or_path, config.revision, config.inference_mode = (
-            base,
-            revision,
-            True,
-        )
+        config.base_model_name_or_path = base
+        config.revision = revision
+        # Written as an adapter for inference, as PEFT does; the one in memory is still trained.
+        config.inference_mode = True
         config.save_pretrained(str(directory))
         config.inference_mode = False
     else:
@@ -128,7 +165,18 @@ def save(
 
 
 def load(model: PreTrainedModel, directory: Path) -> PreTrainedModel:
-    """The base model with a saved adapter, in evaluation mode. Raises RunError when the directory holds none or one of another base."""
+    """Loads a saved adapter into the base model.
+
+    Args:
+        model: The base model; it is changed in place.
+        directory: The `adapter/` folder of a checkpoint.
+
+    Returns:
+        The model with the adapter, in evaluation mode.
+
+    Raises:
+        RunError: The directory holds no adapter, or one of another base.
+    """
     if (directory / ADAPTER_WEIGHTS).is_file():
         try:
             return cast(PreTrainedModel, PeftModel.from_pretrained(model, str(directory)).eval())
@@ -140,10 +188,12 @@ def load(model: PreTrainedModel, directory: Path) -> PreTrainedModel:
         missing, unexpected = model.load_state_dict(
             load_file(directory / FULL_WEIGHTS), strict=False
         )
+        # Tied weights are stored once, so their second name is missing from the file.
         tied = set(getattr(model, "_tied_weights_keys", None) or ())
         if unexpected or set(missing) - tied:
             raise RunError(
-                f"{directory}: these weights do not fit the base model: missing {sorted(set(missing) - tied)}, unexpected {unexpected}"
+                f"{directory}: these weights do not fit the base model: "
+                f"missing {sorted(set(missing) - tied)}, unexpected {unexpected}"
             )
         return cast(PreTrainedModel, model.eval())
     raise RunError(

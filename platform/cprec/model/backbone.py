@@ -1,4 +1,8 @@
-"""The base model: a hub id, a directory or an s3:// URI of a Hugging Face causal LM. Safetensors only."""
+"""Loads the base model and its tokenizer.
+
+A base is a Hugging Face causal LM: a hub id, a directory or an `s3://` URI. Weights are read from
+safetensors only.
+"""
 
 import os
 import shutil
@@ -14,42 +18,63 @@ from cluster.errors import RecipeError
 from cluster.storage import download, exists, is_remote, join, sha256
 from cprec.model.library_logging import silence_libraries
 
-if TYPE_CHECKING:  # a tokenizer loads without them, in a third of the time
+if TYPE_CHECKING:  # without these imports a tokenizer loads in a third of the time
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+"""Data type of weights for each value of `model.precision`."""
 
 
 def load(
     base: str, revision: str | None, precision: str
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """The model, on the CPU and in evaluation mode, and its tokenizer.
+    """Loads a base model and its tokenizer.
 
-    Raises RecipeError when there is no such model, when it has no safetensors, or when the tokenizer does not fit it.
+    Args:
+        base: Hub id, directory or `s3://` URI.
+        revision: Revision of a hub id.
+        precision: Data type of the weights, a key of `DTYPES`.
+
+    Returns:
+        The model, on the CPU and in evaluation mode, and the tokenizer.
+
+    Raises:
+        RecipeError: There is no such model, it has no safetensors weights, or its tokenizer has
+            more tokens than the model.
     """
+    # Imported late: a process that needs only the tokenizer does not load the model code.
     from transformers import AutoModelForCausalLM
 
-    where = ensure_local(base)
+    local_base = ensure_local(base)
     silence_libraries()
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            where, revision=revision, dtype=DTYPES[precision], use_safetensors=True
+            local_base, revision=revision, dtype=DTYPES[precision], use_safetensors=True
         )
     except (OSError, ValueError) as error:
         raise RecipeError(
             f"model.base: {base} does not load as a causal LM with safetensors weights: {error}"
         ) from None
-    words = load_tokenizer(base, revision)
-    if len(words) > model.config.vocab_size:
+    tokenizer = load_tokenizer(base, revision)
+    if len(tokenizer) > model.config.vocab_size:
         raise RecipeError(
-            f"model.base: the tokenizer of {base} has {len(words)} tokens, its model only {model.config.vocab_size}; they do not fit"
+            f"model.base: the tokenizer of {base} has {len(tokenizer)} tokens, its model only "
+            f"{model.config.vocab_size}; they do not fit"
         )
-    return model.eval(), words
+    return model.eval(), tokenizer
 
 
 @lru_cache(maxsize=2)
 def load_tokenizer(base: str, revision: str | None) -> "PreTrainedTokenizerBase":
-    """The tokenizer alone. Raises RecipeError when it does not load."""
+    """Loads the tokenizer of a base model, without the model.
+
+    Args:
+        base: Hub id, directory or `s3://` URI.
+        revision: Revision of a hub id.
+
+    Raises:
+        RecipeError: The base has no tokenizer that loads.
+    """
     silence_libraries()
     try:
         return AutoTokenizer.from_pretrained(ensure_local(base), revision=revision)
@@ -58,16 +83,20 @@ def load_tokenizer(base: str, revision: str | None) -> "PreTrainedTokenizerBase"
 
 
 def ensure_local(base: str) -> str:
-    """What transformers can load: an object store's model is copied once per machine, everything else stays as it is.
+    """Returns a hub id or local directory for a base, as transformers loads it.
 
-    Raises RecipeError when a URI or a path holds no model.
+    A model in an object store is copied once per machine. Other bases need no copy.
+
+    Raises:
+        RecipeError: A URI or a path holds no model.
     """
     if not is_remote(base):
         looks_like_path = base.startswith((".", "/", "~", "file://")) or base.count("/") > 1
         path = Path(base.removeprefix("file://")).expanduser()
         if looks_like_path and not (path / "config.json").is_file():
             raise RecipeError(
-                f"model.base: no config.json in {path}; give a Hugging Face model directory, an s3:// URI or a hub id"
+                f"model.base: no config.json in {path}; give a Hugging Face model directory, "
+                "an s3:// URI or a hub id"
             )
         return str(path) if path.is_dir() else base
     copy = Path(gettempdir()) / "cprec-base" / sha256(base.encode())[:16]
@@ -78,6 +107,8 @@ def ensure_local(base: str) -> str:
         download(base, partial)
         try:
             partial.rename(copy)
-        except OSError:  # another process of this machine was first; its copy is whole, because it was renamed too
+        except OSError:
+            # Another process of this machine was first. Its copy is complete, because it was
+            # renamed into place too.
             shutil.rmtree(partial)
     return str(copy)

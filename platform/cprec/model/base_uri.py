@@ -1,4 +1,7 @@
-"""Which base a recipe means: its own, or the tiny one, built once for a corpus and kept beside the runs."""
+"""Resolves `model.base`: the base that a recipe names, or the tiny base.
+
+The tiny base is built once for a corpus and stored beside the runs.
+"""
 
 import hashlib
 import json
@@ -11,10 +14,20 @@ from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
 
 TINY_BASE = "tiny"
+"""Value of `model.base` that stands for the tiny base."""
 
 
 def resolve_base(recipe: Recipe, corpus: Corpus, say: Say) -> str:
-    """What workers load: a hub id, an absolute directory or an object store's URI. The tiny base is built if it is not there."""
+    """Returns where workers load the base model from; builds the tiny base if it is missing.
+
+    Args:
+        recipe: The recipe; `model.base` names the base.
+        corpus: The corpus whose titles the tiny base is built from.
+        say: Prints progress.
+
+    Returns:
+        A hub id, an absolute directory, or a URI in an object store.
+    """
     base = recipe.model.base
     if base != TINY_BASE:
         path = Path(base.removeprefix("file://")).expanduser()
@@ -23,20 +36,22 @@ def resolve_base(recipe: Recipe, corpus: Corpus, say: Say) -> str:
         [corpus.commits[0].metadata["fingerprint"], recipe.tiny.model_dump(), recipe.seed],
         sort_keys=True,
     )
-    place = join(
+    uri = join(
         absolute_uri(recipe.storage),
         "bases",
         f"tiny-{hashlib.sha256(identity.encode()).hexdigest()[:12]}",
     )
-    # config.json goes last: a base whose writing was cut short is built again.
-    if not exists(join(place, "config.json")):
+    # config.json is written last, so a base whose upload was interrupted is built again.
+    if not exists(join(uri, "config.json")):
+        # Imported late: an existing base does not need the model code that it loads.
         from cprec.model import tiny
 
         say(
-            f"building the tiny base: {recipe.tiny.layers} layers of {recipe.tiny.hidden}, {recipe.tiny.language_steps} steps of language"
+            f"building the tiny base: {recipe.tiny.layers} layers of {recipe.tiny.hidden}, "
+            f"{recipe.tiny.language_steps} steps of language"
         )
         with tempfile.TemporaryDirectory() as folder:
             directory = Path(folder)
             tiny.build(corpus.read_titles(), recipe.tiny, recipe.seed, directory)
-            upload(directory, place, last="config.json")
-    return place
+            upload(directory, uri, last="config.json")
+    return uri

@@ -9,14 +9,12 @@ from transformers.utils import logging as transformers_logging
 
 
 def silence_libraries() -> None:
-    """Call before a model or a tokenizer is loaded, built or trained."""
+    """Turns off hints and progress bars; to be called before a model or tokenizer is used."""
     if not torch.cuda.is_available():
-        os.environ.setdefault(
-            "DS_ACCELERATOR", "cpu"
-        )  # transformers asks DeepSpeed for its accelerator, which warns when it has to guess
-    warnings.filterwarnings(
-        "ignore", message=".is_gradient_checkpointing", category=FutureWarning
-    )  # PEFT asks transformers under a name of the past
+        # transformers asks DeepSpeed for its accelerator, which warns when it has to guess.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    # PEFT calls transformers by a deprecated name.
+    warnings.filterwarnings("ignore", message=".is_gradient_checkpointing", category=FutureWarning)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.getLogger("transformers").setLevel(logging.ERROR)

@@ -1,6 +1,7 @@
-"""The embedded base: a tiny LLaMA and its tokenizer, built from the corpus's titles in well under a minute, nothing downloaded.
+"""Builds the tiny base: a small LLaMA and its tokenizer, made from the titles of a corpus.
 
-The result is a plain Hugging Face directory, so every path of the platform treats it as it treats LLaMA-2-7B.
+Nothing is downloaded, and building takes well under a minute. The result is a plain Hugging Face
+directory, which the platform treats as it treats LLaMA-2-7B.
 """
 
 from collections.abc import Sequence
@@ -16,19 +17,32 @@ from cprec.encode import prompt
 from cprec.model import tiny_training
 from cprec.model.library_logging import silence_libraries
 
-BOS_TOKEN, EOS_TOKEN, PAD_TOKEN = "<s>", "</s>", "<pad>"
+BOS = "<s>"
+EOS = "</s>"
+PAD = "<pad>"
 MAX_POSITIONS = 2048
+"""Longest text, in tokens, that the model takes."""
 
 
 def build(titles: Sequence[str], settings: TinySettings, seed: int, directory: Path) -> None:
-    """Write base and tokenizer to a directory (config.json, model.safetensors, tokenizer.json, tokenizer_config.json).
+    """Builds the tiny base and writes it to a directory.
 
-    titles: of every item the model will meet; behaviours are not seen. Equal (titles, settings, seed) give equal files on one kind of machine.
-    Raises DataError without titles.
+    The files are config.json, model.safetensors, tokenizer.json and tokenizer_config.json. Equal
+    titles, settings and seed give equal files on one kind of machine.
+
+    Args:
+        titles: Titles of all items that the model will meet. Behaviours of users are not used.
+        settings: The recipe's section `tiny`.
+        seed: Seed of the weights and of the language training.
+        directory: Where to write.
+
+    Raises:
+        DataError: There are no titles.
     """
     if not titles:
         raise DataError(
-            "the tiny base is built from the corpus's titles, and there are none; build the corpus first"
+            "the tiny base is built from the corpus's titles, and there are none; "
+            "build the corpus first"
         )
     silence_libraries()
     tokenizer = train_tokenizer(titles, settings.vocabulary)
@@ -41,42 +55,50 @@ def build(titles: Sequence[str], settings: TinySettings, seed: int, directory: P
 
 
 def train_tokenizer(titles: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE over the titles and the prompt's fixed words: any text round-trips, a frequent word is one token, no token crosses a space.
+    """Trains a byte-level BPE tokenizer on titles and the prompt's fixed words.
 
-    vocabulary: tokens at most, the 256 bytes and the three special tokens included.
+    Any text can be encoded and decoded unchanged. A frequent word is one token, and no token
+    crosses a space.
+
+    Args:
+        titles: Titles to train on.
+        vocab_size: Largest number of tokens, the 256 bytes and 3 special tokens included.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[PAD_TOKEN, BOS_TOKEN, EOS_TOKEN],
+        special_tokens=[PAD, BOS, EOS],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
+    # In a prompt a title follows a space or an opening brace.
     texts = [f"{before}{title}" for title in titles for before in (" ", "{")]
-    frame = [prompt.OPENING, prompt.MIDDLE, prompt.CLOSING, prompt.SEPARATOR]
-    tokenizer.train_from_iterator([*texts, *frame * len(titles)], trainer)
+    prompt_texts = [prompt.OPENING, prompt.MIDDLE, prompt.CLOSING, prompt.SEPARATOR]
+    tokenizer.train_from_iterator([*texts, *prompt_texts * len(titles)], trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BOS_TOKEN} $A", special_tokens=[(BOS_TOKEN, tokenizer.token_to_id(BOS_TOKEN))]
+        single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        bos_token=BOS_TOKEN,
-        eos_token=EOS_TOKEN,
-        pad_token=PAD_TOKEN,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
         clean_up_tokenization_spaces=False,
         model_max_length=MAX_POSITIONS,
     )
 
 
 def _llama_config(settings: TinySettings, tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+    """Returns the model's configuration, with tied embeddings."""
     return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=settings.hidden,
         intermediate_size=settings.hidden * 8 // 3,
         num_hidden_layers=settings.layers,
         num_attention_heads=settings.heads,
+        # With LLaMA's 0.02 the model learns too little (docs/negative-results.md).
         initializer_range=settings.hidden**-0.5,
         max_position_embeddings=MAX_POSITIONS,
         tie_word_embeddings=True,

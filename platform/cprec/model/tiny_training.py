@@ -1,7 +1,10 @@
-"""A short language training for the tiny base, so that LoRA finds something to adapt: a frozen random base learns little through it.
+"""A short language training for the tiny base.
 
-The text is made from titles alone: lists of similar items. It teaches the words, their order, and that words recur within one text. It holds no
-prompt, no candidates to choose from, and nothing that any user did.
+It gives LoRA something to adapt: through LoRA, a frozen random base learns little.
+
+The text is made from titles alone: lists of similar items. It teaches the words, their order, and
+that words recur within one text. It holds no prompt, no candidates to choose from, and nothing that
+any user did.
 """
 
 import math
@@ -13,14 +16,16 @@ import numpy as np
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-ROWS_PER_STEP, TOKENS_PER_ROW = 8, 128
-"""Rows of a step, and tokens of a row."""
+ROWS_PER_STEP = 8
+"""Rows of one optimizer step."""
+TOKENS_PER_ROW = 128
+"""Tokens of one row."""
 LR_MAX = 1e-2
-"""Learning rate after a tenth of the steps; a cosine leads from there to zero."""
+"""Learning rate after a tenth of the steps, from which a cosine falls to zero."""
 TITLES_PER_LIST = 8
-"""Titles of a list."""
+"""Titles in one list of similar items."""
 MAX_TITLES = 4096
-"""Titles that are used, at most: enough for the words, and a list of similar ones stays quick to find."""
+"""Largest number of titles used: enough to teach the words, and quick to search."""
 
 
 def train(
@@ -30,7 +35,18 @@ def train(
     steps: int,
     seed: int,
 ) -> list[float]:
-    """Train every weight on generated product text, in place. Returns the loss of each step, in nats per token."""
+    """Trains every weight on generated product text, in place.
+
+    Args:
+        model: The model; it is left in evaluation mode.
+        tokenizer: Its tokenizer.
+        titles: Titles that the text is made from.
+        steps: Number of optimizer steps.
+        seed: Seed of the text.
+
+    Returns:
+        The loss of each step, in nats per token.
+    """
     stream = _token_stream(
         generate_passages(titles, np.random.default_rng([seed, 0x1A46])), tokenizer
     )
@@ -55,32 +71,45 @@ def train(
 
 
 def generate_passages(titles: Sequence[str], rng: np.random.Generator) -> Iterator[str]:
-    """Product text without end: lists of titles that share more words with one title than the others do.
+    """Yields product text without end: lists of titles that share words.
 
-    Titles that share a single word were not enough: the model stayed at word frequencies and learned to copy nothing (docs/log.md).
+    A list holds the titles that share most words with one title drawn at random. With titles that
+    shared a single word, the model stayed at word frequencies and did not learn to copy
+    (docs/negative-results.md).
+
+    Args:
+        titles: Titles to draw from; at most `MAX_TITLES` of them are used.
+        rng: Source of all draws.
     """
     titles = [titles[i] for i in rng.permutation(len(titles))[:MAX_TITLES]]
-    words = [sorted(set(title.split())) for title in titles]
-    holders = defaultdict(list)
-    for row, title_words in enumerate(words):
-        for word in title_words:
-            holders[word].append(row)
-    listed = min(TITLES_PER_LIST, len(titles))
+    words_by_title = [sorted(set(title.split())) for title in titles]
+    titles_by_word = defaultdict(list)
+    for index, words in enumerate(words_by_title):
+        for word in words:
+            titles_by_word[word].append(index)
+    list_length = min(TITLES_PER_LIST, len(titles))
     while True:
-        one = int(rng.integers(len(titles)))
-        holding = np.concatenate(
-            [np.zeros(0, dtype=np.int64), *(holders[word] for word in words[one])]
+        drawn = int(rng.integers(len(titles)))
+        # Every title once for each word that it shares with the drawn one.
+        sharing = np.concatenate(
+            [
+                np.zeros(0, dtype=np.int64),
+                *(titles_by_word[word] for word in words_by_title[drawn]),
+            ]
         )
-        shared = np.bincount(holding.astype(np.int64), minlength=len(titles)) + rng.random(
-            len(titles)
-        )
-        similar = rng.permutation(np.argsort(-shared)[:listed])
+        # Noise below 1 breaks ties at random.
+        shared_words = np.bincount(sharing.astype(np.int64), minlength=len(titles))
+        similarity = shared_words + rng.random(len(titles))
+        similar = rng.permutation(np.argsort(-similarity)[:list_length])
         yield f"Similar items: {', '.join(titles[i] for i in similar)}."
 
 
 @contextmanager
 def _single_thread() -> Iterator[None]:
-    """Sums do not depend on the number of cores then, and a model this small gains nothing from a second one."""
+    """Limits torch to one thread, so that sums do not depend on the number of cores.
+
+    A model this small gains nothing from a second thread.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -90,7 +119,7 @@ def _single_thread() -> Iterator[None]:
 
 
 def _lr(progress: float) -> float:
-    """Learning rate after a share of the steps."""
+    """Returns the learning rate after a fraction of the steps: linear warmup, then a cosine."""
     warmup = 0.1
     return LR_MAX * (
         progress / warmup
@@ -100,7 +129,7 @@ def _lr(progress: float) -> float:
 
 
 def _token_stream(texts: Iterator[str], tokenizer: PreTrainedTokenizerFast) -> Iterator[int]:
-    """Passages as one stream of token ids, each begun and ended."""
+    """Yields the token ids of all texts, each opened and closed by the tokenizer's tokens."""
     for text in texts:
         yield from tokenizer(text)["input_ids"]
         yield int(tokenizer.eos_token_id)

@@ -1,16 +1,25 @@
-"""What training has learned, by name: what the engine gathers and restores, and checkpoints keep."""
+"""The state of training by parameter name, as the engine gathers it and checkpoints store it."""
 
 from dataclasses import dataclass
 
 import torch
 
 ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
-"""Adam's, by the names that torch gives them."""
+"""Adam's first and second moment, by torch's names."""
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """Trained parameters in fp32 and Adam's moments, by name and whole. Full on rank 0; other ranks may hold them too."""
+    """Trained parameters and Adam's moments in fp32.
+
+    It is complete on rank 0; other ranks need not hold it.
+
+    Attributes:
+        weights: Trained parameters by name, whole.
+        moments: For each of `ADAM_MOMENTS`, the values by parameter name, whole; empty before the
+            first step.
+        steps: Optimizer steps so far.
+    """
 
     weights: dict[str, torch.Tensor]
     moments: dict[str, dict[str, torch.Tensor]]

@@ -1,6 +1,6 @@
-"""Fine-tuning on one domain with a search of its learning rate: baselines' embeddings -> trials -> best rate -> seeds -> registered version.
+"""Fine-tuning on one domain with a search of its learning rate: baselines' embeddings -> trials -> best lr -> seeds -> registered version.
 
-Below `<storage>/<run>/finetune/<domain>/<name>/`: `identity.json` (what the search is of), `trials/<rate>-<seed>/`, `trials.svg`, and `search.json`,
+Below `<storage>/<run>/finetune/<domain>/<name>/`: `identity.json` (what the search is of), `trials/<lr>-<seed>/`, `trials.svg`, and `search.json`,
 which is written last. Starting a search again trains what is left of it.
 """
 
@@ -65,7 +65,7 @@ class SearchPlan:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search found. trials: those of the search; seeds: the best rate's; best: of these, the best on validation; version: the registered."""
+    """What a search found. trials: those of the search; seeds: the best lr's; best: of these, the best on validation; version: the registered."""
 
     lr: float
     trials: Sequence[TrialResult]
@@ -96,7 +96,7 @@ def plan_search(recipe: Recipe, registry: Registry, say: Say) -> SearchPlan:
     base = version.tags.get("base") if version else None
     name = settings.name or ("llara" if start is None else "cprec")
     place = join(run_folder(absolute_uri(recipe.storage), recipe.run), "finetune", domain, name)
-    rates = lr_search.trial_lrs(recipe.search, recipe.seed)
+    lrs = lr_search.trial_lrs(recipe.search, recipe.seed)
     return SearchPlan(
         recipe,
         corpus,
@@ -106,14 +106,14 @@ def plan_search(recipe: Recipe, registry: Registry, say: Say) -> SearchPlan:
         base or resolve_base(recipe, corpus, say),
         start,
         version.number if version else None,
-        rates,
+        lrs,
     )
 
 
 def search_and_register(recipe: Recipe, registry: Registry, say: Say) -> SearchResult:
-    """Run a search, or go on with it, train the best rate with every seed, and register the best of them.
+    """Run a search, or go on with it, train the best lr with every seed, and register the best of them.
 
-    Raises RunError when another search lies in its place, or when the rates are so high that nothing was learned.
+    Raises RunError when another search lies in its place, or when the learning rates are so high that nothing was learned.
     """
     planned = plan_search(recipe, registry, say)
     _lock_identity(planned)
@@ -134,43 +134,44 @@ def search_and_register(recipe: Recipe, registry: Registry, say: Say) -> SearchR
                 [task.remote(recipe, planned.corpus, planned.domain, "sasrec", recipe.seed)]
             )[0]
         tried = [
-            planned.build_trial(rate, seed, behaviour)
-            for rate in planned.lrs
+            planned.build_trial(lr, seed, behaviour)
+            for lr in planned.lrs
             for seed in range(recipe.search.seeds)
         ]
         ended = lr_search.run_trials(tried, recipe.search, recipe.search.stopper, say)
         _check_any_converged(ended)
-        rate = lr_search.best_lr(ended)
-        say(f"best learning rate {rate:g}; training it with {recipe.search.winner_seeds} seeds")
-        # A trial of the best rate that the search cut short is not trained on: nothing cuts the best one short.
+        best_lr = lr_search.best_lr(ended)
+        say(f"best learning rate {best_lr:g}; training it with {recipe.search.winner_seeds} seeds")
+        # A trial of the best lr that the search cut short is not trained on: nothing cuts the best one short.
         seeded = [
-            planned.build_trial(rate, seed, behaviour) for seed in range(recipe.search.winner_seeds)
+            planned.build_trial(best_lr, seed, behaviour)
+            for seed in range(recipe.search.winner_seeds)
         ]
         seeds = lr_search.run_trials(seeded, recipe.search, "none", say)
         for seed in seeds:
             _check_any_converged([seed])
     best = max(seeds, key=lambda t: t.hr1)
     _log_trials(registry, parent, [*tried, *seeded], [*ended, *seeds])
-    write_bytes(join(planned.uri, PLOT), plot_trials(ended, rate))
+    write_bytes(join(planned.uri, PLOT), plot_trials(ended, best_lr))
     write_text(
         join(planned.uri, SEARCH),
-        json.dumps(_search_summary(planned, rate, ended, seeds, best), indent=1),
+        json.dumps(_search_summary(planned, best_lr, ended, seeds, best), indent=1),
     )
     model = f"{registry.model}-{planned.domain}"
     tuned = registry.with_model(model)
     number = tuned.register(best.checkpoint, _lineage(planned, best), parent.run_id)
-    return SearchResult(rate, ended, seeds, best, model, number, join(planned.uri, PLOT))
+    return SearchResult(best_lr, ended, seeds, best, model, number, join(planned.uri, PLOT))
 
 
 def _check_any_converged(results: Sequence[TrialResult]) -> None:
     """Something was learned in one of these trials."""
     if not any(trial.checkpoint for trial in results):
-        shown = ", ".join(f"{trial.rate:g} (seed {trial.seed})" for trial in results)
+        shown = ", ".join(f"{trial.lr:g} (seed {trial.seed})" for trial in results)
         raise RunError(f"training diverged in its first epoch at {shown}; give lower search.rates")
 
 
 def plot_trials(results: Sequence[TrialResult], best_lr: float) -> bytes:
-    """HR@1 on validation of every trial by its learning rate, as SVG; the best rate is marked. Equal trials give an equal file."""
+    """HR@1 on validation of every trial by its learning rate, as SVG; the best lr is marked. Equal trials give an equal file."""
     with rc_context(
         {
             "svg.hashsalt": "trials",
@@ -188,16 +189,16 @@ def plot_trials(results: Sequence[TrialResult], best_lr: float) -> bytes:
                 t.history,
                 marker=".",
                 linestyle=":" if t.stopped else "-",
-                label=f"{t.rate:g}, seed {t.seed}",
+                label=f"{t.lr:g}, seed {t.seed}",
             )
         curves.set_xlabel("epoch (dotted: cut short)")
         curves.set_ylabel("HR@1 on validation")
         curves.legend(frameon=False, fontsize=7)
-        rates = sorted({t.rate for t in results})
-        summary.scatter([t.rate for t in results], [t.hr1 for t in results], color="#8fb8de")
+        lrs = sorted({t.lr for t in results})
+        summary.scatter([t.lr for t in results], [t.hr1 for t in results], color="#8fb8de")
         summary.plot(
-            rates,
-            [float(np.mean([t.hr1 for t in results if t.rate == r])) for r in rates],
+            lrs,
+            [float(np.mean([t.hr1 for t in results if t.lr == lr])) for lr in lrs],
             color="#1c2430",
         )
         summary.axvline(best_lr, color="#b3261e", linestyle=":")
@@ -247,7 +248,7 @@ def _log_trials(
         )
         child.log_params(
             {
-                "rate": tuned.rate,
+                "lr": tuned.lr,
                 "seed": tuned.seed,
                 "start": trial.start_checkpoint or FRESH,
                 "stopped": tuned.stopped,
@@ -272,7 +273,7 @@ def _search_summary(
         "start": plan.start_checkpoint or FRESH,
         "trials": [asdict(t) for t in results],
         "winner": {
-            "rate": best_lr,
+            "lr": best_lr,
             "best": asdict(best),
             "seeds": [asdict(t) for t in winner_trials],
         },
@@ -293,6 +294,6 @@ def _lineage(plan: SearchPlan, best: TrialResult) -> dict[str, str]:
         "base_revision": plan.recipe.model.revision or "",
         "start": plan.start_checkpoint or FRESH,
         "parent_version": str(plan.parent_version or ""),
-        "rate": f"{best.rate:g}",
+        "lr": f"{best.lr:g}",
         "seed": str(best.seed),
     }

@@ -1,4 +1,4 @@
-"""Training sequences come back whole from the samples that were cut from them."""
+"""Training sequences are rebuilt in full from the samples that were cut from them."""
 
 from itertools import pairwise
 
@@ -17,7 +17,7 @@ ITEMS = 14
 
 @hypothesis.settings(max_examples=30)
 @given(worlds(domains=("A",), users=4, items=ITEMS, most=12), st.integers(2, 5), st.integers(1, 3))
-def test_training_interactions_come_back_in_order(
+def test_training_interactions_are_rebuilt_in_order(
     world: dict[str, list[Row]], min_history: int, more: int
 ) -> None:
     data = settings(
@@ -28,11 +28,11 @@ def test_training_interactions_come_back_in_order(
         num_candidates=2,
     )
     rows = [row for row in world["A"] if sum(r[0] == row[0] for r in world["A"]) <= 10]
-    found = build_samples(
+    built = build_samples(
         EncodedInteractions.from_frame(frame({"A": rows}, ITEMS)), catalogue(["A"], ITEMS), data, 0
     )
     tables = [
-        found.tables.get(("domain/A", split), SAMPLE_SCHEMA.empty_table())
+        built.tables.get(("domain/A", split), SAMPLE_SCHEMA.empty_table())
         for split in ("train", "validation", "test")
     ]
     expected = []
@@ -40,7 +40,7 @@ def test_training_interactions_come_back_in_order(
         ordered = [
             int(item[1:]) for _, item in sorted((time, item) for u, item, time in rows if u == user)
         ]
-        # A user with less before the test item than a history needs is in no sample.
+        # A user with fewer items before the test item than a history needs is in no sample.
         if len(ordered) > min_history:
             expected.append(ordered[:-2])
     assert training_sequences(*tables) == [sequence for sequence in expected if len(sequence) > 1]
@@ -49,13 +49,13 @@ def test_training_interactions_come_back_in_order(
 @given(
     st.lists(st.lists(st.integers(1, 99), min_size=1, max_size=23), max_size=6), st.integers(1, 7)
 )
-def test_every_transition_is_trained_once(sequences: list[list[int]], length: int) -> None:
+def test_every_transition_is_in_one_row(sequences: list[list[int]], length: int) -> None:
     inputs, targets = input_target_windows(sequences, length)
-    there = inputs > 0
-    assert (there == (targets > 0)).all()
-    assert (np.diff(there.astype(int), axis=1) >= 0).all()  # padding is on the left
-    seen = sorted(zip(inputs[there].tolist(), targets[there].tolist(), strict=True))
-    assert seen == sorted(pair for s in sequences for pair in pairwise(s))
+    is_item = inputs > 0
+    assert (is_item == (targets > 0)).all()
+    assert (np.diff(is_item.astype(int), axis=1) >= 0).all()  # padding is on the left
+    transitions = sorted(zip(inputs[is_item].tolist(), targets[is_item].tolist(), strict=True))
+    assert transitions == sorted(pair for s in sequences for pair in pairwise(s))
 
 
 def test_histories_are_padded_on_the_left_and_cut_to_the_most_recent() -> None:

@@ -1,4 +1,4 @@
-"""Behaviour tokens are where their titles end, and mean what they should."""
+"""A behaviour token follows its title and is embedded as its projected item."""
 
 from pathlib import Path
 from typing import cast
@@ -38,60 +38,57 @@ def test_the_text_is_untouched_and_each_title_is_followed_by_its_item(
     history: list[Item], candidates: list[Item]
 ) -> None:
     text = TextPromptEncoder(TitleEncoder(TOKENIZER, 2048)).encode_prompt(history, candidates, 0)[0]
-    woven = HybridPromptEncoder(TOKENIZER, 2048, VOCABULARY).encode_prompt(history, candidates, 0)[
-        0
-    ]
-    assert [token for token in woven if token < VOCABULARY] == text
-    assert [token - VOCABULARY for token in woven if token >= VOCABULARY] == [
+    hybrid_encoder = HybridPromptEncoder(TOKENIZER, 2048, VOCABULARY)
+    ids = hybrid_encoder.encode_prompt(history, candidates, 0)[0]
+    assert [token for token in ids if token < VOCABULARY] == text
+    assert [token - VOCABULARY for token in ids if token >= VOCABULARY] == [
         number for _, number in [*history, *candidates]
     ]
-    shown = []
-    for place, token in enumerate(woven):
+    texts_before = []
+    for position, token in enumerate(ids):
         if token >= VOCABULARY:
-            shown.append(
-                TOKENIZER.decode(
-                    [t for t in woven[:place] if t < VOCABULARY], skip_special_tokens=True
-                )
-            )
-    for (title, _), before in zip([*history, *candidates], shown, strict=True):
-        # The token with a title's last character may hold what follows it, such as the comma, but no more.
+            text_ids = [t for t in ids[:position] if t < VOCABULARY]
+            texts_before.append(TOKENIZER.decode(text_ids, skip_special_tokens=True))
+    for (title, _), before in zip([*history, *candidates], texts_before, strict=True):
+        # The token with a title's last character may hold what follows, such as a comma.
         assert title in before[-len(title) - 3 :]
 
 
 def test_the_oldest_items_are_dropped_first_and_candidates_never() -> None:
     encoder = HybridPromptEncoder(TOKENIZER, 64, VOCABULARY)
     history: list[Item] = [("red oak lamp", number) for number in range(8)]
-    woven, dropped = encoder.encode_prompt(history, [("Acme lamp", 9)], 5)
-    assert len(woven) <= 59
+    ids, dropped = encoder.encode_prompt(history, [("Acme lamp", 9)], 5)
+    assert len(ids) <= 59
     assert 0 < dropped < 8
-    assert [t - VOCABULARY for t in woven if t >= VOCABULARY] == [*range(dropped, 8), 9]
+    assert [t - VOCABULARY for t in ids if t >= VOCABULARY] == [*range(dropped, 8), 9]
     with pytest.raises(DataError, match=r"model\.max_tokens is 64"):
         encoder.encode_prompt([], [("red oak lamp", 1)] * 30, 5)
 
 
 def test_a_behaviour_token_is_the_projected_item() -> None:
-    network, embeddings = model(), torch.randn(9, 4)
+    network = model()
+    embeddings = torch.randn(9, 4)
     wrapped = HybridModel(network, embeddings, 0)
     ids = torch.tensor([[5, VOCABULARY + 3, 7, VOCABULARY + 8]])
-    seen = wrapped.embed(ids)[0]
+    embedded = wrapped.embed(ids)[0]
     words = network.get_input_embeddings()
-    assert torch.equal(seen[[0, 2]], words(torch.tensor([5, 7])))
-    assert torch.allclose(seen[[1, 3]], wrapped.projector(embeddings[[3, 8]]), atol=1e-6)
+    assert torch.equal(embedded[[0, 2]], words(torch.tensor([5, 7])))
+    assert torch.allclose(embedded[[1, 3]], wrapped.projector(embeddings[[3, 8]]), atol=1e-6)
     text = torch.tensor([[5, 6, 7, 8]])
     assert torch.equal(wrapped(text).logits, network(text).logits)
 
 
 def test_the_projector_has_a_gradient_in_every_batch() -> None:
     wrapped = HybridModel(model(), torch.randn(9, 4), 0)
-    for ids, some in (([[5, 6]], False), ([[5, VOCABULARY]], True)):
+    for ids, has_behaviour in (([[5, 6]], False), ([[5, VOCABULARY]], True)):
         wrapped.zero_grad()
         wrapped(torch.tensor(ids)).logits.sum().backward()
         gradients = [p.grad for p in wrapped.projector.parameters()]
         assert all(g is not None for g in gradients)
-        assert bool(sum(float(g.abs().sum()) for g in gradients if g is not None)) is some
+        assert bool(sum(float(g.abs().sum()) for g in gradients if g is not None)) is has_behaviour
 
 
-def test_saved_and_loaded_it_says_the_same(tmp_path: Path) -> None:
+def test_a_saved_and_loaded_model_gives_equal_logits(tmp_path: Path) -> None:
     wrapped = HybridModel(model(), torch.randn(9, 4), 1).eval()
     weights = {
         name: p.detach().clone() + 0.1

@@ -1,4 +1,4 @@
-"""A fine-tuning as a plan: every sample once an epoch, the rate of the paper, the curriculum counted over the whole run."""
+"""A fine-tuning as a plan: samples once per epoch, LLaRA's lr, a curriculum over the whole run."""
 
 import numpy as np
 import pyarrow as pa
@@ -48,7 +48,7 @@ def encoders() -> PromptEncoders:
 
 
 @given(st.integers(1, 60), st.integers(1, 6), st.integers(1, 20), st.integers(0, 5))
-def test_every_row_once_an_epoch_in_an_order_of_its_own(
+def test_every_epoch_has_every_row_once_in_an_order_of_its_own(
     rows: int, epochs: int, batch: int, seed: int
 ) -> None:
     plan = build_plan("downstream/A", 0, rows, 1e-3, FinetuneSettings(epochs=epochs), seed)
@@ -69,7 +69,7 @@ def test_every_row_once_an_epoch_in_an_order_of_its_own(
         assert len({tuple(order) for order in orders}) == epochs
 
 
-def test_the_rate_rises_for_a_twentieth_and_falls_along_a_cosine() -> None:
+def test_the_lr_rises_for_a_twentieth_and_falls_along_a_cosine() -> None:
     plan = build_plan("downstream/A", 0, 200, 1e-3, FinetuneSettings(epochs=5), 0)
     assert plan.wsa.lr(0) == pytest.approx(1e-5)
     assert plan.wsa.lr(50) == pytest.approx(1e-3)
@@ -79,70 +79,71 @@ def test_the_rate_rises_for_a_twentieth_and_falls_along_a_cosine() -> None:
 
 def test_the_curriculum_rises_linearly_over_the_whole_run() -> None:
     plan = build_plan("downstream/A", 0, 40_000, 1e-3, FinetuneSettings(epochs=1), 0)
-    drawn = np.array([is_hybrid_batch(plan, start) for start in range(0, 40_000, 4)])
-    tenths = drawn.reshape(10, -1).mean(axis=1)
+    is_hybrid = np.array([is_hybrid_batch(plan, start) for start in range(0, 40_000, 4)])
+    tenths = is_hybrid.reshape(10, -1).mean(axis=1)
     assert np.abs(tenths - np.arange(0.05, 1, 0.1)).max() < 0.05
     assert not is_hybrid_batch(plan, 0)
 
 
-def test_workers_share_each_batch_and_agree_on_its_kind() -> None:
-    samples, settings = table(50), FinetuneSettings(epochs=3, global_batch=8)
+def test_workers_divide_each_batch_and_agree_on_its_kind() -> None:
+    samples = table(50)
+    settings = FinetuneSettings(epochs=3, global_batch=8)
     plan = build_plan("downstream/A", 0, 50, 1e-3, settings, 0)
     whole = list(iter_training_steps(plan, samples, encoders(), 8, 0, 0, 1))
     halves = [
         list(iter_training_steps(plan, samples, encoders(), 8, 0, rank, 2)) for rank in (0, 1)
     ]
     kinds = set()
-    for all_of_it, *parts in zip(whole, *halves, strict=True):
-        assert sorted(i for part in parts for i in part.share.ids.tolist()) == sorted(
-            all_of_it.share.ids.tolist()
+    for whole_step, *steps in zip(whole, *halves, strict=True):
+        whole_batch = whole_step.worker_batch
+        parts = [step.worker_batch for step in steps]
+        assert sorted(i for part in parts for i in part.sample_ids.tolist()) == sorted(
+            whole_batch.sample_ids.tolist()
         )
-        assert all(part.share.batch == all_of_it.share.batch for part in parts)
+        assert all(part.global_batch == whole_batch.global_batch for part in parts)
         hybrid = {
-            bool((sample.ids >= len(TOKENIZER)).any())
-            for part in parts
-            for sample in part.share.samples
+            bool((sample.ids >= len(TOKENIZER)).any()) for part in parts for sample in part.samples
         }
-        assert hybrid == {is_hybrid_batch(plan, all_of_it.share.batch.start)}
+        assert hybrid == {is_hybrid_batch(plan, whole_batch.global_batch.start)}
         kinds |= hybrid
     assert kinds == {True, False}
 
 
-def test_work_goes_on_from_any_batch() -> None:
+def test_steps_continue_from_any_batch() -> None:
     samples = table(50)
     plan = build_plan("downstream/A", 0, 50, 1e-3, FinetuneSettings(epochs=2), 0)
     whole = list(iter_training_steps(plan, samples, encoders(), 8, 0, 0, 1))
     rest = list(iter_training_steps(plan, samples, encoders(), 8, 50, 0, 1))
-    assert [w.worker_batch.global_batch for w in whole[7:]] == [
-        w.worker_batch.global_batch for w in rest
+    assert [step.worker_batch.global_batch for step in whole[7:]] == [
+        step.worker_batch.global_batch for step in rest
     ]
-    assert [w.lr for w in whole[7:]] == [w.lr for w in rest]
+    assert [step.lr for step in whole[7:]] == [step.lr for step in rest]
 
 
 @given(st.integers(1, 60))
-def test_a_cap_keeps_whole_users(most: int) -> None:
+def test_a_cap_selects_whole_users(max_samples: int) -> None:
     samples = table(50)
-    kept = select_whole_users(samples, most)
-    of_all = samples["user_id"].to_pylist()
-    assert len(kept) <= max(most, max(map(of_all.count, of_all)))
-    for user in set(kept["user_id"].to_pylist()):
-        assert kept["user_id"].to_pylist().count(user) == of_all.count(user)
-    larger = set(select_whole_users(samples, most + 10)["user_id"].to_pylist())
-    assert set(kept["user_id"].to_pylist()) <= larger
+    all_users = samples["user_id"].to_pylist()
+    users = select_whole_users(samples, max_samples)["user_id"].to_pylist()
+    assert len(users) <= max(max_samples, max(map(all_users.count, all_users)))
+    for user in set(users):
+        assert users.count(user) == all_users.count(user)
+    more_users = select_whole_users(samples, max_samples + 10)["user_id"].to_pylist()
+    assert set(users) <= set(more_users)
 
 
-def test_drawn_rates_lie_between_the_ends_and_are_the_same_again() -> None:
+def test_drawn_lrs_are_between_the_ends_and_depend_on_the_seed_alone() -> None:
     settings = SearchSettings(rates=(1e-5, 1e-2), draws=200)
     drawn = trial_lrs(settings, 0)
     assert drawn == trial_lrs(settings, 0) != trial_lrs(settings, 1)
-    assert all(1e-5 <= rate <= 1e-2 for rate in drawn)
+    assert all(1e-5 <= lr <= 1e-2 for lr in drawn)
     assert 0.4 < np.mean(np.array(drawn) < 10**-3.5) < 0.6
     assert trial_lrs(SearchSettings(), 0) == (6e-4, 3e-4, 1e-4)
 
 
-def test_the_mean_over_seeds_decides() -> None:
-    ended = [
-        TrialResult(rate, seed, hr1, 1, "", (hr1,))
-        for rate, seed, hr1 in [(1e-3, 0, 0.9), (1e-3, 1, 0.1), (1e-4, 0, 0.6), (1e-4, 1, 0.6)]
+def test_the_best_lr_has_the_best_mean_over_seeds() -> None:
+    results = [
+        TrialResult(lr, seed, hr1, 1, "", (hr1,))
+        for lr, seed, hr1 in [(1e-3, 0, 0.9), (1e-3, 1, 0.1), (1e-4, 0, 0.6), (1e-4, 1, 0.6)]
     ]
-    assert best_lr(ended) == 1e-4
+    assert best_lr(results) == 1e-4

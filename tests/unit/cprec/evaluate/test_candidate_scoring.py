@@ -1,4 +1,4 @@
-"""One pass over all candidates gives each the score that it has alone."""
+"""One pass over all candidates gives each candidate the score that it has alone."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -16,8 +16,8 @@ from tests.models import llama
 END = 1
 
 
-class Letters:
-    """One token per character."""
+class CharacterEncoder:
+    """Encodes titles with one token per character."""
 
     def __init__(self, titles: Sequence[str]) -> None:
         self.titles = titles
@@ -45,7 +45,7 @@ def tiny(attention: str, adapted: bool) -> PreTrainedModel:
 
 
 @torch.inference_mode()
-def alone(model: PreTrainedModel, prompt: list[int], answer: list[int]) -> float:
+def score_alone(model: PreTrainedModel, prompt: list[int], answer: list[int]) -> float:
     logits = model(input_ids=torch.tensor([prompt + answer])).logits[0]
     return float(
         logits.log_softmax(-1)[
@@ -55,7 +55,7 @@ def alone(model: PreTrainedModel, prompt: list[int], answer: list[int]) -> float
 
 
 @pytest.fixture(scope="module")
-def case() -> tuple[pa.Table, list[str]]:
+def samples_and_titles() -> tuple[pa.Table, list[str]]:
     rng = np.random.default_rng(0)
     titles = ["".join(rng.choice(list("abcdefgh "), rng.integers(1, 12))) for _ in range(50)]
     rows = range(4)
@@ -68,37 +68,37 @@ def case() -> tuple[pa.Table, list[str]]:
     return samples, titles
 
 
-@pytest.mark.filterwarnings(
-    "ignore:.is_gradient_checkpointing:FutureWarning"
-)  # PEFT asks transformers under a name of the past
+# PEFT calls transformers by a deprecated name.
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 @pytest.mark.parametrize(
     ("attention", "adapted"), [("sdpa", False), ("eager", False), ("sdpa", True)]
 )
 def test_one_pass_equals_each_candidate_alone(
-    case: tuple[pa.Table, list[str]], attention: str, adapted: bool
+    samples_and_titles: tuple[pa.Table, list[str]], attention: str, adapted: bool
 ) -> None:
-    samples, titles = case
-    model, encoder = tiny(attention, adapted), Letters(titles)
-    seen = score_samples(model, encoder, samples, batch_size=3)
+    samples, titles = samples_and_titles
+    model, encoder = tiny(attention, adapted), CharacterEncoder(titles)
+    scores = score_samples(model, encoder, samples, batch_size=3)
     for row, sample in enumerate(samples.to_pylist()):
         q = encode_query(encoder, sample["history"], sample["candidates"])
-        expected = [alone(model, q.prompt, answer) for answer in q.answers]
-        assert np.abs(seen[row] - expected).max() <= 1e-4
-    assert np.ptp(seen) > 1
+        expected = [score_alone(model, q.prompt, answer) for answer in q.answers]
+        assert np.abs(scores[row] - expected).max() <= 1e-4
+    assert np.ptp(scores) > 1
 
 
-def test_scores_do_not_depend_on_the_batch(case: tuple[pa.Table, list[str]]) -> None:
-    samples, titles = case
+def test_scores_do_not_depend_on_the_batch(samples_and_titles: tuple[pa.Table, list[str]]) -> None:
+    samples, titles = samples_and_titles
     model = tiny("sdpa", False)
-    one, all_at_once = (score_samples(model, Letters(titles), samples, batch) for batch in (1, 16))
-    assert np.abs(one - all_at_once).max() <= 1e-4
-
-
-def test_no_samples_no_scores(case: tuple[pa.Table, list[str]]) -> None:
-    samples, titles = case
-    assert (
-        score_samples(
-            tiny("sdpa", False), Letters(titles), samples.slice(0, 0), batch_size=4
-        ).shape[0]
-        == 0
+    one_by_one, all_at_once = (
+        score_samples(model, CharacterEncoder(titles), samples, batch_size)
+        for batch_size in (1, 16)
     )
+    assert np.abs(one_by_one - all_at_once).max() <= 1e-4
+
+
+def test_no_samples_no_scores(samples_and_titles: tuple[pa.Table, list[str]]) -> None:
+    samples, titles = samples_and_titles
+    scores = score_samples(
+        tiny("sdpa", False), CharacterEncoder(titles), samples.slice(0, 0), batch_size=4
+    )
+    assert scores.shape[0] == 0

@@ -1,4 +1,4 @@
-"""Generated answers: greedy as the model itself would, held to the candidates where asked, listed in turn, and counted by both rules."""
+"""Generated answers: greedy, restricted to the candidates if asked, and counted by both rules."""
 
 from typing import cast
 
@@ -51,16 +51,16 @@ def samples(rows: int = 6, candidates: int = 6) -> pa.Table:
     )
 
 
-def test_greedy_equals_what_transformers_generates(model: PreTrainedModel) -> None:
+def test_greedy_answers_equal_those_of_transformers(model: PreTrainedModel) -> None:
     prompts = [
         TOKENIZER(text)["input_ids"] for text in ("red oak", "blue lamp and a steel mug", "Acme")
     ]
-    seen = greedy_decode(model, prompts, int(TOKENIZER.eos_token_id), 9)
-    for prompt, ids in zip(prompts, seen, strict=True):
-        made = model.generate(  # type: ignore[operator]
+    answers = greedy_decode(model, prompts, int(TOKENIZER.eos_token_id), 9)
+    for prompt, ids in zip(prompts, answers, strict=True):
+        generated = model.generate(  # type: ignore[operator]
             torch.tensor([prompt]), max_new_tokens=9, do_sample=False
         )
-        whole = made[0, len(prompt) :].tolist()
+        whole = generated[0, len(prompt) :].tolist()
         until_end = (
             whole[: whole.index(TOKENIZER.eos_token_id)]
             if TOKENIZER.eos_token_id in whole
@@ -69,7 +69,7 @@ def test_greedy_equals_what_transformers_generates(model: PreTrainedModel) -> No
         assert ids == until_end
 
 
-def test_held_to_the_candidates_every_answer_is_one_and_none_comes_twice(
+def test_constrained_answers_are_candidates_and_none_is_repeated(
     model: PreTrainedModel,
 ) -> None:
     rows = samples()
@@ -86,7 +86,7 @@ def test_held_to_the_candidates_every_answer_is_one_and_none_comes_twice(
     assert to_metrics(table, "m", "A", "constrained")["valid_ratio"]["exact"] == 1.0
 
 
-def test_free_answers_of_a_model_without_training_are_no_candidates(model: PreTrainedModel) -> None:
+def test_free_answers_of_an_untrained_model_name_no_candidate(model: PreTrainedModel) -> None:
     rows = samples()
     texts = generate_answers(
         model,
@@ -98,20 +98,20 @@ def test_free_answers_of_a_model_without_training_are_no_candidates(model: PreTr
         constrained=False,
         max_new_tokens=8,
     )
-    assert all(len(said) == 1 for said in texts)
+    assert all(len(answers) == 1 for answers in texts)
     result = to_metrics(from_texts(rows, texts, TITLES), "m", "A", "generate")
     assert result["valid_ratio"]["exact"] == result["hr"]["5"] == 0.0
     assert result["hr1_of_valid"] is None or result["valid_ratio"]["llara"] > 0
 
 
-def test_a_trie_of_one_answer_leaves_no_choice_and_of_all_follows_the_likeliest_tokens(
+def test_a_trie_of_one_answer_leaves_no_choice_and_one_of_all_follows_likely_tokens(
     model: PreTrainedModel,
 ) -> None:
     encoder = UncachedPromptEncoder(TITLES, TitleEncoder(TOKENIZER, 512))
     prompt = encoder.encode_prompt([0, 1, 2], list(range(3, len(TITLES))), 20)[0]
     for item in range(len(TITLES)):
-        held = build_trie([encoder.encode_answer(item)])
-        assert greedy_decode(model, [prompt], encoder.eos_token_id, 20, [held]) == [
+        trie = build_trie([encoder.encode_answer(item)])
+        assert greedy_decode(model, [prompt], encoder.eos_token_id, 20, [trie]) == [
             encoder.encode_answer(item)[:-1]
         ]
     rows = samples()
@@ -120,7 +120,7 @@ def test_a_trie_of_one_answer_leaves_no_choice_and_of_all_follows_the_likeliest_
         model, TOKENIZER, encoder, rows, TITLES, batch_size=4, constrained=True
     )
     named = from_texts(rows, texts, TITLES)["named_exact"].to_numpy()
-    # Greedy need not find the best whole answer, but it starts where the probability is.
+    # Greedy decoding may miss the best whole answer, but it begins with likely tokens.
     ranks = (scores > np.take_along_axis(scores, named[:, None].astype(int), axis=1)).sum(axis=1)
     assert ranks.mean() < 2.5
 
@@ -128,7 +128,7 @@ def test_a_trie_of_one_answer_leaves_no_choice_and_of_all_follows_the_likeliest_
 @pytest.mark.parametrize(
     ("text", "by_exact", "by_llara"),
     [
-        ("red oak lamp", 0, None),  # holds "red oak" too: lost by LLaRA's rule
+        ("red oak lamp", 0, None),  # contains "red oak" too: lost by LLaRA's rule
         ("  Red   OAK ", 1, 1),
         ("steel mug.", None, 2),
         ("steel mug and blue lamp", None, None),
@@ -136,11 +136,13 @@ def test_a_trie_of_one_answer_leaves_no_choice_and_of_all_follows_the_likeliest_
         ("", None, None),
     ],
 )
-def test_rules(text: str, by_exact: int | None, by_llara: int | None) -> None:
+def test_a_text_names_a_candidate_by_two_rules(
+    text: str, by_exact: int | None, by_llara: int | None
+) -> None:
     assert (match_exact(text, TITLES[:4]), match_llara(text, TITLES[:4])) == (by_exact, by_llara)
 
 
-def test_metrics_are_counted_over_all_and_recomputed_from_the_file() -> None:
+def test_metrics_are_over_all_samples_and_computed_from_the_file() -> None:
     rows = pa.table(
         {
             "sample_id": pa.array(range(4), pa.int64()),

@@ -1,4 +1,4 @@
-"""Metrics: ties by expectation, against brute force; nothing hangs on the order of candidates."""
+"""Metrics count ties by expectation, checked by brute force, and ignore the candidates' order."""
 
 import itertools
 
@@ -20,7 +20,7 @@ from cprec.evaluate.metrics import (
 )
 
 levels = st.integers(-2, 2).map(float)
-scored = st.tuples(st.integers(1, 6), st.integers(2, 20)).flatmap(
+scores_and_targets = st.tuples(st.integers(1, 6), st.integers(2, 20)).flatmap(
     lambda shape: st.tuples(
         arrays.arrays(np.float64, shape, elements=levels),
         arrays.arrays(np.int64, shape[0], elements=st.integers(0, shape[1] - 1)),
@@ -28,7 +28,7 @@ scored = st.tuples(st.integers(1, 6), st.integers(2, 20)).flatmap(
 )
 
 
-def one(scores: list[float], target: int) -> Ranks:
+def rank_one(scores: list[float], target: int) -> Ranks:
     return compute_ranks(np.array([scores]), np.array([target]))
 
 
@@ -41,42 +41,42 @@ def test_ties_count_by_their_expectation_over_all_fair_draws(
         1 + sorted(range(len(scores)), key=lambda i: (-scores[i], order[i])).index(target)
         for order in itertools.permutations(range(len(scores)))
     ]
-    seen = one(scores, target)
-    assert seen.expected_rank[0] == pytest.approx(np.mean(draws))
+    ranks = rank_one(scores, target)
+    assert ranks.expected_rank[0] == pytest.approx(np.mean(draws))
     for k in (1, 2, 3, 5):
-        assert hits(seen, k)[0] == pytest.approx(np.mean([position <= k for position in draws]))
-        assert discounted_gains(seen, k)[0] == pytest.approx(
+        assert hits(ranks, k)[0] == pytest.approx(np.mean([position <= k for position in draws]))
+        assert discounted_gains(ranks, k)[0] == pytest.approx(
             np.mean([(position <= k) / np.log2(1 + position) for position in draws])
         )
 
 
-@given(scored, st.randoms(use_true_random=False))
+@given(scores_and_targets, st.randoms(use_true_random=False))
 def test_the_order_of_candidates_and_the_scale_of_scores_do_not_matter(
     case: tuple[np.ndarray, np.ndarray], random: object
 ) -> None:
     scores, target = case
     order = np.array(sorted(range(scores.shape[1]), key=lambda _: random.random()))  # type: ignore[attr-defined]
-    moved = compute_ranks(np.exp(scores[:, order]), np.argsort(order)[target])
-    seen = compute_ranks(scores, target)
-    assert (moved.better_count == seen.better_count).all()
-    assert (moved.tied_count == seen.tied_count).all()
+    reordered = compute_ranks(np.exp(scores[:, order]), np.argsort(order)[target])
+    ranks = compute_ranks(scores, target)
+    assert (reordered.better_count == ranks.better_count).all()
+    assert (reordered.tied_count == ranks.tied_count).all()
 
 
-@given(scored)
-def test_metrics_are_chances_and_grow_with_k(case: tuple[np.ndarray, np.ndarray]) -> None:
-    seen = compute_ranks(*case)
+@given(scores_and_targets)
+def test_metrics_are_between_0_and_1_and_grow_with_k(case: tuple[np.ndarray, np.ndarray]) -> None:
+    ranks = compute_ranks(*case)
     for measure in (hits, discounted_gains):
-        values = np.array([measure(seen, k) for k in range(1, 21)])
+        values = np.array([measure(ranks, k) for k in range(1, 21)])
         assert (values >= 0).all()
         assert (values <= 1 + 1e-12).all()
         assert (np.diff(values, axis=0) >= -1e-12).all()
-    assert np.allclose(discounted_gains(seen, 1), hits(seen, 1))
+    assert np.allclose(discounted_gains(ranks, 1), hits(ranks, 1))
 
 
 @given(st.integers(1, 50), st.integers(2, 20))
-def test_constant_scores_are_chance(n: int, candidates: int) -> None:
-    seen = compute_ranks(np.zeros((n, candidates)), np.arange(n) % candidates)
-    assert hits(seen, 1).mean() == pytest.approx(1 / candidates, abs=1e-15)
+def test_constant_scores_give_the_hr1_of_chance(n: int, candidates: int) -> None:
+    ranks = compute_ranks(np.zeros((n, candidates)), np.arange(n) % candidates)
+    assert hits(ranks, 1).mean() == pytest.approx(1 / candidates, abs=1e-15)
 
 
 def test_a_higher_score_of_the_true_item_never_hurts() -> None:
@@ -100,21 +100,21 @@ def test_nan_is_refused() -> None:
         compute_ranks(np.array([[0.0, 1.0], [np.nan, 1.0]]), np.array([1, 1]))
 
 
-def test_the_object_of_metrics_json() -> None:
+def test_the_contents_of_metrics_json() -> None:
     scores = np.tile(np.arange(20.0), (4, 1))
-    seen = compute_metrics(
+    metrics = compute_metrics(
         "base", "Books", compute_ranks(scores, np.array([19, 18, 0, 19])), np.array([3, 4, 5, 8])
     )
-    assert seen["hr"] == {"1": 0.5, "3": 0.75, "5": 0.75}
-    assert seen["ndcg"]["3"] == pytest.approx((2 + 1 / np.log2(3)) / 4)
-    assert {name: part["n"] for name, part in seen["slices"].items()} == {
+    assert metrics["hr"] == {"1": 0.5, "3": 0.75, "5": 0.75}
+    assert metrics["ndcg"]["3"] == pytest.approx((2 + 1 / np.log2(3)) / 4)
+    assert {name: part["n"] for name, part in metrics["slices"].items()} == {
         "sparse": 2,
         "medium": 2,
         "dense": 0,
     }
-    assert seen["slices"]["sparse"]["hr"]["1"] == 0.5
-    assert seen["slices"]["dense"]["hr"]["1"] is None
-    assert (seen["mode"], seen["hr1_of_valid"], seen["valid_ratio"]) == (
+    assert metrics["slices"]["sparse"]["hr"]["1"] == 0.5
+    assert metrics["slices"]["dense"]["hr"]["1"] is None
+    assert (metrics["mode"], metrics["hr1_of_valid"], metrics["valid_ratio"]) == (
         "score",
         None,
         {"exact": None, "llara": None},

@@ -10,9 +10,9 @@ from cluster.errors import RecipeError
 from cprec.evaluate.perplexity import compute_perplexity
 from cprec.model import tiny
 
-TEXT = (
-    "Rain fell on the hills, and the river rose. By noon the bridge was gone; by night so was the road. "
-    * 3
+TEXT = 3 * (
+    "Rain fell on the hills, and the river rose. "
+    "By noon the bridge was gone; by night so was the road. "
 )
 
 
@@ -31,11 +31,11 @@ def model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         num_hidden_layers=1,
         num_attention_heads=2,
     )
-    made: LlamaForCausalLM = LlamaForCausalLM(config).eval()
-    return made
+    network: LlamaForCausalLM = LlamaForCausalLM(config).eval()
+    return network
 
 
-def test_it_is_the_exponential_of_the_mean_loss(
+def test_perplexity_is_the_exponential_of_the_mean_loss(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     ids = torch.tensor([tokenizer(TEXT)["input_ids"]])
@@ -46,11 +46,11 @@ def test_it_is_the_exponential_of_the_mean_loss(
     )
 
 
-def test_windows_begin_anew_and_lose_no_token(
+def test_windows_are_independent_and_lose_no_token(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     ids = tokenizer(TEXT, add_special_tokens=False)["input_ids"]
-    parts = [str(tokenizer.decode(ids[at : at + 36])) for at in range(0, len(ids), 36)]
+    parts = [str(tokenizer.decode(ids[start : start + 36])) for start in range(0, len(ids), 36)]
     losses = [
         (
             math.log(compute_perplexity(model, tokenizer, part, 1024)),
@@ -63,7 +63,7 @@ def test_windows_begin_anew_and_lose_no_token(
     assert compute_perplexity(model, tokenizer, TEXT, 37) == pytest.approx(math.exp(mean), rel=1e-5)
 
 
-def test_a_model_that_knows_nothing_has_the_vocabularys_size(
+def test_a_model_that_knows_nothing_has_the_size_of_the_vocabulary_as_perplexity(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     blank = LlamaForCausalLM(model.config).eval()

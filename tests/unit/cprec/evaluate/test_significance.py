@@ -1,4 +1,4 @@
-"""The paired test against scipy's, and where it has nothing to test with."""
+"""The paired test equals scipy's, and is defined where differences have no spread."""
 
 import itertools
 
@@ -21,11 +21,12 @@ contributions = st.sampled_from([0.0, 0.05, 0.5, 1.0])
 )
 def test_equals_scipy(pairs: list[tuple[float, float]]) -> None:
     reference, model = np.array(pairs).T
-    seen, expected = paired_t_test(reference, model), stats.ttest_rel(model, reference)
+    result = paired_t_test(reference, model)
+    expected = stats.ttest_rel(model, reference)
     interval = expected.confidence_interval(0.95)
-    assert seen.p == pytest.approx(expected.pvalue, rel=1e-9)
-    assert [seen.low, seen.high] == pytest.approx([interval.low, interval.high])
-    assert seen.difference == pytest.approx(float(model.mean() - reference.mean()))
+    assert result.p == pytest.approx(expected.pvalue, rel=1e-9)
+    assert [result.low, result.high] == pytest.approx([interval.low, interval.high])
+    assert result.difference == pytest.approx(float(model.mean() - reference.mean()))
 
 
 @given(st.lists(st.tuples(contributions, contributions), min_size=2, max_size=60))
@@ -33,15 +34,17 @@ def test_the_interval_excludes_zero_exactly_where_p_is_small(
     pairs: list[tuple[float, float]],
 ) -> None:
     reference, model = np.array(pairs).T
-    seen, swapped = paired_t_test(reference, model), paired_t_test(model, reference)
-    assert seen.low is not None
-    assert seen.high is not None
-    assert (seen.p < 0.05) == (not seen.low <= 0 <= seen.high)
-    assert (swapped.difference, swapped.p) == (-seen.difference, seen.p)
+    result = paired_t_test(reference, model)
+    swapped = paired_t_test(model, reference)
+    assert result.low is not None
+    assert result.high is not None
+    assert (result.p < 0.05) == (not result.low <= 0 <= result.high)
+    assert (swapped.difference, swapped.p) == (-result.difference, result.p)
 
 
-def test_without_spread() -> None:
-    same, better = paired_t_test(np.ones(9), np.ones(9)), paired_t_test(np.zeros(9), np.ones(9))
+def test_differences_without_spread() -> None:
+    same = paired_t_test(np.ones(9), np.ones(9))
+    better = paired_t_test(np.zeros(9), np.ones(9))
     assert (same.p, same.low, same.high) == (1.0, 0.0, 0.0)
     assert (better.p, better.difference, better.low, better.high) == (0.0, 1.0, 1.0, 1.0)
     single = paired_t_test(np.zeros(1), np.ones(1))
@@ -57,7 +60,7 @@ def test_samples_must_pair_up() -> None:
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
 def test_holm_is_the_step_down_procedure(p: list[float]) -> None:
-    """At every level it rejects what stepping down by hand rejects."""
+    """At every level the correction rejects what stepping down by hand rejects."""
     corrected = holm_correction(p)
     for level in (0.01, 0.05, 0.3):
         rejected: set[int] = set()

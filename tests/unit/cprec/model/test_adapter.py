@@ -1,4 +1,4 @@
-"""LoRA that is fused into the frozen layers' output computes what PEFT's own does."""
+"""LoRA fused into the output of frozen layers computes what PEFT's own code computes."""
 
 import pytest
 import torch
@@ -7,15 +7,14 @@ from cprec.config.recipe import ModelSettings
 from cprec.model import adapter
 from tests.models import llama
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.is_gradient_checkpointing:FutureWarning"
-)  # PEFT asks transformers under a name of the past
+# PEFT calls transformers by a deprecated name.
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 
 
-def seen(
+def run_model(
     dropout: float, fused: bool, dtype: torch.dtype = torch.float32
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Logits and the gradients of everything trained."""
+    """Returns the logits, and the gradients of all trained parameters by name."""
     base = llama(50, spread=4)
     for parameter in base.parameters():
         parameter.data = parameter.data.to(dtype)
@@ -38,16 +37,17 @@ def seen(
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_outputs_and_gradients_are_those_of_peft(dropout: float) -> None:
-    (wanted, before), (found, after) = seen(dropout, fused=False), seen(dropout, fused=True)
-    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
-    assert before.keys() == after.keys()
-    assert len(before) == 28
-    for name, gradient in before.items():
-        torch.testing.assert_close(after[name], gradient, atol=1e-5, rtol=1e-4)
+    expected, expected_gradients = run_model(dropout, fused=False)
+    logits, gradients = run_model(dropout, fused=True)
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+    assert expected_gradients.keys() == gradients.keys()
+    assert len(expected_gradients) == 28
+    for name, gradient in expected_gradients.items():
+        torch.testing.assert_close(gradients[name], gradient, atol=1e-5, rtol=1e-4)
 
 
-def test_the_outputs_type_is_the_base_models() -> None:
-    logits, _ = seen(0.0, fused=True, dtype=torch.bfloat16)
+def test_the_output_has_the_base_models_dtype() -> None:
+    logits, _ = run_model(0.0, fused=True, dtype=torch.bfloat16)
     assert logits.dtype == torch.bfloat16
 
 
@@ -60,6 +60,6 @@ def test_a_disabled_adapter_is_disabled() -> None:
     adapter.fuse_lora(model)
     ids = torch.arange(10)[None]
     with model.disable_adapter():  # type: ignore[operator]
-        without = plain(input_ids=ids).logits
-    assert not torch.allclose(without, plain(input_ids=ids).logits)
-    torch.testing.assert_close(without, llama(50)(input_ids=ids).logits)
+        disabled = plain(input_ids=ids).logits
+    assert not torch.allclose(disabled, plain(input_ids=ids).logits)
+    torch.testing.assert_close(disabled, llama(50)(input_ids=ids).logits)

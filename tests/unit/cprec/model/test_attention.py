@@ -1,4 +1,4 @@
-"""A packed row gives every sample the logits and gradients that it has alone, and the traps around it do not catch."""
+"""A packed row gives every sample the logits and gradients that it has alone."""
 
 from typing import cast
 
@@ -36,16 +36,17 @@ def samples() -> list[EncodedSample]:
     ]
 
 
-def packed_logits(network: PreTrainedModel, cut: MicroBatchSpec) -> torch.Tensor:
-    batch = collate(samples(), cut, END)
+def packed_logits(network: PreTrainedModel, spec: MicroBatchSpec) -> torch.Tensor:
+    batch = collate(samples(), spec, END)
     assert batch.bounds is not None
-    bounds = attention.packed_arguments(
+    arguments = attention.packed_arguments(
         torch.from_numpy(batch.bounds), int(np.diff(batch.bounds).max())
     )
-    ids, positions = torch.from_numpy(batch.input_ids), torch.from_numpy(batch.position_ids)
+    ids = torch.from_numpy(batch.input_ids)
+    positions = torch.from_numpy(batch.position_ids)
     return cast(
         torch.Tensor,
-        network(input_ids=ids, position_ids=positions, use_cache=False, **bounds).logits[0],
+        network(input_ids=ids, position_ids=positions, use_cache=False, **arguments).logits[0],
     )
 
 
@@ -53,15 +54,16 @@ def gradients(network: torch.nn.Module, loss: torch.Tensor) -> list[torch.Tensor
     return list(torch.autograd.grad(loss, [p for p in network.parameters() if p.requires_grad]))
 
 
-@pytest.mark.filterwarnings(
-    "ignore:.is_gradient_checkpointing:FutureWarning"
-)  # PEFT asks transformers under a name of the past
-@pytest.mark.parametrize("fill", [False, True])
+# PEFT calls transformers by a deprecated name.
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize("pad_to_size", [False, True])
 @pytest.mark.parametrize("adapted", [False, True])
-def test_logits_and_gradients_are_those_of_each_sample_alone(adapted: bool, fill: bool) -> None:
+def test_logits_and_gradients_are_those_of_each_sample_alone(
+    adapted: bool, pad_to_size: bool
+) -> None:
     alone, together = model(adapted), model(adapted)
     attention.enable_packing(together)
-    logits = packed_logits(together, MicroBatchSpec(packed=True, size=128, pad_to_size=fill))
+    logits = packed_logits(together, MicroBatchSpec(packed=True, size=128, pad_to_size=pad_to_size))
     expected = torch.cat(
         [
             alone(input_ids=torch.from_numpy(s.ids.astype(np.int64))[None]).logits[0]
@@ -71,27 +73,28 @@ def test_logits_and_gradients_are_those_of_each_sample_alone(adapted: bool, fill
     targets = torch.from_numpy(np.concatenate([s.ids for s in samples()]).astype(np.int64))
     losses = [F.cross_entropy(x[: len(targets) - 1], targets[1:]) for x in (logits, expected)]
     assert (logits[: len(targets)] - expected).abs().max() <= 1e-5 * expected.abs().max()
-    for seen, wanted in zip(
+    for gradient, reference in zip(
         gradients(together, losses[0]), gradients(alone, losses[1]), strict=True
     ):
-        assert (seen - wanted).abs().max() <= 1e-5 * max(1.0, float(wanted.abs().max()))
+        assert (gradient - reference).abs().max() <= 1e-5 * max(1.0, float(reference.abs().max()))
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 def test_recomputed_activations_change_nothing() -> None:
-    losses, found = [], []
+    losses = []
+    all_gradients = []
     for recomputed in (False, True):
         network = model(adapted=True)
         attention.enable_packing(network)
         if recomputed:
             network.train().activation_checkpointing_enable({"use_reentrant": False})
         losses.append(packed_logits(network, MicroBatchSpec(packed=True, size=128)).square().mean())
-        found.append(gradients(network, losses[-1]))
+        all_gradients.append(gradients(network, losses[-1]))
     assert torch.equal(*losses)
-    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(*all_gradients, strict=True))
 
 
-def test_without_bounds_an_enabled_model_does_what_it_did() -> None:
+def test_without_bounds_an_enabled_model_computes_what_it_did_before() -> None:
     plain, enabled = model(), model()
     attention.enable_packing(enabled)
     ids = torch.randint(1, VOCABULARY, (3, 20), generator=torch.Generator().manual_seed(1))
@@ -109,15 +112,19 @@ def test_without_bounds_an_enabled_model_does_what_it_did() -> None:
     assert torch.equal(*generated)
 
 
-def test_the_trap_that_the_bounds_are_there_for() -> None:
-    """transformers' own handling of restarting positions holds without a cache only; should it ever hold with one, the bounds are still right."""
+def test_without_bounds_samples_see_each_other_when_there_is_a_cache() -> None:
+    """transformers keeps samples apart by restarted positions, but only without a cache.
+
+    If it ever does so with a cache too, the bounds are still right.
+    """
     batch = collate(samples(), MicroBatchSpec(packed=True, size=128), END)
-    ids, positions = torch.from_numpy(batch.input_ids), torch.from_numpy(batch.position_ids)
-    right = packed_logits_of_enabled()
+    ids = torch.from_numpy(batch.input_ids)
+    positions = torch.from_numpy(batch.position_ids)
+    expected = packed_logits_of_enabled()
     without_cache = model()(input_ids=ids, position_ids=positions, use_cache=False).logits[0]
     with_cache = model()(input_ids=ids, position_ids=positions, use_cache=True).logits[0]
-    assert (without_cache - right).abs().max() <= 1e-4
-    assert (with_cache - right).abs().max() > 0.1
+    assert (without_cache - expected).abs().max() <= 1e-4
+    assert (with_cache - expected).abs().max() > 0.1
 
 
 def packed_logits_of_enabled() -> torch.Tensor:
@@ -131,16 +138,15 @@ def test_the_cache_does_not_matter_when_there_are_bounds() -> None:
     attention.enable_packing(network)
     batch = collate(samples(), MicroBatchSpec(packed=True, size=128), END)
     assert batch.bounds is not None
-    bounds = attention.packed_arguments(torch.from_numpy(batch.bounds), 40)
-    seen = network(
+    arguments = attention.packed_arguments(torch.from_numpy(batch.bounds), 40)
+    logits = network(
         input_ids=torch.from_numpy(batch.input_ids),
         position_ids=torch.from_numpy(batch.position_ids),
         use_cache=True,
-        **bounds,
+        **arguments,
     ).logits[0]
-    assert (
-        seen - packed_logits(network, MicroBatchSpec(packed=True, size=128))
-    ).abs().max() <= 1e-5
+    expected = packed_logits(network, MicroBatchSpec(packed=True, size=128))
+    assert (logits - expected).abs().max() <= 1e-5
 
 
 def test_attention_that_cannot_be_packed_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""Frozen layers in FP8: as near as e4m3 gets, in both directions, and only what is frozen."""
+"""Frozen layers in FP8 are close to the originals in both directions; others stay as they are."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 @given(st.integers(0, 1000), st.floats(1e-6, 1e6))
-def test_quantised_rows_come_back_within_a_sixteenth_of_each_value(seed: int, size: float) -> None:
+def test_quantised_rows_differ_by_a_sixteenth_of_each_value_at_most(seed: int, size: float) -> None:
     rows = random(4, 32, seed=seed) * size
     values, scale = quantise_rows(rows)
     error = (values.float() * scale - rows).abs()
@@ -30,23 +30,20 @@ def test_a_row_of_zeros_stays_zero() -> None:
 
 
 def test_output_and_input_gradient_are_near_those_of_the_layer() -> None:
-    weight, x, gradient = (
-        random(48, 64, seed=1),
-        random(5, 7, 64, seed=2).bfloat16(),
-        random(5, 7, 48, seed=3).bfloat16(),
-    )
+    weight = random(48, 64, seed=1)
+    x = random(5, 7, 64, seed=2).bfloat16()
+    gradient = random(5, 7, 48, seed=3).bfloat16()
     x.requires_grad_(True)
     out = FrozenFP8Linear(weight)(x)
     out.backward(gradient)
-    for seen, wanted in ((out, x.float() @ weight.t()), (x.grad, gradient.float() @ weight)):
-        assert seen is not None
-        assert (seen.float() - wanted).norm() <= 0.06 * wanted.norm()
+    for actual, expected in ((out, x.float() @ weight.t()), (x.grad, gradient.float() @ weight)):
+        assert actual is not None
+        assert (actual.float() - expected).norm() <= 0.06 * expected.norm()
 
 
-@pytest.mark.filterwarnings(
-    "ignore:.is_gradient_checkpointing:FutureWarning"
-)  # PEFT asks transformers under a name of the past
-def test_only_the_frozen_base_under_lora_is_replaced_and_the_work_stays_the_same() -> None:
+# PEFT calls transformers by a deprecated name.
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+def test_only_frozen_layers_under_lora_are_replaced_and_operations_are_counted_as_before() -> None:
     model = get_peft_model(
         llama(64).bfloat16(), LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
     )
@@ -69,12 +66,10 @@ def test_fp8_is_for_a_frozen_base_in_bf16(settings: dict[str, object]) -> None:
         ModelSettings(**settings)  # type: ignore[arg-type]
 
 
-def test_work_is_two_operations_per_weight_and_direction() -> None:
-    frozen, head = (
-        torch.nn.Linear(8, 16, bias=False).requires_grad_(False),
-        torch.nn.Linear(8, 100, bias=False).requires_grad_(False),
-    )
+def test_operations_are_two_per_weight_and_direction() -> None:
+    frozen = torch.nn.Linear(8, 16, bias=False).requires_grad_(False)
+    head = torch.nn.Linear(8, 100, bias=False).requires_grad_(False)
     trained = torch.nn.Linear(8, 4, bias=False)
-    work = OperationCount.from_model(torch.nn.ModuleList([frozen, trained, head]), 100)
-    assert work == OperationCount(per_token=4 * 128 + 6 * 32, per_logit=4 * 800)
-    assert work.step_operations(10, 3) == 10 * work.per_token + 3 * work.per_logit
+    count = OperationCount.from_model(torch.nn.ModuleList([frozen, trained, head]), 100)
+    assert count == OperationCount(per_token=4 * 128 + 6 * 32, per_logit=4 * 800)
+    assert count.step_operations(10, 3) == 10 * count.per_token + 3 * count.per_logit

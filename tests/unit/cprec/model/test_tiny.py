@@ -1,4 +1,4 @@
-"""The tiny base: a plain Hugging Face directory, equal for equal inputs, that learned some language and takes a LoRA adapter."""
+"""The tiny base is a plain Hugging Face directory, the same for equal inputs, and knows words."""
 
 from pathlib import Path
 
@@ -30,19 +30,17 @@ TOKENIZER = tiny.train_tokenizer(TITLES, vocab_size=800)
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("tiny")
-    tiny.build(TITLES, SETTINGS, 0, place)
-    return place
+    directory = tmp_path_factory.mktemp("tiny")
+    tiny.build(TITLES, SETTINGS, 0, directory)
+    return directory
 
 
 def test_the_directory_loads_as_any_base(base: Path) -> None:
     assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= {
         file.name for file in base.iterdir()
     }
-    model, tokenizer = (
-        AutoModelForCausalLM.from_pretrained(base),
-        AutoTokenizer.from_pretrained(base),
-    )
+    model = AutoModelForCausalLM.from_pretrained(base)
+    tokenizer = AutoTokenizer.from_pretrained(base)
     assert isinstance(model, LlamaForCausalLM)
     assert model.config.vocab_size == len(tokenizer) <= SETTINGS.vocabulary
     assert None not in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)

@@ -1,4 +1,4 @@
-"""The demo's text for the perplexity is of the language that the tiny base was taught, and none that it was shown."""
+"""The demo's text, whose perplexity is measured, is of the tiny base's language but new to it."""
 
 from pathlib import Path
 
@@ -12,8 +12,8 @@ RECIPES = Path(__file__).resolve().parents[4] / "jobs" / "recipes"
 LISTS = 30
 
 
-def made() -> str:
-    """Lists of similar items of the demo's shelves, from a stream that no language training draws from."""
+def demo_text() -> str:
+    """Lists of similar items of the demo's shelves, from random draws that no training uses."""
     recipe = load_recipe(str(RECIPES / "demo.yaml"))
     shelves = simulate_shoppers(
         (*recipe.data.domains, *recipe.data.held_out),
@@ -27,4 +27,4 @@ def made() -> str:
 
 
 def test_the_demos_text_is_product_text_of_another_stream() -> None:
-    assert (RECIPES / "demo.txt").read_text() == made()
+    assert (RECIPES / "demo.txt").read_text() == demo_text()
