@@ -1,5 +1,6 @@
 # Two commands on a fresh machine with Python 3.11 or 3.12:  make demo  and  make test.
-# Everything is made below this folder (.venv from requirements.lock, out/); only pip uses the network.
+# Everything is written below this folder (.venv from requirements.lock, out/).
+# Only pip uses the network.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -9,16 +10,16 @@ SHELL := /bin/bash
 BIN := .venv/bin
 RECIPE ?= jobs/recipes/demo.yaml
 
-# The environment alone decides what is imported, compiled once; and nothing reports home.
+# Only what .venv holds is imported, its bytecode is cached, and no library sends usage reports.
 unexport PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 export PYTHONNOUSERSITE := 1
 export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
-demo: environment ## simulated shoppers -> corpus -> continual pre-training -> promotion -> evaluation (minutes on two cores)
+demo: environment ## simulated shoppers to an evaluated model, in minutes on two cores
 	@.ci/step "build_corpus" $(BIN)/python jobs/build_corpus.py $(RECIPE)
 	@.ci/step "cpt" $(BIN)/python jobs/cpt.py $(RECIPE)
 	@.ci/step "promote" $(BIN)/python jobs/promote.py $(RECIPE)
@@ -27,22 +28,24 @@ demo: environment ## simulated shoppers -> corpus -> continual pre-training -> p
 test: check ## the checks, then the tests
 	@.ci/step "tests" $(BIN)/python -m pytest
 
-experiments: environment ## what sharing tokens costs in quality: minutes of training
+experiments: environment ## measure what sharing tokens costs in quality: minutes of training
 	@.ci/step "experiments" $(BIN)/python -m pytest -n 0 tests/experiments
 
-check: environment ## format, lint, types, layers, dependencies
+check: environment ## format, lint, types, layers, dependencies, form of lines
 	@.ci/step -q "ruff check" $(BIN)/ruff check
 	@.ci/step -q "ruff format" $(BIN)/ruff format --check
 	@.ci/step -q "mypy --strict" $(BIN)/mypy
 	@.ci/step -q "layers" $(BIN)/lint-imports --no-cache
 	@.ci/step -q "dependencies" $(BIN)/deptry .
+	@.ci/step -q "lines" $(BIN)/python .ci/lines
 
-lock: ## requirements.lock anew from pyproject.toml, in a fresh environment
+lock: ## write requirements.lock anew from pyproject.toml, in a fresh environment
 	@.ci/lock
 
 environment:
 	@.ci/environment
 
 clean: ## remove the environment, caches and everything that jobs wrote below out/
-	@rm -rf .venv out .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist *.egg-info
+	@rm -rf .venv out .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	@rm -rf build dist *.egg-info
 	@find cluster corpus jobs platform tests -name __pycache__ -type d -prune -exec rm -rf {} +

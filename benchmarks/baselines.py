@@ -1,12 +1,21 @@
-"""SASRec and GRU4Rec against RecBole's: same training sequences, same candidates, same early stop, sizes, dropout and batch, one thread each.
+"""Compares SASRec and GRU4Rec with RecBole's, on one domain of a corpus.
 
-    python benchmarks/baselines.py --corpus out/corpus --domain Games --recbole .venv-recbole/bin/python    (peers/requirements-recbole.txt)
+    python benchmarks/baselines.py --corpus out/corpus --domain Games \\
+        --recbole .venv-recbole/bin/python
 
-Seeds alternate between the two. Three lines per baseline, `name ours peer ...`: CPU seconds of an epoch (median over all epochs of all seeds) and
-their ratio; HR@1 and NDCG@5 on the test split (mean ± standard deviation over seeds), the difference of the means with its 95 % interval over users,
-and its p. RecBole makes a training row of every prefix of a sequence, we train on all places of one row: an epoch is each transition once for both,
-and a step has as many of them. Losses, optimizers and places of layer norms are each one's own: ours are those of the papers (SASRec: cross-entropy
-with one negative at every place; GRU4Rec: TOP1 over the batch, Adagrad), RecBole's are its defaults with `--loss` (both Adam).
+The environment of RecBole is made from benchmarks/peers/requirements-recbole.txt. Both sides get
+the same training sequences, candidates, early stop, sizes, dropout and batch, and one thread. Seeds
+alternate between the two. Prints three lines per baseline, `name ours peer ...`:
+
+- the CPU seconds of an epoch (median over all epochs of all seeds) and their ratio;
+- HR@1 and NDCG@5 on the test split (mean ± standard deviation over seeds), with the difference of
+  the means, its 95 % interval over users, and its p.
+
+RecBole makes a training row of every prefix of a sequence; we train on all places of one row. An
+epoch is each transition once for both, and a step has equally many of them. Losses, optimizers and
+places of layer norms differ. Ours are those of the papers: cross-entropy with one negative at
+every place for SASRec; TOP1 over the batch and Adagrad for GRU4Rec. RecBole's are its defaults with
+`--loss`, and Adam for both.
 """
 
 import argparse
@@ -15,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,17 +35,16 @@ import torch
 from numpy.typing import NDArray
 
 ROOT = Path(__file__).resolve().parent.parent
-for root in (ROOT, ROOT / "platform"):
-    sys.path.insert(0, str(root))
+sys.path[:0] = [str(ROOT), str(ROOT / "platform")]
 
 from corpus.store.tables import Corpus
 from cprec.baselines import training
 from cprec.baselines.recommender import Recommender
 from cprec.baselines.sequences import training_sequences
-from cprec.downstream.domain import Domain, sort_by_id
-from cprec.evaluate.metrics import discounted_gains, hits, compute_ranks
-from cprec.evaluate.significance import paired_t_test
 from cprec.config.recipe import BaselineSettings
+from cprec.downstream.domain import Domain, sort_by_id
+from cprec.evaluate.metrics import compute_ranks, discounted_gains, hits
+from cprec.evaluate.significance import paired_t_test
 
 PEER = Path(__file__).parent / "peers" / "recbole_baselines.py"
 Floats = NDArray[np.float64]
@@ -44,57 +52,70 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Task:
-    """What both are given. sequences: training items 1 .. items; scored: samples by split; length: places of a history."""
+    """What both sides are given. Items are numbered from 1 within the domain; 0 is padding.
+
+    Attributes:
+        domain: The domain of the corpus.
+        sequences: Training sequences of items.
+        scored_samples: Samples of the splits that are scored, by split.
+        length: Items of the longest history.
+        settings: Sizes and training of both models.
+    """
 
     domain: Domain
     sequences: list[list[int]]
-    scored: Mapping[str, pa.Table]
+    scored_samples: Mapping[str, pa.Table]
     length: int
     settings: BaselineSettings
 
     @classmethod
-    def of(
-        cls, corpus: Corpus, name: str, samples: int | None, settings: BaselineSettings
+    def from_corpus(
+        cls, corpus: Corpus, domain_name: str, max_samples: int | None, settings: BaselineSettings
     ) -> "Task":
-        domain = Domain.from_corpus(corpus, name)
+        """Reads a domain; max_samples caps the validation and the test samples, each."""
+        domain = Domain.from_corpus(corpus, domain_name)
         splits = {
             split: corpus.read_samples(domain.source, split)
             for split in ("train", "validation", "test")
         }
         sequences = [
-            (domain.to_local_numbers(np.array(s)) + 1).tolist()
-            for s in training_sequences(*splits.values())
+            (domain.to_local_numbers(np.array(sequence)) + 1).tolist()
+            for sequence in training_sequences(*splits.values())
         ]
-        scored = {split: sort_by_id(splits[split], samples) for split in ("validation", "test")}
-        return cls(
-            domain,
-            sequences,
-            scored,
-            max(len(h) for h in scored["validation"]["history"].to_pylist()),
-            settings,
-        )
+        scored_samples = {
+            split: sort_by_id(splits[split], max_samples) for split in ("validation", "test")
+        }
+        length = max(len(h) for h in scored_samples["validation"]["history"].to_pylist())
+        return cls(domain, sequences, scored_samples, length, settings)
 
     def histories(self, split: str) -> list[list[int]]:
+        """Returns the items of each history."""
         return [
-            (self.domain.to_local_numbers(np.array(h)) + 1).tolist()
-            for h in self.scored[split]["history"].to_pylist()
+            (self.domain.to_local_numbers(np.array(history)) + 1).tolist()
+            for history in self.scored_samples[split]["history"].to_pylist()
         ]
 
     def candidates(self, split: str) -> NDArray[np.int64]:
-        return (
-            self.domain.to_local_numbers(np.array(self.scored[split]["candidates"].to_pylist())) + 1
-        )
+        """Returns the candidate items [samples, candidates]."""
+        candidates = np.array(self.scored_samples[split]["candidates"].to_pylist())
+        return self.domain.to_local_numbers(candidates) + 1
 
     def targets(self, split: str) -> NDArray[np.int64]:
-        return np.asarray(self.scored[split]["target"].to_numpy())
+        """Returns the place of the true item among the candidates [samples]."""
+        return np.asarray(self.scored_samples[split]["target"].to_numpy())
 
 
 @dataclass(frozen=True)
-class Trained:
-    """scores: of the test candidates [n, C]; epochs_s: CPU seconds of each epoch's training."""
+class Result:
+    """One trained baseline.
+
+    Attributes:
+        scores: Scores of the test candidates [samples, candidates].
+        epoch_cpu_s: CPU seconds of each epoch's training.
+    """
 
     scores: Floats
-    epochs_s: list[float]
+    epoch_cpu_s: list[float]
 
 
 def main() -> None:
@@ -113,116 +134,121 @@ def main() -> None:
         "--loss",
         choices=("BPR", "CE"),
         default="BPR",
-        help="RecBole's loss: one negative, as our SASRec, or all items",
+        help="RecBole's loss: one negative, as in our SASRec, or all items",
     )
     options = parser.parse_args()
     torch.set_num_threads(1)
     settings = BaselineSettings(
         patience=options.patience, patience_steps=0, max_epochs=options.max_epochs
     )
-    task = Task.of(Corpus.open(options.corpus), options.domain, options.samples, settings)
+    corpus = Corpus.open(options.corpus)
+    task = Task.from_corpus(corpus, options.domain, options.samples, settings)
     for name in options.baselines.split(","):
-        rounds = []
+        ours = []
+        peers = []
         for seed in range(options.seeds):
-            rounds.append(
-                (ours(name, task, seed), peer(options.recbole, options.loss, name, task, seed))
-            )
-            print(
-                f"{name} seed {seed}: epochs {', '.join(str(len(one.epochs_s)) for one in rounds[-1])}",
-                file=sys.stderr,
-                flush=True,
-            )
-        show(name, task, [mine for mine, _ in rounds], [other for _, other in rounds])
+            ours.append(train_ours(name, task, seed))
+            peers.append(train_peer(options.recbole, options.loss, name, task, seed))
+            epochs = f"{len(ours[-1].epoch_cpu_s)}, {len(peers[-1].epoch_cpu_s)}"
+            print(f"{name} seed {seed}: epochs {epochs}", file=sys.stderr, flush=True)
+        print_comparison(name, task, ours, peers)
 
 
-def show(name: str, task: Task, mine: list[Trained], other: list[Trained]) -> None:
-    own_s, peer_s = (
-        float(np.median([s for one in side for s in one.epochs_s])) for side in (mine, other)
+def print_comparison(
+    name: str, task: Task, ours: Sequence[Result], peers: Sequence[Result]
+) -> None:
+    """Prints the three lines of a baseline; ours and peers hold one result per seed."""
+    our_s, peer_s = (
+        float(np.median([s for result in side for s in result.epoch_cpu_s]))
+        for side in (ours, peers)
     )
-    print(f"{name}_epoch_cpu_s {own_s:.3f} {peer_s:.3f} {peer_s / own_s:.2f}", flush=True)
-    target = task.targets("test")
-    for metric, of in (
-        ("HR@1", lambda r: hits(r, 1)),
-        ("NDCG@5", lambda r: discounted_gains(r, 5)),
+    print(f"{name}_epoch_cpu_s {our_s:.3f} {peer_s:.3f} {peer_s / our_s:.2f}", flush=True)
+    targets = task.targets("test")
+    for metric, per_user in (
+        ("HR@1", lambda ranks: hits(ranks, 1)),
+        ("NDCG@5", lambda ranks: discounted_gains(ranks, 5)),
     ):
-        own, its = (
-            np.stack([of(compute_ranks(one.scores, target)) for one in side])
-            for side in (mine, other)
+        # [seeds, users]
+        our_values, peer_values = (
+            np.stack([per_user(compute_ranks(result.scores, targets)) for result in side])
+            for side in (ours, peers)
         )
-        seen = " ".join(
-            f"{side.mean():.4f}±{side.mean(axis=1).std(ddof=len(side) > 1):.4f}"
-            for side in (own, its)
+        means = " ".join(
+            f"{values.mean():.4f}±{values.mean(axis=1).std(ddof=len(values) > 1):.4f}"
+            for values in (our_values, peer_values)
         )
-        users = paired_t_test(its.mean(axis=0), own.mean(axis=0))
-        reach = "" if users.high is None else f" ±{users.high - users.difference:.4f}"
+        test = paired_t_test(peer_values.mean(axis=0), our_values.mean(axis=0))
+        margin = "" if test.high is None else f" ±{test.high - test.difference:.4f}"
         print(
-            f"{name}_{metric} {seen} difference {users.difference:+.4f}{reach} p {users.p:.2g} n {users.n} seeds {len(own)}",
+            f"{name}_{metric} {means} difference {test.difference:+.4f}{margin}"
+            f" p {test.p:.2g} n {test.n} seeds {len(our_values)}",
             flush=True,
         )
 
 
-def ours(name: str, task: Task, seed: int) -> Trained:
+def train_ours(name: str, task: Task, seed: int) -> Result:
+    """Trains our baseline to its early stop and scores the test candidates."""
     torch.manual_seed(seed)
-    network = training.build_network(
-        name, len(task.domain.item_indices), task.length, task.settings
-    )
-    histories, candidates, target = (
-        task.histories("validation"),
-        task.candidates("validation"),
-        task.targets("validation"),
-    )
-    seconds, resumed = [], 0.0
+    item_count = len(task.domain.item_indices)
+    network = training.build_network(name, item_count, task.length, task.settings)
+    histories = task.histories("validation")
+    candidates = task.candidates("validation")
+    targets = task.targets("validation")
+    cpu_s = []
+    resumed_at = 0.0
 
-    def measure(now: Recommender) -> float:
-        """An epoch is what lies between two measurements."""
-        nonlocal resumed
-        seconds.append(time.process_time() - resumed)
-        hr1 = float(
-            hits(
-                compute_ranks(training.score_candidates(now, histories, candidates), target), 1
-            ).mean()
-        )
-        resumed = time.process_time()
+    def measure(recommender: Recommender) -> float:
+        """Returns HR@1; the time since the previous measurement was an epoch's training."""
+        nonlocal resumed_at
+        cpu_s.append(time.process_time() - resumed_at)
+        scores = training.score_candidates(recommender, histories, candidates)
+        hr1 = float(hits(compute_ranks(scores, targets), 1).mean())
+        resumed_at = time.process_time()
         return hr1
 
     training.fit_network(network, task.sequences, task.settings, seed, measure)
-    return Trained(
-        training.score_candidates(network, task.histories("test"), task.candidates("test")),
-        seconds[1:],
-    )
+    scores = training.score_candidates(network, task.histories("test"), task.candidates("test"))
+    return Result(scores, cpu_s[1:])  # the first measurement is before any training
 
 
-def peer(python: str, loss: str, name: str, task: Task, seed: int) -> Trained:
-    given = {
+def train_peer(python: str, loss: str, name: str, task: Task, seed: int) -> Result:
+    """Trains RecBole's baseline in a process of its own, in its own environment."""
+    splits = {
         split: {
             "histories": task.histories(split),
             "candidates": task.candidates(split).tolist(),
             "targets": task.targets(split).tolist(),
         }
-        for split in task.scored
+        for split in task.scored_samples
     }
-    # As many transitions in a step as ours has.
-    per_sequence = float(np.mean([min(len(s) - 1, task.length) for s in task.sequences]))
-    shared = {
+    # RecBole's batch counts transitions, ours counts sequences: a step has as many in both.
+    transitions = float(np.mean([min(len(s) - 1, task.length) for s in task.sequences]))
+    settings = {
         **task.settings.model_dump(),
         "seed": seed,
-        "recbole_batch": round(task.settings.batch * per_sequence),
+        "learning_rate": task.settings.rate,
+        "recbole_batch": round(task.settings.batch * transitions),
+    }
+    content = {
+        "sequences": task.sequences,
+        **splits,
+        "length": task.length,
+        "settings": settings,
     }
     with tempfile.TemporaryDirectory() as folder:
-        content = {"sequences": task.sequences, **given, "length": task.length, "settings": shared}
         (Path(folder) / "sequences.json").write_text(json.dumps(content))
-        done = subprocess.run(
+        process = subprocess.run(
             [python, str(PEER), folder, name, loss],
             capture_output=True,
             text=True,
             check=False,
             cwd=folder,
         )
-        result = Path(folder) / "result.json"
-        if done.returncode or not result.is_file():
-            raise SystemExit(f"RecBole failed:\n{done.stderr[-3000:]}")
-        found: dict[str, Any] = json.loads(result.read_text())
-    return Trained(np.array(found["scores"], dtype=np.float64), found["epochs_s"])
+        result_file = Path(folder) / "result.json"
+        if process.returncode or not result_file.is_file():
+            raise SystemExit(f"RecBole failed:\n{process.stderr[-3000:]}")
+        result: dict[str, Any] = json.loads(result_file.read_text())
+    return Result(np.array(result["scores"], dtype=np.float64), result["epochs_s"])
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
-"""What the schedule costs.
+"""Measures what the schedule costs.
 
-    python benchmarks/controller.py            planning at 1e6, 1e8, 1e9 samples; hand-over to 2 and to 512 workers; resume against skipping
-    python benchmarks/controller.py --live     also on Ray: gap at a segment switch, latency from an append to its first trained sample
+    python benchmarks/controller.py            planning, handing over segments, resuming
+    python benchmarks/controller.py --live     also on Ray: segment switches and an append
 
-Each line: name, ours, peer or unit, ratio. Medians of interleaved repetitions; no figure is checked against a limit here.
+Without Ray: planning at 1e6, 1e8 and 1e9 samples, handing a segment to 2 and to 512 workers, and
+the first batch after a resume against skipping batches. With --live: the wait at a segment switch,
+the time from an append to its first trained sample, and a segment that nobody requested ahead.
+Prints medians; no figure is checked against a limit.
 """
 
 import argparse
@@ -28,56 +31,64 @@ from torch.utils.data import DataLoader, IterableDataset
 from cluster.ray_session import ray_session
 from corpus import append, build
 from corpus.ingest import simulation
-from cprec.config.recipe import Recipe
 from cprec.config.cli import validate_recipe
+from cprec.config.recipe import Recipe
+from cprec.runs.control_channel import Owner
 from cprec.schedule.controller import Controller, Segment
 from cprec.schedule.plan import Plan, Portion
-from cprec.schedule.planning import PlanSettings, extend_plan, build_plan
+from cprec.schedule.planning import PlanSettings, build_plan, extend_plan
 from cprec.stream.segments import read_worker_batches
+from cprec.stream.token_sharing import NO_SHARING
 from cprec.train.distributed import controller_actor
-from cprec.runs.control_channel import Owner
 
-SEGMENT, BATCH, REPEATS = 8192, 128, 7
+SEGMENT = 8192
+"""Samples of a segment."""
+BATCH = 128
+"""Samples of a global batch."""
+REPEATS = 7
 
 
-def plan_of(samples: int, domains: int = 20) -> Plan:
-    """A plan over domains of falling size, a fifth of it mixed."""
+def example_plan(samples: int, domains: int = 20) -> Plan:
+    """Returns a plan over domains of falling size; a fifth of its samples are mixed."""
     weights = [1 / (i + 1) for i in range(domains)]
     counts = [int(samples * 0.8 * w / sum(weights)) for w in weights]
     counts[0] += int(samples * 0.8) - sum(counts)
-    domain = [Portion(f"domain/{i}", 0, 0, n) for i, n in enumerate(counts)]
-    return build_plan(
-        PlanSettings(0, 5e-6, 5e-4, 0.05), domain, [Portion("mixed", 0, 0, samples - sum(counts))]
-    )
+    portions = [Portion(f"domain/{i}", 0, 0, n) for i, n in enumerate(counts)]
+    mixed = Portion("mixed", 0, 0, samples - sum(counts))
+    return build_plan(PlanSettings(0, 5e-6, 5e-4, 0.05), portions, [mixed])
 
 
-def seconds(call: Callable[[], object], repeats: int = REPEATS) -> float:
-    """Median wall time of a call."""
-    taken = []
+def median_seconds(call: Callable[[], object], repeats: int = REPEATS) -> float:
+    """Returns the median wall time of a call [seconds]."""
+    times = []
     for _ in range(repeats):
         began = time.perf_counter()
         call()
-        taken.append(time.perf_counter() - began)
-    return statistics.median(taken)
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
 
 
-def planning() -> None:
-    """Time and memory to make a plan and to order one segment of it, far inside."""
+def order_segment(plan: Plan, start: int) -> None:
+    """Computes the rows of the segment at a position of the plan."""
+    plan.find_era(start).locate_rows(start, start + SEGMENT)
+
+
+def benchmark_planning() -> None:
+    """Prints time and memory of making a plan, and of ordering one segment deep inside it."""
     for samples in (10**6, 10**8, 10**9):
-        plan = plan_of(samples)
+        plan = example_plan(samples)
         start = plan.wsa.stable_end - 3 * SEGMENT
         tracemalloc.start()
-        plan.find_era(start).locate_rows(start, start + SEGMENT)
-        peak = tracemalloc.get_traced_memory()[1]
+        order_segment(plan, start)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        made, ordered = (
-            seconds(lambda n=samples: plan_of(n)),
-            seconds(lambda p=plan, s=start: p.find_era(s).locate_rows(s, s + SEGMENT)),
-        )
+        plan_s = median_seconds(lambda n=samples: example_plan(n))
+        segment_s = median_seconds(lambda p=plan, s=start: order_segment(p, s))
         print(
-            f"plan {samples:.0e}: make {made * 1e3:.3f} ms, a segment of {SEGMENT} {ordered * 1e3:.3f} ms, peak {peak / 2**20:.2f} MiB"
+            f"plan {samples:.0e}: make {plan_s * 1e3:.3f} ms,"
+            f" a segment of {SEGMENT} {segment_s * 1e3:.3f} ms, peak {peak_bytes / 2**20:.2f} MiB"
         )
-    plan = plan_of(10**9)
+    plan = example_plan(10**9)
     for version in range(1, 101):
         plan = extend_plan(
             plan,
@@ -87,63 +98,74 @@ def planning() -> None:
             None,
         )
     start = plan.wsa.stable_end - 3 * SEGMENT
-    print(
-        f"plan 1e9 after 100 appends: a segment {seconds(lambda: plan.find_era(start).locate_rows(start, start + SEGMENT)) * 1e3:.3f} ms"
-    )
+    segment_s = median_seconds(lambda: order_segment(plan, start))
+    print(f"plan 1e9 after 100 appends: a segment {segment_s * 1e3:.3f} ms")
 
 
-def hand_over() -> None:
-    """Time for all workers of a group to be told their segment, the state machine alone."""
-    plan = plan_of(10**9)
-    for world in (2, 512):
+def benchmark_hand_over() -> None:
+    """Prints the time to hand a segment to every worker of a group: the state machine alone."""
+    plan = example_plan(10**9)
+    for world_size in (2, 512):
 
-        def tell(world: int = world) -> None:
+        def hand_over(world_size: int = world_size) -> None:
             controller = Controller(plan, BATCH, SEGMENT)
-            for _ in range(world):
+            for _ in range(world_size):
                 segment = controller.issue_segment(0)
                 assert isinstance(segment, Segment)
 
-        print(f"hand-over of a segment to {world} workers: {seconds(tell) * 1e3:.3f} ms")
+        seconds = median_seconds(hand_over)
+        print(f"hand-over of a segment to {world_size} workers: {seconds * 1e3:.3f} ms")
 
 
 class Rows(IterableDataset):  # type: ignore[type-arg]
-    """A stream as a trainer that skips sees it: every sample before the resumed one is made again."""
+    """A stream of samples of which a trainer that resumes has to produce and skip the first."""
 
     def __init__(self, samples: int, tokens: int = 200) -> None:
-        self._samples, self._tokens = samples, tokens
+        self._samples = samples
+        self._tokens = tokens
 
     def __iter__(self):  # type: ignore[no-untyped-def]
         for i in range(self._samples):
             yield torch.full((self._tokens,), i % 997)
 
 
-def resume() -> None:
-    """The first batch after a resume at 90 % of an epoch: from the ledger's position, against skipping batches as HF Trainer does."""
+def benchmark_resume() -> None:
+    """Prints the time to the first batch after a resume at 90 % of an epoch.
+
+    Ours computes it from the position in the ledger; the peer skips batches, as Hugging Face's
+    Trainer does.
+    """
     from accelerate import skip_first_batches
 
     samples = 100_000
-    plan = plan_of(samples)
-    at = int(0.9 * plan.wsa.stable_end) // BATCH * BATCH
+    plan = example_plan(samples)
+    position = int(0.9 * plan.wsa.stable_end) // BATCH * BATCH
 
-    def ours() -> None:
-        segment = Controller(plan, BATCH, SEGMENT, samples=at).issue_segment(at)
+    def compute_position() -> None:
+        segment = Controller(plan, BATCH, SEGMENT, samples=position).issue_segment(position)
         assert isinstance(segment, Segment)
         segment.era.locate_rows(segment.start, segment.start + BATCH)
 
-    def skipping() -> None:
-        next(iter(skip_first_batches(DataLoader(Rows(samples), batch_size=BATCH), at // BATCH)))
+    def skip_batches() -> None:
+        loader = DataLoader(Rows(samples), batch_size=BATCH)
+        next(iter(skip_first_batches(loader, position // BATCH)))
 
-    own, peer = [], []
+    our_times = []
+    peer_times = []
     for _ in range(5):
-        own.append(seconds(ours, 1))
-        peer.append(seconds(skipping, 1))
-    a, b = statistics.median(own), statistics.median(peer)
+        our_times.append(median_seconds(compute_position, 1))
+        peer_times.append(median_seconds(skip_batches, 1))
+    ours = statistics.median(our_times)
+    peer = statistics.median(peer_times)
     print(
-        f"resume at 90 % of {samples:,} samples: plan {a * 1e3:.2f} ms, skipping {b * 1e3:.0f} ms, ratio {b / a:.0f}"
+        f"resume at 90 % of {samples:,} samples: plan {ours * 1e3:.2f} ms,"
+        f" skipping {peer * 1e3:.0f} ms, ratio {peer / ours:.0f}"
     )
 
 
-LIVE = {
+LIVE_SEGMENT = 512
+LIVE_BATCH = 32
+LIVE_RECIPE: dict[str, Any] = {
     "run": "live",
     "data": {
         "format": "simulated",
@@ -153,110 +175,136 @@ LIVE = {
     "simulate": {"users": 400, "items_per_domain": 100},
     "model": {"max_tokens": 512},
     "tiny": {"language_steps": 0},
-    "schedule": {"segment_samples": 512, "poll_samples": 512},
-    "train": {"global_batch": 32},
+    "schedule": {"segment_samples": LIVE_SEGMENT, "poll_samples": LIVE_SEGMENT},
+    "train": {"global_batch": LIVE_BATCH},
     "workers": 2,
 }
 
 
-def live() -> None:
-    """A run of two workers on Ray: the wait of the step after a segment switch as a share of a step, the time from an append to its first trained
-    sample, and what a segment costs from the question to the first batch when nothing was started ahead."""
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        values = {
-            **LIVE,
-            "storage": f"{place}/runs",
-            "corpus": f"{place}/corpus",
-            "data": {**LIVE["data"], "root": f"{place}/shoppers"},
-        }  # type: ignore[dict-item]
-        whole = validate_recipe(values, "the benchmark")
-        simulation.write_data_root(whole.data, whole.simulate, whole.seed)
-        values["data"] = {
-            "root": f"{place}/shoppers",
-            "domains": ["Garden", "Office", "Sports"],
-            "held_out": ["Games"],
-        }
-        recipe = place / "recipe.yaml"
-        recipe.write_text(json.dumps(values))
-        first = validate_recipe(values, "the benchmark")
-        build.build(first.data, first.seed, first.corpus, lambda _: None)
-        trace = place / "runs" / "live" / "trace.jsonl"
+def benchmark_live() -> None:
+    """Trains with two workers on Ray, appends a domain meanwhile, and prints what they waited for.
+
+    That is: the wait of the step after a segment switch as a fraction of a step; the time from the
+    append to its first trained sample; and the time from a request for a segment to its first batch
+    if nothing was started ahead.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        root = f"{folder}/shoppers"
+
+        def recipe_with(**data: Any) -> dict[str, Any]:
+            """Returns the values of the recipe with another section `data`."""
+            storage = {"storage": f"{folder}/runs", "corpus": f"{folder}/corpus"}
+            return {**LIVE_RECIPE, **storage, "data": {"root": root, **data}}
+
+        # All four domains are simulated; the corpus begins with three of them.
+        everything = validate_recipe(recipe_with(**LIVE_RECIPE["data"]), "the benchmark")
+        simulation.write_data_root(everything.data, everything.simulate, everything.seed)
+        values = recipe_with(domains=["Garden", "Office", "Sports"], held_out=["Games"])
+        recipe_file = folder / "recipe.yaml"
+        recipe_file.write_text(json.dumps(values))
+        recipe = validate_recipe(values, "the benchmark")
+        build.build(recipe.data, recipe.seed, recipe.corpus, lambda _: None)
+        trace = folder / "runs" / "live" / "trace.jsonl"
         with subprocess.Popen(
-            [sys.executable, "jobs/cpt.py", str(recipe)], cwd=ROOT, stdout=subprocess.DEVNULL
+            [sys.executable, "jobs/cpt.py", str(recipe_file)], cwd=ROOT, stdout=subprocess.DEVNULL
         ) as process:
-            wait_for(lambda: len(rows(trace)) >= 40, process)
+            wait_for(lambda: len(read_trace(trace)) >= 40, process)
             began = time.time()
-            joined = validate_recipe(
-                {**values, "data": {**values["data"], "domains": ["Music"]}}, "the benchmark"
-            )  # type: ignore[dict-item]
-            append.append(joined.data, joined.seed, joined.corpus, lambda _: None)
+            appended = validate_recipe(
+                recipe_with(domains=["Music"], held_out=["Games"]), "the benchmark"
+            )
+            append.append(appended.data, appended.seed, appended.corpus, lambda _: None)
             committed = time.time()
-            wait_for(lambda: any("domain/Music" in row["sources"] for row in rows(trace)), process)
+            wait_for(
+                lambda: any("domain/Music" in row["sources"] for row in read_trace(trace)), process
+            )
             print(
-                f"append: commit {committed - began:.1f} s; first trained sample of it {time.time() - committed:.1f} s after the commit"
+                f"append: commit {committed - began:.1f} s;"
+                f" first trained sample of it {time.time() - committed:.1f} s after the commit"
             )
             process.wait()
-        done = rows(trace)
-        step = statistics.median(row["step_s"] for row in done)
-        waits = [row["data_wait_s"] for row in done[1:] if row["samples"] % 512 == 0]
+        rows = read_trace(trace)
+        step = statistics.median(row["step_s"] for row in rows)
+        waits = [row["data_wait_s"] for row in rows[1:] if row["samples"] % LIVE_SEGMENT == 0]
         wait = statistics.median(waits)
         print(
-            f"segment switch: median wait {wait * 1e3:.1f} ms in {len(waits)}, step {step * 1e3:.0f} ms, ratio {wait / step:.3f}"
+            f"segment switch: median wait {wait * 1e3:.1f} ms in {len(waits)},"
+            f" step {step * 1e3:.0f} ms, ratio {wait / step:.3f}"
         )
-        asked(first, f"{place}/runs/live")
+        benchmark_requests(recipe, f"{folder}/runs/live")
 
 
-def asked(recipe: Recipe, run: str) -> None:
-    """Two real workers, as Ray actors, ask the controller of a finished run for its first segments, again and again."""
+def benchmark_requests(recipe: Recipe, run_uri: str) -> None:
+    """Lets two Ray actors request the first segments of a finished run, one after the other."""
     with ray_session("local", 4):
         settings = controller_actor.ControllerSettings(
-            "live",
-            run,
-            recipe.corpus,
-            str(next((Path(run).parent / "bases").iterdir())),
-            None,
-            512,
-            32,
-            512,
-            512,
-            None,
+            run="live",
+            run_uri=run_uri,
+            corpus_uri=recipe.corpus,
+            base=str(next((Path(run_uri).parent / "bases").iterdir())),
+            revision=None,
+            max_tokens=512,
+            token_sharing=NO_SHARING,
+            global_batch_size=LIVE_BATCH,
+            segment_samples=LIVE_SEGMENT,
+            poll_samples=LIVE_SEGMENT,
+            max_domain_samples=None,
+            replay_fraction=0.0,
         )
         controller = controller_actor.start_controller(settings, Owner.this_process())
-        ray.get(controller.begin_attempt.remote(controller_actor.WorkerGroup(99, 2, 0, None), []))
-        workers = [ray.remote(num_cpus=0)(Asker).remote(controller, rank) for rank in range(2)]
-        told, streamed = [], []
-        for turn in range(REPEATS + 1):
-            found = ray.get([worker.ask.remote(512 * turn) for worker in workers])
-            if turn:  # the first one starts processes
-                told.append(max(seconds for seconds, _ in found))
-                streamed.append(max(seconds for _, seconds in found))
+        group = controller_actor.WorkerGroup(
+            attempt=99, world_size=2, samples=0, checkpoint_uri=None
+        )
+        ray.get(controller.begin_attempt.remote(group, []))
+        requesters = [
+            ray.remote(num_cpus=0)(Requester).remote(controller, group.attempt, rank)
+            for rank in range(group.world_size)
+        ]
+        answer_s = []
+        first_batch_s = []
+        for round_number in range(REPEATS + 1):
+            position = LIVE_SEGMENT * round_number
+            times = ray.get([requester.request.remote(position) for requester in requesters])
+            if round_number:  # the first round starts processes
+                answer_s.append(max(answered for answered, _ in times))
+                first_batch_s.append(max(first_batch for _, first_batch in times))
         print(
-            f"segment on 2 real workers: told after {statistics.median(told) * 1e3:.1f} ms, first batch {statistics.median(streamed) * 1e3:.0f} ms"
+            "segment on 2 real workers:"
+            f" handed out after {statistics.median(answer_s) * 1e3:.1f} ms,"
+            f" first batch {statistics.median(first_batch_s) * 1e3:.0f} ms"
         )
 
 
-class Asker:
-    """A worker that asks for segments and reads them."""
+class Requester:
+    """A worker that requests segments and reads them without training."""
 
-    def __init__(self, controller: Any, rank: int) -> None:
-        self._controller, self._rank = controller, rank
+    def __init__(self, controller: Any, attempt: int, rank: int) -> None:
+        self._controller = controller
+        self._attempt = attempt
+        self._rank = rank
 
-    def ask(self, position: int) -> tuple[float, float]:
-        """Seconds until the controller answered, and until the first batch was there."""
+    def request(self, position: int) -> tuple[float, float]:
+        """Requests the segment at a position and reads it to its end.
+
+        Returns:
+            Seconds until the controller answered, and until the first batch arrived.
+        """
         began = time.perf_counter()
-        handed = ray.get(self._controller.issue_segment.remote(99, position, self._rank))
-        told = time.perf_counter() - began
-        batches = read_worker_batches(handed.iterator, handed.segment, self._rank)
+        assigned = ray.get(
+            self._controller.issue_segment.remote(self._attempt, position, self._rank)
+        )
+        answered = time.perf_counter() - began
+        batches = read_worker_batches(assigned.iterator, assigned.segment, self._rank)
         next(batches)
-        first = time.perf_counter() - began
+        first_batch = time.perf_counter() - began
         for _ in batches:
             pass
-        return told, first
+        return answered, first_batch
 
 
-def rows(trace: Path) -> list[dict[str, Any]]:
-    """The trace so far."""
+def read_trace(trace: Path) -> list[dict[str, Any]]:
+    """Returns the rows of a trace so far; a last line that is still being written is left out."""
     if not trace.exists():
         return []
     return [
@@ -266,12 +314,13 @@ def rows(trace: Path) -> list[dict[str, Any]]:
     ]
 
 
-def wait_for(reached: Callable[[], bool], process: "subprocess.Popen[bytes]") -> None:
-    """Wait for a condition while a process lives."""
-    while not reached():
+def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[bytes]") -> None:
+    """Waits until a condition holds; fails if the process ends before."""
+    while not condition():
         if process.poll() is not None:
             raise SystemExit(
-                f"the run ended with exit code {process.returncode} before what was waited for"
+                f"jobs/cpt.py ended with exit code {process.returncode} before the benchmark could"
+                " measure it"
             )
         time.sleep(0.2)
 
@@ -280,10 +329,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--live", action="store_true")
+    parser.add_argument("--live", action="store_true", help="also measure a run on Ray")
     options = parser.parse_args()
-    planning()
-    hand_over()
-    resume()
+    benchmark_planning()
+    benchmark_hand_over()
+    benchmark_resume()
     if options.live:
-        live()
+        benchmark_live()

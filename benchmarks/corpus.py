@@ -1,23 +1,29 @@
-"""A corpus of simulated interactions: time and peak memory of the build against the same output by plain polars and plain pandas.
+"""Measures builds, appends and inspections of a corpus of simulated interactions.
 
     python benchmarks/corpus.py [INTERACTIONS ...] [--peers polars,pandas] [--rounds 1]
     python benchmarks/corpus.py --append [300000 3000000] [--rounds 1]
     python benchmarks/corpus.py --on-ray [3000000]
     python benchmarks/corpus.py --inspect [3000000 10000000]
 
-Every build is a process of its own, ours and the peers' in turn. A peer does what one would write down first: k-core,
-leave-one-out, histories as lists (domain by domain and mixed, without the two rules for mixed histories, so it keeps more), 19 negatives, one parquet
-file per source. It has no versions, checks nothing, and draws candidates from a generator.
-Prints `name ours peer ratio` in seconds, CPU seconds and MiB (ratio: peer / ours), and how ours grows from one size to the next.
+Every build runs in a process of its own, ours and the peers' in turn.
 
-With --append: a domain of 100,000 interactions of 8,000 users, those of the corpus or new ones, appended to corpora of these sizes: seconds of the
-append alone, and how they grow with the corpus.
+Without an option: the build against the same output by plain polars and plain pandas. A peer does
+what one would write first: k-core, leave-one-out, histories as lists (domain by domain and mixed),
+19 negatives from a random generator, one parquet file per source. It has no versions, checks
+nothing, and keeps more samples, because it lacks the two rules for mixed histories. Prints
+`name ours peer ratio` in seconds, CPU seconds and MiB (ratio: peer / ours), and how ours grows from
+one size to the next.
 
-With --on-ray: the build on Ray against the build in one process, then the append of one more domain to each (as large as those there, of the same
-users): seconds, peak MiB of the driver and of the largest worker (memory that is its own, looked at twenty times a second), and whether both wrote
+--append: appends a domain of 100,000 interactions of 8,000 users to corpora of these sizes; once
+the users are the corpus's own, once they are new. Prints the seconds of the append alone, and how
+they grow with the corpus.
+
+--on-ray: the build on Ray against the build in one process, then to each the append of one more
+domain, as large as the others and of the same users. Prints seconds, the peak MiB of the driver and
+of the largest worker (without shared memory, sampled twenty times a second), and whether both wrote
 the same files.
 
-With --inspect: seconds and peak MiB of reading a corpus that is there: leakage and shape.
+--inspect: seconds and peak MiB of checking a finished corpus for leakage and counting its shape.
 """
 
 import argparse
@@ -44,23 +50,40 @@ from corpus.build import build
 from corpus.inspect.inspection import inspect_corpus
 from corpus.inspect.leakage import LEAK_CHECKS
 from corpus.settings import DataSettings
-from corpus.store.tables import Corpus
+from corpus.store.tables import Corpus, Stream
 
 DOMAINS = ("A", "B", "C")
-K, LOW, HIGH, COUNT = 3, 3, 10, 20
+APPENDED_DOMAIN = "D"
+K_CORE = 3
+MIN_HISTORY = 3
+MAX_HISTORY = 10
+NUM_CANDIDATES = 20
 UNITS = ("seconds", "cpu_seconds", "MiB")
+SPLITS = ("train", "validation", "test")
+NEVER = 10**12
+"""A number of interactions above which a build runs on Ray that no benchmark reaches."""
 
 
 def simulate(root: Path, rows: int) -> None:
-    """Interactions of rows / 12 users over three domains."""
+    """Writes interactions of rows / 12 users over three domains."""
     for seed, domain in enumerate(DOMAINS):
-        _domain(
-            root, domain, rows // len(DOMAINS), np.arange(rows // 12), max(rows // 150, 200), seed
-        )
+        users = np.arange(rows // 12)
+        simulate_domain(root, domain, rows // len(DOMAINS), users, max(rows // 150, 200), seed)
 
 
-def _domain(root: Path, domain: str, rows: int, users: np.ndarray, items: int, seed: int) -> None:
-    """One domain's files: users alike, items by a power law, times in whole days."""
+def simulate_domain(
+    root: Path, domain: str, rows: int, users: np.ndarray, items: int, seed: int
+) -> None:
+    """Writes the files of one domain: users drawn evenly, items by a power law, whole days.
+
+    Args:
+        root: The data root.
+        domain: Name of the domain.
+        rows: Number of interactions.
+        users: Numbers of the users.
+        items: Number of items.
+        seed: Seed of the draws.
+    """
     rng = np.random.default_rng(seed)
     for folder in ("interactions", "items"):
         (root / folder).mkdir(parents=True, exist_ok=True)
@@ -80,341 +103,401 @@ def _domain(root: Path, domain: str, rows: int, users: np.ndarray, items: int, s
     )
 
 
-def ours(root: Path, out: Path, above: int = 10**12) -> int:
-    corpus = build(
-        DataSettings(root=str(root), domains=DOMAINS, distribute_above=above),
-        0,
-        str(out),
-        lambda line: None,
-    )
-    return sum(
-        stream.rows for split in ("train", "validation", "test") for stream in corpus.streams(split)
-    )
+def simulate_appended_domain(root: Path, rows: int) -> None:
+    """Writes one more domain, as large as the others and of the same users."""
+    users = np.arange(rows // 12)
+    items = max(rows // 150, 200)
+    seed = len(DOMAINS)
+    simulate_domain(root, APPENDED_DOMAIN, rows // len(DOMAINS), users, items, seed)
 
 
-def more(root: Path, out: Path, above: int = 10**12) -> int:
-    """Samples of the domain D, appended to a corpus."""
-    corpus = append(
-        DataSettings(root=str(root), domains=("D",), distribute_above=above),
-        0,
-        str(out),
-        lambda line: None,
-    )
-    return sum(
-        stream.rows
-        for split in ("train", "validation", "test")
-        for stream in corpus.streams(split)
-        if stream.version == 1
-    )
+def build_ours(root: Path, out: Path, distribute_above: int = NEVER) -> int:
+    """Builds a corpus; returns its number of samples."""
+    settings = DataSettings(root=str(root), domains=DOMAINS, distribute_above=distribute_above)
+    return sum(stream.rows for stream in all_streams(build(settings, 0, str(out), ignore)))
 
 
-def negatives(
-    target: np.ndarray, user: np.ndarray, item: np.ndarray, of: np.ndarray, items: int
+def append_ours(root: Path, out: Path, distribute_above: int = NEVER) -> int:
+    """Appends a domain to a corpus; returns the number of samples that it adds."""
+    settings = DataSettings(
+        root=str(root), domains=(APPENDED_DOMAIN,), distribute_above=distribute_above
+    )
+    corpus = append(settings, 0, str(out), ignore)
+    return sum(stream.rows for stream in all_streams(corpus) if stream.version == 1)
+
+
+def all_streams(corpus: Corpus) -> list[Stream]:
+    """Returns the streams of all splits."""
+    return [stream for split in SPLITS for stream in corpus.streams(split)]
+
+
+def ignore(line: str) -> None:
+    """Ignores a line of progress."""
+
+
+def draw_candidates(
+    targets: np.ndarray,
+    target_users: np.ndarray,
+    users: np.ndarray,
+    items: np.ndarray,
+    item_count: int,
 ) -> np.ndarray:
-    """Candidates [n, COUNT], redrawn where the user has the item or one comes twice. user, item: all interactions; of: each target's user."""
+    """Draws the candidates of each target, as the peers do it.
+
+    Negatives are drawn again where the user has the item or an item stands twice.
+
+    Args:
+        targets: The true items [samples].
+        target_users: The user of each target [samples].
+        users: The user of every interaction [interactions].
+        items: The item of every interaction [interactions].
+        item_count: Number of items.
+
+    Returns:
+        Candidates [samples, NUM_CANDIDATES], shuffled.
+    """
     rng = np.random.default_rng(0)
-    had = np.unique(user.astype(np.int64) * items + item)
-    drawn = rng.integers(0, items, (target.size, COUNT))
-    drawn[:, 0] = target
-    todo = np.arange(target.size)
-    while todo.size:
-        part = drawn[todo]
-        ordered = np.argsort(part, axis=1, kind="stable")
-        values = np.take_along_axis(part, ordered, 1)
-        twice = np.zeros_like(part, bool)
-        np.put_along_axis(twice, ordered[:, 1:], values[:, 1:] == values[:, :-1], 1)
-        key = of[todo].astype(np.int64)[:, None] * items + part
-        bad = twice | (had[np.minimum(np.searchsorted(had, key), had.size - 1)] == key)
-        bad[:, 0] = False
-        part[bad] = rng.integers(0, items, int(bad.sum()))
-        drawn[todo] = part
-        todo = todo[bad.any(axis=1)]
-    return rng.permuted(drawn, axis=1)
+    seen_keys = np.unique(users.astype(np.int64) * item_count + items)
+    candidates = rng.integers(0, item_count, (targets.size, NUM_CANDIDATES))
+    candidates[:, 0] = targets
+    pending = np.arange(targets.size)
+    while pending.size:
+        part = candidates[pending]
+        order = np.argsort(part, axis=1, kind="stable")
+        values = np.take_along_axis(part, order, 1)
+        repeated = np.zeros_like(part, bool)
+        np.put_along_axis(repeated, order[:, 1:], values[:, 1:] == values[:, :-1], 1)
+        keys = target_users[pending].astype(np.int64)[:, None] * item_count + part
+        places = np.minimum(np.searchsorted(seen_keys, keys), seen_keys.size - 1)
+        redraw = repeated | (seen_keys[places] == keys)
+        redraw[:, 0] = False
+        part[redraw] = rng.integers(0, item_count, int(redraw.sum()))
+        candidates[pending] = part
+        pending = pending[redraw.any(axis=1)]
+    return rng.permuted(candidates, axis=1)
 
 
-def polars(root: Path, out: Path) -> int:
+def build_with_polars(root: Path, out: Path) -> int:
+    """Builds the same kind of samples with plain polars; returns their number."""
     out.mkdir()
-    found, total, first = [], 0, 0
+    domain_rows = []
+    samples = 0
+    first_item = 0
     for domain in DOMAINS:
         rows = pl.read_parquet(root / "interactions" / f"{domain}.parquet").unique()
         while True:
-            kept = rows.filter(pl.len().over("user_id") >= K).filter(pl.len().over("item_id") >= K)
-            if kept.height == rows.height:
+            core = rows.filter(pl.len().over("user_id") >= K_CORE).filter(
+                pl.len().over("item_id") >= K_CORE
+            )
+            if core.height == rows.height:
                 break
-            rows = kept
+            rows = core
         ids = rows["item_id"].unique().sort()
         rows = rows.join(
-            pl.DataFrame({"item_id": ids, "item": np.arange(ids.len()) + first}), on="item_id"
+            pl.DataFrame({"item_id": ids, "item": np.arange(ids.len()) + first_item}), on="item_id"
         ).sort("user_id", "timestamp", "item_id")
         rows = rows.with_columns(
             domain=pl.lit(domain),
             place=pl.int_range(pl.len()).over("user_id"),
             size=pl.len().over("user_id"),
         )
-        found.append(rows)
-        total += _polars_samples(rows, rows, first, ids.len(), out / f"{domain}.parquet")
-        first += ids.len()
-    mixed = (
-        pl.concat(found)
-        .filter(pl.col("place") < pl.col("size").cast(pl.Int64) - 2)
-        .sort("user_id", "timestamp", "domain", "item_id")
+        domain_rows.append(rows)
+        file = out / f"{domain}.parquet"
+        samples += write_polars_samples(rows, rows, first_item, ids.len(), file)
+        first_item += ids.len()
+    all_rows = pl.concat(domain_rows)
+    # Leave-one-out: the last two interactions with each domain are validation and test.
+    mixed = all_rows.filter(pl.col("place") < pl.col("size").cast(pl.Int64) - 2).sort(
+        "user_id", "timestamp", "domain", "item_id"
     )
     mixed = mixed.with_columns(place=pl.int_range(pl.len()).over("user_id"))
-    return total + _polars_samples(mixed, pl.concat(found), 0, first, out / "mixed.parquet")
+    return samples + write_polars_samples(mixed, all_rows, 0, first_item, out / "mixed.parquet")
 
 
-def _polars_samples(
-    rows: pl.DataFrame, every: pl.DataFrame, first: int, items: int, file: Path
+def write_polars_samples(
+    rows: pl.DataFrame, all_rows: pl.DataFrame, first_item: int, item_count: int, file: Path
 ) -> int:
-    lags = [pl.col("item").shift(back).over("user_id") for back in range(HIGH, 0, -1)]
-    history = pl.concat_list(lags).list.drop_nulls().alias("history")
-    made = rows.with_columns(history).filter(pl.col("place") >= LOW)
-    codes = every.select("user_id", "item", user=pl.col("user_id").rank("dense").cast(pl.Int64))
-    of = made.join(
-        codes.select("user_id", "user").unique(), on="user_id", how="left", maintain_order="left"
-    )["user"]
-    drawn = (
-        negatives(
-            made["item"].to_numpy() - first,
-            codes["user"].to_numpy(),
-            codes["item"].to_numpy() - first,
-            of.to_numpy(),
-            items,
-        )
-        + first
+    """Writes the samples of one source; returns their number.
+
+    Args:
+        rows: Interactions that become targets and histories, by user and time.
+        all_rows: Interactions whose items are no negatives of their users.
+        first_item: Number of the first item that may be a negative.
+        item_count: Number of items that may be negatives.
+        file: The file to write.
+    """
+    previous = [pl.col("item").shift(back).over("user_id") for back in range(MAX_HISTORY, 0, -1)]
+    history = pl.concat_list(previous).list.drop_nulls().alias("history")
+    samples = rows.with_columns(history).filter(pl.col("place") >= MIN_HISTORY)
+    interactions = all_rows.select(
+        "user_id", "item", user=pl.col("user_id").rank("dense").cast(pl.Int64)
     )
-    made.with_columns(candidates=pl.Series(drawn)).write_parquet(file)
-    return made.height
+    user_numbers = interactions.select("user_id", "user").unique()
+    target_users = samples.join(user_numbers, on="user_id", how="left", maintain_order="left")[
+        "user"
+    ]
+    candidates = draw_candidates(
+        samples["item"].to_numpy() - first_item,
+        target_users.to_numpy(),
+        interactions["user"].to_numpy(),
+        interactions["item"].to_numpy() - first_item,
+        item_count,
+    )
+    samples.with_columns(candidates=pl.Series(candidates + first_item)).write_parquet(file)
+    return samples.height
 
 
-def pandas(root: Path, out: Path) -> int:
+def build_with_pandas(root: Path, out: Path) -> int:
+    """Builds the same kind of samples with plain pandas; returns their number."""
     out.mkdir()
-    found, total, first = [], 0, 0
+    domain_rows = []
+    samples = 0
+    first_item = 0
     for domain in DOMAINS:
         rows = pd.read_parquet(root / "interactions" / f"{domain}.parquet").drop_duplicates()
         while True:
-            kept = rows[rows.groupby("user_id")["item_id"].transform("size") >= K]
-            kept = kept[kept.groupby("item_id")["user_id"].transform("size") >= K]
-            if len(kept) == len(rows):
+            core = rows[rows.groupby("user_id")["item_id"].transform("size") >= K_CORE]
+            core = core[core.groupby("item_id")["user_id"].transform("size") >= K_CORE]
+            if len(core) == len(rows):
                 break
-            rows = kept
+            rows = core
         rows = rows.assign(
-            item=rows["item_id"].rank(method="dense").astype(int) - 1 + first, domain=domain
+            item=rows["item_id"].rank(method="dense").astype(int) - 1 + first_item, domain=domain
         )
         rows = rows.sort_values(["user_id", "timestamp", "item_id"])
         by_user = rows.groupby("user_id")
         rows = rows.assign(place=by_user.cumcount(), size=by_user["item"].transform("size"))
-        items = rows["item_id"].nunique()
-        found.append(rows)
-        total += _pandas_samples(rows, rows, first, items, out / f"{domain}.parquet")
-        first += items
-    every = pd.concat(found)
-    mixed = every[every["place"] < every["size"] - 2].sort_values(
+        item_count = rows["item_id"].nunique()
+        domain_rows.append(rows)
+        file = out / f"{domain}.parquet"
+        samples += write_pandas_samples(rows, rows, first_item, item_count, file)
+        first_item += item_count
+    all_rows = pd.concat(domain_rows)
+    # Leave-one-out: the last two interactions with each domain are validation and test.
+    mixed = all_rows[all_rows["place"] < all_rows["size"] - 2].sort_values(
         ["user_id", "timestamp", "domain", "item_id"]
     )
     mixed = mixed.assign(place=mixed.groupby("user_id").cumcount())
-    return total + _pandas_samples(mixed, every, 0, first, out / "mixed.parquet")
+    return samples + write_pandas_samples(mixed, all_rows, 0, first_item, out / "mixed.parquet")
 
 
-def _pandas_samples(
-    rows: pd.DataFrame, every: pd.DataFrame, first: int, items: int, file: Path
+def write_pandas_samples(
+    rows: pd.DataFrame, all_rows: pd.DataFrame, first_item: int, item_count: int, file: Path
 ) -> int:
+    """Writes the samples of one source; returns their number. Arguments as with polars."""
     histories = []
-    for _, of in rows.groupby("user_id", sort=False)["item"]:
-        values = of.tolist()
-        histories += [values[max(0, place - HIGH) : place] for place in range(len(values))]
-    made = rows.assign(history=histories)
-    made = made[made["place"] >= LOW]
-    codes, names = pd.factorize(every["user_id"])
-    of = names.get_indexer(made["user_id"])
-    drawn = (
-        negatives(
-            made["item"].to_numpy() - first, codes, every["item"].to_numpy() - first, of, items
-        )
-        + first
+    for _, user_items in rows.groupby("user_id", sort=False)["item"]:
+        items = user_items.tolist()
+        histories += [items[max(0, place - MAX_HISTORY) : place] for place in range(len(items))]
+    samples = rows.assign(history=histories)
+    samples = samples[samples["place"] >= MIN_HISTORY]
+    users, user_ids = pd.factorize(all_rows["user_id"])
+    candidates = draw_candidates(
+        samples["item"].to_numpy() - first_item,
+        user_ids.get_indexer(samples["user_id"]),
+        users,
+        all_rows["item"].to_numpy() - first_item,
+        item_count,
     )
-    made.assign(candidates=list(drawn)).to_parquet(file)
-    return len(made)
+    samples.assign(candidates=list(candidates + first_item)).to_parquet(file)
+    return len(samples)
 
 
-def measured(name: str, root: Path) -> tuple[float, ...]:
-    """Seconds, CPU seconds, peak MiB, samples of one build in a process of its own; NaN if it died."""
-    with tempfile.TemporaryDirectory() as out:
-        command = [sys.executable, __file__, "--one", name, str(root), str(Path(out) / "made")]
-        told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    return tuple(map(float, told.stdout.split())) if not told.returncode else (float("nan"),) * 4
+def run_in_process(name: str, root: Path, out: Path, check: bool = True) -> tuple[float, ...]:
+    """Runs one measurement of this file in a process of its own.
+
+    Args:
+        name: Name of the measurement, as `measure` knows it.
+        root: The data root.
+        out: Folder of the corpus.
+        check: Whether a process that fails is an error.
+
+    Returns:
+        Seconds, CPU seconds, peak MiB, number of samples and, on Ray, the peak MiB of the largest
+        worker; NaN if the process failed.
+    """
+    command = [sys.executable, __file__, "--one", name, str(root), str(out)]
+    process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=check)
+    if process.returncode:
+        return (float("nan"),) * 4
+    return tuple(map(float, process.stdout.split()))
 
 
-def one(name: str, root: Path, out: Path) -> None:
-    if name.startswith("append"):
-        first = 0 if name == "append_known_users" else 10**9
-        _domain(
-            out.parent / "more", "D", 100_000, np.arange(first, first + 8_000), 2_000, len(DOMAINS)
-        )
-        ours(root, out)
-    started, of_processor = time.perf_counter(), time.process_time()
-    if name.startswith("append"):
-        samples = more(out.parent / "more", out)
+def measure(name: str, root: Path, out: Path) -> None:
+    """Does one measurement in this process; prints what `run_in_process` returns."""
+    measures_append = name in ("append_known_users", "append_new_users")
+    appended_root = out.parent / "more"
+    if measures_append:
+        first_user = 0 if name == "append_known_users" else 10**9
+        users = np.arange(first_user, first_user + 8_000)
+        simulate_domain(appended_root, APPENDED_DOMAIN, 100_000, users, 2_000, len(DOMAINS))
+        build_ours(root, out)
+    began = time.perf_counter()
+    cpu_began = time.process_time()
+    worker_mib = None
+    if measures_append:
+        samples = append_ours(appended_root, out)
     elif name == "inspect":
         leaks = inspect_corpus(Corpus.open(str(out))).leak_counts
-        samples = sum(leaks[number] for number in LEAK_CHECKS)
-    elif name.startswith("ray"):
-        samples, worker = watched(more if name == "ray_append" else ours, root, out)
+        samples = sum(leaks[number] for number in LEAK_CHECKS)  # not samples: what must be 0
+    elif name == "ray":
+        samples, worker_mib = watch_workers(build_ours, root, out)
+    elif name == "ray_append":
+        samples, worker_mib = watch_workers(append_ours, root, out)
     else:
-        samples = {"ours": ours, "ours_append": more, "polars": polars, "pandas": pandas}[name](
-            root, out
-        )
-    took = time.perf_counter() - started, time.process_time() - of_processor
-    print(*took, peak(), samples, *([worker] if name.startswith("ray") else []))
+        run = {
+            "ours": build_ours,
+            "ours_append": append_ours,
+            "polars": build_with_polars,
+            "pandas": build_with_pandas,
+        }[name]
+        samples = run(root, out)
+    seconds = time.perf_counter() - began
+    cpu_seconds = time.process_time() - cpu_began
+    workers = [] if worker_mib is None else [worker_mib]
+    print(seconds, cpu_seconds, peak_mib(), samples, *workers)
 
 
-def peak() -> float:
-    """The most memory that this process had, in MiB. Its own: getrusage would also tell what the process had that started it."""
-    return (
-        next(
-            int(line.split()[1])
-            for line in Path("/proc/self/status").read_text().splitlines()
-            if line.startswith("VmHWM:")
-        )
-        / 1024
-    )
+def peak_mib() -> float:
+    """Returns the peak memory of this process [MiB].
+
+    getrusage would not do: it also counts the memory of the process that started this one.
+    """
+    status = Path("/proc/self/status").read_text()
+    [peak_kib] = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")]
+    return int(peak_kib) / 1024
 
 
-def runs(rows: int, names: list[str], rounds: int) -> dict[str, tuple[float, ...]]:
-    """Medians of what `measured` gives, by name."""
-    with tempfile.TemporaryDirectory() as place:
-        simulate(Path(place) / "root", rows)
-        found: dict[str, list[tuple[float, ...]]] = {name: [] for name in names}
-        for _ in range(rounds):
-            for name in names:
-                found[name].append(measured(name, Path(place) / "root"))
-    return {name: tuple(map(median, zip(*of, strict=True))) for name, of in found.items()}
-
-
-def compare(sizes: list[int], peers: list[str], rounds: int) -> None:
-    before: tuple[int, tuple[float, ...]] | None = None
-    names = ["ours", *peers]
-    for rows in sizes:
-        of = runs(rows, names, rounds)
-        print(
-            f"{rows:,}_interactions_ours {', '.join(f'{seen:,.1f} {unit}' for seen, unit in zip(of['ours'], UNITS, strict=False))}",
-            flush=True,
-        )
-        for name in peers:
-            for seen, unit, peer in zip(of["ours"], UNITS, of[name], strict=False):
-                print(
-                    f"{rows:,}_interactions_{unit}_vs_{name} {seen:.1f} {peer:.1f} {peer / seen:.2f}",
-                    flush=True,
-                )
-        print(
-            f"{rows:,}_interactions_samples {', '.join(f'{name} {of[name][-1]:,.0f}' for name in names)}",
-            flush=True,
-        )
-        if before is not None:
-            growth = (
-                f"{unit} x{now / then:.1f}"
-                for unit, now, then in zip(UNITS, of["ours"], before[1], strict=False)
-            )
-            print(f"growth_x{rows / before[0]:.0f} {', '.join(growth)}", flush=True)
-        before = rows, of["ours"]
-
-
-def appends(sizes: list[int], rounds: int) -> None:
-    names = ["append_known_users", "append_new_users"]
-    by_size = [runs(rows, names, rounds) for rows in sizes]
-    for name in names:
-        seconds = [of[name][0] for of in by_size]
-        told = ", ".join(
-            f"{rows:,}: {took:.2f} s, {of[name][-1]:,.0f} samples"
-            for rows, took, of in zip(sizes, seconds, by_size, strict=True)
-        )
-        print(
-            f"{name} {told}; corpus x{sizes[-1] / sizes[0]:.0f}, time x{seconds[-1] / seconds[0]:.2f}",
-            flush=True,
-        )
-
-
-def on_ray(rows: int) -> None:
+def run_rounds(rows: int, names: list[str], rounds: int) -> dict[str, tuple[float, ...]]:
+    """Simulates interactions and runs measurements in turn; returns their medians by name."""
+    results: dict[str, list[tuple[float, ...]]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as place:
         root = Path(place) / "root"
         simulate(root, rows)
-        _domain(
-            root,
-            "D",
-            rows // len(DOMAINS),
-            np.arange(rows // 12),
-            max(rows // 150, 200),
-            len(DOMAINS),
-        )
-        for name in ("ours", "ray", "ours_append", "ray_append"):
-            command = [
-                sys.executable,
-                __file__,
-                "--one",
-                name,
-                str(root),
-                str(Path(place) / name.removesuffix("_append")),
-            ]
-            told = subprocess.run(
-                command, stdout=subprocess.PIPE, text=True, check=True
-            ).stdout.split()
-            seconds, _, peak, _ = map(float, told[:4])
-            worker = f", largest worker {float(told[4]):,.0f} MiB" if name.startswith("ray") else ""
-            print(
-                f"{rows:,}_interactions_{name} {seconds:.1f} seconds, driver {peak:,.0f} MiB{worker}",
-                flush=True,
-            )
-        digests = [_digests(Path(place) / name) for name in ("ours", "ray")]
-        print(f"files {len(digests[0])}, the same {digests[0] == digests[1]}", flush=True)
+        for _ in range(rounds):
+            for name in names:
+                with tempfile.TemporaryDirectory() as out:
+                    results[name].append(
+                        run_in_process(name, root, Path(out) / "corpus", check=False)
+                    )
+    return {name: tuple(map(median, zip(*runs, strict=True))) for name, runs in results.items()}
 
 
-def inspections(sizes: list[int]) -> None:
+def compare_builds(sizes: list[int], peers: list[str], rounds: int) -> None:
+    """Prints our builds of each size against the peers', and how ours grow."""
+    rows_before = 0
+    ours_before: tuple[float, ...] = ()
     for rows in sizes:
-        with tempfile.TemporaryDirectory() as place:
-            simulate(Path(place) / "root", rows)
-            for name in ("ours", "inspect"):
-                command = [
-                    sys.executable,
-                    __file__,
-                    "--one",
-                    name,
-                    str(Path(place) / "root"),
-                    str(Path(place) / "made"),
-                ]
-                told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        seconds, _, peak, leaks = map(float, told.stdout.split())
+        results = run_rounds(rows, ["ours", *peers], rounds)
+        ours = results["ours"]
+        figures = (f"{value:,.1f} {unit}" for value, unit in zip(ours, UNITS, strict=False))
+        print(f"{rows:,}_interactions_ours {', '.join(figures)}", flush=True)
+        for name in peers:
+            for our_value, unit, value in zip(ours, UNITS, results[name], strict=False):
+                print(
+                    f"{rows:,}_interactions_{unit}_vs_{name}"
+                    f" {our_value:.1f} {value:.1f} {value / our_value:.2f}",
+                    flush=True,
+                )
+        samples = ", ".join(f"{name} {result[-1]:,.0f}" for name, result in results.items())
+        print(f"{rows:,}_interactions_samples {samples}", flush=True)
+        if rows_before:
+            growth = (
+                f"{unit} x{now / before:.1f}"
+                for unit, now, before in zip(UNITS, ours, ours_before, strict=False)
+            )
+            print(f"growth_x{rows / rows_before:.0f} {', '.join(growth)}", flush=True)
+        rows_before = rows
+        ours_before = ours
+
+
+def compare_appends(sizes: list[int], rounds: int) -> None:
+    """Prints the appends to corpora of each size, and how their time grows."""
+    names = ["append_known_users", "append_new_users"]
+    results = [run_rounds(rows, names, rounds) for rows in sizes]
+    for name in names:
+        seconds = [result[name][0] for result in results]
+        figures = ", ".join(
+            f"{rows:,}: {result[name][0]:.2f} s, {result[name][-1]:,.0f} samples"
+            for rows, result in zip(sizes, results, strict=True)
+        )
         print(
-            f"{rows:,}_interactions_inspect {seconds:.1f} seconds, {peak:,.0f} MiB, leaks {leaks:.0f}",
+            f"{name} {figures}; corpus x{sizes[-1] / sizes[0]:.0f},"
+            f" time x{seconds[-1] / seconds[0]:.2f}",
             flush=True,
         )
 
 
-def _digests(out: Path) -> dict[str, str]:
-    """Of all files but the log, whose commits tell the time."""
+def compare_with_ray(rows: int) -> None:
+    """Prints a build and an append in one process and on Ray, and whether the files are equal."""
+    with tempfile.TemporaryDirectory() as place:
+        root = Path(place) / "root"
+        simulate(root, rows)
+        simulate_appended_domain(root, rows)
+        for name in ("ours", "ray", "ours_append", "ray_append"):
+            out = Path(place) / name.removesuffix("_append")
+            seconds, _, driver_mib, _, *workers = run_in_process(name, root, out)
+            worker = f", largest worker {workers[0]:,.0f} MiB" if workers else ""
+            print(
+                f"{rows:,}_interactions_{name} {seconds:.1f} seconds,"
+                f" driver {driver_mib:,.0f} MiB{worker}",
+                flush=True,
+            )
+        ours, on_ray = (file_digests(Path(place) / name) for name in ("ours", "ray"))
+        print(f"files {len(ours)}, the same {ours == on_ray}", flush=True)
+
+
+def measure_inspections(sizes: list[int]) -> None:
+    """Prints the inspection of a corpus of each size."""
+    for rows in sizes:
+        with tempfile.TemporaryDirectory() as place:
+            root = Path(place) / "root"
+            out = Path(place) / "corpus"
+            simulate(root, rows)
+            run_in_process("ours", root, out)
+            seconds, _, mib, leaks = run_in_process("inspect", root, out)
+        print(
+            f"{rows:,}_interactions_inspect {seconds:.1f} seconds, {mib:,.0f} MiB,"
+            f" leaks {leaks:.0f}",
+            flush=True,
+        )
+
+
+def file_digests(out: Path) -> dict[str, str]:
+    """Returns the digest of every file but Delta's log, whose commits hold the time."""
     files = [path for path in out.rglob("*") if path.is_file() and "_delta_log" not in path.parts]
     return {
         str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
     }
 
 
-def watched(job: Callable[[Path, Path, int], int], root: Path, out: Path) -> tuple[int, float]:
-    """Samples of a job on Ray, and the most memory of its own that one of Ray's workers had, in MiB."""
-    most, ended = [0.0], threading.Event()
+def watch_workers(
+    job: Callable[[Path, Path, int], int], root: Path, out: Path
+) -> tuple[int, float]:
+    """Runs a job on Ray and watches its workers.
+
+    Returns:
+        The result of the job, and the peak memory of the largest worker without shared memory
+        [MiB].
+    """
+    peak = 0.0
+    ended = threading.Event()
 
     def watch() -> None:
+        nonlocal peak
         while not ended.wait(0.05):
             for process in psutil.Process().children(recursive=True):
                 try:
                     if process.name().startswith("ray::"):
                         memory = process.memory_info()
-                        most[0] = max(most[0], (memory.rss - memory.shared) / 2**20)
+                        peak = max(peak, (memory.rss - memory.shared) / 2**20)
                 except psutil.Error:
                     continue
 
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        return job(root, out, 0), most[0]
+        return job(root, out, 0), peak
     finally:
         ended.set()
         watcher.join()
@@ -424,7 +507,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("sizes", nargs="*", type=int)
+    parser.add_argument("sizes", nargs="*", type=int, help="numbers of interactions")
     parser.add_argument("--peers", default="polars,pandas")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--append", action="store_true")
@@ -433,13 +516,13 @@ def main() -> None:
     options = parser.parse_args()
     if options.on_ray:
         for rows in options.sizes or [3_000_000]:
-            on_ray(rows)
+            compare_with_ray(rows)
     elif options.inspect:
-        inspections(options.sizes or [3_000_000, 10_000_000])
+        measure_inspections(options.sizes or [3_000_000, 10_000_000])
     elif options.append:
-        appends(options.sizes or [300_000, 3_000_000], options.rounds)
+        compare_appends(options.sizes or [300_000, 3_000_000], options.rounds)
     else:
-        compare(
+        compare_builds(
             options.sizes or [3_000_000, 30_000_000],
             [name for name in options.peers.split(",") if name],
             options.rounds,
@@ -448,6 +531,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--one"]:
-        one(sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]))
+        measure(sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]))
     else:
         main()

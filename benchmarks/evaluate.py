@@ -1,12 +1,15 @@
-"""Evaluating by scoring all candidates in one pass against generating five times (generate, remove the item, generate again), users per second.
+"""Compares scoring all candidates in one pass with generating five times, in users per second.
 
     python benchmarks/evaluate.py
 
-Random weights: what is compared is work, not quality. Generation is held to the candidates, so that every answer is a title and ends where titles
-end; left free, random weights would go on to the limit of 64 tokens and look slower than a trained model is. Both ways run interleaved; medians are
-printed.
+Generating five times means: generate an answer, remove that item, generate again. The weights are
+random, because only speed is compared. Generation is constrained to the candidates, so that every
+answer is a title and ends where the title ends. Unconstrained, random weights would generate up to
+the limit of 64 tokens and look slower than a trained model. Both run in interleaved rounds; medians
+are printed as `evaluate_users_per_s scoring generating ratio`.
 """
 
+import argparse
 import sys
 import time
 from collections.abc import Callable
@@ -15,27 +18,32 @@ from statistics import median
 from typing import Any, cast
 
 ROOT = Path(__file__).resolve().parent.parent
-for root in (ROOT, ROOT / "platform"):
-    sys.path.insert(0, str(root))
+sys.path[:0] = [str(ROOT), str(ROOT / "platform")]
 
 import numpy as np
 import pyarrow as pa
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from corpus.settings import SimulateSettings
 from corpus.ingest.simulation import simulate_shoppers
-from cprec.evaluate.generation import generate_answers
-from cprec.evaluate.candidate_scoring import score_samples
-from cprec.model import tiny
+from corpus.settings import SimulateSettings
 from cprec.encode.title_tokens import UncachedPromptEncoder
 from cprec.encode.tokens import TitleEncoder
+from cprec.evaluate.candidate_scoring import score_samples
+from cprec.evaluate.generation import generate_answers
+from cprec.model import tiny
 
-USERS, ROUNDS, BATCH, HIDDEN, LAYERS = 8, 3, 8, 128, 2
+USERS = 8
+ROUNDS = 3
+BATCH = 8
+HIDDEN = 128
+LAYERS = 2
 
 
 def main() -> None:
-    """Print one line."""
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     titles = list(simulate_shoppers(["Games"], SimulateSettings(users=10), 0).shelves[0].titles)
@@ -56,19 +64,20 @@ def main() -> None:
             "candidates": [rng.permutation(len(titles))[:20].tolist() for _ in range(USERS)],
         }
     )
-    ways: dict[str, Callable[[], Any]] = {
+    contenders: dict[str, Callable[[], Any]] = {
         "score": lambda: score_samples(model, encoder, samples, BATCH),
         "generate": lambda: generate_answers(
             model, tokenizer, encoder, samples, titles, BATCH, constrained=True
         ),
     }
-    rates: dict[str, list[float]] = {name: [] for name in ways}
+    users_per_s: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(ROUNDS):
-        for name, way in ways.items():
+        for name, evaluate in contenders.items():
             began = time.perf_counter()
-            way()
-            rates[name].append(USERS / (time.perf_counter() - began))
-    ours, peer = median(rates["score"]), median(rates["generate"])
+            evaluate()
+            users_per_s[name].append(USERS / (time.perf_counter() - began))
+    ours = median(users_per_s["score"])
+    peer = median(users_per_s["generate"])
     print(f"evaluate_users_per_s {ours:.2f} {peer:.2f} {ours / peer:.1f}")
 
 

@@ -1,9 +1,12 @@
-"""Our metrics against those of ranx, from the predictions that jobs/evaluate.py wrote.
+"""Compares our metrics with those of ranx, from the predictions that jobs/evaluate.py wrote.
 
-    python benchmarks/metrics.py out/runs/demo/evaluation/Games --ranx .venv-ranx/bin/python    (benchmarks/peers/requirements-ranx.txt)
+    python benchmarks/metrics.py out/runs/demo/evaluation/Games --ranx .venv-ranx/bin/python
 
-One line per model: its samples, those left out because the true item's score ties with another's (ranx breaks ties by order, we by expectation), and
-the largest difference over HR@1, 3, 5 and NDCG@3, 5. Exit code 1 if that is above 1e-9.
+The environment of ranx is made from benchmarks/peers/requirements-ranx.txt.
+
+Prints one line per model: its samples, how many were left out, and the largest difference over
+HR@1, 3, 5 and NDCG@3, 5. A sample is left out if another candidate has the score of the true item:
+ranx breaks ties by order, we take the expectation. The exit code is 1 if a difference exceeds 1e-9.
 """
 
 import argparse
@@ -17,17 +20,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 ROOT = Path(__file__).resolve().parent.parent
-for root in (ROOT, ROOT / "platform"):
-    sys.path.insert(0, str(root))
+sys.path[:0] = [str(ROOT), str(ROOT / "platform")]
 
 from cprec.evaluate.predictions import to_metrics, to_ranks
 
 PEER = Path(__file__).parent / "peers" / "ranx_metrics.py"
-NAMES = {
+OUR_NAMES = {
     **{f"hit_rate@{k}": ("hr", str(k)) for k in (1, 3, 5)},
     **{f"ndcg@{k}": ("ndcg", str(k)) for k in (3, 5)},
 }
-MOST = 1e-9
+"""Where each metric of ranx stands in metrics.json: (kind, k)."""
+TOLERANCE = 1e-9
 
 
 def main() -> int:
@@ -37,41 +40,43 @@ def main() -> int:
     parser.add_argument("folder", type=Path, help="<run>/evaluation/<domain>")
     parser.add_argument("--ranx", required=True, help="python of an environment with ranx")
     options = parser.parse_args()
-    kept = {
+    evaluations = {
         file.parent.name: (
             json.loads((file.parent / "metrics.json").read_text()),
             pq.read_table(file),
         )
-        for file in sorted(files(options.folder))
+        for file in sorted(complete_predictions(options.folder))
     }
-    alone = {
+    without_ties = {
         name: predictions.filter(pa.array(to_ranks(predictions).tied_count == 1))
-        for name, (_, predictions) in kept.items()
+        for name, (_, predictions) in evaluations.items()
     }
-    asked = json.dumps({name: as_ranx(table) for name, table in alone.items()})
-    peer = json.loads(
-        subprocess.run(
-            [options.ranx, str(PEER)], input=asked, capture_output=True, text=True, check=True
-        ).stdout
+    request = json.dumps({name: to_ranx(table) for name, table in without_ties.items()})
+    answer = subprocess.run(
+        [options.ranx, str(PEER)], input=request, capture_output=True, text=True, check=True
     )
-    worst = 0.0
-    for name, (written, predictions) in kept.items():
-        left = len(alone[name])
+    peer = json.loads(answer.stdout)
+    largest_difference = 0.0
+    for name, (stored, predictions) in evaluations.items():
+        compared = without_ties[name]
         ours = (
-            written
-            if left == len(predictions)
-            else to_metrics(alone[name], written["model"], written["domain"], written["mode"])
+            stored
+            if len(compared) == len(predictions)
+            else to_metrics(compared, stored["model"], stored["domain"], stored["mode"])
         )
-        apart = max(abs(ours[kind][k] - peer[name][metric]) for metric, (kind, k) in NAMES.items())
-        worst = max(worst, apart)
+        difference = max(
+            abs(ours[kind][k] - peer[name][ranx_name]) for ranx_name, (kind, k) in OUR_NAMES.items()
+        )
+        largest_difference = max(largest_difference, difference)
         print(
-            f"{name}: {left} samples, {len(predictions) - left} left out, largest difference {apart:.1e}"
+            f"{name}: {len(compared)} samples, {len(predictions) - len(compared)} left out,"
+            f" largest difference {difference:.1e}"
         )
-    return int(worst > MOST)
+    return int(largest_difference > TOLERANCE)
 
 
-def files(folder: Path) -> list[Path]:
-    """Predictions with metrics beside them: the others are not complete."""
+def complete_predictions(folder: Path) -> list[Path]:
+    """Lists the predictions that have metrics beside them; others are not complete."""
     return [
         file
         for file in folder.glob("*/predictions.parquet")
@@ -79,21 +84,25 @@ def files(folder: Path) -> list[Path]:
     ]
 
 
-def as_ranx(predictions: pa.Table) -> dict[str, Any]:
-    """What is relevant and how it is ranked: by scores where there are any, else by the items named in turn; a true item that was not named is
-    relevant and not ranked."""
+def to_ranx(predictions: pa.Table) -> dict[str, Any]:
+    """Converts predictions to what ranx reads: the relevant item and the scored items by sample.
+
+    Scores are taken where there are any. Otherwise the model named items in turn, and an item's
+    score falls with its place. A true item that was not named is relevant but not ranked.
+    """
     relevant: dict[str, dict[str, int]] = {}
     ranked: dict[str, dict[str, float]] = {}
     for row in predictions.to_pylist():
         if row["scores"] is not None:
-            true, scored = row["target"], dict(enumerate(row["scores"]))
+            true_item = row["target"]
+            item_scores = dict(enumerate(row["scores"]))
         else:
-            true = "not named" if row["rank"] is None else row["ranking"][round(row["rank"]) - 1]
-            scored = {item: float(-place) for place, item in enumerate(row["ranking"])} or {
-                "nothing": 0.0
-            }
-        relevant[str(row["sample_id"])] = {str(true): 1}
-        ranked[str(row["sample_id"])] = {str(item): score for item, score in scored.items()}
+            named = row["ranking"]
+            true_item = "not named" if row["rank"] is None else named[round(row["rank"]) - 1]
+            item_scores = {item: float(-place) for place, item in enumerate(named)}
+            item_scores = item_scores or {"nothing": 0.0}  # a placeholder if none was named
+        relevant[str(row["sample_id"])] = {str(true_item): 1}
+        ranked[str(row["sample_id"])] = {str(item): score for item, score in item_scores.items()}
     return {"relevant": relevant, "ranked": ranked}
 
 

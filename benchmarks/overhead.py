@@ -1,14 +1,17 @@
-"""What Ray costs: useful tokens/s of jobs/cpt.py against the bare loop on the same samples in the same order.
+"""Measures what Ray costs: jobs/cpt.py against the bare loop on the same samples in the same order.
 
-    python benchmarks/overhead.py --corpus out/corpus [--workers 1,2] [--samples 1024] [--segment 8192] [--rounds 3] [--spare-core]
+    python benchmarks/overhead.py --corpus out/corpus [--workers 1,2] [--samples 1024]
+        [--segment 8192] [--rounds 3] [--spare-core]
 
-The bare loop is `cprec.train.loop` and the engine in as many processes, fed from memory: no Ray, no controller, no trace, no MLflow. Both train one
-thread per worker. Seconds are the wall time of the steps and of waiting for data, from the trace and from the loop, without the first --skip steps;
-starting and saving are not counted. Segments are as long as by default: what beginning one costs is in
-benchmarks/controller.py. Rounds are interleaved; each line is `what ours peer ratio`, the ratio being the share of the bare loop's rate.
+The bare loop is `cprec.train.loop` and the engine in as many processes, fed from memory: no Ray, no
+controller, no trace, no MLflow. Each worker trains on one thread. Seconds are the wall time of the
+steps and of waiting for data, as the trace and the loop report it, without the first --skip steps.
+Starting and saving do not count, nor does the start of a segment, which benchmarks/controller.py
+measures. Rounds are interleaved. Each line is `what ours peer ratio`, in useful tokens per second.
 
-A GPU node has cores to spare for Ray's own processes; a small machine has none once every core trains. --spare-core makes the difference seen:
-workers, on Ray and bare, share the first core, and everything else has the others.
+A GPU node has cores to spare for Ray's own processes. A small machine has none once every core
+trains. --spare-core shows the difference: all workers, on Ray and bare, share the first core, and
+everything else runs on the others.
 """
 
 import argparse
@@ -28,10 +31,13 @@ import numpy as np
 import psutil
 import torch
 import torch.distributed as dist
+from transformers import PreTrainedTokenizerBase
 
+from corpus.sampling.source import SourceKind
 from corpus.store.tables import Corpus
-from cprec.model import adapter, backbone
 from cprec.config.cli import load_recipe
+from cprec.encode.title_tokens import CachedPromptEncoder, tokenise_titles
+from cprec.model import adapter, backbone
 from cprec.schedule.plan import Plan, global_batches
 from cprec.stream.worker_rows import worker_batch_from_row, to_worker_rows
 from cprec.stream.segments import read_plan_rows, streams_by_key
@@ -39,15 +45,15 @@ from cprec.encode.title_tokens import CachedPromptEncoder, tokenise_titles
 from cprec.train.engine import Engine, micro_batch_spec
 from cprec.train.loop import Observer, StepRecord, TrainingStep, train
 
+CORES = sorted(os.sched_getaffinity(0))
+WORKER_CORES = set(CORES[:1])
+"""Cores of the workers, with --spare-core."""
+OTHER_CORES = set(CORES[1:])
+"""Cores of everything else, with --spare-core."""
 
-FIRST, OTHERS = (
-    set(part) for part in (sorted(os.sched_getaffinity(0))[:1], sorted(os.sched_getaffinity(0))[1:])
-)
-"""Cores of workers, and of everything else, with --spare-core."""
 
-
-class Seconds(Observer):
-    """Tokens and seconds of every step."""
+class StepTimes(Observer):
+    """Records (tokens, seconds of the step, seconds of waiting for data) of every step."""
 
     def __init__(self) -> None:
         self.steps: list[tuple[int, float, float]] = []
@@ -56,19 +62,31 @@ class Seconds(Observer):
         self.steps.append((record.batch.token_count, record.step_s, record.data_wait_s))
 
 
-def works(
-    plan: Plan, corpus: Corpus, words: object, max_tokens: int, batch: int, rank: int, world: int
+def training_steps(
+    plan: Plan,
+    corpus: Corpus,
+    tokenizer: PreTrainedTokenizerBase,
+    max_tokens: int,
+    global_batch_size: int,
+    rank: int,
+    world_size: int,
 ) -> Iterator[TrainingStep]:
-    """One worker's work of a whole plan, as the controller would hand it out."""
-    stitcher = CachedPromptEncoder(tokenise_titles(corpus.read_titles(), words), max_tokens)  # type: ignore[arg-type]
+    """Yields one worker's steps of a whole plan, as the controller would hand them out."""
+    title_tokens = tokenise_titles(corpus.read_titles(), tokenizer)  # type: ignore[arg-type]
+    encoder = CachedPromptEncoder(title_tokens, max_tokens)
+    streams = streams_by_key(corpus)
     wsa = plan.wsa
-    for era in (era for era in plan.eras if era.start < era.stop):
-        rows = read_plan_rows(era, streams_by_key(corpus), era.start, era.stop)
-        tokens, ids = stitcher.encode_samples(rows), rows["sample_id"].to_numpy().view(np.uint64)
-        for start, stop in global_batches(era.start, era.stop, batch):
-            piece = slice(start - era.start, stop - era.start)
+    for era in plan.eras:
+        if era.start == era.stop:
+            continue
+        rows = read_plan_rows(era, streams, era.start, era.stop)
+        samples = encoder.encode_samples(rows)
+        ids = rows["sample_id"].to_numpy().view(np.uint64)
+        sources = rows["source"].to_pylist()
+        for start, stop in global_batches(era.start, era.stop, global_batch_size):
+            batch = slice(start - era.start, stop - era.start)
             row = to_worker_rows(
-                start, stop, tokens[piece], ids[piece], rows["source"].to_pylist()[piece], world
+                start, stop, samples[batch], ids[batch], sources[batch], world_size
             )[rank]
             arrays = {name: np.asarray(row[name]) for name in ("ids", "input_ids")}
             yield TrainingStep(
@@ -80,87 +98,111 @@ def works(
             )
 
 
-def bare(run: Path, recipe_file: str, rank: int, world: int, meeting: str) -> None:
-    """One process of the bare loop, over the plan that a run was trained on. Prints its steps as JSON."""
+def bare_worker(run: Path, recipe_file: str, rank: int, world_size: int, store: str) -> None:
+    """Trains the plan of a finished run in the bare loop; prints its steps as JSON.
+
+    Args:
+        run: Folder of the run.
+        recipe_file: The recipe of the run.
+        rank: Rank of this process.
+        world_size: Number of processes.
+        store: File through which the processes find each other.
+    """
     recipe = load_recipe(recipe_file)
     os.environ.update(DS_ACCELERATOR="cpu", LOCAL_RANK="0")
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
     corpus = Corpus.open(recipe.corpus)
     plan = Plan.from_json(json.loads((run / "plan.json").read_text())["plan"])
     base = str(next((Path(recipe.storage) / "bases").iterdir()))
-    model, words = backbone.load(base, None, recipe.model.precision)
+    model, tokenizer = backbone.load(base, None, recipe.model.precision)
     engine = Engine(
         adapter.attach(model, recipe.model, recipe.seed), recipe.train, recipe.model.precision
     )
-    todo = list(
-        works(plan, corpus, words, recipe.model.max_tokens, recipe.train.global_batch, rank, world)
-    )
-    seen = Seconds()
-    train(engine, todo, seen, micro_batch_spec(recipe.train), int(words.eos_token_id), recipe.seed)  # type: ignore[arg-type]
+    max_tokens = recipe.model.max_tokens
+    batch = recipe.train.global_batch
+    steps = list(training_steps(plan, corpus, tokenizer, max_tokens, batch, rank, world_size))
+    times = StepTimes()
+    spec = micro_batch_spec(recipe.train)
+    end_token = int(tokenizer.eos_token_id)  # type: ignore[arg-type]
+    train(engine, steps, times, spec, end_token, recipe.seed)
     engine.close()
-    print(json.dumps(seen.steps))
+    print(json.dumps(times.steps))
 
 
-def rate(steps: Sequence[Sequence[float]], skip: int) -> tuple[float, float]:
-    """Useful tokens per second, and the share of the time that was spent waiting for data. steps: (tokens, step_s, data_wait_s)."""
+def throughput(steps: Sequence[Sequence[float]], skip: int) -> tuple[float, float]:
+    """Returns useful tokens per second, and the fraction of the time spent waiting for data.
+
+    Args:
+        steps: (tokens, seconds of the step, seconds of waiting for data) of each step.
+        skip: Number of first steps that do not count.
+    """
     counted = steps[skip:]
-    waited, seconds = sum(s[2] for s in counted), sum(s[1] + s[2] for s in counted)
-    return sum(s[0] for s in counted) / seconds, waited / seconds
+    tokens = sum(step[0] for step in counted)
+    wait_s = sum(step[2] for step in counted)
+    seconds = sum(step[1] for step in counted) + wait_s
+    return tokens / seconds, wait_s / seconds
 
 
-def on_ray(recipe: Path, run: Path, world: int, skip: int, spare: bool) -> tuple[float, float]:
-    words = [str(recipe), "--run", run.name, "--workers", str(world)]
+def run_on_ray(
+    recipe: Path, run: Path, world_size: int, skip: int, spare_core: bool
+) -> tuple[float, float]:
+    """Runs jobs/cpt.py; returns its throughput."""
+    arguments = [str(recipe), "--run", run.name, "--workers", str(world_size)]
     job = subprocess.Popen(
-        [sys.executable, "jobs/cpt.py", *words], cwd=workload.ROOT, stdout=subprocess.DEVNULL
+        [sys.executable, "jobs/cpt.py", *arguments], cwd=workload.ROOT, stdout=subprocess.DEVNULL
     )
-    if spare:
-        os.sched_setaffinity(job.pid, OTHERS)  # what it starts inherits it
+    if spare_core:
+        os.sched_setaffinity(job.pid, OTHER_CORES)  # its child processes inherit it
     while job.poll() is None:
-        if spare:
-            pin_workers(job.pid)
+        if spare_core:
+            pin_ray_workers(job.pid)
         time.sleep(0.5)
     if job.returncode:
         raise SystemExit("jobs/cpt.py failed")
     rows = [json.loads(line) for line in (run / "trace.jsonl").read_text().splitlines()]
-    return rate([(row["tokens"], row["step_s"], row["data_wait_s"]) for row in rows], skip)
+    return throughput([(row["tokens"], row["step_s"], row["data_wait_s"]) for row in rows], skip)
 
 
-def pin_workers(job: int) -> None:
-    """Let Ray's training workers below a process run on the first core alone, with all their threads."""
-    with suppress(psutil.Error, OSError):  # processes and threads come and go
-        for process in psutil.Process(job).children(recursive=True):
+def pin_ray_workers(driver_pid: int) -> None:
+    """Moves all threads of a driver's Ray training workers to the cores of the workers."""
+    with suppress(psutil.Error, OSError):  # processes and threads end at any time
+        for process in psutil.Process(driver_pid).children(recursive=True):
             if process.cmdline()[:1] == ["ray::RayTrainWorker"]:
                 for thread in process.threads():
-                    os.sched_setaffinity(thread.id, FIRST)
+                    os.sched_setaffinity(thread.id, WORKER_CORES)
 
 
-def on_nothing(recipe: Path, run: Path, world: int, skip: int, spare: bool) -> tuple[float, float]:
+def run_bare(
+    recipe: Path, run: Path, world_size: int, skip: int, spare_core: bool
+) -> tuple[float, float]:
+    """Trains the plan of a finished run in the bare loop; returns the throughput of rank 0."""
     with tempfile.TemporaryDirectory() as folder:
+        store = f"{folder}/store"
         command = [
             sys.executable,
             __file__,
             "--bare",
             str(run),
             str(recipe),
-            str(world),
-            f"{folder}/meeting",
+            str(world_size),
+            store,
         ]
-        started = [
+        workers = [
             subprocess.Popen(
                 [*command, str(rank)],
                 stdout=subprocess.PIPE,
                 text=True,
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
             )
-            for rank in range(world)
+            for rank in range(world_size)
         ]
-        for process in started if spare else ():
-            os.sched_setaffinity(process.pid, FIRST)
-        outputs = [process.communicate()[0] for process in started]
-    if any(process.returncode for process in started):
+        for worker in workers if spare_core else ():
+            os.sched_setaffinity(worker.pid, WORKER_CORES)
+        outputs = [worker.communicate()[0] for worker in workers]
+    if any(worker.returncode for worker in workers):
         raise SystemExit("the bare loop failed")
-    return rate(json.loads(outputs[0].splitlines()[-1]), skip)
+    return throughput(json.loads(outputs[0].splitlines()[-1]), skip)
 
 
 def main() -> None:
@@ -168,7 +210,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--corpus", required=True, help="a built corpus")
-    parser.add_argument("--workers", default="1,2")
+    parser.add_argument("--workers", default="1,2", help="numbers of workers to measure")
     for name, value in (
         ("samples", 1024),
         ("batch", 32),
@@ -185,48 +227,57 @@ def main() -> None:
         help="workers share one core, Ray's own processes have the others",
     )
     options = parser.parse_args()
-    if options.spare_core and not OTHERS:
+    if options.spare_core and not OTHER_CORES:
         raise SystemExit("--spare-core needs two cores")
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        recipe = place / "recipe.yaml"
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        recipe = folder / "recipe.yaml"
         values = {
-            "storage": f"{place}/runs",
+            "storage": f"{folder}/runs",
             "corpus": str(Path(options.corpus).absolute()),
             "tiny": {"hidden": options.hidden, "layers": options.layers, "language_steps": 0},
             "model": {"lora_dropout": 0.0, "max_tokens": 2048},
             "schedule": {"mode": "domain_only", "segment_samples": options.segment},
             "train": {"global_batch": options.batch, "max_samples": options.samples},
             "checkpoint": {"every_samples": 10**9},
-            "data": {
-                "domains": [source.removeprefix("domain/") for source in domains(options.corpus)]
-            },
+            "data": {"domains": pretraining_domains(options.corpus)},
         }
         recipe.write_text(json.dumps(values))
-        for world in map(int, options.workers.split(",")):
-            ours, peer = [], []
-            for turn in range(options.rounds):
-                run = place / "runs" / f"workers-{world}-{turn}"
-                ours.append(on_ray(recipe, run, world, options.skip, options.spare_core))
-                peer.append(on_nothing(recipe, run, world, options.skip, options.spare_core))
-            shares = sorted(a[0] / b[0] for a, b in zip(ours, peer, strict=True))
-            rates = [median(seen[0] for seen in found) for found in (ours, peer)]
-            print(
-                f"Ray against the bare loop, {world} worker(s) {rates[0]:>10,.0f} {rates[1]:>10,.0f} useful tokens/s  ratio {median(shares):.3f}"
-                f"  ({shares[0]:.3f} .. {shares[-1]:.3f}); waiting for data {median(seen[1] for seen in ours):.2%}",
-                flush=True,
-            )
+        for world_size in map(int, options.workers.split(",")):
+            ours = []
+            peer = []
+            for round_number in range(options.rounds):
+                run = folder / "runs" / f"workers-{world_size}-{round_number}"
+                arguments = (recipe, run, world_size, options.skip, options.spare_core)
+                ours.append(run_on_ray(*arguments))
+                peer.append(run_bare(*arguments))
+            print_comparison(world_size, ours, peer)
 
 
-def domains(corpus: str) -> list[str]:
-    """The domains that a corpus pre-trains on."""
-    return sorted(
-        {s.source for s in Corpus.open(corpus).streams() if s.source.startswith("domain/")}
+def print_comparison(
+    world_size: int, ours: Sequence[tuple[float, float]], peer: Sequence[tuple[float, float]]
+) -> None:
+    """Prints the line of a number of workers; ours and peer hold one throughput per round."""
+    ratios = sorted(a[0] / b[0] for a, b in zip(ours, peer, strict=True))
+    our_rate, peer_rate = (median(rate for rate, _ in side) for side in (ours, peer))
+    waiting = median(fraction for _, fraction in ours)
+    print(
+        f"Ray against the bare loop, {world_size} worker(s) {our_rate:>10,.0f} {peer_rate:>10,.0f}"
+        f" useful tokens/s  ratio {median(ratios):.3f}  ({ratios[0]:.3f} .. {ratios[-1]:.3f});"
+        f" waiting for data {waiting:.2%}",
+        flush=True,
     )
+
+
+def pretraining_domains(corpus_uri: str) -> list[str]:
+    """Returns the domains that a corpus holds for pre-training."""
+    sources = {stream.source for stream in Corpus.open(corpus_uri).streams()}
+    return sorted(source.name for source in sources if source.kind is SourceKind.DOMAIN)
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--bare"]:
-        bare(Path(sys.argv[2]), sys.argv[3], int(sys.argv[6]), int(sys.argv[4]), sys.argv[5])
+        run_folder, recipe_path, workers, store_file, own_rank = sys.argv[2:7]
+        bare_worker(Path(run_folder), recipe_path, int(own_rank), int(workers), store_file)
     else:
         main()

@@ -1,10 +1,14 @@
-"""Training on one CPU machine: useful tokens/s against a padded loop and TRL's packing, prompt building, what of the gain is the logits'.
+"""Compares training on a CPU with a padded loop and with TRL's packing, in useful tokens/s.
 
-    python benchmarks/train.py --corpus out/corpus                               prompt building and the padded loop
-    python benchmarks/train.py --corpus out/corpus --trl .venv-trl/bin/python    and TRL (benchmarks/peers/requirements-trl.txt)
+    python benchmarks/train.py --corpus out/corpus
+    python benchmarks/train.py --corpus out/corpus --trl .venv-trl/bin/python
 
-All ways train the same model (LoRA r = 8) in fp32 on the same samples, one optimizer step per global batch. Useful tokens are those of samples, never
-padding. Rounds are interleaved, seconds are CPU seconds on --threads threads; each line is `what ours peer ratio`.
+The environment of TRL is made from benchmarks/peers/requirements-trl.txt. Also compares the
+building of prompts, and shows how much of the gain is due to computing few logits.
+
+All contenders train the same model (LoRA r = 8) in fp32 on the same samples, with one optimizer
+step per global batch. Useful tokens are those of samples, never padding. Rounds are interleaved,
+and seconds are CPU seconds on --threads threads. Each line is `what ours peer ratio`.
 """
 
 import argparse
@@ -20,122 +24,121 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from cprec.encode import prompt
-from cprec.model import attention
 from cprec.config.recipe import TrainSettings
-from cprec.stream.packing import MicroBatchSpec, build_micro_batches
-from cprec.stream.segments import SAMPLES_PER_READ_TASK
+from cprec.encode import prompt
 from cprec.encode.title_tokens import CachedPromptEncoder
+from cprec.model import attention
+from cprec.stream.packing import MicroBatch, MicroBatchSpec, build_micro_batches
+from cprec.stream.segments import SAMPLES_PER_READ_TASK
 from cprec.train.engine import Engine
 
+TRL_ENVIRONMENT = dict(os.environ)
+"""The environment before DeepSpeed adds variables that make other trainers expect more workers."""
 
-ENVIRONMENT = dict(os.environ)
-"""As it was before DeepSpeed wrote into it what makes other trainers look for more workers."""
-
-
-def ours(work: workload.Workload, options: argparse.Namespace) -> Callable[[], float]:
-    """The shipped way: stitched, packed, logits of supervised tokens, DeepSpeed's engine."""
-    engine = Engine(made(work, options), TrainSettings(zero_stage=0), "fp32")
-    cut, end = MicroBatchSpec(packed=True, size=options.pack_tokens), work.tokens.eos_token_id
-
-    def once() -> None:
-        for share in workload.shares(
-            CachedPromptEncoder(work.tokens, 2048).encode_samples(work.rows), options.batch
-        ):
-            engine.step(
-                build_micro_batches(share, cut, end), share.global_batch.supervised_tokens, 1e-4, 0
-            )
-
-    return lambda: workload.timed(once)
+OURS = "ours"
+ALL_LOGITS = "packed, all logits"
+LR = 1e-4
 
 
-def all_logits(work: workload.Workload, options: argparse.Namespace) -> Callable[[], float]:
-    """As ours, packed, but with the logits of every token: what packing alone gives."""
-    model = made(work, options)
+def train_ours(work: workload.Workload, options: argparse.Namespace) -> Callable[[], float]:
+    """Returns a round of ours: stitched, packed, few logits, DeepSpeed's engine."""
+    engine = Engine(build_model(work, options), TrainSettings(zero_stage=0), "fp32")
+    spec = MicroBatchSpec(packed=True, size=options.pack_tokens)
+
+    def train_once() -> None:
+        for batch in workload.worker_batches(work.encode_samples(), options.batch):
+            micro_batches = build_micro_batches(batch, spec, work.title_tokens.eos_token_id)
+            engine.step(micro_batches, batch.global_batch.supervised_tokens, LR, 0)
+
+    return lambda: workload.cpu_seconds(train_once)
+
+
+def train_all_logits(work: workload.Workload, options: argparse.Namespace) -> Callable[[], float]:
+    """Returns a round that packs as ours does, but computes the logits of every token."""
+    model = build_model(work, options)
     attention.enable_packing(model)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
-    cut = MicroBatchSpec(packed=True, size=options.pack_tokens)
+    optimizer = build_optimizer(model)
+    spec = MicroBatchSpec(packed=True, size=options.pack_tokens)
 
-    def once() -> None:
-        for share in workload.shares(
-            CachedPromptEncoder(work.tokens, 2048).encode_samples(work.rows), options.batch
-        ):
-            for batch in build_micro_batches(share, cut, work.tokens.eos_token_id):
-                bounds = attention.packed_arguments(
-                    torch.from_numpy(batch.bounds), int(np.diff(batch.bounds).max())
-                )
-                ids, positions = (
-                    torch.from_numpy(batch.input_ids),
-                    torch.from_numpy(batch.position_ids),
-                )
-                logits = model(
-                    input_ids=ids, position_ids=positions, use_cache=False, **bounds
-                ).logits
-                labels = torch.full(ids.shape, -100)
-                labels[torch.from_numpy(batch.supervised_mask)] = torch.from_numpy(batch.targets)
-                (
-                    cross_entropy(
-                        logits.view(-1, logits.shape[-1]), labels.view(-1), reduction="sum"
-                    )
-                    / share.global_batch.supervised_tokens
-                ).backward()
+    def sum_loss(batch: MicroBatch) -> torch.Tensor:
+        bounds = attention.packed_arguments(
+            torch.from_numpy(batch.bounds), int(np.diff(batch.bounds).max())
+        )
+        ids = torch.from_numpy(batch.input_ids)
+        positions = torch.from_numpy(batch.position_ids)
+        logits = model(input_ids=ids, position_ids=positions, use_cache=False, **bounds).logits
+        labels = torch.full(ids.shape, -100)
+        labels[torch.from_numpy(batch.supervised_mask)] = torch.from_numpy(batch.targets)
+        return cross_entropy(logits.view(-1, logits.shape[-1]), labels.view(-1), reduction="sum")
+
+    def train_once() -> None:
+        for batch in workload.worker_batches(work.encode_samples(), options.batch):
+            for micro_batch in build_micro_batches(batch, spec, work.title_tokens.eos_token_id):
+                (sum_loss(micro_batch) / batch.global_batch.supervised_tokens).backward()
             optimizer.step()
             optimizer.zero_grad()
 
-    return lambda: workload.timed(once)
+    return lambda: workload.cpu_seconds(train_once)
 
 
-def padded(work: workload.Workload, options: argparse.Namespace) -> Callable[[], float]:
-    """As LLaRA's public code runs a Hugging Face model: tokenised in the loop, each micro-batch padded to its longest, logits of every token."""
-    model = made(work, options)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+def train_padded(work: workload.Workload, options: argparse.Namespace) -> Callable[[], float]:
+    """Returns a round of a Hugging Face model in the loop of LLaRA's public code.
+
+    Prompts are tokenised in the loop, each micro-batch is padded to its longest sample, and the
+    logits of every token are computed.
+    """
+    model = build_model(work, options)
+    optimizer = build_optimizer(model)
     tokenizer = work.tokenizer
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     tokenizer.padding_side = "right"
-    texts = rendered(work)
+    texts = render_prompts(work)
 
-    def once() -> None:
+    def mean_loss(pairs: list[tuple[str, str]]) -> torch.Tensor:
+        batch = tokenizer(
+            [f"{text} {answer}{tokenizer.eos_token}" for text, answer in pairs],
+            padding="longest",
+            return_tensors="pt",
+        )
+        prompt_ids = tokenizer([text for text, _ in pairs])["input_ids"]
+        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        for row, ids in enumerate(prompt_ids):
+            labels[row, : len(ids)] = -100
+        return model(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels
+        ).loss
+
+    def train_once() -> None:
         for start in range(0, len(texts), options.batch):
-            for low in range(start, min(start + options.batch, len(texts)), options.micro_batch):
-                pairs = texts[low : min(low + options.micro_batch, start + options.batch)]
-                batch = tokenizer(
-                    [f"{text} {answer}{tokenizer.eos_token}" for text, answer in pairs],
-                    padding="longest",
-                    return_tensors="pt",
-                )
-                prompts = tokenizer([text for text, _ in pairs])["input_ids"]
-                labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-                for row, ids in enumerate(prompts):
-                    labels[row, : len(ids)] = -100
-                loss = model(
-                    input_ids=batch["input_ids"],
-                    attention_mask=batch["attention_mask"],
-                    labels=labels,
-                ).loss
-                (loss * len(pairs) / options.batch).backward()
+            stop = start + options.batch
+            for low in range(start, min(stop, len(texts)), options.micro_batch):
+                pairs = texts[low : min(low + options.micro_batch, stop)]
+                (mean_loss(pairs) * len(pairs) / options.batch).backward()
             optimizer.step()
             optimizer.zero_grad()
 
-    return lambda: workload.timed(once)
+    return lambda: workload.cpu_seconds(train_once)
 
 
 @contextmanager
-def trl(work: workload.Workload, options: argparse.Namespace) -> Iterator[Callable[[], float]]:
-    """TRL in its own process; one round per line that it is sent."""
-    found = work.samples()
+def train_trl(
+    work: workload.Workload, options: argparse.Namespace
+) -> Iterator[Callable[[], float]]:
+    """Starts TRL in a process of its own; yields a function that runs one round there."""
+    samples = work.encode_samples()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        base = made(work, options).get_base_model()  # type: ignore[operator]
-        unwrapped(base).save_pretrained(folder / "model")
+        lora_model = build_model(work, options)
+        without_lora(lora_model.get_base_model()).save_pretrained(folder / "model")  # type: ignore[operator]
         work.tokenizer.save_pretrained(folder / "model")
-        tokens = sum(len(s.ids) for s in found[: options.batch])
+        batch_tokens = sum(len(s.ids) for s in samples[: options.batch])
         np.savez(
             folder / "samples.npz",
-            ids=np.concatenate([s.ids for s in found]),
-            lengths=[len(s.ids) for s in found],
-            answers=[s.answer_start for s in found],
+            ids=np.concatenate([s.ids for s in samples]),
+            lengths=[len(s.ids) for s in samples],
+            answers=[s.answer_start for s in samples],
             pack_tokens=options.pack_tokens,
-            rows=-(-tokens // options.pack_tokens),
+            rows=-(-batch_tokens // options.pack_tokens),
             threads=torch.get_num_threads(),
         )
         command = [options.trl, str(Path(__file__).parent / "peers" / "trl_sft.py"), str(folder)]
@@ -147,13 +150,13 @@ def trl(work: workload.Workload, options: argparse.Namespace) -> Iterator[Callab
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
-                env=ENVIRONMENT,
+                env=TRL_ENVIRONMENT,
             ) as process,
         ):
             assert process.stdin
             assert process.stdout
 
-            def once() -> float:
+            def train_once() -> float:
                 process.stdin.write("go\n")
                 process.stdin.flush()
                 for line in process.stdout:
@@ -161,99 +164,91 @@ def trl(work: workload.Workload, options: argparse.Namespace) -> Iterator[Callab
                         return float(line.split()[1])
                 raise RuntimeError((folder / "errors").read_text()[-2000:])
 
-            yield once
+            yield train_once
             process.stdin.close()
 
 
-def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
-    """A model of the same base weights, without LoRA's layers."""
+def without_lora(model: torch.nn.Module) -> torch.nn.Module:
+    """Returns a model with the same base weights and no LoRA layers."""
     from transformers import LlamaForCausalLM
 
     plain = LlamaForCausalLM(model.config)
-    state = {
+    weights = {
         name.replace(".base_layer", ""): value
         for name, value in model.state_dict().items()
         if "lora_" not in name
     }
-    plain.load_state_dict(state)
+    plain.load_state_dict(weights)
     return plain
 
 
-def made(work: workload.Workload, options: argparse.Namespace) -> torch.nn.Module:
-    return workload.model(len(work.tokenizer), options.hidden, options.layers)
+def build_model(work: workload.Workload, options: argparse.Namespace) -> torch.nn.Module:
+    """Builds the model that all contenders train."""
+    return workload.build_model(len(work.tokenizer), options.hidden, options.layers)
 
 
-def rendered(work: workload.Workload) -> list[tuple[str, str]]:
-    """Prompt and answer of every sample as text."""
-    found = []
+def build_optimizer(model: torch.nn.Module) -> torch.optim.Optimizer:
+    """Builds PyTorch's AdamW over the weights that are trained."""
+    return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LR)
+
+
+def render_prompts(work: workload.Workload) -> list[tuple[str, str]]:
+    """Returns prompt and answer of every sample as text."""
+    texts = []
     for row in work.rows.select(["history", "candidates", "target"]).to_pylist():
-        history, candidates = (
-            [work.titles[i] for i in row[name]] for name in ("history", "candidates")
-        )
-        found.append((prompt.render_prompt(history, candidates), candidates[row["target"]]))
-    return found
+        history = [work.titles[item] for item in row["history"]]
+        candidates = [work.titles[item] for item in row["candidates"]]
+        texts.append((prompt.render_prompt(history, candidates), candidates[row["target"]]))
+    return texts
 
 
-def prompts(options: argparse.Namespace) -> str:
-    """Stitching what one read task holds against one call of the tokenizer on the same texts; rendering them is not counted."""
-    work = workload.Workload.of(
+def compare_prompt_building(options: argparse.Namespace) -> str:
+    """Compares stitching the samples of a read task with one call of the tokenizer on their texts.
+
+    Rendering the texts does not count.
+    """
+    work = workload.Workload.from_corpus(
         options.corpus, SAMPLES_PER_READ_TASK, options.vocabulary, options.tokenizer
     )
-    texts = [f"{text} {answer}" for text, answer in rendered(work)]
-    stitcher = CachedPromptEncoder(work.tokens, 2048)
-    ways = {
-        "ours": lambda: workload.timed(lambda: stitcher.encode_samples(work.rows)),
-        "peer": lambda: workload.timed(lambda: work.tokenizer(texts)),
+    texts = [f"{text} {answer}" for text, answer in render_prompts(work)]
+    encoder = CachedPromptEncoder(work.title_tokens, 2048)
+    contenders = {
+        OURS: lambda: workload.cpu_seconds(lambda: encoder.encode_samples(work.rows)),
+        "peer": lambda: workload.cpu_seconds(lambda: work.tokenizer(texts)),
     }
-    seconds = workload.interleaved(ways, 2 * options.rounds)
-    tokens = sum(len(s.ids) for s in work.samples())
-    return workload.compare(
-        "prompt building: tokenizer(batch)", seconds["ours"], seconds["peer"], tokens, "tokens/s"
+    seconds = workload.run_interleaved(contenders, 2 * options.rounds)
+    tokens = sum(len(s.ids) for s in work.encode_samples())
+    return workload.format_comparison(
+        "prompt building: tokenizer(batch)", seconds[OURS], seconds["peer"], tokens, "tokens/s"
     )
 
 
-def training(work: workload.Workload, options: argparse.Namespace) -> list[str]:
-    """Ours against each peer."""
-    ways = {
-        "ours": ours(work, options),
-        "packed, all logits": all_logits(work, options),
-        "padded loop": padded(work, options),
+def compare_training(work: workload.Workload, options: argparse.Namespace) -> list[str]:
+    """Compares ours with each peer; also splits the gain into few logits and all else."""
+    contenders = {
+        OURS: train_ours(work, options),
+        ALL_LOGITS: train_all_logits(work, options),
+        "padded loop": train_padded(work, options),
     }
     if options.trl:
-        with trl(work, options) as peer:
-            seconds = workload.interleaved(
-                {**ways, "TRL SFTTrainer, packing='bfd'": peer}, options.rounds
-            )
+        with train_trl(work, options) as trl:
+            contenders["TRL SFTTrainer, packing='bfd'"] = trl
+            seconds = workload.run_interleaved(contenders, options.rounds)
     else:
-        seconds = workload.interleaved(ways, options.rounds)
-    found = work.samples()
-    tokens = sum(len(s.ids) for s in found)
-    rest = {
-        name: values
-        for name, values in seconds.items()
-        if name not in ("ours", "packed, all logits")
-    }
-    lines = [
-        workload.compare(f"training: {name}", seconds["ours"], values, tokens, "useful tokens/s")
-        for name, values in rest.items()
-    ]
-    apart = seconds["packed, all logits"]
-    lines += [
-        workload.compare(
-            "  of it: logits of supervised tokens only",
-            seconds["ours"],
-            apart,
-            tokens,
-            "useful tokens/s",
+        seconds = workload.run_interleaved(contenders, options.rounds)
+    tokens = sum(len(s.ids) for s in work.encode_samples())
+
+    def compare(name: str, ours: str, peer: str) -> str:
+        return workload.format_comparison(
+            name, seconds[ours], seconds[peer], tokens, "useful tokens/s"
         )
+
+    peers = [name for name in seconds if name not in (OURS, ALL_LOGITS)]
+    return [
+        *(compare(f"training: {peer}", OURS, peer) for peer in peers),
+        compare("  of it: logits of supervised tokens only", OURS, ALL_LOGITS),
+        *(compare(f"  of it: all else against {peer}", ALL_LOGITS, peer) for peer in peers),
     ]
-    lines += [
-        workload.compare(
-            f"  of it: all else against {name}", apart, values, tokens, "useful tokens/s"
-        )
-        for name, values in rest.items()
-    ]
-    return lines
 
 
 def main() -> None:
@@ -264,7 +259,8 @@ def main() -> None:
     parser.add_argument("--trl", help="python of an environment with TRL")
     parser.add_argument(
         "--tokenizer",
-        help="directory of a tokenizer; default: a byte-level one of --vocabulary tokens, trained on the titles",
+        help="directory of a tokenizer; default: a byte-level one of --vocabulary tokens, trained"
+        " on the titles",
     )
     for name, value in (
         ("samples", 64),
@@ -273,26 +269,26 @@ def main() -> None:
         ("pack-tokens", 2048),
         ("hidden", 128),
         ("layers", 2),
+        ("vocabulary", 4096),
+        ("rounds", 5),
+        ("threads", 1),
     ):
-        parser.add_argument(f"--{name}", type=int, default=value)
-    for name, value in (("vocabulary", 4096), ("rounds", 5), ("threads", 1)):
         parser.add_argument(f"--{name}", type=int, default=value)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    workload.alone()
-    work = workload.Workload.of(
+    workload.init_single_process_group()
+    work = workload.Workload.from_corpus(
         options.corpus, options.samples, options.vocabulary, options.tokenizer
     )
-    found = work.samples()
-    tokens, answers = (
-        sum(len(s.ids) for s in found),
-        sum(len(s.ids) - s.answer_start for s in found),
-    )
+    samples = work.encode_samples()
+    tokens = sum(len(s.ids) for s in samples)
+    supervised = sum(len(s.ids) - s.answer_start for s in samples)
     print(
-        f"{len(found)} samples, {tokens / len(found):.0f} tokens each, {answers / len(found):.1f} supervised; vocabulary {len(work.tokenizer):,}"
+        f"{len(samples)} samples, {tokens / len(samples):.0f} tokens each,"
+        f" {supervised / len(samples):.1f} supervised; vocabulary {len(work.tokenizer):,}"
     )
-    print(prompts(options), flush=True)
-    for line in training(work, options):
+    print(compare_prompt_building(options), flush=True)
+    for line in compare_training(work, options):
         print(line, flush=True)
 
 

@@ -1,4 +1,8 @@
-"""What the training benchmarks have in common: samples of a corpus, a small model with LoRA, a process group, ratios from interleaved rounds."""
+"""What the training benchmarks share.
+
+Samples of a corpus as tokens, a small model with LoRA, a process group, and ratios of interleaved
+rounds.
+"""
 
 import os
 import statistics
@@ -11,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "platform")]
-PATH = os.pathsep.join([str(ROOT / "benchmarks"), str(ROOT), str(ROOT / "platform")])
+PYTHON_PATH = os.pathsep.join([str(ROOT / "benchmarks"), str(ROOT), str(ROOT / "platform")])
 """Where other processes find the packages and the benchmarks."""
 
 import numpy as np
@@ -21,47 +25,59 @@ import torch.distributed as dist
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from corpus.store.tables import Corpus
-from cprec.model import adapter, tiny
 from cprec.config.recipe import ModelSettings
-from cprec.stream.worker_batches import GlobalBatch, WorkerBatch, split_by_tokens
 from cprec.encode.title_tokens import CachedPromptEncoder, TitleTokens, tokenise_titles
 from cprec.encode.tokens import EncodedSample
+from cprec.model import adapter, tiny
+from cprec.stream.worker_batches import GlobalBatch, WorkerBatch, split_by_tokens
 
 
 @dataclass(frozen=True)
 class Workload:
-    """rows: corpus rows of one source, in its order; tokens: their titles, tokenised."""
+    """Samples to train on, with what turns them into tokens.
+
+    Attributes:
+        titles: Titles of all items of the corpus.
+        rows: Corpus rows of one source, in their order.
+        tokenizer: The tokenizer of the model.
+        title_tokens: The titles, tokenised.
+    """
 
     titles: list[str]
     rows: pa.Table
     tokenizer: PreTrainedTokenizerBase
-    tokens: TitleTokens
+    title_tokens: TitleTokens
 
     @classmethod
-    def of(cls, corpus: str, samples: int, vocabulary: int, tokenizer: str | None) -> "Workload":
-        """Samples of the corpus's first domain. tokenizer: a directory; else a byte-level one is trained on the titles."""
-        opened = Corpus.open(corpus)
-        titles = opened.read_titles()
-        source = opened.streams()[0].source
-        words = (
-            AutoTokenizer.from_pretrained(tokenizer)
-            if tokenizer
+    def from_corpus(
+        cls, corpus_uri: str, sample_count: int, vocabulary: int, tokenizer_folder: str | None
+    ) -> "Workload":
+        """Reads the first training samples of a corpus's first domain.
+
+        Args:
+            corpus_uri: The corpus.
+            sample_count: Number of samples, at most.
+            vocabulary: Size of the byte-level tokenizer that is trained on the titles.
+            tokenizer_folder: Directory of a tokenizer to use instead.
+        """
+        corpus = Corpus.open(corpus_uri)
+        titles = corpus.read_titles()
+        source = corpus.streams()[0].source
+        tokenizer = (
+            AutoTokenizer.from_pretrained(tokenizer_folder)
+            if tokenizer_folder
             else tiny.train_tokenizer(titles, vocabulary)
         )
-        return cls(
-            titles,
-            opened.read_samples(source, "train").slice(0, samples),
-            words,
-            tokenise_titles(titles, words),
-        )
+        rows = corpus.read_samples(source, "train").slice(0, sample_count)
+        return cls(titles, rows, tokenizer, tokenise_titles(titles, tokenizer))
 
-    def samples(self, max_tokens: int = 2048) -> list[EncodedSample]:
-        """Every sample as tokens, stitched."""
-        return CachedPromptEncoder(self.tokens, max_tokens).encode_samples(self.rows)
+    def encode_samples(self, max_tokens: int = 2048) -> list[EncodedSample]:
+        """Returns every sample as tokens, stitched from the tokenised titles."""
+        return CachedPromptEncoder(self.title_tokens, max_tokens).encode_samples(self.rows)
 
 
-def model(vocabulary: int, hidden: int, layers: int, seed: int = 0) -> torch.nn.Module:
-    """A LLaMA of random weights with LoRA r = 8 on all linear layers, as the recipe makes it, without dropout."""
+def build_model(vocabulary: int, hidden: int, layers: int, seed: int = 0) -> torch.nn.Module:
+    """Builds a LLaMA of random weights with LoRA as the recipe attaches it, without dropout."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=vocabulary,
@@ -75,68 +91,94 @@ def model(vocabulary: int, hidden: int, layers: int, seed: int = 0) -> torch.nn.
     return adapter.attach(LlamaForCausalLM(config), ModelSettings(lora_dropout=0.0), seed)
 
 
-def shares(
-    samples: Sequence[EncodedSample], batch: int, rank: int = 0, world: int = 1
+def worker_batches(
+    samples: Sequence[EncodedSample], global_batch_size: int, rank: int = 0, world_size: int = 1
 ) -> list[WorkerBatch]:
-    """One worker's shares of the samples, in global batches."""
-    found = []
-    for start in range(0, len(samples), batch):
-        part = samples[start : start + batch]
-        dealt = split_by_tokens([len(s.ids) for s in part], world)
-        lengths = tuple(tuple(len(part[i].ids) for i in one) for one in dealt)
-        whole = GlobalBatch(
-            start,
-            start + len(part),
-            sum(len(s.ids) - s.answer_start for s in part),
-            sum(map(sum, lengths)),
-            0,
-            {},
+    """Returns one worker's part of each global batch of the samples."""
+    batches = []
+    for start in range(0, len(samples), global_batch_size):
+        batch_samples = samples[start : start + global_batch_size]
+        indices_by_rank = split_by_tokens([len(s.ids) for s in batch_samples], world_size)
+        lengths_by_rank = tuple(
+            tuple(len(batch_samples[i].ids) for i in indices) for indices in indices_by_rank
         )
-        found.append(
+        global_batch = GlobalBatch(
+            start=start,
+            stop=start + len(batch_samples),
+            supervised_tokens=sum(len(s.ids) - s.answer_start for s in batch_samples),
+            token_count=sum(map(sum, lengths_by_rank)),
+            ids_digest=0,
+            samples_by_source={},
+        )
+        batches.append(
             WorkerBatch(
-                whole,
+                global_batch,
                 rank,
-                lengths,
-                np.array(dealt[rank], dtype=np.uint64),
-                tuple(part[i] for i in dealt[rank]),
+                lengths_by_rank,
+                np.array(indices_by_rank[rank], dtype=np.uint64),
+                tuple(batch_samples[i] for i in indices_by_rank[rank]),
             )
         )
-    return found
+    return batches
 
 
-def alone(backend: str = "gloo") -> None:
-    """A process group of this process, as the engine asks for one."""
+def init_single_process_group(backend: str = "gloo") -> None:
+    """Starts a process group of this process alone, which the engine needs."""
     if backend == "gloo":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("LOCAL_RANK", "0")
-    with tempfile.NamedTemporaryFile(delete=False) as meeting:
+    with tempfile.NamedTemporaryFile(delete=False) as file:
         dist.init_process_group(
-            backend, init_method=f"file://{meeting.name}.store", rank=0, world_size=1
+            backend, init_method=f"file://{file.name}.store", rank=0, world_size=1
         )
 
 
-def interleaved(ways: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Every way once per round, in turn, after one round that warms up and does not count. A way returns its seconds."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(rounds + 1):
-        for name, way in ways.items():
-            taken = way()
-            if turn:
-                seconds[name].append(taken)
+def run_interleaved(
+    contenders: Mapping[str, Callable[[], float]], rounds: int
+) -> dict[str, list[float]]:
+    """Runs all contenders in turn, once per round, after a round of warm-up that does not count.
+
+    Args:
+        contenders: By name, a function that does the work and returns its seconds.
+        rounds: Number of rounds that count.
+
+    Returns:
+        The seconds of each contender, one per round.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for round_number in range(rounds + 1):
+        for name, run in contenders.items():
+            elapsed = run()
+            if round_number:
+                seconds[name].append(elapsed)
     return seconds
 
 
-def timed(work: Callable[[], object]) -> float:
-    """CPU seconds of one call: what it takes on a core of its own, however busy the machine is."""
+def cpu_seconds(work: Callable[[], object]) -> float:
+    """Returns the CPU seconds of one call, which depend little on other work on the machine."""
     began = time.process_time()
     work()
     return time.process_time() - began
 
 
-def compare(
+def format_comparison(
     name: str, ours: Sequence[float], peer: Sequence[float], amount: float, unit: str
 ) -> str:
-    """`name ours peer ratio`: rates of the medians, and the median of the ratios of neighbouring rounds with their range."""
+    """Formats the line `name ours peer ratio`.
+
+    Args:
+        name: What is compared.
+        ours: Our seconds, one per round.
+        peer: The peer's seconds in the same rounds.
+        amount: Amount of work in a round.
+        unit: Unit of the amount per second.
+
+    Returns:
+        The rates of the median rounds, and the median of the rounds' ratios with their range.
+    """
     ratios = sorted(b / a for a, b in zip(ours, peer, strict=True))
-    rates = [amount / statistics.median(seconds) for seconds in (ours, peer)]
-    return f"{name:<46} {rates[0]:>12,.0f} {rates[1]:>12,.0f} {unit}  ratio {statistics.median(ratios):6.2f}  ({ratios[0]:.2f} .. {ratios[-1]:.2f})"
+    our_rate, peer_rate = (amount / statistics.median(seconds) for seconds in (ours, peer))
+    return (
+        f"{name:<46} {our_rate:>12,.0f} {peer_rate:>12,.0f} {unit}"
+        f"  ratio {statistics.median(ratios):6.2f}  ({ratios[0]:.2f} .. {ratios[-1]:.2f})"
+    )

@@ -1,4 +1,7 @@
-"""Pre-training without Ray, for tests of what the method is worth: the plan of a recipe in the bare loop, all by one worker in this process."""
+"""Pre-training without Ray, for tests of what the method achieves.
+
+One worker in this process trains the whole plan of a recipe in the bare loop.
+"""
 
 import os
 from collections.abc import Iterator
@@ -28,7 +31,7 @@ from cprec.train.loop import TrainingStep
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """A process group of one on the CPU, and one thread."""
+    """Provides a process group of this process alone, on the CPU and with one thread."""
     os.environ["DS_ACCELERATOR"] = "cpu"
     torch.set_num_threads(1)
     with single_process_group("gloo"):
@@ -36,8 +39,15 @@ def alone() -> Iterator[None]:
 
 
 def works(recipe: Recipe, corpus: Corpus, words: TitleTokens) -> Iterator[TrainingStep]:
-    """All work of the recipe's plan for one worker, as the controller would hand it out."""
-    plan, streams = run_plan.create_run_plan(recipe, corpus).plan, streams_by_key(corpus)
+    """Yields all steps of the recipe's plan for one worker, as the controller would hand them out.
+
+    Args:
+        recipe: The recipe.
+        corpus: Its corpus.
+        words: The titles of the corpus, tokenised.
+    """
+    plan = run_plan.create_run_plan(recipe, corpus).plan
+    streams = streams_by_key(corpus)
     sharing = TokenSharing(recipe.train.targets_per_pass, recipe.train.shared_candidates)
     for era in plan.eras:
         for start, stop in global_batches(era.start, era.stop, recipe.train.global_batch):
@@ -48,7 +58,7 @@ def works(recipe: Recipe, corpus: Corpus, words: TitleTokens) -> Iterator[Traini
                 if sharing
                 else None
             )
-            dealt = to_worker_rows(
+            worker_rows = to_worker_rows(
                 start,
                 stop,
                 tokens,
@@ -57,8 +67,9 @@ def works(recipe: Recipe, corpus: Corpus, words: TitleTokens) -> Iterator[Traini
                 1,
                 groups,
             )
+            # Through Arrow and back, as a batch travels on Ray.
             block = pa.Table.from_pylist(
-                dealt, schema=SHARED_ROW_SCHEMA if sharing else WORKER_BATCH_SCHEMA
+                worker_rows, schema=SHARED_ROW_SCHEMA if sharing else WORKER_BATCH_SCHEMA
             )
             yield TrainingStep(
                 worker_batch_from_row(unbox_row(block, 0)),

@@ -1,4 +1,7 @@
-"""Every test is marked by its folder, draws from fixed seeds, and finds the packages as a worker does: from the tree."""
+"""Configures all tests: marks by folder, fixed seeds, files spread over processes.
+
+Also has the small run, which several files of tests share.
+"""
 
 import re
 from collections.abc import Iterator
@@ -19,32 +22,41 @@ settings.register_profile("fixed", derandomize=True, deadline=None, database=Non
 settings.load_profile("fixed")
 
 
-SHARING_THE_SMALL_RUN = ("tests/faults/test_kills.py", "tests/integration/test_cpt.py")
+SMALL_RUN_FILES = ("tests/faults/test_kills.py", "tests/integration/test_cpt.py")
+"""Files whose tests share the small run (fixture `whole`)."""
 
 
-class ByFixtures(LoadFileScheduling):  # type: ignore[misc]  # it has no types
-    """A file's tests run in one process, which makes its fixtures once; so do those of the files that share the small run."""
+class FixtureScheduling(LoadFileScheduling):  # type: ignore[misc]  # it has no types
+    """Runs the tests of a file in one process, and those of all SMALL_RUN_FILES in one.
+
+    So every fixture is set up once.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return SHARING_THE_SMALL_RUN[0] if file in SHARING_THE_SMALL_RUN else file
+        return SMALL_RUN_FILES[0] if file in SMALL_RUN_FILES else file
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFixtures:
-    """How pytest-xdist deals tests to processes. (Its groups by mark need a private name that pytest 9.2 no longer has.)"""
-    return ByFixtures(config, log)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FixtureScheduling:
+    """Tells pytest-xdist how to spread tests over processes.
+
+    Its groups by mark would do, but need a private name that pytest 9.2 no longer has.
+    """
+    return FixtureScheduling(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests `unit`, `integration`, `faults` or `experiments` after the folder that they live in."""
+    """Marks each test `unit`, `integration`, `faults` or `experiments`, by its folder."""
     for item in items:
-        folder = item.path.relative_to(TESTS).parts[0]
-        item.add_marker(folder)
+        item.add_marker(item.path.relative_to(TESTS).parts[0])
 
 
 @pytest.fixture(scope="session")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the small recipe, and a corpus with a text that is replayed, for all tests that only add runs to it."""
+    """A folder with the small recipe and its corpus, which holds a text for replay.
+
+    Tests may add runs to it, and change nothing else.
+    """
     place = tmp_path_factory.mktemp("small")
     (place / "days.txt").write_text(
         " ".join(
@@ -63,14 +75,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def whole(place: Path) -> Path:
-    """The small run without a fault, started with no base there. Returns its folder."""
-    done = jobs.run("cpt", place / "recipe.yaml")
-    assert re.search(r"audit: (\d[\d,]*) planned, 0 missing, 0 repeated", done.stdout)
+    """The folder of the small run, trained without a fault; it also builds the tiny base."""
+    ended = jobs.run("cpt", place / "recipe.yaml")
+    assert re.search(r"audit: (\d[\d,]*) planned, 0 missing, 0 repeated", ended.stdout)
     return place / "runs" / "small"
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _nothing_left_running() -> Iterator[None]:
-    """Jobs that a failed test started end with the tests."""
+    """Ends the jobs that failed tests left running."""
     yield
     jobs.end_all()

@@ -1,8 +1,10 @@
-"""RecBole's SASRec and GRU4Rec on sequences given to it; run by benchmarks/baselines.py in an environment of its own (requirements-recbole.txt).
+"""Trains RecBole's SASRec or GRU4Rec on given sequences, for benchmarks/baselines.py.
 
-python recbole_baselines.py FOLDER NAME LOSS    trains on FOLDER/sequences.json to early stop on our validation candidates, writes FOLDER/result.json
+    python recbole_baselines.py FOLDER NAME LOSS
 
-The dataset, the loader and the training epoch are RecBole's; what is measured, and when training stops, is decided as ours decides it.
+Runs in an environment of its own (requirements-recbole.txt). Trains on FOLDER/sequences.json until
+HR@1 on our validation candidates stops rising, and writes FOLDER/result.json. Dataset, loader and
+training epoch are RecBole's. What is measured, and when training stops, is decided as in ours.
 """
 
 import copy
@@ -23,17 +25,17 @@ MODELS = {"sasrec": "SASRec", "gru4rec": "GRU4Rec"}
 
 def main(folder: Path, name: str, loss: str) -> None:
     torch.set_num_threads(1)
-    found = json.loads((folder / "sequences.json").read_text())
-    settings = found["settings"]
+    task = json.loads((folder / "sequences.json").read_text())
+    settings = task["settings"]
     (folder / "ours").mkdir(exist_ok=True)
     with (folder / "ours" / "ours.inter").open("w") as file:
         file.write("user_id:token\titem_id:token\ttimestamp:float\n")
-        for user, sequence in enumerate(found["sequences"]):
+        for user, sequence in enumerate(task["sequences"]):
             file.writelines(f"u{user}\ti{item}\t{place}\n" for place, item in enumerate(sequence))
     config = Config(
         model=MODELS[name],
         dataset="ours",
-        config_dict=values(folder, name, loss, settings, found["length"]),
+        config_dict=recbole_config(folder, name, loss, settings, task["length"]),
     )
     init_seed(settings["seed"], True)
     dataset = create_dataset(config)
@@ -42,50 +44,64 @@ def main(folder: Path, name: str, loss: str) -> None:
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
     ids = {token: number for number, token in enumerate(dataset.field2id_token["item_id"])}
 
-    def scores(split: str) -> np.ndarray:
-        """[n, candidates]; an item that no training sequence holds is not known to RecBole, and comes last."""
+    def score_candidates(split: str) -> np.ndarray:
+        """Returns the scores of a split's candidates [samples, candidates].
+
+        An item of no training sequence is unknown to RecBole, and gets -inf.
+        """
         model.eval()
-        histories, parts = found[split]["histories"], []
+        histories = task[split]["histories"]
         candidates = np.array(
-            [[ids.get(f"i{item}", 0) for item in row] for row in found[split]["candidates"]]
+            [[ids.get(f"i{item}", 0) for item in row] for row in task[split]["candidates"]]
         )
-        for at in range(0, len(histories), 512):
-            rows = histories[at : at + 512]
-            padded = np.zeros((len(rows), found["length"]), dtype=np.int64)
+        parts = []
+        for start in range(0, len(histories), 512):
+            rows = histories[start : start + 512]
+            padded = np.zeros((len(rows), task["length"]), dtype=np.int64)
             for row, history in enumerate(rows):
                 known = [ids[f"i{item}"] for item in history if f"i{item}" in ids]
                 padded[row, : len(known)] = known
             lengths = torch.tensor((padded > 0).sum(axis=1).clip(min=1))
             with torch.no_grad():
-                every = model.full_sort_predict(
+                all_scores = model.full_sort_predict(
                     Interaction({"item_id_list": torch.from_numpy(padded), "item_length": lengths})
                 ).numpy()
-            here = candidates[at : at + 512]
-            parts.append(np.where(here > 0, np.take_along_axis(every, here, axis=1), -np.inf))
+            part = candidates[start : start + 512]
+            scores = np.take_along_axis(all_scores, part, axis=1)
+            parts.append(np.where(part > 0, scores, -np.inf))
         return np.concatenate(parts)
 
-    def hr1() -> float:
-        own = scores("validation")
-        true = np.take_along_axis(own, np.array(found["validation"]["targets"])[:, None], axis=1)
-        return float(np.where((own > true).any(axis=1), 0, 1 / (own == true).sum(axis=1)).mean())
+    def validation_hr1() -> float:
+        """Returns HR@1 on the validation candidates; ties count in expectation."""
+        scores = score_candidates("validation")
+        targets = np.array(task["validation"]["targets"])[:, None]
+        true = np.take_along_axis(scores, targets, axis=1)
+        outranked = (scores > true).any(axis=1)
+        return float(np.where(outranked, 0, 1 / (scores == true).sum(axis=1)).mean())
 
-    best, best_epoch, kept, seconds, epoch = hr1(), 0, copy.deepcopy(model.state_dict()), [], 0
+    best = validation_hr1()
+    best_epoch = 0
+    best_weights = copy.deepcopy(model.state_dict())
+    epochs_s = []
+    epoch = 0
     while epoch < settings["max_epochs"] and epoch - best_epoch < settings["patience"]:
         epoch += 1
         began = time.process_time()
         trainer._train_epoch(train, epoch)
-        seconds.append(time.process_time() - began)
-        if (reached := hr1()) > best:
-            best, best_epoch, kept = reached, epoch, copy.deepcopy(model.state_dict())
-    model.load_state_dict(kept)
+        epochs_s.append(time.process_time() - began)
+        if (hr1 := validation_hr1()) > best:
+            best = hr1
+            best_epoch = epoch
+            best_weights = copy.deepcopy(model.state_dict())
+    model.load_state_dict(best_weights)
     (folder / "result.json").write_text(
-        json.dumps({"scores": scores("test").tolist(), "epochs_s": seconds})
+        json.dumps({"scores": score_candidates("test").tolist(), "epochs_s": epochs_s})
     )
 
 
-def values(folder: Path, name: str, loss: str, settings: dict, length: int) -> dict:
-    """Of RecBole's configuration: the sizes and rates that ours has."""
-    own = {
+def recbole_config(folder: Path, name: str, loss: str, settings: dict, length: int) -> dict:
+    """Returns a configuration of RecBole with the sizes and the learning rate of ours."""
+    sizes = {
         "sasrec": {
             "n_layers": settings["blocks"],
             "n_heads": 1,
@@ -102,13 +118,14 @@ def values(folder: Path, name: str, loss: str, settings: dict, length: int) -> d
             "dropout_prob": settings["dropout"],
         },
     }[name]
+    one_negative = {"distribution": "uniform", "sample_num": 1}
     return {
-        **own,
+        **sizes,
         "data_path": str(folder),
         "checkpoint_dir": str(folder / "saved"),
         "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
         "MAX_ITEM_LIST_LENGTH": length,
-        # Everything handed over is training data: validation and test come with their own candidates.
+        # All of it is training data; validation and test have candidates of their own.
         "eval_args": {
             "split": {"RS": [1, 0, 0]},
             "order": "TO",
@@ -116,11 +133,9 @@ def values(folder: Path, name: str, loss: str, settings: dict, length: int) -> d
             "mode": "full",
         },
         "loss_type": loss,
-        "train_neg_sample_args": {"distribution": "uniform", "sample_num": 1}
-        if loss == "BPR"
-        else None,
+        "train_neg_sample_args": one_negative if loss == "BPR" else None,
         "train_batch_size": settings["recbole_batch"],
-        "learning_rate": settings["rate"],
+        "learning_rate": settings["learning_rate"],
         "seed": settings["seed"],
         "use_gpu": False,
         "show_progress": False,

@@ -1,6 +1,9 @@
-"""TRL's SFTTrainer with packing='bfd' on samples given to it; run by benchmarks/train.py in an environment of its own (requirements-trl.txt).
+"""Trains on given samples with TRL's SFTTrainer and packing='bfd', for benchmarks/train.py.
 
-python trl_sft.py FOLDER    reads FOLDER/samples.npz and FOLDER/model, then trains once for each line on its input and answers with seconds
+    python trl_sft.py FOLDER
+
+Runs in an environment of its own (requirements-trl.txt). Reads FOLDER/samples.npz and FOLDER/model.
+Then trains once for each line on standard input, and answers `SECONDS s ROWS n`.
 """
 
 import sys
@@ -16,7 +19,10 @@ from trl import SFTConfig, SFTTrainer
 
 
 class Clock(TrainerCallback):
-    """CPU seconds from the first step's beginning to the last one's end: without the trainer's own start and end."""
+    """CPU times at which the first step began and the last one ended.
+
+    The time between them leaves out the trainer's own start and end.
+    """
 
     def on_step_begin(self, *_: object, **__: object) -> None:
         self.began = getattr(self, "began", None) or time.process_time()
@@ -26,18 +32,18 @@ class Clock(TrainerCallback):
 
 
 def main(folder: Path) -> None:
-    found = np.load(folder / "samples.npz")
-    torch.set_num_threads(int(found["threads"]))
-    ends = np.cumsum(found["lengths"])
-    ids = np.split(found["ids"], ends[:-1])
-    masks = [np.arange(len(i)) >= answer for i, answer in zip(ids, found["answers"], strict=True)]
+    arrays = np.load(folder / "samples.npz")
+    torch.set_num_threads(int(arrays["threads"]))
+    ends = np.cumsum(arrays["lengths"])
+    ids = np.split(arrays["ids"], ends[:-1])
+    masks = [np.arange(len(i)) >= answer for i, answer in zip(ids, arrays["answers"], strict=True)]
     data = Dataset.from_dict(
         {
             "input_ids": [i.tolist() for i in ids],
             "completion_mask": [m.astype(int).tolist() for m in masks],
         }
     )
-    rows = int(found["rows"])
+    rows = int(arrays["rows"])
     for _ in sys.stdin:
         model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
         arguments = SFTConfig(
@@ -46,7 +52,7 @@ def main(folder: Path) -> None:
             bf16=False,
             packing=True,
             packing_strategy="bfd",
-            max_length=int(found["pack_tokens"]),
+            max_length=int(arrays["pack_tokens"]),
             completion_only_loss=True,
             per_device_train_batch_size=1,
             gradient_accumulation_steps=max(rows, 1),

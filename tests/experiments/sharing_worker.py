@@ -1,6 +1,8 @@
-"""One training of tests/experiments/test_sharing.py in a process of its own: the demo's plan in the bare loop, then HR@1 on the held-out domain.
+"""One training of tests/experiments/test_sharing.py, in a process of its own.
 
-python tests/experiments/sharing_worker.py RECIPE.yaml
+    python tests/experiments/sharing_worker.py RECIPE.yaml
+
+Trains the plan of the recipe in the bare loop, then measures hits at 1 on the held-out domain.
 """
 
 import json
@@ -21,8 +23,14 @@ from cprec.train.loop import Observer, StepRecord, TrainingStep, train
 from tests import bare
 
 
-class Counts(Observer):
-    """Tokens of all steps: of samples, and computed; and the losses."""
+class StepTotals(Observer):
+    """Tokens and losses of all steps.
+
+    Attributes:
+        useful: Tokens of the samples.
+        computed: Tokens that were computed; those that samples share count once.
+        losses: Loss of each step.
+    """
 
     def __init__(self) -> None:
         self.useful = self.computed = 0
@@ -38,15 +46,17 @@ def main(path: str) -> None:
     recipe = load_recipe(path)
     corpus = Corpus.open(recipe.corpus)
     network, tokenizer = backbone.load(recipe.model.base, None, recipe.model.precision)
-    words = tokenise_titles(corpus.read_titles(), tokenizer)
+    title_tokens = tokenise_titles(corpus.read_titles(), tokenizer)
     engine = Engine(
         adapter.attach(network, recipe.model, recipe.seed), recipe.train, recipe.model.precision
     )
-    counts, todo = Counts(), list(bare.works(recipe, corpus, words))
+    totals = StepTotals()
+    steps = list(bare.works(recipe, corpus, title_tokens))
+    spec = micro_batch_spec(recipe.train)
     began = time.process_time()
-    train(engine, todo, counts, micro_batch_spec(recipe.train), words.eos_token_id, recipe.seed)
+    train(engine, steps, totals, spec, title_tokens.eos_token_id, recipe.seed)
     seconds = time.process_time() - began
-    # In the order of users, which is the same in every corpus of the same behaviours.
+    # Sorted by user, so that corpora in different orders give the same test samples.
     test = (
         corpus.read_samples(f"downstream/{recipe.data.held_out[0]}", "test")
         .sort_by("user_id")
@@ -55,21 +65,19 @@ def main(path: str) -> None:
     engine.model.eval()
     scores = score_samples(
         cast(PreTrainedModel, engine.model),
-        CachedPromptEncoder(words, recipe.model.max_tokens),
+        CachedPromptEncoder(title_tokens, recipe.model.max_tokens),
         test,
         recipe.evaluate.batch,
     )
-    found = hits(compute_ranks(scores, test["target"].to_numpy()), 1).tolist()
-    samples = sum(work.worker_batch.global_batch.sample_count for work in todo)
-    seen = {
-        "hits": found,
-        "samples": samples,
-        "useful": counts.useful,
-        "computed": counts.computed,
+    result = {
+        "hits": hits(compute_ranks(scores, test["target"].to_numpy()), 1).tolist(),
+        "samples": sum(step.worker_batch.global_batch.sample_count for step in steps),
+        "useful": totals.useful,
+        "computed": totals.computed,
         "seconds": seconds,
-        "losses": counts.losses[-20:],
+        "losses": totals.losses[-20:],
     }
-    print(json.dumps(seen))
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

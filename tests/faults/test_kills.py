@@ -1,4 +1,7 @@
-"""Processes of a run are killed or told to end; each planned sample is trained once all the same, at its rate, bit for bit."""
+"""Processes of a run are killed or stopped; each planned sample is still trained exactly once.
+
+The trace and the weights are bit for bit those of the run without a fault.
+"""
 
 import json
 import os
@@ -16,27 +19,33 @@ from tests.integration import jobs
 
 
 def history(folder: Path) -> list[dict[str, Any]]:
-    same = ("step", "samples", "lr", "loss", "ids_digest", "phase", "sources")
-    return [{key: row[key] for key in same} for row in jobs.lines(folder / "trace.jsonl")]
+    """Returns what must be equal in the traces of two runs of the same plan."""
+    keys = ("step", "samples", "lr", "loss", "ids_digest", "phase", "sources")
+    return [{key: row[key] for key in keys} for row in jobs.lines(folder / "trace.jsonl")]
 
 
-def told(folder: Path, event: str) -> list[dict[str, Any]]:
-    """The events of one kind that a run has told so far."""
-    return [e for e in jobs.lines(folder / "events.jsonl") if e["event"] == event]
+def events_of(folder: Path, kind: str) -> list[dict[str, Any]]:
+    """Returns the events of one kind that a run has recorded so far."""
+    return [event for event in jobs.lines(folder / "events.jsonl") if event["event"] == kind]
 
 
 @pytest.fixture(scope="module")
 def haunted(place: Path) -> Path:
-    """The small run: a worker is killed, then the controller, then the driver; its newest checkpoint rots; the same command again. Its folder."""
-    folder, recipe = place / "runs" / "haunted", place / "recipe.yaml"
+    """The folder of the small run after four faults, trained to its end.
+
+    A worker is killed, then the controller, then the driver. Then a bit of the newest checkpoint
+    flips, and the same command resumes the run.
+    """
+    folder = place / "runs" / "haunted"
+    recipe = place / "recipe.yaml"
     process = jobs.start("cpt", recipe, "--run", "haunted")
-    jobs.wait_for(process, lambda: len(told(folder, "checkpoint_saved")) >= 1)
+    jobs.wait_for(process, lambda: len(events_of(folder, "checkpoint_saved")) >= 1)
     jobs.below(process.pid, "ray::RayTrainWorker")[0].kill()
-    jobs.wait_for(process, lambda: len(told(folder, "resumed")) >= 1)
+    jobs.wait_for(process, lambda: len(events_of(folder, "resumed")) >= 1)
     jobs.below(process.pid, "ray::ControllerActor")[0].kill()
-    jobs.wait_for(process, lambda: len(told(folder, "resumed")) >= 2)
-    saved = len(told(folder, "checkpoint_saved"))
-    jobs.kill_when(process, lambda: len(told(folder, "checkpoint_saved")) > saved)
+    jobs.wait_for(process, lambda: len(events_of(folder, "resumed")) >= 2)
+    saved = len(events_of(folder, "checkpoint_saved"))
+    jobs.kill_when(process, lambda: len(events_of(folder, "checkpoint_saved")) > saved)
 
     newest = max((folder / "checkpoints").glob("*/manifest.json")).parent
     victim = newest / "trainer" / "optimizer.safetensors"
@@ -47,54 +56,53 @@ def haunted(place: Path) -> Path:
     return folder
 
 
-def test_whoever_is_killed_each_sample_is_trained_once(haunted: Path) -> None:
+def test_whichever_process_is_killed_each_sample_is_trained_once(haunted: Path) -> None:
     audit = json.loads((haunted / "audit.json").read_text())
     assert (audit["missing"], audit["repeated"], audit["trained"]) == (0, 0, audit["planned"])
-    assert len(told(haunted, "resumed")) >= 3
+    assert len(events_of(haunted, "resumed")) >= 3
 
 
-def test_whoever_is_killed_the_run_goes_on_bit_for_bit(whole: Path, haunted: Path) -> None:
+def test_whichever_process_is_killed_the_run_continues_bit_for_bit(
+    whole: Path, haunted: Path
+) -> None:
     assert history(haunted) == history(whole)
     assert perplexities(read_events(str(haunted))) == perplexities(read_events(str(whole)))
-    ends = [
-        checkpoint.load_training_state(str(max((folder / "checkpoints").iterdir())))
+    without_fault, with_faults = (
+        checkpoint.load_training_state(str(max((folder / "checkpoints").iterdir()))).weights
         for folder in (whole, haunted)
-    ]
-    assert all(
-        bool((ends[0].weights[name] == tensor).all()) for name, tensor in ends[1].weights.items()
     )
+    assert all(bool((without_fault[name] == tensor).all()) for name, tensor in with_faults.items())
 
 
-def test_a_corrupt_newest_checkpoint_is_named_and_the_one_before_used(haunted: Path) -> None:
+def test_a_corrupt_checkpoint_is_reported_and_the_one_before_it_is_used(haunted: Path) -> None:
     assert any(
         "optimizer.safetensors: sha256" in event["because"]
-        for event in told(haunted, "checkpoint_ignored")
+        for event in events_of(haunted, "checkpoint_ignored")
     )
 
 
-def test_ctrl_c_saves_a_checkpoint_and_leaves_nobody_behind(whole: Path, place: Path) -> None:
-    folder, recipe = place / "runs" / "stopped", place / "recipe.yaml"
+def test_ctrl_c_saves_a_checkpoint_and_leaves_no_process_behind(whole: Path, place: Path) -> None:
+    folder = place / "runs" / "stopped"
+    recipe = place / "recipe.yaml"
     process = jobs.start("cpt", recipe, "--run", "stopped")
-    jobs.wait_for(process, lambda: len(told(folder, "checkpoint_saved")) >= 1)
-    below = jobs.below(process.pid)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: to everybody in the foreground
+    jobs.wait_for(process, lambda: len(events_of(folder, "checkpoint_saved")) >= 1)
+    descendants = jobs.below(process.pid)
+    os.killpg(process.pid, signal.SIGINT)  # like a terminal: to all processes in the foreground
     out, err = process.communicate(timeout=jobs.LIMIT_S)
     assert process.returncode == 130, err
     assert "interrupted: saving a checkpoint" in out
     assert "the same command goes on" in err
     assert "Traceback" not in out + err
-    _, left = psutil.wait_procs(below, timeout=30)
-    assert not left
+    _, alive = psutil.wait_procs(descendants, timeout=30)
+    assert not alive
     newest = max(
         int(manifest.parent.name.split("-")[0])
         for manifest in folder.glob("checkpoints/*/manifest.json")
     )
-    [stopped] = [event["samples"] for event in told(folder, "stopped")]
-    assert (
-        newest == jobs.lines(folder / "trace.jsonl")[-1]["samples"] + 32 >= stopped
-    )  # nothing that was trained is lost
-    assert (
-        f"resuming stopped from {newest:,} samples"
-        in jobs.run("cpt", recipe, "--run", "stopped").stdout
-    )
+    [stopped] = [event["samples"] for event in events_of(folder, "stopped")]
+    # Nothing that was trained is lost: the checkpoint is at the end of the last step (32 samples).
+    last_step = jobs.lines(folder / "trace.jsonl")[-1]
+    assert newest == last_step["samples"] + 32 >= stopped
+    resumed = jobs.run("cpt", recipe, "--run", "stopped")
+    assert f"resuming stopped from {newest:,} samples" in resumed.stdout
     assert history(folder) == history(whole)

@@ -18,10 +18,13 @@ _BUCKETS = itertools.count()
 
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
-    """An S3 server on the loopback interface that enforces conditional puts; in its own process, as clients may hold this one's interpreter lock."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    """The URL of an S3 server on the loopback interface that enforces conditional puts.
+
+    It runs in a process of its own, because clients may hold the interpreter lock of this one.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     command = [sys.executable, "-m", "tests.integration.s3_server", str(port)]
     with subprocess.Popen(
         command, cwd=jobs.ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -34,6 +37,7 @@ def s3_endpoint() -> Iterator[str]:
 
 
 def _wait_for(server: "subprocess.Popen[bytes]", port: int, limit_s: float = 60) -> None:
+    """Waits until the server listens on its port."""
     end = time.monotonic() + limit_s
     while time.monotonic() < end and server.poll() is None:
         try:
@@ -47,14 +51,20 @@ def _wait_for(server: "subprocess.Popen[bytes]", port: int, limit_s: float = 60)
 
 @pytest.fixture(scope="module")
 def one_cluster() -> Iterator[None]:
-    """One local Ray for the tests of a file that call the jobs' functions in this process: each call would start its own, which costs more."""
+    """One local Ray session for all tests of a file that call workflows in this process.
+
+    Otherwise each call would start a session of its own, which takes longer.
+    """
     with ray_session("local", 2):
         yield
 
 
 @pytest.fixture
 def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """URI of an empty bucket; the environment points to its server, for this process and those that it starts."""
+    """The URI of an empty bucket.
+
+    The environment of this process, and of those that it starts, points to the server.
+    """
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")

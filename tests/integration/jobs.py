@@ -1,4 +1,4 @@
-"""Jobs as a person runs them: the file, a recipe, and what they print."""
+"""Runs jobs as a person does: a script, a recipe, and the output."""
 
 import json
 import os
@@ -17,11 +17,19 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 400
+"""Seconds that a job, or a wait for one, may take."""
 STARTED: list["subprocess.Popen[str]"] = []
 
 
 def recipe(place: Path, **changes: Mapping[str, Any] | str | int) -> Path:
-    """A small recipe of simulated shoppers below a folder: three domains, one held out, a model of 0.05M weights, a few dozen steps."""
+    """Writes a small recipe of simulated shoppers below a folder, and returns its path.
+
+    It has three domains, one that is held out, a model of 0.05M weights, and a few dozen steps.
+
+    Args:
+        place: The folder.
+        changes: Keys and sections of the recipe to replace.
+    """
     values: dict[str, Any] = {
         "run": "small",
         "storage": f"{place}/runs",
@@ -48,7 +56,7 @@ def recipe(place: Path, **changes: Mapping[str, Any] | str | int) -> Path:
 def start(
     job: str, *arguments: str | Path, environment: Mapping[str, str] | None = None
 ) -> "subprocess.Popen[str]":
-    """Start a job in a process group of its own."""
+    """Starts a job in a process group of its own."""
     process = subprocess.Popen(
         [sys.executable, f"jobs/{job}.py", *map(str, arguments)],
         cwd=ROOT,
@@ -63,7 +71,7 @@ def start(
 
 
 def end_all() -> None:
-    """Kill what a failed test left running."""
+    """Kills the jobs that failed tests left running."""
     for process in STARTED:
         if process.poll() is None:
             process.kill()
@@ -73,7 +81,14 @@ def end_all() -> None:
 def run(
     job: str, *arguments: str | Path, code: int = 0, environment: Mapping[str, str] | None = None
 ) -> "subprocess.CompletedProcess[str]":
-    """Run a job to its end, which must come with the given exit code."""
+    """Runs a job to its end.
+
+    Args:
+        job: Name of the script.
+        arguments: Its arguments.
+        code: The exit code that it must have.
+        environment: Variables to add to the environment.
+    """
     with start(job, *arguments, environment=environment) as process:
         out, err = process.communicate(timeout=LIMIT_S)
     assert process.returncode == code, (
@@ -88,21 +103,24 @@ def refused(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> str:
-    """The one message of a job that must end with exit code 1, run in this process to spare the imports."""
+    """Returns the message of a job that must refuse its arguments with exit code 1.
+
+    The job runs in this process, which saves the time of its imports.
+    """
     monkeypatch.setattr(sys, "argv", [f"jobs/{job}.py", *map(str, arguments)])
     monkeypatch.chdir(ROOT)
     monkeypatch.syspath_prepend(str(ROOT / "jobs"))
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(ROOT / "jobs" / f"{job}.py"), run_name="__main__")
-    seen = capsys.readouterr()
-    assert ended.value.code == 1, seen.err
-    assert "Traceback" not in seen.err + seen.out
-    assert seen.err.startswith("error: ")
-    return seen.err
+    output = capsys.readouterr()
+    assert ended.value.code == 1, output.err
+    assert "Traceback" not in output.err + output.out
+    assert output.err.startswith("error: ")
+    return output.err
 
 
 def wait_for(process: "subprocess.Popen[str]", reached: Callable[[], bool]) -> None:
-    """Wait until a condition holds, which must be while a job is running."""
+    """Waits until a condition holds; fails if the job ends before."""
     end = time.monotonic() + LIMIT_S
     while not reached():
         assert process.poll() is None, process.communicate()
@@ -111,36 +129,46 @@ def wait_for(process: "subprocess.Popen[str]", reached: Callable[[], bool]) -> N
 
 
 def below(driver: int, *names: str) -> list[psutil.Process]:
-    """The processes below a driver whose titles begin with one of some names; all of them without a name."""
-    found = []
+    """Returns the descendants of a driver whose titles start with one of the names.
+
+    Args:
+        driver: Process id of the driver.
+        names: Beginnings of titles; without any, all descendants are returned.
+    """
+    processes = []
     for process in psutil.Process(driver).children(recursive=True):
-        with suppress(psutil.NoSuchProcess):  # some live for a moment only
+        with suppress(psutil.NoSuchProcess):  # it may have ended meanwhile
             if (process.cmdline() or [""])[0].startswith(names or ("",)):
-                found.append(process)
-    return found
+                processes.append(process)
+    return processes
 
 
 def kill_when(
     process: "subprocess.Popen[str]", reached: Callable[[], bool], whole_cluster: bool = False
 ) -> None:
-    """kill -9 the driver of a running job once a condition holds, and wait until its workers, which live a little longer, are gone.
+    """Kills the driver of a running job with SIGKILL once a condition holds.
 
-    whole_cluster: kill every process of its local Ray with it.
+    Waits until its workers, which outlive it a little, have ended.
+
+    Args:
+        process: The driver.
+        reached: The condition.
+        whole_cluster: Whether every process of its local Ray session is killed with it.
     """
     wait_for(process, reached)
-    os.kill(process.pid, signal.SIGSTOP)  # at this very moment; whom it started is looked up then
+    os.kill(process.pid, signal.SIGSTOP)  # it stands still while its descendants are listed
     workers = below(process.pid, "ray::RayTrain", "ray::Controller", "ray::ImplicitFunc")
     for victim in below(process.pid) if whole_cluster else []:
         with suppress(psutil.NoSuchProcess):
             victim.kill()
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    _, left = psutil.wait_procs(workers, timeout=60)
-    assert not left, f"still there after their driver's death: {left}"
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    assert not alive, f"still alive after the death of their driver: {alive}"
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file of JSON lines, a cut last line left out."""
+    """Returns the objects of a file of JSON lines, without an incomplete last line."""
     if not path.exists():
         return []
     return [

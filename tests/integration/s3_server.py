@@ -1,7 +1,10 @@
-"""An S3 server on the loopback interface that keeps its word on conditional puts: python -m tests.integration.s3_server PORT.
+"""An S3 server on the loopback interface that enforces conditional puts.
 
-moto looks whether the object is there and then writes it, as two steps: two puts at once can both be let through, which is what
-a test of racing commits must not meet. Here conditional requests are answered one after another.
+    python -m tests.integration.s3_server PORT
+
+moto first checks whether the object exists and then writes it, so two puts at the same time can
+both succeed. A test of racing commits needs a server where only one does. Therefore this one
+answers conditional requests one after the other.
 """
 
 import sys
@@ -15,15 +18,15 @@ from moto.moto_server.werkzeug_app import (
 )
 from werkzeug.serving import run_simple
 
-_TURN = threading.Lock()
+_LOCK = threading.Lock()
 _MOTO = DomainDispatcherApplication(create_backend_app)
 
 
 def answer(environ: dict[str, Any], start_response: Any) -> Any:
-    """A WSGI application: an iterable of bytes."""
+    """The WSGI application: answers one request."""
     if "HTTP_IF_NONE_MATCH" not in environ:
         return _MOTO(environ, start_response)
-    with _TURN:
+    with _LOCK:
         return _MOTO(environ, start_response)
 
 

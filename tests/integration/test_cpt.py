@@ -1,4 +1,7 @@
-"""The main job for real: Ray, Ray Data, Ray Train, DeepSpeed, MLflow; audited, registered; on a disk and on S3. Its faults are in tests/faults."""
+"""jobs/cpt.py on real Ray, Ray Data, Ray Train, DeepSpeed and MLflow, on local disk and on S3.
+
+Processes that are killed are in tests/faults.
+"""
 
 import gzip
 import json
@@ -22,34 +25,33 @@ from cprec.tracking.figures import perplexities
 from cprec.tracking.registry import Registry
 from tests.integration import jobs
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.is_gradient_checkpointing:FutureWarning"
-)  # PEFT asks transformers under a name of the past
+# PEFT uses a deprecated name of transformers.
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 
 
-def plan(folder: Path) -> Plan:
+def read_plan(folder: Path) -> Plan:
     return Plan.from_json(json.loads((folder / "plan.json").read_text())["plan"])
 
 
-def test_every_step_has_the_rate_phase_and_sources_of_the_plan(whole: Path) -> None:
-    trace, planned = jobs.lines(whole / "trace.jsonl"), plan(whole)
+def test_every_step_has_the_lr_phase_and_sources_of_the_plan(whole: Path) -> None:
+    trace = jobs.lines(whole / "trace.jsonl")
+    plan = read_plan(whole)
     assert [row["samples"] for row in trace[1:]] == [
         row["samples"] + row["batch_samples"] for row in trace[:-1]
     ]
     assert [row["step"] for row in trace] == list(range(len(trace)))
     for row in trace:
-        assert row["lr"] == planned.wsa.lr(row["samples"])
-        assert row["phase"] == planned.wsa.phase(row["samples"])
+        assert row["lr"] == plan.wsa.lr(row["samples"])
+        assert row["phase"] == plan.wsa.phase(row["samples"])
         counts: dict[str, int] = {}
-        for (source, _), n in planned.count_by_stream(
-            row["samples"], row["samples"] + row["batch_samples"]
-        ).items():
-            counts[source] = counts.get(source, 0) + n
+        stop = row["samples"] + row["batch_samples"]
+        for (source, _), count in plan.count_by_stream(row["samples"], stop).items():
+            counts[source] = counts.get(source, 0) + count
         assert row["sources"] == counts
         assert all(s == "mixed" for s in row["sources"]) == (row["phase"] == "annealing")
 
 
-def test_the_audit_is_clean_and_the_events_tell_the_story(whole: Path) -> None:
+def test_the_audit_is_clean_and_the_events_are_complete(whole: Path) -> None:
     audit = json.loads((whole / "audit.json").read_text())
     assert (audit["missing"], audit["repeated"], audit["trained"]) == (0, 0, audit["planned"])
     events = jobs.lines(whole / "events.jsonl")
@@ -65,9 +67,10 @@ def test_the_audit_is_clean_and_the_events_tell_the_story(whole: Path) -> None:
 
 
 def test_text_is_replayed_up_to_s_and_audited(whole: Path) -> None:
-    planned = plan(whole)
+    stable_end = read_plan(whole).wsa.stable_end
     text = json.loads((whole / "audit.json").read_text())["sources"]["text/days"]["1"]
-    assert text["planned"] == round(300 / 9) == planned.wsa.stable_end - 300
+    # replay_share is 0.1 of the samples up to S, of which 300 are domain-specific.
+    assert text["planned"] == round(300 / 9) == stable_end - 300
     assert (text["trained"], text["missing"], text["repeated"]) == (text["planned"], 0, 0)
     trace = jobs.lines(whole / "trace.jsonl")
     assert sum(row["sources"].get("text/days", 0) for row in trace if row["phase"] == "stable") > 20
@@ -82,9 +85,7 @@ def test_perplexity_is_measured_before_at_checkpoints_and_after(whole: Path, pla
     assert [samples for samples, _ in measured] == [0, *saved]
     assert len({value for _, value in measured}) == len(measured)
     recipe = load_recipe(str(place / "recipe.yaml"))
-    base = (
-        recipe.storage + "/bases/" + next(p.name for p in Path(recipe.storage, "bases").iterdir())
-    )
+    base = str(next(Path(recipe.storage, "bases").iterdir()))
     network, tokenizer = backbone.load(base, None, "fp32")
     text = read_plain_text("jobs/recipes/demo.txt", "evaluate.text")
     assert compute_perplexity(network, tokenizer, text, recipe.model.max_tokens) == pytest.approx(
@@ -98,20 +99,20 @@ def test_perplexity_is_measured_before_at_checkpoints_and_after(whole: Path, pla
     assert "perplexity of text" in (whole / "schedule.svg").read_text()
     registry = Registry.from_recipe(recipe)
     [run_id] = [v.run_id for v in registry.versions() if v.tags["run"] == str(whole)]
-    told = registry.client.get_metric_history(str(run_id), "perplexity")
-    assert [(m.step, m.value) for m in sorted(told, key=lambda m: m.step)] == measured
+    logged = registry.client.get_metric_history(str(run_id), "perplexity")
+    assert [(m.step, m.value) for m in sorted(logged, key=lambda m: m.step)] == measured
 
 
 def test_the_adapter_loads_with_peft(whole: Path) -> None:
     model = AutoPeftModelForCausalLM.from_pretrained(
         max((whole / "checkpoints").iterdir()) / "adapter"
     )
-    adapter = {name: p for name, p in model.named_parameters() if "lora_B" in name}
-    assert adapter
-    assert any(bool(p.abs().max() > 0) for p in adapter.values())
+    weights = {name: p for name, p in model.named_parameters() if "lora_B" in name}
+    assert weights
+    assert any(bool(p.abs().max() > 0) for p in weights.values())
 
 
-def test_the_registered_version_knows_where_it_comes_from(whole: Path, place: Path) -> None:
+def test_the_registered_version_has_its_lineage(whole: Path, place: Path) -> None:
     registry = Registry.from_recipe(load_recipe(str(place / "recipe.yaml")))
     [version] = [v for v in registry.versions() if v.tags["run"] == str(whole)]
     newest = max((whole / "checkpoints").iterdir())
@@ -127,10 +128,10 @@ def test_the_registered_version_knows_where_it_comes_from(whole: Path, place: Pa
     assert "loss" in run.data.metrics
 
 
-def test_a_finished_run_started_again_does_no_harm(whole: Path, place: Path) -> None:
+def test_a_finished_run_that_is_started_again_stays_as_it_is(whole: Path, place: Path) -> None:
     before = (whole / "trace.jsonl").read_bytes()
-    done = jobs.run("cpt", place / "recipe.yaml")
-    assert "trained to the end already" in done.stdout
+    ended = jobs.run("cpt", place / "recipe.yaml")
+    assert "trained to the end already" in ended.stdout
     assert (whole / "trace.jsonl").read_bytes() == before
 
 
@@ -218,17 +219,20 @@ def test_wrong_input_is_one_message_and_exit_code_1(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    words = [a.replace("PLACE", str(place)) for a in arguments]
-    positional, keys = ([words[0]], words[1:]) if words[0] in ("hold",) else ([], words)
+    """Arguments in which PLACE is replaced by the folder of the small run."""
+    options = [argument.replace("PLACE", str(place)) for argument in arguments]
     assert message in jobs.refused(
-        job, place / "recipe.yaml", *positional, *keys, capsys=capsys, monkeypatch=monkeypatch
+        job, place / "recipe.yaml", *options, capsys=capsys, monkeypatch=monkeypatch
     )
 
 
 def test_corpus_and_storage_on_s3_where_samples_share_tokens(
     whole: Path, tmp_path: Path, s3: str
 ) -> None:
-    """Under ZeRO 3, with both levers on: the audit counts samples as ever, the trace tells their tokens from those that were computed."""
+    """Under ZeRO 3, with both inexact modes: the audit still counts every sample.
+
+    The trace has the tokens of the samples beside those that were computed.
+    """
     data = {
         "format": "simulated",
         "domains": ["Garden", "Office", "Sports"],
@@ -250,24 +254,24 @@ def test_corpus_and_storage_on_s3_where_samples_share_tokens(
     }
     recipe = jobs.recipe(tmp_path, data=data, train=train)
     options = [part for key, value in places.items() for part in (f"--{key}", value)]
-    done = jobs.run("cpt", recipe, *options, "--train.profile", "2", environment=dict(os.environ))
-    assert re.search(r"audit: (\d[\d,]*) planned, 0 missing, 0 repeated", done.stdout)
+    ended = jobs.run("cpt", recipe, *options, "--train.profile", "2", environment=dict(os.environ))
+    assert re.search(r"audit: (\d[\d,]*) planned, 0 missing, 0 repeated", ended.stdout)
     run = f"{s3}/runs/small"
     newest = list_names(join(run, "checkpoints"))[-1]
     checkpoint.verify(join(run, "checkpoints", newest))
     assert "<html" in read_text(join(run, "report.html"))
-    profiled = json.loads(gzip.decompress(read_bytes(join(run, "profile", "0.json.gz"))))
-    assert {event["name"] for event in profiled["traceEvents"] if "name" in event} >= {"aten::mm"}
-    shared = [json.loads(line) for line in read_text(join(run, "trace.jsonl")).splitlines()]
-    assert sum(row["computed_tokens"] for row in shared) < 0.7 * sum(
-        row["tokens"] for row in shared
-    )
+    profile = json.loads(gzip.decompress(read_bytes(join(run, "profile", "0.json.gz"))))
+    assert {event["name"] for event in profile["traceEvents"] if "name" in event} >= {"aten::mm"}
+    trace = [json.loads(line) for line in read_text(join(run, "trace.jsonl")).splitlines()]
+    computed = sum(row["computed_tokens"] for row in trace)
+    assert computed < 0.7 * sum(row["tokens"] for row in trace)
     assert all(row["computed_tokens"] == row["tokens"] for row in jobs.lines(whole / "trace.jsonl"))
     [version] = Registry.from_recipe(load_recipe(str(recipe), places)).versions()
     assert version.tags["inexact"] == "train.targets_per_pass 4, train.shared_candidates 8"
 
 
 def failures(folder: Path) -> list[str]:
+    """Returns the reasons of a run's events `failed`."""
     return [e["because"] for e in jobs.lines(folder / "events.jsonl") if e["event"] == "failed"]
 
 
@@ -282,7 +286,7 @@ def test_a_run_that_diverges_ends_at_once(place: Path) -> None:
         err.splitlines()[-1]
         == f"fault: Diverged: {because}; the same command goes on from the last checkpoint"
     )
-    # Each group of workers would have measured it anew.
+    # A second group of workers would have measured it again.
     assert [
         e["samples"]
         for e in jobs.lines(folder / "events.jsonl")
@@ -291,7 +295,7 @@ def test_a_run_that_diverges_ends_at_once(place: Path) -> None:
     assert json.loads((folder / "status.json").read_text())["state"] == "ended"
 
 
-def test_what_a_worker_cannot_load_is_told_once(whole: Path, place: Path) -> None:
+def test_a_base_that_a_worker_cannot_load_is_reported_once(whole: Path, place: Path) -> None:
     folder, base = place / "runs" / "weightless", place / "weightless"
     shutil.copytree(next((place / "runs" / "bases").iterdir()), base)
     (base / "model.safetensors").unlink()

@@ -1,4 +1,7 @@
-"""DeepSpeed for real, at every ZeRO stage, LoRA and full: right losses, exact resume, another number of workers."""
+"""The engine on real DeepSpeed, at every ZeRO stage, LoRA and full.
+
+Losses are those of plain PyTorch, resuming is exact, and the number of workers may change.
+"""
 
 import json
 import os
@@ -11,13 +14,16 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES = [(kind, stage) for kind in ("lora", "full") for stage in range(4)]
-# Two workers train LoRA at stage 1 with dropout, which other runs draw differently.
+# Two workers train LoRA at stage 1 with dropout, which one worker draws differently.
 WITHOUT_DROPOUT = [case for case in CASES if case != ("lora", 1)]
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
-    """What 2 workers saw, and then 1 worker that resumed the checkpoints of the 2. Resumed runs measure a text's loss before every step."""
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
+    """The results of tests/integration/engine_worker.py by number of workers.
+
+    One worker resumes the checkpoints of the two that ran before it.
+    """
     folder = tmp_path_factory.mktemp("engine")
     for world in (2, 1):
         command = [
@@ -36,7 +42,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": f"{ROOT}:{ROOT / 'platform'}",
         }
-        done = subprocess.run(
+        process = subprocess.run(
             command,
             cwd=ROOT,
             env=environment,
@@ -45,41 +51,42 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
             timeout=500,
             check=False,
         )
-        assert done.returncode == 0, done.stderr[-3000:]
+        assert process.returncode == 0, process.stderr[-3000:]
     return {world: json.loads((folder / f"seen-{world}.json").read_text()) for world in (1, 2)}
 
 
 @pytest.mark.parametrize(
     ("world", "stage"), [(1, 0), (1, 1), (1, 2), (1, 3), (2, 0), (2, 2), (2, 3)]
 )
-def test_losses_are_those_of_plain_pytorch(seen: dict[int, Any], world: int, stage: int) -> None:
-    assert seen[world][f"lora-{stage}"]["whole"] == pytest.approx(seen[1]["plain"], abs=1e-5)
+def test_losses_are_those_of_plain_pytorch(results: dict[int, Any], world: int, stage: int) -> None:
+    assert results[world][f"lora-{stage}"]["whole"] == pytest.approx(results[1]["plain"], abs=1e-5)
 
 
 @pytest.mark.parametrize("world", [1, 2])
 @pytest.mark.parametrize("stage", range(4))
 def test_a_measured_loss_is_that_of_plain_pytorch_in_evaluation_mode(
-    seen: dict[int, Any], world: int, stage: int
+    results: dict[int, Any], world: int, stage: int
 ) -> None:
-    assert seen[world][f"lora-{stage}"]["text"] == pytest.approx(seen[1]["plain_text"], rel=1e-6)
+    assert results[world][f"lora-{stage}"]["text"] == pytest.approx(
+        results[1]["plain_text"], rel=1e-6
+    )
 
 
 @pytest.mark.parametrize(("kind", "stage"), CASES)
 def test_a_resumed_run_that_measures_is_bitwise_the_uninterrupted_one_that_does_not(
-    seen: dict[int, Any], kind: str, stage: int
+    results: dict[int, Any], kind: str, stage: int
 ) -> None:
-    case = seen[2][f"{kind}-{stage}"]
+    case = results[2][f"{kind}-{stage}"]
     assert case["resumed"] == case["whole"][2:]
     assert case["bitwise"]
-    assert (
-        case["twice"][0] == case["twice"][1] != case["text"]
-    )  # no dropout, and the model has learned
+    # Measured without dropout, and the model has learned.
+    assert case["twice"][0] == case["twice"][1] != case["text"]
 
 
 @pytest.mark.parametrize(("kind", "stage"), WITHOUT_DROPOUT)
-def test_another_number_of_workers_goes_on_with_the_same_losses(
-    seen: dict[int, Any], kind: str, stage: int
+def test_another_number_of_workers_continues_with_the_same_losses(
+    results: dict[int, Any], kind: str, stage: int
 ) -> None:
-    assert seen[1][f"{kind}-{stage}"]["resumed"] == pytest.approx(
-        seen[2][f"{kind}-{stage}"]["whole"][2:], abs=1e-4
+    assert results[1][f"{kind}-{stage}"]["resumed"] == pytest.approx(
+        results[2][f"{kind}-{stage}"]["whole"][2:], abs=1e-4
     )

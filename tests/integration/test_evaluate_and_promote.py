@@ -1,4 +1,4 @@
-"""From registered checkpoints to a champion: real corpus, real models, real Ray, real MLflow on SQLite."""
+"""From registered checkpoints to a champion, on real models, Ray, and MLflow on SQLite."""
 
 import hashlib
 import json
@@ -28,9 +28,8 @@ from cprec.workflows.recommend import find_registered_model, read_candidate_titl
 
 pytestmark = [
     pytest.mark.usefixtures("one_cluster"),
-    pytest.mark.filterwarnings(
-        "ignore:.is_gradient_checkpointing:FutureWarning"
-    ),  # PEFT asks transformers under a name of the past
+    # PEFT uses a deprecated name of transformers.
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning"),
 ]
 
 
@@ -73,9 +72,8 @@ def corpus(recipe: Recipe) -> Corpus:
 
 @pytest.fixture(scope="module")
 def registry(recipe: Recipe, corpus: Corpus, place: Path) -> Registry:
-    """Two registered checkpoints of one run, both random LoRA adapters of the tiny base."""
-    base = place / "base"
-    tiny.build(corpus.read_titles(), recipe.tiny, recipe.seed, base)
+    """A registry with two checkpoints of one run, both random LoRA adapters of the tiny base."""
+    tiny.build(corpus.read_titles(), recipe.tiny, recipe.seed, place / "base")
     models = Registry.from_recipe(recipe)
     for seed in (1, 2):
         register(models, recipe, place, seed, 0.05)
@@ -85,16 +83,25 @@ def registry(recipe: Recipe, corpus: Corpus, place: Path) -> Registry:
 def register(
     models: Registry, recipe: Recipe, place: Path, seed: int, spread: float, base: str = "base"
 ) -> int:
-    """Register a checkpoint with a random adapter. spread: standard deviation of its weights; base: folder of its base. Returns its version."""
-    base = str(place / base)
-    network, _ = backbone.load(base, None, "fp32")
+    """Registers a checkpoint with a random adapter, and returns its version.
+
+    Args:
+        models: The registry.
+        recipe: The recipe, for the shape of the adapter.
+        place: The folder of the base and of the runs.
+        seed: Seed of the adapter; it also names the checkpoint.
+        spread: Standard deviation of the adapter's weights.
+        base: Name of the base's folder.
+    """
+    base_uri = str(place / base)
+    network, _ = backbone.load(base_uri, None, "fp32")
     tuned = adapter.attach(network, recipe.model, seed)
     weights = {
         name: torch.randn_like(weight) * spread
         for name, weight in adapter.trainable_parameters(tuned).items()
     }
     checkpoint = place / "runs" / "cpt" / "checkpoints" / f"{seed * 100:012d}-0"
-    adapter.save(tuned, weights, checkpoint / "adapter", base, None)
+    adapter.save(tuned, weights, checkpoint / "adapter", base_uri, None)
     files = {
         path.relative_to(checkpoint).as_posix(): path.read_bytes()
         for path in checkpoint.rglob("*")
@@ -108,12 +115,13 @@ def register(
     }
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
     return models.register(
-        str(checkpoint), {"base": base}, models.start_run(f"{place}/runs/cpt", "cpt")
+        str(checkpoint), {"base": base_uri}, models.start_run(f"{place}/runs/cpt", "cpt")
     )
 
 
 @pytest.fixture
 def events(place: Path) -> Path:
+    """The events of the run, which has finished."""
     file = place / "runs" / "cpt" / "events.jsonl"
     file.write_text(json.dumps({"time": 1.0, "event": "run_finished", "samples": 200}) + "\n")
     return file
@@ -122,29 +130,29 @@ def events(place: Path) -> Path:
 def test_metrics_can_be_recomputed_from_the_predictions(
     recipe: Recipe, registry: Registry, events: Path, place: Path
 ) -> None:
-    seen = compare_models(recipe, registry, ["base", "1", "candidate"], print)
-    assert [(row.name, row.model, row.against is None) for row in seen.rows] == [
+    comparison = compare_models(recipe, registry, ["base", "1", "candidate"], print)
+    assert [(row.name, row.model, row.against is None) for row in comparison.rows] == [
         ("base", "base", True),
         ("1", "version-1", False),
         ("candidate", "version-2", False),
     ]
     folder = place / "runs" / "cpt" / "evaluation" / "Games"
-    for row in seen.rows:
+    for row in comparison.rows:
         table = pq.read_table(folder / row.model / "predictions.parquet")
         assert len(table) == 40
-        again = compute_metrics(
+        recomputed = compute_metrics(
             row.model, "Games", predictions.to_ranks(table), table["history_length"].to_numpy()
         )
-        written = json.loads((folder / row.model / "metrics.json").read_text())
-        assert written.pop("inputs")["split"] == "test"
-        assert written == again == row.metrics
+        stored = json.loads((folder / row.model / "metrics.json").read_text())
+        assert stored.pop("inputs")["split"] == "test"
+        assert stored == recomputed == row.metrics
     _, _, samples = load_samples(recipe)
     assert table["sample_id"].to_pylist() == samples["sample_id"].to_pylist()
     assert [set(ranking) for ranking in table["ranking"].to_pylist()] == [
         set(c) for c in samples["candidates"].to_pylist()
     ]
     assert (np.diff(samples["sample_id"].to_numpy().view(np.uint64).astype(object)) > 0).all()
-    assert json.loads(registry.version(2).tags["evaluation.Games"]) == seen.rows[2].metrics
+    assert json.loads(registry.version(2).tags["evaluation.Games"]) == comparison.rows[2].metrics
     assert "candidate (version-2)" in (place / "runs" / "cpt" / "report.html").read_text()
 
 
@@ -152,9 +160,8 @@ def test_equal_inputs_are_not_scored_again(
     recipe: Recipe, registry: Registry, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = compare_models(recipe, registry, ["1"], print)
-    monkeypatch.setattr(
-        "cprec.workflows.evaluate.session", None
-    )  # would be called if it were scored again
+    # Scoring would call it, and fail.
+    monkeypatch.setattr("cprec.workflows.evaluate.session", None)
     assert compare_models(recipe, registry, ["1"], print) == first
     fewer = recipe.model_copy(
         update={"run": "fewer", "evaluate": recipe.evaluate.model_copy(update={"max_users": 39})}
@@ -164,7 +171,7 @@ def test_equal_inputs_are_not_scored_again(
         compare_models(fewer, registry, ["1"], print)
 
 
-def test_promotion_and_the_way_back(
+def test_promotion_and_rollback(
     recipe: Recipe, registry: Registry, corpus: Corpus, events: Path
 ) -> None:
     with pytest.raises(RunError, match="no champion before"):
@@ -178,18 +185,11 @@ def test_promotion_and_the_way_back(
     registry.set_alias("candidate", 2)
     version, decision = promote.promote(recipe, registry, print)
     assert (version, set(decision.numbers)) == (2, {"hr1", "n", "champion_hr1", "difference", "p"})
-    promote.set_champion(
-        registry, 2
-    )  # whatever two random models were judged; repeating it changes nothing
+    # The models are random, so the decision may be either. Setting it twice changes nothing.
     promote.set_champion(registry, 2)
-    assert [
-        v.number
-        for v in (registry.version_by_alias("champion"), registry.version_by_alias("previous"))
-        if v
-    ] == [
-        2,
-        1,
-    ]
+    promote.set_champion(registry, 2)
+    aliases = [registry.version_by_alias(alias) for alias in ("champion", "previous")]
+    assert [version.number for version in aliases if version] == [2, 1]
     assert not promote.promote(recipe, registry, print)[1].promote
     assert promote.roll_back(registry)[0] == 1
     champion = registry.version_by_alias("champion")
@@ -198,10 +198,10 @@ def test_promotion_and_the_way_back(
     assert registry.version_by_alias("previous") is None
     decisions = [key for key in champion.tags if key.startswith("decision.")]
     assert len(decisions) == 2
-    written = [json.loads(line) for line in events.read_text().splitlines()]
-    assert [e["event"] for e in written] == ["run_finished", *["promotion_decided"] * 4]
-    assert written[-2] == {
-        **written[-2],
+    recorded = [json.loads(line) for line in events.read_text().splitlines()]
+    assert [e["event"] for e in recorded] == ["run_finished", *["promotion_decided"] * 4]
+    assert recorded[-2] == {
+        **recorded[-2],
         "samples": 200,
         "version": 1,
         "promoted": True,
@@ -209,15 +209,15 @@ def test_promotion_and_the_way_back(
     }
 
 
-def test_generated_answers_are_kept_apart_from_scores(
+def test_generated_answers_and_scores_are_stored_apart(
     recipe: Recipe, registry: Registry, place: Path
 ) -> None:
-    held = recipe.model_copy(
+    constrained = recipe.model_copy(
         update={
             "evaluate": recipe.evaluate.model_copy(update={"mode": "constrained", "max_users": 6})
         }
     )
-    row = compare_models(held, registry, ["1"], print).rows[0]
+    row = compare_models(constrained, registry, ["1"], print).rows[0]
     assert row.metrics["mode"] == "constrained"
     assert row.metrics["valid_ratio"]["exact"] == 1.0
     folder = place / "runs" / "cpt" / "evaluation" / "Games"
@@ -229,7 +229,7 @@ def test_generated_answers_are_kept_apart_from_scores(
     )
 
 
-def test_the_gate_asks_for_candidates_as_answers(
+def test_the_gate_refuses_answers_that_are_no_candidates(
     recipe: Recipe, registry: Registry, events: Path
 ) -> None:
     strict = {
@@ -249,7 +249,7 @@ def test_the_gate_asks_for_candidates_as_answers(
 def test_the_gate_refuses_a_candidate_that_forgot_its_language(
     recipe: Recipe, registry: Registry, events: Path, place: Path
 ) -> None:
-    """The base was taught a little; what the new version adds to its weights at random is 1,600 times what version 2 adds."""
+    """The new version adds random weights to its base that are 1,600 times those of version 2."""
     evaluate = {"max_users": 6, "text": "jobs/recipes/demo.txt"}
     strict = recipe.model_copy(
         update={
@@ -259,10 +259,10 @@ def test_the_gate_refuses_a_candidate_that_forgot_its_language(
     )
     champion = registry.version_by_alias("champion")
     assert champion is not None
-    lost = register(registry, recipe, place, 3, 2.0)
-    registry.set_alias("candidate", lost)
+    forgetful = register(registry, recipe, place, 3, 2.0)
+    registry.set_alias("candidate", forgetful)
     version, decision = promote.promote(strict, registry, print)
-    assert (version, decision.promote) == (lost, False)
+    assert (version, decision.promote) == (forgetful, False)
     assert "gate.max_forgetting" in decision.reason
     assert decision.numbers["forgetting"] > 1
     with pytest.raises(RecipeError, match=r"name a plain text with evaluate\.text"):
@@ -278,12 +278,12 @@ def test_the_gate_refuses_a_candidate_that_forgot_its_language(
     assert after.number == champion.number
     registry.set_alias("champion", 1)
     registry.set_alias("candidate", 2)
-    kept = promote.promote(strict, registry, print)[1]
-    assert kept.numbers["forgetting"] < 1
-    assert "gate.max_forgetting" not in kept.reason
+    _, decision = promote.promote(strict, registry, print)
+    assert decision.numbers["forgetting"] < 1
+    assert "gate.max_forgetting" not in decision.reason
 
 
-def test_a_ranking_for_a_person(
+def test_recommend_ranks_the_candidates_of_one_history(
     recipe: Recipe, registry: Registry, corpus: Corpus, tmp_path: Path
 ) -> None:
     titles = corpus.read_titles()
@@ -294,42 +294,45 @@ def test_a_ranking_for_a_person(
         recipe, find_registered_model(registry, "models:/cprec/1"), titles[4:7], candidates
     )
     assert {title for title, _ in ranked} == set(candidates)
-    assert sum(chance for _, chance in ranked) == pytest.approx(1)
-    assert [chance for _, chance in ranked] == sorted(
-        (chance for _, chance in ranked), reverse=True
-    )
-    for wrong in ("cprec", "models:/cprec", "models:/cprec@best", "models:/cprec@"):
+    probabilities = [probability for _, probability in ranked]
+    assert sum(probabilities) == pytest.approx(1)
+    assert probabilities == sorted(probabilities, reverse=True)
+    for name in ("cprec", "models:/cprec", "models:/cprec@best", "models:/cprec@"):
         with pytest.raises(RecipeError, match="--model"):
-            find_registered_model(registry, wrong)
+            find_registered_model(registry, name)
 
 
-def test_a_merged_directory_says_what_the_adapter_says(
+def test_a_merged_model_has_the_logits_of_base_and_adapter(
     recipe: Recipe, registry: Registry, place: Path, tmp_path: Path
 ) -> None:
     model = find_registered_model(registry, "models:/cprec/1")
     export_model(recipe, model, str(tmp_path / "merged"))
     ids = torch.arange(20)[None]
-    adapted, merged = (
-        load_model(recipe, model)[0],
-        AutoModelForCausalLM.from_pretrained(tmp_path / "merged"),
-    )
     with torch.no_grad():
-        assert (adapted(input_ids=ids).logits - merged(input_ids=ids).logits).abs().max() < 1e-4
-        assert (
-            adapted(input_ids=ids).logits
-            - AutoModelForCausalLM.from_pretrained(place / "base")(input_ids=ids).logits
-        ).abs().max() > 1e-2
+        adapted, merged, base = (
+            network(input_ids=ids).logits
+            for network in (
+                load_model(recipe, model)[0],
+                AutoModelForCausalLM.from_pretrained(tmp_path / "merged"),
+                AutoModelForCausalLM.from_pretrained(place / "base"),
+            )
+        )
+    assert (adapted - merged).abs().max() < 1e-4
+    assert (adapted - base).abs().max() > 1e-2
     with pytest.raises(RunError, match="something already"):
         export_model(recipe, model, str(tmp_path / "merged"))
 
 
-def test_what_is_not_there_is_named(recipe: Recipe, registry: Registry, place: Path) -> None:
+def test_a_missing_domain_or_checkpoint_is_named(
+    recipe: Recipe, registry: Registry, place: Path
+) -> None:
     elsewhere = recipe.model_copy(
         update={"evaluate": recipe.evaluate.model_copy(update={"domain": "Garden"})}
     )
     with pytest.raises(
         CorpusError,
-        match=r"domain Garden has no test samples; evaluate\.domain may be one of: Apparel, Books, Games",
+        match=r"domain Garden has no test samples;"
+        r" evaluate\.domain may be one of: Apparel, Books, Games",
     ):
         compare_models(elsewhere, registry, ["1"], print)
     with pytest.raises(RunError, match="never completed"):
@@ -341,7 +344,7 @@ def test_what_is_not_there_is_named(recipe: Recipe, registry: Registry, place: P
 def test_models_of_different_bases_are_compared(
     recipe: Recipe, registry: Registry, corpus: Corpus, place: Path
 ) -> None:
-    """As when a base gives way to a larger one: each reads with its own tokenizer, and the gate can judge."""
+    """A base may be replaced by a larger one: each model is scored with its own tokenizer."""
     tiny.build(
         corpus.read_titles()[::2],
         recipe.tiny.model_copy(update={"hidden": 16, "vocabulary": 512, "language_steps": 0}),

@@ -1,4 +1,8 @@
-"""A run that never stops learning: a domain joins while the stable phase runs, drivers are killed, workers come and go, branches and trunks go on."""
+"""A run that keeps learning.
+
+A domain joins during the stable phase, drivers are killed, the number of workers changes; then a
+branch anneals and a new trunk continues.
+"""
 
 import json
 import time
@@ -21,20 +25,22 @@ from tests.integration import jobs
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Behaviours of five domains, a corpus of two of them, and a recipe that knows those two."""
+    """A folder with interactions of five domains, a corpus of three, and a recipe for those three.
+
+    Games is held out; Sports and Music are not in the corpus yet.
+    """
     place = tmp_path_factory.mktemp("live")
-    everything = ["Garden", "Office", "Sports", "Music"]
     recipe = jobs.recipe(
         place,
         data={
             "root": f"{place}/shoppers",
             "format": "simulated",
-            "domains": everything,
+            "domains": ["Garden", "Office", "Sports", "Music"],
             "held_out": ["Games"],
         },
     )
-    settled = load_recipe(str(recipe))
-    simulation.write_data_root(settled.data, settled.simulate, settled.seed)
+    everything = load_recipe(str(recipe))
+    simulation.write_data_root(everything.data, everything.simulate, everything.seed)
     jobs.recipe(
         place,
         run="trunk",
@@ -48,17 +54,17 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def state(folder: Path) -> dict[str, Any]:
-    where = folder / "status.json"
-    values: dict[str, Any] = (
-        json.loads(where.read_text())
-        if where.exists()
-        else {"state": "none", "samples": 0, "time": 0}
-    )
-    return values
+def read_status(folder: Path) -> dict[str, Any]:
+    """Returns the status of a run, or one with the state `none` before there is any."""
+    file = folder / "status.json"
+    if not file.exists():
+        return {"state": "none", "samples": 0, "time": 0}
+    status: dict[str, Any] = json.loads(file.read_text())
+    return status
 
 
-def saved(folder: Path) -> list[int]:
+def checkpoint_positions(folder: Path) -> list[int]:
+    """Returns the samples that had been trained at each complete checkpoint, ascending."""
     return sorted(
         int(p.parent.name.split("-")[0]) for p in folder.glob("checkpoints/*/manifest.json")
     )
@@ -66,32 +72,39 @@ def saved(folder: Path) -> list[int]:
 
 @pytest.fixture(scope="module")
 def trunk(place: Path) -> Path:
-    """Two workers train to the end of the stable phase and wait; Sports is appended; the driver is killed; one worker goes on until its whole cluster
-    is killed; three workers go on, and the phase is released. Returns the run's folder."""
-    recipe, folder = place / "recipe.yaml", place / "runs" / "trunk"
+    """The folder of a run that was held open, interrupted twice, and released.
+
+    Two workers train to the end of the stable phase and wait. Sports is appended, and the driver is
+    killed. One worker continues until all of its cluster is killed. Three workers continue, and the
+    stable phase is released.
+    """
+    recipe = place / "recipe.yaml"
+    folder = place / "runs" / "trunk"
     first = jobs.start("cpt", recipe, "--schedule.hold_open", "true")
-    jobs.wait_for(first, lambda: state(folder)["state"] == "waiting")
+    jobs.wait_for(first, lambda: read_status(folder)["state"] == "waiting")
     appended = jobs.run("append_domain", recipe, "--data.domains", "Sports")
     assert "trunk takes up corpus version 1 at sample" in appended.stdout
-    dry = json.loads((folder / "plan.json").read_text())["plan"]["eras"][0]["stop"]
-    jobs.kill_when(first, lambda: any(s > dry for s in saved(folder)))
+    # Until a checkpoint holds samples of the era that Sports began.
+    first_era = json.loads((folder / "plan.json").read_text())["plan"]["eras"][0]
+    jobs.kill_when(first, lambda: any(p > first_era["stop"] for p in checkpoint_positions(folder)))
 
-    before = len(saved(folder))
+    before = len(checkpoint_positions(folder))
     second = jobs.start("cpt", recipe, "--schedule.hold_open", "true", "--workers", "1")
 
-    def went_on() -> bool:
-        return len(saved(folder)) > before or (
-            state(folder)["state"] == "waiting" and state(folder)["time"] > time.time() - 5
+    def continued() -> bool:
+        return len(checkpoint_positions(folder)) > before or (
+            read_status(folder)["state"] == "waiting"
+            and read_status(folder)["time"] > time.time() - 5
         )
 
-    jobs.kill_when(second, went_on, whole_cluster=True)
+    jobs.kill_when(second, continued, whole_cluster=True)
 
     third = jobs.start("cpt", recipe, "--schedule.hold_open", "true", "--workers", "3")
     jobs.wait_for(
         third,
         lambda: (
-            state(folder)["state"] in ("training", "waiting")
-            and state(folder)["owner"]["pid"] == third.pid
+            read_status(folder)["state"] in ("training", "waiting")
+            and read_status(folder)["owner"]["pid"] == third.pid
         ),
     )
     with (
@@ -99,9 +112,8 @@ def trunk(place: Path) -> Path:
         claim(str(folder), "trunk"),
     ):
         pass
-    assert (
-        "anneals when its stable phase is trained" in jobs.run("control", recipe, "release").stdout
-    )
+    released = jobs.run("control", recipe, "release")
+    assert "anneals when its stable phase is trained" in released.stdout
     _, err = third.communicate(timeout=jobs.LIMIT_S)
     assert third.returncode == 0, err
     return folder
@@ -118,26 +130,29 @@ def test_every_sample_of_every_version_is_trained_once(trunk: Path, place: Path)
     assert mixed == {v: n for (source, v), n in rows.items() if source == "mixed"}
 
 
-def test_the_trace_is_the_plans_whoever_trained_it(trunk: Path) -> None:
+def test_the_trace_follows_the_plan_whichever_workers_trained_it(trunk: Path) -> None:
     plan = Plan.from_json(json.loads((trunk / "plan.json").read_text())["plan"])
     trace = jobs.lines(trunk / "trace.jsonl")
-    assert [
-        p for row in trace for p in range(row["samples"], row["samples"] + row["batch_samples"])
-    ] == list(range(plan.total_samples))
+    positions = [
+        position
+        for row in trace
+        for position in range(row["samples"], row["samples"] + row["batch_samples"])
+    ]
+    assert positions == list(range(plan.total_samples))
     assert [row["lr"] for row in trace] == [plan.wsa.lr(row["samples"]) for row in trace]
     assert [row["phase"] for row in trace] == [plan.wsa.phase(row["samples"]) for row in trace]
-    joined = plan.eras[1].start
+    joined_at = plan.eras[1].start
     assert all(
         row["lr"] == plan.wsa.lr_max
         for row in trace
-        if joined <= row["samples"] < plan.wsa.stable_end
+        if joined_at <= row["samples"] < plan.wsa.stable_end
     )
     assert {
         e["workers"] for e in jobs.lines(trunk / "events.jsonl") if e["event"] == "resumed"
     } == {1, 3}
 
 
-def test_adoption_is_an_event_with_what_it_changed(trunk: Path) -> None:
+def test_an_adopted_version_is_an_event_with_its_changes(trunk: Path) -> None:
     first, second = (
         e for e in jobs.lines(trunk / "events.jsonl") if e["event"] == "corpus_version_adopted"
     )
@@ -146,17 +161,16 @@ def test_adoption_is_an_event_with_what_it_changed(trunk: Path) -> None:
     assert "domain/Sports" in second["sources"]
 
 
-def test_what_is_appended_after_annealing_is_for_the_next_trunk(trunk: Path, place: Path) -> None:
-    """A branch anneals a stable checkpoint; a new trunk goes on from it with all that it has not seen, and neither warms up again."""
+def test_a_domain_appended_after_annealing_is_for_the_next_trunk(trunk: Path, place: Path) -> None:
+    """A branch anneals a stable checkpoint, and a new trunk continues from it with what is new.
+
+    Neither warms up again.
+    """
     recipe = place / "recipe.yaml"
-    stable_end = Ledger.from_json(
-        json.loads((max((trunk / "checkpoints").iterdir()) / "ledger.json").read_text())
-    ).plan.wsa.stable_end
-    source = next(
-        p
-        for p in sorted((trunk / "checkpoints").iterdir())
-        if int(p.name.split("-")[0]) == stable_end
-    )
+    checkpoints = sorted((trunk / "checkpoints").iterdir())
+    ledger = Ledger.from_json(json.loads((checkpoints[-1] / "ledger.json").read_text()))
+    stable_end = ledger.plan.wsa.stable_end
+    source = next(c for c in checkpoints if int(c.name.split("-")[0]) == stable_end)
     jobs.run("append_domain", recipe, "--data.domains", "Music")
 
     jobs.run(
@@ -198,11 +212,11 @@ def test_what_is_appended_after_annealing_is_for_the_next_trunk(trunk: Path, pla
     }
 
 
-def test_annealed_checkpoints_do_not_go_on(
+def test_a_run_cannot_continue_from_an_annealed_checkpoint(
     trunk: Path, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     annealed = max((trunk / "checkpoints").iterdir())
-    words = ["--run", "wrong", "--continue-from", str(annealed)]
+    options = ["--run", "wrong", "--continue-from", str(annealed)]
     assert "only stable checkpoints go on" in jobs.refused(
-        "cpt", place / "recipe.yaml", *words, capsys=capsys, monkeypatch=monkeypatch
+        "cpt", place / "recipe.yaml", *options, capsys=capsys, monkeypatch=monkeypatch
     )

@@ -1,4 +1,4 @@
-"""The registry against a real MLflow on SQLite, and against an MLflow that is away."""
+"""The registry on a real MLflow on SQLite, and with an MLflow that cannot be reached."""
 
 import math
 from pathlib import Path
@@ -17,6 +17,7 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def registry(storage: Path, model: str) -> Registry:
+    """Returns the registry of a model with the name, which each test has for itself."""
     return Registry.from_recipe(
         Recipe.model_validate({"storage": str(storage), "mlflow": {"model": model}})
     )
@@ -47,7 +48,9 @@ def test_the_version_points_at_the_weights_and_copies_nothing(
     assert models.version(1).checkpoint == checkpoint
 
 
-def test_candidate_is_the_newest_and_does_not_go_back(storage: Path) -> None:
+def test_the_candidate_stays_the_newest_when_an_older_one_is_registered_again(
+    storage: Path,
+) -> None:
     models = registry(storage, "candidate")
     assert models.version_by_alias("candidate") is None
     for name in ("a", "b", "a"):
@@ -92,17 +95,17 @@ def test_runs_of_one_name_in_two_places_stay_apart(storage: Path) -> None:
     assert models.start_run("/a/same", "same") == models.start_run("/a/same", "same")
 
 
-def test_what_mlflow_did_not_take_is_sent_later(storage: Path) -> None:
-    away = Registry("http://127.0.0.1:9", "cprec", "away")
-    tracker = Tracker(away, "/runs/late", "late")
+def test_records_that_mlflow_did_not_take_are_sent_later(storage: Path) -> None:
+    unreachable = Registry("http://127.0.0.1:9", "cprec", "away")
+    tracker = Tracker(unreachable, "/runs/late", "late")
     tracker.log_metrics({f"m{i}": i / 7 for i in range(1500)}, step=1)
     assert not tracker.flush()
     assert tracker.last_error is not None
     assert "Connection refused" in tracker.last_error
-    left = tracker.finish("FAILED")
-    assert left is not None
-    assert "1500 record(s)" in left
-    tracker._registry = registry(storage, "away")  # MLflow comes back
+    message = tracker.finish("FAILED")
+    assert message is not None
+    assert "1500 record(s)" in message
+    tracker._registry = registry(storage, "away")  # MLflow can be reached again
     assert tracker.finish("FAILED") is None
     run = tracker._registry.client.get_run(str(tracker.run_id))
     assert run.info.status == "FAILED"
@@ -115,7 +118,7 @@ def test_object_storage_needs_a_tracking_server() -> None:
         Registry.from_recipe(Recipe.model_validate({"storage": "s3://bucket/runs"}))
 
 
-def test_artifacts_of_a_run_on_an_object_store_lie_there(s3: str, tmp_path: Path) -> None:
+def test_artifacts_of_a_run_on_an_object_store_are_stored_there(s3: str, tmp_path: Path) -> None:
     recipe = Recipe.model_validate(
         {"storage": f"{s3}/runs", "mlflow": {"uri": f"sqlite:///{tmp_path}/mlflow.db"}}
     )

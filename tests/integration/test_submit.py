@@ -1,4 +1,7 @@
-"""`ray job submit --working-dir .` against a head with token authentication: driver and workers run the submitted tree, installed nowhere."""
+"""`ray job submit --working-dir .` to a head with token authentication.
+
+Driver and workers run the code that was submitted; it is installed nowhere.
+"""
 
 import json
 import os
@@ -58,7 +61,14 @@ with ray_session("auto", 1):
 
 @dataclass(frozen=True)
 class Head:
-    """A head of this test alone: its dashboard, the environment of its clients, the tree that is submitted, a place for outputs."""
+    """A Ray head for these tests alone.
+
+    Attributes:
+        dashboard: URL of its dashboard.
+        environment: Environment of its clients.
+        tree: The folder that is submitted.
+        place: The folder that jobs write to.
+    """
 
     dashboard: str
     environment: dict[str, str]
@@ -68,14 +78,14 @@ class Head:
     def submit(
         self, *command: str, options: Sequence[str] = ()
     ) -> subprocess.CompletedProcess[str]:
-        """The output of a submitted command, once it has ended. options: of `ray job submit`."""
+        """Submits a command and waits for its end. options: those of `ray job submit`."""
         return self.job("submit", *options, "--working-dir", ".", "--", *command)
 
-    def job(self, verb: str, *words: str) -> subprocess.CompletedProcess[str]:
-        """The output of `ray job`."""
-        line = [str(BIN / "ray"), "job", verb, "--address", self.dashboard, *words]
+    def job(self, verb: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Runs `ray job` with a verb, such as submit or logs."""
+        command = [str(BIN / "ray"), "job", verb, "--address", self.dashboard, *arguments]
         return subprocess.run(
-            line,
+            command,
             cwd=self.tree,
             env=self.environment,
             capture_output=True,
@@ -87,7 +97,7 @@ class Head:
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    # Sockets live below it, and their paths must stay short.
+    # Ray puts its sockets below it, whose paths must be short.
     place = Path(tempfile.mkdtemp(prefix="cprec-"))
     tree = place / "tree"
     for folder in ("cluster", "corpus", "platform", "jobs"):
@@ -103,10 +113,10 @@ def head() -> Iterator[Head]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": TOKEN,
     }
-    environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "0"  # nobody waits for this node's work
-    environment["RAY_JOB_STOP_WAIT_TIME_S"] = (
-        "120"  # as in ray_cluster.yaml: Ray would kill a job three seconds after it asked it to stop
-    )
+    # No other node needs what this one holds.
+    environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "0"
+    # As in ray_cluster.yaml. By default, Ray kills a job three seconds after asking it to stop.
+    environment["RAY_JOB_STOP_WAIT_TIME_S"] = "120"
     port, dashboard, agent, client = free_ports(4)
     options = {
         "port": port,
@@ -119,7 +129,7 @@ def head() -> Iterator[Head]:
         "num-cpus": 4,
         "temp-dir": place / "ray",
     }
-    line = [
+    command = [
         str(BIN / "ray"),
         "start",
         "--head",
@@ -128,9 +138,10 @@ def head() -> Iterator[Head]:
         *(f"--{name}={value}" for name, value in options.items()),
     ]
     with (place / "head.log").open("w") as log:
-        # `ray stop` would end every Ray of this machine; a blocking head takes only its own processes with it.
+        # With --block, ending this process ends the head; `ray stop` would end every Ray of this
+        # machine.
         process = subprocess.Popen(
-            line,
+            command,
             cwd=place,
             env=environment,
             stdout=log,
@@ -152,17 +163,18 @@ def head() -> Iterator[Head]:
 
 
 def free_ports(number: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(number)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
+    """Returns ports that nothing listens on, all different because all are bound at once."""
+    probes = [socket.socket() for _ in range(number)]
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
     return ports
 
 
 def await_dashboard(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Until the job server answers; asked without a token it says 401, which is an answer."""
+    """Waits until the job server answers: with 401, because the request has no token."""
     end = time.monotonic() + 120
     while time.monotonic() < end:
         assert process.poll() is None, log.read_text()
@@ -182,15 +194,15 @@ def await_dashboard(url: str, process: subprocess.Popen[bytes], log: Path) -> No
 def test_driver_and_worker_run_the_submitted_tree(head: Head) -> None:
     ended = head.submit("python", "jobs/where.py")
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    said = {
+    files = {
         line.split()[0]: line.split()[1:]
         for line in ended.stdout.splitlines()
         if line.startswith(("DRIVER ", "WORKER "))
     }
-    [driver] = said["DRIVER"]
-    *worker, system = said["WORKER"]
+    [driver_file] = files["DRIVER"]
+    *worker_files, system = files["WORKER"]
     assert system
-    for file in [driver, *worker]:
+    for file in [driver_file, *worker_files]:
         assert file.startswith(str(head.place / "ray")), f"{file} is not of the submitted tree"
 
 
@@ -214,27 +226,27 @@ def test_the_main_job_succeeds(head: Head) -> None:
 
 
 def test_a_stopped_job_loses_nothing(head: Head) -> None:
-    """Held in its stable phase, it would wait for new domains for ever. Stopped in the midst of training or of waiting, it saves all steps."""
+    """The run is held in its stable phase, where it would wait for new domains for ever.
+
+    Whether it is stopped while training or while waiting, it saves all steps.
+    """
     run = head.place / "runs" / "held"
-    hold = ("python", "jobs/cpt.py", "tiny.yaml", "--run", run.name, "--schedule.hold_open", "true")
-    submitted = head.submit(*hold, options=("--no-wait", "--submission-id", "held"))
+    command = "python jobs/cpt.py tiny.yaml --schedule.hold_open true --run".split()
+    submitted = head.submit(*command, run.name, options=("--no-wait", "--submission-id", "held"))
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     end = time.monotonic() + 300
-    while not (
-        (run / "status.json").is_file() and json.loads((run / "status.json").read_text())["samples"]
-    ):
+    status = run / "status.json"
+    while not (status.is_file() and json.loads(status.read_text())["samples"]):
         assert time.monotonic() < end, head.job("logs", "held").stdout
         time.sleep(0.2)
     stopped = head.job("stop", "held")
     assert "was stopped" in stopped.stdout + stopped.stderr, stopped
-    assert (
-        "interrupted; the same command goes on from the last checkpoint"
-        in head.job("logs", "held").stdout
-    )
+    logs = head.job("logs", "held").stdout
+    assert "interrupted; the same command goes on from the last checkpoint" in logs
     trained = sum(
         json.loads(line)["batch_samples"] for line in (run / "trace.jsonl").read_text().splitlines()
     )
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     assert sum(e["event"] == "stopped" for e in events) == 1
     assert checkpoint.find_latest(str(run))[0] == checkpoint.CheckpointName(trained, 0)
-    assert json.loads((run / "status.json").read_text())["state"] == "ended"
+    assert json.loads(status.read_text())["state"] == "ended"

@@ -1,4 +1,8 @@
-"""The house itself: names that must not be taken, recipes that load, a README that points at what is there, files that name no machine."""
+"""The repository itself.
+
+Packages shadow nothing, recipes load, the README names files that exist, pyproject.toml and the
+lock agree, and no file names a machine.
+"""
 
 import os
 import re
@@ -16,17 +20,17 @@ RECIPES = sorted((ROOT / "jobs" / "recipes").glob("*.yaml"))
 
 
 def sources() -> list[Path]:
-    """Files of the repository: what git tracks or would track; in a bare copy, everything."""
-    listed = subprocess.run(
+    """Lists the files that git tracks or would track; all files of a copy without git."""
+    listing = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
-    if listed.returncode == 0:
+    if listing.returncode == 0:
         return [
-            path for path in (ROOT / name for name in listed.stdout.splitlines()) if path.is_file()
+            path for path in (ROOT / name for name in listing.stdout.splitlines()) if path.is_file()
         ]
     hidden = {".git", ".venv", "out", "__pycache__"}
     return [
@@ -48,25 +52,31 @@ def test_platform_is_a_source_root() -> None:
 
 
 def test_standard_library_wins_where_the_root_comes_first() -> None:
-    """As for a worker of `ray job submit --working-dir .`: the root at the head of the path."""
-    script = "import sys; sys.path.insert(0, sys.argv[1]); import platform; print(platform.system(), platform.__file__)"
-    told = subprocess.run(
+    """A worker of `ray job submit --working-dir .` has the root at the head of its path."""
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1]);"
+        " import platform; print(platform.system(), platform.__file__)"
+    )
+    process = subprocess.run(
         [sys.executable, "-S", "-c", script, str(ROOT)],
         capture_output=True,
         text=True,
         check=True,
         cwd=ROOT,
     )
-    system, file = told.stdout.split()
+    system, file = process.stdout.split()
     assert system
     assert not file.startswith(str(ROOT))
 
 
 def test_jobs_find_the_packages_in_a_bare_checkout() -> None:
-    """`source_roots` alone is enough: no install, no PYTHONPATH."""
-    script = "import source_roots, cluster, corpus, cprec, platform; print(cprec.__file__); platform.system()"
+    """`source_roots` is enough: neither an installation nor PYTHONPATH is needed."""
+    script = (
+        "import source_roots, cluster, corpus, cprec, platform;"
+        " print(cprec.__file__); platform.system()"
+    )
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    told = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-S", "-c", script],
         cwd=ROOT / "jobs",
         env=environment,
@@ -74,7 +84,7 @@ def test_jobs_find_the_packages_in_a_bare_checkout() -> None:
         text=True,
         check=True,
     )
-    assert Path(told.stdout.strip()) == ROOT / "platform" / "cprec" / "__init__.py"
+    assert Path(process.stdout.strip()) == ROOT / "platform" / "cprec" / "__init__.py"
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
@@ -88,16 +98,16 @@ def test_every_job_is_a_script_that_finds_its_roots_first() -> None:
             imports = [
                 line for line in job.read_text().splitlines() if re.match(r"(import|from) ", line)
             ]
-            ours = [
+            own_imports = [
                 line
                 for line in imports
                 if re.match(r"(import|from) (source_roots|cprec|corpus|cluster)\b", line)
             ]
-            assert ours[0].startswith("import source_roots"), job.name
+            assert own_imports[0].startswith("import source_roots"), job.name
 
 
-def test_readme_names_what_is_there() -> None:
-    """Every path in the tree and every file that a reader is sent to."""
+def test_readme_names_files_that_exist() -> None:
+    """Checks every path in the README's tree and every file that it links to."""
     readme = (ROOT / "README.md").read_text()
     tree = re.search(r"```\n(README\.md .*?)```", readme, re.DOTALL)
     assert tree
@@ -115,23 +125,23 @@ def test_lock_and_pyproject_agree() -> None:
         for line in (ROOT / "requirements.lock").read_text().splitlines()
         if not line.startswith("#")
     )
-    normal = {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in locked.items()}
+    locked = {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in locked.items()}
     for requirement in project["dependencies"] + project["optional-dependencies"]["dev"]:
         name, version = re.fullmatch(
             r"([A-Za-z0-9._-]+)(?:\[[a-z,]+\])?==([0-9.]+)", requirement
         ).groups()  # type: ignore[union-attr]
-        assert normal[re.sub(r"[-_.]+", "-", name).lower()] == version, name
+        assert locked[re.sub(r"[-_.]+", "-", name).lower()] == version, name
 
 
-def test_lock_is_exact_and_names_no_place() -> None:
+def test_lock_is_exact_and_names_no_package_index() -> None:
     for line in (ROOT / "requirements.lock").read_text().splitlines()[1:]:
         assert re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!]+", line), line
 
 
 def test_no_file_names_a_machine_or_a_package_index() -> None:
-    """Paths of someone's home or workplace and hosts of package indices belong into nobody's checkout."""
-    # In pieces, so that this file does not name them either.
-    words = (
+    """A checkout holds no path of anybody's machine and no host of a package index."""
+    # Split by bars, so that this file does not contain them either.
+    split_patterns = (
         "/ho|me/[a-z]",
         "/wo|rk/",
         "/Us|ers/",
@@ -140,12 +150,14 @@ def test_no_file_names_a_machine_or_a_package_index() -> None:
         "index|-url",
         "find|-links",
     )
-    private = re.compile("|".join(word.replace("|", "") for word in words))
-    found = []
+    private = re.compile("|".join(pattern.replace("|", "") for pattern in split_patterns))
+    problems = []
     for path in sources():
         try:
             text = path.read_text()
         except UnicodeDecodeError:
             continue
-        found += [f"{path.relative_to(ROOT)}: {match.group()}" for match in private.finditer(text)]
-    assert not found
+        problems += [
+            f"{path.relative_to(ROOT)}: {match.group()}" for match in private.finditer(text)
+        ]
+    assert not problems

@@ -1,4 +1,4 @@
-"""The scripts behind make: what they print when something fails is one line that says what."""
+"""The scripts behind make: a failure is one line that says what failed."""
 
 import os
 import shutil
@@ -22,35 +22,43 @@ def run(*command: str, cwd: Path = ROOT, **environment: str) -> subprocess.Compl
 
 
 def test_a_quiet_step_that_succeeds_prints_its_name_alone() -> None:
-    ended = run(".ci/step", "-q", "greeting", "echo", "hello")
-    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "== greeting: echo hello\n", "")
+    process = run(".ci/step", "-q", "greeting", "echo", "hello")
+    assert (process.returncode, process.stdout, process.stderr) == (
+        0,
+        "== greeting: echo hello\n",
+        "",
+    )
 
 
 def test_a_step_that_fails_says_so_in_one_line_and_keeps_the_exit_code() -> None:
-    ended = run(".ci/step", "-q", "greeting", "bash", "-c", "echo what is wrong; exit 3")
-    assert ended.returncode == 3
-    assert "what is wrong" in ended.stdout
-    [line] = ended.stderr.splitlines()
+    process = run(".ci/step", "-q", "greeting", "bash", "-c", "echo what is wrong; exit 3")
+    assert process.returncode == 3
+    assert "what is wrong" in process.stdout
+    [line] = process.stderr.splitlines()
     assert line.startswith("== FAILED: greeting (exit code 3")
 
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
+    """A folder with what .ci/environment needs."""
     shutil.copytree(ROOT / ".ci", tmp_path / ".ci")
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     shutil.copy(ROOT / "requirements.lock", tmp_path)
     return tmp_path
 
 
-def test_without_a_python_that_fits_one_line_tells_how_to_name_one(checkout: Path) -> None:
-    ended = run(".ci/environment", cwd=checkout, PYTHON="no-such-python")
-    [line] = ended.stderr.splitlines()
-    assert ended.returncode == 1
+def test_without_a_supported_python_one_line_tells_how_to_name_one(checkout: Path) -> None:
+    process = run(".ci/environment", cwd=checkout, PYTHON="no-such-python")
+    [line] = process.stderr.splitlines()
+    assert process.returncode == 1
     assert "make PYTHON=" in line
 
 
-def test_an_environment_that_is_half_made_or_moved_is_not_taken_for_whole(checkout: Path) -> None:
-    """Only a stamp for this very lock and place counts; the first thing done otherwise is to look for a Python, which fails here."""
+def test_an_environment_that_is_incomplete_or_moved_is_made_again(checkout: Path) -> None:
+    """Only a stamp with this lock and this folder counts.
+
+    Without it, the script first looks for a Python, which makes it fail here.
+    """
     stamp = checkout / ".venv" / "complete"
     stamp.parent.mkdir()
     assert run(".ci/environment", cwd=checkout, PYTHON="no-such-python").returncode == 1
