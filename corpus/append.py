@@ -69,8 +69,8 @@ def append(data: DataSettings, seed: int, uri: str, say: Say, *, held_out: bool 
     Args:
         data: Where the behaviours are, and the rules of the corpus.
         seed: Seed of the corpus.
-        uri: Where the corpus is.
-        say: Takes lines of progress.
+        uri: URI of the corpus.
+        say: Receives progress lines.
         held_out: Append `data.held_out` instead of `data.domains`.
 
     Returns:
@@ -127,8 +127,8 @@ def append_text(file: str, uri: str, say: Say) -> Corpus:
 
     Args:
         file: Path or URI of the text; its name becomes the name of the source.
-        uri: Where the corpus is.
-        say: Takes lines of progress.
+        uri: URI of the corpus.
+        say: Receives progress lines.
 
     Returns:
         The version that the append made, now or earlier.
@@ -244,8 +244,8 @@ def _open_input(
 ) -> Iterator[tuple[str, AppendInput]]:
     """Yields the identity of an append and its input, on the backend that its size asks for.
 
-    The size is that of the new interactions and of what the corpus has of their users. To count the
-    latter the behaviours may have to be read here; Ray then reads them again.
+    The size counts the new interactions and the stored ones of their users. To count the latter,
+    this process may have to read the behaviours; if Ray is chosen, it reads them again.
     """
     local_input = LocalAppendInput(requested)
     with build.choose_backend(
@@ -290,9 +290,9 @@ def _commit_with_retries(uri: str, attempt: Callable[[Corpus], Corpus], say: Say
     """Runs an attempt on the newest version until no other process commits in the meantime.
 
     Args:
-        uri: Where the corpus is.
+        uri: URI of the corpus.
         attempt: Makes and commits the version that follows the given one.
-        say: Takes lines of progress.
+        say: Receives progress lines.
 
     Raises:
         CommitConflictError: Other processes committed first MAX_ATTEMPTS times.
@@ -404,8 +404,8 @@ def _open_if_appended(corpus: Corpus, identity: str, subject: str, say: Say) -> 
     Args:
         corpus: The newest version.
         identity: Identity of the append.
-        subject: Start of the line of progress, such as "this text is".
-        say: Takes lines of progress.
+        subject: Start of the progress line, such as "this text is".
+        say: Receives progress lines.
     """
     if (version := _find_version(corpus, identity)) is None:
         return None
@@ -422,7 +422,7 @@ def _find_version(corpus: Corpus, identity: str) -> int | None:
 
 
 def _nothing_new_message(corpus: Corpus, append_input: AppendInput) -> str:
-    """Returns the line of progress of an append that adds nothing."""
+    """Returns the progress line of an append that adds nothing."""
     return (
         f"the corpus has all usable interactions of {', '.join(append_input.domains)} already; "
         f"version {corpus.version} stays the newest"

@@ -83,8 +83,8 @@ class Prepared(ABC):
 
         Args:
             data: Settings of the build.
-            seed: Seed of the candidates.
-            uri: Where the corpus is.
+            seed: Seed for drawing candidates.
+            uri: URI of the corpus.
         """
 
 
@@ -118,7 +118,7 @@ class AppendDelta(ABC):
         Args:
             numbered_items: `items` with their numbers: domain, item_id, item_index.
             item_indices: Item indices of each domain in the next version, ascending.
-            seed: Seed of the candidates.
+            seed: Seed for drawing candidates.
 
         Returns:
             The files, and the added interactions and users of each domain
@@ -154,7 +154,7 @@ class AppendInput(ABC):
         Args:
             corpus: The version to append to.
             data: Settings that name all domains of the corpus after the append.
-            say: Takes lines of progress.
+            say: Receives progress lines.
 
         Raises:
             DataError: The behaviours cannot be used.

@@ -60,9 +60,9 @@ def build(data: DataSettings, seed: int, uri: str, say: Say) -> Corpus:
 
     Args:
         data: Where the behaviours are, and the rules that turn them into samples.
-        seed: Seed of the candidates.
-        uri: Where the corpus is, or is to be built.
-        say: Takes lines of progress.
+        seed: Seed for drawing candidates.
+        uri: URI of the corpus.
+        say: Receives progress lines.
 
     Returns:
         Version 0; of an existing corpus its newest version.
@@ -129,7 +129,7 @@ def choose_backend(
 
     Args:
         data: Settings that name the domains.
-        say: Takes lines of progress.
+        say: Receives progress lines.
         count_existing: Counts the stored interactions that an append needs too, given the estimated
             number of new ones. Called only if the new ones alone do not exceed the limit.
     """
@@ -166,13 +166,13 @@ def commit_version(
     """Commits written files as the next version of a corpus, and publishes its statistics.
 
     Args:
-        uri: Where the corpus is.
+        uri: URI of the corpus.
         samples: The files, and what is reported about them.
         version_statistics: The version's object in statistics.json, without its version number.
         version_metadata: What else the commit records about the version.
         parent_version: The version that the files were made for; None for a new corpus.
         transaction_id: Identity of the build or append, so that it is not committed twice.
-        say: Takes lines of progress.
+        say: Receives progress lines.
 
     Raises:
         CommitConflictError: Another process committed first.
@@ -245,7 +245,7 @@ def fingerprint(data: DataSettings, seed: int, map_files: MapFunction = map) -> 
 
     Args:
         data: Settings of the build.
-        seed: Seed of the candidates.
+        seed: Seed for drawing candidates.
         map_files: Applies a function to many files (`corpus.backend.Backend.map`).
 
     Raises:

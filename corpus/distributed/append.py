@@ -3,7 +3,8 @@
 It is the counterpart of `corpus.local.append`.
 
 1. The appended domains are read and partitioned by ranges of users, as in a build
-   (`corpus.distributed.prepare`). The ranges are the finer, the more the corpus has of these users.
+   (`corpus.distributed.prepare`). The more interactions the corpus has of these users, the finer
+   the ranges.
 2. For each range, the corpus's interactions of its users are read. A task reads only the row groups
    that hold its users.
 3. Each range of each domain is compared with them. The interactions that the corpus does not have
@@ -210,7 +211,7 @@ def _compute_domain_delta(
         items: Items that have a title, by item_id, which the items in `tables` refer to.
         known_items: The corpus's items of the domain.
         data: Settings of the corpus.
-        say: Takes lines of progress.
+        say: Receives progress lines.
 
     Raises:
         DataError: The core of a new domain is empty.

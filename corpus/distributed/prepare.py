@@ -165,7 +165,7 @@ def read_domains(
     Args:
         data: Settings that say where the files are.
         domains: Names of the domains.
-        say: Takes lines of progress.
+        say: Receives progress lines.
         known_items: Items of an existing corpus (item_id, title), by domain. They have a title
             even if the files give none.
 
@@ -366,7 +366,7 @@ def _concat_tables(tables: Sequence[DomainInteractions]) -> DomainInteractions:
 
 
 def _nonempty_core(domain: str, tables: Sequence[Ref], rows: int, k: int, item_count: int) -> KCore:
-    """Computes the k-core of a domain with so many rows; raises DataError if it is empty."""
+    """Computes the k-core of a domain of `rows` interactions; raises DataError if it is empty."""
     core = compute_kcore(tables, k, item_count)
     if not core.rows:
         raise empty_core_error(

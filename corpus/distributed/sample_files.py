@@ -76,8 +76,8 @@ class InteractionBlocks:
         Args:
             item_indices: Item indices of each domain, ascending.
             data: Settings that name all domains of the corpus.
-            seed: Seed of the candidates.
-            uri: Where the corpus is.
+            seed: Seed for drawing candidates.
+            uri: URI of the corpus.
         """
         blocks = ray.data.from_arrow_refs(list(self.refs))
         shuffle_rows = blocks.map_batches(
@@ -191,7 +191,7 @@ def _block_processor(
     Args:
         item_indices: Item indices of each domain, ascending.
         data: Settings that name all domains of the corpus.
-        seed: Seed of the candidates.
+        seed: Seed for drawing candidates.
         sample_bounds: Samples that each (source, split) can have, at most, over all blocks.
     """
 

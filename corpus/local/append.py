@@ -2,7 +2,7 @@
 
 Of each domain an append adds interactions that
 
-- are of an item with a title, which came with them or is known to the corpus;
+- are of an item with a title, given in the input or known to the corpus;
 - are not in the corpus yet;
 - are in the k-core of the corpus and the new interactions together
   (docs/decisions/004-append.md).
@@ -138,7 +138,7 @@ class LocalAppendInput(AppendInput):
         Args:
             corpus: The version to append to.
             expected: Estimated interactions of the input.
-            say: Takes lines of progress.
+            say: Receives progress lines.
 
         Returns:
             Their number; 0 without counting if even the whole corpus and the input together do not
@@ -168,7 +168,7 @@ def read_known_items(corpus: Corpus, domain: str) -> pl.DataFrame:
 
 
 def add_known_items(items: pl.DataFrame, known_items: pl.DataFrame) -> pl.DataFrame:
-    """Adds the corpus's items to those that came with the interactions.
+    """Adds the corpus's items to those of the input.
 
     Args:
         items: Items of the input: item_id, title.
@@ -188,7 +188,7 @@ def to_numbering_order(domain: str, items: pl.DataFrame) -> pl.DataFrame:
 
 
 def format_progress(domain: str, rows: int, users: int, items: int) -> str:
-    """Returns the line of progress about a domain, with the counts of what is added."""
+    """Returns the progress line of a domain, with the counts of what is added."""
     return f"{domain}: {rows:,} new interactions of {users:,} users and {items:,} items"
 
 
@@ -311,10 +311,10 @@ def _compute_domain_delta(
         corpus: The version to append to.
         domain: Name of the domain.
         raw: Its interactions, as they were read.
-        items: The items that came with them.
+        items: Its items in the input.
         existing: The corpus's interactions of all users in the input.
         data: Settings of the corpus.
-        say: Takes lines of progress.
+        say: Receives progress lines.
 
     Raises:
         DataError: Too many rows cannot be used, or the core of a new domain is empty.

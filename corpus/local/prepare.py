@@ -131,7 +131,7 @@ def number_items(domain: str, items: pl.DataFrame, first_index: int) -> tuple[pl
 
 
 def format_progress(domain: str, users: int, items: int, rows: int, k: int) -> str:
-    """Returns the line of progress about a domain, with the counts of its k-core."""
+    """Returns the progress line of a domain, with the counts of its k-core."""
     return f"{domain}: {users:,} users, {items:,} items, {rows:,} interactions in the {k}-core"
 
 

@@ -43,8 +43,8 @@ def write_sample_files(
         interactions: All interactions, new and old, of the users who have new ones.
         item_indices: Item indices of each domain, ascending.
         data: Settings that name all domains of the corpus.
-        seed: Seed of the candidates.
-        uri: Where the corpus is.
+        seed: Seed for drawing candidates.
+        uri: URI of the corpus.
     """
     bounds = max_sample_counts(interactions.user_domain_counts, data)
     num_ranges = stored_interactions.user_range_count(interactions.num_new)
