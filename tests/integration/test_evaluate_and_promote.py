@@ -161,7 +161,7 @@ def test_equal_inputs_are_not_scored_again(
 ) -> None:
     first = compare_models(recipe, registry, ["1"], print)
     # Scoring would call it, and fail.
-    monkeypatch.setattr("cprec.workflows.evaluate.session", None)
+    monkeypatch.setattr("cprec.workflows.evaluate.ray_session", None)
     assert compare_models(recipe, registry, ["1"], print) == first
     fewer = recipe.model_copy(
         update={"run": "fewer", "evaluate": recipe.evaluate.model_copy(update={"max_users": 39})}
