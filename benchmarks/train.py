@@ -129,7 +129,7 @@ def train_trl(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         lora_model = build_model(work, options)
-        without_lora(lora_model.get_base_model()).save_pretrained(folder / "model")  # type: ignore[operator]
+        without_lora(lora_model.get_base_model()).save_pretrained(folder / "model")
         work.tokenizer.save_pretrained(folder / "model")
         batch_tokens = sum(len(s.ids) for s in samples[: options.batch])
         np.savez(

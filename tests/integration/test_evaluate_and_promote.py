@@ -161,7 +161,7 @@ def test_equal_inputs_are_not_scored_again(
 ) -> None:
     first = compare_models(recipe, registry, ["1"], print)
     # Scoring would call it, and fail.
-    monkeypatch.setattr("cprec.workflows.evaluate.session", None)
+    monkeypatch.setattr("cprec.workflows.evaluate.ray_session", None)
     assert compare_models(recipe, registry, ["1"], print) == first
     fewer = recipe.model_copy(
         update={"run": "fewer", "evaluate": recipe.evaluate.model_copy(update={"max_users": 39})}
@@ -332,7 +332,7 @@ def test_a_missing_domain_or_checkpoint_is_named(
     with pytest.raises(
         CorpusError,
         match=r"domain Garden has no test samples;"
-        r" evaluate\.domain may be one of: Apparel, Books, Games",
+        r" domains that have some: Apparel, Books, Games",
     ):
         compare_models(elsewhere, registry, ["1"], print)
     with pytest.raises(RunError, match="never completed"):
