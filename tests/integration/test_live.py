@@ -203,6 +203,6 @@ def test_annealed_checkpoints_do_not_go_on(
 ) -> None:
     annealed = max((trunk / "checkpoints").iterdir())
     words = ["--run", "wrong", "--continue-from", str(annealed)]
-    assert "only stable checkpoints go on" in jobs.refused(
+    assert "only stable checkpoints can be continued" in jobs.refused(
         "cpt", place / "recipe.yaml", *words, capsys=capsys, monkeypatch=monkeypatch
     )
