@@ -6,7 +6,7 @@ from cprec.runs.records import TraceRow
 
 
 def trace_row(**fields: Any) -> TraceRow:
-    """A trace row of 128 samples from 0 on, with some fields replaced."""
+    """Returns a trace row of 128 samples from 0 on, with some fields replaced."""
     values = {
         "step": 0,
         "samples": 0,

@@ -7,10 +7,7 @@ from collections.abc import Callable, Iterable
 
 from cprec.runs.records import AuditCounts, AuditReport, TraceRow
 from cprec.schedule.ledger import ids_digest
-from cprec.schedule.plan import Plan
-
-StreamKey = tuple[str, int]
-"""(source, corpus version)."""
+from cprec.schedule.plan import Plan, StreamKey
 
 
 def audit(

@@ -1,10 +1,21 @@
-"""Checkpoints on storage. A checkpoint without a valid manifest does not exist (contracts.md).
+"""Checkpoints of runs and trials on storage, and their layout.
 
 <run>/checkpoints/<samples>-<attempt>/
-    adapter/        the trained part: a PEFT directory (train.model.adapter)
-    trainer/        optimizer.safetensors: weights in fp32 and Adam's moments, by name
-    ledger.json     what has been consumed, and the plan
-    manifest.json   written last: size and sha256 of every file
+    adapter/                         the trained weights: a PEFT or Hugging Face directory
+    behaviour/                       trials of hybrid prompts: projector and item embeddings
+    trainer/optimizer.safetensors    fp32 weights and Adam's moments, by name
+    history.json                     trials: the epochs so far
+    ledger.json                      what has been consumed, and the plan
+    manifest.json                    size and SHA-256 of every other file
+
+A checkpoint is saved in this order:
+
+1. Whoever saves it (`train.distributed.worker`, `downstream.trial`) writes a local folder.
+   `save_training_state` writes trainer/; adapter/, behaviour/ and history.json are the saver's.
+2. `commit` adds ledger.json, uploads the folder, and writes manifest.json last.
+
+`commit` and `verify` take whatever files the folder has. So a new file needs a name here and code
+that writes it before `commit`. Without a valid manifest a checkpoint does not exist.
 """
 
 import json
@@ -30,20 +41,28 @@ from cprec.model.training_state import ADAM_MOMENTS, TrainingState
 from cprec.runs.records import FileDigest, Manifest
 from cprec.schedule.ledger import Ledger
 
-CHECKPOINTS, ADAPTER, TRAINER, LEDGER, MANIFEST = (
-    "checkpoints",
-    "adapter",
-    "trainer",
-    "ledger.json",
-    "manifest.json",
-)
+CHECKPOINTS = "checkpoints"
+ADAPTER = "adapter"
+TRAINER = "trainer"
 OPTIMIZER = f"{TRAINER}/optimizer.safetensors"
-WEIGHTS, STEPS = "weights", "steps"
+LEDGER = "ledger.json"
+MANIFEST = "manifest.json"
+
+WEIGHTS = "weights"
+"""First part of the names of weights in the optimizer's file; moments have Adam's names there."""
+
+STEPS = "steps"
+"""Name of the number of optimizer steps in the optimizer's file."""
 
 
 @dataclass(frozen=True, order=True)
 class CheckpointName:
-    """`<samples>-<attempt>`: newest is the one with most samples, then the latest attempt."""
+    """The name of a checkpoint's folder: `<samples>-<attempt>`, ordered from old to new.
+
+    Attributes:
+        samples: Samples seen when it was saved.
+        attempt: Number of the start of the worker group that saved it.
+    """
 
     samples: int
     attempt: int
@@ -53,56 +72,62 @@ class CheckpointName:
 
     @classmethod
     def parse(cls, text: str) -> "CheckpointName | None":
-        """The name of a checkpoint's folder; None for any other folder."""
+        """Reads the name of a folder; None if the folder is not a checkpoint's."""
         samples, _, attempt = text.partition("-")
         return cls(int(samples), int(attempt)) if samples.isdigit() and attempt.isdigit() else None
 
 
-def list_checkpoints(run_uri: str) -> list[CheckpointName]:
-    """All checkpoint folders of a run, newest first, complete or not."""
-    return sorted(
-        (
-            name
-            for name in map(CheckpointName.parse, list_names(join(run_uri, CHECKPOINTS)))
-            if name
-        ),
-        reverse=True,
-    )
-
-
 def checkpoint_uri(run_uri: str, name: CheckpointName) -> str:
-    """Where a checkpoint lies."""
+    """Returns the folder (URI) of a checkpoint."""
     return join(run_uri, CHECKPOINTS, str(name))
 
 
+def list_checkpoints(run_uri: str) -> list[CheckpointName]:
+    """Lists the checkpoint folders of a run, newest first, complete or not."""
+    names = map(CheckpointName.parse, list_names(join(run_uri, CHECKPOINTS)))
+    return sorted((name for name in names if name is not None), reverse=True)
+
+
+# -- saving
+
+
+def is_due(
+    samples_before: int, samples_after: int, every_samples: int, phase_ends: tuple[int, ...]
+) -> bool:
+    """Returns whether to save after a step: every so many samples, and where a phase ends.
+
+    Args:
+        samples_before: Samples seen before the step.
+        samples_after: Samples seen after it.
+        every_samples: Samples between checkpoints.
+        phase_ends: Samples at which a phase ends.
+    """
+    return samples_before // every_samples < samples_after // every_samples or any(
+        samples_before < end <= samples_after for end in phase_ends
+    )
+
+
 def save_training_state(state: TrainingState, directory: Path) -> None:
-    """Write the optimizer's file below a local checkpoint folder."""
+    """Writes trainer/ below a local checkpoint folder."""
     (directory / TRAINER).mkdir(parents=True, exist_ok=True)
     tensors = {
-        f"{kind}/{name}": t.contiguous()
-        for kind, ts in {WEIGHTS: state.weights, **state.moments}.items()
-        for name, t in ts.items()
+        f"{kind}/{name}": tensor.contiguous()
+        for kind, tensors_by_name in {WEIGHTS: state.weights, **state.moments}.items()
+        for name, tensor in tensors_by_name.items()
     }
     save_file({**tensors, STEPS: torch.tensor(state.steps)}, directory / OPTIMIZER)
 
 
-def load_training_state(uri: str) -> TrainingState:
-    """The optimizer's state of a checkpoint, on the CPU."""
-    tensors = load(read_bytes(join(uri, OPTIMIZER)))
-
-    def kind(prefix: str) -> dict[str, torch.Tensor]:
-        return {
-            name.removeprefix(f"{prefix}/"): t
-            for name, t in tensors.items()
-            if name.startswith(f"{prefix}/")
-        }
-
-    moments = {m: found for m in ADAM_MOMENTS if (found := kind(m))}
-    return TrainingState(kind(WEIGHTS), moments, int(tensors[STEPS]))
-
-
 def commit(directory: Path, uri: str, ledger: Ledger) -> None:
-    """Upload a local checkpoint folder; it exists from the moment when the manifest, written last, is there."""
+    """Completes a local checkpoint folder and uploads it.
+
+    The checkpoint exists from the moment at which its manifest is written.
+
+    Args:
+        directory: Local folder with the other files of the checkpoint.
+        uri: Folder of the checkpoint on storage.
+        ledger: What has been consumed.
+    """
     (directory / LEDGER).write_text(json.dumps(ledger.to_json(), indent=1))
     digests = {}
     for path in sorted(directory.rglob("*")):
@@ -115,8 +140,39 @@ def commit(directory: Path, uri: str, ledger: Ledger) -> None:
     write_text(join(uri, MANIFEST), json.dumps(manifest.to_json(), indent=1))
 
 
+def prune(run_uri: str, keep: int, phase_ends: tuple[int, ...], last_saved: CheckpointName) -> None:
+    """Removes old checkpoints of a run.
+
+    Checkpoints with more samples than the last saved one are neither removed nor counted. They
+    belong to an attempt from which this one did not go on, because they were damaged or incomplete.
+
+    Args:
+        run_uri: Folder of the run.
+        keep: Number of complete checkpoints to keep, the newest.
+        phase_ends: Samples at which a phase ends; checkpoints there are kept too.
+        last_saved: The checkpoint that was just saved.
+    """
+    complete = [
+        name
+        for name in list_checkpoints(run_uri)
+        if name <= last_saved and exists(join(checkpoint_uri(run_uri, name), MANIFEST))
+    ]
+    for name in complete[keep:]:
+        if name.samples not in phase_ends:
+            # The manifest goes first: a folder that is half removed must not look complete.
+            remove(join(checkpoint_uri(run_uri, name), MANIFEST))
+            remove(checkpoint_uri(run_uri, name))
+
+
+# -- loading
+
+
 def verify(uri: str) -> None:
-    """Raises RunError, naming the file, unless the checkpoint is complete and every byte is as written."""
+    """Checks that a checkpoint is complete and that every byte is as it was written.
+
+    Raises:
+        RunError: A file is missing or damaged; names the file.
+    """
     try:
         manifest = Manifest.from_json(json.loads(read_text(join(uri, MANIFEST))))
     except UserError:
@@ -126,68 +182,68 @@ def verify(uri: str) -> None:
             f"{join(uri, MANIFEST)}: not a manifest; the checkpoint is unusable"
         ) from None
     for name, expected in manifest.files.items():
+        file_uri = join(uri, name)
         try:
-            content = read_bytes(join(uri, name))
+            digest = sha256(read_bytes(file_uri))
         except UserError:
             raise RunError(
-                f"{join(uri, name)}: listed in the manifest, but missing; the checkpoint is unusable"
+                f"{file_uri}: listed in the manifest, but missing; the checkpoint is unusable"
             ) from None
-        if sha256(content) != expected.sha256:
+        if digest != expected.sha256:
             raise RunError(
-                f"{join(uri, name)}: sha256 is {sha256(content)[:16]}..., the manifest says {expected.sha256[:16]}...; corrupt"
+                f"{file_uri}: sha256 is {digest[:16]}..., "
+                f"the manifest says {expected.sha256[:16]}...; corrupt"
             )
 
 
+def find_latest(run_uri: str) -> tuple[CheckpointName | None, list[str]]:
+    """Finds the newest valid checkpoint of a run.
+
+    Returns:
+        (its name, what is wrong with each newer one). The name is None if no checkpoint was ever
+        completed.
+
+    Raises:
+        RunError: There are manifests, but no checkpoint is valid. A run never starts over by
+            itself.
+    """
+    problems: list[str] = []
+    any_manifest = False
+    for name in list_checkpoints(run_uri):
+        uri = checkpoint_uri(run_uri, name)
+        any_manifest = any_manifest or exists(join(uri, MANIFEST))
+        try:
+            verify(uri)
+            return name, problems
+        except RunError as error:
+            problems.append(str(error))
+    if any_manifest:
+        raise RunError(
+            "no valid checkpoint is left, and a run never starts over by itself:\n  "
+            + "\n  ".join(problems)
+            + "\nuse another --run"
+        )
+    return None, problems
+
+
 def read_ledger(uri: str) -> Ledger:
-    """The ledger of a checkpoint."""
+    """Reads the ledger of a checkpoint."""
     return Ledger.from_json(json.loads(read_text(join(uri, LEDGER))))
 
 
-def find_latest(run_uri: str) -> tuple[CheckpointName | None, list[str]]:
-    """The newest valid checkpoint of a run, and what is wrong with each newer one.
+def load_training_state(uri: str) -> TrainingState:
+    """Loads trainer/ of a checkpoint, onto the CPU."""
+    tensors = load(read_bytes(join(uri, OPTIMIZER)))
 
-    None if no checkpoint was ever completed. Raises RunError when there are manifests but none is valid: a run never silently starts over.
-    """
-    ignored: list[str] = []
-    manifests = False
-    for name in list_checkpoints(run_uri):
-        uri = checkpoint_uri(run_uri, name)
-        manifests = manifests or exists(join(uri, MANIFEST))
-        try:
-            verify(uri)
-            return name, ignored
-        except RunError as error:
-            ignored.append(str(error))
-    if manifests:
-        raise RunError(
-            "no valid checkpoint is left, and a run never starts over by itself:\n  "
-            + "\n  ".join(ignored)
-            + "\nuse another --run"
-        )
-    return None, ignored
+    def tensors_of(kind: str) -> dict[str, torch.Tensor]:
+        prefix = f"{kind}/"
+        return {
+            name.removeprefix(prefix): tensor
+            for name, tensor in tensors.items()
+            if name.startswith(prefix)
+        }
 
-
-def is_due(
-    samples_before: int, samples_after: int, every_samples: int, phase_ends: tuple[int, ...]
-) -> bool:
-    """Whether to save after the step that took the samples from `before` to `after`: each `every` samples, and where a phase ends."""
-    return samples_before // every_samples < samples_after // every_samples or any(
-        samples_before < end <= samples_after for end in phase_ends
-    )
-
-
-def prune(run_uri: str, keep: int, phase_ends: tuple[int, ...], last_saved: CheckpointName) -> None:
-    """Remove all but the `keep` newest checkpoints up to the one just saved and those at the ends of phases; manifests go first, so that no half one
-    looks whole.
-
-    What has more samples than the one just saved is of an attempt that this one did not go on from: it was ignored, and does not count.
-    """
-    complete = [
-        name
-        for name in list_checkpoints(run_uri)
-        if name <= last_saved and exists(join(checkpoint_uri(run_uri, name), MANIFEST))
-    ]
-    for name in complete[keep:]:
-        if name.samples not in phase_ends:
-            remove(join(checkpoint_uri(run_uri, name), MANIFEST))
-            remove(checkpoint_uri(run_uri, name))
+    moments = {moment: tensors_of(moment) for moment in ADAM_MOMENTS}
+    # A checkpoint from before the first step has no moments.
+    moments = {moment: by_name for moment, by_name in moments.items() if by_name}
+    return TrainingState(tensors_of(WEIGHTS), moments, int(tensors[STEPS]))

@@ -1,4 +1,7 @@
-"""A run's recipe is settled at its first start: going on with another one is refused, with the difference."""
+"""A run keeps the recipe of its first start: resolved.yaml below <storage>/<run>/.
+
+A start with a recipe that would compute something else is refused, and every difference is named.
+"""
 
 from collections.abc import Collection
 from typing import Any
@@ -34,49 +37,64 @@ CHANGEABLE_KEYS = (
     "schedule.poll_samples",
     "schedule.hold_open",
 )
-"""Keys that may change between two starts of a run: where it runs and how it is watched, never what is computed."""
+"""Keys, or the first parts of keys, that may change between two starts of a run.
+
+They decide where it runs and how it is watched, never what is computed.
+"""
 
 
 def lock(recipe: Recipe, run_uri: str, allow: Collection[str] = ()) -> Recipe | None:
-    """Compare with resolved.yaml, if it is there, and write it. Returns and raises as `compared` does."""
-    before = check_unchanged(recipe, run_uri, allow)
+    """Checks a run's recipe as `check_unchanged` does, then writes it to resolved.yaml."""
+    previous = check_unchanged(recipe, run_uri, allow)
     write_text(join(run_uri, RECIPE_FILE), to_yaml(recipe))
-    return before
+    return previous
 
 
 def check_unchanged(recipe: Recipe, run_uri: str, allow: Collection[str] = ()) -> Recipe | None:
-    """The recipe of the run's last start, which this one may go on from; None if this is the first.
+    """Checks that a run may start again with a recipe.
 
-    allow: keys that may differ all the same. Raises RunError listing every key that changed, RecipeError for an unknown key in allow.
+    Args:
+        recipe: The recipe of this start.
+        run_uri: Folder of the run.
+        allow: Keys that may differ beside `CHANGEABLE_KEYS`.
+
+    Returns:
+        The recipe of the last start; None if this is the first.
+
+    Raises:
+        RunError: Another key changed; lists every such key.
+        RecipeError: `allow` names an unknown key.
     """
-    known = {name for name, *_ in iter_keys()}
-    if strange := sorted(set(allow) - known):
-        raise RecipeError(f"--allow-change {strange[0]}: no such key; --help lists every key")
-    where = join(run_uri, RECIPE_FILE)
-    before = load_recipe(where) if exists(where) else None
-    if before is not None:
-        changed = [
-            line
-            for name, line in _diff_recipes(before, recipe)
-            if name not in allow and not name.startswith(CHANGEABLE_KEYS)
-        ]
-        if changed:
-            raise RunError(
-                f"the run {recipe.run} was started with another recipe ({where}):\n"
-                + "\n".join(f"  {line}" for line in changed)
-                + "\n"
-                "use another --run, put the values back, or accept a change with --allow-change KEY"
-            )
-    return before
+    known_keys = {key for key, *_ in iter_keys()}
+    if unknown := sorted(set(allow) - known_keys):
+        raise RecipeError(f"--allow-change {unknown[0]}: no such key; --help lists every key")
+    recipe_uri = join(run_uri, RECIPE_FILE)
+    if not exists(recipe_uri):
+        return None
+    previous = load_recipe(recipe_uri)
+    changes = [
+        f"  {change}"
+        for key, change in _diff_recipes(previous, recipe)
+        if key not in allow and not key.startswith(CHANGEABLE_KEYS)
+    ]
+    if changes:
+        raise RunError(
+            f"the run {recipe.run} was started with another recipe ({recipe_uri}):\n"
+            + "\n".join(changes)
+            + "\nuse another --run, put the values back, or accept a change with "
+            "--allow-change KEY"
+        )
+    return previous
 
 
 def _diff_recipes(before: Recipe, after: Recipe) -> list[tuple[str, str]]:
-    pairs = [(name, _read_key(before, name), _read_key(after, name)) for name, *_ in iter_keys()]
-    return [(name, f"{name}: {old!r} -> {new!r}") for name, old, new in pairs if old != new]
+    """Returns (key, old and new value for people) of every key that differs."""
+    pairs = [(key, _read_key(before, key), _read_key(after, key)) for key, *_ in iter_keys()]
+    return [(key, f"{key}: {old!r} -> {new!r}") for key, old, new in pairs if old != new]
 
 
-def _read_key(recipe: Recipe, dotted: str) -> Any:
+def _read_key(recipe: Recipe, dotted_key: str) -> Any:
     value: Any = recipe
-    for part in dotted.split("."):
-        value = getattr(value, part)
+    for name in dotted_key.split("."):
+        value = getattr(value, name)
     return value

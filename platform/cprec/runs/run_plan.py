@@ -1,8 +1,13 @@
-"""What a run owns on storage besides its checkpoints: plan.json, the one durable truth about what it will train, and from which corpus."""
+"""The run plan: what a run will train and from which corpus, as plan.json below <storage>/<run>/.
+
+The file is written before any change to it takes effect. In the order of this module: the record
+itself, how the run plan of a job is opened (a new run, a continued trunk, a branch), and how
+streams of the corpus become portions of a plan.
+"""
 
 import json
 import posixpath
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -18,16 +23,21 @@ from cprec.schedule.plan import Plan, Portion
 from cprec.schedule.planning import PlanSettings, Replay
 from cprec.schedule.wsa import Mode
 
-ANNEALING_MODES = tuple(
-    mode.value for mode in Mode if mode not in (Mode.DOMAIN_ONLY, Mode.SHUFFLED)
-)
-"""Values of schedule.mode under which mixed samples are read after S."""
-
 
 @dataclass(frozen=True)
 class RunPlan:
-    """plan.json. corpus: fingerprint of its first version; version: newest one adopted; domains: what the run pre-trains on, with what joined;
-    passed_over: domains that were there at the start and not wanted; parent: the checkpoint that the run went on from."""
+    """A run's plan together with its state.
+
+    Attributes:
+        corpus: Fingerprint of the corpus's first version, which identifies the corpus.
+        version: Newest corpus version in the plan.
+        plan: The plan.
+        domains: Domains that the run pre-trains on, including those that joined.
+        passed_over: Domains that the corpus held at the start and the recipe did not name.
+        hold: Whether the stable phase stays open when it runs dry.
+        closed: Whether annealing was called, so that nothing joins any more.
+        parent: URI of the checkpoint that the run goes on from; None: it started from the base.
+    """
 
     corpus: str
     version: int
@@ -38,260 +48,379 @@ class RunPlan:
     closed: bool = False
     parent: str | None = None
 
-    def write(self, run_uri: str) -> None:
-        """Make it durable."""
-        write_text(
-            join(run_uri, PLAN_FILE),
-            json.dumps({**asdict(self), "plan": self.plan.to_json()}, indent=1),
-        )
-
     @classmethod
     def read(cls, run_uri: str) -> "RunPlan | None":
-        """The course of a run; None if it never started."""
-        where = join(run_uri, PLAN_FILE)
-        if not exists(where):
+        """Reads the plan of a run; None if the run never started."""
+        uri = join(run_uri, PLAN_FILE)
+        if not exists(uri):
             return None
-        values: dict[str, Any] = json.loads(read_text(where))
-        texts = {name: tuple(values[name]) for name in ("domains", "passed_over")}
-        return cls(**{**values, **texts, "plan": Plan.from_json(values["plan"])})
+        values: dict[str, Any] = json.loads(read_text(uri))
+        names = {key: tuple(values[key]) for key in ("domains", "passed_over")}
+        return cls(**{**values, **names, "plan": Plan.from_json(values["plan"])})
+
+    def write(self, run_uri: str) -> None:
+        """Writes plan.json, durably."""
+        values = {**asdict(self), "plan": self.plan.to_json()}
+        write_text(join(run_uri, PLAN_FILE), json.dumps(values, indent=1))
 
     def new_streams(self, corpus: Corpus) -> tuple[list[Stream], list[Stream], list[Stream]]:
-        """Streams of later corpus versions that this run would take up: (domain-specific, mixed, text to replay)."""
-        later = [s for s in corpus.streams() if s.version > self.version]
-        domain = [
-            s
-            for s in later
-            if s.source.kind is SourceKind.DOMAIN and s.source.name not in self.passed_over
-        ]
-        return domain, [s for s in later if s.source.kind is SourceKind.MIXED], text_streams(later)
+        """Returns the streams of later corpus versions that this run would train.
+
+        Args:
+            corpus: The corpus in a later version.
+
+        Returns:
+            (domain-specific, mixed, text).
+        """
+        later = [stream for stream in corpus.streams() if stream.version > self.version]
+        return (
+            _select_streams(later, SourceKind.DOMAIN, self.passed_over),
+            _select_streams(later, SourceKind.MIXED),
+            _select_streams(later, SourceKind.TEXT),
+        )
 
     def adopt_version(self, corpus: Corpus, plan: Plan, domain_streams: list[Stream]) -> "RunPlan":
-        """The course after a later corpus version was adopted into the plan."""
-        names = dict.fromkeys([*self.domains, *(s.source.name for s in domain_streams)])
-        return replace(self, version=corpus.version, plan=plan, domains=tuple(names))
+        """Returns the run plan after a later corpus version joined.
 
-
-def plan_settings(recipe: Recipe) -> PlanSettings:
-    """What a recipe says about the plan."""
-    s = recipe.schedule
-    return PlanSettings(
-        recipe.seed, s.lr_min, s.lr_max, s.warmup_fraction, recipe.train.max_samples, Mode(s.mode)
-    )
-
-
-def remaining_portions(
-    streams: list[Stream], consumed: dict[tuple[str, int], int] | None = None
-) -> list[Portion]:
-    """Streams as portions, from the first row that is not consumed."""
-    used = consumed or {}
-    firsts = [(s, used.get((s.source, s.version), 0)) for s in streams]
-    return [
-        Portion(s.source, s.version, first, s.rows - first) for s, first in firsts if first < s.rows
-    ]
-
-
-def text_streams(streams: Iterable[Stream]) -> list[Stream]:
-    """Those of plain text."""
-    return [s for s in streams if s.source.kind is SourceKind.TEXT]
-
-
-def build_replay(fraction: float, corpus: Corpus, consumed: tuple[Portion, ...]) -> Replay:
-    """What a run replays: the share, and all texts of the corpus less what is consumed."""
-    rows = {(p.source, p.version): p.count for p in consumed}
-    return Replay(fraction, tuple(remaining_portions(text_streams(corpus.streams()), rows)))
-
-
-def _replay_from_recipe(
-    recipe: Recipe, corpus: Corpus, consumed: tuple[Portion, ...] = ()
-) -> Replay:
-    """The same of a recipe. Raises CorpusError where it asks for text and the corpus has none."""
-    share = recipe.schedule.replay_share
-    if share and not text_streams(corpus.streams()):
-        raise CorpusError(
-            f"{corpus.uri}: version {corpus.version} holds no text, and schedule.replay_share is {share:g}; append one with "
-            f"jobs/append_domain.py --text FILE --corpus {corpus.uri}, or set the share to 0"
+        Args:
+            corpus: The corpus in that version.
+            plan: The extended plan.
+            domain_streams: Domain-specific streams that joined.
+        """
+        domains = (*self.domains, *_domain_names(domain_streams))
+        return replace(
+            self, version=corpus.version, plan=plan, domains=tuple(dict.fromkeys(domains))
         )
-    return build_replay(share, corpus, consumed)
+
+
+# -- opening the run plan of a job
 
 
 def open_run_plan(
     recipe: Recipe, run_uri: str, corpus: Corpus, previous_recipe: Recipe | None = None
 ) -> tuple[RunPlan, bool]:
-    """`course_of`, made durable."""
-    course, new = resolve_run_plan(recipe, run_uri, corpus, previous_recipe)
-    if course != RunPlan.read(run_uri):
-        course.write(run_uri)
-    return course, new
+    """Resolves the run plan of a job and makes it durable; see `resolve_run_plan`."""
+    run_plan, is_new = resolve_run_plan(recipe, run_uri, corpus, previous_recipe)
+    if run_plan != RunPlan.read(run_uri):
+        run_plan.write(run_uri)
+    return run_plan, is_new
 
 
 def resolve_run_plan(
     recipe: Recipe, run_uri: str, corpus: Corpus, previous_recipe: Recipe | None = None
 ) -> tuple[RunPlan, bool]:
-    """The course of a run: the one that it is on, or a new one. Returns whether it is new. Writes nothing.
+    """Reads the plan of a run that has started, or plans a new run. Writes nothing.
 
-    before: the recipe of the run's last start; where schedule.hold_open is another now, the stable phase is held, or released.
+    Args:
+        recipe: The recipe of this start.
+        run_uri: Folder of the run.
+        corpus: The corpus that the recipe names.
+        previous_recipe: The recipe of the run's last start. Where schedule.hold_open has changed
+            since, the stable phase is held open or released.
 
-    Raises CorpusError when the corpus is not the one that the run started on, or has nothing for the run.
+    Returns:
+        (the run plan, whether the run is new).
+
+    Raises:
+        CorpusError: The corpus is not the one that the run started on, or holds nothing to train.
+        RunError: The run cannot go on from its parent checkpoint.
+        RecipeError: The recipe's schedule has no annealing, and the run is a branch.
     """
-    identity = corpus.commits[0].metadata["fingerprint"]
-    course = RunPlan.read(run_uri)
-    if course is None:
+    run_plan = RunPlan.read(run_uri)
+    if run_plan is None:
         return create_run_plan(recipe, corpus), True
-    if (
-        previous_recipe is not None
-        and previous_recipe.schedule.hold_open != recipe.schedule.hold_open
-        and not course.closed
-    ):
-        course = replace(course, hold=recipe.schedule.hold_open)
-    # A run goes beyond the corpus_version that it starts at.
-    if course.corpus != identity or course.version > Corpus.open(corpus.uri).version:
+    fingerprint = _corpus_fingerprint(corpus)
+    # The recipe may name an older version than the run has adopted, so ask for the newest one.
+    if run_plan.corpus != fingerprint or run_plan.version > Corpus.open(corpus.uri).version:
         raise CorpusError(
-            f"{corpus.uri}: this is corpus {identity}, version {corpus.version}; the run {recipe.run} is on {course.corpus}, version "
-            f"{course.version}: point --corpus at that one, or start another --run"
+            f"{corpus.uri}: this is corpus {fingerprint}, version {corpus.version}; "
+            f"the run {recipe.run} is on {run_plan.corpus}, version {run_plan.version}: "
+            "point --corpus at that one, or start another --run"
         )
-    return course, False
+    hold = recipe.schedule.hold_open
+    hold_changed = previous_recipe is not None and previous_recipe.schedule.hold_open != hold
+    if hold_changed and not run_plan.closed:
+        run_plan = replace(run_plan, hold=hold)
+    return run_plan, False
 
 
 def create_run_plan(recipe: Recipe, corpus: Corpus) -> RunPlan:
-    """The course of a run that starts now: from the base, on from a checkpoint of the trunk, or as a branch that anneals one."""
-    identity = corpus.commits[0].metadata["fingerprint"]
-    if recipe.train.targets_per_pass > 1 and not corpus.commits[0].metadata.get("rules", {}).get(
-        "data.users_together"
-    ):
+    """Plans a run that starts now: from the base, from a checkpoint of a trunk, or as a branch.
+
+    Raises:
+        CorpusError: The corpus does not hold what the recipe needs.
+        RunError: The run cannot go on from its parent checkpoint.
+        RecipeError: The recipe's schedule has no annealing, and the run is a branch.
+    """
+    _require_users_together(recipe, corpus)
+    available = _domain_names(_select_streams(corpus.streams(), SourceKind.DOMAIN))
+    domains = recipe.data.domains or available
+    if absent := [domain for domain in domains if domain not in available]:
         raise CorpusError(
-            f"{corpus.uri}: its samples are in no order of users, so train.targets_per_pass ({recipe.train.targets_per_pass}) would find none to "
-            "share; build a corpus with data.users_together true, elsewhere, or set train.targets_per_pass 1"
-        )
-    there = {s.source.name: None for s in corpus.streams() if s.source.kind is SourceKind.DOMAIN}
-    wanted = recipe.data.domains or tuple(there)
-    if absent := [d for d in wanted if d not in there]:
-        known = ", ".join(there) or "nothing"
-        raise CorpusError(
-            f"{corpus.uri}: no training samples of domain {', '.join(absent)}; this corpus pre-trains on {known}"
+            f"{corpus.uri}: no training samples of domain {', '.join(absent)}; "
+            f"this corpus pre-trains on {', '.join(available) or 'nothing'}"
         )
     if recipe.continue_from is not None:
-        return _continue_from_checkpoint(recipe, corpus, identity, recipe.continue_from)
-    domain = [
-        s
-        for s in corpus.streams()
-        if s.source.name in wanted and s.source.kind is SourceKind.DOMAIN
-    ]
-    mixed = [s for s in corpus.streams() if s.source.kind is SourceKind.MIXED]
+        parent = _read_parent(recipe, corpus, recipe.continue_from)
+        if recipe.branch:
+            return _plan_branch(recipe, corpus, parent)
+        return _plan_continued_trunk(recipe, corpus, parent)
+    passed_over = tuple(domain for domain in available if domain not in domains)
+    return _plan_new_run(recipe, corpus, tuple(domains), passed_over)
+
+
+def _require_users_together(recipe: Recipe, corpus: Corpus) -> None:
+    """Checks that samples of one user are neighbours where the recipe lets them share a pass."""
+    rules = corpus.commits[0].metadata.get("rules", {})
+    if recipe.train.targets_per_pass > 1 and not rules.get("data.users_together"):
+        raise CorpusError(
+            f"{corpus.uri}: its samples are not ordered by user, so train.targets_per_pass "
+            f"({recipe.train.targets_per_pass}) would find none that share a history; build "
+            "another corpus with data.users_together: true, or set train.targets_per_pass to 1"
+        )
+
+
+def _plan_new_run(
+    recipe: Recipe, corpus: Corpus, domains: tuple[str, ...], passed_over: tuple[str, ...]
+) -> RunPlan:
+    """Plans a run that starts from the base, on all samples of its domains."""
+    streams = corpus.streams()
     plan = planning.build_plan(
         plan_settings(recipe),
-        remaining_portions(domain),
-        remaining_portions(mixed),
+        remaining_portions(_select_streams(streams, SourceKind.DOMAIN, passed_over)),
+        remaining_portions(_select_streams(streams, SourceKind.MIXED)),
         replay=_replay_from_recipe(recipe, corpus),
     )
-    passed_over = tuple(d for d in there if d not in wanted)
     return RunPlan(
-        identity, corpus.version, plan, tuple(wanted), passed_over, hold=recipe.schedule.hold_open
+        _corpus_fingerprint(corpus),
+        corpus.version,
+        plan,
+        domains,
+        passed_over,
+        hold=recipe.schedule.hold_open,
     )
 
 
-def _continue_from_checkpoint(
-    recipe: Recipe, corpus: Corpus, fingerprint: str, parent: str
-) -> RunPlan:
-    """From a stable checkpoint: all that the corpus holds and the trunk has not consumed, or, for a branch, the mixed samples alone."""
-    checkpoint.verify(parent)
-    ledger = checkpoint.read_ledger(parent)
-    wsa = ledger.plan.wsa
-    if ledger.samples > wsa.stable_end:
+@dataclass(frozen=True)
+class _Parent:
+    """A stable checkpoint that a run goes on from.
+
+    Attributes:
+        uri: URI of the checkpoint.
+        consumed: What the trunk had consumed there.
+        passed_over: Domains that the trunk passes over.
+    """
+
+    uri: str
+    consumed: tuple[Portion, ...]
+    passed_over: tuple[str, ...]
+
+
+def _read_parent(recipe: Recipe, corpus: Corpus, uri: str) -> _Parent:
+    """Reads a parent checkpoint, and checks that it is stable and fits corpus and recipe."""
+    checkpoint.verify(uri)
+    ledger = checkpoint.read_ledger(uri)
+    stable_end = ledger.plan.wsa.stable_end
+    if ledger.samples > stable_end:
         raise RunError(
-            f"{parent}: taken while annealing ({ledger.samples:,} samples, S = {wsa.stable_end:,}); only stable checkpoints go on"
+            f"{uri}: taken while annealing ({ledger.samples:,} samples, S = {stable_end:,}); "
+            "only stable checkpoints can be continued"
         )
-    before = RunPlan.read(parent.rsplit("/", 2)[0])
-    if before is not None and before.corpus != fingerprint:
+    trunk = RunPlan.read(uri.rsplit("/", 2)[0])  # <run>/checkpoints/<name>
+    fingerprint = _corpus_fingerprint(corpus)
+    if trunk is not None and trunk.corpus != fingerprint:
         raise CorpusError(
-            f"{parent} was trained on corpus {before.corpus}; {corpus.uri} is {fingerprint}"
+            f"{uri} was trained on corpus {trunk.corpus}; {corpus.uri} is {fingerprint}"
         )
-    passed_over = before.passed_over if before is not None else ()
-    consumed = ledger.plan.consumed_portions(ledger.samples)
-    rows = {(p.source, p.version): p.count for p in consumed}
     seed = ledger.plan.domain_eras[0].seed
     if recipe.seed != seed:
         raise RunError(
-            f"{parent} was trained with seed {seed}, which ordered its samples; this recipe has seed {recipe.seed}: set --seed {seed}"
+            f"{uri} was trained with seed {seed}, which ordered its samples; "
+            f"this recipe has seed {recipe.seed}: set --seed {seed}"
         )
-    if recipe.branch and recipe.schedule.mode not in ANNEALING_MODES:
-        raise RecipeError(
-            f"schedule.mode: {recipe.schedule.mode} does not anneal on mixed samples; a branch needs one of {', '.join(ANNEALING_MODES)}"
-        )
-    mixed = remaining_portions(
-        [s for s in corpus.streams() if s.source.kind is SourceKind.MIXED], rows
-    )
-    wanted = replace(
-        plan_settings(recipe),
-        warmup_fraction=recipe.schedule.warmup_fraction if recipe.schedule.rewarm else 0.0,
-    )
-    if recipe.branch:
-        if not mixed:
-            raise CorpusError(
-                f"{corpus.uri}: no mixed samples, so there is nothing to anneal on; see data.mixed_min_domains"
-            )
-        return RunPlan(
-            fingerprint,
-            corpus.version,
-            planning.build_branch_plan(wanted, mixed, consumed),
-            (),
-            passed_over,
-            closed=True,
-            parent=parent,
-        )
-    domain = [
-        s
-        for s in corpus.streams()
-        if s.source.kind is SourceKind.DOMAIN and s.source.name not in passed_over
-    ]
-    if not (left := remaining_portions(domain, rows)):
+    consumed = ledger.plan.consumed_portions(ledger.samples)
+    return _Parent(uri, consumed, () if trunk is None else trunk.passed_over)
+
+
+def _plan_continued_trunk(recipe: Recipe, corpus: Corpus, parent: _Parent) -> RunPlan:
+    """Plans a trunk that trains all that the corpus holds and its parent has not consumed."""
+    streams = corpus.streams()
+    domain = _select_streams(streams, SourceKind.DOMAIN, parent.passed_over)
+    portions = remaining_portions(domain, parent.consumed)
+    if not portions:
         raise CorpusError(
-            f"{corpus.uri}: version {corpus.version} holds no domain-specific sample that {parent} has not consumed; append a domain first"
+            f"{corpus.uri}: version {corpus.version} holds no domain-specific sample that "
+            f"{parent.uri} has not consumed; append a domain first"
         )
+    settings = plan_settings(recipe)
+    if not recipe.schedule.rewarm:
+        settings = replace(settings, warmup_fraction=0.0)
     plan = planning.build_plan(
-        wanted, left, mixed, consumed, _replay_from_recipe(recipe, corpus, consumed)
+        settings,
+        portions,
+        remaining_portions(_select_streams(streams, SourceKind.MIXED), parent.consumed),
+        parent.consumed,
+        _replay_from_recipe(recipe, corpus, parent.consumed),
     )
-    names = tuple(dict.fromkeys(s.source.name for s in domain))
     return RunPlan(
-        fingerprint,
+        _corpus_fingerprint(corpus),
         corpus.version,
         plan,
-        names,
-        passed_over,
+        _domain_names(domain),
+        parent.passed_over,
         hold=recipe.schedule.hold_open,
-        parent=parent,
+        parent=parent.uri,
+    )
+
+
+def _plan_branch(recipe: Recipe, corpus: Corpus, parent: _Parent) -> RunPlan:
+    """Plans a branch, which anneals its parent on the mixed samples alone."""
+    if not Mode(recipe.schedule.mode).anneals_on_mixed:
+        allowed = ", ".join(mode for mode in Mode if mode.anneals_on_mixed)
+        raise RecipeError(
+            f"schedule.mode: {recipe.schedule.mode} does not anneal on mixed samples; "
+            f"a branch needs one of {allowed}"
+        )
+    mixed = remaining_portions(_select_streams(corpus.streams(), SourceKind.MIXED), parent.consumed)
+    if not mixed:
+        raise CorpusError(
+            f"{corpus.uri}: no mixed samples, so there is nothing to anneal on; "
+            "see data.mixed_min_domains"
+        )
+    return RunPlan(
+        _corpus_fingerprint(corpus),
+        corpus.version,
+        planning.build_branch_plan(plan_settings(recipe), mixed, parent.consumed),
+        (),
+        parent.passed_over,
+        closed=True,
+        parent=parent.uri,
     )
 
 
 def require_matching_adapter(recipe: Recipe, base: str, parent: str) -> None:
-    """Raises RunError, naming keys and values, unless a parent checkpoint's adapter is one that the recipe trains on its base.
+    """Checks that a recipe trains the kind of adapter that its parent checkpoint holds.
 
-    Another scale or another base of the same shape would be taken without a word, and what was learned would mean something else.
+    Weights of another scale, or for another base of the same shape, would load without an error
+    and mean something else.
+
+    Args:
+        recipe: The recipe.
+        base: Base model that workers load.
+        parent: URI of the parent checkpoint.
+
+    Raises:
+        RunError: Something differs; lists keys and values.
     """
-    where = join(parent, checkpoint.ADAPTER, "adapter_config.json")
+    config_uri = join(parent, checkpoint.ADAPTER, "adapter_config.json")
+    parent_has_lora = exists(config_uri)
     model = recipe.model
-    wanted: dict[str, Any] = {"model.adapter": model.adapter}
-    found: dict[str, Any] = {"model.adapter": "lora" if exists(where) else "full"}
-    if exists(where) and model.adapter == "lora":
-        config = json.loads(read_text(where))
-        wanted |= {
+    recipe_values: dict[str, Any] = {"model.adapter": model.adapter}
+    parent_values: dict[str, Any] = {"model.adapter": "lora" if parent_has_lora else "full"}
+    if parent_has_lora and model.adapter == "lora":
+        recipe_values |= {
             "model.lora_rank": model.lora_rank,
             "model.lora_alpha": model.lora_alpha,
             "model.base": base,
             "model.revision": model.revision,
         }
-        keys = {
-            "model.lora_rank": "r",
-            "model.lora_alpha": "lora_alpha",
-            "model.base": "base_model_name_or_path",
-            "model.revision": "revision",
+        config = json.loads(read_text(config_uri))
+        parent_base = config.get("base_model_name_or_path")
+        if posixpath.basename(base) == posixpath.basename(str(parent_base)):
+            parent_base = base  # the same model in another folder
+        parent_values |= {
+            "model.lora_rank": config.get("r"),
+            "model.lora_alpha": config.get("lora_alpha"),
+            "model.base": parent_base,
+            "model.revision": config.get("revision"),
         }
-        found |= {name: config.get(key) for name, key in keys.items()}
-        if posixpath.basename(base) == posixpath.basename(str(found["model.base"])):
-            found["model.base"] = base  # the same one, which lay elsewhere then
-    if other := [name for name in wanted if wanted[name] != found[name]]:
-        shown = "\n".join(
-            f"  {name}: {found[name]!r} there, {wanted[name]!r} here" for name in other
-        )
+    differences = [
+        f"  {key}: {parent_values[key]!r} in the checkpoint, {value!r} in this recipe"
+        for key, value in recipe_values.items()
+        if value != parent_values[key]
+    ]
+    if differences:
         raise RunError(
-            f"{parent} was trained otherwise:\n{shown}\ngo on with its values, or start from the base"
+            f"{parent} was trained with other settings:\n"
+            + "\n".join(differences)
+            + "\nset the checkpoint's values, or start from the base"
         )
+
+
+# -- from streams of the corpus to portions of a plan
+
+
+def plan_settings(recipe: Recipe) -> PlanSettings:
+    """Returns what a recipe decides about a plan."""
+    schedule = recipe.schedule
+    return PlanSettings(
+        seed=recipe.seed,
+        lr_min=schedule.lr_min,
+        lr_max=schedule.lr_max,
+        warmup_fraction=schedule.warmup_fraction,
+        max_domain_samples=recipe.train.max_samples,
+        mode=Mode(schedule.mode),
+    )
+
+
+def remaining_portions(
+    streams: Iterable[Stream], consumed: Iterable[Portion] = ()
+) -> list[Portion]:
+    """Returns what each stream has left, as portions; streams without a row left are omitted.
+
+    Args:
+        streams: The streams.
+        consumed: Portions from row 0 on that were consumed, of these and of other streams.
+    """
+    consumed_rows = {(portion.source, portion.version): portion.count for portion in consumed}
+    portions = []
+    for stream in streams:
+        first = consumed_rows.get((stream.source, stream.version), 0)
+        if first < stream.rows:
+            portions.append(Portion(stream.source, stream.version, first, stream.rows - first))
+    return portions
+
+
+def build_replay(fraction: float, corpus: Corpus, consumed: Iterable[Portion]) -> Replay:
+    """Builds the replay of a run.
+
+    Args:
+        fraction: Fraction of the samples up to S that are windows of text.
+        corpus: The corpus, all of whose text is replayed.
+        consumed: Portions that were consumed before.
+    """
+    texts = _select_streams(corpus.streams(), SourceKind.TEXT)
+    return Replay(fraction, tuple(remaining_portions(texts, consumed)))
+
+
+def _replay_from_recipe(recipe: Recipe, corpus: Corpus, consumed: Iterable[Portion] = ()) -> Replay:
+    """Builds the replay that a recipe asks for; raises CorpusError if the corpus has no text."""
+    fraction = recipe.schedule.replay_share
+    if fraction and not _select_streams(corpus.streams(), SourceKind.TEXT):
+        raise CorpusError(
+            f"{corpus.uri}: version {corpus.version} holds no text, and schedule.replay_share is "
+            f"{fraction:g}; append one with jobs/append_domain.py --text FILE "
+            f"--corpus {corpus.uri}, or set the share to 0"
+        )
+    return build_replay(fraction, corpus, consumed)
+
+
+def _select_streams(
+    streams: Iterable[Stream], kind: SourceKind, passed_over: Collection[str] = ()
+) -> list[Stream]:
+    """Selects the streams of one kind of source, without those of some domains."""
+    return [
+        stream
+        for stream in streams
+        if stream.source.kind is kind and stream.source.name not in passed_over
+    ]
+
+
+def _domain_names(domain_streams: Iterable[Stream]) -> tuple[str, ...]:
+    """Returns the domains of some streams, each once."""
+    return tuple(dict.fromkeys(stream.source.name for stream in domain_streams))
+
+
+def _corpus_fingerprint(corpus: Corpus) -> str:
+    fingerprint: str = corpus.commits[0].metadata["fingerprint"]
+    return fingerprint

@@ -29,8 +29,10 @@ It may be waiting for MLflow. There is an end to it because the OS may reuse its
 """
 
 CLAIM_WAIT_S = 0.5
-"""Seconds after which drivers that claim a run at the same moment have all written, so that all of
-them see the last one."""
+"""Seconds that a driver waits after claiming a run.
+
+Drivers that claim it at the same moment have all written by then, so all see the last claim.
+"""
 
 
 def current_owner() -> Owner:

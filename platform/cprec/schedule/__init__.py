@@ -1,1 +1,1 @@
-"""What is trained next, and at which learning rate (paper Sec. 4.4): pure functions and one state machine."""
+"""What is trained next, and at which learning rate (paper Sec. 4.4). Pure."""

@@ -1,4 +1,7 @@
-"""The ledger: what has been consumed. It lies in every checkpoint and is all that a resumed run needs besides the weights."""
+"""The ledger: what a run has consumed.
+
+Every checkpoint holds one. It is all that a resumed run needs besides the weights.
+"""
 
 import hashlib
 import json
@@ -9,16 +12,27 @@ from typing import Any
 from cprec.schedule.plan import Plan
 
 MODULUS = 1 << 64
+"""Digests of sample ids are sums modulo this number."""
 
 
 def ids_digest(ids: Iterable[int]) -> int:
-    """The sum modulo 2^64 of sample ids (uint64): equal for equal sets of samples, whatever their order."""
+    """Returns the sum modulo 2^64 of sample ids (uint64).
+
+    Equal sets of samples have equal digests, in whatever order they are trained.
+    """
     return sum(ids) % MODULUS
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """Samples consumed and optimizer steps taken under a plan, with the digest of the consumed ids."""
+    """Samples consumed and optimizer steps taken under a plan.
+
+    Attributes:
+        plan: The plan as it stood.
+        samples: Samples consumed.
+        steps: Optimizer steps taken.
+        digest: `ids_digest` of all consumed samples.
+    """
 
     plan: Plan
     samples: int = 0
@@ -26,7 +40,12 @@ class Ledger:
     digest: int = 0
 
     def add_step(self, batch_samples: int, batch_digest: int) -> "Ledger":
-        """The ledger after one more optimizer step."""
+        """Returns the ledger after one more optimizer step.
+
+        Args:
+            batch_samples: Samples of the step, over all workers.
+            batch_digest: `ids_digest` of these samples.
+        """
         return Ledger(
             self.plan,
             self.samples + batch_samples,
@@ -35,10 +54,14 @@ class Ledger:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for ledger.json, with the samples consumed by source and version for readers."""
+        """Returns plain data for ledger.json.
+
+        The list `consumed`, samples by source and version, is for readers: the plan implies it.
+        """
+        counts = self.plan.count_by_stream(0, self.samples)
         consumed = [
-            {"source": s, "version": v, "samples": n}
-            for (s, v), n in sorted(self.plan.count_by_stream(0, self.samples).items())
+            {"source": source, "version": version, "samples": count}
+            for (source, version), count in sorted(counts.items())
         ]
         return {
             "samples": self.samples,
@@ -50,7 +73,7 @@ class Ledger:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Ledger":
-        """The ledger of `to_json`."""
+        """Reads a ledger from the plain data of `to_json`."""
         return cls(
             Plan.from_json(values["plan"]),
             values["samples"],
@@ -59,5 +82,6 @@ class Ledger:
         )
 
     def fingerprint(self) -> str:
-        """16 hex digits that name this ledger in a registry's lineage."""
-        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:16]
+        """Returns 16 hex digits that identify this ledger in a registered version's lineage."""
+        text = json.dumps(self.to_json(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,10 +1,16 @@
-"""The plan: which sample is trained at which position, as a closed formula (docs/decisions/005-plan.md).
+"""The plan: which sample is trained at which position, as a closed formula.
 
-A plan is a sequence of eras. An era deals its portions (rows of corpus streams) out evenly: after x of N positions a portion of n rows has
-given about x * n / N of them, so that no stretch is one domain, and after N exactly n. Replayed text is spread over an era in the same way, beside
-them (docs/decisions/010-replay.md). Every count is a floor of a product, so any position is computed on its own, in memory that depends on the
-number of portions alone, and the order depends on no worker, no clock and no restart.
-Rows within a stream lie in the table in the order of a hash; the seed permutes their blocks.
+A plan is a sequence of eras. An era takes rows from its portions (ranges of corpus streams) at an
+even pace: after x of N positions, a portion of n rows has given about x * n / N of them. So no
+stretch is one domain, and after N positions the portion has given exactly n. Replayed text is
+spread over an era in the same way (docs/decisions/010-replay.md).
+
+Every count is the floor of a product, so any position is computed on its own, in memory that
+depends on the number of portions alone. The order depends on no worker, no clock and no restart
+(docs/decisions/005-plan.md).
+
+The corpus stores the rows of a stream in the order of a hash; `permute_rows` lets the seed decide
+in which order they are read.
 """
 
 from collections.abc import Iterator
@@ -16,15 +22,28 @@ import numpy as np
 from cprec.schedule.wsa import WSA, Mode
 
 BLOCK_ROWS = 1024
-"""Rows that stay together when a stream is permuted: a row group of the table, so that reading stays sequential."""
+"""Rows that stay together when a stream is permuted.
+
+A block is a row group of the table, so that reading stays sequential.
+"""
 
 MAX_ERA_SAMPLES = 3_000_000_000
-"""Largest era: the floor's product must fit into 63 bits."""
+"""Samples of an era, at most: the products that are floored must fit into 63 bits."""
+
+StreamKey = tuple[str, int]
+"""(source, corpus version)."""
 
 
 @dataclass(frozen=True)
 class Portion:
-    """`count` rows of one stream (a source at one corpus version), from `first` on, counted in the stream's permuted order."""
+    """A contiguous range of rows of one stream.
+
+    Attributes:
+        source: Source of the stream.
+        version: Corpus version of the stream.
+        first: First row, counted in the stream's permuted order (`permute_rows`).
+        count: Number of rows.
+    """
 
     source: str
     version: int
@@ -34,10 +53,18 @@ class Portion:
 
 @dataclass(frozen=True)
 class Era:
-    """Positions start..stop of the plan, dealt out of fixed portions. A new era begins where the corpus gains samples or the phase changes source.
+    """A stretch of the plan that takes its samples from fixed portions.
 
-    stop may lie before the portions' end: what they have left then goes into the next era, or is beyond the run's cap.
-    replayed: portions of text that are spread over the first `spread` positions, all of their rows, between the samples of the others.
+    A new era begins where the corpus gains samples, and where annealing begins.
+
+    Attributes:
+        start: First position.
+        stop: Position after the last one. It may be before the portions are used up: the rest
+            goes into the next era, or is beyond the run's cap.
+        portions: Portions of samples.
+        seed: Seed of the run; it shifts the positions that a portion's rows take.
+        replayed: Portions of text, placed between the samples of `portions`.
+        spread: Positions over which all rows of the text are spread; 0 without text.
     """
 
     start: int
@@ -48,116 +75,144 @@ class Era:
     spread: int = 0
 
     def __post_init__(self) -> None:
-        text, most = (
-            sum(p.count for p in self.replayed),
-            self.spread if self.replayed else self.portion_rows,
-        )
-        if (
-            any(p.count < 0 for p in self.all_portions)
-            or self.portion_rows + text > MAX_ERA_SAMPLES
-        ):
+        text_rows = sum(portion.count for portion in self.replayed)
+        all_rows = self.portion_rows + text_rows
+        capacity = self.spread if self.replayed else self.portion_rows
+        if any(portion.count < 0 for portion in self.all_portions) or all_rows > MAX_ERA_SAMPLES:
             raise ValueError(
-                f"an era holds at most {MAX_ERA_SAMPLES:,} samples and no negative portion, got {self.portion_rows + text:,}"
+                f"an era holds at most {MAX_ERA_SAMPLES:,} samples and no negative portion, "
+                f"got {all_rows:,}"
             )
         if not (
-            self.start <= self.stop <= self.start + most
-            and text <= most <= self.portion_rows + text
+            self.start <= self.stop <= self.start + capacity and text_rows <= capacity <= all_rows
         ):
             raise ValueError(
-                f"an era of {self.portion_rows} samples and {text} of text from {self.start}, spread over {most}, cannot end at {self.stop}"
+                f"an era of {self.portion_rows} samples and {text_rows} of text from "
+                f"{self.start}, spread over {capacity}, cannot end at {self.stop}"
             )
 
     @property
     def portion_rows(self) -> int:
-        """Samples of all portions but the replayed, those after `stop` included."""
-        return sum(p.count for p in self.portions)
+        """Samples of all portions but the replayed, including those after `stop`."""
+        return sum(portion.count for portion in self.portions)
 
     @property
     def all_portions(self) -> tuple[Portion, ...]:
-        """All portions, the replayed last: what `dealt` and `order` number."""
+        """All portions, the replayed last; `rows_before` and `locate_rows` number them so."""
         return (*self.portions, *self.replayed)
 
     def rows_before(self, positions: np.ndarray) -> np.ndarray:
-        """Rows that each portion has given before each position. positions: [n] int64 in start..stop; returns [members, n] int64.
+        """Returns how many rows each portion has given before each position.
 
-        Portion by portion, of the positions that the earlier ones leave: c = floor((left * n + offset) / total left). Each c grows by 0 or 1
-        per position, they add up to the position, and at the end c = n, because offset < total. The replayed come first, out of `spread`.
+        Args:
+            positions: Positions in start..stop ([n] int64).
+
+        Returns:
+            Counts of rows ([portions, n] int64), in the order of `all_portions`. From one position
+            to the next exactly one of them grows, by 1.
         """
         offsets = [_hash(self.seed, self.start, i) for i in range(len(self.all_portions))]
-        own = len(self.portions)
-        replayed = _rows_before(positions - self.start, self.replayed, self.spread, offsets[own:])
-        return np.concatenate(
-            [
-                _rows_before(
-                    positions - self.start - replayed.sum(axis=0),
-                    self.portions,
-                    self.portion_rows,
-                    offsets[:own],
-                ),
-                replayed,
-            ]
+        num_portions = len(self.portions)
+        elapsed = positions - self.start
+        # Text takes its positions first; the samples share those that are left. So replay does
+        # not change the order of the samples.
+        text = _rows_before(elapsed, self.replayed, self.spread, offsets[num_portions:])
+        samples = _rows_before(
+            elapsed - text.sum(axis=0), self.portions, self.portion_rows, offsets[:num_portions]
         )
+        return np.concatenate([samples, text])
 
     def replayed_rows_before(self, position: int) -> int:
-        """Samples of replayed text before a position."""
-        return int(
-            self.rows_before(np.array([position], dtype=np.int64))[len(self.portions) :].sum()
-        )
+        """Returns the number of replayed rows of text before a position."""
+        rows = self.rows_before(np.array([position], dtype=np.int64))
+        return int(rows[len(self.portions) :].sum())
 
     def locate_rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """The samples at positions start..stop: (member, row), both [stop - start] int64; rows count in the stream's permuted order.
+        """Finds the samples at positions start .. stop - 1.
 
-        Raises ValueError for positions outside of the era.
+        Args:
+            start: First position.
+            stop: Position after the last one.
+
+        Returns:
+            (index into `all_portions`, row in the stream's permuted order), one of each per
+            position (both [stop - start] int64).
+
+        Raises:
+            ValueError: The positions are outside of the era.
         """
         if not self.start <= start <= stop <= self.stop:
             raise ValueError(
                 f"positions {start}..{stop} are outside of the era {self.start}..{self.stop}"
             )
-        dealt = self.rows_before(np.arange(start, stop + 1, dtype=np.int64))
+        rows = self.rows_before(np.arange(start, stop + 1, dtype=np.int64))
+        # The one portion whose count grows at a position has the sample of that position.
         portion = (
-            np.argmax(np.diff(dealt, axis=1), axis=0)
+            np.argmax(np.diff(rows, axis=1), axis=0)
             if stop > start
             else np.zeros(0, dtype=np.int64)
         )
         first = np.array([p.first for p in self.all_portions], dtype=np.int64)
-        return portion, first[portion] + dealt[portion, np.arange(stop - start)]
+        return portion, first[portion] + rows[portion, np.arange(stop - start)]
 
     def remaining_portions(self, position: int) -> tuple[Portion, ...]:
-        """What the portions have left from a position on, beyond `stop` too; empty ones are left out, and the replayed: they are spread anew."""
-        dealt = self.rows_before(np.array([position], dtype=np.int64))[
-            : len(self.portions), 0
-        ].tolist()
-        rest = (
-            Portion(p.source, p.version, p.first + d, p.count - d)
-            for p, d in zip(self.portions, dealt, strict=True)
+        """Returns what the portions have left from a position on, including rows after `stop`.
+
+        Empty portions are omitted. So is replayed text, because every era spreads it anew.
+        """
+        rows = self.rows_before(np.array([position], dtype=np.int64))
+        consumed = rows[: len(self.portions), 0].tolist()
+        remaining = (
+            Portion(portion.source, portion.version, portion.first + n, portion.count - n)
+            for portion, n in zip(self.portions, consumed, strict=True)
         )
-        return tuple(p for p in rest if p.count)
+        return tuple(portion for portion in remaining if portion.count)
 
     def truncate(self, stop: int) -> "Era":
-        """The same era, ending earlier; what it deals before is unchanged."""
+        """Returns this era with an earlier end; the samples before it are unchanged."""
         return replace(self, stop=stop)
 
 
 def _rows_before(
-    positions: np.ndarray, portions: tuple[Portion, ...], total: int, offsets: list[int]
+    elapsed: np.ndarray, portions: tuple[Portion, ...], total: int, offsets: list[int]
 ) -> np.ndarray:
-    """Rows that each of some portions has given after some of `total` positions. left: [n] int64; returns [portions, n] int64."""
-    dealt = np.zeros((len(portions), len(positions)), dtype=np.int64)
+    """Spreads portions evenly over a number of positions.
+
+    Portion after portion: of the positions that the earlier ones leave, a portion of n rows takes
+    floor((positions * n + offset) / total), where total, too, counts what the earlier ones leave.
+    Each count grows by 0 or 1 per position and is n at the end, because offset < total.
+
+    Args:
+        elapsed: Positions that have passed ([k] int64).
+        portions: Portions to spread.
+        total: Positions to spread them over.
+        offsets: One hash per portion.
+
+    Returns:
+        Rows of each portion that were taken by then ([portions, k] int64).
+    """
+    rows = np.zeros((len(portions), len(elapsed)), dtype=np.int64)
     for i, (portion, offset) in enumerate(zip(portions, offsets, strict=True)):
         if total == 0:
             break
-        dealt[i] = (positions * portion.count + offset % total) // total
-        positions = positions - dealt[i]
+        rows[i] = (elapsed * portion.count + offset % total) // total
+        elapsed = elapsed - rows[i]
         total -= portion.count
-    return dealt
+    return rows
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a run trains, in order: eras of domain-specific samples up to S, and one last era, of mixed samples, up to A.
+    """All samples that a run trains, in order.
 
-    inherited: what earlier runs of the trunk had consumed when this one began, as portions from row 0 on.
-    Raises ValueError when the eras do not follow each other from 0, or when the phases' ends do not fit them.
+    Attributes:
+        eras: Eras of domain-specific samples up to S, then one last era of mixed samples up to A.
+        wsa: The schedule.
+        inherited: What earlier runs of the trunk had consumed when this one began, as portions
+            from row 0 on.
+
+    Raises:
+        ValueError: The eras do not follow each other from 0, or do not fit the ends of the phases.
     """
 
     eras: tuple[Era, ...]
@@ -165,16 +220,17 @@ class Plan:
     inherited: tuple[Portion, ...] = ()
 
     def __post_init__(self) -> None:
-        ends = [0, *(era.stop for era in self.eras)]
-        if len(self.eras) < 2 or any(
-            era.start != end for era, end in zip(self.eras, ends, strict=False)
-        ):
+        starts = [era.start for era in self.eras]
+        stops = [era.stop for era in self.eras]
+        if len(self.eras) < 2 or starts != [0, *stops[:-1]]:
             raise ValueError(
-                f"two or more eras must follow each other from 0, got starts {[e.start for e in self.eras]} and ends {ends[1:]}"
+                "two or more eras must follow each other from 0, "
+                f"got starts {starts} and ends {stops}"
             )
-        if (ends[-2], ends[-1]) != (self.wsa.stable_end, self.wsa.annealing_end):
+        if (stops[-2], stops[-1]) != (self.wsa.stable_end, self.wsa.annealing_end):
             raise ValueError(
-                f"S={self.wsa.stable_end} and A={self.wsa.annealing_end} must be the ends of the last two eras, {ends[1:]}"
+                f"S={self.wsa.stable_end} and A={self.wsa.annealing_end} must be the ends of the "
+                f"last two eras, {stops}"
             )
 
     @property
@@ -189,33 +245,40 @@ class Plan:
 
     @property
     def annealing_era(self) -> Era:
-        """The era from S to A; empty in modes without one."""
+        """The era from S to A; empty in modes that do not anneal on mixed samples."""
         return self.eras[-1]
 
     def find_era(self, position: int) -> Era:
-        """The era that holds a position. Raises ValueError outside 0..A-1."""
+        """Finds the era that holds a position.
+
+        Raises:
+            ValueError: The position is outside of 0..A-1.
+        """
         for era in self.eras:
             if era.start <= position < era.stop:
                 return era
         raise ValueError(f"position {position} is outside of the plan, 0..{self.total_samples - 1}")
 
-    def count_by_stream(self, start: int, stop: int) -> dict[tuple[str, int], int]:
-        """Samples between two positions by (source, corpus version), replayed text included."""
-        counts: dict[tuple[str, int], int] = {}
+    def count_by_stream(self, start: int, stop: int) -> dict[StreamKey, int]:
+        """Counts the samples at positions start .. stop - 1 by stream, replayed text included."""
+        counts: dict[StreamKey, int] = {}
         for era in self.eras:
             low, high = max(start, era.start), min(stop, era.stop)
-            if low < high:
-                dealt = era.rows_before(np.array([low, high], dtype=np.int64))
-                for portion, given in zip(
-                    era.all_portions, np.diff(dealt, axis=1)[:, 0].tolist(), strict=True
-                ):
-                    if given:
-                        key = (portion.source, portion.version)
-                        counts[key] = counts.get(key, 0) + given
+            if low >= high:
+                continue
+            rows = era.rows_before(np.array([low, high], dtype=np.int64))
+            rows_between = np.diff(rows, axis=1)[:, 0].tolist()
+            for portion, count in zip(era.all_portions, rows_between, strict=True):
+                if count:
+                    key = (portion.source, portion.version)
+                    counts[key] = counts.get(key, 0) + count
         return counts
 
     def consumed_portions(self, samples: int) -> tuple[Portion, ...]:
-        """What this run and those before it on the trunk have consumed when it has seen `samples` samples: rows from 0 on, by stream."""
+        """Returns what the trunk has consumed when this run has seen a number of samples.
+
+        That is what this run and the runs before it have read: one portion per stream, from row 0.
+        """
         rows = {(p.source, p.version): p.count for p in self.inherited}
         for key, count in self.count_by_stream(0, samples).items():
             rows[key] = rows.get(key, 0) + count
@@ -224,65 +287,82 @@ class Plan:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The plan as plain data; `Plan.from_json` reads it back to an equal plan."""
+        """Returns the plan as plain data; `Plan.from_json` reads it back to an equal plan."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Plan":
-        """The plan of `to_json`."""
-        eras = tuple(
-            Era(
-                **{
-                    **e,
-                    "portions": _portions_from_json(e["portions"]),
-                    "replayed": _portions_from_json(e.get("replayed", [])),
-                }
-            )
-            for e in values["eras"]
-        )
+        """Reads a plan from the plain data of `to_json`."""
+        wsa = {**values["wsa"], "mode": Mode(values["wsa"]["mode"])}
         return cls(
-            eras,
-            WSA(**{**values["wsa"], "mode": Mode(values["wsa"]["mode"])}),
+            tuple(_era_from_json(era) for era in values["eras"]),
+            WSA(**wsa),
             _portions_from_json(values["inherited"]),
         )
 
 
+def _era_from_json(values: dict[str, Any]) -> Era:
+    """Reads an era; one that was written before there was replay has no `replayed`."""
+    portions = {
+        "portions": _portions_from_json(values["portions"]),
+        "replayed": _portions_from_json(values.get("replayed", [])),
+    }
+    return Era(**{**values, **portions})
+
+
 def _portions_from_json(values: list[dict[str, Any]]) -> tuple[Portion, ...]:
-    return tuple(Portion(**p) for p in values)
+    return tuple(Portion(**portion) for portion in values)
 
 
 def permute_rows(
     rows: np.ndarray, stream_rows: int, seed: int, source: str, version: int
 ) -> np.ndarray:
-    """Rows of the table for rows of a stream's permuted order: whole blocks change places, a shorter last block stays last.
+    """Translates rows of a stream's permuted order to rows of the table.
 
-    rows: [n] int64 in 0..total; total: rows of the stream. A bijection of 0..total for every seed.
+    Blocks of `BLOCK_ROWS` rows change places; a shorter last block stays last. For every seed this
+    is a bijection of 0 .. stream_rows - 1.
+
+    Args:
+        rows: Rows in the permuted order ([n] int64).
+        stream_rows: Rows of the stream.
+        seed: Seed of the run.
+        source: Source of the stream.
+        version: Corpus version of the stream.
+
+    Returns:
+        Rows in the order of the table ([n] int64).
     """
-    blocks = np.random.Generator(
-        np.random.Philox(_hash(seed, version, *source.encode()))
-    ).permutation(stream_rows // BLOCK_ROWS)
-    block, within = np.divmod(rows, BLOCK_ROWS)
-    whole = block < len(blocks)
-    moved = (
-        np.where(whole, blocks[np.minimum(block, len(blocks) - 1)], block) if len(blocks) else block
-    )
-    return np.asarray(moved * BLOCK_ROWS + within, dtype=np.int64)
+    generator = np.random.Generator(np.random.Philox(_hash(seed, version, *source.encode())))
+    permuted_blocks = generator.permutation(stream_rows // BLOCK_ROWS)
+    block, row_in_block = np.divmod(rows, BLOCK_ROWS)
+    if len(permuted_blocks):
+        # The last block has no entry if it is shorter: look up any, and keep the block itself.
+        last = len(permuted_blocks) - 1
+        block = np.where(block <= last, permuted_blocks[np.minimum(block, last)], block)
+    return np.asarray(block * BLOCK_ROWS + row_in_block, dtype=np.int64)
 
 
 def global_batches(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
-    """Global batches of the positions start..stop: `size` samples each, the last one shorter. Nothing is dropped."""
+    """Yields (start, stop) of each global batch of a range of positions.
+
+    No position is dropped: the last batch may be shorter.
+
+    Args:
+        start: First position.
+        stop: Position after the last one.
+        size: Samples of a global batch.
+    """
     for first in range(start, stop, size):
         yield first, min(first + size, stop)
 
 
 def _hash(*values: int) -> int:
-    """A 63-bit mix of integers (splitmix64), equal on every machine."""
+    """Mixes integers into 63 bits (splitmix64), equally on every machine."""
+    mask = 0xFFFF_FFFF_FFFF_FFFF
     state = 0
     for value in values:
-        state = (
-            state ^ (value & 0xFFFF_FFFF_FFFF_FFFF)
-        ) + 0x9E37_79B9_7F4A_7C15 & 0xFFFF_FFFF_FFFF_FFFF
-        state = (state ^ state >> 30) * 0xBF58_476D_1CE4_E5B9 & 0xFFFF_FFFF_FFFF_FFFF
-        state = (state ^ state >> 27) * 0x94D0_49BB_1331_11EB & 0xFFFF_FFFF_FFFF_FFFF
+        state = (state ^ (value & mask)) + 0x9E37_79B9_7F4A_7C15 & mask
+        state = (state ^ state >> 30) * 0xBF58_476D_1CE4_E5B9 & mask
+        state = (state ^ state >> 27) * 0x94D0_49BB_1331_11EB & mask
         state ^= state >> 31
     return state >> 1

@@ -1,9 +1,13 @@
-"""How a plan is made, and how it changes while its run is under way: a domain joins, annealing is called early. Pure; what is trained stays.
+"""How a plan is built, and how it changes while its run trains. Pure.
 
-Up to S plain text may be replayed between the samples: a share of them, spread evenly, until the text is used up. It is never read twice.
+Samples may join, and annealing may be called early. Neither changes what is before the position at
+which it takes effect.
 
-Every plan ends with one era of mixed samples. Their number keeps the proportion of the whole: with a cap on domain-specific samples, or with the
-stable phase cut short, mixed samples are cut likewise, rounded down.
+Plain text may be replayed between the samples up to S: a fraction of all samples there, spread
+evenly until the text is used up. No window of text is read twice.
+
+Every plan ends with one era of mixed samples. A cap on domain-specific samples, or a stable phase
+that ends early, reduces the mixed samples in the same proportion, rounded down.
 """
 
 from collections.abc import Sequence
@@ -16,7 +20,16 @@ from cprec.schedule.wsa import WSA, Mode
 
 @dataclass(frozen=True)
 class PlanSettings:
-    """What a run keeps from its first sample to its last. cap: domain-specific samples at most (None: all); warmup_fraction: W as a share of S."""
+    """What a recipe decides about a plan.
+
+    Attributes:
+        seed: Seed of the order.
+        lr_min: Learning rate at the start and at the end.
+        lr_max: Learning rate of the stable phase.
+        warmup_fraction: W as a fraction of S.
+        max_domain_samples: Cap on domain-specific samples; None: no cap.
+        mode: The schedule.
+    """
 
     seed: int
     lr_min: float
@@ -28,24 +41,39 @@ class PlanSettings:
 
 @dataclass(frozen=True)
 class Replay:
-    """Plain text to train up to S. share: of all samples there, below 1; texts: what there is of it that was not consumed before."""
+    """Plain text to train up to S.
+
+    Attributes:
+        fraction: Fraction of all samples up to S that are windows of text; below 1.
+        portions: Text that was not consumed before.
+    """
 
     fraction: float = 0.0
     portions: tuple[Portion, ...] = ()
 
     def portions_for(self, samples: int) -> tuple[Portion, ...]:
-        """The portions of text that go with a number of other samples, each text in proportion to its size; all of them where they are too few."""
-        ends = list(accumulate(p.count for p in self.portions))
-        wanted = min(round(samples * self.fraction / (1 - self.fraction)), ends[-1] if ends else 0)
-        taken = (
-            [b - a for a, b in pairwise([0, *(wanted * end // ends[-1] for end in ends)])]
-            if wanted
-            else []
+        """Returns the portions of text that belong to a number of other samples.
+
+        Each text gives in proportion to its size. Where there is too little text, all of it is
+        taken.
+        """
+        ends = list(accumulate(portion.count for portion in self.portions))
+        available = ends[-1] if ends else 0
+        windows = min(round(samples * self.fraction / (1 - self.fraction)), available)
+        if not windows:
+            return ()
+        # Differences of rounded cumulative counts, so that the counts add up to `windows`.
+        bounds = [0, *(windows * end // available for end in ends)]
+        counts = [stop - start for start, stop in pairwise(bounds)]
+        return tuple(
+            replace(portion, count=count)
+            for portion, count in zip(self.portions, counts, strict=True)
+            if count
         )
-        return tuple(replace(p, count=n) for p, n in zip(self.portions, taken, strict=False) if n)
 
 
 NO_REPLAY = Replay()
+"""No text is replayed."""
 
 
 def build_plan(
@@ -55,25 +83,30 @@ def build_plan(
     inherited: tuple[Portion, ...] = (),
     replay: Replay = NO_REPLAY,
 ) -> Plan:
-    """The plan of a run that starts now: domain-specific samples in warmup and stable phase, mixed ones while annealing (paper Sec. 4.4).
+    """Builds the plan of a run that starts now.
 
-    Raises ValueError when there is nothing to train.
+    Domain-specific samples are read in warmup and stable phase, mixed ones while annealing (paper
+    Sec. 4.4).
+
+    Args:
+        settings: What the recipe decides.
+        domain: Domain-specific portions.
+        mixed: Mixed portions.
+        inherited: What earlier runs of the trunk consumed.
+        replay: Text to replay up to S.
+
+    Raises:
+        ValueError: There is nothing to train.
     """
-    first, last = _split_at_annealing(settings.mode, domain, mixed)
-    count = sum(p.count for p in first)
-    if not count + sum(p.count for p in last):
+    until_stable_end, after_stable_end = _portions_by_phase(settings.mode, domain, mixed)
+    count = sum(portion.count for portion in until_stable_end)
+    if not count + sum(portion.count for portion in after_stable_end):
         raise ValueError("no samples to plan")
-    era = _build_domain_era(
-        0, min(count, settings.max_domain_samples or count), tuple(first), settings.seed, replay
-    )
-    warmup = round(settings.warmup_fraction * era.stop)
-    return _append_annealing_era(
-        (era,),
-        last,
-        WSA(settings.lr_min, settings.lr_max, warmup, era.stop, era.stop, settings.mode),
-        settings.seed,
-        inherited,
-    )
+    capped = min(count, settings.max_domain_samples or count)
+    era = _build_domain_era(0, capped, until_stable_end, settings.seed, replay)
+    warmup_end = round(settings.warmup_fraction * era.stop)
+    wsa = WSA(settings.lr_min, settings.lr_max, warmup_end, era.stop, era.stop, settings.mode)
+    return _append_annealing_era((era,), after_stable_end, wsa, settings.seed, inherited)
 
 
 def extend_plan(
@@ -84,57 +117,61 @@ def extend_plan(
     max_domain_samples: int | None,
     replay: Replay = NO_REPLAY,
 ) -> Plan:
-    """The plan after the corpus gained samples, which join at position `at`: they share the rest of the stable phase with what is left of it.
+    """Lets new samples join a plan at a position.
 
-    replay: with the texts that are left at `at`, of old and new versions; they are spread over that rest.
-    S and A move out (up to the cap on domain-specific samples); W stays. Raises ValueError unless W <= at <= S and `at` lies in the last domain era,
-    because what was handed out before it is settled.
+    A new era begins there. It holds what the stable phase has left together with the new samples.
+    S and A move out, up to the cap; W stays.
+
+    Args:
+        plan: The plan as it stands.
+        position: Where the samples join. It must be in the last domain era, and in W..S: segments
+            before it may have been issued.
+        domain: New domain-specific portions.
+        mixed: New mixed portions.
+        max_domain_samples: Cap on the domain-specific samples of the run; None: no cap.
+        replay: All text that is not consumed at the position, of old and new versions.
+
+    Raises:
+        ValueError: Samples cannot join at the position.
     """
+    _require_open_position(plan, position, "samples can join")
     last = plan.domain_eras[-1]
-    if not max(plan.wsa.warmup_end, last.start) <= position <= plan.wsa.stable_end:
-        raise ValueError(
-            f"samples can join at {max(plan.wsa.warmup_end, last.start)}..{plan.wsa.stable_end}, not at {position}"
-        )
-    first, final = _split_at_annealing(plan.wsa.mode, domain, mixed)
-    pool = (*last.remaining_portions(position), *first)
-    count = sum(p.count for p in pool)
-    kept = (
-        plan.domain_eras[:-1]
-        if position == last.start
-        else (*plan.domain_eras[:-1], last.truncate(position))
-    )
-    trained = position - _count_replayed_rows(kept)
-    eras = (
-        *kept,
-        _build_domain_era(
-            position,
-            count
-            if max_domain_samples is None
-            else min(count, max(max_domain_samples - trained, 0)),
-            pool,
-            last.seed,
-            replay,
-        ),
-    )
-    wsa = replace(plan.wsa, stable_end=eras[-1].stop, annealing_end=eras[-1].stop)
+    until_stable_end, after_stable_end = _portions_by_phase(plan.wsa.mode, domain, mixed)
+    portions = (*last.remaining_portions(position), *until_stable_end)
+    earlier_eras = plan.domain_eras[:-1]
+    if position > last.start:
+        earlier_eras = (*earlier_eras, last.truncate(position))
+
+    count = sum(portion.count for portion in portions)
+    if max_domain_samples is not None:
+        planned_before = position - _count_replayed_rows(earlier_eras)
+        count = min(count, max(max_domain_samples - planned_before, 0))
+    new_era = _build_domain_era(position, count, portions, last.seed, replay)
     return _append_annealing_era(
-        eras, (*plan.annealing_era.portions, *final), wsa, last.seed, plan.inherited
+        (*earlier_eras, new_era),
+        (*plan.annealing_era.portions, *after_stable_end),
+        replace(plan.wsa, stable_end=new_era.stop, annealing_end=new_era.stop),
+        last.seed,
+        plan.inherited,
     )
 
 
 def start_annealing(plan: Plan, position: int) -> Plan:
-    """The plan when annealing is called at position `at`: the rest of the stable phase is left for a later run of the trunk.
+    """Ends the stable phase of a plan at a position.
 
-    Raises ValueError unless W <= at <= S and `at` lies in the last domain era.
+    What the phase had left remains for a later run of the trunk.
+
+    Args:
+        plan: The plan as it stands.
+        position: The new S. It must be in the last domain era, and in W..S.
+
+    Raises:
+        ValueError: Annealing cannot begin at the position.
     """
+    _require_open_position(plan, position, "annealing can begin")
     last = plan.domain_eras[-1]
-    if not max(plan.wsa.warmup_end, last.start) <= position <= plan.wsa.stable_end:
-        raise ValueError(
-            f"annealing can begin at {max(plan.wsa.warmup_end, last.start)}..{plan.wsa.stable_end}, not at {position}"
-        )
-    eras = (*plan.domain_eras[:-1], last.truncate(position))
     return _append_annealing_era(
-        eras,
+        (*plan.domain_eras[:-1], last.truncate(position)),
         plan.annealing_era.portions,
         replace(plan.wsa, stable_end=position, annealing_end=position),
         last.seed,
@@ -145,35 +182,46 @@ def start_annealing(plan: Plan, position: int) -> Plan:
 def build_branch_plan(
     settings: PlanSettings, mixed: Sequence[Portion], inherited: tuple[Portion, ...]
 ) -> Plan:
-    """The plan of a branch: annealing alone, on all mixed samples, from a stable checkpoint (paper Sec. 4.4.3).
+    """Builds the plan of a branch: annealing alone, from a stable checkpoint (paper Sec. 4.4.3).
 
-    Raises ValueError when there are no mixed samples.
+    Args:
+        settings: What the recipe decides; warmup and the cap do not apply.
+        mixed: All mixed portions.
+        inherited: What the trunk had consumed at the checkpoint.
+
+    Raises:
+        ValueError: There are no mixed samples.
     """
-    return build_plan(
-        replace(settings, warmup_fraction=0.0, max_domain_samples=None), (), mixed, inherited
-    )
+    settings = replace(settings, warmup_fraction=0.0, max_domain_samples=None)
+    return build_plan(settings, (), mixed, inherited)
 
 
-def _split_at_annealing(
+def _portions_by_phase(
     mode: Mode, domain: Sequence[Portion], mixed: Sequence[Portion]
 ) -> tuple[tuple[Portion, ...], tuple[Portion, ...]]:
-    """What is read up to S, and after it."""
+    """Returns (what is read up to S, what is read from S to A)."""
     if mode is Mode.SHUFFLED:
         return (*domain, *mixed), ()
-    return tuple(domain), () if mode is Mode.DOMAIN_ONLY else tuple(mixed)
+    return tuple(domain), tuple(mixed) if mode.anneals_on_mixed else ()
+
+
+def _require_open_position(plan: Plan, position: int, change: str) -> None:
+    first = max(plan.wsa.warmup_end, plan.domain_eras[-1].start)
+    if not first <= position <= plan.wsa.stable_end:
+        raise ValueError(f"{change} at {first}..{plan.wsa.stable_end}, not at {position}")
 
 
 def _build_domain_era(
     start: int, samples: int, portions: tuple[Portion, ...], seed: int, replay: Replay
 ) -> Era:
-    """An era up to S, of a number of samples out of portions and the text that goes with them."""
+    """Builds an era of a number of samples and the text that belongs to them."""
     replayed = replay.portions_for(samples)
-    length = samples + sum(p.count for p in replayed)
+    length = samples + sum(portion.count for portion in replayed)
     return Era(start, start + length, portions, seed, replayed, length if replayed else 0)
 
 
 def _count_replayed_rows(eras: Sequence[Era]) -> int:
-    """Samples of replayed text in some eras."""
+    """Counts the rows of text that are replayed in some eras."""
     return sum(era.replayed_rows_before(era.stop) for era in eras)
 
 
@@ -184,15 +232,15 @@ def _append_annealing_era(
     seed: int,
     inherited: tuple[Portion, ...],
 ) -> Plan:
-    """The plan with its last era: mixed samples in the proportion in which the domain-specific ones are trained."""
-    start, last = wsa.stable_end, eras[-1]
-    whole, offered = (
-        sum(p.count for p in mixed),
-        last.start - _count_replayed_rows(eras[:-1]) + last.portion_rows,
-    )
-    kept = whole * (start - _count_replayed_rows(eras)) // offered if offered else whole
-    return Plan(
-        (*eras, Era(start, start + kept, mixed, seed)),
-        replace(wsa, annealing_end=start + kept),
-        inherited,
-    )
+    """Completes a plan with its last era.
+
+    As large a fraction of the mixed samples is planned as of the domain-specific ones.
+    """
+    start = wsa.stable_end
+    last = eras[-1]
+    planned_domain = start - _count_replayed_rows(eras)
+    all_domain = last.start - _count_replayed_rows(eras[:-1]) + last.portion_rows
+    all_mixed = sum(portion.count for portion in mixed)
+    planned_mixed = all_mixed * planned_domain // all_domain if all_domain else all_mixed
+    stop = start + planned_mixed
+    return Plan((*eras, Era(start, stop, mixed, seed)), replace(wsa, annealing_end=stop), inherited)

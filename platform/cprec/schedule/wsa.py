@@ -1,4 +1,8 @@
-"""The Warmup-Stable-Annealing learning rate, a pure function of the samples seen (paper Eq. 2, 3), and the schedules it is compared with."""
+"""The learning rate and the phase, as pure functions of the samples seen (paper Eq. 2, 3).
+
+`WSA.lr` is the one place that sets the learning rate of pre-training and of fine-tuning. To add a
+schedule, add a member to `Mode` and a case to `WSA.lr`; mypy reports a member without a case.
+"""
 
 import math
 from dataclasses import dataclass
@@ -6,7 +10,7 @@ from enum import StrEnum
 
 
 class Phase(StrEnum):
-    """Where a run stands. DONE is terminal."""
+    """The phase of a run. DONE is terminal."""
 
     WARMUP = "warmup"
     STABLE = "stable"
@@ -15,36 +19,52 @@ class Phase(StrEnum):
 
     @property
     def is_terminal(self) -> bool:
-        """Whether nothing is trained any more."""
+        """Whether training has ended."""
         return self is Phase.DONE
 
 
 class Mode(StrEnum):
-    """Which data is read when, at which rate. With W, S, A the phases' ends, l and h the rates, s the samples seen and s > W:
+    """The schedule: how the learning rate moves after warmup, and which data is read when.
 
-    wsa          domain-specific, then mixed samples;  h up to S, then l + (1 + cos(pi (s-S)/(A-S)))/2 (h - l)     (CPRec, "Mix A")
-    no_decay     the same data;                        h to the end                                                (Fig. 4, "Mix S")
-    domain_only  domain-specific samples alone, A = S; h to the end                                                (Fig. 4, "DS")
-    shuffled     both kinds in one pool, A = S;        h to the end                                                (Fig. 4, "Mix N")
-    cosine       the data of wsa;                      l + (1 + cos(pi (s-W)/(A-W)))/2 (h - l)
-    linear       the data of wsa;                      l + (A-s)/(A-W) (h - l)
-    wsd          the data of wsa;                      h up to S, then h (l/h)^((s-S)/(A-S))                       (Warmup-Stable-Decay)
+    Unless said otherwise, domain-specific samples are read up to S and mixed samples from S to A.
+    `WSA.lr` has the formulas.
     """
 
     WSA = "wsa"
+    """Stable up to S, then a cosine down to lr_min (CPRec, "Mix A")."""
     NO_DECAY = "no_decay"
+    """lr_max to the end (paper Fig. 4, "Mix S")."""
     DOMAIN_ONLY = "domain_only"
+    """lr_max to the end, on domain-specific samples alone; A = S (paper Fig. 4, "DS")."""
     SHUFFLED = "shuffled"
+    """lr_max to the end, on one pool of both kinds of samples; A = S (paper Fig. 4, "Mix N")."""
     COSINE = "cosine"
+    """A cosine from W to A."""
     LINEAR = "linear"
+    """A straight line from W to A."""
     WSD = "wsd"
+    """Stable up to S, then exponential down to lr_min (Warmup-Stable-Decay)."""
+
+    @property
+    def anneals_on_mixed(self) -> bool:
+        """Whether mixed samples are read from S to A; otherwise nothing is, and A = S."""
+        return self not in (Mode.DOMAIN_ONLY, Mode.SHUFFLED)
 
 
 @dataclass(frozen=True)
 class WSA:
-    """The schedule: rates l and h, and the phases' ends W <= S <= A in samples.
+    """A Warmup-Stable-Annealing schedule, counted in samples.
 
-    Raises ValueError unless 0 < l <= h and 0 <= W <= S <= A.
+    Attributes:
+        lr_min: Learning rate at the start and, in the modes that decay, at the end (paper: l).
+        lr_max: Learning rate of the stable phase (paper: h).
+        warmup_end: End of warmup (samples; paper: W).
+        stable_end: End of the stable phase (samples; S).
+        annealing_end: End of the schedule (samples; A).
+        mode: How the learning rate moves after warmup.
+
+    Raises:
+        ValueError: Not 0 < lr_min <= lr_max, or not 0 <= W <= S <= A.
     """
 
     lr_min: float
@@ -57,17 +77,37 @@ class WSA:
     def __post_init__(self) -> None:
         if not 0 < self.lr_min <= self.lr_max:
             raise ValueError(
-                f"rates must satisfy 0 < lr_min <= lr_max, got {self.lr_min} and {self.lr_max}"
+                "learning rates must satisfy 0 < lr_min <= lr_max, "
+                f"got {self.lr_min} and {self.lr_max}"
             )
         if not 0 <= self.warmup_end <= self.stable_end <= self.annealing_end:
             raise ValueError(
-                f"ends must satisfy 0 <= W <= S <= A, got {self.warmup_end}, {self.stable_end}, {self.annealing_end}"
+                "ends of the phases must satisfy 0 <= W <= S <= A, "
+                f"got {self.warmup_end}, {self.stable_end}, {self.annealing_end}"
             )
 
     def lr(self, samples: int) -> float:
-        """Learning rate of the optimizer step before which `samples` samples were seen.
+        """Returns the learning rate of the optimizer step that begins at a number of samples.
 
-        0 <= s <= W: l + (s/W)(h - l), in every mode; after W as `Mode` says. Raises ValueError outside 0..A.
+        With s the samples, l = lr_min, h = lr_max and W, S, A the ends of the phases, the
+        schedule of the paper (Eq. 2, 3) is
+
+            warmup     s <= W        l + s/W (h - l)
+            stable     W < s <= S    h
+            annealing  S < s <= A    l + 1/2 (1 + cos(pi (s-S)/(A-S))) (h - l)
+
+        Every mode has this warmup. After it the other modes are
+
+            no_decay, domain_only, shuffled    h
+            cosine                             l + 1/2 (1 + cos(pi (s-W)/(A-W))) (h - l)
+            linear                             l + (A-s)/(A-W) (h - l)
+            wsd                                h up to S, then h (l/h)^((s-S)/(A-S))
+
+        Args:
+            samples: Samples seen before the step.
+
+        Raises:
+            ValueError: The number is outside of 0..A.
         """
         if not 0 <= samples <= self.annealing_end:
             raise ValueError(
@@ -75,33 +115,37 @@ class WSA:
             )
         if samples < self.warmup_end:
             return self.lr_min + samples / self.warmup_end * (self.lr_max - self.lr_min)
-        from_warmup = self._progress(samples, self.warmup_end)
-        from_stable = self._progress(samples, self.stable_end)
+        since_warmup = self._progress(samples, self.warmup_end)
+        since_stable = self._progress(samples, self.stable_end)
         match self.mode:
+            case Mode.WSA:
+                return self._interpolate((1 + math.cos(math.pi * since_stable)) / 2)
             case Mode.NO_DECAY | Mode.DOMAIN_ONLY | Mode.SHUFFLED:
                 return self.lr_max
-            case Mode.WSA:
-                return self._interpolate((1 + math.cos(math.pi * from_stable)) / 2)
             case Mode.COSINE:
-                return self._interpolate((1 + math.cos(math.pi * from_warmup)) / 2)
+                return self._interpolate((1 + math.cos(math.pi * since_warmup)) / 2)
             case Mode.LINEAR:
-                return self._interpolate(1 - from_warmup)
+                return self._interpolate(1 - since_warmup)
             case Mode.WSD:
-                return float(self.lr_max * (self.lr_min / self.lr_max) ** from_stable)
-
-    def _progress(self, samples: int, start: int) -> float:
-        """How far the samples are on the way from `since` to A: 0 before it, 1 at the end."""
-        return (samples - start) / (self.annealing_end - start) if samples > start else 0.0
-
-    def _interpolate(self, fraction: float) -> float:
-        return (
-            self.lr_max if fraction == 1 else self.lr_min + fraction * (self.lr_max - self.lr_min)
-        )
+                return float(self.lr_max * (self.lr_min / self.lr_max) ** since_stable)
 
     def phase(self, samples: int) -> Phase:
-        """Phase of the step before which `samples` samples were seen: the step at s = S reads the first mixed samples, at rate h."""
+        """Returns the phase of the optimizer step that begins at a number of samples.
+
+        The step at S reads the first mixed samples, still at lr_max.
+        """
         if samples < self.warmup_end:
             return Phase.WARMUP
         if samples < self.stable_end:
             return Phase.STABLE
         return Phase.ANNEALING if samples < self.annealing_end else Phase.DONE
+
+    def _progress(self, samples: int, start: int) -> float:
+        """Returns the fraction of start..A that is done: 0 up to the start, 1 at A."""
+        return (samples - start) / (self.annealing_end - start) if samples > start else 0.0
+
+    def _interpolate(self, fraction: float) -> float:
+        """Returns a learning rate between lr_min (fraction 0) and lr_max (fraction 1, exactly)."""
+        if fraction == 1:  # lr_min + (lr_max - lr_min) may round to another number
+            return self.lr_max
+        return self.lr_min + fraction * (self.lr_max - self.lr_min)

@@ -1,1 +1,1 @@
-"""The training loop, its engine, its checkpoints; `run.py` alone knows Ray."""
+"""The training loop, its engine and its measurements; only `distributed` knows Ray."""

@@ -1,4 +1,4 @@
-"""What the device does: operations of a step, memory in use, the rate of a matrix product. So that a run can be held against what is possible."""
+"""What the device does: operations of a step, memory in use, and the speed that is possible."""
 
 import resource
 import time
@@ -9,44 +9,64 @@ import torch
 
 MATRIX_SIZE = 8192
 """Rows and columns of the matrices whose product is timed."""
+
 TIMED_PRODUCTS = 10
+"""Products that are timed, after two that warm up."""
 
 
 @dataclass(frozen=True)
 class OperationCount:
-    """Matrix operations of a model, by count: per token, and per token whose logits are computed. Attention's products are left out (1-2 %)."""
+    """Operations of a model's matrix products in one training step.
+
+    The products of attention are left out (1-2 %).
+
+    Attributes:
+        per_token: Operations per token.
+        per_logit: Operations per token whose logits are computed, in addition.
+    """
 
     per_token: int
     per_logit: int
 
     @classmethod
     def from_model(cls, model: torch.nn.Module, vocab_size: int) -> "OperationCount":
-        """Forward pass and gradients of the inputs take 2 operations per weight each; those of the weights 2 more where they are trained.
+        """Counts the operations of a model.
 
-        vocabulary: rows of the output layer, by which it is told from the others.
+        The forward pass and the gradients of the inputs take 2 operations per weight each. The
+        gradients of the weights take 2 more, where weights are trained.
+
+        Args:
+            model: The model.
+            vocab_size: Outputs of the output layer, which distinguish it from the other layers.
         """
-        token = logit = 0
+        per_token = per_logit = 0
         for module in model.modules():
             weight = getattr(module, "weight", None)
             if not isinstance(module, torch.nn.Linear) and not hasattr(module, "matrix_operations"):
                 continue
             size = int(getattr(module, "matrix_operations", 0))
             if not size and weight is not None:
+                # Under ZeRO 3 a weight is empty until its layer runs; `ds_numel` is its full size.
                 size = int(getattr(weight, "ds_numel", 0) or weight.numel())
             operations = size * (6 if weight is not None and weight.requires_grad else 4)
             if getattr(module, "out_features", 0) == vocab_size:
-                logit += operations
+                per_logit += operations
             else:
-                token += operations
-        return cls(token, logit)
+                per_token += operations
+        return cls(per_token, per_logit)
 
     def step_operations(self, tokens: int, supervised_tokens: int) -> int:
-        """Of one step."""
+        """Returns the operations of one step.
+
+        Args:
+            tokens: Tokens of the step that are computed.
+            supervised_tokens: Tokens whose logits are computed.
+        """
         return tokens * self.per_token + supervised_tokens * self.per_logit
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most that this process has held so far: on the GPU, or in main memory."""
+    """Returns the peak memory of this process so far, on its GPU or in main memory (bytes)."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -56,16 +76,25 @@ def peak_memory_bytes(device: torch.device) -> int:
 def measure_matmul_flops(
     device: torch.device, dtype: torch.dtype, size: int = MATRIX_SIZE
 ) -> float:
-    """Operations per second of a product of random matrices: the rate that a training step is held against. Takes a fraction of a second on a GPU."""
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    """Measures how fast the device multiplies random matrices (operations per second).
+
+    A training step is compared with this speed. Takes a fraction of a second on a GPU.
+
+    Args:
+        device: The device.
+        dtype: Number format of the matrices.
+        size: Rows and columns of the matrices.
+    """
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    b = torch.randn(size, size, device=device, dtype=dtype)
     for _ in range(2):
         a @ b
     _synchronize(device)
-    began = time.perf_counter()
+    start = time.perf_counter()
     for _ in range(TIMED_PRODUCTS):
         a @ b
     _synchronize(device)
-    return TIMED_PRODUCTS * 2 * size**3 / (time.perf_counter() - began)
+    return TIMED_PRODUCTS * 2 * size**3 / (time.perf_counter() - start)
 
 
 def _synchronize(device: torch.device) -> None:

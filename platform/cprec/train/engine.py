@@ -1,7 +1,10 @@
-"""DeepSpeed behind four verbs: step, gather, restore, close. Knows tensors and collectives; no Ray, no storage, no schedule.
+"""The engine: DeepSpeed behind four operations, which are step, gather, restore and close.
 
-The trained parameters and Adam's moments are gathered and restored *by name*, whole, so that a checkpoint loads at any number of workers and any
-ZeRO stage; at the same number on a CPU the continued run is bitwise the same. This leans on private parts of DeepSpeed, hence its exact pin.
+It knows tensors and collectives, but no Ray, no storage and no schedule.
+
+Trained parameters and Adam's moments are gathered and restored by name and whole. So a checkpoint
+loads with any number of workers and any ZeRO stage. With the same number, on a CPU, the continued
+run is bitwise the same. This relies on private parts of DeepSpeed, hence its exact pin.
 """
 
 import logging
@@ -26,8 +29,13 @@ from cprec.train import device
 
 @dataclass(frozen=True)
 class StepResult:
-    """loss: mean over the supervised tokens of the global batch, before the update; grad_norm: before clipping, nan if the stage hides it;
-    stop: whether any worker asked to stop, the same on all of them."""
+    """What an optimizer step returns, the same on every worker.
+
+    Attributes:
+        loss: Mean loss per supervised token of the global batch, before the update (nats).
+        grad_norm: Gradient norm before clipping; nan if the ZeRO stage does not tell it.
+        stop: Whether any worker asked to stop.
+    """
 
     loss: float
     grad_norm: float
@@ -35,63 +43,86 @@ class StepResult:
 
 
 def micro_batch_spec(settings: TrainSettings) -> MicroBatchSpec:
-    """How the settings cut a share into forward passes."""
+    """Returns how settings turn a worker batch into forward passes."""
     if not settings.pack:
         return MicroBatchSpec(packed=False, size=settings.micro_batch)
     return MicroBatchSpec(packed=True, size=pack_tokens(settings), pad_to_size=settings.compile)
 
 
 def pack_tokens(settings: TrainSettings) -> int:
-    """Tokens of one forward pass when packed: the recipe's, else what suits the device (docs/performance.md)."""
+    """Returns the tokens of a packed row: the recipe's, or what suits the device."""
     return settings.pack_tokens or (4096 if torch.cuda.is_available() else 2048)
 
 
 def choose_memory_settings(
     model: torch.nn.Module, settings: TrainSettings, world_size: int
 ) -> tuple[int, bool]:
-    """ZeRO stage, and whether activations are recomputed: the recipe's choice, else what an estimate says that the GPU's memory needs."""
-    stage, recompute = settings.zero_stage, settings.recompute == "always"
+    """Chooses how a model is made to fit into memory.
+
+    What the recipe leaves open is decided by an estimate of what the GPU's memory can hold.
+
+    Args:
+        model: The model.
+        settings: The recipe's section `train`.
+        world_size: Number of workers.
+
+    Returns:
+        (ZeRO stage, whether activations are recomputed in the backward pass).
+    """
+    stage = settings.zero_stage
+    recompute = settings.recompute == "always"
     if not torch.cuda.is_available():
         return (1 if stage is None else stage), recompute
-    shape, memory = (
-        model_dimensions(model),
-        float(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory),
-    )
-    tokens = pack_tokens(settings)  # a padded micro-batch is of the same order
-    stage = presets.choose_zero_stage(shape, world_size, tokens, memory) if stage is None else stage
+    size = model_dimensions(model)
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    memory_bytes = float(properties.total_memory)
+    tokens = pack_tokens(settings)  # a padded micro-batch has about as many
+    if stage is None:
+        stage = presets.choose_zero_stage(size, world_size, tokens, memory_bytes)
     if settings.recompute == "auto":
-        recompute = presets.needs_recompute(shape, stage, world_size, tokens, memory)
+        recompute = presets.needs_recompute(size, stage, world_size, tokens, memory_bytes)
     return stage, recompute
 
 
 def model_dimensions(model: torch.nn.Module) -> presets.ModelSize:
-    """What the memory of a model's training depends on."""
-    counts = [(p.numel(), p.requires_grad, p.element_size()) for p in model.parameters()]
-    settings: Any = model.config
+    """Returns the sizes that decide how much memory the training of a model takes."""
+    parameters = [(p.numel(), p.requires_grad, p.element_size()) for p in model.parameters()]
+    config: Any = model.config
     return presets.ModelSize(
-        num_parameters=sum(n for n, _, _ in counts),
-        num_trainable=sum(n for n, trained, _ in counts if trained),
-        num_layers=settings.num_hidden_layers,
-        hidden_size=settings.hidden_size,
-        intermediate_size=settings.intermediate_size,
-        bytes_per_parameter=max(size for _, _, size in counts),
+        num_parameters=sum(count for count, _, _ in parameters),
+        num_trainable=sum(count for count, trained, _ in parameters if trained),
+        num_layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        bytes_per_parameter=max(size for _, _, size in parameters),
     )
 
 
 def decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
-    """The decoder's layers: what is compiled one by one, each the same code; embedding, output and loss see sizes that change."""
-    return next(
-        (
-            list(m)
-            for m in model.modules()
-            if isinstance(m, torch.nn.ModuleList) and m and hasattr(m[0], "self_attn")
-        ),
-        [],
-    )
+    """Finds the decoder layers of a model; none if it has no list of them.
+
+    They are compiled one by one, because all have the same code. Embedding, output and loss are
+    not compiled: the sizes that they see change.
+    """
+    for module in model.modules():
+        if isinstance(module, torch.nn.ModuleList) and module and hasattr(module[0], "self_attn"):
+            return list(module)
+    return []
 
 
 class Engine:
-    """A model in training, spread over the workers of the process group that is already there (or alone, without one)."""
+    """A model in training, spread over the workers of the existing process group.
+
+    Attributes:
+        model: The model.
+        world_size: Number of workers.
+        zero_stage: ZeRO stage of DeepSpeed.
+        recomputes_activations: Whether the backward pass recomputes activations.
+        trained_parameters: Parameters that are trained, by name.
+        operation_count: Operations of a step.
+        device: Device of this worker.
+        steps: Optimizer steps taken.
+    """
 
     def __init__(
         self,
@@ -100,13 +131,22 @@ class Engine:
         precision: str,
         weight_decay_by_prefix: Mapping[str, float] | None = None,
     ) -> None:
-        """decay: weight decay of the parameters whose names start so; the others have none."""
+        """Prepares a model for training.
+
+        Args:
+            model: The model, with its trainable part.
+            settings: The recipe's section `train`.
+            precision: fp32 or bf16.
+            weight_decay_by_prefix: Weight decay by first part of a parameter's name; other
+                parameters have none.
+        """
         silence_libraries()
         import deepspeed
         from deepspeed.ops import __compatible_ops__
 
-        # DeepSpeed would compile an extension for shared-memory inference collectives, which training never calls: most of a minute on a new
-        # machine, and a process that is killed while it compiles leaves a lock for which every later training waits without a word.
+        # DeepSpeed would compile an extension for shared-memory collectives of inference, which
+        # training never calls. That takes most of a minute on a new machine, and a process that is
+        # killed meanwhile leaves a lock on which every later training waits silently.
         __compatible_ops__["deepspeed_shm_comm"] = False
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
         self.model = model
@@ -119,13 +159,15 @@ class Engine:
             attention.enable_packing(model)
         if self.zero_stage < 3:
             fuse_lora(model)
-        self.operation_count = device.OperationCount.from_model(model, model.config.vocab_size)  # type: ignore[union-attr, arg-type]
+        config: Any = model.config
+        self.operation_count = device.OperationCount.from_model(model, config.vocab_size)
         if self.recomputes_activations:
             model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
         if settings.compile:
             for layer in decoder_layers(model):
                 layer.compile()
-        # A client optimizer: one that is named in the config compiles an extension first. The rate is set at every step.
+        # Our own optimizer: DeepSpeed would compile an extension for one that its config names.
+        # `step` sets the learning rate every time.
         optimizer = torch.optim.AdamW(
             _parameter_groups(self.trained_parameters, weight_decay_by_prefix or {}),
             lr=0.0,
@@ -152,78 +194,89 @@ class Engine:
         seed: int,
         stop: bool = False,
     ) -> StepResult:
-        """One optimizer step over this worker's micro-batches of a global batch.
+        """Takes one optimizer step. Collective: every worker calls it.
 
-        supervised: supervised tokens of the global batch over all workers; the loss is their mean however the batch is cut (method.md; the sum of
-        micro-batch means would weigh short answers more). seed: makes dropout a function of step and rank, so that a resumed run draws the same.
-        stop: this worker's wish to stop, which reaches all in the collective that sums the loss.
+        The loss is the mean over all supervised tokens of the global batch, however the batch is
+        split. A mean of the micro-batches' means would give short answers more weight.
+
+        Args:
+            micro_batches: This worker's part of the global batch.
+            supervised_tokens: Supervised tokens of the global batch, over all workers.
+            lr: Learning rate.
+            seed: Seed of this worker's dropout.
+            stop: Whether this worker wants to stop. All workers learn of it from the collective
+                that sums the loss.
         """
         torch.manual_seed(seed)
         for group in self._optimizer.param_groups:
             group["lr"] = lr
-        total = torch.tensor([0.0, float(stop)], device=self.device)
+        totals = torch.tensor([0.0, float(stop)], device=self.device)  # loss, wishes to stop
         for micro_batch in micro_batches:
             loss = self._loss_sum(micro_batch)
-            total[0] += loss.detach()
-            # DeepSpeed averages gradients over the workers; times world makes that a sum.
+            totals[0] += loss.detach()
+            # DeepSpeed averages gradients over the workers; times their number that is a sum.
             self._engine.backward(loss * (self.world_size / supervised_tokens))
         self._engine.step()
         if not self.steps and self.zero_stage in (1, 2) and len(self._optimizer.param_groups) > 1:
-            # DeepSpeed looks for the moments after the first group's first step, when the other groups have none yet: let it look again.
+            # DeepSpeed links the moments after the first group's first step, when the other groups
+            # have none yet. Let it link them again.
             self._optimizer._hp_optimizer_states_linked = False
             self._optimizer._lazy_init_hp_params_optimizer_state()
         self.steps += 1
-        dist.all_reduce(total)
-        norm = self._engine.get_global_grad_norm()
-        loss_sum, stops = total.tolist()
+        dist.all_reduce(totals)
+        grad_norm = self._engine.get_global_grad_norm()
+        loss_sum, stops = totals.tolist()
         return StepResult(
-            loss_sum / supervised_tokens, float("nan") if norm is None else float(norm), stops > 0
+            loss=loss_sum / supervised_tokens,
+            grad_norm=float("nan") if grad_norm is None else float(grad_norm),
+            stop=stops > 0,
         )
 
     @torch.no_grad()
     def total_loss(self, micro_batches: Sequence[MicroBatch]) -> float:
-        """Sum of -log p over the supervised tokens of all workers' micro-batches, in evaluation mode. Changes nothing that a step depends on.
+        """Returns the summed loss (nats) of all workers' micro-batches, in evaluation mode.
 
-        Collective, with equally many micro-batches on every worker: under ZeRO 3 a forward pass gathers the weights from all of them.
+        Changes nothing that a step depends on. Collective, with equally many micro-batches on
+        every worker: under ZeRO 3 a forward pass gathers the weights from all of them.
         """
         modes = [(module, module.training) for module in self._engine.modules()]
         self._engine.eval()
         total = torch.zeros(1, dtype=torch.float64, device=self.device)
         for micro_batch in micro_batches:
             total += self._loss_sum(micro_batch)
-        for module, mode in modes:
-            module.training = mode
+        for module, was_training in modes:
+            module.training = was_training
         dist.all_reduce(total)
         return float(total)
 
     def _loss_sum(self, batch: MicroBatch) -> torch.Tensor:
-        """Sum of -log p over the supervised tokens; logits are computed for those alone."""
+        """Returns the sum of -log p over the supervised tokens; only their logits are computed."""
         ids, targets = self._to_device(batch.input_ids), self._to_device(batch.targets)
-        if batch.bounds is None or batch.position_ids is None:
+        if batch.bounds is None or batch.position_ids is None:  # padded
             logits = self._engine(
                 input_ids=ids,
                 logits_to_keep=self._to_device(batch.supervised_mask),
                 use_cache=False,
             ).logits
         else:
-            # Indices, not a mask: the device need not be asked how many there are.
-            kept = self._to_device(np.flatnonzero(batch.supervised_mask[0]))
+            # Indices, not a mask: for a mask the CPU would have to ask the device for the count.
+            supervised = self._to_device(np.flatnonzero(batch.supervised_mask[0]))
+            # Arguments that keep the samples of the row apart.
             if batch.visible is None:
-                apart = attention.packed_arguments(
-                    self._to_device(batch.bounds), int(np.diff(batch.bounds).max())
-                )
+                bounds = self._to_device(batch.bounds)
+                arguments = attention.packed_arguments(bounds, int(np.diff(batch.bounds).max()))
             else:
-                apart = attention.strip_arguments(
+                arguments = attention.strip_arguments(
                     batch.bounds.tolist(),
-                    [self._to_device(part) for part in batch.visible],
+                    [self._to_device(indices) for indices in batch.visible],
                     int(batch.position_ids.max()) + 1,
                 )
             logits = self._engine(
                 input_ids=ids,
                 position_ids=self._to_device(batch.position_ids),
-                logits_to_keep=kept,
+                logits_to_keep=supervised,
                 use_cache=False,
-                **apart,
+                **arguments,
             ).logits[0]
         return F.cross_entropy(logits.float(), targets, reduction="sum")
 
@@ -231,87 +284,87 @@ class Engine:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
 
     def gather_state(self) -> TrainingState:
-        """The state by name. Collective: every worker calls it."""
+        """Returns the trained parameters and moments, by name and whole, on the CPU.
+
+        Collective: every worker calls it.
+        """
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         def copy(tensor: torch.Tensor) -> torch.Tensor:
             return tensor.detach().float().cpu().clone()
 
-        if self.zero_stage == 0:
-            inner: Any = self._optimizer.state
-            weights = {name: copy(p) for name, p in self.trained_parameters.items()}
-            moments = (
-                {
-                    m: {name: copy(inner[p][m]) for name, p in self.trained_parameters.items()}
-                    for m in ADAM_MOMENTS
+        def copy_weight(parameter: torch.nn.Parameter) -> torch.Tensor:
+            if self.zero_stage == 0:
+                return copy(parameter)
+            return copy(safe_get_full_fp32_param(parameter))
+
+        def copy_moment(parameter: torch.nn.Parameter, moment: str) -> torch.Tensor:
+            if self.zero_stage == 0:
+                return copy(self._optimizer.state[parameter][moment])
+            return copy(safe_get_full_optimizer_state(parameter, moment))
+
+        weights = {name: copy_weight(p) for name, p in self.trained_parameters.items()}
+        moments = {}
+        if self.steps:  # before the first step Adam has none
+            for moment in ADAM_MOMENTS:
+                moments[moment] = {
+                    name: copy_moment(p, moment) for name, p in self.trained_parameters.items()
                 }
-                if self.steps
-                else {}
-            )
-        else:
-            weights = {
-                name: copy(safe_get_full_fp32_param(p))
-                for name, p in self.trained_parameters.items()
-            }
-            moments = (
-                {
-                    m: {
-                        name: copy(safe_get_full_optimizer_state(p, m))
-                        for name, p in self.trained_parameters.items()
-                    }
-                    for m in ADAM_MOMENTS
-                }
-                if self.steps
-                else {}
-            )
         return TrainingState(weights, moments, self.steps)
 
     def restore_state(self, state: TrainingState) -> None:
-        """Continue from a gathered state, at any number of workers. Collective. Raises ValueError when the names differ."""
+        """Continues from a gathered state, with any number of workers.
+
+        Collective: every worker calls it.
+
+        Raises:
+            ValueError: The state has other parameters than the model.
+        """
         if set(state.weights) != set(self.trained_parameters):
-            raise ValueError(
-                f"the checkpoint trains other parameters: {sorted(set(state.weights) ^ set(self.trained_parameters))[:4]} ..."
-            )
+            different = sorted(set(state.weights) ^ set(self.trained_parameters))
+            raise ValueError(f"the checkpoint trains other parameters: {different[:4]} ...")
         if state.moments:
             self._create_moments(state.steps)
         self._load_state(state)
         self.steps = state.steps
 
     def _create_moments(self, steps: int) -> None:
-        """Adam makes its moments at the first step; a resumed run needs them before, to fill them."""
-        owned: Sequence[torch.Tensor]
+        """Creates Adam's moments, which Adam itself would only create at its first step."""
+        # What the inner Adam updates: the parameters, or under ZeRO this worker's flat partitions.
+        tensors: Sequence[torch.Tensor]
         if self.zero_stage == 0:
-            owned = list(self.trained_parameters.values())
-            inner: Any = self._optimizer
+            adam: Any = self._optimizer
+            tensors = list(self.trained_parameters.values())
         else:
-            inner = self._optimizer.optimizer
-            owned = (
+            adam = self._optimizer.optimizer
+            tensors = (
                 self._optimizer.fp32_partitioned_groups_flat
                 if self.zero_stage == 3
                 else self._optimizer.single_partition_of_fp32_groups
             )
-        for tensor in owned:
-            inner.state[tensor] = {
+        for tensor in tensors:
+            adam.state[tensor] = {
                 "step": torch.tensor(float(steps)),
-                **{m: torch.zeros_like(tensor) for m in ADAM_MOMENTS},
+                **{moment: torch.zeros_like(tensor) for moment in ADAM_MOMENTS},
             }
         if self.zero_stage in (1, 2):
             self._optimizer._lazy_init_hp_params_optimizer_state()
 
     def _load_state(self, state: TrainingState) -> None:
+        """Copies weights and moments into the model and the optimizer, whatever the ZeRO stage."""
         from deepspeed.runtime.zero.partition_parameters import GatheredParameters
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
         for name, parameter in self.trained_parameters.items():
             if self.zero_stage == 0:
                 parameter.data.copy_(state.weights[name])
-                for m, tensors in state.moments.items():
-                    self._optimizer.state[parameter][m].copy_(tensors[name])
+                for moment, tensors in state.moments.items():
+                    self._optimizer.state[parameter][moment].copy_(tensors[name])
                 continue
             safe_set_full_fp32_param(parameter, state.weights[name].to(self.device))
-            for m, tensors in state.moments.items():
-                safe_set_full_optimizer_state(parameter, tensors[name].to(self.device), m)
-            # The copy that the forward pass uses.
+            for moment, tensors in state.moments.items():
+                safe_set_full_optimizer_state(parameter, tensors[name].to(self.device), moment)
+            # The forward pass uses a copy of its own, beside the fp32 master weights.
             if self.zero_stage == 3:
                 with GatheredParameters([parameter], modifier_rank=0):
                     parameter.data.copy_(state.weights[name])
@@ -319,7 +372,10 @@ class Engine:
                 parameter.data.copy_(state.weights[name])
 
     def close(self) -> None:
-        """Leave the process group; without this gloo aborts at exit under ZeRO-3. Collective."""
+        """Leaves the process group; otherwise gloo aborts at exit under ZeRO 3.
+
+        Collective: every worker calls it.
+        """
         self._engine.destroy()
         if dist.is_initialized():
             dist.barrier()
@@ -329,21 +385,11 @@ class Engine:
 def _parameter_groups(
     parameters: Mapping[str, torch.nn.Parameter], weight_decay_by_prefix: Mapping[str, float]
 ) -> list[dict[str, Any]]:
-    """Parameters by weight decay, those without any first."""
-    by_decay: dict[float, list[torch.nn.Parameter]] = {}
+    """Groups parameters by weight decay, those without any first."""
+    groups: dict[float, list[torch.nn.Parameter]] = {}
     for name, parameter in parameters.items():
-        by_decay.setdefault(
-            next(
-                (
-                    value
-                    for prefix, value in weight_decay_by_prefix.items()
-                    if name.startswith(prefix)
-                ),
-                0.0,
-            ),
-            [],
-        ).append(parameter)
-    return [
-        {"params": group, "weight_decay": value}
-        for value, group in sorted(by_decay.items(), key=lambda item: item[0])
-    ]
+        decays = (
+            decay for prefix, decay in weight_decay_by_prefix.items() if name.startswith(prefix)
+        )
+        groups.setdefault(next(decays, 0.0), []).append(parameter)
+    return [{"params": groups[decay], "weight_decay": decay} for decay in sorted(groups)]

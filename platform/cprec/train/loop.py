@@ -1,6 +1,7 @@
-"""The training loop. It knows no Ray, no storage and no schedule: shares come in with their rate, records go out to an observer.
+"""The training loop: takes steps from an iterator, and reports each one to an observer.
 
-So it runs the same under Ray Train, under torchrun and bare in a test.
+It knows no Ray, no storage and no schedule, so it runs the same under Ray Train, under torchrun,
+and bare in a test.
 """
 
 import math
@@ -18,12 +19,20 @@ from cprec.train.engine import Engine
 
 
 class DivergenceError(PlatformFault):
-    """Training has left the finite numbers: most often the rate is too high."""
+    """A loss or perplexity is not finite; most often the learning rate is too high."""
 
 
 @dataclass(frozen=True)
 class TrainingStep:
-    """A share with what the plan says of it: learning rate and phase of the step, and the ends S and A as they stood when it was issued."""
+    """One worker's part of an optimizer step, as the plan stood when the step was issued.
+
+    Attributes:
+        worker_batch: The samples that this worker trains.
+        lr: Learning rate of the step.
+        phase: Phase of the step.
+        stable_end: End of the stable phase (samples; S).
+        annealing_end: End of the plan (samples; A).
+    """
 
     worker_batch: WorkerBatch
     lr: float
@@ -34,10 +43,22 @@ class TrainingStep:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One optimizer step as it was done. step counts from 0; times in seconds.
+    """One optimizer step after it was done.
 
-    imbalance: by how much the fullest worker exceeds the mean (stream.shares); operations: of all workers; memory_bytes: peak of this worker so far;
-    computed: tokens of all workers, of those that samples share one; without sharing they are batch.tokens.
+    Attributes:
+        step: Number of the step, from 0.
+        batch: The global batch.
+        phase: Phase of the schedule.
+        lr: Learning rate.
+        loss: Mean loss per supervised token (nats).
+        grad_norm: Gradient norm before clipping.
+        step_s: Duration of the step (seconds).
+        data_wait_s: Time the loop waited for data before the step (seconds).
+        imbalance: By how much the fullest worker exceeds the mean (fraction of the mean).
+        operations: Operations of the step, over all workers.
+        peak_memory_bytes: Peak memory of this worker so far.
+        computed_tokens: Tokens that were computed, over all workers; fewer than those of the batch
+            where samples share some.
     """
 
     step: int
@@ -55,13 +76,19 @@ class StepRecord:
 
 
 class Observer(Protocol):
-    """Told of every step, on every worker."""
+    """What the loop reports to, on every worker."""
 
     def on_step_end(self, record: StepRecord, step: TrainingStep, engine: Engine) -> None:
-        """A step is done. May use the engine's collectives, because every worker is told of the same steps."""
+        """Takes note of a step.
+
+        It may use the engine's collectives, because every worker is told of the same steps.
+        """
 
     def should_stop(self) -> bool:
-        """Whether this worker wants training to stop after the step that begins now; if one does, all stop after it."""
+        """Returns whether this worker wants to stop after the step that begins now.
+
+        If one worker wants to, all stop after that step.
+        """
         return False
 
 
@@ -74,68 +101,83 @@ def train(
     seed: int,
     first_step: int = 0,
 ) -> int:
-    """Train on everything that the feed holds, or until the observer of a worker wants to stop. Returns the number of the step that would come next.
+    """Trains all steps, or until the observer of a worker wants to stop.
 
-    cut: how a share becomes forward passes; end: the padding token; seed: of dropout; first_step: steps that the run has done before.
-    Raises Diverged for a loss that is not finite, with the step's samples; the step is not reported, so it reaches no checkpoint.
+    Args:
+        engine: The model in training.
+        steps: Steps to train.
+        observer: What the loop reports to.
+        micro_batch_spec: How a worker batch becomes forward passes.
+        pad_token: Token that fills rows.
+        seed: Seed of dropout.
+        first_step: Steps that the run has done before.
+
+    Returns:
+        The number of the step that would be next.
+
+    Raises:
+        DivergenceError: The loss is not finite; names the samples of the step. The observer is not
+            told of this step, so no checkpoint holds it.
     """
-    step = first_step
-    for work, waited in _with_wait_times(steps):
-        began = time.perf_counter()
-        batch = work.worker_batch.global_batch
-        parts = build_micro_batches(work.worker_batch, micro_batch_spec, pad_token)
+    number = first_step
+    for step, waited_s in _with_wait_times(steps):
+        start = time.perf_counter()
+        worker_batch = step.worker_batch
+        batch = worker_batch.global_batch
         result = engine.step(
-            parts,
+            build_micro_batches(worker_batch, micro_batch_spec, pad_token),
             batch.supervised_tokens,
-            work.lr,
-            dropout_seed(seed, step, work.worker_batch.rank),
+            step.lr,
+            dropout_seed(seed, number, worker_batch.rank),
             observer.should_stop(),
         )
         if not math.isfinite(result.loss):
+            ids = [f"{sample_id:016x}" for sample_id in worker_batch.sample_ids.tolist()]
             raise DivergenceError(
-                f"the loss is {result.loss} at step {step} (samples {batch.start}..{batch.stop}, ids on rank {work.worker_batch.rank}: "
-                f"{[f'{i:016x}' for i in work.worker_batch.sample_ids.tolist()]}); lower schedule.lr_max or look at these samples"
+                f"the loss is {result.loss} at step {number} (samples {batch.start}..{batch.stop}, "
+                f"ids on rank {worker_batch.rank}: {ids}); "
+                "lower schedule.lr_max or look at these samples"
             )
-        seconds = time.perf_counter() - began
-        computed = work.worker_batch.computed_tokens
-        seen = (
-            imbalance(work.worker_batch.lengths_by_rank),
-            engine.operation_count.step_operations(computed, batch.supervised_tokens),
-            peak_memory_bytes(engine.device),
-            computed,
-        )
-        observer.on_step_end(
-            StepRecord(
-                step,
-                batch,
-                work.phase,
-                work.lr,
-                result.loss,
-                result.grad_norm,
-                seconds,
-                waited,
-                *seen,
+        step_s = time.perf_counter() - start
+        computed_tokens = worker_batch.computed_tokens
+        record = StepRecord(
+            step=number,
+            batch=batch,
+            phase=step.phase,
+            lr=step.lr,
+            loss=result.loss,
+            grad_norm=result.grad_norm,
+            step_s=step_s,
+            data_wait_s=waited_s,
+            imbalance=imbalance(worker_batch.lengths_by_rank),
+            operations=engine.operation_count.step_operations(
+                computed_tokens, batch.supervised_tokens
             ),
-            work,
-            engine,
+            peak_memory_bytes=peak_memory_bytes(engine.device),
+            computed_tokens=computed_tokens,
         )
-        step += 1
+        observer.on_step_end(record, step, engine)
+        number += 1
         if result.stop:
             break
-    return step
+    return number
 
 
 def dropout_seed(seed: int, step: int, rank: int) -> int:
-    """A seed for every (run, step, worker), so that a resumed run draws the dropout of the uninterrupted one."""
+    """Returns the seed of one worker's dropout in one step.
+
+    It depends on run, step and worker alone, so a resumed run draws the dropout of one that was
+    never interrupted.
+    """
     return (seed * 1_000_003 + step) * 8191 + rank
 
 
 def _with_wait_times(steps: Iterable[TrainingStep]) -> Iterator[tuple[TrainingStep, float]]:
-    """Each item with the seconds that the loop waited for it."""
+    """Yields each step with the time that the loop waited for it (seconds)."""
     iterator = iter(steps)
     while True:
-        began = time.perf_counter()
-        work = next(iterator, None)
-        if work is None:
+        start = time.perf_counter()
+        step = next(iterator, None)
+        if step is None:
             return
-        yield work, time.perf_counter() - began
+        yield step, time.perf_counter() - start

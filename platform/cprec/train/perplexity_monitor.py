@@ -1,4 +1,4 @@
-"""What the model forgets while it is trained: the perplexity of a plain text, measured by all workers together. Knows no Ray and no storage."""
+"""What the model forgets while it trains: the perplexity of a plain text, over all workers."""
 
 from dataclasses import dataclass, replace
 
@@ -12,12 +12,20 @@ from cprec.stream.worker_batches import GlobalBatch, WorkerBatch, split_by_token
 from cprec.train.engine import Engine
 
 MAX_MEASURED_TOKENS = 1 << 15
-"""Tokens of the text that are measured, at most, from its beginning: a forward pass over them is seconds for 7B weights, once per checkpoint."""
+"""Tokens of the text that are measured, at most, from its beginning.
+
+For 7B weights a forward pass over them takes seconds, once per checkpoint.
+"""
 
 
 @dataclass(frozen=True)
 class PerplexityMonitor:
-    """One worker's part of the text. parts: its forward passes, equally many on every worker; tokens: those that count, over all workers."""
+    """One worker's part of the text.
+
+    Attributes:
+        batches: Its forward passes; every worker has equally many.
+        token_count: Tokens that count in the loss, over all workers.
+    """
 
     batches: list[MicroBatch]
     token_count: int
@@ -32,32 +40,52 @@ class PerplexityMonitor:
         rank: int,
         world_size: int,
     ) -> "PerplexityMonitor":
-        """The windows of a text (`cprec.evaluate.perplexity`), dealt to the workers as the samples of a step are. length: tokens of a window.
+        """Cuts a text into windows, and splits them among the workers like samples of a step.
 
-        Raises RecipeError for a text of less than two tokens.
+        Args:
+            text: The text.
+            tokenizer: Tokenizer of the model.
+            window_tokens: Tokens of a window, at most (`cprec.evaluate.perplexity`).
+            micro_batch_spec: How the windows of a worker become forward passes.
+            rank: Rank of this worker.
+            world_size: Number of workers.
+
+        Raises:
+            RecipeError: The text has less than two tokens.
         """
         windows = perplexity.split_into_windows(tokenizer, text, window_tokens, MAX_MEASURED_TOKENS)
-        found = [
+        samples = [
             EncodedSample(np.array(ids, dtype=np.int32), answer_start=1, dropped_titles=0)
             for ids in windows
         ]
-        dealt = split_by_tokens([len(ids) for ids in windows], world_size)
-        counted = sum(len(ids) - 1 for ids in windows)
-        lengths = tuple(tuple(len(windows[i]) for i in part) for part in dealt)
-        batch = GlobalBatch(0, len(found), counted, sum(map(len, windows)), 0, {})
-        share = WorkerBatch(
-            batch, rank, lengths, np.zeros(0, dtype=np.uint64), tuple(found[i] for i in dealt[rank])
-        )
-        # Padded rows go one by one: the logits of every token of several long windows would not fit where those of answers do.
-        return cls(
-            build_micro_batches(
-                share,
-                micro_batch_spec if micro_batch_spec.packed else replace(micro_batch_spec, size=1),
-                int(tokenizer.eos_token_id),
+        windows_by_rank = split_by_tokens([len(ids) for ids in windows], world_size)
+        token_count = sum(len(ids) - 1 for ids in windows)
+        worker_batch = WorkerBatch(
+            GlobalBatch(
+                start=0,
+                stop=len(samples),
+                supervised_tokens=token_count,
+                token_count=sum(map(len, windows)),
+                ids_digest=0,
+                samples_by_source={},
             ),
-            counted,
+            rank,
+            lengths_by_rank=tuple(
+                tuple(len(windows[i]) for i in indices) for indices in windows_by_rank
+            ),
+            sample_ids=np.zeros(0, dtype=np.uint64),
+            samples=tuple(samples[i] for i in windows_by_rank[rank]),
         )
+        # Every token of a window has logits, far more than an answer has: padded windows that fill
+        # a micro-batch might not fit into memory, so each has a pass of its own.
+        if not micro_batch_spec.packed:
+            micro_batch_spec = replace(micro_batch_spec, size=1)
+        pad_token = int(tokenizer.eos_token_id)
+        return cls(build_micro_batches(worker_batch, micro_batch_spec, pad_token), token_count)
 
     def measure(self, engine: Engine) -> float:
-        """exp of the mean loss per token. Collective: every worker calls it."""
+        """Returns the perplexity: exp of the mean loss per token.
+
+        Collective: every worker calls it.
+        """
         return perplexity.from_loss(engine.total_loss(self.batches), self.token_count)

@@ -1,1 +1,4 @@
-"""Training on Ray: driver, controller actor, workers, feed. The only part of `train` that knows Ray."""
+"""Training on Ray: driver, controller actor, workers, feed.
+
+The only part of `cprec.train` that knows Ray.
+"""

@@ -1,7 +1,4 @@
-"""The training run on Ray: the controller's actor, the group of workers, and what the driver sees of them.
-
-Only this file, `actor.py`, `worker.py` and `feed.py` know Ray; what they drive (plan, controller, shares, loop, engine, checkpoints) does not.
-"""
+"""The driver of a training run on Ray: starts controller and workers, and follows them."""
 
 import json
 import signal
@@ -34,17 +31,32 @@ from cprec.train.distributed.controller_actor import start_controller
 from cprec.train.distributed.controller_state import ControllerSettings
 
 ProgressCallback = Callable[[list[TraceRow], list[PerplexityMeasured], bool], None]
-"""Told now and then, on the driver, of new trace rows and perplexities (events), and whether the run waits for new samples."""
+"""Called on the driver, about once a second.
+
+The arguments are new trace rows, new perplexities, and whether the run waits for new samples.
+"""
 
 POLL_S = 1.0
+"""Seconds between two questions to the controller."""
 
 MAX_TEXT_CHARACTERS = 1 << 19
-"""Of the text whose perplexity is measured, what is sent to the workers: more than the tokens that they measure (train.monitor)."""
+"""Characters of the plain text that are sent to the workers, at most.
+
+They hold more than the tokens that workers measure (`cprec.train.perplexity_monitor`).
+"""
 
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """Everything that a training run needs, checked. base: what workers load; text: whose perplexity is measured on the way."""
+    """The checked inputs of a training run.
+
+    Attributes:
+        recipe: The recipe.
+        run_uri: Folder of the run.
+        base: Base model that workers load.
+        corpus: The corpus.
+        perplexity_text: Plain text whose perplexity is measured on the way; None: none is.
+    """
 
     recipe: Recipe
     run_uri: str
@@ -54,14 +66,24 @@ class TrainingJob:
 
 
 def run_training(job: TrainingJob, on_progress: ProgressCallback, say: Say) -> None:
-    """Train what is left of the plan, inside a Ray session. Returns when the last checkpoint is complete.
+    """Trains what is left of a plan, inside a Ray session, until the last checkpoint is complete.
 
-    Ctrl-C saves a checkpoint and then raises KeyboardInterrupt; the second one raises it at once.
-    Raises the workers' UserError or Diverged as it was raised, without trying again; PlatformFault for anything else once train.max_failures restarts
-    are used up.
+    Ctrl-C lets the workers save a checkpoint and then raises KeyboardInterrupt. A second one raises
+    it at once.
+
+    Args:
+        job: The checked inputs.
+        on_progress: Called about once a second.
+        say: Takes one line for people.
+
+    Raises:
+        UserError: A worker raised it; it is not tried again.
+        DivergenceError: The loss or the perplexity is not finite; it is not tried again.
+        PlatformFault: Anything else failed, and train.max_failures restarts did not help.
     """
     recipe = job.recipe
     schedule, train = recipe.schedule, recipe.train
+    text = job.perplexity_text
     settings = ControllerSettings(
         run=recipe.run,
         run_uri=job.run_uri,
@@ -77,6 +99,9 @@ def run_training(job: TrainingJob, on_progress: ProgressCallback, say: Say) -> N
         replay_fraction=schedule.replay_share,
     )
     controller = start_controller(settings, current_owner())
+    resources = {"CPU": train.cpus_per_worker}
+    if train.gpus_per_worker:
+        resources["GPU"] = train.gpus_per_worker
     trainer = TorchTrainer(
         _run_worker,
         train_loop_config={
@@ -84,25 +109,20 @@ def run_training(job: TrainingJob, on_progress: ProgressCallback, say: Say) -> N
             "run_uri": job.run_uri,
             "base": job.base,
             "controller": controller,
-            "text": None
-            if job.perplexity_text is None
-            else job.perplexity_text[:MAX_TEXT_CHARACTERS],
+            "text": None if text is None else text[:MAX_TEXT_CHARACTERS],
         },
         scaling_config=ScalingConfig(
             num_workers=recipe.workers,
-            use_gpu=recipe.train.gpus_per_worker > 0,
-            resources_per_worker={
-                "CPU": recipe.train.cpus_per_worker,
-                **({"GPU": recipe.train.gpus_per_worker} if recipe.train.gpus_per_worker else {}),
-            },
+            use_gpu=train.gpus_per_worker > 0,
+            resources_per_worker=resources,
         ),
-        # A name of its own: Ray would otherwise restore its state of an earlier start, and checkpoints are ours alone.
+        # A new name each time: otherwise Ray would restore its own state of an earlier start.
         run_config=RunConfig(
             name=uuid.uuid4().hex[:12],
             storage_path=join(job.run_uri, "ray"),
-            failure_config=FailureConfig(max_failures=recipe.train.max_failures),
+            failure_config=FailureConfig(max_failures=train.max_failures),
         ),
-        torch_config=TorchConfig(backend="nccl" if recipe.train.gpus_per_worker else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if train.gpus_per_worker else "gloo"),
     )
     try:
         _train_and_poll(trainer, controller, on_progress, say)
@@ -111,13 +131,13 @@ def run_training(job: TrainingJob, on_progress: ProgressCallback, say: Say) -> N
     except TrainingFailedError as error:
         raise _training_error(error) from error
     finally:
-        # A dead controller must not hide what it died of; its state goes stale by itself.
+        # An error here must not hide the one that ended training; the status goes stale by itself.
         with suppress(ray.exceptions.RayError):
             ray.get(controller.end_run.remote(), timeout=60)
 
 
 def _run_worker(config: dict[str, Any]) -> None:
-    """A worker's part. Its imports are its own: PEFT, DeepSpeed and a model's code are seconds that the driver need not wait for."""
+    """Runs a worker. PEFT and DeepSpeed are slow to import, and the driver does not need them."""
     from cprec.train.distributed import worker
 
     worker.run_worker(config)
@@ -126,30 +146,32 @@ def _run_worker(config: dict[str, Any]) -> None:
 def _train_and_poll(
     trainer: TorchTrainer, controller: Any, on_progress: ProgressCallback, say: Say
 ) -> None:
-    """Train to the end, and meanwhile ask the controller for new trace rows.
+    """Trains to the end, and meanwhile reports the progress that the controller knows of.
 
-    Training has a thread of its own: in the main thread Ray would take Ctrl-C for itself, and end the workers at once.
+    Ray's trainer runs in another thread. In the main thread it would handle Ctrl-C itself, and end
+    the workers at once.
     """
     failures: list[BaseException] = []
 
     def train() -> None:
         try:
             trainer.fit()
-        except BaseException as error:  # whatever it is, it belongs to the thread that waits
+        except BaseException as error:  # whatever it is, the main thread raises it below
             failures.append(error)
 
     training = threading.Thread(target=train, daemon=True)
     training.start()
-    seen, stopping = (0, 0), False
+    reported = (0, 0)
+    stopping = False
     with _catch_interrupts() as interrupted:
         while training.is_alive():
             training.join(POLL_S)
             if interrupted.is_set() and not stopping:
                 stopping = True
                 controller.stop.remote()
-                say("interrupted: saving a checkpoint; once more ends at once")
-            seen = _report_progress(controller, seen, on_progress)
-    _report_progress(controller, seen, on_progress)
+                say("interrupted: saving a checkpoint; interrupt again to end at once")
+            reported = _report_progress(controller, reported, on_progress)
+    _report_progress(controller, reported, on_progress)
     if failures:
         raise failures[0]
     if stopping:
@@ -159,29 +181,41 @@ def _train_and_poll(
 def _report_progress(
     controller: Any, reported: tuple[int, int], on_progress: ProgressCallback
 ) -> tuple[int, int]:
-    """Show the trace rows and perplexities that were not seen yet. seen: their numbers; returns these as they are now."""
+    """Reports new trace rows and perplexities.
+
+    Args:
+        controller: Handle of the controller.
+        reported: Numbers of trace rows and of perplexities that were reported before.
+        on_progress: Receives the new ones.
+
+    Returns:
+        The same numbers, with the new ones.
+    """
     try:
-        rows, measured, waiting = ray.get(controller.progress.remote(*reported), timeout=30)
+        rows, perplexities, waiting = ray.get(controller.progress.remote(*reported), timeout=30)
     except ray.exceptions.RayError:
-        return reported  # it is being started again, or over; what it knew is on storage
-    on_progress(rows, measured, waiting)
-    return reported[0] + len(rows), reported[1] + len(measured)
+        return reported  # the controller is starting again, or ended; its records are on storage
+    on_progress(rows, perplexities, waiting)
+    return reported[0] + len(rows), reported[1] + len(perplexities)
 
 
 @contextmanager
 def _catch_interrupts() -> Iterator[threading.Event]:
-    """While a `with` block runs, the first Ctrl-C (or SIGTERM, as of `ray job stop`) sets the event; the second ends the process as usual."""
+    """Catches the first Ctrl-C, or SIGTERM as `ray job stop` sends it, while a `with` block runs.
+
+    Yields the event that it sets. The second one raises KeyboardInterrupt.
+    """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield event
+        yield event  # only the main thread may set handlers
         return
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
         if event.is_set():
             raise KeyboardInterrupt
         event.set()
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield event
     finally:
@@ -190,39 +224,46 @@ def _catch_interrupts() -> Iterator[threading.Event]:
 
 
 def _training_error(error: BaseException) -> Exception:
-    """The error of the user in a failed training if there is one, else a fault that names the root."""
+    """Returns the UserError that made training fail, or else a fault that names the cause."""
     failures = list(getattr(error, "worker_failures", {}).values())
-    roots = [_root_cause(failure) for failure in failures] or [_root_cause(error)]
-    for root in roots:
-        if isinstance(root, UserError):
-            return root
-    # When one worker dies the others fail in their collectives: the first error that is not of that kind is the cause.
-    telling = next((r for r in roots if isinstance(r, PlatformFault)), roots[0])
-    return PlatformFault(f"training failed: {type(telling).__name__}: {telling}")
+    causes = [_root_cause(failure) for failure in failures] or [_root_cause(error)]
+    for cause in causes:
+        if isinstance(cause, UserError):
+            return cause
+    # When one worker dies, the others fail in their collectives: prefer an error of our own.
+    likeliest = next((cause for cause in causes if isinstance(cause, PlatformFault)), causes[0])
+    return PlatformFault(f"training failed: {type(likeliest).__name__}: {likeliest}")
 
 
 def _root_cause(error: BaseException) -> BaseException:
-    while (
-        cause := getattr(error, "cause", None) or error.__cause__
-    ) is not None and cause is not error:
+    """Follows the causes of an error, Ray's own attribute `cause` first, to the last one."""
+    while True:
+        cause = getattr(error, "cause", None) or error.__cause__
+        if cause is None or cause is error:
+            return error
         error = cause
-    return error
 
 
 def audit_run(job: TrainingJob, plan: Plan) -> AuditReport:
-    """The audit of a run, from its plan, its trace and the corpus."""
+    """Audits a run from its plan, its trace and the corpus."""
     streams = streams_by_key(Corpus.open(job.corpus.uri))
 
-    def ids_at(start: int, stop: int) -> list[int]:
+    def read_ids(start: int, stop: int) -> list[int]:
         rows = read_plan_rows(plan.find_era(start), streams, start, stop)
-        return [int(i) for i in rows["sample_id"].to_numpy().view("uint64")]
+        # Delta has no unsigned integers: the column holds the bits of the ids.
+        return [int(sample_id) for sample_id in rows["sample_id"].to_numpy().view("uint64")]
 
-    return audit(plan, read_trace(job.run_uri), ids_at)
+    return audit(plan, read_trace(job.run_uri), read_ids)
 
 
 def latest_checkpoint_uri(run_uri: str) -> str:
-    """The newest valid checkpoint of a run. Raises PlatformFault when there is none."""
-    name, ignored = checkpoint.find_latest(run_uri)
+    """Returns the newest valid checkpoint of a run.
+
+    Raises:
+        PlatformFault: There is none.
+        RunError: There are manifests, but no checkpoint is valid.
+    """
+    name, problems = checkpoint.find_latest(run_uri)
     if name is None:
-        raise PlatformFault(f"{run_uri}: no checkpoint was completed; {'; '.join(ignored)}")
+        raise PlatformFault(f"{run_uri}: no checkpoint was completed; {'; '.join(problems)}")
     return checkpoint.checkpoint_uri(run_uri, name)

@@ -1,4 +1,7 @@
-"""A worker's stream of work: segment after segment from the controller, the next one started while the present one is trained."""
+"""A worker's training steps: segment after segment, as the controller issues them.
+
+The next segment is started while the present one is trained.
+"""
 
 import queue
 import threading
@@ -14,44 +17,54 @@ from cprec.stream.worker_batches import WorkerBatch
 from cprec.train.loop import TrainingStep
 
 PREFETCH_BATCHES = 4
-"""Shares that are read ahead of the loop."""
+"""Worker batches that are read ahead of the loop."""
 
 RETRY_S = 1.0
-"""Seconds between two questions while the stable phase waits for new samples."""
+"""Seconds between two questions to the controller while the run waits for new samples."""
 
 
 def training_steps(
     controller: Any, attempt: int, position: int, rank: int
 ) -> Iterator[TrainingStep]:
-    """This worker's shares from a position on, each with its rate and phase, to the end of the plan.
+    """Yields one worker's training steps from a position to the end of the plan.
 
-    The next segment is asked for in the middle of the present one: early enough to hide its start, late enough that at most one segment is ahead
-    when the plan changes.
+    In the middle of a segment the next one is requested. That is early enough to hide its start,
+    and late enough that at most one segment is ahead when the plan changes.
+
+    Args:
+        controller: Handle of the controller.
+        attempt: Start of the worker group that the worker belongs to.
+        position: First position, which must be the start of a global batch.
+        rank: Rank of the worker.
     """
     current = _SegmentPrefetcher(controller, attempt, position, rank)
     while (segment := current.take_segment()) is not None:
-        following = None
+        next_segment = None
         middle = len(list(segment.global_batches())) // 2
-        for index, share in enumerate(current):
+        for index, worker_batch in enumerate(current):
             if index == middle:
-                following = _SegmentPrefetcher(controller, attempt, segment.stop, rank)
-            seen = share.global_batch.start
+                next_segment = _SegmentPrefetcher(controller, attempt, segment.stop, rank)
+            samples = worker_batch.global_batch.start
             yield TrainingStep(
-                share,
-                segment.wsa.lr(seen),
-                segment.wsa.phase(seen),
-                segment.wsa.stable_end,
-                segment.wsa.annealing_end,
+                worker_batch,
+                lr=segment.wsa.lr(samples),
+                phase=segment.wsa.phase(samples),
+                stable_end=segment.wsa.stable_end,
+                annealing_end=segment.wsa.annealing_end,
             )
-        if following is None:
-            raise RuntimeError("a segment without batches was handed out")
-        current = following
+        if next_segment is None:
+            raise RuntimeError("the controller issued a segment without batches")
+        current = next_segment
 
 
 class _SegmentPrefetcher:
-    """One segment, read by a thread into a short queue. What goes wrong in the thread is raised where its result is taken."""
+    """One segment, which a thread requests and reads into a short queue.
+
+    An error in the thread is raised where its result is taken.
+    """
 
     def __init__(self, controller: Any, attempt: int, position: int, rank: int) -> None:
+        """Starts the thread; `training_steps` explains the arguments."""
         self._arguments = (controller, attempt, position, rank)
         self._items: queue.Queue[Segment | WorkerBatch | Exception | None] = queue.Queue(
             PREFETCH_BATCHES
@@ -59,31 +72,34 @@ class _SegmentPrefetcher:
         threading.Thread(target=self._read, daemon=True).start()
 
     def take_segment(self) -> Segment | None:
-        """The segment; None at the end of the plan. Called once, before iterating."""
+        """Returns the segment, or None at the end of the plan. Called once, before iterating."""
         item = self._next_item()
         return item if isinstance(item, Segment) else None
 
     def __iter__(self) -> Iterator[WorkerBatch]:
+        """Yields the worker batches of the segment."""
         while isinstance(item := self._next_item(), WorkerBatch):
             yield item
 
     def _next_item(self) -> Segment | WorkerBatch | None:
+        """Returns the next item of the queue; None ends it."""
         item = self._items.get()
         if isinstance(item, Exception):
             raise item
         return item
 
     def _read(self) -> None:
+        """Puts the segment, its worker batches and None into the queue, or the error on the way."""
         controller, attempt, position, rank = self._arguments
         try:
             while isinstance(
-                handed := ray.get(controller.issue_segment.remote(attempt, position, rank)), Wait
+                assigned := ray.get(controller.issue_segment.remote(attempt, position, rank)), Wait
             ):
                 time.sleep(RETRY_S)
-            if handed is not None:
-                self._items.put(handed.segment)
-                for share in read_worker_batches(handed.iterator, handed.segment, rank):
-                    self._items.put(share)
+            if assigned is not None:
+                self._items.put(assigned.segment)
+                for batch in read_worker_batches(assigned.iterator, assigned.segment, rank):
+                    self._items.put(batch)
             self._items.put(None)
-        except Exception as error:  # whatever it is, it belongs to the loop's thread
+        except Exception as error:  # whatever it is, the loop's thread raises it
             self._items.put(error)

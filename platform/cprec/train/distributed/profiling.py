@@ -1,4 +1,4 @@
-"""A torch profiler's trace of a few steps (`train.profile`), after the first ones, which compile and warm up."""
+"""A torch profiler's trace of a few steps (`train.profile`)."""
 
 import gzip
 import tempfile
@@ -9,19 +9,29 @@ import torch
 from cluster.storage import write_bytes
 
 SKIPPED_STEPS = 3
-"""Steps before the profile begins."""
+"""Steps before the profile begins: the first ones compile and warm up."""
 
 
 class StepProfiler:
-    """Counts steps; starts and stops the profiler; writes the trace for a browser (chrome://tracing, perfetto) to a URI. Does nothing for 0 steps."""
+    """Profiles some steps, and writes the trace to a file for a browser.
+
+    chrome://tracing and https://ui.perfetto.dev open it.
+    """
 
     def __init__(self, steps: int, uri: str) -> None:
-        self._last_step, self._uri = SKIPPED_STEPS + steps if steps else 0, uri
+        """Begins to count steps.
+
+        Args:
+            steps: Steps to profile; 0: none.
+            uri: File of the trace (.json.gz).
+        """
+        self._last_step = SKIPPED_STEPS + steps if steps else 0
+        self._uri = uri
         self._steps = 0
         self._profiler: torch.profiler.profile | None = None
 
     def on_step_end(self) -> None:
-        """A step is done."""
+        """Counts a step; starts the profiler, or stops it and writes the trace, if due."""
         self._steps += 1
         if self._steps == SKIPPED_STEPS < self._last_step:
             self._profiler = torch.profiler.profile()

@@ -60,7 +60,10 @@ class SegmentIssuer:
         """
         state, group = self._state, self._state.group
         if group is None or attempt != group.attempt:
-            raise PlatformFault(f"a worker of attempt {attempt} asks, but {group} is training")
+            training = "no worker group" if group is None else f"attempt {group.attempt}"
+            raise PlatformFault(
+                f"a worker of attempt {attempt} asks for a segment, but {training} is training"
+            )
         if position not in self._started:
             if self._stopping:
                 return None
@@ -79,5 +82,7 @@ class SegmentIssuer:
         row_encoder = self._corpus.row_encoder
         assert row_encoder is not None
         iterators = segments.stream_segment(segment, self._corpus.streams, row_encoder, world_size)
-        kept = {start: entry for start, entry in self._started.items() if entry[0].stop > trained}
-        self._started = {**kept, segment.start: (segment, iterators)}
+        untrained = {
+            start: entry for start, entry in self._started.items() if entry[0].stop > trained
+        }
+        self._started = {**untrained, segment.start: (segment, iterators)}

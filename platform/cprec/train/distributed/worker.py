@@ -1,6 +1,6 @@
-"""What each training worker does: find the checkpoint, build the engine, train on what the controller hands out, save.
+"""A training worker on Ray: finds the checkpoint, builds the engine, trains, and saves.
 
-The Ray side of it is small: the worker's rank, the controller's handle, the iterators of shares.
+What it trains is in the segments that the controller issues (`cprec.train.distributed.feed`).
 """
 
 import math
@@ -32,117 +32,130 @@ from cprec.train.perplexity_monitor import PerplexityMonitor
 
 @dataclass(frozen=True)
 class StartPoint:
-    """What rank 0 found on storage and all workers begin from."""
+    """Where all workers begin, as rank 0 found it on storage.
+
+    Attributes:
+        group: This start of the worker group.
+        ledger: Ledger of the checkpoint that the group resumes from; None: it starts at 0.
+    """
 
     group: WorkerGroup
     ledger: Ledger | None
 
 
 def run_worker(config: dict[str, Any]) -> None:
-    """The training function of Ray Train. config: {"recipe": plain data, "run_uri": str, "base": str, "controller": actor handle, "text": str}.
+    """Runs a worker: the training function of Ray Train.
 
-    Ray tries again after whatever is raised here. What would come again is told to the controller, and the next group, if there is one, ends at once.
+    Ray starts the group again after whatever is raised here. An error that a restart would meet
+    again is therefore reported to the controller, and the next group ends at once.
+
+    Args:
+        config: {"recipe": plain data, "run_uri": str, "base": str, "controller": actor handle,
+            "text": str or None, whose perplexity is measured}.
     """
     try:
         _train_worker(config)
-    except UserError as error:  # perhaps of this worker alone: raised, or the others would wait for it in a collective
+    except UserError as error:
         _report_failure(config["controller"], error)
-        raise
+        raise  # otherwise workers that did not fail would wait for this one in a collective
 
 
 def _report_failure(controller: Any, error: Exception) -> None:
-    # Ray's own class of an error that comes from an actor does not travel well; its cause does.
+    """Tells the controller of an error that a restart would meet again."""
+    # An error from an actor has a class of Ray's that cannot be sent on well; its cause can.
     ray.get(controller.record_failure.remote(getattr(error, "cause", error)))
 
 
 def _train_worker(config: dict[str, Any]) -> None:
+    """Trains this worker's part of the run; see `run_worker` for the configuration."""
+    controller, run_uri, base = config["controller"], config["run_uri"], config["base"]
     recipe = validate_recipe(config["recipe"], "the driver's recipe")
     context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
     if not recipe.train.gpus_per_worker:
         os.environ["DS_ACCELERATOR"] = "cpu"
-    start = _agree_on_start(config["run_uri"], config["controller"], rank, world)
+    start = _agree_on_start(run_uri, controller, rank, world_size)
     if start is None:
         return
-    model, words = backbone.load(config["base"], recipe.model.revision, recipe.model.precision)
-    trained = adapter.attach(model, recipe.model, recipe.seed)
+    model, tokenizer = backbone.load(base, recipe.model.revision, recipe.model.precision)
+    trained_model = adapter.attach(model, recipe.model, recipe.seed)
     if recipe.model.fp8:
-        fp8.quantise_frozen_layers(trained)
-    engine = Engine(trained, recipe.train, recipe.model.precision)
-    ledger = start.ledger or Ledger(ray.get(config["controller"].plan.remote()))
-    if (source := start.group.checkpoint_uri or recipe.continue_from) is not None:
-        _restore_checkpoint(engine, source)
-    cut = micro_batch_spec(recipe.train)
-    text = (
-        None
-        if config["text"] is None
-        else PerplexityMonitor.from_text(
-            config["text"], words, recipe.model.max_tokens, cut, rank, world
+        fp8.quantise_frozen_layers(trained_model)
+    engine = Engine(trained_model, recipe.train, recipe.model.precision)
+    ledger = start.ledger or Ledger(ray.get(controller.plan.remote()))
+    if (checkpoint_uri := start.group.checkpoint_uri or recipe.continue_from) is not None:
+        _restore_checkpoint(engine, checkpoint_uri)
+    spec = micro_batch_spec(recipe.train)
+    monitor = None
+    if config["text"] is not None:
+        monitor = PerplexityMonitor.from_text(
+            config["text"], tokenizer, recipe.model.max_tokens, spec, rank, world_size
         )
-    )
-    observer = WorkerObserver(
-        recipe,
-        config["run_uri"],
-        config["base"],
-        config["controller"],
-        start.group,
-        ledger,
-        rank,
-        text,
-    )
+    observer = WorkerObserver(recipe, run_uri, base, controller, start.group, ledger, rank, monitor)
     try:
         if not ledger.steps:
             observer.measure_perplexity(engine)
-        work = training_steps(config["controller"], start.group.attempt, ledger.samples, rank)
-        train(engine, work, observer, cut, words.eos_token_id, recipe.seed, ledger.steps)
+        steps = training_steps(controller, start.group.attempt, ledger.samples, rank)
+        train(engine, steps, observer, spec, tokenizer.eos_token_id, recipe.seed, ledger.steps)
         observer.finish(engine)
-    except DivergenceError as error:  # on all workers alike: losses are summed over them
-        _report_failure(config["controller"], error)
+    except DivergenceError as error:  # raised on all workers: losses are summed over them
+        _report_failure(controller, error)
     engine.close()
 
 
 def _restore_checkpoint(engine: Engine, checkpoint_uri: str) -> None:
+    """Loads a checkpoint into the engine; raises RunError if it does not fit."""
     try:
         engine.restore_state(checkpoint.load_training_state(checkpoint_uri))
     except ValueError as error:
         raise RunError(
-            f"{checkpoint_uri} does not fit this recipe: {error}; model.adapter and model.lora_rank must be those of the checkpoint"
+            f"{checkpoint_uri} does not fit this recipe: {error}; "
+            "model.adapter and model.lora_rank must be those of the checkpoint"
         ) from None
 
 
 def _agree_on_start(run_uri: str, controller: Any, rank: int, world_size: int) -> StartPoint | None:
-    """Rank 0 looks for the newest valid checkpoint and opens the attempt at the controller; the others are told. Errors reach every rank.
+    """Lets rank 0 find where the group starts, and tells the other ranks.
 
-    None: the run has failed, and there is nothing to do.
+    Returns:
+        Where to start; None if the run has failed, so that there is nothing to do.
+
+    Raises:
+        Exception: Rank 0 failed; its error is raised on every rank.
     """
-    found: list[Any] = [None]
+    message: list[StartPoint | Exception | None] = [None]
     if rank == 0:
         try:
             if ray.get(controller.failure.remote()) is None:
-                found[0] = _find_start(run_uri, controller, world_size)
+                message[0] = _find_start(run_uri, controller, world_size)
         except UserError as error:
             _report_failure(controller, error)
-        except Exception as error:  # whatever it is, it is raised on every rank below: the others would wait for ever
-            found[0] = error
-    dist.broadcast_object_list(found, src=0)
-    if isinstance(found[0], Exception):
-        raise found[0]
-    start: StartPoint | None = found[0]
-    return start
+        except Exception as error:  # whatever it is: the other ranks must not wait for ever
+            message[0] = error
+    dist.broadcast_object_list(message, src=0)
+    if isinstance(message[0], Exception):
+        raise message[0]
+    return message[0]
 
 
 def _find_start(run_uri: str, controller: Any, world_size: int) -> StartPoint:
-    name, ignored = checkpoint.find_latest(run_uri)
-    attempt = 1 + max((other.attempt for other in checkpoint.list_checkpoints(run_uri)), default=-1)
+    """Finds the newest valid checkpoint, and begins an attempt at the controller."""
+    name, problems = checkpoint.find_latest(run_uri)
+    attempts = [saved.attempt for saved in checkpoint.list_checkpoints(run_uri)]
+    attempt = max(attempts, default=-1) + 1
     uri = checkpoint.checkpoint_uri(run_uri, name) if name else None
     ledger = checkpoint.read_ledger(uri) if uri else None
     group = WorkerGroup(attempt, world_size, ledger.samples if ledger else 0, uri)
-    ray.get(controller.begin_attempt.remote(group, ignored))
+    ray.get(controller.begin_attempt.remote(group, problems))
     return StartPoint(group, ledger)
 
 
 class WorkerObserver(Observer):
-    """The observer of a Ray worker: tells the controller of each step; when it is due, measures the perplexity of the text and saves a checkpoint."""
+    """The observer of a Ray worker.
+
+    It reports each step to the controller. Where a checkpoint is due, it measures the perplexity of
+    the text and saves.
+    """
 
     def __init__(
         self,
@@ -155,13 +168,25 @@ class WorkerObserver(Observer):
         rank: int,
         monitor: PerplexityMonitor | None,
     ) -> None:
-        self._recipe, self._run_uri, self._base, self._controller = (
-            recipe,
-            run_uri,
-            base,
-            controller,
-        )
-        self._group, self._ledger, self._rank = group, ledger, rank
+        """Begins at a ledger.
+
+        Args:
+            recipe: The recipe.
+            run_uri: Folder of the run.
+            base: Base model, which a saved adapter names.
+            controller: Handle of the controller.
+            group: This start of the worker group.
+            ledger: What is consumed already.
+            rank: Rank of this worker.
+            monitor: This worker's part of the text whose perplexity is measured; None: no text.
+        """
+        self._recipe = recipe
+        self._run_uri = run_uri
+        self._base = base
+        self._controller = controller
+        self._group = group
+        self._ledger = ledger
+        self._rank = rank
         self._profiler = StepProfiler(
             0 if rank else recipe.train.profile,
             join(run_uri, "profile", f"{group.attempt}.json.gz"),
@@ -172,7 +197,7 @@ class WorkerObserver(Observer):
         self._monitor = monitor
 
     def on_step_end(self, record: StepRecord, step: TrainingStep, engine: Engine) -> None:
-        """Trace the step; save where a checkpoint is due."""
+        """Reports the step; saves where a checkpoint is due."""
         batch = record.batch
         self._profiler.on_step_end()
         self._ledger = self._ledger.add_step(batch.sample_count, batch.ids_digest)
@@ -187,7 +212,10 @@ class WorkerObserver(Observer):
             self._save(engine)
 
     def should_stop(self) -> bool:
-        """Whether the controller said so when it was told of an earlier step; its answer to the last one is not waited for."""
+        """Returns whether the controller wants the run to stop.
+
+        It says so in its reply to the report of a step. Nobody waits for the latest reply.
+        """
         return (
             self._stop_reply is not None
             and bool(ray.wait([self._stop_reply], timeout=0)[0])
@@ -195,26 +223,28 @@ class WorkerObserver(Observer):
         )
 
     def measure_perplexity(self, engine: Engine) -> None:
-        """Tell the controller the perplexity of the text as the model stands. Collective."""
+        """Measures the perplexity of the text and reports it. Collective: every worker calls it."""
         if self._monitor is None:
             return
-        value = self._monitor.measure(engine)
-        if not math.isfinite(value):
+        perplexity = self._monitor.measure(engine)
+        if not math.isfinite(perplexity):
             raise DivergenceError(
-                f"the perplexity of evaluate.text is {value} at {self._ledger.samples} samples; lower schedule.lr_max"
+                f"the perplexity of evaluate.text is {perplexity} at {self._ledger.samples} "
+                "samples; lower schedule.lr_max"
             )
         if self._rank == 0:
-            self._controller.record_perplexity.remote(self._ledger.samples, value)
+            self._controller.record_perplexity.remote(self._ledger.samples, perplexity)
 
     def finish(self, engine: Engine) -> None:
-        """Training stopped: save what is not saved yet. Collective."""
+        """Saves what is not saved yet. Collective: every worker calls it."""
         if self._ledger.samples > self._saved_samples:
             self._save(engine)
 
     def _save(self, engine: Engine) -> None:
-        """Measure and gather on all workers, write on rank 0. The others meet it again at the next step's collective.
+        """Measures and gathers on all workers, and writes a checkpoint on rank 0.
 
-        The perplexity is told before the checkpoint is complete: a run that goes on from there does not measure it again.
+        Meanwhile the other workers go on to the next step's collective. The perplexity is reported
+        before the checkpoint is complete, because a run that resumes there does not measure it.
         """
         self.measure_perplexity(engine)
         state = engine.gather_state()

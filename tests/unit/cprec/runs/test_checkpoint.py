@@ -1,4 +1,4 @@
-"""A checkpoint without a valid manifest does not exist; the newest valid one is used; a run never silently starts over."""
+"""A checkpoint without a valid manifest does not exist, and a run never silently starts over."""
 
 from pathlib import Path
 
@@ -29,6 +29,7 @@ def state(seed: int = 0) -> TrainingState:
 
 
 def save(run: Path, samples: int, attempt: int = 0, folder: str = "local") -> str:
+    """Saves a checkpoint of a run, and returns its URI."""
     directory = run.parent / folder / f"{samples}-{attempt}"
     (directory / "adapter").mkdir(parents=True)
     (directory / "adapter" / "adapter_config.json").write_text("{}")
@@ -53,18 +54,18 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     assert checkpoint.read_ledger(uri) == Ledger(PLAN, 30, 3, 5)
 
 
-def test_the_newest_valid_checkpoint_is_used_and_what_is_wrong_with_newer_ones_is_said(
+def test_the_newest_valid_checkpoint_is_used_and_the_problems_of_newer_ones_are_named(
     tmp_path: Path,
 ) -> None:
     run = tmp_path / "run"
     save(run, 30)
     save(run, 40, attempt=1)
-    torn, rotten = save(run, 50), save(run, 60)
-    Path(torn, "manifest.json").unlink()
-    victim = Path(rotten, "trainer", "optimizer.safetensors")
-    content = bytearray(victim.read_bytes())
+    incomplete, damaged = save(run, 50), save(run, 60)
+    Path(incomplete, "manifest.json").unlink()
+    file = Path(damaged, "trainer", "optimizer.safetensors")
+    content = bytearray(file.read_bytes())
     content[-1] ^= 1
-    victim.write_bytes(bytes(content))
+    file.write_bytes(bytes(content))
     name, ignored = checkpoint.find_latest(str(run))
     assert name == CheckpointName(40, 1)
     assert len(ignored) == 2
@@ -105,7 +106,7 @@ def test_pruning_keeps_the_newest_and_the_ends_of_phases(tmp_path: Path) -> None
 def test_pruning_never_takes_what_was_just_saved_for_the_leftovers_of_an_attempt_that_went_further(
     tmp_path: Path,
 ) -> None:
-    """Four attempts could not write at 160 for want of room; the fifth is stopped at 90, saves there, and prunes."""
+    """Four attempts had no room to save at 160; the fifth is stopped at 90, saves and prunes."""
     run = tmp_path / "run"
     save(run, 80)
     for attempt in range(4):

@@ -1,4 +1,4 @@
-"""One driver for a run, from its start on; requests that nobody waits for are not carried out."""
+"""A run has one driver, from its start on; requests that nobody waits for are not carried out."""
 
 import json
 import os
@@ -27,7 +27,14 @@ from cprec.runs.status import (
 
 HERE = socket.gethostname()
 ALIVE = os.getppid()
-CLAIMS = "import sys; from cprec.runs import status\nwith status.claim(sys.argv[1], 'trunk'): print('mine', flush=True); input()"
+CLAIM_AND_WAIT = """
+import sys
+from cprec.runs import status
+
+with status.claim(sys.argv[1], "trunk"):
+    print("mine", flush=True)
+    input()
+"""
 
 
 def owner(host: str, pid: int, token: str) -> Owner:
@@ -40,7 +47,7 @@ def run(tmp_path: Path) -> str:
 
 
 def write(run: str, owner: Owner, age_s: float = 0.0, state: str = "training") -> Status:
-    """A state as an owner left it some time ago."""
+    """Writes the status that an owner would have written some time ago, and returns it."""
     values = {
         "run": "trunk",
         "samples": 64,
@@ -55,7 +62,7 @@ def write(run: str, owner: Owner, age_s: float = 0.0, state: str = "training") -
 
 
 def claim(run: str) -> None:
-    """Claim a run and let go of it."""
+    """Claims a run and releases it."""
     with status.claim(run, "trunk"):
         state = read_status(run)
         assert state is not None
@@ -68,7 +75,7 @@ def claim(run: str) -> None:
 
 @contextmanager
 def dead() -> Iterator[int]:
-    """The pid of a process that is no more."""
+    """Yields the pid of a process that has ended."""
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         process.wait()
         yield process.pid
@@ -78,7 +85,7 @@ def test_a_second_driver_is_refused_while_the_first_one_starts_and_let_in_when_i
     run: str,
 ) -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", CLAIMS, run],
+        [sys.executable, "-c", CLAIM_AND_WAIT, run],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -94,7 +101,7 @@ def test_a_second_driver_is_refused_while_the_first_one_starts_and_let_in_when_i
 
 
 @pytest.mark.parametrize("age_s", [0.0, 2 * STALE_S, MAX_SILENCE_S - 5])
-def test_on_its_own_host_a_driver_that_is_there_keeps_its_run_though_it_is_silent(
+def test_on_its_own_host_a_driver_that_lives_keeps_its_run_though_it_is_silent(
     run: str, age_s: float
 ) -> None:
     write(run, owner(HERE, ALIVE, "first"), age_s)
@@ -166,15 +173,15 @@ def test_a_request_whose_asker_is_interrupted_is_taken_back(
     run: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(run, owner(HERE, ALIVE, "driver"))
-    desk = ControlChannel(run, owner(HERE, ALIVE, "driver"))
-    seen: list[str] = []
+    channel = ControlChannel(run, owner(HERE, ALIVE, "driver"))
+    actions: list[str] = []
 
     def interrupt(seconds: float) -> None:
-        seen.extend(verb for _, verb in desk.pending_requests())
+        actions.extend(action for _, action in channel.pending_requests())
         raise KeyboardInterrupt
 
     monkeypatch.setattr(time, "sleep", interrupt)
     with pytest.raises(KeyboardInterrupt):
         control_channel.send_request(run, "trunk", "anneal", 60.0)
-    assert seen == ["anneal"]
-    assert desk.pending_requests() == []
+    assert actions == ["anneal"]
+    assert channel.pending_requests() == []

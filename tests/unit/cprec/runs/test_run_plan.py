@@ -1,4 +1,4 @@
-"""A run's plan asks of its corpus what the recipe needs."""
+"""A run plan is opened only if corpus, recipe and parent checkpoint fit each other."""
 
 import json
 import re
@@ -30,7 +30,7 @@ def test_targets_of_one_user_need_a_corpus_in_the_order_of_users(
             s.rows for s in corpus.streams() if s.source in ("domain/A", "domain/B", "mixed")
         )
     else:
-        with pytest.raises(CorpusError, match=r"in no order of users.*data\.users_together true"):
+        with pytest.raises(CorpusError, match=r"not ordered by user.*data\.users_together: true"):
             run_plan.create_run_plan(recipe, corpus)
 
 
@@ -45,8 +45,14 @@ def corpus(tmp_path: Path) -> Corpus:
 
 
 def parent(tmp_path: Path, corpus: Corpus, config: dict[str, object] | None) -> str:
-    """A stable checkpoint of a run `trunk` on this corpus; config: of its LoRA adapter, None where every weight was trained."""
-    course, _ = run_plan.open_run_plan(Recipe(), str(tmp_path / "runs" / "trunk"), corpus)
+    """Saves a stable checkpoint of a run `trunk` on a corpus, and returns its URI.
+
+    Args:
+        tmp_path: Folder of the runs.
+        corpus: The corpus.
+        config: PEFT's configuration of its LoRA adapter; None: every weight was trained.
+    """
+    trunk, _ = run_plan.open_run_plan(Recipe(), str(tmp_path / "runs" / "trunk"), corpus)
     (tmp_path / "files" / "adapter").mkdir(parents=True)
     (tmp_path / "files" / "adapter" / "weights").write_text("")
     if config is not None:
@@ -54,7 +60,7 @@ def parent(tmp_path: Path, corpus: Corpus, config: dict[str, object] | None) -> 
     uri = checkpoint.checkpoint_uri(
         str(tmp_path / "runs" / "trunk"), checkpoint.CheckpointName(8, 0)
     )
-    checkpoint.commit(tmp_path / "files", uri, Ledger(course.plan).add_step(8, 0))
+    checkpoint.commit(tmp_path / "files", uri, Ledger(trunk.plan).add_step(8, 0))
     return uri
 
 
@@ -67,16 +73,24 @@ CONFIG = {"r": 8, "lora_alpha": 32, "base_model_name_or_path": "/models/tiny-1",
         ({}, CONFIG, None),
         ({}, {**CONFIG, "base_model_name_or_path": "/elsewhere/tiny-1"}, None),
         ({"adapter": "full"}, None, None),
-        ({"lora_alpha": 64}, CONFIG, "model.lora_alpha: 32 there, 64 here"),
-        ({"lora_rank": 4}, CONFIG, "model.lora_rank: 8 there, 4 here"),
+        ({"lora_alpha": 64}, CONFIG, "model.lora_alpha: 32 in the checkpoint, 64 in this recipe"),
+        ({"lora_rank": 4}, CONFIG, "model.lora_rank: 8 in the checkpoint, 4 in this recipe"),
         (
             {},
             {**CONFIG, "base_model_name_or_path": "/models/tiny-2"},
-            "model.base: '/models/tiny-2' there, '/models/tiny-1' here",
+            "model.base: '/models/tiny-2' in the checkpoint, '/models/tiny-1' in this recipe",
         ),
-        ({"revision": "main"}, CONFIG, "model.revision: None there, 'main' here"),
-        ({"adapter": "full"}, CONFIG, "model.adapter: 'lora' there, 'full' here"),
-        ({}, None, "model.adapter: 'full' there, 'lora' here"),
+        (
+            {"revision": "main"},
+            CONFIG,
+            "model.revision: None in the checkpoint, 'main' in this recipe",
+        ),
+        (
+            {"adapter": "full"},
+            CONFIG,
+            "model.adapter: 'lora' in the checkpoint, 'full' in this recipe",
+        ),
+        ({}, None, "model.adapter: 'full' in the checkpoint, 'lora' in this recipe"),
     ],
 )
 def test_a_parent_must_be_what_the_recipe_trains(
@@ -113,11 +127,11 @@ def test_the_stable_phase_can_be_held_or_released_at_a_restart(
     first, held = Recipe(), validate_recipe({"schedule": {"hold_open": True}}, "test")
     assert run_plan.open_run_plan(first, run, corpus)[0].hold is False
     assert run_plan.open_run_plan(held, run, corpus, first)[0].hold is True
-    now = run_plan.RunPlan.read(run)
-    assert now is not None
-    assert now.hold is True
+    on_storage = run_plan.RunPlan.read(run)
+    assert on_storage is not None
+    assert on_storage.hold is True
     assert run_plan.open_run_plan(held, run, corpus, held)[0].hold is True
-    replace(now, hold=False).write(run)  # as `control release` does
+    replace(on_storage, hold=False).write(run)  # as `control release` does
     assert run_plan.open_run_plan(held, run, corpus, held)[0].hold is False
 
 
@@ -125,15 +139,15 @@ def test_a_run_that_started_at_an_older_version_goes_beyond_it(
     tmp_path: Path, corpus: Corpus
 ) -> None:
     run, oldest = str(tmp_path / "run"), corpus
-    course, _ = run_plan.open_run_plan(Recipe(), run, oldest)
+    first, _ = run_plan.open_run_plan(Recipe(), run, oldest)
     append(
         settings(write_root(tmp_path / "more", shop(("D",), seed=5)), domains=("D",), held_out=()),
         0,
         corpus.uri,
         print,
     )
-    replace(course, version=1).write(run)
+    replace(first, version=1).write(run)
     assert run_plan.open_run_plan(Recipe(), run, oldest)[0].version == 1
-    replace(course, version=2).write(run)
+    replace(first, version=2).write(run)
     with pytest.raises(CorpusError, match="version 2: point --corpus at that one"):
         run_plan.open_run_plan(Recipe(), run, oldest)

@@ -1,4 +1,7 @@
-"""The controller hands out the whole plan once, whatever happens: restarts, domains that join, a phase held open or ended early."""
+"""The controller issues every sample of the plan exactly once.
+
+That holds across restarts, domains that join, and a stable phase that is held open or ended early.
+"""
 
 from dataclasses import dataclass, field
 
@@ -23,11 +26,12 @@ def plans(draw: st.DrawFn) -> Plan:
 
 
 def walk(controller: Controller, position: int) -> list[Segment]:
-    found = []
+    """Returns all segments that a controller issues from a position on."""
+    segments = []
     while isinstance(segment := controller.issue_segment(position), Segment):
-        found.append(segment)
+        segments.append(segment)
         position = segment.stop
-    return found
+    return segments
 
 
 @given(plans(), st.integers(1, 70), st.integers(1, 200))
@@ -50,19 +54,19 @@ def test_a_restart_at_any_step_goes_on_with_the_same_steps(
         for segment in walk(Controller(plan, batch, before), 0)
         for step in segment.global_batches()
     ]
-    at = data.draw(st.sampled_from(steps))[0]
-    rest = [
+    restart = data.draw(st.sampled_from(steps))[0]
+    steps_after_restart = [
         step
-        for segment in walk(Controller(plan, batch, after, samples=at), at)
+        for segment in walk(Controller(plan, batch, after, samples=restart), restart)
         for step in segment.global_batches()
     ]
-    assert rest == [step for step in steps if step[0] >= at]
+    assert steps_after_restart == [step for step in steps if step[0] >= restart]
 
 
 @given(plans(), st.integers(1, 70))
 def test_each_phase_is_entered_once_in_order_and_says_why(plan: Plan, batch: int) -> None:
     controller = Controller(plan, batch, batch)
-    first = controller.phase
+    first_phase = controller.phase
     changes = [
         c
         for segment in walk(controller, 0)
@@ -70,7 +74,7 @@ def test_each_phase_is_entered_once_in_order_and_says_why(plan: Plan, batch: int
         for c in controller.advance(stop)
     ]
     order = list(Phase)
-    assert [c.before for c in changes] + [changes[-1].after] == order[order.index(first) :]
+    assert [c.before for c in changes] + [changes[-1].after] == order[order.index(first_phase) :]
     assert controller.phase.is_terminal
     assert all(" -> " in str(c) and "because" in str(c) for c in changes)
 
@@ -88,7 +92,19 @@ def test_a_restart_does_not_enter_a_phase_again() -> None:
 
 @dataclass
 class World:
-    """A trainer in miniature: it trains the steps that the controller hands out, reads one segment ahead, saves, crashes and goes on."""
+    """A trainer in miniature.
+
+    It trains the steps that the controller issues, reads one segment ahead, saves, crashes and
+    resumes.
+
+    Attributes:
+        controller: The controller under test.
+        steps: (start, stop, lr, phase, rows) of every step that was trained.
+        ready: Segments that were issued and are not trained to their end.
+        ends: (end of the step, S as its segment knows it) of every step.
+        saved: Samples at which a checkpoint was saved.
+        workers: Number of workers.
+    """
 
     controller: Controller
     steps: list[tuple[int, int, float, Phase, list[tuple[str, int, int]]]] = field(
@@ -96,7 +112,6 @@ class World:
     )
     ready: list[Segment] = field(default_factory=list)
     ends: list[tuple[int, int]] = field(default_factory=list)
-    """Of each step, where it ends and where its segment says that the stable phase does."""
     saved: list[int] = field(default_factory=lambda: [0])
     workers: int = 1
 
@@ -105,7 +120,7 @@ class World:
         return self.steps[-1][1] if self.steps else 0
 
     def ask(self) -> bool:
-        """Ask for the next segment, at most one ahead of the one in hand."""
+        """Asks for the next segment, at most one ahead of the present one."""
         if len(self.ready) >= 2:
             return False
         segment = self.controller.issue_segment(self.ready[-1].stop if self.ready else self.samples)
@@ -114,7 +129,7 @@ class World:
         return isinstance(segment, Segment)
 
     def train(self) -> bool:
-        """Train one step of what is in hand."""
+        """Trains the next step, if there is one."""
         if not self.ready and not self.ask():
             return False
         segment = self.ready[0]
@@ -124,8 +139,8 @@ class World:
             (segment.era.all_portions[i].source, segment.era.all_portions[i].version, r)
             for i, r in zip(portion.tolist(), row.tolist(), strict=True)
         ]
-        dealt = split_by_tokens([1 + r % 7 for r in row.tolist()], self.workers)
-        assert sorted(i for share in dealt for i in share) == list(range(stop - start))
+        by_worker = split_by_tokens([1 + r % 7 for r in row.tolist()], self.workers)
+        assert sorted(i for samples in by_worker for i in samples) == list(range(stop - start))
         self.steps.append((start, stop, segment.wsa.lr(start), segment.wsa.phase(start), rows))
         self.ends.append((stop, segment.wsa.stable_end))
         self.controller.advance(stop)
@@ -134,7 +149,7 @@ class World:
         return True
 
     def crash(self, at: int, batch: int, segment_samples: int) -> None:
-        """Everything in memory is lost; the plan as it was written and the checkpoint remain."""
+        """Loses everything in memory; the plan on storage and the checkpoint remain."""
         old = self.controller
         self.steps = [step for step in self.steps if step[1] <= at]
         self.ends = [end for end in self.ends if end[0] <= at]
@@ -155,8 +170,8 @@ ACTIONS = st.lists(
 
 
 @given(plans(), ACTIONS, st.integers(1, 40), st.sampled_from([0.0, 0.3]), st.data())
-def test_whatever_happens_every_planned_sample_is_trained_once_at_its_rate(
-    plan: Plan, actions: list[str], batch: int, share: float, data: st.DataObject
+def test_whatever_happens_every_planned_sample_is_trained_once_at_its_lr(
+    plan: Plan, actions: list[str], batch: int, replay_fraction: float, data: st.DataObject
 ) -> None:
     world, version = World(Controller(plan, batch, 3 * batch)), 0
     for action in actions:
@@ -176,22 +191,20 @@ def test_whatever_happens_every_planned_sample_is_trained_once_at_its_rate(
             version += 1
             sizes = data.draw(st.tuples(st.integers(1, 60), st.integers(0, 30)))
             issued = controller.issued_samples
-            used = {
+            consumed = {
                 (p.source, p.version): p.count
                 for p in controller.plan.consumed_portions(controller.join_position())
             }
-            texts = [
-                Portion("text/a", v, used.get(("text/a", v), 0), 9 - used.get(("text/a", v), 0))
-                for v in range(1, version + 1)
-            ]
-            again = Replay(share, tuple(p for p in texts if p.count))
-            at = controller.extend_plan(
+            firsts = [(v, consumed.get(("text/a", v), 0)) for v in range(1, version + 1)]
+            texts = [Portion("text/a", v, first, 9 - first) for v, first in firsts]
+            replay = Replay(replay_fraction, tuple(p for p in texts if p.count))
+            position = controller.extend_plan(
                 [Portion("domain/new", version, 0, sizes[0])],
                 [Portion("mixed", version, 0, sizes[1])],
                 None,
-                again,
+                replay,
             )
-            assert at >= issued
+            assert position >= issued
         elif action in ("hold", "release") and controller.is_open:
             controller.set_hold(action == "hold")
         elif action == "anneal" and controller.is_open and data.draw(st.booleans()):
@@ -206,13 +219,14 @@ def test_whatever_happens_every_planned_sample_is_trained_once_at_its_rate(
     trained = [row for *_, rows in world.steps for row in rows]
     assert trained == [row for era in final.eras for row in planned(era)]
     assert len(set(trained)) == len(trained)
-    assert [(rate, phase) for _, _, rate, phase, _ in world.steps] == [
+    assert [(lr, phase) for _, _, lr, phase, _ in world.steps] == [
         (final.wsa.lr(a), final.wsa.phase(a)) for a, *_ in world.steps
     ]
     stable_end = final.wsa.stable_end
-    assert [told for stop, told in world.ends if stop == stable_end] == [stable_end] * (
+    # The workers know that the phase ends there, so that they save a checkpoint.
+    assert [end for stop, end in world.ends if stop == stable_end] == [stable_end] * (
         stable_end > 0
-    )  # so a checkpoint is due there
+    )
     order = list(Phase)
     phases = [order.index(phase) for *_, phase, _ in world.steps]
     assert phases == sorted(phases)
@@ -220,13 +234,14 @@ def test_whatever_happens_every_planned_sample_is_trained_once_at_its_rate(
         whole = {
             (p.source, p.version, p.first + k)
             for era in final.eras
-            for p in (*era.portions,)
+            for p in era.portions
             for k in range(p.count)
         }
         assert {(s, v, r) for s, v, r in trained if s != "text/a"} == whole
 
 
 def planned(era: Era) -> list[tuple[str, int, int]]:
+    """Returns (source, version, row) of every position of an era."""
     portion, row = era.locate_rows(era.start, era.stop)
     return [
         (era.all_portions[i].source, era.all_portions[i].version, r)

@@ -1,4 +1,4 @@
-"""The plan is a partition of the samples: each exactly once, in one order, evenly mixed, at any size."""
+"""The plan holds every sample exactly once, in one order, evenly mixed, at any size."""
 
 import json
 from itertools import pairwise
@@ -45,20 +45,21 @@ def everything(era: Era) -> list[tuple[int, int]]:
 
 
 @given(eras)
-def test_an_era_deals_out_every_row_once(era: Era) -> None:
+def test_an_era_gives_every_row_once(era: Era) -> None:
     portion, row = era.locate_rows(era.start, era.stop)
     assert sorted(zip(portion.tolist(), row.tolist(), strict=True)) == everything(era)
 
 
 @given(eras, st.data())
-def test_any_piece_of_the_order_is_the_same_computed_alone(era: Era, data: st.DataObject) -> None:
+def test_any_part_of_the_order_is_the_same_computed_alone(era: Era, data: st.DataObject) -> None:
     a, b = sorted(data.draw(st.tuples(*[st.integers(era.start, era.stop)] * 2)))
-    whole, piece = era.locate_rows(era.start, era.stop), era.locate_rows(a, b)
-    for all_of_it, part in zip(whole, piece, strict=True):
-        assert np.array_equal(all_of_it[a - era.start : b - era.start], part)
+    whole, part = era.locate_rows(era.start, era.stop), era.locate_rows(a, b)
+    for whole_array, part_array in zip(whole, part, strict=True):
+        assert np.array_equal(whole_array[a - era.start : b - era.start], part_array)
 
 
 def rows_of(era: Era, start: int, stop: int) -> list[tuple[str, int, int]]:
+    """Returns (source, version, row) of every position in start .. stop - 1."""
     portion, row = era.locate_rows(start, stop)
     return [
         (era.all_portions[i].source, era.all_portions[i].version, r)
@@ -67,27 +68,29 @@ def rows_of(era: Era, start: int, stop: int) -> list[tuple[str, int, int]]:
 
 
 @given(eras, st.data())
-def test_what_is_dealt_and_what_is_left_make_the_whole(era: Era, data: st.DataObject) -> None:
+def test_a_truncated_era_and_its_remaining_portions_make_the_whole(
+    era: Era, data: st.DataObject
+) -> None:
     position = data.draw(st.integers(era.start, era.stop))
     head = era.truncate(position)
     assert rows_of(head, era.start, position) == rows_of(era, era.start, position)
-    left = [
+    remaining = [
         (p.source, p.version, p.first + k)
         for p in era.remaining_portions(position)
         for k in range(p.count)
     ]
     whole = [(p.source, p.version, p.first + k) for p in era.portions for k in range(p.count)]
-    assert sorted(rows_of(head, era.start, position) + left) == sorted(whole)
+    assert sorted(rows_of(head, era.start, position) + remaining) == sorted(whole)
 
 
 @given(eras, st.data())
 def test_no_stretch_is_one_domain(era: Era, data: st.DataObject) -> None:
-    """In any stretch each portion gives its share, to within the roundings of the portions before it."""
+    """Any stretch has its fraction of each portion, up to one row per portion for rounding."""
     a, b = sorted(data.draw(st.tuples(*[st.integers(era.start, era.stop)] * 2)))
-    dealt = np.diff(era.rows_before(np.array([a, b])), axis=1)[:, 0]
-    for portion, got in zip(era.portions, dealt.tolist(), strict=True):
-        share = portion.count * (b - a) / max(era.portion_rows, 1)
-        assert abs(got - share) <= len(era.portions)
+    counts = np.diff(era.rows_before(np.array([a, b])), axis=1)[:, 0]
+    for portion, count in zip(era.portions, counts.tolist(), strict=True):
+        expected = portion.count * (b - a) / max(era.portion_rows, 1)
+        assert abs(count - expected) <= len(era.portions)
 
 
 def test_the_seed_moves_the_order_but_not_its_content() -> None:
@@ -121,16 +124,16 @@ def test_permuting_a_stream_is_a_bijection_that_keeps_blocks(total: int, seed: i
 
 @given(st.integers(0, 500), st.integers(0, 500), st.integers(1, 64))
 def test_batches_cover_all_positions(start: int, length: int, size: int) -> None:
-    cut = list(global_batches(start, start + length, size))
-    assert [p for a, b in cut for p in range(a, b)] == list(range(start, start + length))
-    assert all(b - a == size for a, b in cut[:-1])
+    batches = list(global_batches(start, start + length, size))
+    assert [p for a, b in batches for p in range(a, b)] == list(range(start, start + length))
+    assert all(b - a == size for a, b in batches[:-1])
 
 
-some = portions.filter(lambda ps: sum(p.count for p in ps) > 0)
+nonempty = portions.filter(lambda ps: sum(p.count for p in ps) > 0)
 caps = st.one_of(st.none(), st.integers(1, 500))
 
 
-@given(some, portions, st.floats(0, 1), caps)
+@given(nonempty, portions, st.floats(0, 1), caps)
 def test_a_plan_reads_domains_up_to_s_and_mixed_samples_up_to_a(
     domain: list[Portion], mixed: list[Portion], fraction: float, cap: int | None
 ) -> None:
@@ -147,8 +150,8 @@ def test_a_plan_reads_domains_up_to_s_and_mixed_samples_up_to_a(
     assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
 
 
-@given(some, portions, some, portions, caps, st.data())
-def test_what_joins_shares_the_rest_and_what_was_trained_stays(
+@given(nonempty, portions, nonempty, portions, caps, st.data())
+def test_joining_samples_mix_with_the_rest_and_what_was_trained_stays(
     domain: list[Portion],
     mixed: list[Portion],
     more: list[Portion],
@@ -180,7 +183,7 @@ def test_what_joins_shares_the_rest_and_what_was_trained_stays(
         )
 
 
-@given(some, portions, st.data())
+@given(nonempty, portions, st.data())
 def test_annealing_early_keeps_what_was_trained_and_leaves_the_rest(
     domain: list[Portion], mixed: list[Portion], data: st.DataObject
 ) -> None:
@@ -217,7 +220,7 @@ texts = st.lists(
     ),
     max_size=3,
 )
-shares = st.floats(0.01, 0.9)
+fractions = st.floats(0.01, 0.9)
 
 
 def text_rows(plan: Plan, stop: int) -> list[tuple[str, int, int]]:
@@ -229,25 +232,29 @@ def text_rows(plan: Plan, stop: int) -> list[tuple[str, int, int]]:
     ]
 
 
-@given(some, portions, texts, shares, caps)
-def test_replayed_text_is_a_share_of_the_samples_up_to_s_and_moves_nothing_else(
-    domain: list[Portion], mixed: list[Portion], text: list[Portion], share: float, cap: int | None
+@given(nonempty, portions, texts, fractions, caps)
+def test_replayed_text_is_a_fraction_of_the_samples_up_to_s_and_moves_nothing_else(
+    domain: list[Portion],
+    mixed: list[Portion],
+    text: list[Portion],
+    fraction: float,
+    cap: int | None,
 ) -> None:
     text = [Portion(f"{p.source}{i}", p.version, p.first, p.count) for i, p in enumerate(text)]
-    rules = PlanSettings(3, 1e-5, 1e-3, 0.1, cap)
-    without, plan = (
-        build_plan(rules, domain, mixed),
-        build_plan(rules, domain, mixed, replay=Replay(share, tuple(text))),
-    )
-    found = text_rows(plan, plan.total_samples)
+    settings = PlanSettings(3, 1e-5, 1e-3, 0.1, cap)
+    without = build_plan(settings, domain, mixed)
+    plan = build_plan(settings, domain, mixed, replay=Replay(fraction, tuple(text)))
+    replayed = text_rows(plan, plan.total_samples)
     samples = without.wsa.stable_end
     assert (
-        len(found)
+        len(replayed)
         == plan.wsa.stable_end - samples
-        == min(round(samples * share / (1 - share)), sum(p.count for p in text))
+        == min(round(samples * fraction / (1 - fraction)), sum(p.count for p in text))
     )
-    assert len(set(found)) == len(found)
-    assert set(found) <= {(p.source, p.version, p.first + k) for p in text for k in range(p.count)}
+    assert len(set(replayed)) == len(replayed)
+    assert set(replayed) <= {
+        (p.source, p.version, p.first + k) for p in text for k in range(p.count)
+    }
     # The same other samples in the same order, before S and after it.
     others = [
         r
@@ -263,55 +270,55 @@ def test_replayed_text_is_a_share_of_the_samples_up_to_s_and_moves_nothing_else(
     assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
 
 
-@given(some, texts, shares, st.data())
+@given(nonempty, texts, fractions, st.data())
 def test_replayed_text_is_spread_evenly(
-    domain: list[Portion], text: list[Portion], share: float, data: st.DataObject
+    domain: list[Portion], text: list[Portion], fraction: float, data: st.DataObject
 ) -> None:
     plan = build_plan(
-        PlanSettings(3, 1e-5, 1e-3, 0.1), domain, [], replay=Replay(share, tuple(text))
+        PlanSettings(3, 1e-5, 1e-3, 0.1), domain, [], replay=Replay(fraction, tuple(text))
     )
     a, b = sorted(data.draw(st.tuples(*[st.integers(0, plan.wsa.stable_end)] * 2)))
     era = plan.domain_eras[0]
-    got, expected = (
-        era.replayed_rows_before(b) - era.replayed_rows_before(a),
-        era.replayed_rows_before(era.stop) * (b - a) / max(era.stop, 1),
-    )
-    assert abs(got - expected) <= max(len(text), 1)
+    count = era.replayed_rows_before(b) - era.replayed_rows_before(a)
+    expected = era.replayed_rows_before(era.stop) * (b - a) / max(era.stop, 1)
+    assert abs(count - expected) <= max(len(text), 1)
 
 
-@given(some, some, texts, texts, shares, caps, st.data())
+@given(nonempty, nonempty, texts, texts, fractions, caps, st.data())
 def test_text_joins_and_none_is_trained_twice(
     domain: list[Portion],
     more: list[Portion],
     text: list[Portion],
     more_text: list[Portion],
-    share: float,
+    fraction: float,
     cap: int | None,
     data: st.DataObject,
 ) -> None:
     text = [Portion(f"text/old{i}", 0, 0, p.count) for i, p in enumerate(text)]
     before = build_plan(
-        PlanSettings(3, 1e-5, 1e-3, 0.1, cap), domain, [], replay=Replay(share, tuple(text))
+        PlanSettings(3, 1e-5, 1e-3, 0.1, cap), domain, [], replay=Replay(fraction, tuple(text))
     )
     at = data.draw(st.integers(before.wsa.warmup_end, before.wsa.stable_end))
-    used = {p.source: p.count for p in before.consumed_portions(at)}
-    left = [
-        Portion(p.source, 0, used.get(p.source, 0), p.count - used.get(p.source, 0)) for p in text
-    ]
-    left += [Portion(f"text/new{i}", 1, 0, p.count) for i, p in enumerate(more_text)]
+    consumed = {p.source: p.count for p in before.consumed_portions(at)}
+    firsts = [(p, consumed.get(p.source, 0)) for p in text]
+    unread = [Portion(p.source, 0, first, p.count - first) for p, first in firsts]
+    unread += [Portion(f"text/new{i}", 1, 0, p.count) for i, p in enumerate(more_text)]
     new = [Portion(p.source, p.version + 9, p.first, p.count) for p in more]
-    after = extend_plan(before, at, new, [], cap, Replay(share, tuple(p for p in left if p.count)))
+    after = extend_plan(
+        before, at, new, [], cap, Replay(fraction, tuple(p for p in unread if p.count))
+    )
     assert text_rows(after, at) == text_rows(before, at)
-    found = text_rows(after, after.total_samples)
-    assert len(set(found)) == len(found)
+    replayed = text_rows(after, after.total_samples)
+    assert len(set(replayed)) == len(replayed)
     total = sum(p.count for p in (*domain, *new))
-    others = after.wsa.stable_end - len(found)
+    others = after.wsa.stable_end - len(replayed)
     assert others == (
         total if cap is None else max(min(total, cap), at - len(text_rows(before, at)))
     )
     rest = others - (at - len(text_rows(before, at)))
-    there = sum(p.count for p in left)
-    assert len(found) - len(text_rows(before, at)) == min(round(rest * share / (1 - share)), there)
+    windows = len(replayed) - len(text_rows(before, at))
+    available = sum(p.count for p in unread)
+    assert windows == min(round(rest * fraction / (1 - fraction)), available)
     early = start_annealing(before, at)
     assert text_rows(early, at) == text_rows(before, at)
 

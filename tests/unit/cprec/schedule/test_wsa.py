@@ -1,4 +1,4 @@
-"""The learning rate is Eq. 2 and 3 of the paper at every sample."""
+"""The schedule: the learning rate (paper Eq. 2, 3) and the phase at every sample."""
 
 import math
 
@@ -18,26 +18,26 @@ def schedules(draw: st.DrawFn) -> WSA:
 
 
 @given(schedules(), st.data())
-def test_rate_stays_between_the_bounds_and_rises_holds_falls(wsa: WSA, data: st.DataObject) -> None:
+def test_lr_stays_between_the_bounds_and_rises_holds_falls(wsa: WSA, data: st.DataObject) -> None:
     a, b = sorted(data.draw(st.tuples(*[st.integers(0, wsa.annealing_end)] * 2)))
-    rates = wsa.lr(a), wsa.lr(b)
-    assert all(wsa.lr_min * (1 - 1e-12) <= r <= wsa.lr_max * (1 + 1e-12) for r in rates)
+    lrs = wsa.lr(a), wsa.lr(b)
+    assert all(wsa.lr_min * (1 - 1e-12) <= lr <= wsa.lr_max * (1 + 1e-12) for lr in lrs)
     if b <= wsa.warmup_end:
-        assert rates[0] <= rates[1] * (1 + 1e-12)
+        assert lrs[0] <= lrs[1] * (1 + 1e-12)
     elif wsa.warmup_end <= a and b <= wsa.stable_end and wsa.mode not in (Mode.COSINE, Mode.LINEAR):
-        assert rates == (wsa.lr_max, wsa.lr_max)
+        assert lrs == (wsa.lr_max, wsa.lr_max)
     elif a >= wsa.warmup_end:
-        assert rates[0] >= rates[1] * (1 - 1e-12)
+        assert lrs[0] >= lrs[1] * (1 - 1e-12)
 
 
 @given(schedules())
 def test_phases_follow_each_other_and_end(wsa: WSA) -> None:
     order = list(Phase)
-    seen = [
+    phases = [
         order.index(wsa.phase(s))
         for s in range(0, wsa.annealing_end + 1, max(wsa.annealing_end // 50, 1))
     ]
-    assert seen == sorted(seen)
+    assert phases == sorted(phases)
     assert wsa.phase(wsa.annealing_end).is_terminal
     assert not any(
         wsa.phase(s).is_terminal
@@ -57,13 +57,13 @@ def test_the_papers_equations_at_known_points() -> None:
     )
 
 
-def test_without_warmup_or_annealing_the_rate_is_the_highest() -> None:
+def test_without_warmup_or_annealing_the_lr_is_the_highest() -> None:
     wsa = WSA(1e-6, 1e-3, 0, 10, 10)
     assert [wsa.lr(s) for s in range(11)] == [1e-3] * 11
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    "arguments",
     [
         (0.0, 1.0, 0, 1, 2),
         (2.0, 1.0, 0, 1, 2),
@@ -72,9 +72,11 @@ def test_without_warmup_or_annealing_the_rate_is_the_highest() -> None:
         (0.1, 1.0, -1, 1, 2),
     ],
 )
-def test_impossible_schedules_are_refused(wrong: tuple[float, float, int, int, int]) -> None:
+def test_impossible_schedules_are_refused(
+    arguments: tuple[float, float, int, int, int],
+) -> None:
     with pytest.raises(ValueError, match="must satisfy"):
-        WSA(*wrong)
+        WSA(*arguments)
 
 
 def test_samples_outside_of_the_schedule_are_refused() -> None:

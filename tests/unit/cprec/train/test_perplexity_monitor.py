@@ -1,4 +1,4 @@
-"""The text that is measured while training: dealt over the workers, every token once, in passes that all of them make."""
+"""The measured text is split among the workers: every token once, in equally many passes."""
 
 import pytest
 
@@ -8,32 +8,34 @@ from cprec.model.tiny import train_tokenizer
 from cprec.stream.packing import MicroBatchSpec
 from cprec.tracking.progress import format_progress
 from cprec.train.perplexity_monitor import MAX_MEASURED_TOKENS, PerplexityMonitor
-
-TOKENIZER = train_tokenizer(["oak lamp", "steel mug"], 300)
-TEXT = (
-    "Rain fell on the hills, and the river rose. By noon the bridge was gone; by night so was the road. "
-    * 9
-)
 from tests.records import trace_row
 
+TOKENIZER = train_tokenizer(["oak lamp", "steel mug"], 300)
+SENTENCES = (
+    "Rain fell on the hills, and the river rose. "
+    "By noon the bridge was gone; by night so was the road. "
+)
+TEXT = SENTENCES * 9
 
-@pytest.mark.parametrize("world", [1, 2, 3, 5])
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
 @pytest.mark.parametrize(
-    "cut",
+    "spec",
     [
         MicroBatchSpec(packed=True, size=150),
         MicroBatchSpec(packed=True, size=20, pad_to_size=True),
         MicroBatchSpec(packed=False, size=4),
     ],
 )
-def test_every_token_counts_once_over_all_workers(world: int, cut: MicroBatchSpec) -> None:
+def test_every_token_counts_once_over_all_workers(world_size: int, spec: MicroBatchSpec) -> None:
     ids = TOKENIZER(TEXT, add_special_tokens=False)["input_ids"]
     monitors = [
-        PerplexityMonitor.from_text(TEXT, TOKENIZER, 64, cut, rank, world) for rank in range(world)
+        PerplexityMonitor.from_text(TEXT, TOKENIZER, 64, spec, rank, world_size)
+        for rank in range(world_size)
     ]
     assert {m.token_count for m in monitors} == {len(ids)}
     assert sorted(
-        i for m in monitors for part in m.batches for i in part.targets.tolist()
+        token for m in monitors for batch in m.batches for token in batch.targets.tolist()
     ) == sorted(ids)
     assert len({len(m.batches) for m in monitors}) == 1
 
@@ -52,12 +54,12 @@ def test_a_text_without_words_is_refused() -> None:
         PerplexityMonitor.from_text("", TOKENIZER, 64, MicroBatchSpec(packed=True, size=64), 0, 1)
 
 
-def test_a_model_that_is_lost_still_has_a_number() -> None:
+def test_an_infinite_loss_still_has_a_finite_perplexity() -> None:
     assert 1e300 < perplexity.from_loss(float("inf"), 3) < float("inf")
     assert perplexity.from_loss(0.0, 3) == 1.0
 
 
-def test_the_live_line_shows_the_last_one() -> None:
+def test_the_progress_line_shows_the_last_perplexity() -> None:
     row = trace_row(samples=32, batch_samples=32, loss=1.5, tokens=900, tflops=0.1)
     assert "loss 1.5000  text 61.53  " in format_progress([row], 640, 61.5349)
     assert "text" not in format_progress([row], 640)

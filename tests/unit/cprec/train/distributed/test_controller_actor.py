@@ -1,4 +1,4 @@
-"""The controller's shell without Ray: what is not on storage did not happen."""
+"""The controller actor, without Ray: what is not on storage did not happen."""
 
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from corpus.sampling.source import SourceKind
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
 from cprec.runs import run_plan
+from cprec.runs.control_channel import Action
 from cprec.runs.status import current_owner
 from cprec.stream import segments
 from cprec.stream.row_encoder import RowEncoder
@@ -32,8 +33,11 @@ def corpus(tmp_path: Path) -> Corpus:
 
 
 @pytest.fixture
-def shell(tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> ControllerActor:
-    """Of a run that has begun, but for what only read tasks need: titles in Ray's object store, settings of Ray Data."""
+def actor(tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> ControllerActor:
+    """Returns the controller actor of a run whose plan is written.
+
+    It lacks what only read tasks need: titles in Ray's object store, and settings of Ray Data.
+    """
     monkeypatch.setattr(segments, "configure_ray_data", lambda: None)
     monkeypatch.setattr(RowEncoder, "from_corpus", lambda *_: None)
     run = str(tmp_path / "runs" / "trunk")
@@ -47,23 +51,24 @@ def shell(tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> Co
 
 
 def fail_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next writing of plan.json fails."""
-    write, left = run_plan.RunPlan.write, [1]
+    """Lets the next write of plan.json fail."""
+    write = run_plan.RunPlan.write
+    failures = [OSError("no room on the device")]
 
-    def once(course: run_plan.RunPlan, run_uri: str) -> None:
-        if left.pop() if left else 0:
-            raise OSError("no room on the device")
-        write(course, run_uri)
+    def write_or_fail(plan: run_plan.RunPlan, run_uri: str) -> None:
+        if failures:
+            raise failures.pop()
+        write(plan, run_uri)
 
-    monkeypatch.setattr(run_plan.RunPlan, "write", once)
+    monkeypatch.setattr(run_plan.RunPlan, "write", write_or_fail)
 
 
 def test_a_version_whose_adoption_could_not_be_written_is_adopted_once(
-    shell: ControllerActor, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    actor: ControllerActor, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shell.begin_attempt(WorkerGroup(0, 1, 0, None), [])
-    before = shell.plan()
-    grown = append(
+    actor.begin_attempt(WorkerGroup(0, 1, 0, None), [])
+    before = actor.plan()
+    corpus_with_d = append(
         settings(write_root(tmp_path / "more", shop(("D",), seed=5)), domains=("D",), held_out=()),
         0,
         corpus.uri,
@@ -71,43 +76,43 @@ def test_a_version_whose_adoption_could_not_be_written_is_adopted_once(
     )
     fail_once(monkeypatch)
     with pytest.raises(OSError, match="no room"):
-        shell._handle_request("look")
-    assert shell.plan() == before
-    assert "takes up corpus version 1" in shell._handle_request("look")
-    counts = shell.plan().count_by_stream(0, shell.plan().total_samples)
+        actor._handle_request("look")
+    assert actor.plan() == before
+    assert "takes up corpus version 1" in actor._handle_request("look")
+    counts = actor.plan().count_by_stream(0, actor.plan().total_samples)
     assert counts == {
         (s.source, s.version): s.rows
-        for s in grown.streams()
+        for s in corpus_with_d.streams()
         if s.source.kind is not SourceKind.DOWNSTREAM
     }
     written = run_plan.RunPlan.read(str(tmp_path / "runs" / "trunk"))
     assert written is not None
-    assert (written.plan, written.version) == (shell.plan(), 1)
+    assert (written.plan, written.version) == (actor.plan(), 1)
 
 
-@pytest.mark.parametrize("verb", ["anneal", "hold"])
+@pytest.mark.parametrize("action", ["anneal", "hold"])
 def test_a_request_that_could_not_be_written_can_be_made_again(
-    shell: ControllerActor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+    actor: ControllerActor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: Action
 ) -> None:
-    shell.begin_attempt(WorkerGroup(0, 1, 0, None), [])
-    before = shell.plan()
+    actor.begin_attempt(WorkerGroup(0, 1, 0, None), [])
+    before = actor.plan()
     fail_once(monkeypatch)
     with pytest.raises(OSError, match="no room"):
-        shell._handle_request(verb)  # type: ignore[arg-type]
-    assert shell.plan() == before
-    assert "anneals from sample 32 on" in shell._handle_request("anneal")
+        actor._handle_request(action)
+    assert actor.plan() == before
+    assert "anneals from sample 32 on" in actor._handle_request("anneal")
     written = run_plan.RunPlan.read(str(tmp_path / "runs" / "trunk"))
     assert written is not None
-    assert (written.plan, written.closed, written.hold) == (shell.plan(), True, False)
+    assert (written.plan, written.closed, written.hold) == (actor.plan(), True, False)
 
 
 def test_a_controller_that_was_started_again_between_two_steps_sends_the_workers_back(
-    shell: ControllerActor,
+    actor: ControllerActor,
 ) -> None:
     for call in (
-        lambda: shell.record_step(trace_row()),
-        lambda: shell.record_perplexity(0, 1.0),
-        shell.prepare_checkpoint,
+        lambda: actor.record_step(trace_row()),
+        lambda: actor.record_perplexity(0, 1.0),
+        actor.prepare_checkpoint,
     ):
         with pytest.raises(PlatformFault, match="go on from the last checkpoint"):
             call()
