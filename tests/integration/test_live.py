@@ -217,6 +217,6 @@ def test_a_run_cannot_continue_from_an_annealed_checkpoint(
 ) -> None:
     annealed = max((trunk / "checkpoints").iterdir())
     options = ["--run", "wrong", "--continue-from", str(annealed)]
-    assert "only stable checkpoints go on" in jobs.refused(
+    assert "only stable checkpoints can be continued" in jobs.refused(
         "cpt", place / "recipe.yaml", *options, capsys=capsys, monkeypatch=monkeypatch
     )
