@@ -29,7 +29,7 @@ from cluster.ray_session import ray_session
 from corpus import append, build
 from corpus.ingest import simulation
 from cprec.config.recipe import Recipe
-from cprec.config.cli import validate_recipe
+from cprec.config.recipe_file import validate_recipe
 from cprec.schedule.controller import Controller, Segment
 from cprec.schedule.plan import Plan, Portion
 from cprec.schedule.planning import PlanSettings, extend_plan, build_plan

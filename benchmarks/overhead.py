@@ -31,7 +31,7 @@ import torch.distributed as dist
 
 from corpus.store.tables import Corpus
 from cprec.model import adapter, backbone
-from cprec.config.cli import load_recipe
+from cprec.config.recipe_file import load_recipe
 from cprec.schedule.plan import Plan, global_batches
 from cprec.stream.segments import (
     worker_batch_from_row,

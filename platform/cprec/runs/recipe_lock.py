@@ -5,8 +5,8 @@ from typing import Any
 
 from cluster.errors import RecipeError, RunError
 from cluster.storage import exists, join, write_text
-from cprec.config.cli import iter_keys, load_recipe, to_yaml
 from cprec.config.recipe import Recipe
+from cprec.config.recipe_file import iter_keys, load_recipe, to_yaml
 from cprec.runs.records import RECIPE_FILE
 
 CHANGEABLE_KEYS = (

@@ -15,8 +15,8 @@ from corpus.ingest import plain_text
 from corpus.sampling import replay_text
 from corpus.sampling.source import Source, SourceKind
 from corpus.store.tables import SAMPLES, Corpus
-from cprec.config.cli import to_yaml
 from cprec.config.recipe import Recipe
+from cprec.config.recipe_file import to_yaml
 from cprec.encode.title_tokens import build_title_encoding
 from cprec.model import backbone
 from cprec.model import base_uri as bases

@@ -7,15 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.errors import RecipeError
-from cprec.config.cli import (
-    iter_keys,
-    load_recipe,
-    parse_arguments,
-    parse_yaml,
-    to_yaml,
-    validate_recipe,
-)
+from cprec.config.cli import parse_arguments
 from cprec.config.recipe import Recipe
+from cprec.config.recipe_file import iter_keys, load_recipe, parse_yaml, to_yaml, validate_recipe
 
 
 def resolve(tmp_path: Path, text: str, *arguments: str) -> Recipe:
