@@ -2,7 +2,7 @@
 
 python jobs/tune_lr.py --run cpt --finetune.domain Games                                 from the candidate (CPRec)
 python jobs/tune_lr.py --run cpt --finetune.domain Games --finetune.start fresh          from nothing (LLaRA)
-python jobs/tune_lr.py --search.rates 1e-5,1e-3 --search.draws 12 --search.stopper asha  draws between two rates, bad ones stopped early
+python jobs/tune_lr.py --search.lrs 1e-5,1e-3 --search.draws 12 --search.stopper asha    draws between two rates, bad ones stopped early
 """
 
 import source_roots  # noqa: F401

@@ -120,7 +120,7 @@ def values(folder: Path, name: str, loss: str, settings: dict, length: int) -> d
         if loss == "BPR"
         else None,
         "train_batch_size": settings["recbole_batch"],
-        "learning_rate": settings["rate"],
+        "learning_rate": settings["lr"],
         "seed": settings["seed"],
         "use_gpu": False,
         "show_progress": False,

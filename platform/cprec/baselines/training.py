@@ -54,7 +54,7 @@ def fit_network(
         torch.from_numpy(a) for a in input_target_windows(sequences, network.max_length)
     )
     optimizer = network.build_optimizer(
-        settings.rate if isinstance(network, SASRec) else settings.gru_rate
+        settings.lr if isinstance(network, SASRec) else settings.gru4rec_lr
     )
     best, best_epoch, kept = measure(network), 0, _copy_weights(network)
     cuts = list(range(settings.batch, len(inputs), settings.batch))

@@ -10,8 +10,9 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from cluster.console import Say
 from cluster.errors import RecipeError
-from cprec.config.recipe import Recipe
+from cprec.config.recipe import RENAMED_KEYS, Recipe
 from cprec.config.recipe_file import (
     format_value,
     iter_keys,
@@ -30,6 +31,7 @@ def parse_arguments(
     default_recipe: Path,
     add_flags: Callable[[argparse.ArgumentParser], None] | None = None,
     actions: Collection[str] = (),
+    say: Say | None = None,
 ) -> tuple[Recipe, argparse.Namespace]:
     """Parses a job's command line. `--help` prints every key and exits with 0.
 
@@ -39,6 +41,7 @@ def parse_arguments(
         default_recipe: Recipe file that is read where none is given.
         add_flags: Adds the flags that only this job takes.
         actions: Names of what the job can do, such as `hold`; one of them may be given.
+        say: Takes one line for each key that is given under the name of an earlier release.
 
     Returns:
         The recipe, and the flags. `action` among the flags is the given action, or None.
@@ -54,11 +57,7 @@ def parse_arguments(
     options, unknown = parser.parse_known_intermixed_args(arguments)
     if unknown:
         raise RecipeError(_unknown_argument_message(unknown[0]))
-    overrides = {}
-    for key in iter_keys():
-        text = getattr(options, key.name, None)
-        if text is not None:
-            overrides[key.name] = _parse_value(text, key.annotation, key.name)
+    overrides = _parse_overrides(options, say)
     options.action = next((word for word in options.positional if word in actions), None)
     recipes = [word for word in options.positional if word != options.action]
     if len(recipes) > 1:
@@ -70,7 +69,8 @@ def parse_arguments(
         raise RecipeError(
             f"{recipes[0]!r} is neither a recipe (.yaml) nor one of {', '.join(actions)}"
         )
-    return load_recipe(recipes[0] if recipes else str(default_recipe), overrides), options
+    recipe = load_recipe(recipes[0] if recipes else str(default_recipe), overrides, say)
+    return recipe, options
 
 
 def option_name(key: str) -> str:
@@ -107,7 +107,31 @@ def _build_parser(description: str) -> argparse.ArgumentParser:
             metavar=_metavar(key.annotation),
             help=help_text,
         )
+    for old_name in RENAMED_KEYS:
+        parser.add_argument(option_name(old_name), dest=old_name, help=argparse.SUPPRESS)
     return parser
+
+
+def _parse_overrides(options: argparse.Namespace, say: Say | None) -> dict[str, Any]:
+    """Returns the values of the keys on the command line by their dotted names."""
+    overrides = {}
+    old_names = {new: old for old, new in RENAMED_KEYS.items()}
+    for key in iter_keys():
+        text = getattr(options, key.name)
+        old_name = old_names.get(key.name)
+        old_text = None if old_name is None else getattr(options, old_name)
+        if old_text is not None:
+            if text is not None:
+                raise RecipeError(
+                    f"--{old_name} is now called --{key.name}, and both are given; "
+                    f"keep --{key.name}"
+                )
+            if say is not None:
+                say(f"--{old_name} is now called --{key.name}")
+            text = old_text
+        if text is not None:
+            overrides[key.name] = _parse_value(text, key.annotation, key.name)
+    return overrides
 
 
 def _metavar(annotation: Any) -> str:

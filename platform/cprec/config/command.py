@@ -47,7 +47,7 @@ def main(
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         recipe, options = parse_arguments(
-            sys.argv[1:], description, DEMO_RECIPE, add_flags, actions
+            sys.argv[1:], description, DEMO_RECIPE, add_flags, actions, _print_notice
         )
         job(recipe, options)
     except UserError as error:
@@ -66,6 +66,10 @@ def main(
         )
         return FAULT
     return SUCCESS
+
+
+def _print_notice(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -4,12 +4,24 @@ The driver resolves it once, and it never changes after. Each section is a class
 bounds and units of its keys. `cprec.config.recipe_file` reads and writes it as YAML.
 """
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from cluster.section import Section
 from corpus.settings import DataSettings, SafeName, SimulateSettings
+
+RENAMED_KEYS: Mapping[str, str] = {
+    "search.rates": "search.lrs",
+    "finetune.floor": "finetune.lr_min_ratio",
+    "baseline.rate": "baseline.lr",
+    "baseline.gru_rate": "baseline.gru4rec_lr",
+}
+"""The present name of each key that had another one in an earlier release; sections never change.
+
+Recipes and command lines may still use the old names, and files of earlier releases contain them.
+"""
 
 
 class ModelSettings(Section):
@@ -249,8 +261,8 @@ class BaselineSettings(Section):
     blocks: int = Field(2, ge=1, description="attention blocks of SASRec")
     dropout: float = Field(0.5, ge=0.0, lt=1.0, description="dropout while training")
     batch: int = Field(128, ge=2, description="sequences of one step")
-    rate: float = Field(1e-3, gt=0, description="learning rate of SASRec (Adam)")
-    gru_rate: float = Field(0.05, gt=0, description="learning rate of GRU4Rec (Adagrad)")
+    lr: float = Field(1e-3, gt=0, description="learning rate of SASRec (Adam)")
+    gru4rec_lr: float = Field(0.05, gt=0, description="learning rate of GRU4Rec (Adagrad)")
     max_epochs: int = Field(2000, ge=1, description="largest number of epochs")
     patience: int = Field(
         10,
@@ -317,7 +329,7 @@ class FinetuneSettings(Section):
         le=1.0,
         description="fraction of all steps over which the learning rate rises; a cosine follows",
     )
-    floor: float = Field(
+    lr_min_ratio: float = Field(
         0.01, gt=0.0, le=1.0, description="lowest learning rate, as a fraction of the highest"
     )
     projector_decay: float = Field(
@@ -328,7 +340,7 @@ class FinetuneSettings(Section):
 class SearchSettings(Section):
     """`search`: the learning rates that are tried, and how."""
 
-    rates: tuple[float, ...] = Field(
+    lrs: tuple[float, ...] = Field(
         (6e-4, 3e-4, 1e-4),
         min_length=1,
         description="highest learning rates to try, comma-separated",
@@ -337,7 +349,7 @@ class SearchSettings(Section):
         0,
         ge=0,
         description="number of learning rates drawn log-uniformly between the lowest and the "
-        "highest of search.rates, instead of those; 0: exactly those of search.rates",
+        "highest of search.lrs, instead of those; 0: exactly those of search.lrs",
     )
     seeds: int = Field(
         1, ge=1, description="seeds of each learning rate in the search; their mean decides"

@@ -1,6 +1,7 @@
 """Recipe files: YAML to a checked `Recipe`, and back.
 
-A recipe file is YAML 1.2 and names only the keys that differ from their defaults.
+A recipe file is YAML 1.2 and names only the keys that differ from their defaults. Keys may have the
+names of earlier releases (`RENAMED_KEYS`).
 """
 
 import difflib
@@ -15,9 +16,10 @@ from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import YAMLError
 
+from cluster.console import Say
 from cluster.errors import RecipeError
 from cluster.storage import read_text
-from cprec.config.recipe import Recipe
+from cprec.config.recipe import RENAMED_KEYS, Recipe
 
 
 class RecipeKey(NamedTuple):
@@ -51,21 +53,68 @@ def iter_keys(section: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[R
             yield RecipeKey(prefix + name, field.annotation, default, field.description or "")
 
 
-def load_recipe(path: str | None, overrides: Mapping[str, Any] | None = None) -> Recipe:
+def load_recipe(
+    path: str | None, overrides: Mapping[str, Any] | None = None, say: Say | None = None
+) -> Recipe:
     """Reads a recipe file and applies overrides.
 
     Args:
         path: Path or URI of the file; None for the defaults alone.
         overrides: Values by dotted name, such as {"train.global_batch": 64}. They win.
+        say: Takes one line for each key in the file that was renamed. None for the files of a run,
+            which nobody is going to edit.
 
     Raises:
         RecipeError: The file is not YAML, or a key or value is wrong. The message names the key,
             the value seen and what is allowed.
     """
     values = parse_yaml(read_text(path), path) if path is not None else {}
+    values = rename_old_keys(values, path or "", say)
     for name, value in (overrides or {}).items():
         _set_key(values, name, value)
     return validate_recipe(values, path or "the command line")
+
+
+def rename_old_keys(
+    values: Mapping[str, Any], origin: str, say: Say | None = None
+) -> dict[str, Any]:
+    """Returns nested keys with the names of earlier releases replaced by the present ones.
+
+    Args:
+        values: Sections of keys, as in a recipe file; they stay as they are.
+        origin: Where the values are from, for messages.
+        say: Takes one line for each key that was renamed.
+
+    Raises:
+        RecipeError: A key is there under both names.
+    """
+    renamed = {name: _copy_section(value) for name, value in values.items()}
+    for old, new in RENAMED_KEYS.items():
+        section, old_key = old.split(".")
+        keys = renamed.get(section)
+        if not isinstance(keys, dict) or old_key not in keys:
+            continue
+        new_key = new.split(".")[1]
+        if new_key in keys:
+            raise RecipeError(
+                f"{origin}: {old} is now called {new}, and both are given; keep {new}"
+            )
+        keys[new_key] = keys.pop(old_key)
+        if say is not None:
+            say(f"{origin}: {old} is now called {new}")
+    return renamed
+
+
+def restore_old_keys(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the values of a section with renamed keys under their old names.
+
+    For digests on storage, which must stay what they were before a key was renamed.
+    """
+    old_names = {new: old for old, new in RENAMED_KEYS.items()}
+    return {
+        old_names.get(f"{section}.{key}", key).removeprefix(f"{section}."): value
+        for key, value in values.items()
+    }
 
 
 def to_yaml(recipe: Recipe) -> str:
@@ -144,6 +193,11 @@ def format_value(value: Any) -> str:
     """Returns a value as JSON for a message, text as it is, at most 80 characters long."""
     text = json.dumps(value, default=str) if not isinstance(value, str) else value
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _copy_section(value: Any) -> Any:
+    """Returns a copy of a section's keys; any other value, such as that of a top-level key, as is."""
+    return dict(value) if isinstance(value, Mapping) else value
 
 
 def _is_section(annotation: Any) -> TypeGuard[type[BaseModel]]:

@@ -49,7 +49,7 @@ def build_plan(
         for epoch in range(settings.epochs)
     )
     rates = WSA(
-        lr * settings.floor,
+        lr * settings.lr_min_ratio,
         lr,
         round(settings.warmup_fraction * total),
         total,

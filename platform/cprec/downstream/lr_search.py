@@ -29,8 +29,8 @@ from cprec.downstream.trial import Trial, TrialResult
 def trial_lrs(settings: SearchSettings, seed: int) -> tuple[float, ...]:
     """The learning rates of a search: the grid, or draws that are even on a logarithmic scale between its ends, to three digits."""
     if not settings.draws:
-        return tuple(dict.fromkeys(settings.rates))
-    low, high = np.log(min(settings.rates)), np.log(max(settings.rates))
+        return tuple(dict.fromkeys(settings.lrs))
+    low, high = np.log(min(settings.lrs)), np.log(max(settings.lrs))
     drawn = np.exp(np.random.default_rng([seed, 0x5EA]).uniform(low, high, settings.draws))
     return tuple(dict.fromkeys(float(f"{rate:.3g}") for rate in drawn))
 

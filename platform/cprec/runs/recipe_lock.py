@@ -5,7 +5,7 @@ from typing import Any
 
 from cluster.errors import RecipeError, RunError
 from cluster.storage import exists, join, write_text
-from cprec.config.recipe import Recipe
+from cprec.config.recipe import RENAMED_KEYS, Recipe
 from cprec.config.recipe_file import iter_keys, load_recipe, to_yaml
 from cprec.runs.records import RECIPE_FILE
 
@@ -50,6 +50,7 @@ def check_unchanged(recipe: Recipe, run_uri: str, allow: Collection[str] = ()) -
     allow: keys that may differ all the same. Raises RunError listing every key that changed, RecipeError for an unknown key in allow.
     """
     known = {name for name, *_ in iter_keys()}
+    allow = [RENAMED_KEYS.get(key, key) for key in allow]
     if strange := sorted(set(allow) - known):
         raise RecipeError(f"--allow-change {strange[0]}: no such key; --help lists every key")
     where = join(run_uri, RECIPE_FILE)

@@ -21,6 +21,7 @@ from cluster.ray_session import ray_session
 from cluster.storage import absolute_uri, exists, join, read_text, write_bytes, write_text
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
+from cprec.config.recipe_file import rename_old_keys
 from cprec.downstream import lr_search, stored_baselines
 from cprec.downstream.domain import Domain
 from cprec.downstream.scoring import get_results
@@ -116,7 +117,7 @@ def search_and_register(recipe: Recipe, registry: Registry, say: Say) -> SearchR
     Raises RunError when another search lies in its place, or when the rates are so high that nothing was learned.
     """
     planned = plan_search(recipe, registry, say)
-    _lock_identity(planned)
+    lock_identity(planned)
     parent = Tracker(registry, planned.uri, f"{recipe.run}-{planned.domain}-{planned.name}")
     parent.flush()
     with ray_session(
@@ -166,7 +167,7 @@ def _check_any_converged(results: Sequence[TrialResult]) -> None:
     """Something was learned in one of these trials."""
     if not any(trial.checkpoint for trial in results):
         shown = ", ".join(f"{trial.rate:g} (seed {trial.seed})" for trial in results)
-        raise RunError(f"training diverged in its first epoch at {shown}; give lower search.rates")
+        raise RunError(f"training diverged in its first epoch at {shown}; give lower search.lrs")
 
 
 def plot_trials(results: Sequence[TrialResult], best_lr: float) -> bytes:
@@ -208,7 +209,7 @@ def plot_trials(results: Sequence[TrialResult], best_lr: float) -> bytes:
     return file.getvalue()
 
 
-def _lock_identity(plan: SearchPlan) -> None:
+def lock_identity(plan: SearchPlan) -> None:
     """Note what the search is of, or compare with what is noted."""
     recipe = plan.recipe
     identity = {
@@ -226,7 +227,7 @@ def _lock_identity(plan: SearchPlan) -> None:
     if not exists(where):
         write_text(where, json.dumps(identity, indent=1))
         return
-    before: dict[str, Any] = json.loads(read_text(where))
+    before = rename_old_keys(json.loads(read_text(where)), where)
     if changed := [key for key in identity if before.get(key) != identity[key]]:
         shown = "\n".join(f"  {key}: {before.get(key)!r} -> {identity[key]!r}" for key in changed)
         raise RunError(

@@ -132,7 +132,7 @@ def test_a_cap_keeps_whole_users(most: int) -> None:
 
 
 def test_drawn_rates_lie_between_the_ends_and_are_the_same_again() -> None:
-    settings = SearchSettings(rates=(1e-5, 1e-2), draws=200)
+    settings = SearchSettings(lrs=(1e-5, 1e-2), draws=200)
     drawn = trial_lrs(settings, 0)
     assert drawn == trial_lrs(settings, 0) != trial_lrs(settings, 1)
     assert all(1e-5 <= rate <= 1e-2 for rate in drawn)
