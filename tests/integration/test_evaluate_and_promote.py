@@ -152,9 +152,8 @@ def test_equal_inputs_are_not_scored_again(
     recipe: Recipe, registry: Registry, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = compare_models(recipe, registry, ["1"], print)
-    monkeypatch.setattr(
-        "cprec.workflows.evaluate.session", None
-    )  # would be called if it were scored again
+    # Would be called if it were scored again.
+    monkeypatch.setattr("cprec.workflows.evaluate.ray_session", None)
     assert compare_models(recipe, registry, ["1"], print) == first
     fewer = recipe.model_copy(
         update={"run": "fewer", "evaluate": recipe.evaluate.model_copy(update={"max_users": 39})}

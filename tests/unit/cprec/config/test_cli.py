@@ -1,4 +1,4 @@
-"""The command line: keys, recipe and action in any order, and a message for every wrong argument."""
+"""The command line: keys, recipe and action in any order, and what wrong arguments are answered."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Recipe files: YAML to a recipe and back, messages for wrong ones, and keys under their old names."""
+"""Recipe files: YAML to a recipe and back, messages for wrong ones, keys under their old names."""
 
 from pathlib import Path
 
