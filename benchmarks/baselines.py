@@ -226,7 +226,7 @@ def train_peer(python: str, loss: str, name: str, task: Task, seed: int) -> Resu
     settings = {
         **task.settings.model_dump(),
         "seed": seed,
-        "learning_rate": task.settings.rate,
+        "learning_rate": task.settings.lr,
         "recbole_batch": round(task.settings.batch * transitions),
     }
     content = {

@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from cluster.ray_session import ray_session
 from corpus import append, build
 from corpus.ingest import simulation
-from cprec.config.cli import validate_recipe
+from cprec.config.recipe_file import validate_recipe
 from cprec.config.recipe import Recipe
 from cprec.runs.control_channel import Owner
 from cprec.schedule.controller import Controller, Segment

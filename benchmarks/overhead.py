@@ -35,7 +35,7 @@ from transformers import PreTrainedTokenizerBase
 
 from corpus.sampling.source import SourceKind
 from corpus.store.tables import Corpus
-from cprec.config.cli import load_recipe
+from cprec.config.recipe_file import load_recipe
 from cprec.encode.title_tokens import CachedPromptEncoder, tokenise_titles
 from cprec.model import adapter, backbone
 from cprec.schedule.plan import Plan, global_batches

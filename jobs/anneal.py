@@ -1,26 +1,24 @@
-"""A branch: anneal a stable checkpoint on the mixed samples into a release candidate, while its trunk goes on or rests.
+"""Anneal a branch: make a release candidate of a stable checkpoint, while its trunk goes on.
 
-    python jobs/anneal.py RECIPE.yaml --from out/runs/cpt/checkpoints/000000008192-0
+    python jobs/anneal.py my.yaml --from out/runs/cpt/checkpoints/000000008192-0
 
-The branch is a run of its own, `<run>-anneal-<samples>` unless --run names it; the same line again resumes it.
+The branch trains on mixed samples only. It is a run of its own, `<trunk>-anneal-<samples>` unless
+--run names it; the same line again resumes it.
 """
+
+import source_roots  # noqa: F401
 
 import argparse
 import sys
 
-import source_roots  # noqa: F401
-from rich.console import Console
-
-from cluster.errors import RunError
-from cluster.storage import absolute_uri
+from cluster.console import print_line
 from cprec.config.command import main
-from cprec.workflows.pretrain import preview, pretrain
 from cprec.config.recipe import Recipe
-from cprec.runs.checkpoint import CheckpointName
+from cprec.workflows.pretrain import branch_recipe, pretrain, preview
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """What this job takes beside the recipe."""
+    """Adds --from and --allow-change."""
     parser.add_argument(
         "--from",
         dest="source",
@@ -33,31 +31,19 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY",
-        help="a key that may differ from the branch's first start",
+        help="a key that may differ from the branch's first start; may be repeated",
     )
 
 
 def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
-    """Train the branch to its end and say where everything is."""
-    console = Console()
-
-    def say(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-    source = absolute_uri(options.source)
-    trunk, name = source.split("/")[-3], CheckpointName.parse(source.split("/")[-1])
-    if name is None:
-        raise RunError(
-            f"--from {options.source}: not a checkpoint; give <storage>/<run>/checkpoints/<samples>-<attempt>"
-        )
-    run = options.run or f"{trunk}-anneal-{name.samples}"
-    if run == trunk:
-        raise RunError(f"--run {run}: that is the trunk; give the branch another name, or none")
-    branch = recipe.model_copy(update={"run": run, "continue_from": source, "branch": True})
+    """Trains the branch to its end, and prints where everything is."""
+    # Not recipe.run: that names the trunk where --run does not name the branch.
+    branch = branch_recipe(recipe, options.source, options.run)
     if options.dry_run:
-        preview(branch, options.allow_change, say)
+        preview(branch, options.allow_change, print_line)
     else:
-        pretrain(branch, options.allow_change, say).print_summary(recipe.mlflow.model, say)
+        result = pretrain(branch, options.allow_change, print_line)
+        result.print_summary(recipe.mlflow.model, print_line)
 
 
 if __name__ == "__main__":

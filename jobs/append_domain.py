@@ -1,31 +1,30 @@
-"""More behaviours to the next corpus version: a new domain, new users, or newer rows of an old domain.
+"""Append to a corpus: a new domain, new users, newer rows, or text become its next version.
 
-    python jobs/append_domain.py jobs/recipes/amazon.yaml --data.root data/more --data.domains Books --corpus out/corpus
+    python jobs/append_domain.py my.yaml --data.root data/more --data.domains Books
+    python jobs/append_domain.py my.yaml --text plain.txt    for replay (schedule.replay_share)
 
-    python jobs/append_domain.py --text plain.txt --corpus out/corpus      a file of plain text, for replay (schedule.replay_share)
-
-`data.domains` names what is appended; with `--held-out`, `data.held_out` does. Rows of earlier versions are never rewritten. The same line again
-changes nothing, nor do rows that the corpus has already. Running jobs below `storage` take the new version up by themselves and say where.
+`data.domains` names what is appended; with --held-out, `data.held_out` does. Rows of earlier
+versions are never rewritten. The same line again changes nothing, nor do rows that the corpus
+already has. Running jobs below `storage` adopt the new version by themselves and say at which
+sample.
 """
+
+import source_roots  # noqa: F401
 
 import argparse
 import sys
 
-import source_roots  # noqa: F401
 from rich.console import Console
 
-from cluster.storage import absolute_uri
-from corpus import append
-from corpus.inspect import console_tables
+from cluster.console import print_line
+from corpus.inspect.console_tables import statistics_table
 from cprec.config.command import main
 from cprec.config.recipe import Recipe
-from cprec.runs import control_channel
-
-TIMEOUT_S = 60.0
+from cprec.workflows.append_domain import append_to_corpus, notify_runs, preview_append
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """`--held-out` and `--text`."""
+    """Adds --held-out and --text."""
     parser.add_argument(
         "--held-out",
         action="store_true",
@@ -34,36 +33,20 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--text",
         metavar="FILE",
-        help="append a file of plain text (path or s3://) as source text/<name>, instead of behaviours",
+        help="append a file of plain text (path or s3://) as source text/<name>, "
+        "instead of behaviours",
     )
 
 
 def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
-    """Append the behaviours of a recipe's domains; print the statistics of the corpus and its new version."""
-    console = Console()
-
-    def say(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
+    """Appends, prints the statistics of the new version, and tells running jobs of it."""
     if options.dry_run:
-        if options.text:
-            append.preview_text(options.text, recipe.corpus, say)
-        else:
-            append.preview(recipe.data, recipe.seed, recipe.corpus, say, held_out=options.held_out)
+        preview_append(recipe, options.text, options.held_out, print_line)
         return
-    if options.text:
-        corpus = append.append_text(options.text, recipe.corpus, say)
-    else:
-        corpus = append.simulate_and_append(
-            recipe.data, recipe.simulate, recipe.seed, recipe.corpus, say, held_out=options.held_out
-        )
-    console.print(console_tables.statistics_table(corpus.statistics()))
-    say(f"corpus version {corpus.version} at {corpus.uri}")
-    told = control_channel.notify_runs(absolute_uri(recipe.storage), corpus.uri, TIMEOUT_S)
-    for line in told or [
-        f"no run below {absolute_uri(recipe.storage)} is training on this corpus now; the next one takes it up"
-    ]:
-        say(line)
+    corpus = append_to_corpus(recipe, options.text, options.held_out, print_line)
+    Console().print(statistics_table(corpus.statistics()))
+    print_line(f"corpus version {corpus.version} at {corpus.uri}")
+    notify_runs(recipe, corpus, print_line)
 
 
 if __name__ == "__main__":

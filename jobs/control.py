@@ -1,17 +1,18 @@
-"""Ask a running job how it stands, or tell it what to do with its stable phase.
+"""Control a running job: ask how it stands, or what to do with its stable phase.
 
     python jobs/control.py --run NAME status | hold | release | anneal
 
-hold: stay in the stable phase when it runs dry, waiting for new domains; release: no longer; anneal: end the stable phase at the next segment.
-Needs the run's --storage; speaks to the run through it, so it works from any machine that can write there.
+hold: stay in the stable phase when it runs dry, and wait for new domains; release: stop holding;
+anneal: end the stable phase at the next segment. Needs the run's --storage, through which it talks
+to the run: any machine that can write there will do.
 """
+
+import source_roots  # noqa: F401
 
 import argparse
 import sys
 
-import source_roots  # noqa: F401
-from rich.console import Console
-
+from cluster.console import print_line
 from cluster.errors import RunError
 from cluster.storage import absolute_uri
 from cprec.config.command import main
@@ -29,23 +30,19 @@ ACTIONS: dict[str, control_channel.Action] = {
 
 
 def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
-    """Carry out one verb and print the run's state."""
-    console = Console()
-    run_uri = run_folder(absolute_uri(recipe.storage), recipe.run)
-    verb = ACTIONS.get(options.action)
-    if verb is not None and options.dry_run:
-        console.print(f"would ask {recipe.run} to {verb}")
-    elif verb is not None:
-        console.print(
-            f"{recipe.run} {control_channel.send_request(run_uri, recipe.run, verb, TIMEOUT_S)}",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
-    state = read_status(run_uri)
-    if state is None:
-        raise RunError(f"no run {recipe.run} below {absolute_uri(recipe.storage)}")
-    console.print(describe_status(state), markup=False, highlight=False, soft_wrap=True)
+    """Sends the request, if one is given, and prints the state of the run."""
+    storage = absolute_uri(recipe.storage)
+    run_uri = run_folder(storage, recipe.run)
+    action = ACTIONS.get(options.action)
+    if action is not None and options.dry_run:
+        print_line(f"would ask {recipe.run} to {action}")
+    elif action is not None:
+        answer = control_channel.send_request(run_uri, recipe.run, action, TIMEOUT_S)
+        print_line(f"{recipe.run} {answer}")
+    status = read_status(run_uri)
+    if status is None:
+        raise RunError(f"no run {recipe.run} below {storage}")
+    print_line(describe_status(status))
 
 
 if __name__ == "__main__":

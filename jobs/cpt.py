@@ -1,45 +1,42 @@
-"""Continual pre-training: a corpus and a base model in, a registered, audited adapter out.
+"""Continual pre-training: a corpus and a base model in, an audited and registered adapter out.
 
-    python jobs/cpt.py                                                            simulated shoppers, a tiny model, this machine
-    python jobs/cpt.py jobs/recipes/amazon.yaml --corpus out/corpus --run first   your recipe; the same line again resumes
-    ray job submit --working-dir . -- python jobs/cpt.py RECIPE.yaml              on a cluster
+    python jobs/cpt.py                       simulated shoppers, a tiny model, this machine
+    python jobs/cpt.py my.yaml --run first   your recipe; the same line again resumes
+    ray job submit --working-dir . -- python jobs/cpt.py my.yaml    on a cluster
 
-`--dry-run` checks every input and prints the plan. A run that stopped, however, goes on from its last complete checkpoint.
+--dry-run checks every input and prints the plan. A run that stopped, for whatever reason, goes on
+from its last complete checkpoint.
 """
+
+import source_roots  # noqa: F401
 
 import argparse
 import sys
 
-import source_roots  # noqa: F401
-from rich.console import Console
-
+from cluster.console import print_line
 from cprec.config.command import main
-from cprec.workflows.pretrain import preview, pretrain
 from cprec.config.recipe import Recipe
+from cprec.workflows.pretrain import pretrain, preview
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """What this job takes beside the recipe."""
+    """Adds --allow-change."""
     parser.add_argument(
         "--allow-change",
         action="append",
         default=[],
         metavar="KEY",
-        help="a key that may differ from the run's first start",
+        help="a key that may differ from the run's first start; may be repeated",
     )
 
 
 def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
-    """Train the run of a recipe to its end and say where everything is."""
-    console = Console()
-
-    def say(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
+    """Trains the run of a recipe to its end, and prints where everything is."""
     if options.dry_run:
-        preview(recipe, options.allow_change, say)
+        preview(recipe, options.allow_change, print_line)
     else:
-        pretrain(recipe, options.allow_change, say).print_summary(recipe.mlflow.model, say)
+        result = pretrain(recipe, options.allow_change, print_line)
+        result.print_summary(recipe.mlflow.model, print_line)
 
 
 if __name__ == "__main__":

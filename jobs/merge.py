@@ -1,6 +1,8 @@
-"""Export a registered model as one plain directory (transformers, vLLM), its adapter merged into the base.
+"""Merge: export a registered model as one plain directory, its adapter merged into the base.
 
-python jobs/merge.py --model models:/cprec@champion --out out/merged
+    python jobs/merge.py --model models:/cprec@champion --out out/merged
+
+transformers, vLLM and other servers that take no adapter load such a directory.
 """
 
 import source_roots  # noqa: F401
@@ -8,16 +10,17 @@ import source_roots  # noqa: F401
 import argparse
 import sys
 
+from cluster.console import print_line
 from cluster.storage import absolute_uri
 from cprec.config.command import main
-from cprec.workflows.merge import export_model
 from cprec.config.recipe import Recipe
-from cprec.workflows.recommend import find_registered_model
 from cprec.tracking.registry import Registry
+from cprec.workflows.merge import export_model
+from cprec.workflows.recommend import find_registered_model
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """What this job takes beside the recipe."""
+    """Adds --model and --out."""
     parser.add_argument(
         "--model",
         required=True,
@@ -30,17 +33,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
-    """Merge and write."""
-    model, place = (
-        find_registered_model(Registry.from_recipe(recipe), options.model),
-        absolute_uri(options.out),
-    )
+    """Merges the model and writes it."""
+    model = find_registered_model(Registry.from_recipe(recipe), options.model)
+    out = absolute_uri(options.out)
     if options.dry_run:
-        print(f"would merge {model.label} ({model.checkpoint}) into {model.base}, in {place}")
-        return
-    export_model(recipe, model, place)
-    print(f"{model.label} merged into {model.base}: {place}")
+        print_line(f"would merge {model.label} ({model.checkpoint}) into {model.base}, in {out}")
+    else:
+        export_model(recipe, model, out)
+        print_line(f"{model.label} merged into {model.base}: {out}")
 
 
 if __name__ == "__main__":
-    sys.exit(main(run_job, __doc__ or "", add_flags))
+    sys.exit(main(run_job, __doc__, add_flags))

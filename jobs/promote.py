@@ -1,7 +1,9 @@
-"""Put the candidate before the gate: it becomes the champion unless it is worse than the present one.
+"""Promote: the candidate becomes the champion, unless the gate refuses it.
 
-python jobs/promote.py --evaluate.domain Stationery
-python jobs/promote.py --rollback
+    python jobs/promote.py --evaluate.domain Stationery
+    python jobs/promote.py --rollback
+
+The section `gate` of the recipe holds the limits.
 """
 
 import source_roots  # noqa: F401
@@ -9,40 +11,38 @@ import source_roots  # noqa: F401
 import argparse
 import sys
 
+from cluster.console import print_line
 from cprec.config.command import main
-from cprec.workflows.promote import promote, roll_back
 from cprec.config.recipe import Recipe
-from cprec.tracking.registry import Registry
+from cprec.tracking.registry import ALIASES, Registry
+from cprec.workflows.promote import promote, roll_back
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """`--rollback`."""
+    """Adds --rollback."""
     parser.add_argument(
         "--rollback", action="store_true", help="make the previous champion the champion again"
     )
 
 
 def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
-    """Promote or roll back; print the decision and its reason."""
+    """Promotes or rolls back, and prints the decision with its reason."""
     registry = Registry.from_recipe(recipe)
     if options.dry_run:
-        aliases = {
-            name: registry.version_by_alias(name) for name in ("candidate", "champion", "previous")
-        }
-        print(
+        versions = {alias: registry.version_by_alias(alias) for alias in ALIASES}
+        print_line(
             ", ".join(
-                f"{name}: {f'version {found.number}' if found else 'none'}"
-                for name, found in aliases.items()
+                f"{alias}: {f'version {version.number}' if version else 'none'}"
+                for alias, version in versions.items()
             )
         )
         return
-    version, decision = (
-        roll_back(registry) if options.rollback else promote(recipe, registry, print)
+    number, decision = (
+        roll_back(registry) if options.rollback else promote(recipe, registry, print_line)
     )
-    print(
-        f"version {version} {'is the champion' if decision.promote else 'was not promoted'}: {decision.reason}"
-    )
+    outcome = "is the champion" if decision.promote else "was not promoted"
+    print_line(f"version {number} {outcome}: {decision.reason}")
 
 
 if __name__ == "__main__":
-    sys.exit(main(run_job, __doc__ or "", add_flags))
+    sys.exit(main(run_job, __doc__, add_flags))

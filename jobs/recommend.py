@@ -1,6 +1,7 @@
-"""Rank candidates for one history with a registered model.
+"""Recommend: rank candidates for one history with a registered model.
 
-python jobs/recommend.py --model models:/cprec@champion --history "oak lamp" --history "steel mug" --candidates titles.txt
+    python jobs/recommend.py --model models:/cprec@champion --candidates titles.txt \\
+        --history "oak lamp" --history "steel mug"
 """
 
 import source_roots  # noqa: F401
@@ -8,16 +9,15 @@ import source_roots  # noqa: F401
 import argparse
 import sys
 
-from rich.console import Console
-
+from cluster.console import print_line
 from cprec.config.command import main
 from cprec.config.recipe import Recipe
-from cprec.workflows.recommend import find_registered_model, recommend, read_candidate_titles
 from cprec.tracking.registry import Registry
+from cprec.workflows.recommend import find_registered_model, read_candidate_titles, recommend
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """What this job takes beside the recipe."""
+    """Adds --model, --history and --candidates."""
     parser.add_argument(
         "--model",
         required=True,
@@ -29,7 +29,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         action="append",
         required=True,
         metavar="TITLE",
-        help="a title that was bought, the oldest first; once for each",
+        help="a title of the history; repeat it for each one, the oldest first",
     )
     parser.add_argument(
         "--candidates",
@@ -40,25 +40,18 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
-    """Print the ranking."""
-    console = Console()
+    """Prints the ranking."""
     model = find_registered_model(Registry.from_recipe(recipe), options.model)
     candidates = read_candidate_titles(options.candidates)
     if options.dry_run:
-        console.print(
-            f"would rank {len(candidates)} candidates with {model.label}: {model.checkpoint}",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
+        print_line(
+            f"would rank {len(candidates)} candidates with {model.label}: {model.checkpoint}"
         )
         return
-    for place, (title, chance) in enumerate(
-        recommend(recipe, model, options.history, candidates), 1
-    ):
-        console.print(
-            f"{place:>3}  {chance:6.1%}  {title}", markup=False, highlight=False, soft_wrap=True
-        )
+    ranking = recommend(recipe, model, options.history, candidates)
+    for rank, (title, probability) in enumerate(ranking, 1):
+        print_line(f"{rank:>3}  {probability:6.1%}  {title}")
 
 
 if __name__ == "__main__":
-    sys.exit(main(run_job, __doc__ or "", add_flags))
+    sys.exit(main(run_job, __doc__, add_flags))

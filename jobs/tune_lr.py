@@ -1,8 +1,11 @@
-"""Fine-tune on one domain, searching the learning rate: trials on Ray Tune, the best lr with several seeds, the best of these registered.
+"""Fine-tune on one domain, with a search of the learning rate, and register the best trial.
 
-python jobs/tune_lr.py --run cpt --finetune.domain Games                                 from the candidate (CPRec)
-python jobs/tune_lr.py --run cpt --finetune.domain Games --finetune.start fresh          from nothing (LLaRA)
-python jobs/tune_lr.py --search.rates 1e-5,1e-3 --search.draws 12 --search.stopper asha  draws between two values, bad ones stopped early
+    python jobs/tune_lr.py --finetune.domain Games             CPRec: LoRA from the candidate
+    python jobs/tune_lr.py --finetune.start fresh              LLaRA: LoRA from fresh weights
+    python jobs/tune_lr.py --search.lrs 1e-5,1e-3 --search.draws 12 --search.stopper asha
+        draws between two learning rates, with bad trials stopped early
+
+Trials run on Ray Tune; the best learning rate is then trained with several seeds.
 """
 
 import source_roots  # noqa: F401
@@ -10,71 +13,38 @@ import source_roots  # noqa: F401
 import argparse
 import sys
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
+from cluster.console import print_line
 from cprec.config.command import main
-from cprec.workflows.finetune import SearchResult, plan_search, search_and_register
 from cprec.config.recipe import Recipe
+from cprec.tracking.console_tables import trials_table
 from cprec.tracking.registry import Registry
+from cprec.workflows.finetune import plan_search, search_and_register
 
 
 def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
-    """Search, and print the trials and the winner."""
-    console = Console()
-
-    def say(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
+    """Searches, and prints the trials and the winner."""
     registry = Registry.from_recipe(recipe)
     if options.dry_run:
-        planned = plan_search(recipe, registry, say)
-        say(
-            f"{planned.name} on {planned.domain}, LoRA from {planned.start_checkpoint or 'fresh weights'}, in {planned.uri}"
-        )
-        lrs = ", ".join(f"{lr:g}" for lr in planned.lrs)
-        say(
-            f"learning rates {lrs}, {recipe.search.seeds} seed(s) each; then the best with {recipe.search.winner_seeds}"
+        plan = plan_search(recipe, registry, print_line)
+        start = plan.start_checkpoint or "fresh weights"
+        print_line(f"{plan.name} on {plan.domain}, LoRA from {start}, in {plan.uri}")
+        print_line(
+            f"learning rates {', '.join(f'{lr:g}' for lr in plan.lrs)}, {recipe.search.seeds} "
+            f"seed(s) each; then the best with {recipe.search.winner_seeds}"
         )
         return
-    found = search_and_register(recipe, registry, say)
-    console.print(trials_table(found))
-    say(
-        f"best learning rate {found.lr:g}: HR@1 {found.best.hr1:.4f} on validation after epoch {found.best.epoch} (seed {found.best.seed})"
+    result = search_and_register(recipe, registry, print_line)
+    best = result.best
+    Console().print(trials_table(result.trials, result.winner_trials, best))
+    print_line(
+        f"best learning rate {result.lr:g}: HR@1 {best.hr1:.4f} on validation "
+        f"after epoch {best.epoch} (seed {best.seed})"
     )
-    say(f"registered {found.model} version {found.version}: {found.best.checkpoint}")
-    say(f"plot: {found.plot_uri}")
-
-
-def trials_table(found: SearchResult) -> Table:
-    """The trials of the search, and the seeds of its best lr."""
-    shown = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in ("learning rate", "seed", "HR@1 on validation", "best epoch", "epochs", ""):
-        shown.add_column(name, justify="right")
-    for trial in [
-        *found.trials,
-        *(seed for seed in found.winner_trials if seed not in found.trials),
-    ]:
-        mark = (
-            "best"
-            if trial == found.best
-            else "diverged"
-            if trial.diverged
-            else "cut short"
-            if trial.stopped
-            else ""
-        )
-        shown.add_row(
-            f"{trial.lr:g}",
-            str(trial.seed),
-            f"{trial.hr1:.4f}",
-            str(trial.epoch),
-            str(len(trial.history)),
-            mark,
-        )
-    return shown
+    print_line(f"registered {result.model} version {result.version}: {best.checkpoint}")
+    print_line(f"plot: {result.plot_uri}")
 
 
 if __name__ == "__main__":
-    sys.exit(main(run_job, __doc__ or ""))
+    sys.exit(main(run_job, __doc__))

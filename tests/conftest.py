@@ -13,7 +13,7 @@ from hypothesis import settings
 from xdist.scheduler import LoadFileScheduling
 
 from corpus import append, build
-from cprec.config.cli import load_recipe
+from cprec.config.recipe_file import load_recipe
 from tests.integration import jobs
 
 TESTS = Path(__file__).resolve().parent

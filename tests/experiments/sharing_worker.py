@@ -13,7 +13,7 @@ from typing import cast
 from transformers import PreTrainedModel
 
 from corpus.store.tables import Corpus
-from cprec.config.cli import load_recipe
+from cprec.config.recipe_file import load_recipe
 from cprec.encode.title_tokens import CachedPromptEncoder, tokenise_titles
 from cprec.evaluate.candidate_scoring import score_samples
 from cprec.evaluate.metrics import compute_ranks, hits

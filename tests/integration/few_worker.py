@@ -19,8 +19,8 @@ import pyarrow as pa
 from cluster.storage import absolute_uri, join
 from corpus.build import simulate_and_build
 from corpus.store.tables import Corpus
-from cprec.config.cli import load_recipe
 from cprec.config.recipe import Recipe
+from cprec.config.recipe_file import load_recipe
 from cprec.downstream import stored_baselines, trial
 from cprec.downstream.domain import Domain, sort_by_id
 from cprec.downstream.scoring import EvaluatedModel, load_model

@@ -15,7 +15,7 @@ from peft import AutoPeftModelForCausalLM
 
 from cluster.storage import join, list_names, read_bytes, read_text
 from corpus.ingest.plain_text import read_plain_text
-from cprec.config.cli import load_recipe
+from cprec.config.recipe_file import load_recipe
 from cprec.evaluate.perplexity import compute_perplexity
 from cprec.model import adapter, backbone
 from cprec.runs import checkpoint

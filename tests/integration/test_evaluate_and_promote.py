@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM
 from cluster.errors import CorpusError, RecipeError, RunError
 from corpus.build import simulate_and_build
 from corpus.store.tables import Corpus
-from cprec.config.cli import validate_recipe
 from cprec.config.recipe import Recipe
+from cprec.config.recipe_file import validate_recipe
 from cprec.downstream.scoring import load_model
 from cprec.evaluate import predictions
 from cprec.evaluate.metrics import compute_metrics

@@ -23,8 +23,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cprec.config.cli import load_recipe, to_yaml
 from cprec.config.recipe import Recipe
+from cprec.config.recipe_file import load_recipe, to_yaml
 from cprec.evaluate.significance import paired_t_test
 from cprec.runs import checkpoint
 from cprec.tracking.registry import Registry

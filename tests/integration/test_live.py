@@ -14,7 +14,7 @@ import pytest
 from cluster.errors import RunError
 from corpus.ingest import simulation
 from corpus.store.tables import Corpus
-from cprec.config.cli import load_recipe
+from cprec.config.recipe_file import load_recipe
 from cprec.runs import checkpoint
 from cprec.runs.status import claim
 from cprec.schedule.ledger import Ledger

@@ -53,7 +53,7 @@ def recipe(place: Path) -> Path:
         },
         tiny={"hidden": 32, "layers": 1, "heads": 2, "vocabulary": 600, "language_steps": 40},
         finetune={"start": "fresh", "epochs": 3, "global_batch": 8, "validation_users": USERS},
-        search={"rates": [NOTHING, PLANTED, WILD, ABSURD], "winner_seeds": 1},
+        search={"lrs": [NOTHING, PLANTED, WILD, ABSURD], "winner_seeds": 1},
         baseline={"max_epochs": 1, "size": 16},
     )
     jobs.run("build_corpus", path)
@@ -129,7 +129,7 @@ def test_an_interrupted_and_killed_search_ends_as_an_undisturbed_one(
     search: Path, recipe: Path, place: Path
 ) -> None:
     killed = place / "runs" / "killed" / "finetune" / "Games" / "llara"
-    options = ("--run", "killed", "--search.rates", f"{NOTHING},{PLANTED},{ABSURD}")
+    options = ("--run", "killed", "--search.lrs", f"{NOTHING},{PLANTED},{ABSURD}")
     process = jobs.start("tune_lr", recipe, *options)
     jobs.wait_for(process, lambda: any(killed.glob("trials/*/checkpoints/*/manifest.json")))
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all in the foreground
@@ -171,7 +171,7 @@ def test_trials_of_two_workers_from_another_domains_checkpoint_are_stopped_early
         "finetune.name": "cross",
         "finetune.start": start,
     }
-    options |= {"search.stopper": "asha", "search.rates": f"{PLANTED},1.0", "search.concurrent": 1}
+    options |= {"search.stopper": "asha", "search.lrs": f"{PLANTED},1.0", "search.concurrent": 1}
     output = jobs.run(
         "tune_lr",
         recipe,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cprec.config.cli import load_recipe
+from cprec.config.recipe_file import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "jobs" / "recipes").glob("*.yaml"))

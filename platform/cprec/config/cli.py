@@ -1,97 +1,28 @@
-"""From a recipe file and a command line to a Recipe, and back to YAML.
+"""The command line of a job: `[RECIPE.yaml] [ACTION] [--section.key VALUE ...]` to a `Recipe`.
 
-A recipe is YAML 1.2 with closed keys; `--section.key VALUE` on the command line wins over the file, the file over the defaults.
+A value on the command line wins over the recipe file, and the file wins over the defaults.
 """
 
 import argparse
-import difflib
-import io
-import json
 import types
 import typing
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ValidationError
-from pydantic_core import PydanticUndefined
-from ruamel.yaml import YAML
-from ruamel.yaml.constructor import DuplicateKeyError
-from ruamel.yaml.error import YAMLError
-
+from cluster.console import Say
 from cluster.errors import RecipeError
-from cluster.storage import read_text
-from cprec.config.recipe import Recipe
+from cprec.config.recipe import RENAMED_KEYS, Recipe
+from cprec.config.recipe_file import (
+    format_value,
+    iter_keys,
+    load_recipe,
+    parse_yaml,
+    suggest_nearest,
+)
 
-
-def load_recipe(path: str | None, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """Resolve a recipe file and overrides ({"train.global_batch": 64}).
-
-    Raises RecipeError that names the key, the value seen and what is allowed.
-    """
-    values = parse_yaml(read_text(path), path) if path is not None else {}
-    for dotted, value in (overrides or {}).items():
-        _set_key(values, dotted, value)
-    return validate_recipe(values, path or "the command line")
-
-
-def to_yaml(recipe: Recipe) -> str:
-    """The whole recipe as YAML, every key written out; `load` reads it back to an equal recipe."""
-    stream = io.StringIO()
-    writer = YAML(typ="safe", pure=True)
-    writer.default_flow_style = False
-    writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
-    writer.dump(json.loads(recipe.model_dump_json()), stream)
-    return stream.getvalue()
-
-
-def validate_recipe(values: Mapping[str, Any], origin: str) -> Recipe:
-    """Plain data to a Recipe. Raises RecipeError naming every wrong key at once."""
-    _reject_unknown_keys(values, Recipe, "", origin)
-    try:
-        # JSON mode: strict numbers, yet lists are accepted for tuples.
-        return Recipe.model_validate_json(json.dumps(values))
-    except ValidationError as error:
-        lines = [
-            f"  {'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']} (seen: {_format_value(e['input'])})"
-            for e in error.errors()
-        ]
-        raise RecipeError(f"{origin}: {len(lines)} wrong value(s):\n" + "\n".join(lines)) from None
-    except (TypeError, ValueError) as error:
-        raise RecipeError(f"{origin}: a value is no plain data: {error}") from None
-
-
-def parse_yaml(text: str, origin: str) -> dict[str, Any]:
-    """YAML 1.2 to plain data. Raises RecipeError for a syntax error or a duplicate key, with its line."""
-    try:
-        values = YAML(typ="safe", pure=True).load(text)
-    except DuplicateKeyError as error:
-        mark = error.problem_mark
-        line = mark.line + 1 if mark else "?"
-        raise RecipeError(
-            f"{origin}, line {line}: {str(error.problem).split(' with')[0]}; keep one of the two"
-        ) from None
-    except YAMLError as error:
-        raise RecipeError(f"{origin}: not YAML 1.2: {error}") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise RecipeError(
-            f"{origin}: a recipe is a mapping of sections, this is a {type(values).__name__}"
-        )
-    return values
-
-
-def iter_keys(
-    section: type[BaseModel] = Recipe, prefix: str = ""
-) -> Iterator[tuple[str, Any, Any, str]]:
-    """Every leaf key as (dotted name, type, default, description), in the order of the classes."""
-    for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from iter_keys(field.annotation, f"{prefix}{name}.")
-        else:
-            default = None if field.default is PydanticUndefined else field.default
-            yield prefix + name, field.annotation, default, field.description or ""
+METAVARS = {int: "INT", float: "NUMBER", str: "TEXT", bool: "true|false", tuple: "A,B"}
+"""How `--help` shows the value of a key, by its type."""
 
 
 def parse_arguments(
@@ -100,45 +31,56 @@ def parse_arguments(
     default_recipe: Path,
     add_flags: Callable[[argparse.ArgumentParser], None] | None = None,
     actions: Collection[str] = (),
+    say: Say | None = None,
 ) -> tuple[Recipe, argparse.Namespace]:
-    """Command line to (recipe, job flags): `[RECIPE.yaml] [WORD] [--section.key VALUE ...]`.
+    """Parses a job's command line. `--help` prints every key and exits with 0.
 
-    words: what a job takes by name, such as `hold`; the one that was given, or None, is in the flags as `word`.
+    Args:
+        arguments: The arguments, without the name of the program.
+        description: Text at the top of `--help`.
+        default_recipe: Recipe file that is read where none is given.
+        add_flags: Adds the flags that only this job takes.
+        actions: Names of what the job can do, such as `hold`; one of them may be given.
+        say: Takes one line for each key that is given under the name of an earlier release.
 
-    Raises RecipeError for an unknown key, naming the nearest known ones; `--help` prints every key and exits 0.
+    Returns:
+        The recipe, and the flags. `action` among the flags is the given action, or None.
+
+    Raises:
+        RecipeError: A key, flag or action is unknown, or a value is wrong. The message suggests
+            the nearest known key.
     """
     parser = _build_parser(description)
     if add_flags is not None:
         add_flags(parser)
-    # Intermixed: a word may stand behind the keys, apart from the recipe.
-    known, unknown = parser.parse_known_intermixed_args(arguments)
+    # Intermixed: recipe and action may stand apart from each other, with keys between them.
+    options, unknown = parser.parse_known_intermixed_args(arguments)
     if unknown:
         raise RecipeError(_unknown_argument_message(unknown[0]))
-    overrides = {}
-    for name, annotation, _, _ in iter_keys():
-        raw = getattr(known, name, None)
-        if raw is not None:
-            overrides[name] = _parse_value(raw, annotation, name)
-    known.action = next((p for p in known.positional if p in actions), None)
-    recipes = [p for p in known.positional if p != known.action]
+    overrides = _parse_overrides(options, say)
+    options.action = next((word for word in options.positional if word in actions), None)
+    recipes = [word for word in options.positional if word != options.action]
     if len(recipes) > 1:
-        named = f", and one of {', '.join(actions)}" if actions else ""
+        or_action = f", and one of {', '.join(actions)}" if actions else ""
         raise RecipeError(
-            f"{recipes[1]!r}: one recipe at most{named}; every value behind its --key"
+            f"{recipes[1]!r}: one recipe at most{or_action}; every value behind its --key"
         )
     if recipes and actions and not recipes[0].endswith((".yaml", ".yml")):
         raise RecipeError(
             f"{recipes[0]!r} is neither a recipe (.yaml) nor one of {', '.join(actions)}"
         )
-    return load_recipe(recipes[0] if recipes else str(default_recipe), overrides), known
+    recipe = load_recipe(recipes[0] if recipes else str(default_recipe), overrides, say)
+    return recipe, options
 
 
 def option_name(key: str) -> str:
-    """How a key is given on the command line: --section.key, and --top-level-key with dashes."""
+    """Returns the option of a key: --section.key, or --top-level-key with dashes."""
     return f"--{key}" if "." in key else f"--{key.replace('_', '-')}"
 
 
 def _build_parser(description: str) -> argparse.ArgumentParser:
+    """Returns a parser that knows every key and raises RecipeError instead of exiting."""
+
     class Parser(argparse.ArgumentParser):
         def error(self, message: str) -> typing.NoReturn:
             raise RecipeError(f"{message}; --help lists every key")
@@ -154,91 +96,79 @@ def _build_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="resolve the recipe, check the inputs, print the plan, stop",
+        help="check the recipe and the inputs, print what would be done, and stop",
     )
-    for name, annotation, default, text in iter_keys():
-        shown = _format_value(default).replace("%", "%%")
+    for key in iter_keys():
+        # argparse formats help texts with the operator %.
+        help_text = f"{key.description} [{format_value(key.default)}]".replace("%", "%%")
         parser.add_argument(
-            option_name(name),
-            dest=name,
-            metavar=_metavar(annotation),
-            help=f"{text.replace('%', '%%')} [{shown}]",
+            option_name(key.name),
+            dest=key.name,
+            metavar=_metavar(key.annotation),
+            help=help_text,
         )
+    for old_name in RENAMED_KEYS:
+        parser.add_argument(option_name(old_name), dest=old_name, help=argparse.SUPPRESS)
     return parser
 
 
+def _parse_overrides(options: argparse.Namespace, say: Say | None) -> dict[str, Any]:
+    """Returns the values of the keys on the command line by their dotted names."""
+    overrides = {}
+    old_names = {new: old for old, new in RENAMED_KEYS.items()}
+    for key in iter_keys():
+        text = getattr(options, key.name)
+        old_name = old_names.get(key.name)
+        old_text = None if old_name is None else getattr(options, old_name)
+        if old_text is not None:
+            if text is not None:
+                raise RecipeError(
+                    f"--{old_name} is now called --{key.name}, and both are given; "
+                    f"keep --{key.name}"
+                )
+            if say is not None:
+                say(f"--{old_name} is now called --{key.name}")
+            text = old_text
+        if text is not None:
+            overrides[key.name] = _parse_value(text, key.annotation, key.name)
+    return overrides
+
+
 def _metavar(annotation: Any) -> str:
+    """Returns how `--help` shows the value of a key: its choices, or the name of its type."""
     if typing.get_origin(annotation) is Literal:
         return "|".join(map(str, typing.get_args(annotation)))
-    members = (
-        [a for a in typing.get_args(annotation) if a is not types.NoneType]
-        if isinstance(annotation, types.UnionType)
-        else [annotation]
-    )
-    kind = typing.get_origin(members[0]) or members[0]
-    kind = typing.get_args(members[0])[0] if kind is typing.Annotated else kind
-    return {int: "INT", float: "NUMBER", str: "TEXT", bool: "true|false", tuple: "A,B"}.get(
-        kind, "VALUE"
-    )
+    if isinstance(annotation, types.UnionType):
+        # The first member that is not None.
+        annotation = next(a for a in typing.get_args(annotation) if a is not types.NoneType)
+    value_type = typing.get_origin(annotation) or annotation
+    if value_type is typing.Annotated:
+        value_type = typing.get_args(annotation)[0]
+    return METAVARS.get(value_type, "VALUE")
 
 
 def _parse_value(text: str, annotation: Any, key: str) -> Any:
-    """A command-line value in the type of its key: lists split at commas, text as it is, everything else as a YAML scalar."""
+    """Parses a command-line value by the type of its key.
+
+    Lists are split at commas, text stays as it is, and anything else is a YAML scalar.
+    """
+    is_text = "str" in str(annotation) or typing.get_origin(annotation) is Literal
     if typing.get_origin(annotation) is tuple:
         parts = [part for part in text.split(",") if part]
-        return (
-            parts
-            if "str" in str(annotation)
-            else [parse_yaml(f"value: {part}", f"--{key}")["value"] for part in parts]
-        )
+        return parts if is_text else [_parse_scalar(part, key) for part in parts]
     if text == "null":
         return None
-    if str(annotation).find("str") >= 0 or typing.get_origin(annotation) is Literal:
-        return text
+    return text if is_text else _parse_scalar(text, key)
+
+
+def _parse_scalar(text: str, key: str) -> Any:
     return parse_yaml(f"value: {text}", f"--{key}")["value"]
 
 
 def _unknown_argument_message(argument: str) -> str:
+    """Returns what to do about an argument that is neither a key, a flag nor a recipe."""
     if not argument.startswith("--"):
         return f"{argument!r}: one recipe at most, and every value behind its --key"
     name = argument[2:].split("=")[0]
-    return f"--{name}: no such key{_suggest_nearest(name, [option_name(k)[2:] for k, *_ in iter_keys()], '--')}; --help lists every key"
-
-
-def _reject_unknown_keys(
-    values: Mapping[str, Any], section: type[BaseModel], prefix: str, origin: str
-) -> None:
-    for key, value in values.items():
-        field = section.model_fields.get(str(key))
-        if field is None:
-            near = _suggest_nearest(str(key), list(section.model_fields), prefix)
-            raise RecipeError(
-                f"{origin}: no such key {prefix}{key}{near}; allowed: {', '.join(section.model_fields)}"
-            )
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            if not isinstance(value, Mapping):
-                raise RecipeError(
-                    f"{origin}: {prefix}{key} is a section of keys, seen: {_format_value(value)}"
-                )
-            _reject_unknown_keys(value, field.annotation, f"{prefix}{key}.", origin)
-
-
-def _suggest_nearest(name: str, known: list[str], prefix: str) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f", did you mean {prefix}{near[0]}?" if near else ""
-
-
-def _set_key(values: dict[str, Any], dotted_key: str, value: Any) -> None:
-    *sections, key = dotted_key.split(".")
-    for section in sections:
-        values = values.setdefault(section, {})
-        if not isinstance(values, dict):
-            raise RecipeError(
-                f"--{dotted_key}: the recipe holds a value where the section {section} should be"
-            )
-    values[key] = value
-
-
-def _format_value(value: Any) -> str:
-    text = json.dumps(value, default=str) if not isinstance(value, str) else value
-    return text if len(text) <= 80 else text[:77] + "..."
+    known = [option_name(key.name)[2:] for key in iter_keys()]
+    return f"--{name}: no such key{suggest_nearest(name, known, '--')}; --help lists every key"

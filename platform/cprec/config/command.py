@@ -1,4 +1,7 @@
-"""What every job does around its one call: read the command line, say what went wrong in one message, end with the right exit code."""
+"""What every job does around its one call: read the command line, report errors, set the exit code.
+
+docs/operations/exit-codes.md lists the exit codes.
+"""
 
 import argparse
 import signal
@@ -13,8 +16,12 @@ from cprec.config.cli import parse_arguments
 from cprec.config.recipe import Recipe
 
 DEMO_RECIPE = Path(__file__).resolve().parents[3] / "jobs" / "recipes" / "demo.yaml"
+"""Recipe of a job that is started without one."""
 
-SUCCESS, USER_ERROR, FAULT, INTERRUPTED = 0, 1, 2, 130
+SUCCESS = 0
+USER_ERROR = 1
+FAULT = 2
+INTERRUPTED = 130
 
 
 def main(
@@ -23,14 +30,24 @@ def main(
     add_flags: Callable[[argparse.ArgumentParser], None] | None = None,
     actions: Collection[str] = (),
 ) -> int:
-    """Run a job on the process's arguments. Returns its exit code: 0 done, 1 the user's error, 2 a fault, 130 interrupted and resumable.
+    """Runs a job on the arguments of this process.
 
-    SIGTERM (as of `ray job stop`) is what Ctrl-C is; `cluster.ray_session` sees that it stays so under Ray.
+    SIGTERM, which `ray job stop` sends, interrupts the job as Ctrl-C does. Ray would replace the
+    handler; `cluster.ray_session` keeps it.
+
+    Args:
+        job: Takes the recipe and the flags.
+        description: Text at the top of `--help`.
+        add_flags: Adds the flags that only this job takes.
+        actions: Names of what the job can do; the flag `action` holds the given one, or None.
+
+    Returns:
+        The exit code: 0 done, 1 the user's error, 2 a fault, 130 interrupted and resumable.
     """
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         recipe, options = parse_arguments(
-            sys.argv[1:], description, DEMO_RECIPE, add_flags, actions
+            sys.argv[1:], description, DEMO_RECIPE, add_flags, actions, _print_notice
         )
         job(recipe, options)
     except UserError as error:
@@ -39,14 +56,20 @@ def main(
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return INTERRUPTED
-    except Exception as error:  # the outermost frame: what nobody expected is a fault, shown whole, with its exit code
+    except Exception as error:
+        # The outermost frame: whatever nobody expected is a fault, and is shown whole.
         traceback.print_exc()
         print(
-            f"fault: {type(error).__name__}: {error}; the same command goes on from the last checkpoint",
+            f"fault: {type(error).__name__}: {error}; "
+            "the same command goes on from the last checkpoint",
             file=sys.stderr,
         )
         return FAULT
     return SUCCESS
+
+
+def _print_notice(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -1,8 +1,10 @@
-"""The recipe: every key of every job, resolved once on the driver and never changed after.
+"""The recipe: every key of every job.
 
-Read and written as YAML by `cprec.config.cli`; each section is a class with its defaults, bounds and units.
+The driver resolves it once, and it never changes after. Each section is a class with the defaults,
+bounds and units of its keys. `cprec.config.recipe_file` reads and writes it as YAML.
 """
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -10,13 +12,25 @@ from pydantic import Field, model_validator
 from cluster.section import Section
 from corpus.settings import DataSettings, SafeName, SimulateSettings
 
+RENAMED_KEYS: Mapping[str, str] = {
+    "search.rates": "search.lrs",
+    "finetune.floor": "finetune.lr_min_ratio",
+    "baseline.rate": "baseline.lr",
+    "baseline.gru_rate": "baseline.gru4rec_lr",
+}
+"""The present name of each key that had another one in an earlier release; sections never change.
+
+Recipes and command lines may still use the old names, and files of earlier releases contain them.
+"""
+
 
 class ModelSettings(Section):
-    """`model`: the base and what is trained of it."""
+    """`model`: the base model, and which of its weights are trained."""
 
     base: str = Field(
         "tiny",
-        description="a Hugging Face causal LM: hub id, directory or s3:// URI; or tiny: a small LLaMA built from the corpus's titles",
+        description="a Hugging Face causal LM: hub id, directory or s3:// URI; "
+        "or tiny: a small LLaMA, built from the corpus's titles",
     )
     revision: str | None = Field(None, description="revision of a hub id")
     adapter: Literal["lora", "full"] = Field(
@@ -26,23 +40,27 @@ class ModelSettings(Section):
     lora_alpha: int = Field(32, ge=1, description="alpha of LoRA")
     lora_dropout: float = Field(0.1, ge=0.0, lt=1.0, description="dropout of LoRA while training")
     precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="of weights and activations; master weights and optimizer stay fp32"
+        "fp32",
+        description="precision of weights and activations; master weights and optimizer stay fp32",
     )
     fp8: bool = Field(
         False,
-        description="frozen weights in FP8 (lora, bf16, zero_stage < 3, a GPU that has it): nearly exact, not measured yet",
+        description="frozen weights in FP8 (needs lora, bf16, zero_stage < 3 and a GPU with FP8): "
+        "nearly exact, not measured yet",
     )
     max_tokens: int = Field(
         2048,
         ge=64,
-        description="tokens of a prompt and its answer, at most; the oldest history is dropped first",
+        description="largest number of tokens of a prompt and its answer; "
+        "the oldest titles of a history are dropped first",
     )
 
     @model_validator(mode="after")
     def _check_fp8(self) -> "ModelSettings":
         if self.fp8 and (self.adapter != "lora" or self.precision != "bf16"):
             raise ValueError(
-                f"model.fp8 needs adapter: lora and precision: bf16, not {self.adapter} and {self.precision}"
+                "model.fp8 needs adapter: lora and precision: bf16, "
+                f"not {self.adapter} and {self.precision}"
             )
         return self
 
@@ -51,52 +69,58 @@ class TinySettings(Section):
     """`tiny`: the model that is built when model.base is tiny."""
 
     hidden: int = Field(64, ge=16, description="hidden size")
-    layers: int = Field(2, ge=1, description="layers")
-    heads: int = Field(4, ge=1, description="attention heads")
+    layers: int = Field(2, ge=1, description="number of layers")
+    heads: int = Field(4, ge=1, description="number of attention heads")
     vocabulary: int = Field(
         1024, ge=300, description="tokens of the tokenizer, trained on the corpus's titles"
     )
     language_steps: int = Field(
         300,
         ge=0,
-        description="steps of language training on generated product text (0: random weights)",
+        description="steps of language training on generated product text; 0: random weights",
     )
 
 
 class ScheduleSettings(Section):
     """`schedule`: Warmup-Stable-Annealing, counted in samples (paper Eq. 2, 3)."""
 
-    lr_min: float = Field(5e-6, gt=0, description="l, the rate at the start and at the end")
-    lr_max: float = Field(5e-4, gt=0, description="h, the rate of the stable phase")
+    lr_min: float = Field(5e-6, gt=0, description="l, the learning rate at the start and the end")
+    lr_max: float = Field(5e-4, gt=0, description="h, the learning rate of the stable phase")
     warmup_fraction: float = Field(
-        0.05, ge=0.0, le=1.0, description="W as a share of the domain-specific samples"
+        0.05, ge=0.0, le=1.0, description="W as a fraction of the domain-specific samples"
     )
     mode: Literal["wsa", "no_decay", "domain_only", "shuffled", "cosine", "linear", "wsd"] = Field(
         "wsa",
-        description="which data is read when, at which rate: the method, the ablations of paper Fig. 4, and other schedules",
+        description="which data is trained when, and at which learning rate: wsa is the method, "
+        "the others are the ablations of paper Fig. 4 and other schedules",
     )
     segment_samples: int = Field(
         8192,
         ge=1,
-        description="samples of a segment, at most: what is streamed as one Ray Data execution",
+        description="largest number of samples of a segment, which is one Ray Data execution",
     )
     poll_samples: int = Field(
         8192,
         ge=1,
-        description="samples after which the corpus is looked at for a new version, at the latest",
+        description="look for a new corpus version at least once in so many samples",
     )
     hold_open: bool = Field(
         False,
-        description="keep the stable phase open when it runs dry, waiting for new domains, until released",
+        description="hold the stable phase open at its end and wait for new domains, "
+        "until it is released",
     )
     replay_share: float = Field(
         0.0,
         ge=0.0,
         lt=1.0,
-        description="share of the samples up to S that are windows of the corpus's texts (jobs/append_domain.py --text), trained with plain "
-        "next-token loss; a window has far more supervised tokens than an answer, so a small share weighs much; 0: none",
+        description="fraction of the samples up to S that are windows of the corpus's texts "
+        "(jobs/append_domain.py --text), trained with plain next-token loss; "
+        "a window has far more supervised tokens than an answer, so a small fraction weighs much; "
+        "0: none",
     )
-    rewarm: bool = Field(False, description="warm up again when a run goes on from a checkpoint")
+    rewarm: bool = Field(
+        False, description="warm up again when a run continues from a checkpoint of another run"
+    )
 
     @model_validator(mode="after")
     def _check_lr_bounds(self) -> "ScheduleSettings":
@@ -108,31 +132,37 @@ class ScheduleSettings(Section):
 
 
 class TrainSettings(Section):
-    """`train`: the loop and its engine."""
+    """`train`: the training loop and its engine."""
 
     global_batch: int = Field(
         128, ge=1, description="samples of one optimizer step, over all workers"
     )
     pack: bool = Field(
         True,
-        description="pack samples into rows of train.pack_tokens instead of padding train.micro_batch of them; exact either way",
+        description="pack samples into rows of train.pack_tokens, "
+        "instead of padding train.micro_batch of them; the result is the same",
     )
     pack_tokens: int | None = Field(
         None,
         ge=64,
-        description="tokens of one forward pass on one worker when packed; null: 4096 on a GPU, 2048 on a CPU, whose cache holds no more",
+        description="tokens of one forward pass on one worker when packed; "
+        "null: 4096 on a GPU, 2048 on a CPU, whose cache holds no more",
     )
     targets_per_pass: int = Field(
         1,
         ge=1,
-        description="pre-training: samples of one user that share one pass over their history, at most; above 1 INEXACT: where histories begin at "
-        "different items, titles have seen older ones; needs a corpus with data.users_together, whose order costs quality too (docs/performance.md)",
+        description="pre-training: largest number of samples of one user that share one pass over "
+        "their history; above 1 INEXACT: where histories begin at different items, titles have "
+        "seen older ones; needs a corpus with data.users_together, whose order costs quality too "
+        "(docs/performance.md)",
     )
     shared_candidates: int = Field(
         0,
         ge=0,
-        description="pre-training: candidates that each sample sees of a pool for up to half as many samples; 0: its own, of the corpus; above 0 "
-        "INEXACT: others' targets are negatives too, and candidates do not see the history (docs/performance.md)",
+        description="pre-training: candidates that each sample sees of a pool, which serves up to "
+        "half as many samples; 0: each sample has its own, from the corpus; above 0 INEXACT: "
+        "others' targets are negatives too, and candidates do not see the history "
+        "(docs/performance.md)",
     )
     micro_batch: int = Field(
         8, ge=1, description="samples of one forward pass on one worker when padded"
@@ -140,39 +170,46 @@ class TrainSettings(Section):
     max_samples: int | None = Field(
         None,
         ge=1,
-        description="cap on domain-specific samples; mixed samples are cut in the same proportion",
+        description="largest number of domain-specific samples; "
+        "mixed samples are reduced in the same proportion",
     )
     zero_stage: int | None = Field(
         1,
         ge=0,
         le=3,
-        description="ZeRO stage of DeepSpeed; null: the lowest that fits the GPU by estimate, 1 on CPU",
+        description="ZeRO stage of DeepSpeed; "
+        "null: the lowest that fits the GPU by estimate, and 1 on a CPU",
     )
     recompute: Literal["auto", "always", "never"] = Field(
         "auto",
-        description="recompute activations in the backward pass: less memory, a third more time; auto: where an estimate says it must be",
+        description="recompute activations in the backward pass: less memory, a third more time; "
+        "auto: where memory would not suffice by estimate",
     )
     compile: bool = Field(
         False,
-        description="torch.compile the layers (GPU); packed rows are then filled to train.pack_tokens",
+        description="torch.compile the layers (GPU); "
+        "packed rows are then filled up to train.pack_tokens",
     )
     profile: int = Field(
-        0, ge=0, description="steps of which <run>/profile/ gets a torch profiler's trace"
+        0, ge=0, description="number of steps that torch profiles into <run>/profile/"
     )
     gradient_clipping: float = Field(
         1.0, gt=0, description="norm to which the gradient of a global batch is clipped"
     )
     adam_beta2: float = Field(0.999, gt=0, lt=1, description="second-moment decay of Adam")
-    gpus_per_worker: int = Field(0, ge=0, description="GPUs of each worker; 0 trains on CPU")
+    gpus_per_worker: int = Field(0, ge=0, description="GPUs of each worker; 0: train on the CPU")
     cpus_per_worker: int = Field(1, ge=1, description="logical CPUs of each worker")
-    stream_cpus: int = Field(2, ge=1, description="logical CPUs kept free for Ray Data")
+    stream_cpus: int = Field(2, ge=1, description="logical CPUs reserved for Ray Data")
     max_failures: int = Field(
         3, ge=0, description="restarts of the worker group before the run fails"
     )
 
     @property
     def inexact_keys(self) -> str:
-        """The keys that change what is trained, with their values; empty if none does (docs/decisions/009-shared-rows.md)."""
+        """The keys that change what is trained, with their values; empty if none of them is on.
+
+        docs/decisions/009-shared-rows.md says how they change it.
+        """
         keys = {
             "targets_per_pass": self.targets_per_pass > 1,
             "shared_candidates": self.shared_candidates > 0,
@@ -183,20 +220,22 @@ class TrainSettings(Section):
     def _check_shared_rows(self) -> "TrainSettings":
         if 0 < self.shared_candidates < 4:
             raise ValueError(
-                f"train.shared_candidates: 0, or at least 4 for two samples to share them, not {self.shared_candidates}"
+                "train.shared_candidates: 0, or at least 4 for two samples to share them, "
+                f"not {self.shared_candidates}"
             )
         if self.inexact_keys and (self.compile or not self.pack):
             raise ValueError(
-                f"{self.inexact_keys}: samples that share tokens need train.pack: true and train.compile: false"
+                f"{self.inexact_keys}: samples that share tokens need train.pack: true and "
+                "train.compile: false"
             )
         return self
 
 
 class CheckpointSettings(Section):
-    """`checkpoint`: how often, how many."""
+    """`checkpoint`: how often checkpoints are saved, and how many are kept."""
 
     every_samples: int = Field(
-        8192, ge=1, description="samples between checkpoints (rounded up to a whole step)"
+        8192, ge=1, description="samples between checkpoints, rounded up to a whole step"
     )
     keep: int = Field(
         2, ge=1, description="newest checkpoints kept; the last of each phase is always kept"
@@ -208,50 +247,57 @@ class MlflowSettings(Section):
 
     uri: str | None = Field(
         None,
-        description="tracking server or SQL URI; default: SQLite beside the runs (<storage>/mlflow.db, local storage only)",
+        description="tracking server or SQL URI; "
+        "default: SQLite beside the runs (<storage>/mlflow.db, local storage only)",
     )
-    experiment: str = Field("cprec", min_length=1, description="experiment of the runs")
-    model: SafeName = Field("cprec", description="registered model")
+    experiment: str = Field("cprec", min_length=1, description="experiment that holds the runs")
+    model: SafeName = Field("cprec", description="name of the registered model")
 
 
 class BaselineSettings(Section):
     """`baseline`: SASRec and GRU4Rec, which know item ids only."""
 
-    size: int = Field(64, ge=4, description="hidden size, and that of SASRec's item embeddings")
+    size: int = Field(64, ge=4, description="hidden size, and size of SASRec's item embeddings")
     blocks: int = Field(2, ge=1, description="attention blocks of SASRec")
     dropout: float = Field(0.5, ge=0.0, lt=1.0, description="dropout while training")
     batch: int = Field(128, ge=2, description="sequences of one step")
-    rate: float = Field(1e-3, gt=0, description="learning rate of SASRec (Adam)")
-    gru_rate: float = Field(0.05, gt=0, description="learning rate of GRU4Rec (Adagrad)")
-    max_epochs: int = Field(2000, ge=1, description="epochs, at most")
+    lr: float = Field(1e-3, gt=0, description="learning rate of SASRec (Adam)")
+    gru4rec_lr: float = Field(0.05, gt=0, description="learning rate of GRU4Rec (Adagrad)")
+    max_epochs: int = Field(2000, ge=1, description="largest number of epochs")
     patience: int = Field(
         10,
         ge=1,
         description="epochs without a better HR@1 on validation after which training stops",
     )
     patience_steps: int = Field(
-        500, ge=0, description="and steps, at least: with few samples, ten epochs are ten steps"
+        500,
+        ge=0,
+        description="steps without a better HR@1, at least, before training stops: "
+        "with few samples, ten epochs are only ten steps",
     )
     seeds: int = Field(
         4,
         ge=1,
-        description="trainings of a baseline that is evaluated; the first one's embeddings serve fine-tuning",
+        description="seeds with which a baseline is trained for evaluation; "
+        "fine-tuning uses the embeddings of the first",
     )
 
 
 class FinetuneSettings(Section):
-    """`finetune`: fine-tuning on one domain as LLaRA does it, for a search of its learning rate (jobs/tune_lr.py)."""
+    """`finetune`: fine-tuning on one domain, as in LLaRA; jobs/tune_lr.py searches its lr."""
 
     domain: SafeName | None = Field(
-        None, description="domain that is tuned on; default: the first of data.held_out"
+        None, description="domain to fine-tune on; default: the first of data.held_out"
     )
     start: str = Field(
         "candidate",
-        description="what LoRA starts from: fresh (= LLaRA); candidate, champion, a version number or a checkpoint's URI (= CPRec)",
+        description="what LoRA starts from: fresh (= LLaRA); "
+        "or candidate, champion, a version number or a checkpoint's URI (= CPRec)",
     )
     name: SafeName | None = Field(
         None,
-        description="name of the search below <run>/finetune/<domain>/; default: llara if LoRA starts fresh, else cprec",
+        description="name of the search below <run>/finetune/<domain>/; "
+        "default: llara if LoRA starts fresh, else cprec",
     )
     hybrid: bool = Field(
         True, description="true: behaviour tokens of SASRec beside the titles; false: titles only"
@@ -259,7 +305,8 @@ class FinetuneSettings(Section):
     epochs: int = Field(
         5,
         ge=1,
-        description="epochs, at most; the rate and the curriculum are planned for all of them",
+        description="largest number of epochs; "
+        "learning rate and curriculum are planned for all of them",
     )
     patience: int = Field(
         2, ge=1, description="epochs without a better HR@1 on validation after which training stops"
@@ -270,18 +317,21 @@ class FinetuneSettings(Section):
     max_samples: int | None = Field(
         None,
         ge=1,
-        description="cap on training samples: whole users, in the order of a hash of their ids",
+        description="largest number of training samples: whole users, "
+        "in the order of a hash of their ids",
     )
     validation_users: int = Field(
-        1000, ge=1, description="validation samples that are scored after each epoch, at most"
+        1000, ge=1, description="largest number of validation samples scored after each epoch"
     )
     warmup_fraction: float = Field(
         0.05,
         ge=0.0,
         le=1.0,
-        description="share of all steps over which the rate rises; a cosine follows",
+        description="fraction of all steps over which the learning rate rises; a cosine follows",
     )
-    floor: float = Field(0.01, gt=0.0, le=1.0, description="lowest rate, as a share of the highest")
+    lr_min_ratio: float = Field(
+        0.01, gt=0.0, le=1.0, description="lowest learning rate, as a fraction of the highest"
+    )
     projector_decay: float = Field(
         1e-5, ge=0.0, description="weight decay of the projector; nothing else decays"
     )
@@ -290,85 +340,99 @@ class FinetuneSettings(Section):
 class SearchSettings(Section):
     """`search`: the learning rates that are tried, and how."""
 
-    rates: tuple[float, ...] = Field(
+    lrs: tuple[float, ...] = Field(
         (6e-4, 3e-4, 1e-4),
         min_length=1,
-        description="grid of highest learning rates, comma-separated",
+        description="highest learning rates to try, comma-separated",
     )
     draws: int = Field(
         0,
         ge=0,
-        description="rates drawn log-uniformly between the lowest and the highest of search.rates, in place of the grid; 0: the grid",
+        description="number of learning rates drawn log-uniformly between the lowest and the "
+        "highest of search.lrs, instead of those; 0: exactly those of search.lrs",
     )
-    seeds: int = Field(1, ge=1, description="seeds of each rate in the search; the mean decides")
+    seeds: int = Field(
+        1, ge=1, description="seeds of each learning rate in the search; their mean decides"
+    )
     stopper: Literal["none", "asha", "median"] = Field(
         "none", description="early stopping of bad trials: asha (successive halving) or median"
     )
-    winner_seeds: int = Field(4, ge=1, description="seeds with which the best rate is trained")
+    winner_seeds: int = Field(
+        4, ge=1, description="seeds with which the best learning rate is trained"
+    )
     concurrent: int | None = Field(
-        None, ge=1, description="trials at a time; default: as many as the cluster has room for"
+        None,
+        ge=1,
+        description="trials that run at a time; default: as many as the cluster has room for",
     )
     gpus_per_trial: float = Field(
         0.0,
         ge=0.0,
-        description="GPUs of a trial with one worker, may be a fraction; more workers take train.gpus_per_worker each",
+        description="GPUs of a trial with one worker, may be a fraction; "
+        "with more workers, each takes train.gpus_per_worker",
     )
 
 
 class EvaluateSettings(Section):
-    """`evaluate`: which models, on what."""
+    """`evaluate`: which models are compared, on what."""
 
     domain: SafeName | None = Field(
-        None, description="domain whose test split is scored; default: the first of data.held_out"
+        None, description="domain whose samples are scored; default: the first of data.held_out"
     )
     split: Literal["validation", "test"] = Field("test", description="split that is scored")
     models: tuple[str, ...] = Field(
         ("base", "candidate"),
-        description="models to compare: base, sasrec, gru4rec, candidate, champion, a version number, a search of this run (llara, cprec), "
-        "or a checkpoint's URI; the first is the reference",
+        description="models to compare: base, sasrec, gru4rec, candidate, champion, "
+        "a version number, a search of this run (llara, cprec), or a checkpoint's URI; "
+        "the first is the reference",
     )
     mode: Literal["score", "generate", "constrained"] = Field(
         "score",
-        description="score: all candidates in one pass; generate: greedy text; constrained: greedy text held to the candidates",
+        description="score: all candidates in one pass; generate: greedy text; "
+        "constrained: greedy text that can only name candidates",
     )
     max_users: int | None = Field(
-        None, ge=1, description="cap on users, taken in the order of their sample ids"
+        None, ge=1, description="largest number of users, in the order of their sample ids"
     )
     batch: int = Field(16, ge=1, description="samples scored in one forward pass")
     text: str | None = Field(
         None,
-        description="a file of plain text that has nothing to do with behaviours (path or s3://): its perplexity tells what a model forgot; "
+        description="a plain text file (path or s3://) that has nothing to do with behaviours; "
+        "its perplexity shows what a model forgot; "
         "measured before pre-training, at its checkpoints, and with each evaluation",
     )
-    alpha: float = Field(0.05, gt=0, lt=1, description="level of the paired test")
+    alpha: float = Field(0.05, gt=0, lt=1, description="significance level of the paired test")
 
 
 class GateSettings(Section):
-    """`gate`: what a version must show before it becomes the champion."""
+    """`gate`: what a version must reach before it becomes the champion."""
 
-    min_hr1: float = Field(0.0, ge=0, le=1, description="HR@1 floor")
+    min_hr1: float = Field(0.0, ge=0, le=1, description="lowest HR@1")
     alpha: float = Field(
         0.05,
         gt=0,
         lt=1,
-        description="refused when worse than the champion at this level of the paired test",
+        description="significance level of the paired test; "
+        "a version that is worse than the champion at this level is refused",
     )
     max_slice_drop: float | None = Field(
         None,
         ge=0,
         le=1,
-        description="HR@1 that a slice (sparse, medium, dense) may lose against the champion; null: any",
+        description="largest drop of HR@1 against the champion in a slice "
+        "(sparse, medium, dense histories); null: any",
     )
     min_valid_ratio: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="floor of the exact Valid Ratio of generated answers; 0: none are generated",
+        description="lowest exact Valid Ratio of generated answers; 0: none are generated",
     )
     max_forgetting: float | None = Field(
         None,
         ge=0,
-        description="share by which the perplexity of evaluate.text may be above the base model's; null: any, and it is not measured",
+        description="largest relative increase of the perplexity of evaluate.text over the base "
+        "model's; null: any, and it is not measured",
     )
 
 
@@ -377,33 +441,37 @@ class ClusterSettings(Section):
 
     address: str = Field(
         "auto",
-        description="auto: the cluster this job runs in, else a local session; local: always a local one; or host:port",
+        description="auto: the cluster this job runs in, else a local session; "
+        "local: always a local one; or host:port",
     )
     num_cpus: int | None = Field(
         None,
         ge=1,
-        description="logical CPUs of a local session; default: as many as the recipe's workers need",
+        description="logical CPUs of a local session; "
+        "default: as many as the recipe's workers need",
     )
 
 
 class Recipe(Section):
-    """All keys of all jobs. Sections are documented in their classes; `--help` prints them."""
+    """All keys of all jobs; `--help` prints them, and each section's class documents its own."""
 
-    run: SafeName = Field("cpt", description="name of the run; it lives in <storage>/<run>/")
-    storage: str = Field("out/runs", description="where runs live (path or s3://)")
-    corpus: str = Field("out/corpus", description="where the corpus lives (path or s3://)")
+    run: SafeName = Field("cpt", description="name of the run, which is stored in <storage>/<run>/")
+    storage: str = Field("out/runs", description="where runs are stored (path or s3://)")
+    corpus: str = Field("out/corpus", description="where the corpus is stored (path or s3://)")
     continue_from: str | None = Field(
         None,
-        description="stable checkpoint (URI) to go on from, with all that the corpus holds and it has not seen",
+        description="stable checkpoint (URI) of another run to continue from, "
+        "with everything in the corpus that it has not consumed",
     )
     branch: bool = Field(
         False,
-        description="with continue_from: anneal alone, on mixed samples, while the trunk goes on or rests",
+        description="with continue_from: only anneal, on mixed samples, "
+        "while the trunk goes on or rests",
     )
     corpus_version: int | None = Field(
         None, ge=0, description="corpus version to start from; default: the newest"
     )
-    workers: int = Field(2, ge=1, description="training workers")
+    workers: int = Field(2, ge=1, description="number of training workers")
     seed: int = Field(0, ge=0, description="seed of everything that is drawn")
     data: DataSettings = DataSettings()
     simulate: SimulateSettings = SimulateSettings()
@@ -424,6 +492,7 @@ class Recipe(Section):
     def _check_replay(self) -> "Recipe":
         if self.train.inexact_keys and self.schedule.replay_share:
             raise ValueError(
-                f"{self.train.inexact_keys}: not beside schedule.replay_share {self.schedule.replay_share:g}; windows of text share nothing"
+                f"{self.train.inexact_keys}: not beside schedule.replay_share "
+                f"{self.schedule.replay_share:g}; windows of text share nothing"
             )
         return self

@@ -67,7 +67,7 @@ def build_plan(
         for epoch in range(settings.epochs)
     )
     wsa = WSA(
-        lr * settings.floor,
+        lr * settings.lr_min_ratio,
         lr,
         round(settings.warmup_fraction * total),
         total,

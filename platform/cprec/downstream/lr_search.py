@@ -40,9 +40,9 @@ def trial_lrs(settings: SearchSettings, seed: int) -> tuple[float, ...]:
         seed: Seed of the draws.
     """
     if not settings.draws:
-        return tuple(dict.fromkeys(settings.rates))
-    low = np.log(min(settings.rates))
-    high = np.log(max(settings.rates))
+        return tuple(dict.fromkeys(settings.lrs))
+    low = np.log(min(settings.lrs))
+    high = np.log(max(settings.lrs))
     lrs = np.exp(np.random.default_rng([seed, 0x5EA]).uniform(low, high, settings.draws))
     return tuple(dict.fromkeys(float(f"{lr:.3g}") for lr in lrs))
 

@@ -21,6 +21,7 @@ from cprec.baselines import training
 from cprec.baselines.recommender import Recommender
 from cprec.baselines.sequences import training_sequences
 from cprec.config.recipe import Recipe
+from cprec.config.recipe_file import restore_old_keys
 from cprec.downstream.domain import Domain, select_whole_users, sort_by_id
 from cprec.evaluate.metrics import compute_ranks, hits
 
@@ -43,7 +44,7 @@ def baseline_uri(recipe: Recipe, corpus: Corpus, domain: str, name: str, seed: i
     identity = [
         corpus.commits[0].metadata["fingerprint"],
         corpus.version,
-        recipe.baseline.model_dump(exclude={"seeds"}),
+        restore_old_keys("baseline", recipe.baseline.model_dump(exclude={"seeds"})),
         recipe.finetune.max_samples,
         recipe.finetune.validation_users,
         seed,

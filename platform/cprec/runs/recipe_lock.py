@@ -8,8 +8,8 @@ from typing import Any
 
 from cluster.errors import RecipeError, RunError
 from cluster.storage import exists, join, write_text
-from cprec.config.cli import iter_keys, load_recipe, to_yaml
-from cprec.config.recipe import Recipe
+from cprec.config.recipe import RENAMED_KEYS, Recipe
+from cprec.config.recipe_file import iter_keys, load_recipe, to_yaml
 from cprec.runs.records import RECIPE_FILE
 
 CHANGEABLE_KEYS = (
@@ -66,6 +66,7 @@ def check_unchanged(recipe: Recipe, run_uri: str, allow: Collection[str] = ()) -
         RecipeError: `allow` names an unknown key.
     """
     known_keys = {key for key, *_ in iter_keys()}
+    allow = [RENAMED_KEYS.get(key, key) for key in allow]
     if unknown := sorted(set(allow) - known_keys):
         raise RecipeError(f"--allow-change {unknown[0]}: no such key; --help lists every key")
     recipe_uri = join(run_uri, RECIPE_FILE)

@@ -1,7 +1,13 @@
-"""Models against each other on one domain's samples, all with the same candidates: found by the registry, scored on Ray, kept in the run.
+"""Compares models on the samples of one domain, all with the same candidates.
 
-Written below `<storage>/<run>/evaluation/<domain>/`: `<model>/predictions.parquet`, `<model>/metrics.json` (last: what has none is not there), and
-`comparison.json`. Predictions that were made from the same inputs are not made again.
+Below `<storage>/<run>/evaluation/<domain>/`:
+
+    <model>/predictions.parquet    what the model answered
+    <model>/metrics.json           written after the predictions: without it, they do not count
+    comparison.json                all models of the last comparison
+
+Predictions from equal inputs are not made again. Other modes than `score` have `-<mode>` in the
+names of the folder and of the comparison.
 """
 
 import json
@@ -20,13 +26,14 @@ from cluster.console import Say
 from cluster.errors import RecipeError, RunError
 from cluster.ray_session import ray_session
 from corpus.store.tables import Corpus
-from cprec.baselines.training import BASELINE_NAMES as BASELINES
+from cprec.baselines.training import BASELINE_NAMES
 from cprec.config.recipe import Recipe
 from cprec.downstream import forgetting, stored_baselines
 from cprec.downstream.scoring import EvaluatedModel, generate_texts, score_model
 from cprec.evaluate import predictions
+from cprec.evaluate.comparison import Comparison, ComparisonRow
 from cprec.evaluate.metrics import average_metrics, hits
-from cprec.evaluate.significance import PairedTest, holm_correction, paired_t_test, permutation_test
+from cprec.evaluate.significance import holm_correction, paired_t_test, permutation_test
 from cprec.model.base_uri import resolve_base
 from cprec.runs import checkpoint
 from cprec.runs.records import EVENTS_FILE, run_folder
@@ -34,135 +41,71 @@ from cprec.stream.row_encoder import RowEncoder
 from cprec.tracking import report
 from cprec.tracking.registry import Registry
 
-PREDICTIONS, METRICS, COMPARISON = "predictions.parquet", "metrics.json", "comparison.json"
+PREDICTIONS = "predictions.parquet"
+METRICS = "metrics.json"
+COMPARISON = "comparison.json"
 SEARCH = "search.json"
 
 
 @dataclass(frozen=True)
-class ComparisonRow:
-    """A model's metrics, and its HR@1 against the reference (None for the reference itself). name: as it was asked for; model: what it is.
+class _Evaluated:
+    """One model, or one seed of it, with its predictions and the content of its metrics.json."""
 
-    A model that was trained with several seeds has the mean of their metrics; `against` then compares the means over seeds, sample by sample, and
-    `over_seeds` the seeds' HR@1 (paper Sec. 5.1.4). permutation_p: of `against`, by a permutation test. holm_p: of `against`, corrected for the
-    domains that these models were compared on in this run. perplexity: of `evaluate.text`, the mean over seeds; None without one, and for baselines.
+    model: EvaluatedModel
+    predictions: pa.Table
+    metrics: dict[str, Any]
+
+
+def compare_models(
+    recipe: Recipe, registry: Registry, names: Sequence[str], say: Say
+) -> Comparison:
+    """Scores models, stores what they answered, and compares each with the first.
+
+    Args:
+        recipe: Domain, split and mode, and where the run and the corpus are.
+        registry: Where versions are found, and where their metrics are noted.
+        names: Models as in `evaluate.models`; the first is the reference.
+        say: Takes lines of progress.
+
+    Raises:
+        UserError: A model, the samples or the text are missing; nothing has been scored then.
     """
-
-    name: str
-    model: str
-    metrics: Mapping[str, Any]
-    against: PairedTest | None
-    permutation_p: float | None = None
-    over_seeds: PairedTest | None = None
-    holm_p: float | None = None
-    perplexity: float | None = None
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """rows: one per model, the reference first."""
-
-    domain: str
-    split: str
-    rows: Sequence[ComparisonRow]
-
-
-def find_models(
-    recipe: Recipe, registry: Registry, names: Sequence[str], corpus: Corpus, say: Say
-) -> list[EvaluatedModel]:
-    """The models behind names: base, a baseline, candidate, champion, previous, a version number, a search of this run, or a checkpoint's URI.
-
-    A version brings its base with it, by its lineage; `base` and a bare checkpoint take the base of the versions beside them, else the recipe's.
-    Raises RunError for a name that means nothing yet, or one that takes its base from versions of different bases; RecipeError without any.
-    """
-    if not names:
-        raise RecipeError(
-            "evaluate.models: empty; give base, sasrec, candidate, a version number or a checkpoint's URI, comma-separated"
-        )
-    versions = {
-        name: version
-        for name in dict.fromkeys(names)
-        if (version := registry.find_version(name)) is not None
-    }
-    bases = {
-        name: (v.tags["base"], v.tags.get("base_revision") or None)
-        for name, v in versions.items()
-        if "base" in v.tags
-    }
-
-    @cache
-    def implied(name: str) -> tuple[str, str | None]:
-        """The base of a model that brings none."""
-        if len(set(bases.values())) > 1:
-            shown = ", ".join(f"{version} on {base}" for version, (base, _) in bases.items())
-            raise RunError(
-                f"evaluate.models: {name} takes the base of the versions beside it, which stand on different ones ({shown}); name fewer"
-            )
-        return next(iter(bases.values()), None) or (
-            resolve_base(recipe, corpus, say),
-            recipe.model.revision,
-        )
-
-    found: list[EvaluatedModel] = []
-    for name in dict.fromkeys(names):
-        if name == "base":
-            found.append(EvaluatedModel(name, name, *implied(name)))
-        elif name in BASELINES:
-            seeds = range(recipe.seed, recipe.seed + recipe.baseline.seeds)
-            found += [
-                EvaluatedModel(name, f"{name}-seed{seed}", "", None, seed=seed) for seed in seeds
-            ]
-        elif version := versions.get(name):
-            base, revision = bases.get(name) or implied(name)
-            found.append(
-                EvaluatedModel(
-                    name,
-                    f"version-{version.number}",
-                    base,
-                    revision,
-                    version.checkpoint,
-                    version.number,
-                )
-            )
-        elif tuned := _find_tuned_checkpoints(recipe, name):
-            found += [
-                EvaluatedModel(name, f"{name}-{place}", *implied(name), uri) for place, uri in tuned
-            ]
-        else:
-            uri = storage.absolute_uri(name)
-            run, attempt = (
-                posixpath.basename(posixpath.dirname(posixpath.dirname(uri))),
-                posixpath.basename(uri),
-            )
-            label = f"{run}-{attempt}"
-            if any(other.label == label and other.checkpoint != uri for other in found):
-                label += f"-{storage.sha256(uri.encode())[:6]}"
-            found.append(EvaluatedModel(name, label, *implied(name), uri))
-    return list({c.label: c for c in found}.values())
-
-
-def _find_tuned_checkpoints(recipe: Recipe, name: str) -> list[tuple[str, str]]:
-    """The seeds of a search's best rate as (label, checkpoint), if this run has a search of this name on the domain."""
-    domain = recipe.evaluate.domain or next(iter(recipe.data.held_out), "")
-    if "/" in name or not storage.exists(
-        found := storage.join(
-            run_folder(storage.absolute_uri(recipe.storage), recipe.run),
-            "finetune",
-            domain,
-            name,
-            SEARCH,
-        )
-    ):
-        return []
-    return [
-        (f"seed{seed['seed']}", seed["checkpoint"])
-        for seed in json.loads(storage.read_text(found))["winner"]["seeds"]
+    corpus, domain, samples = load_samples(recipe)
+    models = find_models(recipe, registry, names, corpus, say)
+    for model in models:
+        if model.checkpoint is not None:
+            checkpoint.verify(model.checkpoint)
+    run_uri = run_folder(storage.absolute_uri(recipe.storage), recipe.run)
+    folder = storage.join(run_uri, "evaluation", domain)
+    # Before scoring, which takes long: the text may be missing.
+    perplexities = forgetting.measure_perplexities(recipe, folder, models, say)
+    tables = _load_or_predict(recipe, folder, models, corpus, domain, samples, say)
+    evaluated = [
+        _store_metrics(recipe, registry, folder, corpus, domain, model, table)
+        for model, table in zip(models, tables, strict=True)
     ]
+    rows = _compare_with_first(evaluated, perplexities)
+    file_name = _comparison_filename(recipe)
+    comparison = Comparison(
+        domain, recipe.evaluate.split, _add_holm_correction(run_uri, domain, rows, file_name)
+    )
+    storage.write_text(
+        storage.join(folder, file_name), json.dumps(asdict(comparison), indent=2, allow_nan=False)
+    )
+    if storage.exists(storage.join(run_uri, EVENTS_FILE)):
+        report.write(run_uri)
+    return comparison
 
 
 def load_samples(recipe: Recipe) -> tuple[Corpus, str, pa.Table]:
-    """The corpus, the domain and its samples that models are scored on, in the order of their (unsigned) ids.
+    """Reads the samples that models are scored on.
 
-    Raises CorpusError when the domain has none in this split, RecipeError when no domain is named.
+    Returns:
+        The corpus, the name of the domain, and its samples in the order of their unsigned ids.
+
+    Raises:
+        CorpusError: The domain has no samples in this split.
+        RecipeError: No domain is named.
     """
     domain = recipe.evaluate.domain or next(iter(recipe.data.held_out), None)
     if domain is None:
@@ -172,149 +115,183 @@ def load_samples(recipe: Recipe) -> tuple[Corpus, str, pa.Table]:
     corpus = Corpus.open(recipe.corpus, recipe.corpus_version)
     split = recipe.evaluate.split
     samples = corpus.read_samples(corpus.find_domain_source(domain, split), split)
-    order = np.argsort(samples["sample_id"].to_numpy().view(np.uint64), kind="stable")[
-        : recipe.evaluate.max_users
-    ]
+    # The corpus stores the bits of an unsigned id in a signed column.
+    ids = samples["sample_id"].to_numpy().view(np.uint64)
+    order = np.argsort(ids, kind="stable")[: recipe.evaluate.max_users]
     return corpus, domain, samples.take(order)
 
 
-def compare_models(
-    recipe: Recipe, registry: Registry, names: Sequence[str], say: Say
-) -> Comparison:
-    """Score the models, write their artefacts, note their metrics on their versions, and compare each with the first. `say` gets lines of progress.
+def find_models(
+    recipe: Recipe, registry: Registry, names: Sequence[str], corpus: Corpus, say: Say
+) -> list[EvaluatedModel]:
+    """Finds the models that names stand for; a model with several seeds is found once per seed.
 
-    Raises UserError for models or samples that are not there, before anything is scored.
+    A version has its base in its lineage. Any other model takes the base of the versions beside
+    it, or without any the recipe's.
+
+    Args:
+        recipe: Base, seeds of baselines, and the run whose searches are looked at.
+        registry: Where versions are looked up.
+        names: `base`, a baseline, `candidate`, `champion`, `previous`, a version number, a search
+            of this run, or a checkpoint's URI.
+        corpus: Its titles are needed where the tiny base has to be built.
+        say: Takes lines of progress.
+
+    Raises:
+        RunError: A version does not exist, or a model would take its base from versions that have
+            different ones.
+        RecipeError: There are no names.
     """
-    corpus, domain, samples = load_samples(recipe)
-    models = find_models(recipe, registry, names, corpus, say)
-    for model in models:
-        if model.checkpoint is not None:
-            checkpoint.verify(model.checkpoint)
-    run = run_folder(storage.absolute_uri(recipe.storage), recipe.run)
-    folder = storage.join(run, "evaluation", domain)
-    forgotten = forgetting.measure_perplexities(
-        recipe, folder, models, say
-    )  # first, because its text may not be there
-    tables = _load_or_predict(recipe, folder, models, corpus, domain, samples, say)
-    results: dict[str, list[tuple[EvaluatedModel, pa.Table, dict[str, Any]]]] = {}
-    for model, table in zip(models, tables, strict=True):
-        result = predictions.to_metrics(table, model.label, domain, _evaluation_mode(recipe, model))
-        written = {**result, "inputs": _prediction_inputs(recipe, corpus, domain, model)}
-        storage.write_text(
-            storage.join(_model_folder(recipe, folder, model), METRICS),
-            json.dumps(written, indent=2),
+    if not names:
+        raise RecipeError(
+            "evaluate.models: empty; give base, sasrec, candidate, a version number or a "
+            "checkpoint's URI, comma-separated"
         )
-        if model.version is not None and recipe.evaluate.mode == "score":
-            registry.log_evaluation(model.version, domain, result)
-        results.setdefault(model.name, []).append((model, table, result))
-    reference, *others = ([table for _, table, _ in seeds] for seeds in results.values())
-    rows = [
-        ComparisonRow(
-            name,
-            _model_label(seeds),
-            average_metrics([result for *_, result in seeds]),
-            None,
-            perplexity=_mean_perplexity(forgotten, [model for model, *_ in seeds]),
-        )
-        for name, seeds in results.items()
-    ]
-    rows[1:] = [
-        _add_significance(row, reference, tables)
-        for row, tables in zip(rows[1:], others, strict=True)
-    ]
-    comparison = Comparison(
-        domain,
-        recipe.evaluate.split,
-        _add_holm_correction(run, domain, rows, _comparison_filename(recipe)),
-    )
-    storage.write_text(
-        storage.join(folder, _comparison_filename(recipe)),
-        json.dumps(asdict(comparison), indent=2, allow_nan=False),
-    )
-    if storage.exists(storage.join(run, EVENTS_FILE)):
-        report.write(run)
-    return comparison
+    versions = {
+        name: version
+        for name in dict.fromkeys(names)
+        if (version := registry.find_version(name)) is not None
+    }
+    version_bases = {
+        name: (version.tags["base"], version.tags.get("base_revision") or None)
+        for name, version in versions.items()
+        if "base" in version.tags
+    }
+
+    @cache
+    def implied_base(name: str) -> tuple[str, str | None]:
+        """Returns base and revision of a model that does not name its own."""
+        if len(set(version_bases.values())) > 1:
+            shown = ", ".join(
+                f"{version} on {base}" for version, (base, _) in version_bases.items()
+            )
+            raise RunError(
+                f"evaluate.models: {name} takes the base of the versions beside it, which stand on "
+                f"different ones ({shown}); name fewer"
+            )
+        if version_bases:
+            return next(iter(version_bases.values()))
+        return resolve_base(recipe, corpus, say), recipe.model.revision
+
+    models: list[EvaluatedModel] = []
+    for name in dict.fromkeys(names):
+        if name == "base":
+            models.append(EvaluatedModel(name, name, *implied_base(name)))
+        elif name in BASELINE_NAMES:
+            seeds = range(recipe.seed, recipe.seed + recipe.baseline.seeds)
+            models += [
+                EvaluatedModel(name, f"{name}-seed{seed}", "", None, seed=seed) for seed in seeds
+            ]
+        elif version := versions.get(name):
+            base, revision = version_bases.get(name) or implied_base(name)
+            label = f"version-{version.number}"
+            models.append(
+                EvaluatedModel(name, label, base, revision, version.checkpoint, version.number)
+            )
+        elif seed_checkpoints := _find_tuned_checkpoints(recipe, name):
+            models += [
+                EvaluatedModel(name, f"{name}-{seed}", *implied_base(name), uri)
+                for seed, uri in seed_checkpoints
+            ]
+        else:
+            uri = storage.absolute_uri(name)
+            label = _checkpoint_label(uri, models)
+            models.append(EvaluatedModel(name, label, *implied_base(name), uri))
+    return list({model.label: model for model in models}.values())
 
 
-def _model_label(seeds: Sequence[tuple[EvaluatedModel, pa.Table, dict[str, Any]]]) -> str:
-    return seeds[0][0].label if len(seeds) == 1 else f"{len(seeds)} seeds"
+def _find_tuned_checkpoints(recipe: Recipe, name: str) -> list[tuple[str, str]]:
+    """Returns (label, checkpoint) of each seed of a search's best learning rate.
 
-
-def _mean_perplexity(
-    perplexities: Mapping[str, float], seeds: Sequence[EvaluatedModel]
-) -> float | None:
-    """Mean perplexity of a model's seeds."""
-    values = [perplexities[model.label] for model in seeds if model.label in perplexities]
-    return float(np.mean(values)) if values else None
-
-
-def _add_significance(
-    row: ComparisonRow, reference: Sequence[pa.Table], tables: Sequence[pa.Table]
-) -> ComparisonRow:
-    """A row with its tests against the reference; each model comes as the predictions of its seeds."""
-    before, after = (
-        np.stack([_hits_at_1(table) for table in seeds]) for seeds in (reference, tables)
-    )
-    mean_before, mean_after = before.mean(axis=0), after.mean(axis=0)
-    over_seeds = None
-    if len(after) > 1 and len(before) in (1, len(after)):
-        over_seeds = paired_t_test(
-            np.broadcast_to(before.mean(axis=1), len(after)), after.mean(axis=1)
-        )
-    return replace(
-        row,
-        against=paired_t_test(mean_before, mean_after),
-        permutation_p=permutation_test(mean_before, mean_after),
-        over_seeds=over_seeds,
-    )
-
-
-def _evaluation_mode(recipe: Recipe, model: EvaluatedModel) -> str:
-    """How a model is evaluated: a baseline can only score."""
-    return "score" if model.is_baseline else recipe.evaluate.mode
-
-
-def _model_folder(recipe: Recipe, folder: str, model: EvaluatedModel) -> str:
-    """Where a model's artefacts lie, by mode."""
-    mode = _evaluation_mode(recipe, model)
-    return storage.join(folder, model.label if mode == "score" else f"{model.label}-{mode}")
-
-
-def _comparison_filename(recipe: Recipe) -> str:
-    return (
-        COMPARISON if recipe.evaluate.mode == "score" else f"comparison-{recipe.evaluate.mode}.json"
-    )
-
-
-def _add_holm_correction(
-    run: str, domain: str, rows: Sequence[ComparisonRow], filename: str
-) -> list[ComparisonRow]:
-    """The rows with Holm's correction over the run's domains on which the same two models were compared."""
-    place = storage.join(run, "evaluation")
-    others = [
-        json.loads(storage.read_text(file))
-        for d in storage.list_names(place)
-        if d != domain and storage.exists(file := storage.join(place, d, filename))
-    ]
-
-    def same(row: ComparisonRow) -> list[float]:
-        pairs = [(c["rows"][0]["name"], r["name"], r["against"]) for c in others for r in c["rows"]]
-        return [
-            against["p"]
-            for reference, name, against in pairs
-            if (reference, name) == (rows[0].name, row.name) and against
-        ]
-
+    Empty where this run has no finished search of this name on the domain.
+    """
+    if "/" in name:
+        return []
+    run_uri = run_folder(storage.absolute_uri(recipe.storage), recipe.run)
+    domain = recipe.evaluate.domain or next(iter(recipe.data.held_out), "")
+    search = storage.join(run_uri, "finetune", domain, name, SEARCH)
+    if not storage.exists(search):
+        return []
     return [
-        replace(row, holm_p=holm_correction([row.against.p, *same(row)])[0]) if row.against else row
-        for row in rows
+        (f"seed{seed['seed']}", seed["checkpoint"])
+        for seed in json.loads(storage.read_text(search))["winner"]["seeds"]
     ]
+
+
+def _checkpoint_label(uri: str, others: Sequence[EvaluatedModel]) -> str:
+    """Returns `<run>-<checkpoint>`, with a hash where another checkpoint is called the same."""
+    run = posixpath.basename(posixpath.dirname(posixpath.dirname(uri)))
+    label = f"{run}-{posixpath.basename(uri)}"
+    if any(other.label == label and other.checkpoint != uri for other in others):
+        label += f"-{storage.sha256(uri.encode())[:6]}"
+    return label
+
+
+def _load_or_predict(
+    recipe: Recipe,
+    folder: str,
+    models: Sequence[EvaluatedModel],
+    corpus: Corpus,
+    domain: str,
+    samples: pa.Table,
+    say: Say,
+) -> list[pa.Table]:
+    """Returns each model's predictions: stored ones of equal inputs, else new ones, stored too."""
+    tables = {
+        model.label: _read_predictions(
+            _model_folder(recipe, folder, model), _prediction_inputs(recipe, corpus, domain, model)
+        )
+        for model in models
+    }
+    missing = [model for model in models if tables[model.label] is None]
+    if missing:
+        workers = min(recipe.workers, len(samples))
+        num_cpus = recipe.cluster.num_cpus or workers * recipe.train.cpus_per_worker
+        with ray_session(recipe.cluster.address, num_cpus):
+            encoders = _row_encoders(recipe, corpus, missing)
+            for model in missing:
+                say(f"scoring {model.label}: {len(samples):,} samples, {workers} worker(s)")
+                place = _model_folder(recipe, folder, model)
+                # Metrics must never stand beside predictions that they are not from.
+                storage.remove(storage.join(place, METRICS))
+                encoder = encoders.get((model.base, model.revision))
+                table = _predict(recipe, model, corpus, domain, samples, workers, encoder)
+                storage.write_bytes(storage.join(place, PREDICTIONS), predictions.to_bytes(table))
+                tables[model.label] = table
+    return [tables[model.label] for model in models]
+
+
+def _predict(
+    recipe: Recipe,
+    model: EvaluatedModel,
+    corpus: Corpus,
+    domain: str,
+    samples: pa.Table,
+    workers: int,
+    encoder: RowEncoder | None,
+) -> pa.Table:
+    """Returns what a model answers to the samples, by scores or by text."""
+    if _evaluation_mode(recipe, model) == "score":
+        scores = score_model(recipe, model, corpus, domain, samples, workers, encoder)
+        return predictions.from_scores(samples, scores)
+    texts = generate_texts(recipe, model, corpus, domain, samples, workers, encoder)
+    return predictions.from_texts(samples, texts, corpus.read_titles())
+
+
+def _read_predictions(folder: str, inputs: Mapping[str, Any]) -> pa.Table | None:
+    """Returns the stored predictions; None where there are none, or none of these inputs."""
+    metrics = storage.join(folder, METRICS)
+    if not storage.exists(metrics):
+        return None
+    if json.loads(storage.read_text(metrics)).get("inputs") != inputs:
+        return None
+    return predictions.from_bytes(storage.read_bytes(storage.join(folder, PREDICTIONS)))
 
 
 def _prediction_inputs(
     recipe: Recipe, corpus: Corpus, domain: str, model: EvaluatedModel
 ) -> dict[str, Any]:
-    """All that predictions depend on: equal inputs, equal predictions."""
+    """Returns everything that predictions depend on: equal inputs, equal predictions."""
     return {
         "base": model.base,
         "base_revision": model.revision,
@@ -332,72 +309,167 @@ def _prediction_inputs(
     }
 
 
-def _load_or_predict(
-    recipe: Recipe,
-    folder: str,
-    models: Sequence[EvaluatedModel],
-    corpus: Corpus,
-    domain: str,
-    samples: pa.Table,
-    say: Say,
-) -> list[pa.Table]:
-    """Each model's predictions: the kept ones where their inputs are the same, else newly made and written."""
-    tables = {
-        model.label: _read_predictions(
-            _model_folder(recipe, folder, model), _prediction_inputs(recipe, corpus, domain, model)
-        )
-        for model in models
-    }
-    missing = [model for model in models if tables[model.label] is None]
-    if missing:
-        workers = min(recipe.workers, len(samples))
-        with ray_session(
-            recipe.cluster.address,
-            recipe.cluster.num_cpus or workers * recipe.train.cpus_per_worker,
-        ):
-            texts_on = _row_encoders(recipe, corpus, missing)
-            for model in missing:
-                say(f"scoring {model.label}: {len(samples):,} samples, {workers} worker(s)")
-                place, text = (
-                    _model_folder(recipe, folder, model),
-                    texts_on.get((model.base, model.revision)),
-                )
-                storage.remove(
-                    storage.join(place, METRICS)
-                )  # so that it never stands beside predictions that it is not of
-                if _evaluation_mode(recipe, model) == "score":
-                    table = predictions.from_scores(
-                        samples, score_model(recipe, model, corpus, domain, samples, workers, text)
-                    )
-                else:
-                    table = predictions.from_texts(
-                        samples,
-                        generate_texts(recipe, model, corpus, domain, samples, workers, text),
-                        corpus.read_titles(),
-                    )
-                storage.write_bytes(storage.join(place, PREDICTIONS), predictions.to_bytes(table))
-                tables[model.label] = table
-    return [tables[model.label] for model in models]
-
-
-def _read_predictions(folder: str, inputs: Mapping[str, Any]) -> pa.Table | None:
-    """Predictions of these inputs, if there are any."""
-    place = storage.join(folder, METRICS)
-    if not storage.exists(place) or json.loads(storage.read_text(place)).get("inputs") != inputs:
-        return None
-    return predictions.from_bytes(storage.read_bytes(storage.join(folder, PREDICTIONS)))
-
-
-def _hits_at_1(table: pa.Table) -> NDArray[np.float64]:
-    return hits(predictions.to_ranks(table), 1)
-
-
 def _row_encoders(
     recipe: Recipe, corpus: Corpus, models: Sequence[EvaluatedModel]
 ) -> dict[tuple[str, str | None], RowEncoder]:
-    """What language models read with, by base and revision: models on one base share one, put into the object store once. Baselines do not read."""
-    read = dict.fromkeys((model.base, model.revision) for model in models if not model.is_baseline)
+    """Returns the row encoders of the language models by (base, revision).
+
+    Models on one base share one, so that it is put into the object store once. Baselines need none.
+    """
+    bases = dict.fromkeys((model.base, model.revision) for model in models if not model.is_baseline)
     return {
         (base, revision): RowEncoder.from_corpus(corpus, base, revision, recipe.model.max_tokens)
-        for base, revision in read
+        for base, revision in bases
     }
+
+
+def _evaluation_mode(recipe: Recipe, model: EvaluatedModel) -> str:
+    """Returns the mode in which a model is evaluated: a baseline can only score."""
+    return "score" if model.is_baseline else recipe.evaluate.mode
+
+
+def _model_folder(recipe: Recipe, folder: str, model: EvaluatedModel) -> str:
+    """Returns the folder of a model's predictions and metrics, one for each mode."""
+    mode = _evaluation_mode(recipe, model)
+    return storage.join(folder, model.label if mode == "score" else f"{model.label}-{mode}")
+
+
+def _comparison_filename(recipe: Recipe) -> str:
+    mode = recipe.evaluate.mode
+    return COMPARISON if mode == "score" else f"comparison-{mode}.json"
+
+
+def _store_metrics(
+    recipe: Recipe,
+    registry: Registry,
+    folder: str,
+    corpus: Corpus,
+    domain: str,
+    model: EvaluatedModel,
+    table: pa.Table,
+) -> _Evaluated:
+    """Computes a model's metrics, writes metrics.json and, for a version, notes them on it."""
+    metrics = predictions.to_metrics(table, model.label, domain, _evaluation_mode(recipe, model))
+    with_inputs = {**metrics, "inputs": _prediction_inputs(recipe, corpus, domain, model)}
+    storage.write_text(
+        storage.join(_model_folder(recipe, folder, model), METRICS),
+        json.dumps(with_inputs, indent=2),
+    )
+    if model.version is not None and recipe.evaluate.mode == "score":
+        registry.log_evaluation(model.version, domain, metrics)
+    return _Evaluated(model, table, metrics)
+
+
+def _compare_with_first(
+    evaluated: Sequence[_Evaluated], perplexities: Mapping[str, float]
+) -> list[ComparisonRow]:
+    """Returns one row per name, each but the first tested against the first.
+
+    Args:
+        evaluated: Models in the order in which they were asked for, one for each seed.
+        perplexities: Perplexity of the text by label, where it was measured.
+    """
+    seeds_by_name: dict[str, list[_Evaluated]] = {}
+    for result in evaluated:
+        seeds_by_name.setdefault(result.model.name, []).append(result)
+    tables_by_name = {
+        name: [seed.predictions for seed in seeds] for name, seeds in seeds_by_name.items()
+    }
+    rows = [
+        ComparisonRow(
+            name,
+            seeds[0].model.label if len(seeds) == 1 else f"{len(seeds)} seeds",
+            average_metrics([seed.metrics for seed in seeds]),
+            None,
+            perplexity=_mean_perplexity(perplexities, [seed.model for seed in seeds]),
+        )
+        for name, seeds in seeds_by_name.items()
+    ]
+    reference, *others = rows
+    return [
+        reference,
+        *(
+            _add_significance(row, tables_by_name[reference.name], tables_by_name[row.name])
+            for row in others
+        ),
+    ]
+
+
+def _mean_perplexity(
+    perplexities: Mapping[str, float], seeds: Sequence[EvaluatedModel]
+) -> float | None:
+    """Returns the mean perplexity of a model's seeds; None where it was not measured."""
+    values = [perplexities[model.label] for model in seeds if model.label in perplexities]
+    return float(np.mean(values)) if values else None
+
+
+def _add_significance(
+    row: ComparisonRow, reference: Sequence[pa.Table], tables: Sequence[pa.Table]
+) -> ComparisonRow:
+    """Returns a row with its tests against the reference.
+
+    Args:
+        row: The row of a model.
+        reference: Predictions of the reference, one table for each seed.
+        tables: Predictions of the model, one table for each seed.
+    """
+    # [seeds, samples] each
+    reference_hits = np.stack([_hits_at_1(table) for table in reference])
+    model_hits = np.stack([_hits_at_1(table) for table in tables])
+    mean_reference = reference_hits.mean(axis=0)
+    mean_model = model_hits.mean(axis=0)
+    over_seeds = None
+    # A reference with a single seed, such as the base, is compared with each seed of the model.
+    if len(model_hits) > 1 and len(reference_hits) in (1, len(model_hits)):
+        over_seeds = paired_t_test(
+            np.broadcast_to(reference_hits.mean(axis=1), len(model_hits)), model_hits.mean(axis=1)
+        )
+    return replace(
+        row,
+        against=paired_t_test(mean_reference, mean_model),
+        permutation_p=permutation_test(mean_reference, mean_model),
+        over_seeds=over_seeds,
+    )
+
+
+def _hits_at_1(table: pa.Table) -> NDArray[np.float64]:
+    """Returns HR@1 of each sample [n]."""
+    return hits(predictions.to_ranks(table), 1)
+
+
+def _add_holm_correction(
+    run_uri: str, domain: str, rows: Sequence[ComparisonRow], file_name: str
+) -> list[ComparisonRow]:
+    """Returns the rows with p corrected for the domains on which this run compared the same models.
+
+    Args:
+        run_uri: Folder of the run.
+        domain: Domain of the rows.
+        rows: Rows of the comparison, the reference first.
+        file_name: Name of the comparison files of this mode.
+    """
+    evaluation = storage.join(run_uri, "evaluation")
+    files = [
+        storage.join(evaluation, other, file_name)
+        for other in storage.list_names(evaluation)
+        if other != domain
+    ]
+    comparisons = [json.loads(storage.read_text(file)) for file in files if storage.exists(file)]
+
+    def p_values_elsewhere(name: str) -> list[float]:
+        """Returns p of the same model against the same reference on the other domains."""
+        return [
+            row["against"]["p"]
+            for comparison in comparisons
+            for row in comparison["rows"]
+            if comparison["rows"][0]["name"] == rows[0].name
+            and row["name"] == name
+            and row["against"]
+        ]
+
+    return [
+        replace(row, holm_p=holm_correction([row.against.p, *p_values_elsewhere(row.name)])[0])
+        if row.against
+        else row
+        for row in rows
+    ]

@@ -1,7 +1,15 @@
-"""Fine-tuning on one domain with a search of its learning rate: baselines' embeddings -> trials -> best lr -> seeds -> registered version.
+"""Fine-tuning on one domain, with a search of its learning rate.
 
-Below `<storage>/<run>/finetune/<domain>/<name>/`: `identity.json` (what the search is of), `trials/<lr>-<seed>/`, `trials.svg`, and `search.json`,
-which is written last. Starting a search again trains what is left of it.
+SASRec's item embeddings -> trials -> best learning rate -> its seeds -> registered version.
+
+Below `<storage>/<run>/finetune/<domain>/<name>/`:
+
+    identity.json          what the search depends on
+    trials/<lr>-<seed>/    one trial each
+    trials.svg             HR@1 on validation by epoch and by learning rate
+    search.json            the result, written last
+
+A search that is started again trains what is missing of it.
 """
 
 import io
@@ -21,6 +29,7 @@ from cluster.ray_session import ray_session
 from cluster.storage import absolute_uri, exists, join, read_text, write_bytes, write_text
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
+from cprec.config.recipe_file import rename_old_keys
 from cprec.downstream import lr_search, stored_baselines
 from cprec.downstream.domain import Domain
 from cprec.downstream.scoring import get_results
@@ -31,13 +40,27 @@ from cprec.runs.records import run_folder
 from cprec.tracking.registry import Registry, Tracker, Version
 from cprec.workflows.evaluate import SEARCH
 
-IDENTITY, PLOT = "identity.json", "trials.svg"
+IDENTITY = "identity.json"
+PLOT = "trials.svg"
 FRESH = "fresh"
+"""Value of finetune.start with which LoRA starts from new weights."""
 
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """A checked search. start: checkpoint that LoRA starts from, None: fresh; parent: its registered version, where it has one."""
+    """A checked search.
+
+    Attributes:
+        recipe: The recipe of the job.
+        corpus: The corpus, at the version that is used.
+        domain: Domain to fine-tune on.
+        name: Name of the search.
+        uri: Folder of the search.
+        base: URI or hub id of the base model.
+        start_checkpoint: Checkpoint that LoRA starts from; None for new weights.
+        parent_version: Registered version of that checkpoint, where it has one.
+        lrs: Learning rates to try.
+    """
 
     recipe: Recipe
     corpus: Corpus
@@ -50,7 +73,13 @@ class SearchPlan:
     lrs: tuple[float, ...]
 
     def build_trial(self, lr: float, seed: int, behaviour_weights: str | None) -> Trial:
-        """One fine-tuning of the search."""
+        """Returns one fine-tuning of the search, which has not started yet.
+
+        Args:
+            lr: Its highest learning rate.
+            seed: Its seed.
+            behaviour_weights: URI of SASRec's weights for behaviour tokens; None: titles only.
+        """
         return Trial(
             self.recipe,
             join(self.uri, "trials", f"{lr:g}-{seed}"),
@@ -65,7 +94,17 @@ class SearchPlan:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search found. trials: those of the search; seeds: the best lr's; best: of these, the best on validation; version: the registered."""
+    """The result of a search.
+
+    Attributes:
+        lr: Best learning rate.
+        trials: All trials of the search.
+        winner_trials: Trials of the best learning rate, one for each seed.
+        best: The best of those on validation, which is the one registered.
+        model: Name of the registered model.
+        version: Version that was registered.
+        plot_uri: Picture of the trials.
+    """
 
     lr: float
     trials: Sequence[TrialResult]
@@ -76,8 +115,58 @@ class SearchResult:
     plot_uri: str
 
 
+def search_and_register(recipe: Recipe, registry: Registry, say: Say) -> SearchResult:
+    """Runs a search to its end, from where it stopped, and registers the best trial.
+
+    Raises:
+        RunError: Another search has the same name, or training diverged at every learning rate.
+        UserError: The start, the corpus or the domain are missing.
+    """
+    plan = plan_search(recipe, registry, say)
+    lock_identity(plan)
+    tracker = Tracker(registry, plan.uri, f"{recipe.run}-{plan.domain}-{plan.name}")
+    tracker.flush()
+    with ray_session(recipe.cluster.address, _logical_cpus(recipe)):
+        behaviour_weights = None
+        if recipe.finetune.hybrid:
+            say("item embeddings of SASRec")
+            behaviour_weights = _train_sasrec(plan)
+        trials = [
+            plan.build_trial(lr, seed, behaviour_weights)
+            for lr in plan.lrs
+            for seed in range(recipe.search.seeds)
+        ]
+        results = lr_search.run_trials(trials, recipe.search, recipe.search.stopper, say)
+        _require_convergence(results)
+        best_lr = lr_search.best_lr(results)
+        say(f"best learning rate {best_lr:g}; training it with {recipe.search.winner_seeds} seeds")
+        winner_trials = [
+            plan.build_trial(best_lr, seed, behaviour_weights)
+            for seed in range(recipe.search.winner_seeds)
+        ]
+        # No stopper here. A trial that the search stopped early counts with the result it had.
+        winner_results = lr_search.run_trials(winner_trials, recipe.search, "none", say)
+        for result in winner_results:
+            _require_convergence([result])
+    best = max(winner_results, key=lambda result: result.hr1)
+    _log_trials(registry, tracker, [*trials, *winner_trials], [*results, *winner_results])
+    plot_uri = join(plan.uri, PLOT)
+    write_bytes(plot_uri, plot_trials(results, best_lr))
+    summary = _search_summary(plan, best_lr, results, winner_results, best)
+    write_text(join(plan.uri, SEARCH), json.dumps(summary, indent=1))
+    model = f"{registry.model}-{plan.domain}"
+    version = registry.with_model(model).register(
+        best.checkpoint, _lineage(plan, best), tracker.run_id
+    )
+    return SearchResult(best_lr, results, winner_results, best, model, version, plot_uri)
+
+
 def plan_search(recipe: Recipe, registry: Registry, say: Say) -> SearchPlan:
-    """What is to be trained. Raises UserError for a start, a corpus or a domain that is not there."""
+    """Resolves and checks what a search trains, and from what.
+
+    Raises:
+        UserError: The start, the corpus or the domain are missing.
+    """
     settings = recipe.finetune
     domain = settings.domain or next(iter(recipe.data.held_out), None)
     if domain is None:
@@ -86,131 +175,36 @@ def plan_search(recipe: Recipe, registry: Registry, say: Say) -> SearchPlan:
         )
     corpus = Corpus.open(recipe.corpus, recipe.corpus_version)
     for split in ("train", "validation"):
-        Domain.from_corpus(corpus, domain, split)
+        Domain.from_corpus(corpus, domain, split)  # raises where the split has no samples
     version: Version | None = None
-    start = None
+    start_checkpoint = None
     if settings.start != FRESH:
         version = registry.find_version(settings.start)
-        start = version.checkpoint if version else absolute_uri(settings.start)
-        checkpoint.verify(start)
-    base = version.tags.get("base") if version else None
-    name = settings.name or ("llara" if start is None else "cprec")
-    place = join(run_folder(absolute_uri(recipe.storage), recipe.run), "finetune", domain, name)
+        start_checkpoint = version.checkpoint if version else absolute_uri(settings.start)
+        checkpoint.verify(start_checkpoint)
+    version_base = version.tags.get("base") if version else None
+    name = settings.name or ("llara" if start_checkpoint is None else "cprec")
+    run_uri = run_folder(absolute_uri(recipe.storage), recipe.run)
     lrs = lr_search.trial_lrs(recipe.search, recipe.seed)
     return SearchPlan(
         recipe,
         corpus,
         domain,
         name,
-        place,
-        base or resolve_base(recipe, corpus, say),
-        start,
+        join(run_uri, "finetune", domain, name),
+        version_base or resolve_base(recipe, corpus, say),
+        start_checkpoint,
         version.number if version else None,
         lrs,
     )
 
 
-def search_and_register(recipe: Recipe, registry: Registry, say: Say) -> SearchResult:
-    """Run a search, or go on with it, train the best lr with every seed, and register the best of them.
+def lock_identity(plan: SearchPlan) -> None:
+    """Writes what a search depends on, or compares it with what its first start wrote.
 
-    Raises RunError when another search lies in its place, or when the learning rates are so high that nothing was learned.
+    Raises:
+        RunError: The search was started with something else.
     """
-    planned = plan_search(recipe, registry, say)
-    _lock_identity(planned)
-    parent = Tracker(registry, planned.uri, f"{recipe.run}-{planned.domain}-{planned.name}")
-    parent.flush()
-    with ray_session(
-        recipe.cluster.address,
-        recipe.cluster.num_cpus
-        or recipe.workers * recipe.train.cpus_per_worker * (recipe.search.concurrent or 1),
-    ):
-        behaviour = None
-        if recipe.finetune.hybrid:
-            say("item embeddings of SASRec")
-            task = ray.remote(stored_baselines.ensure_trained).options(
-                num_cpus=recipe.train.cpus_per_worker
-            )
-            behaviour = get_results(
-                [task.remote(recipe, planned.corpus, planned.domain, "sasrec", recipe.seed)]
-            )[0]
-        tried = [
-            planned.build_trial(lr, seed, behaviour)
-            for lr in planned.lrs
-            for seed in range(recipe.search.seeds)
-        ]
-        ended = lr_search.run_trials(tried, recipe.search, recipe.search.stopper, say)
-        _check_any_converged(ended)
-        best_lr = lr_search.best_lr(ended)
-        say(f"best learning rate {best_lr:g}; training it with {recipe.search.winner_seeds} seeds")
-        # A trial of the best lr that the search cut short is not trained on: nothing cuts the best one short.
-        seeded = [
-            planned.build_trial(best_lr, seed, behaviour)
-            for seed in range(recipe.search.winner_seeds)
-        ]
-        seeds = lr_search.run_trials(seeded, recipe.search, "none", say)
-        for seed in seeds:
-            _check_any_converged([seed])
-    best = max(seeds, key=lambda t: t.hr1)
-    _log_trials(registry, parent, [*tried, *seeded], [*ended, *seeds])
-    write_bytes(join(planned.uri, PLOT), plot_trials(ended, best_lr))
-    write_text(
-        join(planned.uri, SEARCH),
-        json.dumps(_search_summary(planned, best_lr, ended, seeds, best), indent=1),
-    )
-    model = f"{registry.model}-{planned.domain}"
-    tuned = registry.with_model(model)
-    number = tuned.register(best.checkpoint, _lineage(planned, best), parent.run_id)
-    return SearchResult(best_lr, ended, seeds, best, model, number, join(planned.uri, PLOT))
-
-
-def _check_any_converged(results: Sequence[TrialResult]) -> None:
-    """Something was learned in one of these trials."""
-    if not any(trial.checkpoint for trial in results):
-        shown = ", ".join(f"{trial.lr:g} (seed {trial.seed})" for trial in results)
-        raise RunError(f"training diverged in its first epoch at {shown}; give lower search.rates")
-
-
-def plot_trials(results: Sequence[TrialResult], best_lr: float) -> bytes:
-    """HR@1 on validation of every trial by its learning rate, as SVG; the best lr is marked. Equal trials give an equal file."""
-    with rc_context(
-        {
-            "svg.hashsalt": "trials",
-            "svg.fonttype": "none",
-            "font.size": 9,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-        }
-    ):
-        figure = Figure(figsize=(9, 2.8), layout="constrained")
-        curves, summary = figure.subplots(1, 2)
-        for t in results:
-            curves.plot(
-                range(1, len(t.history) + 1),
-                t.history,
-                marker=".",
-                linestyle=":" if t.stopped else "-",
-                label=f"{t.lr:g}, seed {t.seed}",
-            )
-        curves.set_xlabel("epoch (dotted: cut short)")
-        curves.set_ylabel("HR@1 on validation")
-        curves.legend(frameon=False, fontsize=7)
-        lrs = sorted({t.lr for t in results})
-        summary.scatter([t.lr for t in results], [t.hr1 for t in results], color="#8fb8de")
-        summary.plot(
-            lrs,
-            [float(np.mean([t.hr1 for t in results if t.lr == lr])) for lr in lrs],
-            color="#1c2430",
-        )
-        summary.axvline(best_lr, color="#b3261e", linestyle=":")
-        summary.set_xscale("log")
-        summary.set_xlabel("learning rate")
-        file = io.BytesIO()
-        figure.savefig(file, format="svg", metadata={"Date": None})
-    return file.getvalue()
-
-
-def _lock_identity(plan: SearchPlan) -> None:
-    """Note what the search is of, or compare with what is noted."""
     recipe = plan.recipe
     identity = {
         "corpus": plan.corpus.commits[0].metadata["fingerprint"],
@@ -222,66 +216,140 @@ def _lock_identity(plan: SearchPlan) -> None:
         "baseline": recipe.baseline.model_dump(exclude={"seeds"}),
         "seed": recipe.seed,
     }
+    # As JSON reads it back: tuples are lists then.
     identity = json.loads(json.dumps(identity))
-    where = join(plan.uri, IDENTITY)
-    if not exists(where):
-        write_text(where, json.dumps(identity, indent=1))
+    uri = join(plan.uri, IDENTITY)
+    if not exists(uri):
+        write_text(uri, json.dumps(identity, indent=1))
         return
-    before: dict[str, Any] = json.loads(read_text(where))
+    before = rename_old_keys(json.loads(read_text(uri)), uri)
     if changed := [key for key in identity if before.get(key) != identity[key]]:
         shown = "\n".join(f"  {key}: {before.get(key)!r} -> {identity[key]!r}" for key in changed)
         raise RunError(
-            f"the search {plan.name} was started differently ({where}):\n{shown}\nuse another --finetune.name or --run, or put the values back"
+            f"the search {plan.name} was started differently ({uri}):\n{shown}\n"
+            "use another --finetune.name or --run, or put the values back"
         )
+
+
+def _logical_cpus(recipe: Recipe) -> int:
+    """Returns the CPUs of a local session: those of the trials that run at a time."""
+    return recipe.cluster.num_cpus or (
+        recipe.workers * recipe.train.cpus_per_worker * (recipe.search.concurrent or 1)
+    )
+
+
+def _train_sasrec(plan: SearchPlan) -> str:
+    """Returns the URI of SASRec's weights on the domain, trained in a Ray task where missing."""
+    recipe = plan.recipe
+    task = ray.remote(stored_baselines.ensure_trained).options(
+        num_cpus=recipe.train.cpus_per_worker
+    )
+    reference = task.remote(recipe, plan.corpus, plan.domain, "sasrec", recipe.seed)
+    weights_uri: str = get_results([reference])[0]
+    return weights_uri
+
+
+def _require_convergence(results: Sequence[TrialResult]) -> None:
+    """Raises RunError where every one of these trials diverged in its first epoch."""
+    if not any(result.checkpoint for result in results):
+        shown = ", ".join(f"{result.lr:g} (seed {result.seed})" for result in results)
+        raise RunError(f"training diverged in its first epoch at {shown}; give lower search.lrs")
+
+
+def plot_trials(results: Sequence[TrialResult], best_lr: float) -> bytes:
+    """Draws HR@1 on validation of every trial, by epoch and by learning rate.
+
+    Returns:
+        An SVG with the best learning rate marked. Equal trials give equal bytes.
+    """
+    with rc_context(
+        {
+            "svg.hashsalt": "trials",
+            "svg.fonttype": "none",
+            "font.size": 9,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+        }
+    ):
+        figure = Figure(figsize=(9, 2.8), layout="constrained")
+        curves, summary = figure.subplots(1, 2)
+        for result in results:
+            curves.plot(
+                range(1, len(result.history) + 1),
+                result.history,
+                marker=".",
+                linestyle=":" if result.stopped else "-",
+                label=f"{result.lr:g}, seed {result.seed}",
+            )
+        curves.set_xlabel("epoch (dotted: cut short)")
+        curves.set_ylabel("HR@1 on validation")
+        curves.legend(frameon=False, fontsize=7)
+        lrs = sorted({result.lr for result in results})
+        means = [float(np.mean([r.hr1 for r in results if r.lr == lr])) for lr in lrs]
+        summary.scatter([r.lr for r in results], [r.hr1 for r in results], color="#8fb8de")
+        summary.plot(lrs, means, color="#1c2430")
+        summary.axvline(best_lr, color="#b3261e", linestyle=":")
+        summary.set_xscale("log")
+        summary.set_xlabel("learning rate")
+        file = io.BytesIO()
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    return file.getvalue()
 
 
 def _log_trials(
-    registry: Registry, parent: Tracker, trials: Sequence[Trial], results: Sequence[TrialResult]
+    registry: Registry,
+    search_tracker: Tracker,
+    trials: Sequence[Trial],
+    results: Sequence[TrialResult],
 ) -> None:
-    """Every trial as an MLflow run below the search's."""
-    parent.flush()
-    for trial, tuned in {
-        trial.uri: (trial, tuned) for trial, tuned in zip(trials, results, strict=True)
-    }.values():
-        child = Tracker(
-            registry, trial.uri, f"{trial.lr:g}-{trial.seed}", parent_run_id=parent.run_id
+    """Records every trial as an MLflow run below that of the search, and ends them all."""
+    search_tracker.flush()
+    # A trial of the search may also be one of the best learning rate's seeds.
+    by_uri = {trial.uri: (trial, result) for trial, result in zip(trials, results, strict=True)}
+    for trial, result in by_uri.values():
+        tracker = Tracker(
+            registry,
+            trial.uri,
+            f"{trial.lr:g}-{trial.seed}",
+            parent_run_id=search_tracker.run_id,
         )
-        child.log_params(
+        tracker.log_params(
             {
-                "lr": tuned.lr,
-                "seed": tuned.seed,
+                "lr": result.lr,
+                "seed": result.seed,
                 "start": trial.start_checkpoint or FRESH,
-                "stopped": tuned.stopped,
+                "stopped": result.stopped,
             }
         )
-        for epoch, hr1 in enumerate(tuned.history, 1):
-            child.log_metrics({"hr1": hr1}, epoch)
-        child.finish("FINISHED")
-    parent.finish("FINISHED")
+        for epoch, hr1 in enumerate(result.history, 1):
+            tracker.log_metrics({"hr1": hr1}, epoch)
+        tracker.finish("FINISHED")
+    search_tracker.finish("FINISHED")
 
 
 def _search_summary(
     plan: SearchPlan,
     best_lr: float,
     results: Sequence[TrialResult],
-    winner_trials: Sequence[TrialResult],
+    winner_results: Sequence[TrialResult],
     best: TrialResult,
 ) -> dict[str, Any]:
+    """Returns the content of search.json."""
     return {
         "name": plan.name,
         "domain": plan.domain,
         "start": plan.start_checkpoint or FRESH,
-        "trials": [asdict(t) for t in results],
+        "trials": [asdict(result) for result in results],
         "winner": {
             "lr": best_lr,
             "best": asdict(best),
-            "seeds": [asdict(t) for t in winner_trials],
+            "seeds": [asdict(result) for result in winner_results],
         },
     }
 
 
 def _lineage(plan: SearchPlan, best: TrialResult) -> dict[str, str]:
-    """Where a fine-tuned version comes from, as tags."""
+    """Returns where a fine-tuned version comes from, as tags."""
     return {
         "run": run_folder(absolute_uri(plan.recipe.storage), plan.recipe.run),
         "kind": "finetuned",

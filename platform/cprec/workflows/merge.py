@@ -1,4 +1,7 @@
-"""An adapter merged into its base: one plain model directory, for servers that take no adapters."""
+"""Exports an adapter merged into its base as one plain model directory.
+
+Servers that take no adapters can load it.
+"""
 
 import tempfile
 from pathlib import Path
@@ -13,20 +16,28 @@ from cprec.downstream.scoring import EvaluatedModel, load_model
 
 
 def export_model(recipe: Recipe, model: EvaluatedModel, uri: str) -> None:
-    """Write a model and its tokenizer to a directory or an object store, in Hugging Face's format; config.json goes last.
+    """Writes a model and its tokenizer in the format of Hugging Face, config.json last.
 
-    Raises RunError where something is already, and for a hybrid model: its behaviour tokens are in no vocabulary.
+    Args:
+        recipe: Precision in which the model is loaded.
+        model: The model to export.
+        uri: Directory or object store, where nothing may be yet.
+
+    Raises:
+        RunError: There is something at `uri`; or the model is hybrid, and no vocabulary holds its
+            behaviour tokens.
     """
     if exists(uri):
         raise RunError(f"{uri}: there is something already; give another place")
     network, tokenizer = load_model(recipe, model)
     if isinstance(network, HybridModel):
         raise RunError(
-            f"{model.name}: a hybrid model has a projector, which no model directory holds; export one tuned with finetune.hybrid false"
+            f"{model.name}: a hybrid model has a projector, which no model directory holds; "
+            "export one tuned with finetune.hybrid false"
         )
-    whole = network.merge_and_unload() if isinstance(network, PeftModel) else network
+    merged = network.merge_and_unload() if isinstance(network, PeftModel) else network
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder)
-        whole.save_pretrained(directory)
+        merged.save_pretrained(directory)
         tokenizer.save_pretrained(directory)
         upload(directory, uri, last="config.json")

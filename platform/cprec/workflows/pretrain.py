@@ -1,4 +1,4 @@
-"""The main job: corpus -> plan -> training -> audit -> registered version and report. Each line of `pretrain` is one station."""
+"""Continual pre-training: corpus -> plan -> training -> audit -> registered version and report."""
 
 import hashlib
 import json
@@ -7,20 +7,20 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from cluster.console import Say
-from cluster.errors import PlatformFault, RecipeError, UserError
+from cluster.errors import PlatformFault, RecipeError, RunError, UserError
 from cluster.ray_session import ray_session
 from cluster.storage import absolute_uri, exists, join, write_text
-from corpus import build
 from corpus.ingest import plain_text
 from corpus.sampling import replay_text
 from corpus.sampling.source import Source, SourceKind
 from corpus.store.tables import SAMPLES, Corpus
-from cprec.config.cli import to_yaml
 from cprec.config.recipe import Recipe
+from cprec.config.recipe_file import to_yaml
 from cprec.encode.title_tokens import build_title_encoding
 from cprec.model import backbone
-from cprec.model import base_uri as bases
-from cprec.runs import checkpoint, run_plan
+from cprec.model.base_uri import resolve_base
+from cprec.runs import checkpoint
+from cprec.runs.checkpoint import CheckpointName
 from cprec.runs.json_lines import open_events, read_trace
 from cprec.runs.recipe_lock import check_unchanged, lock
 from cprec.runs.records import (
@@ -33,24 +33,42 @@ from cprec.runs.records import (
     TraceRow,
     run_folder,
 )
-from cprec.runs.run_plan import RunPlan
+from cprec.runs.run_plan import (
+    RunPlan,
+    open_run_plan,
+    require_matching_adapter,
+    resolve_run_plan,
+)
 from cprec.runs.status import claim
 from cprec.schedule.plan import Plan
 from cprec.tracking import report
 from cprec.tracking.progress import Progress
 from cprec.tracking.registry import Registry, Tracker
 from cprec.train.distributed import driver
+from cprec.workflows.build_corpus import build_corpus
 
 PROBED_TITLES = 2000
-"""Titles with which stitching is tried before any worker starts."""
+"""Titles on which the stitching of title tokens is tried before any worker starts."""
 
-REPORT_INTERVAL_S, REPORT_INTERVAL_RATIO = 60.0, 60.0
-"""Seconds to the first picture of a run under way and between two, and at least how many times as long as it takes to make one."""
+REPORT_INTERVAL_S = 60.0
+"""Seconds before the first report of a run under way, and between two reports, at least."""
+
+REPORT_INTERVAL_RATIO = 60.0
+"""How many times as long as it takes to make a report is waited before the next one, at least."""
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a finished run left. version: the registered version of its last checkpoint; dropped: titles of histories that did not fit."""
+    """What a finished run left.
+
+    Attributes:
+        run_uri: Folder of the run.
+        adapter_uri: Adapter of its last checkpoint.
+        report_uri: Its report page.
+        version: Registered version of its last checkpoint.
+        audit: Planned against trained samples.
+        dropped_titles: Titles of histories that did not fit into model.max_tokens.
+    """
 
     run_uri: str
     adapter_uri: str
@@ -60,168 +78,250 @@ class RunResult:
     dropped_titles: int
 
     def print_summary(self, model_name: str, say: Say) -> None:
-        """Say what was trained and where it is. model: name of the registered model."""
+        """Says what was trained and where it is; `model_name` is the registered model."""
         say(
-            f"audit: {self.audit.planned:,} planned, {self.audit.missing} missing, {self.audit.repeated} repeated"
+            f"audit: {self.audit.planned:,} planned, {self.audit.missing} missing, "
+            f"{self.audit.repeated} repeated"
         )
         if self.dropped_titles:
             say(
-                f"{self.dropped_titles:,} titles of histories, the oldest, did not fit into model.max_tokens and were dropped"
+                f"{self.dropped_titles:,} titles of histories, the oldest, did not fit into "
+                "model.max_tokens and were dropped"
             )
         say(f"registered {model_name} version {self.version}")
         say(f"adapter: {self.adapter_uri}")
         say(f"report:  {self.report_uri}")
 
 
-def open_corpus(recipe: Recipe, say: Say) -> Corpus:
-    """The corpus of a recipe; one of simulated shoppers is built if it is missing. Raises CorpusError when there is none."""
-    if recipe.data.format == "simulated" and not exists(join(absolute_uri(recipe.corpus), SAMPLES)):
-        build.simulate_and_build(recipe.data, recipe.simulate, recipe.seed, recipe.corpus, say)
-    return Corpus.open(recipe.corpus, recipe.corpus_version)
-
-
-def describe_plan(recipe: Recipe, plan: Plan) -> str:
-    """The plan in one line for people; a second one where text is replayed."""
-    wsa, batch, share = plan.wsa, recipe.train.global_batch, recipe.schedule.replay_share
-    steps = sum(-(-(era.stop - era.start) // batch) for era in plan.eras)
-    said = (
-        f"plan: W = {wsa.warmup_end:,}, S = {wsa.stable_end:,}, A = {wsa.annealing_end:,} samples; {steps:,} steps of {batch}; "
-        f"{wsa.mode}, rates {wsa.lr_min:g} to {wsa.lr_max:g}"
-    )
-    if not (share and wsa.stable_end):
-        return said
-    replayed = sum(
-        n
-        for (source, _), n in plan.count_by_stream(0, wsa.stable_end).items()
-        if Source.parse(source).kind is SourceKind.TEXT
-    )
-    short = (
-        ""
-        if replayed >= int(share * wsa.stable_end)
-        else f"; all that the corpus's texts have left, less than the {share:.1%} asked for"
-    )
-    return f"{said}\nreplay: {replayed:,} windows of text, {replayed / wsa.stable_end:.1%} of the samples up to S{short}"
-
-
-def preview(recipe: Recipe, allow: Collection[str], say: Say) -> None:
-    """Check the inputs of a run and say what it would train, or how it would go on, without writing anything but a missing corpus of simulated
-    shoppers. Raises as `pretrain` does before it begins."""
-    recipe = resolve_parent_uri(recipe)
-    run_uri = run_folder(absolute_uri(recipe.storage), recipe.run)
-    corpus = open_corpus(recipe, say)
-    course, new = run_plan.resolve_run_plan(
-        recipe, run_uri, corpus, check_unchanged(recipe, run_uri, allow)
-    )
-    plan = course.plan
-    read_plain_text(recipe)
-    if not new and (newest := checkpoint.find_latest(run_uri)[0]) is not None:
-        say(f"{recipe.run} is there, trained to {newest.samples:,} samples, and would go on")
-    say(describe_plan(recipe, plan))
-    for (source, version), samples in sorted(plan.count_by_stream(0, plan.total_samples).items()):
-        say(f"  {source} of corpus version {version}: {samples:,} samples")
-    say(f"would run in {run_uri} with {recipe.workers} workers on {recipe.model.base}")
-
-
 def pretrain(recipe: Recipe, allow: Collection[str], say: Say) -> RunResult:
-    """Train a run to the end of its plan, or go on with it. Starting a finished run again registers and reports it again, without harm.
+    """Trains a run to the end of its plan, from its last checkpoint where it has one.
 
-    allow: keys of the recipe that may differ from the run's first start. Raises UserError for what the user can mend, PlatformFault else.
+    A finished run that is started again is only reported and registered again, which changes
+    nothing.
+
+    Args:
+        recipe: The recipe of the run.
+        allow: Keys that may differ from the run's first start.
+        say: Takes lines of progress.
+
+    Raises:
+        UserError: Recipe, data, corpus or run are wrong, and the user can mend it.
+        PlatformFault: Anything else.
     """
     registry = Registry.from_recipe(recipe)
     recipe = resolve_parent_uri(recipe)
     run_uri = run_folder(absolute_uri(recipe.storage), recipe.run)
     corpus = open_corpus(recipe, say)
     with claim(run_uri, recipe.run):
-        before = lock(recipe, run_uri, allow)
-        job, course, new = prepare_job(recipe, run_uri, corpus, before, say)
-        say(describe_plan(recipe, course.plan))
-        if new:
-            _record_start(job, course)
+        previous_recipe = lock(recipe, run_uri, allow)
+        job, run_plan, is_new = prepare_job(recipe, run_uri, corpus, previous_recipe, say)
+        say(describe_plan(recipe, run_plan.plan))
+        if is_new:
+            _record_start(job, run_plan)
         tracker = Tracker(registry, run_uri, recipe.run)
         tracker.log_params(flatten_recipe(recipe))
-        run_training(job, course, tracker, say)
+        run_training(job, run_plan, tracker, say)
     return finish_run(job, registry, tracker, say)
 
 
+def preview(recipe: Recipe, allow: Collection[str], say: Say) -> None:
+    """Checks the inputs of a run and says what it would train.
+
+    Nothing is written, except a missing corpus of simulated shoppers. The arguments are those of
+    `pretrain`, and so is what is raised.
+    """
+    recipe = resolve_parent_uri(recipe)
+    run_uri = run_folder(absolute_uri(recipe.storage), recipe.run)
+    corpus = open_corpus(recipe, say)
+    previous_recipe = check_unchanged(recipe, run_uri, allow)
+    run_plan, is_new = resolve_run_plan(recipe, run_uri, corpus, previous_recipe)
+    plan = run_plan.plan
+    read_plain_text(recipe)
+    if not is_new and (newest := checkpoint.find_latest(run_uri)[0]) is not None:
+        say(f"{recipe.run} exists, trained to {newest.samples:,} samples, and would go on")
+    say(describe_plan(recipe, plan))
+    for (source, version), samples in sorted(plan.count_by_stream(0, plan.total_samples).items()):
+        say(f"  {source} of corpus version {version}: {samples:,} samples")
+    say(f"would run in {run_uri} with {recipe.workers} workers on {recipe.model.base}")
+
+
+def branch_recipe(recipe: Recipe, checkpoint_uri: str, run: str | None) -> Recipe:
+    """Returns the recipe of a branch, which anneals a stable checkpoint of its trunk.
+
+    Args:
+        recipe: The recipe of the trunk.
+        checkpoint_uri: The checkpoint, as `<storage>/<run>/checkpoints/<samples>-<attempt>`.
+        run: Name of the branch; by default `<trunk>-anneal-<samples>`.
+
+    Raises:
+        RunError: The URI is not a checkpoint's, or the branch has the name of its trunk.
+    """
+    source = absolute_uri(checkpoint_uri)
+    trunk = source.split("/")[-3]
+    name = CheckpointName.parse(source.split("/")[-1])
+    if name is None:
+        raise RunError(
+            f"--from {checkpoint_uri}: not a checkpoint; "
+            "give <storage>/<run>/checkpoints/<samples>-<attempt>"
+        )
+    branch = run or f"{trunk}-anneal-{name.samples}"
+    if branch == trunk:
+        raise RunError(f"--run {branch}: that is the trunk; give the branch another name, or none")
+    return recipe.model_copy(update={"run": branch, "continue_from": source, "branch": True})
+
+
 def resolve_parent_uri(recipe: Recipe) -> Recipe:
-    """The recipe with its parent checkpoint at an absolute place, which workers on other nodes and the lineage need."""
+    """Returns the recipe with an absolute `continue_from`.
+
+    Workers on other nodes and the lineage need the absolute one.
+    """
     parent = recipe.continue_from
-    return (
-        recipe
-        if parent is None
-        else recipe.model_copy(update={"continue_from": absolute_uri(parent)})
-    )
+    if parent is None:
+        return recipe
+    return recipe.model_copy(update={"continue_from": absolute_uri(parent)})
+
+
+def open_corpus(recipe: Recipe, say: Say) -> Corpus:
+    """Opens the corpus of a recipe; a missing one of simulated shoppers is built first.
+
+    Raises:
+        CorpusError: There is no corpus.
+    """
+    if recipe.data.format == "simulated" and not exists(join(absolute_uri(recipe.corpus), SAMPLES)):
+        build_corpus(recipe, say)
+    return Corpus.open(recipe.corpus, recipe.corpus_version)
 
 
 def prepare_job(
     recipe: Recipe, run_uri: str, corpus: Corpus, previous_recipe: Recipe | None, say: Say
 ) -> tuple[driver.TrainingJob, RunPlan, bool]:
-    """The checked inputs of a run, its course, and whether that is new. before: the recipe of the run's last start."""
-    plain = read_plain_text(recipe)
-    if (
-        plain
-        and recipe.schedule.replay_share
-        and replay_text.text_digest(plain)
-        in {commit.metadata.get("text") for commit in corpus.commits}
-    ):
-        say(
-            f"{recipe.evaluate.text} is also replayed: its perplexity tells what is learned of it, not what is forgotten"
-        )
-    course, new = run_plan.open_run_plan(recipe, run_uri, corpus, previous_recipe)
-    base = bases.resolve_base(recipe, corpus, say)
-    if new and recipe.continue_from is not None:
-        run_plan.require_matching_adapter(recipe, base, recipe.continue_from)
-    # Refuses a base without a usable tokenizer before any worker starts.
-    titles = corpus.read_titles()
-    if because := build_title_encoding(
-        titles[:: max(len(titles) // PROBED_TITLES, 1)],
-        backbone.load_tokenizer(base, recipe.model.revision),
-    ).fallback_reason:
-        if recipe.train.inexact_keys:
-            raise RecipeError(
-                f"{recipe.train.inexact_keys}: samples share tokens only where prompts can be cut at titles, but {because}"
-            )
-        say(f"prompts are tokenised one by one, which is slower: {because}")
-    return driver.TrainingJob(recipe, run_uri, base, corpus, plain), course, new
+    """Checks the inputs of a run and opens its plan.
+
+    Args:
+        recipe: The recipe of the run.
+        run_uri: Folder of the run.
+        corpus: The corpus that it trains on.
+        previous_recipe: The recipe of its last start; None at the first.
+        say: Takes lines of progress.
+
+    Returns:
+        What to train, the plan of the run, and whether that is new.
+    """
+    text = read_plain_text(recipe)
+    if text and recipe.schedule.replay_share:
+        _warn_if_replayed(recipe, corpus, text, say)
+    run_plan, is_new = open_run_plan(recipe, run_uri, corpus, previous_recipe)
+    base = resolve_base(recipe, corpus, say)
+    if is_new and recipe.continue_from is not None:
+        require_matching_adapter(recipe, base, recipe.continue_from)
+    _check_tokenizer(recipe, corpus, base, say)
+    return driver.TrainingJob(recipe, run_uri, base, corpus, text), run_plan, is_new
 
 
 def read_plain_text(recipe: Recipe) -> str | None:
-    """The text whose perplexity is measured; None where the recipe names none. Raises RecipeError for one that is not there."""
+    """Reads the text whose perplexity is measured; None where the recipe names none.
+
+    Raises:
+        RecipeError: There is no such file, or it is not text.
+    """
+    if recipe.evaluate.text is None:
+        return None
+    return plain_text.read_plain_text(recipe.evaluate.text, "evaluate.text")
+
+
+def _warn_if_replayed(recipe: Recipe, corpus: Corpus, text: str, say: Say) -> None:
+    """Says so where the text whose perplexity is measured is also trained on."""
+    replayed = {commit.metadata.get("text") for commit in corpus.commits}
+    if replay_text.text_digest(text) in replayed:
+        say(
+            f"{recipe.evaluate.text} is also replayed: its perplexity shows what is learned of it, "
+            "not what is forgotten"
+        )
+
+
+def _check_tokenizer(recipe: Recipe, corpus: Corpus, base: str, say: Say) -> None:
+    """Refuses a base without a usable tokenizer before any worker starts.
+
+    Raises:
+        RecipeError: Samples shall share tokens, and this tokenizer does not allow that.
+    """
+    titles = corpus.read_titles()
+    probed_titles = titles[:: max(len(titles) // PROBED_TITLES, 1)]
+    tokenizer = backbone.load_tokenizer(base, recipe.model.revision)
+    reason = build_title_encoding(probed_titles, tokenizer).fallback_reason
+    if not reason:
+        return
+    if recipe.train.inexact_keys:
+        raise RecipeError(
+            f"{recipe.train.inexact_keys}: samples share tokens only where prompts can be cut at "
+            f"titles, but {reason}"
+        )
+    say(f"prompts are tokenised one by one, which is slower: {reason}")
+
+
+def describe_plan(recipe: Recipe, plan: Plan) -> str:
+    """Returns the plan in one line for people, with a second line where text is replayed."""
+    wsa = plan.wsa
+    batch = recipe.train.global_batch
+    # Batches do not cross the boundary of two eras.
+    steps = sum(-(-(era.stop - era.start) // batch) for era in plan.eras)
+    summary = (
+        f"plan: W = {wsa.warmup_end:,}, S = {wsa.stable_end:,}, A = {wsa.annealing_end:,} samples; "
+        f"{steps:,} steps of {batch}; {wsa.mode}, learning rates {wsa.lr_min:g} to {wsa.lr_max:g}"
+    )
+    fraction = recipe.schedule.replay_share
+    if not (fraction and wsa.stable_end):
+        return summary
+    replayed = sum(
+        samples
+        for (source, _), samples in plan.count_by_stream(0, wsa.stable_end).items()
+        if Source.parse(source).kind is SourceKind.TEXT
+    )
+    shortfall = ""
+    if replayed < int(fraction * wsa.stable_end):
+        shortfall = f"; the corpus has no more text for the {fraction:.1%} asked for"
     return (
-        None
-        if recipe.evaluate.text is None
-        else plain_text.read_plain_text(recipe.evaluate.text, "evaluate.text")
+        f"{summary}\nreplay: {replayed:,} windows of text, {replayed / wsa.stable_end:.1%} of the "
+        f"samples up to S{shortfall}"
     )
 
 
-def run_training(job: driver.TrainingJob, planned_run: RunPlan, tracker: Tracker, say: Say) -> None:
-    """Run the training session unless the plan is trained already; one that is held open waits for more."""
+def run_training(job: driver.TrainingJob, run_plan: RunPlan, tracker: Tracker, say: Say) -> None:
+    """Trains what is left of the plan, if anything is.
+
+    A run that is held open waits for more samples even where its plan is trained.
+    """
     newest, _ = checkpoint.find_latest(job.run_uri)
-    plan, held = planned_run.plan, planned_run.hold and not planned_run.closed
-    if newest is not None and newest.samples >= plan.total_samples and not held:
+    plan = run_plan.plan
+    is_held_open = run_plan.hold and not run_plan.closed
+    if newest is not None and newest.samples >= plan.total_samples and not is_held_open:
         say(f"{job.recipe.run} is trained to the end already")
         return
     if newest is not None:
         say(f"resuming {job.recipe.run} from {newest.samples:,} samples")
-    progress, pictures = Progress(plan.total_samples, say), LiveReport(job.run_uri, tracker, say)
+    progress = Progress(plan.total_samples, say)
+    live_report = LiveReport(job.run_uri, tracker, say)
 
-    def watch(rows: list[TraceRow], measured: list[PerplexityMeasured], waiting: bool) -> None:
-        progress.update(rows, measured, waiting)
+    def on_progress(
+        rows: list[TraceRow], perplexities: list[PerplexityMeasured], waiting: bool
+    ) -> None:
+        progress.update(rows, perplexities, waiting)
         for row in rows:
             tracker.log_metrics(step_metrics(row), row.samples)
-        for event in measured:
+        for event in perplexities:
             tracker.log_metrics({"perplexity": event.perplexity}, event.samples)
         if rows:
-            pictures.refresh()
+            live_report.refresh()
         tracker.flush()
 
     try:
         with ray_session(job.recipe.cluster.address, logical_cpus(job.recipe)):
-            driver.run_training(job, watch, say)
+            driver.run_training(job, on_progress, say)
     except KeyboardInterrupt:
         tracker.finish("KILLED")
         raise
-    except BaseException:  # however it ended, it goes on from here; MLflow is told first
+    except BaseException:
+        # Whatever ended it: the exception goes on, and MLflow is told first.
         tracker.finish("FAILED")
         raise
     finally:
@@ -229,18 +329,20 @@ def run_training(job: driver.TrainingJob, planned_run: RunPlan, tracker: Tracker
 
 
 class LiveReport:
-    """Report and schedule picture of a run under way, made anew now and then, for MLflow to show."""
+    """Report page and schedule picture of a run under way, renewed now and then for MLflow."""
 
     def __init__(self, run_uri: str, tracker: Tracker, say: Say) -> None:
-        self._run_uri, self._tracker, self._say = run_uri, tracker, say
-        self._next_refresh = (
-            time.monotonic() + REPORT_INTERVAL_S
-        )  # the first steps have enough to start as it is
+        self._run_uri = run_uri
+        self._tracker = tracker
+        self._say = say
+        # Not at once: the first steps have enough to start as it is.
+        self._next_refresh = time.monotonic() + REPORT_INTERVAL_S
 
     def refresh(self) -> None:
-        """Make them if it is time: every PICTURE_S, or more rarely where a long run's records take long to draw.
+        """Renews them if it is time.
 
-        Storage that fails for a moment costs a picture, not the training.
+        The intervals are REPORT_INTERVAL_S, and longer where the records of a long run take long
+        to draw. Storage that fails for a moment costs a picture, not the training.
         """
         began = time.monotonic()
         if began < self._next_refresh:
@@ -249,18 +351,18 @@ class LiveReport:
             _publish_report(self._run_uri, self._tracker)
         except (OSError, UserError) as error:
             self._say(f"the report was not renewed: {error}")
-        self._next_refresh = began + max(
-            REPORT_INTERVAL_S, REPORT_INTERVAL_RATIO * (time.monotonic() - began)
-        )
+        duration = time.monotonic() - began
+        self._next_refresh = began + max(REPORT_INTERVAL_S, REPORT_INTERVAL_RATIO * duration)
 
 
 def _publish_report(run_uri: str, tracker: Tracker) -> None:
+    """Writes the report of a run, and gives it to MLflow."""
     for name, content in report.write(run_uri).items():
         tracker.log_text(name, content)
 
 
 def step_metrics(row: TraceRow) -> dict[str, float]:
-    """Returns what MLflow records of a step; padding and filling are not counted as tokens."""
+    """Returns what MLflow records of a step; padding is not counted as tokens."""
     seconds = max(row.step_s + row.data_wait_s, 1e-9)
     return {
         "loss": row.loss,
@@ -276,14 +378,15 @@ def step_metrics(row: TraceRow) -> dict[str, float]:
 def finish_run(
     job: driver.TrainingJob, registry: Registry, tracker: Tracker, say: Say
 ) -> RunResult:
-    """Audit, report and register a trained run.
+    """Audits, reports and registers a trained run.
 
-    Raises PlatformFault when the audit finds a sample missing or repeated; nothing is registered then.
+    Raises:
+        PlatformFault: The audit found a sample missing or repeated. Nothing is registered then.
     """
-    course = RunPlan.read(job.run_uri)
-    if course is None:
+    run_plan = RunPlan.read(job.run_uri)
+    if run_plan is None:
         raise PlatformFault(f"{job.run_uri}: plan.json is gone")
-    audit = driver.audit_run(job, course.plan)
+    audit = driver.audit_run(job, run_plan.plan)
     audit_json = json.dumps(audit.to_json(), indent=1)
     write_text(join(job.run_uri, AUDIT_FILE), audit_json)
     if audit.missing or audit.repeated:
@@ -292,36 +395,38 @@ def finish_run(
             f"audit: {audit.missing} samples missing, {audit.repeated} repeated; "
             f"see {join(job.run_uri, AUDIT_FILE)}"
         )
-    uri = driver.latest_checkpoint_uri(job.run_uri)
-    dropped = report.count_dropped_titles(read_trace(job.run_uri))
-    _record_end(job, course, uri)
+    checkpoint_uri = driver.latest_checkpoint_uri(job.run_uri)
+    dropped_titles = report.count_dropped_titles(read_trace(job.run_uri))
+    _record_end(job, run_plan, checkpoint_uri)
     _publish_report(job.run_uri, tracker)
     tracker.log_text(AUDIT_FILE, audit_json)
     tracker.flush()
-    version = registry.register(uri, lineage(job, course, uri, registry), tracker.run_id)
+    version = registry.register(
+        checkpoint_uri, lineage(job, run_plan, checkpoint_uri, registry), tracker.run_id
+    )
     if (unsent := tracker.finish("FINISHED")) is not None:
         say(unsent)
     return RunResult(
         job.run_uri,
-        join(uri, checkpoint.ADAPTER),
+        join(checkpoint_uri, checkpoint.ADAPTER),
         join(job.run_uri, report.PAGE),
         version,
         audit,
-        dropped,
+        dropped_titles,
     )
 
 
 def lineage(
-    job: driver.TrainingJob, planned_run: RunPlan, checkpoint_uri: str, registry: Registry
+    job: driver.TrainingJob, run_plan: RunPlan, checkpoint_uri: str, registry: Registry
 ) -> dict[str, str]:
-    """Where a registered version comes from, as tags."""
-    parent = planned_run.parent or ""
+    """Returns where a registered version comes from, as tags."""
+    parent = run_plan.parent or ""
     versions = {v.checkpoint: str(v.number) for v in registry.versions()} if parent else {}
     return {
         "run": job.run_uri,
         "corpus": job.corpus.uri,
-        "corpus_version": str(planned_run.version),
-        "corpus_fingerprint": planned_run.corpus,
+        "corpus_version": str(run_plan.version),
+        "corpus_fingerprint": run_plan.corpus,
         "ledger_digest": checkpoint.read_ledger(checkpoint_uri).fingerprint(),
         "base": job.base,
         "base_revision": job.recipe.model.revision or "",
@@ -333,7 +438,10 @@ def lineage(
 
 
 def logical_cpus(recipe: Recipe) -> int:
-    """CPUs of a local session: the workers', and those kept for Ray Data. They are promises, so they may exceed the cores."""
+    """Returns the CPUs of a local session: those of the workers and those reserved for Ray Data.
+
+    Ray does not check them against the machine, so they may be more than its cores.
+    """
     return (
         recipe.cluster.num_cpus
         or recipe.workers * recipe.train.cpus_per_worker + recipe.train.stream_cpus
@@ -341,29 +449,28 @@ def logical_cpus(recipe: Recipe) -> int:
 
 
 def flatten_recipe(recipe: Recipe) -> dict[str, object]:
-    """The recipe as dotted keys, for MLflow's parameters."""
-    out: dict[str, object] = {}
+    """Returns the recipe by dotted keys, for MLflow's parameters."""
+    flat: dict[str, object] = {}
     for name, value in recipe.model_dump().items():
-        out.update(
-            {f"{name}.{k}": v for k, v in value.items()}
-            if isinstance(value, dict)
-            else {name: value}
-        )
-    return out
+        if isinstance(value, dict):
+            flat |= {f"{name}.{key}": key_value for key, key_value in value.items()}
+        else:
+            flat[name] = value
+    return flat
 
 
-def _record_start(job: driver.TrainingJob, planned_run: RunPlan) -> None:
+def _record_start(job: driver.TrainingJob, run_plan: RunPlan) -> None:
     """Writes the first events of a run."""
-    plan = planned_run.plan
-    sources: dict[str, int] = {}
-    for (source, _), count in plan.count_by_stream(0, plan.total_samples).items():
-        sources[source] = sources.get(source, 0) + count
+    plan = run_plan.plan
+    samples_by_source: dict[str, int] = {}
+    for (source, _), samples in plan.count_by_stream(0, plan.total_samples).items():
+        samples_by_source[source] = samples_by_source.get(source, 0) + samples
     events = open_events(job.run_uri)
     events.append(
         RunStarted(
             samples=0,
             run=job.recipe.run,
-            parent=planned_run.parent,
+            parent=run_plan.parent,
             warmup_end=plan.wsa.warmup_end,
             stable_end=plan.wsa.stable_end,
             annealing_end=plan.wsa.annealing_end,
@@ -372,8 +479,8 @@ def _record_start(job: driver.TrainingJob, planned_run: RunPlan) -> None:
     events.append(
         CorpusVersionAdopted(
             samples=0,
-            version=planned_run.version,
-            sources=sources,
+            version=run_plan.version,
+            sources=samples_by_source,
             stable_end=plan.wsa.stable_end,
             annealing_end=plan.wsa.annealing_end,
         )
@@ -381,10 +488,10 @@ def _record_start(job: driver.TrainingJob, planned_run: RunPlan) -> None:
     events.flush()
 
 
-def _record_end(job: driver.TrainingJob, planned_run: RunPlan, checkpoint_uri: str) -> None:
+def _record_end(job: driver.TrainingJob, run_plan: RunPlan, checkpoint_uri: str) -> None:
     """Writes the last event of a run, once."""
     events = open_events(job.run_uri)
     if not any(isinstance(event, RunFinished) for event in events.read()):
-        samples = planned_run.plan.total_samples
+        samples = run_plan.plan.total_samples
         events.append(RunFinished(samples=samples, checkpoint=checkpoint_uri))
         events.flush()

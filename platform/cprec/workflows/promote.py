@@ -1,7 +1,7 @@
-"""Which version serves: the gate between candidate and champion, and the way back.
+"""Decides which version serves: the gate between candidate and champion, and the rollback.
 
-A decision is a tag on the version that it is about; aliases say what serves. A promoted version remembers the champion before it
-(tag `champion_before`), so that rolling back again and again walks the whole line.
+Aliases say which version serves. Each decision is a tag on the version that it is about. A promoted
+version remembers the champion before it, so that repeated rollbacks walk back through all of them.
 """
 
 import json
@@ -9,7 +9,7 @@ import posixpath
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 from cluster.console import Say
 from cluster.errors import RecipeError, RunError
@@ -21,11 +21,18 @@ from cprec.tracking.registry import Registry
 from cprec.workflows.evaluate import compare_models
 
 PREVIOUS_CHAMPION_TAG = "champion_before"
+"""Tag of a promoted version: number of the champion before it."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """promote: whether the version becomes the champion; numbers: what the reason rests on."""
+    """What the gate, or a rollback, decided about a version.
+
+    Attributes:
+        promote: Whether the version becomes the champion.
+        reason: Why, in one sentence.
+        numbers: The measurements behind the reason.
+    """
 
     promote: bool
     reason: str
@@ -40,13 +47,19 @@ def decide(
     valid_ratio: float | None = None,
     forgetting: float | None = None,
 ) -> Decision:
-    """The gate. candidate, champion: their metrics.json on the same samples; against: candidate minus champion in HR@1, paired.
+    """Decides whether a candidate becomes the champion.
 
-    Where the gate asks for them: valid_ratio, the candidate's exact Valid Ratio; forgetting, the share by which its perplexity of a plain text is
-    above its base's.
+    It is refused if it misses a limit of the gate, if a slice lost too much, or if it is worse than
+    the champion at the gate's significance level. A difference that may be chance does not refuse
+    it, because a newer model has seen newer domains.
 
-    Refused below a floor, when worse than the champion at the gate's level, and when a slice loses more than the gate lets it; a difference that may
-    be chance does not refuse, because a newer model has seen newer domains.
+    Args:
+        candidate: Its metrics.json.
+        champion: That of the champion, on the same samples; None where there is none.
+        paired_test: HR@1 of the candidate against that of the champion.
+        gate: The limits.
+        valid_ratio: The candidate's exact Valid Ratio, where the gate asks for it.
+        forgetting: Relative increase of its perplexity of a plain text over its base's, likewise.
     """
     hr1 = candidate["hr"]["1"]
     if hr1 is None:
@@ -61,12 +74,18 @@ def decide(
     if valid_ratio is not None:
         numbers["valid_ratio"] = valid_ratio
         if valid_ratio < gate.min_valid_ratio:
-            reason = f"Valid Ratio {valid_ratio:.4f} is below the floor of {gate.min_valid_ratio:.4f} (gate.min_valid_ratio)"
+            reason = (
+                f"Valid Ratio {valid_ratio:.4f} is below the floor of {gate.min_valid_ratio:.4f} "
+                "(gate.min_valid_ratio)"
+            )
             return Decision(False, reason, numbers)
     if forgetting is not None and gate.max_forgetting is not None:
         numbers["forgetting"] = forgetting
         if forgetting > gate.max_forgetting:
-            reason = f"perplexity of the plain text is {forgetting:.1%} above the base's, more than {gate.max_forgetting:.1%} (gate.max_forgetting)"
+            reason = (
+                f"perplexity of the plain text is {forgetting:.1%} above the base's, "
+                f"more than {gate.max_forgetting:.1%} (gate.max_forgetting)"
+            )
             return Decision(False, reason, numbers)
     if champion is None or paired_test is None:
         return Decision(True, f"HR@1 {hr1:.4f}, and there is no champion yet", numbers)
@@ -75,12 +94,16 @@ def decide(
         "difference": paired_test.difference,
         "p": paired_test.p,
     }
-    shown = f"HR@1 {hr1:.4f} against the champion's {champion['hr']['1']:.4f} (p = {paired_test.p:.3g}, n = {paired_test.n})"
-    if fallen := _find_worst_slice_drop(candidate, champion, gate.max_slice_drop):
-        name, before, after = fallen
+    shown = (
+        f"HR@1 {hr1:.4f} against the champion's {champion['hr']['1']:.4f} "
+        f"(p = {paired_test.p:.3g}, n = {paired_test.n})"
+    )
+    if worst_drop := _find_worst_slice_drop(candidate, champion, gate.max_slice_drop):
+        name, before, after = worst_drop
         return Decision(
             False,
-            f"{shown}, but {name} histories fell from {before:.4f} to {after:.4f}, by more than {gate.max_slice_drop} (gate.max_slice_drop)",
+            f"{shown}, but {name} histories fell from {before:.4f} to {after:.4f}, "
+            f"by more than {gate.max_slice_drop} (gate.max_slice_drop)",
             {**numbers, f"{name}_hr1": after, f"champion_{name}_hr1": before},
         )
     if paired_test.p >= gate.alpha:
@@ -93,63 +116,53 @@ def decide(
 def _find_worst_slice_drop(
     candidate: Mapping[str, Any], champion: Mapping[str, Any], max_drop: float | None
 ) -> tuple[str, float, float] | None:
-    """The slice that lost most HR@1, as (name, before, after), if it lost more than it may. An empty slice loses nothing."""
-    pairs = (
-        [
-            (name, champion["slices"][name]["hr"]["1"], of["hr"]["1"])
-            for name, of in candidate["slices"].items()
-        ]
-        if max_drop is not None
-        else []
-    )
-    worst = max(
-        (pair for pair in pairs if None not in pair),
-        key=lambda pair: pair[1] - pair[2],
-        default=None,
-    )
-    return worst if worst and max_drop is not None and worst[1] - worst[2] > max_drop else None
+    """Finds the slice that lost most HR@1, if it lost more than it may.
+
+    Returns:
+        (name, HR@1 of the champion, HR@1 of the candidate), or None. Empty slices do not count.
+    """
+    if max_drop is None:
+        return None
+    slices = [
+        (name, champion["slices"][name]["hr"]["1"], metrics["hr"]["1"])
+        for name, metrics in candidate["slices"].items()
+    ]
+    measured = [entry for entry in slices if None not in entry]
+    worst = max(measured, key=lambda entry: entry[1] - entry[2], default=None)
+    return worst if worst and worst[1] - worst[2] > max_drop else None
 
 
 def promote(recipe: Recipe, registry: Registry, say: Say) -> tuple[int, Decision]:
-    """Put the candidate before the gate, scoring it and the champion where that was not done yet. Returns its version and the decision.
+    """Puts the candidate before the gate, and makes it the champion if it passes.
 
-    Raises RunError without a candidate.
+    What the gate needs to know and nobody has measured yet is measured first.
+
+    Returns:
+        The candidate's version, and the decision.
+
+    Raises:
+        RunError: There is no candidate.
     """
-    recipe = recipe.model_copy(
-        update={"evaluate": recipe.evaluate.model_copy(update={"mode": "score"})}
-    )
-    candidate, champion = (
-        registry.version_by_alias("candidate"),
-        registry.version_by_alias("champion"),
-    )
+    candidate = registry.version_by_alias("candidate")
+    champion = registry.version_by_alias("champion")
     if candidate is None:
         raise RunError(f"model {registry.model} has no candidate; run jobs/cpt.py")
     if champion is not None and champion.number == candidate.number:
-        return candidate.number, Decision(
-            False, f"version {candidate.number} is the champion already"
-        )
+        reason = f"version {candidate.number} is the champion already"
+        return candidate.number, Decision(False, reason)
+    scoring = _with_mode(recipe, "score")
     forgetting = None
     if recipe.gate.max_forgetting is not None:
-        base, own = compare_models(recipe, registry, ["base", str(candidate.number)], say).rows
-        forgetting = _relative_increase(base.perplexity, own.perplexity)
-    comparison = compare_models(
-        recipe, registry, [str(v.number) for v in (champion, candidate) if v is not None], say
-    )
-    own = comparison.rows[-1]
+        forgetting = _measure_forgetting(scoring, registry, candidate.number, say)
+    versions = [str(version.number) for version in (champion, candidate) if version is not None]
+    rows = compare_models(scoring, registry, versions, say).rows
     valid_ratio = None
     if recipe.gate.min_valid_ratio:
-        generating = recipe.model_copy(
-            update={"evaluate": recipe.evaluate.model_copy(update={"mode": "generate"})}
-        )
-        valid_ratio = (
-            compare_models(generating, registry, [str(candidate.number)], say)
-            .rows[0]
-            .metrics["valid_ratio"]["exact"]
-        )
+        valid_ratio = _measure_valid_ratio(recipe, registry, candidate.number, say)
     decision = decide(
-        own.metrics,
-        comparison.rows[0].metrics if champion else None,
-        own.against,
+        rows[-1].metrics,
+        rows[0].metrics if champion else None,
+        rows[-1].against,
         recipe.gate,
         valid_ratio,
         forgetting,
@@ -160,17 +173,41 @@ def promote(recipe: Recipe, registry: Registry, say: Say) -> tuple[int, Decision
     return candidate.number, decision
 
 
-def _relative_increase(before: float | None, after: float | None) -> float:
-    """By what share a perplexity is above another. Raises RecipeError without a text to measure it on."""
-    if before is None or after is None:
+def _with_mode(recipe: Recipe, mode: Literal["score", "generate"]) -> Recipe:
+    """Returns the recipe with another `evaluate.mode`."""
+    evaluate = recipe.evaluate.model_copy(update={"mode": mode})
+    return recipe.model_copy(update={"evaluate": evaluate})
+
+
+def _measure_forgetting(recipe: Recipe, registry: Registry, version: int, say: Say) -> float:
+    """Returns the relative increase of a version's perplexity of the text over its base's.
+
+    Raises:
+        RecipeError: The recipe names no text.
+    """
+    base, own = compare_models(recipe, registry, ["base", str(version)], say).rows
+    if base.perplexity is None or own.perplexity is None:
         raise RecipeError(
             "gate.max_forgetting asks for a perplexity; name a plain text with evaluate.text"
         )
-    return after / before - 1
+    return own.perplexity / base.perplexity - 1
+
+
+def _measure_valid_ratio(
+    recipe: Recipe, registry: Registry, version: int, say: Say
+) -> float | None:
+    """Returns the exact Valid Ratio of the answers that a version generates; None without any."""
+    generating = _with_mode(recipe, "generate")
+    row = compare_models(generating, registry, [str(version)], say).rows[0]
+    exact: float | None = row.metrics["valid_ratio"]["exact"]
+    return exact
 
 
 def set_champion(registry: Registry, number: int) -> None:
-    """Make a version the champion, and the champion the previous one. Safe to repeat after an interruption: what serves changes last."""
+    """Makes a version the champion, and the champion so far the previous one.
+
+    What serves changes last, so an interrupted call may be repeated.
+    """
     champion = registry.version_by_alias("champion")
     if champion is not None and champion.number != number:
         registry.set_tags(number, {PREVIOUS_CHAMPION_TAG: str(champion.number)})
@@ -179,18 +216,24 @@ def set_champion(registry: Registry, number: int) -> None:
 
 
 def roll_back(registry: Registry) -> tuple[int, Decision]:
-    """Make the previous champion the champion again. Returns its version and the decision. Raises RunError when there is none before it."""
-    champion, previous = (
-        registry.version_by_alias("champion"),
-        registry.version_by_alias("previous"),
-    )
+    """Makes the previous champion the champion again.
+
+    Returns:
+        Its version, and the decision.
+
+    Raises:
+        RunError: There is no previous champion.
+    """
+    champion = registry.version_by_alias("champion")
+    previous = registry.version_by_alias("previous")
     if champion is None or previous is None:
         raise RunError(
-            f"model {registry.model} has no champion before the present one; versions: {[v.number for v in registry.versions()]}"
+            f"model {registry.model} has no champion before the present one; "
+            f"versions: {[version.number for version in registry.versions()]}"
         )
-    before = previous.tags.get(PREVIOUS_CHAMPION_TAG)
+    next_previous = previous.tags.get(PREVIOUS_CHAMPION_TAG)
     registry.set_alias("champion", previous.number)
-    registry.set_alias("previous", int(before) if before else None)
+    registry.set_alias("previous", int(next_previous) if next_previous else None)
     decision = Decision(True, f"rolled back from version {champion.number}")
     record_decision(registry, previous.number, decision)
     record_decision(
@@ -200,15 +243,14 @@ def roll_back(registry: Registry) -> tuple[int, Decision]:
 
 
 def record_decision(registry: Registry, number: int, decision: Decision) -> None:
-    """Keep a decision as a tag of the version (earlier ones stay), and among the events of the run that it is from."""
-    registry.set_tags(
-        number, {f"decision.{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}": json.dumps(asdict(decision))}
-    )
-    run = posixpath.dirname(posixpath.dirname(registry.version(number).checkpoint))
-    past = read_events(run)
-    # The file has one writer. While a run goes on, that is the run, and the tag has to do.
+    """Records a decision as one more tag of the version, and among the events of its run."""
+    tag = f"decision.{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
+    registry.set_tags(number, {tag: json.dumps(asdict(decision))})
+    run_uri = posixpath.dirname(posixpath.dirname(registry.version(number).checkpoint))
+    past = read_events(run_uri)
+    # The file has one writer. While a run goes on, that is the run, and the tag has to suffice.
     if past and isinstance(past[-1], RunFinished | PromotionDecided):
-        events = open_events(run)
+        events = open_events(run_uri)
         events.append(
             PromotionDecided(
                 samples=past[-1].samples,

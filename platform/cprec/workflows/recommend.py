@@ -1,4 +1,4 @@
-"""A ranking for one history, to try a model by hand."""
+"""Ranks candidates for one history, to try a model by hand."""
 
 from collections.abc import Sequence
 
@@ -18,23 +18,31 @@ from cprec.tracking.registry import Registry
 
 
 def find_registered_model(registry: Registry, model_uri: str) -> EvaluatedModel:
-    """The model that `models:/<registered model>@<alias>` or `models:/<registered model>/<version>` means, as in MLflow.
+    """Returns the model that a model URI of MLflow names.
 
-    Raises RecipeError for another form, RunError for a version that is not there or has no lineage.
+    Args:
+        registry: The registry of the recipe; the registered model is that of the URI.
+        model_uri: `models:/<registered model>@<alias>` or `models:/<registered model>/<version>`.
+
+    Raises:
+        RecipeError: The URI has another form.
+        RunError: There is no such version, or it has no lineage.
     """
-    name, at, alias = model_uri.removeprefix("models:/").partition("@")
-    name, slash, number = (name, "@", alias) if at else name.partition("/")
-    if not model_uri.startswith("models:/") or not slash or not number:
+    path = model_uri.removeprefix("models:/")
+    name, _, alias_or_number = path.partition("@" if "@" in path else "/")
+    if not model_uri.startswith("models:/") or not alias_or_number:
         raise RecipeError(f"--model {model_uri}: give models:/NAME@champion or models:/NAME/3")
     registry = registry.with_model(name)
-    version = registry.find_version(number)
+    version = registry.find_version(alias_or_number)
     if version is None:
         raise RecipeError(
-            f"--model {model_uri}: {number} is neither candidate, champion or previous nor a version number"
+            f"--model {model_uri}: {alias_or_number} is neither candidate, champion or previous "
+            "nor a version number"
         )
     if "base" not in version.tags:
         raise RunError(
-            f"--model {model_uri}: version {version.number} does not say which base it stands on (tag base)"
+            f"--model {model_uri}: version {version.number} does not say which base it stands on "
+            "(tag base)"
         )
     checkpoint.verify(version.checkpoint)
     return EvaluatedModel(
@@ -48,8 +56,13 @@ def find_registered_model(registry: Registry, model_uri: str) -> EvaluatedModel:
 
 
 def read_candidate_titles(uri: str) -> list[str]:
-    """The candidates in a text file: one title a line. Raises RecipeError with fewer than two."""
-    titles = list(dict.fromkeys(filter(None, map(clean_title, read_text(uri).splitlines()))))
+    """Reads candidate titles from a text file, one a line, without empty and repeated ones.
+
+    Raises:
+        RecipeError: There are fewer than two.
+    """
+    cleaned = (clean_title(line) for line in read_text(uri).splitlines())
+    titles = list(dict.fromkeys(title for title in cleaned if title))
     if len(titles) < 2:
         raise RecipeError(
             f"--candidates {uri}: {len(titles)} title(s), one a line; a ranking takes two at least"
@@ -60,21 +73,36 @@ def read_candidate_titles(uri: str) -> list[str]:
 def recommend(
     recipe: Recipe, model: EvaluatedModel, history: Sequence[str], candidates: Sequence[str]
 ) -> list[tuple[str, float]]:
-    """The candidates with their probabilities given that one of them is next, the likeliest first.
+    """Ranks candidates as the next item of a history.
 
-    history: titles, oldest first. Raises RecipeError for a model with behaviour tokens: it knows items, and titles are not enough for it.
+    Args:
+        recipe: Precision and longest prompt.
+        model: The model that ranks.
+        history: Titles, the oldest first.
+        candidates: Titles.
+
+    Returns:
+        The candidates with their probabilities given that one of them is next, the likeliest first.
+
+    Raises:
+        RecipeError: The model is hybrid; it needs items, for which titles do not suffice.
     """
     network, tokenizer = load_model(recipe, model)
     if isinstance(network, HybridModel):
         raise RecipeError(
-            f"--model {model.name}: a hybrid model needs the items of its domain, not only titles; give one tuned with finetune.hybrid false"
+            f"--model {model.name}: a hybrid model needs the items of its domain, not only titles; "
+            "give one tuned with finetune.hybrid false"
         )
     titles = [clean_title(title) for title in history] + list(candidates)
-    numbered = {index: (title, index) for index, title in enumerate(titles)}
-    encoder = build_encoders(tokenizer, recipe.model.max_tokens, network, numbered).for_evaluation
-    places = list(range(len(titles)))
-    sample = pa.table({"history": [places[: len(history)]], "candidates": [places[len(history) :]]})
+    # One sample of a catalogue that holds nothing else: item i has title i.
+    items = {index: (title, index) for index, title in enumerate(titles)}
+    encoder = build_encoders(tokenizer, recipe.model.max_tokens, network, items).for_evaluation
+    indices = list(range(len(titles)))
+    sample = pa.table(
+        {"history": [indices[: len(history)]], "candidates": [indices[len(history) :]]}
+    )
     scores = score_samples(network, encoder, sample, 1)[0]
-    chances = np.exp(scores - scores.max())
-    ranked = np.argsort(-scores, kind="stable")
-    return [(candidates[i], float(chances[i] / chances.sum())) for i in ranked]
+    # Softmax over the candidates.
+    weights = np.exp(scores - scores.max())
+    ranking = np.argsort(-scores, kind="stable")
+    return [(candidates[i], float(weights[i] / weights.sum())) for i in ranking]

@@ -16,8 +16,8 @@ import torch.distributed as dist
 
 from cluster.errors import RunError, UserError
 from cluster.storage import join
-from cprec.config.cli import validate_recipe
 from cprec.config.recipe import Recipe
+from cprec.config.recipe_file import validate_recipe
 from cprec.model import adapter, backbone, fp8
 from cprec.runs import checkpoint
 from cprec.runs.records import TraceRow

@@ -10,7 +10,7 @@ from cprec.config.recipe import BaselineSettings
 
 ITEMS, LENGTH = 30, 6
 SETTINGS = BaselineSettings(
-    size=16, dropout=0.0, batch=32, rate=1e-2, gru_rate=0.1, max_epochs=30, patience=30
+    size=16, dropout=0.0, batch=32, lr=1e-2, gru4rec_lr=0.1, max_epochs=30, patience=30
 )
 
 

@@ -14,7 +14,7 @@ from cprec.config import command
 
 @pytest.fixture(autouse=True)
 def _sigterm() -> Iterator[None]:
-    """A process that ends is all that may follow `main`; this one goes on."""
+    """Restores the handler: `main` expects its process to end, and this one goes on."""
     before = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, before)
@@ -35,7 +35,7 @@ def _broken() -> None:
 
 
 @pytest.mark.parametrize(
-    ("does", "code", "message"),
+    ("action", "code", "message"),
     [
         (lambda: None, command.SUCCESS, ""),
         (_refused, command.USER_ERROR, "error: no such run\n"),
@@ -47,14 +47,14 @@ def _broken() -> None:
     ],
 )
 def test_exit_code_and_message(
-    does: Callable[[], None],
+    action: Callable[[], None],
     code: int,
     message: str,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["job.py"])
-    assert command.main(lambda recipe, options: does(), "A job.") == code
+    assert command.main(lambda recipe, options: action(), "A job.") == code
     assert capsys.readouterr().err == message
 
 
@@ -66,3 +66,13 @@ def test_what_nobody_expected_is_shown_whole(
     shown = capsys.readouterr().err
     assert "Traceback" in shown
     assert shown.splitlines()[-1].startswith("fault: OSError: the disk is gone")
+
+
+def test_a_key_under_its_old_name_is_noted_in_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["job.py", "--search.rates", "1e-3"])
+    assert command.main(lambda recipe, options: print(recipe.search.lrs), "A job.") == 0
+    shown = capsys.readouterr()
+    assert shown.out == "(0.001,)\n"
+    assert shown.err == "--search.rates is now called --search.lrs\n"

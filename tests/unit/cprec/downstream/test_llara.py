@@ -133,7 +133,7 @@ def test_a_cap_selects_whole_users(max_samples: int) -> None:
 
 
 def test_drawn_lrs_are_between_the_ends_and_depend_on_the_seed_alone() -> None:
-    settings = SearchSettings(rates=(1e-5, 1e-2), draws=200)
+    settings = SearchSettings(lrs=(1e-5, 1e-2), draws=200)
     drawn = trial_lrs(settings, 0)
     assert drawn == trial_lrs(settings, 0) != trial_lrs(settings, 1)
     assert all(1e-5 <= lr <= 1e-2 for lr in drawn)

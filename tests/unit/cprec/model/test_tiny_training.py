@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from corpus.ingest.simulation import simulate_shoppers
-from cprec.config.cli import load_recipe
+from cprec.config.recipe_file import load_recipe
 from cprec.model.tiny_training import generate_passages
 
 RECIPES = Path(__file__).resolve().parents[4] / "jobs" / "recipes"

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.errors import RecipeError, RunError
-from cprec.config.cli import validate_recipe
 from cprec.config.recipe import Recipe
+from cprec.config.recipe_file import validate_recipe
 from cprec.runs.audit import audit
 from cprec.runs.json_lines import open_events, open_trace, read_events, read_trace
 from cprec.runs.recipe_lock import lock

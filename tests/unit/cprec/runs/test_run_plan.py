@@ -11,8 +11,8 @@ from cluster.errors import CorpusError, RecipeError, RunError
 from corpus.append import append
 from corpus.build import build
 from corpus.store.tables import Corpus
-from cprec.config.cli import validate_recipe
 from cprec.config.recipe import Recipe
+from cprec.config.recipe_file import validate_recipe
 from cprec.runs import checkpoint, run_plan
 from cprec.schedule.ledger import Ledger
 from tests.unit.corpus.worlds import settings, shop, write_root

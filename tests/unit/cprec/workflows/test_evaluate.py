@@ -1,4 +1,4 @@
-"""Rows of a comparison: several seeds of one model count as their mean, and several domains are corrected for."""
+"""Rows of a comparison: seeds of one model count as their mean, p is corrected for all domains."""
 
 import json
 from pathlib import Path
@@ -8,8 +8,9 @@ import pyarrow as pa
 import pytest
 
 from cprec.evaluate import predictions
+from cprec.evaluate.comparison import ComparisonRow
 from cprec.evaluate.metrics import average_metrics
-from cprec.workflows.evaluate import ComparisonRow, _add_holm_correction, _add_significance
+from cprec.workflows.evaluate import _add_holm_correction, _add_significance
 
 
 def table(right: list[int]) -> pa.Table:

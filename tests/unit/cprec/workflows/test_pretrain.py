@@ -1,4 +1,7 @@
-"""Pictures of a run under way: now and then, and never at the price of the training. And when there is anything left to train."""
+"""Pre-training: reports of a run under way, what is left to train, previews, and branches.
+
+A report is made now and then, and never at the price of the training.
+"""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -22,18 +25,19 @@ from tests.unit.corpus.worlds import settings, shop, write_root
 
 
 class Clock:
-    """Seconds, and what making a picture takes of them."""
+    """A clock, with a report that takes some of its seconds to make, or fails."""
 
     def __init__(self) -> None:
-        self.now, self.takes = 1000.0, 0.0
-        self.made: list[float] = []
+        self.now = 1000.0
+        self.takes = 0.0
+        self.made_at: list[float] = []
         self.fails: Exception | None = None
 
     def monotonic(self) -> float:
         return self.now
 
-    def show(self, run_uri: str, tracker: Any) -> None:
-        self.made.append(self.now)
+    def make_report(self, run_uri: str, tracker: Any) -> None:
+        self.made_at.append(self.now)
         self.now += self.takes
         if self.fails:
             raise self.fails
@@ -43,12 +47,12 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(pretrain, "time", clock)
-    monkeypatch.setattr(pretrain, "_publish_report", clock.show)
+    monkeypatch.setattr(pretrain, "_publish_report", clock.make_report)
     return clock
 
 
 def renew(pictures: LiveReport, clock: Clock, seconds: int) -> None:
-    """Ask for a picture every second."""
+    """Asks for a report every second."""
     for _ in range(seconds):
         pictures.refresh()
         clock.now += 1
@@ -57,7 +61,7 @@ def renew(pictures: LiveReport, clock: Clock, seconds: int) -> None:
 def test_a_picture_a_minute_the_first_after_one(clock: Clock) -> None:
     pictures = LiveReport("run", Any, print)  # type: ignore[arg-type]
     renew(pictures, clock, int(3 * REPORT_INTERVAL_S) + 1)
-    assert clock.made == [
+    assert clock.made_at == [
         1000 + REPORT_INTERVAL_S,
         1000 + 2 * REPORT_INTERVAL_S,
         1000 + 3 * REPORT_INTERVAL_S,
@@ -68,7 +72,7 @@ def test_what_takes_long_is_made_more_rarely(clock: Clock) -> None:
     clock.takes = 5.0
     pictures = LiveReport("run", Any, print)  # type: ignore[arg-type]
     renew(pictures, clock, int(REPORT_INTERVAL_S + 5 * REPORT_INTERVAL_RATIO) + 1)
-    assert clock.made == [
+    assert clock.made_at == [
         1000 + REPORT_INTERVAL_S,
         1000 + REPORT_INTERVAL_S + 5 * REPORT_INTERVAL_RATIO,
     ]
@@ -78,11 +82,11 @@ def test_what_takes_long_is_made_more_rarely(clock: Clock) -> None:
 def test_storage_that_fails_costs_a_picture_and_not_the_training(
     clock: Clock, problem: Exception
 ) -> None:
-    said: list[str] = []
+    lines: list[str] = []
     clock.fails = problem
-    pictures = LiveReport("run", Any, said.append)  # type: ignore[arg-type]
+    pictures = LiveReport("run", Any, lines.append)  # type: ignore[arg-type]
     renew(pictures, clock, int(2 * REPORT_INTERVAL_S) + 1)
-    assert said == [f"the report was not renewed: {problem}"] * 2
+    assert lines == [f"the report was not renewed: {problem}"] * 2
 
 
 @pytest.mark.parametrize(("hold", "closed"), [(False, False), (True, False), (True, True)])
@@ -95,19 +99,19 @@ def test_a_run_that_is_held_open_waits_again_after_a_restart(
         [Portion("domain/A", 0, 0, 100)],
         [],
     )
-    course = RunPlan("", 0, plan, ("A",), (), hold=hold, closed=closed)
-    said: list[str] = []
-    fitted: list[object] = []
+    run_plan = RunPlan("", 0, plan, ("A",), (), hold=hold, closed=closed)
+    lines: list[str] = []
+    trained: list[object] = []
     monkeypatch.setattr(
         checkpoint, "find_latest", lambda run_uri: (checkpoint.CheckpointName(100, 0), [])
     )
     monkeypatch.setattr(pretrain, "ray_session", lambda address, num_cpus: nullcontext())
-    monkeypatch.setattr(driver, "run_training", lambda *arguments: fitted.append(arguments))
+    monkeypatch.setattr(driver, "run_training", lambda *arguments: trained.append(arguments))
     job = driver.TrainingJob(Recipe(), "runs/a", "base", Any)  # type: ignore[arg-type]
-    pretrain.run_training(job, course, Any, said.append)  # type: ignore[arg-type]
-    assert len(fitted) == (hold and not closed)
-    assert said == (
-        ["resuming cpt from 100 samples"] if fitted else ["cpt is trained to the end already"]
+    pretrain.run_training(job, run_plan, Any, lines.append)  # type: ignore[arg-type]
+    assert len(trained) == (hold and not closed)
+    assert lines == (
+        ["resuming cpt from 100 samples"] if trained else ["cpt is trained to the end already"]
     )
 
 
@@ -119,18 +123,35 @@ def test_a_preview_tells_of_the_run_that_is_there_and_writes_nothing(tmp_path: P
         print,
     )
     recipe = Recipe(storage=str(tmp_path / "runs"), corpus=corpus.uri)
-    said: list[str] = []
-    pretrain.preview(recipe, (), said.append)
+    lines: list[str] = []
+    pretrain.preview(recipe, (), lines.append)
     assert not (tmp_path / "runs").exists()
-    assert said[0].startswith("plan: W = ")
+    assert lines[0].startswith("plan: W = ")
     lock(recipe, str(tmp_path / "runs" / "cpt"))
     smaller = recipe.model_copy(
         update={"train": recipe.train.model_copy(update={"max_samples": 64})}
     )
-    course, _ = open_run_plan(smaller, str(tmp_path / "runs" / "cpt"), corpus)
-    pretrain.preview(recipe, (), said.append)
-    assert pretrain.describe_plan(recipe, course.plan) in said
-    assert pretrain.describe_plan(recipe, course.plan) != said[0]
+    run_plan, _ = open_run_plan(smaller, str(tmp_path / "runs" / "cpt"), corpus)
+    pretrain.preview(recipe, (), lines.append)
+    assert pretrain.describe_plan(recipe, run_plan.plan) in lines
+    assert pretrain.describe_plan(recipe, run_plan.plan) != lines[0]
     other = recipe.model_copy(update={"seed": 3})
     with pytest.raises(RunError, match="seed: 0 -> 3"):
         pretrain.preview(other, (), print)
+
+
+def test_a_branch_is_a_run_of_its_own() -> None:
+    recipe = Recipe(run="other", seed=3)
+    uri = "/runs/cpt/checkpoints/000000008192-0"
+    branch = pretrain.branch_recipe(recipe, uri, None)
+    assert (branch.run, branch.continue_from, branch.branch, branch.seed) == (
+        "cpt-anneal-8192",
+        uri,
+        True,
+        3,
+    )
+    assert pretrain.branch_recipe(recipe, uri, "release").run == "release"
+    with pytest.raises(RunError, match="that is the trunk"):
+        pretrain.branch_recipe(recipe, uri, "cpt")
+    with pytest.raises(RunError, match="not a checkpoint; give <storage>/<run>/checkpoints/"):
+        pretrain.branch_recipe(recipe, "/runs/cpt/plan.json", None)

@@ -1,0 +1,98 @@
+"""Tables that jobs print: the comparison of models, and the trials of a search."""
+
+from collections.abc import Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from cprec.downstream.trial import TrialResult
+from cprec.evaluate.comparison import Comparison, ComparisonRow
+
+
+def comparison_table(comparison: Comparison, alpha: float) -> Table:
+    """Returns a comparison as a table of at most 80 columns.
+
+    Args:
+        comparison: Models compared on one domain.
+        alpha: Significance level; p below it is bold.
+    """
+    table = Table(
+        title=f"{comparison.domain}, {comparison.split} split",
+        caption="\n".join(
+            [
+                f"difference: HR@1 minus that of {comparison.rows[0].name}, 95 % interval",
+                "p: paired t-test over users; below it over seeds",
+                *_perplexity_lines(comparison),
+            ]
+        ),
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        padding=0,
+    )
+    table.add_column("model", min_width=9)
+    for name in ("n", "HR@1", "HR@3", "HR@5", "NDCG@3", "NDCG@5", "difference", "p"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in comparison.rows:
+        metrics = [
+            *(row.metrics["hr"][k] for k in ("1", "3", "5")),
+            *(row.metrics["ndcg"][k] for k in ("3", "5")),
+        ]
+        table.add_row(
+            row.name if row.name == row.model else f"{row.name}\n{row.model}",
+            f"{row.metrics['n']:,}",
+            *(f"{value:.4f}" for value in metrics),
+            *_format_difference(row, alpha),
+        )
+    return table
+
+
+def _perplexity_lines(comparison: Comparison) -> list[str]:
+    """Returns one line with the perplexities of the plain text, or none if it was not measured."""
+    shown = [f"{row.name} {row.perplexity:.2f}" for row in comparison.rows if row.perplexity]
+    return [f"perplexity of evaluate.text: {', '.join(shown)}"] if shown else []
+
+
+def _format_difference(row: ComparisonRow, alpha: float) -> tuple[str, str]:
+    """Returns the last two cells of a row: the difference of HR@1, and p."""
+    if row.against is None:
+        return "", ""
+    difference = f"{row.against.difference:+.3f}"
+    if row.against.high is not None:
+        difference += f" ±{row.against.high - row.against.difference:.3f}"
+    p_values = [test.p for test in (row.against, row.over_seeds) if test]
+    shown = [f"[bold]{p:.2g}[/bold]" if p < alpha else f"{p:.2g}" for p in p_values]
+    return difference, "\n".join(shown)
+
+
+def trials_table(
+    trials: Sequence[TrialResult], winner_trials: Sequence[TrialResult], best: TrialResult
+) -> Table:
+    """Returns the trials of a search as a table.
+
+    Args:
+        trials: Trials of the search.
+        winner_trials: Trials of the best learning rate; those that are in `trials` too are shown
+            once.
+        best: The trial that was registered.
+    """
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("learning rate", "seed", "HR@1 on validation", "best epoch", "epochs", ""):
+        table.add_column(name, justify="right")
+    for trial in [*trials, *(trial for trial in winner_trials if trial not in trials)]:
+        table.add_row(
+            f"{trial.lr:g}",
+            str(trial.seed),
+            f"{trial.hr1:.4f}",
+            str(trial.epoch),
+            str(len(trial.history)),
+            _trial_remark(trial, best),
+        )
+    return table
+
+
+def _trial_remark(trial: TrialResult, best: TrialResult) -> str:
+    if trial == best:
+        return "best"
+    if trial.diverged:
+        return "diverged"
+    return "cut short" if trial.stopped else ""

@@ -1,0 +1,50 @@
+"""Builds a corpus from raw behaviours, says what a build would make, and checks one that exists."""
+
+from typing import Any
+
+from cluster.console import Say
+from cluster.errors import CorpusError
+from corpus import build
+from corpus.inspect.inspection import InspectionResult
+from corpus.store import statistics
+from corpus.store.catalogue import count_items
+from corpus.store.tables import Corpus
+from cprec.config.recipe import Recipe
+
+
+def build_corpus(recipe: Recipe, say: Say) -> Corpus:
+    """Builds corpus version 0 of a recipe, after simulating its shoppers where it asks for them.
+
+    A place that already holds this corpus is left as it is.
+    """
+    return build.simulate_and_build(recipe.data, recipe.simulate, recipe.seed, recipe.corpus, say)
+
+
+def preview_statistics(recipe: Recipe, say: Say) -> dict[str, Any]:
+    """Reads and checks all behaviours of a recipe, and writes nothing.
+
+    Returns:
+        The statistics of the version that they would make. Counts of mixed samples are upper
+        bounds: the rules for mixed histories are not applied.
+    """
+    with build.choose_backend(recipe.data, say) as backend:
+        prepared = backend.prepare(recipe.data, say)
+    return statistics.describe_version(
+        statistics.EMPTY_STATISTICS,
+        prepared.counts_by_domain,
+        count_items(prepared.item_indices()),
+        recipe.data,
+        prepared.sample_bounds,
+        0,
+        prepared.dropped,
+    )
+
+
+def require_sound(corpus: Corpus, result: InspectionResult) -> None:
+    """Raises CorpusError, naming every check that an inspection saw fail, unless none did."""
+    failed = ", ".join(f"{check} {count:,}" for check, count in result.failed_checks.items())
+    if failed:
+        raise CorpusError(
+            f"{corpus.uri}: version {corpus.version} is not sound: {failed}; "
+            "build the corpus again, elsewhere"
+        )

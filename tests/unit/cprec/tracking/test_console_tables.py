@@ -1,0 +1,73 @@
+"""Tables that jobs print: whole on a screen of 80 columns, whatever was measured."""
+
+import io
+import re
+from dataclasses import replace
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from cprec.downstream.trial import TrialResult
+from cprec.evaluate.comparison import Comparison, ComparisonRow
+from cprec.evaluate.metrics import compute_metrics, compute_ranks
+from cprec.evaluate.significance import paired_t_test
+from cprec.tracking.console_tables import comparison_table, trials_table
+
+
+def render(table: Table) -> str:
+    page = io.StringIO()
+    Console(file=page, width=80).print(table)
+    return page.getvalue()
+
+
+def comparison(perplexity: float | None) -> Comparison:
+    """Two models on many users, the second better; of several seeds."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for name, model, lead in (("base", "base", 0.0), ("candidate", "version-12", 1.0)):
+        scores = rng.normal(size=(50_546, 20))
+        scores[:, 0] += lead
+        ranks = compute_ranks(scores, np.zeros(len(scores), dtype=int))
+        metrics = compute_metrics(model, "Video_Games", ranks, np.full(len(scores), 10))
+        rows.append(ComparisonRow(name, model, metrics, None, perplexity=perplexity))
+    against = paired_t_test(rng.random(500), rng.random(500) + 0.25)
+    over_seeds = paired_t_test(np.zeros(3), np.array([0.1, 0.11, 0.12]))
+    rows[1] = replace(rows[1], against=against, over_seeds=over_seeds)
+    return Comparison("Video_Games", "test", rows)
+
+
+def test_a_comparison_fits_on_a_screen() -> None:
+    page = render(comparison_table(comparison(None), 0.05))
+    assert "…" not in page
+    for text in (
+        "50,546",
+        "NDCG@5",
+        "difference",
+        "version-12",
+        "paired t-test over users",
+        "±0.0",
+    ):
+        assert text in page, page
+    assert re.search(r"\+0\.\d{3} ±0\.\d{3}\s+\S*e-\d+\s*$", page, re.MULTILINE), page
+    assert "perplexity" not in page
+
+
+def test_the_text_has_a_line_of_its_own() -> None:
+    page = render(comparison_table(comparison(113.25), 0.05))
+    assert "perplexity of evaluate.text: base 113.25, candidate 113.25" in page
+
+
+def test_trials_are_shown_once_each_with_how_they_ended() -> None:
+    good = TrialResult(1e-3, 0, 0.5, 2, "a", (0.4, 0.5, 0.45))
+    stopped = TrialResult(1e-4, 0, 0.25, 1, "b", (0.25,), stopped=True)
+    diverged = TrialResult(1e-1, 0, 0.0, 0, "", (), diverged=True)
+    best = TrialResult(1e-3, 1, 0.625, 3, "c", (0.5, 0.6, 0.625))
+    page = render(trials_table([good, stopped, diverged], [good, best], best))
+    rows = [line.split() for line in page.splitlines() if re.match(r"\s*0\.", line)]
+    assert rows == [
+        ["0.001", "0", "0.5000", "2", "3"],
+        ["0.0001", "0", "0.2500", "1", "1", "cut", "short"],
+        ["0.1", "0", "0.0000", "0", "0", "diverged"],
+        ["0.001", "1", "0.6250", "3", "3", "best"],
+    ]

@@ -1,0 +1,73 @@
+"""Files of an earlier release, whose keys had other names: runs, searches and baselines go on."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cluster.errors import RunError
+from cprec.config.recipe import RENAMED_KEYS, Recipe
+from cprec.config.recipe_file import to_yaml, validate_recipe
+from cprec.downstream.stored_baselines import baseline_uri
+from cprec.runs.recipe_lock import check_unchanged
+from cprec.workflows.finetune import SearchPlan, lock_identity
+
+
+def old_names(text: str) -> str:
+    """YAML or JSON with the keys named as in the earlier release."""
+    for old, new in RENAMED_KEYS.items():
+        old_key, new_key = old.split(".")[1], new.split(".")[1]
+        for before, after in ((f" {new_key}:", f" {old_key}:"), (f'"{new_key}"', f'"{old_key}"')):
+            text = text.replace(before, after)
+    return text
+
+
+@pytest.fixture
+def corpus() -> Any:
+    return SimpleNamespace(commits=[SimpleNamespace(metadata={"fingerprint": "f"})], version=0)
+
+
+def test_a_run_goes_on_from_its_old_recipe_without_a_word(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = validate_recipe({"search": {"lrs": [0.1]}, "baseline": {"lr": 0.5}}, "test")
+    text = old_names(to_yaml(recipe))
+    assert "rates:" in text
+    assert "gru_rate:" in text
+    assert "lrs:" not in text
+    (tmp_path / "resolved.yaml").write_text(text)
+    assert check_unchanged(recipe, str(tmp_path)) == recipe
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_change_is_shown_and_accepted_under_either_name(tmp_path: Path) -> None:
+    (tmp_path / "resolved.yaml").write_text(old_names(to_yaml(Recipe())))
+    changed = validate_recipe({"baseline": {"lr": 0.5}}, "test")
+    with pytest.raises(RunError, match=r"baseline\.lr: 0\.001 -> 0\.5"):
+        check_unchanged(changed, str(tmp_path))
+    assert check_unchanged(changed, str(tmp_path), ["baseline.lr"]) == Recipe()
+    assert check_unchanged(changed, str(tmp_path), ["baseline.rate"]) == Recipe()
+
+
+def test_a_search_goes_on(tmp_path: Path, corpus: Any) -> None:
+    plan = SearchPlan(
+        Recipe(), corpus, "Games", "cprec", str(tmp_path), "base", "start", None, (0.1,)
+    )
+    lock_identity(plan)
+    identity = tmp_path / "identity.json"
+    earlier = old_names(identity.read_text())
+    assert json.loads(earlier)["finetune"]["floor"] == 0.01
+    assert json.loads(earlier)["baseline"]["gru_rate"] == 0.05
+    identity.write_text(earlier)
+    lock_identity(plan)
+    assert identity.read_text() == earlier
+    identity.write_text(earlier.replace("0.01", "0.02"))
+    with pytest.raises(RunError, match=r"'lr_min_ratio': 0\.02"):
+        lock_identity(plan)
+
+
+def test_baselines_are_where_the_earlier_release_put_them(corpus: Any) -> None:
+    uri = baseline_uri(Recipe(storage="/runs"), corpus, "Games", "sasrec", 0)
+    assert uri == "/runs/baselines/Games/sasrec-92dfc8c2e306"
