@@ -30,20 +30,27 @@ import pyarrow as pa  # noqa: E402
 from pydantic import BaseModel  # noqa: E402
 
 from cprec.config.recipe import Recipe  # noqa: E402
+from cprec.runs.records import Event  # noqa: E402
 
 PAGES = ("file-formats.md", "recipe-keys.md")
 FIRST_RELEASE = "0.1.0"
 
 SINCE = {
+    "AnnealingCalled": "0.2.0",
+    "Failed": "0.2.0",
+    "PerplexityMeasured": "0.2.0",
+    "Status": "0.2.0",
+    "Owner": "0.2.0",
     "Era.replayed": "0.2.0",
     "Era.spread": "0.2.0",
     "Era.stop": "0.2.0",
     "Plan.inherited": "0.2.0",
     "WSA.mode": "0.2.0",
     "RunPlan": "0.2.0",
-    "Comparison": "0.2.0",
-    "ComparisonRow": "0.2.0",
-    "PairedTest": "0.2.0",
+    "ComparisonRow.permutation_p": "0.2.0",
+    "ComparisonRow.over_seeds": "0.2.0",
+    "ComparisonRow.holm_p": "0.2.0",
+    "ComparisonRow.perplexity": "0.2.0",
     "TrialResult": "0.2.0",
     "FitResult": "0.2.0",
     "QuarantinedRows": "0.2.0",
@@ -53,7 +60,7 @@ SINCE = {
 }
 """Since when a class, a schema or one of its fields is written, where not since the first release.
 
-Pydantic records say it themselves (`json_schema_extra`).
+Pydantic records say it of a field themselves (`json_schema_extra`).
 """
 
 COLUMNS = {
@@ -121,7 +128,10 @@ def attribute_texts(cls: type) -> dict[str, str]:
     if block is None:
         return {}
     entries = re.findall(r"^    (\w+): ((?:.*)(?:\n        .*)*)", block[1], re.MULTILINE)
-    return {name: re.sub(r"\s+", " ", text).rstrip(".") for name, text in entries}
+    return {
+        name: re.sub(r"\s+", " ", text).rstrip(".").replace("None", "null")
+        for name, text in entries
+    }
 
 
 def field_rows(cls: Any) -> Iterator[tuple[str, str, str, str]]:
@@ -131,9 +141,14 @@ def field_rows(cls: Any) -> Iterator[tuple[str, str, str, str]]:
         ValueError: A field has no description.
     """
     if isinstance(cls, type) and issubclass(cls, BaseModel):
+        inherited = Event.model_fields if issubclass(cls, Event) and cls is not Event else {}
         for name, field in cls.model_fields.items():
+            if name in inherited:
+                continue
             extra = field.json_schema_extra
-            since = str(extra["since"]) if isinstance(extra, dict) else FIRST_RELEASE
+            since = SINCE.get(cls.__name__, FIRST_RELEASE)
+            if isinstance(extra, dict):
+                since = str(extra["since"])
             key = field.alias or name
             text = field.description or ""
             if not text:

@@ -7,6 +7,7 @@ import argparse
 import types
 import typing
 from collections.abc import Callable, Collection, Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Any, Literal
 
@@ -138,6 +139,8 @@ def _metavar(annotation: Any) -> str:
     """Returns how `--help` shows the value of a key: its choices, or the name of its type."""
     if typing.get_origin(annotation) is Literal:
         return "|".join(map(str, typing.get_args(annotation)))
+    if isinstance(annotation, type) and issubclass(annotation, Enum):
+        return "|".join(str(member.value) for member in annotation)
     if isinstance(annotation, types.UnionType):
         # The first member that is not None.
         annotation = next(a for a in typing.get_args(annotation) if a is not types.NoneType)
@@ -152,13 +155,24 @@ def _parse_value(text: str, annotation: Any, key: str) -> Any:
 
     Lists are split at commas, text stays as it is, and anything else is a YAML scalar.
     """
-    is_text = "str" in str(annotation) or typing.get_origin(annotation) is Literal
     if typing.get_origin(annotation) is tuple:
         parts = [part for part in text.split(",") if part]
-        return parts if is_text else [_parse_scalar(part, key) for part in parts]
+        return parts if _is_text(annotation) else [_parse_scalar(part, key) for part in parts]
     if text == "null":
         return None
-    return text if is_text else _parse_scalar(text, key)
+    return text if _is_text(annotation) else _parse_scalar(text, key)
+
+
+def _is_text(annotation: Any) -> bool:
+    """Returns whether a key, or each member of a list, is text: a name, a URI or a choice."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Literal:
+        return all(isinstance(choice, str) for choice in arguments)
+    if origin is typing.Annotated:
+        return _is_text(arguments[0])
+    if arguments:
+        return any(_is_text(argument) for argument in arguments)
+    return isinstance(annotation, type) and issubclass(annotation, str)
 
 
 def _parse_scalar(text: str, key: str) -> Any:

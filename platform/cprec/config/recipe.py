@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from cluster.section import Section
 from corpus.settings import DataSettings, SafeName, SimulateSettings
+from cprec.schedule.wsa import Mode
 
 RENAMED_KEYS: Mapping[str, str] = {
     "search.rates": "search.lrs",
@@ -89,8 +90,8 @@ class ScheduleSettings(Section):
     warmup_fraction: float = Field(
         0.05, ge=0.0, le=1.0, description="W as a fraction of the domain-specific samples"
     )
-    mode: Literal["wsa", "no_decay", "domain_only", "shuffled", "cosine", "linear", "wsd"] = Field(
-        "wsa",
+    mode: Mode = Field(
+        Mode.WSA,
         description="which data is trained when, and at which learning rate: wsa is the method, "
         "the others are the ablations of paper Fig. 4 and other schedules",
     )

@@ -4,6 +4,7 @@ A start with a recipe that would compute something else is refused, and every di
 """
 
 from collections.abc import Collection
+from enum import Enum
 from typing import Any
 
 from cluster.errors import RecipeError, RunError
@@ -98,4 +99,4 @@ def _read_key(recipe: Recipe, dotted_key: str) -> Any:
     value: Any = recipe
     for name in dotted_key.split("."):
         value = getattr(value, name)
-    return value
+    return value.value if isinstance(value, Enum) else value

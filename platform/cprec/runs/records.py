@@ -307,7 +307,7 @@ class Status(Record):
     lr: float | None = Field(
         None,
         validation_alias=AliasChoices("lr", "rate"),
-        description="learning rate of the next step (`rate` until 0.1.0)",
+        description="learning rate of the next step (`rate` in files of earlier builds)",
         json_schema_extra=SINCE_0_2,
     )
     sources: dict[str, int] = Field(

@@ -275,7 +275,7 @@ def _plan_continued_trunk(recipe: Recipe, corpus: Corpus, parent: _Parent) -> Ru
 
 def _plan_branch(recipe: Recipe, corpus: Corpus, parent: _Parent) -> RunPlan:
     """Plans a branch, which anneals its parent on the mixed samples alone."""
-    if not Mode(recipe.schedule.mode).anneals_on_mixed:
+    if not recipe.schedule.mode.anneals_on_mixed:
         allowed = ", ".join(mode for mode in Mode if mode.anneals_on_mixed)
         raise RecipeError(
             f"schedule.mode: {recipe.schedule.mode} does not anneal on mixed samples; "
@@ -359,7 +359,7 @@ def plan_settings(recipe: Recipe) -> PlanSettings:
         lr_max=schedule.lr_max,
         warmup_fraction=schedule.warmup_fraction,
         max_domain_samples=recipe.train.max_samples,
-        mode=Mode(schedule.mode),
+        mode=schedule.mode,
     )
 
 
