@@ -245,7 +245,8 @@ def _train_sasrec(plan: SearchPlan) -> str:
         num_cpus=recipe.train.cpus_per_worker
     )
     reference = task.remote(recipe, plan.corpus, plan.domain, "sasrec", recipe.seed)
-    return get_results([reference])[0]
+    weights_uri: str = get_results([reference])[0]
+    return weights_uri
 
 
 def _require_convergence(results: Sequence[TrialResult]) -> None:
