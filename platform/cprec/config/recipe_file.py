@@ -196,7 +196,7 @@ def format_value(value: Any) -> str:
 
 
 def _copy_section(value: Any) -> Any:
-    """Returns a copy of a section's keys; any other value, such as that of a top-level key, as is."""
+    """Copies the keys of a section; the value of a top-level key stays as it is."""
     return dict(value) if isinstance(value, Mapping) else value
 
 

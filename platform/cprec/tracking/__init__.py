@@ -1,1 +1,1 @@
-"""What people see of runs: MLflow, the report page, figures, the progress line."""
+"""Shows runs to people: MLflow, the report page, figures, the progress line, console tables."""

@@ -1,4 +1,7 @@
-"""A run's records as pictures: SVG whose text stays text. Equal records give equal bytes (fixed salt, no date)."""
+"""Draws a run's records as SVG whose text stays text.
+
+Equal records give equal bytes: the ids in the SVG have a fixed salt, and there is no date.
+"""
 
 import io
 from collections.abc import Callable, Sequence
@@ -35,50 +38,65 @@ SOURCE_COLORS = (
     "#ff9da6",
     "#bab0ac",
 )
-LINE_COLOR, PLANNED_COLOR, ADOPTION_COLOR, RESTART_COLOR = (
-    "#1c2430",
-    "#b9c0ca",
-    "#b3261e",
-    "#7a4fbf",
-)
+LINE_COLOR = "#1c2430"
+PLANNED_COLOR = "#b9c0ca"
+ADOPTION_COLOR = "#b3261e"
+RESTART_COLOR = "#7a4fbf"
+
 MAX_POINTS = 400
-"""Columns of a plot, at most: a run of a million steps is averaged down to it, so that a picture stays small."""
+"""Points of a curve, at most: a picture of a million steps stays as small as that of a few."""
 
 
 def drop_repeated_steps(trace: Sequence[TraceRow]) -> list[TraceRow]:
-    """The steps that count, in order: of a step that was trained again after a restart, the last."""
-    return [step for _, step in sorted({s.step: s for s in trace}.items())]
+    """Returns one row per step, in order: the last, where a restart trained the step again."""
+    last_row_by_step = {row.step: row for row in trace}
+    return [row for _, row in sorted(last_row_by_step.items())]
 
 
 def plot_schedule(steps: Sequence[TraceRow], events: Sequence[Event], wsa: WSA | None) -> str:
-    """The schedule picture, over samples seen: the rate as planned and as trained, phases shaded, domains that joined and restarts marked; below,
-    the sources of each step as a stacked band, and the perplexity of the text where it was measured. steps: as `trained` gives them; wsa: the plan's,
-    None where it is not known."""
+    """Draws the schedule over samples seen.
+
+    The upper plot has the learning rate, as planned and as trained, with phases shaded, and new
+    domains and restarts marked. Below it are the sources of each step as a stacked band, and the
+    perplexity of the text where it was measured.
+
+    Args:
+        steps: Steps as `drop_repeated_steps` returns them.
+        events: Events of the run.
+        wsa: Schedule of the plan; None where it is not known.
+
+    Returns:
+        An SVG.
+    """
     measured = perplexities(events)
 
     def draw(figure: Figure) -> None:
-        rate, band, *forgetting = figure.subplots(
-            3 if measured else 2, 1, sharex=True, height_ratios=(3, 2, 2)[: 3 if measured else 2]
+        height_ratios = (3, 2, 2) if measured else (3, 2)
+        lr_axes, source_axes, *perplexity_axes = figure.subplots(
+            len(height_ratios), 1, sharex=True, height_ratios=height_ratios
         )
         if wsa is not None and wsa.annealing_end:
-            ahead = np.unique(np.linspace(0, wsa.annealing_end, MAX_POINTS).astype(int))
-            rate.plot(
-                ahead,
-                [wsa.lr(int(s)) for s in ahead],
+            positions = np.unique(np.linspace(0, wsa.annealing_end, MAX_POINTS).astype(int))
+            lr_axes.plot(
+                positions,
+                [wsa.lr(int(position)) for position in positions],
                 color=PLANNED_COLOR,
                 linestyle="--",
                 label="planned",
             )
-        # Not averaged: a rate is exact at the steps shown.
-        kept = [steps[i] for i in np.unique(np.linspace(0, len(steps) - 1, MAX_POINTS).astype(int))]
-        rate.plot(
-            [s.samples for s in kept], [s.lr for s in kept], color=LINE_COLOR, label="trained"
+        # Picked, not averaged: each point is the exact learning rate of a step.
+        picked = np.unique(np.linspace(0, len(steps) - 1, MAX_POINTS).astype(int))
+        lr_axes.plot(
+            [steps[i].samples for i in picked],
+            [steps[i].lr for i in picked],
+            color=LINE_COLOR,
+            label="trained",
         )
-        rate.set_ylabel("learning rate")
-        _mark_events(rate, events)
-        _shade_phases(rate, steps)
-        _stack_sources(band, steps)
-        for axes in forgetting:
+        lr_axes.set_ylabel("learning rate")
+        _mark_events(lr_axes, events)
+        _shade_phases(lr_axes, steps)
+        _stack_sources(source_axes, steps)
+        for axes in perplexity_axes:
             axes.plot(*zip(*measured, strict=True), color=LINE_COLOR, marker=".")
             axes.set_ylabel("perplexity of text")
 
@@ -88,28 +106,27 @@ def plot_schedule(steps: Sequence[TraceRow], events: Sequence[Event], wsa: WSA |
 def perplexities(events: Sequence[Event]) -> list[tuple[int, float]]:
     """Returns (samples, perplexity of the text) in order.
 
-    What was measured again after a restart counts once.
+    A perplexity that was measured again after a restart counts once.
     """
     measured = {e.samples: e.perplexity for e in events if isinstance(e, PerplexityMeasured)}
     return sorted(measured.items())
 
 
 def plot_loss(steps: Sequence[TraceRow]) -> str:
-    """Loss over samples seen."""
-    return _plot_curve(steps, np.array([s.loss for s in steps]), "nats per token")
+    """Draws the loss over samples seen."""
+    return _plot_curve(steps, np.array([step.loss for step in steps]), "nats per token")
 
 
 def plot_throughput(steps: Sequence[TraceRow]) -> str:
-    """Useful tokens per second over samples seen."""
-    seconds = np.array([s.step_s + s.data_wait_s for s in steps])
-    return _plot_curve(
-        steps,
-        np.array([s.tokens for s in steps]) / np.maximum(seconds, 1e-9),
-        "tokens per second",
-    )
+    """Draws useful tokens per second, without padding, over samples seen."""
+    tokens = np.array([step.tokens for step in steps])
+    seconds = np.array([step.step_s + step.data_wait_s for step in steps])
+    return _plot_curve(steps, tokens / np.maximum(seconds, 1e-9), "tokens per second")
 
 
 def _plot_curve(steps: Sequence[TraceRow], values: Floats, label: str) -> str:
+    """Draws one value per step over samples seen, with phases shaded."""
+
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         axes.plot(*downsample(_samples_seen(steps), values), color=LINE_COLOR)
@@ -121,24 +138,36 @@ def _plot_curve(steps: Sequence[TraceRow], values: Floats, label: str) -> str:
 
 
 def _samples_seen(steps: Sequence[TraceRow]) -> Floats:
-    return np.array([s.samples for s in steps], dtype=float)
+    """Returns the samples seen before each step [steps]."""
+    return np.array([step.samples for step in steps], dtype=float)
 
 
 def downsample(x: Floats, y: Floats) -> tuple[Floats, Floats]:
-    """At most POINTS points, each the mean of a run of neighbours."""
+    """Reduces a curve to at most MAX_POINTS points.
+
+    Args:
+        x: Positions [points], ascending.
+        y: Values [points].
+
+    Returns:
+        Positions and values. Each value is the mean of neighbours, at the position of the first.
+    """
     starts = np.unique(np.linspace(0, len(x), min(MAX_POINTS, len(x)), endpoint=False).astype(int))
     sizes = np.diff([*starts, len(x)])
     return x[starts], np.add.reduceat(y, starts) / sizes
 
 
 def _mark_events(axes: Axes, events: Sequence[Event]) -> None:
-    """Draws a line where a corpus version joined, with its domains, and where training resumed."""
+    """Draws a line at each adopted corpus version, with its domains, and at each restart."""
     for event in events:
         position = event.samples
         if isinstance(event, CorpusVersionAdopted) and position:
-            sources = [Source.parse(source) for source in event.sources]
+            sources = [Source.parse(text) for text in event.sources]
+            # Domains and texts; mixed samples have no name.
             names = ", ".join(
-                s.name if s.kind is SourceKind.DOMAIN else s for s in sources if s.name
+                source.name if source.kind is SourceKind.DOMAIN else source
+                for source in sources
+                if source.kind is not SourceKind.MIXED
             )
             axes.axvline(position, color=ADOPTION_COLOR, linestyle=":")
             axes.annotate(
@@ -163,12 +192,12 @@ def _mark_events(axes: Axes, events: Sequence[Event]) -> None:
 
 
 def _shade_phases(axes: Axes, steps: Sequence[TraceRow]) -> None:
-    for phase, run in groupby(steps, key=lambda s: s.phase):
-        span = list(run)
-        end = span[-1].end
+    """Shades each phase in its colour, and adds the legend of the plot."""
+    for phase, group in groupby(steps, key=lambda step: step.phase):
+        phase_steps = list(group)
         axes.axvspan(
-            span[0].samples,
-            end,
+            phase_steps[0].samples,
+            phase_steps[-1].end,
             color=PHASE_COLORS.get(phase, "#cccccc"),
             alpha=0.3,
             linewidth=0,
@@ -184,16 +213,17 @@ def _shade_phases(axes: Axes, steps: Sequence[TraceRow]) -> None:
 
 
 def _stack_sources(axes: Axes, steps: Sequence[TraceRow]) -> None:
-    names = sorted({name for s in steps for name in s.sources})
+    """Draws the fraction of each batch that is from each source, stacked to 1."""
+    names = sorted({name for step in steps for name in step.sources})
     samples = _samples_seen(steps)
-    shares = [
-        downsample(samples, np.array([s.sources.get(name, 0) / s.batch_samples for s in steps]))[1]
-        for name in names
-    ]
+    fractions = []
+    for name in names:
+        counts = np.array([step.sources.get(name, 0) / step.batch_samples for step in steps])
+        fractions.append(downsample(samples, counts)[1])
     colors = [SOURCE_COLORS[i % len(SOURCE_COLORS)] for i in range(len(names))]
     axes.stackplot(
         downsample(samples, samples)[0],
-        shares,
+        fractions,
         labels=[escape_mathtext(name) for name in names],
         colors=colors,
         step="post",
@@ -204,6 +234,13 @@ def _stack_sources(axes: Axes, steps: Sequence[TraceRow]) -> None:
 
 
 def _render_svg(draw: Callable[[Figure], None], salt: str, height: float) -> str:
+    """Renders a figure over samples seen.
+
+    Args:
+        draw: Adds the axes and draws on them.
+        salt: Text from which the ids in the SVG are made.
+        height: Height of the figure (inches).
+    """
     with rc_context(
         {
             "svg.hashsalt": salt,
@@ -225,5 +262,5 @@ def _render_svg(draw: Callable[[Figure], None], salt: str, height: float) -> str
 
 
 def escape_mathtext(text: str) -> str:
-    """Text that matplotlib does not take for mathematics."""
+    """Escapes a text so that matplotlib does not read it as mathematics."""
     return text.replace("$", r"\$")

@@ -1,6 +1,6 @@
-"""One offline page of a run, `<run>/report.html`, made from the records that the run wrote.
+"""Renders the report of a run, `<run>/report.html`: one offline page, from the run's own records.
 
-It shows whatever is there, so it can be made while the run is under way.
+It shows whatever records there are, so it can be made while the run is under way.
 """
 
 import json
@@ -20,7 +20,8 @@ from cprec.runs.run_plan import RunPlan
 from cprec.schedule.wsa import WSA
 from cprec.tracking import figures
 
-SCHEDULE, PAGE = "schedule.svg", "report.html"
+SCHEDULE = "schedule.svg"
+PAGE = "report.html"
 
 
 def write(run_uri: str) -> dict[str, str]:
@@ -65,12 +66,12 @@ def render(
     recipe: str,
     wsa: WSA | None = None,
 ) -> str:
-    """Renders the page; everything that came from outside is escaped.
+    """Renders the page; all text of the records is escaped.
 
     Args:
         run_name: Name of the run.
         events: Its events.
-        trace: Its trace; steps that were trained again may stand in it twice.
+        trace: Its trace, in which steps that were trained again are repeated.
         audit: Its audit; None until it is trained.
         comparisons: Contents of its comparison.json files.
         recipe: Its resolved recipe, as YAML.
@@ -80,7 +81,7 @@ def render(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["count"] = lambda value: "–" if value is None else f"{value:,}"
-    environment.filters["share"] = lambda value: "–" if value is None else f"{value:.4f}"
+    environment.filters["metric"] = lambda value: "–" if value is None else f"{value:.4f}"
     source = files("cprec.tracking").joinpath("report.html.j2").read_text("utf-8")
     steps = figures.drop_repeated_steps(trace)
     return environment.from_string(source).render(
@@ -99,10 +100,11 @@ def _summary_lines(
     audit: AuditReport | None,
     perplexities: Sequence[tuple[int, float]],
 ) -> list[str]:
+    """Returns the numbers below the title of the page."""
     if not steps:
         return ["no steps yet"]
-    seconds = sum(s.step_s + s.data_wait_s for s in steps)
-    tokens = sum(s.tokens for s in steps)
+    seconds = sum(step.step_s + step.data_wait_s for step in steps)
+    tokens = sum(step.tokens for step in steps)
     lines = [
         f"{steps[-1].end:,} samples",
         f"{len(steps):,} steps",
@@ -126,6 +128,7 @@ def count_dropped_titles(trace: Iterable[TraceRow]) -> int:
 
 
 def _audit_rows(audit: AuditReport | None) -> list[dict[str, Any]]:
+    """Returns the rows of the audit's table: one per source and corpus version, and the total."""
     if audit is None:
         return []
     rows = [
@@ -138,6 +141,7 @@ def _audit_rows(audit: AuditReport | None) -> list[dict[str, Any]]:
 
 
 def _event_row(event: Event) -> dict[str, Any]:
+    """Returns one row of the table of events."""
     details = ", ".join(
         f"{name}: {value if isinstance(value, str) else json.dumps(value)}"
         for name, value in event.details().items()
@@ -153,17 +157,21 @@ def _event_row(event: Event) -> dict[str, Any]:
 def _render_figures(
     steps: Sequence[TraceRow], events: Sequence[Event], wsa: WSA | None
 ) -> list[tuple[str, Markup]]:
-    drawn = {
+    """Returns the figures of the page as (title, SVG element)."""
+    svgs = {
         "Schedule: learning rate and sources": figures.plot_schedule(steps, events, wsa),
         "Loss on the answers' tokens": figures.plot_loss(steps),
         "Throughput": figures.plot_throughput(steps),
     }
-    return [(title, Markup(svg[svg.index("<svg") :])) for title, svg in drawn.items()]  # noqa: S704 - matplotlib escapes the text of its SVG
+    # Without the XML header, which has no place inside HTML. matplotlib has escaped the text.
+    return [(title, Markup(svg[svg.index("<svg") :])) for title, svg in svgs.items()]  # noqa: S704
 
 
 def _read_text(uri: str) -> str:
+    """Reads a file as text; empty where there is none."""
     return storage.read_text(uri) if storage.exists(uri) else ""
 
 
 def _read_json(uri: str) -> dict[str, Any]:
+    """Reads a JSON object; empty where there is no file."""
     return dict(json.loads(_read_text(uri) or "{}"))

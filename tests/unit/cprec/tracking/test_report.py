@@ -28,7 +28,7 @@ def trace() -> list[dict[str, Any]]:
             else ["domain/Books", "domain/Games", *(["domain/Music"] if step >= 250 else [])]
         )
         counts = rng.multinomial(BATCH, np.full(len(names), 1 / len(names)))
-        rate = 5e-4 * (
+        lr = 5e-4 * (
             step / 30
             if step < 30
             else 1
@@ -37,11 +37,21 @@ def trace() -> list[dict[str, Any]]:
         )
         rows.append(
             {
-                "step": step, "samples": step * BATCH, "batch_samples": BATCH, "phase": phase, "lr": rate, "loss": 0.3 + 2 * np.exp(-step / 80),
-                "supervised_tokens": 900, "tokens": 30_000, "dropped_titles": 2, "step_s": rng.uniform(0.9, 1.3), "data_wait_s": 0.01,
-                "sources": dict(zip(names, counts.tolist(), strict=True)), "ids_digest": "0" * 16,
+                "step": step,
+                "samples": step * BATCH,
+                "batch_samples": BATCH,
+                "phase": phase,
+                "lr": lr,
+                "loss": 0.3 + 2 * np.exp(-step / 80),
+                "supervised_tokens": 900,
+                "tokens": 30_000,
+                "dropped_titles": 2,
+                "step_s": rng.uniform(0.9, 1.3),
+                "data_wait_s": 0.01,
+                "sources": dict(zip(names, counts.tolist(), strict=True)),
+                "ids_digest": "0" * 16,
             }
-        )  # fmt: skip
+        )
     return rows
 
 
