@@ -5,7 +5,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test experiments check lock clean environment
+.PHONY: help demo test experiments check reference lock clean environment
 
 BIN := .venv/bin
 RECIPE ?= jobs/recipes/demo.yaml
@@ -38,6 +38,9 @@ check: environment ## format, lint, types, layers, dependencies, form of lines
 	@.ci/step -q "layers" $(BIN)/lint-imports --no-cache
 	@.ci/step -q "dependencies" $(BIN)/deptry .
 	@.ci/step -q "lines" $(BIN)/python .ci/lines
+
+reference: environment ## the tables of docs/reference anew from the types
+	@$(BIN)/python docs/reference/update.py
 
 lock: ## write requirements.lock anew from pyproject.toml, in a fresh environment
 	@.ci/lock

@@ -41,7 +41,6 @@ from cprec.model import adapter, backbone
 from cprec.schedule.plan import Plan, global_batches
 from cprec.stream.worker_rows import worker_batch_from_row, to_worker_rows
 from cprec.stream.segments import read_plan_rows, streams_by_key
-from cprec.encode.title_tokens import CachedPromptEncoder, tokenise_titles
 from cprec.train.engine import Engine, micro_batch_spec
 from cprec.train.loop import Observer, StepRecord, TrainingStep, train
 

@@ -17,7 +17,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,7 @@ def type_name(annotation: Any) -> str:
         return " or ".join(f"`{value}`" for value in arguments)
     if isinstance(origin, type) and issubclass(origin, typing.Mapping):  # type: ignore[arg-type]
         return f"object: {type_name(arguments[0])} → {type_name(arguments[1])}"
-    if origin in (list, tuple):
+    if isinstance(origin, type) and issubclass(origin, Sequence):
         return f"list of {type_name(arguments[0])}"
     if isinstance(annotation, type) and issubclass(annotation, Enum):
         return " or ".join(f"`{member.value}`" for member in annotation)

@@ -1,1 +1,1 @@
-"""The platform: what is trained next and at which rate, the stream, the training, the evaluation, the registry."""
+"""Continual pre-training of large language models for recommendation, on Ray."""

@@ -162,7 +162,8 @@ class Engine:
         config: Any = model.config
         self.operation_count = device.OperationCount.from_model(model, config.vocab_size)
         if self.recomputes_activations:
-            model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+            enable = model.activation_checkpointing_enable
+            enable({"use_reentrant": False})  # type: ignore[operator]
         if settings.compile:
             for layer in decoder_layers(model):
                 layer.compile()

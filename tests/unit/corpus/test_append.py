@@ -8,6 +8,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -244,7 +245,8 @@ def test_a_new_domain_adds_streams_and_rewrites_nothing(corpus: Corpus, tmp_path
     titles = grown.read_titles()
     assert titles[: len(corpus.read_titles())] == corpus.read_titles()
     for row in rows_of(grown, 1)["domain/D", "train"]:
-        assert all(titles[c].startswith("Item D") for c in row["candidates"])  # type: ignore[attr-defined]
+        candidates: Any = row["candidates"]
+        assert all(titles[candidate].startswith("Item D") for candidate in candidates)
     shown = grown.statistics()
     assert shown["version"] == 1
     assert shown["domains"]["D"]["interactions"] == 320

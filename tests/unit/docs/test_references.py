@@ -1,16 +1,25 @@
 """Docs cannot rot: every path, page, module, recipe key and command that they name exists."""
 
+import argparse
 import importlib
 import io
 import re
+import runpy
+import shlex
+import sys
 import tokenize
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cluster.errors import UserError
 from corpus.store.tables import Corpus
+from cprec.config.cli import parse_arguments
+from cprec.config.recipe import RENAMED_KEYS
+from cprec.config.recipe_file import iter_keys
 
 ROOT = Path(__file__).resolve().parents[3]
 TOPS = ("platform", "cprec", "corpus", "cluster", "jobs", "tests", "docs", "benchmarks")
@@ -72,9 +81,17 @@ PATH = re.compile(rf"(?<![\w/.<>{{}}*-])((?:{'|'.join(TOPS)})/[\w./-]+\.(?:{SUFF
 PAGE_NAME = re.compile(r"(?<![\w/<>{}*.-])([\w./-]+\.md)\b")
 
 
+MUST_NOT_EXIST = {"platform/__init__.py"}
+
+
 def missing_paths(text: str, beside: Path) -> list[str]:
+    """Paths in a text that are not there; `jobs/X.py` and the like stand for any file."""
     named = [*PATH.findall(text), *PAGE_NAME.findall(text)]
-    return [name for name in named if not exists(name, beside)]
+    return [
+        name
+        for name in named
+        if not (exists(name, beside) or name in MUST_NOT_EXIST or Path(name).stem.isupper())
+    ]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -93,6 +110,12 @@ def test_paths_named_in_docstrings_and_comments_exist() -> None:
         if (missing := missing_paths("\n".join(comments(path)), path.parent))
     }
     assert not found
+
+
+@cache
+def recipe_keys() -> set[str]:
+    """Every recipe key, today's names and those that are still read."""
+    return {key.name for key in iter_keys()} | set(RENAMED_KEYS)
 
 
 def resolves(name: str) -> bool:
@@ -125,8 +148,10 @@ def unknown_modules(text: str) -> list[str]:
     return [
         name
         for name in dict.fromkeys(MODULE.findall(text))
-        # `corpus.uri` is an attribute of a variable.
-        if not (resolves(name) or has_attributes(Corpus, name.split(".")[1:]))
+        # `corpus.uri` is an attribute of a variable, `cluster.address` a recipe key.
+        if not (
+            resolves(name) or has_attributes(Corpus, name.split(".")[1:]) or name in recipe_keys()
+        )
     ]
 
 
@@ -139,3 +164,116 @@ def test_modules_named_in_docs_and_docstrings_exist() -> None:
         if (missing := unknown_modules(text))
     }
     assert not unknown
+
+
+KEY = re.compile(r"(?<![\w./`-])(?:--)?([a-z_]+(?:\.[a-z_0-9]+)+)(?![\w./(])")
+
+
+def unknown_keys(spans_of_code: list[str]) -> list[str]:
+    """Dotted names that begin with a section of the recipe and are no key of it."""
+    sections = {key.partition(".")[0] for key in recipe_keys() if "." in key}
+    named = [name for span in spans_of_code for name in KEY.findall(span)]
+    return [
+        name
+        for name in dict.fromkeys(named)
+        if name.partition(".")[0] in sections
+        and name not in recipe_keys()
+        and not any(key.startswith(f"{name}.") for key in recipe_keys())
+        # `train.distributed` is a folder, `schedule.svg` a file.
+        and not (resolves(name) or resolves(f"cprec.{name}"))
+        and Path(name).suffix not in (".py", ".md", ".json", ".yaml", ".svg")
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_recipe_keys_named_in_docs_exist(page: Path) -> None:
+    fenced = re.findall(r"^```.*?^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    options = re.findall(r"(?<=--)[a-z_]+\.[a-z_.0-9]+", "\n".join(fenced))
+    assert not unknown_keys([*spans(page), *options])
+
+
+def test_recipe_keys_named_in_messages_and_docstrings_exist() -> None:
+    keyed = re.compile(
+        r"`((?:data|model|schedule|train|checkpoint|evaluate|finetune|search|baseline|gate|mlflow)"
+        r"\.[a-z_0-9.]+)`"
+    )
+    found = {
+        str(path.relative_to(ROOT)): unknown
+        for path in CODE
+        if "tests" not in path.parts
+        if (unknown := unknown_keys(keyed.findall("\n".join(comments(path)))))
+    }
+    assert not found
+
+
+def expand_variables(block: str) -> str:
+    """A block of shell with its own variables replaced: NAME="..." and $NAME."""
+    for name, quoted, plain in re.findall(r'\b([A-Z_]+)=(?:"([^"]*)"|(\S+))', block):
+        block = block.replace(f"${name}", quoted or plain)
+    return block
+
+
+def commands() -> Iterator[tuple[str, list[str]]]:
+    """(page, words) of every command in a fenced block of a page: jobs and make."""
+    for page in PAGES:
+        for block in re.findall(r"^```\w*\n(.*?)^```", page.read_text(), re.M | re.S):
+            lines = expand_variables(re.sub(r"\\?\n\s+", " ", block)).splitlines()
+            for line in (part for whole in lines for part in whole.split("&&")):
+                if not re.search(r"\bmake [a-z]|\bpython jobs/[a-z_]+\.py", line):
+                    continue
+                words = shlex.split(line, comments=True)
+                if words[:3] == ["ray", "job", "submit"]:
+                    words = words[words.index("--") + 1 :]
+                if words[:1] == ["make"] or (len(words) > 1 and words[1].startswith("jobs/")):
+                    yield str(page.relative_to(ROOT)), words
+
+
+@cache
+def job_module(path: str) -> dict[str, Any]:
+    sys.path.insert(0, str(ROOT / "jobs"))
+    try:
+        return runpy.run_path(str(ROOT / path), run_name="a_job")
+    finally:
+        sys.path.remove(str(ROOT / "jobs"))
+
+
+def problem_of(words: list[str]) -> str | None:
+    """What is wrong with a command; None if it parses."""
+    if words[0] == "make":
+        makefile = (ROOT / "Makefile").read_text()
+        targets = [word for word in words[1:] if "=" not in word]
+        missing = [t for t in targets if not re.search(rf"^{re.escape(t)}:", makefile, re.M)]
+        return f"no such target: {missing}" if missing else None
+    job, arguments = words[1], [word for word in words[2:] if word != "..."]
+    if not (ROOT / job).exists():
+        return f"no such job: {job}"
+    module = job_module(job)
+    # The recipe of a reader: any recipe parses like it.
+    demo = str(ROOT / "jobs" / "recipes" / "demo.yaml")
+    arguments = [demo if re.fullmatch(r"\S+\.ya?ml", word) else word for word in arguments]
+    try:
+        parse_arguments(
+            arguments,
+            "",
+            Path(demo),
+            module.get("add_flags"),
+            ("status", *module["ACTIONS"]) if "ACTIONS" in module else (),
+        )
+    except (UserError, argparse.ArgumentError) as error:
+        return str(error)
+    return None
+
+
+def test_commands_named_in_docs_parse() -> None:
+    listed = list(commands())
+    assert len(listed) > 30
+    assert not [(page, words, bad) for page, words in listed if (bad := problem_of(words))]
+
+
+def test_the_reference_is_made_from_the_types() -> None:
+    """Fails where a type changed: run docs/reference/update.py."""
+    reference = ROOT / "docs" / "reference"
+    module = runpy.run_path(str(reference / "update.py"), run_name="update")
+    for name in module["PAGES"]:
+        text = (reference / name).read_text()
+        assert module["updated"](text) == text, name

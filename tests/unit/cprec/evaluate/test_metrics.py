@@ -1,6 +1,7 @@
 """Metrics count ties by expectation, checked by brute force, and ignore the candidates' order."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,10 +53,10 @@ def test_ties_count_by_their_expectation_over_all_fair_draws(
 
 @given(scores_and_targets, st.randoms(use_true_random=False))
 def test_the_order_of_candidates_and_the_scale_of_scores_do_not_matter(
-    case: tuple[np.ndarray, np.ndarray], random: object
+    case: tuple[np.ndarray, np.ndarray], random: Any
 ) -> None:
     scores, target = case
-    order = np.array(sorted(range(scores.shape[1]), key=lambda _: random.random()))  # type: ignore[attr-defined]
+    order = np.array(sorted(range(scores.shape[1]), key=lambda _: random.random()))
     reordered = compute_ranks(np.exp(scores[:, order]), np.argsort(order)[target])
     ranks = compute_ranks(scores, target)
     assert (reordered.better_count == ranks.better_count).all()
