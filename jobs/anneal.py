@@ -14,7 +14,7 @@ import sys
 from cluster.console import print_line
 from cprec.config.command import main
 from cprec.config.recipe import Recipe
-from cprec.workflows.pretrain import branch_recipe, pretrain, preview
+from cprec.workflows.pretrain import branch_recipe, open_corpus, pretrain, preview
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -39,10 +39,11 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     """Trains the branch to its end, and prints where everything is."""
     # Not recipe.run: that names the trunk where --run does not name the branch.
     branch = branch_recipe(recipe, options.source, options.run)
+    corpus = open_corpus(branch, print_line)
     if options.dry_run:
-        preview(branch, options.allow_change, print_line)
+        preview(branch, corpus, options.allow_change, print_line)
     else:
-        result = pretrain(branch, options.allow_change, print_line)
+        result = pretrain(branch, corpus, options.allow_change, print_line)
         result.print_summary(recipe.mlflow.model, print_line)
 
 

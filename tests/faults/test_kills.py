@@ -14,7 +14,7 @@ import pytest
 
 from cprec.runs import checkpoint
 from cprec.runs.json_lines import read_events
-from cprec.tracking.figures import perplexities
+from cprec.runs.run_records import perplexities
 from tests.integration import jobs
 
 

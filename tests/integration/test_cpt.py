@@ -20,8 +20,8 @@ from cprec.evaluate.perplexity import compute_perplexity
 from cprec.model import adapter, backbone
 from cprec.runs import checkpoint
 from cprec.runs.json_lines import read_events
+from cprec.runs.run_records import perplexities
 from cprec.schedule.plan import Plan
-from cprec.tracking.figures import perplexities
 from cprec.tracking.registry import Registry
 from tests.integration import jobs
 

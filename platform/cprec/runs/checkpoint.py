@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load, save_file
 
-from cluster.errors import RunError, UserError
+from cluster.errors import PlatformFault, RunError, UserError
 from cluster.storage import (
     exists,
     join,
@@ -226,9 +226,28 @@ def find_latest(run_uri: str) -> tuple[CheckpointName | None, list[str]]:
     return None, problems
 
 
+def latest_uri(run_uri: str) -> str:
+    """Returns the newest valid checkpoint of a run.
+
+    Raises:
+        PlatformFault: There is none.
+        RunError: There are manifests, but no checkpoint is valid.
+    """
+    name, problems = find_latest(run_uri)
+    if name is None:
+        raise PlatformFault(f"{run_uri}: no checkpoint was completed; {'; '.join(problems)}")
+    return checkpoint_uri(run_uri, name)
+
+
 def read_ledger(uri: str) -> Ledger:
     """Reads the ledger of a checkpoint."""
     return Ledger.from_json(json.loads(read_text(join(uri, LEDGER))))
+
+
+def read_verified_ledger(uri: str) -> Ledger:
+    """Reads the ledger of a checkpoint that is complete and undamaged; raises as `verify` does."""
+    verify(uri)
+    return read_ledger(uri)
 
 
 def load_training_state(uri: str) -> TrainingState:

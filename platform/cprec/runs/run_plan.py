@@ -7,7 +7,7 @@ streams of the corpus become portions of a plan.
 
 import json
 import posixpath
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -153,20 +153,24 @@ def create_run_plan(recipe: Recipe, corpus: Corpus) -> RunPlan:
         RecipeError: The recipe's schedule has no annealing, and the run is a branch.
     """
     _require_users_together(recipe, corpus)
-    available = _domain_names(_select_streams(corpus.streams(), SourceKind.DOMAIN))
+    streams = corpus.streams()
+    available = _domain_names(_select_streams(streams, SourceKind.DOMAIN))
     domains = recipe.data.domains or available
     if absent := [domain for domain in domains if domain not in available]:
         raise CorpusError(
             f"{corpus.uri}: no training samples of domain {', '.join(absent)}; "
             f"this corpus pre-trains on {', '.join(available) or 'nothing'}"
         )
+    parent = None
     if recipe.continue_from is not None:
         parent = _read_parent(recipe, corpus, recipe.continue_from)
-        if recipe.branch:
-            return _plan_branch(recipe, corpus, parent)
-        return _plan_continued_trunk(recipe, corpus, parent)
-    passed_over = tuple(domain for domain in available if domain not in domains)
-    return _plan_new_run(recipe, corpus, tuple(domains), passed_over)
+    if parent is not None and recipe.branch:
+        return _plan_branch(recipe, corpus, streams, parent)
+    if parent is not None:
+        trained = tuple(name for name in available if name not in parent.passed_over)
+        return _plan_trunk(recipe, corpus, streams, trained, parent.passed_over, parent)
+    passed_over = tuple(name for name in available if name not in domains)
+    return _plan_trunk(recipe, corpus, streams, tuple(domains), passed_over)
 
 
 def _require_users_together(recipe: Recipe, corpus: Corpus) -> None:
@@ -178,27 +182,6 @@ def _require_users_together(recipe: Recipe, corpus: Corpus) -> None:
             f"({recipe.train.targets_per_pass}) would find none that share a history; build "
             "another corpus with data.users_together: true, or set train.targets_per_pass to 1"
         )
-
-
-def _plan_new_run(
-    recipe: Recipe, corpus: Corpus, domains: tuple[str, ...], passed_over: tuple[str, ...]
-) -> RunPlan:
-    """Plans a run that starts from the base, on all samples of its domains."""
-    streams = corpus.streams()
-    plan = planning.build_plan(
-        plan_settings(recipe),
-        remaining_portions(_select_streams(streams, SourceKind.DOMAIN, passed_over)),
-        remaining_portions(_select_streams(streams, SourceKind.MIXED)),
-        replay=_replay_from_recipe(recipe, corpus),
-    )
-    return RunPlan(
-        _corpus_fingerprint(corpus),
-        corpus.version,
-        plan,
-        domains,
-        passed_over,
-        hold=recipe.schedule.hold_open,
-    )
 
 
 @dataclass(frozen=True)
@@ -218,8 +201,7 @@ class _Parent:
 
 def _read_parent(recipe: Recipe, corpus: Corpus, uri: str) -> _Parent:
     """Reads a parent checkpoint, and checks that it is stable and fits corpus and recipe."""
-    checkpoint.verify(uri)
-    ledger = checkpoint.read_ledger(uri)
+    ledger = checkpoint.read_verified_ledger(uri)
     stable_end = ledger.plan.wsa.stable_end
     if ledger.samples > stable_end:
         raise RunError(
@@ -242,38 +224,52 @@ def _read_parent(recipe: Recipe, corpus: Corpus, uri: str) -> _Parent:
     return _Parent(uri, consumed, () if trunk is None else trunk.passed_over)
 
 
-def _plan_continued_trunk(recipe: Recipe, corpus: Corpus, parent: _Parent) -> RunPlan:
-    """Plans a trunk that trains all that the corpus holds and its parent has not consumed."""
-    streams = corpus.streams()
-    domain = _select_streams(streams, SourceKind.DOMAIN, parent.passed_over)
-    portions = remaining_portions(domain, parent.consumed)
-    if not portions:
+def _plan_trunk(
+    recipe: Recipe,
+    corpus: Corpus,
+    streams: Sequence[Stream],
+    domains: tuple[str, ...],
+    passed_over: tuple[str, ...],
+    parent: _Parent | None = None,
+) -> RunPlan:
+    """Plans a trunk, from the base or from a parent, on all that was not consumed before.
+
+    Args:
+        recipe: The recipe of the run.
+        corpus: The corpus.
+        streams: Its training streams.
+        domains: Domains that are trained.
+        passed_over: The corpus's other domains.
+        parent: Checkpoint that the trunk goes on from; None: it starts from the base.
+    """
+    consumed = () if parent is None else parent.consumed
+    settings = plan_settings(recipe)
+    domain = _select_streams(streams, SourceKind.DOMAIN, passed_over)
+    mixed = _select_streams(streams, SourceKind.MIXED)
+    domain_portions = remaining_portions(domain, consumed)
+    mixed_portions = remaining_portions(mixed, consumed)
+    if parent is not None and not domain_portions:
         raise CorpusError(
             f"{corpus.uri}: version {corpus.version} holds no domain-specific sample that "
             f"{parent.uri} has not consumed; append a domain first"
         )
-    settings = plan_settings(recipe)
-    if not recipe.schedule.rewarm:
+    if parent is not None and not recipe.schedule.rewarm:
         settings = replace(settings, warmup_fraction=0.0)
-    plan = planning.build_plan(
-        settings,
-        portions,
-        remaining_portions(_select_streams(streams, SourceKind.MIXED), parent.consumed),
-        parent.consumed,
-        _replay_from_recipe(recipe, corpus, parent.consumed),
-    )
+    replay = _replay_from_recipe(recipe, corpus, streams, consumed)
     return RunPlan(
         _corpus_fingerprint(corpus),
         corpus.version,
-        plan,
-        _domain_names(domain),
-        parent.passed_over,
+        planning.build_plan(settings, domain_portions, mixed_portions, consumed, replay),
+        domains,
+        passed_over,
         hold=recipe.schedule.hold_open,
-        parent=parent.uri,
+        parent=None if parent is None else parent.uri,
     )
 
 
-def _plan_branch(recipe: Recipe, corpus: Corpus, parent: _Parent) -> RunPlan:
+def _plan_branch(
+    recipe: Recipe, corpus: Corpus, streams: Sequence[Stream], parent: _Parent
+) -> RunPlan:
     """Plans a branch, which anneals its parent on the mixed samples alone."""
     if not recipe.schedule.mode.anneals_on_mixed:
         allowed = ", ".join(mode for mode in Mode if mode.anneals_on_mixed)
@@ -281,7 +277,7 @@ def _plan_branch(recipe: Recipe, corpus: Corpus, parent: _Parent) -> RunPlan:
             f"schedule.mode: {recipe.schedule.mode} does not anneal on mixed samples; "
             f"a branch needs one of {allowed}"
         )
-    mixed = remaining_portions(_select_streams(corpus.streams(), SourceKind.MIXED), parent.consumed)
+    mixed = remaining_portions(_select_streams(streams, SourceKind.MIXED), parent.consumed)
     if not mixed:
         raise CorpusError(
             f"{corpus.uri}: no mixed samples, so there is nothing to anneal on; "
@@ -381,28 +377,30 @@ def remaining_portions(
     return portions
 
 
-def build_replay(fraction: float, corpus: Corpus, consumed: Iterable[Portion]) -> Replay:
+def build_replay(fraction: float, streams: Iterable[Stream], consumed: Iterable[Portion]) -> Replay:
     """Builds the replay of a run.
 
     Args:
         fraction: Fraction of the samples up to S that are windows of text.
-        corpus: The corpus, all of whose text is replayed.
+        streams: Streams of the corpus, all of whose text is replayed.
         consumed: Portions that were consumed before.
     """
-    texts = _select_streams(corpus.streams(), SourceKind.TEXT)
+    texts = _select_streams(streams, SourceKind.TEXT)
     return Replay(fraction, tuple(remaining_portions(texts, consumed)))
 
 
-def _replay_from_recipe(recipe: Recipe, corpus: Corpus, consumed: Iterable[Portion] = ()) -> Replay:
+def _replay_from_recipe(
+    recipe: Recipe, corpus: Corpus, streams: Sequence[Stream], consumed: Iterable[Portion] = ()
+) -> Replay:
     """Builds the replay that a recipe asks for; raises CorpusError if the corpus has no text."""
     fraction = recipe.schedule.replay_share
-    if fraction and not _select_streams(corpus.streams(), SourceKind.TEXT):
+    if fraction and not _select_streams(streams, SourceKind.TEXT):
         raise CorpusError(
             f"{corpus.uri}: version {corpus.version} holds no text, and schedule.replay_share is "
             f"{fraction:g}; append one with jobs/append_domain.py --text FILE "
             f"--corpus {corpus.uri}, or set the share to 0"
         )
-    return build_replay(fraction, corpus, consumed)
+    return build_replay(fraction, streams, consumed)
 
 
 def _select_streams(

@@ -17,10 +17,10 @@ from corpus.sampling.source import Source, SourceKind
 from cprec.runs.records import (
     CorpusVersionAdopted,
     Event,
-    PerplexityMeasured,
     Resumed,
     TraceRow,
 )
+from cprec.runs.run_records import RunRecords, drop_repeated_steps, perplexities
 from cprec.schedule.wsa import WSA
 
 Floats = NDArray[np.float64]
@@ -47,10 +47,17 @@ MAX_POINTS = 400
 """Points of a curve, at most: a picture of a million steps stays as small as that of a few."""
 
 
-def drop_repeated_steps(trace: Sequence[TraceRow]) -> list[TraceRow]:
-    """Returns one row per step, in order: the last, where a restart trained the step again."""
-    last_row_by_step = {row.step: row for row in trace}
-    return [row for _, row in sorted(last_row_by_step.items())]
+def draw_all(records: RunRecords) -> dict[str, str]:
+    """Draws the pictures of the report: SVG by title, the schedule first; none before a step."""
+    steps = drop_repeated_steps(records.trace)
+    if not steps:
+        return {}
+    wsa = records.run_plan.plan.wsa if records.run_plan is not None else None
+    return {
+        "Schedule: learning rate and sources": plot_schedule(steps, records.events, wsa),
+        "Loss on the answers' tokens": plot_loss(steps),
+        "Throughput": plot_throughput(steps),
+    }
 
 
 def plot_schedule(steps: Sequence[TraceRow], events: Sequence[Event], wsa: WSA | None) -> str:
@@ -101,15 +108,6 @@ def plot_schedule(steps: Sequence[TraceRow], events: Sequence[Event], wsa: WSA |
             axes.set_ylabel("perplexity of text")
 
     return _render_svg(draw, "schedule", height=6.0 if measured else 4.4)
-
-
-def perplexities(events: Sequence[Event]) -> list[tuple[int, float]]:
-    """Returns (samples, perplexity of the text) in order.
-
-    A perplexity that was measured again after a restart counts once.
-    """
-    measured = {e.samples: e.perplexity for e in events if isinstance(e, PerplexityMeasured)}
-    return sorted(measured.items())
 
 
 def plot_loss(steps: Sequence[TraceRow]) -> str:

@@ -4,8 +4,7 @@ It shows whatever records there are, so it can be made while the run is under wa
 """
 
 import json
-import posixpath
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from importlib.resources import files
 from typing import Any
@@ -14,10 +13,8 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from cluster import storage
-from cprec.runs.json_lines import read_events, read_trace
-from cprec.runs.records import AUDIT_FILE, RECIPE_FILE, AuditReport, Event, TraceRow
-from cprec.runs.run_plan import RunPlan
-from cprec.schedule.wsa import WSA
+from cprec.runs.records import AuditReport, Event, TraceRow
+from cprec.runs.run_records import RunRecords, drop_repeated_steps, perplexities, read_run_records
 from cprec.tracking import figures
 
 SCHEDULE = "schedule.svg"
@@ -30,52 +27,22 @@ def write(run_uri: str) -> dict[str, str]:
     Returns:
         The content of each file by name.
     """
-    run_plan = RunPlan.read(run_uri)
-    wsa = run_plan.plan.wsa if run_plan is not None else None
-    events, trace = read_events(run_uri), read_trace(run_uri)
-    audit = _read_json(storage.join(run_uri, AUDIT_FILE))
-    evaluation = storage.join(run_uri, "evaluation")
-    comparisons = [
-        _read_json(storage.join(evaluation, domain, "comparison.json"))
-        for domain in storage.list_names(evaluation)
-    ]
-    pages = {
-        PAGE: render(
-            run_name=posixpath.basename(run_uri.rstrip("/")),
-            events=events,
-            trace=trace,
-            wsa=wsa,
-            audit=AuditReport.from_json(audit) if audit else None,
-            comparisons=[comparison for comparison in comparisons if comparison],
-            recipe=_read_text(storage.join(run_uri, RECIPE_FILE)),
-        )
-    }
-    if trace:
-        pages[SCHEDULE] = figures.plot_schedule(figures.drop_repeated_steps(trace), events, wsa)
+    records = read_run_records(run_uri)
+    pictures = figures.draw_all(records)
+    pages = {PAGE: render(records, pictures)}
+    if pictures:
+        pages[SCHEDULE] = next(iter(pictures.values()))
     for file, content in pages.items():
         storage.write_text(storage.join(run_uri, file), content)
     return pages
 
 
-def render(
-    run_name: str,
-    events: Sequence[Event],
-    trace: Sequence[TraceRow],
-    audit: AuditReport | None,
-    comparisons: Sequence[Mapping[str, Any]],
-    recipe: str,
-    wsa: WSA | None = None,
-) -> str:
+def render(records: RunRecords, pictures: Mapping[str, str]) -> str:
     """Renders the page; all text of the records is escaped.
 
     Args:
-        run_name: Name of the run.
-        events: Its events.
-        trace: Its trace, in which steps that were trained again are repeated.
-        audit: Its audit; None until it is trained.
-        comparisons: Contents of its comparison.json files.
-        recipe: Its resolved recipe, as YAML.
-        wsa: Its schedule; None where the plan is not known.
+        records: The records of the run.
+        pictures: Its pictures, as SVG by title.
     """
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -83,24 +50,21 @@ def render(
     environment.filters["count"] = lambda value: "–" if value is None else f"{value:,}"
     environment.filters["metric"] = lambda value: "–" if value is None else f"{value:.4f}"
     source = files("cprec.tracking").joinpath("report.html.j2").read_text("utf-8")
-    steps = figures.drop_repeated_steps(trace)
     return environment.from_string(source).render(
-        run=run_name,
-        summary=_summary_lines(steps, audit, figures.perplexities(events)),
-        figures=_render_figures(steps, events, wsa) if steps else [],
-        audit=_audit_rows(audit),
-        comparisons=comparisons,
-        events=[_event_row(event) for event in events],
-        recipe=recipe,
+        run=records.name,
+        summary=_summary_lines(records),
+        # Without the XML header, which has no place in HTML. matplotlib has escaped the text.
+        figures=[(title, Markup(svg[svg.index("<svg") :])) for title, svg in pictures.items()],  # noqa: S704
+        audit=_audit_rows(records.audit),
+        comparisons=records.comparisons,
+        events=[_event_row(event) for event in records.events],
+        recipe=records.recipe,
     )
 
 
-def _summary_lines(
-    steps: Sequence[TraceRow],
-    audit: AuditReport | None,
-    perplexities: Sequence[tuple[int, float]],
-) -> list[str]:
+def _summary_lines(records: RunRecords) -> list[str]:
     """Returns the numbers below the title of the page."""
+    steps = drop_repeated_steps(records.trace)
     if not steps:
         return ["no steps yet"]
     seconds = sum(step.step_s + step.data_wait_s for step in steps)
@@ -114,10 +78,11 @@ def _summary_lines(
     ]
     if dropped := count_dropped_titles(steps):
         lines.append(f"{dropped:,} titles of histories did not fit")
-    if perplexities:
-        first, last = perplexities[0][1], perplexities[-1][1]
+    if measured := perplexities(records.events):
+        first, last = measured[0][1], measured[-1][1]
         lines.append(f"perplexity of the text: {first:.4g} → {last:.4g}")
-    if audit is not None:
+    if records.audit is not None:
+        audit = records.audit
         lines.append(f"audit: {audit.missing} missing, {audit.repeated} repeated")
     return lines
 
@@ -152,26 +117,3 @@ def _event_row(event: Event) -> dict[str, Any]:
         "event": event.event,
         "details": details,
     }
-
-
-def _render_figures(
-    steps: Sequence[TraceRow], events: Sequence[Event], wsa: WSA | None
-) -> list[tuple[str, Markup]]:
-    """Returns the figures of the page as (title, SVG element)."""
-    svgs = {
-        "Schedule: learning rate and sources": figures.plot_schedule(steps, events, wsa),
-        "Loss on the answers' tokens": figures.plot_loss(steps),
-        "Throughput": figures.plot_throughput(steps),
-    }
-    # Without the XML header, which has no place inside HTML. matplotlib has escaped the text.
-    return [(title, Markup(svg[svg.index("<svg") :])) for title, svg in svgs.items()]  # noqa: S704
-
-
-def _read_text(uri: str) -> str:
-    """Reads a file as text; empty where there is none."""
-    return storage.read_text(uri) if storage.exists(uri) else ""
-
-
-def _read_json(uri: str) -> dict[str, Any]:
-    """Reads a JSON object; empty where there is no file."""
-    return dict(json.loads(_read_text(uri) or "{}"))

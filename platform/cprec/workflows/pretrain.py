@@ -20,6 +20,7 @@ from cprec.encode.title_tokens import build_title_encoding
 from cprec.model import backbone
 from cprec.model.base_uri import resolve_base
 from cprec.runs import checkpoint
+from cprec.runs.audit import audit
 from cprec.runs.checkpoint import CheckpointName
 from cprec.runs.json_lines import open_events, read_trace
 from cprec.runs.recipe_lock import check_unchanged, lock
@@ -41,6 +42,7 @@ from cprec.runs.run_plan import (
 )
 from cprec.runs.status import claim
 from cprec.schedule.plan import Plan
+from cprec.stream.segments import read_plan_rows, streams_by_key
 from cprec.tracking import report
 from cprec.tracking.progress import Progress
 from cprec.tracking.registry import Registry, Tracker
@@ -93,7 +95,7 @@ class RunResult:
         say(f"report:  {self.report_uri}")
 
 
-def pretrain(recipe: Recipe, allow: Collection[str], say: Say) -> RunResult:
+def pretrain(recipe: Recipe, corpus: Corpus, allow: Collection[str], say: Say) -> RunResult:
     """Trains a run to the end of its plan, from its last checkpoint where it has one.
 
     A finished run that is started again is only reported and registered again, which changes
@@ -101,6 +103,7 @@ def pretrain(recipe: Recipe, allow: Collection[str], say: Say) -> RunResult:
 
     Args:
         recipe: The recipe of the run.
+        corpus: The corpus to train on.
         allow: Keys that may differ from the run's first start.
         say: Takes lines of progress.
 
@@ -111,7 +114,6 @@ def pretrain(recipe: Recipe, allow: Collection[str], say: Say) -> RunResult:
     registry = Registry.from_recipe(recipe)
     recipe = resolve_parent_uri(recipe)
     run_uri = run_folder(absolute_uri(recipe.storage), recipe.run)
-    corpus = open_corpus(recipe, say)
     with claim(run_uri, recipe.run):
         previous_recipe = lock(recipe, run_uri, allow)
         job, run_plan, is_new = prepare_job(recipe, run_uri, corpus, previous_recipe, say)
@@ -124,15 +126,13 @@ def pretrain(recipe: Recipe, allow: Collection[str], say: Say) -> RunResult:
     return finish_run(job, registry, tracker, say)
 
 
-def preview(recipe: Recipe, allow: Collection[str], say: Say) -> None:
+def preview(recipe: Recipe, corpus: Corpus, allow: Collection[str], say: Say) -> None:
     """Checks the inputs of a run and says what it would train.
 
-    Nothing is written, except a missing corpus of simulated shoppers. The arguments are those of
-    `pretrain`, and so is what is raised.
+    Nothing is written. The arguments are those of `pretrain`, and so is what is raised.
     """
     recipe = resolve_parent_uri(recipe)
     run_uri = run_folder(absolute_uri(recipe.storage), recipe.run)
-    corpus = open_corpus(recipe, say)
     previous_recipe = check_unchanged(recipe, run_uri, allow)
     run_plan, is_new = resolve_run_plan(recipe, run_uri, corpus, previous_recipe)
     plan = run_plan.plan
@@ -386,7 +386,7 @@ def finish_run(
     run_plan = RunPlan.read(job.run_uri)
     if run_plan is None:
         raise PlatformFault(f"{job.run_uri}: plan.json is gone")
-    audit = driver.audit_run(job, run_plan.plan)
+    audit = audit_run(run_plan.plan, job)
     audit_json = json.dumps(audit.to_json(), indent=1)
     write_text(join(job.run_uri, AUDIT_FILE), audit_json)
     if audit.missing or audit.repeated:
@@ -395,7 +395,7 @@ def finish_run(
             f"audit: {audit.missing} samples missing, {audit.repeated} repeated; "
             f"see {join(job.run_uri, AUDIT_FILE)}"
         )
-    checkpoint_uri = driver.latest_checkpoint_uri(job.run_uri)
+    checkpoint_uri = checkpoint.latest_uri(job.run_uri)
     dropped_titles = report.count_dropped_titles(read_trace(job.run_uri))
     _record_end(job, run_plan, checkpoint_uri)
     _publish_report(job.run_uri, tracker)
@@ -414,6 +414,18 @@ def finish_run(
         audit,
         dropped_titles,
     )
+
+
+def audit_run(plan: Plan, job: driver.TrainingJob) -> AuditReport:
+    """Audits a run from its plan, its trace and the corpus."""
+    streams = streams_by_key(Corpus.open(job.corpus.uri))
+
+    def read_ids(start: int, stop: int) -> list[int]:
+        rows = read_plan_rows(plan.find_era(start), streams, start, stop)
+        # Delta has no unsigned integers: the column holds the bits of the ids.
+        return [int(sample_id) for sample_id in rows["sample_id"].to_numpy().view("uint64")]
+
+    return audit(plan, read_trace(job.run_uri), read_ids)
 
 
 def lineage(

@@ -19,13 +19,8 @@ from cluster.errors import PlatformFault, UserError
 from cluster.storage import join
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
-from cprec.runs import checkpoint
-from cprec.runs.audit import audit
-from cprec.runs.json_lines import read_trace
-from cprec.runs.records import AuditReport, PerplexityMeasured, TraceRow
+from cprec.runs.records import PerplexityMeasured, TraceRow
 from cprec.runs.status import current_owner
-from cprec.schedule.plan import Plan
-from cprec.stream.segments import read_plan_rows, streams_by_key
 from cprec.stream.token_sharing import TokenSharing
 from cprec.train.distributed.controller_actor import start_controller
 from cprec.train.distributed.controller_state import ControllerSettings
@@ -242,28 +237,3 @@ def _root_cause(error: BaseException) -> BaseException:
         if cause is None or cause is error:
             return error
         error = cause
-
-
-def audit_run(job: TrainingJob, plan: Plan) -> AuditReport:
-    """Audits a run from its plan, its trace and the corpus."""
-    streams = streams_by_key(Corpus.open(job.corpus.uri))
-
-    def read_ids(start: int, stop: int) -> list[int]:
-        rows = read_plan_rows(plan.find_era(start), streams, start, stop)
-        # Delta has no unsigned integers: the column holds the bits of the ids.
-        return [int(sample_id) for sample_id in rows["sample_id"].to_numpy().view("uint64")]
-
-    return audit(plan, read_trace(job.run_uri), read_ids)
-
-
-def latest_checkpoint_uri(run_uri: str) -> str:
-    """Returns the newest valid checkpoint of a run.
-
-    Raises:
-        PlatformFault: There is none.
-        RunError: There are manifests, but no checkpoint is valid.
-    """
-    name, problems = checkpoint.find_latest(run_uri)
-    if name is None:
-        raise PlatformFault(f"{run_uri}: no checkpoint was completed; {'; '.join(problems)}")
-    return checkpoint.checkpoint_uri(run_uri, name)

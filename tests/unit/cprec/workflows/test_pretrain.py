@@ -124,7 +124,7 @@ def test_a_preview_tells_of_the_run_that_is_there_and_writes_nothing(tmp_path: P
     )
     recipe = Recipe(storage=str(tmp_path / "runs"), corpus=corpus.uri)
     lines: list[str] = []
-    pretrain.preview(recipe, (), lines.append)
+    pretrain.preview(recipe, corpus, (), lines.append)
     assert not (tmp_path / "runs").exists()
     assert lines[0].startswith("plan: W = ")
     lock(recipe, str(tmp_path / "runs" / "cpt"))
@@ -132,12 +132,12 @@ def test_a_preview_tells_of_the_run_that_is_there_and_writes_nothing(tmp_path: P
         update={"train": recipe.train.model_copy(update={"max_samples": 64})}
     )
     run_plan, _ = open_run_plan(smaller, str(tmp_path / "runs" / "cpt"), corpus)
-    pretrain.preview(recipe, (), lines.append)
+    pretrain.preview(recipe, corpus, (), lines.append)
     assert pretrain.describe_plan(recipe, run_plan.plan) in lines
     assert pretrain.describe_plan(recipe, run_plan.plan) != lines[0]
     other = recipe.model_copy(update={"seed": 3})
     with pytest.raises(RunError, match="seed: 0 -> 3"):
-        pretrain.preview(other, (), print)
+        pretrain.preview(other, corpus, (), print)
 
 
 def test_a_branch_is_a_run_of_its_own() -> None:
