@@ -16,7 +16,7 @@ import sys
 from cluster.console import print_line
 from cprec.config.command import main
 from cprec.config.recipe import Recipe
-from cprec.workflows.pretrain import open_corpus, pretrain, preview
+from cprec.workflows.pretrain import open_corpus, pretrain, preview, resolve_parent_uri
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +32,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     """Trains the run of a recipe to its end, and prints where everything is."""
+    recipe = resolve_parent_uri(recipe)
     corpus = open_corpus(recipe, print_line)
     if options.dry_run:
         preview(recipe, corpus, options.allow_change, print_line)

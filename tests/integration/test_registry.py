@@ -8,7 +8,8 @@ import pytest
 from cluster.errors import RecipeError, RunError
 from cluster.storage import read_text
 from cprec.config.recipe import Recipe
-from cprec.tracking.registry import Registry, Tracker
+from cprec.tracking.registry import Registry
+from cprec.tracking.tracker import Tracker
 
 
 @pytest.fixture(scope="module")

@@ -489,6 +489,25 @@ class Recipe(Section):
     gate: GateSettings = GateSettings()
     cluster: ClusterSettings = ClusterSettings()
 
+    @property
+    def logical_cpus(self) -> int:
+        """CPUs of a local session: those of the workers and those reserved for Ray Data.
+
+        Ray does not check them against the machine, so they may be more than its cores.
+        """
+        workers = self.workers * self.train.cpus_per_worker
+        return self.cluster.num_cpus or workers + self.train.stream_cpus
+
+    def flatten(self) -> dict[str, object]:
+        """Returns every value by its dotted key."""
+        flat: dict[str, object] = {}
+        for name, value in self.model_dump().items():
+            if isinstance(value, dict):
+                flat |= {f"{name}.{key}": key_value for key, key_value in value.items()}
+            else:
+                flat[name] = value
+        return flat
+
     @model_validator(mode="after")
     def _check_replay(self) -> "Recipe":
         if self.train.inexact_keys and self.schedule.replay_share:

@@ -20,7 +20,7 @@ from cprec.runs import checkpoint
 from cprec.runs.records import PLAN_FILE
 from cprec.schedule import planning
 from cprec.schedule.plan import Plan, Portion
-from cprec.schedule.planning import PlanSettings, Replay
+from cprec.schedule.planning import NO_REPLAY, PlanSettings, Replay
 from cprec.schedule.wsa import Mode
 
 
@@ -161,16 +161,13 @@ def create_run_plan(recipe: Recipe, corpus: Corpus) -> RunPlan:
             f"{corpus.uri}: no training samples of domain {', '.join(absent)}; "
             f"this corpus pre-trains on {', '.join(available) or 'nothing'}"
         )
-    parent = None
     if recipe.continue_from is not None:
         parent = _read_parent(recipe, corpus, recipe.continue_from)
-    if parent is not None and recipe.branch:
-        return _plan_branch(recipe, corpus, streams, parent)
-    if parent is not None:
-        trained = tuple(name for name in available if name not in parent.passed_over)
-        return _plan_trunk(recipe, corpus, streams, trained, parent.passed_over, parent)
-    passed_over = tuple(name for name in available if name not in domains)
-    return _plan_trunk(recipe, corpus, streams, tuple(domains), passed_over)
+        domains = tuple(name for name in available if name not in parent.passed_over)
+    else:
+        passed_over = tuple(name for name in available if name not in domains)
+        parent = Parent(None, (), passed_over)
+    return _plan_run(recipe, corpus, streams, tuple(domains), parent)
 
 
 def _require_users_together(recipe: Recipe, corpus: Corpus) -> None:
@@ -185,21 +182,21 @@ def _require_users_together(recipe: Recipe, corpus: Corpus) -> None:
 
 
 @dataclass(frozen=True)
-class _Parent:
-    """A stable checkpoint that a run goes on from.
+class Parent:
+    """What a run goes on from: a stable checkpoint of a trunk, or the base.
 
     Attributes:
-        uri: URI of the checkpoint.
+        uri: URI of the checkpoint; None for the base.
         consumed: What the trunk had consumed there.
-        passed_over: Domains that the trunk passes over.
+        passed_over: Domains that the run passes over.
     """
 
-    uri: str
+    uri: str | None
     consumed: tuple[Portion, ...]
     passed_over: tuple[str, ...]
 
 
-def _read_parent(recipe: Recipe, corpus: Corpus, uri: str) -> _Parent:
+def _read_parent(recipe: Recipe, corpus: Corpus, uri: str) -> Parent:
     """Reads a parent checkpoint, and checks that it is stable and fits corpus and recipe."""
     ledger = checkpoint.read_verified_ledger(uri)
     stable_end = ledger.plan.wsa.stable_end
@@ -221,77 +218,71 @@ def _read_parent(recipe: Recipe, corpus: Corpus, uri: str) -> _Parent:
             f"this recipe has seed {recipe.seed}: set --seed {seed}"
         )
     consumed = ledger.plan.consumed_portions(ledger.samples)
-    return _Parent(uri, consumed, () if trunk is None else trunk.passed_over)
+    return Parent(uri, consumed, () if trunk is None else trunk.passed_over)
 
 
-def _plan_trunk(
+def _plan_run(
     recipe: Recipe,
     corpus: Corpus,
     streams: Sequence[Stream],
     domains: tuple[str, ...],
-    passed_over: tuple[str, ...],
-    parent: _Parent | None = None,
+    parent: Parent,
 ) -> RunPlan:
-    """Plans a trunk, from the base or from a parent, on all that was not consumed before.
+    """Plans a run on all that its parent has not consumed; a branch on the mixed samples alone.
 
     Args:
         recipe: The recipe of the run.
         corpus: The corpus.
         streams: Its training streams.
-        domains: Domains that are trained.
-        passed_over: The corpus's other domains.
-        parent: Checkpoint that the trunk goes on from; None: it starts from the base.
+        domains: Domains that the run pre-trains on.
+        parent: What the run goes on from.
     """
-    consumed = () if parent is None else parent.consumed
-    settings = plan_settings(recipe)
-    domain = _select_streams(streams, SourceKind.DOMAIN, passed_over)
     mixed = _select_streams(streams, SourceKind.MIXED)
-    domain_portions = remaining_portions(domain, consumed)
-    mixed_portions = remaining_portions(mixed, consumed)
-    if parent is not None and not domain_portions:
+    domain: list[Stream] = []
+    settings = plan_settings(recipe)
+    replay = NO_REPLAY
+    if recipe.branch:
+        _require_annealing(recipe)
+        settings = settings.for_branch()
+    else:
+        domain = _select_streams(streams, SourceKind.DOMAIN, parent.passed_over)
+        replay = _replay_from_recipe(recipe, corpus, streams, parent.consumed)
+    domain_portions = remaining_portions(domain, parent.consumed)
+    mixed_portions = remaining_portions(mixed, parent.consumed)
+    if recipe.branch and not mixed_portions:
         raise CorpusError(
-            f"{corpus.uri}: version {corpus.version} holds no domain-specific sample that "
-            f"{parent.uri} has not consumed; append a domain first"
+            f"{corpus.uri}: no mixed samples, so there is nothing to anneal on; "
+            "see data.mixed_min_domains"
         )
-    if parent is not None and not recipe.schedule.rewarm:
-        settings = replace(settings, warmup_fraction=0.0)
-    replay = _replay_from_recipe(recipe, corpus, streams, consumed)
+    if parent.uri is not None and not recipe.branch:
+        if not domain_portions:
+            raise CorpusError(
+                f"{corpus.uri}: version {corpus.version} holds no domain-specific sample that "
+                f"{parent.uri} has not consumed; append a domain first"
+            )
+        if not recipe.schedule.rewarm:
+            settings = replace(settings, warmup_fraction=0.0)
+    plan = planning.build_plan(settings, domain_portions, mixed_portions, parent.consumed, replay)
     return RunPlan(
         _corpus_fingerprint(corpus),
         corpus.version,
-        planning.build_plan(settings, domain_portions, mixed_portions, consumed, replay),
-        domains,
-        passed_over,
-        hold=recipe.schedule.hold_open,
-        parent=None if parent is None else parent.uri,
+        plan,
+        () if recipe.branch else domains,
+        parent.passed_over,
+        hold=recipe.schedule.hold_open and not recipe.branch,
+        closed=recipe.branch,
+        parent=parent.uri,
     )
 
 
-def _plan_branch(
-    recipe: Recipe, corpus: Corpus, streams: Sequence[Stream], parent: _Parent
-) -> RunPlan:
-    """Plans a branch, which anneals its parent on the mixed samples alone."""
+def _require_annealing(recipe: Recipe) -> None:
+    """Checks that the recipe's schedule anneals on mixed samples, as a branch needs."""
     if not recipe.schedule.mode.anneals_on_mixed:
         allowed = ", ".join(mode for mode in Mode if mode.anneals_on_mixed)
         raise RecipeError(
             f"schedule.mode: {recipe.schedule.mode} does not anneal on mixed samples; "
             f"a branch needs one of {allowed}"
         )
-    mixed = remaining_portions(_select_streams(streams, SourceKind.MIXED), parent.consumed)
-    if not mixed:
-        raise CorpusError(
-            f"{corpus.uri}: no mixed samples, so there is nothing to anneal on; "
-            "see data.mixed_min_domains"
-        )
-    return RunPlan(
-        _corpus_fingerprint(corpus),
-        corpus.version,
-        planning.build_branch_plan(plan_settings(recipe), mixed, parent.consumed),
-        (),
-        parent.passed_over,
-        closed=True,
-        parent=parent.uri,
-    )
 
 
 def require_matching_adapter(recipe: Recipe, base: str, parent: str) -> None:

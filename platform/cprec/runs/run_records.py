@@ -29,7 +29,8 @@ class RunRecords:
         name: Name of the run.
         run_plan: Its plan; None before its first start.
         events: Its events.
-        trace: Its trace.
+        steps: Its optimizer steps, each once.
+        perplexities: (samples, perplexity of evaluate.text), in order.
         audit: Its audit; None until it is trained.
         comparisons: Contents of its comparison.json files.
         recipe: Its resolved recipe, as YAML.
@@ -38,7 +39,8 @@ class RunRecords:
     name: str
     run_plan: RunPlan | None = None
     events: Sequence[Event] = ()
-    trace: Sequence[TraceRow] = ()
+    steps: Sequence[TraceRow] = ()
+    perplexities: Sequence[tuple[int, float]] = ()
     audit: AuditReport | None = None
     comparisons: Sequence[Mapping[str, Any]] = ()
     recipe: str = ""
@@ -51,11 +53,13 @@ def read_run_records(run_uri: str) -> RunRecords:
     comparisons = [
         _read(join(evaluation, domain, "comparison.json")) for domain in list_names(evaluation)
     ]
+    events = read_events(run_uri)
     return RunRecords(
         name=posixpath.basename(run_uri.rstrip("/")),
         run_plan=RunPlan.read(run_uri),
-        events=read_events(run_uri),
-        trace=read_trace(run_uri),
+        events=events,
+        steps=drop_repeated_steps(read_trace(run_uri)),
+        perplexities=perplexities(events),
         audit=AuditReport.from_json(json.loads(audit)) if audit else None,
         comparisons=[json.loads(comparison) for comparison in comparisons if comparison],
         recipe=_read(join(run_uri, RECIPE_FILE)),

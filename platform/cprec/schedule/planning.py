@@ -38,6 +38,10 @@ class PlanSettings:
     max_domain_samples: int | None = None
     mode: Mode = Mode.WSA
 
+    def for_branch(self) -> "PlanSettings":
+        """Returns the settings of a branch: no warmup and no cap (paper Sec. 4.4.3)."""
+        return replace(self, warmup_fraction=0.0, max_domain_samples=None)
+
 
 @dataclass(frozen=True)
 class Replay:
@@ -177,23 +181,6 @@ def start_annealing(plan: Plan, position: int) -> Plan:
         last.seed,
         plan.inherited,
     )
-
-
-def build_branch_plan(
-    settings: PlanSettings, mixed: Sequence[Portion], inherited: tuple[Portion, ...]
-) -> Plan:
-    """Builds the plan of a branch: annealing alone, from a stable checkpoint (paper Sec. 4.4.3).
-
-    Args:
-        settings: What the recipe decides; warmup and the cap do not apply.
-        mixed: All mixed portions.
-        inherited: What the trunk had consumed at the checkpoint.
-
-    Raises:
-        ValueError: There are no mixed samples.
-    """
-    settings = replace(settings, warmup_fraction=0.0, max_domain_samples=None)
-    return build_plan(settings, (), mixed, inherited)
 
 
 def _portions_by_phase(

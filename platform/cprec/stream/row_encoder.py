@@ -17,6 +17,9 @@ from cprec.encode.title_tokens import (
 from cprec.encode.tokens import EncodedSample, TitleEncoder, Tokenizer
 from cprec.stream.token_sharing import NO_SHARING, SharedRow, TokenSharing, group_samples
 
+PROBED_TITLES = 2000
+"""Titles with which `find_fallback_reason` tries a tokenizer."""
+
 
 @dataclass(frozen=True)
 class RowEncoder:
@@ -114,3 +117,24 @@ class RowEncoder:
         from cprec.model.backbone import load_tokenizer
 
         return load_tokenizer(self.base, self.revision)
+
+
+def find_fallback_reason(corpus: Corpus, base: str, revision: str | None) -> str | None:
+    """Returns why prompts cannot be concatenated from title tokens, tried on some titles.
+
+    Args:
+        corpus: The corpus version.
+        base: Base model: a hub id, an absolute directory or a URI.
+        revision: Revision of a base model on the hub; None for its default.
+
+    Returns:
+        None where title tokens can be used, as they can for most tokenizers.
+
+    Raises:
+        RecipeError: The tokenizer has no end token, or merges across spaces.
+    """
+    from cprec.model.backbone import load_tokenizer
+
+    titles = corpus.read_titles()
+    probed = titles[:: max(len(titles) // PROBED_TITLES, 1)]
+    return build_title_encoding(probed, load_tokenizer(base, revision)).fallback_reason

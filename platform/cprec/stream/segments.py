@@ -13,7 +13,7 @@ The last depends on Ray's internals. So every worker batch carries its position 
 `read_worker_batches` checks both.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -26,7 +26,7 @@ from ray.data.block import BlockMetadata
 from cluster.errors import PlatformFault
 from corpus.store.tables import Corpus, Stream, read_rows
 from cprec.schedule.controller import Segment
-from cprec.schedule.plan import Era, permute_rows
+from cprec.schedule.plan import Era, Plan, permute_rows
 from cprec.stream.row_encoder import RowEncoder
 from cprec.stream.worker_batches import WorkerBatch
 from cprec.stream.worker_rows import (
@@ -197,6 +197,18 @@ class _SegmentReader:
         # Either all global batches of a segment have groups, or none has.
         schema = WORKER_BATCH_SCHEMA if groups is None else SHARED_ROW_SCHEMA
         yield pa.Table.from_pylist(worker_rows, schema=schema)
+
+
+def sample_id_reader(corpus: Corpus, plan: Plan) -> Callable[[int, int], list[int]]:
+    """Returns a function that reads the sample ids (uint64) at positions start .. stop - 1."""
+    streams = streams_by_key(corpus)
+
+    def read_ids(start: int, stop: int) -> list[int]:
+        rows = read_plan_rows(plan.find_era(start), streams, start, stop)
+        # Delta has no unsigned integers: the column holds the bits of the ids.
+        return [int(sample_id) for sample_id in rows["sample_id"].to_numpy().view("uint64")]
+
+    return read_ids
 
 
 def read_plan_rows(era: Era, streams: Streams, start: int, stop: int) -> pa.Table:

@@ -20,7 +20,7 @@ from cprec.runs.records import (
     Resumed,
     TraceRow,
 )
-from cprec.runs.run_records import RunRecords, drop_repeated_steps, perplexities
+from cprec.runs.run_records import RunRecords
 from cprec.schedule.wsa import WSA
 
 Floats = NDArray[np.float64]
@@ -49,18 +49,18 @@ MAX_POINTS = 400
 
 def draw_all(records: RunRecords) -> dict[str, str]:
     """Draws the pictures of the report: SVG by title, the schedule first; none before a step."""
-    steps = drop_repeated_steps(records.trace)
+    steps = records.steps
     if not steps:
         return {}
     wsa = records.run_plan.plan.wsa if records.run_plan is not None else None
     return {
-        "Schedule: learning rate and sources": plot_schedule(steps, records.events, wsa),
+        "Schedule: learning rate and sources": plot_schedule(records, wsa),
         "Loss on the answers' tokens": plot_loss(steps),
         "Throughput": plot_throughput(steps),
     }
 
 
-def plot_schedule(steps: Sequence[TraceRow], events: Sequence[Event], wsa: WSA | None) -> str:
+def plot_schedule(records: RunRecords, wsa: WSA | None) -> str:
     """Draws the schedule over samples seen.
 
     The upper plot has the learning rate, as planned and as trained, with phases shaded, and new
@@ -68,14 +68,13 @@ def plot_schedule(steps: Sequence[TraceRow], events: Sequence[Event], wsa: WSA |
     perplexity of the text where it was measured.
 
     Args:
-        steps: Steps as `drop_repeated_steps` returns them.
-        events: Events of the run.
+        records: Records of the run.
         wsa: Schedule of the plan; None where it is not known.
 
     Returns:
         An SVG.
     """
-    measured = perplexities(events)
+    steps, measured = records.steps, records.perplexities
 
     def draw(figure: Figure) -> None:
         height_ratios = (3, 2, 2) if measured else (3, 2)
@@ -100,7 +99,7 @@ def plot_schedule(steps: Sequence[TraceRow], events: Sequence[Event], wsa: WSA |
             label="trained",
         )
         lr_axes.set_ylabel("learning rate")
-        _mark_events(lr_axes, events)
+        _mark_events(lr_axes, records.events)
         _shade_phases(lr_axes, steps)
         _stack_sources(source_axes, steps)
         for axes in perplexity_axes:

@@ -4,7 +4,7 @@ It shows whatever records there are, so it can be made while the run is under wa
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.resources import files
 from typing import Any
@@ -13,8 +13,8 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from cluster import storage
-from cprec.runs.records import AuditReport, Event, TraceRow
-from cprec.runs.run_records import RunRecords, drop_repeated_steps, perplexities, read_run_records
+from cprec.runs.records import AuditReport, Event
+from cprec.runs.run_records import RunRecords, read_run_records
 from cprec.tracking import figures
 
 SCHEDULE = "schedule.svg"
@@ -64,7 +64,7 @@ def render(records: RunRecords, pictures: Mapping[str, str]) -> str:
 
 def _summary_lines(records: RunRecords) -> list[str]:
     """Returns the numbers below the title of the page."""
-    steps = drop_repeated_steps(records.trace)
+    steps = records.steps
     if not steps:
         return ["no steps yet"]
     seconds = sum(step.step_s + step.data_wait_s for step in steps)
@@ -76,20 +76,15 @@ def _summary_lines(records: RunRecords) -> list[str]:
         f"{seconds / 60:.1f} min of steps",
         f"{tokens / seconds:,.0f} tokens/s",
     ]
-    if dropped := count_dropped_titles(steps):
+    if dropped := sum(step.dropped_titles for step in steps):
         lines.append(f"{dropped:,} titles of histories did not fit")
-    if measured := perplexities(records.events):
+    if measured := records.perplexities:
         first, last = measured[0][1], measured[-1][1]
         lines.append(f"perplexity of the text: {first:.4g} → {last:.4g}")
     if records.audit is not None:
         audit = records.audit
         lines.append(f"audit: {audit.missing} missing, {audit.repeated} repeated")
     return lines
-
-
-def count_dropped_titles(trace: Iterable[TraceRow]) -> int:
-    """Counts the titles of histories that did not fit into `model.max_tokens`."""
-    return sum(step.dropped_titles for step in trace)
 
 
 def _audit_rows(audit: AuditReport | None) -> list[dict[str, Any]]:

@@ -37,7 +37,8 @@ from cprec.downstream.trial import Trial, TrialResult
 from cprec.model.base_uri import resolve_base
 from cprec.runs import checkpoint
 from cprec.runs.records import run_folder
-from cprec.tracking.registry import Registry, Tracker, Version
+from cprec.tracking.registry import Registry, Version
+from cprec.tracking.tracker import Tracker
 from cprec.workflows.evaluate import SEARCH
 
 IDENTITY = "identity.json"

@@ -2,22 +2,19 @@
 
 import hashlib
 import json
-import time
 from collections.abc import Collection
 from dataclasses import dataclass
 
 from cluster.console import Say
-from cluster.errors import PlatformFault, RecipeError, RunError, UserError
+from cluster.errors import PlatformFault, RecipeError, RunError
 from cluster.ray_session import ray_session
 from cluster.storage import absolute_uri, exists, join, write_text
 from corpus.ingest import plain_text
-from corpus.sampling import replay_text
+from corpus.sampling.replay_text import text_digest
 from corpus.sampling.source import Source, SourceKind
 from corpus.store.tables import SAMPLES, Corpus
 from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import to_yaml
-from cprec.encode.title_tokens import build_title_encoding
-from cprec.model import backbone
 from cprec.model.base_uri import resolve_base
 from cprec.runs import checkpoint
 from cprec.runs.audit import audit
@@ -42,21 +39,15 @@ from cprec.runs.run_plan import (
 )
 from cprec.runs.status import claim
 from cprec.schedule.plan import Plan
-from cprec.stream.segments import read_plan_rows, streams_by_key
+from cprec.stream.row_encoder import find_fallback_reason
+from cprec.stream.segments import sample_id_reader
 from cprec.tracking import report
+from cprec.tracking.live_report import LiveReport, publish_report, step_metrics
 from cprec.tracking.progress import Progress
-from cprec.tracking.registry import Registry, Tracker
+from cprec.tracking.registry import Registry
+from cprec.tracking.tracker import Tracker
 from cprec.train.distributed import driver
 from cprec.workflows.build_corpus import build_corpus
-
-PROBED_TITLES = 2000
-"""Titles on which the stitching of title tokens is tried before any worker starts."""
-
-REPORT_INTERVAL_S = 60.0
-"""Seconds before the first report of a run under way, and between two reports, at least."""
-
-REPORT_INTERVAL_RATIO = 60.0
-"""How many times as long as it takes to make a report is waited before the next one, at least."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +103,6 @@ def pretrain(recipe: Recipe, corpus: Corpus, allow: Collection[str], say: Say) -
         PlatformFault: Anything else.
     """
     registry = Registry.from_recipe(recipe)
-    recipe = resolve_parent_uri(recipe)
     run_uri = run_folder(absolute_uri(recipe.storage), recipe.run)
     with claim(run_uri, recipe.run):
         previous_recipe = lock(recipe, run_uri, allow)
@@ -121,7 +111,7 @@ def pretrain(recipe: Recipe, corpus: Corpus, allow: Collection[str], say: Say) -
         if is_new:
             _record_start(job, run_plan)
         tracker = Tracker(registry, run_uri, recipe.run)
-        tracker.log_params(flatten_recipe(recipe))
+        tracker.log_params(recipe.flatten())
         run_training(job, run_plan, tracker, say)
     return finish_run(job, registry, tracker, say)
 
@@ -131,7 +121,6 @@ def preview(recipe: Recipe, corpus: Corpus, allow: Collection[str], say: Say) ->
 
     Nothing is written. The arguments are those of `pretrain`, and so is what is raised.
     """
-    recipe = resolve_parent_uri(recipe)
     run_uri = run_folder(absolute_uri(recipe.storage), recipe.run)
     previous_recipe = check_unchanged(recipe, run_uri, allow)
     run_plan, is_new = resolve_run_plan(recipe, run_uri, corpus, previous_recipe)
@@ -208,13 +197,25 @@ def prepare_job(
         What to train, the plan of the run, and whether that is new.
     """
     text = read_plain_text(recipe)
-    if text and recipe.schedule.replay_share:
-        _warn_if_replayed(recipe, corpus, text, say)
+    appended_texts = {commit.metadata.get("text") for commit in corpus.commits}
+    if text and recipe.schedule.replay_share and text_digest(text) in appended_texts:
+        say(
+            f"{recipe.evaluate.text} is also replayed: its perplexity shows what is learned of it, "
+            "not what is forgotten"
+        )
     run_plan, is_new = open_run_plan(recipe, run_uri, corpus, previous_recipe)
     base = resolve_base(recipe, corpus, say)
     if is_new and recipe.continue_from is not None:
         require_matching_adapter(recipe, base, recipe.continue_from)
-    _check_tokenizer(recipe, corpus, base, say)
+    # Refuses a base without a usable tokenizer before any worker starts.
+    fallback_reason = find_fallback_reason(corpus, base, recipe.model.revision)
+    if fallback_reason and recipe.train.inexact_keys:
+        raise RecipeError(
+            f"{recipe.train.inexact_keys}: samples share tokens only where prompts can be cut at "
+            f"titles, but {fallback_reason}"
+        )
+    if fallback_reason:
+        say(f"prompts are tokenised one by one, which is slower: {fallback_reason}")
     return driver.TrainingJob(recipe, run_uri, base, corpus, text), run_plan, is_new
 
 
@@ -227,36 +228,6 @@ def read_plain_text(recipe: Recipe) -> str | None:
     if recipe.evaluate.text is None:
         return None
     return plain_text.read_plain_text(recipe.evaluate.text, "evaluate.text")
-
-
-def _warn_if_replayed(recipe: Recipe, corpus: Corpus, text: str, say: Say) -> None:
-    """Says so where the text whose perplexity is measured is also trained on."""
-    replayed = {commit.metadata.get("text") for commit in corpus.commits}
-    if replay_text.text_digest(text) in replayed:
-        say(
-            f"{recipe.evaluate.text} is also replayed: its perplexity shows what is learned of it, "
-            "not what is forgotten"
-        )
-
-
-def _check_tokenizer(recipe: Recipe, corpus: Corpus, base: str, say: Say) -> None:
-    """Refuses a base without a usable tokenizer before any worker starts.
-
-    Raises:
-        RecipeError: Samples shall share tokens, and this tokenizer does not allow that.
-    """
-    titles = corpus.read_titles()
-    probed_titles = titles[:: max(len(titles) // PROBED_TITLES, 1)]
-    tokenizer = backbone.load_tokenizer(base, recipe.model.revision)
-    reason = build_title_encoding(probed_titles, tokenizer).fallback_reason
-    if not reason:
-        return
-    if recipe.train.inexact_keys:
-        raise RecipeError(
-            f"{recipe.train.inexact_keys}: samples share tokens only where prompts can be cut at "
-            f"titles, but {reason}"
-        )
-    say(f"prompts are tokenised one by one, which is slower: {reason}")
 
 
 def describe_plan(recipe: Recipe, plan: Plan) -> str:
@@ -315,7 +286,7 @@ def run_training(job: driver.TrainingJob, run_plan: RunPlan, tracker: Tracker, s
         tracker.flush()
 
     try:
-        with ray_session(job.recipe.cluster.address, logical_cpus(job.recipe)):
+        with ray_session(job.recipe.cluster.address, job.recipe.logical_cpus):
             driver.run_training(job, on_progress, say)
     except KeyboardInterrupt:
         tracker.finish("KILLED")
@@ -326,53 +297,6 @@ def run_training(job: driver.TrainingJob, run_plan: RunPlan, tracker: Tracker, s
         raise
     finally:
         progress.close()
-
-
-class LiveReport:
-    """Report page and schedule picture of a run under way, renewed now and then for MLflow."""
-
-    def __init__(self, run_uri: str, tracker: Tracker, say: Say) -> None:
-        self._run_uri = run_uri
-        self._tracker = tracker
-        self._say = say
-        # Not at once: the first steps have enough to start as it is.
-        self._next_refresh = time.monotonic() + REPORT_INTERVAL_S
-
-    def refresh(self) -> None:
-        """Renews them if it is time.
-
-        The intervals are REPORT_INTERVAL_S, and longer where the records of a long run take long
-        to draw. Storage that fails for a moment costs a picture, not the training.
-        """
-        began = time.monotonic()
-        if began < self._next_refresh:
-            return
-        try:
-            _publish_report(self._run_uri, self._tracker)
-        except (OSError, UserError) as error:
-            self._say(f"the report was not renewed: {error}")
-        duration = time.monotonic() - began
-        self._next_refresh = began + max(REPORT_INTERVAL_S, REPORT_INTERVAL_RATIO * duration)
-
-
-def _publish_report(run_uri: str, tracker: Tracker) -> None:
-    """Writes the report of a run, and gives it to MLflow."""
-    for name, content in report.write(run_uri).items():
-        tracker.log_text(name, content)
-
-
-def step_metrics(row: TraceRow) -> dict[str, float]:
-    """Returns what MLflow records of a step; padding is not counted as tokens."""
-    seconds = max(row.step_s + row.data_wait_s, 1e-9)
-    return {
-        "loss": row.loss,
-        "lr": row.lr,
-        "tflops": row.tflops,
-        "memory_gb": row.memory_gb,
-        "imbalance": row.imbalance,
-        "tokens_per_s": row.tokens / seconds,
-        "data_wait_share": row.data_wait_s / seconds,
-    }
 
 
 def finish_run(
@@ -386,19 +310,21 @@ def finish_run(
     run_plan = RunPlan.read(job.run_uri)
     if run_plan is None:
         raise PlatformFault(f"{job.run_uri}: plan.json is gone")
-    audit = audit_run(run_plan.plan, job)
-    audit_json = json.dumps(audit.to_json(), indent=1)
+    trace = read_trace(job.run_uri)
+    # The run may have adopted newer versions than the one it started at.
+    corpus = Corpus.open(job.corpus.uri)
+    audit_report = audit(run_plan.plan, trace, sample_id_reader(corpus, run_plan.plan))
+    audit_json = json.dumps(audit_report.to_json(), indent=1)
     write_text(join(job.run_uri, AUDIT_FILE), audit_json)
-    if audit.missing or audit.repeated:
+    if audit_report.missing or audit_report.repeated:
         tracker.finish("FAILED")
         raise PlatformFault(
-            f"audit: {audit.missing} samples missing, {audit.repeated} repeated; "
+            f"audit: {audit_report.missing} samples missing, {audit_report.repeated} repeated; "
             f"see {join(job.run_uri, AUDIT_FILE)}"
         )
     checkpoint_uri = checkpoint.latest_uri(job.run_uri)
-    dropped_titles = report.count_dropped_titles(read_trace(job.run_uri))
     _record_end(job, run_plan, checkpoint_uri)
-    _publish_report(job.run_uri, tracker)
+    publish_report(job.run_uri, tracker)
     tracker.log_text(AUDIT_FILE, audit_json)
     tracker.flush()
     version = registry.register(
@@ -411,21 +337,9 @@ def finish_run(
         join(checkpoint_uri, checkpoint.ADAPTER),
         join(job.run_uri, report.PAGE),
         version,
-        audit,
-        dropped_titles,
+        audit_report,
+        sum(step.dropped_titles for step in trace),
     )
-
-
-def audit_run(plan: Plan, job: driver.TrainingJob) -> AuditReport:
-    """Audits a run from its plan, its trace and the corpus."""
-    streams = streams_by_key(Corpus.open(job.corpus.uri))
-
-    def read_ids(start: int, stop: int) -> list[int]:
-        rows = read_plan_rows(plan.find_era(start), streams, start, stop)
-        # Delta has no unsigned integers: the column holds the bits of the ids.
-        return [int(sample_id) for sample_id in rows["sample_id"].to_numpy().view("uint64")]
-
-    return audit(plan, read_trace(job.run_uri), read_ids)
 
 
 def lineage(
@@ -447,28 +361,6 @@ def lineage(
         "parent_checkpoint": parent,
         "parent_version": versions.get(parent, ""),
     }
-
-
-def logical_cpus(recipe: Recipe) -> int:
-    """Returns the CPUs of a local session: those of the workers and those reserved for Ray Data.
-
-    Ray does not check them against the machine, so they may be more than its cores.
-    """
-    return (
-        recipe.cluster.num_cpus
-        or recipe.workers * recipe.train.cpus_per_worker + recipe.train.stream_cpus
-    )
-
-
-def flatten_recipe(recipe: Recipe) -> dict[str, object]:
-    """Returns the recipe by dotted keys, for MLflow's parameters."""
-    flat: dict[str, object] = {}
-    for name, value in recipe.model_dump().items():
-        if isinstance(value, dict):
-            flat |= {f"{name}.{key}": key_value for key, key_value in value.items()}
-        else:
-            flat[name] = value
-    return flat
 
 
 def _record_start(job: driver.TrainingJob, run_plan: RunPlan) -> None:

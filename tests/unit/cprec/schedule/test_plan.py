@@ -13,7 +13,6 @@ from cprec.schedule.plan import BLOCK_ROWS, Era, Plan, Portion, global_batches, 
 from cprec.schedule.planning import (
     PlanSettings,
     Replay,
-    build_branch_plan,
     build_plan,
     extend_plan,
     start_annealing,
@@ -201,8 +200,9 @@ def test_a_branch_anneals_from_its_first_sample_and_remembers_its_trunk() -> Non
         [Portion("domain/A", 0, 0, 100)],
         [Portion("mixed", 0, 0, 50)],
     )
-    plan = build_branch_plan(
-        PlanSettings(3, 1e-5, 1e-3, 0.1, 7),
+    plan = build_plan(
+        PlanSettings(3, 1e-5, 1e-3, 0.1, 7).for_branch(),
+        (),
         [Portion("mixed", 0, 0, 50)],
         trunk.consumed_portions(60),
     )

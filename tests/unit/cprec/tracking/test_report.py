@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cprec.runs.json_lines import read_events, read_trace
-from cprec.runs.run_records import RunRecords, drop_repeated_steps, perplexities
+from cprec.runs.json_lines import read_events
+from cprec.runs.run_records import RunRecords, drop_repeated_steps, perplexities, read_run_records
 from cprec.schedule.wsa import WSA
 from cprec.tracking import figures, report
 from tests.records import trace_row
@@ -155,8 +155,8 @@ def test_the_schedule_picture_marks_what_joined_restarts_and_the_plan(run: Path)
     ):
         assert shown in picture
     assert "planned" not in picture
-    steps = drop_repeated_steps(read_trace(str(run)))
-    assert "planned" in figures.plot_schedule(steps, [], WSA(1e-5, 5e-4, 10, 20, 2 * STEPS * BATCH))
+    records = read_run_records(str(run))
+    assert "planned" in figures.plot_schedule(records, WSA(1e-5, 5e-4, 10, 20, 2 * STEPS * BATCH))
 
 
 def test_the_perplexity_of_the_text_is_drawn_where_it_was_measured(run: Path) -> None:
@@ -194,7 +194,7 @@ def test_equal_records_give_an_equal_page(run: Path) -> None:
 
 def test_sources_and_phases_are_text_in_the_plots() -> None:
     row = trace_row(sources={EVIL: 64, "domain/A$B$C": 64})
-    records = RunRecords(EVIL, trace=[row])
+    records = RunRecords(EVIL, steps=[row])
     page = report.render(records, figures.draw_all(records))
     assert "<script" not in page
     assert "domain/A$B$C" in page
@@ -208,4 +208,5 @@ def test_a_run_without_records_has_a_report(tmp_path: Path) -> None:
 
 def test_of_a_step_that_was_trained_again_the_last_counts() -> None:
     first, again = trace_row(), trace_row(tokens=77)
-    assert "77 tokens" in report.render(RunRecords("r", trace=[first, again]), {})
+    records = RunRecords("r", steps=drop_repeated_steps([first, again]))
+    assert "77 tokens" in report.render(records, {})

@@ -18,9 +18,10 @@ from cprec.runs.run_plan import RunPlan, open_run_plan
 from cprec.schedule.plan import Portion
 from cprec.schedule.planning import PlanSettings, build_plan
 from cprec.schedule.wsa import Mode
+from cprec.tracking import live_report
+from cprec.tracking.live_report import REPORT_INTERVAL_RATIO, REPORT_INTERVAL_S, LiveReport
 from cprec.train.distributed import driver
 from cprec.workflows import pretrain
-from cprec.workflows.pretrain import REPORT_INTERVAL_RATIO, REPORT_INTERVAL_S, LiveReport
 from tests.unit.corpus.worlds import settings, shop, write_root
 
 
@@ -46,8 +47,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(pretrain, "time", clock)
-    monkeypatch.setattr(pretrain, "_publish_report", clock.make_report)
+    monkeypatch.setattr(live_report, "time", clock)
+    monkeypatch.setattr(live_report, "publish_report", clock.make_report)
     return clock
 
 
