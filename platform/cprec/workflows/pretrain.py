@@ -243,7 +243,7 @@ def _check_tokenizer(recipe: Recipe, corpus: Corpus, base: str, say: Say) -> Non
     """Refuses a base without a usable tokenizer before any worker starts.
 
     Raises:
-        RecipeError: Samples shall share tokens, and this tokenizer does not allow that.
+        RecipeError: The recipe lets samples share tokens, and this tokenizer does not allow it.
     """
     titles = corpus.read_titles()
     probed_titles = titles[:: max(len(titles) // PROBED_TITLES, 1)]
