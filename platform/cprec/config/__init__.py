@@ -1,1 +1,1 @@
-"""The recipe with all keys, the command line, and what every job does around its one call."""
+"""The recipe with all keys, recipe files, the command line, and what every job does around it."""

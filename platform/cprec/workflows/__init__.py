@@ -1,1 +1,1 @@
-"""One module per job: each line of its main function is one station of the job."""
+"""One module per job; its main function reads as the stations of the job, in order."""

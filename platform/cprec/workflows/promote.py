@@ -16,12 +16,14 @@ from cluster.errors import RecipeError, RunError
 from cprec.config.recipe import GateSettings, Recipe
 from cprec.evaluate.significance import PairedTest
 from cprec.runs.json_lines import open_events, read_events
-from cprec.runs.records import PromotionDecided, RunFinished
+from cprec.runs.records import PromotionDecided
 from cprec.tracking.registry import Registry
 from cprec.workflows.evaluate import compare_models
 
 PREVIOUS_CHAMPION_TAG = "champion_before"
 """Tag of a promoted version: number of the champion before it."""
+ENDING_EVENTS = ("run_finished", "promotion_decided")
+"""Events after which a run writes no more."""
 
 
 @dataclass(frozen=True)
@@ -249,7 +251,8 @@ def record_decision(registry: Registry, number: int, decision: Decision) -> None
     run_uri = posixpath.dirname(posixpath.dirname(registry.version(number).checkpoint))
     past = read_events(run_uri)
     # The file has one writer. While a run goes on, that is the run, and the tag has to suffice.
-    if past and isinstance(past[-1], RunFinished | PromotionDecided):
+    # By name: an event that another release wrote with other fields has no class here.
+    if past and past[-1].event in ENDING_EVENTS:
         events = open_events(run_uri)
         events.append(
             PromotionDecided(

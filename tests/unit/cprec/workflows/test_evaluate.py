@@ -14,7 +14,7 @@ from cprec.workflows.evaluate import _add_holm_correction, _add_significance
 
 
 def table(right: list[int]) -> pa.Table:
-    """Predictions that name the true item first where `right` is 1, and last else."""
+    """Predictions that rank the true item first where `right` is 1, and last where it is 0."""
     samples = pa.table(
         {
             "sample_id": pa.array(range(len(right)), pa.int64()),

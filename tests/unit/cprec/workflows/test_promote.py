@@ -1,4 +1,4 @@
-"""The gate's truth table."""
+"""The gate: what it refuses, what it lets through, and why."""
 
 from typing import Any
 
@@ -68,17 +68,16 @@ def sliced(hr1: float, **slices: float | None) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("sparse", "most", "promoted"),
+    ("sparse", "max_drop", "promoted"),
     [(0.20, None, True), (0.20, 0.1, True), (0.19, 0.1, False), (None, 0.1, True)],
 )
 def test_a_slice_may_not_fall_further_than_the_gate_lets_it(
-    sparse: float | None, most: float | None, promoted: bool
+    sparse: float | None, max_drop: float | None, promoted: bool
 ) -> None:
-    champion, candidate = (
-        sliced(0.30, sparse=0.30, dense=0.30),
-        sliced(0.35, sparse=sparse, dense=0.40),
-    )
-    decision = decide(candidate, champion, against(0.05, 0.001), GateSettings(max_slice_drop=most))
+    champion = sliced(0.30, sparse=0.30, dense=0.30)
+    candidate = sliced(0.35, sparse=sparse, dense=0.40)
+    gate = GateSettings(max_slice_drop=max_drop)
+    decision = decide(candidate, champion, against(0.05, 0.001), gate)
     assert decision.promote is promoted
     if not promoted:
         assert "sparse histories fell from 0.3000 to 0.1900" in decision.reason
@@ -93,15 +92,14 @@ def test_answers_must_be_candidates(ratio: float | None, promoted: bool) -> None
 
 
 @pytest.mark.parametrize(
-    ("forgetting", "most", "promoted"),
+    ("forgetting", "max_forgetting", "promoted"),
     [(0.2, None, True), (0.2, 0.2, True), (0.21, 0.2, False), (-0.1, 0.0, True)],
 )
 def test_a_model_may_not_forget_more_than_the_gate_lets_it(
-    forgetting: float, most: float | None, promoted: bool
+    forgetting: float, max_forgetting: float | None, promoted: bool
 ) -> None:
-    decision = decide(
-        measured(0.3), None, None, GateSettings(max_forgetting=most), forgetting=forgetting
-    )
+    gate = GateSettings(max_forgetting=max_forgetting)
+    decision = decide(measured(0.3), None, None, gate, forgetting=forgetting)
     assert decision.promote is promoted
     if not promoted:
         assert "21.0% above the base's" in decision.reason
