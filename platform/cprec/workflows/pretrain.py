@@ -231,7 +231,10 @@ def read_plain_text(recipe: Recipe) -> str | None:
 
 
 def describe_plan(recipe: Recipe, plan: Plan) -> str:
-    """Returns the plan in one line for people, with a second line where text is replayed."""
+    """Describes a plan in one line: the ends of its phases, its steps and its learning rates.
+
+    A second line counts the windows of replayed text, if schedule.replay_share asks for any.
+    """
     wsa = plan.wsa
     batch = recipe.train.global_batch
     # Batches do not cross the boundary of two eras.

@@ -1,6 +1,6 @@
-"""One worker of tests/integration/test_engine.py, started by torchrun.
+"""One worker of tests/integration/train/test_engine.py, started by torchrun.
 
-    torchrun --nproc-per-node N tests/integration/engine_worker.py FOLDER
+    torchrun --nproc-per-node N tests/integration/train/engine_worker.py FOLDER
 
 Trains a tiny model at every ZeRO stage, LoRA and full, and writes its losses to FOLDER. Two workers
 also write checkpoints there, from which one worker then resumes.

@@ -25,7 +25,7 @@ def test_twenty_appends_at_once_lose_no_row(s3: str, tmp_path: Path) -> None:
     root = str(write_root(tmp_path / "root", world))
     uri = f"{s3}/corpus"
     build(settings(root), 0, uri, print)
-    command = [sys.executable, "-m", "tests.integration.append_worker", uri, root]
+    command = [sys.executable, "-m", "tests.integration.corpus.append_worker", uri, root]
     halves = [
         subprocess.Popen(
             [*command, ",".join(RACERS[half::2])], cwd=jobs.ROOT, stdout=subprocess.PIPE, text=True

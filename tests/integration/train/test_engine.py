@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 CASES = [(kind, stage) for kind in ("lora", "full") for stage in range(4)]
 # Two workers train LoRA at stage 1 with dropout, which one worker draws differently.
 WITHOUT_DROPOUT = [case for case in CASES if case != ("lora", 1)]
@@ -20,7 +20,7 @@ WITHOUT_DROPOUT = [case for case in CASES if case != ("lora", 1)]
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
-    """The results of tests/integration/engine_worker.py by number of workers.
+    """The results of tests/integration/train/engine_worker.py by number of workers.
 
     One worker resumes the checkpoints of the two that ran before it.
     """
@@ -33,7 +33,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
             "--standalone",
             "--nproc-per-node",
             str(world),
-            "tests/integration/engine_worker.py",
+            "tests/integration/train/engine_worker.py",
             str(folder),
         ]
         environment = {
