@@ -284,7 +284,7 @@ def test_a_run_that_diverges_ends_at_once(place: Path) -> None:
     assert "lower schedule.lr_max" in because
     assert (
         err.splitlines()[-1]
-        == f"fault: Diverged: {because}; the same command goes on from the last checkpoint"
+        == f"fault: DivergenceError: {because}; the same command goes on from the last checkpoint"
     )
     # A second group of workers would have measured it again.
     assert [
