@@ -7,7 +7,7 @@ Say = Callable[[str], None]
 
 
 def print_line(line: str) -> None:
-    """Prints a line to stdout exactly as it is: no markup, no highlighting, no wrapping."""
+    """Prints a line to stdout exactly as it is: no markup, emoji, highlighting or wrapping."""
     from rich.console import Console  # only jobs print; workers need not load rich
 
-    Console().print(line, markup=False, highlight=False, soft_wrap=True)
+    Console().print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)

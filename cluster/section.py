@@ -4,7 +4,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """A section of the recipe: immutable, with a closed set of keys.
+    """Base class of the recipe and its sections: immutable, with a closed set of keys.
 
     Types are strict: neither "1" nor true is accepted for 1. NaN and infinity are refused.
     """

@@ -225,7 +225,19 @@ def _whole_corpus_settings(corpus: Corpus, requested: DataSettings) -> DataSetti
 def _check_kind(
     names: tuple[str, ...], other_kind: tuple[str, ...], kind_name: str, advice: str
 ) -> None:
-    """Raises DataError if the corpus has some domains as another kind than they are appended as."""
+    """Checks that no domain to append is in the corpus as the other kind.
+
+    The kinds are pre-training and held-out. A domain keeps its kind.
+
+    Args:
+        names: Domains to append.
+        other_kind: The corpus's domains of the other kind.
+        kind_name: Name of the other kind, for the message.
+        advice: What to do instead, for the message.
+
+    Raises:
+        DataError: Some of the domains are; the message names them.
+    """
     if conflicts := sorted(set(names) & set(other_kind)):
         raise DataError(
             f"{', '.join(conflicts)}: in this corpus as {kind_name} data, which cannot change; "
@@ -317,7 +329,22 @@ def _commit_with_retries(uri: str, attempt: Callable[[Corpus], Corpus], say: Say
 def _try_append(
     corpus: Corpus, append_input: AppendInput, identity: str, seed: int, say: Say
 ) -> Corpus:
-    """Appends behaviours to the newest version; raises CommitConflictError if overtaken."""
+    """Makes one attempt to append behaviours, as the version that follows the newest one.
+
+    Args:
+        corpus: The newest version.
+        append_input: The behaviours.
+        identity: Identity of the append, by which one that was committed before is recognised.
+        seed: Seed for drawing candidates.
+        say: Receives progress lines.
+
+    Returns:
+        The new version. If this append was committed before, the version that it made; if nothing
+        is new, `corpus`.
+
+    Raises:
+        CommitConflictError: Another process committed in the meantime.
+    """
     if (done := _open_if_appended(corpus, identity, "these behaviours are", say)) is not None:
         return done
     append_delta = append_input.compute_delta(

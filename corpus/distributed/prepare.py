@@ -75,10 +75,10 @@ class DomainTables:
 
     Attributes:
         tables: Refs of its usable interactions (DomainInteractions), in the order of the files.
-            Their items are places in `items`.
-        table_rows: Rows of each table.
-        items: Items that have a title: item_id, title, by item_id.
-        dropped: Rows left out, by reason, unusable ones included.
+            Their column `item` holds row numbers of `items`.
+        table_rows: Number of rows of each table.
+        items: Items that have a title (columns item_id and title), sorted by item_id.
+        dropped: Number of rows left out, by reason, quarantined ones included.
         quarantined: The unusable rows.
     """
 
@@ -348,7 +348,15 @@ def _split_by_user_range(
 def _deduplicate_and_cap(
     max_per_user: int, *tables: DomainInteractions
 ) -> tuple[DomainInteractions, Counter[str]]:
-    """Joins the tables of a range, deduplicates and caps them; returns also what is left out."""
+    """Joins the tables of one range of users, drops duplicates, and caps each user's interactions.
+
+    Args:
+        max_per_user: Interactions of a user, at most; the most recent are kept.
+        tables: All interactions of the users in the range.
+
+    Returns:
+        The remaining interactions, and the number of rows dropped, by reason.
+    """
     rows, user_ids = _concat_tables(tables)
     unique_rows, repeated = cleaning.deduplicate_and_cap(rows, max_per_user)
     return (unique_rows, user_ids), repeated

@@ -158,7 +158,10 @@ class LocalAppendInput(AppendInput):
 
 
 def read_known_items(corpus: Corpus, domain: str) -> pl.DataFrame:
-    """Reads a domain's items in a corpus version: item_index, domain, item_id, title."""
+    """Reads the items of a domain in a corpus version: item_index, domain, item_id, title.
+
+    Items that only an append that was killed has left behind are not included.
+    """
     runs = catalogue.decode_runs(corpus.commits[-1].metadata["item_runs"])
     indices = pl.Series(runs.get(domain, ()), dtype=pl.Int64)
     # The table may hold items of appends that were killed, which no version knows.

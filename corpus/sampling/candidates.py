@@ -74,7 +74,7 @@ class InteractedItems:
         return present
 
     def min_remaining_items(self) -> int:
-        """Returns how many items the user with the most items has not interacted with."""
+        """Returns the smallest number of items that any user has not interacted with."""
         if not self.keys.size:
             return self.num_items
         first = np.flatnonzero(np.diff(self.keys // self.num_items, prepend=-1))

@@ -62,13 +62,18 @@ def user_range_count(rows: int) -> int:
 def write_interactions(
     uri: str, range_index: int, num_ranges: int, rows: pa.Table
 ) -> InteractionFile:
-    """Writes the new interactions of the users in one range of hashes.
+    """Writes one file of new interactions: those of users whose ids' hashes are in one range.
+
+    The file belongs to no version until a commit lists it.
 
     Args:
         uri: URI of the corpus.
         range_index: Index of the range.
-        num_ranges: Number of ranges.
-        rows: `Samples.new_interactions` of these users.
+        num_ranges: Number of equal ranges that the hashes are divided into.
+        rows: The interactions: STORED_INTERACTION_SCHEMA, sorted by user hash.
+
+    Returns:
+        The entry with which a commit lists the file.
     """
     written = delta.write_file(
         storage.join(uri, INTERACTIONS), f"part-{range_index:05d}-of-{num_ranges:05d}", rows, {}

@@ -161,7 +161,18 @@ def _find_files(
 
 
 def _expand_folder(uri: str, suffixes: Sequence[str]) -> list[str]:
-    """Returns a file itself, or the files in it if it is a folder; hidden ones are skipped."""
+    """Returns a file's URI, or those of the files directly in a folder, sorted by name.
+
+    In a folder, only files with one of the suffixes count. Names that begin with . or _ are
+    skipped.
+
+    Args:
+        uri: URI of the file or folder.
+        suffixes: Allowed ends of the names in a folder; not applied to a single file.
+
+    Raises:
+        DataError: The folder has no such file.
+    """
     fs, path = storage.filesystem(uri)
     if not fs.isdir(path):
         return [uri]

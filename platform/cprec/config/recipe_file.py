@@ -207,7 +207,18 @@ def _is_section(annotation: Any) -> TypeGuard[type[BaseModel]]:
 def _reject_unknown_keys(
     values: Mapping[str, Any], section: type[BaseModel], prefix: str, origin: str
 ) -> None:
-    """Raises RecipeError for the first key that a section does not have, with the nearest one."""
+    """Checks that a section, and every section inside it, has all of the given keys.
+
+    Args:
+        values: The keys and their values.
+        section: Model of the section.
+        prefix: Dotted name of the section, for the message: empty, or with a dot at its end.
+        origin: Where the values are from, for the message.
+
+    Raises:
+        RecipeError: A key is unknown, or the value of a section is no mapping. For an unknown key
+            the message lists the known ones, and suggests one that is spelled alike, if any.
+    """
     for key, value in values.items():
         field = section.model_fields.get(str(key))
         if field is None:

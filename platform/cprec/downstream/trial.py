@@ -335,14 +335,14 @@ class TrialObserver(Observer):
         measure: Callable[[], float],
         report: Callable[..., None],
     ) -> None:
-        """Continues from a ledger and the history that belongs to it.
+        """Starts observing at the checkpoint that training continues from, or at the beginning.
 
         Args:
             trial: The trial.
-            ledger: Ledger of the checkpoint that training continues from.
-            history: Results of the epochs so far; epochs are added to it.
+            ledger: The plan, and the samples and steps trained up to there.
+            history: Results of the epochs up to there; this list itself grows by each new epoch.
             attempt: Number of this start of the trial, for the names of checkpoints.
-            measure: Returns HR@1 on validation; collective.
+            measure: Computes HR@1 on validation; all workers call it together.
             report: Receives `hr1` and `epoch` after each epoch.
         """
         self._trial = trial

@@ -163,9 +163,9 @@ def tokenise_titles(titles: Sequence[str], tokenizer: Tokenizer) -> TitleTokens:
 
 
 class CachedPromptEncoder:
-    """Encoder of prompts and answers given as item indices, which concatenates title tokens.
+    """Encodes prompts and answers, given as item indices, by concatenating title tokens.
 
-    It needs no tokenizer. Its results are those of `cprec.encode.tokens.TitleEncoder`.
+    It calls no tokenizer, and gives the same token ids as `cprec.encode.tokens.TitleEncoder`.
     """
 
     def __init__(self, title_tokens: TitleTokens, max_tokens: int) -> None:

@@ -188,14 +188,18 @@ def _write_tokens(
 
 
 def _attention_mask(blocks: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Builds the additive mask: a token sees the earlier prompt and its own earlier answer.
+    """Builds the additive mask with which answers share a prompt but do not see each other.
+
+    A token sees itself and the earlier tokens of its block. A token of an answer also sees the
+    whole prompt. Padding is seen by no other token.
 
     Args:
         blocks: Block of each token [n, columns]: -1 padding, 0 the prompt, k the k-th answer.
         dtype: Data type of the mask.
 
     Returns:
-        The mask [n, 1, columns, columns].
+        The mask [n, 1, columns, columns]: 0 where a token (third axis) sees another (fourth axis),
+        else the lowest value of `dtype`.
     """
     columns = blocks.shape[1]
     queries = blocks[:, :, None]

@@ -140,13 +140,17 @@ def packed_attention(
     packed_strips: StripLayout | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Computes causal attention, per sample or strip where a row is packed.
+    """Computes causal attention, in which the samples of a packed row do not see each other.
 
-    The signature is that of transformers' attention functions.
+    Samples that share tokens are laid out in strips. A token then sees the earlier tokens of its
+    own strip, and those tokens of earlier strips that `packed_strips` gives its strip.
+
+    The signature is that of transformers' attention functions. With neither `packed_bounds` nor
+    `packed_strips` this is transformers' sdpa attention.
 
     Args:
         module: The attention layer.
-        query: Queries [B, heads, T, head size].
+        query: Queries [B, heads, T, head size]; B is 1 for a packed row.
         key: Keys [B, key heads, T, head size].
         value: Values [B, key heads, T, head size].
         attention_mask: Mask of `build_mask`; ignored for packed rows.
@@ -161,8 +165,8 @@ def packed_attention(
         The attended values [B, T, heads, head size], and None in place of attention weights.
 
     Raises:
-        RecipeError: The row is packed, but the model's attention is more than scaled dot products
-            over all earlier tokens.
+        RecipeError: The row is packed, but the attention has dropout, soft capping, sinks, a
+            position bias, or a sliding window shorter than `packed_longest`.
     """
     if packed_bounds is None and packed_strips is None:
         return sdpa_attention_forward(

@@ -128,15 +128,15 @@ class Era:
         return int(rows[len(self.portions) :].sum())
 
     def locate_rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Finds the samples at positions start .. stop - 1.
+        """Finds the portion and the row that fill each of the run's positions start .. stop - 1.
 
         Args:
             start: First position.
             stop: Position after the last one.
 
         Returns:
-            (index into `all_portions`, row in the stream's permuted order), one of each per
-            position (both [stop - start] int64).
+            For each position its portion, as an index into `all_portions`, and its row, counted in
+            the permuted order of the portion's stream (`permute_rows`); both [stop - start] int64.
 
         Raises:
             ValueError: The positions are outside of the era.

@@ -50,16 +50,19 @@ class RowEncoder:
         earlier: "RowEncoder | None" = None,
         sharing: TokenSharing = NO_SHARING,
     ) -> "RowEncoder":
-        """Tokenises the titles of a corpus version and puts them into the object store.
+        """Encodes the titles of a corpus version and puts them into Ray's object store.
+
+        They are stored as token ids if prompts that are concatenated from these equal the
+        tokenizer's own, else as texts.
 
         Args:
             corpus: The corpus version.
             base: Base model: a hub id, an absolute directory or a URI.
             revision: Revision of a base model on the hub; None for its default.
             max_tokens: Maximum length of a sample, in tokens.
-            earlier: Encoder of an earlier version of the corpus with the same base model. Its
-                titles are not tokenised again.
-            sharing: What training samples share.
+            earlier: Encoder of an earlier version of the corpus with the same base model. If it
+                holds token ids, only the titles added since are tokenised.
+            sharing: Which tokens the training samples of a row share.
 
         Raises:
             RecipeError: The tokenizer has no end token, or merges across spaces.

@@ -282,10 +282,14 @@ def build_candidate_pool(samples: Sequence[SampleItems], size: int) -> list[int]
 
 
 def hidden_items(sample: SampleItems, group: Sequence[SampleItems]) -> set[int]:
-    """Returns the items of a pool that a sample must not see.
+    """Returns the items that a sample must not see among the candidates that its group shares.
 
-    These are its history and the other answers of its user. The user took those too, so they would
-    be no wrong candidates.
+    These are its history, and the answers of the group's other samples of its user. The user chose
+    them too, so they cannot serve as wrong candidates. The sample's own answer is never hidden.
+
+    Args:
+        sample: The sample.
+        group: All samples of the group.
     """
     user_answers = {other.answer for other in group if other.user_key == sample.user_key}
     return (user_answers | set(sample.history)) - {sample.answer}

@@ -122,15 +122,16 @@ def to_worker_rows(
 def unbox_row(block: pa.Table, index: int) -> dict[str, Any]:
     """Returns one row of an Arrow table by column name.
 
-    Columns with a value for each sample or token become arrays, which are views of the table. The
-    others become plain Python values.
+    `ids` and `input_ids` become arrays. The columns of groups that share tokens become lists with
+    an array for each group. Arrays are views of the table. The other columns become plain Python
+    values.
     """
     row = {name: block.column(name)[index] for name in block.column_names}
     return {name: _unbox_value(name, value) for name, value in row.items()}
 
 
 def _unbox_value(name: str, value: Any) -> Any:
-    """Converts an Arrow scalar of the column `name`: see `unbox_row`."""
+    """Converts an Arrow scalar of the column `name` to what `unbox_row` returns for it."""
     if name in _SHARED_ROW_COLUMNS.values():
         return [group_values.values.to_numpy() for group_values in value]
     return value.values.to_numpy() if name in ("ids", "input_ids") else value.as_py()

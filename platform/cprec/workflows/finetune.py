@@ -335,7 +335,15 @@ def _search_summary(
     winner_results: Sequence[TrialResult],
     best: TrialResult,
 ) -> dict[str, Any]:
-    """Returns the content of search.json."""
+    """Returns the content of search.json: the trials, the best learning rate and its results.
+
+    Args:
+        plan: The search.
+        best_lr: The best learning rate.
+        results: Results of the trials of all learning rates.
+        winner_results: Results of the trials of the best learning rate, one for each seed.
+        best: The one of these with the highest HR@1 on validation, which is registered.
+    """
     return {
         "name": plan.name,
         "domain": plan.domain,

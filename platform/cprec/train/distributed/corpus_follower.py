@@ -16,11 +16,14 @@ CLOSED_ADVICE = (
 
 
 class CorpusFollower:
-    """Holds the version of the corpus that segments are read from, and adopts newer ones.
+    """Holds the streams that training reads, and extends the plan by newer corpus versions.
+
+    `check` looks for a newer version. If the plan is open and the version has rows to train,
+    `check` loads the version and adds these rows to the plan.
 
     Attributes:
-        streams: The training streams of that version.
-        row_encoder: What turns its rows into tokens, shared by all read tasks.
+        streams: The training streams of the version that was loaded last, by key.
+        row_encoder: What turns that version's rows into tokens, shared by all read tasks.
     """
 
     def __init__(self, state: ControllerState) -> None:

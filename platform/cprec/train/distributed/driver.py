@@ -132,7 +132,11 @@ def run_training(job: TrainingJob, on_progress: ProgressCallback, say: Say) -> N
 
 
 def _run_worker(config: dict[str, Any]) -> None:
-    """Runs a worker. PEFT and DeepSpeed are slow to import, and the driver does not need them."""
+    """Runs one training worker; Ray's TorchTrainer calls this in every worker process.
+
+    The worker's module is imported here, because it loads PEFT and DeepSpeed. That is slow, and
+    the driver needs neither.
+    """
     from cprec.train.distributed import worker
 
     worker.run_worker(config)
