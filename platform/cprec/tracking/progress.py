@@ -84,7 +84,7 @@ def format_progress(
     Args:
         recent: Trace rows of recent steps, the newest last.
         planned_samples: Samples of the plan.
-        perplexity: Perplexity of the text as last measured; None where it was not.
+        perplexity: Perplexity of evaluate.text as last measured; None if it never was.
     """
     newest = recent[-1]
     seconds = sum(row.step_s + row.data_wait_s for row in recent) or 1e-9
