@@ -33,13 +33,14 @@ from corpus import append, build
 from corpus.ingest import simulation
 from cprec.config.recipe_file import validate_recipe
 from cprec.config.recipe import Recipe
-from cprec.runs.control_channel import Owner
+from cprec.runs.status import current_owner
 from cprec.schedule.controller import Controller, Segment
 from cprec.schedule.plan import Plan, Portion
 from cprec.schedule.planning import PlanSettings, build_plan, extend_plan
 from cprec.stream.segments import read_worker_batches
 from cprec.stream.token_sharing import NO_SHARING
-from cprec.train.distributed import controller_actor
+from cprec.train.distributed.controller_actor import start_controller
+from cprec.train.distributed.controller_state import ControllerSettings, WorkerGroup
 
 SEGMENT = 8192
 """Samples of a segment."""
@@ -238,7 +239,7 @@ def benchmark_live() -> None:
 def benchmark_requests(recipe: Recipe, run_uri: str) -> None:
     """Lets two Ray actors request the first segments of a finished run, one after the other."""
     with ray_session("local", 4):
-        settings = controller_actor.ControllerSettings(
+        settings = ControllerSettings(
             run="live",
             run_uri=run_uri,
             corpus_uri=recipe.corpus,
@@ -252,10 +253,8 @@ def benchmark_requests(recipe: Recipe, run_uri: str) -> None:
             max_domain_samples=None,
             replay_fraction=0.0,
         )
-        controller = controller_actor.start_controller(settings, Owner.this_process())
-        group = controller_actor.WorkerGroup(
-            attempt=99, world_size=2, samples=0, checkpoint_uri=None
-        )
+        controller = start_controller(settings, current_owner())
+        group = WorkerGroup(attempt=99, world_size=2, samples=0, checkpoint_uri=None)
         ray.get(controller.begin_attempt.remote(group, []))
         requesters = [
             ray.remote(num_cpus=0)(Requester).remote(controller, group.attempt, rank)
