@@ -13,15 +13,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cluster.errors import DataError, RecipeError, RunError
+from cluster.errors import RecipeError, RunError
 from cprec.encode import prompt
-from cprec.encode.tokens import EncodedSample, TitleEncoder
+from cprec.encode.tokens import EncodedSample, SampleEncoder, TitleEncoder, fit_prompt
 
 BEHAVIOUR_FILE = "behaviour.safetensors"
 """File that holds a hybrid model's projector and item embeddings."""
@@ -161,7 +160,7 @@ def load(model: PreTrainedModel, directory: Path) -> HybridModel:
     return hybrid.eval()
 
 
-class HybridPromptEncoder:
+class HybridPromptEncoder(SampleEncoder[Item]):
     """Encodes items as hybrid prompts: the text-only prompt with behaviour tokens woven in."""
 
     def __init__(
@@ -186,56 +185,22 @@ class HybridPromptEncoder:
         self._max_tokens = max_tokens
         self._vocab_size = vocab_size
         self._title_encoder = TitleEncoder(tokenizer, max_tokens)
-        self._bos_ids = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
 
     def encode_prompt(
         self, history: Sequence[Item], candidates: Sequence[Item], reserved_tokens: int
     ) -> tuple[list[int], int]:
-        """Encodes a prompt, and drops the oldest items of the history if it does not fit.
-
-        Args:
-            history: Items of the history, oldest first.
-            candidates: Candidate items.
-            reserved_tokens: Tokens that the prompt leaves free for an answer.
-
-        Returns:
-            The token ids, and how many of the oldest items were dropped.
-
-        Raises:
-            DataError: The candidates alone do not fit; they are never dropped.
-        """
-        for dropped in range(len(history) + 1):
-            ids = self._bos_ids + self._interleave(history[dropped:], candidates)
-            if len(ids) + reserved_tokens <= self._max_tokens:
-                return ids, dropped
-        raise DataError(
-            f"a hybrid prompt of {len(candidates)} candidates and no history takes {len(ids)} "
-            f"tokens and its answer {reserved_tokens}; model.max_tokens is {self._max_tokens}: "
-            "raise it or shorten the titles"
+        """Encodes a prompt, dropping the oldest items of the history until it fits."""
+        return fit_prompt(
+            lambda items: self._title_encoder.bos_ids + self._interleave(items, candidates),
+            history,
+            reserved_tokens,
+            self._max_tokens,
+            f"a hybrid prompt of {len(candidates)} candidates",
         )
 
     def encode_answer(self, item: Item) -> list[int]:
         """Encodes an answer: the title, without a behaviour token, and the end token."""
         return self._title_encoder.encode_answer(item[0])
-
-    def encode_sample(
-        self, history: Sequence[Item], candidates: Sequence[Item], target_position: int
-    ) -> EncodedSample:
-        """Encodes a training sample.
-
-        Args:
-            history: Items of the history, oldest first.
-            candidates: Candidate items.
-            target_position: Position of the true item among the candidates.
-
-        Raises:
-            DataError: The candidates and the answer alone do not fit.
-        """
-        answer = self.encode_answer(candidates[target_position])
-        ids, dropped = self.encode_prompt(history, candidates, reserved_tokens=len(answer))
-        return EncodedSample(
-            np.array(ids + answer, dtype=np.int32), answer_start=len(ids), dropped_titles=dropped
-        )
 
     def _interleave(self, history: Sequence[Item], candidates: Sequence[Item]) -> list[int]:
         """Returns the prompt's tokens, with a behaviour token after each title.
@@ -259,7 +224,7 @@ class HybridPromptEncoder:
         return ids
 
 
-class TextPromptEncoder:
+class TextPromptEncoder(SampleEncoder[Item]):
     """Encodes items as text-only prompts, through their titles."""
 
     def __init__(self, title_encoder: TitleEncoder) -> None:
@@ -268,19 +233,7 @@ class TextPromptEncoder:
     def encode_prompt(
         self, history: Sequence[Item], candidates: Sequence[Item], reserved_tokens: int
     ) -> tuple[list[int], int]:
-        """Encodes a prompt, and drops the oldest items of the history if it does not fit.
-
-        Args:
-            history: Items of the history, oldest first.
-            candidates: Candidate items.
-            reserved_tokens: Tokens that the prompt leaves free for an answer.
-
-        Returns:
-            The token ids, and how many of the oldest items were dropped.
-
-        Raises:
-            DataError: The candidates alone do not fit; they are never dropped.
-        """
+        """Encodes a prompt, dropping the oldest items of the history until it fits."""
         return self._title_encoder.encode_prompt(
             [title for title, _ in history], [title for title, _ in candidates], reserved_tokens
         )
@@ -289,27 +242,11 @@ class TextPromptEncoder:
         """Encodes an answer; returns its token ids, the end token included."""
         return self._title_encoder.encode_answer(item[0])
 
-    def encode_sample(
-        self, history: Sequence[Item], candidates: Sequence[Item], target_position: int
-    ) -> EncodedSample:
-        """Encodes a training sample.
-
-        Args:
-            history: Items of the history, oldest first.
-            candidates: Candidate items.
-            target_position: Position of the true item among the candidates.
-        """
-        return self._title_encoder.encode_sample(
-            [title for title, _ in history], [title for title, _ in candidates], target_position
-        )
-
 
 class IndexedPromptEncoder:
     """Encodes items given by catalogue index, as samples hold them, with another encoder."""
 
-    def __init__(
-        self, encoder: TextPromptEncoder | HybridPromptEncoder, items: Mapping[int, Item]
-    ) -> None:
+    def __init__(self, encoder: SampleEncoder[Item], items: Mapping[int, Item]) -> None:
         """Stores the encoder.
 
         Args:

@@ -4,14 +4,17 @@ The tokens of a sample are its prompt, its answer and one end token. Only the an
 token are supervised.
 """
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
 from cluster.errors import DataError, RecipeError
 from cprec.encode import prompt
+
+Item = TypeVar("Item")
 
 
 class Tokenizer(Protocol):
@@ -47,7 +50,85 @@ def bos_ids(tokenizer: Tokenizer) -> list[int]:
     return [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
 
 
-class TitleEncoder:
+def fit_prompt(
+    encode: Callable[[Sequence[Item]], list[int]],
+    history: Sequence[Item],
+    reserved_tokens: int,
+    max_tokens: int,
+    name: str,
+) -> tuple[list[int], int]:
+    """Encodes a prompt, dropping the oldest items of the history until it fits.
+
+    Args:
+        encode: Encodes the prompt with the given history.
+        history: The history, oldest first.
+        reserved_tokens: Tokens to leave free after the prompt, for the answer.
+        max_tokens: Maximum length of prompt and answer.
+        name: What the prompt is called in the message.
+
+    Returns:
+        Token ids of the prompt, and the number of dropped items.
+
+    Raises:
+        DataError: The prompt does not fit even without a history.
+    """
+    for dropped in range(len(history) + 1):
+        ids = encode(history[dropped:])
+        if len(ids) + reserved_tokens <= max_tokens:
+            return ids, dropped
+    raise DataError(
+        f"{name} and no history takes {len(ids)} tokens "
+        f"and its answer {reserved_tokens}; model.max_tokens is {max_tokens}: "
+        "raise it or shorten the titles"
+    )
+
+
+class SampleEncoder(ABC, Generic[Item]):
+    """An encoder of prompts, answers and training samples, for one way to give an item."""
+
+    @abstractmethod
+    def encode_prompt(
+        self, history: Sequence[Item], candidates: Sequence[Item], reserved_tokens: int
+    ) -> tuple[list[int], int]:
+        """Encodes a prompt, dropping the oldest items of the history until it fits.
+
+        Args:
+            history: Items, oldest first.
+            candidates: Items to choose from. They are never dropped.
+            reserved_tokens: Tokens to leave free after the prompt, for the answer.
+
+        Returns:
+            Token ids of the prompt, and the number of dropped items.
+
+        Raises:
+            DataError: The prompt does not fit even without a history.
+        """
+
+    @abstractmethod
+    def encode_answer(self, item: Item) -> list[int]:
+        """Encodes an answer, including the end token."""
+
+    def encode_sample(
+        self, history: Sequence[Item], candidates: Sequence[Item], target_position: int
+    ) -> EncodedSample:
+        """Encodes a training sample.
+
+        Args:
+            history: Items, oldest first.
+            candidates: Items to choose from.
+            target_position: Index in `candidates` of the item that the user took.
+
+        Raises:
+            DataError: Candidates and answer do not fit even without a history.
+        """
+        answer = self.encode_answer(candidates[target_position])
+        ids, dropped = self.encode_prompt(history, candidates, reserved_tokens=len(answer))
+        return EncodedSample(
+            np.array(ids + answer, dtype=np.int32), answer_start=len(ids), dropped_titles=dropped
+        )
+
+
+class TitleEncoder(SampleEncoder[str]):
     """Encoder of prompts and answers given as titles, by one tokenizer and up to a maximum length.
 
     Prompt and answer are tokenised separately and joined. The joint is a space, so this equals
@@ -77,51 +158,18 @@ class TitleEncoder:
     def encode_prompt(
         self, history: Sequence[str], candidates: Sequence[str], reserved_tokens: int
     ) -> tuple[list[int], int]:
-        """Encodes a prompt, dropping the oldest titles of the history until it fits.
-
-        Args:
-            history: Titles, oldest first.
-            candidates: Titles to choose from. They are never dropped.
-            reserved_tokens: Tokens to leave free after the prompt, for the answer.
-
-        Returns:
-            Token ids of the prompt, and the number of dropped titles.
-
-        Raises:
-            DataError: The prompt does not fit even without a history.
-        """
-        for dropped in range(len(history) + 1):
-            ids = self.bos_ids + self.encode(prompt.render_prompt(history[dropped:], candidates))
-            if len(ids) + reserved_tokens <= self._max_tokens:
-                return ids, dropped
-        raise DataError(
-            f"a prompt of {len(candidates)} candidates and no history takes {len(ids)} tokens "
-            f"and its answer {reserved_tokens}; model.max_tokens is {self._max_tokens}: "
-            "raise it or shorten the titles"
+        """Encodes a prompt, dropping the oldest titles of the history until it fits."""
+        return fit_prompt(
+            lambda titles: self.bos_ids + self.encode(prompt.render_prompt(titles, candidates)),
+            history,
+            reserved_tokens,
+            self._max_tokens,
+            f"a prompt of {len(candidates)} candidates",
         )
 
     def encode_answer(self, title: str) -> list[int]:
         """Encodes an answer, including the end token."""
         return [*self.encode_after_space(title), self.eos_token_id]
-
-    def encode_sample(
-        self, history: Sequence[str], candidates: Sequence[str], target_position: int
-    ) -> EncodedSample:
-        """Encodes a training sample.
-
-        Args:
-            history: Titles, oldest first.
-            candidates: Titles to choose from.
-            target_position: Index in `candidates` of the item that the user took.
-
-        Raises:
-            DataError: Candidates and answer do not fit even without a history.
-        """
-        answer = self.encode_answer(candidates[target_position])
-        ids, dropped = self.encode_prompt(history, candidates, reserved_tokens=len(answer))
-        return EncodedSample(
-            np.array(ids + answer, dtype=np.int32), answer_start=len(ids), dropped_titles=dropped
-        )
 
     def encode(self, text: str) -> list[int]:
         """Encodes the beginning of a text, without special tokens."""
