@@ -20,7 +20,7 @@ from cprec.runs import checkpoint
 from cprec.runs.records import PLAN_FILE
 from cprec.schedule import planning
 from cprec.schedule.plan import Plan, Portion
-from cprec.schedule.planning import NO_REPLAY, PlanSettings, Replay
+from cprec.schedule.planning import PlanSettings, Replay
 from cprec.schedule.wsa import Mode
 
 
@@ -167,7 +167,9 @@ def create_run_plan(recipe: Recipe, corpus: Corpus) -> RunPlan:
     else:
         passed_over = tuple(name for name in available if name not in domains)
         parent = Parent(None, (), passed_over)
-    return _plan_run(recipe, corpus, streams, tuple(domains), parent)
+    if recipe.branch:
+        return _plan_branch(recipe, corpus, streams, parent)
+    return _plan_trunk(recipe, corpus, streams, tuple(domains), parent)
 
 
 def _require_users_together(recipe: Recipe, corpus: Corpus) -> None:
@@ -221,14 +223,14 @@ def _read_parent(recipe: Recipe, corpus: Corpus, uri: str) -> Parent:
     return Parent(uri, consumed, () if trunk is None else trunk.passed_over)
 
 
-def _plan_run(
+def _plan_trunk(
     recipe: Recipe,
     corpus: Corpus,
     streams: Sequence[Stream],
     domains: tuple[str, ...],
     parent: Parent,
 ) -> RunPlan:
-    """Plans a run on all that its parent has not consumed; a branch on the mixed samples alone.
+    """Plans a trunk: all samples that its parent has not consumed.
 
     Args:
         recipe: The recipe of the run.
@@ -237,40 +239,51 @@ def _plan_run(
         domains: Domains that the run pre-trains on.
         parent: What the run goes on from.
     """
-    mixed = _select_streams(streams, SourceKind.MIXED)
-    domain: list[Stream] = []
     settings = plan_settings(recipe)
-    replay = NO_REPLAY
-    if recipe.branch:
-        _require_annealing(recipe)
-        settings = settings.for_branch()
-    else:
-        domain = _select_streams(streams, SourceKind.DOMAIN, parent.passed_over)
-        replay = _replay_from_recipe(recipe, corpus, streams, parent.consumed)
-    domain_portions = remaining_portions(domain, parent.consumed)
-    mixed_portions = remaining_portions(mixed, parent.consumed)
-    if recipe.branch and not mixed_portions:
-        raise CorpusError(
-            f"{corpus.uri}: no mixed samples, so there is nothing to anneal on; "
-            "see data.mixed_min_domains"
-        )
-    if parent.uri is not None and not recipe.branch:
-        if not domain_portions:
+    replay = _replay_from_recipe(recipe, corpus, streams, parent.consumed)
+    domain = remaining_portions(
+        _select_streams(streams, SourceKind.DOMAIN, parent.passed_over), parent.consumed
+    )
+    mixed = remaining_portions(_select_streams(streams, SourceKind.MIXED), parent.consumed)
+    if parent.uri is not None:
+        if not domain:
             raise CorpusError(
                 f"{corpus.uri}: version {corpus.version} holds no domain-specific sample that "
                 f"{parent.uri} has not consumed; append a domain first"
             )
         if not recipe.schedule.rewarm:
             settings = replace(settings, warmup_fraction=0.0)
-    plan = planning.build_plan(settings, domain_portions, mixed_portions, parent.consumed, replay)
+    plan = planning.build_plan(settings, domain, mixed, parent.consumed, replay)
     return RunPlan(
         _corpus_fingerprint(corpus),
         corpus.version,
         plan,
-        () if recipe.branch else domains,
+        domains,
         parent.passed_over,
-        hold=recipe.schedule.hold_open and not recipe.branch,
-        closed=recipe.branch,
+        hold=recipe.schedule.hold_open,
+        parent=parent.uri,
+    )
+
+
+def _plan_branch(
+    recipe: Recipe, corpus: Corpus, streams: Sequence[Stream], parent: Parent
+) -> RunPlan:
+    """Plans a branch: the mixed samples that its parent has not consumed."""
+    _require_annealing(recipe)
+    mixed = remaining_portions(_select_streams(streams, SourceKind.MIXED), parent.consumed)
+    if not mixed:
+        raise CorpusError(
+            f"{corpus.uri}: no mixed samples, so there is nothing to anneal on; "
+            "see data.mixed_min_domains"
+        )
+    plan = planning.build_plan(plan_settings(recipe).for_branch(), (), mixed, parent.consumed)
+    return RunPlan(
+        _corpus_fingerprint(corpus),
+        corpus.version,
+        plan,
+        domains=(),
+        passed_over=parent.passed_over,
+        closed=True,
         parent=parent.uri,
     )
 
