@@ -12,7 +12,7 @@ import argparse
 import sys
 
 from cluster.console import print_line
-from cprec.config.command import main
+from cprec.config.command import add_allow_change_flag, main
 from cprec.config.recipe import Recipe
 from cprec.workflows.pretrain import branch_recipe, open_corpus, pretrain, preview
 
@@ -26,13 +26,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="URI",
         help="the stable checkpoint to anneal",
     )
-    parser.add_argument(
-        "--allow-change",
-        action="append",
-        default=[],
-        metavar="KEY",
-        help="a key that may differ from the branch's first start; may be repeated",
-    )
+    add_allow_change_flag(parser)
 
 
 def run_job(recipe: Recipe, options: argparse.Namespace) -> None:

@@ -14,20 +14,9 @@ import argparse
 import sys
 
 from cluster.console import print_line
-from cprec.config.command import main
+from cprec.config.command import add_allow_change_flag, main
 from cprec.config.recipe import Recipe
 from cprec.workflows.pretrain import open_corpus, pretrain, preview, resolve_parent_uri
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds --allow-change."""
-    parser.add_argument(
-        "--allow-change",
-        action="append",
-        default=[],
-        metavar="KEY",
-        help="a key that may differ from the run's first start; may be repeated",
-    )
 
 
 def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
@@ -42,4 +31,4 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(run_job, __doc__, add_flags))
+    sys.exit(main(run_job, __doc__, add_allow_change_flag))

@@ -12,7 +12,7 @@ import sys
 
 from cluster.console import print_line
 from cluster.storage import absolute_uri
-from cprec.config.command import main
+from cprec.config.command import add_model_flag, main
 from cprec.config.recipe import Recipe
 from cprec.tracking.registry import Registry
 from cprec.workflows.merge import export_model
@@ -21,12 +21,7 @@ from cprec.workflows.recommend import find_registered_model
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds --model and --out."""
-    parser.add_argument(
-        "--model",
-        required=True,
-        metavar="models:/NAME@ALIAS",
-        help="a registered model: models:/NAME@champion or models:/NAME/3",
-    )
+    add_model_flag(parser)
     parser.add_argument(
         "--out", required=True, metavar="URI", help="where the directory goes; nothing may be there"
     )

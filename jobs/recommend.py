@@ -10,7 +10,7 @@ import argparse
 import sys
 
 from cluster.console import print_line
-from cprec.config.command import main
+from cprec.config.command import add_model_flag, main
 from cprec.config.recipe import Recipe
 from cprec.tracking.registry import Registry
 from cprec.workflows.recommend import find_registered_model, read_candidate_titles, recommend
@@ -18,12 +18,7 @@ from cprec.workflows.recommend import find_registered_model, read_candidate_titl
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds --model, --history and --candidates."""
-    parser.add_argument(
-        "--model",
-        required=True,
-        metavar="models:/NAME@ALIAS",
-        help="a registered model: models:/NAME@champion or models:/NAME/3",
-    )
+    add_model_flag(parser)
     parser.add_argument(
         "--history",
         action="append",

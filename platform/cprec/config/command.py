@@ -68,6 +68,27 @@ def main(
     return SUCCESS
 
 
+def add_allow_change_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds --allow-change."""
+    parser.add_argument(
+        "--allow-change",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="a key that may differ from the run's first start; may be repeated",
+    )
+
+
+def add_model_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds --model."""
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="models:/NAME@ALIAS",
+        help="a registered model: models:/NAME@champion or models:/NAME/3",
+    )
+
+
 def _print_notice(line: str) -> None:
     print(line, file=sys.stderr)
 

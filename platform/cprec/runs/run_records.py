@@ -10,6 +10,8 @@ from cluster.storage import exists, join, list_names, read_text
 from cprec.runs.json_lines import read_events, read_trace
 from cprec.runs.records import (
     AUDIT_FILE,
+    COMPARISON_FILE,
+    EVALUATION_FOLDER,
     RECIPE_FILE,
     AuditReport,
     Event,
@@ -17,8 +19,6 @@ from cprec.runs.records import (
     TraceRow,
 )
 from cprec.runs.run_plan import RunPlan
-
-EVALUATION_FOLDER = "evaluation"
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def read_run_records(run_uri: str) -> RunRecords:
     audit = _read(join(run_uri, AUDIT_FILE))
     evaluation = join(run_uri, EVALUATION_FOLDER)
     comparisons = [
-        _read(join(evaluation, domain, "comparison.json")) for domain in list_names(evaluation)
+        _read(join(evaluation, domain, COMPARISON_FILE)) for domain in list_names(evaluation)
     ]
     events = read_events(run_uri)
     return RunRecords(

@@ -51,14 +51,14 @@ def render(records: RunRecords, pictures: Mapping[str, str]) -> str:
     environment.filters["metric"] = lambda value: "–" if value is None else f"{value:.4f}"
     source = files("cprec.tracking").joinpath("report.html.j2").read_text("utf-8")
     # Without the XML header, which has no place in HTML. matplotlib has escaped the text.
-    figures = [
+    inline_svgs = [
         (title, Markup(svg[svg.index("<svg") :]))  # noqa: S704
         for title, svg in pictures.items()
     ]
     return environment.from_string(source).render(
         run=records.name,
         summary=_summary_lines(records),
-        figures=figures,
+        figures=inline_svgs,
         audit=_audit_rows(records.audit),
         comparisons=records.comparisons,
         events=[_event_row(event) for event in records.events],

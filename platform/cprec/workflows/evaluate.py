@@ -36,14 +36,13 @@ from cprec.evaluate.metrics import average_metrics, hits
 from cprec.evaluate.significance import holm_correction, paired_t_test, permutation_test
 from cprec.model.base_uri import resolve_base
 from cprec.runs import checkpoint
-from cprec.runs.records import EVENTS_FILE, run_folder
+from cprec.runs.records import COMPARISON_FILE, EVALUATION_FOLDER, EVENTS_FILE, run_folder
 from cprec.stream.row_encoder import RowEncoder
 from cprec.tracking import report
 from cprec.tracking.registry import Registry
 
 PREDICTIONS = "predictions.parquet"
 METRICS = "metrics.json"
-COMPARISON = "comparison.json"
 SEARCH = "search.json"
 
 
@@ -76,7 +75,7 @@ def compare_models(
         if model.checkpoint is not None:
             checkpoint.verify(model.checkpoint)
     run_uri = run_folder(storage.absolute_uri(recipe.storage), recipe.run)
-    folder = storage.join(run_uri, "evaluation", domain)
+    folder = storage.join(run_uri, EVALUATION_FOLDER, domain)
     # Before scoring, which takes long: the text may be missing.
     perplexities = forgetting.measure_perplexities(recipe, folder, models, say)
     tables = _load_or_predict(recipe, folder, models, corpus, domain, samples, say)
@@ -336,7 +335,7 @@ def _model_folder(recipe: Recipe, folder: str, model: EvaluatedModel) -> str:
 
 def _comparison_filename(recipe: Recipe) -> str:
     mode = recipe.evaluate.mode
-    return COMPARISON if mode == "score" else f"comparison-{mode}.json"
+    return COMPARISON_FILE if mode == "score" else f"comparison-{mode}.json"
 
 
 def _store_metrics(
@@ -448,7 +447,7 @@ def _add_holm_correction(
         rows: Rows of the comparison, the reference first.
         file_name: Name of the comparison files of this mode.
     """
-    evaluation = storage.join(run_uri, "evaluation")
+    evaluation = storage.join(run_uri, EVALUATION_FOLDER)
     files = [
         storage.join(evaluation, other, file_name)
         for other in storage.list_names(evaluation)
