@@ -100,7 +100,7 @@ def to_ranx(predictions: pa.Table) -> dict[str, Any]:
             named = row["ranking"]
             true_item = "not named" if row["rank"] is None else named[round(row["rank"]) - 1]
             item_scores = {item: float(-place) for place, item in enumerate(named)}
-            item_scores = item_scores or {"nothing": 0.0}  # a placeholder if none was named
+            item_scores = item_scores or {"nothing": 0.0}  # ranx takes no empty ranking
         relevant[str(row["sample_id"])] = {str(true_item): 1}
         ranked[str(row["sample_id"])] = {str(item): score for item, score in item_scores.items()}
     return {"relevant": relevant, "ranked": ranked}

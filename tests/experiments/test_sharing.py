@@ -7,9 +7,6 @@ Trainings run in the bare loop, one after the other, in processes of their own w
 """
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -87,23 +84,13 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str
 def run_training(recipe: Recipe, recipe_file: Path) -> dict[str, Any]:
     """Writes the recipe, trains it in a process of its own, and returns the worker's result."""
     recipe_file.write_text(to_yaml(recipe))
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": f"{jobs.ROOT}:{jobs.ROOT / 'platform'}",
-    }
-    command = [sys.executable, "tests/experiments/sharing_worker.py", str(recipe_file)]
-    process = subprocess.run(
-        command,
-        cwd=jobs.ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
+    out = jobs.run_python(
+        "tests/experiments/sharing_worker.py",
+        recipe_file,
+        environment=jobs.worker_environment(),
+        timeout_s=900,
     )
-    assert process.returncode == 0, process.stderr[-3000:]
-    result: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
+    result: dict[str, Any] = json.loads(out.splitlines()[-1])
     return result
 
 

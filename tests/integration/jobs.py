@@ -97,6 +97,36 @@ def run(
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
+def run_python(*arguments: str | Path, environment: Mapping[str, str], timeout_s: float) -> str:
+    """Runs a Python process in the root of the project to its end, and returns its stdout.
+
+    Args:
+        arguments: Arguments of the interpreter.
+        environment: The whole environment of the process.
+        timeout_s: Time that it may take (seconds).
+    """
+    process = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr[-3000:]
+    return process.stdout
+
+
+def worker_environment() -> dict[str, str]:
+    """Returns the environment of a process that imports cprec and computes on one core."""
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'platform'}",
+    }
+
+
 def refused(
     job: str,
     *arguments: str | Path,

@@ -2,31 +2,25 @@
 
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.integration import jobs
+
 BENCHMARKS = sorted(
-    path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem != "workload"
+    path.stem for path in (jobs.ROOT / "benchmarks").glob("*.py") if path.stem != "workload"
 )
 
 
 @pytest.mark.parametrize("option", ["--compile", "--fp8"])
 def test_the_gpu_benchmark_runs_at_toy_size(option: str) -> None:
     sizes = "--samples 32 --batch 8 --pack-tokens 256 --steps 4 --warmup 1".split()
-    command = [sys.executable, "benchmarks/gpu.py", "--toy", *sizes, option]
+    arguments = ["benchmarks/gpu.py", "--toy", *sizes, option]
     environment = {
         **{k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
         "OMP_NUM_THREADS": "1",
     }
-    process = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert process.returncode == 0, process.stderr[-2000:]
-    output = process.stdout
+    output = jobs.run_python(*arguments, environment=environment, timeout_s=300)
     figures = json.loads(output[output.index("{\n") : output.rindex("}") + 1])
     assert figures["tokens_per_s"] > 0
     assert figures["tflops"] > 0
@@ -35,13 +29,7 @@ def test_the_gpu_benchmark_runs_at_toy_size(option: str) -> None:
 
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_every_benchmark_imports_and_explains_itself(name: str) -> None:
-    process = subprocess.run(
-        [sys.executable, f"benchmarks/{name}.py", "--help"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
+    output = jobs.run_python(
+        f"benchmarks/{name}.py", "--help", environment=os.environ, timeout_s=300
     )
-    assert process.returncode == 0, process.stderr[-2000:]
-    assert f"python benchmarks/{name}.py" in process.stdout
+    assert f"python benchmarks/{name}.py" in output

@@ -11,10 +11,7 @@ The gate keeps a spoilt model from becoming the champion, and rolling back resto
 """
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -60,30 +57,16 @@ def trained(recipe: Recipe) -> dict[str, Any]:
     """The output of tests.integration.few_worker."""
     path = Path(recipe.storage).parent / "recipe.yaml"
     path.write_text(to_yaml(recipe))
-    command = [
-        sys.executable,
+    out = jobs.run_python(
         "-m",
         "tests.integration.few_worker",
-        str(path),
+        path,
         str(SEEDS),
         *map(str, LRS.values()),
-    ]
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": f"{jobs.ROOT}:{jobs.ROOT / 'platform'}",
-    }
-    completed = subprocess.run(
-        command,
-        cwd=jobs.ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
+        environment=jobs.worker_environment(),
+        timeout_s=900,
     )
-    assert completed.returncode == 0, completed.stderr[-3000:]
-    output: dict[str, Any] = json.loads(completed.stdout.splitlines()[-1])
+    output: dict[str, Any] = json.loads(out.splitlines()[-1])
     return output
 
 

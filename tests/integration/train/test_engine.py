@@ -4,15 +4,12 @@ Losses are those of plain PyTorch, resuming is exact, and the number of workers 
 """
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[3]
+from tests.integration import jobs
+
 CASES = [(kind, stage) for kind in ("lora", "full") for stage in range(4)]
 # Two workers train LoRA at stage 1 with dropout, which one worker draws differently.
 WITHOUT_DROPOUT = [case for case in CASES if case != ("lora", 1)]
@@ -26,32 +23,17 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
     """
     folder = tmp_path_factory.mktemp("engine")
     for world in (2, 1):
-        command = [
-            sys.executable,
+        jobs.run_python(
             "-m",
             "torch.distributed.run",
             "--standalone",
             "--nproc-per-node",
             str(world),
             "tests/integration/train/engine_worker.py",
-            str(folder),
-        ]
-        environment = {
-            **os.environ,
-            "DS_ACCELERATOR": "cpu",
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": f"{ROOT}:{ROOT / 'platform'}",
-        }
-        process = subprocess.run(
-            command,
-            cwd=ROOT,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=500,
-            check=False,
+            folder,
+            environment={**jobs.worker_environment(), "DS_ACCELERATOR": "cpu"},
+            timeout_s=500,
         )
-        assert process.returncode == 0, process.stderr[-3000:]
     return {world: json.loads((folder / f"seen-{world}.json").read_text()) for world in (1, 2)}
 
 
