@@ -14,7 +14,8 @@ import sys
 from cluster.console import print_line
 from cprec.config.command import add_allow_change_flag, main
 from cprec.config.recipe import Recipe
-from cprec.workflows.pretrain import branch_recipe, open_corpus, pretrain, preview
+from cprec.workflows.prepare_run import branch_recipe, open_corpus
+from cprec.workflows.pretrain import pretrain, preview
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -16,7 +16,8 @@ import sys
 from cluster.console import print_line
 from cprec.config.command import add_allow_change_flag, main
 from cprec.config.recipe import Recipe
-from cprec.workflows.pretrain import open_corpus, pretrain, preview, resolve_parent_uri
+from cprec.workflows.prepare_run import open_corpus, resolve_parent_uri
+from cprec.workflows.pretrain import pretrain, preview
 
 
 def run_job(recipe: Recipe, options: argparse.Namespace) -> None:

@@ -21,7 +21,7 @@ from cprec.schedule.wsa import Mode
 from cprec.tracking import live_report
 from cprec.tracking.live_report import REPORT_INTERVAL_RATIO, REPORT_INTERVAL_S, LiveReport
 from cprec.train.distributed import driver
-from cprec.workflows import pretrain
+from cprec.workflows import prepare_run, pretrain
 from tests.unit.corpus.worlds import settings, shop, write_root
 
 
@@ -134,8 +134,8 @@ def test_a_preview_tells_of_the_run_that_is_there_and_writes_nothing(tmp_path: P
     )
     run_plan, _ = open_run_plan(smaller, str(tmp_path / "runs" / "cpt"), corpus)
     pretrain.preview(recipe, corpus, (), lines.append)
-    assert pretrain.describe_plan(recipe, run_plan.plan) in lines
-    assert pretrain.describe_plan(recipe, run_plan.plan) != lines[0]
+    assert prepare_run.describe_plan(recipe, run_plan.plan) in lines
+    assert prepare_run.describe_plan(recipe, run_plan.plan) != lines[0]
     other = recipe.model_copy(update={"seed": 3})
     with pytest.raises(RunError, match="seed: 0 -> 3"):
         pretrain.preview(other, corpus, (), print)
@@ -144,15 +144,15 @@ def test_a_preview_tells_of_the_run_that_is_there_and_writes_nothing(tmp_path: P
 def test_a_branch_is_a_run_of_its_own() -> None:
     recipe = Recipe(run="other", seed=3)
     uri = "/runs/cpt/checkpoints/000000008192-0"
-    branch = pretrain.branch_recipe(recipe, uri, None)
+    branch = prepare_run.branch_recipe(recipe, uri, None)
     assert (branch.run, branch.continue_from, branch.branch, branch.seed) == (
         "cpt-anneal-8192",
         uri,
         True,
         3,
     )
-    assert pretrain.branch_recipe(recipe, uri, "release").run == "release"
+    assert prepare_run.branch_recipe(recipe, uri, "release").run == "release"
     with pytest.raises(RunError, match="that is the trunk"):
-        pretrain.branch_recipe(recipe, uri, "cpt")
+        prepare_run.branch_recipe(recipe, uri, "cpt")
     with pytest.raises(RunError, match="not a checkpoint; give <storage>/<run>/checkpoints/"):
-        pretrain.branch_recipe(recipe, "/runs/cpt/plan.json", None)
+        prepare_run.branch_recipe(recipe, "/runs/cpt/plan.json", None)

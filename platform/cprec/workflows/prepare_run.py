@@ -1,0 +1,177 @@
+"""Prepares a pre-training run: its recipe, its corpus, its plan, and what the workers are given."""
+
+from cluster.console import Say
+from cluster.errors import RecipeError, RunError
+from cluster.storage import absolute_uri, exists, join
+from corpus.ingest import plain_text
+from corpus.sampling.replay_text import text_digest
+from corpus.sampling.source import Source, SourceKind
+from corpus.store.tables import SAMPLES, Corpus
+from cprec.config.recipe import Recipe
+from cprec.model.base_uri import resolve_base
+from cprec.runs.checkpoint import CheckpointName
+from cprec.runs.json_lines import open_events
+from cprec.runs.records import CorpusVersionAdopted, RunStarted
+from cprec.runs.run_plan import RunPlan, open_run_plan, require_matching_adapter
+from cprec.schedule.plan import Plan
+from cprec.stream.row_encoder import find_fallback_reason
+from cprec.train.distributed import driver
+from cprec.workflows.build_corpus import build_corpus
+
+
+def resolve_parent_uri(recipe: Recipe) -> Recipe:
+    """Returns the recipe with an absolute `continue_from`.
+
+    Workers on other nodes and the lineage need the absolute one.
+    """
+    parent = recipe.continue_from
+    if parent is None:
+        return recipe
+    return recipe.model_copy(update={"continue_from": absolute_uri(parent)})
+
+
+def branch_recipe(recipe: Recipe, checkpoint_uri: str, run: str | None) -> Recipe:
+    """Returns the recipe of a branch, which anneals a stable checkpoint of its trunk.
+
+    Args:
+        recipe: The recipe of the trunk.
+        checkpoint_uri: The checkpoint, as `<storage>/<run>/checkpoints/<samples>-<attempt>`.
+        run: Name of the branch; by default `<trunk>-anneal-<samples>`.
+
+    Raises:
+        RunError: The URI is not a checkpoint's, or the branch has the name of its trunk.
+    """
+    source = absolute_uri(checkpoint_uri)
+    trunk = source.split("/")[-3]
+    name = CheckpointName.parse(source.split("/")[-1])
+    if name is None:
+        raise RunError(
+            f"--from {checkpoint_uri}: not a checkpoint; "
+            "give <storage>/<run>/checkpoints/<samples>-<attempt>"
+        )
+    branch = run or f"{trunk}-anneal-{name.samples}"
+    if branch == trunk:
+        raise RunError(f"--run {branch}: that is the trunk; give the branch another name, or none")
+    return recipe.model_copy(update={"run": branch, "continue_from": source, "branch": True})
+
+
+def open_corpus(recipe: Recipe, say: Say) -> Corpus:
+    """Opens the corpus of a recipe; a missing one of simulated shoppers is built first.
+
+    Raises:
+        CorpusError: There is no corpus.
+    """
+    if recipe.data.format == "simulated" and not exists(join(absolute_uri(recipe.corpus), SAMPLES)):
+        build_corpus(recipe, say)
+    return Corpus.open(recipe.corpus, recipe.corpus_version)
+
+
+def prepare_run(
+    recipe: Recipe, run_uri: str, corpus: Corpus, previous_recipe: Recipe | None, say: Say
+) -> tuple[driver.TrainingJob, RunPlan]:
+    """Checks the inputs of a run, opens its plan, and writes the first events of a new one.
+
+    Args:
+        recipe: The recipe of the run.
+        run_uri: Folder of the run.
+        corpus: The corpus that it trains on.
+        previous_recipe: The recipe of its last start; None at the first.
+        say: Takes lines of progress.
+
+    Returns:
+        What to train, and the plan of the run.
+    """
+    text = read_plain_text(recipe)
+    appended_texts = {commit.metadata.get("text") for commit in corpus.commits}
+    if text and recipe.schedule.replay_share and text_digest(text) in appended_texts:
+        say(
+            f"{recipe.evaluate.text} is also replayed: its perplexity shows what is learned of it, "
+            "not what is forgotten"
+        )
+    run_plan, is_new = open_run_plan(recipe, run_uri, corpus, previous_recipe)
+    base = resolve_base(recipe, corpus, say)
+    if is_new and recipe.continue_from is not None:
+        require_matching_adapter(recipe, base, recipe.continue_from)
+    # Refuses a base without a usable tokenizer before any worker starts.
+    fallback_reason = find_fallback_reason(corpus, base, recipe.model.revision)
+    if fallback_reason and recipe.train.inexact_keys:
+        raise RecipeError(
+            f"{recipe.train.inexact_keys}: samples share tokens only where prompts can be cut at "
+            f"titles, but {fallback_reason}"
+        )
+    if fallback_reason:
+        say(f"prompts are tokenised one by one, which is slower: {fallback_reason}")
+    say(describe_plan(recipe, run_plan.plan))
+    if is_new:
+        _record_start(recipe, run_uri, run_plan)
+    return driver.TrainingJob(recipe, run_uri, base, corpus, text), run_plan
+
+
+def read_plain_text(recipe: Recipe) -> str | None:
+    """Reads the text whose perplexity is measured; None where the recipe names none.
+
+    Raises:
+        RecipeError: There is no such file, or it is not text.
+    """
+    if recipe.evaluate.text is None:
+        return None
+    return plain_text.read_plain_text(recipe.evaluate.text, "evaluate.text")
+
+
+def describe_plan(recipe: Recipe, plan: Plan) -> str:
+    """Describes a plan in one line: the ends of its phases, its steps and its learning rates.
+
+    A second line counts the windows of replayed text, if schedule.replay_share asks for any.
+    """
+    wsa = plan.wsa
+    batch = recipe.train.global_batch
+    # Batches do not cross the boundary of two eras.
+    steps = sum(-(-(era.stop - era.start) // batch) for era in plan.eras)
+    summary = (
+        f"plan: W = {wsa.warmup_end:,}, S = {wsa.stable_end:,}, A = {wsa.annealing_end:,} samples; "
+        f"{steps:,} steps of {batch}; {wsa.mode}, learning rates {wsa.lr_min:g} to {wsa.lr_max:g}"
+    )
+    fraction = recipe.schedule.replay_share
+    if not (fraction and wsa.stable_end):
+        return summary
+    replayed = sum(
+        samples
+        for (source, _), samples in plan.count_by_stream(0, wsa.stable_end).items()
+        if Source.parse(source).kind is SourceKind.TEXT
+    )
+    shortfall = ""
+    if replayed < int(fraction * wsa.stable_end):
+        shortfall = f"; the corpus has no more text for the {fraction:.1%} asked for"
+    return (
+        f"{summary}\nreplay: {replayed:,} windows of text, {replayed / wsa.stable_end:.1%} of the "
+        f"samples up to S{shortfall}"
+    )
+
+
+def _record_start(recipe: Recipe, run_uri: str, run_plan: RunPlan) -> None:
+    """Writes the first events of a run."""
+    plan = run_plan.plan
+    samples_by_source: dict[str, int] = {}
+    for (source, _), samples in plan.count_by_stream(0, plan.total_samples).items():
+        samples_by_source[source] = samples_by_source.get(source, 0) + samples
+    events = open_events(run_uri)
+    events.append(
+        RunStarted(
+            samples=0,
+            run=recipe.run,
+            parent=run_plan.parent,
+            warmup_end=plan.wsa.warmup_end,
+            stable_end=plan.wsa.stable_end,
+            annealing_end=plan.wsa.annealing_end,
+        )
+    )
+    events.append(
+        CorpusVersionAdopted(
+            samples=0,
+            version=run_plan.version,
+            sources=samples_by_source,
+            stable_end=plan.wsa.stable_end,
+            annealing_end=plan.wsa.annealing_end,
+        )
+    )
+    events.flush()
