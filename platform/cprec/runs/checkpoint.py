@@ -6,7 +6,7 @@
     trainer/optimizer.safetensors    fp32 weights and Adam's moments, by name
     history.json                     trials: the epochs so far
     ledger.json                      what has been consumed, and the plan
-    manifest.json                    size and SHA-256 of every other file
+    manifest.json                    size and SHA-256 of every other file, and of this list
 
 A checkpoint is saved in this order:
 
@@ -19,6 +19,8 @@ that writes it before `commit`. Without a valid manifest a checkpoint does not e
 """
 
 import json
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,8 +75,8 @@ class CheckpointName:
     @classmethod
     def parse(cls, text: str) -> "CheckpointName | None":
         """Reads the name of a folder; None if the folder is not a checkpoint's."""
-        samples, _, attempt = text.partition("-")
-        return cls(int(samples), int(attempt)) if samples.isdigit() and attempt.isdigit() else None
+        match = re.fullmatch("([0-9]{12,})-([0-9]+)", text)
+        return None if match is None else cls(int(match[1]), int(match[2]))
 
 
 def checkpoint_uri(run_uri: str, name: CheckpointName) -> str:
@@ -136,7 +138,7 @@ def commit(directory: Path, uri: str, ledger: Ledger) -> None:
             name = path.relative_to(directory).as_posix()
             digests[name] = FileDigest(size=len(content), sha256=sha256(content))
     upload(directory, uri)
-    manifest = Manifest(files=digests)
+    manifest = Manifest(files=digests, digest=digest_of_list(digests))
     write_text(join(uri, MANIFEST), json.dumps(manifest.to_json(), indent=1))
 
 
@@ -173,27 +175,48 @@ def verify(uri: str) -> None:
     Raises:
         RunError: A file is missing or damaged; names the file.
     """
-    try:
-        manifest = Manifest.from_json(json.loads(read_text(join(uri, MANIFEST))))
-    except UserError:
-        raise RunError(f"{uri}: no {MANIFEST}; the checkpoint was never completed") from None
-    except ValueError:
-        raise RunError(
-            f"{join(uri, MANIFEST)}: not a manifest; the checkpoint is unusable"
-        ) from None
-    for name, expected in manifest.files.items():
+    for name, expected in _read_manifest(join(uri, MANIFEST)).files.items():
         file_uri = join(uri, name)
         try:
-            digest = sha256(read_bytes(file_uri))
+            content = read_bytes(file_uri)
         except UserError:
             raise RunError(
                 f"{file_uri}: listed in the manifest, but missing; the checkpoint is unusable"
             ) from None
-        if digest != expected.sha256:
+        if (digest := sha256(content)) != expected.sha256:
             raise RunError(
                 f"{file_uri}: sha256 is {digest[:16]}..., "
                 f"the manifest says {expected.sha256[:16]}...; corrupt"
             )
+
+
+def digest_of_list(files: Mapping[str, FileDigest]) -> str:
+    """Returns the SHA-256 (hex) of a manifest's list of files."""
+    entries = sorted((name, file.size, file.sha256) for name, file in files.items())
+    return sha256(json.dumps(entries).encode())
+
+
+def _read_manifest(uri: str) -> Manifest:
+    """Reads a manifest, and checks that it lists what every checkpoint has.
+
+    Raises:
+        RunError: There is none, or it is damaged.
+    """
+    try:
+        manifest = Manifest.from_json(json.loads(read_text(uri)))
+    except UserError:
+        raise RunError(f"{uri}: no such file; the checkpoint was never completed") from None
+    except (ValueError, RecursionError):
+        raise RunError(f"{uri}: not a manifest; the checkpoint is unusable") from None
+    # Earlier builds wrote no digest of the list itself.
+    if manifest.digest not in (None, digest_of_list(manifest.files)):
+        raise RunError(f"{uri}: its list of files is not as it was written; corrupt")
+    has_weights = any(name.startswith(f"{ADAPTER}/") for name in manifest.files)
+    absent = [name for name in (LEDGER, OPTIMIZER) if name not in manifest.files]
+    absent += [] if has_weights else [f"{ADAPTER}/"]
+    if absent:
+        raise RunError(f"{uri}: lists no {', no '.join(absent)}; the checkpoint is unusable")
+    return manifest
 
 
 def find_latest(run_uri: str) -> tuple[CheckpointName | None, list[str]]:

@@ -328,6 +328,9 @@ class Manifest(Record):
     """Every file of a checkpoint: manifest.json, written last."""
 
     files: dict[str, FileDigest] = Field(description="files by path below the checkpoint")
+    digest: str | None = Field(
+        None, description="SHA-256 of the list itself (hex digits)", json_schema_extra=SINCE_0_2
+    )
 
 
 class AuditCounts(Record):

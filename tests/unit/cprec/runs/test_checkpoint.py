@@ -1,10 +1,11 @@
 """A checkpoint without a valid manifest does not exist, and a run never silently starts over."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from cluster.errors import RunError
@@ -95,6 +96,94 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         checkpoint.verify(uri)
 
 
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(max_size=8), values),
+    max_leaves=5,
+)
+
+
+@pytest.fixture(scope="module")
+def two_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run with a checkpoint at 30 samples and one at 40."""
+    run = tmp_path_factory.mktemp("fuzz") / "run"
+    save(run, 30)
+    save(run, 40)
+    return run
+
+
+def find_latest_after_damage(run: Path, name: str, content: bytes) -> int:
+    """Replaces a file of the newest checkpoint and returns which one is used, in samples."""
+    file = Path(checkpoint.checkpoint_uri(str(run), CheckpointName(40, 0)), name)
+    before = file.read_bytes()
+    try:
+        file.write_bytes(content)
+        used, problems = checkpoint.find_latest(str(run))
+    finally:
+        file.write_bytes(before)
+    assert used is not None
+    assert bool(problems) == (used.samples == 30)
+    assert all(name in problem or "adapter" in problem for problem in problems)
+    return used.samples
+
+
+@given(
+    st.sampled_from(["manifest.json", "ledger.json", "trainer/optimizer.safetensors"]), st.data()
+)
+def test_a_file_with_other_bytes_is_noticed(
+    two_checkpoints: Path, name: str, data: st.DataObject
+) -> None:
+    uri = checkpoint.checkpoint_uri(str(two_checkpoints), CheckpointName(40, 0))
+    content = Path(uri, name).read_bytes()
+    start = data.draw(st.integers(0, len(content)))
+    stop = data.draw(st.integers(start, min(len(content), start + 40)))
+    damaged = content[:start] + data.draw(st.binary(max_size=8)) + content[stop:]
+    used = find_latest_after_damage(two_checkpoints, name, damaged)
+    if name != "manifest.json":
+        assert used == (40 if damaged == content else 30)
+    elif used == 40:  # then the change means nothing: white space, or the list's own digest
+        assert json.loads(damaged)["files"] == json.loads(content)["files"]
+
+
+@given(JSON, st.data())
+def test_a_manifest_with_another_value_is_noticed(
+    two_checkpoints: Path, value: object, data: st.DataObject
+) -> None:
+    """Any value of the manifest, at any depth, becomes another one or is dropped."""
+    uri = checkpoint.checkpoint_uri(str(two_checkpoints), CheckpointName(40, 0))
+    manifest = json.loads(Path(uri, "manifest.json").read_text())
+    files = manifest["files"]
+    name = data.draw(st.sampled_from(sorted(files)))
+    parent, key = data.draw(
+        st.sampled_from(
+            [({"manifest": manifest}, "manifest"), (manifest, "files"), (files, name)]
+            + [(files[name], field) for field in ("size", "sha256")]
+        )
+    )
+    assume(parent[key] != value)
+    if data.draw(st.booleans()):
+        del parent[key]
+        content = json.dumps(manifest if key != "manifest" else None)
+    else:
+        parent[key] = value
+        content = json.dumps(parent["manifest"] if key == "manifest" else manifest)
+    assert find_latest_after_damage(two_checkpoints, "manifest.json", content.encode()) == 30
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"files": {}}', '{"files": null}', "\x00"])
+def test_a_manifest_that_is_none_is_noticed(two_checkpoints: Path, content: str) -> None:
+    assert find_latest_after_damage(two_checkpoints, "manifest.json", content.encode()) == 30
+
+
+def test_a_manifest_of_an_earlier_build_is_valid(tmp_path: Path) -> None:
+    uri = save(tmp_path / "run", 10)
+    manifest = Path(uri, "manifest.json")
+    values = json.loads(manifest.read_text())
+    del values["digest"]
+    manifest.write_text(json.dumps(values))
+    checkpoint.verify(uri)
+
+
 def test_pruning_keeps_the_newest_and_the_ends_of_phases(tmp_path: Path) -> None:
     run = tmp_path / "run"
     for samples in (10, 20, 30, 40, 50):
@@ -128,7 +217,9 @@ def test_names_order_as_text_and_as_numbers(samples: int, attempt: int) -> None:
     )
 
 
-@pytest.mark.parametrize("folder", ["", "x-1", "12", "12-", "-3", "12-3-4", ".12-3"])
+@pytest.mark.parametrize(
+    "folder", ["", "x-1", "12", "12-", "-3", "12-3-4", ".12-3", "²-0", "000000000012-²", "12-3"]
+)
 def test_other_folders_are_no_checkpoints(folder: str) -> None:
     assert CheckpointName.parse(folder) is None
 
