@@ -20,8 +20,6 @@ from cprec.downstream.scoring import load_model
 from cprec.evaluate import predictions
 from cprec.evaluate.metrics import compute_metrics
 from cprec.model import adapter, backbone, tiny
-from cprec.model.training_state import TrainingState
-from cprec.runs.checkpoint import save_training_state
 from cprec.tracking.registry import Registry
 from cprec.workflows import promote
 from cprec.workflows.evaluate import compare_models, find_models, load_samples
@@ -104,7 +102,6 @@ def register(
     }
     checkpoint = place / "runs" / "cpt" / "checkpoints" / f"{seed * 100:012d}-0"
     adapter.save(tuned, weights, checkpoint / "adapter", base_uri, None)
-    save_training_state(TrainingState({}, {}, 0), checkpoint)
     (checkpoint / "ledger.json").write_text("{}")
     files = {
         path.relative_to(checkpoint).as_posix(): path.read_bytes()

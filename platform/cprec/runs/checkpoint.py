@@ -211,11 +211,9 @@ def _read_manifest(uri: str) -> Manifest:
     # Earlier builds wrote no digest of the list itself.
     if manifest.digest not in (None, digest_of_list(manifest.files)):
         raise RunError(f"{uri}: its list of files is not as it was written; corrupt")
-    has_weights = any(name.startswith(f"{ADAPTER}/") for name in manifest.files)
-    absent = [name for name in (LEDGER, OPTIMIZER) if name not in manifest.files]
-    absent += [] if has_weights else [f"{ADAPTER}/"]
-    if absent:
-        raise RunError(f"{uri}: lists no {', no '.join(absent)}; the checkpoint is unusable")
+    for part in (LEDGER, f"{ADAPTER}/"):
+        if not any(name.startswith(part) for name in manifest.files):
+            raise RunError(f"{uri}: lists no {part}; the checkpoint is unusable")
     return manifest
 
 

@@ -10,8 +10,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from cluster.storage import exists, is_remote, join, read_text, write_text
-from cprec.runs.records import EVENTS_FILE, TRACE_FILE, Event, Record, TraceRow, parse_event
+from cluster.errors import RunError
+from cluster.storage import exists, is_remote, join, read_bytes, sha256, write_bytes, write_text
+from cprec.runs.records import (
+    EVENTS_FILE,
+    TRACE_FILE,
+    Event,
+    Record,
+    RecordDropped,
+    TraceRow,
+    parse_event,
+)
 
 R = TypeVar("R", bound=Record)
 Parser = Callable[[Mapping[str, Any]], R]
@@ -20,7 +29,11 @@ Parser = Callable[[Mapping[str, Any]], R]
 class JsonLinesFile(Generic[R]):
     """A file of records that this process writes.
 
-    A last line that a crash cut short is dropped when the file is opened.
+    A last line that a crash cut short is dropped when the file is opened. Any other line that is no
+    record is dropped too, and the file is copied as it was before.
+
+    Attributes:
+        damage: One sentence per line that was no record.
     """
 
     def __init__(self, uri: str, parse: Parser[R]) -> None:
@@ -32,7 +45,15 @@ class JsonLinesFile(Generic[R]):
         """
         self._uri, self._parse = uri, parse
         self._unflushed: list[str] = []
-        self._flushed = _complete_lines(read_text(uri)) if exists(uri) else []
+        content = read_bytes(uri) if exists(uri) else b""
+        lines, damaged = _split_damaged(content, parse)
+        self.damage = []
+        if damaged:
+            # Under a name of its own: a file may be damaged more than once.
+            copy = f"{uri}.damaged-{sha256(content)[:8]}"
+            write_bytes(copy, content)
+            self.damage = [f"{uri}: line {n} was no record; see {copy}" for n in damaged]
+        self._flushed = lines
         write_text(uri, "".join(self._flushed))
 
     def append(self, record: R) -> None:
@@ -42,34 +63,53 @@ class JsonLinesFile(Generic[R]):
     def retain(self, predicate: Callable[[R], bool]) -> None:
         """Drops every record for which the predicate is false, durably."""
         self.flush()
-        self._flushed = [line for line in self._flushed if predicate(self._record(line))]
-        write_text(self._uri, "".join(self._flushed))
+        retained = [line for line in self._flushed if predicate(self._record(line))]
+        write_text(self._uri, "".join(retained))
+        self._flushed = retained
 
     def read(self) -> list[R]:
         """Returns all records so far, those that are not durable yet included."""
         return [self._record(line) for line in self._flushed + self._unflushed]
 
     def flush(self) -> None:
-        """Makes every appended record durable."""
+        """Makes every appended record durable.
+
+        If that fails, the file is as it was before, and the next call writes the records.
+        """
         if not self._unflushed:
             return
-        new, self._unflushed = self._unflushed, []
-        self._flushed += new
         if is_remote(self._uri):
-            write_text(self._uri, "".join(self._flushed))
-            return
-        with Path(self._uri).open("a", encoding="utf-8") as file:
-            file.write("".join(new))
-            file.flush()
-            os.fsync(file.fileno())
+            write_text(self._uri, "".join(self._flushed + self._unflushed))
+        else:
+            _append(Path(self._uri), "".join(self._unflushed).encode())
+        self._flushed += self._unflushed
+        self._unflushed = []
 
     def _record(self, line: str) -> R:
         return self._parse(json.loads(line))
 
 
+def _append(path: Path, content: bytes) -> None:
+    """Appends to a file on a disk, durably; all of the content, or nothing and an error."""
+    # Not buffered: a buffer that a full disk did not take would be written again on closing.
+    with path.open("ab", buffering=0) as file:
+        start = file.seek(0, os.SEEK_END)
+        try:
+            view = memoryview(content)
+            while view:
+                view = view[file.write(view) :]
+            os.fsync(file.fileno())
+        except BaseException:
+            file.truncate(start)
+            raise
+
+
 def open_events(run_uri: str) -> JsonLinesFile[Event]:
-    """Opens a run's events.jsonl for writing."""
-    return JsonLinesFile(join(run_uri, EVENTS_FILE), parse_event)
+    """Opens a run's events.jsonl for writing; an event names each damaged line."""
+    events = JsonLinesFile(join(run_uri, EVENTS_FILE), parse_event)
+    for problem in events.damage:
+        events.append(RecordDropped(samples=0, because=problem))
+    return events
 
 
 def open_trace(run_uri: str) -> JsonLinesFile[TraceRow]:
@@ -78,21 +118,40 @@ def open_trace(run_uri: str) -> JsonLinesFile[TraceRow]:
 
 
 def read_events(run_uri: str) -> list[Event]:
-    """Reads a run's events; none if it has no such file."""
-    return _read(join(run_uri, EVENTS_FILE), parse_event)
+    """Reads a run's events; none if it has no such file. Damaged lines are left out."""
+    uri = join(run_uri, EVENTS_FILE)
+    lines, _ = _split_damaged(read_bytes(uri) if exists(uri) else b"", parse_event)
+    return [parse_event(json.loads(line)) for line in lines]
 
 
 def read_trace(run_uri: str) -> list[TraceRow]:
-    """Reads a run's trace; no row if it has no such file."""
-    return _read(join(run_uri, TRACE_FILE), TraceRow.from_json)
+    """Reads a run's trace; no row if it has no such file.
+
+    Raises:
+        RunError: A line is damaged.
+    """
+    uri = join(run_uri, TRACE_FILE)
+    lines, damaged = _split_damaged(read_bytes(uri) if exists(uri) else b"", TraceRow.from_json)
+    if damaged:
+        raise RunError(
+            f"{uri}: line {damaged[0]} is no record; restore the file, or start the run again, "
+            "which goes on from its last checkpoint"
+        )
+    return [TraceRow.from_json(json.loads(line)) for line in lines]
 
 
-def _read(uri: str, parse: Parser[R]) -> list[R]:
-    if not exists(uri):
-        return []
-    return [parse(json.loads(line)) for line in _complete_lines(read_text(uri))]
+def _split_damaged(content: bytes, parse: Parser[R]) -> tuple[list[str], list[int]]:
+    """Returns the lines of a file that hold records, and the numbers (from 1) of those that do not.
 
-
-def _complete_lines(text: str) -> list[str]:
-    """Returns the lines that end with a line feed: one that a crash cut short does not."""
-    return [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    A last line without a line feed is neither: a crash cut it short.
+    """
+    lines, damaged = [], []
+    for number, raw_line in enumerate(content.split(b"\n")[:-1], 1):
+        try:
+            line = raw_line.decode("utf-8")
+            parse(json.loads(line))
+        except (ValueError, TypeError, KeyError, RecursionError):
+            damaged.append(number)
+        else:
+            lines.append(f"{line}\n")
+    return lines, damaged

@@ -25,6 +25,9 @@ COMPARISON_FILE = "comparison.json"
 SINCE_0_2: JsonDict = {"since": "0.2.0"}
 """Marks a field that release 0.1.0 did not write."""
 
+SINCE_0_3: JsonDict = {"since": "0.3.0"}
+"""Marks a field that release 0.2.0 did not write."""
+
 
 def run_folder(storage: str, run: str) -> str:
     """Returns the folder (URI) of a run below a storage."""
@@ -177,6 +180,13 @@ class CheckpointIgnored(Event):
     because: str = Field(description="what is wrong with it, for people")
 
 
+class RecordDropped(Event):
+    """A damaged line of the trace or of the events was dropped at a start."""
+
+    event: Literal["record_dropped"] = "record_dropped"
+    because: str = Field(description="which line it was, and where a copy of the file is")
+
+
 class Resumed(Event):
     """A worker group went on from a checkpoint."""
 
@@ -250,6 +260,7 @@ EVENT_TYPES: Mapping[str, type[Event]] = {
         PhaseChanged,
         CheckpointSaved,
         CheckpointIgnored,
+        RecordDropped,
         Resumed,
         PerplexityMeasured,
         AnnealingCalled,
@@ -329,7 +340,7 @@ class Manifest(Record):
 
     files: dict[str, FileDigest] = Field(description="files by path below the checkpoint")
     digest: str | None = Field(
-        None, description="SHA-256 of the list itself (hex digits)", json_schema_extra=SINCE_0_2
+        None, description="SHA-256 of the list itself (hex digits)", json_schema_extra=SINCE_0_3
     )
 
 

@@ -72,6 +72,16 @@ def drop_repeated_steps(trace: Sequence[TraceRow]) -> list[TraceRow]:
     return [row for _, row in sorted(last_row_by_step.items())]
 
 
+def count_traced_samples(trace: Sequence[TraceRow]) -> int:
+    """Returns how many samples, from the first on, the trace holds without a gap."""
+    end = 0
+    for row in drop_repeated_steps(trace):
+        if row.samples != end:
+            break
+        end = row.end
+    return end
+
+
 def perplexities(events: Sequence[Event]) -> list[tuple[int, float]]:
     """Returns (samples, perplexity of the text) in order.
 

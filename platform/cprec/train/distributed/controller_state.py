@@ -8,17 +8,21 @@ which checkpoint training goes on.
 from dataclasses import dataclass
 from typing import Literal
 
-from cluster.errors import PlatformFault
+from cluster.errors import PlatformFault, RunError
+from cluster.storage import join
 from cprec.runs.json_lines import open_events, open_trace
 from cprec.runs.records import (
+    TRACE_FILE,
     Event,
     Owner,
     PerplexityMeasured,
     PhaseChanged,
+    RecordDropped,
     Status,
     TraceRow,
 )
 from cprec.runs.run_plan import RunPlan
+from cprec.runs.run_records import count_traced_samples
 from cprec.schedule.controller import Controller
 from cprec.stream.token_sharing import TokenSharing
 
@@ -93,12 +97,23 @@ class ControllerState:
         self.perplexities = [
             event for event in self._events.read() if isinstance(event, PerplexityMeasured)
         ]
+        self.record(*(RecordDropped(samples=0, because=problem) for problem in self.trace.damage))
 
     def restart(self, group: WorkerGroup) -> None:
         """Goes back to where a worker group starts.
 
         Later trace rows are dropped, because their samples will be trained again.
+
+        Raises:
+            RunError: A step before that is not in the trace, so the audit could not succeed.
         """
+        covered = count_traced_samples(self.trace_rows)
+        if covered < group.samples:
+            raise RunError(
+                f"{join(self.settings.run_uri, TRACE_FILE)} holds no step that begins at "
+                f"{covered:,} samples, and the checkpoint is at {group.samples:,}: the run can no "
+                "longer be audited; restore the file, or use another --run"
+            )
         self.group = group
         self.controller = self._controller_at(group.samples)
         self.trace.retain(lambda row: row.samples < group.samples)

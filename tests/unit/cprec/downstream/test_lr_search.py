@@ -22,7 +22,8 @@ def unfinished(tmp_path: Path) -> Trial:
     )
     uri = checkpoint.checkpoint_uri(trial.uri, checkpoint.CheckpointName(40, 0))
     directory = tmp_path / "checkpoint"
-    directory.mkdir()
+    (directory / "adapter").mkdir(parents=True)
+    (directory / "adapter" / "weights").write_text("")
     (directory / HISTORY_FILE).write_text(
         json.dumps([{"epoch": 1, "hr1": 0.5, "loss": 1.0, "samples": 40, "checkpoint": uri}])
     )

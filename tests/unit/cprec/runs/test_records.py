@@ -1,6 +1,9 @@
 """Records survive crashes, the audit counts what was trained, a run keeps its recipe."""
 
 import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -28,6 +31,7 @@ from cprec.runs.records import (
     UnknownEvent,
     parse_event,
 )
+from cprec.runs.run_records import count_traced_samples
 from cprec.schedule.ledger import ids_digest
 from cprec.schedule.plan import Portion, global_batches
 from cprec.schedule.planning import PlanSettings, build_plan
@@ -94,6 +98,74 @@ def test_lines_survive_a_crash_in_the_middle_of_one(tmp_path: Path) -> None:
     again.append(row(2, 3))
     again.retain(lambda step: step.samples < 2)
     assert read_trace(run) == [row(0, 1), row(1, 2)]
+
+
+@contextmanager
+def no_room_beyond(size: int) -> Iterator[None]:
+    """Lets no file of this process grow beyond a size (bytes): writes are short, then fail."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@given(st.data())
+def test_a_disk_that_is_full_for_a_while_cuts_no_line(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("full")
+    trace = open_trace(str(folder))
+    trace.append(row(0, 1))
+    trace.flush()
+    before = (folder / TRACE_FILE).read_bytes()
+    rows = [row(1, 2), row(2, 3)]
+    for appended in rows:
+        trace.append(appended)
+    room = data.draw(st.integers(0, len(before)))
+    with no_room_beyond(len(before) + room), pytest.raises(OSError, match="too large"):
+        trace.flush()
+    assert (folder / TRACE_FILE).read_bytes() == before
+    assert trace.read() == [row(0, 1), *rows]
+    trace.flush()
+    assert read_trace(str(folder)) == [row(0, 1), *rows]
+
+
+@pytest.mark.parametrize(
+    "damaged", [b"{garbage", b"[]", b"null", b"7", b'{"step":1}', b"\xff\xfe", b"[" * 100_000, b""]
+)
+def test_a_damaged_line_is_named_and_dropped(tmp_path: Path, damaged: bytes) -> None:
+    lines = [json.dumps(row(i, i + 1).to_json()).encode() for i in range(3)]
+    content = b"\n".join([lines[0], damaged, lines[2], b""])
+    (tmp_path / TRACE_FILE).write_bytes(content)
+    with pytest.raises(RunError, match=r"trace.jsonl: line 2 is no record"):
+        read_trace(str(tmp_path))
+    trace = open_trace(str(tmp_path))
+    assert trace.read() == [row(0, 1), row(2, 3)]
+    (damage,) = trace.damage
+    assert "trace.jsonl: line 2 was no record" in damage
+    assert Path(damage.split("see ")[1]).read_bytes() == content
+    assert read_trace(str(tmp_path)) == [row(0, 1), row(2, 3)]
+    assert open_trace(str(tmp_path)).damage == []
+
+
+def test_a_damaged_event_is_named_by_an_event(tmp_path: Path) -> None:
+    file = tmp_path / EVENTS_FILE
+    file.write_text('{"event": "held", "samples": 1, "time": 2}\n{"event": []}\n')
+    assert [event.event for event in read_events(str(tmp_path))] == ["held"]
+    open_events(str(tmp_path)).flush()
+    assert [event.event for event in read_events(str(tmp_path))] == ["held", "record_dropped"]
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=12))
+def test_traced_samples_count_up_to_the_first_gap(is_kept: list[bool]) -> None:
+    rows = [row(i, i + 1).model_copy(update={"step": i}) for i in range(len(is_kept))]
+    kept = [step for step, keep in zip(rows, is_kept, strict=True) if keep]
+    assert count_traced_samples(kept) == (
+        is_kept.index(False) if False in is_kept else len(is_kept)
+    )
+    assert count_traced_samples(kept + kept) == count_traced_samples(kept)
 
 
 EVENTS: list[Event] = [

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.errors import PlatformFault
+from cluster.errors import PlatformFault, RunError
 from corpus.append import append
 from corpus.build import build
 from corpus.sampling.source import SourceKind
@@ -12,6 +12,8 @@ from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
 from cprec.runs import run_plan
 from cprec.runs.control_channel import Action
+from cprec.runs.json_lines import read_events, read_trace
+from cprec.runs.records import RecordDropped
 from cprec.runs.status import current_owner
 from cprec.stream import segments
 from cprec.stream.row_encoder import RowEncoder
@@ -116,3 +118,29 @@ def test_a_controller_that_was_started_again_between_two_steps_sends_the_workers
     ):
         with pytest.raises(PlatformFault, match="go on from the last checkpoint"):
             call()
+
+
+def test_a_damaged_step_after_the_checkpoint_is_trained_again(
+    actor: ControllerActor, tmp_path: Path
+) -> None:
+    run = tmp_path / "runs" / "trunk"
+    actor.begin_attempt(WorkerGroup(0, 1, 0, None), [])
+    for step in range(2):
+        actor.record_step(trace_row(step=step, samples=32 * step, batch_samples=32))
+    actor.end_run()
+    with (run / "trace.jsonl").open("a") as file:
+        file.write('{"step":2,"sam{"step":3}\n')
+    again = ControllerActor(actor._state.settings, current_owner())
+    again.begin_attempt(WorkerGroup(1, 1, 64, "the checkpoint"), [])
+    assert [row.samples for row in read_trace(str(run))] == [0, 32]
+    (dropped,) = [e for e in read_events(str(run)) if isinstance(e, RecordDropped)]
+    assert "trace.jsonl: line 3 was no record" in dropped.because
+
+
+def test_a_run_whose_trace_lacks_steps_before_the_checkpoint_does_not_go_on(
+    actor: ControllerActor,
+) -> None:
+    actor.begin_attempt(WorkerGroup(0, 1, 0, None), [])
+    actor.record_step(trace_row(batch_samples=32))
+    with pytest.raises(RunError, match=r"no step that begins at 32 samples.* checkpoint is at 64"):
+        actor.begin_attempt(WorkerGroup(1, 1, 64, "the checkpoint"), [])
