@@ -18,6 +18,7 @@ from corpus.store.tables import Corpus, Stream
 from cprec.config.recipe import Recipe
 from cprec.runs import checkpoint
 from cprec.runs.records import PLAN_FILE
+from cprec.runs.restart import require_untrained
 from cprec.schedule import planning
 from cprec.schedule.plan import Plan, Portion
 from cprec.schedule.planning import PlanSettings, Replay
@@ -128,6 +129,7 @@ def resolve_run_plan(
     """
     run_plan = RunPlan.read(run_uri)
     if run_plan is None:
+        require_untrained(run_uri)
         return create_run_plan(recipe, corpus), True
     fingerprint = _corpus_fingerprint(corpus)
     # The recipe may name an older version than the run has adopted, so ask for the newest one.

@@ -7,9 +7,9 @@ from cluster.ray_session import ray_session
 from cluster.storage import absolute_uri
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
-from cprec.runs import checkpoint
 from cprec.runs.recipe_lock import check_unchanged, lock
 from cprec.runs.records import PerplexityMeasured, TraceRow, run_folder
+from cprec.runs.restart import find_last_checkpoint
 from cprec.runs.run_plan import RunPlan, resolve_run_plan
 from cprec.runs.status import claim
 from cprec.tracking.live_report import LiveReport, step_metrics
@@ -58,7 +58,7 @@ def preview(recipe: Recipe, corpus: Corpus, allow: Collection[str], say: Say) ->
     run_plan, is_new = resolve_run_plan(recipe, run_uri, corpus, previous_recipe)
     plan = run_plan.plan
     read_plain_text(recipe)
-    if not is_new and (newest := checkpoint.find_latest(run_uri)[0]) is not None:
+    if not is_new and (newest := find_last_checkpoint(run_uri)[0]) is not None:
         say(f"{recipe.run} exists, trained to {newest.samples:,} samples, and would go on")
     say(describe_plan(recipe, plan))
     for (source, version), samples in sorted(plan.count_by_stream(0, plan.total_samples).items()):
@@ -71,7 +71,7 @@ def run_training(job: driver.TrainingJob, run_plan: RunPlan, tracker: Tracker, s
 
     A run that is held open waits for more samples even where its plan is trained.
     """
-    newest, _ = checkpoint.find_latest(job.run_uri)
+    newest, _ = find_last_checkpoint(job.run_uri)
     plan = run_plan.plan
     is_held_open = run_plan.hold and not run_plan.closed
     if newest is not None and newest.samples >= plan.total_samples and not is_held_open:

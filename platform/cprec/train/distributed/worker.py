@@ -21,6 +21,7 @@ from cprec.config.recipe_file import validate_recipe
 from cprec.model import adapter, backbone, fp8
 from cprec.runs import checkpoint
 from cprec.runs.records import TraceRow
+from cprec.runs.restart import find_last_checkpoint
 from cprec.schedule.ledger import Ledger
 from cprec.train.distributed.controller_state import WorkerGroup
 from cprec.train.distributed.feed import training_steps
@@ -140,7 +141,7 @@ def _agree_on_start(run_uri: str, controller: Any, rank: int, world_size: int) -
 
 def _find_start(run_uri: str, controller: Any, world_size: int) -> StartPoint:
     """Finds the newest valid checkpoint, and begins an attempt at the controller."""
-    name, problems = checkpoint.find_latest(run_uri)
+    name, problems = find_last_checkpoint(run_uri)
     attempts = [saved.attempt for saved in checkpoint.list_checkpoints(run_uri)]
     attempt = max(attempts, default=-1) + 1
     uri = checkpoint.checkpoint_uri(run_uri, name) if name else None

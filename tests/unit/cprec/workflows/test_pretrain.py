@@ -104,7 +104,7 @@ def test_a_run_that_is_held_open_waits_again_after_a_restart(
     lines: list[str] = []
     trained: list[object] = []
     monkeypatch.setattr(
-        checkpoint, "find_latest", lambda run_uri: (checkpoint.CheckpointName(100, 0), [])
+        pretrain, "find_last_checkpoint", lambda run_uri: (checkpoint.CheckpointName(100, 0), [])
     )
     monkeypatch.setattr(pretrain, "ray_session", lambda address, num_cpus: nullcontext())
     monkeypatch.setattr(driver, "run_training", lambda *arguments: trained.append(arguments))
