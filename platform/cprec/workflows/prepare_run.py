@@ -9,12 +9,13 @@ from corpus.sampling.source import Source, SourceKind
 from corpus.store.tables import SAMPLES, Corpus
 from cprec.config.recipe import Recipe
 from cprec.model.base_uri import resolve_base
-from cprec.runs.checkpoint import CheckpointName
+from cprec.runs.checkpoint import CHECKPOINTS, CheckpointName, list_checkpoints
 from cprec.runs.json_lines import open_events
 from cprec.runs.records import CorpusVersionAdopted, RunStarted
 from cprec.runs.run_plan import RunPlan, open_run_plan, require_matching_adapter
 from cprec.schedule.plan import Plan
 from cprec.stream.row_encoder import find_fallback_reason
+from cprec.tracking.registry import Registry
 from cprec.train.distributed import driver
 from cprec.workflows.build_corpus import build_corpus
 
@@ -64,6 +65,30 @@ def open_corpus(recipe: Recipe, say: Say) -> Corpus:
     if recipe.data.format == "simulated" and not exists(join(absolute_uri(recipe.corpus), SAMPLES)):
         build_corpus(recipe, say)
     return Corpus.open(recipe.corpus, recipe.corpus_version)
+
+
+def require_unregistered(registry: Registry, run_uri: str) -> None:
+    """Checks that no version is registered of a run that has nothing left to go on from.
+
+    A checkpoint is registered by its URI, so a run under the same name would be taken for the old
+    one.
+
+    Raises:
+        RunError: There is such a version.
+    """
+    if list_checkpoints(run_uri):
+        return
+    try:
+        versions = registry.versions()
+    except Exception:  # whatever MLflow raises while it is away: training does not depend on it
+        return
+    for version in versions:
+        if version.checkpoint.startswith(join(run_uri, CHECKPOINTS, "")):
+            raise RunError(
+                f"{join(run_uri, CHECKPOINTS)} holds no checkpoint, but {registry.model} version "
+                f"{version.number} is one of this run: a run never starts over by itself; restore "
+                "its checkpoints, or use another --run"
+            )
 
 
 def prepare_run(

@@ -18,7 +18,12 @@ from cprec.tracking.registry import Registry
 from cprec.tracking.tracker import Tracker
 from cprec.train.distributed import driver
 from cprec.workflows.finish_run import RunResult, finish_run
-from cprec.workflows.prepare_run import describe_plan, prepare_run, read_plain_text
+from cprec.workflows.prepare_run import (
+    describe_plan,
+    prepare_run,
+    read_plain_text,
+    require_unregistered,
+)
 
 
 def pretrain(recipe: Recipe, corpus: Corpus, allow: Collection[str], say: Say) -> RunResult:
@@ -40,6 +45,7 @@ def pretrain(recipe: Recipe, corpus: Corpus, allow: Collection[str], say: Say) -
     registry = Registry.from_recipe(recipe)
     run_uri = run_folder(absolute_uri(recipe.storage), recipe.run)
     with claim(run_uri, recipe.run):
+        require_unregistered(registry, run_uri)
         previous_recipe = lock(recipe, run_uri, allow)
         job, run_plan = prepare_run(recipe, run_uri, corpus, previous_recipe, say)
         tracker = Tracker(registry, run_uri, recipe.run)
