@@ -18,6 +18,7 @@ from cprec.config.recipe_file import (
     load_recipe,
     suggest_nearest,
 )
+from cprec.config.secrets import reject_secrets
 from cprec.config.typed_text import metavar, parse_text
 
 
@@ -61,11 +62,13 @@ def parse_arguments(
         raise RecipeError(
             f"{recipes[1]!r}: one recipe at most{or_action}; every value behind its --key"
         )
-    if recipes and actions and not recipes[0].endswith((".yaml", ".yml")):
+    if recipes and actions and not recipes[0].endswith((".yaml", ".yml", ".json")):
         raise RecipeError(
-            f"{recipes[0]!r} is neither a recipe (.yaml) nor one of {', '.join(actions)}"
+            f"{recipes[0]!r} is neither a recipe (.yaml or .json) nor one of {', '.join(actions)}"
         )
     recipe = load_recipe(recipes[0] if recipes else str(default_recipe), overrides, say)
+    reject_secrets(recipe.flatten(), recipes[0] if recipes else "the command line")
+    reject_secrets(vars(options), "the command line")
     return recipe, options
 
 

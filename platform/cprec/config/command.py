@@ -14,6 +14,7 @@ from types import FrameType
 from cluster.errors import UserError
 from cprec.config.cli import parse_arguments
 from cprec.config.recipe import Recipe
+from cprec.config.secrets import redact
 
 DEMO_RECIPE = Path(__file__).resolve().parents[3] / "jobs" / "recipes" / "demo.yaml"
 """Recipe of a job that is started without one."""
@@ -51,16 +52,16 @@ def main(
         )
         job(recipe, options)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redact(str(error))}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         # The outermost frame: whatever nobody expected is a fault, and is shown whole.
-        traceback.print_exc()
+        print(redact(traceback.format_exc()), end="", file=sys.stderr)
         print(
-            f"fault: {type(error).__name__}: {error}; "
+            f"fault: {type(error).__name__}: {redact(str(error))}; "
             "the same command goes on from the last checkpoint",
             file=sys.stderr,
         )

@@ -7,7 +7,7 @@ bounds and units of its keys. `cprec.config.recipe_file` reads and writes it as 
 from collections.abc import Mapping
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cluster.section import Section
 from corpus.settings import DataSettings, SafeName, SimulateSettings
@@ -23,6 +23,9 @@ RENAMED_KEYS: Mapping[str, str] = {
 
 Recipes and command lines may still use the old names, and files of earlier releases contain them.
 """
+
+RESERVED_RUN_NAMES = ("bases", "baselines", "mlflow")
+"""Folders that the storage has beside those of the runs."""
 
 
 class ModelSettings(Section):
@@ -488,6 +491,16 @@ class Recipe(Section):
     evaluate: EvaluateSettings = EvaluateSettings()
     gate: GateSettings = GateSettings()
     cluster: ClusterSettings = ClusterSettings()
+
+    @field_validator("run")
+    @classmethod
+    def _check_run(cls, run: str) -> str:
+        if run in RESERVED_RUN_NAMES or run.startswith("mlflow.db"):
+            raise ValueError(
+                f"the storage has a folder or file of that name itself; "
+                f"any name but {', '.join(RESERVED_RUN_NAMES)} and mlflow.db"
+            )
+        return run
 
     @property
     def logical_cpus(self) -> int:

@@ -15,12 +15,16 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticUndefined
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from cluster.console import Say
 from cluster.errors import RecipeError
 from cluster.storage import read_text
 from cprec.config.recipe import RENAMED_KEYS, Recipe
+from cprec.config.secrets import redact
+
+MAX_VALUES = 10_000
+"""Values of a recipe file, at most. There are fewer than 200 keys, and some take a list."""
 
 
 class RecipeKey(NamedTuple):
@@ -69,7 +73,7 @@ def load_recipe(
         RecipeError: The file is not YAML, or a key or value is wrong. The message names the key,
             the value seen and what is allowed.
     """
-    values = parse_yaml(read_text(path), path) if path is not None else {}
+    values = parse_yaml(_read_recipe(path), path) if path is not None else {}
     values = rename_old_keys(values, path or "", say)
     for name, value in (overrides or {}).items():
         _set_key(values, name, value)
@@ -169,13 +173,20 @@ def parse_yaml(text: str, origin: str) -> dict[str, Any]:
     """
     try:
         values = YAML(typ="safe", pure=True).load(text)
+        _reject_aliases_that_multiply(values, origin)
     except DuplicateKeyError as error:
         mark = error.problem_mark
         line = mark.line + 1 if mark else "?"
         problem = str(error.problem).split(" with")[0]
         raise RecipeError(f"{origin}, line {line}: {problem}; keep one of the two") from None
-    except YAMLError as error:
-        raise RecipeError(f"{origin}: not YAML 1.2: {error}") from None
+    except RecursionError:
+        raise RecipeError(f"{origin}: not a recipe: nested without an end") from None
+    except MarkedYAMLError as error:
+        # Not the whole message, which repeats the line: there may be a secret in it.
+        place = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise RecipeError(f"{origin}{place}: not YAML 1.2: {error.problem}") from None
+    except (YAMLError, ValueError) as error:  # ValueError: a date that no calendar has, and alike
+        raise RecipeError(f"{origin}: not YAML 1.2: {redact(str(error))}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -185,6 +196,34 @@ def parse_yaml(text: str, origin: str) -> dict[str, Any]:
     return values
 
 
+def _reject_aliases_that_multiply(values: Any, origin: str) -> None:
+    """Checks that aliases (`*name`) do not make a short file into very many values.
+
+    Raises:
+        RecipeError: There are more than MAX_VALUES, or an alias is part of what it stands for.
+    """
+    counts: dict[int, int] = {}
+    open_ids: set[int] = set()
+
+    def count(value: Any) -> int:
+        if not isinstance(value, dict | list):
+            return 1
+        if id(value) in open_ids:
+            raise RecipeError(f"{origin}: an alias (*name) is part of what it stands for")
+        if id(value) not in counts:
+            open_ids.add(id(value))
+            nested = value.values() if isinstance(value, dict) else value
+            counts[id(value)] = 1 + sum(map(count, nested))
+            open_ids.discard(id(value))
+        return counts[id(value)]
+
+    if (total := count(values)) > MAX_VALUES:
+        raise RecipeError(
+            f"{origin}: {total:,} values, aliases (*name) followed; a recipe has at most "
+            f"{MAX_VALUES:,}"
+        )
+
+
 def suggest_nearest(name: str, known: Sequence[str], prefix: str) -> str:
     """Returns ", did you mean PREFIX+NAME?" with the nearest known name, or nothing."""
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
@@ -192,9 +231,19 @@ def suggest_nearest(name: str, known: Sequence[str], prefix: str) -> str:
 
 
 def format_value(value: Any) -> str:
-    """Returns a value as JSON for a message, text as it is, at most 80 characters long."""
-    text = json.dumps(value, default=str) if not isinstance(value, str) else value
+    """Returns a value for a message: as JSON, text as it is, without secrets, not too long."""
+    text = redact(json.dumps(value, default=str) if not isinstance(value, str) else value)
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _read_recipe(path: str) -> str:
+    """Reads a recipe file; raises RecipeError if it is not UTF-8 text."""
+    try:
+        return read_text(path)
+    except UnicodeDecodeError as error:
+        raise RecipeError(
+            f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
+        ) from None
 
 
 def _copy_section(value: Any) -> Any:

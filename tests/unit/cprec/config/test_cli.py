@@ -80,7 +80,8 @@ def test_an_action_may_stand_anywhere(tmp_path: Path, arguments: list[str]) -> N
 
 def test_a_mistyped_action_is_answered_with_the_actions(tmp_path: Path) -> None:
     with pytest.raises(
-        RecipeError, match=r"'aneal' is neither a recipe \(.yaml\) nor one of status, anneal"
+        RecipeError,
+        match=r"'aneal' is neither a recipe \(.yaml or .json\) nor one of status, anneal",
     ):
         parse_arguments(
             ["aneal", "--run", "trunk"],

@@ -155,3 +155,44 @@ def test_old_names_can_be_restored_for_digests() -> None:
 def test_what_should_be_a_section_and_is_none_is_still_named(tmp_path: Path, text: str) -> None:
     with pytest.raises(RecipeError, match="search is a section of keys"):
         load(tmp_path, text)
+
+
+LAUGHS = "data:\n  domains: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"train{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9)
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"[" * 100_000, "nested without an end"),
+        (b"{a: " * 100_000, "nested without an end"),
+        (LAUGHS.encode(), "values, aliases .* followed; a recipe has at most 10,000"),
+        (b"data: &a {domains: [*a]}", "part of what it stands for"),
+        (b"storage: caf\xe9", r"not UTF-8 text \(.* at byte 12\)"),
+        (b"\xff\xfes\x00e\x00", "not UTF-8 text"),
+        (b"seed: 1\x00", "not YAML 1.2"),
+        (b"storage: 2021-13-45", "not YAML 1.2|date|wrong"),
+        (b"seed: " + b"9" * 5000, "seed|not YAML"),
+        (b"seed: !!python/object:os.system 1", "not YAML 1.2"),
+        (b"storage: !!binary aGk=", "storage|type that no key takes"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_refused_at_once(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_bytes(content)
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(str(recipe))
+
+
+def test_an_alias_that_is_used_twice_is_fine(tmp_path: Path) -> None:
+    recipe = load(tmp_path, "data: {domains: &d [A, B]}\nevaluate: {models: *d }")
+    assert recipe.data.domains == recipe.evaluate.models == ("A", "B")
+
+
+@pytest.mark.parametrize("name", ["bases", "baselines", "mlflow", "mlflow.db", "mlflow.db-wal"])
+def test_a_run_has_no_name_that_the_storage_uses_itself(tmp_path: Path, name: str) -> None:
+    with pytest.raises(RecipeError, match=r"run: .*storage has a folder or file of that name"):
+        load(tmp_path, f"run: {name}")
