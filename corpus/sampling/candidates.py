@@ -18,6 +18,15 @@ IntArray = NDArray[np.int64]
 _TARGET_POSITION_DRAW = 0xFFFF_FFFF
 """Draw number that decides the target's position; larger than the number of any item draw."""
 
+MAX_DRAWS = 1024
+"""Draws for a target, after which the rest of its candidates are chosen without rejection.
+
+So few only matter to users who know nearly all items of a domain, for whom most draws are rejected.
+"""
+
+_CHOICE_OFFSET = 1 << 40
+"""What is added to an item's number to hash it, so that no hash is that of a draw."""
+
 _BLOCK_ROWS = 1 << 12
 """Rows drawn together, few enough for intermediate arrays to stay in the processor's cache."""
 
@@ -72,6 +81,15 @@ class InteractedItems:
             nearest = np.minimum(np.searchsorted(self.keys, possible), self.keys.size - 1)
             present[present] = self.keys[nearest] == possible
         return present
+
+    def remaining_items(self, user: int) -> IntArray:
+        """Returns the items that a user has not interacted with, ascending."""
+        first, last = np.searchsorted(
+            self.keys, [user * self.num_items, (user + 1) * self.num_items]
+        )
+        return np.setdiff1d(
+            np.arange(self.num_items), self.keys[first:last] - user * self.num_items
+        )
 
     def min_remaining_items(self) -> int:
         """Returns the smallest number of items that any user has not interacted with."""
@@ -153,13 +171,14 @@ def _draw_with_rejection(
     """Draws distinct items that the users never interacted with [n, count].
 
     Draws are made in order; one is rejected if the user interacted with its item or if an earlier
-    draw took it.
+    draw took it. What MAX_DRAWS leave open is filled from the items that remain, in the order of
+    their hashes.
     """
     chosen = np.full((key.size, count), -1, np.int64)
     num_chosen = np.zeros(key.size, np.int64)
     open_rows = np.arange(key.size)
     draw_number = 0
-    while open_rows.size:
+    while open_rows.size and draw_number < MAX_DRAWS:
         item = _draw_items(key[open_rows], draw_number, interacted.num_items)
         repeated = (chosen[open_rows] == item[:, None]).any(axis=1)
         accepted = ~interacted.contains(user[open_rows], item) & ~repeated
@@ -168,6 +187,14 @@ def _draw_with_rejection(
         num_chosen[rows] += 1
         open_rows = open_rows[num_chosen[open_rows] < count]
         draw_number += 1
+    for one_user in np.unique(user[open_rows]):
+        rows = open_rows[user[open_rows] == one_user]
+        items = interacted.remaining_items(one_user)
+        hashes = hash_integers(key[rows, None], _CHOICE_OFFSET + items)
+        for row, order in zip(rows, np.argsort(hashes, axis=1, kind="stable"), strict=True):
+            already = chosen[row, : num_chosen[row]]
+            free = items[order][~np.isin(items[order], already)]
+            chosen[row, num_chosen[row] :] = free[: count - num_chosen[row]]
     return chosen
 
 

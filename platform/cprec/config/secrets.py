@@ -13,7 +13,8 @@ _PATTERNS: Mapping[str, re.Pattern[str]] = {
     # user:password@ after ://, and not the port of host:5000/path@x
     "a password": re.compile(r"(?<=://)[^/@:\s\"']*:(?!\d+/)[^@\s\"']+(?=@)"),
     "a signature or token": re.compile(
-        r"(?<=[?&;])(?:x-amz-(?:signature|credential|security-token)|x-goog-(?:signature|credential)"
+        r"(?<=[?&;])(?:x-amz-(?:signature|credential|security-token)"
+        r"|x-goog-(?:signature|credential)"
         r"|awsaccesskeyid|signature|sig|[a-z_-]*token|password|passwd|pwd|[a-z_-]*secret[a-z_-]*"
         r"|api[_-]?key)=[^&;\s\"']+",
         re.IGNORECASE,

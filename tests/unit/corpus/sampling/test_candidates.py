@@ -1,8 +1,11 @@
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from corpus.sampling import candidates
 from corpus.sampling.candidates import InteractedItems, draw_candidates
 from corpus.sampling.hashing import hash_integers, hash_strings, splitmix64
 
@@ -166,3 +169,48 @@ def test_hashes_never_change() -> None:
     """A published value of splitmix64, and a hash that existing corpora are built from."""
     assert splitmix64(np.zeros(1, np.uint64))[0] == 0xE220A8397B1DCDAF
     assert hash_strings(["mixed"])[0] == 0x12D0026340259D80
+
+
+@pytest.mark.parametrize("left", [19, 25])
+def test_who_bought_nearly_everything_gets_candidates_in_a_bounded_number_of_draws(
+    left: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_items = 10_040
+    item = np.arange(num_items - left)
+    interacted = InteractedItems.from_interactions(np.zeros_like(item), item, num_items)
+    targets = item[::100]
+    calls: list[int] = []
+    draw_items = candidates._draw_items
+
+    def count_draws(*arguments: Any) -> np.ndarray:
+        calls.append(1)
+        return draw_items(*arguments)
+
+    monkeypatch.setattr(candidates, "_draw_items", count_draws)
+    key = hash_integers(7, 0, targets)
+    drawn, position = draw_candidates(key, np.zeros_like(targets), targets, interacted, 20)
+    assert len(calls) <= candidates.MAX_DRAWS + 1
+    rows = np.arange(len(targets))
+    assert (drawn[rows, position] == targets).all()
+    drawn[rows, position] = -1
+    for row in drawn:
+        negatives = set(row) - {-1}
+        assert len(negatives) == 19
+        assert negatives <= set(range(num_items - left, num_items))
+    alone, _ = draw_candidates(key[3:4], np.zeros(1, int), targets[3:4], interacted, 20)
+    assert set(alone[0]) - {targets[3]} == set(drawn[3]) - {-1}
+
+
+def test_negatives_that_are_chosen_without_rejection_are_uniform(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(candidates, "MAX_DRAWS", 0)
+    user = np.zeros(4000, np.int64)
+    interacted = InteractedItems.from_interactions(user[:1], user[:1], 40)
+    key = hash_integers(3, np.arange(4000))
+    chosen = candidates._draw_with_rejection(key, user, interacted, 19)
+    counts = np.bincount(chosen.ravel(), minlength=40)
+    expected = 4000 * 19 / 39
+    assert counts[0] == 0
+    assert (abs(counts[1:] - expected) < 6 * expected**0.5).all()
+    assert len(set(chosen[:, 0])) == 39
