@@ -122,6 +122,11 @@ class Corpus:
         chosen = newest if version is None else version
         return cls(uri, chosen, commits[: chosen + 1])
 
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the first version, which identifies the corpus."""
+        return str(self.commits[0].metadata["fingerprint"])
+
     def streams(self, split: str = "train") -> tuple[Stream, ...]:
         """Returns the streams of every source in one split, sorted by (version, source).
 
