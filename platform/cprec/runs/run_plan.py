@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from cluster.storage import exists, join, read_text, write_text
+from cluster.storage import join, read_text_if_exists, write_text
 from corpus.sampling.source import SourceKind
 from corpus.store.tables import Corpus, Stream
 from cprec.runs.portions import domain_names, select_streams
@@ -42,10 +42,10 @@ class RunPlan:
     @classmethod
     def read(cls, run_uri: str) -> "RunPlan | None":
         """Reads the plan of a run; None if the run never started."""
-        uri = join(run_uri, PLAN_FILE)
-        if not exists(uri):
+        text = read_text_if_exists(join(run_uri, PLAN_FILE))
+        if text is None:
             return None
-        values: dict[str, Any] = json.loads(read_text(uri))
+        values: dict[str, Any] = json.loads(text)
         names = {key: tuple(values[key]) for key in ("domains", "passed_over")}
         return cls(**{**values, **names, "plan": Plan.from_json(values["plan"])})
 

@@ -38,7 +38,7 @@ class Clock:
     def monotonic(self) -> float:
         return self.now
 
-    def make_report(self, run_uri: str, tracker: Any) -> None:
+    def make_report(self, records: Any, tracker: Any) -> None:
         self.made_at.append(self.now)
         self.now += self.takes
         if self.fails:
