@@ -135,7 +135,7 @@ def read_bytes_if_exists(uri: str) -> bytes | None:
 
 
 def read_text_if_exists(uri: str) -> str | None:
-    """Returns the text of a UTF-8 file; None if there is no such file, as `read_bytes_if_exists`."""
+    """Returns the text of a UTF-8 file; None if there is no such file."""
     content = read_bytes_if_exists(uri)
     return None if content is None else content.decode("utf-8")
 

@@ -144,6 +144,10 @@ class Corpus:
             ]
         return tuple(streams)
 
+    def streams_by_key(self) -> dict[tuple[str, int], Stream]:
+        """Returns the training streams by source and corpus version."""
+        return {(stream.source, stream.version): stream for stream in self.streams()}
+
     def find_domain_source(self, domain: str, split: str) -> Source:
         """Finds the source of a domain's own samples, whether it is held out or not.
 

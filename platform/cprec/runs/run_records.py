@@ -70,6 +70,7 @@ class RunRecords:
 
 def read_run_records(run_uri: str) -> RunRecords:
     """Reads the records of a run, which may be under way."""
+    events, trace = read_events(run_uri), read_trace(run_uri)
     audit = read_text_if_exists(join(run_uri, AUDIT_FILE))
     recipe = read_text_if_exists(join(run_uri, RECIPE_FILE))
     evaluation = join(run_uri, EVALUATION_FOLDER)
@@ -79,9 +80,9 @@ def read_run_records(run_uri: str) -> RunRecords:
     ]
     return RunRecords(
         run_uri,
-        events=read_events(run_uri),
-        trace=read_trace(run_uri),
-        run_plan=RunPlan.read(run_uri),
+        RunPlan.read(run_uri),
+        events,
+        trace,
         audit=AuditReport.from_json(json.loads(audit)) if audit else None,
         comparisons=[json.loads(comparison) for comparison in comparisons if comparison],
         recipe=recipe or "",

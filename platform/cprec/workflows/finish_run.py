@@ -71,8 +71,8 @@ def finish_run(
     if run_plan is None:
         raise PlatformFault(f"{job.run_uri}: plan.json is gone")
     # The run may have adopted newer versions than the one it started at.
-    corpus = Corpus.open(job.corpus.uri)
-    audit_report = audit(run_plan.plan, records.trace, sample_id_reader(corpus, run_plan.plan))
+    streams = Corpus.open(job.corpus.uri).streams_by_key()
+    audit_report = audit(run_plan.plan, records.trace, sample_id_reader(streams, run_plan.plan))
     audit_json = json.dumps(audit_report.to_json(), indent=1)
     write_text(join(job.run_uri, AUDIT_FILE), audit_json)
     if audit_report.missing or audit_report.repeated:

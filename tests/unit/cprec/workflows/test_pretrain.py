@@ -105,7 +105,7 @@ def test_a_run_that_is_held_open_waits_again_after_a_restart(
     lines: list[str] = []
     trained: list[object] = []
     monkeypatch.setattr(
-        pretrain, "find_last_checkpoint", lambda run_uri: (checkpoint.CheckpointName(100, 0), [])
+        train_run, "find_last_checkpoint", lambda run_uri: (checkpoint.CheckpointName(100, 0), [])
     )
     monkeypatch.setattr(train_run, "ray_session", lambda address, num_cpus: nullcontext())
     monkeypatch.setattr(driver, "run_training", lambda *arguments: trained.append(arguments))
