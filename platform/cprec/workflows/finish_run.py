@@ -1,6 +1,5 @@
 """Finishes a pre-training run: audit, last event, report, and a registered version."""
 
-import hashlib
 import json
 from dataclasses import dataclass, replace
 
@@ -12,10 +11,10 @@ from cprec.runs import checkpoint
 from cprec.runs.audit import audit
 from cprec.runs.json_lines import open_events
 from cprec.runs.records import AUDIT_FILE, AuditReport, RunFinished
-from cprec.runs.run_plan import RunPlan
 from cprec.runs.run_records import read_run_records
 from cprec.stream.segments import sample_id_reader
 from cprec.tracking import report
+from cprec.tracking.lineage import lineage
 from cprec.tracking.live_report import publish_report
 from cprec.tracking.registry import Registry
 from cprec.tracking.tracker import Tracker
@@ -105,28 +104,3 @@ def finish_run(
         audit_report,
         sum(step.dropped_titles for step in records.trace),
     )
-
-
-def lineage(
-    job: driver.TrainingJob,
-    run_plan: RunPlan,
-    recipe_yaml: str,
-    checkpoint_uri: str,
-    registry: Registry,
-) -> dict[str, str]:
-    """Returns where a registered version comes from, as tags."""
-    parent = run_plan.parent or ""
-    versions = {v.checkpoint: str(v.number) for v in registry.versions()} if parent else {}
-    return {
-        "run": job.run_uri,
-        "corpus": job.corpus.uri,
-        "corpus_version": str(run_plan.version),
-        "corpus_fingerprint": run_plan.corpus,
-        "ledger_digest": checkpoint.read_ledger(checkpoint_uri).fingerprint(),
-        "base": job.base,
-        "base_revision": job.recipe.model.revision or "",
-        "recipe_digest": hashlib.sha256(recipe_yaml.encode()).hexdigest()[:16],
-        "inexact": job.recipe.train.inexact_keys,
-        "parent_checkpoint": parent,
-        "parent_version": versions.get(parent, ""),
-    }
