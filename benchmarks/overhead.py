@@ -40,7 +40,7 @@ from cprec.encode.title_tokens import CachedPromptEncoder, tokenise_titles
 from cprec.model import adapter, backbone
 from cprec.schedule.plan import Plan, global_batches
 from cprec.stream.worker_rows import worker_batch_from_row, to_worker_rows
-from cprec.stream.segments import read_plan_rows, streams_by_key
+from cprec.stream.segments import read_plan_rows
 from cprec.train.engine import Engine, micro_batch_spec
 from cprec.train.loop import Observer, StepRecord, TrainingStep, train
 
@@ -73,7 +73,7 @@ def training_steps(
     """Yields one worker's steps of a whole plan, as the controller would hand them out."""
     title_tokens = tokenise_titles(corpus.read_titles(), tokenizer)  # type: ignore[arg-type]
     encoder = CachedPromptEncoder(title_tokens, max_tokens)
-    streams = streams_by_key(corpus)
+    streams = corpus.streams_by_key()
     wsa = plan.wsa
     for era in plan.eras:
         if era.start == era.stop:

@@ -89,13 +89,10 @@ def read_bytes(uri: str) -> bytes:
     Raises:
         UserError: There is no such file, or the URI is a directory.
     """
-    fs, path = filesystem(uri)
-    try:
-        return bytes(fs.cat_file(path))
-    except FileNotFoundError:
-        raise UserError(f"{uri}: no such file") from None
-    except IsADirectoryError:
-        raise UserError(f"{uri}: a directory, where a file was expected") from None
+    content = read_bytes_if_exists(uri)
+    if content is None:
+        raise UserError(f"{uri}: no such file")
+    return content
 
 
 def read_many(uris: Sequence[str]) -> list[bytes]:
@@ -120,6 +117,27 @@ def read_text(uri: str) -> str:
         UserError: There is no such file, or the URI is a directory.
     """
     return read_bytes(uri).decode("utf-8")
+
+
+def read_bytes_if_exists(uri: str) -> bytes | None:
+    """Returns the content of a file, in one request; None if there is no such file.
+
+    Raises:
+        UserError: The URI is a directory.
+    """
+    fs, path = filesystem(uri)
+    try:
+        return bytes(fs.cat_file(path))
+    except FileNotFoundError:
+        return None
+    except IsADirectoryError:
+        raise UserError(f"{uri}: a directory, where a file was expected") from None
+
+
+def read_text_if_exists(uri: str) -> str | None:
+    """Returns the text of a UTF-8 file; None if there is no such file."""
+    content = read_bytes_if_exists(uri)
+    return None if content is None else content.decode("utf-8")
 
 
 def write_bytes(uri: str, content: bytes) -> None:

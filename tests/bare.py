@@ -15,9 +15,9 @@ from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
 from cprec.downstream.lr_search import single_process_group
 from cprec.encode.title_tokens import CachedPromptEncoder, TitleTokens
-from cprec.runs import run_plan
+from cprec.runs.run_planning import create_run_plan
 from cprec.schedule.plan import global_batches
-from cprec.stream.segments import read_plan_rows, streams_by_key
+from cprec.stream.segments import read_plan_rows
 from cprec.stream.token_sharing import TokenSharing, group_samples
 from cprec.stream.worker_rows import (
     SHARED_ROW_SCHEMA,
@@ -46,8 +46,8 @@ def works(recipe: Recipe, corpus: Corpus, words: TitleTokens) -> Iterator[Traini
         corpus: Its corpus.
         words: The titles of the corpus, tokenised.
     """
-    plan = run_plan.create_run_plan(recipe, corpus).plan
-    streams = streams_by_key(corpus)
+    plan = create_run_plan(recipe, corpus).plan
+    streams = corpus.streams_by_key()
     sharing = TokenSharing(recipe.train.targets_per_pass, recipe.train.shared_candidates)
     for era in plan.eras:
         for start, stop in global_batches(era.start, era.stop, recipe.train.global_batch):

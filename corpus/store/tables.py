@@ -122,6 +122,11 @@ class Corpus:
         chosen = newest if version is None else version
         return cls(uri, chosen, commits[: chosen + 1])
 
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the first version, which identifies the corpus."""
+        return str(self.commits[0].metadata["fingerprint"])
+
     def streams(self, split: str = "train") -> tuple[Stream, ...]:
         """Returns the streams of every source in one split, sorted by (version, source).
 
@@ -138,6 +143,10 @@ class Corpus:
                 for source, files in sorted(files_by_source.items())
             ]
         return tuple(streams)
+
+    def streams_by_key(self) -> dict[tuple[str, int], Stream]:
+        """Returns the training streams by source and corpus version."""
+        return {(stream.source, stream.version): stream for stream in self.streams()}
 
     def find_domain_source(self, domain: str, split: str) -> Source:
         """Finds the source of a domain's own samples, whether it is held out or not.

@@ -13,8 +13,7 @@ import psutil
 import pytest
 
 from cprec.runs import checkpoint
-from cprec.runs.json_lines import read_events
-from cprec.runs.run_records import perplexities
+from cprec.runs.run_records import read_run_records
 from tests.integration import jobs
 
 
@@ -66,7 +65,7 @@ def test_whichever_process_is_killed_the_run_continues_bit_for_bit(
     whole: Path, haunted: Path
 ) -> None:
     assert history(haunted) == history(whole)
-    assert perplexities(read_events(str(haunted))) == perplexities(read_events(str(whole)))
+    assert read_run_records(str(haunted)).perplexities == read_run_records(str(whole)).perplexities
     without_fault, with_faults = (
         checkpoint.load_training_state(str(max((folder / "checkpoints").iterdir()))).weights
         for folder in (whole, haunted)

@@ -30,7 +30,8 @@ from cprec.evaluate.candidate_scoring import score_samples
 from cprec.evaluate.metrics import compute_ranks, hits
 from cprec.model import adapter, backbone
 from cprec.model import base_uri as bases
-from cprec.runs import checkpoint, run_plan
+from cprec.runs import checkpoint
+from cprec.runs.run_planning import create_run_plan
 from cprec.schedule.ledger import Ledger
 from cprec.train.engine import Engine, micro_batch_spec
 from cprec.train.loop import Observer, StepRecord, TrainingStep, train
@@ -56,7 +57,7 @@ def pretrain(recipe: Recipe, corpus: Corpus, base: str, run: str) -> str:
         engine = Engine(
             adapter.attach(network, recipe.model, recipe.seed), recipe.train, recipe.model.precision
         )
-        observer = LedgerObserver(Ledger(run_plan.create_run_plan(recipe, corpus).plan))
+        observer = LedgerObserver(Ledger(create_run_plan(recipe, corpus).plan))
         train(
             engine,
             bare.works(recipe, corpus, words),

@@ -19,8 +19,7 @@ from cprec.config.recipe_file import load_recipe
 from cprec.evaluate.perplexity import compute_perplexity
 from cprec.model import adapter, backbone
 from cprec.runs import checkpoint
-from cprec.runs.json_lines import read_events
-from cprec.runs.run_records import perplexities
+from cprec.runs.run_records import read_run_records
 from cprec.schedule.plan import Plan
 from cprec.tracking.registry import Registry
 from tests.integration import jobs
@@ -78,7 +77,7 @@ def test_text_is_replayed_up_to_s_and_audited(whole: Path) -> None:
 
 
 def test_perplexity_is_measured_before_at_checkpoints_and_after(whole: Path, place: Path) -> None:
-    measured = perplexities(read_events(str(whole)))
+    measured = read_run_records(str(whole)).perplexities
     saved = [
         e["samples"] for e in jobs.lines(whole / "events.jsonl") if e["event"] == "checkpoint_saved"
     ]

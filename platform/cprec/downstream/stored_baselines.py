@@ -42,7 +42,7 @@ def baseline_uri(recipe: Recipe, corpus: Corpus, domain: str, name: str, seed: i
         seed: Seed of the training.
     """
     identity = [
-        corpus.commits[0].metadata["fingerprint"],
+        corpus.fingerprint,
         corpus.version,
         restore_old_keys("baseline", recipe.baseline.model_dump(exclude={"seeds"})),
         recipe.finetune.max_samples,

@@ -33,7 +33,7 @@ def resolve_base(recipe: Recipe, corpus: Corpus, say: Say) -> str:
         path = Path(base.removeprefix("file://")).expanduser()
         return str(path.absolute()) if not is_remote(base) and path.is_dir() else base
     identity = json.dumps(
-        [corpus.commits[0].metadata["fingerprint"], recipe.tiny.model_dump(), recipe.seed],
+        [corpus.fingerprint, recipe.tiny.model_dump(), recipe.seed],
         sort_keys=True,
     )
     uri = join(

@@ -268,7 +268,8 @@ def read_ledger(uri: str) -> Ledger:
 def read_verified_ledger(uri: str) -> Ledger:
     """Reads the ledger of a checkpoint that is complete and undamaged; raises as `verify` does."""
     verify(uri)
-    return Ledger.from_json(json.loads(read_text(join(uri, LEDGER))))
+    values = json.loads(read_text(join(uri, LEDGER)))
+    return Ledger.from_json(values)
 
 
 def load_training_state(uri: str) -> TrainingState:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from cluster.errors import RunError
-from cluster.storage import exists, is_remote, join, read_bytes, sha256, write_bytes, write_text
+from cluster.storage import is_remote, join, read_bytes_if_exists, sha256, write_bytes, write_text
 from cprec.runs.records import (
     EVENTS_FILE,
     TRACE_FILE,
@@ -45,7 +45,7 @@ class JsonLinesFile(Generic[R]):
         """
         self._uri, self._parse = uri, parse
         self._unflushed: list[str] = []
-        content = read_bytes(uri) if exists(uri) else b""
+        content = read_bytes_if_exists(uri) or b""
         lines, damaged = _split_damaged(content, parse)
         self.damage = []
         if damaged:
@@ -120,7 +120,7 @@ def open_trace(run_uri: str) -> JsonLinesFile[TraceRow]:
 def read_events(run_uri: str) -> list[Event]:
     """Reads a run's events; none if it has no such file. Damaged lines are left out."""
     uri = join(run_uri, EVENTS_FILE)
-    lines, _ = _split_damaged(read_bytes(uri) if exists(uri) else b"", parse_event)
+    lines, _ = _split_damaged(read_bytes_if_exists(uri) or b"", parse_event)
     return [parse_event(json.loads(line)) for line in lines]
 
 
@@ -131,7 +131,7 @@ def read_trace(run_uri: str) -> list[TraceRow]:
         RunError: A line is damaged.
     """
     uri = join(run_uri, TRACE_FILE)
-    lines, damaged = _split_damaged(read_bytes(uri) if exists(uri) else b"", TraceRow.from_json)
+    lines, damaged = _split_damaged(read_bytes_if_exists(uri) or b"", TraceRow.from_json)
     if damaged:
         raise RunError(
             f"{uri}: line {damaged[0]} is no record; restore the file, or start the run again, "

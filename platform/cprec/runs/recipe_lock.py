@@ -44,11 +44,9 @@ They decide where it runs and how it is watched, never what is computed.
 """
 
 
-def lock(recipe: Recipe, run_uri: str, allow: Collection[str] = ()) -> Recipe | None:
-    """Checks a run's recipe as `check_unchanged` does, then writes it to resolved.yaml."""
-    previous = check_unchanged(recipe, run_uri, allow)
+def write_recipe(recipe: Recipe, run_uri: str) -> None:
+    """Writes the recipe of a run to resolved.yaml."""
     write_text(join(run_uri, RECIPE_FILE), to_yaml(recipe))
-    return previous
 
 
 def check_unchanged(recipe: Recipe, run_uri: str, allow: Collection[str] = ()) -> Recipe | None:

@@ -1,12 +1,13 @@
-"""Reads everything that a run has left so far, for reports and comparisons."""
+"""Everything that a run has left so far, read once for its audit, its reports and its lineage."""
 
 import json
 import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from cluster.storage import exists, join, list_names, read_text
+from cluster.storage import join, list_names, read_text_if_exists
 from cprec.runs.json_lines import read_events, read_trace
 from cprec.runs.records import (
     AUDIT_FILE,
@@ -26,43 +27,65 @@ class RunRecords:
     """The records of a run, each as far as it exists.
 
     Attributes:
-        name: Name of the run.
+        run_uri: Folder of the run.
         run_plan: Its plan; None before its first start.
         events: Its events.
-        steps: Its optimizer steps, each once.
-        perplexities: (samples, perplexity of evaluate.text), in order.
+        trace: Its optimizer steps, in the order in which they were taken.
         audit: Its audit; None until it is trained.
         comparisons: Contents of its comparison.json files.
         recipe: Its resolved recipe, as YAML.
     """
 
-    name: str
+    run_uri: str
     run_plan: RunPlan | None = None
     events: Sequence[Event] = ()
-    steps: Sequence[TraceRow] = ()
-    perplexities: Sequence[tuple[int, float]] = ()
+    trace: Sequence[TraceRow] = ()
     audit: AuditReport | None = None
     comparisons: Sequence[Mapping[str, Any]] = ()
     recipe: str = ""
 
+    @property
+    def name(self) -> str:
+        """Name of the run."""
+        return posixpath.basename(self.run_uri.rstrip("/"))
+
+    @cached_property
+    def steps(self) -> list[TraceRow]:
+        """One row per step, in order: the last, where a restart trained the step again."""
+        return drop_repeated_steps(self.trace)
+
+    @cached_property
+    def perplexities(self) -> list[tuple[int, float]]:
+        """(samples, perplexity of evaluate.text), in order.
+
+        A perplexity that was measured again after a restart counts once.
+        """
+        measured = {
+            event.samples: event.perplexity
+            for event in self.events
+            if isinstance(event, PerplexityMeasured)
+        }
+        return sorted(measured.items())
+
 
 def read_run_records(run_uri: str) -> RunRecords:
     """Reads the records of a run, which may be under way."""
-    audit = _read(join(run_uri, AUDIT_FILE))
+    events, trace = read_events(run_uri), read_trace(run_uri)
+    audit = read_text_if_exists(join(run_uri, AUDIT_FILE))
+    recipe = read_text_if_exists(join(run_uri, RECIPE_FILE))
     evaluation = join(run_uri, EVALUATION_FOLDER)
     comparisons = [
-        _read(join(evaluation, domain, COMPARISON_FILE)) for domain in list_names(evaluation)
+        read_text_if_exists(join(evaluation, domain, COMPARISON_FILE))
+        for domain in list_names(evaluation)
     ]
-    events = read_events(run_uri)
     return RunRecords(
-        name=posixpath.basename(run_uri.rstrip("/")),
-        run_plan=RunPlan.read(run_uri),
-        events=events,
-        steps=drop_repeated_steps(read_trace(run_uri)),
-        perplexities=perplexities(events),
+        run_uri,
+        RunPlan.read(run_uri),
+        events,
+        trace,
         audit=AuditReport.from_json(json.loads(audit)) if audit else None,
         comparisons=[json.loads(comparison) for comparison in comparisons if comparison],
-        recipe=_read(join(run_uri, RECIPE_FILE)),
+        recipe=recipe or "",
     )
 
 
@@ -80,17 +103,3 @@ def count_traced_samples(trace: Sequence[TraceRow]) -> int:
             break
         end = row.end
     return end
-
-
-def perplexities(events: Sequence[Event]) -> list[tuple[int, float]]:
-    """Returns (samples, perplexity of the text) in order.
-
-    A perplexity that was measured again after a restart counts once.
-    """
-    measured = {e.samples: e.perplexity for e in events if isinstance(e, PerplexityMeasured)}
-    return sorted(measured.items())
-
-
-def _read(uri: str) -> str:
-    """Reads a file as text; empty where there is none."""
-    return read_text(uri) if exists(uri) else ""

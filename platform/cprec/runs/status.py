@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from cluster.errors import RunError
-from cluster.storage import exists, join, read_text, remove, write_text
+from cluster.storage import join, read_text_if_exists, remove, write_text
 from cprec.runs.records import STATUS_FILE, Owner, Status
 
 HEARTBEAT_S = 2.0
@@ -59,8 +59,8 @@ def is_alive(owner: Owner) -> bool | None:
 
 def read_status(run_uri: str) -> Status | None:
     """Reads the last status that a run wrote; None if it never wrote one."""
-    uri = join(run_uri, STATUS_FILE)
-    return Status.from_json(json.loads(read_text(uri))) if exists(uri) else None
+    text = read_text_if_exists(join(run_uri, STATUS_FILE))
+    return None if text is None else Status.from_json(json.loads(text))
 
 
 def write_status(run_uri: str, status: Status) -> None:

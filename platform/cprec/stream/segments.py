@@ -24,7 +24,7 @@ from ray.data import DataContext, DataIterator, Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
 from cluster.errors import PlatformFault
-from corpus.store.tables import Corpus, Stream, read_rows
+from corpus.store.tables import Stream, read_rows
 from cprec.schedule.controller import Segment
 from cprec.schedule.plan import Era, Plan, permute_rows
 from cprec.stream.row_encoder import RowEncoder
@@ -45,11 +45,6 @@ They outweigh the cost of starting a task, yet the first batch is ready soon.
 
 Streams = Mapping[tuple[str, int], Stream]
 """Streams of a corpus by source and corpus version."""
-
-
-def streams_by_key(corpus: Corpus) -> Streams:
-    """Returns the training streams of a corpus by source and corpus version."""
-    return {(s.source, s.version): s for s in corpus.streams()}
 
 
 def configure_ray_data() -> None:
@@ -199,9 +194,8 @@ class _SegmentReader:
         yield pa.Table.from_pylist(worker_rows, schema=schema)
 
 
-def sample_id_reader(corpus: Corpus, plan: Plan) -> Callable[[int, int], list[int]]:
+def sample_id_reader(streams: Streams, plan: Plan) -> Callable[[int, int], list[int]]:
     """Returns a function that reads the sample ids (uint64) at positions start .. stop - 1."""
-    streams = streams_by_key(corpus)
 
     def read_ids(start: int, stop: int) -> list[int]:
         rows = read_plan_rows(plan.find_era(start), streams, start, stop)

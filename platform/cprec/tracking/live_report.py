@@ -5,6 +5,7 @@ import time
 from cluster.console import Say
 from cluster.errors import UserError
 from cprec.runs.records import TraceRow
+from cprec.runs.run_records import RunRecords, read_run_records
 from cprec.tracking import report
 from cprec.tracking.tracker import Tracker
 
@@ -35,16 +36,16 @@ class LiveReport:
         if began < self._next_refresh:
             return
         try:
-            publish_report(self._run_uri, self._tracker)
+            publish_report(read_run_records(self._run_uri), self._tracker)
         except (OSError, UserError) as error:
             self._say(f"the report was not renewed: {error}")
         duration = time.monotonic() - began
         self._next_refresh = began + max(REPORT_INTERVAL_S, REPORT_INTERVAL_RATIO * duration)
 
 
-def publish_report(run_uri: str, tracker: Tracker) -> None:
+def publish_report(records: RunRecords, tracker: Tracker) -> None:
     """Writes the report of a run, and gives it to MLflow."""
-    for name, content in report.write(run_uri).items():
+    for name, content in report.write(records).items():
         tracker.log_text(name, content)
 
 

@@ -14,26 +14,28 @@ from markupsafe import Markup
 
 from cluster import storage
 from cprec.runs.records import AuditReport, Event
-from cprec.runs.run_records import RunRecords, read_run_records
+from cprec.runs.run_records import RunRecords
 from cprec.tracking import figures
 
 SCHEDULE = "schedule.svg"
 PAGE = "report.html"
 
 
-def write(run_uri: str) -> dict[str, str]:
+def write(records: RunRecords) -> dict[str, str]:
     """Writes the page and, beside it, the picture of the schedule into a run's folder.
+
+    Args:
+        records: The records of the run.
 
     Returns:
         The content of each file by name.
     """
-    records = read_run_records(run_uri)
     pictures = figures.draw_all(records)
     pages = {PAGE: render(records, pictures)}
     if pictures:
         pages[SCHEDULE] = next(iter(pictures.values()))
     for file, content in pages.items():
-        storage.write_text(storage.join(run_uri, file), content)
+        storage.write_text(storage.join(records.run_uri, file), content)
     return pages
 
 

@@ -37,6 +37,7 @@ from cprec.evaluate.significance import holm_correction, paired_t_test, permutat
 from cprec.model.base_uri import resolve_base
 from cprec.runs import checkpoint
 from cprec.runs.records import COMPARISON_FILE, EVALUATION_FOLDER, EVENTS_FILE, run_folder
+from cprec.runs.run_records import read_run_records
 from cprec.stream.row_encoder import RowEncoder
 from cprec.tracking import report
 from cprec.tracking.registry import Registry
@@ -92,7 +93,7 @@ def compare_models(
         storage.join(folder, file_name), json.dumps(asdict(comparison), indent=2, allow_nan=False)
     )
     if storage.exists(storage.join(run_uri, EVENTS_FILE)):
-        report.write(run_uri)
+        report.write(read_run_records(run_uri))
     return comparison
 
 

@@ -208,7 +208,7 @@ def lock_identity(plan: SearchPlan) -> None:
     """
     recipe = plan.recipe
     identity = {
-        "corpus": plan.corpus.commits[0].metadata["fingerprint"],
+        "corpus": plan.corpus.fingerprint,
         "corpus_version": plan.corpus.version,
         "base": plan.base,
         "start": plan.start_checkpoint,
@@ -365,7 +365,7 @@ def _lineage(plan: SearchPlan, best: TrialResult) -> dict[str, str]:
         "domain": plan.domain,
         "corpus": plan.corpus.uri,
         "corpus_version": str(plan.corpus.version),
-        "corpus_fingerprint": plan.corpus.commits[0].metadata["fingerprint"],
+        "corpus_fingerprint": plan.corpus.fingerprint,
         "ledger_digest": checkpoint.read_ledger(best.checkpoint).fingerprint(),
         "base": plan.base,
         "base_revision": plan.recipe.model.revision or "",

@@ -1,21 +1,20 @@
 """Finishes a pre-training run: audit, last event, report, and a registered version."""
 
-import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cluster.console import Say
 from cluster.errors import PlatformFault
 from cluster.storage import join, write_text
 from corpus.store.tables import Corpus
-from cprec.config.recipe_file import to_yaml
 from cprec.runs import checkpoint
 from cprec.runs.audit import audit
-from cprec.runs.json_lines import open_events, read_trace
+from cprec.runs.json_lines import open_events
 from cprec.runs.records import AUDIT_FILE, AuditReport, RunFinished
-from cprec.runs.run_plan import RunPlan
+from cprec.runs.run_records import read_run_records
 from cprec.stream.segments import sample_id_reader
 from cprec.tracking import report
+from cprec.tracking.lineage import lineage
 from cprec.tracking.live_report import publish_report
 from cprec.tracking.registry import Registry
 from cprec.tracking.tracker import Tracker
@@ -66,13 +65,13 @@ def finish_run(
     Raises:
         PlatformFault: The audit found a sample missing or repeated. Nothing is registered then.
     """
-    run_plan = RunPlan.read(job.run_uri)
+    records = read_run_records(job.run_uri)
+    run_plan = records.run_plan
     if run_plan is None:
         raise PlatformFault(f"{job.run_uri}: plan.json is gone")
-    trace = read_trace(job.run_uri)
     # The run may have adopted newer versions than the one it started at.
-    corpus = Corpus.open(job.corpus.uri)
-    audit_report = audit(run_plan.plan, trace, sample_id_reader(corpus, run_plan.plan))
+    streams = Corpus.open(job.corpus.uri).streams_by_key()
+    audit_report = audit(run_plan.plan, records.trace, sample_id_reader(streams, run_plan.plan))
     audit_json = json.dumps(audit_report.to_json(), indent=1)
     write_text(join(job.run_uri, AUDIT_FILE), audit_json)
     if audit_report.missing or audit_report.repeated:
@@ -82,12 +81,18 @@ def finish_run(
             f"see {join(job.run_uri, AUDIT_FILE)}"
         )
     checkpoint_uri = checkpoint.latest_uri(job.run_uri)
-    _record_end(job, run_plan, checkpoint_uri)
-    publish_report(job.run_uri, tracker)
+    events = open_events(job.run_uri)
+    if not any(isinstance(event, RunFinished) for event in events.read()):
+        samples = run_plan.plan.total_samples
+        events.append(RunFinished(samples=samples, checkpoint=checkpoint_uri))
+        events.flush()
+    publish_report(replace(records, audit=audit_report, events=events.read()), tracker)
     tracker.log_text(AUDIT_FILE, audit_json)
     tracker.flush()
     version = registry.register(
-        checkpoint_uri, lineage(job, run_plan, checkpoint_uri, registry), tracker.run_id
+        checkpoint_uri,
+        lineage(job, run_plan, records.recipe, checkpoint_uri, registry),
+        tracker.run_id,
     )
     if (unsent := tracker.finish("FINISHED")) is not None:
         say(unsent)
@@ -97,35 +102,5 @@ def finish_run(
         join(job.run_uri, report.PAGE),
         version,
         audit_report,
-        sum(step.dropped_titles for step in trace),
+        sum(step.dropped_titles for step in records.trace),
     )
-
-
-def lineage(
-    job: driver.TrainingJob, run_plan: RunPlan, checkpoint_uri: str, registry: Registry
-) -> dict[str, str]:
-    """Returns where a registered version comes from, as tags."""
-    parent = run_plan.parent or ""
-    versions = {v.checkpoint: str(v.number) for v in registry.versions()} if parent else {}
-    return {
-        "run": job.run_uri,
-        "corpus": job.corpus.uri,
-        "corpus_version": str(run_plan.version),
-        "corpus_fingerprint": run_plan.corpus,
-        "ledger_digest": checkpoint.read_ledger(checkpoint_uri).fingerprint(),
-        "base": job.base,
-        "base_revision": job.recipe.model.revision or "",
-        "recipe_digest": hashlib.sha256(to_yaml(job.recipe).encode()).hexdigest()[:16],
-        "inexact": job.recipe.train.inexact_keys,
-        "parent_checkpoint": parent,
-        "parent_version": versions.get(parent, ""),
-    }
-
-
-def _record_end(job: driver.TrainingJob, run_plan: RunPlan, checkpoint_uri: str) -> None:
-    """Writes the last event of a run, once."""
-    events = open_events(job.run_uri)
-    if not any(isinstance(event, RunFinished) for event in events.read()):
-        samples = run_plan.plan.total_samples
-        events.append(RunFinished(samples=samples, checkpoint=checkpoint_uri))
-        events.flush()

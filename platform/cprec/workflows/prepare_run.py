@@ -1,19 +1,23 @@
 """Prepares a pre-training run: its recipe, its corpus, its plan, and what the workers are given."""
 
+from collections import Counter
+from collections.abc import Collection
+
 from cluster.console import Say
 from cluster.errors import RecipeError, RunError
 from cluster.storage import absolute_uri, exists, join
-from corpus.ingest import plain_text
+from corpus.ingest.plain_text import read_plain_text
 from corpus.sampling.replay_text import text_digest
-from corpus.sampling.source import Source, SourceKind
 from corpus.store.tables import SAMPLES, Corpus
 from cprec.config.recipe import Recipe
 from cprec.model.base_uri import resolve_base
 from cprec.runs.checkpoint import CHECKPOINTS, CheckpointName, list_checkpoints
 from cprec.runs.json_lines import open_events
+from cprec.runs.parent import require_matching_adapter
+from cprec.runs.recipe_lock import check_unchanged, write_recipe
 from cprec.runs.records import CorpusVersionAdopted, RunStarted
-from cprec.runs.run_plan import RunPlan, open_run_plan, require_matching_adapter
-from cprec.schedule.plan import Plan
+from cprec.runs.run_plan import RunPlan
+from cprec.runs.run_planning import resolve_run_plan
 from cprec.stream.row_encoder import find_fallback_reason
 from cprec.tracking.registry import Registry
 from cprec.train.distributed import driver
@@ -92,28 +96,34 @@ def require_unregistered(registry: Registry, run_uri: str) -> None:
 
 
 def prepare_run(
-    recipe: Recipe, run_uri: str, corpus: Corpus, previous_recipe: Recipe | None, say: Say
+    recipe: Recipe, run_uri: str, corpus: Corpus, allow: Collection[str], say: Say
 ) -> tuple[driver.TrainingJob, RunPlan]:
-    """Checks the inputs of a run, opens its plan, and writes the first events of a new one.
+    """Checks all inputs of a run, then writes its recipe, its plan and its first events.
+
+    Nothing is written into the run's folder before every check has passed. So a first start that
+    is refused leaves no run behind.
 
     Args:
         recipe: The recipe of the run.
         run_uri: Folder of the run.
         corpus: The corpus that it trains on.
-        previous_recipe: The recipe of its last start; None at the first.
+        allow: Keys that may differ from the run's last start.
         say: Takes lines of progress.
 
     Returns:
         What to train, and the plan of the run.
     """
-    text = read_plain_text(recipe)
+    previous_recipe = check_unchanged(recipe, run_uri, allow)
+    text = None
+    if recipe.evaluate.text is not None:
+        text = read_plain_text(recipe.evaluate.text, "evaluate.text")
     appended_texts = {commit.metadata.get("text") for commit in corpus.commits}
     if text and recipe.schedule.replay_share and text_digest(text) in appended_texts:
         say(
             f"{recipe.evaluate.text} is also replayed: its perplexity shows what is learned of it, "
             "not what is forgotten"
         )
-    run_plan, is_new = open_run_plan(recipe, run_uri, corpus, previous_recipe)
+    run_plan, is_new = resolve_run_plan(recipe, run_uri, corpus, previous_recipe)
     base = resolve_base(recipe, corpus, say)
     if is_new and recipe.continue_from is not None:
         require_matching_adapter(recipe, base, recipe.continue_from)
@@ -126,59 +136,20 @@ def prepare_run(
         )
     if fallback_reason:
         say(f"prompts are tokenised one by one, which is slower: {fallback_reason}")
-    say(describe_plan(recipe, run_plan.plan))
+    write_recipe(recipe, run_uri)
+    run_plan.write(run_uri)
     if is_new:
         _record_start(recipe, run_uri, run_plan)
+    say(run_plan.plan.describe(recipe.train.global_batch, recipe.schedule.replay_share))
     return driver.TrainingJob(recipe, run_uri, base, corpus, text), run_plan
-
-
-def read_plain_text(recipe: Recipe) -> str | None:
-    """Reads the text whose perplexity is measured; None where the recipe names none.
-
-    Raises:
-        RecipeError: There is no such file, or it is not text.
-    """
-    if recipe.evaluate.text is None:
-        return None
-    return plain_text.read_plain_text(recipe.evaluate.text, "evaluate.text")
-
-
-def describe_plan(recipe: Recipe, plan: Plan) -> str:
-    """Describes a plan in one line: the ends of its phases, its steps and its learning rates.
-
-    A second line counts the windows of replayed text, if schedule.replay_share asks for any.
-    """
-    wsa = plan.wsa
-    batch = recipe.train.global_batch
-    # Batches do not cross the boundary of two eras.
-    steps = sum(-(-(era.stop - era.start) // batch) for era in plan.eras)
-    summary = (
-        f"plan: W = {wsa.warmup_end:,}, S = {wsa.stable_end:,}, A = {wsa.annealing_end:,} samples; "
-        f"{steps:,} steps of {batch}; {wsa.mode}, learning rates {wsa.lr_min:g} to {wsa.lr_max:g}"
-    )
-    fraction = recipe.schedule.replay_share
-    if not (fraction and wsa.stable_end):
-        return summary
-    replayed = sum(
-        samples
-        for (source, _), samples in plan.count_by_stream(0, wsa.stable_end).items()
-        if Source.parse(source).kind is SourceKind.TEXT
-    )
-    shortfall = ""
-    if replayed < int(fraction * wsa.stable_end):
-        shortfall = f"; the corpus has no more text for the {fraction:.1%} asked for"
-    return (
-        f"{summary}\nreplay: {replayed:,} windows of text, {replayed / wsa.stable_end:.1%} of the "
-        f"samples up to S{shortfall}"
-    )
 
 
 def _record_start(recipe: Recipe, run_uri: str, run_plan: RunPlan) -> None:
     """Writes the first events of a run."""
     plan = run_plan.plan
-    samples_by_source: dict[str, int] = {}
+    samples_by_source: Counter[str] = Counter()
     for (source, _), samples in plan.count_by_stream(0, plan.total_samples).items():
-        samples_by_source[source] = samples_by_source.get(source, 0) + samples
+        samples_by_source[source] += samples
     events = open_events(run_uri)
     events.append(
         RunStarted(

@@ -3,9 +3,8 @@
 from dataclasses import replace
 
 from corpus.store.tables import Corpus
+from cprec.runs.portions import build_replay, remaining_portions
 from cprec.runs.records import CorpusVersionAdopted
-from cprec.runs.run_plan import build_replay, remaining_portions
-from cprec.stream import segments
 from cprec.stream.row_encoder import RowEncoder
 from cprec.train.distributed.controller_state import ControllerState
 
@@ -96,7 +95,7 @@ class CorpusFollower:
     def _load(self, corpus: Corpus) -> None:
         """Takes over the streams of a version and the titles of its items."""
         settings = self._state.settings
-        self.streams = segments.streams_by_key(corpus)
+        self.streams = corpus.streams_by_key()
         self.row_encoder = RowEncoder.from_corpus(
             corpus,
             settings.base,

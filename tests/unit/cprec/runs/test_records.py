@@ -15,7 +15,7 @@ from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import validate_recipe
 from cprec.runs.audit import audit
 from cprec.runs.json_lines import open_events, open_trace, read_events, read_trace
-from cprec.runs.recipe_lock import lock
+from cprec.runs.recipe_lock import check_unchanged, write_recipe
 from cprec.runs.records import (
     EVENTS_FILE,
     TRACE_FILE,
@@ -223,15 +223,18 @@ def test_records_of_release_0_1_are_read() -> None:
 def test_a_run_keeps_its_recipe(tmp_path: Path) -> None:
     run = str(tmp_path / "run")
     first = Recipe()
-    assert lock(first, run) is None
+    assert check_unchanged(first, run) is None
+    write_recipe(first, run)
     other = validate_recipe({"workers": 5, "train": {"micro_batch": 3}}, "test")
-    assert lock(other, run) == first
+    assert check_unchanged(other, run) == first
+    write_recipe(other, run)
     changed = validate_recipe({"schedule": {"lr_max": 1e-3}, "data": {"k_core": 5}}, "test")
     with pytest.raises(RunError, match=r"data.k_core: 3 -> 5\n  schedule.lr_max: 0.0005 -> 0.001"):
-        lock(changed, run)
+        check_unchanged(changed, run)
     with pytest.raises(RunError, match=r"k_core"):
-        lock(changed, run, allow=["schedule.lr_max"])
-    assert lock(changed, run, allow=["schedule.lr_max", "data.k_core"]) == other
-    assert lock(changed, run) == changed
+        check_unchanged(changed, run, allow=["schedule.lr_max"])
+    assert check_unchanged(changed, run, allow=["schedule.lr_max", "data.k_core"]) == other
+    write_recipe(changed, run)
+    assert check_unchanged(changed, run) == changed
     with pytest.raises(RecipeError, match="no such key"):
-        lock(changed, run, allow=["lr"])
+        check_unchanged(changed, run, allow=["lr"])

@@ -18,7 +18,7 @@ from cprec.runs.records import (
     RunStarted,
 )
 from cprec.runs.restart import find_last_checkpoint
-from cprec.runs.run_plan import open_run_plan, resolve_run_plan
+from cprec.runs.run_planning import create_run_plan, resolve_run_plan
 from cprec.schedule.ledger import Ledger
 from cprec.schedule.wsa import Phase
 from tests.records import trace_row
@@ -36,7 +36,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 def run(tmp_path: Path, corpus: Corpus) -> Path:
     """The folder of a finished run."""
     run = tmp_path / "runs" / "trunk"
-    run_plan, _ = open_run_plan(Recipe(), str(run), corpus)
+    run_plan = create_run_plan(Recipe(), corpus)
+    run_plan.write(str(run))
     files = tmp_path / "files"
     (files / "adapter").mkdir(parents=True)
     (files / "adapter" / "weights").write_text("")
@@ -88,7 +89,8 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(
     tmp_path: Path, corpus: Corpus
 ) -> None:
     run = str(tmp_path / "runs" / "trunk")
-    first, is_new = open_run_plan(Recipe(), run, corpus)
+    first, is_new = resolve_run_plan(Recipe(), run, corpus)
+    first.write(run)
     assert is_new
     events, trace = open_events(run), open_trace(run)
     events.append(RunStarted(samples=0, run="trunk", warmup_end=8, stable_end=32, annealing_end=64))
@@ -96,4 +98,4 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(
     events.flush()
     trace.flush()
     assert find_last_checkpoint(run) == (None, [])
-    assert open_run_plan(Recipe(), run, corpus) == (first, False)
+    assert resolve_run_plan(Recipe(), run, corpus) == (first, False)

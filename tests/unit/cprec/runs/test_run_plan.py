@@ -13,8 +13,12 @@ from corpus.build import build
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import validate_recipe
-from cprec.runs import checkpoint, run_plan
+from cprec.runs import checkpoint
+from cprec.runs.parent import require_matching_adapter
+from cprec.runs.run_plan import RunPlan
+from cprec.runs.run_planning import create_run_plan, resolve_run_plan
 from cprec.schedule.ledger import Ledger
+from cprec.workflows.prepare_run import prepare_run
 from tests.unit.corpus.worlds import settings, shop, write_root
 
 
@@ -26,12 +30,12 @@ def test_targets_of_one_user_need_a_corpus_in_the_order_of_users(
     corpus = build(settings(root, users_together=together), 0, str(tmp_path / "corpus"), print)
     recipe = validate_recipe({"train": {"targets_per_pass": 4}}, "test")
     if together:
-        assert run_plan.create_run_plan(recipe, corpus).plan.total_samples == sum(
+        assert create_run_plan(recipe, corpus).plan.total_samples == sum(
             s.rows for s in corpus.streams() if s.source in ("domain/A", "domain/B", "mixed")
         )
     else:
         with pytest.raises(CorpusError, match=r"not ordered by user.*data\.users_together: true"):
-            run_plan.create_run_plan(recipe, corpus)
+            create_run_plan(recipe, corpus)
 
 
 @pytest.fixture
@@ -44,6 +48,15 @@ def corpus(tmp_path: Path) -> Corpus:
     )
 
 
+def open_run_plan(
+    recipe: Recipe, run: str, corpus: Corpus, previous_recipe: Recipe | None = None
+) -> RunPlan:
+    """Resolves the plan of a run and writes it, as a start of the run does."""
+    run_plan, _ = resolve_run_plan(recipe, run, corpus, previous_recipe)
+    run_plan.write(run)
+    return run_plan
+
+
 def parent(tmp_path: Path, corpus: Corpus, config: dict[str, object] | None) -> str:
     """Saves a stable checkpoint of a run `trunk` on a corpus, and returns its URI.
 
@@ -52,7 +65,7 @@ def parent(tmp_path: Path, corpus: Corpus, config: dict[str, object] | None) -> 
         corpus: The corpus.
         config: PEFT's configuration of its LoRA adapter; None: every weight was trained.
     """
-    trunk, _ = run_plan.open_run_plan(Recipe(), str(tmp_path / "runs" / "trunk"), corpus)
+    trunk = open_run_plan(Recipe(), str(tmp_path / "runs" / "trunk"), corpus)
     (tmp_path / "files" / "adapter").mkdir(parents=True)
     (tmp_path / "files" / "adapter" / "weights").write_text("")
     if config is not None:
@@ -102,10 +115,26 @@ def test_a_parent_must_be_what_the_recipe_trains(
 ) -> None:
     recipe, uri = validate_recipe({"model": model}, "test"), parent(tmp_path, corpus, config)
     if message is None:
-        run_plan.require_matching_adapter(recipe, "/models/tiny-1", uri)
+        require_matching_adapter(recipe, "/models/tiny-1", uri)
     else:
         with pytest.raises(RunError, match=re.escape(message)):
-            run_plan.require_matching_adapter(recipe, "/models/tiny-1", uri)
+            require_matching_adapter(recipe, "/models/tiny-1", uri)
+
+
+def test_a_start_that_is_refused_leaves_no_run_behind(tmp_path: Path, corpus: Corpus) -> None:
+    """Else the second start would find a plan, take the run for one that had begun, and train."""
+    recipe = validate_recipe(
+        {
+            "model": {"base": "/models/tiny-1", "lora_alpha": 64},
+            "continue_from": parent(tmp_path, corpus, CONFIG),
+        },
+        "test",
+    )
+    run = tmp_path / "runs" / "next"
+    for _ in range(2):
+        with pytest.raises(RunError, match=r"model\.lora_alpha: 32 in the checkpoint, 64 in"):
+            prepare_run(recipe, str(run), corpus, (), print)
+        assert not run.exists()
 
 
 @pytest.mark.parametrize("mode", ["domain_only", "shuffled"])
@@ -117,7 +146,7 @@ def test_a_branch_needs_a_mode_that_anneals(tmp_path: Path, corpus: Corpus, mode
     with pytest.raises(
         RecipeError, match=f"{mode} does not anneal on mixed samples; a branch needs one of wsa, "
     ):
-        run_plan.create_run_plan(recipe, corpus)
+        create_run_plan(recipe, corpus)
 
 
 def test_the_stable_phase_can_be_held_or_released_at_a_restart(
@@ -125,21 +154,21 @@ def test_the_stable_phase_can_be_held_or_released_at_a_restart(
 ) -> None:
     run = str(tmp_path / "run")
     first, held = Recipe(), validate_recipe({"schedule": {"hold_open": True}}, "test")
-    assert run_plan.open_run_plan(first, run, corpus)[0].hold is False
-    assert run_plan.open_run_plan(held, run, corpus, first)[0].hold is True
-    on_storage = run_plan.RunPlan.read(run)
+    assert open_run_plan(first, run, corpus).hold is False
+    assert open_run_plan(held, run, corpus, first).hold is True
+    on_storage = RunPlan.read(run)
     assert on_storage is not None
     assert on_storage.hold is True
-    assert run_plan.open_run_plan(held, run, corpus, held)[0].hold is True
+    assert open_run_plan(held, run, corpus, held).hold is True
     replace(on_storage, hold=False).write(run)  # as `control release` does
-    assert run_plan.open_run_plan(held, run, corpus, held)[0].hold is False
+    assert open_run_plan(held, run, corpus, held).hold is False
 
 
 def test_a_run_that_started_at_an_older_version_goes_beyond_it(
     tmp_path: Path, corpus: Corpus
 ) -> None:
     run, oldest = str(tmp_path / "run"), corpus
-    first, _ = run_plan.open_run_plan(Recipe(), run, oldest)
+    first = open_run_plan(Recipe(), run, oldest)
     append(
         settings(write_root(tmp_path / "more", shop(("D",), seed=5)), domains=("D",), held_out=()),
         0,
@@ -147,7 +176,7 @@ def test_a_run_that_started_at_an_older_version_goes_beyond_it(
         print,
     )
     replace(first, version=1).write(run)
-    assert run_plan.open_run_plan(Recipe(), run, oldest)[0].version == 1
+    assert open_run_plan(Recipe(), run, oldest).version == 1
     replace(first, version=2).write(run)
     with pytest.raises(CorpusError, match="version 2: point --corpus at that one"):
-        run_plan.open_run_plan(Recipe(), run, oldest)
+        open_run_plan(Recipe(), run, oldest)

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cprec.runs.json_lines import read_events
-from cprec.runs.run_records import RunRecords, drop_repeated_steps, perplexities, read_run_records
+from cprec.runs.run_records import RunRecords, read_run_records
 from cprec.schedule.wsa import WSA
 from cprec.tracking import figures, report
 from tests.records import trace_row
@@ -112,7 +111,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_everything_is_on_one_offline_page(run: Path) -> None:
-    page = report.write(str(run))["report.html"]
+    page = report.write(read_run_records(str(run)))["report.html"]
     assert page.count("<svg") == 3
     assert (run / "report.html").read_text() == page
     for shown in (
@@ -142,7 +141,7 @@ def test_the_schedule_picture_marks_what_joined_restarts_and_the_plan(run: Path)
     }
     with (run / "events.jsonl").open("a") as file:
         file.write(json.dumps(resumed) + "\n")
-    picture = report.write(str(run))["schedule.svg"]
+    picture = report.write(read_run_records(str(run)))["schedule.svg"]
     assert (run / "schedule.svg").read_text() == picture
     for shown in (
         "version 1: Music",
@@ -160,7 +159,7 @@ def test_the_schedule_picture_marks_what_joined_restarts_and_the_plan(run: Path)
 
 
 def test_the_perplexity_of_the_text_is_drawn_where_it_was_measured(run: Path) -> None:
-    before = report.write(str(run))["report.html"]
+    before = report.write(read_run_records(str(run)))["report.html"]
     assert "perplexity" not in before
     measured = [(0, 12.5), (300 * BATCH, 13.0), (300 * BATCH, 13.0), (STEPS * BATCH, 15.75)]
     with (run / "events.jsonl").open("a") as file:
@@ -176,25 +175,28 @@ def test_the_perplexity_of_the_text_is_drawn_where_it_was_measured(run: Path) ->
                 )
                 + "\n"
             )
-    pages = report.write(str(run))
+    pages = report.write(read_run_records(str(run)))
     assert "perplexity of the text: 12.5 → 15.75" in pages["report.html"]
     assert "perplexity of text" in pages["schedule.svg"]
-    assert perplexities(read_events(str(run))) == sorted(set(measured))
+    assert read_run_records(str(run)).perplexities == sorted(set(measured))
 
 
 def test_what_came_from_outside_is_escaped(run: Path) -> None:
-    page = report.write(str(run))["report.html"]
+    page = report.write(read_run_records(str(run)))["report.html"]
     assert "<script" not in page
     assert page.count("&lt;script&gt;") >= 4
 
 
 def test_equal_records_give_an_equal_page(run: Path) -> None:
-    assert report.write(str(run))["report.html"] == report.write(str(run))["report.html"]
+    assert (
+        report.write(read_run_records(str(run)))["report.html"]
+        == report.write(read_run_records(str(run)))["report.html"]
+    )
 
 
 def test_sources_and_phases_are_text_in_the_plots() -> None:
     row = trace_row(sources={EVIL: 64, "domain/A$B$C": 64})
-    records = RunRecords(EVIL, steps=[row])
+    records = RunRecords(EVIL, trace=[row])
     page = report.render(records, figures.draw_all(records))
     assert "<script" not in page
     assert "domain/A$B$C" in page
@@ -202,11 +204,11 @@ def test_sources_and_phases_are_text_in_the_plots() -> None:
 
 def test_a_run_without_records_has_a_report(tmp_path: Path) -> None:
     (tmp_path / "new").mkdir()
-    page = report.write(str(tmp_path / "new"))["report.html"]
+    page = report.write(read_run_records(str(tmp_path / "new")))["report.html"]
     assert "no steps yet" in page
 
 
 def test_of_a_step_that_was_trained_again_the_last_counts() -> None:
     first, again = trace_row(), trace_row(tokens=77)
-    records = RunRecords("r", steps=drop_repeated_steps([first, again]))
+    records = RunRecords("r", trace=[first, again])
     assert "77 tokens" in report.render(records, {})

@@ -2,12 +2,12 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from cluster.errors import RunError
+from corpus.store.delta import Commit
+from corpus.store.tables import Corpus
 from cprec.config.recipe import RENAMED_KEYS, Recipe
 from cprec.config.recipe_file import to_yaml, validate_recipe
 from cprec.downstream.stored_baselines import baseline_uri
@@ -25,8 +25,8 @@ def old_names(text: str) -> str:
 
 
 @pytest.fixture
-def corpus() -> Any:
-    return SimpleNamespace(commits=[SimpleNamespace(metadata={"fingerprint": "f"})], version=0)
+def corpus() -> Corpus:
+    return Corpus("corpus", 0, (Commit(0, {"fingerprint": "f"}, (), frozenset(), "", 0),))
 
 
 def test_a_run_goes_on_from_its_old_recipe_without_a_word(
@@ -51,7 +51,7 @@ def test_a_change_is_shown_and_accepted_under_either_name(tmp_path: Path) -> Non
     assert check_unchanged(changed, str(tmp_path), ["baseline.rate"]) == Recipe()
 
 
-def test_a_search_goes_on(tmp_path: Path, corpus: Any) -> None:
+def test_a_search_goes_on(tmp_path: Path, corpus: Corpus) -> None:
     plan = SearchPlan(
         Recipe(), corpus, "Games", "cprec", str(tmp_path), "base", "start", None, (0.1,)
     )
@@ -68,6 +68,6 @@ def test_a_search_goes_on(tmp_path: Path, corpus: Any) -> None:
         lock_identity(plan)
 
 
-def test_baselines_are_where_the_earlier_release_put_them(corpus: Any) -> None:
+def test_baselines_are_where_the_earlier_release_put_them(corpus: Corpus) -> None:
     uri = baseline_uri(Recipe(storage="/runs"), corpus, "Games", "sasrec", 0)
     assert uri == "/runs/baselines/Games/sasrec-92dfc8c2e306"

@@ -13,15 +13,16 @@ from cluster.errors import RunError
 from corpus.build import build
 from cprec.config.recipe import Recipe
 from cprec.runs import checkpoint
-from cprec.runs.recipe_lock import lock
-from cprec.runs.run_plan import RunPlan, open_run_plan
+from cprec.runs.recipe_lock import write_recipe
+from cprec.runs.run_plan import RunPlan
+from cprec.runs.run_planning import create_run_plan
 from cprec.schedule.plan import Portion
 from cprec.schedule.planning import PlanSettings, build_plan
 from cprec.schedule.wsa import Mode
 from cprec.tracking import live_report
 from cprec.tracking.live_report import REPORT_INTERVAL_RATIO, REPORT_INTERVAL_S, LiveReport
 from cprec.train.distributed import driver
-from cprec.workflows import prepare_run, pretrain
+from cprec.workflows import prepare_run, pretrain, train_run
 from tests.unit.corpus.worlds import settings, shop, write_root
 
 
@@ -37,7 +38,7 @@ class Clock:
     def monotonic(self) -> float:
         return self.now
 
-    def make_report(self, run_uri: str, tracker: Any) -> None:
+    def make_report(self, records: Any, tracker: Any) -> None:
         self.made_at.append(self.now)
         self.now += self.takes
         if self.fails:
@@ -104,12 +105,12 @@ def test_a_run_that_is_held_open_waits_again_after_a_restart(
     lines: list[str] = []
     trained: list[object] = []
     monkeypatch.setattr(
-        pretrain, "find_last_checkpoint", lambda run_uri: (checkpoint.CheckpointName(100, 0), [])
+        train_run, "find_last_checkpoint", lambda run_uri: (checkpoint.CheckpointName(100, 0), [])
     )
-    monkeypatch.setattr(pretrain, "ray_session", lambda address, num_cpus: nullcontext())
+    monkeypatch.setattr(train_run, "ray_session", lambda address, num_cpus: nullcontext())
     monkeypatch.setattr(driver, "run_training", lambda *arguments: trained.append(arguments))
     job = driver.TrainingJob(Recipe(), "runs/a", "base", Any)  # type: ignore[arg-type]
-    pretrain.run_training(job, run_plan, Any, lines.append)  # type: ignore[arg-type]
+    train_run.train_run(job, run_plan, Any, lines.append)  # type: ignore[arg-type]
     assert len(trained) == (hold and not closed)
     assert lines == (
         ["resuming cpt from 100 samples"] if trained else ["cpt is trained to the end already"]
@@ -128,14 +129,16 @@ def test_a_preview_tells_of_the_run_that_is_there_and_writes_nothing(tmp_path: P
     pretrain.preview(recipe, corpus, (), lines.append)
     assert not (tmp_path / "runs").exists()
     assert lines[0].startswith("plan: W = ")
-    lock(recipe, str(tmp_path / "runs" / "cpt"))
+    write_recipe(recipe, str(tmp_path / "runs" / "cpt"))
     smaller = recipe.model_copy(
         update={"train": recipe.train.model_copy(update={"max_samples": 64})}
     )
-    run_plan, _ = open_run_plan(smaller, str(tmp_path / "runs" / "cpt"), corpus)
+    run_plan = create_run_plan(smaller, corpus)
+    run_plan.write(str(tmp_path / "runs" / "cpt"))
     pretrain.preview(recipe, corpus, (), lines.append)
-    assert prepare_run.describe_plan(recipe, run_plan.plan) in lines
-    assert prepare_run.describe_plan(recipe, run_plan.plan) != lines[0]
+    of_the_run = run_plan.plan.describe(recipe.train.global_batch, 0.0)
+    assert of_the_run in lines
+    assert of_the_run != lines[0]
     other = recipe.model_copy(update={"seed": 3})
     with pytest.raises(RunError, match="seed: 0 -> 3"):
         pretrain.preview(other, corpus, (), print)

@@ -14,6 +14,7 @@ from cprec.runs import run_plan
 from cprec.runs.control_channel import Action
 from cprec.runs.json_lines import read_events, read_trace
 from cprec.runs.records import RecordDropped
+from cprec.runs.run_planning import create_run_plan
 from cprec.runs.status import current_owner
 from cprec.stream import segments
 from cprec.stream.row_encoder import RowEncoder
@@ -43,7 +44,7 @@ def actor(tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> Co
     monkeypatch.setattr(segments, "configure_ray_data", lambda: None)
     monkeypatch.setattr(RowEncoder, "from_corpus", lambda *_: None)
     run = str(tmp_path / "runs" / "trunk")
-    run_plan.open_run_plan(Recipe(), run, corpus)
+    create_run_plan(Recipe(), corpus).write(run)
     return ControllerActor(
         ControllerSettings(
             "trunk", run, corpus.uri, "base", None, 512, NO_SHARING, 32, 64, 64, None, 0.0

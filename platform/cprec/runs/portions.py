@@ -1,0 +1,54 @@
+"""Streams of the corpus as portions of a plan: which streams, and what each has left."""
+
+from collections.abc import Collection, Iterable
+
+from corpus.sampling.source import SourceKind
+from corpus.store.tables import Stream
+from cprec.schedule.plan import Portion
+from cprec.schedule.planning import Replay
+
+
+def select_streams(
+    streams: Iterable[Stream], kind: SourceKind, passed_over: Collection[str] = ()
+) -> list[Stream]:
+    """Selects the streams of one kind of source, without those of some domains."""
+    return [
+        stream
+        for stream in streams
+        if stream.source.kind is kind and stream.source.name not in passed_over
+    ]
+
+
+def domain_names(domain_streams: Iterable[Stream]) -> tuple[str, ...]:
+    """Returns the domains of some streams, each once."""
+    return tuple(dict.fromkeys(stream.source.name for stream in domain_streams))
+
+
+def remaining_portions(
+    streams: Iterable[Stream], consumed: Iterable[Portion] = ()
+) -> list[Portion]:
+    """Returns what each stream has left, as portions; streams without a row left are omitted.
+
+    Args:
+        streams: The streams.
+        consumed: Portions from row 0 on that were consumed, of these and of other streams.
+    """
+    consumed_rows = {(portion.source, portion.version): portion.count for portion in consumed}
+    portions = []
+    for stream in streams:
+        first = consumed_rows.get((stream.source, stream.version), 0)
+        if first < stream.rows:
+            portions.append(Portion(stream.source, stream.version, first, stream.rows - first))
+    return portions
+
+
+def build_replay(fraction: float, streams: Iterable[Stream], consumed: Iterable[Portion]) -> Replay:
+    """Builds the replay of a run.
+
+    Args:
+        fraction: Fraction of the samples up to S that are windows of text.
+        streams: Streams of the corpus, all of whose text is replayed.
+        consumed: Portions that were consumed before.
+    """
+    texts = select_streams(streams, SourceKind.TEXT)
+    return Replay(fraction, tuple(remaining_portions(texts, consumed)))

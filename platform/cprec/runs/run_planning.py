@@ -1,0 +1,200 @@
+"""Plans a run that starts now: a trunk, one that goes on from another, or a branch.
+
+A run that has started before keeps its plan. Nothing is written here.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from cluster.errors import CorpusError, RecipeError
+from corpus.sampling.source import SourceKind
+from corpus.store.tables import Corpus, Stream
+from cprec.config.recipe import Recipe
+from cprec.runs.parent import Parent, read_parent
+from cprec.runs.portions import build_replay, domain_names, remaining_portions, select_streams
+from cprec.runs.restart import require_untrained
+from cprec.runs.run_plan import RunPlan
+from cprec.schedule import planning
+from cprec.schedule.plan import Portion
+from cprec.schedule.planning import PlanSettings, Replay
+from cprec.schedule.wsa import Mode
+
+
+def resolve_run_plan(
+    recipe: Recipe, run_uri: str, corpus: Corpus, previous_recipe: Recipe | None = None
+) -> tuple[RunPlan, bool]:
+    """Reads the plan of a run that has started, or plans a new run. Writes nothing.
+
+    Args:
+        recipe: The recipe of this start.
+        run_uri: Folder of the run.
+        corpus: The corpus that the recipe names.
+        previous_recipe: The recipe of the run's last start. Where schedule.hold_open has changed
+            since, the stable phase is held open or released.
+
+    Returns:
+        (the run plan, whether the run is new).
+
+    Raises:
+        CorpusError: The corpus is not the one that the run started on, or holds nothing to train.
+        RunError: The run cannot go on from its parent checkpoint.
+        RecipeError: The recipe's schedule has no annealing, and the run is a branch.
+    """
+    run_plan = RunPlan.read(run_uri)
+    if run_plan is None:
+        require_untrained(run_uri)
+        return create_run_plan(recipe, corpus), True
+    # The recipe may name an older version than the run has adopted, so ask for the newest one.
+    if run_plan.corpus != corpus.fingerprint or run_plan.version > Corpus.open(corpus.uri).version:
+        raise CorpusError(
+            f"{corpus.uri}: this is corpus {corpus.fingerprint}, version {corpus.version}; "
+            f"the run {recipe.run} is on {run_plan.corpus}, version {run_plan.version}: "
+            "point --corpus at that one, or start another --run"
+        )
+    hold = recipe.schedule.hold_open
+    hold_changed = previous_recipe is not None and previous_recipe.schedule.hold_open != hold
+    if hold_changed and not run_plan.closed:
+        run_plan = replace(run_plan, hold=hold)
+    return run_plan, False
+
+
+def create_run_plan(recipe: Recipe, corpus: Corpus) -> RunPlan:
+    """Plans a run that starts now: from the base, from a checkpoint of a trunk, or as a branch.
+
+    Raises:
+        CorpusError: The corpus does not hold what the recipe needs.
+        RunError: The run cannot go on from its parent checkpoint.
+        RecipeError: The recipe's schedule has no annealing, and the run is a branch.
+    """
+    _require_users_together(recipe, corpus)
+    streams = corpus.streams()
+    available = domain_names(select_streams(streams, SourceKind.DOMAIN))
+    domains = recipe.data.domains or available
+    if absent := [domain for domain in domains if domain not in available]:
+        raise CorpusError(
+            f"{corpus.uri}: no training samples of domain {', '.join(absent)}; "
+            f"this corpus pre-trains on {', '.join(available) or 'nothing'}"
+        )
+    if recipe.continue_from is not None:
+        parent = read_parent(recipe, corpus, recipe.continue_from)
+        domains = tuple(name for name in available if name not in parent.passed_over)
+    else:
+        passed_over = tuple(name for name in available if name not in domains)
+        parent = Parent(None, (), passed_over)
+    if recipe.branch:
+        return _plan_branch(recipe, corpus, streams, parent)
+    return _plan_trunk(recipe, corpus, streams, tuple(domains), parent)
+
+
+def _require_users_together(recipe: Recipe, corpus: Corpus) -> None:
+    """Checks that samples of one user are neighbours where the recipe lets them share a pass."""
+    rules = corpus.commits[0].metadata.get("rules", {})
+    if recipe.train.targets_per_pass > 1 and not rules.get("data.users_together"):
+        raise CorpusError(
+            f"{corpus.uri}: its samples are not ordered by user, so train.targets_per_pass "
+            f"({recipe.train.targets_per_pass}) would find none that share a history; build "
+            "another corpus with data.users_together: true, or set train.targets_per_pass to 1"
+        )
+
+
+def _plan_trunk(
+    recipe: Recipe,
+    corpus: Corpus,
+    streams: Sequence[Stream],
+    domains: tuple[str, ...],
+    parent: Parent,
+) -> RunPlan:
+    """Plans a trunk: all samples that its parent has not consumed.
+
+    Args:
+        recipe: The recipe of the run.
+        corpus: The corpus.
+        streams: Its training streams.
+        domains: Domains that the run pre-trains on.
+        parent: What the run goes on from.
+    """
+    settings = plan_settings(recipe)
+    replay = _replay_from_recipe(recipe, corpus, streams, parent.consumed)
+    domain = remaining_portions(
+        select_streams(streams, SourceKind.DOMAIN, parent.passed_over), parent.consumed
+    )
+    mixed = remaining_portions(select_streams(streams, SourceKind.MIXED), parent.consumed)
+    if parent.uri is not None:
+        if not domain:
+            raise CorpusError(
+                f"{corpus.uri}: version {corpus.version} holds no domain-specific sample that "
+                f"{parent.uri} has not consumed; append a domain first"
+            )
+        if not recipe.schedule.rewarm:
+            settings = replace(settings, warmup_fraction=0.0)
+    plan = planning.build_plan(settings, domain, mixed, parent.consumed, replay)
+    return RunPlan(
+        corpus.fingerprint,
+        corpus.version,
+        plan,
+        domains,
+        parent.passed_over,
+        hold=recipe.schedule.hold_open,
+        parent=parent.uri,
+    )
+
+
+def _plan_branch(
+    recipe: Recipe, corpus: Corpus, streams: Sequence[Stream], parent: Parent
+) -> RunPlan:
+    """Plans a branch: the mixed samples that its parent has not consumed."""
+    _require_annealing(recipe)
+    settings = plan_settings(recipe).for_branch()
+    mixed = remaining_portions(select_streams(streams, SourceKind.MIXED), parent.consumed)
+    if not mixed:
+        raise CorpusError(
+            f"{corpus.uri}: no mixed samples, so there is nothing to anneal on; "
+            "see data.mixed_min_domains"
+        )
+    plan = planning.build_plan(settings, (), mixed, parent.consumed)
+    return RunPlan(
+        corpus.fingerprint,
+        corpus.version,
+        plan,
+        domains=(),
+        passed_over=parent.passed_over,
+        closed=True,
+        parent=parent.uri,
+    )
+
+
+def _require_annealing(recipe: Recipe) -> None:
+    """Checks that the recipe's schedule anneals on mixed samples, as a branch needs."""
+    if not recipe.schedule.mode.anneals_on_mixed:
+        allowed = ", ".join(mode for mode in Mode if mode.anneals_on_mixed)
+        raise RecipeError(
+            f"schedule.mode: {recipe.schedule.mode} does not anneal on mixed samples; "
+            f"a branch needs one of {allowed}"
+        )
+
+
+def plan_settings(recipe: Recipe) -> PlanSettings:
+    """Returns what a recipe decides about a plan."""
+    schedule = recipe.schedule
+    return PlanSettings(
+        seed=recipe.seed,
+        lr_min=schedule.lr_min,
+        lr_max=schedule.lr_max,
+        warmup_fraction=schedule.warmup_fraction,
+        max_domain_samples=recipe.train.max_samples,
+        mode=schedule.mode,
+    )
+
+
+def _replay_from_recipe(
+    recipe: Recipe, corpus: Corpus, streams: Sequence[Stream], consumed: Iterable[Portion] = ()
+) -> Replay:
+    """Builds the replay that a recipe asks for; raises CorpusError if the corpus has no text."""
+    fraction = recipe.schedule.replay_share
+    if fraction and not select_streams(streams, SourceKind.TEXT):
+        raise CorpusError(
+            f"{corpus.uri}: version {corpus.version} holds no text, and schedule.replay_share is "
+            f"{fraction:g}; append one with jobs/append_domain.py --text FILE "
+            f"--corpus {corpus.uri}, or set the share to 0"
+        )
+    return build_replay(fraction, streams, consumed)

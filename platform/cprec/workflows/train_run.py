@@ -1,0 +1,53 @@
+"""Trains what is left of a run, and shows on the console and in MLflow how it goes."""
+
+from cluster.console import Say
+from cluster.ray_session import ray_session
+from cprec.runs.records import PerplexityMeasured, TraceRow
+from cprec.runs.restart import find_last_checkpoint
+from cprec.runs.run_plan import RunPlan
+from cprec.tracking.live_report import LiveReport, step_metrics
+from cprec.tracking.progress import Progress
+from cprec.tracking.tracker import Tracker
+from cprec.train.distributed import driver
+
+
+def train_run(job: driver.TrainingJob, run_plan: RunPlan, tracker: Tracker, say: Say) -> None:
+    """Trains what is left of the plan, if anything is.
+
+    A run that is held open waits for more samples even where its plan is trained.
+    """
+    newest, _ = find_last_checkpoint(job.run_uri)
+    plan = run_plan.plan
+    is_held_open = run_plan.hold and not run_plan.closed
+    if newest is not None and newest.samples >= plan.total_samples and not is_held_open:
+        say(f"{job.recipe.run} is trained to the end already")
+        return
+    if newest is not None:
+        say(f"resuming {job.recipe.run} from {newest.samples:,} samples")
+    progress = Progress(plan.total_samples, say)
+    live_report = LiveReport(job.run_uri, tracker, say)
+
+    def on_progress(
+        rows: list[TraceRow], perplexities: list[PerplexityMeasured], waiting: bool
+    ) -> None:
+        progress.update(rows, perplexities, waiting)
+        for row in rows:
+            tracker.log_metrics(step_metrics(row), row.samples)
+        for event in perplexities:
+            tracker.log_metrics({"perplexity": event.perplexity}, event.samples)
+        if rows:
+            live_report.refresh()
+        tracker.flush()
+
+    try:
+        with ray_session(job.recipe.cluster.address, job.recipe.logical_cpus):
+            driver.run_training(job, on_progress, say)
+    except KeyboardInterrupt:
+        tracker.finish("KILLED")
+        raise
+    except BaseException:
+        # Whatever ended it: the exception goes on, and MLflow is told first.
+        tracker.finish("FAILED")
+        raise
+    finally:
+        progress.close()
