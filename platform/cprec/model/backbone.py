@@ -64,7 +64,7 @@ def load(
         config = AutoConfig.from_pretrained(local.path, **source)
     base_checks.check_class(config, base)
     with refused_input(where):
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             local.path,
             config=config,
             dtype=DTYPES[precision],
@@ -73,11 +73,13 @@ def load(
             output_loading_info=True,
             **source,
         )
+    model, info = loaded
     base_checks.check_loaded(info, base)
     base_checks.check_finite(model, base)
     tokenizer = load_tokenizer(base, local.revision)
     base_checks.check_vocabulary(tokenizer, model, base)
-    return model.eval(), tokenizer
+    model.eval()
+    return model, tokenizer
 
 
 @lru_cache(maxsize=2)

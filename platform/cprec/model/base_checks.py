@@ -183,7 +183,7 @@ def check_class(config: Any, base: str) -> None:
     give = "give a decoder-only language model of text"
     if getattr(config, "is_encoder_decoder", False):
         raise RecipeError(f"{where} is an encoder-decoder model; {give}")
-    model_class = AutoModelForCausalLM._model_mapping.get(type(config), None)
+    model_class: Any = AutoModelForCausalLM._model_mapping.get(type(config), None)
     if model_class is None:
         raise RecipeError(f"{where} is no causal language model; {give}")
     is_encoder = AutoModelForMaskedLM._model_mapping.get(type(config), None) is not None
@@ -263,7 +263,8 @@ def check_vocabulary(
     `backbone.load_tokenizer` has dropped added tokens without one, and titles make no special ones.
     """
     unused = set(tokenizer.all_special_tokens) - {tokenizer.eos_token, tokenizer.bos_token}
-    rows = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[union-attr, arg-type]
+    embedding: Any = model.get_input_embeddings()
+    rows = int(embedding.weight.shape[0])
     above = [
         token
         for token, index in tokenizer.get_vocab().items()

@@ -69,9 +69,12 @@ def identify(base: str, revision: str | None) -> BaseIdentity:
     Raises:
         RecipeError: There is no such base.
     """
-    if not is_remote(base) and (directory := local_directory(base)) is None:
+    if is_remote(base):
+        files = list_files(base)
+    elif (directory := local_directory(base)) is not None:
+        files = hash_files(directory)
+    else:
         return BaseIdentity(base, _resolve_commit(base, revision))
-    files = list_files(base) if is_remote(base) else hash_files(directory)
     return BaseIdentity(base, content_revision(files), files)
 
 
@@ -248,8 +251,7 @@ def _find_damage(copy: Path) -> str | None:
 def _resolve_commit(hub_id: str, revision: str | None) -> str | None:
     """Returns the hash of the commit that a hub id and a revision stand for now."""
     # Imported late: slow to load, and only hub ids need it.
-    from transformers.utils import cached_file
-    from transformers.utils.hub import extract_commit_hash
+    from transformers.utils.hub import cached_file, extract_commit_hash
 
     with refused_input(f"model.base: {hub_id} cannot be found on the hub or in its local cache"):
         config = cached_file(hub_id, CONFIG_FILE, revision=revision)

@@ -114,7 +114,7 @@ def lineage(
         "corpus_fingerprint": run_plan.corpus,
         "ledger_digest": checkpoint.read_ledger(checkpoint_uri).fingerprint(),
         "base": job.base,
-        "base_revision": job.recipe.model.revision or "",
+        "base_revision": job.revision or "",
         "recipe_digest": hashlib.sha256(to_yaml(job.recipe).encode()).hexdigest()[:16],
         "inexact": job.recipe.train.inexact_keys,
         "parent_checkpoint": parent,

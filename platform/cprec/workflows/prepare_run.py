@@ -8,7 +8,9 @@ from corpus.sampling.replay_text import text_digest
 from corpus.sampling.source import Source, SourceKind
 from corpus.store.tables import SAMPLES, Corpus
 from cprec.config.recipe import Recipe
+from cprec.model.base_files import identify
 from cprec.model.base_uri import resolve_base
+from cprec.runs.base_lock import lock_base
 from cprec.runs.checkpoint import CHECKPOINTS, CheckpointName, list_checkpoints
 from cprec.runs.json_lines import open_events
 from cprec.runs.records import CorpusVersionAdopted, RunStarted
@@ -118,7 +120,8 @@ def prepare_run(
     if is_new and recipe.continue_from is not None:
         require_matching_adapter(recipe, base, recipe.continue_from)
     # Refuses a base without a usable tokenizer before any worker starts.
-    fallback_reason = find_fallback_reason(corpus, base, recipe.model.revision)
+    identity = identify(base, recipe.model.revision)
+    fallback_reason = find_fallback_reason(corpus, base, identity.revision)
     if fallback_reason and recipe.train.inexact_keys:
         raise RecipeError(
             f"{recipe.train.inexact_keys}: samples share tokens only where prompts can be cut at "
@@ -126,10 +129,11 @@ def prepare_run(
         )
     if fallback_reason:
         say(f"prompts are tokenised one by one, which is slower: {fallback_reason}")
+    lock_base(identity, run_uri, recipe.continue_from, say)
     say(describe_plan(recipe, run_plan.plan))
     if is_new:
         _record_start(recipe, run_uri, run_plan)
-    return driver.TrainingJob(recipe, run_uri, base, corpus, text), run_plan
+    return driver.TrainingJob(recipe, run_uri, base, corpus, text, identity.revision), run_plan
 
 
 def read_plain_text(recipe: Recipe) -> str | None:
