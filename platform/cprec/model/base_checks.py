@@ -155,8 +155,9 @@ def check_config(values: Mapping[str, Any], base: str) -> None:
     model_type = values.get("model_type")
     if not model_type:
         raise RecipeError(f"{where} names no model_type; give a Hugging Face model")
-    if values.get("quantization_config"):
-        method = dict(values["quantization_config"]).get("quant_method", "an unnamed method")
+    if quantised := values.get("quantization_config"):
+        named = quantised.get("quant_method") if isinstance(quantised, dict) else None
+        method = named or "no method named"
         raise RecipeError(
             f"{where} says that the weights are quantised ({method}), which are not trained; give "
             "the model in bf16 or fp32"
