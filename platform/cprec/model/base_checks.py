@@ -20,14 +20,24 @@ if TYPE_CHECKING:
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+OBJECT_FILES = (CONFIG_FILE, "generation_config.json", "tokenizer_config.json")
+"""Files that hold a JSON object."""
+JSON_FILES = (
+    *OBJECT_FILES,
+    INDEX_FILE,
+    *("tokenizer.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
+)
+"""Files that hold JSON of any form."""
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+FLOAT_TYPES = ("F16", "F32", "F64", "BF16")
+"""Types of unquantised weights in a safetensors file."""
 GIT_LFS_POINTER = b"version https://git-lfs"
 
 WRAPPER_PREFIXES = {
     "module.": "DistributedDataParallel or DeepSpeed",
     "_orig_mod.": "torch.compile",
     "_fsdp_wrapped_module.": "FSDP",
-    "base_model.model.": "PEFT, whose adapter was not merged",
+    "base_model.model.": "PEFT without a merge",
 }
 """First parts of weights' names that a wrapper left, and which wrapper that is."""
 
@@ -49,9 +59,9 @@ def check_files(directory: Path, base: str) -> None:
         base: Name of the base, for messages.
     """
     check_json_files(directory, base)
-    if (directory / WEIGHTS_FILE).exists():
+    if (directory / WEIGHTS_FILE).is_file():
         shards: Collection[str] = [WEIGHTS_FILE]
-    elif (directory / INDEX_FILE).exists():
+    elif (directory / INDEX_FILE).is_file():
         shards = _indexed_shards(directory, base)
     else:
         raise RecipeError(
@@ -63,14 +73,20 @@ def check_files(directory: Path, base: str) -> None:
 
 
 def check_json_files(directory: Path, base: str) -> None:
-    """Checks that every JSON file of a base is JSON."""
-    for path in sorted(directory.glob("*.json")):
+    """Checks that the JSON files that libraries read are JSON."""
+    for path in (directory / name for name in JSON_FILES):
+        if not path.is_file():
+            continue
         content = path.read_bytes()
         try:
-            json.loads(content)
+            values = json.loads(content)
         except (ValueError, RecursionError) as error:
             reason = _no_content(content) or f"is not JSON ({error}); fetch it again"
             raise RecipeError(f"model.base: {path.name} of {base} {reason}") from None
+        if path.name in OBJECT_FILES and not isinstance(values, dict):
+            raise RecipeError(
+                f"model.base: {path.name} of {base} is no JSON object; fetch or save it again"
+            )
 
 
 def _indexed_shards(directory: Path, base: str) -> set[str]:
@@ -95,7 +111,7 @@ def _other_weights(directory: Path) -> str:
     names = sorted(path.name for path in directory.iterdir() if path.is_file())
     if "adapter_model.safetensors" in names:
         return "it is a PEFT adapter, not a model: merge it into its base first"
-    if found := [name for name in names if name.endswith(WEIGHTS_SUFFIX)]:
+    if found := [name for name in names if name.endswith((WEIGHTS_SUFFIX, ".gguf"))]:
         return f"{_shorten(found)} has not the name or the form of a Hugging Face model's weights"
     if found := [name for name in names if name.endswith(PICKLE_SUFFIXES)]:
         return (
@@ -113,16 +129,26 @@ def _safetensors_damage(path: Path) -> str | None:
         return reason
     try:
         with safe_open(path, "pt") as tensors:
-            names = list(tensors.keys())
-            empty = [name for name in names if 0 in tensors.get_slice(name).get_shape()]
+            slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
+            empty = [name for name, part in slices.items() if 0 in part.get_shape()]
+            quantised = [
+                name
+                for name, part in slices.items()
+                if name.endswith("weight") and not part.get_dtype().startswith(FLOAT_TYPES)
+            ]
     except SafetensorError as error:
         size = path.stat().st_size
         return f"is damaged or was cut ({error}; it has {size:,} bytes); fetch it again"
     if empty:
         return (
-            f"holds {len(empty)} empty tensors of {len(names)} ({_shorten(empty)}), as ZeRO 3 "
+            f"holds {len(empty)} empty tensors of {len(slices)} ({_shorten(empty)}), as ZeRO 3 "
             "leaves them: save the gathered weights (zero_to_fp32.py, or "
             "stage3_gather_16bit_weights_on_model_save)"
+        )
+    if quantised:
+        return (
+            f"holds {len(quantised)} quantised weights, as {quantised[0]} in "
+            f"{slices[quantised[0]].get_dtype()}; give the model in bf16 or fp32"
         )
     return None
 

@@ -84,6 +84,16 @@ def test_buffers_of_old_checkpoints_are_passed_over(base: Path) -> None:
             r"holds 1 weights that config\.json has no place for: v_head\.weight",
         ),
         (lambda n, t: {n: t[:0] if "norm" in n else t}, r"empty tensors.*ZeRO 3.*zero_to_fp32"),
+        (lambda n, t: {n: t.to(torch.int8) if "up_proj" in n else t}, r"2 quantised.* in I8"),
+        (lambda n, t: {n: t.to(torch.float8_e4m3fn) if "up_proj" in n else t}, r"in F8_E4M3"),
+        (
+            lambda n, t: {n.replace("q_proj.", "q_proj.base_layer."): t},
+            r"lacks 2.*q_proj\.weight.*hold model\.layers\.0\.self_attn\.q_proj\.base_layer",
+        ),
+        (
+            lambda n, t: {f"language_model.{n}": t},
+            r"lacks 21 weights.*hold language_model\.lm_head",
+        ),
         (lambda n, t: {n: t * float("nan") if "lm_head" in n else t}, r"NaN.*1 weights: lm_head"),
         (lambda n, t: {n: t / 0 if "q_proj" in n else t}, r"infinite values in 2 weights"),
     ],
@@ -177,6 +187,18 @@ def test_a_file_that_is_not_json_is_named(base: Path, name: str, content: bytes)
         load(base)
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+def test_json_of_another_form_is_named(base: Path, name: str) -> None:
+    (base / name).write_text("[]")
+    with pytest.raises(RecipeError, match=rf"{name} of .* is no JSON object"):
+        load(base)
+
+
+def test_json_that_no_library_reads_does_not_matter(base: Path) -> None:
+    (base / "log.json").write_text('{"step": 1}\n{"step": 2}\n')
+    load(base)
+
+
 @pytest.mark.parametrize("content", ['{"version": "1.0"}', "[]", '{"version": "1.0", "model": {}}'])
 def test_a_tokenizer_without_its_fields_is_named(base: Path, content: str) -> None:
     (base / "tokenizer.json").write_text(content)
@@ -208,6 +230,7 @@ def test_absent_shards_are_named(base: Path) -> None:
         ("pytorch_model.bin", r"pytorch_model\.bin is not read.*pickle.*save_pretrained"),
         ("consolidated.safetensors", r"consolidated\.safetensors has not the name"),
         ("adapter_model.safetensors", "is a PEFT adapter, not a model"),
+        ("model.gguf", r"model\.gguf has not the name"),
         ("notes.md", "fetch the weights as safetensors"),
     ],
 )

@@ -9,6 +9,7 @@ import fsspec
 import pytest
 import torch
 
+from cluster import storage
 from cluster.errors import RecipeError, RunError
 from cluster.storage import upload
 from cprec.model import backbone, base_files
@@ -46,7 +47,7 @@ def copies() -> list[Path]:
 
 
 def weight(model: torch.nn.Module) -> torch.Tensor:
-    return model.state_dict()["model.norm.weight"]
+    return model.get_parameter("model.norm.weight").detach()
 
 
 def test_weights_replaced_in_a_directory_are_noticed(base: Path) -> None:
@@ -141,7 +142,7 @@ def test_a_base_that_changes_while_it_is_copied_is_refused(
     base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upload(base, URI)
-    download = base_files.download_files
+    download = storage.download_files
 
     def change(uri: str, names: list[str], directory: Path) -> None:
         download(uri, names, directory)
