@@ -1,8 +1,6 @@
-"""A base in an object store is known by the ETags of its files, in every process."""
+"""A base in an object store is known by the ETags of its files, one of a hub by its commit."""
 
 import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -15,6 +13,13 @@ from cprec.model.base_files import identify
 from tests.integration import jobs
 from tests.unit.cprec.model.bases import write_base
 
+HUB = """
+import sys
+from cprec.model import backbone, base_files
+revision = base_files.identify(sys.argv[1], None).revision
+print(revision, type(backbone.load(sys.argv[1], revision, "fp32")[0]).__name__)
+"""
+
 NORM = """
 import sys
 from cprec.model import backbone
@@ -24,9 +29,28 @@ print(float(model.get_parameter("model.norm.weight").detach()[0]))
 
 
 def norm_in_a_new_process(uri: str) -> float:
-    command = [sys.executable, "-c", NORM, uri]
-    done = subprocess.run(command, cwd=jobs.ROOT, capture_output=True, text=True, check=True)
-    return float(done.stdout.split()[-1])
+    out = jobs.run_python("-c", NORM, uri, environment=jobs.worker_environment(), timeout_s=120)
+    return float(out.split()[-1])
+
+
+def test_a_hub_id_is_pinned_to_the_commit_of_the_local_cache(tmp_path: Path) -> None:
+    commit = "a" * 40
+    repository = tmp_path / "hub" / "models--org--small"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    write_base(repository / "snapshots" / commit)
+    out = jobs.run_python(
+        "-c",
+        HUB,
+        "org/small",
+        environment={
+            **jobs.worker_environment(),
+            "HF_HOME": str(tmp_path),
+            "HF_HUB_OFFLINE": "1",
+        },
+        timeout_s=120,
+    )
+    assert out.split()[-2:] == [commit, "LlamaForCausalLM"]
 
 
 def test_a_base_replaced_at_its_uri_is_noticed_everywhere(
@@ -35,7 +59,6 @@ def test_a_base_replaced_at_its_uri_is_noticed_everywhere(
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
-    monkeypatch.setenv("PYTHONPATH", f"{jobs.ROOT}:{jobs.ROOT / 'platform'}")
     uri = f"{s3}/base"
     base = write_base(tmp_path / "base")
     upload(base, uri)
