@@ -204,7 +204,8 @@ def _require_same(
         raise RunError(
             f"model.base: {base} is not the base that this was trained on: its files have the "
             f"digest {found.removeprefix(CONTENT_PREFIX)}, then it was "
-            f"{expected.removeprefix(CONTENT_PREFIX)}; put the files back, or start another --run"
+            f"{expected.removeprefix(CONTENT_PREFIX)}; put the files back, or train on these under "
+            "another --run"
         )
 
 
