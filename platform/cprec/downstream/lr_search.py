@@ -273,7 +273,8 @@ def _raise_first_error(results: "tune.ResultGrid") -> None:
     """Raises the first UserError of any trial as it is, else a PlatformFault for other errors."""
     errors = [error for error in results.errors if error is not None]
     for error in errors:
-        for cause in _error_chain(error):
+        # The innermost one: around it stands Ray's, of the same class, with the worker's traceback.
+        for cause in reversed(_error_chain(error)):
             if isinstance(cause, UserError):
                 raise cause
     if errors:
