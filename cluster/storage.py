@@ -83,6 +83,29 @@ def list_etags(uri: str) -> dict[str, str]:
     }
 
 
+def list_content_tags(uri: str) -> dict[str, str]:
+    """Returns a tag for each file directly below a URI, which changes only when the content does.
+
+    It is the ETag and the size. A store without ETags gives a time instead.
+
+    Returns:
+        Name to tag; empty if the URI does not exist.
+    """
+    fs, path = filesystem(uri)
+    try:
+        entries = fs.ls(path, detail=True)
+    except FileNotFoundError:
+        return {}
+    tag_fields = ("ETag", "etag", "md5Hash", "content_md5", "mtime", "LastModified", "created")
+    tags = {}
+    for entry in entries:
+        if entry.get("type") != "directory":
+            tag = next((entry[name] for name in tag_fields if entry.get(name)), "")
+            name = posixpath.basename(str(entry["name"]))
+            tags[name] = f"{str(tag).strip(chr(34))}:{entry.get('size')}"
+    return tags
+
+
 def read_bytes(uri: str) -> bytes:
     """Returns the content of a file.
 
@@ -196,6 +219,14 @@ def download(uri: str, directory: Path) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         fs.get_file(file, str(target))
     return directory
+
+
+def download_files(uri: str, names: Sequence[str], directory: Path) -> None:
+    """Copies named files directly below a URI into a local directory."""
+    fs, path = filesystem(uri)
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        fs.get_file(posixpath.join(path, name), str(directory / name))
 
 
 def is_storage_error(error: Exception) -> bool:

@@ -39,6 +39,7 @@ SINCE = {
     "AnnealingCalled": "0.2.0",
     "Failed": "0.2.0",
     "PerplexityMeasured": "0.2.0",
+    "BaseRecord": "0.3.0",
     "RecordDropped": "0.3.0",
     "Status": "0.2.0",
     "Owner": "0.2.0",

@@ -23,10 +23,13 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
 from torch._C._distributed_c10d import HashStore
 
 from cluster.console import Say
-from cluster.errors import PlatformFault, UserError
-from cluster.storage import join
+from cluster.errors import PlatformFault, RunError, UserError
+from cluster.storage import exists, join, read_text, remove, write_text
 from cprec.config.recipe import Recipe, SearchSettings
 from cprec.downstream.trial import Trial, TrialResult, conclude_trial, find_result, run_trial
+
+REFUSAL_FILE = "refused.txt"
+"""File of a trial with several workers that ended with the user's error: the message."""
 
 
 def trial_lrs(settings: SearchSettings, seed: int) -> tuple[float, ...]:
@@ -182,6 +185,8 @@ def _run_in_tune(config: dict[str, Any], trials: Sequence[Trial]) -> None:
         train_in_process(trial, tune.report)
         return
     gpus = recipe.train.gpus_per_worker
+    refusal = join(trial.uri, REFUSAL_FILE)
+    remove(refusal)  # of an earlier start
     TorchTrainer(
         _train_worker,
         train_loop_config={"trial": trial},
@@ -201,13 +206,26 @@ def _run_in_tune(config: dict[str, Any], trials: Sequence[Trial]) -> None:
         ),
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
     ).fit()
+    if exists(refusal):
+        raise RunError(read_text(refusal))
 
 
 def _train_worker(config: dict[str, Any]) -> None:
-    """Trains a trial as one worker of Ray Train."""
+    """Trains a trial as one worker of Ray Train.
+
+    Ray starts the group again after whatever is raised here. After the user's error the next group
+    ends at once.
+    """
     trial: Trial = config["trial"]
+    refusal = join(trial.uri, REFUSAL_FILE)
+    if exists(refusal):
+        return
     _prefer_cpu(trial.recipe)
-    run_trial(trial, ray.train.report)
+    try:
+        run_trial(trial, ray.train.report)
+    except UserError as error:
+        write_text(refusal, str(error))
+        raise
 
 
 def train_in_process(trial: Trial, report: Callable[[dict[str, Any]], None]) -> None:
@@ -255,7 +273,8 @@ def _raise_first_error(results: "tune.ResultGrid") -> None:
     """Raises the first UserError of any trial as it is, else a PlatformFault for other errors."""
     errors = [error for error in results.errors if error is not None]
     for error in errors:
-        for cause in _error_chain(error):
+        # The innermost one: around it stands Ray's, of the same class, with the worker's traceback.
+        for cause in reversed(_error_chain(error)):
             if isinstance(cause, UserError):
                 raise cause
     if errors:

@@ -72,6 +72,7 @@ class Trial:
             None for text-only prompts.
         lr: Highest learning rate.
         seed: Seed of everything that is drawn.
+        revision: What the base must be: a commit, or a digest of its files.
     """
 
     recipe: Recipe
@@ -82,6 +83,7 @@ class Trial:
     behaviour_weights: str | None
     lr: float
     seed: int
+    revision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -190,7 +192,7 @@ def run_trial(trial: Trial, report: Callable[[dict[str, Any]], None]) -> None:
     validation = sort_by_id(
         corpus.read_samples(domain.source, "validation"), settings.validation_users
     )
-    network, tokenizer = backbone.load(trial.base, recipe.model.revision, recipe.model.precision)
+    network, tokenizer = backbone.load(trial.base, trial.revision, recipe.model.precision)
     model = build_model(trial, network)
     engine = Engine(
         model, recipe.train, recipe.model.precision, {"projector.": settings.projector_decay}

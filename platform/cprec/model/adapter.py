@@ -3,7 +3,7 @@
 It is saved as the folder `adapter/` of a checkpoint.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import MethodType
 from typing import Any, cast
@@ -11,12 +11,16 @@ from typing import Any, cast
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import Linear
+from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
 from peft.utils import get_peft_model_state_dict
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
-from cluster.errors import RunError
+from cluster.errors import RecipeError, RunError
 from cprec.config.recipe import ModelSettings
+from cprec.model.library_errors import refused_input
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 """File that holds a LoRA adapter's weights."""
@@ -45,11 +49,54 @@ def attach(model: PreTrainedModel, settings: ModelSettings, seed: int) -> torch.
         r=settings.lora_rank,
         lora_alpha=settings.lora_alpha,
         lora_dropout=settings.lora_dropout,
-        target_modules="all-linear",
+        target_modules=lora_targets(model),
         task_type="CAUSAL_LM",
     )
-    adapted: torch.nn.Module = get_peft_model(model, config)
+    with refused_input("model.adapter: LoRA does not fit this base (model.adapter full may)"):
+        adapted: torch.nn.Module = get_peft_model(model, config)
     return adapted.train()
+
+
+def lora_targets(model: PreTrainedModel) -> list[str]:
+    """Returns the names of the layers that LoRA adapts: all linear ones but the output.
+
+    Two kinds are left out, because PEFT does not adapt them as layers:
+
+    - Projections that are named as a mixture's experts. PEFT would adapt the experts' stacked
+      weights in their place, without dropout, and with a copy of all of them in every pass.
+    - The output projection of Mamba, whose kernels take its weight past the layer.
+
+    Raises:
+        RecipeError: None is left.
+    """
+    output = model.get_output_embeddings()
+    linear = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear | Conv1D) and module is not output
+    ]
+    config = LoraConfig(target_modules=linear)
+    with refused_input("model.adapter: LoRA does not fit this base (model.adapter full may)"):
+        convert_peft_config_for_transformers(config, model, None)
+    targets = [
+        name
+        for name in linear
+        if name in set(config.target_modules or ()) and _takes_lora(config, model, name)
+    ]
+    if not targets:
+        raise RecipeError(
+            "model.adapter: this base has no linear layer that LoRA adapts; set model.adapter full"
+        )
+    return targets
+
+
+def _takes_lora(config: LoraConfig, model: PreTrainedModel, name: str) -> bool:
+    """Returns whether PEFT adapts a layer of this kind of model."""
+    try:
+        _check_lora_target_modules_mamba(config, model, name.rpartition(".")[2])
+    except ValueError:
+        return False
+    return True
 
 
 def load_for_training(model: PreTrainedModel, directory: Path) -> torch.nn.Module:
@@ -157,11 +204,27 @@ def save(
         config.inference_mode = False
     else:
         save_file(
-            {name: tensor.contiguous() for name, tensor in weights.items()},
+            {
+                name: tensor.contiguous()
+                for name, tensor in {**persistent_buffers(model), **weights}.items()
+            },
             directory / FULL_WEIGHTS,
             metadata={"format": "pt"},
         )
         cast(PreTrainedModel, model).config.save_pretrained(directory)
+
+
+def persistent_buffers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Returns what a model directory holds beside the parameters, by name, on the CPU.
+
+    Such are the biases by which the gates of DeepSeek-V3 balance experts. Training may change them.
+    """
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    return {
+        name: tensor.detach().cpu().clone()
+        for name, tensor in model.state_dict().items()
+        if name not in parameters
+    }
 
 
 def load(model: PreTrainedModel, directory: Path) -> PreTrainedModel:
@@ -178,24 +241,28 @@ def load(model: PreTrainedModel, directory: Path) -> PreTrainedModel:
         RunError: The directory holds no adapter, or one of another base.
     """
     if (directory / ADAPTER_WEIGHTS).is_file():
-        try:
+        with refused_input(f"{directory}: this adapter does not fit the base model", RunError):
             return cast(PreTrainedModel, PeftModel.from_pretrained(model, str(directory)).eval())
-        except (RuntimeError, ValueError) as error:
-            raise RunError(
-                f"{directory}: this adapter does not fit the base model: {error}"
-            ) from None
     if (directory / FULL_WEIGHTS).is_file():
-        missing, unexpected = model.load_state_dict(
-            load_file(directory / FULL_WEIGHTS), strict=False
-        )
-        # Tied weights are stored once, so their second name is missing from the file.
-        tied = set(getattr(model, "_tied_weights_keys", None) or ())
-        if unexpected or set(missing) - tied:
+        with refused_input(f"{directory}: these weights do not fit the base model", RunError):
+            weights = load_file(directory / FULL_WEIGHTS)
+            missing, unexpected = model.load_state_dict(weights, strict=False)
+        # Tied weights are stored once. Checkpoints of earlier releases have no buffers: those of
+        # the base stay.
+        absent = set(missing) - _tied_names(model, weights) - set(persistent_buffers(model))
+        if unexpected or absent:
             raise RunError(
                 f"{directory}: these weights do not fit the base model: "
-                f"missing {sorted(set(missing) - tied)}, unexpected {unexpected}"
+                f"missing {sorted(absent)}, unexpected {unexpected}"
             )
         return cast(PreTrainedModel, model.eval())
     raise RunError(
         f"{directory}: neither {ADAPTER_WEIGHTS} nor {FULL_WEIGHTS}; this is no adapter directory"
     )
+
+
+def _tied_names(model: torch.nn.Module, names: Collection[str]) -> set[str]:
+    """Returns the names of weights that are one with a weight of these names."""
+    tensors = model.state_dict(keep_vars=True)
+    given = {id(tensors[name]) for name in names if name in tensors}
+    return {name for name, tensor in tensors.items() if id(tensor) in given}

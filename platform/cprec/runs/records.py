@@ -19,6 +19,7 @@ EVENTS_FILE = "events.jsonl"
 STATUS_FILE = "status.json"
 AUDIT_FILE = "audit.json"
 RECIPE_FILE = "resolved.yaml"
+BASE_FILE = "base.json"
 EVALUATION_FOLDER = "evaluation"
 COMPARISON_FILE = "comparison.json"
 
@@ -341,6 +342,20 @@ class Manifest(Record):
     files: dict[str, FileDigest] = Field(description="files by path below the checkpoint")
     digest: str | None = Field(
         None, description="SHA-256 of the list itself (hex digits)", json_schema_extra=SINCE_0_3
+    )
+
+
+class BaseRecord(Record):
+    """The base of a run as it was found at the start: base.json."""
+
+    base: str = Field(description="hub id, absolute directory or URI")
+    revision: str | None = Field(
+        None,
+        description="hash of the commit of a hub id, or digests of the files: `files:<a>.<b>`",
+    )
+    files: dict[str, str] = Field(
+        default_factory=dict,
+        description="tag of each file by name: SHA-256 in a directory, ETag and size in a store",
     )
 
 

@@ -29,7 +29,7 @@ def lineage(
         "corpus_fingerprint": run_plan.corpus,
         "ledger_digest": checkpoint.read_ledger(checkpoint_uri).fingerprint(),
         "base": job.base,
-        "base_revision": job.recipe.model.revision or "",
+        "base_revision": job.revision or "",
         "recipe_digest": hashlib.sha256(recipe_yaml.encode()).hexdigest()[:16],
         "inexact": job.recipe.train.inexact_keys,
         "parent_checkpoint": parent,

@@ -161,7 +161,10 @@ def find_models(
     @cache
     def implied_base(name: str) -> tuple[str, str | None]:
         """Returns base and revision of a model that does not name its own."""
-        if len(set(version_bases.values())) > 1:
+        # Versions of earlier releases do not say what their base's files were.
+        known = {base: revision for base, revision in version_bases.values() if revision}
+        bases = {(base, revision or known.get(base)) for base, revision in version_bases.values()}
+        if len(bases) > 1:
             shown = ", ".join(
                 f"{version} on {base}" for version, (base, _) in version_bases.items()
             )
@@ -169,8 +172,8 @@ def find_models(
                 f"evaluate.models: {name} takes the base of the versions beside it, which stand on "
                 f"different ones ({shown}); name fewer"
             )
-        if version_bases:
-            return next(iter(version_bases.values()))
+        if bases:
+            return bases.pop()
         return resolve_base(recipe, corpus, say), recipe.model.revision
 
     models: list[EvaluatedModel] = []

@@ -34,6 +34,7 @@ from cprec.downstream import lr_search, stored_baselines
 from cprec.downstream.domain import Domain
 from cprec.downstream.scoring import get_results
 from cprec.downstream.trial import Trial, TrialResult
+from cprec.model.base_files import identify
 from cprec.model.base_uri import resolve_base
 from cprec.runs import checkpoint
 from cprec.runs.records import run_folder
@@ -61,6 +62,7 @@ class SearchPlan:
         start_checkpoint: Checkpoint that LoRA starts from; None for new weights.
         parent_version: Registered version of that checkpoint, where it has one.
         lrs: Learning rates to try.
+        revision: What the base must be: a commit, or a digest of its files.
     """
 
     recipe: Recipe
@@ -72,6 +74,7 @@ class SearchPlan:
     start_checkpoint: str | None
     parent_version: int | None
     lrs: tuple[float, ...]
+    revision: str | None = None
 
     def build_trial(self, lr: float, seed: int, behaviour_weights: str | None) -> Trial:
         """Returns one fine-tuning of the search, which has not started yet.
@@ -90,6 +93,7 @@ class SearchPlan:
             behaviour_weights,
             lr,
             seed,
+            self.revision,
         )
 
 
@@ -183,7 +187,10 @@ def plan_search(recipe: Recipe, registry: Registry, say: Say) -> SearchPlan:
         version = registry.find_version(settings.start)
         start_checkpoint = version.checkpoint if version else absolute_uri(settings.start)
         checkpoint.verify(start_checkpoint)
-    version_base = version.tags.get("base") if version else None
+    tags = version.tags if version else {}
+    base = tags.get("base") or resolve_base(recipe, corpus, say)
+    # The base of a version must be what it was; another one is kept as it is now.
+    revision = tags.get("base_revision") or identify(base, recipe.model.revision).revision
     name = settings.name or ("llara" if start_checkpoint is None else "cprec")
     run_uri = run_folder(absolute_uri(recipe.storage), recipe.run)
     lrs = lr_search.trial_lrs(recipe.search, recipe.seed)
@@ -193,10 +200,11 @@ def plan_search(recipe: Recipe, registry: Registry, say: Say) -> SearchPlan:
         domain,
         name,
         join(run_uri, "finetune", domain, name),
-        version_base or resolve_base(recipe, corpus, say),
+        base,
         start_checkpoint,
         version.number if version else None,
         lrs,
+        revision,
     )
 
 
@@ -211,6 +219,7 @@ def lock_identity(plan: SearchPlan) -> None:
         "corpus": plan.corpus.fingerprint,
         "corpus_version": plan.corpus.version,
         "base": plan.base,
+        "base_revision": plan.revision,
         "start": plan.start_checkpoint,
         "model": recipe.model.model_dump(),
         "finetune": recipe.finetune.model_dump(exclude={"start", "name", "domain"}),
@@ -224,6 +233,7 @@ def lock_identity(plan: SearchPlan) -> None:
         write_text(uri, json.dumps(identity, indent=1))
         return
     before = rename_old_keys(json.loads(read_text(uri)), uri)
+    before.setdefault("base_revision", plan.revision)  # earlier releases did not write it
     if changed := [key for key in identity if before.get(key) != identity[key]]:
         shown = "\n".join(f"  {key}: {before.get(key)!r} -> {identity[key]!r}" for key in changed)
         raise RunError(
@@ -368,7 +378,7 @@ def _lineage(plan: SearchPlan, best: TrialResult) -> dict[str, str]:
         "corpus_fingerprint": plan.corpus.fingerprint,
         "ledger_digest": checkpoint.read_ledger(best.checkpoint).fingerprint(),
         "base": plan.base,
-        "base_revision": plan.recipe.model.revision or "",
+        "base_revision": plan.revision or "",
         "start": plan.start_checkpoint or FRESH,
         "parent_version": str(plan.parent_version or ""),
         "lr": f"{best.lr:g}",

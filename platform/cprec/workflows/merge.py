@@ -13,6 +13,7 @@ from cluster.storage import exists, upload
 from cprec.config.recipe import Recipe
 from cprec.downstream.hybrid import HybridModel
 from cprec.downstream.scoring import EvaluatedModel, load_model
+from cprec.model.library_errors import refused_input
 
 
 def export_model(recipe: Recipe, model: EvaluatedModel, uri: str) -> None:
@@ -35,9 +36,10 @@ def export_model(recipe: Recipe, model: EvaluatedModel, uri: str) -> None:
             f"{model.name}: a hybrid model has a projector, which no model directory holds; "
             "export one tuned with finetune.hybrid false"
         )
-    merged = network.merge_and_unload() if isinstance(network, PeftModel) else network
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder)
-        merged.save_pretrained(directory)
-        tokenizer.save_pretrained(directory)
+        with refused_input(f"{model.name}: it cannot be merged into its base", RunError):
+            merged = network.merge_and_unload() if isinstance(network, PeftModel) else network
+            merged.save_pretrained(directory)
+            tokenizer.save_pretrained(directory)
         upload(directory, uri, last="config.json")

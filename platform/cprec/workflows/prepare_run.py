@@ -10,7 +10,9 @@ from corpus.ingest.plain_text import read_plain_text
 from corpus.sampling.replay_text import text_digest
 from corpus.store.tables import SAMPLES, Corpus
 from cprec.config.recipe import Recipe
+from cprec.model.base_files import identify
 from cprec.model.base_uri import resolve_base
+from cprec.runs.base_lock import lock_base
 from cprec.runs.checkpoint import CHECKPOINTS, CheckpointName, list_checkpoints
 from cprec.runs.json_lines import open_events
 from cprec.runs.parent import require_matching_adapter
@@ -128,7 +130,8 @@ def prepare_run(
     if is_new and recipe.continue_from is not None:
         require_matching_adapter(recipe, base, recipe.continue_from)
     # Refuses a base without a usable tokenizer before any worker starts.
-    fallback_reason = find_fallback_reason(corpus, base, recipe.model.revision)
+    identity = identify(base, recipe.model.revision)
+    fallback_reason = find_fallback_reason(corpus, base, identity.revision)
     if fallback_reason and recipe.train.inexact_keys:
         raise RecipeError(
             f"{recipe.train.inexact_keys}: samples share tokens only where prompts can be cut at "
@@ -136,12 +139,13 @@ def prepare_run(
         )
     if fallback_reason:
         say(f"prompts are tokenised one by one, which is slower: {fallback_reason}")
+    lock_base(identity, run_uri, recipe.continue_from, say)
     write_recipe(recipe, run_uri)
     run_plan.write(run_uri)
     if is_new:
         _record_start(recipe, run_uri, run_plan)
     say(run_plan.plan.describe(recipe.train.global_batch, recipe.schedule.replay_share))
-    return driver.TrainingJob(recipe, run_uri, base, corpus, text), run_plan
+    return driver.TrainingJob(recipe, run_uri, base, corpus, text, identity.revision), run_plan
 
 
 def _record_start(recipe: Recipe, run_uri: str, run_plan: RunPlan) -> None:

@@ -51,6 +51,7 @@ class TrainingJob:
         base: Base model that workers load.
         corpus: The corpus.
         perplexity_text: Plain text whose perplexity is measured on the way; None: none is.
+        revision: What the base must be: a commit, or a digest of its files.
     """
 
     recipe: Recipe
@@ -58,6 +59,7 @@ class TrainingJob:
     base: str
     corpus: Corpus
     perplexity_text: str | None = None
+    revision: str | None = None
 
 
 def run_training(job: TrainingJob, on_progress: ProgressCallback, say: Say) -> None:
@@ -84,7 +86,7 @@ def run_training(job: TrainingJob, on_progress: ProgressCallback, say: Say) -> N
         run_uri=job.run_uri,
         corpus_uri=job.corpus.uri,
         base=job.base,
-        revision=recipe.model.revision,
+        revision=job.revision,
         max_tokens=recipe.model.max_tokens,
         token_sharing=TokenSharing(train.targets_per_pass, train.shared_candidates),
         global_batch_size=train.global_batch,
@@ -103,6 +105,7 @@ def run_training(job: TrainingJob, on_progress: ProgressCallback, say: Say) -> N
             "recipe": json.loads(recipe.model_dump_json()),
             "run_uri": job.run_uri,
             "base": job.base,
+            "revision": job.revision,
             "controller": controller,
             "text": None if text is None else text[:MAX_TEXT_CHARACTERS],
         },

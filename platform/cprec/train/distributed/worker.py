@@ -51,8 +51,8 @@ def run_worker(config: dict[str, Any]) -> None:
     again is therefore reported to the controller, and the next group ends at once.
 
     Args:
-        config: {"recipe": plain data, "run_uri": str, "base": str, "controller": actor handle,
-            "text": str or None, whose perplexity is measured}.
+        config: {"recipe": plain data, "run_uri": str, "base": str, "revision": str or None,
+            "controller": actor handle, "text": str or None, whose perplexity is measured}.
     """
     try:
         _train_worker(config)
@@ -78,7 +78,7 @@ def _train_worker(config: dict[str, Any]) -> None:
     start = _agree_on_start(run_uri, controller, rank, world_size)
     if start is None:
         return
-    model, tokenizer = backbone.load(base, recipe.model.revision, recipe.model.precision)
+    model, tokenizer = backbone.load(base, config["revision"], recipe.model.precision)
     trained_model = adapter.attach(model, recipe.model, recipe.seed)
     if recipe.model.fp8:
         fp8.quantise_frozen_layers(trained_model)

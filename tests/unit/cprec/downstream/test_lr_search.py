@@ -2,11 +2,14 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from ray.exceptions import RayTaskError
 
-from cluster.errors import PlatformFault
+from cluster.errors import PlatformFault, RecipeError
 from cprec.config.recipe import FinetuneSettings, Recipe
+from cprec.downstream import lr_search
 from cprec.downstream.llara import build_plan
 from cprec.downstream.lr_search import conclude_stopped_trial
 from cprec.downstream.trial import HISTORY_FILE, Trial, find_result
@@ -48,3 +51,11 @@ def test_without_a_stopper_an_unfinished_trial_is_no_result(unfinished: Trial) -
     with pytest.raises(PlatformFault, match=r"0\.001-0.*stopper is none"):
         conclude_stopped_trial(unfinished, "none")
     assert find_result(unfinished.uri) is None
+
+
+def test_the_error_of_a_trial_is_the_users_own_sentence() -> None:
+    from_ray = RayTaskError("train", "a long traceback", RecipeError("model.base: cut"))
+    results = SimpleNamespace(errors=[None, from_ray.as_instanceof_cause()])
+    with pytest.raises(RecipeError) as raised:
+        lr_search._raise_first_error(results)  # type: ignore[arg-type]
+    assert str(raised.value) == "model.base: cut"

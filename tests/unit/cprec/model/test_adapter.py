@@ -1,11 +1,24 @@
-"""LoRA fused into the output of frozen layers computes what PEFT's own code computes."""
+"""LoRA fits every base that loads, and what was trained is saved, loaded and merged whole."""
+
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForCausalLM,
+    DeepseekV3Config,
+    FalconH1Config,
+    GptOssConfig,
+    Mamba2Config,
+    MixtralConfig,
+)
 
+from cluster.errors import RecipeError, RunError
 from cprec.config.recipe import ModelSettings
 from cprec.model import adapter
-from tests.models import llama
+from tests.models import SHAPE, llama
 
 # PEFT calls transformers by a deprecated name.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
@@ -63,3 +76,174 @@ def test_a_disabled_adapter_is_disabled() -> None:
         disabled = plain(input_ids=ids).logits
     assert not torch.allclose(disabled, plain(input_ids=ids).logits)
     torch.testing.assert_close(disabled, llama(50)(input_ids=ids).logits)
+
+
+GATES: dict[str, Any] = {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "moe_intermediate_size": 16,
+    "q_lora_rank": 8,
+    "kv_lora_rank": 8,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "first_k_dense_replace": 1,
+}
+MAMBA: dict[str, Any] = {
+    "mamba_d_ssm": 32,
+    "mamba_n_heads": 4,
+    "mamba_d_head": 8,
+    "mamba_d_state": 8,
+}
+BASES: dict[str, Any] = {
+    "mixtral": MixtralConfig(**SHAPE, vocab_size=50, num_local_experts=4),
+    "deepseek_v3": DeepseekV3Config(**{**SHAPE, "num_key_value_heads": 4}, **GATES, vocab_size=50),
+    "gpt_oss": GptOssConfig(**SHAPE, vocab_size=50, head_dim=8, num_local_experts=4),
+    "mamba2": Mamba2Config(
+        vocab_size=50,
+        hidden_size=32,
+        num_hidden_layers=2,
+        state_size=8,
+        num_heads=8,
+        head_dim=8,
+        n_groups=1,
+        chunk_size=16,
+    ),
+    "falcon_h1": FalconH1Config(
+        **SHAPE, **MAMBA, vocab_size=50, mamba_n_groups=1, mamba_chunk_size=16
+    ),
+}
+BUFFER = "model.layers.1.mlp.gate.e_score_correction_bias"
+
+
+def fresh(name: str) -> Any:
+    """Returns a small base of an architecture, the same one at every call."""
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(BASES[name]).eval()
+
+
+def change_trained(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Changes every trained parameter, as training does, and returns copies of them."""
+    torch.manual_seed(1)
+    trained = adapter.trainable_parameters(model)
+    for parameter in trained.values():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    return {name: parameter.detach().clone() for name, parameter in trained.items()}
+
+
+@pytest.mark.parametrize("dropout", [0.1, 0.0])
+@pytest.mark.parametrize("name", BASES)
+def test_lora_trains_every_base_and_is_the_same_after_loading_and_merging(
+    tmp_path: Path, name: str, dropout: float
+) -> None:
+    settings = ModelSettings(lora_rank=4, lora_dropout=dropout)
+    model = adapter.attach(fresh(name), settings, 0)
+    weights = change_trained(model)
+    assert weights
+    ids = torch.arange(20)[None]
+    expected = model.eval()(input_ids=ids, use_cache=False).logits
+    expected.sum().backward()
+    assert all(p.grad is not None for p in adapter.trainable_parameters(model).values())
+    adapter.save(model, weights, tmp_path, "base", None)
+    loaded = adapter.load(fresh(name), tmp_path)
+    again = loaded(input_ids=ids, use_cache=False).logits
+    assert not torch.allclose(again, fresh(name)(input_ids=ids, use_cache=False).logits)
+    torch.testing.assert_close(again, expected)
+    merged: Any = loaded.merge_and_unload()  # type: ignore[operator]
+    torch.testing.assert_close(
+        merged(input_ids=ids, use_cache=False).logits, expected, atol=1e-4, rtol=1e-4
+    )
+
+
+def test_experts_and_mambas_output_are_left_out() -> None:
+    def leaves(name: str) -> set[str]:
+        return {target.rpartition(".")[2] for target in adapter.lora_targets(fresh(name))}
+
+    assert leaves("mixtral") == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    assert leaves("mamba2") == {"in_proj"}
+    assert leaves("falcon_h1") >= {"q_proj", "o_proj", "in_proj", "down_proj"}
+    assert "out_proj" not in leaves("falcon_h1")
+
+
+def test_a_base_without_linear_layers_is_refused() -> None:
+    base = llama(50)
+    for module in list(base.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, torch.nn.Linear) and name != "lm_head":
+                setattr(module, name, torch.nn.Identity())
+    with pytest.raises(RecipeError, match=r"no linear layer.*set model.adapter full"):
+        adapter.attach(base, ModelSettings(), 0)
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("x"), KeyError("x"), NotImplementedError("x"), AttributeError("x")]
+)
+def test_whatever_peft_refuses_is_the_users_error(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(adapter, "get_peft_model", refuse)
+    with pytest.raises(RecipeError, match=r"model\.adapter: LoRA does not fit this base.*x"):
+        adapter.attach(llama(50), ModelSettings(), 0)
+
+
+@pytest.mark.parametrize("name", ["deepseek_v3", "gpt_oss", "mixtral"])
+def test_a_full_checkpoint_loads_again_with_its_buffers(tmp_path: Path, name: str) -> None:
+    model = adapter.attach(fresh(name), ModelSettings(adapter="full"), 0)
+    weights = change_trained(model)
+    for buffer in adapter.persistent_buffers(model):
+        model.get_buffer(buffer).data.fill_(0.5)
+    adapter.save(model, weights, tmp_path, "base", None)
+    loaded = adapter.load(fresh(name), tmp_path).state_dict()
+    expected = model.state_dict()
+    assert loaded.keys() == expected.keys()
+    assert all(torch.equal(loaded[key], expected[key]) for key in expected)
+
+
+def test_a_full_checkpoint_of_an_earlier_release_takes_the_bases_buffers(tmp_path: Path) -> None:
+    base = fresh("deepseek_v3")
+    base.get_buffer(BUFFER).fill_(0.25)
+    model = adapter.attach(fresh("deepseek_v3"), ModelSettings(adapter="full"), 0)
+    adapter.save(model, change_trained(model), tmp_path, "base", None)
+    file = tmp_path / adapter.FULL_WEIGHTS
+    weights = load_file(file)
+    del weights[BUFFER]
+    save_file(weights, file)
+    assert (adapter.load(base, tmp_path).get_buffer(BUFFER) == 0.25).all()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_only_tied_weights_may_be_absent(tmp_path: Path, tied: bool) -> None:
+    model = adapter.attach(llama(50, tie_word_embeddings=tied), ModelSettings(adapter="full"), 0)
+    weights = change_trained(model)
+    weights.pop("lm_head.weight", None)
+    adapter.save(model, weights, tmp_path, "base", None)
+    base = llama(50, tie_word_embeddings=tied)
+    if not tied:
+        with pytest.raises(RunError, match=r"do not fit the base model: missing .*lm_head"):
+            adapter.load(base, tmp_path)
+        return
+    loaded = adapter.load(base, tmp_path)
+    assert loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight
+
+
+@pytest.mark.parametrize("file", [adapter.FULL_WEIGHTS, adapter.ADAPTER_WEIGHTS])
+@pytest.mark.parametrize("content", [b"", b"version https://git-lfs", bytes(400)])
+def test_a_damaged_adapter_is_the_users_error(tmp_path: Path, file: str, content: bytes) -> None:
+    model = adapter.attach(llama(50), ModelSettings(lora_rank=4), 0)
+    adapter.save(model, change_trained(model), tmp_path, "base", None)
+    (tmp_path / adapter.ADAPTER_WEIGHTS).unlink()
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(RunError, match="not fit the base model"):
+        adapter.load(llama(50), tmp_path)
+
+
+def test_an_adapter_of_a_wider_base_is_the_users_error(tmp_path: Path) -> None:
+    model = adapter.attach(llama(50, hidden_size=64), ModelSettings(lora_rank=4), 0)
+    adapter.save(model, change_trained(model), tmp_path, "base", None)
+    with pytest.raises(RunError, match="this adapter does not fit the base model"):
+        adapter.load(llama(50), tmp_path)
