@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from cluster.errors import DataError
 from cprec.encode import prompt
-from cprec.encode.tokens import EncodedSample, TitleEncoder, Tokenizer
+from cprec.encode.text_tokenizer import Tokenizer
+from cprec.encode.tokens import EncodedSample, TitleEncoder
 
 Ints = NDArray[np.int64]
 
@@ -124,7 +125,7 @@ def tokenise_titles(titles: Sequence[str], tokenizer: Tokenizer) -> TitleTokens:
             title_words += words
             word_counts.append(len(words))
     fixed = [
-        encoder.bos_ids + encoder.encode(HEAD),
+        encoder.prefix_ids + encoder.encode(HEAD),
         *(
             encoder.encode_after_space(text)
             for text in (OPENING_BRACE + _HISTORY_CLOSING, BETWEEN_LISTS, TAIL)
@@ -368,7 +369,7 @@ def find_difference(titles: Sequence[str], title_tokens: TitleTokens, tokenizer:
             *cached_encoder.encode_prompt(history, candidates, 0)[0],
             *cached_encoder.encode_answer(candidates[0]),
         ]
-        whole = [*title_encoder.bos_ids, *title_encoder.encode(text), title_encoder.eos_token_id]
+        whole = [*title_encoder.prefix_ids, *title_encoder.encode(text), title_encoder.eos_token_id]
         if stitched != whole:
             at = next(
                 (i for i, (a, b) in enumerate(zip(stitched, whole, strict=False)) if a != b),

@@ -120,8 +120,9 @@ def test_cached_samples_are_those_of_the_tokenizer(
         whole = tokenizer(f"{text} {candidates[row['target']]}", add_special_tokens=False)[
             "input_ids"
         ]
-        assert encoded.ids.tolist() == [tokenizer.bos_token_id, *whole, tokenizer.eos_token_id]
-        assert encoded.answer_start == 1 + len(
+        prefix = tokenizer("")["input_ids"]
+        assert encoded.ids.tolist() == [*prefix, *whole, tokenizer.eos_token_id]
+        assert encoded.answer_start == len(prefix) + len(
             tokenizer(text, add_special_tokens=False)["input_ids"]
         )
 
@@ -206,7 +207,7 @@ def test_a_tokenizer_that_looks_across_words_is_called_on_whole_texts() -> None:
         bos_token_id = None
         eos_token_id = 0
 
-        def __call__(self, text: Any, *, add_special_tokens: bool) -> Any:
+        def __call__(self, text: Any, **options: Any) -> Any:
             if isinstance(text, list):
                 return {
                     "input_ids": [self(one, add_special_tokens=False)["input_ids"] for one in text]
@@ -236,9 +237,9 @@ def test_only_new_titles_are_tokenised_when_a_corpus_gains_items(known: int) -> 
         eos_token_id = TOKENIZERS["byte-level"].eos_token_id
         text_count = 0
 
-        def __call__(self, text: Any, *, add_special_tokens: bool) -> Any:
+        def __call__(self, text: Any, **options: Any) -> Any:
             self.text_count += len(text) if isinstance(text, list) else 1
-            return TOKENIZERS["byte-level"](text, add_special_tokens=add_special_tokens)
+            return TOKENIZERS["byte-level"](text, **options)
 
     whole = TITLE_TOKENS["byte-level"]
     recording = RecordingTokenizer()
