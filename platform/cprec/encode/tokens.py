@@ -158,13 +158,17 @@ class TitleEncoder(SampleEncoder[str]):
         """Encodes the beginning of a text, without the prefix."""
         return self._text_tokenizer.encode(text)
 
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encodes many texts like `encode`, in one call of the tokenizer."""
+        return self._text_tokenizer.encode_all(texts)
+
     def encode_after_space(self, text: str) -> list[int]:
         """Encodes a text that follows a space; the tokens include the space."""
         return self.encode(self._space_prefix + text)
 
     def encode_all_after_space(self, texts: Sequence[str]) -> list[list[int]]:
         """Encodes many texts like `encode_after_space`, in one call of the tokenizer."""
-        return self._text_tokenizer.encode_all([self._space_prefix + text for text in texts])
+        return self.encode_all([self._space_prefix + text for text in texts])
 
     def _find_space_prefix(self) -> str:
         """Returns the prefix with which a text tokenises as it does after a space.

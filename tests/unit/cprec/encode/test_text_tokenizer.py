@@ -13,7 +13,8 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 from cluster.errors import DataError, RecipeError
 from cprec.encode import text_windows
 from cprec.encode.text_tokenizer import TextTokenizer, text_tokenizer
-from cprec.encode.title_tokens import CachedPromptEncoder, build_title_encoding
+from cprec.encode.title_encoding import build_title_encoding
+from cprec.encode.title_tokens import CachedPromptEncoder
 from cprec.encode.tokens import TitleEncoder
 from cprec.evaluate.perplexity import split_into_windows
 from tests.tokenizers import KINDS, byte_level, unigram

@@ -21,16 +21,11 @@ from cluster.errors import DataError
 from corpus.ingest.simulation import simulate_shoppers
 from corpus.settings import SimulateSettings
 from cprec.encode import prompt
-from cprec.encode.title_tokens import (
-    CachedPromptEncoder,
-    TitleTokens,
-    UncachedPromptEncoder,
-    build_title_encoding,
-    find_difference,
-    tokenise_titles,
-)
+from cprec.encode.title_encoding import UncachedPromptEncoder, build_title_encoding, find_difference
+from cprec.encode.title_tokens import CachedPromptEncoder, TitleTokens, tokenise_titles
 from cprec.encode.tokens import TitleEncoder
 from cprec.model.tiny import train_tokenizer
+from tests.tokenizers import unigram
 
 SHELVES = simulate_shoppers(
     ("Garden", "Games"), SimulateSettings(users=10, items_per_domain=60), seed=0
@@ -250,6 +245,14 @@ def test_only_new_titles_are_tokenised_when_a_corpus_gains_items(known: int) -> 
     assert np.array_equal(extended.ids, whole.ids)
     assert np.array_equal(extended.offsets, whole.offsets)
     assert known < len(TITLES) or recording.text_count < 200
+
+
+def test_a_single_title_whose_words_depend_on_each_other_is_found() -> None:
+    """NFKC makes a space and an accent of `´`; no random prompt is needed to meet the title."""
+    titles = [*(f"Steel lamp {i}" for i in range(5000)), "Cap ´n Crunch"]
+    encoding = build_title_encoding(titles, unigram(TITLES))
+    assert "the title 'Cap ´n Crunch'" in encoding.fallback_reason
+    assert build_title_encoding(titles[:-1], unigram(TITLES)).title_tokens is not None
 
 
 def test_title_tokens_of_no_titles() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from cprec.encode.title_tokens import UncachedPromptEncoder
+from cprec.encode.title_encoding import UncachedPromptEncoder
 from cprec.encode.tokens import TitleEncoder
 from cprec.evaluate.answer_matching import match_exact, match_llara
 from cprec.evaluate.candidate_scoring import score_samples
