@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from cprec.evaluate.answer_matching import match_exact, match_llara
+from cprec.evaluate.answer_matching import Answer
 from cprec.evaluate.metrics import GeneratedAnswers, Ranks, compute_metrics, compute_ranks
 
 UNNAMED_RANK = 1 << 20
@@ -36,7 +36,7 @@ SCHEMA = pa.schema(
         ("text", pa.string()),
         # All generated answers, each to the question without the items named before; null likewise.
         ("texts", pa.list_(pa.string())),
-        # Position of the candidate that `text` names, by each rule of
+        # Position of the candidate that the first answer names, by each rule of
         # cprec.evaluate.answer_matching; null where it names none.
         ("named_exact", pa.int8()),
         ("named_llara", pa.int8()),
@@ -77,9 +77,7 @@ def from_scores(samples: pa.Table, scores: NDArray[np.float64]) -> pa.Table:
     )
 
 
-def from_texts(
-    samples: pa.Table, texts: Sequence[Sequence[str]], titles: Sequence[str]
-) -> pa.Table:
+def from_answers(samples: pa.Table, answers: Sequence[Sequence[Answer]]) -> pa.Table:
     """Builds the predictions of a model that generated answers.
 
     The ranking holds the items that were named, in the order of the answers. A true item that was
@@ -87,21 +85,20 @@ def from_texts(
 
     Args:
         samples: Samples of the corpus.
-        texts: Answers to each sample in order [n] (cprec.evaluate.generation).
-        titles: Titles by item index.
+        answers: Answers to each sample in order [n] (cprec.evaluate.generation).
     """
     candidates = samples["candidates"].to_pylist()
+    ranking = [[answer.exact for answer in given if answer.exact is not None] for given in answers]
     targets = samples["target"].to_pylist()
-    # Position of the candidate that each answer names exactly; None where it names none.
-    named = [
-        [match_exact(text, [titles[i] for i in items]) for text in answers]
-        for answers, items in zip(texts, candidates, strict=True)
-    ]
-    ranking = [
-        [items[position] for position in positions if position is not None]
-        for positions, items in zip(named, candidates, strict=True)
-    ]
     true_items = [items[target] for items, target in zip(candidates, targets, strict=True)]
+    first = [given[0] for given in answers]
+
+    def positions(named: Sequence[int | None]) -> list[int | None]:
+        return [
+            None if item is None else items.index(item)
+            for item, items in zip(named, candidates, strict=True)
+        ]
+
     return pa.table(
         {
             "sample_id": samples["sample_id"],
@@ -114,13 +111,10 @@ def from_texts(
             ],
             "scores": pa.nulls(len(samples), SCHEMA.field("scores").type),
             "ranking": ranking,
-            "text": [answers[0] for answers in texts],
-            "texts": [list(answers) for answers in texts],
-            "named_exact": [positions[0] for positions in named],
-            "named_llara": [
-                match_llara(answers[0], [titles[i] for i in items])
-                for answers, items in zip(texts, candidates, strict=True)
-            ],
+            "text": [answer.text for answer in first],
+            "texts": [[answer.text for answer in given] for given in answers],
+            "named_exact": positions([answer.exact for answer in first]),
+            "named_llara": positions([answer.llara for answer in first]),
         },
         schema=SCHEMA,
     )

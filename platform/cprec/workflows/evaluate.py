@@ -29,7 +29,7 @@ from corpus.store.tables import Corpus
 from cprec.baselines.training import BASELINE_NAMES
 from cprec.config.recipe import Recipe
 from cprec.downstream import forgetting, stored_baselines
-from cprec.downstream.scoring import EvaluatedModel, generate_texts, score_model
+from cprec.downstream.scoring import EvaluatedModel, generate_on_ray, score_model
 from cprec.evaluate import predictions
 from cprec.evaluate.comparison import Comparison, ComparisonRow
 from cprec.evaluate.metrics import average_metrics, hits
@@ -273,8 +273,8 @@ def _predict(
     if _evaluation_mode(recipe, model) == "score":
         scores = score_model(recipe, model, corpus, domain, samples, workers, encoder)
         return predictions.from_scores(samples, scores)
-    texts = generate_texts(recipe, model, corpus, domain, samples, workers, encoder)
-    return predictions.from_texts(samples, texts, corpus.read_titles())
+    answers = generate_on_ray(recipe, model, corpus, domain, samples, workers, encoder)
+    return predictions.from_answers(samples, answers)
 
 
 def _read_predictions(folder: str, inputs: Mapping[str, Any]) -> pa.Table | None:
