@@ -48,6 +48,7 @@ SINCE = {
     "Plan.inherited": "0.2.0",
     "WSA.mode": "0.2.0",
     "RunPlan": "0.2.0",
+    "RunPlan.token_form": "0.3.0",
     "ComparisonRow.permutation_p": "0.2.0",
     "ComparisonRow.over_seeds": "0.2.0",
     "ComparisonRow.holm_p": "0.2.0",

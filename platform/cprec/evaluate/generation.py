@@ -86,8 +86,8 @@ def greedy_decode(
             logits = _mask_disallowed(logits, nodes)
         if logits.isnan().any():
             raise PlatformFault(
-                "an answer has NaN logits; look for overflow (model.precision) or a checkpoint that "
-                "diverged"
+                "an answer has NaN logits; look for overflow (model.precision) or a checkpoint "
+                "that diverged"
             )
         next_tokens = logits.argmax(dim=-1).tolist()
         for row, token in enumerate(next_tokens):

@@ -19,6 +19,7 @@ from cprec.config.recipe import Recipe
 from cprec.runs import checkpoint
 from cprec.runs.records import PLAN_FILE
 from cprec.runs.restart import require_untrained
+from cprec.runs.token_form import TOKEN_FORM
 from cprec.schedule import planning
 from cprec.schedule.plan import Plan, Portion
 from cprec.schedule.planning import PlanSettings, Replay
@@ -38,6 +39,7 @@ class RunPlan:
         hold: Whether the stable phase stays open when it runs dry.
         closed: Whether annealing was called, so that nothing joins any more.
         parent: URI of the checkpoint that the run goes on from; None: it started from the base.
+        token_form: Rules by which its text becomes tokens (cprec.runs.token_form).
     """
 
     corpus: str
@@ -48,6 +50,7 @@ class RunPlan:
     hold: bool = False
     closed: bool = False
     parent: str | None = None
+    token_form: int = 1
 
     @classmethod
     def read(cls, run_uri: str) -> "RunPlan | None":
@@ -264,6 +267,7 @@ def _plan_trunk(
         parent.passed_over,
         hold=recipe.schedule.hold_open,
         parent=parent.uri,
+        token_form=TOKEN_FORM,
     )
 
 
@@ -287,6 +291,7 @@ def _plan_branch(
         passed_over=parent.passed_over,
         closed=True,
         parent=parent.uri,
+        token_form=TOKEN_FORM,
     )
 
 

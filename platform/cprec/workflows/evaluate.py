@@ -37,6 +37,7 @@ from cprec.evaluate.significance import holm_correction, paired_t_test, permutat
 from cprec.model.base_uri import resolve_base
 from cprec.runs import checkpoint
 from cprec.runs.records import COMPARISON_FILE, EVALUATION_FOLDER, EVENTS_FILE, run_folder
+from cprec.runs.token_form import TOKEN_FORM
 from cprec.stream.row_encoder import RowEncoder
 from cprec.tracking import report
 from cprec.tracking.registry import Registry
@@ -305,6 +306,7 @@ def _prediction_inputs(
         "split": recipe.evaluate.split,
         "max_users": recipe.evaluate.max_users,
         "mode": _evaluation_mode(recipe, model),
+        **({} if model.is_baseline else {"token_form": TOKEN_FORM}),
     }
 
 

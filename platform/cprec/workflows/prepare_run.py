@@ -8,11 +8,13 @@ from corpus.sampling.replay_text import text_digest
 from corpus.sampling.source import Source, SourceKind
 from corpus.store.tables import SAMPLES, Corpus
 from cprec.config.recipe import Recipe
+from cprec.model.backbone import load_tokenizer
 from cprec.model.base_uri import resolve_base
 from cprec.runs.checkpoint import CHECKPOINTS, CheckpointName, list_checkpoints
 from cprec.runs.json_lines import open_events
 from cprec.runs.records import CorpusVersionAdopted, RunStarted
 from cprec.runs.run_plan import RunPlan, open_run_plan, require_matching_adapter
+from cprec.runs.token_form import require_same_tokens
 from cprec.schedule.plan import Plan
 from cprec.stream.row_encoder import find_fallback_reason
 from cprec.tracking.registry import Registry
@@ -117,6 +119,9 @@ def prepare_run(
     base = resolve_base(recipe, corpus, say)
     if is_new and recipe.continue_from is not None:
         require_matching_adapter(recipe, base, recipe.continue_from)
+    if not is_new:
+        tokenizer = load_tokenizer(base, recipe.model.revision)
+        require_same_tokens(recipe.run, run_plan.token_form, corpus.read_titles(), tokenizer)
     # Refuses a base without a usable tokenizer before any worker starts.
     fallback_reason = find_fallback_reason(corpus, base, recipe.model.revision)
     if fallback_reason and recipe.train.inexact_keys:
