@@ -88,6 +88,8 @@ COLUMNS = {
     "texts": "every answer that was generated, in turn; null for scored candidates",
     "named_exact": "position of the candidate that the text equals; -1: none",
     "named_llara": "position of the one candidate that the text contains; -1: none",
+    "length_correlation": "rank correlation of the candidates' scores and title lengths; null for "
+    "generated answers (since 0.3.0)",
 }
 """What the columns of all Arrow schemas hold."""
 

@@ -273,7 +273,7 @@ def _predict(
     """Returns what a model answers to the samples, by scores or by text."""
     if _evaluation_mode(recipe, model) == "score":
         scores = score_model(recipe, model, corpus, domain, samples, workers, encoder)
-        return predictions.from_scores(samples, scores)
+        return predictions.from_scores(samples, scores, corpus.read_titles())
     answers = generate_on_ray(recipe, model, corpus, domain, samples, workers, encoder)
     return predictions.from_answers(samples, answers)
 
