@@ -27,7 +27,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from corpus.ingest.simulation import simulate_shoppers
 from corpus.settings import SimulateSettings
-from cprec.encode.title_tokens import UncachedPromptEncoder
+from cprec.encode.title_encoding import UncachedPromptEncoder
 from cprec.encode.tokens import TitleEncoder
 from cprec.evaluate.candidate_scoring import score_samples
 from cprec.evaluate.generation import generate_answers

@@ -35,7 +35,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
-    """Prints the ranking."""
+    """Prints the ranking, with the share that each candidate has of them all."""
     model = find_registered_model(Registry.from_recipe(recipe), options.model)
     candidates = read_candidate_titles(options.candidates)
     if options.dry_run:
@@ -44,8 +44,12 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
         )
         return
     ranking = recommend(recipe, model, options.history, candidates)
-    for rank, (title, probability) in enumerate(ranking, 1):
-        print_line(f"{rank:>3}  {probability:6.1%}  {title}")
+    print_line("rank  share  title")
+    for rank, (title, share) in enumerate(ranking, 1):
+        print_line(f"{rank:>4}  {share:5.3f}  {title}")
+    print_line(
+        "share: of the likelihood of these candidates alone; not calibrated, so no confidence"
+    )
 
 
 if __name__ == "__main__":

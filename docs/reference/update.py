@@ -49,6 +49,7 @@ SINCE = {
     "Plan.inherited": "0.2.0",
     "WSA.mode": "0.2.0",
     "RunPlan": "0.2.0",
+    "RunPlan.token_form": "0.3.0",
     "ComparisonRow.permutation_p": "0.2.0",
     "ComparisonRow.over_seeds": "0.2.0",
     "ComparisonRow.holm_p": "0.2.0",
@@ -88,6 +89,8 @@ COLUMNS = {
     "texts": "every answer that was generated, in turn; null for scored candidates",
     "named_exact": "position of the candidate that the text equals; -1: none",
     "named_llara": "position of the one candidate that the text contains; -1: none",
+    "length_correlation": "rank correlation of the candidates' scores and title lengths; null for "
+    "generated answers (since 0.3.0)",
 }
 """What the columns of all Arrow schemas hold."""
 

@@ -18,7 +18,6 @@ from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import validate_recipe
 from cprec.downstream.scoring import load_model
 from cprec.evaluate import predictions
-from cprec.evaluate.metrics import compute_metrics
 from cprec.model import adapter, backbone, tiny
 from cprec.tracking.registry import Registry
 from cprec.workflows import promote
@@ -141,9 +140,7 @@ def test_metrics_can_be_recomputed_from_the_predictions(
     for row in comparison.rows:
         table = pq.read_table(folder / row.model / "predictions.parquet")
         assert len(table) == 40
-        recomputed = compute_metrics(
-            row.model, "Games", predictions.to_ranks(table), table["history_length"].to_numpy()
-        )
+        recomputed = predictions.to_metrics(table, row.model, "Games", "score")
         stored = json.loads((folder / row.model / "metrics.json").read_text())
         assert stored.pop("inputs")["split"] == "test"
         assert stored == recomputed == row.metrics

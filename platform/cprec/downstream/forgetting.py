@@ -14,6 +14,7 @@ from corpus.ingest.plain_text import read_plain_text
 from corpus.sampling.replay_text import text_digest
 from cprec.config.recipe import Recipe
 from cprec.downstream.scoring import EvaluatedModel, compute_perplexities
+from cprec.runs.token_form import TOKEN_FORM
 
 PERPLEXITY_FILE = "perplexity.json"
 """File of a model's evaluation folder that holds its perplexity and what it depends on."""
@@ -78,6 +79,7 @@ def _perplexity_inputs(recipe: Recipe, model: EvaluatedModel, digest: str) -> di
         "precision": recipe.model.precision,
         "max_tokens": recipe.model.max_tokens,
         "text": digest,
+        "token_form": TOKEN_FORM,
     }
 
 

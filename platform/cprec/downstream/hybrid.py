@@ -9,7 +9,7 @@ Shapes: B rows, T tokens, H hidden size of the language model, D size of an item
 of the domain.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,8 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cluster.errors import RecipeError, RunError
+from cluster.errors import RunError
 from cprec.encode import prompt
+from cprec.encode.text_tokenizer import text_tokenizer
 from cprec.encode.tokens import EncodedSample, SampleEncoder, TitleEncoder, fit_prompt
 
 BEHAVIOUR_FILE = "behaviour.safetensors"
@@ -174,14 +175,10 @@ class HybridPromptEncoder(SampleEncoder[Item]):
             vocab_size: Word embeddings of the model; behaviour tokens are numbered from there.
 
         Raises:
-            RecipeError: The tokenizer does not report the offsets of tokens in a text.
+            RecipeError: The tokenizer does not tell where a token comes from in a text.
         """
-        if not tokenizer.is_fast:
-            raise RecipeError(
-                "model.base: its tokenizer does not tell where a token comes from in the text "
-                "(no fast tokenizer); use finetune.hybrid false"
-            )
-        self._tokenizer = tokenizer
+        self._text_tokenizer = text_tokenizer(tokenizer)
+        self._text_tokenizer.require_fast()
         self._max_tokens = max_tokens
         self._vocab_size = vocab_size
         self._title_encoder = TitleEncoder(tokenizer, max_tokens)
@@ -191,7 +188,7 @@ class HybridPromptEncoder(SampleEncoder[Item]):
     ) -> tuple[list[int], int]:
         """Encodes a prompt, dropping the oldest items of the history until it fits."""
         return fit_prompt(
-            lambda items: self._title_encoder.bos_ids + self._interleave(items, candidates),
+            lambda items: self._title_encoder.prefix_ids + self._interleave(items, candidates),
             history,
             reserved_tokens,
             self._max_tokens,
@@ -203,24 +200,14 @@ class HybridPromptEncoder(SampleEncoder[Item]):
         return self._title_encoder.encode_answer(item[0])
 
     def _interleave(self, history: Sequence[Item], candidates: Sequence[Item]) -> list[int]:
-        """Returns the prompt's tokens, with a behaviour token after each title.
-
-        It follows the token that holds the last character of the title.
-        """
+        """Returns the prompt's tokens, with a behaviour token right behind each title."""
         text = prompt.render_prompt(
             [title for title, _ in history], [title for title, _ in candidates]
         )
-        encoding = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ids = []
-        title_ends = _iter_title_ends(history, candidates)
-        next_title = next(title_ends, None)
-        for token, (_, token_end) in zip(
-            encoding["input_ids"], encoding["offset_mapping"], strict=True
-        ):
-            ids.append(int(token))
-            while next_title is not None and token_end >= next_title[0]:
-                ids.append(self._vocab_size + next_title[1])
-                next_title = next(title_ends, None)
+        first, *others = self._text_tokenizer.encode_parts(text, _title_ends(history, candidates))
+        ids = first
+        for (_, number), part in zip([*history, *candidates], others, strict=True):
+            ids += [self._vocab_size + number, *part]
         return ids
 
 
@@ -304,13 +291,13 @@ def _word_embeddings(model: nn.Module) -> nn.Embedding:
     return cast(nn.Embedding, cast(PreTrainedModel, model).get_input_embeddings())
 
 
-def _iter_title_ends(
-    history: Sequence[Item], candidates: Sequence[Item]
-) -> Iterator[tuple[int, int]]:
-    """Yields, in the prompt's order, each title's end in characters and its item's number."""
+def _title_ends(history: Sequence[Item], candidates: Sequence[Item]) -> list[int]:
+    """Returns where each title ends, in characters of the prompt and in its order."""
+    ends = []
     end = len(prompt.OPENING)
     for items, text_after in ((history, prompt.MIDDLE), (candidates, prompt.CLOSING)):
-        for position, (title, number) in enumerate(items):
+        for position, (title, _) in enumerate(items):
             end += len(prompt.SEPARATOR) * (position > 0) + len(title)
-            yield end, number
+            ends.append(end)
         end += len(text_after)
+    return ends

@@ -22,6 +22,7 @@ from cprec.downstream import hybrid, stored_baselines
 from cprec.downstream.domain import Domain
 from cprec.downstream.hybrid import HybridModel
 from cprec.downstream.trial import BEHAVIOUR_FOLDER, build_encoders
+from cprec.evaluate.answer_matching import Answer
 from cprec.evaluate.candidate_scoring import PromptEncoder, score_samples
 from cprec.evaluate.generation import generate_answers
 from cprec.evaluate.perplexity import compute_perplexity
@@ -95,7 +96,7 @@ def score_model(
     )
 
 
-def generate_texts(
+def generate_on_ray(
     recipe: Recipe,
     model: EvaluatedModel,
     corpus: Corpus,
@@ -103,7 +104,7 @@ def generate_texts(
     samples: pa.Table,
     workers: int,
     row_encoder: RowEncoder | None,
-) -> list[list[str]]:
+) -> list[list[Answer]]:
     """Generates a language model's answers to samples, inside a Ray session.
 
     Args:
@@ -116,12 +117,12 @@ def generate_texts(
         row_encoder: Encoder of titles.
 
     Returns:
-        The texts of each sample's answers, in order (cprec.evaluate.generation).
+        Each sample's answers, in order (cprec.evaluate.generation).
     """
     parts = _map_samples(
         recipe, _generate_task, model, corpus, domain, samples, workers, row_encoder
     )
-    return [texts for part in parts for texts in part]
+    return [answers for part in parts for answers in part]
 
 
 def compute_perplexities(
@@ -239,7 +240,7 @@ def _generate_task(
     domain_name: str,
     samples: pa.Table,
     row_encoder: RowEncoder | None,
-) -> list[list[str]]:
+) -> list[list[Answer]]:
     """Loads a language model and generates its answers to samples."""
     network, tokenizer = load_model(recipe, model)
     domain = Domain.from_corpus(corpus, domain_name, recipe.evaluate.split)

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster.errors import DataError
-from cprec.encode.tokens import EncodedSample, Tokenizer, bos_ids
+from cprec.encode.text_tokenizer import Tokenizer, text_tokenizer
+from cprec.encode.tokens import EncodedSample
 
 
 class SampleEncoder(Protocol):
@@ -54,7 +55,7 @@ def encode_windows(
 ) -> list[EncodedSample]:
     """Encodes windows of text, with every token supervised that has a token before it.
 
-    That is every token of the text if the tokenizer begins texts with a token of its own, else all
+    That is every token of the text if the tokenizer begins texts with tokens of its own, else all
     but the first. There is no end token, because a window does not end where its text ends.
 
     Args:
@@ -65,9 +66,9 @@ def encode_windows(
     Raises:
         DataError: A window is longer than `max_tokens`.
     """
-    begin = bos_ids(tokenizer)
-    token_ids = tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
-    windows = [begin + list(ids) for ids in token_ids]
+    encoder = text_tokenizer(tokenizer)
+    prefix = encoder.prefix_ids
+    windows = [prefix + ids for ids in encoder.encode_all(texts)]
     if longest := max((len(ids) for ids in windows if len(ids) > max_tokens), default=0):
         raise DataError(
             f"a window of replayed text takes {longest} tokens, "
@@ -75,7 +76,7 @@ def encode_windows(
         )
     return [
         EncodedSample(
-            np.array(ids, dtype=np.int32), answer_start=max(len(begin), 1), dropped_titles=0
+            np.array(ids, dtype=np.int32), answer_start=max(len(prefix), 1), dropped_titles=0
         )
         for ids in windows
     ]

@@ -7,8 +7,8 @@ word is tokenised once with each punctuation that the prompt puts around it (`{`
 slices of one flat array. That takes numpy alone, no tokenizer, and all processes of a node read
 the same array from Ray's object store.
 
-`find_difference` compares such prompts with those that the tokenizer makes of the whole text. If
-they differ, `build_title_encoding` falls back to the tokenizer and keeps the reason.
+`cprec.encode.title_encoding` compares such prompts with those that the tokenizer makes of the whole
+text, and falls back to the tokenizer if they differ.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from cluster.errors import DataError
 from cprec.encode import prompt
-from cprec.encode.tokens import EncodedSample, TitleEncoder, Tokenizer
+from cprec.encode.text_tokenizer import Tokenizer
+from cprec.encode.tokens import EncodedSample, TitleEncoder
 
 Ints = NDArray[np.int64]
 
@@ -56,9 +57,6 @@ FIXED_FRAGMENTS = ["head", "empty history", "between", "tail", "end"]
 HEAD_FRAGMENT, EMPTY_HISTORY_FRAGMENT, BETWEEN_LISTS_FRAGMENT, TAIL_FRAGMENT, EOS_FRAGMENT = range(
     len(FIXED_FRAGMENTS)
 )
-
-CHECKED_PROMPTS = 64
-"""Number of random prompts that `find_difference` compares."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +122,7 @@ def tokenise_titles(titles: Sequence[str], tokenizer: Tokenizer) -> TitleTokens:
             title_words += words
             word_counts.append(len(words))
     fixed = [
-        encoder.bos_ids + encoder.encode(HEAD),
+        encoder.prefix_ids + encoder.encode(HEAD),
         *(
             encoder.encode_after_space(text)
             for text in (OPENING_BRACE + _HISTORY_CLOSING, BETWEEN_LISTS, TAIL)
@@ -256,83 +254,6 @@ class CachedPromptEncoder:
         ]
 
 
-class UncachedPromptEncoder:
-    """Encoder with the interface of `CachedPromptEncoder` that calls the tokenizer on whole texts.
-
-    For tokenizers that do not tokenise word by word.
-    """
-
-    def __init__(self, titles: Sequence[str], title_encoder: TitleEncoder) -> None:
-        """Sets the titles, by item index, and the encoder of their texts."""
-        self._titles = titles
-        self._title_encoder = title_encoder
-        self.eos_token_id = title_encoder.eos_token_id
-
-    def encode_prompt(
-        self, history: Sequence[int], candidates: Sequence[int], reserved_tokens: int
-    ) -> tuple[list[int], int]:
-        """Encodes a prompt: see `CachedPromptEncoder.encode_prompt`."""
-        return self._title_encoder.encode_prompt(
-            [self._titles[i] for i in history],
-            [self._titles[i] for i in candidates],
-            reserved_tokens,
-        )
-
-    def encode_answer(self, item: int) -> list[int]:
-        """Encodes an answer, including the end token."""
-        return self._title_encoder.encode_answer(self._titles[item])
-
-    def encode_samples(self, rows: pa.Table) -> list[EncodedSample]:
-        """Encodes corpus rows: see `CachedPromptEncoder.encode_samples`."""
-        columns = (rows[name].to_pylist() for name in ("history", "candidates", "target"))
-        return [
-            self._title_encoder.encode_sample(
-                [self._titles[i] for i in history], [self._titles[i] for i in candidates], target
-            )
-            for history, candidates, target in zip(*columns, strict=True)
-        ]
-
-
-@dataclass(frozen=True)
-class TitleEncoding:
-    """The titles of a corpus version, either tokenised or as texts.
-
-    Attributes:
-        title_tokens: The tokenised titles; None if the tokenizer has to be called on whole texts.
-        titles: The texts, by item index, if `title_tokens` is None, else empty.
-        fallback_reason: Why the titles could not be tokenised in advance; empty if they could.
-    """
-
-    title_tokens: TitleTokens | None
-    titles: Sequence[str]
-    fallback_reason: str
-
-
-def build_title_encoding(
-    titles: Sequence[str], tokenizer: Tokenizer, earlier: TitleTokens | None = None
-) -> TitleEncoding:
-    """Tokenises titles in advance if that gives the tokenizer's own prompts, else keeps the texts.
-
-    Args:
-        titles: Cleaned titles by item index.
-        tokenizer: Tokenizer of the base model.
-        earlier: Tokens of the first of these titles, by the same tokenizer. An item never changes
-            its index or title, so only the titles after them are tokenised.
-
-    Raises:
-        RecipeError: The tokenizer has no end token, or merges across spaces.
-    """
-    tokens = (
-        tokenise_titles(titles, tokenizer)
-        if earlier is None
-        else concat_title_tokens(earlier, tokenise_titles(titles[earlier.item_count :], tokenizer))
-    )
-    difference = find_difference(titles, tokens, tokenizer)
-    if difference:
-        return TitleEncoding(None, tuple(titles), difference)
-    return TitleEncoding(tokens, (), "")
-
-
 def concat_title_tokens(first: TitleTokens, others: TitleTokens) -> TitleTokens:
     """Appends the titles of `others` to those of `first`, continuing the item indices."""
     start = others.offsets[len(FIXED_FRAGMENTS)]
@@ -341,44 +262,6 @@ def concat_title_tokens(first: TitleTokens, others: TitleTokens) -> TitleTokens:
     )
     ids = np.concatenate([first.ids, others.ids[start:]])
     return TitleTokens(ids, offsets, first.eos_token_id)
-
-
-def find_difference(titles: Sequence[str], title_tokens: TitleTokens, tokenizer: Tokenizer) -> str:
-    """Compares concatenated prompts with the tokenizer's own, on CHECKED_PROMPTS random samples.
-
-    Args:
-        titles: Cleaned titles by item index.
-        title_tokens: Their tokens.
-        tokenizer: The tokenizer that made them.
-
-    Returns:
-        A description of the first difference; empty if there is none.
-    """
-    rng = np.random.default_rng(0x7117)
-    cached_encoder = CachedPromptEncoder(title_tokens, max_tokens=1 << 30)
-    title_encoder = TitleEncoder(tokenizer, max_tokens=1 << 30)
-    for draw in range(CHECKED_PROMPTS if titles else 0):
-        history = rng.integers(len(titles), size=draw % 11).tolist()
-        candidates = rng.integers(len(titles), size=20).tolist()
-        prompt_text = prompt.render_prompt(
-            [titles[i] for i in history], [titles[i] for i in candidates]
-        )
-        text = f"{prompt_text} {titles[candidates[0]]}"
-        stitched = [
-            *cached_encoder.encode_prompt(history, candidates, 0)[0],
-            *cached_encoder.encode_answer(candidates[0]),
-        ]
-        whole = [*title_encoder.bos_ids, *title_encoder.encode(text), title_encoder.eos_token_id]
-        if stitched != whole:
-            at = next(
-                (i for i, (a, b) in enumerate(zip(stitched, whole, strict=False)) if a != b),
-                min(len(stitched), len(whole)),
-            )
-            return (
-                f"a stitched prompt differs from the tokenizer's at token {at} of {len(whole)} "
-                f"(items {history} and {candidates})"
-            )
-    return ""
 
 
 def too_long_error(candidate_count: int, max_tokens: int) -> DataError:

@@ -7,27 +7,15 @@ token are supervised.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 
 from cluster.errors import DataError, RecipeError
 from cprec.encode import prompt
+from cprec.encode.text_tokenizer import Tokenizer, text_tokenizer
 
 Item = TypeVar("Item")
-
-
-class Tokenizer(Protocol):
-    """The part of `transformers.PreTrainedTokenizerBase` that encoding uses.
-
-    A protocol, so that read tasks that need no tokenizer do not import transformers.
-    """
-
-    bos_token_id: Any
-    eos_token_id: Any
-
-    def __call__(self, text: Any, *, add_special_tokens: bool) -> Any:
-        """Returns a mapping whose `input_ids` are the token ids of a text, or of each of a list."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +31,6 @@ class EncodedSample:
     ids: np.ndarray
     answer_start: int
     dropped_titles: int
-
-
-def bos_ids(tokenizer: Tokenizer) -> list[int]:
-    """Returns the token that begins every text, as a list; empty if the tokenizer has none."""
-    return [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
 
 
 def fit_prompt(
@@ -149,9 +132,9 @@ class TitleEncoder(SampleEncoder[str]):
             raise RecipeError(
                 "model.base: its tokenizer has no end token (eos); an answer could not end"
             )
-        self._tokenizer = tokenizer
+        self._text_tokenizer = text_tokenizer(tokenizer)
         self._max_tokens = max_tokens
-        self.bos_ids = bos_ids(tokenizer)
+        self.prefix_ids = self._text_tokenizer.prefix_ids
         self.eos_token_id = int(tokenizer.eos_token_id)
         self._space_prefix = self._find_space_prefix()
 
@@ -160,7 +143,7 @@ class TitleEncoder(SampleEncoder[str]):
     ) -> tuple[list[int], int]:
         """Encodes a prompt, dropping the oldest titles of the history until it fits."""
         return fit_prompt(
-            lambda titles: self.bos_ids + self.encode(prompt.render_prompt(titles, candidates)),
+            lambda titles: self.prefix_ids + self.encode(prompt.render_prompt(titles, candidates)),
             history,
             reserved_tokens,
             self._max_tokens,
@@ -172,8 +155,12 @@ class TitleEncoder(SampleEncoder[str]):
         return [*self.encode_after_space(title), self.eos_token_id]
 
     def encode(self, text: str) -> list[int]:
-        """Encodes the beginning of a text, without special tokens."""
-        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        """Encodes the beginning of a text, without the prefix."""
+        return self._text_tokenizer.encode(text)
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encodes many texts like `encode`, in one call of the tokenizer."""
+        return self._text_tokenizer.encode_all(texts)
 
     def encode_after_space(self, text: str) -> list[int]:
         """Encodes a text that follows a space; the tokens include the space."""
@@ -181,13 +168,7 @@ class TitleEncoder(SampleEncoder[str]):
 
     def encode_all_after_space(self, texts: Sequence[str]) -> list[list[int]]:
         """Encodes many texts like `encode_after_space`, in one call of the tokenizer."""
-        if not texts:
-            return []
-        prefixed = [self._space_prefix + text for text in texts]
-        token_ids: list[list[int]] = self._tokenizer(prefixed, add_special_tokens=False)[
-            "input_ids"
-        ]
-        return token_ids
+        return self.encode_all([self._space_prefix + text for text in texts])
 
     def _find_space_prefix(self) -> str:
         """Returns the prefix with which a text tokenises as it does after a space.

@@ -14,7 +14,8 @@ import pyarrow as pa
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from cprec.evaluate.answer_matching import match_exact
+from cluster.errors import PlatformFault
+from cprec.evaluate.answer_matching import Answer, match_exact, match_llara
 from cprec.evaluate.candidate_scoring import PromptEncoder
 
 MAX_LISTED = 5
@@ -53,6 +54,9 @@ def greedy_decode(
 
     Returns:
         Token ids of each answer, without the end token.
+
+    Raises:
+        PlatformFault: A logit is NaN. The likeliest token is unknown, and the model is broken.
     """
     device = model.device
     width = max(map(len, prompts))
@@ -80,6 +84,11 @@ def greedy_decode(
         logits = out.logits[:, -1].float()
         if nodes is not None:
             logits = _mask_disallowed(logits, nodes)
+        if logits.isnan().any():
+            raise PlatformFault(
+                "an answer has NaN logits; look for overflow (model.precision) or a checkpoint "
+                "that diverged"
+            )
         next_tokens = logits.argmax(dim=-1).tolist()
         for row, token in enumerate(next_tokens):
             unfinished[row] = unfinished[row] and token != eos_token_id
@@ -105,7 +114,7 @@ def generate_answers(
     batch_size: int,
     constrained: bool,
     max_new_tokens: int = 64,
-) -> list[list[str]]:
+) -> list[list[Answer]]:
     """Generates a list of up to `MAX_LISTED` answers for each sample.
 
     Each answer after the first is to the same question without the items that were named before.
@@ -122,11 +131,11 @@ def generate_answers(
         max_new_tokens: Tokens of an answer; more if a candidate's title needs more.
 
     Returns:
-        The texts of each sample's answers, in the order in which they were given.
+        Each sample's answers, in the order in which they were given.
     """
     candidates = samples["candidates"].to_pylist()
     histories = samples["history"].to_pylist()
-    texts: list[list[str]] = [[] for _ in candidates]
+    given: list[list[Answer]] = [[] for _ in candidates]
     open_rows = list(range(len(candidates)))
     for _ in range(MAX_LISTED):
         for start in range(0, len(open_rows), batch_size):
@@ -139,20 +148,54 @@ def generate_answers(
             tries = [build_trie(row_ids) for row_ids in answers] if constrained else None
             eos_token_id = answers[0][0][-1]
             generated = greedy_decode(model, prompts, eos_token_id, room, tries)
-            for row, ids in zip(rows, generated, strict=True):
-                text = str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
-                texts[row].append(text)
-                named = match_exact(text, [titles[i] for i in candidates[row]])
+            for row, ids, row_ids in zip(rows, generated, answers, strict=True):
+                answer = _read_answer(tokenizer, ids, row_ids, candidates[row], titles, constrained)
+                given[row].append(answer)
                 # Without candidates the row is closed below.
                 candidates[row] = (
                     []
-                    if named is None
-                    else [
-                        item for position, item in enumerate(candidates[row]) if position != named
-                    ]
+                    if answer.exact is None
+                    else [item for item in candidates[row] if item != answer.exact]
                 )
         open_rows = [row for row in open_rows if candidates[row]]
-    return texts
+    return given
+
+
+def _read_answer(
+    tokenizer: PreTrainedTokenizerBase,
+    ids: Sequence[int],
+    candidate_ids: Sequence[Sequence[int]],
+    candidates: Sequence[int],
+    titles: Sequence[str],
+    constrained: bool,
+) -> Answer:
+    """Finds out which candidates a generated answer names.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        ids: Token ids of the answer, without the end token.
+        candidate_ids: Token ids of each candidate's title, with the end token.
+        candidates: Item indices of the candidates.
+        titles: Titles by item index.
+        constrained: Whether the answer was restricted to the candidates. Then its tokens are those
+            of a candidate, which they name; of several with the same tokens, the first.
+    """
+
+    def decode(tokens: Sequence[int]) -> str:
+        return str(tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
+
+    text = decode(ids)
+    shown = [titles[item] for item in candidates]
+    decoded = [decode(tokens[:-1]) for tokens in candidate_ids]
+    llara = match_llara(text, shown, decoded)
+    exact = match_exact(text, shown, decoded)
+    if constrained:
+        exact = [list(tokens[:-1]) for tokens in candidate_ids].index(list(ids))
+    return Answer(
+        text,
+        None if exact is None else candidates[exact],
+        None if llara is None else candidates[llara],
+    )
 
 
 def _mask_disallowed(logits: torch.Tensor, nodes: Sequence[Trie]) -> torch.Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from cluster.errors import PlatformFault
 
@@ -92,6 +93,26 @@ def discounted_gains(ranks: Ranks, k: int) -> Floats:
     last = np.minimum(ranks.better_count + ranks.tied_count, k)
     first = np.minimum(ranks.better_count, k)
     return np.asarray((gain_up_to[last] - gain_up_to[first]) / ranks.tied_count, dtype=np.float64)
+
+
+def length_correlations(scores: NDArray[np.floating[Any]], lengths: NDArray[np.int64]) -> Floats:
+    """Returns each sample's rank correlation of its candidates' scores and title lengths [n].
+
+    Close to -1 or 1, a model ranks by the length of titles, whatever they say. It is NaN where all
+    scores or all lengths are equal.
+
+    Args:
+        scores: Scores [n, candidates].
+        lengths: Characters of the candidates' titles [n, candidates].
+    """
+    score_ranks, length_ranks = (
+        ranks - ranks.mean(axis=1, keepdims=True)
+        for ranks in (stats.rankdata(values, axis=1) for values in (scores, lengths))
+    )
+    covariance = (score_ranks * length_ranks).sum(axis=1)
+    scale = np.sqrt((score_ranks**2).sum(axis=1) * (length_ranks**2).sum(axis=1))
+    unknown = np.full(len(scores), np.nan)
+    return np.asarray(np.divide(covariance, scale, out=unknown, where=scale > 0))
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from cprec.evaluate.answer_matching import match_exact, match_llara
-from cprec.evaluate.metrics import GeneratedAnswers, Ranks, compute_metrics, compute_ranks
+from cprec.evaluate.answer_matching import Answer
+from cprec.evaluate.metrics import (
+    GeneratedAnswers,
+    Ranks,
+    compute_metrics,
+    compute_ranks,
+    length_correlations,
+)
 
 UNNAMED_RANK = 1 << 20
 """Number of candidates ranked before a true item that was not named; more than any list has."""
@@ -36,21 +43,25 @@ SCHEMA = pa.schema(
         ("text", pa.string()),
         # All generated answers, each to the question without the items named before; null likewise.
         ("texts", pa.list_(pa.string())),
-        # Position of the candidate that `text` names, by each rule of
+        # Position of the candidate that the first answer names, by each rule of
         # cprec.evaluate.answer_matching; null where it names none.
         ("named_exact", pa.int8()),
         ("named_llara", pa.int8()),
+        # Rank correlation of the candidates' scores and the lengths of their titles; null where
+        # there are no scores, or they or the lengths are all equal.
+        ("length_correlation", pa.float64()),
     ]
 )
 """Columns of a table of predictions."""
 
 
-def from_scores(samples: pa.Table, scores: NDArray[np.float64]) -> pa.Table:
+def from_scores(samples: pa.Table, scores: NDArray[np.float64], titles: Sequence[str]) -> pa.Table:
     """Builds the predictions of a model that scored candidates.
 
     Args:
         samples: Samples of the corpus.
         scores: Scores of their candidates [n, candidates]; higher is better.
+        titles: Titles by item index.
 
     Raises:
         PlatformFault: A score is NaN.
@@ -58,6 +69,8 @@ def from_scores(samples: pa.Table, scores: NDArray[np.float64]) -> pa.Table:
     targets = samples["target"].to_numpy().astype(np.int64)
     expected_ranks = compute_ranks(scores, targets).expected_rank
     candidates = _to_matrix(samples["candidates"], len(samples))
+    lengths = np.array([[len(titles[i]) for i in items] for items in candidates], dtype=np.int64)
+    correlations = length_correlations(scores, lengths.reshape(scores.shape))
     ranking = np.take_along_axis(candidates, np.argsort(-scores, axis=1, kind="stable"), axis=1)
     return pa.table(
         {
@@ -72,14 +85,13 @@ def from_scores(samples: pa.Table, scores: NDArray[np.float64]) -> pa.Table:
                 name: pa.nulls(len(samples), SCHEMA.field(name).type)
                 for name in ("text", "texts", "named_exact", "named_llara")
             },
+            "length_correlation": pa.array(correlations, from_pandas=True),
         },
         schema=SCHEMA,
     )
 
 
-def from_texts(
-    samples: pa.Table, texts: Sequence[Sequence[str]], titles: Sequence[str]
-) -> pa.Table:
+def from_answers(samples: pa.Table, answers: Sequence[Sequence[Answer]]) -> pa.Table:
     """Builds the predictions of a model that generated answers.
 
     The ranking holds the items that were named, in the order of the answers. A true item that was
@@ -87,21 +99,20 @@ def from_texts(
 
     Args:
         samples: Samples of the corpus.
-        texts: Answers to each sample in order [n] (cprec.evaluate.generation).
-        titles: Titles by item index.
+        answers: Answers to each sample in order [n] (cprec.evaluate.generation).
     """
     candidates = samples["candidates"].to_pylist()
+    ranking = [[answer.exact for answer in given if answer.exact is not None] for given in answers]
     targets = samples["target"].to_pylist()
-    # Position of the candidate that each answer names exactly; None where it names none.
-    named = [
-        [match_exact(text, [titles[i] for i in items]) for text in answers]
-        for answers, items in zip(texts, candidates, strict=True)
-    ]
-    ranking = [
-        [items[position] for position in positions if position is not None]
-        for positions, items in zip(named, candidates, strict=True)
-    ]
     true_items = [items[target] for items, target in zip(candidates, targets, strict=True)]
+    first = [given[0] for given in answers]
+
+    def positions(named: Sequence[int | None]) -> list[int | None]:
+        return [
+            None if item is None else items.index(item)
+            for item, items in zip(named, candidates, strict=True)
+        ]
+
     return pa.table(
         {
             "sample_id": samples["sample_id"],
@@ -114,13 +125,11 @@ def from_texts(
             ],
             "scores": pa.nulls(len(samples), SCHEMA.field("scores").type),
             "ranking": ranking,
-            "text": [answers[0] for answers in texts],
-            "texts": [list(answers) for answers in texts],
-            "named_exact": [positions[0] for positions in named],
-            "named_llara": [
-                match_llara(answers[0], [titles[i] for i in items])
-                for answers, items in zip(texts, candidates, strict=True)
-            ],
+            "text": [answer.text for answer in first],
+            "texts": [[answer.text for answer in given] for given in answers],
+            "named_exact": positions([answer.exact for answer in first]),
+            "named_llara": positions([answer.llara for answer in first]),
+            "length_correlation": pa.nulls(len(samples), pa.float64()),
         },
         schema=SCHEMA,
     )
@@ -142,14 +151,21 @@ def to_metrics(predictions: pa.Table, model: str, domain: str, mode: str) -> dic
         valid = {rule: named.is_valid().to_numpy() for rule, named in named_by_rule.items()}
         names_target = named_by_rule["llara"].fill_null(-1).to_numpy() == targets
         generated = GeneratedAnswers(valid, names_target & valid["llara"])
-    return compute_metrics(
-        model,
-        domain,
-        to_ranks(predictions),
-        predictions["history_length"].to_numpy(),
-        generated,
-        mode,
-    )
+    # Predictions of an earlier release have no such column.
+    has_correlation = "length_correlation" in predictions.column_names
+    return {
+        **compute_metrics(
+            model,
+            domain,
+            to_ranks(predictions),
+            predictions["history_length"].to_numpy(),
+            generated,
+            mode,
+        ),
+        "length_correlation": pc.mean(predictions["length_correlation"]).as_py()
+        if has_correlation
+        else None,
+    }
 
 
 def to_ranks(predictions: pa.Table) -> Ranks:

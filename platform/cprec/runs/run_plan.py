@@ -28,6 +28,7 @@ class RunPlan:
         hold: Whether the stable phase stays open when it runs dry.
         closed: Whether annealing was called, so that nothing joins any more.
         parent: URI of the checkpoint that the run goes on from; None: it started from the base.
+        token_form: Rules by which its text becomes tokens (cprec.runs.token_form).
     """
 
     corpus: str
@@ -38,6 +39,7 @@ class RunPlan:
     hold: bool = False
     closed: bool = False
     parent: str | None = None
+    token_form: int = 1
 
     @classmethod
     def read(cls, run_uri: str) -> "RunPlan | None":

@@ -14,6 +14,7 @@ from cprec.runs.parent import Parent, read_parent
 from cprec.runs.portions import build_replay, domain_names, remaining_portions, select_streams
 from cprec.runs.restart import require_untrained
 from cprec.runs.run_plan import RunPlan
+from cprec.runs.token_form import TOKEN_FORM
 from cprec.schedule import planning
 from cprec.schedule.plan import Portion
 from cprec.schedule.planning import PlanSettings, Replay
@@ -136,6 +137,7 @@ def _plan_trunk(
         parent.passed_over,
         hold=recipe.schedule.hold_open,
         parent=parent.uri,
+        token_form=TOKEN_FORM,
     )
 
 
@@ -160,6 +162,7 @@ def _plan_branch(
         passed_over=parent.passed_over,
         closed=True,
         parent=parent.uri,
+        token_form=TOKEN_FORM,
     )
 
 

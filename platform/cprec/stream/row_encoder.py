@@ -8,13 +8,10 @@ import ray
 
 from corpus.store.tables import Corpus
 from cprec.encode import text_windows
-from cprec.encode.title_tokens import (
-    CachedPromptEncoder,
-    TitleTokens,
-    UncachedPromptEncoder,
-    build_title_encoding,
-)
-from cprec.encode.tokens import EncodedSample, TitleEncoder, Tokenizer
+from cprec.encode.text_tokenizer import Tokenizer
+from cprec.encode.title_encoding import UncachedPromptEncoder, build_title_encoding
+from cprec.encode.title_tokens import CachedPromptEncoder, TitleTokens
+from cprec.encode.tokens import EncodedSample, TitleEncoder
 from cprec.stream.token_sharing import NO_SHARING, SharedRow, TokenSharing, group_samples
 
 PROBED_TITLES = 2000

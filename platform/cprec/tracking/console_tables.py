@@ -23,6 +23,7 @@ def comparison_table(comparison: Comparison, alpha: float) -> Table:
                 f"difference: HR@1 minus that of {comparison.rows[0].name}, 95 % interval",
                 "p: paired t-test over users; below it over seeds",
                 *_perplexity_lines(comparison),
+                *_length_lines(comparison),
             ]
         ),
         box=SIMPLE_HEAD,
@@ -50,6 +51,16 @@ def _perplexity_lines(comparison: Comparison) -> list[str]:
     """Returns one line with the perplexities of the plain text, or none if it was not measured."""
     shown = [f"{row.name} {row.perplexity:.2f}" for row in comparison.rows if row.perplexity]
     return [f"perplexity of evaluate.text: {', '.join(shown)}"] if shown else []
+
+
+def _length_lines(comparison: Comparison) -> list[str]:
+    """Returns one line with the correlations of score and title length; none without scores."""
+    shown = [
+        f"{row.name} {value:+.2f}"
+        for row in comparison.rows
+        if (value := row.metrics.get("length_correlation")) is not None
+    ]
+    return [f"correlation of score and title length: {', '.join(shown)}"] if shown else []
 
 
 def _format_difference(row: ComparisonRow, alpha: float) -> tuple[str, str]:

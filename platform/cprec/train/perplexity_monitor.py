@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from cprec.encode.tokens import EncodedSample
 from cprec.evaluate import perplexity
 from cprec.stream.packing import MicroBatch, MicroBatchSpec, build_micro_batches
 from cprec.stream.worker_batches import GlobalBatch, WorkerBatch, split_by_tokens
@@ -53,25 +52,22 @@ class PerplexityMonitor:
         Raises:
             RecipeError: The text has less than two tokens.
         """
-        windows = perplexity.split_into_windows(tokenizer, text, window_tokens, MAX_MEASURED_TOKENS)
-        samples = [
-            EncodedSample(np.array(ids, dtype=np.int32), answer_start=1, dropped_titles=0)
-            for ids in windows
-        ]
-        windows_by_rank = split_by_tokens([len(ids) for ids in windows], world_size)
-        token_count = sum(len(ids) - 1 for ids in windows)
+        samples = perplexity.split_into_windows(tokenizer, text, window_tokens, MAX_MEASURED_TOKENS)
+        lengths = [len(sample.ids) for sample in samples]
+        windows_by_rank = split_by_tokens(lengths, world_size)
+        token_count = sum(len(sample.ids) - sample.answer_start for sample in samples)
         worker_batch = WorkerBatch(
             GlobalBatch(
                 start=0,
                 stop=len(samples),
                 supervised_tokens=token_count,
-                token_count=sum(map(len, windows)),
+                token_count=sum(lengths),
                 ids_digest=0,
                 samples_by_source={},
             ),
             rank,
             lengths_by_rank=tuple(
-                tuple(len(windows[i]) for i in indices) for indices in windows_by_rank
+                tuple(lengths[i] for i in indices) for indices in windows_by_rank
             ),
             sample_ids=np.zeros(0, dtype=np.uint64),
             samples=tuple(samples[i] for i in windows_by_rank[rank]),

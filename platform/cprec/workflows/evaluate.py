@@ -29,7 +29,7 @@ from corpus.store.tables import Corpus
 from cprec.baselines.training import BASELINE_NAMES
 from cprec.config.recipe import Recipe
 from cprec.downstream import forgetting, stored_baselines
-from cprec.downstream.scoring import EvaluatedModel, generate_texts, score_model
+from cprec.downstream.scoring import EvaluatedModel, generate_on_ray, score_model
 from cprec.evaluate import predictions
 from cprec.evaluate.comparison import Comparison, ComparisonRow
 from cprec.evaluate.metrics import average_metrics, hits
@@ -38,6 +38,7 @@ from cprec.model.base_uri import resolve_base
 from cprec.runs import checkpoint
 from cprec.runs.records import COMPARISON_FILE, EVALUATION_FOLDER, EVENTS_FILE, run_folder
 from cprec.runs.run_records import read_run_records
+from cprec.runs.token_form import TOKEN_FORM
 from cprec.stream.row_encoder import RowEncoder
 from cprec.tracking import report
 from cprec.tracking.registry import Registry
@@ -276,9 +277,9 @@ def _predict(
     """Returns what a model answers to the samples, by scores or by text."""
     if _evaluation_mode(recipe, model) == "score":
         scores = score_model(recipe, model, corpus, domain, samples, workers, encoder)
-        return predictions.from_scores(samples, scores)
-    texts = generate_texts(recipe, model, corpus, domain, samples, workers, encoder)
-    return predictions.from_texts(samples, texts, corpus.read_titles())
+        return predictions.from_scores(samples, scores, corpus.read_titles())
+    answers = generate_on_ray(recipe, model, corpus, domain, samples, workers, encoder)
+    return predictions.from_answers(samples, answers)
 
 
 def _read_predictions(folder: str, inputs: Mapping[str, Any]) -> pa.Table | None:
@@ -309,6 +310,7 @@ def _prediction_inputs(
         "split": recipe.evaluate.split,
         "max_users": recipe.evaluate.max_users,
         "mode": _evaluation_mode(recipe, model),
+        **({} if model.is_baseline else {"token_form": TOKEN_FORM}),
     }
 
 

@@ -11,6 +11,7 @@ from corpus.sampling.replay_text import text_digest
 from corpus.store.tables import SAMPLES, Corpus
 from cprec.config.recipe import Recipe
 from cprec.model.base_files import identify
+from cprec.model.backbone import load_tokenizer
 from cprec.model.base_uri import resolve_base
 from cprec.runs.base_lock import lock_base
 from cprec.runs.checkpoint import CHECKPOINTS, CheckpointName, list_checkpoints
@@ -20,6 +21,7 @@ from cprec.runs.recipe_lock import check_unchanged, write_recipe
 from cprec.runs.records import CorpusVersionAdopted, RunStarted
 from cprec.runs.run_plan import RunPlan
 from cprec.runs.run_planning import resolve_run_plan
+from cprec.runs.token_form import require_same_tokens
 from cprec.stream.row_encoder import find_fallback_reason
 from cprec.tracking.registry import Registry
 from cprec.train.distributed import driver
@@ -129,8 +131,11 @@ def prepare_run(
     base = resolve_base(recipe, corpus, say)
     if is_new and recipe.continue_from is not None:
         require_matching_adapter(recipe, base, recipe.continue_from)
-    # Refuses a base without a usable tokenizer before any worker starts.
     identity = identify(base, recipe.model.revision)
+    if not is_new:
+        tokenizer = load_tokenizer(base, identity.revision)
+        require_same_tokens(recipe.run, run_plan.token_form, corpus.read_titles(), tokenizer)
+    # Refuses a base without a usable tokenizer before any worker starts.
     fallback_reason = find_fallback_reason(corpus, base, identity.revision)
     if fallback_reason and recipe.train.inexact_keys:
         raise RecipeError(

@@ -82,7 +82,9 @@ def recommend(
         candidates: Titles.
 
     Returns:
-        The candidates with their probabilities given that one of them is next, the likeliest first.
+        The candidates, the likeliest first, each with its share of the likelihood of them all. The
+        shares are a softmax of summed log-probabilities, and not calibrated: the first is often
+        close to 1, also where the model is often wrong.
 
     Raises:
         RecipeError: The model is hybrid; it needs items, for which titles do not suffice.

@@ -26,8 +26,8 @@ class TokenizerWithoutBos:
     bos_token_id = None
     eos_token_id = TOKENIZER.eos_token_id
 
-    def __call__(self, text: Any, *, add_special_tokens: bool) -> Any:
-        return TOKENIZER(text, add_special_tokens=add_special_tokens)
+    def __call__(self, text: Any, **options: Any) -> Any:
+        return TOKENIZER(text, **{**options, "add_special_tokens": False})
 
 
 @given(PROSE, st.integers(26, 80))

@@ -8,14 +8,16 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from cprec.encode.title_tokens import UncachedPromptEncoder
+from cluster.errors import PlatformFault
+from cprec.encode.title_encoding import UncachedPromptEncoder
 from cprec.encode.tokens import TitleEncoder
-from cprec.evaluate.answer_matching import match_exact, match_llara
+from cprec.evaluate.answer_matching import Answer, match_exact, match_llara
 from cprec.evaluate.candidate_scoring import score_samples
 from cprec.evaluate.generation import MAX_LISTED, build_trie, generate_answers, greedy_decode
-from cprec.evaluate.predictions import from_bytes, from_texts, to_bytes, to_metrics
+from cprec.evaluate.predictions import from_answers, from_bytes, to_bytes, to_metrics
 from cprec.model import tiny
 from tests.models import llama
+from tests.tokenizers import KINDS
 
 TITLES = [
     "red oak lamp",
@@ -74,10 +76,10 @@ def test_constrained_answers_are_candidates_and_none_is_repeated(
 ) -> None:
     rows = samples()
     encoder = UncachedPromptEncoder(TITLES, TitleEncoder(TOKENIZER, 512))
-    texts = generate_answers(
+    answers = generate_answers(
         model, TOKENIZER, encoder, rows, TITLES, batch_size=4, constrained=True
     )
-    table = from_texts(rows, texts, TITLES)
+    table = from_answers(rows, answers)
     for ranking, candidates in zip(
         table["ranking"].to_pylist(), rows["candidates"].to_pylist(), strict=True
     ):
@@ -88,7 +90,7 @@ def test_constrained_answers_are_candidates_and_none_is_repeated(
 
 def test_free_answers_of_an_untrained_model_name_no_candidate(model: PreTrainedModel) -> None:
     rows = samples()
-    texts = generate_answers(
+    answers = generate_answers(
         model,
         TOKENIZER,
         UncachedPromptEncoder(TITLES, TitleEncoder(TOKENIZER, 512)),
@@ -98,8 +100,8 @@ def test_free_answers_of_an_untrained_model_name_no_candidate(model: PreTrainedM
         constrained=False,
         max_new_tokens=8,
     )
-    assert all(len(answers) == 1 for answers in texts)
-    result = to_metrics(from_texts(rows, texts, TITLES), "m", "A", "generate")
+    assert all(len(given) == 1 for given in answers)
+    result = to_metrics(from_answers(rows, answers), "m", "A", "generate")
     assert result["valid_ratio"]["exact"] == result["hr"]["5"] == 0.0
     assert result["hr1_of_valid"] is None or result["valid_ratio"]["llara"] > 0
 
@@ -116,10 +118,10 @@ def test_a_trie_of_one_answer_leaves_no_choice_and_one_of_all_follows_likely_tok
         ]
     rows = samples()
     scores = score_samples(model, encoder, rows, batch_size=4)
-    texts = generate_answers(
+    answers = generate_answers(
         model, TOKENIZER, encoder, rows, TITLES, batch_size=4, constrained=True
     )
-    named = from_texts(rows, texts, TITLES)["named_exact"].to_numpy()
+    named = from_answers(rows, answers)["named_exact"].to_numpy()
     # Greedy decoding may miss the best whole answer, but it begins with likely tokens.
     ranks = (scores > np.take_along_axis(scores, named[:, None].astype(int), axis=1)).sum(axis=1)
     assert ranks.mean() < 2.5
@@ -143,12 +145,23 @@ def test_a_text_names_a_candidate_by_two_rules(
 
 
 def test_metrics_are_over_all_samples_and_computed_from_the_file() -> None:
+    items = [2, 3, 5]
+
+    def answer(text: str) -> Answer:
+        shown = [TITLES[item] for item in items]
+        exact, llara = match_exact(text, shown), match_llara(text, shown)
+        return Answer(
+            text,
+            None if exact is None else items[exact],
+            None if llara is None else items[llara],
+        )
+
     rows = pa.table(
         {
             "sample_id": pa.array(range(4), pa.int64()),
             "user_id": list("abcd"),
             "history": [[1, 2, 3]] * 4,
-            "candidates": [[2, 3, 5]] * 4,  # steel mug, blue lamp, Acme mug
+            "candidates": [items] * 4,  # steel mug, blue lamp, Acme mug
             "target": pa.array([0, 1, 2, 0], pa.int8()),
         }
     )
@@ -158,8 +171,61 @@ def test_metrics_are_over_all_samples_and_computed_from_the_file() -> None:
         ["the Acme mug"],
         ["nothing"],
     ]
-    result = to_metrics(from_bytes(to_bytes(from_texts(rows, texts, TITLES))), "m", "A", "generate")
+    answers = [[answer(text) for text in given] for given in texts]
+    result = to_metrics(from_bytes(to_bytes(from_answers(rows, answers))), "m", "A", "generate")
     assert result["hr"] == {"1": 0.25, "3": 0.5, "5": 0.5}
     assert result["ndcg"]["3"] == pytest.approx((1 + 0.5) / 4)
     assert result["valid_ratio"] == {"exact": 0.5, "llara": 0.75}
     assert result["hr1_of_valid"] == pytest.approx(2 / 3)
+
+
+ODD_TITLES = [
+    'Blue Lamp (2-Pack), 3.5" #1',
+    "Ｌａｍｐ ½ price",
+    "CAFÉ mug",
+    "cafe mug",  # WordPiece gives it the tokens of the title before
+    "don't panic",
+    "日本 茶 🙂",
+    "tea , green ( loose )",
+    "</s> [SEP]",
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_constrained_answer_names_a_candidate_whatever_it_is_decoded_to(
+    kind: str, seed: int
+) -> None:
+    tokenizer = KINDS[kind](ODD_TITLES * 3)
+    network = cast(PreTrainedModel, llama(len(tokenizer), seed=seed, spread=8).eval())
+    encoder = UncachedPromptEncoder(ODD_TITLES, TitleEncoder(tokenizer, 1024))
+    rows = samples(4)
+    answers = generate_answers(
+        network, tokenizer, encoder, rows, ODD_TITLES, batch_size=2, constrained=True
+    )
+    for given, candidates in zip(answers, rows["candidates"].to_pylist(), strict=True):
+        named = [answer.exact for answer in given]
+        assert len(set(named)) == MAX_LISTED
+        assert set(named) <= set(candidates)
+    metrics = to_metrics(from_answers(rows, answers), "m", "A", "constrained")
+    assert metrics["valid_ratio"]["exact"] == 1.0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_free_answer_that_is_a_title_as_it_is_decoded_names_it(kind: str) -> None:
+    tokenizer = KINDS[kind](ODD_TITLES * 3)
+    encoder = TitleEncoder(tokenizer, 1024)
+    ids = [encoder.encode_answer(title)[:-1] for title in ODD_TITLES]
+    decoded = [str(tokenizer.decode(tokens, skip_special_tokens=True)).strip() for tokens in ids]
+    for position, text in enumerate(decoded):
+        named = match_exact(text, ODD_TITLES, decoded)
+        assert named is not None
+        assert ids[named] == ids[position] or decoded[named] == text
+
+
+def test_a_model_whose_logits_are_not_numbers_is_a_fault() -> None:
+    network = llama(len(TOKENIZER)).eval()
+    network.lm_head.weight.data.fill_(float("nan"))
+    encoder = UncachedPromptEncoder(TITLES, TitleEncoder(TOKENIZER, 512))
+    with pytest.raises(PlatformFault, match="NaN logits"):
+        generate_answers(network, TOKENIZER, encoder, samples(1), TITLES, 1, constrained=True)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from scipy import stats
 
 from cluster.errors import PlatformFault
 from cprec.evaluate.metrics import (
@@ -18,6 +19,7 @@ from cprec.evaluate.metrics import (
     compute_ranks,
     discounted_gains,
     hits,
+    length_correlations,
 )
 
 levels = st.integers(-2, 2).map(float)
@@ -120,3 +122,16 @@ def test_the_contents_of_metrics_json() -> None:
         None,
         {"exact": None, "llara": None},
     )
+
+
+@given(st.integers(0, 1 << 16))
+def test_length_correlations_are_those_of_scipy(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(0, 5, (3, 20)).astype(float)
+    lengths = rng.integers(1, 90, (3, 20))
+    scores[2] = 1.0
+    found = length_correlations(scores, lengths)
+    for row in range(2):
+        assert found[row] == pytest.approx(stats.spearmanr(scores[row], lengths[row]).statistic)
+    assert np.isnan(found[2])
+    assert length_correlations(-lengths.astype(float), lengths) == pytest.approx(-1.0)

@@ -58,6 +58,17 @@ def test_the_text_has_a_line_of_its_own() -> None:
     assert "perplexity of evaluate.text: base 113.25, candidate 113.25" in page
 
 
+def test_how_much_a_model_ranks_by_length_has_a_line_of_its_own() -> None:
+    compared = comparison(None)
+    assert "title length" not in render(comparison_table(compared, 0.05))
+    rows = [
+        replace(row, metrics={**row.metrics, "length_correlation": value})
+        for row, value in zip(compared.rows, (-0.9, 0.012), strict=True)
+    ]
+    page = render(comparison_table(replace(compared, rows=rows), 0.05))
+    assert "correlation of score and title length: base -0.90, candidate +0.01" in page
+
+
 def test_trials_are_shown_once_each_with_how_they_ended() -> None:
     good = TrialResult(1e-3, 0, 0.5, 2, "a", (0.4, 0.5, 0.45))
     stopped = TrialResult(1e-4, 0, 0.25, 1, "b", (0.25,), stopped=True)

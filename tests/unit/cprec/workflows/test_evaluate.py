@@ -25,7 +25,9 @@ def table(right: list[int]) -> pa.Table:
         }
     )
     return predictions.from_scores(
-        samples, np.array([[1.0, 0.5, 0.2] if hit else [0.0, 0.5, 0.2] for hit in right])
+        samples,
+        np.array([[1.0, 0.5, 0.2] if hit else [0.0, 0.5, 0.2] for hit in right]),
+        ["", "", "", "", "", "a mug", "an oak lamp", "the blue lamp"],
     )
 
 
@@ -55,6 +57,8 @@ def test_metrics_of_seeds_are_their_mean() -> None:
     ]
     mean = average_metrics(results)
     assert mean["hr"]["1"] == pytest.approx(0.375)
+    # -1 where the scores fall with the length; 0.5 where only the last two do.
+    assert mean["length_correlation"] == pytest.approx((3 * -1 + 5 * 0.5) / 8)
     assert mean["slices"]["sparse"]["hr"]["1"] == pytest.approx(0.375)
     assert (mean["n"], mean["mode"], mean["slices"]["dense"]["hr"]["1"]) == (4, "score", None)
     assert average_metrics(results[:1]) == results[0]

@@ -1,0 +1,168 @@
+"""Decides how titles are encoded: tokenised once, or by calling the tokenizer on whole prompts.
+
+Titles are tokenised once (`cprec.encode.title_tokens`) where that gives the tokenizer's own
+prompts.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from cprec.encode import prompt
+from cprec.encode.text_tokenizer import Tokenizer
+from cprec.encode.title_tokens import (
+    ANSWER_FORM,
+    TAIL,
+    CachedPromptEncoder,
+    TitleTokens,
+    concat_title_tokens,
+    fragment_index,
+    tokenise_titles,
+)
+from cprec.encode.tokens import EncodedSample, TitleEncoder
+
+CHECKED_PROMPTS = 64
+"""Number of random prompts that `find_difference` compares."""
+
+
+class UncachedPromptEncoder:
+    """Encoder with the interface of `CachedPromptEncoder` that calls the tokenizer on whole texts.
+
+    For tokenizers that do not tokenise word by word.
+    """
+
+    def __init__(self, titles: Sequence[str], title_encoder: TitleEncoder) -> None:
+        """Sets the titles, by item index, and the encoder of their texts."""
+        self._titles = titles
+        self._title_encoder = title_encoder
+        self.eos_token_id = title_encoder.eos_token_id
+
+    def encode_prompt(
+        self, history: Sequence[int], candidates: Sequence[int], reserved_tokens: int
+    ) -> tuple[list[int], int]:
+        """Encodes a prompt: see `CachedPromptEncoder.encode_prompt`."""
+        return self._title_encoder.encode_prompt(
+            [self._titles[i] for i in history],
+            [self._titles[i] for i in candidates],
+            reserved_tokens,
+        )
+
+    def encode_answer(self, item: int) -> list[int]:
+        """Encodes an answer, including the end token."""
+        return self._title_encoder.encode_answer(self._titles[item])
+
+    def encode_samples(self, rows: pa.Table) -> list[EncodedSample]:
+        """Encodes corpus rows: see `CachedPromptEncoder.encode_samples`."""
+        columns = (rows[name].to_pylist() for name in ("history", "candidates", "target"))
+        return [
+            self._title_encoder.encode_sample(
+                [self._titles[i] for i in history], [self._titles[i] for i in candidates], target
+            )
+            for history, candidates, target in zip(*columns, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class TitleEncoding:
+    """The titles of a corpus version, either tokenised or as texts.
+
+    Attributes:
+        title_tokens: The tokenised titles; None if the tokenizer has to be called on whole texts.
+        titles: The texts, by item index, if `title_tokens` is None, else empty.
+        fallback_reason: Why the titles could not be tokenised in advance; empty if they could.
+    """
+
+    title_tokens: TitleTokens | None
+    titles: Sequence[str]
+    fallback_reason: str
+
+
+def build_title_encoding(
+    titles: Sequence[str], tokenizer: Tokenizer, earlier: TitleTokens | None = None
+) -> TitleEncoding:
+    """Tokenises titles in advance if that gives the tokenizer's own prompts, else keeps the texts.
+
+    Args:
+        titles: Cleaned titles by item index.
+        tokenizer: Tokenizer of the base model.
+        earlier: Tokens of the first of these titles, by the same tokenizer. An item never changes
+            its index or title, so only the titles after them are tokenised.
+
+    Raises:
+        RecipeError: The tokenizer has no end token, or merges across spaces.
+    """
+    added_titles = titles[0 if earlier is None else earlier.item_count :]
+    added = tokenise_titles(added_titles, tokenizer)
+    tokens = added if earlier is None else concat_title_tokens(earlier, added)
+    difference = find_title_difference(added_titles, added, tokenizer) or find_difference(
+        titles, tokens, tokenizer
+    )
+    if difference:
+        return TitleEncoding(None, tuple(titles), difference)
+    return TitleEncoding(tokens, (), "")
+
+
+def find_title_difference(
+    titles: Sequence[str], title_tokens: TitleTokens, tokenizer: Tokenizer
+) -> str:
+    """Compares the tokens of every title, behind another word, with the tokenizer's own.
+
+    Normalisation may make spaces of what is none, so that words depend on each other.
+
+    Args:
+        titles: Cleaned titles by item index.
+        title_tokens: Their tokens.
+        tokenizer: The tokenizer that made them.
+
+    Returns:
+        A description of the first difference; empty if there is none.
+    """
+    encoder = TitleEncoder(tokenizer, max_tokens=0)
+    word = TAIL.rsplit(" ", 1)[-1]
+    word_ids = encoder.encode(word)
+    whole = encoder.encode_all([f"{word} {title}" for title in titles])
+    for item, ids in enumerate(whole):
+        stitched = title_tokens.gather(np.array([fragment_index(item, ANSWER_FORM)]))
+        if ids != [*word_ids, *stitched.tolist()]:
+            return f"the words of the title {titles[item]!r} have other tokens alone than together"
+    return ""
+
+
+def find_difference(titles: Sequence[str], title_tokens: TitleTokens, tokenizer: Tokenizer) -> str:
+    """Compares concatenated prompts with the tokenizer's own, on CHECKED_PROMPTS random samples.
+
+    Args:
+        titles: Cleaned titles by item index.
+        title_tokens: Their tokens.
+        tokenizer: The tokenizer that made them.
+
+    Returns:
+        A description of the first difference; empty if there is none.
+    """
+    rng = np.random.default_rng(0x7117)
+    cached_encoder = CachedPromptEncoder(title_tokens, max_tokens=1 << 30)
+    title_encoder = TitleEncoder(tokenizer, max_tokens=1 << 30)
+    for draw in range(CHECKED_PROMPTS if titles else 0):
+        history = rng.integers(len(titles), size=draw % 11).tolist()
+        candidates = rng.integers(len(titles), size=20).tolist()
+        prompt_text = prompt.render_prompt(
+            [titles[i] for i in history], [titles[i] for i in candidates]
+        )
+        text = f"{prompt_text} {titles[candidates[0]]}"
+        stitched = [
+            *cached_encoder.encode_prompt(history, candidates, 0)[0],
+            *cached_encoder.encode_answer(candidates[0]),
+        ]
+        whole = [*title_encoder.prefix_ids, *title_encoder.encode(text), title_encoder.eos_token_id]
+        if stitched != whole:
+            at = next(
+                (i for i, (a, b) in enumerate(zip(stitched, whole, strict=False)) if a != b),
+                min(len(stitched), len(whole)),
+            )
+            return (
+                f"a stitched prompt differs from the tokenizer's at token {at} of {len(whole)} "
+                f"(items {history} and {candidates})"
+            )
+    return ""
