@@ -46,6 +46,8 @@ SINCE = {
     "Era.spread": "0.2.0",
     "Era.stop": "0.2.0",
     "Plan.inherited": "0.2.0",
+    "Plan.mixed_ratio": "0.3.0",
+    "LeaseRecord": "0.3.0",
     "WSA.mode": "0.2.0",
     "RunPlan": "0.2.0",
     "ComparisonRow.permutation_p": "0.2.0",

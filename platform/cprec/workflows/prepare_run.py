@@ -14,6 +14,7 @@ from cprec.runs.json_lines import open_events
 from cprec.runs.records import CorpusVersionAdopted, RunStarted
 from cprec.runs.run_plan import RunPlan, open_run_plan, require_matching_adapter
 from cprec.schedule.plan import Plan
+from cprec.schedule.plan_notes import annealing_warning
 from cprec.stream.row_encoder import find_fallback_reason
 from cprec.tracking.registry import Registry
 from cprec.train.distributed import driver
@@ -156,6 +157,8 @@ def describe_plan(recipe: Recipe, plan: Plan) -> str:
         f"plan: W = {wsa.warmup_end:,}, S = {wsa.stable_end:,}, A = {wsa.annealing_end:,} samples; "
         f"{steps:,} steps of {batch}; {wsa.mode}, learning rates {wsa.lr_min:g} to {wsa.lr_max:g}"
     )
+    if warning := annealing_warning(plan, recipe.schedule.min_annealing_share, batch):
+        summary += f"\n{warning}"
     fraction = recipe.schedule.replay_share
     if not (fraction and wsa.stable_end):
         return summary

@@ -7,16 +7,17 @@ from cluster.ray_session import ray_session
 from cluster.storage import absolute_uri
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
+from cprec.runs.lease import HeldLease, claim
 from cprec.runs.recipe_lock import check_unchanged, lock
-from cprec.runs.records import PerplexityMeasured, TraceRow, run_folder
+from cprec.runs.records import PerplexityMeasured, run_folder
 from cprec.runs.restart import find_last_checkpoint
 from cprec.runs.run_plan import RunPlan, resolve_run_plan
-from cprec.runs.status import claim
 from cprec.tracking.live_report import LiveReport, step_metrics
 from cprec.tracking.progress import Progress
 from cprec.tracking.registry import Registry
 from cprec.tracking.tracker import Tracker
 from cprec.train.distributed import driver
+from cprec.train.distributed.controller_state import RunNews
 from cprec.workflows.finish_run import RunResult, finish_run
 from cprec.workflows.prepare_run import (
     describe_plan,
@@ -44,14 +45,14 @@ def pretrain(recipe: Recipe, corpus: Corpus, allow: Collection[str], say: Say) -
     """
     registry = Registry.from_recipe(recipe)
     run_uri = run_folder(absolute_uri(recipe.storage), recipe.run)
-    with claim(run_uri, recipe.run):
+    with claim(run_uri, recipe.run, corpus.uri, say) as held:
         require_unregistered(registry, run_uri)
         previous_recipe = lock(recipe, run_uri, allow)
         job, run_plan = prepare_run(recipe, run_uri, corpus, previous_recipe, say)
         tracker = Tracker(registry, run_uri, recipe.run)
         tracker.log_params(recipe.flatten())
-        run_training(job, run_plan, tracker, say)
-    return finish_run(job, registry, tracker, say)
+        run_training(job, run_plan, held, tracker, say)
+        return finish_run(job, registry, tracker, say)
 
 
 def preview(recipe: Recipe, corpus: Corpus, allow: Collection[str], say: Say) -> None:
@@ -72,7 +73,9 @@ def preview(recipe: Recipe, corpus: Corpus, allow: Collection[str], say: Say) ->
     say(f"would run in {run_uri} with {recipe.workers} workers on {recipe.model.base}")
 
 
-def run_training(job: driver.TrainingJob, run_plan: RunPlan, tracker: Tracker, say: Say) -> None:
+def run_training(
+    job: driver.TrainingJob, run_plan: RunPlan, held: HeldLease, tracker: Tracker, say: Say
+) -> None:
     """Trains what is left of the plan, if anything is.
 
     A run that is held open waits for more samples even where its plan is trained.
@@ -88,21 +91,20 @@ def run_training(job: driver.TrainingJob, run_plan: RunPlan, tracker: Tracker, s
     progress = Progress(plan.total_samples, say)
     live_report = LiveReport(job.run_uri, tracker, say)
 
-    def on_progress(
-        rows: list[TraceRow], perplexities: list[PerplexityMeasured], waiting: bool
-    ) -> None:
-        progress.update(rows, perplexities, waiting)
-        for row in rows:
+    def on_news(news: RunNews) -> None:
+        progress.update(news.rows, news.events, news.waiting, news.planned_samples)
+        for row in news.rows:
             tracker.log_metrics(step_metrics(row), row.samples)
-        for event in perplexities:
-            tracker.log_metrics({"perplexity": event.perplexity}, event.samples)
-        if rows:
+        for event in news.events:
+            if isinstance(event, PerplexityMeasured):
+                tracker.log_metrics({"perplexity": event.perplexity}, event.samples)
+        if news.rows:
             live_report.refresh()
         tracker.flush()
 
     try:
         with ray_session(job.recipe.cluster.address, job.recipe.logical_cpus):
-            driver.run_training(job, on_progress, say)
+            driver.run_training(job, held, on_news, say)
     except KeyboardInterrupt:
         tracker.finish("KILLED")
         raise

@@ -109,7 +109,7 @@ def test_a_run_that_is_held_open_waits_again_after_a_restart(
     monkeypatch.setattr(pretrain, "ray_session", lambda address, num_cpus: nullcontext())
     monkeypatch.setattr(driver, "run_training", lambda *arguments: trained.append(arguments))
     job = driver.TrainingJob(Recipe(), "runs/a", "base", Any)  # type: ignore[arg-type]
-    pretrain.run_training(job, run_plan, Any, lines.append)  # type: ignore[arg-type]
+    pretrain.run_training(job, run_plan, Any, Any, lines.append)  # type: ignore[arg-type]
     assert len(trained) == (hold and not closed)
     assert lines == (
         ["resuming cpt from 100 samples"] if trained else ["cpt is trained to the end already"]

@@ -13,8 +13,8 @@ from cprec.config.recipe import Recipe
 from cprec.runs import run_plan
 from cprec.runs.control_channel import Action
 from cprec.runs.json_lines import read_events, read_trace
+from cprec.runs.lease import Lease, current_owner
 from cprec.runs.records import RecordDropped
-from cprec.runs.status import current_owner
 from cprec.stream import segments
 from cprec.stream.row_encoder import RowEncoder
 from cprec.stream.token_sharing import NO_SHARING
@@ -46,9 +46,9 @@ def actor(tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> Co
     run_plan.open_run_plan(Recipe(), run, corpus)
     return ControllerActor(
         ControllerSettings(
-            "trunk", run, corpus.uri, "base", None, 512, NO_SHARING, 32, 64, 64, None, 0.0
+            "trunk", run, corpus.uri, "base", None, 512, NO_SHARING, 32, 64, 64, None, 0.0, 0.05
         ),
-        current_owner(),
+        Lease(run, "trunk", 1, current_owner()),
     )
 
 
