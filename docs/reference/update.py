@@ -19,6 +19,7 @@ import types
 import typing
 from collections.abc import Iterator, Sequence
 from enum import Enum
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,7 @@ def load(reference: str) -> Any:
 def type_name(annotation: Any) -> str:
     """Returns a type for people who do not read Python."""
     names = {int: "integer", float: "number", str: "text", bool: "true or false", Any: "any"}
+    names[Fraction] = "text (a fraction)"
     if annotation in names:
         return names[annotation]
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)

@@ -6,7 +6,8 @@
 The newest number holds the run. All that a driver and its controller write is checked against it,
 so a process that was paused, or cut off, stops as soon as another one has taken over. Nobody
 compares the clocks of two machines: a lease is free if it was ended, if its process is known to be
-dead, or if it was watched for a while and nobody renewed it (docs/decisions/006-requests-through-storage.md).
+dead, or if it was watched for a while and nobody renewed it
+(docs/decisions/006-requests-through-storage.md).
 """
 
 import json
