@@ -22,9 +22,6 @@ RECIPE_FILE = "resolved.yaml"
 EVALUATION_FOLDER = "evaluation"
 COMPARISON_FILE = "comparison.json"
 
-SINCE_0_3: JsonDict = {"since": "0.3.0"}
-"""Marks a field that release 0.2.0 did not write."""
-
 SINCE_0_2: JsonDict = {"since": "0.2.0"}
 """Marks a field that release 0.1.0 did not write."""
 

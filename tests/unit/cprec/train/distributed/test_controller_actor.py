@@ -130,7 +130,7 @@ def test_a_damaged_step_after_the_checkpoint_is_trained_again(
     actor.end_run()
     with (run / "trace.jsonl").open("a") as file:
         file.write('{"step":2,"sam{"step":3}\n')
-    again = ControllerActor(actor._state.settings, current_owner())
+    again = ControllerActor(actor._state.settings, actor._state.lease)
     again.begin_attempt(WorkerGroup(1, 1, 64, "the checkpoint"), [])
     assert [row.samples for row in read_trace(str(run))] == [0, 32]
     (dropped,) = [e for e in read_events(str(run)) if isinstance(e, RecordDropped)]
