@@ -33,7 +33,7 @@ from corpus import append, build
 from corpus.ingest import simulation
 from cprec.config.recipe_file import validate_recipe
 from cprec.config.recipe import Recipe
-from cprec.runs.status import current_owner
+from cprec.runs.lease import Lease, current_owner
 from cprec.schedule.controller import Controller, Segment
 from cprec.schedule.plan import Plan, Portion
 from cprec.schedule.planning import PlanSettings, build_plan, extend_plan
@@ -252,8 +252,11 @@ def benchmark_requests(recipe: Recipe, run_uri: str) -> None:
             poll_samples=LIVE_SEGMENT,
             max_domain_samples=None,
             replay_fraction=0.0,
+            min_annealing_share=0.0,
         )
-        controller = start_controller(settings, current_owner())
+        # The highest lease number there can be: the run that has just ended holds an earlier one.
+        lease = Lease(run_uri, "live", 999_999, current_owner())
+        controller = start_controller(settings, lease)
         group = WorkerGroup(attempt=99, world_size=2, samples=0, checkpoint_uri=None)
         ray.get(controller.begin_attempt.remote(group, []))
         requesters = [

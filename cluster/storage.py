@@ -174,13 +174,45 @@ def write_bytes(uri: str, content: bytes) -> None:
         return
     # On a disk, only a rename is atomic: write beside the target, flush to the disk, then rename.
     target = Path(path)
+    _write_partial(target, content).replace(target)
+
+
+def _write_partial(target: Path, content: bytes) -> Path:
+    """Writes a file beside a target, durably, and returns its path."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
     with partial.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    partial.replace(target)
+    return partial
+
+
+def create_text(uri: str, content: str) -> bool:
+    """Creates a UTF-8 file if there is none; of several processes that try, exactly one does.
+
+    On a disk this is a hard link, which NFS makes atomically too. On an object store it is a
+    conditional put (docs/operations/object-stores.md).
+
+    Returns:
+        Whether this call created the file.
+    """
+    fs, path = filesystem(uri)
+    if is_remote(uri):
+        try:
+            fs.pipe_file(path, content.encode("utf-8"), mode="create")
+        except FileExistsError:
+            return False
+        return True
+    target = Path(path)
+    partial = _write_partial(target, content.encode("utf-8"))
+    try:
+        os.link(partial, target)
+    except FileExistsError:
+        return False
+    finally:
+        partial.unlink()
+    return True
 
 
 def write_text(uri: str, content: str) -> None:

@@ -14,9 +14,7 @@ import source_roots  # noqa: F401
 import argparse
 import sys
 
-from rich.console import Console
-
-from cluster.console import print_line
+from cluster.console import print_line, print_table
 from corpus.inspect.console_tables import statistics_table
 from cprec.config.command import main
 from cprec.config.recipe import Recipe
@@ -44,7 +42,7 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
         preview_append(recipe, options.text, options.held_out, print_line)
         return
     corpus = append_to_corpus(recipe, options.text, options.held_out, print_line)
-    Console().print(statistics_table(corpus.statistics()))
+    print_table(statistics_table(corpus.statistics()))
     print_line(f"corpus version {corpus.version} at {corpus.uri}")
     notify_runs(recipe, corpus, print_line)
 

@@ -13,9 +13,7 @@ import source_roots  # noqa: F401
 import argparse
 import sys
 
-from rich.console import Console
-
-from cluster.console import print_line
+from cluster.console import print_line, print_table
 from corpus.inspect import console_tables, page
 from corpus.inspect.inspection import inspect_corpus
 from corpus.inspect.console_tables import statistics_table
@@ -38,20 +36,22 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     if options.describe or options.inspect:
         show_corpus(Corpus.open(recipe.corpus, recipe.corpus_version), options.inspect)
     elif options.dry_run:
-        Console().print(statistics_table(preview_statistics(recipe, print_line)))
+        print_table(statistics_table(preview_statistics(recipe, print_line)))
         print_line("mixed samples are upper bounds: the rules for mixed histories only remove some")
     else:
-        Console().print(statistics_table(build_corpus(recipe, print_line).statistics()))
+        print_table(statistics_table(build_corpus(recipe, print_line).statistics()))
 
 
 def show_corpus(corpus: Corpus, inspect: bool) -> None:
     """Prints what a corpus holds and, where asked to, inspects it."""
     for table in console_tables.corpus_tables(corpus):
-        Console().print(table, "")
+        print_table(table)
+        print_line("")
     if inspect:
         result = inspect_corpus(corpus)
         for table in console_tables.inspection_tables(result):
-            Console().print(table, "")
+            print_table(table)
+            print_line("")
         print_line(f"page: {page.write_page(corpus, result)}")
         require_sound(corpus, result)
 

@@ -19,7 +19,7 @@ from cprec.config.command import main
 from cprec.config.recipe import Recipe
 from cprec.runs import control_channel
 from cprec.runs.records import run_folder
-from cprec.runs.status import describe_status, read_status
+from cprec.runs.status import describe_run
 
 TIMEOUT_S = 60.0
 ACTIONS: dict[str, control_channel.Action] = {
@@ -39,10 +39,10 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     elif action is not None:
         answer = control_channel.send_request(run_uri, recipe.run, action, TIMEOUT_S)
         print_line(f"{recipe.run} {answer}")
-    status = read_status(run_uri)
-    if status is None:
+    description = describe_run(run_uri, recipe.run)
+    if description is None:
         raise RunError(f"no run {recipe.run} below {storage}")
-    print_line(describe_status(status))
+    print_line(description)
 
 
 if __name__ == "__main__":

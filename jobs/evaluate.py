@@ -10,9 +10,7 @@ import source_roots  # noqa: F401
 import argparse
 import sys
 
-from rich.console import Console
-
-from cluster.console import print_line
+from cluster.console import print_line, print_table
 from cprec.config.command import main
 from cprec.config.recipe import Recipe
 from cprec.tracking.console_tables import comparison_table
@@ -34,7 +32,7 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
         print_line(f"to be scored: {', '.join(model.label for model in models)}")
     else:
         comparison = compare_models(recipe, registry, names, print_line)
-        Console().print(comparison_table(comparison, recipe.evaluate.alpha))
+        print_table(comparison_table(comparison, recipe.evaluate.alpha))
 
 
 if __name__ == "__main__":

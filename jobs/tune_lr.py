@@ -13,9 +13,7 @@ import source_roots  # noqa: F401
 import argparse
 import sys
 
-from rich.console import Console
-
-from cluster.console import print_line
+from cluster.console import print_line, print_table
 from cprec.config.command import main
 from cprec.config.recipe import Recipe
 from cprec.tracking.console_tables import trials_table
@@ -37,11 +35,17 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
         return
     result = search_and_register(recipe, registry, print_line)
     best = result.best
-    Console().print(trials_table(result.trials, result.winner_trials, best))
+    print_table(trials_table(result.trials, result.winner_trials, best))
     print_line(
         f"best learning rate {result.lr:g}: HR@1 {best.hr1:.4f} on validation "
         f"after epoch {best.epoch} (seed {best.seed})"
     )
+    if result.equal_lrs:
+        print_line(
+            f"the search cannot tell it from {', '.join(f'{lr:g}' for lr in result.equal_lrs)}: "
+            "their HR@1 on validation are equal within noise; more finetune.validation_users or "
+            "search.seeds would tell more"
+        )
     print_line(f"registered {result.model} version {result.version}: {best.checkpoint}")
     print_line(f"plot: {result.plot_uri}")
 

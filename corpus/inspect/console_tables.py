@@ -78,7 +78,7 @@ def statistics_table(statistics: Mapping[str, Any]) -> Table:
         padding=0,
         caption_justify="left",
     )
-    table.add_column("domain", no_wrap=True)
+    table.add_column("domain", overflow="fold")
     for name in ("users", "items", "interactions", "sparsity", *SPLITS):
         table.add_column(name, justify="right", no_wrap=True)
     for name, domain in statistics["domains"].items():
@@ -154,5 +154,6 @@ def _new_table(title: str, columns: Sequence[str], numeric_columns: Sequence[int
     right_aligned = numeric_columns or range(1, len(columns))
     for index, name in enumerate(columns):
         justify: Literal["left", "right"] = "right" if index in right_aligned else "left"
-        table.add_column(name, justify=justify, overflow="fold")
+        # A number stays whole; the names beside it are folded.
+        table.add_column(name, justify=justify, overflow="fold", no_wrap=justify == "right")
     return table

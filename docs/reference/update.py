@@ -19,6 +19,7 @@ import types
 import typing
 from collections.abc import Iterator, Sequence
 from enum import Enum
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,8 @@ SINCE = {
     "Era.spread": "0.2.0",
     "Era.stop": "0.2.0",
     "Plan.inherited": "0.2.0",
+    "Plan.mixed_ratio": "0.3.0",
+    "LeaseRecord": "0.3.0",
     "WSA.mode": "0.2.0",
     "RunPlan": "0.2.0",
     "RunPlan.token_form": "0.3.0",
@@ -104,6 +107,7 @@ def load(reference: str) -> Any:
 def type_name(annotation: Any) -> str:
     """Returns a type for people who do not read Python."""
     names = {int: "integer", float: "number", str: "text", bool: "true or false", Any: "any"}
+    names[Fraction] = "text (a fraction)"
     if annotation in names:
         return names[annotation]
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)

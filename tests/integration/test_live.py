@@ -16,7 +16,7 @@ from corpus.ingest import simulation
 from corpus.store.tables import Corpus
 from cprec.config.recipe_file import load_recipe
 from cprec.runs import checkpoint
-from cprec.runs.status import claim
+from cprec.runs.lease import claim
 from cprec.schedule.ledger import Ledger
 from cprec.schedule.plan import Plan
 from cprec.tracking.registry import Registry
@@ -109,7 +109,7 @@ def trunk(place: Path) -> Path:
     )
     with (
         pytest.raises(RunError, match=f"is being trained by process {third.pid}"),
-        claim(str(folder), "trunk"),
+        claim(str(folder), "trunk", "", print),
     ):
         pass
     released = jobs.run("control", recipe, "release")

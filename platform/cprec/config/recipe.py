@@ -122,6 +122,13 @@ class ScheduleSettings(Section):
         "a window has far more supervised tokens than an answer, so a small fraction weighs much; "
         "0: none",
     )
+    min_annealing_share: float = Field(
+        0.05,
+        ge=0.0,
+        lt=1.0,
+        description="warn of a plan whose annealing phase is a smaller fraction of its samples; "
+        "0: never",
+    )
     rewarm: bool = Field(
         False, description="warm up again when a run continues from a checkpoint of another run"
     )
@@ -174,8 +181,9 @@ class TrainSettings(Section):
     max_samples: int | None = Field(
         None,
         ge=1,
-        description="largest number of domain-specific samples; "
-        "mixed samples are reduced in the same proportion",
+        description="largest number of domain-specific samples; mixed samples are reduced in the "
+        "same proportion; domains that join a run share what is left of it "
+        "(docs/decisions/018-a-cap-is-a-budget.md)",
     )
     zero_stage: int | None = Field(
         1,

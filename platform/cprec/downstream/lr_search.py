@@ -62,6 +62,36 @@ def best_lr(results: Sequence[TrialResult]) -> float:
     return max(hr1s_by_lr, key=lambda lr: float(np.mean(hr1s_by_lr[lr])))
 
 
+def lrs_within_noise(results: Sequence[TrialResult], samples: int) -> tuple[float, ...]:
+    """Returns the learning rates that the search cannot tell from the best one, ascending.
+
+    Their mean HR@1 is within 1.96 standard errors of the best mean, each HR@1 being a fraction of
+    the validation samples. Trials that diverged are left out.
+
+    Args:
+        results: Trials of the search.
+        samples: Validation samples that each trial was scored on.
+    """
+    best = best_lr(results)
+    hr1s_by_lr = {
+        lr: [result.hr1 for result in results if result.lr == lr and not result.diverged]
+        for lr in sorted({result.lr for result in results})
+    }
+    means = {lr: float(np.mean(hr1s)) for lr, hr1s in hr1s_by_lr.items() if hr1s}
+    if best not in means:
+        return ()
+
+    def variance(lr: float) -> float:
+        return means[lr] * (1 - means[lr]) / (samples * len(hr1s_by_lr[lr]))
+
+    return tuple(
+        lr
+        for lr in means
+        if lr != best
+        and means[best] - means[lr] <= 1.96 * float(np.sqrt(variance(best) + variance(lr)))
+    )
+
+
 def run_trials(
     trials: Sequence[Trial], settings: SearchSettings, stopper: str, say: Say
 ) -> list[TrialResult]:

@@ -14,13 +14,17 @@ from typing import Literal
 
 from cluster.errors import RunError
 from cluster.storage import join, list_names, read_text, remove, write_text
-from cprec.runs.records import Owner, Status
-from cprec.runs.status import HEARTBEAT_S, is_running, read_status, write_status
+from cprec.runs.lease import Lease, Liveness, find_liveness
+from cprec.runs.records import Status
+from cprec.runs.status import is_starting, read_status, write_status
 
 REQUESTS_FOLDER = "requests"
 
 MAX_ANSWERS = 20
 """Answers that the status keeps, the latest."""
+
+STATUS_INTERVAL_S = 2.0
+"""Seconds between two writes of the status."""
 
 ANSWER_POLL_S = 0.5
 """Seconds between two looks for an answer."""
@@ -32,8 +36,8 @@ Action = Literal["look", "hold", "release", "anneal"]
 class ControlChannel:
     """The run's end of the channel: takes requests, keeps answers, writes the status."""
 
-    def __init__(self, run_uri: str, owner: Owner) -> None:
-        self._run_uri, self._owner = run_uri, owner
+    def __init__(self, lease: Lease) -> None:
+        self._run_uri, self._lease = lease.run_uri, lease
         self._answers: dict[str, str] = {}
         self._last_write = 0.0
 
@@ -54,12 +58,22 @@ class ControlChannel:
 
     def is_due(self) -> bool:
         """Returns whether it is time to look at requests and to write the status."""
-        return time.monotonic() - self._last_write >= HEARTBEAT_S
+        return time.monotonic() - self._last_write >= STATUS_INTERVAL_S
 
     def publish(self, status: Status) -> None:
-        """Writes the status, with this owner and the latest answers."""
+        """Writes the status, with the holder of the lease and the latest answers.
+
+        Raises:
+            LeaseLostError: Another driver has taken over the run.
+        """
         self._last_write = time.monotonic()
-        current = {"time": time.time(), "owner": self._owner, "answers": self._answers}
+        self._lease.require()
+        current = {
+            "time": time.time(),
+            "owner": self._lease.owner,
+            "lease": self._lease.number,
+            "answers": self._answers,
+        }
         write_status(self._run_uri, status.model_copy(update=current))
 
 
@@ -77,7 +91,8 @@ def send_request(run_uri: str, run: str, action: Action, timeout_s: float) -> st
     Raises:
         RunError: The run is not under way, or did not answer in time.
     """
-    if not is_running(read_status(run_uri)):
+    _, liveness = find_liveness(run_uri)
+    if liveness is Liveness.GONE:
         raise RunError(
             f"the run {run} is not under way ({run_uri}); start it with jobs/cpt.py --run {run}"
         )
@@ -108,9 +123,15 @@ def notify_runs(storage: str, corpus_uri: str, timeout_s: float) -> list[str]:
     lines = []
     for run in list_names(storage):
         run_uri = join(storage, run)
-        status = read_status(run_uri)
-        if status is None or status.corpus != corpus_uri or not is_running(status):
+        lease, liveness = find_liveness(run_uri)
+        if lease is None or lease.corpus != corpus_uri or liveness is Liveness.GONE:
             continue
+        status = read_status(run_uri)
+        if is_starting(lease, status):
+            lines.append(f"{run} is starting, and looks at the corpus before its first segment")
+            continue
+        if status is not None and status.state == "ended":
+            continue  # it only finishes: audit, report, registration
         try:
             lines.append(f"{run} {send_request(run_uri, run, 'look', timeout_s)}")
         except RunError as error:

@@ -37,6 +37,7 @@ CHANGEABLE_KEYS = (
     "schedule.segment_samples",
     "schedule.poll_samples",
     "schedule.hold_open",
+    "schedule.min_annealing_share",
 )
 """Keys, or the first parts of keys, that may change between two starts of a run.
 

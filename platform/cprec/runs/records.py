@@ -89,6 +89,11 @@ class TraceRow(Record):
     )
     step_s: float = Field(description="duration of the step (s)")
     data_wait_s: float = Field(description="time the loop waited for data before the step (s)")
+    held_s: float = Field(
+        0.0,
+        description="time the loop waited before that, because the stable phase was held open (s)",
+        json_schema_extra=SINCE_0_3,
+    )
     sources: dict[str, int] = Field(description="samples by source")
     ids_digest: str = Field(
         description="sum modulo 2^64 of the sample ids of the step (16 hex digits)"
@@ -147,7 +152,9 @@ class CorpusVersionAdopted(Event):
 
     event: Literal["corpus_version_adopted"] = "corpus_version_adopted"
     version: int = Field(description="corpus version")
-    sources: dict[str, int] = Field(description="samples that it adds, by source")
+    sources: dict[str, int] = Field(
+        description="samples that the plan takes of what it adds, by source"
+    )
     stable_end: int = Field(alias="S", description="end of the stable phase from now on (samples)")
     annealing_end: int = Field(alias="A", description="end of the plan from now on (samples)")
     stable_end_before: int | None = Field(
@@ -297,17 +304,35 @@ class Owner(Record):
     token: str = Field(description="random text that tells two processes of one id apart")
 
 
+class LeaseRecord(Record):
+    """Who trains a run: leases/<number>.json, renewed every few seconds by the driver."""
+
+    number: int = Field(description="number of the lease; the highest holds the run")
+    owner: Owner = Field(description="driver that holds it")
+    time: float = Field(
+        default_factory=time.time, description="when it was renewed last (Unix seconds)"
+    )
+    run: str = Field(description="name of the run")
+    corpus: str = Field(description="URI of the corpus")
+    ended: bool = Field(False, description="whether the driver ended by itself")
+
+
 class Status(Record):
     """How a run stands: status.json, rewritten every few seconds while the run is under way."""
 
     time: float = Field(default_factory=time.time, description="when it was written (Unix seconds)")
     owner: Owner = Field(description="driver that wrote it")
+    lease: int = Field(
+        0,
+        description="number of the lease under which it was written",
+        json_schema_extra=SINCE_0_3,
+    )
     answers: dict[str, str] = Field(
         default_factory=dict, description="latest answers by request id"
     )
     run: str = Field(description="name of the run")
     state: Literal["starting", "training", "waiting", "ended"] = Field(
-        description="what the run does"
+        description="what the run does (`starting` in files of earlier builds)"
     )
     corpus: str | None = Field(None, description="URI of the corpus")
     corpus_version: int | None = Field(None, description="newest corpus version in the plan")

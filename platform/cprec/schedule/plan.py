@@ -15,6 +15,7 @@ in which order they are read.
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -210,6 +211,9 @@ class Plan:
         wsa: The schedule.
         inherited: What earlier runs of the trunk had consumed when this one began, as portions
             from row 0 on.
+        mixed_ratio: Mixed samples that are planned for each domain-specific one, as far as there
+            are any. It never falls. None: all mixed samples are planned, or an earlier release
+            wrote the plan.
 
     Raises:
         ValueError: The eras do not follow each other from 0, or do not fit the ends of the phases.
@@ -218,6 +222,7 @@ class Plan:
     eras: tuple[Era, ...]
     wsa: WSA
     inherited: tuple[Portion, ...] = ()
+    mixed_ratio: Fraction | None = None
 
     def __post_init__(self) -> None:
         starts = [era.start for era in self.eras]
@@ -237,6 +242,11 @@ class Plan:
     def total_samples(self) -> int:
         """A, all samples of the run."""
         return self.wsa.annealing_end
+
+    @property
+    def annealing_samples(self) -> int:
+        """Samples of the annealing phase, from S to A."""
+        return self.wsa.annealing_end - self.wsa.stable_end
 
     @property
     def domain_eras(self) -> tuple[Era, ...]:
@@ -316,7 +326,10 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the plan as plain data; `Plan.from_json` reads it back to an equal plan."""
-        return asdict(self)
+        values = asdict(self)
+        # A plan without a ratio reads as before there was one, so that digests of it stay.
+        ratio = values.pop("mixed_ratio")
+        return values if ratio is None else {**values, "mixed_ratio": str(ratio)}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Plan":
@@ -326,6 +339,7 @@ class Plan:
             tuple(_era_from_json(era) for era in values["eras"]),
             WSA(**wsa),
             _portions_from_json(values["inherited"]),
+            Fraction(values["mixed_ratio"]) if "mixed_ratio" in values else None,
         )
 
 

@@ -7,11 +7,13 @@ Plain text may be replayed between the samples up to S: a fraction of all sample
 evenly until the text is used up. No window of text is read twice.
 
 Every plan ends with one era of mixed samples. A cap on domain-specific samples, or a stable phase
-that ends early, reduces the mixed samples in the same proportion, rounded down.
+that ends early, reduces the mixed samples in the same proportion, rounded down. What joins never
+reduces them (docs/decisions/018-a-cap-is-a-budget.md).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from itertools import accumulate, pairwise
 
 from cprec.schedule.plan import Era, Plan, Portion
@@ -110,7 +112,8 @@ def build_plan(
     era = _build_domain_era(0, capped, until_stable_end, settings.seed, replay)
     warmup_end = round(settings.warmup_fraction * era.stop)
     wsa = WSA(settings.lr_min, settings.lr_max, warmup_end, era.stop, era.stop, settings.mode)
-    return _append_annealing_era((era,), after_stable_end, wsa, settings.seed, inherited)
+    ratio = _mixed_ratio((era,), after_stable_end)
+    return _append_annealing_era((era,), after_stable_end, wsa, settings.seed, ratio, inherited)
 
 
 def extend_plan(
@@ -123,8 +126,9 @@ def extend_plan(
 ) -> Plan:
     """Lets new samples join a plan at a position.
 
-    A new era begins there. It holds what the stable phase has left together with the new samples.
-    S and A move out, up to the cap; W stays.
+    A new era begins there. It holds what the stable phase has left together with the new samples,
+    which share what the cap leaves. S and A move out, up to the cap; W stays. The annealing phase
+    does not become shorter, neither now nor if it is called early.
 
     Args:
         plan: The plan as it stands.
@@ -151,12 +155,17 @@ def extend_plan(
         planned_before = position - _count_replayed_rows(earlier_eras)
         count = min(count, max(max_domain_samples - planned_before, 0))
     new_era = _build_domain_era(position, count, portions, last.seed, replay)
+    eras = (*earlier_eras, new_era)
+    mixed_portions = (*plan.annealing_era.portions, *after_stable_end)
+    ratios = (_plan_mixed_ratio(plan), _mixed_ratio(eras, mixed_portions))
     return _append_annealing_era(
-        (*earlier_eras, new_era),
-        (*plan.annealing_era.portions, *after_stable_end),
+        eras,
+        mixed_portions,
         replace(plan.wsa, stable_end=new_era.stop, annealing_end=new_era.stop),
         last.seed,
+        None if None in ratios else max(ratio for ratio in ratios if ratio is not None),
         plan.inherited,
+        min_samples=plan.annealing_samples,
     )
 
 
@@ -179,6 +188,7 @@ def start_annealing(plan: Plan, position: int) -> Plan:
         plan.annealing_era.portions,
         replace(plan.wsa, stable_end=position, annealing_end=position),
         last.seed,
+        _plan_mixed_ratio(plan),
         plan.inherited,
     )
 
@@ -212,22 +222,58 @@ def _count_replayed_rows(eras: Sequence[Era]) -> int:
     return sum(era.replayed_rows_before(era.stop) for era in eras)
 
 
+def _mixed_ratio(eras: Sequence[Era], mixed: Sequence[Portion]) -> Fraction | None:
+    """Returns how many mixed samples there are for each domain-specific one, planned or not.
+
+    Args:
+        eras: Domain eras.
+        mixed: Mixed portions.
+
+    Returns:
+        The ratio; None if there is no domain-specific sample.
+    """
+    last = eras[-1]
+    domain = last.start - _count_replayed_rows(eras[:-1]) + last.portion_rows
+    return Fraction(sum(portion.count for portion in mixed), domain) if domain else None
+
+
+def _plan_mixed_ratio(plan: Plan) -> Fraction | None:
+    """Returns the ratio of a plan; plans of earlier releases do not record theirs."""
+    if plan.mixed_ratio is not None:
+        return plan.mixed_ratio
+    return _mixed_ratio(plan.domain_eras, plan.annealing_era.portions)
+
+
 def _append_annealing_era(
     eras: tuple[Era, ...],
     mixed: tuple[Portion, ...],
     wsa: WSA,
     seed: int,
+    ratio: Fraction | None,
     inherited: tuple[Portion, ...],
+    min_samples: int = 0,
 ) -> Plan:
     """Completes a plan with its last era.
 
-    As large a fraction of the mixed samples is planned as of the domain-specific ones.
+    Args:
+        eras: Domain eras.
+        mixed: Mixed portions.
+        wsa: The schedule up to S.
+        seed: Seed of the order.
+        ratio: Mixed samples to plan for each domain-specific one that is planned, as far as there
+            are any; None: all of them.
+        inherited: What earlier runs of the trunk consumed.
+        min_samples: Mixed samples to plan, at least.
     """
     start = wsa.stable_end
-    last = eras[-1]
-    planned_domain = start - _count_replayed_rows(eras)
-    all_domain = last.start - _count_replayed_rows(eras[:-1]) + last.portion_rows
-    all_mixed = sum(portion.count for portion in mixed)
-    planned_mixed = all_mixed * planned_domain // all_domain if all_domain else all_mixed
-    stop = start + planned_mixed
-    return Plan((*eras, Era(start, stop, mixed, seed)), replace(wsa, annealing_end=stop), inherited)
+    samples = sum(portion.count for portion in mixed)
+    if ratio is not None:
+        in_proportion = int(ratio * (start - _count_replayed_rows(eras)))
+        samples = min(samples, max(in_proportion, min_samples))
+    stop = start + samples
+    return Plan(
+        (*eras, Era(start, stop, mixed, seed)),
+        replace(wsa, annealing_end=stop),
+        inherited,
+        ratio,
+    )

@@ -30,7 +30,7 @@ def comparison_table(comparison: Comparison, alpha: float) -> Table:
         pad_edge=False,
         padding=0,
     )
-    table.add_column("model", min_width=9)
+    table.add_column("model", min_width=9, overflow="fold")
     for name in ("n", "HR@1", "HR@3", "HR@5", "NDCG@3", "NDCG@5", "difference", "p"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in comparison.rows:
@@ -88,7 +88,7 @@ def trials_table(
     """
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in ("learning rate", "seed", "HR@1 on validation", "best epoch", "epochs", ""):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for trial in [*trials, *(trial for trial in winner_trials if trial not in trials)]:
         table.add_row(
             f"{trial.lr:g}",

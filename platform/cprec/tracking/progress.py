@@ -1,14 +1,25 @@
 """The live progress line of a training run.
 
-On a terminal it is one line that rewrites itself; elsewhere it is a plain line now and then.
+On a terminal it is one line that rewrites itself; elsewhere it is a plain line now and then. What
+changes the run is said on a line of its own.
 """
 
+import shutil
 import sys
 import time
 from collections.abc import Sequence
 
 from cluster.console import Say
-from cprec.runs.records import PerplexityMeasured, TraceRow
+from cprec.runs.records import (
+    AnnealingCalled,
+    CorpusVersionAdopted,
+    Event,
+    Held,
+    PerplexityMeasured,
+    Released,
+    Resumed,
+    TraceRow,
+)
 
 LOG_INTERVAL_S = 10.0
 """Seconds between two plain lines, at least; a new phase is shown at once."""
@@ -16,75 +27,118 @@ LOG_INTERVAL_S = 10.0
 RECENT_STEPS = 50
 """Steps over which the line averages its speeds."""
 
+UNLIMITED_COLUMNS = 1 << 16
+"""Width of a line that goes to a file."""
+
 
 class Progress:
-    """Shows where a run stands, as its trace rows arrive."""
+    """Shows where a run stands, as its trace rows and events arrive."""
 
     def __init__(self, planned_samples: int, say: Say) -> None:
         """Starts without a line.
 
         Args:
-            planned_samples: Samples of the plan at the start; it may grow.
+            planned_samples: Samples of the plan at the start; appends and annealing change it.
             say: Takes the plain lines.
         """
         self._planned_samples = planned_samples
         self._say = say
         self._terminal = sys.stdout.isatty()
+        self._started = time.time()
         self._last_shown = 0.0
+        self._line_is_open = False
         self._recent: list[TraceRow] = []
         self._phase = ""
+        self._waits = False
         self._perplexity: float | None = None
 
     def update(
         self,
         rows: Sequence[TraceRow],
-        perplexities: Sequence[PerplexityMeasured] = (),
-        waiting: bool = False,
+        events: Sequence[Event] = (),
+        waiting: str | None = None,
+        planned_samples: int | None = None,
     ) -> None:
         """Takes news of the run and shows where it stands.
 
         Args:
             rows: New trace rows.
-            perplexities: New perplexities of the text.
-            waiting: Whether the stable phase is held open and has nothing left to train.
+            events: New events; those of earlier starts are not shown.
+            waiting: Why the run waits for new samples, for people; None: it does not.
+            planned_samples: Samples of the plan (A) as it stands; None: as before.
         """
-        if perplexities:
-            self._perplexity = perplexities[-1].perplexity
-        if waiting and self._phase != "waiting":
-            self._phase = "waiting"
-            self._say(
-                "waiting: the stable phase is trained and held open; append a domain, or "
-                "jobs/control.py --run NAME release"
-            )
-        if not rows:
-            return
-        self._recent = [*self._recent, *rows][-RECENT_STEPS:]
-        phase_changed = rows[-1].phase != self._phase
-        self._phase = rows[-1].phase
-        text = format_progress(
-            self._recent, max(self._planned_samples, rows[-1].planned), self._perplexity
-        )
+        if planned_samples is not None:
+            self._planned_samples = planned_samples
+        for event in events:
+            if isinstance(event, PerplexityMeasured):
+                self._perplexity = event.perplexity
+            elif event.time >= self._started and (text := describe_event(event)) is not None:
+                self._say_on_its_own_line(text)
+        if rows:
+            self._recent = [*self._recent, *rows][-RECENT_STEPS:]
+            self._show(rows[-1].phase)
+        if waiting is not None and not self._waits:
+            self._say_on_its_own_line(f"waiting: {waiting}")
+        self._waits = waiting is not None
+
+    def close(self) -> None:
+        """Ends the line that rewrites itself, so that the next output begins below it."""
+        if self._line_is_open:
+            print(flush=True)
+            self._line_is_open = False
+
+    def _show(self, phase: str) -> None:
+        phase_changed, self._phase = phase != self._phase, phase
+        columns = shutil.get_terminal_size().columns - 1 if self._terminal else UNLIMITED_COLUMNS
+        text = format_progress(self._recent, self._planned_samples, self._perplexity, columns)
         if self._terminal:
             print(f"\r\x1b[2K{text}", end="", flush=True)
+            self._line_is_open = True
         elif phase_changed or time.monotonic() - self._last_shown >= LOG_INTERVAL_S:
             self._last_shown = time.monotonic()
             self._say(text)
 
-    def close(self) -> None:
-        """Ends the line that rewrites itself, so that the next output begins below it."""
-        if self._terminal and self._recent:
-            print(flush=True)
+    def _say_on_its_own_line(self, text: str) -> None:
+        self.close()
+        self._say(text)
+
+
+def describe_event(event: Event) -> str | None:
+    """Describes an event that changes what a run does, for people; None for any other event."""
+    if isinstance(event, CorpusVersionAdopted):
+        joined = ", ".join(f"{source} {count:,}" for source, count in event.sources.items())
+        return (
+            f"corpus version {event.version} joins at sample {event.samples:,} ({joined}): "
+            f"S = {event.stable_end:,}, A = {event.annealing_end:,}"
+        )
+    if isinstance(event, AnnealingCalled):
+        return (
+            f"annealing was called: S = {event.stable_end:,}, A = {event.annealing_end:,} samples"
+        )
+    if isinstance(event, Held):
+        return "the stable phase is held open from now on"
+    if isinstance(event, Released):
+        return "the stable phase is released"
+    if isinstance(event, Resumed):
+        return f"{event.workers} workers go on from {event.samples:,} samples"
+    return None
 
 
 def format_progress(
-    recent: Sequence[TraceRow], planned_samples: int, perplexity: float | None = None
+    recent: Sequence[TraceRow],
+    planned_samples: int,
+    perplexity: float | None = None,
+    columns: int = UNLIMITED_COLUMNS,
 ) -> str:
     """Returns the progress line: the state after the newest step, and speeds over recent steps.
+
+    Time that the stable phase was held open is not counted.
 
     Args:
         recent: Trace rows of recent steps, the newest last.
         planned_samples: Samples of the plan.
         perplexity: Perplexity of evaluate.text as last measured; None if it never was.
+        columns: Width of the line; parts that do not fit are left out, the least important first.
     """
     newest = recent[-1]
     seconds = sum(row.step_s + row.data_wait_s for row in recent) or 1e-9
@@ -92,11 +146,21 @@ def format_progress(
     tokens_per_s = sum(row.tokens for row in recent) / seconds
     tflops = sum(row.tflops * row.step_s for row in recent) / seconds
     data_wait = sum(row.data_wait_s for row in recent) / seconds
-    seconds_left = int((planned_samples - newest.end) / samples_per_s) if samples_per_s else 0
-    text = "" if perplexity is None else f"text {perplexity:.4g}  "
-    return (
-        f"{newest.phase:<9} {newest.end:>9,}/{planned_samples:,} samples  "
-        f"lr {newest.lr:.2e}  loss {newest.loss:.4f}  {text}"
-        f"{tokens_per_s:>9,.0f} tokens/s  {tflops:.3g} TFLOP/s  {newest.memory_gb:.1f} GB  "
-        f"data wait {data_wait:.0%}  {seconds_left // 60}:{seconds_left % 60:02d} left"
-    )
+    samples_left = max(planned_samples - newest.end, 0)
+    seconds_left = int(samples_left / samples_per_s) if samples_per_s else 0
+    # Each part with its importance: the part with the highest number is left out first.
+    parts = [
+        (0, f"{newest.phase:<9} {newest.end:>9,}/{planned_samples:,} samples"),
+        (3, f"lr {newest.lr:.2e}"),
+        (1, f"loss {newest.loss:.4f}"),
+        (5, "" if perplexity is None else f"text {perplexity:.4g}"),
+        (4, f"{tokens_per_s:>9,.0f} tokens/s"),
+        (8, f"{tflops:.3g} TFLOP/s"),
+        (7, f"{newest.memory_gb:.1f} GB"),
+        (6, f"data wait {data_wait:.0%}"),
+        (2, f"{seconds_left // 60}:{seconds_left % 60:02d} left"),
+    ]
+    parts = [part for part in parts if part[1]]
+    while len(line := "  ".join(text for _, text in parts)) > columns and len(parts) > 1:
+        parts.remove(max(parts))
+    return line[:columns]

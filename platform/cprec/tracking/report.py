@@ -73,15 +73,19 @@ def _summary_lines(records: RunRecords) -> list[str]:
     steps = records.steps
     if not steps:
         return ["no steps yet"]
-    seconds = sum(step.step_s + step.data_wait_s for step in steps)
+    seconds = sum(step.step_s for step in steps)
+    data_wait = sum(step.data_wait_s for step in steps)
     tokens = sum(step.tokens for step in steps)
     lines = [
         f"{steps[-1].end:,} samples",
         f"{len(steps):,} steps",
         f"{tokens:,} tokens",
         f"{seconds / 60:.1f} min of steps",
-        f"{tokens / seconds:,.0f} tokens/s",
+        f"{tokens / max(seconds, 1e-9):,.0f} tokens/s in steps",
+        f"{data_wait / 60:.1f} min of waiting for data",
     ]
+    if held := sum(step.held_s for step in steps):
+        lines.append(f"{held / 60:.1f} min held open")
     if dropped := sum(step.dropped_titles for step in steps):
         lines.append(f"{dropped:,} titles of histories did not fit")
     if measured := records.perplexities:

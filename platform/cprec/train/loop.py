@@ -32,6 +32,8 @@ class TrainingStep:
         phase: Phase of the step.
         stable_end: End of the stable phase (samples; S).
         annealing_end: End of the plan (samples; A).
+        held_until: When the stable phase was no longer held open, if workers waited for that
+            (`time.perf_counter` of this process); 0: they did not.
     """
 
     worker_batch: WorkerBatch
@@ -39,6 +41,7 @@ class TrainingStep:
     phase: Phase
     stable_end: int
     annealing_end: int
+    held_until: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class StepRecord:
         grad_norm: Gradient norm before clipping.
         step_s: Duration of the step (seconds).
         data_wait_s: Time the loop waited for data before the step (seconds).
+        held_s: Time the loop waited before that, because the stable phase was held open (seconds).
         imbalance: By how much the fullest worker exceeds the mean (fraction of the mean).
         operations: Operations of the step, over all workers.
         peak_memory_bytes: Peak memory of this worker so far.
@@ -69,6 +73,7 @@ class StepRecord:
     grad_norm: float
     step_s: float
     data_wait_s: float
+    held_s: float
     imbalance: float
     operations: int
     peak_memory_bytes: int
@@ -120,7 +125,7 @@ def train(
             told of this step, so no checkpoint holds it.
     """
     number = first_step
-    for step, waited_s in _with_wait_times(steps):
+    for step, held_s, data_wait_s in _with_wait_times(steps):
         start = time.perf_counter()
         worker_batch = step.worker_batch
         batch = worker_batch.global_batch
@@ -148,7 +153,8 @@ def train(
             loss=result.loss,
             grad_norm=result.grad_norm,
             step_s=step_s,
-            data_wait_s=waited_s,
+            data_wait_s=data_wait_s,
+            held_s=held_s,
             imbalance=imbalance(worker_batch.lengths_by_rank),
             operations=engine.operation_count.step_operations(
                 computed_tokens, batch.supervised_tokens
@@ -172,12 +178,16 @@ def dropout_seed(seed: int, step: int, rank: int) -> int:
     return (seed * 1_000_003 + step) * 8191 + rank
 
 
-def _with_wait_times(steps: Iterable[TrainingStep]) -> Iterator[tuple[TrainingStep, float]]:
-    """Yields each step with the time that the loop waited for it (seconds)."""
+def _with_wait_times(
+    steps: Iterable[TrainingStep],
+) -> Iterator[tuple[TrainingStep, float, float]]:
+    """Yields each step with the times that the loop waited for it: (step, held, for data) [s]."""
     iterator = iter(steps)
     while True:
         start = time.perf_counter()
         step = next(iterator, None)
         if step is None:
             return
-        yield step, time.perf_counter() - start
+        waited = time.perf_counter() - start
+        held = min(max(step.held_until - start, 0.0), waited)
+        yield step, held, waited - held

@@ -1,11 +1,17 @@
 """Appends to a corpus: behaviours of a recipe's domains, or a file of plain text."""
 
 from cluster.console import Say
-from cluster.storage import absolute_uri
+from cluster.storage import absolute_uri, join, list_names
 from corpus import append
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
+from cprec.config.recipe_file import load_recipe
 from cprec.runs import control_channel
+from cprec.runs.records import RECIPE_FILE, run_folder
+from cprec.runs.run_plan import RunPlan
+from cprec.runs.status import read_status
+from cprec.schedule.plan_notes import describe_cap
+from cprec.schedule.wsa import Phase
 
 TIMEOUT_S = 60.0
 """Seconds that a running job has to answer."""
@@ -22,6 +28,8 @@ def append_to_corpus(recipe: Recipe, text_file: str | None, held_out: bool, say:
     """
     if text_file:
         return append.append_text(text_file, recipe.corpus, say)
+    if not held_out:
+        describe_caps(recipe, say)
     return append.simulate_and_append(
         recipe.data, recipe.simulate, recipe.seed, recipe.corpus, say, held_out=held_out
     )
@@ -31,8 +39,27 @@ def preview_append(recipe: Recipe, text_file: str | None, held_out: bool, say: S
     """Says what `append_to_corpus` would do with the same arguments, and writes nothing."""
     if text_file:
         append.preview_text(text_file, recipe.corpus, say)
-    else:
-        append.preview(recipe.data, recipe.seed, recipe.corpus, say, held_out=held_out)
+        return
+    append.preview(recipe.data, recipe.seed, recipe.corpus, say, held_out=held_out)
+    if not held_out:
+        describe_caps(recipe, say)
+
+
+def describe_caps(recipe: Recipe, say: Say) -> None:
+    """Says what the caps of open runs below `storage` mean for behaviours that join them."""
+    storage = absolute_uri(recipe.storage)
+    fingerprint = Corpus.open(recipe.corpus).commits[0].metadata["fingerprint"]
+    for run in list_names(storage):
+        run_uri = run_folder(storage, run)
+        run_plan, status = RunPlan.read(run_uri), read_status(run_uri)
+        if run_plan is None or run_plan.closed or run_plan.corpus != fingerprint:
+            continue
+        if status is not None and status.phase in (Phase.ANNEALING, Phase.DONE):
+            continue
+        cap = load_recipe(join(run_uri, RECIPE_FILE)).train.max_samples
+        if cap is not None:
+            issued = 0 if status is None or status.issued is None else status.issued
+            say(describe_cap(run, run_plan.plan, issued, cap))
 
 
 def notify_runs(recipe: Recipe, corpus: Corpus, say: Say) -> None:

@@ -109,6 +109,7 @@ class SearchResult:
         model: Name of the registered model.
         version: Version that was registered.
         plot_uri: Picture of the trials.
+        equal_lrs: Other learning rates that the search cannot tell from the best one.
     """
 
     lr: float
@@ -118,6 +119,7 @@ class SearchResult:
     model: str
     version: int
     plot_uri: str
+    equal_lrs: tuple[float, ...]
 
 
 def search_and_register(recipe: Recipe, registry: Registry, say: Say) -> SearchResult:
@@ -163,7 +165,16 @@ def search_and_register(recipe: Recipe, registry: Registry, say: Say) -> SearchR
     version = registry.with_model(model).register(
         best.checkpoint, _lineage(plan, best), tracker.run_id
     )
-    return SearchResult(best_lr, results, winner_results, best, model, version, plot_uri)
+    equal_lrs = lr_search.lrs_within_noise(results, _count_validation_samples(plan))
+    return SearchResult(best_lr, results, winner_results, best, model, version, plot_uri, equal_lrs)
+
+
+def _count_validation_samples(plan: SearchPlan) -> int:
+    """Counts the validation samples on which a trial is scored."""
+    source = Domain.from_corpus(plan.corpus, plan.domain, "validation").source
+    streams = plan.corpus.streams("validation")
+    available = sum(stream.rows for stream in streams if stream.source == source)
+    return min(available, plan.recipe.finetune.validation_users)
 
 
 def plan_search(recipe: Recipe, registry: Registry, say: Say) -> SearchPlan:

@@ -10,8 +10,8 @@ from corpus.ingest.plain_text import read_plain_text
 from corpus.sampling.replay_text import text_digest
 from corpus.store.tables import SAMPLES, Corpus
 from cprec.config.recipe import Recipe
-from cprec.model.base_files import identify
 from cprec.model.backbone import load_tokenizer
+from cprec.model.base_files import identify
 from cprec.model.base_uri import resolve_base
 from cprec.runs.base_lock import lock_base
 from cprec.runs.checkpoint import CHECKPOINTS, CheckpointName, list_checkpoints
@@ -22,6 +22,8 @@ from cprec.runs.records import CorpusVersionAdopted, RunStarted
 from cprec.runs.run_plan import RunPlan
 from cprec.runs.run_planning import resolve_run_plan
 from cprec.runs.token_form import require_same_tokens
+from cprec.schedule.plan import Plan
+from cprec.schedule.plan_notes import annealing_warning
 from cprec.stream.row_encoder import find_fallback_reason
 from cprec.tracking.registry import Registry
 from cprec.train.distributed import driver
@@ -149,8 +151,16 @@ def prepare_run(
     run_plan.write(run_uri)
     if is_new:
         _record_start(recipe, run_uri, run_plan)
-    say(run_plan.plan.describe(recipe.train.global_batch, recipe.schedule.replay_share))
+    say(describe_plan(recipe, run_plan.plan))
     return driver.TrainingJob(recipe, run_uri, base, corpus, text, identity.revision), run_plan
+
+
+def describe_plan(recipe: Recipe, plan: Plan) -> str:
+    """Describes a plan for people, with a warning where its annealing is short."""
+    batch, schedule = recipe.train.global_batch, recipe.schedule
+    warning = annealing_warning(plan, schedule.min_annealing_share, batch)
+    description = plan.describe(batch, schedule.replay_share)
+    return f"{description}\n{warning}" if warning else description
 
 
 def _record_start(recipe: Recipe, run_uri: str, run_plan: RunPlan) -> None:

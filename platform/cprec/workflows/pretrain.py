@@ -7,15 +7,15 @@ from cluster.storage import absolute_uri
 from corpus.ingest.plain_text import read_plain_text
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
+from cprec.runs.lease import claim
 from cprec.runs.recipe_lock import check_unchanged
 from cprec.runs.records import run_folder
 from cprec.runs.restart import find_last_checkpoint
 from cprec.runs.run_planning import resolve_run_plan
-from cprec.runs.status import claim
 from cprec.tracking.registry import Registry
 from cprec.tracking.tracker import Tracker
 from cprec.workflows.finish_run import RunResult, finish_run
-from cprec.workflows.prepare_run import prepare_run, require_unregistered
+from cprec.workflows.prepare_run import describe_plan, prepare_run, require_unregistered
 from cprec.workflows.train_run import train_run
 
 
@@ -37,13 +37,13 @@ def pretrain(recipe: Recipe, corpus: Corpus, allow: Collection[str], say: Say) -
     """
     registry = Registry.from_recipe(recipe)
     run_uri = run_folder(absolute_uri(recipe.storage), recipe.run)
-    with claim(run_uri, recipe.run):
+    with claim(run_uri, recipe.run, corpus.uri, say) as held:
         require_unregistered(registry, run_uri)
         job, run_plan = prepare_run(recipe, run_uri, corpus, allow, say)
         tracker = Tracker(registry, run_uri, recipe.run)
         tracker.log_params(recipe.flatten())
-        train_run(job, run_plan, tracker, say)
-    return finish_run(job, registry, tracker, say)
+        train_run(job, run_plan, held, tracker, say)
+        return finish_run(job, registry, tracker, say)
 
 
 def preview(recipe: Recipe, corpus: Corpus, allow: Collection[str], say: Say) -> None:
@@ -59,7 +59,7 @@ def preview(recipe: Recipe, corpus: Corpus, allow: Collection[str], say: Say) ->
         read_plain_text(recipe.evaluate.text, "evaluate.text")
     if not is_new and (newest := find_last_checkpoint(run_uri)[0]) is not None:
         say(f"{recipe.run} exists, trained to {newest.samples:,} samples, and would go on")
-    say(plan.describe(recipe.train.global_batch, recipe.schedule.replay_share))
+    say(describe_plan(recipe, plan))
     for (source, version), samples in sorted(plan.count_by_stream(0, plan.total_samples).items()):
         say(f"  {source} of corpus version {version}: {samples:,} samples")
     say(f"would run in {run_uri} with {recipe.workers} workers on {recipe.model.base}")

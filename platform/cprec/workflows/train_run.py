@@ -2,16 +2,20 @@
 
 from cluster.console import Say
 from cluster.ray_session import ray_session
-from cprec.runs.records import PerplexityMeasured, TraceRow
+from cprec.runs.lease import HeldLease
+from cprec.runs.records import PerplexityMeasured
 from cprec.runs.restart import find_last_checkpoint
 from cprec.runs.run_plan import RunPlan
 from cprec.tracking.live_report import LiveReport, step_metrics
 from cprec.tracking.progress import Progress
 from cprec.tracking.tracker import Tracker
 from cprec.train.distributed import driver
+from cprec.train.distributed.controller_state import RunNews
 
 
-def train_run(job: driver.TrainingJob, run_plan: RunPlan, tracker: Tracker, say: Say) -> None:
+def train_run(
+    job: driver.TrainingJob, run_plan: RunPlan, held: HeldLease, tracker: Tracker, say: Say
+) -> None:
     """Trains what is left of the plan, if anything is.
 
     A run that is held open waits for more samples even where its plan is trained.
@@ -27,21 +31,20 @@ def train_run(job: driver.TrainingJob, run_plan: RunPlan, tracker: Tracker, say:
     progress = Progress(plan.total_samples, say)
     live_report = LiveReport(job.run_uri, tracker, say)
 
-    def on_progress(
-        rows: list[TraceRow], perplexities: list[PerplexityMeasured], waiting: bool
-    ) -> None:
-        progress.update(rows, perplexities, waiting)
-        for row in rows:
+    def on_news(news: RunNews) -> None:
+        progress.update(news.rows, news.events, news.waiting, news.planned_samples)
+        for row in news.rows:
             tracker.log_metrics(step_metrics(row), row.samples)
-        for event in perplexities:
-            tracker.log_metrics({"perplexity": event.perplexity}, event.samples)
-        if rows:
+        for event in news.events:
+            if isinstance(event, PerplexityMeasured):
+                tracker.log_metrics({"perplexity": event.perplexity}, event.samples)
+        if news.rows:
             live_report.refresh()
         tracker.flush()
 
     try:
         with ray_session(job.recipe.cluster.address, job.recipe.logical_cpus):
-            driver.run_training(job, on_progress, say)
+            driver.run_training(job, held, on_news, say)
     except KeyboardInterrupt:
         tracker.finish("KILLED")
         raise

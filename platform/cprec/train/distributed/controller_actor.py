@@ -4,19 +4,20 @@ Its parts, by who calls: `SegmentIssuer` serves the workers, `CorpusFollower` fo
 and `ControllerState` holds what both decide on, and writes it.
 """
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import ray
 
 from cprec.runs.control_channel import Action, ControlChannel
+from cprec.runs.lease import Lease, LeaseLostError
 from cprec.runs.records import (
     AnnealingCalled,
     CheckpointIgnored,
     CheckpointSaved,
     Failed,
     Held,
-    Owner,
     PerplexityMeasured,
     Released,
     Resumed,
@@ -25,10 +26,12 @@ from cprec.runs.records import (
 )
 from cprec.schedule.controller import Wait
 from cprec.schedule.plan import Plan
+from cprec.schedule.plan_notes import annealing_warning
 from cprec.stream import segments
 from cprec.train.distributed.controller_state import (
     ControllerSettings,
     ControllerState,
+    RunNews,
     WorkerGroup,
 )
 from cprec.train.distributed.corpus_follower import CLOSED_ADVICE, CorpusFollower
@@ -41,12 +44,12 @@ class ControllerActor:
     Its answers depend on the plan alone, so a worker group that was started again gets the same.
     """
 
-    def __init__(self, settings: ControllerSettings, owner: Owner) -> None:
+    def __init__(self, settings: ControllerSettings, lease: Lease) -> None:
         segments.configure_ray_data()
-        self._state = ControllerState(settings, owner)
+        self._state = ControllerState(settings, lease)
         self._corpus = CorpusFollower(self._state)
         self._segments = SegmentIssuer(self._state, self._corpus)
-        self._control_channel = ControlChannel(settings.run_uri, owner)
+        self._control_channel = ControlChannel(lease)
         self._failure: Exception | None = None
 
     # -- called by workers
@@ -106,7 +109,7 @@ class ControllerActor:
             The plan as it stands, for the checkpoint's ledger.
         """
         self._state.require_group()
-        self._state.trace.flush()
+        self._state.flush_trace()
         return self._state.controller.plan
 
     def record_checkpoint(self, samples: int, uri: str) -> None:
@@ -119,27 +122,27 @@ class ControllerActor:
             self._failure = error
             self._segments.stop()
             samples = self._state.controller.samples
-            self._state.record(Failed(samples=samples, because=str(error)))
+            with suppress(LeaseLostError):  # then the records are another driver's
+                self._state.record(Failed(samples=samples, because=str(error)))
 
     # -- called by the driver
 
-    def progress(
-        self, first_row: int, first_perplexity: int
-    ) -> tuple[list[TraceRow], list[PerplexityMeasured], bool]:
-        """Returns what is new since the last call, and whether the run waits for new samples.
+    def news(self, first_row: int, first_event: int) -> RunNews:
+        """Returns what is new since the last call.
 
         Each call also runs the controller's periodic work.
 
         Args:
             first_row: Index of the first trace row to return.
-            first_perplexity: Index of the first perplexity to return.
+            first_event: Index of the first event to return.
         """
         self.heartbeat()
         state = self._state
-        return (
+        return RunNews(
             state.trace_rows[first_row:],
-            state.perplexities[first_perplexity:],
-            state.is_idle,
+            state.events[first_event:],
+            state.describe_wait(),
+            state.controller.plan.total_samples,
         )
 
     def stop(self) -> None:
@@ -153,7 +156,7 @@ class ControllerActor:
 
     def end_run(self) -> None:
         """Ends the session: the trace is durable, and nobody answers requests any more."""
-        self._state.trace.flush()
+        self._state.flush_trace()
         self._control_channel.publish(self._state.status("ended"))
 
     # -- periodic work
@@ -162,7 +165,7 @@ class ControllerActor:
         """Every few seconds: checks the corpus, answers requests, writes the status."""
         if not (force or self._control_channel.is_due()) or self._state.group is None:
             return
-        self._state.trace.flush()
+        self._state.flush_trace()
         if self._corpus.is_due():
             self._corpus.check()
         for request_id, action in self._control_channel.pending_requests():
@@ -192,7 +195,11 @@ class ControllerActor:
         stable_end = controller.plan.wsa.stable_end
         state.record(AnnealingCalled(samples=position, stable_end=stable_end, annealing_end=end))
         state.advance(controller.samples)
-        return f"anneals from sample {position:,} on, to {end:,}"
+        warning = annealing_warning(
+            controller.plan, state.settings.min_annealing_share, controller.global_batch_size
+        )
+        answer = f"anneals from sample {position:,} on, to {end:,}"
+        return f"{answer}\n{warning}" if warning else answer
 
     def _set_hold(self, hold: bool) -> str:
         state, controller = self._state, self._state.controller
@@ -211,9 +218,9 @@ class ControllerActor:
         return f"anneals when its stable phase is trained, at {stable_end:,} samples"
 
 
-def start_controller(settings: ControllerSettings, owner: Owner) -> Any:
+def start_controller(settings: ControllerSettings, lease: Lease) -> Any:
     """Starts a run's controller and returns its handle.
 
     The actor ends with the driver; if it dies before, Ray starts it again.
     """
-    return ray.remote(num_cpus=0, max_restarts=-1)(ControllerActor).remote(settings, owner)
+    return ray.remote(num_cpus=0, max_restarts=-1)(ControllerActor).remote(settings, lease)

@@ -5,17 +5,17 @@ the actor can die at any moment: a new one reads plan.json, and the next worker 
 which checkpoint training goes on.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from cluster.errors import PlatformFault, RunError
 from cluster.storage import join
 from cprec.runs.json_lines import open_events, open_trace
+from cprec.runs.lease import Lease
 from cprec.runs.records import (
     TRACE_FILE,
     Event,
-    Owner,
-    PerplexityMeasured,
     PhaseChanged,
     RecordDropped,
     Status,
@@ -24,6 +24,7 @@ from cprec.runs.records import (
 from cprec.runs.run_plan import RunPlan
 from cprec.runs.run_records import count_traced_samples
 from cprec.schedule.controller import Controller
+from cprec.schedule.plan_notes import count_domain_samples
 from cprec.stream.token_sharing import TokenSharing
 
 
@@ -44,6 +45,7 @@ class ControllerSettings:
         poll_samples: Samples between two looks at the corpus, at most.
         max_domain_samples: Cap on domain-specific samples; None: no cap.
         replay_fraction: Fraction of the samples up to S that are windows of text.
+        min_annealing_share: Share of annealing below which a changed plan warns.
     """
 
     run: str
@@ -58,6 +60,24 @@ class ControllerSettings:
     poll_samples: int
     max_domain_samples: int | None
     replay_fraction: float
+    min_annealing_share: float
+
+
+@dataclass(frozen=True)
+class RunNews:
+    """What the driver is told of a run about once a second.
+
+    Attributes:
+        rows: New trace rows.
+        events: New events.
+        waiting: Why the workers wait for new samples, for people; None: they do not.
+        planned_samples: Samples of the plan (A) as it stands.
+    """
+
+    rows: Sequence[TraceRow]
+    events: Sequence[Event]
+    waiting: str | None
+    planned_samples: int
 
 
 @dataclass(frozen=True)
@@ -80,23 +100,22 @@ class WorkerGroup:
 class ControllerState:
     """One run's plan, controller and records."""
 
-    def __init__(self, settings: ControllerSettings, owner: Owner) -> None:
+    def __init__(self, settings: ControllerSettings, lease: Lease) -> None:
+        lease.require()
         run_plan = RunPlan.read(settings.run_uri)
         if run_plan is None:
             raise PlatformFault(
                 f"{settings.run_uri}: no plan.json; a run's plan is written before its "
                 "controller starts"
             )
-        self.settings, self.owner = settings, owner
+        self.settings, self.lease = settings, lease
         self.run_plan = run_plan
         self.controller = self._controller_at(0)
         self.group: WorkerGroup | None = None
         self.workers_wait = False
         self._events, self.trace = open_events(settings.run_uri), open_trace(settings.run_uri)
         self.trace_rows = self.trace.read()
-        self.perplexities = [
-            event for event in self._events.read() if isinstance(event, PerplexityMeasured)
-        ]
+        self.events = self._events.read()
         self.record(*(RecordDropped(samples=0, because=problem) for problem in self.trace.damage))
 
     def restart(self, group: WorkerGroup) -> None:
@@ -107,6 +126,7 @@ class ControllerState:
         Raises:
             RunError: A step before that is not in the trace, so the audit could not succeed.
         """
+        self.lease.require()
         covered = count_traced_samples(self.trace_rows)
         if covered < group.samples:
             raise RunError(
@@ -141,10 +161,29 @@ class ControllerState:
         controller = self.controller
         return self.workers_wait and controller.samples >= controller.plan.wsa.stable_end
 
+    def describe_wait(self) -> str | None:
+        """Describes for people what the workers wait for; None if they do not wait."""
+        if not self.is_idle:
+            return None
+        plan, cap = self.controller.plan, self.settings.max_domain_samples
+        release = f"jobs/control.py --run {self.settings.run} release"
+        if cap is not None and count_domain_samples(plan, plan.wsa.stable_end) >= cap:
+            return (
+                f"the stable phase is trained and held open, but train.max_samples ({cap:,}) is "
+                f"used up: no domain-specific sample can join; {release}"
+            )
+        return f"the stable phase is trained and held open; append a domain, or {release}"
+
     def write_run_plan(self, run_plan: RunPlan) -> None:
         """Makes a changed plan durable, then takes it over."""
+        self.lease.require()
         run_plan.write(self.settings.run_uri)
         self.run_plan = run_plan
+
+    def flush_trace(self) -> None:
+        """Makes the trace durable."""
+        self.lease.require()
+        self.trace.flush()
 
     def add_step(self, row: TraceRow) -> None:
         """Adds a step to the trace; the phase follows."""
@@ -166,10 +205,10 @@ class ControllerState:
 
     def record(self, *events: Event) -> None:
         """Adds events to events.jsonl, durably."""
+        self.lease.require()
         for event in events:
             self._events.append(event)
-            if isinstance(event, PerplexityMeasured):
-                self.perplexities.append(event)
+            self.events.append(event)
         self._events.flush()
 
     def status(self, state: Literal["training", "waiting", "ended"]) -> Status:
@@ -177,7 +216,8 @@ class ControllerState:
         controller, wsa = self.controller, self.controller.plan.wsa
         seen = controller.plan.count_by_stream(0, controller.samples)
         return Status(
-            owner=self.owner,
+            owner=self.lease.owner,
+            lease=self.lease.number,
             run=self.settings.run,
             state=state,
             corpus=self.settings.corpus_uri,

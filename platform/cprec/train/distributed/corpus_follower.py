@@ -5,6 +5,7 @@ from dataclasses import replace
 from corpus.store.tables import Corpus
 from cprec.runs.portions import build_replay, remaining_portions
 from cprec.runs.records import CorpusVersionAdopted
+from cprec.schedule.plan_notes import annealing_warning, count_planned, describe_joined
 from cprec.stream.row_encoder import RowEncoder
 from cprec.train.distributed.controller_state import ControllerState
 
@@ -75,17 +76,26 @@ class CorpusFollower:
             CorpusVersionAdopted(
                 samples=position,
                 version=corpus.version,
-                sources={str(s.source): s.rows for s in (*domain, *mixed, *replayed)},
+                sources=count_planned(
+                    plan, [(s.source, s.version) for s in (*domain, *mixed, *replayed)]
+                ),
                 stable_end=plan.wsa.stable_end,
                 annealing_end=plan.wsa.annealing_end,
                 stable_end_before=before.wsa.stable_end,
             )
         )
         state.workers_wait = False
-        self._message = (
+        notes: list[str | None] = [
             f"takes up corpus version {corpus.version} at sample {position:,}: "
             f"S = {plan.wsa.stable_end:,}, A = {plan.wsa.annealing_end:,}"
+        ]
+        if settings.max_domain_samples is not None:
+            joined = {(str(s.source), s.version): s.rows for s in domain}
+            notes.append(describe_joined(plan, position, joined, settings.max_domain_samples))
+        notes.append(
+            annealing_warning(plan, settings.min_annealing_share, settings.global_batch_size)
         )
+        self._message = "\n".join(note for note in notes if note)
         return self._message
 
     def check_or_repeat(self) -> str:

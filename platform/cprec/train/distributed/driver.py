@@ -19,17 +19,13 @@ from cluster.errors import PlatformFault, UserError
 from cluster.storage import join
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
-from cprec.runs.records import PerplexityMeasured, TraceRow
-from cprec.runs.status import current_owner
+from cprec.runs.lease import HeldLease
 from cprec.stream.token_sharing import TokenSharing
 from cprec.train.distributed.controller_actor import start_controller
-from cprec.train.distributed.controller_state import ControllerSettings
+from cprec.train.distributed.controller_state import ControllerSettings, RunNews
 
-ProgressCallback = Callable[[list[TraceRow], list[PerplexityMeasured], bool], None]
-"""Called on the driver, about once a second.
-
-The arguments are new trace rows, new perplexities, and whether the run waits for new samples.
-"""
+NewsCallback = Callable[[RunNews], None]
+"""Called on the driver, about once a second."""
 
 POLL_S = 1.0
 """Seconds between two questions to the controller."""
@@ -62,7 +58,7 @@ class TrainingJob:
     revision: str | None = None
 
 
-def run_training(job: TrainingJob, on_progress: ProgressCallback, say: Say) -> None:
+def run_training(job: TrainingJob, held: HeldLease, on_news: NewsCallback, say: Say) -> None:
     """Trains what is left of a plan, inside a Ray session, until the last checkpoint is complete.
 
     Ctrl-C lets the workers save a checkpoint and then raises KeyboardInterrupt. A second one raises
@@ -70,10 +66,12 @@ def run_training(job: TrainingJob, on_progress: ProgressCallback, say: Say) -> N
 
     Args:
         job: The checked inputs.
-        on_progress: Called about once a second.
+        held: The lease of the run.
+        on_news: Called about once a second.
         say: Takes one line for people.
 
     Raises:
+        LeaseLostError: Another driver has taken over the run.
         UserError: A worker raised it; it is not tried again.
         DivergenceError: The loss or the perplexity is not finite; it is not tried again.
         PlatformFault: Anything else failed, and train.max_failures restarts did not help.
@@ -94,8 +92,9 @@ def run_training(job: TrainingJob, on_progress: ProgressCallback, say: Say) -> N
         poll_samples=schedule.poll_samples,
         max_domain_samples=train.max_samples,
         replay_fraction=schedule.replay_share,
+        min_annealing_share=schedule.min_annealing_share,
     )
-    controller = start_controller(settings, current_owner())
+    controller = start_controller(settings, held.lease)
     resources = {"CPU": train.cpus_per_worker}
     if train.gpus_per_worker:
         resources["GPU"] = train.gpus_per_worker
@@ -123,7 +122,7 @@ def run_training(job: TrainingJob, on_progress: ProgressCallback, say: Say) -> N
         torch_config=TorchConfig(backend="nccl" if train.gpus_per_worker else "gloo"),
     )
     try:
-        _train_and_poll(trainer, controller, on_progress, say)
+        _train_and_poll(trainer, controller, held, on_news, say)
         if (failure := ray.get(controller.failure.remote(), timeout=60)) is not None:
             raise failure
     except TrainingFailedError as error:
@@ -146,9 +145,9 @@ def _run_worker(config: dict[str, Any]) -> None:
 
 
 def _train_and_poll(
-    trainer: TorchTrainer, controller: Any, on_progress: ProgressCallback, say: Say
+    trainer: TorchTrainer, controller: Any, held: HeldLease, on_news: NewsCallback, say: Say
 ) -> None:
-    """Trains to the end, and meanwhile reports the progress that the controller knows of.
+    """Trains to the end, and meanwhile reports the news that the controller has.
 
     Ray's trainer runs in another thread. In the main thread it would handle Ctrl-C itself, and end
     the workers at once.
@@ -168,37 +167,39 @@ def _train_and_poll(
     with _catch_interrupts() as interrupted:
         while training.is_alive():
             training.join(POLL_S)
+            if held.lost.is_set():
+                held.lease.require()
             if interrupted.is_set() and not stopping:
                 stopping = True
                 controller.stop.remote()
                 say("interrupted: saving a checkpoint; interrupt again to end at once")
-            reported = _report_progress(controller, reported, on_progress)
-    _report_progress(controller, reported, on_progress)
+            reported = _report_news(controller, reported, on_news)
+    _report_news(controller, reported, on_news)
     if failures:
         raise failures[0]
     if stopping:
         raise KeyboardInterrupt
 
 
-def _report_progress(
-    controller: Any, reported: tuple[int, int], on_progress: ProgressCallback
+def _report_news(
+    controller: Any, reported: tuple[int, int], on_news: NewsCallback
 ) -> tuple[int, int]:
-    """Reports new trace rows and perplexities.
+    """Reports new trace rows and events.
 
     Args:
         controller: Handle of the controller.
-        reported: Numbers of trace rows and of perplexities that were reported before.
-        on_progress: Receives the new ones.
+        reported: Numbers of trace rows and of events that were reported before.
+        on_news: Receives the new ones.
 
     Returns:
         The same numbers, with the new ones.
     """
     try:
-        rows, perplexities, waiting = ray.get(controller.progress.remote(*reported), timeout=30)
+        news: RunNews = ray.get(controller.news.remote(*reported), timeout=30)
     except ray.exceptions.RayError:
         return reported  # the controller is starting again, or ended; its records are on storage
-    on_progress(rows, perplexities, waiting)
-    return reported[0] + len(rows), reported[1] + len(perplexities)
+    on_news(news)
+    return reported[0] + len(news.rows), reported[1] + len(news.events)
 
 
 @contextmanager

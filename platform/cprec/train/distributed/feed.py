@@ -51,6 +51,7 @@ def training_steps(
                 phase=segment.wsa.phase(samples),
                 stable_end=segment.wsa.stable_end,
                 annealing_end=segment.wsa.annealing_end,
+                held_until=current.held_until,
             )
         if next_segment is None:
             raise RuntimeError("the controller issued a segment without batches")
@@ -61,10 +62,15 @@ class _SegmentPrefetcher:
     """One segment, which a thread requests and reads into a short queue.
 
     An error in the thread is raised where its result is taken.
+
+    Attributes:
+        held_until: When the controller no longer answered `Wait` (`time.perf_counter`); 0: it never
+            did.
     """
 
     def __init__(self, controller: Any, attempt: int, position: int, rank: int) -> None:
         """Starts the thread; `training_steps` explains the arguments."""
+        self.held_until = 0.0
         self._arguments = (controller, attempt, position, rank)
         self._items: queue.Queue[Segment | WorkerBatch | Exception | None] = queue.Queue(
             PREFETCH_BATCHES
@@ -96,6 +102,7 @@ class _SegmentPrefetcher:
                 assigned := ray.get(controller.issue_segment.remote(attempt, position, rank)), Wait
             ):
                 time.sleep(RETRY_S)
+                self.held_until = time.perf_counter()
             if assigned is not None:
                 self._items.put(assigned.segment)
                 for batch in read_worker_batches(assigned.iterator, assigned.segment, rank):

@@ -295,6 +295,7 @@ def trace_row(record: StepRecord, planned_samples: int) -> TraceRow:
         memory_gb=round(record.peak_memory_bytes / 1e9, 3),
         step_s=round(record.step_s, 4),
         data_wait_s=round(record.data_wait_s, 4),
+        held_s=round(record.held_s, 4),
         sources=dict(batch.samples_by_source),
         ids_digest=f"{batch.ids_digest:016x}",
         planned=planned_samples,

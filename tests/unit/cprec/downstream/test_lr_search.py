@@ -11,8 +11,8 @@ from cluster.errors import PlatformFault, RecipeError
 from cprec.config.recipe import FinetuneSettings, Recipe
 from cprec.downstream import lr_search
 from cprec.downstream.llara import build_plan
-from cprec.downstream.lr_search import conclude_stopped_trial
-from cprec.downstream.trial import HISTORY_FILE, Trial, find_result
+from cprec.downstream.lr_search import conclude_stopped_trial, lrs_within_noise
+from cprec.downstream.trial import HISTORY_FILE, Trial, TrialResult, find_result
 from cprec.runs import checkpoint
 from cprec.schedule.ledger import Ledger
 
@@ -59,3 +59,12 @@ def test_the_error_of_a_trial_is_the_users_own_sentence() -> None:
     with pytest.raises(RecipeError) as raised:
         lr_search._raise_first_error(results)  # type: ignore[arg-type]
     assert str(raised.value) == "model.base: cut"
+
+
+def test_learning_rates_that_a_search_cannot_tell_apart_are_named() -> None:
+    hr1s = {1e-4: 0.30, 1e-3: 0.30, 3e-3: 0.27, 1e-2: 0.10}
+    results = [TrialResult(lr, 0, hr1, 1, "", (hr1,)) for lr, hr1 in hr1s.items()]
+    results.append(TrialResult(1e-1, 0, 0.0, 0, "", (), diverged=True))
+    assert lrs_within_noise(results, 300) == (1e-3, 3e-3)
+    assert lrs_within_noise(results, 1_000_000) == (1e-3,)
+    assert lrs_within_noise(results[2:4], 1_000_000) == ()

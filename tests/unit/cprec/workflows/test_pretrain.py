@@ -110,7 +110,7 @@ def test_a_run_that_is_held_open_waits_again_after_a_restart(
     monkeypatch.setattr(train_run, "ray_session", lambda address, num_cpus: nullcontext())
     monkeypatch.setattr(driver, "run_training", lambda *arguments: trained.append(arguments))
     job = driver.TrainingJob(Recipe(), "runs/a", "base", Any)  # type: ignore[arg-type]
-    train_run.train_run(job, run_plan, Any, lines.append)  # type: ignore[arg-type]
+    train_run.train_run(job, run_plan, Any, Any, lines.append)  # type: ignore[arg-type]
     assert len(trained) == (hold and not closed)
     assert lines == (
         ["resuming cpt from 100 samples"] if trained else ["cpt is trained to the end already"]

@@ -1,5 +1,7 @@
 """The controller actor, without Ray: what is not on storage did not happen."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,18 +11,20 @@ from corpus.append import append
 from corpus.build import build
 from corpus.sampling.source import SourceKind
 from corpus.store.tables import Corpus
-from cprec.config.recipe import Recipe
+from cprec.config.recipe import Recipe, TrainSettings
 from cprec.runs import run_plan
 from cprec.runs.control_channel import Action
 from cprec.runs.json_lines import read_events, read_trace
-from cprec.runs.records import RecordDropped
+from cprec.runs.lease import Lease, LeaseLostError, current_owner
+from cprec.runs.recipe_lock import write_recipe
+from cprec.runs.records import CorpusVersionAdopted, LeaseRecord, RecordDropped
 from cprec.runs.run_planning import create_run_plan
-from cprec.runs.status import current_owner
 from cprec.stream import segments
 from cprec.stream.row_encoder import RowEncoder
 from cprec.stream.token_sharing import NO_SHARING
 from cprec.train.distributed.controller_actor import ControllerActor
 from cprec.train.distributed.controller_state import ControllerSettings, WorkerGroup
+from cprec.workflows import append_domain
 from tests.records import trace_row
 from tests.unit.corpus.worlds import settings, shop, write_root
 
@@ -47,9 +51,9 @@ def actor(tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> Co
     create_run_plan(Recipe(), corpus).write(run)
     return ControllerActor(
         ControllerSettings(
-            "trunk", run, corpus.uri, "base", None, 512, NO_SHARING, 32, 64, 64, None, 0.0
+            "trunk", run, corpus.uri, "base", None, 512, NO_SHARING, 32, 64, 64, None, 0.0, 0.05
         ),
-        current_owner(),
+        Lease(run, "trunk", 1, current_owner()),
     )
 
 
@@ -131,7 +135,7 @@ def test_a_damaged_step_after_the_checkpoint_is_trained_again(
     actor.end_run()
     with (run / "trace.jsonl").open("a") as file:
         file.write('{"step":2,"sam{"step":3}\n')
-    again = ControllerActor(actor._state.settings, current_owner())
+    again = ControllerActor(actor._state.settings, actor._state.lease)
     again.begin_attempt(WorkerGroup(1, 1, 64, "the checkpoint"), [])
     assert [row.samples for row in read_trace(str(run))] == [0, 32]
     (dropped,) = [e for e in read_events(str(run)) if isinstance(e, RecordDropped)]
@@ -145,3 +149,63 @@ def test_a_run_whose_trace_lacks_steps_before_the_checkpoint_does_not_go_on(
     actor.record_step(trace_row(batch_samples=32))
     with pytest.raises(RunError, match=r"no step that begins at 32 samples.* checkpoint is at 64"):
         actor.begin_attempt(WorkerGroup(1, 1, 64, "the checkpoint"), [])
+
+
+def test_a_capped_run_says_what_it_trains_of_a_version_that_joins(
+    tmp_path: Path, corpus: Corpus, actor: ControllerActor
+) -> None:
+    settings_capped = replace(actor._state.settings, max_domain_samples=40)
+    run = Path(settings_capped.run_uri)
+    (run / "plan.json").unlink()
+    recipe = Recipe(
+        storage=str(run.parent), run="trunk", corpus=corpus.uri, train=TrainSettings(max_samples=40)
+    )
+    write_recipe(recipe, str(run))
+    create_run_plan(recipe, corpus).write(str(run))
+    capped = ControllerActor(settings_capped, actor._state.lease)
+    capped.begin_attempt(WorkerGroup(0, 1, 0, None), [])
+    before = capped.plan()
+    lines: list[str] = []
+    more = settings(
+        write_root(tmp_path / "more", shop(("D",), seed=5)), domains=("D",), held_out=()
+    )
+    append_recipe = recipe.model_copy(update={"data": more})
+    append_domain.preview_append(append_recipe, None, False, lines.append)
+    assert "trunk keeps to its train.max_samples (40)" in lines[-1]
+    append_domain.append_to_corpus(append_recipe, None, False, lines.append)
+    answer = capped._handle_request("look")
+    assert "domain-specific samples are planned, because what joins shares" in answer
+    assert capped.plan().wsa.stable_end == 40
+    assert capped.plan().annealing_samples >= before.annealing_samples
+    (joined,) = [
+        e for e in read_events(str(run)) if isinstance(e, CorpusVersionAdopted) and e.version == 1
+    ]
+    planned = capped.plan().count_by_stream(0, capped.plan().total_samples)
+    assert joined.sources["domain/D"] == planned["domain/D", 1]
+
+
+def test_a_controller_whose_run_was_taken_over_writes_nothing(
+    actor: ControllerActor, tmp_path: Path
+) -> None:
+    actor.begin_attempt(WorkerGroup(0, 1, 0, None), [])
+    run = tmp_path / "runs" / "trunk"
+    (run / "leases").mkdir()
+    owner = actor._state.lease.owner.model_copy(update={"pid": 7})
+    record = LeaseRecord(number=2, owner=owner, run="trunk", corpus="c")
+    (run / "leases" / "000002.json").write_text(json.dumps(record.to_json()))
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    for call in (
+        lambda: actor.record_step(trace_row()),
+        lambda: actor.heartbeat(force=True),
+        lambda: actor._handle_request("anneal"),
+        lambda: actor._handle_request("hold"),
+        lambda: actor.record_perplexity(0, 1.0),
+        lambda: actor.record_checkpoint(32, "c"),
+        lambda: actor.begin_attempt(WorkerGroup(1, 1, 0, None), []),
+        actor.prepare_checkpoint,
+        actor.end_run,
+    ):
+        with pytest.raises(LeaseLostError, match="taken over by process 7"):
+            call()
+    actor.record_failure(RunError("anything"))
+    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before

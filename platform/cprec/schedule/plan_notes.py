@@ -1,0 +1,100 @@
+"""What a plan means, for people: an annealing phase that is short, and what a cap leaves. Pure.
+
+A cap (train.max_samples) is a budget: what joins shares what is left of it
+(docs/decisions/018-a-cap-is-a-budget.md).
+"""
+
+from collections.abc import Collection, Mapping
+
+from corpus.sampling.source import Source, SourceKind
+from cprec.schedule.plan import Plan, StreamKey
+
+
+def annealing_warning(plan: Plan, min_share: float, global_batch: int) -> str | None:
+    """Returns a warning if the annealing phase is a small share of a plan, else None.
+
+    Args:
+        plan: The plan.
+        min_share: Smallest share of its samples that needs no warning.
+        global_batch: Samples of an optimizer step.
+    """
+    samples, total = plan.annealing_samples, plan.total_samples
+    if not plan.wsa.mode.anneals_on_mixed or not total or samples >= min_share * total:
+        return None
+    steps = -(-samples // global_batch)
+    return (
+        f"warning: annealing is {samples:,} of {total:,} samples ({samples / total:.1%}, "
+        f"{steps:,} step{'' if steps == 1 else 's'}), below schedule.min_annealing_share "
+        f"({min_share:.1%}); it reads mixed samples only, so it needs more of them: users of "
+        "several domains, or a lower data.mixed_min_domains"
+    )
+
+
+def describe_joined(plan: Plan, position: int, joined: Mapping[StreamKey, int], cap: int) -> str:
+    """Says how many of the domain-specific samples that joined a capped plan it will train.
+
+    Args:
+        plan: The plan with them.
+        position: Where they joined.
+        joined: Domain-specific samples that joined, by stream.
+        cap: Largest number of domain-specific samples of the run.
+
+    Returns:
+        A sentence; empty if all of them are planned.
+    """
+    offered = sum(joined.values())
+    counts = plan.count_by_stream(position, plan.wsa.stable_end)
+    planned = sum(counts.get(stream, 0) for stream in joined)
+    if planned == offered:
+        return ""
+    if planned:
+        return (
+            f"{planned:,} of its {offered:,} domain-specific samples are planned, because "
+            f"what joins shares what is left of train.max_samples ({cap:,})"
+        )
+    return (
+        f"none of its {offered:,} domain-specific samples is planned, because train.max_samples "
+        f"({cap:,}) is used up; the next trunk trains them (jobs/cpt.py --continue-from)"
+    )
+
+
+def describe_cap(run: str, plan: Plan, issued: int, cap: int) -> str:
+    """Says what the cap of a run means for domain-specific samples that would join it now.
+
+    Args:
+        run: Name of the run.
+        plan: Its plan.
+        issued: Position up to which its samples are handed out to workers.
+        cap: Largest number of its domain-specific samples.
+    """
+    left = cap - count_domain_samples(plan, min(issued, plan.wsa.stable_end))
+    if left <= 0:
+        return (
+            f"{run} has handed out all of its train.max_samples ({cap:,}): it will train no "
+            "domain-specific sample of this append; the next trunk does "
+            "(jobs/cpt.py --continue-from)"
+        )
+    return (
+        f"{run} keeps to its train.max_samples ({cap:,}): domain-specific samples of this append "
+        f"share what is left, at most {left:,} samples, with those that it has not trained; its "
+        "annealing does not become shorter"
+    )
+
+
+def count_planned(plan: Plan, streams: Collection[StreamKey]) -> dict[str, int]:
+    """Counts the samples that a plan takes from some streams, by source; 0 if it takes none."""
+    planned = plan.count_by_stream(0, plan.total_samples)
+    counts: dict[str, int] = {}
+    for source, version in streams:
+        counts[source] = counts.get(source, 0) + planned.get((source, version), 0)
+    return counts
+
+
+def count_domain_samples(plan: Plan, stop: int) -> int:
+    """Counts the samples of domain eras before a position that are not replayed text."""
+    counts = plan.count_by_stream(0, stop)
+    return sum(
+        count
+        for (source, _), count in counts.items()
+        if Source.parse(source).kind is not SourceKind.TEXT
+    )

@@ -1,0 +1,57 @@
+"""What is said of a cap and of a short annealing phase is what the plan does."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cprec.schedule.plan import Plan, Portion
+from cprec.schedule.plan_notes import (
+    annealing_warning,
+    count_domain_samples,
+    describe_cap,
+    describe_joined,
+)
+from cprec.schedule.planning import PlanSettings, Replay, build_plan, extend_plan
+from cprec.schedule.wsa import Mode
+
+
+def plan_of(domain: int, mixed: int, cap: int | None = None, mode: Mode = Mode.WSA) -> Plan:
+    return build_plan(
+        PlanSettings(0, 1e-5, 1e-3, 0.05, cap, mode),
+        [Portion("domain/A", 0, 0, domain)],
+        [Portion("mixed", 0, 0, mixed)],
+        replay=Replay(0.2, (Portion("text/a", 0, 0, 20),)),
+    )
+
+
+@given(st.integers(1, 500), st.integers(0, 100), st.sampled_from([0.0, 0.05, 0.5]))
+def test_a_plan_warns_exactly_if_its_annealing_is_below_the_share(
+    domain: int, mixed: int, share: float
+) -> None:
+    plan = plan_of(domain, mixed)
+    warning = annealing_warning(plan, share, 32)
+    assert (warning is not None) == (plan.annealing_samples < share * plan.total_samples)
+    if warning is not None:
+        assert f"annealing is {plan.annealing_samples:,} of {plan.total_samples:,}" in warning
+
+
+def test_a_schedule_without_annealing_does_not_warn() -> None:
+    assert annealing_warning(plan_of(100, 10, mode=Mode.DOMAIN_ONLY), 0.5, 32) is None
+
+
+@given(st.integers(1, 400), st.integers(0, 400), st.integers(1, 300), st.data())
+def test_what_is_announced_before_an_append_holds_after_it(
+    domain: int, joining: int, cap: int, data: st.DataObject
+) -> None:
+    plan = plan_of(domain, 50, cap)
+    issued = data.draw(st.integers(plan.wsa.warmup_end, plan.wsa.stable_end))
+    announced = describe_cap("trunk", plan, issued, cap)
+    after = extend_plan(plan, issued, [Portion("domain/B", 1, 0, joining)], [], cap)
+    planned = after.count_by_stream(0, after.total_samples).get(("domain/B", 1), 0)
+    left = cap - count_domain_samples(plan, issued)
+    assert planned <= max(left, 0)
+    assert (f"at most {left:,} samples" if left > 0 else "no domain-specific sample") in announced
+    said = describe_joined(after, issued, {("domain/B", 1): joining}, cap)
+    if planned == joining:
+        assert said == ""
+    else:
+        assert said.startswith(f"{planned:,} of its {joining:,}" if planned else "none of its")

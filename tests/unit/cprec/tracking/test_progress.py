@@ -1,0 +1,96 @@
+"""The live line fits the terminal and follows the plan; what changes the run is said once."""
+
+import os
+import sys
+import time
+
+import pytest
+
+from cprec.runs.records import AnnealingCalled, CorpusVersionAdopted, Held, Resumed, TraceRow
+from cprec.runs.run_records import RunRecords
+from cprec.tracking import report
+from cprec.tracking.progress import Progress, format_progress
+from tests.records import trace_row
+
+
+def rows(count: int, **changes: float) -> list[TraceRow]:
+    return [
+        trace_row(step=i, samples=32 * i, batch_samples=32, tokens=1000, step_s=0.1, **changes)
+        for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize("columns", [20, 60, 80, 100, 150, 1000])
+def test_the_line_fits_and_keeps_what_matters_most(columns: int) -> None:
+    line = format_progress(rows(3), 12_345_678, 113.25, columns)
+    assert len(line) <= columns
+    if columns >= 60:
+        assert "96/12,345,678 samples" in line
+        assert "loss" in line
+    assert ("TFLOP/s" in line) == (columns >= 150)
+
+
+def test_on_a_terminal_the_line_never_wraps(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr(
+        "shutil.get_terminal_size", lambda fallback=(80, 24): os.terminal_size((72, 24))
+    )
+    progress = Progress(640, print)
+    progress.update(rows(2))
+    progress.update(rows(3), planned_samples=900)
+    progress.close()
+    lines = capsys.readouterr().out.replace("\r\x1b[2K", "\n").splitlines()
+    assert max(map(len, lines)) < 72
+    assert "64/640 samples" in lines[1]
+    assert "96/900 samples" in lines[2]
+
+
+def test_the_line_follows_a_plan_that_grows_and_one_that_shrinks() -> None:
+    lines: list[str] = []
+    progress = Progress(640, lines.append)
+    for planned in (900, 300):
+        progress._last_shown = -1e9
+        progress.update(rows(1, planned=640), planned_samples=planned)
+    assert ["/900 samples" in lines[0], "/300 samples" in lines[1]] == [True, True]
+
+
+def test_what_changes_the_run_is_said_on_a_line_of_its_own_once() -> None:
+    lines: list[str] = []
+    progress = Progress(640, lines.append)
+    before = time.time() - 3600
+    progress.update((), [Held(samples=0, time=before)], None, 640)
+    assert lines == []
+    events = [
+        CorpusVersionAdopted(
+            samples=160, version=1, sources={"domain/Steam": 0}, stable_end=300, annealing_end=331
+        ),
+        AnnealingCalled(samples=200, stable_end=200, annealing_end=220),
+        Resumed(samples=96, checkpoint="c", attempt=1, workers=2),
+    ]
+    for event in events:
+        progress.update((), [event.model_copy(update={"time": time.time() + 1})], None, 331)
+    assert lines == [
+        "corpus version 1 joins at sample 160 (domain/Steam 0): S = 300, A = 331",
+        "annealing was called: S = 200, A = 220 samples",
+        "2 workers go on from 96 samples",
+    ]
+
+
+def test_a_wait_is_said_each_time_that_it_begins() -> None:
+    lines: list[str] = []
+    progress = Progress(640, lines.append)
+    for waiting in ("held open", "held open", None, "held open"):
+        progress.update((), (), waiting, 640)
+    assert lines == ["waiting: held open"] * 2
+
+
+def test_a_hold_is_no_work_and_no_wait_for_data() -> None:
+    steps = rows(10)
+    steps[5] = steps[5].model_copy(update={"held_s": 600.0, "data_wait_s": 0.0})
+    assert "10,000 tokens/s" in format_progress(steps, 640)
+    summary = report._summary_lines(RunRecords("trunk", trace=steps))
+    assert "10,000 tokens/s in steps" in summary
+    assert "10.0 min held open" in summary
+    assert "0.0 min of waiting for data" in summary
