@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from cluster import storage
+from cluster.console import Say
 from cluster.errors import CprecError
 from corpus.store.tables import Corpus
 from cprec.baselines.training import BASELINE_NAMES
@@ -25,6 +26,7 @@ from cprec.downstream.trial import BEHAVIOUR_FOLDER, build_encoders
 from cprec.evaluate.candidate_scoring import PromptEncoder, score_samples
 from cprec.evaluate.generation import generate_answers
 from cprec.evaluate.perplexity import compute_perplexity
+from cprec.evaluate.scoring_check import choose_decoding, choose_scoring
 from cprec.model import adapter, backbone
 from cprec.runs import checkpoint
 from cprec.stream.row_encoder import RowEncoder
@@ -66,6 +68,7 @@ def score_model(
     samples: pa.Table,
     workers: int,
     row_encoder: RowEncoder | None,
+    say: Say,
 ) -> NDArray[np.float64]:
     """Scores the candidates of samples with a model, inside a Ray session.
 
@@ -79,6 +82,7 @@ def score_model(
         samples: The samples.
         workers: Number of tasks of a language model; a baseline takes one.
         row_encoder: Encoder of titles for a language model; None for a baseline.
+        say: Takes a line where the model is scored the slow way.
 
     Returns:
         Scores [n, candidates]; higher is better.
@@ -90,9 +94,10 @@ def score_model(
         return np.asarray(
             get_results([task.remote(recipe, corpus, domain, model.name, model.seed, samples)])[0]
         )
-    return np.concatenate(
-        _map_samples(recipe, _score_task, model, corpus, domain, samples, workers, row_encoder)
-    )
+    parts = _map_samples(recipe, _score_task, model, corpus, domain, samples, workers, row_encoder)
+    if reason := parts[0][1]:
+        say(f"{model.label}: each candidate is scored on its own, as one pass is wrong: {reason}")
+    return np.concatenate([scores for scores, _ in parts])
 
 
 def generate_texts(
@@ -103,6 +108,7 @@ def generate_texts(
     samples: pa.Table,
     workers: int,
     row_encoder: RowEncoder | None,
+    say: Say,
 ) -> list[list[str]]:
     """Generates a language model's answers to samples, inside a Ray session.
 
@@ -114,6 +120,7 @@ def generate_texts(
         samples: The samples.
         workers: Number of tasks.
         row_encoder: Encoder of titles.
+        say: Takes a line where answers are generated the slow way.
 
     Returns:
         The texts of each sample's answers, in order (cprec.evaluate.generation).
@@ -121,7 +128,9 @@ def generate_texts(
     parts = _map_samples(
         recipe, _generate_task, model, corpus, domain, samples, workers, row_encoder
     )
-    return [texts for part in parts for texts in part]
+    if reason := parts[0][1]:
+        say(f"{model.label}: answers are generated without a cache, which is wrong: {reason}")
+    return [texts for part, _ in parts for texts in part]
 
 
 def compute_perplexities(
@@ -224,12 +233,17 @@ def _score_task(
     domain_name: str,
     samples: pa.Table,
     row_encoder: RowEncoder | None,
-) -> NDArray[np.float64]:
-    """Loads a language model and scores the candidates of samples with it."""
+) -> tuple[NDArray[np.float64], str]:
+    """Loads a language model and scores the candidates of samples with it.
+
+    Returns:
+        The scores, and why candidates were scored one by one; empty if they were not.
+    """
     network, tokenizer = load_model(recipe, model)
     domain = Domain.from_corpus(corpus, domain_name, recipe.evaluate.split)
     encoder = _build_encoder(recipe, network, tokenizer, domain, row_encoder)
-    return score_samples(network, encoder, samples, recipe.evaluate.batch)
+    way = choose_scoring(network, recipe.model.max_tokens)
+    return score_samples(network, encoder, samples, recipe.evaluate.batch, way), way.reason
 
 
 def _generate_task(
@@ -239,15 +253,28 @@ def _generate_task(
     domain_name: str,
     samples: pa.Table,
     row_encoder: RowEncoder | None,
-) -> list[list[str]]:
-    """Loads a language model and generates its answers to samples."""
+) -> tuple[list[list[str]], str]:
+    """Loads a language model and generates its answers to samples.
+
+    Returns:
+        The texts, and why there was no cache; empty if there was one.
+    """
     network, tokenizer = load_model(recipe, model)
     domain = Domain.from_corpus(corpus, domain_name, recipe.evaluate.split)
     encoder = _build_encoder(recipe, network, tokenizer, domain, row_encoder)
     constrained = recipe.evaluate.mode == "constrained"
-    return generate_answers(
-        network, tokenizer, encoder, samples, domain.titles, recipe.evaluate.batch, constrained
+    way = choose_decoding(network, recipe.model.max_tokens)
+    texts = generate_answers(
+        network,
+        tokenizer,
+        encoder,
+        samples,
+        domain.titles,
+        recipe.evaluate.batch,
+        constrained,
+        way=way,
     )
+    return texts, way.reason
 
 
 def _perplexity_task(recipe: Recipe, model: EvaluatedModel, text: str) -> float:

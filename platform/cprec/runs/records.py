@@ -186,6 +186,13 @@ class Resumed(Event):
     workers: int = Field(description="workers of the group")
 
 
+class SamplesPadded(Event):
+    """Samples are padded, because packed rows are not exact for the base."""
+
+    event: Literal["samples_padded"] = "samples_padded"
+    because: str = Field(description="what the check at the start found, for people")
+
+
 class PerplexityMeasured(Event):
     """The perplexity of evaluate.text was measured."""
 
@@ -251,6 +258,7 @@ EVENT_TYPES: Mapping[str, type[Event]] = {
         CheckpointSaved,
         CheckpointIgnored,
         Resumed,
+        SamplesPadded,
         PerplexityMeasured,
         AnnealingCalled,
         Held,

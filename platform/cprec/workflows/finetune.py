@@ -35,6 +35,7 @@ from cprec.downstream.domain import Domain
 from cprec.downstream.scoring import get_results
 from cprec.downstream.trial import Trial, TrialResult
 from cprec.model.base_uri import resolve_base
+from cprec.model.context_length import require_context
 from cprec.runs import checkpoint
 from cprec.runs.records import run_folder
 from cprec.tracking.registry import Registry, Version
@@ -186,6 +187,8 @@ def plan_search(recipe: Recipe, registry: Registry, say: Say) -> SearchPlan:
     version_base = version.tags.get("base") if version else None
     name = settings.name or ("llara" if start_checkpoint is None else "cprec")
     run_uri = run_folder(absolute_uri(recipe.storage), recipe.run)
+    base = version_base or resolve_base(recipe, corpus, say)
+    require_context(base, recipe.model.revision, recipe.model.max_tokens)
     lrs = lr_search.trial_lrs(recipe.search, recipe.seed)
     return SearchPlan(
         recipe,
@@ -193,7 +196,7 @@ def plan_search(recipe: Recipe, registry: Registry, say: Say) -> SearchPlan:
         domain,
         name,
         join(run_uri, "finetune", domain, name),
-        version_base or resolve_base(recipe, corpus, say),
+        base,
         start_checkpoint,
         version.number if version else None,
         lrs,

@@ -16,6 +16,7 @@ from corpus.store.tables import SAMPLES, Corpus
 from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import to_yaml
 from cprec.model.base_uri import resolve_base
+from cprec.model.context_length import require_context
 from cprec.runs import checkpoint
 from cprec.runs.audit import audit
 from cprec.runs.checkpoint import CheckpointName
@@ -207,6 +208,7 @@ def prepare_job(
     base = resolve_base(recipe, corpus, say)
     if is_new and recipe.continue_from is not None:
         require_matching_adapter(recipe, base, recipe.continue_from)
+    require_context(base, recipe.model.revision, recipe.model.max_tokens)
     # Refuses a base without a usable tokenizer before any worker starts.
     fallback_reason = find_fallback_reason(corpus, base, recipe.model.revision)
     if fallback_reason and recipe.train.inexact_keys:

@@ -20,6 +20,7 @@ from cprec.runs.records import (
     PerplexityMeasured,
     Released,
     Resumed,
+    SamplesPadded,
     Stopped,
     TraceRow,
 )
@@ -48,6 +49,7 @@ class ControllerActor:
         self._segments = SegmentIssuer(self._state, self._corpus)
         self._control_channel = ControlChannel(settings.run_uri, owner)
         self._failure: Exception | None = None
+        self._padding_reason: str | None = None
 
     # -- called by workers
 
@@ -97,6 +99,12 @@ class ControllerActor:
         self._state.require_group()
         self._state.record(PerplexityMeasured(samples=samples, perplexity=perplexity))
 
+    def record_padding(self, reason: str) -> None:
+        """Records that samples are padded although the recipe packs them, once for each group."""
+        self._padding_reason = reason
+        samples = self._state.controller.samples
+        self._state.record(SamplesPadded(samples=samples, because=reason))
+
     def prepare_checkpoint(self) -> Plan:
         """Makes the trace durable before a checkpoint is completed.
 
@@ -141,6 +149,10 @@ class ControllerActor:
             state.perplexities[first_perplexity:],
             state.is_idle,
         )
+
+    def padding_reason(self) -> str | None:
+        """Returns why samples are padded although the recipe packs them; None if they are not."""
+        return self._padding_reason
 
     def stop(self) -> None:
         """Lets the workers finish their step, save a checkpoint and end."""

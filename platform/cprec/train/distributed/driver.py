@@ -161,7 +161,7 @@ def _train_and_poll(
     training = threading.Thread(target=train, daemon=True)
     training.start()
     reported = (0, 0)
-    stopping = False
+    stopping = padding_said = False
     with _catch_interrupts() as interrupted:
         while training.is_alive():
             training.join(POLL_S)
@@ -170,6 +170,9 @@ def _train_and_poll(
                 controller.stop.remote()
                 say("interrupted: saving a checkpoint; interrupt again to end at once")
             reported = _report_progress(controller, reported, on_progress)
+            padding_said = padding_said or _say_padding(controller, say)
+    if not padding_said:
+        _say_padding(controller, say)
     _report_progress(controller, reported, on_progress)
     if failures:
         raise failures[0]
@@ -196,6 +199,17 @@ def _report_progress(
         return reported  # the controller is starting again, or ended; its records are on storage
     on_progress(rows, perplexities, waiting)
     return reported[0] + len(rows), reported[1] + len(perplexities)
+
+
+def _say_padding(controller: Any, say: Say) -> bool:
+    """Says that samples are padded although the recipe packs them; returns whether it was said."""
+    try:
+        reason = ray.get(controller.padding_reason.remote(), timeout=30)
+    except ray.exceptions.RayError:
+        return False
+    if reason is not None:
+        say(f"train.pack: packed rows are not exact for this base, samples are padded: {reason}")
+    return reason is not None
 
 
 @contextmanager
