@@ -39,6 +39,7 @@ SINCE = {
     "AnnealingCalled": "0.2.0",
     "Failed": "0.2.0",
     "PerplexityMeasured": "0.2.0",
+    "SamplesPadded": "0.2.0",
     "Status": "0.2.0",
     "Owner": "0.2.0",
     "Era.replayed": "0.2.0",
