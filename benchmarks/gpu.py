@@ -26,7 +26,7 @@ from cprec.encode.tokens import EncodedSample
 from cprec.model import adapter, fp8
 from cprec.schedule.wsa import Phase
 from cprec.train import device
-from cprec.train.engine import Engine, micro_batch_spec
+from cprec.train.engine import Engine
 from cprec.train.loop import Observer, StepRecord, TrainingStep, train
 
 LLAMA_7B_SHAPE = {
@@ -131,7 +131,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             yield TrainingStep(batches[index % len(batches)], 1e-4, Phase.STABLE, 0, 0)
 
     recorder = StepRecorder(options.steps)
-    train(engine, feed(), recorder, micro_batch_spec(settings), 2, 0)
+    train(engine, feed(), recorder, engine.micro_batch_spec, 2, 0)
     counted = recorder.records[options.warmup : -1]
     seconds = sum(record.step_s for record in counted)
     tokens = sum(record.batch.token_count for record in counted)

@@ -41,7 +41,7 @@ from cprec.model import adapter, backbone
 from cprec.schedule.plan import Plan, global_batches
 from cprec.stream.worker_rows import worker_batch_from_row, to_worker_rows
 from cprec.stream.segments import read_plan_rows
-from cprec.train.engine import Engine, micro_batch_spec
+from cprec.train.engine import Engine
 from cprec.train.loop import Observer, StepRecord, TrainingStep, train
 
 CORES = sorted(os.sched_getaffinity(0))
@@ -122,7 +122,7 @@ def bare_worker(run: Path, recipe_file: str, rank: int, world_size: int, store: 
     batch = recipe.train.global_batch
     steps = list(training_steps(plan, corpus, tokenizer, max_tokens, batch, rank, world_size))
     times = StepTimes()
-    spec = micro_batch_spec(recipe.train)
+    spec = engine.micro_batch_spec
     end_token = int(tokenizer.eos_token_id)  # type: ignore[arg-type]
     train(engine, steps, times, spec, end_token, recipe.seed)
     engine.close()

@@ -18,7 +18,7 @@ from cprec.encode.title_tokens import CachedPromptEncoder, tokenise_titles
 from cprec.evaluate.candidate_scoring import score_samples
 from cprec.evaluate.metrics import compute_ranks, hits
 from cprec.model import adapter, backbone
-from cprec.train.engine import Engine, micro_batch_spec
+from cprec.train.engine import Engine
 from cprec.train.loop import Observer, StepRecord, TrainingStep, train
 from tests import bare
 
@@ -52,7 +52,7 @@ def main(path: str) -> None:
     )
     totals = StepTotals()
     steps = list(bare.works(recipe, corpus, title_tokens))
-    spec = micro_batch_spec(recipe.train)
+    spec = engine.micro_batch_spec
     began = time.process_time()
     train(engine, steps, totals, spec, title_tokens.eos_token_id, recipe.seed)
     seconds = time.process_time() - began

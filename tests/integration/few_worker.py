@@ -33,7 +33,7 @@ from cprec.model import base_uri as bases
 from cprec.runs import checkpoint
 from cprec.runs.run_planning import create_run_plan
 from cprec.schedule.ledger import Ledger
-from cprec.train.engine import Engine, micro_batch_spec
+from cprec.train.engine import Engine
 from cprec.train.loop import Observer, StepRecord, TrainingStep, train
 from tests import bare
 
@@ -62,7 +62,7 @@ def pretrain(recipe: Recipe, corpus: Corpus, base: str, run: str) -> str:
             engine,
             bare.works(recipe, corpus, words),
             observer,
-            micro_batch_spec(recipe.train),
+            engine.micro_batch_spec,
             words.eos_token_id,
             recipe.seed,
         )

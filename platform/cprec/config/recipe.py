@@ -151,7 +151,8 @@ class TrainSettings(Section):
     pack: bool = Field(
         True,
         description="pack samples into rows of train.pack_tokens, "
-        "instead of padding train.micro_batch of them; the result is the same",
+        "instead of padding train.micro_batch of them; the result is the same: "
+        "a base for which it would not be is found at the start, and padded",
     )
     pack_tokens: int | None = Field(
         None,

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from cluster import storage
+from cluster.console import Say
 from cluster.errors import CprecError
 from corpus.store.tables import Corpus
 from cprec.baselines.training import BASELINE_NAMES
@@ -26,6 +27,7 @@ from cprec.evaluate.answer_matching import Answer
 from cprec.evaluate.candidate_scoring import PromptEncoder, score_samples
 from cprec.evaluate.generation import generate_answers
 from cprec.evaluate.perplexity import compute_perplexity
+from cprec.evaluate.scoring_check import choose_decoding, choose_scoring
 from cprec.model import adapter, backbone
 from cprec.runs import checkpoint
 from cprec.stream.row_encoder import RowEncoder
@@ -67,6 +69,7 @@ def score_model(
     samples: pa.Table,
     workers: int,
     row_encoder: RowEncoder | None,
+    say: Say,
 ) -> NDArray[np.float64]:
     """Scores the candidates of samples with a model, inside a Ray session.
 
@@ -80,6 +83,7 @@ def score_model(
         samples: The samples.
         workers: Number of tasks of a language model; a baseline takes one.
         row_encoder: Encoder of titles for a language model; None for a baseline.
+        say: Takes a line where the model is scored the slow way.
 
     Returns:
         Scores [n, candidates]; higher is better.
@@ -91,9 +95,10 @@ def score_model(
         return np.asarray(
             get_results([task.remote(recipe, corpus, domain, model.name, model.seed, samples)])[0]
         )
-    return np.concatenate(
-        _map_samples(recipe, _score_task, model, corpus, domain, samples, workers, row_encoder)
-    )
+    parts = _map_samples(recipe, _score_task, model, corpus, domain, samples, workers, row_encoder)
+    if reason := parts[0][1]:
+        say(f"{model.label}: each candidate is scored on its own, as one pass is wrong: {reason}")
+    return np.concatenate([scores for scores, _ in parts])
 
 
 def generate_on_ray(
@@ -104,6 +109,7 @@ def generate_on_ray(
     samples: pa.Table,
     workers: int,
     row_encoder: RowEncoder | None,
+    say: Say,
 ) -> list[list[Answer]]:
     """Generates a language model's answers to samples, inside a Ray session.
 
@@ -115,6 +121,7 @@ def generate_on_ray(
         samples: The samples.
         workers: Number of tasks.
         row_encoder: Encoder of titles.
+        say: Takes a line where answers are generated the slow way.
 
     Returns:
         Each sample's answers, in order (cprec.evaluate.generation).
@@ -122,7 +129,9 @@ def generate_on_ray(
     parts = _map_samples(
         recipe, _generate_task, model, corpus, domain, samples, workers, row_encoder
     )
-    return [answers for part in parts for answers in part]
+    if reason := parts[0][1]:
+        say(f"{model.label}: answers are generated without a cache, which is wrong: {reason}")
+    return [answers for part, _ in parts for answers in part]
 
 
 def compute_perplexities(
@@ -225,12 +234,17 @@ def _score_task(
     domain_name: str,
     samples: pa.Table,
     row_encoder: RowEncoder | None,
-) -> NDArray[np.float64]:
-    """Loads a language model and scores the candidates of samples with it."""
+) -> tuple[NDArray[np.float64], str]:
+    """Loads a language model and scores the candidates of samples with it.
+
+    Returns:
+        The scores, and why candidates were scored one by one; empty if they were not.
+    """
     network, tokenizer = load_model(recipe, model)
     domain = Domain.from_corpus(corpus, domain_name, recipe.evaluate.split)
     encoder = _build_encoder(recipe, network, tokenizer, domain, row_encoder)
-    return score_samples(network, encoder, samples, recipe.evaluate.batch)
+    way = choose_scoring(network, recipe.model.max_tokens)
+    return score_samples(network, encoder, samples, recipe.evaluate.batch, way), way.reason
 
 
 def _generate_task(
@@ -240,15 +254,28 @@ def _generate_task(
     domain_name: str,
     samples: pa.Table,
     row_encoder: RowEncoder | None,
-) -> list[list[Answer]]:
-    """Loads a language model and generates its answers to samples."""
+) -> tuple[list[list[Answer]], str]:
+    """Loads a language model and generates its answers to samples.
+
+    Returns:
+        The answers, and why there was no cache; empty if there was one.
+    """
     network, tokenizer = load_model(recipe, model)
     domain = Domain.from_corpus(corpus, domain_name, recipe.evaluate.split)
     encoder = _build_encoder(recipe, network, tokenizer, domain, row_encoder)
     constrained = recipe.evaluate.mode == "constrained"
-    return generate_answers(
-        network, tokenizer, encoder, samples, domain.titles, recipe.evaluate.batch, constrained
+    way = choose_decoding(network, recipe.model.max_tokens)
+    texts = generate_answers(
+        network,
+        tokenizer,
+        encoder,
+        samples,
+        domain.titles,
+        recipe.evaluate.batch,
+        constrained,
+        way=way,
     )
+    return texts, way.reason
 
 
 def _perplexity_task(recipe: Recipe, model: EvaluatedModel, text: str) -> float:

@@ -47,7 +47,7 @@ from cprec.evaluate.metrics import compute_ranks, hits
 from cprec.model import adapter, backbone
 from cprec.runs import checkpoint
 from cprec.schedule.ledger import Ledger
-from cprec.train.engine import Engine, micro_batch_spec
+from cprec.train.engine import Engine
 from cprec.train.loop import DivergenceError, Observer, StepRecord, TrainingStep, train
 
 BEHAVIOUR_FOLDER = "behaviour"
@@ -195,7 +195,11 @@ def run_trial(trial: Trial, report: Callable[[dict[str, Any]], None]) -> None:
     network, tokenizer = backbone.load(trial.base, trial.revision, recipe.model.precision)
     model = build_model(trial, network)
     engine = Engine(
-        model, recipe.train, recipe.model.precision, {"projector.": settings.projector_decay}
+        model,
+        recipe.train,
+        recipe.model.precision,
+        {"projector.": settings.projector_decay},
+        recipe.model.max_tokens,
     )
     encoders = build_encoders(tokenizer, recipe.model.max_tokens, model, domain.items_by_index())
     newest, _ = checkpoint.find_latest(trial.uri)
@@ -232,7 +236,7 @@ def run_trial(trial: Trial, report: Callable[[dict[str, Any]], None]) -> None:
             engine,
             observer.until_stopped(steps),
             observer,
-            micro_batch_spec(recipe.train),
+            engine.micro_batch_spec,
             int(tokenizer.eos_token_id),
             trial.seed,
             ledger.steps,

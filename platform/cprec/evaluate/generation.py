@@ -2,9 +2,6 @@
 
 A ranked list comes from repeated questions: each asks again without the items that the model has
 named before (paper Table 6).
-
-Prompts of a batch are padded on the left and share one cache of keys and values, which grows by one
-token per step.
 """
 
 from collections.abc import Sequence
@@ -17,6 +14,8 @@ from transformers import PreTrainedTokenizerBase
 from cluster.errors import PlatformFault
 from cprec.evaluate.answer_matching import Answer, match_exact, match_llara
 from cprec.evaluate.candidate_scoring import PromptEncoder
+from cprec.evaluate.decoding import CachedDecoder, RecomputingDecoder
+from cprec.evaluate.scoring_check import Way, choose_decoding
 
 MAX_LISTED = 5
 """Longest ranked list: HR@5 needs no more items."""
@@ -42,6 +41,7 @@ def greedy_decode(
     eos_token_id: int,
     max_new_tokens: int,
     tries: Sequence[Trie] | None = None,
+    cached: bool = True,
 ) -> list[list[int]]:
     """Generates an answer to each prompt by taking the likeliest next token again and again.
 
@@ -51,6 +51,7 @@ def greedy_decode(
         eos_token_id: Token that ends an answer; it also pads the prompts.
         max_new_tokens: Tokens of an answer, at most.
         tries: Prefix tree of the answers allowed for each prompt; None allows any answer.
+        cached: Whether to keep a cache (`cprec.evaluate.decoding`).
 
     Returns:
         Token ids of each answer, without the end token.
@@ -58,30 +59,12 @@ def greedy_decode(
     Raises:
         PlatformFault: A logit is NaN. The likeliest token is unknown, and the model is broken.
     """
-    device = model.device
-    width = max(map(len, prompts))
-    padding = [width - len(prompt) for prompt in prompts]
-    ids = torch.tensor(
-        [[eos_token_id] * pad + list(prompt) for pad, prompt in zip(padding, prompts, strict=True)],
-        device=device,
-    )
-    mask = torch.tensor([[0] * pad + [1] * (width - pad) for pad in padding], device=device)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    decoder = (CachedDecoder if cached else RecomputingDecoder)(model, prompts, eos_token_id)
     answers: list[list[int]] = [[] for _ in prompts]
     nodes = list(tries) if tries is not None else None
     unfinished = [True] * len(prompts)
-    cache = None
     for _ in range(max_new_tokens):
-        out = model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        cache = out.past_key_values
-        logits = out.logits[:, -1].float()
+        logits = decoder.next_logits()
         if nodes is not None:
             logits = _mask_disallowed(logits, nodes)
         if logits.isnan().any():
@@ -98,10 +81,7 @@ def greedy_decode(
                 nodes[row] = nodes[row].get(token, {})
         if not any(unfinished):
             break
-        # The cache holds everything before, so the next pass reads one token per row.
-        ids = torch.tensor(next_tokens, device=device)[:, None]
-        mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
-        positions = positions[:, -1:] + 1
+        decoder.append(next_tokens)
     return answers
 
 
@@ -114,6 +94,7 @@ def generate_answers(
     batch_size: int,
     constrained: bool,
     max_new_tokens: int = 64,
+    way: Way | None = None,
 ) -> list[list[Answer]]:
     """Generates a list of up to `MAX_LISTED` answers for each sample.
 
@@ -129,6 +110,8 @@ def generate_answers(
         batch_size: Samples in one forward pass.
         constrained: Whether answers are restricted to titles of the candidates.
         max_new_tokens: Tokens of an answer; more if a candidate's title needs more.
+        way: How to generate; None: as `choose_decoding` finds right for this model and these
+            prompts.
 
     Returns:
         Each sample's answers, in the order in which they were given.
@@ -147,7 +130,9 @@ def generate_answers(
             ]
             tries = [build_trie(row_ids) for row_ids in answers] if constrained else None
             eos_token_id = answers[0][0][-1]
-            generated = greedy_decode(model, prompts, eos_token_id, room, tries)
+            if way is None:
+                way = choose_decoding(model, max(map(len, prompts)) + room)
+            generated = greedy_decode(model, prompts, eos_token_id, room, tries, way.fast)
             for row, ids, row_ids in zip(rows, generated, answers, strict=True):
                 answer = _read_answer(tokenizer, ids, row_ids, candidates[row], titles, constrained)
                 given[row].append(answer)

@@ -12,6 +12,9 @@ of tokens of different samples.
 Where samples share tokens (cprec.stream.token_sharing), a row is divided into strips. A strip also
 sees some tokens of earlier strips. Each strip takes one fused call over exactly what it sees.
 
+Caps on scores (Gemma 2) and sinks (gpt-oss), which no fused call knows, are computed sample by
+sample in plain operations, as transformers' own eager attention does for whole rows.
+
 Shapes: B rows, T tokens of a row, S samples, K strips.
 """
 
@@ -32,33 +35,54 @@ ATTENTION_NAME = "cprec_packed"
 """Name under which this attention is registered with transformers."""
 
 
-def enable_packing(model: torch.nn.Module) -> None:
+def enable_packing(model: torch.nn.Module) -> str:
     """Makes a model accept `packed_arguments` and `strip_arguments` in its forward pass.
 
-    Without these arguments the model computes what it computed before with sdpa attention.
+    Without these arguments the model computes what it computed before. Models whose layers do not
+    pass the arguments on compute as if there were none, without a word: what is enabled here is
+    checked in `cprec.train.pack_check`.
 
     Args:
         model: A transformers model, or a PEFT model around one.
+
+    Returns:
+        Name of the attention that the model had, for `set_attention`.
     """
     AttentionInterface.register(ATTENTION_NAME, packed_attention)
     AttentionMaskInterface.register(ATTENTION_NAME, build_mask)
+    before = str(cast(PreTrainedModel, model).config._attn_implementation)
+    set_attention(model, ATTENTION_NAME)
+    return before
+
+
+def set_attention(model: torch.nn.Module, name: str) -> None:
+    """Sets the attention of a model by its name in transformers."""
     # A PEFT model is no PreTrainedModel, but forwards this call to the one that it wraps.
-    cast(PreTrainedModel, model).set_attn_implementation(ATTENTION_NAME)
+    cast(PreTrainedModel, model).set_attn_implementation(name)
 
 
 def build_mask(
-    *, q_length: int, kv_length: int, attention_mask: torch.Tensor | None = None, **others: Any
+    *,
+    q_length: int,
+    kv_length: int,
+    attention_mask: torch.Tensor | None = None,
+    local_size: int | None = None,
+    **others: Any,
 ) -> torch.Tensor | None:
-    """Builds the attention mask where padding or a cache needs one.
+    """Builds the attention mask where padding, a cache or a window needs one.
 
     Returns:
         The mask of sdpa attention, or None, which means plain causal attention. Packed rows need no
         mask, and a dense one would take T x T values.
     """
-    if attention_mask is None and q_length == kv_length:
+    if attention_mask is None and q_length == kv_length <= (local_size or kv_length):
         return None
     return sdpa_mask(
-        q_length=q_length, kv_length=kv_length, attention_mask=attention_mask, **others
+        q_length=q_length,
+        kv_length=kv_length,
+        attention_mask=attention_mask,
+        local_size=local_size,
+        **others,
     )
 
 
@@ -154,7 +178,7 @@ def packed_attention(
         key: Keys [B, key heads, T, head size].
         value: Values [B, key heads, T, head size].
         attention_mask: Mask of `build_mask`; ignored for packed rows.
-        dropout: Dropout of attention weights; must be 0 for packed rows.
+        dropout: Dropout of attention weights.
         scaling: Factor on the dot products; None for 1 / sqrt(head size).
         packed_bounds: Bounds of the samples, see `packed_arguments`.
         packed_longest: Tokens of the longest sample, or highest position + 1 with strips.
@@ -165,29 +189,152 @@ def packed_attention(
         The attended values [B, T, heads, head size], and None in place of attention weights.
 
     Raises:
-        RecipeError: The row is packed, but the attention has dropout, soft capping, sinks, a
-            position bias, or a sliding window shorter than `packed_longest`.
+        RecipeError: The row is packed, but the attention has a position bias; or there are strips,
+            and a sliding window shorter than `packed_longest`.
     """
+    terms = ScoreTerms(scaling, dropout, others.get("softcap"), others.get("s_aux"))
     if packed_bounds is None and packed_strips is None:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
-        )
+        if terms.fused:
+            return sdpa_attention_forward(
+                module,
+                query,
+                key,
+                value,
+                attention_mask,
+                dropout=dropout,
+                scaling=scaling,
+                **others,
+            )
+        return _attend_unpacked(query, key, value, attention_mask, terms), None
     window = others.get("sliding_window")
-    unsupported = [
-        name for name in ("softcap", "s_aux", "position_bias") if others.get(name) is not None
-    ]
-    if unsupported or dropout or (window is not None and window < packed_longest):
-        what = ", ".join(unsupported) or ("dropout" if dropout else "a sliding window")
+    if others.get("position_bias") is not None:
         raise RecipeError(
-            f"train.pack: the attention of this model.base uses {what}, which packed rows do not "
-            "have; set train.pack: false"
+            "train.pack: the attention of this model.base has a position bias, which packed rows "
+            "do not have; set train.pack: false"
         )
     if packed_strips is not None:
-        return _attend_by_strip(query, key, value, packed_strips, scaling), None
+        if window is not None and window < packed_longest:
+            raise RecipeError(
+                f"train.targets_per_pass, train.shared_candidates: the attention of this "
+                f"model.base sees {window} tokens, fewer than the {packed_longest} of a sample; "
+                "set them to 1 and 0"
+            )
+        return _attend_by_strip(query, key, value, packed_strips, terms), None
     assert packed_bounds is not None
-    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
-        return _attend_with_flash(query, key, value, packed_bounds, packed_longest, scaling), None
-    return _attend_by_sample(query, key, value, packed_bounds.tolist(), scaling), None
+    if (
+        query.is_cuda
+        and query.dtype in (torch.float16, torch.bfloat16)
+        and terms.fused
+        and not dropout
+    ):
+        return (
+            _attend_with_flash(query, key, value, packed_bounds, packed_longest, scaling, window),
+            None,
+        )
+    return _attend_by_sample(query, key, value, packed_bounds.tolist(), terms, window), None
+
+
+@dataclass(frozen=True)
+class ScoreTerms:
+    """How the scores of an attention layer become weights.
+
+    Attributes:
+        scaling: Factor on the dot products; None for 1 / sqrt(head size).
+        dropout: Dropout of the weights.
+        softcap: Bound that scores approach; None for no bound.
+        sinks: A score of each head [heads] that takes weight and gives nothing; None for none.
+    """
+
+    scaling: float | None
+    dropout: float
+    softcap: float | None
+    sinks: torch.Tensor | None
+
+    @property
+    def fused(self) -> bool:
+        """Whether PyTorch's fused attention computes it."""
+        return self.softcap is None and self.sinks is None
+
+
+def _attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    terms: ScoreTerms,
+) -> torch.Tensor:
+    """Attends to the keys that a mask shows each query.
+
+    Args:
+        query: Queries [B, heads, queries, head size].
+        key: Keys [B, key heads, keys, head size].
+        value: Values, as the keys.
+        mask: What each query sees, boolean or additive, [queries, keys] or with leading B and 1;
+            None: queries and keys are the same tokens, and each sees itself and those before it.
+        terms: How scores become weights.
+
+    Returns:
+        The attended values [B, heads, queries, head size].
+    """
+    grouped = query.shape[1] != key.shape[1]
+    if terms.fused:
+        return F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            dropout_p=terms.dropout,
+            is_causal=mask is None,
+            scale=terms.scaling,
+            enable_gqa=grouped,
+        )
+    if grouped:
+        groups = query.shape[1] // key.shape[1]
+        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+    scaling = query.shape[-1] ** -0.5 if terms.scaling is None else terms.scaling
+    scores = (query @ key.transpose(2, 3)).float() * scaling
+    if terms.softcap is not None:
+        scores = torch.tanh(scores / terms.softcap) * terms.softcap
+    if mask is None:
+        mask = _window_mask(query.shape[2], None, query.device)
+    if mask.dtype == torch.bool:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    else:
+        scores = scores + mask
+    if terms.sinks is not None:
+        sinks = terms.sinks.float().view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+        scores = torch.cat([scores, sinks], dim=-1)
+    weights = scores.softmax(dim=-1)[..., : key.shape[2]].to(value.dtype)
+    return F.dropout(weights, terms.dropout, training=terms.dropout > 0) @ value
+
+
+def _window_mask(tokens: int, window: int | None, device: torch.device) -> torch.Tensor:
+    """Returns which tokens each token of a sample sees: those before it, within the window."""
+    ones = torch.ones(tokens, tokens, dtype=torch.bool, device=device).tril()
+    return ones if window is None else ones.triu(1 - window)
+
+
+def _to_layer_output(attended: torch.Tensor) -> torch.Tensor:
+    """Returns [B, heads, T, head size] as layers take it: [B, T, heads, head size], contiguous.
+
+    Some layers look at it with `view`, which takes no other layout.
+    """
+    return attended.transpose(1, 2).contiguous()
+
+
+def _attend_unpacked(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    terms: ScoreTerms,
+) -> torch.Tensor:
+    """Attends within whole rows."""
+    if mask is None and query.shape[2] != key.shape[2]:  # the next token, behind a cache
+        mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril(
+            key.shape[2] - query.shape[2]
+        )
+    return _to_layer_output(_attend(query, key, value, mask, terms))
 
 
 def _attend_with_flash(
@@ -197,6 +344,7 @@ def _attend_with_flash(
     bounds: torch.Tensor,
     longest: int,
     scaling: float | None,
+    window: int | None,
 ) -> torch.Tensor:
     """Attends within all samples of a row in one call of variable-length flash attention."""
     # Imported late: it loads torch's compiler, a second of every worker's start that CPUs can save.
@@ -212,10 +360,10 @@ def _attend_with_flash(
         longest,
         longest,
         scale=scaling,
-        window_size=(-1, 0),  # causal
+        window_size=(-1 if window is None else window - 1, 0),  # tokens before, none behind
         enable_gqa=q.shape[1] != k.shape[1],
     )
-    return out.unsqueeze(0)  # type: ignore[union-attr]
+    return out.unsqueeze(0).contiguous()  # type: ignore[union-attr]
 
 
 def _attend_by_strip(
@@ -223,22 +371,19 @@ def _attend_by_strip(
     key: torch.Tensor,
     value: torch.Tensor,
     strips: StripLayout,
-    scaling: float | None,
+    terms: ScoreTerms,
 ) -> torch.Tensor:
     """Attends strip by strip, each to the tokens that it sees."""
-    grouped = query.shape[1] != key.shape[1]
     queries = torch.split(query, strips.query_counts, dim=2)
     keys, values = (
         torch.split(x.index_select(2, strips.key_indices), strips.key_counts, dim=2)
         for x in (key, value)
     )
     out = [
-        F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=grouped
-        )
+        _attend(q, k, v, mask, terms)
         for q, k, v, mask in zip(queries, keys, values, strips.masks, strict=True)
     ]
-    return torch.cat(out, dim=2).transpose(1, 2)
+    return _to_layer_output(torch.cat(out, dim=2))
 
 
 def _attend_by_sample(
@@ -246,14 +391,15 @@ def _attend_by_sample(
     key: torch.Tensor,
     value: torch.Tensor,
     bounds: list[int],
-    scaling: float | None,
+    terms: ScoreTerms,
+    window: int | None,
 ) -> torch.Tensor:
-    """Attends causally, sample by sample."""
-    grouped = query.shape[1] != key.shape[1]
+    """Attends causally, sample by sample, to no more than `window` tokens."""
     sizes = [stop - start for start, stop in itertools.pairwise(bounds)]
     parts = (torch.split(x, sizes, dim=2) for x in (query, key, value))
-    out = [
-        F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
-        for q, k, v in zip(*parts, strict=True)
-    ]
-    return torch.cat(out, dim=2).transpose(1, 2)
+    out = []
+    for q, k, v in zip(*parts, strict=True):
+        tokens = q.shape[2]
+        mask = _window_mask(tokens, window, q.device) if window and window < tokens else None
+        out.append(_attend(q, k, v, mask, terms))
+    return _to_layer_output(torch.cat(out, dim=2))

@@ -204,6 +204,13 @@ class Resumed(Event):
     workers: int = Field(description="workers of the group")
 
 
+class SamplesPadded(Event):
+    """Samples are padded, because packed rows are not exact for the base."""
+
+    event: Literal["samples_padded"] = "samples_padded"
+    because: str = Field(description="what the check at the start found, for people")
+
+
 class PerplexityMeasured(Event):
     """The perplexity of evaluate.text was measured."""
 
@@ -270,6 +277,7 @@ EVENT_TYPES: Mapping[str, type[Event]] = {
         CheckpointIgnored,
         RecordDropped,
         Resumed,
+        SamplesPadded,
         PerplexityMeasured,
         AnnealingCalled,
         Held,

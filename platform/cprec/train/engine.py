@@ -8,23 +8,25 @@ run is bitwise the same. This relies on private parts of DeepSpeed, hence its ex
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
 from cluster import deepspeed_presets as presets
 from cprec.config.recipe import TrainSettings
-from cprec.model import attention
+from cprec.model import self_check
 from cprec.model.adapter import fuse_lora, trainable_parameters
 from cprec.model.library_logging import silence_libraries
 from cprec.model.training_state import ADAM_MOMENTS, TrainingState
 from cprec.stream.packing import MicroBatch, MicroBatchSpec
-from cprec.train import device
+from cprec.train import device, pack_check
+from cprec.train.forward import supervised_logits
+from cprec.train.memory import choose_memory_settings, pack_tokens
 
 
 @dataclass(frozen=True)
@@ -42,60 +44,16 @@ class StepResult:
     stop: bool
 
 
-def micro_batch_spec(settings: TrainSettings) -> MicroBatchSpec:
-    """Returns how settings turn a worker batch into forward passes."""
-    if not settings.pack:
-        return MicroBatchSpec(packed=False, size=settings.micro_batch)
-    return MicroBatchSpec(packed=True, size=pack_tokens(settings), pad_to_size=settings.compile)
-
-
-def pack_tokens(settings: TrainSettings) -> int:
-    """Returns the tokens of a packed row: the recipe's, or what suits the device."""
-    return settings.pack_tokens or (4096 if torch.cuda.is_available() else 2048)
-
-
-def choose_memory_settings(
-    model: torch.nn.Module, settings: TrainSettings, world_size: int
-) -> tuple[int, bool]:
-    """Chooses how a model is made to fit into memory.
-
-    What the recipe leaves open is decided by an estimate of what the GPU's memory can hold.
+def micro_batch_spec(settings: TrainSettings, packed: bool) -> MicroBatchSpec:
+    """Returns how settings turn a worker batch into forward passes.
 
     Args:
-        model: The model.
         settings: The recipe's section `train`.
-        world_size: Number of workers.
-
-    Returns:
-        (ZeRO stage, whether activations are recomputed in the backward pass).
+        packed: Whether samples are packed.
     """
-    stage = settings.zero_stage
-    recompute = settings.recompute == "always"
-    if not torch.cuda.is_available():
-        return (1 if stage is None else stage), recompute
-    size = model_dimensions(model)
-    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-    memory_bytes = float(properties.total_memory)
-    tokens = pack_tokens(settings)  # a padded micro-batch has about as many
-    if stage is None:
-        stage = presets.choose_zero_stage(size, world_size, tokens, memory_bytes)
-    if settings.recompute == "auto":
-        recompute = presets.needs_recompute(size, stage, world_size, tokens, memory_bytes)
-    return stage, recompute
-
-
-def model_dimensions(model: torch.nn.Module) -> presets.ModelSize:
-    """Returns the sizes that decide how much memory the training of a model takes."""
-    parameters = [(p.numel(), p.requires_grad, p.element_size()) for p in model.parameters()]
-    config: Any = model.config
-    return presets.ModelSize(
-        num_parameters=sum(count for count, _, _ in parameters),
-        num_trainable=sum(count for count, trained, _ in parameters if trained),
-        num_layers=config.num_hidden_layers,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        bytes_per_parameter=max(size for _, _, size in parameters),
-    )
+    if not packed:
+        return MicroBatchSpec(packed=False, size=settings.micro_batch)
+    return MicroBatchSpec(packed=True, size=pack_tokens(settings), pad_to_size=settings.compile)
 
 
 def decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
@@ -118,6 +76,8 @@ class Engine:
         world_size: Number of workers.
         zero_stage: ZeRO stage of DeepSpeed.
         recomputes_activations: Whether the backward pass recomputes activations.
+        packed: Whether samples are packed.
+        padding_reason: Why samples are padded although the recipe packs them; None otherwise.
         trained_parameters: Parameters that are trained, by name.
         operation_count: Operations of a step.
         device: Device of this worker.
@@ -130,8 +90,9 @@ class Engine:
         settings: TrainSettings,
         precision: str,
         weight_decay_by_prefix: Mapping[str, float] | None = None,
+        max_tokens: int = 2048,
     ) -> None:
-        """Prepares a model for training.
+        """Prepares a model for training, and checks how its samples can be computed exactly.
 
         Args:
             model: The model, with its trainable part.
@@ -139,6 +100,10 @@ class Engine:
             precision: fp32 or bf16.
             weight_decay_by_prefix: Weight decay by first part of a parameter's name; other
                 parameters have none.
+            max_tokens: Tokens of the longest sample.
+
+        Raises:
+            RecipeError: The model is not causal, or samples are to share tokens and cannot.
         """
         silence_libraries()
         import deepspeed
@@ -155,18 +120,13 @@ class Engine:
             model, settings, self.world_size
         )
         self.trained_parameters = trainable_parameters(model)
-        if settings.pack:
-            attention.enable_packing(model)
         if self.zero_stage < 3:
             fuse_lora(model)
-        config: Any = model.config
-        self.operation_count = device.OperationCount.from_model(model, config.vocab_size)
+        vocab_size = int(self_check.text_config(model).vocab_size)
+        self.operation_count = device.OperationCount.from_model(model, vocab_size)
         if self.recomputes_activations:
             enable = model.activation_checkpointing_enable
             enable({"use_reentrant": False})  # type: ignore[operator]
-        if settings.compile:
-            for layer in decoder_layers(model):
-                layer.compile()
         # Our own optimizer: DeepSpeed would compile an extension for one that its config names.
         # `step` sets the learning rate every time.
         optimizer = torch.optim.AdamW(
@@ -186,6 +146,37 @@ class Engine:
         )
         self.device = self._engine.device
         self.steps = 0
+        self._settings = settings
+        with self._evaluation_mode(), torch.no_grad():
+            self.packed, self.padding_reason = pack_check.choose_packing(
+                self._logits, model, settings, max_tokens, self._any_worker
+            )
+        # Not before the check, whose shapes are not those of training.
+        if settings.compile:
+            for layer in decoder_layers(model):
+                layer.compile()
+
+    @property
+    def micro_batch_spec(self) -> MicroBatchSpec:
+        """How a worker batch becomes forward passes."""
+        return micro_batch_spec(self._settings, self.packed)
+
+    def _any_worker(self, flag: bool) -> bool:
+        """Returns whether a flag is set on any worker. Collective."""
+        count = torch.tensor([float(flag)], device=self.device)
+        dist.all_reduce(count)
+        return float(count) > 0
+
+    @contextmanager
+    def _evaluation_mode(self) -> Iterator[None]:
+        """Sets the model to evaluation mode, and every module back to the mode that it had."""
+        modes = [(module, module.training) for module in self._engine.modules()]
+        self._engine.eval()
+        try:
+            yield
+        finally:
+            for module, was_training in modes:
+                module.training = was_training
 
     def step(
         self,
@@ -240,49 +231,21 @@ class Engine:
         Changes nothing that a step depends on. Collective, with equally many micro-batches on
         every worker: under ZeRO 3 a forward pass gathers the weights from all of them.
         """
-        modes = [(module, module.training) for module in self._engine.modules()]
-        self._engine.eval()
         total = torch.zeros(1, dtype=torch.float64, device=self.device)
-        for micro_batch in micro_batches:
-            total += self._loss_sum(micro_batch)
-        for module, was_training in modes:
-            module.training = was_training
+        with self._evaluation_mode():
+            for micro_batch in micro_batches:
+                total += self._loss_sum(micro_batch)
         dist.all_reduce(total)
         return float(total)
 
     def _loss_sum(self, batch: MicroBatch) -> torch.Tensor:
-        """Returns the sum of -log p over the supervised tokens; only their logits are computed."""
-        ids, targets = self._to_device(batch.input_ids), self._to_device(batch.targets)
-        if batch.bounds is None or batch.position_ids is None:  # padded
-            logits = self._engine(
-                input_ids=ids,
-                logits_to_keep=self._to_device(batch.supervised_mask),
-                use_cache=False,
-            ).logits
-        else:
-            # Indices, not a mask: for a mask the CPU would have to ask the device for the count.
-            supervised = self._to_device(np.flatnonzero(batch.supervised_mask[0]))
-            # Arguments that keep the samples of the row apart.
-            if batch.visible is None:
-                bounds = self._to_device(batch.bounds)
-                arguments = attention.packed_arguments(bounds, int(np.diff(batch.bounds).max()))
-            else:
-                arguments = attention.strip_arguments(
-                    batch.bounds.tolist(),
-                    [self._to_device(indices) for indices in batch.visible],
-                    int(batch.position_ids.max()) + 1,
-                )
-            logits = self._engine(
-                input_ids=ids,
-                position_ids=self._to_device(batch.position_ids),
-                logits_to_keep=supervised,
-                use_cache=False,
-                **arguments,
-            ).logits[0]
-        return F.cross_entropy(logits.float(), targets, reduction="sum")
+        """Returns the sum of -log p over the supervised tokens."""
+        targets = torch.from_numpy(batch.targets).to(self.device, non_blocking=True)
+        return F.cross_entropy(self._logits(batch).float(), targets, reduction="sum")
 
-    def _to_device(self, array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(array).to(self.device, non_blocking=True)
+    def _logits(self, batch: MicroBatch) -> torch.Tensor:
+        """Returns the logits of the supervised tokens [N, vocabulary]."""
+        return supervised_logits(self._engine, batch, self.device)
 
     def gather_state(self) -> TrainingState:
         """Returns the trained parameters and moments, by name and whole, on the CPU.

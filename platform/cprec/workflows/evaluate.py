@@ -35,6 +35,7 @@ from cprec.evaluate.comparison import Comparison, ComparisonRow
 from cprec.evaluate.metrics import average_metrics, hits
 from cprec.evaluate.significance import holm_correction, paired_t_test, permutation_test
 from cprec.model.base_uri import resolve_base
+from cprec.model.context_length import require_context
 from cprec.runs import checkpoint
 from cprec.runs.records import COMPARISON_FILE, EVALUATION_FOLDER, EVENTS_FILE, run_folder
 from cprec.runs.run_records import read_run_records
@@ -76,6 +77,8 @@ def compare_models(
     for model in models:
         if model.checkpoint is not None:
             checkpoint.verify(model.checkpoint)
+        if not model.is_baseline:
+            require_context(model.base, model.revision, recipe.model.max_tokens)
     run_uri = run_folder(storage.absolute_uri(recipe.storage), recipe.run)
     folder = storage.join(run_uri, EVALUATION_FOLDER, domain)
     # Before scoring, which takes long: the text may be missing.
@@ -259,7 +262,7 @@ def _load_or_predict(
                 # Metrics must never stand beside predictions that they are not from.
                 storage.remove(storage.join(place, METRICS))
                 encoder = encoders.get((model.base, model.revision))
-                table = _predict(recipe, model, corpus, domain, samples, workers, encoder)
+                table = _predict(recipe, model, corpus, domain, samples, workers, encoder, say)
                 storage.write_bytes(storage.join(place, PREDICTIONS), predictions.to_bytes(table))
                 tables[model.label] = table
     return [tables[model.label] for model in models]
@@ -273,12 +276,13 @@ def _predict(
     samples: pa.Table,
     workers: int,
     encoder: RowEncoder | None,
+    say: Say,
 ) -> pa.Table:
     """Returns what a model answers to the samples, by scores or by text."""
     if _evaluation_mode(recipe, model) == "score":
-        scores = score_model(recipe, model, corpus, domain, samples, workers, encoder)
+        scores = score_model(recipe, model, corpus, domain, samples, workers, encoder, say)
         return predictions.from_scores(samples, scores, corpus.read_titles())
-    answers = generate_on_ray(recipe, model, corpus, domain, samples, workers, encoder)
+    answers = generate_on_ray(recipe, model, corpus, domain, samples, workers, encoder, say)
     return predictions.from_answers(samples, answers)
 
 

@@ -36,6 +36,7 @@ from cprec.downstream.scoring import get_results
 from cprec.downstream.trial import Trial, TrialResult
 from cprec.model.base_files import identify
 from cprec.model.base_uri import resolve_base
+from cprec.model.context_length import require_context
 from cprec.runs import checkpoint
 from cprec.runs.records import run_folder
 from cprec.tracking.registry import Registry, Version
@@ -204,6 +205,7 @@ def plan_search(recipe: Recipe, registry: Registry, say: Say) -> SearchPlan:
     revision = tags.get("base_revision") or identify(base, recipe.model.revision).revision
     name = settings.name or ("llara" if start_checkpoint is None else "cprec")
     run_uri = run_folder(absolute_uri(recipe.storage), recipe.run)
+    require_context(base, revision, recipe.model.max_tokens)
     lrs = lr_search.trial_lrs(recipe.search, recipe.seed)
     return SearchPlan(
         recipe,

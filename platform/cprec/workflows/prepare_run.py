@@ -13,6 +13,7 @@ from cprec.config.recipe import Recipe
 from cprec.model.backbone import load_tokenizer
 from cprec.model.base_files import identify
 from cprec.model.base_uri import resolve_base
+from cprec.model.context_length import require_context
 from cprec.runs.base_lock import lock_base
 from cprec.runs.checkpoint import CHECKPOINTS, CheckpointName, list_checkpoints
 from cprec.runs.json_lines import open_events
@@ -137,6 +138,7 @@ def prepare_run(
     if not is_new:
         tokenizer = load_tokenizer(base, identity.revision)
         require_same_tokens(recipe.run, run_plan.token_form, corpus.read_titles(), tokenizer)
+    require_context(base, identity.revision, recipe.model.max_tokens)
     # Refuses a base without a usable tokenizer before any worker starts.
     fallback_reason = find_fallback_reason(corpus, base, identity.revision)
     if fallback_reason and recipe.train.inexact_keys:

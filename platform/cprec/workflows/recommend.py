@@ -13,6 +13,7 @@ from cprec.downstream.hybrid import HybridModel
 from cprec.downstream.scoring import EvaluatedModel, load_model
 from cprec.downstream.trial import build_encoders
 from cprec.evaluate.candidate_scoring import score_samples
+from cprec.model.context_length import require_context
 from cprec.runs import checkpoint
 from cprec.tracking.registry import Registry
 
@@ -89,6 +90,7 @@ def recommend(
     Raises:
         RecipeError: The model is hybrid; it needs items, for which titles do not suffice.
     """
+    require_context(model.base, model.revision, recipe.model.max_tokens)
     network, tokenizer = load_model(recipe, model)
     if isinstance(network, HybridModel):
         raise RecipeError(

@@ -21,6 +21,7 @@ from cprec.runs.records import (
     PerplexityMeasured,
     Released,
     Resumed,
+    SamplesPadded,
     Stopped,
     TraceRow,
 )
@@ -51,6 +52,7 @@ class ControllerActor:
         self._segments = SegmentIssuer(self._state, self._corpus)
         self._control_channel = ControlChannel(lease)
         self._failure: Exception | None = None
+        self._padding_reason: str | None = None
 
     # -- called by workers
 
@@ -100,6 +102,12 @@ class ControllerActor:
         self._state.require_group()
         self._state.record(PerplexityMeasured(samples=samples, perplexity=perplexity))
 
+    def record_padding(self, reason: str) -> None:
+        """Records that samples are padded although the recipe packs them, once for each group."""
+        self._padding_reason = reason
+        samples = self._state.controller.samples
+        self._state.record(SamplesPadded(samples=samples, because=reason))
+
     def prepare_checkpoint(self) -> Plan:
         """Makes the trace durable before a checkpoint is completed.
 
@@ -144,6 +152,10 @@ class ControllerActor:
             state.describe_wait(),
             state.controller.plan.total_samples,
         )
+
+    def padding_reason(self) -> str | None:
+        """Returns why samples are padded although the recipe packs them; None if they are not."""
+        return self._padding_reason
 
     def stop(self) -> None:
         """Lets the workers finish their step, save a checkpoint and end."""

@@ -163,7 +163,7 @@ def _train_and_poll(
     training = threading.Thread(target=train, daemon=True)
     training.start()
     reported = (0, 0)
-    stopping = False
+    stopping = padding_said = False
     with _catch_interrupts() as interrupted:
         while training.is_alive():
             training.join(POLL_S)
@@ -174,6 +174,9 @@ def _train_and_poll(
                 controller.stop.remote()
                 say("interrupted: saving a checkpoint; interrupt again to end at once")
             reported = _report_news(controller, reported, on_news)
+            padding_said = padding_said or _say_padding(controller, say)
+    if not padding_said:
+        _say_padding(controller, say)
     _report_news(controller, reported, on_news)
     if failures:
         raise failures[0]
@@ -200,6 +203,17 @@ def _report_news(
         return reported  # the controller is starting again, or ended; its records are on storage
     on_news(news)
     return reported[0] + len(news.rows), reported[1] + len(news.events)
+
+
+def _say_padding(controller: Any, say: Say) -> bool:
+    """Says that samples are padded although the recipe packs them; returns whether it was said."""
+    try:
+        reason = ray.get(controller.padding_reason.remote(), timeout=30)
+    except ray.exceptions.RayError:
+        return False
+    if reason is not None:
+        say(f"train.pack: packed rows are not exact for this base, samples are padded: {reason}")
+    return reason is not None
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from cprec.schedule.ledger import Ledger
 from cprec.train.distributed.controller_state import WorkerGroup
 from cprec.train.distributed.feed import training_steps
 from cprec.train.distributed.profiling import StepProfiler
-from cprec.train.engine import Engine, micro_batch_spec
+from cprec.train.engine import Engine
 from cprec.train.loop import DivergenceError, Observer, StepRecord, TrainingStep, train
 from cprec.train.perplexity_monitor import PerplexityMonitor
 
@@ -82,11 +82,15 @@ def _train_worker(config: dict[str, Any]) -> None:
     trained_model = adapter.attach(model, recipe.model, recipe.seed)
     if recipe.model.fp8:
         fp8.quantise_frozen_layers(trained_model)
-    engine = Engine(trained_model, recipe.train, recipe.model.precision)
+    engine = Engine(
+        trained_model, recipe.train, recipe.model.precision, max_tokens=recipe.model.max_tokens
+    )
+    if rank == 0 and engine.padding_reason is not None:
+        controller.record_padding.remote(engine.padding_reason)
     ledger = start.ledger or Ledger(ray.get(controller.plan.remote()))
     if (checkpoint_uri := start.group.checkpoint_uri or recipe.continue_from) is not None:
         _restore_checkpoint(engine, checkpoint_uri)
-    spec = micro_batch_spec(recipe.train)
+    spec = engine.micro_batch_spec
     monitor = None
     if config["text"] is not None:
         monitor = PerplexityMonitor.from_text(

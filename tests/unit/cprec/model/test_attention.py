@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel
 
-from cluster.errors import RecipeError
 from cprec.encode.tokens import EncodedSample
 from cprec.model import attention
 from cprec.stream.packing import MicroBatchSpec, collate
@@ -149,9 +148,15 @@ def test_the_cache_does_not_matter_when_there_are_bounds() -> None:
     assert (logits - expected).abs().max() <= 1e-5
 
 
-def test_attention_that_cannot_be_packed_is_refused() -> None:
+def test_a_sliding_window_is_kept_within_each_sample() -> None:
     torch.manual_seed(0)
     network = MistralForCausalLM(MistralConfig(**SHAPE, vocab_size=VOCABULARY, sliding_window=8))
+    expected = torch.cat(
+        [
+            network(input_ids=torch.from_numpy(s.ids.astype(np.int64))[None]).logits[0]
+            for s in samples()
+        ]
+    )
     attention.enable_packing(network)
-    with pytest.raises(RecipeError, match=r"train.pack: false"):
-        packed_logits(network, MicroBatchSpec(packed=True, size=128))
+    logits = packed_logits(network, MicroBatchSpec(packed=True, size=128))
+    assert (logits - expected).abs().max() <= 1e-5 * expected.abs().max()
