@@ -4,12 +4,10 @@ A value on the command line wins over the recipe file, and the file wins over th
 """
 
 import argparse
-import types
 import typing
 from collections.abc import Callable, Collection, Sequence
-from enum import Enum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from cluster.console import Say
 from cluster.errors import RecipeError
@@ -18,12 +16,9 @@ from cprec.config.recipe_file import (
     format_value,
     iter_keys,
     load_recipe,
-    parse_yaml,
     suggest_nearest,
 )
-
-METAVARS = {int: "INT", float: "NUMBER", str: "TEXT", bool: "true|false", tuple: "A,B"}
-"""How `--help` shows the value of a key, by its type."""
+from cprec.config.typed_text import metavar, parse_text
 
 
 def parse_arguments(
@@ -105,7 +100,7 @@ def _build_parser(description: str) -> argparse.ArgumentParser:
         parser.add_argument(
             option_name(key.name),
             dest=key.name,
-            metavar=_metavar(key.annotation),
+            metavar=metavar(key.annotation),
             help=help_text,
         )
     for old_name in RENAMED_KEYS:
@@ -131,52 +126,8 @@ def _parse_overrides(options: argparse.Namespace, say: Say | None) -> dict[str, 
                 say(f"--{old_name} is now called --{key.name}")
             text = old_text
         if text is not None:
-            overrides[key.name] = _parse_value(text, key.annotation, key.name)
+            overrides[key.name] = parse_text(text, key.annotation)
     return overrides
-
-
-def _metavar(annotation: Any) -> str:
-    """Returns how `--help` shows the value of a key: its choices, or the name of its type."""
-    if typing.get_origin(annotation) is Literal:
-        return "|".join(map(str, typing.get_args(annotation)))
-    if isinstance(annotation, type) and issubclass(annotation, Enum):
-        return "|".join(str(member.value) for member in annotation)
-    if isinstance(annotation, types.UnionType):
-        # The first member that is not None.
-        annotation = next(a for a in typing.get_args(annotation) if a is not types.NoneType)
-    value_type = typing.get_origin(annotation) or annotation
-    if value_type is typing.Annotated:
-        value_type = typing.get_args(annotation)[0]
-    return METAVARS.get(value_type, "VALUE")
-
-
-def _parse_value(text: str, annotation: Any, key: str) -> Any:
-    """Parses a command-line value by the type of its key.
-
-    Lists are split at commas, text stays as it is, and anything else is a YAML scalar.
-    """
-    if typing.get_origin(annotation) is tuple:
-        parts = [part for part in text.split(",") if part]
-        return parts if _is_text(annotation) else [_parse_scalar(part, key) for part in parts]
-    if text == "null":
-        return None
-    return text if _is_text(annotation) else _parse_scalar(text, key)
-
-
-def _is_text(annotation: Any) -> bool:
-    """Returns whether a key, or each member of a list, is text: a name, a URI or a choice."""
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is Literal:
-        return all(isinstance(choice, str) for choice in arguments)
-    if origin is typing.Annotated:
-        return _is_text(arguments[0])
-    if arguments:
-        return any(_is_text(argument) for argument in arguments)
-    return isinstance(annotation, type) and issubclass(annotation, str)
-
-
-def _parse_scalar(text: str, key: str) -> Any:
-    return parse_yaml(f"value: {text}", f"--{key}")["value"]
 
 
 def _unknown_argument_message(argument: str) -> str:

@@ -8,6 +8,7 @@ import difflib
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
 from typing import Any, NamedTuple, TypeGuard
 
 from pydantic import BaseModel, ValidationError
@@ -141,6 +142,7 @@ def validate_recipe(values: Mapping[str, Any], origin: str) -> Recipe:
         RecipeError: There is an unknown key, or values are wrong; then all of them are listed.
     """
     _reject_unknown_keys(values, Recipe, "", origin)
+    _reject_dates(values, "", origin)
     try:
         # JSON mode: strict numbers, yet lists are accepted for tuples.
         return Recipe.model_validate_json(json.dumps(values))
@@ -233,6 +235,27 @@ def _reject_unknown_keys(
                     f"{origin}: {prefix}{key} is a section of keys, seen: {format_value(value)}"
                 )
             _reject_unknown_keys(value, field.annotation, f"{prefix}{key}.", origin)
+
+
+def _reject_dates(value: Any, name: str, origin: str) -> None:
+    """Raises RecipeError for a date or a time, as which YAML reads text of that form.
+
+    Args:
+        value: A value of a recipe, or nested ones.
+        name: Dotted name of its key.
+        origin: Where it is from, for the message.
+    """
+    if isinstance(value, Mapping):
+        for key, nested in value.items():
+            _reject_dates(nested, f"{name}.{key}".lstrip("."), origin)
+    elif isinstance(value, list):
+        for nested in value:
+            _reject_dates(nested, name, origin)
+    elif isinstance(value, date):
+        raise RecipeError(
+            f"{origin}: {name}: YAML reads {value} as a date, and no key takes one; "
+            "put text into quotes"
+        )
 
 
 def _set_key(values: dict[str, Any], name: str, value: Any) -> None:
