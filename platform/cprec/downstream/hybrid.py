@@ -160,6 +160,19 @@ def load(model: PreTrainedModel, directory: Path) -> HybridModel:
     return hybrid.eval()
 
 
+def require_offsets(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Checks that a tokenizer can make hybrid prompts.
+
+    Raises:
+        RecipeError: It does not report the offsets of tokens in a text.
+    """
+    if not tokenizer.is_fast:
+        raise RecipeError(
+            "model.base: its tokenizer does not tell where a token comes from in the text "
+            "(no fast tokenizer); use finetune.hybrid false"
+        )
+
+
 class HybridPromptEncoder(SampleEncoder[Item]):
     """Encodes items as hybrid prompts: the text-only prompt with behaviour tokens woven in."""
 
@@ -176,11 +189,7 @@ class HybridPromptEncoder(SampleEncoder[Item]):
         Raises:
             RecipeError: The tokenizer does not report the offsets of tokens in a text.
         """
-        if not tokenizer.is_fast:
-            raise RecipeError(
-                "model.base: its tokenizer does not tell where a token comes from in the text "
-                "(no fast tokenizer); use finetune.hybrid false"
-            )
+        require_offsets(tokenizer)
         self._tokenizer = tokenizer
         self._max_tokens = max_tokens
         self._vocab_size = vocab_size

@@ -20,7 +20,6 @@ STATUS_FILE = "status.json"
 AUDIT_FILE = "audit.json"
 RECIPE_FILE = "resolved.yaml"
 EVALUATION_FOLDER = "evaluation"
-COMPARISON_FILE = "comparison.json"
 
 SINCE_0_2: JsonDict = {"since": "0.2.0"}
 """Marks a field that release 0.1.0 did not write."""

@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.storage import exists, join, list_names, read_text
+from cluster.storage import exists, join, read_text
+from cprec.runs.comparisons import read_comparisons
 from cprec.runs.json_lines import read_events, read_trace
 from cprec.runs.records import (
     AUDIT_FILE,
-    COMPARISON_FILE,
-    EVALUATION_FOLDER,
     RECIPE_FILE,
     AuditReport,
     Event,
@@ -32,7 +31,7 @@ class RunRecords:
         steps: Its optimizer steps, each once.
         perplexities: (samples, perplexity of evaluate.text), in order.
         audit: Its audit; None until it is trained.
-        comparisons: Contents of its comparison.json files.
+        comparisons: All comparisons of models that it has kept, the oldest first.
         recipe: Its resolved recipe, as YAML.
     """
 
@@ -49,10 +48,6 @@ class RunRecords:
 def read_run_records(run_uri: str) -> RunRecords:
     """Reads the records of a run, which may be under way."""
     audit = _read(join(run_uri, AUDIT_FILE))
-    evaluation = join(run_uri, EVALUATION_FOLDER)
-    comparisons = [
-        _read(join(evaluation, domain, COMPARISON_FILE)) for domain in list_names(evaluation)
-    ]
     events = read_events(run_uri)
     return RunRecords(
         name=posixpath.basename(run_uri.rstrip("/")),
@@ -61,7 +56,7 @@ def read_run_records(run_uri: str) -> RunRecords:
         steps=drop_repeated_steps(read_trace(run_uri)),
         perplexities=perplexities(events),
         audit=AuditReport.from_json(json.loads(audit)) if audit else None,
-        comparisons=[json.loads(comparison) for comparison in comparisons if comparison],
+        comparisons=read_comparisons(run_uri),
         recipe=_read(join(run_uri, RECIPE_FILE)),
     )
 
