@@ -108,6 +108,11 @@ def claim(run_uri: str, run: str) -> Iterator[None]:
                 write_status(run_uri, before)
 
 
+def require_unclaimed(run_uri: str, run: str) -> None:
+    """Raises RunError if a process trains the run; names it. Writes nothing."""
+    _require_unclaimed(read_status(run_uri), current_owner(), run)
+
+
 def _require_unclaimed(status: Status | None, claimant: Owner, run: str) -> None:
     if status is None or status.owner == claimant:
         return

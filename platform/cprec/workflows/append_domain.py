@@ -32,7 +32,9 @@ def preview_append(recipe: Recipe, text_file: str | None, held_out: bool, say: S
     if text_file:
         append.preview_text(text_file, recipe.corpus, say)
     else:
-        append.preview(recipe.data, recipe.seed, recipe.corpus, say, held_out=held_out)
+        append.simulate_and_preview(
+            recipe.data, recipe.simulate, recipe.seed, recipe.corpus, say, held_out=held_out
+        )
 
 
 def notify_runs(recipe: Recipe, corpus: Corpus, say: Say) -> None:

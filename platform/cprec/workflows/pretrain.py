@@ -7,18 +7,21 @@ from cluster.ray_session import ray_session
 from cluster.storage import absolute_uri
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
+from cprec.model.base_uri import locate_base
 from cprec.runs.recipe_lock import check_unchanged, lock
 from cprec.runs.records import PerplexityMeasured, TraceRow, run_folder
 from cprec.runs.restart import find_last_checkpoint
 from cprec.runs.run_plan import RunPlan, resolve_run_plan
-from cprec.runs.status import claim
+from cprec.runs.status import claim, require_unclaimed
 from cprec.tracking.live_report import LiveReport, step_metrics
 from cprec.tracking.progress import Progress
 from cprec.tracking.registry import Registry
 from cprec.tracking.tracker import Tracker
 from cprec.train.distributed import driver
 from cprec.workflows.finish_run import RunResult, finish_run
+from cprec.workflows.models import check_tokenizer
 from cprec.workflows.prepare_run import (
+    check_base,
     describe_plan,
     prepare_run,
     read_plain_text,
@@ -59,11 +62,17 @@ def preview(recipe: Recipe, corpus: Corpus, allow: Collection[str], say: Say) ->
 
     Nothing is written. The arguments are those of `pretrain`, and so is what is raised.
     """
+    registry = Registry.from_recipe(recipe)
     run_uri = run_folder(absolute_uri(recipe.storage), recipe.run)
+    require_unclaimed(run_uri, recipe.run)
+    require_unregistered(registry, run_uri)
     previous_recipe = check_unchanged(recipe, run_uri, allow)
     run_plan, is_new = resolve_run_plan(recipe, run_uri, corpus, previous_recipe)
     plan = run_plan.plan
     read_plain_text(recipe)
+    base = locate_base(recipe, corpus)
+    fallback_reason = check_tokenizer(recipe, corpus, base, recipe.model.revision)
+    check_base(recipe, base, is_new, fallback_reason, say)
     if not is_new and (newest := find_last_checkpoint(run_uri)[0]) is not None:
         say(f"{recipe.run} exists, trained to {newest.samples:,} samples, and would go on")
     say(describe_plan(recipe, plan))
