@@ -1,6 +1,7 @@
 """--dry-run of every job: nothing is written anywhere, and what the run refuses is refused."""
 
 import hashlib
+import json
 import runpy
 import shutil
 import sys
@@ -128,6 +129,17 @@ def test_where_a_version_is_registered(place: Place, capsys: pytest.CaptureFixtu
     assert "model.base" in shown(1, "cpt", *nowhere)
     assert "model.base" in shown(1, "tune_lr", "--finetune.start", "fresh", *nowhere)
     assert "model.base" in shown(1, "evaluate", "--evaluate.models", "base", *nowhere)
+    known = {"domain": "Books", "corpus_fingerprint": None, "corpus_version": 0, "count": 40}
+    Path(checkpoint, "behaviour").mkdir()
+    Path(checkpoint, "behaviour", "items.json").write_text(json.dumps(known))
+    assert "hybrid model of domain Books" in shown(1, "evaluate", "--evaluate.models", "1")
+    assert "hybrid model of domain Books" in shown(1, "promote", "--model", "1")
+    assert "is a hybrid model" in shown(1, "recommend", "--model", "1", *text_only)
+    assert "is a hybrid model" in shown(
+        1, "merge", "--model", "1", "--out", f"{place.folder}/merged"
+    )
+    assert "its projector and items are not" in shown(0, "tune_lr", "--finetune.start", "1")
+    shutil.rmtree(Path(checkpoint, "behaviour"))
     Path(checkpoint, "manifest.json").unlink()
     for models in ("1", checkpoint):
         assert "never completed" in shown(1, "evaluate", "--evaluate.models", models)
