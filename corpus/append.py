@@ -91,6 +91,23 @@ def append(data: DataSettings, seed: int, uri: str, say: Say, *, held_out: bool 
         )
 
 
+def simulate_and_preview(
+    data: DataSettings,
+    simulate: SimulateSettings,
+    seed: int,
+    uri: str,
+    say: Say,
+    *,
+    held_out: bool = False,
+) -> None:
+    """Checks the input of `simulate_and_append`; behaviours are simulated for that time only.
+
+    Arguments and errors are those of `append`.
+    """
+    with build.open_preview_root(data, simulate, seed) as data:
+        preview(data, seed, uri, say, held_out=held_out)
+
+
 def preview(data: DataSettings, seed: int, uri: str, say: Say, *, held_out: bool = False) -> None:
     """Checks the input of `append` and says what it would add; writes nothing.
 
@@ -109,9 +126,12 @@ def preview(data: DataSettings, seed: int, uri: str, say: Say, *, held_out: bool
         append_delta = append_input.compute_delta(
             corpus, _whole_corpus_settings(corpus, requested), say
         )
-    if not append_delta.rows:
-        say(_nothing_new_message(corpus, append_input))
-        return
+        if not append_delta.rows:
+            say(_nothing_new_message(corpus, append_input))
+            return
+        items = catalogue.preview_items(corpus.uri, append_delta.items)
+        runs = catalogue.extend_runs(corpus.commits[-1].metadata["item_runs"], items)
+        append_delta.check(items, catalogue.decode_runs(runs))
     reasons = sorted(append_delta.dropped.items())
     dropped = ", ".join(f"{reason} {count:,}" for reason, count in reasons if count)
     say(

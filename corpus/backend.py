@@ -110,6 +110,13 @@ class AppendDelta(ABC):
     quarantined: tuple[QuarantinedRows, ...]
 
     @abstractmethod
+    def check(self, numbered_items: pl.DataFrame, item_indices: Mapping[str, IntArray]) -> None:
+        """Checks that the samples of the next version can be made. Writes nothing.
+
+        Arguments and errors are those of `write_sample_files`.
+        """
+
+    @abstractmethod
     def write_sample_files(
         self, numbered_items: pl.DataFrame, item_indices: Mapping[str, IntArray], seed: int
     ) -> tuple[UncommittedSamples, NewCounts]:

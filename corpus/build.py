@@ -5,6 +5,7 @@ A build that was killed at any point is completed by running the same build agai
 """
 
 import json
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -72,15 +73,12 @@ def build(data: DataSettings, seed: int, uri: str, say: Say) -> Corpus:
         CorpusError: Another corpus is at the URI, or the URI is the data root.
     """
     uri = storage.absolute_uri(uri)
-    if uri == storage.absolute_uri(data.root):
-        raise CorpusError(
-            f"{uri}: the key corpus names the data root; choose another place for the corpus"
-        )
+    _require_own_place(uri, data.root)
     with choose_backend(data, say) as backend:
         identity = fingerprint(data, seed, backend.map)
-        existing = delta.read_commits(storage.join(uri, SAMPLES))
-        if existing:
-            return _open_existing(uri, existing, identity, say)
+        if (existing := _find_existing(uri, identity, say)) is not None:
+            publish_statistics(existing)
+            return existing
         delta.check_conditional_put(uri)
         prepared = backend.prepare(data, say)
         items_version = catalogue.create_items(uri, prepared.items, identity)
@@ -117,6 +115,71 @@ def build(data: DataSettings, seed: int, uri: str, say: Say) -> Corpus:
         transaction_id=identity,
         say=say,
     )
+
+
+def preview(
+    data: DataSettings, simulate: SimulateSettings, seed: int, uri: str, say: Say
+) -> dict[str, Any]:
+    """Checks the input of `simulate_and_build`, and writes nothing that stays.
+
+    Arguments and errors are those of `simulate_and_build`.
+
+    Returns:
+        The statistics of the version that would be built, or of the one that is there. Counts of
+        mixed samples are upper bounds: the rules for mixed histories are not applied.
+    """
+    uri = storage.absolute_uri(uri)
+    _require_own_place(uri, data.root)
+    with open_preview_root(data, simulate, seed) as data, choose_backend(data, say) as backend:
+        identity = fingerprint(data, seed, backend.map)
+        if (existing := _find_existing(uri, identity, say)) is not None:
+            return existing.statistics()
+        prepared = backend.prepare(data, say)
+    return statistics.describe_version(
+        statistics.EMPTY_STATISTICS,
+        prepared.counts_by_domain,
+        count_items(prepared.item_indices()),
+        data,
+        prepared.sample_bounds,
+        0,
+        prepared.dropped,
+    )
+
+
+@contextmanager
+def preview_corpus(
+    data: DataSettings, simulate: SimulateSettings, seed: int, uri: str
+) -> Iterator[Corpus]:
+    """Yields the corpus that `simulate_and_build` would build, as long as a `with` block runs.
+
+    It is built in a temporary folder. Arguments and errors are those of `simulate_and_build`.
+    """
+    _require_own_place(storage.absolute_uri(uri), data.root)
+    with (
+        open_preview_root(data, simulate, seed) as data,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        yield build(data, seed, storage.join(folder, "corpus"), lambda line: None)
+
+
+@contextmanager
+def open_preview_root(
+    data: DataSettings, simulate: SimulateSettings, seed: int
+) -> Iterator[DataSettings]:
+    """Yields settings whose root has the behaviours; simulated ones may be there only for now."""
+    if data.format != "simulated":
+        yield data
+        return
+    with simulation.preview_data_root(data, simulate, seed) as simulated:
+        yield simulated
+
+
+def _require_own_place(uri: str, root: str) -> None:
+    """Raises CorpusError if the place of a corpus is the data root."""
+    if uri == storage.absolute_uri(root):
+        raise CorpusError(
+            f"{uri}: the key corpus names the data root; choose another place for the corpus"
+        )
 
 
 @contextmanager
@@ -306,21 +369,22 @@ def _verified_digest(expected_digests: Mapping[str, str], file: str) -> str:
     return digest
 
 
-def _open_existing(uri: str, commits: tuple[delta.Commit, ...], identity: str, say: Say) -> Corpus:
-    """Opens a corpus that exists already, and renews its statistics.json.
+def _find_existing(uri: str, identity: str, say: Say) -> Corpus | None:
+    """Opens a corpus that exists already, after saying so; None if there is none.
 
     Raises:
         CorpusError: It was built from other behaviours, rules or seed.
     """
+    commits = delta.read_commits(storage.join(uri, SAMPLES))
+    if not commits:
+        return None
     if commits[0].metadata["fingerprint"] != identity:
         raise CorpusError(
             f"{uri}: holds a corpus of other behaviours, rules or seed; choose another place with "
             "--corpus, append to this one with jobs/append_domain.py, or remove it"
         )
-    corpus = Corpus.open(uri)
-    publish_statistics(corpus)
     say(
         f"the corpus at {uri} exists already, made of the same behaviours, rules and seed; "
         "nothing to do"
     )
-    return corpus
+    return Corpus.open(uri)

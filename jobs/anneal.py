@@ -14,7 +14,7 @@ import sys
 from cluster.console import print_line
 from cprec.config.command import add_allow_change_flag, main
 from cprec.config.recipe import Recipe
-from cprec.workflows.prepare_run import branch_recipe, open_corpus
+from cprec.workflows.prepare_run import branch_recipe, open_corpus, preview_corpus
 from cprec.workflows.pretrain import pretrain, preview
 
 
@@ -34,12 +34,13 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     """Trains the branch to its end, and prints where everything is."""
     # Not recipe.run: that names the trunk where --run does not name the branch.
     branch = branch_recipe(recipe, options.source, options.run)
-    corpus = open_corpus(branch, print_line)
     if options.dry_run:
-        preview(branch, corpus, options.allow_change, print_line)
-    else:
-        result = pretrain(branch, corpus, options.allow_change, print_line)
-        result.print_summary(recipe.mlflow.model, print_line)
+        with preview_corpus(branch, print_line) as corpus:
+            preview(branch, corpus, options.allow_change, print_line)
+        return
+    corpus = open_corpus(branch, print_line)
+    result = pretrain(branch, corpus, options.allow_change, print_line)
+    result.print_summary(recipe.mlflow.model, print_line)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     run_uri = run_folder(storage, recipe.run)
     action = ACTIONS.get(options.action)
     if action is not None and options.dry_run:
+        control_channel.require_running(run_uri, recipe.run)
         print_line(f"would ask {recipe.run} to {action}")
     elif action is not None:
         answer = control_channel.send_request(run_uri, recipe.run, action, TIMEOUT_S)

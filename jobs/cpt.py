@@ -16,19 +16,20 @@ import sys
 from cluster.console import print_line
 from cprec.config.command import add_allow_change_flag, main
 from cprec.config.recipe import Recipe
-from cprec.workflows.prepare_run import open_corpus, resolve_parent_uri
+from cprec.workflows.prepare_run import open_corpus, preview_corpus, resolve_parent_uri
 from cprec.workflows.pretrain import pretrain, preview
 
 
 def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     """Trains the run of a recipe to its end, and prints where everything is."""
     recipe = resolve_parent_uri(recipe)
-    corpus = open_corpus(recipe, print_line)
     if options.dry_run:
-        preview(recipe, corpus, options.allow_change, print_line)
-    else:
-        result = pretrain(recipe, corpus, options.allow_change, print_line)
-        result.print_summary(recipe.mlflow.model, print_line)
+        with preview_corpus(recipe, print_line) as corpus:
+            preview(recipe, corpus, options.allow_change, print_line)
+        return
+    corpus = open_corpus(recipe, print_line)
+    result = pretrain(recipe, corpus, options.allow_change, print_line)
+    result.print_summary(recipe.mlflow.model, print_line)
 
 
 if __name__ == "__main__":

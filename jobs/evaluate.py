@@ -15,7 +15,7 @@ from cprec.config.command import main
 from cprec.config.recipe import Recipe
 from cprec.tracking.console_tables import comparison_table
 from cprec.tracking.registry import Registry
-from cprec.workflows.evaluate import compare_models, find_models, load_samples
+from cprec.workflows.evaluate import compare_models, plan_evaluation
 
 
 def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
@@ -23,13 +23,7 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     registry = Registry.from_recipe(recipe)
     names = recipe.evaluate.models
     if options.dry_run:
-        corpus, domain, samples = load_samples(recipe)
-        models = find_models(recipe, registry, names, corpus, print_line)
-        print_line(
-            f"{domain}, version {corpus.version} of {corpus.uri}: "
-            f"{len(samples):,} {recipe.evaluate.split} samples"
-        )
-        print_line(f"to be scored: {', '.join(model.label for model in models)}")
+        plan_evaluation(recipe, registry, names, print_line)
     else:
         comparison = compare_models(recipe, registry, names, print_line)
         print_table(comparison_table(comparison, recipe.evaluate.alpha))

@@ -15,8 +15,8 @@ from cluster.storage import absolute_uri
 from cprec.config.command import add_model_flag, main
 from cprec.config.recipe import Recipe
 from cprec.tracking.registry import Registry
-from cprec.workflows.merge import export_model
-from cprec.workflows.recommend import find_registered_model
+from cprec.workflows.merge import export_model, require_free
+from cprec.workflows.models import find_text_model
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -29,8 +29,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     """Merges the model and writes it."""
-    model = find_registered_model(Registry.from_recipe(recipe), options.model)
+    model = find_text_model(recipe, Registry.from_recipe(recipe), options.model)
     out = absolute_uri(options.out)
+    require_free(out)
     if options.dry_run:
         print_line(f"would merge {model.label} ({model.checkpoint}) into {model.base}, in {out}")
     else:

@@ -1,6 +1,7 @@
 """Promote: the candidate becomes the champion, unless the gate refuses it.
 
-    python jobs/promote.py --evaluate.domain Stationery
+    python jobs/promote.py --run first --evaluate.domain Stationery    the newest version of a run
+    python jobs/promote.py --model 3
     python jobs/promote.py --rollback
 
 The section `gate` of the recipe holds the limits.
@@ -12,14 +13,16 @@ import argparse
 import sys
 
 from cluster.console import print_line
-from cprec.config.command import main
+from cprec.config.command import add_model_flag, main
 from cprec.config.recipe import Recipe
-from cprec.tracking.registry import ALIASES, Registry
-from cprec.workflows.promote import promote, roll_back
+from cprec.tracking.registry import Registry
+from cprec.tracking.version_names import CANDIDATE
+from cprec.workflows.promote import plan_promotion, plan_rollback, promote, roll_back
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds --rollback."""
+    """Adds --model and --rollback."""
+    add_model_flag(parser, CANDIDATE)
     parser.add_argument(
         "--rollback", action="store_true", help="make the previous champion the champion again"
     )
@@ -28,17 +31,17 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     """Promotes or rolls back, and prints the decision with its reason."""
     registry = Registry.from_recipe(recipe)
+    if options.dry_run and options.rollback:
+        champion, previous = plan_rollback(registry)
+        print_line(f"would make {previous} the champion again, in place of {champion}")
+        return
     if options.dry_run:
-        versions = {alias: registry.version_by_alias(alias) for alias in ALIASES}
-        print_line(
-            ", ".join(
-                f"{alias}: {f'version {version.number}' if version else 'none'}"
-                for alias, version in versions.items()
-            )
-        )
+        plan_promotion(recipe, registry, options.model, print_line)
         return
     number, decision = (
-        roll_back(registry) if options.rollback else promote(recipe, registry, print_line)
+        roll_back(registry)
+        if options.rollback
+        else promote(recipe, registry, print_line, options.model)
     )
     outcome = "is the champion" if decision.promote else "was not promoted"
     print_line(f"version {number} {outcome}: {decision.reason}")

@@ -13,7 +13,8 @@ from cluster.console import print_line
 from cprec.config.command import add_model_flag, main
 from cprec.config.recipe import Recipe
 from cprec.tracking.registry import Registry
-from cprec.workflows.recommend import find_registered_model, read_candidate_titles, recommend
+from cprec.workflows.models import find_text_model
+from cprec.workflows.recommend import read_candidate_titles, recommend
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +37,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     """Prints the ranking, with the share that each candidate has of them all."""
-    model = find_registered_model(Registry.from_recipe(recipe), options.model)
+    model = find_text_model(recipe, Registry.from_recipe(recipe), options.model)
     candidates = read_candidate_titles(options.candidates)
     if options.dry_run:
         print_line(

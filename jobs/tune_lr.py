@@ -26,8 +26,6 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     registry = Registry.from_recipe(recipe)
     if options.dry_run:
         plan = plan_search(recipe, registry, print_line)
-        start = plan.start_checkpoint or "fresh weights"
-        print_line(f"{plan.name} on {plan.domain}, LoRA from {start}, in {plan.uri}")
         print_line(
             f"learning rates {', '.join(f'{lr:g}' for lr in plan.lrs)}, {recipe.search.seeds} "
             f"seed(s) each; then the best with {recipe.search.winner_seeds}"

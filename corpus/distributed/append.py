@@ -79,6 +79,18 @@ class RayAppendDelta(AppendDelta):
         self, numbered_items: pl.DataFrame, item_indices: Mapping[str, IntArray], seed: int
     ) -> tuple[UncommittedSamples, NewCounts]:
         """Makes all samples of the next version and writes its files; see `AppendDelta`."""
+        blocks = self._build_blocks(numbered_items, item_indices)
+        samples = blocks.write_sample_files(item_indices, self.data, seed, self.corpus.uri)
+        return samples, blocks.counts_by_domain
+
+    def check(self, numbered_items: pl.DataFrame, item_indices: Mapping[str, IntArray]) -> None:
+        """Checks that the samples of the next version can be made; see `AppendDelta`."""
+        self._build_blocks(numbered_items, item_indices)
+
+    def _build_blocks(
+        self, numbered_items: pl.DataFrame, item_indices: Mapping[str, IntArray]
+    ) -> sample_files.InteractionBlocks:
+        """Returns the checked interactions that samples are made of, old and new, in blocks."""
         # For each kind of interactions its refs by range; the existing ones come first.
         refs_by_kind = [
             self.existing,
@@ -114,11 +126,9 @@ class RayAppendDelta(AppendDelta):
             )
             for number, refs in enumerate(refs_by_block)
         ]
-        blocks = sample_files.collect_blocks(
+        return sample_files.collect_blocks(
             block_refs, file_count, item_counts, self.data.num_candidates - 1
         )
-        samples = blocks.write_sample_files(item_indices, self.data, seed, self.corpus.uri)
-        return samples, blocks.counts_by_domain
 
     def _encode_domain(
         self, domain: str, domain_delta: RayDomainDelta, numbered_items: pl.DataFrame

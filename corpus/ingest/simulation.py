@@ -13,7 +13,9 @@ target and uniformly drawn negatives, the best answer is known: the item of the 
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -166,21 +168,62 @@ def write_data_root(data: DataSettings, settings: SimulateSettings, seed: int) -
         DataError: No domain is named, or the root has other files or another simulation, which are
             never overwritten.
     """
+    if _is_complete(data, settings, seed):
+        return
+    for name, content in _missing_files(data, settings, seed).items():
+        storage.write_bytes(storage.join(data.root, name), content)
+    marker = json.dumps(_arguments(data, settings, seed), indent=1) + "\n"
+    storage.write_text(storage.join(data.root, MARKER_FILE), marker)
+
+
+@contextmanager
+def preview_data_root(
+    data: DataSettings, settings: SimulateSettings, seed: int
+) -> Iterator[DataSettings]:
+    """Yields settings whose root holds the simulated domains as long as a `with` block runs.
+
+    That is `data.root` where they are there already, and else a temporary folder. Arguments and
+    errors are those of `write_data_root`.
+    """
+    if _is_complete(data, settings, seed):
+        yield data
+        return
+    _missing_files(data, settings, seed)  # refuses what the root has of something else
+    with tempfile.TemporaryDirectory() as folder:
+        temporary = data.model_copy(update={"root": folder})
+        write_data_root(temporary, settings, seed)
+        yield temporary
+
+
+def _arguments(data: DataSettings, settings: SimulateSettings, seed: int) -> dict[str, object]:
+    """Returns the arguments of a simulation, as the marker records them."""
+    domains = [*data.domains, *data.held_out]
+    return {"seed": seed, "domains": domains, **settings.model_dump()}
+
+
+def _is_complete(data: DataSettings, settings: SimulateSettings, seed: int) -> bool:
+    """Returns whether the root holds this simulation; raises DataError if it holds another."""
     if not (data.domains or data.held_out):
         raise DataError(
             "data.domains and data.held_out are both empty; "
             "name the domains to simulate, for example Garden,Office"
         )
-    domains = [*data.domains, *data.held_out]
-    arguments = {"seed": seed, "domains": domains, **settings.model_dump()}
     marker_uri = storage.join(data.root, MARKER_FILE)
-    if storage.exists(marker_uri):
-        _check_same_simulation(data.root, json.loads(storage.read_text(marker_uri)), arguments)
-        return
-    world = simulate_shoppers(domains, settings, seed)
-    for name, content in data_root_files(world).items():
-        _write_if_absent(storage.join(data.root, name), content)
-    storage.write_text(marker_uri, json.dumps(arguments, indent=1) + "\n")
+    if not storage.exists(marker_uri):
+        return False
+    existing = json.loads(storage.read_text(marker_uri))
+    _check_same_simulation(data.root, existing, _arguments(data, settings, seed))
+    return True
+
+
+def _missing_files(data: DataSettings, settings: SimulateSettings, seed: int) -> dict[str, bytes]:
+    """Returns the files of a simulation that the root lacks; DataError if it has other ones."""
+    world = simulate_shoppers([*data.domains, *data.held_out], settings, seed)
+    return {
+        name: content
+        for name, content in data_root_files(world).items()
+        if not _is_there(storage.join(data.root, name), content)
+    }
 
 
 def data_root_files(world: SimulatedWorld) -> dict[str, bytes]:
@@ -309,16 +352,16 @@ def _check_same_simulation(
         )
 
 
-def _write_if_absent(uri: str, content: bytes) -> None:
-    """Writes a file unless it exists with this content; DataError if it has another one."""
-    if storage.exists(uri):
-        if storage.read_bytes(uri) != content:
-            raise DataError(
-                f"{uri}: was not written by this simulation and is not overwritten; "
-                "set data.root to another place, or data.format to root"
-            )
-        return
-    storage.write_bytes(uri, content)
+def _is_there(uri: str, content: bytes) -> bool:
+    """Returns whether a file exists with this content; raises DataError if it has another one."""
+    if not storage.exists(uri):
+        return False
+    if storage.read_bytes(uri) != content:
+        raise DataError(
+            f"{uri}: was not written by this simulation and is not overwritten; "
+            "set data.root to another place, or data.format to root"
+        )
+    return True
 
 
 def _to_parquet(table: pa.Table) -> bytes:

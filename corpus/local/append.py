@@ -77,6 +77,18 @@ class LocalAppendDelta(AppendDelta):
         self, numbered_items: pl.DataFrame, item_indices: Mapping[str, IntArray], seed: int
     ) -> tuple[UncommittedSamples, NewCounts]:
         """Makes all samples of the next version and writes its files; see `AppendDelta`."""
+        interactions = self._check(numbered_items, item_indices)
+        samples = write_sample_files(interactions, item_indices, self.data, seed, self.corpus.uri)
+        return samples, statistics.count_new_by_domain(interactions.user_domain_counts)
+
+    def check(self, numbered_items: pl.DataFrame, item_indices: Mapping[str, IntArray]) -> None:
+        """Checks that the samples of the next version can be made; see `AppendDelta`."""
+        self._check(numbered_items, item_indices)
+
+    def _check(
+        self, numbered_items: pl.DataFrame, item_indices: Mapping[str, IntArray]
+    ) -> EncodedInteractions:
+        """Returns the checked interactions that samples are made of, old and new."""
         new = [
             encode_as_version(
                 self.corpus.version + 1,
@@ -93,8 +105,7 @@ class LocalAppendDelta(AppendDelta):
             item_counts,
             num_negatives,
         )
-        samples = write_sample_files(interactions, item_indices, self.data, seed, self.corpus.uri)
-        return samples, statistics.count_new_by_domain(interactions.user_domain_counts)
+        return interactions
 
 
 @dataclass(frozen=True)

@@ -132,19 +132,40 @@ def add_items(uri: str, items: pl.DataFrame, fingerprint: str) -> tuple[pl.DataF
         CommitConflictError: Another process committed in the meantime.
     """
     commits = _read_commits(uri)
+    known, new_items, num_renamed = _number_items(commits, items)
+    version = commits[-1].version
+    if new_items.height:
+        stop = int(commits[-1].metadata["items"]) + new_items.height
+        version = _commit(uri, new_items, version, fingerprint, stop, replace=False)
+    return _select_items(items, known, new_items), version, num_renamed
+
+
+def preview_items(uri: str, items: pl.DataFrame) -> pl.DataFrame:
+    """Returns items (domain, item_id) with the numbers that `add_items` would give them."""
+    known, new_items, _ = _number_items(_read_commits(uri), items)
+    return _select_items(items, known, new_items)
+
+
+def _number_items(
+    commits: Sequence[delta.Commit], items: pl.DataFrame
+) -> tuple[pl.DataFrame, pl.DataFrame, int]:
+    """Numbers the items that have no number yet.
+
+    Returns:
+        All known items of the same domains; the new ones with their numbers, both ITEMS_SCHEMA; and
+        the number of titles that were changed.
+    """
     known = _read_domain_items(commits, items["domain"].unique())
     unnumbered = items.join(known, on=["domain", "item_id"], how="anti", maintain_order="left")
     new_items, num_renamed = _deduplicate_titles(unnumbered, known)
     first = int(commits[-1].metadata["items"])
-    stop = first + new_items.height
-    numbered = new_items.select(
-        pl.int_range(first, stop, dtype=pl.Int64).alias("item_index"), "domain", "item_id", "title"
-    )
-    version = commits[-1].version
-    if new_items.height:
-        version = _commit(uri, numbered, version, fingerprint, stop, replace=False)
-    requested = pl.concat([known, numbered]).join(items, on=["domain", "item_id"], how="semi")
-    return requested, version, num_renamed
+    index = pl.int_range(first, first + new_items.height, dtype=pl.Int64).alias("item_index")
+    return known, new_items.select(index, "domain", "item_id", "title"), num_renamed
+
+
+def _select_items(items: pl.DataFrame, *numbered: pl.DataFrame) -> pl.DataFrame:
+    """Returns the rows of numbered items that are among some items (domain, item_id)."""
+    return pl.concat(numbered).join(items, on=["domain", "item_id"], how="semi")
 
 
 def _commit(

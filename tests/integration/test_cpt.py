@@ -23,6 +23,7 @@ from cprec.runs import checkpoint
 from cprec.runs.run_records import read_run_records
 from cprec.schedule.plan import Plan
 from cprec.tracking.registry import Registry
+from cprec.tracking.version_names import find_version
 from tests.integration import jobs
 
 # PEFT uses a deprecated name of transformers.
@@ -119,7 +120,7 @@ def test_the_registered_version_has_its_lineage(whole: Path, place: Path) -> Non
     assert version.tags["ledger_digest"] == checkpoint.read_ledger(str(newest)).fingerprint()
     assert version.tags["corpus_version"] == "1"
     assert {"base", "recipe_digest", "corpus_fingerprint"} <= set(version.tags)
-    assert registry.version_by_alias("candidate") is not None
+    assert find_version(registry, "candidate", str(whole)) == version
     run = registry.client.get_run(str(version.run_id))
     assert run.info.status == "FINISHED"
     assert {"report.html", "schedule.svg", "audit.json"} <= {

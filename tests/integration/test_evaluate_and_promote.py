@@ -21,9 +21,10 @@ from cprec.evaluate import predictions
 from cprec.model import adapter, backbone, tiny
 from cprec.tracking.registry import Registry
 from cprec.workflows import promote
-from cprec.workflows.evaluate import compare_models, find_models, load_samples
+from cprec.workflows.evaluate import compare_models, load_samples
 from cprec.workflows.merge import export_model
-from cprec.workflows.recommend import find_registered_model, read_candidate_titles, recommend
+from cprec.workflows.models import find_models, find_text_model
+from cprec.workflows.recommend import read_candidate_titles, recommend
 
 pytestmark = [
     pytest.mark.usefixtures("one_cluster"),
@@ -57,6 +58,8 @@ def recipe(place: Path) -> Recipe:
             },
             "tiny": {"hidden": 32, "layers": 1, "language_steps": 60},
             "evaluate": {"max_users": 40},
+            # The adapters are random, and the samples few.
+            "gate": {"min_samples": 1, "above_chance": False},
         },
         "the test",
     )
@@ -160,7 +163,10 @@ def test_equal_inputs_are_not_scored_again(
     first = compare_models(recipe, registry, ["1"], print)
     # Scoring would call it, and fail.
     monkeypatch.setattr("cprec.workflows.evaluate.ray_session", None)
-    assert compare_models(recipe, registry, ["1"], print) == first
+    again = compare_models(recipe, registry, ["1"], print)
+    assert again.rows == first.rows
+    assert again.time > first.time  # both are kept
+    assert len([*(place / "runs/cpt/evaluation/Games/comparisons/1").iterdir()]) == 2
     fewer = recipe.model_copy(
         update={"run": "fewer", "evaluate": recipe.evaluate.model_copy(update={"max_users": 39})}
     )
@@ -175,14 +181,23 @@ def test_promotion_and_rollback(
     with pytest.raises(RunError, match="no champion before"):
         promote.roll_back(registry)
     with pytest.raises(RunError, match=r"no champion yet; run jobs/promote\.py"):
-        find_models(recipe, registry, ["champion"], corpus, print)
+        find_models(recipe, registry, ["champion"], corpus)
     with pytest.raises(RunError, match="no version 9; versions: 1, 2"):
-        find_models(recipe, registry, ["base", "9"], corpus, print)
-    registry.set_alias("candidate", 1)
-    assert promote.promote(recipe, registry, print)[1].promote
-    registry.set_alias("candidate", 2)
-    version, decision = promote.promote(recipe, registry, print)
-    assert (version, set(decision.numbers)) == (2, {"hr1", "n", "champion_hr1", "difference", "p"})
+        find_models(recipe, registry, ["base", "9"], corpus)
+    assert promote.promote(recipe, registry, print, "1")[1].promote
+    lines: list[str] = []
+    version, decision = promote.promote(recipe, registry, lines.append)
+    assert (version, set(decision.numbers)) == (
+        2,
+        {"hr1", "n", "chance", "champion_hr1", "difference", "p"},
+    )
+    assert lines[0] == (
+        "candidate: version 2 of cprec, from run cpt; champion: version 1 of cprec, from run cpt"
+    )
+    assert [line.split(": ")[1] for line in lines if line.startswith(("passed", "REFUSED"))] == [
+        "gate.min_samples",
+        "gate.alpha",
+    ]
     # The models are random, so the decision may be either. Setting it twice changes nothing.
     promote.set_champion(registry, 2)
     promote.set_champion(registry, 2)
@@ -222,9 +237,8 @@ def test_generated_answers_and_scores_are_stored_apart(
     table = pq.read_table(folder / "version-1-constrained" / "predictions.parquet")
     assert predictions.to_metrics(table, "version-1", "Games", "constrained") == row.metrics
     assert all(len(ranking) == 5 for ranking in table["ranking"].to_pylist())
-    assert (
-        json.loads((folder / "comparison-constrained.json").read_text())["rows"][0]["name"] == "1"
-    )
+    [kept] = (folder / "comparisons" / "1_constrained").iterdir()
+    assert json.loads(kept.read_text())["rows"][0]["name"] == "1"
 
 
 def test_the_gate_refuses_answers_that_are_no_candidates(
@@ -235,8 +249,7 @@ def test_the_gate_refuses_answers_that_are_no_candidates(
         "gate": recipe.gate.model_copy(update={"min_valid_ratio": 0.9}),
     }
     registry.set_alias("champion", 1)
-    registry.set_alias("candidate", 2)
-    _, decision = promote.promote(recipe.model_copy(update=strict), registry, print)
+    _, decision = promote.promote(recipe.model_copy(update=strict), registry, print, "2")
     assert not decision.promote
     assert decision.numbers["valid_ratio"] < 0.9
     champion = registry.version_by_alias("champion")
@@ -258,7 +271,6 @@ def test_the_gate_refuses_a_candidate_that_forgot_its_language(
     champion = registry.version_by_alias("champion")
     assert champion is not None
     forgetful = register(registry, recipe, place, 3, 2.0)
-    registry.set_alias("candidate", forgetful)
     version, decision = promote.promote(strict, registry, print)
     assert (version, decision.promote) == (forgetful, False)
     assert "gate.max_forgetting" in decision.reason
@@ -275,8 +287,7 @@ def test_the_gate_refuses_a_candidate_that_forgot_its_language(
     assert after is not None
     assert after.number == champion.number
     registry.set_alias("champion", 1)
-    registry.set_alias("candidate", 2)
-    _, decision = promote.promote(strict, registry, print)
+    _, decision = promote.promote(strict, registry, print, "2")
     assert decision.numbers["forgetting"] < 1
     assert "gate.max_forgetting" not in decision.reason
 
@@ -289,21 +300,21 @@ def test_recommend_ranks_the_candidates_of_one_history(
     candidates = read_candidate_titles(str(tmp_path / "titles.txt"))
     assert candidates == titles[:4]
     ranked = recommend(
-        recipe, find_registered_model(registry, "models:/cprec/1"), titles[4:7], candidates
+        recipe, find_text_model(recipe, registry, "models:/cprec/1"), titles[4:7], candidates
     )
     assert {title for title, _ in ranked} == set(candidates)
     probabilities = [probability for _, probability in ranked]
     assert sum(probabilities) == pytest.approx(1)
     assert probabilities == sorted(probabilities, reverse=True)
     for name in ("cprec", "models:/cprec", "models:/cprec@best", "models:/cprec@"):
-        with pytest.raises(RecipeError, match="--model"):
-            find_registered_model(registry, name)
+        with pytest.raises(RecipeError, match="give candidate"):
+            find_text_model(recipe, registry, name)
 
 
 def test_a_merged_model_has_the_logits_of_base_and_adapter(
     recipe: Recipe, registry: Registry, place: Path, tmp_path: Path
 ) -> None:
-    model = find_registered_model(registry, "models:/cprec/1")
+    model = find_text_model(recipe, registry, "models:/cprec/1")
     export_model(recipe, model, str(tmp_path / "merged"))
     ids = torch.arange(20)[None]
     with torch.no_grad():

@@ -90,14 +90,13 @@ def test_the_gate_refuses_a_sabotaged_candidate_and_rolling_back_restores_the_ch
     registry = Registry.from_recipe(recipe)
     run = registry.start_run(f"{recipe.storage}/{recipe.run}", recipe.run)
     good = registry.register(trained["checkpoint"], {"base": trained["base"]}, run)
-    assert promote.promote(recipe, registry, print)[1].promote
+    assert promote.promote(recipe, registry, print, str(good))[1].promote
     bad = registry.register(
         sabotage(trained["checkpoint"], tmp_path), {"base": trained["base"]}, run
     )
-    registry.set_alias("candidate", bad)
-    number, decision = promote.promote(recipe, registry, print)
+    number, decision = promote.promote(recipe, registry, print, str(bad))
     assert (number, decision.promote) == (bad, False)
-    assert "worse at the level" in decision.reason
+    assert "gate.alpha: wanted no worse than the champion" in decision.reason
     promote.set_champion(registry, bad)  # by hand, against the gate's advice
     assert promote.roll_back(registry)[0] == good
     champion = registry.version_by_alias("champion")

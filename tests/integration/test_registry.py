@@ -10,6 +10,7 @@ from cluster.storage import read_text
 from cprec.config.recipe import Recipe
 from cprec.tracking.registry import Registry
 from cprec.tracking.tracker import Tracker
+from cprec.tracking.version_names import find_version, require_version
 from cprec.workflows.prepare_run import require_unregistered
 
 
@@ -68,16 +69,48 @@ def test_the_version_points_at_the_weights_and_copies_nothing(
     assert models.version(1).checkpoint == checkpoint
 
 
-def test_the_candidate_stays_the_newest_when_an_older_one_is_registered_again(
-    storage: Path,
-) -> None:
+def test_the_candidate_of_a_run_is_its_own_newest_version(storage: Path) -> None:
+    """Versions of earlier releases have no tag `run`, and one alias `candidate` for all runs."""
     models = registry(storage, "candidate")
-    assert models.version_by_alias("candidate") is None
-    for name in ("a", "b", "a"):
-        models.register(f"/checkpoints/{name}", {})
-    candidate = models.version_by_alias("candidate")
-    assert candidate is not None
-    assert (candidate.number, candidate.checkpoint) == (2, "/checkpoints/b")
+    trunk, other = f"{storage}/trunk", f"{storage}/trunk-2"
+    with pytest.raises(RunError, match=r"no candidate of run trunk \(.*versions: none yet"):
+        find_version(models, "candidate", trunk)
+    models.register(f"{trunk}/checkpoints/100-0", {})
+    models.client.set_registered_model_alias("candidate", "candidate", "1")
+    models.register(f"{trunk}/checkpoints/200-0", {"run": trunk})
+    models.register(f"{other}/checkpoints/100-0", {"run": other})
+    models.register(f"{trunk}/checkpoints/100-0", {})
+    registry(storage, "other").register(f"{trunk}/finetune/checkpoints/5-0", {"run": trunk})
+
+    def number(name: str, run: str) -> tuple[str, int]:
+        version = require_version(models, name, run, "--model")
+        return version.model, version.number
+
+    assert number("candidate", trunk) == ("candidate", 2)
+    assert number("candidate", other) == ("candidate", 3)
+    assert number("models:/candidate@candidate", trunk) == ("candidate", 2)
+    assert number("models:/other@candidate", trunk) == ("other", 1)
+    assert number("1", other) == number("models:/candidate/1", other) == ("candidate", 1)
+    assert number(f"{trunk}/checkpoints/200-0", other) == ("candidate", 2)
+    with pytest.raises(RunError, match=rf"no candidate of run new .*3 \(run {other}\)"):
+        number("candidate", f"{storage}/new")
+    with pytest.raises(RunError, match=r"no champion yet; run jobs/promote\.py"):
+        number("champion", trunk)
+    models.set_alias("champion", 3)
+    assert number("champion", trunk) == number("models:/candidate@champion", trunk)
+    for name in ("best", "models:/candidate", "models:/candidate@best", "models:/../1", "-1"):
+        with pytest.raises(RecipeError, match="give candidate"):
+            number(name, trunk)
+    # The alias of earlier releases would go on naming one version for all runs.
+    assert set(models.client.get_registered_model("candidate").aliases) == {"champion"}
+
+
+def test_reading_creates_nothing(tmp_path: Path) -> None:
+    models = registry(tmp_path / "runs", "nothing")
+    assert (models.versions(), models.version_by_alias("champion")) == ([], None)
+    with pytest.raises(RunError, match="versions: none yet"):
+        models.version(1)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_an_unknown_version_is_named_with_those_that_exist(storage: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from peft import AutoPeftModelForCausalLM
 
+from cprec.downstream.known_items import read_known_items
 from cprec.runs import checkpoint
 from cprec.tracking.registry import Registry
 from tests.integration import fashion, jobs
@@ -122,6 +123,9 @@ def test_a_checkpoint_is_a_peft_directory_with_the_projector_beside_it(search: P
     uri = read_search(search)["winner"]["best"]["checkpoint"]
     checkpoint.verify(uri)
     assert (Path(uri) / "behaviour" / "behaviour.safetensors").is_file()
+    known = read_known_items(uri)
+    assert (known.domain, known.corpus_version) == ("Games", 0)
+    assert known.corpus_fingerprint
     AutoPeftModelForCausalLM.from_pretrained(Path(uri) / "adapter")
 
 

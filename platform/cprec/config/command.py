@@ -80,13 +80,15 @@ def add_allow_change_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_model_flag(parser: argparse.ArgumentParser) -> None:
-    """Adds --model."""
+def add_model_flag(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """Adds --model; without a default it has to be given."""
     parser.add_argument(
         "--model",
-        required=True,
-        metavar="models:/NAME@ALIAS",
-        help="a registered model: models:/NAME@champion or models:/NAME/3",
+        required=default is None,
+        default=default,
+        metavar="VERSION",
+        help="a registered version: candidate (the newest of --run), champion, previous, a number, "
+        "models:/NAME@champion or models:/NAME/3" + (f" [{default}]" if default else ""),
     )
 
 

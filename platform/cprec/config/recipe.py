@@ -304,8 +304,8 @@ class FinetuneSettings(Section):
     )
     start: str = Field(
         "candidate",
-        description="what LoRA starts from: fresh (= LLaRA); "
-        "or candidate, champion, a version number or a checkpoint's URI (= CPRec)",
+        description="what LoRA starts from: fresh (= LLaRA); or candidate (the newest version of "
+        "this run), champion, a version number, models:/NAME/3 or a checkpoint's URI (= CPRec)",
     )
     name: SafeName | None = Field(
         None,
@@ -395,9 +395,9 @@ class EvaluateSettings(Section):
     split: Literal["validation", "test"] = Field("test", description="split that is scored")
     models: tuple[str, ...] = Field(
         ("base", "candidate"),
-        description="models to compare: base, sasrec, gru4rec, candidate, champion, "
-        "a version number, a search of this run (llara, cprec), or a checkpoint's URI; "
-        "the first is the reference",
+        description="models to compare: base, sasrec, gru4rec, candidate (the newest version of "
+        "this run), champion, a version number, models:/NAME/3, a search of this run (llara, "
+        "cprec), or a checkpoint's URI; the first is the reference",
     )
     mode: Literal["score", "generate", "constrained"] = Field(
         "score",
@@ -420,12 +420,20 @@ class EvaluateSettings(Section):
 class GateSettings(Section):
     """`gate`: what a version must reach before it becomes the champion."""
 
+    min_samples: int = Field(
+        100, ge=1, description="smallest number of samples from which a version is judged"
+    )
+    above_chance: bool = Field(
+        True,
+        description="refuse a version whose HR@1 is not above that of a random choice among the "
+        "candidates, by the lower end of its one-sided interval (Wilson) at 1 - gate.alpha",
+    )
     min_hr1: float = Field(0.0, ge=0, le=1, description="lowest HR@1")
     alpha: float = Field(
         0.05,
         gt=0,
         lt=1,
-        description="significance level of the paired test; "
+        description="significance level of the tests against chance and against the champion; "
         "a version that is worse than the champion at this level is refused",
     )
     max_slice_drop: float | None = Field(

@@ -20,6 +20,16 @@ PERPLEXITY_FILE = "perplexity.json"
 """File of a model's evaluation folder that holds its perplexity and what it depends on."""
 
 
+def check_text(recipe: Recipe) -> None:
+    """Checks that `evaluate.text` can be read, if the recipe names one.
+
+    Raises:
+        RecipeError: The text is missing, is empty, or is not UTF-8.
+    """
+    if recipe.evaluate.text is not None:
+        read_plain_text(recipe.evaluate.text, "evaluate.text")
+
+
 def measure_perplexities(
     recipe: Recipe, folder: str, models: Sequence[EvaluatedModel], say: Say
 ) -> dict[str, float]:

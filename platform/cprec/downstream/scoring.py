@@ -22,7 +22,8 @@ from cprec.config.recipe import Recipe
 from cprec.downstream import hybrid, stored_baselines
 from cprec.downstream.domain import Domain
 from cprec.downstream.hybrid import HybridModel
-from cprec.downstream.trial import BEHAVIOUR_FOLDER, build_encoders
+from cprec.downstream.known_items import BEHAVIOUR_FOLDER
+from cprec.downstream.trial import build_encoders
 from cprec.evaluate.answer_matching import Answer
 from cprec.evaluate.candidate_scoring import PromptEncoder, score_samples
 from cprec.evaluate.generation import generate_answers
@@ -45,6 +46,8 @@ class EvaluatedModel:
         checkpoint: URI of the checkpoint; None for the base itself, and for a baseline.
         version: Registered version, if the model is one.
         seed: Seed of a baseline's training.
+        registered_model: Registered model that the version is of.
+        run: Run (URI) that the version is from.
     """
 
     name: str
@@ -54,6 +57,8 @@ class EvaluatedModel:
     checkpoint: str | None = None
     version: int | None = None
     seed: int = 0
+    registered_model: str | None = None
+    run: str | None = None
 
     @property
     def is_baseline(self) -> bool:

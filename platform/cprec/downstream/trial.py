@@ -35,6 +35,7 @@ from cprec.downstream.hybrid import (
     Item,
     TextPromptEncoder,
 )
+from cprec.downstream.known_items import BEHAVIOUR_FOLDER, KNOWN_ITEMS_FILE, KnownItems
 from cprec.downstream.llara import (
     PromptEncoders,
     build_plan,
@@ -50,8 +51,6 @@ from cprec.schedule.ledger import Ledger
 from cprec.train.engine import Engine
 from cprec.train.loop import DivergenceError, Observer, StepRecord, TrainingStep, train
 
-BEHAVIOUR_FOLDER = "behaviour"
-"""Folder of a checkpoint that holds a hybrid model's projector and item embeddings."""
 HISTORY_FILE = "history.json"
 """File of a checkpoint that holds the results of all epochs so far."""
 RESULT_FILE = "tuned.json"
@@ -167,6 +166,16 @@ def conclude_trial(trial: Trial, stopped: bool = False, diverged: bool = False) 
     return result
 
 
+def require_trainable(recipe: Recipe) -> None:
+    """Checks that a recipe can be fine-tuned.
+
+    Raises:
+        RecipeError: ZeRO 3 is asked for; validation would have to run in step on all workers.
+    """
+    if recipe.train.zero_stage == 3:
+        raise RecipeError("train.zero_stage: 3 is not supported in fine-tuning; 0, 1 or 2")
+
+
 def run_trial(trial: Trial, report: Callable[[dict[str, Any]], None]) -> None:
     """Trains a trial from its newest checkpoint, in the existing process group.
 
@@ -178,12 +187,11 @@ def run_trial(trial: Trial, report: Callable[[dict[str, Any]], None]) -> None:
         report: Receives `hr1` and `epoch` after each epoch, on every worker.
 
     Raises:
-        RecipeError: ZeRO 3 is asked for; validation would have to run in step on all workers.
+        RecipeError: The recipe cannot be fine-tuned.
     """
     recipe = trial.recipe
     settings = recipe.finetune
-    if recipe.train.zero_stage == 3:
-        raise RecipeError("train.zero_stage: 3 is not supported in fine-tuning; 0, 1 or 2")
+    require_trainable(recipe)
     rank = dist.get_rank()
     world_size = dist.get_world_size()
     corpus = Corpus.open(recipe.corpus, recipe.corpus_version)
@@ -225,7 +233,13 @@ def run_trial(trial: Trial, report: Callable[[dict[str, Any]], None]) -> None:
 
     dist.barrier()  # all workers have looked for checkpoints before one is written
     observer = TrialObserver(
-        trial, ledger, history, newest.attempt + 1 if newest else 0, measure, report
+        trial,
+        ledger,
+        history,
+        newest.attempt + 1 if newest else 0,
+        KnownItems.of_domain(corpus, domain),
+        measure,
+        report,
     )
     steps = iter_training_steps(
         ledger.plan, samples, encoders, settings.global_batch, ledger.samples, rank, world_size
@@ -338,6 +352,7 @@ class TrialObserver(Observer):
         ledger: Ledger,
         history: list[dict[str, Any]],
         attempt: int,
+        items: KnownItems,
         measure: Callable[[], float],
         report: Callable[..., None],
     ) -> None:
@@ -348,6 +363,7 @@ class TrialObserver(Observer):
             ledger: The plan, and the samples and steps trained up to there.
             history: Results of the epochs up to there; this list itself grows by each new epoch.
             attempt: Number of this start of the trial, for the names of checkpoints.
+            items: The items that a hybrid model has embeddings of.
             measure: Computes HR@1 on validation; all workers call it together.
             report: Receives `hr1` and `epoch` after each epoch.
         """
@@ -355,6 +371,7 @@ class TrialObserver(Observer):
         self._ledger = ledger
         self._history = history
         self._attempt = attempt
+        self._items = items
         self._measure = measure
         self._report = report
         self._samples_per_epoch = samples_per_epoch(ledger.plan)
@@ -398,6 +415,7 @@ class TrialObserver(Observer):
             weights = state.weights
             if isinstance(model, HybridModel):
                 hybrid.save(model, weights, directory / BEHAVIOUR_FOLDER)
+                (directory / BEHAVIOUR_FOLDER / KNOWN_ITEMS_FILE).write_text(self._items.to_text())
                 # What is left is the language model's own, without the wrapper's prefix.
                 model = model.model
                 weights = {

@@ -1,4 +1,4 @@
-"""Models side by side on the samples of one domain: the content of comparison.json."""
+"""Models side by side on the samples of one domain: the content of a stored comparison."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -41,11 +41,19 @@ class Comparison:
     """Models compared on one split of a domain.
 
     Attributes:
+        name: Name of the comparison: the models, as they were asked for, and the mode.
+        time: When it was made (Unix seconds); 0 where an earlier release made it.
         domain: Name of the domain.
         split: Split that was scored.
+        mode: How the models answered: `score`, `generate` or `constrained`.
+        chance: HR@1 of a random choice among the candidates.
         rows: One row per model, the reference first.
     """
 
+    name: str
+    time: float
     domain: str
     split: str
+    mode: str
+    chance: float
     rows: Sequence[ComparisonRow]

@@ -1,7 +1,7 @@
 """Tests whether two models differ on the same samples.
 
 There is a paired t-test with its confidence interval (paper Sec. 5.1.4), a permutation test, and
-Holm's correction for several data sets.
+Holm's correction for several data sets. Wilson's bound tests one model against chance.
 """
 
 from collections.abc import Sequence
@@ -103,6 +103,23 @@ def permutation_test(
     sums = np.abs((2 * positive - counts) @ sizes)
     # The tolerance counts sums that differ from the observed one by rounding alone as equal to it.
     return float((1 + (sums >= observed - 1e-9 * max(observed, 1.0)).sum()) / (draws + 1))
+
+
+def wilson_lower_bound(fraction: float, n: int, confidence: float) -> float:
+    """Returns the one-sided lower bound of a proportion by Wilson's score interval.
+
+    For a mean of values between 0 and 1, such as HR@1 with ties, it is lower still than needed: no
+    such values spread more than hits and misses of the same mean.
+
+    Args:
+        fraction: Observed proportion.
+        n: Number of samples, at least 1.
+        confidence: Probability that the true proportion is not below the bound.
+    """
+    z = float(stats.norm.ppf(confidence))
+    centre = fraction + z * z / (2 * n)
+    spread = z * np.sqrt(fraction * (1 - fraction) / n + z * z / (4 * n * n))
+    return float(max(0.0, (centre - spread) / (1 + z * z / n)))
 
 
 def holm_correction(p_values: Sequence[float]) -> list[float]:

@@ -17,13 +17,12 @@ TINY_BASE = "tiny"
 """Value of `model.base` that stands for the tiny base."""
 
 
-def resolve_base(recipe: Recipe, corpus: Corpus, say: Say) -> str:
-    """Returns where workers load the base model from; builds the tiny base if it is missing.
+def locate_base(recipe: Recipe, corpus: Corpus) -> str:
+    """Returns where workers load the base model from; the tiny base may not be built yet.
 
     Args:
         recipe: The recipe; `model.base` names the base.
         corpus: The corpus whose titles the tiny base is built from.
-        say: Prints progress.
 
     Returns:
         A hub id, an absolute directory, or a URI in an object store.
@@ -36,13 +35,33 @@ def resolve_base(recipe: Recipe, corpus: Corpus, say: Say) -> str:
         [corpus.fingerprint, recipe.tiny.model_dump(), recipe.seed],
         sort_keys=True,
     )
-    uri = join(
-        absolute_uri(recipe.storage),
-        "bases",
-        f"tiny-{hashlib.sha256(identity.encode()).hexdigest()[:12]}",
-    )
+    return _tiny_bases(recipe) + hashlib.sha256(identity.encode()).hexdigest()[:12]
+
+
+def is_unbuilt(recipe: Recipe, base: str) -> bool:
+    """Returns whether a base, as `locate_base` returns it, is a tiny base and not built yet."""
     # config.json is written last, so a base whose upload was interrupted is built again.
-    if not exists(join(uri, "config.json")):
+    return base.startswith(_tiny_bases(recipe)) and not exists(join(base, "config.json"))
+
+
+def _tiny_bases(recipe: Recipe) -> str:
+    """Returns what the URIs of all tiny bases of a recipe's storage begin with."""
+    return join(absolute_uri(recipe.storage), "bases", f"{TINY_BASE}-")
+
+
+def resolve_base(recipe: Recipe, corpus: Corpus, say: Say) -> str:
+    """Returns where workers load the base model from; builds the tiny base if it is missing.
+
+    Args:
+        recipe: The recipe; `model.base` names the base.
+        corpus: The corpus whose titles the tiny base is built from.
+        say: Prints progress.
+
+    Returns:
+        A hub id, an absolute directory, or a URI in an object store.
+    """
+    uri = locate_base(recipe, corpus)
+    if is_unbuilt(recipe, uri):
         # Imported late: an existing base does not need the model code that it loads.
         from cprec.model import tiny
 

@@ -77,6 +77,14 @@ class ControlChannel:
         write_status(self._run_uri, status.model_copy(update=current))
 
 
+def require_running(run_uri: str, run: str) -> None:
+    """Raises RunError if nobody trains the run, who could answer a request."""
+    if find_liveness(run_uri)[1] is Liveness.GONE:
+        raise RunError(
+            f"the run {run} is not under way ({run_uri}); start it with jobs/cpt.py --run {run}"
+        )
+
+
 def send_request(run_uri: str, run: str, action: Action, timeout_s: float) -> str:
     """Sends a request to a run and waits for its answer.
 
@@ -91,11 +99,7 @@ def send_request(run_uri: str, run: str, action: Action, timeout_s: float) -> st
     Raises:
         RunError: The run is not under way, or did not answer in time.
     """
-    _, liveness = find_liveness(run_uri)
-    if liveness is Liveness.GONE:
-        raise RunError(
-            f"the run {run} is not under way ({run_uri}); start it with jobs/cpt.py --run {run}"
-        )
+    require_running(run_uri, run)
     request_id = uuid.uuid4().hex[:12]
     request_uri = join(run_uri, REQUESTS_FOLDER, f"{request_id}.json")
     deadline = time.monotonic() + timeout_s

@@ -188,6 +188,13 @@ def find_liveness(run_uri: str) -> tuple[LeaseRecord | None, Liveness]:
     return record, liveness
 
 
+def require_unclaimed(run_uri: str, run: str) -> None:
+    """Raises RunError if a process trains a run for certain; names it. Writes nothing."""
+    record, liveness = find_liveness(run_uri)
+    if liveness is Liveness.RUNNING:
+        raise _refusal(run, record)
+
+
 @contextmanager
 def claim(run_uri: str, run: str, corpus_uri: str, say: Say) -> Iterator[HeldLease]:
     """Makes this process the driver of a run while a `with` block runs.

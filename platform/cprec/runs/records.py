@@ -21,7 +21,6 @@ AUDIT_FILE = "audit.json"
 RECIPE_FILE = "resolved.yaml"
 BASE_FILE = "base.json"
 EVALUATION_FOLDER = "evaluation"
-COMPARISON_FILE = "comparison.json"
 
 SINCE_0_2: JsonDict = {"since": "0.2.0"}
 """Marks a field that release 0.1.0 did not write."""

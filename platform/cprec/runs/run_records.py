@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from cluster.storage import join, list_names, read_text_if_exists
+from cluster.storage import join, read_text_if_exists
+from cprec.runs.comparisons import read_comparisons
 from cprec.runs.json_lines import read_events, read_trace
 from cprec.runs.records import (
     AUDIT_FILE,
-    COMPARISON_FILE,
-    EVALUATION_FOLDER,
     RECIPE_FILE,
     AuditReport,
     Event,
@@ -32,7 +31,7 @@ class RunRecords:
         events: Its events.
         trace: Its optimizer steps, in the order in which they were taken.
         audit: Its audit; None until it is trained.
-        comparisons: Contents of its comparison.json files.
+        comparisons: All comparisons of models that it has kept, the oldest first.
         recipe: Its resolved recipe, as YAML.
     """
 
@@ -73,18 +72,13 @@ def read_run_records(run_uri: str) -> RunRecords:
     events, trace = read_events(run_uri), read_trace(run_uri)
     audit = read_text_if_exists(join(run_uri, AUDIT_FILE))
     recipe = read_text_if_exists(join(run_uri, RECIPE_FILE))
-    evaluation = join(run_uri, EVALUATION_FOLDER)
-    comparisons = [
-        read_text_if_exists(join(evaluation, domain, COMPARISON_FILE))
-        for domain in list_names(evaluation)
-    ]
     return RunRecords(
         run_uri,
         RunPlan.read(run_uri),
         events,
         trace,
         audit=AuditReport.from_json(json.loads(audit)) if audit else None,
-        comparisons=[json.loads(comparison) for comparison in comparisons if comparison],
+        comparisons=read_comparisons(run_uri),
         recipe=recipe or "",
     )
 

@@ -8,6 +8,7 @@ loads no model. Registering and promoting need MLflow to be there; tracking does
 import json
 import logging
 import os
+import posixpath
 import time
 import warnings
 from collections.abc import Mapping
@@ -35,8 +36,10 @@ from cluster.storage import absolute_uri, is_remote, join
 from cprec.config.recipe import Recipe
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
-Alias = Literal["candidate", "champion", "previous"]
-ALIASES: tuple[Alias, ...] = ("candidate", "champion", "previous")
+Alias = Literal["champion", "previous"]
+ALIASES: tuple[Alias, ...] = ("champion", "previous")
+FORMER_ALIAS = "candidate"
+"""Alias of earlier releases; it named the newest version of whichever run had ended last."""
 
 RUN_TAG = "cprec.run"
 """Tag of an MLflow run: URI of its cprec run."""
@@ -44,6 +47,8 @@ PARENT_TAG = "mlflow.parentRunId"
 """Tag of an MLflow run: id of the run above it. MLflow's own name."""
 CHECKPOINT_TAG = "checkpoint"
 """Tag of a version: URI of its checkpoint."""
+LINEAGE_RUN_TAG = "run"
+"""Tag of a version: URI of the cprec run that it is from."""
 
 
 @dataclass(frozen=True)
@@ -51,22 +56,33 @@ class Version:
     """A registered version.
 
     Attributes:
+        model: Name of the registered model.
         number: Its number.
         checkpoint: URI of its checkpoint.
         run_id: MLflow run that it is from, where there is one.
         tags: Lineage, metrics and decisions.
     """
 
+    model: str
     number: int
     checkpoint: str
     run_id: str | None
     tags: Mapping[str, str]
 
+    @property
+    def run(self) -> str:
+        """URI of the cprec run that it is from: by its tag, else by its checkpoint."""
+        return self.tags.get(LINEAGE_RUN_TAG) or self.checkpoint.rsplit("/", 2)[0]
+
+    def __str__(self) -> str:
+        return f"version {self.number} of {self.model}, from run {posixpath.basename(self.run)}"
+
 
 class Registry:
     """One experiment and one registered model of an MLflow server or SQL store.
 
-    It connects at the first call, not before.
+    It connects at the first call, not before, and reading creates nothing: a SQLite file that is
+    not there yet holds no versions.
     """
 
     def __init__(
@@ -186,8 +202,7 @@ class Registry:
     ) -> int:
         """Registers a checkpoint as a version, once however often it is called.
 
-        The alias `candidate` then points at the version, unless it points at a newer one. While
-        MLflow is away this raises what MLflow raises, and the same call completes it later.
+        While MLflow is away this raises what MLflow raises, and the same call completes it later.
 
         Args:
             checkpoint: URI of the checkpoint.
@@ -202,9 +217,8 @@ class Registry:
         number = next((v.number for v in self.versions() if v.checkpoint == checkpoint), None)
         if number is None:
             number = self._create_version(checkpoint, lineage, run_id)
-        candidate = self.version_by_alias("candidate")
-        if candidate is None or candidate.number < number:
-            self.set_alias("candidate", number)
+        if FORMER_ALIAS in self._aliases():
+            self.client.delete_registered_model_alias(self.model, FORMER_ALIAS)
         return number
 
     def _create_version(
@@ -228,6 +242,8 @@ class Registry:
 
     def versions(self) -> list[Version]:
         """Returns all registered versions, the oldest first."""
+        if not self._store_exists():
+            return []
         query = f"name = '{self.model}'"
         page = self.client.search_model_versions(query)
         model_versions = list(page)
@@ -251,33 +267,8 @@ class Registry:
 
     def version_by_alias(self, name: Alias) -> Version | None:
         """Returns the version that an alias points at, or None."""
-        if not self._model_exists():
-            return None
-        number = self.client.get_registered_model(self.model).aliases.get(name)
+        number = self._aliases().get(name)
         return None if number is None else self.version(int(number))
-
-    def find_version(self, name: str) -> Version | None:
-        """Returns the version that a name stands for.
-
-        Args:
-            name: An alias or a version number; any other text stands for no version, which is None.
-
-        Raises:
-            RunError: There is no such version, or the alias points at none yet.
-        """
-        if name.isdecimal():
-            return self.version(int(name))
-        if name not in ALIASES:
-            return None
-        version = self.version_by_alias(name)
-        if version is None:
-            todo = {
-                "candidate": "run jobs/cpt.py",
-                "champion": "run jobs/promote.py",
-                "previous": "it appears with the second promotion",
-            }[name]
-            raise RunError(f"model {self.model} has no {name} yet; {todo}")
-        return version
 
     def set_alias(self, alias: Alias, number: int | None) -> None:
         """Points an alias at a version; None removes the alias."""
@@ -313,6 +304,18 @@ class Registry:
             ],
         )
 
+    def _aliases(self) -> Mapping[str, str]:
+        """Returns the aliases of the model: name to number of the version."""
+        if not (self._store_exists() and self._model_exists()):
+            return {}
+        aliases: Mapping[str, str] = self.client.get_registered_model(self.model).aliases
+        return aliases
+
+    def _store_exists(self) -> bool:
+        """Returns whether there is anything to read: connecting would create a SQLite file."""
+        path = self.uri.removeprefix("sqlite:///")
+        return path == self.uri or Path(path).exists()
+
     def _model_exists(self) -> bool:
         return bool(self.client.search_registered_models(f"name = '{self.model}'"))
 
@@ -321,6 +324,7 @@ def _to_version(model_version: ModelVersion) -> Version:
     """Converts MLflow's version; one without the tag `checkpoint` has it as its source."""
     tags = dict(model_version.tags)
     return Version(
+        str(model_version.name),
         int(model_version.version),
         tags.get(CHECKPOINT_TAG, str(model_version.source)),
         model_version.run_id or None,

@@ -13,12 +13,19 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from cluster import storage
+from cprec.runs.comparisons import newest_by_name
 from cprec.runs.records import AuditReport, Event
 from cprec.runs.run_records import RunRecords
 from cprec.tracking import figures
 
 SCHEDULE = "schedule.svg"
 PAGE = "report.html"
+MODES = {
+    "score": "scored candidates",
+    "generate": "generated answers",
+    "constrained": "generated answers, restricted to the candidates",
+}
+"""How the page calls each `evaluate.mode`."""
 
 
 def write(records: RunRecords) -> dict[str, str]:
@@ -50,6 +57,7 @@ def render(records: RunRecords, pictures: Mapping[str, str]) -> str:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["count"] = lambda value: "–" if value is None else f"{value:,}"
+    environment.filters["time"] = _format_time
     environment.filters["metric"] = lambda value: "–" if value is None else f"{value:.4f}"
     source = files("cprec.tracking").joinpath("report.html.j2").read_text("utf-8")
     # Without the XML header, which has no place in HTML. matplotlib has escaped the text.
@@ -62,7 +70,9 @@ def render(records: RunRecords, pictures: Mapping[str, str]) -> str:
         summary=_summary_lines(records),
         figures=inline_svgs,
         audit=_audit_rows(records.audit),
-        comparisons=records.comparisons,
+        comparisons=newest_by_name(records.comparisons),
+        kept_comparisons=len(records.comparisons),
+        modes=MODES,
         events=[_event_row(event) for event in records.events],
         recipe=records.recipe,
     )
@@ -117,8 +127,15 @@ def _event_row(event: Event) -> dict[str, Any]:
         for name, value in event.details().items()
     )
     return {
-        "time": f"{datetime.fromtimestamp(event.time, UTC):%Y-%m-%d %H:%M:%S} UTC",
+        "time": _format_time(event.time),
         "samples": event.samples,
         "event": event.event,
         "details": details,
     }
+
+
+def _format_time(seconds: float) -> str:
+    """Returns a time (Unix seconds) for people; 0 is a time that nobody noted."""
+    if not seconds:
+        return "time unknown"
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S} UTC"

@@ -40,7 +40,9 @@ def preview_append(recipe: Recipe, text_file: str | None, held_out: bool, say: S
     if text_file:
         append.preview_text(text_file, recipe.corpus, say)
         return
-    append.preview(recipe.data, recipe.seed, recipe.corpus, say, held_out=held_out)
+    append.simulate_and_preview(
+        recipe.data, recipe.simulate, recipe.seed, recipe.corpus, say, held_out=held_out
+    )
     if not held_out:
         describe_caps(recipe, say)
 
@@ -48,7 +50,7 @@ def preview_append(recipe: Recipe, text_file: str | None, held_out: bool, say: S
 def describe_caps(recipe: Recipe, say: Say) -> None:
     """Says what the caps of open runs below `storage` mean for behaviours that join them."""
     storage = absolute_uri(recipe.storage)
-    fingerprint = Corpus.open(recipe.corpus).commits[0].metadata["fingerprint"]
+    fingerprint = Corpus.open(recipe.corpus).fingerprint
     for run in list_names(storage):
         run_uri = run_folder(storage, run)
         run_plan, status = RunPlan.read(run_uri), read_status(run_uri)

@@ -6,8 +6,6 @@ from cluster.console import Say
 from cluster.errors import CorpusError
 from corpus import build
 from corpus.inspect.inspection import InspectionResult
-from corpus.store import statistics
-from corpus.store.catalogue import count_items
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
 
@@ -24,20 +22,9 @@ def preview_statistics(recipe: Recipe, say: Say) -> dict[str, Any]:
     """Reads and checks all behaviours of a recipe, and writes nothing.
 
     Returns:
-        The statistics of the version that they would make. Counts of mixed samples are upper
-        bounds: the rules for mixed histories are not applied.
+        The statistics of the version that they would make, see `corpus.build.preview`.
     """
-    with build.choose_backend(recipe.data, say) as backend:
-        prepared = backend.prepare(recipe.data, say)
-    return statistics.describe_version(
-        statistics.EMPTY_STATISTICS,
-        prepared.counts_by_domain,
-        count_items(prepared.item_indices()),
-        recipe.data,
-        prepared.sample_bounds,
-        0,
-        prepared.dropped,
-    )
+    return build.preview(recipe.data, recipe.simulate, recipe.seed, recipe.corpus, say)
 
 
 def require_sound(corpus: Corpus, result: InspectionResult) -> None:

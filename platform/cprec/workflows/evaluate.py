@@ -4,17 +4,16 @@ Below `<storage>/<run>/evaluation/<domain>/`:
 
     <model>/predictions.parquet    what the model answered
     <model>/metrics.json           written after the predictions: without it, they do not count
-    comparison.json                all models of the last comparison
+    comparisons/<name>/<time>.json every comparison (cprec.runs.comparisons)
 
 Predictions from equal inputs are not made again. Other modes than `score` have `-<mode>` in the
-names of the folder and of the comparison.
+name of the folder.
 """
 
 import json
-import posixpath
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -23,10 +22,9 @@ from numpy.typing import NDArray
 
 from cluster import storage
 from cluster.console import Say
-from cluster.errors import RecipeError, RunError
+from cluster.errors import RecipeError
 from cluster.ray_session import ray_session
 from corpus.store.tables import Corpus
-from cprec.baselines.training import BASELINE_NAMES
 from cprec.config.recipe import Recipe
 from cprec.downstream import forgetting, stored_baselines
 from cprec.downstream.scoring import EvaluatedModel, generate_on_ray, score_model
@@ -34,19 +32,19 @@ from cprec.evaluate import predictions
 from cprec.evaluate.comparison import Comparison, ComparisonRow
 from cprec.evaluate.metrics import average_metrics, hits
 from cprec.evaluate.significance import holm_correction, paired_t_test, permutation_test
-from cprec.model.base_uri import resolve_base
+from cprec.model.base_uri import is_unbuilt, resolve_base
 from cprec.model.context_length import require_context
-from cprec.runs import checkpoint
-from cprec.runs.records import COMPARISON_FILE, EVALUATION_FOLDER, EVENTS_FILE, run_folder
+from cprec.runs.comparisons import comparison_name, read_comparisons, write_comparison
+from cprec.runs.records import EVALUATION_FOLDER, EVENTS_FILE
 from cprec.runs.run_records import read_run_records
 from cprec.runs.token_form import TOKEN_FORM
 from cprec.stream.row_encoder import RowEncoder
 from cprec.tracking import report
 from cprec.tracking.registry import Registry
+from cprec.workflows.models import check_models, describe_models, find_models, own_run
 
 PREDICTIONS = "predictions.parquet"
 METRICS = "metrics.json"
-SEARCH = "search.json"
 
 
 @dataclass(frozen=True)
@@ -58,44 +56,96 @@ class _Evaluated:
     metrics: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """What an evaluation compares, checked before anything is computed.
+
+    Attributes:
+        recipe: The recipe.
+        corpus: The corpus, at the version that is used.
+        domain: Domain of the samples.
+        samples: The samples, in the order of their unsigned ids.
+        models: The models, the reference first, one for each seed.
+    """
+
+    recipe: Recipe
+    corpus: Corpus
+    domain: str
+    samples: pa.Table
+    models: Sequence[EvaluatedModel]
+
+    @property
+    def chance(self) -> float:
+        """HR@1 of a random choice among the candidates."""
+        return float(np.mean([1 / len(row) for row in self.samples["candidates"].to_pylist()]))
+
+
+def plan_evaluation(
+    recipe: Recipe, registry: Registry, names: Sequence[str], say: Say
+) -> EvaluationPlan:
+    """Finds what is to be compared, checks that it can be, and says what it is. Writes nothing.
+
+    Args:
+        recipe: Domain, split and mode, and where the run and the corpus are.
+        registry: Where versions are found.
+        names: Models as in `evaluate.models`; the first is the reference.
+        say: Takes lines of progress.
+
+    Raises:
+        UserError: A model, the samples or the text are missing or do not fit together.
+    """
+    corpus, domain, samples = load_samples(recipe)
+    models = find_models(recipe, registry, names, corpus)
+    check_models(recipe, models, corpus, domain)
+    forgetting.check_text(recipe)
+    plan = EvaluationPlan(recipe, corpus, domain, samples, models)
+    say(
+        f"{len(samples):,} {recipe.evaluate.split} samples of {domain}, version {corpus.version} "
+        f"of {corpus.uri}; mode {recipe.evaluate.mode}, chance {plan.chance:.4f}"
+    )
+    for line in describe_models(models):
+        say(line)
+    return plan
+
+
 def compare_models(
     recipe: Recipe, registry: Registry, names: Sequence[str], say: Say
 ) -> Comparison:
     """Scores models, stores what they answered, and compares each with the first.
 
-    Args:
-        recipe: Domain, split and mode, and where the run and the corpus are.
-        registry: Where versions are found, and where their metrics are noted.
-        names: Models as in `evaluate.models`; the first is the reference.
-        say: Takes lines of progress.
-
-    Raises:
-        UserError: A model, the samples or the text are missing; nothing has been scored then.
+    Arguments and errors are those of `plan_evaluation`; after an error nothing has been scored.
     """
-    corpus, domain, samples = load_samples(recipe)
-    models = find_models(recipe, registry, names, corpus, say)
-    for model in models:
-        if model.checkpoint is not None:
-            checkpoint.verify(model.checkpoint)
+    return run_evaluation(plan_evaluation(recipe, registry, names, say), registry, say)
+
+
+def run_evaluation(plan: EvaluationPlan, registry: Registry, say: Say) -> Comparison:
+    """Scores the models of a plan, stores what they answered, and compares each with the first."""
+    recipe, domain = plan.recipe, plan.domain
+    if any(is_unbuilt(recipe, model.base) for model in plan.models if not model.is_baseline):
+        resolve_base(recipe, plan.corpus, say)
+    for model in plan.models:
         if not model.is_baseline:
             require_context(model.base, model.revision, recipe.model.max_tokens)
-    run_uri = run_folder(storage.absolute_uri(recipe.storage), recipe.run)
+    run_uri = own_run(recipe)
     folder = storage.join(run_uri, EVALUATION_FOLDER, domain)
-    # Before scoring, which takes long: the text may be missing.
-    perplexities = forgetting.measure_perplexities(recipe, folder, models, say)
-    tables = _load_or_predict(recipe, folder, models, corpus, domain, samples, say)
+    perplexities = forgetting.measure_perplexities(recipe, folder, plan.models, say)
+    tables = _load_or_predict(recipe, folder, plan.models, plan.corpus, domain, plan.samples, say)
     evaluated = [
-        _store_metrics(recipe, registry, folder, corpus, domain, model, table)
-        for model, table in zip(models, tables, strict=True)
+        _store_metrics(recipe, registry, folder, plan.corpus, domain, model, table)
+        for model, table in zip(plan.models, tables, strict=True)
     ]
     rows = _compare_with_first(evaluated, perplexities)
-    file_name = _comparison_filename(recipe)
+    mode = recipe.evaluate.mode
     comparison = Comparison(
-        domain, recipe.evaluate.split, _add_holm_correction(run_uri, domain, rows, file_name)
+        comparison_name([row.name for row in rows], mode),
+        time.time(),
+        domain,
+        recipe.evaluate.split,
+        mode,
+        plan.chance,
+        _add_holm_correction(domain, rows, mode, read_comparisons(run_uri)),
     )
-    storage.write_text(
-        storage.join(folder, file_name), json.dumps(asdict(comparison), indent=2, allow_nan=False)
-    )
+    write_comparison(run_uri, domain, asdict(comparison))
     if storage.exists(storage.join(run_uri, EVENTS_FILE)):
         report.write(read_run_records(run_uri))
     return comparison
@@ -123,115 +173,6 @@ def load_samples(recipe: Recipe) -> tuple[Corpus, str, pa.Table]:
     ids = samples["sample_id"].to_numpy().view(np.uint64)
     order = np.argsort(ids, kind="stable")[: recipe.evaluate.max_users]
     return corpus, domain, samples.take(order)
-
-
-def find_models(
-    recipe: Recipe, registry: Registry, names: Sequence[str], corpus: Corpus, say: Say
-) -> list[EvaluatedModel]:
-    """Finds the models that names stand for; a model with several seeds is found once per seed.
-
-    A version has its base in its lineage. Any other model takes the base of the versions beside
-    it, or without any the recipe's.
-
-    Args:
-        recipe: Base, seeds of baselines, and the run whose searches are looked at.
-        registry: Where versions are looked up.
-        names: `base`, a baseline, `candidate`, `champion`, `previous`, a version number, a search
-            of this run, or a checkpoint's URI.
-        corpus: Its titles are needed where the tiny base has to be built.
-        say: Takes lines of progress.
-
-    Raises:
-        RunError: A version does not exist, or a model would take its base from versions that have
-            different ones.
-        RecipeError: There are no names.
-    """
-    if not names:
-        raise RecipeError(
-            "evaluate.models: empty; give base, sasrec, candidate, a version number or a "
-            "checkpoint's URI, comma-separated"
-        )
-    versions = {
-        name: version
-        for name in dict.fromkeys(names)
-        if (version := registry.find_version(name)) is not None
-    }
-    version_bases = {
-        name: (version.tags["base"], version.tags.get("base_revision") or None)
-        for name, version in versions.items()
-        if "base" in version.tags
-    }
-
-    @cache
-    def implied_base(name: str) -> tuple[str, str | None]:
-        """Returns base and revision of a model that does not name its own."""
-        # Versions of earlier releases do not say what their base's files were.
-        known = {base: revision for base, revision in version_bases.values() if revision}
-        bases = {(base, revision or known.get(base)) for base, revision in version_bases.values()}
-        if len(bases) > 1:
-            shown = ", ".join(
-                f"{version} on {base}" for version, (base, _) in version_bases.items()
-            )
-            raise RunError(
-                f"evaluate.models: {name} takes the base of the versions beside it, which stand on "
-                f"different ones ({shown}); name fewer"
-            )
-        if bases:
-            return bases.pop()
-        return resolve_base(recipe, corpus, say), recipe.model.revision
-
-    models: list[EvaluatedModel] = []
-    for name in dict.fromkeys(names):
-        if name == "base":
-            models.append(EvaluatedModel(name, name, *implied_base(name)))
-        elif name in BASELINE_NAMES:
-            seeds = range(recipe.seed, recipe.seed + recipe.baseline.seeds)
-            models += [
-                EvaluatedModel(name, f"{name}-seed{seed}", "", None, seed=seed) for seed in seeds
-            ]
-        elif version := versions.get(name):
-            base, revision = version_bases.get(name) or implied_base(name)
-            label = f"version-{version.number}"
-            models.append(
-                EvaluatedModel(name, label, base, revision, version.checkpoint, version.number)
-            )
-        elif seed_checkpoints := _find_tuned_checkpoints(recipe, name):
-            models += [
-                EvaluatedModel(name, f"{name}-{seed}", *implied_base(name), uri)
-                for seed, uri in seed_checkpoints
-            ]
-        else:
-            uri = storage.absolute_uri(name)
-            label = _checkpoint_label(uri, models)
-            models.append(EvaluatedModel(name, label, *implied_base(name), uri))
-    return list({model.label: model for model in models}.values())
-
-
-def _find_tuned_checkpoints(recipe: Recipe, name: str) -> list[tuple[str, str]]:
-    """Returns (label, checkpoint) of each seed of a search's best learning rate.
-
-    Empty where this run has no finished search of this name on the domain.
-    """
-    if "/" in name:
-        return []
-    run_uri = run_folder(storage.absolute_uri(recipe.storage), recipe.run)
-    domain = recipe.evaluate.domain or next(iter(recipe.data.held_out), "")
-    search = storage.join(run_uri, "finetune", domain, name, SEARCH)
-    if not storage.exists(search):
-        return []
-    return [
-        (f"seed{seed['seed']}", seed["checkpoint"])
-        for seed in json.loads(storage.read_text(search))["winner"]["seeds"]
-    ]
-
-
-def _checkpoint_label(uri: str, others: Sequence[EvaluatedModel]) -> str:
-    """Returns `<run>-<checkpoint>`, with a hash where another checkpoint is called the same."""
-    run = posixpath.basename(posixpath.dirname(posixpath.dirname(uri)))
-    label = f"{run}-{posixpath.basename(uri)}"
-    if any(other.label == label and other.checkpoint != uri for other in others):
-        label += f"-{storage.sha256(uri.encode())[:6]}"
-    return label
 
 
 def _load_or_predict(
@@ -343,11 +284,6 @@ def _model_folder(recipe: Recipe, folder: str, model: EvaluatedModel) -> str:
     return storage.join(folder, model.label if mode == "score" else f"{model.label}-{mode}")
 
 
-def _comparison_filename(recipe: Recipe) -> str:
-    mode = recipe.evaluate.mode
-    return COMPARISON_FILE if mode == "score" else f"comparison-{mode}.json"
-
-
 def _store_metrics(
     recipe: Recipe,
     registry: Registry,
@@ -364,8 +300,8 @@ def _store_metrics(
         storage.join(_model_folder(recipe, folder, model), METRICS),
         json.dumps(with_inputs, indent=2),
     )
-    if model.version is not None and recipe.evaluate.mode == "score":
-        registry.log_evaluation(model.version, domain, metrics)
+    if model.registered_model and model.version and recipe.evaluate.mode == "score":
+        registry.with_model(model.registered_model).log_evaluation(model.version, domain, metrics)
     return _Evaluated(model, table, metrics)
 
 
@@ -447,34 +383,30 @@ def _hits_at_1(table: pa.Table) -> NDArray[np.float64]:
 
 
 def _add_holm_correction(
-    run_uri: str, domain: str, rows: Sequence[ComparisonRow], file_name: str
+    domain: str,
+    rows: Sequence[ComparisonRow],
+    mode: str,
+    kept: Sequence[Mapping[str, Any]],
 ) -> list[ComparisonRow]:
     """Returns the rows with p corrected for the domains on which this run compared the same models.
 
     Args:
-        run_uri: Folder of the run.
         domain: Domain of the rows.
         rows: Rows of the comparison, the reference first.
-        file_name: Name of the comparison files of this mode.
+        mode: Mode in which the models answered.
+        kept: Comparisons that the run has kept, the oldest first.
     """
-    evaluation = storage.join(run_uri, EVALUATION_FOLDER)
-    files = [
-        storage.join(evaluation, other, file_name)
-        for other in storage.list_names(evaluation)
-        if other != domain
-    ]
-    comparisons = [json.loads(storage.read_text(file)) for file in files if storage.exists(file)]
+    comparable = [c for c in kept if c["mode"] == mode and c["rows"][0]["name"] == rows[0].name]
 
     def p_values_elsewhere(name: str) -> list[float]:
-        """Returns p of the same model against the same reference on the other domains."""
-        return [
-            row["against"]["p"]
-            for comparison in comparisons
+        """Returns p of the same models on each other domain, by the newest comparison there."""
+        by_domain = {
+            comparison["domain"]: row["against"]["p"]
+            for comparison in comparable
             for row in comparison["rows"]
-            if comparison["rows"][0]["name"] == rows[0].name
-            and row["name"] == name
-            and row["against"]
-        ]
+            if comparison["domain"] != domain and row["name"] == name and row["against"]
+        }
+        return list(by_domain.values())
 
     return [
         replace(row, holm_p=holm_correction([row.against.p, *p_values_elsewhere(row.name)])[0])

@@ -15,7 +15,7 @@ A search that is started again trains what is missing of it.
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,25 +28,29 @@ from cluster.errors import RecipeError, RunError
 from cluster.ray_session import ray_session
 from cluster.storage import absolute_uri, exists, join, read_text, write_bytes, write_text
 from corpus.store.tables import Corpus
+from cprec.baselines.training import BASELINE_NAMES
 from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import rename_old_keys
 from cprec.downstream import lr_search, stored_baselines
 from cprec.downstream.domain import Domain
+from cprec.downstream.known_items import is_hybrid
 from cprec.downstream.scoring import get_results
-from cprec.downstream.trial import Trial, TrialResult
+from cprec.downstream.trial import Trial, TrialResult, require_trainable
 from cprec.model.base_files import identify
-from cprec.model.base_uri import resolve_base
+from cprec.model.base_uri import is_unbuilt, locate_base, resolve_base
 from cprec.model.context_length import require_context
 from cprec.runs import checkpoint
-from cprec.runs.records import run_folder
-from cprec.tracking.registry import Registry, Version
+from cprec.tracking.registry import ALIASES, Registry, Version
 from cprec.tracking.tracker import Tracker
-from cprec.workflows.evaluate import SEARCH
+from cprec.tracking.version_names import CANDIDATE, VERSION_NAMES, find_version
+from cprec.workflows.models import SEARCH, check_tokenizer, own_run
 
 IDENTITY = "identity.json"
 PLOT = "trials.svg"
 FRESH = "fresh"
 """Value of finetune.start with which LoRA starts from new weights."""
+RESERVED_NAMES = ("base", *BASELINE_NAMES, CANDIDATE, *ALIASES)
+"""Words of `evaluate.models`, which no search may have as its name."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,10 @@ def search_and_register(recipe: Recipe, registry: Registry, say: Say) -> SearchR
         UserError: The start, the corpus or the domain are missing.
     """
     plan = plan_search(recipe, registry, say)
+    if is_unbuilt(recipe, plan.base):
+        resolve_base(recipe, plan.corpus, say)
+        plan = replace(plan, revision=identify(plan.base, recipe.model.revision).revision)
+    require_context(plan.base, plan.revision, recipe.model.max_tokens)
     lock_identity(plan)
     tracker = Tracker(registry, plan.uri, f"{recipe.run}-{plan.domain}-{plan.name}")
     tracker.flush()
@@ -179,12 +187,13 @@ def _count_validation_samples(plan: SearchPlan) -> int:
 
 
 def plan_search(recipe: Recipe, registry: Registry, say: Say) -> SearchPlan:
-    """Resolves and checks what a search trains, and from what.
+    """Resolves and checks what a search trains, and from what, and says it. Writes nothing.
 
     Raises:
-        UserError: The start, the corpus or the domain are missing.
+        UserError: The start, the corpus or the domain are missing, or the recipe cannot be trained.
     """
     settings = recipe.finetune
+    require_trainable(recipe)
     domain = settings.domain or next(iter(recipe.data.held_out), None)
     if domain is None:
         raise RecipeError(
@@ -196,55 +205,75 @@ def plan_search(recipe: Recipe, registry: Registry, say: Say) -> SearchPlan:
     version: Version | None = None
     start_checkpoint = None
     if settings.start != FRESH:
-        version = registry.find_version(settings.start)
-        start_checkpoint = version.checkpoint if version else absolute_uri(settings.start)
+        version = find_version(registry, settings.start, own_run(recipe))
+        start_checkpoint = version.checkpoint if version else _checkpoint_uri(settings.start)
         checkpoint.verify(start_checkpoint)
-    tags = version.tags if version else {}
-    base = tags.get("base") or resolve_base(recipe, corpus, say)
-    # The base of a version must be what it was; another one is kept as it is now.
-    revision = tags.get("base_revision") or identify(base, recipe.model.revision).revision
     name = settings.name or ("llara" if start_checkpoint is None else "cprec")
-    run_uri = run_folder(absolute_uri(recipe.storage), recipe.run)
-    require_context(base, revision, recipe.model.max_tokens)
-    lrs = lr_search.trial_lrs(recipe.search, recipe.seed)
-    return SearchPlan(
+    if name in RESERVED_NAMES or name.isdecimal():
+        raise RecipeError(
+            f"finetune.name: {name} means another model in evaluate.models; give another name"
+        )
+    tags = version.tags if version else {}
+    base = tags.get("base") or locate_base(recipe, corpus)
+    # The base of a version must be what it was; another one is kept as it is now.
+    revision = tags.get("base_revision") or None
+    if revision is None and not is_unbuilt(recipe, base):
+        revision = identify(base, recipe.model.revision).revision
+    plan = SearchPlan(
         recipe,
         corpus,
         domain,
         name,
-        join(run_uri, "finetune", domain, name),
+        join(own_run(recipe), "finetune", domain, name),
         base,
         start_checkpoint,
         version.number if version else None,
-        lrs,
+        lr_search.trial_lrs(recipe.search, recipe.seed),
         revision,
     )
+    check_tokenizer(recipe, corpus, base, revision, settings.hybrid)
+    check_identity(plan)
+    start = start_checkpoint or "fresh weights"
+    say(
+        f"{name} on {domain}, version {corpus.version} of {corpus.uri}; LoRA from "
+        f"{f'{version}: {start}' if version else start}, on {plan.base}; in {plan.uri}"
+    )
+    if is_hybrid(start_checkpoint):
+        say("the start is a hybrid model: its adapter is taken, its projector and items are not")
+    return plan
+
+
+def _checkpoint_uri(start: str) -> str:
+    """Returns the URI of a start that is no version; raises RecipeError for a mere word."""
+    if "/" not in start:
+        raise RecipeError(
+            f"finetune.start {start}: give {FRESH}, {VERSION_NAMES}, or a checkpoint's URI"
+        )
+    return absolute_uri(start)
 
 
 def lock_identity(plan: SearchPlan) -> None:
-    """Writes what a search depends on, or compares it with what its first start wrote.
+    """Writes what a search depends on at its first start; later ones are checked against it.
 
     Raises:
         RunError: The search was started with something else.
     """
-    recipe = plan.recipe
-    identity = {
-        "corpus": plan.corpus.fingerprint,
-        "corpus_version": plan.corpus.version,
-        "base": plan.base,
-        "base_revision": plan.revision,
-        "start": plan.start_checkpoint,
-        "model": recipe.model.model_dump(),
-        "finetune": recipe.finetune.model_dump(exclude={"start", "name", "domain"}),
-        "baseline": recipe.baseline.model_dump(exclude={"seeds"}),
-        "seed": recipe.seed,
-    }
-    # As JSON reads it back: tuples are lists then.
-    identity = json.loads(json.dumps(identity))
+    check_identity(plan)
     uri = join(plan.uri, IDENTITY)
     if not exists(uri):
-        write_text(uri, json.dumps(identity, indent=1))
+        write_text(uri, json.dumps(_identity(plan), indent=1))
+
+
+def check_identity(plan: SearchPlan) -> None:
+    """Checks that a search that was started before depends on the same.
+
+    Raises:
+        RunError: The search was started with something else.
+    """
+    uri = join(plan.uri, IDENTITY)
+    if not exists(uri):
         return
+    identity = _identity(plan)
     before = rename_old_keys(json.loads(read_text(uri)), uri)
     before.setdefault("base_revision", plan.revision)  # earlier releases did not write it
     if changed := [key for key in identity if before.get(key) != identity[key]]:
@@ -253,6 +282,26 @@ def lock_identity(plan: SearchPlan) -> None:
             f"the search {plan.name} was started differently ({uri}):\n{shown}\n"
             "use another --finetune.name or --run, or put the values back"
         )
+
+
+def _identity(plan: SearchPlan) -> dict[str, Any]:
+    """Returns what a search depends on, as JSON reads it back."""
+    recipe = plan.recipe
+    identity: dict[str, Any] = json.loads(
+        json.dumps(
+            {
+                "corpus": plan.corpus.commits[0].metadata["fingerprint"],
+                "corpus_version": plan.corpus.version,
+                "base": plan.base,
+                "start": plan.start_checkpoint,
+                "model": recipe.model.model_dump(),
+                "finetune": recipe.finetune.model_dump(exclude={"start", "name", "domain"}),
+                "baseline": recipe.baseline.model_dump(exclude={"seeds"}),
+                "seed": recipe.seed,
+            }
+        )
+    )
+    return identity
 
 
 def _logical_cpus(recipe: Recipe) -> int:
@@ -383,7 +432,7 @@ def _search_summary(
 def _lineage(plan: SearchPlan, best: TrialResult) -> dict[str, str]:
     """Returns where a fine-tuned version comes from, as tags."""
     return {
-        "run": run_folder(absolute_uri(plan.recipe.storage), plan.recipe.run),
+        "run": own_run(plan.recipe),
         "kind": "finetuned",
         "domain": plan.domain,
         "corpus": plan.corpus.uri,

@@ -11,9 +11,14 @@ from peft import PeftModel
 from cluster.errors import RunError
 from cluster.storage import exists, upload
 from cprec.config.recipe import Recipe
-from cprec.downstream.hybrid import HybridModel
 from cprec.downstream.scoring import EvaluatedModel, load_model
 from cprec.model.library_errors import refused_input
+
+
+def require_free(uri: str) -> None:
+    """Raises RunError if there is something at a place already."""
+    if exists(uri):
+        raise RunError(f"{uri}: there is something already; give another place")
 
 
 def export_model(recipe: Recipe, model: EvaluatedModel, uri: str) -> None:
@@ -21,21 +26,14 @@ def export_model(recipe: Recipe, model: EvaluatedModel, uri: str) -> None:
 
     Args:
         recipe: Precision in which the model is loaded.
-        model: The model to export.
+        model: The text-only model to export.
         uri: Directory or object store, where nothing may be yet.
 
     Raises:
-        RunError: There is something at `uri`; or the model is hybrid, and no vocabulary holds its
-            behaviour tokens.
+        RunError: There is something at `uri`.
     """
-    if exists(uri):
-        raise RunError(f"{uri}: there is something already; give another place")
+    require_free(uri)
     network, tokenizer = load_model(recipe, model)
-    if isinstance(network, HybridModel):
-        raise RunError(
-            f"{model.name}: a hybrid model has a projector, which no model directory holds; "
-            "export one tuned with finetune.hybrid false"
-        )
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder)
         with refused_input(f"{model.name}: it cannot be merged into its base", RunError):

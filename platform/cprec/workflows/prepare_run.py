@@ -1,11 +1,13 @@
 """Prepares a pre-training run: its recipe, its corpus, its plan, and what the workers are given."""
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 
 from cluster.console import Say
 from cluster.errors import RecipeError, RunError
 from cluster.storage import absolute_uri, exists, join
+from corpus import build
 from corpus.ingest.plain_text import read_plain_text
 from corpus.sampling.replay_text import text_digest
 from corpus.store.tables import SAMPLES, Corpus
@@ -73,9 +75,33 @@ def open_corpus(recipe: Recipe, say: Say) -> Corpus:
     Raises:
         CorpusError: There is no corpus.
     """
-    if recipe.data.format == "simulated" and not exists(join(absolute_uri(recipe.corpus), SAMPLES)):
+    if _is_built_first(recipe):
         build_corpus(recipe, say)
     return Corpus.open(recipe.corpus, recipe.corpus_version)
+
+
+@contextmanager
+def preview_corpus(recipe: Recipe, say: Say) -> Iterator[Corpus]:
+    """Yields the corpus that `open_corpus` would return, as long as a `with` block runs.
+
+    Nothing that stays is written: a missing corpus of simulated shoppers is built in a temporary
+    folder.
+
+    Raises:
+        CorpusError: There is no corpus.
+    """
+    if not _is_built_first(recipe):
+        yield Corpus.open(recipe.corpus, recipe.corpus_version)
+        return
+    say(f"no corpus at {recipe.corpus} yet: it would be built first, of simulated shoppers")
+    with build.preview_corpus(recipe.data, recipe.simulate, recipe.seed, recipe.corpus) as corpus:
+        yield Corpus.open(corpus.uri, recipe.corpus_version)
+
+
+def _is_built_first(recipe: Recipe) -> bool:
+    """Returns whether a run builds its corpus: one of simulated shoppers that is missing."""
+    samples = join(absolute_uri(recipe.corpus), SAMPLES)
+    return recipe.data.format == "simulated" and not exists(samples)
 
 
 def require_unregistered(registry: Registry, run_uri: str) -> None:
@@ -132,8 +158,6 @@ def prepare_run(
         )
     run_plan, is_new = resolve_run_plan(recipe, run_uri, corpus, previous_recipe)
     base = resolve_base(recipe, corpus, say)
-    if is_new and recipe.continue_from is not None:
-        require_matching_adapter(recipe, base, recipe.continue_from)
     identity = identify(base, recipe.model.revision)
     if not is_new:
         tokenizer = load_tokenizer(base, identity.revision)
@@ -141,13 +165,7 @@ def prepare_run(
     require_context(base, identity.revision, recipe.model.max_tokens)
     # Refuses a base without a usable tokenizer before any worker starts.
     fallback_reason = find_fallback_reason(corpus, base, identity.revision)
-    if fallback_reason and recipe.train.inexact_keys:
-        raise RecipeError(
-            f"{recipe.train.inexact_keys}: samples share tokens only where prompts can be cut at "
-            f"titles, but {fallback_reason}"
-        )
-    if fallback_reason:
-        say(f"prompts are tokenised one by one, which is slower: {fallback_reason}")
+    check_base(recipe, base, is_new, fallback_reason, say)
     lock_base(identity, run_uri, recipe.continue_from, say)
     write_recipe(recipe, run_uri)
     run_plan.write(run_uri)
@@ -155,6 +173,33 @@ def prepare_run(
         _record_start(recipe, run_uri, run_plan)
     say(describe_plan(recipe, run_plan.plan))
     return driver.TrainingJob(recipe, run_uri, base, corpus, text, identity.revision), run_plan
+
+
+def check_base(
+    recipe: Recipe, base: str, is_new: bool, fallback_reason: str | None, say: Say
+) -> None:
+    """Checks that a base fits the recipe, and the checkpoint that a new run goes on from.
+
+    Args:
+        recipe: The recipe of the run.
+        base: Base model that workers load.
+        is_new: Whether the run has not started before.
+        fallback_reason: Why prompts have to be tokenised one by one; None if they need not.
+        say: Takes a line if they have to.
+
+    Raises:
+        RunError: The parent checkpoint was trained with other settings.
+        RecipeError: Samples are to share tokens, and the tokenizer does not allow it.
+    """
+    if is_new and recipe.continue_from is not None:
+        require_matching_adapter(recipe, base, recipe.continue_from)
+    if fallback_reason and recipe.train.inexact_keys:
+        raise RecipeError(
+            f"{recipe.train.inexact_keys}: samples share tokens only where prompts can be cut at "
+            f"titles, but {fallback_reason}"
+        )
+    if fallback_reason:
+        say(f"prompts are tokenised one by one, which is slower: {fallback_reason}")
 
 
 def describe_plan(recipe: Recipe, plan: Plan) -> str:

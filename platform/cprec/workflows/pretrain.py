@@ -7,7 +7,8 @@ from cluster.storage import absolute_uri
 from corpus.ingest.plain_text import read_plain_text
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
-from cprec.runs.lease import claim
+from cprec.model.base_uri import locate_base
+from cprec.runs.lease import claim, require_unclaimed
 from cprec.runs.recipe_lock import check_unchanged
 from cprec.runs.records import run_folder
 from cprec.runs.restart import find_last_checkpoint
@@ -15,7 +16,13 @@ from cprec.runs.run_planning import resolve_run_plan
 from cprec.tracking.registry import Registry
 from cprec.tracking.tracker import Tracker
 from cprec.workflows.finish_run import RunResult, finish_run
-from cprec.workflows.prepare_run import describe_plan, prepare_run, require_unregistered
+from cprec.workflows.models import check_tokenizer
+from cprec.workflows.prepare_run import (
+    check_base,
+    describe_plan,
+    prepare_run,
+    require_unregistered,
+)
 from cprec.workflows.train_run import train_run
 
 
@@ -51,12 +58,18 @@ def preview(recipe: Recipe, corpus: Corpus, allow: Collection[str], say: Say) ->
 
     Nothing is written. The arguments are those of `pretrain`, and so is what is raised.
     """
+    registry = Registry.from_recipe(recipe)
     run_uri = run_folder(absolute_uri(recipe.storage), recipe.run)
+    require_unclaimed(run_uri, recipe.run)
+    require_unregistered(registry, run_uri)
     previous_recipe = check_unchanged(recipe, run_uri, allow)
     run_plan, is_new = resolve_run_plan(recipe, run_uri, corpus, previous_recipe)
     plan = run_plan.plan
     if recipe.evaluate.text is not None:
         read_plain_text(recipe.evaluate.text, "evaluate.text")
+    base = locate_base(recipe, corpus)
+    fallback_reason = check_tokenizer(recipe, corpus, base, recipe.model.revision)
+    check_base(recipe, base, is_new, fallback_reason, say)
     if not is_new and (newest := find_last_checkpoint(run_uri)[0]) is not None:
         say(f"{recipe.run} exists, trained to {newest.samples:,} samples, and would go on")
     say(describe_plan(recipe, plan))

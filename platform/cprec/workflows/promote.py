@@ -6,19 +6,25 @@ version remembers the champion before it, so that repeated rollbacks walk back t
 
 import json
 import posixpath
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Literal
 
 from cluster.console import Say
 from cluster.errors import RecipeError, RunError
-from cprec.config.recipe import GateSettings, Recipe
-from cprec.evaluate.significance import PairedTest
+from cprec.config.recipe import Recipe
+from cprec.evaluate.gate import Decision, Measurements, decide
 from cprec.runs.json_lines import open_events, read_events
 from cprec.runs.records import PromotionDecided
-from cprec.tracking.registry import Registry
-from cprec.workflows.evaluate import compare_models
+from cprec.tracking.registry import Registry, Version
+from cprec.tracking.version_names import CANDIDATE, require_version
+from cprec.workflows.evaluate import (
+    EvaluationPlan,
+    compare_models,
+    plan_evaluation,
+    run_evaluation,
+)
+from cprec.workflows.models import own_run
 
 PREVIOUS_CHAMPION_TAG = "champion_before"
 """Tag of a promoted version: number of the champion before it."""
@@ -27,182 +33,111 @@ ENDING_EVENTS = ("run_finished", "promotion_decided")
 
 
 @dataclass(frozen=True)
-class Decision:
-    """What the gate, or a rollback, decided about a version.
+class PromotionPlan:
+    """A promotion whose inputs are checked.
 
     Attributes:
-        promote: Whether the version becomes the champion.
-        reason: Why, in one sentence.
-        numbers: The measurements behind the reason.
+        recipe: The recipe.
+        registry: The registry of the candidate's model.
+        candidate: The version that is put before the gate.
+        champion: The champion; None where there is none.
+        comparison: What is scored: the champion, if there is one, and the candidate.
+        forgetting: What is measured for gate.max_forgetting: the base and the candidate; or None.
     """
 
-    promote: bool
-    reason: str
-    numbers: Mapping[str, float] = field(default_factory=dict)
+    recipe: Recipe
+    registry: Registry
+    candidate: Version
+    champion: Version | None
+    comparison: EvaluationPlan
+    forgetting: EvaluationPlan | None
+
+    @property
+    def is_champion(self) -> bool:
+        """Whether the candidate is the champion already."""
+        return self.champion is not None and self.champion.number == self.candidate.number
 
 
-def decide(
-    candidate: Mapping[str, Any],
-    champion: Mapping[str, Any] | None,
-    paired_test: PairedTest | None,
-    gate: GateSettings,
-    valid_ratio: float | None = None,
-    forgetting: float | None = None,
-) -> Decision:
-    """Decides whether a candidate becomes the champion.
-
-    It is refused if it misses a limit of the gate, if a slice lost too much, or if it is worse than
-    the champion at the gate's significance level. A difference that may be chance does not refuse
-    it, because a newer model has seen newer domains.
+def plan_promotion(recipe: Recipe, registry: Registry, model: str, say: Say) -> PromotionPlan:
+    """Finds the candidate and the champion, checks them, and says what is compared. Writes nothing.
 
     Args:
-        candidate: Its metrics.json.
-        champion: That of the champion, on the same samples; None where there is none.
-        paired_test: HR@1 of the candidate against that of the champion.
-        gate: The limits.
-        valid_ratio: The candidate's exact Valid Ratio, where the gate asks for it.
-        forgetting: Relative increase of its perplexity of a plain text over its base's, likewise.
-    """
-    hr1 = candidate["hr"]["1"]
-    if hr1 is None:
-        return Decision(False, "nothing was measured: the domain has no samples")
-    numbers = {"hr1": hr1, "n": candidate["n"]}
-    if hr1 < gate.min_hr1:
-        return Decision(
-            False,
-            f"HR@1 {hr1:.4f} is below the floor of {gate.min_hr1:.4f} (gate.min_hr1)",
-            numbers,
-        )
-    if valid_ratio is not None:
-        numbers["valid_ratio"] = valid_ratio
-        if valid_ratio < gate.min_valid_ratio:
-            reason = (
-                f"Valid Ratio {valid_ratio:.4f} is below the floor of {gate.min_valid_ratio:.4f} "
-                "(gate.min_valid_ratio)"
-            )
-            return Decision(False, reason, numbers)
-    if forgetting is not None and gate.max_forgetting is not None:
-        numbers["forgetting"] = forgetting
-        if forgetting > gate.max_forgetting:
-            reason = (
-                f"perplexity of the plain text is {forgetting:.1%} above the base's, "
-                f"more than {gate.max_forgetting:.1%} (gate.max_forgetting)"
-            )
-            return Decision(False, reason, numbers)
-    if champion is None or paired_test is None:
-        return Decision(True, f"HR@1 {hr1:.4f}, and there is no champion yet", numbers)
-    numbers |= {
-        "champion_hr1": champion["hr"]["1"],
-        "difference": paired_test.difference,
-        "p": paired_test.p,
-    }
-    shown = (
-        f"HR@1 {hr1:.4f} against the champion's {champion['hr']['1']:.4f} "
-        f"(p = {paired_test.p:.3g}, n = {paired_test.n})"
-    )
-    if worst_drop := _find_worst_slice_drop(candidate, champion, gate.max_slice_drop):
-        name, before, after = worst_drop
-        return Decision(
-            False,
-            f"{shown}, but {name} histories fell from {before:.4f} to {after:.4f}, "
-            f"by more than {gate.max_slice_drop} (gate.max_slice_drop)",
-            {**numbers, f"{name}_hr1": after, f"champion_{name}_hr1": before},
-        )
-    if paired_test.p >= gate.alpha:
-        return Decision(True, f"{shown}: no worse, as far as these samples can tell", numbers)
-    if paired_test.difference < 0:
-        return Decision(False, f"{shown}: worse at the level {gate.alpha:g} (gate.alpha)", numbers)
-    return Decision(True, f"{shown}: better", numbers)
-
-
-def _find_worst_slice_drop(
-    candidate: Mapping[str, Any], champion: Mapping[str, Any], max_drop: float | None
-) -> tuple[str, float, float] | None:
-    """Finds the slice that lost most HR@1, if it lost more than it may.
-
-    Returns:
-        (name, HR@1 of the champion, HR@1 of the candidate), or None. Empty slices do not count.
-    """
-    if max_drop is None:
-        return None
-    slices = [
-        (name, champion["slices"][name]["hr"]["1"], metrics["hr"]["1"])
-        for name, metrics in candidate["slices"].items()
-    ]
-    measured = [entry for entry in slices if None not in entry]
-    worst = max(measured, key=lambda entry: entry[1] - entry[2], default=None)
-    return worst if worst and worst[1] - worst[2] > max_drop else None
-
-
-def promote(recipe: Recipe, registry: Registry, say: Say) -> tuple[int, Decision]:
-    """Puts the candidate before the gate, and makes it the champion if it passes.
-
-    What the gate needs to know and nobody has measured yet is measured first.
-
-    Returns:
-        The candidate's version, and the decision.
+        recipe: The recipe.
+        registry: The registry of the recipe.
+        model: The version that is put before the gate, as `find_version` takes it.
+        say: Takes lines of progress.
 
     Raises:
-        RunError: There is no candidate.
+        UserError: There is no such version, or it cannot be compared.
     """
-    candidate = registry.version_by_alias("candidate")
+    candidate = require_version(registry, model, own_run(recipe), "--model")
+    registry = registry.with_model(candidate.model)
     champion = registry.version_by_alias("champion")
-    if candidate is None:
-        raise RunError(f"model {registry.model} has no candidate; run jobs/cpt.py")
-    if champion is not None and champion.number == candidate.number:
-        reason = f"version {candidate.number} is the champion already"
-        return candidate.number, Decision(False, reason)
+    say(f"candidate: {candidate}; champion: {champion or 'none yet'}")
+    if recipe.gate.max_forgetting is not None and recipe.evaluate.text is None:
+        raise RecipeError(
+            "gate.max_forgetting asks for a perplexity; name a plain text with evaluate.text"
+        )
     scoring = _with_mode(recipe, "score")
+    names = [str(version.number) for version in (champion, candidate) if version is not None]
+    comparison = plan_evaluation(scoring, registry, list(dict.fromkeys(names)), say)
     forgetting = None
     if recipe.gate.max_forgetting is not None:
-        forgetting = _measure_forgetting(scoring, registry, candidate.number, say)
-    versions = [str(version.number) for version in (champion, candidate) if version is not None]
-    rows = compare_models(scoring, registry, versions, say).rows
+        forgetting = plan_evaluation(scoring, registry, ["base", names[-1]], lambda line: None)
+    return PromotionPlan(recipe, registry, candidate, champion, comparison, forgetting)
+
+
+def promote(
+    recipe: Recipe, registry: Registry, say: Say, model: str = CANDIDATE
+) -> tuple[int, Decision]:
+    """Puts a version before the gate, and makes it the champion if it passes.
+
+    What the gate needs to know and nobody has measured yet is measured first. Arguments and errors
+    are those of `plan_promotion`.
+
+    Returns:
+        The version, and the decision.
+    """
+    plan = plan_promotion(recipe, registry, model, say)
+    number = plan.candidate.number
+    if plan.is_champion:
+        return number, Decision(False, f"version {number} is the champion already")
+    decision = decide(_measure(plan, say), recipe.gate)
+    for line in decision.lines:
+        say(str(line))
+    if decision.promote:
+        set_champion(plan.registry, number)
+    record_decision(plan.registry, number, decision)
+    return number, decision
+
+
+def _measure(plan: PromotionPlan, say: Say) -> Measurements:
+    """Measures what the gate asks for."""
+    forgetting = None
+    if plan.forgetting is not None:
+        base, own = run_evaluation(plan.forgetting, plan.registry, say).rows
+        if base.perplexity is not None and own.perplexity is not None:
+            forgetting = own.perplexity / base.perplexity - 1
+    comparison = run_evaluation(plan.comparison, plan.registry, say)
     valid_ratio = None
-    if recipe.gate.min_valid_ratio:
-        valid_ratio = _measure_valid_ratio(recipe, registry, candidate.number, say)
-    decision = decide(
-        rows[-1].metrics,
-        rows[0].metrics if champion else None,
-        rows[-1].against,
-        recipe.gate,
+    if plan.recipe.gate.min_valid_ratio:
+        generating = _with_mode(plan.recipe, "generate")
+        row = compare_models(generating, plan.registry, [str(plan.candidate.number)], say).rows[0]
+        valid_ratio = row.metrics["valid_ratio"]["exact"]
+    return Measurements(
+        comparison.rows[-1].metrics,
+        comparison.chance,
+        comparison.rows[0].metrics if plan.champion else None,
+        comparison.rows[-1].against,
         valid_ratio,
         forgetting,
     )
-    if decision.promote:
-        set_champion(registry, candidate.number)
-    record_decision(registry, candidate.number, decision)
-    return candidate.number, decision
 
 
 def _with_mode(recipe: Recipe, mode: Literal["score", "generate"]) -> Recipe:
     """Returns the recipe with another `evaluate.mode`."""
     evaluate = recipe.evaluate.model_copy(update={"mode": mode})
     return recipe.model_copy(update={"evaluate": evaluate})
-
-
-def _measure_forgetting(recipe: Recipe, registry: Registry, version: int, say: Say) -> float:
-    """Returns the relative increase of a version's perplexity of the text over its base's.
-
-    Raises:
-        RecipeError: The recipe names no text.
-    """
-    base, own = compare_models(recipe, registry, ["base", str(version)], say).rows
-    if base.perplexity is None or own.perplexity is None:
-        raise RecipeError(
-            "gate.max_forgetting asks for a perplexity; name a plain text with evaluate.text"
-        )
-    return own.perplexity / base.perplexity - 1
-
-
-def _measure_valid_ratio(
-    recipe: Recipe, registry: Registry, version: int, say: Say
-) -> float | None:
-    """Returns the exact Valid Ratio of the answers that a version generates; None without any."""
-    generating = _with_mode(recipe, "generate")
-    row = compare_models(generating, registry, [str(version)], say).rows[0]
-    exact: float | None = row.metrics["valid_ratio"]["exact"]
-    return exact
 
 
 def set_champion(registry: Registry, number: int) -> None:
@@ -217,11 +152,8 @@ def set_champion(registry: Registry, number: int) -> None:
     registry.set_alias("champion", number)
 
 
-def roll_back(registry: Registry) -> tuple[int, Decision]:
-    """Makes the previous champion the champion again.
-
-    Returns:
-        Its version, and the decision.
+def plan_rollback(registry: Registry) -> tuple[Version, Version]:
+    """Returns the champion, and the previous one that is to take its place.
 
     Raises:
         RunError: There is no previous champion.
@@ -233,6 +165,19 @@ def roll_back(registry: Registry) -> tuple[int, Decision]:
             f"model {registry.model} has no champion before the present one; "
             f"versions: {[version.number for version in registry.versions()]}"
         )
+    return champion, previous
+
+
+def roll_back(registry: Registry) -> tuple[int, Decision]:
+    """Makes the previous champion the champion again.
+
+    Returns:
+        Its version, and the decision.
+
+    Raises:
+        RunError: There is no previous champion.
+    """
+    champion, previous = plan_rollback(registry)
     next_previous = previous.tags.get(PREVIOUS_CHAMPION_TAG)
     registry.set_alias("champion", previous.number)
     registry.set_alias("previous", int(next_previous) if next_previous else None)

@@ -5,55 +5,14 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from cluster.errors import RecipeError, RunError
+from cluster.errors import RecipeError
 from cluster.storage import read_text
 from corpus.ingest.titles import clean_title
 from cprec.config.recipe import Recipe
-from cprec.downstream.hybrid import HybridModel
 from cprec.downstream.scoring import EvaluatedModel, load_model
 from cprec.downstream.trial import build_encoders
 from cprec.evaluate.candidate_scoring import score_samples
 from cprec.model.context_length import require_context
-from cprec.runs import checkpoint
-from cprec.tracking.registry import Registry
-
-
-def find_registered_model(registry: Registry, model_uri: str) -> EvaluatedModel:
-    """Returns the model that a model URI of MLflow names.
-
-    Args:
-        registry: The registry of the recipe; the registered model is that of the URI.
-        model_uri: `models:/<registered model>@<alias>` or `models:/<registered model>/<version>`.
-
-    Raises:
-        RecipeError: The URI has another form.
-        RunError: There is no such version, or it has no lineage.
-    """
-    path = model_uri.removeprefix("models:/")
-    name, _, alias_or_number = path.partition("@" if "@" in path else "/")
-    if not model_uri.startswith("models:/") or not alias_or_number:
-        raise RecipeError(f"--model {model_uri}: give models:/NAME@champion or models:/NAME/3")
-    registry = registry.with_model(name)
-    version = registry.find_version(alias_or_number)
-    if version is None:
-        raise RecipeError(
-            f"--model {model_uri}: {alias_or_number} is neither candidate, champion or previous "
-            "nor a version number"
-        )
-    if "base" not in version.tags:
-        raise RunError(
-            f"--model {model_uri}: version {version.number} does not say which base it stands on "
-            "(tag base)"
-        )
-    checkpoint.verify(version.checkpoint)
-    return EvaluatedModel(
-        model_uri,
-        f"version-{version.number}",
-        version.tags["base"],
-        version.tags.get("base_revision") or None,
-        version.checkpoint,
-        version.number,
-    )
 
 
 def read_candidate_titles(uri: str) -> list[str]:
@@ -78,7 +37,7 @@ def recommend(
 
     Args:
         recipe: Precision and longest prompt.
-        model: The model that ranks.
+        model: The text-only model that ranks.
         history: Titles, the oldest first.
         candidates: Titles.
 
@@ -92,11 +51,6 @@ def recommend(
     """
     require_context(model.base, model.revision, recipe.model.max_tokens)
     network, tokenizer = load_model(recipe, model)
-    if isinstance(network, HybridModel):
-        raise RecipeError(
-            f"--model {model.name}: a hybrid model needs the items of its domain, not only titles; "
-            "give one tuned with finetune.hybrid false"
-        )
     titles = [clean_title(title) for title in history] + list(candidates)
     # One sample of a catalogue that holds nothing else: item i has title i.
     items = {index: (title, index) for index, title in enumerate(titles)}

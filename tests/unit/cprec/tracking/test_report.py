@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cprec.runs.comparisons import write_comparison
 from cprec.runs.run_records import RunRecords, read_run_records
 from cprec.schedule.wsa import WSA
 from cprec.tracking import figures, report
@@ -212,3 +213,17 @@ def test_of_a_step_that_was_trained_again_the_last_counts() -> None:
     first, again = trace_row(), trace_row(tokens=77)
     records = RunRecords("r", trace=[first, again])
     assert "77 tokens" in report.render(records, {})
+
+
+def test_the_newest_comparison_of_each_name_is_shown(run: Path) -> None:
+    """The file of an earlier release has no time, so it is the oldest of its name."""
+    first = {"name": "1_2", "time": 1_700_000_000.0, "mode": "generate", **comparison()}
+    again = {**comparison(), "name": "1_2", "time": 1_700_000_600.0, "mode": "generate"}
+    for made in (first, again):
+        write_comparison(str(run), "Stationery", made)
+    page = report.write(read_run_records(str(run)))["report.html"]
+    assert "base_candidate, time unknown" in page
+    assert "1_2, 2023-11-14 22:23:20 UTC" in page
+    assert "1_2, 2023-11-14 22:13:20 UTC" not in page
+    assert "generated answers" in page
+    assert "all 3 are in" in page

@@ -1,7 +1,6 @@
 """Rows of a comparison: seeds of one model count as their mean, p is corrected for all domains."""
 
-import json
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -64,7 +63,7 @@ def test_metrics_of_seeds_are_their_mean() -> None:
     assert average_metrics(results[:1]) == results[0]
 
 
-def test_several_domains_are_corrected_for(tmp_path: Path) -> None:
+def test_several_domains_are_corrected_for() -> None:
     rows = [
         ComparisonRow("base", "base", {}, None),
         _add_significance(
@@ -72,17 +71,25 @@ def test_several_domains_are_corrected_for(tmp_path: Path) -> None:
         ),
     ]
     p = rows[1].against.p if rows[1].against else 1.0
-    other = {
-        "rows": [
-            {"name": "base", "against": None},
-            {"name": "cprec", "against": {"p": 0.5}},
-            {"name": "llara", "against": {"p": 0.0}},
-        ]
-    }
-    place = tmp_path / "evaluation" / "Books"
-    place.mkdir(parents=True)
-    assert _add_holm_correction(str(tmp_path), "Games", rows, "comparison.json")[1].holm_p == p
-    (place / "comparison.json").write_text(json.dumps(other))
-    first, corrected = _add_holm_correction(str(tmp_path), "Games", rows, "comparison.json")
-    assert first.holm_p is None
-    assert corrected.holm_p == pytest.approx(2 * p)
+
+    def kept(domain: str, p: float, mode: str = "score", reference: str = "base") -> dict[str, Any]:
+        return {
+            "domain": domain,
+            "mode": mode,
+            "rows": [
+                {"name": reference, "against": None},
+                {"name": "cprec", "against": {"p": p}},
+                {"name": "llara", "against": {"p": 0.0}},
+            ],
+        }
+
+    def corrected(*others: dict[str, Any]) -> float | None:
+        first, second = _add_holm_correction("Games", rows, "score", others)
+        assert first.holm_p is None
+        return second.holm_p
+
+    assert corrected() == p
+    assert corrected(kept("Books", 0.0), kept("Books", 0.5)) == pytest.approx(2 * p)
+    assert corrected(kept("Games", 0.0)) == p
+    assert corrected(kept("Books", 0.0, mode="generate")) == p
+    assert corrected(kept("Books", 0.0, reference="llara")) == p

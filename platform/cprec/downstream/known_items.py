@@ -1,0 +1,105 @@
+"""The items that a hybrid model knows: those that one domain had in one corpus version.
+
+A hybrid model has one embedding for each of them, by their order in the domain. Items of another
+domain, or items that joined since, have none: they would get another item's, or an index that does
+not exist.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+
+from safetensors.torch import load
+
+from cluster.errors import RunError
+from cluster.storage import exists, join, read_bytes, read_text
+from corpus.sampling.source import Source
+from corpus.store.tables import Corpus
+from cprec.downstream.domain import Domain
+from cprec.downstream.hybrid import BEHAVIOUR_FILE
+from cprec.runs import checkpoint
+
+BEHAVIOUR_FOLDER = "behaviour"
+"""Folder of a checkpoint that holds a hybrid model's projector and item embeddings."""
+KNOWN_ITEMS_FILE = "items.json"
+"""File of that folder that says of which items the embeddings are."""
+
+
+@dataclass(frozen=True)
+class KnownItems:
+    """Whose item embeddings a hybrid model has, as stored in items.json.
+
+    Attributes:
+        domain: Name of the domain.
+        corpus_fingerprint: Identity of the corpus; None in checkpoints of earlier releases.
+        corpus_version: Version of the corpus.
+        count: Items of the domain in that version.
+    """
+
+    domain: str
+    corpus_fingerprint: str | None
+    corpus_version: int
+    count: int
+
+    @classmethod
+    def of_domain(cls, corpus: Corpus, domain: Domain) -> "KnownItems":
+        """Returns the items of a domain in a corpus version."""
+        fingerprint = str(corpus.commits[0].metadata["fingerprint"])
+        return cls(domain.name, fingerprint, corpus.version, len(domain.item_indices))
+
+    def to_text(self) -> str:
+        """Returns the content of items.json."""
+        return json.dumps(asdict(self), indent=1)
+
+
+def is_hybrid(checkpoint_uri: str | None) -> bool:
+    """Returns whether a checkpoint is a hybrid model's; None, the base itself, is none."""
+    return checkpoint_uri is not None and exists(join(checkpoint_uri, BEHAVIOUR_FOLDER))
+
+
+def read_known_items(checkpoint_uri: str) -> KnownItems:
+    """Reads which items a hybrid model knows; in checkpoints of earlier releases, by its ledger."""
+    folder = join(checkpoint_uri, BEHAVIOUR_FOLDER)
+    file = join(folder, KNOWN_ITEMS_FILE)
+    if exists(file):
+        return KnownItems(**json.loads(read_text(file)))
+    portion = checkpoint.read_ledger(checkpoint_uri).plan.eras[0].portions[0]
+    embeddings = load(read_bytes(join(folder, BEHAVIOUR_FILE)))["items"]
+    return KnownItems(Source.parse(portion.source).name, None, portion.version, len(embeddings))
+
+
+def require_known_items(name: str, checkpoint_uri: str, corpus: Corpus, domain: str) -> None:
+    """Checks that a model has an embedding for every item of a domain, if it is hybrid.
+
+    Args:
+        name: Name of the model, for messages.
+        checkpoint_uri: Its checkpoint.
+        corpus: The corpus whose samples it is to score.
+        domain: Domain of the samples.
+
+    Raises:
+        RunError: It knows another domain or corpus, or items have joined the domain since.
+    """
+    if not is_hybrid(checkpoint_uri):
+        return
+    known = read_known_items(checkpoint_uri)
+    if known.domain != domain:
+        raise RunError(
+            f"{name}: a hybrid model of domain {known.domain} (corpus version "
+            f"{known.corpus_version}), which has no embeddings for items of {domain}; name a model "
+            f"tuned on {domain}, or one tuned with finetune.hybrid false"
+        )
+    fingerprint = corpus.commits[0].metadata["fingerprint"]
+    if known.corpus_fingerprint not in (None, fingerprint):
+        raise RunError(
+            f"{name}: a hybrid model, whose item embeddings are of corpus "
+            f"{known.corpus_fingerprint}, version {known.corpus_version}; {corpus.uri} is "
+            f"{fingerprint}: point --corpus at that one, or tune again on this one"
+        )
+    items = corpus.read_items()["domain"].to_pylist().count(domain)
+    if items > known.count:
+        raise RunError(
+            f"{name}: a hybrid model that knows the {known.count:,} items that {domain} had in "
+            f"corpus version {known.corpus_version}; version {corpus.version} has {items:,}: score "
+            f"it with --corpus-version {known.corpus_version}, or tune again on version "
+            f"{corpus.version}"
+        )

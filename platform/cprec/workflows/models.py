@@ -1,0 +1,259 @@
+"""The models that names stand for: what they are, and whether they can be used.
+
+`base`, baselines and searches of the run are known to `evaluate` only. Every job names versions
+and checkpoints alike (`cprec.tracking.version_names`).
+"""
+
+import json
+import posixpath
+from collections.abc import Iterator, Sequence
+from functools import cache
+
+from cluster import storage
+from cluster.errors import RecipeError, RunError
+from corpus.store.tables import Corpus
+from cprec.baselines.training import BASELINE_NAMES
+from cprec.config.recipe import Recipe
+from cprec.downstream.known_items import is_hybrid, require_known_items
+from cprec.downstream.scoring import EvaluatedModel
+from cprec.encode.text_tokenizer import text_tokenizer
+from cprec.model.backbone import load_tokenizer
+from cprec.model.base_uri import is_unbuilt, locate_base
+from cprec.model.context_length import require_context
+from cprec.runs import checkpoint
+from cprec.runs.records import run_folder
+from cprec.stream.row_encoder import find_fallback_reason
+from cprec.tracking.registry import Registry, Version
+from cprec.tracking.version_names import find_version, require_version
+
+SEARCH = "search.json"
+"""File of a finished search of the learning rate."""
+
+
+def own_run(recipe: Recipe) -> str:
+    """Returns the folder of the recipe's run, whose newest version is the candidate."""
+    return run_folder(storage.absolute_uri(recipe.storage), recipe.run)
+
+
+def find_models(
+    recipe: Recipe, registry: Registry, names: Sequence[str], corpus: Corpus
+) -> list[EvaluatedModel]:
+    """Finds the models that names stand for; a model with several seeds is found once per seed.
+
+    A version has its base in its lineage. Any other model takes the base of the versions beside
+    it, or without any the recipe's.
+
+    Args:
+        recipe: Base, seeds of baselines, and the run whose candidate and searches are meant.
+        registry: Where versions are looked up.
+        names: `base`, a baseline, a version as `find_version` takes it, a search of this run, or a
+            checkpoint's URI.
+        corpus: The tiny base depends on it.
+
+    Raises:
+        RunError: A version does not exist, or a model would take its base from versions that have
+            different ones.
+        RecipeError: There are no names.
+    """
+    if not names:
+        raise RecipeError(
+            "evaluate.models: empty; give base, sasrec, candidate, a version number or a "
+            "checkpoint's URI, comma-separated"
+        )
+    run_uri = own_run(recipe)
+    versions = {
+        name: version
+        for name in dict.fromkeys(names)
+        if name not in ("base", *BASELINE_NAMES)
+        and (version := find_version(registry, name, run_uri)) is not None
+    }
+    version_bases = {
+        name: _base_of(version) for name, version in versions.items() if "base" in version.tags
+    }
+
+    @cache
+    def implied_base(name: str) -> tuple[str, str | None]:
+        """Returns base and revision of a model that does not name its own."""
+        # Versions of earlier releases do not say what their base's files were.
+        known = {base: revision for base, revision in version_bases.values() if revision}
+        bases = {(base, revision or known.get(base)) for base, revision in version_bases.values()}
+        if len(bases) > 1:
+            shown = ", ".join(
+                f"{version} on {base}" for version, (base, _) in version_bases.items()
+            )
+            raise RunError(
+                f"evaluate.models: {name} takes the base of the versions beside it, which stand on "
+                f"different ones ({shown}); name fewer"
+            )
+        if bases:
+            return bases.pop()
+        return locate_base(recipe, corpus), recipe.model.revision
+
+    models: list[EvaluatedModel] = []
+    for name in dict.fromkeys(names):
+        if name == "base":
+            models.append(EvaluatedModel(name, name, *implied_base(name)))
+        elif name in BASELINE_NAMES:
+            seeds = range(recipe.seed, recipe.seed + recipe.baseline.seeds)
+            models += [
+                EvaluatedModel(name, f"{name}-seed{seed}", "", None, seed=seed) for seed in seeds
+            ]
+        elif version := versions.get(name):
+            base = version_bases.get(name) or implied_base(name)
+            models.append(_version_model(recipe, name, version, *base))
+        elif seed_checkpoints := _find_tuned_checkpoints(recipe, name):
+            models += [
+                EvaluatedModel(name, f"{name}-{seed}", *implied_base(name), uri)
+                for seed, uri in seed_checkpoints
+            ]
+        else:
+            uri = storage.absolute_uri(name)
+            label = _checkpoint_label(uri, models)
+            models.append(EvaluatedModel(name, label, *implied_base(name), uri))
+    return list({model.label: model for model in models}.values())
+
+
+def find_text_model(recipe: Recipe, registry: Registry, name: str) -> EvaluatedModel:
+    """Finds a registered version that can be used without the items of a corpus.
+
+    Args:
+        recipe: The recipe, whose run's newest version is the candidate.
+        registry: The registry of the recipe.
+        name: The version, as `find_version` takes it, from the flag --model.
+
+    Raises:
+        RecipeError: The name stands for no version, or the model is hybrid.
+        RunError: There is no such version, it has no lineage, or its checkpoint is damaged.
+    """
+    version = require_version(registry, name, own_run(recipe), "--model")
+    if "base" not in version.tags:
+        raise RunError(f"--model {name}: {version} does not say which base it stands on (tag base)")
+    checkpoint.verify(version.checkpoint)
+    if is_hybrid(version.checkpoint):
+        raise RecipeError(
+            f"--model {name}: {version} is a hybrid model, which needs the items of its domain and "
+            "has a projector that no model directory holds; give one tuned with "
+            "finetune.hybrid false"
+        )
+    return _version_model(recipe, name, version, *_base_of(version))
+
+
+def check_models(
+    recipe: Recipe, models: Sequence[EvaluatedModel], corpus: Corpus, domain: str
+) -> None:
+    """Checks that models can be scored on a domain: whole checkpoints, known items, tokenizers.
+
+    Raises:
+        RunError: A checkpoint is damaged, or a hybrid model does not know the domain's items.
+        RecipeError: A base has no tokenizer that can be used.
+    """
+    for model in models:
+        if model.checkpoint is not None:
+            checkpoint.verify(model.checkpoint)
+            require_known_items(model.name, model.checkpoint, corpus, domain)
+    bases = {(model.base, model.revision) for model in models if not model.is_baseline}
+    for base, revision in sorted(bases, key=str):
+        check_tokenizer(recipe, corpus, base, revision)
+
+
+def check_tokenizer(
+    recipe: Recipe, corpus: Corpus, base: str, revision: str | None, hybrid_prompts: bool = False
+) -> str | None:
+    """Checks that the tokenizer of a base encodes titles. Writes nothing.
+
+    So the tokenizer of a base that has to be copied from an object store, or built, is not looked
+    at before it is.
+
+    Args:
+        recipe: The recipe, whose storage has the tiny bases.
+        corpus: The corpus that has the titles.
+        base: Base model, as `locate_base` returns it.
+        revision: Revision of a base model on the hub.
+        hybrid_prompts: Whether prompts have behaviour tokens.
+
+    Returns:
+        Why prompts have to be tokenised one by one, if they have to (`find_fallback_reason`).
+
+    Raises:
+        RecipeError: The base has no tokenizer that can be used, or too short a context.
+    """
+    if is_unbuilt(recipe, base):
+        return None
+    if storage.is_remote(base):
+        if not storage.exists(storage.join(base, "config.json")):
+            raise RecipeError(f"model.base: no config.json below {base}")
+        return None
+    require_context(base, revision, recipe.model.max_tokens)
+    if hybrid_prompts:
+        text_tokenizer(load_tokenizer(base, revision)).require_fast()
+    return find_fallback_reason(corpus, base, revision)
+
+
+def describe_models(models: Sequence[EvaluatedModel]) -> Iterator[str]:
+    """Yields one line per name: the version, the run and the checkpoint that it stands for."""
+    for name in dict.fromkeys(model.name for model in models):
+        seeds = [model for model in models if model.name == name]
+        yield f"  {name}: {_describe_model(seeds[0])}" + (
+            f" (and {len(seeds) - 1} more seeds)" if len(seeds) > 1 else ""
+        )
+
+
+def _describe_model(model: EvaluatedModel) -> str:
+    """Returns what a model is, for people."""
+    if model.is_baseline:
+        return f"a baseline, seed {model.seed}"
+    if model.checkpoint is None:
+        return f"{model.base}, as it is"
+    version = ""
+    if model.version is not None and model.run is not None:
+        run = posixpath.basename(model.run)
+        version = f"version {model.version} of {model.registered_model}, run {run}, "
+    return f"{version}checkpoint {model.checkpoint} on {model.base}"
+
+
+def _base_of(version: Version) -> tuple[str, str | None]:
+    """Returns base and revision of a version, by its lineage."""
+    return version.tags["base"], version.tags.get("base_revision") or None
+
+
+def _version_model(
+    recipe: Recipe, name: str, version: Version, base: str, revision: str | None
+) -> EvaluatedModel:
+    """Returns a registered version as a model; of another registered model, its label says so."""
+    label = f"version-{version.number}"
+    return EvaluatedModel(
+        name,
+        label if version.model == recipe.mlflow.model else f"{version.model}-{label}",
+        base,
+        revision,
+        version.checkpoint,
+        version.number,
+        registered_model=version.model,
+        run=version.run,
+    )
+
+
+def _find_tuned_checkpoints(recipe: Recipe, name: str) -> list[tuple[str, str]]:
+    """Returns (label, checkpoint) of each seed of a search's best learning rate.
+
+    Empty where this run has no finished search of this name on the domain.
+    """
+    if "/" in name:
+        return []
+    domain = recipe.evaluate.domain or next(iter(recipe.data.held_out), "")
+    search = storage.join(own_run(recipe), "finetune", domain, name, SEARCH)
+    if not storage.exists(search):
+        return []
+    return [
+        (f"seed{seed['seed']}", seed["checkpoint"])
+        for seed in json.loads(storage.read_text(search))["winner"]["seeds"]
+    ]
+
+
+def _checkpoint_label(uri: str, others: Sequence[EvaluatedModel]) -> str:
+    """Returns `<run>-<checkpoint>`, with a hash where another checkpoint is called the same."""
+    run = posixpath.basename(posixpath.dirname(posixpath.dirname(uri)))
+    label = f"{run}-{posixpath.basename(uri)}"
+    if any(other.label == label and other.checkpoint != uri for other in others):
+        label += f"-{storage.sha256(uri.encode())[:6]}"
+    return label
