@@ -33,7 +33,7 @@ from corpus import append, build
 from corpus.ingest import simulation
 from cprec.config.recipe_file import validate_recipe
 from cprec.config.recipe import Recipe
-from cprec.runs.lease import Lease, current_owner
+from cprec.runs.control.lease import Lease, current_owner
 from cprec.schedule.controller import Controller, Segment
 from cprec.schedule.plan import Plan, Portion
 from cprec.schedule.planning import PlanSettings, build_plan, extend_plan

@@ -17,9 +17,9 @@ from cluster.errors import RunError
 from cluster.storage import absolute_uri
 from cprec.config.command import main
 from cprec.config.recipe import Recipe
-from cprec.runs import control_channel
+from cprec.runs.control import control_channel
 from cprec.runs.records import run_folder
-from cprec.runs.status import describe_run
+from cprec.runs.control.status import describe_run
 
 TIMEOUT_S = 60.0
 ACTIONS: dict[str, control_channel.Action] = {

@@ -30,7 +30,7 @@ from cluster.errors import UserError  # noqa: E402
 from cprec.config.recipe import ModelSettings, TrainSettings  # noqa: E402
 from cprec.evaluate.scoring_check import choose_decoding, choose_scoring  # noqa: E402
 from cprec.model import adapter  # noqa: E402
-from cprec.model.library_logging import silence_libraries  # noqa: E402
+from cprec.model.libraries import silence_libraries  # noqa: E402
 from cprec.train.forward import supervised_logits  # noqa: E402
 from cprec.train.pack_check import choose_packing  # noqa: E402
 

@@ -16,7 +16,7 @@ from corpus.ingest import simulation
 from corpus.store.tables import Corpus
 from cprec.config.recipe_file import load_recipe
 from cprec.runs import checkpoint
-from cprec.runs.lease import claim
+from cprec.runs.control.lease import claim
 from cprec.schedule.ledger import Ledger
 from cprec.schedule.plan import Plan
 from cprec.tracking.registry import Registry

@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from cluster.errors import RecipeError, RunError
 from cprec.config.recipe import ModelSettings
-from cprec.model.library_errors import refused_input
+from cprec.model.libraries import refused_input
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 """File that holds a LoRA adapter's weights."""

@@ -16,8 +16,7 @@ from transformers import AutoTokenizer
 from cluster.errors import RecipeError
 from cprec.model import base_checks
 from cprec.model.base_files import CONFIG_FILE, LocalBase, ensure_local
-from cprec.model.library_errors import refused_input
-from cprec.model.library_logging import silence_libraries
+from cprec.model.libraries import refused_input, silence_libraries
 
 if TYPE_CHECKING:  # without these imports a tokenizer loads in a third of the time
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

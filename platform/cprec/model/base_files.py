@@ -28,7 +28,7 @@ from cluster.storage import (
     list_content_tags,
     sha256,
 )
-from cprec.model.library_errors import refused_input
+from cprec.model.libraries import refused_input
 
 WEIGHTS_SUFFIX = ".safetensors"
 SUFFIXES = (WEIGHTS_SUFFIX, ".json", ".jinja", ".model", ".tiktoken", ".txt")

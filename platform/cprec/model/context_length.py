@@ -8,7 +8,7 @@ from typing import Any
 
 from cluster.errors import RecipeError
 from cprec.model.base_files import ensure_local
-from cprec.model.library_errors import refused_input
+from cprec.model.libraries import refused_input
 
 CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
 """Names of the longest context in configurations, the usual one first."""

@@ -15,7 +15,7 @@ from cluster.errors import DataError
 from cprec.config.recipe import TinySettings
 from cprec.encode import prompt
 from cprec.model import tiny_training
-from cprec.model.library_logging import silence_libraries
+from cprec.model.libraries import silence_libraries
 
 BOS = "<s>"
 EOS = "</s>"

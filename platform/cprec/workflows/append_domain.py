@@ -6,10 +6,10 @@ from corpus import append
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import load_recipe
-from cprec.runs import control_channel
+from cprec.runs.control import control_channel
+from cprec.runs.control.status import read_status
 from cprec.runs.records import RECIPE_FILE, run_folder
 from cprec.runs.run_plan import RunPlan
-from cprec.runs.status import read_status
 from cprec.schedule.plan_notes import describe_cap
 from cprec.schedule.wsa import Phase
 

@@ -12,7 +12,7 @@ from cluster.errors import RunError
 from cluster.storage import exists, upload
 from cprec.config.recipe import Recipe
 from cprec.downstream.scoring import EvaluatedModel, load_model
-from cprec.model.library_errors import refused_input
+from cprec.model.libraries import refused_input
 
 
 def require_free(uri: str) -> None:

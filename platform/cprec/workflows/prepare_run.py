@@ -19,11 +19,10 @@ from cprec.model.context_length import require_context
 from cprec.runs.base_lock import lock_base
 from cprec.runs.checkpoint import CHECKPOINTS, CheckpointName, list_checkpoints
 from cprec.runs.json_lines import open_events
-from cprec.runs.parent import require_matching_adapter
 from cprec.runs.recipe_lock import check_unchanged, write_recipe
 from cprec.runs.records import CorpusVersionAdopted, RunStarted
 from cprec.runs.run_plan import RunPlan
-from cprec.runs.run_planning import resolve_run_plan
+from cprec.runs.run_planning import require_matching_adapter, resolve_run_plan
 from cprec.runs.token_form import require_same_tokens
 from cprec.schedule.plan import Plan
 from cprec.schedule.plan_notes import annealing_warning

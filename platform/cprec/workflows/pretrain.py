@@ -8,7 +8,7 @@ from corpus.ingest.plain_text import read_plain_text
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
 from cprec.model.base_uri import locate_base
-from cprec.runs.lease import claim, require_unclaimed
+from cprec.runs.control.lease import claim, require_unclaimed
 from cprec.runs.recipe_lock import check_unchanged
 from cprec.runs.records import run_folder
 from cprec.runs.restart import find_last_checkpoint

@@ -2,7 +2,7 @@
 
 from cluster.console import Say
 from cluster.ray_session import ray_session
-from cprec.runs.lease import HeldLease
+from cprec.runs.control.lease import HeldLease
 from cprec.runs.records import PerplexityMeasured
 from cprec.runs.restart import find_last_checkpoint
 from cprec.runs.run_plan import RunPlan

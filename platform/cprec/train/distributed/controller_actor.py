@@ -10,8 +10,8 @@ from typing import Any
 
 import ray
 
-from cprec.runs.control_channel import Action, ControlChannel
-from cprec.runs.lease import Lease, LeaseLostError
+from cprec.runs.control.control_channel import Action, ControlChannel
+from cprec.runs.control.lease import Lease, LeaseLostError
 from cprec.runs.records import (
     AnnealingCalled,
     CheckpointIgnored,

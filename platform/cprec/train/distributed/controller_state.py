@@ -11,8 +11,8 @@ from typing import Literal
 
 from cluster.errors import PlatformFault, RunError
 from cluster.storage import join
+from cprec.runs.control.lease import Lease
 from cprec.runs.json_lines import open_events, open_trace
-from cprec.runs.lease import Lease
 from cprec.runs.records import (
     TRACE_FILE,
     Event,

@@ -14,9 +14,8 @@ from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import validate_recipe
 from cprec.runs import checkpoint
-from cprec.runs.parent import require_matching_adapter
 from cprec.runs.run_plan import RunPlan
-from cprec.runs.run_planning import create_run_plan, resolve_run_plan
+from cprec.runs.run_planning import create_run_plan, require_matching_adapter, resolve_run_plan
 from cprec.schedule.ledger import Ledger
 from cprec.workflows.prepare_run import prepare_run
 from tests.unit.corpus.worlds import settings, shop, write_root

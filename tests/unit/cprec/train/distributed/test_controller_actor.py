@@ -13,9 +13,9 @@ from corpus.sampling.source import SourceKind
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe, TrainSettings
 from cprec.runs import run_plan
-from cprec.runs.control_channel import Action
+from cprec.runs.control.control_channel import Action
+from cprec.runs.control.lease import Lease, LeaseLostError, current_owner
 from cprec.runs.json_lines import read_events, read_trace
-from cprec.runs.lease import Lease, LeaseLostError, current_owner
 from cprec.runs.recipe_lock import write_recipe
 from cprec.runs.records import CorpusVersionAdopted, LeaseRecord, RecordDropped
 from cprec.runs.run_planning import create_run_plan

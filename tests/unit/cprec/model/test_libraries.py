@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 
 from cluster.errors import DataError, RecipeError, RunError
-from cprec.model.library_errors import refused_input
+from cprec.model.libraries import refused_input
 
 
 def decode_error() -> Exception:

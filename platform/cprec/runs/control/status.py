@@ -1,14 +1,14 @@
 """How a run stands: status.json below <storage>/<run>/, and what people are told of it.
 
 The controller rewrites the file every few seconds while workers train. Whether anybody trains the
-run is told by its lease (`cprec.runs.lease`), which is renewed from the driver's start to its end.
+run is told by its lease (`cprec.runs.control.lease`), which the driver renews from start to end.
 """
 
 import json
 import time
 
 from cluster.storage import join, read_text_if_exists, write_text
-from cprec.runs.lease import STALE_S, WATCH_S, Liveness, describe_owner, find_liveness
+from cprec.runs.control.lease import STALE_S, WATCH_S, Liveness, describe_owner, find_liveness
 from cprec.runs.records import STATUS_FILE, LeaseRecord, Status
 from cprec.schedule.wsa import Phase
 

@@ -4,7 +4,7 @@ A laptop, another cluster or a driver that was started again can reach the run t
 nothing is lost while nobody listens (docs/decisions/006-requests-through-storage.md).
 
     requests/<id>.json   {"do": "look" | "hold" | "release" | "anneal"}, removed once answered
-    status.json          holds the latest answers (`cprec.runs.status`)
+    status.json          holds the latest answers (`cprec.runs.control.status`)
 """
 
 import json
@@ -14,9 +14,9 @@ from typing import Literal
 
 from cluster.errors import RunError
 from cluster.storage import join, list_names, read_text, remove, write_text
-from cprec.runs.lease import Lease, Liveness, find_liveness
+from cprec.runs.control.lease import Lease, Liveness, find_liveness
+from cprec.runs.control.status import is_starting, read_status, write_status
 from cprec.runs.records import Status
-from cprec.runs.status import is_starting, read_status, write_status
 
 REQUESTS_FOLDER = "requests"
 

@@ -1,11 +1,14 @@
-"""Tells what a library refuses because of its input from what failed around it.
+"""Keeps libraries quiet, and tells what they refuse from what failed around them.
 
 transformers, PEFT, safetensors and tokenizers refuse a model by many types of exception. What they
 refuse is the user's error, which no restart mends. Memory, disk, network and stores are not the
 input: their errors stay faults, which are tried again.
 """
 
+import logging
+import os
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from errno import EACCES, EISDIR, ENOENT, ENOTDIR, EPERM
@@ -19,6 +22,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from transformers.utils import logging as transformers_logging
 
 from cluster.errors import CprecError, RecipeError, UserError
 
@@ -49,6 +53,18 @@ MEMORY_OR_DEVICE = re.compile(
 
 MAX_MESSAGE = 400
 """Characters of a library's message that are shown."""
+
+
+def silence_libraries() -> None:
+    """Turns off hints and progress bars; to be called before a model or tokenizer is used."""
+    if not torch.cuda.is_available():
+        # transformers asks DeepSpeed for its accelerator, which warns when it has to guess.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    # PEFT calls transformers by a deprecated name.
+    warnings.filterwarnings("ignore", message=".is_gradient_checkpointing", category=FutureWarning)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
 
 
 @contextmanager

@@ -16,9 +16,9 @@ import pytest
 
 from cluster import storage
 from cluster.errors import RunError
-from cprec.runs import lease
-from cprec.runs.control_channel import ControlChannel
-from cprec.runs.lease import (
+from cprec.runs.control import lease
+from cprec.runs.control.control_channel import ControlChannel
+from cprec.runs.control.lease import (
     MAX_SILENCE_S,
     STALE_S,
     Lease,
@@ -30,8 +30,8 @@ from cprec.runs.lease import (
     judge,
     read_lease,
 )
+from cprec.runs.control.status import describe_run, read_status
 from cprec.runs.records import LeaseRecord, Owner, Status
-from cprec.runs.status import describe_run, read_status
 
 HERE = socket.gethostname()
 ALIVE = os.getppid()
@@ -39,7 +39,7 @@ FUTURE_S = -86_400.0
 """The age of what a clock wrote that is a day ahead."""
 CLAIM_AND_WAIT = """
 import sys
-from cprec.runs.lease import claim
+from cprec.runs.control.lease import claim
 
 with claim(sys.argv[1], "trunk", "corpus", print) as held:
     print("mine", flush=True)

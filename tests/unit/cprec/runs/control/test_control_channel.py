@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import RunError
-from cprec.runs import control_channel
-from cprec.runs.control_channel import ControlChannel
-from cprec.runs.lease import claim
+from cprec.runs.control import control_channel
+from cprec.runs.control.control_channel import ControlChannel
+from cprec.runs.control.lease import claim
 from cprec.runs.records import Status
 
 
