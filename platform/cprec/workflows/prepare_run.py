@@ -157,6 +157,8 @@ def prepare_run(
         )
     run_plan, is_new = resolve_run_plan(recipe, run_uri, corpus, previous_recipe)
     base = resolve_base(recipe, corpus, say)
+    if is_new and recipe.continue_from is not None:
+        require_matching_adapter(recipe, base, recipe.continue_from)
     identity = identify(base, recipe.model.revision)
     if not is_new:
         tokenizer = load_tokenizer(base, identity.revision)
@@ -164,7 +166,7 @@ def prepare_run(
     require_context(base, identity.revision, recipe.model.max_tokens)
     # Refuses a base without a usable tokenizer before any worker starts.
     fallback_reason = find_fallback_reason(corpus, base, identity.revision)
-    check_base(recipe, base, is_new, fallback_reason, say)
+    check_tokens_can_be_shared(recipe, fallback_reason, say)
     lock_base(identity, run_uri, recipe.continue_from, say)
     write_recipe(recipe, run_uri)
     run_plan.write(run_uri)
@@ -174,24 +176,17 @@ def prepare_run(
     return driver.TrainingJob(recipe, run_uri, base, corpus, text, identity.revision), run_plan
 
 
-def check_base(
-    recipe: Recipe, base: str, is_new: bool, fallback_reason: str | None, say: Say
-) -> None:
-    """Checks that a base fits the recipe, and the checkpoint that a new run goes on from.
+def check_tokens_can_be_shared(recipe: Recipe, fallback_reason: str | None, say: Say) -> None:
+    """Checks that samples can share tokens with the tokenizer of the base, if they are to.
 
     Args:
         recipe: The recipe of the run.
-        base: Base model that workers load.
-        is_new: Whether the run has not started before.
         fallback_reason: Why prompts have to be tokenised one by one; None if they need not.
         say: Takes a line if they have to.
 
     Raises:
-        RunError: The parent checkpoint was trained with other settings.
         RecipeError: Samples are to share tokens, and the tokenizer does not allow it.
     """
-    if is_new and recipe.continue_from is not None:
-        require_matching_adapter(recipe, base, recipe.continue_from)
     if fallback_reason and recipe.train.inexact_keys:
         raise RecipeError(
             f"{recipe.train.inexact_keys}: samples share tokens only where prompts can be cut at "

@@ -12,13 +12,13 @@ from cprec.runs.control.lease import claim, require_unclaimed
 from cprec.runs.recipe_lock import check_unchanged
 from cprec.runs.records import run_folder
 from cprec.runs.restart import find_last_checkpoint
-from cprec.runs.run_planning import resolve_run_plan
+from cprec.runs.run_planning import require_matching_adapter, resolve_run_plan
 from cprec.tracking.registry import Registry
 from cprec.tracking.tracker import Tracker
 from cprec.workflows.finish_run import RunResult, finish_run
 from cprec.workflows.models import check_tokenizer
 from cprec.workflows.prepare_run import (
-    check_base,
+    check_tokens_can_be_shared,
     describe_plan,
     prepare_run,
     require_unregistered,
@@ -69,7 +69,9 @@ def preview(recipe: Recipe, corpus: Corpus, allow: Collection[str], say: Say) ->
         read_plain_text(recipe.evaluate.text, "evaluate.text")
     base = locate_base(recipe, corpus)
     fallback_reason = check_tokenizer(recipe, corpus, base, recipe.model.revision)
-    check_base(recipe, base, is_new, fallback_reason, say)
+    check_tokens_can_be_shared(recipe, fallback_reason, say)
+    if is_new and recipe.continue_from is not None:
+        require_matching_adapter(recipe, base, recipe.continue_from)
     if not is_new and (newest := find_last_checkpoint(run_uri)[0]) is not None:
         say(f"{recipe.run} exists, trained to {newest.samples:,} samples, and would go on")
     say(describe_plan(recipe, plan))

@@ -136,7 +136,9 @@ def test_every_optional_key_can_be_set_to_null(tmp_path: Path) -> None:
 def test_a_date_in_a_file_is_named_with_its_key(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text("data: {domains: [A, 2024-01-01]}")
-    with pytest.raises(RecipeError, match=r"data\.domains: reads 2024-01-01 as a date.*quotes"):
+    with pytest.raises(
+        RecipeError, match=r"data\.domains: YAML reads 2024-01-01 as a date.*quotes"
+    ):
         load_recipe(str(path))
     path.write_text('data: {domains: [A, "2024-01-01"]}')
     assert load_recipe(str(path)).data.domains == ("A", "2024-01-01")
