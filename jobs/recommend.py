@@ -44,7 +44,7 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
             f"would rank {len(candidates)} candidates with {model.label}: {model.checkpoint}"
         )
         return
-    ranking = recommend(recipe, model, options.history, candidates)
+    ranking = recommend(recipe, model, options.history, candidates, print_line)
     print_line("rank  share  title")
     for rank, (title, share) in enumerate(ranking, 1):
         print_line(f"{rank:>4}  {share:5.3f}  {title}")

@@ -300,7 +300,11 @@ def test_recommend_ranks_the_candidates_of_one_history(
     candidates = read_candidate_titles(str(tmp_path / "titles.txt"))
     assert candidates == titles[:4]
     ranked = recommend(
-        recipe, find_text_model(recipe, registry, "models:/cprec/1"), titles[4:7], candidates
+        recipe,
+        find_text_model(recipe, registry, "models:/cprec/1"),
+        titles[4:7],
+        candidates,
+        print,
     )
     assert {title for title, _ in ranked} == set(candidates)
     probabilities = [probability for _, probability in ranked]

@@ -45,6 +45,7 @@ from cprec.downstream.llara import (
 from cprec.encode.tokens import TitleEncoder
 from cprec.evaluate.candidate_scoring import score_samples
 from cprec.evaluate.metrics import compute_ranks, hits
+from cprec.evaluate.scoring_check import Way, choose_scoring
 from cprec.model import adapter, backbone
 from cprec.runs import checkpoint
 from cprec.schedule.ledger import Ledger
@@ -223,12 +224,16 @@ def run_trial(trial: Trial, report: Callable[[dict[str, Any]], None]) -> None:
         history = json.loads(read_text(join(uri, HISTORY_FILE)))
         engine.restore_state(checkpoint.load_training_state(uri))
 
+    # Once, with the same rows on all workers, so that all of them take the same way.
+    way = choose_scoring(engine.model, recipe.model.max_tokens)
+
     def measure() -> float:
         return _validation_hr1(
             engine,
             encoders,
             validation.take(list(range(rank, len(validation), world_size))),
             recipe.evaluate.batch,
+            way,
         )
 
     dist.barrier()  # all workers have looked for checkpoints before one is written
@@ -309,7 +314,7 @@ def build_encoders(
 
 
 def _validation_hr1(
-    engine: Engine, encoders: PromptEncoders, samples: pa.Table, batch_size: int
+    engine: Engine, encoders: PromptEncoders, samples: pa.Table, batch_size: int, way: Way
 ) -> float:
     """Computes HR@1 over the validation samples of all workers.
 
@@ -318,13 +323,14 @@ def _validation_hr1(
         encoders: Encoders of samples.
         samples: This worker's part of the validation samples.
         batch_size: Samples in one forward pass.
+        way: How to score.
 
     Raises:
         DivergenceError: A worker has a NaN score; raised on all workers.
     """
     engine.model.eval()
     scores = score_samples(
-        cast(PreTrainedModel, engine.model), encoders.for_evaluation, samples, batch_size
+        cast(PreTrainedModel, engine.model), encoders.for_evaluation, samples, batch_size, way
     )
     engine.model.train()
     is_nan = np.isnan(scores).any(axis=1)

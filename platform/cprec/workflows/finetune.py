@@ -36,10 +36,12 @@ from cprec.downstream.domain import Domain
 from cprec.downstream.known_items import is_hybrid
 from cprec.downstream.scoring import get_results
 from cprec.downstream.trial import Trial, TrialResult, require_trainable
+from cprec.model.backbone import load_tokenizer
 from cprec.model.base_files import identify
 from cprec.model.base_uri import is_unbuilt, locate_base, resolve_base
 from cprec.model.context_length import require_context
 from cprec.runs import checkpoint
+from cprec.runs.token_form import TOKEN_FORM, require_same_tokens
 from cprec.tracking.registry import ALIASES, Registry, Version
 from cprec.tracking.tracker import Tracker
 from cprec.tracking.version_names import CANDIDATE, VERSION_NAMES, find_version
@@ -275,7 +277,13 @@ def check_identity(plan: SearchPlan) -> None:
         return
     identity = _identity(plan)
     before = rename_old_keys(json.loads(read_text(uri)), uri)
-    before.setdefault("base_revision", plan.revision)  # earlier releases did not write it
+    # Earlier releases wrote neither.
+    before.setdefault("base_revision", plan.revision)
+    token_form = before.get("token_form", 1)
+    if token_form != TOKEN_FORM:
+        tokenizer = load_tokenizer(plan.base, plan.revision)
+        require_same_tokens(plan.name, token_form, plan.corpus.read_titles(), tokenizer)
+        before["token_form"] = TOKEN_FORM
     if changed := [key for key in identity if before.get(key) != identity[key]]:
         shown = "\n".join(f"  {key}: {before.get(key)!r} -> {identity[key]!r}" for key in changed)
         raise RunError(
@@ -290,9 +298,11 @@ def _identity(plan: SearchPlan) -> dict[str, Any]:
     identity: dict[str, Any] = json.loads(
         json.dumps(
             {
-                "corpus": plan.corpus.commits[0].metadata["fingerprint"],
+                "corpus": plan.corpus.fingerprint,
                 "corpus_version": plan.corpus.version,
                 "base": plan.base,
+                "base_revision": plan.revision,
+                "token_form": TOKEN_FORM,
                 "start": plan.start_checkpoint,
                 "model": recipe.model.model_dump(),
                 "finetune": recipe.finetune.model_dump(exclude={"start", "name", "domain"}),

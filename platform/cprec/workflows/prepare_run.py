@@ -160,9 +160,9 @@ def prepare_run(
     if is_new and recipe.continue_from is not None:
         require_matching_adapter(recipe, base, recipe.continue_from)
     identity = identify(base, recipe.model.revision)
-    if not is_new:
-        tokenizer = load_tokenizer(base, identity.revision)
-        require_same_tokens(recipe.run, run_plan.token_form, corpus.read_titles(), tokenizer)
+    tokenizer = load_tokenizer(base, identity.revision)
+    token_form = _token_form_before(recipe, run_plan, is_new)
+    require_same_tokens(recipe.run, token_form, corpus.read_titles(), tokenizer)
     require_context(base, identity.revision, recipe.model.max_tokens)
     # Refuses a base without a usable tokenizer before any worker starts.
     fallback_reason = find_fallback_reason(corpus, base, identity.revision)
@@ -174,6 +174,14 @@ def prepare_run(
         _record_start(recipe, run_uri, run_plan)
     say(describe_plan(recipe, run_plan.plan))
     return driver.TrainingJob(recipe, run_uri, base, corpus, text, identity.revision), run_plan
+
+
+def _token_form_before(recipe: Recipe, run_plan: RunPlan, is_new: bool) -> int:
+    """Returns the rules of tokens under which the weights that a run starts with were trained."""
+    if is_new and recipe.continue_from is not None:
+        trunk = RunPlan.read(recipe.continue_from.rsplit("/", 2)[0])  # <run>/checkpoints/<name>
+        return run_plan.token_form if trunk is None else trunk.token_form
+    return run_plan.token_form
 
 
 def check_tokens_can_be_shared(recipe: Recipe, fallback_reason: str | None, say: Say) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
+from cluster.console import Say
 from cluster.errors import RecipeError
 from cluster.storage import read_text
 from corpus.ingest.titles import clean_title
@@ -12,6 +13,7 @@ from cprec.config.recipe import Recipe
 from cprec.downstream.scoring import EvaluatedModel, load_model
 from cprec.downstream.trial import build_encoders
 from cprec.evaluate.candidate_scoring import score_samples
+from cprec.evaluate.scoring_check import choose_scoring
 from cprec.model.context_length import require_context
 
 
@@ -31,7 +33,11 @@ def read_candidate_titles(uri: str) -> list[str]:
 
 
 def recommend(
-    recipe: Recipe, model: EvaluatedModel, history: Sequence[str], candidates: Sequence[str]
+    recipe: Recipe,
+    model: EvaluatedModel,
+    history: Sequence[str],
+    candidates: Sequence[str],
+    say: Say,
 ) -> list[tuple[str, float]]:
     """Ranks candidates as the next item of a history.
 
@@ -40,6 +46,7 @@ def recommend(
         model: The text-only model that ranks.
         history: Titles, the oldest first.
         candidates: Titles.
+        say: Takes a line where the model is scored the slow way.
 
     Returns:
         The candidates, the likeliest first, each with its share of the likelihood of them all. The
@@ -59,7 +66,10 @@ def recommend(
     sample = pa.table(
         {"history": [indices[: len(history)]], "candidates": [indices[len(history) :]]}
     )
-    scores = score_samples(network, encoder, sample, 1)[0]
+    way = choose_scoring(network, recipe.model.max_tokens)
+    if way.reason:
+        say(f"each candidate is scored on its own, as one pass is wrong: {way.reason}")
+    scores = score_samples(network, encoder, sample, 1, way)[0]
     # Softmax over the candidates.
     weights = np.exp(scores - scores.max())
     ranking = np.argsort(-scores, kind="stable")
