@@ -151,7 +151,7 @@ def read_bytes_if_exists(uri: str) -> bytes | None:
     fs, path = filesystem(uri)
     try:
         return bytes(fs.cat_file(path))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # or it would be below a file
         return None
     except IsADirectoryError:
         raise UserError(f"{uri}: a directory, where a file was expected") from None
