@@ -15,6 +15,7 @@ within a domain.
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -192,16 +193,12 @@ def _read_domain(
     titled_item_ids = ray.put(items["item_id"])
     latest = cleaning.latest_valid_timestamp(data)
     splits = [split for file in interaction_files for split in file_splits.split_file(file)]
-    generators = [  # all tasks are started before the first result is awaited
-        submit_generator(_read_file_split, domain, split, titled_item_ids, data, latest)
-        for split in splits
-    ]
-    reports: list[_BlockReport] = []
-    tables: list[Ref] = []
-    for generator in generators:
-        refs = list(generator)  # a report and a table in turn, for each block
-        reports += get_results(refs[::2])
-        tables += refs[1::2]
+    read = partial(_read_file_splits, domain, splits, titled_item_ids, data, latest)
+    reports, tables = read(zero_is_missing=False)
+    ticks = layout.TICKS_PER_SECOND[layout.from_settings(data).time_unit]
+    if raw_data.is_zero_missing([report.block for report in reports], ticks):
+        # Only all files together show it, and it is rare: read them again.
+        reports, tables = read(zero_is_missing=True)
     raw_data.check_files_agree(
         [report.block for report in reports], raw_data.interaction_columns(data), data, say
     )
@@ -224,8 +221,42 @@ def _read_domain(
     )
 
 
+def _read_file_splits(
+    domain: str,
+    splits: Sequence[FileSplit],
+    titled_item_ids: Ref,
+    data: DataSettings,
+    latest: int,
+    *,
+    zero_is_missing: bool,
+) -> tuple[list[_BlockReport], list[Ref]]:
+    """Reads splits of files, each in a task; arguments are those of `_read_file_split`.
+
+    Returns:
+        A report for each block, and a ref of its usable interactions (DomainInteractions).
+    """
+    generators = [  # all tasks are started before the first result is awaited
+        submit_generator(
+            _read_file_split, domain, split, titled_item_ids, data, latest, zero_is_missing
+        )
+        for split in splits
+    ]
+    reports: list[_BlockReport] = []
+    tables: list[Ref] = []
+    for generator in generators:
+        refs = list(generator)  # a report and a table in turn, for each block
+        reports += get_results(refs[::2])
+        tables += refs[1::2]
+    return reports, tables
+
+
 def _read_file_split(
-    domain: str, file_split: FileSplit, titled_item_ids: pl.Series, data: DataSettings, latest: int
+    domain: str,
+    file_split: FileSplit,
+    titled_item_ids: pl.Series,
+    data: DataSettings,
+    latest: int,
+    zero_is_missing: bool,
 ) -> Iterator[_BlockReport | DomainInteractions]:
     """Reads a split of a file; yields of every block a report, then its usable interactions.
 
@@ -235,6 +266,7 @@ def _read_file_split(
         titled_item_ids: Ids of the domain's items that have a title, ascending.
         data: Settings that say how the files are to be read.
         latest: Time after which a timestamp is unusable, in unix seconds.
+        zero_is_missing: Whether the time 0 stands for none.
     """
     for block in raw_data.read_blocks(file_split, raw_data.interaction_columns(data), data):
         usable = cleaning.select_usable(
@@ -243,6 +275,7 @@ def _read_file_split(
             titled_item_ids,
             data,
             latest,
+            zero_is_missing=zero_is_missing,
         )
         user, user_ids = remove_unused_categories(usable.interactions["user"], usable.user_ids)
         rows = usable.interactions.select("item", "timestamp", user=user)

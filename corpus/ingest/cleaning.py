@@ -17,6 +17,8 @@ from corpus.ingest import quarantine
 from corpus.ingest.quarantine import QuarantinedRows
 from corpus.ingest.raw_data import RawInteractions
 from corpus.ingest.sources import layout
+from corpus.ingest.sources.text_values import TIME_FORMS, is_no_id
+from corpus.ingest.time_counts import count_times
 from corpus.ingest.titles import disambiguate_titles
 from corpus.sampling.encoded_interactions import encode_values
 from corpus.settings import DataSettings
@@ -53,7 +55,13 @@ class UsableInteractions:
 
 
 def select_usable(
-    domain: str, raw: RawInteractions, titled_item_ids: pl.Series, data: DataSettings, latest: int
+    domain: str,
+    raw: RawInteractions,
+    titled_item_ids: pl.Series,
+    data: DataSettings,
+    latest: int,
+    *,
+    zero_is_missing: bool = False,
 ) -> UsableInteractions:
     """Selects the rows that can be used, judging each row by itself.
 
@@ -65,6 +73,7 @@ def select_usable(
         titled_item_ids: Ids of the items with a title, ascending.
         data: The settings to judge by.
         latest: Latest plausible time [Unix seconds].
+        zero_is_missing: Whether the time 0 stands for none (`raw_data.is_zero_missing`).
     """
     # `raw` numbers items as they occur in the files; from here on, an item is numbered by its
     # position in `titled_item_ids`, null without a title.
@@ -72,7 +81,7 @@ def select_usable(
     rows = raw.rows.with_columns(titled_item=titled_item.gather(raw.rows["item"]))
     ticks = layout.TICKS_PER_SECOND[layout.from_settings(data).time_unit]
     faults = {
-        **_timestamp_faults(ticks, latest),
+        **_timestamp_faults(ticks, latest, zero_is_missing),
         "no_user_id": _missing_id("user", raw.user_ids),
         "no_item_id": _missing_id("item", raw.item_ids),
         "item_without_title": pl.col("titled_item").is_null(),
@@ -93,7 +102,15 @@ def clean_interactions(
     Raises:
         DataError: More rows than `data.max_quarantined` allows cannot be used.
     """
-    usable = select_usable(domain, raw, titled_item_ids, data, latest_valid_timestamp(data))
+    ticks = layout.TICKS_PER_SECOND[layout.from_settings(data).time_unit]
+    usable = select_usable(
+        domain,
+        raw,
+        titled_item_ids,
+        data,
+        latest_valid_timestamp(data),
+        zero_is_missing=count_times(raw.rows["timestamp"]).is_zero_missing(ticks),
+    )
     check_quarantined_fraction(
         domain, usable.quarantined, usable.interactions.height + usable.dropped.total(), data
     )
@@ -135,7 +152,9 @@ def disambiguate_item_titles(items: pl.DataFrame) -> tuple[pl.DataFrame, int]:
     return ordered.with_columns(title=pl.Series(titles, dtype=pl.String)), num_changed
 
 
-def _timestamp_faults(ticks_per_second: int, latest: int) -> dict[str, pl.Expr]:
+def _timestamp_faults(
+    ticks_per_second: int, latest: int, zero_is_missing: bool
+) -> dict[str, pl.Expr]:
     """Returns the tests for implausible times, by reason.
 
     Times in another unit have their own reasons, because they show which setting to correct.
@@ -143,10 +162,12 @@ def _timestamp_faults(ticks_per_second: int, latest: int) -> dict[str, pl.Expr]:
     Args:
         ticks_per_second: Ticks of a time in a second.
         latest: Latest plausible time [Unix seconds].
+        zero_is_missing: Whether the time 0 stands for none.
     """
     tick = pl.col("timestamp")
     return {
         "no_timestamp": tick.is_null(),
+        **({"timestamp_is_zero": tick == 0} if zero_is_missing else {}),
         "timestamp_in_finer_unit": tick >= _WRONG_UNIT_FACTOR * latest * ticks_per_second,
         "timestamp_in_future": tick > latest * ticks_per_second,
         # Interactions may be much older than `latest`, so the margin is wider on this side.
@@ -197,9 +218,9 @@ def _separate_faulty_rows(
 
 
 def _missing_id(column: str, ids: pl.Series) -> pl.Expr:
-    """Tests whether a row has no id, or one that is only white space."""
-    blank_ids = (ids.str.strip_chars() == "").arg_true().cast(pl.UInt32)
-    return pl.col(column).is_null() | pl.col(column).is_in(blank_ids.implode())
+    """Tests whether a row has no id, or one that stands for none."""
+    no_ids = is_no_id(ids).arg_true().cast(pl.UInt32)
+    return pl.col(column).is_null() | pl.col(column).is_in(no_ids.implode())
 
 
 def check_quarantined_fraction(
@@ -221,9 +242,10 @@ def check_quarantined_fraction(
     num_rows = num_usable + num_quarantined
     if num_quarantined > data.max_quarantined * num_rows:
         wrong_unit = reasons["timestamp_in_finer_unit"] or reasons["timestamp_in_coarser_unit"]
+        wanted = f"; times are {TIME_FORMS}" if reasons["no_timestamp"] else ""
         summary = "".join(f"\n  {line}" for line in quarantine.summary_lines(quarantined))
         raise DataError(
             f"{domain}: {num_quarantined:,} of {num_rows:,} interactions cannot be used, "
             f"which is more than data.max_quarantined ({data.max_quarantined:.0%}); correct the "
-            f"data{', set data.time_unit' if wrong_unit else ''}, or raise the key{summary}"
+            f"data{', set data.time_unit' if wrong_unit else ''}, or raise the key{wanted}{summary}"
         )

@@ -14,7 +14,7 @@ from cluster.errors import DataError
 
 IDS = "strings or integers"
 TEXT = "strings"
-TIME = "integers or timestamps"
+TIME = "integers, whole numbers in double precision, timestamps, dates or ISO 8601 text"
 NUMBER = "numbers"
 COLUMN_KINDS = {"user_id": IDS, "item_id": IDS, "title": TEXT, "timestamp": TIME, "rating": NUMBER}
 """What each of our columns may contain in a file, as error messages say it."""
@@ -25,6 +25,9 @@ ARROW_TYPES = {
     NUMBER: pa.float64(),
 }
 """The type that each kind of column is read as; times are integers in the file's unit."""
+
+EMPTY_FILE = "the file is empty (0 bytes)"
+"""The type of every column in a file of 0 bytes, and what error messages say of it."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Block:
         malformed: Which rows could not be read [rows]; these are null in every column. None if all
             could be.
         unparsed_text: For the first few rows with unreadable text, that text: the whole line if the
-            row is malformed, else a time that is not a number and therefore null in the table.
+            row is malformed, else a time that cannot be read and is therefore null in the table.
     """
 
     table: pa.Table
@@ -55,8 +58,14 @@ class Block:
         )
 
 
+def empty_block(columns: Mapping[str, str]) -> Block:
+    """Returns the block of a file of 0 bytes, which Spark leaves of a part without rows."""
+    schema = pa.schema([(name, ARROW_TYPES[COLUMN_KINDS[name]]) for name in columns])
+    return Block(schema.empty_table(), dict.fromkeys(columns, EMPTY_FILE))
+
+
 def require_columns(file: str, columns: Mapping[str, str], available: Sequence[str]) -> None:
-    """Checks that a file has the columns to read.
+    """Checks that a file has each of the columns to read, once.
 
     Args:
         file: The file, for the message.
@@ -64,11 +73,25 @@ def require_columns(file: str, columns: Mapping[str, str], available: Sequence[s
         available: The columns that the file has.
 
     Raises:
-        DataError: A column is missing.
+        DataError: A column is missing, or there twice.
     """
     missing = [theirs for theirs in columns.values() if theirs not in available]
     if missing:
         raise DataError(
             f"{file}: no column {', '.join(missing)}; it has {', '.join(available)}; "
-            "write it again, or name its columns in data.columns"
+            "write it again, or name its columns in data.columns" + _partition_hint(file, missing)
         )
+    twice = [theirs for theirs in columns.values() if available.count(theirs) > 1]
+    if twice:
+        raise DataError(
+            f"{file}: column {', '.join(dict.fromkeys(twice))} is there more than once; "
+            "rename one of them, or leave it out"
+        )
+
+
+def _partition_hint(file: str, missing: Sequence[str]) -> str:
+    """Returns what to say if the folders of a file name one of its missing columns."""
+    in_folders = [name for name in missing if f"/{name}=" in file]
+    if not in_folders:
+        return ""
+    return f"; {', '.join(in_folders)} is in the name of a folder, where it is not read"

@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster import storage
+from corpus.ingest.sources import file_names
 
 ROWS_PER_SPLIT = 1 << 20
 """Maximum rows of a split of a parquet file, unless a single row group has more."""
@@ -15,12 +16,6 @@ COMPRESSION_RATIO = 4
 """Expected size of a text file relative to its compressed size."""
 BYTES_PER_SPLIT = 1 << 27
 """Bytes of a split of a file with one row per line."""
-_SPLITTABLE_SUFFIXES = (".json", ".jsonl", ".dat")
-"""Suffixes of text files that can be read from any line on: each line is a row.
-
-Csv is not among them because a quoted field may contain line breaks. Neither are compressed files,
-which can only be read from their beginning.
-"""
 
 
 @dataclass(frozen=True)
@@ -45,7 +40,7 @@ def estimate_rows(file: str) -> int:
     """
     if file.endswith(".parquet"):
         return sum(_row_group_sizes(file))
-    text_bytes = _file_size(file) * (COMPRESSION_RATIO if file.endswith(".gz") else 1)
+    text_bytes = _file_size(file) * (COMPRESSION_RATIO if file_names.compression(file) else 1)
     return text_bytes // TEXT_BYTES_PER_ROW
 
 
@@ -53,9 +48,10 @@ def split_file(file: str) -> list[FileSplit]:
     """Splits a file into parts that can be read independently, in the order of the file.
 
     Parquet is split between row groups, and text with a row per line at byte offsets. Any other
-    file stays whole.
+    file stays whole: a quoted field of csv may contain line breaks, and compressed text can only be
+    read from its beginning.
     """
-    if file.endswith(_SPLITTABLE_SUFFIXES):
+    if file.endswith(file_names.ROW_PER_LINE):
         return [
             FileSplit(file, byte_range=(start, start + BYTES_PER_SPLIT))
             for start in range(0, _file_size(file), BYTES_PER_SPLIT)

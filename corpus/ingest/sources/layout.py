@@ -5,13 +5,21 @@ from dataclasses import dataclass, field
 
 from cluster import storage
 from cluster.errors import DataError
+from corpus.ingest.sources import file_names, folders
 from corpus.settings import DataSettings
 
 TICKS_PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 """For each `data.time_unit`, its ticks in a second."""
 
-_TABLE_SUFFIXES = (".parquet", ".csv", ".csv.gz")
-_JSON_LINES_SUFFIXES = (".json.gz", ".jsonl.gz", ".json", ".jsonl")
+_TABLE_SUFFIXES = (
+    file_names.PARQUET,
+    *file_names.with_compressions(
+        (file_names.CSV, *file_names.TAB_SEPARATED, *file_names.JSON_LINES)
+    ),
+)
+_JSON_LINES_SUFFIXES = tuple(
+    dict.fromkeys((".json.gz", *file_names.with_compressions(file_names.JSON_LINES)))
+)
 _AMAZON_COLUMNS = {
     "user_id": "reviewerID",
     "item_id": "asin",
@@ -30,7 +38,8 @@ class Layout:
         interaction_stems: Where interactions may be: paths below the data root without their
             suffix, in which {} stands for the domain.
         item_stems: Where items may be, in the same form.
-        suffixes: Suffixes that a file may have; error messages name the first.
+        suffixes: Suffixes that a file may have, compressed ones included; error messages name a
+            file with the first.
         columns: Our column names to the format's.
         time_unit: Unit of integer times, a key of `TICKS_PER_SECOND`.
     """
@@ -66,7 +75,7 @@ LAYOUTS: Mapping[str, Layout] = {
     "movielens": Layout(
         ("ratings", "{}/ratings"),
         ("movies", "{}/movies"),
-        (".dat", ".csv", ".csv.gz"),
+        file_names.with_compressions((file_names.DAT, file_names.CSV)),
         {**_DEFAULT_COLUMNS, "user_id": "userId", "item_id": "movieId"},
     ),
 }
@@ -141,7 +150,15 @@ def _find_files(
         for stem in stems
         for suffix in suffixes
     ]
-    existing = [candidate for candidate in candidates if storage.exists(candidate)]
+    names = {
+        folder: storage.list_names(folder)
+        for folder in dict.fromkeys(candidate.rpartition("/")[0] for candidate in candidates)
+    }
+    existing = [
+        candidate
+        for candidate in candidates
+        if candidate.rpartition("/")[2] in names[candidate.rpartition("/")[0]]
+    ]
     if len(existing) > 1:
         raise DataError(
             f"{existing[0]}: {', '.join(existing[1:])} exists as well; "
@@ -149,38 +166,17 @@ def _find_files(
         )
     if not existing:
         folder = candidates[0].rpartition("/")[0]
-        names = [name for name in storage.list_names(folder) if name.endswith(tuple(suffixes))]
-        shown = (
-            f"{', '.join(names[:20])}{', ...' if len(names) > 20 else ''}" or "no such file at all"
-        )
+        shown = _shown_names(names[folder], suffixes)
         raise DataError(
-            f"{candidates[0]}: no such file, nor with another suffix ({', '.join(suffixes)}); "
-            f"{folder} has {shown}; correct data.domains, data.held_out or data.format"
+            f"{candidates[0]}: no such file, nor with another suffix "
+            f"({file_names.describe(suffixes)}); {folder} has {shown}; "
+            "correct data.domains, data.held_out or data.format"
         )
-    return _expand_folder(existing[0], suffixes)
+    fs, path = storage.filesystem(existing[0])
+    return folders.list_parts(existing[0], suffixes) if fs.isdir(path) else existing
 
 
-def _expand_folder(uri: str, suffixes: Sequence[str]) -> list[str]:
-    """Returns a file's URI, or those of the files directly in a folder, sorted by name.
-
-    In a folder, only files with one of the suffixes count. Names that begin with . or _ are
-    skipped.
-
-    Args:
-        uri: URI of the file or folder.
-        suffixes: Allowed ends of the names in a folder; not applied to a single file.
-
-    Raises:
-        DataError: The folder has no such file.
-    """
-    fs, path = storage.filesystem(uri)
-    if not fs.isdir(path):
-        return [uri]
-    inside = [
-        storage.join(uri, name)
-        for name in storage.list_names(uri)
-        if name.endswith(tuple(suffixes)) and not name.startswith((".", "_"))
-    ]
-    if not inside:
-        raise DataError(f"{uri}: a folder without files that end in {', '.join(suffixes)}")
-    return inside
+def _shown_names(names: Sequence[str], suffixes: Sequence[str]) -> str:
+    """Returns what to say that a folder has: the files with a suffix, else whatever is there."""
+    shown = [name for name in names if name.endswith(tuple(suffixes))] or names
+    return f"{', '.join(shown[:20])}{', ...' if len(shown) > 20 else ''}" or "no file at all"

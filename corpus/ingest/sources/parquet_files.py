@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -18,6 +19,7 @@ from corpus.ingest.sources.block import (
     Block,
     require_columns,
 )
+from corpus.ingest.sources.text_values import parse_times
 
 
 def read_block(
@@ -28,8 +30,7 @@ def read_block(
     Args:
         file: URI of the file.
         columns: Our column names to the file's.
-        ticks_per_second: Ticks of a time in a second; columns of type timestamp are converted to
-            them.
+        ticks_per_second: Ticks of a time in a second; dates and timestamps are converted to them.
         row_groups: Row groups to read; None: all.
 
     Raises:
@@ -54,13 +55,19 @@ def _read_block(
     converted = {}
     file_types = {}
     try:
-        source = pq.ParquetFile(content, page_checksum_verification=True)
+        source = pq.ParquetFile(
+            content,
+            page_checksum_verification=True,
+            coerce_int96_timestamp_unit="us",  # as nanoseconds, the year 9999 would wrap around
+        )
         chosen = range(source.num_row_groups) if row_groups is None else row_groups
         require_columns(file, columns, source.schema_arrow.names)
         # One column at a time: in the file's own type, a column can be large.
         for ours, theirs in columns.items():
             kind = COLUMN_KINDS[ours]
-            column = source.read_row_groups(chosen, columns=[theirs])[theirs]
+            # Not in Arrow's threads: one may still hold `content`, an object of Python, when the
+            # interpreter ends, which aborts the process ("terminate called").
+            column = source.read_row_groups(chosen, columns=[theirs], use_threads=False)[theirs]
             if not _is_allowed_type(column.type, kind):
                 raise DataError(
                     f"{file}: column {theirs} is {column.type}, {kind} are allowed; convert it"
@@ -77,11 +84,18 @@ def _read_block(
 def _convert_column(
     file: str, name: str, column: pa.ChunkedArray, kind: str, ticks_per_second: int
 ) -> pa.ChunkedArray:
-    """Casts a column to the type of its kind; timestamps become ticks, in whole seconds."""
+    """Casts a column to the type of its kind; times become ticks, without fractions."""
     try:
-        if pa.types.is_timestamp(column.type):
-            seconds = column.cast(pa.timestamp("s", column.type.tz), safe=False).cast(pa.int64())
-            return pa.compute.multiply(seconds, ticks_per_second)
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        if kind == TIME:
+            return _convert_times(column, ticks_per_second)
+        if _is_text(column.type):
+            # A writer may put any bytes into a column of text; only this reads them all.
+            column = column.cast(pa.large_string())
+            column.validate(full=True)
+        if kind == IDS and pa.types.is_decimal(column.type):
+            column = column.cast(pa.decimal128(38, 0))
         return column.cast(ARROW_TYPES[kind])
     except pa.ArrowException as error:
         raise DataError(
@@ -89,19 +103,50 @@ def _convert_column(
         ) from None
 
 
+def _convert_times(column: pa.ChunkedArray, ticks_per_second: int) -> pa.ChunkedArray:
+    """Converts a column of times to ticks: points in time from seconds, numbers as they are."""
+    if _is_text(column.type):
+        text = pl.Series(column.cast(pa.large_string()), dtype=pl.String)
+        return pa.chunked_array([parse_times(text, ticks_per_second).to_arrow()])
+    if pa.types.is_floating(column.type):
+        whole = pl.Series(column, dtype=pl.Float64).fill_nan(None).floor()
+        return pa.chunked_array([whole.cast(pl.Int64, strict=False).to_arrow()])
+    if pa.types.is_date(column.type):
+        column = column.cast(pa.timestamp("s"))
+    if pa.types.is_timestamp(column.type):
+        seconds = column.cast(pa.timestamp("s", column.type.tz), safe=False).cast(pa.int64())
+        return pa.compute.multiply(seconds, ticks_per_second)
+    return column.cast(pa.int64(), safe=not pa.types.is_decimal(column.type))
+
+
 def _is_allowed_type(column_type: pa.DataType, kind: str) -> bool:
     """Returns whether a column of a kind may have a type in the file."""
+    if pa.types.is_dictionary(column_type):
+        return _is_allowed_type(column_type.value_type, kind)
     is_integer = pa.types.is_integer(column_type)
-    is_text = (
+    is_decimal = pa.types.is_decimal(column_type)
+    return bool(
+        {
+            IDS: _is_text(column_type) or is_integer or (is_decimal and not column_type.scale),
+            TEXT: _is_text(column_type),
+            # Single precision holds the times of today to two minutes only.
+            TIME: is_integer
+            or is_decimal
+            or pa.types.is_float64(column_type)
+            or pa.types.is_timestamp(column_type)
+            or pa.types.is_date(column_type)
+            or _is_text(column_type),
+            NUMBER: is_integer or is_decimal or pa.types.is_floating(column_type),
+        }[kind]
+    )
+
+
+def _is_text(column_type: pa.DataType) -> bool:
+    """Returns whether a type is text, or bytes, as which Hive and Impala write text."""
+    return bool(
         pa.types.is_string(column_type)
         or pa.types.is_large_string(column_type)
         or pa.types.is_string_view(column_type)
-    )
-    return bool(
-        {
-            IDS: is_text or is_integer,
-            TEXT: is_text,
-            TIME: is_integer or pa.types.is_timestamp(column_type),
-            NUMBER: is_integer or pa.types.is_floating(column_type),
-        }[kind]
+        or pa.types.is_binary(column_type)
+        or pa.types.is_large_binary(column_type)
     )

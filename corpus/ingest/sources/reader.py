@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping
 
 from cluster import storage
 from cluster.errors import DataError
-from corpus.ingest.sources import parquet_files, text_files
-from corpus.ingest.sources.block import Block
+from corpus.ingest.sources import file_names, parquet_files, text_files
+from corpus.ingest.sources.block import EMPTY_FILE, Block, empty_block
 from corpus.ingest.sources.file_splits import FileSplit
 
 
@@ -20,17 +20,23 @@ def read_blocks(
         ticks_per_second: Ticks of the file's integer times in a second.
 
     Raises:
-        DataError: The file is missing, empty, damaged, or lacks a column; the message names it.
+        DataError: The file is missing, damaged, or lacks a column, or is parquet and empty; the
+            message names it.
     """
     file = file_split.file
     fs, path = storage.filesystem(file)
     try:
+        is_parquet = file.endswith(file_names.PARQUET)
         if not fs.size(path):
-            raise DataError(f"{file}: the file is empty (0 bytes); write it again")
-        if file.endswith(".parquet"):
+            if is_parquet:
+                raise DataError(f"{file}: {EMPTY_FILE}; write it again")
+            yield empty_block(columns)
+        elif is_parquet:
             yield parquet_files.read_block(file, columns, ticks_per_second, file_split.row_groups)
         else:
-            yield from text_files.read_blocks(file, columns, file_split.byte_range)
+            yield from text_files.read_blocks(
+                file, columns, file_split.byte_range, ticks_per_second
+            )
     except FileNotFoundError:
         raise DataError(f"{file}: no such file any more; put it back and start again") from None
     except IsADirectoryError:
@@ -40,8 +46,3 @@ def read_blocks(
         ) from None
     except PermissionError as error:
         raise DataError(f"{file}: may not be read ({error}); give access to it") from None
-
-
-def is_json_lines(file: str) -> bool:
-    """Returns whether a file has one JSON object per line, so that its fields are optional."""
-    return file.removesuffix(".gz").endswith((".json", ".jsonl"))

@@ -1,21 +1,19 @@
-"""Reads text files: JSON lines, csv, MovieLens's .dat, each plain or gzip.
+"""Reads text files, plain or compressed: csv, tabs, MovieLens's .dat, JSON lines.
 
 Files are read a block at a time, so that memory does not grow with the file. A row that cannot be
 read is marked as malformed. A file that is damaged or of another format raises DataError.
 """
 
-import ast
+import bz2
 import csv
 import gzip
 import io
-import json
-import math
 import zlib
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from typing import Any, BinaryIO, cast
 
 import numpy as np
@@ -25,26 +23,20 @@ import pyarrow.csv
 
 from cluster import storage
 from cluster.errors import DataError
-from corpus.ingest.sources.block import (
-    ARROW_TYPES,
-    COLUMN_KINDS,
-    NUMBER,
-    TIME,
-    Block,
-    require_columns,
-)
+from corpus.ingest.sources import file_names, json_lines
+from corpus.ingest.sources.block import Block, require_columns
+from corpus.ingest.sources.quoting import LoneBackslashDoubler, Quoting, find_quoting
+from corpus.ingest.sources.text_block import MAX_LINE_CHARS, block_from_text, excerpt
 
 BLOCK_BYTES = 1 << 25
 """Approximate bytes of text to read at a time, and the maximum length of a line."""
-MAX_UNPARSED = 5
-"""Maximum malformed lines, and maximum unreadable times, that a block keeps to show."""
-_MAX_LINE_CHARS = 200
-"""Maximum characters to keep of a malformed line."""
-
 _RATING_FIELDS = ("user_id", "item_id", "rating", "timestamp")
 """The fields of MovieLens's ratings.dat, in order."""
 _MOVIE_FIELDS = ("item_id", "title", "genres")
 """The fields of MovieLens's movies.dat, in order."""
+_TAB = ("\t",)
+_DELIMITERS = (",", "\t", ";", "|", "\x01")
+"""Characters between the fields of csv: of several that fit the header, the first is taken."""
 _MAX_CONSECUTIVE_MALFORMED = 1 << 20
 """Maximum consecutive malformed csv rows; with more, the file is taken to be of another format."""
 _MAX_LINES_PER_ROW = 20
@@ -52,7 +44,10 @@ _MAX_LINES_PER_ROW = 20
 
 
 def read_blocks(
-    file: str, columns: Mapping[str, str], byte_range: tuple[int, int] | None
+    file: str,
+    columns: Mapping[str, str],
+    byte_range: tuple[int, int] | None,
+    ticks_per_second: int,
 ) -> Iterator[Block]:
     """Yields the rows of a text file in blocks.
 
@@ -61,32 +56,99 @@ def read_blocks(
         columns: Our column names to the file's.
         byte_range: Read only the lines that begin in these bytes [start, stop); None: all. Must be
             None for csv and for compressed files.
+        ticks_per_second: Ticks of a time in a second, if it is a number.
 
     Raises:
         DataError: The file is damaged or of another format, or lacks a column.
     """
+    if not file_names.is_kind(file, *file_names.ROW_PER_LINE):
+        yield from _read_csv(file, columns, ticks_per_second)
+        return
+    parse = (
+        partial(_parse_dat, columns=columns, ticks_per_second=ticks_per_second)
+        if file_names.is_kind(file, file_names.DAT)
+        else partial(json_lines.parse, columns=columns, ticks_per_second=ticks_per_second)
+    )
     with _open_text(file) as stream:
-        if file.removesuffix(".gz").endswith(".csv"):
-            yield from _read_csv(file, stream, columns)
-            return
-        parse = _parse_dat if file.removesuffix(".gz").endswith(".dat") else _parse_json_lines
         for lines in _read_whole_lines(file, stream, byte_range):
-            yield parse(file, lines, columns)
+            yield parse(lines)
+
+
+_SIGNATURES = {
+    b"\x1f\x8b": "gzip; name it .gz",
+    b"BZh": "bzip2; name it .bz2",
+    b"\x28\xb5\x2f\xfd": "zstd; name it .zst",
+    b"PK\x03\x04": "a zip archive; unpack it",
+    b"7z\xbc\xaf": "a 7z archive; unpack it",
+    b"\xfd7zXZ": "xz; unpack it",
+    b"PAR1": "parquet; name it .parquet",
+    b"Obj\x01": "Avro; write it as parquet",
+    b"\xff\xfe": "UTF-16; write it in UTF-8",
+    b"\xfe\xff": "UTF-16; write it in UTF-8",
+}
+"""First bytes of files that are no text in UTF-8: what they are, and what to do."""
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class _Header:
+    """The first line of a text file.
+
+    Attributes:
+        delimiter: The character between fields.
+        names: Names of the columns.
+    """
+
+    delimiter: str
+    names: list[str]
 
 
 @contextmanager
 def _open_text(file: str) -> Iterator[BinaryIO]:
-    """Opens a file, decompressing it if it is gzip."""
+    """Opens a file, decompressing it, behind its byte order mark.
+
+    Raises:
+        DataError: The content is not what the suffix says, or is damaged.
+    """
     fs, path = storage.filesystem(file)
+    compression = file_names.compression(file)
     try:
         with fs.open(path, "rb") as stream:
-            raw = gzip.GzipFile(fileobj=stream) if file.endswith(".gz") else stream
+            if compression == ".gz":
+                raw: Any = gzip.GzipFile(fileobj=stream)
+            elif compression == ".bz2":
+                raw = bz2.BZ2File(stream)
+            elif compression == ".zst":
+                raw = pa.CompressedInputStream(pa.PythonFile(stream, mode="r"), "zstd")
+            else:
+                raw = stream
             # BufferedReader limits the length of a line; files of object stores do not.
-            yield io.BufferedReader(cast(io.RawIOBase, raw))
+            text = io.BufferedReader(cast(io.RawIOBase, raw))
+            _check_is_text(file, text.peek(len(_BYTE_ORDER_MARK)))
+            if text.peek(len(_BYTE_ORDER_MARK)).startswith(_BYTE_ORDER_MARK):
+                text.read(len(_BYTE_ORDER_MARK))
+            yield text
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(
             f"{file}: not a whole gzip file ({error}); fetch or write it again"
         ) from None
+    except (OSError, pa.ArrowException) as error:
+        if not compression or storage.is_storage_error(error):
+            raise
+        raise DataError(
+            f"{file}: not a whole {compression} file ({error}); fetch or write it again"
+        ) from None
+
+
+def _check_is_text(file: str, head: bytes) -> None:
+    """Checks that the first bytes of a file may be text in UTF-8; raises DataError if not."""
+    for signature, advice in _SIGNATURES.items():
+        if head.startswith(signature):
+            raise DataError(f"{file}: its content is {advice}")
+    if b"\0" in head[:MAX_LINE_CHARS]:
+        raise DataError(
+            f"{file}: its content is binary or UTF-16; write it in UTF-8, or as parquet"
+        )
 
 
 def _read_whole_lines(
@@ -97,7 +159,9 @@ def _read_whole_lines(
     Empty bytes are yielded once if the file is empty, so that it still gives a block.
     """
     start, stop = byte_range or (0, None)
-    if start:
+    if byte_range is not None and not start:
+        start = stream.tell()  # behind a byte order mark
+    elif start:
         # The line around byte start - 1 began in the range before and is read with that range.
         stream.seek(start - 1)
         start += len(_read_to_line_end(file, stream)) - 1
@@ -126,131 +190,88 @@ def _read_to_line_end(file: str, stream: BinaryIO) -> bytes:
     return line_end
 
 
-def _parse_json_lines(file: str, lines: bytes, columns: Mapping[str, str]) -> Block:
-    """Parses JSON objects, one per line.
-
-    Polars reads well-formed lines fast but stops at any other. If it does, every line is rewritten
-    as strict JSON and read by Polars again, so that values are converted in one way only.
-    """
-    schema = dict.fromkeys(columns.values(), pl.String)
-    malformed = dict[int, str]()
-    try:
-        raw = pl.read_ndjson(lines, schema=schema) if lines.strip() else pl.DataFrame(schema=schema)
-    except pl.exceptions.PolarsError:
-        strict = io.BytesIO()
-        for row, (line, json_object) in enumerate(_to_strict_json(lines, schema)):
-            strict.write((json_object or b"{}") + b"\n")
-            if json_object is None:
-                malformed[row] = _excerpt(line, len(malformed))
-        raw = (
-            pl.read_ndjson(strict.getvalue(), schema=schema)
-            if strict.tell()
-            else pl.DataFrame(schema=schema)
-        )
-    return _block_from_text(
-        raw.select(pl.col(theirs).alias(ours) for ours, theirs in columns.items()), malformed
-    )
-
-
-def _to_strict_json(lines: bytes, names: Collection[str]) -> Iterator[tuple[str, bytes | None]]:
-    """Rewrites lines as strict JSON with some of their fields.
-
-    Some Amazon releases write Python literals instead of JSON, so these are accepted too.
-
-    Returns:
-        Each line that is not blank, with its object; None for a line without one.
-    """
-    readers: tuple[Callable[[str], object], ...] = (
-        partial(json.loads, object_pairs_hook=_keep_first_values),
-        ast.literal_eval,
-    )
-    for line in lines.decode("utf-8", "replace").split("\n"):
-        if not line.strip():
-            continue
-        json_object = None
-        for reader in readers:
-            try:
-                value = reader(line)
-                if isinstance(value, dict):
-                    json_object = _dump_json({name: value.get(name) for name in names})
-                break
-            except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
-                continue
-        yield line, json_object
-
-
-def _keep_first_values(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Makes an object of its fields; of a repeated field, the first value counts, as in Polars."""
-    fields: dict[str, object] = {}
-    for name, value in pairs:
-        fields.setdefault(name, value)
-    return fields
-
-
-def _dump_json(fields: Mapping[str, object]) -> bytes:
-    """Writes an object as strict JSON, in which NaN and infinity become null."""
-    finite = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in fields.items()
-    }
-    return json.dumps(finite, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
-
-
-def _excerpt(line: str, num_before: int) -> str:
-    """Returns what to keep of a malformed line: its beginning, or nothing after the first few.
-
-    Args:
-        line: The line.
-        num_before: Malformed lines before it in the block.
-    """
-    return line[:_MAX_LINE_CHARS] if num_before < MAX_UNPARSED else ""
-
-
-def _parse_dat(file: str, lines: bytes, columns: Mapping[str, str]) -> Block:
-    """Parses lines of MovieLens: Latin-1, fields separated by double colons, no header."""
+def _parse_dat(lines: bytes, columns: Mapping[str, str], ticks_per_second: int) -> Block:
+    """Parses lines of MovieLens: fields separated by double colons, no header."""
     names = _MOVIE_FIELDS if "title" in columns else _RATING_FIELDS
     rows = [
-        line.rstrip("\r").split("::")
-        for line in lines.decode("latin-1").split("\n")
-        if line.strip()
+        _decode_line(line).rstrip("\r").split("::") for line in lines.split(b"\n") if line.strip()
     ]
     malformed_rows = [number for number, row in enumerate(rows) if len(row) != len(names)]
     malformed = {
-        number: _excerpt("::".join(rows[number]), num_before)
+        number: excerpt("::".join(rows[number]), num_before)
         for num_before, number in enumerate(malformed_rows)
     }
     complete_rows = [
         [None] * len(names) if number in malformed else row for number, row in enumerate(rows)
     ]
     raw = pl.DataFrame(complete_rows, schema=dict.fromkeys(names, pl.String), orient="row")
-    return _block_from_text(raw.select(list(columns)), malformed)
+    return block_from_text(raw.select(list(columns)), malformed, ticks_per_second)
 
 
-def _read_csv(file: str, stream: BinaryIO, columns: Mapping[str, str]) -> Iterator[Block]:
-    """Yields the rows of a csv file with a header; fields may be quoted.
+def _decode_line(line: bytes) -> str:
+    """Decodes a line of MovieLens: its later releases are in UTF-8, its earlier ones in Latin-1."""
+    try:
+        return line.decode()
+    except UnicodeDecodeError:
+        return line.decode("latin-1")
+
+
+def _read_csv(file: str, columns: Mapping[str, str], ticks_per_second: int) -> Iterator[Block]:
+    """Yields the rows of a text file with a header; fields may be quoted.
 
     Rows with more or fewer fields than the header are malformed.
     """
-    names = _parse_header(file, _read_to_line_end(file, stream))
-    require_columns(file, columns, names)
+    with _open_text(file) as stream:
+        header = _parse_header(file, _read_to_line_end(file, stream), columns)
+    # The file is read twice, since its last row may show how its first one is quoted.
+    quoting = find_quoting(file, partial(_open_behind_header, file), header.delimiter)
+    with _open_behind_header(file) as stream:
+        for rows, malformed in _parse_csv(file, stream, columns, header, quoting):
+            yield block_from_text(_insert_null_rows(rows, malformed), malformed, ticks_per_second)
+
+
+@contextmanager
+def _open_behind_header(file: str) -> Iterator[BinaryIO]:
+    """Opens a text file behind its first line."""
+    with _open_text(file) as stream:
+        _read_to_line_end(file, stream)
+        yield stream
+
+
+def _parse_csv(
+    file: str, stream: BinaryIO, columns: Mapping[str, str], header: _Header, quoting: Quoting
+) -> Iterator[tuple[pl.DataFrame, dict[int, str]]]:
+    """Yields well-formed rows in batches, each with the text of malformed rows among them.
+
+    The malformed rows are by row number, counted from the batch's first row and with them.
+    """
     # Arrow leaves malformed rows out of its batches and reports them to a callback. They are queued
     # here and put back at their position, as null rows, when their batch arrives.
     pending: deque[tuple[int, str]] = deque()
     unclosed_quotes: list[int] = []
 
     def on_malformed_row(row: Any) -> str:
-        pending.append((row.number - 1, _excerpt(row.text, len(pending))))
+        pending.append((row.number - 1, excerpt(row.text, len(pending))))
         if row.text.count("\n") > _MAX_LINES_PER_ROW:
             unclosed_quotes.append(row.number)
         too_many = len(pending) > _MAX_CONSECUTIVE_MALFORMED
         return "error" if unclosed_quotes or too_many else "skip"
 
+    is_escaped = quoting is Quoting.BACKSLASH
     try:
         reader = pa.csv.open_csv(
-            stream,
+            LoneBackslashDoubler(stream) if is_escaped else stream,
             # With threads, Arrow would not report the row numbers of malformed rows.
-            pa.csv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES, column_names=names),
-            pa.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=on_malformed_row),
+            pa.csv.ReadOptions(
+                use_threads=False, block_size=BLOCK_BYTES, column_names=header.names
+            ),
+            pa.csv.ParseOptions(
+                delimiter=header.delimiter,
+                quote_char=False if quoting is Quoting.UNQUOTED else '"',
+                escape_char="\\" if is_escaped else False,
+                newlines_in_values=True,
+                invalid_row_handler=on_malformed_row,
+            ),
             pa.csv.ConvertOptions(
                 column_types=dict.fromkeys(columns.values(), pa.string()),
                 include_columns=list(dict.fromkeys(columns.values())),
@@ -262,8 +283,10 @@ def _read_csv(file: str, stream: BinaryIO, columns: Mapping[str, str]) -> Iterat
             rows = pl.DataFrame(batch).select(
                 pl.col(theirs).alias(ours) for ours, theirs in columns.items()
             )
+            if is_escaped:  # MySQL writes a backslash before a line break, too
+                rows = rows.with_columns(pl.all().str.replace_all("\\\n", "\n", literal=True))
             first_row += batch.num_rows + len(malformed)
-            yield _block_from_text(_insert_null_rows(rows, malformed), malformed)
+            yield rows, malformed
     except pa.ArrowException as error:
         # "straddling": a row does not end within the block in which it begins, nor in the next.
         if unclosed_quotes or "straddling" in str(error):
@@ -277,29 +300,13 @@ def _read_csv(file: str, stream: BinaryIO, columns: Mapping[str, str]) -> Iterat
         if "Empty CSV" not in str(error):  # a header without rows is allowed
             raise DataError(
                 f"{file}: not a csv file in UTF-8 with one header "
-                f"({str(error)[: 2 * _MAX_LINE_CHARS]}); write it again"
+                f"({str(error)[: 2 * MAX_LINE_CHARS]}); write it again"
             ) from None
     # Malformed rows at the end of the file, after the last batch.
-    yield _block_from_text(
-        pl.DataFrame(schema=dict.fromkeys(columns, pl.String)).clear(len(pending)),
+    yield (
+        pl.DataFrame(schema=dict.fromkeys(columns, pl.String)),
         dict(enumerate(line for _, line in pending)),
     )
-
-
-def _parse_header(file: str, line: bytes) -> list[str]:
-    """Returns the column names in the first line of a csv file. Raises DataError without any."""
-    try:
-        names = next(csv.reader(io.StringIO(line.decode("utf-8-sig", "replace"))), [])
-    except csv.Error as error:
-        raise DataError(
-            f"{file}: its first line is no header of a csv file ({error}); write it again"
-        ) from None
-    if not any(names):
-        raise DataError(
-            f"{file}: its first line is empty, where the names of the columns were expected; "
-            "write it again"
-        )
-    return names
 
 
 def _pop_malformed(
@@ -333,30 +340,43 @@ def _insert_null_rows(rows: pl.DataFrame, malformed: Mapping[int, str]) -> pl.Da
     return rows.select(pl.all().gather(source_row))
 
 
-def _block_from_text(raw: pl.DataFrame, malformed: Mapping[int, str]) -> Block:
-    """Converts columns of text to their types; text that is not a number becomes null.
+def _parse_header(file: str, line: bytes, columns: Mapping[str, str]) -> _Header:
+    """Returns the header of a text file, split at the delimiter that gives the columns to read.
 
-    Args:
-        raw: Our columns, as text [rows].
-        malformed: Text of each malformed row, by row number.
+    Raises:
+        DataError: It has not all the columns, or one of them twice.
     """
-    numeric_types = {TIME: pl.Int64, NUMBER: pl.Float64}
-    typed = raw.with_columns(
-        pl.col(name).cast(numeric_types[COLUMN_KINDS[name]], strict=False)
-        for name in raw.columns
-        if COLUMN_KINDS[name] in numeric_types
+    is_tabbed = file_names.is_kind(file, *file_names.TAB_SEPARATED)
+    headers = [
+        _Header(delimiter, _split_header(file, line, delimiter))
+        for delimiter in (_TAB if is_tabbed else _DELIMITERS)
+    ]
+    fitting = next(
+        (header for header in headers if set(columns.values()) <= set(header.names)), headers[0]
     )
-    unparsed_text = dict(islice(malformed.items(), MAX_UNPARSED))
-    if "timestamp" in raw.columns:
-        is_unparsed = typed["timestamp"].is_null() & raw["timestamp"].is_not_null()
-        unparsed_rows = is_unparsed.arg_true().head(MAX_UNPARSED)
-        times = raw["timestamp"].gather(unparsed_rows)
-        unparsed_text |= dict(zip(unparsed_rows.to_list(), times.to_list(), strict=True))
-    is_malformed = None
-    if malformed:
-        is_malformed = np.zeros(raw.height, bool)
-        is_malformed[list(malformed)] = True
-    table = typed.to_arrow().cast(
-        pa.schema([(name, ARROW_TYPES[COLUMN_KINDS[name]]) for name in raw.columns])
-    )
-    return Block(table, dict.fromkeys(raw.columns, "string"), is_malformed, unparsed_text)
+    require_columns(file, columns, fitting.names)
+    return fitting
+
+
+def _split_header(file: str, line: bytes, delimiter: str) -> list[str]:
+    """Returns the column names in a first line; raises DataError without any."""
+    text = line.decode("utf-8", "replace")
+    if "\r" in text.rstrip("\r\n"):
+        raise DataError(
+            f"{file}: its first line is no header of a csv file, or its lines end in CR alone; "
+            "write it again with line feeds"
+        )
+    try:
+        names = next(csv.reader(io.StringIO(text), delimiter=delimiter), [])
+    except csv.Error as error:
+        raise DataError(
+            f"{file}: its first line is no header of a csv file ({error}); write it again"
+        ) from None
+    if not any(names):
+        raise DataError(
+            f"{file}: its first line is empty, where the names of the columns were expected; "
+            "write it again"
+        )
+    if file_names.is_kind(file, *file_names.RECBOLE):
+        return [name.partition(":")[0] for name in names]
+    return names
