@@ -208,7 +208,12 @@ def _read_domain(
     table_rows = tuple(report.rows for report in reports)
     dropped = sum((report.dropped for report in reports), Counter[str]())
     cleaning.check_quarantined_fraction(
-        domain, quarantined, sum(table_rows) + dropped.total(), data
+        domain,
+        quarantined,
+        sum(table_rows) + dropped.total(),
+        data,
+        items["item_id"],
+        domain_items.quarantined,
     )
     all_quarantined = (*quarantined, *domain_items.quarantined)
     local_prepare.report_quarantined(domain, all_quarantined, say)

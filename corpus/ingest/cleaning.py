@@ -93,11 +93,15 @@ def select_usable(
 
 
 def clean_interactions(
-    domain: str, raw: RawInteractions, titled_item_ids: pl.Series, data: DataSettings
+    domain: str,
+    raw: RawInteractions,
+    titled_item_ids: pl.Series,
+    data: DataSettings,
+    faulty_items: Sequence[QuarantinedRows] = (),
 ) -> UsableInteractions:
     """Selects the usable interactions of a whole domain, without duplicates and capped per user.
 
-    Arguments as for `select_usable`.
+    Arguments as for `select_usable`, and `faulty_items` as for `check_quarantined_fraction`.
 
     Raises:
         DataError: More rows than `data.max_quarantined` allows cannot be used.
@@ -112,7 +116,12 @@ def clean_interactions(
         zero_is_missing=count_times(raw.rows["timestamp"]).is_zero_missing(ticks),
     )
     check_quarantined_fraction(
-        domain, usable.quarantined, usable.interactions.height + usable.dropped.total(), data
+        domain,
+        usable.quarantined,
+        usable.interactions.height + usable.dropped.total(),
+        data,
+        titled_item_ids,
+        faulty_items,
     )
     interactions, dropped = deduplicate_and_cap(usable.interactions, data.max_per_user)
     return replace(usable, interactions=interactions, dropped=usable.dropped + dropped)
@@ -224,7 +233,12 @@ def _missing_id(column: str, ids: pl.Series) -> pl.Expr:
 
 
 def check_quarantined_fraction(
-    domain: str, quarantined: Sequence[QuarantinedRows], num_usable: int, data: DataSettings
+    domain: str,
+    quarantined: Sequence[QuarantinedRows],
+    num_usable: int,
+    data: DataSettings,
+    titled_item_ids: pl.Series,
+    faulty_items: Sequence[QuarantinedRows],
 ) -> None:
     """Checks that no larger fraction of a domain's rows is quarantined than allowed.
 
@@ -233,6 +247,8 @@ def check_quarantined_fraction(
         quarantined: The rows that cannot be used.
         num_usable: Number of all other rows.
         data: The settings, with `data.max_quarantined`.
+        titled_item_ids: Ids of the items with a title, for the message.
+        faulty_items: Rows of the items that cannot be used, for the message.
 
     Raises:
         DataError: The fraction is larger.
@@ -240,12 +256,24 @@ def check_quarantined_fraction(
     reasons = quarantine.count_by_reason(quarantined)
     num_quarantined = reasons.total()
     num_rows = num_usable + num_quarantined
-    if num_quarantined > data.max_quarantined * num_rows:
-        wrong_unit = reasons["timestamp_in_finer_unit"] or reasons["timestamp_in_coarser_unit"]
-        wanted = f"; times are {TIME_FORMS}" if reasons["no_timestamp"] else ""
-        summary = "".join(f"\n  {line}" for line in quarantine.summary_lines(quarantined))
-        raise DataError(
-            f"{domain}: {num_quarantined:,} of {num_rows:,} interactions cannot be used, "
-            f"which is more than data.max_quarantined ({data.max_quarantined:.0%}); correct the "
-            f"data{', set data.time_unit' if wrong_unit else ''}, or raise the key{wanted}{summary}"
+    if num_quarantined <= data.max_quarantined * num_rows:
+        return
+    hints = []
+    if reasons["no_timestamp"]:
+        hints.append(f"; times are {TIME_FORMS}")
+    shown = list(quarantine.summary_lines(quarantined))
+    if reasons["item_without_title"]:
+        hints.append(
+            f"; {titled_item_ids.len():,} items have a title, such as {titled_item_ids[0]!r}"
+            if titled_item_ids.len()
+            else "; no item has a title"
         )
+        shown += quarantine.summary_lines(faulty_items)
+    wrong_unit = reasons["timestamp_in_finer_unit"] or reasons["timestamp_in_coarser_unit"]
+    summary = "".join(f"\n  {line}" for line in shown)
+    raise DataError(
+        f"{domain}: {num_quarantined:,} of {num_rows:,} interactions cannot be used, "
+        f"which is more than data.max_quarantined ({data.max_quarantined:.0%}); correct the "
+        f"data{', set data.time_unit' if wrong_unit else ''}, or raise the key"
+        f"{''.join(hints)}{summary}"
+    )

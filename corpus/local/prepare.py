@@ -144,7 +144,9 @@ def report_quarantined(domain: str, quarantined: Sequence[QuarantinedRows], say:
 def _prepare_domain(data: DataSettings, domain: str, first_index: int, say: Say) -> _PreparedDomain:
     """Reads and cleans one domain, takes its k-core, and numbers its items from first_index."""
     raw, domain_items = raw_data.read_domain(data, domain, say)
-    usable = cleaning.clean_interactions(domain, raw, domain_items.titles["item_id"], data)
+    usable = cleaning.clean_interactions(
+        domain, raw, domain_items.titles["item_id"], data, domain_items.quarantined
+    )
     core = _nonempty_core(domain, usable, data.k_core)
     # Users and items outside the core have lost all their rows: renumber those that remain.
     user, user_ids = remove_unused_categories(core["user"], usable.user_ids)

@@ -185,7 +185,10 @@ class Domain:
 def domain(data: DataSettings, name: str, say: Say = print) -> Domain:
     """Reads and cleans one domain of a data root."""
     raw, items = raw_data.read_domain(data, name, say)
-    return Domain(cleaning.clean_interactions(name, raw, items.titles["item_id"], data), items)
+    return Domain(
+        cleaning.clean_interactions(name, raw, items.titles["item_id"], data, items.quarantined),
+        items,
+    )
 
 
 def all_kept(corpus: Corpus) -> pl.DataFrame:

@@ -102,8 +102,9 @@ def test_a_missing_column(root: Path, kind: str, column: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "column", "values"),
     [
-        ("interactions", "timestamp", ["1", "2", "3"]),
-        ("interactions", "timestamp", [1.0, 2.0, 3.0]),
+        ("interactions", "timestamp", [True, False, True]),
+        ("interactions", "timestamp", [[1], [2], [3]]),
+        ("items", "title", [["Soap"], ["Brush"]]),
         ("interactions", "user_id", [1.5, 2.5, 3.5]),
         ("interactions", "user_id", [True, False, True]),
         ("items", "title", [1, 2]),
