@@ -266,7 +266,8 @@ def commit_version(
     if not version_statistics["mixed"]["samples"]:
         say(
             "no mixed sample: no user's history spans enough domains, so annealing has nothing "
-            "to read; see data.mixed_min_domains"
+            "to read; give users one id in all domains (see data.mixed_min_domains), or pre-train "
+            "with schedule.mode domain_only"
         )
     # Another append may have landed since: return the version that was just committed.
     return Corpus(uri, version, newest.commits[: version + 1])

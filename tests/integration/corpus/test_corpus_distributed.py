@@ -1,10 +1,11 @@
 """Builds and appends on Ray against the same ones in one process."""
 
 import gzip
+import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,67 @@ def test_both_backends_read_lines_in_many_splits_and_blocks_alike(
     assert_same(local, on_ray)
     assert local.statistics()["dropped"]["malformed_line"] == 12
     assert len(quarantine.read(local.uri, local.commits[0].metadata["quarantine"])) > 12
+
+
+def write_as_other_tools(root: Path, world: Mapping[str, pl.DataFrame], form: str) -> Path:
+    """Writes domains as other tools do, with times of today and a few words for missing values.
+
+    Args:
+        root: Folder of the data root.
+        world: Interactions of each domain.
+        form: The tool.
+    """
+    for domain, rows in world.items():
+        known = rows.with_columns(timestamp=pl.col("timestamp") + 1_500_000_000)
+        folder = root / "interactions" / f"{domain}.csv"
+        names = rows["item_id"].drop_nulls().unique().sort().to_list()
+        (root / "items").mkdir(parents=True, exist_ok=True)
+        if form == "spark":
+            (folder / "year=2017").mkdir(parents=True)
+            iso = known.with_columns(
+                timestamp=pl.from_epoch("timestamp", "s").dt.strftime("%Y-%m-%dT%H:%M:%SZ")
+            ).with_columns(user_id=pl.col("user_id").fill_null("\\N"))
+            iso[: rows.height // 2].write_csv(folder / "part-0.csv")
+            (folder / "part-1.csv").touch()
+            iso[rows.height // 2 :].write_csv(folder / "year=2017" / "part-0.csv")
+            titles = "".join(f'{name},"Item \\"{name}\\", new"\n' for name in names)
+            (root / "items" / f"{domain}.csv").write_text(f"item_id,title\n{titles}x,nan\n")
+        else:
+            zeros = known.with_columns(
+                timestamp=pl.when(pl.int_range(pl.len()) % 50 == 7).then(0).otherwise("timestamp")
+            )
+            header = "user_id:token,item_id:token,timestamp:float"
+            table = zeros.with_columns(pl.col("timestamp").cast(pl.Float64))
+            folder.parent.mkdir(parents=True)
+            folder.with_suffix(".inter.gz").write_bytes(
+                gzip.compress(
+                    (header.replace(",", "\t") + "\n").encode()
+                    + table.write_csv(separator="\t", include_header=False).encode()
+                )
+            )
+            lines = [{"item_id": name, "title": [f"Item {name}"]} for name in names]
+            (root / "items" / f"{domain}.jsonl").write_text(
+                "".join(f"{json.dumps(line)}\n" for line in lines)
+                + '{"item_id": "x", "title": {"raw": "Item x"}}\n'
+            )
+    return root
+
+
+@pytest.mark.parametrize("form", ["spark", "recbole"])
+def test_files_of_other_tools_are_the_same_on_both_backends(
+    tmp_path: Path, rough: Path, form: str
+) -> None:
+    world = {
+        domain: pl.read_parquet(rough / "interactions" / f"{domain}.parquet")
+        for domain in ("A", "B")
+    }
+    roots = [write_as_other_tools(tmp_path / name, {name: world[name]}, form) for name in world]
+    local, on_ray = build_both(settings(roots[0], domains=("A",), held_out=()), tmp_path)
+    assert_same(local, on_ray)
+    dropped = local.statistics()["dropped"]
+    assert dropped["title_is_no_text"] == 1
+    assert dropped["timestamp_is_zero" if form == "recbole" else "no_user_id"] > 0
+    assert append_both(roots[1], local, on_ray, domains=("B",))["domains"]["B"]["interactions"]
 
 
 def append_both(root: Path, local: Corpus, on_ray: Corpus, **changes: object) -> dict[str, Any]:
