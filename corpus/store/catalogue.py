@@ -230,5 +230,5 @@ def _read_file(uri: str, domains: set[str]) -> pl.DataFrame:
             for group, bound in enumerate(bounds)
             if any(bound.min <= domain <= bound.max for domain in domains)
         ]
-        rows: pa.Table = file.read_row_groups(groups)
+        rows: pa.Table = file.read_row_groups(groups, use_threads=False)
     return pl.DataFrame(rows).filter(pl.col("domain").is_in(list(domains)))

@@ -331,7 +331,11 @@ def _file_uri(table_uri: str, path: str) -> str:
 
 
 def open_parquet(uri: str) -> pq.ParquetFile:
-    """Opens a file of a table; page checksums are verified as it is read."""
+    """Opens a file of a table; page checksums are verified as it is read.
+
+    Read it with `use_threads=False`: a thread of Arrow that is the last to hold the file, an object
+    of Python, aborts the process if the interpreter ends meanwhile.
+    """
     fs, path = storage.filesystem(uri)
     return pq.ParquetFile(fs.open(path, "rb"), page_checksum_verification=True)
 

@@ -196,7 +196,7 @@ def _read_rows(uri: str, hashes: NDArray[np.int64]) -> Iterator[pl.DataFrame]:
     with translate_file_errors(uri):
         file = delta.open_parquet(uri)
         groups = _row_groups_containing(file, _row_groups_overlapping(file, hashes), hashes)
-        rows = pl.DataFrame(file.read_row_groups(groups)) if groups else None
+        rows = pl.DataFrame(file.read_row_groups(groups, use_threads=False)) if groups else None
     if rows is not None:
         yield rows.filter(pl.col("user_hash").is_in(pl.Series(hashes).implode()))
 
@@ -217,7 +217,7 @@ def _user_mask(
     file: pq.ParquetFile, groups: list[int], hashes: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
     """Tells for each row of some row groups whether its user has one of the hashes [n]."""
-    user_hash = file.read_row_groups(groups, columns=["user_hash"])["user_hash"]
+    user_hash = file.read_row_groups(groups, ["user_hash"], use_threads=False)["user_hash"]
     return np.isin(user_hash.to_numpy(), hashes)
 
 

@@ -240,7 +240,7 @@ def _read_file_rows(uri: str, start: int, stop: int) -> pa.Table:
     with translate_file_errors(uri):
         file, group_ends = _open_cached(uri)
         first, last = np.searchsorted(group_ends, [start, stop - 1], side="right")
-        table = file.read_row_groups(range(first, last + 1))
+        table = file.read_row_groups(range(first, last + 1), use_threads=False)
         table_start = int(group_ends[first - 1]) if first else 0
     return table.slice(start - table_start, stop - start)
 

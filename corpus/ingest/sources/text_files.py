@@ -24,6 +24,7 @@ import pyarrow.csv
 from cluster import storage
 from cluster.errors import DataError
 from corpus.ingest.sources import file_names, json_lines
+from corpus.ingest.sources.arrow_threads import HandedOut
 from corpus.ingest.sources.block import Block, require_columns
 from corpus.ingest.sources.quoting import LoneBackslashDoubler, Quoting, find_quoting
 from corpus.ingest.sources.text_block import MAX_LINE_CHARS, block_from_text, excerpt
@@ -258,9 +259,13 @@ def _parse_csv(
         return "error" if unclosed_quotes or too_many else "skip"
 
     is_escaped = quoting is Quoting.BACKSLASH
+    handed_out = HandedOut()
+    reader = None
     try:
         reader = pa.csv.open_csv(
-            LoneBackslashDoubler(stream) if is_escaped else stream,
+            handed_out.hand_out(
+                cast(BinaryIO, LoneBackslashDoubler(stream)) if is_escaped else stream
+            ),
             # With threads, Arrow would not report the row numbers of malformed rows.
             pa.csv.ReadOptions(
                 use_threads=False, block_size=BLOCK_BYTES, column_names=header.names
@@ -302,6 +307,9 @@ def _parse_csv(
                 f"{file}: not a csv file in UTF-8 with one header "
                 f"({str(error)[: 2 * MAX_LINE_CHARS]}); write it again"
             ) from None
+    finally:
+        del reader
+        handed_out.take_back()
     # Malformed rows at the end of the file, after the last batch.
     yield (
         pl.DataFrame(schema=dict.fromkeys(columns, pl.String)),

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import corpus
 from cluster.errors import DataError
 from corpus.ingest.sources import reader
 from corpus.ingest.sources.file_splits import FileSplit
@@ -128,3 +129,16 @@ def test_partition_folders_beside_parts(tmp_path: Path) -> None:
         pa.table({"item_id": ["a"], "title": ["Soap"]}), tmp_path / "items" / "A.parquet"
     )
     assert domain(settings(tmp_path), "A").rows() == [("u", "a", T), ("v", "a", T)]
+
+
+def test_no_parquet_is_read_in_threads_of_arrow() -> None:
+    """A thread that still holds a file of Python when the interpreter ends aborts the process."""
+    sources = Path(corpus.__file__).parent.rglob("*.py")
+    calls = [
+        line
+        for source in sources
+        for line in source.read_text().splitlines()
+        if "read_row_groups(" in line
+    ]
+    assert len(calls) >= 4
+    assert all("use_threads=False" in line for line in calls)
