@@ -31,16 +31,17 @@ class DataSettings(Section):
     format: Literal["root", "simulated", "amazon2014", "amazon2018", "amazon2023", "movielens"] = (
         Field(
             "root",
-            description="root: interactions/<Domain> and items/<Domain> as .parquet, .csv or "
-            ".csv.gz; simulated: the same, written by the seeded simulation if missing; "
-            "amazon...: reviews and meta of that release as JSON lines, plain or .gz; "
-            "movielens: ratings and movies as .dat or .csv",
+            description="root: interactions/<Domain> and items/<Domain> as .parquet, .csv, .tsv, "
+            ".inter, .item, .json or .jsonl; simulated: the same, written by the seeded simulation "
+            "if missing; amazon...: reviews and meta of that release as JSON lines; "
+            "movielens: ratings and movies as .dat or .csv; "
+            "text may be compressed (.gz, .bz2, .zst)",
         )
     )
     columns: ColumnSettings = ColumnSettings()
     time_unit: Literal["s", "ms", "us", "ns"] | None = Field(
         None,
-        description="unit of times that are integers since 1970; "
+        description="unit of times that are numbers since 1970; "
         "default: the format's (amazon2023: ms, all others: s)",
     )
     latest: int | None = Field(

@@ -50,11 +50,15 @@ class Block:
 
     @property
     def columns_with_values(self) -> frozenset[str]:
-        """The columns that are not null in every row."""
+        """The columns that are not null in every row of the file; an unreadable time counts."""
+        has_unread_time = any(
+            self.malformed is None or not self.malformed[row] for row in self.unparsed_text
+        )
         return frozenset(
             name
             for name in self.table.column_names
             if self.table[name].null_count < self.table.num_rows
+            or (name == "timestamp" and has_unread_time)
         )
 
 

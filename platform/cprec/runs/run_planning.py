@@ -243,7 +243,8 @@ def _plan_branch(
     if not mixed:
         raise CorpusError(
             f"{corpus.uri}: no mixed samples, so there is nothing to anneal on; "
-            "see data.mixed_min_domains"
+            "give users one id in all domains (see data.mixed_min_domains), or train trunks only, "
+            "with schedule.mode domain_only"
         )
     plan = planning.build_plan(settings, (), mixed, parent.consumed)
     return RunPlan(

@@ -27,6 +27,7 @@ def annealing_warning(plan: Plan, min_share: float, global_batch: int) -> str | 
         f"{steps:,} step{'' if steps == 1 else 's'}), below schedule.min_annealing_share "
         f"({min_share:.1%}); it reads mixed samples only, so it needs more of them: users of "
         "several domains, or a lower data.mixed_min_domains"
+        + ("; if the domains share no users, set schedule.mode domain_only" if not samples else "")
     )
 
 

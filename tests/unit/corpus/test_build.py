@@ -308,6 +308,7 @@ def test_a_corpus_without_mixed_samples_is_reported(tmp_path: Path) -> None:
     assert corpus.statistics()["mixed"] == {"users": 0, "samples": 0}
     assert [s.source for s in corpus.streams()] == ["domain/A", "domain/B", "downstream/C"]
     assert "no mixed sample" in said[-1]
+    assert "pre-train with schedule.mode domain_only" in said[-1]
 
 
 def test_equal_titles_are_made_distinct_within_a_domain_and_counted(tmp_path: Path) -> None:

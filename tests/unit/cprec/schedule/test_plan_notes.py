@@ -31,6 +31,7 @@ def test_a_plan_warns_exactly_if_its_annealing_is_below_the_share(
     warning = annealing_warning(plan, share, 32)
     assert (warning is not None) == (plan.annealing_samples < share * plan.total_samples)
     if warning is not None:
+        assert ("schedule.mode domain_only" in warning) == (mixed == 0)
         assert f"annealing is {plan.annealing_samples:,} of {plan.total_samples:,}" in warning
 
 

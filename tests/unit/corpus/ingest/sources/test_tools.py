@@ -422,6 +422,13 @@ REFUSED = {
         r"; times are integers, whole numbers such as 1500000000\.0, or dates such as "
         r"2017-07-14T02:40:00Z\n  no_timestamp 1 in .*timestamp '14/07/2017'",
     ),
+    "an object as the time, as MongoDB exports it": (
+        interactions(
+            b'{"user_id": "u", "item_id": "a", "timestamp": {"$date": "2017-07-14T02:40:00Z"}}\n',
+            suffix=".json",
+        ),
+        r"; times are integers, .*\n  no_timestamp 1 in .*A\.json, .*timestamp '\{",
+    ),
     "digits lost in a spreadsheet": (
         interactions(b"user_id,item_id,timestamp\nu,a,1.5E+09\n"),
         r"no_timestamp 1 in .*timestamp '1\.5E\+09'",
