@@ -12,8 +12,12 @@ from cprec.model.libraries import refused_input
 
 CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
 """Names of the longest context in configurations, the usual one first."""
-SCALED_TYPES = ("linear", "dynamic", "yarn")
+SCALED_TYPES = ("linear", "yarn")
 """Kinds of rotary scaling whose factor is not part of the context that a configuration names."""
+LENGTH_DEPENDENT_TYPES = ("dynamic", "longrope")
+"""Kinds of rotary scaling that rotate every token of a pass otherwise as soon as one of its rows is
+longer than the original context. Then a sample's loss and scores depend on its neighbours."""
+ORIGINAL_FIELD = "original_max_position_embeddings"
 
 
 def context_length(config: Any) -> tuple[int, str] | None:
@@ -28,24 +32,25 @@ def context_length(config: Any) -> tuple[int, str] | None:
     for field in CONTEXT_FIELDS:
         length = getattr(config, field, None)
         if isinstance(length, int) and length > 0:
-            return max(length, _scaled_length(config, length)), field
+            return _scale(config, length, field)
     return None
 
 
-def _scaled_length(config: Any, length: int) -> int:
-    """Returns the context with the factor of a rotary scaling; 0 where there is none."""
+def _scale(config: Any, length: int, field: str) -> tuple[int, str]:
+    """Returns the context that rotary scaling makes of a length, and the field that holds it."""
     scaling = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
     if not isinstance(scaling, dict):
-        return 0
-    kinds = [scaling, *(part for part in scaling.values() if isinstance(part, dict))]
-    return max(
-        (
-            int(part.get("original_max_position_embeddings") or length) * int(part["factor"])
-            for part in kinds
-            if part.get("rope_type", part.get("type")) in SCALED_TYPES and part.get("factor")
-        ),
-        default=0,
-    )
+        return length, field
+    scaled = length
+    for part in (scaling, *(part for part in scaling.values() if isinstance(part, dict))):
+        kind = part.get("rope_type", part.get("type"))
+        original = part.get(ORIGINAL_FIELD) or getattr(config, ORIGINAL_FIELD, None)
+        if kind in LENGTH_DEPENDENT_TYPES:
+            name = f"{ORIGINAL_FIELD}, with {kind} rotary scaling" if original else field
+            return min(length, int(original or length)), name
+        if kind in SCALED_TYPES and part.get("factor"):
+            scaled = max(scaled, int(int(original or length) * float(part["factor"])))
+    return scaled, field
 
 
 def require_context(base: str, revision: str | None, max_tokens: int) -> None:

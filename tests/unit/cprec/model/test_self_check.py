@@ -206,3 +206,35 @@ def test_the_context_of_a_base_is_known() -> None:
         rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4},
     )
     assert context_length(rotary) == (256, "max_position_embeddings")
+
+
+@pytest.mark.parametrize(
+    ("scaling", "expected"),
+    [
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}, 256),
+        ({"rope_type": "linear", "factor": 2.5}, 640),
+        ({"rope_type": "dynamic", "factor": 4.0}, 256),
+        (
+            {
+                "rope_type": "longrope",
+                "short_factor": [1.0] * 8,
+                "long_factor": [4.0] * 8,
+                "original_max_position_embeddings": 64,
+            },
+            64,
+        ),
+    ],
+)
+def test_the_context_follows_rotary_scaling(scaling: dict[str, Any], expected: int) -> None:
+    """Beyond the original context, dynamic and longrope rotate all rows of a pass otherwise."""
+    import transformers
+
+    config = transformers.LlamaConfig(
+        max_position_embeddings=256,
+        hidden_size=64,
+        num_attention_heads=4,
+        rope_parameters={"rope_theta": 10_000.0, **scaling},
+    )
+    found = context_length(config)
+    assert found is not None
+    assert found[0] == expected
