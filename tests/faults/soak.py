@@ -305,7 +305,7 @@ class Soak:
     def _progress(self) -> str:
         with suppress(OSError, ValueError):
             status = json.loads((self.run_folder / "status.json").read_text())
-            return f"{status['samples']:,} of {status['annealing_end']:,} samples"
+            return f"{status.get('samples', 0):,} of {status.get('A', 0):,} samples"
         return "no status yet"
 
     def finish(self) -> None:
@@ -315,7 +315,7 @@ class Soak:
             if self._wait(5):
                 return
             status = json.loads((self.run_folder / "status.json").read_text())
-            if status.get("hold") and status["state"] == "waiting":
+            if status.get("hold") and status.get("state") == "waiting":
                 self.control("release")
         raise SystemExit(f"the run did not end within {END_S:,.0f} s; {self._progress()}")
 
