@@ -97,7 +97,12 @@ class Soak:
             self.folder,
             run="soak",
             data={"root": root, "domains": FIRST_DOMAINS, "held_out": ["Games"]},
-            schedule={"lr_max": 1e-3, "segment_samples": 256, "poll_samples": 64},
+            schedule={
+                "lr_max": 1e-3,
+                "segment_samples": 256,
+                "poll_samples": 64,
+                "hold_open": True,
+            },
             train={"global_batch": 32, "zero_stage": 1, "max_failures": 10_000},
             checkpoint={"every_samples": 256, "keep": 5},
         )
@@ -192,9 +197,9 @@ class Soak:
             return False
         return True
 
-    def control(self, action: str) -> bool:
+    def control(self, *actions: str) -> bool:
         """Holds or releases the stable phase."""
-        return self._job("control", str(self.recipe), action) == 0
+        return all(self._job("control", str(self.recipe), action) == 0 for action in actions)
 
     def poison(self) -> bool:
         """Leaves requests that make no sense, and one that is a folder."""
@@ -256,8 +261,7 @@ class Soak:
             "kill: driver": (3, self.kill_driver),
             "kill: everything": (2, self.kill_everything),
             "append": (2, self.append),
-            "hold": (1, lambda: self.control("hold")),
-            "release": (1, lambda: self.control("release")),
+            "release and hold": (2, lambda: self.control("release", "hold")),
             "bad requests": (2, self.poison),
             "second driver": (1, self.intrude),
             "damaged checkpoint": (1, self.damage),
@@ -333,7 +337,8 @@ class Soak:
         undisturbed = self.folder / "runs" / "undisturbed"
         undisturbed.mkdir()
         shutil.copy(self.run_folder / "plan.json", undisturbed)
-        if code := self._job("cpt", str(self.recipe), "--run", undisturbed.name, timeout_s=END_S):
+        arguments = ("--run", undisturbed.name, "--schedule.hold_open", "false")
+        if code := self._job("cpt", str(self.recipe), *arguments, timeout_s=END_S):
             raise SystemExit(f"the undisturbed run ended with {code}; see {self.folder}/jobs.log")
         audit = json.loads((self.run_folder / "audit.json").read_text())
         weights = [_last_weights(folder) for folder in (self.run_folder, undisturbed)]
