@@ -1,0 +1,138 @@
+"""Finds titles that speak to the model, and keeps them from it.
+
+A title stands in the prompt as it is. One that holds the prompt's braces or sentences, a marker of
+chat templates or an instruction may be read as part of the prompt. Titles of real things may hold
+them too, such as "The Answer Is No" (docs/decisions/021-titles-that-speak.md).
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+
+import polars as pl
+
+from corpus.ingest.titles import JOINERS
+from corpus.sampling import prompt_text
+
+LINK = "·"
+"""What `neutralise` links the words of a phrase with; linked words are no phrase."""
+
+_MIN_WORDS, _MAX_WORDS = 3, 4
+"""A sentence of the prompt is known by this many of its words in a row, or by all if it is short.
+
+Shorter sentences than the lower number would be found in too many titles.
+"""
+
+_BRACES = {"{": "(", "}": ")"}
+"""The characters that enclose the prompt's lists of titles, and what `neutralise` makes of them."""
+
+_GAP = rf"(?:[^\w{LINK}]|_)+"
+"""What stands between two words."""
+
+_ROLE = "(?:assistant|user|human|system|chatbot|ai)"
+
+
+def _sentence_patterns(fixed_texts: Sequence[str]) -> list[str]:
+    """Returns a pattern for each run of words by which a sentence of the prompt is known."""
+    patterns: list[str] = []
+    for sentence in re.split(r"[{}.!?]", ".".join(fixed_texts)):
+        words = re.findall(r"[^\W_]+", sentence.lower())
+        size = min(len(words), _MAX_WORDS)
+        if size >= _MIN_WORDS:
+            runs = (words[start : start + size] for start in range(len(words) - size + 1))
+            patterns += [rf"\b{_GAP.join(run)}\b" for run in runs]
+    return patterns
+
+
+# Patterns are written so that Python and Polars (Rust) read them alike. A space is a gap.
+PATTERNS: Mapping[str, Sequence[str]] = {
+    "brace": ["[{}]"],
+    "prompt_sentence": _sentence_patterns(
+        (prompt_text.OPENING, prompt_text.MIDDLE, prompt_text.CLOSING)
+    ),
+    "chat_marker": [
+        r"<+[\s/]*\|[^<>]*>",
+        r"<+[\s/]*(?:im_start|im_end|start_of_turn|end_of_turn|begin_of_text|end_of_text|endoftext"
+        rf"|eot_id|s|bos|eos|pad|unk|sys|think|answer|{_ROLE})[\s/]*>",
+        rf"\[[\s/]*(?:inst|{_ROLE})\s*\]",
+        rf"#+\s*(?:instructions?|response|input|output|question|answer|{_ROLE})\b",
+        rf"(?:^|[.!?;:>)\]}}|])\s*{_ROLE}\s*:",
+    ],
+    "instruction": [
+        rf"\b{phrase.replace(' ', _GAP)}"
+        for phrase in (
+            r"(?:ignore|disregard|forget|override) (?:\w+ ){0,4}?"
+            r"(?:instructions?|prompts?|candidates?|context|above|previous|prior|earlier)\b",
+            r"(?:choose|select|pick|recommend|rank|predict|output|return|buy) (?:\w+ )?"
+            r"(?:this|following|first|last|above) "
+            r"(?:item|one|title|product|candidate|option|answer)\b",
+            r"(?:correct|right|best|next|final|only) "
+            r"(?:answer|item|choice|prediction|recommendation|candidate|option) is\b",
+            r"(?:this|the) user (?:will|would|wants?|should|must|has)\b",
+            r"you are (?:now )?(?:an? )?(?:\w+ )?(?:assistant|ai|chatbot|language model)\b",
+            r"system prompt\b",
+            r"answer\s*[:=]",
+        )
+    ],
+}
+"""The patterns by which a title speaks, by kind, in lower case without accents (`_fold`)."""
+
+KINDS = tuple(PATTERNS)
+
+_BY_KIND = {kind: "|".join(patterns) for kind, patterns in PATTERNS.items()}
+_PHRASES = re.compile("|".join(text for kind, text in _BY_KIND.items() if kind != "brace"))
+_MARKS = rf"[\p{{M}}{JOINERS}]"
+
+
+def find_speech(titles: pl.Series) -> pl.DataFrame:
+    """Tells of each title how it speaks to the model.
+
+    Spelling in capitals, in other forms of the same letters, with accents or with other characters
+    between the words hides nothing; letters of other alphabets that look the same do.
+
+    Args:
+        titles: Titles.
+
+    Returns:
+        For each of KINDS a boolean column, with a row for each title.
+    """
+    folded = titles.str.normalize("NFKD").str.replace_all(_MARKS, "").str.to_lowercase()
+    return pl.DataFrame(
+        {kind: folded.str.contains(pattern) for kind, pattern in _BY_KIND.items()},
+        schema=dict.fromkeys(KINDS, pl.Boolean),
+    )
+
+
+def neutralise(title: str) -> str:
+    """Returns a title that speaks no more, and that people still read.
+
+    Braces become parentheses. In a phrase, what stands between words becomes LINK: "The answer is"
+    becomes "The·answer·is", and "Assistant:" becomes "Assistant·".
+    """
+    while spans := list(_find_phrases(title)):
+        linked = [*title]
+        for start, stop in spans:
+            for index in range(start, stop):
+                folded = _fold(title[index])
+                if folded and not folded.isalnum():
+                    linked[index] = LINK
+        title = re.sub(f"{LINK}{{2,}}", LINK, "".join(linked))
+    return "".join(_BRACES.get(_fold(character), character) for character in title)
+
+
+def _find_phrases(title: str) -> Iterator[tuple[int, int]]:
+    """Yields where a title has a phrase, as positions of its first character and after its last."""
+    folded = [_fold(character) for character in title]
+    # Which character of the title each character of the folded text comes from.
+    origin = [index for index, text in enumerate(folded) for _ in text]
+    for match in _PHRASES.finditer("".join(folded)):
+        yield origin[match.start()], origin[match.end() - 1] + 1
+
+
+def _fold(character: str) -> str:
+    """Returns a character in lower case without accents, as `find_speech` compares it."""
+    return "".join(
+        part
+        for part in unicodedata.normalize("NFKD", character)
+        if not unicodedata.category(part).startswith("M") and part not in JOINERS
+    ).lower()
