@@ -82,9 +82,7 @@ class Prompt:
         """Encodes the prompt and its answers."""
         encoder = UncachedPromptEncoder([*self.history, *self.candidates], title_encoder)
         length = len(self.history)
-        return encode_query(
-            encoder, range(length), range(length, length + len(self.candidates))
-        )
+        return encode_query(encoder, range(length), range(length, length + len(self.candidates)))
 
 
 def read_prompts(corpus: Corpus, domain: str, count: int, seed: int) -> list[Prompt]:
@@ -165,9 +163,7 @@ def main() -> None:
         Corpus.open(options.corpus), options.domain, options.prompts, options.seed
     )
     with torch.inference_mode():
-        ranks = measure(
-            model.eval(), TitleEncoder(tokenizer, MAX_TOKENS), prompts, options.attack
-        )
+        ranks = measure(model.eval(), TitleEncoder(tokenizer, MAX_TOKENS), prompts, options.attack)
     plain = ranks["", "none"]
     print(f"{len(prompts)} prompts of {options.domain}, attack {options.attack!r}")
     print(f"no suffix: mean rank {plain.mean():.2f}, first in {(plain == 1).mean():.0%}")

@@ -103,6 +103,35 @@ def find_speech(titles: pl.Series) -> pl.DataFrame:
     )
 
 
+def apply_setting(titles: pl.Series, setting: str) -> pl.Series:
+    """Returns titles as `data.speaking_titles` asks for them; null in place of those to drop."""
+    if setting == "keep":
+        return titles
+    changed = [
+        (neutralise(title) if setting == "neutralise" else None) if speaks else title
+        for title, speaks in zip(titles, _speaks(titles), strict=True)
+    ]
+    return pl.Series(titles.name, changed, dtype=pl.String)
+
+
+def count_by_domain(items: pl.DataFrame) -> dict[str, dict[str, int]]:
+    """Counts the titles that speak, in all and by kind; a title may be of several kinds.
+
+    Args:
+        items: Columns domain and title.
+
+    Returns:
+        By domain, where there are any: `titles`, and each of KINDS that occurs.
+    """
+    speech = find_speech(items["title"])
+    found = speech.select(pl.any_horizontal(pl.all()).alias("titles"), pl.all())
+    by_domain = found.with_columns(items["domain"]).group_by("domain").sum().sort("domain")
+    return {
+        row.pop("domain"): {name: count for name, count in row.items() if count}
+        for row in by_domain.filter(pl.col("titles") > 0).to_dicts()
+    }
+
+
 def neutralise(title: str) -> str:
     """Returns a title that speaks no more, and that people still read.
 
@@ -118,6 +147,10 @@ def neutralise(title: str) -> str:
                     linked[index] = LINK
         title = re.sub(f"{LINK}{{2,}}", LINK, "".join(linked))
     return "".join(_BRACES.get(_fold(character), character) for character in title)
+
+
+def _speaks(titles: pl.Series) -> pl.Series:
+    return find_speech(titles).select(pl.any_horizontal(pl.all())).to_series()
 
 
 def _find_phrases(title: str) -> Iterator[tuple[int, int]]:
