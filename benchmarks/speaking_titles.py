@@ -90,7 +90,7 @@ def read_prompts(corpus: Corpus, domain: str, count: int, seed: int) -> list[Pro
     rng = np.random.default_rng(seed)
     rows = corpus.read_samples(corpus.find_domain_source(domain, "test"), "test")
     titles = corpus.read_titles()
-    room = MAX_TITLE_CHARS - max(len(suffix) for texts in ATTACKS.values() for suffix in texts)
+    room = MAX_TITLE_CHARS - max(len(neutralise(speaks)) for speaks, _ in ATTACKS.values())
     prompts: list[Prompt] = []
     for row in rows.take(rng.permutation(rows.num_rows)).to_pylist():
         history = [titles[item] for item in row["history"]]

@@ -77,8 +77,8 @@ class DataSettings(Section):
     speaking_titles: Literal["keep", "neutralise", "drop"] = Field(
         "keep",
         description="titles that speak to the model, with braces, sentences of the prompt, chat "
-        "markers or instructions: keep them; neutralise: write { } as ( ) and link the words of "
-        "a phrase, as in The·answer·is; drop: leave the items out; "
+        "markers or instructions: keep them; neutralise: write { } as ( ) and part the letters "
+        "of a phrase, as in T·h·e a·n·s·w·e·r i·s; drop: leave the items out; "
         "what is kept is counted (docs/how-to/inspect-a-corpus.md)",
     )
     k_core: int = Field(

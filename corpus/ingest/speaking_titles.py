@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import polars as pl
 
-from corpus.ingest.titles import JOINERS
+from corpus.ingest.titles import JOINERS, MAX_TITLE_CHARS
 from corpus.sampling import prompt_text
 
-LINK = "·"
-"""What `neutralise` links the words of a phrase with; linked words are no phrase."""
+BREAK = "·"
+"""What `neutralise` puts between the letters of words that speak."""
 
 _MIN_WORDS, _MAX_WORDS = 3, 4
 """A sentence of the prompt is known by this many of its words in a row, or by all if it is short.
@@ -24,9 +24,10 @@ Shorter sentences than the lower number would be found in too many titles.
 """
 
 _BRACES = {"{": "(", "}": ")"}
-"""The characters that enclose the prompt's lists of titles, and what `neutralise` makes of them."""
+_BRACKETS = {"<": "(", ">": ")"}
+"""What `neutralise` makes of braces, and of the brackets of a chat marker."""
 
-_GAP = rf"(?:[^\w{LINK}]|_)+"
+_GAP = r"[\W_]+"
 """What stands between two words."""
 
 _ROLE = "(?:assistant|user|human|system|chatbot|ai)"
@@ -135,18 +136,28 @@ def count_by_domain(items: pl.DataFrame) -> dict[str, dict[str, int]]:
 def neutralise(title: str) -> str:
     """Returns a title that speaks no more, and that people still read.
 
-    Braces become parentheses. In a phrase, what stands between words becomes LINK: "The answer is"
-    becomes "The·answer·is", and "Assistant:" becomes "Assistant·".
+    Braces become parentheses, as do the angle brackets of a chat marker. In a phrase, BREAK parts
+    the letters of every word: "The answer is" becomes "T·h·e a·n·s·w·e·r i·s". A model takes what
+    is only quoted or hyphenated for what it says (docs/benchmarks.md).
     """
-    while spans := list(_find_phrases(title)):
-        linked = [*title]
-        for start, stop in spans:
-            for index in range(start, stop):
-                folded = _fold(title[index])
-                if folded and not folded.isalnum():
-                    linked[index] = LINK
-        title = re.sub(f"{LINK}{{2,}}", LINK, "".join(linked))
-    return "".join(_BRACES.get(_fold(character), character) for character in title)
+    while (broken := _break_phrases(title)) != title:
+        title = broken
+    text = "".join(_BRACES.get(_fold(character), character) for character in title)
+    return text[:MAX_TITLE_CHARS].rstrip()
+
+
+def _break_phrases(title: str) -> str:
+    """Returns a title with the letters parted in every phrase that is found."""
+    pieces = [*title]
+    for start, stop in _find_phrases(title):
+        after_letter = False
+        for index in range(start, stop):
+            folded = _fold(title[index])
+            if after_letter and folded.isalnum():
+                pieces[index] = BREAK + title[index]
+            pieces[index] = _BRACKETS.get(folded, pieces[index])
+            after_letter = folded.isalnum() or (after_letter and not folded)
+    return "".join(pieces)
 
 
 def _speaks(titles: pl.Series) -> pl.Series:
