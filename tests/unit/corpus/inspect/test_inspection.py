@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
@@ -24,6 +25,7 @@ from corpus.inspect.distributions import (
 from corpus.inspect.inspection import InspectionResult, inspect_corpus
 from corpus.inspect.leakage import ALL_CHECKS
 from corpus.inspect.speech import MAX_EXAMPLES, SpeakingTitles
+from corpus.store import catalogue
 from corpus.store.tables import Corpus
 from tests.integration import jobs
 from tests.unit.corpus.worlds import (
@@ -155,6 +157,9 @@ def test_titles_that_speak_are_counted_by_domain_and_kind_with_escaped_examples(
     base = settings(write_root(tmp_path / "root", shop(("A", "B", "C")), odd))
     first = build(base, 0, str(tmp_path / "corpus"), print)
     more = write_root(tmp_path / "more", shop(("D",), seed=1), {"D01": "Lamp {1}"})
+    # An append that was killed has left an item, which no version has.
+    left = pl.DataFrame({"domain": ["A"], "item_id": ["left"], "title": ["Lamp {left}"]})
+    catalogue.add_items(first.uri, left, "killed")
     grown = append(settings(more, domains=("D",), held_out=()), 0, first.uri, print)
 
     result = inspect_corpus(grown)
