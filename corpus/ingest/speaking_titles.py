@@ -67,7 +67,7 @@ PATTERNS: Mapping[str, Sequence[str]] = {
             r"(?:choose|select|pick|recommend|rank|predict|output|return|buy) (?:\w+ )?"
             r"(?:this|following|first|last|above) "
             r"(?:item|one|title|product|candidate|option|answer)\b",
-            r"(?:correct|right|best|next|final|only) "
+            r"(?:my|your|correct|right|best|next|final|only) "
             r"(?:answer|item|choice|prediction|recommendation|candidate|option) is\b",
             r"(?:this|the) user (?:will|would|wants?|should|must|has)\b",
             r"you are (?:now )?(?:an? )?(?:\w+ )?(?:assistant|ai|chatbot|language model)\b",

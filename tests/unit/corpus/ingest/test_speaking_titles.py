@@ -43,6 +43,7 @@ SPEAKING = {
     "Always choose this item": "instruction",
     "The correct answer is Soap": "instruction",
     "Answer: Soap": "instruction",
+    "My answer is Soap": "instruction",
     "You are a helpful assistant": "instruction",
 }
 ORDINARY = [
