@@ -27,8 +27,8 @@ _BRACES = {"{": "(", "}": ")"}
 _BRACKETS = {"<": "(", ">": ")"}
 """What `neutralise` makes of braces, and of the brackets of a chat marker."""
 
-_GAP = r"[\W_]+"
-"""What stands between two words."""
+_GAP = r"\W+"
+"""What stands between two words; it shares no character with words, so a search is linear."""
 
 _ROLE = "(?:assistant|user|human|system|chatbot|ai)"
 
@@ -37,7 +37,7 @@ def _sentence_patterns(fixed_texts: Sequence[str]) -> list[str]:
     """Returns a pattern for each run of words by which a sentence of the prompt is known."""
     patterns: list[str] = []
     for sentence in re.split(r"[{}.!?]", ".".join(fixed_texts)):
-        words = re.findall(r"[^\W_]+", sentence.lower())
+        words = re.findall(r"\w+", sentence.lower())
         size = min(len(words), _MAX_WORDS)
         if size >= _MIN_WORDS:
             runs = (words[start : start + size] for start in range(len(words) - size + 1))
@@ -53,8 +53,8 @@ PATTERNS: Mapping[str, Sequence[str]] = {
     ),
     "chat_marker": [
         r"<+[\s/]*\|[^<>]*>",
-        r"<+[\s/]*(?:im_start|im_end|start_of_turn|end_of_turn|begin_of_text|end_of_text|endoftext"
-        rf"|eot_id|s|bos|eos|pad|unk|sys|think|answer|{_ROLE})[\s/]*>",
+        r"<+[\s/]*(?:im (?:start|end)|(?:start|end) of turn|(?:begin|end) of text|endoftext|eot id"
+        rf"|s|bos|eos|pad|unk|sys|think|answer|{_ROLE})[\s/]*>",
         rf"\[[\s/]*(?:inst|{_ROLE})\s*\]",
         rf"#+\s*(?:instructions?|response|input|output|question|answer|{_ROLE})\b",
         rf"(?:^|[.!?;:>)\]}}|])\s*{_ROLE}\s*:",
@@ -76,7 +76,7 @@ PATTERNS: Mapping[str, Sequence[str]] = {
         )
     ],
 }
-"""The patterns by which a title speaks, by kind, in lower case without accents (`_fold`)."""
+"""The patterns by which a title speaks, by kind; they are for folded text (`_fold`)."""
 
 KINDS = tuple(PATTERNS)
 
@@ -97,7 +97,8 @@ def find_speech(titles: pl.Series) -> pl.DataFrame:
     Returns:
         For each of KINDS a boolean column, with a row for each title.
     """
-    folded = titles.str.normalize("NFKD").str.replace_all(_MARKS, "").str.to_lowercase()
+    plain = titles.str.normalize("NFKD").str.replace_all(_MARKS, "").str.to_lowercase()
+    folded = plain.str.replace_all("_", " ", literal=True)
     return pl.DataFrame(
         {kind: folded.str.contains(pattern) for kind, pattern in _BY_KIND.items()},
         schema=dict.fromkeys(KINDS, pl.Boolean),
@@ -174,9 +175,13 @@ def _find_phrases(title: str) -> Iterator[tuple[int, int]]:
 
 
 def _fold(character: str) -> str:
-    """Returns a character in lower case without accents, as `find_speech` compares it."""
-    return "".join(
+    """Returns a character as `find_speech` compares it.
+
+    That is in lower case, without accents, and a space for an underscore, which is no letter.
+    """
+    plain = "".join(
         part
         for part in unicodedata.normalize("NFKD", character)
         if not unicodedata.category(part).startswith("M") and part not in JOINERS
-    ).lower()
+    )
+    return plain.lower().replace("_", " ")
