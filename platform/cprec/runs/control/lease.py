@@ -258,10 +258,7 @@ def _refusal(run: str, record: LeaseRecord | None) -> RunError:
 def _create(lease: Lease, record: LeaseRecord) -> bool:
     """Creates the file of a lease; returns whether this process did."""
     uri = _lease_uri(lease.run_uri, lease.number)
-    if create_text(uri, json.dumps(record.to_json())):
-        return True
-    # The answer to a put that succeeded may have been lost, and the put repeated.
-    return LeaseRecord.from_json(json.loads(read_text(uri))).owner == lease.owner
+    return create_text(uri, json.dumps(record.to_json()))
 
 
 def _write(lease: Lease, record: LeaseRecord) -> None:

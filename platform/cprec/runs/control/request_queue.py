@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from cluster.errors import UserError
+from cluster.errors import AccessDeniedError, UserError
 from cluster.storage import (
     FileEntry,
     join,
@@ -112,7 +112,7 @@ class RequestQueue:
     def _remove(self, request_id: str) -> bool:
         try:
             remove_file(join(self._folder, f"{request_id}.json"))
-        except OSError:
+        except (OSError, AccessDeniedError):
             return False
         return True
 
@@ -124,7 +124,7 @@ class RequestQueue:
         target = join(self._refused_folder, f"{time.time_ns()}-{name}")
         try:
             move(source, target)
-        except OSError:  # then it stays, and is passed over
+        except (OSError, AccessDeniedError):  # then it stays, and is passed over
             self._unmovable.add(name)
             return source
         return target
