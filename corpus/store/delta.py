@@ -41,10 +41,10 @@ _METADATA_KEY = "cprec"
 _COMMIT_ID_KEY = "cprec_commit"
 """Key of what tells a call of `commit` from all others."""
 
-COMMIT_ATTEMPTS = 4
+COMMIT_ATTEMPTS = 6
 """Attempts of a commit that nobody has overtaken."""
 
-COMMIT_PAUSE_S = 2.0
+COMMIT_PAUSE_S = 1.0
 """Longest pause after the first attempt (seconds); it grows with each."""
 
 # Old versions stay readable for as long as a run may refer to them.
