@@ -6,8 +6,8 @@ moto first checks whether the object exists and then writes it, so two puts at t
 both succeed. A test of racing commits needs a server where only one does. Therefore this one
 answers conditional requests one after the other.
 
-PUT /-/faults with {"kind": KIND, "times": N} makes each request to an object fail N times in a row
-before it succeeds once; {} makes the server well again. It answers how many have failed.
+PUT /-/faults with {"kind": KIND, "times": N} makes each call of a client fail N times in a row
+before it succeeds; {} makes the server well again. It answers how many have failed.
 """
 
 import json
@@ -61,7 +61,7 @@ class Faults:
         call = "" if self.kind == "cut" else environ.get("HTTP_AMZ_SDK_INVOCATION_ID", "")
         key = (method, environ["PATH_INFO"], environ["QUERY_STRING"], call)
         with self._lock:
-            fails = self._counts[key] % (self.times + 1) < self.times
+            fails = self._counts[key] < self.times
             self._counts[key] += 1
             self.failed += fails
         return fails

@@ -212,14 +212,18 @@ def describe_plan(recipe: Recipe, plan: Plan) -> str:
 
 
 def _record_start(recipe: Recipe, run_uri: str, run_plan: RunPlan) -> None:
-    """Writes the first events of a run, unless they are there."""
+    """Writes the first events of a run, unless they are there.
+
+    A start that died just after it had written the plan left none of them, or not all.
+    """
     if any(isinstance(event, CorpusVersionAdopted) for event in read_events(run_uri)):
-        return  # a start that dies after it has written the plan leaves none
+        return
     plan = run_plan.plan
     samples_by_source: Counter[str] = Counter()
     for (source, _), samples in plan.count_by_stream(0, plan.total_samples).items():
         samples_by_source[source] += samples
     events = open_events(run_uri)
+    events.retain(lambda event: not isinstance(event, RunStarted))
     events.append(
         RunStarted(
             samples=0,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.errors import AccessDeniedError
 from corpus.build import build
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
@@ -16,7 +17,7 @@ from cprec.runs.run_plan import RunPlan
 from cprec.runs.run_planning import create_run_plan
 from tests.small_run import planned_rows, train, without_ray
 from tests.unit.corpus.worlds import settings, shop, write_root
-from tests.unit.failing_disk import Died, FailingDisk
+from tests.unit.failing_disk import FOREVER, Died, FailingDisk
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +90,12 @@ def test_whichever_operation_fails_the_run_goes_on_as_if_none_had(
         for error in errors:
             assert str(run) in error, "the error does not say where"
         check_as_undisturbed(str(run), corpus)
+
+
+def test_a_disk_that_stays_read_only_is_the_users_to_mend(tmp_path: Path, corpus: Corpus) -> None:
+    run = tmp_path / "run"
+    disk = FailingDisk(run, "read-only", fails_at=60, lasts=FOREVER)
+    with disk.installed(), pytest.raises(AccessDeniedError, match=f"{run}.*Read-only"):
+        train(str(run), corpus)
+    assert start_until_done(FailingDisk(run), str(run), corpus) == []
+    check_as_undisturbed(str(run), corpus)
