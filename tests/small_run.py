@@ -12,6 +12,7 @@ import torch
 from cluster.storage import join, write_text
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
+from cprec.config.recipe_file import to_yaml
 from cprec.model.training_state import TrainingState
 from cprec.runs import checkpoint, recipe_lock
 from cprec.runs.audit import audit
@@ -45,7 +46,7 @@ def without_ray(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(RowEncoder, "from_corpus", lambda *_: None)
     patch.setattr(controller_actor, "STORAGE_RETRY_S", 0.0)
     # YAML would take half of the time.
-    patch.setattr(recipe_lock, "to_yaml", lru_cache(recipe_lock.to_yaml))
+    patch.setattr(recipe_lock, "to_yaml", lru_cache(to_yaml))
 
 
 def ids_at(start: int, stop: int) -> list[int]:
