@@ -6,7 +6,8 @@
     │   ├── DataError                raw interactions or items that cannot be used
     │   ├── CorpusError              a corpus that is missing, of another version, or too small
     │   │   └── CommitConflictError  another process committed first
-    │   └── RunError                 a run that cannot start, resume or be promoted as asked
+    │   ├── RunError                 a run that cannot start, resume or be promoted as asked
+    │   └── AccessDeniedError        a disk or a store that may not be read or written
     └── PlatformFault                exit 2: something broke; retried where that is safe
 
 Every exception takes one argument, its message, so that it can be pickled between Ray processes.
@@ -40,6 +41,10 @@ class CommitConflictError(CorpusError):
 
 class RunError(UserError):
     """A run that cannot start, resume or be promoted as asked."""
+
+
+class AccessDeniedError(UserError):
+    """A disk or a store that this process may not read or write."""
 
 
 class PlatformFault(CprecError):

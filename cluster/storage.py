@@ -1,23 +1,27 @@
 """Reads and writes files on a local path, file:// or s3:// (through fsspec and s3fs).
 
 Credentials and endpoint are taken from the environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...)
-or the machine's role, never from a recipe.
+or the machine's role, never from a recipe. What a store does not do at once is tried again
+(`cluster.storage_errors`). What it does not do at all is an OSError that names the place, or an
+AccessDeniedError.
 """
 
 import hashlib
 import os
 import posixpath
 import stat
-import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import fsspec
 from fsspec import AbstractFileSystem
 
+from cluster import local_files
 from cluster.errors import UserError
+from cluster.storage_errors import name_errors, s3_config, with_cut_reads_repeated
 
 _CHUNK_BYTES = 1 << 24
 """Bytes that `file_sha256` reads at a time."""
@@ -43,7 +47,9 @@ def filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
 
     Every process calls this for itself: clients of object stores do not pickle well.
     """
-    options = {"use_listings_cache": False} if is_remote(uri) else {}
+    options: dict[str, Any] = {"use_listings_cache": False} if is_remote(uri) else {}
+    if uri.startswith(("s3://", "s3a://")):
+        options["config_kwargs"] = s3_config()
     fs, path = fsspec.core.url_to_fs(uri, **options)
     return fs, path
 
@@ -66,17 +72,25 @@ def join(uri: str, *parts: str) -> str:
 def exists(uri: str) -> bool:
     """Returns whether there is a file at a URI, or anything below it."""
     fs, path = filesystem(uri)
-    return bool(fs.exists(path))
+    with name_errors(uri):
+        if is_remote(uri):
+            return bool(fs.exists(path))
+        try:
+            os.stat(path)  # os.path.exists says no where it may not look
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
 
 
 def list_names(uri: str) -> list[str]:
     """Returns the names directly below a URI, sorted; empty if the URI does not exist."""
     fs, path = filesystem(uri)
-    if not fs.exists(path):
+    try:
+        with name_errors(uri):
+            entries = fs.ls(path, detail=False)
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    return sorted(
-        {posixpath.basename(str(entry).rstrip("/")) for entry in fs.ls(path, detail=False)} - {""}
-    )
+    return sorted({posixpath.basename(str(entry).rstrip("/")) for entry in entries} - {""})
 
 
 def list_oldest_first(uri: str) -> list[FileEntry]:
@@ -125,7 +139,8 @@ def list_etags(uri: str) -> dict[str, str]:
     """
     fs, path = filesystem(uri)
     try:
-        entries = fs.ls(path, detail=True)
+        with name_errors(uri):
+            entries = fs.ls(path, detail=True)
     except FileNotFoundError:
         return {}
     tag_fields = ("ETag", "etag", "mtime", "LastModified", "ino", "size")
@@ -147,7 +162,8 @@ def list_content_tags(uri: str) -> dict[str, str]:
     """
     fs, path = filesystem(uri)
     try:
-        entries = fs.ls(path, detail=True)
+        with name_errors(uri):
+            entries = fs.ls(path, detail=True)
     except FileNotFoundError:
         return {}
     tag_fields = ("ETag", "etag", "md5Hash", "content_md5", "mtime", "LastModified", "created")
@@ -178,7 +194,12 @@ def read_many(uris: Sequence[str]) -> list[bytes]:
         return []
     fs, _ = filesystem(uris[0])
     paths = [filesystem_path(fs, uri) for uri in uris]
-    contents = fs.cat(paths) if len(paths) > 1 else {paths[0]: fs.cat_file(paths[0])}
+
+    def read() -> dict[str, bytes]:
+        return fs.cat(paths) if len(paths) > 1 else {paths[0]: fs.cat_file(paths[0])}
+
+    with name_errors(uris[0]):
+        contents = with_cut_reads_repeated(read)
     return [bytes(contents[path]) for path in paths]
 
 
@@ -204,7 +225,8 @@ def read_bytes_if_exists(uri: str) -> bytes | None:
     """
     fs, path = filesystem(uri)
     try:
-        return bytes(fs.cat_file(path))
+        with name_errors(uri):
+            return with_cut_reads_repeated(lambda: bytes(fs.cat_file(path)))
     except (FileNotFoundError, NotADirectoryError):  # or it would be below a file
         return None
     except IsADirectoryError:
@@ -223,50 +245,44 @@ def write_bytes(uri: str, content: bytes) -> None:
     It is durable when this returns.
     """
     fs, path = filesystem(uri)
-    if is_remote(uri):
-        fs.pipe_file(path, content)
-        return
-    # On a disk, only a rename is atomic: write beside the target, flush to the disk, then rename.
-    target = Path(path)
-    _write_partial(target, content).replace(target)
+    with name_errors(uri):
+        if is_remote(uri):
+            fs.pipe_file(path, content)
+        else:
+            local_files.replace(Path(path), content)
 
 
-def _write_partial(target: Path, content: bytes) -> Path:
-    """Writes a file beside a target, durably, and returns its path."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    return partial
+def append_bytes(uri: str, content: bytes) -> None:
+    """Appends to a file on a disk: all of the content or nothing. It is durable afterwards."""
+    _, path = filesystem(uri)
+    with name_errors(uri):
+        local_files.append(Path(path), content)
 
 
 def create_text(uri: str, content: str) -> bool:
     """Creates a UTF-8 file if there is none; of several processes that try, exactly one does.
 
-    On a disk this is a hard link, which NFS makes atomically too. On an object store it is a
-    conditional put (docs/operations/object-stores.md).
+    On an object store it is a conditional put (docs/operations/object-stores.md). The answer to a
+    put that succeeded may be lost, and the put repeated: what is there already counts as created by
+    this call if it has the same content.
+
+    Args:
+        uri: Where.
+        content: What nobody else would write there, such as one with a random token.
 
     Returns:
         Whether this call created the file.
     """
     fs, path = filesystem(uri)
-    if is_remote(uri):
-        try:
-            fs.pipe_file(path, content.encode("utf-8"), mode="create")
-        except FileExistsError:
-            return False
-        return True
-    target = Path(path)
-    partial = _write_partial(target, content.encode("utf-8"))
-    try:
-        os.link(partial, target)
-    except FileExistsError:
-        return False
-    finally:
-        partial.unlink()
-    return True
+    encoded = content.encode("utf-8")
+    with name_errors(uri):
+        if is_remote(uri):
+            try:
+                fs.pipe_file(path, encoded, mode="create")
+            except FileExistsError:
+                return read_bytes_if_exists(uri) == encoded
+            return True
+        return local_files.create(Path(path), encoded) or read_bytes_if_exists(uri) == encoded
 
 
 def write_text(uri: str, content: str) -> None:
@@ -277,14 +293,15 @@ def write_text(uri: str, content: str) -> None:
 def remove(uri: str) -> None:
     """Removes a file, or everything below a URI; does nothing if the URI does not exist."""
     fs, path = filesystem(uri)
-    if fs.exists(path):
-        fs.rm(path, recursive=True)
+    with name_errors(uri), suppress(FileNotFoundError):  # another process may remove it meanwhile
+        if exists(uri):
+            fs.rm(path, recursive=True)
 
 
 def remove_file(uri: str) -> None:
     """Removes a file; does nothing if there is none."""
     fs, path = filesystem(uri)
-    with suppress(FileNotFoundError):
+    with name_errors(uri), suppress(FileNotFoundError):
         fs.rm_file(path)
 
 
@@ -293,16 +310,17 @@ def move(source: str, target: str) -> None:
 
     The source may have any name: none of its characters has a meaning.
     """
-    if not is_remote(source):
-        place = Path(target.removeprefix("file://"))
-        place.parent.mkdir(parents=True, exist_ok=True)
-        Path(source.removeprefix("file://")).rename(place)
-        return
-    fs, target_path = filesystem(target)
-    path = filesystem_path(fs, source)
-    for file in fs.find(path) or [path]:
-        fs.cp_file(file, target_path + file.removeprefix(path))
-        fs.rm_file(file)
+    with name_errors(source):
+        if not is_remote(source):
+            place = Path(target.removeprefix("file://"))
+            local_files.make_folder(place.parent)
+            Path(source.removeprefix("file://")).rename(place)
+            return
+        fs, target_path = filesystem(target)
+        path = filesystem_path(fs, source)
+        for file in fs.find(path) or [path]:
+            fs.cp_file(file, target_path + file.removeprefix(path))
+            fs.rm_file(file)
 
 
 def upload(directory: Path, uri: str, last: str = "") -> None:
@@ -324,10 +342,11 @@ def upload(directory: Path, uri: str, last: str = "") -> None:
 def download(uri: str, directory: Path) -> Path:
     """Copies every file below a URI into a local directory, and returns the directory."""
     fs, path = filesystem(uri)
-    for file in fs.find(path):
-        target = directory / posixpath.relpath(file, path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        fs.get_file(file, str(target))
+    with name_errors(uri):
+        for file in fs.find(path):
+            target = directory / posixpath.relpath(file, path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            fs.get_file(file, str(target))
     return directory
 
 
@@ -336,15 +355,8 @@ def download_files(uri: str, names: Sequence[str], directory: Path) -> None:
     fs, path = filesystem(uri)
     directory.mkdir(parents=True, exist_ok=True)
     for name in names:
-        fs.get_file(posixpath.join(path, name), str(directory / name))
-
-
-def is_storage_error(error: Exception) -> bool:
-    """Returns whether an error is one of disk, store or network, not of a file's content.
-
-    Parquet's readers raise OSError for bad content too, but without an error number.
-    """
-    return isinstance(error, OSError) and error.errno is not None
+        with name_errors(join(uri, name)):
+            fs.get_file(posixpath.join(path, name), str(directory / name))
 
 
 def sha256(content: bytes) -> str:
@@ -361,7 +373,7 @@ def file_sha256(uri: str) -> str:
     fs, path = filesystem(uri)
     digest = hashlib.sha256()
     try:
-        with fs.open(path, "rb") as file:
+        with name_errors(uri), fs.open(path, "rb") as file:
             while chunk := file.read(_CHUNK_BYTES):
                 digest.update(chunk)
     except FileNotFoundError:

@@ -30,7 +30,7 @@ from corpus.local.append import LocalAppendInput
 from corpus.sampling import replay_text
 from corpus.sampling.sequences import SPLITS
 from corpus.settings import DataSettings, SimulateSettings
-from corpus.store import catalogue, delta, statistics
+from corpus.store import catalogue, conditional_puts, statistics
 from corpus.store.catalogue import count_items
 from corpus.store.tables import Corpus, FileKey, publish_statistics, write_samples
 
@@ -84,7 +84,7 @@ def append(data: DataSettings, seed: int, uri: str, say: Say, *, held_out: bool 
     requested = _select_domains(data, held_out)
     corpus = Corpus.open(uri)
     _check_compatible(corpus, requested, seed)
-    delta.check_conditional_put(uri)
+    conditional_puts.require_conditional_puts(uri)
     with _open_input(corpus, requested, seed, say) as (identity, append_input):
         return _commit_with_retries(
             uri, lambda corpus: _try_append(corpus, append_input, identity, seed, say), say
@@ -162,7 +162,7 @@ def append_text(file: str, uri: str, say: Say) -> Corpus:
     source = replay_text.text_source(file)
     content = plain_text.read_plain_text(file, "--text")
     Corpus.open(uri)  # raises before anything is written
-    delta.check_conditional_put(uri)
+    conditional_puts.require_conditional_puts(uri)
     identity = _text_identity(source, content)
     return _commit_with_retries(
         uri, lambda corpus: _try_append_text(corpus, file, source, content, identity, say), say

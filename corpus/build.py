@@ -19,7 +19,13 @@ from corpus.ingest import quarantine, simulation, speaking_titles
 from corpus.ingest.sources import file_splits, layout
 from corpus.local import LOCAL
 from corpus.settings import DataSettings, SimulateSettings
-from corpus.store import catalogue, delta, statistics, stored_interactions
+from corpus.store import (
+    catalogue,
+    conditional_puts,
+    delta,
+    statistics,
+    stored_interactions,
+)
 from corpus.store.catalogue import count_items
 from corpus.store.tables import (
     PARTITION_COLUMNS,
@@ -81,7 +87,7 @@ def build(data: DataSettings, seed: int, uri: str, say: Say) -> Corpus:
         if (existing := _find_existing(uri, identity, say)) is not None:
             publish_statistics(existing)
             return existing
-        delta.check_conditional_put(uri)
+        conditional_puts.require_conditional_puts(uri)
         prepared = backend.prepare(data, say)
         items_version = catalogue.create_items(uri, prepared.items, identity)
         item_indices = prepared.item_indices()

@@ -1,176 +1,122 @@
-"""A run without Ray and without a model, which does to its storage what a real one does.
+"""A run without Ray and without a model that does every storage operation of a real one."""
 
-Driver, controller and worker are played in one thread, by the project's own classes; only the
-streams of samples and the computation are left out. Storage may fail, and processes may die.
-"""
-
+import itertools
 import json
 import tempfile
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 import torch
 
-from cluster.errors import UserError
 from cluster.storage import join, write_text
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
+from cprec.config.recipe_file import to_yaml
 from cprec.model.training_state import TrainingState
-from cprec.runs import checkpoint
+from cprec.runs import checkpoint, recipe_lock
 from cprec.runs.audit import audit
+from cprec.runs.checkpoint import CheckpointName
 from cprec.runs.control.lease import HeldLease, claim
-from cprec.runs.json_lines import open_events
+from cprec.runs.json_lines import read_trace
 from cprec.runs.recipe_lock import check_unchanged, write_recipe
-from cprec.runs.records import AUDIT_FILE, AuditReport, RunFinished
+from cprec.runs.records import AUDIT_FILE, AuditReport, TraceRow
 from cprec.runs.restart import find_last_checkpoint
 from cprec.runs.run_plan import RunPlan
-from cprec.runs.run_planning import resolve_run_plan
+from cprec.runs.run_planning import create_run_plan
 from cprec.runs.run_records import read_run_records
-from cprec.schedule.controller import Segment
 from cprec.schedule.ledger import Ledger, ids_digest
+from cprec.schedule.plan import Plan, global_batches
 from cprec.stream import segments
 from cprec.stream.row_encoder import RowEncoder
-from cprec.stream.segments import sample_id_reader
 from cprec.stream.token_sharing import NO_SHARING
+from cprec.train.distributed import controller_actor
 from cprec.train.distributed.controller_actor import ControllerActor
 from cprec.train.distributed.controller_state import ControllerSettings, WorkerGroup
-from cprec.train.distributed.segment_issuer import AssignedSegment, SegmentIssuer
 from cprec.workflows.prepare_run import _record_start
 from tests.records import trace_row
 
-T = TypeVar("T")
-
-BATCH = 32
-MAX_GROUPS = 4
-"""Times that the workers of one driver are started, at most."""
+STEPS = 2
+"""Optimizer steps, about; each is followed by a checkpoint."""
 
 
-def without_streams(patch: pytest.MonkeyPatch) -> None:
-    """Leaves out what needs Ray: titles in its object store, and the streams of samples."""
-
-    def start(issuer: SegmentIssuer, segment: Segment, world_size: int) -> None:
-        issuer._started[segment.start] = (segment, [None])  # type: ignore[list-item]
-
+def without_ray(patch: pytest.MonkeyPatch) -> None:
+    """Leaves out of the controller what only read tasks need."""
     patch.setattr(segments, "configure_ray_data", lambda: None)
     patch.setattr(RowEncoder, "from_corpus", lambda *_: None)
-    patch.setattr(SegmentIssuer, "_start", start)
+    patch.setattr(controller_actor, "STORAGE_RETRY_S", 0.0)
+    # YAML would take half of the time.
+    patch.setattr(recipe_lock, "to_yaml", lru_cache(to_yaml))
 
 
-def drive(recipe: Recipe, corpus: Corpus) -> AuditReport:
-    """Trains a run to its end, from its last checkpoint where it has one; returns its audit."""
-    run_uri = join(recipe.storage, recipe.run)
-    with claim(run_uri, recipe.run, corpus.uri, print) as held:
-        run_plan, is_new = resolve_run_plan(
-            recipe, run_uri, corpus, check_unchanged(recipe, run_uri, ())
+def ids_at(start: int, stop: int) -> list[int]:
+    """Returns made-up sample ids at some positions of a plan."""
+    return [(i * 0x9E3779B97F4A7C15) % (1 << 64) for i in range(start, stop)]
+
+
+def planned_rows(plan: Plan) -> list[TraceRow]:
+    """Returns the trace of a run that nothing disturbs."""
+    wsa = plan.wsa
+    batch = max(1, -(-plan.total_samples // STEPS))
+    ends = (0, wsa.stable_end, plan.total_samples)
+    bounds = [b for a, z in itertools.pairwise(ends) for b in global_batches(a, z, batch)]
+    return [
+        trace_row(
+            step=step,
+            samples=start,
+            batch_samples=stop - start,
+            phase=str(wsa.phase(start)),
+            ids_digest=f"{ids_digest(ids_at(start, stop)):016x}",
         )
+        for step, (start, stop) in enumerate(bounds)
+    ]
+
+
+def train(run_uri: str, corpus: Corpus) -> AuditReport:
+    """Starts a run, or goes on with it, to its end; returns its audit."""
+    with claim(run_uri, "small", corpus.uri, lambda line: None) as held:
+        recipe = Recipe()
+        check_unchanged(recipe, run_uri, ())
+        run_plan = RunPlan.read(run_uri) or create_run_plan(recipe, corpus)
         write_recipe(recipe, run_uri)
         run_plan.write(run_uri)
-        if is_new:
-            _record_start(recipe, run_uri, run_plan)
-        newest, _ = find_last_checkpoint(run_uri)
-        if newest is None or newest.samples < run_plan.plan.total_samples:
-            _train(recipe, run_uri, corpus, held)
-        return _finish(run_uri, corpus)
+        _record_start(recipe, run_uri, run_plan)
+        _train_rest(run_uri, corpus, held)
+        plan = run_plan.plan
+        report = audit(plan, read_run_records(run_uri).steps, ids_at)
+        write_text(join(run_uri, AUDIT_FILE), json.dumps(report.to_json()))
+        assert len(read_trace(run_uri)) == len(planned_rows(plan))
+        return report
 
 
-def _train(recipe: Recipe, run_uri: str, corpus: Corpus, held: HeldLease) -> None:
-    """Plays the controller, and starts the workers again where they fail."""
+def _train_rest(run_uri: str, corpus: Corpus, held: HeldLease) -> None:
     settings = ControllerSettings(
-        *(recipe.run, run_uri, corpus.uri, "base", None, 512, NO_SHARING),
-        *(BATCH, 2 * BATCH, BATCH, None, 0.0, 0.05),
+        "small", run_uri, corpus.uri, "base", None, 512, NO_SHARING, 32, 64, 64, None, 0.0, 0.05
     )
-    actor = _retry(lambda: ControllerActor(settings, held.lease))
-    _retry(lambda: _train_group(run_uri, corpus, actor))
-    with suppress(OSError):  # as the driver does: the status is late then
-        actor.end_run()
-
-
-def _retry(call: Callable[[], T]) -> T:
-    """Calls until nothing is raised that a restart may mend, as Ray and Ray Train do."""
-    for _ in range(MAX_GROUPS):
-        try:
-            return call()
-        except UserError:
-            raise
-        except Exception as error:
-            last = error
-    raise last
-
-
-def _train_group(run_uri: str, corpus: Corpus, actor: ControllerActor) -> None:
-    """Plays a worker: finds the checkpoint, trains to the end of the plan, and saves."""
+    actor = ControllerActor(settings, held.lease)
     name, problems = find_last_checkpoint(run_uri)
-    attempts = [saved.attempt for saved in checkpoint.list_checkpoints(run_uri)]
+    attempt = max((n.attempt for n in checkpoint.list_checkpoints(run_uri)), default=-1) + 1
     uri = checkpoint.checkpoint_uri(run_uri, name) if name else None
     ledger = checkpoint.read_ledger(uri) if uri else Ledger(actor.plan())
-    attempt = max(attempts, default=-1) + 1
     actor.begin_attempt(WorkerGroup(attempt, 1, ledger.samples, uri), problems)
-    while (issued := actor.issue_segment(attempt, ledger.samples, 0)) is not None:
-        assert isinstance(issued, AssignedSegment), "held open, and nobody releases it"
-        segment = issued.segment
-        read_ids = sample_id_reader(corpus.streams_by_key(), actor.plan())
-        while ledger.samples < segment.stop:
-            before = ledger.samples
-            count = min(BATCH, segment.stop - before)
-            digest = ids_digest(read_ids(before, before + count))
-            row = trace_row(
-                step=ledger.steps, samples=before, batch_samples=count, ids_digest=f"{digest:016x}"
-            )
-            actor.record_step(row)
-            ledger = ledger.add_step(count, digest)
-            ends = (segment.wsa.stable_end, segment.wsa.annealing_end)
-            if checkpoint.is_due(before, ledger.samples, 2 * BATCH, ends):
-                _save(run_uri, actor, ledger, attempt, ends)
-            actor.heartbeat(force=True)
+    for row in planned_rows(actor.plan())[ledger.steps :]:
+        actor.record_step(row)
+        actor.heartbeat(force=True)
+        ledger = ledger.add_step(row.batch_samples, int(row.ids_digest, 16))
+        _save(run_uri, actor, ledger, attempt)
+    actor.end_run()
 
 
-def _save(
-    run_uri: str, actor: ControllerActor, ledger: Ledger, attempt: int, ends: tuple[int, int]
-) -> None:
-    """Saves a checkpoint whose weights are the number of samples."""
-    name = checkpoint.CheckpointName(ledger.samples, attempt)
+def _save(run_uri: str, actor: ControllerActor, ledger: Ledger, attempt: int) -> None:
+    actor.prepare_checkpoint()
+    name = CheckpointName(ledger.samples, attempt)
     uri = checkpoint.checkpoint_uri(run_uri, name)
-    plan = actor.prepare_checkpoint()
     with tempfile.TemporaryDirectory() as folder:
-        weights = {"w": torch.tensor([float(ledger.samples)])}
-        checkpoint.save_training_state(TrainingState(weights, {}, ledger.steps), Path(folder))
-        (Path(folder) / checkpoint.ADAPTER).mkdir()
-        (Path(folder) / checkpoint.ADAPTER / "adapter_config.json").write_text("{}")
-        checkpoint.commit(Path(folder), uri, replace(ledger, plan=plan))
+        directory = Path(folder)
+        (directory / checkpoint.ADAPTER).mkdir()
+        (directory / checkpoint.ADAPTER / "adapter_config.json").write_text("{}")
+        state = TrainingState({"w": torch.tensor([float(ledger.samples)])}, {}, ledger.steps)
+        checkpoint.save_training_state(state, directory)
+        checkpoint.commit(directory, uri, ledger)
     actor.record_checkpoint(ledger.samples, uri)
-    checkpoint.prune(run_uri, 2, ends, name)
-
-
-def _finish(run_uri: str, corpus: Corpus) -> AuditReport:
-    """Plays the end of a driver: audit and last event."""
-    records = read_run_records(run_uri)
-    assert records.run_plan is not None
-    plan = records.run_plan.plan
-    report = audit(plan, records.trace, sample_id_reader(corpus.streams_by_key(), plan))
-    write_text(join(run_uri, AUDIT_FILE), json.dumps(report.to_json()))
-    events = open_events(run_uri)
-    if not any(isinstance(event, RunFinished) for event in events.read()):
-        last = checkpoint.latest_uri(run_uri)
-        events.append(RunFinished(samples=plan.total_samples, checkpoint=last))
-        events.flush()
-    return report
-
-
-def outcome(recipe: Recipe) -> tuple[object, ...]:
-    """Returns what must be equal in two runs of the same plan, whatever happened to them."""
-    run_uri = join(recipe.storage, recipe.run)
-    records = read_run_records(run_uri)
-    run_plan = RunPlan.read(run_uri)
-    weights = checkpoint.load_training_state(checkpoint.latest_uri(run_uri)).weights
-    assert run_plan is not None
-    return (
-        run_plan.plan,
-        run_plan.hold,
-        [row.to_json() for row in records.trace],
-        weights["w"].tolist(),
-        sum(isinstance(event, RunFinished) for event in records.events),
-    )
+    checkpoint.prune(run_uri, 1, (), name)

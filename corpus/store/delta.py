@@ -10,10 +10,11 @@ used (docs/operations/object-stores.md).
 import io
 import json
 import os
+import random
 import re
+import time
 import uuid
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import unquote
@@ -25,13 +26,10 @@ from deltalake.exceptions import DeltaError
 from deltalake.transaction import AddAction, create_table_with_add_actions
 
 from cluster import storage
-from cluster.errors import CommitConflictError, CorpusError
+from cluster.errors import CommitConflictError, CorpusError, CprecError, PlatformFault
 
 MIN_ROW_GROUP_ROWS = 1024
 """Rows of a row group, which is the least that is read at once."""
-
-CONCURRENT_PUTS = 8
-"""Simultaneous conditional puts in the test of a store."""
 
 _COMMIT_CACHE: dict[tuple[str, int, str], "Commit"] = {}
 """Commits that this process has read, by table, version and ETag of the commit's file."""
@@ -40,6 +38,15 @@ _COMMIT_CACHE_SIZE = 10_000
 _LOG_FOLDER = "_delta_log"
 _COMMIT_FILE_NAME = re.compile(r"\d{20}\.json")
 _METADATA_KEY = "cprec"
+_COMMIT_ID_KEY = "cprec_commit"
+"""Key of what tells a call of `commit` from all others."""
+
+COMMIT_ATTEMPTS = 6
+"""Attempts of a commit that nobody has overtaken."""
+
+COMMIT_PAUSE_S = 1.0
+"""Longest pause after the first attempt (seconds); it grows with each."""
+
 # Old versions stay readable for as long as a run may refer to them.
 _TABLE_CONFIGURATION = {
     "delta.enableExpiredLogCleanup": "false",
@@ -176,64 +183,101 @@ def commit(
     Raises:
         CommitConflictError: Another process committed in the meantime.
         CorpusError: The commit was refused for another reason.
+        PlatformFault: The disk or the store did not take it, whatever was tried.
     """
+    newest = _newest_version(table_uri)
+    if newest != parent_version:
+        raise _conflict_error(table_uri, newest)
+    version = 0 if parent_version is None else parent_version + 1
+    commit_id = uuid.uuid4().hex
+    properties = CommitProperties(
+        custom_metadata={_METADATA_KEY: dict(metadata), _COMMIT_ID_KEY: commit_id},
+        max_commit_retries=0,
+        app_transactions=[Transaction(transaction_id, version)] if transaction_id else [],
+    )
+    for attempt in range(1, COMMIT_ATTEMPTS + 1):
+        try:
+            _write_commit(
+                table_uri, schema, files, parent_version, partition_by, replace, properties
+            )
+            return version
+        except (DeltaError, OSError) as error:
+            # A commit may land although its answer is lost, and even after it was given up.
+            if _read_commit_id(table_uri, version) == commit_id:
+                return version
+            if (newest := _newest_version(table_uri)) != parent_version:
+                raise _conflict_error(table_uri, newest) from None
+            if attempt == COMMIT_ATTEMPTS:
+                raise _refusal(table_uri, error) from error
+            time.sleep(random.uniform(0, COMMIT_PAUSE_S * attempt))
+    raise AssertionError("unreachable")
+
+
+def _write_commit(
+    table_uri: str,
+    schema: pa.Schema,
+    files: Sequence[WrittenFile],
+    parent_version: int | None,
+    partition_by: Sequence[str],
+    replace: bool,
+    properties: CommitProperties,
+) -> None:
+    """Makes one attempt to commit; `commit` explains the arguments."""
     adds = [
         AddAction(f.name, f.size, dict(f.partition), 0, True, json.dumps({"numRecords": f.rows}))
         for f in files
     ]
-    properties = CommitProperties(
-        custom_metadata={_METADATA_KEY: dict(metadata)},
-        max_commit_retries=0,
-        app_transactions=_app_transactions(transaction_id, parent_version),
+    if parent_version is None:
+        create_table_with_add_actions(
+            table_uri,
+            Schema.from_arrow(schema),
+            adds,
+            partition_by=list(partition_by),
+            configuration=_TABLE_CONFIGURATION,
+            storage_options=storage_options(table_uri),
+            commit_properties=properties,
+        )
+        return
+    mode: Literal["append", "overwrite"] = "overwrite" if replace else "append"
+    # Opened at the parent version, so that Delta refuses the commit if a newer one exists.
+    table = DeltaTable(
+        table_uri, version=parent_version, storage_options=storage_options(table_uri)
     )
-    newest = _newest_version(table_uri)
-    if newest != parent_version:
-        raise _conflict_error(table_uri, newest)
-    try:
-        if parent_version is None:
-            create_table_with_add_actions(
-                table_uri,
-                Schema.from_arrow(schema),
-                adds,
-                partition_by=list(partition_by),
-                configuration=_TABLE_CONFIGURATION,
-                storage_options=storage_options(table_uri),
-                commit_properties=properties,
-            )
-        else:
-            mode: Literal["append", "overwrite"] = "overwrite" if replace else "append"
-            # Opened at the parent version, so that Delta refuses the commit if a newer one exists.
-            table = DeltaTable(
-                table_uri, version=parent_version, storage_options=storage_options(table_uri)
-            )
-            table.create_write_transaction(
-                [*adds],
-                mode,
-                Schema.from_arrow(schema),
-                list(partition_by),
-                commit_properties=properties,
-            )
-    except DeltaError as error:
-        if (newest := _newest_version(table_uri)) != parent_version:
-            raise _conflict_error(table_uri, newest) from None
-        raise CorpusError(
-            f"{table_uri}: the commit was refused ({error}); "
-            "if another process writes here, let it end, then start again"
-        ) from None
-    return 0 if parent_version is None else parent_version + 1
+    table.create_write_transaction(
+        [*adds],
+        mode,
+        Schema.from_arrow(schema),
+        list(partition_by),
+        commit_properties=properties,
+    )
 
 
-def _app_transactions(transaction_id: str, parent_version: int | None) -> list[Transaction]:
-    """Returns Delta's record of a transaction: its id, and as its number the version it makes."""
-    if not transaction_id:
-        return []
-    return [Transaction(transaction_id, 0 if parent_version is None else parent_version + 1)]
+def _read_commit_id(table_uri: str, version: int) -> str | None:
+    """Returns which call of `commit` made a version; None if there is no such version."""
+    name = f"{version:020d}.json"
+    log = storage.read_bytes_if_exists(storage.join(table_uri, _LOG_FOLDER, name))
+    if log is None:
+        return None
+    return str(_find_info(_read_actions(log)).get(_COMMIT_ID_KEY))
 
 
 def _conflict_error(table_uri: str, newest: int | None) -> CommitConflictError:
     return CommitConflictError(
         f"{table_uri}: another process made version {newest} in the meantime; "
         "start again to build on it"
+    )
+
+
+def _refusal(table_uri: str, error: DeltaError | OSError) -> CprecError:
+    """Returns what to raise for a commit that did not land: storage may be away, or refuse it."""
+    if isinstance(error, OSError):
+        return PlatformFault(
+            f"{table_uri}: the commit did not reach the table ({error}); nothing was changed: "
+            "see whether the disk or the store is well, then start again"
+        )
+    return CorpusError(
+        f"{table_uri}: the commit was refused ({error}); "
+        "if another process writes here, let it end, then start again"
     )
 
 
@@ -291,10 +335,8 @@ def live_files(commits: Sequence[Commit]) -> tuple[DataFile, ...]:
 
 def _parse_commit(table_uri: str, version: int, log: bytes) -> Commit:
     """Parses one file of a Delta log: one action, a JSON object, per line."""
-    actions = [json.loads(line) for line in log.decode().splitlines() if line]
-    info: dict[str, Any] = next(
-        (action["commitInfo"] for action in actions if "commitInfo" in action), {}
-    )
+    actions = _read_actions(log)
+    info = _find_info(actions)
     if _METADATA_KEY not in info:
         raise CorpusError(
             f"{table_uri}: version {version} was not written by cprec; "
@@ -325,6 +367,14 @@ def _parse_commit(table_uri: str, version: int, log: bytes) -> Commit:
     )
 
 
+def _read_actions(log: bytes) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in log.decode().splitlines() if line]
+
+
+def _find_info(actions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return next((action["commitInfo"] for action in actions if "commitInfo" in action), {})
+
+
 def _file_uri(table_uri: str, path: str) -> str:
     """Returns the URI of a file from its path in the log, which is percent-encoded."""
     return storage.join(table_uri, unquote(path))
@@ -338,37 +388,3 @@ def open_parquet(uri: str) -> pq.ParquetFile:
     """
     fs, path = storage.filesystem(uri)
     return pq.ParquetFile(fs.open(path, "rb"), page_checksum_verification=True)
-
-
-def check_conditional_put(uri: str) -> None:
-    """Tests that a store accepts exactly one of several simultaneous conditional puts.
-
-    A store that accepts more would lose commits. Only s3:// is tested; disks and the other object
-    stores are known to do it right.
-
-    Args:
-        uri: Place where a corpus is to be written; the test writes and removes one file there.
-
-    Raises:
-        CorpusError: The store accepted none, or more than one.
-    """
-    if not uri.startswith("s3://"):
-        return
-    fs, path = storage.filesystem(storage.join(uri, f".conditional-put-{uuid.uuid4().hex[:12]}"))
-
-    def put(number: int) -> bool:
-        try:
-            fs.pipe_file(path, str(number).encode(), mode="create")
-        except FileExistsError:
-            return False
-        return True
-
-    with ThreadPoolExecutor(CONCURRENT_PUTS) as threads:
-        num_accepted = sum(threads.map(put, range(CONCURRENT_PUTS)))
-    fs.rm_file(path)
-    if num_accepted != 1:
-        raise CorpusError(
-            f"{uri}: this store let {num_accepted} of {CONCURRENT_PUTS} conditional puts "
-            "(If-None-Match) through, where 1 is right, so commits would be lost; "
-            "keep the corpus on a store that honours them (docs/operations/object-stores.md)"
-        )

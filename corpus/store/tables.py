@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from cluster import storage
 from cluster.errors import CorpusError, PlatformFault
+from cluster.storage_errors import is_storage_error
 from corpus.sampling import replay_text, samples
 from corpus.sampling.hashing import hash_range_indices
 from corpus.sampling.source import Source, SourceKind
@@ -271,7 +272,7 @@ def translate_file_errors(uri: str) -> Iterator[None]:
             "restore it, or build the corpus again elsewhere"
         ) from None
     except (pa.ArrowException, OSError) as error:
-        if storage.is_storage_error(error):
+        if is_storage_error(error):
             raise
         raise CorpusError(
             f"{uri}: a file of the corpus is damaged ({error}); "

@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster import storage
+from cluster.storage_errors import is_storage_error
 from corpus.ingest.sources import file_names
 
 ROWS_PER_SPLIT = 1 << 20
@@ -80,6 +81,6 @@ def _row_group_sizes(file: str) -> list[int]:
             footer = pq.ParquetFile(opened).metadata
             return [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
     except (pa.ArrowException, OSError) as error:
-        if storage.is_storage_error(error):
+        if is_storage_error(error):
             raise
         return []

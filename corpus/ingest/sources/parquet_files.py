@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from cluster import storage
 from cluster.errors import DataError
+from cluster.storage_errors import is_storage_error
 from corpus.ingest.sources.block import (
     ARROW_TYPES,
     COLUMN_KINDS,
@@ -75,7 +76,7 @@ def _read_block(
             file_types[ours] = str(column.type)
             converted[ours] = _convert_column(file, theirs, column, kind, ticks_per_second)
     except (pa.ArrowException, OSError) as error:
-        if storage.is_storage_error(error):
+        if is_storage_error(error):
             raise
         raise DataError(f"{file}: not a whole parquet file ({error}); write it again") from None
     return Block(pa.table(converted), file_types)

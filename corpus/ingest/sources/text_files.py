@@ -23,6 +23,7 @@ import pyarrow.csv
 
 from cluster import storage
 from cluster.errors import DataError
+from cluster.storage_errors import is_storage_error
 from corpus.ingest.sources import file_names, json_lines
 from corpus.ingest.sources.arrow_threads import HandedOut
 from corpus.ingest.sources.block import Block, require_columns
@@ -134,7 +135,7 @@ def _open_text(file: str) -> Iterator[BinaryIO]:
             f"{file}: not a whole gzip file ({error}); fetch or write it again"
         ) from None
     except (OSError, pa.ArrowException) as error:
-        if not compression or storage.is_storage_error(error):
+        if not compression or is_storage_error(error):
             raise
         raise DataError(
             f"{file}: not a whole {compression} file ({error}); fetch or write it again"

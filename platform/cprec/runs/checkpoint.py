@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load, save_file
 
-from cluster.errors import PlatformFault, RunError, UserError
+from cluster.errors import AccessDeniedError, PlatformFault, RunError, UserError
 from cluster.storage import (
     exists,
     join,
@@ -179,6 +179,8 @@ def verify(uri: str) -> None:
         file_uri = join(uri, name)
         try:
             content = read_bytes(file_uri)
+        except AccessDeniedError:  # no damage: an older checkpoint would be no better
+            raise
         except UserError:
             raise RunError(
                 f"{file_uri}: listed in the manifest, but missing; the checkpoint is unusable"
@@ -204,6 +206,8 @@ def _read_manifest(uri: str) -> Manifest:
     """
     try:
         manifest = Manifest.from_json(json.loads(read_text(uri)))
+    except AccessDeniedError:
+        raise
     except UserError:
         raise RunError(f"{uri}: no such file; the checkpoint was never completed") from None
     except (ValueError, RecursionError):

@@ -1,17 +1,23 @@
 """Files of JSON lines that hold a run's records, with one writer and any number of readers.
 
-On a disk each line is appended. On an object store, which cannot append, every flush writes the
-whole file again.
+On a disk each line is appended; after an append that failed, the file is replaced. On an object
+store, which cannot append, every flush writes the whole file again.
 """
 
 import json
-import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from cluster.errors import RunError
-from cluster.storage import is_remote, join, read_bytes_if_exists, sha256, write_bytes, write_text
+from cluster.storage import (
+    append_bytes,
+    is_remote,
+    join,
+    read_bytes_if_exists,
+    sha256,
+    write_bytes,
+    write_text,
+)
 from cprec.runs.records import (
     EVENTS_FILE,
     TRACE_FILE,
@@ -55,6 +61,7 @@ class JsonLinesFile(Generic[R]):
             self.damage = [f"{uri}: line {n} was no record; see {copy}" for n in damaged]
         self._flushed = lines
         write_text(uri, "".join(self._flushed))
+        self._is_as_flushed = True  # not after an append that failed: then it is replaced
 
     def append(self, record: R) -> None:
         """Adds a record; `flush` makes it durable."""
@@ -78,30 +85,17 @@ class JsonLinesFile(Generic[R]):
         """
         if not self._unflushed:
             return
-        if is_remote(self._uri):
+        if is_remote(self._uri) or not self._is_as_flushed:
             write_text(self._uri, "".join(self._flushed + self._unflushed))
         else:
-            _append(Path(self._uri), "".join(self._unflushed).encode())
+            self._is_as_flushed = False
+            append_bytes(self._uri, "".join(self._unflushed).encode())
+        self._is_as_flushed = True
         self._flushed += self._unflushed
         self._unflushed = []
 
     def _record(self, line: str) -> R:
         return self._parse(json.loads(line))
-
-
-def _append(path: Path, content: bytes) -> None:
-    """Appends to a file on a disk, durably; all of the content, or nothing and an error."""
-    # Not buffered: a buffer that a full disk did not take would be written again on closing.
-    with path.open("ab", buffering=0) as file:
-        start = file.seek(0, os.SEEK_END)
-        try:
-            view = memoryview(content)
-            while view:
-                view = view[file.write(view) :]
-            os.fsync(file.fileno())
-        except BaseException:
-            file.truncate(start)
-            raise
 
 
 def open_events(run_uri: str) -> JsonLinesFile[Event]:

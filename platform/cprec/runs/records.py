@@ -246,6 +246,13 @@ class RequestRefused(Event):
     because: str = Field(description="why, for people")
 
 
+class StorageFailed(Event):
+    """Storage is away for a moment; training goes on, and what is due is written later."""
+
+    event: Literal["storage_failed"] = "storage_failed"
+    because: str = Field(description="what could not be read or written, for people")
+
+
 class Stopped(Event):
     """The run was interrupted and saves a checkpoint."""
 
@@ -291,6 +298,7 @@ EVENT_TYPES: Mapping[str, type[Event]] = {
         Held,
         Released,
         RequestRefused,
+        StorageFailed,
         Stopped,
         Failed,
         RunFinished,

@@ -19,6 +19,7 @@ from cprec.runs.records import (
     Released,
     RequestRefused,
     Resumed,
+    StorageFailed,
     TraceRow,
 )
 
@@ -122,6 +123,8 @@ def describe_event(event: Event) -> str | None:
         return "the stable phase is released"
     if isinstance(event, RequestRefused):
         return f"request {event.request} was refused: {event.because}"
+    if isinstance(event, StorageFailed):
+        return f"storage is away, training goes on and tries again: {event.because}"
     if isinstance(event, Resumed):
         return f"{event.workers} workers go on from {event.samples:,} samples"
     return None

@@ -18,7 +18,7 @@ from cprec.model.base_uri import resolve_base
 from cprec.model.context_length import require_context
 from cprec.runs.base_lock import lock_base
 from cprec.runs.checkpoint import CHECKPOINTS, CheckpointName, list_checkpoints
-from cprec.runs.json_lines import open_events
+from cprec.runs.json_lines import open_events, read_events
 from cprec.runs.recipe_lock import check_unchanged, write_recipe
 from cprec.runs.records import CorpusVersionAdopted, RunStarted
 from cprec.runs.run_plan import RunPlan
@@ -170,8 +170,7 @@ def prepare_run(
     lock_base(identity, run_uri, recipe.continue_from, say)
     write_recipe(recipe, run_uri)
     run_plan.write(run_uri)
-    if is_new:
-        _record_start(recipe, run_uri, run_plan)
+    _record_start(recipe, run_uri, run_plan)
     say(describe_plan(recipe, run_plan.plan))
     return driver.TrainingJob(recipe, run_uri, base, corpus, text, identity.revision), run_plan
 
@@ -213,12 +212,18 @@ def describe_plan(recipe: Recipe, plan: Plan) -> str:
 
 
 def _record_start(recipe: Recipe, run_uri: str, run_plan: RunPlan) -> None:
-    """Writes the first events of a run."""
+    """Writes the first events of a run, unless they are there.
+
+    A start that died just after it had written the plan left none of them, or not all.
+    """
+    if any(isinstance(event, CorpusVersionAdopted) for event in read_events(run_uri)):
+        return
     plan = run_plan.plan
     samples_by_source: Counter[str] = Counter()
     for (source, _), samples in plan.count_by_stream(0, plan.total_samples).items():
         samples_by_source[source] += samples
     events = open_events(run_uri)
+    events.retain(lambda event: not isinstance(event, RunStarted))
     events.append(
         RunStarted(
             samples=0,

@@ -24,7 +24,7 @@ from enum import StrEnum
 
 from cluster.console import Say
 from cluster.errors import RunError
-from cluster.storage import create_text, exists, join, list_names, read_text, write_text
+from cluster.storage import create_text, exists, join, list_names, write_text
 from cprec.runs.record_files import read_record
 from cprec.runs.records import LeaseRecord, Owner
 
@@ -259,10 +259,7 @@ def _refusal(run: str, record: LeaseRecord | None) -> RunError:
 def _create(lease: Lease, record: LeaseRecord) -> bool:
     """Creates the file of a lease; returns whether this process did."""
     uri = _lease_uri(lease.run_uri, lease.number)
-    if create_text(uri, json.dumps(record.to_json())):
-        return True
-    # The answer to a put that succeeded may have been lost, and the put repeated.
-    return LeaseRecord.from_json(json.loads(read_text(uri))).owner == lease.owner
+    return create_text(uri, json.dumps(record.to_json()))
 
 
 def _write(lease: Lease, record: LeaseRecord) -> None:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from cluster.errors import UserError
+from cluster.errors import AccessDeniedError, UserError
 from cluster.storage import (
     FileEntry,
     join,
@@ -123,7 +123,7 @@ class RequestQueue:
     def _remove(self, request_id: str) -> bool:
         try:
             remove_file(join(self._folder, f"{request_id}.json"))
-        except OSError:
+        except (OSError, AccessDeniedError):
             return False
         return True
 
@@ -135,7 +135,7 @@ class RequestQueue:
         target = join(self._refused_folder, f"{time.time_ns()}-{safe_name}.json")
         try:
             move(source, target)
-        except OSError:  # then it stays, and is passed over
+        except (OSError, AccessDeniedError):  # then it stays, and is passed over
             self._unmovable.add(bad.name)
             return source
         return target

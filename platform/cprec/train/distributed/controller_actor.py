@@ -4,6 +4,7 @@ Its parts, by who calls: `SegmentIssuer` serves the workers, `CorpusFollower` fo
 and `ControllerState` holds what both decide on, and writes it.
 """
 
+import time
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import ray
 
 from cluster.errors import RunError, UserError
+from cluster.storage_errors import is_storage_error
 from cprec.runs.control.control_channel import ControlChannel
 from cprec.runs.control.lease import Lease, LeaseLostError
 from cprec.runs.control.request_queue import BadRequest, Request
@@ -26,6 +28,7 @@ from cprec.runs.records import (
     Resumed,
     SamplesPadded,
     Stopped,
+    StorageFailed,
     TraceRow,
 )
 from cprec.schedule.controller import Wait
@@ -47,6 +50,13 @@ MAX_NAMED = 20
 """Refused requests that become events of their own, of those that are served at a time."""
 
 
+STORAGE_RETRY_S = 5.0
+"""Pause before periodic work is tried again that storage did not allow (seconds)."""
+
+END_WAIT_S = 30.0
+"""Time for which the end of a session waits for storage (seconds)."""
+
+
 @raise_portable_errors
 class ControllerActor:
     """One run's controller.
@@ -62,6 +72,7 @@ class ControllerActor:
         self._control_channel = ControlChannel(lease)
         self._failure: Exception | None = None
         self._padding_reason: str | None = None
+        self._storage_failed, self._next_try = False, 0.0
 
     # -- called by workers
 
@@ -95,7 +106,13 @@ class ControllerActor:
         self, attempt: int, position: int, rank: int
     ) -> AssignedSegment | Wait | None:
         """Returns the segment at a position for one worker; see `SegmentIssuer.issue`."""
-        assigned = self._segments.issue(attempt, position, rank)
+        try:
+            assigned = self._segments.issue(attempt, position, rank)
+        except Exception as error:
+            if not is_storage_error(error):
+                raise
+            self._wait_for_storage(error)
+            return Wait()
         if not isinstance(assigned, AssignedSegment):
             self.heartbeat()
         return assigned
@@ -126,7 +143,7 @@ class ControllerActor:
             The plan as it stands, for the checkpoint's ledger.
         """
         self._state.require_group()
-        self._state.flush_trace()
+        self._state.flush()
         return self._state.controller.plan
 
     def record_checkpoint(self, samples: int, uri: str) -> None:
@@ -177,22 +194,45 @@ class ControllerActor:
 
     def end_run(self) -> None:
         """Ends the session: the trace is durable, and nobody answers requests any more."""
-        self._state.flush_trace()
-        self._serve_requests()
-        self._control_channel.publish(self._state.status("ended"))
+        deadline = time.monotonic() + END_WAIT_S
+        while True:
+            try:
+                self._state.flush()
+                self._serve_requests()
+                self._control_channel.publish(self._state.status("ended"))
+                return
+            except Exception as error:
+                if not is_storage_error(error) or time.monotonic() >= deadline:
+                    raise
+                time.sleep(1)
 
     # -- periodic work
 
     def heartbeat(self, force: bool = False) -> None:
         """Every few seconds: checks the corpus, answers requests, writes the status."""
-        if not (force or self._control_channel.is_due()) or self._state.group is None:
+        is_due = self._control_channel.is_due() and time.monotonic() >= self._next_try
+        if not (force or is_due) or self._state.group is None:
             return
-        self._state.flush_trace()
-        if self._corpus.is_due():
-            self._corpus.check()
-        self._serve_requests()
-        status = self._state.status("waiting" if self._state.is_idle else "training")
-        self._control_channel.publish(status)
+        try:
+            self._state.flush()
+            if self._corpus.is_due():
+                self._corpus.check()
+            self._serve_requests()
+            status = self._state.status("waiting" if self._state.is_idle else "training")
+            self._control_channel.publish(status)
+            self._storage_failed = False
+        except Exception as error:
+            if not is_storage_error(error):
+                raise
+            self._wait_for_storage(error)
+
+    def _wait_for_storage(self, error: Exception) -> None:
+        """Puts the periodic work off: storage is away, and training goes on meanwhile."""
+        self._next_try = time.monotonic() + STORAGE_RETRY_S
+        if not self._storage_failed:
+            self._storage_failed = True
+            samples = self._state.controller.samples
+            self._state.record(StorageFailed(samples=samples, because=str(error)))
 
     def _serve_requests(self) -> None:
         """Answers the requests that wait, in order; what is refused becomes an event.

@@ -11,6 +11,7 @@ from typing import Literal
 
 from cluster.errors import PlatformFault, RunError
 from cluster.storage import join
+from cluster.storage_errors import is_storage_error
 from cprec.runs.control.lease import Lease
 from cprec.runs.json_lines import open_events, open_trace
 from cprec.runs.records import (
@@ -180,10 +181,11 @@ class ControllerState:
         run_plan.write(self.settings.run_uri)
         self.run_plan = run_plan
 
-    def flush_trace(self) -> None:
-        """Makes the trace durable."""
+    def flush(self) -> None:
+        """Makes the trace and the events durable."""
         self.lease.require()
         self.trace.flush()
+        self._events.flush()
 
     def add_step(self, row: TraceRow) -> None:
         """Adds a step to the trace; the phase follows."""
@@ -204,12 +206,19 @@ class ControllerState:
             )
 
     def record(self, *events: Event) -> None:
-        """Adds events to events.jsonl, durably."""
-        self.lease.require()
+        """Adds events to events.jsonl.
+
+        Where storage is away for a moment, the next `flush` makes them durable.
+        """
         for event in events:
             self._events.append(event)
             self.events.append(event)
-        self._events.flush()
+        try:
+            self.lease.require()
+            self._events.flush()
+        except OSError as error:
+            if not is_storage_error(error):
+                raise
 
     def status(self, state: Literal["training", "waiting", "ended"]) -> Status:
         """Returns the run's status as it stands."""

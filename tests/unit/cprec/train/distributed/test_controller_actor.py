@@ -19,7 +19,13 @@ from cprec.runs.control.request_queue import Action, Request
 from cprec.runs.control.status import read_status
 from cprec.runs.json_lines import read_events, read_trace
 from cprec.runs.recipe_lock import write_recipe
-from cprec.runs.records import CorpusVersionAdopted, LeaseRecord, RecordDropped, RequestRefused
+from cprec.runs.records import (
+    CorpusVersionAdopted,
+    LeaseRecord,
+    RecordDropped,
+    RequestRefused,
+    StorageFailed,
+)
 from cprec.runs.run_planning import create_run_plan
 from cprec.stream import segments
 from cprec.stream.row_encoder import RowEncoder
@@ -29,6 +35,7 @@ from cprec.train.distributed.controller_state import ControllerSettings, WorkerG
 from cprec.workflows import append_domain
 from tests.records import trace_row
 from tests.unit.corpus.worlds import settings, shop, write_root
+from tests.unit.failing_disk import FOREVER, FailingDisk
 
 
 @pytest.fixture
@@ -308,3 +315,23 @@ def test_a_request_that_could_not_be_written_is_served_later(
     actor.heartbeat(force=True)
     assert actor._state.controller.hold
     assert not file.exists()
+
+
+def test_training_goes_on_while_storage_is_away(
+    actor: ControllerActor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "runs" / "trunk"
+    actor.begin_attempt(WorkerGroup(0, 1, 0, None), [])
+    disk = FailingDisk(run, "full", fails_at=0, lasts=FOREVER)
+    with disk.installed():
+        for step in range(3):
+            actor.record_step(trace_row(step=step, samples=32 * step, batch_samples=32))
+            actor.heartbeat(force=True)
+        with pytest.raises(OSError, match=f"make room there.*{run}"):
+            actor.prepare_checkpoint()
+    assert read_trace(str(run)) == []
+    actor.heartbeat(force=True)
+    assert [row.step for row in read_trace(str(run))] == [0, 1, 2]
+    failures = [e for e in read_events(str(run)) if isinstance(e, StorageFailed)]
+    assert len(failures) == 1
+    assert str(run) in failures[0].because

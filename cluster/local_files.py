@@ -1,0 +1,110 @@
+"""Files on a disk that are replaced, created and appended to whole or not at all, and durably.
+
+What was written is on the disk when a function returns: the content, and the name of the file too,
+which a power cut would otherwise take back. If it raises, a reader sees what was there before.
+"""
+
+import errno
+import os
+import uuid
+from contextlib import suppress
+from pathlib import Path
+
+_NO_SYNC_OF_FOLDERS = (errno.EINVAL, errno.ENOTSUP)
+"""What a file system answers that cannot make the names in a folder durable on request."""
+
+
+def replace(target: Path, content: bytes) -> None:
+    """Replaces or creates a file."""
+    partial = _write_partial(target, content)
+    try:
+        partial.replace(target)  # only a rename is atomic
+    except BaseException:
+        _unlink_if_possible(partial)
+        raise
+    _sync_folder(target.parent)
+
+
+def create(target: Path, content: bytes) -> bool:
+    """Creates a file if there is none; returns whether this call did.
+
+    This is a hard link, which NFS makes atomically too.
+    """
+    partial = _write_partial(target, content)
+    try:
+        os.link(partial, target)
+    except FileExistsError:
+        return False
+    finally:
+        _unlink_if_possible(partial)
+    _sync_folder(target.parent)
+    return True
+
+
+def append(target: Path, content: bytes) -> None:
+    """Appends to a file."""
+    descriptor = os.open(target, os.O_WRONLY | os.O_APPEND)
+    try:
+        start = os.fstat(descriptor).st_size
+        try:
+            _write_all(descriptor, content)
+            os.fsync(descriptor)
+        except BaseException:
+            with suppress(OSError):  # the first error counts
+                os.ftruncate(descriptor, start)
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(folder: Path) -> None:
+    """Creates a folder, and those above it, if they are missing."""
+    missing = []
+    while not folder.is_dir():
+        missing.append(folder)
+        folder = folder.parent
+    for path in reversed(missing):
+        path.mkdir(exist_ok=True)
+        _sync_folder(path.parent)
+
+
+def _write_partial(target: Path, content: bytes) -> Path:
+    """Writes a file beside a target, durably, and returns its path."""
+    make_folder(target.parent)
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            _write_all(descriptor, content)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except BaseException:
+        _unlink_if_possible(partial)
+        raise
+    return partial
+
+
+def _write_all(descriptor: int, content: bytes) -> None:
+    """Writes all of some content; a disk that fills up may take a part of it first."""
+    view = memoryview(content)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _unlink_if_possible(path: Path) -> None:
+    """Removes a file that nobody needs."""
+    with suppress(OSError):
+        path.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the names in a folder durable, where its file system can."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC_OF_FOLDERS:
+            raise
+    finally:
+        os.close(descriptor)
