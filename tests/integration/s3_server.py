@@ -84,6 +84,8 @@ def answer(environ: dict[str, Any], start_response: Any) -> Any:
         environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         status = "503 Service Unavailable" if kind == "503" else "403 Forbidden"
         start_response(status, [("Content-Type", "application/xml")])
+        if environ["REQUEST_METHOD"] == "HEAD":  # whose answer has no body
+            return []
         return [_UNAVAILABLE if kind == "503" else _DENIED]
     if kind == "slow":
         time.sleep(SLOW_S)

@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def raise_portable_errors(cls: type[T]) -> type[T]:
-    """Lets the public methods of a class raise a PlatformFault for what is no CprecError.
+    """Lets the public methods of a class raise a PlatformFault for what cannot be read elsewhere.
 
     Ray pickles errors, and many of a library cannot be read back, such as those of json, whose
     constructor takes other arguments. The caller would see a fault of Ray, and not what happened.
@@ -26,7 +26,7 @@ def _with_portable_errors(method: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
             return method(*args, **kwargs)
-        except CprecError:
+        except (CprecError, OSError):  # these can be read back
             raise
         except Exception as error:
             raise PlatformFault(f"the controller: {type(error).__name__}: {error}") from error
