@@ -14,6 +14,10 @@ The message of a UserError says where, what was seen, what is allowed, and what 
 """
 
 
+FAULT = 2
+"""Exit code of a process that a fault ended."""
+
+
 class CprecError(Exception):
     """The base of all exceptions that cprec raises on purpose."""
 
