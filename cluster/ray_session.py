@@ -82,7 +82,7 @@ def ray_session(address: str, num_cpus: int) -> Iterator[None]:
             _system_config=_local_system_config(num_cpus) if is_local else None,
         )
     try:
-        with end_with_session(session.address_info["session_dir"], is_local):
+        with end_with_session(session, is_local):
             yield
     finally:
         ray.shutdown()

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 
@@ -52,17 +53,18 @@ class Service:
 
 
 @contextmanager
-def end_with_session(session_folder: str, is_local: bool) -> Iterator[None]:
+def end_with_session(session: Any, is_local: bool) -> Iterator[None]:
     """Ends this process with exit code 2 if its Ray session dies while a `with` block runs.
 
     Args:
-        session_folder: Folder of the session on its head, which has the logs.
+        session: What `ray.init` returned.
         is_local: Whether this process started the session, so that nobody restarts its GCS.
     """
-    if ray.util.client.ray.is_connected():  # then the session's processes are out of reach
+    address_info = getattr(session, "address_info", None)
+    if address_info is None:  # through `ray://` the processes of the session are out of reach
         yield
         return
-    with watch(find_services(session_folder, is_local), _end_process):
+    with watch(find_services(address_info["session_dir"], is_local), _end_process):
         yield
 
 

@@ -55,7 +55,12 @@ def test_a_death_is_noticed_at_once(
     process, service = listening
     dead: list[Service] = []
     noticed = threading.Event()
-    with watch([service], lambda service: (dead.append(service), noticed.set())[0]):
+
+    def on_death(service: Service) -> None:
+        dead.append(service)
+        noticed.set()
+
+    with watch([service], on_death):
         assert not noticed.wait(0.5)
         process.kill()
         assert noticed.wait(WAIT_S)
