@@ -14,6 +14,9 @@ Every exception takes one argument, its message, so that it can be pickled betwe
 The message of a UserError says where, what was seen, what is allowed, and what to do.
 """
 
+FAULT = 2
+"""Exit code of a process that a fault ended."""
+
 
 class CprecError(Exception):
     """The base of all exceptions that cprec raises on purpose."""

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import ray
 
+from cluster.session_watch import end_with_session
+
 SOURCE_ROOT = Path(__file__).resolve().parent.parent
 """The folder of `cluster` and `corpus`; `cprec` is in `platform/` here, in a wheel beside them."""
 
@@ -47,6 +49,8 @@ def resolve_address(address: str) -> str:
 def ray_session(address: str, num_cpus: int) -> Iterator[None]:
     """Connects to Ray for the duration of a `with` block; an existing connection is left alone.
 
+    If Ray dies meanwhile, the process ends with exit code 2 (`cluster.session_watch`).
+
     Args:
         address: `auto`, `local` or the address of a cluster; see `resolve_address`.
         num_cpus: Logical CPUs of a local session, which may exceed the cores; ignored on a cluster.
@@ -67,7 +71,7 @@ def ray_session(address: str, num_cpus: int) -> Iterator[None]:
         # parts of Ray read it when they are imported, which has already happened.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     with preserve_sigterm_handler():
-        ray.init(
+        session = ray.init(
             address=resolved,
             num_cpus=num_cpus if is_local else None,
             include_dashboard=False if is_local else None,
@@ -78,7 +82,8 @@ def ray_session(address: str, num_cpus: int) -> Iterator[None]:
             _system_config=_local_system_config(num_cpus) if is_local else None,
         )
     try:
-        yield
+        with end_with_session(session, is_local):
+            yield
     finally:
         ray.shutdown()
 

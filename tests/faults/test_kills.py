@@ -6,6 +6,7 @@ The trace and the weights are bit for bit those of the run without a fault.
 import json
 import os
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,41 @@ def events_of(folder: Path, kind: str) -> list[dict[str, Any]]:
     return [event for event in jobs.lines(folder / "events.jsonl") if event["event"] == kind]
 
 
-@pytest.fixture(scope="module")
-def haunted(place: Path) -> Path:
-    """The folder of the small run after four faults, trained to its end.
+def kill_session(process: "subprocess.Popen[str]", name: str) -> str:
+    """Kills a process of Ray that a driver's session cannot do without.
 
-    A worker is killed, then the controller, then the driver. Then a bit of the newest checkpoint
-    flips, and the same command resumes the run.
+    Args:
+        process: The driver.
+        name: Name of the process to kill.
+
+    Returns:
+        What the driver wrote to stderr. It has ended with exit code 2, and no worker outlives it.
+    """
+    descendants = jobs.below(process.pid)
+    [victim] = [each for each in descendants if each.name() == name]
+    # The raylet's two agents look for the GCS for a minute before they end.
+    descendants = [each for each in descendants if not each.name().endswith("Agent")]
+    victim.kill()
+    _, err = process.communicate(timeout=jobs.LIMIT_S)
+    assert process.returncode == 2, err
+    _, alive = psutil.wait_procs(descendants, timeout=60)
+    assert not alive
+    return err
+
+
+@pytest.fixture(scope="module")
+def last_words() -> dict[str, str]:
+    """What the driver wrote to stderr when a process of its session was killed, by its name."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def haunted(place: Path, last_words: dict[str, str]) -> Path:
+    """The folder of the small run after five faults, trained to its end.
+
+    A worker is killed, then the controller, then the raylet, which ends the driver. Then a bit of
+    the newest checkpoint flips, and the same command resumes the run. The GCS is killed, and the
+    same command resumes it again.
     """
     folder = place / "runs" / "haunted"
     recipe = place / "recipe.yaml"
@@ -44,15 +74,28 @@ def haunted(place: Path) -> Path:
     jobs.below(process.pid, "ray::ControllerActor")[0].kill()
     jobs.wait_for(process, lambda: len(events_of(folder, "resumed")) >= 2)
     saved = len(events_of(folder, "checkpoint_saved"))
-    jobs.kill_when(process, lambda: len(events_of(folder, "checkpoint_saved")) > saved)
+    jobs.wait_for(process, lambda: len(events_of(folder, "checkpoint_saved")) > saved)
+    last_words["raylet"] = kill_session(process, "raylet")
 
     newest = max((folder / "checkpoints").glob("*/manifest.json")).parent
     victim = newest / "trainer" / "optimizer.safetensors"
     content = bytearray(victim.read_bytes())
     content[len(content) // 2] ^= 1
     victim.write_bytes(bytes(content))
+    process = jobs.start("cpt", recipe, "--run", "haunted")
+    jobs.wait_for(process, lambda: len(events_of(folder, "resumed")) >= 3)
+    last_words["gcs_server"] = kill_session(process, "gcs_server")
     assert "resuming haunted from" in jobs.run("cpt", recipe, "--run", "haunted").stdout
     return folder
+
+
+@pytest.mark.parametrize("name", ["raylet", "gcs_server"])
+def test_the_death_of_a_session_is_a_fault_that_says_what_died(
+    haunted: Path, last_words: dict[str, str], name: str
+) -> None:
+    [line] = [line for line in last_words[name].splitlines() if line.startswith("fault: ")]
+    assert f"{name}.out" in line
+    assert "the same command goes on from the last checkpoint" in line
 
 
 def test_whichever_process_is_killed_each_sample_is_trained_once(haunted: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from types import FrameType
 
-from cluster.errors import UserError
+from cluster.errors import FAULT, UserError
 from cprec.config.cli import parse_arguments
 from cprec.config.recipe import Recipe
 from cprec.config.secrets import redact
@@ -21,7 +21,6 @@ DEMO_RECIPE = Path(__file__).resolve().parents[3] / "jobs" / "recipes" / "demo.y
 
 SUCCESS = 0
 USER_ERROR = 1
-FAULT = 2
 INTERRUPTED = 130
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from cluster.errors import UserError
+from cluster.errors import FAULT, UserError
 from cprec.config import command
 
 
@@ -62,7 +62,7 @@ def test_what_nobody_expected_is_shown_whole(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["job.py"])
-    assert command.main(lambda recipe, options: _broken(), "A job.") == command.FAULT
+    assert command.main(lambda recipe, options: _broken(), "A job.") == FAULT
     shown = capsys.readouterr().err
     assert "Traceback" in shown
     assert shown.splitlines()[-1].startswith("fault: OSError: the disk is gone")
