@@ -447,10 +447,10 @@ class RetrievalSettings(Section):
     """`retrieval`: which items of a catalogue a model is given to rank."""
 
     sources: tuple[Literal["titles", "sasrec", "popularity"], ...] = Field(
-        ("titles", "sasrec"),
-        description="what takes turns to name candidates: titles (vectors of titles by "
+        ("titles", "sasrec", "sasrec"),
+        description="whose rankings are fused to candidates: titles (vectors of titles by "
         "retrieval.model), sasrec (where it is trained, and knows the items), popularity; "
-        "the most popular items fill up what these leave",
+        "one that is named twice counts twice; the most popular items fill up what they leave",
     )
     model: str = Field(
         "base",

@@ -18,7 +18,7 @@ from safetensors.torch import load, save
 from cluster.storage import absolute_uri, exists, join, read_bytes, write_bytes, write_text
 from corpus.store.tables import Corpus
 from cprec.baselines import training
-from cprec.baselines.popularity import count_purchases
+from cprec.baselines.popularity import POPULARITY, count_purchases
 from cprec.baselines.recommender import Recommender
 from cprec.baselines.sequences import training_sequences
 from cprec.config.recipe import Recipe
@@ -39,7 +39,7 @@ def baseline_uri(recipe: Recipe, corpus: Corpus, domain: str, name: str, seed: i
         recipe: The recipe.
         corpus: The corpus.
         domain: Domain that the baseline is trained on.
-        name: `sasrec` or `gru4rec`.
+        name: `sasrec`, `gru4rec`, or `popularity`, which has no folder but an identity.
         seed: Seed of the training.
     """
     identity = [
@@ -127,15 +127,19 @@ def score_baseline(
         recipe: The recipe.
         corpus: The corpus.
         domain_name: Domain of the samples.
-        name: `sasrec` or `gru4rec`.
+        name: `sasrec`, `gru4rec` or `popularity`.
         seed: Seed of the baseline's training.
         samples: The samples.
 
     Returns:
         Scores [n, candidates]; higher is better.
     """
-    ensure_trained(recipe, corpus, domain_name, name, seed)
     domain = Domain.from_corpus(corpus, domain_name)
+    if name == POPULARITY:
+        counts = count_training_purchases(recipe, corpus, domain)
+        candidates = np.array(samples["candidates"].to_pylist())
+        return counts[domain.to_local_numbers(candidates)].astype(np.float64)
+    ensure_trained(recipe, corpus, domain_name, name, seed)
     return _score_samples(load_trained(recipe, corpus, domain, name, seed), domain, samples)
 
 

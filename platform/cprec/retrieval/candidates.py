@@ -15,6 +15,12 @@ Histories = Sequence[Sequence[int]]
 
 NO_ITEM = -1
 """Fills up the row of a source that has nothing more to offer."""
+POOL = 500
+"""Items of each source that are fused: the same for every k, so that a larger k only adds."""
+FUSION_CONSTANT = 60
+"""Constant of reciprocal rank fusion, as its authors have it."""
+BLOCK_ROWS = 2048
+"""Histories for which candidates are found at a time."""
 
 
 class CandidateSource(Protocol):
@@ -35,13 +41,14 @@ class CandidateSource(Protocol):
 
 @dataclass(frozen=True)
 class Blend:
-    """Sources that take turns, with a floor that fills up what they leave.
+    """Sources whose rankings are fused, with a floor that fills up what they leave.
 
-    The first row of each source comes first, then the second of each, and so on; a repeat is
-    skipped. So every source contributes equally, whatever its scores mean.
+    An item scores the sum of 1 / (60 + its rank) over the sources that name it (reciprocal rank
+    fusion, Cormack et al. 2009). So every source contributes, whatever its scores mean, and what
+    several of them name comes first. A source that is given twice counts twice.
 
     Attributes:
-        sources: The sources, in the order of their turns.
+        sources: The sources.
         floor: All items of the catalogue [items], best first: by popularity.
         exclude_history: Whether items of the history come last, after all others.
     """
@@ -51,16 +58,54 @@ class Blend:
     exclude_history: bool = True
 
     def find(self, histories: Histories, k: int) -> Items:
-        """Finds the best candidates for each history [n, min(k, items)], all of them items."""
+        """Finds the best candidates for each history [n, min(k, items)], all of them items.
+
+        The candidates for a smaller k are the first of those for a larger one.
+        """
         k = min(k, len(self.floor))
+        blocks = [
+            self._find_block(histories[start : start + BLOCK_ROWS], k)
+            for start in range(0, max(len(histories), 1), BLOCK_ROWS)
+        ]
+        return np.concatenate(blocks)
+
+    def _find_block(self, histories: Histories, k: int) -> Items:
+        """Finds the best candidates for some histories."""
         excluded = histories if self.exclude_history else [()] * len(histories)
         # As many as suffice if the history takes some of them away.
-        depth = min(k + _longest(excluded), len(self.floor))
-        parts = [np.tile(self.floor[:depth], (len(histories), 1))]
+        parts = [np.tile(self.floor[: k + _longest(excluded)], (len(histories), 1))]
         if self.sources:
-            found = np.stack([source.find(histories, depth) for source in self.sources], axis=2)
-            parts.insert(0, found.reshape(len(histories), -1))
+            parts.insert(0, fuse([source.find(histories, POOL) for source in self.sources]))
         return take_first(np.concatenate(parts, axis=1), excluded, k)
+
+
+def fuse(rankings: Sequence[Items]) -> Items:
+    """Fuses rankings by the sum of their items' reciprocal ranks.
+
+    Args:
+        rankings: Items [n, columns] of each source, at least one, best first; `NO_ITEM` stands
+            for none.
+
+    Returns:
+        Items [n, columns of all], best first, ties in the order of the items. `NO_ITEM` comes last.
+    """
+    ranks = np.concatenate([np.arange(ranking.shape[1]) for ranking in rankings])
+    items = np.concatenate(rankings, axis=1)
+    order = np.argsort(items, axis=1, kind="stable")
+    items = np.take_along_axis(items, order, axis=1)
+    shares = 1 / (FUSION_CONSTANT + 1 + ranks[order])
+    # Equal items stand side by side, at most one of each source: the first takes all their shares.
+    totals = shares.copy()
+    for distance in range(1, len(rankings)):
+        same = items[:, distance:] == items[:, :-distance]
+        totals[:, :-distance] += np.where(same, shares[:, distance:], 0)
+    repeats = np.zeros(items.shape, dtype=bool)
+    repeats[:, 1:] = items[:, 1:] == items[:, :-1]
+    items = np.where(repeats, NO_ITEM, items)
+    totals[items == NO_ITEM] = 0
+    # Sums of equal parts in different orders are equal only so.
+    totals = totals.round(12)
+    return np.take_along_axis(items, np.argsort(-totals, axis=1, kind="stable"), axis=1)
 
 
 def take_first(rows: Items, excluded: Histories, k: int) -> Items:

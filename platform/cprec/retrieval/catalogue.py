@@ -61,7 +61,7 @@ class Catalogue:
     def build_source(self, embed: Embed, say: Say) -> Blend:
         """Builds the source of candidates that the section `retrieval` describes.
 
-        Nothing is trained. Without a stored SASRec the other sources take all turns.
+        Nothing is trained. Without a stored SASRec the other sources find the candidates.
 
         Args:
             embed: Computes vectors of titles, for those that the storage does not have.
@@ -75,7 +75,8 @@ class Catalogue:
             "sasrec": lambda: self._build_sequence_source(say),
             "popularity": lambda: Blend([], popular, settings.exclude_history),
         }
-        sources = [source for name in settings.sources if (source := build[name]()) is not None]
+        built = {name: build[name]() for name in dict.fromkeys(settings.sources)}
+        sources = [source for name in settings.sources if (source := built[name]) is not None]
         return Blend(sources, popular, settings.exclude_history)
 
     def _build_title_source(self, embed: Embed, say: Say) -> TitleSource:

@@ -26,7 +26,7 @@ VECTORS_FOLDER = "vectors"
 """Folder of the storage that holds vectors, beside those of the runs."""
 DIGEST_BYTES = 16
 """Bytes of a title's digest."""
-TITLES_PER_FILE = 1 << 13
+TITLES_PER_FILE = 1 << 16
 """Titles that are embedded and written at a time, so that little is lost with a process."""
 
 

@@ -17,6 +17,10 @@ from cprec.retrieval.vector_index import VectorIndex, Vectors
 
 MAX_TITLE_TOKENS = 256
 """Tokens of a title that its vector is the mean of, at most."""
+TITLES_PER_PASS = 64
+"""Titles of one forward pass."""
+WHITENING_RIDGE = 0.1
+"""Fraction of the mean variance that whitening adds to the variance of each direction."""
 VECTOR_FORM = "mean of last hidden states over the title's first 256 tokens"
 """How a title becomes a vector; stored vectors of another form are not used."""
 
@@ -25,7 +29,9 @@ Embed = Callable[[Sequence[str]], Vectors]
 
 
 @torch.inference_mode()
-def embed_titles(model: Any, tokenizer: Any, titles: Sequence[str], batch_size: int) -> Vectors:
+def embed_titles(
+    model: Any, tokenizer: Any, titles: Sequence[str], batch_size: int = TITLES_PER_PASS
+) -> Vectors:
     """Embeds titles with a language model.
 
     Args:
@@ -74,9 +80,9 @@ class TitleSource:
     """Finds items whose titles are like those of the history.
 
     Attributes:
-        index: The items that can be found, by their vectors, centred and of length 1.
+        index: The items that can be found, by their vectors, whitened and of length 1.
         known_items: Items that a history may hold [m], ascending: the catalogue, and others.
-        known_vectors: Their vectors [m, H], centred and of length 1.
+        known_vectors: Their vectors [m, H], whitened and of length 1.
         decay: Weight of an item in the history, as a fraction of that of the item after it.
     """
 
@@ -91,8 +97,8 @@ class TitleSource:
     ) -> "TitleSource":
         """Builds the source from vectors as a model gives them.
 
-        Hidden states of a language model have a large part in common, which hides what tells
-        titles apart. So their mean is taken away.
+        Hidden states of a language model have a few directions in which all texts differ much, and
+        which hide what tells titles apart. So the vectors are whitened.
 
         Args:
             items: Items with a vector [m], ascending.
@@ -100,8 +106,7 @@ class TitleSource:
             catalogue: The items among them that can be found, ascending.
             decay: See the class.
         """
-        centred = vectors - vectors.mean(axis=0)
-        unit = normalise(centred)
+        unit = normalise(whiten(vectors))
         return cls(
             VectorIndex(catalogue, unit[np.searchsorted(items, catalogue)]), items, unit, decay
         )
@@ -131,6 +136,24 @@ class TitleSource:
             queries[row] = weights @ self.known_vectors[places]
             known[row] = has_vector.any()
         return queries, known
+
+
+def whiten(vectors: Vectors) -> Vectors:
+    """Takes the mean from vectors, and makes their variance about equal in all directions.
+
+    A fraction of the mean variance is added to that of each direction, so that those in which the
+    vectors hardly differ, as with fewer vectors than directions, are not blown up.
+
+    Args:
+        vectors: Vectors [n, H].
+    """
+    centred = vectors - vectors.mean(axis=0)
+    variances, directions = np.linalg.eigh(centred.T @ centred / len(vectors))
+    added = WHITENING_RIDGE * variances.mean()
+    if added <= 0:
+        return np.asarray(centred, dtype=np.float32)
+    scales = 1 / np.sqrt(np.maximum(variances, 0) + added)
+    return np.asarray(centred @ (directions * scales), dtype=np.float32)
 
 
 def normalise(vectors: Vectors) -> Vectors:

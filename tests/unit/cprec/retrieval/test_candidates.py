@@ -31,15 +31,17 @@ class Fixed:
 
 def brute(sources: Sequence[Fixed], history: Sequence[int], k: int) -> list[int]:
     """The blend, one item at a time."""
-    lists = [list(source.ranking[: source.known]) for source in sources]
-    turns = [x[place] for place in range(ITEMS) for x in lists if place < len(x)]
-    order = list(dict.fromkeys([*turns, *FLOOR.tolist()]))
-    new = [item for item in order if item not in history]
-    return [*new, *(item for item in FLOOR.tolist() if item in history)][:k]
+    scores: dict[int, float] = {}
+    for source in sources:
+        for rank, item in enumerate(source.ranking[: source.known], 1):
+            scores[item] = scores.get(item, 0) + 1 / (60 + rank)
+    fused = sorted(scores, key=lambda item: (-round(scores[item], 12), item))
+    order = list(dict.fromkeys([*fused, *FLOOR.tolist()]))
+    return [item for item in order if item not in history][:k]
 
 
 @given(rankings, st.integers(0, ITEMS), histories, st.integers(1, ITEMS + 3))
-def test_a_blend_takes_turns_without_repeats_and_the_floor_fills_it(
+def test_a_blend_fuses_without_repeats_and_the_floor_fills_it(
     orders: list[list[int]], known: int, histories: list[list[int]], k: int
 ) -> None:
     sources = [Fixed(order, known) for order in orders]
