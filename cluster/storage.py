@@ -7,8 +7,11 @@ or the machine's role, never from a recipe.
 import hashlib
 import os
 import posixpath
+import stat
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import fsspec
@@ -18,6 +21,21 @@ from cluster.errors import UserError
 
 _CHUNK_BYTES = 1 << 24
 """Bytes that `file_sha256` reads at a time."""
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Something directly below a folder.
+
+    Attributes:
+        name: Its name.
+        is_file: Whether it is a file, or a link to one.
+        size: Its size (bytes).
+    """
+
+    name: str
+    is_file: bool
+    size: int
 
 
 def filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
@@ -59,6 +77,42 @@ def list_names(uri: str) -> list[str]:
     return sorted(
         {posixpath.basename(str(entry).rstrip("/")) for entry in fs.ls(path, detail=False)} - {""}
     )
+
+
+def list_oldest_first(uri: str) -> list[FileEntry]:
+    """Lists what is directly below a URI, the oldest first, by the clock of the storage.
+
+    Entries of the same age are sorted by name: object stores tell seconds only.
+    """
+    fs, path = filesystem(uri)
+    if is_remote(uri):
+        with suppress(FileNotFoundError):
+            entries = [
+                (
+                    str(entry.get("LastModified", "")),
+                    FileEntry(
+                        posixpath.basename(str(entry["name"]).rstrip("/")),
+                        entry["type"] == "file",
+                        int(entry.get("size") or 0),
+                    ),
+                )
+                for entry in fs.ls(path, detail=True)
+            ]
+            return [entry for _, entry in sorted(entries, key=lambda e: (e[0], e[1].name))]
+        return []
+    found: list[tuple[int, str, FileEntry]] = []
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(path) as names:
+        for name in names:
+            with suppress(FileNotFoundError):  # it was removed meanwhile
+                modified = name.stat(follow_symlinks=False).st_mtime_ns
+                try:
+                    target = name.stat()
+                except OSError:  # a link that leads nowhere, or in a circle
+                    entry = FileEntry(name.name, False, 0)
+                else:
+                    entry = FileEntry(name.name, stat.S_ISREG(target.st_mode), target.st_size)
+                found.append((modified, name.name, entry))
+    return [entry for _, _, entry in sorted(found, key=lambda e: e[:2])]
 
 
 def list_etags(uri: str) -> dict[str, str]:
@@ -225,6 +279,24 @@ def remove(uri: str) -> None:
     fs, path = filesystem(uri)
     if fs.exists(path):
         fs.rm(path, recursive=True)
+
+
+def remove_file(uri: str) -> None:
+    """Removes a file; does nothing if there is none."""
+    fs, path = filesystem(uri)
+    with suppress(FileNotFoundError):
+        fs.rm_file(path)
+
+
+def move(source: str, target: str) -> None:
+    """Moves a file, a link or a folder to a URI of the same storage that is free."""
+    fs, path = filesystem(source)
+    target_path = filesystem_path(fs, target)
+    if is_remote(source):
+        fs.mv(path, target_path, recursive=True)
+        return
+    Path(target_path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).rename(target_path)
 
 
 def upload(directory: Path, uri: str, last: str = "") -> None:

@@ -18,11 +18,12 @@ from cluster.storage import absolute_uri
 from cprec.config.command import main
 from cprec.config.recipe import Recipe
 from cprec.runs.control import control_channel
-from cprec.runs.records import run_folder
+from cprec.runs.control.request_queue import Action
 from cprec.runs.control.status import describe_run
+from cprec.runs.records import run_folder
 
 TIMEOUT_S = 60.0
-ACTIONS: dict[str, control_channel.Action] = {
+ACTIONS: dict[str, Action] = {
     "hold": "hold",
     "release": "release",
     "anneal": "anneal",

@@ -42,6 +42,7 @@ SINCE = {
     "PerplexityMeasured": "0.2.0",
     "BaseRecord": "0.3.0",
     "RecordDropped": "0.3.0",
+    "RequestRefused": "0.3.0",
     "SamplesPadded": "0.2.0",
     "Status": "0.2.0",
     "Owner": "0.2.0",

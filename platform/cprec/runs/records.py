@@ -223,6 +223,7 @@ class AnnealingCalled(Event):
     event: Literal["annealing_called"] = "annealing_called"
     stable_end: int = Field(alias="S", description="end of the stable phase from now on (samples)")
     annealing_end: int = Field(alias="A", description="end of the plan from now on (samples)")
+    request: str | None = Field(None, description="id of the request", json_schema_extra=SINCE_0_3)
 
 
 class Held(Event):
@@ -235,6 +236,14 @@ class Released(Event):
     """Somebody asked the run not to wait in its stable phase any more."""
 
     event: Literal["released"] = "released"
+
+
+class RequestRefused(Event):
+    """A request was refused, or something was none."""
+
+    event: Literal["request_refused"] = "request_refused"
+    request: str = Field(description="id of the request: the name of its file without .json")
+    because: str = Field(description="why, for people")
 
 
 class Stopped(Event):
@@ -281,6 +290,7 @@ EVENT_TYPES: Mapping[str, type[Event]] = {
         AnnealingCalled,
         Held,
         Released,
+        RequestRefused,
         Stopped,
         Failed,
         RunFinished,
@@ -336,6 +346,11 @@ class Status(Record):
     )
     answers: dict[str, str] = Field(
         default_factory=dict, description="latest answers by request id"
+    )
+    refused: list[str] = Field(
+        default_factory=list,
+        description="ids of the requests among them that were refused",
+        json_schema_extra=SINCE_0_3,
     )
     run: str = Field(description="name of the run")
     state: Literal["starting", "training", "waiting", "ended"] = Field(

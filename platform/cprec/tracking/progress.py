@@ -17,6 +17,7 @@ from cprec.runs.records import (
     Held,
     PerplexityMeasured,
     Released,
+    RequestRefused,
     Resumed,
     TraceRow,
 )
@@ -119,6 +120,8 @@ def describe_event(event: Event) -> str | None:
         return "the stable phase is held open from now on"
     if isinstance(event, Released):
         return "the stable phase is released"
+    if isinstance(event, RequestRefused):
+        return f"request {event.request} was refused: {event.because}"
     if isinstance(event, Resumed):
         return f"{event.workers} workers go on from {event.samples:,} samples"
     return None

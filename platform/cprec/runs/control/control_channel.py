@@ -4,24 +4,30 @@ A laptop, another cluster or a driver that was started again can reach the run t
 nothing is lost while nobody listens (docs/decisions/006-requests-through-storage.md).
 
     requests/<id>.json   {"do": "look" | "hold" | "release" | "anneal"}, removed once answered
+    requests-refused/    what was no request
     status.json          holds the latest answers (`cprec.runs.control.status`)
 """
 
 import json
 import time
 import uuid
-from typing import Literal
+from contextlib import suppress
 
 from cluster.errors import RunError
-from cluster.storage import join, list_names, read_text, remove, write_text
+from cluster.storage import join, list_names, remove_file, write_text
 from cprec.runs.control.lease import Lease, Liveness, find_liveness
+from cprec.runs.control.request_queue import (
+    REQUESTS_FOLDER,
+    Action,
+    BadRequest,
+    Request,
+    RequestQueue,
+)
 from cprec.runs.control.status import is_starting, read_status, write_status
 from cprec.runs.records import Status
 
-REQUESTS_FOLDER = "requests"
-
-MAX_ANSWERS = 20
-"""Answers that the status keeps, the latest."""
+ANSWER_KEPT_S = 120.0
+"""Time for which the status keeps an answer (seconds). Whoever asked looks twice a second."""
 
 STATUS_INTERVAL_S = 2.0
 """Seconds between two writes of the status."""
@@ -29,32 +35,50 @@ STATUS_INTERVAL_S = 2.0
 ANSWER_POLL_S = 0.5
 """Seconds between two looks for an answer."""
 
-Action = Literal["look", "hold", "release", "anneal"]
-"""What a run can be asked to do: look at the corpus, or change its stable phase."""
-
 
 class ControlChannel:
-    """The run's end of the channel: takes requests, keeps answers, writes the status."""
+    """The run's end of the channel: takes requests, keeps answers, writes the status.
+
+    A request is removed once its answer is on storage. So nobody waits in vain for an answer that
+    a controller took with it when it died: the next one is asked again.
+    """
 
     def __init__(self, lease: Lease) -> None:
         self._run_uri, self._lease = lease.run_uri, lease
+        self._queue = RequestQueue(lease.run_uri)
         self._answers: dict[str, str] = {}
+        self._refused: set[str] = set()
+        self._answered_at: dict[str, float] = {}
+        self._unremoved: set[str] = set()
         self._last_write = 0.0
+        with suppress(RunError):  # a damaged status is replaced soon
+            self._take_over_answers()
 
-    def pending_requests(self) -> list[tuple[str, Action]]:
-        """Returns (request id, action) of every request that is not answered yet."""
-        pending: list[tuple[str, Action]] = []
-        for name in list_names(join(self._run_uri, REQUESTS_FOLDER)):
-            request_id = name.removesuffix(".json")
-            if request_id != name and request_id not in self._answers:
-                request = json.loads(read_text(join(self._run_uri, REQUESTS_FOLDER, name)))
-                pending.append((request_id, request["do"]))
-        return pending
+    def _take_over_answers(self) -> None:
+        """Keeps the answers of the controller before, which somebody may not have seen yet."""
+        before = read_status(self._run_uri)
+        for request_id, text in before.answers.items() if before else ():
+            self.answer(request_id, text, before is not None and request_id in before.refused)
 
-    def answer(self, request_id: str, text: str) -> None:
+    def take_requests(self) -> list[Request | BadRequest]:
+        """Returns the next requests that are not answered yet, in the order of their arrival."""
+        return self._queue.take(self._answers.keys() | self._unremoved)
+
+    def answer(self, request_id: str, text: str, refused: bool = False) -> None:
         """Answers a request; whoever asked sees the answer in the next status."""
-        self._answers = dict([*self._answers.items(), (request_id, text)][-MAX_ANSWERS:])
-        remove(join(self._run_uri, REQUESTS_FOLDER, f"{request_id}.json"))
+        self._keep_answer(request_id, text, refused)
+        self._unremoved.add(request_id)
+
+    def set_aside(self, bad: BadRequest, text: str) -> str:
+        """Refuses what is no request, and moves it out of the way; returns where it is now."""
+        self._keep_answer(bad.id, text, refused=True)
+        return self._queue.move_aside(bad)
+
+    def _keep_answer(self, request_id: str, text: str, refused: bool) -> None:
+        self._answers[request_id] = text
+        self._answered_at[request_id] = time.monotonic()
+        if refused:
+            self._refused.add(request_id)
 
     def is_due(self) -> bool:
         """Returns whether it is time to look at requests and to write the status."""
@@ -67,14 +91,23 @@ class ControlChannel:
             LeaseLostError: Another driver has taken over the run.
         """
         self._last_write = time.monotonic()
+        self._forget_old_answers()
         self._lease.require()
         current = {
             "time": time.time(),
             "owner": self._lease.owner,
             "lease": self._lease.number,
             "answers": self._answers,
+            "refused": sorted(self._refused),
         }
         write_status(self._run_uri, status.model_copy(update=current))
+        self._unremoved = self._queue.remove(self._unremoved)
+
+    def _forget_old_answers(self) -> None:
+        oldest = time.monotonic() - ANSWER_KEPT_S
+        for request_id in [i for i, at in self._answered_at.items() if at < oldest]:
+            del self._answers[request_id], self._answered_at[request_id]
+            self._refused.discard(request_id)
 
 
 def require_running(run_uri: str, run: str) -> None:
@@ -96,26 +129,39 @@ def send_request(run_uri: str, run: str, action: Action, timeout_s: float) -> st
         action: What the run is asked to do.
         timeout_s: Time to wait (seconds).
 
+    Returns:
+        The answer, to be read after the name of the run.
+
     Raises:
-        RunError: The run is not under way, or did not answer in time.
+        RunError: The run is not under way, refused the request, or did not answer in time.
     """
     require_running(run_uri, run)
-    request_id = uuid.uuid4().hex[:12]
+    # Requests of one sender are in order also where the storage tells seconds only.
+    request_id = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"
     request_uri = join(run_uri, REQUESTS_FOLDER, f"{request_id}.json")
     deadline = time.monotonic() + timeout_s
     try:
         write_text(request_uri, json.dumps({"do": action}))
         while time.monotonic() < deadline:
-            status = read_status(run_uri)
+            status = _read_status_if_whole(run_uri)
             if status is not None and request_id in status.answers:
+                if request_id in status.refused:
+                    raise RunError(f"the run {run} {status.answers[request_id]}")
                 return status.answers[request_id]
             time.sleep(ANSWER_POLL_S)
     finally:  # also after Ctrl-C
-        remove(request_uri)
+        remove_file(request_uri)
     raise RunError(
         f"the run {run} did not answer within {timeout_s:.0f} s; "
         "it may be starting or saving: try again"
     )
+
+
+def _read_status_if_whole(run_uri: str) -> Status | None:
+    """Reads the status; None if there is none, or a damaged one, which the run replaces."""
+    with suppress(RunError):
+        return read_status(run_uri)
+    return None
 
 
 def notify_runs(storage: str, corpus_uri: str, timeout_s: float) -> list[str]:
@@ -130,7 +176,7 @@ def notify_runs(storage: str, corpus_uri: str, timeout_s: float) -> list[str]:
         lease, liveness = find_liveness(run_uri)
         if lease is None or lease.corpus != corpus_uri or liveness is Liveness.GONE:
             continue
-        status = read_status(run_uri)
+        status = _read_status_if_whole(run_uri)
         if is_starting(lease, status):
             lines.append(f"{run} is starting, and looks at the corpus before its first segment")
             continue

@@ -7,16 +7,28 @@ run is told by its lease (`cprec.runs.control.lease`), which the driver renews f
 import json
 import time
 
-from cluster.storage import join, read_text_if_exists, write_text
+from cluster.errors import RunError
+from cluster.storage import join, read_bytes_if_exists, write_text
 from cprec.runs.control.lease import STALE_S, WATCH_S, Liveness, describe_owner, find_liveness
 from cprec.runs.records import STATUS_FILE, LeaseRecord, Status
 from cprec.schedule.wsa import Phase
 
 
 def read_status(run_uri: str) -> Status | None:
-    """Reads the last status that a run wrote; None if it never wrote one."""
-    text = read_text_if_exists(join(run_uri, STATUS_FILE))
-    return None if text is None else Status.from_json(json.loads(text))
+    """Reads the last status that a run wrote; None if it never wrote one.
+
+    Raises:
+        RunError: It is damaged.
+    """
+    uri = join(run_uri, STATUS_FILE)
+    content = read_bytes_if_exists(uri)
+    try:
+        return None if content is None else Status.from_json(json.loads(content))
+    except (ValueError, TypeError, RecursionError):
+        raise RunError(
+            f"{uri}: not a status; a run that is under way replaces it every few seconds, "
+            "otherwise remove the file"
+        ) from None
 
 
 def write_status(run_uri: str, status: Status) -> None:

@@ -10,8 +10,10 @@ from typing import Any
 
 import ray
 
-from cprec.runs.control.control_channel import Action, ControlChannel
+from cluster.errors import RunError, UserError
+from cprec.runs.control.control_channel import ControlChannel
 from cprec.runs.control.lease import Lease, LeaseLostError
+from cprec.runs.control.request_queue import BadRequest, Request
 from cprec.runs.records import (
     AnnealingCalled,
     CheckpointIgnored,
@@ -20,6 +22,7 @@ from cprec.runs.records import (
     Held,
     PerplexityMeasured,
     Released,
+    RequestRefused,
     Resumed,
     SamplesPadded,
     Stopped,
@@ -37,6 +40,9 @@ from cprec.train.distributed.controller_state import (
 )
 from cprec.train.distributed.corpus_follower import CLOSED_ADVICE, CorpusFollower
 from cprec.train.distributed.segment_issuer import AssignedSegment, SegmentIssuer
+
+MAX_NAMED = 20
+"""Refused requests that become events of their own, of those that are served at a time."""
 
 
 class ControllerActor:
@@ -180,47 +186,98 @@ class ControllerActor:
         self._state.flush_trace()
         if self._corpus.is_due():
             self._corpus.check()
-        for request_id, action in self._control_channel.pending_requests():
-            self._control_channel.answer(request_id, self._handle_request(action))
+        self._serve_requests()
         status = self._state.status("waiting" if self._state.is_idle else "training")
         self._control_channel.publish(status)
 
-    def _handle_request(self, action: Action) -> str:
-        """Carries out a request; returns the answer."""
-        controller = self._state.controller
-        if action == "look":
-            return self._corpus.check_or_repeat()
-        if not controller.is_open:
-            return f"is {controller.phase}, and {CLOSED_ADVICE}"
-        if action == "anneal":
-            return self._start_annealing()
-        return self._set_hold(action == "hold")
+    def _serve_requests(self) -> None:
+        """Answers the requests that wait, in order; what is refused becomes an event.
 
-    def _start_annealing(self) -> str:
+        Whatever a request is, and whatever storage does meanwhile, training goes on.
+        """
+        refusals: list[RequestRefused] = []
+        try:
+            for request in self._control_channel.take_requests():
+                try:
+                    self._control_channel.answer(request.id, self._handle_request(request))
+                except LeaseLostError:
+                    raise
+                except UserError as error:
+                    refusals.append(self._refuse(request, str(error)))
+        except OSError:  # storage is away for a moment: what was not answered is served later
+            pass
+        if len(refusals) > MAX_NAMED:
+            more = f"and {len(refusals) - MAX_NAMED:,} more at the same time"
+            refusals[MAX_NAMED:] = [refusals[-1].model_copy(update={"because": more})]
+        if refusals:
+            self._state.record(*refusals)
+
+    def _refuse(self, request: Request | BadRequest, problem: str) -> RequestRefused:
+        """Answers that a request is refused; returns the event of it."""
+        because = problem
+        if isinstance(request, BadRequest):
+            because += f"; now at {self._control_channel.set_aside(request, problem)}"
+        else:
+            self._control_channel.answer(request.id, problem, refused=True)
+        samples = self._state.controller.samples
+        return RequestRefused(samples=samples, request=request.id, because=because)
+
+    def _handle_request(self, request: Request | BadRequest) -> str:
+        """Carries out a request; returns the answer.
+
+        Raises:
+            UserError: The request is refused; says why.
+        """
+        if isinstance(request, BadRequest):
+            raise RunError(f"does not know what to do: {request.problem}")
+        controller = self._state.controller
+        if request.action == "look":
+            return self._corpus.check_or_repeat()
+        if request.action == "anneal" and (called := self._find_annealing_call(request.id)):
+            return _describe_annealing(called)
+        if not controller.is_open:
+            raise RunError(f"is {controller.phase}, and {CLOSED_ADVICE}")
+        if request.action == "anneal":
+            return self._start_annealing(request.id)
+        return self._set_hold(request.action == "hold")
+
+    def _find_annealing_call(self, request_id: str) -> AnnealingCalled | None:
+        """Returns the event of a request that a controller before this one carried out."""
+        for event in reversed(self._state.events):
+            if isinstance(event, AnnealingCalled) and event.request == request_id:
+                return event
+        return None
+
+    def _start_annealing(self, request_id: str) -> str:
         state, controller = self._state, self._state.controller
         with controller.transaction():
             position = controller.start_annealing()
             state.write_run_plan(
                 replace(state.run_plan, plan=controller.plan, hold=False, closed=True)
             )
-        end = controller.plan.total_samples
-        stable_end = controller.plan.wsa.stable_end
-        state.record(AnnealingCalled(samples=position, stable_end=stable_end, annealing_end=end))
+        called = AnnealingCalled(
+            samples=position,
+            stable_end=controller.plan.wsa.stable_end,
+            annealing_end=controller.plan.total_samples,
+            request=request_id,
+        )
+        state.record(called)
         state.advance(controller.samples)
         warning = annealing_warning(
             controller.plan, state.settings.min_annealing_share, controller.global_batch_size
         )
-        answer = f"anneals from sample {position:,} on, to {end:,}"
+        answer = _describe_annealing(called)
         return f"{answer}\n{warning}" if warning else answer
 
     def _set_hold(self, hold: bool) -> str:
         state, controller = self._state, self._state.controller
-        with controller.transaction():
-            controller.set_hold(hold)
-            state.write_run_plan(replace(state.run_plan, hold=hold))
-        samples = controller.samples
-        state.record(Held(samples=samples) if hold else Released(samples=samples))
-        state.advance(samples)
+        if hold != controller.hold:
+            with controller.transaction():
+                controller.set_hold(hold)
+                state.write_run_plan(replace(state.run_plan, hold=hold))
+            samples = controller.samples
+            state.record(Held(samples=samples) if hold else Released(samples=samples))
+            state.advance(samples)
         stable_end = controller.plan.wsa.stable_end
         if hold:
             return (
@@ -228,6 +285,10 @@ class ControllerActor:
                 f"{stable_end:,} samples, until released"
             )
         return f"anneals when its stable phase is trained, at {stable_end:,} samples"
+
+
+def _describe_annealing(called: AnnealingCalled) -> str:
+    return f"anneals from sample {called.samples:,} on, to {called.annealing_end:,}"
 
 
 def start_controller(settings: ControllerSettings, lease: Lease) -> Any:

@@ -13,16 +13,18 @@ from corpus.sampling.source import SourceKind
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe, TrainSettings
 from cprec.runs import run_plan
-from cprec.runs.control.control_channel import Action
+from cprec.runs.control import request_queue
 from cprec.runs.control.lease import Lease, LeaseLostError, current_owner
+from cprec.runs.control.request_queue import Action, Request
+from cprec.runs.control.status import read_status
 from cprec.runs.json_lines import read_events, read_trace
 from cprec.runs.recipe_lock import write_recipe
-from cprec.runs.records import CorpusVersionAdopted, LeaseRecord, RecordDropped
+from cprec.runs.records import CorpusVersionAdopted, LeaseRecord, RecordDropped, RequestRefused
 from cprec.runs.run_planning import create_run_plan
 from cprec.stream import segments
 from cprec.stream.row_encoder import RowEncoder
 from cprec.stream.token_sharing import NO_SHARING
-from cprec.train.distributed.controller_actor import ControllerActor
+from cprec.train.distributed.controller_actor import MAX_NAMED, ControllerActor
 from cprec.train.distributed.controller_state import ControllerSettings, WorkerGroup
 from cprec.workflows import append_domain
 from tests.records import trace_row
@@ -57,6 +59,11 @@ def actor(tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> Co
     )
 
 
+def ask(actor: ControllerActor, action: Action) -> str:
+    """Lets the controller carry out a request, and returns the answer."""
+    return actor._handle_request(Request("somebody", action))
+
+
 def fail_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets the next write of plan.json fail."""
     write = run_plan.RunPlan.write
@@ -83,9 +90,9 @@ def test_a_version_whose_adoption_could_not_be_written_is_adopted_once(
     )
     fail_once(monkeypatch)
     with pytest.raises(OSError, match="no room"):
-        actor._handle_request("look")
+        ask(actor, "look")
     assert actor.plan() == before
-    assert "takes up corpus version 1" in actor._handle_request("look")
+    assert "takes up corpus version 1" in ask(actor, "look")
     counts = actor.plan().count_by_stream(0, actor.plan().total_samples)
     assert counts == {
         (s.source, s.version): s.rows
@@ -105,9 +112,9 @@ def test_a_request_that_could_not_be_written_can_be_made_again(
     before = actor.plan()
     fail_once(monkeypatch)
     with pytest.raises(OSError, match="no room"):
-        actor._handle_request(action)
+        ask(actor, action)
     assert actor.plan() == before
-    assert "anneals from sample 32 on" in actor._handle_request("anneal")
+    assert "anneals from sample 32 on" in ask(actor, "anneal")
     written = run_plan.RunPlan.read(str(tmp_path / "runs" / "trunk"))
     assert written is not None
     assert (written.plan, written.closed, written.hold) == (actor.plan(), True, False)
@@ -173,7 +180,7 @@ def test_a_capped_run_says_what_it_trains_of_a_version_that_joins(
     append_domain.preview_append(append_recipe, None, False, lines.append)
     assert "trunk keeps to its train.max_samples (40)" in lines[-1]
     append_domain.append_to_corpus(append_recipe, None, False, lines.append)
-    answer = capped._handle_request("look")
+    answer = ask(capped, "look")
     assert "domain-specific samples are planned, because what joins shares" in answer
     assert capped.plan().wsa.stable_end == 40
     assert capped.plan().annealing_samples >= before.annealing_samples
@@ -197,8 +204,8 @@ def test_a_controller_whose_run_was_taken_over_writes_nothing(
     for call in (
         lambda: actor.record_step(trace_row()),
         lambda: actor.heartbeat(force=True),
-        lambda: actor._handle_request("anneal"),
-        lambda: actor._handle_request("hold"),
+        lambda: ask(actor, "anneal"),
+        lambda: ask(actor, "hold"),
         lambda: actor.record_perplexity(0, 1.0),
         lambda: actor.record_checkpoint(32, "c"),
         lambda: actor.begin_attempt(WorkerGroup(1, 1, 0, None), []),
@@ -209,3 +216,90 @@ def test_a_controller_whose_run_was_taken_over_writes_nothing(
             call()
     actor.record_failure(RunError("anything"))
     assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
+
+
+def leave_request(actor: ControllerActor, name: str, content: str) -> Path:
+    """Leaves a file among the requests of the controller's run."""
+    folder = Path(actor._state.settings.run_uri) / "requests"
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.json").write_text(content)
+    return folder / f"{name}.json"
+
+
+def answers(actor: ControllerActor) -> tuple[dict[str, str], list[str]]:
+    """Returns the answers in the status of the controller's run, and the ids of refusals."""
+    status = read_status(actor._state.settings.run_uri)
+    assert status is not None
+    return status.answers, status.refused
+
+
+@pytest.mark.parametrize("verb", ['"relaese"', "7", "null", "[]", '"release "'])
+def test_an_unknown_verb_releases_nothing(
+    actor: ControllerActor, verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(request_queue, "GRACE_S", 0.0)
+    actor.begin_attempt(WorkerGroup(0, 1, 0, None), [])
+    leave_request(actor, "1", '{"do": "hold"}')
+    leave_request(actor, "2", f'{{"do": {verb}}}')
+    actor.heartbeat(force=True)
+    assert actor._state.controller.hold
+    given, refused = answers(actor)
+    assert refused == ["2"]
+    assert "ACTION one of look, hold, release, anneal" in given["2"]
+
+
+def test_a_bad_request_is_named_in_the_events_and_the_others_are_served(
+    actor: ControllerActor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(request_queue, "GRACE_S", 0.0)
+    actor.begin_attempt(WorkerGroup(0, 1, 0, None), [])
+    bad = [leave_request(actor, f"bad-{n}", "{garbage") for n in range(MAX_NAMED + 5)]
+    leave_request(actor, "good", '{"do": "hold"}')
+    actor.heartbeat(force=True)
+    assert actor._state.controller.hold
+    assert not any(file.exists() for file in bad)
+    events = read_events(actor._state.settings.run_uri)
+    refusals = [event for event in events if isinstance(event, RequestRefused)]
+    assert len(refusals) == MAX_NAMED + 1
+    assert "requests-refused" in refusals[0].because
+    assert refusals[-1].because == "and 5 more at the same time"
+    assert len(answers(actor)[0]) == len(bad) + 1
+
+
+def test_hold_and_anneal_are_refused_while_the_run_anneals(actor: ControllerActor) -> None:
+    actor.begin_attempt(WorkerGroup(0, 1, 0, None), [])
+    actor._state.advance(actor.plan().wsa.stable_end + 32)
+    leave_request(actor, "1", '{"do": "hold"}')
+    leave_request(actor, "2", '{"do": "anneal"}')
+    actor.heartbeat(force=True)
+    given, refused = answers(actor)
+    assert refused == ["1", "2"]
+    assert all("is annealing, and finishes as planned" in text for text in given.values())
+    events = read_events(actor._state.settings.run_uri)
+    assert [e.request for e in events if isinstance(e, RequestRefused)] == ["1", "2"]
+
+
+def test_a_controller_that_died_before_it_answered_does_not_anneal_twice(
+    actor: ControllerActor,
+) -> None:
+    actor.begin_attempt(WorkerGroup(0, 1, 0, None), [])
+    first = actor._handle_request(Request("asked", "anneal"))
+    again = ControllerActor(actor._state.settings, actor._state.lease)
+    again.begin_attempt(WorkerGroup(1, 1, 0, None), [])
+    assert again._handle_request(Request("asked", "anneal")) == first
+    with pytest.raises(RunError, match="finishes as planned"):
+        again._handle_request(Request("another", "anneal"))
+
+
+def test_a_request_that_could_not_be_written_is_served_later(
+    actor: ControllerActor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actor.begin_attempt(WorkerGroup(0, 1, 0, None), [])
+    file = leave_request(actor, "1", '{"do": "hold"}')
+    fail_once(monkeypatch)
+    actor.heartbeat(force=True)
+    assert not actor._state.controller.hold
+    assert file.exists()
+    actor.heartbeat(force=True)
+    assert actor._state.controller.hold
+    assert not file.exists()

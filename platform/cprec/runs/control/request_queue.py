@@ -1,0 +1,161 @@
+"""Requests that wait for a run, as files of one folder; whoever can write there may leave anything.
+
+What is no request is moved aside, so that it is looked at once and its author can find it.
+"""
+
+import json
+import time
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from cluster.errors import UserError
+from cluster.storage import (
+    FileEntry,
+    join,
+    list_oldest_first,
+    move,
+    read_bytes_if_exists,
+    remove_file,
+)
+
+REQUESTS_FOLDER = "requests"
+REFUSED_FOLDER = "requests-refused"
+
+Action = Literal["look", "hold", "release", "anneal"]
+"""What a run can be asked to do: look at the corpus, or change its stable phase."""
+
+ACTIONS: tuple[Action, ...] = get_args(Action)
+
+MAX_REQUESTS = 500
+"""Requests that are served at a time; meanwhile, workers wait for their controller."""
+
+MAX_REQUEST_BYTES = 1 << 16
+"""Size above which a file is no request (bytes)."""
+
+GRACE_S = 4.0
+"""Time for which a file that cannot be read may still be being written (seconds)."""
+
+_THREADS = 16
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request that waits for an answer.
+
+    Attributes:
+        id: Its id, the name of its file without `.json`.
+        action: What the run is asked to do.
+    """
+
+    id: str
+    action: Action
+
+
+@dataclass(frozen=True)
+class BadRequest:
+    """A file that is no request.
+
+    Attributes:
+        id: The name of the file without `.json`.
+        problem: What is wrong with it, for people.
+    """
+
+    id: str
+    problem: str
+
+
+class RequestQueue:
+    """The requests that wait for one run."""
+
+    def __init__(self, run_uri: str) -> None:
+        self._folder = join(run_uri, REQUESTS_FOLDER)
+        self._refused_folder = join(run_uri, REFUSED_FOLDER)
+        self._first_seen: dict[str, float] = {}
+        self._unmovable: set[str] = set()
+
+    def take(self, answered: Collection[str]) -> list[Request | BadRequest]:
+        """Returns the next requests, in the order in which they arrived at the storage.
+
+        Args:
+            answered: Ids of requests that were answered, and whose files may still be there.
+        """
+        entries = [
+            entry
+            for entry in list_oldest_first(self._folder)
+            if entry.name.endswith(".json") and not entry.name.startswith(".")
+        ]
+        now = time.monotonic()
+        self._first_seen = {e.name: self._first_seen.get(e.name, now) for e in entries}
+        waiting = [
+            entry
+            for entry in entries
+            if _id(entry) not in answered and entry.name not in self._unmovable
+        ][:MAX_REQUESTS]
+        with ThreadPoolExecutor(_THREADS) as pool:
+            parsed = list(pool.map(self._read, waiting))
+        return [
+            request
+            for entry, request in zip(waiting, parsed, strict=True)
+            if isinstance(request, Request) or self._is_settled(entry, now)
+        ]
+
+    def remove(self, ids: Collection[str]) -> set[str]:
+        """Removes the files of requests; returns the ids of those that could not be removed."""
+        ordered = sorted(ids)
+        with ThreadPoolExecutor(_THREADS) as pool:
+            removed = list(pool.map(self._remove, ordered))
+        return {id_ for id_, is_removed in zip(ordered, removed, strict=True) if not is_removed}
+
+    def _remove(self, request_id: str) -> bool:
+        try:
+            remove_file(join(self._folder, f"{request_id}.json"))
+        except OSError:
+            return False
+        return True
+
+    def move_aside(self, bad: BadRequest) -> str:
+        """Moves what is no request out of the way; returns where it is now."""
+        name = f"{bad.id}.json"
+        source = join(self._folder, name)
+        # Under a name of its own: there may be an earlier one.
+        target = join(self._refused_folder, f"{time.time_ns()}-{name}")
+        try:
+            move(source, target)
+        except OSError:  # then it stays, and is passed over
+            self._unmovable.add(name)
+            return source
+        return target
+
+    def _is_settled(self, entry: FileEntry, now: float) -> bool:
+        """Returns whether a file that cannot be read has been there for a while."""
+        return now - self._first_seen[entry.name] >= GRACE_S
+
+    def _read(self, entry: FileEntry) -> Request | BadRequest:
+        uri = join(self._folder, entry.name)
+        problem = "it is no file"
+        if entry.is_file and entry.size > MAX_REQUEST_BYTES:
+            problem = f"it has {entry.size:,} bytes"
+        elif entry.is_file:
+            try:
+                return Request(_id(entry), _parse(read_bytes_if_exists(uri) or b""))
+            except (OSError, UserError, ValueError, RecursionError) as error:
+                problem = " ".join(str(error).split())[:200]
+        return BadRequest(_id(entry), problem)
+
+
+def _parse(content: bytes) -> Action:
+    """Reads a request; raises ValueError if it is none."""
+    with suppress(UnicodeDecodeError, json.JSONDecodeError):
+        values: Any = json.loads(content)
+        asked = values.get("do") if isinstance(values, dict) else None
+        for action in ACTIONS:
+            if action == asked:
+                return action
+    raise ValueError(f'it must be {{"do": ACTION}} with ACTION one of {", ".join(ACTIONS)}')
+
+
+def _id(entry: FileEntry) -> str:
+    return entry.name.removesuffix(".json")

@@ -1,0 +1,402 @@
+"""A soak: a run is killed, filled and poisoned at random, and must end as an undisturbed one.
+
+    python tests/faults/soak.py --folder DIR --minutes 60 --seed 1
+
+Every 10 to 60 seconds one thing happens to a run of simulated shoppers: a process dies, a domain is
+appended, the stable phase is held or released, a file of a checkpoint is damaged, a request makes
+no sense, a second driver is started, or the disk is full for some seconds. The driver is started
+again whenever it ended. After that the run is left alone until its end. Then its plan is trained
+once more without any fault, and the two are compared: audit, steps, parameters.
+
+It is no part of `make test`. The disk is filled only where DIR is on a small file system, such as
+`mount -t tmpfs -o size=512m tmpfs DIR`.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "platform")]
+
+from corpus.ingest import simulation  # noqa: E402
+from cprec.config.recipe_file import load_recipe  # noqa: E402
+from cprec.runs import checkpoint  # noqa: E402
+from tests.integration import jobs  # noqa: E402
+
+SHORTEST_S, LONGEST_S = 10.0, 60.0
+"""Seconds between two faults."""
+
+END_S = 3600.0
+"""Seconds that the run may take to its end, once it is left alone."""
+
+SMALL_DISK_BYTES = 4 << 30
+"""A file system with more free bytes than this is not filled."""
+
+FIRST_DOMAINS = ["Garden", "Office"]
+LATER_DOMAINS = ["Sports", "Music", "Books", "Toys"]
+
+BAD_REQUESTS = ("{garbage", "7", "null", "[]", "{}", '{"do": "relaese"}', '{"do": 7}', "\x00", "")
+
+PROCESSES = {
+    "worker": "ray::RayTrainWorker",
+    "controller": "ray::ControllerActor",
+    "data coordinator": "ray::SplitCoordinator",
+    "trainer": "ray::TrainController",
+}
+"""What is killed by the title of its process."""
+
+PROGRAMS = {"raylet": "raylet", "GCS": "gcs_server"}
+"""What is killed by the name of its program."""
+
+
+class Soak:
+    """One soak: the run, what happened to it, and how it took it."""
+
+    def __init__(self, folder: Path, seed: int, users: int) -> None:
+        """Builds the corpus and the recipe below an empty folder."""
+        self.folder, self.run_folder = folder, folder / "runs" / "soak"
+        self.happened: Counter[str] = Counter()
+        self.exit_codes: Counter[int] = Counter()
+        self.recoveries_s: list[float] = []
+        self._random = random.Random(seed)
+        self._later_domains = list(LATER_DOMAINS)
+        self._driver: subprocess.Popen[bytes] | None = None
+        self._killed_at: float | None = None
+        self._rows_at_resume: int | None = None
+        self.recipe = self._write_recipe(users)
+        self._job("build_corpus", str(self.recipe))
+
+    def _write_recipe(self, users: int) -> Path:
+        """Writes the interactions of all domains, and a recipe that begins with the first ones."""
+        simulate = {"users": users, "items_per_domain": 60}
+        root = f"{self.folder}/shoppers"
+        everything = {
+            "root": root,
+            "format": "simulated",
+            "domains": FIRST_DOMAINS + LATER_DOMAINS,
+            "held_out": ["Games"],
+        }
+        whole = load_recipe(str(jobs.recipe(self.folder, simulate=simulate, data=everything)))
+        simulation.write_data_root(whole.data, whole.simulate, whole.seed)
+        return jobs.recipe(
+            self.folder,
+            run="soak",
+            data={"root": root, "domains": FIRST_DOMAINS, "held_out": ["Games"]},
+            schedule={
+                "lr_max": 1e-3,
+                "segment_samples": 256,
+                "poll_samples": 64,
+                "hold_open": True,
+            },
+            train={"global_batch": 32, "zero_stage": 1, "max_failures": 10_000},
+            checkpoint={"every_samples": 256, "keep": 5},
+        )
+
+    # -- processes
+
+    def _job(self, job: str, *arguments: str, timeout_s: float = 300) -> int:
+        """Runs a job to its end; returns its exit code."""
+        with (self.folder / "jobs.log").open("ab") as log:
+            command = [sys.executable, f"jobs/{job}.py", *arguments]
+            ended = subprocess.run(
+                command, cwd=ROOT, stdout=log, stderr=log, timeout=timeout_s, check=False
+            )
+        return ended.returncode
+
+    def _start_driver(self, *arguments: str) -> "subprocess.Popen[bytes]":
+        with (self.folder / "driver.log").open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "jobs/cpt.py", str(self.recipe), *arguments],
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def keep_driver(self) -> bool:
+        """Starts the driver if none is at work; returns whether the run has ended well."""
+        if self._driver is not None and (code := self._driver.poll()) is not None:
+            self.exit_codes[code] += 1
+            self._driver = None
+            if code == 0:
+                return True
+            if code == 1:
+                raise SystemExit(f"the driver ended with 1; see {self.folder / 'driver.log'}")
+        if self._driver is None:
+            self._driver = self._start_driver()
+        return False
+
+    def _victims(self, matches: Callable[[psutil.Process], bool]) -> list[psutil.Process]:
+        if self._driver is None:
+            return []
+        found = []
+        with suppress(psutil.NoSuchProcess):
+            for process in psutil.Process(self._driver.pid).children(recursive=True):
+                with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                    if matches(process):
+                        found.append(process)
+        return found
+
+    def _kill(self, victims: list[psutil.Process]) -> bool:
+        """Kills one of the processes; returns whether there was one."""
+        if not victims:
+            return False
+        with suppress(psutil.NoSuchProcess):
+            self._random.choice(victims).kill()
+        self._killed_at, self._rows_at_resume = time.time(), None
+        return True
+
+    # -- faults: each returns whether it could happen
+
+    def kill_titled(self, title: str) -> bool:
+        """Kills a process by the beginning of its title."""
+        return self._kill(self._victims(lambda p: (p.cmdline() or [""])[0].startswith(title)))
+
+    def kill_program(self, name: str) -> bool:
+        """Kills a process by the name of its program."""
+        return self._kill(self._victims(lambda p: Path((p.cmdline() or [""])[0]).name == name))
+
+    def kill_driver(self) -> bool:
+        """Kills the driver alone."""
+        return self._driver is not None and self._kill([psutil.Process(self._driver.pid)])
+
+    def kill_everything(self) -> bool:
+        """Kills the driver and all processes of its Ray session."""
+        if self._driver is None:
+            return False
+        driver = psutil.Process(self._driver.pid)
+        with suppress(psutil.NoSuchProcess):
+            driver.suspend()
+            for process in driver.children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+        return self._kill([driver])
+
+    def append(self) -> bool:
+        """Appends the next domain."""
+        if not self._later_domains or not self.run_folder.joinpath("plan.json").exists():
+            return False
+        domain = self._later_domains.pop(0)
+        if self._job("append_domain", str(self.recipe), "--data.domains", domain) != 0:
+            self._later_domains.insert(0, domain)
+            return False
+        return True
+
+    def control(self, *actions: str) -> bool:
+        """Holds or releases the stable phase."""
+        return all(self._job("control", str(self.recipe), action) == 0 for action in actions)
+
+    def poison(self) -> bool:
+        """Leaves requests that make no sense, and one that is a folder."""
+        requests = self.run_folder / "requests"
+        requests.mkdir(parents=True, exist_ok=True)
+        for number, content in enumerate(BAD_REQUESTS):
+            (requests / f"bad-{self._random.randrange(1 << 30)}-{number}.json").write_text(content)
+        (requests / f"folder-{self._random.randrange(1 << 30)}.json").mkdir()
+        return True
+
+    def intrude(self) -> bool:
+        """Starts a second driver of the run, which must be refused while the first one lives."""
+        if self._driver is None:
+            return False
+        intruder = self._start_driver()
+        code = intruder.wait(timeout=300)
+        if code != 1 and self._driver.poll() is None:
+            raise SystemExit(f"a second driver was not refused: it ended with {code}")
+        return True
+
+    def damage(self) -> bool:
+        """Flips a bit of the newest checkpoint, unless it is the only one."""
+        manifests = sorted((self.run_folder / "checkpoints").glob("*/manifest.json"))
+        if len(manifests) < 2:
+            return False
+        victim = manifests[-1].parent / checkpoint.OPTIMIZER
+        content = bytearray(victim.read_bytes())
+        content[self._random.randrange(len(content))] ^= 1
+        victim.write_bytes(bytes(content))
+        return True
+
+    def fill_disk(self) -> bool:
+        """Fills the file system for some seconds."""
+        ballast = self.folder / "ballast"
+        if shutil.disk_usage(self.folder).free > SMALL_DISK_BYTES:
+            return False
+        try:
+            with ballast.open("wb") as file, suppress(OSError):
+                while True:
+                    file.write(bytes(1 << 16))
+                    file.flush()
+            time.sleep(self._random.uniform(4, 10))
+        finally:
+            ballast.unlink()
+        return True
+
+    # -- the soak
+
+    def _faults(self) -> dict[str, tuple[int, Callable[[], bool]]]:
+        """Returns what can happen: name to (weight, how)."""
+        kills: dict[str, tuple[int, Callable[[], bool]]] = {
+            f"kill: {name}": (3, lambda title=title: self.kill_titled(title))  # type: ignore[misc]
+            for name, title in PROCESSES.items()
+        }
+        for name, program in PROGRAMS.items():
+            kills[f"kill: {name}"] = (2, lambda program=program: self.kill_program(program))  # type: ignore[misc]
+        return {
+            **kills,
+            "kill: driver": (3, self.kill_driver),
+            "kill: everything": (2, self.kill_everything),
+            "append": (2, self.append),
+            "release and hold": (2, lambda: self.control("release", "hold")),
+            "bad requests": (2, self.poison),
+            "second driver": (1, self.intrude),
+            "damaged checkpoint": (1, self.damage),
+            "full disk": (2, self.fill_disk),
+        }
+
+    def _watch_recovery(self) -> None:
+        """Notes how long it took from the last kill to the first step after it."""
+        if self._killed_at is None:
+            return
+        events = jobs.lines(self.run_folder / "events.jsonl")
+        if not any(e["event"] == "resumed" and e["time"] > self._killed_at for e in events):
+            return
+        rows = len(jobs.lines(self.run_folder / "trace.jsonl"))
+        if self._rows_at_resume is None:
+            self._rows_at_resume = rows
+        elif rows > self._rows_at_resume:
+            self.recoveries_s.append(time.time() - self._killed_at)
+            self._killed_at = None
+
+    def _wait(self, seconds: float) -> bool:
+        """Lets the run go on for some time; returns whether it has ended."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if self.keep_driver():
+                return True
+            with suppress(OSError, ValueError):  # a file that is being replaced
+                self._watch_recovery()
+            time.sleep(0.5)
+        return False
+
+    def disturb(self, minutes: float) -> None:
+        """Lets something happen every 10 to 60 seconds, for some minutes."""
+        faults = self._faults()
+        names, weights = list(faults), [weight for weight, _ in faults.values()]
+        end = time.monotonic() + 60 * minutes
+        while time.monotonic() < end:
+            if self._wait(self._random.uniform(SHORTEST_S, LONGEST_S)):
+                return
+            name = self._random.choices(names, weights)[0]
+            if faults[name][1]():
+                self.happened[name] += 1
+            print(f"{time.strftime('%H:%M:%S')} {name}; {self._progress()}", flush=True)
+
+    def _progress(self) -> str:
+        with suppress(OSError, ValueError):
+            status = json.loads((self.run_folder / "status.json").read_text())
+            return f"{status.get('samples', 0):,} of {status.get('A', 0):,} samples"
+        return "no status yet"
+
+    def finish(self) -> None:
+        """Leaves the run alone until it has ended."""
+        end = time.monotonic() + END_S
+        while time.monotonic() < end:
+            if self._wait(5):
+                return
+            status = json.loads((self.run_folder / "status.json").read_text())
+            if status.get("hold") and status.get("state") == "waiting":
+                self.control("release")
+        raise SystemExit(f"the run did not end within {END_S:,.0f} s; {self._progress()}")
+
+    def stop(self) -> None:
+        """Ends what is still running."""
+        if self._driver is not None and self._driver.poll() is None:
+            self._driver.send_signal(signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                self._driver.wait(timeout=120)
+            if self._driver.poll() is None:
+                os.killpg(self._driver.pid, signal.SIGKILL)
+
+    def compare(self) -> dict[str, Any]:
+        """Trains the plan of the run once more, without any fault, and compares the two."""
+        undisturbed = self.folder / "runs" / "undisturbed"
+        undisturbed.mkdir()
+        shutil.copy(self.run_folder / "plan.json", undisturbed)
+        arguments = ("--run", undisturbed.name, "--schedule.hold_open", "false")
+        if code := self._job("cpt", str(self.recipe), *arguments, timeout_s=END_S):
+            raise SystemExit(f"the undisturbed run ended with {code}; see {self.folder}/jobs.log")
+        audit = json.loads((self.run_folder / "audit.json").read_text())
+        weights = [_last_weights(folder) for folder in (self.run_folder, undisturbed)]
+        return {
+            "planned": audit["planned"],
+            "missing": audit["missing"],
+            "repeated": audit["repeated"],
+            "steps are equal": _steps(self.run_folder) == _steps(undisturbed),
+            "parameters are equal, bit for bit": weights[0].keys() == weights[1].keys()
+            and all(bool((weights[1][name] == value).all()) for name, value in weights[0].items()),
+        }
+
+
+def _steps(folder: Path) -> list[list[Any]]:
+    """Returns what must be equal in the traces of two runs of the same plan."""
+    keys = ("step", "samples", "lr", "loss", "ids_digest", "phase", "sources")
+    return [[row[key] for key in keys] for row in jobs.lines(folder / "trace.jsonl")]
+
+
+def _last_weights(folder: Path) -> dict[str, Any]:
+    uri = checkpoint.latest_uri(str(folder))
+    return dict(checkpoint.load_training_state(uri).weights)
+
+
+def main() -> int:
+    """Runs a soak and prints what it showed; returns 0 if the run ended as an undisturbed one."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, required=True, help="an empty folder")
+    parser.add_argument("--minutes", type=float, default=60.0, help="how long faults happen")
+    parser.add_argument("--seed", type=int, default=1, help="of the choice of faults")
+    parser.add_argument("--users", type=int, default=6000, help="simulated shoppers")
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    if any(options.folder.iterdir()):
+        parser.error(f"{options.folder} is not empty")
+    soak = Soak(options.folder.absolute(), options.seed, options.users)
+    begin = time.monotonic()
+    try:
+        soak.disturb(options.minutes)
+        disturbed_s = time.monotonic() - begin
+        soak.finish()
+    finally:
+        soak.stop()
+    result = {
+        "seed": options.seed,
+        "minutes with faults": round(disturbed_s / 60, 1),
+        "minutes in all": round((time.monotonic() - begin) / 60, 1),
+        "happened": dict(sorted(soak.happened.items())),
+        "exit codes of the driver": {str(c): n for c, n in sorted(soak.exit_codes.items())},
+        "recoveries": len(soak.recoveries_s),
+        "recovery (s), median": round(statistics.median(soak.recoveries_s or [0.0]), 1),
+        "recovery (s), longest": round(max(soak.recoveries_s, default=0.0), 1),
+        **soak.compare(),
+    }
+    print(json.dumps(result, indent=1))
+    same = result["steps are equal"] and result["parameters are equal, bit for bit"]
+    return 0 if same and not result["missing"] and not result["repeated"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
