@@ -3,7 +3,6 @@
 from functools import cached_property
 from typing import Any
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
@@ -35,6 +34,9 @@ class VectorIndex:
 
     @cached_property
     def _index(self) -> Any:
+        # Imported lazily: slow to load, and most jobs retrieve nothing.
+        import faiss
+
         index = faiss.IndexFlatIP(self.vectors.shape[1])
         index.add(self.vectors)
         return index
