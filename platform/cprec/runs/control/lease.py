@@ -25,6 +25,7 @@ from enum import StrEnum
 from cluster.console import Say
 from cluster.errors import RunError
 from cluster.storage import create_text, exists, join, list_names, read_text, write_text
+from cprec.runs.record_files import read_record
 from cprec.runs.records import LeaseRecord, Owner
 
 LEASES_FOLDER = "leases"
@@ -144,7 +145,7 @@ def read_lease(run_uri: str) -> LeaseRecord | None:
     number = _newest_number(run_uri)
     if number is None:
         return None
-    return LeaseRecord.from_json(json.loads(read_text(_lease_uri(run_uri, number))))
+    return read_record(_lease_uri(run_uri, number), LeaseRecord)
 
 
 def judge(record: LeaseRecord | None) -> Liveness:

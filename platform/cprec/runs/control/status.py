@@ -7,9 +7,9 @@ run is told by its lease (`cprec.runs.control.lease`), which the driver renews f
 import json
 import time
 
-from cluster.errors import RunError
-from cluster.storage import join, read_bytes_if_exists, write_text
+from cluster.storage import join, write_text
 from cprec.runs.control.lease import STALE_S, WATCH_S, Liveness, describe_owner, find_liveness
+from cprec.runs.record_files import read_record
 from cprec.runs.records import STATUS_FILE, LeaseRecord, Status
 from cprec.schedule.wsa import Phase
 
@@ -20,15 +20,7 @@ def read_status(run_uri: str) -> Status | None:
     Raises:
         RunError: It is damaged.
     """
-    uri = join(run_uri, STATUS_FILE)
-    content = read_bytes_if_exists(uri)
-    try:
-        return None if content is None else Status.from_json(json.loads(content))
-    except (ValueError, TypeError, RecursionError):
-        raise RunError(
-            f"{uri}: not a status; a run that is under way replaces it every few seconds, "
-            "otherwise remove the file"
-        ) from None
+    return read_record(join(run_uri, STATUS_FILE), Status)
 
 
 def write_status(run_uri: str, status: Status) -> None:
