@@ -63,6 +63,10 @@ class GRU4Rec(Recommender):
         """Scores items [..., C] in states [..., H] by tanh of a linear function of the state."""
         return torch.tanh((self.out(items) @ states.unsqueeze(-1) + self.bias(items)).squeeze(-1))
 
+    def score_catalogue(self, states: torch.Tensor) -> torch.Tensor:
+        """Scores every item in states [B, H]."""
+        return torch.tanh(states @ self.out.weight[1:].T + self.bias.weight[1:].T)
+
     def loss(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Computes the TOP1 loss.
 

@@ -48,6 +48,14 @@ class Recommender(nn.Module):
         """
 
     @abstractmethod
+    def score_catalogue(self, states: torch.Tensor) -> torch.Tensor:
+        """Scores every item in states [B, H], as `score_items` does, without copies of items.
+
+        Returns:
+            Scores [B, items], in the order of the item numbers.
+        """
+
+    @abstractmethod
     def loss(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Computes the training loss of a mini-batch.
 

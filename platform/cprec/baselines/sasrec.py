@@ -67,6 +67,10 @@ class SASRec(Recommender):
         """Scores items [..., C] in states [..., H] by the dot product with their embeddings."""
         return (self.item(items) @ states.unsqueeze(-1)).squeeze(-1)  # type: ignore[no-any-return]
 
+    def score_catalogue(self, states: torch.Tensor) -> torch.Tensor:
+        """Scores every item in states [B, H]."""
+        return states @ self.item.weight[1:].T
+
     def loss(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Computes binary cross-entropy of the target and one negative at every place (Eq. 7).
 

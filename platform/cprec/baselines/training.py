@@ -1,7 +1,7 @@
 """Trains a baseline to early stop, and scores candidates with it."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -130,6 +130,27 @@ def score_candidates(
         for start in range(0, max(len(rows), 1), SCORING_BATCH_SIZE)
     ]
     return np.asarray(torch.cat(batches).numpy(), dtype=np.float64)
+
+
+@torch.inference_mode()
+def iter_catalogue_scores(
+    network: Recommender, histories: Sequence[Sequence[int]], block_rows: int
+) -> Iterator[NDArray[np.float32]]:
+    """Yields the scores of all items after histories, for some histories at a time.
+
+    Args:
+        network: The network; it is left in evaluation mode.
+        histories: Item numbers of each history, oldest first [n].
+        block_rows: Histories scored at a time.
+
+    Yields:
+        Scores [rows, items] in the order of the item numbers; higher is better.
+    """
+    network.eval()
+    for start in range(0, len(histories), block_rows):
+        rows = pad_histories(histories[start : start + block_rows], network.max_length)
+        states = network.encode_sequences(torch.from_numpy(rows))[:, -1]
+        yield network.score_catalogue(states).numpy()
 
 
 def _copy_weights(network: Recommender) -> Mapping[str, torch.Tensor]:

@@ -24,7 +24,7 @@ RENAMED_KEYS: Mapping[str, str] = {
 Recipes and command lines may still use the old names, and files of earlier releases contain them.
 """
 
-RESERVED_RUN_NAMES = ("bases", "baselines", "mlflow")
+RESERVED_RUN_NAMES = ("bases", "baselines", "mlflow", "vectors")
 """Folders that the storage has beside those of the runs."""
 
 
@@ -395,14 +395,26 @@ class EvaluateSettings(Section):
     split: Literal["validation", "test"] = Field("test", description="split that is scored")
     models: tuple[str, ...] = Field(
         ("base", "candidate"),
-        description="models to compare: base, sasrec, gru4rec, candidate (the newest version of "
-        "this run), champion, a version number, models:/NAME/3, a search of this run (llara, "
-        "cprec), or a checkpoint's URI; the first is the reference",
+        description="models to compare: base, sasrec, gru4rec, popularity, candidate (the newest "
+        "version of this run), champion, a version number, models:/NAME/3, a search of this run "
+        "(llara, cprec), or a checkpoint's URI; the first is the reference",
     )
     mode: Literal["score", "generate", "constrained"] = Field(
         "score",
         description="score: all candidates in one pass; generate: greedy text; "
         "constrained: greedy text that can only name candidates",
+    )
+    candidates: Literal["sampled", "catalogue"] = Field(
+        "sampled",
+        description="sampled: the candidates of the samples; catalogue: all items of the domain, "
+        "of which a language model ranks those that are retrieved (section retrieval); "
+        "needs mode: score; the two are never compared with each other",
+    )
+    retrieve_k: int = Field(
+        20,
+        ge=2,
+        description="with candidates: catalogue, retrieved items that a language model ranks; "
+        "best as many as data.num_candidates, which it has learned to choose from",
     )
     max_users: int | None = Field(
         None, ge=1, description="largest number of users, in the order of their sample ids"
@@ -415,6 +427,46 @@ class EvaluateSettings(Section):
         "measured before pre-training, at its checkpoints, and with each evaluation",
     )
     alpha: float = Field(0.05, gt=0, lt=1, description="significance level of the paired test")
+
+    @model_validator(mode="after")
+    def _check_candidates(self) -> "EvaluateSettings":
+        if self.candidates == "catalogue" and self.mode != "score":
+            raise ValueError(
+                "evaluate.candidates: catalogue needs evaluate.mode: score; "
+                f"{self.mode} answers name one of a few candidates"
+            )
+        return self
+
+    @property
+    def form(self) -> str:
+        """How models are evaluated: the mode, or catalogue; results of two forms stay apart."""
+        return self.mode if self.candidates == "sampled" else self.candidates
+
+
+class RetrievalSettings(Section):
+    """`retrieval`: which items of a catalogue a model is given to rank."""
+
+    sources: tuple[Literal["titles", "sasrec", "popularity"], ...] = Field(
+        ("titles", "sasrec", "sasrec"),
+        description="whose rankings are fused to candidates: titles (vectors of titles by "
+        "retrieval.model), sasrec (where it is trained, and knows the items), popularity; "
+        "one that is named twice counts twice; the most popular items fill up what they leave",
+    )
+    model: str = Field(
+        "base",
+        description="language model whose mean hidden states are the vectors of titles: base, or "
+        "a version or checkpoint as in evaluate.models",
+    )
+    decay: float = Field(
+        0.7,
+        gt=0,
+        le=1,
+        description="weight of an item of the history in the query, as a fraction of that of the "
+        "item bought after it",
+    )
+    exclude_history: bool = Field(
+        True, description="items of the history come after all others, in every ranking"
+    )
 
 
 class GateSettings(Section):
@@ -506,6 +558,7 @@ class Recipe(Section):
     finetune: FinetuneSettings = FinetuneSettings()
     search: SearchSettings = SearchSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+    retrieval: RetrievalSettings = RetrievalSettings()
     gate: GateSettings = GateSettings()
     cluster: ClusterSettings = ClusterSettings()
 

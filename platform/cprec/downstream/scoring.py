@@ -17,6 +17,7 @@ from cluster import storage
 from cluster.console import Say
 from cluster.errors import CprecError
 from corpus.store.tables import Corpus
+from cprec.baselines.popularity import POPULARITY
 from cprec.baselines.training import BASELINE_NAMES
 from cprec.config.recipe import Recipe
 from cprec.downstream import hybrid, stored_baselines
@@ -63,7 +64,7 @@ class EvaluatedModel:
     @property
     def is_baseline(self) -> bool:
         """Whether the model is a baseline, which knows item ids only."""
-        return self.name in BASELINE_NAMES
+        return self.name in (*BASELINE_NAMES, POPULARITY)
 
 
 def score_model(

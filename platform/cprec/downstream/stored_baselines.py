@@ -18,6 +18,7 @@ from safetensors.torch import load, save
 from cluster.storage import absolute_uri, exists, join, read_bytes, write_bytes, write_text
 from corpus.store.tables import Corpus
 from cprec.baselines import training
+from cprec.baselines.popularity import POPULARITY, count_purchases
 from cprec.baselines.recommender import Recommender
 from cprec.baselines.sequences import training_sequences
 from cprec.config.recipe import Recipe
@@ -38,7 +39,7 @@ def baseline_uri(recipe: Recipe, corpus: Corpus, domain: str, name: str, seed: i
         recipe: The recipe.
         corpus: The corpus.
         domain: Domain that the baseline is trained on.
-        name: `sasrec` or `gru4rec`.
+        name: `sasrec`, `gru4rec`, or `popularity`, which has no folder but an identity.
         seed: Seed of the training.
     """
     identity = [
@@ -126,20 +127,55 @@ def score_baseline(
         recipe: The recipe.
         corpus: The corpus.
         domain_name: Domain of the samples.
-        name: `sasrec` or `gru4rec`.
+        name: `sasrec`, `gru4rec` or `popularity`.
         seed: Seed of the baseline's training.
         samples: The samples.
 
     Returns:
         Scores [n, candidates]; higher is better.
     """
-    weights_uri = ensure_trained(recipe, corpus, domain_name, name, seed)
     domain = Domain.from_corpus(corpus, domain_name)
-    fit_result = read_bytes(join(baseline_uri(recipe, corpus, domain_name, name, seed), FIT_RESULT))
-    max_history = json.loads(fit_result)["length"]
+    if name == POPULARITY:
+        counts = count_training_purchases(recipe, corpus, domain)
+        candidates = np.array(samples["candidates"].to_pylist())
+        return counts[domain.to_local_numbers(candidates)].astype(np.float64)
+    ensure_trained(recipe, corpus, domain_name, name, seed)
+    return _score_samples(load_trained(recipe, corpus, domain, name, seed), domain, samples)
+
+
+def load_trained(
+    recipe: Recipe, corpus: Corpus, domain: Domain, name: str, seed: int
+) -> Recommender:
+    """Loads a baseline that `ensure_trained` stored, in evaluation mode."""
+    uri = baseline_uri(recipe, corpus, domain.name, name, seed)
+    max_history = json.loads(read_bytes(join(uri, FIT_RESULT)))["length"]
     network = _build_network(recipe, name, len(domain.item_indices), max_history, seed)
-    network.load_state_dict(load(read_bytes(weights_uri)))
-    return _score_samples(network, domain, samples)
+    network.load_state_dict(load(read_bytes(join(uri, WEIGHTS))))
+    return network.eval()
+
+
+def find_trained_version(
+    recipe: Recipe, corpus: Corpus, domain: str, name: str, seed: int
+) -> Corpus | None:
+    """Finds the newest corpus version, this one or an earlier, for which a baseline is stored.
+
+    A baseline of an earlier version knows the items that the domain had there, which are the first
+    ones of the domain now: indices of items never change, and new ones are higher.
+    """
+    for version in range(corpus.version, -1, -1):
+        earlier = Corpus(corpus.uri, version, corpus.commits[: version + 1])
+        if exists(join(baseline_uri(recipe, earlier, domain, name, seed), FIT_RESULT)):
+            return earlier
+    return None
+
+
+def count_training_purchases(recipe: Recipe, corpus: Corpus, domain: Domain) -> NDArray[np.int64]:
+    """Counts how often each item of a domain was bought in what a baseline is trained on [items].
+
+    The validation and the test split are not counted.
+    """
+    sequences, _ = _read_training_data(recipe, corpus, domain)
+    return count_purchases(sequences, domain.item_indices)
 
 
 def _build_network(

@@ -135,6 +135,8 @@ def compute_metrics(
     history_lengths: NDArray[np.integer[Any]],
     generated: GeneratedAnswers | None = None,
     mode: str = "score",
+    hr_cutoffs: Sequence[int] = HR_CUTOFFS,
+    ndcg_cutoffs: Sequence[int] = NDCG_CUTOFFS,
 ) -> dict[str, Any]:
     """Computes the contents of metrics.json (docs/reference/file-formats.md).
 
@@ -148,12 +150,14 @@ def compute_metrics(
         ranks: Ranks of the true items of n samples.
         history_lengths: Items in each sample's history in the corpus [n].
         generated: The generated answers; None where candidates were scored.
-        mode: How the model was evaluated: `score`, `generate` or `constrained`.
+        mode: How the model was evaluated: `score`, `generate`, `constrained` or `catalogue`.
+        hr_cutoffs: Values of k for which HR@k is computed.
+        ndcg_cutoffs: Values of k for which NDCG@k is computed.
     """
     return {
         "model": model,
         "domain": domain,
-        **_average_hr_and_ndcg(ranks),
+        **_average_hr_and_ndcg(ranks, hr_cutoffs, ndcg_cutoffs),
         "valid_ratio": {
             rule: _mean(generated.valid[rule].astype(float)) if generated else None
             for rule in ("exact", "llara")
@@ -162,7 +166,7 @@ def compute_metrics(
         if generated
         else None,
         "slices": {
-            name: _average_hr_and_ndcg(ranks.select(mask))
+            name: _average_hr_and_ndcg(ranks.select(mask), hr_cutoffs, ndcg_cutoffs)
             for name, mask in _iter_slices(np.asarray(history_lengths))
         },
         "mode": mode,
@@ -191,12 +195,14 @@ def average_metrics(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return mean
 
 
-def _average_hr_and_ndcg(ranks: Ranks) -> dict[str, Any]:
+def _average_hr_and_ndcg(
+    ranks: Ranks, hr_cutoffs: Sequence[int], ndcg_cutoffs: Sequence[int]
+) -> dict[str, Any]:
     """Returns the number of samples, and HR@k and NDCG@k over them."""
     return {
         "n": len(ranks),
-        "hr": {str(k): _mean(hits(ranks, k)) for k in HR_CUTOFFS},
-        "ndcg": {str(k): _mean(discounted_gains(ranks, k)) for k in NDCG_CUTOFFS},
+        "hr": {str(k): _mean(hits(ranks, k)) for k in hr_cutoffs},
+        "ndcg": {str(k): _mean(discounted_gains(ranks, k)) for k in ndcg_cutoffs},
     }
 
 

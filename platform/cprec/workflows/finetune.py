@@ -28,6 +28,7 @@ from cluster.errors import RecipeError, RunError
 from cluster.ray_session import ray_session
 from cluster.storage import absolute_uri, exists, join, read_text, write_bytes, write_text
 from corpus.store.tables import Corpus
+from cprec.baselines.popularity import POPULARITY
 from cprec.baselines.training import BASELINE_NAMES
 from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import rename_old_keys
@@ -51,7 +52,7 @@ IDENTITY = "identity.json"
 PLOT = "trials.svg"
 FRESH = "fresh"
 """Value of finetune.start with which LoRA starts from new weights."""
-RESERVED_NAMES = ("base", *BASELINE_NAMES, CANDIDATE, *ALIASES)
+RESERVED_NAMES = ("base", POPULARITY, *BASELINE_NAMES, CANDIDATE, *ALIASES)
 """Words of `evaluate.models`, which no search may have as its name."""
 
 

@@ -12,6 +12,7 @@ from functools import cache
 from cluster import storage
 from cluster.errors import RecipeError, RunError
 from corpus.store.tables import Corpus
+from cprec.baselines.popularity import POPULARITY
 from cprec.baselines.training import BASELINE_NAMES
 from cprec.config.recipe import Recipe
 from cprec.downstream.known_items import is_hybrid, require_known_items
@@ -64,7 +65,7 @@ def find_models(
     versions = {
         name: version
         for name in dict.fromkeys(names)
-        if name not in ("base", *BASELINE_NAMES)
+        if name not in ("base", POPULARITY, *BASELINE_NAMES)
         and (version := find_version(registry, name, run_uri)) is not None
     }
     version_bases = {
@@ -93,6 +94,8 @@ def find_models(
     for name in dict.fromkeys(names):
         if name == "base":
             models.append(EvaluatedModel(name, name, *implied_base(name)))
+        elif name == POPULARITY:
+            models.append(EvaluatedModel(name, name, "", None))
         elif name in BASELINE_NAMES:
             seeds = range(recipe.seed, recipe.seed + recipe.baseline.seeds)
             models += [
@@ -200,6 +203,8 @@ def describe_models(models: Sequence[EvaluatedModel]) -> Iterator[str]:
 
 def _describe_model(model: EvaluatedModel) -> str:
     """Returns what a model is, for people."""
+    if model.name == POPULARITY:
+        return "how often items were bought in the training split"
     if model.is_baseline:
         return f"a baseline, seed {model.seed}"
     if model.checkpoint is None:

@@ -1,0 +1,1 @@
+"""Finds candidates in a whole catalogue: item vectors, sequences and popularity, blended."""

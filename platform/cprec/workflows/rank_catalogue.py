@@ -1,0 +1,244 @@
+"""Ranks the whole catalogue of a domain for an evaluation: exactly, or what was retrieved of it.
+
+Baselines score every item. A language model cannot: it ranks the items that were retrieved, and a
+true item that was not counts as a miss. Nothing here knows more of a sample than its history, and
+the training split.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from numpy.typing import NDArray
+
+from cluster.console import Say
+from cluster.errors import CorpusError, RecipeError
+from corpus.store.tables import Corpus
+from cprec.baselines.popularity import POPULARITY
+from cprec.baselines.training import iter_catalogue_scores
+from cprec.config.recipe import Recipe
+from cprec.downstream import stored_baselines
+from cprec.downstream.domain import Domain
+from cprec.downstream.scoring import EvaluatedModel, get_results, load_model, score_model
+from cprec.evaluate import catalogue_predictions
+from cprec.retrieval.candidates import Items
+from cprec.retrieval.catalogue import Catalogue
+from cprec.retrieval.title_vectors import Embed, embed_titles
+from cprec.retrieval.vector_index import Vectors
+from cprec.stream.row_encoder import RowEncoder
+from cprec.tracking.registry import Registry
+from cprec.workflows.models import find_models
+
+
+def find_retrieval_model(
+    recipe: Recipe, registry: Registry, names: Sequence[str], corpus: Corpus
+) -> EvaluatedModel:
+    """Finds the language model whose hidden states are the vectors of titles.
+
+    Args:
+        recipe: The recipe, with `retrieval.model`.
+        registry: Where versions are looked up.
+        names: The models that are evaluated; `base` is theirs.
+        corpus: The corpus.
+
+    Raises:
+        RecipeError: It is no language model.
+        RunError: There is no such version.
+    """
+    name = recipe.retrieval.model
+    found = find_models(recipe, registry, [*names, name], corpus)
+    model = next(model for model in reversed(found) if model.name == name)
+    if model.is_baseline:
+        raise RecipeError(
+            f"retrieval.model: {name} has no hidden states; give base, a version or a checkpoint"
+        )
+    return model
+
+
+@dataclass(frozen=True)
+class CatalogueRanking:
+    """The ranking of one domain's catalogue for samples of it.
+
+    Attributes:
+        catalogue: The items.
+        samples: The samples.
+    """
+
+    catalogue: Catalogue
+    samples: pa.Table
+
+    def inputs(self, model: EvaluatedModel) -> dict[str, Any]:
+        """Returns what predictions over a catalogue depend on, beside what all predictions do."""
+        recipe, settings = self.catalogue.recipe, self.catalogue.recipe.retrieval
+        inputs = {"candidates": "catalogue", "retrieve_k": recipe.evaluate.retrieve_k}
+        if model.is_baseline:
+            return {**inputs, "exclude_history": settings.exclude_history}
+        uses = settings.sources
+        return {
+            **inputs,
+            "retrieval": {
+                **settings.model_dump(mode="json", exclude={"model"}),
+                "max_samples": recipe.finetune.max_samples,
+                "vectors": dict(self.catalogue.vector_identity) if "titles" in uses else None,
+                "sasrec": self._sasrec_uri if "sasrec" in uses else None,
+            },
+        }
+
+    def predict(
+        self, model: EvaluatedModel, workers: int, row_encoder: RowEncoder | None, say: Say
+    ) -> pa.Table:
+        """Ranks the catalogue with a model, inside a Ray session.
+
+        Args:
+            model: The model.
+            workers: Number of tasks of a language model; a baseline takes one.
+            row_encoder: Encoder of titles for a language model; None for a baseline.
+            say: Takes lines of progress.
+
+        Returns:
+            Predictions (cprec.evaluate.catalogue_predictions).
+        """
+        retrieved = None if model.is_baseline else self._retrieve(workers, say)
+        started = time.monotonic()
+        if retrieved is None:
+            recipe, corpus = self.catalogue.recipe, self.catalogue.corpus
+            task = ray.remote(_rank_with_baseline).options(num_cpus=recipe.train.cpus_per_worker)
+            arguments = (recipe, corpus, self.catalogue.domain, model, self.samples)
+            table = get_results([task.remote(*arguments)])[0]
+        else:
+            table = self._rank_retrieved(model, retrieved, workers, row_encoder, say)
+        seconds = time.monotonic() - started
+        say(f"{model.label}: {seconds:.1f} s, {len(self.samples) / seconds:,.2f} users/s")
+        return table
+
+    def _rank_retrieved(
+        self,
+        model: EvaluatedModel,
+        retrieved: Items,
+        workers: int,
+        row_encoder: RowEncoder | None,
+        say: Say,
+    ) -> pa.Table:
+        """Ranks retrieved items with a language model."""
+        recipe, domain = self.catalogue.recipe, self.catalogue.domain
+        # In the order of the items: their place in the prompt must not tell where they stood.
+        ranked = np.sort(retrieved[:, : recipe.evaluate.retrieve_k], axis=1)
+        column = self.samples.schema.get_field_index("candidates")
+        candidates = pa.array(list(ranked), self.samples.schema.field(column).type)
+        samples = self.samples.set_column(column, "candidates", candidates)
+        corpus = self.catalogue.corpus
+        scores = score_model(recipe, model, corpus, domain.name, samples, workers, row_encoder, say)
+        return catalogue_predictions.from_retrieved(self.samples, retrieved, ranked, scores)
+
+    def _retrieve(self, workers: int, say: Say) -> Items:
+        """Retrieves candidates for every sample, once for all models [n, depth]."""
+        if "retrieved" not in self._cache:
+            recipe = self.catalogue.recipe
+            self._train_sasrec(say)
+            source = self.catalogue.build_source(self._embed_on_ray(workers), say)
+            depth = max(recipe.evaluate.retrieve_k, *catalogue_predictions.RECALL_CUTOFFS)
+            started = time.monotonic()
+            self._cache["retrieved"] = source.find(self.samples["history"].to_pylist(), depth)
+            seconds = time.monotonic() - started
+            say(
+                f"retrieved {depth} of {len(self.catalogue.items):,} items: {seconds:.1f} s, "
+                f"{len(self.samples) / seconds:,.0f} users/s"
+            )
+        return self._cache["retrieved"]
+
+    @cached_property
+    def _cache(self) -> dict[str, Items]:
+        return {}
+
+    @property
+    def _sasrec_uri(self) -> str | None:
+        """The SASRec that finds candidates; None where the domain has nothing to train it on."""
+        recipe, corpus, domain = (
+            self.catalogue.recipe,
+            self.catalogue.corpus,
+            self.catalogue.domain.name,
+        )
+        try:
+            for split in ("train", "validation"):
+                corpus.find_domain_source(domain, split)
+        except CorpusError:
+            return None
+        return stored_baselines.baseline_uri(recipe, corpus, domain, "sasrec", recipe.seed)
+
+    def _train_sasrec(self, say: Say) -> None:
+        """Trains the SASRec that finds candidates, if it is asked for and not stored yet."""
+        recipe, corpus = self.catalogue.recipe, self.catalogue.corpus
+        if "sasrec" not in recipe.retrieval.sources or self._sasrec_uri is None:
+            return
+        say("retrieval: SASRec is trained, if it is not stored yet")
+        task = ray.remote(stored_baselines.ensure_trained).options(
+            num_cpus=recipe.train.cpus_per_worker
+        )
+        name = self.catalogue.domain.name
+        get_results([task.remote(recipe, corpus, name, "sasrec", recipe.seed)])
+
+    def _embed_on_ray(self, workers: int) -> Embed:
+        """Returns what embeds titles, in equal parts on several workers."""
+        recipe, model = self.catalogue.recipe, self.catalogue.model
+        task = ray.remote(_embed_task).options(
+            num_cpus=recipe.train.cpus_per_worker, num_gpus=recipe.train.gpus_per_worker
+        )
+
+        def embed(titles: Sequence[str]) -> Vectors:
+            parts = [titles[start::workers] for start in range(min(workers, len(titles)))]
+            embedded = get_results([task.remote(recipe, model, part) for part in parts])
+            vectors = np.empty((len(titles), embedded[0].shape[1]), dtype=np.float32)
+            for start, part in enumerate(embedded):
+                vectors[start::workers] = part
+            return vectors
+
+        return embed
+
+
+def _embed_task(recipe: Recipe, model: EvaluatedModel, titles: Sequence[str]) -> Vectors:
+    """Loads a language model and embeds titles with it."""
+    network, tokenizer = load_model(recipe, model)
+    return embed_titles(network, tokenizer, titles)
+
+
+def _rank_with_baseline(
+    recipe: Recipe, corpus: Corpus, domain: Domain, model: EvaluatedModel, samples: pa.Table
+) -> pa.Table:
+    """Ranks all items with a baseline, which is trained first if necessary."""
+    block_rows = max(catalogue_predictions.BLOCK_BYTES // (8 * len(domain.item_indices)), 1)
+    return catalogue_predictions.from_all_scores(
+        samples,
+        _iter_scores(recipe, corpus, domain, model, samples, block_rows),
+        domain.item_indices,
+        recipe.evaluate.retrieve_k,
+        recipe.retrieval.exclude_history,
+    )
+
+
+def _iter_scores(
+    recipe: Recipe,
+    corpus: Corpus,
+    domain: Domain,
+    model: EvaluatedModel,
+    samples: pa.Table,
+    block_rows: int,
+) -> Iterator[NDArray[Any]]:
+    """Yields a baseline's scores of all items, for so many samples at a time."""
+    if model.name == POPULARITY:
+        counts = stored_baselines.count_training_purchases(recipe, corpus, domain)
+        for start in range(0, len(samples), block_rows):
+            rows = min(block_rows, len(samples) - start)
+            yield np.broadcast_to(counts.astype(np.float64), (rows, len(counts)))
+        return
+    stored_baselines.ensure_trained(recipe, corpus, domain.name, model.name, model.seed)
+    network = stored_baselines.load_trained(recipe, corpus, domain, model.name, model.seed)
+    histories = [
+        (domain.to_local_numbers(np.array(history)) + 1).tolist()
+        for history in samples["history"].to_pylist()
+    ]
+    yield from iter_catalogue_scores(network, histories, block_rows)
