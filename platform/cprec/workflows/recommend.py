@@ -2,44 +2,46 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-import pyarrow as pa
-
 from cluster.console import Say
 from cluster.errors import RecipeError
 from cluster.storage import read_text
 from corpus.ingest.titles import clean_title
 from cprec.config.recipe import Recipe
-from cprec.downstream.scoring import EvaluatedModel, load_model
-from cprec.downstream.trial import build_encoders
-from cprec.evaluate.candidate_scoring import score_samples
-from cprec.evaluate.scoring_check import choose_scoring
-from cprec.model.context_length import require_context
+from cprec.downstream.scoring import EvaluatedModel
+from cprec.ranking.items import DomainItems
+from cprec.ranking.ranker import MIN_CANDIDATES, Ranker, Ranking
 
 
-def read_candidate_titles(uri: str) -> list[str]:
-    """Reads candidate titles from a text file, one a line, without empty and repeated ones.
+def read_candidates(uri: str, are_titles: bool) -> list[str]:
+    """Reads candidates from a text file, one a line, without empty and repeated ones.
+
+    Args:
+        uri: The file.
+        are_titles: Whether they are titles, which are cleaned, and not item ids.
 
     Raises:
         RecipeError: There are fewer than two.
     """
-    cleaned = (clean_title(line) for line in read_text(uri).splitlines())
-    titles = list(dict.fromkeys(title for title in cleaned if title))
-    if len(titles) < 2:
+    lines = read_text(uri).splitlines()
+    cleaned = (clean_title(line) if are_titles else line.strip() for line in lines)
+    candidates = list(dict.fromkeys(line for line in cleaned if line))
+    if len(candidates) < MIN_CANDIDATES:
+        kind = "title(s)" if are_titles else "item(s)"
         raise RecipeError(
-            f"--candidates {uri}: {len(titles)} title(s), one a line; a ranking takes two at least"
+            f"--candidates {uri}: {len(candidates)} {kind}, one a line; a ranking takes two at "
+            "least"
         )
-    return titles
+    return candidates
 
 
-def recommend(
+def rank_titles(
     recipe: Recipe,
     model: EvaluatedModel,
     history: Sequence[str],
     candidates: Sequence[str],
     say: Say,
 ) -> list[tuple[str, float]]:
-    """Ranks candidates as the next item of a history.
+    """Ranks candidate titles as the next item of a history of titles.
 
     Args:
         recipe: Precision and longest prompt.
@@ -54,23 +56,48 @@ def recommend(
         close to 1, also where the model is often wrong.
 
     Raises:
-        RecipeError: The model is hybrid; it needs items, for which titles do not suffice.
+        RecipeError: The model is hybrid; it ranks items, for which titles do not suffice.
     """
-    require_context(model.base, model.revision, recipe.model.max_tokens)
-    network, tokenizer = load_model(recipe, model)
-    titles = [clean_title(title) for title in history] + list(candidates)
-    # One sample of a catalogue that holds nothing else: item i has title i.
-    items = {index: (title, index) for index, title in enumerate(titles)}
-    encoder = build_encoders(tokenizer, recipe.model.max_tokens, network, items).for_evaluation
-    indices = list(range(len(titles)))
-    sample = pa.table(
-        {"history": [indices[: len(history)]], "candidates": [indices[len(history) :]]}
+    ranker = Ranker.load(recipe, model, say)
+    return _pair(ranker.rank([ranker.encode_titles(history, candidates)])[0], candidates)
+
+
+def rank_items(
+    recipe: Recipe,
+    model: EvaluatedModel,
+    items: DomainItems,
+    history: Sequence[str],
+    candidates: Sequence[str],
+    say: Say,
+) -> list[tuple[str, float]]:
+    """Ranks candidate items of a domain as the next item of a history of them.
+
+    Args:
+        recipe: Precision and longest prompt.
+        model: The model that ranks; a hybrid one knows the items.
+        items: Items of the domain.
+        history: Item ids, the oldest first.
+        candidates: Item ids.
+        say: Takes a line where the model is scored the slow way.
+
+    Returns:
+        As `rank_titles`: id and title of each candidate, with its share.
+
+    Raises:
+        DataError: The domain has no item of such an id.
+    """
+    indices = items.find(candidates)
+    before = items.find(history)
+    ranker = Ranker.load(recipe, model, say, items.domain)
+    ranking = ranker.rank([ranker.encode_items(before, indices)])[0]
+    titles = items.domain.titles
+    return _pair(
+        ranking,
+        [f"{name}  {titles[index]}" for name, index in zip(candidates, indices, strict=True)],
     )
-    way = choose_scoring(network, recipe.model.max_tokens)
-    if way.reason:
-        say(f"each candidate is scored on its own, as one pass is wrong: {way.reason}")
-    scores = score_samples(network, encoder, sample, 1, way)[0]
-    # Softmax over the candidates.
-    weights = np.exp(scores - scores.max())
-    ranking = np.argsort(-scores, kind="stable")
-    return [(candidates[i], float(weights[i] / weights.sum())) for i in ranking]
+
+
+def _pair(ranking: Ranking, names: Sequence[str]) -> list[tuple[str, float]]:
+    """Returns the names of candidates, best first, each with its share."""
+    order, shares = ranking.order.tolist(), ranking.probabilities.tolist()
+    return [(names[i], share) for i, share in zip(order, shares, strict=True)]
