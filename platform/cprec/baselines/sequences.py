@@ -20,7 +20,8 @@ def training_sequences(train: pa.Table, validation: pa.Table, test: pa.Table) ->
 
     A user whose sequence is too short for a training sample still has training interactions. They
     are the history of the validation sample, or, without the validation item, that of the test
-    sample.
+    sample: of whichever is first, since an append makes more of them, whose histories hold the
+    targets of those before.
 
     Args:
         train: The domain's training samples.
@@ -35,15 +36,17 @@ def training_sequences(train: pa.Table, validation: pa.Table, test: pa.Table) ->
         (len(h) for table in (train, validation, test) for h in table["history"].to_pylist()),
         default=0,
     )
-    for user, history, target in _read_rows(train):
+    for _, target, user, history in _read_rows(train):
         links[user][history].append(target)
     sequences = {
         user: rebuild_sequence(user_links, max_history) for user, user_links in links.items()
     }
-    for user, history, _ in _read_rows(validation):
+    held_out = [
+        *_read_rows(validation),
+        *((time, item, user, history[:-1]) for time, item, user, history in _read_rows(test)),
+    ]
+    for _, _, user, history in sorted(held_out):
         sequences.setdefault(user, list(history))
-    for user, history, _ in _read_rows(test):
-        sequences.setdefault(user, list(history[:-1]))
     return [sequences[user] for user in sorted(sequences) if len(sequences[user]) > 1]
 
 
@@ -111,14 +114,13 @@ def pad_histories(histories: Sequence[Sequence[int]], length: int) -> Ints:
     return rows
 
 
-def _read_rows(table: pa.Table) -> list[tuple[str, tuple[int, ...], int]]:
-    """Returns (user, history, target's item index) in time order, ties by item as in the corpus."""
+def _read_rows(table: pa.Table) -> list[tuple[int, int, str, tuple[int, ...]]]:
+    """Returns (time, target's item index, user, history) in this order, as in the corpus."""
     columns = (
         table[name].to_pylist()
         for name in ("timestamp", "user_id", "history", "candidates", "target")
     )
-    rows = sorted(
+    return sorted(
         (time, candidates[target], user, tuple(history))
         for time, user, history, candidates, target in zip(*columns, strict=True)
     )
-    return [(user, history, target) for _, target, user, history in rows]

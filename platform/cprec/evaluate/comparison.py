@@ -1,10 +1,21 @@
-"""Models side by side on the samples of one domain: the content of a stored comparison."""
+"""Models side by side on the samples of one domain: the content of a stored comparison. Pure."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from cprec.evaluate.significance import PairedTest
+import numpy as np
+from numpy.typing import NDArray
+
+from cprec.evaluate.significance import (
+    PairedTest,
+    holm_correction,
+    paired_t_test,
+    permutation_test,
+)
+
+TESTED_CUTOFFS: Mapping[str, int] = {"catalogue": 10}
+"""Value of k for which HR@k is tested, by form of evaluation; 1 for all others."""
 
 
 @dataclass(frozen=True)
@@ -17,10 +28,10 @@ class ComparisonRow:
         name: Name under which the model was asked for.
         model: What that is, such as `version-3`; for several seeds, how many there are.
         metrics: Content of metrics.json.
-        against: Paired test of HR@1 against the reference over users, on the mean over seeds of
-            each sample. None for the reference itself.
+        against: Paired test of `Comparison.measure` against the reference over users, on the mean
+            over seeds of each sample. None for the reference itself.
         permutation_p: p of a permutation test of the same pairs.
-        over_seeds: Paired test of HR@1 over seeds (paper Sec. 5.1.4); None without several.
+        over_seeds: Paired test of that measure over seeds (paper Sec. 5.1.4); None without several.
         holm_p: p of `against`, corrected for all domains on which this run compared the two models.
         perplexity: Perplexity of `evaluate.text`, the mean over seeds. None without a text, and
             for a baseline.
@@ -45,8 +56,10 @@ class Comparison:
         time: When it was made (Unix seconds); 0 where an earlier release made it.
         domain: Name of the domain.
         split: Split that was scored.
-        mode: How the models answered: `score`, `generate` or `constrained`.
+        mode: How the models answered: `score`, `generate` or `constrained`; or `catalogue` where
+            they ranked the whole catalogue.
         chance: HR@1 of a random choice among the candidates.
+        measure: Measure of the tests: `HR@1`, or `HR@10` of a catalogue.
         rows: One row per model, the reference first.
     """
 
@@ -56,4 +69,70 @@ class Comparison:
     split: str
     mode: str
     chance: float
+    measure: str
     rows: Sequence[ComparisonRow]
+
+
+def tested_cutoff(form: str) -> int:
+    """Returns the k of the HR@k that is tested in a form of evaluation."""
+    return TESTED_CUTOFFS.get(form, 1)
+
+
+def add_significance(
+    row: ComparisonRow, reference: NDArray[np.float64], model: NDArray[np.float64]
+) -> ComparisonRow:
+    """Returns a row with its tests against the reference.
+
+    Args:
+        row: The row of a model.
+        reference: Hits of the reference [seeds, samples].
+        model: Hits of the model [seeds, samples].
+    """
+    mean_reference = reference.mean(axis=0)
+    mean_model = model.mean(axis=0)
+    over_seeds = None
+    # A reference with a single seed, such as the base, is compared with each seed of the model.
+    if len(model) > 1 and len(reference) in (1, len(model)):
+        over_seeds = paired_t_test(
+            np.broadcast_to(reference.mean(axis=1), len(model)), model.mean(axis=1)
+        )
+    return replace(
+        row,
+        against=paired_t_test(mean_reference, mean_model),
+        permutation_p=permutation_test(mean_reference, mean_model),
+        over_seeds=over_seeds,
+    )
+
+
+def add_holm_correction(
+    domain: str,
+    rows: Sequence[ComparisonRow],
+    mode: str,
+    kept: Sequence[Mapping[str, Any]],
+) -> list[ComparisonRow]:
+    """Returns the rows with p corrected for the domains on which this run compared the same models.
+
+    Args:
+        domain: Domain of the rows.
+        rows: Rows of the comparison, the reference first.
+        mode: Mode in which the models answered.
+        kept: Comparisons that the run has kept, the oldest first.
+    """
+    comparable = [c for c in kept if c["mode"] == mode and c["rows"][0]["name"] == rows[0].name]
+
+    def p_values_elsewhere(name: str) -> list[float]:
+        """Returns p of the same models on each other domain, by the newest comparison there."""
+        by_domain = {
+            comparison["domain"]: row["against"]["p"]
+            for comparison in comparable
+            for row in comparison["rows"]
+            if comparison["domain"] != domain and row["name"] == name and row["against"]
+        }
+        return list(by_domain.values())
+
+    return [
+        replace(row, holm_p=holm_correction([row.against.p, *p_values_elsewhere(row.name)])[0])
+        if row.against
+        else row
+        for row in rows
+    ]

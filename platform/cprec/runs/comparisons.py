@@ -85,7 +85,7 @@ def _read_domain(folder: str) -> Iterator[dict[str, Any]]:
     for name in list_names(comparisons) if exists(comparisons) else ():
         for file in list_names(join(comparisons, name)):
             if file.endswith(".json"):
-                yield json.loads(read_text(join(comparisons, name, file)))
+                yield _with_name(json.loads(read_text(join(comparisons, name, file))))
 
 
 def _with_name(comparison: dict[str, Any]) -> dict[str, Any]:
@@ -95,4 +95,4 @@ def _with_name(comparison: dict[str, Any]) -> dict[str, Any]:
         (row["metrics"]["mode"] for row in rows if "mode" in row.get("metrics", {})), "score"
     )
     name = comparison_name([row["name"] for row in rows], mode)
-    return {"name": name, "time": 0.0, "mode": mode, **comparison}
+    return {"name": name, "time": 0.0, "mode": mode, "measure": "HR@1", **comparison}

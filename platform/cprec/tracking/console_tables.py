@@ -1,12 +1,28 @@
 """Tables that jobs print: the comparison of models, and the trials of a search."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from cprec.downstream.trial import TrialResult
 from cprec.evaluate.comparison import Comparison, ComparisonRow
+
+COLUMNS: Mapping[str, tuple[str, str]] = {
+    "HR@1": ("hr", "1"),
+    "HR@3": ("hr", "3"),
+    "HR@5": ("hr", "5"),
+    "NDCG@3": ("ndcg", "3"),
+    "NDCG@5": ("ndcg", "5"),
+}
+"""Columns of a comparison, and where their numbers stand in metrics.json."""
+CATALOGUE_COLUMNS: Mapping[str, tuple[str, str]] = {
+    "recall@100": ("recall", "100"),
+    "HR@1": ("hr", "1"),
+    "HR@10": ("hr", "10"),
+    "NDCG@10": ("ndcg", "10"),
+}
+"""Columns of a comparison over a whole catalogue."""
 
 
 def comparison_table(comparison: Comparison, alpha: float) -> Table:
@@ -20,8 +36,10 @@ def comparison_table(comparison: Comparison, alpha: float) -> Table:
         title=f"{comparison.domain}, {comparison.split} split",
         caption="\n".join(
             [
-                f"difference: HR@1 minus that of {comparison.rows[0].name}, 95 % interval",
+                f"difference: {comparison.measure} minus that of {comparison.rows[0].name}, "
+                "95 % interval",
                 "p: paired t-test over users; below it over seeds",
+                *_retrieval_lines(comparison),
                 *_perplexity_lines(comparison),
                 *_length_lines(comparison),
             ]
@@ -31,13 +49,11 @@ def comparison_table(comparison: Comparison, alpha: float) -> Table:
         padding=0,
     )
     table.add_column("model", min_width=9, overflow="fold")
-    for name in ("n", "HR@1", "HR@3", "HR@5", "NDCG@3", "NDCG@5", "difference", "p"):
+    columns = CATALOGUE_COLUMNS if comparison.mode == "catalogue" else COLUMNS
+    for name in ("n", *columns, "difference", "p"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in comparison.rows:
-        metrics = [
-            *(row.metrics["hr"][k] for k in ("1", "3", "5")),
-            *(row.metrics["ndcg"][k] for k in ("3", "5")),
-        ]
+        metrics = [row.metrics[kind][k] for kind, k in columns.values()]
         table.add_row(
             row.name if row.name == row.model else f"{row.name}\n{row.model}",
             f"{row.metrics['n']:,}",
@@ -45,6 +61,13 @@ def comparison_table(comparison: Comparison, alpha: float) -> Table:
             *_format_difference(row, alpha),
         )
     return table
+
+
+def _retrieval_lines(comparison: Comparison) -> list[str]:
+    """Returns one line that says what recall is of; none where nothing was retrieved."""
+    if comparison.mode != "catalogue":
+        return []
+    return ["recall: of what is retrieved for a language model, of their own ranking for others"]
 
 
 def _perplexity_lines(comparison: Comparison) -> list[str]:

@@ -17,6 +17,7 @@ from cprec.runs.comparisons import newest_by_name
 from cprec.runs.records import AuditReport, Event
 from cprec.runs.run_records import RunRecords
 from cprec.tracking import figures
+from cprec.tracking.console_tables import CATALOGUE_COLUMNS, COLUMNS
 
 SCHEDULE = "schedule.svg"
 PAGE = "report.html"
@@ -24,8 +25,9 @@ MODES = {
     "score": "scored candidates",
     "generate": "generated answers",
     "constrained": "generated answers, restricted to the candidates",
+    "catalogue": "the whole catalogue ranked, by language models what was retrieved of it",
 }
-"""How the page calls each `evaluate.mode`."""
+"""How the page calls each form of evaluation."""
 
 
 def write(records: RunRecords) -> dict[str, str]:
@@ -73,6 +75,7 @@ def render(records: RunRecords, pictures: Mapping[str, str]) -> str:
         comparisons=newest_by_name(records.comparisons),
         kept_comparisons=len(records.comparisons),
         modes=MODES,
+        columns={mode: CATALOGUE_COLUMNS if mode == "catalogue" else COLUMNS for mode in MODES},
         events=[_event_row(event) for event in records.events],
         recipe=records.recipe,
     )

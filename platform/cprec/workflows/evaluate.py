@@ -7,18 +7,18 @@ Below `<storage>/<run>/evaluation/<domain>/`:
     comparisons/<name>/<time>.json every comparison (cprec.runs.comparisons)
 
 Predictions from equal inputs are not made again. Other modes than `score` have `-<mode>` in the
-name of the folder.
+name of the folder, and rankings of the whole catalogue `-catalogue`: they are a form of evaluation
+of their own, and nothing compares two forms.
 """
 
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from cluster import storage
 from cluster.console import Say
@@ -27,13 +27,20 @@ from cluster.ray_session import ray_session
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
 from cprec.downstream import forgetting, stored_baselines
+from cprec.downstream.domain import Domain
 from cprec.downstream.scoring import EvaluatedModel, generate_on_ray, score_model
-from cprec.evaluate import predictions
-from cprec.evaluate.comparison import Comparison, ComparisonRow
+from cprec.evaluate import catalogue_predictions, predictions
+from cprec.evaluate.comparison import (
+    Comparison,
+    ComparisonRow,
+    add_holm_correction,
+    add_significance,
+    tested_cutoff,
+)
 from cprec.evaluate.metrics import average_metrics, hits
-from cprec.evaluate.significance import holm_correction, paired_t_test, permutation_test
 from cprec.model.base_uri import is_unbuilt, resolve_base
 from cprec.model.context_length import require_context
+from cprec.retrieval.catalogue import Catalogue
 from cprec.runs.comparisons import comparison_name, read_comparisons, write_comparison
 from cprec.runs.records import EVALUATION_FOLDER, EVENTS_FILE
 from cprec.runs.run_records import read_run_records
@@ -42,6 +49,7 @@ from cprec.stream.row_encoder import RowEncoder
 from cprec.tracking import report
 from cprec.tracking.registry import Registry
 from cprec.workflows.models import check_models, describe_models, find_models, own_run
+from cprec.workflows.rank_catalogue import CatalogueRanking, find_retrieval_model
 
 PREDICTIONS = "predictions.parquet"
 METRICS = "metrics.json"
@@ -66,6 +74,7 @@ class EvaluationPlan:
         domain: Domain of the samples.
         samples: The samples, in the order of their unsigned ids.
         models: The models, the reference first, one for each seed.
+        ranking: What ranks the catalogue; None where the candidates are those of the samples.
     """
 
     recipe: Recipe
@@ -73,10 +82,19 @@ class EvaluationPlan:
     domain: str
     samples: pa.Table
     models: Sequence[EvaluatedModel]
+    ranking: CatalogueRanking | None = None
+
+    @property
+    def language_models(self) -> list[EvaluatedModel]:
+        """The models that stand on a base, the one that retrieves included."""
+        models = [model for model in self.models if not model.is_baseline]
+        return [*models, self.ranking.catalogue.model] if self.ranking and models else models
 
     @property
     def chance(self) -> float:
         """HR@1 of a random choice among the candidates."""
+        if self.ranking:
+            return 1 / len(self.ranking.catalogue.items)
         return float(np.mean([1 / len(row) for row in self.samples["candidates"].to_pylist()]))
 
 
@@ -98,13 +116,21 @@ def plan_evaluation(
     models = find_models(recipe, registry, names, corpus)
     check_models(recipe, models, corpus, domain)
     forgetting.check_text(recipe)
-    plan = EvaluationPlan(recipe, corpus, domain, samples, models)
+    ranking = None
+    if recipe.evaluate.form == "catalogue":
+        retriever = find_retrieval_model(recipe, registry, names, corpus)
+        check_models(recipe, [retriever], corpus, domain)
+        items = Domain.from_corpus(corpus, domain, recipe.evaluate.split)
+        ranking = CatalogueRanking(Catalogue(recipe, corpus, items, retriever), samples)
+    plan = EvaluationPlan(recipe, corpus, domain, samples, models, ranking)
     say(
         f"{len(samples):,} {recipe.evaluate.split} samples of {domain}, version {corpus.version} "
-        f"of {corpus.uri}; mode {recipe.evaluate.mode}, chance {plan.chance:.4f}"
+        f"of {corpus.uri}; mode {recipe.evaluate.form}, chance {plan.chance:.4g}"
     )
     for line in describe_models(models):
         say(line)
+    if ranking and len(plan.language_models):
+        say(ranking.describe())
     return plan
 
 
@@ -121,29 +147,29 @@ def compare_models(
 def run_evaluation(plan: EvaluationPlan, registry: Registry, say: Say) -> Comparison:
     """Scores the models of a plan, stores what they answered, and compares each with the first."""
     recipe, domain = plan.recipe, plan.domain
-    if any(is_unbuilt(recipe, model.base) for model in plan.models if not model.is_baseline):
+    if any(is_unbuilt(recipe, model.base) for model in plan.language_models):
         resolve_base(recipe, plan.corpus, say)
-    for model in plan.models:
-        if not model.is_baseline:
-            require_context(model.base, model.revision, recipe.model.max_tokens)
+    for model in plan.language_models:
+        require_context(model.base, model.revision, recipe.model.max_tokens)
     run_uri = own_run(recipe)
     folder = storage.join(run_uri, EVALUATION_FOLDER, domain)
     perplexities = forgetting.measure_perplexities(recipe, folder, plan.models, say)
-    tables = _load_or_predict(recipe, folder, plan.models, plan.corpus, domain, plan.samples, say)
+    tables = _load_or_predict(plan, folder, say)
     evaluated = [
-        _store_metrics(recipe, registry, folder, plan.corpus, domain, model, table)
+        _store_metrics(plan, registry, folder, model, table)
         for model, table in zip(plan.models, tables, strict=True)
     ]
-    rows = _compare_with_first(evaluated, perplexities)
-    mode = recipe.evaluate.mode
+    form = recipe.evaluate.form
+    rows = _compare_with_first(evaluated, perplexities, form)
     comparison = Comparison(
-        comparison_name([row.name for row in rows], mode),
+        comparison_name([row.name for row in rows], form),
         time.time(),
         domain,
         recipe.evaluate.split,
-        mode,
+        form,
         plan.chance,
-        _add_holm_correction(domain, rows, mode, read_comparisons(run_uri)),
+        f"HR@{tested_cutoff(form)}",
+        add_holm_correction(domain, rows, form, read_comparisons(run_uri)),
     )
     write_comparison(run_uri, domain, asdict(comparison))
     if storage.exists(storage.join(run_uri, EVENTS_FILE)):
@@ -175,56 +201,48 @@ def load_samples(recipe: Recipe) -> tuple[Corpus, str, pa.Table]:
     return corpus, domain, samples.take(order)
 
 
-def _load_or_predict(
-    recipe: Recipe,
-    folder: str,
-    models: Sequence[EvaluatedModel],
-    corpus: Corpus,
-    domain: str,
-    samples: pa.Table,
-    say: Say,
-) -> list[pa.Table]:
+def _load_or_predict(plan: EvaluationPlan, folder: str, say: Say) -> list[pa.Table]:
     """Returns each model's predictions: stored ones of equal inputs, else new ones, stored too."""
+    recipe, samples = plan.recipe, plan.samples
     tables = {
         model.label: _read_predictions(
-            _model_folder(recipe, folder, model), _prediction_inputs(recipe, corpus, domain, model)
+            _model_folder(recipe, folder, model), _prediction_inputs(plan, model)
         )
-        for model in models
+        for model in plan.models
     }
-    missing = [model for model in models if tables[model.label] is None]
+    missing = [model for model in plan.models if tables[model.label] is None]
     if missing:
         workers = min(recipe.workers, len(samples))
         num_cpus = recipe.cluster.num_cpus or workers * recipe.train.cpus_per_worker
         with ray_session(recipe.cluster.address, num_cpus):
-            encoders = _row_encoders(recipe, corpus, missing)
+            encoders = _row_encoders(recipe, plan.corpus, missing)
             for model in missing:
                 say(f"scoring {model.label}: {len(samples):,} samples, {workers} worker(s)")
                 place = _model_folder(recipe, folder, model)
                 # Metrics must never stand beside predictions that they are not from.
                 storage.remove(storage.join(place, METRICS))
                 encoder = encoders.get((model.base, model.revision))
-                table = _predict(recipe, model, corpus, domain, samples, workers, encoder, say)
+                table = _predict(plan, model, workers, encoder, say)
                 storage.write_bytes(storage.join(place, PREDICTIONS), predictions.to_bytes(table))
                 tables[model.label] = table
-    return [tables[model.label] for model in models]
+    return [tables[model.label] for model in plan.models]
 
 
 def _predict(
-    recipe: Recipe,
+    plan: EvaluationPlan,
     model: EvaluatedModel,
-    corpus: Corpus,
-    domain: str,
-    samples: pa.Table,
     workers: int,
     encoder: RowEncoder | None,
     say: Say,
 ) -> pa.Table:
     """Returns what a model answers to the samples, by scores or by text."""
-    if _evaluation_mode(recipe, model) == "score":
-        scores = score_model(recipe, model, corpus, domain, samples, workers, encoder, say)
-        return predictions.from_scores(samples, scores, corpus.read_titles())
-    answers = generate_on_ray(recipe, model, corpus, domain, samples, workers, encoder, say)
-    return predictions.from_answers(samples, answers)
+    if plan.ranking:
+        return plan.ranking.predict(model, workers, encoder, say)
+    arguments = (plan.recipe, model, plan.corpus, plan.domain, plan.samples, workers, encoder, say)
+    if _evaluation_form(plan.recipe, model) == "score":
+        titles = plan.corpus.read_titles()
+        return predictions.from_scores(plan.samples, score_model(*arguments), titles)
+    return predictions.from_answers(plan.samples, generate_on_ray(*arguments))
 
 
 def _read_predictions(folder: str, inputs: Mapping[str, Any]) -> pa.Table | None:
@@ -237,10 +255,9 @@ def _read_predictions(folder: str, inputs: Mapping[str, Any]) -> pa.Table | None
     return predictions.from_bytes(storage.read_bytes(storage.join(folder, PREDICTIONS)))
 
 
-def _prediction_inputs(
-    recipe: Recipe, corpus: Corpus, domain: str, model: EvaluatedModel
-) -> dict[str, Any]:
+def _prediction_inputs(plan: EvaluationPlan, model: EvaluatedModel) -> dict[str, Any]:
     """Returns everything that predictions depend on: equal inputs, equal predictions."""
+    recipe, corpus, domain = plan.recipe, plan.corpus, plan.domain
     return {
         "base": model.base,
         "base_revision": model.revision,
@@ -254,8 +271,9 @@ def _prediction_inputs(
         "corpus_version": corpus.version,
         "split": recipe.evaluate.split,
         "max_users": recipe.evaluate.max_users,
-        "mode": _evaluation_mode(recipe, model),
+        "mode": _evaluation_form(recipe, model),
         **({} if model.is_baseline else {"token_form": TOKEN_FORM}),
+        **(plan.ranking.inputs(model) if plan.ranking else {}),
     }
 
 
@@ -273,52 +291,57 @@ def _row_encoders(
     }
 
 
-def _evaluation_mode(recipe: Recipe, model: EvaluatedModel) -> str:
-    """Returns the mode in which a model is evaluated: a baseline can only score."""
-    return "score" if model.is_baseline else recipe.evaluate.mode
+def _evaluation_form(recipe: Recipe, model: EvaluatedModel) -> str:
+    """Returns the form in which a model is evaluated: a baseline never generates answers."""
+    form = recipe.evaluate.form
+    return "score" if model.is_baseline and form != "catalogue" else form
 
 
 def _model_folder(recipe: Recipe, folder: str, model: EvaluatedModel) -> str:
-    """Returns the folder of a model's predictions and metrics, one for each mode."""
-    mode = _evaluation_mode(recipe, model)
-    return storage.join(folder, model.label if mode == "score" else f"{model.label}-{mode}")
+    """Returns the folder of a model's predictions and metrics, one for each form."""
+    form = _evaluation_form(recipe, model)
+    return storage.join(folder, model.label if form == "score" else f"{model.label}-{form}")
 
 
 def _store_metrics(
-    recipe: Recipe,
-    registry: Registry,
-    folder: str,
-    corpus: Corpus,
-    domain: str,
-    model: EvaluatedModel,
-    table: pa.Table,
+    plan: EvaluationPlan, registry: Registry, folder: str, model: EvaluatedModel, table: pa.Table
 ) -> _Evaluated:
     """Computes a model's metrics, writes metrics.json and, for a version, notes them on it."""
-    metrics = predictions.to_metrics(table, model.label, domain, _evaluation_mode(recipe, model))
-    with_inputs = {**metrics, "inputs": _prediction_inputs(recipe, corpus, domain, model)}
+    recipe, domain = plan.recipe, plan.domain
+    form = _evaluation_form(recipe, model)
+    metrics = (
+        catalogue_predictions.to_metrics(table, model.label, domain)
+        if plan.ranking
+        else predictions.to_metrics(table, model.label, domain, form)
+    )
+    with_inputs = {**metrics, "inputs": _prediction_inputs(plan, model)}
     storage.write_text(
         storage.join(_model_folder(recipe, folder, model), METRICS),
         json.dumps(with_inputs, indent=2),
     )
-    if model.registered_model and model.version and recipe.evaluate.mode == "score":
+    # A version has the metrics of one form, so that versions can be compared by them.
+    if model.registered_model and model.version and recipe.evaluate.form == "score":
         registry.with_model(model.registered_model).log_evaluation(model.version, domain, metrics)
     return _Evaluated(model, table, metrics)
 
 
 def _compare_with_first(
-    evaluated: Sequence[_Evaluated], perplexities: Mapping[str, float]
+    evaluated: Sequence[_Evaluated], perplexities: Mapping[str, float], form: str
 ) -> list[ComparisonRow]:
     """Returns one row per name, each but the first tested against the first.
 
     Args:
         evaluated: Models in the order in which they were asked for, one for each seed.
         perplexities: Perplexity of the text by label, where it was measured.
+        form: Form of the evaluation.
     """
     seeds_by_name: dict[str, list[_Evaluated]] = {}
     for result in evaluated:
         seeds_by_name.setdefault(result.model.name, []).append(result)
-    tables_by_name = {
-        name: [seed.predictions for seed in seeds] for name, seeds in seeds_by_name.items()
+    to_ranks = (catalogue_predictions if form == "catalogue" else predictions).to_ranks
+    hits_by_name = {
+        name: np.stack([hits(to_ranks(seed.predictions), tested_cutoff(form)) for seed in seeds])
+        for name, seeds in seeds_by_name.items()
     }
     rows = [
         ComparisonRow(
@@ -334,7 +357,7 @@ def _compare_with_first(
     return [
         reference,
         *(
-            _add_significance(row, tables_by_name[reference.name], tables_by_name[row.name])
+            add_significance(row, hits_by_name[reference.name], hits_by_name[row.name])
             for row in others
         ),
     ]
@@ -346,71 +369,3 @@ def _mean_perplexity(
     """Returns the mean perplexity of a model's seeds; None where it was not measured."""
     values = [perplexities[model.label] for model in seeds if model.label in perplexities]
     return float(np.mean(values)) if values else None
-
-
-def _add_significance(
-    row: ComparisonRow, reference: Sequence[pa.Table], tables: Sequence[pa.Table]
-) -> ComparisonRow:
-    """Returns a row with its tests against the reference.
-
-    Args:
-        row: The row of a model.
-        reference: Predictions of the reference, one table for each seed.
-        tables: Predictions of the model, one table for each seed.
-    """
-    # [seeds, samples] each
-    reference_hits = np.stack([_hits_at_1(table) for table in reference])
-    model_hits = np.stack([_hits_at_1(table) for table in tables])
-    mean_reference = reference_hits.mean(axis=0)
-    mean_model = model_hits.mean(axis=0)
-    over_seeds = None
-    # A reference with a single seed, such as the base, is compared with each seed of the model.
-    if len(model_hits) > 1 and len(reference_hits) in (1, len(model_hits)):
-        over_seeds = paired_t_test(
-            np.broadcast_to(reference_hits.mean(axis=1), len(model_hits)), model_hits.mean(axis=1)
-        )
-    return replace(
-        row,
-        against=paired_t_test(mean_reference, mean_model),
-        permutation_p=permutation_test(mean_reference, mean_model),
-        over_seeds=over_seeds,
-    )
-
-
-def _hits_at_1(table: pa.Table) -> NDArray[np.float64]:
-    """Returns HR@1 of each sample [n]."""
-    return hits(predictions.to_ranks(table), 1)
-
-
-def _add_holm_correction(
-    domain: str,
-    rows: Sequence[ComparisonRow],
-    mode: str,
-    kept: Sequence[Mapping[str, Any]],
-) -> list[ComparisonRow]:
-    """Returns the rows with p corrected for the domains on which this run compared the same models.
-
-    Args:
-        domain: Domain of the rows.
-        rows: Rows of the comparison, the reference first.
-        mode: Mode in which the models answered.
-        kept: Comparisons that the run has kept, the oldest first.
-    """
-    comparable = [c for c in kept if c["mode"] == mode and c["rows"][0]["name"] == rows[0].name]
-
-    def p_values_elsewhere(name: str) -> list[float]:
-        """Returns p of the same models on each other domain, by the newest comparison there."""
-        by_domain = {
-            comparison["domain"]: row["against"]["p"]
-            for comparison in comparable
-            for row in comparison["rows"]
-            if comparison["domain"] != domain and row["name"] == name and row["against"]
-        }
-        return list(by_domain.values())
-
-    return [
-        replace(row, holm_p=holm_correction([row.against.p, *p_values_elsewhere(row.name)])[0])
-        if row.against
-        else row
-        for row in rows
-    ]

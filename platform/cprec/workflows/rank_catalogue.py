@@ -72,6 +72,15 @@ class CatalogueRanking:
     catalogue: Catalogue
     samples: pa.Table
 
+    def describe(self) -> str:
+        """Returns what is retrieved, and how, for people."""
+        recipe = self.catalogue.recipe
+        sources = ", ".join(recipe.retrieval.sources) or "popularity alone"
+        return (
+            f"  {recipe.evaluate.retrieve_k} of {len(self.catalogue.items):,} items are retrieved "
+            f"for language models, by {sources}; titles by {self.catalogue.model.label}"
+        )
+
     def inputs(self, model: EvaluatedModel) -> dict[str, Any]:
         """Returns what predictions over a catalogue depend on, beside what all predictions do."""
         recipe, settings = self.catalogue.recipe, self.catalogue.recipe.retrieval

@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import hypothesis
 import numpy as np
+import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -44,6 +45,27 @@ def test_training_interactions_are_rebuilt_in_order(
         if len(ordered) > min_history:
             expected.append(ordered[:-2])
     assert training_sequences(*tables) == [sequence for sequence in expected if len(sequence) > 1]
+
+
+def test_targets_held_out_before_an_append_are_not_trained_on() -> None:
+    """A user bought 1, 2, 3 and 4, where 4 is a test target, and after an append 5 and 6."""
+
+    def table(*rows: tuple[int, list[int], int]) -> pa.Table:
+        columns = zip(*rows, strict=True) if rows else ([], [], [])
+        times, histories, targets = (list(column) for column in columns)
+        return pa.table(
+            {
+                "timestamp": pa.array(times, pa.int64()),
+                "user_id": pa.array(["u"] * len(rows)),
+                "history": pa.array(histories, pa.list_(pa.int64())),
+                "candidates": pa.array([[target] for target in targets], pa.list_(pa.int64())),
+                "target": pa.array([0] * len(rows), pa.int8()),
+            }
+        )
+
+    validation = table((5, [1, 2, 3, 4], 5))
+    test = table((4, [1, 2, 3], 4), (6, [1, 2, 3, 4, 5], 6))
+    assert training_sequences(table(), validation, test) == [[1, 2]]
 
 
 @given(

@@ -34,7 +34,7 @@ def comparison(perplexity: float | None) -> Comparison:
     against = paired_t_test(rng.random(500), rng.random(500) + 0.25)
     over_seeds = paired_t_test(np.zeros(3), np.array([0.1, 0.11, 0.12]))
     rows[1] = replace(rows[1], against=against, over_seeds=over_seeds)
-    return Comparison("base_candidate", 1.0, "Video_Games", "test", "score", 0.05, rows)
+    return Comparison("base_candidate", 1.0, "Video_Games", "test", "score", 0.05, "HR@1", rows)
 
 
 def test_a_comparison_fits_on_a_screen() -> None:

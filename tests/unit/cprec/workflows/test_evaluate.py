@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from numpy.typing import NDArray
 
 from cprec.evaluate import predictions
-from cprec.evaluate.comparison import ComparisonRow
-from cprec.evaluate.metrics import average_metrics
-from cprec.workflows.evaluate import _add_holm_correction, _add_significance
+from cprec.evaluate.comparison import ComparisonRow, add_holm_correction, add_significance
+from cprec.evaluate.metrics import average_metrics, hits
 
 
 def table(right: list[int]) -> pa.Table:
@@ -30,19 +30,24 @@ def table(right: list[int]) -> pa.Table:
     )
 
 
+def hits_of(tables: list[pa.Table]) -> NDArray[np.float64]:
+    """HR@1 of each seed and sample."""
+    return np.stack([hits(predictions.to_ranks(table), 1) for table in tables])
+
+
 def test_seeds_are_averaged_sample_by_sample_and_tested_over_seeds() -> None:
-    reference = [table([0, 0, 1, 0]), table([0, 0, 0, 0])]
-    model = [table([1, 1, 1, 0]), table([1, 0, 1, 0])]
-    row = _add_significance(ComparisonRow("cprec", "2 seeds", {}, None), reference, model)
+    reference = hits_of([table([0, 0, 1, 0]), table([0, 0, 0, 0])])
+    model = hits_of([table([1, 1, 1, 0]), table([1, 0, 1, 0])])
+    row = add_significance(ComparisonRow("cprec", "2 seeds", {}, None), reference, model)
     assert row.against
     assert row.against.difference == pytest.approx((1 + 0.5 + 0.5 + 0) / 4)
     assert row.against.n == 4
     assert row.over_seeds
     assert row.over_seeds.n == 2
     assert row.over_seeds.difference == pytest.approx(0.5)
-    alone = _add_significance(ComparisonRow("base", "base", {}, None), reference[:1], model[:1])
+    alone = add_significance(ComparisonRow("base", "base", {}, None), reference[:1], model[:1])
     assert alone.over_seeds is None
-    one_reference = _add_significance(
+    one_reference = add_significance(
         ComparisonRow("cprec", "2 seeds", {}, None), reference[:1], model
     )
     assert one_reference.over_seeds
@@ -66,8 +71,10 @@ def test_metrics_of_seeds_are_their_mean() -> None:
 def test_several_domains_are_corrected_for() -> None:
     rows = [
         ComparisonRow("base", "base", {}, None),
-        _add_significance(
-            ComparisonRow("cprec", "x", {}, None), [table([0] * 12)], [table([1] * 6 + [0] * 6)]
+        add_significance(
+            ComparisonRow("cprec", "x", {}, None),
+            hits_of([table([0] * 12)]),
+            hits_of([table([1] * 6 + [0] * 6)]),
         ),
     ]
     p = rows[1].against.p if rows[1].against else 1.0
@@ -84,7 +91,7 @@ def test_several_domains_are_corrected_for() -> None:
         }
 
     def corrected(*others: dict[str, Any]) -> float | None:
-        first, second = _add_holm_correction("Games", rows, "score", others)
+        first, second = add_holm_correction("Games", rows, "score", others)
         assert first.holm_p is None
         return second.holm_p
 
