@@ -1,8 +1,8 @@
 """The forms in which a trained language model is stored, and how each is told and checked.
 
-    a checkpoint        manifest.json, adapter/ and, of a hybrid model, behaviour/
-    an adapter          a PEFT directory, such as the adapter/ of a checkpoint
-    a merged model      a model directory (config.json) and, of a hybrid model, behaviour/
+a checkpoint        manifest.json, adapter/ and, of a hybrid model, behaviour/
+an adapter          a PEFT directory, such as the adapter/ of a checkpoint
+a merged model      a model directory (config.json) and, of a hybrid model, behaviour/
 """
 
 import json

@@ -60,10 +60,9 @@ def choose_domain(recipe: Recipe, model: EvaluatedModel) -> str:
     Raises:
         RecipeError: There is none.
     """
-    known = read_known_items(model.checkpoint).domain if _is_hybrid(model) else None  # type: ignore[arg-type]
     domain = (
         recipe.recommend.domain
-        or known
+        or _known_domain(model)
         or recipe.evaluate.domain
         or next(iter(recipe.data.held_out), None)
     )
@@ -93,13 +92,15 @@ def require_text_only(model: EvaluatedModel) -> None:
     Raises:
         RecipeError: It is hybrid.
     """
-    if _is_hybrid(model):
-        domain = read_known_items(str(model.checkpoint)).domain
+    if (domain := _known_domain(model)) is not None:
         raise RecipeError(
-            f"--model {model.name}: a hybrid model, which ranks items of {domain} by their ids, "
-            f"and no titles; give ids and --recommend.domain {domain}"
+            f"--model {model.name}: a hybrid model, which ranks items of {domain} by their ids; "
+            "titles do not suffice"
         )
 
 
-def _is_hybrid(model: EvaluatedModel) -> bool:
-    return is_hybrid(model.checkpoint)
+def _known_domain(model: EvaluatedModel) -> str | None:
+    """Returns the domain that a hybrid model knows; None of a text-only model."""
+    if model.checkpoint is None or not is_hybrid(model.checkpoint):
+        return None
+    return read_known_items(model.checkpoint).domain

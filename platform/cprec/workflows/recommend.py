@@ -1,54 +1,86 @@
 """Ranks candidates for one history, to try a model by hand."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from cluster.console import Say
 from cluster.errors import RecipeError
 from cluster.storage import read_text
 from corpus.ingest.titles import clean_title
+from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
 from cprec.downstream.scoring import EvaluatedModel
-from cprec.ranking.items import DomainItems
-from cprec.ranking.ranker import MIN_CANDIDATES, Ranker, Ranking
+from cprec.model.base_uri import is_unbuilt, resolve_base
+from cprec.ranking.histories import read_user_history
+from cprec.ranking.items import DomainItems, open_items, require_text_only
+from cprec.ranking.ranker import MIN_CANDIDATES, Ranker
 
 
-def read_candidates(uri: str, are_titles: bool) -> list[str]:
-    """Reads candidates from a text file, one a line, without empty and repeated ones.
+@dataclass(frozen=True)
+class Request:
+    """A history, and the candidates that are to be ranked as its next item.
 
-    Args:
-        uri: The file.
-        are_titles: Whether they are titles, which are cleaned, and not item ids.
-
-    Raises:
-        RecipeError: There are fewer than two.
+    Attributes:
+        history: Titles or item ids, the oldest first.
+        candidates: Titles or item ids.
+        items: Items of the domain that the ids are of; None: they are titles.
     """
-    lines = read_text(uri).splitlines()
-    cleaned = (clean_title(line) if are_titles else line.strip() for line in lines)
-    candidates = list(dict.fromkeys(line for line in cleaned if line))
-    if len(candidates) < MIN_CANDIDATES:
-        kind = "title(s)" if are_titles else "item(s)"
-        raise RecipeError(
-            f"--candidates {uri}: {len(candidates)} {kind}, one a line; a ranking takes two at "
-            "least"
-        )
-    return candidates
+
+    history: Sequence[str]
+    candidates: Sequence[str]
+    items: DomainItems | None
 
 
-def rank_titles(
+def plan_request(
     recipe: Recipe,
     model: EvaluatedModel,
     history: Sequence[str],
-    candidates: Sequence[str],
-    say: Say,
+    candidates_uri: str,
+    are_ids: bool = False,
+    user: str | None = None,
+) -> Request:
+    """Reads and checks a request. Loads no model.
+
+    Args:
+        recipe: Corpus and domain of items.
+        model: The model that is to rank.
+        history: Titles or item ids, the oldest first.
+        candidates_uri: Text file of candidates, one a line.
+        are_ids: Whether history and candidates are item ids.
+        user: User of the corpus whose history is taken; then the candidates are item ids.
+
+    Raises:
+        RecipeError: Titles for a hybrid model, too few candidates, or both history and user.
+        DataError: The domain has no such item or user.
+        RunError: The model is hybrid, and does not know the items.
+    """
+    if user is not None and history:
+        raise RecipeError("--user and --history: give one of them")
+    if user is None and not are_ids:
+        require_text_only(model)
+        candidates = _read_lines(candidates_uri, clean_title)
+        return Request([clean_title(title) for title in history], candidates, None)
+    corpus, items = open_items(recipe, model)
+    candidates = _read_lines(candidates_uri, str.strip)
+    items.find(candidates)
+    if user is not None:
+        ids = {index: name for name, index in items.index_of_id.items()}
+        found = read_user_history(corpus, items.domain, user, recipe.data.max_history)
+        history = [ids[index] for index in found]
+    items.find(history)
+    return Request(history, candidates, items)
+
+
+def rank(
+    recipe: Recipe, model: EvaluatedModel, request: Request, say: Say
 ) -> list[tuple[str, float]]:
-    """Ranks candidate titles as the next item of a history of titles.
+    """Ranks the candidates of a request.
 
     Args:
         recipe: Precision and longest prompt.
-        model: The text-only model that ranks.
-        history: Titles, the oldest first.
-        candidates: Titles.
-        say: Takes a line where the model is scored the slow way.
+        model: The model that ranks.
+        request: The request.
+        say: Takes lines of progress.
 
     Returns:
         The candidates, the likeliest first, each with its share of the likelihood of them all. The
@@ -56,48 +88,36 @@ def rank_titles(
         close to 1, also where the model is often wrong.
 
     Raises:
-        RecipeError: The model is hybrid; it ranks items, for which titles do not suffice.
+        DataError: The candidates do not fit into model.max_tokens.
     """
-    ranker = Ranker.load(recipe, model, say)
-    return _pair(ranker.rank([ranker.encode_titles(history, candidates)])[0], candidates)
-
-
-def rank_items(
-    recipe: Recipe,
-    model: EvaluatedModel,
-    items: DomainItems,
-    history: Sequence[str],
-    candidates: Sequence[str],
-    say: Say,
-) -> list[tuple[str, float]]:
-    """Ranks candidate items of a domain as the next item of a history of them.
-
-    Args:
-        recipe: Precision and longest prompt.
-        model: The model that ranks; a hybrid one knows the items.
-        items: Items of the domain.
-        history: Item ids, the oldest first.
-        candidates: Item ids.
-        say: Takes a line where the model is scored the slow way.
-
-    Returns:
-        As `rank_titles`: id and title of each candidate, with its share.
-
-    Raises:
-        DataError: The domain has no item of such an id.
-    """
-    indices = items.find(candidates)
-    before = items.find(history)
-    ranker = Ranker.load(recipe, model, say, items.domain)
-    ranking = ranker.rank([ranker.encode_items(before, indices)])[0]
-    titles = items.domain.titles
-    return _pair(
-        ranking,
-        [f"{name}  {titles[index]}" for name, index in zip(candidates, indices, strict=True)],
-    )
-
-
-def _pair(ranking: Ranking, names: Sequence[str]) -> list[tuple[str, float]]:
-    """Returns the names of candidates, best first, each with its share."""
+    if is_unbuilt(recipe, model.base):
+        resolve_base(recipe, Corpus.open(recipe.corpus, recipe.corpus_version), say)
+    if (items := request.items) is None:
+        ranker = Ranker.load(recipe, model, say)
+        query = ranker.encode_titles(request.history, request.candidates)
+        names = list(request.candidates)
+    else:
+        ranker = Ranker.load(recipe, model, say, items.domain)
+        indices = items.find(request.candidates)
+        query = ranker.encode_items(items.find(request.history), indices)
+        titles = [items.domain.titles[index] for index in indices]
+        names = [f"{name}  {title}" for name, title in zip(request.candidates, titles, strict=True)]
+    ranking = ranker.rank([query])[0]
     order, shares = ranking.order.tolist(), ranking.probabilities.tolist()
     return [(names[i], share) for i, share in zip(order, shares, strict=True)]
+
+
+def _read_lines(uri: str, clean: Callable[[str], str]) -> list[str]:
+    """Reads candidates from a text file, one a line, without empty and repeated ones.
+
+    Raises:
+        RecipeError: There are fewer than two.
+    """
+    cleaned = (clean(line) for line in read_text(uri).splitlines())
+    candidates = list(dict.fromkeys(line for line in cleaned if line))
+    if len(candidates) < MIN_CANDIDATES:
+        raise RecipeError(
+            f"--candidates {uri}: {len(candidates)} of them, one a line; a ranking takes two at "
+            "least"
+        )
+    return candidates
