@@ -65,6 +65,9 @@ SINCE = {
     "Comparison.time": "0.3.0",
     "Comparison.mode": "0.3.0",
     "Comparison.chance": "0.3.0",
+    "Comparison.measure": "0.3.0",
+    "CATALOGUE_SCHEMA": "0.3.0",
+    "VECTOR_SCHEMA": "0.3.0",
     "KnownItems": "0.3.0",
     "QuarantinedRows": "0.2.0",
     "InteractionFile": "0.2.0",
@@ -99,6 +102,13 @@ COLUMNS = {
     "texts": "every answer that was generated, in turn; null for scored candidates",
     "named_exact": "position of the candidate that the text equals; -1: none",
     "named_llara": "position of the one candidate that the text contains; -1: none",
+    "target_item": "item index of the target",
+    "retrieved_rank": "place of the target among the retrieved items, from 1; null: not retrieved, "
+    "or the model scores every item",
+    "better": "items that the model ranks above the target; null: it did not rank the target",
+    "tied": "items that the model ranks as high as the target, itself included; null likewise",
+    "title_digest": "first 16 bytes of the title's SHA-256",
+    "vector": "mean of the model's last hidden states over the title",
     "length_correlation": "rank correlation of the candidates' scores and title lengths; null for "
     "generated answers (since 0.3.0)",
 }

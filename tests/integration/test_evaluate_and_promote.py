@@ -17,7 +17,7 @@ from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import validate_recipe
 from cprec.downstream.scoring import load_model
-from cprec.evaluate import predictions
+from cprec.evaluate import catalogue_predictions, predictions
 from cprec.model import adapter, backbone, tiny
 from cprec.tracking.registry import Registry
 from cprec.workflows import promote
@@ -330,6 +330,57 @@ def test_a_merged_model_has_the_logits_of_base_and_adapter(
     assert (adapted - base).abs().max() > 1e-2
     with pytest.raises(RunError, match="something already"):
         export_model(recipe, model, str(tmp_path / "merged"))
+
+
+def test_the_whole_catalogue_is_ranked_apart_from_the_candidates_of_samples(
+    recipe: Recipe, registry: Registry, corpus: Corpus, place: Path, events: Path
+) -> None:
+    evaluate = {"candidates": "catalogue", "max_users": 12, "retrieve_k": 6}
+    whole = recipe.model_copy(
+        update={
+            "evaluate": recipe.evaluate.model_copy(update=evaluate),
+            "baseline": recipe.baseline.model_copy(
+                update={"seeds": 1, "size": 8, "max_epochs": 3, "patience_steps": 0}
+            ),
+        }
+    )
+    tag = registry.version(1).tags["evaluation.Games"]
+    lines: list[str] = []
+    names = ["base", "1", "sasrec", "popularity"]
+    comparison = compare_models(whole, registry, names, lines.append)
+    assert (comparison.mode, comparison.measure) == ("catalogue", "HR@10")
+    assert comparison.chance == 1 / 40
+    assert comparison.name == "base_1_sasrec_popularity_catalogue"
+    assert [line for line in lines if line.startswith("item vectors")] == [
+        "item vectors: 40 of 40 titles have to be embedded"
+    ]
+    folder = place / "runs" / "cpt" / "evaluation" / "Games"
+    tables = {}
+    for row in comparison.rows:
+        tables[row.name] = pq.read_table(folder / f"{row.model}-catalogue" / "predictions.parquet")
+        recomputed = catalogue_predictions.to_metrics(tables[row.name], row.model, "Games")
+        assert recomputed == row.metrics
+        assert row.metrics["recall"]["50"] == row.metrics["recall"]["100"] == 1.0
+    base, version = tables["base"], tables["1"]
+    # Both rank the same items, which are none of the history.
+    assert base["retrieved_rank"] == version["retrieved_rank"]
+    assert [set(x) for x in base["ranking"].to_pylist()] == [
+        set(x) for x in version["ranking"].to_pylist()
+    ]
+    assert base["scores"] != version["scores"]
+    _, _, samples = load_samples(whole)
+    for history, ranking in zip(
+        samples["history"].to_pylist(), base["ranking"].to_pylist(), strict=True
+    ):
+        assert len(set(ranking) - set(history)) == 6
+    # Nothing that compares versions by the candidates of samples sees it.
+    assert registry.version(1).tags["evaluation.Games"] == tag
+    assert "recall@100" in (place / "runs" / "cpt" / "report.html").read_text()
+    _, decision = promote.promote(whole, registry, lines.append, "2")
+    assert decision.numbers["chance"] == pytest.approx(0.05)
+    again = compare_models(whole, registry, names, lines.append)
+    assert again.rows == comparison.rows
+    assert sum(line.startswith("scoring base") for line in lines) == 1
 
 
 def test_a_missing_domain_or_checkpoint_is_named(

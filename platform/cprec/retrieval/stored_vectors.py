@@ -26,6 +26,10 @@ VECTORS_FOLDER = "vectors"
 """Folder of the storage that holds vectors, beside those of the runs."""
 DIGEST_BYTES = 16
 """Bytes of a title's digest."""
+VECTOR_SCHEMA = pa.schema(
+    [("title_digest", pa.binary(DIGEST_BYTES)), ("vector", pa.list_(pa.float32()))]
+)
+"""Columns of a file of vectors."""
 TITLES_PER_FILE = 1 << 16
 """Titles that are embedded and written at a time, so that little is lost with a process."""
 
@@ -79,13 +83,9 @@ def _read_folder(folder: str, say: Say) -> dict[bytes, Vectors]:
 
 def _to_bytes(digests: Sequence[bytes], vectors: Vectors) -> bytes:
     """Serialises vectors as a parquet file with page checksums."""
-    flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).reshape(-1))
-    columns = {
-        "title_digest": pa.array(digests, pa.binary(DIGEST_BYTES)),
-        "vector": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]),
-    }
+    columns = {"title_digest": list(digests), "vector": list(vectors)}
     file = io.BytesIO()
-    pq.write_table(pa.table(columns), file, write_page_checksum=True)
+    pq.write_table(pa.table(columns, schema=VECTOR_SCHEMA), file, write_page_checksum=True)
     return file.getvalue()
 
 

@@ -37,7 +37,7 @@ def embed_titles(
     Args:
         model: The model, in evaluation mode, on the device where it is to compute.
         tokenizer: Its tokenizer.
-        titles: The titles, none of them empty.
+        titles: The titles, one at least, and none of them empty.
         batch_size: Titles of one forward pass.
 
     Returns:
@@ -71,8 +71,7 @@ def embed_titles(
         vectors.update(
             zip(rows, (sums / is_title.sum(dim=1, keepdim=True).clamp(min=1)).cpu(), strict=True)
         )
-    width = len(vectors[0]) if vectors else 0
-    return np.array([vectors[i].numpy() for i in range(len(ids))], np.float32).reshape(-1, width)
+    return np.asarray(torch.stack([vectors[i] for i in range(len(ids))]).numpy())
 
 
 @dataclass(frozen=True)

@@ -86,9 +86,9 @@ class EvaluationPlan:
 
     @property
     def language_models(self) -> list[EvaluatedModel]:
-        """The models that stand on a base, the one that retrieves included."""
+        """The models that stand on a base, that of `retrieval.model` included."""
         models = [model for model in self.models if not model.is_baseline]
-        return [*models, self.ranking.catalogue.model] if self.ranking and models else models
+        return [*models, *self.ranking.embedders] if self.ranking and models else models
 
     @property
     def chance(self) -> float:
@@ -119,7 +119,6 @@ def plan_evaluation(
     ranking = None
     if recipe.evaluate.form == "catalogue":
         retriever = find_retrieval_model(recipe, registry, names, corpus)
-        check_models(recipe, [retriever], corpus, domain)
         items = Domain.from_corpus(corpus, domain, recipe.evaluate.split)
         ranking = CatalogueRanking(Catalogue(recipe, corpus, items, retriever), samples)
     plan = EvaluationPlan(recipe, corpus, domain, samples, models, ranking)
@@ -129,7 +128,8 @@ def plan_evaluation(
     )
     for line in describe_models(models):
         say(line)
-    if ranking and len(plan.language_models):
+    if ranking and plan.language_models:
+        check_models(recipe, ranking.embedders, corpus, domain)
         say(ranking.describe())
     return plan
 

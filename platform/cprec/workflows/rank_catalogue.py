@@ -72,13 +72,20 @@ class CatalogueRanking:
     catalogue: Catalogue
     samples: pa.Table
 
+    @property
+    def embedders(self) -> list[EvaluatedModel]:
+        """The language model that embeds titles; none where nothing asks for their vectors."""
+        uses_titles = "titles" in self.catalogue.recipe.retrieval.sources
+        return [self.catalogue.model] if uses_titles else []
+
     def describe(self) -> str:
         """Returns what is retrieved, and how, for people."""
         recipe = self.catalogue.recipe
         sources = ", ".join(recipe.retrieval.sources) or "popularity alone"
         return (
             f"  {recipe.evaluate.retrieve_k} of {len(self.catalogue.items):,} items are retrieved "
-            f"for language models, by {sources}; titles by {self.catalogue.model.label}"
+            f"for language models, by {sources}"
+            + "".join(f"; titles by {model.label}" for model in self.embedders)
         )
 
     def inputs(self, model: EvaluatedModel) -> dict[str, Any]:

@@ -196,3 +196,11 @@ def test_an_alias_that_is_used_twice_is_fine(tmp_path: Path) -> None:
 def test_a_run_has_no_name_that_the_storage_uses_itself(tmp_path: Path, name: str) -> None:
     with pytest.raises(RecipeError, match=r"run: .*storage has a folder or file of that name"):
         load(tmp_path, f"run: {name}")
+
+
+def test_answers_of_text_cannot_rank_a_catalogue() -> None:
+    with pytest.raises(RecipeError, match=r"catalogue needs evaluate\.mode: score; generate"):
+        validate_recipe({"evaluate": {"candidates": "catalogue", "mode": "generate"}}, "the test")
+    recipe = validate_recipe({"evaluate": {"candidates": "catalogue"}}, "the test")
+    assert recipe.evaluate.form == "catalogue"
+    assert validate_recipe({"evaluate": {"mode": "generate"}}, "it").evaluate.form == "generate"
