@@ -105,7 +105,8 @@ class RowRules:
             raise _Unusable("no_candidates", "the row has no candidates")
         # An item that is named twice is ranked once.
         given = list(dict.fromkeys(self._look_up(candidates, "candidates")))
-        left = [item for item in given if not (self.exclude_history and item in set(whole))]
+        seen = set(whole) if self.exclude_history else set()
+        left = [item for item in given if item not in seen]
         if len(left) < MIN_CANDIDATES:
             raise _Unusable(
                 "too_few_candidates",

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from cluster.errors import DataError, RecipeError
 from corpus.store.tables import Corpus
@@ -25,6 +26,18 @@ class DomainItems:
 
     domain: Domain
     index_of_id: Mapping[str, int]
+
+    @cached_property
+    def _id_of_index(self) -> Mapping[int, str]:
+        return {index: item_id for item_id, index in self.index_of_id.items()}
+
+    def ids(self, indices: Sequence[int]) -> list[str]:
+        """Returns the ids of items."""
+        return [self._id_of_index[index] for index in indices]
+
+    def titles(self, indices: Sequence[int]) -> list[str]:
+        """Returns the titles of items."""
+        return [self.domain.titles[index] for index in indices]
 
     @classmethod
     def from_corpus(cls, corpus: Corpus, name: str) -> "DomainItems":

@@ -64,9 +64,8 @@ def plan_request(
     candidates = _read_lines(candidates_uri, str.strip)
     items.find(candidates)
     if user is not None:
-        ids = {index: name for name, index in items.index_of_id.items()}
         found = read_user_history(corpus, items.domain, user, recipe.data.max_history)
-        history = [ids[index] for index in found]
+        history = items.ids(found)
     items.find(history)
     return Request(history, candidates, items)
 
@@ -100,7 +99,7 @@ def rank(
         ranker = Ranker.load(recipe, model, say, items.domain)
         indices = items.find(request.candidates)
         query = ranker.encode_items(items.find(request.history), indices)
-        titles = [items.domain.titles[index] for index in indices]
+        titles = items.titles(indices)
         names = [f"{name}  {title}" for name, title in zip(request.candidates, titles, strict=True)]
     ranking = ranker.rank([query])[0]
     order, shares = ranking.order.tolist(), ranking.probabilities.tolist()
