@@ -9,6 +9,7 @@ again finds the blocks of an earlier start, and no block of other inputs.
 """
 
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
@@ -118,9 +119,9 @@ class BlockRanking:
 class _BlockWorker:
     """An actor of Ray Data: it holds the model, and writes each block that it ranked."""
 
-    def __init__(self, ranking: BlockRanking) -> None:
-        self._ranking = ranking
-        self._ranker = ranking.load()
+    def __init__(self, refs: Sequence["ray.ObjectRef[BlockRanking]"]) -> None:
+        self._ranking = ray.get(refs[0])
+        self._ranker = self._ranking.load()
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         number = rows[BLOCK][0].as_py()
@@ -154,10 +155,12 @@ def rank_blocks(
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     train = ranking.recipe.train
     written = ray.data.from_arrow(blocks).map_batches(
         _BlockWorker,
-        fn_constructor_args=(ranking,),
+        # A ref inside a list: an actor that is restarted gets it as it is.
+        fn_constructor_args=([ray.put(ranking)],),
         batch_size=None,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=min(workers, len(blocks))),
