@@ -50,18 +50,18 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     """Prints the ranking, with the share that each candidate has of them all."""
     # Imported late: so the command line is checked, and --help shown, without waiting for torch.
     from cprec.tracking.registry import Registry
-    from cprec.workflows.models import find_model
+    from cprec.workflows.models import describe_model, find_model
     from cprec.workflows.recommend import plan_request, rank
 
     model = find_model(recipe, Registry.from_recipe(recipe), options.model)
     request = plan_request(
         recipe, model, options.history, options.candidates, options.ids, options.user
     )
+    print_line(
+        f"{'would rank' if options.dry_run else 'ranking'} {len(request.candidates)} candidates "
+        f"after a history of {len(request.history)} with {model.label}: {describe_model(model)}"
+    )
     if options.dry_run:
-        print_line(
-            f"would rank {len(request.candidates)} candidates after a history of "
-            f"{len(request.history)} with {model.label}: {model.checkpoint or model.base}"
-        )
         return
     print_line("rank  share  item")
     for number, (item, share) in enumerate(rank(recipe, model, request, print_line), 1):

@@ -32,7 +32,7 @@ from cprec.retrieval.catalogue import Catalogue
 from cprec.runs.token_form import TOKEN_FORM
 from cprec.stream.row_encoder import RowEncoder
 from cprec.tracking.registry import Registry
-from cprec.workflows.models import own_run
+from cprec.workflows.models import describe_model, own_run
 from cprec.workflows.rank_catalogue import embed_on_ray, find_retrieval_model
 
 SUMMARY = "summary.json"
@@ -373,7 +373,4 @@ def _describe(plan: BatchPlan) -> str:
     candidates = "those that are given"
     if plan.catalogue is not None:
         candidates = f"{settings.retrieve_k} of {len(plan.catalogue.items):,} items, retrieved"
-    return (
-        f"top {settings.k} of {candidates}, by {model.label} "
-        f"({model.checkpoint or 'no checkpoint'} on {model.base})"
-    )
+    return f"top {settings.k} of {candidates}, by {model.label}: {describe_model(model)}"

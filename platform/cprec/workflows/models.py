@@ -16,7 +16,7 @@ from cprec.baselines.training import BASELINE_NAMES
 from cprec.config.recipe import Recipe
 from cprec.downstream.known_items import require_known_items
 from cprec.downstream.scoring import EvaluatedModel
-from cprec.downstream.stored_model import Form, StoredModel
+from cprec.downstream.stored_model import ADAPTER_CONFIG, Form, StoredModel
 from cprec.encode.text_tokenizer import text_tokenizer
 from cprec.model.backbone import load_tokenizer
 from cprec.model.base_uri import TINY_BASE, is_unbuilt, locate_base, locate_named_base
@@ -203,12 +203,12 @@ def describe_models(models: Sequence[EvaluatedModel]) -> Iterator[str]:
     """Yields one line per name: the version, the run and the checkpoint that it stands for."""
     for name in dict.fromkeys(model.name for model in models):
         seeds = [model for model in models if model.name == name]
-        yield f"  {name}: {_describe_model(seeds[0])}" + (
+        yield f"  {name}: {describe_model(seeds[0])}" + (
             f" (and {len(seeds) - 1} more seeds)" if len(seeds) > 1 else ""
         )
 
 
-def _describe_model(model: EvaluatedModel) -> str:
+def describe_model(model: EvaluatedModel) -> str:
     """Returns what a model is, for people."""
     if model.name == POPULARITY:
         return "how often items were bought in the training split"
@@ -220,7 +220,14 @@ def _describe_model(model: EvaluatedModel) -> str:
     if model.version is not None and model.run is not None:
         run = posixpath.basename(model.run)
         version = f"version {model.version} of {model.registered_model}, run {run}, "
-    return f"{version}checkpoint {model.checkpoint} on {model.base}"
+    stored = StoredModel.at(model.checkpoint)
+    if stored.form == Form.MERGED:
+        return f"merged model {model.checkpoint}"
+    named = stored.named_base
+    differs = named is not None and posixpath.basename(named) != posixpath.basename(model.base)
+    return f"{version}{stored.form} {model.checkpoint} on {model.base}" + (
+        f"; its {ADAPTER_CONFIG} names the base {named}" if differs else ""
+    )
 
 
 def _base_of(version: Version) -> tuple[str, str | None]:

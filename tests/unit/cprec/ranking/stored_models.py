@@ -77,6 +77,7 @@ def write(folder: Path, users: int, items: int = 40) -> Place:
             "storage": str(folder / "runs"),
             "model": {"base": str(folder / "base"), "max_tokens": MAX_TOKENS},
             "data": data.model_dump(),
+            "recommend": {"domain": "A"},
         }
     )
     return Place(
