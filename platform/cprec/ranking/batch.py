@@ -38,7 +38,7 @@ BLOCK = "block"
 REJECTED = b"rejected"
 """Key of a block's metadata that has its rejected rows."""
 
-SCHEMA = pa.schema(
+RANKING_SCHEMA = pa.schema(
     [
         ("user_id", pa.string()),
         # Item ids, best first; null where the input has titles.
@@ -88,7 +88,7 @@ class BlockRanking:
             rows: Columns user_id, history and candidates.
 
         Returns:
-            Their rankings (SCHEMA); rows that do not fit into a prompt are in the metadata.
+            Their rankings (RANKING_SCHEMA); rows that do not fit into a prompt are in the metadata.
         """
         encode = ranker.encode_titles if self.items is None else ranker.encode_items
         ranked: list[tuple[str, list[int] | list[str], Query]] = []
@@ -103,7 +103,7 @@ class BlockRanking:
                 rejected.append(Rejected(self.source, 0, user, reason, str(error)))
         rankings = ranker.rank([query for _, _, query in ranked])
         k = self.recipe.recommend.k
-        columns: dict[str, list[object]] = {name: [] for name in SCHEMA.names}
+        columns: dict[str, list[object]] = {name: [] for name in RANKING_SCHEMA.names}
         for (user, candidates, _), ranking in zip(ranked, rankings, strict=True):
             best = [candidates[i] for i in ranking.order[:k].tolist()]
             columns["user_id"].append(user)
@@ -113,7 +113,7 @@ class BlockRanking:
             columns["probabilities"].append(ranking.probabilities[:k])
             columns["model"].append(self.model.label)
         metadata = {REJECTED: json.dumps([asdict(row) for row in rejected]).encode()}
-        return pa.table(columns, schema=SCHEMA).replace_schema_metadata(metadata)
+        return pa.table(columns, schema=RANKING_SCHEMA).replace_schema_metadata(metadata)
 
 
 class _BlockWorker:

@@ -65,13 +65,14 @@ def require_items(recipe: Recipe, model: EvaluatedModel) -> tuple[Corpus, str] |
         The corpus, at the version that has them, and their domain; None of a text-only model.
 
     Raises:
-        CorpusError: There is no such corpus.
+        CorpusError: There is no such corpus, or no such domain in it.
         RunError: It is another one.
     """
     if model.checkpoint is None or not is_hybrid(model.checkpoint):
         return None
     known = read_known_items(model.checkpoint)
     corpus = Corpus.open(recipe.corpus, known.corpus_version)
+    corpus.find_domain_source(known.domain, "train")
     require_known_items(model.name, model.checkpoint, corpus, known.domain)
     return corpus, known.domain
 

@@ -46,7 +46,8 @@ def test_a_block_has_the_order_of_evaluate(place: Place, kind: str, tmp_path: Pa
     assert rows["user_id"].to_pylist() == samples["user_id"].to_pylist()
     rows, samples = rows.slice(0, 150), samples.slice(0, 150)
     ranking = block_ranking(place, str(tmp_path), getattr(place, kind), 30)
-    assert (items := ranking.items) is not None
+    items = ranking.items
+    assert items is not None
     ranker = ranking.load()
     table = ranking.rank(ranker, rows)
     expected = evaluated_scores(place, ranker, samples)
@@ -73,7 +74,8 @@ def test_rows_that_do_not_fit_are_kept_with_their_block(place: Place, tmp_path: 
         }
     )
     ranker = ranking.load()
-    assert (encoder := ranker._item_encoder) is not None
+    encoder = ranker._item_encoder
+    assert encoder is not None
     narrow = Ranker(
         ranking.model,
         ranker._network,
