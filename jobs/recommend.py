@@ -1,7 +1,10 @@
-"""Recommend: rank candidates for one history with a registered model.
+"""Recommend: rank candidates for one history.
 
     python jobs/recommend.py --model models:/cprec@champion --candidates titles.txt \\
         --history "oak lamp" --history "steel mug"
+    python jobs/recommend.py --model models:/cprec-Games@champion --candidates ids.txt --user u7
+
+Without --ids and --user, history and candidates are titles. A hybrid model takes ids only.
 """
 
 import source_roots  # noqa: F401
@@ -12,42 +15,57 @@ import sys
 from cluster.console import print_line
 from cprec.config.command import add_model_flag, main
 from cprec.config.recipe import Recipe
-from cprec.tracking.registry import Registry
-from cprec.workflows.models import find_text_model
-from cprec.workflows.recommend import read_candidate_titles, recommend
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds --model, --history and --candidates."""
-    add_model_flag(parser)
+    """Adds --model, --history, --ids, --user and --candidates."""
+    add_model_flag(parser, stored_too=True)
     parser.add_argument(
         "--history",
         action="append",
-        required=True,
-        metavar="TITLE",
-        help="a title of the history; repeat it for each one, the oldest first",
+        default=[],
+        metavar="ITEM",
+        help="a title, or with --ids an item id, of the history; repeat it for each one, the "
+        "oldest first",
+    )
+    parser.add_argument(
+        "--ids",
+        action="store_true",
+        help="history and candidates are item ids of recommend.domain",
+    )
+    parser.add_argument(
+        "--user",
+        metavar="ID",
+        help="take the history of this user of the corpus; candidates are item ids",
     )
     parser.add_argument(
         "--candidates",
         required=True,
         metavar="FILE",
-        help="text file of candidate titles, one a line",
+        help="text file of candidates, one a line",
     )
 
 
 def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     """Prints the ranking, with the share that each candidate has of them all."""
-    model = find_text_model(recipe, Registry.from_recipe(recipe), options.model)
-    candidates = read_candidate_titles(options.candidates)
+    # Imported late: so the command line is checked, and --help shown, without waiting for torch.
+    from cprec.tracking.registry import Registry
+    from cprec.workflows.models import describe_model, find_model
+    from cprec.workflows.recommend import plan_request, rank
+
+    model = find_model(recipe, Registry.from_recipe(recipe), options.model)
+    request = plan_request(
+        recipe, model, options.history, options.candidates, options.ids, options.user
+    )
+    print_line(
+        f"{'would rank' if options.dry_run else 'ranking'} {len(request.candidates)} candidates "
+        f"after a history of {len(request.history)} with {model.label}: {describe_model(model)}"
+    )
     if options.dry_run:
-        print_line(
-            f"would rank {len(candidates)} candidates with {model.label}: {model.checkpoint}"
-        )
         return
-    ranking = recommend(recipe, model, options.history, candidates, print_line)
-    print_line("rank  share  title")
-    for rank, (title, share) in enumerate(ranking, 1):
-        print_line(f"{rank:>4}  {share:5.3f}  {title}")
+    print_line("rank  share  item")
+    for number, (item, share) in enumerate(rank(recipe, model, request, print_line), 1):
+        print_line(f"{number:>4}  {share:5.3f}  {item}")
     print_line(
         "share: of the likelihood of these candidates alone; not calibrated, so no confidence"
     )

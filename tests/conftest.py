@@ -22,7 +22,11 @@ settings.register_profile("fixed", derandomize=True, deadline=None, database=Non
 settings.load_profile("fixed")
 
 
-SMALL_RUN_FILES = ("tests/faults/test_kills.py", "tests/integration/test_cpt.py")
+SMALL_RUN_FILES = (
+    "tests/faults/test_kills.py",
+    "tests/integration/test_cpt.py",
+    "tests/integration/test_batch_recommend.py",
+)
 """Files whose tests share the small run (fixture `whole`)."""
 
 

@@ -68,6 +68,7 @@ SINCE = {
     "Comparison.chance": "0.3.0",
     "Comparison.measure": "0.3.0",
     "CATALOGUE_SCHEMA": "0.3.0",
+    "RANKING_SCHEMA": "0.3.0",
     "VECTOR_SCHEMA": "0.3.0",
     "KnownItems": "0.3.0",
     "QuarantinedRows": "0.2.0",
@@ -108,6 +109,11 @@ COLUMNS = {
     "or the model scores every item",
     "better": "items that the model ranks above the target; null: it did not rank the target",
     "tied": "items that the model ranks as high as the target, itself included; null likewise",
+    "items": "ids of the recommended items, best first; null where the input has titles",
+    "titles": "their titles",
+    "probabilities": "softmax of the scores over all candidates of the user, not only those shown; "
+    "not calibrated",
+    "model": "label of the model",
     "title_digest": "first 16 bytes of the title's SHA-256",
     "vector": "mean of the model's last hidden states over the title",
     "length_correlation": "rank correlation of the candidates' scores and title lengths; null for "

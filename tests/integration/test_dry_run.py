@@ -66,6 +66,7 @@ def test_where_nothing_is_yet(place: Place, capsys: pytest.CaptureFixture[str]) 
         return output.out + output.err
 
     assert "Garden" in shown(0, "build_corpus")
+    assert "would rank" in shown(0, "batch_recommend", "--model", "1")
     assert "plan: W = " in shown(0, "cpt")
     for job in ("evaluate", "promote", "tune_lr", "append_domain"):
         assert "error: " in shown(1, job)
@@ -134,8 +135,9 @@ def test_where_a_version_is_registered(place: Place, capsys: pytest.CaptureFixtu
     Path(checkpoint, "behaviour", "items.json").write_text(json.dumps(known))
     assert "hybrid model of domain Books" in shown(1, "evaluate", "--evaluate.models", "1")
     assert "hybrid model of domain Books" in shown(1, "promote", "--model", "1")
-    assert "is a hybrid model" in shown(1, "recommend", "--model", "1", *text_only)
-    assert "is a hybrid model" in shown(
+    assert "items of Books by their ids" in shown(1, "recommend", "--model", "1", *text_only)
+    assert "domain Books has no" in shown(1, "batch_recommend", "--model", "1")
+    assert "domain Books has no" in shown(
         1, "merge", "--model", "1", "--out", f"{place.folder}/merged"
     )
     assert "its projector and items are not" in shown(0, "tune_lr", "--finetune.start", "1")

@@ -23,8 +23,8 @@ from cprec.tracking.registry import Registry
 from cprec.workflows import promote
 from cprec.workflows.evaluate import compare_models, load_samples
 from cprec.workflows.merge import export_model
-from cprec.workflows.models import find_models, find_text_model
-from cprec.workflows.recommend import read_candidate_titles, recommend
+from cprec.workflows.models import find_model, find_models
+from cprec.workflows.recommend import plan_request, rank
 
 pytestmark = [
     pytest.mark.usefixtures("one_cluster"),
@@ -297,28 +297,24 @@ def test_recommend_ranks_the_candidates_of_one_history(
 ) -> None:
     titles = corpus.read_titles()
     (tmp_path / "titles.txt").write_text("\n".join([*titles[:4], "", titles[0]]))
-    candidates = read_candidate_titles(str(tmp_path / "titles.txt"))
+    model = find_model(recipe, registry, "models:/cprec/1")
+    request = plan_request(recipe, model, titles[4:7], str(tmp_path / "titles.txt"))
+    candidates = request.candidates
     assert candidates == titles[:4]
-    ranked = recommend(
-        recipe,
-        find_text_model(recipe, registry, "models:/cprec/1"),
-        titles[4:7],
-        candidates,
-        print,
-    )
+    ranked = rank(recipe, model, request, print)
     assert {title for title, _ in ranked} == set(candidates)
     probabilities = [probability for _, probability in ranked]
     assert sum(probabilities) == pytest.approx(1)
     assert probabilities == sorted(probabilities, reverse=True)
     for name in ("cprec", "models:/cprec", "models:/cprec@best", "models:/cprec@"):
         with pytest.raises(RecipeError, match="give candidate"):
-            find_text_model(recipe, registry, name)
+            find_model(recipe, registry, name)
 
 
 def test_a_merged_model_has_the_logits_of_base_and_adapter(
     recipe: Recipe, registry: Registry, place: Path, tmp_path: Path
 ) -> None:
-    model = find_text_model(recipe, registry, "models:/cprec/1")
+    model = find_model(recipe, registry, "models:/cprec/1")
     export_model(recipe, model, str(tmp_path / "merged"))
     ids = torch.arange(20)[None]
     with torch.no_grad():

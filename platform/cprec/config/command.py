@@ -79,15 +79,25 @@ def add_allow_change_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_model_flag(parser: argparse.ArgumentParser, default: str | None = None) -> None:
-    """Adds --model; without a default it has to be given."""
+def add_model_flag(
+    parser: argparse.ArgumentParser, default: str | None = None, stored_too: bool = False
+) -> None:
+    """Adds --model; without a default it has to be given.
+
+    Args:
+        parser: The parser.
+        default: The version that is meant without the flag.
+        stored_too: Whether models that are not registered can be named too.
+    """
     parser.add_argument(
         "--model",
         required=default is None,
         default=default,
-        metavar="VERSION",
+        metavar="MODEL" if stored_too else "VERSION",
         help="a registered version: candidate (the newest of --run), champion, previous, a number, "
-        "models:/NAME@champion or models:/NAME/3" + (f" [{default}]" if default else ""),
+        "models:/NAME@champion or models:/NAME/3"
+        + ("; base; or the URI of a checkpoint, an adapter or a merged model" * stored_too)
+        + (f" [{default}]" if default else ""),
     )
 
 

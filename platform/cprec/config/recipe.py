@@ -469,6 +469,50 @@ class RetrievalSettings(Section):
     )
 
 
+class RecommendSettings(Section):
+    """`recommend`: for whom jobs/batch_recommend.py ranks which items."""
+
+    domain: SafeName | None = Field(
+        None,
+        description="domain whose items are ranked; default: the one that a hybrid model knows, "
+        "else that of evaluate",
+    )
+    histories: str | None = Field(
+        None,
+        description="parquet file or folder (path or s3://) with user_id, history and, if they "
+        "are given, candidates: lists of item ids of the domain; or history_titles and "
+        "candidates_titles; default: all users of the domain in the corpus",
+    )
+    as_of: Literal["now", "validation", "test"] = Field(
+        "now",
+        description="histories of the corpus: now: all items of a user, none held out; validation "
+        "or test: as the samples of this split have them, with their candidates",
+    )
+    candidates: Literal["given", "catalogue"] = Field(
+        "catalogue",
+        description="given: those that stand beside each history; catalogue: those that are "
+        "retrieved of all items of the domain (section retrieval)",
+    )
+    retrieve_k: int = Field(
+        20,
+        ge=2,
+        description="with candidates: catalogue, retrieved items that the model ranks; "
+        "best as many as data.num_candidates, which it has learned to choose from",
+    )
+    k: int = Field(10, ge=1, description="items of a user in the output, at most")
+    exclude_history: bool = Field(
+        True, description="items of the history are not recommended, given or not"
+    )
+    block_users: int = Field(
+        512, ge=1, description="users of a block, which is computed and written as a whole"
+    )
+    out: str | None = Field(
+        None,
+        description="where the rankings go (path or s3://); "
+        "default: <storage>/<run>/recommendations/<domain>/<model>",
+    )
+
+
 class GateSettings(Section):
     """`gate`: what a version must reach before it becomes the champion."""
 
@@ -559,6 +603,7 @@ class Recipe(Section):
     search: SearchSettings = SearchSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     retrieval: RetrievalSettings = RetrievalSettings()
+    recommend: RecommendSettings = RecommendSettings()
     gate: GateSettings = GateSettings()
     cluster: ClusterSettings = ClusterSettings()
 

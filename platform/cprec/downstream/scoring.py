@@ -24,6 +24,7 @@ from cprec.downstream import hybrid, stored_baselines
 from cprec.downstream.domain import Domain
 from cprec.downstream.hybrid import HybridModel
 from cprec.downstream.known_items import BEHAVIOUR_FOLDER
+from cprec.downstream.stored_model import StoredModel
 from cprec.downstream.trial import build_encoders
 from cprec.evaluate.answer_matching import Answer
 from cprec.evaluate.candidate_scoring import PromptEncoder, score_samples
@@ -44,7 +45,8 @@ class EvaluatedModel:
         label: Unique label of the model; also the name of its evaluation folder.
         base: Base of a language model; empty for a baseline.
         revision: Revision of the base.
-        checkpoint: URI of the checkpoint; None for the base itself, and for a baseline.
+        checkpoint: URI of the checkpoint, or of another stored model
+            (`cprec.downstream.stored_model`); None for the base itself, and for a baseline.
         version: Registered version, if the model is one.
         seed: Seed of a baseline's training.
         registered_model: Registered model that the version is of.
@@ -202,12 +204,14 @@ def load_model(recipe: Recipe, model: EvaluatedModel) -> tuple[Any, Any]:
     """
     network, tokenizer = backbone.load(model.base, model.revision, recipe.model.precision)
     if model.checkpoint is not None:
+        stored = StoredModel.at(model.checkpoint)
         with tempfile.TemporaryDirectory() as folder:
             directory = Path(folder)
-            adapter_directory = storage.download(
-                storage.join(model.checkpoint, checkpoint.ADAPTER), directory / checkpoint.ADAPTER
-            )
-            network = adapter.load(network, adapter_directory)
+            if stored.adapter_uri is not None:
+                adapter_directory = storage.download(
+                    stored.adapter_uri, directory / checkpoint.ADAPTER
+                )
+                network = adapter.load(network, adapter_directory)
             behaviour_uri = storage.join(model.checkpoint, BEHAVIOUR_FOLDER)
             if storage.exists(behaviour_uri):
                 network = hybrid.load(

@@ -155,7 +155,9 @@ def sum_log_probabilities(logits: torch.Tensor, rows: Rows) -> NDArray[np.float6
     # logits once more.
     normaliser = logits.float().logsumexp(dim=-1)
     columns = torch.from_numpy(rows.predictors).to(device)
-    tokens = torch.from_numpy(rows.ids[:, rows.first_kept :]).to(device)
+    # Of answers only: a behaviour token of a longer prompt is beyond the vocabulary.
+    answer_ids = np.where(rows.blocks > 0, rows.ids, 0)[:, rows.first_kept :]
+    tokens = torch.from_numpy(answer_ids).to(device)
     numbers = torch.arange(len(tokens), device=device)[:, None]
     token_logits = logits[numbers, columns, tokens].float()
     log_probabilities = token_logits - normaliser.gather(1, columns)

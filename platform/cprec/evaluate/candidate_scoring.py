@@ -12,7 +12,7 @@ not. It favours long titles, whose later words follow almost surely from the fir
 drowns the tokens that tell the candidates apart.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -22,6 +22,9 @@ from transformers import PreTrainedModel
 
 from cprec.evaluate.candidate_rows import Query, compute_logits, lay_out, sum_log_probabilities
 from cprec.evaluate.scoring_check import Way, choose_scoring
+
+MASK_ELEMENTS = 1 << 26
+"""Elements of the attention mask of a pass, at most, unless a single row has more."""
 
 
 class PromptEncoder(Protocol):
@@ -73,17 +76,47 @@ def score_samples(
             samples["history"].to_pylist(), samples["candidates"].to_pylist(), strict=True
         )
     ]
-    scores = np.empty((len(queries), len(queries[0].answers) if queries else 0))
     if not queries:
-        return scores
+        return np.empty((0, 0))
     if way is None:
         way = choose_scoring(model, max(query.longest for query in queries))
-    # Queries of similar length share a pass, so that rows need less padding.
-    order = sorted(range(len(queries)), key=lambda i: queries[i].token_count)
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        scores[rows] = score_batch(model, [queries[i] for i in rows], way.fast)
+    return np.stack(score_queries(model, queries, batch_size, way.fast))
+
+
+def score_queries(
+    model: PreTrainedModel, queries: Sequence[Query], batch_size: int, one_pass: bool
+) -> list[NDArray[np.float64]]:
+    """Scores the candidates of queries, of which there may be differently many.
+
+    Args:
+        model: The model, in evaluation mode.
+        queries: The queries.
+        batch_size: Queries of one forward pass, at most: fewer where rows are long.
+        one_pass: See `score_batch`.
+
+    Returns:
+        Scores of each query's candidates, in the order of the queries; higher is better.
+    """
+    scores: list[NDArray[np.float64]] = [np.empty(0)] * len(queries)
+    for rows in _group_by_length(queries, batch_size):
+        for row, found in zip(
+            rows, score_batch(model, [queries[i] for i in rows], one_pass), strict=True
+        ):
+            scores[row] = found
     return scores
+
+
+def _group_by_length(queries: Sequence[Query], batch_size: int) -> Iterator[list[int]]:
+    """Yields the numbers of the queries of each pass: those of similar length, to pad less."""
+    group: list[int] = []
+    for number in sorted(range(len(queries)), key=lambda i: queries[i].token_count):
+        columns = queries[number].token_count
+        if len(group) == batch_size or (group and (len(group) + 1) * columns**2 > MASK_ELEMENTS):
+            yield group
+            group = []
+        group.append(number)
+    if group:
+        yield group
 
 
 def encode_query(
@@ -105,25 +138,27 @@ def encode_query(
 
 def score_batch(
     model: PreTrainedModel, queries: Sequence[Query], one_pass: bool
-) -> NDArray[np.float64]:
+) -> list[NDArray[np.float64]]:
     """Scores the candidates of several queries.
 
     Args:
         model: The model, in evaluation mode.
-        queries: The queries, all with equally many candidates.
+        queries: The queries.
         one_pass: Whether all candidates share one forward pass; then the model must take an
             attention mask of four dimensions. Otherwise each has a row of its own, and a pass has
             as many rows as there are queries.
 
     Returns:
-        Scores [queries, candidates]; higher is better.
+        Scores of each query's candidates; higher is better.
     """
+    counts = [len(query.answers) for query in queries]
     if one_pass:
         rows = lay_out(queries)
-        return sum_log_probabilities(compute_logits(model, rows, one_pass=True), rows)
+        sums = sum_log_probabilities(compute_logits(model, rows, one_pass=True), rows)
+        return [row[:count] for row, count in zip(sums, counts, strict=True)]
     single = [part for query in queries for part in query.split()]
     scores = []
     for start in range(0, len(single), len(queries)):
         rows = lay_out(single[start : start + len(queries)])
         scores.append(sum_log_probabilities(compute_logits(model, rows, one_pass=False), rows))
-    return np.concatenate(scores).reshape(len(queries), -1)
+    return np.split(np.concatenate(scores)[:, 0], np.cumsum(counts)[:-1])

@@ -29,13 +29,22 @@ def locate_base(recipe: Recipe, corpus: Corpus) -> str:
     """
     base = recipe.model.base
     if base != TINY_BASE:
-        path = Path(base.removeprefix("file://")).expanduser()
-        return str(path.absolute()) if not is_remote(base) and path.is_dir() else base
+        return locate_named_base(base)
     identity = json.dumps(
         [corpus.fingerprint, recipe.tiny.model_dump(), recipe.seed],
         sort_keys=True,
     )
     return _tiny_bases(recipe) + hashlib.sha256(identity.encode()).hexdigest()[:12]
+
+
+def locate_named_base(base: str) -> str:
+    """Returns where workers load a base other than the tiny one from.
+
+    Args:
+        base: A hub id, a directory, or a URI in an object store.
+    """
+    path = Path(base.removeprefix("file://")).expanduser()
+    return str(path.absolute()) if not is_remote(base) and path.is_dir() else base
 
 
 def is_unbuilt(recipe: Recipe, base: str) -> bool:

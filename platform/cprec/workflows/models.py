@@ -1,7 +1,6 @@
 """The models that names stand for: what they are, and whether they can be used.
 
-`base`, baselines and searches of the run are known to `evaluate` only. Every job names versions
-and checkpoints alike (`cprec.tracking.version_names`).
+Every job names models alike. Baselines, and several models by one name, are for `evaluate` only.
 """
 
 import json
@@ -15,20 +14,22 @@ from corpus.store.tables import Corpus
 from cprec.baselines.popularity import POPULARITY
 from cprec.baselines.training import BASELINE_NAMES
 from cprec.config.recipe import Recipe
-from cprec.downstream.known_items import is_hybrid, require_known_items
+from cprec.downstream.known_items import require_known_items
 from cprec.downstream.scoring import EvaluatedModel
+from cprec.downstream.stored_model import ADAPTER_CONFIG, Form, StoredModel
 from cprec.encode.text_tokenizer import text_tokenizer
 from cprec.model.backbone import load_tokenizer
-from cprec.model.base_uri import is_unbuilt, locate_base
+from cprec.model.base_uri import TINY_BASE, is_unbuilt, locate_base, locate_named_base
 from cprec.model.context_length import require_context
-from cprec.runs import checkpoint
 from cprec.runs.records import run_folder
 from cprec.stream.row_encoder import find_fallback_reason
 from cprec.tracking.registry import Registry, Version
-from cprec.tracking.version_names import find_version, require_version
+from cprec.tracking.version_names import VERSION_NAMES, find_version
 
 SEARCH = "search.json"
 """File of a finished search of the learning rate."""
+MODEL_NAMES = f"{VERSION_NAMES}, base, or the URI of a checkpoint, an adapter or a merged model"
+"""How a model may be named, for messages."""
 
 
 def own_run(recipe: Recipe) -> str:
@@ -37,7 +38,7 @@ def own_run(recipe: Recipe) -> str:
 
 
 def find_models(
-    recipe: Recipe, registry: Registry, names: Sequence[str], corpus: Corpus
+    recipe: Recipe, registry: Registry, names: Sequence[str], corpus: Corpus | None = None
 ) -> list[EvaluatedModel]:
     """Finds the models that names stand for; a model with several seeds is found once per seed.
 
@@ -47,9 +48,9 @@ def find_models(
     Args:
         recipe: Base, seeds of baselines, and the run whose candidate and searches are meant.
         registry: Where versions are looked up.
-        names: `base`, a baseline, a version as `find_version` takes it, a search of this run, or a
-            checkpoint's URI.
-        corpus: The tiny base depends on it.
+        names: `base`, a baseline, a version as `find_version` takes it, a search of this run, or
+            the URI of a stored model (`cprec.downstream.stored_model`).
+        corpus: The tiny base depends on it; None: it is opened if that base is needed.
 
     Raises:
         RunError: A version does not exist, or a model would take its base from versions that have
@@ -88,7 +89,7 @@ def find_models(
             )
         if bases:
             return bases.pop()
-        return locate_base(recipe, corpus), recipe.model.revision
+        return _locate_recipe_base(recipe, corpus), recipe.model.revision
 
     models: list[EvaluatedModel] = []
     for name in dict.fromkeys(names):
@@ -111,34 +112,40 @@ def find_models(
             ]
         else:
             uri = storage.absolute_uri(name)
-            label = _checkpoint_label(uri, models)
-            models.append(EvaluatedModel(name, label, *implied_base(name), uri))
+            label = _stored_label(uri, models)
+            is_merged = StoredModel.at(uri).form == Form.MERGED
+            base = (uri, None) if is_merged else implied_base(name)
+            models.append(EvaluatedModel(name, label, *base, uri))
     return list({model.label: model for model in models}.values())
 
 
-def find_text_model(recipe: Recipe, registry: Registry, name: str) -> EvaluatedModel:
-    """Finds a registered version that can be used without the items of a corpus.
+def find_model(recipe: Recipe, registry: Registry, name: str) -> EvaluatedModel:
+    """Finds the one language model that a name stands for, and checks that it is whole.
 
     Args:
-        recipe: The recipe, whose run's newest version is the candidate.
+        recipe: As for `find_models`.
         registry: The registry of the recipe.
-        name: The version, as `find_version` takes it, from the flag --model.
+        name: The name, as `find_models` takes it, from the flag --model.
 
     Raises:
-        RecipeError: The name stands for no version, or the model is hybrid.
-        RunError: There is no such version, it has no lineage, or its checkpoint is damaged.
+        RecipeError: The name stands for a baseline, or for several models.
+        RunError: There is no such model, it has no lineage, or it is damaged.
     """
-    version = require_version(registry, name, own_run(recipe), "--model")
-    if "base" not in version.tags:
+    if name == POPULARITY or name in BASELINE_NAMES:
+        raise RecipeError(f"--model {name}: a baseline, which only jobs/evaluate.py ranks with")
+    version = find_version(registry, name, own_run(recipe)) if name != "base" else None
+    if version is not None and "base" not in version.tags:
         raise RunError(f"--model {name}: {version} does not say which base it stands on (tag base)")
-    checkpoint.verify(version.checkpoint)
-    if is_hybrid(version.checkpoint):
-        raise RecipeError(
-            f"--model {name}: {version} is a hybrid model, which needs the items of its domain and "
-            "has a projector that no model directory holds; give one tuned with "
-            "finetune.hybrid false"
-        )
-    return _version_model(recipe, name, version, *_base_of(version))
+    models = find_models(recipe, registry, [name])
+    if len(models) > 1:
+        checkpoints = ", ".join(str(model.checkpoint) for model in models)
+        raise RecipeError(f"--model {name}: several models; give one of {checkpoints}")
+    model = models[0]
+    if model.checkpoint is not None:
+        if version is None and not storage.exists(model.checkpoint):
+            raise RecipeError(f"--model {name}: no such model; give {MODEL_NAMES}")
+        StoredModel.at(model.checkpoint).verify()
+    return model
 
 
 def check_models(
@@ -152,7 +159,7 @@ def check_models(
     """
     for model in models:
         if model.checkpoint is not None:
-            checkpoint.verify(model.checkpoint)
+            StoredModel.at(model.checkpoint).verify()
             require_known_items(model.name, model.checkpoint, corpus, domain)
     bases = {(model.base, model.revision) for model in models if not model.is_baseline}
     for base, revision in sorted(bases, key=str):
@@ -196,12 +203,12 @@ def describe_models(models: Sequence[EvaluatedModel]) -> Iterator[str]:
     """Yields one line per name: the version, the run and the checkpoint that it stands for."""
     for name in dict.fromkeys(model.name for model in models):
         seeds = [model for model in models if model.name == name]
-        yield f"  {name}: {_describe_model(seeds[0])}" + (
+        yield f"  {name}: {describe_model(seeds[0])}" + (
             f" (and {len(seeds) - 1} more seeds)" if len(seeds) > 1 else ""
         )
 
 
-def _describe_model(model: EvaluatedModel) -> str:
+def describe_model(model: EvaluatedModel) -> str:
     """Returns what a model is, for people."""
     if model.name == POPULARITY:
         return "how often items were bought in the training split"
@@ -213,7 +220,14 @@ def _describe_model(model: EvaluatedModel) -> str:
     if model.version is not None and model.run is not None:
         run = posixpath.basename(model.run)
         version = f"version {model.version} of {model.registered_model}, run {run}, "
-    return f"{version}checkpoint {model.checkpoint} on {model.base}"
+    stored = StoredModel.at(model.checkpoint)
+    if stored.form == Form.MERGED:
+        return f"merged model {model.checkpoint}"
+    named = stored.named_base
+    differs = named is not None and posixpath.basename(named) != posixpath.basename(model.base)
+    return f"{version}{stored.form} {model.checkpoint} on {model.base}" + (
+        f"; its {ADAPTER_CONFIG} names the base {named}" if differs else ""
+    )
 
 
 def _base_of(version: Version) -> tuple[str, str | None]:
@@ -255,10 +269,22 @@ def _find_tuned_checkpoints(recipe: Recipe, name: str) -> list[tuple[str, str]]:
     ]
 
 
-def _checkpoint_label(uri: str, others: Sequence[EvaluatedModel]) -> str:
-    """Returns `<run>-<checkpoint>`, with a hash where another checkpoint is called the same."""
-    run = posixpath.basename(posixpath.dirname(posixpath.dirname(uri)))
-    label = f"{run}-{posixpath.basename(uri)}"
+def _locate_recipe_base(recipe: Recipe, corpus: Corpus | None) -> str:
+    """Returns where the recipe's base is; opens the corpus if the tiny base depends on it."""
+    if corpus is None and recipe.model.base != TINY_BASE:
+        return locate_named_base(recipe.model.base)
+    return locate_base(recipe, corpus or Corpus.open(recipe.corpus, recipe.corpus_version))
+
+
+def _stored_label(uri: str, others: Sequence[EvaluatedModel]) -> str:
+    """Returns `<run>-<checkpoint>`, or the name of another folder and of the one that it is in.
+
+    It has a hash where another model is called the same.
+    """
+    parent = posixpath.dirname(uri)
+    if StoredModel.at(uri).form == Form.CHECKPOINT:
+        parent = posixpath.dirname(parent)
+    label = f"{posixpath.basename(parent)}-{posixpath.basename(uri)}"
     if any(other.label == label and other.checkpoint != uri for other in others):
         label += f"-{storage.sha256(uri.encode())[:6]}"
     return label

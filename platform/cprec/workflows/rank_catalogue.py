@@ -156,7 +156,9 @@ class CatalogueRanking:
         if "retrieved" not in self._cache:
             recipe = self.catalogue.recipe
             self._train_sasrec(say)
-            source = self.catalogue.build_source(self._embed_on_ray(workers), say)
+            source = self.catalogue.build_source(
+                embed_on_ray(recipe, self.catalogue.model, workers), say
+            )
             depth = max(recipe.evaluate.retrieve_k, *catalogue_predictions.RECALL_CUTOFFS)
             started = time.monotonic()
             self._cache["retrieved"] = source.find(self.samples["history"].to_pylist(), depth)
@@ -198,22 +200,28 @@ class CatalogueRanking:
         name = self.catalogue.domain.name
         get_results([task.remote(recipe, corpus, name, "sasrec", recipe.seed)])
 
-    def _embed_on_ray(self, workers: int) -> Embed:
-        """Returns what embeds titles, in equal parts on several workers."""
-        recipe, model = self.catalogue.recipe, self.catalogue.model
-        task = ray.remote(_embed_task).options(
-            num_cpus=recipe.train.cpus_per_worker, num_gpus=recipe.train.gpus_per_worker
-        )
 
-        def embed(titles: Sequence[str]) -> Vectors:
-            parts = [titles[start::workers] for start in range(min(workers, len(titles)))]
-            embedded = get_results([task.remote(recipe, model, part) for part in parts])
-            vectors = np.empty((len(titles), embedded[0].shape[1]), dtype=np.float32)
-            for start, part in enumerate(embedded):
-                vectors[start::workers] = part
-            return vectors
+def embed_on_ray(recipe: Recipe, model: EvaluatedModel, workers: int) -> Embed:
+    """Returns what embeds titles, in equal parts on several workers of the Ray session.
 
-        return embed
+    Args:
+        recipe: Precision, and the CPUs and GPUs of a worker.
+        model: The language model whose hidden states are the vectors.
+        workers: Number of workers.
+    """
+    task = ray.remote(_embed_task).options(
+        num_cpus=recipe.train.cpus_per_worker, num_gpus=recipe.train.gpus_per_worker
+    )
+
+    def embed(titles: Sequence[str]) -> Vectors:
+        parts = [titles[start::workers] for start in range(min(workers, len(titles)))]
+        embedded = get_results([task.remote(recipe, model, part) for part in parts])
+        vectors = np.empty((len(titles), embedded[0].shape[1]), dtype=np.float32)
+        for start, part in enumerate(embedded):
+            vectors[start::workers] = part
+        return vectors
+
+    return embed
 
 
 def _embed_task(recipe: Recipe, model: EvaluatedModel, titles: Sequence[str]) -> Vectors:

@@ -1,52 +1,85 @@
 """Ranks candidates for one history, to try a model by hand."""
 
-from collections.abc import Sequence
-
-import numpy as np
-import pyarrow as pa
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from cluster.console import Say
 from cluster.errors import RecipeError
 from cluster.storage import read_text
 from corpus.ingest.titles import clean_title
+from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
-from cprec.downstream.scoring import EvaluatedModel, load_model
-from cprec.downstream.trial import build_encoders
-from cprec.evaluate.candidate_scoring import score_samples
-from cprec.evaluate.scoring_check import choose_scoring
-from cprec.model.context_length import require_context
+from cprec.downstream.scoring import EvaluatedModel
+from cprec.model.base_uri import is_unbuilt, resolve_base
+from cprec.ranking.histories import read_user_history
+from cprec.ranking.items import DomainItems, open_items, require_text_only
+from cprec.ranking.ranker import MIN_CANDIDATES, Ranker
 
 
-def read_candidate_titles(uri: str) -> list[str]:
-    """Reads candidate titles from a text file, one a line, without empty and repeated ones.
+@dataclass(frozen=True)
+class Request:
+    """A history, and the candidates that are to be ranked as its next item.
 
-    Raises:
-        RecipeError: There are fewer than two.
+    Attributes:
+        history: Titles or item ids, the oldest first.
+        candidates: Titles or item ids.
+        items: Items of the domain that the ids are of; None: they are titles.
     """
-    cleaned = (clean_title(line) for line in read_text(uri).splitlines())
-    titles = list(dict.fromkeys(title for title in cleaned if title))
-    if len(titles) < 2:
-        raise RecipeError(
-            f"--candidates {uri}: {len(titles)} title(s), one a line; a ranking takes two at least"
-        )
-    return titles
+
+    history: Sequence[str]
+    candidates: Sequence[str]
+    items: DomainItems | None
 
 
-def recommend(
+def plan_request(
     recipe: Recipe,
     model: EvaluatedModel,
     history: Sequence[str],
-    candidates: Sequence[str],
-    say: Say,
+    candidates_uri: str,
+    are_ids: bool = False,
+    user: str | None = None,
+) -> Request:
+    """Reads and checks a request. Loads no model.
+
+    Args:
+        recipe: Corpus and domain of items.
+        model: The model that is to rank.
+        history: Titles or item ids, the oldest first.
+        candidates_uri: Text file of candidates, one a line.
+        are_ids: Whether history and candidates are item ids.
+        user: User of the corpus whose history is taken; then the candidates are item ids.
+
+    Raises:
+        RecipeError: Titles for a hybrid model, too few candidates, or both history and user.
+        DataError: The domain has no such item or user.
+        RunError: The model is hybrid, and does not know the items.
+    """
+    if user is not None and history:
+        raise RecipeError("--user and --history: give one of them")
+    if user is None and not are_ids:
+        require_text_only(model)
+        candidates = _read_lines(candidates_uri, clean_title)
+        return Request([clean_title(title) for title in history], candidates, None)
+    corpus, items = open_items(recipe, model)
+    candidates = _read_lines(candidates_uri, str.strip)
+    items.find(candidates)
+    if user is not None:
+        found = read_user_history(corpus, items.domain, user, recipe.data.max_history)
+        history = items.ids(found)
+    items.find(history)
+    return Request(history, candidates, items)
+
+
+def rank(
+    recipe: Recipe, model: EvaluatedModel, request: Request, say: Say
 ) -> list[tuple[str, float]]:
-    """Ranks candidates as the next item of a history.
+    """Ranks the candidates of a request.
 
     Args:
         recipe: Precision and longest prompt.
-        model: The text-only model that ranks.
-        history: Titles, the oldest first.
-        candidates: Titles.
-        say: Takes a line where the model is scored the slow way.
+        model: The model that ranks.
+        request: The request.
+        say: Takes lines of progress.
 
     Returns:
         The candidates, the likeliest first, each with its share of the likelihood of them all. The
@@ -54,23 +87,36 @@ def recommend(
         close to 1, also where the model is often wrong.
 
     Raises:
-        RecipeError: The model is hybrid; it needs items, for which titles do not suffice.
+        DataError: The candidates do not fit into model.max_tokens.
     """
-    require_context(model.base, model.revision, recipe.model.max_tokens)
-    network, tokenizer = load_model(recipe, model)
-    titles = [clean_title(title) for title in history] + list(candidates)
-    # One sample of a catalogue that holds nothing else: item i has title i.
-    items = {index: (title, index) for index, title in enumerate(titles)}
-    encoder = build_encoders(tokenizer, recipe.model.max_tokens, network, items).for_evaluation
-    indices = list(range(len(titles)))
-    sample = pa.table(
-        {"history": [indices[: len(history)]], "candidates": [indices[len(history) :]]}
-    )
-    way = choose_scoring(network, recipe.model.max_tokens)
-    if way.reason:
-        say(f"each candidate is scored on its own, as one pass is wrong: {way.reason}")
-    scores = score_samples(network, encoder, sample, 1, way)[0]
-    # Softmax over the candidates.
-    weights = np.exp(scores - scores.max())
-    ranking = np.argsort(-scores, kind="stable")
-    return [(candidates[i], float(weights[i] / weights.sum())) for i in ranking]
+    if is_unbuilt(recipe, model.base):
+        resolve_base(recipe, Corpus.open(recipe.corpus, recipe.corpus_version), say)
+    if (items := request.items) is None:
+        ranker = Ranker.load(recipe, model, say)
+        query = ranker.encode_titles(request.history, request.candidates)
+        names = list(request.candidates)
+    else:
+        ranker = Ranker.load(recipe, model, say, items.domain)
+        indices = items.find(request.candidates)
+        query = ranker.encode_items(items.find(request.history), indices)
+        titles = items.titles(indices)
+        names = [f"{name}  {title}" for name, title in zip(request.candidates, titles, strict=True)]
+    ranking = ranker.rank([query])[0]
+    order, shares = ranking.order.tolist(), ranking.probabilities.tolist()
+    return [(names[i], share) for i, share in zip(order, shares, strict=True)]
+
+
+def _read_lines(uri: str, clean: Callable[[str], str]) -> list[str]:
+    """Reads candidates from a text file, one a line, without empty and repeated ones.
+
+    Raises:
+        RecipeError: There are fewer than two.
+    """
+    cleaned = (clean(line) for line in read_text(uri).splitlines())
+    candidates = list(dict.fromkeys(line for line in cleaned if line))
+    if len(candidates) < MIN_CANDIDATES:
+        raise RecipeError(
+            f"--candidates {uri}: {len(candidates)} of them, one a line; a ranking takes two at "
+            "least"
+        )
+    return candidates

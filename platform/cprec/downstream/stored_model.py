@@ -1,0 +1,93 @@
+"""The forms in which a trained language model is stored, and how each is told and checked.
+
+a checkpoint        manifest.json, adapter/ and, of a hybrid model, behaviour/
+an adapter          a PEFT directory, such as the adapter/ of a checkpoint
+a merged model      a model directory (config.json) and, of a hybrid model, behaviour/
+"""
+
+import json
+import posixpath
+from dataclasses import dataclass
+from enum import StrEnum
+
+from cluster import storage
+from cluster.errors import RunError
+from cprec.downstream.known_items import BEHAVIOUR_FOLDER
+from cprec.model.adapter import ADAPTER_WEIGHTS
+from cprec.runs import checkpoint
+
+ADAPTER_CONFIG = "adapter_config.json"
+"""File that makes a folder a PEFT directory."""
+MODEL_CONFIG = "config.json"
+"""File that makes a folder a model directory."""
+
+
+class Form(StrEnum):
+    """How a model is stored."""
+
+    CHECKPOINT = "checkpoint"
+    ADAPTER = "adapter"
+    MERGED = "merged model"
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """A stored model.
+
+    Attributes:
+        uri: Its folder.
+        form: How it is stored there.
+    """
+
+    uri: str
+    form: Form
+
+    @classmethod
+    def at(cls, uri: str) -> "StoredModel":
+        """Returns the model at a URI; what is neither adapter nor model is a checkpoint, or none.
+
+        Args:
+            uri: Its folder.
+        """
+        if not storage.exists(storage.join(uri, checkpoint.MANIFEST)):
+            for name, form in ((ADAPTER_CONFIG, Form.ADAPTER), (MODEL_CONFIG, Form.MERGED)):
+                if storage.exists(storage.join(uri, name)):
+                    return cls(uri, form)
+        return cls(uri, Form.CHECKPOINT)
+
+    @property
+    def adapter_uri(self) -> str | None:
+        """Folder of the weights that are loaded onto the base; None of a merged model."""
+        match self.form:
+            case Form.CHECKPOINT:
+                return storage.join(self.uri, checkpoint.ADAPTER)
+            case Form.ADAPTER:
+                return self.uri
+        return None
+
+    @property
+    def named_base(self) -> str | None:
+        """The base that an adapter directory names; None where it names none."""
+        if self.form != Form.ADAPTER:
+            return None
+        config = json.loads(storage.read_text(storage.join(self.uri, ADAPTER_CONFIG)))
+        base = config.get("base_model_name_or_path")
+        return None if base is None else str(base)
+
+    def verify(self) -> None:
+        """Checks that the model is there, and of a checkpoint that every byte is as it was.
+
+        Raises:
+            RunError: A file is missing or damaged, or there is no model.
+        """
+        if self.form == Form.CHECKPOINT:
+            checkpoint.verify(self.uri)
+        if self.form == Form.ADAPTER:
+            if not storage.exists(storage.join(self.uri, ADAPTER_WEIGHTS)):
+                raise RunError(f"{self.uri}: {ADAPTER_CONFIG}, but no {ADAPTER_WEIGHTS} beside it")
+            parent = posixpath.dirname(self.uri)
+            if storage.exists(storage.join(parent, BEHAVIOUR_FOLDER)):
+                raise RunError(
+                    f"{self.uri}: the adapter of a hybrid model, whose projector is beside it; "
+                    f"name {parent}"
+                )

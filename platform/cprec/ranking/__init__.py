@@ -1,0 +1,1 @@
+"""Ranks candidates for histories with a model that is loaded once."""
