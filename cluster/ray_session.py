@@ -26,6 +26,9 @@ SOURCE_ROOT = Path(__file__).resolve().parent.parent
 
 LOOPBACK = "127.0.0.1"
 
+SESSIONS_ROOT = Path("/tmp")  # noqa: S108  what is below it is checked
+"""Where each user has a folder for local sessions."""
+
 
 def package_folders() -> list[str]:
     """Returns the folders of the packages that every worker needs."""
@@ -118,7 +121,7 @@ def private_folder() -> Path:
     Ray makes its own folders, with sockets, logs and spilled data, writable for everybody. The
     path is short, because that of a socket has at most 107 bytes.
     """
-    folder = Path("/tmp") / f"cprec-{os.getuid()}"  # noqa: S108  checked below
+    folder = SESSIONS_ROOT / f"cprec-{os.getuid()}"
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
     found = folder.lstat()

@@ -1,4 +1,4 @@
-"""A local run listens on the loopback interface, keeps its session private, and stores no secret."""
+"""A local run listens on loopback, keeps its session private, and stores no secret."""
 
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """Recipe files: YAML to a recipe and back, messages for wrong ones, keys under their old names."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -196,3 +198,14 @@ def test_an_alias_that_is_used_twice_is_fine(tmp_path: Path) -> None:
 def test_a_run_has_no_name_that_the_storage_uses_itself(tmp_path: Path, name: str) -> None:
     with pytest.raises(RecipeError, match=r"run: .*storage has a folder or file of that name"):
         load(tmp_path, f"run: {name}")
+
+
+@pytest.mark.parametrize("name", ["..", ".", "../x", "a/b", "a\\b", "/etc", "a\n", "~", "%2e%2e"])
+@pytest.mark.parametrize("key", ["run", "data.domains", "data.held_out", "finetune.domain"])
+def test_a_name_that_would_leave_its_folder_is_refused(tmp_path: Path, key: str, name: str) -> None:
+    section, _, field = key.partition(".")
+    value = [name] if key.startswith("data.") else name
+    file = tmp_path / "recipe.yaml"
+    file.write_text(json.dumps({section: {field: value} if field else value}))
+    with pytest.raises(RecipeError, match=re.escape(key)):
+        load_recipe(str(file))
