@@ -8,17 +8,27 @@ import logging
 import os
 import secrets
 import signal
+import socket
+import stat
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import ray
+from ray._private import ray_constants
 
+from cluster.errors import UserError
 from cluster.session_watch import end_with_session
 
 SOURCE_ROOT = Path(__file__).resolve().parent.parent
 """The folder of `cluster` and `corpus`; `cprec` is in `platform/` here, in a wheel beside them."""
+
+
+LOOPBACK = "127.0.0.1"
+
+SESSIONS_ROOT = Path("/tmp")  # noqa: S108  what is below it is checked
+"""Where each user has a folder for local sessions."""
 
 
 def package_folders() -> list[str]:
@@ -70,7 +80,7 @@ def ray_session(address: str, num_cpus: int) -> Iterator[None]:
         # authentication on in every later `ray start` of this user. RAY_AUTH_MODE is not set here:
         # parts of Ray read it when they are imported, which has already happened.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    with preserve_sigterm_handler():
+    with preserve_sigterm_handler(), loopback_only() if is_local else nullcontext():
         session = ray.init(
             address=resolved,
             num_cpus=num_cpus if is_local else None,
@@ -80,12 +90,49 @@ def ray_session(address: str, num_cpus: int) -> Iterator[None]:
             logging_level=logging.ERROR,
             runtime_env={"py_modules": package_folders()},
             _system_config=_local_system_config(num_cpus) if is_local else None,
+            _temp_dir=str(private_folder() / "ray") if is_local else None,
+            _node_ip_address=LOOPBACK if is_local else None,
         )
     try:
         with end_with_session(session, is_local):
             yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def loopback_only() -> Iterator[None]:
+    """Lets a session that starts in the `with` block listen on the loopback interface only.
+
+    Ray replaces a loopback address by the machine's own, unless it may not form clusters. That is
+    so on macOS and Windows; elsewhere it reads a variable of the environment when it is imported,
+    which has already happened. What listens nevertheless: docs/operations/network.md.
+    """
+    interfaces = {name for _, name in socket.if_nameindex()}
+    if name := next((name for name in ("lo", "lo0") if name in interfaces), None):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)  # the workers inherit it
+    may_form_clusters = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = may_form_clusters
+
+
+def private_folder() -> Path:
+    """Returns a folder that only this user can enter, below which local sessions have theirs.
+
+    Ray makes its own folders, with sockets, logs and spilled data, writable for everybody. The
+    path is short, because that of a socket has at most 107 bytes.
+    """
+    folder = SESSIONS_ROOT / f"cprec-{os.getuid()}"
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise UserError(f"{folder}: not a folder of this user, who needs it; move it away")
+    folder.chmod(0o700)
+    return folder
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from xdist.scheduler import LoadFileScheduling
 from corpus import append, build
 from cprec.config.recipe_file import load_recipe
 from tests.integration import jobs
+from tests.integration.observed_run import ObservedRun, observe
 
 TESTS = Path(__file__).resolve().parent
 
@@ -26,6 +27,7 @@ SMALL_RUN_FILES = (
     "tests/faults/test_kills.py",
     "tests/integration/test_cpt.py",
     "tests/integration/test_batch_recommend.py",
+    "tests/integration/test_doors.py",
 )
 """Files whose tests share the small run (fixture `whole`)."""
 
@@ -78,10 +80,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def whole(place: Path) -> Path:
-    """The folder of the small run, trained without a fault; it also builds the tiny base."""
-    ended = jobs.run("cpt", place / "recipe.yaml")
+def observed(place: Path) -> ObservedRun:
+    """The small run, trained without a fault; it also builds the tiny base."""
+    ended = observe("cpt", place / "recipe.yaml")
     assert re.search(r"audit: (\d[\d,]*) planned, 0 missing, 0 repeated", ended.stdout)
+    return ended
+
+
+@pytest.fixture(scope="session")
+def whole(place: Path, observed: ObservedRun) -> Path:
+    """The folder of the small run."""
     return place / "runs" / "small"
 
 

@@ -198,6 +198,11 @@ def digest_of_list(files: Mapping[str, FileDigest]) -> str:
     return sha256(json.dumps(entries).encode())
 
 
+def _leaves_folder(name: str) -> bool:
+    """Returns whether a name in a manifest is not one of a file below the checkpoint's folder."""
+    return name.startswith("/") or "://" in name or ".." in name.split("/")
+
+
 def _read_manifest(uri: str) -> Manifest:
     """Reads a manifest, and checks that it lists what every checkpoint has.
 
@@ -212,6 +217,8 @@ def _read_manifest(uri: str) -> Manifest:
         raise RunError(f"{uri}: no such file; the checkpoint was never completed") from None
     except (ValueError, RecursionError):
         raise RunError(f"{uri}: not a manifest; the checkpoint is unusable") from None
+    if outside := [name for name in manifest.files if _leaves_folder(name)]:
+        raise RunError(f"{uri}: lists {outside[0]!r}, outside its folder; it is not used")
     # Earlier builds wrote no digest of the list itself.
     if manifest.digest not in (None, digest_of_list(manifest.files)):
         raise RunError(f"{uri}: its list of files is not as it was written; corrupt")

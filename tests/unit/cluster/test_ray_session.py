@@ -5,13 +5,17 @@ No test here starts Ray.
 
 import os
 import signal
+import stat
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from ray._private import ray_constants
 
 from cluster import ray_session
+from cluster.errors import UserError
 
 
 def test_auto_is_the_cluster_of_the_submitted_job_else_local(
@@ -55,3 +59,47 @@ def test_sigterm_while_ray_starts_is_an_interrupt() -> None:
     with pytest.raises(KeyboardInterrupt):
         imitate_ray_init(sigterm_arrives=True)
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_the_folder_of_local_sessions_is_closed_to_others_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_session, "SESSIONS_ROOT", tmp_path)
+    folder = ray_session.private_folder()
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    folder.chmod(0o777)
+    assert ray_session.private_folder() == folder
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "link to nowhere", "somebody else's"])
+def test_a_folder_that_is_not_the_users_own_is_refused(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_session, "SESSIONS_ROOT", tmp_path)
+    (tmp_path / "other").mkdir()
+    folder = tmp_path / f"cprec-{os.getuid()}"
+    if kind == "file":
+        folder.write_text("")
+    elif kind == "link":
+        folder.symlink_to(tmp_path / "other")
+    elif kind == "link to nowhere":
+        folder.symlink_to(tmp_path / "nowhere")
+    else:
+        folder.mkdir()
+        user = os.getuid()
+        monkeypatch.setattr(os, "getuid", lambda: user + 1)
+        folder.rename(tmp_path / f"cprec-{user + 1}")
+    with pytest.raises(UserError, match="not a folder of this user"):
+        ray_session.private_folder()
+
+
+def test_clusters_may_be_formed_again_after_a_local_session(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    with suppress(KeyboardInterrupt), ray_session.loopback_only():
+        assert not ray_constants.ENABLE_RAY_CLUSTER
+        raise KeyboardInterrupt
+    assert before == ray_constants.ENABLE_RAY_CLUSTER

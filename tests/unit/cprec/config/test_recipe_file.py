@@ -1,5 +1,7 @@
 """Recipe files: YAML to a recipe and back, messages for wrong ones, keys under their old names."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -204,3 +206,14 @@ def test_answers_of_text_cannot_rank_a_catalogue() -> None:
     recipe = validate_recipe({"evaluate": {"candidates": "catalogue"}}, "the test")
     assert recipe.evaluate.form == "catalogue"
     assert validate_recipe({"evaluate": {"mode": "generate"}}, "it").evaluate.form == "generate"
+
+
+@pytest.mark.parametrize("name", ["..", ".", "../x", "a/b", "a\\b", "/etc", "a\n", "~", "%2e%2e"])
+@pytest.mark.parametrize("key", ["run", "data.domains", "data.held_out", "finetune.domain"])
+def test_a_name_that_would_leave_its_folder_is_refused(tmp_path: Path, key: str, name: str) -> None:
+    section, _, field = key.partition(".")
+    value = [name] if key.startswith("data.") else name
+    file = tmp_path / "recipe.yaml"
+    file.write_text(json.dumps({section: {field: value} if field else value}))
+    with pytest.raises(RecipeError, match=re.escape(key)):
+        load_recipe(str(file))

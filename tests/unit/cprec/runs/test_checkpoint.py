@@ -237,3 +237,19 @@ def test_checkpoints_are_due_each_so_many_samples_and_where_a_phase_ends(
     due = [after for before, after in steps if checkpoint.is_due(before, after, every, ends)]
     assert set(ends) <= set(due)
     assert all(b - a < every + batch for a, b in zip([0, *due], due, strict=False))
+
+
+@pytest.mark.parametrize("name", ["../other", "adapter/../../other", "/etc/passwd", "s3://b/x"])
+def test_a_manifest_that_names_a_file_outside_its_folder_is_not_used(
+    tmp_path: Path, name: str
+) -> None:
+    run = tmp_path / "run"
+    save(run, 30)
+    manifest = Path(save(run, 40), "manifest.json")
+    content = json.loads(manifest.read_text())
+    content["files"][name] = next(iter(content["files"].values()))
+    content.pop("digest", None)
+    manifest.write_text(json.dumps(content))
+    found, ignored = checkpoint.find_latest(str(run))
+    assert found == CheckpointName(30, 0)
+    assert "outside its folder" in ignored[0]

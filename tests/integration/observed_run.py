@@ -1,0 +1,109 @@
+"""A job that is watched from outside while it runs: its sockets, its Ray session, its output.
+
+Its environment holds a secret wherever users keep one.
+"""
+
+import base64
+import os
+import stat
+import time
+import urllib.parse
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from cluster.ray_session import private_folder
+from tests.integration import jobs
+
+SECRETS = {
+    "AWS_ACCESS_KEY_ID": "AKIA" + "PLANTED0" * 2,
+    "AWS_SECRET_ACCESS_KEY": "pl4nted/aws+secret=key",
+    "AWS_SESSION_TOKEN": "pl4nted/aws+session=token",
+    "HF_TOKEN": "hf_pl4ntedhubtoken000000000000",
+    "MLFLOW_TRACKING_USERNAME": "pl4nted-mlflow-user",
+    "MLFLOW_TRACKING_PASSWORD": "pl4nted:mlflow/password",
+    "MLFLOW_TRACKING_TOKEN": "pl4nted-mlflow-token",
+    "MLFLOW_TRACKING_URI": "https://someone:pl4nted-uri-password@mlflow.invalid",
+    "PGPASSWORD": "pl4nted-postgres-password",
+    "RAY_AUTH_TOKEN": "9140ed" * 10,
+}
+"""Variables of the environment that hold secrets."""
+
+
+@dataclass(frozen=True)
+class ObservedRun:
+    """What a job showed of itself while it ran.
+
+    Attributes:
+        stdout: Its output.
+        stderr: Its messages.
+        session: Folder of its local Ray session.
+        listeners: Process title and address of each TCP socket on which it listened.
+        command_lines: Command lines of its processes.
+    """
+
+    stdout: str
+    stderr: str
+    session: Path
+    listeners: set[tuple[str, str]]
+    command_lines: set[str]
+
+
+def observe(job: str, *arguments: str | Path) -> ObservedRun:
+    """Runs a job to its end, with planted secrets, and looks at its processes meanwhile."""
+    listeners: set[tuple[str, str]] = set()
+    command_lines: set[str] = set()
+    process = jobs.start(job, *arguments, environment=SECRETS)
+    end = time.monotonic() + jobs.LIMIT_S
+    try:
+        while process.poll() is None and time.monotonic() < end:
+            with suppress(psutil.NoSuchProcess):
+                driver = psutil.Process(process.pid)
+                for member in [driver, *driver.children(recursive=True)]:
+                    with suppress(psutil.NoSuchProcess):
+                        title = " ".join(member.cmdline())
+                        command_lines.add(title)
+                        for connection in member.net_connections(kind="tcp"):
+                            if connection.status == psutil.CONN_LISTEN:
+                                listeners.add((title[:60], connection.laddr.ip))
+            time.sleep(0.5)
+    finally:
+        process.kill()
+    stdout, stderr = process.communicate()
+    assert process.returncode == 0, f"{stdout[-3000:]}\n{stderr[-3000:]}"
+    [session] = (private_folder() / "ray").glob(f"session_*_{process.pid}")
+    return ObservedRun(stdout, stderr, session, listeners, command_lines)
+
+
+def spellings(secret: str) -> Iterator[bytes]:
+    """Yields a secret as text holds it: plain, quoted for a URL, or in base64 at any offset."""
+    yield secret.encode()
+    yield urllib.parse.quote(secret, safe="").encode()
+    yield urllib.parse.quote(secret).encode()
+    for offset in range(3):
+        encoded = base64.b64encode(b"x" * offset + secret.encode())
+        yield encoded[4 if offset else 0 : len(encoded) // 4 * 4 - 4]
+
+
+def find_secrets(folder: Path) -> set[tuple[str, str]]:
+    """Returns which file below a folder holds which secret, as path and variable."""
+    found = set()
+    for path in folder.rglob("*"):
+        if path.is_symlink() or not path.is_file():
+            continue
+        content = path.read_bytes()
+        for name, secret in SECRETS.items():
+            if any(spelling in content for spelling in spellings(secret)):
+                found.add((str(path), name))
+    return found
+
+
+def is_private(path: Path) -> bool:
+    """Returns whether a folder above a path lets only its owner, who is this user, enter."""
+    return any(
+        parent.stat().st_uid == os.getuid() and not stat.S_IMODE(parent.stat().st_mode) & 0o077
+        for parent in path.parents
+    )
