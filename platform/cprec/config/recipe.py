@@ -203,6 +203,11 @@ class TrainSettings(Section):
         description="torch.compile the layers (GPU); "
         "packed rows are then filled up to train.pack_tokens",
     )
+    cuda_graphs: Literal["auto", "never"] = Field(
+        "auto",
+        description="replay passes as CUDA graphs, which small models need to fill a GPU; auto: at "
+        "ZeRO stage 0 with packed rows, where memory holds a pass twice",
+    )
     profile: int = Field(
         0, ge=0, description="number of steps that torch profiles into <run>/profile/"
     )

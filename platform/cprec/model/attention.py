@@ -386,7 +386,7 @@ def _attend_by_sample(
     window: int | None,
 ) -> torch.Tensor:
     """Attends causally, sample by sample, to no more than `window` tokens."""
-    sizes = [stop - start for start, stop in itertools.pairwise(bounds)]
+    sizes = [stop - start for start, stop in itertools.pairwise(bounds) if stop > start]
     parts = (torch.split(x, sizes, dim=2) for x in (query, key, value))
     out = []
     for q, k, v in zip(*parts, strict=True):

@@ -26,6 +26,7 @@ CHANGEABLE_KEYS = (
     "data.distribute_above",
     "train.pack",
     "train.compile",
+    "train.cuda_graphs",
     "train.micro_batch",
     "train.profile",
     "train.recompute",

@@ -16,7 +16,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from cprec.config.recipe import TrainSettings
-from cprec.model import self_check
+from cprec.model import attention, self_check
 from cprec.model.adapter import fuse_lora, trainable_parameters
 from cprec.model.libraries import silence_libraries
 from cprec.model.training_state import TrainingState
@@ -25,6 +25,7 @@ from cprec.train import device, pack_check
 from cprec.train.flat_adam import FlatAdam
 from cprec.train.forward import supervised_logits
 from cprec.train.memory import choose_memory_settings, pack_tokens
+from cprec.train.static_pass import NO_TARGET, CudaGraphs, PassInputs, StaticPasses
 from cprec.train.zero import ZeroAdam
 
 
@@ -155,7 +156,10 @@ class Engine:
         # Not before the check, whose shapes are not those of training.
         if settings.compile:
             for layer in decoder_layers(model):
-                layer.compile()
+                layer.compile(dynamic=True)
+        self._longest = max_tokens
+        self._loss_total = torch.zeros((), device=self.device)
+        self._static_passes = self._prepare_static_passes(settings)
 
     @property
     def micro_batch_spec(self) -> MicroBatchSpec:
@@ -201,13 +205,17 @@ class Engine:
                 that sums the loss.
         """
         torch.manual_seed(seed)
-        totals = torch.tensor([0.0, float(stop)], device=self.device)  # loss, wishes to stop
+        self._loss_total.zero_()
         for micro_batch in micro_batches:
-            loss = self._loss_sum(micro_batch)
-            totals[0] += loss.detach()
-            self._adam.backward(loss, supervised_tokens)
+            if self._static_passes is not None:
+                self._static_passes.run(micro_batch, 1 / supervised_tokens)
+            else:
+                loss = self._loss_sum(micro_batch)
+                self._loss_total += loss.detach()
+                self._adam.backward(loss, supervised_tokens)
         grad_norm = self._adam.step(lr)
         self.steps += 1
+        totals = torch.stack([self._loss_total, torch.tensor(float(stop), device=self.device)])
         dist.all_reduce(totals)
         loss_sum, stops = totals.tolist()
         return StepResult(
@@ -215,6 +223,39 @@ class Engine:
             grad_norm=grad_norm,
             stop=stops > 0,
         )
+
+    def _prepare_static_passes(self, settings: TrainSettings) -> StaticPasses | None:
+        """Returns what replays passes as CUDA graphs; None where they are computed plainly."""
+        wanted = settings.cuda_graphs == "auto" and self.device.type == "cuda"
+        possible = (
+            isinstance(self._adam, FlatAdam)
+            and self.packed
+            and not settings.inexact_keys
+            and not self.recomputes_activations
+        )
+        if not (wanted and possible):
+            return None
+        return StaticPasses(self._compute_static_pass, self.device, CudaGraphs())
+
+    def _compute_static_pass(self, inputs: PassInputs) -> None:
+        """Adds the loss of a pass to its total, and the gradients to their sum."""
+        assert isinstance(self._adam, FlatAdam)
+        longest = min(self._longest, inputs.ids.numel())
+        logits = self.model(
+            input_ids=inputs.ids,
+            position_ids=inputs.positions,
+            logits_to_keep=inputs.supervised,
+            use_cache=False,
+            **attention.packed_arguments(inputs.bounds, longest),
+        ).logits[0]
+        loss = F.cross_entropy(
+            logits.float(), inputs.targets, reduction="sum", ignore_index=NO_TARGET
+        )
+        self._loss_total += loss.detach()
+        gradients = torch.autograd.grad(
+            loss * inputs.weight, list(self._adam.parameters.values()), allow_unused=True
+        )
+        self._adam.add_gradients(gradients)
 
     @torch.no_grad()
     def total_loss(self, micro_batches: Sequence[MicroBatch]) -> float:
