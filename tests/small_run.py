@@ -16,13 +16,14 @@ import pytest
 import torch
 
 from cluster.errors import UserError
-from cluster.storage import join, write_text
+from cluster.storage import join
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
 from cprec.model.training_state import TrainingState
 from cprec.runs import checkpoint
 from cprec.runs.audit import audit
-from cprec.runs.control.lease import HeldLease, claim
+from cprec.runs.control.attempts import begin_attempt
+from cprec.runs.control.lease import HeldLease, Lease, claim
 from cprec.runs.json_lines import open_events
 from cprec.runs.recipe_lock import check_unchanged, write_recipe
 from cprec.runs.records import AUDIT_FILE, AuditReport, RunFinished
@@ -67,14 +68,14 @@ def drive(recipe: Recipe, corpus: Corpus) -> AuditReport:
         run_plan, is_new = resolve_run_plan(
             recipe, run_uri, corpus, check_unchanged(recipe, run_uri, ())
         )
-        write_recipe(recipe, run_uri)
-        run_plan.write(run_uri)
+        write_recipe(recipe, run_uri, held.lease)
+        run_plan.write(run_uri, held.lease)
         if is_new:
-            _record_start(recipe, run_uri, run_plan)
+            _record_start(recipe, run_uri, run_plan, held.lease)
         newest, _ = find_last_checkpoint(run_uri)
         if newest is None or newest.samples < run_plan.plan.total_samples:
             _train(recipe, run_uri, corpus, held)
-        return _finish(run_uri, corpus)
+        return _finish(run_uri, corpus, held.lease)
 
 
 def _train(recipe: Recipe, run_uri: str, corpus: Corpus, held: HeldLease) -> None:
@@ -104,10 +105,10 @@ def _retry(call: Callable[[], T]) -> T:
 def _train_group(run_uri: str, corpus: Corpus, actor: ControllerActor) -> None:
     """Plays a worker: finds the checkpoint, trains to the end of the plan, and saves."""
     name, problems = find_last_checkpoint(run_uri)
-    attempts = [saved.attempt for saved in checkpoint.list_checkpoints(run_uri)]
+    lease = actor._state.lease
     uri = checkpoint.checkpoint_uri(run_uri, name) if name else None
     ledger = checkpoint.read_ledger(uri) if uri else Ledger(actor.plan())
-    attempt = max(attempts, default=-1) + 1
+    attempt = begin_attempt(lease, 0, ledger.samples, uri, 1).number
     actor.begin_attempt(WorkerGroup(attempt, 1, ledger.samples, uri), problems)
     while (issued := actor.issue_segment(attempt, ledger.samples, 0)) is not None:
         assert isinstance(issued, AssignedSegment), "held open, and nobody releases it"
@@ -140,19 +141,19 @@ def _save(
         checkpoint.save_training_state(TrainingState(weights, {}, ledger.steps), Path(folder))
         (Path(folder) / checkpoint.ADAPTER).mkdir()
         (Path(folder) / checkpoint.ADAPTER / "adapter_config.json").write_text("{}")
-        checkpoint.commit(Path(folder), uri, replace(ledger, plan=plan))
+        checkpoint.commit(Path(folder), uri, replace(ledger, plan=plan), actor._state.lease)
     actor.record_checkpoint(ledger.samples, uri)
-    checkpoint.prune(run_uri, 2, ends, name)
+    checkpoint.prune(run_uri, 2, ends, name, actor._state.lease)
 
 
-def _finish(run_uri: str, corpus: Corpus) -> AuditReport:
+def _finish(run_uri: str, corpus: Corpus, lease: Lease) -> AuditReport:
     """Plays the end of a driver: audit and last event."""
     records = read_run_records(run_uri)
     assert records.run_plan is not None
     plan = records.run_plan.plan
     report = audit(plan, records.trace, sample_id_reader(corpus.streams_by_key(), plan))
-    write_text(join(run_uri, AUDIT_FILE), json.dumps(report.to_json()))
-    events = open_events(run_uri)
+    lease.replace(join(run_uri, AUDIT_FILE), json.dumps(report.to_json()).encode())
+    events = open_events(run_uri, lease)
     if not any(isinstance(event, RunFinished) for event in events.read()):
         last = checkpoint.latest_uri(run_uri)
         events.append(RunFinished(samples=plan.total_samples, checkpoint=last))
@@ -170,7 +171,7 @@ def outcome(recipe: Recipe) -> tuple[object, ...]:
     return (
         run_plan.plan,
         run_plan.hold,
-        [row.to_json() for row in records.trace],
+        [row.model_copy(update={"lease": None}) for row in records.trace],
         weights["w"].tolist(),
         sum(isinstance(event, RunFinished) for event in records.events),
     )

@@ -7,9 +7,10 @@ import json
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from cluster.storage import join, read_text_if_exists, write_text
+from cluster.storage import join, read_text_if_exists
 from corpus.sampling.source import SourceKind
 from corpus.store.tables import Corpus, Stream
+from cprec.runs.control.fence import UNFENCED, RunWriter
 from cprec.runs.portions import domain_names, select_streams
 from cprec.runs.records import PLAN_FILE
 from cprec.schedule.plan import Plan
@@ -29,6 +30,7 @@ class RunPlan:
         closed: Whether annealing was called, so that nothing joins any more.
         parent: URI of the checkpoint that the run goes on from; None: it started from the base.
         token_form: Rules by which its text becomes tokens (cprec.runs.token_form).
+        lease: Number of the lease under which it was written; 0: by an earlier release.
     """
 
     corpus: str
@@ -40,21 +42,22 @@ class RunPlan:
     closed: bool = False
     parent: str | None = None
     token_form: int = 1
+    lease: int = 0
 
     @classmethod
     def read(cls, run_uri: str) -> "RunPlan | None":
         """Reads the plan of a run; None if the run never started."""
         text = read_text_if_exists(join(run_uri, PLAN_FILE))
-        if text is None:
+        if text is None or text.isspace():  # `Lease.adopt` makes white space
             return None
         values: dict[str, Any] = json.loads(text)
         names = {key: tuple(values[key]) for key in ("domains", "passed_over")}
         return cls(**{**values, **names, "plan": Plan.from_json(values["plan"])})
 
-    def write(self, run_uri: str) -> None:
+    def write(self, run_uri: str, writer: RunWriter = UNFENCED) -> None:
         """Writes plan.json, durably."""
-        values = {**asdict(self), "plan": self.plan.to_json()}
-        write_text(join(run_uri, PLAN_FILE), json.dumps(values, indent=1))
+        values = {**asdict(self), "plan": self.plan.to_json(), "lease": writer.number or 0}
+        writer.replace(join(run_uri, PLAN_FILE), json.dumps(values, indent=1).encode())
 
     def new_streams(self, corpus: Corpus) -> tuple[list[Stream], list[Stream], list[Stream]]:
         """Returns the streams of later corpus versions that this run would train.

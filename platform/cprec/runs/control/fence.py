@@ -26,7 +26,7 @@ from typing import Protocol
 from cluster import storage
 from cluster.conditional import read_object_tag, replace_object
 from cluster.errors import PlatformFault
-from cluster.storage import filesystem, is_remote, read_bytes_if_exists, write_bytes
+from cluster.storage import filesystem, read_bytes_if_exists, write_bytes
 
 STAGING_SUFFIX = ".writes"
 """End of the name of a staging folder: leases/<number>-<token>.writes."""
@@ -59,7 +59,7 @@ class RunWriter(Protocol):
 
 
 class _UnfencedWriter:
-    """Writes without a lease: trials, which Ray Tune runs once each, and records that have ended."""
+    """Writes without a lease: checkpoints of trials, and the records of runs that have ended."""
 
     number = None
 

@@ -25,6 +25,7 @@ from enum import StrEnum
 from functools import partial
 from pathlib import Path
 
+from cluster.conditional import replace_object
 from cluster.console import Say
 from cluster.errors import RunError
 from cluster.storage import (
@@ -122,20 +123,19 @@ class Lease:
                 "too long; it stops, and writes nothing more"
             )
 
-
     def replace(self, uri: str, content: bytes) -> None:
         """Writes a text file of the run atomically and durably."""
         if is_remote(uri):
             fence.replace_tagged(uri, lambda: content, self.number, self.require)
             return
         with self._naming_the_loss():
-            fence.replace_file(uri, content, self._staging, self.require)
+            fence.replace_file(uri, content, self.staging, self.require)
 
     @contextmanager
     def appending(self, uri: str) -> Iterator[Path]:
         """Yields a path through which lines can be appended to a file of the run, on a disk."""
         with self._naming_the_loss():
-            link = fence.link_file(uri, self._staging)
+            link = fence.link_file(uri, self.staging)
             self.require()
             yield link
 
@@ -146,7 +146,7 @@ class Lease:
             remove(uri)
             return
         with self._naming_the_loss():
-            fence.remove_path(uri, self._staging, self.require)
+            fence.remove_path(uri, self.staging, self.require)
 
     def adopt(self) -> None:
         """Makes every write void that the drivers before have begun; called once, after a claim.
@@ -165,9 +165,15 @@ class Lease:
                 self.replace(uri, content)
 
     @property
-    def _staging(self) -> Path:
+    def staging(self) -> Path:
+        """The staging folder of the lease, on a disk."""
         leases = join(self.run_uri, LEASES_FOLDER)
         return fence.staging_folder(leases, self.number, self.owner.token)
+
+    def discard_staging(self) -> None:
+        """Makes this lease's own writes void."""
+        if not is_remote(self.run_uri):
+            shutil.rmtree(self.staging, ignore_errors=True)
 
     @contextmanager
     def _naming_the_loss(self) -> Iterator[None]:
@@ -175,11 +181,11 @@ class Lease:
         try:
             yield
         except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ESTALE) or self._staging.exists():
+            if error.errno not in (errno.ENOENT, errno.ESTALE) or self.staging.exists():
                 raise
             self.require()
             raise LeaseLostError(
-                f"the run {self.run} is no longer this process's: {self._staging} is gone; "
+                f"the run {self.run} is no longer this process's: {self.staging} is gone; "
                 "it stops, and writes nothing more"
             ) from error
 
@@ -304,6 +310,7 @@ def claim(run_uri: str, run: str, corpus_uri: str, say: Say) -> Iterator[HeldLea
     lease = Lease(run_uri, run, 1 if newest is None else newest.number + 1, current_owner())
     record = LeaseRecord(number=lease.number, owner=lease.owner, run=run, corpus=corpus_uri)
     if not _create(lease, record):
+        lease.discard_staging()
         raise _refusal(run, read_lease(run_uri))
     held, stop = HeldLease(lease, threading.Event()), threading.Event()
     thread = threading.Thread(target=_renew_until, args=(stop, held, record), daemon=True)
@@ -311,7 +318,7 @@ def claim(run_uri: str, run: str, corpus_uri: str, say: Say) -> Iterator[HeldLea
     try:
         if newest is not None:
             lease.adopt()
-        if is_remote(run_uri) and not _is_fenced(lease, record):
+        if is_remote(run_uri) and not _honours_conditions(lease, record):
             say(
                 f"{run_uri}: this store lets puts through whose condition (If-Match, "
                 "If-None-Match) does not hold: start no second driver of this run"
@@ -323,6 +330,7 @@ def claim(run_uri: str, run: str, corpus_uri: str, say: Say) -> Iterator[HeldLea
         with suppress(Exception):  # then others find out that the lease is not renewed
             if not lease.is_lost():
                 _write(lease, record.model_copy(update={"ended": True}))
+        lease.discard_staging()
 
 
 def _require_free(run_uri: str, run: str, newest: LeaseRecord | None, say: Say) -> None:
@@ -352,12 +360,20 @@ def _refusal(run: str, record: LeaseRecord | None) -> RunError:
 
 
 def _create(lease: Lease, record: LeaseRecord) -> bool:
-    """Creates the file of a lease; returns whether this process did."""
+    """Creates the staging folder and the file of a lease; returns whether this process did."""
     uri = _lease_uri(lease.run_uri, lease.number)
+    if not is_remote(uri):
+        lease.staging.mkdir(parents=True, exist_ok=True)
     if create_text(uri, json.dumps(record.to_json())):
         return True
     # The answer to a put that succeeded may have been lost, and the put repeated.
     return LeaseRecord.from_json(json.loads(read_text(uri))).owner == lease.owner
+
+
+def _honours_conditions(lease: Lease, record: LeaseRecord) -> bool:
+    """Returns whether a store refuses puts whose condition does not hold."""
+    uri, content = _lease_uri(lease.run_uri, lease.number), json.dumps(record.to_json())
+    return not (replace_object(uri, content.encode(), '"none"') or create_text(uri, content))
 
 
 def _write(lease: Lease, record: LeaseRecord) -> None:

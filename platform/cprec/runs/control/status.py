@@ -8,7 +8,8 @@ import json
 import time
 
 from cluster.errors import RunError
-from cluster.storage import join, read_bytes_if_exists, write_text
+from cluster.storage import join, read_bytes_if_exists
+from cprec.runs.control.fence import RunWriter
 from cprec.runs.control.lease import STALE_S, WATCH_S, Liveness, describe_owner, find_liveness
 from cprec.runs.records import STATUS_FILE, LeaseRecord, Status
 from cprec.schedule.wsa import Phase
@@ -23,7 +24,9 @@ def read_status(run_uri: str) -> Status | None:
     uri = join(run_uri, STATUS_FILE)
     content = read_bytes_if_exists(uri)
     try:
-        return None if content is None else Status.from_json(json.loads(content))
+        return (
+            None if content is None or content.isspace() else Status.from_json(json.loads(content))
+        )
     except (ValueError, TypeError, RecursionError):
         raise RunError(
             f"{uri}: not a status; a run that is under way replaces it every few seconds, "
@@ -31,9 +34,9 @@ def read_status(run_uri: str) -> Status | None:
         ) from None
 
 
-def write_status(run_uri: str, status: Status) -> None:
+def write_status(run_uri: str, status: Status, writer: RunWriter) -> None:
     """Replaces the status of a run."""
-    write_text(join(run_uri, STATUS_FILE), json.dumps(status.to_json()))
+    writer.replace(join(run_uri, STATUS_FILE), json.dumps(status.to_json()).encode())
 
 
 def is_starting(lease: LeaseRecord | None, status: Status | None) -> bool:
