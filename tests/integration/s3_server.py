@@ -24,7 +24,7 @@ _MOTO = DomainDispatcherApplication(create_backend_app)
 
 def answer(environ: dict[str, Any], start_response: Any) -> Any:
     """The WSGI application: answers one request."""
-    if "HTTP_IF_NONE_MATCH" not in environ:
+    if not {"HTTP_IF_NONE_MATCH", "HTTP_IF_MATCH"} & set(environ):
         return _MOTO(environ, start_response)
     with _LOCK:
         return _MOTO(environ, start_response)
