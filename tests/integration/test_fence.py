@@ -20,6 +20,7 @@ from cluster.storage import (
     join,
     read_bytes,
     read_bytes_if_exists,
+    sha256,
 )
 from cprec.runs import checkpoint
 from cprec.runs.checkpoint import CheckpointName
@@ -28,7 +29,7 @@ from cprec.runs.control.attempts import begin_attempt, find_successor, list_atte
 from cprec.runs.control.lease import Lease, LeaseLostError, claim
 from cprec.runs.control.status import read_status, write_status
 from cprec.runs.json_lines import open_events, open_trace, read_events, read_trace
-from cprec.runs.records import Held, Status
+from cprec.runs.records import FileDigest, Held, Manifest, Status
 from cprec.runs.run_plan import RunPlan
 from cprec.schedule.ledger import Ledger
 from cprec.schedule.plan import Plan, Portion
@@ -81,11 +82,11 @@ def save(lease: Lease, samples: int, attempt: int = 0) -> None:
         join(uri, checkpoint.LEDGER), json.dumps(Ledger(PLAN, samples).to_json()).encode()
     )
     digests = {
-        name: checkpoint.FileDigest(size=len(content), sha256=checkpoint.sha256(content))
+        name: FileDigest(size=len(content), sha256=sha256(content))
         for name in ("adapter/weights", checkpoint.LEDGER)
         for content in [read_bytes(join(uri, name))]
     }
-    manifest = checkpoint.Manifest(
+    manifest = Manifest(
         files=digests, digest=checkpoint.digest_of_list(digests), lease=lease.number
     )
     lease.replace(join(uri, checkpoint.MANIFEST), json.dumps(manifest.to_json()).encode())
@@ -108,7 +109,10 @@ def cut_trace(lease: Lease) -> Callable[[], None]:
     return lambda: trace.retain(lambda row: False)
 
 
-WRITES: dict[str, Callable[[Lease], Callable[[], object]]] = {
+Write = Callable[[Lease], Callable[[], object]]
+"""Begins a write under a lease, and returns what ends it."""
+
+WRITES: dict[str, Write] = {
     "plan": lambda lease: lambda: replace(RUN_PLAN, hold=True).write(lease.run_uri, lease),
     "status": lambda lease: (
         lambda: write_status(
@@ -124,8 +128,12 @@ WRITES: dict[str, Callable[[Lease], Callable[[], object]]] = {
             join(lease.run_uri, "checkpoints", "000000000020-0", "manifest.json"), b"{}"
         )
     ),
-    "the audit": lambda lease: lambda: lease.replace(join(lease.run_uri, "plan.json"), b"{}"),
 }
+
+
+def skip_manifest_on_store(run: str, write: object) -> None:
+    if is_remote(run) and write is WRITES["a manifest"]:
+        pytest.skip("it counts, or not, by the attempt that begins later: see below")
 
 
 def contents(run: str) -> dict[str, bytes]:
@@ -140,9 +148,10 @@ def test_a_driver_paused_between_its_look_and_its_write_changes_nothing(
     run: str,
     first: Lease,
     monkeypatch: pytest.MonkeyPatch,
-    write: Callable[..., Callable[[], None]],
+    write: Write,
 ) -> None:
     """At its look the run is still its own; when it wakes up, another one has taken over."""
+    skip_manifest_on_store(run, write)
     begun = write(first)
     require, seen = Lease.require, []
     with ExitStack() as stack:
@@ -162,7 +171,7 @@ def test_a_driver_paused_between_its_look_and_its_write_changes_nothing(
 
 @pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
 def test_a_driver_whose_look_is_late_is_refused_as_well(
-    run: str, first: Lease, write: Callable[..., Callable[[], None]]
+    run: str, first: Lease, write: Callable[[Lease], Callable[[], object]]
 ) -> None:
     begun = write(first)
     with claim(run, "trunk", "corpus", print):
@@ -226,9 +235,8 @@ def test_an_attempt_that_a_paused_driver_begins_makes_nothing_void(
 ) -> None:
     with claim(run, "trunk", "corpus", print) as held:
         own = begin_attempt(held.lease, 0, 20, "c", 1)
-        with monkeypatch.context() as patch, pytest.raises(LeaseLostError):
+        with pytest.raises(LeaseLostError):
             begin_attempt(first, 0, 0, None, 1)
-            patch.undo()
         monkeypatch.setattr(Lease, "require", lambda _: None)
         stale = begin_attempt(first, 0, 0, None, 1)
         assert stale.number > own.number
