@@ -153,13 +153,14 @@ def test_a_driver_paused_between_its_look_and_its_write_changes_nothing(
     """At its look the run is still its own; when it wakes up, another one has taken over."""
     skip_manifest_on_store(run, write)
     begun = write(first)
-    require, seen = Lease.require, []
+    require = Lease.require
+    seen: list[dict[str, bytes]] = []
     with ExitStack() as stack:
 
         def look_and_fall_asleep(lease: Lease) -> None:
             require(lease)
             if lease == first and not seen:
-                seen.append(lease)
+                seen.append({})  # it sleeps once
                 stack.enter_context(claim(run, "trunk", "corpus", print))
                 seen.append(contents(run))
 

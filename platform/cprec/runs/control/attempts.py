@@ -6,13 +6,15 @@ gone on from an older one. No two attempts have one number, so none writes into 
 """
 
 import json
-from functools import lru_cache
+import re
 
-from cluster.storage import create_text, join, list_names, read_text
+from cluster.storage import create_text, join, list_names, read_many, read_text
 from cprec.runs.control.lease import Lease
 from cprec.runs.records import Attempt
 
 ATTEMPTS_FOLDER = "attempts"
+
+_ATTEMPT_FILE = re.compile(r"[0-9]{6,18}\.json")
 
 
 def begin_attempt(
@@ -51,8 +53,9 @@ def begin_attempt(
 def list_attempts(run_uri: str) -> list[Attempt]:
     """Lists the attempts of a run, in order; earlier releases left no file of them."""
     folder = join(run_uri, ATTEMPTS_FOLDER)
-    names = [name for name in list_names(folder) if name.removesuffix(".json").isascii()]
-    attempts = [_read(join(folder, name)) for name in names if name.removesuffix(".json").isdigit()]
+    names = [name for name in list_names(folder) if _ATTEMPT_FILE.fullmatch(name)]
+    contents = read_many([join(folder, name) for name in names])
+    attempts = [Attempt.from_json(json.loads(content)) for content in contents]
     return sorted(attempts, key=_order)
 
 
@@ -74,7 +77,5 @@ def _order(attempt: Attempt) -> tuple[int, int]:
     return attempt.lease, attempt.number
 
 
-@lru_cache(maxsize=4096)
 def _read(uri: str) -> Attempt:
-    """Reads an attempt, which never changes."""
     return Attempt.from_json(json.loads(read_text(uri)))
