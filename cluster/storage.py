@@ -289,14 +289,20 @@ def remove_file(uri: str) -> None:
 
 
 def move(source: str, target: str) -> None:
-    """Moves a file, a link or a folder to a URI of the same storage that is free."""
-    fs, path = filesystem(source)
-    target_path = filesystem_path(fs, target)
-    if is_remote(source):
-        fs.mv(path, target_path, recursive=True)
+    """Moves a file, a link or a folder to a URI of the same storage that is free.
+
+    The source may have any name: none of its characters has a meaning.
+    """
+    if not is_remote(source):
+        place = Path(target.removeprefix("file://"))
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Path(source.removeprefix("file://")).rename(place)
         return
-    Path(target_path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).rename(target_path)
+    fs, target_path = filesystem(target)
+    path = filesystem_path(fs, source)
+    for file in fs.find(path) or [path]:
+        fs.cp_file(file, target_path + file.removeprefix(path))
+        fs.rm_file(file)
 
 
 def upload(directory: Path, uri: str, last: str = "") -> None:

@@ -24,7 +24,7 @@ from cluster.console import Say
 from cluster.errors import CommitConflictError, CorpusError, DataError
 from corpus import build
 from corpus.backend import AppendInput, Backend, UncommittedSamples
-from corpus.ingest import plain_text, quarantine, simulation
+from corpus.ingest import plain_text, quarantine, simulation, speaking_titles
 from corpus.local import LOCAL
 from corpus.local.append import LocalAppendInput
 from corpus.sampling import replay_text
@@ -389,6 +389,9 @@ def _try_append(
         statistics.count_samples(samples.sample_files),
         samples.mixed_users,
         append_delta.dropped + samples.dropped + Counter(title_made_distinct=num_renamed),
+        speaking_titles.count_by_domain(
+            items.filter(~catalogue.items_in_runs(items, previous["item_runs"]))
+        ),
     )
     version_metadata = {
         **{key: previous[key] for key in ("rules", "fingerprint")},
@@ -437,7 +440,7 @@ def _try_append_text(
     return build.commit_version(
         corpus.uri,
         UncommittedSamples((written,), (), 0, Counter()),
-        {**previous["statistics"], "dropped": {}},
+        {**previous["statistics"], "dropped": {}, "speaking_titles": {}},
         version_metadata,
         parent_version=corpus.version,
         transaction_id=identity,

@@ -15,7 +15,7 @@ from cluster import storage
 from cluster.console import Say
 from cluster.errors import CorpusError, DataError
 from corpus.backend import Backend, MapFunction, UncommittedSamples
-from corpus.ingest import quarantine, simulation
+from corpus.ingest import quarantine, simulation, speaking_titles
 from corpus.ingest.sources import file_splits, layout
 from corpus.local import LOCAL
 from corpus.settings import DataSettings, SimulateSettings
@@ -40,8 +40,10 @@ RULE_KEYS = (
     "mixed_min_domains",
     "mixed_min_target_domain",
     "users_together",
+    "speaking_titles",
 )
-"""Keys of `data` that all versions of a corpus share, because they decide which samples exist."""
+"""Keys of `data` that all versions of a corpus share: they decide which samples exist, or what
+stands in them."""
 
 
 def simulate_and_build(
@@ -95,6 +97,7 @@ def build(data: DataSettings, seed: int, uri: str, say: Say) -> Corpus:
         statistics.count_samples(samples.sample_files),
         samples.mixed_users,
         prepared.dropped + samples.dropped,
+        speaking_titles.count_by_domain(prepared.items),
     )
     version_metadata = {
         "fingerprint": identity,
@@ -143,6 +146,7 @@ def preview(
         prepared.sample_bounds,
         0,
         prepared.dropped,
+        speaking_titles.count_by_domain(prepared.items),
     )
 
 
@@ -299,7 +303,8 @@ def _omitted_keys(data: DataSettings) -> set[str]:
 
     So a corpus of a release that did not have these keys keeps its rules and its fingerprint.
     """
-    return set() if data.users_together else {"users_together"}
+    defaults = {"users_together": False, "speaking_titles": "keep"}
+    return {key for key, default in defaults.items() if getattr(data, key) == default}
 
 
 def fingerprint(data: DataSettings, seed: int, map_files: MapFunction = map) -> str:
@@ -319,6 +324,8 @@ def fingerprint(data: DataSettings, seed: int, map_files: MapFunction = map) -> 
         data.model_dump_json(exclude={"root", "format", "distribute_above"} | _omitted_keys(data))
     )
     settings["layout"] = layout.effective_format(data)
+    if data.speaking_titles != "keep":
+        settings["speech"] = speaking_titles.PATTERNS
     settings["domains"] = sorted(data.domains)
     settings["held_out"] = sorted(data.held_out)
     digests = file_digests(data, (*settings["domains"], *settings["held_out"]), map_files)

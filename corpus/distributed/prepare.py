@@ -190,10 +190,10 @@ def _read_domain(
     items = domain_items.titles
     if known_items is not None:
         items = local_append.add_known_items(items, known_items)
-    titled_item_ids = ray.put(items["item_id"])
+    item_ids = ray.put((items["item_id"], domain_items.dropped_ids))
     latest = cleaning.latest_valid_timestamp(data)
     splits = [split for file in interaction_files for split in file_splits.split_file(file)]
-    read = partial(_read_file_splits, domain, splits, titled_item_ids, data, latest)
+    read = partial(_read_file_splits, domain, splits, item_ids, data, latest)
     reports, tables = read(zero_is_missing=False)
     ticks = layout.TICKS_PER_SECOND[layout.from_settings(data).time_unit]
     if raw_data.is_zero_missing([report.block for report in reports], ticks):
@@ -229,7 +229,7 @@ def _read_domain(
 def _read_file_splits(
     domain: str,
     splits: Sequence[FileSplit],
-    titled_item_ids: Ref,
+    item_ids: Ref,
     data: DataSettings,
     latest: int,
     *,
@@ -241,9 +241,7 @@ def _read_file_splits(
         A report for each block, and a ref of its usable interactions (DomainInteractions).
     """
     generators = [  # all tasks are started before the first result is awaited
-        submit_generator(
-            _read_file_split, domain, split, titled_item_ids, data, latest, zero_is_missing
-        )
+        submit_generator(_read_file_split, domain, split, item_ids, data, latest, zero_is_missing)
         for split in splits
     ]
     reports: list[_BlockReport] = []
@@ -258,7 +256,7 @@ def _read_file_splits(
 def _read_file_split(
     domain: str,
     file_split: FileSplit,
-    titled_item_ids: pl.Series,
+    item_ids: tuple[pl.Series, pl.Series],
     data: DataSettings,
     latest: int,
     zero_is_missing: bool,
@@ -268,11 +266,13 @@ def _read_file_split(
     Args:
         domain: Name of the domain.
         file_split: The split.
-        titled_item_ids: Ids of the domain's items that have a title, ascending.
+        item_ids: Ids of the domain's items that have a title, ascending, and of those that
+            `data.speaking_titles` drops.
         data: Settings that say how the files are to be read.
         latest: Time after which a timestamp is unusable, in unix seconds.
         zero_is_missing: Whether the time 0 stands for none.
     """
+    titled_item_ids, dropped_item_ids = item_ids
     for block in raw_data.read_blocks(file_split, raw_data.interaction_columns(data), data):
         usable = cleaning.select_usable(
             domain,
@@ -280,6 +280,7 @@ def _read_file_split(
             titled_item_ids,
             data,
             latest,
+            dropped_item_ids=dropped_item_ids,
             zero_is_missing=zero_is_missing,
         )
         user, user_ids = remove_unused_categories(usable.interactions["user"], usable.user_ids)

@@ -61,6 +61,7 @@ def select_usable(
     data: DataSettings,
     latest: int,
     *,
+    dropped_item_ids: pl.Series | None = None,
     zero_is_missing: bool = False,
 ) -> UsableInteractions:
     """Selects the rows that can be used, judging each row by itself.
@@ -73,21 +74,30 @@ def select_usable(
         titled_item_ids: Ids of the items with a title, ascending.
         data: The settings to judge by.
         latest: Latest plausible time [Unix seconds].
+        dropped_item_ids: Ids of items that are not wanted; one that has a title all the same is.
         zero_is_missing: Whether the time 0 stands for none (`raw_data.is_zero_missing`).
     """
     # `raw` numbers items as they occur in the files; from here on, an item is numbered by its
     # position in `titled_item_ids`, null without a title.
     titled_item = encode_values(raw.item_ids, titled_item_ids)
-    rows = raw.rows.with_columns(titled_item=titled_item.gather(raw.rows["item"]))
+    if dropped_item_ids is None:
+        dropped_item_ids = pl.Series(dtype=pl.String)
+    dropped_item = titled_item.is_null() & raw.item_ids.is_in(dropped_item_ids.implode())
+    rows = raw.rows.with_columns(
+        titled_item=titled_item.gather(raw.rows["item"]),
+        is_dropped=dropped_item.gather(raw.rows["item"]).fill_null(value=False),
+    )
     ticks = layout.TICKS_PER_SECOND[layout.from_settings(data).time_unit]
     faults = {
         **_timestamp_faults(ticks, latest, zero_is_missing),
         "no_user_id": _missing_id("user", raw.user_ids),
         "no_item_id": _missing_id("item", raw.item_ids),
-        "item_without_title": pl.col("titled_item").is_null(),
+        "item_without_title": pl.col("titled_item").is_null() & ~pl.col("is_dropped"),
     }
     usable, quarantined = _separate_faulty_rows(domain, rows, faults, raw)
-    liked, dropped = _filter_by_rating(usable, data.min_rating)
+    wanted = usable.filter(~pl.col("is_dropped"))
+    liked, dropped = _filter_by_rating(wanted, data.min_rating)
+    dropped["item_with_speaking_title"] = usable.height - wanted.height
     interactions = liked.select("user", item="titled_item", timestamp=pl.col("timestamp") // ticks)
     return UsableInteractions(interactions, raw.user_ids, titled_item_ids, dropped, quarantined)
 
@@ -98,6 +108,7 @@ def clean_interactions(
     titled_item_ids: pl.Series,
     data: DataSettings,
     faulty_items: Sequence[QuarantinedRows] = (),
+    dropped_item_ids: pl.Series | None = None,
 ) -> UsableInteractions:
     """Selects the usable interactions of a whole domain, without duplicates and capped per user.
 
@@ -113,6 +124,7 @@ def clean_interactions(
         titled_item_ids,
         data,
         latest_valid_timestamp(data),
+        dropped_item_ids=dropped_item_ids,
         zero_is_missing=count_times(raw.rows["timestamp"]).is_zero_missing(ticks),
     )
     check_quarantined_fraction(

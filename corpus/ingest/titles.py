@@ -11,7 +11,7 @@ from collections.abc import Sequence
 MAX_TITLE_CHARS = 300
 """Maximum characters of a title."""
 
-_JOINERS = "\u200c\u200d"
+JOINERS = "\u200c\u200d"
 """Format characters to keep: they shape words and emoji; all others only hide or reorder text."""
 _CHAT_CONTROL = re.compile(r"<\|[^<>|]*\|>|</?s>|\[/?INST\]|<</?SYS>>", re.IGNORECASE)
 """Control tokens of chat templates, which could make a title read as an instruction."""
@@ -45,7 +45,7 @@ def _plain_character(character: str) -> str:
     category = unicodedata.category(character)
     if category == "Cc":
         return " "
-    return "" if category in ("Cf", "Cs", "Co", "Cn") and character not in _JOINERS else character
+    return "" if category in ("Cf", "Cs", "Co", "Cn") and character not in JOINERS else character
 
 
 def disambiguate_titles(

@@ -3,7 +3,7 @@
 Tables fit 80 columns if the names of domains are short.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from rich import box
@@ -14,6 +14,7 @@ from corpus.inspect import page
 from corpus.inspect.distributions import TOP_ITEM_FRACTIONS, Distributions, length_bin_labels
 from corpus.inspect.inspection import InspectionResult
 from corpus.inspect.leakage import LEAK_CHECKS
+from corpus.inspect.speech import SpeakingTitles
 from corpus.sampling.sequences import SPLITS
 from corpus.sampling.source import MIXED
 from corpus.store.tables import Corpus
@@ -93,12 +94,18 @@ def statistics_table(statistics: Mapping[str, Any]) -> Table:
     caption = f"{', '.join(SPLITS)}: samples; *: held out of pre-training"
     if dropped := ", ".join(f"{reason} {n:,}" for reason, n in statistics["dropped"].items()):
         caption += f"\ndropped: {dropped}"
+    # Versions of earlier releases did not count them.
+    if speaking := ", ".join(
+        f"{domain} {counts['titles']:,}"
+        for domain, counts in statistics.get("speaking_titles", {}).items()
+    ):
+        caption += f"\nnew titles that speak to the model: {speaking}"
     table.caption = caption
     return table
 
 
 def inspection_tables(result: InspectionResult) -> Iterator[Table]:
-    """Yields the tables of an inspection: lengths, popularity and ties, overlap, leakage.
+    """Yields the tables of an inspection: lengths, popularity and ties, overlap, leakage, titles.
 
     Overlap is left out for a single domain, and for more than MAX_OVERLAP_DOMAINS.
     """
@@ -119,6 +126,8 @@ def inspection_tables(result: InspectionResult) -> Iterator[Table]:
     if 1 < len(distributions.domains) <= MAX_OVERLAP_DOMAINS:
         yield _overlap_table(distributions)
     yield _leakage_table(result.leak_counts)
+    if result.speaking_titles:
+        yield _speaking_titles_table(result.speaking_titles)
 
 
 def _overlap_table(distributions: Distributions) -> Table:
@@ -139,6 +148,19 @@ def _leakage_table(leak_counts: Mapping[str, int]) -> Table:
     for check, count in leak_counts.items():
         verdict = "NOT SOUND" if count else "sound"
         table.add_row(check, f"{count:,}", verdict if check in LEAK_CHECKS else "for information")
+    return table
+
+
+def _speaking_titles_table(speaking_titles: Iterable[SpeakingTitles]) -> Table:
+    table = _new_table(
+        "Titles that speak to the model",
+        ("domain", "kind", "titles", "such as"),
+        numeric_columns=(2,),
+    )
+    for found in speaking_titles:
+        table.add_row(
+            found.domain, found.kind, f"{found.titles:,}", escape("\n".join(found.examples))
+        )
     return table
 
 

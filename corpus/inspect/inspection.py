@@ -1,4 +1,4 @@
-"""Reads all rows of a corpus once, to check it for leakage and to describe its interactions.
+"""Reads all rows of a corpus once, to check it for leakage and to describe what it holds.
 
 Rows are first written to the local disk, partitioned by users, ids or items. Then one partition at
 a time is counted, and the counts are added up. So memory grows with the number of items; beyond
@@ -8,13 +8,14 @@ that it has one partition and the location of each piece.
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
 
 from corpus.inspect import leakage
 from corpus.inspect.distributions import Distributions, InteractionCounts
+from corpus.inspect.speech import SpeakingTitles, find_speaking_titles
 from corpus.sampling.sequences import SPLITS, TEST, TRAIN, VALIDATION, IntArray
 from corpus.sampling.source import Source, SourceKind
 from corpus.store import catalogue, delta, stored_interactions
@@ -63,10 +64,12 @@ class InspectionResult:
     Attributes:
         leak_counts: Count of each check in `leakage.ALL_CHECKS`.
         distributions: Distributions of the interactions.
+        speaking_titles: Titles that speak to the model, by domain and kind.
     """
 
     leak_counts: Mapping[str, int]
     distributions: Distributions
+    speaking_titles: tuple[SpeakingTitles, ...] = ()
 
     @property
     def failed_checks(self) -> dict[str, int]:
@@ -115,7 +118,7 @@ def inspect_corpus(corpus: Corpus) -> InspectionResult:
         # `list` waits for the threads and raises their errors.
         list(threads.map(add_interactions, interaction_files))
         list(threads.map(add_samples, sample_files))
-        return inspector.result()
+        return replace(inspector.result(), speaking_titles=find_speaking_titles(corpus))
 
 
 class Inspector:

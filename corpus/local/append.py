@@ -336,7 +336,9 @@ def _compute_domain_delta(
     known_items = read_known_items(corpus, domain)
     titled_items = add_known_items(items.titles, known_items)
     item_ids = titled_items["item_id"]
-    usable = cleaning.clean_interactions(domain, raw, item_ids, data, items.quarantined)
+    usable = cleaning.clean_interactions(
+        domain, raw, item_ids, data, items.quarantined, items.dropped_ids
+    )
     quarantined = (*usable.quarantined, *items.quarantined)
     report_quarantined(domain, quarantined, say)
     (new, user_ids), known_users, (num_existing, num_new) = find_new_interactions(

@@ -145,7 +145,12 @@ def _prepare_domain(data: DataSettings, domain: str, first_index: int, say: Say)
     """Reads and cleans one domain, takes its k-core, and numbers its items from first_index."""
     raw, domain_items = raw_data.read_domain(data, domain, say)
     usable = cleaning.clean_interactions(
-        domain, raw, domain_items.titles["item_id"], data, domain_items.quarantined
+        domain,
+        raw,
+        domain_items.titles["item_id"],
+        data,
+        domain_items.quarantined,
+        domain_items.dropped_ids,
     )
     core = _nonempty_core(domain, usable, data.k_core)
     # Users and items outside the core have lost all their rows: renumber those that remain.

@@ -54,6 +54,12 @@ def extend_runs(runs: IndexRuns, items: pl.DataFrame) -> dict[str, list[list[int
     )
 
 
+def items_in_runs(items: pl.DataFrame, runs: IndexRuns) -> pl.Series:
+    """Tells of each of some items (item_index) whether it is in runs."""
+    indices = pl.Series(np.concatenate([np.arange(0), *decode_runs(runs).values()]), dtype=pl.Int64)
+    return items["item_index"].is_in(indices.implode())
+
+
 def group_item_indices(items: pl.DataFrame) -> dict[str, IntArray]:
     """Returns the item indices of each domain, in the order of the rows (domain, item_index)."""
     return {str(name): rows["item_index"].to_numpy() for (name,), rows in items.group_by("domain")}

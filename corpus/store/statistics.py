@@ -29,6 +29,7 @@ def describe_version(
     sample_counts: SampleCounts,
     mixed_users: int,
     dropped: Mapping[str, int],
+    speaking_titles: Mapping[str, Mapping[str, int]],
 ) -> dict[str, Any]:
     """Returns the statistics of a version: its object in statistics.json, without `version`.
 
@@ -43,6 +44,8 @@ def describe_version(
         sample_counts: Samples that this version adds.
         mixed_users: Number of users who get their first mixed samples.
         dropped: What this version drops, by reason.
+        speaking_titles: Titles of the items that this version adds and that speak to the model
+            (`corpus.ingest.speaking_titles.count_by_domain`).
     """
     domains = {}
     for name in (*data.domains, *data.held_out):
@@ -73,6 +76,7 @@ def describe_version(
         "domains": domains,
         "mixed": mixed,
         "dropped": {reason: count for reason, count in sorted(dropped.items()) if count},
+        "speaking_titles": {domain: dict(counts) for domain, counts in speaking_titles.items()},
     }
 
 

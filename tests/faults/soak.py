@@ -25,6 +25,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -250,12 +251,13 @@ class Soak:
 
     def _faults(self) -> dict[str, tuple[int, Callable[[], bool]]]:
         """Returns what can happen: name to (weight, how)."""
-        kills: dict[str, tuple[int, Callable[[], bool]]] = {
-            f"kill: {name}": (3, lambda title=title: self.kill_titled(title))  # type: ignore[misc]
+        kills = {
+            f"kill: {name}": (3, partial(self.kill_titled, title))
             for name, title in PROCESSES.items()
+        } | {
+            f"kill: {name}": (2, partial(self.kill_program, program))
+            for name, program in PROGRAMS.items()
         }
-        for name, program in PROGRAMS.items():
-            kills[f"kill: {name}"] = (2, lambda program=program: self.kill_program(program))  # type: ignore[misc]
         return {
             **kills,
             "kill: driver": (3, self.kill_driver),

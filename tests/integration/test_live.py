@@ -112,6 +112,8 @@ def trunk(place: Path) -> Path:
         claim(str(folder), "trunk", "", print),
     ):
         pass
+    (folder / "requests" / "poison.json").write_text("{garbage")
+    (folder / "requests" / "typo.json").write_text('{"do": "relaese"}')
     released = jobs.run("control", recipe, "release")
     assert "anneals when its stable phase is trained" in released.stdout
     _, err = third.communicate(timeout=jobs.LIMIT_S)
@@ -150,6 +152,16 @@ def test_the_trace_follows_the_plan_whichever_workers_trained_it(trunk: Path) ->
     assert {
         e["workers"] for e in jobs.lines(trunk / "events.jsonl") if e["event"] == "resumed"
     } == {1, 3}
+
+
+def test_what_is_no_request_is_named_and_moved_aside(trunk: Path) -> None:
+    refused = {
+        e["request"]: e["because"]
+        for e in jobs.lines(trunk / "events.jsonl")
+        if e["event"] == "request_refused"
+    }
+    assert refused.keys() == {"poison", "typo"}
+    assert len(list((trunk / "requests-refused").iterdir())) == 2
 
 
 def test_an_adopted_version_is_an_event_with_its_changes(trunk: Path) -> None:

@@ -2,13 +2,9 @@
 
 from collections.abc import Sequence
 
-OPENING = "This user has bought {"
-MIDDLE = (
-    "} in the previous. Please predict the next item this user will buy. "
-    "The item title candidates are {"
-)
-CLOSING = "}. Choose only one item from the candidates. The answer is"
-SEPARATOR = ", "
+from corpus.sampling.prompt_text import CLOSING, MIDDLE, OPENING, SEPARATOR
+
+__all__ = ["CLOSING", "MIDDLE", "OPENING", "SEPARATOR", "render_prompt"]
 
 
 def render_prompt(history: Sequence[str], candidates: Sequence[str]) -> str:

@@ -7,7 +7,10 @@ import json
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from cluster.storage import join, read_text_if_exists
+from pydantic import TypeAdapter
+
+from cluster.errors import RunError
+from cluster.storage import join, read_bytes_if_exists
 from corpus.sampling.source import SourceKind
 from corpus.store.tables import Corpus, Stream
 from cprec.runs.control.fence import UNFENCED, RunWriter
@@ -46,13 +49,24 @@ class RunPlan:
 
     @classmethod
     def read(cls, run_uri: str) -> "RunPlan | None":
-        """Reads the plan of a run; None if the run never started."""
-        text = read_text_if_exists(join(run_uri, PLAN_FILE))
-        if text is None or text.isspace():  # `Lease.adopt` makes white space
+        """Reads the plan of a run; None if the run never started.
+
+        Raises:
+            RunError: The file is damaged.
+        """
+        uri = join(run_uri, PLAN_FILE)
+        content = read_bytes_if_exists(uri)
+        if content is None or content.isspace():  # `Lease.adopt` makes white space
             return None
-        values: dict[str, Any] = json.loads(text)
-        names = {key: tuple(values[key]) for key in ("domains", "passed_over")}
-        return cls(**{**values, **names, "plan": Plan.from_json(values["plan"])})
+        try:
+            values: dict[str, Any] = json.loads(content.decode("utf-8"))
+            _SHAPE.validate_python(values)
+            names = {key: tuple(values[key]) for key in ("domains", "passed_over")}
+            return cls(**{**values, **names, "plan": Plan.from_json(values["plan"])})
+        except (ValueError, TypeError, KeyError, ArithmeticError, RecursionError):
+            raise RunError(
+                f"{uri}: damaged, it holds no plan; restore the file, or use another --run"
+            ) from None
 
     def write(self, run_uri: str, writer: RunWriter = UNFENCED) -> None:
         """Writes plan.json, durably."""
@@ -87,3 +101,7 @@ class RunPlan:
         return replace(
             self, version=corpus.version, plan=plan, domains=tuple(dict.fromkeys(domains))
         )
+
+
+_SHAPE = TypeAdapter(RunPlan)
+"""The types of all values of plan.json."""

@@ -200,7 +200,11 @@ class Registry:
     def register(
         self, checkpoint: str, lineage: Mapping[str, str], run_id: str | None = None
     ) -> int:
-        """Registers a checkpoint as a version, once however often it is called.
+        """Registers a checkpoint as a version, once however often and by whomever it is called.
+
+        MLflow has no key that could be unique. It counts versions, so of several processes that
+        create one, all but the first find a lower number afterwards, and take theirs back. Nobody
+        waits for another one, and what a process that died has left is removed by the next call.
 
         While MLflow is away this raises what MLflow raises, and the same call completes it later.
 
@@ -214,17 +218,34 @@ class Registry:
             The number of the version.
         """
         checkpoint = absolute_uri(checkpoint)
-        number = next((v.number for v in self.versions() if v.checkpoint == checkpoint), None)
-        if number is None:
-            number = self._create_version(checkpoint, lineage, run_id)
-        if FORMER_ALIAS in self._aliases():
+        if not self._numbers(checkpoint):
+            self._create_version(checkpoint, lineage, run_id)
+        first, *repeated = self._numbers(checkpoint)
+        aliases = self._aliases()
+        if FORMER_ALIAS in aliases:
             self.client.delete_registered_model_alias(self.model, FORMER_ALIAS)
-        return number
+        in_use = {int(number) for alias, number in aliases.items() if alias != FORMER_ALIAS}
+        for number in repeated:
+            if number not in in_use:
+                self._delete_version(number)
+        return first
+
+    def _numbers(self, checkpoint: str) -> list[int]:
+        """Returns the numbers of the versions of a checkpoint, ascending."""
+        return [v.number for v in self.versions() if v.checkpoint == checkpoint]
+
+    def _delete_version(self, number: int) -> None:
+        """Deletes a version, unless another process did so before."""
+        try:
+            self.client.delete_model_version(self.model, str(number))
+        except MlflowException:
+            if any(version.number == number for version in self.versions()):
+                raise
 
     def _create_version(
         self, checkpoint: str, lineage: Mapping[str, str], run_id: str | None
-    ) -> int:
-        """Creates a version and, for the first one, the registered model; returns its number."""
+    ) -> None:
+        """Creates a version and, for the first one, the registered model."""
         if not self._model_exists():
             try:
                 self.client.create_registered_model(self.model)
@@ -235,10 +256,9 @@ class Registry:
         if self.uri.startswith("http") and not is_remote(checkpoint) and run_id is not None:
             # A server refuses a local path as a source. The tag still points at the weights.
             source = f"runs:/{run_id}/checkpoint"
-        version = self.client.create_model_version(
+        self.client.create_model_version(
             self.model, source, run_id=run_id, tags={**lineage, CHECKPOINT_TAG: checkpoint}
         )
-        return int(version.version)
 
     def versions(self) -> list[Version]:
         """Returns all registered versions, the oldest first."""

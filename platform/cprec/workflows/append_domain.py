@@ -1,6 +1,7 @@
 """Appends to a corpus: behaviours of a recipe's domains, or a file of plain text."""
 
 from cluster.console import Say
+from cluster.errors import RunError
 from cluster.storage import absolute_uri, join, list_names
 from corpus import append
 from corpus.store.tables import Corpus
@@ -53,7 +54,11 @@ def describe_caps(recipe: Recipe, say: Say) -> None:
     fingerprint = Corpus.open(recipe.corpus).fingerprint
     for run in list_names(storage):
         run_uri = run_folder(storage, run)
-        run_plan, status = RunPlan.read(run_uri), read_status(run_uri)
+        try:
+            run_plan, status = RunPlan.read(run_uri), read_status(run_uri)
+        except RunError as error:  # another run's files must not keep the append
+            say(f"{run}: what the append means for it is not known ({error})")
+            continue
         if run_plan is None or run_plan.closed or run_plan.corpus != fingerprint:
             continue
         if status is not None and status.phase in (Phase.ANNEALING, Phase.DONE):

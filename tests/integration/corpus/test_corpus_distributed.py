@@ -92,7 +92,12 @@ def rough(tmp_path: Path) -> Path:
         names = [*(f"{domain}{i}" for i in range(items)), *(f"{domain}9{i:02d}" for i in range(18))]
         write_parquet(
             root / "items" / f"{domain}.parquet",
-            {"item_id": names, "title": [f"Item {i % 50}" for i in range(len(names))]},
+            {
+                "item_id": names,
+                "title": [
+                    f"Item {{{i}}}" if i % 50 == 7 else f"Item {i % 50}" for i in range(len(names))
+                ],
+            },
         )
     return root
 
@@ -139,6 +144,9 @@ def test_both_backends_write_the_same_files(tmp_path: Path, rough: Path) -> None
     }
     assert reasons | {"title_made_distinct"} <= set(shown["dropped"])
     assert shown["domains"]["C"]["held_out"]
+    assert shown["speaking_titles"] == {
+        domain: {"titles": 2, "brace": 2} for domain in ("A", "B", "C")
+    }
     assert shown["mixed"]["samples"] > 0
     assert len(local.commits[0].metadata["interactions"]) == 16
 
@@ -161,7 +169,13 @@ def test_both_backends_read_text_and_ratings_alike(tmp_path: Path, rough: Path) 
             path.unlink()
         folder.rmdir()
         rows.write_csv(rough / "interactions" / f"{domain}.csv")
-    assert_same(*build_both(settings(rough, min_rating=1, k_core=2), tmp_path))
+    local, on_ray = build_both(
+        settings(rough, min_rating=1, k_core=2, speaking_titles="drop"), tmp_path
+    )
+    assert_same(local, on_ray)
+    shown = local.statistics()
+    assert {"speaking_title", "item_with_speaking_title"} <= set(shown["dropped"])
+    assert shown["speaking_titles"] == {}
 
 
 @pytest.mark.parametrize("suffix", [".json", ".json.gz"])
@@ -294,11 +308,15 @@ def test_an_append_is_the_same_on_both_backends(tmp_path: Path, rough: Path) -> 
     names = [*(f"Bn{i}" for i in range(10)), "Bn", "Bs", *(f"B{i}" for i in range(7))]
     write_parquet(
         more / "items" / "B.parquet",
-        {"item_id": names, "title": [f"Item {i}" for i in range(len(names))]},
+        {
+            "item_id": names,
+            "title": [f"Item {i}" if i else "Item {0}" for i in range(len(names))],
+        },
     )
 
     before = local.statistics()["domains"]
     shown = append_both(more, local, on_ray, domains=("D", "B"))
+    assert shown["speaking_titles"] == {"B": {"titles": 1, "brace": 1}}
     assert set(shown["domains"]) == {"A", "B", "C", "D"}
     assert shown["domains"]["B"]["users"] > before["B"]["users"]
     assert {

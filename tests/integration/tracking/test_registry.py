@@ -1,6 +1,9 @@
 """The registry on a real MLflow on SQLite, and with an MLflow that cannot be reached."""
 
+import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,6 +41,60 @@ def test_a_checkpoint_is_registered_once(storage: Path) -> None:
     assert [v.tags for v in models.versions()] == [
         {"base": "tiny", "corpus_version": "0", "checkpoint": f"{storage}/run/checkpoints/100-1"}
     ]
+
+
+REGISTER = """
+import sys, time
+from cprec.config.recipe import Recipe
+from cprec.tracking.registry import Registry
+
+storage, model = sys.argv[1:]
+recipe = Recipe.model_validate({"storage": storage, "mlflow": {"model": model}})
+registry = Registry.from_recipe(recipe)
+registry.versions()
+print("ready", flush=True)
+sys.stdin.readline()
+print([registry.register(f"{storage}/run/checkpoints/{i}-0", {"base": "tiny"}) for i in range(8)])
+"""
+
+
+def test_processes_that_register_one_checkpoint_together_make_one_version(storage: Path) -> None:
+    registry(storage, "before").register("/checkpoints/a", {})  # there is a store
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", REGISTER, str(storage), "together"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    first, second = (process.communicate(timeout=120)[0] for process in processes)
+    versions = registry(storage, "together").versions()
+    assert [v.checkpoint for v in versions] == [
+        f"{storage}/run/checkpoints/{i}-0" for i in range(8)
+    ]
+    assert json.loads(first) == json.loads(second) == [v.number for v in versions]
+
+
+def test_a_version_that_a_process_left_when_it_died_is_removed_unless_it_is_in_use(
+    storage: Path,
+) -> None:
+    models, checkpoint = registry(storage, "left"), f"{storage}/run/checkpoints/100-0"
+    assert models.register(checkpoint, {}) == 1
+    for _ in range(2):
+        models._create_version(checkpoint, {}, None)
+    models.set_alias("champion", 3)
+    assert models.register(checkpoint, {}) == 1
+    assert [v.number for v in models.versions()] == [1, 3]
+    models._delete_version(2)  # as another process finds it
 
 
 def test_a_run_whose_folder_is_gone_and_whose_version_is_not_does_not_start_over(

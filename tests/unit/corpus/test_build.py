@@ -159,7 +159,14 @@ def test_the_same_build_again_is_the_same_corpus_and_heals_statistics(
 
 @pytest.mark.parametrize(
     "change",
-    [{"min_history": 2}, {"domains": ("A",)}, {"num_candidates": 6}, {"users_together": True}],
+    [
+        {"min_history": 2},
+        {"domains": ("A",)},
+        {"num_candidates": 6},
+        {"users_together": True},
+        {"speaking_titles": "neutralise"},
+        {"speaking_titles": "drop"},
+    ],
 )
 def test_another_corpus_at_the_uri_is_refused(
     root: Path, corpus: Corpus, change: dict[str, object]

@@ -186,7 +186,9 @@ def domain(data: DataSettings, name: str, say: Say = print) -> Domain:
     """Reads and cleans one domain of a data root."""
     raw, items = raw_data.read_domain(data, name, say)
     return Domain(
-        cleaning.clean_interactions(name, raw, items.titles["item_id"], data, items.quarantined),
+        cleaning.clean_interactions(
+            name, raw, items.titles["item_id"], data, items.quarantined, items.dropped_ids
+        ),
         items,
     )
 

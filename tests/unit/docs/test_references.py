@@ -102,6 +102,19 @@ def test_paths_named_in_docs_exist(page: Path) -> None:
     assert not missing_paths(text, page.parent)
 
 
+def test_tests_named_in_docs_exist() -> None:
+    named = {span for page in PAGES for span in spans(page) if span.startswith("tests/")}
+    missing = []
+    for node in sorted(named):
+        file, _, function = node.partition("::")
+        if function and not re.search(
+            rf"^def {re.escape(function)}\(", (ROOT / file).read_text(), re.MULTILINE
+        ):
+            missing.append(node)
+    assert any("::" in node for node in named)
+    assert not missing
+
+
 def test_paths_named_in_docstrings_and_comments_exist() -> None:
     found = {
         str(path.relative_to(ROOT)): missing

@@ -40,6 +40,7 @@ from cluster.storage import (
     write_text,
 )
 from cprec.runs.control import fence
+from cprec.runs.record_files import read_record
 from cprec.runs.records import (
     EVENTS_FILE,
     PLAN_FILE,
@@ -239,7 +240,7 @@ def read_lease(run_uri: str) -> LeaseRecord | None:
     number = _newest_number(run_uri)
     if number is None:
         return None
-    return LeaseRecord.from_json(json.loads(read_text(_lease_uri(run_uri, number))))
+    return read_record(_lease_uri(run_uri, number), LeaseRecord)
 
 
 def judge(record: LeaseRecord | None) -> Liveness:

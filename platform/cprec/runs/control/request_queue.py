@@ -4,6 +4,7 @@ What is no request is moved aside, so that it is looked at once and its author c
 """
 
 import json
+import re
 import time
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
@@ -35,8 +36,13 @@ MAX_REQUESTS = 500
 MAX_REQUEST_BYTES = 1 << 16
 """Size above which a file is no request (bytes)."""
 
+MAX_NAME = 50
+"""Characters that are kept of the name of a file that is moved aside."""
+
 GRACE_S = 4.0
 """Time for which a file that cannot be read may still be being written (seconds)."""
+
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
 
 _THREADS = 16
 
@@ -59,12 +65,17 @@ class BadRequest:
     """A file that is no request.
 
     Attributes:
-        id: The name of the file without `.json`.
+        name: The name of the file.
         problem: What is wrong with it, for people.
     """
 
-    id: str
+    name: str
     problem: str
+
+    @property
+    def id(self) -> str:
+        """The name without `.json`, as text: the bytes of a name may be none."""
+        return self.name.removesuffix(".json").encode("utf-8", "backslashreplace").decode()
 
 
 class RequestQueue:
@@ -118,14 +129,14 @@ class RequestQueue:
 
     def move_aside(self, bad: BadRequest) -> str:
         """Moves what is no request out of the way; returns where it is now."""
-        name = f"{bad.id}.json"
-        source = join(self._folder, name)
-        # Under a name of its own: there may be an earlier one.
-        target = join(self._refused_folder, f"{time.time_ns()}-{name}")
+        source = join(self._folder, bad.name)
+        safe_name = re.sub(r"[^A-Za-z0-9._-]", "_", bad.id)[:MAX_NAME]
+        # Under a name of its own: there may be an earlier one, and a name has a longest length.
+        target = join(self._refused_folder, f"{time.time_ns()}-{safe_name}.json")
         try:
             move(source, target)
         except OSError:  # then it stays, and is passed over
-            self._unmovable.add(name)
+            self._unmovable.add(bad.name)
             return source
         return target
 
@@ -136,14 +147,16 @@ class RequestQueue:
     def _read(self, entry: FileEntry) -> Request | BadRequest:
         uri = join(self._folder, entry.name)
         problem = "it is no file"
-        if entry.is_file and entry.size > MAX_REQUEST_BYTES:
+        if not _NAME.fullmatch(entry.name):
+            problem = "its name is none that this project's jobs give"
+        elif entry.is_file and entry.size > MAX_REQUEST_BYTES:
             problem = f"it has {entry.size:,} bytes"
         elif entry.is_file:
             try:
                 return Request(_id(entry), _parse(read_bytes_if_exists(uri) or b""))
             except (OSError, UserError, ValueError, RecursionError) as error:
                 problem = " ".join(str(error).split())[:200]
-        return BadRequest(_id(entry), problem)
+        return BadRequest(entry.name, problem)
 
 
 def _parse(content: bytes) -> Action:

@@ -7,10 +7,10 @@ run is told by its lease (`cprec.runs.control.lease`), which the driver renews f
 import json
 import time
 
-from cluster.errors import RunError
-from cluster.storage import join, read_bytes_if_exists
+from cluster.storage import join
 from cprec.runs.control.fence import RunWriter
 from cprec.runs.control.lease import STALE_S, WATCH_S, Liveness, describe_owner, find_liveness
+from cprec.runs.record_files import read_record
 from cprec.runs.records import STATUS_FILE, LeaseRecord, Status
 from cprec.schedule.wsa import Phase
 
@@ -21,17 +21,7 @@ def read_status(run_uri: str) -> Status | None:
     Raises:
         RunError: It is damaged.
     """
-    uri = join(run_uri, STATUS_FILE)
-    content = read_bytes_if_exists(uri)
-    try:
-        return (
-            None if content is None or content.isspace() else Status.from_json(json.loads(content))
-        )
-    except (ValueError, TypeError, RecursionError):
-        raise RunError(
-            f"{uri}: not a status; a run that is under way replaces it every few seconds, "
-            "otherwise remove the file"
-        ) from None
+    return read_record(join(run_uri, STATUS_FILE), Status, blank_is_missing=True)
 
 
 def write_status(run_uri: str, status: Status, writer: RunWriter) -> None:

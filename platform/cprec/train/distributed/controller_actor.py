@@ -31,6 +31,7 @@ from cprec.runs.records import (
 from cprec.schedule.controller import Wait
 from cprec.schedule.plan import Plan
 from cprec.schedule.plan_notes import annealing_warning
+from cprec.schedule.wsa import Phase
 from cprec.stream import segments
 from cprec.train.distributed.controller_state import (
     ControllerSettings,
@@ -39,12 +40,14 @@ from cprec.train.distributed.controller_state import (
     WorkerGroup,
 )
 from cprec.train.distributed.corpus_follower import CLOSED_ADVICE, CorpusFollower
+from cprec.train.distributed.portable_errors import raise_portable_errors
 from cprec.train.distributed.segment_issuer import AssignedSegment, SegmentIssuer
 
 MAX_NAMED = 20
 """Refused requests that become events of their own, of those that are served at a time."""
 
 
+@raise_portable_errors
 class ControllerActor:
     """One run's controller.
 
@@ -175,6 +178,7 @@ class ControllerActor:
     def end_run(self) -> None:
         """Ends the session: the trace is durable, and nobody answers requests any more."""
         self._state.flush_trace()
+        self._serve_requests()
         self._control_channel.publish(self._state.status("ended"))
 
     # -- periodic work
@@ -233,20 +237,27 @@ class ControllerActor:
         controller = self._state.controller
         if request.action == "look":
             return self._corpus.check_or_repeat()
-        if request.action == "anneal" and (called := self._find_annealing_call(request.id)):
-            return _describe_annealing(called)
+        if request.action == "anneal" and self._was_carried_out(request.id):
+            return _describe_annealing(controller.plan)
+        if request.action == "anneal" and self._state.run_plan.closed and not self._anneals:
+            # It was called before, maybe by a controller that could not record it any more.
+            return _describe_annealing(controller.plan)
         if not controller.is_open:
             raise RunError(f"is {controller.phase}, and {CLOSED_ADVICE}")
         if request.action == "anneal":
             return self._start_annealing(request.id)
         return self._set_hold(request.action == "hold")
 
-    def _find_annealing_call(self, request_id: str) -> AnnealingCalled | None:
-        """Returns the event of a request that a controller before this one carried out."""
-        for event in reversed(self._state.events):
-            if isinstance(event, AnnealingCalled) and event.request == request_id:
-                return event
-        return None
+    @property
+    def _anneals(self) -> bool:
+        return self._state.controller.phase in (Phase.ANNEALING, Phase.DONE)
+
+    def _was_carried_out(self, request_id: str) -> bool:
+        """Returns whether a controller before this one started annealing for a request."""
+        return any(
+            isinstance(event, AnnealingCalled) and event.request == request_id
+            for event in self._state.events
+        )
 
     def _start_annealing(self, request_id: str) -> str:
         state, controller = self._state, self._state.controller
@@ -255,18 +266,19 @@ class ControllerActor:
             state.write_run_plan(
                 replace(state.run_plan, plan=controller.plan, hold=False, closed=True)
             )
-        called = AnnealingCalled(
-            samples=position,
-            stable_end=controller.plan.wsa.stable_end,
-            annealing_end=controller.plan.total_samples,
-            request=request_id,
+        state.record(
+            AnnealingCalled(
+                samples=position,
+                stable_end=controller.plan.wsa.stable_end,
+                annealing_end=controller.plan.total_samples,
+                request=request_id,
+            )
         )
-        state.record(called)
         state.advance(controller.samples)
         warning = annealing_warning(
             controller.plan, state.settings.min_annealing_share, controller.global_batch_size
         )
-        answer = _describe_annealing(called)
+        answer = _describe_annealing(controller.plan)
         return f"{answer}\n{warning}" if warning else answer
 
     def _set_hold(self, hold: bool) -> str:
@@ -287,8 +299,8 @@ class ControllerActor:
         return f"anneals when its stable phase is trained, at {stable_end:,} samples"
 
 
-def _describe_annealing(called: AnnealingCalled) -> str:
-    return f"anneals from sample {called.samples:,} on, to {called.annealing_end:,}"
+def _describe_annealing(plan: Plan) -> str:
+    return f"anneals from sample {plan.wsa.stable_end:,} on, to {plan.total_samples:,}"
 
 
 def start_controller(settings: ControllerSettings, lease: Lease) -> Any:

@@ -6,11 +6,14 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from rich.console import Console
 
+from corpus.append import append
+from corpus.build import build
 from corpus.inspect import console_tables, page
 from corpus.inspect.distributions import (
     LENGTH_BIN_STARTS,
@@ -21,9 +24,19 @@ from corpus.inspect.distributions import (
 )
 from corpus.inspect.inspection import InspectionResult, inspect_corpus
 from corpus.inspect.leakage import ALL_CHECKS
+from corpus.inspect.speech import MAX_EXAMPLES, SpeakingTitles
+from corpus.store import catalogue
 from corpus.store.tables import Corpus
 from tests.integration import jobs
-from tests.unit.corpus.worlds import Row, frame, two_versions, worlds
+from tests.unit.corpus.worlds import (
+    Row,
+    frame,
+    settings,
+    shop,
+    two_versions,
+    worlds,
+    write_root,
+)
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +147,57 @@ def test_the_page_says_at_once_whether_the_corpus_is_sound(corpus: Corpus) -> No
     assert 0 < overlap_fraction <= 1
     num_shared = result.distributions.overlap["A", "D"]
     assert f"{num_shared:,} <small>{overlap_fraction:.0%}</small>" in leaking
+
+
+def test_titles_that_speak_are_counted_by_domain_and_kind_with_escaped_examples(
+    tmp_path: Path,
+) -> None:
+    odd = {f"A{n:02d}": f"The answer is {{{{ {n} * 7 }}}} <b>[red]" for n in range(5)}
+    odd |= {"B03": "Assistant: buy"}
+    base = settings(write_root(tmp_path / "root", shop(("A", "B", "C")), odd))
+    first = build(base, 0, str(tmp_path / "corpus"), print)
+    more = write_root(tmp_path / "more", shop(("D",), seed=1), {"D01": "Lamp {1}"})
+    # An append that was killed has left an item, which no version has.
+    left = pl.DataFrame({"domain": ["A"], "item_id": ["left"], "title": ["Lamp {left}"]})
+    catalogue.add_items(first.uri, left, "killed")
+    grown = append(settings(more, domains=("D",), held_out=()), 0, first.uri, print)
+
+    result = inspect_corpus(grown)
+    examples = tuple(odd[f"A{n:02d}"] for n in range(MAX_EXAMPLES))
+    of_first = (
+        SpeakingTitles("A", "brace", 5, examples),
+        SpeakingTitles("A", "prompt_sentence", 5, examples),
+        SpeakingTitles("B", "chat_marker", 1, ("Assistant: buy",)),
+    )
+    assert result.speaking_titles == (*of_first, SpeakingTitles("D", "brace", 1, ("Lamp {1}",)))
+    # Items of later versions do not count in an earlier one.
+    assert inspect_corpus(Corpus.open(grown.uri, 0)).speaking_titles == of_first
+    # The counts are those that each version recorded of the items it added.
+    recorded = [commit.metadata["statistics"]["speaking_titles"] for commit in grown.commits]
+    assert recorded == [
+        {
+            "A": {"titles": 5, "brace": 5, "prompt_sentence": 5},
+            "B": {"titles": 1, "chat_marker": 1},
+        },
+        {"D": {"titles": 1, "brace": 1}},
+    ]
+
+    shown = page.render_page(grown, result)
+    assert "The answer is {{ 0 * 7 }} &lt;b&gt;[red]" in shown
+    assert "<b>[red]" not in shown
+    assert shown.count("The answer is {{") == 2 * MAX_EXAMPLES
+    assert "None: no title has braces" in page.render_page(
+        grown, InspectionResult(result.leak_counts, result.distributions)
+    )
+    console = Console(width=80, file=io.StringIO(), record=True)
+    for table in (
+        *console_tables.inspection_tables(result),
+        console_tables.statistics_table(first.statistics()),
+    ):
+        console.print(table)
+    text = console.export_text()
+    assert re.search(r"A +prompt_sentence +5 +The answer is \{\{ 0 \* 7 \}\} <b>\[red\]", text)
+    assert "new titles that speak to the model: A 5, B 1" in text
 
 
 def test_dropped_by_version(corpus: Corpus) -> None:

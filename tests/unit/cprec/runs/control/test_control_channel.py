@@ -136,7 +136,7 @@ def test_a_refusal_is_an_error_of_whoever_asked(run: str, monkeypatch: pytest.Mo
 def test_a_damaged_status_is_named_and_replaced(run: str, content: bytes) -> None:
     with claim(run, "trunk", "c", print) as held:
         (Path(run) / "status.json").write_bytes(content)
-        with pytest.raises(RunError, match=r"status\.json: not a status"):
+        with pytest.raises(RunError, match=r"status\.json: damaged, it holds no Status"):
             read_status(run)
         ControlChannel(held.lease).publish(
             Status(run="trunk", owner=held.lease.owner, state="training")

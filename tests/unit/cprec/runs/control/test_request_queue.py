@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from cprec.runs.control import request_queue
 from cprec.runs.control.request_queue import BadRequest, Request, RequestQueue
+from cprec.runs.records import RequestRefused
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -73,17 +74,20 @@ def test_what_is_no_readable_file_is_moved_aside(folder: Path) -> None:
     os.mkfifo(folder / "pipe.json")  # a reader would wait for ever
     (folder / "huge.json").write_bytes(b" " * (request_queue.MAX_REQUEST_BYTES + 1))
     (folder / "deep.json").write_text("[" * 60_000)
-    (folder / "odd \n name.json").write_text("7")
+    odd = ["odd \n name", "*", "a::b", "ä" * 120, "\udcff"]
+    for name in odd:
+        (folder / f"{name}.json").write_text("7")
     (folder / ".hold.json.1.partial").write_text("{")
     (folder / "notes.txt").write_text("hold")
     queue = RequestQueue(str(folder.parent))
     taken = queue.take(())
-    assert {bad.id for bad in taken} == {
-        *("folder", "dangling", "circle", "pipe", "huge", "deep", "odd \n name")
+    unreadable = ["folder", "dangling", "circle", "pipe", "huge", "deep"]
+    assert {bad.name for bad in taken if isinstance(bad, BadRequest)} == {
+        f"{name}.json" for name in unreadable + odd
     }
     for bad in taken:
         assert isinstance(bad, BadRequest)
-        queue.move_aside(bad)
+        RequestRefused(samples=0, request=bad.id, because=queue.move_aside(bad))
     assert queue.take(()) == []
     assert sorted(path.name for path in folder.iterdir()) == [".hold.json.1.partial", "notes.txt"]
     assert len(list((folder.parent / "requests-refused").iterdir())) == len(taken)

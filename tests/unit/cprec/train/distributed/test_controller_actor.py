@@ -290,8 +290,13 @@ def test_a_controller_that_died_before_it_answered_does_not_anneal_twice(
     first = actor._handle_request(Request("asked", "anneal"))
     again = ControllerActor(actor._state.settings, actor._state.lease)
     again.begin_attempt(WorkerGroup(1, 1, 0, None), [])
+    plan = again.plan()
     assert again._handle_request(Request("asked", "anneal")) == first
-    with pytest.raises(RunError, match="finishes as planned"):
+    assert again._handle_request(Request("another", "anneal")) == first
+    assert again.plan() == plan
+    again._state.advance(plan.wsa.stable_end + 32)
+    assert again._handle_request(Request("asked", "anneal")) == first
+    with pytest.raises(RunError, match="is annealing, and finishes as planned"):
         again._handle_request(Request("another", "anneal"))
 
 

@@ -1,0 +1,81 @@
+"""Files that another process has damaged are named in one sentence."""
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cluster.errors import RunError
+from cprec.runs.control.lease import read_lease
+from cprec.runs.control.status import read_status
+from cprec.runs.run_plan import RunPlan
+from cprec.schedule.plan import Portion
+from cprec.schedule.planning import PlanSettings, build_plan
+
+READERS: dict[str, Callable[[str], object]] = {
+    "plan.json": RunPlan.read,
+    "status.json": read_status,
+    "leases/000007.json": read_lease,
+}
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(max_size=8), values),
+    max_leaves=5,
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that has a plan."""
+    run = tmp_path_factory.mktemp("run")
+    (run / "leases").mkdir()
+    plan = build_plan(
+        PlanSettings(0, 1e-5, 1e-3, 0.1),
+        [Portion("domain/A", 0, 0, 100)],
+        [Portion("mixed", 0, 0, 50)],
+    )
+    RunPlan("corpus", 0, plan, ("A",), ()).write(str(run))
+    return run
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    name=st.sampled_from(sorted(READERS)),
+    content=st.binary(max_size=30)
+    | JSON.map(lambda value: json.dumps(value).encode())
+    | st.just(b"[" * 30_000),
+)
+def test_a_damaged_record_is_named(run: Path, name: str, content: bytes) -> None:
+    before = (run / name).read_bytes() if (run / name).exists() else None
+    (run / name).write_bytes(content)
+    try:
+        with pytest.raises(RunError, match=name):
+            READERS[name](str(run))
+    finally:
+        (run / name).unlink() if before is None else (run / name).write_bytes(before)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), value=JSON)
+def test_a_plan_with_another_value_is_read_or_named(
+    run: Path, data: st.DataObject, value: object
+) -> None:
+    content = (run / "plan.json").read_text()
+    node = values = json.loads(content)
+    while isinstance(node, dict | list) and node:
+        keys = sorted(node) if isinstance(node, dict) else range(len(node))
+        key = data.draw(st.sampled_from(keys))
+        if not isinstance(node[key], dict | list) or data.draw(st.booleans()):
+            node[key] = value
+            break
+        node = node[key]
+    (run / "plan.json").write_text(json.dumps(values))
+    try:
+        with suppress(RunError):
+            RunPlan.read(str(run))
+    finally:
+        (run / "plan.json").write_text(content)
