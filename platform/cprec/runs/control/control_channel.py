@@ -100,7 +100,7 @@ class ControlChannel:
             "answers": self._answers,
             "refused": sorted(self._refused),
         }
-        write_status(self._run_uri, status.model_copy(update=current))
+        write_status(self._run_uri, status.model_copy(update=current), self._lease)
         self._unremoved = self._queue.remove(self._unremoved)
 
     def _forget_old_answers(self) -> None:
