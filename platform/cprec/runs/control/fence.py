@@ -14,7 +14,6 @@ Whoever takes over writes every object once more. The number of the lease, as so
 the end, makes its content, and so its tag, another one.
 """
 
-import os
 import shutil
 import time
 import uuid
@@ -23,10 +22,11 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
-from cluster import storage
+from cluster import local_files, storage
 from cluster.conditional import read_object_tag, replace_object
 from cluster.errors import PlatformFault
 from cluster.storage import filesystem, read_bytes_if_exists, write_bytes
+from cluster.storage_errors import name_errors
 
 STAGING_SUFFIX = ".writes"
 """End of the name of a staging folder: leases/<number>-<token>.writes."""
@@ -91,20 +91,8 @@ def replace_file(uri: str, content: bytes, staging: Path, check: Check) -> None:
     Raises:
         FileNotFoundError: The staging folder is gone.
     """
-    target = Path(filesystem(uri)[1])
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staged = staging / f"{target.name}.{uuid.uuid4().hex[:8]}"
-    try:
-        with staged.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        check()
-        staged.replace(target)
-    except BaseException:
-        with suppress(OSError):
-            staged.unlink()
-        raise
+    with name_errors(uri):
+        local_files.replace(Path(filesystem(uri)[1]), content, staging, check)
 
 
 def link_file(uri: str, staging: Path) -> Path:

@@ -25,6 +25,7 @@ from enum import StrEnum
 from functools import partial
 from pathlib import Path
 
+from cluster import local_files
 from cluster.conditional import replace_object
 from cluster.console import Say
 from cluster.errors import RunError
@@ -38,6 +39,7 @@ from cluster.storage import (
     remove,
     write_text,
 )
+from cluster.storage_errors import name_errors
 from cprec.runs.control import fence
 from cprec.runs.record_files import read_record
 from cprec.runs.records import (
@@ -363,7 +365,8 @@ def _create(lease: Lease, record: LeaseRecord) -> bool:
     """Creates the staging folder and the file of a lease; returns whether this process did."""
     uri = _lease_uri(lease.run_uri, lease.number)
     if not is_remote(uri):
-        lease.staging.mkdir(parents=True, exist_ok=True)
+        with name_errors(uri):
+            local_files.make_folder(lease.staging)
     return create_text(uri, json.dumps(record.to_json()))
 
 
