@@ -25,25 +25,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="ITEM",
-        help="a title, or with --ids an item id, of the history; repeat it for each one, the "
-        "oldest first",
+        help="a title, or with --ids an item id; repeat it for each one, the oldest first",
     )
-    parser.add_argument(
-        "--ids",
-        action="store_true",
-        help="history and candidates are item ids of recommend.domain",
-    )
-    parser.add_argument(
-        "--user",
-        metavar="ID",
-        help="take the history of this user of the corpus; candidates are item ids",
-    )
-    parser.add_argument(
-        "--candidates",
-        required=True,
-        metavar="FILE",
-        help="text file of candidates, one a line",
-    )
+    by_ids = "history and candidates are item ids of recommend.domain"
+    parser.add_argument("--ids", action="store_true", help=by_ids)
+    by_user = "take the history of this user of the corpus; candidates are item ids"
+    parser.add_argument("--user", metavar="ID", help=by_user)
+    one_a_line = "text file of candidates, one a line"
+    parser.add_argument("--candidates", required=True, metavar="FILE", help=one_a_line)
 
 
 def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
@@ -54,21 +43,17 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     from cprec.workflows.recommend import plan_request, rank
 
     model = find_model(recipe, Registry.from_recipe(recipe), options.model)
-    request = plan_request(
-        recipe, model, options.history, options.candidates, options.ids, options.user
-    )
-    print_line(
-        f"{'would rank' if options.dry_run else 'ranking'} {len(request.candidates)} candidates "
-        f"after a history of {len(request.history)} with {model.label}: {describe_model(model)}"
-    )
+    given = (options.history, options.candidates, options.ids, options.user)
+    request = plan_request(recipe, model, *given)
+    count, past = len(request.candidates), len(request.history)
+    print_line(f"{count} candidates after a history of {past}, with {model.label}:")
+    print_line(f"  {describe_model(model)}")
     if options.dry_run:
         return
     print_line("rank  share  item")
     for number, (item, share) in enumerate(rank(recipe, model, request, print_line), 1):
         print_line(f"{number:>4}  {share:5.3f}  {item}")
-    print_line(
-        "share: of the likelihood of these candidates alone; not calibrated, so no confidence"
-    )
+    print_line("share: of the likelihood of these candidates alone; not calibrated: no confidence")
 
 
 if __name__ == "__main__":

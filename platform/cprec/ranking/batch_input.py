@@ -93,6 +93,9 @@ class RowRules:
     def check(self, history: Any, candidates: Any) -> tuple[list[Any], list[Any] | None]:
         """Returns history and candidates of a row as they are ranked.
 
+        Where candidates are still to be found, the history is whole: what was bought long ago is
+        not recommended either.
+
         Raises:
             _Unusable: They cannot be ranked.
         """
@@ -100,7 +103,7 @@ class RowRules:
         if not whole:
             raise _Unusable("empty_history", "the history is empty")
         if not self.with_candidates:
-            return whole[-self.max_history :], None
+            return whole, None
         if candidates is None:
             raise _Unusable("no_candidates", "the row has no candidates")
         # An item that is named twice is ranked once.

@@ -18,7 +18,7 @@ USERS_PER_READ = 1 << 16
 
 
 def read_histories(
-    corpus: Corpus, domain: Domain, as_of: Literal["now", "validation", "test"], max_history: int
+    corpus: Corpus, domain: Domain, as_of: Literal["now", "validation", "test"]
 ) -> pa.Table:
     """Reads the history of each user of a domain.
 
@@ -28,7 +28,6 @@ def read_histories(
         as_of: `now`: all interactions of the user, in the order of the corpus's sequences, nothing
             held out. A split: what the user's sample of it has as history and as candidates; the
             newest one, where there are several.
-        max_history: Items of a history, at most: the newest.
 
     Returns:
         Columns user_id, history (item indices, oldest first) and, of a split, candidates; sorted by
@@ -41,7 +40,7 @@ def read_histories(
         return newest.select("user_id", "history", "candidates").to_arrow()
     users = _read_users(corpus, domain.name)
     parts = [
-        _build_histories(corpus, domain.name, users[start : start + USERS_PER_READ], max_history)
+        _build_histories(corpus, domain.name, users[start : start + USERS_PER_READ])
         for start in range(0, len(users), USERS_PER_READ)
     ]
     return pl.concat(parts).sort("user_id").to_arrow()
@@ -53,11 +52,11 @@ def read_user_history(corpus: Corpus, domain: Domain, user: str, max_history: in
     Raises:
         DataError: The domain has no such user.
     """
-    found = _build_histories(corpus, domain.name, [user], max_history)
+    found = _build_histories(corpus, domain.name, [user])
     if not len(found):
         raise DataError(f"--user {user}: no user of {domain.name} in {corpus.uri}")
     history: list[int] = found["history"][0].to_list()
-    return history
+    return history[-max_history:]
 
 
 def _read_users(corpus: Corpus, domain: str) -> list[str]:
@@ -71,10 +70,8 @@ def _read_users(corpus: Corpus, domain: str) -> list[str]:
     return users.sort().to_list()
 
 
-def _build_histories(
-    corpus: Corpus, domain: str, users: Sequence[str], max_history: int
-) -> pl.DataFrame:
-    """Builds the newest items of each user's sequence (user_id, history)."""
+def _build_histories(corpus: Corpus, domain: str, users: Sequence[str]) -> pl.DataFrame:
+    """Builds each user's sequence of items (user_id, history)."""
     interactions = read_user_interactions(corpus, pl.Series("user_id", users, pl.String), {})
     items = interactions.items.with_row_index("item")
     rows = interactions.rows.join(items, on="item").filter(
@@ -83,7 +80,7 @@ def _build_histories(
     sequences = domain_sequences(rows).sort("user", "position")
     return (
         sequences.group_by("user", maintain_order=True)
-        .agg(history=pl.col("item_index").tail(max_history).cast(pl.Int64))
+        .agg(history=pl.col("item_index").cast(pl.Int64))
         .join(interactions.users.with_row_index("user"), on="user")
         .select(pl.col("user_id").cast(pl.String), "history")
     )

@@ -35,6 +35,7 @@ from cprec.tracking.registry import Registry
 from cprec.workflows.models import describe_model, own_run
 from cprec.workflows.rank_catalogue import embed_on_ray, find_retrieval_model
 
+_ITEMS = pa.list_(pa.int64())
 SUMMARY = "summary.json"
 QUARANTINE = "quarantine.jsonl"
 RECOMMENDATIONS_FOLDER = "recommendations"
@@ -108,7 +109,7 @@ def plan_batch(recipe: Recipe, registry: Registry, model: EvaluatedModel, say: S
     if source is not None:
         rows = read_files(source, rules, are_titles)
     elif corpus is not None and items is not None:
-        histories = read_histories(corpus, items.domain, settings.as_of, recipe.data.max_history)
+        histories = read_histories(corpus, items.domain, settings.as_of)
         rows = from_corpus(histories, rules, corpus.uri)
     identity = _identify(recipe, model, corpus, items, catalogue, rows)
     plan = BatchPlan(
@@ -205,7 +206,7 @@ def format_batch_progress(done: int, total: int, seconds: float) -> str:
 
 
 def _retrieve(plan: BatchPlan, catalogue: Catalogue, missing: list[int], say: Say) -> pa.Table:
-    """Returns the rows with candidates; those of blocks that are there have none.
+    """Returns the rows with candidates and cut histories; blocks that are there have none.
 
     Candidates stand in the order of the items: their place in the prompt must not tell where they
     stood.
@@ -229,7 +230,13 @@ def _retrieve(plan: BatchPlan, catalogue: Catalogue, missing: list[int], say: Sa
         f"retrieved {settings.retrieve_k} of {len(catalogue.items):,} items: {seconds:.1f} s, "
         f"{found / max(seconds, 1e-9):,.0f} users/s"
     )
-    return plan.input.rows.append_column("candidates", pa.array(candidates, pa.list_(pa.int64())))
+    return pa.table(
+        {
+            **{name: plan.input.rows[name] for name in plan.input.rows.column_names},
+            "history": pa.array([h[-recipe.data.max_history :] for h in histories], _ITEMS),
+            "candidates": pa.array(candidates, _ITEMS),
+        }
+    )
 
 
 def _finish(plan: BatchPlan, computed: int, seconds: float) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import json
 import time
 import uuid
 from contextlib import suppress
+from dataclasses import dataclass
 
 from cluster.errors import RunError
 from cluster.storage import join, list_names, remove_file, write_text
@@ -36,6 +37,15 @@ ANSWER_POLL_S = 0.5
 """Seconds between two looks for an answer."""
 
 
+@dataclass(frozen=True)
+class _Answer:
+    """An answer, whether it is a refusal, and when it was given (monotonic clock, seconds)."""
+
+    text: str
+    is_refusal: bool
+    time_s: float
+
+
 class ControlChannel:
     """The run's end of the channel: takes requests, keeps answers, writes the status.
 
@@ -46,19 +56,16 @@ class ControlChannel:
     def __init__(self, lease: Lease) -> None:
         self._run_uri, self._lease = lease.run_uri, lease
         self._queue = RequestQueue(lease.run_uri)
-        self._answers: dict[str, str] = {}
-        self._refused: set[str] = set()
-        self._answered_at: dict[str, float] = {}
+        self._answers: dict[str, _Answer] = {}
         self._unremoved: set[str] = set()
         self._last_write = 0.0
-        with suppress(RunError):  # a damaged status is replaced soon
-            self._take_over_answers()
+        self._take_over_answers()
 
     def _take_over_answers(self) -> None:
         """Keeps the answers of the controller before, which somebody may not have seen yet."""
-        before = read_status(self._run_uri)
-        for request_id, text in before.answers.items() if before else ():
-            self.answer(request_id, text, before is not None and request_id in before.refused)
+        if before := _read_status_if_whole(self._run_uri):
+            for request_id, text in before.answers.items():
+                self.answer(request_id, text, request_id in before.refused)
 
     def take_requests(self) -> list[Request | BadRequest]:
         """Returns the next requests that are not answered yet, in the order of their arrival."""
@@ -75,10 +82,7 @@ class ControlChannel:
         return self._queue.move_aside(bad)
 
     def _keep_answer(self, request_id: str, text: str, refused: bool) -> None:
-        self._answers[request_id] = text
-        self._answered_at[request_id] = time.monotonic()
-        if refused:
-            self._refused.add(request_id)
+        self._answers[request_id] = _Answer(text, refused, time.monotonic())
 
     def is_due(self) -> bool:
         """Returns whether it is time to look at requests and to write the status."""
@@ -97,17 +101,15 @@ class ControlChannel:
             "time": time.time(),
             "owner": self._lease.owner,
             "lease": self._lease.number,
-            "answers": self._answers,
-            "refused": sorted(self._refused),
+            "answers": {i: answer.text for i, answer in self._answers.items()},
+            "refused": sorted(i for i, answer in self._answers.items() if answer.is_refusal),
         }
         write_status(self._run_uri, status.model_copy(update=current), self._lease)
         self._unremoved = self._queue.remove(self._unremoved)
 
     def _forget_old_answers(self) -> None:
         oldest = time.monotonic() - ANSWER_KEPT_S
-        for request_id in [i for i, at in self._answered_at.items() if at < oldest]:
-            del self._answers[request_id], self._answered_at[request_id]
-            self._refused.discard(request_id)
+        self._answers = {i: a for i, a in self._answers.items() if a.time_s >= oldest}
 
 
 def require_running(run_uri: str, run: str) -> None:

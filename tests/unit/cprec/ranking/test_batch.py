@@ -14,7 +14,7 @@ from cprec.encode.title_tokens import too_long_error
 from cprec.evaluate.candidate_scoring import PromptEncoder
 from cprec.ranking import batch
 from cprec.ranking.batch import BlockRanking
-from cprec.ranking.histories import read_histories
+from cprec.ranking.histories import read_histories, read_user_history
 from cprec.ranking.items import DomainItems
 from cprec.ranking.ranker import Ranker
 from cprec.tracking.registry import Registry
@@ -39,7 +39,7 @@ def block_ranking(place: Place, uri: str, checkpoint: str, k: int) -> BlockRanki
 
 @pytest.mark.parametrize("kind", ["text", "hybrid"])
 def test_a_block_has_the_order_of_evaluate(place: Place, kind: str, tmp_path: Path) -> None:
-    rows = read_histories(place.corpus, Domain.from_corpus(place.corpus, "A"), "test", 4)
+    rows = read_histories(place.corpus, Domain.from_corpus(place.corpus, "A"), "test")
     samples = sort_by_id(
         place.corpus.read_samples(place.corpus.find_domain_source("A", "test"), "test")
     ).sort_by("user_id")
@@ -118,8 +118,8 @@ class _Narrow:
 
 def test_a_history_up_to_now_holds_nothing_out(place: Place) -> None:
     domain = Domain.from_corpus(place.corpus, "A")
-    now = read_histories(place.corpus, domain, "now", 100)
-    tested = read_histories(place.corpus, domain, "test", 100)
+    now = read_histories(place.corpus, domain, "now")
+    tested = read_histories(place.corpus, domain, "test")
     samples = place.corpus.read_samples(domain.source, "test")
     target = {
         row["user_id"]: row["candidates"][row["target"]]
@@ -130,9 +130,7 @@ def test_a_history_up_to_now_holds_nothing_out(place: Place) -> None:
         # Samples have the last 4 items before the target; every user bought 8.
         assert len(row["history"]) == 8
         assert row["history"][-5:] == [*before["history"], target[row["user_id"]]]
-    assert read_histories(place.corpus, domain, "now", 3)["history"].to_pylist() == [
-        history[-3:] for history in now["history"].to_pylist()
-    ]
+        assert read_user_history(place.corpus, domain, row["user_id"], 3) == row["history"][-3:]
 
 
 def test_progress_says_how_long_it_takes() -> None:
