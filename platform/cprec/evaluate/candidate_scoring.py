@@ -33,6 +33,8 @@ from cprec.model.self_check import text_config
 
 PASS_TOKENS = {PassKind.PACKED: 1 << 15, PassKind.MASKED: 1 << 12, PassKind.ALONE: 1 << 15}
 """Tokens of a pass, at most, unless one query has more. A dense mask is quadratic in them."""
+CPU_PASS_TOKENS = 1 << 11
+"""The same on a CPU, which computes faster what its caches hold."""
 PASS_LOGITS = 1 << 29
 """Logits of a pass, at most, unless one query has more."""
 
@@ -119,8 +121,11 @@ def score_queries(
     numbers: list[NDArray[np.int64]] = []
     answers = 0
     with prepared(model, kind):
-        vocabulary = int(text_config(model).vocab_size)
-        for group in _group(parts(), batch_size, PASS_TOKENS[kind], PASS_LOGITS // vocabulary):
+        max_tokens = PASS_TOKENS[kind]
+        if model.device.type == "cpu":
+            max_tokens = min(max_tokens, CPU_PASS_TOKENS)
+        max_predictors = PASS_LOGITS // int(text_config(model).vocab_size)
+        for group in _group(parts(), batch_size, max_tokens, max_predictors):
             logits, targets = compute_logits(model, group, kind)
             log_p.append(log_probabilities(logits, targets))
             numbers.append(targets.answers + answers)
@@ -159,14 +164,18 @@ def _group(
 
 def _encode_samples(encoder: PromptEncoder, samples: pa.Table) -> Iterator[Query]:
     """Yields encoded samples, in their order."""
+    answers: dict[int, list[int]] = {}
     for history, candidates in zip(
         samples["history"].to_pylist(), samples["candidates"].to_pylist(), strict=True
     ):
-        yield encode_query(encoder, history, candidates)
+        yield encode_query(encoder, history, candidates, answers)
 
 
 def encode_query(
-    encoder: PromptEncoder, history: Sequence[int], candidates: Sequence[int]
+    encoder: PromptEncoder,
+    history: Sequence[int],
+    candidates: Sequence[int],
+    encoded: dict[int, list[int]] | None = None,
 ) -> Query:
     """Encodes a sample to be scored.
 
@@ -176,7 +185,12 @@ def encode_query(
         encoder: Encodes items as the model reads them.
         history: Items of the history, oldest first.
         candidates: Candidate items.
+        encoded: Answers by item, which are not encoded again; those of other items are added.
     """
-    answers = [encoder.encode_answer(item) for item in candidates]
+    encoded = {} if encoded is None else encoded
+    for item in candidates:
+        if item not in encoded:
+            encoded[item] = encoder.encode_answer(item)
+    answers = [encoded[item] for item in candidates]
     prompt, _ = encoder.encode_prompt(history, candidates, reserved_tokens=max(map(len, answers)))
     return Query(prompt, answers)

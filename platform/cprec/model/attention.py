@@ -20,6 +20,7 @@ Shapes: B rows, T tokens of a row, S samples, K strips.
 """
 
 import itertools
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ ATTENTION_NAME = "cprec_packed"
 """Name under which this attention is registered with transformers."""
 MASKLESS_NAME = "cprec_maskless"
 """Name of the same attention without a mask function: transformers then builds no mask at all."""
+_maskless_lock = threading.RLock()
 
 
 def enable_packing(model: torch.nn.Module) -> str:
@@ -74,17 +76,20 @@ def set_attention(model: torch.nn.Module, name: str) -> None:
 def maskless(model: torch.nn.Module) -> Iterator[None]:
     """Makes a model accept `branch_arguments`, and restores its attention afterwards.
 
-    Rows are not padded here, and no mask is built, whatever windows the layers have.
+    Rows are not padded here, and no mask is built, whatever windows the layers have. One thread at
+    a time: another that restored a shared model's attention meanwhile would let branches see each
+    other without a word.
     """
     AttentionInterface.register(MASKLESS_NAME, packed_attention)
     if torch.cuda.is_available():
         flash_attention.kernel_name(torch.cuda.current_device())  # activates it
-    before = str(cast(PreTrainedModel, model).config._attn_implementation)
-    set_attention(model, MASKLESS_NAME)
-    try:
-        yield
-    finally:
-        set_attention(model, before)
+    with _maskless_lock:
+        before = str(cast(PreTrainedModel, model).config._attn_implementation)
+        set_attention(model, MASKLESS_NAME)
+        try:
+            yield
+        finally:
+            set_attention(model, before)
 
 
 def build_mask(
