@@ -85,7 +85,7 @@ def draw(seed: int, longest: int = 60, behaviours: int = 0) -> list[Query]:
     rng = np.random.default_rng(seed)
 
     def ids(count: int, end: int = VOCABULARY) -> list[int]:
-        return rng.integers(3, end, count).tolist()
+        return [int(number) for number in rng.integers(3, end, count)]
 
     return [
         Query(
@@ -171,7 +171,7 @@ class LargestTensor(TorchDispatchMode):
     """Notes the most elements of any tensor that an operation returns."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.elements = 0
 
     def __torch_dispatch__(
