@@ -104,8 +104,8 @@ def score_model(
             get_results([task.remote(recipe, corpus, domain, model.name, model.seed, samples)])[0]
         )
     parts = _map_samples(recipe, _score_task, model, corpus, domain, samples, workers, row_encoder)
-    if reason := parts[0][1]:
-        say(f"{model.label}: each candidate is scored on its own, as one pass is wrong: {reason}")
+    if notice := parts[0][1]:
+        say(f"{model.label}: {notice}")
     return np.concatenate([scores for scores, _ in parts])
 
 
@@ -248,13 +248,13 @@ def _score_task(
     """Loads a language model and scores the candidates of samples with it.
 
     Returns:
-        The scores, and why candidates were scored one by one; empty if they were not.
+        The scores, and what is said of the way; empty for the fastest.
     """
     network, tokenizer = load_model(recipe, model)
     domain = Domain.from_corpus(corpus, domain_name, recipe.evaluate.split)
     encoder = _build_encoder(recipe, network, tokenizer, domain, row_encoder)
     way = choose_scoring(network, recipe.model.max_tokens)
-    return score_samples(network, encoder, samples, recipe.evaluate.batch, way), way.reason
+    return score_samples(network, encoder, samples, recipe.evaluate.batch, way), way.notice
 
 
 def _generate_task(

@@ -45,7 +45,7 @@ from cprec.downstream.llara import (
 from cprec.encode.tokens import TitleEncoder
 from cprec.evaluate.candidate_scoring import score_samples
 from cprec.evaluate.metrics import compute_ranks, hits
-from cprec.evaluate.scoring_check import Way, choose_scoring
+from cprec.evaluate.scoring_check import ScoringWay, choose_scoring
 from cprec.model import adapter, backbone
 from cprec.runs import checkpoint
 from cprec.schedule.ledger import Ledger
@@ -314,7 +314,7 @@ def build_encoders(
 
 
 def _validation_hr1(
-    engine: Engine, encoders: PromptEncoders, samples: pa.Table, batch_size: int, way: Way
+    engine: Engine, encoders: PromptEncoders, samples: pa.Table, batch_size: int, way: ScoringWay
 ) -> float:
     """Computes HR@1 over the validation samples of all workers.
 

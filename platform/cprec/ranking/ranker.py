@@ -25,7 +25,7 @@ from cprec.encode.title_tokens import CachedPromptEncoder
 from cprec.encode.tokens import TitleEncoder
 from cprec.evaluate.candidate_rows import Query
 from cprec.evaluate.candidate_scoring import PromptEncoder, encode_query, score_queries
-from cprec.evaluate.scoring_check import Way, choose_scoring
+from cprec.evaluate.scoring_check import ScoringWay, choose_scoring
 from cprec.model.context_length import require_context
 
 MIN_CANDIDATES = 2
@@ -74,7 +74,7 @@ class Ranker:
         self,
         model: EvaluatedModel,
         network: Any,
-        way: Way,
+        way: ScoringWay,
         batch_size: int,
         title_encoder: TitleEncoder,
         item_encoder: PromptEncoder | None = None,
@@ -136,11 +136,8 @@ class Ranker:
         elif domain is not None and item_encoder is None:
             item_encoder = _build_text_encoder(tokenizer, max_tokens, domain)
         way = choose_scoring(network, max_tokens)
-        if way.reason:
-            say(
-                f"{model.label}: each candidate is scored on its own, as one pass is wrong: "
-                f"{way.reason}"
-            )
+        if way.notice:
+            say(f"{model.label}: {way.notice}")
         return cls(
             model,
             network,
@@ -198,7 +195,7 @@ class Ranker:
         Args:
             queries: What `encode_titles` and `encode_items` returned.
         """
-        scores = score_queries(self._network, queries, self._batch_size, self._way.fast)
+        scores = score_queries(self._network, queries, self._batch_size, self._way.kind)
         return [
             Ranking.from_scores(query, found) for query, found in zip(queries, scores, strict=True)
         ]

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from cprec.model import attention
+from cprec.model.layouts import strips
 from cprec.stream.packing import MicroBatch
 
 
@@ -36,7 +37,7 @@ def supervised_logits(
         longest = int(np.diff(batch.bounds).max())
         arguments = attention.packed_arguments(to_device(batch.bounds), longest)
     else:
-        arguments = attention.strip_arguments(
+        arguments = strips.strip_arguments(
             batch.bounds.tolist(),
             [to_device(indices) for indices in batch.visible],
             int(batch.position_ids.max()) + 1,
