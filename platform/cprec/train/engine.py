@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from cluster import deepspeed_presets as presets
 from cprec.config.recipe import TrainSettings
 from cprec.model import self_check
-from cprec.model.adapter import fuse_lora, trainable_parameters
+from cprec.model.adapter import trainable_parameters
 from cprec.model.libraries import silence_libraries
+from cprec.model.lora_fusion import fuse_lora
 from cprec.model.training_state import ADAM_MOMENTS, TrainingState
 from cprec.stream.packing import MicroBatch, MicroBatchSpec
 from cprec.train import device, pack_check
