@@ -5,7 +5,6 @@ It is saved as the folder `adapter/` of a checkpoint.
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from types import MethodType
 from typing import Any, cast
 
 import torch
@@ -28,6 +27,8 @@ FULL_WEIGHTS = "model.safetensors"
 """File that holds all weights of a model, where every weight is trained."""
 ADAPTER_NAME = "default"
 """PEFT's name for a model's first adapter."""
+SHARED_INPUTS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Names of sibling layers that read the same input, in the order in which models call them."""
 
 
 def attach(model: PreTrainedModel, settings: ModelSettings, seed: int) -> torch.nn.Module:
@@ -122,43 +123,26 @@ def load_for_training(model: PreTrainedModel, directory: Path) -> torch.nn.Modul
     return adapted
 
 
-def fuse_lora(model: torch.nn.Module) -> int:
-    """Makes every LoRA layer add to its frozen layer's output within the matrix product of B.
-
-    PEFT scales and adds in two further passes over that output, in every layer. The result is the
-    same up to rounding. It does not work under ZeRO 3, which gathers B only while the module of B
-    runs.
+def layers_by_input(model: torch.nn.Module) -> list[list[Linear]]:
+    """Groups the LoRA layers of a model by the input that they read.
 
     Returns:
-        The number of layers that were changed.
+        Layers that read the same input, by the names in `SHARED_INPUTS`, in one list; every other
+        layer in a list of its own.
     """
-    layers = [
-        module
-        for module in model.modules()
-        if isinstance(module, Linear)
-        and set(module.lora_A) == {ADAPTER_NAME}
-        and not module.lora_variant
-        and not module.lora_bias[ADAPTER_NAME]
-    ]
-    for layer in layers:
-        layer.forward = MethodType(_fused_forward, layer)  # type: ignore[method-assign]
-    return len(layers)
-
-
-def _fused_forward(layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-    """Computes a LoRA layer's output as base(x) + scaling * (A(x) B^T), the sum in one `addmm`."""
-    if layer.disable_adapters or layer.merged or args or kwargs:
-        return cast(torch.Tensor, type(layer).forward(layer, x, *args, **kwargs))
-    base_output = layer.base_layer(x)
-    weight_b = layer.lora_B[ADAPTER_NAME].weight
-    low_rank = layer.lora_A[ADAPTER_NAME](layer.lora_dropout[ADAPTER_NAME](x.to(weight_b.dtype)))
-    output = torch.addmm(
-        base_output.flatten(0, -2).to(weight_b.dtype),
-        low_rank.flatten(0, -2),
-        weight_b.t(),
-        alpha=layer.scaling[ADAPTER_NAME],
-    )
-    return output.view_as(base_output).to(base_output.dtype)
+    groups: list[list[Linear]] = []
+    for parent in model.modules():
+        children = {
+            name: child for name, child in parent.named_children() if isinstance(child, Linear)
+        }
+        for names in SHARED_INPUTS:
+            group = [children.pop(name) for name in names if name in children]
+            if len({layer.in_features for layer in group}) == 1:
+                groups.append(group)
+            else:
+                groups.extend([layer] for layer in group)
+        groups.extend([layer] for layer in children.values())
+    return groups
 
 
 def trainable_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:

@@ -6,12 +6,18 @@ A frozen layer multiplies by W in the forward pass and by W transposed in the ba
 direction gets its own copy of the weights with one scale per row. That is one byte per weight and
 direction: as much memory as bf16, at twice the speed of matrix products on GPUs that have FP8.
 LoRA's own matrices, norms, attention and the output layer stay as they are.
+
+Layers that read the same input are stored as one matrix. So their input is quantised once, and
+their gradients are quantised and multiplied together.
 """
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from torch.autograd.function import once_differentiable
+
+from cprec.model.adapter import layers_by_input
 
 FP8_MAX = torch.finfo(torch.float8_e4m3fn).max
 """Largest value of e4m3."""
@@ -31,91 +37,224 @@ def quantise_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return (rows.float() / scale).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn), scale
 
 
-def scaled_matmul(rows: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+def scaled_matmul(
+    rows: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, fast_accumulation: bool
+) -> torch.Tensor:
     """Multiplies rows by a transposed FP8 weight matrix.
 
     Args:
         rows: Left factor in bf16 [n, k]; it is quantised here.
         weight: Weights in e4m3 [m, k].
         scale: Scales of the weights' rows [m, 1].
+        fast_accumulation: Whether the GPU sums with fewer bits.
 
     Returns:
         The product in bf16 [n, m].
     """
-    values, row_scale = quantise_rows(rows)
+    return _scaled_mm(*quantise_rows(rows), weight, scale, fast_accumulation)
+
+
+def _scaled_mm(
+    values: torch.Tensor,
+    values_scale: torch.Tensor,
+    weight: torch.Tensor,
+    weight_scale: torch.Tensor,
+    fast_accumulation: bool,
+) -> torch.Tensor:
     return torch._scaled_mm(
-        values, weight.t(), scale_a=row_scale, scale_b=scale.t(), out_dtype=torch.bfloat16
+        values,
+        weight.t(),
+        scale_a=values_scale,
+        scale_b=weight_scale.t(),
+        out_dtype=torch.bfloat16,
+        use_fast_accum=fast_accumulation,
     )
 
 
-class _FrozenMatmul(torch.autograd.Function):
-    """The FP8 product of both directions; only the rows get a gradient."""
+@torch.library.custom_op("cprec::scaled_mm_plus_mm", mutates_args=())
+def _scaled_mm_plus_mm(
+    values: torch.Tensor,
+    values_scale: torch.Tensor,
+    weight: torch.Tensor,
+    weight_scale: torch.Tensor,
+    fast_accumulation: bool,
+    low: torch.Tensor,
+    up: torch.Tensor,
+) -> torch.Tensor:
+    """Returns values weight^T + low up^T, the second product added in place.
+
+    It is an operator of its own because the compiler would copy the first product to add to it.
+    """
+    product = _scaled_mm(values, values_scale, weight, weight_scale, fast_accumulation)
+    return product.addmm_(low, up.t())
+
+
+@_scaled_mm_plus_mm.register_fake
+def _(
+    values: torch.Tensor,
+    values_scale: torch.Tensor,
+    weight: torch.Tensor,
+    weight_scale: torch.Tensor,
+    fast_accumulation: bool,
+    low: torch.Tensor,
+    up: torch.Tensor,
+) -> torch.Tensor:
+    return low.new_empty(values.shape[0], weight.shape[0])
+
+
+class _FrozenFP8Product(torch.autograd.Function):
+    """The FP8 products of both directions, and what LoRA adds to the first."""
 
     @staticmethod
     def forward(
         ctx: Any,
         rows: torch.Tensor,
+        low: torch.Tensor | None,
+        up: torch.Tensor | None,
+        fast_accumulation: bool,
         weight: torch.Tensor,
         weight_scale: torch.Tensor,
         transposed: torch.Tensor,
         transposed_scale: torch.Tensor,
     ) -> torch.Tensor:
-        ctx.save_for_backward(transposed, transposed_scale)
-        return scaled_matmul(rows, weight, weight_scale)
+        ctx.fast_accumulation = fast_accumulation
+        ctx.has_low_rank = low is not None
+        if low is None or up is None:
+            ctx.save_for_backward(transposed, transposed_scale)
+            return scaled_matmul(rows, weight, weight_scale, fast_accumulation)
+        ctx.save_for_backward(transposed, transposed_scale, low, up)
+        return cast(
+            torch.Tensor,
+            _scaled_mm_plus_mm(
+                *quantise_rows(rows), weight, weight_scale, fast_accumulation, low, up
+            ),
+        )
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
-        return scaled_matmul(gradient.contiguous(), *ctx.saved_tensors), None, None, None, None
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        transposed, transposed_scale, *low_rank = ctx.saved_tensors
+        rows_gradient = None
+        if ctx.needs_input_grad[0]:
+            rows_gradient = scaled_matmul(
+                gradient.contiguous(), transposed, transposed_scale, ctx.fast_accumulation
+            )
+        if not ctx.has_low_rank:
+            return rows_gradient, *[None] * 7
+        low, up = low_rank
+        return rows_gradient, gradient @ up, gradient.t() @ low, *[None] * 5
 
 
-class FrozenFP8Linear(torch.nn.Module):
-    """A linear layer without bias whose weights are stored in FP8 and never change."""
+class FrozenFP8Weight(torch.nn.Module):
+    """A frozen matrix in FP8, for products in both directions."""
 
-    def __init__(self, weight: torch.Tensor) -> None:
+    def __init__(self, weight: torch.Tensor, fast_accumulation: bool = False) -> None:
         """Quantises the weights for both directions.
 
         Args:
             weight: Weights [out, in]; both sizes are multiples of 16.
+            fast_accumulation: Whether the GPU sums with fewer bits.
         """
         super().__init__()
-        self.out_features, self.in_features = weight.shape
-        self.matrix_operations = weight.numel()
-        """Weights of the layer, by which `train.device.OperationCount` counts its operations."""
+        self.fast_accumulation = fast_accumulation
         for direction, rows in (("forward", weight), ("backward", weight.t())):
             values, scale = quantise_rows(rows.detach())
             self.register_buffer(f"{direction}_values", values.contiguous(), persistent=False)
             self.register_buffer(f"{direction}_scale", scale.contiguous(), persistent=False)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Applies the layer to x [..., in] in bf16; returns [..., out] in bf16."""
-        out = _FrozenMatmul.apply(  # type: ignore[no-untyped-call]
-            x.reshape(-1, self.in_features),
-            self.forward_values,
-            self.forward_scale,
-            self.backward_values,
+    def forward(
+        self,
+        rows: torch.Tensor,
+        start: int,
+        stop: int,
+        low: torch.Tensor | None = None,
+        up: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Multiplies rows by some of the matrix's rows, and adds a product of low rank.
+
+        Args:
+            rows: Inputs in bf16 [n, in].
+            start: First of the matrix's rows.
+            stop: The row after the last one.
+            low: Inputs of the second product in bf16 [n, r]; None for no second product.
+            up: Its matrix in bf16 [stop - start, r].
+
+        Returns:
+            The sum in bf16 [n, stop - start].
+        """
+        out = _FrozenFP8Product.apply(  # type: ignore[no-untyped-call]
+            rows,
+            low,
+            up,
+            self.fast_accumulation,
+            self.forward_values[start:stop],
+            self.forward_scale[start:stop],
+            self.backward_values[:, start:stop],
             self.backward_scale,
         )
-        return cast(torch.Tensor, out).view(*x.shape[:-1], self.out_features)
+        return cast(torch.Tensor, out)
 
 
-def quantise_frozen_layers(model: torch.nn.Module) -> int:
+class FrozenFP8Linear(torch.nn.Module):
+    """A linear layer without bias whose weights are stored in FP8 and never change."""
+
+    def __init__(self, stored: FrozenFP8Weight, start: int, stop: int) -> None:
+        """Makes some rows of a stored matrix a layer.
+
+        Args:
+            stored: The matrix, which several layers may share.
+            start: First of the matrix's rows.
+            stop: The row after the last one.
+        """
+        super().__init__()
+        self.stored = stored
+        self.start, self.stop = start, stop
+        self.in_features = stored.forward_values.shape[1]
+        self.out_features = stop - start
+        self.matrix_operations = self.in_features * self.out_features
+        """Weights of the layer, by which `train.device.OperationCount` counts its operations."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Applies the layer to x [..., in] in bf16; returns [..., out] in bf16."""
+        out: torch.Tensor = self.stored(x.reshape(-1, self.in_features), self.start, self.stop)
+        return out.view(*x.shape[:-1], self.out_features)
+
+
+def quantise_frozen_layers(model: torch.nn.Module, fast_accumulation: bool = False) -> int:
     """Replaces the frozen base layers under LoRA by FP8 layers, in place.
 
     Layers with a bias, or with a size that is no multiple of 16, stay as they are.
+
+    Args:
+        model: A model with a LoRA adapter.
+        fast_accumulation: Whether the GPU sums products with fewer bits.
 
     Returns:
         The number of layers that were replaced.
     """
     replaced = 0
-    for module in list(model.modules()):
-        base = getattr(module, "base_layer", None)
-        if (
-            isinstance(base, torch.nn.Linear)
-            and base.bias is None
-            and not base.weight.requires_grad
-            and not any(n % 16 for n in base.weight.shape)
-        ):
-            module.base_layer = FrozenFP8Linear(base.weight)
-            replaced += 1
+    for group in layers_by_input(model):
+        fitting = [layer for layer in group if _fits_fp8(layer.base_layer)]
+        if fitting:
+            _quantise_together(fitting, fast_accumulation)
+        replaced += len(fitting)
     return replaced
+
+
+def _fits_fp8(base: torch.nn.Module) -> bool:
+    return (
+        isinstance(base, torch.nn.Linear)
+        and base.bias is None
+        and not base.weight.requires_grad
+        and not any(n % 16 for n in base.weight.shape)
+    )
+
+
+def _quantise_together(layers: Sequence[Any], fast_accumulation: bool) -> None:
+    """Replaces the base layers of LoRA layers by parts of one FP8 matrix."""
+    weights = [layer.base_layer.weight for layer in layers]
+    stored = FrozenFP8Weight(torch.cat(weights), fast_accumulation)
+    start = 0
+    for layer, weight in zip(layers, weights, strict=True):
+        layer.base_layer = FrozenFP8Linear(stored, start, start + len(weight))
+        start += len(weight)
