@@ -37,7 +37,8 @@ from cprec.config.recipe import ModelSettings, TrainSettings
 from cprec.encode.tokens import EncodedSample
 from cprec.evaluate.candidate_rows import Query
 from cprec.evaluate.candidate_scoring import score_queries
-from cprec.model import adapter, attention, flash_attention, fp8
+from cprec.evaluate.scoring_check import choose_scoring
+from cprec.model import adapter, flash_attention, fp8
 from cprec.runs import checkpoint
 from cprec.schedule.wsa import Phase
 from cprec.stream.packing import build_micro_batches
@@ -310,15 +311,19 @@ def training_step(batch: WorkerBatch) -> TrainingStep:
 def measure_scoring(case: Case, sizes: Sizes, ceilings: kernels.Ceilings) -> Measurement:
     """Scores users, twice: the first time compiles and warms up."""
     model = build_model(case)
-    attention.enable_packing(model)
     queries = make_queries(sizes, SHAPES[case.shape]["vocab_size"])
-    score_queries(model, queries[: len(queries) // 4], sizes.queries_per_pass, one_pass=True)
+    kind = choose_scoring(model, max(query.longest for query in queries)).kind
+
+    def score(part: list[Query]) -> list[np.ndarray]:
+        return score_queries(model, part, sizes.queries_per_pass, kind)
+
+    score(queries[: len(queries) // 4])
     kernels.synchronize()
     began = time.perf_counter()
-    scores = score_queries(model, queries, sizes.queries_per_pass, one_pass=True)
+    scores = score(queries)
     seconds = time.perf_counter() - began
     with torch.profiler.profile(record_shapes=True) as profiler:
-        score_queries(model, queries[: sizes.queries_per_pass], sizes.queries_per_pass, True)
+        score(queries[: sizes.queries_per_pass])
         kernels.synchronize()
     tokens = sum(query.token_count for query in queries)
     operations = tokens * device.OperationCount.from_model(model, 0).per_token / 2
@@ -327,6 +332,7 @@ def measure_scoring(case: Case, sizes: Sizes, ceilings: kernels.Ceilings) -> Mea
         "tokens_per_s": tokens / seconds,
         "tflops": operations / seconds / 1e12,
         "share_of_ceiling": operations / seconds / ceilings.bf16,
+        "way": str(kind),
         "mean_score": float(np.mean(np.concatenate(scores))),
         **profile_figures(profiler, 1, seconds * min(sizes.queries_per_pass / len(queries), 1)),
     }
