@@ -13,6 +13,7 @@ and dropout draws the same masks. What is not plain LoRA on a frozen layer is le
 Shapes: n rows (tokens), r the sum of the layers' ranks, out the sum of their outputs.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -63,7 +64,10 @@ def _fit_together(layers: Sequence[Any]) -> bool:
     if not layers or len({layer.scaling[ADAPTER_NAME] for layer in layers}) > 1:
         return False
     if all(isinstance(base, FrozenFP8Linear) for base in bases):
-        return len({id(base.stored) for base in bases}) == 1
+        return all(
+            one.stored is other.stored and one.stop == other.start
+            for one, other in itertools.pairwise(bases)
+        )
     return (
         all(type(base) is torch.nn.Linear for base in bases)
         and len({base.weight.dtype for base in bases}) == 1
@@ -159,7 +163,7 @@ def compute_layers(layers: Sequence[Any], x: torch.Tensor) -> tuple[torch.Tensor
     out = _add_to_frozen(
         [layer.base_layer for layer in layers],
         x,
-        low.flatten(0, -2),
+        low.reshape(-1, low.shape[-1]),
         up * layers[0].scaling[ADAPTER_NAME],
     )
     sizes = [len(b) for b in ups]
@@ -194,7 +198,7 @@ def _add_to_frozen(
                 rows, low, up, torch.cat(biases) if biases else None, *weights
             ),
         )
-    return torch.addmm(bases[0](x).flatten(0, -2), low, up.t())
+    return torch.addmm(bases[0](x).reshape(-1, len(up)), low, up.t())
 
 
 class _FrozenProduct(torch.autograd.Function):
