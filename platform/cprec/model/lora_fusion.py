@@ -36,7 +36,7 @@ def fuse_lora(model: torch.nn.Module) -> int:
     """
     fused = 0
     for group in layers_by_input(model):
-        layers = [layer for layer in group if _is_plain(layer)]
+        layers: list[Any] = [layer for layer in group if _is_plain(layer)]
         for together in [layers] if _fit_together(layers) else [[layer] for layer in layers]:
             shared = SharedInput(together)
             for position, layer in enumerate(together):
@@ -97,7 +97,7 @@ class FusedLoraLinear(Linear):
             or len(self.lora_A) > 1
             or x.dtype != weight.dtype
         ):
-            return cast(torch.Tensor, super().forward(x, *args, **kwargs))
+            return super().forward(x, *args, **kwargs)
         return self.shared_input.output(self.position, x)
 
 
@@ -159,7 +159,9 @@ def compute_layers(layers: Sequence[Any], x: torch.Tensor) -> tuple[torch.Tensor
         low = torch.cat(parts, dim=-1)
     else:
         low = F.linear(x, torch.cat(matrices) if len(layers) > 1 else matrices[0])
-    up = torch.block_diag(*ups) if len(layers) > 1 else ups[0]
+    up: torch.Tensor = ups[0]
+    if len(layers) > 1:
+        up = torch.block_diag(*ups)  # type: ignore[no-untyped-call]
     out = _add_to_frozen(
         [layer.base_layer for layer in layers],
         x,
