@@ -5,7 +5,7 @@ It is saved as the folder `adapter/` of a checkpoint.
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model

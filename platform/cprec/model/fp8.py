@@ -148,6 +148,11 @@ class _FrozenFP8Product(torch.autograd.Function):
 class FrozenFP8Weight(torch.nn.Module):
     """A frozen matrix in FP8, for products in both directions."""
 
+    forward_values: torch.Tensor
+    forward_scale: torch.Tensor
+    backward_values: torch.Tensor
+    backward_scale: torch.Tensor
+
     def __init__(self, weight: torch.Tensor, fast_accumulation: bool = False) -> None:
         """Quantises the weights for both directions.
 
@@ -209,7 +214,7 @@ class FrozenFP8Linear(torch.nn.Module):
         super().__init__()
         self.stored = stored
         self.start, self.stop = start, stop
-        self.in_features = stored.forward_values.shape[1]
+        self.in_features: int = stored.forward_values.shape[1]
         self.out_features = stop - start
         self.matrix_operations = self.in_features * self.out_features
         """Weights of the layer, by which `train.device.OperationCount` counts its operations."""

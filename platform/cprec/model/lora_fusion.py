@@ -13,6 +13,7 @@ and dropout draws the same masks. What is not plain LoRA on a frozen layer is le
 Shapes: n rows (tokens), r the sum of the layers' ranks, out the sum of their outputs.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -35,7 +36,7 @@ def fuse_lora(model: torch.nn.Module) -> int:
     """
     fused = 0
     for group in layers_by_input(model):
-        layers = [layer for layer in group if _is_plain(layer)]
+        layers: list[Any] = [layer for layer in group if _is_plain(layer)]
         for together in [layers] if _fit_together(layers) else [[layer] for layer in layers]:
             shared = SharedInput(together)
             for position, layer in enumerate(together):
@@ -63,7 +64,10 @@ def _fit_together(layers: Sequence[Any]) -> bool:
     if not layers or len({layer.scaling[ADAPTER_NAME] for layer in layers}) > 1:
         return False
     if all(isinstance(base, FrozenFP8Linear) for base in bases):
-        return len({id(base.stored) for base in bases}) == 1
+        return all(
+            one.stored is other.stored and one.stop == other.start
+            for one, other in itertools.pairwise(bases)
+        )
     return (
         all(type(base) is torch.nn.Linear for base in bases)
         and len({base.weight.dtype for base in bases}) == 1
@@ -93,7 +97,7 @@ class FusedLoraLinear(Linear):
             or len(self.lora_A) > 1
             or x.dtype != weight.dtype
         ):
-            return cast(torch.Tensor, super().forward(x, *args, **kwargs))
+            return super().forward(x, *args, **kwargs)
         return self.shared_input.output(self.position, x)
 
 
@@ -155,11 +159,13 @@ def compute_layers(layers: Sequence[Any], x: torch.Tensor) -> tuple[torch.Tensor
         low = torch.cat(parts, dim=-1)
     else:
         low = F.linear(x, torch.cat(matrices) if len(layers) > 1 else matrices[0])
-    up = torch.block_diag(*ups) if len(layers) > 1 else ups[0]
+    up: torch.Tensor = ups[0]
+    if len(layers) > 1:
+        up = torch.block_diag(*ups)  # type: ignore[no-untyped-call]
     out = _add_to_frozen(
         [layer.base_layer for layer in layers],
         x,
-        low.flatten(0, -2),
+        low.reshape(-1, low.shape[-1]),
         up * layers[0].scaling[ADAPTER_NAME],
     )
     sizes = [len(b) for b in ups]
@@ -194,7 +200,7 @@ def _add_to_frozen(
                 rows, low, up, torch.cat(biases) if biases else None, *weights
             ),
         )
-    return torch.addmm(bases[0](x).flatten(0, -2), low, up.t())
+    return torch.addmm(bases[0](x).reshape(-1, len(up)), low, up.t())
 
 
 class _FrozenProduct(torch.autograd.Function):

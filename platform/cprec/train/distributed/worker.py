@@ -107,7 +107,7 @@ def _train_worker(config: dict[str, Any]) -> None:
     model, tokenizer = backbone.load(base, config["revision"], recipe.model.precision)
     trained_model = adapter.attach(model, recipe.model, recipe.seed)
     if recipe.model.fp8:
-        fp8.quantise_frozen_layers(trained_model)
+        fp8.quantise_frozen_layers(trained_model, recipe.model.fp8_fast_accumulation)
     engine = Engine(
         trained_model, recipe.train, recipe.model.precision, max_tokens=recipe.model.max_tokens
     )

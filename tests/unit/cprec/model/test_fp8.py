@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 
 from cprec.config.recipe import ModelSettings
-from cprec.model.fp8 import FrozenFP8Linear, quantise_frozen_layers, quantise_rows
+from cprec.model.fp8 import FrozenFP8Linear, FrozenFP8Weight, quantise_frozen_layers, quantise_rows
 from cprec.train.device import OperationCount
 from tests.models import llama
 
@@ -34,7 +34,7 @@ def test_output_and_input_gradient_are_near_those_of_the_layer() -> None:
     x = random(5, 7, 64, seed=2).bfloat16()
     gradient = random(5, 7, 48, seed=3).bfloat16()
     x.requires_grad_(True)
-    out = FrozenFP8Linear(weight)(x)
+    out = FrozenFP8Linear(FrozenFP8Weight(weight), 0, 48)(x)
     out.backward(gradient)
     for actual, expected in ((out, x.float() @ weight.t()), (x.grad, gradient.float() @ weight)):
         assert actual is not None
