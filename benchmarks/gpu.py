@@ -35,15 +35,15 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from cprec.config.recipe import ModelSettings, TrainSettings
 from cprec.encode.tokens import EncodedSample
-from cprec.evaluate.candidate_rows import Query
+from cprec.evaluate.candidate_rows import PassKind, Query
 from cprec.evaluate.candidate_scoring import score_queries
-from cprec.model import adapter, attention, flash_attention, fp8
+from cprec.model import adapter, flash_attention, fp8
 from cprec.runs import checkpoint
 from cprec.schedule.wsa import Phase
 from cprec.stream.packing import build_micro_batches
 from cprec.stream.worker_batches import WorkerBatch
 from cprec.train import device
-from cprec.train.engine import Engine
+from cprec.train.engine import Engine, decoder_layers
 from cprec.train.loop import Observer, StepRecord, TrainingStep, train
 
 SHAPES = {
@@ -310,15 +310,19 @@ def training_step(batch: WorkerBatch) -> TrainingStep:
 def measure_scoring(case: Case, sizes: Sizes, ceilings: kernels.Ceilings) -> Measurement:
     """Scores users, twice: the first time compiles and warms up."""
     model = build_model(case)
-    attention.enable_packing(model)
+    if sizes.compile:
+        for layer in decoder_layers(model):
+            layer.compile(dynamic=True)
     queries = make_queries(sizes, SHAPES[case.shape]["vocab_size"])
-    score_queries(model, queries[: len(queries) // 4], sizes.queries_per_pass, one_pass=True)
+    score_queries(model, queries[: len(queries) // 4], sizes.queries_per_pass, PassKind.PACKED)
     kernels.synchronize()
     began = time.perf_counter()
-    scores = score_queries(model, queries, sizes.queries_per_pass, one_pass=True)
+    scores = score_queries(model, queries, sizes.queries_per_pass, PassKind.PACKED)
     seconds = time.perf_counter() - began
     with torch.profiler.profile(record_shapes=True) as profiler:
-        score_queries(model, queries[: sizes.queries_per_pass], sizes.queries_per_pass, True)
+        score_queries(
+            model, queries[: sizes.queries_per_pass], sizes.queries_per_pass, PassKind.PACKED
+        )
         kernels.synchronize()
     tokens = sum(query.token_count for query in queries)
     operations = tokens * device.OperationCount.from_model(model, 0).per_token / 2
