@@ -44,7 +44,7 @@ from cprec.schedule.wsa import Phase
 from cprec.stream.packing import build_micro_batches
 from cprec.stream.worker_batches import WorkerBatch
 from cprec.train import device
-from cprec.train.engine import Engine
+from cprec.train.engine import Engine, decoder_layers
 from cprec.train.loop import Observer, StepRecord, TrainingStep, train
 
 SHAPES = {
@@ -313,6 +313,10 @@ def measure_scoring(case: Case, sizes: Sizes, ceilings: kernels.Ceilings) -> Mea
     model = build_model(case)
     queries = make_queries(sizes, SHAPES[case.shape]["vocab_size"])
     kind = choose_scoring(model, max(query.longest for query in queries)).kind
+
+    if sizes.compile:
+        for layer in decoder_layers(model):
+            layer.compile(dynamic=True)
 
     def score(part: list[Query]) -> list[np.ndarray]:
         return score_queries(model, part, sizes.queries_per_pass, kind)

@@ -430,7 +430,17 @@ class EvaluateSettings(Section):
     max_users: int | None = Field(
         None, ge=1, description="largest number of users, in the order of their sample ids"
     )
-    batch: int = Field(16, ge=1, description="samples scored in one forward pass")
+    batch: int = Field(
+        16,
+        ge=1,
+        description="samples scored in one forward pass, at most; long ones are fewer, as a pass "
+        "has 32,768 tokens at most",
+    )
+    compile: bool = Field(
+        False,
+        description="torch.compile the layers to score (GPU): takes some seconds, and is worth "
+        "them from some ten thousand samples",
+    )
     text: str | None = Field(
         None,
         description="a plain text file (path or s3://) that has nothing to do with behaviours; "

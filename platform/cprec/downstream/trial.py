@@ -50,6 +50,7 @@ from cprec.model import adapter, backbone
 from cprec.runs import checkpoint
 from cprec.schedule.ledger import Ledger
 from cprec.train.engine import Engine
+from cprec.train.forward import uncompiled
 from cprec.train.loop import DivergenceError, Observer, StepRecord, TrainingStep, train
 
 HISTORY_FILE = "history.json"
@@ -225,7 +226,8 @@ def run_trial(trial: Trial, report: Callable[[dict[str, Any]], None]) -> None:
         engine.restore_state(checkpoint.load_training_state(uri))
 
     # Once, with the same rows on all workers, so that all of them take the same way.
-    way = choose_scoring(engine.model, recipe.model.max_tokens)
+    with uncompiled(engine.model):
+        way = choose_scoring(engine.model, recipe.model.max_tokens)
 
     def measure() -> float:
         return _validation_hr1(
@@ -329,9 +331,10 @@ def _validation_hr1(
         DivergenceError: A worker has a NaN score; raised on all workers.
     """
     engine.model.eval()
-    scores = score_samples(
-        cast(PreTrainedModel, engine.model), encoders.for_evaluation, samples, batch_size, way
-    )
+    with uncompiled(engine.model):
+        scores = score_samples(
+            cast(PreTrainedModel, engine.model), encoders.for_evaluation, samples, batch_size, way
+        )
     engine.model.train()
     is_nan = np.isnan(scores).any(axis=1)
     ranks = compute_ranks(scores[~is_nan], samples["target"].to_numpy()[~is_nan])

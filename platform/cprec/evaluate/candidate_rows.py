@@ -11,7 +11,7 @@ Shapes: n queries, K answers, T tokens of a row, N tokens that predict, M tokens
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import chain
@@ -197,12 +197,7 @@ def pad_singles(queries: Sequence[Query]) -> tuple[Ints, int, Targets]:
 @contextmanager
 def prepared(model: Any, kind: PassKind) -> Iterator[None]:
     """Prepares a model for passes of a kind, and restores it afterwards."""
-    with ExitStack() as stack:
-        if kind is PassKind.PACKED:
-            stack.enter_context(attention.maskless(model))
-        if any(module._compiled_call_impl is not None for module in model.modules()):
-            # Layers that are compiled for training would be compiled for each shape of a pass.
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+    with attention.maskless(model) if kind is PassKind.PACKED else nullcontext():
         yield
 
 

@@ -18,14 +18,14 @@ from corpus.ingest.titles import clean_title
 from cprec.config.recipe import Recipe
 from cprec.downstream.domain import Domain
 from cprec.downstream.hybrid import HybridModel
-from cprec.downstream.scoring import EvaluatedModel, load_model
+from cprec.downstream.scoring import EvaluatedModel, load_model, prepare_scoring
 from cprec.downstream.trial import build_encoders
 from cprec.encode.title_encoding import UncachedPromptEncoder, build_title_encoding
 from cprec.encode.title_tokens import CachedPromptEncoder
 from cprec.encode.tokens import TitleEncoder
 from cprec.evaluate.candidate_rows import Query
 from cprec.evaluate.candidate_scoring import PromptEncoder, encode_query, score_queries
-from cprec.evaluate.scoring_check import ScoringWay, choose_scoring
+from cprec.evaluate.scoring_check import ScoringWay
 from cprec.model.context_length import require_context
 
 MIN_CANDIDATES = 2
@@ -135,7 +135,7 @@ class Ranker:
             item_encoder = build_encoders(tokenizer, max_tokens, network, items).for_evaluation
         elif domain is not None and item_encoder is None:
             item_encoder = _build_text_encoder(tokenizer, max_tokens, domain)
-        way = choose_scoring(network, max_tokens)
+        way = prepare_scoring(recipe, network)
         if way.notice:
             say(f"{model.label}: {way.notice}")
         return cls(

@@ -1,6 +1,7 @@
 """The forward pass of training: from a micro-batch to the logits of its supervised tokens."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import numpy as np
@@ -51,3 +52,13 @@ def supervised_logits(
         **arguments,
     ).logits[0]
     return cast(torch.Tensor, logits)
+
+
+@contextmanager
+def uncompiled(model: torch.nn.Module) -> Iterator[None]:
+    """Runs a model without what is compiled for training, whose shapes are others."""
+    if all(module._compiled_call_impl is None for module in model.modules()):
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield

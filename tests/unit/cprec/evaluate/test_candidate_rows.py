@@ -22,10 +22,60 @@ from cprec.evaluate import candidate_rows, candidate_scoring
 from cprec.evaluate.candidate_rows import ROW_STEP, PassKind, Query, pack_row
 from cprec.evaluate.candidate_scoring import score_queries
 from cprec.evaluate.scoring_check import choose_scoring
+from cprec.model import attention, flash_attention
+from cprec.model.layouts import branches
+from cprec.train.forward import uncompiled
 from tests.models import SHAPE, llama
+from tests.unit.cprec.model.test_branches import attend_plainly
 
 VOCABULARY = 64
 WINDOW = 16
+
+
+@torch.library.custom_op("tests::plain_attention", mutates_args=())
+def plain_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    query_bounds: torch.Tensor,
+    key_bounds: torch.Tensor,
+    causal: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    out, sums = attend_plainly(
+        query, key, value, query_bounds, key_bounds, len(query), len(key), causal=causal
+    )
+    return out.contiguous(), sums.contiguous()
+
+
+@plain_attention.register_fake
+def _(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    query_bounds: torch.Tensor,
+    key_bounds: torch.Tensor,
+    causal: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.empty_like(query), query.new_empty(query.shape[1], query.shape[0])
+
+
+def plain_kernel(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    query_bounds: torch.Tensor,
+    key_bounds: torch.Tensor,
+    longest_query: int,
+    longest_key: int,
+    scaling: float | None = None,
+    causal: bool = True,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Takes the call of `flash_attention.attend_sequences`; one operation for the compiler."""
+    found: tuple[torch.Tensor, torch.Tensor] = plain_attention(
+        query, key, value, query_bounds, key_bounds, causal
+    )
+    return found
+
 
 tokens = st.integers(3, VOCABULARY - 1)
 answers = st.lists(st.lists(tokens, min_size=1, max_size=8), max_size=5)
@@ -256,12 +306,41 @@ def test_scoring_leaves_the_attention_as_it_was() -> None:
 
 def test_layers_that_are_compiled_for_training_are_not_compiled_for_scoring() -> None:
     model, batch = llama(VOCABULARY).eval(), draw(4)
-    expected = score_queries(model, batch, 4, PassKind.PACKED)
+    with uncompiled(model):
+        expected = score_queries(model, batch, 4, PassKind.PACKED)
 
     def refuse(graph: Any, inputs: Any) -> Any:
         raise AssertionError("compiled")
 
     for layer in model.model.layers:
         layer.compile(backend=refuse)
-    scores = score_queries(model, batch, 4, PassKind.PACKED)
+    with uncompiled(model):
+        scores = score_queries(model, batch, 4, PassKind.PACKED)
     assert np.abs(np.concatenate(scores) - np.concatenate(expected)).max() <= 1e-6
+
+
+def test_layers_that_are_compiled_for_scoring_are_compiled_once_for_all_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The flash call, which a CPU does not have, is computed plainly; the rest is the GPU's way."""
+    model, calls = llama(VOCABULARY, num_hidden_layers=3).eval(), []
+    batches = [draw(seed)[: 9 - seed] for seed in range(4)]
+    expected = [score_queries(model, batch, 9, PassKind.PACKED) for batch in batches]
+
+    def attend(layer: Any, query: Any, key: Any, value: Any, mask: Any, **others: Any) -> Any:
+        layout = others["packed_branches"]
+        return branches.attend_branches(query, key, value, layout, others["scaling"]), None
+
+    def count(graph: Any, inputs: Any) -> Any:
+        calls.append(graph)
+        return graph
+
+    monkeypatch.setattr(attention, "packed_attention", attend)
+    monkeypatch.setattr(flash_attention, "attend_sequences", plain_kernel)
+    torch.compiler.reset()
+    for layer in model.model.layers:
+        layer.compile(dynamic=True, backend=count)
+    for batch, scores in zip(batches, expected, strict=True):
+        found = score_queries(model, batch, 9, PassKind.PACKED)
+        assert np.abs(np.concatenate(found) - np.concatenate(scores)).max() <= 1e-5
+    assert len(calls) == 1

@@ -70,7 +70,7 @@ def attend_plainly(
     for i in range(len(query_bounds) - 1):
         mine, keys = (slice(*bounds[i : i + 2].tolist()) for bounds in (query_bounds, key_bounds))
         k, v = (x[keys].repeat_interleave(groups, 1) for x in (key, value))
-        scores = torch.einsum("qhd,khd->qhk", query[mine], k) * (scaling or HEAD_SIZE**-0.5)
+        scores = torch.einsum("qhd,khd->qhk", query[mine], k) * (scaling or query.shape[-1] ** -0.5)
         if causal:
             ones = torch.ones(scores.shape[0], scores.shape[2], dtype=torch.bool)
             scores = scores.masked_fill(~ones.tril()[:, None], float("-inf"))
