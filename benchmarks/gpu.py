@@ -39,7 +39,6 @@ from cprec.evaluate.candidate_rows import Query
 from cprec.evaluate.candidate_scoring import score_queries
 from cprec.evaluate.scoring_check import choose_scoring
 from cprec.model import adapter, flash_attention, fp8
-from cprec.runs import checkpoint
 from cprec.schedule.wsa import Phase
 from cprec.stream.packing import build_micro_batches
 from cprec.stream.worker_batches import WorkerBatch
@@ -345,6 +344,8 @@ def measure_scoring(case: Case, sizes: Sizes, ceilings: kernels.Ceilings) -> Mea
 
 def measure_resume(case: Case, sizes: Sizes, ceilings: kernels.Ceilings) -> Measurement:
     """Saves a checkpoint after two steps, and takes two more steps with and without a restart."""
+    from cprec.runs import checkpoint  # needs the libraries of storage, which training does not
+
     samples = make_samples(sizes, 4 * sizes.batch, SHAPES[case.shape]["vocab_size"])
     batches = workload.worker_batches(samples, sizes.batch)
 
