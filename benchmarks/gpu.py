@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import workload  # first: it makes the packages importable
-import kernels
+import gpu_time
 import numpy as np
 import torch
 import transformers
@@ -257,7 +257,7 @@ class Recorder(Observer):
             self.profiler.stop()
 
 
-def measure_training(case: Case, sizes: Sizes, ceilings: kernels.Ceilings) -> Measurement:
+def measure_training(case: Case, sizes: Sizes, ceilings: gpu_time.Ceilings) -> Measurement:
     """Trains some steps. The last one is profiled and does not count."""
     engine = build_engine(case, sizes)
     samples = make_samples(sizes, 4 * sizes.batch, SHAPES[case.shape]["vocab_size"])
@@ -307,7 +307,7 @@ def training_step(batch: WorkerBatch) -> TrainingStep:
     return TrainingStep(batch, LR, Phase.STABLE, 0, 0)
 
 
-def measure_scoring(case: Case, sizes: Sizes, ceilings: kernels.Ceilings) -> Measurement:
+def measure_scoring(case: Case, sizes: Sizes, ceilings: gpu_time.Ceilings) -> Measurement:
     """Scores users, twice: the first time compiles and warms up."""
     model = build_model(case)
     queries = make_queries(sizes, SHAPES[case.shape]["vocab_size"])
@@ -321,13 +321,13 @@ def measure_scoring(case: Case, sizes: Sizes, ceilings: kernels.Ceilings) -> Mea
         return score_queries(model, part, sizes.queries_per_pass, kind)
 
     score(queries[: len(queries) // 4])
-    kernels.synchronize()
+    gpu_time.synchronize()
     began = time.perf_counter()
     scores = score(queries)
     seconds = time.perf_counter() - began
     with torch.profiler.profile(record_shapes=True) as profiler:
         score(queries[: sizes.queries_per_pass])
-        kernels.synchronize()
+        gpu_time.synchronize()
     tokens = sum(query.token_count for query in queries)
     operations = tokens * device.OperationCount.from_model(model, 0).per_token / 2
     figures = {
@@ -342,7 +342,7 @@ def measure_scoring(case: Case, sizes: Sizes, ceilings: kernels.Ceilings) -> Mea
     return Measurement(len(queries) / seconds, figures, profiler)
 
 
-def measure_resume(case: Case, sizes: Sizes, ceilings: kernels.Ceilings) -> Measurement:
+def measure_resume(case: Case, sizes: Sizes, ceilings: gpu_time.Ceilings) -> Measurement:
     """Saves a checkpoint after two steps, and takes two more steps with and without a restart."""
     from cprec.runs import checkpoint  # needs the libraries of storage, which training does not
 
@@ -392,18 +392,18 @@ def profile_figures(
         passes: Their number.
         seconds: What they took without the profiler.
     """
-    by_kind, launched = kernels.seconds_by_kind(profiler)
-    busy_s = sum(s for kind, s in by_kind.items() if kind != kernels.LORA_PRODUCTS)
+    by_kind, launched = gpu_time.seconds_by_kind(profiler)
+    busy_s = sum(s for kind, s in by_kind.items() if kind != gpu_time.LORA_PRODUCTS)
     return {
         "ms_by_kind_and_pass": {
             **{kind: 1e3 * s / passes for kind, s in by_kind.items()},
-            kernels.IDLE: 1e3 * max(seconds - busy_s, 0.0) / passes,
+            gpu_time.IDLE: 1e3 * max(seconds - busy_s, 0.0) / passes,
         },
         "kernels_per_pass": launched / passes,
     }
 
 
-def measure(case: Case, sizes: Sizes, ceilings: kernels.Ceilings) -> Measurement:
+def measure(case: Case, sizes: Sizes, ceilings: gpu_time.Ceilings) -> Measurement:
     """Measures a case, with the memory and the compilations that it took."""
     gc.collect()
     torch._dynamo.reset()
@@ -422,7 +422,7 @@ def measure(case: Case, sizes: Sizes, ceilings: kernels.Ceilings) -> Measurement
     return measured
 
 
-def measure_on_ray(case: Case, sizes: Sizes, ceilings: kernels.Ceilings) -> float:
+def measure_on_ray(case: Case, sizes: Sizes, ceilings: gpu_time.Ceilings) -> float:
     """Measures a case in a worker of a local Ray session; returns its rate."""
     import ray
 
@@ -503,7 +503,7 @@ def main() -> None:
         "transformers": transformers.__version__,
         "attention": flash_attention.kernel_name() if on_gpu else "sdpa",
     }
-    ceilings = kernels.measure_ceilings(current_device(), options.toy)
+    ceilings = gpu_time.measure_ceilings(current_device(), options.toy)
     print(json.dumps(rounded({**about, **vars(ceilings)}), indent=1), flush=True)
     measured: dict[str, Measurement] = {}
     for name in options.only:
