@@ -26,11 +26,11 @@ class LayerActivations:
     Attributes:
         outputs: Outputs of linear layers: queries, keys, values, gate, up; and the residual stream
             behind the attention and behind the layer.
-        inputs: Inputs of linear layers that have trained weights, once each: outputs of norms, of
-            the attention, and of the gated product.
+        inputs: Inputs of linear layers, once each: the attention's output always, and where weights
+            are trained, the outputs of norms and of the gated product.
         low_rank: LoRA's products of A.
-        dropout: Where LoRA has dropout, what it keeps of each input: values and mask. These are
-            kept instead of the inputs.
+        dropout: Where LoRA has dropout, what it keeps of each input, and instead of it: values and
+            mask, for each layer its own.
         norms: What norms keep beside their input and output; eager ones compute in fp32.
         gates: Outputs of the activation function, which compiled layers compute again.
         experts: Inputs and outputs of a mixture's experts.
@@ -68,6 +68,47 @@ class Linear:
     dropout: float
     trained: bool
 
+    @property
+    def keeps_input(self) -> bool:
+        """Whether the backward pass needs its input as it is."""
+        return self.trained or (self.rank > 0 and not self.dropout)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A module that computes with linear layers of its own: an attention, or an MLP.
+
+    The last layer reads what the block computed. The layers before it read the same input, as far
+    as it is equally wide.
+
+    Attributes:
+        linears: Its linear layers, in their order.
+        is_attention: Whether it is an attention, whose backward pass needs its output.
+    """
+
+    linears: tuple[Linear, ...]
+    is_attention: bool
+
+    @property
+    def kept_inputs(self) -> int:
+        """Width of the inputs that are kept."""
+        *first, last = self.linears
+        shared = {linear.inputs for linear in first if linear.keeps_input}
+        return sum(shared) + (last.inputs if last.keeps_input or self.is_attention else 0)
+
+    @property
+    def gate(self) -> int:
+        """Width of the gate of a gated MLP (gate, up, down); 0 for other blocks."""
+        *wide, down = self.linears
+        gated = len(wide) == 2 and all(linear.outputs == down.inputs for linear in wide)
+        fused = len(wide) == 1 and wide[0].outputs == 2 * down.inputs
+        return down.inputs if (gated or fused) and not self.is_attention else 0
+
+    @property
+    def width(self) -> int:
+        """Width of all outputs, and of what the last layer reads."""
+        return sum(linear.outputs for linear in self.linears) + self.linears[-1].inputs
+
 
 @dataclass(frozen=True)
 class MemoryEstimate:
@@ -90,9 +131,7 @@ class MemoryEstimate:
     vocabulary: int
 
     @classmethod
-    def from_model(
-        cls, model: torch.nn.Module, precision: str, compiled: bool
-    ) -> "MemoryEstimate":
+    def from_model(cls, model: torch.nn.Module, precision: str, compiled: bool) -> "MemoryEstimate":
         """Counts a model.
 
         Args:
@@ -118,7 +157,7 @@ class MemoryEstimate:
             layer=count_layer(first, hidden, element_bytes, compiled, config),
             hidden_bytes=hidden * element_bytes,
             working_bytes=element_bytes
-            * (hidden + max((_block_width(block) for block in blocks), default=0)),
+            * (hidden + max((block.width for block in blocks), default=0)),
             vocabulary=int(config.vocab_size),
         )
 
@@ -175,10 +214,10 @@ def count_layer(
         config: The model's configuration, which tells how many experts a token has.
     """
     blocks = list(_blocks(layer))
-    linears = [linear for block in blocks for linear in block]
+    linears = [linear for block in blocks for linear in block.linears]
     dropped = [linear for linear in linears if linear.rank and linear.dropout]
-    inputs = sum(sum(_kept_inputs(block)) for block in blocks)
-    gates = 0 if compiled else sum(_gate_width(block) for block in blocks)
+    inputs = sum(block.kept_inputs for block in blocks)
+    gates = 0 if compiled else sum(block.gate for block in blocks)
     top_k = int(getattr(config, "num_experts_per_tok", None) or 1)
     experts = sum(sum(p.shape[1:]) for p in layer.parameters() if p.dim() == 3)  # [expert, n, m]
     return LayerActivations(
@@ -204,11 +243,11 @@ def _decoder_layers(model: torch.nn.Module, count: int) -> list[torch.nn.Module]
     )
 
 
-def _blocks(module: torch.nn.Module) -> Iterator[list[Linear]]:
-    """Yields the linear layers of each module that has any: of the attention, of the MLP."""
+def _blocks(module: torch.nn.Module) -> Iterator[Block]:
+    """Yields the modules that have linear layers."""
     linears = []
     for child in module.children():
-        base = getattr(child, "base_layer", child)
+        base: Any = getattr(child, "base_layer", child)  # within PEFT's layer
         if isinstance(base, Conv1D):
             linears.append(_describe(child, base, base.nx, base.nf))
         elif hasattr(base, "in_features"):
@@ -216,7 +255,7 @@ def _blocks(module: torch.nn.Module) -> Iterator[list[Linear]]:
         else:
             yield from _blocks(child)
     if linears:
-        yield linears
+        yield Block(tuple(linears), "attention" in type(module).__name__.lower())
 
 
 def _describe(layer: Any, base: Any, inputs: int, outputs: int) -> Linear:
@@ -228,43 +267,15 @@ def _describe(layer: Any, base: Any, inputs: int, outputs: int) -> Linear:
         inputs: Width of its input.
         outputs: Width of its output.
     """
-    ranks = getattr(layer, "r", {})
-    dropouts = getattr(layer, "lora_dropout", {})
     weight = getattr(base, "weight", None)  # a layer in FP8 has none
+    dropouts = getattr(layer, "lora_dropout", {}).values()
     return Linear(
         inputs,
         outputs,
-        rank=sum(ranks.values()),
-        dropout=max((getattr(dropout, "p", 0.0) for dropout in dropouts.values()), default=0.0),
+        rank=sum(getattr(layer, "r", {}).values()),
+        dropout=max((getattr(dropout, "p", 0.0) for dropout in dropouts), default=0.0),
         trained=weight is not None and weight.requires_grad,
     )
-
-
-def _kept_inputs(block: list[Linear]) -> Iterator[int]:
-    """Yields the widths of the inputs that a block keeps.
-
-    The last layer of a block reads what the block computed. The layers before it read the same
-    input, as far as it is equally wide.
-    """
-
-    def is_kept(linear: Linear) -> bool:
-        return linear.trained or (linear.rank > 0 and not linear.dropout)
-
-    yield from {linear.inputs for linear in block[:-1] if is_kept(linear)}
-    yield from (linear.inputs for linear in block[-1:] if is_kept(linear))
-
-
-def _gate_width(block: list[Linear]) -> int:
-    """Returns the width of the gate if a block is a gated MLP (gate, up, down); else 0."""
-    *wide, down = block
-    gated = len(wide) == 2 and all(linear.outputs == down.inputs for linear in wide)
-    fused = len(wide) == 1 and wide[0].outputs == 2 * down.inputs
-    return down.inputs if gated or fused else 0
-
-
-def _block_width(block: list[Linear]) -> int:
-    """Returns how wide a block is, in its outputs and what its last layer reads."""
-    return sum(linear.outputs for linear in block) + block[-1].inputs
 
 
 def _norm_bytes(
