@@ -20,6 +20,9 @@ STEPS_OF_LONGEST_ROW = 16
 SMALLEST_STEP = 16
 """Step of the grid where rows are tiny."""
 
+Part = tuple[int, list[int]]
+"""Sum of a part, and the indices of its numbers."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -145,8 +148,8 @@ def balance(sizes: Sequence[int], heads: Sequence[int]) -> list[list[int]]:
     Returns:
         The indices of the numbers of each part, in no order.
     """
-    nothing: list[tuple[int, list[int]]] = [(0, [])] * (len(heads) - 1)
-    divisions = [sorted(((head, []) for head in heads), key=_sum, reverse=True)]
+    nothing: list[Part] = [(0, [])] * (len(heads) - 1)
+    divisions: list[list[Part]] = [[(head, []) for head in sorted(heads, reverse=True)]]
     divisions += [[(size, [i]), *nothing] for i, size in enumerate(sizes)]
     heap = [(_difference(division), order, division) for order, division in enumerate(divisions)]
     heapq.heapify(heap)
@@ -162,10 +165,10 @@ def balance(sizes: Sequence[int], heads: Sequence[int]) -> list[list[int]]:
     return [indices for _, indices in heap[0][2]]
 
 
-def _sum(part: tuple[int, list[int]]) -> int:
+def _sum(part: Part) -> int:
     return part[0]
 
 
-def _difference(division: Sequence[tuple[int, list[int]]]) -> int:
+def _difference(division: Sequence[Part]) -> int:
     """Returns the difference of the smallest and the largest part; the heap takes the lowest."""
     return division[-1][0] - division[0][0]

@@ -143,19 +143,21 @@ def fresh_compiler() -> Iterator[None]:
     torch.compiler.reset()
 
 
-# The compiler imports modules that torch has deprecated.
+# What the compiler itself does: it imports deprecated modules, and looks at gradients of inputs.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
 @pytest.mark.usefixtures("fresh_compiler")
-@pytest.mark.parametrize("family", ["Llama", "Qwen 3"])
 @pytest.mark.parametrize(
-    ("lora", "dropout", "compiled"),
+    ("family", "lora", "dropout", "compiled"),
     [
-        (True, 0.0, False),
-        (True, 0.0, True),
-        # A CPU keeps the mask of eager dropout as numbers, a GPU as bools.
-        (True, 0.1, True),
-        (False, 0.0, False),
-        (False, 0.0, True),
+        ("Llama", True, 0.0, False),
+        ("Llama", True, 0.0, True),
+        ("Llama", False, 0.0, False),
+        ("Llama", False, 0.0, True),
+        ("Qwen 3", True, 0.0, False),
+        ("Qwen 3", False, 0.0, False),
+        # Compiled only: a CPU keeps the mask of eager dropout as numbers, a GPU as bools.
+        ("Qwen 3", True, 0.1, True),
     ],
 )
 def test_a_layer_keeps_what_the_estimate_counts(
@@ -163,7 +165,7 @@ def test_a_layer_keeps_what_the_estimate_counts(
 ) -> None:
     tokens = 128
     kept = []
-    for layers in (2, 3):
+    for layers in (1, 2):
         model = trainable(small(family, layers), lora, dropout).bfloat16()
         if compiled:
             torch.compiler.reset()
