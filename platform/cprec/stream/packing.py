@@ -18,7 +18,7 @@ from functools import lru_cache
 import numpy as np
 
 from cprec.encode.tokens import EncodedSample
-from cprec.stream.balanced_rows import Row, divide_into_rows
+from cprec.stream.rows import Row, divide_into_rows
 from cprec.stream.token_sharing import SharedRow
 from cprec.stream.worker_batches import WorkerBatch
 
@@ -30,8 +30,8 @@ class MicroBatchSpec:
     Attributes:
         packed: Whether samples are packed; else they are padded.
         size: Tokens of a packed row, at most, or samples of a padded micro-batch.
-        filled: Whether packed rows are filled up with end tokens, to few different lengths
-            (torch.compile).
+        filled: Whether packed rows are nearly equal, and filled up with end tokens to few different
+            lengths (on a GPU, and where layers are compiled).
     """
 
     packed: bool

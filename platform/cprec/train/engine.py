@@ -152,9 +152,13 @@ class Engine:
         """How a worker batch becomes forward passes."""
         if not self.packed:
             return MicroBatchSpec(packed=False, size=self._settings.micro_batch)
-        # Rows of strips, in which samples share tokens, are neither compiled nor filled.
+        # Every new length costs a compilation, or memory that the allocator cannot use again. Rows
+        # of strips, in which samples share tokens, are not filled.
+        few_lengths = self._settings.compile or self.device.type == "cuda"
         return MicroBatchSpec(
-            packed=True, size=self.memory_plan.pack_tokens, filled=self._settings.compile
+            packed=True,
+            size=self.memory_plan.pack_tokens,
+            filled=few_lengths and not self._settings.inexact_keys,
         )
 
     def _any_worker(self, flag: bool) -> bool:

@@ -1,7 +1,7 @@
-"""Division of samples among rows of nearly equal length, in few different lengths. Pure.
+"""Division of samples among rows, as they fit or in few different lengths. Pure.
 
 Where every new length of a row costs something (code is compiled for it, or a graph captured), rows
-are filled up to lengths on a coarse grid. Elsewhere they are computed as they are.
+are made nearly equal, and filled up to lengths on a coarse grid.
 """
 
 import heapq
@@ -29,7 +29,7 @@ class Row:
     """One row of packed samples.
 
     Attributes:
-        indices: Indices of its samples, ascending.
+        indices: Indices of its samples.
         length: Its tokens, with filling.
     """
 
@@ -40,31 +40,34 @@ class Row:
 def divide_into_rows(
     lengths: Sequence[int], max_tokens: int, filled: bool, row_count: int = 0
 ) -> list[Row]:
-    """Divides samples among as few rows as they fit into, in nearly equal parts.
+    """Divides samples among as few rows as they fit into.
 
     A sample that is longer than `max_tokens` has a row of its own.
 
     Args:
         lengths: Tokens of each sample.
         max_tokens: Tokens of a row, at most.
-        filled: Whether rows are filled up to lengths on a grid (`grid_step`).
+        filled: Whether rows are nearly equal, and filled up to lengths on a grid (`grid_step`).
         row_count: Number of rows, at least.
     """
+    if not filled:
+        parts = first_fit(lengths, max_tokens)
+        rows = [Row(tuple(part), sum(lengths[i] for i in part)) for part in parts]
+        return [*rows, *[Row((), 1)] * (row_count - len(rows))]
     alone = [i for i, length in enumerate(lengths) if length > max_tokens]
     packed = [i for i, length in enumerate(lengths) if length <= max_tokens]
     sizes = [lengths[i] for i in packed]
-    # Without filling, one step is as long as a row may be.
-    step = grid_step(sum(sizes), max_tokens) if filled else max_tokens
-    parts = _divide(sizes, max_tokens, step, row_count - len(alone))
+    step = grid_step(sum(sizes), max_tokens)
 
-    def row(indices: Sequence[int]) -> Row:
-        tokens = max(sum(lengths[i] for i in indices), 1)
-        on_grid = -(-tokens // step) * step if filled else tokens
+    def fill(indices: Sequence[int]) -> Row:
+        tokens = sum(lengths[i] for i in indices)
+        on_grid = max(-(-tokens // step), 1) * step
         return Row(tuple(indices), max(min(on_grid, max_tokens), tokens))
 
+    parts = _divide_equally(sizes, max_tokens, step, row_count - len(alone))
     return [
-        *(row([i]) for i in alone),
-        *(row(sorted(packed[i] for i in part)) for part in parts),
+        *(fill([i]) for i in alone),
+        *(fill(sorted(packed[i] for i in part)) for part in parts),
     ]
 
 
@@ -79,7 +82,9 @@ def grid_step(tokens: int, max_tokens: int) -> int:
     return max(1 << step.bit_length() >> 1, SMALLEST_STEP)
 
 
-def _divide(sizes: Sequence[int], max_tokens: int, step: int, row_count: int) -> list[list[int]]:
+def _divide_equally(
+    sizes: Sequence[int], max_tokens: int, step: int, row_count: int
+) -> list[list[int]]:
     """Divides samples among rows whose lengths are multiples of a step, with few steps in all.
 
     Args:
@@ -89,7 +94,7 @@ def _divide(sizes: Sequence[int], max_tokens: int, step: int, row_count: int) ->
         row_count: Number of rows, at least.
     """
     tokens = sum(sizes)
-    first_fit = _first_fit(sizes, max_tokens)
+    fallback = first_fit(sizes, max_tokens)
     rows = max(-(-tokens // max_tokens), row_count)
     while rows:
         most_steps = rows * -(-max_tokens // step)
@@ -103,10 +108,10 @@ def _divide(sizes: Sequence[int], max_tokens: int, step: int, row_count: int) ->
             if steps == most_steps:
                 break
         # Where few samples fit into a row, balanced rows may need more than the first fit does.
-        if rows >= len(first_fit):
+        if rows >= len(fallback):
             break
         rows += 1
-    return [*first_fit, *[[]] * (rows - len(first_fit))]
+    return [*fallback, *[[]] * (rows - len(fallback))]
 
 
 def _heads(rows: int, steps: int, step: int) -> list[int]:
@@ -121,8 +126,16 @@ def _heads(rows: int, steps: int, step: int) -> list[int]:
     return [0] * longer + [step] * (rows - longer) if longer else [0] * rows
 
 
-def _first_fit(sizes: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Divides samples among rows, each into the first that has room, longest first."""
+def first_fit(sizes: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Divides samples among rows, each into the first that has room, longest first.
+
+    Args:
+        sizes: Tokens of each sample.
+        max_tokens: Tokens of a row. A sample that is longer has a row of its own.
+
+    Returns:
+        The indices of the samples of each row.
+    """
     rows: list[list[int]] = []
     free_tokens: list[int] = []
     for index in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):

@@ -7,15 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cprec.stream.balanced_rows import (
+from cprec.stream.packing import MicroBatchSpec, divide, filled_tokens
+from cprec.stream.rows import (
     SMALLEST_STEP,
     STEPS_OF_LONGEST_ROW,
     Row,
     balance,
     divide_into_rows,
+    first_fit,
     grid_step,
 )
-from cprec.stream.packing import MicroBatchSpec, divide, filled_tokens
 from cprec.stream.worker_batches import split_by_tokens
 
 
@@ -40,23 +41,18 @@ def test_rows_hold_every_sample_once_within_their_length(
             assert row.length == max(tokens, 1)
 
 
-def first_fit(lengths: list[int], max_tokens: int) -> int:
-    free: list[int] = []
-    for length in sorted(lengths, reverse=True):
-        for row, tokens in enumerate(free):
-            if tokens >= length:
-                free[row] -= length
-                break
-        else:
-            free.append(max_tokens - length)
-    return len(free)
-
-
-@given(st.lists(st.integers(1, 900), max_size=60), st.integers(900, 3000), st.booleans())
-def test_no_more_rows_than_first_fit_needs(
-    lengths: list[int], max_tokens: int, filled: bool
+@given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 120))
+def test_first_fit_leaves_no_two_rows_that_would_fit_into_one(
+    lengths: list[int], max_tokens: int
 ) -> None:
-    assert len(divide_into_rows(lengths, max_tokens, filled)) <= first_fit(lengths, max_tokens)
+    rows = divide_into_rows(lengths, max_tokens, filled=False)
+    assert all(a.length + b.length > max_tokens for a, b in itertools.combinations(rows, 2))
+
+
+@given(st.lists(st.integers(1, 900), max_size=60), st.integers(900, 3000))
+def test_equal_rows_are_no_more_than_first_fit_needs(lengths: list[int], max_tokens: int) -> None:
+    equal = divide_into_rows(lengths, max_tokens, filled=True)
+    assert len(equal) <= len(first_fit(lengths, max_tokens))
 
 
 @given(st.lists(st.integers(1, 500), max_size=40), st.integers(1, 8))
