@@ -18,8 +18,8 @@ class ModelState:
 
     Attributes:
         frozen_parameters: Parameters that are not trained.
-        trained_parameters: Parameters that are trained, whatever their number format: DeepSpeed
-            converts all to that of training, and keeps fp32 copies of its own.
+        trained_parameters: Parameters that are trained, whatever their number format: all are
+            converted to that of training, and the optimizer keeps fp32 copies.
         buffer_bytes: Bytes of buffers, which stay as they are: frozen layers in FP8.
         element_bytes: Bytes of a weight, gradient or activation in training.
     """
@@ -32,27 +32,36 @@ class ModelState:
     def bytes_by_kind(self, zero_stage: int, world_size: int) -> dict[str, float]:
         """Returns the bytes on one worker: weights, buffers, gradients, optimizer.
 
-        ZeRO partitions the optimizer state from stage 1 on, gradients from 2, weights at 3.
+        Without ZeRO, gradients are summed in fp32, beside those of a pass. ZeRO partitions the
+        optimizer state from stage 1 on, gradients from 2, weights at 3.
         """
         parameters = self.frozen_parameters + self.trained_parameters
         weights = parameters / world_size if zero_stage == 3 else float(parameters)
         if zero_stage == 3 and world_size > 1:
             weights += min(parameters, LIVE_PARAMETERS)
-        gradients = self.trained_parameters / (world_size if zero_stage >= 2 else 1)
-        if zero_stage:
-            gradients += REDUCE_BUCKET_ELEMENTS
         # In fp32 without ZeRO, Adam updates the weights themselves.
-        master_bytes = FP32_BYTES if zero_stage or self.element_bytes < FP32_BYTES else 0
+        is_fp32 = self.element_bytes == FP32_BYTES
+        master_bytes = 0 if is_fp32 and not zero_stage else FP32_BYTES
+        if zero_stage:
+            own = self.trained_parameters / (world_size if zero_stage >= 2 else 1)
+            gradients = (own + REDUCE_BUCKET_ELEMENTS) * self.element_bytes
+        else:
+            pass_bytes = 0 if is_fp32 else self.element_bytes
+            gradients = float(self.trained_parameters * (FP32_BYTES + pass_bytes))
         return {
             "weights": weights * self.element_bytes,
             "buffers": float(self.buffer_bytes),
-            "gradients": gradients * self.element_bytes,
+            "gradients": gradients,
             "optimizer": self._own_parameters(zero_stage, world_size) * (master_bytes + ADAM_BYTES),
         }
 
-    def step_bytes(self, zero_stage: int, world_size: int) -> float:
-        """Returns the bytes that the optimizer step needs beside: the gradients in fp32."""
-        return self._own_parameters(zero_stage, world_size) * FP32_BYTES
+    def update_bytes(self, zero_stage: int, world_size: int) -> float:
+        """Returns the bytes that are needed beside when activations are freed again.
+
+        Those are the gradients as the last pass leaves them, and under ZeRO those in fp32.
+        """
+        own = self._own_parameters(zero_stage, world_size)
+        return own * (FP32_BYTES if zero_stage else self.element_bytes)
 
     def _own_parameters(self, zero_stage: int, world_size: int) -> float:
         """Returns the number of parameters that a worker updates."""

@@ -30,6 +30,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from cluster.errors import RecipeError
+from cprec.model import flash_attention
 
 ATTENTION_NAME = "cprec_packed"
 """Name under which this attention is registered with transformers."""
@@ -50,6 +51,8 @@ def enable_packing(model: torch.nn.Module) -> str:
     """
     AttentionInterface.register(ATTENTION_NAME, packed_attention)
     AttentionMaskInterface.register(ATTENTION_NAME, build_mask)
+    if torch.cuda.is_available():
+        flash_attention.kernel_name(torch.cuda.current_device())  # activates it
     before = str(cast(PreTrainedModel, model).config._attn_implementation)
     set_attention(model, ATTENTION_NAME)
     return before
@@ -347,23 +350,11 @@ def _attend_with_flash(
     window: int | None,
 ) -> torch.Tensor:
     """Attends within all samples of a row in one call of variable-length flash attention."""
-    # Imported late: it loads torch's compiler, a second of every worker's start that CPUs can save.
-    from torch.nn.attention.varlen import varlen_attn
-
     q, k, v = (x.transpose(1, 2).squeeze(0) for x in (query, key, value))
-    out = varlen_attn(
-        q,
-        k,
-        v,
-        bounds,
-        bounds,
-        longest,
-        longest,
-        scale=scaling,
-        window_size=(-1 if window is None else window - 1, 0),  # tokens before, none behind
-        enable_gqa=q.shape[1] != k.shape[1],
+    out, _ = flash_attention.attend_sequences(
+        q, k, v, bounds, bounds, longest, longest, scaling, window=window
     )
-    return out.unsqueeze(0).contiguous()  # type: ignore[union-attr]
+    return out.unsqueeze(0).contiguous()
 
 
 def _attend_by_strip(

@@ -1,32 +1,31 @@
-"""The engine: DeepSpeed behind four operations, which are step, gather, restore and close.
+"""The engine: a model in training behind four operations: step, gather, restore and close.
 
 It knows tensors and collectives, but no Ray, no storage and no schedule.
 
 Trained parameters and Adam's moments are gathered and restored by name and whole. So a checkpoint
 loads with any number of workers and any ZeRO stage. With the same number, on a CPU, the continued
-run is bitwise the same. This relies on private parts of DeepSpeed, hence its exact pin.
+run is bitwise the same.
 """
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from cluster import deepspeed_presets as presets
 from cprec.config.recipe import TrainSettings
 from cprec.model import self_check
 from cprec.model.adapter import fuse_lora, trainable_parameters
 from cprec.model.libraries import silence_libraries
-from cprec.model.training_state import ADAM_MOMENTS, TrainingState
+from cprec.model.training_state import TrainingState
 from cprec.stream.packing import MicroBatch, MicroBatchSpec
 from cprec.train import device, pack_check
+from cprec.train.flat_adam import FlatAdam
 from cprec.train.forward import supervised_logits
 from cprec.train.memory import SUPERVISED_SHARE, plan_memory
+from cprec.train.zero import ZeroAdam
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,8 @@ class StepResult:
 
     Attributes:
         loss: Mean loss per supervised token of the global batch, before the update (nats).
-        grad_norm: Gradient norm before clipping; nan if the ZeRO stage does not tell it.
+        grad_norm: Gradient norm before clipping; nan if the ZeRO stage does not tell it; inf if it
+            is not finite, where the stage tells that.
         stop: Whether any worker asked to stop.
     """
 
@@ -97,14 +97,6 @@ class Engine:
             RecipeError: The model is not causal, or samples are to share tokens and cannot.
         """
         silence_libraries()
-        import deepspeed
-        from deepspeed.ops import __compatible_ops__
-
-        # DeepSpeed would compile an extension for shared-memory collectives of inference, which
-        # training never calls. That takes most of a minute on a new machine, and a process that is
-        # killed meanwhile leaves a lock on which every later training waits silently.
-        __compatible_ops__["deepspeed_shm_comm"] = False
-        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
         self.model = model
         self.world_size = dist.get_world_size()
         self.memory_plan = plan_memory(model, settings, precision, supervised_share)
@@ -118,24 +110,33 @@ class Engine:
         if self.recomputes_activations:
             enable = model.activation_checkpointing_enable
             enable({"use_reentrant": False})  # type: ignore[operator]
-        # Our own optimizer: DeepSpeed would compile an extension for one that its config names.
-        # `step` sets the learning rate every time.
-        optimizer = torch.optim.AdamW(
-            _parameter_groups(self.trained_parameters, weight_decay_by_prefix or {}),
-            lr=0.0,
-            betas=(0.9, settings.adam_beta2),
-            weight_decay=0.0,
-            fused=torch.cuda.is_available(),
-        )
-        self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=model,
-            optimizer=optimizer,
-            config=presets.build_config(
-                self.zero_stage, self.world_size, precision, settings.gradient_clipping
-            ),
-            dist_init_required=False,
-        )
-        self.device = self._engine.device
+        decay = {
+            name: _weight_decay(name, weight_decay_by_prefix or {})
+            for name in self.trained_parameters
+        }
+        self._adam: FlatAdam | ZeroAdam
+        if self.zero_stage == 0:
+            dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+            self._adam = FlatAdam(
+                model.to(device.worker_device()),
+                self.trained_parameters,
+                decay,
+                settings.adam_beta2,
+                settings.gradient_clipping,
+                dtype,
+            )
+        else:
+            self._adam = ZeroAdam(
+                model,
+                self.trained_parameters,
+                decay,
+                settings.adam_beta2,
+                settings.gradient_clipping,
+                precision,
+                self.zero_stage,
+                self.world_size,
+            )
+        self.device = self._adam.device
         self.steps = 0
         self._settings = settings
         with self._evaluation_mode(), torch.no_grad():
@@ -170,8 +171,8 @@ class Engine:
     @contextmanager
     def _evaluation_mode(self) -> Iterator[None]:
         """Sets the model to evaluation mode, and every module back to the mode that it had."""
-        modes = [(module, module.training) for module in self._engine.modules()]
-        self._engine.eval()
+        modes = [(module, module.training) for module in self.model.modules()]
+        self.model.eval()
         try:
             yield
         finally:
@@ -200,27 +201,18 @@ class Engine:
                 that sums the loss.
         """
         torch.manual_seed(seed)
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
         totals = torch.tensor([0.0, float(stop)], device=self.device)  # loss, wishes to stop
         for micro_batch in micro_batches:
             loss = self._loss_sum(micro_batch)
             totals[0] += loss.detach()
-            # DeepSpeed averages gradients over the workers; times their number that is a sum.
-            self._engine.backward(loss * (self.world_size / supervised_tokens))
-        self._engine.step()
-        if not self.steps and self.zero_stage in (1, 2) and len(self._optimizer.param_groups) > 1:
-            # DeepSpeed links the moments after the first group's first step, when the other groups
-            # have none yet. Let it link them again.
-            self._optimizer._hp_optimizer_states_linked = False
-            self._optimizer._lazy_init_hp_params_optimizer_state()
+            self._adam.backward(loss, supervised_tokens)
+        grad_norm = self._adam.step(lr)
         self.steps += 1
         dist.all_reduce(totals)
-        grad_norm = self._engine.get_global_grad_norm()
         loss_sum, stops = totals.tolist()
         return StepResult(
             loss=loss_sum / supervised_tokens,
-            grad_norm=float("nan") if grad_norm is None else float(grad_norm),
+            grad_norm=grad_norm,
             stop=stops > 0,
         )
 
@@ -245,36 +237,14 @@ class Engine:
 
     def _logits(self, batch: MicroBatch) -> torch.Tensor:
         """Returns the logits of the supervised tokens [N, vocabulary]."""
-        return supervised_logits(self._engine, batch, self.device)
+        return supervised_logits(self._adam.module, batch, self.device)
 
     def gather_state(self) -> TrainingState:
         """Returns the trained parameters and moments, by name and whole, on the CPU.
 
         Collective: every worker calls it.
         """
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-
-        def copy(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor.detach().float().cpu().clone()
-
-        def copy_weight(parameter: torch.nn.Parameter) -> torch.Tensor:
-            if self.zero_stage == 0:
-                return copy(parameter)
-            return copy(safe_get_full_fp32_param(parameter))
-
-        def copy_moment(parameter: torch.nn.Parameter, moment: str) -> torch.Tensor:
-            if self.zero_stage == 0:
-                return copy(self._optimizer.state[parameter][moment])
-            return copy(safe_get_full_optimizer_state(parameter, moment))
-
-        weights = {name: copy_weight(p) for name, p in self.trained_parameters.items()}
-        moments = {}
-        if self.steps:  # before the first step Adam has none
-            for moment in ADAM_MOMENTS:
-                moments[moment] = {
-                    name: copy_moment(p, moment) for name, p in self.trained_parameters.items()
-                }
-        return TrainingState(weights, moments, self.steps)
+        return self._adam.gather_state(self.steps)
 
     def restore_state(self, state: TrainingState) -> None:
         """Continues from a gathered state, with any number of workers.
@@ -287,73 +257,21 @@ class Engine:
         if set(state.weights) != set(self.trained_parameters):
             different = sorted(set(state.weights) ^ set(self.trained_parameters))
             raise ValueError(f"the checkpoint trains other parameters: {different[:4]} ...")
-        if state.moments:
-            self._create_moments(state.steps)
-        self._load_state(state)
+        self._adam.restore_state(state)
         self.steps = state.steps
-
-    def _create_moments(self, steps: int) -> None:
-        """Creates Adam's moments, which Adam itself would only create at its first step."""
-        # What the inner Adam updates: the parameters, or under ZeRO this worker's flat partitions.
-        tensors: Sequence[torch.Tensor]
-        if self.zero_stage == 0:
-            adam: Any = self._optimizer
-            tensors = list(self.trained_parameters.values())
-        else:
-            adam = self._optimizer.optimizer
-            tensors = (
-                self._optimizer.fp32_partitioned_groups_flat
-                if self.zero_stage == 3
-                else self._optimizer.single_partition_of_fp32_groups
-            )
-        for tensor in tensors:
-            adam.state[tensor] = {
-                "step": torch.tensor(float(steps)),
-                **{moment: torch.zeros_like(tensor) for moment in ADAM_MOMENTS},
-            }
-        if self.zero_stage in (1, 2):
-            self._optimizer._lazy_init_hp_params_optimizer_state()
-
-    def _load_state(self, state: TrainingState) -> None:
-        """Copies weights and moments into the model and the optimizer, whatever the ZeRO stage."""
-        from deepspeed.runtime.zero.partition_parameters import GatheredParameters
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-
-        for name, parameter in self.trained_parameters.items():
-            if self.zero_stage == 0:
-                parameter.data.copy_(state.weights[name])
-                for moment, tensors in state.moments.items():
-                    self._optimizer.state[parameter][moment].copy_(tensors[name])
-                continue
-            safe_set_full_fp32_param(parameter, state.weights[name].to(self.device))
-            for moment, tensors in state.moments.items():
-                safe_set_full_optimizer_state(parameter, tensors[name].to(self.device), moment)
-            # The forward pass uses a copy of its own, beside the fp32 master weights.
-            if self.zero_stage == 3:
-                with GatheredParameters([parameter], modifier_rank=0):
-                    parameter.data.copy_(state.weights[name])
-            else:
-                parameter.data.copy_(state.weights[name])
 
     def close(self) -> None:
         """Leaves the process group; otherwise gloo aborts at exit under ZeRO 3.
 
         Collective: every worker calls it.
         """
-        self._engine.destroy()
+        self._adam.close()
         if dist.is_initialized():
             dist.barrier()
             dist.destroy_process_group()
 
 
-def _parameter_groups(
-    parameters: Mapping[str, torch.nn.Parameter], weight_decay_by_prefix: Mapping[str, float]
-) -> list[dict[str, Any]]:
-    """Groups parameters by weight decay, those without any first."""
-    groups: dict[float, list[torch.nn.Parameter]] = {}
-    for name, parameter in parameters.items():
-        decays = (
-            decay for prefix, decay in weight_decay_by_prefix.items() if name.startswith(prefix)
-        )
-        groups.setdefault(next(decays, 0.0), []).append(parameter)
-    return [{"params": groups[decay], "weight_decay": decay} for decay in sorted(groups)]
+def _weight_decay(name: str, weight_decay_by_prefix: Mapping[str, float]) -> float:
+    """Returns the weight decay of a parameter: that of the first prefix of its name, or none."""
+    decays = (decay for prefix, decay in weight_decay_by_prefix.items() if name.startswith(prefix))
+    return next(decays, 0.0)

@@ -15,7 +15,7 @@ from cprec.schedule.wsa import Phase
 from cprec.stream.packing import MicroBatchSpec, build_micro_batches, filled_tokens
 from cprec.stream.worker_batches import GlobalBatch, WorkerBatch, imbalance
 from cprec.train.device import peak_memory_bytes
-from cprec.train.engine import Engine
+from cprec.train.engine import Engine, StepResult
 
 
 class DivergenceError(PlatformFault):
@@ -126,8 +126,8 @@ def train(
         The number of the step that would be next.
 
     Raises:
-        DivergenceError: The loss is not finite; names the samples of the step. The observer is not
-            told of this step, so no checkpoint holds it.
+        DivergenceError: The loss or the gradient is not finite; names the samples of the step. The
+            observer is not told of this step, so no checkpoint holds it.
     """
     number = first_step
     planned_memory_bytes = 0.0
@@ -146,10 +146,11 @@ def train(
             dropout_seed(seed, number, worker_batch.rank),
             observer.should_stop(),
         )
-        if not math.isfinite(result.loss):
+        if not math.isfinite(result.loss) or math.isinf(result.grad_norm):
             ids = [f"{sample_id:016x}" for sample_id in worker_batch.sample_ids.tolist()]
             raise DivergenceError(
-                f"the loss is {result.loss} at step {number} (samples {batch.start}..{batch.stop}, "
+                f"the {_what_diverged(result)} at step {number} "
+                f"(samples {batch.start}..{batch.stop}, "
                 f"ids on rank {worker_batch.rank}: {ids}); "
                 "lower schedule.lr_max or look at these samples"
             )
@@ -179,6 +180,13 @@ def train(
         if result.stop:
             break
     return number
+
+
+def _what_diverged(result: StepResult) -> str:
+    """Returns which number of a step is not finite."""
+    if math.isfinite(result.loss):
+        return f"gradient norm is {result.grad_norm}"
+    return f"loss is {result.loss}"
 
 
 def dropout_seed(seed: int, step: int, rank: int) -> int:

@@ -196,7 +196,7 @@ class MemoryEstimate:
         )
         return state + max(
             self.activation_bytes(tokens, recompute) + working,
-            self.state.step_bytes(zero_stage, world_size),
+            self.state.update_bytes(zero_stage, world_size),
         )
 
 
