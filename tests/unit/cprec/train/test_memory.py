@@ -26,7 +26,9 @@ GB = 1e9
 def estimate_7b(kind: str, compiled: bool = False) -> MemoryEstimate:
     with torch.device("meta"):
         base = LlamaForCausalLM(LlamaConfig(num_hidden_layers=32)).bfloat16()
-        settings = ModelSettings(adapter=kind, lora_rank=8, lora_dropout=0.0)  # type: ignore[arg-type]
+        settings = ModelSettings.model_validate(
+            {"adapter": kind, "lora_rank": 8, "lora_dropout": 0.0}
+        )
         return MemoryEstimate.from_model(adapter.attach(base, settings, 0), "bf16", compiled)
 
 
