@@ -163,8 +163,9 @@ class TrainSettings(Section):
     pack_tokens: int | None = Field(
         None,
         ge=64,
-        description="tokens of one forward pass on one worker when packed; "
-        "null: 4096 on a GPU, 2048 on a CPU, whose cache holds no more",
+        description="largest number of tokens of one forward pass on one worker when packed; null: "
+        "as many as the GPU holds by estimate, up to 65536; 2048 on a CPU, whose cache holds no "
+        "more",
     )
     targets_per_pass: int = Field(
         1,
@@ -207,7 +208,7 @@ class TrainSettings(Section):
     compile: bool = Field(
         False,
         description="torch.compile the layers (GPU); "
-        "packed rows are then filled up to train.pack_tokens",
+        "packed rows are then filled up to few different lengths, as on a GPU always",
     )
     cuda_graphs: Literal["auto", "never"] = Field(
         "auto",

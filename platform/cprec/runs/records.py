@@ -77,8 +77,14 @@ class TraceRow(Record):
     )
     computed_tokens: int | None = Field(
         None,
-        description="tokens that were computed; fewer than tokens where samples share some",
+        description="tokens of samples that were computed; "
+        "fewer than tokens where samples share some",
         json_schema_extra=SINCE_0_2,
+    )
+    filled_tokens: int = Field(
+        0,
+        description="tokens that were computed beside them, to fill rows",
+        json_schema_extra=SINCE_0_3,
     )
     imbalance: float = Field(
         0.0,
@@ -90,6 +96,12 @@ class TraceRow(Record):
     )
     memory_gb: float = Field(
         0.0, description="peak memory of the first worker so far (GB)", json_schema_extra=SINCE_0_2
+    )
+    planned_memory_gb: float | None = Field(
+        None,
+        description="what the estimate gives for the longest passes of that worker so far (GB); "
+        "none on a CPU",
+        json_schema_extra=SINCE_0_3,
     )
     step_s: float = Field(description="duration of the step (s)")
     data_wait_s: float = Field(description="time the loop waited for data before the step (s)")

@@ -25,7 +25,7 @@ from cprec.stream.packing import MicroBatch, MicroBatchSpec
 from cprec.train import device, pack_check
 from cprec.train.flat_adam import FlatAdam
 from cprec.train.forward import supervised_logits
-from cprec.train.memory import choose_memory_settings, pack_tokens
+from cprec.train.memory import SUPERVISED_SHARE, plan_memory
 from cprec.train.static_pass import NO_TARGET, CudaGraphs, PassInputs, StaticPasses
 from cprec.train.zero import ZeroAdam
 
@@ -46,18 +46,6 @@ class StepResult:
     stop: bool
 
 
-def micro_batch_spec(settings: TrainSettings, packed: bool) -> MicroBatchSpec:
-    """Returns how settings turn a worker batch into forward passes.
-
-    Args:
-        settings: The recipe's section `train`.
-        packed: Whether samples are packed.
-    """
-    if not packed:
-        return MicroBatchSpec(packed=False, size=settings.micro_batch)
-    return MicroBatchSpec(packed=True, size=pack_tokens(settings), pad_to_size=settings.compile)
-
-
 def decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
     """Finds the decoder layers of a model; none if it has no list of them.
 
@@ -76,6 +64,7 @@ class Engine:
     Attributes:
         model: The model.
         world_size: Number of workers.
+        memory_plan: How the model is made to fit into memory.
         zero_stage: ZeRO stage of DeepSpeed.
         recomputes_activations: Whether the backward pass recomputes activations.
         packed: Whether samples are packed.
@@ -93,6 +82,7 @@ class Engine:
         precision: str,
         weight_decay_by_prefix: Mapping[str, float] | None = None,
         max_tokens: int = 2048,
+        supervised_share: float = SUPERVISED_SHARE,
     ) -> None:
         """Prepares a model for training, and checks how its samples can be computed exactly.
 
@@ -103,6 +93,7 @@ class Engine:
             weight_decay_by_prefix: Weight decay by first part of a parameter's name; other
                 parameters have none.
             max_tokens: Tokens of the longest sample.
+            supervised_share: Fraction of the tokens of a row that have logits, at most.
 
         Raises:
             RecipeError: The model is not causal, or samples are to share tokens and cannot.
@@ -110,9 +101,9 @@ class Engine:
         silence_libraries()
         self.model = model
         self.world_size = dist.get_world_size()
-        self.zero_stage, self.recomputes_activations = choose_memory_settings(
-            model, settings, self.world_size
-        )
+        self.memory_plan = plan_memory(model, settings, precision, supervised_share)
+        self.zero_stage = self.memory_plan.zero_stage
+        self.recomputes_activations = self.memory_plan.recompute
         self.trained_parameters = trainable_parameters(model)
         if self.zero_stage < 3:
             fuse_lora(model)
@@ -165,7 +156,16 @@ class Engine:
     @property
     def micro_batch_spec(self) -> MicroBatchSpec:
         """How a worker batch becomes forward passes."""
-        return micro_batch_spec(self._settings, self.packed)
+        if not self.packed:
+            return MicroBatchSpec(packed=False, size=self._settings.micro_batch)
+        # Every new length costs a compilation, or memory that the allocator cannot use again. Rows
+        # of strips, in which samples share tokens, are not filled.
+        few_lengths = self._settings.compile or self.device.type == "cuda"
+        return MicroBatchSpec(
+            packed=True,
+            size=self.memory_plan.pack_tokens,
+            filled=few_lengths and not self._settings.inexact_keys,
+        )
 
     def _any_worker(self, flag: bool) -> bool:
         """Returns whether a flag is set on any worker. Collective."""

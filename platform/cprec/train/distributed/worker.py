@@ -32,6 +32,7 @@ from cprec.train.distributed.feed import training_steps
 from cprec.train.distributed.profiling import StepProfiler
 from cprec.train.engine import Engine
 from cprec.train.loop import DivergenceError, Observer, StepRecord, TrainingStep, train
+from cprec.train.memory import SUPERVISED_SHARE
 from cprec.train.perplexity_monitor import PerplexityMonitor
 
 
@@ -109,7 +110,12 @@ def _train_worker(config: dict[str, Any]) -> None:
     if recipe.model.fp8:
         fp8.quantise_frozen_layers(trained_model, recipe.model.fp8_fast_accumulation)
     engine = Engine(
-        trained_model, recipe.train, recipe.model.precision, max_tokens=recipe.model.max_tokens
+        trained_model,
+        recipe.train,
+        recipe.model.precision,
+        max_tokens=recipe.model.max_tokens,
+        # Windows of text have logits everywhere, and a row may hold nothing else.
+        supervised_share=1.0 if recipe.schedule.replay_share else SUPERVISED_SHARE,
     )
     if rank == 0 and engine.padding_reason is not None:
         controller.record_padding.remote(engine.padding_reason)
@@ -347,9 +353,11 @@ def trace_row(record: StepRecord, planned_samples: int) -> TraceRow:
         tokens=batch.token_count,
         dropped_titles=batch.dropped_titles,
         computed_tokens=record.computed_tokens,
+        filled_tokens=record.filled_tokens,
         imbalance=round(record.imbalance, 4),
         tflops=round(record.operations / record.step_s / 1e12, 4),
         memory_gb=round(record.peak_memory_bytes / 1e9, 3),
+        planned_memory_gb=round(record.planned_memory_bytes / 1e9, 3) or None,
         step_s=round(record.step_s, 4),
         data_wait_s=round(record.data_wait_s, 4),
         held_s=round(record.held_s, 4),

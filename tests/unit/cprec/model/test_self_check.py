@@ -17,7 +17,7 @@ from cprec.evaluate.scoring_check import choose_decoding, choose_scoring
 from cprec.model import attention
 from cprec.model.context_length import context_length
 from cprec.train.forward import supervised_logits
-from cprec.train.memory import model_dimensions
+from cprec.train.memory_estimate import MemoryEstimate
 from cprec.train.pack_check import choose_packing
 from tests.models import llama
 
@@ -182,9 +182,10 @@ def test_the_check_changes_neither_random_state_nor_mode_nor_attention() -> None
 
 @pytest.mark.parametrize("name", ["GPT-2", "OPT", "BLOOM", "Falcon", "MPT", "Mamba 2", "Llama"])
 def test_the_size_of_any_model_is_known(name: str) -> None:
-    size = model_dimensions(families.build(name))
-    assert (size.num_layers, size.hidden_size) == (2, 64)
-    assert size.intermediate_size >= 64
+    estimate = MemoryEstimate.from_model(families.build(name), "fp32", compiled=False)
+    assert (estimate.layers, estimate.hidden_bytes) == (2, 4 * 64)
+    # Residual streams, inputs, and something between them.
+    assert estimate.layer.total > 4 * estimate.hidden_bytes
 
 
 def test_a_text_model_inside_another_is_measured() -> None:
@@ -192,7 +193,7 @@ def test_a_text_model_inside_another_is_measured() -> None:
 
     model = families.build("Gemma 3")
     model.config = transformers.Gemma3Config(text_config=model.config)
-    assert model_dimensions(model).hidden_size == 64
+    assert MemoryEstimate.from_model(model, "fp32", compiled=False).hidden_bytes == 4 * 64
 
 
 def test_the_context_of_a_base_is_known() -> None:
