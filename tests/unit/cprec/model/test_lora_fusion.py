@@ -249,7 +249,7 @@ def products(model: torch.nn.Module, x: torch.Tensor) -> tuple[Counter[str], Cou
     for step in steps:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
             values = step(values)
-        names = ("aten::mm", "aten::addmm", "aten::addmm_")
+        names = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::_scaled_mm")
         counts.append(Counter({e.key: e.count for e in profile.key_averages() if e.key in names}))
     return counts[0], counts[1]
 
@@ -267,13 +267,24 @@ def test_a_decoder_layer_launches_fewer_products_and_reads_its_inputs_once() -> 
     # Of each layer the gradients of the base's input, of B's input and of B; of each input those of
     # A's input and of A.
     assert backward.total() == 6 * 3 + 3 * 2
-    model = block(True, torch.float32, 0, **config)
-    for layers in adapter.layers_by_input(model):
+    for layers in adapter.layers_by_input(block(True, torch.float32, 0, **config)):
         inputs = torch.randn(10, int(layers[0].in_features or 0))
         with OperationLog() as log:
             compute_layers(layers, inputs)
         reads = [name for name, pointers in log.operations if inputs.data_ptr() in pointers]
         assert sorted(reads) == ["mm", *["mm_plus_mm"] * len(layers)]
+
+
+def test_in_fp8_the_layers_of_one_input_are_one_product() -> None:
+    config = {"shape": (32, 16, 64, False), "r": 4}
+    model = block(False, torch.bfloat16, 0, **config)
+    assert quantise_frozen_layers(model) == 6
+    assert fuse_lora(model) == 6
+    x = torch.randn(10, 32, requires_grad=True, dtype=torch.bfloat16)
+    forward, backward = products(model, x)
+    # A CPU computes each FP8 product by a plain one.
+    assert forward == {"aten::_scaled_mm": 3, "aten::mm": 3 + 3, "aten::addmm_": 3}
+    assert backward == {"aten::_scaled_mm": 3, "aten::mm": 3 + 12}
 
 
 def test_parameters_stay_the_same_objects_under_the_same_names() -> None:
