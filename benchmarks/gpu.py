@@ -272,13 +272,10 @@ def measure_training(case: Case, sizes: Sizes, ceilings: gpu_time.Ceilings) -> M
         PAD_TOKEN,
         0,
     )
-    computed_tokens = [
-        [
-            micro_batch.input_ids.size
-            for micro_batch in build_micro_batches(batch, engine.micro_batch_spec, PAD_TOKEN)
-        ]
-        for batch in batches
+    passes_of_batches = [
+        build_micro_batches(batch, engine.micro_batch_spec, PAD_TOKEN) for batch in batches
     ]
+    computed_tokens = [[part.computed_tokens for part in parts] for parts in passes_of_batches]
     counted = recorder.records[WARMUP_STEPS:-1]
     seconds = sum(record.step_s for record in counted)
     useful = sum(record.batch.token_count for record in counted)
@@ -294,6 +291,8 @@ def measure_training(case: Case, sizes: Sizes, ceilings: gpu_time.Ceilings) -> M
         "step_s": [record.step_s for record in recorder.records],
         "row_tokens": sorted({size for sizes in computed_tokens for size in sizes}),
         "recomputed": engine.recomputes_activations,
+        "cuda_graphs": engine.captured_passes,
+        "planned_gb": max(map(engine.memory_plan.peak_bytes, passes_of_batches)) / 1e9,
         "loss": counted[-1].loss,
         **profile_figures(
             recorder.profiler, passes, statistics.median(record.step_s for record in counted)

@@ -207,7 +207,8 @@ class FrozenFP8Weight(torch.nn.Module):
         Returns:
             The sum in bf16 for each of `ups` [n, its outputs]; one matrix if there is none.
         """
-        outputs: tuple[torch.Tensor, ...] = _FrozenFP8Product.apply(  # type: ignore[no-untyped-call]
+        apply: Any = _FrozenFP8Product.apply
+        outputs: tuple[torch.Tensor, ...] = apply(
             rows,
             low,
             self.fast_accumulation,

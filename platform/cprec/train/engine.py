@@ -149,9 +149,8 @@ class Engine:
         if settings.compile:
             for layer in decoder_layers(model):
                 layer.compile(dynamic=True)
-        self._longest = max_tokens
         self._loss_total = torch.zeros((), device=self.device)
-        self._static_passes = self._prepare_static_passes(settings)
+        self._static_passes = self._prepare_static_passes(settings, max_tokens)
 
     @property
     def micro_batch_spec(self) -> MicroBatchSpec:
@@ -225,7 +224,14 @@ class Engine:
             stop=stops > 0,
         )
 
-    def _prepare_static_passes(self, settings: TrainSettings) -> StaticPasses | None:
+    @property
+    def captured_passes(self) -> int:
+        """Number of shapes of passes that are replayed as CUDA graphs."""
+        return 0 if self._static_passes is None else self._static_passes.captured
+
+    def _prepare_static_passes(
+        self, settings: TrainSettings, max_tokens: int
+    ) -> StaticPasses | None:
         """Returns what replays passes as CUDA graphs; None where they are computed plainly."""
         wanted = settings.cuda_graphs == "auto" and self.device.type == "cuda"
         possible = (
@@ -236,18 +242,17 @@ class Engine:
         )
         if not (wanted and possible):
             return None
-        return StaticPasses(self._compute_static_pass, self.device, CudaGraphs())
+        return StaticPasses(self._compute_static_pass, self.device, CudaGraphs(), max_tokens)
 
     def _compute_static_pass(self, inputs: PassInputs) -> None:
         """Adds the loss of a pass to its total, and the gradients to their sum."""
         assert isinstance(self._adam, FlatAdam)
-        longest = min(self._longest, inputs.ids.numel())
         logits = self.model(
             input_ids=inputs.ids,
             position_ids=inputs.positions,
             logits_to_keep=inputs.supervised,
             use_cache=False,
-            **attention.packed_arguments(inputs.bounds, longest),
+            **attention.packed_arguments(inputs.bounds, inputs.longest),
         ).logits[0]
         loss = F.cross_entropy(
             logits.float(), inputs.targets, reduction="sum", ignore_index=NO_TARGET

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from cluster.deepspeed_presets import USABLE_MEMORY_FRACTION
 from cprec.stream.packing import MicroBatch
+from cprec.train.memory import USABLE_MEMORY
 
 NO_TARGET = -100
 """Target of a position that does not count in the loss, as cross_entropy has it."""
@@ -33,20 +33,29 @@ class PassShape:
         tokens: Tokens of the row.
         samples: Samples of the row, at most.
         supervised: Supervised tokens, at most.
+        longest: Tokens of a sample, at most.
     """
 
     tokens: int
     samples: int
     supervised: int
+    longest: int
 
     @classmethod
-    def of(cls, batch: MicroBatch) -> "PassShape":
-        """Returns the shape of a packed row: its length, and the rest rounded up far."""
+    def of(cls, batch: MicroBatch, max_tokens: int) -> "PassShape":
+        """Returns the shape of a packed row: its length, and the rest rounded up far.
+
+        Args:
+            batch: The row.
+            max_tokens: Tokens of the longest sample; only the filling of a row may be longer.
+        """
         assert batch.bounds is not None
+        tokens = batch.input_ids.size
         return cls(
-            batch.input_ids.size,
+            tokens,
             _power_of_two(len(batch.bounds) - 1),
             _power_of_two(len(batch.targets)),
+            tokens if np.diff(batch.bounds).max() > max_tokens else min(max_tokens, tokens),
         )
 
 
@@ -65,9 +74,11 @@ class PassInputs:
         supervised: Positions whose next token counts [supervised]; 0 where left over.
         targets: Those next tokens [supervised]; NO_TARGET where left over.
         weight: What the summed loss is multiplied with.
+        longest: Tokens of a sample, at most.
     """
 
     def __init__(self, shape: PassShape, device: torch.device) -> None:
+        self.longest = shape.longest
         self.ids = torch.zeros(1, shape.tokens, dtype=torch.int64, device=device)
         self.positions = torch.zeros_like(self.ids)
         self.bounds = torch.zeros(shape.samples + 1, dtype=torch.int32, device=device)
@@ -121,6 +132,7 @@ class StaticPasses:
         compute: Callable[[PassInputs], None],
         device: torch.device,
         capture: Capture,
+        max_tokens: int,
     ) -> None:
         """Prepares for passes.
 
@@ -129,11 +141,13 @@ class StaticPasses:
                 random numbers, and does not wait for the device.
             device: The device.
             capture: Captures a pass.
+            max_tokens: Tokens of the longest sample.
         """
         self.captured = 0
         self._compute = compute
         self._device = device
         self._capture = capture
+        self._max_tokens = max_tokens
         self._has_room = True
         self._inputs: dict[PassShape, PassInputs] = {}
         self._replays: dict[PassShape, Replay] = {}
@@ -145,7 +159,7 @@ class StaticPasses:
             batch: The row.
             weight: What the summed loss is multiplied with.
         """
-        shape = PassShape.of(batch)
+        shape = PassShape.of(batch, self._max_tokens)
         inputs = self._inputs.get(shape)
         seen = inputs is not None
         if inputs is None:
@@ -191,4 +205,4 @@ class CudaGraphs:
         resting = torch.cuda.memory_allocated()
         taken = torch.cuda.max_memory_allocated() - resting
         _, total = torch.cuda.mem_get_info()
-        return resting + 2 * taken < USABLE_MEMORY_FRACTION * total
+        return bool(resting + 2 * taken < USABLE_MEMORY * total)

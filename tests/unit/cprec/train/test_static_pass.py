@@ -36,8 +36,9 @@ def row(seed: int, samples: int) -> MicroBatch:
             EncodedSample(rng.integers(1, 128, n).astype(np.int32), n - int(rng.integers(1, 4)), 0)
             for n in lengths
         ],
-        MicroBatchSpec(packed=True, size=64, pad_to_size=True),
+        MicroBatchSpec(packed=True, size=64),
         0,
+        64,
     )
 
 
@@ -66,7 +67,7 @@ class Captures:
 
 
 def with_static_passes(built: Engine, capture: Captures) -> Engine:
-    built._static_passes = StaticPasses(built._compute_static_pass, built.device, capture)
+    built._static_passes = StaticPasses(built._compute_static_pass, built.device, capture, 2048)
     return built
 
 
@@ -117,7 +118,7 @@ def test_no_more_than_some_shapes_are_captured() -> None:
     computed: list[int] = []
     captures = Captures()
     passes = StaticPasses(
-        lambda inputs: computed.append(inputs.ids.numel()), torch.device("cpu"), captures
+        lambda inputs: computed.append(inputs.ids.numel()), torch.device("cpu"), captures, 2048
     )
     shapes = MAX_GRAPHS + 5
     for _ in range(3):
@@ -138,8 +139,15 @@ def test_rows_of_one_length_have_few_shapes() -> None:
         size = 8192 // samples
         batch = collate(
             [EncodedSample(np.ones(size, np.int32), size - 26, 0) for _ in range(samples)],
-            MicroBatchSpec(packed=True, size=8192, pad_to_size=True),
+            MicroBatchSpec(packed=True, size=8192),
             0,
+            8192,
         )
-        shapes.add(PassShape.of(batch))
+        shapes.add(PassShape.of(batch, 2048))
     assert len(shapes) <= 3
+
+
+def test_a_filling_that_is_longer_than_any_sample_is_attended_to_its_end() -> None:
+    empty = collate([], spec(), 0, 64)
+    assert PassShape.of(empty, 32).longest == 64
+    assert PassShape.of(row(1, 4), 32).longest == 32
