@@ -32,7 +32,7 @@ from corpus.store.tables import Corpus
 from cprec.encode.title_encoding import UncachedPromptEncoder
 from cprec.encode.tokens import TitleEncoder
 from cprec.evaluate.candidate_rows import Query
-from cprec.evaluate.candidate_scoring import encode_query, score_batch
+from cprec.evaluate.candidate_scoring import encode_query, score_queries
 from cprec.evaluate.metrics import compute_ranks
 from cprec.evaluate.scoring_check import choose_scoring
 from cprec.model import adapter, backbone
@@ -112,7 +112,7 @@ def measure(
     speaking, control = ATTACKS[attack]
     suffixes = {"control": (control, False), "speaks": (speaking, False)}
     suffixes["neutralised"] = (speaking, True)
-    one_pass = choose_scoring(model, MAX_TOKENS).fast
+    kind = choose_scoring(model, MAX_TOKENS).kind
     ranks: dict[tuple[str, str], list[float]] = {}
     for number, prompt in enumerate(prompts, 1):
         variants = {("", "none"): prompt} | {
@@ -125,7 +125,7 @@ def measure(
             lengths = [len(queries[place, name].prompt) for name in ("speaks", "control")]
             assert lengths[0] == lengths[1], f"speaks and control have {lengths} tokens"
         for key, query in queries.items():
-            scores = score_batch(model, [query], one_pass)
+            scores = np.stack(score_queries(model, [query], 1, kind))
             rank = compute_ranks(scores, np.array([prompt.planted])).expected_rank[0]
             ranks.setdefault(key, []).append(float(rank))
         print(f"{number} of {len(prompts)} prompts", end="\r", file=sys.stderr)

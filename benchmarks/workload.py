@@ -24,7 +24,6 @@ import torch
 import torch.distributed as dist
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from corpus.store.tables import Corpus
 from cprec.config.recipe import ModelSettings
 from cprec.encode.title_tokens import CachedPromptEncoder, TitleTokens, tokenise_titles
 from cprec.encode.tokens import EncodedSample
@@ -60,6 +59,8 @@ class Workload:
             vocabulary: Size of the byte-level tokenizer that is trained on the titles.
             tokenizer_folder: Directory of a tokenizer to use instead.
         """
+        from corpus.store.tables import Corpus  # benchmarks/gpu.py runs where Delta is missing
+
         corpus = Corpus.open(corpus_uri)
         titles = corpus.read_titles()
         source = corpus.streams()[0].source

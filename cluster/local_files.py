@@ -7,6 +7,7 @@ which a power cut would otherwise take back. If it raises, a reader sees what wa
 import errno
 import os
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,10 +15,25 @@ _NO_SYNC_OF_FOLDERS = (errno.EINVAL, errno.ENOTSUP)
 """What a file system answers that cannot make the names in a folder durable on request."""
 
 
-def replace(target: Path, content: bytes) -> None:
-    """Replaces or creates a file."""
-    partial = _write_partial(target, content)
+def replace(
+    target: Path,
+    content: bytes,
+    staging: Path | None = None,
+    before_rename: Callable[[], None] = lambda: None,
+) -> None:
+    """Replaces or creates a file.
+
+    Args:
+        target: The file.
+        content: What it shall hold.
+        staging: Folder in which the new file is written, of the same file system and there
+            already; None: the folder of the target.
+        before_rename: Called between the two; what it raises leaves the target as it was.
+    """
+    make_folder(target.parent)
+    partial = _write_partial(target, content, staging or target.parent)
     try:
+        before_rename()
         partial.replace(target)  # only a rename is atomic
     except BaseException:
         _unlink_if_possible(partial)
@@ -30,7 +46,8 @@ def create(target: Path, content: bytes) -> bool:
 
     This is a hard link, which NFS makes atomically too.
     """
-    partial = _write_partial(target, content)
+    make_folder(target.parent)
+    partial = _write_partial(target, content, target.parent)
     try:
         os.link(partial, target)
     except FileExistsError:
@@ -68,10 +85,9 @@ def make_folder(folder: Path) -> None:
         _sync_folder(path.parent)
 
 
-def _write_partial(target: Path, content: bytes) -> Path:
-    """Writes a file beside a target, durably, and returns its path."""
-    make_folder(target.parent)
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+def _write_partial(target: Path, content: bytes, folder: Path) -> Path:
+    """Writes what a target shall hold to a file of a folder, durably, and returns its path."""
+    partial = folder / f".{target.name}.{uuid.uuid4().hex[:8]}.partial"
     try:
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cluster.storage import join, write_text
+from cluster.storage import join
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import to_yaml
@@ -17,7 +17,8 @@ from cprec.model.training_state import TrainingState
 from cprec.runs import checkpoint, recipe_lock
 from cprec.runs.audit import audit
 from cprec.runs.checkpoint import CheckpointName
-from cprec.runs.control.lease import HeldLease, claim
+from cprec.runs.control.attempts import begin_attempt
+from cprec.runs.control.lease import HeldLease, Lease, claim
 from cprec.runs.json_lines import read_trace
 from cprec.runs.recipe_lock import check_unchanged, write_recipe
 from cprec.runs.records import AUDIT_FILE, AuditReport, TraceRow
@@ -78,13 +79,13 @@ def train(run_uri: str, corpus: Corpus) -> AuditReport:
         recipe = Recipe()
         check_unchanged(recipe, run_uri, ())
         run_plan = RunPlan.read(run_uri) or create_run_plan(recipe, corpus)
-        write_recipe(recipe, run_uri)
-        run_plan.write(run_uri)
-        _record_start(recipe, run_uri, run_plan)
+        write_recipe(recipe, run_uri, held.lease)
+        run_plan.write(run_uri, held.lease)
+        _record_start(recipe, run_uri, run_plan, held.lease)
         _train_rest(run_uri, corpus, held)
         plan = run_plan.plan
         report = audit(plan, read_run_records(run_uri).steps, ids_at)
-        write_text(join(run_uri, AUDIT_FILE), json.dumps(report.to_json()))
+        held.lease.replace(join(run_uri, AUDIT_FILE), json.dumps(report.to_json()).encode())
         assert len(read_trace(run_uri)) == len(planned_rows(plan))
         return report
 
@@ -95,19 +96,19 @@ def _train_rest(run_uri: str, corpus: Corpus, held: HeldLease) -> None:
     )
     actor = ControllerActor(settings, held.lease)
     name, problems = find_last_checkpoint(run_uri)
-    attempt = max((n.attempt for n in checkpoint.list_checkpoints(run_uri)), default=-1) + 1
     uri = checkpoint.checkpoint_uri(run_uri, name) if name else None
     ledger = checkpoint.read_ledger(uri) if uri else Ledger(actor.plan())
+    attempt = begin_attempt(held.lease, 0, ledger.samples, uri, 1).number
     actor.begin_attempt(WorkerGroup(attempt, 1, ledger.samples, uri), problems)
     for row in planned_rows(actor.plan())[ledger.steps :]:
         actor.record_step(row)
         actor.heartbeat(force=True)
         ledger = ledger.add_step(row.batch_samples, int(row.ids_digest, 16))
-        _save(run_uri, actor, ledger, attempt)
+        _save(run_uri, actor, ledger, attempt, held.lease)
     actor.end_run()
 
 
-def _save(run_uri: str, actor: ControllerActor, ledger: Ledger, attempt: int) -> None:
+def _save(run_uri: str, actor: ControllerActor, ledger: Ledger, attempt: int, lease: Lease) -> None:
     actor.prepare_checkpoint()
     name = CheckpointName(ledger.samples, attempt)
     uri = checkpoint.checkpoint_uri(run_uri, name)
@@ -117,6 +118,6 @@ def _save(run_uri: str, actor: ControllerActor, ledger: Ledger, attempt: int) ->
         (directory / checkpoint.ADAPTER / "adapter_config.json").write_text("{}")
         state = TrainingState({"w": torch.tensor([float(ledger.samples)])}, {}, ledger.steps)
         checkpoint.save_training_state(state, directory)
-        checkpoint.commit(directory, uri, ledger)
+        checkpoint.commit(directory, uri, ledger, lease)
     actor.record_checkpoint(ledger.samples, uri)
-    checkpoint.prune(run_uri, 1, (), name)
+    checkpoint.prune(run_uri, 1, (), name, lease)

@@ -28,6 +28,7 @@ import transformers as hf  # noqa: E402
 
 from cluster.errors import UserError  # noqa: E402
 from cprec.config.recipe import ModelSettings, TrainSettings  # noqa: E402
+from cprec.evaluate.candidate_rows import PassKind  # noqa: E402
 from cprec.evaluate.scoring_check import choose_decoding, choose_scoring  # noqa: E402
 from cprec.model import adapter  # noqa: E402
 from cprec.model.libraries import silence_libraries  # noqa: E402
@@ -37,6 +38,11 @@ from cprec.train.pack_check import choose_packing  # noqa: E402
 PAGE = HERE / "models.md"
 BEGIN, END = "<!-- families -->", "<!-- end -->"
 MAX_TOKENS = 256
+SCORING = {
+    PassKind.PACKED: "packed",
+    PassKind.MASKED: "one pass",
+    PassKind.ALONE: "each alone",
+}
 
 IDS: dict[str, Any] = {"vocab_size": 160, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 SHAPE: dict[str, Any] = {
@@ -316,7 +322,7 @@ def find_ways(name: str) -> Ways:
     notes = {"pack": why_padded or "", "score": scoring.reason, "generate": decoding.reason}
     return Ways(
         "packed" if packed else "padded",
-        "one pass" if scoring.fast else "each alone",
+        SCORING[scoring.kind],
         "cache" if decoding.fast else "recomputed",
         lora,
         full,

@@ -238,10 +238,9 @@ class Soak:
         if shutil.disk_usage(self.folder).free > SMALL_DISK_BYTES:
             return False
         try:
-            with ballast.open("wb") as file, suppress(OSError):
+            with ballast.open("wb", buffering=0) as file, suppress(OSError):
                 while True:
                     file.write(bytes(1 << 16))
-                    file.flush()
             time.sleep(self._random.uniform(4, 10))
         finally:
             ballast.unlink()

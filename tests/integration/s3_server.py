@@ -100,7 +100,7 @@ def answer(environ: dict[str, Any], start_response: Any) -> Any:
 
 
 def _answer_well(environ: dict[str, Any], start_response: Any) -> Any:
-    if "HTTP_IF_NONE_MATCH" not in environ:
+    if not {"HTTP_IF_NONE_MATCH", "HTTP_IF_MATCH"} & set(environ):
         return _MOTO(environ, start_response)
     with _LOCK:
         return _MOTO(environ, start_response)

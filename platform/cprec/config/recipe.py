@@ -163,8 +163,9 @@ class TrainSettings(Section):
     pack_tokens: int | None = Field(
         None,
         ge=64,
-        description="tokens of one forward pass on one worker when packed; "
-        "null: 4096 on a GPU, 2048 on a CPU, whose cache holds no more",
+        description="largest number of tokens of one forward pass on one worker when packed; null: "
+        "as many as the GPU holds by estimate, up to 65536; 2048 on a CPU, whose cache holds no "
+        "more",
     )
     targets_per_pass: int = Field(
         1,
@@ -207,7 +208,12 @@ class TrainSettings(Section):
     compile: bool = Field(
         False,
         description="torch.compile the layers (GPU); "
-        "packed rows are then filled up to train.pack_tokens",
+        "packed rows are then filled up to few different lengths, as on a GPU always",
+    )
+    cuda_graphs: Literal["auto", "never"] = Field(
+        "auto",
+        description="replay passes as CUDA graphs, which small models need to fill a GPU; auto: at "
+        "ZeRO stage 0 with packed rows, where memory holds a pass twice",
     )
     profile: int = Field(
         0, ge=0, description="number of steps that torch profiles into <run>/profile/"
@@ -425,7 +431,17 @@ class EvaluateSettings(Section):
     max_users: int | None = Field(
         None, ge=1, description="largest number of users, in the order of their sample ids"
     )
-    batch: int = Field(16, ge=1, description="samples scored in one forward pass")
+    batch: int = Field(
+        16,
+        ge=1,
+        description="samples scored in one forward pass, at most; long ones are fewer, as a pass "
+        "has 32,768 tokens at most",
+    )
+    compile: bool = Field(
+        False,
+        description="torch.compile the layers to score (GPU): takes some seconds, and is worth "
+        "them from some ten thousand samples",
+    )
     text: str | None = Field(
         None,
         description="a plain text file (path or s3://) that has nothing to do with behaviours; "

@@ -27,13 +27,15 @@ from cprec.downstream.known_items import BEHAVIOUR_FOLDER
 from cprec.downstream.stored_model import StoredModel
 from cprec.downstream.trial import build_encoders
 from cprec.evaluate.answer_matching import Answer
+from cprec.evaluate.candidate_rows import PassKind
 from cprec.evaluate.candidate_scoring import PromptEncoder, score_samples
 from cprec.evaluate.generation import generate_answers
 from cprec.evaluate.perplexity import compute_perplexity
-from cprec.evaluate.scoring_check import choose_decoding, choose_scoring
+from cprec.evaluate.scoring_check import ScoringWay, choose_decoding, choose_scoring
 from cprec.model import adapter, backbone
 from cprec.runs import checkpoint
 from cprec.stream.row_encoder import RowEncoder
+from cprec.train.engine import decoder_layers
 
 
 @dataclass(frozen=True)
@@ -104,8 +106,8 @@ def score_model(
             get_results([task.remote(recipe, corpus, domain, model.name, model.seed, samples)])[0]
         )
     parts = _map_samples(recipe, _score_task, model, corpus, domain, samples, workers, row_encoder)
-    if reason := parts[0][1]:
-        say(f"{model.label}: each candidate is scored on its own, as one pass is wrong: {reason}")
+    if notice := parts[0][1]:
+        say(f"{model.label}: {notice}")
     return np.concatenate([scores for scores, _ in parts])
 
 
@@ -222,6 +224,24 @@ def load_model(recipe: Recipe, model: EvaluatedModel) -> tuple[Any, Any]:
     return network, tokenizer
 
 
+def prepare_scoring(recipe: Recipe, network: Any) -> ScoringWay:
+    """Finds out how a loaded model scores, and compiles its layers if the recipe says so.
+
+    Args:
+        recipe: Longest prompt, and whether to compile.
+        network: The model, which is used for scoring only.
+
+    Raises:
+        RecipeError: The base is no causal model.
+    """
+    way = choose_scoring(network, recipe.model.max_tokens)
+    # Only packed rows have few shapes; and on a CPU their layout is a list, with a code for each.
+    if recipe.evaluate.compile and network.device.type == "cuda" and way.kind is PassKind.PACKED:
+        for layer in decoder_layers(network):
+            layer.compile(dynamic=True)
+    return way
+
+
 def _build_encoder(
     recipe: Recipe, network: Any, tokenizer: Any, domain: Domain, row_encoder: RowEncoder | None
 ) -> PromptEncoder:
@@ -248,13 +268,13 @@ def _score_task(
     """Loads a language model and scores the candidates of samples with it.
 
     Returns:
-        The scores, and why candidates were scored one by one; empty if they were not.
+        The scores, and what is said of the way; empty for the fastest.
     """
     network, tokenizer = load_model(recipe, model)
     domain = Domain.from_corpus(corpus, domain_name, recipe.evaluate.split)
     encoder = _build_encoder(recipe, network, tokenizer, domain, row_encoder)
-    way = choose_scoring(network, recipe.model.max_tokens)
-    return score_samples(network, encoder, samples, recipe.evaluate.batch, way), way.reason
+    way = prepare_scoring(recipe, network)
+    return score_samples(network, encoder, samples, recipe.evaluate.batch, way), way.notice
 
 
 def _generate_task(

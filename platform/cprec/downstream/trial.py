@@ -45,11 +45,12 @@ from cprec.downstream.llara import (
 from cprec.encode.tokens import TitleEncoder
 from cprec.evaluate.candidate_scoring import score_samples
 from cprec.evaluate.metrics import compute_ranks, hits
-from cprec.evaluate.scoring_check import Way, choose_scoring
+from cprec.evaluate.scoring_check import ScoringWay, choose_scoring
 from cprec.model import adapter, backbone
 from cprec.runs import checkpoint
 from cprec.schedule.ledger import Ledger
 from cprec.train.engine import Engine
+from cprec.train.forward import uncompiled
 from cprec.train.loop import DivergenceError, Observer, StepRecord, TrainingStep, train
 
 HISTORY_FILE = "history.json"
@@ -225,7 +226,8 @@ def run_trial(trial: Trial, report: Callable[[dict[str, Any]], None]) -> None:
         engine.restore_state(checkpoint.load_training_state(uri))
 
     # Once, with the same rows on all workers, so that all of them take the same way.
-    way = choose_scoring(engine.model, recipe.model.max_tokens)
+    with uncompiled(engine.model):
+        way = choose_scoring(engine.model, recipe.model.max_tokens)
 
     def measure() -> float:
         return _validation_hr1(
@@ -314,7 +316,7 @@ def build_encoders(
 
 
 def _validation_hr1(
-    engine: Engine, encoders: PromptEncoders, samples: pa.Table, batch_size: int, way: Way
+    engine: Engine, encoders: PromptEncoders, samples: pa.Table, batch_size: int, way: ScoringWay
 ) -> float:
     """Computes HR@1 over the validation samples of all workers.
 
@@ -329,9 +331,10 @@ def _validation_hr1(
         DivergenceError: A worker has a NaN score; raised on all workers.
     """
     engine.model.eval()
-    scores = score_samples(
-        cast(PreTrainedModel, engine.model), encoders.for_evaluation, samples, batch_size, way
-    )
+    with uncompiled(engine.model):
+        scores = score_samples(
+            cast(PreTrainedModel, engine.model), encoders.for_evaluation, samples, batch_size, way
+        )
     engine.model.train()
     is_nan = np.isnan(scores).any(axis=1)
     ranks = compute_ranks(scores[~is_nan], samples["target"].to_numpy()[~is_nan])

@@ -1,20 +1,48 @@
 """Rows of tokens that hold prompts and answers, and the forward pass over them. Pure torch.
 
-A row of several answers is `[pad.. prompt | answer 1 | answer 2 | .. pad]`. Its attention mask lets
-an answer see the prompt and itself, but no other answer, and positions restart after the prompt in
-every answer. A row of one answer is `[prompt | answer | pad..]`, as padded training has it: without
-a mask, because a causal model does not see what follows.
+A `CandidateRow` holds several queries without padding: `[prompts | answers | filling]`. A prompt is
+computed once, whatever the number of its answers, and positions restart after it in every answer.
+The last token of an answer is left out: nothing is predicted from it. What keeps answers apart is
+the layout of `cprec.model.layouts.branches`, or a dense mask for models whose layers do not know
+it. `pad_singles` makes padded rows of one answer each, without a mask, because a causal model does
+not see what follows.
+
+Shapes: n queries, K answers, T tokens of a row, N tokens that predict, M tokens of answers.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from enum import StrEnum
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from cprec.model import attention
+from cprec.model.layouts.branches import branch_arguments, copy_to_device
 from cprec.model.self_check import text_config
+
+Ints = NDArray[np.int64]
+
+ROW_STEP = 64
+"""Rows are filled up to a multiple of this, as kernels like it, so that shapes are few."""
+CHUNK_ELEMENTS = 1 << 26
+"""Log-probabilities that are held in fp32 at a time."""
+
+
+class PassKind(StrEnum):
+    """How a forward pass keeps answers apart, from the fastest kind to the slowest."""
+
+    PACKED = "packed"
+    """A row of many queries, with the layout of its branches."""
+    MASKED = "masked"
+    """The same row with a dense mask."""
+    ALONE = "alone"
+    """A padded row for each answer, without a mask."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +50,8 @@ class Query:
     """A sample to be scored, as tokens.
 
     Attributes:
-        prompt: Token ids of the prompt.
-        answers: Token ids of each candidate's answer.
+        prompt: Token ids of the prompt; at least one.
+        answers: Token ids of each candidate's answer; at least one each.
     """
 
     prompt: list[int]
@@ -35,9 +63,14 @@ class Query:
         return len(self.prompt) + sum(map(len, self.answers))
 
     @property
+    def predictor_count(self) -> int:
+        """Tokens that predict one: the end of the prompt, and all of an answer but its last."""
+        return 1 + sum(map(len, self.answers)) - len(self.answers)
+
+    @property
     def longest(self) -> int:
         """Tokens of the prompt and its longest answer."""
-        return len(self.prompt) + max(map(len, self.answers))
+        return len(self.prompt) + max(map(len, self.answers), default=0)
 
     def split(self) -> "list[Query]":
         """Returns one query for each answer."""
@@ -45,149 +78,213 @@ class Query:
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Queries as rows of tokens.
-
-    Shapes: B rows, T columns, K columns from `first_kept` on.
+class Targets:
+    """The tokens of answers, and which logits predict them.
 
     Attributes:
-        ids: Token ids [B, T].
-        positions: Position of each token in its prompt and answer [B, T].
-        blocks: What each token belongs to [B, T]: -1 padding, 0 the prompt, k the k-th answer.
-        predictors: Of the columns from `first_kept` on, the one whose logits predict the token [B,
-            K]; 0 where it is no answer's.
-        first_kept: First column whose logits are needed.
+        rows: Row of the logits that predicts each token, ascending [M].
+        ids: Token ids [M].
+        answers: Number of the answer that each token belongs to, over all queries [M].
     """
 
-    ids: NDArray[np.int64]
-    positions: NDArray[np.int64]
-    blocks: NDArray[np.int64]
-    predictors: NDArray[np.int64]
-    first_kept: int
+    rows: Ints
+    ids: Ints
+    answers: Ints
+
+    def of_answer(self, number: int) -> Ints:
+        """Returns the rows of the logits that predict an answer's tokens, in their order."""
+        rows: Ints = self.rows[self.answers == number]
+        return rows
 
 
-def lay_out(queries: Sequence[Query]) -> Rows:
-    """Lays out each query as a row.
+@dataclass(frozen=True)
+class CandidateRow:
+    """Queries as one row of tokens.
 
-    Prompts of several answers end in one column: those before it are padded on the left. A row of
-    one answer begins in the first column.
+    Attributes:
+        ids: Token ids [T].
+        positions: Position of each token in its prompt and answer [T]; 0 for filling.
+        prompt_sizes: Tokens of each prompt [n].
+        branch_counts: Branches of each prompt [n]: its answers, and the filling as one of the last.
+        branch_sizes: Tokens of each branch.
+        predictors: Tokens whose logits predict an answer's token [N].
+        targets: The answers' tokens.
     """
-    branching = any(len(q.answers) > 1 for q in queries)
-    widest = max(len(q.prompt) for q in queries)
-    starts = [widest - len(q.prompt) if branching else 0 for q in queries]
-    columns = max(start + q.token_count for start, q in zip(starts, queries, strict=True))
-    first_kept = min(start + len(q.prompt) for start, q in zip(starts, queries, strict=True)) - 1
+
+    ids: Ints
+    positions: Ints
+    prompt_sizes: Ints
+    branch_counts: Ints
+    branch_sizes: Ints
+    predictors: Ints
+    targets: Targets
+
+
+def pack_row(queries: Sequence[Query]) -> CandidateRow:
+    """Lays out queries, of which there is at least one, in one row."""
+    prompt_sizes = _lengths(query.prompt for query in queries)
+    answer_counts = _lengths(query.answers for query in queries)
+    answers = [answer for query in queries for answer in query.answers]
+    answer_sizes = _lengths(answers)
+    answer_ids = _flatten(answers)
+    ends = np.cumsum(answer_sizes)
+    is_first, is_last = np.zeros((2, len(answer_ids)), dtype=bool)
+    is_first[ends - answer_sizes] = True
+    is_last[ends - 1] = True
+
+    prompt_tokens = int(prompt_sizes.sum())
+    kept = prompt_tokens + len(answer_ids) - len(answers)
+    filling = -kept % ROW_STEP
+    ids = np.concatenate(
+        [
+            _flatten([query.prompt for query in queries]),
+            answer_ids[~is_last],
+            np.zeros(filling, dtype=np.int64),
+        ]
+    )
+    query_numbers = np.repeat(np.arange(len(queries)), answer_counts)
+    branch_sizes = answer_sizes - 1
+    positions = np.concatenate(
+        [
+            _count_up(prompt_sizes),
+            np.repeat(prompt_sizes[query_numbers], branch_sizes) + _count_up(branch_sizes),
+            # Not after the prompt, where there might be no more positions.
+            np.zeros(filling, dtype=np.int64),
+        ]
+    )
+    branch_counts = answer_counts.copy()
+    if filling:
+        branch_counts[-1] += 1
+        branch_sizes = np.append(branch_sizes, filling)
+    # The end of a prompt predicts the first token of each of its answers. Every other token is
+    # predicted by the one before it: those are the tokens that are kept, in the same order.
+    predictors = np.concatenate([np.cumsum(prompt_sizes) - 1, np.arange(prompt_tokens, kept)])
+    answer_numbers = np.arange(len(answers))
+    targets = Targets(
+        rows=np.concatenate([query_numbers, np.arange(len(queries), len(predictors))]),
+        ids=np.concatenate([answer_ids[is_first], answer_ids[~is_first]]),
+        answers=np.concatenate([answer_numbers, np.repeat(answer_numbers, answer_sizes - 1)]),
+    )
+    return CandidateRow(
+        ids, positions, prompt_sizes, branch_counts, branch_sizes, predictors, targets
+    )
+
+
+def pad_singles(queries: Sequence[Query]) -> tuple[Ints, int, Targets]:
+    """Lays out queries of one answer each as rows that begin in the first column.
+
+    Returns:
+        Token ids [n, columns], 0 where a row has ended; the number of columns, counted from the
+        last, whose logits are needed; and the targets, for the logits of these columns, row by row.
+    """
+    columns = max(query.token_count for query in queries)
+    kept = columns - min(len(query.prompt) for query in queries) + 1
     ids = np.zeros((len(queries), columns), dtype=np.int64)
-    positions = np.zeros_like(ids)
-    blocks = np.full_like(ids, -1)
-    predictors = np.zeros_like(ids)
-    for row, (start, q) in enumerate(zip(starts, queries, strict=True)):
-        end = start + len(q.prompt)
-        ids[row, start:end] = q.prompt
-        positions[row, start:end] = np.arange(len(q.prompt))
-        blocks[row, start:end] = 0
-        column = end
-        for number, answer in enumerate(q.answers, 1):
-            part = slice(column, column + len(answer))
-            ids[row, part] = answer
-            positions[row, part] = np.arange(len(q.prompt), len(q.prompt) + len(answer))
-            blocks[row, part] = number
-            # The end of the prompt predicts the first token of every answer.
-            predictors[row, part] = [end - 1, *range(column, column + len(answer) - 1)]
-            column += len(answer)
-    predictors = np.maximum(predictors - first_kept, 0)[:, first_kept:]
-    return Rows(ids, positions, blocks, predictors, first_kept)
+    rows = []
+    for number, query in enumerate(queries):
+        ids[number, : query.token_count] = query.prompt + query.answers[0]
+        first = number * kept + len(query.prompt) - 1 - (columns - kept)
+        rows.append(np.arange(first, first + len(query.answers[0])))
+    answers = [query.answers[0] for query in queries]
+    targets = Targets(
+        np.concatenate(rows),
+        _flatten(answers),
+        np.repeat(np.arange(len(queries)), _lengths(answers)),
+    )
+    return ids, kept, targets
+
+
+@contextmanager
+def prepared(model: Any, kind: PassKind) -> Iterator[None]:
+    """Prepares a model for passes of a kind, and restores it afterwards."""
+    with attention.maskless(model) if kind is PassKind.PACKED else nullcontext():
+        yield
 
 
 @torch.inference_mode()
-def compute_logits(model: Any, rows: Rows, one_pass: bool) -> torch.Tensor:
-    """Computes the logits of rows from column `first_kept` on [B, K, vocabulary].
+def compute_logits(
+    model: Any, queries: Sequence[Query], kind: PassKind
+) -> tuple[torch.Tensor, Targets]:
+    """Computes the logits that predict the answers of queries in one forward pass.
 
     Args:
-        model: The model, in evaluation mode.
-        rows: The rows.
-        one_pass: Whether rows may hold several answers; then the model must take an attention mask
-            of four dimensions.
-    """
-    kept = rows.ids.shape[1] - rows.first_kept
-    arguments: dict[str, Any] = {}
-    if one_pass:
-        positions = torch.from_numpy(rows.positions).to(model.device)
-        blocks = torch.from_numpy(rows.blocks).to(model.device)
-        arguments = {
-            "position_ids": positions,
-            "attention_mask": branch_masks(text_config(model), blocks, positions, model.dtype),
-        }
-    logits: torch.Tensor = model(
-        input_ids=torch.from_numpy(rows.ids).to(model.device),
-        logits_to_keep=kept,
-        use_cache=False,
-        **arguments,
-    ).logits
-    return logits[:, -kept:]  # few models do not know `logits_to_keep`, and return all
-
-
-def answer_logits(logits: torch.Tensor, rows: Rows, row: int, answer: int) -> torch.Tensor:
-    """Returns the logits that predict an answer's tokens [tokens, vocabulary].
-
-    Args:
-        logits: Logits of `compute_logits`.
-        rows: The rows.
-        row: The row.
-        answer: Number of the answer in its row, from 1.
-    """
-    columns = rows.predictors[row][rows.blocks[row, rows.first_kept :] == answer]
-    return logits[row, torch.from_numpy(columns).to(logits.device)]
-
-
-def sum_log_probabilities(logits: torch.Tensor, rows: Rows) -> NDArray[np.float64]:
-    """Sums the log-probabilities of each answer's tokens.
-
-    Args:
-        logits: Logits of `compute_logits`.
-        rows: The rows.
+        model: The model, `prepared` for this kind, in evaluation mode.
+        queries: The queries; of one answer each for `PassKind.ALONE`.
+        kind: Kind of the pass.
 
     Returns:
-        The sums [B, answers of the longest row].
+        Logits [N, vocabulary], and the targets that they predict.
     """
-    device = logits.device
-    # Log-probabilities of the answers' tokens only: a full log-softmax would store as much as the
-    # logits once more.
-    normaliser = logits.float().logsumexp(dim=-1)
-    columns = torch.from_numpy(rows.predictors).to(device)
-    # Of answers only: a behaviour token of a longer prompt is beyond the vocabulary.
-    answer_ids = np.where(rows.blocks > 0, rows.ids, 0)[:, rows.first_kept :]
-    tokens = torch.from_numpy(answer_ids).to(device)
-    numbers = torch.arange(len(tokens), device=device)[:, None]
-    token_logits = logits[numbers, columns, tokens].float()
-    log_probabilities = token_logits - normaliser.gather(1, columns)
-    # Slot 0 receives the prompt and the padding, and is dropped.
-    answers = torch.from_numpy(rows.blocks[:, rows.first_kept :]).to(device)
-    sums = torch.zeros(len(tokens), int(rows.blocks.max()) + 1, dtype=torch.float64, device=device)
-    sums.scatter_add_(
-        1, answers.clamp(min=0), log_probabilities.double().masked_fill(answers <= 0, 0.0)
+    if kind is PassKind.ALONE:
+        ids, columns, targets = pad_singles(queries)
+        logits: torch.Tensor = model(
+            input_ids=torch.from_numpy(ids).to(model.device),
+            logits_to_keep=columns,
+            use_cache=False,
+        ).logits
+        # Few models do not know `logits_to_keep`, and return all.
+        return logits[:, -columns:].flatten(0, 1), targets
+    row = pack_row(queries)
+    row_ids, positions, predictors = copy_to_device(
+        [row.ids, row.positions, row.predictors], model.device, torch.int64
     )
-    return np.asarray(sums[:, 1:].cpu().numpy(), dtype=np.float64)
+    arguments: dict[str, Any]
+    if kind is PassKind.PACKED:
+        arguments = branch_arguments(
+            row.prompt_sizes, row.branch_counts, row.branch_sizes, model.device
+        )
+    else:
+        masks = branch_masks(text_config(model), row, model.dtype, model.device)
+        arguments = {"attention_mask": masks}
+    logits = model(
+        input_ids=row_ids[None],
+        position_ids=positions[None],
+        logits_to_keep=predictors,
+        use_cache=False,
+        **arguments,
+    ).logits[0]
+    return logits if len(logits) == len(row.predictors) else logits[predictors], row.targets
+
+
+@torch.inference_mode()
+def log_probabilities(logits: torch.Tensor, targets: Targets) -> torch.Tensor:
+    """Returns the log-probability of each target [M], fp32, on the device of the logits.
+
+    Args:
+        logits: Logits [N, vocabulary].
+        targets: The targets.
+    """
+    target_rows, target_ids = copy_to_device(
+        [targets.rows, targets.ids], logits.device, torch.int64
+    )
+    step = max(CHUNK_ELEMENTS // logits.shape[-1], 1)
+    starts = range(0, len(logits), step)
+    stops = np.searchsorted(targets.rows, [start + step for start in starts]).tolist()
+    found = []
+    for start, first, stop in zip(starts, [0, *stops[:-1]], stops, strict=True):
+        chunk = F.log_softmax(logits[start : start + step], dim=-1, dtype=torch.float32)
+        found.append(chunk[target_rows[first:stop] - start, target_ids[first:stop]])
+    return torch.cat(found)
 
 
 def branch_masks(
-    config: Any, blocks: torch.Tensor, positions: torch.Tensor, dtype: torch.dtype
+    config: Any, row: CandidateRow, dtype: torch.dtype, device: torch.device
 ) -> torch.Tensor | dict[str, torch.Tensor]:
     """Builds the additive masks with which answers share a prompt but do not see each other.
 
-    A token sees itself and the earlier tokens of its block. A token of an answer also sees the
-    whole prompt. Padding is seen by no other token. Where layers see a window only, it is counted
-    in positions: answers that stand between two tokens of a row are not between them in the text.
+    A token sees itself and the earlier tokens of its prompt or answer. A token of an answer also
+    sees the whole prompt. Where layers see a window only, it is counted in positions: answers that
+    stand between two tokens of a row are not between them in the text.
 
     Args:
         config: Configuration of the language model, which says what its layers see.
-        blocks: Block of each token [n, columns], as in `Rows`.
-        positions: Position of each token [n, columns].
+        row: The row.
         dtype: Data type of the masks.
+        device: Device of the masks.
 
     Returns:
-        The mask [n, 1, columns, columns], 0 where a token (third axis) sees another (fourth axis),
-        else the lowest value of `dtype`; or a mask for each type of layers.
+        The mask [1, 1, T, T], 0 where a token (third axis) sees another (fourth axis), else the
+        lowest value of `dtype`; or a mask for each type of layers.
 
     Raises:
         ValueError: Layers of some type are not told by a mask what they see.
@@ -198,31 +295,52 @@ def branch_masks(
     layer_types = set(getattr(config, "layer_types", None) or ())
     if unknown := layer_types - {"full_attention", "sliding_attention", "chunked_attention"}:
         raise ValueError(f"layers of type {', '.join(sorted(unknown))}")
-    visible = _visible(blocks)
-    distance = positions[:, :, None] - positions[:, None, :]
-    by_type: Mapping[str, torch.Tensor] = {"full_attention": visible}
+    visible = _visible(row)
+    positions = row.positions
+    distance = positions[:, None] - positions[None, :]
+    by_type: Mapping[str, NDArray[np.bool_]] = {"full_attention": visible}
     if window is not None:
         by_type = {**by_type, "sliding_attention": visible & (distance < window)}
     if chunk is not None:
         number = positions // chunk
-        same = number[:, :, None] == number[:, None, :]
-        by_type = {**by_type, "chunked_attention": visible & same}
+        by_type = {**by_type, "chunked_attention": visible & (number[:, None] == number[None, :])}
     if not layer_types:  # all layers see the same
         layer_types = {list(by_type)[-1]}
     masks = {
-        name: torch.zeros(visible.shape, dtype=dtype, device=blocks.device).masked_fill_(
-            ~by_type[name], torch.finfo(dtype).min
-        )[:, None]
+        name: torch.zeros(visible.shape, dtype=dtype, device=device).masked_fill_(
+            torch.from_numpy(~by_type[name]).to(device), torch.finfo(dtype).min
+        )[None, None]
         for name in layer_types
     }
     return masks if len(masks) > 1 else next(iter(masks.values()))
 
 
-def _visible(blocks: torch.Tensor) -> torch.Tensor:
-    """Returns which tokens [n, columns] each token sees where there is no window."""
-    columns = blocks.shape[1]
-    keys = blocks[:, None, :]
-    causal = torch.ones(columns, columns, dtype=torch.bool, device=blocks.device).tril()
-    visible = causal & (keys >= 0) & ((keys == blocks[:, :, None]) | (keys == 0))
-    # Padding sees itself: a row that sees nothing would be NaN, and NaN times weight 0 is NaN.
-    return visible | torch.eye(columns, dtype=torch.bool, device=blocks.device)
+def _visible(row: CandidateRow) -> NDArray[np.bool_]:
+    """Returns which tokens each token sees where there is no window [T, T]."""
+    queries = np.arange(len(row.prompt_sizes))
+    of_branches = np.repeat(queries, row.branch_counts)
+    query = np.concatenate(
+        [np.repeat(queries, row.prompt_sizes), np.repeat(of_branches, row.branch_sizes)]
+    )
+    # Number of the branch; 0 for a prompt.
+    branch = np.zeros_like(query)
+    branch[row.prompt_sizes.sum() :] = np.repeat(
+        np.arange(1, len(row.branch_sizes) + 1), row.branch_sizes
+    )
+    of_prompt_or_own = (branch[None, :] == 0) | (branch[:, None] == branch[None, :])
+    return np.tril((query[:, None] == query[None, :]) & of_prompt_or_own)
+
+
+def _lengths(parts: Any) -> Ints:
+    """Returns the lengths of sequences."""
+    return np.fromiter(map(len, parts), np.int64)
+
+
+def _flatten(parts: Sequence[Sequence[int]]) -> Ints:
+    """Returns the concatenated numbers of sequences."""
+    return np.fromiter(chain.from_iterable(parts), np.int64)
+
+
+def _count_up(sizes: Ints) -> Ints:
+    """Returns 0, 1, .. size - 1 for each size, one after the other."""
+    return np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)

@@ -1,9 +1,9 @@
-"""Scores all candidates of a sample in one forward pass. Pure torch; no Ray, no I/O.
+"""Scores all candidates of samples, many samples in one forward pass. Pure torch; no Ray, no I/O.
 
-A row holds the prompt and one answer per candidate, and answers do not see each other
+A row of a pass holds prompts and one answer per candidate, and answers do not see each other
 (`cprec.evaluate.candidate_rows`). So each answer has the likelihood that it has alone, while the
-prompt, which holds most of the tokens, is computed once. Where the model does not keep answers
-apart, which `cprec.evaluate.scoring_check` finds out, each candidate has a row of its own.
+prompt, which holds most of the tokens, is computed once. Where a model does not keep answers apart,
+which `cprec.evaluate.scoring_check` finds out, a slower kind of pass is taken.
 
 The score of a candidate is the log-likelihood of its answer, **summed** over its tokens including
 the end token: log p(this title, then the end | prompt). Training maximises this quantity.
@@ -12,19 +12,31 @@ not. It favours long titles, whose later words follow almost surely from the fir
 drowns the tokens that tell the candidates apart.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
+import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from cprec.evaluate.candidate_rows import Query, compute_logits, lay_out, sum_log_probabilities
-from cprec.evaluate.scoring_check import Way, choose_scoring
+from cprec.evaluate.candidate_rows import (
+    PassKind,
+    Query,
+    compute_logits,
+    log_probabilities,
+    prepared,
+)
+from cprec.evaluate.scoring_check import ScoringWay, choose_scoring
+from cprec.model.self_check import text_config
 
-MASK_ELEMENTS = 1 << 26
-"""Elements of the attention mask of a pass, at most, unless a single row has more."""
+PASS_TOKENS = {PassKind.PACKED: 1 << 15, PassKind.MASKED: 1 << 12, PassKind.ALONE: 1 << 15}
+"""Tokens of a pass, at most, unless one query has more. A dense mask is quadratic in them."""
+CPU_PASS_TOKENS = 1 << 11
+"""The same on a CPU, which computes faster what its caches hold."""
+PASS_LOGITS = 1 << 29
+"""Logits of a pass, at most, unless one query has more."""
 
 
 class PromptEncoder(Protocol):
@@ -56,7 +68,7 @@ def score_samples(
     encoder: PromptEncoder,
     samples: pa.Table,
     batch_size: int,
-    way: Way | None = None,
+    way: ScoringWay | None = None,
 ) -> NDArray[np.float64]:
     """Scores the candidates of samples with a language model.
 
@@ -64,63 +76,106 @@ def score_samples(
         model: The model, in evaluation mode, on the device where it is to compute.
         encoder: Encodes items as the model reads them.
         samples: Samples with the columns `history` and `candidates` (item indices).
-        batch_size: Rows of one forward pass.
+        batch_size: Samples of one forward pass, at most.
         way: How to score; None: as `choose_scoring` finds right for this model and these samples.
 
     Returns:
         Scores [n, candidates] in the order of the samples; higher is better.
     """
-    queries = [
-        encode_query(encoder, history, candidates)
-        for history, candidates in zip(
-            samples["history"].to_pylist(), samples["candidates"].to_pylist(), strict=True
-        )
-    ]
-    if not queries:
+    if not len(samples):
         return np.empty((0, 0))
+    queries: Iterable[Query] = _encode_samples(encoder, samples)
     if way is None:
+        queries = list(queries)
         way = choose_scoring(model, max(query.longest for query in queries))
-    return np.stack(score_queries(model, queries, batch_size, way.fast))
+    return np.stack(score_queries(model, queries, batch_size, way.kind))
 
 
 def score_queries(
-    model: PreTrainedModel, queries: Sequence[Query], batch_size: int, one_pass: bool
+    model: PreTrainedModel, queries: Iterable[Query], batch_size: int, kind: PassKind
 ) -> list[NDArray[np.float64]]:
     """Scores the candidates of queries, of which there may be differently many.
+
+    A GPU computes a pass while the next queries are taken; it is waited for once, at the end.
 
     Args:
         model: The model, in evaluation mode.
         queries: The queries.
-        batch_size: Queries of one forward pass, at most: fewer where rows are long.
-        one_pass: See `score_batch`.
+        batch_size: Queries of one forward pass, at most: fewer where they are long.
+        kind: Kind of the passes.
 
     Returns:
         Scores of each query's candidates, in the order of the queries; higher is better.
     """
-    scores: list[NDArray[np.float64]] = [np.empty(0)] * len(queries)
-    for rows in _group_by_length(queries, batch_size):
-        for row, found in zip(
-            rows, score_batch(model, [queries[i] for i in rows], one_pass), strict=True
+    counts: list[int] = []
+
+    def parts() -> Iterator[Query]:
+        for query in queries:
+            counts.append(len(query.answers))
+            if kind is PassKind.ALONE:
+                yield from query.split()
+            elif query.answers:
+                yield query
+
+    log_p: list[torch.Tensor] = []
+    numbers: list[NDArray[np.int64]] = []
+    answers = 0
+    with prepared(model, kind):
+        max_tokens = PASS_TOKENS[kind]
+        if model.device.type == "cpu":
+            max_tokens = min(max_tokens, CPU_PASS_TOKENS)
+        max_predictors = PASS_LOGITS // int(text_config(model).vocab_size)
+        for group in _group(parts(), batch_size, max_tokens, max_predictors):
+            logits, targets = compute_logits(model, group, kind)
+            log_p.append(log_probabilities(logits, targets))
+            numbers.append(targets.answers + answers)
+            answers += sum(len(query.answers) for query in group)
+    if not log_p:
+        return [np.empty(0) for _ in counts]
+    sums = np.bincount(np.concatenate(numbers), torch.cat(log_p).cpu().numpy())
+    return np.split(sums, np.cumsum(counts)[:-1])
+
+
+def _group(
+    queries: Iterable[Query], batch_size: int, max_tokens: int, max_predictors: int
+) -> Iterator[list[Query]]:
+    """Yields the queries of each pass, in their order.
+
+    Args:
+        queries: The queries.
+        batch_size: Queries of a pass, at most.
+        max_tokens: Tokens of a pass, at most, unless one query has more.
+        max_predictors: Tokens of a pass that have logits, at most, unless one query has more.
+    """
+    group: list[Query] = []
+    tokens = predictors = 0
+    for query in queries:
+        tokens += query.token_count
+        predictors += query.predictor_count
+        if group and (
+            len(group) == batch_size or tokens > max_tokens or predictors > max_predictors
         ):
-            scores[row] = found
-    return scores
-
-
-def _group_by_length(queries: Sequence[Query], batch_size: int) -> Iterator[list[int]]:
-    """Yields the numbers of the queries of each pass: those of similar length, to pad less."""
-    group: list[int] = []
-    for number in sorted(range(len(queries)), key=lambda i: queries[i].token_count):
-        columns = queries[number].token_count
-        if len(group) == batch_size or (group and (len(group) + 1) * columns**2 > MASK_ELEMENTS):
             yield group
-            group = []
-        group.append(number)
+            group, tokens, predictors = [], query.token_count, query.predictor_count
+        group.append(query)
     if group:
         yield group
 
 
+def _encode_samples(encoder: PromptEncoder, samples: pa.Table) -> Iterator[Query]:
+    """Yields encoded samples, in their order."""
+    answers: dict[int, list[int]] = {}
+    for history, candidates in zip(
+        samples["history"].to_pylist(), samples["candidates"].to_pylist(), strict=True
+    ):
+        yield encode_query(encoder, history, candidates, answers)
+
+
 def encode_query(
-    encoder: PromptEncoder, history: Sequence[int], candidates: Sequence[int]
+    encoder: PromptEncoder,
+    history: Sequence[int],
+    candidates: Sequence[int],
+    encoded: dict[int, list[int]] | None = None,
 ) -> Query:
     """Encodes a sample to be scored.
 
@@ -130,35 +185,12 @@ def encode_query(
         encoder: Encodes items as the model reads them.
         history: Items of the history, oldest first.
         candidates: Candidate items.
+        encoded: Answers by item, which are not encoded again; those of other items are added.
     """
-    answers = [encoder.encode_answer(item) for item in candidates]
+    encoded = {} if encoded is None else encoded
+    for item in candidates:
+        if item not in encoded:
+            encoded[item] = encoder.encode_answer(item)
+    answers = [encoded[item] for item in candidates]
     prompt, _ = encoder.encode_prompt(history, candidates, reserved_tokens=max(map(len, answers)))
     return Query(prompt, answers)
-
-
-def score_batch(
-    model: PreTrainedModel, queries: Sequence[Query], one_pass: bool
-) -> list[NDArray[np.float64]]:
-    """Scores the candidates of several queries.
-
-    Args:
-        model: The model, in evaluation mode.
-        queries: The queries.
-        one_pass: Whether all candidates share one forward pass; then the model must take an
-            attention mask of four dimensions. Otherwise each has a row of its own, and a pass has
-            as many rows as there are queries.
-
-    Returns:
-        Scores of each query's candidates; higher is better.
-    """
-    counts = [len(query.answers) for query in queries]
-    if one_pass:
-        rows = lay_out(queries)
-        sums = sum_log_probabilities(compute_logits(model, rows, one_pass=True), rows)
-        return [row[:count] for row, count in zip(sums, counts, strict=True)]
-    single = [part for query in queries for part in query.split()]
-    scores = []
-    for start in range(0, len(single), len(queries)):
-        rows = lay_out(single[start : start + len(queries)])
-        scores.append(sum_log_probabilities(compute_logits(model, rows, one_pass=False), rows))
-    return np.split(np.concatenate(scores)[:, 0], np.cumsum(counts)[:-1])

@@ -1,19 +1,20 @@
 """Checks on the actual model that fast scoring and generation are right. Pure torch.
 
-Fast are all candidates in one pass, and generation with a cache. What is not right for a model is
-done the slow way, which is right for every causal model; a model for which that is not right
-either is refused.
+Fast are many queries in one row, all candidates in one pass, and generation with a cache. What is
+not right for a model is done a slower way. The slowest is right for every causal model; a model for
+which that is not right either is refused.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from cluster.errors import RecipeError
-from cprec.evaluate.candidate_rows import Query, answer_logits, compute_logits, lay_out
+from cprec.evaluate.candidate_rows import PassKind, Query, compute_logits, prepared
 from cprec.evaluate.decoding import CachedDecoder, RecomputingDecoder
 from cprec.model import self_check
 
@@ -22,8 +23,32 @@ ANSWER_TOKENS = 5
 
 
 @dataclass(frozen=True)
+class ScoringWay:
+    """How a model scores candidates.
+
+    Attributes:
+        kind: The fastest kind of pass that is right.
+        reason: Why faster ones are not; empty if it is the fastest of all.
+    """
+
+    kind: PassKind
+    reason: str = ""
+
+    @property
+    def notice(self) -> str:
+        """What people are told; empty for the fastest kind."""
+        if self.kind is PassKind.PACKED:
+            return ""
+        told = {
+            PassKind.MASKED: "candidates are kept apart by a dense mask, which is slower",
+            PassKind.ALONE: "each candidate is scored on its own, which is much slower",
+        }
+        return f"{told[self.kind]}: {self.reason}"
+
+
+@dataclass(frozen=True)
 class Way:
-    """How a model scores or generates.
+    """How a model generates.
 
     Attributes:
         fast: Whether the fast way is right.
@@ -35,8 +60,8 @@ class Way:
 
 
 @torch.inference_mode()
-def choose_scoring(model: Any, max_tokens: int) -> Way:
-    """Tries whether all candidates can share a pass.
+def choose_scoring(model: Any, max_tokens: int) -> ScoringWay:
+    """Tries which kinds of passes give candidates the scores that they have alone.
 
     A handful of passes over short random rows; neither the random state nor the mode of the model
     changes.
@@ -48,50 +73,87 @@ def choose_scoring(model: Any, max_tokens: int) -> Way:
     Raises:
         RecipeError: The model is not causal, so no way is right.
     """
+    reasons: list[str] = []
     with _evaluation_mode(model):
-        length = _prompt_length(model, max_tokens)
-        prompt, longer, first, second, answer, other = self_check.random_tokens(
-            model, length, length + 3, *[ANSWER_TOKENS] * 4
-        )
-        limits = self_check.rounding(model)
-        expected = _logits_alone(model, prompt, answer)
-        # Padded on the right, as each candidate has it that is scored on its own; and with the
-        # first and the second answer in plain sight of the last.
-        rows = lay_out(
-            [
-                Query(prompt, [answer]),
-                Query(prompt, [answer + other + first]),
-                Query(prompt + first, [answer]),
-                Query(prompt + second, [answer]),
-            ]
-        )
-        logits = compute_logits(model, rows, one_pass=False)
-        padded, causal, behind_first, behind_second = (
-            answer_logits(logits, rows, row, 1)[: len(answer)] for row in range(4)
-        )
-        effect = self_check.relative_difference(behind_second, behind_first)
-        for slow in (padded, causal):
-            if fault := self_check.find_inequality(slow, expected, effect, limits):
-                raise RecipeError(
-                    "model.base: later tokens change what this model predicts before them "
-                    f"({fault}); it is no causal language model, give one that is"
-                )
+        probe = _probe_alone(model, max_tokens)
+        for kind in (PassKind.PACKED, PassKind.MASKED):
+            fault = self_check.attempt(partial(probe.find_fault, model, kind))
+            if fault is None:
+                return ScoringWay(kind, reasons[0] if reasons else "")
+            reasons.append(fault)
+    return ScoringWay(PassKind.ALONE, reasons[-1])
 
-        def compare() -> str | None:
-            # The row is padded on the left too, beside that of a longer prompt.
-            found = []
-            for before in (first, second):
+
+@dataclass(frozen=True)
+class _Probe:
+    """Random tokens, and what an answer's logits are alone.
+
+    Attributes:
+        prompt: A prompt.
+        answer: An answer to it.
+        others: What stands beside them in a row, twice: a longer prompt, and two answers.
+        expected: Logits that predict the answer, alone.
+        effect: Relative difference that it makes to see the one of the others or the other.
+        limits: What rounding may change.
+    """
+
+    prompt: list[int]
+    answer: list[int]
+    others: list[tuple[list[int], list[int], list[int]]]
+    expected: torch.Tensor
+    effect: float
+    limits: self_check.Rounding
+
+    def find_fault(self, model: Any, kind: PassKind) -> str | None:
+        """Returns what is wrong with a kind of pass, or None if it is right."""
+        found = []
+        with prepared(model, kind):
+            for longer, before, behind in self.others:
                 queries = [
-                    Query(prompt, [before, answer, other]),
-                    Query(longer, [before, other, answer]),
+                    Query(longer, [before, behind, self.answer]),
+                    Query(self.prompt, [before, self.answer, behind]),
+                    Query(longer, [self.answer]),
                 ]
-                rows = lay_out(queries)
-                logits = compute_logits(model, rows, one_pass=True)
-                found.append(answer_logits(logits, rows, 0, 2))
-            return self_check.find_difference(found[0], found[1], expected, effect, limits)
+                logits, targets = compute_logits(model, queries, kind)
+                found.append(logits[torch.from_numpy(targets.of_answer(4)).to(logits.device)])
+        first, second = found
+        return self_check.find_difference(first, second, self.expected, self.effect, self.limits)
 
-        fault = self_check.attempt(compare)
-    return Way(fault is None, fault or "")
+
+def _probe_alone(model: Any, max_tokens: int) -> _Probe:
+    """Draws a probe, and tries that answers are right alone, in padded rows.
+
+    Raises:
+        RecipeError: They are not.
+    """
+    length = _prompt_length(model, max_tokens)
+    prompt, longer, stranger, first, second, answer, *behind = self_check.random_tokens(
+        model, length, length + 3, length + 3, *[ANSWER_TOKENS] * 5
+    )
+    limits = self_check.rounding(model)
+    expected = _logits_alone(model, prompt, answer)
+    # Padded on the right, as each candidate has it that is scored on its own; and with the first
+    # and the second answer in plain sight of the last.
+    queries = [
+        Query(prompt, [answer]),
+        Query(prompt, [answer + behind[0] + first]),
+        Query(prompt + first, [answer]),
+        Query(prompt + second, [answer]),
+    ]
+    logits, targets = compute_logits(model, queries, PassKind.ALONE)
+    padded, causal, behind_first, behind_second = (
+        logits[torch.from_numpy(targets.of_answer(number)[: len(answer)]).to(logits.device)]
+        for number in range(4)
+    )
+    effect = self_check.relative_difference(behind_second, behind_first)
+    for slow in (padded, causal):
+        if fault := self_check.find_inequality(slow, expected, effect, limits):
+            raise RecipeError(
+                "model.base: later tokens change what this model predicts before them "
+                f"({fault}); it is no causal language model, give one that is"
+            )
+    others = [(longer, first, behind[0]), (stranger, second, behind[1])]
+    return _Probe(prompt, answer, others, expected, effect, limits)
 
 
 @torch.inference_mode()

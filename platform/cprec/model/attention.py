@@ -10,7 +10,8 @@ Elsewhere it takes one fused call per sample. Neither builds a mask or computes 
 of tokens of different samples.
 
 Where samples share tokens (cprec.stream.token_sharing), a row is divided into strips. A strip also
-sees some tokens of earlier strips. Each strip takes one fused call over exactly what it sees.
+sees some tokens of earlier strips. Each strip takes one fused call over exactly what it sees. Where
+candidates are scored, prompts have branches (cprec.model.layouts).
 
 Caps on scores (Gemma 2) and sinks (gpt-oss), which no fused call knows, are computed sample by
 sample in plain operations, as transformers' own eager attention does for whole rows.
@@ -19,7 +20,9 @@ Shapes: B rows, T tokens of a row, S samples, K strips.
 """
 
 import itertools
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -30,9 +33,15 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from cluster.errors import RecipeError
+from cprec.model import flash_attention
+from cprec.model.layouts.branches import BranchLayout, attend_branches
+from cprec.model.layouts.strips import StripLayout
 
 ATTENTION_NAME = "cprec_packed"
 """Name under which this attention is registered with transformers."""
+MASKLESS_NAME = "cprec_maskless"
+"""Name of the same attention without a mask function: transformers then builds no mask at all."""
+_maskless_lock = threading.RLock()
 
 
 def enable_packing(model: torch.nn.Module) -> str:
@@ -50,6 +59,8 @@ def enable_packing(model: torch.nn.Module) -> str:
     """
     AttentionInterface.register(ATTENTION_NAME, packed_attention)
     AttentionMaskInterface.register(ATTENTION_NAME, build_mask)
+    if torch.cuda.is_available():
+        flash_attention.kernel_name(torch.cuda.current_device())  # activates it
     before = str(cast(PreTrainedModel, model).config._attn_implementation)
     set_attention(model, ATTENTION_NAME)
     return before
@@ -59,6 +70,26 @@ def set_attention(model: torch.nn.Module, name: str) -> None:
     """Sets the attention of a model by its name in transformers."""
     # A PEFT model is no PreTrainedModel, but forwards this call to the one that it wraps.
     cast(PreTrainedModel, model).set_attn_implementation(name)
+
+
+@contextmanager
+def maskless(model: torch.nn.Module) -> Iterator[None]:
+    """Makes a model accept `branch_arguments`, and restores its attention afterwards.
+
+    Rows are not padded here, and no mask is built, whatever windows the layers have. One thread at
+    a time: another that restored a shared model's attention meanwhile would let branches see each
+    other without a word.
+    """
+    AttentionInterface.register(MASKLESS_NAME, packed_attention)
+    if torch.cuda.is_available():
+        flash_attention.kernel_name(torch.cuda.current_device())  # activates it
+    with _maskless_lock:
+        before = str(cast(PreTrainedModel, model).config._attn_implementation)
+        set_attention(model, MASKLESS_NAME)
+        try:
+            yield
+        finally:
+            set_attention(model, before)
 
 
 def build_mask(
@@ -99,58 +130,6 @@ def packed_arguments(bounds: torch.Tensor, longest: int) -> dict[str, Any]:
     return {"packed_bounds": bounds, "packed_longest": longest}
 
 
-@dataclass(frozen=True)
-class StripLayout:
-    """Which tokens of a row each of its strips sees.
-
-    Attributes:
-        key_indices: Tokens that the strips see, strip after strip. For each strip: the earlier
-            tokens that it sees, then its own.
-        query_counts: Tokens of each strip itself [K].
-        key_counts: Tokens that each strip sees [K].
-        masks: Boolean mask [queries, keys] of each strip [K]; None for a strip that sees only
-            itself, for which causal attention is enough.
-    """
-
-    key_indices: torch.Tensor
-    query_counts: list[int]
-    key_counts: list[int]
-    masks: list[torch.Tensor | None]
-
-
-def strip_arguments(
-    bounds: Sequence[int], visible: Sequence[torch.Tensor], longest: int
-) -> dict[str, Any]:
-    """Returns the forward pass's extra arguments for a row whose samples share tokens.
-
-    They are passed to an enabled model together with token ids and positions.
-
-    Args:
-        bounds: First token of each strip and the end of the last one [K + 1].
-        visible: Indices of the earlier tokens that each strip sees [K], on the model's device.
-        longest: Highest position in the row + 1.
-    """
-    device = visible[0].device
-    own = [torch.arange(start, stop, device=device) for start, stop in itertools.pairwise(bounds)]
-    strips = list(zip(visible, own, strict=True))
-    # A strip sees all of its `earlier` tokens, and its own tokens causally.
-    masks = [
-        torch.ones(len(queries), len(earlier) + len(queries), dtype=torch.bool, device=device).tril(
-            len(earlier)
-        )
-        if len(earlier)
-        else None
-        for earlier, queries in strips
-    ]
-    layout = StripLayout(
-        key_indices=torch.cat([part for strip in strips for part in strip]),
-        query_counts=[len(queries) for _, queries in strips],
-        key_counts=[len(earlier) + len(queries) for earlier, queries in strips],
-        masks=masks,
-    )
-    return {"packed_strips": layout, "packed_longest": longest}
-
-
 def packed_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -162,6 +141,7 @@ def packed_attention(
     packed_bounds: torch.Tensor | None = None,
     packed_longest: int = 0,
     packed_strips: StripLayout | None = None,
+    packed_branches: BranchLayout | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """Computes causal attention, in which the samples of a packed row do not see each other.
@@ -169,8 +149,8 @@ def packed_attention(
     Samples that share tokens are laid out in strips. A token then sees the earlier tokens of its
     own strip, and those tokens of earlier strips that `packed_strips` gives its strip.
 
-    The signature is that of transformers' attention functions. With neither `packed_bounds` nor
-    `packed_strips` this is transformers' sdpa attention.
+    The signature is that of transformers' attention functions. With none of the layouts this is
+    transformers' sdpa attention.
 
     Args:
         module: The attention layer.
@@ -182,7 +162,8 @@ def packed_attention(
         scaling: Factor on the dot products; None for 1 / sqrt(head size).
         packed_bounds: Bounds of the samples, see `packed_arguments`.
         packed_longest: Tokens of the longest sample, or highest position + 1 with strips.
-        packed_strips: Layout of the strips, see `strip_arguments`.
+        packed_strips: Layout of the strips, see `cprec.model.layouts.strips`.
+        packed_branches: Layout of prompts and branches, see `cprec.model.layouts.branches`.
         others: Further arguments that transformers passes.
 
     Returns:
@@ -193,7 +174,7 @@ def packed_attention(
             and a sliding window shorter than `packed_longest`.
     """
     terms = ScoreTerms(scaling, dropout, others.get("softcap"), others.get("s_aux"))
-    if packed_bounds is None and packed_strips is None:
+    if packed_bounds is None and packed_strips is None and packed_branches is None:
         if terms.fused:
             return sdpa_attention_forward(
                 module,
@@ -220,13 +201,21 @@ def packed_attention(
                 "set them to 1 and 0"
             )
         return _attend_by_strip(query, key, value, packed_strips, terms), None
-    assert packed_bounds is not None
-    if (
+    by_flash = (
         query.is_cuda
         and query.dtype in (torch.float16, torch.bfloat16)
         and terms.fused
         and not dropout
-    ):
+    )
+    if packed_branches is not None:
+        if window is not None and window >= packed_branches.longest:
+            window = None
+        # A window of a branch begins inside its prompt, which no flash call knows.
+        if by_flash and window is None:
+            return attend_branches(query, key, value, packed_branches, scaling), None
+        return _attend_by_strip(query, key, value, packed_branches.strips(window), terms), None
+    assert packed_bounds is not None
+    if by_flash:
         return (
             _attend_with_flash(query, key, value, packed_bounds, packed_longest, scaling, window),
             None,
@@ -347,23 +336,11 @@ def _attend_with_flash(
     window: int | None,
 ) -> torch.Tensor:
     """Attends within all samples of a row in one call of variable-length flash attention."""
-    # Imported late: it loads torch's compiler, a second of every worker's start that CPUs can save.
-    from torch.nn.attention.varlen import varlen_attn
-
     q, k, v = (x.transpose(1, 2).squeeze(0) for x in (query, key, value))
-    out = varlen_attn(
-        q,
-        k,
-        v,
-        bounds,
-        bounds,
-        longest,
-        longest,
-        scale=scaling,
-        window_size=(-1 if window is None else window - 1, 0),  # tokens before, none behind
-        enable_gqa=q.shape[1] != k.shape[1],
+    out, _ = flash_attention.attend_sequences(
+        q, k, v, bounds, bounds, longest, longest, scaling, window=window
     )
-    return out.unsqueeze(0).contiguous()  # type: ignore[union-attr]
+    return out.unsqueeze(0).contiguous()
 
 
 def _attend_by_strip(
@@ -395,7 +372,7 @@ def _attend_by_sample(
     window: int | None,
 ) -> torch.Tensor:
     """Attends causally, sample by sample, to no more than `window` tokens."""
-    sizes = [stop - start for start, stop in itertools.pairwise(bounds)]
+    sizes = [stop - start for start, stop in itertools.pairwise(bounds) if stop > start]
     parts = (torch.split(x, sizes, dim=2) for x in (query, key, value))
     out = []
     for q, k, v in zip(*parts, strict=True):

@@ -18,6 +18,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from cprec.model.adapter import layers_by_input
+from cprec.model.low_rank import add_low_rank, low_rank_gradients, split_columns
 
 FP8_MAX = torch.finfo(torch.float8_e4m3fn).max
 """Largest value of e4m3."""
@@ -37,13 +38,43 @@ def quantise_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return (rows.float() / scale).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn), scale
 
 
+@torch.library.custom_op("cprec::quantise_side_by_side", mutates_args=())
+def _quantise_side_by_side(matrices: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Quantises the rows of matrices that stand side by side, as `quantise_rows` does.
+
+    It is an operator of its own because code that the compiler makes reads everything twice.
+    """
+    if matrices[0].is_cuda and len(matrices) <= 3 and max(m.shape[1] for m in matrices) <= 1 << 15:
+        # Only there is Triton installed.
+        from cprec.model import triton_kernels
+
+        return triton_kernels.quantise_rows(
+            [m if m.stride(1) == 1 else m.contiguous() for m in matrices], torch.float8_e4m3fn
+        )
+    return quantise_rows(torch.cat(list(matrices), dim=1))
+
+
+@_quantise_side_by_side.register_fake
+def _(matrices: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    rows = matrices[0].shape[0]
+    columns = sum(matrix.shape[1] for matrix in matrices)
+    return (
+        matrices[0].new_empty(rows, columns, dtype=torch.float8_e4m3fn),
+        matrices[0].new_empty(rows, 1, dtype=torch.float32),
+    )
+
+
 def scaled_matmul(
-    rows: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, fast_accumulation: bool
+    matrices: Sequence[torch.Tensor],
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    fast_accumulation: bool,
 ) -> torch.Tensor:
     """Multiplies rows by a transposed FP8 weight matrix.
 
     Args:
-        rows: Left factor in bf16 [n, k]; it is quantised here.
+        matrices: Left factor in bf16, as matrices that stand side by side [n, k]; it is quantised
+            here.
         weight: Weights in e4m3 [m, k].
         scale: Scales of the weights' rows [m, 1].
         fast_accumulation: Whether the GPU sums with fewer bits.
@@ -51,21 +82,12 @@ def scaled_matmul(
     Returns:
         The product in bf16 [n, m].
     """
-    return _scaled_mm(*quantise_rows(rows), weight, scale, fast_accumulation)
-
-
-def _scaled_mm(
-    values: torch.Tensor,
-    values_scale: torch.Tensor,
-    weight: torch.Tensor,
-    weight_scale: torch.Tensor,
-    fast_accumulation: bool,
-) -> torch.Tensor:
+    values, values_scale = _quantise_side_by_side(list(matrices))
     return torch._scaled_mm(
         values,
         weight.t(),
         scale_a=values_scale,
-        scale_b=weight_scale.t(),
+        scale_b=scale.t(),
         out_dtype=torch.bfloat16,
         use_fast_accum=fast_accumulation,
     )
@@ -73,33 +95,34 @@ def _scaled_mm(
 
 @torch.library.custom_op("cprec::scaled_mm_plus_mm", mutates_args=())
 def _scaled_mm_plus_mm(
-    values: torch.Tensor,
-    values_scale: torch.Tensor,
+    rows: torch.Tensor,
     weight: torch.Tensor,
     weight_scale: torch.Tensor,
     fast_accumulation: bool,
     low: torch.Tensor,
-    up: torch.Tensor,
+    ups: Sequence[torch.Tensor],
 ) -> torch.Tensor:
-    """Returns values weight^T + low up^T, the second product added in place.
+    """Returns rows weight^T, to the columns of each of `ups` its product is added in place.
 
     It is an operator of its own because the compiler would copy the first product to add to it.
     """
-    product = _scaled_mm(values, values_scale, weight, weight_scale, fast_accumulation)
-    return product.addmm_(low, up.t())
+    out = scaled_matmul([rows], weight, weight_scale, fast_accumulation)
+    parts = torch.split(out, [len(up) for up in ups], dim=1)
+    for part, factor, up in zip(parts, split_columns(low, ups), ups, strict=True):
+        add_low_rank(part, factor, up)
+    return out
 
 
 @_scaled_mm_plus_mm.register_fake
 def _(
-    values: torch.Tensor,
-    values_scale: torch.Tensor,
+    rows: torch.Tensor,
     weight: torch.Tensor,
     weight_scale: torch.Tensor,
     fast_accumulation: bool,
     low: torch.Tensor,
-    up: torch.Tensor,
+    ups: Sequence[torch.Tensor],
 ) -> torch.Tensor:
-    return low.new_empty(values.shape[0], weight.shape[0])
+    return rows.new_empty(rows.shape[0], weight.shape[0])
 
 
 class _FrozenFP8Product(torch.autograd.Function):
@@ -110,39 +133,36 @@ class _FrozenFP8Product(torch.autograd.Function):
         ctx: Any,
         rows: torch.Tensor,
         low: torch.Tensor | None,
-        up: torch.Tensor | None,
         fast_accumulation: bool,
         weight: torch.Tensor,
         weight_scale: torch.Tensor,
         transposed: torch.Tensor,
         transposed_scale: torch.Tensor,
-    ) -> torch.Tensor:
+        *ups: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
         ctx.fast_accumulation = fast_accumulation
-        ctx.has_low_rank = low is not None
-        if low is None or up is None:
+        if low is None:
             ctx.save_for_backward(transposed, transposed_scale)
-            return scaled_matmul(rows, weight, weight_scale, fast_accumulation)
-        ctx.save_for_backward(transposed, transposed_scale, low, up)
-        return cast(
-            torch.Tensor,
-            _scaled_mm_plus_mm(
-                *quantise_rows(rows), weight, weight_scale, fast_accumulation, low, up
-            ),
-        )
+            return (scaled_matmul([rows], weight, weight_scale, fast_accumulation),)
+        ctx.save_for_backward(transposed, transposed_scale, low, *ups)
+        out = _scaled_mm_plus_mm(rows, weight, weight_scale, fast_accumulation, low, list(ups))
+        # The parts may be changed in place, which those of `split` may not.
+        return tuple(torch.unsafe_split_with_sizes(out, [len(up) for up in ups], dim=1))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         transposed, transposed_scale, *low_rank = ctx.saved_tensors
         rows_gradient = None
         if ctx.needs_input_grad[0]:
             rows_gradient = scaled_matmul(
-                gradient.contiguous(), transposed, transposed_scale, ctx.fast_accumulation
+                gradients, transposed, transposed_scale, ctx.fast_accumulation
             )
-        if not ctx.has_low_rank:
-            return rows_gradient, *[None] * 7
-        low, up = low_rank
-        return rows_gradient, gradient @ up, gradient.t() @ low, *[None] * 5
+        if not low_rank:
+            return rows_gradient, *[None] * 6
+        low, *ups = low_rank
+        low_gradient, up_gradients = low_rank_gradients(gradients, low, ups)
+        return rows_gradient, low_gradient, *[None] * 5, *up_gradients
 
 
 class FrozenFP8Weight(torch.nn.Module):
@@ -167,37 +187,37 @@ class FrozenFP8Weight(torch.nn.Module):
             self.register_buffer(f"{direction}_values", values.contiguous(), persistent=False)
             self.register_buffer(f"{direction}_scale", scale.contiguous(), persistent=False)
 
-    def forward(
+    def multiply(
         self,
         rows: torch.Tensor,
         start: int,
         stop: int,
         low: torch.Tensor | None = None,
-        up: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Multiplies rows by some of the matrix's rows, and adds a product of low rank.
+        ups: Sequence[torch.Tensor] = (),
+    ) -> tuple[torch.Tensor, ...]:
+        """Multiplies rows by some of the matrix's rows, and adds products of low rank.
 
         Args:
             rows: Inputs in bf16 [n, in].
             start: First of the matrix's rows.
             stop: The row after the last one.
-            low: Inputs of the second product in bf16 [n, r]; None for no second product.
-            up: Its matrix in bf16 [stop - start, r].
+            low: Inputs of the second products in bf16, side by side [n, r]; None for none.
+            ups: Their matrices in bf16 [outputs, rank], whose outputs are those of start..stop.
 
         Returns:
-            The sum in bf16 [n, stop - start].
+            The sum in bf16 for each of `ups` [n, its outputs]; one matrix if there is none.
         """
-        out = _FrozenFP8Product.apply(  # type: ignore[no-untyped-call]
+        outputs: Any = _FrozenFP8Product.apply(  # type: ignore[no-untyped-call]
             rows,
             low,
-            up,
             self.fast_accumulation,
             self.forward_values[start:stop],
             self.forward_scale[start:stop],
             self.backward_values[:, start:stop],
             self.backward_scale,
+            *ups,
         )
-        return cast(torch.Tensor, out)
+        return cast(tuple[torch.Tensor, ...], outputs)
 
 
 class FrozenFP8Linear(torch.nn.Module):
@@ -221,7 +241,7 @@ class FrozenFP8Linear(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Applies the layer to x [..., in] in bf16; returns [..., out] in bf16."""
-        out: torch.Tensor = self.stored(x.reshape(-1, self.in_features), self.start, self.stop)
+        (out,) = self.stored.multiply(x.reshape(-1, self.in_features), self.start, self.stop)
         return out.view(*x.shape[:-1], self.out_features)
 
 

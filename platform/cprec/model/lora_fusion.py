@@ -4,7 +4,7 @@ PEFT computes a layer as base(x) + scaling * B(A(x)), each in passes of its own 
 outputs. Here, for the layers of one input (q, k and v; gate and up):
 
 - A of all layers is one product, so the input is read once for it, and once for its gradient;
-- B of all layers is one product with a block-diagonal matrix, added in place to the frozen output;
+- B's product is added in place to the frozen layer's output;
 - a frozen FP8 base quantises the input once, and the gradients of all layers once.
 
 Modules and parameters stay PEFT's, by name and by identity. The results are PEFT's up to rounding,
@@ -15,7 +15,7 @@ Shapes: n rows (tokens), r the sum of the layers' ranks, out the sum of their ou
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ from torch.autograd.function import once_differentiable
 
 from cprec.model.adapter import ADAPTER_NAME, layers_by_input
 from cprec.model.fp8 import FrozenFP8Linear
+from cprec.model.low_rank import add_low_rank, low_rank_gradients, split_columns
 
 
 def fuse_lora(model: torch.nn.Module) -> int:
@@ -159,77 +160,72 @@ def compute_layers(layers: Sequence[Any], x: torch.Tensor) -> tuple[torch.Tensor
         low = torch.cat(parts, dim=-1)
     else:
         low = F.linear(x, torch.cat(matrices) if len(layers) > 1 else matrices[0])
-    up: torch.Tensor = ups[0]
-    if len(layers) > 1:
-        up = torch.block_diag(*ups)  # type: ignore[no-untyped-call]
-    out = _add_to_frozen(
+    outputs = _add_to_frozen(
         [layer.base_layer for layer in layers],
-        x,
+        x.reshape(-1, x.shape[-1]),
         low.reshape(-1, low.shape[-1]),
-        up * layers[0].scaling[ADAPTER_NAME],
+        [up * layers[0].scaling[ADAPTER_NAME] for up in ups],
     )
-    sizes = [len(b) for b in ups]
-    # The parts may be changed in place, which those of `split` may not.
-    return tuple(torch.unsafe_split_with_sizes(out.view(*x.shape[:-1], -1), sizes, dim=-1))
+    return tuple(output.view(*x.shape[:-1], -1) for output in outputs)
 
 
 def _add_to_frozen(
-    bases: Sequence[Any], x: torch.Tensor, low: torch.Tensor, up: torch.Tensor
-) -> torch.Tensor:
-    """Computes frozen layers and adds a product of low rank.
+    bases: Sequence[Any], rows: torch.Tensor, low: torch.Tensor, ups: Sequence[torch.Tensor]
+) -> tuple[torch.Tensor, ...]:
+    """Computes frozen layers and adds products of low rank.
 
     Args:
         bases: The frozen layers.
-        x: Their input [..., in].
-        low: Inputs of the second product [n, r].
-        up: Its matrix [out, r].
+        rows: Their input [n, in].
+        low: Inputs of the second products, side by side [n, r].
+        ups: Their matrices [outputs, rank], one for each layer.
 
     Returns:
-        The sum [n, out].
+        The sum for each layer [n, its outputs].
     """
-    rows = x.reshape(-1, x.shape[-1])
     if isinstance(bases[0], FrozenFP8Linear):
-        out: torch.Tensor = bases[0].stored(rows, bases[0].start, bases[-1].stop, low, up)
-        return out
+        return bases[0].stored.multiply(rows, bases[0].start, bases[-1].stop, low, ups)
     if type(bases[0]) is torch.nn.Linear:
-        weights = [base.weight for base in bases]
-        biases = [base.bias for base in bases if base.bias is not None]
-        return cast(
-            torch.Tensor,
-            _FrozenProduct.apply(  # type: ignore[no-untyped-call]
-                rows, low, up, torch.cat(biases) if biases else None, *weights
-            ),
+        outputs: tuple[torch.Tensor, ...] = _FrozenProducts.apply(  # type: ignore[no-untyped-call]
+            rows,
+            low,
+            len(bases),
+            *ups,
+            *[base.weight for base in bases],
+            *[base.bias for base in bases],
         )
-    return torch.addmm(bases[0](x).reshape(-1, len(up)), low, up.t())
+        return outputs
+    return (torch.addmm(bases[0](rows), low, ups[0].t()),)
 
 
-class _FrozenProduct(torch.autograd.Function):
+class _FrozenProducts(torch.autograd.Function):
     """The products with frozen matrices in both directions, and what LoRA adds to the first."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        rows: torch.Tensor,
-        low: torch.Tensor,
-        up: torch.Tensor,
-        bias: torch.Tensor | None,
-        *weights: torch.Tensor,
-    ) -> torch.Tensor:
-        ctx.save_for_backward(low, up, *weights)
-        return cast(torch.Tensor, _mm_plus_mm(rows, list(weights), bias, low, up))
+        ctx: Any, rows: torch.Tensor, low: torch.Tensor, count: int, *tensors: torch.Tensor | None
+    ) -> tuple[torch.Tensor, ...]:
+        ups: Any = tensors[:count]
+        weights, biases = tensors[count : 2 * count], tensors[2 * count :]
+        ctx.count = count
+        ctx.save_for_backward(low, *ups, *weights)
+        return tuple(
+            _mm_plus_mm(rows, weight, bias, part, up)
+            for weight, bias, part, up in zip(
+                weights, biases, split_columns(low, ups), ups, strict=True
+            )
+        )
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        low, up, *weights = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        low, *tensors = ctx.saved_tensors
+        ups, weights = tensors[: ctx.count], tensors[ctx.count :]
         rows_gradient = None
         if ctx.needs_input_grad[0]:
-            if len(weights) == 1:
-                rows_gradient = gradient @ weights[0]
-            else:
-                rows_gradient = _sum_of_products(gradient, weights)
-        others = [None] * (1 + len(weights))
-        return rows_gradient, gradient @ up, gradient.t() @ low, *others
+            rows_gradient = _sum_of_products(list(gradients), weights)
+        low_gradient, up_gradients = low_rank_gradients(gradients, low, ups)
+        return rows_gradient, low_gradient, None, *up_gradients, *[None] * (2 * ctx.count)
 
 
 # These are operators of their own because the compiler would copy what is added to in place.
@@ -238,28 +234,21 @@ class _FrozenProduct(torch.autograd.Function):
 @torch.library.custom_op("cprec::mm_plus_mm", mutates_args=())
 def _mm_plus_mm(
     rows: torch.Tensor,
-    weights: Sequence[torch.Tensor],
+    weight: torch.Tensor,
     bias: torch.Tensor | None,
     low: torch.Tensor,
     up: torch.Tensor,
 ) -> torch.Tensor:
-    """Returns rows [weights]^T + bias + low up^T; the outputs of the weights stand side by side."""
-    out = rows.new_empty(len(rows), len(up))
-    start = 0
-    for weight in weights:
-        part = out[:, start : start + len(weight)]
-        if bias is None:
-            torch.mm(rows, weight.t(), out=part)
-        else:
-            torch.addmm(bias[start : start + len(weight)], rows, weight.t(), out=part)
-        start += len(weight)
-    return out.addmm_(low, up.t())
+    """Returns rows weight^T + bias + low up^T."""
+    out = F.linear(rows, weight, bias)
+    add_low_rank(out, low, up)
+    return out
 
 
 @_mm_plus_mm.register_fake
 def _(
     rows: torch.Tensor,
-    weights: Sequence[torch.Tensor],
+    weight: torch.Tensor,
     bias: torch.Tensor | None,
     low: torch.Tensor,
     up: torch.Tensor,
@@ -268,15 +257,14 @@ def _(
 
 
 @torch.library.custom_op("cprec::sum_of_products", mutates_args=())
-def _sum_of_products(rows: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Returns the sum of the products of some columns of the rows and a matrix each."""
-    parts = torch.split(rows, [len(weight) for weight in weights], dim=1)
-    out = parts[0] @ weights[0]
-    for part, weight in zip(parts[1:], weights[1:], strict=True):
+def _sum_of_products(rows: Sequence[torch.Tensor], weights: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Returns the sum of the products of rows and a matrix each."""
+    out = rows[0] @ weights[0]
+    for part, weight in zip(rows[1:], weights[1:], strict=True):
         out.addmm_(part, weight)
     return out
 
 
 @_sum_of_products.register_fake
-def _(rows: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:
-    return rows.new_empty(rows.shape[0], weights[0].shape[1])
+def _(rows: Sequence[torch.Tensor], weights: Sequence[torch.Tensor]) -> torch.Tensor:
+    return rows[0].new_empty(rows[0].shape[0], weights[0].shape[1])

@@ -18,14 +18,14 @@ from corpus.ingest.titles import clean_title
 from cprec.config.recipe import Recipe
 from cprec.downstream.domain import Domain
 from cprec.downstream.hybrid import HybridModel
-from cprec.downstream.scoring import EvaluatedModel, load_model
+from cprec.downstream.scoring import EvaluatedModel, load_model, prepare_scoring
 from cprec.downstream.trial import build_encoders
 from cprec.encode.title_encoding import UncachedPromptEncoder, build_title_encoding
 from cprec.encode.title_tokens import CachedPromptEncoder
 from cprec.encode.tokens import TitleEncoder
 from cprec.evaluate.candidate_rows import Query
 from cprec.evaluate.candidate_scoring import PromptEncoder, encode_query, score_queries
-from cprec.evaluate.scoring_check import Way, choose_scoring
+from cprec.evaluate.scoring_check import ScoringWay
 from cprec.model.context_length import require_context
 
 MIN_CANDIDATES = 2
@@ -74,7 +74,7 @@ class Ranker:
         self,
         model: EvaluatedModel,
         network: Any,
-        way: Way,
+        way: ScoringWay,
         batch_size: int,
         title_encoder: TitleEncoder,
         item_encoder: PromptEncoder | None = None,
@@ -135,12 +135,9 @@ class Ranker:
             item_encoder = build_encoders(tokenizer, max_tokens, network, items).for_evaluation
         elif domain is not None and item_encoder is None:
             item_encoder = _build_text_encoder(tokenizer, max_tokens, domain)
-        way = choose_scoring(network, max_tokens)
-        if way.reason:
-            say(
-                f"{model.label}: each candidate is scored on its own, as one pass is wrong: "
-                f"{way.reason}"
-            )
+        way = prepare_scoring(recipe, network)
+        if way.notice:
+            say(f"{model.label}: {way.notice}")
         return cls(
             model,
             network,
@@ -198,7 +195,7 @@ class Ranker:
         Args:
             queries: What `encode_titles` and `encode_items` returned.
         """
-        scores = score_queries(self._network, queries, self._batch_size, self._way.fast)
+        scores = score_queries(self._network, queries, self._batch_size, self._way.kind)
         return [
             Ranking.from_scores(query, found) for query, found in zip(queries, scores, strict=True)
         ]

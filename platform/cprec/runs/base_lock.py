@@ -7,13 +7,20 @@ import json
 
 from cluster.console import Say
 from cluster.errors import RunError
-from cluster.storage import exists, join, read_text, write_text
+from cluster.storage import exists, join, read_text
 from cprec.model.base_files import CONTENT_PREFIX, BaseIdentity, describe_changes
 from cprec.runs.checkpoint import list_checkpoints
+from cprec.runs.control.fence import UNFENCED, RunWriter
 from cprec.runs.records import BASE_FILE, BaseRecord
 
 
-def lock_base(identity: BaseIdentity, run_uri: str, parent: str | None, say: Say) -> None:
+def lock_base(
+    identity: BaseIdentity,
+    run_uri: str,
+    parent: str | None,
+    say: Say,
+    writer: RunWriter = UNFENCED,
+) -> None:
     """Checks that a run goes on with its base, and writes base.json.
 
     Args:
@@ -21,6 +28,7 @@ def lock_base(identity: BaseIdentity, run_uri: str, parent: str | None, say: Say
         run_uri: Folder of the run.
         parent: Checkpoint that the run goes on from; None: it starts from the base.
         say: Takes lines for people.
+        writer: What base.json is written through.
 
     Raises:
         RunError: The base is another one than at the first start, or than the parent's.
@@ -37,7 +45,7 @@ def lock_base(identity: BaseIdentity, run_uri: str, parent: str | None, say: Say
         )
     record = BaseRecord(base=identity.base, revision=identity.revision, files=dict(identity.files))
     if record != before:
-        write_text(join(run_uri, BASE_FILE), json.dumps(record.to_json(), indent=1))
+        writer.replace(join(run_uri, BASE_FILE), json.dumps(record.to_json(), indent=1).encode())
 
 
 def read_base(run_uri: str) -> BaseRecord | None:

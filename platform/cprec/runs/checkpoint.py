@@ -34,12 +34,12 @@ from cluster.storage import (
     list_names,
     read_bytes,
     read_text,
-    remove,
     sha256,
     upload,
-    write_text,
 )
 from cprec.model.training_state import ADAM_MOMENTS, TrainingState
+from cprec.runs.control.attempts import find_successor, list_attempts
+from cprec.runs.control.fence import UNFENCED, RunWriter
 from cprec.runs.records import FileDigest, Manifest
 from cprec.schedule.ledger import Ledger
 
@@ -120,7 +120,7 @@ def save_training_state(state: TrainingState, directory: Path) -> None:
     save_file({**tensors, STEPS: torch.tensor(state.steps)}, directory / OPTIMIZER)
 
 
-def commit(directory: Path, uri: str, ledger: Ledger) -> None:
+def commit(directory: Path, uri: str, ledger: Ledger, writer: RunWriter = UNFENCED) -> None:
     """Completes a local checkpoint folder and uploads it.
 
     The checkpoint exists from the moment at which its manifest is written.
@@ -129,6 +129,7 @@ def commit(directory: Path, uri: str, ledger: Ledger) -> None:
         directory: Local folder with the other files of the checkpoint.
         uri: Folder of the checkpoint on storage.
         ledger: What has been consumed.
+        writer: What the manifest is written through.
     """
     (directory / LEDGER).write_text(json.dumps(ledger.to_json(), indent=1))
     digests = {}
@@ -138,32 +139,43 @@ def commit(directory: Path, uri: str, ledger: Ledger) -> None:
             name = path.relative_to(directory).as_posix()
             digests[name] = FileDigest(size=len(content), sha256=sha256(content))
     upload(directory, uri)
-    manifest = Manifest(files=digests, digest=digest_of_list(digests))
-    write_text(join(uri, MANIFEST), json.dumps(manifest.to_json(), indent=1))
+    manifest = Manifest(files=digests, digest=digest_of_list(digests), lease=writer.number)
+    writer.replace(join(uri, MANIFEST), json.dumps(manifest.to_json(), indent=1).encode())
 
 
-def prune(run_uri: str, keep: int, phase_ends: tuple[int, ...], last_saved: CheckpointName) -> None:
+def prune(
+    run_uri: str,
+    keep: int,
+    phase_ends: tuple[int, ...],
+    last_saved: CheckpointName,
+    writer: RunWriter = UNFENCED,
+) -> None:
     """Removes old checkpoints of a run.
 
     Checkpoints with more samples than the last saved one are neither removed nor counted. They
     belong to an attempt from which this one did not go on, because they were damaged or incomplete.
+    The same holds for those that an attempt saved after a later one had begun.
 
     Args:
         run_uri: Folder of the run.
         keep: Number of complete checkpoints to keep, the newest.
         phase_ends: Samples at which a phase ends; checkpoints there are kept too.
         last_saved: The checkpoint that was just saved.
+        writer: What is removed through.
     """
+    attempts = list_attempts(run_uri)
     complete = [
         name
         for name in list_checkpoints(run_uri)
-        if name <= last_saved and exists(join(checkpoint_uri(run_uri, name), MANIFEST))
+        if name <= last_saved
+        and find_successor(attempts, name.attempt, name.samples) is None
+        and exists(join(checkpoint_uri(run_uri, name), MANIFEST))
     ]
     for name in complete[keep:]:
         if name.samples not in phase_ends:
             # The manifest goes first: a folder that is half removed must not look complete.
-            remove(join(checkpoint_uri(run_uri, name), MANIFEST))
-            remove(checkpoint_uri(run_uri, name))
+            writer.remove(join(checkpoint_uri(run_uri, name), MANIFEST))
+            writer.remove(checkpoint_uri(run_uri, name))
 
 
 # -- loading
@@ -241,8 +253,15 @@ def find_latest(run_uri: str) -> tuple[CheckpointName | None, list[str]]:
     """
     problems: list[str] = []
     any_manifest = False
+    attempts = list_attempts(run_uri)
     for name in list_checkpoints(run_uri):
         uri = checkpoint_uri(run_uri, name)
+        if (successor := find_successor(attempts, name.attempt, name.samples)) is not None:
+            problems.append(
+                f"{uri}: attempt {successor.number} began before it, at "
+                f"{successor.samples:,} samples; it does not count any more"
+            )
+            continue
         any_manifest = any_manifest or exists(join(uri, MANIFEST))
         try:
             verify(uri)

@@ -8,16 +8,11 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
+from cluster import local_files
 from cluster.errors import RunError
-from cluster.storage import (
-    append_bytes,
-    is_remote,
-    join,
-    read_bytes_if_exists,
-    sha256,
-    write_bytes,
-    write_text,
-)
+from cluster.storage import is_remote, join, read_bytes_if_exists, sha256, write_bytes
+from cluster.storage_errors import name_errors
+from cprec.runs.control.fence import UNFENCED, RunWriter
 from cprec.runs.records import (
     EVENTS_FILE,
     TRACE_FILE,
@@ -42,14 +37,15 @@ class JsonLinesFile(Generic[R]):
         damage: One sentence per line that was no record.
     """
 
-    def __init__(self, uri: str, parse: Parser[R]) -> None:
+    def __init__(self, uri: str, parse: Parser[R], writer: RunWriter = UNFENCED) -> None:
         """Opens or creates the file.
 
         Args:
             uri: Path or `s3://` URI of the file.
             parse: Builds a record from the plain data of a line.
+            writer: What the file is written through.
         """
-        self._uri, self._parse = uri, parse
+        self._uri, self._parse, self._writer = uri, parse, writer
         self._unflushed: list[str] = []
         content = read_bytes_if_exists(uri) or b""
         lines, damaged = _split_damaged(content, parse)
@@ -60,18 +56,21 @@ class JsonLinesFile(Generic[R]):
             write_bytes(copy, content)
             self.damage = [f"{uri}: line {n} was no record; see {copy}" for n in damaged]
         self._flushed = lines
-        write_text(uri, "".join(self._flushed))
+        self._replace(self._flushed)
         self._is_as_flushed = True  # not after an append that failed: then it is replaced
 
     def append(self, record: R) -> None:
         """Adds a record; `flush` makes it durable."""
-        self._unflushed.append(json.dumps(record.to_json(), separators=(",", ":")) + "\n")
+        values = record.to_json()
+        if self._writer.number is not None:
+            values["lease"] = self._writer.number
+        self._unflushed.append(json.dumps(values, separators=(",", ":")) + "\n")
 
     def retain(self, predicate: Callable[[R], bool]) -> None:
         """Drops every record for which the predicate is false, durably."""
         self.flush()
         retained = [line for line in self._flushed if predicate(self._record(line))]
-        write_text(self._uri, "".join(retained))
+        self._replace(retained)
         self._flushed = retained
 
     def read(self) -> list[R]:
@@ -86,29 +85,33 @@ class JsonLinesFile(Generic[R]):
         if not self._unflushed:
             return
         if is_remote(self._uri) or not self._is_as_flushed:
-            write_text(self._uri, "".join(self._flushed + self._unflushed))
+            self._replace(self._flushed + self._unflushed)
         else:
             self._is_as_flushed = False
-            append_bytes(self._uri, "".join(self._unflushed).encode())
+            with name_errors(self._uri), self._writer.appending(self._uri) as path:
+                local_files.append(path, "".join(self._unflushed).encode())
         self._is_as_flushed = True
         self._flushed += self._unflushed
         self._unflushed = []
+
+    def _replace(self, lines: list[str]) -> None:
+        self._writer.replace(self._uri, "".join(lines).encode())
 
     def _record(self, line: str) -> R:
         return self._parse(json.loads(line))
 
 
-def open_events(run_uri: str) -> JsonLinesFile[Event]:
+def open_events(run_uri: str, writer: RunWriter = UNFENCED) -> JsonLinesFile[Event]:
     """Opens a run's events.jsonl for writing; an event names each damaged line."""
-    events = JsonLinesFile(join(run_uri, EVENTS_FILE), parse_event)
+    events = JsonLinesFile(join(run_uri, EVENTS_FILE), parse_event, writer)
     for problem in events.damage:
         events.append(RecordDropped(samples=0, because=problem))
     return events
 
 
-def open_trace(run_uri: str) -> JsonLinesFile[TraceRow]:
+def open_trace(run_uri: str, writer: RunWriter = UNFENCED) -> JsonLinesFile[TraceRow]:
     """Opens a run's trace.jsonl for writing."""
-    return JsonLinesFile(join(run_uri, TRACE_FILE), TraceRow.from_json)
+    return JsonLinesFile(join(run_uri, TRACE_FILE), TraceRow.from_json, writer)
 
 
 def read_events(run_uri: str) -> list[Event]:

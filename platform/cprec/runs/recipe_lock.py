@@ -8,9 +8,10 @@ from enum import Enum
 from typing import Any
 
 from cluster.errors import RecipeError, RunError
-from cluster.storage import exists, join, write_text
+from cluster.storage import exists, join
 from cprec.config.recipe import RENAMED_KEYS, Recipe
 from cprec.config.recipe_file import iter_keys, load_recipe, to_yaml
+from cprec.runs.control.fence import UNFENCED, RunWriter
 from cprec.runs.records import RECIPE_FILE
 
 CHANGEABLE_KEYS = (
@@ -26,6 +27,7 @@ CHANGEABLE_KEYS = (
     "data.distribute_above",
     "train.pack",
     "train.compile",
+    "train.cuda_graphs",
     "train.micro_batch",
     "train.profile",
     "train.recompute",
@@ -45,9 +47,9 @@ They decide where it runs and how it is watched, never what is computed.
 """
 
 
-def write_recipe(recipe: Recipe, run_uri: str) -> None:
+def write_recipe(recipe: Recipe, run_uri: str, writer: RunWriter = UNFENCED) -> None:
     """Writes the recipe of a run to resolved.yaml."""
-    write_text(join(run_uri, RECIPE_FILE), to_yaml(recipe))
+    writer.replace(join(run_uri, RECIPE_FILE), to_yaml(recipe).encode())
 
 
 def check_unchanged(recipe: Recipe, run_uri: str, allow: Collection[str] = ()) -> Recipe | None:

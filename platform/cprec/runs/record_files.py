@@ -10,18 +10,19 @@ from cprec.runs.records import Record
 R = TypeVar("R", bound=Record)
 
 
-def read_record(uri: str, kind: type[R]) -> R | None:
+def read_record(uri: str, kind: type[R], blank_is_missing: bool = False) -> R | None:
     """Reads a record; None if there is no such file.
 
     Args:
         uri: Path or `s3://` URI of the file.
         kind: Class of the record.
+        blank_is_missing: Whether white space counts as no file; `Lease.adopt` makes such files.
 
     Raises:
         RunError: The file holds something else.
     """
     content = read_bytes_if_exists(uri)
-    if content is None:
+    if content is None or (blank_is_missing and content.isspace()):
         return None
     try:
         return kind.from_json(json.loads(content.decode("utf-8")))

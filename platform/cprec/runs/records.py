@@ -56,6 +56,11 @@ class Record(BaseModel):
 class TraceRow(Record):
     """One optimizer step: an object of trace.jsonl."""
 
+    lease: int | None = Field(
+        None,
+        description="number of the lease under which the row was written",
+        json_schema_extra=SINCE_0_3,
+    )
     step: int = Field(description="number of the step, from 0")
     samples: int = Field(description="samples seen before the step")
     batch_samples: int = Field(description="samples of the step, over all workers")
@@ -72,8 +77,14 @@ class TraceRow(Record):
     )
     computed_tokens: int | None = Field(
         None,
-        description="tokens that were computed; fewer than tokens where samples share some",
+        description="tokens of samples that were computed; "
+        "fewer than tokens where samples share some",
         json_schema_extra=SINCE_0_2,
+    )
+    filled_tokens: int = Field(
+        0,
+        description="tokens that were computed beside them, to fill rows",
+        json_schema_extra=SINCE_0_3,
     )
     imbalance: float = Field(
         0.0,
@@ -85,6 +96,12 @@ class TraceRow(Record):
     )
     memory_gb: float = Field(
         0.0, description="peak memory of the first worker so far (GB)", json_schema_extra=SINCE_0_2
+    )
+    planned_memory_gb: float | None = Field(
+        None,
+        description="what the estimate gives for the longest passes of that worker so far (GB); "
+        "none on a CPU",
+        json_schema_extra=SINCE_0_3,
     )
     step_s: float = Field(description="duration of the step (s)")
     data_wait_s: float = Field(description="time the loop waited for data before the step (s)")
@@ -117,13 +134,18 @@ class Event(Record):
     )
     event: str = Field(description="name of the event")
     samples: int = Field(description="samples seen when it happened, or where it takes effect")
+    lease: int | None = Field(
+        None,
+        description="number of the lease under which it was written",
+        json_schema_extra=SINCE_0_3,
+    )
 
     def details(self) -> dict[str, Any]:
-        """Returns the fields of this kind of event, without time, name and samples."""
+        """Returns the fields of this kind of event, without those that all have."""
         return {
             name: value
             for name, value in self.to_json().items()
-            if name not in ("time", "event", "samples")
+            if name not in ("time", "event", "samples", "lease")
         }
 
 
@@ -342,6 +364,18 @@ class LeaseRecord(Record):
     ended: bool = Field(False, description="whether the driver ended by itself")
 
 
+class Attempt(Record):
+    """One start of the worker group: attempts/<number>.json, which is never changed."""
+
+    number: int = Field(description="number of the attempt; checkpoints carry it")
+    lease: int = Field(description="number of the lease under which it began")
+    owner: Owner = Field(description="driver that holds the lease")
+    time: float = Field(default_factory=time.time, description="when it began (Unix seconds)")
+    samples: int = Field(description="samples that were trained already")
+    checkpoint: str | None = Field(None, description="checkpoint that it went on from")
+    workers: int = Field(description="number of workers")
+
+
 class Status(Record):
     """How a run stands: status.json, rewritten every few seconds while the run is under way."""
 
@@ -397,6 +431,11 @@ class Manifest(Record):
     files: dict[str, FileDigest] = Field(description="files by path below the checkpoint")
     digest: str | None = Field(
         None, description="SHA-256 of the list itself (hex digits)", json_schema_extra=SINCE_0_3
+    )
+    lease: int | None = Field(
+        None,
+        description="number of the lease under which it was written",
+        json_schema_extra=SINCE_0_3,
     )
 
 

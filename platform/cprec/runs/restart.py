@@ -6,6 +6,7 @@ from cluster.errors import RunError
 from cluster.storage import exists, join
 from cprec.runs import checkpoint
 from cprec.runs.checkpoint import CheckpointName
+from cprec.runs.control.attempts import ATTEMPTS_FOLDER, list_attempts
 from cprec.runs.json_lines import read_events, read_trace
 from cprec.runs.records import (
     AUDIT_FILE,
@@ -59,6 +60,9 @@ def _find_sign_of_a_checkpoint(run_uri: str) -> str | None:
     for event in reversed(read_events(run_uri)):
         if isinstance(event, CheckpointSaved | RunFinished):
             return f"{join(run_uri, EVENTS_FILE)} names {event.checkpoint}"
+    for attempt in list_attempts(run_uri):
+        if attempt.checkpoint is not None:
+            return f"{join(run_uri, ATTEMPTS_FOLDER)} names {attempt.checkpoint}"
     if exists(join(run_uri, AUDIT_FILE)):
         return f"{join(run_uri, AUDIT_FILE)} says that it was trained to its end"
     with suppress(RunError):  # a damaged trace says nothing here

@@ -10,9 +10,10 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from cluster.errors import RunError
-from cluster.storage import join, read_bytes_if_exists, write_text
+from cluster.storage import join, read_bytes_if_exists
 from corpus.sampling.source import SourceKind
 from corpus.store.tables import Corpus, Stream
+from cprec.runs.control.fence import UNFENCED, RunWriter
 from cprec.runs.portions import domain_names, select_streams
 from cprec.runs.records import PLAN_FILE
 from cprec.schedule.plan import Plan
@@ -32,6 +33,7 @@ class RunPlan:
         closed: Whether annealing was called, so that nothing joins any more.
         parent: URI of the checkpoint that the run goes on from; None: it started from the base.
         token_form: Rules by which its text becomes tokens (cprec.runs.token_form).
+        lease: Number of the lease under which it was written; 0: by an earlier release.
     """
 
     corpus: str
@@ -43,6 +45,7 @@ class RunPlan:
     closed: bool = False
     parent: str | None = None
     token_form: int = 1
+    lease: int = 0
 
     @classmethod
     def read(cls, run_uri: str) -> "RunPlan | None":
@@ -53,7 +56,7 @@ class RunPlan:
         """
         uri = join(run_uri, PLAN_FILE)
         content = read_bytes_if_exists(uri)
-        if content is None:
+        if content is None or content.isspace():  # `Lease.adopt` makes white space
             return None
         try:
             values: dict[str, Any] = json.loads(content.decode("utf-8"))
@@ -65,10 +68,10 @@ class RunPlan:
                 f"{uri}: damaged, it holds no plan; restore the file, or use another --run"
             ) from None
 
-    def write(self, run_uri: str) -> None:
+    def write(self, run_uri: str, writer: RunWriter = UNFENCED) -> None:
         """Writes plan.json, durably."""
-        values = {**asdict(self), "plan": self.plan.to_json()}
-        write_text(join(run_uri, PLAN_FILE), json.dumps(values, indent=1))
+        values = {**asdict(self), "plan": self.plan.to_json(), "lease": writer.number or 0}
+        writer.replace(join(run_uri, PLAN_FILE), json.dumps(values, indent=1).encode())
 
     def new_streams(self, corpus: Corpus) -> tuple[list[Stream], list[Stream], list[Stream]]:
         """Returns the streams of later corpus versions that this run would train.

@@ -13,10 +13,12 @@ Shapes: B rows of a micro-batch, T tokens of a row, N supervised tokens, S sampl
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
 from cprec.encode.tokens import EncodedSample
+from cprec.stream.rows import Row, divide_into_rows
 from cprec.stream.token_sharing import SharedRow
 from cprec.stream.worker_batches import WorkerBatch
 
@@ -27,14 +29,14 @@ class MicroBatchSpec:
 
     Attributes:
         packed: Whether samples are packed; else they are padded.
-        size: Tokens of a packed row, or samples of a padded micro-batch.
-        pad_to_size: Whether packed rows are filled up to `size` with end tokens, so that every pass
-            has the same shape (torch.compile).
+        size: Tokens of a packed row, at most, or samples of a padded micro-batch.
+        filled: Whether packed rows are nearly equal, and filled up with end tokens to few different
+            lengths (on a GPU, and where layers are compiled).
     """
 
     packed: bool
     size: int
-    pad_to_size: bool = False
+    filled: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class MicroBatch:
         input_ids: Token ids, int64 [B, T].
         supervised_mask: Positions whose next token counts in the loss, bool [B, T].
         targets: Those next tokens, row by row, int64 [N].
-        token_count: Number of tokens of the samples, without padding.
+        token_count: Number of tokens of the samples, without filling.
         position_ids: Positions, from 0 in each sample, int64 [1, T].
         bounds: Bounds between samples, int32 [S + 1]; between strips where samples share tokens.
         visible: Where samples share tokens, for each strip the indices in the row of the earlier
@@ -62,45 +64,61 @@ class MicroBatch:
     bounds: np.ndarray | None = None
     visible: tuple[np.ndarray, ...] | None = None
 
-
-def pack(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Packs samples into rows, first fit, longest first.
-
-    Args:
-        lengths: Tokens of each sample.
-        max_tokens: Tokens of a row. A sample that is longer has a row of its own.
-
-    Returns:
-        The indices of the samples of each row.
-    """
-    rows: list[list[int]] = []
-    free_tokens: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        row = next((r for r, free in enumerate(free_tokens) if free >= lengths[index]), len(rows))
-        if row == len(rows):
-            rows.append([])
-            free_tokens.append(max_tokens)
-        rows[row].append(index)
-        free_tokens[row] -= lengths[index]
-    return rows
+    @property
+    def computed_tokens(self) -> int:
+        """Number of tokens that the pass computes, with filling: B x T."""
+        return self.input_ids.size
 
 
-def split_into_micro_batches(lengths: Sequence[int], spec: MicroBatchSpec) -> list[list[int]]:
-    """Divides a worker's samples among micro-batches.
+@lru_cache(maxsize=2)
+def divide(
+    lengths_by_rank: tuple[tuple[int, ...], ...], spec: MicroBatchSpec
+) -> tuple[tuple[Row, ...], ...]:
+    """Divides a global batch into forward passes, the same number for every worker.
+
+    Collectives hang unless all workers make the same number of passes. A worker whose samples fit
+    into fewer divides them among as many as the others make.
 
     Args:
-        lengths: Tokens of each sample, longest first, so that neighbours need little padding.
+        lengths_by_rank: Tokens of each unit of every worker, by rank.
         spec: How to divide them.
 
     Returns:
-        The indices of the samples of each micro-batch.
+        The passes of each worker, by rank. Without samples a pass computes filling alone.
     """
-    if spec.packed:
-        return pack(lengths, spec.size)
-    return [
-        list(range(start, min(start + spec.size, len(lengths))))
-        for start in range(0, len(lengths), spec.size)
-    ]
+    if not spec.packed:
+        passes = -(-max(map(len, lengths_by_rank)) // spec.size)
+        return tuple(_divide_padded(lengths, spec.size, passes) for lengths in lengths_by_rank)
+    rows_by_rank = [divide_into_rows(ls, spec.size, spec.filled) for ls in lengths_by_rank]
+    passes = max(map(len, rows_by_rank))
+    return tuple(
+        tuple(
+            rows
+            if len(rows) == passes
+            else divide_into_rows(lengths, spec.size, spec.filled, passes)
+        )
+        for lengths, rows in zip(lengths_by_rank, rows_by_rank, strict=True)
+    )
+
+
+def _divide_padded(lengths: Sequence[int], size: int, passes: int) -> tuple[Row, ...]:
+    """Divides samples, longest first, so that neighbours need little padding."""
+    parts = [range(len(lengths))[start : start + size] for start in range(0, passes * size, size)]
+    return tuple(
+        Row(tuple(part), max(len(part), 1) * max((lengths[i] for i in part), default=1))
+        for part in parts
+    )
+
+
+def filled_tokens(lengths_by_rank: tuple[tuple[int, ...], ...], spec: MicroBatchSpec) -> int:
+    """Returns how many tokens a global batch computes beside those of its samples.
+
+    Args:
+        lengths_by_rank: Tokens of each unit of every worker, by rank.
+        spec: How they are divided into passes.
+    """
+    computed = sum(row.length for rows in divide(lengths_by_rank, spec) for row in rows)
+    return computed - sum(map(sum, lengths_by_rank))
 
 
 def build_micro_batches(
@@ -108,41 +126,39 @@ def build_micro_batches(
 ) -> list[MicroBatch]:
     """Builds the micro-batches of a worker, the same number for every worker of a global batch.
 
-    A worker with fewer than others gets empty ones at the end: collectives hang unless all workers
-    make the same number of passes.
-
     Args:
         worker_batch: The worker's part of a global batch.
         spec: How to divide it.
-        pad_token_id: Token of the padding, the end token.
+        pad_token_id: Token of the filling, the end token.
     """
-    pass_count = max(
-        len(split_into_micro_batches(lengths, spec)) for lengths in worker_batch.lengths_by_rank
-    )
-    parts = split_into_micro_batches(worker_batch.lengths_by_rank[worker_batch.rank], spec)
+    rows = divide(worker_batch.lengths_by_rank, spec)[worker_batch.rank]
     return [
-        collate([worker_batch.samples[i] for i in part], spec, pad_token_id)
-        for part in [*parts, *[[]] * (pass_count - len(parts))]
+        collate([worker_batch.samples[i] for i in row.indices], spec, pad_token_id, row.length)
+        for row in rows
     ]
 
 
 def collate(
-    samples: Sequence[EncodedSample | SharedRow], spec: MicroBatchSpec, pad_token_id: int
+    samples: Sequence[EncodedSample | SharedRow],
+    spec: MicroBatchSpec,
+    pad_token_id: int,
+    length: int = 1,
 ) -> MicroBatch:
     """Builds one micro-batch.
 
     Args:
         samples: Its samples, or groups of samples that share tokens, which are always packed. If
-            there are none, the micro-batch is a row of padding with no supervised token.
+            there are none, the micro-batch is a row of filling with no supervised token.
         spec: Whether to pack or to pad.
-        pad_token_id: Token of the padding, the end token.
+        pad_token_id: Token of the filling, the end token.
+        length: Tokens of a packed row of samples, at least; the rest is filled.
     """
     shared_rows = [s for s in samples if isinstance(s, SharedRow)]
     if shared_rows:
         return _collate_shared(shared_rows)
     encoded_samples = [s for s in samples if isinstance(s, EncodedSample)]
     if spec.packed:
-        return _collate_packed(encoded_samples, spec, pad_token_id)
+        return _collate_packed(encoded_samples, pad_token_id, length)
     return _collate_padded(encoded_samples, pad_token_id)
 
 
@@ -157,16 +173,14 @@ def _collate_padded(samples: Sequence[EncodedSample], pad_token_id: int) -> Micr
     return MicroBatch(ids, supervised, _concat_targets(samples), _count_tokens(samples))
 
 
-def _collate_packed(
-    samples: Sequence[EncodedSample], spec: MicroBatchSpec, pad_token_id: int
-) -> MicroBatch:
+def _collate_packed(samples: Sequence[EncodedSample], pad_token_id: int, length: int) -> MicroBatch:
     """Builds a micro-batch of one row that holds samples one after the other."""
     token_count = _count_tokens(samples)
-    padding = max(spec.size - token_count if spec.pad_to_size else 0, 0 if samples else 1)
-    # Padding counts as one more sample, so that no other sample sees it.
-    lengths = [*(len(s.ids) for s in samples), *([padding] if padding else [])]
+    filling = max(length - token_count, 0)
+    # The filling counts as one more sample, so that no other sample sees it.
+    lengths = [*(len(s.ids) for s in samples), *([filling] if filling else [])]
     bounds = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    ids = np.concatenate([*(s.ids for s in samples), np.full(padding, pad_token_id)]).astype(
+    ids = np.concatenate([*(s.ids for s in samples), np.full(filling, pad_token_id)]).astype(
         np.int64
     )[None]
     positions = (np.arange(ids.size) - np.repeat(bounds[:-1], lengths)).astype(np.int64)[None]

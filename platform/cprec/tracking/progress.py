@@ -29,6 +29,12 @@ LOG_INTERVAL_S = 10.0
 RECENT_STEPS = 50
 """Steps over which the line averages its speeds."""
 
+WARM_UP_STEPS = 3
+"""Steps after which a run has used as much memory as it will: all code has run, with moments."""
+
+MEMORY_TOLERANCE = 0.2
+"""Largest difference of used and planned memory that is not told, as a fraction of the planned."""
+
 UNLIMITED_COLUMNS = 1 << 16
 """Width of a line that goes to a file."""
 
@@ -52,6 +58,7 @@ class Progress:
         self._recent: list[TraceRow] = []
         self._phase = ""
         self._waits = False
+        self._memory_is_checked = False
         self._perplexity: float | None = None
 
     def update(
@@ -79,6 +86,7 @@ class Progress:
         if rows:
             self._recent = [*self._recent, *rows][-RECENT_STEPS:]
             self._show(rows[-1].phase)
+            self._check_memory()
         if waiting is not None and not self._waits:
             self._say_on_its_own_line(f"waiting: {waiting}")
         self._waits = waiting is not None
@@ -99,6 +107,14 @@ class Progress:
         elif phase_changed or time.monotonic() - self._last_shown >= LOG_INTERVAL_S:
             self._last_shown = time.monotonic()
             self._say(text)
+
+    def _check_memory(self) -> None:
+        """Says once, after the first steps, if the memory in use is far from the planned."""
+        if self._memory_is_checked or len(self._recent) < WARM_UP_STEPS:
+            return
+        self._memory_is_checked = True
+        if (text := describe_memory(self._recent[-1])) is not None:
+            self._say_on_its_own_line(text)
 
     def _say_on_its_own_line(self, text: str) -> None:
         self.close()
@@ -130,6 +146,17 @@ def describe_event(event: Event) -> str | None:
     return None
 
 
+def describe_memory(row: TraceRow) -> str | None:
+    """Says for people that the memory in use is far from the planned; None if it is not."""
+    planned = row.planned_memory_gb
+    if planned is None or abs(row.memory_gb - planned) <= MEMORY_TOLERANCE * planned:
+        return None
+    return (
+        f"warning: {row.memory_gb:.1f} GB of GPU memory are in use, {planned:.1f} GB were planned; "
+        "set train.pack_tokens and train.recompute yourself, this model is estimated badly"
+    )
+
+
 def format_progress(
     recent: Sequence[TraceRow],
     planned_samples: int,
@@ -152,6 +179,8 @@ def format_progress(
     tokens_per_s = sum(row.tokens for row in recent) / seconds
     tflops = sum(row.tflops * row.step_s for row in recent) / seconds
     data_wait = sum(row.data_wait_s for row in recent) / seconds
+    computed = sum(row.computed_tokens or row.tokens for row in recent)
+    filled = sum(row.filled_tokens for row in recent)
     samples_left = max(planned_samples - newest.end, 0)
     seconds_left = int(samples_left / samples_per_s) if samples_per_s else 0
     # Each part with its importance: the part with the highest number is left out first.
@@ -163,6 +192,7 @@ def format_progress(
         (4, f"{tokens_per_s:>9,.0f} tokens/s"),
         (8, f"{tflops:.3g} TFLOP/s"),
         (7, f"{newest.memory_gb:.1f} GB"),
+        (9, f"filled {filled / (computed + filled):.1%}" if filled else ""),
         (6, f"data wait {data_wait:.0%}"),
         (2, f"{seconds_left // 60}:{seconds_left % 60:02d} left"),
     ]

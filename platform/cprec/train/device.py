@@ -1,5 +1,6 @@
 """What the device does: operations of a step, memory in use, and the speed that is possible."""
 
+import os
 import resource
 import time
 from dataclasses import dataclass
@@ -63,6 +64,17 @@ class OperationCount:
             supervised_tokens: Tokens whose logits are computed.
         """
         return tokens * self.per_token + supervised_tokens * self.per_logit
+
+
+def worker_device() -> torch.device:
+    """Returns this worker's GPU, which becomes the current one, or the CPU where there is none."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    # The workers of a node see all its GPUs, and each takes that of its number, as DeepSpeed does.
+    number = int(os.environ.get("LOCAL_RANK", 0))
+    if number < torch.cuda.device_count():
+        torch.cuda.set_device(number)
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def peak_memory_bytes(device: torch.device) -> int:

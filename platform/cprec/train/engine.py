@@ -1,33 +1,33 @@
-"""The engine: DeepSpeed behind four operations, which are step, gather, restore and close.
+"""The engine: a model in training behind four operations: step, gather, restore and close.
 
 It knows tensors and collectives, but no Ray, no storage and no schedule.
 
 Trained parameters and Adam's moments are gathered and restored by name and whole. So a checkpoint
 loads with any number of workers and any ZeRO stage. With the same number, on a CPU, the continued
-run is bitwise the same. This relies on private parts of DeepSpeed, hence its exact pin.
+run is bitwise the same.
 """
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from cluster import deepspeed_presets as presets
 from cprec.config.recipe import TrainSettings
-from cprec.model import self_check
+from cprec.model import attention, self_check
 from cprec.model.adapter import trainable_parameters
 from cprec.model.libraries import silence_libraries
 from cprec.model.lora_fusion import fuse_lora
-from cprec.model.training_state import ADAM_MOMENTS, TrainingState
+from cprec.model.training_state import TrainingState
 from cprec.stream.packing import MicroBatch, MicroBatchSpec
 from cprec.train import device, pack_check
+from cprec.train.flat_adam import FlatAdam
 from cprec.train.forward import supervised_logits
-from cprec.train.memory import choose_memory_settings, pack_tokens
+from cprec.train.memory import SUPERVISED_SHARE, plan_memory
+from cprec.train.static_pass import NO_TARGET, CudaGraphs, PassInputs, StaticPasses
+from cprec.train.zero import ZeroAdam
 
 
 @dataclass(frozen=True)
@@ -36,25 +36,14 @@ class StepResult:
 
     Attributes:
         loss: Mean loss per supervised token of the global batch, before the update (nats).
-        grad_norm: Gradient norm before clipping; nan if the ZeRO stage does not tell it.
+        grad_norm: Gradient norm before clipping; nan if the ZeRO stage does not tell it; inf if it
+            is not finite, where the stage tells that.
         stop: Whether any worker asked to stop.
     """
 
     loss: float
     grad_norm: float
     stop: bool
-
-
-def micro_batch_spec(settings: TrainSettings, packed: bool) -> MicroBatchSpec:
-    """Returns how settings turn a worker batch into forward passes.
-
-    Args:
-        settings: The recipe's section `train`.
-        packed: Whether samples are packed.
-    """
-    if not packed:
-        return MicroBatchSpec(packed=False, size=settings.micro_batch)
-    return MicroBatchSpec(packed=True, size=pack_tokens(settings), pad_to_size=settings.compile)
 
 
 def decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
@@ -75,6 +64,7 @@ class Engine:
     Attributes:
         model: The model.
         world_size: Number of workers.
+        memory_plan: How the model is made to fit into memory.
         zero_stage: ZeRO stage of DeepSpeed.
         recomputes_activations: Whether the backward pass recomputes activations.
         packed: Whether samples are packed.
@@ -92,6 +82,7 @@ class Engine:
         precision: str,
         weight_decay_by_prefix: Mapping[str, float] | None = None,
         max_tokens: int = 2048,
+        supervised_share: float = SUPERVISED_SHARE,
     ) -> None:
         """Prepares a model for training, and checks how its samples can be computed exactly.
 
@@ -102,24 +93,17 @@ class Engine:
             weight_decay_by_prefix: Weight decay by first part of a parameter's name; other
                 parameters have none.
             max_tokens: Tokens of the longest sample.
+            supervised_share: Fraction of the tokens of a row that have logits, at most.
 
         Raises:
             RecipeError: The model is not causal, or samples are to share tokens and cannot.
         """
         silence_libraries()
-        import deepspeed
-        from deepspeed.ops import __compatible_ops__
-
-        # DeepSpeed would compile an extension for shared-memory collectives of inference, which
-        # training never calls. That takes most of a minute on a new machine, and a process that is
-        # killed meanwhile leaves a lock on which every later training waits silently.
-        __compatible_ops__["deepspeed_shm_comm"] = False
-        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
         self.model = model
         self.world_size = dist.get_world_size()
-        self.zero_stage, self.recomputes_activations = choose_memory_settings(
-            model, settings, self.world_size
-        )
+        self.memory_plan = plan_memory(model, settings, precision, supervised_share)
+        self.zero_stage = self.memory_plan.zero_stage
+        self.recomputes_activations = self.memory_plan.recompute
         self.trained_parameters = trainable_parameters(model)
         if self.zero_stage < 3:
             fuse_lora(model)
@@ -128,24 +112,33 @@ class Engine:
         if self.recomputes_activations:
             enable = model.activation_checkpointing_enable
             enable({"use_reentrant": False})  # type: ignore[operator]
-        # Our own optimizer: DeepSpeed would compile an extension for one that its config names.
-        # `step` sets the learning rate every time.
-        optimizer = torch.optim.AdamW(
-            _parameter_groups(self.trained_parameters, weight_decay_by_prefix or {}),
-            lr=0.0,
-            betas=(0.9, settings.adam_beta2),
-            weight_decay=0.0,
-            fused=torch.cuda.is_available(),
-        )
-        self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=model,
-            optimizer=optimizer,
-            config=presets.build_config(
-                self.zero_stage, self.world_size, precision, settings.gradient_clipping
-            ),
-            dist_init_required=False,
-        )
-        self.device = self._engine.device
+        decay = {
+            name: _weight_decay(name, weight_decay_by_prefix or {})
+            for name in self.trained_parameters
+        }
+        self._adam: FlatAdam | ZeroAdam
+        if self.zero_stage == 0:
+            dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+            self._adam = FlatAdam(
+                model.to(device.worker_device()),
+                self.trained_parameters,
+                decay,
+                settings.adam_beta2,
+                settings.gradient_clipping,
+                dtype,
+            )
+        else:
+            self._adam = ZeroAdam(
+                model,
+                self.trained_parameters,
+                decay,
+                settings.adam_beta2,
+                settings.gradient_clipping,
+                precision,
+                self.zero_stage,
+                self.world_size,
+            )
+        self.device = self._adam.device
         self.steps = 0
         self._settings = settings
         with self._evaluation_mode(), torch.no_grad():
@@ -155,12 +148,24 @@ class Engine:
         # Not before the check, whose shapes are not those of training.
         if settings.compile:
             for layer in decoder_layers(model):
-                layer.compile()
+                layer.compile(dynamic=True)
+        self._longest = max_tokens
+        self._loss_total = torch.zeros((), device=self.device)
+        self._static_passes = self._prepare_static_passes(settings)
 
     @property
     def micro_batch_spec(self) -> MicroBatchSpec:
         """How a worker batch becomes forward passes."""
-        return micro_batch_spec(self._settings, self.packed)
+        if not self.packed:
+            return MicroBatchSpec(packed=False, size=self._settings.micro_batch)
+        # Every new length costs a compilation, or memory that the allocator cannot use again. Rows
+        # of strips, in which samples share tokens, are not filled.
+        few_lengths = self._settings.compile or self.device.type == "cuda"
+        return MicroBatchSpec(
+            packed=True,
+            size=self.memory_plan.pack_tokens,
+            filled=few_lengths and not self._settings.inexact_keys,
+        )
 
     def _any_worker(self, flag: bool) -> bool:
         """Returns whether a flag is set on any worker. Collective."""
@@ -171,8 +176,8 @@ class Engine:
     @contextmanager
     def _evaluation_mode(self) -> Iterator[None]:
         """Sets the model to evaluation mode, and every module back to the mode that it had."""
-        modes = [(module, module.training) for module in self._engine.modules()]
-        self._engine.eval()
+        modes = [(module, module.training) for module in self.model.modules()]
+        self.model.eval()
         try:
             yield
         finally:
@@ -201,29 +206,57 @@ class Engine:
                 that sums the loss.
         """
         torch.manual_seed(seed)
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
-        totals = torch.tensor([0.0, float(stop)], device=self.device)  # loss, wishes to stop
+        self._loss_total.zero_()
         for micro_batch in micro_batches:
-            loss = self._loss_sum(micro_batch)
-            totals[0] += loss.detach()
-            # DeepSpeed averages gradients over the workers; times their number that is a sum.
-            self._engine.backward(loss * (self.world_size / supervised_tokens))
-        self._engine.step()
-        if not self.steps and self.zero_stage in (1, 2) and len(self._optimizer.param_groups) > 1:
-            # DeepSpeed links the moments after the first group's first step, when the other groups
-            # have none yet. Let it link them again.
-            self._optimizer._hp_optimizer_states_linked = False
-            self._optimizer._lazy_init_hp_params_optimizer_state()
+            if self._static_passes is not None:
+                self._static_passes.run(micro_batch, 1 / supervised_tokens)
+            else:
+                loss = self._loss_sum(micro_batch)
+                self._loss_total += loss.detach()
+                self._adam.backward(loss, supervised_tokens)
+        grad_norm = self._adam.step(lr)
         self.steps += 1
+        totals = torch.stack([self._loss_total, torch.tensor(float(stop), device=self.device)])
         dist.all_reduce(totals)
-        grad_norm = self._engine.get_global_grad_norm()
         loss_sum, stops = totals.tolist()
         return StepResult(
             loss=loss_sum / supervised_tokens,
-            grad_norm=float("nan") if grad_norm is None else float(grad_norm),
+            grad_norm=grad_norm,
             stop=stops > 0,
         )
+
+    def _prepare_static_passes(self, settings: TrainSettings) -> StaticPasses | None:
+        """Returns what replays passes as CUDA graphs; None where they are computed plainly."""
+        wanted = settings.cuda_graphs == "auto" and self.device.type == "cuda"
+        possible = (
+            isinstance(self._adam, FlatAdam)
+            and self.packed
+            and not settings.inexact_keys
+            and not self.recomputes_activations
+        )
+        if not (wanted and possible):
+            return None
+        return StaticPasses(self._compute_static_pass, self.device, CudaGraphs())
+
+    def _compute_static_pass(self, inputs: PassInputs) -> None:
+        """Adds the loss of a pass to its total, and the gradients to their sum."""
+        assert isinstance(self._adam, FlatAdam)
+        longest = min(self._longest, inputs.ids.numel())
+        logits = self.model(
+            input_ids=inputs.ids,
+            position_ids=inputs.positions,
+            logits_to_keep=inputs.supervised,
+            use_cache=False,
+            **attention.packed_arguments(inputs.bounds, longest),
+        ).logits[0]
+        loss = F.cross_entropy(
+            logits.float(), inputs.targets, reduction="sum", ignore_index=NO_TARGET
+        )
+        self._loss_total += loss.detach()
+        gradients = torch.autograd.grad(
+            loss * inputs.weight, list(self._adam.parameters.values()), allow_unused=True
+        )
+        self._adam.add_gradients(gradients)
 
     @torch.no_grad()
     def total_loss(self, micro_batches: Sequence[MicroBatch]) -> float:
@@ -246,36 +279,14 @@ class Engine:
 
     def _logits(self, batch: MicroBatch) -> torch.Tensor:
         """Returns the logits of the supervised tokens [N, vocabulary]."""
-        return supervised_logits(self._engine, batch, self.device)
+        return supervised_logits(self._adam.module, batch, self.device)
 
     def gather_state(self) -> TrainingState:
         """Returns the trained parameters and moments, by name and whole, on the CPU.
 
         Collective: every worker calls it.
         """
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-
-        def copy(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor.detach().float().cpu().clone()
-
-        def copy_weight(parameter: torch.nn.Parameter) -> torch.Tensor:
-            if self.zero_stage == 0:
-                return copy(parameter)
-            return copy(safe_get_full_fp32_param(parameter))
-
-        def copy_moment(parameter: torch.nn.Parameter, moment: str) -> torch.Tensor:
-            if self.zero_stage == 0:
-                return copy(self._optimizer.state[parameter][moment])
-            return copy(safe_get_full_optimizer_state(parameter, moment))
-
-        weights = {name: copy_weight(p) for name, p in self.trained_parameters.items()}
-        moments = {}
-        if self.steps:  # before the first step Adam has none
-            for moment in ADAM_MOMENTS:
-                moments[moment] = {
-                    name: copy_moment(p, moment) for name, p in self.trained_parameters.items()
-                }
-        return TrainingState(weights, moments, self.steps)
+        return self._adam.gather_state(self.steps)
 
     def restore_state(self, state: TrainingState) -> None:
         """Continues from a gathered state, with any number of workers.
@@ -288,73 +299,21 @@ class Engine:
         if set(state.weights) != set(self.trained_parameters):
             different = sorted(set(state.weights) ^ set(self.trained_parameters))
             raise ValueError(f"the checkpoint trains other parameters: {different[:4]} ...")
-        if state.moments:
-            self._create_moments(state.steps)
-        self._load_state(state)
+        self._adam.restore_state(state)
         self.steps = state.steps
-
-    def _create_moments(self, steps: int) -> None:
-        """Creates Adam's moments, which Adam itself would only create at its first step."""
-        # What the inner Adam updates: the parameters, or under ZeRO this worker's flat partitions.
-        tensors: Sequence[torch.Tensor]
-        if self.zero_stage == 0:
-            adam: Any = self._optimizer
-            tensors = list(self.trained_parameters.values())
-        else:
-            adam = self._optimizer.optimizer
-            tensors = (
-                self._optimizer.fp32_partitioned_groups_flat
-                if self.zero_stage == 3
-                else self._optimizer.single_partition_of_fp32_groups
-            )
-        for tensor in tensors:
-            adam.state[tensor] = {
-                "step": torch.tensor(float(steps)),
-                **{moment: torch.zeros_like(tensor) for moment in ADAM_MOMENTS},
-            }
-        if self.zero_stage in (1, 2):
-            self._optimizer._lazy_init_hp_params_optimizer_state()
-
-    def _load_state(self, state: TrainingState) -> None:
-        """Copies weights and moments into the model and the optimizer, whatever the ZeRO stage."""
-        from deepspeed.runtime.zero.partition_parameters import GatheredParameters
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-
-        for name, parameter in self.trained_parameters.items():
-            if self.zero_stage == 0:
-                parameter.data.copy_(state.weights[name])
-                for moment, tensors in state.moments.items():
-                    self._optimizer.state[parameter][moment].copy_(tensors[name])
-                continue
-            safe_set_full_fp32_param(parameter, state.weights[name].to(self.device))
-            for moment, tensors in state.moments.items():
-                safe_set_full_optimizer_state(parameter, tensors[name].to(self.device), moment)
-            # The forward pass uses a copy of its own, beside the fp32 master weights.
-            if self.zero_stage == 3:
-                with GatheredParameters([parameter], modifier_rank=0):
-                    parameter.data.copy_(state.weights[name])
-            else:
-                parameter.data.copy_(state.weights[name])
 
     def close(self) -> None:
         """Leaves the process group; otherwise gloo aborts at exit under ZeRO 3.
 
         Collective: every worker calls it.
         """
-        self._engine.destroy()
+        self._adam.close()
         if dist.is_initialized():
             dist.barrier()
             dist.destroy_process_group()
 
 
-def _parameter_groups(
-    parameters: Mapping[str, torch.nn.Parameter], weight_decay_by_prefix: Mapping[str, float]
-) -> list[dict[str, Any]]:
-    """Groups parameters by weight decay, those without any first."""
-    groups: dict[float, list[torch.nn.Parameter]] = {}
-    for name, parameter in parameters.items():
-        decays = (
-            decay for prefix, decay in weight_decay_by_prefix.items() if name.startswith(prefix)
-        )
-        groups.setdefault(next(decays, 0.0), []).append(parameter)
-    return [{"params": groups[decay], "weight_decay": decay} for decay in sorted(groups)]
+def _weight_decay(name: str, weight_decay_by_prefix: Mapping[str, float]) -> float:
+    """Returns the weight decay of a parameter: that of the first prefix of its name, or none."""
+    decays = (decay for prefix, decay in weight_decay_by_prefix.items() if name.startswith(prefix))
+    return next(decays, 0.0)

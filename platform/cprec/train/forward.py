@@ -1,12 +1,14 @@
 """The forward pass of training: from a micro-batch to the logits of its supervised tokens."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import numpy as np
 import torch
 
 from cprec.model import attention
+from cprec.model.layouts import strips
 from cprec.stream.packing import MicroBatch
 
 
@@ -36,7 +38,7 @@ def supervised_logits(
         longest = int(np.diff(batch.bounds).max())
         arguments = attention.packed_arguments(to_device(batch.bounds), longest)
     else:
-        arguments = attention.strip_arguments(
+        arguments = strips.strip_arguments(
             batch.bounds.tolist(),
             [to_device(indices) for indices in batch.visible],
             int(batch.position_ids.max()) + 1,
@@ -50,3 +52,13 @@ def supervised_logits(
         **arguments,
     ).logits[0]
     return cast(torch.Tensor, logits)
+
+
+@contextmanager
+def uncompiled(model: torch.nn.Module) -> Iterator[None]:
+    """Runs a model without what is compiled for training, whose shapes are others."""
+    if all(module._compiled_call_impl is None for module in model.modules()):
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield

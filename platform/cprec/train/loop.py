@@ -12,10 +12,10 @@ from typing import Protocol
 
 from cluster.errors import PlatformFault
 from cprec.schedule.wsa import Phase
-from cprec.stream.packing import MicroBatchSpec, build_micro_batches
+from cprec.stream.packing import MicroBatchSpec, build_micro_batches, filled_tokens
 from cprec.stream.worker_batches import GlobalBatch, WorkerBatch, imbalance
 from cprec.train.device import peak_memory_bytes
-from cprec.train.engine import Engine
+from cprec.train.engine import Engine, StepResult
 
 
 class DivergenceError(PlatformFault):
@@ -61,8 +61,11 @@ class StepRecord:
         imbalance: By how much the fullest worker exceeds the mean (fraction of the mean).
         operations: Operations of the step, over all workers.
         peak_memory_bytes: Peak memory of this worker so far.
-        computed_tokens: Tokens that were computed, over all workers; fewer than those of the batch
-            where samples share some.
+        planned_memory_bytes: What the estimate gives for the longest passes of this worker so far;
+            0 on a CPU, where nothing is planned.
+        computed_tokens: Tokens of samples that were computed, over all workers; fewer than those of
+            the batch where samples share some.
+        filled_tokens: Tokens that were computed beside them to fill rows, over all workers.
     """
 
     step: int
@@ -77,7 +80,9 @@ class StepRecord:
     imbalance: float
     operations: int
     peak_memory_bytes: int
+    planned_memory_bytes: float
     computed_tokens: int
+    filled_tokens: int
 
 
 class Observer(Protocol):
@@ -121,25 +126,31 @@ def train(
         The number of the step that would be next.
 
     Raises:
-        DivergenceError: The loss is not finite; names the samples of the step. The observer is not
-            told of this step, so no checkpoint holds it.
+        DivergenceError: The loss or the gradient is not finite; names the samples of the step. The
+            observer is not told of this step, so no checkpoint holds it.
     """
     number = first_step
+    planned_memory_bytes = 0.0
     for step, held_s, data_wait_s in _with_wait_times(steps):
         start = time.perf_counter()
         worker_batch = step.worker_batch
         batch = worker_batch.global_batch
+        micro_batches = build_micro_batches(worker_batch, micro_batch_spec, pad_token)
+        planned_memory_bytes = max(
+            planned_memory_bytes, engine.memory_plan.peak_bytes(micro_batches)
+        )
         result = engine.step(
-            build_micro_batches(worker_batch, micro_batch_spec, pad_token),
+            micro_batches,
             batch.supervised_tokens,
             step.lr,
             dropout_seed(seed, number, worker_batch.rank),
             observer.should_stop(),
         )
-        if not math.isfinite(result.loss):
+        if not math.isfinite(result.loss) or math.isinf(result.grad_norm):
             ids = [f"{sample_id:016x}" for sample_id in worker_batch.sample_ids.tolist()]
             raise DivergenceError(
-                f"the loss is {result.loss} at step {number} (samples {batch.start}..{batch.stop}, "
+                f"the {_what_diverged(result)} at step {number} "
+                f"(samples {batch.start}..{batch.stop}, "
                 f"ids on rank {worker_batch.rank}: {ids}); "
                 "lower schedule.lr_max or look at these samples"
             )
@@ -160,13 +171,22 @@ def train(
                 computed_tokens, batch.supervised_tokens
             ),
             peak_memory_bytes=peak_memory_bytes(engine.device),
+            planned_memory_bytes=planned_memory_bytes,
             computed_tokens=computed_tokens,
+            filled_tokens=filled_tokens(worker_batch.lengths_by_rank, micro_batch_spec),
         )
         observer.on_step_end(record, step, engine)
         number += 1
         if result.stop:
             break
     return number
+
+
+def _what_diverged(result: StepResult) -> str:
+    """Returns which number of a step is not finite."""
+    if math.isfinite(result.loss):
+        return f"gradient norm is {result.grad_norm}"
+    return f"loss is {result.loss}"
 
 
 def dropout_seed(seed: int, step: int, rank: int) -> int:

@@ -1,69 +1,128 @@
 """How a model is made to fit into memory: ZeRO stage, recomputed activations, tokens of a row."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
+import torch.distributed as dist
 
-from cluster import deepspeed_presets as presets
 from cprec.config.recipe import TrainSettings
-from cprec.model import self_check
+from cprec.stream.packing import MicroBatch
+from cprec.train.memory_estimate import MemoryEstimate
+
+PACK_TOKENS_ON_CPU = 2048
+"""Tokens of a row on a CPU, whose cache holds no more."""
+PACK_TOKENS_STEP = 4096
+"""Tokens of the shortest row on a GPU, and the step in which rows are made longer."""
+MAX_PACK_TOKENS = 1 << 16
+"""Tokens of the longest row that is chosen; longer ones are no faster."""
+USABLE_MEMORY = 0.85
+"""Fraction of a GPU's memory to plan with; allocator, kernels and NCCL need the rest."""
+SUPERVISED_SHARE = 1 / 16
+"""Fraction of the tokens of prompts with answers that have logits; of Amazon's prompts, 4 %."""
 
 
-def pack_tokens(settings: TrainSettings) -> int:
-    """Returns the tokens of a packed row: the recipe's, or what suits the device."""
-    return settings.pack_tokens or (4096 if torch.cuda.is_available() else 2048)
+@dataclass(frozen=True)
+class MemoryPlan:
+    """How the training of a model is made to fit into memory, the same on every worker.
+
+    Attributes:
+        zero_stage: ZeRO stage of DeepSpeed.
+        recompute: Whether activations are recomputed in the backward pass.
+        pack_tokens: Tokens of a packed row, at most.
+        world_size: Number of workers.
+        estimate: What the model takes; None on a CPU, where nothing is planned.
+    """
+
+    zero_stage: int
+    recompute: bool
+    pack_tokens: int
+    world_size: int
+    estimate: MemoryEstimate | None = None
+
+    def peak_bytes(self, micro_batches: Sequence[MicroBatch]) -> float:
+        """Returns the estimated peak of a step with these passes; 0 where nothing is planned."""
+        if self.estimate is None:
+            return 0.0
+        return max(
+            self.estimate.peak_bytes(
+                self.zero_stage,
+                self.world_size,
+                self.recompute,
+                micro_batch.computed_tokens,
+                len(micro_batch.targets),
+            )
+            for micro_batch in micro_batches
+        )
 
 
-def choose_memory_settings(
-    model: torch.nn.Module, settings: TrainSettings, world_size: int
-) -> tuple[int, bool]:
-    """Chooses how a model is made to fit into memory.
+def plan_memory(
+    model: torch.nn.Module,
+    settings: TrainSettings,
+    precision: str,
+    supervised_share: float = SUPERVISED_SHARE,
+) -> MemoryPlan:
+    """Plans how a model is made to fit into the memory of this worker's device.
 
-    What the recipe leaves open is decided by an estimate of what the GPU's memory can hold.
+    Collective on GPUs: all workers plan with the smallest one.
 
     Args:
-        model: The model.
+        model: The model with its trainable part, before DeepSpeed has it.
+        settings: The recipe's section `train`.
+        precision: fp32 or bf16.
+        supervised_share: Fraction of the tokens of a row that have logits, at most.
+    """
+    world_size = dist.get_world_size()
+    if not torch.cuda.is_available():
+        return MemoryPlan(
+            zero_stage=1 if settings.zero_stage is None else settings.zero_stage,
+            recompute=settings.recompute == "always",
+            pack_tokens=settings.pack_tokens or PACK_TOKENS_ON_CPU,
+            world_size=world_size,
+        )
+    memory = torch.tensor(
+        [torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory],
+        device="cuda",
+    )
+    dist.all_reduce(memory, op=dist.ReduceOp.MIN)
+    estimate = MemoryEstimate.from_model(model, precision, settings.compile)
+    return choose(estimate, settings, world_size, float(memory), supervised_share)
+
+
+def choose(
+    estimate: MemoryEstimate,
+    settings: TrainSettings,
+    world_size: int,
+    memory_bytes: float,
+    supervised_share: float = SUPERVISED_SHARE,
+) -> MemoryPlan:
+    """Chooses what a recipe leaves open, so that a step fits into memory by estimate.
+
+    In this order: the lowest ZeRO stage, because higher ones communicate more; no recomputation,
+    which costs a third more time; the longest rows.
+
+    Args:
+        estimate: What the model takes.
         settings: The recipe's section `train`.
         world_size: Number of workers.
-
-    Returns:
-        (ZeRO stage, whether activations are recomputed in the backward pass).
+        memory_bytes: Memory of the smallest GPU [bytes].
+        supervised_share: Fraction of the tokens of a row that have logits, at most.
     """
+
+    def fits(stage: int, recompute: bool, tokens: int) -> bool:
+        supervised_tokens = int(tokens * supervised_share)
+        peak = estimate.peak_bytes(stage, world_size, recompute, tokens, supervised_tokens)
+        return peak <= USABLE_MEMORY * memory_bytes
+
+    tokens = settings.pack_tokens or PACK_TOKENS_STEP
     stage = settings.zero_stage
-    recompute = settings.recompute == "always"
-    if not torch.cuda.is_available():
-        return (1 if stage is None else stage), recompute
-    size = model_dimensions(model)
-    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-    memory_bytes = float(properties.total_memory)
-    tokens = pack_tokens(settings)  # a padded micro-batch has about as many
     if stage is None:
-        stage = presets.choose_zero_stage(size, world_size, tokens, memory_bytes)
+        stages = (s for s in range(3) if fits(s, settings.recompute != "never", tokens))
+        stage = next(stages, 3)
+    recompute = settings.recompute == "always"
     if settings.recompute == "auto":
-        recompute = presets.needs_recompute(size, stage, world_size, tokens, memory_bytes)
-    return stage, recompute
-
-
-def model_dimensions(model: torch.nn.Module) -> presets.ModelSize:
-    """Returns the sizes that decide how much memory the training of a model takes.
-
-    Widths are taken from the layers' own matrices where they are: configurations name them in many
-    ways, or not at all.
-    """
-    parameters = [(p.numel(), p.requires_grad, p.element_size()) for p in model.parameters()]
-    config = self_check.text_config(model)
-    hidden_size = int(config.hidden_size)
-    widths = [
-        int(size)
-        for layers in model.modules()
-        if isinstance(layers, torch.nn.ModuleList) and len(layers) == config.num_hidden_layers
-        for weight in layers[0].parameters()
-        if weight.dim() >= 2
-        for size in weight.shape
-    ]
-    return presets.ModelSize(
-        num_parameters=sum(count for count, _, _ in parameters),
-        num_trainable=sum(count for count, trained, _ in parameters if trained),
-        num_layers=int(config.num_hidden_layers),
-        hidden_size=hidden_size,
-        intermediate_size=max(widths, default=4 * hidden_size),
-        bytes_per_parameter=max(size for _, _, size in parameters),
-    )
+        recompute = not fits(stage, False, tokens)
+    if settings.pack_tokens is None:
+        longer = range(MAX_PACK_TOKENS, tokens, -PACK_TOKENS_STEP)
+        tokens = next((n for n in longer if fits(stage, recompute, n)), tokens)
+    return MemoryPlan(stage, recompute, tokens, world_size, estimate)

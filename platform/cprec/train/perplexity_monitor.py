@@ -16,6 +16,9 @@ MAX_MEASURED_TOKENS = 1 << 15
 For 7B weights a forward pass over them takes seconds, once per checkpoint.
 """
 
+MAX_PASS_TOKENS = 4096
+"""Tokens of one forward pass over packed windows, at most."""
+
 
 @dataclass(frozen=True)
 class PerplexityMonitor:
@@ -72,10 +75,10 @@ class PerplexityMonitor:
             sample_ids=np.zeros(0, dtype=np.uint64),
             samples=tuple(samples[i] for i in windows_by_rank[rank]),
         )
-        # Every token of a window has logits, far more than an answer has: padded windows that fill
-        # a micro-batch might not fit into memory, so each has a pass of its own.
-        if not micro_batch_spec.packed:
-            micro_batch_spec = replace(micro_batch_spec, size=1)
+        # Every token of a window has logits, far more than an answer has: windows that fill a
+        # micro-batch might not fit into memory.
+        largest = MAX_PASS_TOKENS if micro_batch_spec.packed else 1
+        micro_batch_spec = replace(micro_batch_spec, size=min(micro_batch_spec.size, largest))
         pad_token = int(tokenizer.eos_token_id)
         return cls(build_micro_batches(worker_batch, micro_batch_spec, pad_token), token_count)
 

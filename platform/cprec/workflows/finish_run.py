@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 
 from cluster.console import Say
 from cluster.errors import PlatformFault
-from cluster.storage import join, write_text
+from cluster.storage import join
 from corpus.store.tables import Corpus
 from cprec.runs import checkpoint
 from cprec.runs.audit import audit
+from cprec.runs.control.lease import Lease
 from cprec.runs.json_lines import open_events
 from cprec.runs.records import AUDIT_FILE, AuditReport, RunFinished
 from cprec.runs.run_records import read_run_records
@@ -58,7 +59,7 @@ class RunResult:
 
 
 def finish_run(
-    job: driver.TrainingJob, registry: Registry, tracker: Tracker, say: Say
+    job: driver.TrainingJob, lease: Lease, registry: Registry, tracker: Tracker, say: Say
 ) -> RunResult:
     """Audits, reports and registers a trained run.
 
@@ -73,7 +74,7 @@ def finish_run(
     streams = Corpus.open(job.corpus.uri).streams_by_key()
     audit_report = audit(run_plan.plan, records.trace, sample_id_reader(streams, run_plan.plan))
     audit_json = json.dumps(audit_report.to_json(), indent=1)
-    write_text(join(job.run_uri, AUDIT_FILE), audit_json)
+    lease.replace(join(job.run_uri, AUDIT_FILE), audit_json.encode())
     if audit_report.missing or audit_report.repeated:
         tracker.finish("FAILED")
         raise PlatformFault(
@@ -81,7 +82,7 @@ def finish_run(
             f"see {join(job.run_uri, AUDIT_FILE)}"
         )
     checkpoint_uri = checkpoint.latest_uri(job.run_uri)
-    events = open_events(job.run_uri)
+    events = open_events(job.run_uri, lease)
     if not any(isinstance(event, RunFinished) for event in events.read()):
         samples = run_plan.plan.total_samples
         events.append(RunFinished(samples=samples, checkpoint=checkpoint_uri))
@@ -89,6 +90,7 @@ def finish_run(
     publish_report(replace(records, audit=audit_report, events=events.read()), tracker)
     tracker.log_text(AUDIT_FILE, audit_json)
     tracker.flush()
+    lease.require()
     version = registry.register(
         checkpoint_uri,
         lineage(job, run_plan, records.recipe, checkpoint_uri, registry),

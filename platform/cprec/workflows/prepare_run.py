@@ -18,6 +18,7 @@ from cprec.model.base_uri import resolve_base
 from cprec.model.context_length import require_context
 from cprec.runs.base_lock import lock_base
 from cprec.runs.checkpoint import CHECKPOINTS, CheckpointName, list_checkpoints
+from cprec.runs.control.fence import UNFENCED, RunWriter
 from cprec.runs.json_lines import open_events, read_events
 from cprec.runs.recipe_lock import check_unchanged, write_recipe
 from cprec.runs.records import CorpusVersionAdopted, RunStarted
@@ -128,7 +129,12 @@ def require_unregistered(registry: Registry, run_uri: str) -> None:
 
 
 def prepare_run(
-    recipe: Recipe, run_uri: str, corpus: Corpus, allow: Collection[str], say: Say
+    recipe: Recipe,
+    run_uri: str,
+    corpus: Corpus,
+    allow: Collection[str],
+    say: Say,
+    writer: RunWriter = UNFENCED,
 ) -> tuple[driver.TrainingJob, RunPlan]:
     """Checks all inputs of a run, then writes its recipe, its plan and its first events.
 
@@ -141,6 +147,7 @@ def prepare_run(
         corpus: The corpus that it trains on.
         allow: Keys that may differ from the run's last start.
         say: Takes lines of progress.
+        writer: What the run's files are written through.
 
     Returns:
         What to train, and the plan of the run.
@@ -167,10 +174,10 @@ def prepare_run(
     # Refuses a base without a usable tokenizer before any worker starts.
     fallback_reason = find_fallback_reason(corpus, base, identity.revision)
     check_tokens_can_be_shared(recipe, fallback_reason, say)
-    lock_base(identity, run_uri, recipe.continue_from, say)
-    write_recipe(recipe, run_uri)
-    run_plan.write(run_uri)
-    _record_start(recipe, run_uri, run_plan)
+    lock_base(identity, run_uri, recipe.continue_from, say, writer)
+    write_recipe(recipe, run_uri, writer)
+    run_plan.write(run_uri, writer)
+    _record_start(recipe, run_uri, run_plan, writer)
     say(describe_plan(recipe, run_plan.plan))
     return driver.TrainingJob(recipe, run_uri, base, corpus, text, identity.revision), run_plan
 
@@ -211,7 +218,7 @@ def describe_plan(recipe: Recipe, plan: Plan) -> str:
     return f"{description}\n{warning}" if warning else description
 
 
-def _record_start(recipe: Recipe, run_uri: str, run_plan: RunPlan) -> None:
+def _record_start(recipe: Recipe, run_uri: str, run_plan: RunPlan, writer: RunWriter) -> None:
     """Writes the first events of a run, unless they are there.
 
     A start that died just after it had written the plan left none of them, or not all.
@@ -222,7 +229,7 @@ def _record_start(recipe: Recipe, run_uri: str, run_plan: RunPlan) -> None:
     samples_by_source: Counter[str] = Counter()
     for (source, _), samples in plan.count_by_stream(0, plan.total_samples).items():
         samples_by_source[source] += samples
-    events = open_events(run_uri)
+    events = open_events(run_uri, writer)
     events.retain(lambda event: not isinstance(event, RunStarted))
     events.append(
         RunStarted(

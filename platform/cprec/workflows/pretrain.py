@@ -46,11 +46,11 @@ def pretrain(recipe: Recipe, corpus: Corpus, allow: Collection[str], say: Say) -
     run_uri = run_folder(absolute_uri(recipe.storage), recipe.run)
     with claim(run_uri, recipe.run, corpus.uri, say) as held:
         require_unregistered(registry, run_uri)
-        job, run_plan = prepare_run(recipe, run_uri, corpus, allow, say)
+        job, run_plan = prepare_run(recipe, run_uri, corpus, allow, say, held.lease)
         tracker = Tracker(registry, run_uri, recipe.run)
         tracker.log_params(recipe.flatten())
         train_run(job, run_plan, held, tracker, say)
-        return finish_run(job, registry, tracker, say)
+        return finish_run(job, held.lease, registry, tracker, say)
 
 
 def preview(recipe: Recipe, corpus: Corpus, allow: Collection[str], say: Say) -> None:

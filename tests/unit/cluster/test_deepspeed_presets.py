@@ -1,49 +1,37 @@
-"""The memory estimate behind ZeRO stage and recomputation: monotonic, and right in known cases."""
-
-from dataclasses import replace
+"""DeepSpeed's configuration, and the memory that it keeps, at every ZeRO stage."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.deepspeed_presets import ModelSize, build_config, choose_zero_stage, needs_recompute
+from cluster.deepspeed_presets import REDUCE_BUCKET_ELEMENTS, ModelState, build_config
 
-GB = 1e9
-LORA_7B = ModelSize(
-    num_parameters=6_760_000_000,
-    num_trainable=20_000_000,
-    num_layers=32,
-    hidden_size=4096,
-    intermediate_size=11008,
-    bytes_per_parameter=2,
+STATES = st.builds(
+    ModelState,
+    frozen_parameters=st.integers(0, 10**10),
+    trained_parameters=st.integers(1, 10**10),
+    buffer_bytes=st.integers(0, 10**10),
+    element_bytes=st.sampled_from([2, 4]),
 )
-FULL_7B = replace(LORA_7B, num_trainable=6_740_000_000)
 
 
-def test_lora_on_7b_fits_one_large_gpu_as_it_is_and_full_training_does_not() -> None:
-    assert choose_zero_stage(LORA_7B, 1, 4096, 80 * GB) == 0
-    assert not needs_recompute(LORA_7B, 0, 1, 4096, 80 * GB)
-    assert needs_recompute(LORA_7B, 0, 1, 4096, 40 * GB)
-    assert choose_zero_stage(FULL_7B, 1, 4096, 80 * GB) == 3
-    assert choose_zero_stage(FULL_7B, 8, 4096, 80 * GB) == 1
-    assert choose_zero_stage(FULL_7B, 2, 4096, 80 * GB) == 2
-
-
-@given(st.integers(1, 64), st.integers(64, 1 << 15), st.floats(1, 200))
-def test_more_memory_never_needs_a_higher_stage_nor_recomputation(
-    world_size: int, tokens: int, gigabytes: float
+@given(STATES, st.integers(2, 64))
+def test_each_stage_partitions_one_more_part_of_the_state(
+    state: ModelState, world_size: int
 ) -> None:
-    for model_size in (LORA_7B, FULL_7B):
-        stage = choose_zero_stage(model_size, world_size, tokens, gigabytes * GB)
-        stage_with_more = choose_zero_stage(model_size, world_size, tokens, 2 * gigabytes * GB)
-        assert stage_with_more <= stage
-        assert model_size.model_state_bytes(stage, world_size) <= model_size.model_state_bytes(
-            0, world_size
-        )
-        if needs_recompute(model_size, 3, world_size, tokens, 2 * gigabytes * GB):
-            assert needs_recompute(model_size, 3, world_size, tokens, gigabytes * GB)
-        assert model_size.activation_bytes(tokens, recompute=True) < model_size.activation_bytes(
-            tokens, recompute=False
-        )
+    stages = [state.bytes_by_kind(stage, world_size) for stage in range(4)]
+    assert stages[1]["optimizer"] == 12 * (state.trained_parameters / world_size)
+    assert stages[2]["gradients"] < stages[1]["gradients"]
+    assert [stage["optimizer"] for stage in stages[2:]] == [stages[1]["optimizer"]] * 2
+    assert [stage["weights"] for stage in stages[:3]] == [stages[0]["weights"]] * 3
+    assert {stage["buffers"] for stage in stages} == {state.buffer_bytes}
+
+
+def test_a_trained_parameter_takes_20_bytes_in_bf16_and_16_in_fp32() -> None:
+    for element_bytes, expected in ((2, 20), (4, 16)):
+        state = ModelState(0, 1000, 0, element_bytes)
+        assert sum(state.bytes_by_kind(0, 1).values()) == 1000 * expected
+        with_zero = sum(state.bytes_by_kind(1, 1).values())
+        assert with_zero - REDUCE_BUCKET_ELEMENTS * element_bytes == 1000 * (2 * element_bytes + 12)
 
 
 def test_every_stage_has_its_configuration() -> None:

@@ -104,7 +104,7 @@ class ControlChannel:
             "answers": {i: answer.text for i, answer in self._answers.items()},
             "refused": sorted(i for i, answer in self._answers.items() if answer.is_refusal),
         }
-        write_status(self._run_uri, status.model_copy(update=current))
+        write_status(self._run_uri, status.model_copy(update=current), self._lease)
         self._unremoved = self._queue.remove(self._unremoved)
 
     def _forget_old_answers(self) -> None:

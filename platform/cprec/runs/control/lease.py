@@ -3,16 +3,17 @@
     leases/<number>.json   created by the driver that starts, if nobody has the number yet; the same
                            driver renews it every few seconds, until it ends
 
-The newest number holds the run. All that a driver and its controller write is checked against it,
-so a process that was paused, or cut off, stops as soon as another one has taken over. Nobody
-compares the clocks of two machines: a lease is free if it was ended, if its process is known to be
-dead, or if it was watched for a while and nobody renewed it
-(docs/decisions/006-requests-through-storage.md).
+The newest number holds the run. Driver, controller and workers write through their lease, which
+fails once another driver has taken over (`cprec.runs.control.fence`). Nobody compares the clocks of
+two machines: a lease is free if it was ended, if its process is known to be dead, or if it was
+watched for a while and nobody renewed it (docs/decisions/006-requests-through-storage.md).
 """
 
+import errno
 import json
 import os
 import re
+import shutil
 import socket
 import threading
 import time
@@ -21,12 +22,34 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
+from pathlib import Path
 
+from cluster import local_files
+from cluster.conditional import replace_object
 from cluster.console import Say
 from cluster.errors import RunError
-from cluster.storage import create_text, exists, join, list_names, write_text
+from cluster.storage import (
+    create_text,
+    exists,
+    is_remote,
+    join,
+    list_names,
+    read_bytes_if_exists,
+    remove,
+    write_text,
+)
+from cluster.storage_errors import name_errors
+from cprec.runs.control import fence
 from cprec.runs.record_files import read_record
-from cprec.runs.records import LeaseRecord, Owner
+from cprec.runs.records import (
+    EVENTS_FILE,
+    PLAN_FILE,
+    STATUS_FILE,
+    TRACE_FILE,
+    LeaseRecord,
+    Owner,
+)
 
 LEASES_FOLDER = "leases"
 
@@ -67,7 +90,10 @@ class Liveness(StrEnum):
 
 @dataclass(frozen=True)
 class Lease:
-    """The right to write a run's records, which processes of the run hand to each other.
+    """The right to write a run's files, which processes of the run hand to each other.
+
+    It is a `RunWriter`. Every write raises LeaseLostError once another driver has taken over, even
+    if it had begun before.
 
     Attributes:
         run_uri: Folder of the run.
@@ -98,6 +124,76 @@ class Lease:
                 f"the run {self.run} was taken over{taken_by}, because this process was silent for "
                 "too long; it stops, and writes nothing more"
             )
+
+    def replace(self, uri: str, content: bytes) -> None:
+        """Writes a text file of the run atomically and durably."""
+        if is_remote(uri):
+            fence.replace_tagged(uri, lambda: content, self.number, self.require)
+            return
+        with self._naming_the_loss():
+            fence.replace_file(uri, content, self.staging, self.require)
+
+    @contextmanager
+    def appending(self, uri: str) -> Iterator[Path]:
+        """Yields a path through which lines can be appended to a file of the run, on a disk."""
+        with self._naming_the_loss():
+            link = fence.link_file(uri, self.staging)
+            self.require()
+            yield link
+
+    def remove(self, uri: str) -> None:
+        """Removes what is at a URI of the run."""
+        if is_remote(uri):  # no store removes a folder on a condition
+            self.require()
+            remove(uri)
+            return
+        with self._naming_the_loss():
+            fence.remove_path(uri, self.staging, self.require)
+
+    def adopt(self) -> None:
+        """Makes every write void that the drivers before have begun; called once, after a claim.
+
+        Files that are appended to become other files on a disk. On a store all become other
+        objects; one that does not exist is made, of white space, so that nobody else makes it.
+        """
+        if not is_remote(self.run_uri):
+            fence.revoke_older(join(self.run_uri, LEASES_FOLDER), self.number)
+        for name in (PLAN_FILE, STATUS_FILE, EVENTS_FILE, TRACE_FILE):
+            uri = join(self.run_uri, name)
+            if is_remote(uri):
+                read = partial(_read_or_empty, uri)
+                fence.replace_tagged(uri, read, self.number, self.require)
+            elif (content := read_bytes_if_exists(uri)) is not None:
+                self.replace(uri, content)
+
+    @property
+    def staging(self) -> Path:
+        """The staging folder of the lease, on a disk."""
+        leases = join(self.run_uri, LEASES_FOLDER)
+        return fence.staging_folder(leases, self.number, self.owner.token)
+
+    def discard_staging(self) -> None:
+        """Makes this lease's own writes void."""
+        if not is_remote(self.run_uri):
+            shutil.rmtree(self.staging, ignore_errors=True)
+
+    @contextmanager
+    def _naming_the_loss(self) -> Iterator[None]:
+        """Raises LeaseLostError in place of the error of a write whose staging folder is gone."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ESTALE) or self.staging.exists():
+                raise
+            self.require()
+            raise LeaseLostError(
+                f"the run {self.run} is no longer this process's: {self.staging} is gone; "
+                "it stops, and writes nothing more"
+            ) from error
+
+
+def _read_or_empty(uri: str) -> bytes:
+    return read_bytes_if_exists(uri) or b""
 
 
 @dataclass(frozen=True)
@@ -216,11 +312,19 @@ def claim(run_uri: str, run: str, corpus_uri: str, say: Say) -> Iterator[HeldLea
     lease = Lease(run_uri, run, 1 if newest is None else newest.number + 1, current_owner())
     record = LeaseRecord(number=lease.number, owner=lease.owner, run=run, corpus=corpus_uri)
     if not _create(lease, record):
+        lease.discard_staging()
         raise _refusal(run, read_lease(run_uri))
     held, stop = HeldLease(lease, threading.Event()), threading.Event()
     thread = threading.Thread(target=_renew_until, args=(stop, held, record), daemon=True)
     thread.start()
     try:
+        if newest is not None:
+            lease.adopt()
+        if is_remote(run_uri) and not _honours_conditions(lease, record):
+            say(
+                f"{run_uri}: this store lets puts through whose condition (If-Match, "
+                "If-None-Match) does not hold: start no second driver of this run"
+            )
         yield held
     finally:
         stop.set()
@@ -228,6 +332,7 @@ def claim(run_uri: str, run: str, corpus_uri: str, say: Say) -> Iterator[HeldLea
         with suppress(Exception):  # then others find out that the lease is not renewed
             if not lease.is_lost():
                 _write(lease, record.model_copy(update={"ended": True}))
+        lease.discard_staging()
 
 
 def _require_free(run_uri: str, run: str, newest: LeaseRecord | None, say: Say) -> None:
@@ -257,9 +362,19 @@ def _refusal(run: str, record: LeaseRecord | None) -> RunError:
 
 
 def _create(lease: Lease, record: LeaseRecord) -> bool:
-    """Creates the file of a lease; returns whether this process did."""
+    """Creates the staging folder and the file of a lease; returns whether this process did."""
     uri = _lease_uri(lease.run_uri, lease.number)
+    if not is_remote(uri):
+        with name_errors(uri):
+            local_files.make_folder(lease.staging)
     return create_text(uri, json.dumps(record.to_json()))
+
+
+def _honours_conditions(lease: Lease, record: LeaseRecord) -> bool:
+    """Returns whether a store refuses puts whose condition does not hold."""
+    uri, content = _lease_uri(lease.run_uri, lease.number), json.dumps(record.to_json())
+    # Not the same content: that would count as created by a put whose answer was lost.
+    return not (replace_object(uri, content.encode(), '"none"') or create_text(uri, f"{content} "))
 
 
 def _write(lease: Lease, record: LeaseRecord) -> None:

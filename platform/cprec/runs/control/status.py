@@ -7,7 +7,8 @@ run is told by its lease (`cprec.runs.control.lease`), which the driver renews f
 import json
 import time
 
-from cluster.storage import join, write_text
+from cluster.storage import join
+from cprec.runs.control.fence import RunWriter
 from cprec.runs.control.lease import STALE_S, WATCH_S, Liveness, describe_owner, find_liveness
 from cprec.runs.record_files import read_record
 from cprec.runs.records import STATUS_FILE, LeaseRecord, Status
@@ -20,12 +21,12 @@ def read_status(run_uri: str) -> Status | None:
     Raises:
         RunError: It is damaged.
     """
-    return read_record(join(run_uri, STATUS_FILE), Status)
+    return read_record(join(run_uri, STATUS_FILE), Status, blank_is_missing=True)
 
 
-def write_status(run_uri: str, status: Status) -> None:
+def write_status(run_uri: str, status: Status, writer: RunWriter) -> None:
     """Replaces the status of a run."""
-    write_text(join(run_uri, STATUS_FILE), json.dumps(status.to_json()))
+    writer.replace(join(run_uri, STATUS_FILE), json.dumps(status.to_json()).encode())
 
 
 def is_starting(lease: LeaseRecord | None, status: Status | None) -> bool:

@@ -86,7 +86,7 @@ class WorkerGroup:
     """One start of the worker group.
 
     Attributes:
-        attempt: Number of the start; starts that made no checkpoint do not count.
+        attempt: Number of the start.
         world_size: Number of workers.
         samples: Samples that are trained already.
         checkpoint_uri: Checkpoint that the group goes on from; None at the very start.
@@ -114,7 +114,10 @@ class ControllerState:
         self.controller = self._controller_at(0)
         self.group: WorkerGroup | None = None
         self.workers_wait = False
-        self._events, self.trace = open_events(settings.run_uri), open_trace(settings.run_uri)
+        self._events, self.trace = (
+            open_events(settings.run_uri, lease),
+            open_trace(settings.run_uri, lease),
+        )
         self.trace_rows = self.trace.read()
         self.events = self._events.read()
         self.record(*(RecordDropped(samples=0, because=problem) for problem in self.trace.damage))
@@ -178,7 +181,7 @@ class ControllerState:
     def write_run_plan(self, run_plan: RunPlan) -> None:
         """Makes a changed plan durable, then takes it over."""
         self.lease.require()
-        run_plan.write(self.settings.run_uri)
+        run_plan.write(self.settings.run_uri, self.lease)
         self.run_plan = run_plan
 
     def flush(self) -> None:

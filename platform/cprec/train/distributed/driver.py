@@ -102,10 +102,10 @@ def run_training(job: TrainingJob, held: HeldLease, on_news: NewsCallback, say: 
         _run_worker,
         train_loop_config={
             "recipe": json.loads(recipe.model_dump_json()),
-            "run_uri": job.run_uri,
             "base": job.base,
             "revision": job.revision,
             "controller": controller,
+            "lease": held.lease,
             "text": None if text is None else text[:MAX_TEXT_CHARACTERS],
         },
         scaling_config=ScalingConfig(

@@ -3,23 +3,27 @@
 What it trains is in the segments that the controller issues (`cprec.train.distributed.feed`).
 """
 
+import json
 import math
 import os
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
+import torch
 import torch.distributed as dist
 
-from cluster.errors import RunError, UserError
+from cluster.errors import PlatformFault, RunError, UserError
 from cluster.storage import join
 from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import validate_recipe
 from cprec.model import adapter, backbone, fp8
 from cprec.runs import checkpoint
+from cprec.runs.control.attempts import begin_attempt
+from cprec.runs.control.lease import Lease
 from cprec.runs.records import TraceRow
 from cprec.runs.restart import find_last_checkpoint
 from cprec.schedule.ledger import Ledger
@@ -28,6 +32,7 @@ from cprec.train.distributed.feed import training_steps
 from cprec.train.distributed.profiling import StepProfiler
 from cprec.train.engine import Engine
 from cprec.train.loop import DivergenceError, Observer, StepRecord, TrainingStep, train
+from cprec.train.memory import SUPERVISED_SHARE
 from cprec.train.perplexity_monitor import PerplexityMonitor
 
 
@@ -43,6 +48,27 @@ class StartPoint:
     group: WorkerGroup
     ledger: Ledger | None
 
+    def to_json(self) -> dict[str, Any]:
+        """Returns plain data."""
+        ledger = None if self.ledger is None else self.ledger.to_json()
+        return {"group": asdict(self.group), "ledger": ledger}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "StartPoint | None":
+        """Reads what rank 0 has found: nothing is to be done where it is empty.
+
+        Raises:
+            PlatformFault: Rank 0 failed.
+        """
+        if "error" in values:
+            raise PlatformFault(f"rank 0 found no start: {values['error']}")
+        if not values:
+            return None
+        ledger = values["ledger"]
+        return cls(
+            WorkerGroup(**values["group"]), None if ledger is None else Ledger.from_json(ledger)
+        )
+
 
 def run_worker(config: dict[str, Any]) -> None:
     """Runs a worker: the training function of Ray Train.
@@ -51,8 +77,9 @@ def run_worker(config: dict[str, Any]) -> None:
     again is therefore reported to the controller, and the next group ends at once.
 
     Args:
-        config: {"recipe": plain data, "run_uri": str, "base": str, "revision": str or None,
-            "controller": actor handle, "text": str or None, whose perplexity is measured}.
+        config: {"recipe": plain data, "base": str, "revision": str or None,
+            "controller": actor handle, "lease": Lease of the run, "text": str or None, whose
+            perplexity is measured}.
     """
     try:
         _train_worker(config)
@@ -69,13 +96,13 @@ def _report_failure(controller: Any, error: Exception) -> None:
 
 def _train_worker(config: dict[str, Any]) -> None:
     """Trains this worker's part of the run; see `run_worker` for the configuration."""
-    controller, run_uri, base = config["controller"], config["run_uri"], config["base"]
+    controller, base = config["controller"], config["base"]
     recipe = validate_recipe(config["recipe"], "the driver's recipe")
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     if not recipe.train.gpus_per_worker:
         os.environ["DS_ACCELERATOR"] = "cpu"
-    start = _agree_on_start(run_uri, controller, rank, world_size)
+    start = _agree_on_start(config["lease"], controller, rank, world_size)
     if start is None:
         return
     model, tokenizer = backbone.load(base, config["revision"], recipe.model.precision)
@@ -83,7 +110,12 @@ def _train_worker(config: dict[str, Any]) -> None:
     if recipe.model.fp8:
         fp8.quantise_frozen_layers(trained_model, recipe.model.fp8_fast_accumulation)
     engine = Engine(
-        trained_model, recipe.train, recipe.model.precision, max_tokens=recipe.model.max_tokens
+        trained_model,
+        recipe.train,
+        recipe.model.precision,
+        max_tokens=recipe.model.max_tokens,
+        # Windows of text have logits everywhere, and a row may hold nothing else.
+        supervised_share=1.0 if recipe.schedule.replay_share else SUPERVISED_SHARE,
     )
     if rank == 0 and engine.padding_reason is not None:
         controller.record_padding.remote(engine.padding_reason)
@@ -96,7 +128,9 @@ def _train_worker(config: dict[str, Any]) -> None:
         monitor = PerplexityMonitor.from_text(
             config["text"], tokenizer, recipe.model.max_tokens, spec, rank, world_size
         )
-    observer = WorkerObserver(recipe, run_uri, base, controller, start.group, ledger, rank, monitor)
+    observer = WorkerObserver(
+        recipe, config["lease"], base, controller, start.group, ledger, rank, monitor
+    )
     try:
         if not ledger.steps:
             observer.measure_perplexity(engine)
@@ -119,38 +153,61 @@ def _restore_checkpoint(engine: Engine, checkpoint_uri: str) -> None:
         ) from None
 
 
-def _agree_on_start(run_uri: str, controller: Any, rank: int, world_size: int) -> StartPoint | None:
+def _agree_on_start(lease: Lease, controller: Any, rank: int, world_size: int) -> StartPoint | None:
     """Lets rank 0 find where the group starts, and tells the other ranks.
 
     Returns:
         Where to start; None if the run has failed, so that there is nothing to do.
 
     Raises:
-        Exception: Rank 0 failed; its error is raised on every rank.
+        Exception: Rank 0 failed; on the other ranks it is a PlatformFault with its message.
     """
-    message: list[StartPoint | Exception | None] = [None]
-    if rank == 0:
-        try:
-            if ray.get(controller.failure.remote()) is None:
-                message[0] = _find_start(run_uri, controller, world_size)
-        except UserError as error:
-            _report_failure(controller, error)
-        except Exception as error:  # whatever it is: the other ranks must not wait for ever
-            message[0] = error
-    dist.broadcast_object_list(message, src=0)
-    if isinstance(message[0], Exception):
-        raise message[0]
-    return message[0]
+    if rank:
+        return StartPoint.from_json(json.loads(broadcast_text(None)))
+    try:
+        start = None
+        if ray.get(controller.failure.remote()) is None:
+            start = _find_start(lease, controller, world_size)
+    except UserError as error:
+        _report_failure(controller, error)
+    except Exception as error:  # whatever it is: the other ranks must not wait for ever
+        broadcast_text(json.dumps({"error": f"{type(error).__name__}: {error}"}))
+        raise
+    broadcast_text(json.dumps({} if start is None else start.to_json()))
+    return start
 
 
-def _find_start(run_uri: str, controller: Any, world_size: int) -> StartPoint:
+def broadcast_text(text: str | None) -> str:
+    """Sends a text from rank 0 to all ranks, as bytes. Collective: every worker calls it.
+
+    `broadcast_object_list` would unpickle what comes from a peer that nobody has authenticated.
+
+    Args:
+        text: The text on rank 0; None elsewhere.
+    """
+    device = torch.device("cpu")
+    if dist.get_backend() == "nccl":
+        device = torch.device("cuda", torch.cuda.current_device())
+    content = b"" if text is None else text.encode()
+    size = torch.tensor([len(content)], device=device)
+    dist.broadcast(size, src=0)
+    values = torch.zeros(int(size), dtype=torch.uint8, device=device)
+    if text is not None:
+        values = torch.frombuffer(bytearray(content), dtype=torch.uint8).to(device)
+    dist.broadcast(values, src=0)
+    return bytes(values.cpu().numpy()).decode()
+
+
+def _find_start(lease: Lease, controller: Any, world_size: int) -> StartPoint:
     """Finds the newest valid checkpoint, and begins an attempt at the controller."""
-    name, problems = find_last_checkpoint(run_uri)
-    attempts = [saved.attempt for saved in checkpoint.list_checkpoints(run_uri)]
-    attempt = max(attempts, default=-1) + 1
-    uri = checkpoint.checkpoint_uri(run_uri, name) if name else None
+    name, problems = find_last_checkpoint(lease.run_uri)
+    saved = checkpoint.list_checkpoints(lease.run_uri)
+    uri = checkpoint.checkpoint_uri(lease.run_uri, name) if name else None
     ledger = checkpoint.read_ledger(uri) if uri else None
-    group = WorkerGroup(attempt, world_size, ledger.samples if ledger else 0, uri)
+    samples = ledger.samples if ledger else 0
+    lowest = max((other.attempt + 1 for other in saved), default=0)
+    attempt = begin_attempt(lease, lowest, samples, uri, world_size)
+    group = WorkerGroup(attempt.number, world_size, samples, uri)
     ray.get(controller.begin_attempt.remote(group, problems))
     return StartPoint(group, ledger)
 
@@ -165,7 +222,7 @@ class WorkerObserver(Observer):
     def __init__(
         self,
         recipe: Recipe,
-        run_uri: str,
+        lease: Lease,
         base: str,
         controller: Any,
         group: WorkerGroup,
@@ -177,7 +234,7 @@ class WorkerObserver(Observer):
 
         Args:
             recipe: The recipe.
-            run_uri: Folder of the run.
+            lease: The lease of the run, which its checkpoints are written under.
             base: Base model, which a saved adapter names.
             controller: Handle of the controller.
             group: This start of the worker group.
@@ -186,7 +243,7 @@ class WorkerObserver(Observer):
             monitor: This worker's part of the text whose perplexity is measured; None: no text.
         """
         self._recipe = recipe
-        self._run_uri = run_uri
+        self._lease, self._run_uri = lease, lease.run_uri
         self._base = base
         self._controller = controller
         self._group = group
@@ -194,7 +251,7 @@ class WorkerObserver(Observer):
         self._rank = rank
         self._profiler = StepProfiler(
             0 if rank else recipe.train.profile,
-            join(run_uri, "profile", f"{group.attempt}.json.gz"),
+            join(lease.run_uri, "profile", f"{group.attempt}.json.gz"),
         )
         self._saved_samples = ledger.samples
         self._phase_ends: tuple[int, ...] = ()
@@ -269,9 +326,11 @@ class WorkerObserver(Observer):
                 self._recipe.model.revision,
             )
             checkpoint.save_training_state(state, directory)
-            checkpoint.commit(directory, uri, ledger)
+            checkpoint.commit(directory, uri, ledger, self._lease)
         ray.get(self._controller.record_checkpoint.remote(ledger.samples, uri))
-        checkpoint.prune(self._run_uri, self._recipe.checkpoint.keep, self._phase_ends, name)
+        checkpoint.prune(
+            self._run_uri, self._recipe.checkpoint.keep, self._phase_ends, name, self._lease
+        )
 
 
 def trace_row(record: StepRecord, planned_samples: int) -> TraceRow:
@@ -294,9 +353,11 @@ def trace_row(record: StepRecord, planned_samples: int) -> TraceRow:
         tokens=batch.token_count,
         dropped_titles=batch.dropped_titles,
         computed_tokens=record.computed_tokens,
+        filled_tokens=record.filled_tokens,
         imbalance=round(record.imbalance, 4),
         tflops=round(record.operations / record.step_s / 1e12, 4),
         memory_gb=round(record.peak_memory_bytes / 1e9, 3),
+        planned_memory_gb=round(record.planned_memory_bytes / 1e9, 3) or None,
         step_s=round(record.step_s, 4),
         data_wait_s=round(record.data_wait_s, 4),
         held_s=round(record.held_s, 4),

@@ -27,6 +27,9 @@ def model(adapted: bool = False) -> PreTrainedModel:
     return cast(PreTrainedModel, plain)
 
 
+PACKED = MicroBatchSpec(packed=True, size=128)
+
+
 def samples() -> list[EncodedSample]:
     rng = np.random.default_rng(0)
     return [
@@ -35,8 +38,8 @@ def samples() -> list[EncodedSample]:
     ]
 
 
-def packed_logits(network: PreTrainedModel, spec: MicroBatchSpec) -> torch.Tensor:
-    batch = collate(samples(), spec, END)
+def packed_logits(network: PreTrainedModel, length: int = 1) -> torch.Tensor:
+    batch = collate(samples(), PACKED, END, length)
     assert batch.bounds is not None
     arguments = attention.packed_arguments(
         torch.from_numpy(batch.bounds), int(np.diff(batch.bounds).max())
@@ -55,14 +58,12 @@ def gradients(network: torch.nn.Module, loss: torch.Tensor) -> list[torch.Tensor
 
 # PEFT calls transformers by a deprecated name.
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
-@pytest.mark.parametrize("pad_to_size", [False, True])
+@pytest.mark.parametrize("length", [1, 128])
 @pytest.mark.parametrize("adapted", [False, True])
-def test_logits_and_gradients_are_those_of_each_sample_alone(
-    adapted: bool, pad_to_size: bool
-) -> None:
+def test_logits_and_gradients_are_those_of_each_sample_alone(adapted: bool, length: int) -> None:
     alone, together = model(adapted), model(adapted)
     attention.enable_packing(together)
-    logits = packed_logits(together, MicroBatchSpec(packed=True, size=128, pad_to_size=pad_to_size))
+    logits = packed_logits(together, length)
     expected = torch.cat(
         [
             alone(input_ids=torch.from_numpy(s.ids.astype(np.int64))[None]).logits[0]
@@ -87,7 +88,7 @@ def test_recomputed_activations_change_nothing() -> None:
         attention.enable_packing(network)
         if recomputed:
             network.train().activation_checkpointing_enable({"use_reentrant": False})
-        losses.append(packed_logits(network, MicroBatchSpec(packed=True, size=128)).square().mean())
+        losses.append(packed_logits(network).square().mean())
         all_gradients.append(gradients(network, losses[-1]))
     assert torch.equal(*losses)
     assert all(torch.equal(a, b) for a, b in zip(*all_gradients, strict=True))
@@ -116,7 +117,7 @@ def test_without_bounds_samples_see_each_other_when_there_is_a_cache() -> None:
 
     If it ever does so with a cache too, the bounds are still right.
     """
-    batch = collate(samples(), MicroBatchSpec(packed=True, size=128), END)
+    batch = collate(samples(), PACKED, END)
     ids = torch.from_numpy(batch.input_ids)
     positions = torch.from_numpy(batch.position_ids)
     expected = packed_logits_of_enabled()
@@ -129,13 +130,13 @@ def test_without_bounds_samples_see_each_other_when_there_is_a_cache() -> None:
 def packed_logits_of_enabled() -> torch.Tensor:
     network = model()
     attention.enable_packing(network)
-    return packed_logits(network, MicroBatchSpec(packed=True, size=128))
+    return packed_logits(network)
 
 
 def test_the_cache_does_not_matter_when_there_are_bounds() -> None:
     network = model()
     attention.enable_packing(network)
-    batch = collate(samples(), MicroBatchSpec(packed=True, size=128), END)
+    batch = collate(samples(), PACKED, END)
     assert batch.bounds is not None
     arguments = attention.packed_arguments(torch.from_numpy(batch.bounds), 40)
     logits = network(
@@ -144,7 +145,7 @@ def test_the_cache_does_not_matter_when_there_are_bounds() -> None:
         use_cache=True,
         **arguments,
     ).logits[0]
-    expected = packed_logits(network, MicroBatchSpec(packed=True, size=128))
+    expected = packed_logits(network)
     assert (logits - expected).abs().max() <= 1e-5
 
 
@@ -158,5 +159,5 @@ def test_a_sliding_window_is_kept_within_each_sample() -> None:
         ]
     )
     attention.enable_packing(network)
-    logits = packed_logits(network, MicroBatchSpec(packed=True, size=128))
+    logits = packed_logits(network)
     assert (logits - expected).abs().max() <= 1e-5 * expected.abs().max()

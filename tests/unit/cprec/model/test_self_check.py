@@ -11,13 +11,13 @@ import torch
 
 from cluster.errors import RecipeError
 from cprec.config.recipe import TrainSettings
-from cprec.evaluate.candidate_rows import Query
-from cprec.evaluate.candidate_scoring import score_batch
+from cprec.evaluate.candidate_rows import PassKind, Query
+from cprec.evaluate.candidate_scoring import score_queries
 from cprec.evaluate.scoring_check import choose_decoding, choose_scoring
 from cprec.model import attention
 from cprec.model.context_length import context_length
 from cprec.train.forward import supervised_logits
-from cprec.train.memory import model_dimensions
+from cprec.train.memory_estimate import MemoryEstimate
 from cprec.train.pack_check import choose_packing
 from tests.models import llama
 
@@ -41,23 +41,23 @@ def load_families() -> Any:
 families = load_families()
 
 CHECKED = {
-    "Llama": (True, True, True),
-    "Mistral": (True, True, True),
-    "Gemma 2": (True, True, True),
-    "Gemma 3": (True, True, True),
-    "gpt-oss": (True, True, True),
-    "JetMoe": (True, True, True),
-    "GPT-2": (True, True, True),
-    "GPT-Neo": (True, False, True),
-    "StableLM": (False, True, True),
-    "BLOOM": (False, False, True),
-    "MPT": (False, False, True),
-    "LFM2": (False, False, True),
-    "Mamba 2": (False, False, False),
-    "RWKV": (False, False, False),
-    "Llama 4": (False, True, True),
+    "Llama": (True, PassKind.PACKED, True),
+    "Mistral": (True, PassKind.PACKED, True),
+    "Gemma 2": (True, PassKind.PACKED, True),
+    "Gemma 3": (True, PassKind.PACKED, True),
+    "gpt-oss": (True, PassKind.PACKED, True),
+    "JetMoe": (True, PassKind.PACKED, True),
+    "GPT-2": (True, PassKind.PACKED, True),
+    "GPT-Neo": (True, PassKind.ALONE, True),
+    "StableLM": (False, PassKind.MASKED, True),
+    "BLOOM": (False, PassKind.ALONE, True),
+    "MPT": (False, PassKind.ALONE, True),
+    "LFM2": (False, PassKind.ALONE, True),
+    "Mamba 2": (False, PassKind.ALONE, False),
+    "RWKV": (False, PassKind.ALONE, False),
+    "Llama 4": (False, PassKind.MASKED, True),
 }
-"""Whether a family packs, scores in one pass and generates with a cache."""
+"""Whether a family packs, how it scores, and whether it generates with a cache."""
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of libraries, about models of old
 
@@ -85,8 +85,8 @@ def score_alone(model: Any, query: Query) -> np.ndarray:
 @pytest.mark.parametrize("name", CHECKED)
 def test_each_family_takes_the_way_that_is_right(name: str, scale: float) -> None:
     model = families.build(name, scale)
-    packs, one_pass, cached = CHECKED[name]
-    assert choose_scoring(model, 256).fast == one_pass
+    packs, kind, cached = CHECKED[name]
+    assert choose_scoring(model, 256).kind == kind
     assert choose_decoding(model, 256).fast == cached
     assert packing(model)[0] == packs
 
@@ -100,7 +100,7 @@ def test_scores_are_those_of_each_candidate_alone(name: str) -> None:
         rng.integers(3, 160, 70).tolist(), [rng.integers(3, 160, n).tolist() for n in (3, 9, 1, 6)]
     )
     way = choose_scoring(model, query.longest)
-    scores = score_batch(model, [query, Query(query.prompt[9:], query.answers)], way.fast)
+    scores = score_queries(model, [query, Query(query.prompt[9:], query.answers)], 2, way.kind)
     expected = score_alone(model, query)
     assert np.abs(scores[0] - expected).max() <= 2e-3 * max(1, np.abs(expected).max())
 
@@ -109,12 +109,14 @@ def test_scores_are_those_of_each_candidate_alone(name: str) -> None:
 def test_attention_that_is_broken_on_purpose_is_found(
     adapted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fresh weights, which hide most: one layer ignores the bounds, and padding or the mask."""
+    """Fresh weights, which hide most: one layer ignores the bounds, branches, or the mask."""
     original = attention.packed_attention
 
     def leaking(module: Any, *args: Any, **others: Any) -> Any:
         if module.layer_idx == 1 and others.get("packed_bounds") is not None:
             others["packed_bounds"] = others["packed_bounds"][[0, -1]]
+        if module.layer_idx == 1:
+            others.pop("packed_branches", None)
         return original(module, *args, **others)
 
     def build() -> Any:
@@ -128,7 +130,7 @@ def test_attention_that_is_broken_on_purpose_is_found(
         return model
 
     assert packing(build())[0]
-    assert choose_scoring(build(), 256).fast
+    assert choose_scoring(build(), 256).kind is PassKind.PACKED
     monkeypatch.setattr(attention, "packed_attention", leaking)
     packed, reason = packing(build())
     assert not packed
@@ -136,13 +138,15 @@ def test_attention_that_is_broken_on_purpose_is_found(
     assert "tokens of others" in reason
     with pytest.raises(RecipeError, match=r"train\.targets_per_pass 1"):
         packing(build(), targets_per_pass=2)
+    way = choose_scoring(build(), 256)
+    assert way.kind is PassKind.MASKED
+    assert "dense mask, which is slower: tokens of others" in way.notice
 
-    monkeypatch.undo()
     model = build()
     attention.enable_packing(model)
 
     def unmasked(module: Any, q: Any, k: Any, v: Any, mask: Any, **others: Any) -> Any:
-        return original(module, q, k, v, None if module.layer_idx else mask, **others)
+        return leaking(module, q, k, v, None if module.layer_idx else mask, **others)
 
     from transformers import AttentionInterface
 
@@ -151,8 +155,8 @@ def test_attention_that_is_broken_on_purpose_is_found(
         way = choose_scoring(model, 256)
     finally:
         AttentionInterface.register(attention.ATTENTION_NAME, original)
-    assert not way.fast
-    assert "tokens of others" in way.reason
+    assert way.kind is PassKind.ALONE
+    assert "on its own, which is much slower: tokens of others" in way.notice
 
 
 def test_a_model_that_sees_later_tokens_is_refused() -> None:
@@ -178,9 +182,10 @@ def test_the_check_changes_neither_random_state_nor_mode_nor_attention() -> None
 
 @pytest.mark.parametrize("name", ["GPT-2", "OPT", "BLOOM", "Falcon", "MPT", "Mamba 2", "Llama"])
 def test_the_size_of_any_model_is_known(name: str) -> None:
-    size = model_dimensions(families.build(name))
-    assert (size.num_layers, size.hidden_size) == (2, 64)
-    assert size.intermediate_size >= 64
+    estimate = MemoryEstimate.from_model(families.build(name), "fp32", compiled=False)
+    assert (estimate.layers, estimate.hidden_bytes) == (2, 4 * 64)
+    # Residual streams, inputs, and something between them.
+    assert estimate.layer.total > 4 * estimate.hidden_bytes
 
 
 def test_a_text_model_inside_another_is_measured() -> None:
@@ -188,7 +193,7 @@ def test_a_text_model_inside_another_is_measured() -> None:
 
     model = families.build("Gemma 3")
     model.config = transformers.Gemma3Config(text_config=model.config)
-    assert model_dimensions(model).hidden_size == 64
+    assert MemoryEstimate.from_model(model, "fp32", compiled=False).hidden_bytes == 4 * 64
 
 
 def test_the_context_of_a_base_is_known() -> None:

@@ -7,12 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cprec.encode.tokens import EncodedSample
-from cprec.stream.packing import MicroBatch, MicroBatchSpec, build_micro_batches, collate, pack
+from cprec.stream.packing import (
+    MicroBatch,
+    MicroBatchSpec,
+    build_micro_batches,
+    collate,
+    filled_tokens,
+)
 from cprec.stream.worker_batches import GlobalBatch, WorkerBatch, split_by_tokens
 
 END = 0
 SPECS = st.builds(
-    MicroBatchSpec, packed=st.booleans(), size=st.integers(1, 90), pad_to_size=st.booleans()
+    MicroBatchSpec, packed=st.booleans(), size=st.integers(1, 90), filled=st.booleans()
 )
 
 
@@ -37,19 +43,6 @@ def answer_tokens(samples: list[EncodedSample]) -> list[int]:
     return sorted(i for s in samples for i in s.ids[s.answer_start :].tolist())
 
 
-@given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 120))
-def test_packing_is_a_deterministic_partition_within_the_budget(
-    lengths: list[int], budget: int
-) -> None:
-    rows = pack(lengths, budget)
-    assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
-    filled = [sum(lengths[i] for i in row) for row in rows]
-    assert all(tokens <= budget or len(row) == 1 for tokens, row in zip(filled, rows, strict=True))
-    # First fit leaves no two rows that would fit into one.
-    assert all(a + b > budget for i, a in enumerate(filled) for b in filled[i + 1 :])
-    assert rows == pack(lengths, budget)
-
-
 @given(st.lists(encoded_samples(), max_size=12), st.integers(1, 4), SPECS)
 def test_all_workers_make_the_same_number_of_passes_over_all_samples(
     samples: list[EncodedSample], world: int, spec: MicroBatchSpec
@@ -57,7 +50,11 @@ def test_all_workers_make_the_same_number_of_passes_over_all_samples(
     passes = [build_micro_batches(batch, spec, END) for batch in worker_batches(samples, world)]
     assert len({len(p) for p in passes}) == 1
     assert sorted(int(i) for p in passes for m in p for i in m.targets) == answer_tokens(samples)
-    assert sum(m.token_count for p in passes for m in p) == sum(len(s.ids) for s in samples)
+    token_count = sum(len(s.ids) for s in samples)
+    assert sum(m.token_count for p in passes for m in p) == token_count
+    lengths = worker_batches(samples, world)[0].lengths_by_rank
+    computed = sum(m.input_ids.size for p in passes for m in p)
+    assert computed - token_count == filled_tokens(lengths, spec)
 
 
 @given(st.lists(encoded_samples(), max_size=6), SPECS)
@@ -78,13 +75,13 @@ def unpack(batch: MicroBatch) -> list[list[int]]:
     return [batch.input_ids[0, a:b].tolist() for a, b in itertools.pairwise(bounds)]
 
 
-@given(st.lists(encoded_samples(), min_size=1, max_size=6), st.integers(1, 300), st.booleans())
+@given(st.lists(encoded_samples(), min_size=1, max_size=6), st.integers(1, 300))
 def test_a_packed_row_is_its_samples_each_from_position_0(
-    samples: list[EncodedSample], size: int, pad: bool
+    samples: list[EncodedSample], length: int
 ) -> None:
-    batch = collate(samples, MicroBatchSpec(packed=True, size=size, pad_to_size=pad), END)
+    batch = collate(samples, MicroBatchSpec(packed=True, size=300), END, length)
     rows = unpack(batch)
     assert rows[: len(samples)] == [s.ids.tolist() for s in samples]
     assert batch.position_ids is not None
     assert batch.position_ids[0].tolist() == [i for row in rows for i in range(len(row))]
-    assert batch.input_ids.shape[1] == (max(size, batch.token_count) if pad else batch.token_count)
+    assert batch.computed_tokens == max(length, batch.token_count)

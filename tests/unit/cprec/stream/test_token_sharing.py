@@ -23,6 +23,7 @@ from cprec.encode import title_tokens
 from cprec.encode.title_tokens import FIXED_FRAGMENTS, TITLE_FORMS, CachedPromptEncoder, TitleTokens
 from cprec.encode.tokens import EncodedSample
 from cprec.model import attention
+from cprec.model.layouts import strips
 from cprec.stream.packing import MicroBatch, MicroBatchSpec, build_micro_batches, collate
 from cprec.stream.token_sharing import (
     SharedRow,
@@ -374,7 +375,7 @@ def supervised_logits(network: Any, batch: MicroBatch) -> torch.Tensor:
             torch.from_numpy(batch.bounds), int(np.diff(batch.bounds).max())
         )
     else:
-        layout = attention.strip_arguments(
+        layout = strips.strip_arguments(
             batch.bounds.tolist(),
             [torch.from_numpy(part) for part in batch.visible],
             int(batch.position_ids.max()) + 1,

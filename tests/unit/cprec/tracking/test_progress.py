@@ -9,7 +9,7 @@ import pytest
 from cprec.runs.records import AnnealingCalled, CorpusVersionAdopted, Held, Resumed, TraceRow
 from cprec.runs.run_records import RunRecords
 from cprec.tracking import report
-from cprec.tracking.progress import Progress, format_progress
+from cprec.tracking.progress import Progress, describe_memory, format_progress
 from tests.records import trace_row
 
 
@@ -54,6 +54,27 @@ def test_the_line_follows_a_plan_that_grows_and_one_that_shrinks() -> None:
         progress._last_shown = -1e9
         progress.update(rows(1, planned=640), planned_samples=planned)
     assert ["/900 samples" in lines[0], "/300 samples" in lines[1]] == [True, True]
+
+
+def test_memory_that_is_far_from_the_plan_is_said_once_after_the_first_steps() -> None:
+    lines: list[str] = []
+    progress = Progress(640, lines.append)
+    for count in (2, 1, 1):
+        progress.update(rows(count, memory_gb=49.5, planned_memory_gb=100.0))
+    warnings = [line for line in lines if "warning" in line]
+    assert len(warnings) == 1
+    assert "49.5 GB of GPU memory are in use, 100.0 GB were planned" in warnings[0]
+
+
+@pytest.mark.parametrize("planned_memory_gb", [None, 45.0, 60.0])
+def test_memory_near_the_plan_or_without_one_is_not_said(planned_memory_gb: float | None) -> None:
+    row = trace_row(memory_gb=50.0, planned_memory_gb=planned_memory_gb)
+    assert describe_memory(row) is None
+
+
+def test_filled_tokens_are_shown_as_a_share_of_the_computed() -> None:
+    assert "filled 2.0%" in format_progress([trace_row(tokens=980, filled_tokens=20)], 640)
+    assert "filled" not in format_progress([trace_row()], 640)
 
 
 def test_what_changes_the_run_is_said_on_a_line_of_its_own_once() -> None:

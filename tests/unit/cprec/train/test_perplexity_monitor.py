@@ -23,7 +23,7 @@ TEXT = SENTENCES * 9
     "spec",
     [
         MicroBatchSpec(packed=True, size=150),
-        MicroBatchSpec(packed=True, size=20, pad_to_size=True),
+        MicroBatchSpec(packed=True, size=20, filled=True),
         MicroBatchSpec(packed=False, size=4),
     ],
 )

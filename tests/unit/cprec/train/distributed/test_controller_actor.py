@@ -1,6 +1,7 @@
 """The controller actor, without Ray: what is not on storage did not happen."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe, TrainSettings
 from cprec.runs import run_plan
 from cprec.runs.control import request_queue
-from cprec.runs.control.lease import Lease, LeaseLostError, current_owner
+from cprec.runs.control.fence import RunWriter
+from cprec.runs.control.lease import LeaseLostError, claim
 from cprec.runs.control.request_queue import Action, Request
 from cprec.runs.control.status import read_status
 from cprec.runs.json_lines import read_events, read_trace
@@ -49,7 +51,9 @@ def corpus(tmp_path: Path) -> Corpus:
 
 
 @pytest.fixture
-def actor(tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> ControllerActor:
+def actor(
+    tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[ControllerActor]:
     """Returns the controller actor of a run whose plan is written.
 
     It lacks what only read tasks need: titles in Ray's object store, and settings of Ray Data.
@@ -58,12 +62,13 @@ def actor(tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> Co
     monkeypatch.setattr(RowEncoder, "from_corpus", lambda *_: None)
     run = str(tmp_path / "runs" / "trunk")
     create_run_plan(Recipe(), corpus).write(run)
-    return ControllerActor(
-        ControllerSettings(
-            "trunk", run, corpus.uri, "base", None, 512, NO_SHARING, 32, 64, 64, None, 0.0, 0.05
-        ),
-        Lease(run, "trunk", 1, current_owner()),
-    )
+    with claim(run, "trunk", corpus.uri, print) as held:
+        yield ControllerActor(
+            ControllerSettings(
+                "trunk", run, corpus.uri, "base", None, 512, NO_SHARING, 32, 64, 64, None, 0.0, 0.05
+            ),
+            held.lease,
+        )
 
 
 def ask(actor: ControllerActor, action: Action) -> str:
@@ -76,10 +81,10 @@ def fail_once(monkeypatch: pytest.MonkeyPatch) -> None:
     write = run_plan.RunPlan.write
     failures = [OSError("no room on the device")]
 
-    def write_or_fail(plan: run_plan.RunPlan, run_uri: str) -> None:
+    def write_or_fail(plan: run_plan.RunPlan, run_uri: str, writer: RunWriter) -> None:
         if failures:
             raise failures.pop()
-        write(plan, run_uri)
+        write(plan, run_uri, writer)
 
     monkeypatch.setattr(run_plan.RunPlan, "write", write_or_fail)
 
@@ -203,7 +208,6 @@ def test_a_controller_whose_run_was_taken_over_writes_nothing(
 ) -> None:
     actor.begin_attempt(WorkerGroup(0, 1, 0, None), [])
     run = tmp_path / "runs" / "trunk"
-    (run / "leases").mkdir()
     owner = actor._state.lease.owner.model_copy(update={"pid": 7})
     record = LeaseRecord(number=2, owner=owner, run="trunk", corpus="c")
     (run / "leases" / "000002.json").write_text(json.dumps(record.to_json()))

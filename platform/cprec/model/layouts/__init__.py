@@ -1,0 +1,1 @@
+"""Layouts of rows whose tokens do not all see each other, for `cprec.model.attention`."""

@@ -1,0 +1,145 @@
+"""Passes in buffers of fixed shape give what plain passes give; a GPU replays them as graphs."""
+
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+import pytest
+import torch
+
+from cprec.config.recipe import ModelSettings, TrainSettings
+from cprec.downstream.lr_search import single_process_group
+from cprec.encode.tokens import EncodedSample
+from cprec.model import adapter
+from cprec.model.libraries import silence_libraries
+from cprec.stream.packing import MicroBatch, MicroBatchSpec, collate
+from cprec.train.engine import Engine
+from cprec.train.static_pass import MAX_GRAPHS, PassShape, Replay, StaticPasses
+from tests.models import llama
+
+Kind = Literal["lora", "full"]
+
+
+@pytest.fixture(autouse=True)
+def alone() -> Iterator[None]:
+    silence_libraries()
+    with single_process_group("gloo"):
+        yield
+
+
+def row(seed: int, samples: int) -> MicroBatch:
+    """Returns a packed row of 64 tokens with some samples, and padding behind them."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(4, 64 // samples, samples).tolist()
+    return collate(
+        [
+            EncodedSample(rng.integers(1, 128, n).astype(np.int32), n - int(rng.integers(1, 4)), 0)
+            for n in lengths
+        ],
+        MicroBatchSpec(packed=True, size=64, pad_to_size=True),
+        0,
+    )
+
+
+def engine(kind: Kind, precision: str, dropout: float = 0.0) -> Engine:
+    model = adapter.attach(llama(128), ModelSettings(adapter=kind, lora_dropout=dropout), 0)
+    return Engine(model, TrainSettings(zero_stage=0), precision)
+
+
+class Captures:
+    """Captures passes as a GPU does: what was captured is called again at every replay."""
+
+    def __init__(self, room: int = 1000) -> None:
+        self.count = self.replays = 0
+        self._room = room
+
+    def __call__(self, function: Replay) -> Replay | None:
+        if self.count == self._room:
+            return None
+        self.count += 1
+
+        def replay() -> None:
+            self.replays += 1
+            function()
+
+        return replay
+
+
+def with_static_passes(built: Engine, capture: Captures) -> Engine:
+    built._static_passes = StaticPasses(built._compute_static_pass, built.device, capture)
+    return built
+
+
+STEPS = [[row(0, 3), row(1, 2)], [row(2, 4), row(3, 3)], [row(4, 1), row(5, 2)]]
+
+
+def losses(built: Engine) -> list[float]:
+    return [
+        built.step(step, sum(len(batch.targets) for batch in step), 1e-2, number).loss
+        for number, step in enumerate(STEPS)
+    ]
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+@pytest.mark.parametrize(("precision", "dropout"), [("fp32", 0.0), ("fp32", 0.1), ("bf16", 0.0)])
+def test_losses_and_weights_are_those_of_plain_passes(
+    kind: Kind, precision: str, dropout: float
+) -> None:
+    plain, captures = engine(kind, precision, dropout), Captures()
+    static = with_static_passes(engine(kind, precision, dropout), captures)
+    tolerance = 1e-5 if precision == "fp32" else 2e-2
+
+    assert losses(static) == pytest.approx(losses(plain), rel=tolerance)
+    assert captures.count == 1  # all rows have one shape: the second one captures it
+    assert captures.replays == sum(map(len, STEPS)) - 1
+    expected, actual = plain.gather_state(), static.gather_state()
+    for name, weight in expected.weights.items():
+        torch.testing.assert_close(actual.weights[name], weight, rtol=0, atol=tolerance)
+
+
+def test_a_restored_state_is_seen_by_what_was_captured() -> None:
+    built = with_static_passes(engine("lora", "bf16"), Captures())
+    first = losses(built)
+    built.restore_state(engine("lora", "bf16").gather_state())
+    built._adam._adam.state.clear()  # type: ignore[union-attr]
+    assert losses(built) == first
+
+
+def test_where_there_is_no_room_passes_are_computed_plainly() -> None:
+    captures = Captures(room=0)
+    assert losses(with_static_passes(engine("lora", "fp32"), captures)) == pytest.approx(
+        losses(engine("lora", "fp32")), rel=1e-5
+    )
+    assert captures.replays == 0
+
+
+def test_no_more_than_some_shapes_are_captured() -> None:
+    computed: list[int] = []
+    captures = Captures()
+    passes = StaticPasses(
+        lambda inputs: computed.append(inputs.ids.numel()), torch.device("cpu"), captures
+    )
+    shapes = MAX_GRAPHS + 5
+    for _ in range(3):
+        for tokens in range(64, 64 + shapes):
+            passes.run(collate([EncodedSample(np.ones(tokens, np.int32), 1, 0)], spec(), 0), 1.0)
+    assert passes.captured == captures.count == MAX_GRAPHS
+    assert len(computed) == 3 * shapes
+
+
+def spec() -> MicroBatchSpec:
+    return MicroBatchSpec(packed=True, size=8)
+
+
+def test_rows_of_one_length_have_few_shapes() -> None:
+    """Rows of 8,192 tokens hold 9 to 17 samples, and 26 supervised tokens of each."""
+    shapes = set()
+    for samples in range(9, 18):
+        size = 8192 // samples
+        batch = collate(
+            [EncodedSample(np.ones(size, np.int32), size - 26, 0) for _ in range(samples)],
+            MicroBatchSpec(packed=True, size=8192, pad_to_size=True),
+            0,
+        )
+        shapes.add(PassShape.of(batch))
+    assert len(shapes) <= 3
