@@ -12,7 +12,7 @@ their gradients are quantised and multiplied together.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -207,8 +207,7 @@ class FrozenFP8Weight(torch.nn.Module):
         Returns:
             The sum in bf16 for each of `ups` [n, its outputs]; one matrix if there is none.
         """
-        apply: Any = _FrozenFP8Product.apply
-        outputs: tuple[torch.Tensor, ...] = apply(
+        outputs: Any = _FrozenFP8Product.apply(  # type: ignore[no-untyped-call]
             rows,
             low,
             self.fast_accumulation,
@@ -218,7 +217,7 @@ class FrozenFP8Weight(torch.nn.Module):
             self.backward_scale,
             *ups,
         )
-        return outputs
+        return cast(tuple[torch.Tensor, ...], outputs)
 
 
 class FrozenFP8Linear(torch.nn.Module):

@@ -99,7 +99,8 @@ def choose(
     """Chooses what a recipe leaves open, so that a step fits into memory by estimate.
 
     In this order: the lowest ZeRO stage, because higher ones communicate more; no recomputation,
-    which costs a third more time; the longest rows.
+    which costs a third more time; the longest rows that leave room for CUDA graphs, which keep the
+    memory of a pass beside that of passes without one.
 
     Args:
         estimate: What the model takes.
@@ -109,10 +110,11 @@ def choose(
         supervised_share: Fraction of the tokens of a row that have logits, at most.
     """
 
-    def fits(stage: int, recompute: bool, tokens: int) -> bool:
+    def fits(stage: int, recompute: bool, tokens: int, passes: int = 1) -> bool:
         supervised_tokens = int(tokens * supervised_share)
         peak = estimate.peak_bytes(stage, world_size, recompute, tokens, supervised_tokens)
-        return peak <= USABLE_MEMORY * memory_bytes
+        state = sum(estimate.state.bytes_by_kind(stage, world_size).values())
+        return state + passes * (peak - state) <= USABLE_MEMORY * memory_bytes
 
     tokens = settings.pack_tokens or PACK_TOKENS_STEP
     stage = settings.zero_stage
@@ -123,6 +125,7 @@ def choose(
     if settings.recompute == "auto":
         recompute = not fits(stage, False, tokens)
     if settings.pack_tokens is None:
+        passes = 2 if settings.cuda_graphs == "auto" and stage == 0 else 1
         longer = range(MAX_PACK_TOKENS, tokens, -PACK_TOKENS_STEP)
-        tokens = next((n for n in longer if fits(stage, recompute, n)), tokens)
+        tokens = next((n for n in longer if fits(stage, recompute, n, passes)), tokens)
     return MemoryPlan(stage, recompute, tokens, world_size, estimate)

@@ -51,12 +51,23 @@ def test_the_lowest_stage_that_fits_is_taken() -> None:
 
 
 def test_rows_are_as_long_as_memory_allows() -> None:
-    settings = TrainSettings(zero_stage=0)
-    small, large, huge = (
-        choose(estimate_7b("lora", True), settings, 1, memory * GB).pack_tokens
-        for memory in (60, 141, 4000)
+    for zero_stage in (0, 1):
+        settings = TrainSettings(zero_stage=zero_stage)
+        small, large, huge = (
+            choose(estimate_7b("lora", True), settings, 1, memory * GB).pack_tokens
+            for memory in (60, 141, 4000)
+        )
+        assert PACK_TOKENS_STEP <= small < large < huge == MAX_PACK_TOKENS
+
+
+def test_the_longest_rows_leave_room_for_cuda_graphs_where_there_are_any() -> None:
+    with_graphs, without = (
+        choose(
+            estimate_7b("lora", True), TrainSettings(zero_stage=0, cuda_graphs=graphs), 1, 141 * GB
+        ).pack_tokens
+        for graphs in ("auto", "never")
     )
-    assert PACK_TOKENS_STEP <= small < large < huge == MAX_PACK_TOKENS
+    assert with_graphs < without <= 2.5 * with_graphs
 
 
 @given(
@@ -102,7 +113,7 @@ def test_what_is_chosen_fits_if_anything_does_and_what_is_given_stays(
     # Nothing is recomputed, and no row is short, for nothing.
     if plan.recompute and recompute == "auto":
         assert not fits(plan.zero_stage, False, shortest)
-    if pack_tokens is None and plan.pack_tokens < MAX_PACK_TOKENS:
+    if pack_tokens is None and plan.pack_tokens < MAX_PACK_TOKENS and plan.zero_stage:
         assert not fits(plan.zero_stage, plan.recompute, plan.pack_tokens + PACK_TOKENS_STEP)
     # The gradients of rows that are all supervised, as windows of text are, need more.
     text = choose(estimate, settings, world_size, gigabytes * GB, supervised_share=1.0)

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from cprec.config.recipe import ModelSettings
-from cprec.model import adapter, fp8
+from cprec.model import adapter, fp8, lora_fusion
 from cprec.train.engine import decoder_layers
 from cprec.train.memory_estimate import MemoryEstimate
 
@@ -75,7 +75,9 @@ def test_the_peaks_of_a_7b_with_lora_on_an_h200_are_met(
     estimate = MemoryEstimate.from_model(model, "bf16", compiled)
     supervised_tokens = int(SUPERVISED_SHARE * tokens)
     peak = estimate.peak_bytes(0, 1, False, tokens, supervised_tokens) + beside
-    assert peak / 1e9 == pytest.approx(measured_gb, rel=0.05)
+    # Queries, keys and values were computed apart then.
+    peak -= tokens * estimate.layers * estimate.layer.unrotated
+    assert peak / 1e9 == pytest.approx(measured_gb, rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +89,7 @@ def test_the_peaks_of_a_135m_that_is_trained_in_full_are_met(
 ) -> None:
     estimate = MemoryEstimate.from_model(on_meta(SMOLLM2_135M, lora=False), "bf16", compiled)
     peak = estimate.peak_bytes(0, 1, False, tokens, int(SUPERVISED_SHARE * tokens))
-    assert peak / 1e9 == pytest.approx(measured_gb, rel=0.05)
+    assert peak / 1e9 == pytest.approx(measured_gb, rel=0.02)
 
 
 def test_weights_in_fp8_take_what_they_took_in_bf16() -> None:
@@ -163,20 +165,21 @@ def fresh_compiler() -> Iterator[None]:
 def test_a_layer_keeps_what_the_estimate_counts(
     family: str, lora: bool, dropout: float, compiled: bool
 ) -> None:
-    tokens = 128
+    tokens = 512
     kept = []
     for layers in (1, 2):
         model = trainable(small(family, layers), lora, dropout).bfloat16()
+        lora_fusion.fuse_lora(model)
         if compiled:
             torch.compiler.reset()
             for layer in decoder_layers(model):
                 layer.compile(backend="aot_eager_decomp_partition")
         kept.append(kept_bytes(model, tokens))
-    # Statistics of norms and softmax, some bytes per token, are not counted.
+    # Statistics of norms and softmax are not counted, nor LoRA's joined matrices.
     counted = MemoryEstimate.from_model(
         trainable(small(family, 2), lora, dropout), "bf16", compiled
     ).layer
-    assert kept[1] - kept[0] == pytest.approx(tokens * counted.total, rel=0.015)
+    assert kept[1] - kept[0] == pytest.approx(tokens * counted.total, rel=0.03)
     assert kept[1] - kept[0] >= tokens * counted.total
 
 
