@@ -28,8 +28,6 @@ class LayerActivations:
             behind the attention and behind the layer.
         inputs: Inputs of linear layers, once each: the attention's output always, and where weights
             are trained, the outputs of norms and of the gated product.
-        unrotated: Queries and keys before their rotation, where LoRA computes them in one tensor
-            with the values, of which the attention keeps a part.
         low_rank: LoRA's products of A.
         dropout: Where LoRA has dropout, what it keeps of each input, and instead of it: values and
             mask, for each layer its own.
@@ -40,7 +38,6 @@ class LayerActivations:
 
     outputs: int = 0
     inputs: int = 0
-    unrotated: int = 0
     low_rank: int = 0
     dropout: int = 0
     norms: int = 0
@@ -98,13 +95,6 @@ class Block:
         *first, last = self.linears
         shared = {linear.inputs for linear in first if linear.keeps_input}
         return sum(shared) + (last.inputs if last.keeps_input or self.is_attention else 0)
-
-    @property
-    def unrotated(self) -> int:
-        """Width of the queries and keys that LoRA computes in one tensor with the values."""
-        *first, _ = self.linears
-        together = self.is_attention and all(linear.rank for linear in first)
-        return sum(linear.outputs for linear in first[:-1]) if together else 0
 
     @property
     def gate(self) -> int:
@@ -233,7 +223,6 @@ def count_layer(
     return LayerActivations(
         outputs=element_bytes * sum(linear.outputs for linear in linears),
         inputs=element_bytes * inputs,
-        unrotated=element_bytes * sum(block.unrotated for block in blocks),
         low_rank=element_bytes * sum(linear.rank for linear in linears),
         dropout=(element_bytes + 1) * sum(linear.inputs for linear in dropped),
         norms=sum(_norm_bytes(layer, hidden, element_bytes, compiled)),
