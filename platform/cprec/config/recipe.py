@@ -194,10 +194,10 @@ class TrainSettings(Section):
         "(docs/decisions/018-a-cap-is-a-budget.md)",
     )
     zero_stage: int | None = Field(
-        1,
+        None,
         ge=0,
         le=3,
-        description="ZeRO stage of DeepSpeed; "
+        description="ZeRO stage; 0 is computed by an optimizer of our own, 1 to 3 by DeepSpeed; "
         "null: the lowest that fits the GPU by estimate, and 1 on a CPU",
     )
     recompute: Literal["auto", "always", "never"] = Field(

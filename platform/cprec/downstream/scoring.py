@@ -238,7 +238,7 @@ def prepare_scoring(recipe: Recipe, network: Any) -> ScoringWay:
     # Only packed rows have few shapes; and on a CPU their layout is a list, with a code for each.
     if recipe.evaluate.compile and network.device.type == "cuda" and way.kind is PassKind.PACKED:
         for layer in decoder_layers(network):
-            layer.compile(dynamic=True)
+            layer.compile()
     return way
 
 

@@ -16,7 +16,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from cprec.config.recipe import TrainSettings
-from cprec.model import attention, self_check
+from cprec.model import attention, flash_attention, self_check
 from cprec.model.adapter import trainable_parameters
 from cprec.model.libraries import silence_libraries
 from cprec.model.lora_fusion import fuse_lora
@@ -148,7 +148,7 @@ class Engine:
         # Not before the check, whose shapes are not those of training.
         if settings.compile:
             for layer in decoder_layers(model):
-                layer.compile(dynamic=True)
+                layer.compile()
         self._loss_total = torch.zeros((), device=self.device)
         self._static_passes = self._prepare_static_passes(settings, max_tokens)
 
@@ -223,6 +223,26 @@ class Engine:
             grad_norm=grad_norm,
             stop=stops > 0,
         )
+
+    def notices(self) -> list[str]:
+        """Returns what a user should know of how this engine computes, a line each."""
+        lines = []
+        if self.padding_reason is not None:
+            lines.append(
+                "train.pack: packed rows are not exact for this base, samples are padded: "
+                f"{self.padding_reason}"
+            )
+        if self.device.type == "cuda":
+            kernel = flash_attention.kernel_name(self.device.index) if self.packed else "sdpa"
+            plan = self.memory_plan
+            lines.append(
+                f"training: attention {kernel}, ZeRO {self.zero_stage}, rows of up to "
+                f"{plan.pack_tokens:,} tokens, layers "
+                f"{'compiled' if self._settings.compile else 'not compiled (train.compile)'}, "
+                f"activations {'recomputed' if plan.recompute else 'kept'}, CUDA graphs "
+                f"{'off' if self._static_passes is None else 'on'}"
+            )
+        return lines
 
     @property
     def captured_passes(self) -> int:

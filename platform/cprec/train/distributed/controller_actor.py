@@ -71,7 +71,7 @@ class ControllerActor:
         self._segments = SegmentIssuer(self._state, self._corpus)
         self._control_channel = ControlChannel(lease)
         self._failure: Exception | None = None
-        self._padding_reason: str | None = None
+        self._notices: list[str] = []
         self._storage_failed, self._next_try = False, 0.0
 
     # -- called by workers
@@ -130,9 +130,12 @@ class ControllerActor:
 
     def record_padding(self, reason: str) -> None:
         """Records that samples are padded although the recipe packs them, once for each group."""
-        self._padding_reason = reason
         samples = self._state.controller.samples
         self._state.record(SamplesPadded(samples=samples, because=reason))
+
+    def record_notices(self, notices: list[str]) -> None:
+        """Takes note of how the workers train, in the words of the engine."""
+        self._notices = notices
 
     def prepare_checkpoint(self) -> Plan:
         """Makes the trace durable before a checkpoint is completed.
@@ -179,9 +182,9 @@ class ControllerActor:
             state.controller.plan.total_samples,
         )
 
-    def padding_reason(self) -> str | None:
-        """Returns why samples are padded although the recipe packs them; None if they are not."""
-        return self._padding_reason
+    def notices(self) -> list[str]:
+        """Returns how the workers train; empty until they have said it."""
+        return self._notices
 
     def stop(self) -> None:
         """Lets the workers finish their step, save a checkpoint and end."""

@@ -163,7 +163,7 @@ def _train_and_poll(
     training = threading.Thread(target=train, daemon=True)
     training.start()
     reported = (0, 0)
-    stopping = padding_said = False
+    stopping = notices_said = False
     with _catch_interrupts() as interrupted:
         while training.is_alive():
             training.join(POLL_S)
@@ -174,9 +174,9 @@ def _train_and_poll(
                 controller.stop.remote()
                 say("interrupted: saving a checkpoint; interrupt again to end at once")
             reported = _report_news(controller, reported, on_news)
-            padding_said = padding_said or _say_padding(controller, say)
-    if not padding_said:
-        _say_padding(controller, say)
+            notices_said = notices_said or _say_notices(controller, say)
+    if not notices_said:
+        _say_notices(controller, say)
     _report_news(controller, reported, on_news)
     if failures:
         raise failures[0]
@@ -205,15 +205,15 @@ def _report_news(
     return reported[0] + len(news.rows), reported[1] + len(news.events)
 
 
-def _say_padding(controller: Any, say: Say) -> bool:
-    """Says that samples are padded although the recipe packs them; returns whether it was said."""
+def _say_notices(controller: Any, say: Say) -> bool:
+    """Says how the workers train, where that is worth a word; returns whether it was said."""
     try:
-        reason = ray.get(controller.padding_reason.remote(), timeout=30)
+        notices: list[str] = ray.get(controller.notices.remote(), timeout=30)
     except ray.exceptions.RayError:
         return False
-    if reason is not None:
-        say(f"train.pack: packed rows are not exact for this base, samples are padded: {reason}")
-    return reason is not None
+    for notice in notices:
+        say(notice)
+    return bool(notices)
 
 
 @contextmanager

@@ -117,8 +117,10 @@ def _train_worker(config: dict[str, Any]) -> None:
         # Windows of text have logits everywhere, and a row may hold nothing else.
         supervised_share=1.0 if recipe.schedule.replay_share else SUPERVISED_SHARE,
     )
-    if rank == 0 and engine.padding_reason is not None:
-        controller.record_padding.remote(engine.padding_reason)
+    if rank == 0:
+        controller.record_notices.remote(engine.notices())
+        if engine.padding_reason is not None:
+            controller.record_padding.remote(engine.padding_reason)
     ledger = start.ledger or Ledger(ray.get(controller.plan.remote()))
     if (checkpoint_uri := start.group.checkpoint_uri or recipe.continue_from) is not None:
         _restore_checkpoint(engine, checkpoint_uri)
