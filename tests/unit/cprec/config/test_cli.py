@@ -34,10 +34,10 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_
         "--seed",
         "3",
     )
-    assert (recipe.train.global_batch, recipe.train.micro_batch, recipe.train.zero_stage) == (
+    assert (recipe.train.global_batch, recipe.train.micro_batch, recipe.train.max_failures) == (
         32,
         4,
-        1,
+        3,
     )
     assert (recipe.data.domains, recipe.seed) == (("A", "B"), 3)
 
