@@ -225,6 +225,12 @@ class TrainSettings(Section):
     gpus_per_worker: int = Field(0, ge=0, description="GPUs of each worker; 0: train on the CPU")
     cpus_per_worker: int = Field(1, ge=1, description="logical CPUs of each worker")
     stream_cpus: int = Field(2, ge=1, description="logical CPUs reserved for Ray Data")
+    collective_timeout_s: int = Field(
+        1800,
+        ge=10,
+        description="seconds that workers wait for one another in a collective; then the group is "
+        "started again from the last checkpoint",
+    )
     max_failures: int = Field(
         3, ge=0, description="restarts of the worker group before the run fails"
     )

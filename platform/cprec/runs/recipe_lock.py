@@ -32,6 +32,7 @@ CHANGEABLE_KEYS = (
     "train.profile",
     "train.recompute",
     "train.zero_stage",
+    "train.collective_timeout_s",
     "train.max_failures",
     "train.gpus_per_worker",
     "train.cpus_per_worker",

@@ -119,7 +119,10 @@ def run_training(job: TrainingJob, held: HeldLease, on_news: NewsCallback, say: 
             storage_path=join(job.run_uri, "ray"),
             failure_config=FailureConfig(max_failures=train.max_failures),
         ),
-        torch_config=TorchConfig(backend="nccl" if train.gpus_per_worker else "gloo"),
+        torch_config=TorchConfig(
+            backend="nccl" if train.gpus_per_worker else "gloo",
+            timeout_s=train.collective_timeout_s,
+        ),
     )
     try:
         _train_and_poll(trainer, controller, held, on_news, say)

@@ -8,6 +8,7 @@ import math
 import os
 import tempfile
 from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import ray
 import ray.train
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
 from cluster.errors import PlatformFault, RunError, UserError
 from cluster.storage import join
@@ -117,6 +119,7 @@ def _train_worker(config: dict[str, Any]) -> None:
         # Windows of text have logits everywhere, and a row may hold nothing else.
         supervised_share=1.0 if recipe.schedule.replay_share else SUPERVISED_SHARE,
     )
+    _limit_collectives(recipe.train.collective_timeout_s)
     if rank == 0:
         controller.record_notices.remote(engine.notices())
         if engine.padding_reason is not None:
@@ -142,6 +145,12 @@ def _train_worker(config: dict[str, Any]) -> None:
     except DivergenceError as error:  # raised on all workers: losses are summed over them
         _report_failure(controller, error)
     engine.close()
+
+
+def _limit_collectives(seconds: int) -> None:
+    """Sets the time limit of all process groups: those of DeepSpeed do not take over Ray's."""
+    for group in list(distributed_c10d._world.pg_map):
+        distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
 
 
 def _restore_checkpoint(engine: Engine, checkpoint_uri: str) -> None:
