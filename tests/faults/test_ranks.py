@@ -41,9 +41,12 @@ def test_a_run_outlives_a_rank_that_raises_dies_in_a_save_and_hangs(
     faults = [fault(kind, 2, tmp_path / kind) for kind in kinds]
     faults[2]["step"] = 4
     options = start_of("ranks", "--train.collective_timeout_s", "20")
-    ended = jobs.run("cpt", place / "recipe.yaml", *options, environment=environment(*faults))
+    process = jobs.start("cpt", place / "recipe.yaml", *options, environment=environment(*faults))
+    # Four groups of workers are started one after the other.
+    out, err = process.communicate(timeout=3 * jobs.LIMIT_S)
+    assert process.returncode == 0, err[-3000:]
     assert all((tmp_path / kind).exists() for kind in kinds)
-    assert "0 missing, 0 repeated" in ended.stdout
+    assert "0 missing, 0 repeated" in out
     audit = json.loads((folder / "audit.json").read_text())
     assert (audit["missing"], audit["repeated"], audit["trained"]) == (0, 0, audit["planned"])
     attempts = {int(path.name.split("-")[1]) for path in (folder / "checkpoints").iterdir()}
