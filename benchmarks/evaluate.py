@@ -20,13 +20,10 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any, cast
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "platform")]
-
+import workload  # first: it makes the packages importable
 import numpy as np
 import pyarrow as pa
 import torch
@@ -52,17 +49,9 @@ TOY = {
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
 }
-SMOLLM2 = {
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "vocab_size": 49152,
-}
 SHAPES: dict[str, tuple[dict[str, int], int, int]] = {
     "toy": (TOY, 32, 5),
-    "smollm2": (SMOLLM2, 4, 3),
+    "smollm2": (workload.SMOLLM2_SHAPE, 4, 3),
 }
 """Configuration of each shape, users, and rounds."""
 BATCH = 16

@@ -40,10 +40,10 @@ from cprec.evaluate.candidate_scoring import score_queries
 from cprec.evaluate.scoring_check import choose_scoring
 from cprec.model import adapter, flash_attention, fp8
 from cprec.schedule.wsa import Phase
-from cprec.stream.packing import build_micro_batches
+from cprec.stream.packing import divide
 from cprec.stream.worker_batches import WorkerBatch
 from cprec.train import device
-from cprec.train.engine import Engine, decoder_layers
+from cprec.train.engine import Engine, compile_layers
 from cprec.train.loop import Observer, StepRecord, TrainingStep, train
 
 SHAPES = {
@@ -54,15 +54,7 @@ SHAPES = {
         "num_hidden_layers": 32,
         "num_attention_heads": 32,
     },
-    "135m": {
-        "vocab_size": 49152,
-        "hidden_size": 576,
-        "intermediate_size": 1536,
-        "num_hidden_layers": 30,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-        "tie_word_embeddings": True,
-    },
+    "135m": {**workload.SMOLLM2_SHAPE, "tie_word_embeddings": True},
     "toy": {
         "vocab_size": 512,
         "hidden_size": 64,
@@ -207,7 +199,7 @@ def build_model(case: Case) -> torch.nn.Module:
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16 if computes_in_bf16(case) else torch.float32)
     torch.manual_seed(0)
-    with current_device():
+    with device.worker_device():
         base = LlamaForCausalLM(LlamaConfig(**SHAPES[case.shape], max_position_embeddings=8192))
     torch.set_default_dtype(before)
     if case.kind == SCORING:
@@ -215,15 +207,10 @@ def build_model(case: Case) -> torch.nn.Module:
     settings = ModelSettings(
         adapter="lora" if case.rank else "full", lora_rank=case.rank or 8, lora_dropout=0.0
     )
-    model = adapter.attach(base, settings, 0).to(current_device())
+    model = adapter.attach(base, settings, 0).to(device.worker_device())
     if case.fp8:
         fp8.quantise_frozen_layers(model)
     return model
-
-
-def current_device() -> torch.device:
-    """Returns the GPU, or the CPU where there is none."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def computes_in_bf16(case: Case) -> bool:
@@ -276,15 +263,14 @@ def measure_training(case: Case, sizes: Sizes, ceilings: gpu_time.Ceilings) -> M
         0,
     )
     passes_of_batches = [
-        build_micro_batches(batch, engine.micro_batch_spec, PAD_TOKEN) for batch in batches
+        divide(batch.lengths_by_rank, engine.micro_batch_spec)[0] for batch in batches
     ]
-    computed_tokens = [[part.computed_tokens for part in parts] for parts in passes_of_batches]
     counted = recorder.records[WARMUP_STEPS:-1]
     seconds = sum(record.step_s for record in counted)
     useful = sum(record.batch.token_count for record in counted)
-    computed = sum(sum(computed_tokens[record.step % len(batches)]) for record in counted)
+    computed = sum(record.computed_tokens + record.filled_tokens for record in counted)
     operations = sum(record.operations for record in counted) / seconds
-    passes = len(computed_tokens[(steps - 1) % len(batches)])
+    passes = len(passes_of_batches[(steps - 1) % len(batches)])
     figures = {
         "useful_tokens_per_s": useful / seconds,
         "computed_tokens_per_s": computed / seconds,
@@ -292,10 +278,10 @@ def measure_training(case: Case, sizes: Sizes, ceilings: gpu_time.Ceilings) -> M
         "tflops": operations / 1e12,
         "share_of_ceiling": operations / ((case.fp8 and ceilings.fp8) or ceilings.bf16),
         "step_s": [record.step_s for record in recorder.records],
-        "row_tokens": sorted({size for sizes in computed_tokens for size in sizes}),
+        "row_tokens": sorted({row.length for rows in passes_of_batches for row in rows}),
         "recomputed": engine.recomputes_activations,
         "cuda_graphs": engine.captured_passes,
-        "planned_gb": max(map(engine.memory_plan.peak_bytes, passes_of_batches)) / 1e9,
+        "planned_gb": counted[-1].planned_memory_bytes / 1e9,
         "loss": counted[-1].loss,
         **profile_figures(
             recorder.profiler, passes, statistics.median(record.step_s for record in counted)
@@ -316,8 +302,7 @@ def measure_scoring(case: Case, sizes: Sizes, ceilings: gpu_time.Ceilings) -> Me
     kind = choose_scoring(model, max(query.longest for query in queries)).kind
 
     if sizes.compile:
-        for layer in decoder_layers(model):
-            layer.compile()
+        compile_layers(model)
 
     def score(part: list[Query]) -> list[np.ndarray]:
         return score_queries(model, part, sizes.queries_per_pass, kind)
@@ -416,7 +401,7 @@ def measure(case: Case, sizes: Sizes, ceilings: gpu_time.Ceilings) -> Measuremen
     began = time.perf_counter()
     measured = MEASURES[case.kind](case, sizes, ceilings)
     measured.figures.update(
-        peak_gb=device.peak_memory_bytes(current_device()) / 1e9,
+        peak_gb=device.peak_memory_bytes(device.worker_device()) / 1e9,
         graphs_compiled=counters["stats"].get("unique_graphs", 0),
         recompilations=sum(counters["recompiles"].values()),
         seconds_in_all=time.perf_counter() - began,
@@ -505,7 +490,7 @@ def main() -> None:
         "transformers": transformers.__version__,
         "attention": flash_attention.kernel_name() if on_gpu else "sdpa",
     }
-    ceilings = gpu_time.measure_ceilings(current_device(), options.toy)
+    ceilings = gpu_time.measure_ceilings(device.worker_device(), options.toy)
     print(json.dumps(rounded({**about, **vars(ceilings)}), indent=1), flush=True)
     measured: dict[str, Measurement] = {}
     for name in options.only:

@@ -31,6 +31,17 @@ from cprec.model import adapter, tiny
 from cprec.stream.worker_batches import GlobalBatch, WorkerBatch, split_by_tokens
 
 
+SMOLLM2_SHAPE = {
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+}
+"""Shape of SmolLM2-135M."""
+
+
 @dataclass(frozen=True)
 class Workload:
     """Samples to train on, with what turns them into tokens.
