@@ -35,7 +35,7 @@ from cprec.evaluate.scoring_check import ScoringWay, choose_decoding, choose_sco
 from cprec.model import adapter, backbone
 from cprec.runs import checkpoint
 from cprec.stream.row_encoder import RowEncoder
-from cprec.train.engine import decoder_layers
+from cprec.train.engine import compile_layers
 
 
 @dataclass(frozen=True)
@@ -237,8 +237,7 @@ def prepare_scoring(recipe: Recipe, network: Any) -> ScoringWay:
     way = choose_scoring(network, recipe.model.max_tokens)
     # Only packed rows have few shapes; and on a CPU their layout is a list, with a code for each.
     if recipe.evaluate.compile and network.device.type == "cuda" and way.kind is PassKind.PACKED:
-        for layer in decoder_layers(network):
-            layer.compile()
+        compile_layers(network)
     return way
 
 

@@ -10,8 +10,8 @@ not see what follows.
 Shapes: n queries, K answers, T tokens of a row, N tokens that predict, M tokens of answers.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import chain
@@ -194,11 +194,9 @@ def pad_singles(queries: Sequence[Query]) -> tuple[Ints, int, Targets]:
     return ids, kept, targets
 
 
-@contextmanager
-def prepared(model: Any, kind: PassKind) -> Iterator[None]:
+def prepared(model: Any, kind: PassKind) -> AbstractContextManager[None]:
     """Prepares a model for passes of a kind, and restores it afterwards."""
-    with attention.maskless(model) if kind is PassKind.PACKED else nullcontext():
-        yield
+    return attention.maskless(model) if kind is PassKind.PACKED else nullcontext()
 
 
 @torch.inference_mode()

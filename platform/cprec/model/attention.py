@@ -35,7 +35,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from cluster.errors import RecipeError
 from cprec.model import flash_attention
 from cprec.model.layouts.branches import BranchLayout, attend_branches
-from cprec.model.layouts.strips import StripLayout
+from cprec.model.layouts.strips import StripLayout, causal_mask, window_mask
 
 ATTENTION_NAME = "cprec_packed"
 """Name under which this attention is registered with transformers."""
@@ -57,10 +57,8 @@ def enable_packing(model: torch.nn.Module) -> str:
     Returns:
         Name of the attention that the model had, for `set_attention`.
     """
-    AttentionInterface.register(ATTENTION_NAME, packed_attention)
+    _register(ATTENTION_NAME)
     AttentionMaskInterface.register(ATTENTION_NAME, build_mask)
-    if torch.cuda.is_available():
-        flash_attention.kernel_name(torch.cuda.current_device())  # activates it
     before = str(cast(PreTrainedModel, model).config._attn_implementation)
     set_attention(model, ATTENTION_NAME)
     return before
@@ -72,6 +70,13 @@ def set_attention(model: torch.nn.Module, name: str) -> None:
     cast(PreTrainedModel, model).set_attn_implementation(name)
 
 
+def _register(name: str) -> None:
+    """Registers this attention with transformers, and activates the GPU's kernel."""
+    AttentionInterface.register(name, packed_attention)
+    if torch.cuda.is_available():
+        flash_attention.kernel_name(torch.cuda.current_device())
+
+
 @contextmanager
 def maskless(model: torch.nn.Module) -> Iterator[None]:
     """Makes a model accept `branch_arguments`, and restores its attention afterwards.
@@ -80,9 +85,7 @@ def maskless(model: torch.nn.Module) -> Iterator[None]:
     a time: another that restored a shared model's attention meanwhile would let branches see each
     other without a word.
     """
-    AttentionInterface.register(MASKLESS_NAME, packed_attention)
-    if torch.cuda.is_available():
-        flash_attention.kernel_name(torch.cuda.current_device())  # activates it
+    _register(MASKLESS_NAME)
     with _maskless_lock:
         before = str(cast(PreTrainedModel, model).config._attn_implementation)
         set_attention(model, MASKLESS_NAME)
@@ -285,7 +288,7 @@ def _attend(
     if terms.softcap is not None:
         scores = torch.tanh(scores / terms.softcap) * terms.softcap
     if mask is None:
-        mask = _window_mask(query.shape[2], None, query.device)
+        mask = causal_mask(query.shape[2], None, query.device)
     if mask.dtype == torch.bool:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     else:
@@ -295,12 +298,6 @@ def _attend(
         scores = torch.cat([scores, sinks], dim=-1)
     weights = scores.softmax(dim=-1)[..., : key.shape[2]].to(value.dtype)
     return F.dropout(weights, terms.dropout, training=terms.dropout > 0) @ value
-
-
-def _window_mask(tokens: int, window: int | None, device: torch.device) -> torch.Tensor:
-    """Returns which tokens each token of a sample sees: those before it, within the window."""
-    ones = torch.ones(tokens, tokens, dtype=torch.bool, device=device).tril()
-    return ones if window is None else ones.triu(1 - window)
 
 
 def _to_layer_output(attended: torch.Tensor) -> torch.Tensor:
@@ -376,7 +373,5 @@ def _attend_by_sample(
     parts = (torch.split(x, sizes, dim=2) for x in (query, key, value))
     out = []
     for q, k, v in zip(*parts, strict=True):
-        tokens = q.shape[2]
-        mask = _window_mask(tokens, window, q.device) if window and window < tokens else None
-        out.append(_attend(q, k, v, mask, terms))
+        out.append(_attend(q, k, v, window_mask(q.shape[2], window, q.device), terms))
     return _to_layer_output(torch.cat(out, dim=2))

@@ -44,13 +44,14 @@ def _quantise_side_by_side(matrices: Sequence[torch.Tensor]) -> tuple[torch.Tens
 
     It is an operator of its own because code that the compiler makes reads everything twice.
     """
-    if matrices[0].is_cuda and len(matrices) <= 3 and max(m.shape[1] for m in matrices) <= 1 << 15:
+    if matrices[0].is_cuda:
         # Only there is Triton installed.
         from cprec.model import triton_kernels
 
-        return triton_kernels.quantise_rows(
-            [m if m.stride(1) == 1 else m.contiguous() for m in matrices], torch.float8_e4m3fn
-        )
+        if triton_kernels.can_quantise(matrices):
+            return triton_kernels.quantise_rows(
+                [m if m.stride(1) == 1 else m.contiguous() for m in matrices], torch.float8_e4m3fn
+            )
     return quantise_rows(torch.cat(list(matrices), dim=1))
 
 

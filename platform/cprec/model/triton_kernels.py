@@ -154,6 +154,11 @@ def _quantise_rows(  # type: ignore[no-untyped-def]
         )
 
 
+def can_quantise(matrices: Sequence[torch.Tensor]) -> bool:
+    """Returns whether matrices are few and narrow enough for `quantise_rows`."""
+    return len(matrices) <= MATRICES and max(m.shape[1] for m in matrices) <= WIDEST
+
+
 def quantise_rows(
     matrices: Sequence[torch.Tensor], dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:

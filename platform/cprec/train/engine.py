@@ -47,15 +47,21 @@ class StepResult:
 
 
 def decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
-    """Finds the decoder layers of a model; none if it has no list of them.
-
-    They are compiled one by one, because all have the same code. Embedding, output and loss are
-    not compiled: the sizes that they see change.
-    """
+    """Finds the decoder layers of a model; none if it has no list of them."""
     for module in model.modules():
         if isinstance(module, torch.nn.ModuleList) and module and hasattr(module[0], "self_attn"):
             return list(module)
     return []
+
+
+def compile_layers(model: torch.nn.Module) -> None:
+    """Compiles the decoder layers of a model.
+
+    They are compiled one by one, because all have the same code. Embedding, output and loss are
+    not compiled: the sizes that they see change.
+    """
+    for layer in decoder_layers(model):
+        layer.compile()
 
 
 class Engine:
@@ -65,7 +71,7 @@ class Engine:
         model: The model.
         world_size: Number of workers.
         memory_plan: How the model is made to fit into memory.
-        zero_stage: ZeRO stage of DeepSpeed.
+        zero_stage: ZeRO stage.
         recomputes_activations: Whether the backward pass recomputes activations.
         packed: Whether samples are packed.
         padding_reason: Why samples are padded although the recipe packs them; None otherwise.
@@ -147,8 +153,7 @@ class Engine:
             )
         # Not before the check, whose shapes are not those of training.
         if settings.compile:
-            for layer in decoder_layers(model):
-                layer.compile()
+            compile_layers(model)
         self._loss_total = torch.zeros((), device=self.device)
         self._static_passes = self._prepare_static_passes(settings, max_tokens)
 
@@ -278,10 +283,7 @@ class Engine:
             logits.float(), inputs.targets, reduction="sum", ignore_index=NO_TARGET
         )
         self._loss_total += loss.detach()
-        gradients = torch.autograd.grad(
-            loss * inputs.weight, list(self._adam.parameters.values()), allow_unused=True
-        )
-        self._adam.add_gradients(gradients)
+        self._adam.differentiate(loss * inputs.weight)
 
     @torch.no_grad()
     def total_loss(self, micro_batches: Sequence[MicroBatch]) -> float:

@@ -66,6 +66,9 @@ class FlatAdam:
         self._gradients = torch.zeros_like(self._weights)
         # Gradients of one pass, where they are not of the type of their sum.
         self._pass_gradients = None if dtype == torch.float32 else torch.zeros_like(self._computed)
+        self._gradient_views = self._views(
+            self._gradients if self._pass_gradients is None else self._pass_gradients
+        )
         self._adam = torch.optim.AdamW(
             [
                 {"params": [torch.nn.Parameter(self._weights[start:stop])], "weight_decay": decay}
@@ -109,12 +112,12 @@ class FlatAdam:
             loss_sum: Summed loss of the pass.
             supervised_tokens: Supervised tokens of the global batch, over all workers.
         """
-        for parameter in self._trained:
-            parameter.grad = None  # the pass then hands over its own tensor, without a copy
-        (loss_sum / supervised_tokens).backward()  # type: ignore[no-untyped-call]
-        self.add_gradients([parameter.grad for parameter in self._trained])
-        for parameter in self._trained:
-            parameter.grad = None
+        self.differentiate(loss_sum / supervised_tokens)
+
+    def differentiate(self, loss: torch.Tensor) -> None:
+        """Adds the gradients of a loss to their sum."""
+        # The pass hands over its own tensors, without a copy.
+        self.add_gradients(torch.autograd.grad(loss, self._trained, allow_unused=True))
 
     def add_gradients(self, gradients: Sequence[torch.Tensor | None]) -> None:
         """Adds gradients of all parameters, in the order of `parameters`, to their sum.
@@ -122,10 +125,9 @@ class FlatAdam:
         Args:
             gradients: The gradients; None for a parameter that the pass did not use.
         """
-        sums = self._gradients if self._pass_gradients is None else self._pass_gradients
         used = [
             (view, gradient)
-            for view, gradient in zip(self._views(sums), gradients, strict=True)
+            for view, gradient in zip(self._gradient_views, gradients, strict=True)
             if gradient is not None
         ]
         if not used:

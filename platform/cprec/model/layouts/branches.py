@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from cprec.model import flash_attention
-from cprec.model.layouts.strips import StripLayout
+from cprec.model.layouts.strips import StripLayout, window_mask
 
 TILE = 128
 """Lengths that a kernel is told are rounded up to this, so that compiled code sees few of them."""
@@ -69,10 +69,12 @@ class BranchLayout:
         prompt_starts = np.cumsum(self.prompt_sizes) - self.prompt_sizes
         group_sizes = np.array([sizes.sum() for sizes in groups])
         group_starts = self.prompt_tokens + np.cumsum(group_sizes) - group_sizes
-        keys, masks = [], []
+        device = self.prompt_bounds.device
+        keys: list[NDArray[np.int64]] = []
+        masks: list[torch.Tensor | None] = []
         for start, size in zip(prompt_starts, self.prompt_sizes, strict=True):
             keys.append(np.arange(start, start + size))
-            masks.append(_window_mask(np.arange(size), window))
+            masks.append(window_mask(int(size), window, device))
         for start, size, group_start, sizes in zip(
             prompt_starts, self.prompt_sizes, group_starts, groups, strict=True
         ):
@@ -80,13 +82,12 @@ class BranchLayout:
                 continue
             own = np.arange(group_start, group_start + sizes.sum())
             keys.append(np.concatenate([np.arange(start, start + size), own]))
-            masks.append(_branch_mask(int(size), sizes, window))
-        device = self.prompt_bounds.device
+            masks.append(torch.from_numpy(_branch_mask(int(size), sizes, window)).to(device))
         return StripLayout(
             key_indices=torch.from_numpy(np.concatenate(keys)).to(device),
             query_counts=[*self.prompt_sizes.tolist(), *group_sizes[group_sizes > 0].tolist()],
             key_counts=[len(part) for part in keys],
-            masks=[None if mask is None else torch.from_numpy(mask).to(device) for mask in masks],
+            masks=masks,
         )
 
 
@@ -226,14 +227,6 @@ def _branch_mask(
         key_positions = np.concatenate([np.arange(prompt_size), positions])
         visible &= positions[:, None] - key_positions[None, :] < window
     return visible
-
-
-def _window_mask(positions: NDArray[np.int64], window: int | None) -> NDArray[np.bool_] | None:
-    """Returns what a prompt's tokens see; None where causal attention is enough."""
-    if window is None or len(positions) <= window:
-        return None
-    distance = positions[:, None] - positions[None, :]
-    return (distance >= 0) & (distance < window)
 
 
 def _round_up(sizes: NDArray[np.int64]) -> int:

@@ -61,3 +61,14 @@ def strip_arguments(
         masks=masks,
     )
     return {"packed_strips": layout, "packed_longest": longest}
+
+
+def window_mask(tokens: int, window: int | None, device: torch.device) -> torch.Tensor | None:
+    """Returns what each token of a sequence sees; None where plain causal attention is enough."""
+    return causal_mask(tokens, window, device) if window and window < tokens else None
+
+
+def causal_mask(tokens: int, window: int | None, device: torch.device) -> torch.Tensor:
+    """Returns which tokens each token of a sequence sees: those before it, within the window."""
+    ones = torch.ones(tokens, tokens, dtype=torch.bool, device=device).tril()
+    return ones if window is None else ones.triu(1 - window)
