@@ -117,15 +117,15 @@ class ControllerActor:
             self.heartbeat()
         return assigned
 
-    def record_step(self, row: TraceRow) -> bool:
-        """Records an optimizer step; returns whether the workers should stop."""
-        self._state.require_group()
+    def record_step(self, attempt: int, row: TraceRow) -> bool:
+        """Records an optimizer step of an attempt; returns whether its workers should stop."""
+        self._state.require_group(attempt)
         self._state.add_step(row)
         return self._segments.stopping
 
-    def record_perplexity(self, samples: int, perplexity: float) -> None:
+    def record_perplexity(self, attempt: int, samples: int, perplexity: float) -> None:
         """Records the perplexity of the plain text after a number of samples."""
-        self._state.require_group()
+        self._state.require_group(attempt)
         self._state.record(PerplexityMeasured(samples=samples, perplexity=perplexity))
 
     def record_padding(self, reason: str) -> None:
@@ -137,7 +137,7 @@ class ControllerActor:
         """Takes note of how the workers train, in the words of the engine."""
         self._notices = notices
 
-    def prepare_checkpoint(self) -> Plan:
+    def prepare_checkpoint(self, attempt: int) -> Plan:
         """Makes the trace durable before a checkpoint is completed.
 
         A run that resumes at the checkpoint never traces these steps again.
@@ -145,12 +145,13 @@ class ControllerActor:
         Returns:
             The plan as it stands, for the checkpoint's ledger.
         """
-        self._state.require_group()
+        self._state.require_group(attempt)
         self._state.flush()
         return self._state.controller.plan
 
-    def record_checkpoint(self, samples: int, uri: str) -> None:
+    def record_checkpoint(self, attempt: int, samples: int, uri: str) -> None:
         """Records that a checkpoint is complete."""
+        self._state.require_group(attempt)
         self._state.record(CheckpointSaved(samples=samples, checkpoint=uri))
 
     def record_failure(self, error: Exception) -> None:

@@ -276,7 +276,7 @@ class WorkerObserver(Observer):
         self._ledger = self._ledger.add_step(batch.sample_count, batch.ids_digest)
         if self._rank == 0:
             self._stop_reply = self._controller.record_step.remote(
-                trace_row(record, step.annealing_end)
+                self._group.attempt, trace_row(record, step.annealing_end)
             )
         self._phase_ends = (step.stable_end, step.annealing_end)
         if checkpoint.is_due(
@@ -306,7 +306,9 @@ class WorkerObserver(Observer):
                 "samples; lower schedule.lr_max"
             )
         if self._rank == 0:
-            self._controller.record_perplexity.remote(self._ledger.samples, perplexity)
+            self._controller.record_perplexity.remote(
+                self._group.attempt, self._ledger.samples, perplexity
+            )
 
     def finish(self, engine: Engine) -> None:
         """Saves what is not saved yet. Collective: every worker calls it."""
@@ -326,7 +328,8 @@ class WorkerObserver(Observer):
             return
         name = checkpoint.CheckpointName(self._ledger.samples, self._group.attempt)
         uri = checkpoint.checkpoint_uri(self._run_uri, name)
-        ledger = replace(self._ledger, plan=ray.get(self._controller.prepare_checkpoint.remote()))
+        plan = ray.get(self._controller.prepare_checkpoint.remote(self._group.attempt))
+        ledger = replace(self._ledger, plan=plan)
         with tempfile.TemporaryDirectory() as folder:
             directory = Path(folder)
             adapter.save(
@@ -338,7 +341,7 @@ class WorkerObserver(Observer):
             )
             checkpoint.save_training_state(state, directory)
             checkpoint.commit(directory, uri, ledger, self._lease)
-        ray.get(self._controller.record_checkpoint.remote(ledger.samples, uri))
+        ray.get(self._controller.record_checkpoint.remote(self._group.attempt, ledger.samples, uri))
         checkpoint.prune(
             self._run_uri, self._recipe.checkpoint.keep, self._phase_ends, name, self._lease
         )
