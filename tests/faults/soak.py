@@ -370,7 +370,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, required=True, help="an empty folder")
     parser.add_argument("--minutes", type=float, default=60.0, help="how long faults happen")
     parser.add_argument("--seed", type=int, default=1, help="of the choice of faults")
-    parser.add_argument("--users", type=int, default=6000, help="simulated shoppers")
+    parser.add_argument("--users", type=int, default=2000, help="simulated shoppers")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     if any(options.folder.iterdir()):
