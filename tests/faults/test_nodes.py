@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ import pytest
 from tests.faults.injection import environment, fault
 from tests.faults.test_kills import events_of, history
 from tests.integration import jobs
+from tests.integration.test_submit import free_ports
 
 RAY = str(Path(sys.executable).parent / "ray")
 NOTICE_S = 8
@@ -47,11 +47,13 @@ class LocalCluster:
 
     def add_node(self, cpus: int) -> "subprocess.Popen[bytes]":
         """Starts a node and waits until it is there; the first one becomes the head."""
+        agent, client = free_ports(2)
         place = [f"--address={self.address}"]
         if not self.nodes:
             place = ["--head", f"--port={self.port}", f"--temp-dir={self.folder}"]
-            place += ["--include-dashboard=false", "--ray-client-server-port=0"]
+            place += ["--include-dashboard=false", f"--ray-client-server-port={client}"]
         command = [RAY, "start", *place, "--block", "--disable-usage-stats"]
+        command += [f"--dashboard-agent-listen-port={agent}"]
         ports = ("min-worker", "max-worker", "node-manager", "object-manager")
         command += [f"--num-cpus={cpus}", "--node-ip-address=127.0.0.1"]
         command += ["--object-store-memory=150000000", *(f"--{name}-port=0" for name in ports)]
@@ -103,9 +105,7 @@ class LocalCluster:
 def cluster() -> Iterator[LocalCluster]:
     """A cluster with a head and a node, whose workers take a second for a step."""
     folder = Path(tempfile.mkdtemp(prefix="cprec-"))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    [port] = free_ports(1)
     variables = environment(fault("slow", 0, None)) | {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": "0123456789abcdef" * 4,
