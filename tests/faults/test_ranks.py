@@ -33,11 +33,12 @@ def test_a_run_outlives_a_rank_that_raises_dies_in_a_save_and_hangs(
     assert (audit["missing"], audit["repeated"], audit["trained"]) == (0, 0, audit["planned"])
     attempts = {int(path.name.split("-")[1]) for path in (folder / "checkpoints").iterdir()}
     events = jobs.lines(folder / "events.jsonl")
-    # Of the second group nobody may have been left to say something.
-    failed = {event["attempt"]: event for event in events if event["event"] == "workers_failed"}
-    assert "rank 1: RuntimeError: injected into rank 1" in failed[0]["because"]
-    assert failed[2]["silent"] == [1]
-    assert "rank 0: " in failed[2]["because"]
+    failed = [event for event in events if event["event"] == "workers_failed"]
+    said = [event["because"] for event in failed]
+    assert any("rank 1: RuntimeError: injected into rank 1" in because for because in said)
+    # The one that hangs is named by the other, whose collective has a time limit.
+    assert failed[-1]["silent"] == [1]
+    assert "rank 0: " in said[-1]
     # What the group saved in which rank 1 died is complete, or is not there; later groups write to
     # folders of their own.
     assert max(attempts) >= 2

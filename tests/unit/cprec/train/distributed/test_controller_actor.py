@@ -27,6 +27,7 @@ from cprec.runs.records import (
     RecordDropped,
     RequestRefused,
     StorageFailed,
+    WorkersFailed,
 )
 from cprec.runs.run_planning import create_run_plan
 from cprec.stream import segments
@@ -164,6 +165,25 @@ def test_workers_that_wake_up_when_another_group_trains_record_nothing(
     assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
     actor.prepare_checkpoint(1)
     assert [row.step for row in read_trace(str(run))] == [0]
+
+
+def test_what_failed_workers_said_is_recorded_with_those_that_said_nothing(
+    actor: ControllerActor, tmp_path: Path
+) -> None:
+    actor.begin_attempt(WorkerGroup(0, 3, 0, None), [])
+    actor.record_fault(0, 2, "RuntimeError: timed out")
+    actor.record_fault(0, 0, "RuntimeError: closed")
+    actor.begin_attempt(WorkerGroup(1, 2, 0, None), [])
+    actor.record_fault(0, 1, "of a group that is over")
+    actor.begin_attempt(WorkerGroup(2, 2, 0, None), [])
+    actor.record_fault(2, 0, "the last error")
+    actor.end_run()
+    events = read_events(str(tmp_path / "runs" / "trunk"))
+    failed = [e for e in events if isinstance(e, WorkersFailed)]
+    assert [(e.attempt, e.because, e.silent) for e in failed] == [
+        (0, "rank 0: RuntimeError: closed; rank 2: RuntimeError: timed out", [1]),
+        (2, "rank 0: the last error", [1]),
+    ]
 
 
 def test_a_damaged_step_after_the_checkpoint_is_trained_again(
