@@ -44,6 +44,8 @@ SINCE = {
     "RecordDropped": "0.3.0",
     "RequestRefused": "0.3.0",
     "StorageFailed": "0.3.0",
+    "WorkersFailed": "0.3.0",
+    "PreemptionNoticed": "0.3.0",
     "SamplesPadded": "0.2.0",
     "Status": "0.2.0",
     "Owner": "0.2.0",

@@ -15,6 +15,7 @@ import pytest
 
 from cprec.runs import checkpoint
 from cprec.runs.run_records import read_run_records
+from tests.faults.injection import environment, fault
 from tests.integration import jobs
 
 
@@ -58,16 +59,25 @@ def last_words() -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def haunted(place: Path, last_words: dict[str, str]) -> Path:
-    """The folder of the small run after five faults, trained to its end.
+def haunted(
+    place: Path, whole: Path, last_words: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The folder of the small run after seven faults, trained to its end.
 
-    A worker is killed, then the controller, then the raylet, which ends the driver. Then a bit of
-    the newest checkpoint flips, and the same command resumes the run. The GCS is killed, and the
-    same command resumes it again.
+    A worker dies in the first step, before there is a checkpoint. Another one is killed later, then
+    the controller, then the raylet, which ends the driver. Then a bit of the newest checkpoint
+    flips, and the same command resumes the run. The GCS is killed, and the same command resumes it
+    again. A worker dies in the annealing phase.
     """
     folder = place / "runs" / "haunted"
     recipe = place / "recipe.yaml"
-    process = jobs.start("cpt", recipe, "--run", "haunted")
+    markers = tmp_path_factory.mktemp("markers")
+    annealing = [row["phase"] for row in jobs.lines(whole / "trace.jsonl")].index("annealing")
+    deaths = environment(
+        fault("die", 0, markers / "warmup"), fault("die", annealing + 1, markers / "annealing")
+    )
+    command = (recipe, "--run", "haunted", "--train.max_failures", "5")
+    process = jobs.start("cpt", *command, environment=deaths)
     jobs.wait_for(process, lambda: len(events_of(folder, "checkpoint_saved")) >= 1)
     jobs.below(process.pid, "ray::RayTrainWorker")[0].kill()
     jobs.wait_for(process, lambda: len(events_of(folder, "resumed")) >= 1)
@@ -82,10 +92,13 @@ def haunted(place: Path, last_words: dict[str, str]) -> Path:
     content = bytearray(victim.read_bytes())
     content[len(content) // 2] ^= 1
     victim.write_bytes(bytes(content))
-    process = jobs.start("cpt", recipe, "--run", "haunted")
+    process = jobs.start("cpt", *command, environment=deaths)
     jobs.wait_for(process, lambda: len(events_of(folder, "resumed")) >= 3)
     last_words["gcs_server"] = kill_session(process, "gcs_server")
-    assert "resuming haunted from" in jobs.run("cpt", recipe, "--run", "haunted").stdout
+    ended = jobs.run("cpt", *command, environment=deaths)
+    assert "resuming haunted from" in ended.stdout
+    assert (markers / "warmup").exists()
+    assert (markers / "annealing").exists()
     return folder
 
 
@@ -123,13 +136,21 @@ def test_a_corrupt_checkpoint_is_reported_and_the_one_before_it_is_used(haunted:
     )
 
 
-def test_ctrl_c_saves_a_checkpoint_and_leaves_no_process_behind(whole: Path, place: Path) -> None:
+def interrupt(process: "subprocess.Popen[str]") -> None:
+    """Interrupts a driver as a terminal does: all processes in the foreground."""
+    os.killpg(process.pid, signal.SIGINT)
+
+
+def test_ctrl_c_saves_a_checkpoint_and_leaves_no_process_behind(
+    whole: Path, place: Path, tmp_path: Path
+) -> None:
+    """The second one ends the run at once, though a worker hangs and nothing can be saved."""
     folder = place / "runs" / "stopped"
     recipe = place / "recipe.yaml"
     process = jobs.start("cpt", recipe, "--run", "stopped")
     jobs.wait_for(process, lambda: len(events_of(folder, "checkpoint_saved")) >= 1)
     descendants = jobs.below(process.pid)
-    os.killpg(process.pid, signal.SIGINT)  # like a terminal: to all processes in the foreground
+    interrupt(process)
     out, err = process.communicate(timeout=jobs.LIMIT_S)
     assert process.returncode == 130, err
     assert "interrupted: saving a checkpoint" in out
@@ -145,6 +166,23 @@ def test_ctrl_c_saves_a_checkpoint_and_leaves_no_process_behind(whole: Path, pla
     # Nothing that was trained is lost: the checkpoint is at the end of the last step (32 samples).
     last_step = jobs.lines(folder / "trace.jsonl")[-1]
     assert newest == last_step["samples"] + 32 >= stopped
+
+    hangs = environment(fault("hang", 0, tmp_path / "hang"))
+    process = jobs.start("cpt", recipe, "--run", "stopped", environment=hangs)
+    jobs.wait_for(process, (tmp_path / "hang").exists)
+    descendants = jobs.below(process.pid)
+    interrupt(process)
+    assert process.stdout is not None
+    assert any("interrupt again to end at once" in line for line in process.stdout)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=3)
+    interrupt(process)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    _, alive = psutil.wait_procs(descendants, timeout=30)
+    assert not alive
+
     resumed = jobs.run("cpt", recipe, "--run", "stopped")
     assert f"resuming stopped from {newest:,} samples" in resumed.stdout
     assert history(folder) == history(whole)

@@ -1,31 +1,13 @@
 """One of two workers fails: it raises, dies while the other saves, or hangs before a collective."""
 
 import json
-import os
 import sqlite3
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.faults.injection import environment, fault
 from tests.integration import jobs
-
-INJECTED = str(Path(__file__).parent / "injected")
-
-
-def fault(kind: str, step: int, marker: Path | None) -> dict[str, Any]:
-    """Returns a fault of rank 1; without a marker it happens in every group of workers."""
-    return {
-        "kind": kind,
-        "rank": 1,
-        "step": step,
-        "marker": None if marker is None else str(marker),
-    }
-
-
-def environment(*faults: dict[str, Any]) -> dict[str, str]:
-    path = os.pathsep.join(filter(None, [INJECTED, os.environ.get("PYTHONPATH", "")]))
-    return {"PYTHONPATH": path, "CPREC_TEST_FAULTS": json.dumps(faults)}
 
 
 def start_of(run: str, *options: str) -> list[str]:
@@ -50,6 +32,13 @@ def test_a_run_outlives_a_rank_that_raises_dies_in_a_save_and_hangs(
     audit = json.loads((folder / "audit.json").read_text())
     assert (audit["missing"], audit["repeated"], audit["trained"]) == (0, 0, audit["planned"])
     attempts = {int(path.name.split("-")[1]) for path in (folder / "checkpoints").iterdir()}
+    events = jobs.lines(folder / "events.jsonl")
+    failed = [event for event in events if event["event"] == "workers_failed"]
+    said = [event["because"] for event in failed]
+    assert any("rank 1: RuntimeError: injected into rank 1" in because for because in said)
+    # The one that hangs is named by the other, whose collective has a time limit.
+    assert failed[-1]["silent"] == [1]
+    assert "rank 0: " in said[-1]
     # What the group saved in which rank 1 died is complete, or is not there; later groups write to
     # folders of their own.
     assert max(attempts) >= 2
