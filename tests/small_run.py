@@ -3,6 +3,7 @@
 import itertools
 import json
 import tempfile
+from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 
 from cluster.storage import join
 from corpus.store.tables import Corpus
+from cprec.config import recipe_file
 from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import to_yaml
 from cprec.model.training_state import TrainingState
@@ -48,6 +50,8 @@ def without_ray(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(controller_actor, "STORAGE_RETRY_S", 0.0)
     # YAML would take half of the time.
     patch.setattr(recipe_lock, "to_yaml", lru_cache(to_yaml))
+    parse = lru_cache(recipe_file.parse_yaml)
+    patch.setattr(recipe_file, "parse_yaml", lambda text, origin: deepcopy(parse(text, "a recipe")))
 
 
 def ids_at(start: int, stop: int) -> list[int]:
