@@ -12,7 +12,7 @@ from botocore.retries.standard import ExponentialBackoff
 from cluster import storage_errors
 from cluster.errors import AccessDeniedError
 from cluster.storage import create_text, join, read_text, remove, write_text
-from corpus.append import append_text
+from corpus.append_text import append_text
 from corpus.build import build
 from corpus.store import delta
 from corpus.store.tables import Corpus
