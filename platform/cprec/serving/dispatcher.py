@@ -94,15 +94,15 @@ class Dispatcher:
                 self._waiting[replicas] -= 1
             await asyncio.sleep(RETRY_S)
 
-    async def switch(self, replicas: Replicas) -> None:
-        """Sends all requests from now on to other replicas, and ends the former ones.
-
-        These first answer what they were asked.
-        """
+    def switch(self, replicas: Replicas) -> Replicas | None:
+        """Sends all requests from now on to other replicas, and returns the former ones."""
         former, self._current = self._current, replicas
         self._metrics.set_model(replicas.label)
-        if former is not None:
-            while self._waiting.get(former, 0):
-                await asyncio.sleep(DRAIN_POLL_S)
-            self._waiting.pop(former, None)
-            await former.delete()
+        return former
+
+    async def retire(self, former: Replicas) -> None:
+        """Ends replicas that get no more requests, once they have answered what they were asked."""
+        while self._waiting.get(former, 0):
+            await asyncio.sleep(DRAIN_POLL_S)
+        self._waiting.pop(former, None)
+        await former.delete()

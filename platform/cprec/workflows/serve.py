@@ -5,7 +5,7 @@ import socket
 from dataclasses import dataclass
 
 from cluster.console import Say
-from cluster.errors import RunError
+from cluster.errors import CprecError, RunError
 from cluster.ray_session import ray_session, resolve_address
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
@@ -13,7 +13,7 @@ from cprec.model.base_uri import is_unbuilt, resolve_base
 from cprec.model.context_length import require_context
 from cprec.ranking.items import open_items
 from cprec.serving.alias_watch import AliasWatch
-from cprec.serving.dispatcher import Dispatcher
+from cprec.serving.dispatcher import Dispatcher, Replicas
 from cprec.serving.http_app import build_app
 from cprec.serving.http_server import build_server, listen
 from cprec.serving.loaded_model import ServedModel
@@ -117,7 +117,7 @@ async def _keep_current(
     plan: ServicePlan, dispatcher: Dispatcher, metrics: Metrics, say: Say
 ) -> None:
     """Loads the first model, then each one that the name comes to stand for. Never returns."""
-    await _load(plan.served, dispatcher, say)
+    dispatcher.switch(await _load(plan.served, say))
     say(f"ready: {plan.served.model.label}")
     if not may_move(plan.name) or plan.served.model.version is None:
         await asyncio.Event().wait()
@@ -133,26 +133,43 @@ async def _keep_current(
                 say(f"{plan.name} cannot be looked up, so the model stays: {away}: {error}")
             continue
         away = ""
-        pointed = None if version is None else version.number
-        watch = watch.after_look(pointed)
-        if version is None or not watch.wants(version.number):
-            continue
-        say(f"{plan.name} is {version} now, which is being loaded")
-        try:
-            number = f"models:/{version.model}/{version.number}"
-            served = await asyncio.to_thread(_plan_model, plan.recipe, plan.registry, number)
-            await _load(served, dispatcher, say)
-        except Exception as error:  # nothing that a model is must end a server that works
-            metrics.swaps.labels("failed").inc()
-            watch = watch.after_failure(version.number)
-            say(
-                f"{version} was not loaded, and version {watch.served} goes on: "
-                f"{type(error).__name__}: {error}"
-            )
-            continue
-        metrics.swaps.labels("done").inc()
-        watch = watch.after_success(version.number)
-        say(f"ready: {served.model.label}")
+        watch = watch.after_look(None if version is None else version.number)
+        if version is not None and watch.wants(version.number):
+            watch = await _change(plan, version, watch, dispatcher, metrics, say)
+
+
+async def _change(
+    plan: ServicePlan,
+    version: Version,
+    watch: AliasWatch,
+    dispatcher: Dispatcher,
+    metrics: Metrics,
+    say: Say,
+) -> AliasWatch:
+    """Lets another version take over; if it cannot be loaded, the present one goes on."""
+    say(f"{plan.name} is {version} now, which is being loaded")
+    name = f"models:/{version.model}/{version.number}"
+    try:
+        served = await asyncio.to_thread(_plan_model, plan.recipe, plan.registry, name)
+        replicas = await _load(served, say)
+    except Exception as error:  # nothing that a model is must end a server that works
+        metrics.swaps.labels("failed").inc()
+        say(f"version {watch.served} goes on; {version} was not loaded: {_describe(error)}")
+        return watch.after_failure(version.number)
+    former = dispatcher.switch(replicas)
+    metrics.swaps.labels("done").inc()
+    say(f"ready: {served.model.label}")
+    assert former is not None
+    try:
+        await dispatcher.retire(former)
+    except Exception as error:
+        say(f"the replicas of {former.label} were not ended: {_describe(error)}")
+    return watch.after_success(version.number)
+
+
+def _describe(error: Exception) -> str:
+    """Returns what an error says, with its type where that is not one of ours."""
+    return str(error) if isinstance(error, CprecError) else f"{type(error).__name__}: {error}"
 
 
 def _look_up(plan: ServicePlan) -> Version | None:
@@ -174,14 +191,14 @@ def _plan_model(recipe: Recipe, registry: Registry, name: str) -> ServedModel:
     return ServedModel(pinned, model, None if catalogue is None else catalogue.model)
 
 
-async def _load(served: ServedModel, dispatcher: Dispatcher, say: Say) -> None:
-    """Loads a model into replicas of its own, and sends all requests to these from then on."""
+async def _load(served: ServedModel, say: Say) -> Replicas:
+    """Loads a model into replicas of its own."""
     from cprec.serving.replicas import ServeReplicas
 
     await asyncio.to_thread(_prepare, served, say)
     replicas = ServeReplicas(served)
     await replicas.start()
-    await dispatcher.switch(replicas)
+    return replicas
 
 
 def _prepare(served: ServedModel, say: Say) -> None:
