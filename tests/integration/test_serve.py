@@ -117,7 +117,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         place,
         run="cpt",
         recommend={"domain": "Games"},
-        retrieval={"sources": ["titles"]},
+        retrieval={"sources": []},
         serve={"port": 0, "watch_s": 0.2, "timeout_s": 120, "max_history": 60, "max_kib": 16},
         workers=1,
     )
