@@ -24,6 +24,7 @@ from cluster.console import print_line
 from cluster.errors import PlatformFault
 from cluster.ray_session import LOOPBACK
 from cprec.serving.dispatcher import ReplicaLost
+from cprec.serving.failures import find_load_error
 from cprec.serving.loaded_model import ServedModel
 from cprec.serving.messages import RankRequest, RankResponse, Refusal
 
@@ -90,7 +91,8 @@ class ServeReplicas:
         """Starts the replicas, and waits until all have loaded the model.
 
         Raises:
-            PlatformFault: They could not, or not in time; nothing of them is left.
+            CprecError: They could not; nothing of them is left.
+            PlatformFault: They did not in time; nothing of them is left either.
         """
         await asyncio.to_thread(self._deploy)
         limit_s = self._served.recipe.serve.load_timeout_s
@@ -101,7 +103,7 @@ class ServeReplicas:
                 if status == ApplicationStatus.RUNNING:
                     return
                 if status == ApplicationStatus.DEPLOY_FAILED:
-                    raise PlatformFault(f"{self.label} was not loaded: {message}")
+                    raise find_load_error(self.label, message)
                 if time.monotonic() > end:
                     recipe = self._served.recipe
                     raise PlatformFault(
@@ -137,7 +139,11 @@ class ServeReplicas:
     def _status(self) -> tuple[str, str]:
         """Returns the status of the application, and what Serve says about it."""
         overview = serve.status().applications.get(self._name)
-        return (overview.status, overview.message) if overview else ("NOT_STARTED", "")
+        if overview is None:
+            return "NOT_STARTED", ""
+        # What went wrong in a replica is said of its deployment; the rest is of no use.
+        replicas = overview.deployments.get(DEPLOYMENT)
+        return overview.status.value, replicas.message if replicas else overview.message
 
     async def rank(self, request: RankRequest) -> RankResponse:
         """Ranks by one of the replicas, chosen by Serve.

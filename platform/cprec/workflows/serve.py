@@ -79,7 +79,7 @@ def run_service(plan: ServicePlan, token: str, say: Say) -> None:
 
     Raises:
         RecipeError: The address cannot be used.
-        PlatformFault: The first model could not be loaded.
+        CprecError: The first model could not be loaded.
     """
     # Imported late: Ray Serve is slow to import, and a dry run does not need it.
     from cprec.serving.replicas import serving
