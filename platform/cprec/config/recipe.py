@@ -37,6 +37,11 @@ class ModelSettings(Section):
         "or tiny: a small LLaMA, built from the corpus's titles",
     )
     revision: str | None = Field(None, description="revision of a hub id")
+    license: str | None = Field(
+        None,
+        description="license of the base, such as apache-2.0, for model cards; "
+        "null: what the base's own card (README.md) says",
+    )
     adapter: Literal["lora", "full"] = Field(
         "lora", description="lora: train a low-rank adapter; full: train every weight"
     )

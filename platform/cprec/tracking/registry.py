@@ -47,6 +47,8 @@ PARENT_TAG = "mlflow.parentRunId"
 """Tag of an MLflow run: id of the run above it. MLflow's own name."""
 CHECKPOINT_TAG = "checkpoint"
 """Tag of a version: URI of its checkpoint."""
+EVALUATION_TAG = "evaluation."
+"""First part of a tag of a version: its metrics on the domain that follows."""
 LINEAGE_RUN_TAG = "run"
 """Tag of a version: URI of the cprec run that it is from."""
 
@@ -73,6 +75,11 @@ class Version:
     def run(self) -> str:
         """URI of the cprec run that it is from: by its tag, else by its checkpoint."""
         return self.tags.get(LINEAGE_RUN_TAG) or self.checkpoint.rsplit("/", 2)[0]
+
+    @property
+    def title(self) -> str:
+        """Model and number, in words."""
+        return f"{self.model} version {self.number}"
 
     def __str__(self) -> str:
         return f"version {self.number} of {self.model}, from run {posixpath.basename(self.run)}"
@@ -302,15 +309,19 @@ class Registry:
         for key, value in tags.items():
             self.client.set_model_version_tag(self.model, str(number), key, value)
 
+    def set_description(self, number: int, text: str) -> None:
+        """Sets the description of a version, which MLflow shows as Markdown."""
+        self.client.update_model_version(self.model, str(number), description=text)
+
     def log_evaluation(self, number: int, domain: str, metrics: Mapping[str, Any]) -> None:
         """Records an evaluation of a version: as one tag, and as metrics of its MLflow run.
 
         Args:
             number: Number of the version.
             domain: Domain that was evaluated; the tag is `evaluation.<domain>`.
-            metrics: Content of metrics.json.
+            metrics: Content of metrics.json, and what says on which samples it was.
         """
-        self.set_tags(number, {f"evaluation.{domain}": json.dumps(metrics)})
+        self.set_tags(number, {f"{EVALUATION_TAG}{domain}": json.dumps(metrics)})
         if (run_id := self.version(number).run_id) is None:
             return
         values = {f"{name}_{k}": metrics[name][k] for name in ("hr", "ndcg") for k in metrics[name]}

@@ -47,6 +47,7 @@ from cprec.runs.run_records import read_run_records
 from cprec.runs.token_form import TOKEN_FORM
 from cprec.stream.row_encoder import RowEncoder
 from cprec.tracking import report
+from cprec.tracking.model_card import publish_card
 from cprec.tracking.registry import Registry
 from cprec.workflows.models import check_models, describe_models, find_models, own_run
 from cprec.workflows.rank_catalogue import CatalogueRanking, find_retrieval_model
@@ -321,7 +322,14 @@ def _store_metrics(
     )
     # A version has the metrics of one form, so that versions can be compared by them.
     if model.registered_model and model.version and recipe.evaluate.form == "score":
-        registry.with_model(model.registered_model).log_evaluation(model.version, domain, metrics)
+        versions = registry.with_model(model.registered_model)
+        samples = {
+            "split": recipe.evaluate.split,
+            "corpus_version": plan.corpus.version,
+            "chance": plan.chance,
+        }
+        versions.log_evaluation(model.version, domain, {**metrics, **samples})
+        publish_card(versions, model.version)
     return _Evaluated(model, table, metrics)
 
 
