@@ -16,15 +16,17 @@ import json
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 
 from cluster import storage
 from cluster.console import Say
 from cluster.errors import CommitConflictError, CorpusError, DataError
 from corpus import build
 from corpus.backend import AppendInput, Backend, UncommittedSamples
-from corpus.ingest import plain_text, quarantine, simulation, speaking_titles
+from corpus.ingest import feedback, plain_text, quarantine, simulation, speaking_titles
+from corpus.ingest.feedback import FeedbackCounts
 from corpus.local import LOCAL
 from corpus.local.append import LocalAppendInput
 from corpus.sampling import replay_text
@@ -85,9 +87,10 @@ def append(data: DataSettings, seed: int, uri: str, say: Say, *, held_out: bool 
     corpus = Corpus.open(uri)
     _check_compatible(corpus, requested, seed)
     conditional_puts.require_conditional_puts(uri)
+    counts = feedback.measure_feedback(requested, say)
     with _open_input(corpus, requested, seed, say) as (identity, append_input):
         return _commit_with_retries(
-            uri, lambda corpus: _try_append(corpus, append_input, identity, seed, say), say
+            uri, lambda corpus: _try_append(corpus, append_input, identity, seed, counts, say), say
         )
 
 
@@ -116,6 +119,7 @@ def preview(data: DataSettings, seed: int, uri: str, say: Say, *, held_out: bool
     corpus = Corpus.open(storage.absolute_uri(uri))
     requested = _select_domains(data, held_out)
     _check_compatible(corpus, requested, seed)
+    feedback.measure_feedback(requested, say)
     with _open_input(corpus, requested, seed, say) as (identity, append_input):
         if (version := _find_version(corpus, identity)) is not None:
             say(
@@ -347,7 +351,12 @@ def _commit_with_retries(uri: str, attempt: Callable[[Corpus], Corpus], say: Say
 
 
 def _try_append(
-    corpus: Corpus, append_input: AppendInput, identity: str, seed: int, say: Say
+    corpus: Corpus,
+    append_input: AppendInput,
+    identity: str,
+    seed: int,
+    feedback_counts: Mapping[str, FeedbackCounts],
+    say: Say,
 ) -> Corpus:
     """Makes one attempt to append behaviours, as the version that follows the newest one.
 
@@ -356,6 +365,7 @@ def _try_append(
         append_input: The behaviours.
         identity: Identity of the append, by which one that was committed before is recognised.
         seed: Seed for drawing candidates.
+        feedback_counts: What became of served rankings, by domain.
         say: Receives progress lines.
 
     Returns:
@@ -403,6 +413,10 @@ def _try_append(
         "items_version": items_version,
         "item_runs": catalogue.encode_runs(item_indices),
     }
+    if feedback_counts:
+        version_metadata[feedback.FEEDBACK] = {
+            domain: asdict(counts) for domain, counts in feedback_counts.items()
+        }
     return build.commit_version(
         corpus.uri,
         samples,

@@ -28,15 +28,16 @@ class DataSettings(Section):
     root: str = Field(
         "out/shoppers", description="data root: the folder with the raw data (path or s3://)"
     )
-    format: Literal["root", "simulated", "amazon2014", "amazon2018", "amazon2023", "movielens"] = (
-        Field(
-            "root",
-            description="root: interactions/<Domain> and items/<Domain> as .parquet, .csv, .tsv, "
-            ".inter, .item, .json or .jsonl; simulated: the same, written by the seeded simulation "
-            "if missing; amazon...: reviews and meta of that release as JSON lines; "
-            "movielens: ratings and movies as .dat or .csv; "
-            "text may be compressed (.gz, .bz2, .zst)",
-        )
+    format: Literal[
+        "root", "simulated", "feedback", "amazon2014", "amazon2018", "amazon2023", "movielens"
+    ] = Field(
+        "root",
+        description="root: interactions/<Domain> and items/<Domain> as .parquet, .csv, .tsv, "
+        ".inter, .item, .json or .jsonl; simulated: the same, written by the seeded simulation "
+        "if missing; feedback, for an append: purchases/<Domain> and served/<Domain>, items/ only "
+        "for new ones; amazon...: reviews and meta of that release as JSON lines; "
+        "movielens: ratings and movies as .dat or .csv; "
+        "text may be compressed (.gz, .bz2, .zst)",
     )
     columns: ColumnSettings = ColumnSettings()
     time_unit: Literal["s", "ms", "us", "ns"] | None = Field(
