@@ -298,11 +298,10 @@ def _input_identity(requested: DataSettings, seed: int, backend: Backend) -> str
     digests = build.file_digests(
         requested, sorted((*requested.domains, *requested.held_out)), backend.map
     )
-    settings = json.loads(
-        requested.model_dump_json(
-            include={"columns", "time_unit", "latest", "min_rating", "max_per_user", "format"}
-        )
-    )
+    keys = {"columns", "time_unit", "latest", "min_rating", "max_per_user", "format"}
+    if requested.until_day is not None:  # an append without it keeps its identity
+        keys.add("until_day")
+    settings = json.loads(requested.model_dump_json(include=keys))
     return storage.sha256(
         json.dumps([build.rules(requested, seed), settings, digests], sort_keys=True).encode()
     )

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -354,6 +355,28 @@ def test_exports_are_loaded_by_transformers_with_the_logits_of_base_and_adapter(
         assert "| domain | Books | 0 | 50 |" in card.text
         with pytest.raises(RunError, match="something already"):
             plan_export(recipe, registry, model, uri)
+
+
+def test_the_days_of_a_split_by_time_are_scored_apart(
+    recipe: Recipe, registry: Registry, place: Path
+) -> None:
+    everybody = recipe.evaluate.model_copy(update={"max_users": None})
+    _, _, samples = load_samples(recipe.model_copy(update={"evaluate": everybody}))
+    times = sorted(samples["timestamp"].to_pylist())
+    days = [f"{datetime.fromtimestamp(time, UTC):%Y-%m-%d}" for time in times]
+    newest = recipe.model_copy(
+        update={"evaluate": recipe.evaluate.model_copy(update={"from_day": days[-10]})}
+    )
+    comparison = compare_models(newest, registry, ["base"], print)
+    assert comparison.days == f"{days[-10]} on"
+    assert comparison.name.startswith(f"base_{days[-10]}")
+    assert comparison.rows[0].metrics["n"] == len([d for d in days if d >= days[-10]]) < 40
+    folder = place / "runs" / "cpt" / "evaluation" / "Games" / f"base-{days[-10]}-on"
+    assert json.loads((folder / "metrics.json").read_text())["inputs"]["days"] == comparison.days
+    early = recipe.evaluate.model_copy(update={"from_day": "1970-01-02"})
+    refused = recipe.model_copy(update={"evaluate": early})
+    with pytest.raises(RunError, match="1 was trained on interactions up to"):
+        compare_models(refused, registry, ["base", "1"], print)
 
 
 def test_the_whole_catalogue_is_ranked_apart_from_the_candidates_of_samples(

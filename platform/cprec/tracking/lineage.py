@@ -8,7 +8,10 @@ from typing import Any
 from huggingface_hub import ModelCard, hf_hub_download
 
 from cluster.storage import join, read_text, read_text_if_exists
+from corpus.sampling.source import Source
 from cprec.config.recipe import Recipe
+from cprec.downstream.scoring import EvaluatedModel
+from cprec.downstream.stored_model import Form, StoredModel
 from cprec.runs import checkpoint
 from cprec.runs.run_plan import RunPlan
 from cprec.tracking.registry import Registry
@@ -41,6 +44,36 @@ def trained_on(*checkpoints: str) -> str:
             entry["samples"] += portion.count
             entry["versions"] = [min(first, portion.version), max(last, portion.version)]
     return json.dumps(sources)
+
+
+def read_trained_on(registry: Registry, model: EvaluatedModel) -> str | None:
+    """Returns what a language model was trained on, as `trained_on` does; None if unknown.
+
+    Args:
+        registry: Where the lineage of a registered version is.
+        model: The model; the base was trained on nothing.
+    """
+    if model.checkpoint is None:
+        return trained_on()
+    if model.version is not None and model.registered_model is not None:
+        tags = registry.with_model(model.registered_model).version(model.version).tags
+        if TRAINED_ON_TAG in tags:
+            return tags[TRAINED_ON_TAG]
+    is_checkpoint = StoredModel.at(model.checkpoint).form == Form.CHECKPOINT
+    return trained_on(model.checkpoint) if is_checkpoint else None
+
+
+def read_newest_versions(registry: Registry, model: EvaluatedModel) -> dict[Source, int] | None:
+    """Returns the newest corpus version of each source that a model was trained on.
+
+    Arguments are those of `read_trained_on`.
+
+    Returns:
+        The versions; None if what it was trained on is unknown.
+    """
+    if (text := read_trained_on(registry, model)) is None:
+        return None
+    return {Source.parse(key): value["versions"][1] for key, value in json.loads(text).items()}
 
 
 def find_license(recipe: Recipe, base: str, revision: str | None) -> str:

@@ -39,7 +39,7 @@ from cprec.tracking.lineage import (
     LICENSE_TAG,
     TRAINED_ON_TAG,
     find_license,
-    trained_on,
+    read_trained_on,
 )
 from cprec.tracking.model_card import render_card
 from cprec.tracking.registry import Registry
@@ -163,9 +163,8 @@ def _read_lineage(recipe: Recipe, registry: Registry, model: EvaluatedModel) -> 
         "base": model.base,
         "base_revision": model.revision or "",
         LICENSE_TAG: find_license(recipe, model.base, model.revision),
+        TRAINED_ON_TAG: read_trained_on(registry, model) or "",
     }
-    if model.checkpoint and StoredModel.at(model.checkpoint).form == Form.CHECKPOINT:
-        known[TRAINED_ON_TAG] = trained_on(model.checkpoint)
     if model.version is None or model.registered_model is None:
         return known
     tags = registry.with_model(model.registered_model).version(model.version).tags

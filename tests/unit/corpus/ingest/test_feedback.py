@@ -66,12 +66,12 @@ def test_a_purchase_counts_for_the_ranking_that_was_last_served_before_it(
     assert counted == slow_counts(purchases, served)
 
 
-PURCHASES = {
+PURCHASES: dict[str, Sequence[object]] = {
     "user_id": ["u001"] * 4 + ["u002"] * 3 + ["u003"],
     "item_id": ["A03", "A04", "A05", "A06", "A07", "A08", "A09", "A10"],
     "timestamp": [2_000, 2_010, 2_020, 2_030, 2_000, 2_001, 2_002, 2_000],
 }
-SERVED = {
+SERVED: dict[str, Sequence[object]] = {
     "user_id": ["u001", "u002", "u001"],
     "timestamp": [1_999, 1_999, 2_015],
     "items": [["A03", "A04"], ["A11", "A07"], ["A06", "A12"]],
@@ -84,15 +84,14 @@ def corpus(tmp_path: Path) -> Corpus:
     return build(settings(root), 0, str(tmp_path / "corpus"), print)
 
 
-def feedback(folder: Path, **changes: object) -> DataSettings:
+def feedback(folder: Path) -> DataSettings:
     """Settings of a feedback in domain A."""
-    values = {"format": "feedback", "domains": ("A",), "held_out": (), **changes}
-    return settings(folder, **values)
+    return settings(folder, format="feedback", domains=("A",), held_out=())
 
 
-def write_feedback(folder: Path, **served: object) -> Path:
+def write_feedback(folder: Path, **served: Sequence[object]) -> Path:
     write_parquet(folder / "purchases" / "A.parquet", PURCHASES)
-    write_parquet(folder / "served" / "A.parquet", {**SERVED, **served})  # type: ignore[dict-item]
+    write_parquet(folder / "served" / "A.parquet", {**SERVED, **served})
     return folder
 
 
@@ -147,7 +146,7 @@ def test_new_items_are_given_beside_the_purchases(corpus: Corpus, tmp_path: Path
 
 def test_ids_that_are_numbers_are_read_as_text(tmp_path: Path, corpus: Corpus) -> None:
     folder = write_feedback(tmp_path / "feedback", items=[[3, 4], [11, 7], [6, 12]])
-    numbers = [int(item[1:]) for item in PURCHASES["item_id"]]  # type: ignore[index]
+    numbers = [int(str(item)[1:]) for item in PURCHASES["item_id"]]
     write_parquet(folder / "purchases" / "A.parquet", {**PURCHASES, "item_id": numbers})
     told: list[str] = []
     with pytest.raises(DataError, match="cannot be used"):  # the corpus has no such ids
