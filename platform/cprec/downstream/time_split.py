@@ -53,7 +53,8 @@ def check_trained_before(
 
     Args:
         name: Name of the model, for messages.
-        newest_versions: Newest corpus version of each source that it was trained on; None: unknown.
+        newest_versions: Newest version of the corpus that it was trained on, by source; None:
+            unknown, or another corpus.
         corpus: The corpus.
         from_day: The day.
 
@@ -64,7 +65,8 @@ def check_trained_before(
         RunError: It was trained on interactions of that day or later.
     """
     if newest_versions is None:
-        return f"{name}: what it was trained on is not known, and may be of {from_day} or later"
+        unknown = "what of this corpus it was trained on is not known"
+        return f"{name}: {unknown}, and may be of {from_day} or later"
     newest = max(
         (
             newest_timestamp(stream)

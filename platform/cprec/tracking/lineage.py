@@ -9,6 +9,7 @@ from huggingface_hub import ModelCard, hf_hub_download
 
 from cluster.storage import join, read_text, read_text_if_exists
 from corpus.sampling.source import Source
+from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
 from cprec.downstream.scoring import EvaluatedModel
 from cprec.downstream.stored_model import Form, StoredModel
@@ -63,17 +64,32 @@ def read_trained_on(registry: Registry, model: EvaluatedModel) -> str | None:
     return trained_on(model.checkpoint) if is_checkpoint else None
 
 
-def read_newest_versions(registry: Registry, model: EvaluatedModel) -> dict[Source, int] | None:
-    """Returns the newest corpus version of each source that a model was trained on.
+def read_newest_versions(
+    registry: Registry, model: EvaluatedModel, corpus: Corpus
+) -> dict[Source, int] | None:
+    """Returns the newest version of a corpus that a model was trained on, by source.
 
-    Arguments are those of `read_trained_on`.
+    Args:
+        registry: Where the lineage of a registered version is.
+        model: The model; the base was trained on nothing.
+        corpus: The corpus.
 
     Returns:
-        The versions; None if what it was trained on is unknown.
+        The versions; None if they are unknown, or of another corpus.
     """
-    if (text := read_trained_on(registry, model)) is None:
+    text = read_trained_on(registry, model)
+    if text is None or _read_corpus(registry, model) not in (None, corpus.fingerprint):
         return None
     return {Source.parse(key): value["versions"][1] for key, value in json.loads(text).items()}
+
+
+def _read_corpus(registry: Registry, model: EvaluatedModel) -> str | None:
+    """Returns the fingerprint of the corpus that a model was trained on; None if unknown."""
+    if model.version is not None and model.registered_model is not None:
+        version = registry.with_model(model.registered_model).version(model.version)
+        return version.tags.get("corpus_fingerprint")
+    plan = RunPlan.read(model.checkpoint.rsplit("/", 2)[0]) if model.checkpoint else None
+    return plan.corpus if plan else None
 
 
 def find_license(recipe: Recipe, base: str, revision: str | None) -> str:

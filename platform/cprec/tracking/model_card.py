@@ -19,7 +19,7 @@ from cprec.downstream.stored_model import Form, StoredModel
 from cprec.encode.prompt import render_prompt
 from cprec.evaluate.significance import wilson_interval
 from cprec.runs import checkpoint
-from cprec.tracking.lineage import HUB_ID, LICENSE_TAG, TRAINED_ON_TAG
+from cprec.tracking.lineage import HUB_ID, LICENSE_TAG, TRAINED_ON_TAG, trained_on
 from cprec.tracking.registry import EVALUATION_TAG, Registry
 
 NOT_RECORDED = "not recorded"
@@ -69,6 +69,7 @@ def render_card(name: str, form: Form, tags: Mapping[str, str], hybrid: bool) ->
         license=tags.get(LICENSE_TAG) or f"{NOT_RECORDED}: see the card of the base",
         corpus=tags.get("corpus_fingerprint") or NOT_RECORDED,
         sources=list(_iter_sources(tags)),
+        is_base=tags.get(TRAINED_ON_TAG) == trained_on(),
         evaluations=list(_iter_evaluations(tags)),
         prompt=render_prompt(["TITLE", "TITLE"], ["CANDIDATE", "CANDIDATE"]),
     )

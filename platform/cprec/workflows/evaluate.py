@@ -126,9 +126,8 @@ def plan_evaluation(
     plan = EvaluationPlan(recipe, corpus, domain, samples, models, ranking)
     days = f" of {recipe.evaluate.days}" if recipe.evaluate.days else ""
     say(
-        f"{len(samples):,} {recipe.evaluate.split} samples{days} of {domain}, "
-        f"version {corpus.version} "
-        f"of {corpus.uri}; mode {recipe.evaluate.form}, chance {plan.chance:.4g}"
+        f"{len(samples):,} {recipe.evaluate.split} samples{days} of {domain}, version "
+        f"{corpus.version} of {corpus.uri}; mode {recipe.evaluate.form}, chance {plan.chance:.4g}"
     )
     for line in (*describe_models(models), *_check_split_by_time(plan, registry)):
         say(line)
@@ -148,7 +147,8 @@ def _check_split_by_time(plan: EvaluationPlan, registry: Registry) -> Iterator[s
         return
     whole_domain = {plan.corpus.find_domain_source(plan.domain, "train"): plan.corpus.version}
     for model in plan.models:
-        newest = whole_domain if model.is_baseline else read_newest_versions(registry, model)
+        known = None if model.is_baseline else read_newest_versions(registry, model, plan.corpus)
+        newest = whole_domain if model.is_baseline else known
         yield time_split.check_trained_before(model.name, newest, plan.corpus, from_day)
 
 
@@ -346,12 +346,9 @@ def _store_metrics(
     is_common = recipe.evaluate.form == "score" and not recipe.evaluate.days
     if model.registered_model and model.version and is_common:
         versions = registry.with_model(model.registered_model)
-        samples = {
-            "split": recipe.evaluate.split,
-            "corpus_version": plan.corpus.version,
-            "chance": plan.chance,
-        }
-        versions.log_evaluation(model.version, domain, {**metrics, **samples})
+        samples = {"split": recipe.evaluate.split, "corpus_version": plan.corpus.version}
+        described = {**metrics, **samples, "chance": plan.chance}
+        versions.log_evaluation(model.version, domain, described)
         publish_card(versions, model.version)
     return _Evaluated(model, table, metrics)
 

@@ -170,4 +170,7 @@ def test_a_model_that_was_trained_on_the_days_is_refused(corpus: Corpus, tmp_pat
 
 def test_a_model_of_which_nothing_is_known_is_named(corpus: Corpus) -> None:
     line = check_trained_before("given", None, corpus, day(FIRST_DAY))
-    assert line == "given: what it was trained on is not known, and may be of 1970-01-11 or later"
+    assert line == (
+        "given: what of this corpus it was trained on is not known, and may be of 1970-01-11 or "
+        "later"
+    )

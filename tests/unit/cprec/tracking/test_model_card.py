@@ -76,6 +76,12 @@ def test_what_is_not_known_is_said_and_no_place_is_named() -> None:
     assert "/data" not in card.content
 
 
+def test_the_base_is_not_said_to_be_trained() -> None:
+    text = render_card("base", Form.MERGED, {"base": "a/b", "trained_on": trained_on()}, False).text
+    assert "this is the base" in text
+    assert "It was pre-trained" not in text
+
+
 def test_a_fine_tuned_model_names_its_domain() -> None:
     card = render_card("x", Form.ADAPTER, {**TAGS, "kind": "finetuned", "domain": "Games"}, False)
     assert "fine-tuned on Games (LLaRA" in card.text
