@@ -44,6 +44,8 @@ PAGES = ("file-formats.md", "recipe-keys.md")
 FIRST_RELEASE = "0.1.0"
 
 SINCE = {
+    "VersionMetadata.feedback": "0.3.0",
+    "FeedbackCounts": "0.3.0",
     "AnnealingCalled": "0.2.0",
     "Failed": "0.2.0",
     "PerplexityMeasured": "0.2.0",

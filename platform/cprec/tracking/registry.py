@@ -34,7 +34,7 @@ from mlflow.exceptions import MlflowException
 from cluster.errors import RecipeError, RunError
 from cluster.storage import absolute_uri, is_remote, join
 from cprec.config.recipe import Recipe
-from cprec.evaluate.metrics import Metrics
+from cprec.evaluate.metrics import VersionMetrics
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 Alias = Literal["champion", "previous"]
@@ -48,6 +48,8 @@ PARENT_TAG = "mlflow.parentRunId"
 """Tag of an MLflow run: id of the run above it. MLflow's own name."""
 CHECKPOINT_TAG = "checkpoint"
 """Tag of a version: URI of its checkpoint."""
+EVALUATION_TAG = "evaluation."
+"""First part of a tag of a version: its metrics on the domain that follows."""
 LINEAGE_RUN_TAG = "run"
 """Tag of a version: URI of the cprec run that it is from."""
 
@@ -74,6 +76,11 @@ class Version:
     def run(self) -> str:
         """URI of the cprec run that it is from: by its tag, else by its checkpoint."""
         return self.tags.get(LINEAGE_RUN_TAG) or self.checkpoint.rsplit("/", 2)[0]
+
+    @property
+    def title(self) -> str:
+        """Model and number, in words."""
+        return f"{self.model} version {self.number}"
 
     def __str__(self) -> str:
         return f"version {self.number} of {self.model}, from run {posixpath.basename(self.run)}"
@@ -303,15 +310,19 @@ class Registry:
         for key, value in tags.items():
             self.client.set_model_version_tag(self.model, str(number), key, value)
 
-    def log_evaluation(self, number: int, domain: str, metrics: Metrics) -> None:
+    def set_description(self, number: int, text: str) -> None:
+        """Sets the description of a version, which MLflow shows as Markdown."""
+        self.client.update_model_version(self.model, str(number), description=text)
+
+    def log_evaluation(self, number: int, domain: str, metrics: VersionMetrics) -> None:
         """Records an evaluation of a version: as one tag, and as metrics of its MLflow run.
 
         Args:
             number: Number of the version.
             domain: Domain that was evaluated; the tag is `evaluation.<domain>`.
-            metrics: What was measured.
+            metrics: What was measured, and on which samples.
         """
-        self.set_tags(number, {f"evaluation.{domain}": json.dumps(metrics)})
+        self.set_tags(number, {f"{EVALUATION_TAG}{domain}": json.dumps(metrics)})
         if (run_id := self.version(number).run_id) is None:
             return
         kinds = {"hr": metrics["hr"], "ndcg": metrics["ndcg"]}
