@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 # Set before the import of MLflow, which reads them: no telemetry, no log lines among a job's own,
 # and no minutes of retries while a training waits.
@@ -34,6 +34,7 @@ from mlflow.exceptions import MlflowException
 from cluster.errors import RecipeError, RunError
 from cluster.storage import absolute_uri, is_remote, join
 from cprec.config.recipe import Recipe
+from cprec.evaluate.metrics import Metrics
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 Alias = Literal["champion", "previous"]
@@ -302,18 +303,19 @@ class Registry:
         for key, value in tags.items():
             self.client.set_model_version_tag(self.model, str(number), key, value)
 
-    def log_evaluation(self, number: int, domain: str, metrics: Mapping[str, Any]) -> None:
+    def log_evaluation(self, number: int, domain: str, metrics: Metrics) -> None:
         """Records an evaluation of a version: as one tag, and as metrics of its MLflow run.
 
         Args:
             number: Number of the version.
             domain: Domain that was evaluated; the tag is `evaluation.<domain>`.
-            metrics: Content of metrics.json.
+            metrics: What was measured.
         """
         self.set_tags(number, {f"evaluation.{domain}": json.dumps(metrics)})
         if (run_id := self.version(number).run_id) is None:
             return
-        values = {f"{name}_{k}": metrics[name][k] for name in ("hr", "ndcg") for k in metrics[name]}
+        kinds = {"hr": metrics["hr"], "ndcg": metrics["ndcg"]}
+        values = {f"{kind}_{k}": value for kind in kinds for k, value in kinds[kind].items()}
         now = int(time.time() * 1000)
         self.client.log_batch(
             run_id,

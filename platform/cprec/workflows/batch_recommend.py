@@ -6,7 +6,7 @@ cprec.ranking.batch says what is written.
 import json
 import time
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import pyarrow as pa
 
@@ -43,6 +43,52 @@ BATCH_FORM = 1
 """Number of the rules by which a batch is made; blocks of other rules are not used."""
 LOG_INTERVAL_S = 10.0
 """Seconds between two lines of progress, at least."""
+
+
+class BatchCounts(TypedDict):
+    """Rows of a batch.
+
+    Attributes:
+        rows: Rows of the input.
+        ranked: Rows that are ranked: users.
+        not_ranked: Rows that are not, by reason.
+    """
+
+    rows: int
+    ranked: int
+    not_ranked: dict[str, int]
+
+
+class LastStart(TypedDict):
+    """What the last start of a batch did.
+
+    Attributes:
+        users: Users that it ranked.
+        seconds: Time that it took (s).
+        users_per_s: Users per second; None where no time was measured.
+    """
+
+    users: int
+    seconds: float
+    users_per_s: float | None
+
+
+class BatchSummary(TypedDict):
+    """The content of summary.json.
+
+    Attributes:
+        rankings: Folder of the blocks.
+        model: The model that ranked.
+        counts: How many rows there are.
+        inputs: What the rankings depend on: equal inputs are not ranked again.
+        last_start: What the last start did.
+    """
+
+    rankings: str
+    model: Annotated[dict[str, Any], EvaluatedModel]
+    counts: BatchCounts
+    inputs: dict[str, Any]
+    last_start: LastStart
 
 
 @dataclass(frozen=True)
@@ -131,7 +177,7 @@ def plan_batch(recipe: Recipe, registry: Registry, model: EvaluatedModel, say: S
     return plan
 
 
-def run_batch(plan: BatchPlan, say: Say) -> dict[str, Any]:
+def run_batch(plan: BatchPlan, say: Say) -> BatchSummary:
     """Ranks what is missing of a batch, and returns its summary.
 
     Args:
@@ -230,7 +276,7 @@ def _retrieve(plan: BatchPlan, catalogue: Catalogue, missing: list[int], say: Sa
     )
 
 
-def _finish(plan: BatchPlan, computed: int, seconds: float) -> dict[str, Any]:
+def _finish(plan: BatchPlan, computed: int, seconds: float) -> BatchSummary:
     """Counts what is there, writes the quarantine and the summary, and returns the summary."""
     ranked, unfit = batch.read_counts(plan.uri, plan.block_count)
     if ranked + len(unfit) != len(plan.input.rows):
@@ -244,7 +290,7 @@ def _finish(plan: BatchPlan, computed: int, seconds: float) -> dict[str, Any]:
         counts[row.reason] = counts.get(row.reason, 0) + 1
     if rejected:
         _write_quarantine(plan.uri, rejected)
-    summary = {
+    summary: BatchSummary = {
         "rankings": storage.join(plan.uri, batch.RANKINGS),
         "model": asdict(plan.model),
         "counts": {
