@@ -34,7 +34,6 @@ from cprec.stream.token_sharing import NO_SHARING
 from cprec.train.distributed import controller_actor
 from cprec.train.distributed.controller_actor import ControllerActor
 from cprec.train.distributed.controller_state import ControllerSettings, WorkerGroup
-from cprec.workflows.prepare_run import _record_start
 from tests.records import trace_row
 
 STEPS = 2
@@ -81,7 +80,7 @@ def train(run_uri: str, corpus: Corpus) -> AuditReport:
         run_plan = RunPlan.read(run_uri) or create_run_plan(recipe, corpus)
         write_recipe(recipe, run_uri, held.lease)
         run_plan.write(run_uri, held.lease)
-        _record_start(recipe, run_uri, run_plan, held.lease)
+        run_plan.record_start(run_uri, recipe.run, held.lease)
         _train_rest(run_uri, corpus, held)
         plan = run_plan.plan
         report = audit(plan, read_run_records(run_uri).steps, ids_at)

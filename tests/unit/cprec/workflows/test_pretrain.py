@@ -17,6 +17,7 @@ from cprec.runs.recipe_lock import write_recipe
 from cprec.runs.run_plan import RunPlan
 from cprec.runs.run_planning import create_run_plan
 from cprec.schedule.plan import Portion
+from cprec.schedule.plan_notes import describe_plan
 from cprec.schedule.planning import PlanSettings, build_plan
 from cprec.schedule.wsa import Mode
 from cprec.tracking import live_report
@@ -136,7 +137,7 @@ def test_a_preview_tells_of_the_run_that_is_there_and_writes_nothing(tmp_path: P
     run_plan = create_run_plan(smaller, corpus)
     run_plan.write(str(tmp_path / "runs" / "cpt"))
     pretrain.preview(recipe, corpus, (), lines.append)
-    of_the_run = run_plan.plan.describe(recipe.train.global_batch, 0.0)
+    of_the_run = describe_plan(run_plan.plan, recipe.train.global_batch, 0.0, 0.0)
     assert of_the_run in lines
     assert of_the_run != lines[0]
     other = recipe.model_copy(update={"seed": 3})
