@@ -85,7 +85,7 @@ class HybridModel(nn.Module):
         return self.model.config
 
     def set_attn_implementation(self, name: str) -> None:
-        """Sets the language model's attention (cprec.model.attention)."""
+        """Sets the language model's attention (cprec.model.kernels.attention)."""
         cast(PreTrainedModel, self.model).set_attn_implementation(name)
 
     def activation_checkpointing_enable(self, arguments: dict[str, Any]) -> None:

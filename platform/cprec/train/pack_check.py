@@ -15,7 +15,8 @@ import torch
 from cluster.errors import RecipeError
 from cprec.config.recipe import TrainSettings
 from cprec.encode.tokens import EncodedSample
-from cprec.model import attention, self_check
+from cprec.model import self_check
+from cprec.model.kernels import attention
 from cprec.stream.packing import MicroBatch, MicroBatchSpec, collate
 from cprec.stream.token_sharing import SharedRow
 

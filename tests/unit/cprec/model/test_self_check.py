@@ -14,8 +14,8 @@ from cprec.config.recipe import TrainSettings
 from cprec.evaluate.candidate_rows import PassKind, Query
 from cprec.evaluate.candidate_scoring import score_queries
 from cprec.evaluate.scoring_check import choose_decoding, choose_scoring
-from cprec.model import attention
 from cprec.model.context_length import context_length
+from cprec.model.kernels import attention
 from cprec.train.forward import supervised_logits
 from cprec.train.memory_estimate import MemoryEstimate
 from cprec.train.pack_check import choose_packing
