@@ -25,6 +25,7 @@ settings.load_profile("fixed")
 
 SMALL_RUN_FILES = (
     "tests/faults/test_kills.py",
+    "tests/faults/test_nodes.py",
     "tests/integration/test_cpt.py",
     "tests/integration/test_batch_recommend.py",
     "tests/integration/test_doors.py",

@@ -51,6 +51,8 @@ SINCE = {
     "RecordDropped": "0.3.0",
     "RequestRefused": "0.3.0",
     "StorageFailed": "0.3.0",
+    "WorkersFailed": "0.3.0",
+    "PreemptionNoticed": "0.3.0",
     "SamplesPadded": "0.2.0",
     "Status": "0.2.0",
     "Owner": "0.2.0",
@@ -263,7 +265,9 @@ def key_rows(section: str) -> Iterator[tuple[str, str, str, str]]:
             continue
         default = field.get_default(call_default_factory=True)
         shown = ", ".join(map(str, default)) if isinstance(default, tuple) else default
-        shown = {None: "null", True: "true", False: "false", "": "none"}.get(shown, shown)
+        shown = {"None": "null", "True": "true", "False": "false", "": "none"}.get(
+            str(shown), shown
+        )
         key = name if section == "recipe" else f"{section}.{name}"
         yield key, type_name(field.annotation), f"`{shown}`", field.description or ""
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from cluster import storage
 from cluster.console import Say
-from cluster.errors import CorpusError, PlatformFault, RecipeError
+from cluster.errors import PlatformFault, RecipeError
 from cluster.ray_session import ray_session
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
@@ -26,14 +26,13 @@ from cprec.ranking.batch_input import BatchInput, Rejected, RowRules, from_corpu
 from cprec.ranking.batch_input import uses_titles as file_uses_titles
 from cprec.ranking.histories import read_histories
 from cprec.ranking.items import DomainItems, open_items, require_text_only
-from cprec.ranking.ranker import MIN_CANDIDATES
-from cprec.retrieval.candidates import NO_ITEM
+from cprec.retrieval.candidates import in_item_order
 from cprec.retrieval.catalogue import Catalogue
 from cprec.runs.token_form import TOKEN_FORM
 from cprec.stream.row_encoder import RowEncoder
 from cprec.tracking.registry import Registry
 from cprec.workflows.models import describe_model, own_run
-from cprec.workflows.rank_catalogue import embed_on_ray, find_retrieval_model
+from cprec.workflows.rank_catalogue import embed_on_ray, open_catalogue
 
 _ITEMS = pa.list_(pa.int64())
 SUMMARY = "summary.json"
@@ -148,7 +147,7 @@ def plan_batch(recipe: Recipe, registry: Registry, model: EvaluatedModel, say: S
         corpus, items, catalogue = None, None, None
     else:
         corpus, items = open_items(recipe, model)
-        catalogue = _open_catalogue(recipe, registry, model, corpus, items)
+        catalogue = open_catalogue(recipe, registry, model, corpus, items)
     rules = RowRules(
         items, settings.candidates == "given", recipe.data.max_history, settings.exclude_history
     )
@@ -252,11 +251,7 @@ def format_batch_progress(done: int, total: int, seconds: float) -> str:
 
 
 def _retrieve(plan: BatchPlan, catalogue: Catalogue, missing: list[int], say: Say) -> pa.Table:
-    """Returns the rows with candidates and cut histories; blocks that are there have none.
-
-    Candidates stand in the order of the items: their place in the prompt must not tell where they
-    stood.
-    """
+    """Returns the rows with candidates and cut histories; blocks that are there have none."""
     recipe, settings = plan.recipe, plan.recipe.recommend
     histories = plan.input.rows["history"].to_pylist()
     source = catalogue.build_source(embed_on_ray(recipe, catalogue.model, recipe.workers), say)
@@ -265,11 +260,7 @@ def _retrieve(plan: BatchPlan, catalogue: Catalogue, missing: list[int], say: Sa
     for number in missing:
         part = slice(number * settings.block_users, (number + 1) * settings.block_users)
         chosen = source.find(histories[part], settings.retrieve_k)
-        for row, (items, history) in enumerate(
-            zip(chosen.tolist(), histories[part], strict=True), part.start
-        ):
-            excluded = {NO_ITEM, *(history if settings.exclude_history else ())}
-            candidates[row] = sorted(item for item in items if item not in excluded)
+        candidates[part] = in_item_order(chosen, histories[part], settings.exclude_history)
         found += len(chosen)
     seconds = time.monotonic() - started
     say(
@@ -343,27 +334,6 @@ def _check_candidates(recipe: Recipe, source: str | None, are_titles: bool) -> N
             f"recommend.as_of: {settings.as_of} is about histories of the corpus, and "
             "recommend.histories gives others; leave one of them out"
         )
-
-
-def _open_catalogue(
-    recipe: Recipe, registry: Registry, model: EvaluatedModel, corpus: Corpus, items: DomainItems
-) -> Catalogue | None:
-    """Returns what finds candidates; None where they are given.
-
-    Raises:
-        CorpusError: The domain has too few items.
-    """
-    settings = recipe.recommend
-    if settings.candidates == "given":
-        return None
-    if (count := len(items.domain.item_indices)) < MIN_CANDIDATES:
-        raise CorpusError(f"{items.domain.name}: {count} item(s); a ranking takes {MIN_CANDIDATES}")
-    # Both keys say the same: what is never shown need not be retrieved.
-    retrieval = recipe.retrieval.model_copy(update={"exclude_history": settings.exclude_history})
-    retriever = find_retrieval_model(recipe, registry, [model.name], corpus)
-    return Catalogue(
-        recipe.model_copy(update={"retrieval": retrieval}), corpus, items.domain, retriever
-    )
 
 
 def _identify(
