@@ -16,13 +16,13 @@ from cprec.config import recipe_file
 from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import to_yaml
 from cprec.model.training_state import TrainingState
-from cprec.runs import checkpoint, recipe_lock
+from cprec.runs import checkpoint
 from cprec.runs.audit import audit
 from cprec.runs.checkpoint import CheckpointName
 from cprec.runs.control.attempts import begin_attempt
 from cprec.runs.control.lease import HeldLease, Lease, claim
 from cprec.runs.json_lines import read_trace
-from cprec.runs.recipe_lock import check_unchanged, write_recipe
+from cprec.runs.locks.recipe import check_unchanged, write_recipe
 from cprec.runs.records import AUDIT_FILE, AuditReport, TraceRow
 from cprec.runs.restart import find_last_checkpoint
 from cprec.runs.run_plan import RunPlan
@@ -48,7 +48,7 @@ def without_ray(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(RowEncoder, "from_corpus", lambda *_: None)
     patch.setattr(controller_actor, "STORAGE_RETRY_S", 0.0)
     # YAML would take half of the time.
-    patch.setattr(recipe_lock, "to_yaml", lru_cache(to_yaml))
+    patch.setattr("cprec.runs.locks.recipe.to_yaml", lru_cache(to_yaml))
     parse = lru_cache(recipe_file.parse_yaml)
     patch.setattr(recipe_file, "parse_yaml", lambda text, origin: deepcopy(parse(text, "a recipe")))
 

@@ -9,8 +9,8 @@ from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
 from cprec.model.base_uri import locate_base
 from cprec.runs.control.lease import claim, require_unclaimed
+from cprec.runs.locks.recipe import check_unchanged
 from cprec.runs.parent import require_matching_adapter
-from cprec.runs.recipe_lock import check_unchanged
 from cprec.runs.records import run_folder
 from cprec.runs.restart import find_last_checkpoint
 from cprec.runs.run_planning import resolve_run_plan
@@ -18,10 +18,10 @@ from cprec.schedule.plan_notes import describe_plan
 from cprec.stream.row_encoder import check_tokens_can_be_shared
 from cprec.tracking.registry import Registry
 from cprec.tracking.tracker import Tracker
-from cprec.workflows.finish_run import RunResult, finish_run
 from cprec.workflows.models import check_tokenizer
-from cprec.workflows.prepare_run import prepare_run
-from cprec.workflows.train_run import train_run
+from cprec.workflows.pretraining.finish import RunResult, finish_run
+from cprec.workflows.pretraining.prepare import prepare_run
+from cprec.workflows.pretraining.train import train_run
 
 
 def pretrain(recipe: Recipe, corpus: Corpus, allow: Collection[str], say: Say) -> RunResult:

@@ -15,7 +15,7 @@ from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import validate_recipe
 from cprec.runs.audit import audit
 from cprec.runs.json_lines import open_events, open_trace, read_events, read_trace
-from cprec.runs.recipe_lock import check_unchanged, write_recipe
+from cprec.runs.locks.recipe import check_unchanged, write_recipe
 from cprec.runs.records import (
     EVENTS_FILE,
     TRACE_FILE,

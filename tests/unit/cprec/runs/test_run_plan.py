@@ -19,7 +19,7 @@ from cprec.runs.run_plan import RunPlan
 from cprec.runs.run_planning import create_run_plan, resolve_run_plan
 from cprec.runs.token_form import TOKEN_FORM
 from cprec.schedule.ledger import Ledger
-from cprec.workflows.prepare_run import prepare_run
+from cprec.workflows.pretraining.prepare import prepare_run
 from tests.unit.corpus.worlds import settings, shop, write_root
 
 

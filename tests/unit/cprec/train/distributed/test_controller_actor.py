@@ -20,7 +20,7 @@ from cprec.runs.control.lease import LeaseLostError, claim
 from cprec.runs.control.request_queue import Action, Request
 from cprec.runs.control.status import read_status
 from cprec.runs.json_lines import read_events, read_trace
-from cprec.runs.recipe_lock import write_recipe
+from cprec.runs.locks.recipe import write_recipe
 from cprec.runs.records import (
     CorpusVersionAdopted,
     LeaseRecord,

@@ -15,11 +15,11 @@ from cprec.model.backbone import load_tokenizer
 from cprec.model.base_files import identify
 from cprec.model.base_uri import resolve_base
 from cprec.model.context_length import require_context
-from cprec.runs.base_lock import lock_base
 from cprec.runs.checkpoint import CheckpointName
 from cprec.runs.control.fence import UNFENCED, RunWriter
+from cprec.runs.locks.base import lock_base
+from cprec.runs.locks.recipe import check_unchanged, write_recipe
 from cprec.runs.parent import require_matching_adapter
-from cprec.runs.recipe_lock import check_unchanged, write_recipe
 from cprec.runs.run_plan import RunPlan
 from cprec.runs.run_planning import resolve_run_plan
 from cprec.runs.token_form import require_same_tokens
