@@ -52,7 +52,7 @@ from cprec.downstream.trial_records import (
 from cprec.encode.tokens import TitleEncoder
 from cprec.evaluate.candidate_scoring import score_samples
 from cprec.evaluate.metrics import compute_ranks, hits
-from cprec.evaluate.scoring_check import ScoringWay, choose_scoring
+from cprec.evaluate.scoring_check import ScoringMethod, choose_scoring
 from cprec.model import adapter, backbone
 from cprec.runs import checkpoint
 from cprec.schedule.ledger import Ledger
@@ -180,9 +180,9 @@ def run_trial(trial: Trial, report: Callable[[dict[str, Any]], None]) -> None:
         history = read_history(uri)
         engine.restore_state(checkpoint.load_training_state(uri))
 
-    # Once, with the same rows on all workers, so that all of them take the same way.
+    # Once, with the same rows on all workers, so that all of them score alike.
     with uncompiled(engine.model):
-        way = choose_scoring(engine.model, recipe.model.max_tokens)
+        method = choose_scoring(engine.model, recipe.model.max_tokens)
 
     def measure() -> float:
         return _validation_hr1(
@@ -190,7 +190,7 @@ def run_trial(trial: Trial, report: Callable[[dict[str, Any]], None]) -> None:
             encoders,
             validation.take(list(range(rank, len(validation), world_size))),
             recipe.evaluate.batch,
-            way,
+            method,
         )
 
     dist.barrier()  # all workers have looked for checkpoints before one is written
@@ -271,7 +271,11 @@ def build_encoders(
 
 
 def _validation_hr1(
-    engine: Engine, encoders: PromptEncoders, samples: pa.Table, batch_size: int, way: ScoringWay
+    engine: Engine,
+    encoders: PromptEncoders,
+    samples: pa.Table,
+    batch_size: int,
+    method: ScoringMethod,
 ) -> float:
     """Computes HR@1 over the validation samples of all workers.
 
@@ -280,7 +284,7 @@ def _validation_hr1(
         encoders: Encoders of samples.
         samples: This worker's part of the validation samples.
         batch_size: Samples in one forward pass.
-        way: How to score.
+        method: How to score.
 
     Raises:
         DivergenceError: A worker has a NaN score; raised on all workers.
@@ -288,7 +292,11 @@ def _validation_hr1(
     engine.model.eval()
     with uncompiled(engine.model):
         scores = score_samples(
-            cast(PreTrainedModel, engine.model), encoders.for_evaluation, samples, batch_size, way
+            cast(PreTrainedModel, engine.model),
+            encoders.for_evaluation,
+            samples,
+            batch_size,
+            method,
         )
     engine.model.train()
     is_nan = np.isnan(scores).any(axis=1)

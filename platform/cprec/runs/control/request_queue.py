@@ -120,7 +120,7 @@ class RequestQueue:
         return [
             request
             for entry, request in zip(waiting, parsed, strict=True)
-            if isinstance(request, Request) or self._is_settled(entry, now)
+            if isinstance(request, Request) or self._has_waited(entry, now)
         ]
 
     def remove(self, ids: Collection[str]) -> set[str]:
@@ -150,7 +150,7 @@ class RequestQueue:
             return source
         return target
 
-    def _is_settled(self, entry: FileEntry, now: float) -> bool:
+    def _has_waited(self, entry: FileEntry, now: float) -> bool:
         """Returns whether a file that cannot be read has been there for a while."""
         return now - self._first_seen[entry.name] >= GRACE_S
 
