@@ -226,7 +226,7 @@ def check_class(config: Any, base: str) -> None:
 def check_loaded(info: Mapping[str, Iterable[Any]], base: str) -> None:
     """Checks that every weight of the model is the base's, and every weight of the base is used.
 
-    transformers draws weights that it does not find at random, other ones in every process.
+    transformers initialises weights that it does not find at random, differently in every process.
 
     Args:
         info: What transformers reports of loading. Tied weights, and those that an architecture

@@ -210,7 +210,7 @@ def _build_text_encoder(tokenizer: Any, max_tokens: int, domain: Domain) -> Prom
 
 
 def _require_candidates(candidates: Sequence[object]) -> None:
-    """Raises DataError if there are too few candidates, or one stands there twice."""
+    """Raises DataError if there are too few candidates, or one occurs twice."""
     if (count := len(candidates)) < MIN_CANDIDATES:
         raise DataError(f"{count} candidate(s); a ranking takes {MIN_CANDIDATES} at least")
     if len(set(candidates)) < len(candidates):

@@ -84,7 +84,7 @@ def divide(
         spec: How to divide them.
 
     Returns:
-        The passes of each worker, by rank. Without samples a pass computes filling alone.
+        The passes of each worker, by rank. A pass without samples computes filling only.
     """
     if not spec.packed:
         passes = -(-max(map(len, lengths_by_rank)) // spec.size)

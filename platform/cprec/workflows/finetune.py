@@ -201,7 +201,7 @@ def plan_search(recipe: Recipe, registry: Registry, say: Say) -> SearchPlan:
 
 
 def _checkpoint_uri(start: str) -> str:
-    """Returns the URI of a start that is no version; raises RecipeError for a mere word."""
+    """Returns the URI of a checkpoint to start from; raises RecipeError for a word without a /."""
     if "/" not in start:
         raise RecipeError(
             f"finetune.start {start}: give {FRESH}, {VERSION_NAMES}, or a checkpoint's URI"

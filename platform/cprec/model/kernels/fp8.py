@@ -42,7 +42,7 @@ def quantise_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def _quantise_side_by_side(matrices: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Quantises the rows of matrices that stand side by side, as `quantise_rows` does.
 
-    It is an operator of its own because code that the compiler makes reads everything twice.
+    It is an operator of its own because compiled code would read everything twice.
     """
     if matrices[0].is_cuda:
         # Only there is Triton installed.
