@@ -22,10 +22,9 @@ from cprec.baselines.training import BASELINE_NAMES
 from cprec.config.recipe import Recipe
 from cprec.downstream import hybrid, stored_baselines
 from cprec.downstream.domain import Domain
-from cprec.downstream.hybrid import HybridModel
+from cprec.downstream.hybrid import HybridModel, build_encoders
 from cprec.downstream.known_items import BEHAVIOUR_FOLDER
 from cprec.downstream.stored_model import StoredModel
-from cprec.downstream.trial import build_encoders
 from cprec.evaluate.answer_matching import Answer
 from cprec.evaluate.candidate_rows import PassKind
 from cprec.evaluate.candidate_scoring import PromptEncoder, score_samples

@@ -10,7 +10,7 @@ on Ray.
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -28,20 +28,9 @@ from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
 from cprec.downstream import hybrid
 from cprec.downstream.domain import Domain, select_whole_users, sort_by_id
-from cprec.downstream.hybrid import (
-    HybridModel,
-    HybridPromptEncoder,
-    IndexedPromptEncoder,
-    Item,
-    TextPromptEncoder,
-)
+from cprec.downstream.hybrid import HybridModel, PromptEncoders, build_encoders
 from cprec.downstream.known_items import BEHAVIOUR_FOLDER, KNOWN_ITEMS_FILE, KnownItems
-from cprec.downstream.llara import (
-    PromptEncoders,
-    build_plan,
-    iter_training_steps,
-    samples_per_epoch,
-)
+from cprec.downstream.llara import build_plan, iter_training_steps, samples_per_epoch
 from cprec.downstream.trial_records import (
     HISTORY_FILE,
     RESULT_FILE,
@@ -49,7 +38,6 @@ from cprec.downstream.trial_records import (
     TrialResult,
     read_history,
 )
-from cprec.encode.tokens import TitleEncoder
 from cprec.evaluate.candidate_scoring import score_samples
 from cprec.evaluate.metrics import compute_ranks, hits
 from cprec.evaluate.scoring_check import ScoringMethod, choose_scoring
@@ -248,26 +236,6 @@ def build_model(trial: Trial, network: PreTrainedModel) -> torch.nn.Module:
     # Row 0 of SASRec's table is padding.
     item_embeddings = load(read_bytes(trial.behaviour_weights))["item.weight"][1:]
     return HybridModel(model, item_embeddings, trial.seed).train()
-
-
-def build_encoders(
-    tokenizer: Any, max_tokens: int, model: torch.nn.Module, items: Mapping[int, Item]
-) -> PromptEncoders:
-    """Builds the prompt encoders that fit a model.
-
-    Args:
-        tokenizer: Tokenizer of the model.
-        max_tokens: Tokens of a prompt and its answer, at most.
-        model: The model; only a `HybridModel` gets an encoder of hybrid prompts.
-        items: Items by catalogue index.
-    """
-    text_encoder = TextPromptEncoder(TitleEncoder(tokenizer, max_tokens))
-    hybrid_encoder = (
-        IndexedPromptEncoder(HybridPromptEncoder(tokenizer, max_tokens, model.vocab_size), items)
-        if isinstance(model, HybridModel)
-        else None
-    )
-    return PromptEncoders(IndexedPromptEncoder(text_encoder, items), hybrid_encoder)
 
 
 def _validation_hr1(

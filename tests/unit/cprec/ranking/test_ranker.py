@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from cluster.errors import DataError, PlatformFault, RecipeError
 from cprec.downstream.domain import Domain, sort_by_id
+from cprec.downstream.hybrid import build_encoders
 from cprec.downstream.scoring import load_model
-from cprec.downstream.trial import build_encoders
 from cprec.evaluate.candidate_rows import PassKind, Query
 from cprec.evaluate.candidate_scoring import score_samples
 from cprec.ranking.items import DomainItems
