@@ -88,7 +88,7 @@ _SIGNATURES = {
     b"\xff\xfe": "UTF-16; write it in UTF-8",
     b"\xfe\xff": "UTF-16; write it in UTF-8",
 }
-"""First bytes of files that are no text in UTF-8: what they are, and what to do."""
+"""First bytes of files that are not UTF-8 text: what they are, and what to do."""
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 

@@ -231,7 +231,7 @@ def prepare_scoring(recipe: Recipe, network: Any) -> ScoringMethod:
         network: The model, which is used for scoring only.
 
     Raises:
-        RecipeError: The base is no causal model.
+        RecipeError: The base is not a causal model.
     """
     method = choose_scoring(network, recipe.model.max_tokens)
     # Only packed rows have few shapes; and on a CPU their layout is a list, with a code for each.

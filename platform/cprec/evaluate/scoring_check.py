@@ -150,7 +150,7 @@ def _probe_alone(model: Any, max_tokens: int) -> _Probe:
         if fault := self_check.find_inequality(slow, expected, effect, limits):
             raise RecipeError(
                 "model.base: later tokens change what this model predicts before them "
-                f"({fault}); it is no causal language model, give one that is"
+                f"({fault}); it is not a causal language model, give one that is"
             )
     others = [(longer, first, behind[0]), (stranger, second, behind[1])]
     return _Probe(prompt, answer, others, expected, effect, limits)

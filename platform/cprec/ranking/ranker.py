@@ -118,7 +118,7 @@ class Ranker:
             item_encoder: Encoder of the items for a text-only model; None: it is built.
 
         Raises:
-            RecipeError: The base is no causal model, or has too short a context; or no domain is
+            RecipeError: The base is not a causal model, or has too short a context; or no domain is
                 given for a hybrid model.
         """
         max_tokens = recipe.model.max_tokens

@@ -79,7 +79,7 @@ def choose_packing(
     if any_worker(fault is not None):
         raise RecipeError(
             "model.base: later tokens change what this model predicts before them "
-            f"({fault or 'on another worker'}); it is no causal language model, give one that is"
+            f"({fault or 'on another worker'}); it is not a causal language model, give one that is"
         )
     if not settings.pack:
         return False, None

@@ -161,9 +161,9 @@ def test_attention_that_is_broken_on_purpose_is_found(
 
 def test_a_model_that_sees_later_tokens_is_refused() -> None:
     model = families.build("BERT, not causal")
-    with pytest.raises(RecipeError, match="no causal language model"):
+    with pytest.raises(RecipeError, match="not a causal language model"):
         choose_scoring(model, 256)
-    with pytest.raises(RecipeError, match="no causal language model"):
+    with pytest.raises(RecipeError, match="not a causal language model"):
         packing(model)
 
 

@@ -139,12 +139,12 @@ def test_a_damaged_line_is_named_and_dropped(tmp_path: Path, damaged: bytes) -> 
     lines = [json.dumps(row(i, i + 1).to_json()).encode() for i in range(3)]
     content = b"\n".join([lines[0], damaged, lines[2], b""])
     (tmp_path / TRACE_FILE).write_bytes(content)
-    with pytest.raises(RunError, match=r"trace.jsonl: line 2 is no record"):
+    with pytest.raises(RunError, match=r"trace.jsonl: line 2 is not a record"):
         read_trace(str(tmp_path))
     trace = open_trace(str(tmp_path))
     assert trace.read() == [row(0, 1), row(2, 3)]
     (damage,) = trace.damage
-    assert "trace.jsonl: line 2 was no record" in damage
+    assert "trace.jsonl: line 2 was not a record" in damage
     assert Path(damage.split("see ")[1]).read_bytes() == content
     assert read_trace(str(tmp_path)) == [row(0, 1), row(2, 3)]
     assert open_trace(str(tmp_path)).damage == []

@@ -200,7 +200,7 @@ def test_a_damaged_step_after_the_checkpoint_is_trained_again(
     again.begin_attempt(WorkerGroup(1, 1, 64, "the checkpoint"), [])
     assert [row.samples for row in read_trace(str(run))] == [0, 32]
     (dropped,) = [e for e in read_events(str(run)) if isinstance(e, RecordDropped)]
-    assert "trace.jsonl: line 3 was no record" in dropped.because
+    assert "trace.jsonl: line 3 was not a record" in dropped.because
 
 
 def test_a_run_whose_trace_lacks_steps_before_the_checkpoint_does_not_go_on(
