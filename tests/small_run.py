@@ -32,7 +32,7 @@ from cprec.schedule.ledger import Ledger, ids_digest
 from cprec.schedule.plan import Plan, global_batches
 from cprec.stream import segments
 from cprec.stream.row_encoder import RowEncoder
-from cprec.stream.token_sharing import NO_SHARING
+from cprec.stream.sharing_groups import NO_SHARING
 from cprec.train.distributed import controller_actor
 from cprec.train.distributed.controller_actor import ControllerActor
 from cprec.train.distributed.controller_state import ControllerSettings, WorkerGroup

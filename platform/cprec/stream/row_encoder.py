@@ -14,7 +14,8 @@ from cprec.encode.text_tokenizer import Tokenizer
 from cprec.encode.title_encoding import UncachedPromptEncoder, build_title_encoding
 from cprec.encode.title_tokens import CachedPromptEncoder, TitleTokens
 from cprec.encode.tokens import EncodedSample, TitleEncoder
-from cprec.stream.token_sharing import NO_SHARING, SharedRow, TokenSharing, group_samples
+from cprec.stream.sharing_groups import NO_SHARING, TokenSharing
+from cprec.stream.token_sharing import SharedRow, group_samples
 
 PROBED_TITLES = 2000
 """Titles with which `find_fallback_reason` tries a tokenizer."""

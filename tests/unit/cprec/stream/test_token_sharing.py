@@ -25,13 +25,8 @@ from cprec.encode.tokens import EncodedSample
 from cprec.model.kernels import attention
 from cprec.model.layouts import strips
 from cprec.stream.packing import MicroBatch, MicroBatchSpec, build_micro_batches, collate
-from cprec.stream.token_sharing import (
-    SharedRow,
-    TokenSharing,
-    group_samples,
-    hidden_items,
-    list_sample_items,
-)
+from cprec.stream.sharing_groups import TokenSharing, hidden_items, list_sample_items
+from cprec.stream.token_sharing import SharedRow, group_samples
 from cprec.stream.worker_batches import WorkerBatch
 from cprec.stream.worker_rows import (
     SHARED_ROW_SCHEMA,

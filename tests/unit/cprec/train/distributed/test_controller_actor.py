@@ -32,7 +32,7 @@ from cprec.runs.records import (
 from cprec.runs.run_planning import create_run_plan
 from cprec.stream import segments
 from cprec.stream.row_encoder import RowEncoder
-from cprec.stream.token_sharing import NO_SHARING
+from cprec.stream.sharing_groups import NO_SHARING
 from cprec.train.distributed.controller_actor import MAX_NAMED, ControllerActor
 from cprec.train.distributed.controller_state import ControllerSettings, WorkerGroup
 from cprec.workflows import append_domain
