@@ -103,6 +103,11 @@ class TraceRow(Record):
         "none on a CPU",
         json_schema_extra=SINCE_0_3,
     )
+    compiled_graphs: int = Field(
+        0,
+        description="graphs that the first worker has compiled so far (`train.compile`)",
+        json_schema_extra=SINCE_0_3,
+    )
     step_s: float = Field(description="duration of the step (s)")
     data_wait_s: float = Field(description="time the loop waited for data before the step (s)")
     held_s: float = Field(
