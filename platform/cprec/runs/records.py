@@ -287,7 +287,7 @@ class Released(Event):
 
 
 class RequestRefused(Event):
-    """A request was refused, or something was none."""
+    """A request was refused, or a file was not a request."""
 
     event: Literal["request_refused"] = "request_refused"
     request: str = Field(description="id of the request: the name of its file without .json")

@@ -17,10 +17,11 @@ import torch.nn.functional as F
 from torch._dynamo.utils import counters
 
 from cprec.config.recipe import TrainSettings
-from cprec.model import attention, flash_attention, self_check
+from cprec.model import self_check
 from cprec.model.adapter import trainable_parameters
+from cprec.model.kernels import attention, flash_attention
+from cprec.model.kernels.lora_fusion import fuse_lora
 from cprec.model.libraries import silence_libraries
-from cprec.model.lora_fusion import fuse_lora
 from cprec.model.training_state import TrainingState
 from cprec.stream.packing import MicroBatch, MicroBatchSpec
 from cprec.train import device, pack_check

@@ -22,7 +22,8 @@ from cluster.errors import PlatformFault, RunError, UserError
 from cluster.storage import join
 from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import validate_recipe
-from cprec.model import adapter, backbone, fp8
+from cprec.model import adapter, backbone
+from cprec.model.kernels import fp8
 from cprec.runs import checkpoint
 from cprec.runs.control.attempts import begin_attempt
 from cprec.runs.control.lease import Lease
