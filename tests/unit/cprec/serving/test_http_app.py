@@ -58,7 +58,11 @@ class Site:
                 (b"content-type", b"application/json"),
             ],
         }
-        asyncio.run(self._app(scope, receive, send))
+
+        async def answer() -> None:
+            await self._app(scope, receive, send)
+
+        asyncio.run(answer())
         headers = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
         return sent[0]["status"], b"".join(m["body"] for m in sent[1:]).decode(), headers
 
