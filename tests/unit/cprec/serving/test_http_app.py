@@ -59,10 +59,10 @@ class Site:
             ],
         }
 
-        async def ask() -> None:
+        async def answer() -> None:
             await self._app(scope, receive, send)
 
-        asyncio.run(ask())
+        asyncio.run(answer())
         headers = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
         return sent[0]["status"], b"".join(m["body"] for m in sent[1:]).decode(), headers
 
