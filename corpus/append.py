@@ -13,8 +13,9 @@ read.
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 
 from cluster import storage
 from cluster.console import Say
@@ -22,7 +23,8 @@ from cluster.errors import CorpusError, DataError
 from corpus import build
 from corpus.backend import AppendInput, Backend
 from corpus.fingerprints import file_digests, rules
-from corpus.ingest import quarantine, simulation, speaking_titles
+from corpus.ingest import feedback, quarantine, simulation, speaking_titles
+from corpus.ingest.feedback import FeedbackCounts
 from corpus.local import LOCAL
 from corpus.local.append import LocalAppendInput
 from corpus.settings import DataSettings, SimulateSettings
@@ -84,9 +86,10 @@ def append(data: DataSettings, seed: int, uri: str, say: Say, *, held_out: bool 
     corpus = Corpus.open(uri)
     _check_compatible(corpus, requested, seed)
     conditional_puts.require_conditional_puts(uri)
+    counts = feedback.measure_feedback(requested, say)
     with _open_input(corpus, requested, seed, say) as (identity, append_input):
         return commit_with_retries(
-            uri, lambda corpus: _try_append(corpus, append_input, identity, seed, say), say
+            uri, lambda corpus: _try_append(corpus, append_input, identity, seed, counts, say), say
         )
 
 
@@ -115,6 +118,7 @@ def preview(data: DataSettings, seed: int, uri: str, say: Say, *, held_out: bool
     corpus = Corpus.open(storage.absolute_uri(uri))
     requested = _select_domains(data, held_out)
     _check_compatible(corpus, requested, seed)
+    feedback.measure_feedback(requested, say)
     with _open_input(corpus, requested, seed, say) as (identity, append_input):
         if (version := find_version(corpus, identity)) is not None:
             say(
@@ -247,18 +251,22 @@ def _input_identity(requested: DataSettings, seed: int, backend: Backend) -> str
     digests = file_digests(
         requested, sorted((*requested.domains, *requested.held_out)), backend.map
     )
-    settings = json.loads(
-        requested.model_dump_json(
-            include={"columns", "time_unit", "latest", "min_rating", "max_per_user", "format"}
-        )
-    )
+    keys = {"columns", "time_unit", "latest", "min_rating", "max_per_user", "format"}
+    if requested.until_day is not None:  # an append without it keeps its identity
+        keys.add("until_day")
+    settings = json.loads(requested.model_dump_json(include=keys))
     return storage.sha256(
         json.dumps([rules(requested, seed), settings, digests], sort_keys=True).encode()
     )
 
 
 def _try_append(
-    corpus: Corpus, append_input: AppendInput, identity: str, seed: int, say: Say
+    corpus: Corpus,
+    append_input: AppendInput,
+    identity: str,
+    seed: int,
+    feedback_counts: Mapping[str, FeedbackCounts],
+    say: Say,
 ) -> Corpus:
     """Makes one attempt to append behaviours, as the version that follows the newest one.
 
@@ -267,6 +275,7 @@ def _try_append(
         append_input: The behaviours.
         identity: Identity of the append, by which one that was committed before is recognised.
         seed: Seed for drawing candidates.
+        feedback_counts: What became of served rankings, by domain.
         say: Receives progress lines.
 
     Returns:
@@ -317,6 +326,10 @@ def _try_append(
         "statistics": version_statistics,
         "interactions": to_metadata(samples.interaction_files),
     }
+    if feedback_counts:
+        metadata["feedback"] = {
+            domain: asdict(counts) for domain, counts in feedback_counts.items()
+        }
     return commit_version(
         corpus.uri,
         samples.sample_files,

@@ -46,7 +46,7 @@ def _omitted_keys(data: DataSettings) -> set[str]:
 
     So a corpus of a release that did not have these keys keeps its rules and its fingerprint.
     """
-    defaults = {"users_together": False, "speaking_titles": "keep"}
+    defaults = {"users_together": False, "speaking_titles": "keep", "until_day": None}
     return {key for key, default in defaults.items() if getattr(data, key) == default}
 
 

@@ -1,13 +1,31 @@
 """Settings of the corpus: where interactions are read from and how they become samples."""
 
+from datetime import UTC, date, datetime
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from cluster.section import Section
 
 SafeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
 """The name of a domain or run: safe in file names and URIs."""
+
+
+def _check_day(text: str) -> str:
+    """Returns a day of the calendar as it is; raises ValueError for another text."""
+    if date.fromisoformat(text).isoformat() != text:
+        raise ValueError("a day is written as 2026-11-27")
+    return text
+
+
+Day = Annotated[str, AfterValidator(_check_day)]
+"""A day in UTC, such as 2026-11-27; quoted in a recipe, where YAML would read a date."""
+SECONDS_PER_DAY = 86_400
+
+
+def day_start(day: Day) -> int:
+    """Returns the first second of a day, in Unix seconds."""
+    return int(datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp())
 
 
 class ColumnSettings(Section):
@@ -28,15 +46,16 @@ class DataSettings(Section):
     root: str = Field(
         "out/shoppers", description="data root: the folder with the raw data (path or s3://)"
     )
-    format: Literal["root", "simulated", "amazon2014", "amazon2018", "amazon2023", "movielens"] = (
-        Field(
-            "root",
-            description="root: interactions/<Domain> and items/<Domain> as .parquet, .csv, .tsv, "
-            ".inter, .item, .json or .jsonl; simulated: the same, written by the seeded simulation "
-            "if missing; amazon...: reviews and meta of that release as JSON lines; "
-            "movielens: ratings and movies as .dat or .csv; "
-            "text may be compressed (.gz, .bz2, .zst)",
-        )
+    format: Literal[
+        "root", "simulated", "feedback", "amazon2014", "amazon2018", "amazon2023", "movielens"
+    ] = Field(
+        "root",
+        description="root: interactions/<Domain> and items/<Domain> as .parquet, .csv, .tsv, "
+        ".inter, .item, .json or .jsonl; simulated: the same, written by the seeded simulation "
+        "if missing; feedback, for an append: purchases/<Domain> and served/<Domain>, items/ only "
+        "for new ones; amazon...: reviews and meta of that release as JSON lines; "
+        "movielens: ratings and movies as .dat or .csv; "
+        "text may be compressed (.gz, .bz2, .zst)",
     )
     columns: ColumnSettings = ColumnSettings()
     time_unit: Literal["s", "ms", "us", "ns"] | None = Field(
@@ -48,6 +67,11 @@ class DataSettings(Section):
         None,
         ge=1,
         description="latest plausible time in Unix seconds; default: a day from now",
+    )
+    until_day: Day | None = Field(
+        None,
+        description="leave out interactions after this day (UTC, such as 2026-11-27): "
+        "a log up to a day, to append the next days later",
     )
     min_rating: float | None = Field(
         None,

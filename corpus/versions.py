@@ -9,6 +9,7 @@ from cluster import storage
 from cluster.console import Say
 from cluster.errors import CommitConflictError
 from corpus.ingest import quarantine
+from corpus.ingest.feedback import FeedbackCounts
 from corpus.settings import DataSettings
 from corpus.store import delta
 from corpus.store.delta import WrittenFile
@@ -55,6 +56,7 @@ class VersionMetadata(TypedDict):
         held_out: Domains held out of pre-training.
         quarantine: File of the rows that cannot be used; None if there are none.
         text: Digest of the text that was appended; absent where none was.
+        feedback: Of an append of feedback, what became of the rankings, by domain; else absent.
         items_version: Version of `items/` that the samples refer to.
         item_runs: Item indices of each domain, as runs: the first, and the one past the last.
         statistics: The statistics of the version, without `version`.
@@ -69,6 +71,7 @@ class VersionMetadata(TypedDict):
     held_out: Sequence[str]
     quarantine: str | None
     text: NotRequired[str]
+    feedback: NotRequired[Annotated[dict[str, dict[str, Any]], dict[str, FeedbackCounts]]]
     items_version: int
     item_runs: dict[str, list[list[int]]]
     statistics: VersionStatistics

@@ -21,9 +21,7 @@ from corpus.ingest.sources.text_values import TIME_FORMS, is_no_id
 from corpus.ingest.time_counts import count_times
 from corpus.ingest.titles import disambiguate_titles
 from corpus.sampling.encoded_interactions import encode_values
-from corpus.settings import DataSettings
-
-SECONDS_PER_DAY = 86_400
+from corpus.settings import SECONDS_PER_DAY, DataSettings, day_start
 
 _WRONG_UNIT_FACTOR = 20
 """A time that is this many times later than the latest plausible one is in another unit."""
@@ -96,8 +94,13 @@ def select_usable(
     }
     usable, quarantined = _separate_faulty_rows(domain, rows, faults, raw)
     wanted = usable.filter(~pl.col("is_dropped"))
-    liked, dropped = _filter_by_rating(wanted, data.min_rating)
+    early = wanted
+    if data.until_day is not None:
+        end = day_start(data.until_day) + SECONDS_PER_DAY
+        early = wanted.filter(pl.col("timestamp") < end * ticks)
+    liked, dropped = _filter_by_rating(early, data.min_rating)
     dropped["item_with_speaking_title"] = usable.height - wanted.height
+    dropped["after_until_day"] = wanted.height - early.height
     interactions = liked.select("user", item="titled_item", timestamp=pl.col("timestamp") // ticks)
     return UsableInteractions(interactions, raw.user_ids, titled_item_ids, dropped, quarantined)
 

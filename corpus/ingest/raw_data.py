@@ -312,13 +312,14 @@ def is_zero_missing(summaries: Iterable[BlockSummary], ticks_per_second: int) ->
 def read_items(data: DataSettings, domain: str, item_files: Sequence[str], say: Say) -> DomainItems:
     """Reads the items of a domain that have a title.
 
-    An item that occurs several times gets its alphabetically first title.
+    An item that occurs several times gets its alphabetically first title. Without files, there are
+    none.
 
     Raises:
         DataError: A file or a column is missing or unreadable; the message names it.
     """
     columns = ("item_id", "title")
-    titles = []
+    titles = [pl.DataFrame(schema={"item_id": pl.String, "title": pl.String})]
     quarantined = []
     summaries = []
     for file in item_files:
@@ -327,7 +328,8 @@ def read_items(data: DataSettings, domain: str, item_files: Sequence[str], say: 
             titles.append(block_titles)
             quarantined.append((block_quarantined, file, file_block.table.num_rows))
             summaries.append(summarize_block(file, file_block))
-    check_files_agree(summaries, columns, data, say)
+    if item_files:
+        check_files_agree(summaries, columns, data, say)
     all_titles = pl.concat(titles).sort("item_id", "title")
     unique_titles = all_titles.unique("item_id", keep="first", maintain_order=True)
     treated = speaking_titles.apply_setting(unique_titles["title"], data.speaking_titles)

@@ -237,6 +237,24 @@ def read_rows(stream: Stream, start: int, stop: int) -> pa.Table:
     return rows
 
 
+def newest_timestamp(stream: Stream) -> int:
+    """Returns the time of the newest target of a stream, in Unix seconds.
+
+    Only the footers of its files are read.
+
+    Raises:
+        CorpusError: A file is missing or damaged.
+    """
+    newest = 0
+    for data_file in stream.files:
+        with translate_file_errors(data_file.uri):
+            metadata = _open_cached(data_file.uri)[0].metadata
+        column = metadata.schema.names.index("timestamp")
+        for group in range(metadata.num_row_groups):
+            newest = max(newest, metadata.row_group(group).column(column).statistics.max)
+    return newest
+
+
 def _read_file_rows(uri: str, start: int, stop: int) -> pa.Table:
     """Reads rows start .. stop - 1 of one file."""
     with translate_file_errors(uri):

@@ -108,6 +108,8 @@ SINCE = {
     "VersionMetadata.quarantine": "0.2.0",
     "VersionMetadata.appended": "0.2.0",
     "VersionMetadata.text": "0.2.0",
+    "VersionMetadata.feedback": "0.3.0",
+    "FeedbackCounts": "0.3.0",
     "VersionMetadata.item_runs": "0.2.0",
     "VersionMetadata.interactions": "0.2.0",
     "Origin": "0.2.0",

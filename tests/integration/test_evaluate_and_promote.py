@@ -3,26 +3,33 @@
 import hashlib
 import json
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from huggingface_hub import ModelCard
+from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM
 
 from cluster.errors import CorpusError, RecipeError, RunError
 from corpus.build import simulate_and_build
+from corpus.sampling.source import Source
 from corpus.store.tables import Corpus
-from cprec.config.recipe import Recipe
+from cprec.config.recipe import FinetuneSettings, Recipe
 from cprec.config.recipe_file import validate_recipe
+from cprec.downstream.llara import build_plan
 from cprec.downstream.scoring import load_model
+from cprec.downstream.stored_model import Form
 from cprec.evaluate import catalogue_predictions, predictions
 from cprec.model import adapter, backbone, tiny
+from cprec.schedule.ledger import Ledger
 from cprec.tracking.registry import Registry
 from cprec.workflows import promote
 from cprec.workflows.evaluate import compare_models, load_samples
-from cprec.workflows.merge import export_model
+from cprec.workflows.merge import export, plan_export
 from cprec.workflows.models import find_model, find_models
 from cprec.workflows.recommend import plan_request, rank
 
@@ -104,7 +111,8 @@ def register(
     }
     checkpoint = place / "runs" / "cpt" / "checkpoints" / f"{seed * 100:012d}-0"
     adapter.save(tuned, weights, checkpoint / "adapter", base_uri, None)
-    (checkpoint / "ledger.json").write_text("{}")
+    plan = build_plan(Source.parse("domain/Books"), 0, 60, 1e-3, FinetuneSettings(), 0)
+    (checkpoint / "ledger.json").write_text(json.dumps(Ledger(plan, samples=50).to_json()))
     files = {
         path.relative_to(checkpoint).as_posix(): path.read_bytes()
         for path in checkpoint.rglob("*")
@@ -153,7 +161,15 @@ def test_metrics_can_be_recomputed_from_the_predictions(
         set(c) for c in samples["candidates"].to_pylist()
     ]
     assert (np.diff(samples["sample_id"].to_numpy().view(np.uint64).astype(object)) > 0).all()
-    assert json.loads(registry.version(2).tags["evaluation.Games"]) == comparison.rows[2].metrics
+    assert json.loads(registry.version(2).tags["evaluation.Games"]) == {
+        **comparison.rows[2].metrics,
+        "split": "test",
+        "corpus_version": 0,
+        "chance": comparison.chance,
+    }
+    hr1 = comparison.rows[2].metrics["hr"]["1"]
+    described = registry.client.get_model_version("cprec", "2").description
+    assert f"| Games | test | 0 | 40 | {hr1:.4f} (" in str(described)
     assert "candidate (version-2)" in (place / "runs" / "cpt" / "report.html").read_text()
 
 
@@ -311,25 +327,56 @@ def test_recommend_ranks_the_candidates_of_one_history(
             find_model(recipe, registry, name)
 
 
-def test_a_merged_model_has_the_logits_of_base_and_adapter(
+def test_exports_are_loaded_by_transformers_with_the_logits_of_base_and_adapter(
     recipe: Recipe, registry: Registry, place: Path, tmp_path: Path
 ) -> None:
     model = find_model(recipe, registry, "models:/cprec/1")
-    export_model(recipe, model, str(tmp_path / "merged"))
+    out = {form: str(tmp_path / form.name) for form in (Form.MERGED, Form.ADAPTER)}
+    for form, uri in out.items():
+        export(plan_export(recipe, registry, model, uri, form=form))
     ids = torch.arange(20)[None]
     with torch.no_grad():
-        adapted, merged, base = (
+        expected, merged, adapted, base = (
             network(input_ids=ids).logits
             for network in (
                 load_model(recipe, model)[0],
-                AutoModelForCausalLM.from_pretrained(tmp_path / "merged"),
+                AutoModelForCausalLM.from_pretrained(out[Form.MERGED]),
+                AutoPeftModelForCausalLM.from_pretrained(out[Form.ADAPTER]),
                 AutoModelForCausalLM.from_pretrained(place / "base"),
             )
         )
-    assert (adapted - merged).abs().max() < 1e-4
-    assert (adapted - base).abs().max() > 1e-2
-    with pytest.raises(RunError, match="something already"):
-        export_model(recipe, model, str(tmp_path / "merged"))
+    assert torch.equal(expected, adapted)
+    assert (expected - merged).abs().max() < 1e-4
+    assert (expected - base).abs().max() > 1e-2
+    for form, uri in out.items():
+        card = ModelCard.load(f"{uri}/README.md")
+        assert card.data.get("library_name") == ("transformers" if form == Form.MERGED else "peft")
+        assert "# cprec version 1" in card.text
+        assert "| domain | Books | 0 | 50 |" in card.text
+        with pytest.raises(RunError, match="something already"):
+            plan_export(recipe, registry, model, uri)
+
+
+def test_the_days_of_a_split_by_time_are_scored_apart(
+    recipe: Recipe, registry: Registry, place: Path
+) -> None:
+    everybody = recipe.evaluate.model_copy(update={"max_users": None})
+    _, _, samples = load_samples(recipe.model_copy(update={"evaluate": everybody}))
+    times = sorted(samples["timestamp"].to_pylist())
+    days = [f"{datetime.fromtimestamp(time, UTC):%Y-%m-%d}" for time in times]
+    newest = recipe.model_copy(
+        update={"evaluate": recipe.evaluate.model_copy(update={"from_day": days[-10]})}
+    )
+    comparison = compare_models(newest, registry, ["base"], print)
+    assert comparison.days == f"{days[-10]} on"
+    assert comparison.name.startswith(f"base_{days[-10]}")
+    assert comparison.rows[0].metrics["n"] == len([d for d in days if d >= days[-10]]) < 40
+    folder = place / "runs" / "cpt" / "evaluation" / "Games" / f"base-{days[-10]}-on"
+    assert json.loads((folder / "metrics.json").read_text())["inputs"]["days"] == comparison.days
+    early = recipe.evaluate.model_copy(update={"from_day": "1970-01-02"})
+    refused = recipe.model_copy(update={"evaluate": early})
+    with pytest.raises(RunError, match="1 was trained on interactions up to"):
+        compare_models(refused, registry, ["base", "1"], print)
 
 
 def test_the_whole_catalogue_is_ranked_apart_from_the_candidates_of_samples(

@@ -42,6 +42,7 @@ class Layout:
             file with the first.
         columns: Our column names to the format's.
         time_unit: Unit of integer times, a key of `TICKS_PER_SECOND`.
+        needs_items: Whether there must be items; else those of the corpus may suffice.
     """
 
     interaction_stems: Sequence[str]
@@ -49,12 +50,14 @@ class Layout:
     suffixes: Sequence[str] = _TABLE_SUFFIXES
     columns: Mapping[str, str] = field(default_factory=lambda: _DEFAULT_COLUMNS)
     time_unit: str = "s"
+    needs_items: bool = True
 
 
 _ROOT_LAYOUT = Layout(("interactions/{}", "{}/interactions"), ("items/{}", "{}/items"))
 LAYOUTS: Mapping[str, Layout] = {
     "root": _ROOT_LAYOUT,
     "simulated": _ROOT_LAYOUT,
+    "feedback": Layout(("purchases/{}",), ("items/{}",), needs_items=False),
     "amazon2014": Layout(
         ("reviews_{}", "reviews_{}_5"), ("meta_{}",), _JSON_LINES_SUFFIXES, _AMAZON_COLUMNS
     ),
@@ -94,6 +97,7 @@ def from_settings(data: DataSettings) -> Layout:
         layout.suffixes,
         {**layout.columns, **renamed},
         data.time_unit or layout.time_unit,
+        layout.needs_items,
     )
 
 
@@ -124,7 +128,8 @@ def find_files(data: DataSettings, domain: str) -> tuple[list[str], list[str]]:
     """Finds the files of a domain.
 
     Returns:
-        URIs of the files of interactions, and URIs of the files of items.
+        URIs of the files of interactions, and URIs of the files of items, of which feedback may
+        have none.
 
     Raises:
         DataError: A file is missing, or could be either of two; the message names it.
@@ -137,12 +142,26 @@ def find_files(data: DataSettings, domain: str) -> tuple[list[str], list[str]]:
     layout = from_settings(data)
     return (
         _find_files(data, layout.interaction_stems, layout.suffixes, domain),
-        _find_files(data, layout.item_stems, layout.suffixes, domain),
+        _find_files(data, layout.item_stems, layout.suffixes, domain, required=layout.needs_items),
     )
 
 
+def find_served_files(data: DataSettings, domain: str) -> list[str]:
+    """Finds the files of the rankings that were served in a domain, of the format feedback.
+
+    Raises:
+        DataError: There are none.
+    """
+    return _find_files(data, ("served/{}",), (file_names.PARQUET,), domain)
+
+
 def _find_files(
-    data: DataSettings, stems: Sequence[str], suffixes: Sequence[str], domain: str
+    data: DataSettings,
+    stems: Sequence[str],
+    suffixes: Sequence[str],
+    domain: str,
+    *,
+    required: bool = True,
 ) -> list[str]:
     """Returns the files at the only existing combination of stem and suffix."""
     candidates = [
@@ -164,6 +183,8 @@ def _find_files(
             f"{existing[0]}: {', '.join(existing[1:])} exists as well; "
             "leave only one of them in the data root"
         )
+    if not existing and not required:
+        return []
     if not existing:
         folder = candidates[0].rpartition("/")[0]
         shown = _shown_names(names[folder], suffixes)

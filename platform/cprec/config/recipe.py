@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from cluster.section import Section
-from corpus.settings import DataSettings, SafeName, SimulateSettings
+from corpus.settings import DataSettings, Day, SafeName, SimulateSettings
 from cprec.schedule.wsa import Mode
 
 RENAMED_KEYS: Mapping[str, str] = {
@@ -37,6 +37,11 @@ class ModelSettings(Section):
         "or tiny: a small LLaMA, built from the corpus's titles",
     )
     revision: str | None = Field(None, description="revision of a hub id")
+    license: str | None = Field(
+        None,
+        description="license of the base, such as apache-2.0, for model cards; "
+        "null: what the base's own card (README.md) says",
+    )
     adapter: Literal["lora", "full"] = Field(
         "lora", description="lora: train a low-rank adapter; full: train every weight"
     )
@@ -434,6 +439,15 @@ class EvaluateSettings(Section):
         description="with candidates: catalogue, retrieved items that a language model ranks; "
         "best as many as data.num_candidates, which it has learned to choose from",
     )
+    from_day: Day | None = Field(
+        None,
+        description="a split by time: score only what was bought on this day (UTC, such as "
+        "2026-11-27) or later, with models that were trained on what was before it; others are "
+        "refused",
+    )
+    to_day: Day | None = Field(
+        None, description="with from_day, the last day that is scored; default: the newest"
+    )
     max_users: int | None = Field(
         None, ge=1, description="largest number of users, in the order of their sample ids"
     )
@@ -464,6 +478,27 @@ class EvaluateSettings(Section):
                 f"{self.mode} answers name one of a few candidates"
             )
         return self
+
+    @model_validator(mode="after")
+    def _check_days(self) -> "EvaluateSettings":
+        if self.to_day and not (self.from_day and self.from_day <= self.to_day):
+            raise ValueError(
+                f"evaluate.to_day {self.to_day} needs evaluate.from_day, that day or one before "
+                f"it, not {self.from_day}"
+            )
+        if self.from_day and self.candidates == "catalogue":
+            raise ValueError(
+                "evaluate.from_day needs evaluate.candidates: sampled; retrieval counts and "
+                "learns what was bought in later days, too"
+            )
+        return self
+
+    @property
+    def days(self) -> str:
+        """The days that are scored, in words; empty where all are."""
+        if self.from_day is None or self.to_day == self.from_day:
+            return self.from_day or ""
+        return f"{self.from_day} to {self.to_day}" if self.to_day else f"{self.from_day} on"
 
     @property
     def form(self) -> str:

@@ -62,6 +62,7 @@ class Comparison:
         chance: HR@1 of a random choice among the candidates.
         measure: Measure of the tests: `HR@1`, or `HR@10` of a catalogue.
         rows: One row per model, the reference first.
+        days: Days whose purchases were scored, in words; empty where all were.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Comparison:
     chance: float
     measure: str
     rows: Sequence[ComparisonRow]
+    days: str = ""
 
 
 def tested_cutoff(form: str) -> int:
@@ -110,6 +112,7 @@ def add_holm_correction(
     rows: Sequence[ComparisonRow],
     mode: str,
     kept: Sequence[Mapping[str, Any]],
+    days: str = "",
 ) -> list[ComparisonRow]:
     """Returns the rows with p corrected for the domains on which this run compared the same models.
 
@@ -118,8 +121,13 @@ def add_holm_correction(
         rows: Rows of the comparison, the reference first.
         mode: Mode in which the models answered.
         kept: Comparisons that the run has kept, the oldest first.
+        days: Days whose purchases were scored, in words; empty where all were.
     """
-    comparable = [c for c in kept if c["mode"] == mode and c["rows"][0]["name"] == rows[0].name]
+    comparable = [
+        c
+        for c in kept
+        if (c["mode"], c["days"], c["rows"][0]["name"]) == (mode, days, rows[0].name)
+    ]
 
     def p_values_elsewhere(name: str) -> list[float]:
         """Returns p of the same models on each other domain, by the newest comparison there."""

@@ -105,21 +105,33 @@ def permutation_test(
     return float((1 + (sums >= observed - 1e-9 * max(observed, 1.0)).sum()) / (draws + 1))
 
 
-def wilson_lower_bound(fraction: float, n: int, confidence: float) -> float:
-    """Returns the one-sided lower bound of a proportion by Wilson's score interval.
+def wilson_interval(fraction: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Returns the two-sided confidence interval of a proportion by Wilson's score.
 
-    For a mean of values between 0 and 1, such as HR@1 with ties, it is lower still than needed: no
+    For a mean of values between 0 and 1, such as HR@1 with ties, it is wider still than needed: no
     such values spread more than hits and misses of the same mean.
+
+    Args:
+        fraction: Observed proportion.
+        n: Number of samples, at least 1.
+        confidence: Probability that the true proportion is in the interval.
+    """
+    z = float(stats.norm.ppf((1 + confidence) / 2))
+    centre = fraction + z * z / (2 * n)
+    spread = z * np.sqrt(fraction * (1 - fraction) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    return float(max(0.0, (centre - spread) / scale)), float(min(1.0, (centre + spread) / scale))
+
+
+def wilson_lower_bound(fraction: float, n: int, confidence: float) -> float:
+    """Returns the one-sided lower bound of a proportion by Wilson's score.
 
     Args:
         fraction: Observed proportion.
         n: Number of samples, at least 1.
         confidence: Probability that the true proportion is not below the bound.
     """
-    z = float(stats.norm.ppf(confidence))
-    centre = fraction + z * z / (2 * n)
-    spread = z * np.sqrt(fraction * (1 - fraction) / n + z * z / (4 * n * n))
-    return float(max(0.0, (centre - spread) / (1 + z * z / n)))
+    return wilson_interval(fraction, n, 2 * confidence - 1)[0]
 
 
 def holm_correction(p_values: Sequence[float]) -> list[float]:

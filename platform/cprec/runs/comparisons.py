@@ -23,14 +23,15 @@ TIME_FORMAT = "%Y%m%dT%H%M%S.%fZ"
 MAX_NAME_LENGTH = 80
 
 
-def comparison_name(models: Sequence[str], mode: str) -> str:
-    """Returns the name of a comparison, safe in URIs: its models in order, and the mode.
+def comparison_name(models: Sequence[str], mode: str, days: str = "") -> str:
+    """Returns the name of a comparison, safe in URIs: its models in order, the mode and the days.
 
     Args:
         models: Names under which the models were asked for.
         mode: `score`, `generate` or `constrained`; `score` is not named.
+        days: Days whose purchases were scored, in words; empty where all were.
     """
-    words = [*models, *([] if mode == "score" else [mode])]
+    words = [*models, *([] if mode == "score" else [mode]), *([days] if days else [])]
     name = "_".join(re.sub(r"[^A-Za-z0-9.-]+", "-", word) for word in words)
     if name == "_".join(words) and len(name) <= MAX_NAME_LENGTH:
         return name
@@ -95,4 +96,4 @@ def _with_name(comparison: dict[str, Any]) -> dict[str, Any]:
         (row["metrics"]["mode"] for row in rows if "mode" in row.get("metrics", {})), "score"
     )
     name = comparison_name([row["name"] for row in rows], mode)
-    return {"name": name, "time": 0.0, "mode": mode, "measure": "HR@1", **comparison}
+    return {"name": name, "time": 0.0, "mode": mode, "measure": "HR@1", "days": "", **comparison}

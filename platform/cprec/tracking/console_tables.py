@@ -36,7 +36,8 @@ def comparison_table(comparison: Comparison, alpha: float) -> Table:
         alpha: Significance level; p below it is bold.
     """
     table = Table(
-        title=f"{comparison.domain}, {comparison.split} split",
+        title=f"{comparison.domain}, {comparison.split} split"
+        + (f", {comparison.days}" if comparison.days else ""),
         caption="\n".join(
             [
                 f"difference: {comparison.measure} minus that of {comparison.rows[0].name}, "

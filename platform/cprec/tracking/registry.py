@@ -49,6 +49,8 @@ PARENT_TAG = "mlflow.parentRunId"
 """Tag of an MLflow run: id of the run above it. MLflow's own name."""
 CHECKPOINT_TAG = "checkpoint"
 """Tag of a version: URI of its checkpoint."""
+EVALUATION_TAG = "evaluation."
+"""First part of a tag of a version: its metrics on the domain that follows."""
 LINEAGE_RUN_TAG = "run"
 """Tag of a version: URI of the cprec run that it is from."""
 
@@ -76,8 +78,27 @@ class Version:
         """URI of the cprec run that it is from: by its tag, else by its checkpoint."""
         return self.tags.get(LINEAGE_RUN_TAG) or self.checkpoint.rsplit("/", 2)[0]
 
+    @property
+    def title(self) -> str:
+        """Model and number, in words."""
+        return f"{self.model} version {self.number}"
+
     def __str__(self) -> str:
         return f"version {self.number} of {self.model}, from run {posixpath.basename(self.run)}"
+
+
+class LoggedMetrics(Metrics):
+    """The metrics of a version, and on which samples they were measured.
+
+    Attributes:
+        split: Split of the samples.
+        corpus_version: Corpus version that holds them.
+        chance: HR@1 of a random choice among their candidates.
+    """
+
+    split: str
+    corpus_version: int
+    chance: float
 
 
 class Registry:
@@ -327,15 +348,19 @@ class Registry:
         for key, value in tags.items():
             self.client.set_model_version_tag(self.model, str(number), key, value)
 
-    def log_evaluation(self, number: int, domain: str, metrics: Metrics) -> None:
+    def set_description(self, number: int, text: str) -> None:
+        """Sets the description of a version, which MLflow shows as Markdown."""
+        self.client.update_model_version(self.model, str(number), description=text)
+
+    def log_evaluation(self, number: int, domain: str, metrics: LoggedMetrics) -> None:
         """Records an evaluation of a version: as one tag, and as metrics of its MLflow run.
 
         Args:
             number: Number of the version.
             domain: Domain that was evaluated; the tag is `evaluation.<domain>`.
-            metrics: What was measured.
+            metrics: What was measured, and on which samples.
         """
-        self.set_tags(number, {f"evaluation.{domain}": json.dumps(metrics)})
+        self.set_tags(number, {f"{EVALUATION_TAG}{domain}": json.dumps(metrics)})
         if (run_id := self.version(number).run_id) is None:
             return
         kinds = {"hr": metrics["hr"], "ndcg": metrics["ndcg"]}

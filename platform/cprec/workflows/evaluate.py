@@ -8,12 +8,12 @@ Below `<storage>/<run>/evaluation/<domain>/`:
 
 Predictions from equal inputs are not made again. Other modes than `score` have `-<mode>` in the
 name of the folder, and rankings of the whole catalogue `-catalogue`: they are a form of evaluation
-of their own, and nothing compares two forms.
+of their own, and nothing compares two forms. So do samples of some days (`evaluate.from_day`).
 """
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from cluster.errors import RecipeError
 from cluster.ray_session import ray_session
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
-from cprec.downstream import forgetting, stored_baselines
+from cprec.downstream import forgetting, stored_baselines, time_split
 from cprec.downstream.domain import Domain
 from cprec.downstream.scoring import EvaluatedModel, generate_on_ray, score_model
 from cprec.evaluate import catalogue_predictions, predictions
@@ -47,7 +47,9 @@ from cprec.runs.run_records import read_run_records
 from cprec.runs.token_form import TOKEN_FORM
 from cprec.stream.row_encoder import RowEncoder
 from cprec.tracking import report
-from cprec.tracking.registry import Registry
+from cprec.tracking.lineage import read_newest_versions
+from cprec.tracking.model_card import publish_card
+from cprec.tracking.registry import LoggedMetrics, Registry
 from cprec.workflows.models import check_models, describe_models, find_models, own_run
 from cprec.workflows.rank_catalogue import CatalogueRanking, find_retrieval_model
 
@@ -122,16 +124,32 @@ def plan_evaluation(
         items = Domain.from_corpus(corpus, domain, recipe.evaluate.split)
         ranking = CatalogueRanking(Catalogue(recipe, corpus, items, retriever), samples)
     plan = EvaluationPlan(recipe, corpus, domain, samples, models, ranking)
+    days = f" of {recipe.evaluate.days}" if recipe.evaluate.days else ""
     say(
-        f"{len(samples):,} {recipe.evaluate.split} samples of {domain}, version {corpus.version} "
-        f"of {corpus.uri}; mode {recipe.evaluate.form}, chance {plan.chance:.4g}"
+        f"{len(samples):,} {recipe.evaluate.split} samples{days} of {domain}, version "
+        f"{corpus.version} of {corpus.uri}; mode {recipe.evaluate.form}, chance {plan.chance:.4g}"
     )
-    for line in describe_models(models):
+    for line in (*describe_models(models), *_check_split_by_time(plan, registry)):
         say(line)
     if ranking and plan.language_models:
         check_models(recipe, ranking.embedders, corpus, domain)
         say(ranking.describe())
     return plan
+
+
+def _check_split_by_time(plan: EvaluationPlan, registry: Registry) -> Iterator[str]:
+    """Yields up to when each model was trained, under evaluate.from_day.
+
+    Raises:
+        RunError: One was trained on interactions of that day or later.
+    """
+    if (from_day := plan.recipe.evaluate.from_day) is None:
+        return
+    whole_domain = {plan.corpus.find_domain_source(plan.domain, "train"): plan.corpus.version}
+    for model in plan.models:
+        known = None if model.is_baseline else read_newest_versions(registry, model, plan.corpus)
+        newest = whole_domain if model.is_baseline else known
+        yield time_split.check_trained_before(model.name, newest, plan.corpus, from_day)
 
 
 def compare_models(
@@ -161,15 +179,17 @@ def run_evaluation(plan: EvaluationPlan, registry: Registry, say: Say) -> Compar
     ]
     form = recipe.evaluate.form
     rows = _compare_with_first(evaluated, perplexities, form)
+    days = recipe.evaluate.days
     comparison = Comparison(
-        comparison_name([row.name for row in rows], form),
+        comparison_name([row.name for row in rows], form, days),
         time.time(),
         domain,
         recipe.evaluate.split,
         form,
         plan.chance,
         f"HR@{tested_cutoff(form)}",
-        add_holm_correction(domain, rows, form, read_comparisons(run_uri)),
+        add_holm_correction(domain, rows, form, read_comparisons(run_uri), days),
+        days,
     )
     write_comparison(run_uri, domain, asdict(comparison))
     if storage.exists(storage.join(run_uri, EVENTS_FILE)):
@@ -184,7 +204,7 @@ def load_samples(recipe: Recipe) -> tuple[Corpus, str, pa.Table]:
         The corpus, the name of the domain, and its samples in the order of their unsigned ids.
 
     Raises:
-        CorpusError: The domain has no samples in this split.
+        CorpusError: The domain has no samples in this split, or none of the days.
         RecipeError: No domain is named.
     """
     domain = recipe.evaluate.domain or next(iter(recipe.data.held_out), None)
@@ -195,6 +215,7 @@ def load_samples(recipe: Recipe) -> tuple[Corpus, str, pa.Table]:
     corpus = Corpus.open(recipe.corpus, recipe.corpus_version)
     split = recipe.evaluate.split
     samples = corpus.read_samples(corpus.find_domain_source(domain, split), split)
+    samples = time_split.select_days(samples, recipe.evaluate)
     # The corpus stores the bits of an unsigned id in a signed column.
     ids = samples["sample_id"].to_numpy().view(np.uint64)
     order = np.argsort(ids, kind="stable")[: recipe.evaluate.max_users]
@@ -273,6 +294,7 @@ def _prediction_inputs(plan: EvaluationPlan, model: EvaluatedModel) -> dict[str,
         "max_users": recipe.evaluate.max_users,
         "mode": _evaluation_form(recipe, model),
         **({} if model.is_baseline else {"token_form": TOKEN_FORM}),
+        **({"days": recipe.evaluate.days} if recipe.evaluate.days else {}),
         **(plan.ranking.inputs(model) if plan.ranking else {}),
     }
 
@@ -298,9 +320,10 @@ def _evaluation_form(recipe: Recipe, model: EvaluatedModel) -> str:
 
 
 def _model_folder(recipe: Recipe, folder: str, model: EvaluatedModel) -> str:
-    """Returns the folder of a model's predictions and metrics, one for each form."""
+    """Returns the folder of a model's predictions and metrics, one for each form and days."""
     form = _evaluation_form(recipe, model)
-    return storage.join(folder, model.label if form == "score" else f"{model.label}-{form}")
+    parts = ["" if form == "score" else form, recipe.evaluate.days.replace(" ", "-")]
+    return storage.join(folder, "-".join(filter(None, [model.label, *parts])))
 
 
 def _store_metrics(
@@ -320,8 +343,17 @@ def _store_metrics(
         json.dumps(with_inputs, indent=2),
     )
     # A version has the metrics of one form, so that versions can be compared by them.
-    if model.registered_model and model.version and recipe.evaluate.form == "score":
-        registry.with_model(model.registered_model).log_evaluation(model.version, domain, metrics)
+    is_common = recipe.evaluate.form == "score" and not recipe.evaluate.days
+    if model.registered_model and model.version and is_common:
+        versions = registry.with_model(model.registered_model)
+        logged: LoggedMetrics = {
+            **metrics,
+            "split": recipe.evaluate.split,
+            "corpus_version": plan.corpus.version,
+            "chance": plan.chance,
+        }
+        versions.log_evaluation(model.version, domain, logged)
+        publish_card(versions, model.version)
     return _Evaluated(model, table, metrics)
 
 

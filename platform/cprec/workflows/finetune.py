@@ -44,6 +44,14 @@ from cprec.model.base_uri import is_unbuilt, locate_base, resolve_base
 from cprec.model.context_length import require_context
 from cprec.runs import checkpoint
 from cprec.tracking.figures import plot_trials
+from cprec.tracking.lineage import (
+    CARD_FILE,
+    LICENSE_TAG,
+    TRAINED_ON_TAG,
+    find_license,
+    trained_on,
+)
+from cprec.tracking.model_card import publish_card
 from cprec.tracking.registry import ALIASES, Registry, Version
 from cprec.tracking.tracker import Tracker
 from cprec.tracking.version_names import CANDIDATE, VERSION_NAMES, find_version
@@ -131,6 +139,8 @@ def search_and_register(recipe: Recipe, registry: Registry, say: Say) -> SearchR
     version = registry.with_model(model).register(
         best.checkpoint, _lineage(plan, best), tracker.run_id
     )
+    card = publish_card(registry.with_model(model), version)
+    write_text(join(best.checkpoint, checkpoint.ADAPTER, CARD_FILE), card.content)
     equal_lrs = lr_search.lrs_within_noise(results, _count_validation_samples(plan))
     return SearchResult(best_lr, results, winner_results, best, model, version, plot_uri, equal_lrs)
 
@@ -277,6 +287,8 @@ def _lineage(plan: SearchPlan, best: TrialResult) -> dict[str, str]:
         "ledger_digest": checkpoint.read_ledger(best.checkpoint).fingerprint(),
         "base": plan.base,
         "base_revision": plan.revision or "",
+        LICENSE_TAG: find_license(plan.recipe, plan.base, plan.revision),
+        TRAINED_ON_TAG: trained_on(*filter(None, [plan.start_checkpoint, best.checkpoint])),
         "start": plan.start_checkpoint or FRESH,
         "parent_version": str(plan.parent_version or ""),
         "lr": f"{best.lr:g}",

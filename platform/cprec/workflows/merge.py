@@ -1,10 +1,13 @@
-"""Exports an adapter merged into its base as one plain model directory.
+"""Exports a model: merged into its base as one plain model directory, or its adapter as it is.
 
-Servers that take no adapters can load it. A hybrid model's directory also has a folder behaviour/:
-the projector and the item vectors, the items that they are of, and how prompts use them.
+Both have a model card, and either may be pushed to a hub. Servers that take no adapters can load
+the first. That of a hybrid model also has a folder behaviour/: the projector and the item vectors,
+the items that they are of, and how prompts use them.
 """
 
 import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -13,8 +16,8 @@ import pyarrow.parquet as pq
 import torch
 from peft import PeftModel
 
-from cluster.errors import RunError
-from cluster.storage import exists, upload
+from cluster.errors import RecipeError, RunError
+from cluster.storage import absolute_uri, download, exists, join, upload
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
 from cprec.downstream import hybrid
@@ -28,7 +31,18 @@ from cprec.downstream.known_items import (
     require_known_items,
 )
 from cprec.downstream.scoring import EvaluatedModel, load_model
+from cprec.downstream.stored_model import ADAPTER_CONFIG, MODEL_CONFIG, Form, StoredModel
 from cprec.model.libraries import refused_input
+from cprec.tracking import hub
+from cprec.tracking.lineage import (
+    CARD_FILE,
+    LICENSE_TAG,
+    TRAINED_ON_TAG,
+    find_license,
+    read_trained_on,
+)
+from cprec.tracking.model_card import render_card
+from cprec.tracking.registry import Registry
 
 ITEMS_FILE = "items.parquet"
 """File of a merged hybrid model that says which item each vector is of."""
@@ -52,10 +66,110 @@ Without behaviour tokens the model still answers, but worse than it could.
 """
 
 
-def require_free(uri: str) -> None:
-    """Raises RunError if there is something at a place already."""
-    if exists(uri):
-        raise RunError(f"{uri}: there is something already; give another place")
+@dataclass(frozen=True)
+class ExportPlan:
+    """An export whose inputs are checked.
+
+    Attributes:
+        recipe: Precision in which the model is loaded.
+        model: The model.
+        form: What is written: a merged model, or the adapter.
+        items: Corpus and domain of the items that a hybrid model knows; None of a text-only model.
+        card: Model card, the content of README.md.
+        out: Where the directory goes; None: only to the hub.
+        repository: Repository of a hub to which it is pushed; None: it is not.
+    """
+
+    recipe: Recipe
+    model: EvaluatedModel
+    form: Form
+    items: tuple[Corpus, str] | None
+    card: str
+    out: str | None
+    repository: str | None
+
+    def describe(self) -> str:
+        """Says what goes where, for the line at the end."""
+        what = (
+            f"{self.model.label} merged into {self.model.base}"
+            if self.form == Form.MERGED
+            else f"adapter of {self.model.label}"
+        )
+        return f"{what}: {', '.join(place for place in (self.out, self.repository) if place)}"
+
+
+def plan_export(
+    recipe: Recipe,
+    registry: Registry,
+    model: EvaluatedModel,
+    out: str | None,
+    repository: str | None = None,
+    form: Form = Form.MERGED,
+) -> ExportPlan:
+    """Checks what an export needs, and renders its model card. Writes nothing.
+
+    Args:
+        recipe: The recipe; the corpus, for a hybrid model.
+        registry: Where the lineage of a registered version is.
+        model: The model to export.
+        out: Directory or URI, where nothing may be yet; None: only to the hub.
+        repository: Repository of a hub to push to; None: it is not pushed.
+        form: `Form.MERGED`, or `Form.ADAPTER` for the adapter as it is.
+
+    Raises:
+        RecipeError: There is neither a place nor a repository, or no adapter to export.
+        RunError: There is something at the place, the items of a hybrid model are not in the
+            corpus, or the hub cannot be pushed to.
+    """
+    if out is None and repository is None:
+        raise RecipeError("--out: give a place for the export, or a repository with --push")
+    out = None if out is None else absolute_uri(out)
+    if out is not None and exists(out):
+        raise RunError(f"{out}: there is something already; give another place")
+    if form == Form.ADAPTER:
+        _require_adapter(model)
+    items = require_items(recipe, model)
+    if repository is not None:
+        hub.require_hub(repository)
+    card = render_card(
+        _title(model), form, _read_lineage(recipe, registry, model), hybrid=items is not None
+    )
+    return ExportPlan(recipe, model, form, items, card.content, out, repository)
+
+
+def _require_adapter(model: EvaluatedModel) -> None:
+    """Raises RecipeError unless a model is one text-only LoRA adapter on its base."""
+    stored = None if model.checkpoint is None else StoredModel.at(model.checkpoint)
+    adapter_uri = None if stored is None else stored.adapter_uri
+    if adapter_uri is None or not exists(join(adapter_uri, ADAPTER_CONFIG)):
+        raise RecipeError(f"--adapter: {model.name} has no LoRA adapter; export it merged")
+    if is_hybrid(model.checkpoint):
+        raise RecipeError(
+            f"--adapter: {model.name} is a hybrid model, which its adapter is only a part of; "
+            "export it merged"
+        )
+
+
+def _title(model: EvaluatedModel) -> str:
+    """Returns what the card calls a model."""
+    if model.version is None:
+        return model.label
+    return f"{model.registered_model} version {model.version}"
+
+
+def _read_lineage(recipe: Recipe, registry: Registry, model: EvaluatedModel) -> Mapping[str, str]:
+    """Returns the tags of a registered version, and what is known of any other model."""
+    known = {
+        "base": model.base,
+        "base_revision": model.revision or "",
+        LICENSE_TAG: find_license(recipe, model.base, model.revision),
+        TRAINED_ON_TAG: read_trained_on(registry, model) or "",
+    }
+    if model.version is None or model.registered_model is None:
+        return known
+    tags = registry.with_model(model.registered_model).version(model.version).tags
+    # A license that was found, or given, since it was registered counts.
+    return {**known, **tags, LICENSE_TAG: known[LICENSE_TAG] or tags.get(LICENSE_TAG, "")}
 
 
 def require_items(recipe: Recipe, model: EvaluatedModel) -> tuple[Corpus, str] | None:
@@ -77,30 +191,38 @@ def require_items(recipe: Recipe, model: EvaluatedModel) -> tuple[Corpus, str] |
     return corpus, known.domain
 
 
-def export_model(recipe: Recipe, model: EvaluatedModel, uri: str) -> None:
-    """Writes a model and its tokenizer in the format of Hugging Face, config.json last.
-
-    Args:
-        recipe: Precision in which the model is loaded; the corpus, for a hybrid model.
-        model: The model to export.
-        uri: Directory or object store, where nothing may be yet.
+def export(plan: ExportPlan) -> None:
+    """Writes what a plan says, config.json or adapter_config.json last, and pushes it.
 
     Raises:
-        RunError: There is something at `uri`, or the items of a hybrid model are not in the corpus.
+        RunError: The model cannot be merged, or the hub refuses it.
     """
-    require_free(uri)
-    items = require_items(recipe, model)
-    network, tokenizer = load_model(recipe, model)
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder)
-        if isinstance(network, HybridModel) and items is not None:
-            _write_behaviour(network, model, *items, directory / BEHAVIOUR_FOLDER)
-            network = network.model
-        with refused_input(f"{model.name}: it cannot be merged into its base", RunError):
-            merged = network.merge_and_unload() if isinstance(network, PeftModel) else network
-            merged.save_pretrained(directory)
-            tokenizer.save_pretrained(directory)
-        upload(directory, uri, last="config.json")
+        if plan.form == Form.MERGED:
+            _write_merged(plan, directory)
+        else:
+            download(str(StoredModel.at(str(plan.model.checkpoint)).adapter_uri), directory)
+        (directory / CARD_FILE).write_text(plan.card)
+        # Pushed first: after a push that failed, the same command can be given again.
+        if plan.repository is not None:
+            hub.push(directory, plan.repository)
+        if plan.out is not None:
+            last = MODEL_CONFIG if plan.form == Form.MERGED else ADAPTER_CONFIG
+            upload(directory, plan.out, last)
+
+
+def _write_merged(plan: ExportPlan, directory: Path) -> None:
+    """Writes a model and its tokenizer in the format of Hugging Face."""
+    model = plan.model
+    network, tokenizer = load_model(plan.recipe, model)
+    if isinstance(network, HybridModel) and plan.items is not None:
+        _write_behaviour(network, model, *plan.items, directory / BEHAVIOUR_FOLDER)
+        network = network.model
+    with refused_input(f"{model.name}: it cannot be merged into its base", RunError):
+        merged = network.merge_and_unload() if isinstance(network, PeftModel) else network
+        merged.save_pretrained(directory)
+        tokenizer.save_pretrained(directory)
 
 
 def _write_behaviour(

@@ -139,9 +139,11 @@ def _measure(plan: PromotionPlan, say: Say) -> Measurements:
 def _with_mode(recipe: Recipe, mode: Literal["score", "generate"]) -> Recipe:
     """Returns the recipe with another `evaluate.mode`, and the candidates of the samples.
 
-    The gate knows no other candidates: a version and a champion have to be measured alike.
+    The gate knows no other candidates and no days: a version and a champion have to be measured
+    alike.
     """
-    evaluate = recipe.evaluate.model_copy(update={"mode": mode, "candidates": "sampled"})
+    update = {"mode": mode, "candidates": "sampled", "from_day": None, "to_day": None}
+    evaluate = recipe.evaluate.model_copy(update=update)
     return recipe.model_copy(update={"evaluate": evaluate})
 
 

@@ -25,6 +25,7 @@ CHANGEABLE_KEYS = (
     "gate.",
     "data.root",
     "data.distribute_above",
+    "model.license",
     "train.pack",
     "train.compile",
     "train.cuda_graphs",

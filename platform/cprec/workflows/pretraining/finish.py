@@ -15,8 +15,9 @@ from cprec.runs.records import AUDIT_FILE, AuditReport, RunFinished
 from cprec.runs.run_records import read_run_records
 from cprec.stream.segments import sample_id_reader
 from cprec.tracking import report
-from cprec.tracking.lineage import lineage
+from cprec.tracking.lineage import CARD_FILE, lineage
 from cprec.tracking.live_report import publish_report
+from cprec.tracking.model_card import publish_card
 from cprec.tracking.registry import Registry
 from cprec.tracking.tracker import Tracker
 from cprec.train.distributed import driver
@@ -96,11 +97,15 @@ def finish_run(
         lineage(job, run_plan, records.recipe, checkpoint_uri, registry),
         tracker.run_id,
     )
+    card = publish_card(registry, version)
+    adapter_uri = join(checkpoint_uri, checkpoint.ADAPTER)
+    # Beside the checkpoint, whose manifest does not list it: the card says what came after.
+    lease.replace(join(adapter_uri, CARD_FILE), card.content.encode())
     if (unsent := tracker.finish("FINISHED")) is not None:
         say(unsent)
     return RunResult(
         job.run_uri,
-        join(checkpoint_uri, checkpoint.ADAPTER),
+        adapter_uri,
         join(job.run_uri, report.PAGE),
         version,
         audit_report,

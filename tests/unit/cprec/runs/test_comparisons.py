@@ -17,7 +17,7 @@ from cprec.runs.comparisons import (
 
 def comparison(name: str, time: float, domain: str = "Games") -> dict[str, Any]:
     given = {"name": name, "time": time, "domain": domain, "mode": "score"}
-    return {**given, "measure": "HR@1", "rows": []}
+    return {**given, "measure": "HR@1", "days": "", "rows": []}
 
 
 def test_a_later_comparison_leaves_the_earlier_ones(tmp_path: Path) -> None:

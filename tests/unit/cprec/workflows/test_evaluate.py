@@ -82,10 +82,13 @@ def test_several_domains_are_corrected_for() -> None:
     ]
     p = rows[1].against.p if rows[1].against else 1.0
 
-    def kept(domain: str, p: float, mode: str = "score", reference: str = "base") -> dict[str, Any]:
+    def kept(
+        domain: str, p: float, mode: str = "score", reference: str = "base", days: str = ""
+    ) -> dict[str, Any]:
         return {
             "domain": domain,
             "mode": mode,
+            "days": days,
             "rows": [
                 {"name": reference, "against": None},
                 {"name": "cprec", "against": {"p": p}},
@@ -102,4 +105,5 @@ def test_several_domains_are_corrected_for() -> None:
     assert corrected(kept("Books", 0.0), kept("Books", 0.5)) == pytest.approx(2 * p)
     assert corrected(kept("Games", 0.0)) == p
     assert corrected(kept("Books", 0.0, mode="generate")) == p
+    assert corrected(kept("Books", 0.0, days="2026-11-27")) == p
     assert corrected(kept("Books", 0.0, reference="llara")) == p

@@ -17,7 +17,7 @@ from cprec.downstream.scoring import load_model
 from cprec.ranking.items import DomainItems
 from cprec.ranking.ranker import Ranker
 from cprec.tracking.registry import Registry
-from cprec.workflows.merge import export_model
+from cprec.workflows.merge import export, plan_export
 from cprec.workflows.models import find_model
 from cprec.workflows.recommend import plan_request, rank
 from tests.unit.cprec.ranking import stored_models
@@ -122,7 +122,7 @@ def test_a_merged_hybrid_model_ranks_as_before(
 ) -> None:
     model = find_model(place.recipe, registry, place.hybrid)
     out = tmp_path / "merged" / "hybrid"
-    export_model(place.recipe, model, str(out))
+    export(plan_export(place.recipe, registry, model, str(out)))
     merged = find_model(place.recipe, registry, str(out))
     assert (merged.base, merged.label) == (str(out), "merged-hybrid")
     network = load_model(place.recipe, merged)[0]
@@ -142,7 +142,7 @@ def test_others_can_use_a_merged_hybrid_model_as_its_readme_says(
 ) -> None:
     out = tmp_path / "merged"
     model = find_model(place.recipe, registry, place.hybrid)
-    export_model(place.recipe, model, str(out))
+    export(plan_export(place.recipe, registry, model, str(out)))
     plain = AutoModelForCausalLM.from_pretrained(out)
     AutoTokenizer.from_pretrained(out)
     readme = (out / "behaviour" / "README.md").read_text()
@@ -162,7 +162,7 @@ def test_others_can_use_a_merged_hybrid_model_as_its_readme_says(
             plain(inputs_embeds=embedding[None, None]).logits, expected, atol=1e-2
         )
     with pytest.raises(RunError, match="something already"):
-        export_model(place.recipe, model, str(out))
+        export(plan_export(place.recipe, registry, model, str(out)))
 
 
 def test_merging_a_hybrid_model_needs_its_corpus(
@@ -172,5 +172,5 @@ def test_merging_a_hybrid_model_needs_its_corpus(
     recipe: Recipe = place.recipe.model_copy(update={"corpus": other.corpus.uri})
     model = find_model(recipe, registry, place.hybrid)
     with pytest.raises(RunError, match="whose item embeddings are of corpus"):
-        export_model(recipe, model, str(tmp_path / "merged"))
+        export(plan_export(recipe, registry, model, str(tmp_path / "merged")))
     assert not (tmp_path / "merged").exists()

@@ -1,0 +1,136 @@
+"""The model card of a model: what it is, what it was trained on, how well it ranks, how it loads.
+
+It is made of the lineage tags of a registered version. It names no path and no address: a base that
+is not on a hub is called by the name of its folder, the corpus by its fingerprint.
+"""
+
+import json
+import posixpath
+from collections.abc import Iterator, Mapping
+from importlib.resources import files
+
+from huggingface_hub import ModelCard, ModelCardData
+from jinja2 import Environment, StrictUndefined
+
+from cluster.storage import join
+from corpus.sampling.source import Source
+from cprec.downstream.known_items import is_hybrid
+from cprec.downstream.stored_model import Form, StoredModel
+from cprec.encode.prompt import render_prompt
+from cprec.evaluate.significance import wilson_interval
+from cprec.runs import checkpoint
+from cprec.tracking.lineage import HUB_ID, LICENSE_TAG, TRAINED_ON_TAG, trained_on
+from cprec.tracking.registry import EVALUATION_TAG, Registry
+
+NOT_RECORDED = "not recorded"
+MAX_DESCRIPTION = 5000
+"""Characters of a version's description that MLflow's SQL store takes."""
+CUT_NOTICE = "\n\nCut here: the whole card is in every export (jobs/merge.py)."
+
+
+def render_card(name: str, form: Form, tags: Mapping[str, str], hybrid: bool) -> ModelCard:
+    """Renders the model card of a model.
+
+    Args:
+        name: What the card calls the model.
+        form: How the model is stored where the card stands.
+        tags: Its lineage and evaluations, as a registered version has them.
+        hybrid: Whether its prompts have behaviour tokens.
+
+    Returns:
+        The card: `content` is the file, and `text` is it without the metadata for hubs.
+    """
+    environment = Environment(
+        autoescape=False,  # noqa: S701 (it is Markdown)
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    template = files("cprec.tracking").joinpath("model_card.md.j2").read_text()
+    is_merged = form == Form.MERGED
+    base = tags.get("base", "")
+    on_hub = HUB_ID.fullmatch(base) is not None
+    metadata = ModelCardData(
+        license=tags.get(LICENSE_TAG) or None,
+        base_model=base if on_hub else None,
+        base_model_relation="finetune" if is_merged else "adapter",
+        library_name="transformers" if is_merged else "peft",
+        pipeline_tag="text-generation",
+        tags=["recommendation", "cprec"],
+    )
+    content = environment.from_string(template).render(
+        metadata=metadata.to_yaml(),
+        name=name,
+        form="merged" if is_merged else "adapter",
+        hybrid=hybrid,
+        fine_tuned=tags.get("domain", "") if tags.get("kind") == "finetuned" else "",
+        base=base if on_hub else f"{posixpath.basename(base.rstrip('/'))}, not on a hub",
+        revision=tags.get("base_revision") or NOT_RECORDED,
+        license=tags.get(LICENSE_TAG) or f"{NOT_RECORDED}: see the card of the base",
+        corpus=tags.get("corpus_fingerprint") or NOT_RECORDED,
+        sources=list(_iter_sources(tags)),
+        is_base=tags.get(TRAINED_ON_TAG) == trained_on(),
+        evaluations=list(_iter_evaluations(tags)),
+        prompt=render_prompt(["TITLE", "TITLE"], ["CANDIDATE", "CANDIDATE"]),
+    )
+    return ModelCard(content)
+
+
+def publish_card(registry: Registry, number: int) -> ModelCard:
+    """Makes the present card of a version its description in MLflow.
+
+    Args:
+        registry: The registry of the version's model.
+        number: Number of the version.
+
+    Returns:
+        The card, as it is for the version's adapter.
+    """
+    version = registry.version(number)
+    form = StoredModel.at(join(version.checkpoint, checkpoint.ADAPTER)).form
+    card = render_card(version.title, form, version.tags, is_hybrid(version.checkpoint))
+    registry.set_description(number, _shorten(card.text.strip()))
+    return card
+
+
+def _iter_sources(tags: Mapping[str, str]) -> Iterator[list[str]]:
+    """Yields the rows of the table of training data."""
+    for text, trained in sorted(json.loads(tags.get(TRAINED_ON_TAG) or "{}").items()):
+        source = Source.parse(text)
+        first, last = trained["versions"]
+        versions = str(first) if first == last else f"{first} to {last}"
+        yield [source.kind, source.name or "all of them", versions, f"{trained['samples']:,}"]
+
+
+def _iter_evaluations(tags: Mapping[str, str]) -> Iterator[list[str]]:
+    """Yields the rows of the table of evaluations, one for each domain."""
+    for tag, value in sorted(tags.items()):
+        if not tag.startswith(EVALUATION_TAG):
+            continue
+        metrics = json.loads(value)
+        # Releases before cards kept the metrics alone.
+        chance = metrics.get("chance")
+        yield [
+            tag.removeprefix(EVALUATION_TAG),
+            metrics.get("split", NOT_RECORDED),
+            str(metrics.get("corpus_version", NOT_RECORDED)),
+            f"{metrics['n']:,}",
+            *(_with_interval(metrics["hr"].get(k), metrics["n"]) for k in ("1", "3", "5")),
+            NOT_RECORDED if chance is None else f"{chance:.3g}",
+        ]
+
+
+def _with_interval(fraction: float | None, n: int) -> str:
+    """Returns a hit rate with its interval as text."""
+    if fraction is None or not n:
+        return "none"
+    low, high = wilson_interval(fraction, n)
+    return f"{fraction:.4f} ({low:.4f} to {high:.4f})"
+
+
+def _shorten(text: str) -> str:
+    """Returns a text that MLflow takes, whole lines of it."""
+    if len(text) <= MAX_DESCRIPTION:
+        return text
+    kept = text[: MAX_DESCRIPTION - len(CUT_NOTICE)].rpartition("\n")[0]
+    return kept + CUT_NOTICE
