@@ -56,7 +56,8 @@ class VersionMetadata(TypedDict):
         held_out: Domains held out of pre-training.
         quarantine: File of the rows that cannot be used; None if there are none.
         text: Digest of the text that was appended; absent where none was.
-        feedback: Of an append of feedback, what became of the rankings, by domain; else absent.
+        feedback: What became of the served rankings of an append of feedback, by domain; absent
+            where there were none.
         items_version: Version of `items/` that the samples refer to.
         item_runs: Item indices of each domain, as runs: the first, and the one past the last.
         statistics: The statistics of the version, without `version`.
@@ -71,7 +72,7 @@ class VersionMetadata(TypedDict):
     held_out: Sequence[str]
     quarantine: str | None
     text: NotRequired[str]
-    feedback: NotRequired[Annotated[dict[str, dict[str, Any]], dict[str, FeedbackCounts]]]
+    feedback: NotRequired[Annotated[dict[str, dict[str, int]], dict[str, FeedbackCounts]]]
     items_version: int
     item_runs: dict[str, list[list[int]]]
     statistics: VersionStatistics

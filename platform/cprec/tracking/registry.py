@@ -34,7 +34,7 @@ from mlflow.exceptions import MlflowException
 from cluster.errors import RecipeError, RunError
 from cluster.storage import absolute_uri, is_remote, join
 from cprec.config.recipe import Recipe
-from cprec.evaluate.metrics import Metrics
+from cprec.evaluate.metrics import VersionMetrics
 from cprec.runs.checkpoint import CHECKPOINTS, list_checkpoints
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -85,20 +85,6 @@ class Version:
 
     def __str__(self) -> str:
         return f"version {self.number} of {self.model}, from run {posixpath.basename(self.run)}"
-
-
-class LoggedMetrics(Metrics):
-    """The metrics of a version, and on which samples they were measured.
-
-    Attributes:
-        split: Split of the samples.
-        corpus_version: Corpus version that holds them.
-        chance: HR@1 of a random choice among their candidates.
-    """
-
-    split: str
-    corpus_version: int
-    chance: float
 
 
 class Registry:
@@ -352,7 +338,7 @@ class Registry:
         """Sets the description of a version, which MLflow shows as Markdown."""
         self.client.update_model_version(self.model, str(number), description=text)
 
-    def log_evaluation(self, number: int, domain: str, metrics: LoggedMetrics) -> None:
+    def log_evaluation(self, number: int, domain: str, metrics: VersionMetrics) -> None:
         """Records an evaluation of a version: as one tag, and as metrics of its MLflow run.
 
         Args:

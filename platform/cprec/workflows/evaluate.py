@@ -37,7 +37,7 @@ from cprec.evaluate.comparison import (
     add_significance,
     tested_cutoff,
 )
-from cprec.evaluate.metrics import Metrics, average_metrics, hits
+from cprec.evaluate.metrics import Metrics, VersionMetrics, average_metrics, hits
 from cprec.model.base_uri import is_unbuilt, resolve_base
 from cprec.model.context_length import require_context
 from cprec.retrieval.catalogue import Catalogue
@@ -49,7 +49,7 @@ from cprec.stream.row_encoder import RowEncoder
 from cprec.tracking import report
 from cprec.tracking.lineage import read_newest_versions
 from cprec.tracking.model_card import publish_card
-from cprec.tracking.registry import LoggedMetrics, Registry
+from cprec.tracking.registry import Registry
 from cprec.workflows.models import check_models, describe_models, find_models, own_run
 from cprec.workflows.rank_catalogue import CatalogueRanking, find_retrieval_model
 
@@ -346,13 +346,13 @@ def _store_metrics(
     is_common = recipe.evaluate.form == "score" and not recipe.evaluate.days
     if model.registered_model and model.version and is_common:
         versions = registry.with_model(model.registered_model)
-        logged: LoggedMetrics = {
+        described: VersionMetrics = {
             **metrics,
             "split": recipe.evaluate.split,
             "corpus_version": plan.corpus.version,
             "chance": plan.chance,
         }
-        versions.log_evaluation(model.version, domain, logged)
+        versions.log_evaluation(model.version, domain, described)
         publish_card(versions, model.version)
     return _Evaluated(model, table, metrics)
 
