@@ -1,6 +1,6 @@
 """Trains the models of test_few_interactions.py one after the other, without Ray:
 
-    python -m tests.integration.few_worker RECIPE.yaml SEEDS CPREC-LR LLARA-LR
+    python -m tests.experiments.few_worker RECIPE.yaml SEEDS CPREC-LR LLARA-LR
 
 Prints, as JSON, the base, the pre-trained checkpoint, and each model's hits at 1 for every seed, on
 the test samples of the held-out domain.

@@ -20,6 +20,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from cluster.ray_session import ray_session
 from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import load_recipe, to_yaml
 from cprec.evaluate.significance import paired_t_test
@@ -54,12 +55,12 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 
 @pytest.fixture(scope="module")
 def trained(recipe: Recipe) -> dict[str, Any]:
-    """The output of tests.integration.few_worker."""
+    """The output of tests.experiments.few_worker."""
     path = Path(recipe.storage).parent / "recipe.yaml"
     path.write_text(to_yaml(recipe))
     out = jobs.run_python(
         "-m",
-        "tests.integration.few_worker",
+        "tests.experiments.few_worker",
         path,
         str(SEEDS),
         *map(str, LRS.values()),
@@ -83,17 +84,22 @@ def test_pre_training_helps_where_interactions_are_few(trained: dict[str, Any], 
         assert test.p < 0.05, hr1
 
 
-@pytest.mark.usefixtures("one_cluster")
 def test_the_gate_refuses_a_sabotaged_candidate_and_rolling_back_restores_the_champion(
     trained: dict[str, Any], recipe: Recipe, tmp_path: Path
 ) -> None:
     registry = Registry.from_recipe(recipe)
     run = registry.start_run(f"{recipe.storage}/{recipe.run}", recipe.run)
+    with ray_session("local", 2):
+        check_gate(registry, run, trained, recipe, tmp_path)
+
+
+def check_gate(
+    registry: Registry, run: str | None, trained: dict[str, Any], recipe: Recipe, folder: Path
+) -> None:
+    """Promotes the trained model, refuses a spoilt copy of it, and rolls back."""
     good = registry.register(trained["checkpoint"], {"base": trained["base"]}, run)
     assert promote.promote(recipe, registry, print, str(good))[1].promote
-    bad = registry.register(
-        sabotage(trained["checkpoint"], tmp_path), {"base": trained["base"]}, run
-    )
+    bad = registry.register(sabotage(trained["checkpoint"], folder), {"base": trained["base"]}, run)
     number, decision = promote.promote(recipe, registry, print, str(bad))
     assert (number, decision.promote) == (bad, False)
     assert "gate.alpha: wanted no worse than the champion" in decision.reason
