@@ -1,7 +1,6 @@
 """Appends behaviours to a corpus as its next version: new domains, new users, or newer rows.
 
-Plain text for replay is appended in the same way (`append_text`). Earlier rows are never rewritten.
-A version of behaviours adds (docs/decisions/004-append.md):
+Earlier rows are never rewritten. A version of behaviours adds (docs/decisions/004-append.md):
 
 - the samples of the new interactions in their domain. Leave-one-out holds over a user's whole
   sequence, but what was ever held out stays held out;
@@ -13,34 +12,34 @@ read.
 """
 
 import json
-import random
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 
 from cluster import storage
 from cluster.console import Say
-from cluster.errors import CommitConflictError, CorpusError, DataError
+from cluster.errors import CorpusError, DataError
 from corpus import build
-from corpus.backend import AppendInput, Backend, UncommittedSamples
-from corpus.ingest import feedback, plain_text, quarantine, simulation, speaking_titles
+from corpus.backend import AppendInput, Backend
+from corpus.fingerprints import file_digests, rules
+from corpus.ingest import feedback, quarantine, simulation, speaking_titles
 from corpus.ingest.feedback import FeedbackCounts
 from corpus.local import LOCAL
 from corpus.local.append import LocalAppendInput
-from corpus.sampling import replay_text
-from corpus.sampling.sequences import SPLITS
 from corpus.settings import DataSettings, SimulateSettings
 from corpus.store import catalogue, conditional_puts, statistics
 from corpus.store.catalogue import count_items
-from corpus.store.tables import Corpus, FileKey, publish_statistics, write_samples
-
-MAX_ATTEMPTS = 100
-"""Attempts of an append that other processes keep overtaking, before it gives up."""
-
-MAX_BACKOFF_S = 4.0
-"""Longest pause before the next attempt, in seconds."""
+from corpus.store.stored_interactions import to_metadata
+from corpus.store.tables import Corpus
+from corpus.versions import (
+    VersionMetadata,
+    commit_version,
+    commit_with_retries,
+    find_version,
+    open_if_appended,
+    origin,
+)
 
 
 def simulate_and_append(
@@ -89,7 +88,7 @@ def append(data: DataSettings, seed: int, uri: str, say: Say, *, held_out: bool 
     conditional_puts.require_conditional_puts(uri)
     counts = feedback.measure_feedback(requested, say)
     with _open_input(corpus, requested, seed, say) as (identity, append_input):
-        return _commit_with_retries(
+        return commit_with_retries(
             uri, lambda corpus: _try_append(corpus, append_input, identity, seed, counts, say), say
         )
 
@@ -121,7 +120,7 @@ def preview(data: DataSettings, seed: int, uri: str, say: Say, *, held_out: bool
     _check_compatible(corpus, requested, seed)
     feedback.measure_feedback(requested, say)
     with _open_input(corpus, requested, seed, say) as (identity, append_input):
-        if (version := _find_version(corpus, identity)) is not None:
+        if (version := find_version(corpus, identity)) is not None:
             say(
                 f"these behaviours are in the corpus already, since version {version}; "
                 "nothing to do"
@@ -141,52 +140,6 @@ def preview(data: DataSettings, seed: int, uri: str, say: Say, *, held_out: bool
     say(
         f"would make version {corpus.version + 1} of {corpus.uri}: "
         f"{append_delta.rows:,} new interactions; dropped: {dropped or 'none'}"
-    )
-
-
-def append_text(file: str, uri: str, say: Say) -> Corpus:
-    """Appends a file of plain text to a corpus as its next version: windows of source text/<name>.
-
-    Appending the same text again changes nothing. Another text of the same name adds to the source.
-
-    Args:
-        file: Path or URI of the text; its name becomes the name of the source.
-        uri: URI of the corpus.
-        say: Receives progress lines.
-
-    Returns:
-        The version that the append made, now or earlier.
-
-    Raises:
-        RecipeError: The file is missing, is empty, or is not UTF-8.
-        DataError: The file's name cannot be the name of a source.
-        CorpusError: There is no corpus.
-    """
-    uri = storage.absolute_uri(uri)
-    source = replay_text.text_source(file)
-    content = plain_text.read_plain_text(file, "--text")
-    Corpus.open(uri)  # raises before anything is written
-    conditional_puts.require_conditional_puts(uri)
-    identity = _text_identity(source, content)
-    return _commit_with_retries(
-        uri, lambda corpus: _try_append_text(corpus, file, source, content, identity, say), say
-    )
-
-
-def preview_text(file: str, uri: str, say: Say) -> None:
-    """Checks the input of `append_text` and says what it would add; writes nothing.
-
-    Arguments and errors are those of `append_text`.
-    """
-    corpus = Corpus.open(storage.absolute_uri(uri))
-    source = replay_text.text_source(file)
-    content = plain_text.read_plain_text(file, "--text")
-    if (version := _find_version(corpus, _text_identity(source, content))) is not None:
-        say(f"this text is in the corpus already, since version {version}; nothing to do")
-        return
-    say(
-        f"would make version {corpus.version + 1} of {corpus.uri}: "
-        f"{len(replay_text.split_text(content)):,} windows of {source}"
     )
 
 
@@ -214,7 +167,7 @@ def _check_compatible(corpus: Corpus, requested: DataSettings, seed: int) -> Non
             f"{corpus.uri}: does not record the rules it was built with, which an append needs; "
             "build the corpus again in another place"
         )
-    asked = build.rules(requested, seed)
+    asked = rules(requested, seed)
     # A key of a later release is only recorded, or asked for, where it is used.
     differing = [
         f"{key} {recorded.get(key, 'not set')} (asked for: {asked.get(key, 'not set')})"
@@ -295,7 +248,7 @@ def _open_input(
 
 def _input_identity(requested: DataSettings, seed: int, backend: Backend) -> str:
     """Returns the identity of an append: a digest of its rules, its settings and its files."""
-    digests = build.file_digests(
+    digests = file_digests(
         requested, sorted((*requested.domains, *requested.held_out)), backend.map
     )
     keys = {"columns", "time_unit", "latest", "min_rating", "max_per_user", "format"}
@@ -303,49 +256,7 @@ def _input_identity(requested: DataSettings, seed: int, backend: Backend) -> str
         keys.add("until_day")
     settings = json.loads(requested.model_dump_json(include=keys))
     return storage.sha256(
-        json.dumps([build.rules(requested, seed), settings, digests], sort_keys=True).encode()
-    )
-
-
-def _text_identity(source: str, content: str) -> str:
-    """Returns the identity of an append of text: a digest of its source, content and rules."""
-    return storage.sha256(
-        json.dumps(
-            [
-                replay_text.RULES_VERSION,
-                replay_text.MAX_WINDOW_BYTES,
-                source,
-                replay_text.text_digest(content),
-            ]
-        ).encode()
-    )
-
-
-def _commit_with_retries(uri: str, attempt: Callable[[Corpus], Corpus], say: Say) -> Corpus:
-    """Runs an attempt on the newest version until no other process commits in the meantime.
-
-    Args:
-        uri: URI of the corpus.
-        attempt: Makes and commits the version that follows the given one.
-        say: Receives progress lines.
-
-    Raises:
-        CommitConflictError: Other processes committed first MAX_ATTEMPTS times.
-    """
-    for number in range(MAX_ATTEMPTS):
-        started = time.monotonic()
-        try:
-            return attempt(Corpus.open(uri))
-        except CommitConflictError as error:
-            say(f"{error}; the append starts again")
-            # Appends that race go on at different times, or one would overtake all others again.
-            # The pause is bounded, so that none sleeps for long while nobody else works.
-            elapsed = time.monotonic() - started
-            longest = min(elapsed * min(1 << number, 4), MAX_BACKOFF_S)
-            time.sleep(random.uniform(0, longest))
-    raise CommitConflictError(
-        f"{uri}: other processes committed {MAX_ATTEMPTS} times in the meantime; start the append "
-        "again when fewer processes write to this corpus"
+        json.dumps([rules(requested, seed), settings, digests], sort_keys=True).encode()
     )
 
 
@@ -374,7 +285,7 @@ def _try_append(
     Raises:
         CommitConflictError: Another process committed in the meantime.
     """
-    if (done := _open_if_appended(corpus, identity, "these behaviours are", say)) is not None:
+    if (done := open_if_appended(corpus, identity, "these behaviours are", say)) is not None:
         return done
     append_delta = append_input.compute_delta(
         corpus, _whole_corpus_settings(corpus, append_input.data), say
@@ -402,85 +313,30 @@ def _try_append(
             items.filter(~catalogue.items_in_runs(items, previous["item_runs"]))
         ),
     )
-    version_metadata = {
-        **{key: previous[key] for key in ("rules", "fingerprint")},
+    metadata: VersionMetadata = {
+        "rules": previous["rules"],
+        "fingerprint": previous["fingerprint"],
         "appended": identity,
-        "origin": build.origin(data, append_input.domains),
+        "origin": origin(data, append_input.domains),
         "domains": data.domains,
         "held_out": data.held_out,
-        quarantine.FOLDER: quarantine.write(corpus.uri, data.root, append_delta.quarantined),
+        "quarantine": quarantine.write(corpus.uri, data.root, append_delta.quarantined),
         "items_version": items_version,
         "item_runs": catalogue.encode_runs(item_indices),
+        "statistics": version_statistics,
+        "interactions": to_metadata(samples.interaction_files),
     }
     if feedback_counts:
-        version_metadata[feedback.FEEDBACK] = {
+        metadata["feedback"] = {
             domain: asdict(counts) for domain, counts in feedback_counts.items()
         }
-    return build.commit_version(
+    return commit_version(
         corpus.uri,
-        samples,
-        version_statistics,
-        version_metadata,
+        samples.sample_files,
+        metadata,
         parent_version=corpus.version,
         transaction_id=identity,
         say=say,
-    )
-
-
-def _try_append_text(
-    corpus: Corpus, file: str, source: str, content: str, identity: str, say: Say
-) -> Corpus:
-    """Appends text to the newest version; raises CommitConflictError if overtaken."""
-    if (done := _open_if_appended(corpus, identity, "this text is", say)) is not None:
-        return done
-    written = write_samples(
-        corpus.uri,
-        FileKey(source, SPLITS[0], corpus.version + 1),
-        [replay_text.text_window_table(source, content)],
-    )
-    # What the version before records about behaviours holds for this one too.
-    previous = corpus.commits[-1].metadata
-    version_metadata = {
-        **{
-            key: previous[key]
-            for key in ("rules", "fingerprint", "domains", "held_out", "items_version", "item_runs")
-        },
-        "appended": identity,
-        quarantine.FOLDER: None,
-        "text": replay_text.text_digest(content),
-        "origin": {"root": storage.absolute_uri(file), "format": "text", "domains": [source]},
-    }
-    return build.commit_version(
-        corpus.uri,
-        UncommittedSamples((written,), (), 0, Counter()),
-        {**previous["statistics"], "dropped": {}, "speaking_titles": {}},
-        version_metadata,
-        parent_version=corpus.version,
-        transaction_id=identity,
-        say=say,
-    )
-
-
-def _open_if_appended(corpus: Corpus, identity: str, subject: str, say: Say) -> Corpus | None:
-    """Returns the version that an append made earlier, after saying so; None if there is none.
-
-    Args:
-        corpus: The newest version.
-        identity: Identity of the append.
-        subject: Start of the progress line, such as "this text is".
-        say: Receives progress lines.
-    """
-    if (version := _find_version(corpus, identity)) is None:
-        return None
-    publish_statistics(corpus)
-    say(f"{subject} in the corpus already, since version {version}; nothing to do")
-    return Corpus.open(corpus.uri, version)
-
-
-def _find_version(corpus: Corpus, identity: str) -> int | None:
-    """Returns the version that an append made earlier; None if there is none."""
-    return next(
-        (commit.version for commit in corpus.commits if commit.transaction_id == identity), None
     )
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import settings
 from xdist.scheduler import LoadFileScheduling
 
-from corpus import append, build
+from corpus import append_text, build
 from cprec.config.recipe_file import load_recipe
 from tests.integration import jobs
 from tests.integration.observed_run import ObservedRun, observe
@@ -25,6 +25,7 @@ settings.load_profile("fixed")
 
 SMALL_RUN_FILES = (
     "tests/faults/test_kills.py",
+    "tests/faults/test_nodes.py",
     "tests/integration/test_cpt.py",
     "tests/integration/test_batch_recommend.py",
     "tests/integration/test_doors.py",
@@ -75,7 +76,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         str(jobs.recipe(place, schedule=schedule, evaluate={"text": "jobs/recipes/demo.txt"}))
     )
     build.simulate_and_build(recipe.data, recipe.simulate, recipe.seed, recipe.corpus, print)
-    append.append_text(str(place / "days.txt"), recipe.corpus, print)
+    append_text.append_text(str(place / "days.txt"), recipe.corpus, print)
     return place
 
 

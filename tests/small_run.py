@@ -3,6 +3,7 @@
 import itertools
 import json
 import tempfile
+from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 
 from cluster.storage import join
 from corpus.store.tables import Corpus
+from cprec.config import recipe_file
 from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import to_yaml
 from cprec.model.training_state import TrainingState
@@ -48,6 +50,8 @@ def without_ray(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(controller_actor, "STORAGE_RETRY_S", 0.0)
     # YAML would take half of the time.
     patch.setattr(recipe_lock, "to_yaml", lru_cache(to_yaml))
+    parse = lru_cache(recipe_file.parse_yaml)
+    patch.setattr(recipe_file, "parse_yaml", lambda text, origin: deepcopy(parse(text, "a recipe")))
 
 
 def ids_at(start: int, stop: int) -> list[int]:
@@ -101,7 +105,7 @@ def _train_rest(run_uri: str, corpus: Corpus, held: HeldLease) -> None:
     attempt = begin_attempt(held.lease, 0, ledger.samples, uri, 1).number
     actor.begin_attempt(WorkerGroup(attempt, 1, ledger.samples, uri), problems)
     for row in planned_rows(actor.plan())[ledger.steps :]:
-        actor.record_step(row)
+        actor.record_step(attempt, row)
         actor.heartbeat(force=True)
         ledger = ledger.add_step(row.batch_samples, int(row.ids_digest, 16))
         _save(run_uri, actor, ledger, attempt, held.lease)
@@ -109,7 +113,7 @@ def _train_rest(run_uri: str, corpus: Corpus, held: HeldLease) -> None:
 
 
 def _save(run_uri: str, actor: ControllerActor, ledger: Ledger, attempt: int, lease: Lease) -> None:
-    actor.prepare_checkpoint()
+    actor.prepare_checkpoint(attempt)
     name = CheckpointName(ledger.samples, attempt)
     uri = checkpoint.checkpoint_uri(run_uri, name)
     with tempfile.TemporaryDirectory() as folder:
@@ -119,5 +123,5 @@ def _save(run_uri: str, actor: ControllerActor, ledger: Ledger, attempt: int, le
         state = TrainingState({"w": torch.tensor([float(ledger.samples)])}, {}, ledger.steps)
         checkpoint.save_training_state(state, directory)
         checkpoint.commit(directory, uri, ledger, lease)
-    actor.record_checkpoint(ledger.samples, uri)
+    actor.record_checkpoint(attempt, ledger.samples, uri)
     checkpoint.prune(run_uri, 1, (), name, lease)

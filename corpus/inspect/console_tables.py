@@ -4,7 +4,7 @@ Tables fit 80 columns if the names of domains are short.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from rich import box
 from rich.markup import escape
@@ -17,6 +17,7 @@ from corpus.inspect.leakage import LEAK_CHECKS
 from corpus.inspect.speech import SpeakingTitles
 from corpus.sampling.sequences import SPLITS
 from corpus.sampling.source import MIXED
+from corpus.store.statistics import VersionStatistics
 from corpus.store.tables import Corpus
 
 MAX_QUARANTINED = 10
@@ -65,11 +66,11 @@ def corpus_tables(corpus: Corpus) -> Iterator[Table]:
         yield quarantined
 
 
-def statistics_table(statistics: Mapping[str, Any]) -> Table:
+def statistics_table(statistics: VersionStatistics) -> Table:
     """Returns the statistics of a version: a row for each domain and one for mixed samples.
 
     Args:
-        statistics: Result of `corpus.store.statistics.describe_version`, with or without `version`.
+        statistics: The statistics, with or without the number of the version.
     """
     version = f" of corpus version {statistics['version']}" if "version" in statistics else ""
     table = Table(

@@ -7,6 +7,7 @@ a version has is in the version's own commit, as runs of numbers.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TypedDict
 
 import numpy as np
 import polars as pl
@@ -20,6 +21,20 @@ from corpus.store.tables import ITEMS, ITEMS_SCHEMA, translate_file_errors
 
 IndexRuns = Mapping[str, Sequence[Sequence[int]]]
 """Item indices of each domain, ascending, as runs [first, one past the last]."""
+
+
+class ItemsMetadata(TypedDict):
+    """What a commit of the table `items` says about it.
+
+    Attributes:
+        fingerprint: Identity of the build or the append that added the items.
+        domains: Domains that the items are of.
+        items: Number of items after it, over all domains.
+    """
+
+    fingerprint: str
+    domains: list[str]
+    items: int
 
 
 def encode_runs(item_indices: Mapping[str, IntArray]) -> dict[str, list[list[int]]]:
@@ -186,7 +201,7 @@ def _commit(
     """Writes items to one file and commits it; num_items counts all items of the table after it."""
     table_uri = storage.join(uri, ITEMS)
     files = [delta.write_file(table_uri, "part-00000", items.to_arrow().cast(ITEMS_SCHEMA), {})]
-    metadata = {
+    metadata: ItemsMetadata = {
         "fingerprint": fingerprint,
         "domains": sorted(items["domain"].unique()),
         "items": num_items,

@@ -1,7 +1,7 @@
-"""Statistics of a corpus version, with the columns of the paper's Table 2."""
+"""Statistics of a corpus version."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import polars as pl
 
@@ -17,12 +17,72 @@ SampleCounts = Mapping[tuple[str, str], int]
 NewCounts = Mapping[str, tuple[int, int]]
 """By domain: number of new interactions, and of users who had none in the domain before."""
 
-EMPTY_STATISTICS: Mapping[str, Any] = {"domains": {}, "mixed": {"users": 0, "samples": 0}}
+
+class DomainStatistics(TypedDict):
+    """What a version has of one domain, with the columns of the paper's Table 2.
+
+    Attributes:
+        users: Users of the domain after k-core.
+        items: Items.
+        interactions: Interactions, after k-core and before the split.
+        sparsity: 1 - interactions / (users x items).
+        samples: Samples of all splits.
+        splits: Samples by split.
+        held_out: Whether the domain is held out of pre-training.
+    """
+
+    users: int
+    items: int
+    interactions: int
+    sparsity: float
+    samples: int
+    splits: dict[str, int]
+    held_out: bool
+
+
+class MixedStatistics(TypedDict):
+    """What a version has of mixed samples.
+
+    Attributes:
+        users: Users with mixed samples.
+        samples: Mixed samples.
+    """
+
+    users: int
+    samples: int
+
+
+class VersionStatistics(TypedDict):
+    """Statistics of a corpus version: an object of statistics.json.
+
+    Attributes:
+        version: Corpus version; absent in the metadata of the version.
+        domains: Each domain, over all versions up to this one.
+        mixed: Mixed samples, over all versions up to this one.
+        dropped: What this version left out, by reason.
+        speaking_titles: Titles that speak to the model, of the items that this version added: by
+            domain, how many (`titles`), and how many of each kind (`brace`, `prompt_sentence`,
+            `chat_marker`, `instruction`; a title may be of several).
+    """
+
+    version: NotRequired[int]
+    domains: dict[str, DomainStatistics]
+    mixed: MixedStatistics
+    dropped: dict[str, int]
+    speaking_titles: dict[str, dict[str, int]]
+
+
+EMPTY_STATISTICS: VersionStatistics = {
+    "domains": {},
+    "mixed": {"users": 0, "samples": 0},
+    "dropped": {},
+    "speaking_titles": {},
+}
 """Statistics that version 0 adds to."""
 
 
 def describe_version(
-    previous: Mapping[str, Any],
+    previous: VersionStatistics,
     new_counts: NewCounts,
     item_counts: Mapping[str, int],
     data: DataSettings,
@@ -30,11 +90,8 @@ def describe_version(
     mixed_users: int,
     dropped: Mapping[str, int],
     speaking_titles: Mapping[str, Mapping[str, int]],
-) -> dict[str, Any]:
-    """Returns the statistics of a version: its object in statistics.json, without `version`.
-
-    Numbers of domains and mixed samples are totals over all versions up to this one. Users, items
-    and interactions of a domain are those after k-core and before the split.
+) -> VersionStatistics:
+    """Returns the statistics of a version, without its number.
 
     Args:
         previous: Statistics of the version before, or EMPTY_STATISTICS.
@@ -47,28 +104,30 @@ def describe_version(
         speaking_titles: Titles of the items that this version adds and that speak to the model
             (`corpus.ingest.speaking_titles.count_by_domain`).
     """
-    domains = {}
+    domains: dict[str, DomainStatistics] = {}
     for name in (*data.domains, *data.held_out):
-        old = previous["domains"].get(name, {"users": 0, "interactions": 0, "splits": {}})
-        new_interactions, new_users = new_counts.get(name, (0, 0))
-        totals = {
-            "users": old["users"] + new_users,
-            "items": item_counts[name],
-            "interactions": old["interactions"] + new_interactions,
-        }
+        old = previous["domains"].get(name)
+        interactions, users = new_counts.get(name, (0, 0))
+        if old is not None:
+            interactions += old["interactions"]
+            users += old["users"]
+        items = item_counts[name]
         source = domain_source(name, data)
         splits = {
-            split: old["splits"].get(split, 0) + sample_counts.get((source, split), 0)
+            split: (old["splits"].get(split, 0) if old else 0)
+            + sample_counts.get((source, split), 0)
             for split in SPLITS
         }
         domains[name] = {
-            **totals,
-            "sparsity": 1 - totals["interactions"] / (totals["users"] * totals["items"]),
+            "users": users,
+            "items": items,
+            "interactions": interactions,
+            "sparsity": 1 - interactions / (users * items),
             "samples": sum(splits.values()),
             "splits": splits,
             "held_out": name in data.held_out,
         }
-    mixed = {
+    mixed: MixedStatistics = {
         "users": previous["mixed"]["users"] + mixed_users,
         "samples": previous["mixed"]["samples"] + sample_counts.get((MIXED, TRAIN), 0),
     }

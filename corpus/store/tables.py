@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +27,7 @@ from corpus.sampling.hashing import hash_range_indices
 from corpus.sampling.source import Source, SourceKind
 from corpus.store import delta
 from corpus.store.delta import DataFile
+from corpus.store.statistics import VersionStatistics
 
 SAMPLES = "samples"
 ITEMS = "items"
@@ -199,9 +199,10 @@ class Corpus:
         """Reads the cleaned titles of all items; the position of a title is its item index."""
         return list(self.read_items()["title"].to_pylist())
 
-    def statistics(self) -> dict[str, Any]:
-        """Returns the object of this version in statistics.json."""
-        return {"version": self.version, **self.commits[-1].metadata["statistics"]}
+    def statistics(self) -> VersionStatistics:
+        """Returns the statistics of this version."""
+        statistics: VersionStatistics = self.commits[-1].metadata["statistics"]
+        return {"version": self.version, **statistics}
 
 
 def read_rows(stream: Stream, start: int, stop: int) -> pa.Table:

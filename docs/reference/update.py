@@ -33,6 +33,13 @@ from pydantic import BaseModel  # noqa: E402
 from cprec.config.recipe import Recipe  # noqa: E402
 from cprec.runs.records import Event  # noqa: E402
 
+ANCHORS = {
+    "Metrics": "modelmetricsjson",
+    "TrialResult": "tunedjson",
+    "VersionStatistics": "statisticsjson",
+}
+"""Headings of records that have a file of their own; others are named like the record."""
+
 PAGES = ("file-formats.md", "recipe-keys.md")
 FIRST_RELEASE = "0.1.0"
 
@@ -44,6 +51,8 @@ SINCE = {
     "RecordDropped": "0.3.0",
     "RequestRefused": "0.3.0",
     "StorageFailed": "0.3.0",
+    "WorkersFailed": "0.3.0",
+    "PreemptionNoticed": "0.3.0",
     "SamplesPadded": "0.2.0",
     "Status": "0.2.0",
     "Owner": "0.2.0",
@@ -69,6 +78,7 @@ SINCE = {
     "Comparison.mode": "0.3.0",
     "Comparison.chance": "0.3.0",
     "Comparison.measure": "0.3.0",
+    "Comparison.days": "0.3.0",
     "CATALOGUE_SCHEMA": "0.3.0",
     "RANKING_SCHEMA": "0.3.0",
     "VECTOR_SCHEMA": "0.3.0",
@@ -76,7 +86,34 @@ SINCE = {
     "QuarantinedRows": "0.2.0",
     "InteractionFile": "0.2.0",
     "STORED_INTERACTION_SCHEMA": "0.2.0",
-    "TEXT_WINDOW_SCHEMA": "0.2.0",
+    "SCHEMA.length_correlation": "0.3.0",
+    "Metrics.recall": "0.3.0",
+    "Metrics.length_correlation": "0.3.0",
+    "StoredPerplexity": "0.2.0",
+    "BatchSummary": "0.3.0",
+    "BatchCounts": "0.3.0",
+    "LastStart": "0.3.0",
+    "EvaluatedModel": "0.3.0",
+    "Rejected": "0.3.0",
+    "SearchIdentity": "0.2.0",
+    "SearchIdentity.base_revision": "0.3.0",
+    "SearchIdentity.token_form": "0.3.0",
+    "SearchSummary": "0.2.0",
+    "SearchWinner": "0.2.0",
+    "EpochResult": "0.2.0",
+    "StoredFit": "0.2.0",
+    "StoredRequest": "0.2.0",
+    "VersionStatistics.speaking_titles": "0.3.0",
+    "VersionMetadata.rules": "0.2.0",
+    "VersionMetadata.origin": "0.2.0",
+    "VersionMetadata.quarantine": "0.2.0",
+    "VersionMetadata.appended": "0.2.0",
+    "VersionMetadata.text": "0.2.0",
+    "VersionMetadata.feedback": "0.3.0",
+    "FeedbackCounts": "0.3.0",
+    "VersionMetadata.item_runs": "0.2.0",
+    "VersionMetadata.interactions": "0.2.0",
+    "Origin": "0.2.0",
 }
 """Since when a class, a schema or one of its fields is written, where not since the first release.
 
@@ -87,7 +124,8 @@ COLUMNS = {
     "sample_id": "hash of source, user and target: the bits of a uint64, as Delta has no unsigned "
     "integers",
     "source": "source of the sample; a partition of the table",
-    "split": "train, validation or test; a partition of the table (in `interactions/`: its index)",
+    "split": "train, validation or test; a partition of the table",
+    "STORED_INTERACTION_SCHEMA.split": "0: train, 1: validation, 2: test",
     "domain": "domain of the target, or of the item",
     "user_id": "user, as in the raw data",
     "user_hash": "hash of user_id: the bits of a uint64; files and row groups are found by it",
@@ -98,7 +136,8 @@ COLUMNS = {
     "item_index": "number of the item: dense, never changed or reused",
     "item_id": "item, as in the raw data",
     "title": "cleaned title, unique within its domain",
-    "text": "window of plain text; in predictions: the answer that was generated first",
+    "text": "window of plain text",
+    "SCHEMA.text": "answer that was generated first; null for scored candidates",
     "history_length": "titles of the history",
     "rank": "rank of the target, from 1; the expected one for ties; absent where it was not named",
     "scores": "score of each candidate (log-probability); null for generated answers",
@@ -119,9 +158,9 @@ COLUMNS = {
     "title_digest": "first 16 bytes of the title's SHA-256",
     "vector": "mean of the model's last hidden states over the title",
     "length_correlation": "rank correlation of the candidates' scores and title lengths; null for "
-    "generated answers (since 0.3.0)",
+    "generated answers",
 }
-"""What the columns of all Arrow schemas hold."""
+"""What the columns of Arrow schemas hold, by `column`, or `SCHEMA.column` where one differs."""
 
 
 def load(reference: str) -> Any:
@@ -137,8 +176,11 @@ def type_name(annotation: Any) -> str:
     if annotation in names:
         return names[annotation]
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is typing.Annotated:
+    if origin in (typing.Required, typing.NotRequired):
         return type_name(arguments[0])
+    if origin is typing.Annotated:  # plain data of a record, which is named beside it
+        is_record = isinstance(arguments[1], type | types.GenericAlias)
+        return type_name(arguments[1 if is_record else 0])
     if origin in (typing.Union, types.UnionType):
         members = [a for a in arguments if a is not types.NoneType]
         optional = " or null" if len(members) < len(arguments) else ""
@@ -153,24 +195,25 @@ def type_name(annotation: Any) -> str:
         return " or ".join(f"`{member.value}`" for member in annotation)
     if isinstance(annotation, type) and issubclass(annotation, str):
         return "text"
-    return f"[{annotation.__name__}](#{annotation.__name__.lower()})"
+    name = annotation.__name__
+    return f"[{name}](#{ANCHORS.get(name, name.lower())})"
 
 
 def attribute_texts(cls: type) -> dict[str, str]:
-    """Reads the `Attributes:` block of a docstring: text by name."""
-    doc = inspect.cleandoc(cls.__doc__ or "")
-    block = re.search(r"^Attributes:\n((?:    .*\n?|\n)+)", doc, re.MULTILINE)
-    if block is None:
-        return {}
-    entries = re.findall(r"^    (\w+): ((?:.*)(?:\n        .*)*)", block[1], re.MULTILINE)
+    """Reads the `Attributes:` blocks of a class and those it extends: text by name."""
+    texts: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        doc = inspect.cleandoc(base.__doc__ or "")
+        if block := re.search(r"^Attributes:\n((?:    .*\n?|\n)+)", doc, re.MULTILINE):
+            texts |= re.findall(r"^    (\w+): ((?:.*)(?:\n        .*)*)", block[1], re.MULTILINE)
     return {
         name: re.sub(r"\s+", " ", text).rstrip(".").replace("None", "null")
-        for name, text in entries
+        for name, text in texts.items()
     }
 
 
 def field_rows(cls: Any) -> Iterator[tuple[str, str, str, str]]:
-    """Yields (name, type, meaning, since) of every field of a record or dataclass.
+    """Yields (name, type, meaning, since) of every field of a record, dataclass or TypedDict.
 
     Raises:
         ValueError: A field has no description.
@@ -190,19 +233,22 @@ def field_rows(cls: Any) -> Iterator[tuple[str, str, str, str]]:
                 raise ValueError(f"{cls.__name__}.{name} has no description")
             yield key, type_name(field.annotation), text, since
         return
-    texts, hints = attribute_texts(cls), typing.get_type_hints(cls)
-    for member in dataclasses.fields(cls):
-        if member.name not in texts:
-            raise ValueError(f"{cls.__name__}: `Attributes:` does not describe {member.name}")
-        since = SINCE.get(f"{cls.__name__}.{member.name}", SINCE.get(cls.__name__, FIRST_RELEASE))
-        yield member.name, type_name(hints[member.name]), texts[member.name], since
+    texts, hints = attribute_texts(cls), typing.get_type_hints(cls, include_extras=True)
+    names = hints if typing.is_typeddict(cls) else [f.name for f in dataclasses.fields(cls)]
+    for name in names:
+        if name not in texts:
+            raise ValueError(f"{cls.__name__}: `Attributes:` does not describe {name}")
+        since = SINCE.get(f"{cls.__name__}.{name}", SINCE.get(cls.__name__, FIRST_RELEASE))
+        yield name, type_name(hints[name]), texts[name], since
 
 
 def column_rows(name: str, schema: pa.Schema) -> Iterator[tuple[str, str, str, str]]:
     """Yields (name, type, meaning, since) of every column of an Arrow schema."""
     for field in schema:
         kind = str(field.type).replace("element: ", "").replace("item: ", "")
-        yield field.name, kind, COLUMNS[field.name], SINCE.get(name, FIRST_RELEASE)
+        own = f"{name}.{field.name}"
+        text = COLUMNS.get(own) or COLUMNS[field.name]
+        yield field.name, kind, text, SINCE.get(own, SINCE.get(name, FIRST_RELEASE))
 
 
 def table(head: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
@@ -222,7 +268,9 @@ def key_rows(section: str) -> Iterator[tuple[str, str, str, str]]:
             continue
         default = field.get_default(call_default_factory=True)
         shown = ", ".join(map(str, default)) if isinstance(default, tuple) else default
-        shown = {None: "null", True: "true", False: "false", "": "none"}.get(shown, shown)
+        shown = {"None": "null", "True": "true", "False": "false", "": "none"}.get(
+            str(shown), shown
+        )
         key = name if section == "recipe" else f"{section}.{name}"
         yield key, type_name(field.annotation), f"`{shown}`", field.description or ""
 

@@ -198,9 +198,15 @@ class Soak:
             return False
         return True
 
-    def control(self, *actions: str) -> bool:
-        """Holds or releases the stable phase."""
-        return all(self._job("control", str(self.recipe), action) == 0 for action in actions)
+    def release_and_hold(self) -> bool:
+        """Releases the stable phase and holds it again, unless it would anneal in between."""
+        status = self._status()
+        if status.get("state") != "training" or status["samples"] > 0.8 * status["S"]:
+            return False
+        return self._control("release") and self._control("hold")
+
+    def _control(self, action: str) -> bool:
+        return self._job("control", str(self.recipe), action) == 0
 
     def poison(self) -> bool:
         """Leaves requests that make no sense, and one that is a folder."""
@@ -262,7 +268,7 @@ class Soak:
             "kill: driver": (3, self.kill_driver),
             "kill: everything": (2, self.kill_everything),
             "append": (2, self.append),
-            "release and hold": (2, lambda: self.control("release", "hold")),
+            "release and hold": (2, self.release_and_hold),
             "bad requests": (2, self.poison),
             "second driver": (1, self.intrude),
             "damaged checkpoint": (1, self.damage),
@@ -305,13 +311,18 @@ class Soak:
             name = self._random.choices(names, weights)[0]
             if faults[name][1]():
                 self.happened[name] += 1
-            print(f"{time.strftime('%H:%M:%S')} {name}; {self._progress()}", flush=True)
+                print(f"{time.strftime('%H:%M:%S')} {name}; {self._progress()}", flush=True)
+
+    def _status(self) -> dict[str, Any]:
+        """Returns what the run says of itself; nothing if it says nothing."""
+        with suppress(OSError, ValueError):
+            status: dict[str, Any] = json.loads((self.run_folder / "status.json").read_text())
+            return status
+        return {}
 
     def _progress(self) -> str:
-        with suppress(OSError, ValueError):
-            status = json.loads((self.run_folder / "status.json").read_text())
-            return f"{status.get('samples', 0):,} of {status.get('A', 0):,} samples"
-        return "no status yet"
+        status = self._status()
+        return f"{status.get('samples', 0):,} of {status.get('A', 0):,} samples"
 
     def finish(self) -> None:
         """Leaves the run alone until it has ended."""
@@ -319,9 +330,9 @@ class Soak:
         while time.monotonic() < end:
             if self._wait(5):
                 return
-            status = json.loads((self.run_folder / "status.json").read_text())
+            status = self._status()
             if status.get("hold") and status.get("state") == "waiting":
-                self.control("release")
+                self._control("release")
         raise SystemExit(f"the run did not end within {END_S:,.0f} s; {self._progress()}")
 
     def stop(self) -> None:
@@ -338,7 +349,10 @@ class Soak:
         undisturbed = self.folder / "runs" / "undisturbed"
         undisturbed.mkdir()
         shutil.copy(self.run_folder / "plan.json", undisturbed)
-        arguments = ("--run", undisturbed.name, "--schedule.hold_open", "false")
+        # What was appended too late for the run is not for the other one either.
+        version = str(self._status()["corpus_version"])
+        arguments = ["--run", undisturbed.name, "--schedule.hold_open", "false"]
+        arguments += ["--corpus-version", version]
         if code := self._job("cpt", str(self.recipe), *arguments, timeout_s=END_S):
             raise SystemExit(f"the undisturbed run ended with {code}; see {self.folder}/jobs.log")
         audit = json.loads((self.run_folder / "audit.json").read_text())

@@ -21,10 +21,11 @@ from corpus.build import simulate_and_build
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import load_recipe
-from cprec.downstream import stored_baselines, trial
+from cprec.downstream import stored_baselines
 from cprec.downstream.domain import Domain, sort_by_id
 from cprec.downstream.scoring import EvaluatedModel, load_model
-from cprec.downstream.trial import Trial, build_encoders
+from cprec.downstream.trial import Trial, build_encoders, run_trial
+from cprec.downstream.trial_records import find_result
 from cprec.encode.title_tokens import tokenise_titles
 from cprec.evaluate.candidate_scoring import score_samples
 from cprec.evaluate.metrics import compute_ranks, hits
@@ -83,8 +84,8 @@ def pretrain(recipe: Recipe, corpus: Corpus, base: str, run: str) -> str:
 def tune(recipe: Recipe, one: Trial, domain: Domain, samples: pa.Table) -> list[float]:
     """Trains a trial and returns the hits at 1 of its best epoch."""
     with bare.alone():
-        trial.run_trial(one, lambda epoch: None)
-    result = trial.find_result(one.uri)
+        run_trial(one, lambda epoch: None)
+    result = find_result(one.uri)
     assert result is not None
     return hits_at_1(recipe, domain, one.base, result.checkpoint, samples)
 

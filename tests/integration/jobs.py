@@ -1,5 +1,6 @@
 """Runs jobs as a person does: a script, a recipe, and the output."""
 
+import io
 import json
 import os
 import runpy
@@ -8,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def recipe(place: Path, **changes: Mapping[str, Any] | str | int) -> Path:
         "model": {"lora_dropout": 0.1, "max_tokens": 512},
         "tiny": {"hidden": 32, "layers": 1, "heads": 2, "vocabulary": 600, "language_steps": 5},
         "schedule": {"lr_max": 1e-3, "segment_samples": 512},
-        "train": {"global_batch": 32, "zero_stage": 2, "max_samples": 300},
+        "train": {"global_batch": 32, "zero_stage": 0, "max_samples": 300},
         "checkpoint": {"every_samples": 64},
         **changes,
     }
@@ -127,26 +128,32 @@ def worker_environment() -> dict[str, str]:
     }
 
 
-def refused(
-    job: str,
-    *arguments: str | Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> str:
-    """Returns the message of a job that must refuse its arguments with exit code 1.
+def run_here(job: str, *arguments: str | Path, code: int = 0) -> "subprocess.CompletedProcess[str]":
+    """Runs a job in this process, which saves the time of its imports.
 
-    The job runs in this process, which saves the time of its imports.
+    Args:
+        job: Name of the script.
+        arguments: Its arguments.
+        code: The exit code that it must have.
     """
-    monkeypatch.setattr(sys, "argv", [f"jobs/{job}.py", *map(str, arguments)])
-    monkeypatch.chdir(ROOT)
-    monkeypatch.syspath_prepend(str(ROOT / "jobs"))
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(ROOT / "jobs" / f"{job}.py"), run_name="__main__")
-    output = capsys.readouterr()
-    assert ended.value.code == 1, output.err
-    assert "Traceback" not in output.err + output.out
-    assert output.err.startswith("error: ")
-    return output.err
+    argv = [f"jobs/{job}.py", *map(str, arguments)]
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", argv)
+        patch.chdir(ROOT)
+        patch.syspath_prepend(str(ROOT / "jobs"))
+        with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(ROOT / "jobs" / f"{job}.py"), run_name="__main__")
+    assert ended.value.code == code, err.getvalue()
+    return subprocess.CompletedProcess(argv, code, out.getvalue(), err.getvalue())
+
+
+def refused(job: str, *arguments: str | Path) -> str:
+    """Returns the message of a job that must refuse its arguments with exit code 1."""
+    ended = run_here(job, *arguments, code=1)
+    assert "Traceback" not in ended.stderr + ended.stdout
+    assert ended.stderr.startswith("error: ")
+    return ended.stderr
 
 
 def wait_for(process: "subprocess.Popen[str]", reached: Callable[[], bool]) -> None:

@@ -131,24 +131,20 @@ def test_the_registered_version_has_its_lineage(whole: Path, place: Path) -> Non
 
 def test_a_finished_run_that_is_started_again_stays_as_it_is(whole: Path, place: Path) -> None:
     before = (whole / "trace.jsonl").read_bytes()
-    ended = jobs.run("cpt", place / "recipe.yaml")
+    ended = jobs.run_here("cpt", place / "recipe.yaml")
     assert "trained to the end already" in ended.stdout
     assert (whole / "trace.jsonl").read_bytes() == before
 
 
-def test_another_recipe_or_corpus_for_the_same_run_is_refused(
-    whole: Path, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_recipe_or_corpus_for_the_same_run_is_refused(whole: Path, place: Path) -> None:
     changed = jobs.refused(
         "cpt",
         place / "recipe.yaml",
         "--schedule.lr_max",
         "2e-3",
-        capsys=capsys,
-        monkeypatch=monkeypatch,
     )
     assert "schedule.lr_max: 0.001 -> 0.002" in changed
-    jobs.run(
+    jobs.run_here(
         "build_corpus",
         place / "recipe.yaml",
         "--corpus",
@@ -163,8 +159,6 @@ def test_another_recipe_or_corpus_for_the_same_run_is_refused(
         place / "recipe.yaml",
         "--corpus",
         place / "other",
-        capsys=capsys,
-        monkeypatch=monkeypatch,
     )
     assert "the run small is on" in other
 
@@ -193,6 +187,8 @@ def test_another_recipe_or_corpus_for_the_same_run_is_refused(
         ("append_domain", ["--text", "nowhere.txt"], "--text: nothing at nowhere.txt"),
         ("cpt", ["--corpus-version", "0", "--run", "bare"], "jobs/append_domain.py --text"),
         ("cpt", ["--run", "../x"], "run: "),
+        ("cpt", ["--train.collective_timeout_s", "9"], "train.collective_timeout_s"),
+        ("cpt", ["--train.collective_timeout_s", "0"], "train.collective_timeout_s"),
         (
             "cpt",
             ["--run", "on", "--continue-from", "PLACE/runs/small/checkpoints/000000000001-0"],
@@ -217,14 +213,10 @@ def test_wrong_input_is_one_message_and_exit_code_1(
     job: str,
     arguments: list[str],
     message: str,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Arguments in which PLACE is replaced by the folder of the small run."""
     options = [argument.replace("PLACE", str(place)) for argument in arguments]
-    assert message in jobs.refused(
-        job, place / "recipe.yaml", *options, capsys=capsys, monkeypatch=monkeypatch
-    )
+    assert message in jobs.refused(job, place / "recipe.yaml", *options)
 
 
 def test_corpus_and_storage_on_s3_where_samples_share_tokens(
@@ -279,7 +271,15 @@ def failures(folder: Path) -> list[str]:
 def test_a_run_that_diverges_ends_at_once(place: Path) -> None:
     folder = place / "runs" / "wild"
     err = jobs.run(
-        "cpt", place / "recipe.yaml", "--run", "wild", "--schedule.lr_max", "1e30", code=2
+        "cpt",
+        place / "recipe.yaml",
+        "--run",
+        "wild",
+        "--schedule.lr_max",
+        "1e30",
+        "--workers",
+        "1",
+        code=2,
     ).stderr
     [because] = failures(folder)
     assert "lower schedule.lr_max" in because

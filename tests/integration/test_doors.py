@@ -2,6 +2,10 @@
 
 from pathlib import Path
 
+import boto3
+
+from cluster.ray_session import private_folder
+from tests.integration import jobs
 from tests.integration.observed_run import (
     SECRETS,
     ObservedRun,
@@ -9,6 +13,7 @@ from tests.integration.observed_run import (
     is_private,
     spellings,
 )
+from tests.integration.test_failing_s3 import set_faults
 
 LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 RENDEZVOUS = "ray::RayTrainWorker"
@@ -40,6 +45,41 @@ def test_no_message_and_no_command_line_holds_a_secret(observed: ObservedRun) ->
         for name, secret in SECRETS.items()
         if any(spelling in shown for spelling in spellings(secret))
     ] == []
+
+
+def test_a_run_on_a_store_that_takes_its_rights_away_writes_no_secret(
+    s3: str, s3_endpoint: str, tmp_path: Path
+) -> None:
+    """A run on S3 and a job that fails, in one: what it had written, and what it said."""
+    recipe = jobs.recipe(
+        tmp_path,
+        storage=f"{s3}/runs",
+        workers=1,
+        mlflow={"uri": f"sqlite:///{tmp_path}/mlflow.db"},
+        checkpoint={"every_samples": 32},
+    )
+    environment = SECRETS | {"AWS_ENDPOINT_URL": s3_endpoint}
+    built = jobs.run("build_corpus", recipe, environment=environment)
+    process = jobs.start("cpt", recipe, environment=environment)
+    bucket = s3.removeprefix("s3://")
+    client = boto3.client("s3", endpoint_url=s3_endpoint)
+
+    def keys() -> list[str]:
+        found = client.list_objects_v2(Bucket=bucket).get("Contents", [])
+        return [entry["Key"] for entry in found]
+
+    jobs.wait_for(process, lambda: any(key.endswith("manifest.json") for key in keys()))
+    set_faults(s3_endpoint, "403", 10_000)
+    out, err = process.communicate(timeout=jobs.LIMIT_S)
+    set_faults(s3_endpoint)
+    assert process.returncode in (1, 2), err
+    assert f"{s3}/runs" in err
+    assert "runs/small/resolved.yaml" in keys()
+    for number, key in enumerate(keys()):
+        client.download_file(bucket, key, str(tmp_path / f"object-{number}"))
+    (tmp_path / "said.txt").write_text(built.stdout + built.stderr + out + err)
+    [session] = (private_folder() / "ray").glob(f"session_*_{process.pid}")
+    assert find_secrets(tmp_path) | find_secrets(session) == set()
 
 
 def test_the_scan_finds_a_secret_however_it_is_written(tmp_path: Path) -> None:

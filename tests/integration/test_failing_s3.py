@@ -4,6 +4,7 @@ import json
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from botocore.retries.standard import ExponentialBackoff
@@ -11,7 +12,7 @@ from botocore.retries.standard import ExponentialBackoff
 from cluster import storage_errors
 from cluster.errors import AccessDeniedError
 from cluster.storage import create_text, join, read_text, remove, write_text
-from corpus.append import append_text
+from corpus.append_text import append_text
 from corpus.build import build
 from corpus.store import delta
 from corpus.store.tables import Corpus
@@ -29,6 +30,14 @@ PASSING = ["503", "reset", "lost", "cut"]
 """Faults that pass."""
 
 
+def set_faults(endpoint: str, kind: str = "", times: int = 1) -> int:
+    """Chooses what fails of the S3 server; returns how many requests have failed before."""
+    body = json.dumps({"kind": kind, "times": times}).encode()
+    request = urllib.request.Request(f"{endpoint}/-/faults", body, method="PUT")
+    with urllib.request.urlopen(request) as reply:
+        return int(reply.read())
+
+
 @pytest.fixture
 def fail(s3: str, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fail]:
     """A function that makes each request fail some times; returns how many failed before."""
@@ -36,14 +45,8 @@ def fail(s3: str, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator
     monkeypatch.setattr(storage_errors, "CUT_READ_PAUSE_S", 0.01)
     monkeypatch.setattr(delta, "COMMIT_PAUSE_S", 0.01)
 
-    def set_faults(kind: str = "", times: int = 1) -> int:
-        body = json.dumps({"kind": kind, "times": times}).encode()
-        request = urllib.request.Request(f"{s3_endpoint}/-/faults", body, method="PUT")
-        with urllib.request.urlopen(request) as reply:
-            return int(reply.read())
-
-    yield set_faults
-    set_faults()
+    yield partial(set_faults, s3_endpoint)
+    set_faults(s3_endpoint)
 
 
 @pytest.fixture(scope="module")

@@ -50,7 +50,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         checkpoint={"every_samples": 64, "keep": 50},
         model={"max_tokens": 512, "lora_dropout": 0.0},
     )
-    jobs.run("build_corpus", recipe)
+    jobs.run_here("build_corpus", recipe)
     return place
 
 
@@ -82,7 +82,7 @@ def trunk(place: Path) -> Path:
     folder = place / "runs" / "trunk"
     first = jobs.start("cpt", recipe, "--schedule.hold_open", "true")
     jobs.wait_for(first, lambda: read_status(folder)["state"] == "waiting")
-    appended = jobs.run("append_domain", recipe, "--data.domains", "Sports")
+    appended = jobs.run_here("append_domain", recipe, "--data.domains", "Sports")
     assert "trunk takes up corpus version 1 at sample" in appended.stdout
     # Until a checkpoint holds samples of the era that Sports began.
     first_era = json.loads((folder / "plan.json").read_text())["plan"]["eras"][0]
@@ -114,7 +114,7 @@ def trunk(place: Path) -> Path:
         pass
     (folder / "requests" / "poison.json").write_text("{garbage")
     (folder / "requests" / "typo.json").write_text('{"do": "relaese"}')
-    released = jobs.run("control", recipe, "release")
+    released = jobs.run_here("control", recipe, "release")
     assert "anneals when its stable phase is trained" in released.stdout
     _, err = third.communicate(timeout=jobs.LIMIT_S)
     assert third.returncode == 0, err
@@ -183,7 +183,7 @@ def test_a_domain_appended_after_annealing_is_for_the_next_trunk(trunk: Path, pl
     ledger = Ledger.from_json(json.loads((checkpoints[-1] / "ledger.json").read_text()))
     stable_end = ledger.plan.wsa.stable_end
     source = next(c for c in checkpoints if int(c.name.split("-")[0]) == stable_end)
-    jobs.run("append_domain", recipe, "--data.domains", "Music")
+    jobs.run_here("append_domain", recipe, "--data.domains", "Music")
 
     jobs.run(
         "cpt",
@@ -224,11 +224,9 @@ def test_a_domain_appended_after_annealing_is_for_the_next_trunk(trunk: Path, pl
     }
 
 
-def test_a_run_cannot_continue_from_an_annealed_checkpoint(
-    trunk: Path, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_cannot_continue_from_an_annealed_checkpoint(trunk: Path, place: Path) -> None:
     annealed = max((trunk / "checkpoints").iterdir())
     options = ["--run", "wrong", "--continue-from", str(annealed)]
     assert "only stable checkpoints can be continued" in jobs.refused(
-        "cpt", place / "recipe.yaml", *options, capsys=capsys, monkeypatch=monkeypatch
+        "cpt", place / "recipe.yaml", *options
     )

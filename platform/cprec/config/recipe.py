@@ -533,7 +533,7 @@ class RetrievalSettings(Section):
 
 
 class RecommendSettings(Section):
-    """`recommend`: for whom jobs/batch_recommend.py ranks which items."""
+    """`recommend`: for whom jobs/batch_recommend.py and jobs/serve.py rank which items."""
 
     domain: SafeName | None = Field(
         None,
@@ -573,6 +573,40 @@ class RecommendSettings(Section):
         None,
         description="where the rankings go (path or s3://); "
         "default: <storage>/<run>/recommendations/<domain>/<model>",
+    )
+
+
+class ServeSettings(Section):
+    """`serve`: where jobs/serve.py listens, and what it takes; what it ranks is in `recommend`."""
+
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0: all interfaces")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0: any that is free")
+    gpus_per_replica: float = Field(
+        0.0,
+        ge=0,
+        description="GPUs of each of `workers` replicas; 0: CPU; "
+        "0.5 or less lets the next champion be loaded beside this one on the same GPU",
+    )
+    max_history: int = Field(1000, ge=1, description="items of a history, at most")
+    max_candidates: int = Field(100, ge=2, description="candidates of a request, at most")
+    max_kib: int = Field(256, ge=1, description="size of a request (KiB), at most")
+    max_waiting: int = Field(
+        256, ge=1, description="requests that wait for an answer at a time, at most"
+    )
+    batch_wait_ms: float = Field(
+        5.0,
+        ge=0,
+        description="time (milliseconds) that a request waits for others to share its pass; "
+        "a pass has evaluate.batch of them at most",
+    )
+    timeout_s: float = Field(
+        60.0, gt=0, description="time (seconds) after which a request that has no answer gets none"
+    )
+    watch_s: float = Field(
+        10.0, gt=0, description="time (seconds) between two looks at where the alias points"
+    )
+    load_timeout_s: float = Field(
+        900.0, gt=0, description="time (seconds) that replicas may take to load a model"
     )
 
 
@@ -667,6 +701,7 @@ class Recipe(Section):
     evaluate: EvaluateSettings = EvaluateSettings()
     retrieval: RetrievalSettings = RetrievalSettings()
     recommend: RecommendSettings = RecommendSettings()
+    serve: ServeSettings = ServeSettings()
     gate: GateSettings = GateSettings()
     cluster: ClusterSettings = ClusterSettings()
 

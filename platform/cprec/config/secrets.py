@@ -19,12 +19,17 @@ _PATTERNS: Mapping[str, re.Pattern[str]] = {
         r"|api[_-]?key)=[^&;\s\"']+",
         re.IGNORECASE,
     ),
+    "a token": re.compile(
+        r"(?<=\bbearer )\s*(?=\S*\d)[\w.~+/-]{8,}=*|(?<=\bauthorization: )\s*basic\s+[\w+/-]{8,}=*",
+        re.IGNORECASE,
+    ),
     "a key": re.compile(
         r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b|\bhf_[A-Za-z0-9]{20,}|\bgh[pousr]_[A-Za-z0-9]{30,}"
         r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[^\"']*"
     ),
     "a password or key by name": re.compile(
-        r"\b(?:password|passwd|pwd|secret|aws_secret_access_key|api_?key)\s*[=:]\s*[^\s,\"'}]+",
+        r"\b(?:password|passwd|pwd|secret|aws_secret_access_key|api_?key"
+        r"|(?:account|sharedaccess)key)\s*[=:]\s*[^\s,;\"'}]+",
         re.IGNORECASE,
     ),
 }

@@ -5,7 +5,7 @@ It is stored in the model's evaluation folder, and compared with the perplexity 
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 from cluster.console import Say
 from cluster.ray_session import ray_session
@@ -18,6 +18,18 @@ from cprec.runs.token_form import TOKEN_FORM
 
 PERPLEXITY_FILE = "perplexity.json"
 """File of a model's evaluation folder that holds its perplexity and what it depends on."""
+
+
+class StoredPerplexity(TypedDict):
+    """The content of perplexity.json.
+
+    Attributes:
+        perplexity: Perplexity of the whole of `evaluate.text`.
+        inputs: What it depends on: equal inputs are not measured again.
+    """
+
+    perplexity: float
+    inputs: dict[str, Any]
 
 
 def check_text(recipe: Recipe) -> None:
@@ -71,7 +83,7 @@ def measure_perplexities(
             for model, value in zip(
                 missing, compute_perplexities(recipe, missing, text), strict=True
             ):
-                content = {"perplexity": value, "inputs": inputs[model.label]}
+                content: StoredPerplexity = {"perplexity": value, "inputs": inputs[model.label]}
                 write_text(
                     join(folder, model.label, PERPLEXITY_FILE),
                     json.dumps(content, indent=2, allow_nan=False),
@@ -97,5 +109,5 @@ def _read_stored(file: str, inputs: dict[str, Any]) -> float | None:
     """Returns a stored perplexity, or None if there is none for equal inputs."""
     if not exists(file):
         return None
-    content = json.loads(read_text(file))
-    return float(content["perplexity"]) if content["inputs"] == inputs else None
+    content: StoredPerplexity = json.loads(read_text(file))
+    return content["perplexity"] if content["inputs"] == inputs else None

@@ -26,7 +26,8 @@ from cluster.console import Say
 from cluster.errors import PlatformFault, RunError, UserError
 from cluster.storage import exists, join, read_text, remove, write_text
 from cprec.config.recipe import Recipe, SearchSettings
-from cprec.downstream.trial import Trial, TrialResult, conclude_trial, find_result, run_trial
+from cprec.downstream.trial import Trial, conclude_trial, run_trial
+from cprec.downstream.trial_records import TrialResult, find_result
 
 REFUSAL_FILE = "refused.txt"
 """File of a trial with several workers that ended with the user's error: the message."""

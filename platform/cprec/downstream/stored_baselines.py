@@ -6,7 +6,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,7 @@ from cprec.baselines import training
 from cprec.baselines.popularity import POPULARITY, count_purchases
 from cprec.baselines.recommender import Recommender
 from cprec.baselines.sequences import training_sequences
+from cprec.baselines.training import FitResult
 from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import restore_old_keys
 from cprec.downstream.domain import Domain, select_whole_users, sort_by_id
@@ -30,6 +31,19 @@ WEIGHTS = "weights.safetensors"
 """File that holds a baseline's weights."""
 FIT_RESULT = "fitted.json"
 """File that holds the result of a baseline's training; a baseline without it is trained again."""
+
+
+@dataclass(frozen=True)
+class StoredFit(FitResult):
+    """The content of fitted.json.
+
+    Attributes:
+        length: Places of a sequence, which the network was built for.
+        sequences: Users' sequences that it was trained on.
+    """
+
+    length: int
+    sequences: int
 
 
 def baseline_uri(recipe: Recipe, corpus: Corpus, domain: str, name: str, seed: int) -> str:
@@ -86,12 +100,8 @@ def ensure_trained(recipe: Recipe, corpus: Corpus, domain_name: str, name: str, 
         result = training.fit_network(network, numbered, recipe.baseline, seed, measure)
         weights = {key: tensor.contiguous() for key, tensor in network.state_dict().items()}
         write_bytes(join(uri, WEIGHTS), save(weights))
-        write_text(
-            join(uri, FIT_RESULT),
-            json.dumps(
-                {**asdict(result), "length": max_history, "sequences": len(numbered)}, indent=1
-            ),
-        )
+        stored = StoredFit(**asdict(result), length=max_history, sequences=len(numbered))
+        write_text(join(uri, FIT_RESULT), json.dumps(asdict(stored), indent=1))
     return join(uri, WEIGHTS)
 
 

@@ -23,7 +23,7 @@ from safetensors.torch import load
 from transformers import PreTrainedModel
 
 from cluster.errors import RecipeError
-from cluster.storage import download, exists, join, read_bytes, read_text, write_text
+from cluster.storage import download, join, read_bytes, write_text
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
 from cprec.downstream import hybrid
@@ -42,6 +42,13 @@ from cprec.downstream.llara import (
     iter_training_steps,
     samples_per_epoch,
 )
+from cprec.downstream.trial_records import (
+    HISTORY_FILE,
+    RESULT_FILE,
+    EpochResult,
+    TrialResult,
+    read_history,
+)
 from cprec.encode.tokens import TitleEncoder
 from cprec.evaluate.candidate_scoring import score_samples
 from cprec.evaluate.metrics import compute_ranks, hits
@@ -52,11 +59,6 @@ from cprec.schedule.ledger import Ledger
 from cprec.train.engine import Engine
 from cprec.train.forward import uncompiled
 from cprec.train.loop import DivergenceError, Observer, StepRecord, TrainingStep, train
-
-HISTORY_FILE = "history.json"
-"""File of a checkpoint that holds the results of all epochs so far."""
-RESULT_FILE = "tuned.json"
-"""File of a trial that holds its result."""
 
 
 @dataclass(frozen=True)
@@ -87,52 +89,6 @@ class Trial:
     revision: str | None = None
 
 
-@dataclass(frozen=True)
-class TrialResult:
-    """How a trial ended, as stored in tuned.json.
-
-    A trial that diverged in its first epoch has an HR@1 of 0, epoch 0 and no checkpoint.
-
-    Attributes:
-        lr: Highest learning rate.
-        seed: Seed of the trial.
-        hr1: Best HR@1 on validation.
-        epoch: Epoch that reached it, from 1.
-        checkpoint: URI of that epoch's checkpoint.
-        history: HR@1 on validation after each epoch.
-        stopped: Whether the search stopped the trial early.
-        diverged: Whether a loss or a score that is not finite ended the trial.
-    """
-
-    lr: float
-    seed: int
-    hr1: float
-    epoch: int
-    checkpoint: str
-    history: tuple[float, ...]
-    stopped: bool = False
-    diverged: bool = False
-
-
-def find_result(uri: str) -> TrialResult | None:
-    """Reads how a trial ended.
-
-    Args:
-        uri: Folder of the trial.
-
-    Returns:
-        The result, or None if the trial has not ended.
-    """
-    file = join(uri, RESULT_FILE)
-    if not exists(file):
-        return None
-    values = json.loads(read_text(file))
-    # Files of earlier releases call the learning rate `rate`.
-    if "rate" in values:
-        values["lr"] = values.pop("rate")
-    return TrialResult(**{**values, "history": tuple(values["history"])})
-
-
 def conclude_trial(trial: Trial, stopped: bool = False, diverged: bool = False) -> TrialResult:
     """Writes how a trial ended, from its newest checkpoint, and returns it.
 
@@ -145,27 +101,26 @@ def conclude_trial(trial: Trial, stopped: bool = False, diverged: bool = False) 
         RecipeError: No epoch was completed, and training did not diverge.
     """
     name, _ = checkpoint.find_latest(trial.uri)
-    history: list[dict[str, Any]] = (
-        []
-        if name is None
-        else json.loads(read_text(join(checkpoint.checkpoint_uri(trial.uri, name), HISTORY_FILE)))
-    )
+    history = [] if name is None else read_history(checkpoint.checkpoint_uri(trial.uri, name))
     if not (history or diverged):
         raise RecipeError(f"{trial.uri}: no epoch was completed")
-    no_epoch: dict[str, Any] = {"hr1": 0.0, "epoch": 0, "checkpoint": ""}
-    best = max(history, key=lambda row: float(row["hr1"]), default=no_epoch)
+    best = max(history, key=_hr1, default=None)
     result = TrialResult(
         lr=trial.lr,
         seed=trial.seed,
-        hr1=best["hr1"],
-        epoch=best["epoch"],
-        checkpoint=best["checkpoint"],
+        hr1=best["hr1"] if best else 0.0,
+        epoch=best["epoch"] if best else 0,
+        checkpoint=best["checkpoint"] if best else "",
         history=tuple(row["hr1"] for row in history),
         stopped=stopped,
         diverged=diverged,
     )
     write_text(join(trial.uri, RESULT_FILE), json.dumps(asdict(result), indent=1))
     return result
+
+
+def _hr1(epoch: EpochResult) -> float:
+    return epoch["hr1"]
 
 
 def require_trainable(recipe: Recipe) -> None:
@@ -218,11 +173,11 @@ def run_trial(trial: Trial, report: Callable[[dict[str, Any]], None]) -> None:
             domain.source, corpus.version, len(samples), trial.lr, settings, trial.seed
         )
         ledger = Ledger(plan)
-        history: list[dict[str, Any]] = []
+        history: list[EpochResult] = []
     else:
         uri = checkpoint.checkpoint_uri(trial.uri, newest)
         ledger = checkpoint.read_ledger(uri)
-        history = json.loads(read_text(join(uri, HISTORY_FILE)))
+        history = read_history(uri)
         engine.restore_state(checkpoint.load_training_state(uri))
 
     # Once, with the same rows on all workers, so that all of them take the same way.
@@ -359,7 +314,7 @@ class TrialObserver(Observer):
         self,
         trial: Trial,
         ledger: Ledger,
-        history: list[dict[str, Any]],
+        history: list[EpochResult],
         attempt: int,
         items: KnownItems,
         measure: Callable[[], float],
@@ -442,12 +397,12 @@ class TrialObserver(Observer):
             checkpoint.save_training_state(state, directory)
             (directory / HISTORY_FILE).write_text(json.dumps(self._history))
             checkpoint.commit(directory, uri, self._ledger)
-        best = max(self._history, key=lambda row: row["hr1"])
+        best = max(self._history, key=_hr1)
         checkpoint.prune(self._trial.uri, 1, (best["samples"],), name)
 
     def _should_stop(self) -> bool:
         """Tells whether validation has not improved for `finetune.patience` epochs."""
         if not self._history:
             return False
-        best = max(self._history, key=lambda row: row["hr1"])
-        return len(self._history) - int(best["epoch"]) >= self._trial.recipe.finetune.patience
+        best = max(self._history, key=_hr1)
+        return len(self._history) - best["epoch"] >= self._trial.recipe.finetune.patience

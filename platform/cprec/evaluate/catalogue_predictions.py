@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cprec.evaluate.metrics import Ranks, compute_metrics, compute_ranks, hits
+from cprec.evaluate.metrics import Metrics, Ranks, compute_metrics, compute_ranks, hits
 from cprec.evaluate.predictions import UNNAMED_RANK, history_lengths
 
 HR_CUTOFFS = (1, 3, 5, 10)
@@ -152,7 +152,7 @@ def recall(predictions: pa.Table, k: int) -> NDArray[np.float64]:
     return np.where(retrieved_rank.is_null().to_numpy(), hits(to_ranks(predictions), k), retrieved)
 
 
-def to_metrics(predictions: pa.Table, model: str, domain: str) -> dict[str, Any]:
+def to_metrics(predictions: pa.Table, model: str, domain: str) -> Metrics:
     """Computes the contents of metrics.json from predictions alone.
 
     Args:

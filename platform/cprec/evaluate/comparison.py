@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cprec.evaluate.metrics import Metrics
 from cprec.evaluate.significance import (
     PairedTest,
     holm_correction,
@@ -27,7 +28,7 @@ class ComparisonRow:
     Attributes:
         name: Name under which the model was asked for.
         model: What that is, such as `version-3`; for several seeds, how many there are.
-        metrics: Content of metrics.json.
+        metrics: Its metrics.
         against: Paired test of `Comparison.measure` against the reference over users, on the mean
             over seeds of each sample. None for the reference itself.
         permutation_p: p of a permutation test of the same pairs.
@@ -39,7 +40,7 @@ class ComparisonRow:
 
     name: str
     model: str
-    metrics: Mapping[str, Any]
+    metrics: Metrics
     against: PairedTest | None
     permutation_p: float | None = None
     over_seeds: PairedTest | None = None

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from cprec.config.recipe import GateSettings
+from cprec.evaluate.metrics import Metrics
 from cprec.evaluate.significance import PairedTest, wilson_lower_bound
 
 
@@ -21,9 +21,9 @@ class Measurements:
         forgetting: Relative increase of its perplexity of a plain text over its base's; likewise.
     """
 
-    metrics: Mapping[str, Any]
+    metrics: Metrics
     chance: float
-    champion: Mapping[str, Any] | None = None
+    champion: Metrics | None = None
     paired_test: PairedTest | None = None
     valid_ratio: float | None = None
     forgetting: float | None = None
@@ -155,18 +155,17 @@ def _shown(measured: Measurements) -> str:
     )
 
 
-def _worst_slice(
-    candidate: Mapping[str, Any], champion: Mapping[str, Any]
-) -> tuple[str, float, float]:
+def _worst_slice(candidate: Metrics, champion: Metrics) -> tuple[str, float, float]:
     """Returns (name, HR@1 of the champion, HR@1 of the candidate) of the slice that lost most.
 
     Empty slices do not count; without any other the name is empty.
     """
-    slices = [
-        (name, champion["slices"][name]["hr"]["1"], metrics["hr"]["1"])
+    measured = [
+        (name, before, after)
         for name, metrics in candidate["slices"].items()
+        if (before := champion["slices"][name]["hr"]["1"]) is not None
+        and (after := metrics["hr"]["1"]) is not None
     ]
-    measured = [entry for entry in slices if None not in entry]
     return max(measured, key=lambda entry: entry[1] - entry[2], default=("", 0.0, 0.0))
 
 

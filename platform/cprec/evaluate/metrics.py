@@ -6,7 +6,7 @@ scores all candidates alike gets HR@1 = 1/20, never 1.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NotRequired, TypedDict, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,54 @@ HISTORY_SLICES: Mapping[str, tuple[int, float]] = {
 """History lengths [from, to) of each slice (paper Sec. 5.4)."""
 
 Floats = NDArray[np.float64]
+
+
+class RankMetrics(TypedDict):
+    """HR@k and NDCG@k over some samples.
+
+    Attributes:
+        n: Number of samples.
+        hr: HR@k by k; null without samples.
+        ndcg: NDCG@k by k; null without samples.
+    """
+
+    n: int
+    hr: dict[str, float | None]
+    ndcg: dict[str, float | None]
+
+
+class Metrics(RankMetrics):
+    """The content of metrics.json.
+
+    Attributes:
+        n: Number of samples.
+        hr: HR@k by k; null without samples.
+        ndcg: NDCG@k by k; null without samples.
+        model: What was scored.
+        domain: Domain of the samples.
+        valid_ratio: By rule, the fraction of answers that name a candidate: `exact` if they equal
+            one, `llara` if they contain exactly one. None for scored candidates.
+        hr1_of_valid: HR@1 over the answers that are valid by `llara`. None for scored candidates.
+        slices: The samples by length of their history (items): `sparse` has 3 or 4, `medium` 5 to
+            8, `dense` 9 and more.
+        mode: `score`, `generate` or `constrained`; or, since 0.3.0, `catalogue`.
+        length_correlation: Mean rank correlation of a sample's scores and the lengths of its
+            candidates' titles. None for generated answers; absent for a catalogue.
+        recall: Of a catalogue only: recall@k by k of what was retrieved, which is HR@k of a model
+            that scores every item.
+        inputs: What the predictions depend on: equal inputs are not scored again. Absent in a
+            stored comparison.
+    """
+
+    model: str
+    domain: str
+    valid_ratio: dict[str, float | None]
+    hr1_of_valid: float | None
+    slices: dict[str, RankMetrics]
+    mode: str
+    length_correlation: NotRequired[float | None]
+    recall: NotRequired[dict[str, float]]
+    inputs: NotRequired[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -137,8 +185,8 @@ def compute_metrics(
     mode: str = "score",
     hr_cutoffs: Sequence[int] = HR_CUTOFFS,
     ndcg_cutoffs: Sequence[int] = NDCG_CUTOFFS,
-) -> dict[str, Any]:
-    """Computes the contents of metrics.json (docs/reference/file-formats.md).
+) -> Metrics:
+    """Computes the contents of metrics.json.
 
     HR@1 is over all samples. `hr1_of_valid` is over the samples whose answer is valid by the rule
     `llara`. Where candidates were scored, `valid_ratio` and `hr1_of_valid` are null, because there
@@ -154,10 +202,13 @@ def compute_metrics(
         hr_cutoffs: Values of k for which HR@k is computed.
         ndcg_cutoffs: Values of k for which NDCG@k is computed.
     """
+    whole = _average_hr_and_ndcg(ranks, hr_cutoffs, ndcg_cutoffs)
     return {
         "model": model,
         "domain": domain,
-        **_average_hr_and_ndcg(ranks, hr_cutoffs, ndcg_cutoffs),
+        "n": whole["n"],
+        "hr": whole["hr"],
+        "ndcg": whole["ndcg"],
         "valid_ratio": {
             rule: _mean(generated.valid[rule].astype(float)) if generated else None
             for rule in ("exact", "llara")
@@ -173,31 +224,25 @@ def compute_metrics(
     }
 
 
-def average_metrics(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def average_metrics(results: Sequence[Metrics]) -> Metrics:
     """Averages the metrics of one model over its seeds, number by number.
 
-    Args:
-        results: Objects of `compute_metrics`, one per seed.
-
-    Returns:
-        An object of the same form. Values that are not floats are those of the first seed.
+    Values that are not floats are those of the first seed.
     """
-    first = results[0]
-    if len(results) == 1:
-        return dict(first)
-    mean: dict[str, Any] = {}
-    for key, value in first.items():
-        values = [result[key] for result in results]
-        if isinstance(value, Mapping):
-            mean[key] = average_metrics(values)
-        else:
-            mean[key] = float(np.mean(values)) if isinstance(value, float) else value
-    return mean
+    return cast(Metrics, _average(results))
+
+
+def _average(values: Sequence[Any]) -> Any:
+    """Returns the mean of floats, or of each entry of mappings; else the first value."""
+    first = values[0]
+    if isinstance(first, Mapping):
+        return {key: _average([value[key] for value in values]) for key in first}
+    return float(np.mean(values)) if isinstance(first, float) else first
 
 
 def _average_hr_and_ndcg(
     ranks: Ranks, hr_cutoffs: Sequence[int], ndcg_cutoffs: Sequence[int]
-) -> dict[str, Any]:
+) -> RankMetrics:
     """Returns the number of samples, and HR@k and NDCG@k over them."""
     return {
         "n": len(ranks),

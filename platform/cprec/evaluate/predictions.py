@@ -5,7 +5,6 @@ A row holds what a model answered to one sample. Every metric can be computed fr
 
 import io
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from cprec.evaluate.answer_matching import Answer
 from cprec.evaluate.metrics import (
     GeneratedAnswers,
+    Metrics,
     Ranks,
     compute_metrics,
     compute_ranks,
@@ -135,7 +135,7 @@ def from_answers(samples: pa.Table, answers: Sequence[Sequence[Answer]]) -> pa.T
     )
 
 
-def to_metrics(predictions: pa.Table, model: str, domain: str, mode: str) -> dict[str, Any]:
+def to_metrics(predictions: pa.Table, model: str, domain: str, mode: str) -> Metrics:
     """Computes the contents of metrics.json from predictions alone.
 
     Args:

@@ -97,21 +97,21 @@ class RowRules:
         not recommended either.
 
         Raises:
-            _Unusable: They cannot be ranked.
+            UnusableRow: They cannot be ranked.
         """
         whole = self._look_up(history, "history")
         if not whole:
-            raise _Unusable("empty_history", "the history is empty")
+            raise UnusableRow("empty_history", "the history is empty")
         if not self.with_candidates:
             return whole, None
         if candidates is None:
-            raise _Unusable("no_candidates", "the row has no candidates")
+            raise UnusableRow("no_candidates", "the row has no candidates")
         # An item that is named twice is ranked once.
         given = list(dict.fromkeys(self._look_up(candidates, "candidates")))
         seen = set(whole) if self.exclude_history else set()
         left = [item for item in given if item not in seen]
         if len(left) < MIN_CANDIDATES:
-            raise _Unusable(
+            raise UnusableRow(
                 "too_few_candidates",
                 f"{len(given)} candidates, {len(left)} of them not in the history; a ranking "
                 f"takes {MIN_CANDIDATES}",
@@ -125,21 +125,21 @@ class RowRules:
         if self.are_indices:
             return list(values)
         if any(value is None for value in values):
-            raise _Unusable("missing_item", f"{column} has a null")
+            raise UnusableRow("missing_item", f"{column} has a null")
         if self.items is None:
             titles = [clean_title(str(value)) for value in values]
             if "" in titles:
-                raise _Unusable("empty_title", f"{column} has an empty title")
+                raise UnusableRow("empty_title", f"{column} has an empty title")
             return titles
         index_of_id = self.items.index_of_id
         if unknown := [str(value) for value in values if str(value) not in index_of_id]:
-            raise _Unusable(
+            raise UnusableRow(
                 "unknown_item", f"{column}: {unknown[0]!r} is no item of {self.items.domain.name}"
             )
         return [index_of_id[str(value)] for value in values]
 
 
-class _Unusable(Exception):
+class UnusableRow(Exception):
     """Says why a row cannot be ranked: a reason and what was seen."""
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -168,12 +168,12 @@ def read_files(uri: str, rules: RowRules, are_titles: bool) -> BatchInput:
         name = "" if user is None else str(user)
         try:
             if not name:
-                raise _Unusable("missing_user", "user_id is null or empty")
+                raise UnusableRow("missing_user", "user_id is null or empty")
             checked = rules.check(history, candidates)
             if name in ranked:
-                raise _Unusable("duplicate_user", "another row of this user is used")
+                raise UnusableRow("duplicate_user", "another row of this user is used")
             ranked[name] = checked
-        except _Unusable as error:
+        except UnusableRow as error:
             rejected.append(Rejected(file, row, name, error.reason, error.detail))
     return _build(ranked, are_titles, rules.with_candidates, rejected, uri)
 
@@ -195,7 +195,7 @@ def from_corpus(histories: pa.Table, rules: RowRules, uri: str) -> BatchInput:
     for row, values in enumerate(histories.to_pylist(), 1):
         try:
             ranked[values["user_id"]] = by_index.check(values["history"], values.get("candidates"))
-        except _Unusable as error:
+        except UnusableRow as error:
             rejected.append(Rejected(uri, row, values["user_id"], error.reason, error.detail))
     return _build(ranked, False, rules.with_candidates, rejected, uri)
 

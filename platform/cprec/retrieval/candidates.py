@@ -79,6 +79,22 @@ class Blend:
         return take_first(np.concatenate(parts, axis=1), excluded, k)
 
 
+def in_item_order(found: Items, histories: Histories, exclude_history: bool) -> list[list[int]]:
+    """Returns what was found in the order of the items, as it stands in a prompt.
+
+    So the place of an item in the prompt does not tell where retrieval put it.
+
+    Args:
+        found: Items [n, k]; `NO_ITEM` stands for none.
+        histories: Items of each history [n].
+        exclude_history: Whether items of the history are left out.
+    """
+    return [
+        sorted(set(items) - {NO_ITEM, *(history if exclude_history else ())})
+        for items, history in zip(found.tolist(), histories, strict=True)
+    ]
+
+
 def fuse(rankings: Sequence[Items]) -> Items:
     """Fuses rankings by the sum of their items' reciprocal ranks.
 

@@ -17,6 +17,7 @@ from cprec.retrieval.candidates import Blend, CandidateSource, Items
 from cprec.retrieval.sequence_source import SequenceSource
 from cprec.retrieval.stored_vectors import ensure_vectors
 from cprec.retrieval.title_vectors import VECTOR_FORM, Embed, TitleSource
+from cprec.retrieval.vector_index import Vectors
 
 
 @dataclass(frozen=True)
@@ -81,12 +82,16 @@ class Catalogue:
 
     def _build_title_source(self, embed: Embed, say: Say) -> TitleSource:
         """Builds the source that knows the titles of all items."""
-        titles = [self.domain.titles[item] for item in self.items.tolist()]
-        storage_uri = absolute_uri(self.recipe.storage)
-        vectors = ensure_vectors(storage_uri, self.vector_identity, titles, embed, say)
+        vectors = self.ensure_vectors(embed, say)
         return TitleSource.from_vectors(
             self.items, vectors, self.items, self.recipe.retrieval.decay
         )
+
+    def ensure_vectors(self, embed: Embed, say: Say) -> Vectors:
+        """Returns the vectors of the items' titles [items, H]; missing ones are stored first."""
+        titles = [self.domain.titles[item] for item in self.items.tolist()]
+        storage_uri = absolute_uri(self.recipe.storage)
+        return ensure_vectors(storage_uri, self.vector_identity, titles, embed, say)
 
     def _build_sequence_source(self, say: Say) -> SequenceSource | None:
         """Builds the source that knows the items of the newest stored SASRec; None without one."""

@@ -225,6 +225,27 @@ class Resumed(Event):
     workers: int = Field(description="workers of the group")
 
 
+class WorkersFailed(Event):
+    """A group of workers ended with an error; the next one goes on from the last checkpoint."""
+
+    event: Literal["workers_failed"] = "workers_failed"
+    attempt: int = Field(description="number of that start of the worker group")
+    because: str = Field(description="what workers said, for people")
+    silent: list[int] = Field(
+        description="ranks that said nothing: they hung, died, or waited for others to the end"
+    )
+
+
+class PreemptionNoticed(Event):
+    """Nodes with workers are taken away soon; a checkpoint is saved before."""
+
+    event: Literal["preemption_noticed"] = "preemption_noticed"
+    ranks: list[int] = Field(description="ranks of the workers on these nodes")
+    deadline: float | None = Field(
+        None, description="when they are taken away (Unix seconds), if that is known"
+    )
+
+
 class SamplesPadded(Event):
     """Samples are padded, because packed rows are not exact for the base."""
 
@@ -315,6 +336,8 @@ EVENT_TYPES: Mapping[str, type[Event]] = {
         RecordDropped,
         Resumed,
         SamplesPadded,
+        WorkersFailed,
+        PreemptionNoticed,
         PerplexityMeasured,
         AnnealingCalled,
         Held,

@@ -7,12 +7,44 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 from cprec.schedule.plan import Plan
 
 MODULUS = 1 << 64
 """Digests of sample ids are sums modulo this number."""
+
+
+class ConsumedSamples(TypedDict):
+    """Samples consumed of one stream.
+
+    Attributes:
+        source: Source of the samples.
+        version: Corpus version of the samples.
+        samples: How many were consumed.
+    """
+
+    source: str
+    version: int
+    samples: int
+
+
+class LedgerJson(TypedDict):
+    """The content of ledger.json.
+
+    Attributes:
+        samples: Samples consumed.
+        step: Optimizer steps taken.
+        ids_digest: Sum modulo 2^64 of the ids of all samples consumed (16 hex digits).
+        consumed: What was consumed of each stream. It is for readers: the plan implies it.
+        plan: The plan when the checkpoint was saved.
+    """
+
+    samples: int
+    step: int
+    ids_digest: str
+    consumed: list[ConsumedSamples]
+    plan: Annotated[dict[str, Any], Plan]
 
 
 def ids_digest(ids: Iterable[int]) -> int:
@@ -53,13 +85,10 @@ class Ledger:
             (self.digest + batch_digest) % MODULUS,
         )
 
-    def to_json(self) -> dict[str, Any]:
-        """Returns plain data for ledger.json.
-
-        The list `consumed`, samples by source and version, is for readers: the plan implies it.
-        """
+    def to_json(self) -> LedgerJson:
+        """Returns the content of ledger.json."""
         counts = self.plan.count_by_stream(0, self.samples)
-        consumed = [
+        consumed: list[ConsumedSamples] = [
             {"source": source, "version": version, "samples": count}
             for (source, version), count in sorted(counts.items())
         ]

@@ -1,22 +1,25 @@
 """Tables that jobs print: the comparison of models, and the trials of a search."""
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from cprec.downstream.trial import TrialResult
+from cprec.downstream.trial_records import TrialResult
 from cprec.evaluate.comparison import Comparison, ComparisonRow
 
-COLUMNS: Mapping[str, tuple[str, str]] = {
+Kind = Literal["hr", "ndcg", "recall"]
+
+COLUMNS: Mapping[str, tuple[Kind, str]] = {
     "HR@1": ("hr", "1"),
     "HR@3": ("hr", "3"),
     "HR@5": ("hr", "5"),
     "NDCG@3": ("ndcg", "3"),
     "NDCG@5": ("ndcg", "5"),
 }
-"""Columns of a comparison, and where their numbers stand in metrics.json."""
-CATALOGUE_COLUMNS: Mapping[str, tuple[str, str]] = {
+"""Columns of a comparison, and where their numbers stand in the metrics."""
+CATALOGUE_COLUMNS: Mapping[str, tuple[Kind, str]] = {
     "recall@100": ("recall", "100"),
     "HR@1": ("hr", "1"),
     "HR@10": ("hr", "10"),

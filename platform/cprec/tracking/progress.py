@@ -16,11 +16,13 @@ from cprec.runs.records import (
     Event,
     Held,
     PerplexityMeasured,
+    PreemptionNoticed,
     Released,
     RequestRefused,
     Resumed,
     StorageFailed,
     TraceRow,
+    WorkersFailed,
 )
 
 LOG_INTERVAL_S = 10.0
@@ -34,6 +36,9 @@ WARM_UP_STEPS = 3
 
 MEMORY_TOLERANCE = 0.2
 """Largest difference of used and planned memory that is not told, as a fraction of the planned."""
+
+MAX_RANKS = 8
+"""Ranks that a line names."""
 
 UNLIMITED_COLUMNS = 1 << 16
 """Width of a line that goes to a file."""
@@ -141,9 +146,21 @@ def describe_event(event: Event) -> str | None:
         return f"request {event.request} was refused: {event.because}"
     if isinstance(event, StorageFailed):
         return f"storage is away, training goes on and tries again: {event.because}"
+    if isinstance(event, WorkersFailed):
+        return f"workers failed: {event.because}{_name_silent(event.silent)}"
+    if isinstance(event, PreemptionNoticed):
+        return "nodes are taken away soon: a checkpoint is saved"
     if isinstance(event, Resumed):
         return f"{event.workers} workers go on from {event.samples:,} samples"
     return None
+
+
+def _name_silent(ranks: Sequence[int]) -> str:
+    """Says for people which workers of a failed group said nothing."""
+    if not ranks:
+        return ""
+    named = ", ".join(str(rank) for rank in ranks[:MAX_RANKS]) + " ..." * (len(ranks) > MAX_RANKS)
+    return f"; nothing was heard of rank {named}"
 
 
 def describe_memory(row: TraceRow) -> str | None:

@@ -34,6 +34,7 @@ from mlflow.exceptions import MlflowException
 from cluster.errors import RecipeError, RunError
 from cluster.storage import absolute_uri, is_remote, join
 from cprec.config.recipe import Recipe
+from cprec.evaluate.metrics import Metrics
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 Alias = Literal["champion", "previous"]
@@ -313,18 +314,22 @@ class Registry:
         """Sets the description of a version, which MLflow shows as Markdown."""
         self.client.update_model_version(self.model, str(number), description=text)
 
-    def log_evaluation(self, number: int, domain: str, metrics: Mapping[str, Any]) -> None:
+    def log_evaluation(
+        self, number: int, domain: str, metrics: Metrics, samples: Mapping[str, Any]
+    ) -> None:
         """Records an evaluation of a version: as one tag, and as metrics of its MLflow run.
 
         Args:
             number: Number of the version.
             domain: Domain that was evaluated; the tag is `evaluation.<domain>`.
-            metrics: Content of metrics.json, and what says on which samples it was.
+            metrics: What was measured.
+            samples: On what: split, corpus_version, and chance at HR@1.
         """
-        self.set_tags(number, {f"{EVALUATION_TAG}{domain}": json.dumps(metrics)})
+        self.set_tags(number, {f"{EVALUATION_TAG}{domain}": json.dumps({**metrics, **samples})})
         if (run_id := self.version(number).run_id) is None:
             return
-        values = {f"{name}_{k}": metrics[name][k] for name in ("hr", "ndcg") for k in metrics[name]}
+        kinds = {"hr": metrics["hr"], "ndcg": metrics["ndcg"]}
+        values = {f"{kind}_{k}": value for kind in kinds for k, value in kinds[kind].items()}
         now = int(time.time() * 1000)
         self.client.log_batch(
             run_id,

@@ -39,11 +39,13 @@ class StepResult:
         grad_norm: Gradient norm before clipping; nan if the ZeRO stage does not tell it; inf if it
             is not finite, where the stage tells that.
         stop: Whether any worker asked to stop.
+        save: Whether any worker asked for a checkpoint.
     """
 
     loss: float
     grad_norm: float
     stop: bool
+    save: bool
 
 
 def decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
@@ -195,6 +197,7 @@ class Engine:
         lr: float,
         seed: int,
         stop: bool = False,
+        save: bool = False,
     ) -> StepResult:
         """Takes one optimizer step. Collective: every worker calls it.
 
@@ -208,6 +211,7 @@ class Engine:
             seed: Seed of this worker's dropout.
             stop: Whether this worker wants to stop. All workers learn of it from the collective
                 that sums the loss.
+            save: Whether this worker wants a checkpoint; all learn of it in the same way.
         """
         torch.manual_seed(seed)
         self._loss_total.zero_()
@@ -220,13 +224,15 @@ class Engine:
                 self._adam.backward(loss, supervised_tokens)
         grad_norm = self._adam.step(lr)
         self.steps += 1
-        totals = torch.stack([self._loss_total, torch.tensor(float(stop), device=self.device)])
+        wishes = torch.tensor([float(stop), float(save)], device=self.device)
+        totals = torch.cat([self._loss_total.reshape(1), wishes])
         dist.all_reduce(totals)
-        loss_sum, stops = totals.tolist()
+        loss_sum, stops, saves = totals.tolist()
         return StepResult(
             loss=loss_sum / supervised_tokens,
             grad_norm=grad_norm,
             stop=stops > 0,
+            save=saves > 0,
         )
 
     def notices(self) -> list[str]:

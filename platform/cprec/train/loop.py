@@ -66,6 +66,7 @@ class StepRecord:
         computed_tokens: Tokens of samples that were computed, over all workers; fewer than those of
             the batch where samples share some.
         filled_tokens: Tokens that were computed beside them to fill rows, over all workers.
+        save: Whether a worker wants a checkpoint after this step.
     """
 
     step: int
@@ -83,6 +84,7 @@ class StepRecord:
     planned_memory_bytes: float
     computed_tokens: int
     filled_tokens: int
+    save: bool
 
 
 class Observer(Protocol):
@@ -98,6 +100,13 @@ class Observer(Protocol):
         """Returns whether this worker wants to stop after the step that begins now.
 
         If one worker wants to, all stop after that step.
+        """
+        return False
+
+    def should_save(self) -> bool:
+        """Returns whether this worker wants a checkpoint after the step that begins now.
+
+        If one worker wants it, the record of that step says so to all.
         """
         return False
 
@@ -145,6 +154,7 @@ def train(
             step.lr,
             dropout_seed(seed, number, worker_batch.rank),
             observer.should_stop(),
+            observer.should_save(),
         )
         if not math.isfinite(result.loss) or math.isinf(result.grad_norm):
             ids = [f"{sample_id:016x}" for sample_id in worker_batch.sample_ids.tolist()]
@@ -174,6 +184,7 @@ def train(
             planned_memory_bytes=planned_memory_bytes,
             computed_tokens=computed_tokens,
             filled_tokens=filled_tokens(worker_batch.lengths_by_rank, micro_batch_spec),
+            save=result.save,
         )
         observer.on_step_end(record, step, engine)
         number += 1

@@ -3,7 +3,7 @@
 from cluster.console import Say
 from cluster.errors import RunError
 from cluster.storage import absolute_uri, join, list_names
-from corpus import append
+from corpus import append, append_text
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import load_recipe
@@ -28,7 +28,7 @@ def append_to_corpus(recipe: Recipe, text_file: str | None, held_out: bool, say:
         say: Takes lines of progress.
     """
     if text_file:
-        return append.append_text(text_file, recipe.corpus, say)
+        return append_text.append_text(text_file, recipe.corpus, say)
     if not held_out:
         describe_caps(recipe, say)
     return append.simulate_and_append(
@@ -39,7 +39,7 @@ def append_to_corpus(recipe: Recipe, text_file: str | None, held_out: bool, say:
 def preview_append(recipe: Recipe, text_file: str | None, held_out: bool, say: Say) -> None:
     """Says what `append_to_corpus` would do with the same arguments, and writes nothing."""
     if text_file:
-        append.preview_text(text_file, recipe.corpus, say)
+        append_text.preview_text(text_file, recipe.corpus, say)
         return
     append.simulate_and_preview(
         recipe.data, recipe.simulate, recipe.seed, recipe.corpus, say, held_out=held_out

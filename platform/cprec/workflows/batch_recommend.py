@@ -6,13 +6,13 @@ cprec.ranking.batch says what is written.
 import json
 import time
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import pyarrow as pa
 
 from cluster import storage
 from cluster.console import Say
-from cluster.errors import CorpusError, PlatformFault, RecipeError
+from cluster.errors import PlatformFault, RecipeError
 from cluster.ray_session import ray_session
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
@@ -26,14 +26,13 @@ from cprec.ranking.batch_input import BatchInput, Rejected, RowRules, from_corpu
 from cprec.ranking.batch_input import uses_titles as file_uses_titles
 from cprec.ranking.histories import read_histories
 from cprec.ranking.items import DomainItems, open_items, require_text_only
-from cprec.ranking.ranker import MIN_CANDIDATES
-from cprec.retrieval.candidates import NO_ITEM
+from cprec.retrieval.candidates import in_item_order
 from cprec.retrieval.catalogue import Catalogue
 from cprec.runs.token_form import TOKEN_FORM
 from cprec.stream.row_encoder import RowEncoder
 from cprec.tracking.registry import Registry
 from cprec.workflows.models import describe_model, own_run
-from cprec.workflows.rank_catalogue import embed_on_ray, find_retrieval_model
+from cprec.workflows.rank_catalogue import embed_on_ray, open_catalogue
 
 _ITEMS = pa.list_(pa.int64())
 SUMMARY = "summary.json"
@@ -44,6 +43,52 @@ BATCH_FORM = 1
 """Number of the rules by which a batch is made; blocks of other rules are not used."""
 LOG_INTERVAL_S = 10.0
 """Seconds between two lines of progress, at least."""
+
+
+class BatchCounts(TypedDict):
+    """Rows of a batch.
+
+    Attributes:
+        rows: Rows of the input.
+        ranked: Rows that are ranked: users.
+        not_ranked: Rows that are not, by reason.
+    """
+
+    rows: int
+    ranked: int
+    not_ranked: dict[str, int]
+
+
+class LastStart(TypedDict):
+    """What the last start of a batch did.
+
+    Attributes:
+        users: Users that it ranked.
+        seconds: Time that it took (s).
+        users_per_s: Users per second; None where no time was measured.
+    """
+
+    users: int
+    seconds: float
+    users_per_s: float | None
+
+
+class BatchSummary(TypedDict):
+    """The content of summary.json.
+
+    Attributes:
+        rankings: Folder of the blocks.
+        model: The model that ranked.
+        counts: How many rows there are.
+        inputs: What the rankings depend on: equal inputs are not ranked again.
+        last_start: What the last start did.
+    """
+
+    rankings: str
+    model: Annotated[dict[str, Any], EvaluatedModel]
+    counts: BatchCounts
+    inputs: dict[str, Any]
+    last_start: LastStart
 
 
 @dataclass(frozen=True)
@@ -102,7 +147,7 @@ def plan_batch(recipe: Recipe, registry: Registry, model: EvaluatedModel, say: S
         corpus, items, catalogue = None, None, None
     else:
         corpus, items = open_items(recipe, model)
-        catalogue = _open_catalogue(recipe, registry, model, corpus, items)
+        catalogue = open_catalogue(recipe, registry, model, corpus, items)
     rules = RowRules(
         items, settings.candidates == "given", recipe.data.max_history, settings.exclude_history
     )
@@ -132,7 +177,7 @@ def plan_batch(recipe: Recipe, registry: Registry, model: EvaluatedModel, say: S
     return plan
 
 
-def run_batch(plan: BatchPlan, say: Say) -> dict[str, Any]:
+def run_batch(plan: BatchPlan, say: Say) -> BatchSummary:
     """Ranks what is missing of a batch, and returns its summary.
 
     Args:
@@ -206,11 +251,7 @@ def format_batch_progress(done: int, total: int, seconds: float) -> str:
 
 
 def _retrieve(plan: BatchPlan, catalogue: Catalogue, missing: list[int], say: Say) -> pa.Table:
-    """Returns the rows with candidates and cut histories; blocks that are there have none.
-
-    Candidates stand in the order of the items: their place in the prompt must not tell where they
-    stood.
-    """
+    """Returns the rows with candidates and cut histories; blocks that are there have none."""
     recipe, settings = plan.recipe, plan.recipe.recommend
     histories = plan.input.rows["history"].to_pylist()
     source = catalogue.build_source(embed_on_ray(recipe, catalogue.model, recipe.workers), say)
@@ -219,11 +260,7 @@ def _retrieve(plan: BatchPlan, catalogue: Catalogue, missing: list[int], say: Sa
     for number in missing:
         part = slice(number * settings.block_users, (number + 1) * settings.block_users)
         chosen = source.find(histories[part], settings.retrieve_k)
-        for row, (items, history) in enumerate(
-            zip(chosen.tolist(), histories[part], strict=True), part.start
-        ):
-            excluded = {NO_ITEM, *(history if settings.exclude_history else ())}
-            candidates[row] = sorted(item for item in items if item not in excluded)
+        candidates[part] = in_item_order(chosen, histories[part], settings.exclude_history)
         found += len(chosen)
     seconds = time.monotonic() - started
     say(
@@ -239,7 +276,7 @@ def _retrieve(plan: BatchPlan, catalogue: Catalogue, missing: list[int], say: Sa
     )
 
 
-def _finish(plan: BatchPlan, computed: int, seconds: float) -> dict[str, Any]:
+def _finish(plan: BatchPlan, computed: int, seconds: float) -> BatchSummary:
     """Counts what is there, writes the quarantine and the summary, and returns the summary."""
     ranked, unfit = batch.read_counts(plan.uri, plan.block_count)
     if ranked + len(unfit) != len(plan.input.rows):
@@ -253,7 +290,7 @@ def _finish(plan: BatchPlan, computed: int, seconds: float) -> dict[str, Any]:
         counts[row.reason] = counts.get(row.reason, 0) + 1
     if rejected:
         _write_quarantine(plan.uri, rejected)
-    summary = {
+    summary: BatchSummary = {
         "rankings": storage.join(plan.uri, batch.RANKINGS),
         "model": asdict(plan.model),
         "counts": {
@@ -297,27 +334,6 @@ def _check_candidates(recipe: Recipe, source: str | None, are_titles: bool) -> N
             f"recommend.as_of: {settings.as_of} is about histories of the corpus, and "
             "recommend.histories gives others; leave one of them out"
         )
-
-
-def _open_catalogue(
-    recipe: Recipe, registry: Registry, model: EvaluatedModel, corpus: Corpus, items: DomainItems
-) -> Catalogue | None:
-    """Returns what finds candidates; None where they are given.
-
-    Raises:
-        CorpusError: The domain has too few items.
-    """
-    settings = recipe.recommend
-    if settings.candidates == "given":
-        return None
-    if (count := len(items.domain.item_indices)) < MIN_CANDIDATES:
-        raise CorpusError(f"{items.domain.name}: {count} item(s); a ranking takes {MIN_CANDIDATES}")
-    # Both keys say the same: what is never shown need not be retrieved.
-    retrieval = recipe.retrieval.model_copy(update={"exclude_history": settings.exclude_history})
-    retriever = find_retrieval_model(recipe, registry, [model.name], corpus)
-    return Catalogue(
-        recipe.model_copy(update={"retrieval": retrieval}), corpus, items.domain, retriever
-    )
 
 
 def _identify(

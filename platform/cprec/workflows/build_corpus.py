@@ -1,11 +1,10 @@
 """Builds a corpus from raw behaviours, says what a build would make, and checks one that exists."""
 
-from typing import Any
-
 from cluster.console import Say
 from cluster.errors import CorpusError
 from corpus import build
 from corpus.inspect.inspection import InspectionResult
+from corpus.store.statistics import VersionStatistics
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
 
@@ -18,7 +17,7 @@ def build_corpus(recipe: Recipe, say: Say) -> Corpus:
     return build.simulate_and_build(recipe.data, recipe.simulate, recipe.seed, recipe.corpus, say)
 
 
-def preview_statistics(recipe: Recipe, say: Say) -> dict[str, Any]:
+def preview_statistics(recipe: Recipe, say: Say) -> VersionStatistics:
     """Reads and checks all behaviours of a recipe, and writes nothing.
 
     Returns:

@@ -37,7 +37,7 @@ from cprec.evaluate.comparison import (
     add_significance,
     tested_cutoff,
 )
-from cprec.evaluate.metrics import average_metrics, hits
+from cprec.evaluate.metrics import Metrics, average_metrics, hits
 from cprec.model.base_uri import is_unbuilt, resolve_base
 from cprec.model.context_length import require_context
 from cprec.retrieval.catalogue import Catalogue
@@ -63,7 +63,7 @@ class _Evaluated:
 
     model: EvaluatedModel
     predictions: pa.Table
-    metrics: dict[str, Any]
+    metrics: Metrics
 
 
 @dataclass(frozen=True)
@@ -337,7 +337,7 @@ def _store_metrics(
         if plan.ranking
         else predictions.to_metrics(table, model.label, domain, form)
     )
-    with_inputs = {**metrics, "inputs": _prediction_inputs(plan, model)}
+    with_inputs: Metrics = {**metrics, "inputs": _prediction_inputs(plan, model)}
     storage.write_text(
         storage.join(_model_folder(recipe, folder, model), METRICS),
         json.dumps(with_inputs, indent=2),
@@ -347,8 +347,7 @@ def _store_metrics(
     if model.registered_model and model.version and is_common:
         versions = registry.with_model(model.registered_model)
         samples = {"split": recipe.evaluate.split, "corpus_version": plan.corpus.version}
-        described = {**metrics, **samples, "chance": plan.chance}
-        versions.log_evaluation(model.version, domain, described)
+        versions.log_evaluation(model.version, domain, metrics, {**samples, "chance": plan.chance})
         publish_card(versions, model.version)
     return _Evaluated(model, table, metrics)
 

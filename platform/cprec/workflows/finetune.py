@@ -12,37 +12,37 @@ Below `<storage>/<run>/finetune/<domain>/<name>/`:
 A search that is started again trains what is missing of it.
 """
 
-import io
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
-import numpy as np
 import ray
-from matplotlib import rc_context
-from matplotlib.figure import Figure
 
 from cluster.console import Say
 from cluster.errors import RecipeError, RunError
 from cluster.ray_session import ray_session
-from cluster.storage import absolute_uri, exists, join, read_text, write_bytes, write_text
+from cluster.storage import absolute_uri, join, write_bytes, write_text
 from corpus.store.tables import Corpus
 from cprec.baselines.popularity import POPULARITY
 from cprec.baselines.training import BASELINE_NAMES
 from cprec.config.recipe import Recipe
-from cprec.config.recipe_file import rename_old_keys
 from cprec.downstream import lr_search, stored_baselines
 from cprec.downstream.domain import Domain
 from cprec.downstream.known_items import is_hybrid
 from cprec.downstream.scoring import get_results
-from cprec.downstream.trial import Trial, TrialResult, require_trainable
-from cprec.model.backbone import load_tokenizer
+from cprec.downstream.search_plan import (
+    FRESH,
+    SearchPlan,
+    SearchSummary,
+    SearchWinner,
+    check_identity,
+    lock_identity,
+)
+from cprec.downstream.trial import Trial, require_trainable
+from cprec.downstream.trial_records import TrialResult
 from cprec.model.base_files import identify
 from cprec.model.base_uri import is_unbuilt, locate_base, resolve_base
 from cprec.model.context_length import require_context
 from cprec.runs import checkpoint
-from cprec.runs.token_form import TOKEN_FORM, require_same_tokens
 from cprec.tracking.lineage import (
     CARD_FILE,
     LICENSE_TAG,
@@ -53,64 +53,13 @@ from cprec.tracking.lineage import (
 from cprec.tracking.model_card import publish_card
 from cprec.tracking.registry import ALIASES, Registry, Version
 from cprec.tracking.tracker import Tracker
+from cprec.tracking.trials_figure import plot_trials
 from cprec.tracking.version_names import CANDIDATE, VERSION_NAMES, find_version
-from cprec.workflows.models import SEARCH, check_tokenizer, own_run
+from cprec.workflows.models import check_tokenizer, own_run
 
-IDENTITY = "identity.json"
 PLOT = "trials.svg"
-FRESH = "fresh"
-"""Value of finetune.start with which LoRA starts from new weights."""
 RESERVED_NAMES = ("base", POPULARITY, *BASELINE_NAMES, CANDIDATE, *ALIASES)
 """Words of `evaluate.models`, which no search may have as its name."""
-
-
-@dataclass(frozen=True)
-class SearchPlan:
-    """A checked search.
-
-    Attributes:
-        recipe: The recipe of the job.
-        corpus: The corpus, at the version that is used.
-        domain: Domain to fine-tune on.
-        name: Name of the search.
-        uri: Folder of the search.
-        base: URI or hub id of the base model.
-        start_checkpoint: Checkpoint that LoRA starts from; None for new weights.
-        parent_version: Registered version of that checkpoint, where it has one.
-        lrs: Learning rates to try.
-        revision: What the base must be: a commit, or a digest of its files.
-    """
-
-    recipe: Recipe
-    corpus: Corpus
-    domain: str
-    name: str
-    uri: str
-    base: str
-    start_checkpoint: str | None
-    parent_version: int | None
-    lrs: tuple[float, ...]
-    revision: str | None = None
-
-    def build_trial(self, lr: float, seed: int, behaviour_weights: str | None) -> Trial:
-        """Returns one fine-tuning of the search, which has not started yet.
-
-        Args:
-            lr: Its highest learning rate.
-            seed: Its seed.
-            behaviour_weights: URI of SASRec's weights for behaviour tokens; None: titles only.
-        """
-        return Trial(
-            self.recipe,
-            join(self.uri, "trials", f"{lr:g}-{seed}"),
-            self.domain,
-            self.base,
-            self.start_checkpoint,
-            behaviour_weights,
-            lr,
-            seed,
-            self.revision,
-        )
 
 
 @dataclass(frozen=True)
@@ -179,8 +128,13 @@ def search_and_register(recipe: Recipe, registry: Registry, say: Say) -> SearchR
     _log_trials(registry, tracker, [*trials, *winner_trials], [*results, *winner_results])
     plot_uri = join(plan.uri, PLOT)
     write_bytes(plot_uri, plot_trials(results, best_lr))
-    summary = _search_summary(plan, best_lr, results, winner_results, best)
-    write_text(join(plan.uri, SEARCH), json.dumps(summary, indent=1))
+    SearchSummary(
+        plan.name,
+        plan.domain,
+        plan.start_checkpoint or FRESH,
+        results,
+        SearchWinner(best_lr, best, winner_results),
+    ).write(plan.uri)
     model = f"{registry.model}-{plan.domain}"
     version = registry.with_model(model).register(
         best.checkpoint, _lineage(plan, best), tracker.run_id
@@ -265,66 +219,6 @@ def _checkpoint_uri(start: str) -> str:
     return absolute_uri(start)
 
 
-def lock_identity(plan: SearchPlan) -> None:
-    """Writes what a search depends on at its first start; later ones are checked against it.
-
-    Raises:
-        RunError: The search was started with something else.
-    """
-    check_identity(plan)
-    uri = join(plan.uri, IDENTITY)
-    if not exists(uri):
-        write_text(uri, json.dumps(_identity(plan), indent=1))
-
-
-def check_identity(plan: SearchPlan) -> None:
-    """Checks that a search that was started before depends on the same.
-
-    Raises:
-        RunError: The search was started with something else.
-    """
-    uri = join(plan.uri, IDENTITY)
-    if not exists(uri):
-        return
-    identity = _identity(plan)
-    before = rename_old_keys(json.loads(read_text(uri)), uri)
-    # Earlier releases wrote neither.
-    before.setdefault("base_revision", plan.revision)
-    token_form = before.get("token_form", 1)
-    if token_form != TOKEN_FORM:
-        tokenizer = load_tokenizer(plan.base, plan.revision)
-        require_same_tokens(plan.name, token_form, plan.corpus.read_titles(), tokenizer)
-        before["token_form"] = TOKEN_FORM
-    if changed := [key for key in identity if before.get(key) != identity[key]]:
-        shown = "\n".join(f"  {key}: {before.get(key)!r} -> {identity[key]!r}" for key in changed)
-        raise RunError(
-            f"the search {plan.name} was started differently ({uri}):\n{shown}\n"
-            "use another --finetune.name or --run, or put the values back"
-        )
-
-
-def _identity(plan: SearchPlan) -> dict[str, Any]:
-    """Returns what a search depends on, as JSON reads it back."""
-    recipe = plan.recipe
-    identity: dict[str, Any] = json.loads(
-        json.dumps(
-            {
-                "corpus": plan.corpus.fingerprint,
-                "corpus_version": plan.corpus.version,
-                "base": plan.base,
-                "base_revision": plan.revision,
-                "token_form": TOKEN_FORM,
-                "start": plan.start_checkpoint,
-                "model": recipe.model.model_dump(),
-                "finetune": recipe.finetune.model_dump(exclude={"start", "name", "domain"}),
-                "baseline": recipe.baseline.model_dump(exclude={"seeds"}),
-                "seed": recipe.seed,
-            }
-        )
-    )
-    return identity
-
-
 def _logical_cpus(recipe: Recipe) -> int:
     """Returns the CPUs of a local session: those of the trials that run at a time."""
     return recipe.cluster.num_cpus or (
@@ -348,46 +242,6 @@ def _require_convergence(results: Sequence[TrialResult]) -> None:
     if not any(result.checkpoint for result in results):
         shown = ", ".join(f"{result.lr:g} (seed {result.seed})" for result in results)
         raise RunError(f"training diverged in its first epoch at {shown}; give lower search.lrs")
-
-
-def plot_trials(results: Sequence[TrialResult], best_lr: float) -> bytes:
-    """Draws HR@1 on validation of every trial, by epoch and by learning rate.
-
-    Returns:
-        An SVG with the best learning rate marked. Equal trials give equal bytes.
-    """
-    with rc_context(
-        {
-            "svg.hashsalt": "trials",
-            "svg.fonttype": "none",
-            "font.size": 9,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-        }
-    ):
-        figure = Figure(figsize=(9, 2.8), layout="constrained")
-        curves, summary = figure.subplots(1, 2)
-        for result in results:
-            curves.plot(
-                range(1, len(result.history) + 1),
-                result.history,
-                marker=".",
-                linestyle=":" if result.stopped else "-",
-                label=f"{result.lr:g}, seed {result.seed}",
-            )
-        curves.set_xlabel("epoch (dotted: cut short)")
-        curves.set_ylabel("HR@1 on validation")
-        curves.legend(frameon=False, fontsize=7)
-        lrs = sorted({result.lr for result in results})
-        means = [float(np.mean([r.hr1 for r in results if r.lr == lr])) for lr in lrs]
-        summary.scatter([r.lr for r in results], [r.hr1 for r in results], color="#8fb8de")
-        summary.plot(lrs, means, color="#1c2430")
-        summary.axvline(best_lr, color="#b3261e", linestyle=":")
-        summary.set_xscale("log")
-        summary.set_xlabel("learning rate")
-        file = io.BytesIO()
-        figure.savefig(file, format="svg", metadata={"Date": None})
-    return file.getvalue()
 
 
 def _log_trials(
@@ -419,35 +273,6 @@ def _log_trials(
             tracker.log_metrics({"hr1": hr1}, epoch)
         tracker.finish("FINISHED")
     search_tracker.finish("FINISHED")
-
-
-def _search_summary(
-    plan: SearchPlan,
-    best_lr: float,
-    results: Sequence[TrialResult],
-    winner_results: Sequence[TrialResult],
-    best: TrialResult,
-) -> dict[str, Any]:
-    """Returns the content of search.json: the trials, the best learning rate and its results.
-
-    Args:
-        plan: The search.
-        best_lr: The best learning rate.
-        results: Results of the trials of all learning rates.
-        winner_results: Results of the trials of the best learning rate, one for each seed.
-        best: The one of these with the highest HR@1 on validation, which is registered.
-    """
-    return {
-        "name": plan.name,
-        "domain": plan.domain,
-        "start": plan.start_checkpoint or FRESH,
-        "trials": [asdict(result) for result in results],
-        "winner": {
-            "lr": best_lr,
-            "best": asdict(best),
-            "seeds": [asdict(result) for result in winner_results],
-        },
-    }
 
 
 def _lineage(plan: SearchPlan, best: TrialResult) -> dict[str, str]:

@@ -16,6 +16,7 @@ from cprec.baselines.training import BASELINE_NAMES
 from cprec.config.recipe import Recipe
 from cprec.downstream.known_items import require_known_items
 from cprec.downstream.scoring import EvaluatedModel
+from cprec.downstream.search_plan import SEARCH
 from cprec.downstream.stored_model import ADAPTER_CONFIG, Form, StoredModel
 from cprec.encode.text_tokenizer import text_tokenizer
 from cprec.model.backbone import load_tokenizer
@@ -26,8 +27,6 @@ from cprec.stream.row_encoder import find_fallback_reason
 from cprec.tracking.registry import Registry, Version
 from cprec.tracking.version_names import VERSION_NAMES, find_version
 
-SEARCH = "search.json"
-"""File of a finished search of the learning rate."""
 MODEL_NAMES = f"{VERSION_NAMES}, base, or the URI of a checkpoint, an adapter or a merged model"
 """How a model may be named, for messages."""
 

@@ -6,6 +6,7 @@ version remembers the champion before it, so that repeated rollbacks walk back t
 
 import json
 import posixpath
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Literal
@@ -14,6 +15,7 @@ from cluster.console import Say
 from cluster.errors import RecipeError, RunError
 from cprec.config.recipe import Recipe
 from cprec.evaluate.gate import Decision, Measurements, decide
+from cprec.runs.control.lease import Lease, claim, read_lease
 from cprec.runs.json_lines import open_events, read_events
 from cprec.runs.records import PromotionDecided
 from cprec.tracking.registry import Registry, Version
@@ -199,14 +201,28 @@ def record_decision(registry: Registry, number: int, decision: Decision) -> None
     tag = f"decision.{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
     registry.set_tags(number, {tag: json.dumps(asdict(decision))})
     run_uri = posixpath.dirname(posixpath.dirname(registry.version(number).checkpoint))
+    # The file has one writer. While a run goes on, that is its driver, and the tag has to suffice.
+    if _has_ended(run_uri):
+        lease = read_lease(run_uri)
+        run, corpus = (lease.run, lease.corpus) if lease else (posixpath.basename(run_uri), "")
+        with suppress(RunError), claim(run_uri, run, corpus, lambda line: None) as held:
+            _record_event(run_uri, number, decision, held.lease)
+
+
+def _has_ended(run_uri: str) -> bool:
+    """Returns whether a run writes no more, as its last event tells."""
     past = read_events(run_uri)
-    # The file has one writer. While a run goes on, that is the run, and the tag has to suffice.
     # By name: an event that another release wrote with other fields has no class here.
-    if past and past[-1].event in ENDING_EVENTS:
-        events = open_events(run_uri)
+    return bool(past) and past[-1].event in ENDING_EVENTS
+
+
+def _record_event(run_uri: str, number: int, decision: Decision, lease: Lease) -> None:
+    """Adds a decision to the events of a run, unless it goes on since it was looked at."""
+    if _has_ended(run_uri):
+        events = open_events(run_uri, lease)
         events.append(
             PromotionDecided(
-                samples=past[-1].samples,
+                samples=events.read()[-1].samples,
                 version=number,
                 promoted=decision.promote,
                 because=decision.reason,

@@ -26,6 +26,8 @@ from cprec.downstream import stored_baselines
 from cprec.downstream.domain import Domain
 from cprec.downstream.scoring import EvaluatedModel, get_results, load_model, score_model
 from cprec.evaluate import catalogue_predictions
+from cprec.ranking.items import DomainItems
+from cprec.ranking.ranker import MIN_CANDIDATES
 from cprec.retrieval.candidates import Items
 from cprec.retrieval.catalogue import Catalogue
 from cprec.retrieval.title_vectors import Embed, embed_titles
@@ -58,6 +60,28 @@ def find_retrieval_model(
             f"retrieval.model: {name} has no hidden states; give base, a version or a checkpoint"
         )
     return model
+
+
+def open_catalogue(
+    recipe: Recipe, registry: Registry, model: EvaluatedModel, corpus: Corpus, items: DomainItems
+) -> Catalogue | None:
+    """Returns what finds candidates as `recommend` says; None where they are given.
+
+    Raises:
+        CorpusError: The domain has too few items.
+        RecipeError: `retrieval.model` is no language model.
+    """
+    settings = recipe.recommend
+    if settings.candidates == "given":
+        return None
+    if (count := len(items.domain.item_indices)) < MIN_CANDIDATES:
+        raise CorpusError(f"{items.domain.name}: {count} item(s); a ranking takes {MIN_CANDIDATES}")
+    # Both keys say the same: what is never shown need not be retrieved.
+    retrieval = recipe.retrieval.model_copy(update={"exclude_history": settings.exclude_history})
+    retriever = find_retrieval_model(recipe, registry, [model.name], corpus)
+    return Catalogue(
+        recipe.model_copy(update={"retrieval": retrieval}), corpus, items.domain, retriever
+    )
 
 
 @dataclass(frozen=True)

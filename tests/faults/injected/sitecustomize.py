@@ -1,14 +1,16 @@
 """Makes one worker of a run fail, in every Python process that finds this file first.
 
 The environment variable CPREC_TEST_FAULTS holds a list of faults as JSON, each
-{"kind": "raise" | "hang" | "die while rank 0 saves", "rank": int, "step": int, "marker": path}. A
-fault happens once, unless its marker is null: then it happens in every group of workers.
+{"kind": "raise" | "die" | "hang" | "slow" | "die while rank 0 saves", "rank": int, "step": int,
+"marker": path}. A fault happens once, unless its marker is null: then it happens in every step from
+that one on, in every group of workers.
 """
 
 import importlib.abc
 import importlib.machinery
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -43,6 +45,10 @@ def patch(worker: Any) -> None:
         rank = worker.dist.get_rank()
         if due("raise", rank, self.steps):
             raise RuntimeError(f"injected into rank {rank}")
+        if due("die", rank, self.steps):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if due("slow", rank, self.steps):
+            time.sleep(1)
         if due("hang", rank, self.steps):
             time.sleep(3600)
         return step(self, *args, **kwargs)
@@ -54,7 +60,7 @@ def patch(worker: Any) -> None:
         return state
 
     def slow_commit(*args: Any, **kwargs: Any) -> Any:
-        if any(fault["kind"].startswith("die") for fault in FAULTS):
+        if any(fault["kind"] == "die while rank 0 saves" for fault in FAULTS):
             time.sleep(2)
         return commit(*args, **kwargs)
 

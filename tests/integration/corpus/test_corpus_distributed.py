@@ -15,7 +15,8 @@ import pytest
 
 from cluster.errors import DataError
 from cluster.ray_session import ray_session
-from corpus.append import append, append_text, preview
+from corpus.append import append, preview
+from corpus.append_text import append_text
 from corpus.build import build, choose_backend
 from corpus.distributed import append as ray_append
 from corpus.distributed import kcore, prepare, sample_files
@@ -24,6 +25,7 @@ from corpus.ingest.sources import file_splits
 from corpus.local import append as local_append
 from corpus.settings import DataSettings
 from corpus.store import catalogue, stored_interactions
+from corpus.store.statistics import VersionStatistics
 from corpus.store.tables import Corpus
 from tests.unit.corpus.worlds import Row, settings, shop, write_parquet, write_root
 
@@ -264,7 +266,7 @@ def test_files_of_other_tools_are_the_same_on_both_backends(
     assert append_both(roots[1], local, on_ray, domains=("B",))["domains"]["B"]["interactions"]
 
 
-def append_both(root: Path, local: Corpus, on_ray: Corpus, **changes: object) -> dict[str, Any]:
+def append_both(root: Path, local: Corpus, on_ray: Corpus, **changes: object) -> VersionStatistics:
     """Previews an append and appends, in one process and on Ray, to two corpora that are the same.
 
     Checks that they are the same afterwards, and returns their statistics.

@@ -18,8 +18,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from cluster.errors import CommitConflictError, CorpusError, DataError
-from corpus import append as appending
-from corpus.append import append, append_text, preview, preview_text
+from corpus.append import append, preview
+from corpus.append_text import append_text, preview_text
 from corpus.build import build
 from corpus.local.sample_files import write_sample_files
 from corpus.sampling.encoded_interactions import EncodedInteractions, mark_as_new
@@ -526,8 +526,8 @@ def test_an_append_that_is_always_overtaken_gives_up(
     def overtaken(*_: object, **__: object) -> None:
         raise CommitConflictError("another process was faster")
 
-    monkeypatch.setattr("corpus.build.commit_version", overtaken)
-    monkeypatch.setattr(appending, "MAX_ATTEMPTS", 2)
+    monkeypatch.setattr("corpus.append.commit_version", overtaken)
+    monkeypatch.setattr("corpus.versions.MAX_ATTEMPTS", 2)
     with pytest.raises(
         CommitConflictError,
         match="other processes committed 2 times in the meantime; start the append again",

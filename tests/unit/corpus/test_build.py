@@ -12,7 +12,8 @@ from deltalake import DeltaTable
 
 from cluster.errors import CorpusError, DataError
 from corpus.backend import UncommittedSamples
-from corpus.build import build, fingerprint, rules
+from corpus.build import build
+from corpus.fingerprints import fingerprint, rules
 from corpus.inspect import console_tables
 from corpus.local.sample_files import write_sample_files
 from corpus.store import tables
@@ -183,7 +184,7 @@ def test_another_corpus_at_the_uri_is_refused(
 
 def test_a_corpus_of_an_earlier_release_keeps_its_identity(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys of later releases change neither fingerprint nor rules while they are not used."""
-    monkeypatch.setattr("corpus.build.file_digests", lambda *_: {})
+    monkeypatch.setattr("corpus.fingerprints.file_digests", lambda *_: {})
     assert (
         fingerprint(settings("r"), 0)
         == "eb071cb6d71dfa87d6d2cabe42320ebcf4b0a5d53e1f3d2d5210f736251c9c11"

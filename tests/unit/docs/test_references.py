@@ -283,6 +283,13 @@ def test_commands_named_in_docs_parse() -> None:
     assert not [(page, words, bad) for page, words in listed if (bad := problem_of(words))]
 
 
+def test_every_table_of_fields_is_made_from_a_type() -> None:
+    text = (ROOT / "docs" / "reference" / "file-formats.md").read_text()
+    by_hand = re.sub(r"<!-- (fields|columns): .*?<!-- end -->", "", text, flags=re.DOTALL)
+    assert "| since |" in text
+    assert "| since |" not in by_hand
+
+
 def test_the_reference_is_made_from_the_types() -> None:
     """Fails where a type changed: run docs/reference/update.py."""
     reference = ROOT / "docs" / "reference"

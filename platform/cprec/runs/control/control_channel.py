@@ -23,6 +23,7 @@ from cprec.runs.control.request_queue import (
     BadRequest,
     Request,
     RequestQueue,
+    StoredRequest,
 )
 from cprec.runs.control.status import is_starting, read_status, write_status
 from cprec.runs.records import Status
@@ -143,7 +144,8 @@ def send_request(run_uri: str, run: str, action: Action, timeout_s: float) -> st
     request_uri = join(run_uri, REQUESTS_FOLDER, f"{request_id}.json")
     deadline = time.monotonic() + timeout_s
     try:
-        write_text(request_uri, json.dumps({"do": action}))
+        request: StoredRequest = {"do": action}
+        write_text(request_uri, json.dumps(request))
         while time.monotonic() < deadline:
             status = _read_status_if_whole(run_uri)
             if status is not None and request_id in status.answers:

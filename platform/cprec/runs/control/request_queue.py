@@ -10,7 +10,7 @@ from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 from cluster.errors import AccessDeniedError, UserError
 from cluster.storage import (
@@ -45,6 +45,16 @@ GRACE_S = 4.0
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
 
 _THREADS = 16
+
+
+class StoredRequest(TypedDict):
+    """The content of a request's file.
+
+    Attributes:
+        do: What the run is asked to do.
+    """
+
+    do: Action
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.errors import RunError, UserError
 from cluster.storage_errors import is_storage_error
@@ -23,6 +24,7 @@ from cprec.runs.records import (
     Failed,
     Held,
     PerplexityMeasured,
+    PreemptionNoticed,
     Released,
     RequestRefused,
     Resumed,
@@ -30,6 +32,7 @@ from cprec.runs.records import (
     Stopped,
     StorageFailed,
     TraceRow,
+    WorkersFailed,
 )
 from cprec.schedule.controller import Wait
 from cprec.schedule.plan import Plan
@@ -47,8 +50,8 @@ from cprec.train.distributed.portable_errors import raise_portable_errors
 from cprec.train.distributed.segment_issuer import AssignedSegment, SegmentIssuer
 
 MAX_NAMED = 20
-"""Refused requests that become events of their own, of those that are served at a time."""
-
+"""Refused requests that become events of their own, of those that are served at a time, and errors
+of workers that an event quotes."""
 
 STORAGE_RETRY_S = 5.0
 """Pause before periodic work is tried again that storage did not allow (seconds)."""
@@ -72,6 +75,7 @@ class ControllerActor:
         self._control_channel = ControlChannel(lease)
         self._failure: Exception | None = None
         self._notices: list[str] = []
+        self._faults: dict[int, str] = {}
         self._storage_failed, self._next_try = False, 0.0
 
     # -- called by workers
@@ -87,6 +91,7 @@ class ControllerActor:
             group: The group.
             ignored: What is wrong with each newer checkpoint that was passed over.
         """
+        self._record_faults()
         self._state.restart(group)
         self._segments.reset()
         for problem in ignored:
@@ -117,16 +122,22 @@ class ControllerActor:
             self.heartbeat()
         return assigned
 
-    def record_step(self, row: TraceRow) -> bool:
-        """Records an optimizer step; returns whether the workers should stop."""
-        self._state.require_group()
+    def record_step(self, attempt: int, row: TraceRow) -> bool:
+        """Records an optimizer step of an attempt; returns whether its workers should stop."""
+        self._state.require_group(attempt)
         self._state.add_step(row)
         return self._segments.stopping
 
-    def record_perplexity(self, samples: int, perplexity: float) -> None:
+    def record_perplexity(self, attempt: int, samples: int, perplexity: float) -> None:
         """Records the perplexity of the plain text after a number of samples."""
-        self._state.require_group()
+        self._state.require_group(attempt)
         self._state.record(PerplexityMeasured(samples=samples, perplexity=perplexity))
+
+    def record_preemption(self, attempt: int, ranks: list[int], deadline: float | None) -> None:
+        """Records that nodes with workers are taken away soon, and when (Unix seconds)."""
+        self._state.require_group(attempt)
+        samples = self._state.controller.samples
+        self._state.record(PreemptionNoticed(samples=samples, ranks=ranks, deadline=deadline))
 
     def record_padding(self, reason: str) -> None:
         """Records that samples are padded although the recipe packs them, once for each group."""
@@ -137,7 +148,7 @@ class ControllerActor:
         """Takes note of how the workers train, in the words of the engine."""
         self._notices = notices
 
-    def prepare_checkpoint(self) -> Plan:
+    def prepare_checkpoint(self, attempt: int) -> Plan:
         """Makes the trace durable before a checkpoint is completed.
 
         A run that resumes at the checkpoint never traces these steps again.
@@ -145,13 +156,19 @@ class ControllerActor:
         Returns:
             The plan as it stands, for the checkpoint's ledger.
         """
-        self._state.require_group()
+        self._state.require_group(attempt)
         self._state.flush()
         return self._state.controller.plan
 
-    def record_checkpoint(self, samples: int, uri: str) -> None:
+    def record_checkpoint(self, attempt: int, samples: int, uri: str) -> None:
         """Records that a checkpoint is complete."""
+        self._state.require_group(attempt)
         self._state.record(CheckpointSaved(samples=samples, checkpoint=uri))
+
+    def record_fault(self, attempt: int, rank: int, problem: str) -> None:
+        """Takes note of the error that ends a worker; the next attempt makes an event of it."""
+        if self._state.group is not None and self._state.group.attempt == attempt:
+            self._faults[rank] = problem
 
     def record_failure(self, error: Exception) -> None:
         """Ends the run with an error that a restart would meet again; the first one counts."""
@@ -198,6 +215,7 @@ class ControllerActor:
     def end_run(self) -> None:
         """Ends the session: the trace is durable, and nobody answers requests any more."""
         deadline = time.monotonic() + END_WAIT_S
+        self._record_faults()
         while True:
             try:
                 self._state.flush()
@@ -228,6 +246,23 @@ class ControllerActor:
             if not is_storage_error(error):
                 raise
             self._wait_for_storage(error)
+
+    def _record_faults(self) -> None:
+        """Records what the workers said that ended, and names those that said nothing."""
+        faults, group = self._faults, self._state.group
+        self._faults = {}
+        if not faults or group is None:
+            return
+        silent = [rank for rank in range(group.world_size) if rank not in faults]
+        said = [f"rank {rank}: {problem}" for rank, problem in sorted(faults.items())]
+        self._state.record(
+            WorkersFailed(
+                samples=self._state.controller.samples,
+                attempt=group.attempt,
+                because="; ".join(said[:MAX_NAMED]),
+                silent=silent,
+            )
+        )
 
     def _wait_for_storage(self, error: Exception) -> None:
         """Puts the periodic work off: storage is away, and training goes on meanwhile."""
@@ -349,6 +384,9 @@ def _describe_annealing(plan: Plan) -> str:
 def start_controller(settings: ControllerSettings, lease: Lease) -> Any:
     """Starts a run's controller and returns its handle.
 
-    The actor ends with the driver; if it dies before, Ray starts it again.
+    The actor ends with the driver; if it dies before, Ray starts it again. It is on the driver's
+    node, so that a node of workers that is lost takes no controller with it.
     """
-    return ray.remote(num_cpus=0, max_restarts=-1)(ControllerActor).remote(settings, lease)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    actor = ray.remote(num_cpus=0, max_restarts=-1)(ControllerActor)
+    return actor.options(scheduling_strategy=here).remote(settings, lease)

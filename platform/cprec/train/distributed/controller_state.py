@@ -128,9 +128,12 @@ class ControllerState:
         Later trace rows are dropped, because their samples will be trained again.
 
         Raises:
+            PlatformFault: The group was paused, and another one has begun after it.
             RunError: A step before that is not in the trace, so the audit could not succeed.
         """
         self.lease.require()
+        if self.group is not None and group.attempt < self.group.attempt:
+            raise _is_over(group.attempt, self.group)
         covered = count_traced_samples(self.trace_rows)
         if covered < group.samples:
             raise RunError(
@@ -143,18 +146,24 @@ class ControllerState:
         self.trace.retain(lambda row: row.samples < group.samples)
         self.trace_rows = self.trace.read()
 
-    def require_group(self) -> None:
-        """Checks that a worker group has told this controller where it starts.
+    def require_group(self, attempt: int) -> None:
+        """Checks that whoever calls is of the worker group that trains.
+
+        Args:
+            attempt: Number of the caller's attempt.
 
         Raises:
-            PlatformFault: The controller was started again between two steps. What its predecessor
-                had not flushed is lost, so the group must go back to its last checkpoint too.
+            PlatformFault: The controller was started again between two steps: what its predecessor
+                had not flushed is lost, so the group must go back to its last checkpoint too. Or
+                another group trains by now, and this one was only paused.
         """
         if self.group is None:
             raise PlatformFault(
                 "the controller was started again while workers trained; "
                 "they go on from the last checkpoint"
             )
+        if self.group.attempt != attempt:
+            raise _is_over(attempt, self.group)
 
     @property
     def is_idle(self) -> bool:
@@ -254,3 +263,10 @@ class ControllerState:
             self.run_plan.hold,
             self.run_plan.closed,
         )
+
+
+def _is_over(attempt: int, group: WorkerGroup) -> PlatformFault:
+    """Returns the error of workers that wake up when another group trains."""
+    return PlatformFault(
+        f"attempt {attempt} is over: the workers of attempt {group.attempt} train by now"
+    )

@@ -30,7 +30,9 @@ from cprec.runs.records import TraceRow
 from cprec.runs.restart import find_last_checkpoint
 from cprec.schedule.ledger import Ledger
 from cprec.train.distributed.controller_state import WorkerGroup
+from cprec.train.distributed.failure_reports import report_failure, report_fault
 from cprec.train.distributed.feed import training_steps
+from cprec.train.distributed.preemption import PreemptionNotices
 from cprec.train.distributed.profiling import StepProfiler
 from cprec.train.engine import Engine
 from cprec.train.loop import DivergenceError, Observer, StepRecord, TrainingStep, train
@@ -86,19 +88,13 @@ def run_worker(config: dict[str, Any]) -> None:
     try:
         _train_worker(config)
     except UserError as error:
-        _report_failure(config["controller"], error)
+        report_failure(config["controller"], error)
         raise  # otherwise workers that did not fail would wait for this one in a collective
-
-
-def _report_failure(controller: Any, error: Exception) -> None:
-    """Tells the controller of an error that a restart would meet again."""
-    # An error from an actor has a class of Ray's that cannot be sent on well; its cause can.
-    ray.get(controller.record_failure.remote(getattr(error, "cause", error)))
 
 
 def _train_worker(config: dict[str, Any]) -> None:
     """Trains this worker's part of the run; see `run_worker` for the configuration."""
-    controller, base = config["controller"], config["base"]
+    controller = config["controller"]
     recipe = validate_recipe(config["recipe"], "the driver's recipe")
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
@@ -107,6 +103,15 @@ def _train_worker(config: dict[str, Any]) -> None:
     start = _agree_on_start(config["lease"], controller, rank, world_size)
     if start is None:
         return
+    with report_fault(controller, start.group.attempt, rank):
+        _train_from(start, config, recipe, rank, world_size)
+
+
+def _train_from(
+    start: StartPoint, config: dict[str, Any], recipe: Recipe, rank: int, world_size: int
+) -> None:
+    """Builds the engine, restores the checkpoint, and trains."""
+    controller, base = config["controller"], config["base"]
     model, tokenizer = backbone.load(base, config["revision"], recipe.model.precision)
     trained_model = adapter.attach(model, recipe.model, recipe.seed)
     if recipe.model.fp8:
@@ -143,7 +148,7 @@ def _train_worker(config: dict[str, Any]) -> None:
         train(engine, steps, observer, spec, tokenizer.eos_token_id, recipe.seed, ledger.steps)
         observer.finish(engine)
     except DivergenceError as error:  # raised on all workers: losses are summed over them
-        _report_failure(controller, error)
+        report_failure(controller, error)
     engine.close()
 
 
@@ -180,7 +185,7 @@ def _agree_on_start(lease: Lease, controller: Any, rank: int, world_size: int) -
         if ray.get(controller.failure.remote()) is None:
             start = _find_start(lease, controller, world_size)
     except UserError as error:
-        _report_failure(controller, error)
+        report_failure(controller, error)
     except Exception as error:  # whatever it is: the other ranks must not wait for ever
         broadcast_text(json.dumps({"error": f"{type(error).__name__}: {error}"}))
         raise
@@ -227,7 +232,7 @@ class WorkerObserver(Observer):
     """The observer of a Ray worker.
 
     It reports each step to the controller. Where a checkpoint is due, it measures the perplexity of
-    the text and saves.
+    the text and saves. Before a node is taken away, it saves.
     """
 
     def __init__(
@@ -268,6 +273,7 @@ class WorkerObserver(Observer):
         self._phase_ends: tuple[int, ...] = ()
         self._stop_reply: Any = None
         self._monitor = monitor
+        self._notices = PreemptionNotices()
 
     def on_step_end(self, record: StepRecord, step: TrainingStep, engine: Engine) -> None:
         """Reports the step; saves where a checkpoint is due."""
@@ -276,12 +282,15 @@ class WorkerObserver(Observer):
         self._ledger = self._ledger.add_step(batch.sample_count, batch.ids_digest)
         if self._rank == 0:
             self._stop_reply = self._controller.record_step.remote(
-                trace_row(record, step.annealing_end)
+                self._group.attempt, trace_row(record, step.annealing_end)
             )
         self._phase_ends = (step.stable_end, step.annealing_end)
         if checkpoint.is_due(
             batch.start, batch.stop, self._recipe.checkpoint.every_samples, self._phase_ends
         ):
+            self.measure_perplexity(engine)
+            self._save(engine)
+        elif record.save:
             self._save(engine)
 
     def should_stop(self) -> bool:
@@ -295,6 +304,15 @@ class WorkerObserver(Observer):
             and bool(ray.get(self._stop_reply))
         )
 
+    def should_save(self) -> bool:
+        """Returns whether Ray has announced that a node of this group is taken away."""
+        if self._rank or (notice := self._notices.take()) is None:
+            return False
+        self._controller.record_preemption.remote(
+            self._group.attempt, notice.ranks, notice.deadline
+        )
+        return True
+
     def measure_perplexity(self, engine: Engine) -> None:
         """Measures the perplexity of the text and reports it. Collective: every worker calls it."""
         if self._monitor is None:
@@ -306,27 +324,30 @@ class WorkerObserver(Observer):
                 "samples; lower schedule.lr_max"
             )
         if self._rank == 0:
-            self._controller.record_perplexity.remote(self._ledger.samples, perplexity)
+            self._controller.record_perplexity.remote(
+                self._group.attempt, self._ledger.samples, perplexity
+            )
 
     def finish(self, engine: Engine) -> None:
         """Saves what is not saved yet. Collective: every worker calls it."""
         if self._ledger.samples > self._saved_samples:
+            self.measure_perplexity(engine)
             self._save(engine)
 
     def _save(self, engine: Engine) -> None:
-        """Measures and gathers on all workers, and writes a checkpoint on rank 0.
+        """Gathers on all workers, and writes a checkpoint on rank 0.
 
-        Meanwhile the other workers go on to the next step's collective. The perplexity is reported
-        before the checkpoint is complete, because a run that resumes there does not measure it.
+        Meanwhile the other workers go on to the next step's collective. A perplexity that is due is
+        measured before, because a run that resumes at the checkpoint does not measure it.
         """
-        self.measure_perplexity(engine)
         state = engine.gather_state()
         self._saved_samples = self._ledger.samples
         if self._rank:
             return
         name = checkpoint.CheckpointName(self._ledger.samples, self._group.attempt)
         uri = checkpoint.checkpoint_uri(self._run_uri, name)
-        ledger = replace(self._ledger, plan=ray.get(self._controller.prepare_checkpoint.remote()))
+        plan = ray.get(self._controller.prepare_checkpoint.remote(self._group.attempt))
+        ledger = replace(self._ledger, plan=plan)
         with tempfile.TemporaryDirectory() as folder:
             directory = Path(folder)
             adapter.save(
@@ -338,7 +359,7 @@ class WorkerObserver(Observer):
             )
             checkpoint.save_training_state(state, directory)
             checkpoint.commit(directory, uri, ledger, self._lease)
-        ray.get(self._controller.record_checkpoint.remote(ledger.samples, uri))
+        ray.get(self._controller.record_checkpoint.remote(self._group.attempt, ledger.samples, uri))
         checkpoint.prune(
             self._run_uri, self._recipe.checkpoint.keep, self._phase_ends, name, self._lease
         )

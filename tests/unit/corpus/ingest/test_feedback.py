@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.errors import DataError
-from corpus.append import append, append_text, preview
+from corpus.append import append, preview
+from corpus.append_text import append_text
 from corpus.build import build
 from corpus.ingest.feedback import FeedbackCounts, count_feedback
 from corpus.settings import DataSettings

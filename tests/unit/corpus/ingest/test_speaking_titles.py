@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from cluster.errors import CorpusError
 from corpus.append import append
-from corpus.build import build, preview, rules
+from corpus.build import build, preview
+from corpus.fingerprints import rules
 from corpus.ingest.speaking_titles import KINDS, apply_setting, find_speech, neutralise
 from corpus.ingest.titles import MAX_TITLE_CHARS, clean_title
 from corpus.sampling import prompt_text

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.errors import DataError, RecipeError
-from corpus.append import append, append_text
+from corpus.append import append
+from corpus.append_text import append_text
 from corpus.build import build
 from corpus.ingest.plain_text import read_plain_text
 from corpus.inspect import leakage
@@ -111,7 +112,7 @@ def test_text_is_appended_to_a_table_without_a_text_column(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Earlier releases of cprec built such tables."""
-    monkeypatch.setattr("corpus.build.SAMPLES_TABLE_SCHEMA", tables.PARTITIONED_SAMPLE_SCHEMA)
+    monkeypatch.setattr("corpus.versions.SAMPLES_TABLE_SCHEMA", tables.PARTITIONED_SAMPLE_SCHEMA)
     uri = build(
         settings(write_root(tmp_path / "root", shop(["A", "B", "C"]))),
         0,

@@ -190,7 +190,7 @@ def test_the_seed_changes_candidates_but_not_ids() -> None:
 
 
 def test_ids_and_candidates_never_change() -> None:
-    """Existing corpora depend on them; a change must raise `corpus.build.RULES_VERSION`."""
+    """Existing corpora depend on them; a change must raise `corpus.fingerprints.RULES_VERSION`."""
     world: dict[str, list[Row]] = {"A": [("u", f"A{i:02d}", i) for i in range(8)], "B": [], "C": []}
     table = build_samples(
         EncodedInteractions.from_frame(frame(world, ITEMS)),

@@ -26,6 +26,10 @@ SECRETS = [
     f"https://hub.example/base?access_token={PLANTED}",
     f"AWS_SECRET_ACCESS_KEY={PLANTED}",
     f"hf_{PLANTED}{'a' * 30}",
+    f"Authorization: Bearer {PLANTED}.eyJhbGci.x-y_z",
+    f"authorization: Basic {PLANTED}6cGFzcw==",
+    f"DefaultEndpointsProtocol=https;AccountName=me;AccountKey={PLANTED}+/Ab==;EndpointSuffix=x",
+    f"Endpoint=sb://me.servicebus.windows.net/;SharedAccessKey={PLANTED}=",
 ]
 NO_SECRETS = [
     "http://127.0.0.1:5000",
@@ -35,6 +39,8 @@ NO_SECRETS = [
     "organisation/model-7b",
     "models:/cprec@champion",
     "s3://bucket/tokens=1/secret-santa",
+    "the bearer is a basic authorization: none",
+    "s3://bucket/accountkeys/bearer certificates",
 ]
 
 

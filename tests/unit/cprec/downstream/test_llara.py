@@ -18,7 +18,7 @@ from cprec.downstream.llara import (
     samples_per_epoch,
 )
 from cprec.downstream.lr_search import best_lr, trial_lrs
-from cprec.downstream.trial import TrialResult
+from cprec.downstream.trial_records import TrialResult
 from cprec.encode.tokens import TitleEncoder
 from cprec.model import tiny
 from cprec.schedule.plan import global_batches

@@ -12,7 +12,8 @@ from cprec.config.recipe import FinetuneSettings, Recipe
 from cprec.downstream import lr_search
 from cprec.downstream.llara import build_plan
 from cprec.downstream.lr_search import conclude_stopped_trial, lrs_within_noise
-from cprec.downstream.trial import HISTORY_FILE, Trial, TrialResult, find_result
+from cprec.downstream.trial import Trial
+from cprec.downstream.trial_records import HISTORY_FILE, TrialResult, find_result
 from cprec.runs import checkpoint
 from cprec.schedule.ledger import Ledger
 

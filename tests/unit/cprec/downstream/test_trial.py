@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cprec.downstream.trial import RESULT_FILE, TrialResult, find_result
+from cprec.downstream.trial_records import RESULT_FILE, TrialResult, find_result
 
 RESULT = TrialResult(
     lr=3e-4,

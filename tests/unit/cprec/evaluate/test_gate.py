@@ -10,16 +10,25 @@ from scipy.stats import binomtest
 
 from cprec.config.recipe import GateSettings
 from cprec.evaluate.gate import Decision, Measurements, decide
+from cprec.evaluate.metrics import Metrics
 from cprec.evaluate.significance import PairedTest, wilson_lower_bound
 
 CHANCE = 0.05
 
 
-def measured(hr1: float | None, n: int = 1000, **slices: float | None) -> dict[str, Any]:
+def measured(hr1: float | None, n: int = 1000, **slices: float | None) -> Metrics:
     return {
+        "model": "version-1",
+        "domain": "Music",
         "n": n,
         "hr": {"1": hr1},
-        "slices": {name: {"hr": {"1": value}} for name, value in slices.items()},
+        "ndcg": {},
+        "valid_ratio": {"exact": None, "llara": None},
+        "hr1_of_valid": None,
+        "slices": {
+            name: {"n": n, "hr": {"1": value}, "ndcg": {}} for name, value in slices.items()
+        },
+        "mode": "score",
     }
 
 

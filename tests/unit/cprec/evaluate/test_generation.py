@@ -103,7 +103,7 @@ def test_free_answers_of_an_untrained_model_name_no_candidate(model: PreTrainedM
     assert all(len(given) == 1 for given in answers)
     result = to_metrics(from_answers(rows, answers), "m", "A", "generate")
     assert result["valid_ratio"]["exact"] == result["hr"]["5"] == 0.0
-    assert result["hr1_of_valid"] is None or result["valid_ratio"]["llara"] > 0
+    assert result["hr1_of_valid"] is None or result["valid_ratio"]["llara"]
 
 
 def test_a_trie_of_one_answer_leaves_no_choice_and_one_of_all_follows_likely_tokens(

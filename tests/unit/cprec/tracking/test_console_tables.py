@@ -8,7 +8,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from cprec.downstream.trial import TrialResult
+from cprec.downstream.trial_records import TrialResult
 from cprec.evaluate.comparison import Comparison, ComparisonRow
 from cprec.evaluate.metrics import compute_metrics, compute_ranks
 from cprec.evaluate.significance import paired_t_test

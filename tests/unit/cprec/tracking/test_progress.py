@@ -6,10 +6,18 @@ import time
 
 import pytest
 
-from cprec.runs.records import AnnealingCalled, CorpusVersionAdopted, Held, Resumed, TraceRow
+from cprec.runs.records import (
+    AnnealingCalled,
+    CorpusVersionAdopted,
+    Held,
+    PreemptionNoticed,
+    Resumed,
+    TraceRow,
+    WorkersFailed,
+)
 from cprec.runs.run_records import RunRecords
 from cprec.tracking import report
-from cprec.tracking.progress import Progress, describe_memory, format_progress
+from cprec.tracking.progress import Progress, describe_event, describe_memory, format_progress
 from tests.records import trace_row
 
 
@@ -97,6 +105,20 @@ def test_what_changes_the_run_is_said_on_a_line_of_its_own_once() -> None:
         "annealing was called: S = 200, A = 220 samples",
         "2 workers go on from 96 samples",
     ]
+
+
+def test_workers_of_which_nothing_was_heard_are_named() -> None:
+    hung = WorkersFailed(samples=96, attempt=2, because="rank 0: timed out", silent=[1, 3])
+    assert describe_event(hung) == (
+        "workers failed: rank 0: timed out; nothing was heard of rank 1, 3"
+    )
+    heard = hung.model_copy(update={"silent": []})
+    assert describe_event(heard) == "workers failed: rank 0: timed out"
+    many = describe_event(hung.model_copy(update={"silent": list(range(1, 512))}))
+    assert many is not None
+    assert many.endswith("of rank 1, 2, 3, 4, 5, 6, 7, 8 ...")
+    notice = PreemptionNoticed(samples=96, ranks=[0], deadline=None)
+    assert describe_event(notice) == "nodes are taken away soon: a checkpoint is saved"
 
 
 def test_a_wait_is_said_each_time_that_it_begins() -> None:

@@ -10,9 +10,9 @@ from corpus.store.delta import Commit
 from corpus.store.tables import Corpus
 from cprec.config.recipe import RENAMED_KEYS, Recipe
 from cprec.config.recipe_file import to_yaml, validate_recipe
+from cprec.downstream.search_plan import SearchPlan, lock_identity
 from cprec.downstream.stored_baselines import baseline_uri
 from cprec.runs.recipe_lock import check_unchanged
-from cprec.workflows.finetune import SearchPlan, lock_identity
 
 
 def old_names(text: str) -> str:

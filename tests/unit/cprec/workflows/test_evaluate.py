@@ -30,6 +30,9 @@ def table(right: list[int]) -> pa.Table:
     )
 
 
+METRICS = predictions.to_metrics(table([1]), "m", "A", "score")
+
+
 def hits_of(tables: list[pa.Table]) -> NDArray[np.float64]:
     """HR@1 of each seed and sample."""
     return np.stack([hits(predictions.to_ranks(table), 1) for table in tables])
@@ -38,17 +41,17 @@ def hits_of(tables: list[pa.Table]) -> NDArray[np.float64]:
 def test_seeds_are_averaged_sample_by_sample_and_tested_over_seeds() -> None:
     reference = hits_of([table([0, 0, 1, 0]), table([0, 0, 0, 0])])
     model = hits_of([table([1, 1, 1, 0]), table([1, 0, 1, 0])])
-    row = add_significance(ComparisonRow("cprec", "2 seeds", {}, None), reference, model)
+    row = add_significance(ComparisonRow("cprec", "2 seeds", METRICS, None), reference, model)
     assert row.against
     assert row.against.difference == pytest.approx((1 + 0.5 + 0.5 + 0) / 4)
     assert row.against.n == 4
     assert row.over_seeds
     assert row.over_seeds.n == 2
     assert row.over_seeds.difference == pytest.approx(0.5)
-    alone = add_significance(ComparisonRow("base", "base", {}, None), reference[:1], model[:1])
+    alone = add_significance(ComparisonRow("base", "base", METRICS, None), reference[:1], model[:1])
     assert alone.over_seeds is None
     one_reference = add_significance(
-        ComparisonRow("cprec", "2 seeds", {}, None), reference[:1], model
+        ComparisonRow("cprec", "2 seeds", METRICS, None), reference[:1], model
     )
     assert one_reference.over_seeds
     assert one_reference.over_seeds.difference == pytest.approx((0.75 + 0.5) / 2 - 0.25)
@@ -70,9 +73,9 @@ def test_metrics_of_seeds_are_their_mean() -> None:
 
 def test_several_domains_are_corrected_for() -> None:
     rows = [
-        ComparisonRow("base", "base", {}, None),
+        ComparisonRow("base", "base", METRICS, None),
         add_significance(
-            ComparisonRow("cprec", "x", {}, None),
+            ComparisonRow("cprec", "x", METRICS, None),
             hits_of([table([0] * 12)]),
             hits_of([table([1] * 6 + [0] * 6)]),
         ),

@@ -27,6 +27,7 @@ from cprec.runs.records import (
     RecordDropped,
     RequestRefused,
     StorageFailed,
+    WorkersFailed,
 )
 from cprec.runs.run_planning import create_run_plan
 from cprec.stream import segments
@@ -136,12 +137,53 @@ def test_a_controller_that_was_started_again_between_two_steps_sends_the_workers
     actor: ControllerActor,
 ) -> None:
     for call in (
-        lambda: actor.record_step(trace_row()),
-        lambda: actor.record_perplexity(0, 1.0),
-        actor.prepare_checkpoint,
+        lambda: actor.record_step(0, trace_row()),
+        lambda: actor.record_perplexity(0, 0, 1.0),
+        lambda: actor.prepare_checkpoint(0),
     ):
         with pytest.raises(PlatformFault, match="go on from the last checkpoint"):
             call()
+
+
+def test_workers_that_wake_up_when_another_group_trains_record_nothing(
+    actor: ControllerActor, tmp_path: Path
+) -> None:
+    run = tmp_path / "runs" / "trunk"
+    actor.begin_attempt(WorkerGroup(0, 1, 0, None), [])
+    actor.begin_attempt(WorkerGroup(1, 1, 0, None), [])
+    actor.record_step(1, trace_row(batch_samples=32))
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    for call in (
+        lambda: actor.record_step(0, trace_row(step=1, samples=32, batch_samples=32)),
+        lambda: actor.record_perplexity(0, 0, 1.0),
+        lambda: actor.prepare_checkpoint(0),
+        lambda: actor.record_checkpoint(0, 32, "c"),
+        lambda: actor.begin_attempt(WorkerGroup(0, 1, 0, None), []),
+    ):
+        with pytest.raises(PlatformFault, match="attempt 0 is over: the workers of attempt 1"):
+            call()
+    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
+    actor.prepare_checkpoint(1)
+    assert [row.step for row in read_trace(str(run))] == [0]
+
+
+def test_what_failed_workers_said_is_recorded_with_those_that_said_nothing(
+    actor: ControllerActor, tmp_path: Path
+) -> None:
+    actor.begin_attempt(WorkerGroup(0, 3, 0, None), [])
+    actor.record_fault(0, 2, "RuntimeError: timed out")
+    actor.record_fault(0, 0, "RuntimeError: closed")
+    actor.begin_attempt(WorkerGroup(1, 2, 0, None), [])
+    actor.record_fault(0, 1, "of a group that is over")
+    actor.begin_attempt(WorkerGroup(2, 2, 0, None), [])
+    actor.record_fault(2, 0, "the last error")
+    actor.end_run()
+    events = read_events(str(tmp_path / "runs" / "trunk"))
+    failed = [e for e in events if isinstance(e, WorkersFailed)]
+    assert [(e.attempt, e.because, e.silent) for e in failed] == [
+        (0, "rank 0: RuntimeError: closed; rank 2: RuntimeError: timed out", [1]),
+        (2, "rank 0: the last error", [1]),
+    ]
 
 
 def test_a_damaged_step_after_the_checkpoint_is_trained_again(
@@ -150,7 +192,7 @@ def test_a_damaged_step_after_the_checkpoint_is_trained_again(
     run = tmp_path / "runs" / "trunk"
     actor.begin_attempt(WorkerGroup(0, 1, 0, None), [])
     for step in range(2):
-        actor.record_step(trace_row(step=step, samples=32 * step, batch_samples=32))
+        actor.record_step(0, trace_row(step=step, samples=32 * step, batch_samples=32))
     actor.end_run()
     with (run / "trace.jsonl").open("a") as file:
         file.write('{"step":2,"sam{"step":3}\n')
@@ -165,7 +207,7 @@ def test_a_run_whose_trace_lacks_steps_before_the_checkpoint_does_not_go_on(
     actor: ControllerActor,
 ) -> None:
     actor.begin_attempt(WorkerGroup(0, 1, 0, None), [])
-    actor.record_step(trace_row(batch_samples=32))
+    actor.record_step(0, trace_row(batch_samples=32))
     with pytest.raises(RunError, match=r"no step that begins at 32 samples.* checkpoint is at 64"):
         actor.begin_attempt(WorkerGroup(1, 1, 64, "the checkpoint"), [])
 
@@ -213,14 +255,14 @@ def test_a_controller_whose_run_was_taken_over_writes_nothing(
     (run / "leases" / "000002.json").write_text(json.dumps(record.to_json()))
     before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
     for call in (
-        lambda: actor.record_step(trace_row()),
+        lambda: actor.record_step(0, trace_row()),
         lambda: actor.heartbeat(force=True),
         lambda: ask(actor, "anneal"),
         lambda: ask(actor, "hold"),
-        lambda: actor.record_perplexity(0, 1.0),
-        lambda: actor.record_checkpoint(32, "c"),
+        lambda: actor.record_perplexity(0, 0, 1.0),
+        lambda: actor.record_checkpoint(0, 32, "c"),
         lambda: actor.begin_attempt(WorkerGroup(1, 1, 0, None), []),
-        actor.prepare_checkpoint,
+        lambda: actor.prepare_checkpoint(0),
         actor.end_run,
     ):
         with pytest.raises(LeaseLostError, match="taken over by process 7"):
@@ -329,10 +371,10 @@ def test_training_goes_on_while_storage_is_away(
     disk = FailingDisk(run, "full", fails_at=0, lasts=FOREVER)
     with disk.installed():
         for step in range(3):
-            actor.record_step(trace_row(step=step, samples=32 * step, batch_samples=32))
+            actor.record_step(0, trace_row(step=step, samples=32 * step, batch_samples=32))
             actor.heartbeat(force=True)
         with pytest.raises(OSError, match=f"make room there.*{run}"):
-            actor.prepare_checkpoint()
+            actor.prepare_checkpoint(0)
     assert read_trace(str(run)) == []
     actor.heartbeat(force=True)
     assert [row.step for row in read_trace(str(run))] == [0, 1, 2]

@@ -1,0 +1,120 @@
+"""What a build or an append depends on: the rules of a corpus, its settings and its input files."""
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from cluster import storage
+from cluster.errors import DataError
+from corpus.backend import MapFunction
+from corpus.ingest import speaking_titles
+from corpus.ingest.sources import layout
+from corpus.settings import DataSettings
+
+RULES_VERSION = 1
+"""Version of the code that makes samples; raised whenever the same input would make others."""
+
+RULE_KEYS = (
+    "k_core",
+    "min_history",
+    "max_history",
+    "num_candidates",
+    "mixed_min_domains",
+    "mixed_min_target_domain",
+    "users_together",
+    "speaking_titles",
+)
+"""Keys of `data` that all versions of a corpus share: they decide which samples exist, or what
+stands in them."""
+
+
+def rules(data: DataSettings, seed: int) -> dict[str, Any]:
+    """Returns the rules that all versions of a corpus share: RULE_KEYS, RULES_VERSION, the seed."""
+    settings: dict[str, Any] = json.loads(
+        data.model_dump_json(include=set(RULE_KEYS), exclude=_omitted_keys(data))
+    )
+    return {
+        **{f"data.{key}": value for key, value in settings.items()},
+        "seed": seed,
+        "rules": RULES_VERSION,
+    }
+
+
+def _omitted_keys(data: DataSettings) -> set[str]:
+    """Returns the keys to leave out of rules and fingerprints: later additions at their default.
+
+    So a corpus of a release that did not have these keys keeps its rules and its fingerprint.
+    """
+    defaults = {"users_together": False, "speaking_titles": "keep", "until_day": None}
+    return {key for key, default in defaults.items() if getattr(data, key) == default}
+
+
+def fingerprint(data: DataSettings, seed: int, map_files: MapFunction = map) -> str:
+    """Returns the identity of a build: a digest of all that its samples depend on.
+
+    These are the rules, the seed, and the content of every input file. Paths do not count.
+
+    Args:
+        data: Settings of the build.
+        seed: Seed for drawing candidates.
+        map_files: Applies a function to many files (`corpus.backend.Backend.map`).
+
+    Raises:
+        DataError: A file is missing, or its content is not what SHA256SUMS says.
+    """
+    settings = json.loads(
+        data.model_dump_json(exclude={"root", "format", "distribute_above"} | _omitted_keys(data))
+    )
+    settings["layout"] = layout.effective_format(data)
+    if data.speaking_titles != "keep":
+        settings["speech"] = speaking_titles.PATTERNS
+    settings["domains"] = sorted(data.domains)
+    settings["held_out"] = sorted(data.held_out)
+    digests = file_digests(data, (*settings["domains"], *settings["held_out"]), map_files)
+    return storage.sha256(
+        json.dumps([RULES_VERSION, settings, seed, digests], sort_keys=True).encode()
+    )
+
+
+def file_digests(
+    data: DataSettings, domains: Sequence[str], map_files: MapFunction = map
+) -> dict[str, list[list[str]]]:
+    """Returns the SHA-256 of every file of each domain, as [interaction files, item files].
+
+    Args:
+        data: Settings that say where the files are.
+        domains: Names of the domains.
+        map_files: Applies a function to many files (`corpus.backend.Backend.map`).
+
+    Raises:
+        DataError: A file is missing, or its content is not what SHA256SUMS says.
+    """
+    files_by_domain = {domain: layout.find_files(data, domain) for domain in domains}
+    # Domains may share a file, which is then read once.
+    files = list(
+        dict.fromkeys(file for kinds in files_by_domain.values() for kind in kinds for file in kind)
+    )
+    digests = dict(
+        zip(
+            files,
+            map_files(partial(_verified_digest, layout.read_sha256sums(data.root)), files),
+            strict=True,
+        )
+    )
+    return {
+        domain: [[digests[file] for file in kind] for kind in kinds]
+        for domain, kinds in files_by_domain.items()
+    }
+
+
+def _verified_digest(expected_digests: Mapping[str, str], file: str) -> str:
+    """Returns the SHA-256 of a file; raises DataError if SHA256SUMS has another one for it."""
+    digest = storage.file_sha256(file)
+    expected = expected_digests.get(file, digest)
+    if expected != digest:
+        raise DataError(
+            f"{file}: its content is not what SHA256SUMS says (sha256 is {digest[:16]}..., "
+            f"expected: {expected[:16]}...); fetch or write it again"
+        )
+    return digest

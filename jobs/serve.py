@@ -1,0 +1,42 @@
+"""Serve: rank on request, over HTTP, until Ctrl-C or SIGTERM.
+
+    export CPREC_SERVE_TOKEN=$(python -c "import secrets; print(secrets.token_urlsafe(32))")
+    python jobs/serve.py my.yaml --model models:/cprec@champion --recommend.domain Games
+
+    curl -H "Authorization: Bearer $CPREC_SERVE_TOKEN" -H "Content-Type: application/json" \\
+        -d '{"history": ["item-1", "item-2"], "k": 5}' http://127.0.0.1:8000/rank
+
+Once the alias names another version, that one is loaded beside the first, and takes over.
+"""
+
+import source_roots  # noqa: F401
+
+import argparse
+import sys
+
+from cluster.console import print_line
+from cprec.config.command import add_model_flag, main
+from cprec.config.recipe import Recipe
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds --model."""
+    add_model_flag(parser, stored_too=True)
+
+
+def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
+    """Serves the model."""
+    # Imported late: so the command line is checked, and --help shown, without waiting for torch.
+    from cprec.serving.access import read_token
+    from cprec.tracking.registry import Registry
+    from cprec.workflows.serve import plan_service, run_service
+
+    token = read_token()
+    plan = plan_service(recipe, Registry.from_recipe(recipe), options.model)
+    print_line(plan.describe())
+    if not options.dry_run:
+        run_service(plan, token, print_line)
+
+
+if __name__ == "__main__":
+    sys.exit(main(run_job, __doc__, add_flags))

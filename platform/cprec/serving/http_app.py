@@ -1,0 +1,140 @@
+"""The HTTP interface: its paths, statuses and messages, as an ASGI application."""
+
+import time
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.security import HTTPBearer
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
+
+from cprec.config.recipe import ServeSettings
+from cprec.serving.access import AccessGate, App, Message, Receive, Send
+from cprec.serving.dispatcher import Dispatcher
+from cprec.serving.messages import Problem, RankRequest, RankResponse, Refusal
+from cprec.serving.metrics import Metrics
+
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    int(status): {"model": Problem, "description": text}
+    for status, text in {
+        HTTPStatus.UNAUTHORIZED: "No token, or a wrong one",
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "The body is too long",
+        HTTPStatus.UNPROCESSABLE_ENTITY: "The request cannot be ranked; the message says why",
+        HTTPStatus.SERVICE_UNAVAILABLE: "The model is being loaded, or too many requests wait",
+        HTTPStatus.GATEWAY_TIMEOUT: "There was no answer in time",
+    }.items()
+}
+"""What /rank answers where it does not rank."""
+MAX_ERRORS = 3
+"""Wrong fields that a message names."""
+
+
+def build_app(settings: ServeSettings, dispatcher: Dispatcher, metrics: Metrics, token: str) -> App:
+    """Builds the application.
+
+    Args:
+        settings: Limits.
+        dispatcher: Ranks.
+        metrics: Takes the figures of each request.
+        token: What clients must send.
+    """
+    app = FastAPI(
+        title="cprec",
+        version="1",
+        description="Ranks items after a history. "
+        f"Limits: {settings.max_history:,} items of history, {settings.max_candidates:,} "
+        f"candidates, {settings.max_kib:,} KiB.",
+        redoc_url=None,
+    )
+    # The gate checks the token; this tells the OpenAPI page of it.
+    needs_token = [Depends(HTTPBearer(auto_error=False, description="token of this server"))]
+
+    @app.post("/rank", responses=REFUSALS, dependencies=needs_token)
+    async def rank(request: RankRequest) -> RankResponse:
+        """Ranks candidates, or items that are retrieved of the whole domain."""
+        return await dispatcher.rank(request)
+
+    @app.get("/health", response_class=PlainTextResponse)
+    async def health() -> str:
+        """Says that the server runs."""
+        return "ok"
+
+    @app.get("/ready", response_class=PlainTextResponse)
+    async def ready() -> Response:
+        """Says whether a model is loaded: 200, or 503."""
+        if dispatcher.is_ready:
+            return PlainTextResponse("ready")
+        return PlainTextResponse("loading", HTTPStatus.SERVICE_UNAVAILABLE)
+
+    @app.get("/metrics", response_class=PlainTextResponse, dependencies=needs_token)
+    async def figures() -> Response:
+        """Returns the figures that Prometheus reads."""
+        return Response(metrics.to_text(), media_type=CONTENT_TYPE_LATEST)
+
+    @app.exception_handler(Refusal)
+    async def refuse(request: Request, error: Refusal) -> Response:
+        again = (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT)
+        headers = {"Retry-After": "1"} if error.status in again else None
+        return _answer_problem(error.status, error.message, headers)
+
+    @app.exception_handler(HTTPException)
+    async def refuse_http(request: Request, error: HTTPException) -> Response:
+        return _answer_problem(HTTPStatus(error.status_code), str(error.detail))
+
+    @app.exception_handler(RequestValidationError)
+    async def explain(request: Request, error: RequestValidationError) -> Response:
+        return _answer_problem(HTTPStatus.UNPROCESSABLE_ENTITY, describe_errors(error.errors()))
+
+    return _measure(AccessGate(app, token, settings.max_kib * 1024), metrics)
+
+
+def describe_errors(errors: Any) -> str:
+    """Returns what is wrong with a body, without what was sent, which may be long.
+
+    Args:
+        errors: Errors of pydantic.
+    """
+    if errors and errors[0]["type"] == "json_invalid":
+        return f"body: no JSON ({errors[0]['ctx']['error']}, at character {errors[0]['loc'][-1]})"
+    parts = [
+        f"{'.'.join(map(str, error['loc'][1:])) or 'body'}: {error['msg']}"
+        for error in errors[:MAX_ERRORS]
+    ]
+    more = len(errors) - MAX_ERRORS
+    return "; ".join(parts) + (f"; and {more} more" if more > 0 else "")
+
+
+def _answer_problem(
+    status: HTTPStatus, message: str, headers: dict[str, str] | None = None
+) -> Response:
+    """Returns an answer that says what is wrong."""
+    return JSONResponse(Problem(error=message).model_dump(), status, headers)
+
+
+def _measure(app: App, metrics: Metrics) -> App:
+    """Counts what an application answers to /rank, refused or not, and how long that takes."""
+
+    async def measured(scope: Any, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] != "/rank":
+            await app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        status = int(HTTPStatus.INTERNAL_SERVER_ERROR)
+
+        async def note_status(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await app(scope, receive, note_status)
+        finally:
+            metrics.requests.labels(str(status)).inc()
+            if status == HTTPStatus.OK:
+                metrics.seconds.observe(time.perf_counter() - started)
+
+    return measured

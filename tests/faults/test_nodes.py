@@ -1,0 +1,171 @@
+"""Nodes of a cluster are taken away: one after a notice, the next one without a word."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.faults.injection import environment, fault
+from tests.faults.test_kills import events_of, history
+from tests.integration import jobs
+from tests.integration.test_submit import free_ports
+
+RAY = str(Path(sys.executable).parent / "ray")
+NOTICE_S = 8
+"""Seconds between the notice and the end of a node."""
+
+
+@dataclass
+class LocalCluster:
+    """A Ray cluster whose nodes are processes of this machine. The head has no CPUs.
+
+    Attributes:
+        folder: Where Ray puts its files; short, because sockets are below it.
+        port: Port of the head.
+        environment: Environment of nodes and drivers.
+        nodes: The processes that were started, the head first.
+    """
+
+    folder: Path
+    port: int
+    environment: dict[str, str]
+    nodes: list["subprocess.Popen[bytes]"] = field(default_factory=list)
+
+    @property
+    def address(self) -> str:
+        """The address that drivers take."""
+        return f"127.0.0.1:{self.port}"
+
+    def add_node(self, cpus: int) -> "subprocess.Popen[bytes]":
+        """Starts a node and waits until it is there; the first one becomes the head."""
+        agent, client = free_ports(2)
+        place = [f"--address={self.address}"]
+        if not self.nodes:
+            place = ["--head", f"--port={self.port}", f"--temp-dir={self.folder}"]
+            place += ["--include-dashboard=false", f"--ray-client-server-port={client}"]
+        command = [RAY, "start", *place, "--block", "--disable-usage-stats"]
+        command += [f"--dashboard-agent-listen-port={agent}"]
+        ports = ("min-worker", "max-worker", "node-manager", "object-manager")
+        command += [f"--num-cpus={cpus}", "--node-ip-address=127.0.0.1"]
+        command += ["--object-store-memory=150000000", *(f"--{name}-port=0" for name in ports)]
+        with (self.folder / f"node-{len(self.nodes)}.log").open("wb") as log:
+            node = subprocess.Popen(
+                command,
+                env={**os.environ, **self.environment},
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self.nodes.append(node)
+        end = time.monotonic() + jobs.LIMIT_S
+        while "Ray runtime started" not in Path(log.name).read_text():
+            assert node.poll() is None, Path(log.name).read_text()
+            assert time.monotonic() < end
+            time.sleep(0.2)
+        return node
+
+    def announce_end(self, node: "subprocess.Popen[bytes]") -> None:
+        """Announces that a node is taken away, as a cloud does with a spot machine."""
+        [raylet] = [each for each in jobs.below(node.pid) if each.name() == "raylet"]
+        [node_id] = [
+            argument.partition("=")[2]
+            for argument in raylet.cmdline()
+            if argument.startswith("--node_id=")
+        ]
+        command = [RAY, "drain-node", f"--address={self.address}", f"--node-id={node_id}"]
+        command += ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot"]
+        command += [f"--deadline-remaining-seconds={NOTICE_S}"]
+        variables = {**os.environ, **self.environment}
+        subprocess.run(command, env=variables, check=True, timeout=120, capture_output=True)
+
+    @staticmethod
+    def remove(node: "subprocess.Popen[bytes]") -> None:
+        """Kills all processes of a node."""
+        processes = [psutil.Process(node.pid), *jobs.below(node.pid)]
+        for process in processes:
+            process.suspend()
+        for process in processes:
+            process.kill()
+        node.wait()
+        _, alive = psutil.wait_procs(processes, timeout=60)
+        assert not alive
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[LocalCluster]:
+    """A cluster with a head and a node, whose workers take a second for a step."""
+    folder = Path(tempfile.mkdtemp(prefix="cprec-"))
+    [port] = free_ports(1)
+    variables = environment(fault("slow", 0, None)) | {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": "0123456789abcdef" * 4,
+        "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
+        "RAY_health_check_period_ms": "1000",
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+    }
+    cluster = LocalCluster(folder, port, variables)
+    try:
+        cluster.add_node(0)
+        cluster.add_node(6)
+        yield cluster
+    finally:
+        for node in reversed(cluster.nodes):
+            if node.poll() is None:
+                cluster.remove(node)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_run_outlives_nodes_that_are_taken_away_with_and_without_notice(
+    cluster: LocalCluster, place: Path, whole: Path
+) -> None:
+    """Restarts after a notice have a budget of their own: one failure is allowed, and used up."""
+    folder = place / "runs" / "nodes"
+    options = ["--train.max_failures", "1", "--checkpoint.every_samples", "320"]
+    process = jobs.start(
+        "cpt",
+        place / "recipe.yaml",
+        "--run",
+        "nodes",
+        *options,
+        environment=cluster.environment | {"RAY_ADDRESS": cluster.address},
+    )
+
+    def trained() -> int:
+        return len(jobs.lines(folder / "trace.jsonl"))
+
+    jobs.wait_for(process, lambda: bool(events_of(folder, "phase_changed")))
+    first, second = cluster.nodes[1], cluster.add_node(6)
+    cluster.announce_end(first)
+    jobs.wait_for(process, lambda: bool(events_of(folder, "resumed")))
+    cluster.remove(first)
+    [notice] = events_of(folder, "preemption_noticed")
+    assert notice["ranks"] == [0, 1]
+    assert 0 < notice["deadline"] - notice["time"] <= NOTICE_S
+    # What was saved in time is what the run goes on from.
+    saved = events_of(folder, "checkpoint_saved")[-1]
+    [resumed] = events_of(folder, "resumed")
+    assert notice["time"] <= saved["time"] < notice["deadline"]
+    assert resumed["from"] == saved["checkpoint"]
+    assert resumed["samples"] % 320
+
+    steps = trained()
+    cluster.add_node(6)
+    jobs.wait_for(process, lambda: trained() > steps)
+    cluster.remove(second)
+    out, err = process.communicate(timeout=jobs.LIMIT_S)
+    assert process.returncode == 0, err[-3000:]
+    assert "0 missing, 0 repeated" in out
+    assert len(events_of(folder, "resumed")) == 2
+    audit = json.loads((folder / "audit.json").read_text())
+    assert (audit["missing"], audit["repeated"], audit["trained"]) == (0, 0, audit["planned"])
+    assert history(folder) == history(whole)
