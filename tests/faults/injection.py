@@ -14,7 +14,8 @@ def fault(kind: str, step: int, marker: Path | None) -> dict[str, Any]:
     Args:
         kind: What happens; see `injected/sitecustomize.py`.
         step: First step at which it happens.
-        marker: Made when it happens, so that it happens once; None: from that step on, always.
+        marker: Made when it happens, so that it happens once; None: from that step on, always. What
+            waits, waits for it.
     """
     return {
         "kind": kind,

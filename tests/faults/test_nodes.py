@@ -32,12 +32,14 @@ class LocalCluster:
         folder: Where Ray puts its files; short, because sockets are below it.
         port: Port of the head.
         environment: Environment of nodes and drivers.
+        gates: Files for which the workers wait, at steps 3 and 12.
         nodes: The processes that were started, the head first.
     """
 
     folder: Path
     port: int
     environment: dict[str, str]
+    gates: tuple[Path, Path]
     nodes: list["subprocess.Popen[bytes]"] = field(default_factory=list)
 
     @property
@@ -103,17 +105,19 @@ class LocalCluster:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[LocalCluster]:
-    """A cluster with a head and a node, whose workers take a second for a step."""
+    """A cluster with a head and a node, whose workers take a second for a step and wait twice."""
     folder = Path(tempfile.mkdtemp(prefix="cprec-"))
     [port] = free_ports(1)
-    variables = environment(fault("slow", 0, None)) | {
+    gates = (folder / "first-gate", folder / "second-gate")
+    waits = [fault("wait", step, gate) for step, gate in zip((3, 12), gates, strict=True)]
+    variables = environment(fault("slow", 0, None), *waits) | {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": "0123456789abcdef" * 4,
         "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
         "RAY_health_check_period_ms": "1000",
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     }
-    cluster = LocalCluster(folder, port, variables)
+    cluster = LocalCluster(folder, port, variables, gates)
     try:
         cluster.add_node(0)
         cluster.add_node(6)
@@ -146,6 +150,7 @@ def test_a_run_outlives_nodes_that_are_taken_away_with_and_without_notice(
     jobs.wait_for(process, lambda: bool(events_of(folder, "phase_changed")))
     first, second = cluster.nodes[1], cluster.add_node(6)
     cluster.announce_end(first)
+    cluster.gates[0].touch()
     jobs.wait_for(process, lambda: bool(events_of(folder, "resumed")))
     cluster.remove(first)
     [notice] = events_of(folder, "preemption_noticed")
@@ -158,9 +163,9 @@ def test_a_run_outlives_nodes_that_are_taken_away_with_and_without_notice(
     assert resumed["from"] == saved["checkpoint"]
     assert resumed["samples"] % 320
 
-    steps = trained()
     cluster.add_node(6)
-    jobs.wait_for(process, lambda: trained() > steps)
+    cluster.gates[1].touch()
+    jobs.wait_for(process, lambda: trained() > 12)
     cluster.remove(second)
     out, err = process.communicate(timeout=jobs.LIMIT_S)
     assert process.returncode == 0, err[-3000:]

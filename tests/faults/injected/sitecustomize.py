@@ -1,9 +1,9 @@
 """Makes one worker of a run fail, in every Python process that finds this file first.
 
 The environment variable CPREC_TEST_FAULTS holds a list of faults as JSON, each
-{"kind": "raise" | "die" | "hang" | "slow" | "die while rank 0 saves", "rank": int, "step": int,
-"marker": path}. A fault happens once, unless its marker is null: then it happens in every step from
-that one on, in every group of workers.
+{"kind": "raise" | "die" | "hang" | "slow" | "wait" | "die while rank 0 saves", "rank": int,
+"step": int, "marker": path}. A fault happens once, unless its marker is null: then it happens in
+every step from that one on, in every group of workers. "wait" waits until there is a marker.
 """
 
 import importlib.abc
@@ -36,6 +36,16 @@ def due(kind: str, rank: int, step: int) -> bool:
     return False
 
 
+def waits(rank: int, step: int) -> bool:
+    """Returns whether a step has to wait for a marker."""
+    return any(
+        (fault["kind"], fault["rank"]) == ("wait", rank)
+        and step >= fault["step"]
+        and not Path(fault["marker"]).exists()
+        for fault in FAULTS
+    )
+
+
 def patch(worker: Any) -> None:
     """Puts the faults into the module of a worker."""
     engine, commit = worker.Engine, worker.checkpoint.commit
@@ -49,6 +59,8 @@ def patch(worker: Any) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         if due("slow", rank, self.steps):
             time.sleep(1)
+        while waits(rank, self.steps):
+            time.sleep(0.1)
         if due("hang", rank, self.steps):
             time.sleep(3600)
         return step(self, *args, **kwargs)
