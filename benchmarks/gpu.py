@@ -38,7 +38,8 @@ from cprec.encode.tokens import EncodedSample
 from cprec.evaluate.candidate_rows import Query
 from cprec.evaluate.candidate_scoring import score_queries
 from cprec.evaluate.scoring_check import choose_scoring
-from cprec.model import adapter, flash_attention, fp8
+from cprec.model import adapter
+from cprec.model.kernels import flash_attention, fp8
 from cprec.schedule.wsa import Phase
 from cprec.stream.packing import divide
 from cprec.stream.worker_batches import WorkerBatch

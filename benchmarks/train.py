@@ -27,7 +27,7 @@ from torch.nn.functional import cross_entropy
 from cprec.config.recipe import TrainSettings
 from cprec.encode import prompt
 from cprec.encode.title_tokens import CachedPromptEncoder
-from cprec.model import attention
+from cprec.model.kernels import attention
 from cprec.stream.packing import MicroBatch, MicroBatchSpec, build_micro_batches
 from cprec.stream.segments import SAMPLES_PER_READ_TASK
 from cprec.train.engine import Engine

@@ -56,7 +56,8 @@ class VersionMetadata(TypedDict):
         held_out: Domains held out of pre-training.
         quarantine: File of the rows that cannot be used; None if there are none.
         text: Digest of the text that was appended; absent where none was.
-        feedback: What became of served rankings, by domain; absent without feedback.
+        feedback: What became of the served rankings of an append of feedback, by domain; absent
+            where there were none.
         items_version: Version of `items/` that the samples refer to.
         item_runs: Item indices of each domain, as runs: the first, and the one past the last.
         statistics: The statistics of the version, without `version`.

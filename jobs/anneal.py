@@ -14,7 +14,7 @@ import sys
 from cluster.console import print_line
 from cprec.config.command import add_allow_change_flag, main
 from cprec.config.recipe import Recipe
-from cprec.workflows.prepare_run import branch_recipe, open_corpus, preview_corpus
+from cprec.workflows.pretraining.prepare import branch_recipe, open_corpus, preview_corpus
 from cprec.workflows.pretrain import pretrain, preview
 
 

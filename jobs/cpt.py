@@ -16,7 +16,7 @@ import sys
 from cluster.console import print_line
 from cprec.config.command import add_allow_change_flag, main
 from cprec.config.recipe import Recipe
-from cprec.workflows.prepare_run import open_corpus, preview_corpus, resolve_parent_uri
+from cprec.workflows.pretraining.prepare import open_corpus, preview_corpus, resolve_parent_uri
 from cprec.workflows.pretrain import pretrain, preview
 
 

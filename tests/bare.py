@@ -18,7 +18,8 @@ from cprec.encode.title_tokens import CachedPromptEncoder, TitleTokens
 from cprec.runs.run_planning import create_run_plan
 from cprec.schedule.plan import global_batches
 from cprec.stream.segments import read_plan_rows
-from cprec.stream.token_sharing import TokenSharing, group_samples
+from cprec.stream.sharing_groups import TokenSharing
+from cprec.stream.token_sharing import group_samples
 from cprec.stream.worker_rows import (
     SHARED_ROW_SCHEMA,
     WORKER_BATCH_SCHEMA,

@@ -16,13 +16,13 @@ from cprec.config import recipe_file
 from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import to_yaml
 from cprec.model.training_state import TrainingState
-from cprec.runs import checkpoint, recipe_lock
+from cprec.runs import checkpoint
 from cprec.runs.audit import audit
 from cprec.runs.checkpoint import CheckpointName
 from cprec.runs.control.attempts import begin_attempt
 from cprec.runs.control.lease import HeldLease, Lease, claim
 from cprec.runs.json_lines import read_trace
-from cprec.runs.recipe_lock import check_unchanged, write_recipe
+from cprec.runs.locks.recipe import check_unchanged, write_recipe
 from cprec.runs.records import AUDIT_FILE, AuditReport, TraceRow
 from cprec.runs.restart import find_last_checkpoint
 from cprec.runs.run_plan import RunPlan
@@ -32,11 +32,10 @@ from cprec.schedule.ledger import Ledger, ids_digest
 from cprec.schedule.plan import Plan, global_batches
 from cprec.stream import segments
 from cprec.stream.row_encoder import RowEncoder
-from cprec.stream.token_sharing import NO_SHARING
+from cprec.stream.sharing_groups import NO_SHARING
 from cprec.train.distributed import controller_actor
 from cprec.train.distributed.controller_actor import ControllerActor
 from cprec.train.distributed.controller_state import ControllerSettings, WorkerGroup
-from cprec.workflows.prepare_run import _record_start
 from tests.records import trace_row
 
 STEPS = 2
@@ -49,7 +48,7 @@ def without_ray(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(RowEncoder, "from_corpus", lambda *_: None)
     patch.setattr(controller_actor, "STORAGE_RETRY_S", 0.0)
     # YAML would take half of the time.
-    patch.setattr(recipe_lock, "to_yaml", lru_cache(to_yaml))
+    patch.setattr("cprec.runs.locks.recipe.to_yaml", lru_cache(to_yaml))
     parse = lru_cache(recipe_file.parse_yaml)
     patch.setattr(recipe_file, "parse_yaml", lambda text, origin: deepcopy(parse(text, "a recipe")))
 
@@ -85,7 +84,7 @@ def train(run_uri: str, corpus: Corpus) -> AuditReport:
         run_plan = RunPlan.read(run_uri) or create_run_plan(recipe, corpus)
         write_recipe(recipe, run_uri, held.lease)
         run_plan.write(run_uri, held.lease)
-        _record_start(recipe, run_uri, run_plan, held.lease)
+        run_plan.record_start(run_uri, recipe.run, held.lease)
         _train_rest(run_uri, corpus, held)
         plan = run_plan.plan
         report = audit(plan, read_run_records(run_uri).steps, ids_at)

@@ -3,8 +3,8 @@
 It is the counterpart of `corpus.local.append`.
 
 1. The appended domains are read and partitioned by ranges of users, as in a build
-   (`corpus.distributed.prepare`). The more interactions the corpus has of these users, the finer
-   the ranges.
+   (`corpus.distributed.user_ranges`). The more interactions the corpus has of these users, the
+   finer the ranges.
 2. For each range, the corpus's interactions of its users are read. A task reads only the row groups
    that hold its users.
 3. Each range of each domain is compared with them. The interactions that the corpus does not have
@@ -25,10 +25,12 @@ import ray
 
 from cluster.console import Say
 from corpus.backend import AppendDelta, AppendInput, UncommittedSamples
-from corpus.distributed import prepare, sample_files
+from corpus.distributed import sample_files
 from corpus.distributed.kcore import compute_kcore
+from corpus.distributed.reading import read_domains
 from corpus.distributed.sample_files import BlockStatistics
 from corpus.distributed.tasks import Ref, get_results, submit
+from corpus.distributed.user_ranges import group_by_user_range, subdivide_ranges
 from corpus.local import append as local_append
 from corpus.sampling.encoded_interactions import DomainInteractions, EncodedInteractions
 from corpus.sampling.sequences import IntArray
@@ -154,7 +156,7 @@ class RayAppendInput(AppendInput):
     def compute_delta(self, corpus: Corpus, data: DataSettings, say: Say) -> RayAppendDelta:
         """Selects the interactions that the append adds to a version; see `AppendInput`."""
         known_items = {name: local_append.read_known_items(corpus, name) for name in self.domains}
-        domains, range_count = prepare.read_domains(self.data, self.domains, say, known_items)
+        domains, range_count = read_domains(self.data, self.domains, say, known_items)
         quarantined = tuple(rows for domain in domains.values() for rows in domain.quarantined)
         tables: dict[str, list[Ref]] = {}
         items: dict[str, pl.DataFrame] = {}
@@ -162,7 +164,7 @@ class RayAppendInput(AppendInput):
         read_rows = 0
         for name in self.domains:
             domain = domains.pop(name)  # dropping its refs lets the object store free its tables
-            tables[name], repeated = prepare.group_by_user_range(
+            tables[name], repeated = group_by_user_range(
                 domain, range_count, self.data.max_per_user
             )
             items[name] = domain.items
@@ -179,7 +181,7 @@ class RayAppendInput(AppendInput):
         )
         # The size of a range includes what the corpus has of its users.
         factor = stored_interactions.user_range_count(read_rows + existing_rows) // range_count
-        tables = {name: prepare.subdivide_ranges(coarse, factor) for name, coarse in tables.items()}
+        tables = {name: subdivide_ranges(coarse, factor) for name, coarse in tables.items()}
         existing = tuple(
             submit(_read_existing, corpus_ref, *range_tables)
             for range_tables in zip(*tables.values(), strict=True)

@@ -2,9 +2,11 @@
 
 Interactions are in tables in Ray's object store, which spills to disk when it is full.
 
-1. A task reads a split of a file and leaves out the rows that are unusable by themselves.
+1. A task reads a split of a file and leaves out the rows that are unusable by themselves
+   (`corpus.distributed.reading`).
 2. The tables of all splits are partitioned by ranges of the users' hashes. A task on one range then
-   leaves out repeated interactions, and those beyond a user's cap.
+   leaves out repeated interactions, and those beyond a user's cap
+   (`corpus.distributed.user_ranges`).
 3. The k-core of each domain is computed (`corpus.distributed.kcore`).
 4. The ranges of all domains are joined into the blocks that samples are made of.
 
@@ -13,10 +15,8 @@ within a domain.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import pairwise
 
 import numpy as np
 import polars as pl
@@ -28,31 +28,20 @@ from cluster.console import Say
 from corpus.backend import Prepared, UncommittedSamples
 from corpus.distributed import sample_files
 from corpus.distributed.kcore import KCore, compute_kcore
+from corpus.distributed.reading import read_domains
 from corpus.distributed.sample_files import BlockStatistics, InteractionBlocks
-from corpus.distributed.tasks import Ref, get_results, submit, submit_generator
-from corpus.ingest import cleaning, quarantine, raw_data
+from corpus.distributed.tasks import Ref, submit
+from corpus.distributed.user_ranges import group_by_user_range
 from corpus.ingest.kcore import empty_core_error
 from corpus.ingest.quarantine import QuarantinedRows
-from corpus.ingest.sources import file_splits, layout
-from corpus.ingest.sources.file_splits import FileSplit
-from corpus.local import append as local_append
 from corpus.local import prepare as local_prepare
-from corpus.sampling import hashing
 from corpus.sampling.encoded_interactions import (
     DomainInteractions,
     EncodedInteractions,
-    encode_values,
-    remove_unused_categories,
 )
 from corpus.settings import DataSettings
 from corpus.store import stored_interactions
 from corpus.store.catalogue import count_items, group_item_indices
-
-ROWS_PER_RESULT = 1 << 13
-"""Rows of a range in one result of a partitioning task, on average.
-
-Ray would keep much smaller results in the memory of the driver.
-"""
 
 
 @dataclass(frozen=True)
@@ -68,43 +57,6 @@ class RayPrepared(Prepared):
     def write_sample_files(self, data: DataSettings, seed: int, uri: str) -> UncommittedSamples:
         """Makes all samples of version 0 and writes its files; see `Prepared`."""
         return self.blocks.write_sample_files(self.item_indices(), data, seed, uri)
-
-
-@dataclass(frozen=True)
-class DomainTables:
-    """A domain after reading, before its interactions are partitioned.
-
-    Attributes:
-        tables: Refs of its usable interactions (DomainInteractions), in the order of the files.
-            Their column `item` holds row numbers of `items`.
-        table_rows: Number of rows of each table.
-        items: Items that have a title (columns item_id and title), sorted by item_id.
-        dropped: Number of rows left out, by reason, quarantined ones included.
-        quarantined: The unusable rows.
-    """
-
-    tables: tuple[Ref, ...]
-    table_rows: tuple[int, ...]
-    items: pl.DataFrame
-    dropped: Counter[str]
-    quarantined: tuple[QuarantinedRows, ...]
-
-
-@dataclass(frozen=True)
-class _BlockReport:
-    """What a reading task reports about one block of a file.
-
-    Attributes:
-        block: What the block's file is judged by, once all its blocks are read.
-        rows: Usable rows.
-        dropped: Other rows left out, by reason.
-        quarantined: Unusable rows.
-    """
-
-    block: raw_data.BlockSummary
-    rows: int
-    dropped: Counter[str]
-    quarantined: tuple[QuarantinedRows, ...]
 
 
 def prepare_domains(data: DataSettings, say: Say) -> RayPrepared:
@@ -153,263 +105,6 @@ def prepare_domains(data: DataSettings, say: Say) -> RayPrepared:
         tuple(quarantined),
         data,
     )
-
-
-def read_domains(
-    data: DataSettings,
-    domains: Sequence[str],
-    say: Say,
-    known_items: Mapping[str, pl.DataFrame] | None = None,
-) -> tuple[dict[str, DomainTables], int]:
-    """Reads some domains, and leaves out the rows that are unusable by themselves.
-
-    Args:
-        data: Settings that say where the files are.
-        domains: Names of the domains.
-        say: Receives progress lines.
-        known_items: Items of an existing corpus (item_id, title), by domain. They have a title
-            even if the files give none.
-
-    Returns:
-        The domains, and how many ranges of users to partition their interactions into.
-    """
-    tables_by_domain = {
-        name: _read_domain(data, name, say, known_items=(known_items or {}).get(name))
-        for name in domains
-    }
-    total_rows = sum(sum(domain.table_rows) for domain in tables_by_domain.values())
-    return tables_by_domain, stored_interactions.user_range_count(total_rows)
-
-
-def _read_domain(
-    data: DataSettings, domain: str, say: Say, *, known_items: pl.DataFrame | None = None
-) -> DomainTables:
-    """Reads one domain, block by block; arguments are those of `read_domains`."""
-    interaction_files, item_files = layout.find_files(data, domain)
-    domain_items = raw_data.read_items(data, domain, item_files, say)
-    items = domain_items.titles
-    if known_items is not None:
-        items = local_append.add_known_items(items, known_items)
-    item_ids = ray.put((items["item_id"], domain_items.dropped_ids))
-    latest = cleaning.latest_valid_timestamp(data)
-    splits = [split for file in interaction_files for split in file_splits.split_file(file)]
-    read = partial(_read_file_splits, domain, splits, item_ids, data, latest)
-    reports, tables = read(zero_is_missing=False)
-    ticks = layout.TICKS_PER_SECOND[layout.from_settings(data).time_unit]
-    if raw_data.is_zero_missing([report.block for report in reports], ticks):
-        # Only all files together show it, and it is rare: read them again.
-        reports, tables = read(zero_is_missing=True)
-    raw_data.check_files_agree(
-        [report.block for report in reports], raw_data.interaction_columns(data), data, say
-    )
-    quarantined = quarantine.merge_blocks(
-        (report.quarantined, report.block.file, report.block.rows) for report in reports
-    )
-    table_rows = tuple(report.rows for report in reports)
-    dropped = sum((report.dropped for report in reports), Counter[str]())
-    cleaning.check_quarantined_fraction(
-        domain,
-        quarantined,
-        sum(table_rows) + dropped.total(),
-        data,
-        items["item_id"],
-        domain_items.quarantined,
-    )
-    all_quarantined = (*quarantined, *domain_items.quarantined)
-    local_prepare.report_quarantined(domain, all_quarantined, say)
-    return DomainTables(
-        tuple(tables),
-        table_rows,
-        items,
-        dropped + domain_items.dropped + quarantine.count_by_reason(all_quarantined),
-        all_quarantined,
-    )
-
-
-def _read_file_splits(
-    domain: str,
-    splits: Sequence[FileSplit],
-    item_ids: Ref,
-    data: DataSettings,
-    latest: int,
-    *,
-    zero_is_missing: bool,
-) -> tuple[list[_BlockReport], list[Ref]]:
-    """Reads splits of files, each in a task; arguments are those of `_read_file_split`.
-
-    Returns:
-        A report for each block, and a ref of its usable interactions (DomainInteractions).
-    """
-    generators = [  # all tasks are started before the first result is awaited
-        submit_generator(_read_file_split, domain, split, item_ids, data, latest, zero_is_missing)
-        for split in splits
-    ]
-    reports: list[_BlockReport] = []
-    tables: list[Ref] = []
-    for generator in generators:
-        refs = list(generator)  # a report and a table in turn, for each block
-        reports += get_results(refs[::2])
-        tables += refs[1::2]
-    return reports, tables
-
-
-def _read_file_split(
-    domain: str,
-    file_split: FileSplit,
-    item_ids: tuple[pl.Series, pl.Series],
-    data: DataSettings,
-    latest: int,
-    zero_is_missing: bool,
-) -> Iterator[_BlockReport | DomainInteractions]:
-    """Reads a split of a file; yields of every block a report, then its usable interactions.
-
-    Args:
-        domain: Name of the domain.
-        file_split: The split.
-        item_ids: Ids of the domain's items that have a title, ascending, and of those that
-            `data.speaking_titles` drops.
-        data: Settings that say how the files are to be read.
-        latest: Time after which a timestamp is unusable, in unix seconds.
-        zero_is_missing: Whether the time 0 stands for none.
-    """
-    titled_item_ids, dropped_item_ids = item_ids
-    for block in raw_data.read_blocks(file_split, raw_data.interaction_columns(data), data):
-        usable = cleaning.select_usable(
-            domain,
-            raw_data.encode_blocks([(file_split.file, block)]),
-            titled_item_ids,
-            data,
-            latest,
-            dropped_item_ids=dropped_item_ids,
-            zero_is_missing=zero_is_missing,
-        )
-        user, user_ids = remove_unused_categories(usable.interactions["user"], usable.user_ids)
-        rows = usable.interactions.select("item", "timestamp", user=user)
-        yield _BlockReport(
-            raw_data.summarize_block(file_split.file, block),
-            rows.height,
-            usable.dropped,
-            usable.quarantined,
-        )
-        yield rows, user_ids
-
-
-def group_by_user_range(
-    domain: DomainTables, range_count: int, max_per_user: int
-) -> tuple[list[Ref], Counter[str]]:
-    """Partitions a domain's interactions by ranges of users, then deduplicates and caps them.
-
-    Args:
-        domain: The domain, as it was read.
-        range_count: Number of ranges, a power of two.
-        max_per_user: Interactions of a user, at most; the most recent are kept.
-
-    Returns:
-        Refs of the interactions (DomainInteractions), one for each range, and the rows left out,
-        by reason.
-    """
-    # A task partitions several tables, so that its results are not too small.
-    batches: list[list[Ref]] = [[]]
-    batch_rows = 0
-    for table, height in zip(domain.tables, domain.table_rows, strict=True):
-        if batch_rows >= ROWS_PER_RESULT * range_count:
-            batches.append([])
-            batch_rows = 0
-        batches[-1].append(table)
-        batch_rows += height
-    partitioned = [
-        submit(_split_by_user_range, range_count, 0, range_count, *batch, num_returns=range_count)
-        for batch in batches
-    ]
-    # A task with one result gives a ref, not a list of them.
-    by_range = [partitioned] if range_count == 1 else zip(*partitioned, strict=True)
-    cleaned = [
-        submit(_deduplicate_and_cap, max_per_user, *tables, num_returns=2) for tables in by_range
-    ]
-    dropped = sum(get_results([repeated for _, repeated in cleaned]), Counter[str]())
-    return [table for table, _ in cleaned], dropped
-
-
-def subdivide_ranges(tables: Sequence[Ref], factor: int) -> list[Ref]:
-    """Splits the table of each range of users into tables of finer ranges.
-
-    Args:
-        tables: Refs of DomainInteractions, one for each range.
-        factor: Finer ranges in each range, a power of two.
-
-    Returns:
-        Refs of DomainInteractions, one for each finer range.
-    """
-    if factor == 1:
-        return list(tables)
-    range_count = len(tables) * factor
-    return [
-        part
-        for i, table in enumerate(tables)
-        for part in submit(
-            _split_by_user_range,
-            range_count,
-            i * factor,
-            (i + 1) * factor,
-            table,
-            num_returns=factor,
-        )
-    ]
-
-
-def _split_by_user_range(
-    range_count: int, low: int, high: int, *tables: DomainInteractions
-) -> DomainInteractions | list[DomainInteractions]:
-    """Joins tables and splits them by ranges of user hashes.
-
-    Args:
-        range_count: Number of ranges that the hashes are divided into.
-        low: The first range that has users of the tables.
-        high: One past the last such range.
-        tables: The interactions.
-
-    Returns:
-        The interactions of each range low .. high - 1; of a single range its table, not a list.
-    """
-    rows, user_ids = _concat_tables(tables)
-    range_by_user = hashing.hash_range_indices(hashing.hash_strings(user_ids), range_count)
-    row_range = range_by_user[rows["user"].to_numpy()]
-    order = np.argsort(row_range, kind="stable")
-    ends = np.searchsorted(row_range[order], np.arange(low, high + 1))
-    parts = []
-    for first, stop in pairwise(ends):
-        part = rows[order[first:stop]]
-        user, part_user_ids = remove_unused_categories(part["user"], user_ids)
-        parts.append((part.with_columns(user=user), part_user_ids))
-    return parts if len(parts) > 1 else parts[0]
-
-
-def _deduplicate_and_cap(
-    max_per_user: int, *tables: DomainInteractions
-) -> tuple[DomainInteractions, Counter[str]]:
-    """Joins the tables of one range of users, drops duplicates, and caps each user's interactions.
-
-    Args:
-        max_per_user: Interactions of a user, at most; the most recent are kept.
-        tables: All interactions of the users in the range.
-
-    Returns:
-        The remaining interactions, and the number of rows dropped, by reason.
-    """
-    rows, user_ids = _concat_tables(tables)
-    unique_rows, repeated = cleaning.deduplicate_and_cap(rows, max_per_user)
-    return (unique_rows, user_ids), repeated
-
-
-def _concat_tables(tables: Sequence[DomainInteractions]) -> DomainInteractions:
-    """Joins tables into one, with common user codes."""
-    all_user_ids = pl.concat([user_ids for _, user_ids in tables]).unique()
-    return pl.concat(
-        [
-            rows.with_columns(user=encode_values(user_ids, all_user_ids).gather(rows["user"]))
-            for rows, user_ids in tables
-        ]
-    ), all_user_ids
 
 
 def _nonempty_core(domain: str, tables: Sequence[Ref], rows: int, k: int, item_count: int) -> KCore:

@@ -14,10 +14,11 @@ def read_plain_text(uri: str, recipe_key: str) -> str:
     Raises:
         RecipeError: The file is missing, is empty, or is not UTF-8.
     """
-    if not storage.exists(uri):
+    content = storage.read_bytes_if_exists(uri)
+    if content is None:
         raise RecipeError(f"{recipe_key}: nothing at {uri}; give a file of plain text")
     try:
-        text = storage.read_bytes(uri).decode()
+        text = content.decode()
     except UnicodeDecodeError as error:
         raise RecipeError(
             f"{recipe_key}: {uri} is not UTF-8 ({error}); give a file of plain text"

@@ -132,7 +132,7 @@ def inspection_tables(result: InspectionResult) -> Iterator[Table]:
 
 
 def _overlap_table(distributions: Distributions) -> Table:
-    """Returns the overlap of each two domains; columns have numbers, to be narrow."""
+    """Returns the overlap of every pair of domains; columns are numbered, to stay narrow."""
     domains = distributions.domains
     table = _new_table(
         "Shared users, % of the smaller domain",

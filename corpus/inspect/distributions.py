@@ -15,7 +15,7 @@ TOP_ITEM_FRACTIONS = (0.01, 0.05, 0.1, 0.2, 0.5)
 
 @dataclass(frozen=True)
 class Distributions:
-    """Distributions of the interactions of each domain, and overlap of each two domains.
+    """Distributions of the interactions of each domain, and overlap of every pair of domains.
 
     Attributes:
         lengths: By domain, number of sequences in each bin of LENGTH_BIN_STARTS.

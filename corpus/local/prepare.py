@@ -1,6 +1,6 @@
 """Reads, cleans and numbers all domains of a build, in one process.
 
-The public functions below `prepare_domains` are shared with `corpus.distributed.prepare`.
+The public functions below `prepare_domains` are shared with `corpus.distributed`.
 """
 
 from collections import Counter

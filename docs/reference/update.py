@@ -44,6 +44,8 @@ PAGES = ("file-formats.md", "recipe-keys.md")
 FIRST_RELEASE = "0.1.0"
 
 SINCE = {
+    "VersionMetadata.feedback": "0.3.0",
+    "FeedbackCounts": "0.3.0",
     "AnnealingCalled": "0.2.0",
     "Failed": "0.2.0",
     "PerplexityMeasured": "0.2.0",
@@ -78,7 +80,6 @@ SINCE = {
     "Comparison.mode": "0.3.0",
     "Comparison.chance": "0.3.0",
     "Comparison.measure": "0.3.0",
-    "Comparison.days": "0.3.0",
     "CATALOGUE_SCHEMA": "0.3.0",
     "RANKING_SCHEMA": "0.3.0",
     "VECTOR_SCHEMA": "0.3.0",
@@ -109,8 +110,6 @@ SINCE = {
     "VersionMetadata.quarantine": "0.2.0",
     "VersionMetadata.appended": "0.2.0",
     "VersionMetadata.text": "0.2.0",
-    "VersionMetadata.feedback": "0.3.0",
-    "FeedbackCounts": "0.3.0",
     "VersionMetadata.item_runs": "0.2.0",
     "VersionMetadata.interactions": "0.2.0",
     "Origin": "0.2.0",

@@ -1,7 +1,11 @@
 """Benchmarks import what exists; that of the GPU runs to its end on a CPU, at toy size."""
 
+import importlib
 import json
 import os
+import re
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -67,8 +71,84 @@ def test_a_resume_in_the_gpu_benchmark_gives_the_same_losses(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
-def test_every_benchmark_imports_and_explains_itself(name: str) -> None:
-    output = jobs.run_python(
-        f"benchmarks/{name}.py", "--help", environment=os.environ, timeout_s=300
-    )
-    assert f"python benchmarks/{name}.py" in output
+def test_every_benchmark_imports_and_explains_itself(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In this process, which saves the time of its imports."""
+    monkeypatch.setattr(sys, "argv", [f"benchmarks/{name}.py", "--help"])
+    monkeypatch.syspath_prepend(str(jobs.ROOT / "benchmarks"))
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(jobs.ROOT / "benchmarks" / f"{name}.py"), run_name="__main__")
+    assert not ended.value.code
+    assert f"python benchmarks/{name}.py" in capsys.readouterr().out
+
+
+PAGE = """# Figures
+
+<!-- benchmark: first -->
+```sh
+echo "one | figure"
+```
+
+| figures | of another time |
+
+<!-- end -->
+
+Words that stay.
+
+<!-- benchmark: second -->
+```sh
+test -e {fails} && exit 3
+echo 2
+```
+<!-- end -->
+
+<!-- benchmark: third -->
+```sh
+cat out/nowhere/figures
+```
+
+left as it was
+<!-- end -->
+"""
+
+
+def test_what_benchmarks_print_is_written_into_the_page_and_an_interrupted_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(jobs.ROOT / "benchmarks"))
+    run = importlib.import_module("run")
+    monkeypatch.setattr(run, "LOOK_S", 0.01)
+    page, fails = tmp_path / "page.md", tmp_path / "fails"
+    page.write_text(PAGE.format(fails=fails))
+    arguments = ["--page", str(page), "--results", str(tmp_path / "results")]
+    fails.touch()
+    with pytest.raises(SystemExit, match="second: ended with 3"):
+        run.main(arguments)
+    written = page.read_text()
+    assert "```text\none | figure\n```\n\n<!-- end -->" in written
+    assert "of another time" not in written
+    assert f"commit {run.code_commit()}, " in written
+
+    fails.unlink()
+    capsys.readouterr()
+    run.main(arguments)
+    said = capsys.readouterr().out
+    assert "first: has a result" in said
+    assert "third: left out, there is no out/nowhere/figures" in said
+    written = page.read_text()
+    assert "```text\n2\n```" in written
+    assert "Words that stay." in written
+    assert "left as it was\n<!-- end -->" in written
+
+    run.main([*arguments, "second"])  # asked for by name: again
+    assert page.read_text().count("```text\n2\n```") == 1
+    with pytest.raises(SystemExit):
+        run.main([*arguments, "fourth"])
+    assert "no benchmark fourth" in capsys.readouterr().err
+
+
+def test_every_benchmark_of_the_page_can_be_run_by_name() -> None:
+    page = (jobs.ROOT / "docs" / "benchmarks.md").read_text()
+    names = re.findall(r"<!-- benchmark: ([\w-]+) -->", page)
+    assert len(set(names)) == len(names) == page.count("<!-- end -->") >= 10

@@ -79,7 +79,9 @@ def test_where_nothing_is_yet(place: Place, capsys: pytest.CaptureFixture[str]) 
         assert "not overwritten" in shown(1, job)
 
 
-def test_where_a_version_is_registered(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+def test_where_a_version_is_registered(
+    place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe: Recipe = load_recipe(str(place.recipe))
     corpus = simulate_and_build(recipe.data, recipe.simulate, 0, recipe.corpus, print)
     tiny.build(corpus.read_titles(), recipe.tiny, 0, place.folder / "base")
@@ -107,6 +109,11 @@ def test_where_a_version_is_registered(place: Place, capsys: pytest.CaptureFixtu
     assert "version-1" in shown(0, "recommend", "--model", "1", *text_only)
     assert "version-1" in shown(0, "merge", "--model", "1", "--out", f"{place.folder}/merged")
     assert "would rank" in shown(0, "batch_recommend", "--model", "1")
+    assert "CPREC_SERVE_TOKEN: none given" in shown(1, "serve", "--model", "1")
+    token_file = place.folder / "token"
+    token_file.write_text("a-token-of-this-test")
+    monkeypatch.setenv("CPREC_SERVE_TOKEN_FILE", str(token_file))
+    assert "20 retrieved items, by version-1" in shown(0, "serve", "--model", "1")
     assert "plan: W = " in shown(0, "cpt")
     assert "exists already" in shown(0, "build_corpus")
     other = ("--data.root", f"{place.folder}/more", "--data.domains", "Music")
@@ -137,6 +144,7 @@ def test_where_a_version_is_registered(place: Place, capsys: pytest.CaptureFixtu
     assert "hybrid model of domain Books" in shown(1, "promote", "--model", "1")
     assert "items of Books by their ids" in shown(1, "recommend", "--model", "1", *text_only)
     assert "domain Books has no" in shown(1, "batch_recommend", "--model", "1")
+    assert "domain Books has no" in shown(1, "serve", "--model", "1")
     assert "domain Books has no" in shown(
         1, "merge", "--model", "1", "--out", f"{place.folder}/merged"
     )

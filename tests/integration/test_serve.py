@@ -148,7 +148,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     yield server
     if process.poll() is None:
         process.terminate()
-        process.wait(60)
+    process.wait(60)
+    for stream in (process.stdout, process.stderr):
+        assert stream is not None
+        stream.close()
 
 
 def _collect(process: "subprocess.Popen[str]", lines: list[str]) -> None:
@@ -189,6 +192,9 @@ def test_answers_are_those_of_the_ranker(server: Server) -> None:
     with Load(server) as load:
         jobs.wait_for(server.process, lambda: len(load.answers) >= len(server.samples))
     check_answers(server, load.answers, ["version-1"])
+    ranked = server.metric("cprec_serve_batch_requests_count")
+    assert ranked == len(load.answers)
+    assert server.metric("cprec_serve_batch_requests_sum") > ranked  # some shared a pass
     # Without candidates: items of the whole domain that are not in the history.
     history = server.request(0)["history"]
     status, answer = server.ask("/rank", {"history": history, "k": 5})

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,16 @@ def test_standard_library_wins_where_the_root_comes_first() -> None:
     system, file = process.stdout.split()
     assert system
     assert not file.startswith(str(ROOT))
+
+
+def test_no_folder_of_code_has_more_files_than_one_takes_in_at_a_glance() -> None:
+    folders = Counter(
+        str(path.parent.relative_to(ROOT))
+        for path in sources()
+        if path.relative_to(ROOT).parts[0] in ("platform", "corpus", "cluster", "jobs")
+    )
+    assert folders["platform/cprec/runs"]
+    assert not {folder: count for folder, count in folders.items() if count > 14}
 
 
 def test_jobs_find_the_packages_in_a_bare_checkout() -> None:

@@ -29,7 +29,7 @@ def excerpt(line: str, num_before: int) -> str:
 def block_from_text(
     raw: pl.DataFrame, malformed: Mapping[int, str], ticks_per_second: int
 ) -> Block:
-    """Converts columns of text to their types; text that is no number or time becomes null.
+    """Converts columns of text to their types; text that is not a number or a time becomes null.
 
     Args:
         raw: Our columns, as text [rows].

@@ -88,7 +88,7 @@ _SIGNATURES = {
     b"\xff\xfe": "UTF-16; write it in UTF-8",
     b"\xfe\xff": "UTF-16; write it in UTF-8",
 }
-"""First bytes of files that are no text in UTF-8: what they are, and what to do."""
+"""First bytes of files that are not UTF-8 text: what they are, and what to do."""
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -245,7 +245,8 @@ def _parse_csv(
 ) -> Iterator[tuple[pl.DataFrame, dict[int, str]]]:
     """Yields well-formed rows in batches, each with the text of malformed rows among them.
 
-    The malformed rows are by row number, counted from the batch's first row and with them.
+    The text of malformed rows is by row number. Numbers count from the first row of the batch and
+    include malformed rows.
     """
     # Arrow leaves malformed rows out of its batches and reports them to a callback. They are queued
     # here and put back at their position, as null rows, when their batch arrives.

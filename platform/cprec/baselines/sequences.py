@@ -19,9 +19,9 @@ def training_sequences(train: pa.Table, validation: pa.Table, test: pa.Table) ->
     """Returns the training interactions of every user of a domain that has at least two.
 
     A user whose sequence is too short for a training sample still has training interactions. They
-    are the history of the validation sample, or, without the validation item, that of the test
-    sample: of whichever is first, since an append makes more of them, whose histories hold the
-    targets of those before.
+    are the history of the validation sample, or that of the test sample without its last item:
+    of whichever sample is earlier. An append adds later ones, whose histories hold the targets of
+    the earlier ones.
 
     Args:
         train: The domain's training samples.

@@ -109,7 +109,7 @@ def _split_list(text: str) -> list[str]:
 
 
 def _parse_mapping(text: str, member: Any) -> Any:
-    """Returns the entries of `{a: 1, b: 2}`; the text itself if it is no mapping."""
+    """Returns the entries of `{a: 1, b: 2}`; the text itself if it is not a mapping."""
     entries = _load(text, "base")
     value_type = (typing.get_args(member) or (str, str))[1]
     if not isinstance(entries, dict) or not all(isinstance(v, str) for v in entries.values()):

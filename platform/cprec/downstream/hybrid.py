@@ -10,6 +10,7 @@ of the domain.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -85,7 +86,7 @@ class HybridModel(nn.Module):
         return self.model.config
 
     def set_attn_implementation(self, name: str) -> None:
-        """Sets the language model's attention (cprec.model.attention)."""
+        """Sets the language model's attention (cprec.model.kernels.attention)."""
         cast(PreTrainedModel, self.model).set_attn_implementation(name)
 
     def activation_checkpointing_enable(self, arguments: dict[str, Any]) -> None:
@@ -301,3 +302,41 @@ def _title_ends(history: Sequence[Item], candidates: Sequence[Item]) -> list[int
             ends.append(end)
         end += len(text_after)
     return ends
+
+
+@dataclass(frozen=True)
+class PromptEncoders:
+    """The encoders that turn the samples of a fine-tuning into tokens.
+
+    Attributes:
+        text: Encoder of text-only prompts.
+        hybrid: Encoder of hybrid prompts; None for the text-only variant.
+    """
+
+    text: IndexedPromptEncoder
+    hybrid: IndexedPromptEncoder | None
+
+    @property
+    def for_evaluation(self) -> IndexedPromptEncoder:
+        """Encoder of evaluation, which is always hybrid for a hybrid model."""
+        return self.hybrid or self.text
+
+
+def build_encoders(
+    tokenizer: Any, max_tokens: int, model: torch.nn.Module, items: Mapping[int, Item]
+) -> PromptEncoders:
+    """Builds the prompt encoders that fit a model.
+
+    Args:
+        tokenizer: Tokenizer of the model.
+        max_tokens: Tokens of a prompt and its answer, at most.
+        model: The model; only a `HybridModel` gets an encoder of hybrid prompts.
+        items: Items by catalogue index.
+    """
+    text_encoder = TextPromptEncoder(TitleEncoder(tokenizer, max_tokens))
+    hybrid_encoder = (
+        IndexedPromptEncoder(HybridPromptEncoder(tokenizer, max_tokens, model.vocab_size), items)
+        if isinstance(model, HybridModel)
+        else None
+    )
+    return PromptEncoders(IndexedPromptEncoder(text_encoder, items), hybrid_encoder)

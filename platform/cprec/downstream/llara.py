@@ -10,36 +10,17 @@ only on (seed, t), so a resumed run sees the same batches.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from cprec.config.recipe import FinetuneSettings
-from cprec.downstream.hybrid import IndexedPromptEncoder
+from cprec.downstream.hybrid import PromptEncoders
 from cprec.schedule.plan import Era, Plan, Portion, global_batches
 from cprec.schedule.wsa import WSA, Mode
 from cprec.stream.worker_rows import to_worker_rows, worker_batch_from_row
 from cprec.train.loop import TrainingStep
-
-
-@dataclass(frozen=True)
-class PromptEncoders:
-    """The encoders that turn the samples of a fine-tuning into tokens.
-
-    Attributes:
-        text: Encoder of text-only prompts.
-        hybrid: Encoder of hybrid prompts; None for the text-only variant.
-    """
-
-    text: IndexedPromptEncoder
-    hybrid: IndexedPromptEncoder | None
-
-    @property
-    def for_evaluation(self) -> IndexedPromptEncoder:
-        """Encoder of evaluation, which is always hybrid for a hybrid model."""
-        return self.hybrid or self.text
 
 
 def build_plan(

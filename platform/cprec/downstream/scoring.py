@@ -22,16 +22,15 @@ from cprec.baselines.training import BASELINE_NAMES
 from cprec.config.recipe import Recipe
 from cprec.downstream import hybrid, stored_baselines
 from cprec.downstream.domain import Domain
-from cprec.downstream.hybrid import HybridModel
+from cprec.downstream.hybrid import HybridModel, build_encoders
 from cprec.downstream.known_items import BEHAVIOUR_FOLDER
 from cprec.downstream.stored_model import StoredModel
-from cprec.downstream.trial import build_encoders
 from cprec.evaluate.answer_matching import Answer
 from cprec.evaluate.candidate_rows import PassKind
 from cprec.evaluate.candidate_scoring import PromptEncoder, score_samples
 from cprec.evaluate.generation import generate_answers
 from cprec.evaluate.perplexity import compute_perplexity
-from cprec.evaluate.scoring_check import ScoringWay, choose_decoding, choose_scoring
+from cprec.evaluate.scoring_check import ScoringMethod, choose_decoding, choose_scoring
 from cprec.model import adapter, backbone
 from cprec.runs import checkpoint
 from cprec.stream.row_encoder import RowEncoder
@@ -93,7 +92,7 @@ def score_model(
         samples: The samples.
         workers: Number of tasks of a language model; a baseline takes one.
         row_encoder: Encoder of titles for a language model; None for a baseline.
-        say: Takes a line where the model is scored the slow way.
+        say: Takes a line where the model is not scored by the fastest method.
 
     Returns:
         Scores [n, candidates]; higher is better.
@@ -131,7 +130,7 @@ def generate_on_ray(
         samples: The samples.
         workers: Number of tasks.
         row_encoder: Encoder of titles.
-        say: Takes a line where answers are generated the slow way.
+        say: Takes a line where answers are generated without a cache.
 
     Returns:
         Each sample's answers, in order (cprec.evaluate.generation).
@@ -224,7 +223,7 @@ def load_model(recipe: Recipe, model: EvaluatedModel) -> tuple[Any, Any]:
     return network, tokenizer
 
 
-def prepare_scoring(recipe: Recipe, network: Any) -> ScoringWay:
+def prepare_scoring(recipe: Recipe, network: Any) -> ScoringMethod:
     """Finds out how a loaded model scores, and compiles its layers if the recipe says so.
 
     Args:
@@ -232,13 +231,13 @@ def prepare_scoring(recipe: Recipe, network: Any) -> ScoringWay:
         network: The model, which is used for scoring only.
 
     Raises:
-        RecipeError: The base is no causal model.
+        RecipeError: The base is not a causal model.
     """
-    way = choose_scoring(network, recipe.model.max_tokens)
+    method = choose_scoring(network, recipe.model.max_tokens)
     # Only packed rows have few shapes; and on a CPU their layout is a list, with a code for each.
-    if recipe.evaluate.compile and network.device.type == "cuda" and way.kind is PassKind.PACKED:
+    if recipe.evaluate.compile and network.device.type == "cuda" and method.kind is PassKind.PACKED:
         compile_layers(network)
-    return way
+    return method
 
 
 def _build_encoder(
@@ -267,13 +266,13 @@ def _score_task(
     """Loads a language model and scores the candidates of samples with it.
 
     Returns:
-        The scores, and what is said of the way; empty for the fastest.
+        The scores, and a line that says how; empty for the fastest method.
     """
     network, tokenizer = load_model(recipe, model)
     domain = Domain.from_corpus(corpus, domain_name, recipe.evaluate.split)
     encoder = _build_encoder(recipe, network, tokenizer, domain, row_encoder)
-    way = prepare_scoring(recipe, network)
-    return score_samples(network, encoder, samples, recipe.evaluate.batch, way), way.notice
+    method = prepare_scoring(recipe, network)
+    return score_samples(network, encoder, samples, recipe.evaluate.batch, method), method.notice
 
 
 def _generate_task(
@@ -293,7 +292,7 @@ def _generate_task(
     domain = Domain.from_corpus(corpus, domain_name, recipe.evaluate.split)
     encoder = _build_encoder(recipe, network, tokenizer, domain, row_encoder)
     constrained = recipe.evaluate.mode == "constrained"
-    way = choose_decoding(network, recipe.model.max_tokens)
+    method = choose_decoding(network, recipe.model.max_tokens)
     texts = generate_answers(
         network,
         tokenizer,
@@ -302,9 +301,9 @@ def _generate_task(
         domain.titles,
         recipe.evaluate.batch,
         constrained,
-        way=way,
+        method=method,
     )
-    return texts, way.reason
+    return texts, method.reason
 
 
 def _perplexity_task(recipe: Recipe, model: EvaluatedModel, text: str) -> float:

@@ -10,7 +10,7 @@ on Ray.
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -28,20 +28,9 @@ from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
 from cprec.downstream import hybrid
 from cprec.downstream.domain import Domain, select_whole_users, sort_by_id
-from cprec.downstream.hybrid import (
-    HybridModel,
-    HybridPromptEncoder,
-    IndexedPromptEncoder,
-    Item,
-    TextPromptEncoder,
-)
+from cprec.downstream.hybrid import HybridModel, PromptEncoders, build_encoders
 from cprec.downstream.known_items import BEHAVIOUR_FOLDER, KNOWN_ITEMS_FILE, KnownItems
-from cprec.downstream.llara import (
-    PromptEncoders,
-    build_plan,
-    iter_training_steps,
-    samples_per_epoch,
-)
+from cprec.downstream.llara import build_plan, iter_training_steps, samples_per_epoch
 from cprec.downstream.trial_records import (
     HISTORY_FILE,
     RESULT_FILE,
@@ -49,10 +38,9 @@ from cprec.downstream.trial_records import (
     TrialResult,
     read_history,
 )
-from cprec.encode.tokens import TitleEncoder
 from cprec.evaluate.candidate_scoring import score_samples
 from cprec.evaluate.metrics import compute_ranks, hits
-from cprec.evaluate.scoring_check import ScoringWay, choose_scoring
+from cprec.evaluate.scoring_check import ScoringMethod, choose_scoring
 from cprec.model import adapter, backbone
 from cprec.runs import checkpoint
 from cprec.schedule.ledger import Ledger
@@ -180,9 +168,9 @@ def run_trial(trial: Trial, report: Callable[[dict[str, Any]], None]) -> None:
         history = read_history(uri)
         engine.restore_state(checkpoint.load_training_state(uri))
 
-    # Once, with the same rows on all workers, so that all of them take the same way.
+    # Once, with the same rows on all workers, so that all of them score alike.
     with uncompiled(engine.model):
-        way = choose_scoring(engine.model, recipe.model.max_tokens)
+        method = choose_scoring(engine.model, recipe.model.max_tokens)
 
     def measure() -> float:
         return _validation_hr1(
@@ -190,7 +178,7 @@ def run_trial(trial: Trial, report: Callable[[dict[str, Any]], None]) -> None:
             encoders,
             validation.take(list(range(rank, len(validation), world_size))),
             recipe.evaluate.batch,
-            way,
+            method,
         )
 
     dist.barrier()  # all workers have looked for checkpoints before one is written
@@ -250,28 +238,12 @@ def build_model(trial: Trial, network: PreTrainedModel) -> torch.nn.Module:
     return HybridModel(model, item_embeddings, trial.seed).train()
 
 
-def build_encoders(
-    tokenizer: Any, max_tokens: int, model: torch.nn.Module, items: Mapping[int, Item]
-) -> PromptEncoders:
-    """Builds the prompt encoders that fit a model.
-
-    Args:
-        tokenizer: Tokenizer of the model.
-        max_tokens: Tokens of a prompt and its answer, at most.
-        model: The model; only a `HybridModel` gets an encoder of hybrid prompts.
-        items: Items by catalogue index.
-    """
-    text_encoder = TextPromptEncoder(TitleEncoder(tokenizer, max_tokens))
-    hybrid_encoder = (
-        IndexedPromptEncoder(HybridPromptEncoder(tokenizer, max_tokens, model.vocab_size), items)
-        if isinstance(model, HybridModel)
-        else None
-    )
-    return PromptEncoders(IndexedPromptEncoder(text_encoder, items), hybrid_encoder)
-
-
 def _validation_hr1(
-    engine: Engine, encoders: PromptEncoders, samples: pa.Table, batch_size: int, way: ScoringWay
+    engine: Engine,
+    encoders: PromptEncoders,
+    samples: pa.Table,
+    batch_size: int,
+    method: ScoringMethod,
 ) -> float:
     """Computes HR@1 over the validation samples of all workers.
 
@@ -280,7 +252,7 @@ def _validation_hr1(
         encoders: Encoders of samples.
         samples: This worker's part of the validation samples.
         batch_size: Samples in one forward pass.
-        way: How to score.
+        method: How to score.
 
     Raises:
         DivergenceError: A worker has a NaN score; raised on all workers.
@@ -288,7 +260,11 @@ def _validation_hr1(
     engine.model.eval()
     with uncompiled(engine.model):
         scores = score_samples(
-            cast(PreTrainedModel, engine.model), encoders.for_evaluation, samples, batch_size, way
+            cast(PreTrainedModel, engine.model),
+            encoders.for_evaluation,
+            samples,
+            batch_size,
+            method,
         )
     engine.model.train()
     is_nan = np.isnan(scores).any(axis=1)

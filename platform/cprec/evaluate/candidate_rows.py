@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from cprec.model import attention
+from cprec.model.kernels import attention
 from cprec.model.layouts.branches import branch_arguments, copy_to_device
 from cprec.model.self_check import text_config
 

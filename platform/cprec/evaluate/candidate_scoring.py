@@ -28,7 +28,7 @@ from cprec.evaluate.candidate_rows import (
     log_probabilities,
     prepared,
 )
-from cprec.evaluate.scoring_check import ScoringWay, choose_scoring
+from cprec.evaluate.scoring_check import ScoringMethod, choose_scoring
 from cprec.model.self_check import text_config
 
 PASS_TOKENS = {PassKind.PACKED: 1 << 15, PassKind.MASKED: 1 << 12, PassKind.ALONE: 1 << 15}
@@ -68,7 +68,7 @@ def score_samples(
     encoder: PromptEncoder,
     samples: pa.Table,
     batch_size: int,
-    way: ScoringWay | None = None,
+    method: ScoringMethod | None = None,
 ) -> NDArray[np.float64]:
     """Scores the candidates of samples with a language model.
 
@@ -77,7 +77,7 @@ def score_samples(
         encoder: Encodes items as the model reads them.
         samples: Samples with the columns `history` and `candidates` (item indices).
         batch_size: Samples of one forward pass, at most.
-        way: How to score; None: as `choose_scoring` finds right for this model and these samples.
+        method: How to score; None: as `choose_scoring` finds right for this model.
 
     Returns:
         Scores [n, candidates] in the order of the samples; higher is better.
@@ -85,10 +85,10 @@ def score_samples(
     if not len(samples):
         return np.empty((0, 0))
     queries: Iterable[Query] = _encode_samples(encoder, samples)
-    if way is None:
+    if method is None:
         queries = list(queries)
-        way = choose_scoring(model, max(query.longest for query in queries))
-    return np.stack(score_queries(model, queries, batch_size, way.kind))
+        method = choose_scoring(model, max(query.longest for query in queries))
+    return np.stack(score_queries(model, queries, batch_size, method.kind))
 
 
 def score_queries(

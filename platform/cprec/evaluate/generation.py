@@ -15,7 +15,7 @@ from cluster.errors import PlatformFault
 from cprec.evaluate.answer_matching import Answer, match_exact, match_llara
 from cprec.evaluate.candidate_scoring import PromptEncoder
 from cprec.evaluate.decoding import CachedDecoder, RecomputingDecoder
-from cprec.evaluate.scoring_check import Way, choose_decoding
+from cprec.evaluate.scoring_check import DecodingMethod, choose_decoding
 
 MAX_LISTED = 5
 """Longest ranked list: HR@5 needs no more items."""
@@ -94,7 +94,7 @@ def generate_answers(
     batch_size: int,
     constrained: bool,
     max_new_tokens: int = 64,
-    way: Way | None = None,
+    method: DecodingMethod | None = None,
 ) -> list[list[Answer]]:
     """Generates a list of up to `MAX_LISTED` answers for each sample.
 
@@ -110,7 +110,7 @@ def generate_answers(
         batch_size: Samples in one forward pass.
         constrained: Whether answers are restricted to titles of the candidates.
         max_new_tokens: Tokens of an answer; more if a candidate's title needs more.
-        way: How to generate; None: as `choose_decoding` finds right for this model and these
+        method: How to generate; None: as `choose_decoding` finds right for this model and these
             prompts.
 
     Returns:
@@ -130,9 +130,9 @@ def generate_answers(
             ]
             tries = [build_trie(row_ids) for row_ids in answers] if constrained else None
             eos_token_id = answers[0][0][-1]
-            if way is None:
-                way = choose_decoding(model, max(map(len, prompts)) + room)
-            generated = greedy_decode(model, prompts, eos_token_id, room, tries, way.fast)
+            if method is None:
+                method = choose_decoding(model, max(map(len, prompts)) + room)
+            generated = greedy_decode(model, prompts, eos_token_id, room, tries, method.fast)
             for row, ids, row_ids in zip(rows, generated, answers, strict=True):
                 answer = _read_answer(tokenizer, ids, row_ids, candidates[row], titles, constrained)
                 given[row].append(answer)

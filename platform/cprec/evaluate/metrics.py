@@ -77,6 +77,20 @@ class Metrics(RankMetrics):
     inputs: NotRequired[dict[str, Any]]
 
 
+class VersionMetrics(Metrics):
+    """The metrics of a registered version.
+
+    Attributes:
+        split: Split of the samples.
+        corpus_version: Version of the corpus that they are of.
+        chance: HR@1 of a random choice among the candidates.
+    """
+
+    split: str
+    corpus_version: int
+    chance: float
+
+
 @dataclass(frozen=True)
 class Ranks:
     """Ranks of the true items of n samples.

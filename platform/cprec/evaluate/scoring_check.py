@@ -23,7 +23,7 @@ ANSWER_TOKENS = 5
 
 
 @dataclass(frozen=True)
-class ScoringWay:
+class ScoringMethod:
     """How a model scores candidates.
 
     Attributes:
@@ -39,19 +39,19 @@ class ScoringWay:
         """What people are told; empty for the fastest kind."""
         if self.kind is PassKind.PACKED:
             return ""
-        told = {
+        notices = {
             PassKind.MASKED: "candidates are kept apart by a dense mask, which is slower",
             PassKind.ALONE: "each candidate is scored on its own, which is much slower",
         }
-        return f"{told[self.kind]}: {self.reason}"
+        return f"{notices[self.kind]}: {self.reason}"
 
 
 @dataclass(frozen=True)
-class Way:
-    """How a model generates.
+class DecodingMethod:
+    """How a model generates answers.
 
     Attributes:
-        fast: Whether the fast way is right.
+        fast: Whether a cache and padding on the left are right.
         reason: Why it is not; empty if it is.
     """
 
@@ -60,7 +60,7 @@ class Way:
 
 
 @torch.inference_mode()
-def choose_scoring(model: Any, max_tokens: int) -> ScoringWay:
+def choose_scoring(model: Any, max_tokens: int) -> ScoringMethod:
     """Tries which kinds of passes give candidates the scores that they have alone.
 
     A handful of passes over short random rows; neither the random state nor the mode of the model
@@ -79,9 +79,9 @@ def choose_scoring(model: Any, max_tokens: int) -> ScoringWay:
         for kind in (PassKind.PACKED, PassKind.MASKED):
             fault = self_check.attempt(partial(probe.find_fault, model, kind))
             if fault is None:
-                return ScoringWay(kind, reasons[0] if reasons else "")
+                return ScoringMethod(kind, reasons[0] if reasons else "")
             reasons.append(fault)
-    return ScoringWay(PassKind.ALONE, reasons[-1])
+    return ScoringMethod(PassKind.ALONE, reasons[-1])
 
 
 @dataclass(frozen=True)
@@ -150,14 +150,14 @@ def _probe_alone(model: Any, max_tokens: int) -> _Probe:
         if fault := self_check.find_inequality(slow, expected, effect, limits):
             raise RecipeError(
                 "model.base: later tokens change what this model predicts before them "
-                f"({fault}); it is no causal language model, give one that is"
+                f"({fault}); it is not a causal language model, give one that is"
             )
     others = [(longer, first, behind[0]), (stranger, second, behind[1])]
     return _Probe(prompt, answer, others, expected, effect, limits)
 
 
 @torch.inference_mode()
-def choose_decoding(model: Any, max_tokens: int) -> Way:
+def choose_decoding(model: Any, max_tokens: int) -> DecodingMethod:
     """Tries whether a cache and padding on the left change what is generated.
 
     Args:
@@ -186,7 +186,7 @@ def choose_decoding(model: Any, max_tokens: int) -> Way:
             return self_check.find_inequality(found[0], found[1], effect, limits)
 
         fault = self_check.attempt(compare)
-    return Way(fault is None, fault or "")
+    return DecodingMethod(fault is None, fault or "")
 
 
 def _prompt_length(model: Any, max_tokens: int) -> int:

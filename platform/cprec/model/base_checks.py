@@ -85,7 +85,7 @@ def check_json_files(directory: Path, base: str) -> None:
             raise RecipeError(f"model.base: {path.name} of {base} {reason}") from None
         if path.name in OBJECT_FILES and not isinstance(values, dict):
             raise RecipeError(
-                f"model.base: {path.name} of {base} is no JSON object; fetch or save it again"
+                f"model.base: {path.name} of {base} is not a JSON object; fetch or save it again"
             )
 
 
@@ -197,8 +197,8 @@ def check_config(values: Mapping[str, Any], base: str) -> None:
     architectures = [str(name) for name in values.get("architectures") or ()]
     if architectures and all(OTHER_HEAD.search(name) for name in architectures):
         raise RecipeError(
-            f"{where} says {architectures[0]}, which is no causal language model; give the model "
-            "that it was made from"
+            f"{where} says {architectures[0]}, which is not a causal language model; give the "
+            "model that it was made from"
         )
 
 
@@ -212,7 +212,7 @@ def check_class(config: Any, base: str) -> None:
         raise RecipeError(f"{where} is an encoder-decoder model; {give}")
     model_class: Any = AutoModelForCausalLM._model_mapping.get(type(config), None)
     if model_class is None:
-        raise RecipeError(f"{where} is no causal language model; {give}")
+        raise RecipeError(f"{where} is not a causal language model; {give}")
     is_encoder = AutoModelForMaskedLM._model_mapping.get(type(config), None) is not None
     if is_encoder and not getattr(config, "is_decoder", False):
         raise RecipeError(f"{where} is an encoder, whose tokens see those after them; {give}")
@@ -226,7 +226,7 @@ def check_class(config: Any, base: str) -> None:
 def check_loaded(info: Mapping[str, Iterable[Any]], base: str) -> None:
     """Checks that every weight of the model is the base's, and every weight of the base is used.
 
-    transformers draws weights that it does not find at random, other ones in every process.
+    transformers initialises weights that it does not find at random, differently in every process.
 
     Args:
         info: What transformers reports of loading. Tied weights, and those that an architecture

@@ -63,7 +63,7 @@ def rounding(model: Any) -> Rounding:
 
 
 def text_config(model: Any) -> Any:
-    """Returns the configuration of the language model, also where others stand beside it."""
+    """Returns the configuration of the language model, also of a model with several parts."""
     return model.config.get_text_config()
 
 

@@ -17,15 +17,14 @@ from cluster.errors import DataError, PlatformFault, RecipeError
 from corpus.ingest.titles import clean_title
 from cprec.config.recipe import Recipe
 from cprec.downstream.domain import Domain
-from cprec.downstream.hybrid import HybridModel
+from cprec.downstream.hybrid import HybridModel, build_encoders
 from cprec.downstream.scoring import EvaluatedModel, load_model, prepare_scoring
-from cprec.downstream.trial import build_encoders
 from cprec.encode.title_encoding import UncachedPromptEncoder, build_title_encoding
 from cprec.encode.title_tokens import CachedPromptEncoder
 from cprec.encode.tokens import TitleEncoder
 from cprec.evaluate.candidate_rows import Query
 from cprec.evaluate.candidate_scoring import PromptEncoder, encode_query, score_queries
-from cprec.evaluate.scoring_check import ScoringWay
+from cprec.evaluate.scoring_check import ScoringMethod
 from cprec.model.context_length import require_context
 
 MIN_CANDIDATES = 2
@@ -74,7 +73,7 @@ class Ranker:
         self,
         model: EvaluatedModel,
         network: Any,
-        way: ScoringWay,
+        method: ScoringMethod,
         batch_size: int,
         title_encoder: TitleEncoder,
         item_encoder: PromptEncoder | None = None,
@@ -85,7 +84,7 @@ class Ranker:
         Args:
             model: What the model is.
             network: Its network, in evaluation mode.
-            way: How it scores.
+            method: How it scores.
             batch_size: Requests of one forward pass, at most.
             title_encoder: Encoder of titles.
             item_encoder: Encoder of items, by their index in the catalogue of `domain`'s corpus.
@@ -94,7 +93,7 @@ class Ranker:
         self.model = model
         self.is_hybrid = isinstance(network, HybridModel)
         self._network = network
-        self._way = way
+        self._method = method
         self._batch_size = batch_size
         self._title_encoder = title_encoder
         self._item_encoder = item_encoder
@@ -114,12 +113,12 @@ class Ranker:
         Args:
             recipe: Precision, longest prompt, and requests of one pass (`evaluate.batch`).
             model: The language model, checked by `cprec.workflows.models.find_model`.
-            say: Takes a line where the model is scored the slow way.
+            say: Takes a line where the model is not scored by the fastest method.
             domain: Domain whose items it is asked about. A hybrid model needs it.
             item_encoder: Encoder of the items for a text-only model; None: it is built.
 
         Raises:
-            RecipeError: The base is no causal model, or has too short a context; or no domain is
+            RecipeError: The base is not a causal model, or has too short a context; or no domain is
                 given for a hybrid model.
         """
         max_tokens = recipe.model.max_tokens
@@ -135,13 +134,13 @@ class Ranker:
             item_encoder = build_encoders(tokenizer, max_tokens, network, items).for_evaluation
         elif domain is not None and item_encoder is None:
             item_encoder = _build_text_encoder(tokenizer, max_tokens, domain)
-        way = prepare_scoring(recipe, network)
-        if way.notice:
-            say(f"{model.label}: {way.notice}")
+        method = prepare_scoring(recipe, network)
+        if method.notice:
+            say(f"{model.label}: {method.notice}")
         return cls(
             model,
             network,
-            way,
+            method,
             recipe.evaluate.batch,
             TitleEncoder(tokenizer, max_tokens),
             item_encoder,
@@ -195,7 +194,7 @@ class Ranker:
         Args:
             queries: What `encode_titles` and `encode_items` returned.
         """
-        scores = score_queries(self._network, queries, self._batch_size, self._way.kind)
+        scores = score_queries(self._network, queries, self._batch_size, self._method.kind)
         return [
             Ranking.from_scores(query, found) for query, found in zip(queries, scores, strict=True)
         ]
@@ -210,7 +209,7 @@ def _build_text_encoder(tokenizer: Any, max_tokens: int, domain: Domain) -> Prom
 
 
 def _require_candidates(candidates: Sequence[object]) -> None:
-    """Raises DataError if there are too few candidates, or one stands there twice."""
+    """Raises DataError if there are too few candidates, or one occurs twice."""
     if (count := len(candidates)) < MIN_CANDIDATES:
         raise DataError(f"{count} candidate(s); a ranking takes {MIN_CANDIDATES} at least")
     if len(set(candidates)) < len(candidates):

@@ -41,7 +41,7 @@ class CandidateSource(Protocol):
 
 @dataclass(frozen=True)
 class Blend:
-    """Sources whose rankings are fused, with a floor that fills up what they leave.
+    """Sources whose rankings are fused, and a fallback for the places that they leave.
 
     An item scores the sum of 1 / (60 + its rank) over the sources that name it (reciprocal rank
     fusion, Cormack et al. 2009). So every source contributes, whatever its scores mean, and what
@@ -49,12 +49,12 @@ class Blend:
 
     Attributes:
         sources: The sources.
-        floor: All items of the catalogue [items], best first: by popularity.
+        fallback: All items of the catalogue [items], best first: by popularity.
         exclude_history: Whether items of the history come last, after all others.
     """
 
     sources: Sequence[CandidateSource]
-    floor: Items
+    fallback: Items
     exclude_history: bool = True
 
     def find(self, histories: Histories, k: int) -> Items:
@@ -62,7 +62,7 @@ class Blend:
 
         The candidates for a smaller k are the first of those for a larger one.
         """
-        k = min(k, len(self.floor))
+        k = min(k, len(self.fallback))
         blocks = [
             self._find_block(histories[start : start + BLOCK_ROWS], k)
             for start in range(0, max(len(histories), 1), BLOCK_ROWS)
@@ -73,7 +73,7 @@ class Blend:
         """Finds the best candidates for some histories."""
         excluded = histories if self.exclude_history else [()] * len(histories)
         # As many as suffice if the history takes some of them away.
-        parts = [np.tile(self.floor[: k + _longest(excluded)], (len(histories), 1))]
+        parts = [np.tile(self.fallback[: k + _longest(excluded)], (len(histories), 1))]
         if self.sources:
             parts.insert(0, fuse([source.find(histories, POOL) for source in self.sources]))
         return take_first(np.concatenate(parts, axis=1), excluded, k)

@@ -34,7 +34,7 @@ class JsonLinesFile(Generic[R]):
     record is dropped too, and the file is copied as it was before.
 
     Attributes:
-        damage: One sentence per line that was no record.
+        damage: One sentence per line that was not a record.
     """
 
     def __init__(self, uri: str, parse: Parser[R], writer: RunWriter = UNFENCED) -> None:
@@ -54,7 +54,7 @@ class JsonLinesFile(Generic[R]):
             # Under a name of its own: a file may be damaged more than once.
             copy = f"{uri}.damaged-{sha256(content)[:8]}"
             write_bytes(copy, content)
-            self.damage = [f"{uri}: line {n} was no record; see {copy}" for n in damaged]
+            self.damage = [f"{uri}: line {n} was not a record; see {copy}" for n in damaged]
         self._flushed = lines
         self._replace(self._flushed)
         self._is_as_flushed = True  # not after an append that failed: then it is replaced
@@ -131,7 +131,7 @@ def read_trace(run_uri: str) -> list[TraceRow]:
     lines, damaged = _split_damaged(read_bytes_if_exists(uri) or b"", TraceRow.from_json)
     if damaged:
         raise RunError(
-            f"{uri}: line {damaged[0]} is no record; restore the file, or start the run again, "
+            f"{uri}: line {damaged[0]} is not a record; restore the file, or start the run again, "
             "which goes on from its last checkpoint"
         )
     return [TraceRow.from_json(json.loads(line)) for line in lines]

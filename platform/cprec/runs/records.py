@@ -103,6 +103,11 @@ class TraceRow(Record):
         "none on a CPU",
         json_schema_extra=SINCE_0_3,
     )
+    compiled_graphs: int = Field(
+        0,
+        description="graphs that the first worker has compiled so far (`train.compile`)",
+        json_schema_extra=SINCE_0_3,
+    )
     step_s: float = Field(description="duration of the step (s)")
     data_wait_s: float = Field(description="time the loop waited for data before the step (s)")
     held_s: float = Field(
@@ -282,7 +287,7 @@ class Released(Event):
 
 
 class RequestRefused(Event):
-    """A request was refused, or something was none."""
+    """A request was refused, or a file was not a request."""
 
     event: Literal["request_refused"] = "request_refused"
     request: str = Field(description="id of the request: the name of its file without .json")

@@ -4,6 +4,7 @@ The file is written before any change to it takes effect.
 """
 
 import json
+from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -14,8 +15,9 @@ from cluster.storage import join, read_bytes_if_exists
 from corpus.sampling.source import SourceKind
 from corpus.store.tables import Corpus, Stream
 from cprec.runs.control.fence import UNFENCED, RunWriter
+from cprec.runs.json_lines import open_events, read_events
 from cprec.runs.portions import domain_names, select_streams
-from cprec.runs.records import PLAN_FILE
+from cprec.runs.records import PLAN_FILE, CorpusVersionAdopted, RunStarted
 from cprec.schedule.plan import Plan
 
 
@@ -32,7 +34,8 @@ class RunPlan:
         hold: Whether the stable phase stays open when it runs dry.
         closed: Whether annealing was called, so that nothing joins any more.
         parent: URI of the checkpoint that the run goes on from; None: it started from the base.
-        token_form: Rules by which its text becomes tokens (cprec.runs.token_form).
+        token_form: Rules by which text became tokens when its weights were first trained
+            (`cprec.runs.token_form`).
         lease: Number of the lease under which it was written; 0: by an earlier release.
     """
 
@@ -72,6 +75,40 @@ class RunPlan:
         """Writes plan.json, durably."""
         values = {**asdict(self), "plan": self.plan.to_json(), "lease": writer.number or 0}
         writer.replace(join(run_uri, PLAN_FILE), json.dumps(values, indent=1).encode())
+
+    def record_start(self, run_uri: str, run: str, writer: RunWriter) -> None:
+        """Writes the first events of a run, unless they are there.
+
+        A start that died just after it had written the plan left none of them, or not all.
+        """
+        if any(isinstance(event, CorpusVersionAdopted) for event in read_events(run_uri)):
+            return
+        plan = self.plan
+        samples_by_source: Counter[str] = Counter()
+        for (source, _), samples in plan.count_by_stream(0, plan.total_samples).items():
+            samples_by_source[source] += samples
+        events = open_events(run_uri, writer)
+        events.retain(lambda event: not isinstance(event, RunStarted))
+        events.append(
+            RunStarted(
+                samples=0,
+                run=run,
+                parent=self.parent,
+                warmup_end=plan.wsa.warmup_end,
+                stable_end=plan.wsa.stable_end,
+                annealing_end=plan.wsa.annealing_end,
+            )
+        )
+        events.append(
+            CorpusVersionAdopted(
+                samples=0,
+                version=self.version,
+                sources=samples_by_source,
+                stable_end=plan.wsa.stable_end,
+                annealing_end=plan.wsa.annealing_end,
+            )
+        )
+        events.flush()
 
     def new_streams(self, corpus: Corpus) -> tuple[list[Stream], list[Stream], list[Stream]]:
         """Returns the streams of later corpus versions that this run would train.

@@ -3,22 +3,17 @@
 A run that has started before keeps its plan. Nothing is written here.
 """
 
-import json
-import posixpath
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
-from cluster.errors import CorpusError, RecipeError, RunError
-from cluster.storage import exists, join, read_text
+from cluster.errors import CorpusError, RecipeError
 from corpus.sampling.source import SourceKind
 from corpus.store.tables import Corpus, Stream
 from cprec.config.recipe import Recipe
-from cprec.runs import checkpoint
+from cprec.runs.parent import Parent, read_parent
 from cprec.runs.portions import build_replay, domain_names, remaining_portions, select_streams
 from cprec.runs.restart import require_untrained
 from cprec.runs.run_plan import RunPlan
-from cprec.runs.token_form import TOKEN_FORM
 from cprec.schedule import planning
 from cprec.schedule.plan import Portion
 from cprec.schedule.planning import PlanSettings, Replay
@@ -81,7 +76,7 @@ def create_run_plan(recipe: Recipe, corpus: Corpus) -> RunPlan:
             f"this corpus pre-trains on {', '.join(available) or 'nothing'}"
         )
     if recipe.continue_from is not None:
-        parent = read_parent(recipe, corpus, recipe.continue_from)
+        parent = read_parent(recipe.continue_from, corpus, recipe.seed)
         domains = tuple(name for name in available if name not in parent.passed_over)
     else:
         passed_over = tuple(name for name in available if name not in domains)
@@ -99,94 +94,6 @@ def _require_users_together(recipe: Recipe, corpus: Corpus) -> None:
             f"{corpus.uri}: its samples are not ordered by user, so train.targets_per_pass "
             f"({recipe.train.targets_per_pass}) would find none that share a history; build "
             "another corpus with data.users_together: true, or set train.targets_per_pass to 1"
-        )
-
-
-@dataclass(frozen=True)
-class Parent:
-    """What a run goes on from: a stable checkpoint of a trunk, or the base.
-
-    Attributes:
-        uri: URI of the checkpoint; None for the base.
-        consumed: What the trunk had consumed there.
-        passed_over: Domains that the run passes over.
-    """
-
-    uri: str | None
-    consumed: tuple[Portion, ...]
-    passed_over: tuple[str, ...]
-
-
-def read_parent(recipe: Recipe, corpus: Corpus, uri: str) -> Parent:
-    """Reads a parent checkpoint, and checks that it is stable and fits corpus and recipe."""
-    ledger = checkpoint.read_verified_ledger(uri)
-    consumed = ledger.plan.consumed_portions(ledger.samples)
-    stable_end = ledger.plan.wsa.stable_end
-    if ledger.samples > stable_end:
-        raise RunError(
-            f"{uri}: taken while annealing ({ledger.samples:,} samples, S = {stable_end:,}); "
-            "only stable checkpoints can be continued"
-        )
-    trunk = RunPlan.read(uri.rsplit("/", 2)[0])  # <run>/checkpoints/<name>
-    if trunk is not None and trunk.corpus != corpus.fingerprint:
-        raise CorpusError(
-            f"{uri} was trained on corpus {trunk.corpus}; {corpus.uri} is {corpus.fingerprint}"
-        )
-    seed = ledger.plan.domain_eras[0].seed
-    if recipe.seed != seed:
-        raise RunError(
-            f"{uri} was trained with seed {seed}, which ordered its samples; "
-            f"this recipe has seed {recipe.seed}: set --seed {seed}"
-        )
-    return Parent(uri, consumed, () if trunk is None else trunk.passed_over)
-
-
-def require_matching_adapter(recipe: Recipe, base: str, parent: str) -> None:
-    """Checks that a recipe trains the kind of adapter that its parent checkpoint holds.
-
-    Weights of another scale, or for another base of the same shape, would load without an error
-    and mean something else.
-
-    Args:
-        recipe: The recipe.
-        base: Base model that workers load.
-        parent: URI of the parent checkpoint.
-
-    Raises:
-        RunError: Something differs; lists keys and values.
-    """
-    config_uri = join(parent, checkpoint.ADAPTER, "adapter_config.json")
-    parent_has_lora = exists(config_uri)
-    model = recipe.model
-    recipe_values: dict[str, Any] = {"model.adapter": model.adapter}
-    parent_values: dict[str, Any] = {"model.adapter": "lora" if parent_has_lora else "full"}
-    if parent_has_lora and model.adapter == "lora":
-        recipe_values |= {
-            "model.lora_rank": model.lora_rank,
-            "model.lora_alpha": model.lora_alpha,
-            "model.base": base,
-            "model.revision": model.revision,
-        }
-        config = json.loads(read_text(config_uri))
-        parent_base = config.get("base_model_name_or_path")
-        if posixpath.basename(base) == posixpath.basename(str(parent_base)):
-            parent_base = base  # the same model in another folder
-        parent_values |= {
-            "model.lora_rank": config.get("r"),
-            "model.lora_alpha": config.get("lora_alpha"),
-            "model.base": parent_base,
-            "model.revision": config.get("revision"),
-        }
-    differences = [
-        f"  {key}: {parent_values[key]!r} in the checkpoint, {value!r} in this recipe"
-        for key, value in recipe_values.items()
-        if value != parent_values[key]
-    ]
-    if differences:
-        raise RunError(
-            f"{parent} was trained with other settings:\n"
-            + "\n".join(differences)
-            + "\nset the checkpoint's values, or start from the base"
         )
 
 
@@ -229,7 +136,7 @@ def _plan_trunk(
         parent.passed_over,
         hold=recipe.schedule.hold_open,
         parent=parent.uri,
-        token_form=TOKEN_FORM,
+        token_form=parent.token_form,
     )
 
 
@@ -255,7 +162,7 @@ def _plan_branch(
         passed_over=parent.passed_over,
         closed=True,
         parent=parent.uri,
-        token_form=TOKEN_FORM,
+        token_form=parent.token_form,
     )
 
 

@@ -296,34 +296,6 @@ class Plan:
             Portion(source, version, 0, count) for (source, version), count in sorted(rows.items())
         )
 
-    def describe(self, global_batch: int, replay_share: float) -> str:
-        """Describes the plan in one line: the ends of its phases, its steps, its learning rates.
-
-        A second line counts the windows of replayed text, if any were asked for.
-
-        Args:
-            global_batch: Samples of an optimizer step, over all workers.
-            replay_share: Fraction of the samples up to S that was asked to be windows of text.
-        """
-        wsa = self.wsa
-        # Batches do not cross the boundary of two eras.
-        steps = sum(-(-(era.stop - era.start) // global_batch) for era in self.eras)
-        summary = (
-            f"plan: W = {wsa.warmup_end:,}, S = {wsa.stable_end:,}, "
-            f"A = {wsa.annealing_end:,} samples; {steps:,} steps of {global_batch}; {wsa.mode}, "
-            f"learning rates {wsa.lr_min:g} to {wsa.lr_max:g}"
-        )
-        if not (replay_share and wsa.stable_end):
-            return summary
-        replayed = sum(era.replayed_rows_before(era.stop) for era in self.domain_eras)
-        shortfall = ""
-        if replayed < int(replay_share * wsa.stable_end):
-            shortfall = f"; the corpus has no more text for the {replay_share:.1%} asked for"
-        return (
-            f"{summary}\nreplay: {replayed:,} windows of text, "
-            f"{replayed / wsa.stable_end:.1%} of the samples up to S{shortfall}"
-        )
-
     def to_json(self) -> dict[str, Any]:
         """Returns the plan as plain data; `Plan.from_json` reads it back to an equal plan."""
         values = asdict(self)

@@ -1,4 +1,4 @@
-"""What a plan means, for people: an annealing phase that is short, and what a cap leaves. Pure.
+"""What a plan means, for people: its phases, and what a cap leaves. Pure.
 
 A cap (train.max_samples) is a budget: what joins shares what is left of it
 (docs/decisions/018-a-cap-is-a-budget.md).
@@ -8,6 +8,48 @@ from collections.abc import Collection, Mapping
 
 from corpus.sampling.source import Source, SourceKind
 from cprec.schedule.plan import Plan, StreamKey
+
+
+def describe_plan(
+    plan: Plan, global_batch: int, replay_share: float, min_annealing_share: float
+) -> str:
+    """Describes a plan: the ends of its phases, its steps, its learning rates.
+
+    More lines count the windows of replayed text, if any were asked for, and warn where the
+    annealing phase is short.
+
+    Args:
+        plan: The plan.
+        global_batch: Samples of an optimizer step, over all workers.
+        replay_share: Fraction of the samples up to S that was asked to be windows of text.
+        min_annealing_share: Smallest share of annealing samples that needs no warning.
+    """
+    wsa = plan.wsa
+    # Batches do not cross the boundary of two eras.
+    steps = sum(-(-(era.stop - era.start) // global_batch) for era in plan.eras)
+    lines = [
+        f"plan: W = {wsa.warmup_end:,}, S = {wsa.stable_end:,}, "
+        f"A = {wsa.annealing_end:,} samples; {steps:,} steps of {global_batch}; {wsa.mode}, "
+        f"learning rates {wsa.lr_min:g} to {wsa.lr_max:g}"
+    ]
+    if replay_share and wsa.stable_end:
+        lines.append(_describe_replay(plan, replay_share))
+    if warning := annealing_warning(plan, min_annealing_share, global_batch):
+        lines.append(warning)
+    return "\n".join(lines)
+
+
+def _describe_replay(plan: Plan, replay_share: float) -> str:
+    """Returns how many windows of text a plan replays, and whether those are all asked for."""
+    stable_end = plan.wsa.stable_end
+    replayed = sum(era.replayed_rows_before(era.stop) for era in plan.domain_eras)
+    shortfall = ""
+    if replayed < int(replay_share * stable_end):
+        shortfall = f"; the corpus has no more text for the {replay_share:.1%} asked for"
+    return (
+        f"replay: {replayed:,} windows of text, "
+        f"{replayed / stable_end:.1%} of the samples up to S{shortfall}"
+    )
 
 
 def annealing_warning(plan: Plan, min_share: float, global_batch: int) -> str | None:

@@ -84,6 +84,13 @@ def build_app(settings: ServeSettings, dispatcher: Dispatcher, metrics: Metrics,
     async def refuse_http(request: Request, error: HTTPException) -> Response:
         return _answer_problem(HTTPStatus(error.status_code), str(error.detail))
 
+    @app.exception_handler(Exception)
+    async def admit_fault(request: Request, error: Exception) -> Response:
+        # uvicorn prints the error with its traceback: it is no business of a client.
+        return _answer_problem(
+            HTTPStatus.INTERNAL_SERVER_ERROR, "a fault of the server, which has printed it"
+        )
+
     @app.exception_handler(RequestValidationError)
     async def explain(request: Request, error: RequestValidationError) -> Response:
         return _answer_problem(HTTPStatus.UNPROCESSABLE_ENTITY, describe_errors(error.errors()))

@@ -36,6 +36,7 @@ def build_server(app: App, settings: ServeSettings) -> uvicorn.Server:
         log_config=None,
         access_log=False,
         lifespan="off",
+        ws="none",
         server_header=False,
         backlog=BACKLOG,
         timeout_graceful_shutdown=int(settings.timeout_s) + 1,

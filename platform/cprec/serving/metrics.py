@@ -4,6 +4,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Bounds of the latency's histogram."""
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
+"""Bounds of the batches' histogram."""
 
 
 class Metrics:
@@ -21,6 +23,12 @@ class Metrics:
             "cprec_serve_seconds",
             "Seconds from a request to its ranking",
             buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.batch = Histogram(
+            "cprec_serve_batch_requests",
+            "Requests that were ranked together, seen by each of them",
+            buckets=BATCHES,
             registry=self.registry,
         )
         self.under_way = Gauge(

@@ -24,8 +24,10 @@ from cluster.console import print_line
 from cluster.errors import PlatformFault
 from cluster.ray_session import LOOPBACK
 from cprec.serving.dispatcher import ReplicaLost
+from cprec.serving.failures import find_load_error
 from cprec.serving.loaded_model import ServedModel
 from cprec.serving.messages import RankRequest, RankResponse, Refusal
+from cprec.serving.metrics import Metrics
 
 DEPLOYMENT = "ranker"
 POLL_S = 0.2
@@ -38,6 +40,8 @@ BATCHES_UNDER_WAY = 4
 _NUMBERS = itertools.count(1)
 _PREFIX = f"cprec-{uuid.uuid4().hex[:8]}-"
 """Tells apart the applications of several servers on one cluster."""
+_Answer = tuple[RankResponse | Refusal, int]
+"""The answer to a request, and the number of requests that were ranked together."""
 
 
 class _Replica:
@@ -50,14 +54,15 @@ class _Replica:
         batching.set_max_batch_size(served.recipe.evaluate.batch)
         batching.set_batch_wait_timeout_s(served.recipe.serve.batch_wait_ms / 1000)
 
-    async def __call__(self, request: RankRequest) -> RankResponse | Refusal:
-        answer: RankResponse | Refusal = await self._rank_batch(request)
+    async def __call__(self, request: RankRequest) -> _Answer:
+        answer: _Answer = await self._rank_batch(request)
         return answer
 
     @serve.batch
-    async def _rank_batch(self, requests: list[RankRequest]) -> list[RankResponse | Refusal]:
+    async def _rank_batch(self, requests: list[RankRequest]) -> list[_Answer]:
         # In a thread: the next batch is gathered, and health checks are answered, meanwhile.
-        return await asyncio.to_thread(self._loaded.rank, requests)
+        answers = await asyncio.to_thread(self._loaded.rank, requests)
+        return [(answer, len(requests)) for answer in answers]
 
 
 def _listen_on_loopback() -> None:
@@ -75,12 +80,14 @@ def _listen_on_loopback() -> None:
 class ServeReplicas:
     """Replicas of one model: an application of Ray Serve."""
 
-    def __init__(self, served: ServedModel) -> None:
+    def __init__(self, served: ServedModel, metrics: Metrics) -> None:
         """Takes what they are to load; `start` starts them.
 
         Args:
             served: The model.
+            metrics: Takes the sizes of batches.
         """
+        self._metrics = metrics
         self.label = served.model.label
         self._served = served
         self._name = f"{_PREFIX}{next(_NUMBERS)}"
@@ -90,7 +97,8 @@ class ServeReplicas:
         """Starts the replicas, and waits until all have loaded the model.
 
         Raises:
-            PlatformFault: They could not, or not in time; nothing of them is left.
+            CprecError: They could not; nothing of them is left.
+            PlatformFault: They did not in time; nothing of them is left either.
         """
         await asyncio.to_thread(self._deploy)
         limit_s = self._served.recipe.serve.load_timeout_s
@@ -101,7 +109,7 @@ class ServeReplicas:
                 if status == ApplicationStatus.RUNNING:
                     return
                 if status == ApplicationStatus.DEPLOY_FAILED:
-                    raise PlatformFault(f"{self.label} was not loaded: {message}")
+                    raise find_load_error(self.label, message)
                 if time.monotonic() > end:
                     recipe = self._served.recipe
                     raise PlatformFault(
@@ -137,7 +145,11 @@ class ServeReplicas:
     def _status(self) -> tuple[str, str]:
         """Returns the status of the application, and what Serve says about it."""
         overview = serve.status().applications.get(self._name)
-        return (overview.status, overview.message) if overview else ("NOT_STARTED", "")
+        if overview is None:
+            return "NOT_STARTED", ""
+        # What went wrong in a replica is said of its deployment; the rest is of no use.
+        replicas = overview.deployments.get(DEPLOYMENT)
+        return overview.status.value, replicas.message if replicas else overview.message
 
     async def rank(self, request: RankRequest) -> RankResponse:
         """Ranks by one of the replicas, chosen by Serve.
@@ -148,13 +160,14 @@ class ServeReplicas:
         """
         assert self._handle is not None
         try:
-            answer = await self._handle.remote(request)
+            answer, batch = await self._handle.remote(request)
         except (RayActorError, DeploymentUnavailableError) as error:
             raise ReplicaLost(str(error)) from None
         except RayTaskError as error:
             if isinstance(error.cause, RayActorError):
                 raise ReplicaLost(str(error)) from None
             raise
+        self._metrics.batch.observe(batch)
         if isinstance(answer, Refusal):
             raise answer
         ranked: RankResponse = answer

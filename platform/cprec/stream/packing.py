@@ -5,8 +5,8 @@ filled on the right. Either way every sample is in exactly one micro-batch, no s
 row crosses a global batch.
 
 Both are exact. A causal model does not see padding on the right. In a packed row, positions restart
-at every sample and attention stays within it (cprec.model.attention). Where samples share tokens,
-which is not exact, groups of samples are packed instead (cprec.stream.token_sharing).
+at every sample and attention stays within it (cprec.model.kernels.attention). Where samples share
+tokens, which is not exact, groups of samples are packed instead (cprec.stream.token_sharing).
 
 Shapes: B rows of a micro-batch, T tokens of a row, N supervised tokens, S samples of a packed row.
 """
@@ -84,7 +84,7 @@ def divide(
         spec: How to divide them.
 
     Returns:
-        The passes of each worker, by rank. Without samples a pass computes filling alone.
+        The passes of each worker, by rank. A pass without samples computes filling only.
     """
     if not spec.packed:
         passes = -(-max(map(len, lengths_by_rank)) // spec.size)

@@ -6,13 +6,16 @@ from dataclasses import dataclass
 import pyarrow as pa
 import ray
 
+from cluster.console import Say
+from cluster.errors import RecipeError
 from corpus.store.tables import Corpus
 from cprec.encode import text_windows
 from cprec.encode.text_tokenizer import Tokenizer
 from cprec.encode.title_encoding import UncachedPromptEncoder, build_title_encoding
 from cprec.encode.title_tokens import CachedPromptEncoder, TitleTokens
 from cprec.encode.tokens import EncodedSample, TitleEncoder
-from cprec.stream.token_sharing import NO_SHARING, SharedRow, TokenSharing, group_samples
+from cprec.stream.sharing_groups import NO_SHARING, TokenSharing
+from cprec.stream.token_sharing import SharedRow, group_samples
 
 PROBED_TITLES = 2000
 """Titles with which `find_fallback_reason` tries a tokenizer."""
@@ -117,6 +120,26 @@ class RowEncoder:
         from cprec.model.backbone import load_tokenizer
 
         return load_tokenizer(self.base, self.revision)
+
+
+def check_tokens_can_be_shared(inexact_keys: str, fallback_reason: str | None, say: Say) -> None:
+    """Checks that samples can share tokens with the tokenizer of the base, if they are to.
+
+    Args:
+        inexact_keys: Keys of the recipe by which samples share tokens; empty if none does.
+        fallback_reason: Why prompts have to be tokenised one by one; None if they need not.
+        say: Takes a line if they have to.
+
+    Raises:
+        RecipeError: Samples are to share tokens, and the tokenizer does not allow it.
+    """
+    if fallback_reason and inexact_keys:
+        raise RecipeError(
+            f"{inexact_keys}: samples share tokens only where prompts can be cut at "
+            f"titles, but {fallback_reason}"
+        )
+    if fallback_reason:
+        say(f"prompts are tokenised one by one, which is slower: {fallback_reason}")
 
 
 def find_fallback_reason(corpus: Corpus, base: str, revision: str | None) -> str | None:

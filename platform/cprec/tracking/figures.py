@@ -1,4 +1,4 @@
-"""Draws a run's records as SVG whose text stays text.
+"""Draws the records of runs and searches as SVG whose text stays text.
 
 Equal records give equal bytes: the ids in the SVG have a fixed salt, and there is no date.
 """
@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from corpus.sampling.source import Source, SourceKind
+from cprec.downstream.trial_records import TrialResult
 from cprec.runs.records import (
     CorpusVersionAdopted,
     Event,
@@ -106,7 +107,7 @@ def plot_schedule(records: RunRecords, wsa: WSA | None) -> str:
             axes.plot(*zip(*measured, strict=True), color=LINE_COLOR, marker=".")
             axes.set_ylabel("perplexity of text")
 
-    return _render_svg(draw, "schedule", height=6.0 if measured else 4.4)
+    return _render_over_samples(draw, "schedule", height=6.0 if measured else 4.4)
 
 
 def plot_loss(steps: Sequence[TraceRow]) -> str:
@@ -131,7 +132,34 @@ def _plot_curve(steps: Sequence[TraceRow], values: Floats, label: str) -> str:
         axes.set_ylabel(label)
         _shade_phases(axes, steps)
 
-    return _render_svg(draw, label, height=2.4)
+    return _render_over_samples(draw, label, height=2.4)
+
+
+def plot_trials(results: Sequence[TrialResult], best_lr: float) -> str:
+    """Draws HR@1 on validation of every trial of a search, by epoch and by learning rate."""
+
+    def draw(figure: Figure) -> None:
+        curves, summary = figure.subplots(1, 2)
+        for result in results:
+            curves.plot(
+                range(1, len(result.history) + 1),
+                result.history,
+                marker=".",
+                linestyle=":" if result.stopped else "-",
+                label=f"{result.lr:g}, seed {result.seed}",
+            )
+        curves.set_xlabel("epoch (dotted: cut short)")
+        curves.set_ylabel("HR@1 on validation")
+        curves.legend(frameon=False, fontsize=7)
+        lrs = sorted({result.lr for result in results})
+        means = [float(np.mean([r.hr1 for r in results if r.lr == lr])) for lr in lrs]
+        summary.scatter([r.lr for r in results], [r.hr1 for r in results], color="#8fb8de")
+        summary.plot(lrs, means, color="#1c2430")
+        summary.axvline(best_lr, color="#b3261e", linestyle=":")
+        summary.set_xscale("log")
+        summary.set_xlabel("learning rate")
+
+    return _render_svg(draw, "trials", 2.8)
 
 
 def _samples_seen(steps: Sequence[TraceRow]) -> Floats:
@@ -230,8 +258,21 @@ def _stack_sources(axes: Axes, steps: Sequence[TraceRow]) -> None:
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
 
 
+def _render_over_samples(draw: Callable[[Figure], None], salt: str, height: float) -> str:
+    """Renders a figure over samples seen; arguments are those of `_render_svg`."""
+
+    def draw_over_samples(figure: Figure) -> None:
+        draw(figure)
+        for axes in figure.axes:
+            axes.xaxis.set_major_formatter("{x:,.0f}")
+            axes.margins(x=0)
+        figure.axes[-1].set_xlabel("samples seen")
+
+    return _render_svg(draw_over_samples, salt, height)
+
+
 def _render_svg(draw: Callable[[Figure], None], salt: str, height: float) -> str:
-    """Renders a figure over samples seen.
+    """Renders a figure.
 
     Args:
         draw: Adds the axes and draws on them.
@@ -249,10 +290,6 @@ def _render_svg(draw: Callable[[Figure], None], salt: str, height: float) -> str
     ):
         figure = Figure(figsize=(9, height), layout="constrained")
         draw(figure)
-        for axes in figure.axes:
-            axes.xaxis.set_major_formatter("{x:,.0f}")
-            axes.margins(x=0)
-        figure.axes[-1].set_xlabel("samples seen")
         file = io.BytesIO()
         figure.savefig(file, format="svg", metadata={"Date": None})
     return file.getvalue().decode()

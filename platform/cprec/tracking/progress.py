@@ -37,6 +37,9 @@ WARM_UP_STEPS = 3
 MEMORY_TOLERANCE = 0.2
 """Largest difference of used and planned memory that is not told, as a fraction of the planned."""
 
+COMPILING_STEPS = 2
+"""Steps of a group of workers in which layers are compiled, without a word about it."""
+
 MAX_RANKS = 8
 """Ranks that a line names."""
 
@@ -65,6 +68,7 @@ class Progress:
         self._waits = False
         self._memory_is_checked = False
         self._perplexity: float | None = None
+        self._compilations = Compilations()
 
     def update(
         self,
@@ -92,6 +96,9 @@ class Progress:
             self._recent = [*self._recent, *rows][-RECENT_STEPS:]
             self._show(rows[-1].phase)
             self._check_memory()
+        for row in rows:
+            if (text := self._compilations.describe(row)) is not None:
+                self._say_on_its_own_line(text)
         if waiting is not None and not self._waits:
             self._say_on_its_own_line(f"waiting: {waiting}")
         self._waits = waiting is not None
@@ -124,6 +131,28 @@ class Progress:
     def _say_on_its_own_line(self, text: str) -> None:
         self.close()
         self._say(text)
+
+
+class Compilations:
+    """Tells of layers that are compiled again, when the first steps are over."""
+
+    def __init__(self) -> None:
+        """Begins before the first step."""
+        self._graphs, self._steps = 0, 0
+
+    def describe(self, row: TraceRow) -> str | None:
+        """Takes the next step; describes for people what it compiled beyond the first steps."""
+        before, self._graphs = self._graphs, row.compiled_graphs
+        if row.compiled_graphs < before:  # another group of workers
+            self._steps = 0
+        self._steps += 1
+        if self._steps <= COMPILING_STEPS or row.compiled_graphs <= before:
+            return None
+        return (
+            f"step {row.step} compiled {row.compiled_graphs - before} graph(s) more, "
+            f"{row.compiled_graphs} by now, and took {row.step_s:,.1f} s: its rows have a length "
+            "that was new (train.pack_tokens)"
+        )
 
 
 def describe_event(event: Event) -> str | None:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 # Set before the import of MLflow, which reads them: no telemetry, no log lines among a job's own,
 # and no minutes of retries while a training waits.
@@ -34,7 +34,8 @@ from mlflow.exceptions import MlflowException
 from cluster.errors import RecipeError, RunError
 from cluster.storage import absolute_uri, is_remote, join
 from cprec.config.recipe import Recipe
-from cprec.evaluate.metrics import Metrics
+from cprec.evaluate.metrics import VersionMetrics
+from cprec.runs.checkpoint import CHECKPOINTS, list_checkpoints
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 Alias = Literal["champion", "previous"]
@@ -298,6 +299,29 @@ class Registry:
         number = self._aliases().get(name)
         return None if number is None else self.version(int(number))
 
+    def require_unregistered(self, run_uri: str) -> None:
+        """Checks that no version is of a run that has nothing left to go on from.
+
+        A checkpoint is registered by its URI, so a run under the same name would be taken for the
+        old one.
+
+        Raises:
+            RunError: There is such a version.
+        """
+        if list_checkpoints(run_uri):
+            return
+        try:
+            versions = self.versions()
+        except Exception:  # whatever MLflow raises while it is away: no training depends on it
+            return
+        for version in versions:
+            if version.checkpoint.startswith(join(run_uri, CHECKPOINTS, "")):
+                raise RunError(
+                    f"{join(run_uri, CHECKPOINTS)} holds no checkpoint, but {self.model} version "
+                    f"{version.number} is one of this run: a run never starts over by itself; "
+                    "restore its checkpoints, or use another --run"
+                )
+
     def set_alias(self, alias: Alias, number: int | None) -> None:
         """Points an alias at a version; None removes the alias."""
         if number is None:
@@ -314,18 +338,15 @@ class Registry:
         """Sets the description of a version, which MLflow shows as Markdown."""
         self.client.update_model_version(self.model, str(number), description=text)
 
-    def log_evaluation(
-        self, number: int, domain: str, metrics: Metrics, samples: Mapping[str, Any]
-    ) -> None:
+    def log_evaluation(self, number: int, domain: str, metrics: VersionMetrics) -> None:
         """Records an evaluation of a version: as one tag, and as metrics of its MLflow run.
 
         Args:
             number: Number of the version.
             domain: Domain that was evaluated; the tag is `evaluation.<domain>`.
-            metrics: What was measured.
-            samples: On what: split, corpus_version, and chance at HR@1.
+            metrics: What was measured, and on which samples.
         """
-        self.set_tags(number, {f"{EVALUATION_TAG}{domain}": json.dumps({**metrics, **samples})})
+        self.set_tags(number, {f"{EVALUATION_TAG}{domain}": json.dumps(metrics)})
         if (run_id := self.version(number).run_id) is None:
             return
         kinds = {"hr": metrics["hr"], "ndcg": metrics["ndcg"]}

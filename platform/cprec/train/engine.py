@@ -14,17 +14,19 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from torch._dynamo.utils import counters
 
 from cprec.config.recipe import TrainSettings
-from cprec.model import attention, flash_attention, self_check
+from cprec.model import self_check
 from cprec.model.adapter import trainable_parameters
+from cprec.model.kernels import attention, flash_attention
+from cprec.model.kernels.lora_fusion import fuse_lora
 from cprec.model.libraries import silence_libraries
-from cprec.model.lora_fusion import fuse_lora
 from cprec.model.training_state import TrainingState
 from cprec.stream.packing import MicroBatch, MicroBatchSpec
 from cprec.train import device, pack_check
 from cprec.train.flat_adam import FlatAdam
-from cprec.train.forward import supervised_logits
+from cprec.train.forward import supervised_logits, uncompiled
 from cprec.train.memory import SUPERVISED_SHARE, plan_memory
 from cprec.train.static_pass import NO_TARGET, CudaGraphs, PassInputs, StaticPasses
 from cprec.train.zero import ZeroAdam
@@ -181,11 +183,15 @@ class Engine:
 
     @contextmanager
     def _evaluation_mode(self) -> Iterator[None]:
-        """Sets the model to evaluation mode, and every module back to the mode that it had."""
+        """Sets the model to evaluation mode, and every module back to the mode that it had.
+
+        Nothing is compiled meanwhile: the shapes are not those of training.
+        """
         modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()
         try:
-            yield
+            with uncompiled(self.model):
+                yield
         finally:
             for module, was_training in modes:
                 module.training = was_training
@@ -254,6 +260,11 @@ class Engine:
                 f"{'off' if self._static_passes is None else 'on'}"
             )
         return lines
+
+    @property
+    def compiled_graphs(self) -> int:
+        """Number of graphs that this process has compiled."""
+        return int(counters["stats"]["unique_graphs"])
 
     @property
     def captured_passes(self) -> int:

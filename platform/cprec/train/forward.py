@@ -7,7 +7,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from cprec.model import attention
+from cprec.model.kernels import attention
 from cprec.model.layouts import strips
 from cprec.stream.packing import MicroBatch
 

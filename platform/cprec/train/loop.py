@@ -66,6 +66,7 @@ class StepRecord:
         computed_tokens: Tokens of samples that were computed, over all workers; fewer than those of
             the batch where samples share some.
         filled_tokens: Tokens that were computed beside them to fill rows, over all workers.
+        compiled_graphs: Graphs that this worker has compiled so far.
         save: Whether a worker wants a checkpoint after this step.
     """
 
@@ -84,6 +85,7 @@ class StepRecord:
     planned_memory_bytes: float
     computed_tokens: int
     filled_tokens: int
+    compiled_graphs: int
     save: bool
 
 
@@ -184,6 +186,7 @@ def train(
             planned_memory_bytes=planned_memory_bytes,
             computed_tokens=computed_tokens,
             filled_tokens=filled_tokens(worker_batch.lengths_by_rank, micro_batch_spec),
+            compiled_graphs=engine.compiled_graphs,
             save=result.save,
         )
         observer.on_step_end(record, step, engine)

@@ -15,7 +15,8 @@ import torch
 from cluster.errors import RecipeError
 from cprec.config.recipe import TrainSettings
 from cprec.encode.tokens import EncodedSample
-from cprec.model import attention, self_check
+from cprec.model import self_check
+from cprec.model.kernels import attention
 from cprec.stream.packing import MicroBatch, MicroBatchSpec, collate
 from cprec.stream.token_sharing import SharedRow
 
@@ -78,7 +79,7 @@ def choose_packing(
     if any_worker(fault is not None):
         raise RecipeError(
             "model.base: later tokens change what this model predicts before them "
-            f"({fault or 'on another worker'}); it is no causal language model, give one that is"
+            f"({fault or 'on another worker'}); it is not a causal language model, give one that is"
         )
     if not settings.pack:
         return False, None

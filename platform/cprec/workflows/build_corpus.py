@@ -27,7 +27,7 @@ def preview_statistics(recipe: Recipe, say: Say) -> VersionStatistics:
 
 
 def require_sound(corpus: Corpus, result: InspectionResult) -> None:
-    """Raises CorpusError, naming every check that an inspection saw fail, unless none did."""
+    """Raises CorpusError if a check of an inspection failed; names all that did."""
     failed = ", ".join(f"{check} {count:,}" for check, count in result.failed_checks.items())
     if failed:
         raise CorpusError(

@@ -37,7 +37,7 @@ from cprec.evaluate.comparison import (
     add_significance,
     tested_cutoff,
 )
-from cprec.evaluate.metrics import Metrics, average_metrics, hits
+from cprec.evaluate.metrics import Metrics, VersionMetrics, average_metrics, hits
 from cprec.model.base_uri import is_unbuilt, resolve_base
 from cprec.model.context_length import require_context
 from cprec.retrieval.catalogue import Catalogue
@@ -346,8 +346,13 @@ def _store_metrics(
     is_common = recipe.evaluate.form == "score" and not recipe.evaluate.days
     if model.registered_model and model.version and is_common:
         versions = registry.with_model(model.registered_model)
-        samples = {"split": recipe.evaluate.split, "corpus_version": plan.corpus.version}
-        versions.log_evaluation(model.version, domain, metrics, {**samples, "chance": plan.chance})
+        described: VersionMetrics = {
+            **metrics,
+            "split": recipe.evaluate.split,
+            "corpus_version": plan.corpus.version,
+            "chance": plan.chance,
+        }
+        versions.log_evaluation(model.version, domain, described)
         publish_card(versions, model.version)
     return _Evaluated(model, table, metrics)
 

@@ -20,7 +20,7 @@ import ray
 from cluster.console import Say
 from cluster.errors import RecipeError, RunError
 from cluster.ray_session import ray_session
-from cluster.storage import absolute_uri, join, write_bytes, write_text
+from cluster.storage import absolute_uri, join, write_text
 from corpus.store.tables import Corpus
 from cprec.baselines.popularity import POPULARITY
 from cprec.baselines.training import BASELINE_NAMES
@@ -43,6 +43,7 @@ from cprec.model.base_files import identify
 from cprec.model.base_uri import is_unbuilt, locate_base, resolve_base
 from cprec.model.context_length import require_context
 from cprec.runs import checkpoint
+from cprec.tracking.figures import plot_trials
 from cprec.tracking.lineage import (
     CARD_FILE,
     LICENSE_TAG,
@@ -53,7 +54,6 @@ from cprec.tracking.lineage import (
 from cprec.tracking.model_card import publish_card
 from cprec.tracking.registry import ALIASES, Registry, Version
 from cprec.tracking.tracker import Tracker
-from cprec.tracking.trials_figure import plot_trials
 from cprec.tracking.version_names import CANDIDATE, VERSION_NAMES, find_version
 from cprec.workflows.models import check_tokenizer, own_run
 
@@ -127,7 +127,7 @@ def search_and_register(recipe: Recipe, registry: Registry, say: Say) -> SearchR
     best = max(winner_results, key=lambda result: result.hr1)
     _log_trials(registry, tracker, [*trials, *winner_trials], [*results, *winner_results])
     plot_uri = join(plan.uri, PLOT)
-    write_bytes(plot_uri, plot_trials(results, best_lr))
+    write_text(plot_uri, plot_trials(results, best_lr))
     SearchSummary(
         plan.name,
         plan.domain,
@@ -211,7 +211,7 @@ def plan_search(recipe: Recipe, registry: Registry, say: Say) -> SearchPlan:
 
 
 def _checkpoint_uri(start: str) -> str:
-    """Returns the URI of a start that is no version; raises RecipeError for a mere word."""
+    """Returns the URI of a checkpoint to start from; raises RecipeError for a word without a /."""
     if "/" not in start:
         raise RecipeError(
             f"finetune.start {start}: give {FRESH}, {VERSION_NAMES}, or a checkpoint's URI"

@@ -9,21 +9,19 @@ from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
 from cprec.model.base_uri import locate_base
 from cprec.runs.control.lease import claim, require_unclaimed
-from cprec.runs.recipe_lock import check_unchanged
+from cprec.runs.locks.recipe import check_unchanged
+from cprec.runs.parent import require_matching_adapter
 from cprec.runs.records import run_folder
 from cprec.runs.restart import find_last_checkpoint
-from cprec.runs.run_planning import require_matching_adapter, resolve_run_plan
+from cprec.runs.run_planning import resolve_run_plan
+from cprec.schedule.plan_notes import describe_plan
+from cprec.stream.row_encoder import check_tokens_can_be_shared
 from cprec.tracking.registry import Registry
 from cprec.tracking.tracker import Tracker
-from cprec.workflows.finish_run import RunResult, finish_run
 from cprec.workflows.models import check_tokenizer
-from cprec.workflows.prepare_run import (
-    check_tokens_can_be_shared,
-    describe_plan,
-    prepare_run,
-    require_unregistered,
-)
-from cprec.workflows.train_run import train_run
+from cprec.workflows.pretraining.finish import RunResult, finish_run
+from cprec.workflows.pretraining.prepare import prepare_run
+from cprec.workflows.pretraining.train import train_run
 
 
 def pretrain(recipe: Recipe, corpus: Corpus, allow: Collection[str], say: Say) -> RunResult:
@@ -45,7 +43,7 @@ def pretrain(recipe: Recipe, corpus: Corpus, allow: Collection[str], say: Say) -
     registry = Registry.from_recipe(recipe)
     run_uri = run_folder(absolute_uri(recipe.storage), recipe.run)
     with claim(run_uri, recipe.run, corpus.uri, say) as held:
-        require_unregistered(registry, run_uri)
+        registry.require_unregistered(run_uri)
         job, run_plan = prepare_run(recipe, run_uri, corpus, allow, say, held.lease)
         tracker = Tracker(registry, run_uri, recipe.run)
         tracker.log_params(recipe.flatten())
@@ -61,7 +59,7 @@ def preview(recipe: Recipe, corpus: Corpus, allow: Collection[str], say: Say) ->
     registry = Registry.from_recipe(recipe)
     run_uri = run_folder(absolute_uri(recipe.storage), recipe.run)
     require_unclaimed(run_uri, recipe.run)
-    require_unregistered(registry, run_uri)
+    registry.require_unregistered(run_uri)
     previous_recipe = check_unchanged(recipe, run_uri, allow)
     run_plan, is_new = resolve_run_plan(recipe, run_uri, corpus, previous_recipe)
     plan = run_plan.plan
@@ -69,12 +67,19 @@ def preview(recipe: Recipe, corpus: Corpus, allow: Collection[str], say: Say) ->
         read_plain_text(recipe.evaluate.text, "evaluate.text")
     base = locate_base(recipe, corpus)
     fallback_reason = check_tokenizer(recipe, corpus, base, recipe.model.revision)
-    check_tokens_can_be_shared(recipe, fallback_reason, say)
+    check_tokens_can_be_shared(recipe.train.inexact_keys, fallback_reason, say)
     if is_new and recipe.continue_from is not None:
-        require_matching_adapter(recipe, base, recipe.continue_from)
+        require_matching_adapter(recipe.model, base, recipe.continue_from)
     if not is_new and (newest := find_last_checkpoint(run_uri)[0]) is not None:
         say(f"{recipe.run} exists, trained to {newest.samples:,} samples, and would go on")
-    say(describe_plan(recipe, plan))
+    say(
+        describe_plan(
+            plan,
+            recipe.train.global_batch,
+            recipe.schedule.replay_share,
+            recipe.schedule.min_annealing_share,
+        )
+    )
     for (source, version), samples in sorted(plan.count_by_stream(0, plan.total_samples).items()):
         say(f"  {source} of corpus version {version}: {samples:,} samples")
     say(f"would run in {run_uri} with {recipe.workers} workers on {recipe.model.base}")

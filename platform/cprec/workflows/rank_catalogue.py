@@ -49,7 +49,7 @@ def find_retrieval_model(
         corpus: The corpus.
 
     Raises:
-        RecipeError: It is no language model.
+        RecipeError: It is not a language model.
         RunError: There is no such version.
     """
     name = recipe.retrieval.model
@@ -69,7 +69,7 @@ def open_catalogue(
 
     Raises:
         CorpusError: The domain has too few items.
-        RecipeError: `retrieval.model` is no language model.
+        RecipeError: `retrieval.model` is not a language model.
     """
     settings = recipe.recommend
     if settings.candidates == "given":

@@ -79,7 +79,7 @@ def run_service(plan: ServicePlan, token: str, say: Say) -> None:
 
     Raises:
         RecipeError: The address cannot be used.
-        PlatformFault: The first model could not be loaded.
+        CprecError: The first model could not be loaded.
     """
     # Imported late: Ray Serve is slow to import, and a dry run does not need it.
     from cprec.serving.replicas import serving
@@ -117,7 +117,7 @@ async def _keep_current(
     plan: ServicePlan, dispatcher: Dispatcher, metrics: Metrics, say: Say
 ) -> None:
     """Loads the first model, then each one that the name comes to stand for. Never returns."""
-    dispatcher.switch(await _load(plan.served, say))
+    dispatcher.switch(await _load(plan.served, metrics, say))
     say(f"ready: {plan.served.model.label}")
     if not may_move(plan.name) or plan.served.model.version is None:
         await asyncio.Event().wait()
@@ -151,7 +151,7 @@ async def _change(
     name = f"models:/{version.model}/{version.number}"
     try:
         served = await asyncio.to_thread(_plan_model, plan.recipe, plan.registry, name)
-        replicas = await _load(served, say)
+        replicas = await _load(served, metrics, say)
     except Exception as error:  # nothing that a model is must end a server that works
         metrics.swaps.labels("failed").inc()
         say(f"version {watch.served} goes on; {version} was not loaded: {_describe(error)}")
@@ -191,12 +191,12 @@ def _plan_model(recipe: Recipe, registry: Registry, name: str) -> ServedModel:
     return ServedModel(pinned, model, None if catalogue is None else catalogue.model)
 
 
-async def _load(served: ServedModel, say: Say) -> Replicas:
+async def _load(served: ServedModel, metrics: Metrics, say: Say) -> Replicas:
     """Loads a model into replicas of its own."""
     from cprec.serving.replicas import ServeReplicas
 
     await asyncio.to_thread(_prepare, served, say)
-    replicas = ServeReplicas(served)
+    replicas = ServeReplicas(served, metrics)
     await replicas.start()
     return replicas
 

@@ -19,7 +19,7 @@ from corpus.append import append, preview
 from corpus.append_text import append_text
 from corpus.build import build, choose_backend
 from corpus.distributed import append as ray_append
-from corpus.distributed import kcore, prepare, sample_files
+from corpus.distributed import kcore, prepare, reading, sample_files
 from corpus.ingest import quarantine
 from corpus.ingest.sources import file_splits
 from corpus.local import append as local_append
@@ -480,7 +480,7 @@ def test_a_worker_that_is_killed_costs_time_only(
         return task
 
     monkeypatch.setattr(
-        prepare, "_read_file_split", once_between("split", prepare._read_file_split)
+        reading, "_read_file_split", once_between("split", reading._read_file_split)
     )
     block_processor, file_writer = sample_files._block_processor, sample_files._file_writer
     for module, name in (

@@ -8,6 +8,7 @@ import runpy
 import shlex
 import sys
 import tokenize
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -281,6 +282,18 @@ def test_commands_named_in_docs_parse() -> None:
     listed = list(commands())
     assert len(listed) > 30
     assert not [(page, words, bad) for page, words in listed if (bad := problem_of(words))]
+
+
+@pytest.mark.parametrize("package", ["cprec", "corpus"])
+def test_the_layers_in_contributing_are_those_that_are_checked(package: str) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    contracts = project["tool"]["importlinter"]["contracts"]
+    checked = next(c for c in contracts if c["name"] == f"Inside {package}")["layers"]
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    line = re.search(rf"^- `{package}`: (`.*)$", text, re.MULTILINE)
+    assert line
+    named = [re.findall(r"`(\w+)`", layer) for layer in line[1].split(" > ")]
+    assert named == [layer.split(" | ") for layer in checked]
 
 
 def test_every_table_of_fields_is_made_from_a_type() -> None:

@@ -1,1 +1,1 @@
-"""Layouts of rows whose tokens do not all see each other, for `cprec.model.attention`."""
+"""Layouts of rows whose tokens do not all see each other, for `cprec.model.kernels.attention`."""

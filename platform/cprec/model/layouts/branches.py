@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cprec.model import flash_attention
+from cprec.model.kernels import flash_attention
 from cprec.model.layouts.strips import StripLayout, window_mask
 
 TILE = 128
@@ -100,7 +100,7 @@ def branch_arguments(
     """Returns the forward pass's extra arguments for a row of prompts and branches.
 
     They are passed, together with token ids and positions, to a model whose attention is
-    `cprec.model.attention.MASKLESS_NAME`.
+    `cprec.model.kernels.attention.MASKLESS_NAME`.
 
     Args:
         prompt_sizes: Tokens of each prompt [n], at least 1.

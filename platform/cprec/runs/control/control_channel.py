@@ -4,7 +4,7 @@ A laptop, another cluster or a driver that was started again can reach the run t
 nothing is lost while nobody listens (docs/decisions/006-requests-through-storage.md).
 
     requests/<id>.json   {"do": "look" | "hold" | "release" | "anneal"}, removed once answered
-    requests-refused/    what was no request
+    requests-refused/    files that are not requests
     status.json          holds the latest answers (`cprec.runs.control.status`)
 """
 
@@ -78,7 +78,7 @@ class ControlChannel:
         self._unremoved.add(request_id)
 
     def set_aside(self, bad: BadRequest, text: str) -> str:
-        """Refuses what is no request, and moves it out of the way; returns where it is now."""
+        """Refuses a file that is not a request, and moves it aside; returns where it is now."""
         self._keep_answer(bad.id, text, refused=True)
         return self._queue.move_aside(bad)
 

@@ -11,7 +11,7 @@ is moved into it. Whoever takes over removes the folder.
 
 On an object store, the handle is the tag (ETag) of the object, and a put needs the same tag.
 Whoever takes over writes every object once more. The number of the lease, as so many spaces at
-the end, makes its content, and so its tag, another one.
+the end, changes its content, and so its tag.
 """
 
 import shutil
@@ -178,7 +178,7 @@ def replace_tagged(uri: str, render: Callable[[], bytes], number: int, check: Ch
 
 
 def pad(content: bytes, number: int) -> bytes:
-    """Returns the content of a text file with so many spaces at its end as a lease's number.
+    """Returns the content of a text file with spaces at its end, as many as a lease's number.
 
     They mean nothing in JSON, and nothing in JSON lines: they stand before the last line feed, or
     in a last line that is empty.

@@ -1,6 +1,6 @@
 """Requests that wait for a run, as files of one folder; whoever can write there may leave anything.
 
-What is no request is moved aside, so that it is looked at once and its author can find it.
+Whatever is not a request is moved aside: it is looked at once, and its author can find it.
 """
 
 import json
@@ -34,7 +34,7 @@ MAX_REQUESTS = 500
 """Requests that are served at a time; meanwhile, workers wait for their controller."""
 
 MAX_REQUEST_BYTES = 1 << 16
-"""Size above which a file is no request (bytes)."""
+"""Size above which a file is not a request (bytes)."""
 
 MAX_NAME = 50
 """Characters that are kept of the name of a file that is moved aside."""
@@ -72,7 +72,7 @@ class Request:
 
 @dataclass(frozen=True)
 class BadRequest:
-    """A file that is no request.
+    """A file that is not a request.
 
     Attributes:
         name: The name of the file.
@@ -120,7 +120,7 @@ class RequestQueue:
         return [
             request
             for entry, request in zip(waiting, parsed, strict=True)
-            if isinstance(request, Request) or self._is_settled(entry, now)
+            if isinstance(request, Request) or self._has_waited(entry, now)
         ]
 
     def remove(self, ids: Collection[str]) -> set[str]:
@@ -138,7 +138,7 @@ class RequestQueue:
         return True
 
     def move_aside(self, bad: BadRequest) -> str:
-        """Moves what is no request out of the way; returns where it is now."""
+        """Moves a file that is not a request out of the way; returns where it is now."""
         source = join(self._folder, bad.name)
         safe_name = re.sub(r"[^A-Za-z0-9._-]", "_", bad.id)[:MAX_NAME]
         # Under a name of its own: there may be an earlier one, and a name has a longest length.
@@ -150,13 +150,13 @@ class RequestQueue:
             return source
         return target
 
-    def _is_settled(self, entry: FileEntry, now: float) -> bool:
+    def _has_waited(self, entry: FileEntry, now: float) -> bool:
         """Returns whether a file that cannot be read has been there for a while."""
         return now - self._first_seen[entry.name] >= GRACE_S
 
     def _read(self, entry: FileEntry) -> Request | BadRequest:
         uri = join(self._folder, entry.name)
-        problem = "it is no file"
+        problem = "it is not a file"
         if not _NAME.fullmatch(entry.name):
             problem = "its name is none that this project's jobs give"
         elif entry.is_file and entry.size > MAX_REQUEST_BYTES:

@@ -26,7 +26,7 @@ from cprec.runs.run_plan import RunPlan
 from cprec.runs.run_records import count_traced_samples
 from cprec.schedule.controller import Controller
 from cprec.schedule.plan_notes import count_domain_samples
-from cprec.stream.token_sharing import TokenSharing
+from cprec.stream.sharing_groups import TokenSharing
 
 
 @dataclass(frozen=True)

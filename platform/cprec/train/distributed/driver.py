@@ -20,7 +20,7 @@ from cluster.storage import join
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
 from cprec.runs.control.lease import HeldLease
-from cprec.stream.token_sharing import TokenSharing
+from cprec.stream.sharing_groups import TokenSharing
 from cprec.train.distributed.controller_actor import start_controller
 from cprec.train.distributed.controller_state import ControllerSettings, RunNews
 

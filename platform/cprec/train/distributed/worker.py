@@ -22,7 +22,8 @@ from cluster.errors import PlatformFault, RunError, UserError
 from cluster.storage import join
 from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import validate_recipe
-from cprec.model import adapter, backbone, fp8
+from cprec.model import adapter, backbone
+from cprec.model.kernels import fp8
 from cprec.runs import checkpoint
 from cprec.runs.control.attempts import begin_attempt
 from cprec.runs.control.lease import Lease
@@ -390,6 +391,7 @@ def trace_row(record: StepRecord, planned_samples: int) -> TraceRow:
         tflops=round(record.operations / record.step_s / 1e12, 4),
         memory_gb=round(record.peak_memory_bytes / 1e9, 3),
         planned_memory_gb=round(record.planned_memory_bytes / 1e9, 3) or None,
+        compiled_graphs=record.compiled_graphs,
         step_s=round(record.step_s, 4),
         data_wait_s=round(record.data_wait_s, 4),
         held_s=round(record.held_s, 4),

@@ -8,9 +8,13 @@ from hypothesis import strategies as st
 
 from cprec.config.recipe import FinetuneSettings, SearchSettings
 from cprec.downstream.domain import select_whole_users
-from cprec.downstream.hybrid import HybridPromptEncoder, IndexedPromptEncoder, TextPromptEncoder
-from cprec.downstream.llara import (
+from cprec.downstream.hybrid import (
+    HybridPromptEncoder,
+    IndexedPromptEncoder,
     PromptEncoders,
+    TextPromptEncoder,
+)
+from cprec.downstream.llara import (
     build_plan,
     is_hybrid_batch,
     iter_training_steps,

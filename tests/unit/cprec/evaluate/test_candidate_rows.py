@@ -22,7 +22,7 @@ from cprec.evaluate import candidate_rows, candidate_scoring
 from cprec.evaluate.candidate_rows import ROW_STEP, PassKind, Query, pack_row
 from cprec.evaluate.candidate_scoring import score_queries
 from cprec.evaluate.scoring_check import choose_scoring
-from cprec.model import attention, flash_attention
+from cprec.model.kernels import attention, flash_attention
 from cprec.model.layouts import branches
 from cprec.train.forward import uncompiled
 from tests.models import SHAPE, llama

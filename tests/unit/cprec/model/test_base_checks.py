@@ -146,7 +146,7 @@ def test_damaged_weights_are_named(
             {"model_type": "mystery", "auto_map": {"AutoModelForCausalLM": "modeling_x.X"}},
             "needs code of its own, which is never run",
         ),
-        ({"architectures": ["LlamaForSequenceClassification"]}, "no causal language model"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "not a causal language model"),
         ({"hidden_size": "32"}, "does not load.*hidden_size"),
         ({"num_attention_heads": 5}, "does not load.*attention heads"),
         ({"rope_parameters": {"rope_type": "nonsense"}}, "does not load"),
@@ -166,7 +166,7 @@ def test_a_config_of_another_model_is_refused(
     [
         (T5Config(), "encoder-decoder"),
         (BertConfig(), "is an encoder"),
-        ({"model_type": "clip"}, "no causal language model"),
+        ({"model_type": "clip"}, "not a causal language model"),
         ({"model_type": "gemma3"}, "Gemma3ForConditionalGeneration, which takes images"),
     ],
 )
@@ -190,7 +190,7 @@ def test_a_file_that_is_not_json_is_named(base: Path, name: str, content: bytes)
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
 def test_json_of_another_form_is_named(base: Path, name: str) -> None:
     (base / name).write_text("[]")
-    with pytest.raises(RecipeError, match=rf"{name} of .* is no JSON object"):
+    with pytest.raises(RecipeError, match=rf"{name} of .* is not a JSON object"):
         load(base)
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cprec.model import flash_attention
+from cprec.model.kernels import flash_attention
 from cprec.model.layouts import branches
 from cprec.model.layouts.branches import BranchLayout
 

@@ -14,8 +14,8 @@ from cprec.config.recipe import TrainSettings
 from cprec.evaluate.candidate_rows import PassKind, Query
 from cprec.evaluate.candidate_scoring import score_queries
 from cprec.evaluate.scoring_check import choose_decoding, choose_scoring
-from cprec.model import attention
 from cprec.model.context_length import context_length
+from cprec.model.kernels import attention
 from cprec.train.forward import supervised_logits
 from cprec.train.memory_estimate import MemoryEstimate
 from cprec.train.pack_check import choose_packing
@@ -99,8 +99,8 @@ def test_scores_are_those_of_each_candidate_alone(name: str) -> None:
     query = Query(
         rng.integers(3, 160, 70).tolist(), [rng.integers(3, 160, n).tolist() for n in (3, 9, 1, 6)]
     )
-    way = choose_scoring(model, query.longest)
-    scores = score_queries(model, [query, Query(query.prompt[9:], query.answers)], 2, way.kind)
+    method = choose_scoring(model, query.longest)
+    scores = score_queries(model, [query, Query(query.prompt[9:], query.answers)], 2, method.kind)
     expected = score_alone(model, query)
     assert np.abs(scores[0] - expected).max() <= 2e-3 * max(1, np.abs(expected).max())
 
@@ -138,9 +138,9 @@ def test_attention_that_is_broken_on_purpose_is_found(
     assert "tokens of others" in reason
     with pytest.raises(RecipeError, match=r"train\.targets_per_pass 1"):
         packing(build(), targets_per_pass=2)
-    way = choose_scoring(build(), 256)
-    assert way.kind is PassKind.MASKED
-    assert "dense mask, which is slower: tokens of others" in way.notice
+    method = choose_scoring(build(), 256)
+    assert method.kind is PassKind.MASKED
+    assert "dense mask, which is slower: tokens of others" in method.notice
 
     model = build()
     attention.enable_packing(model)
@@ -152,18 +152,18 @@ def test_attention_that_is_broken_on_purpose_is_found(
 
     AttentionInterface.register(attention.ATTENTION_NAME, unmasked)
     try:
-        way = choose_scoring(model, 256)
+        method = choose_scoring(model, 256)
     finally:
         AttentionInterface.register(attention.ATTENTION_NAME, original)
-    assert way.kind is PassKind.ALONE
-    assert "on its own, which is much slower: tokens of others" in way.notice
+    assert method.kind is PassKind.ALONE
+    assert "on its own, which is much slower: tokens of others" in method.notice
 
 
 def test_a_model_that_sees_later_tokens_is_refused() -> None:
     model = families.build("BERT, not causal")
-    with pytest.raises(RecipeError, match="no causal language model"):
+    with pytest.raises(RecipeError, match="not a causal language model"):
         choose_scoring(model, 256)
-    with pytest.raises(RecipeError, match="no causal language model"):
+    with pytest.raises(RecipeError, match="not a causal language model"):
         packing(model)
 
 

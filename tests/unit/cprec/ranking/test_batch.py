@@ -79,7 +79,7 @@ def test_rows_that_do_not_fit_are_kept_with_their_block(place: Place, tmp_path: 
     narrow = Ranker(
         ranking.model,
         ranker._network,
-        ranker._way,
+        ranker._method,
         4,
         ranker._title_encoder,
         _Narrow(encoder, 12),

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from cluster.errors import DataError, PlatformFault, RecipeError
 from cprec.downstream.domain import Domain, sort_by_id
+from cprec.downstream.hybrid import build_encoders
 from cprec.downstream.scoring import load_model
-from cprec.downstream.trial import build_encoders
 from cprec.evaluate.candidate_rows import PassKind, Query
 from cprec.evaluate.candidate_scoring import score_samples
 from cprec.ranking.items import DomainItems
@@ -71,15 +71,15 @@ def test_requests_of_all_sizes_share_a_batch(
         alone = ranker.rank([query])[0]
         assert alone.order.tolist() == ranking.order.tolist()
         assert np.abs(alone.scores - ranking.scores).max() < 1e-3
-    fastest = ranker._way
+    fastest = ranker._method
     assert fastest.kind is PassKind.PACKED
     try:
         for kind in (PassKind.MASKED, PassKind.ALONE):
-            ranker._way = dataclasses.replace(fastest, kind=kind)
+            ranker._method = dataclasses.replace(fastest, kind=kind)
             for ranking, slow in zip(together, ranker.rank(queries), strict=True):
                 assert np.abs(ranking.scores - slow.scores).max() < 1e-3
     finally:
-        ranker._way = fastest
+        ranker._method = fastest
 
 
 def test_titles_are_ranked_as_their_items(place: Place, samples: pa.Table) -> None:

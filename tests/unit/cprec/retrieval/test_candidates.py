@@ -41,7 +41,7 @@ def brute(sources: Sequence[Fixed], history: Sequence[int], k: int) -> list[int]
 
 
 @given(rankings, st.integers(0, ITEMS), histories, st.integers(1, ITEMS + 3))
-def test_a_blend_fuses_without_repeats_and_the_floor_fills_it(
+def test_a_blend_fuses_without_repeats_and_the_fallback_fills_it(
     orders: list[list[int]], known: int, histories: list[list[int]], k: int
 ) -> None:
     sources = [Fixed(order, known) for order in orders]

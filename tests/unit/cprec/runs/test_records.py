@@ -15,7 +15,7 @@ from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import validate_recipe
 from cprec.runs.audit import audit
 from cprec.runs.json_lines import open_events, open_trace, read_events, read_trace
-from cprec.runs.recipe_lock import check_unchanged, write_recipe
+from cprec.runs.locks.recipe import check_unchanged, write_recipe
 from cprec.runs.records import (
     EVENTS_FILE,
     TRACE_FILE,
@@ -139,12 +139,12 @@ def test_a_damaged_line_is_named_and_dropped(tmp_path: Path, damaged: bytes) -> 
     lines = [json.dumps(row(i, i + 1).to_json()).encode() for i in range(3)]
     content = b"\n".join([lines[0], damaged, lines[2], b""])
     (tmp_path / TRACE_FILE).write_bytes(content)
-    with pytest.raises(RunError, match=r"trace.jsonl: line 2 is no record"):
+    with pytest.raises(RunError, match=r"trace.jsonl: line 2 is not a record"):
         read_trace(str(tmp_path))
     trace = open_trace(str(tmp_path))
     assert trace.read() == [row(0, 1), row(2, 3)]
     (damage,) = trace.damage
-    assert "trace.jsonl: line 2 was no record" in damage
+    assert "trace.jsonl: line 2 was not a record" in damage
     assert Path(damage.split("see ")[1]).read_bytes() == content
     assert read_trace(str(tmp_path)) == [row(0, 1), row(2, 3)]
     assert open_trace(str(tmp_path)).damage == []

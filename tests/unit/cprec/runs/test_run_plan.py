@@ -14,10 +14,12 @@ from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import validate_recipe
 from cprec.runs import checkpoint
+from cprec.runs.parent import require_matching_adapter
 from cprec.runs.run_plan import RunPlan
-from cprec.runs.run_planning import create_run_plan, require_matching_adapter, resolve_run_plan
+from cprec.runs.run_planning import create_run_plan, resolve_run_plan
+from cprec.runs.token_form import TOKEN_FORM
 from cprec.schedule.ledger import Ledger
-from cprec.workflows.prepare_run import prepare_run
+from cprec.workflows.pretraining.prepare import prepare_run
 from tests.unit.corpus.worlds import settings, shop, write_root
 
 
@@ -79,6 +81,19 @@ def parent(tmp_path: Path, corpus: Corpus, config: dict[str, object] | None) -> 
 CONFIG = {"r": 8, "lora_alpha": 32, "base_model_name_or_path": "/models/tiny-1", "revision": None}
 
 
+def test_a_run_keeps_the_token_form_of_the_weights_that_it_goes_on_from(
+    tmp_path: Path, corpus: Corpus
+) -> None:
+    uri = parent(tmp_path, corpus, CONFIG)
+    recipe = Recipe(continue_from=uri, branch=True)
+    assert create_run_plan(recipe, corpus).token_form == TOKEN_FORM
+    trunk_uri = str(tmp_path / "runs" / "trunk")
+    trunk = RunPlan.read(trunk_uri)
+    assert trunk is not None
+    replace(trunk, token_form=1).write(trunk_uri)
+    assert create_run_plan(recipe, corpus).token_form == 1
+
+
 @pytest.mark.parametrize(
     ("model", "config", "message"),
     [
@@ -114,10 +129,10 @@ def test_a_parent_must_be_what_the_recipe_trains(
 ) -> None:
     recipe, uri = validate_recipe({"model": model}, "test"), parent(tmp_path, corpus, config)
     if message is None:
-        require_matching_adapter(recipe, "/models/tiny-1", uri)
+        require_matching_adapter(recipe.model, "/models/tiny-1", uri)
     else:
         with pytest.raises(RunError, match=re.escape(message)):
-            require_matching_adapter(recipe, "/models/tiny-1", uri)
+            require_matching_adapter(recipe.model, "/models/tiny-1", uri)
 
 
 def test_a_start_that_is_refused_leaves_no_run_behind(tmp_path: Path, corpus: Corpus) -> None:

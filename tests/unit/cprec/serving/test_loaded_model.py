@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from cprec.downstream.domain import Domain, sort_by_id
+from cprec.downstream.hybrid import build_encoders
 from cprec.downstream.scoring import load_model
-from cprec.downstream.trial import build_encoders
 from cprec.evaluate.candidate_scoring import score_samples
 from cprec.ranking.items import DomainItems
 from cprec.retrieval.catalogue import Catalogue

@@ -22,16 +22,11 @@ from corpus.sampling import hashing
 from cprec.encode import title_tokens
 from cprec.encode.title_tokens import FIXED_FRAGMENTS, TITLE_FORMS, CachedPromptEncoder, TitleTokens
 from cprec.encode.tokens import EncodedSample
-from cprec.model import attention
+from cprec.model.kernels import attention
 from cprec.model.layouts import strips
 from cprec.stream.packing import MicroBatch, MicroBatchSpec, build_micro_batches, collate
-from cprec.stream.token_sharing import (
-    SharedRow,
-    TokenSharing,
-    group_samples,
-    hidden_items,
-    list_sample_items,
-)
+from cprec.stream.sharing_groups import TokenSharing, hidden_items, list_sample_items
+from cprec.stream.token_sharing import SharedRow, group_samples
 from cprec.stream.worker_batches import WorkerBatch
 from cprec.stream.worker_rows import (
     SHARED_ROW_SCHEMA,

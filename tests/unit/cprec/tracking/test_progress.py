@@ -107,6 +107,18 @@ def test_what_changes_the_run_is_said_on_a_line_of_its_own_once() -> None:
     ]
 
 
+def test_layers_that_are_compiled_after_the_first_steps_are_told() -> None:
+    lines: list[str] = []
+    progress = Progress(640, lines.append)
+    # Another group of workers compiles anew from its first step on.
+    for step, graphs in enumerate([2, 4, 4, 6, 6, 2, 4, 4]):
+        progress.update([trace_row(step=step, compiled_graphs=graphs, step_s=12.5)])
+    assert [line for line in lines if "compiled" in line] == [
+        "step 3 compiled 2 graph(s) more, 6 by now, and took 12.5 s: its rows have a length that "
+        "was new (train.pack_tokens)"
+    ]
+
+
 def test_workers_of_which_nothing_was_heard_are_named() -> None:
     hung = WorkersFailed(samples=96, attempt=2, because="rank 0: timed out", silent=[1, 3])
     assert describe_event(hung) == (

@@ -15,7 +15,8 @@ from transformers import (
 )
 
 from cprec.config.recipe import ModelSettings
-from cprec.model import adapter, fp8, lora_fusion
+from cprec.model import adapter
+from cprec.model.kernels import fp8, lora_fusion
 from cprec.train.engine import decoder_layers
 from cprec.train.memory_estimate import MemoryEstimate
 

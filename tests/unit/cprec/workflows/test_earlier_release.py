@@ -12,7 +12,7 @@ from cprec.config.recipe import RENAMED_KEYS, Recipe
 from cprec.config.recipe_file import to_yaml, validate_recipe
 from cprec.downstream.search_plan import SearchPlan, lock_identity
 from cprec.downstream.stored_baselines import baseline_uri
-from cprec.runs.recipe_lock import check_unchanged
+from cprec.runs.locks.recipe import check_unchanged
 
 
 def old_names(text: str) -> str:

@@ -13,16 +13,18 @@ from cluster.errors import RunError
 from corpus.build import build
 from cprec.config.recipe import Recipe
 from cprec.runs import checkpoint
-from cprec.runs.recipe_lock import write_recipe
+from cprec.runs.locks.recipe import write_recipe
 from cprec.runs.run_plan import RunPlan
 from cprec.runs.run_planning import create_run_plan
 from cprec.schedule.plan import Portion
+from cprec.schedule.plan_notes import describe_plan
 from cprec.schedule.planning import PlanSettings, build_plan
 from cprec.schedule.wsa import Mode
 from cprec.tracking import live_report
 from cprec.tracking.live_report import REPORT_INTERVAL_RATIO, REPORT_INTERVAL_S, LiveReport
 from cprec.train.distributed import driver
-from cprec.workflows import prepare_run, pretrain, train_run
+from cprec.workflows import pretrain
+from cprec.workflows.pretraining import prepare, train
 from tests.unit.corpus.worlds import settings, shop, write_root
 
 
@@ -105,12 +107,12 @@ def test_a_run_that_is_held_open_waits_again_after_a_restart(
     lines: list[str] = []
     trained: list[object] = []
     monkeypatch.setattr(
-        train_run, "find_last_checkpoint", lambda run_uri: (checkpoint.CheckpointName(100, 0), [])
+        train, "find_last_checkpoint", lambda run_uri: (checkpoint.CheckpointName(100, 0), [])
     )
-    monkeypatch.setattr(train_run, "ray_session", lambda address, num_cpus: nullcontext())
+    monkeypatch.setattr(train, "ray_session", lambda address, num_cpus: nullcontext())
     monkeypatch.setattr(driver, "run_training", lambda *arguments: trained.append(arguments))
     job = driver.TrainingJob(Recipe(), "runs/a", "base", Any)  # type: ignore[arg-type]
-    train_run.train_run(job, run_plan, Any, Any, lines.append)  # type: ignore[arg-type]
+    train.train_run(job, run_plan, Any, Any, lines.append)  # type: ignore[arg-type]
     assert len(trained) == (hold and not closed)
     assert lines == (
         ["resuming cpt from 100 samples"] if trained else ["cpt is trained to the end already"]
@@ -136,7 +138,7 @@ def test_a_preview_tells_of_the_run_that_is_there_and_writes_nothing(tmp_path: P
     run_plan = create_run_plan(smaller, corpus)
     run_plan.write(str(tmp_path / "runs" / "cpt"))
     pretrain.preview(recipe, corpus, (), lines.append)
-    of_the_run = run_plan.plan.describe(recipe.train.global_batch, 0.0)
+    of_the_run = describe_plan(run_plan.plan, recipe.train.global_batch, 0.0, 0.0)
     assert of_the_run in lines
     assert of_the_run != lines[0]
     other = recipe.model_copy(update={"seed": 3})
@@ -147,15 +149,15 @@ def test_a_preview_tells_of_the_run_that_is_there_and_writes_nothing(tmp_path: P
 def test_a_branch_is_a_run_of_its_own() -> None:
     recipe = Recipe(run="other", seed=3)
     uri = "/runs/cpt/checkpoints/000000008192-0"
-    branch = prepare_run.branch_recipe(recipe, uri, None)
+    branch = prepare.branch_recipe(recipe, uri, None)
     assert (branch.run, branch.continue_from, branch.branch, branch.seed) == (
         "cpt-anneal-8192",
         uri,
         True,
         3,
     )
-    assert prepare_run.branch_recipe(recipe, uri, "release").run == "release"
+    assert prepare.branch_recipe(recipe, uri, "release").run == "release"
     with pytest.raises(RunError, match="that is the trunk"):
-        prepare_run.branch_recipe(recipe, uri, "cpt")
+        prepare.branch_recipe(recipe, uri, "cpt")
     with pytest.raises(RunError, match="not a checkpoint; give <storage>/<run>/checkpoints/"):
-        prepare_run.branch_recipe(recipe, "/runs/cpt/plan.json", None)
+        prepare.branch_recipe(recipe, "/runs/cpt/plan.json", None)

@@ -20,7 +20,7 @@ from cprec.runs.control.lease import LeaseLostError, claim
 from cprec.runs.control.request_queue import Action, Request
 from cprec.runs.control.status import read_status
 from cprec.runs.json_lines import read_events, read_trace
-from cprec.runs.recipe_lock import write_recipe
+from cprec.runs.locks.recipe import write_recipe
 from cprec.runs.records import (
     CorpusVersionAdopted,
     LeaseRecord,
@@ -32,7 +32,7 @@ from cprec.runs.records import (
 from cprec.runs.run_planning import create_run_plan
 from cprec.stream import segments
 from cprec.stream.row_encoder import RowEncoder
-from cprec.stream.token_sharing import NO_SHARING
+from cprec.stream.sharing_groups import NO_SHARING
 from cprec.train.distributed.controller_actor import MAX_NAMED, ControllerActor
 from cprec.train.distributed.controller_state import ControllerSettings, WorkerGroup
 from cprec.workflows import append_domain
@@ -200,7 +200,7 @@ def test_a_damaged_step_after_the_checkpoint_is_trained_again(
     again.begin_attempt(WorkerGroup(1, 1, 64, "the checkpoint"), [])
     assert [row.samples for row in read_trace(str(run))] == [0, 32]
     (dropped,) = [e for e in read_events(str(run)) if isinstance(e, RecordDropped)]
-    assert "trace.jsonl: line 3 was no record" in dropped.because
+    assert "trace.jsonl: line 3 was not a record" in dropped.because
 
 
 def test_a_run_whose_trace_lacks_steps_before_the_checkpoint_does_not_go_on(

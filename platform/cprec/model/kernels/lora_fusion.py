@@ -23,8 +23,8 @@ from peft.tuners.lora import Linear
 from torch.autograd.function import once_differentiable
 
 from cprec.model.adapter import ADAPTER_NAME, layers_by_input
-from cprec.model.fp8 import FrozenFP8Linear
-from cprec.model.low_rank import add_low_rank, low_rank_gradients, split_columns
+from cprec.model.kernels.fp8 import FrozenFP8Linear
+from cprec.model.kernels.low_rank import add_low_rank, low_rank_gradients, split_columns
 
 
 def fuse_lora(model: torch.nn.Module) -> int:

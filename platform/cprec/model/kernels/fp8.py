@@ -18,7 +18,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from cprec.model.adapter import layers_by_input
-from cprec.model.low_rank import add_low_rank, low_rank_gradients, split_columns
+from cprec.model.kernels.low_rank import add_low_rank, low_rank_gradients, split_columns
 
 FP8_MAX = torch.finfo(torch.float8_e4m3fn).max
 """Largest value of e4m3."""
@@ -42,11 +42,11 @@ def quantise_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def _quantise_side_by_side(matrices: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Quantises the rows of matrices that stand side by side, as `quantise_rows` does.
 
-    It is an operator of its own because code that the compiler makes reads everything twice.
+    It is an operator of its own because compiled code would read everything twice.
     """
     if matrices[0].is_cuda:
         # Only there is Triton installed.
-        from cprec.model import triton_kernels
+        from cprec.model.kernels import triton_kernels
 
         if triton_kernels.can_quantise(matrices):
             return triton_kernels.quantise_rows(

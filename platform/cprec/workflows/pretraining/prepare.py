@@ -1,11 +1,10 @@
 """Prepares a pre-training run: its recipe, its corpus, its plan, and what the workers are given."""
 
-from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 from cluster.console import Say
-from cluster.errors import RecipeError, RunError
+from cluster.errors import RunError
 from cluster.storage import absolute_uri, exists, join
 from corpus import build
 from corpus.ingest.plain_text import read_plain_text
@@ -16,19 +15,16 @@ from cprec.model.backbone import load_tokenizer
 from cprec.model.base_files import identify
 from cprec.model.base_uri import resolve_base
 from cprec.model.context_length import require_context
-from cprec.runs.base_lock import lock_base
-from cprec.runs.checkpoint import CHECKPOINTS, CheckpointName, list_checkpoints
+from cprec.runs.checkpoint import CheckpointName
 from cprec.runs.control.fence import UNFENCED, RunWriter
-from cprec.runs.json_lines import open_events, read_events
-from cprec.runs.recipe_lock import check_unchanged, write_recipe
-from cprec.runs.records import CorpusVersionAdopted, RunStarted
+from cprec.runs.locks.base import lock_base
+from cprec.runs.locks.recipe import check_unchanged, write_recipe
+from cprec.runs.parent import require_matching_adapter
 from cprec.runs.run_plan import RunPlan
-from cprec.runs.run_planning import require_matching_adapter, resolve_run_plan
+from cprec.runs.run_planning import resolve_run_plan
 from cprec.runs.token_form import require_same_tokens
-from cprec.schedule.plan import Plan
-from cprec.schedule.plan_notes import annealing_warning
-from cprec.stream.row_encoder import find_fallback_reason
-from cprec.tracking.registry import Registry
+from cprec.schedule.plan_notes import describe_plan
+from cprec.stream.row_encoder import check_tokens_can_be_shared, find_fallback_reason
 from cprec.train.distributed import driver
 from cprec.workflows.build_corpus import build_corpus
 
@@ -104,30 +100,6 @@ def _is_built_first(recipe: Recipe) -> bool:
     return recipe.data.format == "simulated" and not exists(samples)
 
 
-def require_unregistered(registry: Registry, run_uri: str) -> None:
-    """Checks that no version is registered of a run that has nothing left to go on from.
-
-    A checkpoint is registered by its URI, so a run under the same name would be taken for the old
-    one.
-
-    Raises:
-        RunError: There is such a version.
-    """
-    if list_checkpoints(run_uri):
-        return
-    try:
-        versions = registry.versions()
-    except Exception:  # whatever MLflow raises while it is away: training does not depend on it
-        return
-    for version in versions:
-        if version.checkpoint.startswith(join(run_uri, CHECKPOINTS, "")):
-            raise RunError(
-                f"{join(run_uri, CHECKPOINTS)} holds no checkpoint, but {registry.model} version "
-                f"{version.number} is one of this run: a run never starts over by itself; restore "
-                "its checkpoints, or use another --run"
-            )
-
-
 def prepare_run(
     recipe: Recipe,
     run_uri: str,
@@ -165,89 +137,24 @@ def prepare_run(
     run_plan, is_new = resolve_run_plan(recipe, run_uri, corpus, previous_recipe)
     base = resolve_base(recipe, corpus, say)
     if is_new and recipe.continue_from is not None:
-        require_matching_adapter(recipe, base, recipe.continue_from)
+        require_matching_adapter(recipe.model, base, recipe.continue_from)
     identity = identify(base, recipe.model.revision)
     tokenizer = load_tokenizer(base, identity.revision)
-    token_form = _token_form_before(recipe, run_plan, is_new)
-    require_same_tokens(recipe.run, token_form, corpus.read_titles(), tokenizer)
+    require_same_tokens(recipe.run, run_plan.token_form, corpus.read_titles(), tokenizer)
     require_context(base, identity.revision, recipe.model.max_tokens)
     # Refuses a base without a usable tokenizer before any worker starts.
     fallback_reason = find_fallback_reason(corpus, base, identity.revision)
-    check_tokens_can_be_shared(recipe, fallback_reason, say)
+    check_tokens_can_be_shared(recipe.train.inexact_keys, fallback_reason, say)
     lock_base(identity, run_uri, recipe.continue_from, say, writer)
     write_recipe(recipe, run_uri, writer)
     run_plan.write(run_uri, writer)
-    _record_start(recipe, run_uri, run_plan, writer)
-    say(describe_plan(recipe, run_plan.plan))
+    run_plan.record_start(run_uri, recipe.run, writer)
+    say(
+        describe_plan(
+            run_plan.plan,
+            recipe.train.global_batch,
+            recipe.schedule.replay_share,
+            recipe.schedule.min_annealing_share,
+        )
+    )
     return driver.TrainingJob(recipe, run_uri, base, corpus, text, identity.revision), run_plan
-
-
-def _token_form_before(recipe: Recipe, run_plan: RunPlan, is_new: bool) -> int:
-    """Returns the rules of tokens under which the weights that a run starts with were trained."""
-    if is_new and recipe.continue_from is not None:
-        trunk = RunPlan.read(recipe.continue_from.rsplit("/", 2)[0])  # <run>/checkpoints/<name>
-        return run_plan.token_form if trunk is None else trunk.token_form
-    return run_plan.token_form
-
-
-def check_tokens_can_be_shared(recipe: Recipe, fallback_reason: str | None, say: Say) -> None:
-    """Checks that samples can share tokens with the tokenizer of the base, if they are to.
-
-    Args:
-        recipe: The recipe of the run.
-        fallback_reason: Why prompts have to be tokenised one by one; None if they need not.
-        say: Takes a line if they have to.
-
-    Raises:
-        RecipeError: Samples are to share tokens, and the tokenizer does not allow it.
-    """
-    if fallback_reason and recipe.train.inexact_keys:
-        raise RecipeError(
-            f"{recipe.train.inexact_keys}: samples share tokens only where prompts can be cut at "
-            f"titles, but {fallback_reason}"
-        )
-    if fallback_reason:
-        say(f"prompts are tokenised one by one, which is slower: {fallback_reason}")
-
-
-def describe_plan(recipe: Recipe, plan: Plan) -> str:
-    """Describes a plan for people, with a warning where its annealing is short."""
-    batch, schedule = recipe.train.global_batch, recipe.schedule
-    warning = annealing_warning(plan, schedule.min_annealing_share, batch)
-    description = plan.describe(batch, schedule.replay_share)
-    return f"{description}\n{warning}" if warning else description
-
-
-def _record_start(recipe: Recipe, run_uri: str, run_plan: RunPlan, writer: RunWriter) -> None:
-    """Writes the first events of a run, unless they are there.
-
-    A start that died just after it had written the plan left none of them, or not all.
-    """
-    if any(isinstance(event, CorpusVersionAdopted) for event in read_events(run_uri)):
-        return
-    plan = run_plan.plan
-    samples_by_source: Counter[str] = Counter()
-    for (source, _), samples in plan.count_by_stream(0, plan.total_samples).items():
-        samples_by_source[source] += samples
-    events = open_events(run_uri, writer)
-    events.retain(lambda event: not isinstance(event, RunStarted))
-    events.append(
-        RunStarted(
-            samples=0,
-            run=recipe.run,
-            parent=run_plan.parent,
-            warmup_end=plan.wsa.warmup_end,
-            stable_end=plan.wsa.stable_end,
-            annealing_end=plan.wsa.annealing_end,
-        )
-    )
-    events.append(
-        CorpusVersionAdopted(
-            samples=0,
-            version=run_plan.version,
-            sources=samples_by_source,
-            stable_end=plan.wsa.stable_end,
-            annealing_end=plan.wsa.annealing_end,
-        )
-    )
-    events.flush()

@@ -22,7 +22,7 @@ def add_low_rank(out: torch.Tensor, low: torch.Tensor, up: torch.Tensor) -> None
     in_rows = out.stride(1) == low.stride(1) == up.stride(1) == 1
     if out.is_cuda and out.dtype == torch.bfloat16 and in_rows and low.shape[1] <= WIDEST_RANK:
         # Only there is Triton installed.
-        from cprec.model import triton_kernels
+        from cprec.model.kernels import triton_kernels
 
         triton_kernels.add_low_rank(out, low, up)
     else:

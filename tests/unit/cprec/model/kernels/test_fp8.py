@@ -7,7 +7,12 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 
 from cprec.config.recipe import ModelSettings
-from cprec.model.fp8 import FrozenFP8Linear, FrozenFP8Weight, quantise_frozen_layers, quantise_rows
+from cprec.model.kernels.fp8 import (
+    FrozenFP8Linear,
+    FrozenFP8Weight,
+    quantise_frozen_layers,
+    quantise_rows,
+)
 from cprec.train.device import OperationCount
 from tests.models import llama
 

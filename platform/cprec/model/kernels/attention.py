@@ -33,7 +33,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from cluster.errors import RecipeError
-from cprec.model import flash_attention
+from cprec.model.kernels import flash_attention
 from cprec.model.layouts.branches import BranchLayout, attend_branches
 from cprec.model.layouts.strips import StripLayout, causal_mask, window_mask
 

@@ -6,7 +6,7 @@ import pytest
 
 from cluster.errors import RunError
 from cprec.model.base_files import BaseIdentity, content_revision
-from cprec.runs.base_lock import lock_base, read_base
+from cprec.runs.locks.base import lock_base, read_base
 
 
 def identity(base: str = "s3://b/base", suffix: str = ":9", **changes: str) -> BaseIdentity:

@@ -119,7 +119,7 @@ def _varlen_attention() -> Any:
         from torch.nn.attention.varlen import AuxRequest, varlen_attn
 
         # torch 2.13 wants to be told that key heads may serve several query heads; 2.11 sees it.
-        told = "enable_gqa" in inspect.signature(varlen_attn).parameters
-        arguments: dict[str, Any] = {"enable_gqa": True} if told else {}
+        takes_gqa = "enable_gqa" in inspect.signature(varlen_attn).parameters
+        arguments: dict[str, Any] = {"enable_gqa": True} if takes_gqa else {}
         _varlen = partial(varlen_attn, return_aux=AuxRequest(lse=True), **arguments)
     return _varlen

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cprec.model import flash_attention
+from cprec.model.kernels import flash_attention
 
 
 @pytest.mark.parametrize(("heads", "key_heads"), [(4, 4), (6, 2)])

@@ -15,8 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHea
 
 from cprec.config.recipe import ModelSettings
 from cprec.model import adapter
-from cprec.model.fp8 import quantise_frozen_layers
-from cprec.model.lora_fusion import FusedLoraLinear, compute_layers, fuse_lora
+from cprec.model.kernels.fp8 import quantise_frozen_layers
+from cprec.model.kernels.lora_fusion import FusedLoraLinear, compute_layers, fuse_lora
 from tests.models import SHAPE, llama
 
 # PEFT calls transformers by a deprecated name.

@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel
 
 from cprec.encode.tokens import EncodedSample
-from cprec.model import attention
+from cprec.model.kernels import attention
 from cprec.stream.packing import MicroBatchSpec, collate
 from tests.models import SHAPE, llama
 

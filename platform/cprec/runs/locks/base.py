@@ -55,7 +55,7 @@ def read_base(run_uri: str) -> BaseRecord | None:
 
 
 def _differs(known: BaseRecord, identity: BaseIdentity) -> bool:
-    """Returns whether a base is certainly another one than before.
+    """Returns whether a base has certainly changed.
 
     A base may have moved. Then its files are compared if they have the same names and kinds of
     tags: a SHA-256 tells nothing of an ETag.

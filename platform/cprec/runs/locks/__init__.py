@@ -1,0 +1,1 @@
+"""What a run keeps from its first start: its recipe and its base."""

@@ -1,0 +1,1 @@
+"""The stations of a pre-training run: prepare, train, finish."""
