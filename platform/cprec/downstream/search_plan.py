@@ -190,7 +190,7 @@ def _identity(plan: SearchPlan) -> SearchIdentity:
         "base_revision": plan.revision,
         "token_form": TOKEN_FORM,
         "start": plan.start_checkpoint,
-        "model": recipe.model.model_dump(mode="json"),
+        "model": recipe.model.model_dump(mode="json", exclude={"license"}),
         "finetune": recipe.finetune.model_dump(mode="json", exclude={"start", "name", "domain"}),
         "baseline": recipe.baseline.model_dump(mode="json", exclude={"seeds"}),
         "seed": recipe.seed,
