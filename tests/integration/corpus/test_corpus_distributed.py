@@ -484,7 +484,7 @@ def test_a_worker_that_is_killed_costs_time_only(
     )
     block_processor, file_writer = sample_files._block_processor, sample_files._file_writer
     for module, name in (
-        (prepare, "_deduplicate_and_cap"),
+        (user_ranges, "_deduplicate_and_cap"),
         (kcore, "_run_round"),
         (prepare, "_build_block"),
         (ray_append, "_read_existing"),
