@@ -19,7 +19,7 @@ from corpus.append import append, preview
 from corpus.append_text import append_text
 from corpus.build import build, choose_backend
 from corpus.distributed import append as ray_append
-from corpus.distributed import kcore, prepare, reading, sample_files
+from corpus.distributed import kcore, prepare, reading, sample_files, user_ranges
 from corpus.ingest import quarantine
 from corpus.ingest.sources import file_splits
 from corpus.local import append as local_append
@@ -47,7 +47,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes many ranges, splits, partitioning tasks and sums, of few rows each."""
     monkeypatch.setattr(stored_interactions, "TARGET_FILE_ROWS", 200)
     monkeypatch.setattr(file_splits, "ROWS_PER_SPLIT", 100)
-    monkeypatch.setattr(prepare, "ROWS_PER_RESULT", 40)
+    monkeypatch.setattr(user_ranges, "ROWS_PER_RESULT", 40)
     monkeypatch.setattr(kcore, "COUNTS_PER_TASK", 5)
 
 
@@ -484,7 +484,7 @@ def test_a_worker_that_is_killed_costs_time_only(
     )
     block_processor, file_writer = sample_files._block_processor, sample_files._file_writer
     for module, name in (
-        (prepare, "_deduplicate_and_cap"),
+        (user_ranges, "_deduplicate_and_cap"),
         (kcore, "_run_round"),
         (prepare, "_build_block"),
         (ray_append, "_read_existing"),
