@@ -4,7 +4,7 @@
     ├── UserError                    exit 1: one message, no traceback
     │   ├── RecipeError              a key or a value of the recipe
     │   ├── DataError                raw interactions or items that cannot be used
-    │   ├── CorpusError              a corpus that is missing, of another version, or too small
+    │   ├── CorpusError              a corpus that is missing, damaged or not fit for the request
     │   │   └── CommitConflictError  another process committed first
     │   ├── RunError                 a run that cannot start, resume or be promoted as asked
     │   └── AccessDeniedError        a disk or a store that may not be read or written
@@ -35,7 +35,10 @@ class DataError(UserError):
 
 
 class CorpusError(UserError):
-    """A corpus that is missing, of another version than asked for, or too small."""
+    """A corpus that is missing, damaged or not fit for the request.
+
+    It may be of another version, have other rules or seed, or lack the data that is asked for.
+    """
 
 
 class CommitConflictError(CorpusError):

@@ -38,11 +38,11 @@ class Service:
     """A Ray process that listens on a port.
 
     Attributes:
-        name: What it is, for people.
+        name: What it is, as the message of its death calls it.
         host: Address that it listens on.
         port: Port that it listens on.
-        log: Its log file, or where that is, for people.
-        may_restart: Whether it may come back after its death.
+        log: Its log file, which the message names.
+        may_restart: Whether it may be started again, so that a closed port is not yet its death.
     """
 
     name: str
@@ -161,7 +161,7 @@ def _connect(service: Service) -> socket.socket:
 
 
 def _end_process(service: Service) -> None:
-    """Says what died, and ends this process without touching Ray again."""
+    """Writes to stderr what died, and exits with code 2 without touching Ray again."""
     message = (
         f"fault: {service.name} died, and its session with it (its log: {service.log}); often the "
         "machine was out of memory or disk; the same command goes on from the last checkpoint\n"

@@ -60,8 +60,8 @@ class Prepared(ABC):
 
     Attributes:
         items: Items of all domains, a frame of ITEMS_SCHEMA whose row i is item i.
-        dropped: Rows left out so far, by reason, unusable ones included.
-        quarantined: The unusable rows.
+        dropped: Rows left out so far, counted by reason; those in `quarantined` are included.
+        quarantined: Rows that cannot be used.
         counts_by_domain: Interactions and users of each domain.
         sample_bounds: Samples that each (source, split) can have, at most. Exact except for
             `mixed` (`corpus.sampling.samples.max_sample_counts`).
@@ -98,8 +98,8 @@ class AppendDelta(ABC):
         rows: Interactions that are added.
         items: Items of these interactions (domain, item_id, title). Items that are new to the
             corpus are numbered in this order.
-        dropped: Rows left out so far, by reason, unusable ones included.
-        quarantined: The unusable rows.
+        dropped: Rows left out so far, counted by reason; those in `quarantined` are included.
+        quarantined: Rows that cannot be used.
     """
 
     corpus: Corpus

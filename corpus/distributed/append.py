@@ -47,12 +47,13 @@ class RayDomainDelta:
 
     Attributes:
         tables: Refs of the added interactions (DomainInteractions), one for each range of users.
-            Their items are places in `item_ids`.
+            Their items are indices into `item_ids`.
         rows: Added interactions in all ranges.
-        item_ids: Ids of all items of the domain that have a title, ascending.
-        items: Items of the added interactions (domain, item_id, title), in the order in which
-            they are numbered.
-        dropped: Rows left out since reading, by reason.
+        item_ids: Ids of all items of the domain with a title, ascending: those of the corpus and
+            of the input.
+        items: Items of the added interactions (domain, item_id, title), by item_id. Items that are
+            new to the corpus are numbered in this order.
+        dropped: Rows left out since reading, counted by reason.
     """
 
     tables: tuple[Ref, ...]

@@ -149,8 +149,8 @@ def _prepare_blocks(
         domain_tables: Refs of each domain's interactions, with item indices, for each range.
         block_count: Number of blocks, a power of two.
         items: Items of all domains, a frame of ITEMS_SCHEMA.
-        dropped: Rows left out so far, by reason.
-        quarantined: The unusable rows.
+        dropped: Rows left out so far, counted by reason.
+        quarantined: Rows that cannot be used.
         data: Settings of the build.
 
     Raises:

@@ -30,8 +30,8 @@ class DomainTables:
             Their column `item` holds row numbers of `items`.
         table_rows: Number of rows of each table.
         items: Items that have a title (columns item_id and title), sorted by item_id.
-        dropped: Number of rows left out, by reason, quarantined ones included.
-        quarantined: The unusable rows.
+        dropped: Rows left out, counted by reason; those in `quarantined` are included.
+        quarantined: Rows that cannot be used.
     """
 
     tables: tuple[Ref, ...]

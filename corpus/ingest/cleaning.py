@@ -162,7 +162,7 @@ def deduplicate_and_cap(rows: pl.DataFrame, max_per_user: int) -> tuple[pl.DataF
 
 
 def latest_valid_timestamp(data: DataSettings) -> int:
-    """Returns the latest plausible time [Unix seconds]."""
+    """Returns the latest plausible time [Unix seconds]: `data.latest`, or a day from now."""
     return data.latest if data.latest is not None else int(time.time()) + SECONDS_PER_DAY
 
 

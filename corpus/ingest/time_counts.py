@@ -39,7 +39,10 @@ class TimeCounts:
 
     @property
     def are_calendar_numbers(self) -> bool:
-        """Whether every time is a date written as one number."""
+        """Whether there are times, and the digits of each are a date, such as 20170714.
+
+        Hours, minutes and seconds may follow. Times that are null do not count.
+        """
         return 0 < self.known == self.calendar
 
     def is_zero_missing(self, ticks_per_second: int) -> bool:

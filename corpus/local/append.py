@@ -46,12 +46,14 @@ class LocalDomainDelta:
     """What an append adds to one domain.
 
     Attributes:
-        interactions: The added interactions, whose items are places in `item_ids`.
-        item_ids: Ids of all items of the domain that have a title, ascending.
-        items: Items of the added interactions (domain, item_id, title), in the order in which
-            they are numbered.
-        dropped: Rows left out, by reason, unusable ones included.
-        quarantined: The unusable rows.
+        interactions: The added interactions. Their items are indices into `item_ids`.
+        item_ids: Ids of all items of the domain with a title, ascending: those of the corpus and
+            of the input.
+        items: Items of the added interactions (domain, item_id, title), by item_id. Items that are
+            new to the corpus are numbered in this order.
+        dropped: Rows of the input that are left out, counted by reason; those in `quarantined` are
+            included.
+        quarantined: Rows of the input that cannot be used.
     """
 
     interactions: DomainInteractions

@@ -54,8 +54,8 @@ class _PreparedDomain:
     Attributes:
         interactions: Its interactions, with item indices, and the ids of its users.
         items: Its numbered items, a frame of ITEMS_SCHEMA.
-        dropped: Rows left out, by reason, unusable ones included.
-        quarantined: The unusable rows.
+        dropped: Rows left out, counted by reason; those in `quarantined` are included.
+        quarantined: Rows that cannot be used.
     """
 
     interactions: DomainInteractions

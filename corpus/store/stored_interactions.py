@@ -126,11 +126,14 @@ def read_user_interactions(
 
 
 def count_user_interactions(corpus: Corpus, user_ids: pl.Series) -> int:
-    """Counts the interactions that `read_user_interactions` returns, by reading hashes only.
+    """Counts the stored interactions of some users, by reading only the hashes of user ids.
+
+    It is the number that `read_user_interactions` returns, or more: another user whose id has the
+    same hash is counted too.
 
     Args:
         corpus: Version of the corpus.
-        user_ids: The users; ids may repeat.
+        user_ids: The users; an id that repeats counts once.
 
     Raises:
         CorpusError: A version has no stored interactions, or a file is missing or damaged.

@@ -300,9 +300,9 @@ def translate_file_errors(uri: str) -> Iterator[None]:
 
 
 def publish_statistics(corpus: Corpus) -> None:
-    """Writes statistics.json: one object per version, oldest first.
+    """Writes statistics.json: a list of one object per version, the oldest first.
 
-    It only repeats what the commits have, so it may be written again at any time.
+    It only repeats what the commits to `samples` hold, so it may be written again at any time.
     """
     versions = [
         Corpus(corpus.uri, commit.version, corpus.commits[: commit.version + 1]).statistics()

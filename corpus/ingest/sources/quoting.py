@@ -97,7 +97,14 @@ class _QuoteChecker:
         self.is_inside = False
 
     def check(self, chunk: bytes) -> str | None:
-        """Follows the quotes of the next chunk; returns the first that does not fit, if any."""
+        """Follows the quotes of the next chunk.
+
+        What ends in a quote or a backslash is held back until the next call.
+
+        Returns:
+            The first quote that neither opens nor closes a field, with its line, in words; None if
+            there is none so far.
+        """
         text = self._rest + chunk
         # What ends in a quote or a backslash is judged with what follows.
         size = len(text.rstrip(b'"\\'))

@@ -169,7 +169,8 @@ def parse_yaml(text: str, origin: str) -> dict[str, Any]:
         origin: Where it is from, for messages.
 
     Raises:
-        RecipeError: It is not YAML, has a duplicate key, or is not a mapping.
+        RecipeError: It is not YAML 1.2, has a duplicate key, or is not a mapping. Or it is nested
+            too deeply, or its aliases (`*name`) stand for themselves or for too many values.
     """
     try:
         values = YAML(typ="safe", pure=True).load(text)
@@ -258,11 +259,11 @@ def _is_section(annotation: Any) -> TypeGuard[type[BaseModel]]:
 def _reject_unknown_keys(
     values: Mapping[str, Any], section: type[BaseModel], prefix: str, origin: str
 ) -> None:
-    """Checks that a section, and every section inside it, has all of the given keys.
+    """Checks that the keys given for a section exist, in the sections inside it too.
 
     Args:
-        values: The keys and their values.
-        section: Model of the section.
+        values: The given keys and their values.
+        section: The model whose fields are the keys that exist.
         prefix: Dotted name of the section, for the message: empty, or with a dot at its end.
         origin: Where the values are from, for the message.
 

@@ -49,7 +49,7 @@ def metavar(annotation: Any) -> str:
 
 
 def _union_members(annotation: Any) -> list[Any]:
-    """Returns the types that a value may have, without their constraints."""
+    """Returns the types that a value may have, NoneType included, each without `Annotated`."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:
         return _union_members(arguments[0])

@@ -181,7 +181,7 @@ def check_identity(plan: SearchPlan) -> None:
 
 
 def _identity(plan: SearchPlan) -> SearchIdentity:
-    """Returns what a search depends on, as JSON reads it back."""
+    """Returns what a search depends on, in types that JSON gives back as they were."""
     recipe = plan.recipe
     identity: SearchIdentity = {
         "corpus": plan.corpus.fingerprint,

@@ -139,13 +139,15 @@ def score_queries(
 def _group(
     queries: Iterable[Query], batch_size: int, max_tokens: int, max_predictors: int
 ) -> Iterator[list[Query]]:
-    """Yields the queries of each pass, in their order.
+    """Yields groups of consecutive queries, one group for each forward pass.
+
+    A query that exceeds a limit by itself has a group of its own.
 
     Args:
         queries: The queries.
-        batch_size: Queries of a pass, at most.
-        max_tokens: Tokens of a pass, at most, unless one query has more.
-        max_predictors: Tokens of a pass that have logits, at most, unless one query has more.
+        batch_size: Queries of a group, at most.
+        max_tokens: Tokens of a group, at most, filling not counted.
+        max_predictors: Tokens of a group for which logits are computed, at most.
     """
     group: list[Query] = []
     tokens = predictors = 0

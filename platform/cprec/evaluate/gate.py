@@ -124,7 +124,7 @@ def _iter_lines(measured: Measurements, gate: GateSettings) -> Iterator[GateLine
 
 
 def _iter_champion_lines(measured: Measurements, gate: GateSettings) -> Iterator[GateLine]:
-    """Yields the lines that compare with the champion; none where there is none."""
+    """Yields the lines that compare the candidate with the champion, if there is a champion."""
     test, champion = measured.paired_test, measured.champion
     if test is None or champion is None:
         return

@@ -57,13 +57,14 @@ class Metrics(RankMetrics):
         hr1_of_valid: HR@1 over the answers that are valid by `llara`. None for scored candidates.
         slices: The samples by length of their history (items): `sparse` has 3 or 4, `medium` 5 to
             8, `dense` 9 and more.
-        mode: `score`, `generate` or `constrained`; or, since 0.3.0, `catalogue`.
+        mode: How the model answered: `score`, `generate` or `constrained`; or, since 0.3.0,
+            `catalogue` where it ranked the whole catalogue.
         length_correlation: Mean rank correlation of a sample's scores and the lengths of its
             candidates' titles. None for generated answers; absent for a catalogue.
         recall: Of a catalogue only: recall@k by k of what was retrieved, which is HR@k of a model
             that scores every item.
-        inputs: What the predictions depend on: equal inputs are not scored again. Absent in a
-            stored comparison.
+        inputs: What the predictions depend on: equal inputs are not scored again. Absent where
+            these metrics are part of a comparison.
     """
 
     model: str

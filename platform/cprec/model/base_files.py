@@ -116,8 +116,13 @@ def content_revision(files: Mapping[str, str]) -> str:
 def local_directory(base: str) -> Path | None:
     """Returns the directory that a base names; None if it is a hub id.
 
+    A name that may be either, such as `owner/name`, is a directory if there is one.
+
+    Args:
+        base: Hub id, path or `file://` URI; not the URI of an object store.
+
     Raises:
-        RecipeError: A path holds no model.
+        RecipeError: It can only be a path, and no model is there.
     """
     looks_like_path = base.startswith((".", "/", "~", "file://")) or base.count("/") > 1
     path = Path(base.removeprefix("file://")).expanduser()

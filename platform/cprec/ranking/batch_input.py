@@ -278,7 +278,7 @@ def _check_types(file: str, schema: pa.Schema, wanted: Sequence[str]) -> None:
 
 
 def _open(file: str) -> pq.ParquetFile:
-    """Opens a parquet file; raises DataError if it is none."""
+    """Opens a parquet file; raises DataError if it is missing or not a parquet file."""
     try:
         return open_parquet(file)
     except (pa.ArrowException, FileNotFoundError) as error:

@@ -100,10 +100,10 @@ def open_items(recipe: Recipe, model: EvaluatedModel) -> tuple[Corpus, DomainIte
 
 
 def require_text_only(model: EvaluatedModel) -> None:
-    """Checks that titles suffice for a model.
+    """Checks that a model needs no more than the titles of items.
 
     Raises:
-        RecipeError: It is hybrid.
+        RecipeError: The model is hybrid: it also needs their ids, and knows those of one domain.
     """
     if (domain := _known_domain(model)) is not None:
         raise RecipeError(

@@ -12,7 +12,11 @@ from cprec.retrieval.vector_index import VectorIndex
 
 
 class SequenceSource:
-    """Finds items by SASRec's score, the inner product of an item's embedding and the state."""
+    """Finds the items that SASRec scores highest after a history.
+
+    The score is the inner product of an item's embedding and the network's state at the end of the
+    history.
+    """
 
     def __init__(self, network: SASRec, items: Items) -> None:
         """Builds the index.

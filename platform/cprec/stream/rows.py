@@ -183,5 +183,5 @@ def _sum(part: Part) -> int:
 
 
 def _difference(division: Sequence[Part]) -> int:
-    """Returns the difference of the smallest and the largest part; the heap takes the lowest."""
+    """Returns the smallest part less the largest: a heap gives the largest difference first."""
     return division[-1][0] - division[0][0]

@@ -268,7 +268,7 @@ class Engine:
 
     @property
     def captured_passes(self) -> int:
-        """Number of shapes of passes that are replayed as CUDA graphs."""
+        """Number of input shapes whose passes are replayed as CUDA graphs; 0 without graphs."""
         return 0 if self._static_passes is None else self._static_passes.captured
 
     def _prepare_static_passes(

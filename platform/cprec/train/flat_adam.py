@@ -166,7 +166,9 @@ class FlatAdam:
         return grad_norm if math.isfinite(grad_norm) else math.inf
 
     def gather_state(self, steps: int) -> TrainingState:
-        """Returns weights and moments by name, on the CPU.
+        """Returns copies of the weights and of Adam's moments by parameter name, on the CPU.
+
+        Not collective: every worker holds all of them.
 
         Args:
             steps: Steps taken; before the first one Adam has no moments.

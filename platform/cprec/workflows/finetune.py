@@ -88,11 +88,21 @@ class SearchResult:
 
 
 def search_and_register(recipe: Recipe, registry: Registry, say: Say) -> SearchResult:
-    """Runs a search to its end, from where it stopped, and registers the best trial.
+    """Searches the learning rate, trains the best one with several seeds, and registers a version.
+
+    The version is the best of these trials on validation. Trials that are done already are not
+    trained again.
+
+    Args:
+        recipe: The recipe of the job.
+        registry: Where the start is looked up, and the version is registered.
+        say: Receives progress lines.
 
     Raises:
-        RunError: Another search has the same name, or training diverged at every learning rate.
-        UserError: The start, the corpus or the domain are missing.
+        RunError: A search of this name was started with something else; or training diverged at
+            every learning rate, or with a seed of the best one.
+        UserError: The checkpoint to start from, the corpus or the domain is missing, or the recipe
+            cannot be trained.
     """
     plan = plan_search(recipe, registry, say)
     if is_unbuilt(recipe, plan.base):

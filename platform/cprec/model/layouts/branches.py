@@ -209,13 +209,17 @@ def _branch_mask(
 ) -> NDArray[np.bool_]:
     """Returns what the tokens of a prompt's branches see: the prompt, and their own branch.
 
+    Of its own branch a token sees itself and what is before it. Each branch has the positions right
+    after the prompt.
+
     Args:
         prompt_size: Tokens of the prompt.
         branch_sizes: Tokens of each of its branches.
-        window: Tokens that a token sees at most; None for all.
+        window: Tokens that a token sees at most, itself and the nearest before it; None for all.
 
     Returns:
-        The mask [tokens of the branches, tokens of the prompt and the branches].
+        The mask [tokens of the branches, tokens of the prompt and the branches]: True where the
+        token of the row sees that of the column.
     """
     branches = np.repeat(np.arange(len(branch_sizes)), branch_sizes)
     starts = np.repeat(np.cumsum(branch_sizes) - branch_sizes, branch_sizes)

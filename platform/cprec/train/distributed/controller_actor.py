@@ -209,7 +209,7 @@ class ControllerActor:
         self._state.record(Stopped(samples=self._state.controller.samples))
 
     def failure(self) -> Exception | None:
-        """Returns the error that ended the run, if one did."""
+        """Returns the first error given to `record_failure`; None if there was none."""
         return self._failure
 
     def end_run(self) -> None:
