@@ -32,7 +32,7 @@ class LocalCluster:
         folder: Where Ray puts its files; short, because sockets are below it.
         port: Port of the head.
         environment: Environment of nodes and drivers.
-        gates: Files for which the workers wait, at steps 3 and 9, before the first regular checkpoint.
+        gates: Files for which the workers wait at steps 3 and 9: no regular checkpoint is before.
         nodes: The processes that were started, the head first.
     """
 
