@@ -8,6 +8,7 @@ import os
 import stat
 import time
 import urllib.parse
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -41,20 +42,21 @@ class ObservedRun:
         stdout: Its output.
         stderr: Its messages.
         session: Folder of its local Ray session.
-        listeners: Process title and address of each TCP socket on which it listened.
+        listeners: Titles that a process had, and each address on which it listened.
         command_lines: Command lines of its processes.
     """
 
     stdout: str
     stderr: str
     session: Path
-    listeners: set[tuple[str, str]]
+    listeners: list[tuple[set[str], set[str]]]
     command_lines: set[str]
 
 
 def observe(job: str, *arguments: str | Path) -> ObservedRun:
     """Runs a job to its end, with planted secrets, and looks at its processes meanwhile."""
-    listeners: set[tuple[str, str]] = set()
+    titles: dict[int, set[str]] = defaultdict(set)
+    addresses: dict[int, set[str]] = defaultdict(set)
     command_lines: set[str] = set()
     process = jobs.start(job, *arguments, environment=SECRETS)
     end = time.monotonic() + jobs.LIMIT_S
@@ -66,15 +68,17 @@ def observe(job: str, *arguments: str | Path) -> ObservedRun:
                     with suppress(psutil.NoSuchProcess):
                         title = " ".join(member.cmdline())
                         command_lines.add(title)
+                        titles[member.pid].add(title.rstrip())
                         for connection in member.net_connections(kind="tcp"):
                             if connection.status == psutil.CONN_LISTEN:
-                                listeners.add((title[:60], connection.laddr.ip))
+                                addresses[member.pid].add(connection.laddr.ip)
             time.sleep(0.5)
     finally:
         process.kill()
     stdout, stderr = process.communicate()
     assert process.returncode == 0, f"{stdout[-3000:]}\n{stderr[-3000:]}"
     [session] = (private_folder() / "ray").glob(f"session_*_{process.pid}")
+    listeners = [(titles[pid], ips) for pid, ips in addresses.items()]
     return ObservedRun(stdout, stderr, session, listeners, command_lines)
 
 

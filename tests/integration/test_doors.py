@@ -22,8 +22,9 @@ RENDEZVOUS = "ray::RayTrainWorker"
 
 def test_a_local_run_listens_on_loopback_but_for_torchs_rendezvous(observed: ObservedRun) -> None:
     assert len(observed.listeners) > 5
-    wide = {title for title, address in observed.listeners if address not in LOOPBACK}
-    assert all(title.startswith(RENDEZVOUS) for title in wide), wide
+    wide = [titles for titles, addresses in observed.listeners if not addresses <= LOOPBACK]
+    # A worker has another title while it executes what it was sent.
+    assert all(any(title.startswith(RENDEZVOUS) for title in titles) for titles in wide), wide
 
 
 def test_the_session_is_the_users_alone(observed: ObservedRun) -> None:
