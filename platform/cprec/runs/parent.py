@@ -8,7 +8,7 @@ from typing import Any
 from cluster.errors import CorpusError, RunError
 from cluster.storage import exists, join, read_text
 from corpus.store.tables import Corpus
-from cprec.config.recipe import ModelSettings
+from cprec.config.sections.model import ModelSettings
 from cprec.runs import checkpoint
 from cprec.runs.run_plan import RunPlan
 from cprec.runs.token_form import TOKEN_FORM
