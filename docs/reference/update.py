@@ -31,7 +31,7 @@ import pyarrow as pa  # noqa: E402
 from pydantic import BaseModel  # noqa: E402
 
 from cprec.config.recipe import Recipe  # noqa: E402
-from cprec.runs.records import Event  # noqa: E402
+from cprec.runs.events import Event  # noqa: E402
 
 ANCHORS = {
     "Metrics": "modelmetricsjson",

@@ -16,8 +16,11 @@ from cprec.runs.restart import require_untrained
 from cprec.runs.run_plan import RunPlan
 from cprec.schedule import planning
 from cprec.schedule.plan import Portion
-from cprec.schedule.planning import PlanSettings, Replay
+from cprec.schedule.planning import NO_REPLAY, PlanSettings, Replay
 from cprec.schedule.wsa import Mode
+
+Selection = tuple[PlanSettings, list[Portion], list[Portion], Replay]
+"""What a plan is built of: settings, domain-specific portions, mixed portions, replayed text."""
 
 
 def resolve_run_plan(
@@ -81,9 +84,19 @@ def create_run_plan(recipe: Recipe, corpus: Corpus) -> RunPlan:
     else:
         passed_over = tuple(name for name in available if name not in domains)
         parent = Parent(None, (), passed_over)
-    if recipe.branch:
-        return _plan_branch(recipe, corpus, streams, parent)
-    return _plan_trunk(recipe, corpus, streams, tuple(domains), parent)
+    select = _select_for_branch if recipe.branch else _select_for_trunk
+    settings, domain, mixed, replay = select(recipe, corpus, streams, parent)
+    return RunPlan(
+        corpus.fingerprint,
+        corpus.version,
+        planning.build_plan(settings, domain, mixed, parent.consumed, replay),
+        domains=() if recipe.branch else tuple(domains),
+        passed_over=parent.passed_over,
+        hold=recipe.schedule.hold_open and not recipe.branch,
+        closed=recipe.branch,
+        parent=parent.uri,
+        token_form=parent.token_form,
+    )
 
 
 def _require_users_together(recipe: Recipe, corpus: Corpus) -> None:
@@ -97,22 +110,10 @@ def _require_users_together(recipe: Recipe, corpus: Corpus) -> None:
         )
 
 
-def _plan_trunk(
-    recipe: Recipe,
-    corpus: Corpus,
-    streams: Sequence[Stream],
-    domains: tuple[str, ...],
-    parent: Parent,
-) -> RunPlan:
-    """Plans a trunk: all samples that its parent has not consumed.
-
-    Args:
-        recipe: The recipe of the run.
-        corpus: The corpus.
-        streams: Its training streams.
-        domains: Domains that the run pre-trains on.
-        parent: What the run goes on from.
-    """
+def _select_for_trunk(
+    recipe: Recipe, corpus: Corpus, streams: Sequence[Stream], parent: Parent
+) -> Selection:
+    """Selects all samples that the parent of a trunk has not consumed."""
     settings = plan_settings(recipe)
     replay = _replay_from_recipe(recipe, corpus, streams, parent.consumed)
     domain = remaining_portions(
@@ -127,25 +128,14 @@ def _plan_trunk(
             )
         if not recipe.schedule.rewarm:
             settings = replace(settings, warmup_fraction=0.0)
-    plan = planning.build_plan(settings, domain, mixed, parent.consumed, replay)
-    return RunPlan(
-        corpus.fingerprint,
-        corpus.version,
-        plan,
-        domains,
-        parent.passed_over,
-        hold=recipe.schedule.hold_open,
-        parent=parent.uri,
-        token_form=parent.token_form,
-    )
+    return settings, domain, mixed, replay
 
 
-def _plan_branch(
+def _select_for_branch(
     recipe: Recipe, corpus: Corpus, streams: Sequence[Stream], parent: Parent
-) -> RunPlan:
-    """Plans a branch: the mixed samples that its parent has not consumed."""
+) -> Selection:
+    """Selects the mixed samples that the parent of a branch has not consumed."""
     _require_annealing(recipe)
-    settings = plan_settings(recipe).for_branch()
     mixed = remaining_portions(select_streams(streams, SourceKind.MIXED), parent.consumed)
     if not mixed:
         raise CorpusError(
@@ -153,17 +143,7 @@ def _plan_branch(
             "give users one id in all domains (see data.mixed_min_domains), or train trunks only, "
             "with schedule.mode domain_only"
         )
-    plan = planning.build_plan(settings, (), mixed, parent.consumed)
-    return RunPlan(
-        corpus.fingerprint,
-        corpus.version,
-        plan,
-        domains=(),
-        passed_over=parent.passed_over,
-        closed=True,
-        parent=parent.uri,
-        token_form=parent.token_form,
-    )
+    return plan_settings(recipe).for_branch(), [], mixed, NO_REPLAY
 
 
 def _require_annealing(recipe: Recipe) -> None:
