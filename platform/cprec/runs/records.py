@@ -1,7 +1,7 @@
 """The records that a run leaves on storage, one class per JSON object. Pure.
 
-Events are in `cprec.runs.events`. docs/reference/file-formats.md is made from all of them. A reader ignores fields that it
-does not know, and fills those that earlier releases did not write.
+Events are in `cprec.runs.events`. docs/reference/file-formats.md is made from all these classes.
+A reader ignores fields that it does not know, and fills those that earlier releases did not write.
 """
 
 import time

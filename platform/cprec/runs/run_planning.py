@@ -4,16 +4,17 @@ A run that has started before keeps its plan. Nothing is written here.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from cluster.errors import CorpusError, RecipeError
+from cluster.errors import CorpusError, RecipeError, RunError
 from corpus.sampling.source import SourceKind
 from corpus.store.tables import Corpus, Stream
 from cprec.config.recipe import Recipe
-from cprec.runs.parent import Parent, read_parent
+from cprec.runs import checkpoint
 from cprec.runs.portions import build_replay, domain_names, remaining_portions, select_streams
 from cprec.runs.restart import require_untrained
 from cprec.runs.run_plan import RunPlan
+from cprec.runs.token_form import TOKEN_FORM
 from cprec.schedule import planning
 from cprec.schedule.plan import Portion
 from cprec.schedule.planning import NO_REPLAY, PlanSettings, Replay
@@ -21,6 +22,23 @@ from cprec.schedule.wsa import Mode
 
 Selection = tuple[PlanSettings, list[Portion], list[Portion], Replay]
 """What a plan is built of: settings, domain-specific portions, mixed portions, replayed text."""
+
+
+@dataclass(frozen=True)
+class Parent:
+    """What a run goes on from: a stable checkpoint of a trunk, or the base.
+
+    Attributes:
+        uri: URI of the checkpoint; None for the base.
+        consumed: What the trunk had consumed there.
+        passed_over: Domains that the run passes over.
+        token_form: Rules of tokens under which its weights were trained.
+    """
+
+    uri: str | None
+    consumed: tuple[Portion, ...]
+    passed_over: tuple[str, ...]
+    token_form: int = TOKEN_FORM
 
 
 def resolve_run_plan(
@@ -84,8 +102,10 @@ def create_run_plan(recipe: Recipe, corpus: Corpus) -> RunPlan:
     else:
         passed_over = tuple(name for name in available if name not in domains)
         parent = Parent(None, (), passed_over)
-    select = _select_for_branch if recipe.branch else _select_for_trunk
-    settings, domain, mixed, replay = select(recipe, corpus, streams, parent)
+    if recipe.branch:
+        settings, domain, mixed, replay = _select_for_branch(recipe, corpus, streams, parent)
+    else:
+        settings, domain, mixed, replay = _select_for_trunk(recipe, corpus, streams, parent)
     return RunPlan(
         corpus.fingerprint,
         corpus.version,
@@ -97,6 +117,42 @@ def create_run_plan(recipe: Recipe, corpus: Corpus) -> RunPlan:
         parent=parent.uri,
         token_form=parent.token_form,
     )
+
+
+def read_parent(uri: str, corpus: Corpus, seed: int) -> Parent:
+    """Reads a parent checkpoint, and checks that it is stable and fits a new run.
+
+    Args:
+        uri: URI of the checkpoint.
+        corpus: The corpus of the new run.
+        seed: Its seed.
+
+    Raises:
+        RunError: The checkpoint is damaged, was taken while annealing, or has another seed.
+        CorpusError: It was trained on another corpus.
+    """
+    ledger = checkpoint.read_verified_ledger(uri)
+    consumed = ledger.plan.consumed_portions(ledger.samples)
+    stable_end = ledger.plan.wsa.stable_end
+    if ledger.samples > stable_end:
+        raise RunError(
+            f"{uri}: taken while annealing ({ledger.samples:,} samples, S = {stable_end:,}); "
+            "only stable checkpoints can be continued"
+        )
+    trunk = RunPlan.read(uri.rsplit("/", 2)[0])  # <run>/checkpoints/<name>
+    if trunk is not None and trunk.corpus != corpus.fingerprint:
+        raise CorpusError(
+            f"{uri} was trained on corpus {trunk.corpus}; {corpus.uri} is {corpus.fingerprint}"
+        )
+    trained_seed = ledger.plan.domain_eras[0].seed
+    if seed != trained_seed:
+        raise RunError(
+            f"{uri} was trained with seed {trained_seed}, which ordered its samples; "
+            f"this recipe has seed {seed}: set --seed {trained_seed}"
+        )
+    if trunk is None:
+        return Parent(uri, consumed, ())
+    return Parent(uri, consumed, trunk.passed_over, trunk.token_form)
 
 
 def _require_users_together(recipe: Recipe, corpus: Corpus) -> None:
