@@ -104,7 +104,7 @@ SINCE = {
     "EpochResult": "0.2.0",
     "StoredFit": "0.2.0",
     "StoredRequest": "0.2.0",
-    "VersionStatistics.speaking_titles": "0.3.0",
+    "VersionStatistics.prompt_injections": "0.3.0",
     "VersionMetadata.rules": "0.2.0",
     "VersionMetadata.origin": "0.2.0",
     "VersionMetadata.quarantine": "0.2.0",

@@ -18,6 +18,7 @@ from cprec.config.sections.recommendation import RecommendSettings, ServeSetting
 from cprec.config.sections.services import ClusterSettings, MlflowSettings
 
 RENAMED_KEYS: Mapping[str, str] = {
+    "data.speaking_titles": "data.prompt_injection",
     "search.rates": "search.lrs",
     "finetune.floor": "finetune.lr_min_ratio",
     "baseline.rate": "baseline.lr",
