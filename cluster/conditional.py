@@ -1,6 +1,7 @@
 """Replaces an object of a store only while it is the one that was seen (a put with If-Match)."""
 
 import errno
+from typing import Any
 
 from cluster.storage import filesystem
 
@@ -8,40 +9,45 @@ _CHANGED = {"PreconditionFailed", "ConditionalRequestConflict", "412", "409"}
 """Codes with which a store refuses such a put."""
 
 
-def read_object_tag(uri: str) -> str | None:
-    """Returns the ETag of an object, which is another one for other content; None without one."""
-    fs, path = filesystem(uri)
-    bucket, key, _ = fs.split_path(path)
-    try:
-        return str(fs.call_s3("head_object", Bucket=bucket, Key=key)["ETag"])
-    except FileNotFoundError:
-        return None
+class StoredObject:
+    """An object of a store that speaks S3's protocol."""
 
+    def __init__(self, uri: str) -> None:
+        self._fs, path = filesystem(uri)
+        self._bucket, self._key, _ = self._fs.split_path(path)
 
-def replace_object(uri: str, content: bytes, tag: str | None) -> bool:
-    """Writes an object if it is still the one with a tag; exactly one of several calls succeeds.
+    def read_tag(self) -> str | None:
+        """Returns the ETag, which is another one for other content; None without an object."""
+        try:
+            return str(self._call("head_object")["ETag"])
+        except FileNotFoundError:
+            return None
 
-    Args:
-        uri: URI of the object.
-        content: Its new content, up to 5 GB.
-        tag: Its ETag as it was read; None: there must be no such object.
+    def replace(self, content: bytes, tag: str | None) -> bool:
+        """Writes the object if it still has a tag; exactly one of several calls succeeds.
 
-    Returns:
-        Whether it was written.
-    """
-    fs, path = filesystem(uri)
-    bucket, key, _ = fs.split_path(path)
-    condition = {"IfNoneMatch": "*"} if tag is None else {"IfMatch": tag}
-    try:
-        fs.call_s3("put_object", Bucket=bucket, Key=key, Body=content, **condition)
-    except FileNotFoundError:  # it was removed meanwhile
-        if read_object_tag(uri) is None and tag is None:
-            raise  # there is no such bucket
-        return False
-    except OSError as error:
-        response = getattr(error.__cause__, "response", {})
-        refused = response.get("Error", {}).get("Code") in _CHANGED
-        if refused or error.errno == errno.EEXIST or isinstance(error, FileExistsError):
+        Args:
+            content: Its new content, up to 5 GB.
+            tag: Its ETag as it was read; None: there must be no such object.
+
+        Returns:
+            Whether it was written.
+        """
+        condition = {"IfNoneMatch": "*"} if tag is None else {"IfMatch": tag}
+        try:
+            self._call("put_object", Body=content, **condition)
+        except FileNotFoundError:  # it was removed meanwhile
+            if self.read_tag() is None and tag is None:
+                raise  # there is no such bucket
             return False
-        raise
-    return True
+        except OSError as error:
+            response = getattr(error.__cause__, "response", {})
+            refused = response.get("Error", {}).get("Code") in _CHANGED
+            if refused or error.errno == errno.EEXIST or isinstance(error, FileExistsError):
+                return False
+            raise
+        return True
+
+    def _call(self, operation: str, **arguments: Any) -> Any:
+        """Sends one request of S3's protocol for the object."""
+        return self._fs.call_s3(operation, Bucket=self._bucket, Key=self._key, **arguments)

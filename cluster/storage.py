@@ -10,8 +10,8 @@ import hashlib
 import os
 import posixpath
 import stat
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,19 @@ def filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
     return fs, path
 
 
+@contextmanager
+def connect(uri: str) -> Iterator[tuple[AbstractFileSystem, str]]:
+    """Yields the filesystem of a URI and the path on it; errors of the `with` block name the URI.
+
+    Raises:
+        AccessDeniedError: It is not allowed.
+        OSError: As `name_errors` says.
+    """
+    fs, path = filesystem(uri)
+    with name_errors(uri):
+        yield fs, path
+
+
 def is_remote(uri: str) -> bool:
     """Returns whether a URI is on an object store rather than a disk."""
     return "://" in uri and not uri.startswith("file://")
@@ -71,8 +84,7 @@ def join(uri: str, *parts: str) -> str:
 
 def exists(uri: str) -> bool:
     """Returns whether there is a file at a URI, or anything below it."""
-    fs, path = filesystem(uri)
-    with name_errors(uri):
+    with connect(uri) as (fs, path):
         if is_remote(uri):
             return bool(fs.exists(path))
         try:
@@ -84,9 +96,8 @@ def exists(uri: str) -> bool:
 
 def list_names(uri: str) -> list[str]:
     """Returns the names directly below a URI, sorted; empty if the URI does not exist."""
-    fs, path = filesystem(uri)
     try:
-        with name_errors(uri):
+        with connect(uri) as (fs, path):
             entries = fs.ls(path, detail=False)
     except (FileNotFoundError, NotADirectoryError):
         return []
@@ -137,9 +148,8 @@ def list_etags(uri: str) -> dict[str, str]:
     Returns:
         Name to tag; empty if the URI does not exist.
     """
-    fs, path = filesystem(uri)
     try:
-        with name_errors(uri):
+        with connect(uri) as (fs, path):
             entries = fs.ls(path, detail=True)
     except FileNotFoundError:
         return {}
@@ -160,9 +170,8 @@ def list_content_tags(uri: str) -> dict[str, str]:
     Returns:
         Name to tag; empty if the URI does not exist.
     """
-    fs, path = filesystem(uri)
     try:
-        with name_errors(uri):
+        with connect(uri) as (fs, path):
             entries = fs.ls(path, detail=True)
     except FileNotFoundError:
         return {}
@@ -223,9 +232,8 @@ def read_bytes_if_exists(uri: str) -> bytes | None:
     Raises:
         UserError: The URI is a directory.
     """
-    fs, path = filesystem(uri)
     try:
-        with name_errors(uri):
+        with connect(uri) as (fs, path):
             return with_cut_reads_repeated(lambda: bytes(fs.cat_file(path)))
     except (FileNotFoundError, NotADirectoryError):  # or it would be below a file
         return None
@@ -244,8 +252,7 @@ def write_bytes(uri: str, content: bytes) -> None:
 
     It is durable when this returns.
     """
-    fs, path = filesystem(uri)
-    with name_errors(uri):
+    with connect(uri) as (fs, path):
         if is_remote(uri):
             fs.pipe_file(path, content)
         else:
@@ -254,8 +261,7 @@ def write_bytes(uri: str, content: bytes) -> None:
 
 def append_bytes(uri: str, content: bytes) -> None:
     """Appends to a file on a disk: all of the content or nothing. It is durable afterwards."""
-    _, path = filesystem(uri)
-    with name_errors(uri):
+    with connect(uri) as (_, path):
         local_files.append(Path(path), content)
 
 
@@ -273,9 +279,8 @@ def create_text(uri: str, content: str) -> bool:
     Returns:
         Whether this call created the file.
     """
-    fs, path = filesystem(uri)
     encoded = content.encode("utf-8")
-    with name_errors(uri):
+    with connect(uri) as (fs, path):
         if is_remote(uri):
             try:
                 fs.pipe_file(path, encoded, mode="create")
@@ -292,16 +297,14 @@ def write_text(uri: str, content: str) -> None:
 
 def remove(uri: str) -> None:
     """Removes a file, or everything below a URI; does nothing if the URI does not exist."""
-    fs, path = filesystem(uri)
-    with name_errors(uri), suppress(FileNotFoundError):  # another process may remove it meanwhile
-        if exists(uri):
+    with connect(uri) as (fs, path), suppress(FileNotFoundError):
+        if exists(uri):  # another process may remove it meanwhile
             fs.rm(path, recursive=True)
 
 
 def remove_file(uri: str) -> None:
     """Removes a file; does nothing if there is none."""
-    fs, path = filesystem(uri)
-    with name_errors(uri), suppress(FileNotFoundError):
+    with connect(uri) as (fs, path), suppress(FileNotFoundError):
         fs.rm_file(path)
 
 
@@ -341,8 +344,7 @@ def upload(directory: Path, uri: str, last: str = "") -> None:
 
 def download(uri: str, directory: Path) -> Path:
     """Copies every file below a URI into a local directory, and returns the directory."""
-    fs, path = filesystem(uri)
-    with name_errors(uri):
+    with connect(uri) as (fs, path):
         for file in fs.find(path):
             target = directory / posixpath.relpath(file, path)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -370,10 +372,9 @@ def file_sha256(uri: str) -> str:
     Raises:
         UserError: There is no such file.
     """
-    fs, path = filesystem(uri)
     digest = hashlib.sha256()
     try:
-        with name_errors(uri), fs.open(path, "rb") as file:
+        with connect(uri) as (fs, path), fs.open(path, "rb") as file:
             while chunk := file.read(_CHUNK_BYTES):
                 digest.update(chunk)
     except FileNotFoundError:

@@ -23,7 +23,7 @@ from cluster.errors import CorpusError, DataError
 from corpus import build
 from corpus.backend import AppendInput, Backend
 from corpus.fingerprints import file_digests, rules
-from corpus.ingest import feedback, quarantine, simulation, speaking_titles
+from corpus.ingest import feedback, prompt_injection, quarantine, simulation
 from corpus.ingest.feedback import FeedbackCounts
 from corpus.local import LOCAL
 from corpus.local.append import LocalAppendInput
@@ -309,7 +309,7 @@ def _try_append(
         statistics.count_samples(samples.sample_files),
         samples.mixed_users,
         append_delta.dropped + samples.dropped + Counter(title_made_distinct=num_renamed),
-        speaking_titles.count_by_domain(
+        prompt_injection.count_by_domain(
             items.filter(~catalogue.items_in_runs(items, previous["item_runs"]))
         ),
     )

@@ -104,7 +104,7 @@ def _try_append_text(
         "quarantine": None,
         "text": replay_text.text_digest(content),
         "origin": {"root": storage.absolute_uri(file), "format": "text", "domains": [source]},
-        "statistics": {**statistics, "dropped": {}, "speaking_titles": {}},
+        "statistics": {**statistics, "dropped": {}, "prompt_injections": {}},
         "interactions": [],
     }
     return commit_version(

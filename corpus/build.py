@@ -13,7 +13,7 @@ from cluster.console import Say
 from cluster.errors import CorpusError
 from corpus.backend import Backend
 from corpus.fingerprints import fingerprint, rules
-from corpus.ingest import quarantine, simulation, speaking_titles
+from corpus.ingest import prompt_injection, quarantine, simulation
 from corpus.ingest.sources import file_splits, layout
 from corpus.local import LOCAL
 from corpus.settings import DataSettings, SimulateSettings
@@ -76,7 +76,7 @@ def build(data: DataSettings, seed: int, uri: str, say: Say) -> Corpus:
         statistics.count_samples(samples.sample_files),
         samples.mixed_users,
         prepared.dropped + samples.dropped,
-        speaking_titles.count_by_domain(prepared.items),
+        prompt_injection.count_by_domain(prepared.items),
     )
     metadata: VersionMetadata = {
         "fingerprint": identity,
@@ -126,7 +126,7 @@ def preview(
         prepared.sample_bounds,
         0,
         prepared.dropped,
-        speaking_titles.count_by_domain(prepared.items),
+        prompt_injection.count_by_domain(prepared.items),
     )
 
 

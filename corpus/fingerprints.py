@@ -8,7 +8,7 @@ from typing import Any
 from cluster import storage
 from cluster.errors import DataError
 from corpus.backend import MapFunction
-from corpus.ingest import speaking_titles
+from corpus.ingest import prompt_injection
 from corpus.ingest.sources import layout
 from corpus.settings import DataSettings
 
@@ -23,7 +23,7 @@ RULE_KEYS = (
     "mixed_min_domains",
     "mixed_min_target_domain",
     "users_together",
-    "speaking_titles",
+    "prompt_injection",
 )
 """Keys of `data` that all versions of a corpus share: they decide which samples exist, or what
 stands in them."""
@@ -46,7 +46,7 @@ def _omitted_keys(data: DataSettings) -> set[str]:
 
     So a corpus of a release that did not have these keys keeps its rules and its fingerprint.
     """
-    defaults = {"users_together": False, "speaking_titles": "keep", "until_day": None}
+    defaults = {"users_together": False, "prompt_injection": "keep", "until_day": None}
     return {key for key, default in defaults.items() if getattr(data, key) == default}
 
 
@@ -67,8 +67,8 @@ def fingerprint(data: DataSettings, seed: int, map_files: MapFunction = map) -> 
         data.model_dump_json(exclude={"root", "format", "distribute_above"} | _omitted_keys(data))
     )
     settings["layout"] = layout.effective_format(data)
-    if data.speaking_titles != "keep":
-        settings["speech"] = speaking_titles.PATTERNS
+    if data.prompt_injection != "keep":
+        settings["injection_patterns"] = prompt_injection.PATTERNS
     settings["domains"] = sorted(data.domains)
     settings["held_out"] = sorted(data.held_out)
     digests = file_digests(data, (*settings["domains"], *settings["held_out"]), map_files)

@@ -98,10 +98,10 @@ class DataSettings(Section):
         description="stop if a larger fraction of a domain's rows lacks a user, item, title or "
         "plausible time, or cannot be read",
     )
-    speaking_titles: Literal["keep", "neutralise", "drop"] = Field(
+    prompt_injection: Literal["keep", "neutralise", "drop"] = Field(
         "keep",
-        description="titles that speak to the model, with braces, sentences of the prompt, chat "
-        "markers or instructions: keep them; neutralise: write { } as ( ) and part the letters "
+        description="titles with prompt injections (braces, sentences of the prompt, chat "
+        "markers, instructions): keep them; neutralise: write { } as ( ) and part the letters "
         "of a phrase, as in T·h·e a·n·s·w·e·r i·s; drop: leave the items out; "
         "what is kept is counted (docs/how-to/inspect-a-corpus.md)",
     )

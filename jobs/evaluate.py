@@ -15,7 +15,8 @@ from cprec.config.command import main
 from cprec.config.recipe import Recipe
 from cprec.tracking.console_tables import comparison_table
 from cprec.tracking.registry import Registry
-from cprec.workflows.evaluate import compare_models, plan_evaluation
+from cprec.workflows.evaluate import compare_models
+from cprec.workflows.evaluation_plan import plan_evaluation
 
 
 def run_job(recipe: Recipe, options: argparse.Namespace) -> None:

@@ -27,7 +27,7 @@ SMALL_RUN_FILES = (
     "tests/faults/test_kills.py",
     "tests/faults/test_nodes.py",
     "tests/integration/test_cpt.py",
-    "tests/integration/test_batch_recommend.py",
+    "tests/integration/workflows/test_batch_recommend.py",
     "tests/integration/test_doors.py",
 )
 """Files whose tests share the small run (fixture `whole`)."""

@@ -170,7 +170,7 @@ def _read_file_split(
         domain: Name of the domain.
         file_split: The split.
         item_ids: Ids of the domain's items that have a title, ascending, and of those that
-            `data.speaking_titles` drops.
+            `data.prompt_injection` drops.
         data: Settings that say how the files are to be read.
         latest: Time after which a timestamp is unusable, in unix seconds.
         zero_is_missing: Whether the time 0 stands for none.

@@ -99,7 +99,7 @@ def select_usable(
         end = day_start(data.until_day) + SECONDS_PER_DAY
         early = wanted.filter(pl.col("timestamp") < end * ticks)
     liked, dropped = _filter_by_rating(early, data.min_rating)
-    dropped["item_with_speaking_title"] = usable.height - wanted.height
+    dropped["item_with_injection"] = usable.height - wanted.height
     dropped["after_until_day"] = wanted.height - early.height
     interactions = liked.select("user", item="titled_item", timestamp=pl.col("timestamp") // ticks)
     return UsableInteractions(interactions, raw.user_ids, titled_item_ids, dropped, quarantined)

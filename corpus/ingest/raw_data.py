@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from cluster.console import Say
 from cluster.errors import DataError
-from corpus.ingest import quarantine, speaking_titles
+from corpus.ingest import prompt_injection, quarantine
 from corpus.ingest.quarantine import QuarantinedRows
 from corpus.ingest.sources import block, file_names, layout, reader
 from corpus.ingest.sources.block import Block
@@ -71,7 +71,7 @@ class DomainItems:
 
     Attributes:
         titles: Columns item_id and title of the items with a title, each once, sorted by item_id.
-        dropped_ids: Ids of the items that `data.speaking_titles` drops.
+        dropped_ids: Ids of the items that `data.prompt_injection` drops.
         dropped: Usable rows that were left out, counted by reason.
         quarantined: Rows that cannot be used.
     """
@@ -332,14 +332,14 @@ def read_items(data: DataSettings, domain: str, item_files: Sequence[str], say: 
         check_files_agree(summaries, columns, data, say)
     all_titles = pl.concat(titles).sort("item_id", "title")
     unique_titles = all_titles.unique("item_id", keep="first", maintain_order=True)
-    treated = speaking_titles.apply_setting(unique_titles["title"], data.speaking_titles)
+    treated = prompt_injection.apply_setting(unique_titles["title"], data.prompt_injection)
     is_dropped = treated.is_null()
     return DomainItems(
         unique_titles.with_columns(title=treated).filter(~is_dropped),
         unique_titles["item_id"].filter(is_dropped),
         Counter(
             duplicate_item=all_titles.height - unique_titles.height,
-            speaking_title=int(is_dropped.sum()),
+            title_with_injection=int(is_dropped.sum()),
             title_neutralised=int((treated != unique_titles["title"]).sum()),
         ),
         quarantine.merge_blocks(quarantined),

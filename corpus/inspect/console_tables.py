@@ -12,9 +12,9 @@ from rich.table import Table
 
 from corpus.inspect import page
 from corpus.inspect.distributions import TOP_ITEM_FRACTIONS, Distributions, length_bin_labels
+from corpus.inspect.injections import TitlesWithInjection
 from corpus.inspect.inspection import InspectionResult
 from corpus.inspect.leakage import LEAK_CHECKS
-from corpus.inspect.speech import SpeakingTitles
 from corpus.sampling.sequences import SPLITS
 from corpus.sampling.source import MIXED
 from corpus.store.statistics import VersionStatistics
@@ -96,11 +96,11 @@ def statistics_table(statistics: VersionStatistics) -> Table:
     if dropped := ", ".join(f"{reason} {n:,}" for reason, n in statistics["dropped"].items()):
         caption += f"\ndropped: {dropped}"
     # Versions of earlier releases did not count them.
-    if speaking := ", ".join(
+    if injections := ", ".join(
         f"{domain} {counts['titles']:,}"
-        for domain, counts in statistics.get("speaking_titles", {}).items()
+        for domain, counts in statistics.get("prompt_injections", {}).items()
     ):
-        caption += f"\nnew titles that speak to the model: {speaking}"
+        caption += f"\nnew titles with prompt injections: {injections}"
     table.caption = caption
     return table
 
@@ -127,8 +127,8 @@ def inspection_tables(result: InspectionResult) -> Iterator[Table]:
     if 1 < len(distributions.domains) <= MAX_OVERLAP_DOMAINS:
         yield _overlap_table(distributions)
     yield _leakage_table(result.leak_counts)
-    if result.speaking_titles:
-        yield _speaking_titles_table(result.speaking_titles)
+    if result.prompt_injections:
+        yield _injections_table(result.prompt_injections)
 
 
 def _overlap_table(distributions: Distributions) -> Table:
@@ -152,13 +152,13 @@ def _leakage_table(leak_counts: Mapping[str, int]) -> Table:
     return table
 
 
-def _speaking_titles_table(speaking_titles: Iterable[SpeakingTitles]) -> Table:
+def _injections_table(prompt_injections: Iterable[TitlesWithInjection]) -> Table:
     table = _new_table(
-        "Titles that speak to the model",
+        "Titles with prompt injections",
         ("domain", "kind", "titles", "such as"),
         numeric_columns=(2,),
     )
-    for found in speaking_titles:
+    for found in prompt_injections:
         table.add_row(
             found.domain, found.kind, f"{found.titles:,}", escape("\n".join(found.examples))
         )

@@ -15,7 +15,7 @@ import polars as pl
 
 from corpus.inspect import leakage
 from corpus.inspect.distributions import Distributions, InteractionCounts
-from corpus.inspect.speech import SpeakingTitles, find_speaking_titles
+from corpus.inspect.injections import TitlesWithInjection, find_titles_with_injections
 from corpus.sampling.sequences import SPLITS, TEST, TRAIN, VALIDATION, IntArray
 from corpus.sampling.source import Source, SourceKind
 from corpus.store import catalogue, delta, stored_interactions
@@ -64,12 +64,12 @@ class InspectionResult:
     Attributes:
         leak_counts: Count of each check in `leakage.ALL_CHECKS`.
         distributions: Distributions of the interactions.
-        speaking_titles: Titles that speak to the model, by domain and kind.
+        prompt_injections: Titles with prompt injections, by domain and kind.
     """
 
     leak_counts: Mapping[str, int]
     distributions: Distributions
-    speaking_titles: tuple[SpeakingTitles, ...] = ()
+    prompt_injections: tuple[TitlesWithInjection, ...] = ()
 
     @property
     def failed_checks(self) -> dict[str, int]:
@@ -118,7 +118,7 @@ def inspect_corpus(corpus: Corpus) -> InspectionResult:
         # `list` waits for the threads and raises their errors.
         list(threads.map(add_interactions, interaction_files))
         list(threads.map(add_samples, sample_files))
-        return replace(inspector.result(), speaking_titles=find_speaking_titles(corpus))
+        return replace(inspector.result(), prompt_injections=find_titles_with_injections(corpus))
 
 
 class Inspector:

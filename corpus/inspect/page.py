@@ -1,7 +1,7 @@
 """A corpus version as one offline HTML page.
 
 The page shows what the corpus has, what it was made of, what it looks like, what was dropped, which
-titles speak to the model, and whether it leaks.
+titles have prompt injections, and whether it leaks.
 """
 
 from datetime import UTC, datetime
@@ -62,7 +62,7 @@ def render_page(corpus: Corpus, result: InspectionResult) -> str:
         failed_checks=result.failed_checks,
         leak_checks=LEAK_CHECKS,
         descriptions=ALL_CHECKS,
-        speaking_titles=result.speaking_titles,
+        prompt_injections=result.prompt_injections,
     )
 
 

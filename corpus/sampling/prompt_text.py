@@ -1,7 +1,7 @@
 """The fixed text of the prompt (paper Table 1), between which the titles of a sample stand.
 
-`cprec.encode.prompt` renders it, and `corpus.ingest.speaking_titles` looks for it in titles
-(docs/decisions/021-titles-that-speak.md).
+`cprec.encode.prompt` renders it, and `corpus.ingest.prompt_injection` looks for it in titles
+(docs/decisions/021-prompt-injection.md).
 """
 
 OPENING = "This user has bought {"

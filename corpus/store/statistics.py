@@ -60,7 +60,7 @@ class VersionStatistics(TypedDict):
         domains: Each domain, over all versions up to this one.
         mixed: Mixed samples, over all versions up to this one.
         dropped: What this version left out, by reason.
-        speaking_titles: Titles that speak to the model, of the items that this version added: by
+        prompt_injections: Titles with prompt injections, of the items that this version added: by
             domain, how many (`titles`), and how many of each kind (`brace`, `prompt_sentence`,
             `chat_marker`, `instruction`; a title may be of several).
     """
@@ -69,14 +69,14 @@ class VersionStatistics(TypedDict):
     domains: dict[str, DomainStatistics]
     mixed: MixedStatistics
     dropped: dict[str, int]
-    speaking_titles: dict[str, dict[str, int]]
+    prompt_injections: dict[str, dict[str, int]]
 
 
 EMPTY_STATISTICS: VersionStatistics = {
     "domains": {},
     "mixed": {"users": 0, "samples": 0},
     "dropped": {},
-    "speaking_titles": {},
+    "prompt_injections": {},
 }
 """Statistics that version 0 adds to."""
 
@@ -89,7 +89,7 @@ def describe_version(
     sample_counts: SampleCounts,
     mixed_users: int,
     dropped: Mapping[str, int],
-    speaking_titles: Mapping[str, Mapping[str, int]],
+    prompt_injections: Mapping[str, Mapping[str, int]],
 ) -> VersionStatistics:
     """Returns the statistics of a version, without its number.
 
@@ -101,8 +101,8 @@ def describe_version(
         sample_counts: Samples that this version adds.
         mixed_users: Number of users who get their first mixed samples.
         dropped: What this version drops, by reason.
-        speaking_titles: Titles of the items that this version adds and that speak to the model
-            (`corpus.ingest.speaking_titles.count_by_domain`).
+        prompt_injections: Titles with prompt injections of the items that this version adds
+            (`corpus.ingest.prompt_injection.count_by_domain`).
     """
     domains: dict[str, DomainStatistics] = {}
     for name in (*data.domains, *data.held_out):
@@ -135,7 +135,7 @@ def describe_version(
         "domains": domains,
         "mixed": mixed,
         "dropped": {reason: count for reason, count in sorted(dropped.items()) if count},
-        "speaking_titles": {domain: dict(counts) for domain, counts in speaking_titles.items()},
+        "prompt_injections": {domain: dict(counts) for domain, counts in prompt_injections.items()},
     }
 
 

@@ -31,7 +31,7 @@ import pyarrow as pa  # noqa: E402
 from pydantic import BaseModel  # noqa: E402
 
 from cprec.config.recipe import Recipe  # noqa: E402
-from cprec.runs.records import Event  # noqa: E402
+from cprec.runs.events import Event  # noqa: E402
 
 ANCHORS = {
     "Metrics": "modelmetricsjson",
@@ -104,7 +104,7 @@ SINCE = {
     "EpochResult": "0.2.0",
     "StoredFit": "0.2.0",
     "StoredRequest": "0.2.0",
-    "VersionStatistics.speaking_titles": "0.3.0",
+    "VersionStatistics.prompt_injections": "0.3.0",
     "VersionMetadata.rules": "0.2.0",
     "VersionMetadata.origin": "0.2.0",
     "VersionMetadata.quarantine": "0.2.0",

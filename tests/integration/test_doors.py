@@ -13,7 +13,7 @@ from tests.integration.observed_run import (
     is_private,
     spellings,
 )
-from tests.integration.test_failing_s3 import set_faults
+from tests.integration.runs.test_failing_s3 import set_faults
 
 LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 RENDEZVOUS = "ray::RayTrainWorker"

@@ -16,7 +16,7 @@ from cprec.config.recipe_file import load_recipe
 from cprec.model import tiny
 from cprec.tracking.registry import Registry
 from tests.integration import jobs
-from tests.integration.test_evaluate_and_promote import register
+from tests.integration.workflows.test_evaluate_and_promote import register
 
 # PEFT uses a deprecated name of transformers.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")

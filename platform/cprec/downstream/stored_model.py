@@ -14,10 +14,9 @@ from cluster import storage
 from cluster.errors import RunError
 from cprec.downstream.known_items import BEHAVIOUR_FOLDER
 from cprec.model.adapter import ADAPTER_WEIGHTS
+from cprec.model.adapter_config import ADAPTER_CONFIG
 from cprec.runs import checkpoint
 
-ADAPTER_CONFIG = "adapter_config.json"
-"""File that makes a folder a PEFT directory."""
 MODEL_CONFIG = "config.json"
 """File that makes a folder a model directory."""
 

@@ -194,7 +194,7 @@ def pad_singles(queries: Sequence[Query]) -> tuple[Ints, int, Targets]:
     return ids, kept, targets
 
 
-def prepared(model: Any, kind: PassKind) -> AbstractContextManager[None]:
+def prepare_model(model: Any, kind: PassKind) -> AbstractContextManager[None]:
     """Prepares a model for passes of a kind, and restores it afterwards."""
     return attention.maskless(model) if kind is PassKind.PACKED else nullcontext()
 

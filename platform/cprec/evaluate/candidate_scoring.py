@@ -26,7 +26,7 @@ from cprec.evaluate.candidate_rows import (
     Query,
     compute_logits,
     log_probabilities,
-    prepared,
+    prepare_model,
 )
 from cprec.evaluate.scoring_check import ScoringMethod, choose_scoring
 from cprec.model.self_check import text_config
@@ -120,7 +120,7 @@ def score_queries(
     log_p: list[torch.Tensor] = []
     numbers: list[NDArray[np.int64]] = []
     answers = 0
-    with prepared(model, kind):
+    with prepare_model(model, kind):
         max_tokens = PASS_TOKENS[kind]
         if model.device.type == "cpu":
             max_tokens = min(max_tokens, CPU_PASS_TOKENS)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from cluster.errors import RecipeError
-from cprec.evaluate.candidate_rows import PassKind, Query, compute_logits, prepared
+from cprec.evaluate.candidate_rows import PassKind, Query, compute_logits, prepare_model
 from cprec.evaluate.decoding import CachedDecoder, RecomputingDecoder
 from cprec.model import self_check
 
@@ -77,7 +77,7 @@ def choose_scoring(model: Any, max_tokens: int) -> ScoringMethod:
     with _evaluation_mode(model):
         probe = _probe_alone(model, max_tokens)
         for kind in (PassKind.PACKED, PassKind.MASKED):
-            fault = self_check.attempt(partial(probe.find_fault, model, kind))
+            fault = self_check.run_check(partial(probe.find_fault, model, kind))
             if fault is None:
                 return ScoringMethod(kind, reasons[0] if reasons else "")
             reasons.append(fault)
@@ -107,7 +107,7 @@ class _Probe:
     def find_fault(self, model: Any, kind: PassKind) -> str | None:
         """Returns what is wrong with a kind of pass, or None if it is right."""
         found = []
-        with prepared(model, kind):
+        with prepare_model(model, kind):
             for longer, before, behind in self.others:
                 queries = [
                     Query(longer, [before, behind, self.answer]),
@@ -185,7 +185,7 @@ def choose_decoding(model: Any, max_tokens: int) -> DecodingMethod:
                 found.append(torch.cat(steps))
             return self_check.find_inequality(found[0], found[1], effect, limits)
 
-        fault = self_check.attempt(compare)
+        fault = self_check.run_check(compare)
     return DecodingMethod(fault is None, fault or "")
 
 

@@ -124,7 +124,7 @@ def find_inequality(
     return None
 
 
-def attempt(check: Callable[[], str | None]) -> str | None:
+def run_check(check: Callable[[], str | None]) -> str | None:
     """Returns what a check finds; an error of the model is a finding too.
 
     Raises:

@@ -35,12 +35,12 @@ class CandidateSource(Protocol):
 
         Returns:
             Items [n, k], best first, without repeats. A source that does not know a history, or
-            that knows too few items, fills its rows up with `NO_ITEM`; `Blend` never does.
+            that knows too few items, fills its rows up with `NO_ITEM`; `FusedSource` never does.
         """
 
 
 @dataclass(frozen=True)
-class Blend:
+class FusedSource:
     """Sources whose rankings are fused, and a fallback for the places that they leave.
 
     An item scores the sum of 1 / (60 + its rank) over the sources that name it (reciprocal rank

@@ -13,7 +13,7 @@ from cprec.config.recipe import Recipe
 from cprec.downstream import stored_baselines
 from cprec.downstream.domain import Domain
 from cprec.downstream.scoring import EvaluatedModel
-from cprec.retrieval.candidates import Blend, CandidateSource, Items
+from cprec.retrieval.candidates import CandidateSource, FusedSource, Items
 from cprec.retrieval.sequence_source import SequenceSource
 from cprec.retrieval.stored_vectors import ensure_vectors
 from cprec.retrieval.title_vectors import VECTOR_FORM, Embed, TitleSource
@@ -59,7 +59,7 @@ class Catalogue:
             self.recipe, self.corpus, self.domain.name, "sasrec", self.recipe.seed
         )
 
-    def build_source(self, embed: Embed, say: Say) -> Blend:
+    def build_source(self, embed: Embed, say: Say) -> FusedSource:
         """Builds the source of candidates that the section `retrieval` describes.
 
         Nothing is trained. Without a stored SASRec the other sources find the candidates.
@@ -74,11 +74,11 @@ class Catalogue:
         build: Mapping[str, Callable[[], CandidateSource | None]] = {
             "titles": lambda: self._build_title_source(embed, say),
             "sasrec": lambda: self._build_sequence_source(say),
-            "popularity": lambda: Blend([], popular, settings.exclude_history),
+            "popularity": lambda: FusedSource([], popular, settings.exclude_history),
         }
         built = {name: build[name]() for name in dict.fromkeys(settings.sources)}
         sources = [source for name in settings.sources if (source := built[name]) is not None]
-        return Blend(sources, popular, settings.exclude_history)
+        return FusedSource(sources, popular, settings.exclude_history)
 
     def _build_title_source(self, embed: Embed, say: Say) -> TitleSource:
         """Builds the source that knows the titles of all items."""

@@ -37,6 +37,7 @@ from cluster.storage import (
     sha256,
     upload,
 )
+from cprec.model.adapter_config import ADAPTER_FOLDER
 from cprec.model.training_state import ADAM_MOMENTS, TrainingState
 from cprec.runs.control.attempts import find_successor, list_attempts
 from cprec.runs.control.fence import UNFENCED, RunWriter
@@ -44,7 +45,7 @@ from cprec.runs.records import FileDigest, Manifest
 from cprec.schedule.ledger import Ledger
 
 CHECKPOINTS = "checkpoints"
-ADAPTER = "adapter"
+ADAPTER = ADAPTER_FOLDER
 TRAINER = "trainer"
 OPTIMIZER = f"{TRAINER}/optimizer.safetensors"
 LEDGER = "ledger.json"
@@ -253,8 +254,9 @@ def find_latest(run_uri: str) -> tuple[CheckpointName | None, list[str]]:
     """
     problems: list[str] = []
     any_manifest = False
-    attempts = list_attempts(run_uri)
-    for name in list_checkpoints(run_uri):
+    # The attempts after the checkpoints: none of these is of an attempt that is not listed.
+    names, attempts = list_checkpoints(run_uri), list_attempts(run_uri)
+    for name in names:
         uri = checkpoint_uri(run_uri, name)
         if (successor := find_successor(attempts, name.attempt, name.samples)) is not None:
             problems.append(

@@ -13,15 +13,8 @@ from cluster.errors import RunError
 from cluster.storage import is_remote, join, read_bytes_if_exists, sha256, write_bytes
 from cluster.storage_errors import name_errors
 from cprec.runs.control.fence import UNFENCED, RunWriter
-from cprec.runs.records import (
-    EVENTS_FILE,
-    TRACE_FILE,
-    Event,
-    Record,
-    RecordDropped,
-    TraceRow,
-    parse_event,
-)
+from cprec.runs.events import Event, RecordDropped, parse_event
+from cprec.runs.records import EVENTS_FILE, TRACE_FILE, Record, TraceRow
 
 R = TypeVar("R", bound=Record)
 Parser = Callable[[Mapping[str, Any]], R]

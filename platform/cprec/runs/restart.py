@@ -7,15 +7,9 @@ from cluster.storage import exists, join
 from cprec.runs import checkpoint
 from cprec.runs.checkpoint import CheckpointName
 from cprec.runs.control.attempts import ATTEMPTS_FOLDER, list_attempts
+from cprec.runs.events import CheckpointSaved, RunFinished
 from cprec.runs.json_lines import read_events, read_trace
-from cprec.runs.records import (
-    AUDIT_FILE,
-    EVENTS_FILE,
-    PLAN_FILE,
-    TRACE_FILE,
-    CheckpointSaved,
-    RunFinished,
-)
+from cprec.runs.records import AUDIT_FILE, EVENTS_FILE, PLAN_FILE, TRACE_FILE
 from cprec.schedule.wsa import Phase
 
 

@@ -15,9 +15,10 @@ from cluster.storage import join, read_bytes_if_exists
 from corpus.sampling.source import SourceKind
 from corpus.store.tables import Corpus, Stream
 from cprec.runs.control.fence import UNFENCED, RunWriter
+from cprec.runs.events import CorpusVersionAdopted, RunStarted
 from cprec.runs.json_lines import open_events, read_events
 from cprec.runs.portions import domain_names, select_streams
-from cprec.runs.records import PLAN_FILE, CorpusVersionAdopted, RunStarted
+from cprec.runs.records import PLAN_FILE
 from cprec.schedule.plan import Plan
 
 

@@ -4,20 +4,41 @@ A run that has started before keeps its plan. Nothing is written here.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from cluster.errors import CorpusError, RecipeError
+from cluster.errors import CorpusError, RecipeError, RunError
 from corpus.sampling.source import SourceKind
 from corpus.store.tables import Corpus, Stream
 from cprec.config.recipe import Recipe
-from cprec.runs.parent import Parent, read_parent
+from cprec.runs import checkpoint
 from cprec.runs.portions import build_replay, domain_names, remaining_portions, select_streams
 from cprec.runs.restart import require_untrained
 from cprec.runs.run_plan import RunPlan
+from cprec.runs.token_form import TOKEN_FORM
 from cprec.schedule import planning
 from cprec.schedule.plan import Portion
-from cprec.schedule.planning import PlanSettings, Replay
+from cprec.schedule.planning import NO_REPLAY, PlanSettings, Replay
 from cprec.schedule.wsa import Mode
+
+Selection = tuple[PlanSettings, list[Portion], list[Portion], Replay]
+"""What a plan is built of: settings, domain-specific portions, mixed portions, replayed text."""
+
+
+@dataclass(frozen=True)
+class Parent:
+    """What a run goes on from: a stable checkpoint of a trunk, or the base.
+
+    Attributes:
+        uri: URI of the checkpoint; None for the base.
+        consumed: What the trunk had consumed there.
+        passed_over: Domains that the run passes over.
+        token_form: Rules of tokens under which its weights were trained.
+    """
+
+    uri: str | None
+    consumed: tuple[Portion, ...]
+    passed_over: tuple[str, ...]
+    token_form: int = TOKEN_FORM
 
 
 def resolve_run_plan(
@@ -82,8 +103,56 @@ def create_run_plan(recipe: Recipe, corpus: Corpus) -> RunPlan:
         passed_over = tuple(name for name in available if name not in domains)
         parent = Parent(None, (), passed_over)
     if recipe.branch:
-        return _plan_branch(recipe, corpus, streams, parent)
-    return _plan_trunk(recipe, corpus, streams, tuple(domains), parent)
+        settings, domain, mixed, replay = _select_for_branch(recipe, corpus, streams, parent)
+    else:
+        settings, domain, mixed, replay = _select_for_trunk(recipe, corpus, streams, parent)
+    return RunPlan(
+        corpus.fingerprint,
+        corpus.version,
+        planning.build_plan(settings, domain, mixed, parent.consumed, replay),
+        domains=() if recipe.branch else tuple(domains),
+        passed_over=parent.passed_over,
+        hold=recipe.schedule.hold_open and not recipe.branch,
+        closed=recipe.branch,
+        parent=parent.uri,
+        token_form=parent.token_form,
+    )
+
+
+def read_parent(uri: str, corpus: Corpus, seed: int) -> Parent:
+    """Reads a parent checkpoint, and checks that it is stable and fits a new run.
+
+    Args:
+        uri: URI of the checkpoint.
+        corpus: The corpus of the new run.
+        seed: Its seed.
+
+    Raises:
+        RunError: The checkpoint is damaged, was taken while annealing, or has another seed.
+        CorpusError: It was trained on another corpus.
+    """
+    ledger = checkpoint.read_verified_ledger(uri)
+    consumed = ledger.plan.consumed_portions(ledger.samples)
+    stable_end = ledger.plan.wsa.stable_end
+    if ledger.samples > stable_end:
+        raise RunError(
+            f"{uri}: taken while annealing ({ledger.samples:,} samples, S = {stable_end:,}); "
+            "only stable checkpoints can be continued"
+        )
+    trunk = RunPlan.read(uri.rsplit("/", 2)[0])  # <run>/checkpoints/<name>
+    if trunk is not None and trunk.corpus != corpus.fingerprint:
+        raise CorpusError(
+            f"{uri} was trained on corpus {trunk.corpus}; {corpus.uri} is {corpus.fingerprint}"
+        )
+    trained_seed = ledger.plan.domain_eras[0].seed
+    if seed != trained_seed:
+        raise RunError(
+            f"{uri} was trained with seed {trained_seed}, which ordered its samples; "
+            f"this recipe has seed {seed}: set --seed {trained_seed}"
+        )
+    if trunk is None:
+        return Parent(uri, consumed, ())
+    return Parent(uri, consumed, trunk.passed_over, trunk.token_form)
 
 
 def _require_users_together(recipe: Recipe, corpus: Corpus) -> None:
@@ -97,22 +166,10 @@ def _require_users_together(recipe: Recipe, corpus: Corpus) -> None:
         )
 
 
-def _plan_trunk(
-    recipe: Recipe,
-    corpus: Corpus,
-    streams: Sequence[Stream],
-    domains: tuple[str, ...],
-    parent: Parent,
-) -> RunPlan:
-    """Plans a trunk: all samples that its parent has not consumed.
-
-    Args:
-        recipe: The recipe of the run.
-        corpus: The corpus.
-        streams: Its training streams.
-        domains: Domains that the run pre-trains on.
-        parent: What the run goes on from.
-    """
+def _select_for_trunk(
+    recipe: Recipe, corpus: Corpus, streams: Sequence[Stream], parent: Parent
+) -> Selection:
+    """Selects all samples that the parent of a trunk has not consumed."""
     settings = plan_settings(recipe)
     replay = _replay_from_recipe(recipe, corpus, streams, parent.consumed)
     domain = remaining_portions(
@@ -127,25 +184,14 @@ def _plan_trunk(
             )
         if not recipe.schedule.rewarm:
             settings = replace(settings, warmup_fraction=0.0)
-    plan = planning.build_plan(settings, domain, mixed, parent.consumed, replay)
-    return RunPlan(
-        corpus.fingerprint,
-        corpus.version,
-        plan,
-        domains,
-        parent.passed_over,
-        hold=recipe.schedule.hold_open,
-        parent=parent.uri,
-        token_form=parent.token_form,
-    )
+    return settings, domain, mixed, replay
 
 
-def _plan_branch(
+def _select_for_branch(
     recipe: Recipe, corpus: Corpus, streams: Sequence[Stream], parent: Parent
-) -> RunPlan:
-    """Plans a branch: the mixed samples that its parent has not consumed."""
+) -> Selection:
+    """Selects the mixed samples that the parent of a branch has not consumed."""
     _require_annealing(recipe)
-    settings = plan_settings(recipe).for_branch()
     mixed = remaining_portions(select_streams(streams, SourceKind.MIXED), parent.consumed)
     if not mixed:
         raise CorpusError(
@@ -153,17 +199,7 @@ def _plan_branch(
             "give users one id in all domains (see data.mixed_min_domains), or train trunks only, "
             "with schedule.mode domain_only"
         )
-    plan = planning.build_plan(settings, (), mixed, parent.consumed)
-    return RunPlan(
-        corpus.fingerprint,
-        corpus.version,
-        plan,
-        domains=(),
-        passed_over=parent.passed_over,
-        closed=True,
-        parent=parent.uri,
-        token_form=parent.token_form,
-    )
+    return plan_settings(recipe).for_branch(), [], mixed, NO_REPLAY
 
 
 def _require_annealing(recipe: Recipe) -> None:

@@ -9,15 +9,9 @@ from typing import Any
 
 from cluster.storage import join, read_text_if_exists
 from cprec.runs.comparisons import read_comparisons
+from cprec.runs.events import Event, PerplexityMeasured
 from cprec.runs.json_lines import read_events, read_trace
-from cprec.runs.records import (
-    AUDIT_FILE,
-    RECIPE_FILE,
-    AuditReport,
-    Event,
-    PerplexityMeasured,
-    TraceRow,
-)
+from cprec.runs.records import AUDIT_FILE, RECIPE_FILE, AuditReport, TraceRow
 from cprec.runs.run_plan import RunPlan
 
 

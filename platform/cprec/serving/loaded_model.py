@@ -12,7 +12,7 @@ from cprec.evaluate.candidate_rows import Query
 from cprec.ranking.batch_input import RowRules, UnusableRow
 from cprec.ranking.items import DomainItems, open_items
 from cprec.ranking.ranker import Ranker, Ranking
-from cprec.retrieval.candidates import Blend, in_item_order
+from cprec.retrieval.candidates import FusedSource, in_item_order
 from cprec.retrieval.catalogue import Catalogue
 from cprec.retrieval.vector_index import Vectors
 from cprec.serving.messages import RankedItem, RankRequest, RankResponse, Refusal
@@ -56,7 +56,7 @@ class LoadedModel:
     """A loaded model, which ranks any number of requests together."""
 
     def __init__(
-        self, recipe: Recipe, ranker: Ranker, items: DomainItems, source: Blend | None
+        self, recipe: Recipe, ranker: Ranker, items: DomainItems, source: FusedSource | None
     ) -> None:
         """Takes what `ServedModel.load` builds.
 

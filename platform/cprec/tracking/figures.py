@@ -15,12 +15,8 @@ from numpy.typing import NDArray
 
 from corpus.sampling.source import Source, SourceKind
 from cprec.downstream.trial_records import TrialResult
-from cprec.runs.records import (
-    CorpusVersionAdopted,
-    Event,
-    Resumed,
-    TraceRow,
-)
+from cprec.runs.events import CorpusVersionAdopted, Event, Resumed
+from cprec.runs.records import TraceRow
 from cprec.runs.run_records import RunRecords
 from cprec.schedule.wsa import WSA
 

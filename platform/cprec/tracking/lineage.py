@@ -129,6 +129,7 @@ def lineage(
         checkpoint_uri: The checkpoint that becomes the version.
         registry: Where the version of the parent checkpoint is looked up.
     """
+    license_name = find_license(job.recipe, job.base, job.revision)
     parent = run_plan.parent or ""
     versions = {v.checkpoint: str(v.number) for v in registry.versions()} if parent else {}
     return {
@@ -139,7 +140,7 @@ def lineage(
         "ledger_digest": checkpoint.read_ledger(checkpoint_uri).fingerprint(),
         "base": job.base,
         "base_revision": job.revision or "",
-        LICENSE_TAG: find_license(job.recipe, job.base, job.revision),
+        LICENSE_TAG: license_name,
         TRAINED_ON_TAG: trained_on(checkpoint_uri),
         "recipe_digest": hashlib.sha256(recipe_yaml.encode()).hexdigest()[:16],
         "inexact": job.recipe.train.inexact_keys,

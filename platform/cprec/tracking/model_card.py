@@ -88,8 +88,10 @@ def publish_card(registry: Registry, number: int) -> ModelCard:
     """
     version = registry.version(number)
     form = StoredModel.at(join(version.checkpoint, checkpoint.ADAPTER)).form
-    card = render_card(version.title, form, version.tags, is_hybrid(version.checkpoint))
-    registry.set_description(number, _shorten(card.text.strip()))
+    hybrid = is_hybrid(version.checkpoint)
+    card = render_card(version.title, form, version.tags, hybrid)
+    description = _shorten(card.text.strip())
+    registry.set_description(number, description)
     return card
 
 

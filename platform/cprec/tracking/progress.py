@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 
 from cluster.console import Say
-from cprec.runs.records import (
+from cprec.runs.events import (
     AnnealingCalled,
     CorpusVersionAdopted,
     Event,
@@ -21,9 +21,9 @@ from cprec.runs.records import (
     RequestRefused,
     Resumed,
     StorageFailed,
-    TraceRow,
     WorkersFailed,
 )
+from cprec.runs.records import TraceRow
 
 LOG_INTERVAL_S = 10.0
 """Seconds between two plain lines, at least; a new phase is shown at once."""

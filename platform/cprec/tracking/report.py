@@ -14,7 +14,8 @@ from markupsafe import Markup
 
 from cluster import storage
 from cprec.runs.comparisons import newest_by_name
-from cprec.runs.records import AuditReport, Event
+from cprec.runs.events import Event
+from cprec.runs.records import AuditReport
 from cprec.runs.run_records import RunRecords
 from cprec.tracking import figures
 from cprec.tracking.console_tables import CATALOGUE_COLUMNS, COLUMNS

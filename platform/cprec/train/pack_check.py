@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from cluster.errors import RecipeError
-from cprec.config.recipe import TrainSettings
+from cprec.config.sections.pretraining import TrainSettings
 from cprec.encode.tokens import EncodedSample
 from cprec.model import self_check
 from cprec.model.kernels import attention
@@ -157,8 +157,8 @@ def find_packing_fault(compute: ComputeLogits, probe: Probe, shared: bool) -> st
             behind_first, behind_second, probe.expected, probe.effect, probe.limits
         )
 
-    return self_check.attempt(compare) or (
-        self_check.attempt(lambda: _find_strip_fault(compute, probe)) if shared else None
+    return self_check.run_check(compare) or (
+        self_check.run_check(lambda: _find_strip_fault(compute, probe)) if shared else None
     )
 
 

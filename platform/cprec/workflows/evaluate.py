@@ -13,7 +13,7 @@ of their own, and nothing compares two forms. So do samples of some days (`evalu
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,12 +22,10 @@ import pyarrow as pa
 
 from cluster import storage
 from cluster.console import Say
-from cluster.errors import RecipeError
 from cluster.ray_session import ray_session
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
-from cprec.downstream import forgetting, stored_baselines, time_split
-from cprec.downstream.domain import Domain
+from cprec.downstream import forgetting, stored_baselines
 from cprec.downstream.scoring import EvaluatedModel, generate_on_ray, score_model
 from cprec.evaluate import catalogue_predictions, predictions
 from cprec.evaluate.comparison import (
@@ -40,18 +38,16 @@ from cprec.evaluate.comparison import (
 from cprec.evaluate.metrics import Metrics, VersionMetrics, average_metrics, hits
 from cprec.model.base_uri import is_unbuilt, resolve_base
 from cprec.model.context_length import require_context
-from cprec.retrieval.catalogue import Catalogue
 from cprec.runs.comparisons import comparison_name, read_comparisons, write_comparison
 from cprec.runs.records import EVALUATION_FOLDER, EVENTS_FILE
 from cprec.runs.run_records import read_run_records
 from cprec.runs.token_form import TOKEN_FORM
 from cprec.stream.row_encoder import RowEncoder
 from cprec.tracking import report
-from cprec.tracking.lineage import read_newest_versions
 from cprec.tracking.model_card import publish_card
 from cprec.tracking.registry import Registry
-from cprec.workflows.models import check_models, describe_models, find_models, own_run
-from cprec.workflows.rank_catalogue import CatalogueRanking, find_retrieval_model
+from cprec.workflows.evaluation_plan import EvaluationPlan, plan_evaluation
+from cprec.workflows.models import own_run
 
 PREDICTIONS = "predictions.parquet"
 METRICS = "metrics.json"
@@ -64,92 +60,6 @@ class _Evaluated:
     model: EvaluatedModel
     predictions: pa.Table
     metrics: Metrics
-
-
-@dataclass(frozen=True)
-class EvaluationPlan:
-    """What an evaluation compares, checked before anything is computed.
-
-    Attributes:
-        recipe: The recipe.
-        corpus: The corpus, at the version that is used.
-        domain: Domain of the samples.
-        samples: The samples, in the order of their unsigned ids.
-        models: The models, the reference first, one for each seed.
-        ranking: What ranks the catalogue; None where the candidates are those of the samples.
-    """
-
-    recipe: Recipe
-    corpus: Corpus
-    domain: str
-    samples: pa.Table
-    models: Sequence[EvaluatedModel]
-    ranking: CatalogueRanking | None = None
-
-    @property
-    def language_models(self) -> list[EvaluatedModel]:
-        """The models that stand on a base, that of `retrieval.model` included."""
-        models = [model for model in self.models if not model.is_baseline]
-        return [*models, *self.ranking.embedders] if self.ranking and models else models
-
-    @property
-    def chance(self) -> float:
-        """HR@1 of a random choice among the candidates."""
-        if self.ranking:
-            return 1 / len(self.ranking.catalogue.items)
-        return float(np.mean([1 / len(row) for row in self.samples["candidates"].to_pylist()]))
-
-
-def plan_evaluation(
-    recipe: Recipe, registry: Registry, names: Sequence[str], say: Say
-) -> EvaluationPlan:
-    """Finds what is to be compared, checks that it can be, and says what it is. Writes nothing.
-
-    Args:
-        recipe: Domain, split and mode, and where the run and the corpus are.
-        registry: Where versions are found.
-        names: Models as in `evaluate.models`; the first is the reference.
-        say: Takes lines of progress.
-
-    Raises:
-        UserError: A model, the samples or the text are missing or do not fit together.
-    """
-    corpus, domain, samples = load_samples(recipe)
-    models = find_models(recipe, registry, names, corpus)
-    check_models(recipe, models, corpus, domain)
-    forgetting.check_text(recipe)
-    ranking = None
-    if recipe.evaluate.form == "catalogue":
-        retriever = find_retrieval_model(recipe, registry, names, corpus)
-        items = Domain.from_corpus(corpus, domain, recipe.evaluate.split)
-        ranking = CatalogueRanking(Catalogue(recipe, corpus, items, retriever), samples)
-    plan = EvaluationPlan(recipe, corpus, domain, samples, models, ranking)
-    days = f" of {recipe.evaluate.days}" if recipe.evaluate.days else ""
-    say(
-        f"{len(samples):,} {recipe.evaluate.split} samples{days} of {domain}, version "
-        f"{corpus.version} of {corpus.uri}; mode {recipe.evaluate.form}, chance {plan.chance:.4g}"
-    )
-    for line in (*describe_models(models), *_check_split_by_time(plan, registry)):
-        say(line)
-    if ranking and plan.language_models:
-        check_models(recipe, ranking.embedders, corpus, domain)
-        say(ranking.describe())
-    return plan
-
-
-def _check_split_by_time(plan: EvaluationPlan, registry: Registry) -> Iterator[str]:
-    """Yields up to when each model was trained, under evaluate.from_day.
-
-    Raises:
-        RunError: One was trained on interactions of that day or later.
-    """
-    if (from_day := plan.recipe.evaluate.from_day) is None:
-        return
-    whole_domain = {plan.corpus.find_domain_source(plan.domain, "train"): plan.corpus.version}
-    for model in plan.models:
-        known = None if model.is_baseline else read_newest_versions(registry, model, plan.corpus)
-        newest = whole_domain if model.is_baseline else known
-        yield time_split.check_trained_before(model.name, newest, plan.corpus, from_day)
 
 
 def compare_models(
@@ -195,31 +105,6 @@ def run_evaluation(plan: EvaluationPlan, registry: Registry, say: Say) -> Compar
     if storage.exists(storage.join(run_uri, EVENTS_FILE)):
         report.write(read_run_records(run_uri))
     return comparison
-
-
-def load_samples(recipe: Recipe) -> tuple[Corpus, str, pa.Table]:
-    """Reads the samples that models are scored on.
-
-    Returns:
-        The corpus, the name of the domain, and its samples in the order of their unsigned ids.
-
-    Raises:
-        CorpusError: The domain has no samples in this split, or none of the days.
-        RecipeError: No domain is named.
-    """
-    domain = recipe.evaluate.domain or next(iter(recipe.data.held_out), None)
-    if domain is None:
-        raise RecipeError(
-            "evaluate.domain: none given, and data.held_out is empty; name a domain of the corpus"
-        )
-    corpus = Corpus.open(recipe.corpus, recipe.corpus_version)
-    split = recipe.evaluate.split
-    samples = corpus.read_samples(corpus.find_domain_source(domain, split), split)
-    samples = time_split.select_days(samples, recipe.evaluate)
-    # The corpus stores the bits of an unsigned id in a signed column.
-    ids = samples["sample_id"].to_numpy().view(np.uint64)
-    order = np.argsort(ids, kind="stable")[: recipe.evaluate.max_users]
-    return corpus, domain, samples.take(order)
 
 
 def _load_or_predict(plan: EvaluationPlan, folder: str, say: Say) -> list[pa.Table]:

@@ -31,7 +31,8 @@ from cprec.downstream.known_items import (
     require_known_items,
 )
 from cprec.downstream.scoring import EvaluatedModel, load_model
-from cprec.downstream.stored_model import ADAPTER_CONFIG, MODEL_CONFIG, Form, StoredModel
+from cprec.downstream.stored_model import MODEL_CONFIG, Form, StoredModel
+from cprec.model.adapter_config import ADAPTER_CONFIG
 from cprec.model.libraries import refused_input
 from cprec.tracking import hub
 from cprec.tracking.lineage import (

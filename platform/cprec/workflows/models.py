@@ -17,8 +17,9 @@ from cprec.config.recipe import Recipe
 from cprec.downstream.known_items import require_known_items
 from cprec.downstream.scoring import EvaluatedModel
 from cprec.downstream.search_plan import SEARCH
-from cprec.downstream.stored_model import ADAPTER_CONFIG, Form, StoredModel
+from cprec.downstream.stored_model import Form, StoredModel
 from cprec.encode.text_tokenizer import text_tokenizer
+from cprec.model.adapter_config import ADAPTER_CONFIG
 from cprec.model.backbone import load_tokenizer
 from cprec.model.base_uri import TINY_BASE, is_unbuilt, locate_base, locate_named_base
 from cprec.model.context_length import require_context

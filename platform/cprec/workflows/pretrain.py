@@ -7,10 +7,10 @@ from cluster.storage import absolute_uri
 from corpus.ingest.plain_text import read_plain_text
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
+from cprec.model.adapter_config import require_matching_adapter
 from cprec.model.base_uri import locate_base
 from cprec.runs.control.lease import claim, require_unclaimed
 from cprec.runs.locks.recipe import check_unchanged
-from cprec.runs.parent import require_matching_adapter
 from cprec.runs.records import run_folder
 from cprec.runs.restart import find_last_checkpoint
 from cprec.runs.run_planning import resolve_run_plan

@@ -15,17 +15,14 @@ from cluster.console import Say
 from cluster.errors import RecipeError, RunError
 from cprec.config.recipe import Recipe
 from cprec.evaluate.gate import Decision, Measurements, decide
-from cprec.runs.control.lease import Lease, claim, read_lease
+from cprec.runs.control.lease import Lease, claim
+from cprec.runs.control.liveness import read_lease
+from cprec.runs.events import PromotionDecided
 from cprec.runs.json_lines import open_events, read_events
-from cprec.runs.records import PromotionDecided
 from cprec.tracking.registry import Registry, Version
 from cprec.tracking.version_names import CANDIDATE, require_version
-from cprec.workflows.evaluate import (
-    EvaluationPlan,
-    compare_models,
-    plan_evaluation,
-    run_evaluation,
-)
+from cprec.workflows.evaluate import compare_models, run_evaluation
+from cprec.workflows.evaluation_plan import EvaluationPlan, plan_evaluation
 from cprec.workflows.models import own_run
 
 PREVIOUS_CHAMPION_TAG = "champion_before"

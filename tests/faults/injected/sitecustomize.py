@@ -48,11 +48,13 @@ def waits(rank: int, step: int) -> bool:
 
 def patch(worker: Any) -> None:
     """Puts the faults into the module of a worker."""
+    import torch.distributed as dist  # after the worker: this file is read by every process
+
     engine, commit = worker.Engine, worker.checkpoint.commit
     step, gather_state = engine.step, engine.gather_state
 
     def failing_step(self: Any, *args: Any, **kwargs: Any) -> Any:
-        rank = worker.dist.get_rank()
+        rank = dist.get_rank()
         if due("raise", rank, self.steps):
             raise RuntimeError(f"injected into rank {rank}")
         if due("die", rank, self.steps):
@@ -67,7 +69,7 @@ def patch(worker: Any) -> None:
 
     def gather_and_die(self: Any) -> Any:
         state = gather_state(self)
-        if due("die while rank 0 saves", worker.dist.get_rank(), self.steps):
+        if due("die while rank 0 saves", dist.get_rank(), self.steps):
             os._exit(1)
         return state
 

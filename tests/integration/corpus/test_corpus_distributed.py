@@ -146,7 +146,7 @@ def test_both_backends_write_the_same_files(tmp_path: Path, rough: Path) -> None
     }
     assert reasons | {"title_made_distinct"} <= set(shown["dropped"])
     assert shown["domains"]["C"]["held_out"]
-    assert shown["speaking_titles"] == {
+    assert shown["prompt_injections"] == {
         domain: {"titles": 2, "brace": 2} for domain in ("A", "B", "C")
     }
     assert shown["mixed"]["samples"] > 0
@@ -172,12 +172,12 @@ def test_both_backends_read_text_and_ratings_alike(tmp_path: Path, rough: Path) 
         folder.rmdir()
         rows.write_csv(rough / "interactions" / f"{domain}.csv")
     local, on_ray = build_both(
-        settings(rough, min_rating=1, k_core=2, speaking_titles="drop"), tmp_path
+        settings(rough, min_rating=1, k_core=2, prompt_injection="drop"), tmp_path
     )
     assert_same(local, on_ray)
     shown = local.statistics()
-    assert {"speaking_title", "item_with_speaking_title"} <= set(shown["dropped"])
-    assert shown["speaking_titles"] == {}
+    assert {"title_with_injection", "item_with_injection"} <= set(shown["dropped"])
+    assert shown["prompt_injections"] == {}
 
 
 @pytest.mark.parametrize("suffix", [".json", ".json.gz"])
@@ -318,7 +318,7 @@ def test_an_append_is_the_same_on_both_backends(tmp_path: Path, rough: Path) -> 
 
     before = local.statistics()["domains"]
     shown = append_both(more, local, on_ray, domains=("D", "B"))
-    assert shown["speaking_titles"] == {"B": {"titles": 1, "brace": 1}}
+    assert shown["prompt_injections"] == {"B": {"titles": 1, "brace": 1}}
     assert set(shown["domains"]) == {"A", "B", "C", "D"}
     assert shown["domains"]["B"]["users"] > before["B"]["users"]
     assert {

@@ -421,7 +421,7 @@ def test_titles_of_an_append_differ_from_those_in_the_corpus(
         ),
         ({"k_core": 3, "num_candidates": 6}, r"data\.num_candidates 5 \(asked for: 6\)"),
         ({"users_together": True}, r"data\.users_together not set \(asked for: True\)"),
-        ({"speaking_titles": "drop"}, r"data\.speaking_titles not set \(asked for: drop\)"),
+        ({"prompt_injection": "drop"}, r"data\.prompt_injection not set \(asked for: drop\)"),
     ],
 )
 def test_an_append_that_does_not_fit_is_refused(

@@ -165,8 +165,8 @@ def test_the_same_build_again_is_the_same_corpus_and_heals_statistics(
         {"domains": ("A",)},
         {"num_candidates": 6},
         {"users_together": True},
-        {"speaking_titles": "neutralise"},
-        {"speaking_titles": "drop"},
+        {"prompt_injection": "neutralise"},
+        {"prompt_injection": "drop"},
     ],
 )
 def test_another_corpus_at_the_uri_is_refused(

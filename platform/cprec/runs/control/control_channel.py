@@ -16,7 +16,8 @@ from dataclasses import dataclass
 
 from cluster.errors import RunError
 from cluster.storage import join, list_names, remove_file, write_text
-from cprec.runs.control.lease import Lease, Liveness, find_liveness
+from cprec.runs.control.lease import Lease
+from cprec.runs.control.liveness import Liveness, find_liveness
 from cprec.runs.control.request_queue import (
     REQUESTS_FOLDER,
     Action,

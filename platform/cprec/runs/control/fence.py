@@ -23,10 +23,9 @@ from pathlib import Path
 from typing import Protocol
 
 from cluster import local_files, storage
-from cluster.conditional import read_object_tag, replace_object
+from cluster.conditional import StoredObject
 from cluster.errors import PlatformFault
-from cluster.storage import filesystem, read_bytes_if_exists, write_bytes
-from cluster.storage_errors import name_errors
+from cluster.storage import connect, filesystem, read_bytes_if_exists, write_bytes
 
 STAGING_SUFFIX = ".writes"
 """End of the name of a staging folder: leases/<number>-<token>.writes."""
@@ -91,8 +90,8 @@ def replace_file(uri: str, content: bytes, staging: Path, check: Check) -> None:
     Raises:
         FileNotFoundError: The staging folder is gone.
     """
-    with name_errors(uri):
-        local_files.replace(Path(filesystem(uri)[1]), content, staging, check)
+    with connect(uri) as (_, path):
+        local_files.replace(Path(path), content, staging, check)
 
 
 def link_file(uri: str, staging: Path) -> Path:
@@ -166,12 +165,13 @@ def replace_tagged(uri: str, render: Callable[[], bytes], number: int, check: Ch
     Raises:
         PlatformFault: Others keep writing the object.
     """
+    stored = StoredObject(uri)
     for _ in range(MAX_TRIES):
-        tag = read_object_tag(uri)
+        tag = stored.read_tag()
         content = pad(render(), number)
         check()
         # The answer to a put that succeeded may have been lost, and the put repeated.
-        if replace_object(uri, content, tag) or read_bytes_if_exists(uri) == content:
+        if stored.replace(content, tag) or read_bytes_if_exists(uri) == content:
             return
         time.sleep(PAUSE_S)
     raise PlatformFault(f"{uri}: somebody else keeps writing it; only the run's driver may")

@@ -12,7 +12,6 @@ watched for a while and nobody renewed it (docs/decisions/006-requests-through-s
 import errno
 import json
 import os
-import re
 import shutil
 import socket
 import threading
@@ -21,12 +20,11 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
 
 from cluster import local_files
-from cluster.conditional import replace_object
+from cluster.conditional import StoredObject
 from cluster.console import Say
 from cluster.errors import RunError
 from cluster.storage import (
@@ -34,14 +32,13 @@ from cluster.storage import (
     exists,
     is_remote,
     join,
-    list_names,
     read_bytes_if_exists,
     remove,
     write_text,
 )
 from cluster.storage_errors import name_errors
-from cprec.runs.control import fence
-from cprec.runs.record_files import read_record
+from cprec.runs.control import fence, liveness
+from cprec.runs.control.liveness import LEASES_FOLDER, Liveness, describe_owner, lease_uri
 from cprec.runs.records import (
     EVENTS_FILE,
     PLAN_FILE,
@@ -51,41 +48,9 @@ from cprec.runs.records import (
     Owner,
 )
 
-LEASES_FOLDER = "leases"
-
-RENEWAL_S = 2.0
-"""Seconds between two renewals of a lease."""
-
-STALE_S = 20.0
-"""A lease that is not renewed for this long (seconds) is free."""
-
-MAX_SILENCE_S = 600.0
-"""A driver whose process is known to live keeps its run through a silence of up to this (seconds).
-
-It may be paused, or its storage may be away. There is an end to it because the OS may reuse its
-pid.
-"""
-
-WATCH_S = 3 * RENEWAL_S
-"""Seconds for which a reader watches a lease that it cannot judge by its time."""
-
-POLL_S = 0.5
-"""Seconds between two looks at a lease that is watched."""
-
-
-_LEASE_FILE = re.compile(r"[0-9]{6,18}\.json")
-
 
 class LeaseLostError(RunError):
     """Another process has taken over the run that this one trained."""
-
-
-class Liveness(StrEnum):
-    """Whether a driver trains a run, as far as one look at its lease can tell."""
-
-    RUNNING = "running"
-    GONE = "gone"
-    UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
@@ -109,7 +74,7 @@ class Lease:
 
     def is_lost(self) -> bool:
         """Returns whether another driver has taken over the run."""
-        return exists(_lease_uri(self.run_uri, self.number + 1))
+        return exists(lease_uri(self.run_uri, self.number + 1))
 
     def require(self) -> None:
         """Checks that the run may still be written.
@@ -118,7 +83,7 @@ class Lease:
             LeaseLostError: Another driver has taken over; names it.
         """
         if self.is_lost():
-            newest = read_lease(self.run_uri)
+            newest = liveness.read_lease(self.run_uri)
             taken_by = "" if newest is None else f" by {describe_owner(newest.owner)}"
             raise LeaseLostError(
                 f"the run {self.run} was taken over{taken_by}, because this process was silent for "
@@ -214,81 +179,10 @@ def current_owner() -> Owner:
     return Owner(host=socket.gethostname(), pid=os.getpid(), token=uuid.uuid4().hex[:8])
 
 
-def describe_owner(owner: Owner) -> str:
-    """Returns an owner for people."""
-    return f"process {owner.pid} on {owner.host}"
-
-
-def is_alive(owner: Owner) -> bool | None:
-    """Returns whether an owner's process lives, or None where this process cannot know.
-
-    It cannot know of a process on another host, nor of one that had its own pid: a container that
-    was started again has the pids of before.
-    """
-    if owner.host != socket.gethostname() or owner.pid == os.getpid():
-        return None
-    try:
-        os.kill(owner.pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def read_lease(run_uri: str) -> LeaseRecord | None:
-    """Reads the newest lease of a run; None if it never had one."""
-    number = _newest_number(run_uri)
-    if number is None:
-        return None
-    return read_record(_lease_uri(run_uri, number), LeaseRecord)
-
-
-def judge(record: LeaseRecord | None) -> Liveness:
-    """Judges by one look at a lease whether its driver is at work."""
-    if record is None or record.ended:
-        return Liveness.GONE
-    age = time.time() - record.time
-    alive = is_alive(record.owner)
-    if alive is False or (alive is None and age > MAX_SILENCE_S):
-        return Liveness.GONE
-    if alive and -STALE_S <= age <= MAX_SILENCE_S:
-        return Liveness.RUNNING
-    return Liveness.RUNNING if abs(age) <= STALE_S else Liveness.UNKNOWN
-
-
-def watch(run_uri: str, record: LeaseRecord, seconds: float) -> bool:
-    """Watches a lease for some time; returns whether it was renewed or replaced meanwhile."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        time.sleep(POLL_S)
-        if read_lease(run_uri) != record:
-            return True
-    return False
-
-
-def find_liveness(run_uri: str) -> tuple[LeaseRecord | None, Liveness]:
-    """Finds out whether a driver trains a run.
-
-    A lease that cannot be judged by its time, because a clock is wrong or because its driver was
-    silent for a while, is watched for `WATCH_S`.
-
-    Returns:
-        (the newest lease, the judgement).
-    """
-    record = read_lease(run_uri)
-    liveness = judge(record)
-    if liveness is Liveness.UNKNOWN and record is not None and watch(run_uri, record, WATCH_S):
-        record = read_lease(run_uri)
-        ended = record is None or record.ended
-        return record, Liveness.GONE if ended else Liveness.RUNNING
-    return record, liveness
-
-
 def require_unclaimed(run_uri: str, run: str) -> None:
     """Raises RunError if a process trains a run for certain; names it. Writes nothing."""
-    record, liveness = find_liveness(run_uri)
-    if liveness is Liveness.RUNNING:
+    record, judgement = liveness.find_liveness(run_uri)
+    if judgement is Liveness.RUNNING:
         raise _refusal(run, record)
 
 
@@ -307,13 +201,13 @@ def claim(run_uri: str, run: str, corpus_uri: str, say: Say) -> Iterator[HeldLea
     Raises:
         RunError: Another process trains the run; names it.
     """
-    newest = read_lease(run_uri)
+    newest = liveness.read_lease(run_uri)
     _require_free(run_uri, run, newest, say)
     lease = Lease(run_uri, run, 1 if newest is None else newest.number + 1, current_owner())
     record = LeaseRecord(number=lease.number, owner=lease.owner, run=run, corpus=corpus_uri)
     if not _create(lease, record):
         lease.discard_staging()
-        raise _refusal(run, read_lease(run_uri))
+        raise _refusal(run, liveness.read_lease(run_uri))
     held, stop = HeldLease(lease, threading.Event()), threading.Event()
     thread = threading.Thread(target=_renew_until, args=(stop, held, record), daemon=True)
     thread.start()
@@ -328,7 +222,7 @@ def claim(run_uri: str, run: str, corpus_uri: str, say: Say) -> Iterator[HeldLea
         yield held
     finally:
         stop.set()
-        thread.join(STALE_S)  # a storage that hangs must not keep the process
+        thread.join(liveness.STALE_S)  # a storage that hangs must not keep the process
         with suppress(Exception):  # then others find out that the lease is not renewed
             if not lease.is_lost():
                 _write(lease, record.model_copy(update={"ended": True}))
@@ -339,17 +233,17 @@ def _require_free(run_uri: str, run: str, newest: LeaseRecord | None, say: Say) 
     """Checks that nobody trains a run, as long as it takes to know; raises RunError."""
     if newest is None or newest.ended:
         return
-    alive = is_alive(newest.owner)
+    alive = liveness.is_alive(newest.owner)
     if alive is False:
         return
-    if alive and judge(newest) is Liveness.RUNNING:
+    if alive and liveness.judge(newest) is Liveness.RUNNING:
         raise _refusal(run, newest)
     say(
-        f"watching for {STALE_S:.0f} s whether {describe_owner(newest.owner)} still trains "
-        f"the run {run}"
+        f"watching for {liveness.STALE_S:.0f} s whether {describe_owner(newest.owner)} "
+        f"still trains the run {run}"
     )
-    if watch(run_uri, newest, STALE_S):
-        renewed = read_lease(run_uri)
+    if liveness.watch(run_uri, newest, liveness.STALE_S):
+        renewed = liveness.read_lease(run_uri)
         if renewed is None or not renewed.ended:
             raise _refusal(run, renewed)
 
@@ -363,7 +257,7 @@ def _refusal(run: str, record: LeaseRecord | None) -> RunError:
 
 def _create(lease: Lease, record: LeaseRecord) -> bool:
     """Creates the staging folder and the file of a lease; returns whether this process did."""
-    uri = _lease_uri(lease.run_uri, lease.number)
+    uri = lease_uri(lease.run_uri, lease.number)
     if not is_remote(uri):
         with name_errors(uri):
             local_files.make_folder(lease.staging)
@@ -372,31 +266,22 @@ def _create(lease: Lease, record: LeaseRecord) -> bool:
 
 def _honours_conditions(lease: Lease, record: LeaseRecord) -> bool:
     """Returns whether a store refuses puts whose condition does not hold."""
-    uri, content = _lease_uri(lease.run_uri, lease.number), json.dumps(record.to_json())
+    uri, content = lease_uri(lease.run_uri, lease.number), json.dumps(record.to_json())
     # Not the same content: that would count as created by a put whose answer was lost.
-    return not (replace_object(uri, content.encode(), '"none"') or create_text(uri, f"{content} "))
+    replaced = StoredObject(uri).replace(content.encode(), '"none"')
+    return not (replaced or create_text(uri, f"{content} "))
 
 
 def _write(lease: Lease, record: LeaseRecord) -> None:
     renewed = record.model_copy(update={"time": time.time()})
-    write_text(_lease_uri(lease.run_uri, lease.number), json.dumps(renewed.to_json()))
+    write_text(lease_uri(lease.run_uri, lease.number), json.dumps(renewed.to_json()))
 
 
 def _renew_until(stop: threading.Event, held: HeldLease, record: LeaseRecord) -> None:
     """Renews a lease every RENEWAL_S until it is told to stop, or the lease is lost."""
-    while not stop.wait(RENEWAL_S):
+    while not stop.wait(liveness.RENEWAL_S):
         with suppress(Exception):  # the storage is away for a moment: try again
             if held.lease.is_lost():
                 held.lost.set()
                 return
             _write(held.lease, record)
-
-
-def _newest_number(run_uri: str) -> int | None:
-    names = list_names(join(run_uri, LEASES_FOLDER))
-    numbers = [int(name.removesuffix(".json")) for name in names if _LEASE_FILE.fullmatch(name)]
-    return max(numbers, default=None)
-
-
-def _lease_uri(run_uri: str, number: int) -> str:
-    return join(run_uri, LEASES_FOLDER, f"{number:06d}.json")

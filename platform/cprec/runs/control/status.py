@@ -9,7 +9,7 @@ import time
 
 from cluster.storage import join
 from cprec.runs.control.fence import RunWriter
-from cprec.runs.control.lease import STALE_S, WATCH_S, Liveness, describe_owner, find_liveness
+from cprec.runs.control.liveness import STALE_S, WATCH_S, Liveness, describe_owner, find_liveness
 from cprec.runs.record_files import read_record
 from cprec.runs.records import STATUS_FILE, LeaseRecord, Status
 from cprec.schedule.wsa import Phase

@@ -17,7 +17,7 @@ from cluster.storage_errors import is_storage_error
 from cprec.runs.control.control_channel import ControlChannel
 from cprec.runs.control.lease import Lease, LeaseLostError
 from cprec.runs.control.request_queue import BadRequest, Request
-from cprec.runs.records import (
+from cprec.runs.events import (
     AnnealingCalled,
     CheckpointIgnored,
     CheckpointSaved,
@@ -31,9 +31,9 @@ from cprec.runs.records import (
     SamplesPadded,
     Stopped,
     StorageFailed,
-    TraceRow,
     WorkersFailed,
 )
+from cprec.runs.records import TraceRow
 from cprec.schedule.controller import Wait
 from cprec.schedule.plan import Plan
 from cprec.schedule.plan_notes import annealing_warning

@@ -13,15 +13,9 @@ from cluster.errors import PlatformFault, RunError
 from cluster.storage import join
 from cluster.storage_errors import is_storage_error
 from cprec.runs.control.lease import Lease
+from cprec.runs.events import Event, PhaseChanged, RecordDropped
 from cprec.runs.json_lines import open_events, open_trace
-from cprec.runs.records import (
-    TRACE_FILE,
-    Event,
-    PhaseChanged,
-    RecordDropped,
-    Status,
-    TraceRow,
-)
+from cprec.runs.records import TRACE_FILE, Status, TraceRow
 from cprec.runs.run_plan import RunPlan
 from cprec.runs.run_records import count_traced_samples
 from cprec.schedule.controller import Controller

@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from corpus.store.tables import Corpus
+from cprec.runs.events import CorpusVersionAdopted
 from cprec.runs.portions import build_replay, remaining_portions
-from cprec.runs.records import CorpusVersionAdopted
 from cprec.schedule.plan_notes import annealing_warning, count_planned, describe_joined
 from cprec.stream.row_encoder import RowEncoder
 from cprec.train.distributed.controller_state import ControllerState

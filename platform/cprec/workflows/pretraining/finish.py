@@ -10,8 +10,9 @@ from corpus.store.tables import Corpus
 from cprec.runs import checkpoint
 from cprec.runs.audit import audit
 from cprec.runs.control.lease import Lease
+from cprec.runs.events import RunFinished
 from cprec.runs.json_lines import open_events
-from cprec.runs.records import AUDIT_FILE, AuditReport, RunFinished
+from cprec.runs.records import AUDIT_FILE, AuditReport
 from cprec.runs.run_records import read_run_records
 from cprec.stream.segments import sample_id_reader
 from cprec.tracking import report
@@ -92,11 +93,8 @@ def finish_run(
     tracker.log_text(AUDIT_FILE, audit_json)
     tracker.flush()
     lease.require()
-    version = registry.register(
-        checkpoint_uri,
-        lineage(job, run_plan, records.recipe, checkpoint_uri, registry),
-        tracker.run_id,
-    )
+    tags = lineage(job, run_plan, records.recipe, checkpoint_uri, registry)
+    version = registry.register(checkpoint_uri, tags, tracker.run_id)
     card = publish_card(registry, version)
     adapter_uri = join(checkpoint_uri, checkpoint.ADAPTER)
     # Beside the checkpoint, whose manifest does not list it: the card says what came after.

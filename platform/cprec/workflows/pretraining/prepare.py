@@ -11,6 +11,7 @@ from corpus.ingest.plain_text import read_plain_text
 from corpus.sampling.replay_text import text_digest
 from corpus.store.tables import SAMPLES, Corpus
 from cprec.config.recipe import Recipe
+from cprec.model.adapter_config import require_matching_adapter
 from cprec.model.backbone import load_tokenizer
 from cprec.model.base_files import identify
 from cprec.model.base_uri import resolve_base
@@ -19,7 +20,6 @@ from cprec.runs.checkpoint import CheckpointName
 from cprec.runs.control.fence import UNFENCED, RunWriter
 from cprec.runs.locks.base import lock_base
 from cprec.runs.locks.recipe import check_unchanged, write_recipe
-from cprec.runs.parent import require_matching_adapter
 from cprec.runs.run_plan import RunPlan
 from cprec.runs.run_planning import resolve_run_plan
 from cprec.runs.token_form import require_same_tokens

@@ -3,7 +3,7 @@
 from cluster.console import Say
 from cluster.ray_session import ray_session
 from cprec.runs.control.lease import HeldLease
-from cprec.runs.records import PerplexityMeasured
+from cprec.runs.events import PerplexityMeasured
 from cprec.runs.restart import find_last_checkpoint
 from cprec.runs.run_plan import RunPlan
 from cprec.tracking.live_report import LiveReport, step_metrics

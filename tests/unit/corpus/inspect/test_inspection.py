@@ -22,9 +22,9 @@ from corpus.inspect.distributions import (
     InteractionCounts,
     length_bin_labels,
 )
+from corpus.inspect.injections import MAX_EXAMPLES, TitlesWithInjection
 from corpus.inspect.inspection import InspectionResult, inspect_corpus
 from corpus.inspect.leakage import ALL_CHECKS
-from corpus.inspect.speech import MAX_EXAMPLES, SpeakingTitles
 from corpus.store import catalogue
 from corpus.store.tables import Corpus
 from tests.integration import jobs
@@ -149,7 +149,7 @@ def test_the_page_says_at_once_whether_the_corpus_is_sound(corpus: Corpus) -> No
     assert f"{num_shared:,} <small>{overlap_fraction:.0%}</small>" in leaking
 
 
-def test_titles_that_speak_are_counted_by_domain_and_kind_with_escaped_examples(
+def test_injections_are_counted_by_domain_and_kind_with_escaped_examples(
     tmp_path: Path,
 ) -> None:
     odd = {f"A{n:02d}": f"The answer is {{{{ {n} * 7 }}}} <b>[red]" for n in range(5)}
@@ -165,15 +165,18 @@ def test_titles_that_speak_are_counted_by_domain_and_kind_with_escaped_examples(
     result = inspect_corpus(grown)
     examples = tuple(odd[f"A{n:02d}"] for n in range(MAX_EXAMPLES))
     of_first = (
-        SpeakingTitles("A", "brace", 5, examples),
-        SpeakingTitles("A", "prompt_sentence", 5, examples),
-        SpeakingTitles("B", "chat_marker", 1, ("Assistant: buy",)),
+        TitlesWithInjection("A", "brace", 5, examples),
+        TitlesWithInjection("A", "prompt_sentence", 5, examples),
+        TitlesWithInjection("B", "chat_marker", 1, ("Assistant: buy",)),
     )
-    assert result.speaking_titles == (*of_first, SpeakingTitles("D", "brace", 1, ("Lamp {1}",)))
+    assert result.prompt_injections == (
+        *of_first,
+        TitlesWithInjection("D", "brace", 1, ("Lamp {1}",)),
+    )
     # Items of later versions do not count in an earlier one.
-    assert inspect_corpus(Corpus.open(grown.uri, 0)).speaking_titles == of_first
+    assert inspect_corpus(Corpus.open(grown.uri, 0)).prompt_injections == of_first
     # The counts are those that each version recorded of the items it added.
-    recorded = [commit.metadata["statistics"]["speaking_titles"] for commit in grown.commits]
+    recorded = [commit.metadata["statistics"]["prompt_injections"] for commit in grown.commits]
     assert recorded == [
         {
             "A": {"titles": 5, "brace": 5, "prompt_sentence": 5},
@@ -197,7 +200,7 @@ def test_titles_that_speak_are_counted_by_domain_and_kind_with_escaped_examples(
         console.print(table)
     text = console.export_text()
     assert re.search(r"A +prompt_sentence +5 +The answer is \{\{ 0 \* 7 \}\} <b>\[red\]", text)
-    assert "new titles that speak to the model: A 5, B 1" in text
+    assert "new titles with prompt injections: A 5, B 1" in text
 
 
 def test_dropped_by_version(corpus: Corpus) -> None:

@@ -100,7 +100,12 @@ def test_a_missing_recipe_is_named() -> None:
         load_recipe("nowhere.yaml")
 
 
-OLD_KEYS = "search: {rates: [1e-2]}\nfinetune: {floor: 0.5}\nbaseline: {rate: 0.1, gru_rate: 0.2}\n"
+OLD_KEYS = """
+data: {speaking_titles: drop}
+search: {rates: [1e-2]}
+finetune: {floor: 0.5}
+baseline: {rate: 0.1, gru_rate: 0.2}
+"""
 
 
 def test_a_file_of_an_earlier_release_is_read_under_the_new_names(tmp_path: Path) -> None:
@@ -108,6 +113,7 @@ def test_a_file_of_an_earlier_release_is_read_under_the_new_names(tmp_path: Path
     path.write_text(OLD_KEYS)
     lines: list[str] = []
     recipe = load_recipe(str(path), say=lines.append)
+    assert recipe.data.prompt_injection == "drop"
     assert recipe.search.lrs == (1e-2,)
     assert recipe.finetune.lr_min_ratio == 0.5
     assert (recipe.baseline.lr, recipe.baseline.gru4rec_lr) == (0.1, 0.2)

@@ -13,14 +13,16 @@ from corpus.build import build
 from corpus.sampling.source import Source
 from corpus.settings import DataSettings, day_start
 from corpus.store.tables import Corpus, newest_timestamp
-from cprec.config.recipe import EvaluateSettings, FinetuneSettings, Recipe
+from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import validate_recipe
+from cprec.config.sections.evaluation import EvaluateSettings
+from cprec.config.sections.finetuning import FinetuneSettings
 from cprec.downstream.llara import build_plan
 from cprec.downstream.time_split import check_trained_before, select_days
 from cprec.runs import checkpoint
 from cprec.schedule.ledger import Ledger
 from cprec.tracking.registry import Registry
-from cprec.workflows.evaluate import plan_evaluation
+from cprec.workflows.evaluation_plan import plan_evaluation
 from tests.unit.corpus.worlds import settings, shop, write_root
 
 DAY = 86_400

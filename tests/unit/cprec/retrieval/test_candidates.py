@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cprec.retrieval.candidates import NO_ITEM, Blend, Items, take_first
+from cprec.retrieval.candidates import NO_ITEM, FusedSource, Items, take_first
 
 ITEMS = 12
 FLOOR = np.arange(ITEMS)[::-1].copy()
@@ -45,7 +45,7 @@ def test_a_blend_fuses_without_repeats_and_the_fallback_fills_it(
     orders: list[list[int]], known: int, histories: list[list[int]], k: int
 ) -> None:
     sources = [Fixed(order, known) for order in orders]
-    found = Blend(sources, FLOOR).find(histories, k)
+    found = FusedSource(sources, FLOOR).find(histories, k)
     assert found.shape == (len(histories), min(k, ITEMS))
     for row, history in zip(found.tolist(), histories, strict=True):
         assert len(set(row)) == len(row)
@@ -62,13 +62,13 @@ def test_more_candidates_contain_the_fewer(
     orders: list[list[int]], histories: list[list[int]], k: int
 ) -> None:
     """So recall@k never falls with k."""
-    blend = Blend([Fixed(order) for order in orders], FLOOR)
+    blend = FusedSource([Fixed(order) for order in orders], FLOOR)
     fewer, more = (blend.find(histories, size) for size in (k, ITEMS))
     np.testing.assert_array_equal(fewer, more[:, :k])
 
 
 def test_histories_may_be_kept() -> None:
-    blend = Blend([Fixed([3, 4, 5])], FLOOR, exclude_history=False)
+    blend = FusedSource([Fixed([3, 4, 5])], FLOOR, exclude_history=False)
     assert blend.find([[3]], 2).tolist() == [[3, 4]]
 
 

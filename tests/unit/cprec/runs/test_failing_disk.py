@@ -11,9 +11,9 @@ from corpus.build import build
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
 from cprec.runs import checkpoint
-from cprec.runs.control import lease
+from cprec.runs.control import liveness
+from cprec.runs.events import RecordDropped, RunStarted
 from cprec.runs.json_lines import read_events, read_trace
-from cprec.runs.records import RecordDropped, RunStarted
 from cprec.runs.run_plan import RunPlan
 from cprec.runs.run_planning import create_run_plan
 from tests.small_run import planned_rows, train, without_ray
@@ -32,8 +32,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     """No Ray, no renewal of the lease in between, and a dead driver's lease is free at once."""
     without_ray(monkeypatch)
-    monkeypatch.setattr(lease, "RENEWAL_S", 1000.0)
-    monkeypatch.setattr(lease, "is_alive", lambda owner: False)
+    monkeypatch.setattr(liveness, "RENEWAL_S", 1000.0)
+    monkeypatch.setattr(liveness, "is_alive", lambda owner: False)
 
 
 def start_until_done(disk: FailingDisk, run: str, corpus: Corpus) -> list[str]:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import RunError
-from cprec.runs.control.lease import read_lease
+from cprec.runs.control.liveness import read_lease
 from cprec.runs.control.status import read_status
 from cprec.runs.run_plan import RunPlan
 from cprec.schedule.plan import Portion

@@ -14,23 +14,19 @@ from cluster.errors import RecipeError, RunError
 from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import validate_recipe
 from cprec.runs.audit import audit
-from cprec.runs.json_lines import open_events, open_trace, read_events, read_trace
-from cprec.runs.locks.recipe import check_unchanged, write_recipe
-from cprec.runs.records import (
-    EVENTS_FILE,
-    TRACE_FILE,
-    AuditCounts,
+from cprec.runs.events import (
     CorpusVersionAdopted,
     Event,
     Held,
     PhaseChanged,
     Resumed,
     RunStarted,
-    Status,
-    TraceRow,
     UnknownEvent,
     parse_event,
 )
+from cprec.runs.json_lines import open_events, open_trace, read_events, read_trace
+from cprec.runs.locks.recipe import check_unchanged, write_recipe
+from cprec.runs.records import EVENTS_FILE, TRACE_FILE, AuditCounts, Status, TraceRow
 from cprec.runs.run_records import count_traced_samples
 from cprec.schedule.ledger import ids_digest
 from cprec.schedule.plan import Portion, global_batches

@@ -11,12 +11,8 @@ from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
 from cprec.runs import checkpoint
 from cprec.runs.checkpoint import CheckpointName
+from cprec.runs.events import CheckpointSaved, PhaseChanged, RunStarted
 from cprec.runs.json_lines import open_events, open_trace
-from cprec.runs.records import (
-    CheckpointSaved,
-    PhaseChanged,
-    RunStarted,
-)
 from cprec.runs.restart import find_last_checkpoint
 from cprec.runs.run_planning import create_run_plan, resolve_run_plan
 from cprec.schedule.ledger import Ledger

@@ -13,8 +13,8 @@ from corpus.build import build
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import validate_recipe
+from cprec.model.adapter_config import require_matching_adapter
 from cprec.runs import checkpoint
-from cprec.runs.parent import require_matching_adapter
 from cprec.runs.run_plan import RunPlan
 from cprec.runs.run_planning import create_run_plan, resolve_run_plan
 from cprec.runs.token_form import TOKEN_FORM

@@ -6,15 +6,15 @@ import time
 
 import pytest
 
-from cprec.runs.records import (
+from cprec.runs.events import (
     AnnealingCalled,
     CorpusVersionAdopted,
     Held,
     PreemptionNoticed,
     Resumed,
-    TraceRow,
     WorkersFailed,
 )
+from cprec.runs.records import TraceRow
 from cprec.runs.run_records import RunRecords
 from cprec.tracking import report
 from cprec.tracking.progress import Progress, describe_event, describe_memory, format_progress

@@ -6,9 +6,10 @@ from typing import cast
 import pytest
 
 from cprec.evaluate.gate import Decision
-from cprec.runs.control.lease import claim, read_lease
+from cprec.runs.control.lease import claim
+from cprec.runs.control.liveness import read_lease
+from cprec.runs.events import PromotionDecided, RunFinished
 from cprec.runs.json_lines import open_events, read_events
-from cprec.runs.records import PromotionDecided, RunFinished
 from cprec.tracking.registry import Registry, Version
 from cprec.workflows.promote import record_decision
 

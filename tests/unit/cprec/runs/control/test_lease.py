@@ -16,16 +16,13 @@ import pytest
 
 from cluster import storage
 from cluster.errors import RunError
-from cprec.runs.control import lease
+from cprec.runs.control import lease, liveness
 from cprec.runs.control.control_channel import ControlChannel
-from cprec.runs.control.lease import (
+from cprec.runs.control.lease import Lease, LeaseLostError, claim, current_owner
+from cprec.runs.control.liveness import (
     MAX_SILENCE_S,
     STALE_S,
-    Lease,
-    LeaseLostError,
     Liveness,
-    claim,
-    current_owner,
     find_liveness,
     judge,
     read_lease,
@@ -58,7 +55,7 @@ def run(tmp_path: Path) -> str:
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes the intervals of leases a fortieth of what they are."""
     for name in ("RENEWAL_S", "STALE_S", "WATCH_S", "POLL_S"):
-        monkeypatch.setattr(lease, name, getattr(lease, name) / 40)
+        monkeypatch.setattr(liveness, name, getattr(liveness, name) / 40)
 
 
 def write(
@@ -90,7 +87,7 @@ def renewing(run: str, record: LeaseRecord, age_s: float) -> Iterator[None]:
     stop = threading.Event()
 
     def renew() -> None:
-        while not stop.wait(lease.RENEWAL_S):
+        while not stop.wait(liveness.RENEWAL_S):
             write(run, record.owner.host, record.owner.pid, age_s, record.number)
 
     thread = threading.Thread(target=renew)
@@ -134,7 +131,7 @@ def test_a_lease_is_renewed_from_claim_to_end_whatever_the_process_does(
     assert record is not None
     assert record.ended
     before = record.time
-    time.sleep(5 * lease.RENEWAL_S)
+    time.sleep(5 * liveness.RENEWAL_S)
     assert read_lease(run) == record.model_copy(update={"time": before})
 
 
@@ -153,7 +150,7 @@ def test_storage_that_fails_for_a_moment_does_not_end_the_renewal(
         first = read_lease(run)
         monkeypatch.setattr(lease, "write_text", fail_then_write)
         assert first is not None
-        assert lease.watch(run, first, 30)
+        assert liveness.watch(run, first, 30)
     assert not failures
 
 
@@ -244,7 +241,7 @@ def test_a_paused_driver_that_wakes_up_writes_nothing_over_its_successor(
         assert paused.stdout.readline() == "mine\n"
         paused.send_signal(signal.SIGSTOP)
         # As on another host: its process cannot be seen.
-        monkeypatch.setattr(lease, "is_alive", lambda _: None)
+        monkeypatch.setattr(liveness, "is_alive", lambda _: None)
         with claim(run, "trunk", "c", print) as held:
             written = (Path(run) / "leases" / "000001.json").read_text()
             ControlChannel(held.lease).publish(

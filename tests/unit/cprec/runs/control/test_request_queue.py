@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cprec.runs.control import request_queue
 from cprec.runs.control.request_queue import BadRequest, Request, RequestQueue
-from cprec.runs.records import RequestRefused
+from cprec.runs.events import RequestRefused
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

@@ -12,23 +12,24 @@ from corpus.append import append
 from corpus.build import build
 from corpus.sampling.source import SourceKind
 from corpus.store.tables import Corpus
-from cprec.config.recipe import Recipe, TrainSettings
+from cprec.config.recipe import Recipe
+from cprec.config.sections.pretraining import TrainSettings
 from cprec.runs import run_plan
 from cprec.runs.control import request_queue
 from cprec.runs.control.fence import RunWriter
 from cprec.runs.control.lease import LeaseLostError, claim
 from cprec.runs.control.request_queue import Action, Request
 from cprec.runs.control.status import read_status
-from cprec.runs.json_lines import read_events, read_trace
-from cprec.runs.locks.recipe import write_recipe
-from cprec.runs.records import (
+from cprec.runs.events import (
     CorpusVersionAdopted,
-    LeaseRecord,
     RecordDropped,
     RequestRefused,
     StorageFailed,
     WorkersFailed,
 )
+from cprec.runs.json_lines import read_events, read_trace
+from cprec.runs.locks.recipe import write_recipe
+from cprec.runs.records import LeaseRecord
 from cprec.runs.run_planning import create_run_plan
 from cprec.stream import segments
 from cprec.stream.row_encoder import RowEncoder

@@ -1,4 +1,4 @@
-"""Finds the titles of a corpus version that speak to the model."""
+"""Finds the titles of a corpus version that have prompt injections."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from cluster import storage
-from corpus.ingest.speaking_titles import KINDS, find_speech
+from corpus.ingest.prompt_injection import KINDS, find_injections
 from corpus.store import catalogue, delta
 from corpus.store.tables import ITEMS, Corpus, translate_file_errors
 
@@ -18,12 +18,12 @@ _BATCH_ROWS = 1 << 16
 
 
 @dataclass(frozen=True)
-class SpeakingTitles:
-    """The titles of a domain that speak to the model in one way.
+class TitlesWithInjection:
+    """The titles of a domain that have one kind of prompt injection.
 
     Attributes:
         domain: Name of the domain.
-        kind: One of `speaking_titles.KINDS`.
+        kind: One of `prompt_injection.KINDS`.
         titles: How many there are.
         examples: The first of them.
     """
@@ -34,8 +34,8 @@ class SpeakingTitles:
     examples: tuple[str, ...]
 
 
-def find_speaking_titles(corpus: Corpus) -> tuple[SpeakingTitles, ...]:
-    """Finds the titles of a corpus version that speak, by domain and kind.
+def find_titles_with_injections(corpus: Corpus) -> tuple[TitlesWithInjection, ...]:
+    """Finds the titles of a corpus version that have prompt injections, by domain and kind.
 
     A title of several kinds counts in each.
 
@@ -45,15 +45,15 @@ def find_speaking_titles(corpus: Corpus) -> tuple[SpeakingTitles, ...]:
     counts: Counter[tuple[str, str]] = Counter()
     examples: dict[tuple[str, str], list[tuple[int, str]]] = {}
     for items in _read_batches(corpus):
-        speech = find_speech(items["title"])
+        kinds = find_injections(items["title"])
         for kind in KINDS:
-            for (domain,), found in items.filter(speech[kind]).group_by("domain"):
+            for (domain,), found in items.filter(kinds[kind]).group_by("domain"):
                 key = str(domain), kind
                 counts[key] += found.height
                 indexed = zip(found["item_index"], found["title"], strict=True)
                 examples[key] = sorted([*examples.get(key, []), *indexed])[:MAX_EXAMPLES]
     return tuple(
-        SpeakingTitles(*key, counts[key], tuple(title for _, title in examples[key]))
+        TitlesWithInjection(*key, counts[key], tuple(title for _, title in examples[key]))
         for key in sorted(counts, key=lambda key: (key[0], KINDS.index(key[1])))
     )
 

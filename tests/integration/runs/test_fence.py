@@ -24,12 +24,13 @@ from cluster.storage import (
 )
 from cprec.runs import checkpoint
 from cprec.runs.checkpoint import CheckpointName
-from cprec.runs.control import lease as leases
+from cprec.runs.control import liveness
 from cprec.runs.control.attempts import begin_attempt, find_successor, list_attempts
 from cprec.runs.control.lease import Lease, LeaseLostError, claim
 from cprec.runs.control.status import read_status, write_status
+from cprec.runs.events import Held
 from cprec.runs.json_lines import open_events, open_trace, read_events, read_trace
-from cprec.runs.records import FileDigest, Held, Manifest, Status
+from cprec.runs.records import FileDigest, Manifest, Status
 from cprec.runs.run_plan import RunPlan
 from cprec.schedule.ledger import Ledger
 from cprec.schedule.plan import Plan, Portion
@@ -53,10 +54,10 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def first(run: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lease]:
     """The lease of a driver that has written all files of its run."""
     # It is on another host, so that others cannot see whether its process lives.
-    monkeypatch.setattr(leases, "is_alive", lambda _: None)
-    monkeypatch.setattr(leases, "RENEWAL_S", 1e6)
+    monkeypatch.setattr(liveness, "is_alive", lambda _: None)
+    monkeypatch.setattr(liveness, "RENEWAL_S", 1e6)
     for name in ("STALE_S", "WATCH_S", "POLL_S"):
-        monkeypatch.setattr(leases, name, getattr(leases, name) / 100)
+        monkeypatch.setattr(liveness, name, getattr(liveness, name) / 100)
     with claim(run, "trunk", "corpus", print) as held:
         write_everything(held.lease)
         yield held.lease
@@ -314,9 +315,9 @@ def test_a_stopped_process_that_wakes_up_writes_no_step(
     run: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is stopped at any point of its writes."""
-    monkeypatch.setattr(leases, "is_alive", lambda _: None)
+    monkeypatch.setattr(liveness, "is_alive", lambda _: None)
     for name in ("STALE_S", "POLL_S"):
-        monkeypatch.setattr(leases, name, getattr(leases, name) / 10)
+        monkeypatch.setattr(liveness, name, getattr(liveness, name) / 10)
     with subprocess.Popen(
         [sys.executable, "-c", PAUSED, run],
         stdout=subprocess.PIPE,

@@ -1,8 +1,8 @@
-"""Finds titles that speak to the model, and keeps them from it.
+"""Finds prompt injections in titles, and neutralises them.
 
 A title stands in the prompt as it is. One that holds the prompt's braces or sentences, a marker of
 chat templates or an instruction may be read as part of the prompt. Titles of real things may hold
-them too, such as "The Answer Is No" (docs/decisions/021-titles-that-speak.md).
+them too, such as "The Answer Is No" (docs/decisions/021-prompt-injection.md).
 """
 
 import re
@@ -15,7 +15,7 @@ from corpus.ingest.titles import JOINERS, MAX_TITLE_CHARS
 from corpus.sampling import prompt_text
 
 BREAK = "·"
-"""What `neutralise` puts between the letters of words that speak."""
+"""What `neutralise` puts between the letters of the words of an injection."""
 
 _MIN_WORDS, _MAX_WORDS = 3, 4
 """A sentence of the prompt is known by this many of its words in a row, or by all if it is short.
@@ -76,7 +76,7 @@ PATTERNS: Mapping[str, Sequence[str]] = {
         )
     ],
 }
-"""The patterns by which a title speaks, by kind; they are for folded text (`_fold`)."""
+"""The patterns of prompt injections, by kind; they are for folded text (`_fold`)."""
 
 KINDS = tuple(PATTERNS)
 
@@ -85,8 +85,8 @@ _PHRASES = re.compile("|".join(text for kind, text in _BY_KIND.items() if kind !
 _MARKS = rf"[\p{{M}}{JOINERS}]"
 
 
-def find_speech(titles: pl.Series) -> pl.DataFrame:
-    """Tells of each title how it speaks to the model.
+def find_injections(titles: pl.Series) -> pl.DataFrame:
+    """Returns which kinds of prompt injections each title has.
 
     Spelling in capitals, in other forms of the same letters, with accents or with other characters
     between the words hides nothing; letters of other alphabets that look the same do.
@@ -106,18 +106,18 @@ def find_speech(titles: pl.Series) -> pl.DataFrame:
 
 
 def apply_setting(titles: pl.Series, setting: str) -> pl.Series:
-    """Returns titles as `data.speaking_titles` asks for them; null in place of those to drop."""
+    """Returns titles as `data.prompt_injection` asks for them; null in place of those to drop."""
     if setting == "keep":
         return titles
     changed = [
-        (neutralise(title) if setting == "neutralise" else None) if speaks else title
-        for title, speaks in zip(titles, _speaks(titles), strict=True)
+        (neutralise(title) if setting == "neutralise" else None) if is_injected else title
+        for title, is_injected in zip(titles, _has_injection(titles), strict=True)
     ]
     return pl.Series(titles.name, changed, dtype=pl.String)
 
 
 def count_by_domain(items: pl.DataFrame) -> dict[str, dict[str, int]]:
-    """Counts the titles that speak, in all and by kind; a title may be of several kinds.
+    """Counts the titles with injections, in all and by kind; a title may be of several kinds.
 
     Args:
         items: Columns domain and title.
@@ -125,8 +125,8 @@ def count_by_domain(items: pl.DataFrame) -> dict[str, dict[str, int]]:
     Returns:
         By domain, where there are any: `titles`, and each of KINDS that occurs.
     """
-    speech = find_speech(items["title"])
-    found = speech.select(pl.any_horizontal(pl.all()).alias("titles"), pl.all())
+    kinds = find_injections(items["title"])
+    found = kinds.select(pl.any_horizontal(pl.all()).alias("titles"), pl.all())
     by_domain = found.with_columns(items["domain"]).group_by("domain").sum().sort("domain")
     return {
         row.pop("domain"): {name: count for name, count in row.items() if count}
@@ -135,7 +135,7 @@ def count_by_domain(items: pl.DataFrame) -> dict[str, dict[str, int]]:
 
 
 def neutralise(title: str) -> str:
-    """Returns a title that speaks no more, and that people still read.
+    """Returns a title without its injections, which people can still read.
 
     Braces become parentheses, as do the angle brackets of a chat marker. In a phrase, BREAK parts
     the letters of every word: "The answer is" becomes "T·h·e a·n·s·w·e·r i·s". A model takes what
@@ -161,8 +161,8 @@ def _break_phrases(title: str) -> str:
     return "".join(pieces)
 
 
-def _speaks(titles: pl.Series) -> pl.Series:
-    return find_speech(titles).select(pl.any_horizontal(pl.all())).to_series()
+def _has_injection(titles: pl.Series) -> pl.Series:
+    return find_injections(titles).select(pl.any_horizontal(pl.all())).to_series()
 
 
 def _find_phrases(title: str) -> Iterator[tuple[int, int]]:
@@ -175,7 +175,7 @@ def _find_phrases(title: str) -> Iterator[tuple[int, int]]:
 
 
 def _fold(character: str) -> str:
-    """Returns a character as `find_speech` compares it.
+    """Returns a character as `find_injections` compares it.
 
     That is in lower case, without accents, and a space for an underscore, which is no letter.
     """

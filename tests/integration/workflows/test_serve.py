@@ -24,7 +24,7 @@ from cprec.ranking.ranker import Ranker
 from cprec.tracking.registry import Registry
 from cprec.workflows.models import find_model
 from tests.integration import jobs
-from tests.integration.test_evaluate_and_promote import register
+from tests.integration.workflows.test_evaluate_and_promote import register
 
 # PEFT uses a deprecated name of transformers.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")

@@ -17,7 +17,7 @@ from corpus.build import build
 from corpus.store import delta
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
-from cprec.runs.control import lease
+from cprec.runs.control import liveness
 from cprec.runs.json_lines import read_trace
 from cprec.runs.run_plan import RunPlan
 from cprec.runs.run_planning import create_run_plan
@@ -61,7 +61,7 @@ def test_a_run_whose_every_request_fails_once_ends_as_if_none_had(
     s3: str, fail: Fail, corpus: Corpus, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     without_ray(monkeypatch)
-    monkeypatch.setattr(lease, "RENEWAL_S", 1000.0)
+    monkeypatch.setattr(liveness, "RENEWAL_S", 1000.0)
     run = join(s3, "run")
     fail(kind)
     report = train(run, corpus)

@@ -18,8 +18,9 @@ from cluster.errors import CorpusError, RecipeError, RunError
 from corpus.build import simulate_and_build
 from corpus.sampling.source import Source
 from corpus.store.tables import Corpus
-from cprec.config.recipe import FinetuneSettings, Recipe
+from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import validate_recipe
+from cprec.config.sections.finetuning import FinetuneSettings
 from cprec.downstream.llara import build_plan
 from cprec.downstream.scoring import load_model
 from cprec.downstream.stored_model import Form
@@ -28,7 +29,8 @@ from cprec.model import adapter, backbone, tiny
 from cprec.schedule.ledger import Ledger
 from cprec.tracking.registry import Registry
 from cprec.workflows import promote
-from cprec.workflows.evaluate import compare_models, load_samples
+from cprec.workflows.evaluate import compare_models
+from cprec.workflows.evaluation_plan import load_samples
 from cprec.workflows.merge import export, plan_export
 from cprec.workflows.models import find_model, find_models
 from cprec.workflows.recommend import plan_request, rank
