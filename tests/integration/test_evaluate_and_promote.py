@@ -238,6 +238,36 @@ def test_promotion_and_rollback(
     }
 
 
+def test_a_bare_adapter_becomes_a_version_and_goes_before_the_gate(
+    recipe: Recipe, registry: Registry, place: Path
+) -> None:
+    folder = shutil.copytree(
+        place / "runs/cpt/checkpoints/000000000100-0/adapter", place / "elsewhere"
+    )
+    few = recipe.model_copy(
+        update={
+            "evaluate": recipe.evaluate.model_copy(update={"max_users": 8}),
+            "mlflow": recipe.mlflow.model_copy(update={"model": "bare"}),
+        }
+    )
+    bare = Registry.from_recipe(few)
+    number, decision = promote.promote(few, bare, print, str(folder))
+    assert (number, decision.promote) == (1, True)
+    champion = bare.version_by_alias("champion")
+    assert champion is not None
+    assert champion.checkpoint == str(folder)
+    assert champion.tags["base"] == str(place / "base")
+    assert champion.tags["trained_on"] == ""
+    assert promote.promote(few, bare, print, str(folder))[0] == 1
+    probe = torch.arange(20)[None]
+    with torch.inference_mode():
+        logits = [
+            load_model(few, find_model(few, models, name))[0](input_ids=probe).logits
+            for models, name in ((registry, "1"), (bare, "champion"))
+        ]
+    assert torch.equal(*logits)
+
+
 def test_generated_answers_and_scores_are_stored_apart(
     recipe: Recipe, registry: Registry, place: Path
 ) -> None:

@@ -328,7 +328,8 @@ class FinetuneSettings(Section):
     start: str = Field(
         "candidate",
         description="what LoRA starts from: fresh (= LLaRA); or candidate (the newest version of "
-        "this run), champion, a version number, models:/NAME/3 or a checkpoint's URI (= CPRec)",
+        "this run), champion, a version number, models:/NAME/3, or the URI of a checkpoint or an "
+        "adapter (= CPRec)",
     )
     name: SafeName | None = Field(
         None,
@@ -420,7 +421,8 @@ class EvaluateSettings(Section):
         ("base", "candidate"),
         description="models to compare: base, sasrec, gru4rec, popularity, candidate (the newest "
         "version of this run), champion, a version number, models:/NAME/3, a search of this run "
-        "(llara, cprec), or a checkpoint's URI; the first is the reference",
+        "(llara, cprec), or the URI of a checkpoint, an adapter or a merged model; the first is "
+        "the reference",
     )
     mode: Literal["score", "generate", "constrained"] = Field(
         "score",
@@ -674,8 +676,9 @@ class Recipe(Section):
     corpus: str = Field("out/corpus", description="where the corpus is stored (path or s3://)")
     continue_from: str | None = Field(
         None,
-        description="stable checkpoint (URI) of another run to continue from, "
-        "with everything in the corpus that it has not consumed",
+        description="stable checkpoint of another run to continue from, with everything in the "
+        "corpus that it has not consumed; or an adapter (a PEFT directory), whose weights a plan "
+        "of its own begins with: a URI, a version number or models:/NAME/3",
     )
     branch: bool = Field(
         False,

@@ -15,9 +15,8 @@ from cluster.errors import RunError
 from cprec.downstream.known_items import BEHAVIOUR_FOLDER
 from cprec.model.adapter import ADAPTER_WEIGHTS
 from cprec.runs import checkpoint
+from cprec.runs.checkpoint import ADAPTER_CONFIG
 
-ADAPTER_CONFIG = "adapter_config.json"
-"""File that makes a folder a PEFT directory."""
 MODEL_CONFIG = "config.json"
 """File that makes a folder a model directory."""
 
@@ -66,13 +65,14 @@ class StoredModel:
         return None
 
     @property
-    def named_base(self) -> str | None:
-        """The base that an adapter directory names; None where it names none."""
-        if self.form != Form.ADAPTER:
+    def named_base(self) -> tuple[str, str | None] | None:
+        """Base and revision that the adapter names; None where there is no adapter, or no name."""
+        if self.adapter_uri is None:
             return None
-        config = json.loads(storage.read_text(storage.join(self.uri, ADAPTER_CONFIG)))
+        text = storage.read_text_if_exists(storage.join(self.adapter_uri, ADAPTER_CONFIG))
+        config = json.loads(text or "{}")  # without a file, every weight was trained
         base = config.get("base_model_name_or_path")
-        return None if base is None else str(base)
+        return None if base is None else (str(base), config.get("revision"))
 
     def verify(self) -> None:
         """Checks that the model is there, and of a checkpoint that every byte is as it was.

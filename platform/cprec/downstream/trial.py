@@ -58,7 +58,8 @@ class Trial:
         uri: Folder of the trial.
         domain: Domain to train on.
         base: The base model.
-        start_checkpoint: URI of the checkpoint that LoRA starts from; None for fresh weights.
+        start_checkpoint: URI of the checkpoint, or of the bare adapter, that LoRA starts from;
+            None for fresh weights.
         behaviour_weights: URI of the SASRec weights whose item embeddings become behaviour tokens;
             None for text-only prompts.
         lr: Highest learning rate.
@@ -229,7 +230,7 @@ def build_model(trial: Trial, network: PreTrainedModel) -> torch.nn.Module:
     else:
         with tempfile.TemporaryDirectory() as folder:
             model = adapter.load_for_training(
-                network, download(join(trial.start_checkpoint, checkpoint.ADAPTER), Path(folder))
+                network, download(checkpoint.adapter_uri(trial.start_checkpoint), Path(folder))
             )
     if trial.behaviour_weights is None:
         return model

@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import Linear
 from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
-from peft.utils import get_peft_model_state_dict
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
@@ -121,6 +121,37 @@ def load_for_training(model: PreTrainedModel, directory: Path) -> torch.nn.Modul
         parameter.requires_grad_("lora_" in name)
     adapted: torch.nn.Module = loaded.train()
     return adapted
+
+
+def load_weights(model: torch.nn.Module, directory: Path) -> None:
+    """Loads saved weights into a model that `attach` has made trainable.
+
+    Args:
+        model: The model; the recipe decides how it goes on being trained, such as its dropout.
+        directory: A PEFT directory, or that of a fully trained model.
+
+    Raises:
+        RunError: The directory does not hold exactly the weights that the model trains.
+    """
+    name = ADAPTER_WEIGHTS if isinstance(model, PeftModel) else FULL_WEIGHTS
+    if not (directory / name).is_file():
+        raise RunError(f"{directory}: no {name}, which this recipe's model.adapter goes on from")
+    weights = load_file(directory / name)
+    with refused_input(f"{directory}: these weights do not fit the model", RunError):
+        if isinstance(model, PeftModel):
+            own = get_peft_model_state_dict(model)
+            absent, unexpected = own.keys() - weights.keys(), weights.keys() - own.keys()
+            if not absent and not unexpected:
+                set_peft_model_state_dict(model, weights)
+        else:
+            absent, unexpected = map(set, model.load_state_dict(weights, strict=False))
+            absent -= _tied_names(cast(PreTrainedModel, model), weights)
+            absent -= set(persistent_buffers(model))
+    if absent or unexpected:
+        raise RunError(
+            f"{directory}: these weights are of other layers than this recipe trains: "
+            f"missing {sorted(absent)[:3]}, unexpected {sorted(unexpected)[:3]}"
+        )
 
 
 def layers_by_input(model: torch.nn.Module) -> list[list[Linear]]:

@@ -49,6 +49,8 @@ TRAINER = "trainer"
 OPTIMIZER = f"{TRAINER}/optimizer.safetensors"
 LEDGER = "ledger.json"
 MANIFEST = "manifest.json"
+ADAPTER_CONFIG = "adapter_config.json"
+"""File that makes a folder a PEFT directory."""
 
 WEIGHTS = "weights"
 """First part of the names of weights in the optimizer's file; moments have Adam's names there."""
@@ -275,6 +277,16 @@ def find_latest(run_uri: str) -> tuple[CheckpointName | None, list[str]]:
             + "\nuse another --run"
         )
     return None, problems
+
+
+def is_bare_adapter(uri: str) -> bool:
+    """Returns whether a folder is a PEFT directory of its own, without ledger and manifest."""
+    return exists(join(uri, ADAPTER_CONFIG)) and not exists(join(uri, MANIFEST))
+
+
+def adapter_uri(uri: str) -> str:
+    """Returns the folder that holds the weights of a checkpoint, or of a bare adapter."""
+    return uri if is_bare_adapter(uri) else join(uri, ADAPTER)
 
 
 def latest_uri(run_uri: str) -> str:

@@ -9,6 +9,7 @@ from cluster.errors import CorpusError, RunError
 from cluster.storage import exists, join, read_text
 from corpus.store.tables import Corpus
 from cprec.config.recipe import ModelSettings
+from cprec.model.adapter import ADAPTER_WEIGHTS
 from cprec.runs import checkpoint
 from cprec.runs.run_plan import RunPlan
 from cprec.runs.token_form import TOKEN_FORM
@@ -23,6 +24,7 @@ class Parent:
         uri: URI of the checkpoint; None for the base.
         consumed: What the trunk had consumed there.
         passed_over: Domains that the run passes over.
+        weights_only: Whether it is a bare adapter: it has weights, and neither plan nor optimizer.
         token_form: Rules of tokens under which its weights were trained.
     """
 
@@ -30,6 +32,7 @@ class Parent:
     consumed: tuple[Portion, ...]
     passed_over: tuple[str, ...]
     token_form: int = TOKEN_FORM
+    weights_only: bool = False
 
 
 def read_parent(uri: str, corpus: Corpus, seed: int) -> Parent:
@@ -82,7 +85,9 @@ def require_matching_adapter(model: ModelSettings, base: str, parent: str) -> No
     Raises:
         RunError: Something differs; lists keys and values.
     """
-    config_uri = join(parent, checkpoint.ADAPTER, "adapter_config.json")
+    if checkpoint.is_bare_adapter(parent) and not exists(join(parent, ADAPTER_WEIGHTS)):
+        raise RunError(f"{parent}: no {ADAPTER_WEIGHTS}, so there are no weights to begin with")
+    config_uri = join(checkpoint.adapter_uri(parent), checkpoint.ADAPTER_CONFIG)
     parent_has_lora = exists(config_uri)
     recipe_values: dict[str, Any] = {"model.adapter": model.adapter}
     parent_values: dict[str, Any] = {"model.adapter": "lora" if parent_has_lora else "full"}
@@ -95,8 +100,11 @@ def require_matching_adapter(model: ModelSettings, base: str, parent: str) -> No
         }
         config = json.loads(read_text(config_uri))
         parent_base = config.get("base_model_name_or_path")
-        if posixpath.basename(base) == posixpath.basename(str(parent_base)):
-            parent_base = base  # the same model in another folder
+        is_moved = posixpath.basename(base) == posixpath.basename(str(parent_base))
+        # A bare adapter may call its base by a word of its own, or not at all.
+        is_word = checkpoint.is_bare_adapter(parent) and "/" not in str(parent_base)
+        if is_moved or is_word:
+            parent_base = base
         parent_values |= {
             "model.lora_rank": config.get("r"),
             "model.lora_alpha": config.get("lora_alpha"),

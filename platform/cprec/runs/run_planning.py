@@ -6,10 +6,11 @@ A run that has started before keeps its plan. Nothing is written here.
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from cluster.errors import CorpusError, RecipeError
+from cluster.errors import CorpusError, RecipeError, RunError
 from corpus.sampling.source import SourceKind
 from corpus.store.tables import Corpus, Stream
 from cprec.config.recipe import Recipe
+from cprec.runs.checkpoint import is_bare_adapter
 from cprec.runs.parent import Parent, read_parent
 from cprec.runs.portions import build_replay, domain_names, remaining_portions, select_streams
 from cprec.runs.restart import require_untrained
@@ -75,13 +76,19 @@ def create_run_plan(recipe: Recipe, corpus: Corpus) -> RunPlan:
             f"{corpus.uri}: no training samples of domain {', '.join(absent)}; "
             f"this corpus pre-trains on {', '.join(available) or 'nothing'}"
         )
-    if recipe.continue_from is not None:
-        parent = read_parent(recipe.continue_from, corpus, recipe.seed)
+    start = recipe.continue_from
+    weights_only = start is not None and is_bare_adapter(start)
+    if start is not None and not weights_only:
+        parent = read_parent(start, corpus, recipe.seed)
         domains = tuple(name for name in available if name not in parent.passed_over)
     else:
         passed_over = tuple(name for name in available if name not in domains)
-        parent = Parent(None, (), passed_over)
+        parent = Parent(start, (), passed_over, weights_only=weights_only)
     if recipe.branch:
+        if weights_only:
+            raise RunError(
+                f"{start}: a bare adapter, which has no plan; a branch anneals a stable checkpoint"
+            )
         return _plan_branch(recipe, corpus, streams, parent)
     return _plan_trunk(recipe, corpus, streams, tuple(domains), parent)
 
@@ -119,7 +126,7 @@ def _plan_trunk(
         select_streams(streams, SourceKind.DOMAIN, parent.passed_over), parent.consumed
     )
     mixed = remaining_portions(select_streams(streams, SourceKind.MIXED), parent.consumed)
-    if parent.uri is not None:
+    if parent.uri is not None and not parent.weights_only:
         if not domain:
             raise CorpusError(
                 f"{corpus.uri}: version {corpus.version} holds no domain-specific sample that "

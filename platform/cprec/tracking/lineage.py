@@ -14,6 +14,7 @@ from cprec.config.recipe import Recipe
 from cprec.downstream.scoring import EvaluatedModel
 from cprec.downstream.stored_model import Form, StoredModel
 from cprec.runs import checkpoint
+from cprec.runs.checkpoint import is_bare_adapter
 from cprec.runs.run_plan import RunPlan
 from cprec.tracking.registry import Registry
 from cprec.train.distributed.driver import TrainingJob
@@ -59,7 +60,7 @@ def read_trained_on(registry: Registry, model: EvaluatedModel) -> str | None:
     if model.version is not None and model.registered_model is not None:
         tags = registry.with_model(model.registered_model).version(model.version).tags
         if TRAINED_ON_TAG in tags:
-            return tags[TRAINED_ON_TAG]
+            return tags[TRAINED_ON_TAG] or None
     is_checkpoint = StoredModel.at(model.checkpoint).form == Form.CHECKPOINT
     return trained_on(model.checkpoint) if is_checkpoint else None
 
@@ -88,7 +89,9 @@ def _read_corpus(registry: Registry, model: EvaluatedModel) -> str | None:
     if model.version is not None and model.registered_model is not None:
         version = registry.with_model(model.registered_model).version(model.version)
         return version.tags.get("corpus_fingerprint")
-    plan = RunPlan.read(model.checkpoint.rsplit("/", 2)[0]) if model.checkpoint else None
+    if model.checkpoint is None or StoredModel.at(model.checkpoint).form != Form.CHECKPOINT:
+        return None
+    plan = RunPlan.read(model.checkpoint.rsplit("/", 2)[0])
     return plan.corpus if plan else None
 
 
@@ -117,6 +120,23 @@ def find_license(recipe: Recipe, base: str, revision: str | None) -> str:
         return ""
 
 
+def stored_lineage(recipe: Recipe, registry: Registry, model: EvaluatedModel) -> dict[str, str]:
+    """Returns what a model tells of where it comes from, as tags; what is unknown is empty.
+
+    Args:
+        recipe: The recipe, whose license counts first.
+        registry: Where the lineage of a registered version is.
+        model: The language model.
+    """
+    return {
+        "base": model.base,
+        "base_revision": model.revision or "",
+        "corpus_fingerprint": _read_corpus(registry, model) or "",
+        LICENSE_TAG: find_license(recipe, model.base, model.revision),
+        TRAINED_ON_TAG: read_trained_on(registry, model) or "",
+    }
+
+
 def lineage(
     job: TrainingJob, run_plan: RunPlan, recipe_yaml: str, checkpoint_uri: str, registry: Registry
 ) -> dict[str, str]:
@@ -140,7 +160,8 @@ def lineage(
         "base": job.base,
         "base_revision": job.revision or "",
         LICENSE_TAG: find_license(job.recipe, job.base, job.revision),
-        TRAINED_ON_TAG: trained_on(checkpoint_uri),
+        # What a bare adapter had been trained on is unknown.
+        TRAINED_ON_TAG: "" if parent and is_bare_adapter(parent) else trained_on(checkpoint_uri),
         "recipe_digest": hashlib.sha256(recipe_yaml.encode()).hexdigest()[:16],
         "inexact": job.recipe.train.inexact_keys,
         "parent_checkpoint": parent,

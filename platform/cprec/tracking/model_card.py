@@ -12,13 +12,11 @@ from importlib.resources import files
 from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
-from cluster.storage import join
 from corpus.sampling.source import Source
 from cprec.downstream.known_items import is_hybrid
 from cprec.downstream.stored_model import Form, StoredModel
 from cprec.encode.prompt import render_prompt
 from cprec.evaluate.significance import wilson_interval
-from cprec.runs import checkpoint
 from cprec.tracking.lineage import HUB_ID, LICENSE_TAG, TRAINED_ON_TAG, trained_on
 from cprec.tracking.registry import EVALUATION_TAG, Registry
 
@@ -87,7 +85,8 @@ def publish_card(registry: Registry, number: int) -> ModelCard:
         The card, as it is for the version's adapter.
     """
     version = registry.version(number)
-    form = StoredModel.at(join(version.checkpoint, checkpoint.ADAPTER)).form
+    stored = StoredModel.at(version.checkpoint)
+    form = StoredModel.at(stored.adapter_uri or stored.uri).form
     card = render_card(version.title, form, version.tags, is_hybrid(version.checkpoint))
     registry.set_description(number, _shorten(card.text.strip()))
     return card

@@ -31,15 +31,14 @@ from cprec.downstream.known_items import (
     require_known_items,
 )
 from cprec.downstream.scoring import EvaluatedModel, load_model
-from cprec.downstream.stored_model import ADAPTER_CONFIG, MODEL_CONFIG, Form, StoredModel
+from cprec.downstream.stored_model import MODEL_CONFIG, Form, StoredModel
 from cprec.model.libraries import refused_input
+from cprec.runs.checkpoint import ADAPTER_CONFIG
 from cprec.tracking import hub
 from cprec.tracking.lineage import (
     CARD_FILE,
     LICENSE_TAG,
-    TRAINED_ON_TAG,
-    find_license,
-    read_trained_on,
+    stored_lineage,
 )
 from cprec.tracking.model_card import render_card
 from cprec.tracking.registry import Registry
@@ -159,12 +158,7 @@ def _title(model: EvaluatedModel) -> str:
 
 def _read_lineage(recipe: Recipe, registry: Registry, model: EvaluatedModel) -> Mapping[str, str]:
     """Returns the tags of a registered version, and what is known of any other model."""
-    known = {
-        "base": model.base,
-        "base_revision": model.revision or "",
-        LICENSE_TAG: find_license(recipe, model.base, model.revision),
-        TRAINED_ON_TAG: read_trained_on(registry, model) or "",
-    }
+    known = stored_lineage(recipe, registry, model)
     if model.version is None or model.registered_model is None:
         return known
     tags = registry.with_model(model.registered_model).version(model.version).tags

@@ -17,11 +17,12 @@ from cprec.config.recipe import Recipe
 from cprec.downstream.known_items import require_known_items
 from cprec.downstream.scoring import EvaluatedModel
 from cprec.downstream.search_plan import SEARCH
-from cprec.downstream.stored_model import ADAPTER_CONFIG, Form, StoredModel
+from cprec.downstream.stored_model import MODEL_CONFIG, Form, StoredModel
 from cprec.encode.text_tokenizer import text_tokenizer
 from cprec.model.backbone import load_tokenizer
 from cprec.model.base_uri import TINY_BASE, is_unbuilt, locate_base, locate_named_base
 from cprec.model.context_length import require_context
+from cprec.runs.checkpoint import ADAPTER_CONFIG
 from cprec.runs.records import run_folder
 from cprec.stream.row_encoder import find_fallback_reason
 from cprec.tracking.registry import Registry, Version
@@ -41,8 +42,9 @@ def find_models(
 ) -> list[EvaluatedModel]:
     """Finds the models that names stand for; a model with several seeds is found once per seed.
 
-    A version has its base in its lineage. Any other model takes the base of the versions beside
-    it, or without any the recipe's.
+    A version has its base in its lineage, and a stored model the one that its adapter names, where
+    that is at hand (`_find_named_base`). Any other model takes the base of the versions beside it,
+    or without any the recipe's.
 
     Args:
         recipe: Base, seeds of baselines, and the run whose candidate and searches are meant.
@@ -111,38 +113,49 @@ def find_models(
             ]
         else:
             uri = storage.absolute_uri(name)
-            label = _stored_label(uri, models)
-            is_merged = StoredModel.at(uri).form == Form.MERGED
-            base = (uri, None) if is_merged else implied_base(name)
-            models.append(EvaluatedModel(name, label, *base, uri))
+            stored = StoredModel.at(uri)
+            base = (
+                (uri, None)
+                if stored.form == Form.MERGED
+                else _find_named_base(recipe, stored) or implied_base(name)
+            )
+            models.append(EvaluatedModel(name, _stored_label(uri, models), *base, uri))
     return list({model.label: model for model in models}.values())
 
 
-def find_model(recipe: Recipe, registry: Registry, name: str) -> EvaluatedModel:
+def find_model(
+    recipe: Recipe,
+    registry: Registry,
+    name: str,
+    key: str = "--model",
+    corpus: Corpus | None = None,
+) -> EvaluatedModel:
     """Finds the one language model that a name stands for, and checks that it is whole.
 
     Args:
         recipe: As for `find_models`.
         registry: The registry of the recipe.
-        name: The name, as `find_models` takes it, from the flag --model.
+        name: The name, as `find_models` takes it.
+        key: The key or flag that has the name, for messages.
+        corpus: As for `find_models`.
 
     Raises:
         RecipeError: The name stands for a baseline, or for several models.
         RunError: There is no such model, it has no lineage, or it is damaged.
     """
     if name == POPULARITY or name in BASELINE_NAMES:
-        raise RecipeError(f"--model {name}: a baseline, which only jobs/evaluate.py ranks with")
+        raise RecipeError(f"{key} {name}: a baseline, which only jobs/evaluate.py ranks with")
     version = find_version(registry, name, own_run(recipe)) if name != "base" else None
     if version is not None and "base" not in version.tags:
-        raise RunError(f"--model {name}: {version} does not say which base it stands on (tag base)")
-    models = find_models(recipe, registry, [name])
+        raise RunError(f"{key} {name}: {version} does not say which base it stands on (tag base)")
+    models = find_models(recipe, registry, [name], corpus)
     if len(models) > 1:
         checkpoints = ", ".join(str(model.checkpoint) for model in models)
-        raise RecipeError(f"--model {name}: several models; give one of {checkpoints}")
+        raise RecipeError(f"{key} {name}: several models; give one of {checkpoints}")
     model = models[0]
     if model.checkpoint is not None:
         if version is None and not storage.exists(model.checkpoint):
-            raise RecipeError(f"--model {name}: no such model; give {MODEL_NAMES}")
+            raise RecipeError(f"{key} {name}: no such model; give {MODEL_NAMES}")
         StoredModel.at(model.checkpoint).verify()
     return model
 
@@ -221,12 +234,26 @@ def describe_model(model: EvaluatedModel) -> str:
         version = f"version {model.version} of {model.registered_model}, run {run}, "
     stored = StoredModel.at(model.checkpoint)
     if stored.form == Form.MERGED:
-        return f"merged model {model.checkpoint}"
-    named = stored.named_base
-    differs = named is not None and posixpath.basename(named) != posixpath.basename(model.base)
+        return f"{version}merged model {model.checkpoint}"
+    named, _ = stored.named_base or (model.base, None)
+    differs = posixpath.basename(named) != posixpath.basename(model.base)
     return f"{version}{stored.form} {model.checkpoint} on {model.base}" + (
         f"; its {ADAPTER_CONFIG} names the base {named}" if differs else ""
     )
+
+
+def _find_named_base(recipe: Recipe, stored: StoredModel) -> tuple[str, str | None] | None:
+    """Returns base and revision that a stored model names, where that base is at hand.
+
+    A directory may have moved, and a bare adapter may call its base by a word of its own. Then, and
+    where the recipe's base has the same name, the recipe says where it is.
+    """
+    named = stored.named_base
+    if named is None or posixpath.basename(named[0]) == posixpath.basename(recipe.model.base):
+        return None
+    base, revision = named
+    is_there = storage.exists(storage.join(storage.absolute_uri(base), MODEL_CONFIG))
+    return (locate_named_base(base), revision) if is_there else None
 
 
 def _base_of(version: Version) -> tuple[str, str | None]:

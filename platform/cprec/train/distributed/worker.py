@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
 from cluster.errors import PlatformFault, RunError, UserError
-from cluster.storage import join
+from cluster.storage import download, join
 from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import validate_recipe
 from cprec.model import adapter, backbone
@@ -115,6 +115,11 @@ def _train_from(
     controller, base = config["controller"], config["base"]
     model, tokenizer = backbone.load(base, config["revision"], recipe.model.precision)
     trained_model = adapter.attach(model, recipe.model, recipe.seed)
+    checkpoint_uri = start.group.checkpoint_uri or recipe.continue_from
+    is_bare = checkpoint_uri is not None and checkpoint.is_bare_adapter(checkpoint_uri)
+    if checkpoint_uri is not None and is_bare:
+        with tempfile.TemporaryDirectory() as folder:
+            adapter.load_weights(trained_model, download(checkpoint_uri, Path(folder)))
     if recipe.model.fp8:
         fp8.quantise_frozen_layers(trained_model, recipe.model.fp8_fast_accumulation)
     engine = Engine(
@@ -131,7 +136,7 @@ def _train_from(
         if engine.padding_reason is not None:
             controller.record_padding.remote(engine.padding_reason)
     ledger = start.ledger or Ledger(ray.get(controller.plan.remote()))
-    if (checkpoint_uri := start.group.checkpoint_uri or recipe.continue_from) is not None:
+    if checkpoint_uri is not None and not is_bare:
         _restore_checkpoint(engine, checkpoint_uri)
     spec = engine.micro_batch_spec
     monitor = None

@@ -193,3 +193,34 @@ def test_an_adapter_of_a_wider_base_is_the_users_error(tmp_path: Path) -> None:
     adapter.save(model, change_trained(model), tmp_path, "base", None)
     with pytest.raises(RunError, match="this adapter does not fit the base model"):
         adapter.load(llama(50), tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_weights_are_loaded_into_a_model_that_is_to_be_trained(tmp_path: Path, kind: Any) -> None:
+    settings = ModelSettings(adapter=kind)
+    trained = adapter.attach(llama(50), settings, 0)
+    weights = change_trained(trained)
+    adapter.save(trained, weights, tmp_path / "saved", "base", None)
+    begun = adapter.attach(llama(50), settings, 1)
+    adapter.load_weights(begun, tmp_path / "saved")
+    loaded = adapter.trainable_parameters(begun)
+    assert begun.training
+    assert loaded.keys() == weights.keys()
+    assert all(torch.equal(loaded[name], weights[name]) for name in weights)
+
+
+def test_weights_of_other_layers_are_refused(tmp_path: Path) -> None:
+    trained = adapter.attach(llama(50), ModelSettings(), 0)
+    adapter.save(trained, adapter.trainable_parameters(trained), tmp_path / "saved", "base", None)
+    deeper = adapter.attach(llama(50, num_hidden_layers=3), ModelSettings(), 0)
+    with pytest.raises(
+        RunError, match=r"other layers than this recipe trains: missing \['base_mod"
+    ):
+        adapter.load_weights(deeper, tmp_path / "saved")
+    wider = adapter.attach(llama(50, intermediate_size=96), ModelSettings(), 0)
+    with pytest.raises(RunError, match="these weights do not fit the model"):
+        adapter.load_weights(wider, tmp_path / "saved")
+    with pytest.raises(
+        RunError, match=r"no model\.safetensors, which this recipe's model\.adapter"
+    ):
+        adapter.load_weights(llama(50), tmp_path / "saved")
