@@ -41,7 +41,7 @@ from corpus.store.tables import Corpus
 from cprec.baselines import training
 from cprec.baselines.recommender import Recommender
 from cprec.baselines.sequences import training_sequences
-from cprec.config.recipe import BaselineSettings
+from cprec.config.sections.finetuning import BaselineSettings
 from cprec.downstream.domain import Domain, sort_by_id
 from cprec.evaluate.metrics import compute_ranks, discounted_gains, hits
 from cprec.evaluate.significance import paired_t_test

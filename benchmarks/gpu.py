@@ -33,7 +33,8 @@ import transformers
 from torch._dynamo.utils import counters
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from cprec.config.recipe import ModelSettings, TrainSettings
+from cprec.config.sections.model import ModelSettings
+from cprec.config.sections.pretraining import TrainSettings
 from cprec.encode.tokens import EncodedSample
 from cprec.evaluate.candidate_rows import Query
 from cprec.evaluate.candidate_scoring import score_queries

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from cprec.config.recipe import TrainSettings
+from cprec.config.sections.pretraining import TrainSettings
 from cprec.encode import prompt
 from cprec.encode.title_tokens import CachedPromptEncoder
 from cprec.model.kernels import attention

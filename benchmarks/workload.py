@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from cprec.config.recipe import ModelSettings
+from cprec.config.sections.model import ModelSettings
 from cprec.encode.title_tokens import CachedPromptEncoder, TitleTokens, tokenise_titles
 from cprec.encode.tokens import EncodedSample
 from cprec.model import adapter, tiny

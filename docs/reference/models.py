@@ -27,7 +27,8 @@ import torch  # noqa: E402
 import transformers as hf  # noqa: E402
 
 from cluster.errors import UserError  # noqa: E402
-from cprec.config.recipe import ModelSettings, TrainSettings  # noqa: E402
+from cprec.config.sections.model import ModelSettings  # noqa: E402
+from cprec.config.sections.pretraining import TrainSettings  # noqa: E402
 from cprec.evaluate.candidate_rows import PassKind  # noqa: E402
 from cprec.evaluate.scoring_check import choose_decoding, choose_scoring  # noqa: E402
 from cprec.model import adapter  # noqa: E402

@@ -18,8 +18,9 @@ from cluster.errors import CorpusError, RecipeError, RunError
 from corpus.build import simulate_and_build
 from corpus.sampling.source import Source
 from corpus.store.tables import Corpus
-from cprec.config.recipe import FinetuneSettings, Recipe
+from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import validate_recipe
+from cprec.config.sections.finetuning import FinetuneSettings
 from cprec.downstream.llara import build_plan
 from cprec.downstream.scoring import load_model
 from cprec.downstream.stored_model import Form

@@ -12,7 +12,7 @@ from cprec.baselines.gru4rec import GRU4Rec
 from cprec.baselines.recommender import Recommender
 from cprec.baselines.sasrec import SASRec
 from cprec.baselines.sequences import input_target_windows, pad_histories
-from cprec.config.recipe import BaselineSettings
+from cprec.config.sections.finetuning import BaselineSettings
 
 SCORING_BATCH_SIZE = 1024
 """Histories scored in one forward pass."""

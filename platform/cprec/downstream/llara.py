@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cprec.config.recipe import FinetuneSettings
+from cprec.config.sections.finetuning import FinetuneSettings
 from cprec.downstream.hybrid import PromptEncoders
 from cprec.schedule.plan import Era, Plan, Portion, global_batches
 from cprec.schedule.wsa import WSA, Mode

@@ -25,7 +25,8 @@ from torch._C._distributed_c10d import HashStore
 from cluster.console import Say
 from cluster.errors import PlatformFault, RunError, UserError
 from cluster.storage import exists, join, read_text, remove, write_text
-from cprec.config.recipe import Recipe, SearchSettings
+from cprec.config.recipe import Recipe
+from cprec.config.sections.finetuning import SearchSettings
 from cprec.downstream.trial import Trial, conclude_trial, run_trial
 from cprec.downstream.trial_records import TrialResult, find_result
 

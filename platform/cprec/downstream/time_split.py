@@ -15,7 +15,7 @@ from cluster.errors import CorpusError, RunError
 from corpus.sampling.source import Source, SourceKind
 from corpus.settings import SECONDS_PER_DAY, day_start
 from corpus.store.tables import Corpus, newest_timestamp
-from cprec.config.recipe import EvaluateSettings
+from cprec.config.sections.evaluation import EvaluateSettings
 
 
 def select_days(samples: pa.Table, settings: EvaluateSettings) -> pa.Table:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from cprec.config.recipe import GateSettings
+from cprec.config.sections.evaluation import GateSettings
 from cprec.evaluate.metrics import Metrics
 from cprec.evaluate.significance import PairedTest, wilson_lower_bound
 

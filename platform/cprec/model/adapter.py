@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from cluster.errors import RecipeError, RunError
-from cprec.config.recipe import ModelSettings
+from cprec.config.sections.model import ModelSettings
 from cprec.model.libraries import refused_input
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cluster.errors import DataError
-from cprec.config.recipe import TinySettings
+from cprec.config.sections.model import TinySettings
 from cprec.encode import prompt
 from cprec.model import tiny_training
 from cprec.model.libraries import silence_libraries

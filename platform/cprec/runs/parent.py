@@ -1,4 +1,4 @@
-"""What a run goes on from: a stable checkpoint of a trunk, checked against the new run."""
+"""What a run goes on from: a stable checkpoint of a trunk, or an adapter, checked against it."""
 
 import json
 import posixpath
@@ -8,7 +8,7 @@ from typing import Any
 from cluster.errors import CorpusError, RunError
 from cluster.storage import exists, join, read_text
 from corpus.store.tables import Corpus
-from cprec.config.recipe import ModelSettings
+from cprec.config.sections.model import ModelSettings
 from cprec.model.adapter import ADAPTER_WEIGHTS
 from cprec.runs import checkpoint
 from cprec.runs.run_plan import RunPlan
@@ -18,10 +18,10 @@ from cprec.schedule.plan import Portion
 
 @dataclass(frozen=True)
 class Parent:
-    """What a run goes on from: a stable checkpoint of a trunk, or the base.
+    """What a run goes on from: a stable checkpoint of a trunk, a bare adapter, or the base.
 
     Attributes:
-        uri: URI of the checkpoint; None for the base.
+        uri: URI of the checkpoint or the adapter; None for the base.
         consumed: What the trunk had consumed there.
         passed_over: Domains that the run passes over.
         weights_only: Whether it is a bare adapter: it has weights, and neither plan nor optimizer.

@@ -7,7 +7,7 @@ import asyncio
 from http import HTTPStatus
 from typing import Protocol
 
-from cprec.config.recipe import ServeSettings
+from cprec.config.sections.recommendation import ServeSettings
 from cprec.serving.messages import RankRequest, RankResponse, Refusal, check_limits
 from cprec.serving.metrics import Metrics
 

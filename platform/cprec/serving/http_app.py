@@ -11,7 +11,7 @@ from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
-from cprec.config.recipe import ServeSettings
+from cprec.config.sections.recommendation import ServeSettings
 from cprec.serving.access import AccessGate, App, Message, Receive, Send
 from cprec.serving.dispatcher import Dispatcher
 from cprec.serving.messages import Problem, RankRequest, RankResponse, Refusal

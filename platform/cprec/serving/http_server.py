@@ -5,7 +5,7 @@ import socket
 import uvicorn
 
 from cluster.errors import RecipeError
-from cprec.config.recipe import ServeSettings
+from cprec.config.sections.recommendation import ServeSettings
 from cprec.serving.access import App
 
 BACKLOG = 2048

@@ -16,7 +16,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch._dynamo.utils import counters
 
-from cprec.config.recipe import TrainSettings
+from cprec.config.sections.pretraining import TrainSettings
 from cprec.model import self_check
 from cprec.model.adapter import trainable_parameters
 from cprec.model.kernels import attention, flash_attention

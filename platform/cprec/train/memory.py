@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from cprec.config.recipe import TrainSettings
+from cprec.config.sections.pretraining import TrainSettings
 from cprec.stream.packing import MicroBatch
 from cprec.train.memory_estimate import MemoryEstimate
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from cluster.errors import RecipeError
-from cprec.config.recipe import TrainSettings
+from cprec.config.sections.pretraining import TrainSettings
 from cprec.encode.tokens import EncodedSample
 from cprec.model import self_check
 from cprec.model.kernels import attention

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from cprec.config.recipe import ModelSettings, TrainSettings
+from cprec.config.sections.model import ModelSettings
+from cprec.config.sections.pretraining import TrainSettings
 from cprec.encode.tokens import EncodedSample
 from cprec.model import adapter
 from cprec.runs import checkpoint

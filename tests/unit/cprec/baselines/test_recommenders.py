@@ -6,7 +6,7 @@ import torch
 
 from cprec.baselines.recommender import Recommender
 from cprec.baselines.training import BASELINE_NAMES, build_network, fit_network, score_candidates
-from cprec.config.recipe import BaselineSettings
+from cprec.config.sections.finetuning import BaselineSettings
 
 ITEMS, LENGTH = 30, 6
 SETTINGS = BaselineSettings(

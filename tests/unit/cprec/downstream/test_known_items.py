@@ -12,7 +12,7 @@ from cluster.errors import RunError
 from corpus.append import append
 from corpus.build import build
 from corpus.store.tables import Corpus
-from cprec.config.recipe import FinetuneSettings
+from cprec.config.sections.finetuning import FinetuneSettings
 from cprec.downstream.domain import Domain
 from cprec.downstream.known_items import (
     BEHAVIOUR_FOLDER,

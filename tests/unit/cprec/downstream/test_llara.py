@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cprec.config.recipe import FinetuneSettings, SearchSettings
+from cprec.config.sections.finetuning import FinetuneSettings, SearchSettings
 from cprec.downstream.domain import select_whole_users
 from cprec.downstream.hybrid import (
     HybridPromptEncoder,

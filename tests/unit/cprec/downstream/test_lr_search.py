@@ -8,7 +8,8 @@ import pytest
 from ray.exceptions import RayTaskError
 
 from cluster.errors import PlatformFault, RecipeError
-from cprec.config.recipe import FinetuneSettings, Recipe
+from cprec.config.recipe import Recipe
+from cprec.config.sections.finetuning import FinetuneSettings
 from cprec.downstream import lr_search
 from cprec.downstream.llara import build_plan
 from cprec.downstream.lr_search import conclude_stopped_trial, lrs_within_noise

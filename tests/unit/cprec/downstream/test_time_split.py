@@ -13,8 +13,10 @@ from corpus.build import build
 from corpus.sampling.source import Source
 from corpus.settings import DataSettings, day_start
 from corpus.store.tables import Corpus, newest_timestamp
-from cprec.config.recipe import EvaluateSettings, FinetuneSettings, Recipe
+from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import validate_recipe
+from cprec.config.sections.evaluation import EvaluateSettings
+from cprec.config.sections.finetuning import FinetuneSettings
 from cprec.downstream.llara import build_plan
 from cprec.downstream.time_split import check_trained_before, select_days
 from cprec.runs import checkpoint

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cluster.errors import PlatformFault
 from cprec.baselines.training import BASELINE_NAMES, build_network, iter_catalogue_scores
-from cprec.config.recipe import BaselineSettings
+from cprec.config.sections.finetuning import BaselineSettings
 from cprec.evaluate import catalogue_predictions as tested
 from cprec.evaluate.predictions import from_bytes, to_bytes
 

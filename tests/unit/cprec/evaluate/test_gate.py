@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from cprec.config.recipe import GateSettings
+from cprec.config.sections.evaluation import GateSettings
 from cprec.evaluate.gate import Decision, Measurements, decide
 from cprec.evaluate.metrics import Metrics
 from cprec.evaluate.significance import PairedTest, wilson_lower_bound

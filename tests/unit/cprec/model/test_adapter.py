@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from cluster.errors import RecipeError, RunError
-from cprec.config.recipe import ModelSettings
+from cprec.config.sections.model import ModelSettings
 from cprec.model import adapter
 from tests.models import SHAPE, llama
 

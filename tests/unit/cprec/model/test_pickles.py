@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cluster.errors import RecipeError, RunError
-from cprec.config.recipe import ModelSettings
+from cprec.config.sections.model import ModelSettings
 from cprec.model import adapter, backbone
 from cprec.runs import checkpoint
 from tests.models import llama

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cluster.errors import RecipeError
-from cprec.config.recipe import TrainSettings
+from cprec.config.sections.pretraining import TrainSettings
 from cprec.evaluate.candidate_rows import PassKind, Query
 from cprec.evaluate.candidate_scoring import score_queries
 from cprec.evaluate.scoring_check import choose_decoding, choose_scoring

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 from cluster.errors import DataError
 from corpus.ingest.simulation import simulate_shoppers
 from corpus.settings import SimulateSettings
-from cprec.config.recipe import TinySettings
+from cprec.config.sections.model import TinySettings
 from cprec.encode import prompt
 from cprec.encode.tokens import TitleEncoder
 from cprec.model import tiny, tiny_training

@@ -10,7 +10,9 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from corpus.build import build
 from corpus.store.tables import Corpus
-from cprec.config.recipe import FinetuneSettings, ModelSettings, Recipe
+from cprec.config.recipe import Recipe
+from cprec.config.sections.finetuning import FinetuneSettings
+from cprec.config.sections.model import ModelSettings
 from cprec.downstream import hybrid
 from cprec.downstream.domain import Domain
 from cprec.downstream.hybrid import HybridModel

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cprec.config.recipe import ServeSettings
+from cprec.config.sections.recommendation import ServeSettings
 from cprec.serving.dispatcher import Dispatcher, ReplicaLost
 from cprec.serving.messages import RankRequest, RankResponse, Refusal
 from cprec.serving.metrics import Metrics

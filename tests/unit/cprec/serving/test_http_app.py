@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cprec.config.recipe import ServeSettings
+from cprec.config.sections.recommendation import ServeSettings
 from cprec.serving.access import Message
 from cprec.serving.dispatcher import Dispatcher
 from cprec.serving.http_app import build_app

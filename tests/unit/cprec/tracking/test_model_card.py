@@ -7,7 +7,8 @@ import pytest
 from huggingface_hub import ModelCard
 
 from corpus.sampling.source import Source
-from cprec.config.recipe import FinetuneSettings, Recipe
+from cprec.config.recipe import Recipe
+from cprec.config.sections.finetuning import FinetuneSettings
 from cprec.downstream.llara import build_plan
 from cprec.downstream.stored_model import Form
 from cprec.schedule.ledger import Ledger

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from cprec.config.recipe import ModelSettings, TrainSettings
+from cprec.config.sections.model import ModelSettings
+from cprec.config.sections.pretraining import TrainSettings
 from cprec.model import adapter
 from cprec.train.memory import (
     MAX_PACK_TOKENS,

@@ -14,7 +14,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from cprec.config.recipe import ModelSettings
+from cprec.config.sections.model import ModelSettings
 from cprec.model import adapter
 from cprec.model.kernels import fp8, lora_fusion
 from cprec.train.engine import decoder_layers

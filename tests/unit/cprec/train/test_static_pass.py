@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from cprec.config.recipe import ModelSettings, TrainSettings
+from cprec.config.sections.model import ModelSettings
+from cprec.config.sections.pretraining import TrainSettings
 from cprec.downstream.lr_search import single_process_group
 from cprec.encode.tokens import EncodedSample
 from cprec.model import adapter

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 
-from cprec.config.recipe import ModelSettings
+from cprec.config.sections.model import ModelSettings
 from cprec.model.kernels.fp8 import (
     FrozenFP8Linear,
     FrozenFP8Weight,

@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from cprec.config.recipe import ModelSettings
+from cprec.config.sections.model import ModelSettings
 from cprec.model import adapter
 from cprec.model.kernels.fp8 import quantise_frozen_layers
 from cprec.model.kernels.lora_fusion import FusedLoraLinear, compute_layers, fuse_lora

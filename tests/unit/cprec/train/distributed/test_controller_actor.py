@@ -12,7 +12,8 @@ from corpus.append import append
 from corpus.build import build
 from corpus.sampling.source import SourceKind
 from corpus.store.tables import Corpus
-from cprec.config.recipe import Recipe, TrainSettings
+from cprec.config.recipe import Recipe
+from cprec.config.sections.pretraining import TrainSettings
 from cprec.runs import run_plan
 from cprec.runs.control import request_queue
 from cprec.runs.control.fence import RunWriter

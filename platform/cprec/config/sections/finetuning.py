@@ -1,0 +1,128 @@
+"""Fine-tuning on one domain: the baseline whose embeddings it uses, trials, their search."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from cluster.section import Section
+from corpus.settings import SafeName
+
+
+class BaselineSettings(Section):
+    """`baseline`: SASRec and GRU4Rec, which know item ids only."""
+
+    size: int = Field(64, ge=4, description="hidden size, and size of SASRec's item embeddings")
+    blocks: int = Field(2, ge=1, description="attention blocks of SASRec")
+    dropout: float = Field(0.5, ge=0.0, lt=1.0, description="dropout while training")
+    batch: int = Field(128, ge=2, description="sequences of one step")
+    lr: float = Field(1e-3, gt=0, description="learning rate of SASRec (Adam)")
+    gru4rec_lr: float = Field(0.05, gt=0, description="learning rate of GRU4Rec (Adagrad)")
+    max_epochs: int = Field(2000, ge=1, description="largest number of epochs")
+    patience: int = Field(
+        10,
+        ge=1,
+        description="epochs without a better HR@1 on validation after which training stops",
+    )
+    patience_steps: int = Field(
+        500,
+        ge=0,
+        description="steps without a better HR@1, at least, before training stops: "
+        "with few samples, ten epochs are only ten steps",
+    )
+    seeds: int = Field(
+        4,
+        ge=1,
+        description="seeds with which a baseline is trained for evaluation; "
+        "fine-tuning uses the embeddings of the first",
+    )
+
+
+class FinetuneSettings(Section):
+    """`finetune`: fine-tuning on one domain, as in LLaRA; jobs/tune_lr.py searches its lr."""
+
+    domain: SafeName | None = Field(
+        None, description="domain to fine-tune on; default: the first of data.held_out"
+    )
+    start: str = Field(
+        "candidate",
+        description="what LoRA starts from: fresh (= LLaRA); or candidate (the newest version of "
+        "this run), champion, a version number, models:/NAME/3, or the URI of a checkpoint or an "
+        "adapter (= CPRec)",
+    )
+    name: SafeName | None = Field(
+        None,
+        description="name of the search below <run>/finetune/<domain>/; "
+        "default: llara if LoRA starts fresh, else cprec",
+    )
+    hybrid: bool = Field(
+        True, description="true: behaviour tokens of SASRec beside the titles; false: titles only"
+    )
+    epochs: int = Field(
+        5,
+        ge=1,
+        description="largest number of epochs; "
+        "learning rate and curriculum are planned for all of them",
+    )
+    patience: int = Field(
+        2, ge=1, description="epochs without a better HR@1 on validation after which training stops"
+    )
+    global_batch: int = Field(
+        128, ge=1, description="samples of one optimizer step, over all workers"
+    )
+    max_samples: int | None = Field(
+        None,
+        ge=1,
+        description="largest number of training samples: whole users, "
+        "in the order of a hash of their ids",
+    )
+    validation_users: int = Field(
+        1000, ge=1, description="largest number of validation samples scored after each epoch"
+    )
+    warmup_fraction: float = Field(
+        0.05,
+        ge=0.0,
+        le=1.0,
+        description="fraction of all steps over which the learning rate rises; a cosine follows",
+    )
+    lr_min_ratio: float = Field(
+        0.01, gt=0.0, le=1.0, description="lowest learning rate, as a fraction of the highest"
+    )
+    projector_decay: float = Field(
+        1e-5, ge=0.0, description="weight decay of the projector; nothing else decays"
+    )
+
+
+class SearchSettings(Section):
+    """`search`: the learning rates that are tried, and how."""
+
+    lrs: tuple[float, ...] = Field(
+        (6e-4, 3e-4, 1e-4),
+        min_length=1,
+        description="highest learning rates to try, comma-separated",
+    )
+    draws: int = Field(
+        0,
+        ge=0,
+        description="number of learning rates drawn log-uniformly between the lowest and the "
+        "highest of search.lrs, instead of those; 0: exactly those of search.lrs",
+    )
+    seeds: int = Field(
+        1, ge=1, description="seeds of each learning rate in the search; their mean decides"
+    )
+    stopper: Literal["none", "asha", "median"] = Field(
+        "none", description="early stopping of bad trials: asha (successive halving) or median"
+    )
+    winner_seeds: int = Field(
+        4, ge=1, description="seeds with which the best learning rate is trained"
+    )
+    concurrent: int | None = Field(
+        None,
+        ge=1,
+        description="trials that run at a time; default: as many as the cluster has room for",
+    )
+    gpus_per_trial: float = Field(
+        0.0,
+        ge=0.0,
+        description="GPUs of a trial with one worker, may be a fraction; "
+        "with more workers, each takes train.gpus_per_worker",
+    )
