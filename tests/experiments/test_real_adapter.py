@@ -27,12 +27,13 @@ USERS = int(os.environ.get("REAL_USERS", "400"))
 def test_a_pre_trained_adapter_is_as_good_as_where_it_was_trained(tmp_path: Path) -> None:
     base, adapter, root, hr1 = map(str, GIVEN)
     domain = os.environ.get("REAL_DOMAIN", "Video_Games")
+    other = os.environ.get("REAL_OTHER", "Electronics")  # a corpus has one to pre-train on
     recipe = validate_recipe(
         {
             "storage": f"{tmp_path}/runs",
             "corpus": f"{tmp_path}/corpus",
             "workers": 1,
-            "data": {"root": root, "domains": [], "held_out": [domain]},
+            "data": {"root": root, "domains": [other], "held_out": [domain]},
             "model": {"base": base, "max_tokens": 1024, "precision": "bf16"},
             "evaluate": {"max_users": USERS, "batch": 4},
             "cluster": {"address": "local"},

@@ -38,6 +38,7 @@ from cprec.downstream.trial_records import (
     TrialResult,
     read_history,
 )
+from cprec.encode.prompt import PromptTemplate
 from cprec.evaluate.candidate_scoring import score_samples
 from cprec.evaluate.metrics import compute_ranks, hits
 from cprec.evaluate.scoring_check import ScoringMethod, choose_scoring
@@ -64,6 +65,7 @@ class Trial:
             None for text-only prompts.
         lr: Highest learning rate.
         seed: Seed of everything that is drawn.
+        template: Template of the prompts.
         revision: What the base must be: a commit, or a digest of its files.
     """
 
@@ -75,6 +77,7 @@ class Trial:
     behaviour_weights: str | None
     lr: float
     seed: int
+    template: PromptTemplate
     revision: str | None = None
 
 
@@ -155,7 +158,9 @@ def run_trial(trial: Trial, report: Callable[[dict[str, Any]], None]) -> None:
         {"projector.": settings.projector_decay},
         recipe.model.max_tokens,
     )
-    encoders = build_encoders(tokenizer, recipe.model.max_tokens, model, domain.items_by_index())
+    encoders = build_encoders(
+        tokenizer, recipe.model.max_tokens, model, domain.items_by_index(), trial.template
+    )
     newest, _ = checkpoint.find_latest(trial.uri)
     if newest is None:
         plan = build_plan(
@@ -370,6 +375,7 @@ class TrialObserver(Observer):
                 directory / checkpoint.ADAPTER,
                 self._trial.base,
                 recipe.model.revision,
+                self._trial.template,
             )
             checkpoint.save_training_state(state, directory)
             (directory / HISTORY_FILE).write_text(json.dumps(self._history))

@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from cluster.errors import RecipeError, RunError
 from cprec.config.sections.model import ModelSettings
+from cprec.encode.prompt import PROMPT_FILE, PromptTemplate
 from cprec.model.libraries import refused_input
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -189,11 +190,12 @@ def save(
     directory: Path,
     base: str,
     revision: str | None,
+    template: PromptTemplate,
 ) -> None:
     """Writes the trained part of a model to a directory.
 
     LoRA is saved as a PEFT directory that names its base. Full training is saved as a Hugging Face
-    model directory.
+    model directory. Both name the template of the prompts (prompt.json).
 
     Args:
         model: The model in training.
@@ -201,8 +203,10 @@ def save(
         directory: Where to write; created if it is missing.
         base: The base model, which the PEFT directory names.
         revision: Revision of the base model.
+        template: Template of the prompts that it is trained on.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    (directory / PROMPT_FILE).write_text(template.to_json())
     if isinstance(model, PeftModel):
         state = get_peft_model_state_dict(model, state_dict=dict(weights))
         save_file(

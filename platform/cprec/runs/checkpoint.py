@@ -1,7 +1,8 @@
 """Checkpoints of runs and trials on storage, and their layout.
 
 <run>/checkpoints/<samples>-<attempt>/
-    adapter/                         the trained weights: a PEFT or Hugging Face directory
+    adapter/                         the trained weights: a PEFT or Hugging Face directory, with
+                                     prompt.json, which names the template of their prompts
     behaviour/                       trials of hybrid prompts: projector and item embeddings
     trainer/optimizer.safetensors    fp32 weights and Adam's moments, by name
     history.json                     trials: the epochs so far
@@ -34,9 +35,11 @@ from cluster.storage import (
     list_names,
     read_bytes,
     read_text,
+    read_text_if_exists,
     sha256,
     upload,
 )
+from cprec.encode.prompt import PROMPT_FILE, PromptTemplate, parse_template
 from cprec.model.training_state import ADAM_MOMENTS, TrainingState
 from cprec.runs.control.attempts import find_successor, list_attempts
 from cprec.runs.control.fence import UNFENCED, RunWriter
@@ -287,6 +290,16 @@ def is_bare_adapter(uri: str) -> bool:
 def adapter_uri(uri: str) -> str:
     """Returns the folder that holds the weights of a checkpoint, or of a bare adapter."""
     return uri if is_bare_adapter(uri) else join(uri, ADAPTER)
+
+
+def read_template(uri: str) -> PromptTemplate:
+    """Reads in which template of the prompt a checkpoint, or a bare adapter, was trained.
+
+    Raises:
+        RunError: This release does not have it.
+    """
+    file = join(adapter_uri(uri), PROMPT_FILE)
+    return parse_template(read_text_if_exists(file), file)
 
 
 def latest_uri(run_uri: str) -> str:

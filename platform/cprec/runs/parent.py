@@ -7,6 +7,7 @@ from typing import Any
 
 from cluster.errors import CorpusError, RunError
 from cluster.storage import exists, join, read_text
+from corpus.settings import TemplateName
 from corpus.store.tables import Corpus
 from cprec.config.sections.model import ModelSettings
 from cprec.model.adapter import ADAPTER_WEIGHTS
@@ -25,12 +26,14 @@ class Parent:
         consumed: What the trunk had consumed there.
         passed_over: Domains that the run passes over.
         weights_only: Whether it is a bare adapter: it has weights, and neither plan nor optimizer.
+        template: Template of the prompts that it was trained on; of the base, that of the corpus.
         token_form: Rules of tokens under which its weights were trained.
     """
 
     uri: str | None
     consumed: tuple[Portion, ...]
     passed_over: tuple[str, ...]
+    template: TemplateName
     token_form: int = TOKEN_FORM
     weights_only: bool = False
 
@@ -66,9 +69,10 @@ def read_parent(uri: str, corpus: Corpus, seed: int) -> Parent:
             f"{uri} was trained with seed {trained_seed}, which ordered its samples; "
             f"this recipe has seed {seed}: set --seed {trained_seed}"
         )
+    template = checkpoint.read_template(uri).name
     if trunk is None:
-        return Parent(uri, consumed, ())
-    return Parent(uri, consumed, trunk.passed_over, trunk.token_form)
+        return Parent(uri, consumed, (), template)
+    return Parent(uri, consumed, trunk.passed_over, template, trunk.token_form)
 
 
 def require_matching_adapter(model: ModelSettings, base: str, parent: str) -> None:

@@ -10,7 +10,7 @@ from cluster.errors import CorpusError, RecipeError, RunError
 from corpus.sampling.source import SourceKind
 from corpus.store.tables import Corpus, Stream
 from cprec.config.recipe import Recipe
-from cprec.runs.checkpoint import is_bare_adapter
+from cprec.runs.checkpoint import is_bare_adapter, read_template
 from cprec.runs.parent import Parent, read_parent
 from cprec.runs.portions import build_replay, domain_names, remaining_portions, select_streams
 from cprec.runs.restart import require_untrained
@@ -83,7 +83,8 @@ def create_run_plan(recipe: Recipe, corpus: Corpus) -> RunPlan:
         domains = tuple(name for name in available if name not in parent.passed_over)
     else:
         passed_over = tuple(name for name in available if name not in domains)
-        parent = Parent(start, (), passed_over, weights_only=weights_only)
+        template = read_template(start).name if start is not None else corpus.prompt_template
+        parent = Parent(start, (), passed_over, template, weights_only=weights_only)
     if recipe.branch:
         if weights_only:
             raise RunError(
@@ -144,6 +145,7 @@ def _plan_trunk(
         hold=recipe.schedule.hold_open,
         parent=parent.uri,
         token_form=parent.token_form,
+        prompt_template=parent.template,
     )
 
 
@@ -170,6 +172,7 @@ def _plan_branch(
         closed=True,
         parent=parent.uri,
         token_form=parent.token_form,
+        prompt_template=parent.template,
     )
 
 

@@ -23,6 +23,8 @@ LICENSE_TAG = "license"
 """Tag of a version: license of its base; empty where nobody said."""
 TRAINED_ON_TAG = "trained_on"
 """Tag of a version: what it was trained on, as `trained_on` writes it."""
+TEMPLATE_TAG = "prompt_template"
+"""Tag of a version: template of its prompts; versions of earlier releases have none."""
 CARD_FILE = "README.md"
 """File of a model card, by the convention of hubs."""
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -132,6 +134,7 @@ def stored_lineage(recipe: Recipe, registry: Registry, model: EvaluatedModel) ->
         "base": model.base,
         "base_revision": model.revision or "",
         "corpus_fingerprint": _read_corpus(registry, model) or "",
+        TEMPLATE_TAG: model.template.name,
         LICENSE_TAG: find_license(recipe, model.base, model.revision),
         TRAINED_ON_TAG: read_trained_on(registry, model) or "",
     }
@@ -162,6 +165,7 @@ def lineage(
         LICENSE_TAG: find_license(job.recipe, job.base, job.revision),
         # What a bare adapter had been trained on is unknown.
         TRAINED_ON_TAG: "" if parent and is_bare_adapter(parent) else trained_on(checkpoint_uri),
+        TEMPLATE_TAG: job.template.name,
         "recipe_digest": hashlib.sha256(recipe_yaml.encode()).hexdigest()[:16],
         "inexact": job.recipe.train.inexact_keys,
         "parent_checkpoint": parent,

@@ -48,6 +48,7 @@ from cprec.tracking.figures import plot_trials
 from cprec.tracking.lineage import (
     CARD_FILE,
     LICENSE_TAG,
+    TEMPLATE_TAG,
     TRAINED_ON_TAG,
     find_license,
     trained_on,
@@ -56,7 +57,13 @@ from cprec.tracking.model_card import publish_card
 from cprec.tracking.registry import ALIASES, Registry
 from cprec.tracking.tracker import Tracker
 from cprec.tracking.version_names import CANDIDATE
-from cprec.workflows.models import check_tokenizer, describe_model, find_model, own_run
+from cprec.workflows.models import (
+    check_tokenizer,
+    describe_model,
+    describe_other_template,
+    find_model,
+    own_run,
+)
 
 PLOT = "trials.svg"
 RESERVED_NAMES = ("base", POPULARITY, *BASELINE_NAMES, CANDIDATE, *ALIASES)
@@ -203,15 +210,18 @@ def plan_search(recipe: Recipe, registry: Registry, say: Say) -> SearchPlan:
         start_checkpoint,
         start.version,
         lr_search.trial_lrs(recipe.search, recipe.seed),
+        start.template,
         revision,
     )
-    check_tokenizer(recipe, corpus, base, revision, settings.hybrid)
+    check_tokenizer(recipe, corpus, base, revision, plan.template, settings.hybrid)
     check_identity(plan)
     origin = describe_model(start) if start_checkpoint else f"fresh weights, on {plan.base}"
     say(
         f"{name} on {domain}, version {corpus.version} of {corpus.uri}; LoRA from {origin}; "
         f"in {plan.uri}"
     )
+    if note := describe_other_template(plan.template, corpus, start_checkpoint):
+        say(note)
     if is_hybrid(start_checkpoint):
         say("the start is a hybrid model: its adapter is taken, its projector and items are not")
     return plan
@@ -297,6 +307,7 @@ def _lineage(plan: SearchPlan, best: TrialResult) -> dict[str, str]:
         "base_revision": plan.revision or "",
         LICENSE_TAG: find_license(plan.recipe, plan.base, plan.revision),
         TRAINED_ON_TAG: _trained_on(plan, best),
+        TEMPLATE_TAG: plan.template.name,
         "start": plan.start_checkpoint or FRESH,
         "parent_version": str(plan.parent_version or ""),
         "lr": f"{best.lr:g}",

@@ -32,6 +32,7 @@ from cprec.downstream.known_items import (
 )
 from cprec.downstream.scoring import EvaluatedModel, load_model
 from cprec.downstream.stored_model import MODEL_CONFIG, Form, StoredModel
+from cprec.encode.prompt import PROMPT_FILE
 from cprec.model.libraries import refused_input
 from cprec.runs.checkpoint import ADAPTER_CONFIG
 from cprec.tracking import hub
@@ -216,6 +217,8 @@ def _write_merged(plan: ExportPlan, directory: Path) -> None:
     with refused_input(f"{model.name}: it cannot be merged into its base", RunError):
         merged = network.merge_and_unload() if isinstance(network, PeftModel) else network
         merged.save_pretrained(directory)
+        if model.checkpoint is not None and StoredModel.at(model.checkpoint).template:
+            (directory / PROMPT_FILE).write_text(model.template.to_json())
         tokenizer.save_pretrained(directory)
 
 

@@ -5,11 +5,13 @@ Every job names models alike. Baselines, and several models by one name, are for
 
 import json
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import cache
 
 from cluster import storage
-from cluster.errors import RecipeError, RunError
+from cluster.errors import CorpusError, RecipeError, RunError
+from corpus.settings import DEFAULT_TEMPLATE, TemplateName
 from corpus.store.tables import Corpus
 from cprec.baselines.popularity import POPULARITY
 from cprec.baselines.training import BASELINE_NAMES
@@ -18,10 +20,12 @@ from cprec.downstream.known_items import require_known_items
 from cprec.downstream.scoring import EvaluatedModel
 from cprec.downstream.search_plan import SEARCH
 from cprec.downstream.stored_model import MODEL_CONFIG, Form, StoredModel
+from cprec.encode.prompt import PromptTemplate
 from cprec.encode.text_tokenizer import text_tokenizer
 from cprec.model.backbone import load_tokenizer
 from cprec.model.base_uri import TINY_BASE, is_unbuilt, locate_base, locate_named_base
 from cprec.model.context_length import require_context
+from cprec.runs import checkpoint
 from cprec.runs.checkpoint import ADAPTER_CONFIG
 from cprec.runs.records import run_folder
 from cprec.stream.row_encoder import find_fallback_reason
@@ -92,10 +96,17 @@ def find_models(
             return bases.pop()
         return _locate_recipe_base(recipe, corpus), recipe.model.revision
 
+    @cache
+    def template_of_base() -> TemplateName:
+        """Returns the template of models that were not trained in one: that of the corpus."""
+        return _read_template(recipe, corpus)
+
     models: list[EvaluatedModel] = []
     for name in dict.fromkeys(names):
         if name == "base":
-            models.append(EvaluatedModel(name, name, *implied_base(name)))
+            models.append(
+                EvaluatedModel(name, name, *implied_base(name), prompt_template=template_of_base())
+            )
         elif name == POPULARITY:
             models.append(EvaluatedModel(name, name, "", None))
         elif name in BASELINE_NAMES:
@@ -105,10 +116,16 @@ def find_models(
             ]
         elif version := versions.get(name):
             base = version_bases.get(name) or implied_base(name)
-            models.append(_version_model(recipe, name, version, *base))
+            models.append(_version_model(recipe, name, version, *base, template_of_base))
         elif seed_checkpoints := _find_tuned_checkpoints(recipe, name):
             models += [
-                EvaluatedModel(name, f"{name}-{seed}", *implied_base(name), uri)
+                EvaluatedModel(
+                    name,
+                    f"{name}-{seed}",
+                    *implied_base(name),
+                    uri,
+                    prompt_template=checkpoint.read_template(uri).name,
+                )
                 for seed, uri in seed_checkpoints
             ]
         else:
@@ -119,7 +136,9 @@ def find_models(
                 if stored.form == Form.MERGED
                 else _find_named_base(recipe, stored) or implied_base(name)
             )
-            models.append(EvaluatedModel(name, _stored_label(uri, models), *base, uri))
+            label = _stored_label(uri, models)
+            template = _template_of(stored, template_of_base)
+            models.append(EvaluatedModel(name, label, *base, uri, prompt_template=template))
     return list({model.label: model for model in models}.values())
 
 
@@ -173,13 +192,20 @@ def check_models(
         if model.checkpoint is not None:
             StoredModel.at(model.checkpoint).verify()
             require_known_items(model.name, model.checkpoint, corpus, domain)
-    bases = {(model.base, model.revision) for model in models if not model.is_baseline}
-    for base, revision in sorted(bases, key=str):
-        check_tokenizer(recipe, corpus, base, revision)
+    encodings = {
+        (model.base, model.revision, model.template) for model in models if not model.is_baseline
+    }
+    for base, revision, template in sorted(encodings, key=str):
+        check_tokenizer(recipe, corpus, base, revision, template)
 
 
 def check_tokenizer(
-    recipe: Recipe, corpus: Corpus, base: str, revision: str | None, hybrid_prompts: bool = False
+    recipe: Recipe,
+    corpus: Corpus,
+    base: str,
+    revision: str | None,
+    template: PromptTemplate,
+    hybrid_prompts: bool = False,
 ) -> str | None:
     """Checks that the tokenizer of a base encodes titles. Writes nothing.
 
@@ -191,6 +217,7 @@ def check_tokenizer(
         corpus: The corpus that has the titles.
         base: Base model, as `locate_base` returns it.
         revision: Revision of a base model on the hub.
+        template: Template of the prompts.
         hybrid_prompts: Whether prompts have behaviour tokens.
 
     Returns:
@@ -208,7 +235,7 @@ def check_tokenizer(
     require_context(base, revision, recipe.model.max_tokens)
     if hybrid_prompts:
         text_tokenizer(load_tokenizer(base, revision)).require_fast()
-    return find_fallback_reason(corpus, base, revision)
+    return find_fallback_reason(corpus, base, revision, template)
 
 
 def describe_models(models: Sequence[EvaluatedModel]) -> Iterator[str]:
@@ -256,13 +283,36 @@ def _find_named_base(recipe: Recipe, stored: StoredModel) -> tuple[str, str | No
     return (locate_named_base(base), revision) if is_there else None
 
 
+def describe_other_template(
+    template: PromptTemplate, corpus: Corpus, start: str | None
+) -> str | None:
+    """Says that prompts follow what training starts from, where the corpus has another template.
+
+    Args:
+        template: Template of the prompts.
+        corpus: The corpus.
+        start: URI of what training starts from; None: of the base.
+    """
+    if template.name == corpus.prompt_template:
+        return None
+    return (
+        f"prompts are in the template {template.name}, in which {start} was trained; the corpus "
+        f"has {corpus.prompt_template} (data.prompt_template)"
+    )
+
+
 def _base_of(version: Version) -> tuple[str, str | None]:
     """Returns base and revision of a version, by its lineage."""
     return version.tags["base"], version.tags.get("base_revision") or None
 
 
 def _version_model(
-    recipe: Recipe, name: str, version: Version, base: str, revision: str | None
+    recipe: Recipe,
+    name: str,
+    version: Version,
+    base: str,
+    revision: str | None,
+    template_of_base: Callable[[], TemplateName],
 ) -> EvaluatedModel:
     """Returns a registered version as a model; of another registered model, its label says so."""
     label = f"version-{version.number}"
@@ -275,6 +325,7 @@ def _version_model(
         version.number,
         registered_model=version.model,
         run=version.run,
+        prompt_template=_template_of(StoredModel.at(version.checkpoint), template_of_base),
     )
 
 
@@ -300,6 +351,22 @@ def _locate_recipe_base(recipe: Recipe, corpus: Corpus | None) -> str:
     if corpus is None and recipe.model.base != TINY_BASE:
         return locate_named_base(recipe.model.base)
     return locate_base(recipe, corpus or Corpus.open(recipe.corpus, recipe.corpus_version))
+
+
+def _template_of(stored: StoredModel, template_of_base: Callable[[], TemplateName]) -> TemplateName:
+    """Returns the template that a stored model was trained in; of a base, that of the corpus."""
+    template = stored.template
+    return template_of_base() if template is None else template.name
+
+
+def _read_template(recipe: Recipe, corpus: Corpus | None) -> TemplateName:
+    """Returns the template of a corpus, or where there is none yet the one that it would have."""
+    if corpus is None:
+        with suppress(CorpusError):
+            corpus = Corpus.open(recipe.corpus, recipe.corpus_version)
+    if corpus is None:
+        return recipe.data.prompt_template or DEFAULT_TEMPLATE
+    return corpus.prompt_template
 
 
 def _stored_label(uri: str, others: Sequence[EvaluatedModel]) -> str:

@@ -111,6 +111,7 @@ class CorpusFollower:
             settings.base,
             settings.revision,
             settings.max_tokens,
+            self._state.run_plan.template,
             self.row_encoder,
             settings.token_sharing,
         )

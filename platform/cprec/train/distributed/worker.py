@@ -22,6 +22,7 @@ from cluster.errors import PlatformFault, RunError, UserError
 from cluster.storage import download, join
 from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import validate_recipe
+from cprec.encode.prompt import PromptTemplate
 from cprec.model import adapter, backbone
 from cprec.model.kernels import fp8
 from cprec.runs import checkpoint
@@ -83,6 +84,7 @@ def run_worker(config: dict[str, Any]) -> None:
 
     Args:
         config: {"recipe": plain data, "base": str, "revision": str or None,
+            "template": PromptTemplate,
             "controller": actor handle, "lease": Lease of the run, "text": str or None, whose
             perplexity is measured}.
     """
@@ -145,7 +147,15 @@ def _train_from(
             config["text"], tokenizer, recipe.model.max_tokens, spec, rank, world_size
         )
     observer = WorkerObserver(
-        recipe, config["lease"], base, controller, start.group, ledger, rank, monitor
+        recipe,
+        config["lease"],
+        base,
+        config["template"],
+        controller,
+        start.group,
+        ledger,
+        rank,
+        monitor,
     )
     try:
         if not ledger.steps:
@@ -246,6 +256,7 @@ class WorkerObserver(Observer):
         recipe: Recipe,
         lease: Lease,
         base: str,
+        template: PromptTemplate,
         controller: Any,
         group: WorkerGroup,
         ledger: Ledger,
@@ -258,6 +269,7 @@ class WorkerObserver(Observer):
             recipe: The recipe.
             lease: The lease of the run, which its checkpoints are written under.
             base: Base model, which a saved adapter names.
+            template: Template of the prompts, which it names too.
             controller: Handle of the controller.
             group: This start of the worker group.
             ledger: What is consumed already.
@@ -266,7 +278,7 @@ class WorkerObserver(Observer):
         """
         self._recipe = recipe
         self._lease, self._run_uri = lease, lease.run_uri
-        self._base = base
+        self._base, self._template = base, template
         self._controller = controller
         self._group = group
         self._ledger = ledger
@@ -362,6 +374,7 @@ class WorkerObserver(Observer):
                 directory / checkpoint.ADAPTER,
                 self._base,
                 self._recipe.model.revision,
+                self._template,
             )
             checkpoint.save_training_state(state, directory)
             checkpoint.commit(directory, uri, ledger, self._lease)

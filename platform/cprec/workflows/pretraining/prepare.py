@@ -30,7 +30,7 @@ from cprec.tracking.registry import Registry
 from cprec.tracking.version_names import may_move
 from cprec.train.distributed import driver
 from cprec.workflows.build_corpus import build_corpus
-from cprec.workflows.models import find_model
+from cprec.workflows.models import describe_other_template, find_model
 
 
 def resolve_start(recipe: Recipe) -> Recipe:
@@ -166,7 +166,9 @@ def prepare_run(
     require_same_tokens(recipe.run, run_plan.token_form, corpus.read_titles(), tokenizer)
     require_context(base, identity.revision, recipe.model.max_tokens)
     # Refuses a base without a usable tokenizer before any worker starts.
-    fallback_reason = find_fallback_reason(corpus, base, identity.revision)
+    fallback_reason = find_fallback_reason(corpus, base, identity.revision, run_plan.template)
+    if note := describe_other_template(run_plan.template, corpus, run_plan.parent):
+        say(note)
     check_tokens_can_be_shared(recipe.train.inexact_keys, fallback_reason, say)
     lock_base(identity, run_uri, recipe.continue_from, say, writer)
     write_recipe(recipe, run_uri, writer)
@@ -180,4 +182,7 @@ def prepare_run(
             recipe.schedule.min_annealing_share,
         )
     )
-    return driver.TrainingJob(recipe, run_uri, base, corpus, text, identity.revision), run_plan
+    job = driver.TrainingJob(
+        recipe, run_uri, base, corpus, run_plan.template, text, identity.revision
+    )
+    return job, run_plan

@@ -23,11 +23,12 @@ from cprec.downstream.llara import (
 )
 from cprec.downstream.lr_search import best_lr, trial_lrs
 from cprec.downstream.trial_records import TrialResult
+from cprec.encode.prompt import TABLE1
 from cprec.encode.tokens import TitleEncoder
 from cprec.model import tiny
 from cprec.schedule.plan import global_batches
 
-TOKENIZER = tiny.train_tokenizer(["red oak lamp", "steel mug"] * 5, 400)
+TOKENIZER = tiny.train_tokenizer(["red oak lamp", "steel mug"] * 5, 400, TABLE1)
 ITEMS = {index: (f"item {index}", index) for index in range(12)}
 
 
@@ -46,8 +47,8 @@ def table(rows: int) -> pa.Table:
 
 def encoders() -> PromptEncoders:
     return PromptEncoders(
-        IndexedPromptEncoder(TextPromptEncoder(TitleEncoder(TOKENIZER, 512)), ITEMS),
-        IndexedPromptEncoder(HybridPromptEncoder(TOKENIZER, 512, len(TOKENIZER)), ITEMS),
+        IndexedPromptEncoder(TextPromptEncoder(TitleEncoder(TOKENIZER, 512, TABLE1)), ITEMS),
+        IndexedPromptEncoder(HybridPromptEncoder(TOKENIZER, 512, len(TOKENIZER), TABLE1), ITEMS),
     )
 
 

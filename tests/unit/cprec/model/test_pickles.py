@@ -9,6 +9,7 @@ import torch
 
 from cluster.errors import RecipeError, RunError
 from cprec.config.sections.model import ModelSettings
+from cprec.encode.prompt import TABLE1
 from cprec.model import adapter, backbone
 from cprec.runs import checkpoint
 from tests.models import llama
@@ -73,7 +74,7 @@ def test_trained_weights_are_refused(
     settings = ModelSettings(lora_rank=4, adapter="lora" if kind == "lora" else "full")
     model = adapter.attach(llama(50), settings, 0)
     weights = {n: p.detach() for n, p in adapter.trainable_parameters(model).items()}
-    adapter.save(model, weights, directory, "base", None)
+    adapter.save(model, weights, directory, "base", None, TABLE1)
     file = directory / (adapter.ADAPTER_WEIGHTS if kind == "lora" else adapter.FULL_WEIGHTS)
     file.unlink()
     file.with_suffix(suffix).write_bytes(content)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,17 @@ import pytest
 from cluster.errors import RecipeError, RunError
 from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import validate_recipe
+from cprec.encode.prompt import BRACES, TABLE1
 from cprec.runs.run_planning import create_run_plan
 from cprec.tracking.registry import Registry
-from cprec.workflows.evaluate import plan_evaluation
+from cprec.workflows.evaluate import _prediction_inputs, plan_evaluation
 from cprec.workflows.finetune import plan_search
-from cprec.workflows.merge import plan_export
+from cprec.workflows.merge import export, plan_export
 from cprec.workflows.models import find_model
 from cprec.workflows.pretrain import preview
 from cprec.workflows.pretraining.prepare import resolve_start
 from cprec.workflows.promote import plan_promotion
-from cprec.workflows.recommend import plan_request
+from cprec.workflows.recommend import plan_request, rank
 from tests.unit.cprec.ranking import stored_models
 from tests.unit.cprec.ranking.stored_models import Place
 
@@ -119,6 +121,49 @@ def test_an_adapter_says_which_base_it_stands_on(place: Place, registry: Registr
     for number, (name, expected) in enumerate(named.items()):
         uri = write_adapter(place, f"naming-{number}", name)
         assert find_model(with_keys(place), registry, uri).base == expected
+
+
+def test_each_model_is_scored_in_the_template_that_it_was_trained_in(
+    place: Place, registry: Registry, tmp_path: Path
+) -> None:
+    """Weights that name none are of an earlier release, which had braces only."""
+    earlier = write_adapter(place, "earlier", None)
+    (Path(earlier) / "prompt.json").unlink()
+    recipe = with_keys(place)
+    names = ["base", place.text, place.hybrid, earlier]
+    plan = plan_evaluation(recipe, registry, names, print)
+    assert place.corpus.prompt_template == "table1"
+    assert [model.template.name for model in plan.models] == ["table1"] * 3 + ["braces"]
+    inputs = [_prediction_inputs(plan, model) for model in plan.models]
+    assert [values.get("prompt_template") for values in inputs] == ["table1"] * 3 + [None]
+
+    merged = str(tmp_path / "merged" / "earlier")
+    export(plan_export(recipe, registry, find_model(recipe, registry, earlier), merged))
+    assert find_model(recipe, registry, merged).template == BRACES
+    (Path(merged) / "prompt.json").unlink()  # as earlier releases exported it
+    assert find_model(recipe, registry, merged).template == BRACES
+    (Path(merged) / "README.md").unlink()
+    assert find_model(recipe, registry, merged).template == TABLE1  # a base, as any other
+
+    rankings = []
+    (tmp_path / "titles.txt").write_text("oak lamp\nred mug\n")
+    for model in (plan.models[1], replace(plan.models[1], prompt_template="braces")):
+        request = plan_request(recipe, model, ["steel chair"], str(tmp_path / "titles.txt"))
+        rankings.append(rank(recipe, model, request, print))
+    assert rankings[0] != rankings[1]
+
+
+def test_training_follows_what_it_starts_from(place: Place, registry: Registry) -> None:
+    earlier = write_adapter(place, "followed", None)
+    (Path(earlier) / "prompt.json").unlink()
+    lines: list[str] = []
+    tuning = plan_search(with_keys(place, finetune__start=earlier), registry, lines.append)
+    assert tuning.template == BRACES
+    assert f"in the template braces, in which {earlier} was trained; the corpus has" in lines[1]
+    lines.clear()
+    preview(with_keys(place, continue_from=earlier, run="after"), place.corpus, (), lines.append)
+    assert "prompts are in the template braces" in lines[0]
+    assert create_run_plan(with_keys(place), place.corpus).template == TABLE1
 
 
 def test_what_pre_training_cannot_begin_with_is_refused(
