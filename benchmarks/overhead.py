@@ -72,7 +72,8 @@ def training_steps(
     world_size: int,
 ) -> Iterator[TrainingStep]:
     """Yields one worker's steps of a whole plan, as the controller would hand them out."""
-    title_tokens = tokenise_titles(corpus.read_titles(), tokenizer, TABLE1)  # type: ignore[arg-type]
+    titles = corpus.read_titles()
+    title_tokens = tokenise_titles(titles, tokenizer, TABLE1)  # type: ignore[arg-type]
     encoder = CachedPromptEncoder(title_tokens, max_tokens)
     streams = corpus.streams_by_key()
     wsa = plan.wsa
