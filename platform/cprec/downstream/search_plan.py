@@ -171,6 +171,7 @@ def check_identity(plan: SearchPlan) -> None:
     before = rename_old_keys(json.loads(read_text(uri)), uri)
     # Earlier releases wrote none of these.
     before.setdefault("prompt_template", UNRECORDED.name)
+    before["finetune"].setdefault("curriculum", "all")
     before.setdefault("base_revision", plan.revision)
     token_form = before.get("token_form", 1)
     if token_form != TOKEN_FORM:

@@ -198,7 +198,14 @@ def run_trial(trial: Trial, report: Callable[[dict[str, Any]], None]) -> None:
         report,
     )
     steps = iter_training_steps(
-        ledger.plan, samples, encoders, settings.global_batch, ledger.samples, rank, world_size
+        ledger.plan,
+        samples,
+        encoders,
+        settings.global_batch,
+        settings.curriculum,
+        ledger.samples,
+        rank,
+        world_size,
     )
     diverged = False
     try:

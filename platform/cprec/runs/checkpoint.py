@@ -21,7 +21,7 @@ that writes it before `commit`. Without a valid manifest a checkpoint does not e
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,18 +99,18 @@ def list_checkpoints(run_uri: str) -> list[CheckpointName]:
 
 
 def is_due(
-    samples_before: int, samples_after: int, every_samples: int, phase_ends: tuple[int, ...]
+    samples_before: int, samples_after: int, every_samples: int, places: Iterable[int]
 ) -> bool:
-    """Returns whether to save after a step: every so many samples, and where a phase ends.
+    """Returns whether to save after a step: every so many samples, and at given places.
 
     Args:
         samples_before: Samples seen before the step.
         samples_after: Samples seen after it.
         every_samples: Samples between checkpoints.
-        phase_ends: Samples at which a phase ends.
+        places: Samples at which a phase ends, and milestones.
     """
     return samples_before // every_samples < samples_after // every_samples or any(
-        samples_before < end <= samples_after for end in phase_ends
+        samples_before < place <= samples_after for place in places
     )
 
 
@@ -154,6 +154,7 @@ def prune(
     phase_ends: tuple[int, ...],
     last_saved: CheckpointName,
     writer: RunWriter = UNFENCED,
+    milestones: Iterable[int] = (),
 ) -> None:
     """Removes old checkpoints of a run.
 
@@ -167,6 +168,7 @@ def prune(
         phase_ends: Samples at which a phase ends; checkpoints there are kept too.
         last_saved: The checkpoint that was just saved.
         writer: What is removed through.
+        milestones: Samples from which on the first checkpoint is kept too.
     """
     attempts = list_attempts(run_uri)
     complete = [
@@ -176,8 +178,10 @@ def prune(
         and find_successor(attempts, name.attempt, name.samples) is None
         and exists(join(checkpoint_uri(run_uri, name), MANIFEST))
     ]
+    reached = [[name for name in complete if name.samples >= place] for place in milestones]
+    kept = {min(names) for names in reached if names}
     for name in complete[keep:]:
-        if name.samples not in phase_ends:
+        if name.samples not in phase_ends and name not in kept:
             # The manifest goes first: a folder that is half removed must not look complete.
             writer.remove(join(checkpoint_uri(run_uri, name), MANIFEST))
             writer.remove(checkpoint_uri(run_uri, name))

@@ -196,6 +196,7 @@ def plan_settings(recipe: Recipe) -> PlanSettings:
         warmup_fraction=schedule.warmup_fraction,
         max_domain_samples=recipe.train.max_samples,
         mode=schedule.mode,
+        annealing_share=schedule.annealing_share,
     )
 
 

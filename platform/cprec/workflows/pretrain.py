@@ -82,6 +82,7 @@ def preview(recipe: Recipe, corpus: Corpus, allow: Collection[str], say: Say) ->
             recipe.train.global_batch,
             recipe.schedule.replay_share,
             recipe.schedule.min_annealing_share,
+            recipe.schedule.annealing_share,
         )
     )
     for (source, version), samples in sorted(plan.count_by_stream(0, plan.total_samples).items()):

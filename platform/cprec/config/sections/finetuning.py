@@ -37,6 +37,10 @@ class BaselineSettings(Section):
     )
 
 
+Curriculum = Literal["all", "epoch"]
+"""Over what a fine-tuning's batches become hybrid: all epochs, or the first one."""
+
+
 class FinetuneSettings(Section):
     """`finetune`: fine-tuning on one domain, as in LLaRA; jobs/tune_lr.py searches its lr."""
 
@@ -62,6 +66,12 @@ class FinetuneSettings(Section):
         ge=1,
         description="largest number of epochs; "
         "learning rate and curriculum are planned for all of them",
+    )
+    curriculum: Curriculum = Field(
+        "all",
+        description="samples T over which batches become hybrid, with probability t/T: all: those "
+        "of all epochs, as in LLaRA's code; epoch: those of the first epoch, after which every "
+        "batch is hybrid (paper Sec. 3.1)",
     )
     patience: int = Field(
         2, ge=1, description="epochs without a better HR@1 on validation after which training stops"

@@ -96,6 +96,7 @@ def run_training(job: TrainingJob, held: HeldLease, on_news: NewsCallback, say: 
         max_domain_samples=train.max_samples,
         replay_fraction=schedule.replay_share,
         min_annealing_share=schedule.min_annealing_share,
+        annealing_share=schedule.annealing_share,
     )
     controller = start_controller(settings, held.lease)
     resources = {"CPU": train.cpus_per_worker}

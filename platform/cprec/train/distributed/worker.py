@@ -303,9 +303,9 @@ class WorkerObserver(Observer):
                 self._group.attempt, trace_row(record, step.annealing_end)
             )
         self._phase_ends = (step.stable_end, step.annealing_end)
-        if checkpoint.is_due(
-            batch.start, batch.stop, self._recipe.checkpoint.every_samples, self._phase_ends
-        ):
+        settings = self._recipe.checkpoint
+        places = (*self._phase_ends, *settings.milestones)
+        if checkpoint.is_due(batch.start, batch.stop, settings.every_samples, places):
             self.measure_perplexity(engine)
             self._save(engine)
         elif record.save:
@@ -379,8 +379,14 @@ class WorkerObserver(Observer):
             checkpoint.save_training_state(state, directory)
             checkpoint.commit(directory, uri, ledger, self._lease)
         ray.get(self._controller.record_checkpoint.remote(self._group.attempt, ledger.samples, uri))
+        settings = self._recipe.checkpoint
         checkpoint.prune(
-            self._run_uri, self._recipe.checkpoint.keep, self._phase_ends, name, self._lease
+            self._run_uri,
+            settings.keep,
+            self._phase_ends,
+            name,
+            self._lease,
+            settings.milestones,
         )
 
 

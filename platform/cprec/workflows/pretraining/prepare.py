@@ -180,6 +180,7 @@ def prepare_run(
             recipe.train.global_batch,
             recipe.schedule.replay_share,
             recipe.schedule.min_annealing_share,
+            recipe.schedule.annealing_share,
         )
     )
     job = driver.TrainingJob(
