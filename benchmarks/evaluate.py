@@ -32,6 +32,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from corpus.ingest.simulation import simulate_shoppers
 from corpus.settings import SimulateSettings
+from cprec.encode.prompt import TABLE1
 from cprec.encode.title_encoding import UncachedPromptEncoder
 from cprec.encode.tokens import TitleEncoder
 from cprec.evaluate.candidate_rows import PassKind, Query
@@ -170,8 +171,8 @@ def measure(name: str, rounds: int | None) -> None:
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     titles = list(simulate_shoppers(["Games"], SimulateSettings(users=10), 0).shelves[0].titles)
-    tokenizer = tiny.train_tokenizer(titles, 1024)
-    encoder = UncachedPromptEncoder(titles, TitleEncoder(tokenizer, 2048))
+    tokenizer = tiny.train_tokenizer(titles, 1024, TABLE1)
+    encoder = UncachedPromptEncoder(titles, TitleEncoder(tokenizer, 2048, TABLE1))
     config = LlamaConfig(**{"vocab_size": len(tokenizer), "max_position_embeddings": 2048, **shape})
     model = cast(PreTrainedModel, LlamaForCausalLM(config).eval())
     samples = pa.table(

@@ -35,6 +35,7 @@ from transformers import PreTrainedTokenizerBase
 
 from corpus.sampling.source import SourceKind
 from corpus.store.tables import Corpus
+from cprec.encode.prompt import TABLE1
 from cprec.config.recipe_file import load_recipe
 from cprec.encode.title_tokens import CachedPromptEncoder, tokenise_titles
 from cprec.model import adapter, backbone
@@ -71,7 +72,8 @@ def training_steps(
     world_size: int,
 ) -> Iterator[TrainingStep]:
     """Yields one worker's steps of a whole plan, as the controller would hand them out."""
-    title_tokens = tokenise_titles(corpus.read_titles(), tokenizer)  # type: ignore[arg-type]
+    titles = corpus.read_titles()
+    title_tokens = tokenise_titles(titles, tokenizer, TABLE1)  # type: ignore[arg-type]
     encoder = CachedPromptEncoder(title_tokens, max_tokens)
     streams = corpus.streams_by_key()
     wsa = plan.wsa

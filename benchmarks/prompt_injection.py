@@ -29,6 +29,7 @@ from scipy import stats
 from corpus.ingest.prompt_injection import neutralise
 from corpus.ingest.titles import MAX_TITLE_CHARS
 from corpus.store.tables import Corpus
+from cprec.encode.prompt import BRACES
 from cprec.encode.title_encoding import UncachedPromptEncoder
 from cprec.encode.tokens import TitleEncoder
 from cprec.evaluate.candidate_rows import Query
@@ -163,7 +164,9 @@ def main() -> None:
         Corpus.open(options.corpus), options.domain, options.prompts, options.seed
     )
     with torch.inference_mode():
-        ranks = measure(model.eval(), TitleEncoder(tokenizer, MAX_TOKENS), prompts, options.attack)
+        ranks = measure(
+            model.eval(), TitleEncoder(tokenizer, MAX_TOKENS, BRACES), prompts, options.attack
+        )
     plain = ranks["", "none"]
     print(f"{len(prompts)} prompts of {options.domain}, attack {options.attack!r}")
     print(f"no suffix: mean rank {plain.mean():.2f}, first in {(plain == 1).mean():.0%}")

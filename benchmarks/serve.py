@@ -32,6 +32,7 @@ import psutil
 import torch
 
 from corpus.build import simulate_and_build
+from cprec.encode.prompt import TABLE1
 from cprec.config.recipe_file import validate_recipe
 from cprec.model import adapter, backbone, tiny
 from cprec.ranking.items import DomainItems
@@ -85,14 +86,14 @@ def prepare(place: Path, replicas: int) -> tuple[Path, Registry, list[bytes]]:
     recipe = validate_recipe(values, "the benchmark")
     corpus = simulate_and_build(recipe.data, recipe.simulate, recipe.seed, recipe.corpus, print)
     base = str(place / "base")
-    tiny.build(corpus.read_titles(), recipe.tiny, recipe.seed, place / "base")
+    tiny.build(corpus.read_titles(), recipe.tiny, recipe.seed, place / "base", TABLE1)
     registry = Registry.from_recipe(recipe)
     for seed in (1, 2):
         network: Any = adapter.attach(backbone.load(base, None, "fp32")[0], recipe.model, seed)
         weights = adapter.trainable_parameters(network)
         random = {name: torch.randn_like(weight) * 0.3 for name, weight in weights.items()}
         folder = place / f"adapter-{seed}"
-        adapter.save(network, random, folder, base, None)
+        adapter.save(network, random, folder, base, None, TABLE1)
         registry.register(str(folder), {"base": base})
     registry.set_alias("champion", 1)
     items = DomainItems.from_corpus(corpus, DOMAIN)

@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
+from cprec.encode.prompt import TABLE1
 from cprec.config.sections.pretraining import TrainSettings
-from cprec.encode import prompt
 from cprec.encode.title_tokens import CachedPromptEncoder
 from cprec.model.kernels import attention
 from cprec.stream.packing import MicroBatch, MicroBatchSpec, build_micro_batches
@@ -198,7 +198,7 @@ def render_prompts(work: workload.Workload) -> list[tuple[str, str]]:
     for row in work.rows.select(["history", "candidates", "target"]).to_pylist():
         history = [work.titles[item] for item in row["history"]]
         candidates = [work.titles[item] for item in row["candidates"]]
-        texts.append((prompt.render_prompt(history, candidates), candidates[row["target"]]))
+        texts.append((TABLE1.render(history, candidates), candidates[row["target"]]))
     return texts
 
 

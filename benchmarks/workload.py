@@ -24,6 +24,7 @@ import torch
 import torch.distributed as dist
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
+from cprec.encode.prompt import TABLE1
 from cprec.config.sections.model import ModelSettings
 from cprec.encode.title_tokens import CachedPromptEncoder, TitleTokens, tokenise_titles
 from cprec.encode.tokens import EncodedSample
@@ -78,10 +79,10 @@ class Workload:
         tokenizer = (
             AutoTokenizer.from_pretrained(tokenizer_folder)
             if tokenizer_folder
-            else tiny.train_tokenizer(titles, vocabulary)
+            else tiny.train_tokenizer(titles, vocabulary, TABLE1)
         )
         rows = corpus.read_samples(source, "train").slice(0, sample_count)
-        return cls(titles, rows, tokenizer, tokenise_titles(titles, tokenizer))
+        return cls(titles, rows, tokenizer, tokenise_titles(titles, tokenizer, TABLE1))
 
     def encode_samples(self, max_tokens: int = 2048) -> list[EncodedSample]:
         """Returns every sample as tokens, stitched from the tokenised titles."""

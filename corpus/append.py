@@ -22,7 +22,7 @@ from cluster.console import Say
 from cluster.errors import CorpusError, DataError
 from corpus import build
 from corpus.backend import AppendInput, Backend
-from corpus.fingerprints import file_digests, rules
+from corpus.fingerprints import file_digests, rules, with_template
 from corpus.ingest import feedback, prompt_injection, quarantine, simulation
 from corpus.ingest.feedback import FeedbackCounts
 from corpus.local import LOCAL
@@ -82,8 +82,8 @@ def append(data: DataSettings, seed: int, uri: str, say: Say, *, held_out: bool 
         CorpusError: There is no corpus, or it has other rules.
     """
     uri = storage.absolute_uri(uri)
-    requested = _select_domains(data, held_out)
     corpus = Corpus.open(uri)
+    requested = with_template(_select_domains(data, held_out), corpus)
     _check_compatible(corpus, requested, seed)
     conditional_puts.require_conditional_puts(uri)
     counts = feedback.measure_feedback(requested, say)
@@ -116,7 +116,7 @@ def preview(data: DataSettings, seed: int, uri: str, say: Say, *, held_out: bool
     Arguments and errors are those of `append`.
     """
     corpus = Corpus.open(storage.absolute_uri(uri))
-    requested = _select_domains(data, held_out)
+    requested = with_template(_select_domains(data, held_out), corpus)
     _check_compatible(corpus, requested, seed)
     feedback.measure_feedback(requested, say)
     with _open_input(corpus, requested, seed, say) as (identity, append_input):

@@ -12,7 +12,7 @@ from cluster import storage
 from cluster.console import Say
 from cluster.errors import CorpusError
 from corpus.backend import Backend
-from corpus.fingerprints import fingerprint, rules
+from corpus.fingerprints import fingerprint, rules, with_template
 from corpus.ingest import prompt_injection, quarantine, simulation
 from corpus.ingest.sources import file_splits, layout
 from corpus.local import LOCAL
@@ -55,6 +55,7 @@ def build(data: DataSettings, seed: int, uri: str, say: Say) -> Corpus:
     """
     uri = storage.absolute_uri(uri)
     _require_own_place(uri, data.root)
+    data = _with_own_template(data, uri)
     with choose_backend(data, say) as backend:
         identity = fingerprint(data, seed, backend.map)
         if (existing := _find_existing(uri, identity, say)) is not None:
@@ -113,6 +114,7 @@ def preview(
     """
     uri = storage.absolute_uri(uri)
     _require_own_place(uri, data.root)
+    data = _with_own_template(data, uri)
     with open_preview_root(data, simulate, seed) as data, choose_backend(data, say) as backend:
         identity = fingerprint(data, seed, backend.map)
         if (existing := _find_existing(uri, identity, say)) is not None:
@@ -156,6 +158,12 @@ def open_preview_root(
         return
     with simulation.preview_data_root(data, simulate, seed) as simulated:
         yield simulated
+
+
+def _with_own_template(data: DataSettings, uri: str) -> DataSettings:
+    """Returns settings with the template of the corpus at a URI, or of a new one."""
+    is_there = bool(delta.read_commits(storage.join(uri, SAMPLES)))
+    return with_template(data, Corpus.open(uri) if is_there else None)
 
 
 def _require_own_place(uri: str, root: str) -> None:

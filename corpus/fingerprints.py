@@ -10,7 +10,8 @@ from cluster.errors import DataError
 from corpus.backend import MapFunction
 from corpus.ingest import prompt_injection
 from corpus.ingest.sources import layout
-from corpus.settings import DataSettings
+from corpus.settings import DEFAULT_TEMPLATE, UNRECORDED_TEMPLATE, DataSettings
+from corpus.store.tables import Corpus
 
 RULES_VERSION = 1
 """Version of the code that makes samples; raised whenever the same input would make others."""
@@ -24,6 +25,7 @@ RULE_KEYS = (
     "mixed_min_target_domain",
     "users_together",
     "prompt_injection",
+    "prompt_template",
 )
 """Keys of `data` that all versions of a corpus share: they decide which samples exist, or what
 stands in them."""
@@ -31,6 +33,7 @@ stands in them."""
 
 def rules(data: DataSettings, seed: int) -> dict[str, Any]:
     """Returns the rules that all versions of a corpus share: RULE_KEYS, RULES_VERSION, the seed."""
+    data = with_template(data)
     settings: dict[str, Any] = json.loads(
         data.model_dump_json(include=set(RULE_KEYS), exclude=_omitted_keys(data))
     )
@@ -42,12 +45,30 @@ def rules(data: DataSettings, seed: int) -> dict[str, Any]:
 
 
 def _omitted_keys(data: DataSettings) -> set[str]:
-    """Returns the keys to leave out of rules and fingerprints: later additions at their default.
+    """Returns the keys to leave out of rules and fingerprints: later additions, as it was before.
 
     So a corpus of a release that did not have these keys keeps its rules and its fingerprint.
     """
-    defaults = {"users_together": False, "prompt_injection": "keep", "until_day": None}
+    defaults = {
+        "users_together": False,
+        "prompt_injection": "keep",
+        "until_day": None,
+        "prompt_template": UNRECORDED_TEMPLATE,
+    }
     return {key for key, default in defaults.items() if getattr(data, key) == default}
+
+
+def with_template(data: DataSettings, corpus: Corpus | None = None) -> DataSettings:
+    """Returns settings that name a template of the prompt.
+
+    Args:
+        data: Settings that may leave it to the corpus.
+        corpus: The corpus that is there; None for a new one.
+    """
+    if data.prompt_template is not None:
+        return data
+    template = DEFAULT_TEMPLATE if corpus is None else corpus.prompt_template
+    return data.model_copy(update={"prompt_template": template})
 
 
 def fingerprint(data: DataSettings, seed: int, map_files: MapFunction = map) -> str:
@@ -63,6 +84,7 @@ def fingerprint(data: DataSettings, seed: int, map_files: MapFunction = map) -> 
     Raises:
         DataError: A file is missing, or its content is not what SHA256SUMS says.
     """
+    data = with_template(data)
     settings = json.loads(
         data.model_dump_json(exclude={"root", "format", "distribute_above"} | _omitted_keys(data))
     )

@@ -28,6 +28,13 @@ def day_start(day: Day) -> int:
     return int(datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp())
 
 
+TemplateName = Literal["table1", "braces"]
+"""A template of the prompt (`cprec.encode.prompt`)."""
+DEFAULT_TEMPLATE: TemplateName = "table1"
+UNRECORDED_TEMPLATE: TemplateName = "braces"
+"""Template of what does not say which it has: earlier releases had no other."""
+
+
 class ColumnSettings(Section):
     """`data.columns`: names of the columns in the files, where they differ from the format's."""
 
@@ -104,6 +111,12 @@ class DataSettings(Section):
         "markers, instructions): keep them; neutralise: write { } as ( ) and part the letters "
         "of a phrase, as in T·h·e a·n·s·w·e·r i·s; drop: leave the items out; "
         "what is kept is counted (docs/how-to/inspect-a-corpus.md)",
+    )
+    prompt_template: TemplateName | None = Field(
+        None,
+        description="template of the prompts, for all models that are trained on the corpus: "
+        "table1: the paper's Table 1; braces: each list of titles in braces, as in earlier "
+        "releases; default: table1 for a new corpus, and for one that is there its own",
     )
     k_core: int = Field(
         3,

@@ -16,13 +16,13 @@ import sys
 from cluster.console import print_line
 from cprec.config.command import add_allow_change_flag, main
 from cprec.config.recipe import Recipe
-from cprec.workflows.pretraining.prepare import open_corpus, preview_corpus, resolve_parent_uri
+from cprec.workflows.pretraining.prepare import open_corpus, preview_corpus, resolve_start
 from cprec.workflows.pretrain import pretrain, preview
 
 
 def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     """Trains the run of a recipe to its end, and prints where everything is."""
-    recipe = resolve_parent_uri(recipe)
+    recipe = resolve_start(recipe)
     if options.dry_run:
         with preview_corpus(recipe, print_line) as corpus:
             preview(recipe, corpus, options.allow_change, print_line)

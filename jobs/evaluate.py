@@ -13,10 +13,13 @@ import sys
 from cluster.console import print_line, print_table
 from cprec.config.command import main
 from cprec.config.recipe import Recipe
-from cprec.tracking.console_tables import comparison_table
+from cprec.evaluate.comparison import collect_modes
+from cprec.runs.comparisons import read_comparisons
+from cprec.tracking.console_tables import comparison_table, modes_table
 from cprec.tracking.registry import Registry
 from cprec.workflows.evaluate import compare_models
 from cprec.workflows.evaluation_plan import plan_evaluation
+from cprec.workflows.models import own_run
 
 
 def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
@@ -28,6 +31,7 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     else:
         comparison = compare_models(recipe, registry, names, print_line)
         print_table(comparison_table(comparison, recipe.evaluate.alpha))
+        print_table(modes_table(collect_modes(comparison, read_comparisons(own_run(recipe)))))
 
 
 if __name__ == "__main__":

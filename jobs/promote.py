@@ -2,6 +2,7 @@
 
     python jobs/promote.py --run first --evaluate.domain Stationery    the newest version of a run
     python jobs/promote.py --model 3
+    python jobs/promote.py --model out/adapter      any other model becomes a version first
     python jobs/promote.py --rollback
 
 The section `gate` of the recipe holds the limits.
@@ -22,7 +23,7 @@ from cprec.workflows.promote import plan_promotion, plan_rollback, promote, roll
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds --model and --rollback."""
-    add_model_flag(parser, CANDIDATE)
+    add_model_flag(parser, CANDIDATE, stored_too=True)
     parser.add_argument(
         "--rollback", action="store_true", help="make the previous champion the champion again"
     )

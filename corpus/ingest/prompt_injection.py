@@ -1,6 +1,7 @@
 """Finds prompt injections in titles, and neutralises them.
 
-A title stands in the prompt as it is. One that holds the prompt's braces or sentences, a marker of
+A title stands in the prompt as it is. One that holds braces, which one of the prompt's templates
+puts around titles, or the prompt's sentences, a marker of
 chat templates or an instruction may be read as part of the prompt. Titles of real things may hold
 them too, such as "The Answer Is No" (docs/decisions/021-prompt-injection.md).
 """
@@ -49,7 +50,7 @@ def _sentence_patterns(fixed_texts: Sequence[str]) -> list[str]:
 PATTERNS: Mapping[str, Sequence[str]] = {
     "brace": ["[{}]"],
     "prompt_sentence": _sentence_patterns(
-        (prompt_text.OPENING, prompt_text.MIDDLE, prompt_text.CLOSING)
+        (prompt_text.HEAD, prompt_text.BETWEEN, prompt_text.TAIL)
     ),
     "chat_marker": [
         r"<+[\s/]*\|[^<>]*>",

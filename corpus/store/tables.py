@@ -25,6 +25,7 @@ from cluster.storage_errors import is_storage_error
 from corpus.sampling import replay_text, samples
 from corpus.sampling.hashing import hash_range_indices
 from corpus.sampling.source import Source, SourceKind
+from corpus.settings import UNRECORDED_TEMPLATE, TemplateName
 from corpus.store import delta
 from corpus.store.delta import DataFile
 from corpus.store.statistics import VersionStatistics
@@ -127,6 +128,13 @@ class Corpus:
     def fingerprint(self) -> str:
         """Fingerprint of the first version, which identifies the corpus."""
         return str(self.commits[0].metadata["fingerprint"])
+
+    @property
+    def prompt_template(self) -> TemplateName:
+        """Template of the prompts of models that are trained on this corpus."""
+        rules = self.commits[0].metadata.get("rules") or {}
+        name: TemplateName = rules.get("data.prompt_template", UNRECORDED_TEMPLATE)
+        return name
 
     def streams(self, split: str = "train") -> tuple[Stream, ...]:
         """Returns the streams of every source in one split, sorted by (version, source).

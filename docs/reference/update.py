@@ -45,6 +45,8 @@ FIRST_RELEASE = "0.1.0"
 
 SINCE = {
     "VersionMetadata.feedback": "0.3.0",
+    "RunPlan.prompt_template": "0.3.0",
+    "SearchIdentity.prompt_template": "0.3.0",
     "FeedbackCounts": "0.3.0",
     "AnnealingCalled": "0.2.0",
     "Failed": "0.2.0",

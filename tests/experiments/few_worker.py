@@ -27,6 +27,7 @@ from cprec.downstream.hybrid import build_encoders
 from cprec.downstream.scoring import EvaluatedModel, load_model
 from cprec.downstream.trial import Trial, run_trial
 from cprec.downstream.trial_records import find_result
+from cprec.encode.prompt import TABLE1
 from cprec.encode.title_tokens import tokenise_titles
 from cprec.evaluate.candidate_scoring import score_samples
 from cprec.evaluate.metrics import compute_ranks, hits
@@ -55,7 +56,7 @@ def pretrain(recipe: Recipe, corpus: Corpus, base: str, run: str) -> str:
     """Pre-trains the base and returns the URI of a checkpoint that holds only the adapter."""
     with bare.alone(), tempfile.TemporaryDirectory() as folder:
         network, tokenizer = backbone.load(base, None, recipe.model.precision)
-        words = tokenise_titles(corpus.read_titles(), tokenizer)
+        words = tokenise_titles(corpus.read_titles(), tokenizer, TABLE1)
         engine = Engine(
             adapter.attach(network, recipe.model, recipe.seed), recipe.train, recipe.model.precision
         )
@@ -74,6 +75,7 @@ def pretrain(recipe: Recipe, corpus: Corpus, base: str, run: str) -> str:
             Path(folder) / checkpoint.ADAPTER,
             base,
             None,
+            TABLE1,
         )
         name = checkpoint.CheckpointName(observer.ledger.samples, 0)
         uri = checkpoint.checkpoint_uri(run, name)
@@ -97,7 +99,7 @@ def hits_at_1(
     """Returns each sample's hit at 1 of a language model's checkpoint."""
     network, tokenizer = load_model(recipe, EvaluatedModel("", "", base, None, uri))
     encoder = build_encoders(
-        tokenizer, recipe.model.max_tokens, network, domain.items_by_index()
+        tokenizer, recipe.model.max_tokens, network, domain.items_by_index(), TABLE1
     ).for_evaluation
     scores = score_samples(network, encoder, samples, recipe.evaluate.batch)
     return [float(hit) for hit in hits(compute_ranks(scores, samples["target"].to_numpy()), 1)]
@@ -145,6 +147,7 @@ def main(path: str, seeds: int, lrs: tuple[float, float]) -> None:
                 behaviour,
                 lr,
                 seed,
+                TABLE1,
             )
             hits_by_model[model].append(run_forked(tune, recipe, one, domain, samples))
         scores = run_forked(

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from corpus.store.tables import Corpus
 from cprec.config.recipe_file import load_recipe
+from cprec.encode.prompt import TABLE1
 from cprec.encode.title_tokens import CachedPromptEncoder, tokenise_titles
 from cprec.evaluate.candidate_scoring import score_samples
 from cprec.evaluate.metrics import compute_ranks, hits
@@ -46,7 +47,7 @@ def main(path: str) -> None:
     recipe = load_recipe(path)
     corpus = Corpus.open(recipe.corpus)
     network, tokenizer = backbone.load(recipe.model.base, None, recipe.model.precision)
-    title_tokens = tokenise_titles(corpus.read_titles(), tokenizer)
+    title_tokens = tokenise_titles(corpus.read_titles(), tokenizer, TABLE1)
     engine = Engine(
         adapter.attach(network, recipe.model, recipe.seed), recipe.train, recipe.model.precision
     )

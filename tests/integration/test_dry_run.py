@@ -13,6 +13,7 @@ import pytest
 from corpus.build import simulate_and_build
 from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import load_recipe
+from cprec.encode.prompt import TABLE1
 from cprec.model import tiny
 from cprec.tracking.registry import Registry
 from tests.integration import jobs
@@ -84,7 +85,7 @@ def test_where_a_version_is_registered(
 ) -> None:
     recipe: Recipe = load_recipe(str(place.recipe))
     corpus = simulate_and_build(recipe.data, recipe.simulate, 0, recipe.corpus, print)
-    tiny.build(corpus.read_titles(), recipe.tiny, 0, place.folder / "base")
+    tiny.build(corpus.read_titles(), recipe.tiny, 0, place.folder / "base", TABLE1)
     (place.folder / "runs" / "cpt").mkdir(parents=True)
     registry = Registry.from_recipe(recipe)
     assert register(registry, recipe, place.folder, 1, 0.05) == 1

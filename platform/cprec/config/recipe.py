@@ -41,8 +41,9 @@ class Recipe(Section):
     corpus: str = Field("out/corpus", description="where the corpus is stored (path or s3://)")
     continue_from: str | None = Field(
         None,
-        description="stable checkpoint (URI) of another run to continue from, "
-        "with everything in the corpus that it has not consumed",
+        description="stable checkpoint of another run to continue from, with everything in the "
+        "corpus that it has not consumed; or an adapter (a PEFT directory), whose weights a plan "
+        "of its own begins with: a URI, a version number or models:/NAME/3",
     )
     branch: bool = Field(
         False,

@@ -20,7 +20,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cluster.errors import RunError
-from cprec.encode import prompt
+from cprec.encode.prompt import PromptTemplate
 from cprec.encode.text_tokenizer import text_tokenizer
 from cprec.encode.tokens import EncodedSample, SampleEncoder, TitleEncoder, fit_prompt
 
@@ -166,7 +166,11 @@ class HybridPromptEncoder(SampleEncoder[Item]):
     """Encodes items as hybrid prompts: the text-only prompt with behaviour tokens woven in."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, max_tokens: int, vocab_size: int
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        max_tokens: int,
+        vocab_size: int,
+        template: PromptTemplate,
     ) -> None:
         """Checks the tokenizer.
 
@@ -174,6 +178,7 @@ class HybridPromptEncoder(SampleEncoder[Item]):
             tokenizer: Tokenizer of the language model.
             max_tokens: Tokens of a prompt and its answer, at most.
             vocab_size: Word embeddings of the model; behaviour tokens are numbered from there.
+            template: Template of the prompts.
 
         Raises:
             RecipeError: The tokenizer does not tell where a token comes from in a text.
@@ -182,7 +187,8 @@ class HybridPromptEncoder(SampleEncoder[Item]):
         self._text_tokenizer.require_fast()
         self._max_tokens = max_tokens
         self._vocab_size = vocab_size
-        self._title_encoder = TitleEncoder(tokenizer, max_tokens)
+        self._template = template
+        self._title_encoder = TitleEncoder(tokenizer, max_tokens, template)
 
     def encode_prompt(
         self, history: Sequence[Item], candidates: Sequence[Item], reserved_tokens: int
@@ -202,10 +208,10 @@ class HybridPromptEncoder(SampleEncoder[Item]):
 
     def _interleave(self, history: Sequence[Item], candidates: Sequence[Item]) -> list[int]:
         """Returns the prompt's tokens, with a behaviour token right behind each title."""
-        text = prompt.render_prompt(
-            [title for title, _ in history], [title for title, _ in candidates]
+        lists = [title for title, _ in history], [title for title, _ in candidates]
+        first, *others = self._text_tokenizer.encode_parts(
+            self._template.render(*lists), self._template.title_ends(*lists)
         )
-        first, *others = self._text_tokenizer.encode_parts(text, _title_ends(history, candidates))
         ids = first
         for (_, number), part in zip([*history, *candidates], others, strict=True):
             ids += [self._vocab_size + number, *part]
@@ -292,18 +298,6 @@ def _word_embeddings(model: nn.Module) -> nn.Embedding:
     return cast(nn.Embedding, cast(PreTrainedModel, model).get_input_embeddings())
 
 
-def _title_ends(history: Sequence[Item], candidates: Sequence[Item]) -> list[int]:
-    """Returns where each title ends, in characters of the prompt and in its order."""
-    ends = []
-    end = len(prompt.OPENING)
-    for items, text_after in ((history, prompt.MIDDLE), (candidates, prompt.CLOSING)):
-        for position, (title, _) in enumerate(items):
-            end += len(prompt.SEPARATOR) * (position > 0) + len(title)
-            ends.append(end)
-        end += len(text_after)
-    return ends
-
-
 @dataclass(frozen=True)
 class PromptEncoders:
     """The encoders that turn the samples of a fine-tuning into tokens.
@@ -323,7 +317,11 @@ class PromptEncoders:
 
 
 def build_encoders(
-    tokenizer: Any, max_tokens: int, model: torch.nn.Module, items: Mapping[int, Item]
+    tokenizer: Any,
+    max_tokens: int,
+    model: torch.nn.Module,
+    items: Mapping[int, Item],
+    template: PromptTemplate,
 ) -> PromptEncoders:
     """Builds the prompt encoders that fit a model.
 
@@ -332,10 +330,13 @@ def build_encoders(
         max_tokens: Tokens of a prompt and its answer, at most.
         model: The model; only a `HybridModel` gets an encoder of hybrid prompts.
         items: Items by catalogue index.
+        template: Template of the prompts.
     """
-    text_encoder = TextPromptEncoder(TitleEncoder(tokenizer, max_tokens))
+    text_encoder = TextPromptEncoder(TitleEncoder(tokenizer, max_tokens, template))
     hybrid_encoder = (
-        IndexedPromptEncoder(HybridPromptEncoder(tokenizer, max_tokens, model.vocab_size), items)
+        IndexedPromptEncoder(
+            HybridPromptEncoder(tokenizer, max_tokens, model.vocab_size, template), items
+        )
         if isinstance(model, HybridModel)
         else None
     )

@@ -6,12 +6,14 @@ not exist.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+import pyarrow.compute as pc
 from safetensors.torch import load
 
 from cluster.errors import RunError
-from cluster.storage import exists, join, read_bytes, read_text
+from cluster.storage import exists, join, read_bytes, read_text, sha256
 from corpus.sampling.source import Source
 from corpus.store.tables import Corpus
 from cprec.downstream.domain import Domain
@@ -33,18 +35,21 @@ class KnownItems:
         corpus_fingerprint: Identity of the corpus; None in checkpoints of earlier releases.
         corpus_version: Version of the corpus.
         count: Items of the domain in that version.
+        digest: SHA-256 of the items' ids, in the order of their embeddings; None in checkpoints of
+            earlier releases.
     """
 
     domain: str
     corpus_fingerprint: str | None
     corpus_version: int
     count: int
+    digest: str | None = None
 
     @classmethod
     def of_domain(cls, corpus: Corpus, domain: Domain) -> "KnownItems":
         """Returns the items of a domain in a corpus version."""
-        fingerprint = str(corpus.commits[0].metadata["fingerprint"])
-        return cls(domain.name, fingerprint, corpus.version, len(domain.item_indices))
+        ids = _read_item_ids(corpus, domain.name)
+        return cls(domain.name, corpus.fingerprint, corpus.version, len(ids), _digest(ids))
 
     def to_text(self) -> str:
         """Returns the content of items.json."""
@@ -77,7 +82,7 @@ def require_known_items(name: str, checkpoint_uri: str, corpus: Corpus, domain: 
         domain: Domain of the samples.
 
     Raises:
-        RunError: It knows another domain or corpus, or items have joined the domain since.
+        RunError: It knows another domain, corpus or items, or items have joined the domain since.
     """
     if not is_hybrid(checkpoint_uri):
         return
@@ -88,18 +93,39 @@ def require_known_items(name: str, checkpoint_uri: str, corpus: Corpus, domain: 
             f"{known.corpus_version}), which has no embeddings for items of {domain}; name a model "
             f"tuned on {domain}, or one tuned with finetune.hybrid false"
         )
-    fingerprint = corpus.commits[0].metadata["fingerprint"]
-    if known.corpus_fingerprint not in (None, fingerprint):
+    if known.corpus_fingerprint not in (None, corpus.fingerprint):
         raise RunError(
             f"{name}: a hybrid model, whose item embeddings are of corpus "
             f"{known.corpus_fingerprint}, version {known.corpus_version}; {corpus.uri} is "
-            f"{fingerprint}: point --corpus at that one, or tune again on this one"
+            f"{corpus.fingerprint}: point --corpus at that one, or tune again on this one"
         )
-    items = corpus.read_items()["domain"].to_pylist().count(domain)
-    if items > known.count:
+    ids = _read_item_ids(corpus, domain)
+    if len(ids) > known.count:
         raise RunError(
             f"{name}: a hybrid model that knows the {known.count:,} items that {domain} had in "
-            f"corpus version {known.corpus_version}; version {corpus.version} has {items:,}: score "
-            f"it with --corpus-version {known.corpus_version}, or tune again on version "
+            f"corpus version {known.corpus_version}; version {corpus.version} has {len(ids):,}: "
+            f"score it with --corpus-version {known.corpus_version}, or tune again on version "
             f"{corpus.version}"
         )
+    if known.digest is None:
+        return
+    if len(ids) < known.count:  # an earlier version; a later one only adds to its items
+        ids = _read_item_ids(Corpus.open(corpus.uri, known.corpus_version), domain)
+    if _digest(ids) != known.digest:
+        raise RunError(
+            f"{name}: a hybrid model, whose embeddings are of other items than {domain} has in "
+            f"{corpus.uri}: both began as corpus {corpus.fingerprint}, and were appended to "
+            "differently; point --corpus at the one that it was tuned on, or tune again on this one"
+        )
+
+
+def _read_item_ids(corpus: Corpus, domain: str) -> list[str]:
+    """Reads the ids of a domain's items, in the order of their numbers (`Domain`)."""
+    items = corpus.read_items()
+    ids: list[str] = items.filter(pc.equal(items["domain"], domain))["item_id"].to_pylist()
+    return ids
+
+
+def _digest(ids: Sequence[str]) -> str:
+    """Returns the SHA-256 of a list of item ids."""
+    return sha256(json.dumps(list(ids)).encode())

@@ -5,8 +5,9 @@ The plan says which samples are trained next, in which prompt, and at which lear
 over W samples and then falls to the end. Its eras are its epochs, each in an order of its own.
 
 The curriculum is counted over the whole run, not by each data-loading process. With T samples in
-all, the global batch at sample t is hybrid, as a whole, with probability t / T. The draw depends
-only on (seed, t), so a resumed run sees the same batches.
+all epochs, or in the first one (`finetune.curriculum`), the global batch at sample t is hybrid, as
+a whole, with probability t / T. The draw depends only on (seed, t), so a resumed run sees the same
+batches.
 """
 
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cprec.config.sections.finetuning import FinetuneSettings
+from cprec.config.sections.finetuning import Curriculum, FinetuneSettings
 from cprec.downstream.hybrid import PromptEncoders
 from cprec.schedule.plan import Era, Plan, Portion, global_batches
 from cprec.schedule.wsa import WSA, Mode
@@ -75,15 +76,19 @@ def rows_at(plan: Plan, start: int, stop: int) -> NDArray[np.int64]:
     return order[np.arange(start % row_count, start % row_count + stop - start)]
 
 
-def is_hybrid_batch(plan: Plan, start: int) -> bool:
+def is_hybrid_batch(plan: Plan, start: int, curriculum: Curriculum) -> bool:
     """Tells whether the global batch at a position is hybrid: with probability t / T.
 
     See LLaRA, Sec. 3.3.
+
+    Args:
+        plan: The plan of the fine-tuning.
+        start: Position of the batch, t.
+        curriculum: Whether T is the samples of all epochs, or of one.
     """
     era = plan.find_era(start)
-    return bool(
-        np.random.default_rng([era.seed, 0xC0DE, start]).random() < start / plan.total_samples
-    )
+    total = samples_per_epoch(plan) if curriculum == "epoch" else plan.total_samples
+    return bool(np.random.default_rng([era.seed, 0xC0DE, start]).random() < start / total)
 
 
 def iter_training_steps(
@@ -91,6 +96,7 @@ def iter_training_steps(
     samples: pa.Table,
     encoders: PromptEncoders,
     batch_size: int,
+    curriculum: Curriculum,
     start_position: int,
     rank: int,
     world_size: int,
@@ -102,6 +108,7 @@ def iter_training_steps(
         samples: All training samples.
         encoders: Encoders of samples.
         batch_size: Samples of one optimizer step, over all workers.
+        curriculum: Over what batches become hybrid.
         start_position: Position of the first step, in samples.
         rank: Rank of the worker.
         world_size: Number of workers.
@@ -112,7 +119,7 @@ def iter_training_steps(
                 continue
             encoder = (
                 encoders.hybrid
-                if encoders.hybrid and is_hybrid_batch(plan, start)
+                if encoders.hybrid and is_hybrid_batch(plan, start, curriculum)
                 else encoders.text
             )
             rows = samples.take(pa.array(rows_at(plan, start, stop)))

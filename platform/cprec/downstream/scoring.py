@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from cluster import storage
 from cluster.console import Say
 from cluster.errors import CprecError
+from corpus.settings import DEFAULT_TEMPLATE, TemplateName
 from corpus.store.tables import Corpus
 from cprec.baselines.popularity import POPULARITY
 from cprec.baselines.training import BASELINE_NAMES
@@ -25,6 +26,7 @@ from cprec.downstream.domain import Domain
 from cprec.downstream.hybrid import HybridModel, build_encoders
 from cprec.downstream.known_items import BEHAVIOUR_FOLDER
 from cprec.downstream.stored_model import StoredModel
+from cprec.encode.prompt import TEMPLATES, PromptTemplate
 from cprec.evaluate.answer_matching import Answer
 from cprec.evaluate.candidate_rows import PassKind
 from cprec.evaluate.candidate_scoring import PromptEncoder, score_samples
@@ -52,6 +54,7 @@ class EvaluatedModel:
         seed: Seed of a baseline's training.
         registered_model: Registered model that the version is of.
         run: Run (URI) that the version is from.
+        prompt_template: Template of a language model's prompts: the one that it was trained in.
     """
 
     name: str
@@ -63,6 +66,12 @@ class EvaluatedModel:
     seed: int = 0
     registered_model: str | None = None
     run: str | None = None
+    prompt_template: TemplateName = DEFAULT_TEMPLATE
+
+    @property
+    def template(self) -> PromptTemplate:
+        """The template of its prompts."""
+        return TEMPLATES[self.prompt_template]
 
     @property
     def is_baseline(self) -> bool:
@@ -241,7 +250,12 @@ def prepare_scoring(recipe: Recipe, network: Any) -> ScoringMethod:
 
 
 def _build_encoder(
-    recipe: Recipe, network: Any, tokenizer: Any, domain: Domain, row_encoder: RowEncoder | None
+    recipe: Recipe,
+    model: EvaluatedModel,
+    network: Any,
+    tokenizer: Any,
+    domain: Domain,
+    row_encoder: RowEncoder | None,
 ) -> PromptEncoder:
     """Builds the prompt encoder that fits a model.
 
@@ -250,7 +264,7 @@ def _build_encoder(
     """
     if row_encoder is None or isinstance(network, HybridModel):
         return build_encoders(
-            tokenizer, recipe.model.max_tokens, network, domain.items_by_index()
+            tokenizer, recipe.model.max_tokens, network, domain.items_by_index(), model.template
         ).for_evaluation
     return row_encoder.load_prompt_encoder()
 
@@ -270,7 +284,7 @@ def _score_task(
     """
     network, tokenizer = load_model(recipe, model)
     domain = Domain.from_corpus(corpus, domain_name, recipe.evaluate.split)
-    encoder = _build_encoder(recipe, network, tokenizer, domain, row_encoder)
+    encoder = _build_encoder(recipe, model, network, tokenizer, domain, row_encoder)
     method = prepare_scoring(recipe, network)
     return score_samples(network, encoder, samples, recipe.evaluate.batch, method), method.notice
 
@@ -290,7 +304,7 @@ def _generate_task(
     """
     network, tokenizer = load_model(recipe, model)
     domain = Domain.from_corpus(corpus, domain_name, recipe.evaluate.split)
-    encoder = _build_encoder(recipe, network, tokenizer, domain, row_encoder)
+    encoder = _build_encoder(recipe, model, network, tokenizer, domain, row_encoder)
     constrained = recipe.evaluate.mode == "constrained"
     method = choose_decoding(network, recipe.model.max_tokens)
     texts = generate_answers(

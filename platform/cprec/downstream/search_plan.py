@@ -16,6 +16,7 @@ from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import rename_old_keys
 from cprec.downstream.trial import Trial
 from cprec.downstream.trial_records import TrialResult
+from cprec.encode.prompt import UNRECORDED, PromptTemplate
 from cprec.model.backbone import load_tokenizer
 from cprec.runs.token_form import TOKEN_FORM, require_same_tokens
 
@@ -39,6 +40,7 @@ class SearchPlan:
         start_checkpoint: Checkpoint that LoRA starts from; None for new weights.
         parent_version: Registered version of that checkpoint, where it has one.
         lrs: Learning rates to try.
+        template: Template of the prompts.
         revision: What the base must be: a commit, or a digest of its files.
     """
 
@@ -51,6 +53,7 @@ class SearchPlan:
     start_checkpoint: str | None
     parent_version: int | None
     lrs: tuple[float, ...]
+    template: PromptTemplate
     revision: str | None = None
 
     def build_trial(self, lr: float, seed: int, behaviour_weights: str | None) -> Trial:
@@ -70,6 +73,7 @@ class SearchPlan:
             behaviour_weights,
             lr,
             seed,
+            self.template,
             self.revision,
         )
 
@@ -83,6 +87,7 @@ class SearchIdentity(TypedDict):
         base: Base model.
         base_revision: Commit or digest of the base, as in base.json.
         token_form: Rules by which text becomes tokens (`cprec.runs.token_form`).
+        prompt_template: Template of the prompts.
         start: URI of the checkpoint that LoRA starts from; None: from new weights.
         model: The keys of `model`.
         finetune: The keys of `finetune` that decide a trial.
@@ -95,6 +100,7 @@ class SearchIdentity(TypedDict):
     base: str
     base_revision: str | None
     token_form: int
+    prompt_template: str
     start: str | None
     model: dict[str, Any]
     finetune: dict[str, Any]
@@ -163,7 +169,9 @@ def check_identity(plan: SearchPlan) -> None:
         return
     identity = _identity(plan)
     before = rename_old_keys(json.loads(read_text(uri)), uri)
-    # Earlier releases wrote neither.
+    # Earlier releases wrote none of these.
+    before.setdefault("prompt_template", UNRECORDED.name)
+    before["finetune"].setdefault("curriculum", "all")
     before.setdefault("base_revision", plan.revision)
     token_form = before.get("token_form", 1)
     if token_form != TOKEN_FORM:
@@ -189,6 +197,7 @@ def _identity(plan: SearchPlan) -> SearchIdentity:
         "base": plan.base,
         "base_revision": plan.revision,
         "token_form": TOKEN_FORM,
+        "prompt_template": plan.template.name,
         "start": plan.start_checkpoint,
         "model": recipe.model.model_dump(mode="json", exclude={"license"}),
         "finetune": recipe.finetune.model_dump(mode="json", exclude={"start", "name", "domain"}),

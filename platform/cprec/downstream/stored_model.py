@@ -13,10 +13,12 @@ from enum import StrEnum
 from cluster import storage
 from cluster.errors import RunError
 from cprec.downstream.known_items import BEHAVIOUR_FOLDER
-from cprec.model.adapter import ADAPTER_WEIGHTS
-from cprec.model.adapter_config import ADAPTER_CONFIG
+from cprec.encode.prompt import PROMPT_FILE, PromptTemplate, parse_template
+from cprec.model.adapter_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from cprec.runs import checkpoint
 
+CARD_TAG = "cprec"
+"""Tag in the metadata of every model card that is written here."""
 MODEL_CONFIG = "config.json"
 """File that makes a folder a model directory."""
 
@@ -65,13 +67,34 @@ class StoredModel:
         return None
 
     @property
-    def named_base(self) -> str | None:
-        """The base that an adapter directory names; None where it names none."""
-        if self.form != Form.ADAPTER:
+    def named_base(self) -> tuple[str, str | None] | None:
+        """Base and revision that the adapter names; None where there is no adapter, or no name."""
+        if self.adapter_uri is None:
             return None
-        config = json.loads(storage.read_text(storage.join(self.uri, ADAPTER_CONFIG)))
+        text = storage.read_text_if_exists(storage.join(self.adapter_uri, ADAPTER_CONFIG))
+        config = json.loads(text or "{}")  # without a file, every weight was trained
         base = config.get("base_model_name_or_path")
-        return None if base is None else str(base)
+        return None if base is None else (str(base), config.get("revision"))
+
+    @property
+    def template(self) -> PromptTemplate | None:
+        """Template of the prompts that the model was trained in; None of a base.
+
+        Raises:
+            RunError: This release does not have it.
+        """
+        if self.form != Form.MERGED:
+            return checkpoint.read_template(self.uri)
+        file = storage.join(self.uri, PROMPT_FILE)
+        text = storage.read_text_if_exists(file)
+        if text is None and not self._has_card_of_export():
+            return None
+        return parse_template(text, file)
+
+    def _has_card_of_export(self) -> bool:
+        """Returns whether a model directory was exported here, as its card says, and is no base."""
+        card = storage.read_text_if_exists(storage.join(self.uri, "README.md")) or ""
+        return f"\n- {CARD_TAG}\n" in card
 
     def verify(self) -> None:
         """Checks that the model is there, and of a checkpoint that every byte is as it was.

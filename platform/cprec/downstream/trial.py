@@ -38,10 +38,12 @@ from cprec.downstream.trial_records import (
     TrialResult,
     read_history,
 )
+from cprec.encode.prompt import PromptTemplate
 from cprec.evaluate.candidate_scoring import score_samples
 from cprec.evaluate.metrics import compute_ranks, hits
 from cprec.evaluate.scoring_check import ScoringMethod, choose_scoring
 from cprec.model import adapter, backbone
+from cprec.model.adapter_config import adapter_uri
 from cprec.runs import checkpoint
 from cprec.schedule.ledger import Ledger
 from cprec.train.engine import Engine
@@ -58,11 +60,13 @@ class Trial:
         uri: Folder of the trial.
         domain: Domain to train on.
         base: The base model.
-        start_checkpoint: URI of the checkpoint that LoRA starts from; None for fresh weights.
+        start_checkpoint: URI of the checkpoint, or of the bare adapter, that LoRA starts from;
+            None for fresh weights.
         behaviour_weights: URI of the SASRec weights whose item embeddings become behaviour tokens;
             None for text-only prompts.
         lr: Highest learning rate.
         seed: Seed of everything that is drawn.
+        template: Template of the prompts.
         revision: What the base must be: a commit, or a digest of its files.
     """
 
@@ -74,6 +78,7 @@ class Trial:
     behaviour_weights: str | None
     lr: float
     seed: int
+    template: PromptTemplate
     revision: str | None = None
 
 
@@ -154,7 +159,9 @@ def run_trial(trial: Trial, report: Callable[[dict[str, Any]], None]) -> None:
         {"projector.": settings.projector_decay},
         recipe.model.max_tokens,
     )
-    encoders = build_encoders(tokenizer, recipe.model.max_tokens, model, domain.items_by_index())
+    encoders = build_encoders(
+        tokenizer, recipe.model.max_tokens, model, domain.items_by_index(), trial.template
+    )
     newest, _ = checkpoint.find_latest(trial.uri)
     if newest is None:
         plan = build_plan(
@@ -192,7 +199,14 @@ def run_trial(trial: Trial, report: Callable[[dict[str, Any]], None]) -> None:
         report,
     )
     steps = iter_training_steps(
-        ledger.plan, samples, encoders, settings.global_batch, ledger.samples, rank, world_size
+        ledger.plan,
+        samples,
+        encoders,
+        settings.global_batch,
+        settings.curriculum,
+        ledger.samples,
+        rank,
+        world_size,
     )
     diverged = False
     try:
@@ -229,7 +243,7 @@ def build_model(trial: Trial, network: PreTrainedModel) -> torch.nn.Module:
     else:
         with tempfile.TemporaryDirectory() as folder:
             model = adapter.load_for_training(
-                network, download(join(trial.start_checkpoint, checkpoint.ADAPTER), Path(folder))
+                network, download(adapter_uri(trial.start_checkpoint), Path(folder))
             )
     if trial.behaviour_weights is None:
         return model
@@ -369,6 +383,7 @@ class TrialObserver(Observer):
                 directory / checkpoint.ADAPTER,
                 self._trial.base,
                 recipe.model.revision,
+                self._trial.template,
             )
             checkpoint.save_training_state(state, directory)
             (directory / HISTORY_FILE).write_text(json.dumps(self._history))

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from cprec.encode import prompt
+from corpus.sampling.prompt_text import TAIL
+from cprec.encode.prompt import PromptTemplate
 from cprec.encode.text_tokenizer import Tokenizer
 from cprec.encode.title_tokens import (
     ANSWER_FORM,
-    TAIL,
     CachedPromptEncoder,
     TitleTokens,
     concat_title_tokens,
@@ -80,24 +80,28 @@ class TitleEncoding:
 
 
 def build_title_encoding(
-    titles: Sequence[str], tokenizer: Tokenizer, earlier: TitleTokens | None = None
+    titles: Sequence[str],
+    tokenizer: Tokenizer,
+    template: PromptTemplate,
+    earlier: TitleTokens | None = None,
 ) -> TitleEncoding:
     """Tokenises titles in advance if that gives the tokenizer's own prompts, else keeps the texts.
 
     Args:
         titles: Cleaned titles by item index.
         tokenizer: Tokenizer of the base model.
-        earlier: Tokens of the first of these titles, by the same tokenizer. An item never changes
-            its index or title, so only the titles after them are tokenised.
+        template: Template of the prompts.
+        earlier: Tokens of the first of these titles, by the same tokenizer and template. An item
+            never changes its index or title, so only the titles after them are tokenised.
 
     Raises:
         RecipeError: The tokenizer has no end token, or merges across spaces.
     """
     added_titles = titles[0 if earlier is None else earlier.item_count :]
-    added = tokenise_titles(added_titles, tokenizer)
+    added = tokenise_titles(added_titles, tokenizer, template)
     tokens = added if earlier is None else concat_title_tokens(earlier, added)
-    difference = find_title_difference(added_titles, added, tokenizer) or find_difference(
-        titles, tokens, tokenizer
+    difference = find_title_difference(added_titles, added, tokenizer, template) or find_difference(
+        titles, tokens, tokenizer, template
     )
     if difference:
         return TitleEncoding(None, tuple(titles), difference)
@@ -105,7 +109,7 @@ def build_title_encoding(
 
 
 def find_title_difference(
-    titles: Sequence[str], title_tokens: TitleTokens, tokenizer: Tokenizer
+    titles: Sequence[str], title_tokens: TitleTokens, tokenizer: Tokenizer, template: PromptTemplate
 ) -> str:
     """Compares the tokens of every title, behind another word, with the tokenizer's own.
 
@@ -115,11 +119,12 @@ def find_title_difference(
         titles: Cleaned titles by item index.
         title_tokens: Their tokens.
         tokenizer: The tokenizer that made them.
+        template: Template of the prompts.
 
     Returns:
         A description of the first difference; empty if there is none.
     """
-    encoder = TitleEncoder(tokenizer, max_tokens=0)
+    encoder = TitleEncoder(tokenizer, 0, template)
     word = TAIL.rsplit(" ", 1)[-1]
     word_ids = encoder.encode(word)
     whole = encoder.encode_all([f"{word} {title}" for title in titles])
@@ -130,26 +135,27 @@ def find_title_difference(
     return ""
 
 
-def find_difference(titles: Sequence[str], title_tokens: TitleTokens, tokenizer: Tokenizer) -> str:
+def find_difference(
+    titles: Sequence[str], title_tokens: TitleTokens, tokenizer: Tokenizer, template: PromptTemplate
+) -> str:
     """Compares concatenated prompts with the tokenizer's own, on CHECKED_PROMPTS random samples.
 
     Args:
         titles: Cleaned titles by item index.
         title_tokens: Their tokens.
         tokenizer: The tokenizer that made them.
+        template: Template of the prompts.
 
     Returns:
         A description of the first difference; empty if there is none.
     """
     rng = np.random.default_rng(0x7117)
     cached_encoder = CachedPromptEncoder(title_tokens, max_tokens=1 << 30)
-    title_encoder = TitleEncoder(tokenizer, max_tokens=1 << 30)
+    title_encoder = TitleEncoder(tokenizer, 1 << 30, template)
     for draw in range(CHECKED_PROMPTS if titles else 0):
         history = rng.integers(len(titles), size=draw % 11).tolist()
         candidates = rng.integers(len(titles), size=20).tolist()
-        prompt_text = prompt.render_prompt(
-            [titles[i] for i in history], [titles[i] for i in candidates]
-        )
+        prompt_text = template.render([titles[i] for i in history], [titles[i] for i in candidates])
         text = f"{prompt_text} {titles[candidates[0]]}"
         stitched = [
             *cached_encoder.encode_prompt(history, candidates, 0)[0],

@@ -1,11 +1,11 @@
 """Prompts concatenated from tokenised titles: each title is tokenised once per corpus version.
 
 A tokenizer that never merges across a space may be given a text word by word. So each distinct
-word is tokenised once with each punctuation that the prompt puts around it (`{` before it, `,`,
-`}` or `}.` after it), and every title is stored in all its forms. The unit of concatenation is a
-*fragment*: a fixed part of the prompt, or one title in one form. A prompt is then a selection of
-slices of one flat array. That takes numpy alone, no tokenizer, and all processes of a node read
-the same array from Ray's object store.
+word is tokenised once with each punctuation that the template puts around it (such as a comma after
+it), and every title is stored in all its forms. The unit of concatenation is a *fragment*: a fixed
+part of the prompt, or one title in one form. A prompt is then a selection of slices of one flat
+array. That takes numpy alone, no tokenizer, and all processes of a node read the same array from
+Ray's object store.
 
 `cprec.encode.title_encoding` compares such prompts with those that the tokenizer makes of the whole
 text, and falls back to the tokenizer if they differ.
@@ -19,29 +19,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cluster.errors import DataError
-from cprec.encode import prompt
+from corpus.sampling.prompt_text import BETWEEN, HEAD, SEPARATOR, TAIL
+from cprec.encode.prompt import PromptTemplate
 from cprec.encode.text_tokenizer import Tokenizer
 from cprec.encode.tokens import EncodedSample, TitleEncoder
 
 Ints = NDArray[np.int64]
 
-# The prompt, split at its spaces into fixed texts and the punctuation that touches titles.
-HEAD, OPENING_BRACE = prompt.OPENING.rsplit(" ", 1)
-_HISTORY_CLOSING, _AFTER_HISTORY = prompt.MIDDLE.split(" ", 1)
-BETWEEN_LISTS = _AFTER_HISTORY.rsplit(" ", 1)[0]
-_CANDIDATES_CLOSING, TAIL = prompt.CLOSING.split(" ", 1)
-_COMMA = prompt.SEPARATOR.strip()
-
-TITLE_FORMS = [
-    ("", ""),
-    ("", _COMMA),
-    (OPENING_BRACE, _COMMA),
-    ("", _HISTORY_CLOSING),
-    (OPENING_BRACE, _HISTORY_CLOSING),
-    ("", _CANDIDATES_CLOSING),
-    (OPENING_BRACE, _CANDIDATES_CLOSING),
-]
-"""Forms of a title, by place in the prompt: the text directly before it and directly after it."""
+FORM_COUNT = 7
 (
     ANSWER_FORM,
     INNER_FORM,
@@ -50,7 +35,8 @@ TITLE_FORMS = [
     ONLY_OF_HISTORY_FORM,
     LAST_OF_CANDIDATES_FORM,
     ONLY_OF_CANDIDATES_FORM,
-) = range(len(TITLE_FORMS))
+) = range(FORM_COUNT)
+"""Forms of a title, by place in the prompt: they differ in the text around it (`_punctuation`)."""
 
 FIXED_FRAGMENTS = ["head", "empty history", "between", "tail", "end"]
 """Names of the fragments that are no titles. They are numbered first: see `fragment_index`."""
@@ -76,7 +62,7 @@ class TitleTokens:
     @property
     def item_count(self) -> int:
         """Number of items whose titles are stored."""
-        return (len(self.offsets) - 1 - len(FIXED_FRAGMENTS)) // len(TITLE_FORMS)
+        return (len(self.offsets) - 1 - len(FIXED_FRAGMENTS)) // FORM_COUNT
 
     def lengths(self, fragments: Ints) -> Ints:
         """Returns the number of tokens of each of these fragments."""
@@ -89,18 +75,37 @@ class TitleTokens:
         )
 
 
-def tokenise_titles(titles: Sequence[str], tokenizer: Tokenizer) -> TitleTokens:
+def _punctuation(template: PromptTemplate) -> list[tuple[str, str]]:
+    """Returns the texts directly before and after a title in each form."""
+    opening, comma = template.opening, SEPARATOR.strip()
+    of_history, of_candidates = template.history_closing, template.candidates_closing
+    return [
+        ("", ""),
+        ("", comma),
+        (opening, comma),
+        ("", of_history),
+        (opening, of_history),
+        ("", of_candidates),
+        (opening, of_candidates),
+    ]
+
+
+def tokenise_titles(
+    titles: Sequence[str], tokenizer: Tokenizer, template: PromptTemplate
+) -> TitleTokens:
     """Tokenises every title in every form.
 
     Args:
         titles: Titles by item index, cleaned by corpus.ingest.titles: words are separated by
             single spaces, and there is no space at either end.
         tokenizer: Tokenizer of the base model.
+        template: Template of the prompts.
 
     Raises:
         RecipeError: The tokenizer has no end token, or merges across spaces.
     """
-    encoder = TitleEncoder(tokenizer, max_tokens=0)
+    encoder = TitleEncoder(tokenizer, 0, template)
+    punctuation = _punctuation(template)
     word_numbers: dict[str, int] = {}
     title_words: list[int] = []
     word_counts: list[int] = []
@@ -113,7 +118,7 @@ def tokenise_titles(titles: Sequence[str], tokenizer: Tokenizer) -> TitleTokens:
     for title in titles:
         first, *others = title.split(" ")
         inner = [number(word) for word in others[:-1]]
-        for before, after in TITLE_FORMS:
+        for before, after in punctuation:
             words = (
                 [number(before + first), *inner, number(others[-1] + after)]
                 if others
@@ -123,10 +128,7 @@ def tokenise_titles(titles: Sequence[str], tokenizer: Tokenizer) -> TitleTokens:
             word_counts.append(len(words))
     fixed = [
         encoder.prefix_ids + encoder.encode(HEAD),
-        *(
-            encoder.encode_after_space(text)
-            for text in (OPENING_BRACE + _HISTORY_CLOSING, BETWEEN_LISTS, TAIL)
-        ),
+        *(encoder.encode_after_space(text) for text in (template.empty_history, BETWEEN, TAIL)),
         [encoder.eos_token_id],
     ]
     # Tokenise each distinct word once, as one flat array.
@@ -200,7 +202,7 @@ class CachedPromptEncoder:
     def encode_answer(self, item: int) -> list[int]:
         """Encodes an answer, including the end token."""
         # A slice, not `gather`, whose dozen array operations would cost more than scoring on a GPU.
-        fragment = len(FIXED_FRAGMENTS) + item * len(TITLE_FORMS) + ANSWER_FORM
+        fragment = len(FIXED_FRAGMENTS) + item * FORM_COUNT + ANSWER_FORM
         start, stop = self._title_tokens.offsets[fragment : fragment + 2]
         return [*self._title_tokens.ids[start:stop].tolist(), self.eos_token_id]
 
@@ -277,9 +279,9 @@ def fragment_index(item: Ints | int, form: Ints | int) -> Ints:
 
     Args:
         item: Item index, or an array of them.
-        form: Index in TITLE_FORMS, or an array of them.
+        form: Number of the form, or an array of them.
     """
-    return len(FIXED_FRAGMENTS) + np.asarray(item, dtype=np.int64) * len(TITLE_FORMS) + form
+    return len(FIXED_FRAGMENTS) + np.asarray(item, dtype=np.int64) * FORM_COUNT + form
 
 
 def _prompt_fragments(history: Ints, candidates: Ints) -> Ints:

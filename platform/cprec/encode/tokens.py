@@ -12,7 +12,8 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from cluster.errors import DataError, RecipeError
-from cprec.encode import prompt
+from corpus.sampling.prompt_text import TAIL
+from cprec.encode.prompt import PromptTemplate
 from cprec.encode.text_tokenizer import Tokenizer, text_tokenizer
 
 Item = TypeVar("Item")
@@ -118,12 +119,13 @@ class TitleEncoder(SampleEncoder[str]):
     tokenising the whole text unless the tokenizer merges across spaces. The constructor checks it.
     """
 
-    def __init__(self, tokenizer: Tokenizer, max_tokens: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, max_tokens: int, template: PromptTemplate) -> None:
         """Checks that the tokenizer can be used.
 
         Args:
             tokenizer: Tokenizer of the base model.
             max_tokens: Maximum length of a sample, in tokens.
+            template: Template of the prompts.
 
         Raises:
             RecipeError: The tokenizer has no end token, or merges across spaces.
@@ -134,6 +136,7 @@ class TitleEncoder(SampleEncoder[str]):
             )
         self._text_tokenizer = text_tokenizer(tokenizer)
         self._max_tokens = max_tokens
+        self._template = template
         self.prefix_ids = self._text_tokenizer.prefix_ids
         self.eos_token_id = int(tokenizer.eos_token_id)
         self._space_prefix = self._find_space_prefix()
@@ -143,7 +146,7 @@ class TitleEncoder(SampleEncoder[str]):
     ) -> tuple[list[int], int]:
         """Encodes a prompt, dropping the oldest titles of the history until it fits."""
         return fit_prompt(
-            lambda titles: self.prefix_ids + self.encode(prompt.render_prompt(titles, candidates)),
+            lambda titles: self.prefix_ids + self.encode(self._template.render(titles, candidates)),
             history,
             reserved_tokens,
             self._max_tokens,
@@ -176,7 +179,7 @@ class TitleEncoder(SampleEncoder[str]):
         It is empty where the tokenizer adds the space itself (Llama), else a space (byte-level
         BPE).
         """
-        left, right = prompt.CLOSING, "Acme steel lamp"
+        left, right = TAIL, "Acme steel lamp"
         whole = self.encode(f"{left} {right}")
         for prefix in ("", " "):
             if whole == self.encode(left) + self.encode(prefix + right):

@@ -76,6 +76,32 @@ class Comparison:
     days: str = ""
 
 
+def collect_modes(
+    comparison: Comparison, kept: Sequence[Mapping[str, Any]]
+) -> list[tuple[str, Metrics]]:
+    """Returns the metrics of each model in every mode in which a run has evaluated it.
+
+    Args:
+        comparison: The comparison whose models are meant.
+        kept: Comparisons that the run has kept, the oldest first. Those of the same samples count.
+
+    Returns:
+        (name, metrics) by model, and of each the mode of the comparison first.
+    """
+    found: dict[tuple[str, str], dict[str, Metrics]] = {
+        (row.name, row.model): {row.metrics["mode"]: row.metrics} for row in comparison.rows
+    }
+    same = (comparison.domain, comparison.split, comparison.days)
+    for other in reversed(kept):
+        for row in other["rows"]:
+            modes = found.get((row["name"], row.get("model", "")))
+            metrics = row.get("metrics", {})
+            is_same = (other["domain"], other.get("split"), other["days"]) == same
+            if modes is not None and is_same and "mode" in metrics and "slices" in metrics:
+                modes.setdefault(metrics["mode"], metrics)
+    return [(name, metrics) for (name, _), modes in found.items() for metrics in modes.values()]
+
+
 def tested_cutoff(form: str) -> int:
     """Returns the k of the HR@k that is tested in a form of evaluation."""
     return TESTED_CUTOFFS.get(form, 1)

@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import Linear
 from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
-from peft.utils import get_peft_model_state_dict
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
@@ -19,10 +19,10 @@ from transformers.pytorch_utils import Conv1D
 
 from cluster.errors import RecipeError, RunError
 from cprec.config.sections.model import ModelSettings
+from cprec.encode.prompt import PROMPT_FILE, PromptTemplate
+from cprec.model.adapter_files import ADAPTER_WEIGHTS
 from cprec.model.libraries import refused_input
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-"""File that holds a LoRA adapter's weights."""
 FULL_WEIGHTS = "model.safetensors"
 """File that holds all weights of a model, where every weight is trained."""
 ADAPTER_NAME = "default"
@@ -123,6 +123,37 @@ def load_for_training(model: PreTrainedModel, directory: Path) -> torch.nn.Modul
     return adapted
 
 
+def load_weights(model: torch.nn.Module, directory: Path) -> None:
+    """Loads saved weights into a model that `attach` has made trainable.
+
+    Args:
+        model: The model; the recipe decides how it goes on being trained, such as its dropout.
+        directory: A PEFT directory, or that of a fully trained model.
+
+    Raises:
+        RunError: The directory does not hold exactly the weights that the model trains.
+    """
+    name = ADAPTER_WEIGHTS if isinstance(model, PeftModel) else FULL_WEIGHTS
+    if not (directory / name).is_file():
+        raise RunError(f"{directory}: no {name}, which this recipe's model.adapter goes on from")
+    weights = load_file(directory / name)
+    with refused_input(f"{directory}: these weights do not fit the model", RunError):
+        if isinstance(model, PeftModel):
+            own = get_peft_model_state_dict(model)
+            absent, unexpected = own.keys() - weights.keys(), weights.keys() - own.keys()
+            if not absent and not unexpected:
+                set_peft_model_state_dict(model, weights)
+        else:
+            absent, unexpected = map(set, model.load_state_dict(weights, strict=False))
+            absent -= _tied_names(cast(PreTrainedModel, model), weights)
+            absent -= set(persistent_buffers(model))
+    if absent or unexpected:
+        raise RunError(
+            f"{directory}: these weights are of other layers than this recipe trains: "
+            f"missing {sorted(absent)[:3]}, unexpected {sorted(unexpected)[:3]}"
+        )
+
+
 def layers_by_input(model: torch.nn.Module) -> list[list[Linear]]:
     """Groups the LoRA layers of a model by the input that they read.
 
@@ -158,11 +189,12 @@ def save(
     directory: Path,
     base: str,
     revision: str | None,
+    template: PromptTemplate,
 ) -> None:
     """Writes the trained part of a model to a directory.
 
     LoRA is saved as a PEFT directory that names its base. Full training is saved as a Hugging Face
-    model directory.
+    model directory. Both name the template of the prompts (prompt.json).
 
     Args:
         model: The model in training.
@@ -170,8 +202,10 @@ def save(
         directory: Where to write; created if it is missing.
         base: The base model, which the PEFT directory names.
         revision: Revision of the base model.
+        template: Template of the prompts that it is trained on.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    (directory / PROMPT_FILE).write_text(template.to_json())
     if isinstance(model, PeftModel):
         state = get_peft_model_state_dict(model, state_dict=dict(weights))
         save_file(

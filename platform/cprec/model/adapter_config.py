@@ -7,15 +7,21 @@ from typing import Any
 from cluster.errors import RunError
 from cluster.storage import exists, join, read_text
 from cprec.config.sections.model import ModelSettings
+from cprec.model.adapter_files import ADAPTER_CONFIG, ADAPTER_FOLDER, ADAPTER_WEIGHTS
 
-ADAPTER_FOLDER = "adapter"
-"""Folder of a checkpoint that holds the trained weights."""
-ADAPTER_CONFIG = "adapter_config.json"
-"""File that makes a folder a PEFT directory."""
+
+def is_bare_adapter(uri: str) -> bool:
+    """Returns whether a folder is a PEFT directory of its own, and not a checkpoint."""
+    return exists(join(uri, ADAPTER_CONFIG))
+
+
+def adapter_uri(uri: str) -> str:
+    """Returns the folder that holds the weights of a checkpoint, or of a bare adapter."""
+    return uri if is_bare_adapter(uri) else join(uri, ADAPTER_FOLDER)
 
 
 def require_matching_adapter(model: ModelSettings, base: str, parent: str) -> None:
-    """Checks that a run trains the kind of adapter that its parent checkpoint holds.
+    """Checks that a run trains the kind of adapter that it starts from.
 
     Weights of another scale, or for another base of the same shape, would load without an error
     and mean something else.
@@ -23,12 +29,15 @@ def require_matching_adapter(model: ModelSettings, base: str, parent: str) -> No
     Args:
         model: The recipe's section `model`.
         base: Base model that workers load.
-        parent: URI of the parent checkpoint.
+        parent: URI of the parent checkpoint, or of a bare adapter.
 
     Raises:
-        RunError: Something differs; lists keys and values.
+        RunError: Something differs, which is listed, or a bare adapter lacks its weights.
     """
-    config_uri = join(parent, ADAPTER_FOLDER, ADAPTER_CONFIG)
+    is_bare = is_bare_adapter(parent)
+    if is_bare and not exists(join(parent, ADAPTER_WEIGHTS)):
+        raise RunError(f"{parent}: no {ADAPTER_WEIGHTS}, so there are no weights to begin with")
+    config_uri = join(adapter_uri(parent), ADAPTER_CONFIG)
     parent_has_lora = exists(config_uri)
     recipe_values: dict[str, Any] = {"model.adapter": model.adapter}
     parent_values: dict[str, Any] = {"model.adapter": "lora" if parent_has_lora else "full"}
@@ -41,8 +50,11 @@ def require_matching_adapter(model: ModelSettings, base: str, parent: str) -> No
         }
         config = json.loads(read_text(config_uri))
         parent_base = config.get("base_model_name_or_path")
-        if posixpath.basename(base) == posixpath.basename(str(parent_base)):
-            parent_base = base  # the same model in another folder
+        is_moved = posixpath.basename(base) == posixpath.basename(str(parent_base))
+        # A bare adapter may call its base by a word of its own, or not at all.
+        is_word = is_bare and "/" not in str(parent_base)
+        if is_moved or is_word:
+            parent_base = base
         parent_values |= {
             "model.lora_rank": config.get("r"),
             "model.lora_alpha": config.get("lora_alpha"),

@@ -12,6 +12,7 @@ from cluster.console import Say
 from cluster.storage import absolute_uri, exists, is_remote, join, upload
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
+from cprec.encode.prompt import TEMPLATES
 
 TINY_BASE = "tiny"
 """Value of `model.base` that stands for the tiny base."""
@@ -80,6 +81,7 @@ def resolve_base(recipe: Recipe, corpus: Corpus, say: Say) -> str:
         )
         with tempfile.TemporaryDirectory() as folder:
             directory = Path(folder)
-            tiny.build(corpus.read_titles(), recipe.tiny, recipe.seed, directory)
+            template = TEMPLATES[corpus.prompt_template]
+            tiny.build(corpus.read_titles(), recipe.tiny, recipe.seed, directory, template)
             upload(directory, uri, last="config.json")
     return uri

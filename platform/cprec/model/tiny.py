@@ -12,8 +12,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cluster.errors import DataError
+from corpus.sampling.prompt_text import SEPARATOR
 from cprec.config.sections.model import TinySettings
-from cprec.encode import prompt
+from cprec.encode.prompt import PromptTemplate
 from cprec.model import tiny_training
 from cprec.model.libraries import silence_libraries
 
@@ -24,7 +25,13 @@ MAX_POSITIONS = 2048
 """Longest text, in tokens, that the model takes."""
 
 
-def build(titles: Sequence[str], settings: TinySettings, seed: int, directory: Path) -> None:
+def build(
+    titles: Sequence[str],
+    settings: TinySettings,
+    seed: int,
+    directory: Path,
+    template: PromptTemplate,
+) -> None:
     """Builds the tiny base and writes it to a directory.
 
     The files are config.json, model.safetensors, tokenizer.json and tokenizer_config.json. Equal
@@ -35,6 +42,7 @@ def build(titles: Sequence[str], settings: TinySettings, seed: int, directory: P
         settings: The recipe's section `tiny`.
         seed: Seed of the weights and of the language training.
         directory: Where to write.
+        template: Template of the prompts, whose words the tokenizer learns.
 
     Raises:
         DataError: There are no titles.
@@ -45,7 +53,7 @@ def build(titles: Sequence[str], settings: TinySettings, seed: int, directory: P
             "build the corpus first"
         )
     silence_libraries()
-    tokenizer = train_tokenizer(titles, settings.vocabulary)
+    tokenizer = train_tokenizer(titles, settings.vocabulary, template)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(_llama_config(settings, tokenizer))
@@ -54,7 +62,9 @@ def build(titles: Sequence[str], settings: TinySettings, seed: int, directory: P
     tokenizer.save_pretrained(directory)
 
 
-def train_tokenizer(titles: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(
+    titles: Sequence[str], vocab_size: int, template: PromptTemplate
+) -> PreTrainedTokenizerFast:
     """Trains a byte-level BPE tokenizer on titles and the prompt's fixed words.
 
     Any text can be encoded and decoded unchanged. A frequent word is one token, and no token
@@ -63,6 +73,7 @@ def train_tokenizer(titles: Sequence[str], vocab_size: int) -> PreTrainedTokeniz
     Args:
         titles: Titles to train on.
         vocab_size: Largest number of tokens, the 256 bytes and 3 special tokens included.
+        template: Template of the prompts.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -73,9 +84,10 @@ def train_tokenizer(titles: Sequence[str], vocab_size: int) -> PreTrainedTokeniz
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    # In a prompt a title follows a space or an opening brace.
-    texts = [f"{before}{title}" for title in titles for before in (" ", "{")]
-    prompt_texts = [prompt.OPENING, prompt.MIDDLE, prompt.CLOSING, prompt.SEPARATOR]
+    # In a prompt a title follows a space, or what opens a list.
+    befores = dict.fromkeys((" ", template.opening or " "))
+    texts = [f"{before}{title}" for title in titles for before in befores]
+    prompt_texts = [*template.fixed_texts, SEPARATOR]
     tokenizer.train_from_iterator([*texts, *prompt_texts * len(titles)], trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]

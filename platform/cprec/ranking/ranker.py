@@ -19,6 +19,7 @@ from cprec.config.recipe import Recipe
 from cprec.downstream.domain import Domain
 from cprec.downstream.hybrid import HybridModel, build_encoders
 from cprec.downstream.scoring import EvaluatedModel, load_model, prepare_scoring
+from cprec.encode.prompt import PromptTemplate
 from cprec.encode.title_encoding import UncachedPromptEncoder, build_title_encoding
 from cprec.encode.title_tokens import CachedPromptEncoder
 from cprec.encode.tokens import TitleEncoder
@@ -131,9 +132,11 @@ class Ranker:
                     "and no domain is given"
                 )
             items = domain.items_by_index()
-            item_encoder = build_encoders(tokenizer, max_tokens, network, items).for_evaluation
+            item_encoder = build_encoders(
+                tokenizer, max_tokens, network, items, model.template
+            ).for_evaluation
         elif domain is not None and item_encoder is None:
-            item_encoder = _build_text_encoder(tokenizer, max_tokens, domain)
+            item_encoder = _build_text_encoder(tokenizer, max_tokens, domain, model.template)
         method = prepare_scoring(recipe, network)
         if method.notice:
             say(f"{model.label}: {method.notice}")
@@ -142,7 +145,7 @@ class Ranker:
             network,
             method,
             recipe.evaluate.batch,
-            TitleEncoder(tokenizer, max_tokens),
+            TitleEncoder(tokenizer, max_tokens, model.template),
             item_encoder,
             domain,
         )
@@ -200,12 +203,14 @@ class Ranker:
         ]
 
 
-def _build_text_encoder(tokenizer: Any, max_tokens: int, domain: Domain) -> PromptEncoder:
+def _build_text_encoder(
+    tokenizer: Any, max_tokens: int, domain: Domain, template: PromptTemplate
+) -> PromptEncoder:
     """Builds the encoder of items for a text-only model, which knows all titles of the corpus."""
-    encoding = build_title_encoding(domain.titles, tokenizer)
+    encoding = build_title_encoding(domain.titles, tokenizer, template)
     if encoding.title_tokens is not None:
         return CachedPromptEncoder(encoding.title_tokens, max_tokens)
-    return UncachedPromptEncoder(encoding.titles, TitleEncoder(tokenizer, max_tokens))
+    return UncachedPromptEncoder(encoding.titles, TitleEncoder(tokenizer, max_tokens, template))
 
 
 def _require_candidates(candidates: Sequence[object]) -> None:

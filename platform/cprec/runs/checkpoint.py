@@ -1,7 +1,8 @@
 """Checkpoints of runs and trials on storage, and their layout.
 
 <run>/checkpoints/<samples>-<attempt>/
-    adapter/                         the trained weights: a PEFT or Hugging Face directory
+    adapter/                         the trained weights: a PEFT or Hugging Face directory, with
+                                     prompt.json, which names the template of their prompts
     behaviour/                       trials of hybrid prompts: projector and item embeddings
     trainer/optimizer.safetensors    fp32 weights and Adam's moments, by name
     history.json                     trials: the epochs so far
@@ -20,7 +21,7 @@ that writes it before `commit`. Without a valid manifest a checkpoint does not e
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,10 +35,13 @@ from cluster.storage import (
     list_names,
     read_bytes,
     read_text,
+    read_text_if_exists,
     sha256,
     upload,
 )
-from cprec.model.adapter_config import ADAPTER_FOLDER
+from cprec.encode.prompt import PROMPT_FILE, PromptTemplate, parse_template
+from cprec.model.adapter_config import adapter_uri
+from cprec.model.adapter_files import ADAPTER_FOLDER
 from cprec.model.training_state import ADAM_MOMENTS, TrainingState
 from cprec.runs.control.attempts import find_successor, list_attempts
 from cprec.runs.control.fence import UNFENCED, RunWriter
@@ -95,18 +99,18 @@ def list_checkpoints(run_uri: str) -> list[CheckpointName]:
 
 
 def is_due(
-    samples_before: int, samples_after: int, every_samples: int, phase_ends: tuple[int, ...]
+    samples_before: int, samples_after: int, every_samples: int, places: Iterable[int]
 ) -> bool:
-    """Returns whether to save after a step: every so many samples, and where a phase ends.
+    """Returns whether to save after a step: every so many samples, and at given places.
 
     Args:
         samples_before: Samples seen before the step.
         samples_after: Samples seen after it.
         every_samples: Samples between checkpoints.
-        phase_ends: Samples at which a phase ends.
+        places: Samples at which a phase ends, and milestones.
     """
     return samples_before // every_samples < samples_after // every_samples or any(
-        samples_before < end <= samples_after for end in phase_ends
+        samples_before < place <= samples_after for place in places
     )
 
 
@@ -150,6 +154,7 @@ def prune(
     phase_ends: tuple[int, ...],
     last_saved: CheckpointName,
     writer: RunWriter = UNFENCED,
+    milestones: Iterable[int] = (),
 ) -> None:
     """Removes old checkpoints of a run.
 
@@ -163,6 +168,7 @@ def prune(
         phase_ends: Samples at which a phase ends; checkpoints there are kept too.
         last_saved: The checkpoint that was just saved.
         writer: What is removed through.
+        milestones: Samples from which on the first checkpoint is kept too.
     """
     attempts = list_attempts(run_uri)
     complete = [
@@ -172,8 +178,10 @@ def prune(
         and find_successor(attempts, name.attempt, name.samples) is None
         and exists(join(checkpoint_uri(run_uri, name), MANIFEST))
     ]
+    reached = [[name for name in complete if name.samples >= place] for place in milestones]
+    kept = {min(names) for names in reached if names}
     for name in complete[keep:]:
-        if name.samples not in phase_ends:
+        if name.samples not in phase_ends and name not in kept:
             # The manifest goes first: a folder that is half removed must not look complete.
             writer.remove(join(checkpoint_uri(run_uri, name), MANIFEST))
             writer.remove(checkpoint_uri(run_uri, name))
@@ -277,6 +285,16 @@ def find_latest(run_uri: str) -> tuple[CheckpointName | None, list[str]]:
             + "\nuse another --run"
         )
     return None, problems
+
+
+def read_template(uri: str) -> PromptTemplate:
+    """Reads in which template of the prompt a checkpoint, or a bare adapter, was trained.
+
+    Raises:
+        RunError: This release does not have it.
+    """
+    file = join(adapter_uri(uri), PROMPT_FILE)
+    return parse_template(read_text_if_exists(file), file)
 
 
 def latest_uri(run_uri: str) -> str:

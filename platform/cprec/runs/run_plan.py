@@ -13,7 +13,9 @@ from pydantic import TypeAdapter
 from cluster.errors import RunError
 from cluster.storage import join, read_bytes_if_exists
 from corpus.sampling.source import SourceKind
+from corpus.settings import UNRECORDED_TEMPLATE, TemplateName
 from corpus.store.tables import Corpus, Stream
+from cprec.encode.prompt import TEMPLATES, PromptTemplate
 from cprec.runs.control.fence import UNFENCED, RunWriter
 from cprec.runs.events import CorpusVersionAdopted, RunStarted
 from cprec.runs.json_lines import open_events, read_events
@@ -37,6 +39,7 @@ class RunPlan:
         parent: URI of the checkpoint that the run goes on from; None: it started from the base.
         token_form: Rules by which text became tokens when its weights were first trained
             (`cprec.runs.token_form`).
+        prompt_template: Template of its prompts.
         lease: Number of the lease under which it was written; 0: by an earlier release.
     """
 
@@ -49,6 +52,7 @@ class RunPlan:
     closed: bool = False
     parent: str | None = None
     token_form: int = 1
+    prompt_template: TemplateName = UNRECORDED_TEMPLATE
     lease: int = 0
 
     @classmethod
@@ -110,6 +114,11 @@ class RunPlan:
             )
         )
         events.flush()
+
+    @property
+    def template(self) -> PromptTemplate:
+        """The template of its prompts."""
+        return TEMPLATES[self.prompt_template]
 
     def new_streams(self, corpus: Corpus) -> tuple[list[Stream], list[Stream], list[Stream]]:
         """Returns the streams of later corpus versions that this run would train.

@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 
 from cluster.errors import CorpusError, RecipeError, RunError
 from corpus.sampling.source import SourceKind
+from corpus.settings import TemplateName
 from corpus.store.tables import Corpus, Stream
 from cprec.config.recipe import Recipe
+from cprec.model.adapter_config import is_bare_adapter
 from cprec.runs import checkpoint
 from cprec.runs.portions import build_replay, domain_names, remaining_portions, select_streams
 from cprec.runs.restart import require_untrained
@@ -26,19 +28,23 @@ Selection = tuple[PlanSettings, list[Portion], list[Portion], Replay]
 
 @dataclass(frozen=True)
 class Parent:
-    """What a run goes on from: a stable checkpoint of a trunk, or the base.
+    """What a run goes on from: a stable checkpoint of a trunk, a bare adapter, or the base.
 
     Attributes:
-        uri: URI of the checkpoint; None for the base.
+        uri: URI of the checkpoint or the adapter; None for the base.
         consumed: What the trunk had consumed there.
         passed_over: Domains that the run passes over.
+        template: Template of the prompts that it was trained on; of the base, that of the corpus.
         token_form: Rules of tokens under which its weights were trained.
+        weights_only: Whether it is a bare adapter: it has weights, and neither plan nor optimizer.
     """
 
     uri: str | None
     consumed: tuple[Portion, ...]
     passed_over: tuple[str, ...]
+    template: TemplateName
     token_form: int = TOKEN_FORM
+    weights_only: bool = False
 
 
 def resolve_run_plan(
@@ -96,13 +102,20 @@ def create_run_plan(recipe: Recipe, corpus: Corpus) -> RunPlan:
             f"{corpus.uri}: no training samples of domain {', '.join(absent)}; "
             f"this corpus pre-trains on {', '.join(available) or 'nothing'}"
         )
-    if recipe.continue_from is not None:
-        parent = read_parent(recipe.continue_from, corpus, recipe.seed)
+    start = recipe.continue_from
+    weights_only = start is not None and is_bare_adapter(start)
+    if start is not None and not weights_only:
+        parent = read_parent(start, corpus, recipe.seed)
         domains = tuple(name for name in available if name not in parent.passed_over)
     else:
         passed_over = tuple(name for name in available if name not in domains)
-        parent = Parent(None, (), passed_over)
+        template = corpus.prompt_template if start is None else checkpoint.read_template(start).name
+        parent = Parent(start, (), passed_over, template, weights_only=weights_only)
     if recipe.branch:
+        if weights_only:
+            raise RunError(
+                f"{start}: a bare adapter, which has no plan; a branch anneals a stable checkpoint"
+            )
         settings, domain, mixed, replay = _select_for_branch(recipe, corpus, streams, parent)
     else:
         settings, domain, mixed, replay = _select_for_trunk(recipe, corpus, streams, parent)
@@ -116,6 +129,7 @@ def create_run_plan(recipe: Recipe, corpus: Corpus) -> RunPlan:
         closed=recipe.branch,
         parent=parent.uri,
         token_form=parent.token_form,
+        prompt_template=parent.template,
     )
 
 
@@ -150,9 +164,10 @@ def read_parent(uri: str, corpus: Corpus, seed: int) -> Parent:
             f"{uri} was trained with seed {trained_seed}, which ordered its samples; "
             f"this recipe has seed {seed}: set --seed {trained_seed}"
         )
+    template = checkpoint.read_template(uri).name
     if trunk is None:
-        return Parent(uri, consumed, ())
-    return Parent(uri, consumed, trunk.passed_over, trunk.token_form)
+        return Parent(uri, consumed, (), template)
+    return Parent(uri, consumed, trunk.passed_over, template, trunk.token_form)
 
 
 def _require_users_together(recipe: Recipe, corpus: Corpus) -> None:
@@ -176,7 +191,7 @@ def _select_for_trunk(
         select_streams(streams, SourceKind.DOMAIN, parent.passed_over), parent.consumed
     )
     mixed = remaining_portions(select_streams(streams, SourceKind.MIXED), parent.consumed)
-    if parent.uri is not None:
+    if parent.uri is not None and not parent.weights_only:
         if not domain:
             raise CorpusError(
                 f"{corpus.uri}: version {corpus.version} holds no domain-specific sample that "
@@ -222,6 +237,7 @@ def plan_settings(recipe: Recipe) -> PlanSettings:
         warmup_fraction=schedule.warmup_fraction,
         max_domain_samples=recipe.train.max_samples,
         mode=schedule.mode,
+        annealing_share=schedule.annealing_share,
     )
 
 

@@ -185,6 +185,7 @@ class Controller:
         mixed: Sequence[Portion],
         max_domain_samples: int | None,
         replay: Replay = NO_REPLAY,
+        annealing_share: float | None = None,
     ) -> int:
         """Lets new samples join the plan at `join_position`, and returns that position.
 
@@ -193,6 +194,7 @@ class Controller:
             mixed: New mixed portions, for annealing.
             max_domain_samples: Cap on the domain-specific samples of the run; None: no cap.
             replay: Texts that are not consumed at that position.
+            annealing_share: Fraction of the samples that annealing reads; None: all there are.
 
         Raises:
             ValueError: The plan is closed.
@@ -200,7 +202,9 @@ class Controller:
         if not self.is_open:
             raise ValueError("annealing has begun; the run finishes as planned")
         position = self.join_position()
-        self._plan = extend_plan(self._plan, position, domain, mixed, max_domain_samples, replay)
+        self._plan = extend_plan(
+            self._plan, position, domain, mixed, max_domain_samples, replay, annealing_share
+        )
         return position
 
     def start_annealing(self) -> int:

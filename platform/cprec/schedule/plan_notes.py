@@ -11,18 +11,23 @@ from cprec.schedule.plan import Plan, StreamKey
 
 
 def describe_plan(
-    plan: Plan, global_batch: int, replay_share: float, min_annealing_share: float
+    plan: Plan,
+    global_batch: int,
+    replay_share: float,
+    min_annealing_share: float,
+    annealing_share: float | None = None,
 ) -> str:
     """Describes a plan: the ends of its phases, its steps, its learning rates.
 
     More lines count the windows of replayed text, if any were asked for, and warn where the
-    annealing phase is short.
+    annealing phase is shorter than was asked for, or short.
 
     Args:
         plan: The plan.
         global_batch: Samples of an optimizer step, over all workers.
         replay_share: Fraction of the samples up to S that was asked to be windows of text.
         min_annealing_share: Smallest share of annealing samples that needs no warning.
+        annealing_share: Share of annealing samples that was asked for; None: any.
     """
     wsa = plan.wsa
     # Batches do not cross the boundary of two eras.
@@ -34,9 +39,26 @@ def describe_plan(
     ]
     if replay_share and wsa.stable_end:
         lines.append(_describe_replay(plan, replay_share))
+    if annealing_share is not None and (lack := _describe_lack(plan, annealing_share)):
+        lines.append(lack)
     if warning := annealing_warning(plan, min_annealing_share, global_batch):
         lines.append(warning)
     return "\n".join(lines)
+
+
+def _describe_lack(plan: Plan, annealing_share: float) -> str:
+    """Says that a plan has fewer mixed samples than were asked for; empty if it has them all."""
+    replayed = sum(era.replayed_rows_before(era.stop) for era in plan.domain_eras)
+    domain, mixed = plan.wsa.stable_end - replayed, plan.annealing_samples
+    if plan.mixed_ratio is None or mixed >= int(plan.mixed_ratio * domain):
+        return ""
+    cap = int(mixed / plan.mixed_ratio)
+    advice = f"; with train.max_samples {cap:,} they would be that share" if cap else ""
+    return (
+        f"warning: annealing is {mixed / (domain + mixed):.1%} of the samples, and "
+        f"schedule.annealing_share asks for {annealing_share:.1%}, but the corpus has only "
+        f"{mixed:,} mixed samples{advice}"
+    )
 
 
 def _describe_replay(plan: Plan, replay_share: float) -> str:

@@ -31,6 +31,8 @@ class PlanSettings:
         warmup_fraction: W as a fraction of S.
         max_domain_samples: Cap on domain-specific samples; None: no cap.
         mode: The schedule.
+        annealing_share: Fraction of the samples, replayed text apart, that annealing reads; None:
+            as many as there are.
     """
 
     seed: int
@@ -39,10 +41,11 @@ class PlanSettings:
     warmup_fraction: float
     max_domain_samples: int | None = None
     mode: Mode = Mode.WSA
+    annealing_share: float | None = None
 
     def for_branch(self) -> "PlanSettings":
-        """Returns the settings of a branch: no warmup and no cap (paper Sec. 4.4.3)."""
-        return replace(self, warmup_fraction=0.0, max_domain_samples=None)
+        """Returns the settings of a branch: no warmup, cap or share (paper Sec. 4.4.3)."""
+        return replace(self, warmup_fraction=0.0, max_domain_samples=None, annealing_share=None)
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,8 @@ def build_plan(
     warmup_end = round(settings.warmup_fraction * era.stop)
     wsa = WSA(settings.lr_min, settings.lr_max, warmup_end, era.stop, era.stop, settings.mode)
     ratio = _mixed_ratio((era,), after_stable_end)
+    if ratio is not None:
+        ratio = _wanted_ratio(settings.annealing_share) or ratio
     return _append_annealing_era((era,), after_stable_end, wsa, settings.seed, ratio, inherited)
 
 
@@ -123,6 +128,7 @@ def extend_plan(
     mixed: Sequence[Portion],
     max_domain_samples: int | None,
     replay: Replay = NO_REPLAY,
+    annealing_share: float | None = None,
 ) -> Plan:
     """Lets new samples join a plan at a position.
 
@@ -138,6 +144,7 @@ def extend_plan(
         mixed: New mixed portions.
         max_domain_samples: Cap on the domain-specific samples of the run; None: no cap.
         replay: All text that is not consumed at the position, of old and new versions.
+        annealing_share: Fraction of the samples that annealing reads, as at the start.
 
     Raises:
         ValueError: Samples cannot join at the position.
@@ -157,13 +164,16 @@ def extend_plan(
     new_era = _build_domain_era(position, count, portions, last.seed, replay)
     eras = (*earlier_eras, new_era)
     mixed_portions = (*plan.annealing_era.portions, *after_stable_end)
-    ratios = (_plan_mixed_ratio(plan), _mixed_ratio(eras, mixed_portions))
+    ratio = _wanted_ratio(annealing_share)
+    if ratio is None:
+        ratios = (_plan_mixed_ratio(plan), _mixed_ratio(eras, mixed_portions))
+        ratio = None if None in ratios else max(r for r in ratios if r is not None)
     return _append_annealing_era(
         eras,
         mixed_portions,
         replace(plan.wsa, stable_end=new_era.stop, annealing_end=new_era.stop),
         last.seed,
-        None if None in ratios else max(ratio for ratio in ratios if ratio is not None),
+        ratio,
         plan.inherited,
         min_samples=plan.annealing_samples,
     )
@@ -220,6 +230,17 @@ def _build_domain_era(
 def _count_replayed_rows(eras: Sequence[Era]) -> int:
     """Counts the rows of text that are replayed in some eras."""
     return sum(era.replayed_rows_before(era.stop) for era in eras)
+
+
+def _wanted_ratio(annealing_share: float | None) -> Fraction | None:
+    """Returns the mixed samples for each domain-specific one that a share asks for.
+
+    It is the share as it is written, such as 1/5 for 0.2, and not the nearest binary number.
+    """
+    if annealing_share is None:
+        return None
+    share = Fraction(str(annealing_share))
+    return share / (1 - share)
 
 
 def _mixed_ratio(eras: Sequence[Era], mixed: Sequence[Portion]) -> Fraction | None:

@@ -10,6 +10,7 @@ from cluster.console import Say
 from cluster.errors import RecipeError
 from corpus.store.tables import Corpus
 from cprec.encode import text_windows
+from cprec.encode.prompt import PromptTemplate
 from cprec.encode.text_tokenizer import Tokenizer
 from cprec.encode.title_encoding import UncachedPromptEncoder, build_title_encoding
 from cprec.encode.title_tokens import CachedPromptEncoder, TitleTokens
@@ -29,6 +30,7 @@ class RowEncoder:
         base: Base model, whose tokenizer is used: a hub id, an absolute directory or a URI.
         revision: Revision of a base model on the hub; None for its default.
         max_tokens: Maximum length of a sample, in tokens.
+        template: Template of the prompts.
         titles_ref: Reference to the titles in the object store: title tokens, or the texts if the
             tokenizer has to be called on whole prompts.
         sharing: What training samples share. Without title tokens they share nothing.
@@ -37,6 +39,7 @@ class RowEncoder:
     base: str
     revision: str | None
     max_tokens: int
+    template: PromptTemplate
     titles_ref: "ray.ObjectRef[TitleTokens | Sequence[str]]"
     sharing: TokenSharing = NO_SHARING
 
@@ -47,6 +50,7 @@ class RowEncoder:
         base: str,
         revision: str | None,
         max_tokens: int,
+        template: PromptTemplate,
         earlier: "RowEncoder | None" = None,
         sharing: TokenSharing = NO_SHARING,
     ) -> "RowEncoder":
@@ -60,7 +64,8 @@ class RowEncoder:
             base: Base model: a hub id, an absolute directory or a URI.
             revision: Revision of a base model on the hub; None for its default.
             max_tokens: Maximum length of a sample, in tokens.
-            earlier: Encoder of an earlier version of the corpus with the same base model. If it
+            template: Template of the prompts.
+            earlier: Encoder of an earlier version of the corpus, else with the same values. If it
                 holds token ids, only the titles added since are tokenised.
             sharing: Which tokens the training samples of a row share.
 
@@ -73,10 +78,11 @@ class RowEncoder:
         encoding = build_title_encoding(
             corpus.read_titles(),
             load_tokenizer(base, revision),
+            template,
             earlier_titles if isinstance(earlier_titles, TitleTokens) else None,
         )
         titles = encoding.titles if encoding.title_tokens is None else encoding.title_tokens
-        return cls(base, revision, max_tokens, ray.put(titles), sharing)
+        return cls(base, revision, max_tokens, template, ray.put(titles), sharing)
 
     def load_prompt_encoder(self) -> CachedPromptEncoder | UncachedPromptEncoder:
         """Returns the encoder of prompts for this process.
@@ -86,7 +92,8 @@ class RowEncoder:
         titles = ray.get(self.titles_ref)
         if isinstance(titles, TitleTokens):
             return CachedPromptEncoder(titles, self.max_tokens)
-        return UncachedPromptEncoder(titles, TitleEncoder(self._load_tokenizer(), self.max_tokens))
+        title_encoder = TitleEncoder(self._load_tokenizer(), self.max_tokens, self.template)
+        return UncachedPromptEncoder(titles, title_encoder)
 
     def encode_rows(self, rows: pa.Table) -> list[EncodedSample]:
         """Encodes corpus rows, in their order, both prompts and windows of text.
@@ -142,13 +149,16 @@ def check_tokens_can_be_shared(inexact_keys: str, fallback_reason: str | None, s
         say(f"prompts are tokenised one by one, which is slower: {fallback_reason}")
 
 
-def find_fallback_reason(corpus: Corpus, base: str, revision: str | None) -> str | None:
+def find_fallback_reason(
+    corpus: Corpus, base: str, revision: str | None, template: PromptTemplate
+) -> str | None:
     """Returns why prompts cannot be concatenated from title tokens, tried on some titles.
 
     Args:
         corpus: The corpus version.
         base: Base model: a hub id, an absolute directory or a URI.
         revision: Revision of a base model on the hub; None for its default.
+        template: Template of the prompts.
 
     Returns:
         None where title tokens can be used, as they can for most tokenizers.
@@ -160,4 +170,4 @@ def find_fallback_reason(corpus: Corpus, base: str, revision: str | None) -> str
 
     titles = corpus.read_titles()
     probed = titles[:: max(len(titles) // PROBED_TITLES, 1)]
-    return build_title_encoding(probed, load_tokenizer(base, revision)).fallback_reason
+    return build_title_encoding(probed, load_tokenizer(base, revision), template).fallback_reason

@@ -1,6 +1,7 @@
 """Tables that jobs print: the comparison of models, and the trials of a search."""
 
 from collections.abc import Mapping, Sequence
+from math import inf
 from typing import Literal
 
 from rich.box import SIMPLE_HEAD
@@ -8,6 +9,7 @@ from rich.table import Table
 
 from cprec.downstream.trial_records import TrialResult
 from cprec.evaluate.comparison import Comparison, ComparisonRow
+from cprec.evaluate.metrics import HISTORY_SLICES, Metrics
 
 Kind = Literal["hr", "ndcg", "recall"]
 
@@ -64,6 +66,36 @@ def comparison_table(comparison: Comparison, alpha: float) -> Table:
             *(f"{value:.4f}" for value in metrics),
             *_format_difference(row, alpha),
         )
+    return table
+
+
+def modes_table(results: Sequence[tuple[str, Metrics]]) -> Table:
+    """Returns each model in every mode that was run, as a table of at most 80 columns.
+
+    Args:
+        results: Name and metrics of each model and mode (`collect_modes`).
+    """
+    table = Table(
+        title="every mode that was run, and HR@1 by length of history",
+        caption="valid: answers that name a candidate, exactly, and by LLaRA's rule\n"
+        + "; ".join(
+            f"{name}: {first:.0f}{f' to {stop - 1:.0f}' if stop < inf else ' items and more'}"
+            for name, (first, stop) in HISTORY_SLICES.items()
+        ),
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        padding=0,
+    )
+    table.add_column("model", min_width=9, overflow="fold")
+    table.add_column("mode", no_wrap=True)
+    for name in ("n", "HR@1", "valid", "LLaRA", *HISTORY_SLICES):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, metrics in results:
+        valid, slices = metrics.get("valid_ratio") or {}, metrics["slices"]
+        values = [metrics["hr"]["1"], valid.get("exact"), valid.get("llara")]
+        values += [slices[part]["hr"]["1"] if part in slices else None for part in HISTORY_SLICES]
+        shown = ["" if value is None else f"{value:.4f}" for value in values]
+        table.add_row(name, metrics["mode"], f"{metrics['n']:,}", *shown)
     return table
 
 

@@ -13,6 +13,7 @@ from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
 from cprec.downstream.scoring import EvaluatedModel
 from cprec.downstream.stored_model import Form, StoredModel
+from cprec.model.adapter_config import is_bare_adapter
 from cprec.runs import checkpoint
 from cprec.runs.run_plan import RunPlan
 from cprec.tracking.registry import Registry
@@ -22,6 +23,8 @@ LICENSE_TAG = "license"
 """Tag of a version: license of its base; empty where nobody said."""
 TRAINED_ON_TAG = "trained_on"
 """Tag of a version: what it was trained on, as `trained_on` writes it."""
+TEMPLATE_TAG = "prompt_template"
+"""Tag of a version: template of its prompts; versions of earlier releases have none."""
 CARD_FILE = "README.md"
 """File of a model card, by the convention of hubs."""
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -59,7 +62,7 @@ def read_trained_on(registry: Registry, model: EvaluatedModel) -> str | None:
     if model.version is not None and model.registered_model is not None:
         tags = registry.with_model(model.registered_model).version(model.version).tags
         if TRAINED_ON_TAG in tags:
-            return tags[TRAINED_ON_TAG]
+            return tags[TRAINED_ON_TAG] or None
     is_checkpoint = StoredModel.at(model.checkpoint).form == Form.CHECKPOINT
     return trained_on(model.checkpoint) if is_checkpoint else None
 
@@ -88,7 +91,9 @@ def _read_corpus(registry: Registry, model: EvaluatedModel) -> str | None:
     if model.version is not None and model.registered_model is not None:
         version = registry.with_model(model.registered_model).version(model.version)
         return version.tags.get("corpus_fingerprint")
-    plan = RunPlan.read(model.checkpoint.rsplit("/", 2)[0]) if model.checkpoint else None
+    if model.checkpoint is None or StoredModel.at(model.checkpoint).form != Form.CHECKPOINT:
+        return None
+    plan = RunPlan.read(model.checkpoint.rsplit("/", 2)[0])
     return plan.corpus if plan else None
 
 
@@ -117,6 +122,24 @@ def find_license(recipe: Recipe, base: str, revision: str | None) -> str:
         return ""
 
 
+def stored_lineage(recipe: Recipe, registry: Registry, model: EvaluatedModel) -> dict[str, str]:
+    """Returns what a model tells of where it comes from, as tags; what is unknown is empty.
+
+    Args:
+        recipe: The recipe, whose license counts first.
+        registry: Where the lineage of a registered version is.
+        model: The language model.
+    """
+    return {
+        "base": model.base,
+        "base_revision": model.revision or "",
+        "corpus_fingerprint": _read_corpus(registry, model) or "",
+        TEMPLATE_TAG: model.template.name,
+        LICENSE_TAG: find_license(recipe, model.base, model.revision),
+        TRAINED_ON_TAG: read_trained_on(registry, model) or "",
+    }
+
+
 def lineage(
     job: TrainingJob, run_plan: RunPlan, recipe_yaml: str, checkpoint_uri: str, registry: Registry
 ) -> dict[str, str]:
@@ -141,7 +164,9 @@ def lineage(
         "base": job.base,
         "base_revision": job.revision or "",
         LICENSE_TAG: license_name,
-        TRAINED_ON_TAG: trained_on(checkpoint_uri),
+        # What a bare adapter had been trained on is unknown.
+        TRAINED_ON_TAG: "" if parent and is_bare_adapter(parent) else trained_on(checkpoint_uri),
+        TEMPLATE_TAG: job.template.name,
         "recipe_digest": hashlib.sha256(recipe_yaml.encode()).hexdigest()[:16],
         "inexact": job.recipe.train.inexact_keys,
         "parent_checkpoint": parent,

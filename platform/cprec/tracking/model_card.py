@@ -12,14 +12,12 @@ from importlib.resources import files
 from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
-from cluster.storage import join
 from corpus.sampling.source import Source
 from cprec.downstream.known_items import is_hybrid
-from cprec.downstream.stored_model import Form, StoredModel
-from cprec.encode.prompt import render_prompt
+from cprec.downstream.stored_model import CARD_TAG, Form, StoredModel
+from cprec.encode.prompt import TEMPLATES, UNRECORDED
 from cprec.evaluate.significance import wilson_interval
-from cprec.runs import checkpoint
-from cprec.tracking.lineage import HUB_ID, LICENSE_TAG, TRAINED_ON_TAG, trained_on
+from cprec.tracking.lineage import HUB_ID, LICENSE_TAG, TEMPLATE_TAG, TRAINED_ON_TAG, trained_on
 from cprec.tracking.registry import EVALUATION_TAG, Registry
 
 NOT_RECORDED = "not recorded"
@@ -47,6 +45,7 @@ def render_card(name: str, form: Form, tags: Mapping[str, str], hybrid: bool) ->
         lstrip_blocks=True,
     )
     template = files("cprec.tracking").joinpath("model_card.md.j2").read_text()
+    template_of_prompts = TEMPLATES[tags.get(TEMPLATE_TAG) or UNRECORDED.name]
     is_merged = form == Form.MERGED
     base = tags.get("base", "")
     on_hub = HUB_ID.fullmatch(base) is not None
@@ -56,7 +55,7 @@ def render_card(name: str, form: Form, tags: Mapping[str, str], hybrid: bool) ->
         base_model_relation="finetune" if is_merged else "adapter",
         library_name="transformers" if is_merged else "peft",
         pipeline_tag="text-generation",
-        tags=["recommendation", "cprec"],
+        tags=["recommendation", CARD_TAG],
     )
     content = environment.from_string(template).render(
         metadata=metadata.to_yaml(),
@@ -71,7 +70,7 @@ def render_card(name: str, form: Form, tags: Mapping[str, str], hybrid: bool) ->
         sources=list(_iter_sources(tags)),
         is_base=tags.get(TRAINED_ON_TAG) == trained_on(),
         evaluations=list(_iter_evaluations(tags)),
-        prompt=render_prompt(["TITLE", "TITLE"], ["CANDIDATE", "CANDIDATE"]),
+        prompt=template_of_prompts.render(["TITLE", "TITLE"], ["CANDIDATE", "CANDIDATE"]),
     )
     return ModelCard(content)
 
@@ -87,9 +86,9 @@ def publish_card(registry: Registry, number: int) -> ModelCard:
         The card, as it is for the version's adapter.
     """
     version = registry.version(number)
-    form = StoredModel.at(join(version.checkpoint, checkpoint.ADAPTER)).form
-    hybrid = is_hybrid(version.checkpoint)
-    card = render_card(version.title, form, version.tags, hybrid)
+    stored = StoredModel.at(version.checkpoint)
+    form = StoredModel.at(stored.adapter_uri or stored.uri).form
+    card = render_card(version.title, form, version.tags, is_hybrid(version.checkpoint))
     description = _shorten(card.text.strip())
     registry.set_description(number, description)
     return card

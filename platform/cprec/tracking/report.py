@@ -13,6 +13,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from cluster import storage
+from cprec.evaluate.metrics import HISTORY_SLICES
 from cprec.runs.comparisons import newest_by_name
 from cprec.runs.events import Event
 from cprec.runs.records import AuditReport
@@ -77,6 +78,7 @@ def render(records: RunRecords, pictures: Mapping[str, str]) -> str:
         kept_comparisons=len(records.comparisons),
         modes=MODES,
         columns={mode: CATALOGUE_COLUMNS if mode == "catalogue" else COLUMNS for mode in MODES},
+        slices=list(HISTORY_SLICES),
         events=[_event_row(event) for event in records.events],
         recipe=records.recipe,
     )

@@ -57,25 +57,6 @@ def may_move(name: str) -> bool:
     return (match[2] if match else name) in (CANDIDATE, *ALIASES)
 
 
-def require_version(registry: Registry, name: str, run_uri: str, key: str) -> Version:
-    """Finds the version that a name stands for, and refuses a name that stands for none.
-
-    Args:
-        registry: The registry of the recipe.
-        name: The name, as `find_version` takes it.
-        run_uri: Folder of the run whose newest version is the candidate.
-        key: The key or flag that has the name, for the message.
-
-    Raises:
-        RecipeError: The name stands for no version.
-        RunError: There is no such version.
-    """
-    version = find_version(registry, name, run_uri)
-    if version is None:
-        raise RecipeError(f"{key} {name}: no registered version; give {VERSION_NAMES}")
-    return version
-
-
 def _find_candidate(registry: Registry, run_uri: str) -> Version:
     """Returns the newest version of a run; raises RunError, with what there is, if it has none."""
     versions = registry.versions()

@@ -217,7 +217,11 @@ def _rank_missing(plan: BatchPlan, missing: list[int], say: Say) -> int:
     encoder = None
     if plan.corpus is not None and not is_hybrid(plan.model.checkpoint):
         encoder = RowEncoder.from_corpus(
-            plan.corpus, plan.model.base, plan.model.revision, recipe.model.max_tokens
+            plan.corpus,
+            plan.model.base,
+            plan.model.revision,
+            recipe.model.max_tokens,
+            plan.model.template,
         )
     ranking = batch.BlockRanking(
         recipe,
@@ -352,6 +356,7 @@ def _identify(
         "base": model.base,
         "base_revision": model.revision,
         "checkpoint": model.checkpoint,
+        "prompt_template": model.template.name,
         "precision": recipe.model.precision,
         "max_tokens": recipe.model.max_tokens,
         "corpus": corpus and corpus.uri,

@@ -27,6 +27,7 @@ from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
 from cprec.downstream import forgetting, stored_baselines
 from cprec.downstream.scoring import EvaluatedModel, generate_on_ray, score_model
+from cprec.encode.prompt import UNRECORDED, PromptTemplate
 from cprec.evaluate import catalogue_predictions, predictions
 from cprec.evaluate.comparison import (
     Comparison,
@@ -51,6 +52,9 @@ from cprec.workflows.models import own_run
 
 PREDICTIONS = "predictions.parquet"
 METRICS = "metrics.json"
+
+_Encoding = tuple[str, str | None, PromptTemplate]
+"""Base, revision and template."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,7 @@ def _load_or_predict(plan: EvaluationPlan, folder: str, say: Say) -> list[pa.Tab
                 place = _model_folder(recipe, folder, model)
                 # Metrics must never stand beside predictions that they are not from.
                 storage.remove(storage.join(place, METRICS))
-                encoder = encoders.get((model.base, model.revision))
+                encoder = encoders.get(_encoding(model))
                 table = _predict(plan, model, workers, encoder, say)
                 storage.write_bytes(storage.join(place, PREDICTIONS), predictions.to_bytes(table))
                 tables[model.label] = table
@@ -178,24 +182,39 @@ def _prediction_inputs(plan: EvaluationPlan, model: EvaluatedModel) -> dict[str,
         "split": recipe.evaluate.split,
         "max_users": recipe.evaluate.max_users,
         "mode": _evaluation_form(recipe, model),
-        **({} if model.is_baseline else {"token_form": TOKEN_FORM}),
+        **({} if model.is_baseline else _prompt_inputs(model)),
         **({"days": recipe.evaluate.days} if recipe.evaluate.days else {}),
         **(plan.ranking.inputs(model) if plan.ranking else {}),
     }
 
 
+def _prompt_inputs(model: EvaluatedModel) -> dict[str, Any]:
+    """Returns what a language model's predictions depend on as prompts are made."""
+    # Without its name, predictions of earlier releases in their only template stay valid.
+    template = {} if model.template == UNRECORDED else {"prompt_template": model.template.name}
+    return {"token_form": TOKEN_FORM, **template}
+
+
 def _row_encoders(
     recipe: Recipe, corpus: Corpus, models: Sequence[EvaluatedModel]
-) -> dict[tuple[str, str | None], RowEncoder]:
-    """Returns the row encoders of the language models by (base, revision).
+) -> dict[_Encoding, RowEncoder]:
+    """Returns the row encoders of the language models.
 
     Models on one base share one, so that it is put into the object store once. Baselines need none.
     """
-    bases = dict.fromkeys((model.base, model.revision) for model in models if not model.is_baseline)
     return {
-        (base, revision): RowEncoder.from_corpus(corpus, base, revision, recipe.model.max_tokens)
-        for base, revision in bases
+        (base, revision, template): RowEncoder.from_corpus(
+            corpus, base, revision, recipe.model.max_tokens, template
+        )
+        for base, revision, template in dict.fromkeys(
+            _encoding(model) for model in models if not model.is_baseline
+        )
     }
+
+
+def _encoding(model: EvaluatedModel) -> _Encoding:
+    """Returns what the tokens of a language model's prompts depend on."""
+    return model.base, model.revision, model.template
 
 
 def _evaluation_form(recipe: Recipe, model: EvaluatedModel) -> str:

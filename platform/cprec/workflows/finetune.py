@@ -20,7 +20,7 @@ import ray
 from cluster.console import Say
 from cluster.errors import RecipeError, RunError
 from cluster.ray_session import ray_session
-from cluster.storage import absolute_uri, join, write_text
+from cluster.storage import join, write_text
 from corpus.store.tables import Corpus
 from cprec.baselines.popularity import POPULARITY
 from cprec.baselines.training import BASELINE_NAMES
@@ -28,7 +28,7 @@ from cprec.config.recipe import Recipe
 from cprec.downstream import lr_search, stored_baselines
 from cprec.downstream.domain import Domain
 from cprec.downstream.known_items import is_hybrid
-from cprec.downstream.scoring import get_results
+from cprec.downstream.scoring import EvaluatedModel, get_results
 from cprec.downstream.search_plan import (
     FRESH,
     SearchPlan,
@@ -37,25 +37,33 @@ from cprec.downstream.search_plan import (
     check_identity,
     lock_identity,
 )
+from cprec.downstream.stored_model import Form, StoredModel
 from cprec.downstream.trial import Trial, require_trainable
 from cprec.downstream.trial_records import TrialResult
 from cprec.model.base_files import identify
-from cprec.model.base_uri import is_unbuilt, locate_base, resolve_base
+from cprec.model.base_uri import is_unbuilt, resolve_base
 from cprec.model.context_length import require_context
 from cprec.runs import checkpoint
 from cprec.tracking.figures import plot_trials
 from cprec.tracking.lineage import (
     CARD_FILE,
     LICENSE_TAG,
+    TEMPLATE_TAG,
     TRAINED_ON_TAG,
     find_license,
     trained_on,
 )
 from cprec.tracking.model_card import publish_card
-from cprec.tracking.registry import ALIASES, Registry, Version
+from cprec.tracking.registry import ALIASES, Registry
 from cprec.tracking.tracker import Tracker
-from cprec.tracking.version_names import CANDIDATE, VERSION_NAMES, find_version
-from cprec.workflows.models import check_tokenizer, own_run
+from cprec.tracking.version_names import CANDIDATE
+from cprec.workflows.models import (
+    check_tokenizer,
+    describe_model,
+    describe_other_template,
+    find_model,
+    own_run,
+)
 
 PLOT = "trials.svg"
 RESERVED_NAMES = ("base", POPULARITY, *BASELINE_NAMES, CANDIDATE, *ALIASES)
@@ -179,23 +187,19 @@ def plan_search(recipe: Recipe, registry: Registry, say: Say) -> SearchPlan:
     corpus = Corpus.open(recipe.corpus, recipe.corpus_version)
     for split in ("train", "validation"):
         Domain.from_corpus(corpus, domain, split)  # raises where the split has no samples
-    version: Version | None = None
-    start_checkpoint = None
-    if settings.start != FRESH:
-        version = find_version(registry, settings.start, own_run(recipe))
-        start_checkpoint = version.checkpoint if version else _checkpoint_uri(settings.start)
-        checkpoint.verify(start_checkpoint)
+    name_of_start = "base" if settings.start == FRESH else settings.start
+    start = find_model(recipe, registry, name_of_start, "finetune.start", corpus)
+    start_checkpoint = _adapter_of(start)
     name = settings.name or ("llara" if start_checkpoint is None else "cprec")
     if name in RESERVED_NAMES or name.isdecimal():
         raise RecipeError(
             f"finetune.name: {name} means another model in evaluate.models; give another name"
         )
-    tags = version.tags if version else {}
-    base = tags.get("base") or locate_base(recipe, corpus)
+    base = start.base
     # The base of a version must be what it was; another one is kept as it is now.
-    revision = tags.get("base_revision") or None
+    revision = start.revision if start.version else None
     if revision is None and not is_unbuilt(recipe, base):
-        revision = identify(base, recipe.model.revision).revision
+        revision = identify(base, start.revision).revision
     plan = SearchPlan(
         recipe,
         corpus,
@@ -204,29 +208,33 @@ def plan_search(recipe: Recipe, registry: Registry, say: Say) -> SearchPlan:
         join(own_run(recipe), "finetune", domain, name),
         base,
         start_checkpoint,
-        version.number if version else None,
+        start.version,
         lr_search.trial_lrs(recipe.search, recipe.seed),
+        start.template,
         revision,
     )
-    check_tokenizer(recipe, corpus, base, revision, settings.hybrid)
+    check_tokenizer(recipe, corpus, base, revision, plan.template, settings.hybrid)
     check_identity(plan)
-    start = start_checkpoint or "fresh weights"
+    origin = describe_model(start) if start_checkpoint else f"fresh weights, on {plan.base}"
     say(
-        f"{name} on {domain}, version {corpus.version} of {corpus.uri}; LoRA from "
-        f"{f'{version}: {start}' if version else start}, on {plan.base}; in {plan.uri}"
+        f"{name} on {domain}, version {corpus.version} of {corpus.uri}; LoRA from {origin}; "
+        f"in {plan.uri}"
     )
+    if note := describe_other_template(plan.template, corpus, start_checkpoint):
+        say(note)
     if is_hybrid(start_checkpoint):
         say("the start is a hybrid model: its adapter is taken, its projector and items are not")
     return plan
 
 
-def _checkpoint_uri(start: str) -> str:
-    """Returns the URI of a checkpoint to start from; raises RecipeError for a word without a /."""
-    if "/" not in start:
-        raise RecipeError(
-            f"finetune.start {start}: give {FRESH}, {VERSION_NAMES}, or a checkpoint's URI"
-        )
-    return absolute_uri(start)
+def _adapter_of(start: EvaluatedModel) -> str | None:
+    """Returns the stored model whose adapter LoRA starts from; None for fresh weights.
+
+    A base is one without an adapter, and so is a merged model.
+    """
+    if start.checkpoint is None or StoredModel.at(start.checkpoint).form == Form.MERGED:
+        return None
+    return start.checkpoint
 
 
 def _logical_cpus(recipe: Recipe) -> int:
@@ -298,9 +306,18 @@ def _lineage(plan: SearchPlan, best: TrialResult) -> dict[str, str]:
         "base": plan.base,
         "base_revision": plan.revision or "",
         LICENSE_TAG: find_license(plan.recipe, plan.base, plan.revision),
-        TRAINED_ON_TAG: trained_on(*filter(None, [plan.start_checkpoint, best.checkpoint])),
+        TRAINED_ON_TAG: _trained_on(plan, best),
+        TEMPLATE_TAG: plan.template.name,
         "start": plan.start_checkpoint or FRESH,
         "parent_version": str(plan.parent_version or ""),
         "lr": f"{best.lr:g}",
         "seed": str(best.seed),
     }
+
+
+def _trained_on(plan: SearchPlan, best: TrialResult) -> str:
+    """Returns what the start and the fine-tuning were trained on; empty where that is unknown."""
+    start = plan.start_checkpoint
+    if start is not None and StoredModel.at(start).form != Form.CHECKPOINT:
+        return ""
+    return trained_on(*filter(None, [start, best.checkpoint]))

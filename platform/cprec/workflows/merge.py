@@ -32,15 +32,14 @@ from cprec.downstream.known_items import (
 )
 from cprec.downstream.scoring import EvaluatedModel, load_model
 from cprec.downstream.stored_model import MODEL_CONFIG, Form, StoredModel
-from cprec.model.adapter_config import ADAPTER_CONFIG
+from cprec.encode.prompt import PROMPT_FILE
+from cprec.model.adapter_files import ADAPTER_CONFIG
 from cprec.model.libraries import refused_input
 from cprec.tracking import hub
 from cprec.tracking.lineage import (
     CARD_FILE,
     LICENSE_TAG,
-    TRAINED_ON_TAG,
-    find_license,
-    read_trained_on,
+    stored_lineage,
 )
 from cprec.tracking.model_card import render_card
 from cprec.tracking.registry import Registry
@@ -160,12 +159,7 @@ def _title(model: EvaluatedModel) -> str:
 
 def _read_lineage(recipe: Recipe, registry: Registry, model: EvaluatedModel) -> Mapping[str, str]:
     """Returns the tags of a registered version, and what is known of any other model."""
-    known = {
-        "base": model.base,
-        "base_revision": model.revision or "",
-        LICENSE_TAG: find_license(recipe, model.base, model.revision),
-        TRAINED_ON_TAG: read_trained_on(registry, model) or "",
-    }
+    known = stored_lineage(recipe, registry, model)
     if model.version is None or model.registered_model is None:
         return known
     tags = registry.with_model(model.registered_model).version(model.version).tags
@@ -223,6 +217,8 @@ def _write_merged(plan: ExportPlan, directory: Path) -> None:
     with refused_input(f"{model.name}: it cannot be merged into its base", RunError):
         merged = network.merge_and_unload() if isinstance(network, PeftModel) else network
         merged.save_pretrained(directory)
+        if model.checkpoint is not None and StoredModel.at(model.checkpoint).template:
+            (directory / PROMPT_FILE).write_text(model.template.to_json())
         tokenizer.save_pretrained(directory)
 
 

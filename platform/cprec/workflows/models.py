@@ -5,11 +5,13 @@ Every job names models alike. Baselines, and several models by one name, are for
 
 import json
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import cache
 
 from cluster import storage
-from cluster.errors import RecipeError, RunError
+from cluster.errors import CorpusError, RecipeError, RunError
+from corpus.settings import DEFAULT_TEMPLATE, TemplateName
 from corpus.store.tables import Corpus
 from cprec.baselines.popularity import POPULARITY
 from cprec.baselines.training import BASELINE_NAMES
@@ -17,12 +19,14 @@ from cprec.config.recipe import Recipe
 from cprec.downstream.known_items import require_known_items
 from cprec.downstream.scoring import EvaluatedModel
 from cprec.downstream.search_plan import SEARCH
-from cprec.downstream.stored_model import Form, StoredModel
+from cprec.downstream.stored_model import MODEL_CONFIG, Form, StoredModel
+from cprec.encode.prompt import PromptTemplate
 from cprec.encode.text_tokenizer import text_tokenizer
-from cprec.model.adapter_config import ADAPTER_CONFIG
+from cprec.model.adapter_files import ADAPTER_CONFIG
 from cprec.model.backbone import load_tokenizer
 from cprec.model.base_uri import TINY_BASE, is_unbuilt, locate_base, locate_named_base
 from cprec.model.context_length import require_context
+from cprec.runs import checkpoint
 from cprec.runs.records import run_folder
 from cprec.stream.row_encoder import find_fallback_reason
 from cprec.tracking.registry import Registry, Version
@@ -42,8 +46,9 @@ def find_models(
 ) -> list[EvaluatedModel]:
     """Finds the models that names stand for; a model with several seeds is found once per seed.
 
-    A version has its base in its lineage. Any other model takes the base of the versions beside
-    it, or without any the recipe's.
+    A version has its base in its lineage, and a stored model the one that its adapter names, where
+    that is at hand (`_find_named_base`). Any other model takes the base of the versions beside it,
+    or without any the recipe's.
 
     Args:
         recipe: Base, seeds of baselines, and the run whose candidate and searches are meant.
@@ -91,10 +96,17 @@ def find_models(
             return bases.pop()
         return _locate_recipe_base(recipe, corpus), recipe.model.revision
 
+    @cache
+    def template_of_base() -> TemplateName:
+        """Returns the template of models that were not trained in one: that of the corpus."""
+        return _read_template(recipe, corpus)
+
     models: list[EvaluatedModel] = []
     for name in dict.fromkeys(names):
         if name == "base":
-            models.append(EvaluatedModel(name, name, *implied_base(name)))
+            models.append(
+                EvaluatedModel(name, name, *implied_base(name), prompt_template=template_of_base())
+            )
         elif name == POPULARITY:
             models.append(EvaluatedModel(name, name, "", None))
         elif name in BASELINE_NAMES:
@@ -104,46 +116,65 @@ def find_models(
             ]
         elif version := versions.get(name):
             base = version_bases.get(name) or implied_base(name)
-            models.append(_version_model(recipe, name, version, *base))
+            models.append(_version_model(recipe, name, version, *base, template_of_base))
         elif seed_checkpoints := _find_tuned_checkpoints(recipe, name):
             models += [
-                EvaluatedModel(name, f"{name}-{seed}", *implied_base(name), uri)
+                EvaluatedModel(
+                    name,
+                    f"{name}-{seed}",
+                    *implied_base(name),
+                    uri,
+                    prompt_template=checkpoint.read_template(uri).name,
+                )
                 for seed, uri in seed_checkpoints
             ]
         else:
             uri = storage.absolute_uri(name)
+            stored = StoredModel.at(uri)
+            base = (
+                (uri, None)
+                if stored.form == Form.MERGED
+                else _find_named_base(recipe, stored) or implied_base(name)
+            )
             label = _stored_label(uri, models)
-            is_merged = StoredModel.at(uri).form == Form.MERGED
-            base = (uri, None) if is_merged else implied_base(name)
-            models.append(EvaluatedModel(name, label, *base, uri))
+            template = _template_of(stored, template_of_base)
+            models.append(EvaluatedModel(name, label, *base, uri, prompt_template=template))
     return list({model.label: model for model in models}.values())
 
 
-def find_model(recipe: Recipe, registry: Registry, name: str) -> EvaluatedModel:
+def find_model(
+    recipe: Recipe,
+    registry: Registry,
+    name: str,
+    key: str = "--model",
+    corpus: Corpus | None = None,
+) -> EvaluatedModel:
     """Finds the one language model that a name stands for, and checks that it is whole.
 
     Args:
         recipe: As for `find_models`.
         registry: The registry of the recipe.
-        name: The name, as `find_models` takes it, from the flag --model.
+        name: The name, as `find_models` takes it.
+        key: The key or flag that has the name, for messages.
+        corpus: As for `find_models`.
 
     Raises:
         RecipeError: The name stands for a baseline, or for several models.
         RunError: There is no such model, it has no lineage, or it is damaged.
     """
     if name == POPULARITY or name in BASELINE_NAMES:
-        raise RecipeError(f"--model {name}: a baseline, which only jobs/evaluate.py ranks with")
+        raise RecipeError(f"{key} {name}: a baseline, which only jobs/evaluate.py ranks with")
     version = find_version(registry, name, own_run(recipe)) if name != "base" else None
     if version is not None and "base" not in version.tags:
-        raise RunError(f"--model {name}: {version} does not say which base it stands on (tag base)")
-    models = find_models(recipe, registry, [name])
+        raise RunError(f"{key} {name}: {version} does not say which base it stands on (tag base)")
+    models = find_models(recipe, registry, [name], corpus)
     if len(models) > 1:
         checkpoints = ", ".join(str(model.checkpoint) for model in models)
-        raise RecipeError(f"--model {name}: several models; give one of {checkpoints}")
+        raise RecipeError(f"{key} {name}: several models; give one of {checkpoints}")
     model = models[0]
     if model.checkpoint is not None:
         if version is None and not storage.exists(model.checkpoint):
-            raise RecipeError(f"--model {name}: no such model; give {MODEL_NAMES}")
+            raise RecipeError(f"{key} {name}: no such model; give {MODEL_NAMES}")
         StoredModel.at(model.checkpoint).verify()
     return model
 
@@ -161,13 +192,20 @@ def check_models(
         if model.checkpoint is not None:
             StoredModel.at(model.checkpoint).verify()
             require_known_items(model.name, model.checkpoint, corpus, domain)
-    bases = {(model.base, model.revision) for model in models if not model.is_baseline}
-    for base, revision in sorted(bases, key=str):
-        check_tokenizer(recipe, corpus, base, revision)
+    encodings = {
+        (model.base, model.revision, model.template) for model in models if not model.is_baseline
+    }
+    for base, revision, template in sorted(encodings, key=str):
+        check_tokenizer(recipe, corpus, base, revision, template)
 
 
 def check_tokenizer(
-    recipe: Recipe, corpus: Corpus, base: str, revision: str | None, hybrid_prompts: bool = False
+    recipe: Recipe,
+    corpus: Corpus,
+    base: str,
+    revision: str | None,
+    template: PromptTemplate,
+    hybrid_prompts: bool = False,
 ) -> str | None:
     """Checks that the tokenizer of a base encodes titles. Writes nothing.
 
@@ -179,6 +217,7 @@ def check_tokenizer(
         corpus: The corpus that has the titles.
         base: Base model, as `locate_base` returns it.
         revision: Revision of a base model on the hub.
+        template: Template of the prompts.
         hybrid_prompts: Whether prompts have behaviour tokens.
 
     Returns:
@@ -196,7 +235,7 @@ def check_tokenizer(
     require_context(base, revision, recipe.model.max_tokens)
     if hybrid_prompts:
         text_tokenizer(load_tokenizer(base, revision)).require_fast()
-    return find_fallback_reason(corpus, base, revision)
+    return find_fallback_reason(corpus, base, revision, template)
 
 
 def describe_models(models: Sequence[EvaluatedModel]) -> Iterator[str]:
@@ -222,11 +261,43 @@ def describe_model(model: EvaluatedModel) -> str:
         version = f"version {model.version} of {model.registered_model}, run {run}, "
     stored = StoredModel.at(model.checkpoint)
     if stored.form == Form.MERGED:
-        return f"merged model {model.checkpoint}"
-    named = stored.named_base
-    differs = named is not None and posixpath.basename(named) != posixpath.basename(model.base)
+        return f"{version}merged model {model.checkpoint}"
+    named, _ = stored.named_base or (model.base, None)
+    differs = posixpath.basename(named) != posixpath.basename(model.base)
     return f"{version}{stored.form} {model.checkpoint} on {model.base}" + (
         f"; its {ADAPTER_CONFIG} names the base {named}" if differs else ""
+    )
+
+
+def _find_named_base(recipe: Recipe, stored: StoredModel) -> tuple[str, str | None] | None:
+    """Returns base and revision that a stored model names, where that base is at hand.
+
+    A directory may have moved, and a bare adapter may call its base by a word of its own. Then, and
+    where the recipe's base has the same name, the recipe says where it is.
+    """
+    named = stored.named_base
+    if named is None or posixpath.basename(named[0]) == posixpath.basename(recipe.model.base):
+        return None
+    base, revision = named
+    is_there = storage.exists(storage.join(storage.absolute_uri(base), MODEL_CONFIG))
+    return (locate_named_base(base), revision) if is_there else None
+
+
+def describe_other_template(
+    template: PromptTemplate, corpus: Corpus, start: str | None
+) -> str | None:
+    """Says that prompts follow what training starts from, where the corpus has another template.
+
+    Args:
+        template: Template of the prompts.
+        corpus: The corpus.
+        start: URI of what training starts from; None: of the base.
+    """
+    if template.name == corpus.prompt_template:
+        return None
+    return (
+        f"prompts are in the template {template.name}, in which {start} was trained; the corpus "
+        f"has {corpus.prompt_template} (data.prompt_template)"
     )
 
 
@@ -236,7 +307,12 @@ def _base_of(version: Version) -> tuple[str, str | None]:
 
 
 def _version_model(
-    recipe: Recipe, name: str, version: Version, base: str, revision: str | None
+    recipe: Recipe,
+    name: str,
+    version: Version,
+    base: str,
+    revision: str | None,
+    template_of_base: Callable[[], TemplateName],
 ) -> EvaluatedModel:
     """Returns a registered version as a model; of another registered model, its label says so."""
     label = f"version-{version.number}"
@@ -249,6 +325,7 @@ def _version_model(
         version.number,
         registered_model=version.model,
         run=version.run,
+        prompt_template=_template_of(StoredModel.at(version.checkpoint), template_of_base),
     )
 
 
@@ -274,6 +351,22 @@ def _locate_recipe_base(recipe: Recipe, corpus: Corpus | None) -> str:
     if corpus is None and recipe.model.base != TINY_BASE:
         return locate_named_base(recipe.model.base)
     return locate_base(recipe, corpus or Corpus.open(recipe.corpus, recipe.corpus_version))
+
+
+def _template_of(stored: StoredModel, template_of_base: Callable[[], TemplateName]) -> TemplateName:
+    """Returns the template that a stored model was trained in; of a base, that of the corpus."""
+    template = stored.template
+    return template_of_base() if template is None else template.name
+
+
+def _read_template(recipe: Recipe, corpus: Corpus | None) -> TemplateName:
+    """Returns the template of a corpus, or where there is none yet the one that it would have."""
+    if corpus is None:
+        with suppress(CorpusError):
+            corpus = Corpus.open(recipe.corpus, recipe.corpus_version)
+    if corpus is None:
+        return recipe.data.prompt_template or DEFAULT_TEMPLATE
+    return corpus.prompt_template
 
 
 def _stored_label(uri: str, others: Sequence[EvaluatedModel]) -> str:

@@ -18,7 +18,7 @@ from cprec.schedule.plan_notes import describe_plan
 from cprec.stream.row_encoder import check_tokens_can_be_shared
 from cprec.tracking.registry import Registry
 from cprec.tracking.tracker import Tracker
-from cprec.workflows.models import check_tokenizer
+from cprec.workflows.models import check_tokenizer, describe_other_template
 from cprec.workflows.pretraining.finish import RunResult, finish_run
 from cprec.workflows.pretraining.prepare import prepare_run
 from cprec.workflows.pretraining.train import train_run
@@ -66,7 +66,11 @@ def preview(recipe: Recipe, corpus: Corpus, allow: Collection[str], say: Say) ->
     if recipe.evaluate.text is not None:
         read_plain_text(recipe.evaluate.text, "evaluate.text")
     base = locate_base(recipe, corpus)
-    fallback_reason = check_tokenizer(recipe, corpus, base, recipe.model.revision)
+    fallback_reason = check_tokenizer(
+        recipe, corpus, base, recipe.model.revision, run_plan.template
+    )
+    if note := describe_other_template(run_plan.template, corpus, run_plan.parent):
+        say(note)
     check_tokens_can_be_shared(recipe.train.inexact_keys, fallback_reason, say)
     if is_new and recipe.continue_from is not None:
         require_matching_adapter(recipe.model, base, recipe.continue_from)
@@ -78,6 +82,7 @@ def preview(recipe: Recipe, corpus: Corpus, allow: Collection[str], say: Say) ->
             recipe.train.global_batch,
             recipe.schedule.replay_share,
             recipe.schedule.min_annealing_share,
+            recipe.schedule.annealing_share,
         )
     )
     for (source, version), samples in sorted(plan.count_by_stream(0, plan.total_samples).items()):

@@ -13,7 +13,7 @@ from cluster.storage import read_text
 from cprec.config.recipe import Recipe
 from cprec.tracking.registry import Registry
 from cprec.tracking.tracker import Tracker
-from cprec.tracking.version_names import find_version, require_version
+from cprec.tracking.version_names import find_version
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,8 @@ def test_the_candidate_of_a_run_is_its_own_newest_version(storage: Path) -> None
     registry(storage, "other").register(f"{trunk}/finetune/checkpoints/5-0", {"run": trunk})
 
     def number(name: str, run: str) -> tuple[str, int]:
-        version = require_version(models, name, run, "--model")
+        version = find_version(models, name, run)
+        assert version is not None
         return version.model, version.number
 
     assert number("candidate", trunk) == ("candidate", 2)
@@ -154,7 +155,8 @@ def test_the_candidate_of_a_run_is_its_own_newest_version(storage: Path) -> None
         number("champion", trunk)
     models.set_alias("champion", 3)
     assert number("champion", trunk) == number("models:/candidate@champion", trunk)
-    for name in ("best", "models:/candidate", "models:/candidate@best", "models:/../1", "-1"):
+    assert find_version(models, "best", trunk) is find_version(models, "-1", trunk) is None
+    for name in ("models:/candidate", "models:/candidate@best", "models:/../1"):
         with pytest.raises(RecipeError, match="give candidate"):
             number(name, trunk)
     # The alias of earlier releases would go on naming one version for all runs.

@@ -24,6 +24,7 @@ from cprec.config.sections.finetuning import FinetuneSettings
 from cprec.downstream.llara import build_plan
 from cprec.downstream.scoring import load_model
 from cprec.downstream.stored_model import Form
+from cprec.encode.prompt import TABLE1
 from cprec.evaluate import catalogue_predictions, predictions
 from cprec.model import adapter, backbone, tiny
 from cprec.schedule.ledger import Ledger
@@ -84,7 +85,7 @@ def corpus(recipe: Recipe) -> Corpus:
 @pytest.fixture(scope="module")
 def registry(recipe: Recipe, corpus: Corpus, place: Path) -> Registry:
     """A registry with two checkpoints of one run, both random LoRA adapters of the tiny base."""
-    tiny.build(corpus.read_titles(), recipe.tiny, recipe.seed, place / "base")
+    tiny.build(corpus.read_titles(), recipe.tiny, recipe.seed, place / "base", TABLE1)
     models = Registry.from_recipe(recipe)
     for seed in (1, 2):
         register(models, recipe, place, seed, 0.05)
@@ -112,7 +113,7 @@ def register(
         for name, weight in adapter.trainable_parameters(tuned).items()
     }
     checkpoint = place / "runs" / "cpt" / "checkpoints" / f"{seed * 100:012d}-0"
-    adapter.save(tuned, weights, checkpoint / "adapter", base_uri, None)
+    adapter.save(tuned, weights, checkpoint / "adapter", base_uri, None, TABLE1)
     plan = build_plan(Source.parse("domain/Books"), 0, 60, 1e-3, FinetuneSettings(), 0)
     (checkpoint / "ledger.json").write_text(json.dumps(Ledger(plan, samples=50).to_json()))
     files = {
@@ -238,6 +239,36 @@ def test_promotion_and_rollback(
         "promoted": True,
         "because": "rolled back from version 2",
     }
+
+
+def test_a_bare_adapter_becomes_a_version_and_goes_before_the_gate(
+    recipe: Recipe, registry: Registry, place: Path
+) -> None:
+    folder = shutil.copytree(
+        place / "runs/cpt/checkpoints/000000000100-0/adapter", place / "elsewhere"
+    )
+    few = recipe.model_copy(
+        update={
+            "evaluate": recipe.evaluate.model_copy(update={"max_users": 8}),
+            "mlflow": recipe.mlflow.model_copy(update={"model": "bare"}),
+        }
+    )
+    bare = Registry.from_recipe(few)
+    number, decision = promote.promote(few, bare, print, str(folder))
+    assert (number, decision.promote) == (1, True)
+    champion = bare.version_by_alias("champion")
+    assert champion is not None
+    assert champion.checkpoint == str(folder)
+    assert champion.tags["base"] == str(place / "base")
+    assert champion.tags["trained_on"] == ""
+    assert promote.promote(few, bare, print, str(folder))[0] == 1
+    probe = torch.arange(20)[None]
+    with torch.inference_mode():
+        logits = [
+            load_model(few, find_model(few, models, name))[0](input_ids=probe).logits
+            for models, name in ((registry, "1"), (bare, "champion"))
+        ]
+    assert torch.equal(*logits)
 
 
 def test_generated_answers_and_scores_are_stored_apart(
@@ -459,6 +490,7 @@ def test_models_of_different_bases_are_compared(
         recipe.tiny.model_copy(update={"hidden": 16, "vocabulary": 512, "language_steps": 0}),
         7,
         place / "larger",
+        TABLE1,
     )
     other = register(registry, recipe, place, 4, 0.05, "larger")
     few = recipe.model_copy(

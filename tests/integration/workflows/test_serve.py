@@ -18,6 +18,7 @@ import pytest
 from corpus.build import simulate_and_build
 from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import load_recipe
+from cprec.encode.prompt import TABLE1
 from cprec.model import tiny
 from cprec.ranking.items import DomainItems
 from cprec.ranking.ranker import Ranker
@@ -123,7 +124,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     )
     recipe = load_recipe(str(path))
     corpus = simulate_and_build(recipe.data, recipe.simulate, recipe.seed, recipe.corpus, print)
-    tiny.build(corpus.read_titles(), recipe.tiny, recipe.seed, place / "base")
+    tiny.build(corpus.read_titles(), recipe.tiny, recipe.seed, place / "base", TABLE1)
     registry = Registry.from_recipe(recipe)
     for seed in (1, 2, 3):
         register(registry, recipe, place, seed, 0.3)

@@ -19,7 +19,8 @@ class EvaluateSettings(Section):
         ("base", "candidate"),
         description="models to compare: base, sasrec, gru4rec, popularity, candidate (the newest "
         "version of this run), champion, a version number, models:/NAME/3, a search of this run "
-        "(llara, cprec), or a checkpoint's URI; the first is the reference",
+        "(llara, cprec), or the URI of a checkpoint, an adapter or a merged model; the first is "
+        "the reference",
     )
     mode: Literal["score", "generate", "constrained"] = Field(
         "score",

@@ -37,6 +37,10 @@ class BaselineSettings(Section):
     )
 
 
+Curriculum = Literal["all", "epoch"]
+"""Over what a fine-tuning's batches become hybrid: all epochs, or the first one."""
+
+
 class FinetuneSettings(Section):
     """`finetune`: fine-tuning on one domain, as in LLaRA; jobs/tune_lr.py searches its lr."""
 
@@ -46,7 +50,8 @@ class FinetuneSettings(Section):
     start: str = Field(
         "candidate",
         description="what LoRA starts from: fresh (= LLaRA); or candidate (the newest version of "
-        "this run), champion, a version number, models:/NAME/3 or a checkpoint's URI (= CPRec)",
+        "this run), champion, a version number, models:/NAME/3, or the URI of a checkpoint or an "
+        "adapter (= CPRec)",
     )
     name: SafeName | None = Field(
         None,
@@ -61,6 +66,12 @@ class FinetuneSettings(Section):
         ge=1,
         description="largest number of epochs; "
         "learning rate and curriculum are planned for all of them",
+    )
+    curriculum: Curriculum = Field(
+        "all",
+        description="samples T over which batches become hybrid, with probability t/T: all: those "
+        "of all epochs, as in LLaRA's code; epoch: those of the first epoch, after which every "
+        "batch is hybrid (paper Sec. 3.1)",
     )
     patience: int = Field(
         2, ge=1, description="epochs without a better HR@1 on validation after which training stops"

@@ -1,6 +1,6 @@
 """Pre-training: learning rate and order of the data, the loop and its engine, checkpoints."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -45,6 +45,14 @@ class ScheduleSettings(Section):
         "a window has far more supervised tokens than an answer, so a small fraction weighs much; "
         "0: none",
     )
+    annealing_share: float | None = Field(
+        None,
+        gt=0.0,
+        lt=1.0,
+        description="fraction of the samples, replayed text apart, that annealing reads, such as "
+        "0.2 for 80/20; mixed samples beyond it stay for later runs, and a plan says where there "
+        "are too few; a branch anneals on all of them; null: as the corpus has them",
+    )
     min_annealing_share: float = Field(
         0.05,
         ge=0.0,
@@ -55,6 +63,15 @@ class ScheduleSettings(Section):
     rewarm: bool = Field(
         False, description="warm up again when a run continues from a checkpoint of another run"
     )
+
+    @model_validator(mode="after")
+    def _check_annealing_share(self) -> "ScheduleSettings":
+        if self.annealing_share is not None and not self.mode.anneals_on_mixed:
+            raise ValueError(
+                f"schedule.annealing_share {self.annealing_share:g}: schedule.mode {self.mode} "
+                "does not anneal on mixed samples; leave the share out, or choose another mode"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_lr_bounds(self) -> "ScheduleSettings":
@@ -186,5 +203,13 @@ class CheckpointSettings(Section):
         8192, ge=1, description="samples between checkpoints, rounded up to a whole step"
     )
     keep: int = Field(
-        2, ge=1, description="newest checkpoints kept; the last of each phase is always kept"
+        2,
+        ge=1,
+        description="newest checkpoints kept; the last of each phase, and the milestones, are "
+        "always kept",
+    )
+    milestones: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (),
+        description="samples, comma-separated, at which a checkpoint is saved too, and kept: each "
+        "at the first whole step from there on",
     )

@@ -41,6 +41,7 @@ class ControllerSettings:
         max_domain_samples: Cap on domain-specific samples; None: no cap.
         replay_fraction: Fraction of the samples up to S that are windows of text.
         min_annealing_share: Share of annealing below which a changed plan warns.
+        annealing_share: Share of annealing that the recipe asks for; None: none.
     """
 
     run: str
@@ -56,6 +57,7 @@ class ControllerSettings:
     max_domain_samples: int | None
     replay_fraction: float
     min_annealing_share: float
+    annealing_share: float | None = None
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,7 @@ class CorpusFollower:
                 remaining_portions(mixed),
                 settings.max_domain_samples,
                 build_replay(settings.replay_fraction, corpus.streams(), consumed),
+                settings.annealing_share,
             )
             plan = state.controller.plan
             state.write_run_plan(state.run_plan.adopt_version(corpus, plan, domain))
@@ -111,6 +112,7 @@ class CorpusFollower:
             settings.base,
             settings.revision,
             settings.max_tokens,
+            self._state.run_plan.template,
             self.row_encoder,
             settings.token_sharing,
         )

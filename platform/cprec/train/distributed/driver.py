@@ -19,6 +19,7 @@ from cluster.errors import PlatformFault, UserError
 from cluster.storage import join
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
+from cprec.encode.prompt import PromptTemplate
 from cprec.runs.control.lease import HeldLease
 from cprec.stream.sharing_groups import TokenSharing
 from cprec.train.distributed.controller_actor import start_controller
@@ -46,6 +47,7 @@ class TrainingJob:
         run_uri: Folder of the run.
         base: Base model that workers load.
         corpus: The corpus.
+        template: Template of the prompts.
         perplexity_text: Plain text whose perplexity is measured on the way; None: none is.
         revision: What the base must be: a commit, or a digest of its files.
     """
@@ -54,6 +56,7 @@ class TrainingJob:
     run_uri: str
     base: str
     corpus: Corpus
+    template: PromptTemplate
     perplexity_text: str | None = None
     revision: str | None = None
 
@@ -93,6 +96,7 @@ def run_training(job: TrainingJob, held: HeldLease, on_news: NewsCallback, say: 
         max_domain_samples=train.max_samples,
         replay_fraction=schedule.replay_share,
         min_annealing_share=schedule.min_annealing_share,
+        annealing_share=schedule.annealing_share,
     )
     controller = start_controller(settings, held.lease)
     resources = {"CPU": train.cpus_per_worker}
@@ -104,6 +108,7 @@ def run_training(job: TrainingJob, held: HeldLease, on_news: NewsCallback, say: 
             "recipe": json.loads(recipe.model_dump_json()),
             "base": job.base,
             "revision": job.revision,
+            "template": job.template,
             "controller": controller,
             "lease": held.lease,
             "text": None if text is None else text[:MAX_TEXT_CHARACTERS],

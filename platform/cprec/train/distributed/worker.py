@@ -16,10 +16,12 @@ import ray.train
 from torch.distributed import distributed_c10d
 
 from cluster.errors import RunError, UserError
-from cluster.storage import join
+from cluster.storage import download, join
 from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import validate_recipe
+from cprec.encode.prompt import PromptTemplate
 from cprec.model import adapter, backbone
+from cprec.model.adapter_config import is_bare_adapter
 from cprec.model.kernels import fp8
 from cprec.runs import checkpoint
 from cprec.runs.control.lease import Lease
@@ -45,6 +47,7 @@ def run_worker(config: dict[str, Any]) -> None:
 
     Args:
         config: {"recipe": plain data, "base": str, "revision": str or None,
+            "template": PromptTemplate,
             "controller": actor handle, "lease": Lease of the run, "text": str or None, whose
             perplexity is measured}.
     """
@@ -77,6 +80,11 @@ def _train_from(
     controller, base = config["controller"], config["base"]
     model, tokenizer = backbone.load(base, config["revision"], recipe.model.precision)
     trained_model = adapter.attach(model, recipe.model, recipe.seed)
+    checkpoint_uri = start.group.checkpoint_uri or recipe.continue_from
+    is_bare = checkpoint_uri is not None and is_bare_adapter(checkpoint_uri)
+    if checkpoint_uri is not None and is_bare:
+        with tempfile.TemporaryDirectory() as folder:
+            adapter.load_weights(trained_model, download(checkpoint_uri, Path(folder)))
     if recipe.model.fp8:
         fp8.quantise_frozen_layers(trained_model, recipe.model.fp8_fast_accumulation)
     engine = Engine(
@@ -93,7 +101,7 @@ def _train_from(
         if engine.padding_reason is not None:
             controller.record_padding.remote(engine.padding_reason)
     ledger = start.ledger or Ledger(ray.get(controller.plan.remote()))
-    if (checkpoint_uri := start.group.checkpoint_uri or recipe.continue_from) is not None:
+    if checkpoint_uri is not None and not is_bare:
         _restore_checkpoint(engine, checkpoint_uri)
     spec = engine.micro_batch_spec
     monitor = None
@@ -102,7 +110,15 @@ def _train_from(
             config["text"], tokenizer, recipe.model.max_tokens, spec, rank, world_size
         )
     observer = WorkerObserver(
-        recipe, config["lease"], base, controller, start.group, ledger, rank, monitor
+        recipe,
+        config["lease"],
+        base,
+        config["template"],
+        controller,
+        start.group,
+        ledger,
+        rank,
+        monitor,
     )
     try:
         if not ledger.steps:
@@ -144,6 +160,7 @@ class WorkerObserver(Observer):
         recipe: Recipe,
         lease: Lease,
         base: str,
+        template: PromptTemplate,
         controller: Any,
         group: WorkerGroup,
         ledger: Ledger,
@@ -156,6 +173,7 @@ class WorkerObserver(Observer):
             recipe: The recipe.
             lease: The lease of the run, which its checkpoints are written under.
             base: Base model, which a saved adapter names.
+            template: Template of the prompts, which it names too.
             controller: Handle of the controller.
             group: This start of the worker group.
             ledger: What is consumed already.
@@ -164,7 +182,7 @@ class WorkerObserver(Observer):
         """
         self._recipe = recipe
         self._lease, self._run_uri = lease, lease.run_uri
-        self._base = base
+        self._base, self._template = base, template
         self._controller = controller
         self._group = group
         self._ledger = ledger
@@ -189,9 +207,9 @@ class WorkerObserver(Observer):
                 self._group.attempt, trace_row(record, step.annealing_end)
             )
         self._phase_ends = (step.stable_end, step.annealing_end)
-        if checkpoint.is_due(
-            batch.start, batch.stop, self._recipe.checkpoint.every_samples, self._phase_ends
-        ):
+        settings = self._recipe.checkpoint
+        places = (*self._phase_ends, *settings.milestones)
+        if checkpoint.is_due(batch.start, batch.stop, settings.every_samples, places):
             self.measure_perplexity(engine)
             self._save(engine)
         elif record.save:
@@ -260,12 +278,19 @@ class WorkerObserver(Observer):
                 directory / checkpoint.ADAPTER,
                 self._base,
                 self._recipe.model.revision,
+                self._template,
             )
             checkpoint.save_training_state(state, directory)
             checkpoint.commit(directory, uri, ledger, self._lease)
         ray.get(self._controller.record_checkpoint.remote(self._group.attempt, ledger.samples, uri))
+        settings = self._recipe.checkpoint
         checkpoint.prune(
-            self._run_uri, self._recipe.checkpoint.keep, self._phase_ends, name, self._lease
+            self._run_uri,
+            settings.keep,
+            self._phase_ends,
+            name,
+            self._lease,
+            settings.milestones,
         )
 
 

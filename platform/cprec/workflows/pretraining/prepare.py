@@ -4,13 +4,14 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 from cluster.console import Say
-from cluster.errors import RunError
+from cluster.errors import RecipeError, RunError
 from cluster.storage import absolute_uri, exists, join
 from corpus import build
 from corpus.ingest.plain_text import read_plain_text
 from corpus.sampling.replay_text import text_digest
 from corpus.store.tables import SAMPLES, Corpus
 from cprec.config.recipe import Recipe
+from cprec.downstream.stored_model import Form, StoredModel
 from cprec.model.adapter_config import require_matching_adapter
 from cprec.model.backbone import load_tokenizer
 from cprec.model.base_files import identify
@@ -25,19 +26,41 @@ from cprec.runs.run_planning import resolve_run_plan
 from cprec.runs.token_form import require_same_tokens
 from cprec.schedule.plan_notes import describe_plan
 from cprec.stream.row_encoder import check_tokens_can_be_shared, find_fallback_reason
+from cprec.tracking.registry import Registry
+from cprec.tracking.version_names import may_move
 from cprec.train.distributed import driver
 from cprec.workflows.build_corpus import build_corpus
+from cprec.workflows.models import describe_other_template, find_model
 
 
-def resolve_parent_uri(recipe: Recipe) -> Recipe:
-    """Returns the recipe with an absolute `continue_from`.
+def resolve_start(recipe: Recipe) -> Recipe:
+    """Returns the recipe with the URI that `continue_from` stands for; None for the base.
 
-    Workers on other nodes and the lineage need the absolute one.
+    Workers on other nodes and the lineage need an absolute one.
+
+    Raises:
+        RecipeError: The name may stand for something else when the run resumes, or for a model that
+            is a base itself.
+        RunError: There is no such model.
     """
-    parent = recipe.continue_from
-    if parent is None:
-        return recipe
-    return recipe.model_copy(update={"continue_from": absolute_uri(parent)})
+    name = recipe.continue_from
+    if name is None or name == "base":
+        return recipe.model_copy(update={"continue_from": None})
+    if may_move(name):
+        raise RecipeError(
+            f"continue_from {name}: it may stand for another version when the run resumes; give "
+            "the number of the version, or a URI"
+        )
+    if "/" in name and not name.startswith("models:"):
+        uri = absolute_uri(name)
+    else:
+        model = find_model(recipe, Registry.from_recipe(recipe), name, "continue_from")
+        uri = str(model.checkpoint)
+    if StoredModel.at(uri).form == Form.MERGED:
+        raise RecipeError(
+            f"continue_from {name}: a whole model, which is a base: give it as model.base"
+        )
+    return recipe.model_copy(update={"continue_from": uri})
 
 
 def branch_recipe(recipe: Recipe, checkpoint_uri: str, run: str | None) -> Recipe:
@@ -143,7 +166,9 @@ def prepare_run(
     require_same_tokens(recipe.run, run_plan.token_form, corpus.read_titles(), tokenizer)
     require_context(base, identity.revision, recipe.model.max_tokens)
     # Refuses a base without a usable tokenizer before any worker starts.
-    fallback_reason = find_fallback_reason(corpus, base, identity.revision)
+    fallback_reason = find_fallback_reason(corpus, base, identity.revision, run_plan.template)
+    if note := describe_other_template(run_plan.template, corpus, run_plan.parent):
+        say(note)
     check_tokens_can_be_shared(recipe.train.inexact_keys, fallback_reason, say)
     lock_base(identity, run_uri, recipe.continue_from, say, writer)
     write_recipe(recipe, run_uri, writer)
@@ -155,6 +180,10 @@ def prepare_run(
             recipe.train.global_batch,
             recipe.schedule.replay_share,
             recipe.schedule.min_annealing_share,
+            recipe.schedule.annealing_share,
         )
     )
-    return driver.TrainingJob(recipe, run_uri, base, corpus, text, identity.revision), run_plan
+    job = driver.TrainingJob(
+        recipe, run_uri, base, corpus, run_plan.template, text, identity.revision
+    )
+    return job, run_plan

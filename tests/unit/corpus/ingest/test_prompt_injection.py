@@ -23,7 +23,7 @@ from tests.unit.corpus.worlds import settings, shop, write_root
 
 SENTENCES = [
     words
-    for text in (prompt_text.OPENING, prompt_text.MIDDLE, prompt_text.CLOSING)
+    for text in (prompt_text.HEAD, prompt_text.BETWEEN, prompt_text.TAIL)
     for words in (sentence.split() for sentence in re.split("[{}.]", text))
     if words
 ]

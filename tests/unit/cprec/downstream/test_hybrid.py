@@ -12,14 +12,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from cluster.errors import DataError, RunError
 from cprec.downstream import hybrid
 from cprec.downstream.hybrid import HybridModel, HybridPromptEncoder, Item
-from cprec.encode import prompt
+from cprec.encode.prompt import TABLE1, TEMPLATES, PromptTemplate
 from cprec.model import tiny
 from tests.models import llama
 from tests.tokenizers import KINDS
 
 WORDS = ["oak", "lamp", "(2)", "steel,", "red", "mug}", "Acme", '3.5"', "🙂", "日本", "</s>", "x "]
 TOKENIZER: PreTrainedTokenizerFast = tiny.train_tokenizer(
-    ["red oak lamp", "steel mug (2)", "Acme lamp"] * 5, 400
+    ["red oak lamp", "steel mug (2)", "Acme lamp"] * 5, 400, TABLE1
 )
 VOCABULARY = len(TOKENIZER)
 KIND_TOKENIZERS = {
@@ -38,15 +38,17 @@ def model(seed: int = 0) -> PreTrainedModel:
     )
 
 
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
 @pytest.mark.parametrize("kind", ["byte-level BPE", "BPE with spaces"])
 @given(items, items)
 def test_the_text_is_untouched_and_each_title_is_directly_followed_by_its_item(
-    kind: str, history: list[Item], candidates: list[Item]
+    kind: str, template: PromptTemplate, history: list[Item], candidates: list[Item]
 ) -> None:
     tokenizer = KIND_TOKENIZERS[kind]
     vocabulary = len(tokenizer)
-    ids = HybridPromptEncoder(tokenizer, 4096, vocabulary).encode_prompt(history, candidates, 0)[0]
-    text = prompt.render_prompt([title for title, _ in history], [title for title, _ in candidates])
+    encoder = HybridPromptEncoder(tokenizer, 4096, vocabulary, template)
+    ids, _ = encoder.encode_prompt(history, candidates, 0)
+    text = template.render([title for title, _ in history], [title for title, _ in candidates])
     assert tokenizer.decode([token for token in ids if token < vocabulary]) == text
     assert [token - vocabulary for token in ids if token >= vocabulary] == [
         number for _, number in [*history, *candidates]
@@ -61,7 +63,7 @@ def test_the_text_is_untouched_and_each_title_is_directly_followed_by_its_item(
 
 
 def test_the_oldest_items_are_dropped_first_and_candidates_never() -> None:
-    encoder = HybridPromptEncoder(TOKENIZER, 64, VOCABULARY)
+    encoder = HybridPromptEncoder(TOKENIZER, 64, VOCABULARY, TABLE1)
     history: list[Item] = [("red oak lamp", number) for number in range(8)]
     ids, dropped = encoder.encode_prompt(history, [("Acme lamp", 9)], 5)
     assert len(ids) <= 59

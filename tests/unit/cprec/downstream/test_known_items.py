@@ -1,6 +1,7 @@
 """A hybrid model is refused where it would get another item's embedding, or none."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -59,12 +60,10 @@ def test_another_domain_and_items_that_joined_are_refused(
 ) -> None:
     uri = checkpoint_of(tmp_path, corpus, "A", earlier_release)
     known = read_known_items(uri)
-    assert known == KnownItems(
-        "A",
-        None if earlier_release else corpus.commits[0].metadata["fingerprint"],
-        0,
-        corpus.read_items()["domain"].to_pylist().count("A"),
-    )
+    assert known.count == corpus.read_items()["domain"].to_pylist().count("A")
+    assert (known.domain, known.corpus_version) == ("A", 0)
+    assert known.corpus_fingerprint == (None if earlier_release else corpus.fingerprint)
+    assert (known.digest is None) == earlier_release
     require_known_items("cprec", uri, corpus, "A")
     with pytest.raises(RunError, match=r"cprec: a hybrid model of domain A .*items of B; name a"):
         require_known_items("cprec", uri, corpus, "B")
@@ -95,6 +94,27 @@ def test_another_corpus_with_as_many_items_is_refused(tmp_path: Path, corpus: Co
     uri = checkpoint_of(tmp_path, corpus, "A")
     with pytest.raises(RunError, match="item embeddings are of corpus"):
         require_known_items("cprec", uri, build_corpus(tmp_path, 1), "A")
+
+
+def test_a_copy_of_the_corpus_that_got_other_items_is_refused(
+    tmp_path: Path, corpus: Corpus
+) -> None:
+    copy = shutil.copytree(corpus.uri, tmp_path / "copy")
+
+    def append_items(uri: str, name: str) -> Corpus:
+        """Appends items of A that are called by a name."""
+        world = {"A": [(user, f"{name}{item}", time) for user, item, time in shop(("A",))["A"]]}
+        root = write_root(tmp_path / name, world)
+        return append(settings(root, domains=("A",), held_out=()), 0, uri, print)
+
+    uri = checkpoint_of(tmp_path, append_items(corpus.uri, "x"), "A")
+    other = append_items(str(copy), "y")
+    assert other.fingerprint == corpus.fingerprint
+    require_known_items("cprec", uri, Corpus.open(corpus.uri), "A")
+    with pytest.raises(RunError, match="cprec: a hybrid model, whose embeddings are of other item"):
+        require_known_items("cprec", uri, other, "A")
+    with pytest.raises(RunError, match="were appended to differently"):
+        require_known_items("cprec", uri, Corpus.open(other.uri, 0), "A")
 
 
 def test_a_text_only_model_knows_all_titles(tmp_path: Path, corpus: Corpus) -> None:

@@ -23,11 +23,12 @@ from cprec.downstream.llara import (
 )
 from cprec.downstream.lr_search import best_lr, trial_lrs
 from cprec.downstream.trial_records import TrialResult
+from cprec.encode.prompt import TABLE1
 from cprec.encode.tokens import TitleEncoder
 from cprec.model import tiny
 from cprec.schedule.plan import global_batches
 
-TOKENIZER = tiny.train_tokenizer(["red oak lamp", "steel mug"] * 5, 400)
+TOKENIZER = tiny.train_tokenizer(["red oak lamp", "steel mug"] * 5, 400, TABLE1)
 ITEMS = {index: (f"item {index}", index) for index in range(12)}
 
 
@@ -46,8 +47,8 @@ def table(rows: int) -> pa.Table:
 
 def encoders() -> PromptEncoders:
     return PromptEncoders(
-        IndexedPromptEncoder(TextPromptEncoder(TitleEncoder(TOKENIZER, 512)), ITEMS),
-        IndexedPromptEncoder(HybridPromptEncoder(TOKENIZER, 512, len(TOKENIZER)), ITEMS),
+        IndexedPromptEncoder(TextPromptEncoder(TitleEncoder(TOKENIZER, 512, TABLE1)), ITEMS),
+        IndexedPromptEncoder(HybridPromptEncoder(TOKENIZER, 512, len(TOKENIZER), TABLE1), ITEMS),
     )
 
 
@@ -83,19 +84,32 @@ def test_the_lr_rises_for_a_twentieth_and_falls_along_a_cosine() -> None:
 
 def test_the_curriculum_rises_linearly_over_the_whole_run() -> None:
     plan = build_plan("downstream/A", 0, 40_000, 1e-3, FinetuneSettings(epochs=1), 0)
-    is_hybrid = np.array([is_hybrid_batch(plan, start) for start in range(0, 40_000, 4)])
+    is_hybrid = np.array([is_hybrid_batch(plan, start, "all") for start in range(0, 40_000, 4)])
     tenths = is_hybrid.reshape(10, -1).mean(axis=1)
     assert np.abs(tenths - np.arange(0.05, 1, 0.1)).max() < 0.05
-    assert not is_hybrid_batch(plan, 0)
+    assert not is_hybrid_batch(plan, 0, "all")
+
+
+def test_the_curriculum_may_end_with_the_first_epoch() -> None:
+    plan = build_plan("downstream/A", 0, 20_000, 1e-3, FinetuneSettings(epochs=3), 0)
+    first, later = (
+        np.array([is_hybrid_batch(plan, start, "epoch") for start in range(*bounds, 4)])
+        for bounds in ((0, 20_000), (20_000, 60_000))
+    )
+    assert np.abs(first.reshape(10, -1).mean(axis=1) - np.arange(0.05, 1, 0.1)).max() < 0.06
+    assert later.all()
+    over_all = np.array([is_hybrid_batch(plan, start, "all") for start in range(0, 60_000, 4)])
+    assert abs(over_all.mean() - 0.5) < 0.02
 
 
 def test_workers_divide_each_batch_and_agree_on_its_kind() -> None:
     samples = table(50)
     settings = FinetuneSettings(epochs=3, global_batch=8)
     plan = build_plan("downstream/A", 0, 50, 1e-3, settings, 0)
-    whole = list(iter_training_steps(plan, samples, encoders(), 8, 0, 0, 1))
+    whole = list(iter_training_steps(plan, samples, encoders(), 8, "all", 0, 0, 1))
     halves = [
-        list(iter_training_steps(plan, samples, encoders(), 8, 0, rank, 2)) for rank in (0, 1)
+        list(iter_training_steps(plan, samples, encoders(), 8, "all", 0, rank, 2))
+        for rank in (0, 1)
     ]
     kinds = set()
     for whole_step, *steps in zip(whole, *halves, strict=True):
@@ -108,7 +122,7 @@ def test_workers_divide_each_batch_and_agree_on_its_kind() -> None:
         hybrid = {
             bool((sample.ids >= len(TOKENIZER)).any()) for part in parts for sample in part.samples
         }
-        assert hybrid == {is_hybrid_batch(plan, whole_batch.global_batch.start)}
+        assert hybrid == {is_hybrid_batch(plan, whole_batch.global_batch.start, "all")}
         kinds |= hybrid
     assert kinds == {True, False}
 
@@ -116,8 +130,8 @@ def test_workers_divide_each_batch_and_agree_on_its_kind() -> None:
 def test_steps_continue_from_any_batch() -> None:
     samples = table(50)
     plan = build_plan("downstream/A", 0, 50, 1e-3, FinetuneSettings(epochs=2), 0)
-    whole = list(iter_training_steps(plan, samples, encoders(), 8, 0, 0, 1))
-    rest = list(iter_training_steps(plan, samples, encoders(), 8, 50, 0, 1))
+    whole = list(iter_training_steps(plan, samples, encoders(), 8, "all", 0, 0, 1))
+    rest = list(iter_training_steps(plan, samples, encoders(), 8, "all", 50, 0, 1))
     assert [step.worker_batch.global_batch for step in whole[7:]] == [
         step.worker_batch.global_batch for step in rest
     ]

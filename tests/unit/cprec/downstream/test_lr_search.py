@@ -15,6 +15,7 @@ from cprec.downstream.llara import build_plan
 from cprec.downstream.lr_search import conclude_stopped_trial, lrs_within_noise
 from cprec.downstream.trial import Trial
 from cprec.downstream.trial_records import HISTORY_FILE, TrialResult, find_result
+from cprec.encode.prompt import TABLE1
 from cprec.runs import checkpoint
 from cprec.schedule.ledger import Ledger
 
@@ -23,7 +24,7 @@ from cprec.schedule.ledger import Ledger
 def unfinished(tmp_path: Path) -> Trial:
     """A trial of three epochs, interrupted after the first."""
     trial = Trial(
-        Recipe(), str(tmp_path / "trials" / "0.001-0"), "Games", "base", None, None, 1e-3, 0
+        Recipe(), str(tmp_path / "trials" / "0.001-0"), "Games", "base", None, None, 1e-3, 0, TABLE1
     )
     uri = checkpoint.checkpoint_uri(trial.uri, checkpoint.CheckpointName(40, 0))
     directory = tmp_path / "checkpoint"

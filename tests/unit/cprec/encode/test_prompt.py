@@ -4,9 +4,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster.errors import RunError
 from corpus.ingest.titles import clean_title
 from cprec.downstream.hybrid import TextPromptEncoder
-from cprec.encode.prompt import CLOSING, MIDDLE, OPENING, render_prompt
+from cprec.encode.prompt import (
+    BRACES,
+    TABLE1,
+    TEMPLATES,
+    UNRECORDED,
+    PromptTemplate,
+    parse_template,
+)
 from cprec.encode.title_encoding import UncachedPromptEncoder
 from cprec.encode.title_tokens import CachedPromptEncoder, tokenise_titles
 from cprec.encode.tokens import TitleEncoder
@@ -22,28 +30,38 @@ titles = (
     .filter(bool)
 )
 lists = st.lists(titles, min_size=1, max_size=6, unique_by=str.casefold)
-TOKENIZER = train_tokenizer([*FIELDS, OPENING, MIDDLE, CLOSING], vocab_size=400)
+TOKENIZER = train_tokenizer([*FIELDS, *BRACES.fixed_texts], 400, TABLE1)
 
 
 def decode(ids: list[int]) -> str:
     return str(TOKENIZER.decode(ids, clean_up_tokenization_spaces=False))
 
 
+BOUGHT = "This user has bought "
+NEXT = " in the previous. Please predict the next item this user will buy. "
+CHOOSE = " Choose only one item from the candidates. The answer is"
+TEXTS = {
+    "table1": f"{BOUGHT}%s{NEXT}The item title candidates are %s.{CHOOSE}",
+    "braces": f"{BOUGHT}{{%s}}{NEXT}The item title candidates are {{%s}}.{CHOOSE}",
+}
+
+
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
 @given(history=lists, candidates=lists)
-def test_titles_stand_in_the_prompt_as_they_are(history: list[str], candidates: list[str]) -> None:
-    expected = (
-        "This user has bought {" + ", ".join(history) + "} in the previous. "
-        "Please predict the next item this user will buy. "
-        "The item title candidates are {" + ", ".join(candidates) + "}. "
-        "Choose only one item from the candidates. The answer is"
-    )
-    assert render_prompt(history, candidates) == expected
+def test_titles_stand_in_the_prompt_as_they_are(
+    template: PromptTemplate, history: list[str], candidates: list[str]
+) -> None:
+    expected = TEXTS[template.name] % (", ".join(history), ", ".join(candidates))
+    assert template.render(history, candidates) == expected
+    ends = template.title_ends(history, candidates)
+    shown = zip([*history, *candidates], ends, strict=True)
+    assert all(expected[end - len(title) : end] == title for title, end in shown)
     by_index = [*history, *candidates]
     past = list(range(len(history)))
     choice = list(range(len(history), len(by_index)))
-    title_encoder = TitleEncoder(TOKENIZER, 1 << 20)
+    title_encoder = TitleEncoder(TOKENIZER, 1 << 20, template)
     for encoder in (
-        CachedPromptEncoder(tokenise_titles(by_index, TOKENIZER), 1 << 20),
+        CachedPromptEncoder(tokenise_titles(by_index, TOKENIZER, template), 1 << 20),
         UncachedPromptEncoder(by_index, title_encoder),
     ):
         prompt, _ = encoder.encode_prompt(past, choice, 0)
@@ -56,6 +74,26 @@ def test_titles_stand_in_the_prompt_as_they_are(history: list[str], candidates: 
     items = [(title, 0) for title in by_index]
     ids, _ = text_only.encode_prompt(items[: len(history)], items[len(history) :], 0)
     assert decode(ids) == decode(title_encoder.prefix_ids) + expected
+
+
+def test_a_prompt_without_history_says_so() -> None:
+    assert TABLE1.render([], ["a"]).startswith("This user has bought nothing in the previous. ")
+    assert BRACES.render([], ["a"]).startswith("This user has bought {} in the previous. ")
+    for template in TEMPLATES.values():
+        prompt = template.render([], ["lamp", "mug"])
+        assert [prompt[:end][-3:] for end in template.title_ends([], ["lamp", "mug"])] == [
+            "amp",
+            "mug",
+        ]
+
+
+def test_weights_name_their_template_and_without_a_name_have_the_one_of_earlier_releases() -> None:
+    for template in TEMPLATES.values():
+        assert parse_template(template.to_json(), "prompt.json") == template
+    assert parse_template(None, "prompt.json") == UNRECORDED == BRACES
+    for damaged in ("", "{}", "[]", '{"template": "table9"}', '{"template": []}'):
+        with pytest.raises(RunError, match=r"here: names none of the prompt templates table1, br"):
+            parse_template(damaged, "here")
 
 
 @given(candidates=lists, data=st.data())

@@ -12,6 +12,7 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from cluster.errors import DataError, RecipeError
 from cprec.encode import text_windows
+from cprec.encode.prompt import TABLE1
 from cprec.encode.text_tokenizer import TextTokenizer, text_tokenizer
 from cprec.encode.title_encoding import build_title_encoding
 from cprec.encode.title_tokens import CachedPromptEncoder
@@ -86,7 +87,7 @@ def control_ids(tokenizer: PreTrainedTokenizerFast) -> set[int]:
 def test_no_text_becomes_a_control_token(
     kind: str, history: list[str], candidates: list[str]
 ) -> None:
-    encoder = TitleEncoder(tokenizer(kind), 1 << 20)
+    encoder = TitleEncoder(tokenizer(kind), 1 << 20, TABLE1)
     prompt, _ = encoder.encode_prompt(history, candidates, 0)
     answer = encoder.encode_answer(candidates[0])
     control = control_ids(tokenizer(kind))
@@ -118,10 +119,10 @@ def test_a_control_token_in_a_text_is_decoded_as_it_was_written(text: str) -> No
 def test_titles_tokenised_once_make_the_same_prompts(kind: str) -> None:
     titles = [*CONTROL, "<s>", "</s> lamp", "a <think> b", *TITLES]
     titles = [title.strip() for title in titles]
-    encoding = build_title_encoding(titles, tokenizer(kind))
+    encoding = build_title_encoding(titles, tokenizer(kind), TABLE1)
     assert encoding.title_tokens is not None, encoding.fallback_reason
     cached = CachedPromptEncoder(encoding.title_tokens, 1 << 20)
-    encoder = TitleEncoder(tokenizer(kind), 1 << 20)
+    encoder = TitleEncoder(tokenizer(kind), 1 << 20, TABLE1)
     for item, title in enumerate(titles):
         assert cached.encode_answer(item) == encoder.encode_answer(title)
     everything = list(range(len(titles)))
@@ -177,7 +178,7 @@ def test_prompts_begin_as_the_tokenizer_begins_a_text(template: str, prefix: lis
         special_tokens=list(zip(names, ids_of(made, names), strict=True)),
     )
     begin = ids_of(made, prefix)
-    encoder = TitleEncoder(made, 1 << 20)
+    encoder = TitleEncoder(made, 1 << 20, TABLE1)
     prompt, _ = encoder.encode_prompt(["Blue lamp"], ["mug,", "tea}"], 0)
     assert prompt[: len(begin)] == begin
     assert control_ids(made).isdisjoint(prompt[len(begin) :])

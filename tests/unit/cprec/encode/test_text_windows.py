@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from cluster.errors import DataError
 from corpus.sampling.replay_text import MAX_WINDOW_BYTES, split_text
 from cprec.encode import text_windows
+from cprec.encode.prompt import TABLE1
 from cprec.encode.tokens import EncodedSample
 from cprec.model.tiny import train_tokenizer
 
-TOKENIZER = train_tokenizer(["oak lamp", "steel mug"], 300)
+TOKENIZER = train_tokenizer(["oak lamp", "steel mug"], 300, TABLE1)
 PROSE = st.lists(
     st.text(st.sampled_from("oak lmp,.é"), min_size=1, max_size=12), min_size=1, max_size=60
 ).map(" ".join)

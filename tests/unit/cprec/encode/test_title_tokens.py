@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from cluster.errors import DataError
 from corpus.ingest.simulation import simulate_shoppers
 from corpus.settings import SimulateSettings
-from cprec.encode import prompt
+from cprec.encode.prompt import BRACES, TABLE1, TEMPLATES, PromptTemplate
 from cprec.encode.title_encoding import UncachedPromptEncoder, build_title_encoding, find_difference
 from cprec.encode.title_tokens import CachedPromptEncoder, TitleTokens, tokenise_titles
 from cprec.encode.tokens import TitleEncoder
@@ -47,7 +47,7 @@ TITLES = [*ODD, *(title for shelf in SHELVES for title in shelf.titles)]
 
 
 def byte_level_tokenizer() -> PreTrainedTokenizerFast:
-    return train_tokenizer(TITLES, vocab_size=700)
+    return train_tokenizer(TITLES, 700, BRACES)
 
 
 def space_in_words_tokenizer() -> PreTrainedTokenizerFast:
@@ -61,8 +61,7 @@ def space_in_words_tokenizer() -> PreTrainedTokenizerFast:
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
     texts = [
-        prompt.render_prompt(TITLES[i : i + 3], TITLES[i + 3 : i + 9])
-        for i in range(0, len(TITLES), 3)
+        TABLE1.render(TITLES[i : i + 3], TITLES[i + 3 : i + 9]) for i in range(0, len(TITLES), 3)
     ]
     tokenizer.train_from_iterator(
         texts,
@@ -78,7 +77,12 @@ TOKENIZERS = {
     "byte-level": byte_level_tokenizer(),
     "space in words": space_in_words_tokenizer(),
 }
-TITLE_TOKENS = {name: tokenise_titles(TITLES, tokenizer) for name, tokenizer in TOKENIZERS.items()}
+TITLE_TOKENS = {
+    template.name: {
+        name: tokenise_titles(TITLES, tokenizer, template) for name, tokenizer in TOKENIZERS.items()
+    }
+    for template in TEMPLATES.values()
+}
 
 ITEMS = st.integers(0, len(TITLES) - 1)
 SAMPLES = st.fixed_dictionaries(
@@ -98,20 +102,21 @@ def table(samples: list[dict[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=schema)
 
 
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
 @pytest.mark.parametrize("name", TOKENIZERS)
 @given(samples=st.lists(SAMPLES, max_size=5))
 def test_cached_samples_are_those_of_the_tokenizer(
-    name: str, samples: list[dict[str, Any]]
+    name: str, template: PromptTemplate, samples: list[dict[str, Any]]
 ) -> None:
     rows = table(samples)
     tokenizer = TOKENIZERS[name]
     for row, encoded in zip(
         rows.to_pylist(),
-        CachedPromptEncoder(TITLE_TOKENS[name], 1 << 20).encode_samples(rows),
+        CachedPromptEncoder(TITLE_TOKENS[template.name][name], 1 << 20).encode_samples(rows),
         strict=True,
     ):
         history, candidates = ([TITLES[i] for i in row[key]] for key in ("history", "candidates"))
-        text = prompt.render_prompt(history, candidates)
+        text = template.render(history, candidates)
         whole = tokenizer(f"{text} {candidates[row['target']]}", add_special_tokens=False)[
             "input_ids"
         ]
@@ -131,13 +136,13 @@ def test_cached_and_uncached_encoders_drop_the_same_history(
     limit = (
         max(
             len(s.ids)
-            for s in CachedPromptEncoder(TITLE_TOKENS[name], 1 << 20).encode_samples(rows)
+            for s in CachedPromptEncoder(TITLE_TOKENS["table1"][name], 1 << 20).encode_samples(rows)
         )
         - short
     )
     encoders = (
-        CachedPromptEncoder(TITLE_TOKENS[name], limit),
-        UncachedPromptEncoder(TITLES, TitleEncoder(TOKENIZERS[name], limit)),
+        CachedPromptEncoder(TITLE_TOKENS["table1"][name], limit),
+        UncachedPromptEncoder(TITLES, TitleEncoder(TOKENIZERS[name], limit, TABLE1)),
     )
     outcomes: list[Any] = []
     for encoder in encoders:
@@ -159,8 +164,8 @@ def test_cached_and_uncached_prompts_and_answers_are_equal(
 ) -> None:
     row = table([sample]).to_pylist()[0]
     encoders = (
-        CachedPromptEncoder(TITLE_TOKENS["byte-level"], 4000),
-        UncachedPromptEncoder(TITLES, TitleEncoder(TOKENIZERS["byte-level"], 4000)),
+        CachedPromptEncoder(TITLE_TOKENS["table1"]["byte-level"], 4000),
+        UncachedPromptEncoder(TITLES, TitleEncoder(TOKENIZERS["byte-level"], 4000, TABLE1)),
     )
     prompts = [
         encoder.encode_prompt(row["history"], row["candidates"], reserved_tokens)
@@ -178,20 +183,20 @@ def test_rows_may_be_a_slice_of_a_table() -> None:
             for i in range(8)
         ]
     )
-    encoder = CachedPromptEncoder(TITLE_TOKENS["byte-level"], 1 << 20)
+    encoder = CachedPromptEncoder(TITLE_TOKENS["table1"]["byte-level"], 1 << 20)
     whole = encoder.encode_samples(rows)
     part = encoder.encode_samples(rows.slice(3, 4))
     assert [s.ids.tolist() for s in part] == [s.ids.tolist() for s in whole[3:7]]
 
 
 def test_right_title_tokens_pass_the_comparison_and_wrong_ones_fail_it() -> None:
-    assert build_title_encoding(TITLES, TOKENIZERS["byte-level"]).fallback_reason == ""
-    tokens = TITLE_TOKENS["byte-level"]
+    assert build_title_encoding(TITLES, TOKENIZERS["byte-level"], TABLE1).fallback_reason == ""
+    tokens = TITLE_TOKENS["table1"]["byte-level"]
     spoiled = TitleTokens(
         np.where(tokens.ids == tokens.ids[-1], 0, tokens.ids), tokens.offsets, tokens.eos_token_id
     )
     assert "differs from the tokenizer's at token" in find_difference(
-        TITLES, spoiled, TOKENIZERS["byte-level"]
+        TITLES, spoiled, TOKENIZERS["byte-level"], TABLE1
     )
 
 
@@ -219,7 +224,7 @@ def test_a_tokenizer_that_looks_across_words_is_called_on_whole_texts() -> None:
             return {"input_ids": ids if words != [""] else []}
 
     titles = [f"Steel lamp {i}" for i in range(30)]
-    encoding = build_title_encoding(titles, CountingTokenizer())
+    encoding = build_title_encoding(titles, CountingTokenizer(), TABLE1)
     assert encoding.title_tokens is None
     assert list(encoding.titles) == titles
     assert "a stitched prompt differs" in encoding.fallback_reason
@@ -236,10 +241,10 @@ def test_only_new_titles_are_tokenised_when_a_corpus_gains_items(known: int) -> 
             self.text_count += len(text) if isinstance(text, list) else 1
             return TOKENIZERS["byte-level"](text, **options)
 
-    whole = TITLE_TOKENS["byte-level"]
+    whole = TITLE_TOKENS["table1"]["byte-level"]
     recording = RecordingTokenizer()
     extended = build_title_encoding(
-        TITLES, recording, tokenise_titles(TITLES[:known], TOKENIZERS["byte-level"])
+        TITLES, recording, TABLE1, tokenise_titles(TITLES[:known], TOKENIZERS["byte-level"], TABLE1)
     ).title_tokens
     assert extended is not None
     assert np.array_equal(extended.ids, whole.ids)
@@ -250,13 +255,13 @@ def test_only_new_titles_are_tokenised_when_a_corpus_gains_items(known: int) -> 
 def test_a_single_title_whose_words_depend_on_each_other_is_found() -> None:
     """NFKC makes a space and an accent of `´`; no random prompt is needed to meet the title."""
     titles = [*(f"Steel lamp {i}" for i in range(5000)), "Cap ´n Crunch"]
-    encoding = build_title_encoding(titles, unigram(TITLES))
+    encoding = build_title_encoding(titles, unigram(TITLES), TABLE1)
     assert "the title 'Cap ´n Crunch'" in encoding.fallback_reason
-    assert build_title_encoding(titles[:-1], unigram(TITLES)).title_tokens is not None
+    assert build_title_encoding(titles[:-1], unigram(TITLES), TABLE1).title_tokens is not None
 
 
 def test_title_tokens_of_no_titles() -> None:
-    empty = tokenise_titles([], TOKENIZERS["byte-level"])
+    empty = tokenise_titles([], TOKENIZERS["byte-level"], TABLE1)
     assert empty.item_count == 0
     assert CachedPromptEncoder(empty, 100).encode_samples(table([])) == []
 

@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from cluster.errors import PlatformFault
+from cprec.encode.prompt import TABLE1
 from cprec.encode.title_encoding import UncachedPromptEncoder
 from cprec.encode.tokens import TitleEncoder
 from cprec.evaluate.answer_matching import Answer, match_exact, match_llara
@@ -29,7 +30,7 @@ TITLES = [
     "Acme steel lamp",
     "glass mug",
 ]
-TOKENIZER = tiny.train_tokenizer(TITLES * 3, 400)
+TOKENIZER = tiny.train_tokenizer(TITLES * 3, 400, TABLE1)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,7 @@ def test_constrained_answers_are_candidates_and_none_is_repeated(
     model: PreTrainedModel,
 ) -> None:
     rows = samples()
-    encoder = UncachedPromptEncoder(TITLES, TitleEncoder(TOKENIZER, 512))
+    encoder = UncachedPromptEncoder(TITLES, TitleEncoder(TOKENIZER, 512, TABLE1))
     answers = generate_answers(
         model, TOKENIZER, encoder, rows, TITLES, batch_size=4, constrained=True
     )
@@ -93,7 +94,7 @@ def test_free_answers_of_an_untrained_model_name_no_candidate(model: PreTrainedM
     answers = generate_answers(
         model,
         TOKENIZER,
-        UncachedPromptEncoder(TITLES, TitleEncoder(TOKENIZER, 512)),
+        UncachedPromptEncoder(TITLES, TitleEncoder(TOKENIZER, 512, TABLE1)),
         rows,
         TITLES,
         batch_size=4,
@@ -109,7 +110,7 @@ def test_free_answers_of_an_untrained_model_name_no_candidate(model: PreTrainedM
 def test_a_trie_of_one_answer_leaves_no_choice_and_one_of_all_follows_likely_tokens(
     model: PreTrainedModel,
 ) -> None:
-    encoder = UncachedPromptEncoder(TITLES, TitleEncoder(TOKENIZER, 512))
+    encoder = UncachedPromptEncoder(TITLES, TitleEncoder(TOKENIZER, 512, TABLE1))
     prompt = encoder.encode_prompt([0, 1, 2], list(range(3, len(TITLES))), 20)[0]
     for item in range(len(TITLES)):
         trie = build_trie([encoder.encode_answer(item)])
@@ -198,7 +199,7 @@ def test_a_constrained_answer_names_a_candidate_whatever_it_is_decoded_to(
 ) -> None:
     tokenizer = KINDS[kind](ODD_TITLES * 3)
     network = cast(PreTrainedModel, llama(len(tokenizer), seed=seed, spread=8).eval())
-    encoder = UncachedPromptEncoder(ODD_TITLES, TitleEncoder(tokenizer, 1024))
+    encoder = UncachedPromptEncoder(ODD_TITLES, TitleEncoder(tokenizer, 1024, TABLE1))
     rows = samples(4)
     answers = generate_answers(
         network, tokenizer, encoder, rows, ODD_TITLES, batch_size=2, constrained=True
@@ -214,7 +215,7 @@ def test_a_constrained_answer_names_a_candidate_whatever_it_is_decoded_to(
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_free_answer_that_is_a_title_as_it_is_decoded_names_it(kind: str) -> None:
     tokenizer = KINDS[kind](ODD_TITLES * 3)
-    encoder = TitleEncoder(tokenizer, 1024)
+    encoder = TitleEncoder(tokenizer, 1024, TABLE1)
     ids = [encoder.encode_answer(title)[:-1] for title in ODD_TITLES]
     decoded = [str(tokenizer.decode(tokens, skip_special_tokens=True)).strip() for tokens in ids]
     for position, text in enumerate(decoded):
@@ -226,6 +227,6 @@ def test_a_free_answer_that_is_a_title_as_it_is_decoded_names_it(kind: str) -> N
 def test_a_model_whose_logits_are_not_numbers_is_a_fault() -> None:
     network = llama(len(TOKENIZER)).eval()
     network.lm_head.weight.data.fill_(float("nan"))
-    encoder = UncachedPromptEncoder(TITLES, TitleEncoder(TOKENIZER, 512))
+    encoder = UncachedPromptEncoder(TITLES, TitleEncoder(TOKENIZER, 512, TABLE1))
     with pytest.raises(PlatformFault, match="NaN logits"):
         generate_answers(network, TOKENIZER, encoder, samples(1), TITLES, 1, constrained=True)

@@ -7,6 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cluster.errors import RecipeError
+from cprec.encode.prompt import TABLE1
 from cprec.evaluate.perplexity import compute_perplexity
 from cprec.model import tiny
 
@@ -18,7 +19,7 @@ TEXT = 3 * (
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
-    return tiny.train_tokenizer(["oak lamp", "steel mug"], 300)
+    return tiny.train_tokenizer(["oak lamp", "steel mug"], 300, TABLE1)
 
 
 @pytest.fixture(scope="module")

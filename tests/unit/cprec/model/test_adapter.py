@@ -17,7 +17,9 @@ from transformers import (
 
 from cluster.errors import RecipeError, RunError
 from cprec.config.sections.model import ModelSettings
+from cprec.encode.prompt import TABLE1
 from cprec.model import adapter
+from cprec.model.adapter_files import ADAPTER_WEIGHTS
 from tests.models import SHAPE, llama
 
 # PEFT calls transformers by a deprecated name.
@@ -92,7 +94,7 @@ def test_lora_trains_every_base_and_is_the_same_after_loading_and_merging(
     expected = model.eval()(input_ids=ids, use_cache=False).logits
     expected.sum().backward()
     assert all(p.grad is not None for p in adapter.trainable_parameters(model).values())
-    adapter.save(model, weights, tmp_path, "base", None)
+    adapter.save(model, weights, tmp_path, "base", None, TABLE1)
     loaded = adapter.load(fresh(name), tmp_path)
     again = loaded(input_ids=ids, use_cache=False).logits
     assert not torch.allclose(again, fresh(name)(input_ids=ids, use_cache=False).logits)
@@ -143,7 +145,7 @@ def test_a_full_checkpoint_loads_again_with_its_buffers(tmp_path: Path, name: st
     weights = change_trained(model)
     for buffer in adapter.persistent_buffers(model):
         model.get_buffer(buffer).data.fill_(0.5)
-    adapter.save(model, weights, tmp_path, "base", None)
+    adapter.save(model, weights, tmp_path, "base", None, TABLE1)
     loaded = adapter.load(fresh(name), tmp_path).state_dict()
     expected = model.state_dict()
     assert loaded.keys() == expected.keys()
@@ -154,7 +156,7 @@ def test_a_full_checkpoint_of_an_earlier_release_takes_the_bases_buffers(tmp_pat
     base = fresh("deepseek_v3")
     base.get_buffer(BUFFER).fill_(0.25)
     model = adapter.attach(fresh("deepseek_v3"), ModelSettings(adapter="full"), 0)
-    adapter.save(model, change_trained(model), tmp_path, "base", None)
+    adapter.save(model, change_trained(model), tmp_path, "base", None, TABLE1)
     file = tmp_path / adapter.FULL_WEIGHTS
     weights = load_file(file)
     del weights[BUFFER]
@@ -167,7 +169,7 @@ def test_only_tied_weights_may_be_absent(tmp_path: Path, tied: bool) -> None:
     model = adapter.attach(llama(50, tie_word_embeddings=tied), ModelSettings(adapter="full"), 0)
     weights = change_trained(model)
     weights.pop("lm_head.weight", None)
-    adapter.save(model, weights, tmp_path, "base", None)
+    adapter.save(model, weights, tmp_path, "base", None, TABLE1)
     base = llama(50, tie_word_embeddings=tied)
     if not tied:
         with pytest.raises(RunError, match=r"do not fit the base model: missing .*lm_head"):
@@ -177,12 +179,12 @@ def test_only_tied_weights_may_be_absent(tmp_path: Path, tied: bool) -> None:
     assert loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight
 
 
-@pytest.mark.parametrize("file", [adapter.FULL_WEIGHTS, adapter.ADAPTER_WEIGHTS])
+@pytest.mark.parametrize("file", [adapter.FULL_WEIGHTS, ADAPTER_WEIGHTS])
 @pytest.mark.parametrize("content", [b"", b"version https://git-lfs", bytes(400)])
 def test_a_damaged_adapter_is_the_users_error(tmp_path: Path, file: str, content: bytes) -> None:
     model = adapter.attach(llama(50), ModelSettings(lora_rank=4), 0)
-    adapter.save(model, change_trained(model), tmp_path, "base", None)
-    (tmp_path / adapter.ADAPTER_WEIGHTS).unlink()
+    adapter.save(model, change_trained(model), tmp_path, "base", None, TABLE1)
+    (tmp_path / ADAPTER_WEIGHTS).unlink()
     (tmp_path / file).write_bytes(content)
     with pytest.raises(RunError, match="not fit the base model"):
         adapter.load(llama(50), tmp_path)
@@ -190,6 +192,39 @@ def test_a_damaged_adapter_is_the_users_error(tmp_path: Path, file: str, content
 
 def test_an_adapter_of_a_wider_base_is_the_users_error(tmp_path: Path) -> None:
     model = adapter.attach(llama(50, hidden_size=64), ModelSettings(lora_rank=4), 0)
-    adapter.save(model, change_trained(model), tmp_path, "base", None)
+    adapter.save(model, change_trained(model), tmp_path, "base", None, TABLE1)
     with pytest.raises(RunError, match="this adapter does not fit the base model"):
         adapter.load(llama(50), tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_weights_are_loaded_into_a_model_that_is_to_be_trained(tmp_path: Path, kind: Any) -> None:
+    settings = ModelSettings(adapter=kind)
+    trained = adapter.attach(llama(50), settings, 0)
+    weights = change_trained(trained)
+    adapter.save(trained, weights, tmp_path / "saved", "base", None, TABLE1)
+    begun = adapter.attach(llama(50), settings, 1)
+    adapter.load_weights(begun, tmp_path / "saved")
+    loaded = adapter.trainable_parameters(begun)
+    assert begun.training
+    assert loaded.keys() == weights.keys()
+    assert all(torch.equal(loaded[name], weights[name]) for name in weights)
+
+
+def test_weights_of_other_layers_are_refused(tmp_path: Path) -> None:
+    trained = adapter.attach(llama(50), ModelSettings(), 0)
+    adapter.save(
+        trained, adapter.trainable_parameters(trained), tmp_path / "saved", "base", None, TABLE1
+    )
+    deeper = adapter.attach(llama(50, num_hidden_layers=3), ModelSettings(), 0)
+    with pytest.raises(
+        RunError, match=r"other layers than this recipe trains: missing \['base_mod"
+    ):
+        adapter.load_weights(deeper, tmp_path / "saved")
+    wider = adapter.attach(llama(50, intermediate_size=96), ModelSettings(), 0)
+    with pytest.raises(RunError, match="these weights do not fit the model"):
+        adapter.load_weights(wider, tmp_path / "saved")
+    with pytest.raises(
+        RunError, match=r"no model\.safetensors, which this recipe's model\.adapter"
+    ):
+        adapter.load_weights(llama(50), tmp_path / "saved")

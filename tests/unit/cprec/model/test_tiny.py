@@ -13,7 +13,7 @@ from cluster.errors import DataError
 from corpus.ingest.simulation import simulate_shoppers
 from corpus.settings import SimulateSettings
 from cprec.config.sections.model import TinySettings
-from cprec.encode import prompt
+from cprec.encode.prompt import TABLE1
 from cprec.encode.tokens import TitleEncoder
 from cprec.model import tiny, tiny_training
 
@@ -25,13 +25,13 @@ TITLES = [
     ).shelves
     for title in shelf.titles
 ]
-TOKENIZER = tiny.train_tokenizer(TITLES, vocab_size=800)
+TOKENIZER = tiny.train_tokenizer(TITLES, 800, TABLE1)
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("tiny")
-    tiny.build(TITLES, SETTINGS, 0, directory)
+    tiny.build(TITLES, SETTINGS, 0, directory, TABLE1)
     return directory
 
 
@@ -44,8 +44,8 @@ def test_the_directory_loads_as_any_base(base: Path) -> None:
     assert isinstance(model, LlamaForCausalLM)
     assert model.config.vocab_size == len(tokenizer) <= SETTINGS.vocabulary
     assert None not in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
-    TitleEncoder(tokenizer, 2048).encode_sample(TITLES[:10], TITLES[10:30], target_position=3)
-    ids = torch.tensor([tokenizer(prompt.render_prompt(TITLES[:3], TITLES[3:23]))["input_ids"]])
+    TitleEncoder(tokenizer, 2048, TABLE1).encode_sample(TITLES[:10], TITLES[10:30], 3)
+    ids = torch.tensor([tokenizer(TABLE1.render(TITLES[:3], TITLES[3:23]))["input_ids"]])
     assert torch.isfinite(model(input_ids=ids).logits).all()
 
 
@@ -55,9 +55,9 @@ def test_equal_inputs_give_equal_files_and_leave_the_global_generator_alone(
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    tiny.build(TITLES, SETTINGS, 0, tmp_path / "same")
+    tiny.build(TITLES, SETTINGS, 0, tmp_path / "same", TABLE1)
     assert torch.equal(torch.rand(1), expected)
-    tiny.build(TITLES, SETTINGS, 1, tmp_path / "other")
+    tiny.build(TITLES, SETTINGS, 1, tmp_path / "other", TABLE1)
     for name in ("model.safetensors", "tokenizer.json", "config.json"):
         assert (tmp_path / "same" / name).read_bytes() == (base / name).read_bytes()
     assert (tmp_path / "other" / "model.safetensors").read_bytes() != (
@@ -67,7 +67,7 @@ def test_equal_inputs_give_equal_files_and_leave_the_global_generator_alone(
 
 def test_titles_are_needed(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="built from the corpus's titles"):
-        tiny.build([], SETTINGS, 0, tmp_path)
+        tiny.build([], SETTINGS, 0, tmp_path, TABLE1)
 
 
 @given(st.text(st.characters(codec="utf-8"), max_size=60))
@@ -90,10 +90,8 @@ def test_pieces_equal_the_whole(
     history: list[str], candidates: list[str], data: st.DataObject
 ) -> None:
     target = data.draw(st.integers(0, len(candidates) - 1))
-    sample = TitleEncoder(TOKENIZER, 2048).encode_sample(history, candidates, target)
-    whole = TOKENIZER(f"{prompt.render_prompt(history, candidates)} {candidates[target]}")[
-        "input_ids"
-    ]
+    sample = TitleEncoder(TOKENIZER, 2048, TABLE1).encode_sample(history, candidates, target)
+    whole = TOKENIZER(f"{TABLE1.render(history, candidates)} {candidates[target]}")["input_ids"]
     assert sample.ids.tolist() == [*whole, TOKENIZER.eos_token_id]
 
 
@@ -113,7 +111,7 @@ def test_few_titles_are_text_too(titles: list[str]) -> None:
 
 
 def test_language_training_learns_and_no_steps_leave_random_weights(tmp_path: Path) -> None:
-    tiny.build(TITLES, SETTINGS.model_copy(update={"language_steps": 0}), 0, tmp_path)
+    tiny.build(TITLES, SETTINGS.model_copy(update={"language_steps": 0}), 0, tmp_path, TABLE1)
     model = LlamaForCausalLM.from_pretrained(tmp_path)
     before = {name: weight.clone() for name, weight in model.named_parameters()}
     assert tiny_training.train(model, TOKENIZER, TITLES, 0, seed=0) == []

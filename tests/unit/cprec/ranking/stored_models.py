@@ -19,6 +19,7 @@ from cprec.downstream.hybrid import HybridModel
 from cprec.downstream.known_items import BEHAVIOUR_FOLDER, KNOWN_ITEMS_FILE, KnownItems
 from cprec.downstream.llara import build_plan
 from cprec.downstream.scoring import EvaluatedModel
+from cprec.encode.prompt import TABLE1
 from cprec.model import adapter, tiny
 from cprec.runs import checkpoint
 from cprec.schedule.ledger import Ledger
@@ -69,7 +70,7 @@ def write(folder: Path, users: int, items: int = 40) -> Place:
     root = write_root(folder / "root", shop(DOMAINS, users, items), titles)
     data = settings(root, domains=DOMAINS, held_out=(), num_candidates=20)
     corpus = build(data, 0, str(folder / "corpus"), print)
-    tokenizer: PreTrainedTokenizerFast = tiny.train_tokenizer(corpus.read_titles(), 400)
+    tokenizer: PreTrainedTokenizerFast = tiny.train_tokenizer(corpus.read_titles(), 400, TABLE1)
     network = llama(len(tokenizer), spread=3.0, hidden_size=16, num_hidden_layers=1)
     network.save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
@@ -102,7 +103,7 @@ def _write_checkpoint(folder: Path, corpus: Corpus, name: str, domain_name: str 
             parameter.data.normal_(std=0.1)
     local = folder / "local" / name
     weights = adapter.trainable_parameters(network)
-    adapter.save(network, weights, local / checkpoint.ADAPTER, str(folder / "base"), None)
+    adapter.save(network, weights, local / checkpoint.ADAPTER, str(folder / "base"), None, TABLE1)
     source = corpus.find_domain_source("A", "train")
     if domain_name is not None:
         domain = Domain.from_corpus(corpus, domain_name)

@@ -12,6 +12,7 @@ from cluster.errors import DataError, PlatformFault, RecipeError
 from cprec.downstream.domain import Domain, sort_by_id
 from cprec.downstream.hybrid import build_encoders
 from cprec.downstream.scoring import load_model
+from cprec.encode.prompt import TABLE1
 from cprec.evaluate.candidate_rows import PassKind, Query
 from cprec.evaluate.candidate_scoring import score_samples
 from cprec.ranking.items import DomainItems
@@ -40,7 +41,9 @@ def evaluated_scores(place: Place, ranker: Ranker, samples: pa.Table) -> np.ndar
     """Scores samples as a task of `evaluate` does, a text-only model by whole prompts."""
     network, tokenizer = load_model(place.recipe, ranker.model)
     items = Domain.from_corpus(place.corpus, "A").items_by_index()
-    encoder = build_encoders(tokenizer, stored_models.MAX_TOKENS, network, items).for_evaluation
+    encoder = build_encoders(
+        tokenizer, stored_models.MAX_TOKENS, network, items, TABLE1
+    ).for_evaluation
     return score_samples(network, encoder, samples, 16)
 
 

@@ -1,6 +1,7 @@
 """A checkpoint without a valid manifest does not exist, and a run never silently starts over."""
 
 import json
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -190,6 +191,33 @@ def test_pruning_keeps_the_newest_and_the_ends_of_phases(tmp_path: Path) -> None
         save(run, samples)
     checkpoint.prune(str(run), keep=2, phase_ends=(20, 50), last_saved=CheckpointName(50, 0))
     assert [n.samples for n in checkpoint.list_checkpoints(str(run))] == [50, 40, 20]
+
+
+@given(
+    st.integers(1, 9),
+    st.integers(1, 50),
+    st.integers(1, 4),
+    st.lists(st.integers(1, 120), max_size=4),
+)
+def test_milestones_are_saved_and_kept_whatever_else_is(
+    batch: int, every: int, keep: int, milestones: list[int]
+) -> None:
+    """A run of 100 samples, which prunes after every checkpoint."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder)
+        steps = [(start, min(start + batch, 100)) for start in range(0, 100, batch)]
+        saved = []
+        for before, after in steps:
+            if checkpoint.is_due(before, after, every, (100, *milestones)):
+                manifest = run / "checkpoints" / str(CheckpointName(after, 0)) / "manifest.json"
+                manifest.parent.mkdir(parents=True)
+                manifest.write_text("{}")
+                saved.append(after)
+                name = CheckpointName(after, 0)
+                checkpoint.prune(str(run), keep, (100,), name, milestones=milestones)
+        reached = {next(b for a, b in steps if b >= place) for place in milestones if place <= 100}
+        left = {name.samples for name in checkpoint.list_checkpoints(str(run))}
+        assert left == reached | set(saved[-keep:])
 
 
 def test_pruning_never_takes_what_was_just_saved_for_the_leftovers_of_an_attempt_that_went_further(

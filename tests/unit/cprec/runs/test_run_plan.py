@@ -194,3 +194,19 @@ def test_a_run_that_started_at_an_older_version_goes_beyond_it(
     replace(first, version=2).write(run)
     with pytest.raises(CorpusError, match="version 2: point --corpus at that one"):
         open_run_plan(Recipe(), run, oldest)
+
+
+def test_a_plan_of_an_earlier_release_goes_on_with_its_prompts(
+    tmp_path: Path, corpus: Corpus
+) -> None:
+    run = str(tmp_path / "runs" / "small")
+    assert open_run_plan(Recipe(), run, corpus).prompt_template == "table1"
+    file = Path(run) / "plan.json"
+    values = json.loads(file.read_text())
+    del values["prompt_template"]
+    file.write_text(json.dumps(values))
+    run_plan, is_new = resolve_run_plan(Recipe(), run, corpus)
+    assert (run_plan.prompt_template, is_new) == ("braces", False)
+    file.write_text(json.dumps({**values, "prompt_template": "table9"}))
+    with pytest.raises(RunError, match="damaged"):
+        RunPlan.read(run)

@@ -91,3 +91,47 @@ def test_a_plan_of_an_earlier_release_anneals_in_the_proportion_of_its_samples()
         assert start_annealing(earlier, position).annealing_samples == position // 5
         joined = append(earlier, 1, (500, 0), position, 100, 0.0)
         assert joined == append(plan, 1, (500, 0), position, 100, 0.0)
+
+
+@given(
+    st.tuples(st.integers(1, 400), st.integers(0, 200)),
+    st.lists(sizes, max_size=4),
+    caps,
+    st.sampled_from([0.2, 0.4, 0.5]),
+    st.data(),
+)
+def test_a_share_of_annealing_holds_for_what_joins(
+    first: tuple[int, int],
+    appends: list[tuple[int, int]],
+    cap: int | None,
+    share: float,
+    data: st.DataObject,
+) -> None:
+    """As far as there are mixed samples, and never by training fewer than were planned."""
+    domain, available = first
+    plan = build_plan(
+        PlanSettings(3, 1e-5, 1e-3, 0.05, cap, annealing_share=share),
+        [Portion("domain/0", 0, 0, domain)],
+        [Portion("mixed", 0, 0, available)],
+    )
+    ratio = plan.mixed_ratio
+    assert ratio is not None
+    position = plan.wsa.warmup_end
+    for number, (more, more_mixed) in enumerate(appends, 1):
+        before = plan.annealing_samples
+        position = data.draw(st.integers(position, plan.wsa.stable_end))
+        plan = extend_plan(
+            plan,
+            position,
+            [Portion(f"domain/{number}", number, 0, more)],
+            [Portion("mixed", number, 0, more_mixed)],
+            cap,
+            annealing_share=share,
+        )
+        available += more_mixed
+        wanted = int(ratio * plan.wsa.stable_end)
+        assert plan.annealing_samples == min(available, max(wanted, before))
+        assert plan.mixed_ratio == ratio
+        assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+    early = start_annealing(plan, position)
+    assert early.annealing_samples == min(available, int(ratio * position))

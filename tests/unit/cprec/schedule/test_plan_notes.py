@@ -1,5 +1,8 @@
 """What is said of a cap and of a short annealing phase is what the plan does."""
 
+import re
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -9,6 +12,7 @@ from cprec.schedule.plan_notes import (
     count_domain_samples,
     describe_cap,
     describe_joined,
+    describe_plan,
 )
 from cprec.schedule.planning import PlanSettings, Replay, build_plan, extend_plan
 from cprec.schedule.wsa import Mode
@@ -56,3 +60,34 @@ def test_what_is_announced_before_an_append_holds_after_it(
         assert said == ""
     else:
         assert said.startswith(f"{planned:,} of its {joining:,}" if planned else "none of its")
+
+
+@given(
+    st.integers(1, 500),
+    st.integers(0, 300),
+    st.sampled_from([0.1, 0.2, 0.4, 0.5, 0.9]),
+    st.one_of(st.none(), st.integers(1, 600)),
+)
+def test_a_share_of_annealing_is_planned_or_its_lack_is_said(
+    domain: int, mixed: int, share: float, cap: int | None
+) -> None:
+    settings = PlanSettings(0, 1e-5, 1e-3, 0.05, cap, annealing_share=share)
+    plan = build_plan(
+        settings,
+        [Portion("domain/A", 0, 0, domain)],
+        [Portion("mixed", 0, 0, mixed)],
+        replay=Replay(0.2, (Portion("text/a", 0, 0, 20),)),
+    )
+    # In tenths, as the shares are, so that nothing is rounded twice.
+    tenths = round(share * 10)
+    wanted = min(domain, cap or domain) * tenths // (10 - tenths)
+    assert plan.annealing_samples == min(wanted, mixed)
+    said = describe_plan(plan, 32, 0.0, 0.0, share)
+    assert ("schedule.annealing_share asks for" in said) == (mixed < wanted)
+    if found := re.search(r"with train\.max_samples ([0-9,]+) they would", said):
+        fewer = build_plan(
+            replace(settings, max_domain_samples=int(found[1].replace(",", ""))),
+            [Portion("domain/A", 0, 0, domain)],
+            [Portion("mixed", 0, 0, mixed)],
+        )
+        assert "asks for" not in describe_plan(fewer, 32, 0.0, 0.0, share)

@@ -7,6 +7,7 @@ import pytest
 from cprec.downstream.domain import Domain, sort_by_id
 from cprec.downstream.hybrid import build_encoders
 from cprec.downstream.scoring import load_model
+from cprec.encode.prompt import TABLE1
 from cprec.evaluate.candidate_scoring import score_samples
 from cprec.ranking.items import DomainItems
 from cprec.retrieval.catalogue import Catalogue
@@ -61,7 +62,9 @@ def test_the_first_of_every_user_is_that_of_evaluate(
         samples = samples.slice(0, 200)
     network, tokenizer = load_model(place.recipe, loaded._ranker.model)
     by_index = Domain.from_corpus(place.corpus, "A").items_by_index()
-    encoder = build_encoders(tokenizer, stored_models.MAX_TOKENS, network, by_index).for_evaluation
+    encoder = build_encoders(
+        tokenizer, stored_models.MAX_TOKENS, network, by_index, TABLE1
+    ).for_evaluation
     best = score_samples(network, encoder, samples, 16).argmax(axis=1)
     requests = requests_of(samples, items)
     assert len(requests) == (200 if loaded._ranker.is_hybrid else 1000)

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from cluster.errors import DataError
 from corpus.sampling import hashing
 from cprec.encode import title_tokens
-from cprec.encode.title_tokens import FIXED_FRAGMENTS, TITLE_FORMS, CachedPromptEncoder, TitleTokens
+from cprec.encode.title_tokens import FIXED_FRAGMENTS, FORM_COUNT, CachedPromptEncoder, TitleTokens
 from cprec.encode.tokens import EncodedSample
 from cprec.model.kernels import attention
 from cprec.model.layouts import strips
@@ -40,7 +40,7 @@ from tests.models import llama
 ITEMS, BOUGHT, END = 40, 24, 0
 """Items 0..23 occur in histories and as answers; the others are negatives only."""
 
-FRAGMENT_COUNT = len(FIXED_FRAGMENTS) + ITEMS * len(TITLE_FORMS)
+FRAGMENT_COUNT = len(FIXED_FRAGMENTS) + ITEMS * FORM_COUNT
 FRAGMENT_LENGTHS = np.arange(FRAGMENT_COUNT) * 7 % 3 + 1
 TITLES = TitleTokens(
     (
@@ -160,7 +160,7 @@ def fragments_of(tokens: np.ndarray) -> list[int]:
 
 
 def item_of(fragment: int) -> int:
-    return (fragment - len(FIXED_FRAGMENTS)) // len(TITLE_FORMS)
+    return (fragment - len(FIXED_FRAGMENTS)) // FORM_COUNT
 
 
 @given(batches(), SHARING)

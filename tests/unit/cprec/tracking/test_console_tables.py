@@ -3,16 +3,17 @@
 import io
 import re
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from cprec.downstream.trial_records import TrialResult
-from cprec.evaluate.comparison import Comparison, ComparisonRow
+from cprec.evaluate.comparison import Comparison, ComparisonRow, collect_modes
 from cprec.evaluate.metrics import compute_metrics, compute_ranks
 from cprec.evaluate.significance import paired_t_test
-from cprec.tracking.console_tables import comparison_table, trials_table
+from cprec.tracking.console_tables import comparison_table, modes_table, trials_table
 
 
 def render(table: Table) -> str:
@@ -67,6 +68,36 @@ def test_how_much_a_model_ranks_by_length_has_a_line_of_its_own() -> None:
     ]
     page = render(comparison_table(replace(compared, rows=rows), 0.05))
     assert "correlation of score and title length: base -0.90, candidate +0.01" in page
+
+
+def test_every_mode_that_was_run_is_shown_with_valid_ratio_and_slices() -> None:
+    now = comparison(None)
+    base, candidate = (row.metrics for row in now.rows)
+    generated = {**candidate, "mode": "generate", "valid_ratio": {"exact": 0.875, "llara": 0.75}}
+
+    def kept(**changes: Any) -> dict[str, Any]:
+        row = {"name": "candidate", "model": "version-12", "metrics": generated}
+        same = {"domain": "Video_Games", "split": "test", "days": "", "mode": "generate"}
+        return {**same, "rows": [{**row, **changes.pop("row", {})}], **changes}
+
+    older = {"metrics": {**generated, "valid_ratio": {"exact": 0.5, "llara": 0.5}}}
+    collected = collect_modes(now, [kept(row=older), kept()])
+    assert collected == [("base", base), ("candidate", candidate), ("candidate", generated)]
+    for other in (
+        kept(domain="Toys"),
+        kept(split="validation"),
+        kept(days="2026-11-27"),
+        kept(row={"model": "version-11"}),
+        kept(row={"metrics": {}}),  # of an earlier release
+    ):
+        assert collect_modes(now, [other]) == collected[:2]
+    page = render(modes_table(collected))
+    assert "…" not in page
+    rows = [line.split() for line in page.splitlines() if re.match(r"\s*(base|candidate) ", line)]
+    hr1, dense = f"{candidate['hr']['1']:.4f}", f"{candidate['slices']['dense']['hr']['1']:.4f}"
+    assert rows[1] == ["candidate", "score", "50,546", hr1, dense]  # all histories have 10 items
+    assert rows[2] == ["candidate", "generate", "50,546", hr1, "0.8750", "0.7500", dense]
+    assert "sparse: 3 to 4; medium: 5 to 8; dense: 9 items and more" in page
 
 
 def test_trials_are_shown_once_each_with_how_they_ended() -> None:

@@ -3,6 +3,7 @@
 import pytest
 
 from cluster.errors import RecipeError
+from cprec.encode.prompt import TABLE1
 from cprec.evaluate import perplexity
 from cprec.model.tiny import train_tokenizer
 from cprec.stream.packing import MicroBatchSpec
@@ -10,7 +11,7 @@ from cprec.tracking.progress import format_progress
 from cprec.train.perplexity_monitor import MAX_MEASURED_TOKENS, PerplexityMonitor
 from tests.records import trace_row
 
-TOKENIZER = train_tokenizer(["oak lamp", "steel mug"], 300)
+TOKENIZER = train_tokenizer(["oak lamp", "steel mug"], 300, TABLE1)
 SENTENCES = (
     "Rain fell on the hills, and the river rose. "
     "By noon the bridge was gone; by night so was the road. "

@@ -1,6 +1,7 @@
 """Files of an earlier release, whose keys had other names: runs, searches and baselines go on."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from cprec.config.recipe import RENAMED_KEYS, Recipe
 from cprec.config.recipe_file import to_yaml, validate_recipe
 from cprec.downstream.search_plan import SearchPlan, lock_identity
 from cprec.downstream.stored_baselines import baseline_uri
+from cprec.encode.prompt import BRACES, TABLE1
 from cprec.runs.locks.recipe import check_unchanged
 
 
@@ -53,16 +55,22 @@ def test_a_change_is_shown_and_accepted_under_either_name(tmp_path: Path) -> Non
 
 def test_a_search_goes_on(tmp_path: Path, corpus: Corpus) -> None:
     plan = SearchPlan(
-        Recipe(), corpus, "Games", "cprec", str(tmp_path), "base", "start", None, (0.1,)
+        Recipe(), corpus, "Games", "cprec", str(tmp_path), "base", "start", None, (0.1,), BRACES
     )
     lock_identity(plan)
     identity = tmp_path / "identity.json"
     earlier = old_names(identity.read_text())
     assert json.loads(earlier)["finetune"]["floor"] == 0.01
     assert json.loads(earlier)["baseline"]["gru_rate"] == 0.05
+    earlier = json.dumps(
+        {key: value for key, value in json.loads(earlier).items() if key != "prompt_template"},
+        indent=1,
+    )
     identity.write_text(earlier)
     lock_identity(plan)
     assert identity.read_text() == earlier
+    with pytest.raises(RunError, match=r"prompt_template: 'braces' -> 'table1'"):
+        lock_identity(replace(plan, template=TABLE1))
     identity.write_text(earlier.replace("0.01", "0.02"))
     with pytest.raises(RunError, match=r"'lr_min_ratio': 0\.02"):
         lock_identity(plan)

@@ -12,6 +12,7 @@ import pytest
 from cluster.errors import RunError
 from corpus.build import build
 from cprec.config.recipe import Recipe
+from cprec.encode.prompt import TABLE1
 from cprec.runs import checkpoint
 from cprec.runs.locks.recipe import write_recipe
 from cprec.runs.run_plan import RunPlan
@@ -111,7 +112,7 @@ def test_a_run_that_is_held_open_waits_again_after_a_restart(
     )
     monkeypatch.setattr(train, "ray_session", lambda address, num_cpus: nullcontext())
     monkeypatch.setattr(driver, "run_training", lambda *arguments: trained.append(arguments))
-    job = driver.TrainingJob(Recipe(), "runs/a", "base", Any)  # type: ignore[arg-type]
+    job = driver.TrainingJob(Recipe(), "runs/a", "base", Any, TABLE1)  # type: ignore[arg-type]
     train.train_run(job, run_plan, Any, Any, lines.append)  # type: ignore[arg-type]
     assert len(trained) == (hold and not closed)
     assert lines == (

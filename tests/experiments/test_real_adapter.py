@@ -1,0 +1,54 @@
+"""An adapter that was pre-trained on real data ranks on real data as it did where it was trained.
+
+It needs what the project does not ship: a base (`make base`), the adapter, and a data root with the
+domain that the adapter has never seen. `REAL_USERS` takes another number of users, such as 20 for a
+try; on two cores, 400 take about a quarter of an hour.
+
+    REAL_BASE=out/bases/smollm2 REAL_ADAPTER=... REAL_DATA=... REAL_HR1=0.161 \\
+        python -m pytest -n 0 tests/experiments/test_real_adapter.py
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from corpus.build import build
+from cprec.config.recipe_file import validate_recipe
+from cprec.evaluate.significance import wilson_interval
+from cprec.tracking.registry import Registry
+from cprec.workflows.evaluate import compare_models
+
+GIVEN = [os.environ.get(name) for name in ("REAL_BASE", "REAL_ADAPTER", "REAL_DATA", "REAL_HR1")]
+USERS = int(os.environ.get("REAL_USERS", "400"))
+
+
+@pytest.mark.skipif(None in GIVEN, reason="REAL_BASE, REAL_ADAPTER, REAL_DATA, REAL_HR1 not given")
+def test_a_pre_trained_adapter_is_as_good_as_where_it_was_trained(tmp_path: Path) -> None:
+    base, adapter, root, hr1 = map(str, GIVEN)
+    domain = os.environ.get("REAL_DOMAIN", "Video_Games")
+    other = os.environ.get("REAL_OTHER", "Electronics")  # a corpus has one to pre-train on
+    recipe = validate_recipe(
+        {
+            "storage": f"{tmp_path}/runs",
+            "corpus": f"{tmp_path}/corpus",
+            "workers": 1,
+            "data": {"root": root, "domains": [other], "held_out": [domain]},
+            "model": {"base": base, "max_tokens": 1024, "precision": "bf16"},
+            "evaluate": {"max_users": USERS, "batch": 4},
+            "cluster": {"address": "local"},
+        },
+        "the experiment",
+    )
+    build(recipe.data, recipe.seed, recipe.corpus, print)
+    registry = Registry.from_recipe(recipe)
+    reference, row = compare_models(recipe, registry, ["base", adapter], print).rows
+    measured = row.metrics["hr"]["1"]
+    assert measured is not None
+    low, high = wilson_interval(measured, USERS)
+    print(f"HR@1 {measured:.4f} ({low:.4f} to {high:.4f}), base {reference.metrics['hr']['1']:.4f}")
+    assert low <= float(hr1) <= high
+    if USERS >= 400:  # with fewer, a true difference need not show
+        assert row.against is not None
+        assert row.against.difference > 0
+        assert row.against.p < 0.05
