@@ -15,7 +15,7 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
-from cprec.encode.prompt import TABLE1
+from cprec.encode.prompt import BRACES
 
 BOS, EOS, UNKNOWN = "<s>", "</s>", "<unk>"
 SPECIAL = [UNKNOWN, BOS, EOS]
@@ -23,7 +23,7 @@ ALPHABET = list(string.printable.strip())
 
 
 def _texts(titles: Sequence[str]) -> list[str]:
-    return [TABLE1.render([title], [title, title]) for title in titles]
+    return [BRACES.render([title], [title, title]) for title in titles]
 
 
 def _wrapped(backend: Tokenizer, **special: str) -> PreTrainedTokenizerFast:
