@@ -17,6 +17,8 @@ from cprec.tracking.console_tables import comparison_table
 from cprec.tracking.registry import Registry
 from cprec.workflows.evaluate import compare_models, plan_evaluation
 
+AGAIN = "the same command goes on with what is not scored yet"
+
 
 def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     """Scores the models of `evaluate.models`, and prints them side by side."""
@@ -30,4 +32,4 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(run_job, __doc__))
+    sys.exit(main(run_job, __doc__, again=AGAIN))
