@@ -97,7 +97,7 @@ class AccessGate:
             await _refuse(
                 HTTPStatus.UNAUTHORIZED,
                 "no token, or a wrong one; send the header Authorization: Bearer TOKEN",
-                {"WWW-Authenticate": "Bearer"},
+                {"WWW-Authenticate": "Bearer", "Connection": "close"},  # what follows is not read
             )(scope, receive, send)
             return
         try:
