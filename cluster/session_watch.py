@@ -164,7 +164,7 @@ def _end_process(service: Service) -> None:
     """Writes to stderr what died, and exits with code 2 without touching Ray again."""
     message = (
         f"fault: {service.name} died, and its session with it (its log: {service.log}); often the "
-        "machine was out of memory or disk; the same command goes on from the last checkpoint\n"
+        "machine was out of memory or disk; give the same command again\n"
     )
     with suppress(OSError):
         os.write(2, message.encode())  # a stream of Python may be locked by another thread

@@ -12,7 +12,7 @@ import argparse
 import sys
 
 from cluster.console import print_line
-from cprec.config.command import add_allow_change_flag, main
+from cprec.config.command import RESUMES, add_allow_change_flag, main
 from cprec.config.recipe import Recipe
 from cprec.workflows.pretraining.prepare import branch_recipe, open_corpus, preview_corpus
 from cprec.workflows.pretrain import pretrain, preview
@@ -44,4 +44,4 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(run_job, __doc__, add_flags))
+    sys.exit(main(run_job, __doc__, add_flags, again=RESUMES))

@@ -14,7 +14,7 @@ import argparse
 import sys
 
 from cluster.console import print_line
-from cprec.config.command import add_allow_change_flag, main
+from cprec.config.command import RESUMES, add_allow_change_flag, main
 from cprec.config.recipe import Recipe
 from cprec.workflows.pretraining.prepare import open_corpus, preview_corpus, resolve_start
 from cprec.workflows.pretrain import pretrain, preview
@@ -33,4 +33,4 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(run_job, __doc__, add_allow_change_flag))
+    sys.exit(main(run_job, __doc__, add_allow_change_flag, again=RESUMES))

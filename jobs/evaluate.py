@@ -21,6 +21,8 @@ from cprec.workflows.evaluate import compare_models
 from cprec.workflows.evaluation_plan import plan_evaluation
 from cprec.workflows.models import own_run
 
+AGAIN = "the same command goes on with what is not scored yet"
+
 
 def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     """Scores the models of `evaluate.models`, and prints them side by side."""
@@ -35,4 +37,4 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(run_job, __doc__))
+    sys.exit(main(run_job, __doc__, again=AGAIN))

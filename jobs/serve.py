@@ -18,6 +18,8 @@ from cluster.console import print_line
 from cprec.config.command import add_model_flag, main
 from cprec.config.recipe import Recipe
 
+AGAIN = "the same command starts the server again"
+
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds --model."""
@@ -39,4 +41,4 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(run_job, __doc__, add_flags))
+    sys.exit(main(run_job, __doc__, add_flags, again=AGAIN))

@@ -14,7 +14,7 @@ import argparse
 import sys
 
 from cluster.console import print_line, print_table
-from cprec.config.command import main
+from cprec.config.command import RESUMES, main
 from cprec.config.recipe import Recipe
 from cprec.tracking.console_tables import trials_table
 from cprec.tracking.registry import Registry
@@ -49,4 +49,4 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(run_job, __doc__))
+    sys.exit(main(run_job, __doc__, again=RESUMES))

@@ -53,8 +53,8 @@ def _list_parts(uri: str, suffixes: Sequence[str]) -> list[str]:
         if folder:
             if "=" not in name:
                 raise DataError(
-                    f"{inside}: a folder among the files of a domain, but no partition such as "
-                    "year=2017; move its files up, or the folder out of the data root"
+                    f"{inside}: a folder among data files, but no partition such as year=2017; "
+                    "move its files up, or the folder elsewhere"
                 )
             parts += _list_parts(inside, suffixes)
         elif name.endswith(tuple(suffixes)):

@@ -23,12 +23,17 @@ SUCCESS = 0
 USER_ERROR = 1
 INTERRUPTED = 130
 
+STARTS_OVER = "the same command starts over"
+RESUMES = "the same command goes on from the last checkpoint"
+"""What a command does that is given again after its job was interrupted or failed."""
+
 
 def main(
     job: Callable[[Recipe, argparse.Namespace], None],
     description: str,
     add_flags: Callable[[argparse.ArgumentParser], None] | None = None,
     actions: Collection[str] = (),
+    again: str = STARTS_OVER,
 ) -> int:
     """Runs a job on the arguments of this process.
 
@@ -40,9 +45,10 @@ def main(
         description: Text at the top of `--help`.
         add_flags: Adds the flags that only this job takes.
         actions: Names of what the job can do; the flag `action` holds the given one, or None.
+        again: What the same command does after an interruption or a fault, for the last line.
 
     Returns:
-        The exit code: 0 done, 1 the user's error, 2 a fault, 130 interrupted and resumable.
+        The exit code: 0 done, 1 the user's error, 2 a fault, 130 interrupted.
     """
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -54,16 +60,12 @@ def main(
         print(f"error: {redact(str(error))}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print(f"interrupted; {again}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         # The outermost frame: whatever nobody expected is a fault, and is shown whole.
         print(redact(traceback.format_exc()), end="", file=sys.stderr)
-        print(
-            f"fault: {type(error).__name__}: {redact(str(error))}; "
-            "the same command goes on from the last checkpoint",
-            file=sys.stderr,
-        )
+        print(f"fault: {type(error).__name__}: {redact(str(error))}; {again}", file=sys.stderr)
         return FAULT
     return SUCCESS
 

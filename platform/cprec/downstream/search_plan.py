@@ -5,7 +5,7 @@
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypedDict
 
@@ -22,6 +22,12 @@ from cprec.runs.token_form import TOKEN_FORM, require_same_tokens
 
 IDENTITY = "identity.json"
 SEARCH = "search.json"
+LEFT_OUT = {
+    "model": ("license", "fp8", "fp8_fast_accumulation"),
+    "finetune": ("start", "name", "domain"),
+    "baseline": ("seeds",),
+}
+"""Keys of sections that decide no trial. The precision does; FP8 is of pre-training only."""
 FRESH = "fresh"
 """Value of finetune.start with which LoRA starts from new weights."""
 
@@ -89,7 +95,7 @@ class SearchIdentity(TypedDict):
         token_form: Rules by which text becomes tokens (`cprec.runs.token_form`).
         prompt_template: Template of the prompts.
         start: URI of the checkpoint that LoRA starts from; None: from new weights.
-        model: The keys of `model`.
+        model: The keys of `model`, without `license` and those of FP8, which is for pre-training.
         finetune: The keys of `finetune` that decide a trial.
         baseline: The keys of `baseline`, without `seeds`.
         seed: Seed of the recipe.
@@ -167,7 +173,6 @@ def check_identity(plan: SearchPlan) -> None:
     uri = join(plan.uri, IDENTITY)
     if not exists(uri):
         return
-    identity = _identity(plan)
     before = rename_old_keys(json.loads(read_text(uri)), uri)
     # Earlier releases wrote none of these.
     before.setdefault("prompt_template", UNRECORDED.name)
@@ -178,10 +183,12 @@ def check_identity(plan: SearchPlan) -> None:
         tokenizer = load_tokenizer(plan.base, plan.revision)
         require_same_tokens(plan.name, token_form, plan.corpus.read_titles(), tokenizer)
         before["token_form"] = TOKEN_FORM
-    if changed := {key: now for key, now in identity.items() if before.get(key) != now}:
-        shown = "\n".join(
-            f"  {key}: {before.get(key)!r} -> {now!r}" for key, now in changed.items()
-        )
+    # A key that an earlier release did not have had the effect of its default.
+    old = _flatten(_settings(Recipe())) | _flatten(before)
+    new = _flatten(_identity(plan))
+    changed = [key for key in {**new, **old} if old.get(key) != new.get(key)]
+    if changed:
+        shown = "\n".join(f"  {key}: {old.get(key)!r} -> {new.get(key)!r}" for key in changed)
         raise RunError(
             f"the search {plan.name} was started differently ({uri}):\n{shown}\n"
             "use another --finetune.name or --run, or put the values back"
@@ -190,7 +197,7 @@ def check_identity(plan: SearchPlan) -> None:
 
 def _identity(plan: SearchPlan) -> SearchIdentity:
     """Returns what a search depends on, in types that JSON gives back as they were."""
-    recipe = plan.recipe
+    settings = _settings(plan.recipe)
     identity: SearchIdentity = {
         "corpus": plan.corpus.fingerprint,
         "corpus_version": plan.corpus.version,
@@ -199,9 +206,26 @@ def _identity(plan: SearchPlan) -> SearchIdentity:
         "token_form": TOKEN_FORM,
         "prompt_template": plan.template.name,
         "start": plan.start_checkpoint,
-        "model": recipe.model.model_dump(mode="json", exclude={"license"}),
-        "finetune": recipe.finetune.model_dump(mode="json", exclude={"start", "name", "domain"}),
-        "baseline": recipe.baseline.model_dump(mode="json", exclude={"seeds"}),
-        "seed": recipe.seed,
+        "model": settings["model"],
+        "finetune": settings["finetune"],
+        "baseline": settings["baseline"],
+        "seed": plan.recipe.seed,
     }
     return identity
+
+
+def _settings(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """Returns the sections of a recipe that decide a trial, without the keys that do not."""
+    return {
+        section: getattr(recipe, section).model_dump(mode="json", exclude=set(keys))
+        for section, keys in LEFT_OUT.items()
+    }
+
+
+def _flatten(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns an identity with an entry for each key, such as `model.lora_rank`."""
+    flat = {name: value for name, value in identity.items() if name not in LEFT_OUT}
+    for section, left_out in LEFT_OUT.items():
+        values = identity.get(section, {})
+        flat |= {f"{section}.{key}": values[key] for key in values if key not in left_out}
+    return flat

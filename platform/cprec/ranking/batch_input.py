@@ -6,6 +6,7 @@ A row is never dropped without a word: it is in the input, or among the rejected
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,11 +15,14 @@ import pyarrow.parquet as pq
 
 from cluster import storage
 from cluster.errors import DataError
+from cluster.storage_errors import is_storage_error
+from corpus.ingest.sources.folders import list_parts
 from corpus.ingest.titles import clean_title
 from corpus.store.delta import open_parquet
 from cprec.ranking.items import DomainItems
 from cprec.ranking.ranker import MIN_CANDIDATES
 
+PARQUET = ".parquet"
 ID_COLUMNS = ("history", "candidates")
 TITLE_COLUMNS = ("history_titles", "candidates_titles")
 """Columns of a file with histories, by item ids or by titles."""
@@ -164,6 +168,9 @@ def read_files(uri: str, rules: RowRules, are_titles: bool) -> BatchInput:
     ranked: dict[str, tuple[list[Any], list[Any] | None]] = {}
     rejected = []
     for file, row, values in _iter_rows(uri, TITLE_COLUMNS if are_titles else ID_COLUMNS):
+        if values is None:
+            rejected.append(Rejected(file, row, "", "not_utf8", "a text of the row is no UTF-8"))
+            continue
         user, history, candidates = values
         name = "" if user is None else str(user)
         try:
@@ -217,26 +224,30 @@ def uses_titles(uri: str) -> bool:
 
 
 def list_parquet(uri: str) -> list[str]:
-    """Lists the parquet files of a file or folder, sorted.
+    """Lists the parquet files of a file, or of a folder with its partition folders, sorted.
 
     Raises:
-        DataError: There are none.
+        DataError: There are none, or there is something else that may be data.
     """
-    if uri.endswith(".parquet") and storage.exists(uri):
-        names = [name for name in storage.list_names(uri) if name.endswith(".parquet")]
-        # A folder may be named like a file.
-        if not names or names == [uri.rsplit("/", 1)[-1]]:
-            return [uri]
-    files = [
-        storage.join(uri, name) for name in storage.list_names(uri) if name.endswith(".parquet")
-    ]
-    if not files:
+    names = storage.list_names(uri)
+    if not names:
         raise DataError(f"recommend.histories: {uri}: no parquet file here")
-    return files
+    # A folder may be named like a file.
+    if uri.endswith(PARQUET) and names == [uri.rsplit("/", 1)[-1]]:
+        return [uri]
+    try:
+        return list_parts(uri, [PARQUET])
+    except DataError as error:
+        raise DataError(f"recommend.histories: {error}") from None
 
 
-def _iter_rows(uri: str, columns: tuple[str, str]) -> Iterator[tuple[str, int, tuple[Any, ...]]]:
-    """Yields (file, number of the row, (user, history, candidates)) of all rows."""
+def _iter_rows(
+    uri: str, columns: tuple[str, str]
+) -> Iterator[tuple[str, int, tuple[Any, ...] | None]]:
+    """Yields (file, number of the row, (user, history, candidates)) of all rows.
+
+    A row whose text is no UTF-8 has None in place of its values.
+    """
     for file in list_parquet(uri):
         parquet = _open(file)
         names = parquet.schema_arrow.names
@@ -250,10 +261,25 @@ def _iter_rows(uri: str, columns: tuple[str, str]) -> Iterator[tuple[str, int, t
         row = 0
         for group in range(parquet.num_row_groups):
             read = [name for name in wanted if name in names]
-            table = parquet.read_row_group(group, columns=read, use_threads=False)
-            for values in table.to_pylist():
+            with _damage_named(file):
+                table = parquet.read_row_group(group, columns=read, use_threads=False)
+            for values in _to_rows(table):
                 row += 1
-                yield file, row, tuple(values.get(name) for name in wanted)
+                found = None if values is None else tuple(values.get(name) for name in wanted)
+                yield file, row, found
+
+
+def _to_rows(table: pa.Table) -> Iterator[dict[str, Any] | None]:
+    """Yields the rows of a table; None for a row whose text is no UTF-8: Arrow does not check."""
+    try:
+        yield from table.to_pylist()
+    except UnicodeDecodeError:
+        for number in range(len(table)):
+            try:
+                (row,) = table.slice(number, 1).to_pylist()
+            except UnicodeDecodeError:
+                row = None
+            yield row
 
 
 def _check_types(file: str, schema: pa.Schema, wanted: Sequence[str]) -> None:
@@ -279,10 +305,21 @@ def _check_types(file: str, schema: pa.Schema, wanted: Sequence[str]) -> None:
 
 def _open(file: str) -> pq.ParquetFile:
     """Opens a parquet file; raises DataError if it is missing or not a parquet file."""
-    try:
+    with _damage_named(file):
         return open_parquet(file)
-    except (pa.ArrowException, FileNotFoundError) as error:
-        raise DataError(f"recommend.histories: {file}: no parquet file ({error})") from None
+
+
+@contextmanager
+def _damage_named(file: str) -> Iterator[None]:
+    """Turns errors about a missing or damaged file into a DataError that names it."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        if is_storage_error(error) and not isinstance(error, FileNotFoundError):
+            raise
+        raise DataError(
+            f"recommend.histories: {file}: no parquet file, or a damaged one ({error})"
+        ) from None
 
 
 def _build(

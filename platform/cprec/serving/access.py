@@ -1,5 +1,6 @@
 """Who may ask, and how much may be sent: checked before a body is read. Pure ASGI."""
 
+import asyncio
 import os
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
@@ -68,23 +69,26 @@ def is_allowed(headers: Mapping[bytes, bytes], token: str) -> bool:
 class AccessGate:
     """Lets requests through to an application that have the token, and no more than so many bytes.
 
-    A body that is too long is cut off where it is: it is never held as a whole.
+    A body that is too long is cut off where it is: it is never held as a whole. One that comes too
+    slowly is not waited for.
     """
 
-    def __init__(self, app: App, token: str, max_bytes: int) -> None:
+    def __init__(self, app: App, token: str, max_bytes: int, timeout_s: float) -> None:
         """Takes the application.
 
         Args:
             app: The application.
             token: The token.
             max_bytes: Bytes of a body, at most.
+            timeout_s: Time that a body may take to come (s).
         """
         self._app = app
         self._token = token
         self._max_bytes = max_bytes
+        self._timeout_s = timeout_s
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
-        """Passes a request on, or answers it with 401 or 413."""
+        """Passes a request on, or answers it with 401, 408 or 413."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -93,7 +97,7 @@ class AccessGate:
             await _refuse(
                 HTTPStatus.UNAUTHORIZED,
                 "no token, or a wrong one; send the header Authorization: Bearer TOKEN",
-                {"WWW-Authenticate": "Bearer"},
+                {"WWW-Authenticate": "Bearer", "Connection": "close"},  # what follows is not read
             )(scope, receive, send)
             return
         try:
@@ -102,7 +106,16 @@ class AccessGate:
             announced = 0  # the server has refused it already, or counts what comes
         body = b""
         if announced <= self._max_bytes:
-            body, whole = await _read(receive, self._max_bytes)
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    body, whole = await _read(receive, self._max_bytes)
+            except TimeoutError:
+                await _refuse(
+                    HTTPStatus.REQUEST_TIMEOUT,
+                    f"the body did not come within {self._timeout_s:g} s (serve.timeout_s)",
+                    {"Connection": "close"},
+                )(scope, receive, send)
+                return
         if announced > self._max_bytes or not whole:
             seen = f"{announced:,} bytes" if announced > self._max_bytes else "the body"
             await _refuse(
@@ -122,16 +135,16 @@ class AccessGate:
 
 async def _read(receive: Receive, max_bytes: int) -> tuple[bytes, bool]:
     """Reads a body; returns it, and whether it is whole and short enough."""
-    body = b""
+    body = bytearray()
     while True:
         message = await receive()
         if message["type"] != "http.request":
-            return body, True  # the client has gone; the application finds out
+            return bytes(body), True  # the client has gone; the application finds out
         body += message.get("body", b"")
         if len(body) > max_bytes:
             return b"", False
         if not message.get("more_body", False):
-            return body, True
+            return bytes(body), True
 
 
 def _refuse(status: HTTPStatus, message: str, headers: Mapping[str, str]) -> JSONResponse:

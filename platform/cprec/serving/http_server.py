@@ -9,6 +9,8 @@ from cprec.config.sections.recommendation import ServeSettings
 from cprec.serving.access import App
 
 BACKLOG = 2048
+MAX_HEADER_BYTES = 1 << 16
+"""Bytes of the headers of a request, at most."""
 
 
 def listen(settings: ServeSettings) -> socket.socket:
@@ -33,6 +35,9 @@ def build_server(app: App, settings: ServeSettings) -> uvicorn.Server:
     """Builds the server. SIGINT and SIGTERM let it answer what it was asked, and then end it."""
     config = uvicorn.Config(
         app,
+        # It bounds the headers, which come before the token is known; httptools does not.
+        http="h11",
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         log_config=None,
         access_log=False,
         lifespan="off",

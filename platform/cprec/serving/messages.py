@@ -12,12 +12,17 @@ class RankRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    history: tuple[str, ...] = Field(description="item ids of the domain, the oldest first")
+    # Fails fast: the errors of a list of 100,000 numbers would take seconds to write.
+    history: tuple[str, ...] = Field(
+        fail_fast=True, description="item ids of the domain, the oldest first"
+    )
     candidates: tuple[str, ...] | None = Field(
-        None, description="item ids to rank; without them, items are retrieved of the whole domain"
+        None,
+        fail_fast=True,
+        description="item ids to rank; without them, items are retrieved of the whole domain",
     )
     k: int | None = Field(
-        None, ge=1, description="items of the answer, at most; default: recommend.k"
+        None, ge=1, strict=True, description="items of the answer, at most; default: recommend.k"
     )
 
 

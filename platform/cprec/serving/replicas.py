@@ -9,18 +9,18 @@ import itertools
 import logging
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from ray import serve
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve._private import replica as serve_replica
-from ray.serve.exceptions import DeploymentUnavailableError
+from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus
 
-from cluster.console import print_line
+from cluster.console import Say, print_line
 from cluster.errors import PlatformFault
 from cluster.ray_session import LOOPBACK
 from cprec.serving.dispatcher import ReplicaLost
@@ -80,18 +80,21 @@ def _listen_on_loopback() -> None:
 class ServeReplicas:
     """Replicas of one model: an application of Ray Serve."""
 
-    def __init__(self, served: ServedModel, metrics: Metrics) -> None:
+    def __init__(self, served: ServedModel, metrics: Metrics, say: Say) -> None:
         """Takes what they are to load; `start` starts them.
 
         Args:
             served: The model.
             metrics: Takes the sizes of batches.
+            say: Takes a line whenever another number of them runs.
         """
         self._metrics = metrics
+        self._say = say
         self.label = served.model.label
         self._served = served
         self._name = f"{_PREFIX}{next(_NUMBERS)}"
         self._handle: DeploymentHandle[Any] | None = None
+        self._watching: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Starts the replicas, and waits until all have loaded the model.
@@ -107,6 +110,7 @@ class ServeReplicas:
             while True:
                 status, message = await asyncio.to_thread(self._status)
                 if status == ApplicationStatus.RUNNING:
+                    self._watching = asyncio.create_task(self._watch())
                     return
                 if status == ApplicationStatus.DEPLOY_FAILED:
                     raise find_load_error(self.label, message)
@@ -151,6 +155,25 @@ class ServeReplicas:
         replicas = overview.deployments.get(DEPLOYMENT)
         return overview.status.value, replicas.message if replicas else overview.message
 
+    async def _watch(self) -> None:
+        """Says when replicas have died, and when others have taken their place. Never returns."""
+        running = wanted = self._served.recipe.workers
+        while True:
+            await asyncio.sleep(HEALTH_CHECK_S)
+            with suppress(RayError, RayServeException):
+                before, running = running, await asyncio.to_thread(self._count_running)
+                if running != before:
+                    self._say(f"{self.label}: {running} of {wanted} replica(s) run")
+
+    def _count_running(self) -> int:
+        """Returns the number of replicas that can rank."""
+        overview = serve.status().applications.get(self._name)
+        if overview is None or DEPLOYMENT not in overview.deployments:
+            return 0
+        # Its keys are said to be of an enumeration that Serve does not export, and are text.
+        states: Mapping[Any, int] = overview.deployments[DEPLOYMENT].replica_states
+        return states.get("RUNNING", 0)
+
     async def rank(self, request: RankRequest) -> RankResponse:
         """Ranks by one of the replicas, chosen by Serve.
 
@@ -175,6 +198,8 @@ class ServeReplicas:
 
     async def delete(self) -> None:
         """Ends the replicas."""
+        if self._watching is not None:
+            self._watching.cancel()
         await asyncio.to_thread(serve.delete, self._name)
 
 

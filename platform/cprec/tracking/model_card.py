@@ -16,6 +16,7 @@ from corpus.sampling.source import Source
 from cprec.downstream.known_items import is_hybrid
 from cprec.downstream.stored_model import CARD_TAG, Form, StoredModel
 from cprec.encode.prompt import TEMPLATES, UNRECORDED
+from cprec.evaluate.metrics import HR_CUTOFFS, NDCG_CUTOFFS
 from cprec.evaluate.significance import wilson_interval
 from cprec.tracking.lineage import HUB_ID, LICENSE_TAG, TEMPLATE_TAG, TRAINED_ON_TAG, trained_on
 from cprec.tracking.registry import EVALUATION_TAG, Registry
@@ -69,6 +70,7 @@ def render_card(name: str, form: Form, tags: Mapping[str, str], hybrid: bool) ->
         corpus=tags.get("corpus_fingerprint") or NOT_RECORDED,
         sources=list(_iter_sources(tags)),
         is_base=tags.get(TRAINED_ON_TAG) == trained_on(),
+        cutoffs=[*(f"HR@{k}" for k in HR_CUTOFFS), *(f"NDCG@{k}" for k in NDCG_CUTOFFS)],
         evaluations=list(_iter_evaluations(tags)),
         prompt=template_of_prompts.render(["TITLE", "TITLE"], ["CANDIDATE", "CANDIDATE"]),
     )
@@ -116,17 +118,18 @@ def _iter_evaluations(tags: Mapping[str, str]) -> Iterator[list[str]]:
             metrics.get("split", NOT_RECORDED),
             str(metrics.get("corpus_version", NOT_RECORDED)),
             f"{metrics['n']:,}",
-            *(_with_interval(metrics["hr"].get(k), metrics["n"]) for k in ("1", "3", "5")),
+            *(_with_interval(metrics["hr"].get(str(k)), metrics["n"]) for k in HR_CUTOFFS),
+            *(_with_interval(metrics["ndcg"].get(str(k)), metrics["n"]) for k in NDCG_CUTOFFS),
             NOT_RECORDED if chance is None else f"{chance:.3g}",
         ]
 
 
-def _with_interval(fraction: float | None, n: int) -> str:
-    """Returns a hit rate with its interval as text."""
-    if fraction is None or not n:
+def _with_interval(mean: float | None, n: int) -> str:
+    """Returns HR@k or NDCG@k with its interval as text."""
+    if mean is None or not n:
         return "none"
-    low, high = wilson_interval(fraction, n)
-    return f"{fraction:.4f} ({low:.4f} to {high:.4f})"
+    low, high = wilson_interval(mean, n)
+    return f"{mean:.4f} ({low:.4f} to {high:.4f})"
 
 
 def _shorten(text: str) -> str:

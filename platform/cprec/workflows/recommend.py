@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cluster.console import Say
-from cluster.errors import RecipeError
+from cluster.errors import DataError, RecipeError
 from cluster.storage import read_text
 from corpus.ingest.titles import clean_title
 from corpus.store.tables import Corpus
@@ -14,6 +14,9 @@ from cprec.model.base_uri import is_unbuilt, resolve_base
 from cprec.ranking.histories import read_user_history
 from cprec.ranking.items import DomainItems, open_items, require_text_only
 from cprec.ranking.ranker import MIN_CANDIDATES, Ranker
+
+BYTE_ORDER_MARK = "\ufeff"
+"""First character of what some editors write."""
 
 
 @dataclass(frozen=True)
@@ -73,13 +76,28 @@ def plan_request(
 def rank(
     recipe: Recipe, model: EvaluatedModel, request: Request, say: Say
 ) -> list[tuple[str, float]]:
-    """Ranks the candidates of a request.
+    """Loads a model, and ranks the candidates of a request.
 
     Args:
         recipe: Precision and longest prompt.
         model: The model that ranks.
         request: The request.
         say: Takes lines of progress.
+
+    Returns:
+        What `rank_with` returns.
+
+    Raises:
+        DataError: The candidates do not fit into model.max_tokens.
+    """
+    if is_unbuilt(recipe, model.base):
+        resolve_base(recipe, Corpus.open(recipe.corpus, recipe.corpus_version), say)
+    domain = None if request.items is None else request.items.domain
+    return rank_with(Ranker.load(recipe, model, say, domain), request)
+
+
+def rank_with(ranker: Ranker, request: Request) -> list[tuple[str, float]]:
+    """Ranks the candidates of a request by a loaded model.
 
     Returns:
         The candidates, the likeliest first, each with its share of the likelihood of them all. The
@@ -89,14 +107,10 @@ def rank(
     Raises:
         DataError: The candidates do not fit into model.max_tokens.
     """
-    if is_unbuilt(recipe, model.base):
-        resolve_base(recipe, Corpus.open(recipe.corpus, recipe.corpus_version), say)
     if (items := request.items) is None:
-        ranker = Ranker.load(recipe, model, say)
         query = ranker.encode_titles(request.history, request.candidates)
         names = list(request.candidates)
     else:
-        ranker = Ranker.load(recipe, model, say, items.domain)
         indices = items.find(request.candidates)
         query = ranker.encode_items(items.find(request.history), indices)
         titles = items.titles(indices)
@@ -111,8 +125,13 @@ def _read_lines(uri: str, clean: Callable[[str], str]) -> list[str]:
 
     Raises:
         RecipeError: There are fewer than two.
+        DataError: It is no UTF-8.
     """
-    cleaned = (clean(line) for line in read_text(uri).splitlines())
+    try:
+        lines = read_text(uri).removeprefix(BYTE_ORDER_MARK).splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"--candidates {uri}: no UTF-8 text ({error})") from None
+    cleaned = (clean(line) for line in lines)
     candidates = list(dict.fromkeys(line for line in cleaned if line))
     if len(candidates) < MIN_CANDIDATES:
         raise RecipeError(

@@ -196,7 +196,7 @@ async def _load(served: ServedModel, metrics: Metrics, say: Say) -> Replicas:
     from cprec.serving.replicas import ServeReplicas
 
     await asyncio.to_thread(_prepare, served, say)
-    replicas = ServeReplicas(served, metrics)
+    replicas = ServeReplicas(served, metrics, say)
     await replicas.start()
     return replicas
 

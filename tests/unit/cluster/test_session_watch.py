@@ -144,4 +144,4 @@ def test_the_process_ends_with_2_and_says_what_died_and_what_to_do(
     assert driver.returncode == FAULT == 2
     assert err.startswith("fault: the raylet died")
     assert "raylet.out" in err
-    assert "the same command goes on from the last checkpoint" in err
+    assert "give the same command again" in err

@@ -33,8 +33,8 @@ class ModelSettings(Section):
     )
     fp8: bool = Field(
         False,
-        description="frozen weights in FP8 (needs lora, bf16, zero_stage < 3 and a GPU with FP8): "
-        "nearly exact",
+        description="frozen weights in FP8 while pre-training (needs lora, bf16, zero_stage < 3 "
+        "and a GPU with FP8): nearly exact",
     )
     fp8_fast_accumulation: bool = Field(
         False,

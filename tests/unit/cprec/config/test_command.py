@@ -1,15 +1,32 @@
 """How a job ends: its exit code, and one message."""
 
 import os
+import runpy
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from cluster.errors import FAULT, UserError
 from cprec.config import command
+
+ROOT = Path(__file__).resolve().parents[4]
+JOBS = {
+    path.stem: command.STARTS_OVER
+    for path in (ROOT / "jobs").glob("*.py")
+    if path.stem != "source_roots"
+} | {
+    "cpt": command.RESUMES,
+    "anneal": command.RESUMES,
+    "tune_lr": command.RESUMES,
+    "evaluate": "the same command goes on with what is not scored yet",
+    "batch_recommend": "the same command goes on with the blocks that are missing",
+    "serve": "the same command starts the server again",
+}
+"""What the command of each job does after an interruption."""
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +59,7 @@ def _broken() -> None:
         (
             _terminated,
             command.INTERRUPTED,
-            "interrupted; the same command goes on from the last checkpoint\n",
+            "interrupted; the same command starts over\n",
         ),
     ],
 )
@@ -58,6 +75,24 @@ def test_exit_code_and_message(
     assert capsys.readouterr().err == message
 
 
+@pytest.mark.parametrize("job", sorted(JOBS))
+def test_an_interrupted_job_says_what_its_command_does_next(
+    job: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only jobs that train have a checkpoint to go on from."""
+    said: list[str] = []
+
+    def note(*_: object, again: str = command.STARTS_OVER, **__: object) -> int:
+        said.append(again)
+        return 0
+
+    monkeypatch.setattr(command, "main", note)
+    monkeypatch.syspath_prepend(str(ROOT / "jobs"))
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(ROOT / "jobs" / f"{job}.py"), run_name="__main__")
+    assert said == [JOBS[job]]
+
+
 def test_what_nobody_expected_is_shown_whole(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -65,7 +100,9 @@ def test_what_nobody_expected_is_shown_whole(
     assert command.main(lambda recipe, options: _broken(), "A job.") == FAULT
     shown = capsys.readouterr().err
     assert "Traceback" in shown
-    assert shown.splitlines()[-1].startswith("fault: OSError: the disk is gone")
+    assert shown.splitlines()[-1] == (
+        "fault: OSError: the disk is gone; the same command starts over"
+    )
 
 
 def test_a_key_under_its_old_name_is_noted_in_one_line(

@@ -44,7 +44,9 @@ def test_a_block_has_the_order_of_evaluate(place: Place, kind: str, tmp_path: Pa
         place.corpus.read_samples(place.corpus.find_domain_source("A", "test"), "test")
     ).sort_by("user_id")
     assert rows["user_id"].to_pylist() == samples["user_id"].to_pylist()
-    rows, samples = rows.slice(0, 150), samples.slice(0, 150)
+    if kind == "hybrid":  # what differs is the encoder, and costs time
+        rows, samples = rows.slice(0, 150), samples.slice(0, 150)
+    assert len(rows) == (150 if kind == "hybrid" else 1000)
     ranking = block_ranking(place, str(tmp_path), getattr(place, kind), 30)
     items = ranking.items
     assert items is not None
@@ -58,8 +60,10 @@ def test_a_block_has_the_order_of_evaluate(place: Place, kind: str, tmp_path: Pa
         assert row["items"] == items.ids([given[i] for i in order])
         assert row["titles"] == items.titles([given[i] for i in order])
         assert sum(row["probabilities"]) == pytest.approx(1)
-    top = block_ranking(place, str(tmp_path), getattr(place, kind), 3).rank(ranker, rows)
-    assert top["items"].to_pylist() == [row[:3] for row in table["items"].to_pylist()]
+    top = block_ranking(place, str(tmp_path), getattr(place, kind), 3).rank(
+        ranker, rows.slice(0, 100)
+    )
+    assert top["items"].to_pylist() == [row[:3] for row in table["items"].to_pylist()[:100]]
     assert max(map(sum, top["probabilities"].to_pylist())) < 1
 
 

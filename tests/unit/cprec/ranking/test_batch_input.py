@@ -33,6 +33,26 @@ def read(folder: Path, items: DomainItems | None, rows: list[Row], **rules: Any)
     return read_files(str(folder), RowRules(items, **settings | rules), are_titles)
 
 
+def test_a_text_that_is_no_utf8_costs_its_row_alone(tmp_path: Path, items: DomainItems) -> None:
+    users = pa.array([b"u1", b"u\xff", b"u3"]).view(pa.string())  # Arrow does not check
+    given = pa.array([["A03", "A04"]] * 3)
+    table = pa.table({"user_id": users, "history": pa.array([["A00"]] * 3), "candidates": given})
+    pq.write_table(table, tmp_path / "part.parquet")
+    found = read_files(str(tmp_path), RowRules(items, True, 4, True), False)
+    assert found.rows["user_id"].to_pylist() == ["u1", "u3"]
+    assert [(r.row, r.user_id, r.reason) for r in found.rejected] == [(2, "", "not_utf8")]
+
+
+def test_a_damaged_page_is_an_error_that_names_the_file(tmp_path: Path, items: DomainItems) -> None:
+    rows = {"user_id": ["u1"], "history": [["A00"]], "candidates": [["A03", "A04"]]}
+    pq.write_table(pa.table(rows), tmp_path / "part.parquet", write_page_checksum=True)
+    content = bytearray((tmp_path / "part.parquet").read_bytes())
+    content[content.index(b"u1")] ^= 1
+    (tmp_path / "part.parquet").write_bytes(content)
+    with pytest.raises(DataError, match=r"part\.parquet: no parquet file, or a damaged one"):
+        read_files(str(tmp_path), RowRules(items, True, 4, True), False)
+
+
 def test_each_fault_is_named_and_the_others_are_ranked(tmp_path: Path, items: DomainItems) -> None:
     def row(user: str | None, history: Any, candidates: Any = ("A03", "A04")) -> Row:
         return {
@@ -113,6 +133,13 @@ def test_a_file_of_another_shape_is_refused(
 def test_a_folder_without_parquet_and_a_file_that_is_none_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no parquet file here"):
         list_parquet(str(tmp_path / "absent"))
+    (tmp_path / "day" / "day=1").mkdir(parents=True)
+    (tmp_path / "day" / "_SUCCESS").touch()
+    (tmp_path / "day" / "day=1" / "part.parquet").touch()
+    assert list_parquet(str(tmp_path / "day")) == [f"{tmp_path}/day/day=1/part.parquet"]
+    (tmp_path / "day" / "old").mkdir()
+    with pytest.raises(DataError, match=r"histories: .*day/old: a folder among data files"):
+        list_parquet(str(tmp_path / "day"))
     (tmp_path / "x.parquet").write_text("nothing")
     with pytest.raises(DataError, match="no parquet file"):
         uses_titles(str(tmp_path / "x.parquet"))

@@ -66,18 +66,23 @@ def test_only_the_token_is_allowed(given_token: bytes) -> None:
     assert is_allowed({b"authorization": b"bearer " + TOKEN.encode()}, TOKEN)
 
 
-def ask(path: str, parts: list[bytes], headers: dict[str, str]) -> tuple[int, bytes, int]:
+def ask(
+    path: str, parts: list[bytes], headers: dict[str, str], stalls: bool = False
+) -> tuple[int, bytes, int]:
     """Sends a body in parts; returns status and content, and how many parts were read.
 
-    The application behind the gate sends back what it was sent.
+    The application behind the gate sends back what it was sent. A client that stalls never sends
+    the end.
     """
     sent: list[Message] = []
     left = list(parts)
 
     async def receive() -> Message:
+        if not left and stalls:
+            await asyncio.Event().wait()
         if not left:
             return {"type": "http.disconnect"}
-        return {"type": "http.request", "body": left.pop(0), "more_body": bool(left)}
+        return {"type": "http.request", "body": left.pop(0), "more_body": bool(left) or stalls}
 
     async def send(message: Message) -> None:
         sent.append(message)
@@ -90,7 +95,7 @@ def ask(path: str, parts: list[bytes], headers: dict[str, str]) -> tuple[int, by
 
     raw = [(name.encode(), value.encode()) for name, value in headers.items()]
     scope = {"type": "http", "method": "POST", "path": path, "headers": raw}
-    asyncio.run(AccessGate(echo, TOKEN, LIMIT)(scope, receive, send))
+    asyncio.run(AccessGate(echo, TOKEN, LIMIT, 0.01 if stalls else 60)(scope, receive, send))
     return sent[0]["status"], sent[1]["body"], len(parts) - len(left)
 
 
@@ -100,6 +105,12 @@ def test_a_body_passes_whole_or_is_refused(parts: list[bytes]) -> None:
     status, content, _ = ask("/rank", parts, {"authorization": f"Bearer {TOKEN}"})
     assert status == (200 if len(body) <= LIMIT else 413)
     assert (content == body) == (status == 200)
+
+
+def test_a_client_that_stalls_is_not_waited_for() -> None:
+    status, content, read = ask("/rank", [b"a", b"b"], {"authorization": f"Bearer {TOKEN}"}, True)
+    assert (status, read) == (408, 2)
+    assert b"within 0.01 s (serve.timeout_s)" in content
 
 
 def test_nothing_is_read_of_what_is_refused_at_once() -> None:

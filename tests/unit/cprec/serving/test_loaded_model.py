@@ -99,11 +99,14 @@ def test_what_is_wrong_with_a_request_concerns_no_other(
     loaded: LoadedModel, samples: Any, items: DomainItems
 ) -> None:
     (good,) = requests_of(samples.slice(0, 1), items)
+    assert good.candidates is not None
     wrong: dict[str, dict[str, Any]] = {
         "the history is empty": {"history": ()},
         "history: 'nothing' is no item of A": {"history": ("nothing",)},
         "candidates: 'nothing' is no item of A": {"candidates": ("nothing",)},
         "1 candidates, 0 of them not in the history": {"candidates": good.history[:1]},
+        "1 candidates, 1 of them not": {"candidates": good.candidates[-1:] * 9},
+        r"history: '\ud800\x00' is no item of A": {"history": ("\ud800\x00",)},
     }
     mixed = [good, *(good.model_copy(update=change) for change in wrong.values()), good]
     first, *refused, last = loaded.rank(mixed)

@@ -16,7 +16,12 @@ from cprec.tracking.lineage import find_license, trained_on
 from cprec.tracking.model_card import MAX_DESCRIPTION, publish_card, render_card
 from cprec.tracking.registry import Registry
 
-METRICS = {"n": 1000, "hr": {"1": 0.25, "3": 0.5, "5": 1.0}, "ndcg": {}, "mode": "score"}
+METRICS = {
+    "n": 1000,
+    "hr": {"1": 0.25, "3": 0.5, "5": 1.0},
+    "ndcg": {"3": 0.5, "5": None},
+    "mode": "score",
+}
 TAGS = {
     "base": "HuggingFaceTB/SmolLM2-135M",
     "base_revision": "0123abc",
@@ -54,7 +59,10 @@ def test_a_card_says_what_the_model_is_in_words_and_to_hubs() -> None:
         "| mixed | all of them | 0 to 2 | 7 |",
         # Wilson's interval of 250 of 1,000, as tables have it.
         "| Games | test | 2 | 1,000 | 0.2500 (0.2242 to 0.2778) | 0.5000 (0.4691 to 0.5309) "
-        "| 1.0000 (0.9962 to 1.0000) | 0.05 |",
+        "| 1.0000 (0.9962 to 1.0000) | 0.5000 (0.4691 to 0.5309) | none | 0.05 |",
+        "| domain | split | corpus version | samples | HR@1 | HR@3 | HR@5 | NDCG@3 | NDCG@5 "
+        "| chance at 1 |",
+        f"|{'---|' * 10}",
         "## Intended use",
         "model = PeftModel.from_pretrained(base, DIRECTORY)",
     ):

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,8 +73,35 @@ def test_a_search_goes_on(tmp_path: Path, corpus: Corpus) -> None:
     with pytest.raises(RunError, match=r"prompt_template: 'braces' -> 'table1'"):
         lock_identity(replace(plan, template=TABLE1))
     identity.write_text(earlier.replace("0.01", "0.02"))
-    with pytest.raises(RunError, match=r"'lr_min_ratio': 0\.02"):
+    with pytest.raises(RunError, match=r"\n  finetune\.lr_min_ratio: 0\.02 -> 0\.01\n"):
         lock_identity(plan)
+
+
+def test_a_search_depends_on_what_decides_its_trials_alone(tmp_path: Path, corpus: Corpus) -> None:
+    def plan(values: dict[str, Any]) -> SearchPlan:
+        recipe = validate_recipe({"model": values}, "test")
+        return SearchPlan(
+            recipe, corpus, "Games", "cprec", str(tmp_path), "base", "start", None, (0.1,)
+        )
+
+    lock_identity(plan({"precision": "bf16"}))
+    fp8 = {"precision": "bf16", "fp8": True, "fp8_fast_accumulation": True, "license": "mit"}
+    lock_identity(plan(fp8))
+    with pytest.raises(RunError, match=r"\n  model\.precision: 'bf16' -> 'fp32'\n"):
+        lock_identity(plan({}))
+    # A release that did not know a key behaved as its default does; one may have noted FP8.
+    identity = tmp_path / "identity.json"
+    earlier = json.loads(identity.read_text())
+    del earlier["model"]["lora_dropout"]
+    earlier["model"]["fp8"] = False
+    identity.write_text(json.dumps(earlier))
+    lock_identity(plan(fp8))
+    with pytest.raises(RunError, match=r"\n  model\.lora_dropout: 0\.1 -> 0\.2\n"):
+        lock_identity(plan({"precision": "bf16", "lora_dropout": 0.2}))
+    earlier["model"]["of_another_release"] = 7
+    identity.write_text(json.dumps(earlier))
+    with pytest.raises(RunError, match=r"\n  model\.of_another_release: 7 -> None\n"):
+        lock_identity(plan(fp8))
 
 
 def test_baselines_are_where_the_earlier_release_put_them(corpus: Corpus) -> None:

@@ -39,7 +39,8 @@ def registry(place: Place) -> Registry:
 
 @pytest.fixture
 def ids(tmp_path: Path) -> str:
-    (tmp_path / "ids.txt").write_text("A03\nA07\n\nA03\nA11\n")
+    # An editor's byte order mark, an empty line, an item twice.
+    (tmp_path / "ids.txt").write_text("\ufeffA03\nA07\n\nA03\nA11\n", encoding="utf-8")
     return str(tmp_path / "ids.txt")
 
 
@@ -85,6 +86,10 @@ def test_what_a_model_does_not_know_is_refused(
         plan_request(place.recipe, hybrid, [], str(tmp_path / "b.txt"), are_ids=True)
     with pytest.raises(DataError, match="--user nobody: no user of A"):
         plan_request(place.recipe, hybrid, [], ids, user="nobody")
+    (tmp_path / "latin.txt").write_bytes("Müller\nMeier".encode("latin-1"))
+    text = find_model(place.recipe, registry, place.text)
+    with pytest.raises(DataError, match=r"latin\.txt: no UTF-8 text"):
+        plan_request(place.recipe, text, ["oak lamp"], str(tmp_path / "latin.txt"))
     with pytest.raises(RecipeError, match="give one of them"):
         plan_request(place.recipe, hybrid, ["A01"], ids, user="u007")
 

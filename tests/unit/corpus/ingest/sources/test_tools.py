@@ -354,7 +354,7 @@ REFUSED = {
     ),
     "a folder that is no partition": (
         Case({f"{FOLDER}/part-0.csv": INTERACTIONS, f"{FOLDER}/old/part-0.csv": PART}),
-        r"A\.csv/old: a folder among the files of a domain, but no partition such as year=2017",
+        r"A\.csv/old: a folder among data files, but no partition such as year=2017",
     ),
     "a partition column": (
         Case({f"{FOLDER}/item_id=a/part-0.csv": b"user_id,timestamp\nu,1500000000\n"}),
