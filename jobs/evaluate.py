@@ -1,8 +1,11 @@
+# PYTHON_ARGCOMPLETE_OK
 """Evaluate: compare models on one domain's samples, all with the same candidates.
 
-    python jobs/evaluate.py --evaluate.domain Stationery --evaluate.models base,candidate
+    python jobs/evaluate.py my.yaml --run first          base against candidate
+    python jobs/evaluate.py --evaluate.domain Games --evaluate.models base,sasrec,candidate
+    python jobs/evaluate.py my.yaml --evaluate.candidates catalogue --evaluate.models base,champion
 
-The first model is the reference of the tests.
+The first model is the reference of the tests. What was scored before is not scored again.
 """
 
 import source_roots  # noqa: F401
@@ -11,15 +14,18 @@ import argparse
 import sys
 
 from cluster.console import print_line, print_table
-from cprec.config.command import main
+from cprec.config.command import MODEL_KEYS, WORKER_KEYS, Job, main
 from cprec.config.recipe import Recipe
-from cprec.tracking.console_tables import comparison_table
-from cprec.tracking.registry import Registry
-from cprec.workflows.evaluate import compare_models, plan_evaluation
+
+KEYS = (*MODEL_KEYS, *WORKER_KEYS, "evaluate", "retrieval", "baseline", "finetune.max_samples")
 
 
 def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     """Scores the models of `evaluate.models`, and prints them side by side."""
+    from cprec.tracking.console_tables import comparison_table
+    from cprec.tracking.registry import Registry
+    from cprec.workflows.evaluate import compare_models, plan_evaluation
+
     registry = Registry.from_recipe(recipe)
     names = recipe.evaluate.models
     if options.dry_run:
@@ -29,5 +35,7 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
         print_table(comparison_table(comparison, recipe.evaluate.alpha))
 
 
+JOB = Job(run_job, __doc__, KEYS)
+
 if __name__ == "__main__":
-    sys.exit(main(run_job, __doc__))
+    sys.exit(main(JOB))

@@ -12,7 +12,7 @@ Below `<storage>/<run>/finetune/<domain>/<name>/`:
 A search that is started again trains what is missing of it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import ray
@@ -85,6 +85,21 @@ class SearchResult:
     version: int
     plot_uri: str
     equal_lrs: tuple[float, ...]
+
+    def describe(self) -> Iterator[str]:
+        """Yields the winner, and where everything is, for people."""
+        yield (
+            f"best learning rate {self.lr:g}: HR@1 {self.best.hr1:.4f} on validation "
+            f"after epoch {self.best.epoch} (seed {self.best.seed})"
+        )
+        if self.equal_lrs:
+            yield (
+                f"the search cannot tell it from {', '.join(f'{lr:g}' for lr in self.equal_lrs)}: "
+                "their HR@1 on validation are equal within noise; more finetune.validation_users "
+                "or search.seeds would tell more"
+            )
+        yield f"registered {self.model} version {self.version}: {self.best.checkpoint}"
+        yield f"plot: {self.plot_uri}"
 
 
 def search_and_register(recipe: Recipe, registry: Registry, say: Say) -> SearchResult:

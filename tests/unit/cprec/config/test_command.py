@@ -10,6 +10,7 @@ import pytest
 
 from cluster.errors import FAULT, UserError
 from cprec.config import command
+from cprec.config.cli import Job
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +55,7 @@ def test_exit_code_and_message(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["job.py"])
-    assert command.main(lambda recipe, options: action(), "A job.") == code
+    assert command.main(Job(lambda recipe, options: action(), "A job.", ())) == code
     assert capsys.readouterr().err == message
 
 
@@ -62,7 +63,7 @@ def test_what_nobody_expected_is_shown_whole(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["job.py"])
-    assert command.main(lambda recipe, options: _broken(), "A job.") == FAULT
+    assert command.main(Job(lambda recipe, options: _broken(), "A job.", ())) == FAULT
     shown = capsys.readouterr().err
     assert "Traceback" in shown
     assert shown.splitlines()[-1].startswith("fault: OSError: the disk is gone")
@@ -72,7 +73,8 @@ def test_a_key_under_its_old_name_is_noted_in_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["job.py", "--search.rates", "1e-3"])
-    assert command.main(lambda recipe, options: print(recipe.search.lrs), "A job.") == 0
+    job = Job(lambda recipe, options: print(recipe.search.lrs), "A job.", ())
+    assert command.main(job) == 0
     shown = capsys.readouterr()
     assert shown.out == "(0.001,)\n"
     assert shown.err == "--search.rates is now called --search.lrs\n"
