@@ -43,7 +43,7 @@ def main(job: Job) -> int:
     """
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        recipe, options = parse_arguments(sys.argv[1:], job, DEMO_RECIPE, _print_notice)
+        recipe, options = parse_arguments(sys.argv[1:], job, DEMO_RECIPE, print_notice)
         job.run(recipe, options)
     except UserError as error:
         print(f"error: {redact(str(error))}", file=sys.stderr)
@@ -96,7 +96,8 @@ def add_model_flag(
     )
 
 
-def _print_notice(line: str) -> None:
+def print_notice(line: str) -> None:
+    """Prints a line to stderr."""
     print(line, file=sys.stderr)
 
 

@@ -10,7 +10,14 @@ from typing import Any, Generic, TypeVar
 
 from cluster import local_files
 from cluster.errors import RunError
-from cluster.storage import is_remote, join, read_bytes_if_exists, sha256, write_bytes
+from cluster.storage import (
+    is_remote,
+    join,
+    read_bytes_if_exists,
+    read_tail,
+    sha256,
+    write_bytes,
+)
 from cluster.storage_errors import name_errors
 from cprec.runs.control.fence import UNFENCED, RunWriter
 from cprec.runs.records import (
@@ -22,6 +29,9 @@ from cprec.runs.records import (
     TraceRow,
     parse_event,
 )
+
+TAIL_BYTES = 1 << 14
+"""Bytes at the end of a file that hold its last record."""
 
 R = TypeVar("R", bound=Record)
 Parser = Callable[[Mapping[str, Any]], R]
@@ -135,6 +145,12 @@ def read_trace(run_uri: str) -> list[TraceRow]:
             "which goes on from its last checkpoint"
         )
     return [TraceRow.from_json(json.loads(line)) for line in lines]
+
+
+def read_newest_step(run_uri: str) -> TraceRow | None:
+    """Reads the last row of a run's trace, and no more of the file; None if it has none."""
+    lines, _ = _split_damaged(read_tail(join(run_uri, TRACE_FILE), TAIL_BYTES), TraceRow.from_json)
+    return TraceRow.from_json(json.loads(lines[-1])) if lines else None
 
 
 def _split_damaged(content: bytes, parse: Parser[R]) -> tuple[list[str], list[int]]:

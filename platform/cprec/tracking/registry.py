@@ -230,7 +230,7 @@ class Registry:
         if not self._numbers(checkpoint):
             self._create_version(checkpoint, lineage, run_id)
         first, *repeated = self._numbers(checkpoint)
-        aliases = self._aliases()
+        aliases = self.aliases()
         if FORMER_ALIAS in aliases:
             self.client.delete_registered_model_alias(self.model, FORMER_ALIAS)
         in_use = {int(number) for alias, number in aliases.items() if alias != FORMER_ALIAS}
@@ -296,7 +296,7 @@ class Registry:
 
     def version_by_alias(self, name: Alias) -> Version | None:
         """Returns the version that an alias points at, or None."""
-        number = self._aliases().get(name)
+        number = self.aliases().get(name)
         return None if number is None else self.version(int(number))
 
     def require_unregistered(self, run_uri: str) -> None:
@@ -361,7 +361,13 @@ class Registry:
             ],
         )
 
-    def _aliases(self) -> Mapping[str, str]:
+    def models(self) -> list[str]:
+        """Returns the names of all registered models of the store, the first thousand."""
+        if not self._store_exists():
+            return []
+        return [str(model.name) for model in self.client.search_registered_models(max_results=1000)]
+
+    def aliases(self) -> Mapping[str, str]:
         """Returns the aliases of the model: name to number of the version."""
         if not (self._store_exists() and self._model_exists()):
             return {}
