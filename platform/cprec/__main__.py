@@ -66,9 +66,10 @@ def run(name: str, arguments: list[str]) -> None:
 def complete() -> int:
     """Answers a shell that asks how the words so far go on: with jobs, else as the job does."""
     import argcomplete
+    from argcomplete.lexers import split_line
 
     line, point = os.environ["COMP_LINE"], int(os.environ["COMP_POINT"])
-    words = argcomplete.split_line(line, point)[3]
+    words = split_line(line, point)[3]
     first = int(os.environ["_ARGCOMPLETE"])  # index of the word after `python -m cprec`
     if len(words) > first and words[first] in find_jobs():
         # The job takes the words after its name as its own.
