@@ -10,7 +10,7 @@ import traceback
 from pathlib import Path
 from types import FrameType
 
-from cluster.errors import FAULT, UserError
+from cluster.errors import FAULT, CprecError, UserError
 from cprec.config.cli import Job as Job
 from cprec.config.cli import parse_arguments
 from cprec.config.secrets import redact
@@ -46,7 +46,7 @@ def main(job: Job) -> int:
         recipe, options = parse_arguments(sys.argv[1:], job, DEMO_RECIPE, print_notice)
         job.run(recipe, options)
     except UserError as error:
-        print(f"error: {redact(str(error))}", file=sys.stderr)
+        print(f"error: {redact(str(error))}\nsee {error.page}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
@@ -56,7 +56,8 @@ def main(job: Job) -> int:
         print(redact(traceback.format_exc()), end="", file=sys.stderr)
         print(
             f"fault: {type(error).__name__}: {redact(str(error))}; "
-            "the same command goes on from the last checkpoint",
+            "the same command goes on from the last checkpoint"
+            + (f"; see {error.page}" if isinstance(error, CprecError) else ""),
             file=sys.stderr,
         )
         return FAULT

@@ -5,12 +5,15 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
-from cluster.errors import FAULT, UserError
+from cluster.errors import FAULT, CprecError, PlatformFault, RecipeError, UserError
 from cprec.config import command
 from cprec.config.cli import Job
+
+ROOT = Path(__file__).resolve().parents[4]
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +42,7 @@ def _broken() -> None:
     ("action", "code", "message"),
     [
         (lambda: None, command.SUCCESS, ""),
-        (_refused, command.USER_ERROR, "error: no such run\n"),
+        (_refused, command.USER_ERROR, "error: no such run\nsee docs/operations/README.md\n"),
         (
             _terminated,
             command.INTERRUPTED,
@@ -78,3 +81,24 @@ def test_a_key_under_its_old_name_is_noted_in_one_line(
     shown = capsys.readouterr()
     assert shown.out == "(0.001,)\n"
     assert shown.err == "--search.rates is now called --search.lrs\n"
+
+
+def test_each_kind_of_error_names_a_page_that_is_there(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kinds(of: type[CprecError]) -> Iterator[type[CprecError]]:
+        for kind in of.__subclasses__():
+            yield kind
+            yield from kinds(kind)
+
+    monkeypatch.setattr(sys, "argv", ["job.py"])
+    found = list(kinds(CprecError))
+    assert {RecipeError, PlatformFault} <= set(found)
+    for kind in found:
+        assert (ROOT / kind.page).is_file(), kind
+
+        def fail(recipe: object, options: object, kind: type[CprecError] = kind) -> None:
+            raise kind("broken")
+
+        command.main(Job(fail, "A job.", ()))
+        assert capsys.readouterr().err.rstrip().endswith(f"see {kind.page}")
