@@ -43,6 +43,8 @@ ALIASES: tuple[Alias, ...] = ("champion", "previous")
 FORMER_ALIAS = "candidate"
 """Alias of earlier releases; it named the newest version of whichever run had ended last."""
 
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+"""Tags of an experiment: MLflow opens it at its training runs, not at evaluations of prompts."""
 RUN_TAG = "cprec.run"
 """Tag of an MLflow run: URI of its cprec run."""
 PARENT_TAG = "mlflow.parentRunId"
@@ -194,7 +196,7 @@ class Registry:
         try:
             return str(
                 self.client.create_experiment(
-                    self._experiment_name, artifact_location=self._artifact_location
+                    self._experiment_name, self._artifact_location, EXPERIMENT_TAGS
                 )
             )
         except MlflowException:

@@ -152,7 +152,8 @@ def search_and_register(recipe: Recipe, registry: Registry, say: Say) -> SearchR
     best = max(winner_results, key=lambda result: result.hr1)
     _log_trials(registry, tracker, [*trials, *winner_trials], [*results, *winner_results])
     plot_uri = join(plan.uri, PLOT)
-    write_text(plot_uri, plot_trials(results, best_lr))
+    samples = _count_validation_samples(plan)
+    write_text(plot_uri, plot_trials(results, best_lr, samples))
     SearchSummary(
         plan.name,
         plan.domain,
@@ -166,7 +167,7 @@ def search_and_register(recipe: Recipe, registry: Registry, say: Say) -> SearchR
     )
     card = publish_card(registry.with_model(model), version)
     write_text(join(best.checkpoint, checkpoint.ADAPTER, CARD_FILE), card.content)
-    equal_lrs = lr_search.lrs_within_noise(results, _count_validation_samples(plan))
+    equal_lrs = lr_search.lrs_within_noise(results, samples)
     return SearchResult(best_lr, results, winner_results, best, model, version, plot_uri, equal_lrs)
 
 
