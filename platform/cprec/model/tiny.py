@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cluster.errors import DataError
+from cluster.progress import Advance, unseen
 from cprec.config.recipe import TinySettings
 from cprec.encode import prompt
 from cprec.model import tiny_training
@@ -24,7 +25,13 @@ MAX_POSITIONS = 2048
 """Longest text, in tokens, that the model takes."""
 
 
-def build(titles: Sequence[str], settings: TinySettings, seed: int, directory: Path) -> None:
+def build(
+    titles: Sequence[str],
+    settings: TinySettings,
+    seed: int,
+    directory: Path,
+    advance: Advance = unseen,
+) -> None:
     """Builds the tiny base and writes it to a directory.
 
     The files are config.json, model.safetensors, tokenizer.json and tokenizer_config.json. Equal
@@ -35,6 +42,7 @@ def build(titles: Sequence[str], settings: TinySettings, seed: int, directory: P
         settings: The recipe's section `tiny`.
         seed: Seed of the weights and of the language training.
         directory: Where to write.
+        advance: Is called with 1 after each step of the language training.
 
     Raises:
         DataError: There are no titles.
@@ -49,7 +57,7 @@ def build(titles: Sequence[str], settings: TinySettings, seed: int, directory: P
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(_llama_config(settings, tokenizer))
-    tiny_training.train(model, tokenizer, titles, settings.language_steps, seed)
+    tiny_training.train(model, tokenizer, titles, settings.language_steps, seed, advance)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
 

@@ -19,7 +19,9 @@ import ray
 
 from cluster.console import Say
 from cluster.errors import RecipeError, RunError
+from cluster.progress import track
 from cluster.ray_session import ray_session
+from cluster.ray_tasks import get_results
 from cluster.storage import absolute_uri, join, write_text
 from corpus.store.tables import Corpus
 from cprec.baselines.popularity import POPULARITY
@@ -28,7 +30,6 @@ from cprec.config.recipe import Recipe
 from cprec.downstream import lr_search, stored_baselines
 from cprec.downstream.domain import Domain
 from cprec.downstream.known_items import is_hybrid
-from cprec.downstream.scoring import get_results
 from cprec.downstream.search_plan import (
     FRESH,
     SearchPlan,
@@ -130,8 +131,8 @@ def search_and_register(recipe: Recipe, registry: Registry, say: Say) -> SearchR
     with ray_session(recipe.cluster.address, _logical_cpus(recipe)):
         behaviour_weights = None
         if recipe.finetune.hybrid:
-            say("item embeddings of SASRec")
-            behaviour_weights = _train_sasrec(plan)
+            with track("item embeddings of SASRec", say):
+                behaviour_weights = _train_sasrec(plan)
         trials = [
             plan.build_trial(lr, seed, behaviour_weights)
             for lr in plan.lrs
