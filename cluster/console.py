@@ -1,6 +1,6 @@
 """Progress messages: the type of the function that takes them, and the one that prints them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -33,6 +33,13 @@ def print_table(table: "Table") -> None:
     borders = len(table.columns) + 1
     cells = sum((column.min_width or MIN_NAME_COLUMNS) + left + right for column in table.columns)
     Console(width=max(Console().width, cells + borders)).print(table)
+
+
+def print_tables(tables: "Iterable[Table]") -> None:
+    """Prints tables to stdout, with an empty line after each."""
+    for table in tables:
+        print_table(table)
+        print_line("")
 
 
 def keep_numbers(table: "Table") -> None:

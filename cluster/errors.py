@@ -11,15 +11,24 @@
     └── PlatformFault                exit 2: something broke; retried where that is safe
 
 Every exception takes one argument, its message, so that it can be pickled between Ray processes.
-The message of a UserError says where, what was seen, what is allowed, and what to do.
+The message of a UserError says where, what was seen, what is allowed, and what to do. The page of
+its class says more, and jobs name it below the message.
 """
+
+from typing import ClassVar
 
 FAULT = 2
 """Exit code of a process that a fault ended."""
 
 
 class CprecError(Exception):
-    """The base of all exceptions that cprec raises on purpose."""
+    """The base of all exceptions that cprec raises on purpose.
+
+    Attributes:
+        page: Page of the docs that helps; by default the one where messages are looked up.
+    """
+
+    page: ClassVar[str] = "docs/operations/README.md"
 
 
 class UserError(CprecError):
@@ -29,9 +38,13 @@ class UserError(CprecError):
 class RecipeError(UserError):
     """A key or a value of the recipe that is wrong."""
 
+    page = "docs/reference/recipe-keys.md"
+
 
 class DataError(UserError):
     """Raw interactions or items that cannot be used."""
+
+    page = "docs/how-to/build-a-corpus.md"
 
 
 class CorpusError(UserError):
@@ -44,6 +57,8 @@ class CorpusError(UserError):
 class CommitConflictError(CorpusError):
     """Another process committed first; the same call again builds on that commit."""
 
+    page = "docs/how-to/append-to-a-corpus.md"
+
 
 class RunError(UserError):
     """A run that cannot start, resume or be promoted as asked."""
@@ -52,6 +67,10 @@ class RunError(UserError):
 class AccessDeniedError(UserError):
     """A disk or a store that this process may not read or write."""
 
+    page = "docs/operations/object-stores.md"
+
 
 class PlatformFault(CprecError):
     """A broken invariant of the platform; the run stops and can be resumed."""
+
+    page = "docs/operations/training-failures.md"

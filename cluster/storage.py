@@ -241,6 +241,16 @@ def read_bytes_if_exists(uri: str) -> bytes | None:
         raise UserError(f"{uri}: a directory, where a file was expected") from None
 
 
+def read_tail(uri: str, size: int) -> bytes:
+    """Returns the last bytes of a file, as many as it has up to a size; none if it is missing."""
+    fs, path = filesystem(uri)
+    try:
+        with name_errors(uri):
+            return bytes(fs.cat_file(path, start=-size))
+    except (FileNotFoundError, NotADirectoryError):
+        return b""
+
+
 def read_text_if_exists(uri: str) -> str | None:
     """Returns the text of a UTF-8 file; None if there is no such file."""
     content = read_bytes_if_exists(uri)

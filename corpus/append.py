@@ -20,6 +20,7 @@ from dataclasses import asdict
 from cluster import storage
 from cluster.console import Say
 from cluster.errors import CorpusError, DataError
+from cluster.progress import track
 from corpus import build
 from corpus.backend import AppendInput, Backend
 from corpus.fingerprints import file_digests, rules, with_template
@@ -87,7 +88,10 @@ def append(data: DataSettings, seed: int, uri: str, say: Say, *, held_out: bool 
     _check_compatible(corpus, requested, seed)
     conditional_puts.require_conditional_puts(uri)
     counts = feedback.measure_feedback(requested, say)
-    with _open_input(corpus, requested, seed, say) as (identity, append_input):
+    with (
+        track("appending", say),
+        _open_input(corpus, requested, seed, say) as (identity, append_input),
+    ):
         return commit_with_retries(
             uri, lambda corpus: _try_append(corpus, append_input, identity, seed, counts, say), say
         )

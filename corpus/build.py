@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from cluster import storage
 from cluster.console import Say
 from cluster.errors import CorpusError
+from cluster.progress import track
 from corpus.backend import Backend
 from corpus.fingerprints import fingerprint, rules, with_template
 from corpus.ingest import prompt_injection, quarantine, simulation
@@ -67,7 +68,8 @@ def build(data: DataSettings, seed: int, uri: str, say: Say) -> Corpus:
         item_indices = prepared.item_indices()
         num_interactions = sum(rows for rows, _ in prepared.counts_by_domain.values())
         say(f"making samples of {num_interactions:,} interactions")
-        samples = prepared.write_sample_files(data, seed, uri)
+        with track("making samples", say):
+            samples = prepared.write_sample_files(data, seed, uri)
     quarantine_file = quarantine.write(uri, data.root, prepared.quarantined)
     version_statistics = statistics.describe_version(
         statistics.EMPTY_STATISTICS,

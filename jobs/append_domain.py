@@ -1,6 +1,8 @@
+# PYTHON_ARGCOMPLETE_OK
 """Append to a corpus: a new domain, new users, newer rows, or text become its next version.
 
-    python jobs/append_domain.py my.yaml --data.root data/more --data.domains Books
+    python jobs/append_domain.py my.yaml --data.root data/more --data.domains Garden
+    python jobs/append_domain.py my.yaml --data.held_out Games --held-out
     python jobs/append_domain.py my.yaml --text plain.txt    for replay (schedule.replay_share)
 
 `data.domains` names what is appended; with --held-out, `data.held_out` does. Rows of earlier
@@ -15,10 +17,10 @@ import argparse
 import sys
 
 from cluster.console import print_line, print_table
-from corpus.inspect.console_tables import statistics_table
-from cprec.config.command import main
+from cprec.config.command import Job, main
 from cprec.config.recipe import Recipe
-from cprec.workflows.append_domain import append_to_corpus, notify_runs, preview_append
+
+KEYS = ("storage", "corpus", "seed", "data", "simulate")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -28,16 +30,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="append data.held_out, kept out of pre-training, instead of data.domains",
     )
-    parser.add_argument(
-        "--text",
-        metavar="FILE",
-        help="append a file of plain text (path or s3://) as source text/<name>, "
-        "instead of behaviours",
-    )
+    text = "append a file of plain text (path or s3://) as source text/<name>, not behaviours"
+    parser.add_argument("--text", metavar="FILE", help=text)
 
 
 def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     """Appends, prints the statistics of the new version, and tells running jobs of it."""
+    from corpus.inspect.console_tables import statistics_table
+    from cprec.workflows.append_domain import append_to_corpus, notify_runs, preview_append
+
     if options.dry_run:
         preview_append(recipe, options.text, options.held_out, print_line)
         return
@@ -47,5 +48,7 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     notify_runs(recipe, corpus, print_line)
 
 
+JOB = Job(run_job, __doc__, KEYS, add_flags)
+
 if __name__ == "__main__":
-    sys.exit(main(run_job, __doc__, add_flags))
+    sys.exit(main(JOB))

@@ -1,6 +1,8 @@
+# PYTHON_ARGCOMPLETE_OK
 """Batch recommend: rank items for many users, and write the best of each as parquet.
 
     python jobs/batch_recommend.py my.yaml --model models:/cprec@champion --recommend.domain Games
+    python jobs/batch_recommend.py my.yaml --model candidate --recommend.retrieve_k 50 --dry-run
     python jobs/batch_recommend.py my.yaml --model models:/cprec@champion \\
         --recommend.histories s3://shop/histories --recommend.candidates given
 
@@ -14,10 +16,11 @@ import argparse
 import sys
 
 from cluster.console import print_line
-from cprec.config.command import add_model_flag, main
+from cprec.config.command import MODEL_KEYS, WORKER_KEYS, Job, add_model_flag, main
 from cprec.config.recipe import Recipe
 
 AGAIN = "the same command goes on with the blocks that are missing"
+KEYS = (*MODEL_KEYS, *WORKER_KEYS, "recommend", "retrieval", "evaluate.domain", "evaluate.batch")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +30,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     """Ranks what is missing, and prints where the rankings are."""
-    # Imported late: so the command line is checked, and --help shown, without waiting for torch.
     from cprec.tracking.registry import Registry
     from cprec.workflows.batch_recommend import plan_batch, run_batch
     from cprec.workflows.models import find_model
@@ -47,5 +49,7 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     print_line(f"rankings: {summary['rankings']}")
 
 
+JOB = Job(run_job, __doc__, KEYS, add_flags, again=AGAIN)
+
 if __name__ == "__main__":
-    sys.exit(main(run_job, __doc__, add_flags, again=AGAIN))
+    sys.exit(main(JOB))

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Build a corpus: raw behaviours of the named domains to corpus version 0.
 
     python jobs/build_corpus.py my.yaml --data.root data/amazon --corpus out/corpus
@@ -13,14 +14,11 @@ import source_roots  # noqa: F401
 import argparse
 import sys
 
-from cluster.console import print_line, print_table
-from corpus.inspect import console_tables, page
-from corpus.inspect.inspection import inspect_corpus
-from corpus.inspect.console_tables import statistics_table
-from corpus.store.tables import Corpus
-from cprec.config.command import main
+from cluster.console import print_line, print_table, print_tables
+from cprec.config.command import Job, main
 from cprec.config.recipe import Recipe
-from cprec.workflows.build_corpus import build_corpus, preview_statistics, require_sound
+
+KEYS = ("corpus", "corpus_version", "seed", "data", "simulate")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -33,28 +31,26 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     """Builds the corpus of a recipe and prints its statistics, or shows the one that is there."""
+    from corpus.inspect import console_tables, inspection, page
+    from corpus.store.tables import Corpus
+    from cprec.workflows.build_corpus import build_corpus, preview_statistics, require_sound
+
     if options.describe or options.inspect:
-        show_corpus(Corpus.open(recipe.corpus, recipe.corpus_version), options.inspect)
+        corpus = Corpus.open(recipe.corpus, recipe.corpus_version)
+        print_tables(console_tables.corpus_tables(corpus))
+        if options.inspect:
+            result = inspection.inspect_corpus(corpus)
+            print_tables(console_tables.inspection_tables(result))
+            print_line(f"page: {page.write_page(corpus, result)}")
+            require_sound(corpus, result)
     elif options.dry_run:
-        print_table(statistics_table(preview_statistics(recipe, print_line)))
+        print_table(console_tables.statistics_table(preview_statistics(recipe, print_line)))
         print_line("mixed samples are upper bounds: the rules for mixed histories only remove some")
     else:
-        print_table(statistics_table(build_corpus(recipe, print_line).statistics()))
+        print_table(console_tables.statistics_table(build_corpus(recipe, print_line).statistics()))
 
 
-def show_corpus(corpus: Corpus, inspect: bool) -> None:
-    """Prints what a corpus holds and, where asked to, inspects it."""
-    for table in console_tables.corpus_tables(corpus):
-        print_table(table)
-        print_line("")
-    if inspect:
-        result = inspect_corpus(corpus)
-        for table in console_tables.inspection_tables(result):
-            print_table(table)
-            print_line("")
-        print_line(f"page: {page.write_page(corpus, result)}")
-        require_sound(corpus, result)
-
+JOB = Job(run_job, __doc__, KEYS, add_flags)
 
 if __name__ == "__main__":
-    sys.exit(main(run_job, __doc__, add_flags))
+    sys.exit(main(JOB))

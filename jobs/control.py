@@ -1,6 +1,9 @@
+# PYTHON_ARGCOMPLETE_OK
 """Control a running job: ask how it stands, or what to do with its stable phase.
 
-    python jobs/control.py --run NAME status | hold | release | anneal
+    python jobs/control.py my.yaml --run cpt status
+    python jobs/control.py --storage s3://bucket/runs --run cpt hold
+    python jobs/control.py my.yaml --run cpt anneal --dry-run
 
 hold: stay in the stable phase when it runs dry, and wait for new domains; release: stop holding;
 anneal: end the stable phase at the next segment. Needs the run's --storage, through which it talks
@@ -14,27 +17,24 @@ import sys
 
 from cluster.console import print_line
 from cluster.errors import RunError
-from cluster.storage import absolute_uri
-from cprec.config.command import main
+from cprec.config.command import Job, main
 from cprec.config.recipe import Recipe
-from cprec.runs.control import control_channel
-from cprec.runs.control.request_queue import Action
-from cprec.runs.control.status import describe_run
-from cprec.runs.records import run_folder
 
+KEYS = ("run", "storage")
+REQUESTS = ("hold", "release", "anneal")
 TIMEOUT_S = 60.0
-ACTIONS: dict[str, Action] = {
-    "hold": "hold",
-    "release": "release",
-    "anneal": "anneal",
-}
 
 
 def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     """Sends the request, if one is given, and prints the state of the run."""
+    from cluster.storage import absolute_uri
+    from cprec.runs.control import control_channel
+    from cprec.runs.control.status import describe_run
+    from cprec.runs.records import run_folder
+
     storage = absolute_uri(recipe.storage)
     run_uri = run_folder(storage, recipe.run)
-    action = ACTIONS.get(options.action)
+    action = options.action if options.action in REQUESTS else None
     if action is not None and options.dry_run:
         control_channel.require_running(run_uri, recipe.run)
         print_line(f"would ask {recipe.run} to {action}")
@@ -47,5 +47,7 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     print_line(description)
 
 
+JOB = Job(run_job, __doc__, KEYS, actions=("status", *REQUESTS))
+
 if __name__ == "__main__":
-    sys.exit(main(run_job, __doc__, actions=("status", *ACTIONS)))
+    sys.exit(main(JOB))

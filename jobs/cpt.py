@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Continual pre-training: a corpus and a base model in, an audited and registered adapter out.
 
     python jobs/cpt.py                       simulated shoppers, a tiny model, this machine
@@ -14,14 +15,23 @@ import argparse
 import sys
 
 from cluster.console import print_line
-from cprec.config.command import RESUMES, add_allow_change_flag, main
+from cprec.config.command import MODEL_KEYS, RESUMES, WORKER_KEYS, Job, add_allow_change_flag, main
 from cprec.config.recipe import Recipe
-from cprec.workflows.pretraining.prepare import open_corpus, preview_corpus, resolve_start
-from cprec.workflows.pretrain import pretrain, preview
+
+KEYS = (
+    *MODEL_KEYS,
+    *WORKER_KEYS,
+    *("continue_from", "branch", "data.root", "data.format", "data.domains"),
+    *("model", "schedule", "train", "checkpoint", "evaluate.text"),
+)
 
 
 def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     """Trains the run of a recipe to its end, and prints where everything is."""
+    from cprec.workflows.pretraining.next_steps import describe_next_steps
+    from cprec.workflows.pretraining.prepare import open_corpus, preview_corpus, resolve_start
+    from cprec.workflows.pretrain import pretrain, preview
+
     recipe = resolve_start(recipe)
     if options.dry_run:
         with preview_corpus(recipe, print_line) as corpus:
@@ -30,7 +40,11 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     corpus = open_corpus(recipe, print_line)
     result = pretrain(recipe, corpus, options.allow_change, print_line)
     result.print_summary(recipe.mlflow.model, print_line)
+    for line in describe_next_steps(recipe, options, result.stable_checkpoint):
+        print_line(line)
 
+
+JOB = Job(run_job, __doc__, KEYS, add_allow_change_flag, again=RESUMES)
 
 if __name__ == "__main__":
-    sys.exit(main(run_job, __doc__, add_allow_change_flag, again=RESUMES))
+    sys.exit(main(JOB))

@@ -1,8 +1,11 @@
+# PYTHON_ARGCOMPLETE_OK
 """Evaluate: compare models on one domain's samples, all with the same candidates.
 
-    python jobs/evaluate.py --evaluate.domain Stationery --evaluate.models base,candidate
+    python jobs/evaluate.py my.yaml --run first          base against candidate
+    python jobs/evaluate.py --evaluate.domain Games --evaluate.models base,sasrec,candidate
+    python jobs/evaluate.py my.yaml --evaluate.candidates catalogue --evaluate.models base,champion
 
-The first model is the reference of the tests.
+The first model is the reference of the tests. What was scored before is not scored again.
 """
 
 import source_roots  # noqa: F401
@@ -11,21 +14,23 @@ import argparse
 import sys
 
 from cluster.console import print_line, print_table
-from cprec.config.command import main
+from cprec.config.command import MODEL_KEYS, WORKER_KEYS, Job, main
 from cprec.config.recipe import Recipe
-from cprec.evaluate.comparison import collect_modes
-from cprec.runs.comparisons import read_comparisons
-from cprec.tracking.console_tables import comparison_table, modes_table
-from cprec.tracking.registry import Registry
-from cprec.workflows.evaluate import compare_models
-from cprec.workflows.evaluation_plan import plan_evaluation
-from cprec.workflows.models import own_run
 
 AGAIN = "the same command goes on with what is not scored yet"
+KEYS = (*MODEL_KEYS, *WORKER_KEYS, "evaluate", "retrieval", "baseline", "finetune.max_samples")
 
 
 def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     """Scores the models of `evaluate.models`, and prints them side by side."""
+    from cprec.evaluate.comparison import collect_modes
+    from cprec.runs.comparisons import read_comparisons
+    from cprec.tracking.console_tables import comparison_table, modes_table
+    from cprec.tracking.registry import Registry
+    from cprec.workflows.evaluate import compare_models
+    from cprec.workflows.evaluation_plan import plan_evaluation
+    from cprec.workflows.models import own_run
+
     registry = Registry.from_recipe(recipe)
     names = recipe.evaluate.models
     if options.dry_run:
@@ -36,5 +41,7 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
         print_table(modes_table(collect_modes(comparison, read_comparisons(own_run(recipe)))))
 
 
+JOB = Job(run_job, __doc__, KEYS, again=AGAIN)
+
 if __name__ == "__main__":
-    sys.exit(main(run_job, __doc__, again=AGAIN))
+    sys.exit(main(JOB))

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Merge: export a model as one plain directory, its adapter merged into the base.
 
     python jobs/merge.py --model models:/cprec@champion --out out/merged
@@ -14,30 +15,27 @@ import argparse
 import sys
 
 from cluster.console import print_line
-from cprec.config.command import add_model_flag, main
+from cprec.config.command import MODEL_KEYS, Job, add_model_flag, main
 from cprec.config.recipe import Recipe
+
+HUB = (
+    "push it to this repository of a hub, which is created, private, if it is not there; "
+    "the token is HF_TOKEN's or that of `hf auth login`"
+)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds --model, --out, --adapter and --push."""
     add_model_flag(parser, stored_too=True)
-    parser.add_argument(
-        "--out", metavar="URI", help="where the directory goes; nothing may be there"
-    )
-    parser.add_argument(
-        "--adapter", action="store_true", help="export the adapter as it is, not merged"
-    )
-    parser.add_argument(
-        "--push",
-        metavar="OWNER/NAME",
-        help="push it to this repository of a hub, which is created, private, if it is not there; "
-        "the token is HF_TOKEN's or that of `hf auth login`",
-    )
+    where = "where the directory goes; nothing may be there"
+    parser.add_argument("--out", metavar="URI", help=where)
+    as_it_is = "export the adapter as it is, not merged"
+    parser.add_argument("--adapter", action="store_true", help=as_it_is)
+    parser.add_argument("--push", metavar="OWNER/NAME", help=HUB)
 
 
 def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     """Exports the model, and prints where it is."""
-    # Imported late: so the command line is checked, and --help shown, without waiting for torch.
     from cprec.downstream.stored_model import Form
     from cprec.tracking.registry import Registry
     from cprec.workflows.merge import export, plan_export
@@ -54,5 +52,7 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
         print_line(plan.describe())
 
 
+JOB = Job(run_job, __doc__, MODEL_KEYS, add_flags)
+
 if __name__ == "__main__":
-    sys.exit(main(run_job, __doc__, add_flags))
+    sys.exit(main(JOB))

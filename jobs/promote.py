@@ -1,7 +1,8 @@
+# PYTHON_ARGCOMPLETE_OK
 """Promote: the candidate becomes the champion, unless the gate refuses it.
 
-    python jobs/promote.py --run first --evaluate.domain Stationery    the newest version of a run
-    python jobs/promote.py --model 3
+    python jobs/promote.py --run first --evaluate.domain Games    the newest version of a run
+    python jobs/promote.py --model 3 --gate.min_hr1 0.2
     python jobs/promote.py --model out/adapter      any other model becomes a version first
     python jobs/promote.py --rollback
 
@@ -14,23 +15,25 @@ import argparse
 import sys
 
 from cluster.console import print_line
-from cprec.config.command import add_model_flag, main
+from cprec.config.command import MODEL_KEYS, WORKER_KEYS, Job, add_model_flag, main
 from cprec.config.recipe import Recipe
-from cprec.tracking.registry import Registry
-from cprec.tracking.version_names import CANDIDATE
-from cprec.workflows.promote import plan_promotion, plan_rollback, promote, roll_back
+
+EVALUATION = "domain split text max_users batch compile".split()
+KEYS = (*MODEL_KEYS, *WORKER_KEYS, "gate", *(f"evaluate.{key}" for key in EVALUATION))
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds --model and --rollback."""
-    add_model_flag(parser, CANDIDATE, stored_too=True)
-    parser.add_argument(
-        "--rollback", action="store_true", help="make the previous champion the champion again"
-    )
+    add_model_flag(parser, "candidate", stored_too=True)
+    text = "make the previous champion the champion again"
+    parser.add_argument("--rollback", action="store_true", help=text)
 
 
 def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     """Promotes or rolls back, and prints the decision with its reason."""
+    from cprec.tracking.registry import Registry
+    from cprec.workflows.promote import plan_promotion, plan_rollback, promote, roll_back
+
     registry = Registry.from_recipe(recipe)
     if options.dry_run and options.rollback:
         champion, previous = plan_rollback(registry)
@@ -48,5 +51,7 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     print_line(f"version {number} {outcome}: {decision.reason}")
 
 
+JOB = Job(run_job, __doc__, KEYS, add_flags)
+
 if __name__ == "__main__":
-    sys.exit(main(run_job, __doc__, add_flags))
+    sys.exit(main(JOB))

@@ -1,7 +1,10 @@
+# PYTHON_ARGCOMPLETE_OK
 """Serve: rank on request, over HTTP, until Ctrl-C or SIGTERM.
 
     export CPREC_SERVE_TOKEN=$(python -c "import secrets; print(secrets.token_urlsafe(32))")
     python jobs/serve.py my.yaml --model models:/cprec@champion --recommend.domain Games
+    python jobs/serve.py my.yaml --model champion --workers 2 --serve.gpus_per_replica 1
+    python jobs/serve.py my.yaml --model champion --dry-run
 
     curl -H "Authorization: Bearer $CPREC_SERVE_TOKEN" -H "Content-Type: application/json" \\
         -d '{"history": ["item-1", "item-2"], "k": 5}' http://127.0.0.1:8000/rank
@@ -15,10 +18,14 @@ import argparse
 import sys
 
 from cluster.console import print_line
-from cprec.config.command import add_model_flag, main
+from cprec.config.command import MODEL_KEYS, WORKER_KEYS, Job, add_model_flag, main
 from cprec.config.recipe import Recipe
 
 AGAIN = "the same command starts the server again"
+KEYS = (
+    *(*MODEL_KEYS, *WORKER_KEYS, "serve", "recommend", "retrieval", "data.max_history"),
+    *("evaluate.domain", "evaluate.batch"),
+)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +35,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     """Serves the model."""
-    # Imported late: so the command line is checked, and --help shown, without waiting for torch.
     from cprec.serving.access import read_token
     from cprec.tracking.registry import Registry
     from cprec.workflows.serve import plan_service, run_service
@@ -40,5 +46,7 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
         run_service(plan, token, print_line)
 
 
+JOB = Job(run_job, __doc__, KEYS, add_flags, again=AGAIN)
+
 if __name__ == "__main__":
-    sys.exit(main(run_job, __doc__, add_flags, again=AGAIN))
+    sys.exit(main(JOB))

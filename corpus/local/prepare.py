@@ -11,6 +11,7 @@ import polars as pl
 
 from cluster.console import Say
 from cluster.errors import DataError
+from cluster.progress import track
 from corpus.backend import Prepared, UncommittedSamples
 from corpus.ingest import cleaning, quarantine, raw_data
 from corpus.ingest.cleaning import UsableInteractions
@@ -72,9 +73,12 @@ def prepare_domains(data: DataSettings, say: Say) -> LocalPrepared:
     """
     domains: list[_PreparedDomain] = []
     num_items = 0
-    for name in list_domains(data):
-        domains.append(_prepare_domain(data, name, num_items, say))
-        num_items += domains[-1].items.height
+    names = list_domains(data)
+    with track("reading", say, len(names), "domains") as advance:
+        for name in names:
+            domains.append(_prepare_domain(data, name, num_items, say))
+            num_items += domains[-1].items.height
+            advance(1)
     items = pl.concat([empty_items(), *(domain.items for domain in domains)])
     interactions = EncodedInteractions.from_domains(
         [domain.interactions for domain in domains], items

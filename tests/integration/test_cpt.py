@@ -285,7 +285,8 @@ def test_a_run_that_diverges_ends_at_once(place: Path) -> None:
     assert "lower schedule.lr_max" in because
     assert (
         err.splitlines()[-1]
-        == f"fault: DivergenceError: {because}; the same command goes on from the last checkpoint"
+        == f"fault: DivergenceError: {because}; the same command goes on from the last checkpoint; "
+        "see docs/operations/training-failures.md"
     )
     # A second group of workers would have measured it again.
     assert [
@@ -307,4 +308,4 @@ def test_a_base_that_a_worker_cannot_load_is_reported_once(whole: Path, place: P
     ).stderr
     [because] = failures(folder)
     assert because.startswith(f"model.base: {base} lacks 1 weights of the model: model.norm.weight")
-    assert err == f"error: {because}\n"
+    assert err == f"error: {because}\nsee docs/reference/recipe-keys.md\n"

@@ -117,6 +117,12 @@ def test_where_a_version_is_registered(
     assert "20 retrieved items, by version-1" in shown(0, "serve", "--model", "1")
     assert "plan: W = " in shown(0, "cpt")
     assert "exists already" in shown(0, "build_corpus")
+    listed = json.loads(shown(0, "list", "--json"))
+    assert listed["runs"] == []
+    assert [row["version"] for row in listed["corpora"]] == [0]
+    assert [(row["model"], row["checkpoint"]) for row in listed["models"]] == [
+        ("cprec", checkpoint)
+    ]
     other = ("--data.root", f"{place.folder}/more", "--data.domains", "Music")
     assert "would make version 1" in shown(0, "append_domain", *other)
     assert "negatives are wanted" in shown(

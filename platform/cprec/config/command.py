@@ -7,65 +7,61 @@ import argparse
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Collection
 from pathlib import Path
 from types import FrameType
 
-from cluster.errors import FAULT, UserError
+from cluster.errors import FAULT, CprecError, UserError
+from cprec.config.cli import Job as Job
 from cprec.config.cli import parse_arguments
-from cprec.config.recipe import Recipe
 from cprec.config.secrets import redact
 
 DEMO_RECIPE = Path(__file__).resolve().parents[3] / "jobs" / "recipes" / "demo.yaml"
 """Recipe of a job that is started without one."""
 
+MODEL_KEYS = (
+    *("run", "storage", "corpus", "corpus_version", "seed", "mlflow", "tiny", "data.held_out"),
+    *("model.base", "model.revision", "model.precision", "model.max_tokens"),
+)
+"""What a job reads to find a model, and the items that it ranks."""
+
+WORKER_KEYS = ("workers", "cluster", "train.cpus_per_worker", "train.gpus_per_worker")
+"""What a job reads to compute on several workers without training."""
+
 SUCCESS = 0
 USER_ERROR = 1
 INTERRUPTED = 130
 
-STARTS_OVER = "the same command starts over"
 RESUMES = "the same command goes on from the last checkpoint"
-"""What a command does that is given again after its job was interrupted or failed."""
+"""What a command of training does that is given again after an interruption or a fault."""
 
 
-def main(
-    job: Callable[[Recipe, argparse.Namespace], None],
-    description: str,
-    add_flags: Callable[[argparse.ArgumentParser], None] | None = None,
-    actions: Collection[str] = (),
-    again: str = STARTS_OVER,
-) -> int:
+def main(job: Job) -> int:
     """Runs a job on the arguments of this process.
 
     SIGTERM, which `ray job stop` sends, interrupts the job as Ctrl-C does. Ray would replace the
     handler; `cluster.ray_session` keeps it.
-
-    Args:
-        job: Takes the recipe and the flags.
-        description: Text at the top of `--help`.
-        add_flags: Adds the flags that only this job takes.
-        actions: Names of what the job can do; the flag `action` holds the given one, or None.
-        again: What the same command does after an interruption or a fault, for the last line.
 
     Returns:
         The exit code: 0 done, 1 the user's error, 2 a fault, 130 interrupted.
     """
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        recipe, options = parse_arguments(
-            sys.argv[1:], description, DEMO_RECIPE, add_flags, actions, _print_notice
-        )
-        job(recipe, options)
+        recipe, options = parse_arguments(sys.argv[1:], job, DEMO_RECIPE, print_notice)
+        job.run(recipe, options)
     except UserError as error:
-        print(f"error: {redact(str(error))}", file=sys.stderr)
+        print(f"error: {redact(str(error))}\nsee {error.page}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
-        print(f"interrupted; {again}", file=sys.stderr)
+        print(f"interrupted; {job.again}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         # The outermost frame: whatever nobody expected is a fault, and is shown whole.
         print(redact(traceback.format_exc()), end="", file=sys.stderr)
-        print(f"fault: {type(error).__name__}: {redact(str(error))}; {again}", file=sys.stderr)
+        see = f"; see {error.page}" if isinstance(error, CprecError) else ""
+        print(
+            f"fault: {type(error).__name__}: {redact(str(error))}; {job.again}{see}",
+            file=sys.stderr,
+        )
         return FAULT
     return SUCCESS
 
@@ -103,7 +99,8 @@ def add_model_flag(
     )
 
 
-def _print_notice(line: str) -> None:
+def print_notice(line: str) -> None:
+    """Prints a line to stderr."""
     print(line, file=sys.stderr)
 
 

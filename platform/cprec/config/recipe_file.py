@@ -19,7 +19,6 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from cluster.console import Say
 from cluster.errors import RecipeError
-from cluster.storage import read_text
 from cprec.config.recipe import RENAMED_KEYS, Recipe
 from cprec.config.secrets import redact
 
@@ -239,6 +238,9 @@ def format_value(value: Any) -> str:
 
 def _read_recipe(path: str) -> str:
     """Reads a recipe file; raises RecipeError if it is not UTF-8 text."""
+    # Imported late: the clients of object stores, for which --help need not wait.
+    from cluster.storage import read_text
+
     try:
         return read_text(path)
     except UnicodeDecodeError as error:

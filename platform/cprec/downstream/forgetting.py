@@ -81,7 +81,7 @@ def measure_perplexities(
             recipe.cluster.num_cpus or recipe.workers * recipe.train.cpus_per_worker,
         ):
             for model, value in zip(
-                missing, compute_perplexities(recipe, missing, text), strict=True
+                missing, compute_perplexities(recipe, missing, text, say), strict=True
             ):
                 content: StoredPerplexity = {"perplexity": value, "inputs": inputs[model.label]}
                 write_text(

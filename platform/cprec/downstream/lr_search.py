@@ -24,6 +24,7 @@ from torch._C._distributed_c10d import HashStore
 
 from cluster.console import Say
 from cluster.errors import PlatformFault, RunError, UserError
+from cluster.progress import Advance, track
 from cluster.storage import exists, join, read_text, remove, write_text
 from cprec.config.recipe import Recipe
 from cprec.config.sections.finetuning import SearchSettings
@@ -120,30 +121,67 @@ def run_trials(
         recipe = unfinished[0].recipe  # the same for all trials
         max_concurrent = _max_concurrent(recipe)
         say(f"{len(unfinished)} of {len(trials)} trials to train, {max_concurrent} at a time")
-        tuner = tune.Tuner(
-            tune.with_resources(
-                tune.with_parameters(_run_in_tune, trials=unfinished), _trial_resources(recipe)
-            ),
-            param_space={"index": tune.grid_search(list(range(len(unfinished))))},
-            tune_config=tune.TuneConfig(
-                metric="hr1",
-                mode="max",
-                scheduler=_build_scheduler(stopper, recipe.finetune.epochs),
-                max_concurrent_trials=max_concurrent,
-            ),
-            # A new name each time: which trials have ended is known from their own files.
-            run_config=tune.RunConfig(
-                name=uuid.uuid4().hex[:12],
-                storage_path=join(os.path.dirname(unfinished[0].uri), "ray"),
-                verbose=0,
-            ),
-        )
-        # By default Tune catches the first Ctrl-C and returns as if the search were over.
-        os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-        with contextlib.redirect_stdout(None):
-            results = tuner.fit()
+        total = recipe.finetune.epochs * len(unfinished)
+        with track("learning-rate search", say, total, "epochs") as advance:
+            tuner = tune.Tuner(
+                tune.with_resources(
+                    tune.with_parameters(_run_in_tune, trials=unfinished), _trial_resources(recipe)
+                ),
+                param_space={"index": tune.grid_search(list(range(len(unfinished))))},
+                tune_config=tune.TuneConfig(
+                    metric="hr1",
+                    mode="max",
+                    scheduler=_build_scheduler(stopper, recipe.finetune.epochs),
+                    max_concurrent_trials=max_concurrent,
+                ),
+                # A new name each time: which trials have ended is known from their own files.
+                run_config=tune.RunConfig(
+                    name=uuid.uuid4().hex[:12],
+                    storage_path=join(os.path.dirname(unfinished[0].uri), "ray"),
+                    verbose=0,
+                    callbacks=[_EpochCounter(advance, recipe.finetune.epochs)],
+                ),
+            )
+            # By default Tune catches the first Ctrl-C and returns as if the search were over.
+            os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+            with contextlib.redirect_stdout(None):
+                results = tuner.fit()
         _raise_first_error(results)
     return [find_result(trial.uri) or conclude_stopped_trial(trial, stopper) for trial in trials]
+
+
+class _EpochCounter(tune.Callback):
+    """Advances by the epochs of all trials; one that ends earlier has left out its other epochs."""
+
+    def __init__(self, advance: Advance, epochs: int) -> None:
+        """Begins with no epoch.
+
+        Args:
+            advance: Takes how many more epochs are trained or left out.
+            epochs: Epochs of a trial, at most.
+        """
+        self._advance, self._epochs = advance, epochs
+        self._trained: dict[str, int] = {}
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        # Tune stores its callbacks. Who watches this process is not stored.
+        return tune.Callback, ()
+
+    def on_trial_result(
+        self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any
+    ) -> None:
+        """Takes the epoch that a trial has reached."""
+        self._reach(trial.trial_id, int(result["epoch"]))
+
+    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        """Takes the end of a trial."""
+        self._reach(trial.trial_id, self._epochs)
+
+    def _reach(self, trial: str, epoch: int) -> None:
+        before = self._trained.get(trial, 0)
+        if epoch > before:
+            self._trained[trial] = epoch
+            self._advance(epoch - before)
 
 
 def conclude_stopped_trial(trial: Trial, stopper: str) -> TrialResult:

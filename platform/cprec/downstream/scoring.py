@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from cluster import storage
 from cluster.console import Say
-from cluster.errors import CprecError
+from cluster.progress import Advance, track
+from cluster.ray_tasks import get_results, get_streamed, start_with_progress
 from corpus.settings import DEFAULT_TEMPLATE, TemplateName
 from corpus.store.tables import Corpus
 from cprec.baselines.popularity import POPULARITY
@@ -110,10 +111,13 @@ def score_model(
         task = ray.remote(stored_baselines.score_baseline).options(
             num_cpus=recipe.train.cpus_per_worker
         )
-        return np.asarray(
-            get_results([task.remote(recipe, corpus, domain, model.name, model.seed, samples)])[0]
+        reference = task.remote(recipe, corpus, domain, model.name, model.seed, samples)
+        with track(model.label, say):
+            return np.asarray(get_results([reference])[0])
+    with track(model.label, say, len(samples), "samples") as advance:
+        parts = _map_samples(
+            recipe, _score_task, model, corpus, domain, samples, workers, row_encoder, advance
         )
-    parts = _map_samples(recipe, _score_task, model, corpus, domain, samples, workers, row_encoder)
     if notice := parts[0][1]:
         say(f"{model.label}: {notice}")
     return np.concatenate([scores for scores, _ in parts])
@@ -144,22 +148,24 @@ def generate_on_ray(
     Returns:
         Each sample's answers, in order (cprec.evaluate.generation).
     """
-    parts = _map_samples(
-        recipe, _generate_task, model, corpus, domain, samples, workers, row_encoder
-    )
+    with track(f"answers of {model.label}", say, len(samples), "samples") as advance:
+        parts = _map_samples(
+            recipe, _generate_task, model, corpus, domain, samples, workers, row_encoder, advance
+        )
     if reason := parts[0][1]:
         say(f"{model.label}: answers are generated without a cache, which is wrong: {reason}")
     return [answers for part, _ in parts for answers in part]
 
 
 def compute_perplexities(
-    recipe: Recipe, models: Sequence[EvaluatedModel], text: str
+    recipe: Recipe, models: Sequence[EvaluatedModel], text: str, say: Say
 ) -> list[float]:
     """Computes the perplexity of a plain text under each language model, inside a Ray session."""
     task = ray.remote(_perplexity_task).options(
         num_cpus=recipe.train.cpus_per_worker, num_gpus=recipe.train.gpus_per_worker
     )
-    return get_results([task.remote(recipe, model, text) for model in models])
+    with track("perplexity of evaluate.text", say, len(models), "models") as advance:
+        return get_results([task.remote(recipe, model, text) for model in models], advance)
 
 
 def _map_samples(
@@ -171,6 +177,7 @@ def _map_samples(
     samples: pa.Table,
     workers: int,
     row_encoder: RowEncoder | None,
+    advance: Advance,
 ) -> list[Any]:
     """Runs a function as Ray tasks on contiguous parts of the samples.
 
@@ -178,28 +185,18 @@ def _map_samples(
         The result for each part, in the order of the samples.
     """
     bounds = np.linspace(0, len(samples), workers + 1).astype(int)
-    task = ray.remote(function).options(
-        num_cpus=recipe.train.cpus_per_worker, num_gpus=recipe.train.gpus_per_worker
-    )
     parts = [samples.slice(start, stop - start) for start, stop in itertools.pairwise(bounds)]
-    return get_results(
-        [task.remote(recipe, model, corpus, domain, part, row_encoder) for part in parts]
-    )
-
-
-def get_results(references: list[Any]) -> list[Any]:
-    """Waits for Ray tasks and returns their results.
-
-    Raises:
-        CprecError: A task raised it; without the worker's traceback, which tells the user nothing.
-        RayTaskError: A task raised another error.
-    """
-    try:
-        return list(ray.get(references))
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, CprecError):
-            raise error.cause from None
-        raise
+    streams = [
+        start_with_progress(
+            function,
+            *(recipe, model, corpus, domain, part, row_encoder),
+            total=len(part),
+            num_cpus=recipe.train.cpus_per_worker,
+            num_gpus=recipe.train.gpus_per_worker,
+        )
+        for part in parts
+    ]
+    return get_streamed(streams, advance)
 
 
 def load_model(recipe: Recipe, model: EvaluatedModel) -> tuple[Any, Any]:
@@ -276,6 +273,7 @@ def _score_task(
     domain_name: str,
     samples: pa.Table,
     row_encoder: RowEncoder | None,
+    advance: Advance,
 ) -> tuple[NDArray[np.float64], str]:
     """Loads a language model and scores the candidates of samples with it.
 
@@ -286,7 +284,8 @@ def _score_task(
     domain = Domain.from_corpus(corpus, domain_name, recipe.evaluate.split)
     encoder = _build_encoder(recipe, model, network, tokenizer, domain, row_encoder)
     method = prepare_scoring(recipe, network)
-    return score_samples(network, encoder, samples, recipe.evaluate.batch, method), method.notice
+    scores = score_samples(network, encoder, samples, recipe.evaluate.batch, method, advance)
+    return scores, method.notice
 
 
 def _generate_task(
@@ -296,6 +295,7 @@ def _generate_task(
     domain_name: str,
     samples: pa.Table,
     row_encoder: RowEncoder | None,
+    advance: Advance,
 ) -> tuple[list[list[Answer]], str]:
     """Loads a language model and generates its answers to samples.
 
@@ -316,6 +316,7 @@ def _generate_task(
         recipe.evaluate.batch,
         constrained,
         method=method,
+        advance=advance,
     )
     return texts, method.reason
 

@@ -62,6 +62,14 @@ class SearchPlan:
     template: PromptTemplate
     revision: str | None = None
 
+    def describe(self) -> str:
+        """Returns which learning rates are tried, and how often, for people."""
+        search = self.recipe.search
+        return (
+            f"learning rates {', '.join(f'{lr:g}' for lr in self.lrs)}, {search.seeds} seed(s) "
+            f"each; then the best with {search.winner_seeds}"
+        )
+
     def build_trial(self, lr: float, seed: int, behaviour_weights: str | None) -> Trial:
         """Returns one fine-tuning of the search, which has not started yet.
 

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
+from cluster.progress import Advance, unseen
 from cprec.evaluate.candidate_rows import (
     PassKind,
     Query,
@@ -69,6 +70,7 @@ def score_samples(
     samples: pa.Table,
     batch_size: int,
     method: ScoringMethod | None = None,
+    advance: Advance = unseen,
 ) -> NDArray[np.float64]:
     """Scores the candidates of samples with a language model.
 
@@ -78,6 +80,7 @@ def score_samples(
         samples: Samples with the columns `history` and `candidates` (item indices).
         batch_size: Samples of one forward pass, at most.
         method: How to score; None: as `choose_scoring` finds right for this model.
+        advance: Is called with how many more samples are scored.
 
     Returns:
         Scores [n, candidates] in the order of the samples; higher is better.
@@ -88,11 +91,15 @@ def score_samples(
     if method is None:
         queries = list(queries)
         method = choose_scoring(model, max(query.longest for query in queries))
-    return np.stack(score_queries(model, queries, batch_size, method.kind))
+    return np.stack(score_queries(model, queries, batch_size, method.kind, advance))
 
 
 def score_queries(
-    model: PreTrainedModel, queries: Iterable[Query], batch_size: int, kind: PassKind
+    model: PreTrainedModel,
+    queries: Iterable[Query],
+    batch_size: int,
+    kind: PassKind,
+    advance: Advance = unseen,
 ) -> list[NDArray[np.float64]]:
     """Scores the candidates of queries, of which there may be differently many.
 
@@ -103,6 +110,7 @@ def score_queries(
         queries: The queries.
         batch_size: Queries of one forward pass, at most: fewer where they are long.
         kind: Kind of the passes.
+        advance: Is called with how many more queries are taken, after each pass.
 
     Returns:
         Scores of each query's candidates, in the order of the queries; higher is better.
@@ -119,7 +127,7 @@ def score_queries(
 
     log_p: list[torch.Tensor] = []
     numbers: list[NDArray[np.int64]] = []
-    answers = 0
+    answers = taken = 0
     with prepare_model(model, kind):
         max_tokens = PASS_TOKENS[kind]
         if model.device.type == "cpu":
@@ -130,6 +138,8 @@ def score_queries(
             log_p.append(log_probabilities(logits, targets))
             numbers.append(targets.answers + answers)
             answers += sum(len(query.answers) for query in group)
+            advance(len(counts) - taken)
+            taken = len(counts)
     if not log_p:
         return [np.empty(0) for _ in counts]
     sums = np.bincount(np.concatenate(numbers), torch.cat(log_p).cpu().numpy())

@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from cluster.errors import PlatformFault
+from cluster.progress import Advance, unseen
 from cprec.evaluate.answer_matching import Answer, match_exact, match_llara
 from cprec.evaluate.candidate_scoring import PromptEncoder
 from cprec.evaluate.decoding import CachedDecoder, RecomputingDecoder
@@ -95,6 +96,7 @@ def generate_answers(
     constrained: bool,
     max_new_tokens: int = 64,
     method: DecodingMethod | None = None,
+    advance: Advance = unseen,
 ) -> list[list[Answer]]:
     """Generates a list of up to `MAX_LISTED` answers for each sample.
 
@@ -112,6 +114,7 @@ def generate_answers(
         max_new_tokens: Tokens of an answer; more if a candidate's title needs more.
         method: How to generate; None: as `choose_decoding` finds right for this model and these
             prompts.
+        advance: Is called with how many more samples have all their answers.
 
     Returns:
         Each sample's answers, in the order in which they were given.
@@ -120,7 +123,8 @@ def generate_answers(
     histories = samples["history"].to_pylist()
     given: list[list[Answer]] = [[] for _ in candidates]
     open_rows = list(range(len(candidates)))
-    for _ in range(MAX_LISTED):
+    for number in range(MAX_LISTED):
+        last_round = number == MAX_LISTED - 1
         for start in range(0, len(open_rows), batch_size):
             rows = open_rows[start : start + batch_size]
             answers = [[encoder.encode_answer(i) for i in candidates[row]] for row in rows]
@@ -142,6 +146,7 @@ def generate_answers(
                     if answer.exact is None
                     else [item for item in candidates[row] if item != answer.exact]
                 )
+            advance(sum(not candidates[row] or last_round for row in rows))
         open_rows = [row for row in open_rows if candidates[row]]
     return given
 

@@ -10,7 +10,6 @@ from typing import Any, NotRequired, TypedDict, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from cluster.errors import PlatformFault
 
@@ -168,6 +167,8 @@ def length_correlations(scores: NDArray[np.floating[Any]], lengths: NDArray[np.i
         scores: Scores [n, candidates].
         lengths: Characters of the candidates' titles [n, candidates].
     """
+    from scipy import stats  # takes seconds to load, and is needed here alone
+
     score_ranks, length_ranks = (
         ranks - ranks.mean(axis=1, keepdims=True)
         for ranks in (stats.rankdata(values, axis=1) for values in (scores, lengths))

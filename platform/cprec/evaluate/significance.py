@@ -6,11 +6,11 @@ Holm's correction for several data sets. Wilson's bound tests one model against 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from cluster.errors import PlatformFault
 
@@ -67,6 +67,8 @@ def paired_t_test(
         return PairedTest(1, mean, None, None, 1.0, confidence)
     if np.ptp(differences) == 0:
         return PairedTest(n, mean, mean, mean, 1.0 if mean == 0 else 0.0, confidence)
+    from scipy import stats  # takes seconds to load, and is needed here alone
+
     standard_error = float(differences.std(ddof=1)) / np.sqrt(n)
     half_width = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * standard_error
     p = 2 * float(stats.t.sf(abs(mean) / standard_error, n - 1))
@@ -116,7 +118,7 @@ def wilson_interval(fraction: float, n: int, confidence: float = 0.95) -> tuple[
         n: Number of samples, at least 1.
         confidence: Probability that the true proportion is in the interval.
     """
-    z = float(stats.norm.ppf((1 + confidence) / 2))
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
     centre = fraction + z * z / (2 * n)
     spread = z * np.sqrt(fraction * (1 - fraction) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from cluster.console import Say
+from cluster.progress import track
 from cluster.storage import absolute_uri, exists, is_remote, join, upload
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
@@ -79,9 +80,14 @@ def resolve_base(recipe: Recipe, corpus: Corpus, say: Say) -> str:
             f"building the tiny base: {recipe.tiny.layers} layers of {recipe.tiny.hidden}, "
             f"{recipe.tiny.language_steps} steps of language"
         )
-        with tempfile.TemporaryDirectory() as folder:
+        steps = recipe.tiny.language_steps
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            track("building the tiny base", say, steps, "steps") as advance,
+        ):
             directory = Path(folder)
             template = TEMPLATES[corpus.prompt_template]
-            tiny.build(corpus.read_titles(), recipe.tiny, recipe.seed, directory, template)
+            titles = corpus.read_titles()
+            tiny.build(titles, recipe.tiny, recipe.seed, directory, template, advance)
             upload(directory, uri, last="config.json")
     return uri

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cluster.errors import DataError
+from cluster.progress import Advance, unseen
 from corpus.sampling.prompt_text import SEPARATOR
 from cprec.config.sections.model import TinySettings
 from cprec.encode.prompt import PromptTemplate
@@ -31,6 +32,7 @@ def build(
     seed: int,
     directory: Path,
     template: PromptTemplate,
+    advance: Advance = unseen,
 ) -> None:
     """Builds the tiny base and writes it to a directory.
 
@@ -43,6 +45,7 @@ def build(
         seed: Seed of the weights and of the language training.
         directory: Where to write.
         template: Template of the prompts, whose words the tokenizer learns.
+        advance: Is called with 1 after each step of the language training.
 
     Raises:
         DataError: There are no titles.
@@ -57,7 +60,7 @@ def build(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(_llama_config(settings, tokenizer))
-    tiny_training.train(model, tokenizer, titles, settings.language_steps, seed)
+    tiny_training.train(model, tokenizer, titles, settings.language_steps, seed, advance)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
 

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from cluster.progress import Advance, unseen
+
 ROWS_PER_STEP = 8
 """Rows of one optimizer step."""
 TOKENS_PER_ROW = 128
@@ -34,6 +36,7 @@ def train(
     titles: Sequence[str],
     steps: int,
     seed: int,
+    advance: Advance = unseen,
 ) -> list[float]:
     """Trains every weight on generated product text, in place.
 
@@ -43,6 +46,7 @@ def train(
         titles: Titles that the text is made from.
         steps: Number of optimizer steps.
         seed: Seed of the text.
+        advance: Is called with 1 after each step.
 
     Returns:
         The loss of each step, in nats per token.
@@ -66,6 +70,7 @@ def train(
             optimizer.step()
             optimizer.zero_grad()
             losses.append(float(loss.detach()))
+            advance(1)
     model.eval()
     return losses
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.console import Say
+from cluster.progress import track
 from cluster.storage import exists, join, list_names, read_many, write_bytes
 from cprec.retrieval.title_vectors import Embed
 from cprec.retrieval.vector_index import Vectors
@@ -56,12 +57,14 @@ def ensure_vectors(
     missing = [key for key in by_digest if key not in stored]
     if missing:
         say(f"item vectors: {len(missing):,} of {len(by_digest):,} titles have to be embedded")
-    for start in range(0, len(missing), TITLES_PER_FILE):
-        keys = missing[start : start + TITLES_PER_FILE]
-        vectors = embed([by_digest[key] for key in keys])
-        name = hashlib.sha256(b"".join(keys)).hexdigest()[:16]
-        write_bytes(join(folder, f"{name}.parquet"), _to_bytes(keys, vectors))
-        stored.update(zip(keys, vectors, strict=True))
+        with track("item vectors", say, len(missing), "titles") as advance:
+            for start in range(0, len(missing), TITLES_PER_FILE):
+                keys = missing[start : start + TITLES_PER_FILE]
+                vectors = embed([by_digest[key] for key in keys])
+                name = hashlib.sha256(b"".join(keys)).hexdigest()[:16]
+                write_bytes(join(folder, f"{name}.parquet"), _to_bytes(keys, vectors))
+                stored.update(zip(keys, vectors, strict=True))
+                advance(len(keys))
     return np.array([stored[_digest(title)] for title in titles], dtype=np.float32)
 
 

@@ -24,9 +24,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
-from safetensors.torch import load, save_file
+from typing import TYPE_CHECKING
 
 from cluster.errors import AccessDeniedError, PlatformFault, RunError, UserError
 from cluster.storage import (
@@ -42,11 +40,16 @@ from cluster.storage import (
 from cprec.encode.prompt import PROMPT_FILE, PromptTemplate, parse_template
 from cprec.model.adapter_config import adapter_uri
 from cprec.model.adapter_files import ADAPTER_FOLDER
-from cprec.model.training_state import ADAM_MOMENTS, TrainingState
 from cprec.runs.control.attempts import find_successor, list_attempts
 from cprec.runs.control.fence import UNFENCED, RunWriter
 from cprec.runs.records import FileDigest, Manifest
 from cprec.schedule.ledger import Ledger
+
+# Torch is imported late, by what reads or writes tensors: listing runs need not wait for it.
+if TYPE_CHECKING:
+    import torch
+
+    from cprec.model.training_state import TrainingState
 
 CHECKPOINTS = "checkpoints"
 ADAPTER = ADAPTER_FOLDER
@@ -114,8 +117,11 @@ def is_due(
     )
 
 
-def save_training_state(state: TrainingState, directory: Path) -> None:
+def save_training_state(state: "TrainingState", directory: Path) -> None:
     """Writes trainer/ below a local checkpoint folder."""
+    import torch
+    from safetensors.torch import save_file
+
     (directory / TRAINER).mkdir(parents=True, exist_ok=True)
     tensors = {
         f"{kind}/{name}": tensor.contiguous()
@@ -322,11 +328,20 @@ def read_verified_ledger(uri: str) -> Ledger:
     return Ledger.from_json(values)
 
 
-def load_training_state(uri: str) -> TrainingState:
+def is_complete(run_uri: str, name: CheckpointName) -> bool:
+    """Returns whether a checkpoint was saved to its end; its files may be damaged since."""
+    return exists(join(checkpoint_uri(run_uri, name), MANIFEST))
+
+
+def load_training_state(uri: str) -> "TrainingState":
     """Loads trainer/ of a checkpoint, onto the CPU."""
+    from safetensors.torch import load
+
+    from cprec.model.training_state import ADAM_MOMENTS, TrainingState
+
     tensors = load(read_bytes(join(uri, OPTIMIZER)))
 
-    def tensors_of(kind: str) -> dict[str, torch.Tensor]:
+    def tensors_of(kind: str) -> "dict[str, torch.Tensor]":
         prefix = f"{kind}/"
         return {
             name.removeprefix(prefix): tensor

@@ -10,11 +10,21 @@ from typing import Any, Generic, TypeVar
 
 from cluster import local_files
 from cluster.errors import RunError
-from cluster.storage import is_remote, join, read_bytes_if_exists, sha256, write_bytes
+from cluster.storage import (
+    is_remote,
+    join,
+    read_bytes_if_exists,
+    read_tail,
+    sha256,
+    write_bytes,
+)
 from cluster.storage_errors import name_errors
 from cprec.runs.control.fence import UNFENCED, RunWriter
 from cprec.runs.events import Event, RecordDropped, parse_event
 from cprec.runs.records import EVENTS_FILE, TRACE_FILE, Record, TraceRow
+
+TAIL_BYTES = 1 << 14
+"""Bytes at the end of a file that hold its last record."""
 
 R = TypeVar("R", bound=Record)
 Parser = Callable[[Mapping[str, Any]], R]
@@ -128,6 +138,12 @@ def read_trace(run_uri: str) -> list[TraceRow]:
             "which goes on from its last checkpoint"
         )
     return [TraceRow.from_json(json.loads(line)) for line in lines]
+
+
+def read_newest_step(run_uri: str) -> TraceRow | None:
+    """Reads the last row of a run's trace, and no more of the file; None if it has none."""
+    lines, _ = _split_damaged(read_tail(join(run_uri, TRACE_FILE), TAIL_BYTES), TraceRow.from_json)
+    return TraceRow.from_json(json.loads(lines[-1])) if lines else None
 
 
 def _split_damaged(content: bytes, parse: Parser[R]) -> tuple[list[str], list[int]]:

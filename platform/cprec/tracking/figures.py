@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from corpus.sampling.source import Source, SourceKind
 from cprec.downstream.trial_records import TrialResult
+from cprec.evaluate.significance import wilson_interval
 from cprec.runs.events import CorpusVersionAdopted, Event, Resumed
 from cprec.runs.records import TraceRow
 from cprec.runs.run_records import RunRecords
@@ -96,7 +97,7 @@ def plot_schedule(records: RunRecords, wsa: WSA | None) -> str:
             label="trained",
         )
         lr_axes.set_ylabel("learning rate")
-        _mark_events(lr_axes, records.events)
+        _mark_events(lr_axes, records.events, max(steps[-1].end, wsa.annealing_end if wsa else 0))
         _shade_phases(lr_axes, steps)
         _stack_sources(source_axes, steps)
         for axes in perplexity_axes:
@@ -131,26 +132,47 @@ def _plot_curve(steps: Sequence[TraceRow], values: Floats, label: str) -> str:
     return _render_over_samples(draw, label, height=2.4)
 
 
-def plot_trials(results: Sequence[TrialResult], best_lr: float) -> str:
-    """Draws HR@1 on validation of every trial of a search, by epoch and by learning rate."""
+def plot_trials(results: Sequence[TrialResult], best_lr: float, samples: int) -> str:
+    """Draws HR@1 on validation of every trial of a search, by epoch and by learning rate.
+
+    Args:
+        results: The trials.
+        best_lr: The best learning rate.
+        samples: Validation samples that each trial was scored on, from which the 95 % intervals
+            follow.
+    """
+
+    def reach(hr1s: Sequence[float], count: int) -> NDArray[np.float64]:
+        """Returns how far the interval (Wilson) of each HR@1 reaches: below, above [2, n]."""
+        bounds = np.array([wilson_interval(hr1, count) for hr1 in hr1s]).reshape(-1, 2).T
+        return np.asarray(np.abs(bounds - np.array(hr1s)))
 
     def draw(figure: Figure) -> None:
         curves, summary = figure.subplots(1, 2)
-        for result in results:
-            curves.plot(
-                range(1, len(result.history) + 1),
+        # Side by side, so that the intervals of one epoch can be told apart.
+        shifts = np.linspace(-0.1, 0.1, len(results))
+        for shift, result in zip(shifts, results, strict=True):
+            curves.errorbar(
+                np.arange(1, len(result.history) + 1) + shift,
                 result.history,
+                reach(result.history, samples),
+                elinewidth=0.7,
                 marker=".",
                 linestyle=":" if result.stopped else "-",
                 label=f"{result.lr:g}, seed {result.seed}",
             )
-        curves.set_xlabel("epoch (dotted: cut short)")
+        curves.set_xlabel("epoch (dotted: cut short; bars: 95 %)")
+        curves.set_xticks(range(1, max(len(result.history) for result in results) + 1))
         curves.set_ylabel("HR@1 on validation")
         curves.legend(frameon=False, fontsize=7)
         lrs = sorted({result.lr for result in results})
-        means = [float(np.mean([r.hr1 for r in results if r.lr == lr])) for lr in lrs]
+        hr1s = [[r.hr1 for r in results if r.lr == lr] for lr in lrs]
+        means = [float(np.mean(of_lr)) for of_lr in hr1s]
+        reaches = [
+            reach([mean], samples * len(n))[:, 0] for mean, n in zip(means, hr1s, strict=True)
+        ]
         summary.scatter([r.lr for r in results], [r.hr1 for r in results], color="#8fb8de")
-        summary.plot(lrs, means, color="#1c2430")
+        summary.errorbar(lrs, means, np.array(reaches).T, color="#1c2430", capsize=3)
         summary.axvline(best_lr, color="#b3261e", linestyle=":")
         summary.set_xscale("log")
         summary.set_xlabel("learning rate")
@@ -178,8 +200,14 @@ def downsample(x: Floats, y: Floats) -> tuple[Floats, Floats]:
     return x[starts], np.add.reduceat(y, starts) / sizes
 
 
-def _mark_events(axes: Axes, events: Sequence[Event]) -> None:
-    """Draws a line at each adopted corpus version, with its domains, and at each restart."""
+def _mark_events(axes: Axes, events: Sequence[Event], end: int) -> None:
+    """Draws a line at each adopted corpus version, with its domains, and at each restart.
+
+    Args:
+        axes: The plot of learning rates.
+        events: Events of the run.
+        end: Last sample of the plot.
+    """
     for event in events:
         position = event.samples
         if isinstance(event, CorpusVersionAdopted) and position:
@@ -191,13 +219,17 @@ def _mark_events(axes: Axes, events: Sequence[Event]) -> None:
                 if source.kind is not SourceKind.MIXED
             )
             axes.axvline(position, color=ADOPTION_COLOR, linestyle=":")
+            # On the side of the line where there is more room.
+            is_late = position > end / 2
             axes.annotate(
                 escape_mathtext(f"version {event.version}: {names}"),
                 (position, 0.5),
-                (3, 0),
+                (-3 if is_late else 3, 0),
                 ("data", "axes fraction"),
                 "offset points",
+                ha="right" if is_late else "left",
                 color=ADOPTION_COLOR,
+                wrap=True,
             )
         elif isinstance(event, Resumed):
             axes.axvline(position, color=RESTART_COLOR, linestyle="-.", linewidth=0.8)

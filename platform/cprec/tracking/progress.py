@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 
 from cluster.console import Say
+from cluster.progress import QUIET_S, format_clock
 from cprec.runs.events import (
     AnnealingCalled,
     CorpusVersionAdopted,
@@ -69,6 +70,8 @@ class Progress:
         self._memory_is_checked = False
         self._perplexity: float | None = None
         self._compilations = Compilations()
+        self._newest_step = time.monotonic()
+        self._start_is_said = False
 
     def update(
         self,
@@ -96,6 +99,9 @@ class Progress:
             self._recent = [*self._recent, *rows][-RECENT_STEPS:]
             self._show(rows[-1].phase)
             self._check_memory()
+            self._newest_step = time.monotonic()
+        elif waiting is None:
+            self._show_idle(time.monotonic() - self._newest_step)
         for row in rows:
             if (text := self._compilations.describe(row)) is not None:
                 self._say_on_its_own_line(text)
@@ -111,14 +117,38 @@ class Progress:
 
     def _show(self, phase: str) -> None:
         phase_changed, self._phase = phase != self._phase, phase
-        columns = shutil.get_terminal_size().columns - 1 if self._terminal else UNLIMITED_COLUMNS
-        text = format_progress(self._recent, self._planned_samples, self._perplexity, columns)
+        text = self._format()
         if self._terminal:
-            print(f"\r\x1b[2K{text}", end="", flush=True)
-            self._line_is_open = True
+            self._rewrite_line(text)
         elif phase_changed or time.monotonic() - self._last_shown >= LOG_INTERVAL_S:
             self._last_shown = time.monotonic()
             self._say(text)
+
+    def _show_idle(self, seconds: float) -> None:
+        """Shows that no step ended for a while: workers start, or a checkpoint is saved."""
+        if seconds < QUIET_S:
+            return
+        idle = (
+            f"no step for {format_clock(seconds)}"
+            if self._recent
+            else (f"workers start, tokenise and load the model: {format_clock(seconds)} so far")
+        )
+        if self._terminal:
+            self._rewrite_line(self._format(idle))
+        elif not self._recent and not self._start_is_said:
+            self._start_is_said = True
+            self._say(idle)
+
+    def _format(self, idle: str = "") -> str:
+        columns = shutil.get_terminal_size().columns - 1 if self._terminal else UNLIMITED_COLUMNS
+        if not self._recent:
+            return idle[:columns]
+        planned, perplexity = self._planned_samples, self._perplexity
+        return format_progress(self._recent, planned, perplexity, columns, idle)
+
+    def _rewrite_line(self, text: str) -> None:
+        print(f"\r\x1b[2K{text}", end="", flush=True)
+        self._line_is_open = True
 
     def _check_memory(self) -> None:
         """Says once, after the first steps, if the memory in use is far from the planned."""
@@ -208,6 +238,7 @@ def format_progress(
     planned_samples: int,
     perplexity: float | None = None,
     columns: int = UNLIMITED_COLUMNS,
+    idle: str = "",
 ) -> str:
     """Returns the progress line: the state after the newest step, and speeds over recent steps.
 
@@ -218,6 +249,7 @@ def format_progress(
         planned_samples: Samples of the plan.
         perplexity: Perplexity of evaluate.text as last measured; None if it never was.
         columns: Width of the line; parts that do not fit are left out, the least important first.
+        idle: Says that no step ended for a while; empty: steps go on.
     """
     newest = recent[-1]
     seconds = sum(row.step_s + row.data_wait_s for row in recent) or 1e-9
@@ -240,7 +272,7 @@ def format_progress(
         (7, f"{newest.memory_gb:.1f} GB"),
         (9, f"filled {filled / (computed + filled):.1%}" if filled else ""),
         (6, f"data wait {data_wait:.0%}"),
-        (2, f"{seconds_left // 60}:{seconds_left % 60:02d} left"),
+        (2, idle or f"{format_clock(seconds_left)} left"),
     ]
     parts = [part for part in parts if part[1]]
     while len(line := "  ".join(text for _, text in parts)) > columns and len(parts) > 1:

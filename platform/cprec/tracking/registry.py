@@ -43,6 +43,8 @@ ALIASES: tuple[Alias, ...] = ("champion", "previous")
 FORMER_ALIAS = "candidate"
 """Alias of earlier releases; it named the newest version of whichever run had ended last."""
 
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+"""Tags of an experiment: MLflow opens it at its training runs, not at evaluations of prompts."""
 RUN_TAG = "cprec.run"
 """Tag of an MLflow run: URI of its cprec run."""
 PARENT_TAG = "mlflow.parentRunId"
@@ -194,7 +196,7 @@ class Registry:
         try:
             return str(
                 self.client.create_experiment(
-                    self._experiment_name, artifact_location=self._artifact_location
+                    self._experiment_name, self._artifact_location, EXPERIMENT_TAGS
                 )
             )
         except MlflowException:
@@ -230,7 +232,7 @@ class Registry:
         if not self._numbers(checkpoint):
             self._create_version(checkpoint, lineage, run_id)
         first, *repeated = self._numbers(checkpoint)
-        aliases = self._aliases()
+        aliases = self.aliases()
         if FORMER_ALIAS in aliases:
             self.client.delete_registered_model_alias(self.model, FORMER_ALIAS)
         in_use = {int(number) for alias, number in aliases.items() if alias != FORMER_ALIAS}
@@ -296,7 +298,7 @@ class Registry:
 
     def version_by_alias(self, name: Alias) -> Version | None:
         """Returns the version that an alias points at, or None."""
-        number = self._aliases().get(name)
+        number = self.aliases().get(name)
         return None if number is None else self.version(int(number))
 
     def require_unregistered(self, run_uri: str) -> None:
@@ -361,7 +363,13 @@ class Registry:
             ],
         )
 
-    def _aliases(self) -> Mapping[str, str]:
+    def models(self) -> list[str]:
+        """Returns the names of all registered models of the store, the first thousand."""
+        if not self._store_exists():
+            return []
+        return [str(model.name) for model in self.client.search_registered_models(max_results=1000)]
+
+    def aliases(self) -> Mapping[str, str]:
         """Returns the aliases of the model: name to number of the version."""
         if not (self._store_exists() and self._model_exists()):
             return {}

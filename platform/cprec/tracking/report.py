@@ -3,7 +3,6 @@
 It shows whatever records there are, so it can be made while the run is under way.
 """
 
-import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -128,9 +127,8 @@ def _audit_rows(audit: AuditReport | None) -> list[dict[str, Any]]:
 
 def _event_row(event: Event) -> dict[str, Any]:
     """Returns one row of the table of events."""
-    details = ", ".join(
-        f"{name}: {value if isinstance(value, str) else json.dumps(value)}"
-        for name, value in event.details().items()
+    details = "; ".join(
+        f"{name}: {format_detail(value)}" for name, value in event.details().items()
     )
     return {
         "time": _format_time(event.time),
@@ -138,6 +136,21 @@ def _event_row(event: Event) -> dict[str, Any]:
         "event": event.event,
         "details": details,
     }
+
+
+def format_detail(value: Any) -> str:
+    """Returns the value of a field of an event, for people."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {format_detail(part)}" for name, part in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(format_detail, value)) or "none"
+    return str(value)
 
 
 def _format_time(seconds: float) -> str:

@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from cluster import storage
 from cluster.console import Say
+from cluster.progress import track
 from cluster.ray_session import ray_session
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
@@ -125,7 +126,8 @@ def _load_or_predict(plan: EvaluationPlan, folder: str, say: Say) -> list[pa.Tab
         workers = min(recipe.workers, len(samples))
         num_cpus = recipe.cluster.num_cpus or workers * recipe.train.cpus_per_worker
         with ray_session(recipe.cluster.address, num_cpus):
-            encoders = _row_encoders(recipe, plan.corpus, missing)
+            with track("tokenising titles", say):
+                encoders = _row_encoders(recipe, plan.corpus, missing)
             for model in missing:
                 say(f"scoring {model.label}: {len(samples):,} samples, {workers} worker(s)")
                 place = _model_folder(recipe, folder, model)

@@ -12,14 +12,16 @@ Below `<storage>/<run>/finetune/<domain>/<name>/`:
 A search that is started again trains what is missing of it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import ray
 
 from cluster.console import Say
 from cluster.errors import RecipeError, RunError
+from cluster.progress import track
 from cluster.ray_session import ray_session
+from cluster.ray_tasks import get_results
 from cluster.storage import join, write_text
 from corpus.store.tables import Corpus
 from cprec.baselines.popularity import POPULARITY
@@ -28,7 +30,7 @@ from cprec.config.recipe import Recipe
 from cprec.downstream import lr_search, stored_baselines
 from cprec.downstream.domain import Domain
 from cprec.downstream.known_items import is_hybrid
-from cprec.downstream.scoring import EvaluatedModel, get_results
+from cprec.downstream.scoring import EvaluatedModel
 from cprec.downstream.search_plan import (
     FRESH,
     SearchPlan,
@@ -94,6 +96,21 @@ class SearchResult:
     plot_uri: str
     equal_lrs: tuple[float, ...]
 
+    def describe(self) -> Iterator[str]:
+        """Yields the winner, and where everything is, for people."""
+        yield (
+            f"best learning rate {self.lr:g}: HR@1 {self.best.hr1:.4f} on validation "
+            f"after epoch {self.best.epoch} (seed {self.best.seed})"
+        )
+        if self.equal_lrs:
+            yield (
+                f"the search cannot tell it from {', '.join(f'{lr:g}' for lr in self.equal_lrs)}: "
+                "their HR@1 on validation are equal within noise; more finetune.validation_users "
+                "or search.seeds would tell more"
+            )
+        yield f"registered {self.model} version {self.version}: {self.best.checkpoint}"
+        yield f"plot: {self.plot_uri}"
+
 
 def search_and_register(recipe: Recipe, registry: Registry, say: Say) -> SearchResult:
     """Searches the learning rate, trains the best one with several seeds, and registers a version.
@@ -123,8 +140,8 @@ def search_and_register(recipe: Recipe, registry: Registry, say: Say) -> SearchR
     with ray_session(recipe.cluster.address, _logical_cpus(recipe)):
         behaviour_weights = None
         if recipe.finetune.hybrid:
-            say("item embeddings of SASRec")
-            behaviour_weights = _train_sasrec(plan)
+            with track("item embeddings of SASRec", say):
+                behaviour_weights = _train_sasrec(plan)
         trials = [
             plan.build_trial(lr, seed, behaviour_weights)
             for lr in plan.lrs
@@ -145,7 +162,8 @@ def search_and_register(recipe: Recipe, registry: Registry, say: Say) -> SearchR
     best = max(winner_results, key=lambda result: result.hr1)
     _log_trials(registry, tracker, [*trials, *winner_trials], [*results, *winner_results])
     plot_uri = join(plan.uri, PLOT)
-    write_text(plot_uri, plot_trials(results, best_lr))
+    samples = _count_validation_samples(plan)
+    write_text(plot_uri, plot_trials(results, best_lr, samples))
     SearchSummary(
         plan.name,
         plan.domain,
@@ -159,7 +177,7 @@ def search_and_register(recipe: Recipe, registry: Registry, say: Say) -> SearchR
     )
     card = publish_card(registry.with_model(model), version)
     write_text(join(best.checkpoint, checkpoint.ADAPTER, CARD_FILE), card.content)
-    equal_lrs = lr_search.lrs_within_noise(results, _count_validation_samples(plan))
+    equal_lrs = lr_search.lrs_within_noise(results, samples)
     return SearchResult(best_lr, results, winner_results, best, model, version, plot_uri, equal_lrs)
 
 

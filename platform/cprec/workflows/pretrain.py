@@ -3,6 +3,7 @@
 from collections.abc import Collection
 
 from cluster.console import Say
+from cluster.progress import track
 from cluster.storage import absolute_uri
 from corpus.ingest.plain_text import read_plain_text
 from corpus.store.tables import Corpus
@@ -48,7 +49,8 @@ def pretrain(recipe: Recipe, corpus: Corpus, allow: Collection[str], say: Say) -
         tracker = Tracker(registry, run_uri, recipe.run)
         tracker.log_params(recipe.flatten())
         train_run(job, run_plan, held, tracker, say)
-        return finish_run(job, held.lease, registry, tracker, say)
+        with track("audit, report and registration", say):
+            return finish_run(job, held.lease, registry, tracker, say)
 
 
 def preview(recipe: Recipe, corpus: Corpus, allow: Collection[str], say: Say) -> None:

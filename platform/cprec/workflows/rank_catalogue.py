@@ -18,13 +18,15 @@ from numpy.typing import NDArray
 
 from cluster.console import Say
 from cluster.errors import CorpusError, RecipeError
+from cluster.progress import track
+from cluster.ray_tasks import get_results
 from corpus.store.tables import Corpus
 from cprec.baselines.popularity import POPULARITY
 from cprec.baselines.training import iter_catalogue_scores
 from cprec.config.recipe import Recipe
 from cprec.downstream import stored_baselines
 from cprec.downstream.domain import Domain
-from cprec.downstream.scoring import EvaluatedModel, get_results, load_model, score_model
+from cprec.downstream.scoring import EvaluatedModel, load_model, score_model
 from cprec.evaluate import catalogue_predictions
 from cprec.ranking.items import DomainItems
 from cprec.ranking.ranker import MIN_CANDIDATES
@@ -149,7 +151,8 @@ class CatalogueRanking:
             recipe, corpus = self.catalogue.recipe, self.catalogue.corpus
             task = ray.remote(_rank_with_baseline).options(num_cpus=recipe.train.cpus_per_worker)
             arguments = (recipe, corpus, self.catalogue.domain, model, self.samples)
-            table = get_results([task.remote(*arguments)])[0]
+            with track(f"ranking with {model.label}", say):
+                table = get_results([task.remote(*arguments)])[0]
         else:
             table = self._rank_retrieved(model, retrieved, workers, row_encoder, say)
         seconds = time.monotonic() - started
@@ -222,7 +225,8 @@ class CatalogueRanking:
             num_cpus=recipe.train.cpus_per_worker
         )
         name = self.catalogue.domain.name
-        get_results([task.remote(recipe, corpus, name, "sasrec", recipe.seed)])
+        with track("SASRec", say):
+            get_results([task.remote(recipe, corpus, name, "sasrec", recipe.seed)])
 
 
 def embed_on_ray(recipe: Recipe, model: EvaluatedModel, workers: int) -> Embed:

@@ -14,6 +14,7 @@ from cprec.model.base_uri import is_unbuilt, resolve_base
 from cprec.ranking.histories import read_user_history
 from cprec.ranking.items import DomainItems, open_items, require_text_only
 from cprec.ranking.ranker import MIN_CANDIDATES, Ranker
+from cprec.workflows.models import describe_model
 
 BYTE_ORDER_MARK = "\ufeff"
 """First character of what some editors write."""
@@ -32,6 +33,13 @@ class Request:
     history: Sequence[str]
     candidates: Sequence[str]
     items: DomainItems | None
+
+    def describe(self, model: EvaluatedModel) -> str:
+        """Returns what is ranked by which model, for people."""
+        return (
+            f"{len(self.candidates)} candidates after a history of {len(self.history)}, with "
+            f"{model.label}:\n  {describe_model(model)}"
+        )
 
 
 def plan_request(

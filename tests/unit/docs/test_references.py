@@ -266,13 +266,7 @@ def problem_of(words: list[str]) -> str | None:
     demo = str(ROOT / "jobs" / "recipes" / "demo.yaml")
     arguments = [demo if re.fullmatch(r"\S+\.ya?ml", word) else word for word in arguments]
     try:
-        parse_arguments(
-            arguments,
-            "",
-            Path(demo),
-            module.get("add_flags"),
-            ("status", *module["ACTIONS"]) if "ACTIONS" in module else (),
-        )
+        parse_arguments(arguments, module["JOB"], Path(demo))
     except (UserError, argparse.ArgumentError) as error:
         return str(error)
     return None

@@ -72,7 +72,7 @@ def check_unchanged(recipe: Recipe, run_uri: str, allow: Collection[str] = ()) -
     known_keys = {key for key, *_ in iter_keys()}
     allow = [RENAMED_KEYS.get(key, key) for key in allow]
     if unknown := sorted(set(allow) - known_keys):
-        raise RecipeError(f"--allow-change {unknown[0]}: no such key; --help lists every key")
+        raise RecipeError(f"--allow-change {unknown[0]}: no such key; --help-all lists every key")
     recipe_uri = join(run_uri, RECIPE_FILE)
     if not exists(recipe_uri):
         return None

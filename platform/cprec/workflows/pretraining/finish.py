@@ -13,6 +13,7 @@ from cprec.runs.control.lease import Lease
 from cprec.runs.events import RunFinished
 from cprec.runs.json_lines import open_events
 from cprec.runs.records import AUDIT_FILE, AuditReport
+from cprec.runs.run_plan import RunPlan
 from cprec.runs.run_records import read_run_records
 from cprec.stream.segments import sample_id_reader
 from cprec.tracking import report
@@ -35,6 +36,8 @@ class RunResult:
         version: Registered version of its last checkpoint.
         audit: Planned against trained samples.
         dropped_titles: Titles of histories that did not fit into model.max_tokens.
+        stable_checkpoint: Last checkpoint (URI) before annealing, from which another run can go on;
+            None where there is none.
     """
 
     run_uri: str
@@ -43,6 +46,7 @@ class RunResult:
     version: int
     audit: AuditReport
     dropped_titles: int
+    stable_checkpoint: str | None
 
     def print_summary(self, model_name: str, say: Say) -> None:
         """Says what was trained and where it is; `model_name` is the registered model."""
@@ -108,4 +112,14 @@ def finish_run(
         version,
         audit_report,
         sum(step.dropped_titles for step in records.trace),
+        _find_stable_checkpoint(job.run_uri, run_plan),
     )
+
+
+def _find_stable_checkpoint(run_uri: str, run_plan: RunPlan) -> str | None:
+    """Returns the last complete checkpoint of the stable phase; None if there is none."""
+    stable_end = run_plan.plan.wsa.stable_end
+    for name in checkpoint.list_checkpoints(run_uri):
+        if 0 < name.samples <= stable_end and checkpoint.is_complete(run_uri, name):
+            return checkpoint.checkpoint_uri(run_uri, name)
+    return None

@@ -5,15 +5,18 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import RecipeError
-from cprec.config.cli import parse_arguments
+from cprec.config.cli import Job, parse_arguments
 from cprec.config.recipe import RENAMED_KEYS, Recipe
 from cprec.config.recipe_file import iter_keys
+
+JOB = Job(lambda recipe, options: None, "A job.", ("run", "search", "finetune", "baseline"))
+SENDER = Job(JOB.run, JOB.description, ("run",), actions=("status", "anneal"))
 
 
 def resolve(tmp_path: Path, text: str, *arguments: str) -> Recipe:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(text)
-    return parse_arguments([str(recipe), *arguments], "a job", recipe)[0]
+    return parse_arguments([str(recipe), *arguments], JOB, recipe)[0]
 
 
 def test_every_key_has_a_description_and_can_be_given_on_the_command_line(tmp_path: Path) -> None:
@@ -71,9 +74,8 @@ def test_an_action_may_stand_anywhere(tmp_path: Path, arguments: list[str]) -> N
     recipe.write_text("seed: 3")
     resolved, options = parse_arguments(
         [str(recipe) if argument == "R" else argument for argument in arguments],
-        "a job",
+        SENDER,
         tmp_path / "none.yaml",
-        actions=("status", "anneal"),
     )
     assert (resolved.run, resolved.seed, options.action) == ("trunk", 3, "status")
 
@@ -83,12 +85,7 @@ def test_a_mistyped_action_is_answered_with_the_actions(tmp_path: Path) -> None:
         RecipeError,
         match=r"'aneal' is neither a recipe \(.yaml or .json\) nor one of status, anneal",
     ):
-        parse_arguments(
-            ["aneal", "--run", "trunk"],
-            "a job",
-            tmp_path / "none.yaml",
-            actions=("status", "anneal"),
-        )
+        parse_arguments(["aneal", "--run", "trunk"], SENDER, tmp_path / "none.yaml")
 
 
 def test_a_key_may_be_given_under_its_old_name(tmp_path: Path) -> None:
@@ -96,7 +93,7 @@ def test_a_key_may_be_given_under_its_old_name(tmp_path: Path) -> None:
     recipe.write_text("search: {rates: [1e-2]}\nbaseline: {rate: 0.3}")
     lines: list[str] = []
     arguments = [str(recipe), "--search.rates", "1e-5,1e-3", "--finetune.floor=0.5"]
-    resolved, _ = parse_arguments(arguments, "a job", recipe, say=lines.append)
+    resolved, _ = parse_arguments(arguments, JOB, recipe, say=lines.append)
     assert resolved.search.lrs == (1e-5, 1e-3)
     assert resolved.finetune.lr_min_ratio == 0.5
     assert resolved.baseline.lr == 0.3

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from cluster.errors import FAULT, UserError
+from cluster.errors import FAULT, CprecError, PlatformFault, RecipeError, UserError
 from cprec.config import command
+from cprec.config.cli import Job
 
 ROOT = Path(__file__).resolve().parents[4]
+STARTS_OVER = "the same command starts over"
 JOBS = {
-    path.stem: command.STARTS_OVER
-    for path in (ROOT / "jobs").glob("*.py")
-    if path.stem != "source_roots"
+    path.stem: STARTS_OVER for path in (ROOT / "jobs").glob("*.py") if path.stem != "source_roots"
 } | {
     "cpt": command.RESUMES,
     "anneal": command.RESUMES,
@@ -55,7 +55,7 @@ def _broken() -> None:
     ("action", "code", "message"),
     [
         (lambda: None, command.SUCCESS, ""),
-        (_refused, command.USER_ERROR, "error: no such run\n"),
+        (_refused, command.USER_ERROR, "error: no such run\nsee docs/operations/README.md\n"),
         (
             _terminated,
             command.INTERRUPTED,
@@ -71,7 +71,7 @@ def test_exit_code_and_message(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["job.py"])
-    assert command.main(lambda recipe, options: action(), "A job.") == code
+    assert command.main(Job(lambda recipe, options: action(), "A job.", ())) == code
     assert capsys.readouterr().err == message
 
 
@@ -82,8 +82,8 @@ def test_an_interrupted_job_says_what_its_command_does_next(
     """Only jobs that train have a checkpoint to go on from."""
     said: list[str] = []
 
-    def note(*_: object, again: str = command.STARTS_OVER, **__: object) -> int:
-        said.append(again)
+    def note(job: Job) -> int:
+        said.append(job.again)
         return 0
 
     monkeypatch.setattr(command, "main", note)
@@ -97,7 +97,7 @@ def test_what_nobody_expected_is_shown_whole(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["job.py"])
-    assert command.main(lambda recipe, options: _broken(), "A job.") == FAULT
+    assert command.main(Job(lambda recipe, options: _broken(), "A job.", ())) == FAULT
     shown = capsys.readouterr().err
     assert "Traceback" in shown
     assert shown.splitlines()[-1] == (
@@ -109,7 +109,29 @@ def test_a_key_under_its_old_name_is_noted_in_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["job.py", "--search.rates", "1e-3"])
-    assert command.main(lambda recipe, options: print(recipe.search.lrs), "A job.") == 0
+    job = Job(lambda recipe, options: print(recipe.search.lrs), "A job.", ())
+    assert command.main(job) == 0
     shown = capsys.readouterr()
     assert shown.out == "(0.001,)\n"
     assert shown.err == "--search.rates is now called --search.lrs\n"
+
+
+def test_each_kind_of_error_names_a_page_that_is_there(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kinds(of: type[CprecError]) -> Iterator[type[CprecError]]:
+        for kind in of.__subclasses__():
+            yield kind
+            yield from kinds(kind)
+
+    monkeypatch.setattr(sys, "argv", ["job.py"])
+    found = list(kinds(CprecError))
+    assert {RecipeError, PlatformFault} <= set(found)
+    for kind in found:
+        assert (ROOT / kind.page).is_file(), kind
+
+        def fail(recipe: object, options: object, kind: type[CprecError] = kind) -> None:
+            raise kind("broken")
+
+        command.main(Job(fail, "A job.", ()))
+        assert capsys.readouterr().err.rstrip().endswith(f"see {kind.page}")

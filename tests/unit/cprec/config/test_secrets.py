@@ -2,12 +2,13 @@
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cluster.errors import RecipeError
-from cprec.config.cli import parse_arguments
+from cprec.config.cli import Job, parse_arguments
 from cprec.config.command import main
 from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import iter_keys, load_recipe
@@ -54,10 +55,11 @@ def test_a_secret_in_a_key_is_refused_without_repeating_it(
     file.write_text(json.dumps({section: {name: secret} if name else secret}))
     for arguments in ([str(file)], [f"--{key}", secret]):
         with pytest.raises(RecipeError, match=f"{key} holds .* in the environment") as caught:
-            parse_arguments(arguments, "", file if arguments[0] == str(file) else EMPTY)
+            parse_arguments(arguments, JOB, file if arguments[0] == str(file) else EMPTY)
         assert PLANTED not in str(caught.value)
 
 
+JOB = Job(lambda recipe, options: None, "A job.", ())
 EMPTY = Path(__file__).resolve().parents[4] / "jobs" / "recipes" / "demo.yaml"
 
 
@@ -90,7 +92,7 @@ def test_a_secret_in_a_flag_is_refused() -> None:
         parser.add_argument("--text")
 
     with pytest.raises(RecipeError, match="text holds a password"):
-        parse_arguments(["--text", SECRETS[4]], "", EMPTY, add_flag)
+        parse_arguments(["--text", SECRETS[4]], replace(JOB, add_flags=add_flag), EMPTY)
 
 
 @pytest.mark.parametrize("text", NO_SECRETS)
@@ -112,7 +114,7 @@ def test_a_job_that_fails_prints_no_secret(
         raise error(f"cannot reach {SECRETS[0]}")
 
     monkeypatch.setattr("sys.argv", ["job"])
-    assert main(fail, "fails") == (1 if error is RecipeError else 2)
+    assert main(Job(fail, "fails", ())) == (1 if error is RecipeError else 2)
     printed = capsys.readouterr()
     assert "cannot reach postgresql://***@host/mlflow" in printed.err
     assert PLANTED not in printed.err + printed.out

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import Field, TypeAdapter
 
 from cluster.errors import RecipeError
-from cprec.config.cli import option_name, parse_arguments
+from cprec.config.cli import Job, option_name, parse_arguments
 from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import iter_keys, load_recipe
 from cprec.config.typed_text import metavar, parse_text
@@ -96,7 +96,8 @@ def test_help_shows_the_type(annotation: Any, shown: str) -> None:
 
 def resolve(tmp_path: Path, *arguments: str) -> Recipe:
     (tmp_path / "recipe.yaml").write_text("")
-    return parse_arguments(list(arguments), "a job", tmp_path / "recipe.yaml")[0]
+    job = Job(lambda recipe, options: None, "A job.", ())
+    return parse_arguments(list(arguments), job, tmp_path / "recipe.yaml")[0]
 
 
 def test_names_may_look_like_something_else(tmp_path: Path) -> None:

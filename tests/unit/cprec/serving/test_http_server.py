@@ -2,7 +2,7 @@
 
 import asyncio
 
-from cprec.config.recipe import ServeSettings
+from cprec.config.sections.recommendation import ServeSettings
 from cprec.serving.dispatcher import Dispatcher
 from cprec.serving.http_app import build_app
 from cprec.serving.http_server import MAX_HEADER_BYTES, build_server, listen

@@ -149,3 +149,42 @@ def test_a_hold_is_no_work_and_no_wait_for_data() -> None:
     assert "10,000 tokens/s in steps" in summary
     assert "10.0 min held open" in summary
     assert "0.0 min of waiting for data" in summary
+
+
+class Clock:
+    """A clock that stands until it is moved."""
+
+    def __init__(self) -> None:
+        self.now = time.time()
+
+    def time(self) -> float:
+        return self.now
+
+    monotonic = time
+
+
+def test_a_start_or_a_checkpoint_that_takes_a_while_is_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr("cprec.tracking.progress.time", clock)
+    plain: list[str] = []
+    progress = Progress(640, plain.append)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr(
+        "shutil.get_terminal_size", lambda fallback=(80, 24): os.terminal_size((80, 24))
+    )
+    live = Progress(640, print)
+    for news in ((), (), rows(2), (), ()):
+        clock.now += 4.0
+        for shown in (progress, live):
+            shown.update(news)
+    assert [line for line in plain if "samples" not in line] == [
+        "workers start, tokenise and load the model: 0:08 so far"
+    ]
+    lines = capsys.readouterr().out.split("\r\x1b[2K")[1:]
+    assert [line.rpartition("  ")[2] for line in lines] == [
+        "workers start, tokenise and load the model: 0:08 so far",
+        "0:01 left",
+        "no step for 0:08",
+    ]

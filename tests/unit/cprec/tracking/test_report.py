@@ -142,8 +142,11 @@ def test_the_schedule_picture_marks_what_joined_restarts_and_the_plan(run: Path)
     }
     with (run / "events.jsonl").open("a") as file:
         file.write(json.dumps(resumed) + "\n")
-    picture = report.write(read_run_records(str(run)))["schedule.svg"]
+    pages = report.write(read_run_records(str(run)))
+    picture = pages["schedule.svg"]
     assert (run / "schedule.svg").read_text() == picture
+    # Events are told in words, without JSON.
+    assert "<b>resumed</b> from: x; attempt: 1; workers: 2" in pages["report.html"]
     for shown in (
         "version 1: Music",
         "restart",
@@ -180,6 +183,41 @@ def test_the_perplexity_of_the_text_is_drawn_where_it_was_measured(run: Path) ->
     assert "perplexity of the text: 12.5 → 15.75" in pages["report.html"]
     assert "perplexity of text" in pages["schedule.svg"]
     assert read_run_records(str(run)).perplexities == sorted(set(measured))
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (16.01130075, "16.01"),
+        (12_288, "12,288"),
+        (True, "yes"),
+        ({"domain/Garden": 1_024, "mixed": 12}, "domain/Garden 1,024, mixed 12"),
+        ([3, 4], "3, 4"),
+        ([], "none"),
+    ],
+)
+def test_details_of_events_are_for_people(value: object, shown: str) -> None:
+    assert report.format_detail(value) == shown
+
+
+@pytest.mark.parametrize(("samples", "anchor"), [(10 * BATCH, "start"), (590 * BATCH, "end")])
+def test_the_label_of_a_join_stands_on_the_side_with_more_room(
+    run: Path, samples: int, anchor: str
+) -> None:
+    joined = {
+        "time": 1_700_000_400.0,
+        "event": "corpus_version_adopted",
+        "version": 7,
+        "samples": samples,
+        "sources": {"domain/Automotive": 64},
+        "S": 500 * BATCH,
+        "A": STEPS * BATCH,
+    }
+    with (run / "events.jsonl").open("a") as file:
+        file.write(json.dumps(joined) + "\n")
+    picture = report.write(read_run_records(str(run)))["schedule.svg"]
+    (label,) = re.findall(r"<text [^>]*>version 7: Automotive</text>", picture)
+    assert (f"text-anchor: {anchor}" in label) or (anchor == "start" and "anchor" not in label)
 
 
 def test_what_came_from_outside_is_escaped(run: Path) -> None:

@@ -81,7 +81,7 @@ def test_a_search_depends_on_what_decides_its_trials_alone(tmp_path: Path, corpu
     def plan(values: dict[str, Any]) -> SearchPlan:
         recipe = validate_recipe({"model": values}, "test")
         return SearchPlan(
-            recipe, corpus, "Games", "cprec", str(tmp_path), "base", "start", None, (0.1,)
+            recipe, corpus, "Games", "cprec", str(tmp_path), "base", "start", None, (0.1,), TABLE1
         )
 
     lock_identity(plan({"precision": "bf16"}))

@@ -1,0 +1,58 @@
+"""What cpt says at its end: commands that parse, and mean the same run."""
+
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from cprec.config.cli import Job, parse_arguments
+from cprec.config.recipe import Recipe
+from cprec.workflows.pretraining.next_steps import describe_next_steps
+
+DEMO = Path(__file__).resolve().parents[4] / "jobs" / "recipes" / "demo.yaml"
+JOB = Job(lambda recipe, options: None, "A job.", ("run",))
+STABLE = "/s/first/checkpoints/000000002048-0"
+
+
+def commands(
+    monkeypatch: pytest.MonkeyPatch, *arguments: str, stable: str | None = STABLE
+) -> list[tuple[str, Recipe]]:
+    """The jobs that cpt names at its end, each with the recipe that it would run."""
+    recipe, options = parse_arguments(arguments, JOB, DEMO)
+    monkeypatch.setattr(sys, "argv", ["jobs/cpt.py", *arguments])
+    head, *lines = describe_next_steps(recipe, options, stable)
+    assert head == "next:"
+    found = []
+    for line in lines:
+        python, job, *words = shlex.split(line[line.index("python ") :])
+        assert python == "python"
+        found.append((job, parse_arguments(words, JOB, DEMO)[0]))
+    return found
+
+
+def test_the_next_commands_name_the_run_and_repeat_where_everything_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "my recipe.yaml"
+    file.write_text(DEMO.read_text())
+    given = commands(
+        monkeypatch,
+        *(str(file), "--run", "first", "--storage", "/s", "--train.gpus_per_worker", "1"),
+        *("--schedule.hold_open", "true"),
+    )
+    assert [job for job, _ in given] == [
+        f"jobs/{name}.py" for name in ("evaluate", "promote", "tune_lr", "append_domain", "cpt")
+    ]
+    for job, recipe in given:
+        assert (recipe.storage, recipe.train.gpus_per_worker) == ("/s", 1), job
+        assert not recipe.schedule.hold_open
+    *same_run, (_, on) = given
+    assert {recipe.run for _, recipe in same_run} == {"first"}
+    assert (on.run, on.continue_from) == ("first-next", STABLE)
+    assert given[0][1].evaluate.domain == given[2][1].finetune.domain == "Games"
+
+
+def test_without_a_stable_checkpoint_nothing_is_continued(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = [job for job, _ in commands(monkeypatch, stable=None)]
+    assert jobs == ["jobs/evaluate.py", "jobs/promote.py", "jobs/tune_lr.py"]
