@@ -1,11 +1,12 @@
 """Measures what the schedule costs.
 
-    python benchmarks/controller.py            planning, handing over segments, resuming
+    python benchmarks/controller.py            planning, segments, 1,024 workers, resuming
     python benchmarks/controller.py --live     also on Ray: segment switches and an append
 
-Without Ray: planning at 1e6, 1e8 and 1e9 samples, handing a segment to 2 and to 512 workers, and
-the first batch after a resume against skipping batches. With --live: the wait at a segment switch,
-the time from an append to its first trained sample, and a segment that nobody requested ahead.
+Without Ray: planning at 1e6, 1e8 and 1e9 samples, handing a segment to 2 and to 512 workers, the
+controller of a run with 1,024 simulated workers (fleet.py), and the first batch after a resume
+against skipping batches. With --live: calls of a controller, the wait at a segment switch, the time
+from an append to its first trained sample, and a segment that nobody requested ahead.
 Prints medians; no figure is checked against a limit.
 """
 
@@ -41,6 +42,8 @@ from cprec.stream.segments import read_worker_batches
 from cprec.stream.sharing_groups import NO_SHARING
 from cprec.train.distributed.controller_actor import start_controller
 from cprec.train.distributed.controller_state import ControllerSettings, WorkerGroup
+
+from fleet import benchmark_workers
 
 SEGMENT = 8192
 """Samples of a segment."""
@@ -259,6 +262,7 @@ def benchmark_requests(recipe: Recipe, run_uri: str) -> None:
         controller = start_controller(settings, lease)
         group = WorkerGroup(attempt=99, world_size=2, samples=0, checkpoint_uri=None)
         ray.get(controller.begin_attempt.remote(group, []))
+        benchmark_calls(controller)
         requesters = [
             ray.remote(num_cpus=0)(Requester).remote(controller, group.attempt, rank)
             for rank in range(group.world_size)
@@ -276,6 +280,18 @@ def benchmark_requests(recipe: Recipe, run_uri: str) -> None:
             f" handed out after {statistics.median(answer_s) * 1e3:.1f} ms,"
             f" first batch {statistics.median(first_batch_s) * 1e3:.0f} ms"
         )
+
+
+def benchmark_calls(controller: Any, calls: int = 2000) -> None:
+    """Prints how many calls a second a controller on Ray answers that has nothing to do for them.
+
+    One process sends them, all at once.
+    """
+    ray.get(controller.notices.remote())
+    seconds = median_seconds(
+        lambda: ray.get([controller.notices.remote() for _ in range(calls)]), repeats=3
+    )
+    print(f"calls of a controller on Ray: {calls / seconds:,.0f}/s")
 
 
 class Requester:
@@ -335,6 +351,7 @@ if __name__ == "__main__":
     options = parser.parse_args()
     benchmark_planning()
     benchmark_hand_over()
+    benchmark_workers()
     benchmark_resume()
     if options.live:
         benchmark_live()

@@ -140,6 +140,11 @@ class Registry:
         """Returns the registry of another registered model in the same experiment."""
         return Registry(self.uri, self._experiment_name, model, self._artifact_location)
 
+    def exists(self) -> bool:
+        """Returns whether there is anything to read: connecting would create a SQLite file."""
+        path = self.uri.removeprefix("sqlite:///")
+        return path == self.uri or Path(path).exists()
+
     @cached_property
     def client(self) -> MlflowClient:
         """The connected client. Connecting raises what MLflow raises while it is away."""
@@ -273,7 +278,7 @@ class Registry:
 
     def versions(self) -> list[Version]:
         """Returns all registered versions, the oldest first."""
-        if not self._store_exists():
+        if not self.exists():
             return []
         query = f"name = '{self.model}'"
         page = self.client.search_model_versions(query)
@@ -336,6 +341,11 @@ class Registry:
         for key, value in tags.items():
             self.client.set_model_version_tag(self.model, str(number), key, value)
 
+    def delete_model(self) -> None:
+        """Deletes the registered model with its versions and aliases, if there is one."""
+        if self._model_exists():
+            self.client.delete_registered_model(self.model)
+
     def set_description(self, number: int, text: str) -> None:
         """Sets the description of a version, which MLflow shows as Markdown."""
         self.client.update_model_version(self.model, str(number), description=text)
@@ -371,15 +381,10 @@ class Registry:
 
     def aliases(self) -> Mapping[str, str]:
         """Returns the aliases of the model: name to number of the version."""
-        if not (self._store_exists() and self._model_exists()):
+        if not (self.exists() and self._model_exists()):
             return {}
         aliases: Mapping[str, str] = self.client.get_registered_model(self.model).aliases
         return aliases
-
-    def _store_exists(self) -> bool:
-        """Returns whether there is anything to read: connecting would create a SQLite file."""
-        path = self.uri.removeprefix("sqlite:///")
-        return path == self.uri or Path(path).exists()
 
     def _model_exists(self) -> bool:
         return bool(self.client.search_registered_models(f"name = '{self.model}'"))

@@ -14,6 +14,7 @@ from cprec.config.recipe import Recipe
 from cprec.tracking.registry import Registry
 from cprec.tracking.tracker import Tracker
 from cprec.tracking.version_names import find_version
+from cprec.workflows.doctor.mlflow_check import check_mlflow
 
 
 @pytest.fixture(scope="module")
@@ -237,3 +238,14 @@ def test_artifacts_of_a_run_on_an_object_store_are_stored_there(s3: str, tmp_pat
     tracker.log_text("report.html", "<p>")
     assert tracker.finish("FINISHED") is None
     assert read_text(f"{s3}/runs/mlflow/{tracker.run_id}/artifacts/report.html") == "<p>"
+
+
+def test_the_doctor_leaves_a_registry_as_it_was(storage: Path) -> None:
+    recipe = Recipe.model_validate({"storage": str(storage), "mlflow": {"model": "examined"}})
+    models = registry(storage, "examined")
+    number = models.register(f"{storage}/run/checkpoints/100-1", {"base": "tiny"})
+    before = [model.name for model in models.client.search_registered_models()]
+    [finding] = check_mlflow(recipe)
+    assert finding.status == "ok", finding
+    assert [version.number for version in models.versions()] == [number]
+    assert [model.name for model in models.client.search_registered_models()] == before

@@ -1,4 +1,4 @@
-"""The page about ports says what ray_cluster.yaml sets, and its NetworkPolicy parses."""
+"""The page about ports says what ray_cluster.yaml sets, and the policies close them."""
 
 import re
 from pathlib import Path
@@ -21,10 +21,13 @@ def test_every_port_that_the_cluster_fixes_is_in_the_table() -> None:
 
 
 def test_the_policy_admits_the_cluster_to_itself_and_the_dashboard_to_clients() -> None:
-    [text] = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
-    policy = yaml.safe_load(text)
+    file = ROOT / "cluster" / "kuberay" / "base" / "network-policy.yaml"
+    policies = {found["metadata"]["name"]: found for found in yaml.safe_load_all(file.read_text())}
+    policy = policies["nodes"]
     assert (policy["apiVersion"], policy["kind"]) == ("networking.k8s.io/v1", "NetworkPolicy")
     itself, clients = policy["spec"]["ingress"]
     assert itself == {"from": [{"podSelector": policy["spec"]["podSelector"]}]}
     assert [port["port"] for port in clients["ports"]] == [8265]
     assert all(source for source in clients["from"])  # an empty selector admits everybody
+    [store] = policies["gcs-store"]["spec"]["ingress"]
+    assert store["from"] == itself["from"]

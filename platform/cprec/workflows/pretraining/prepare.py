@@ -94,7 +94,7 @@ def open_corpus(recipe: Recipe, say: Say) -> Corpus:
     Raises:
         CorpusError: There is no corpus.
     """
-    if _is_built_first(recipe):
+    if is_built_first(recipe):
         build_corpus(recipe, say)
     return Corpus.open(recipe.corpus, recipe.corpus_version)
 
@@ -109,7 +109,7 @@ def preview_corpus(recipe: Recipe, say: Say) -> Iterator[Corpus]:
     Raises:
         CorpusError: There is no corpus.
     """
-    if not _is_built_first(recipe):
+    if not is_built_first(recipe):
         yield Corpus.open(recipe.corpus, recipe.corpus_version)
         return
     say(f"no corpus at {recipe.corpus} yet: it would be built first, of simulated shoppers")
@@ -117,7 +117,7 @@ def preview_corpus(recipe: Recipe, say: Say) -> Iterator[Corpus]:
         yield Corpus.open(corpus.uri, recipe.corpus_version)
 
 
-def _is_built_first(recipe: Recipe) -> bool:
+def is_built_first(recipe: Recipe) -> bool:
     """Returns whether a run builds its corpus: one of simulated shoppers that is missing."""
     samples = join(absolute_uri(recipe.corpus), SAMPLES)
     return recipe.data.format == "simulated" and not exists(samples)

@@ -1,0 +1,33 @@
+"""The image holds what the lock says, as far as its file tells: nothing is built here."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[3]
+DOCKERFILE = (ROOT / "cluster" / "image" / "Dockerfile").read_text()
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def test_the_base_has_the_torch_of_the_lock_and_is_pinned() -> None:
+    [tag] = re.findall(r"^FROM pytorch/pytorch:(\S+)$", DOCKERFILE, re.MULTILINE)
+    locked = (ROOT / "requirements.lock").read_text().splitlines()
+    assert f"torch=={tag.split('-')[0]}" in locked
+
+
+def test_labels_and_tags_are_those_of_the_project() -> None:
+    labels = dict(re.findall(r'org\.opencontainers\.image\.(\w+)="([^"]*)"', DOCKERFILE))
+    assert labels["title"] == PROJECT["name"]
+    assert labels["version"] == PROJECT["version"]
+    assert labels["licenses"] == PROJECT["license"]
+    config = yaml.safe_load((ROOT / "ray_cluster.yaml").read_text())
+    assert config["docker"]["image"].endswith(f"/cprec:{PROJECT['version']}")
+    assert f"/cprec:{PROJECT['version']} ." in DOCKERFILE
+
+
+def test_packages_are_those_of_the_lock_and_nothing_is_resolved() -> None:
+    installs = re.findall(r"pip install (.*)", DOCKERFILE)
+    assert installs
+    assert all("--no-deps" in line and "--requirement" in line for line in installs)
