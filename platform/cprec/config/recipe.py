@@ -5,7 +5,7 @@ bounds and units of its keys. `cprec.config.recipe_file` reads and writes it as 
 """
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -24,8 +24,12 @@ RENAMED_KEYS: Mapping[str, str] = {
 Recipes and command lines may still use the old names, and files of earlier releases contain them.
 """
 
-RESERVED_RUN_NAMES = ("bases", "baselines", "mlflow", "vectors")
+RESERVED_RUN_NAMES = ("bases", "baselines", "mlflow", "reproduction", "vectors")
 """Folders that the storage has beside those of the runs."""
+
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+"""A fraction that is neither nothing nor all."""
 
 
 class ModelSettings(Section):
@@ -650,6 +654,29 @@ class GateSettings(Section):
     )
 
 
+class ReproduceSettings(Section):
+    """`reproduce`: what jobs/reproduce.py shows beside what the other sections say."""
+
+    shares: tuple[Share, ...] = Field(
+        (0.1, 0.2, 0.5),
+        description="fractions of the samples of pre-training, besides none and all, from which "
+        "the domain is fine-tuned (paper Fig. 5)",
+    )
+    generated_users: int = Field(
+        200,
+        ge=1,
+        description="users, in the order of their sample ids, whose answers are generated for the "
+        "Valid Ratio; all others are only scored",
+    )
+
+    @field_validator("shares")
+    @classmethod
+    def _check_shares(cls, shares: tuple[float, ...]) -> tuple[float, ...]:
+        if len(set(shares)) < len(shares):
+            raise ValueError(f"reproduce.shares: each once, not {shares}")
+        return shares
+
+
 class ClusterSettings(Section):
     """`cluster`: the Ray session."""
 
@@ -703,6 +730,7 @@ class Recipe(Section):
     recommend: RecommendSettings = RecommendSettings()
     serve: ServeSettings = ServeSettings()
     gate: GateSettings = GateSettings()
+    reproduce: ReproduceSettings = ReproduceSettings()
     cluster: ClusterSettings = ClusterSettings()
 
     @field_validator("run")

@@ -197,6 +197,12 @@ def run_evaluation(plan: EvaluationPlan, registry: Registry, say: Say) -> Compar
     return comparison
 
 
+def predictions_uri(plan: EvaluationPlan, model: EvaluatedModel) -> str:
+    """Returns where the predictions of a model of a plan are stored."""
+    folder = storage.join(own_run(plan.recipe), EVALUATION_FOLDER, plan.domain)
+    return storage.join(_model_folder(plan.recipe, folder, model), PREDICTIONS)
+
+
 def load_samples(recipe: Recipe) -> tuple[Corpus, str, pa.Table]:
     """Reads the samples that models are scored on.
 
