@@ -39,7 +39,8 @@ class Cell:
         p_users: p of a paired t-test over users, on the mean over seeds of each.
         p_users_holm: The same, by Holm, for all tests of the table or figure.
         p_seeds: p of a paired t-test over seeds; a model with one is compared with each seed of the
-            other. None where neither has several, or they have different numbers of them.
+            other. None where neither has several, they have different numbers of them, or all
+            pairs differ by the same.
         p_seeds_holm: The same, by Holm, for all tests of the table or figure.
         paper: The paper's number, where the data is the paper's.
     """
@@ -96,12 +97,14 @@ def compare(cell: Cell, values: Contributions, reference: str, against: Contribu
     over_users = paired_t_test(against.mean(axis=0), values.mean(axis=0))
     # Whichever of them has a single seed, such as the base, is compared with each of the other's.
     over_seeds = compare_seeds(against, values) or compare_seeds(values, against)
+    # Seeds that all differ by the same would give p = 0, and are no evidence of anything.
+    has_spread = over_seeds is not None and over_seeds.low != over_seeds.high
     return replace(
         cell,
         reference=reference,
         difference=over_users.difference,
         p_users=over_users.p,
-        p_seeds=over_seeds.p if over_seeds else None,
+        p_seeds=over_seeds.p if over_seeds and has_spread else None,
     )
 
 

@@ -59,6 +59,13 @@ def test_a_single_seed_is_compared_with_each_seed_of_the_other() -> None:
     assert compare(CELL, RNG.random((3, 40)), "cprec", several).p_seeds is None
 
 
+def test_seeds_without_spread_show_nothing() -> None:
+    single, equal = RNG.random((1, 40)), np.tile(RNG.random(40), (4, 1))
+    cell = compare(CELL, single, "cprec", equal)
+    assert cell.p_seeds is None
+    assert cell.p_users is not None
+
+
 def test_holm_corrects_for_the_tests_that_there_are() -> None:
     cells = [
         Cell("table3", "Games", "a", "A", "HR@1", 0.1, p_users=0.01),
