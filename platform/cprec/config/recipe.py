@@ -15,6 +15,7 @@ from cprec.config.sections.finetuning import BaselineSettings, FinetuneSettings,
 from cprec.config.sections.model import ModelSettings, TinySettings
 from cprec.config.sections.pretraining import CheckpointSettings, ScheduleSettings, TrainSettings
 from cprec.config.sections.recommendation import RecommendSettings, ServeSettings
+from cprec.config.sections.reproduction import ReproduceSettings
 from cprec.config.sections.services import ClusterSettings, MlflowSettings
 
 RENAMED_KEYS: Mapping[str, str] = {
@@ -29,7 +30,7 @@ RENAMED_KEYS: Mapping[str, str] = {
 Recipes and command lines may still use the old names, and files of earlier releases contain them.
 """
 
-RESERVED_RUN_NAMES = ("bases", "baselines", "mlflow", "vectors")
+RESERVED_RUN_NAMES = ("bases", "baselines", "mlflow", "reproduction", "vectors")
 """Folders that the storage has beside those of the runs."""
 
 
@@ -71,6 +72,7 @@ class Recipe(Section):
     recommend: RecommendSettings = RecommendSettings()
     serve: ServeSettings = ServeSettings()
     gate: GateSettings = GateSettings()
+    reproduce: ReproduceSettings = ReproduceSettings()
     cluster: ClusterSettings = ClusterSettings()
 
     @field_validator("run")

@@ -329,6 +329,8 @@ class TrialObserver(Observer):
         self._measure = measure
         self._report = report
         self._samples_per_epoch = samples_per_epoch(ledger.plan)
+        self._seconds = 0.0
+        self._tokens = 0
 
     def until_stopped(self, steps: Iterator[TrainingStep]) -> Iterator[TrainingStep]:
         """Yields steps until validation has not improved for `finetune.patience` epochs."""
@@ -340,6 +342,8 @@ class TrialObserver(Observer):
     def on_step_end(self, record: StepRecord, step: TrainingStep, engine: Engine) -> None:
         """Counts the step; at the end of an epoch measures, saves and reports."""
         self._ledger = self._ledger.add_step(record.batch.sample_count, record.batch.ids_digest)
+        self._seconds += record.step_s + record.data_wait_s
+        self._tokens += record.batch.token_count
         if record.batch.stop % self._samples_per_epoch:
             return
         hr1 = self._measure()
@@ -352,8 +356,12 @@ class TrialObserver(Observer):
                 "loss": record.loss,
                 "samples": self._ledger.samples,
                 "checkpoint": uri,
+                "seconds": round(self._seconds, 3),
+                "tokens": self._tokens,
+                "memory_gb": round(record.peak_memory_bytes / 1e9, 3),
             }
         )
+        self._seconds, self._tokens = 0.0, 0
         self._save(engine, name, uri)
         self._report({"hr1": hr1, "epoch": len(self._history)})
 

@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from cluster.storage import exists, join, read_text
 
@@ -21,6 +21,9 @@ class EpochResult(TypedDict):
         loss: Loss of the epoch's last step (nats per token).
         samples: Samples seen.
         checkpoint: URI of the epoch's checkpoint.
+        seconds: Time in optimizer steps and waiting for data, without validation (s).
+        tokens: Tokens of the epoch's prompts and answers.
+        memory_gb: Peak memory of the first worker so far (GB).
     """
 
     epoch: int
@@ -28,6 +31,9 @@ class EpochResult(TypedDict):
     loss: float
     samples: int
     checkpoint: str
+    seconds: NotRequired[float]
+    tokens: NotRequired[int]
+    memory_gb: NotRequired[float]
 
 
 @dataclass(frozen=True)

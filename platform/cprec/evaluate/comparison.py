@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from cprec.evaluate.metrics import Metrics
 from cprec.evaluate.significance import (
     PairedTest,
+    compare_seeds,
     holm_correction,
     paired_t_test,
     permutation_test,
@@ -119,17 +120,11 @@ def add_significance(
     """
     mean_reference = reference.mean(axis=0)
     mean_model = model.mean(axis=0)
-    over_seeds = None
-    # A reference with a single seed, such as the base, is compared with each seed of the model.
-    if len(model) > 1 and len(reference) in (1, len(model)):
-        over_seeds = paired_t_test(
-            np.broadcast_to(reference.mean(axis=1), len(model)), model.mean(axis=1)
-        )
     return replace(
         row,
         against=paired_t_test(mean_reference, mean_model),
         permutation_p=permutation_test(mean_reference, mean_model),
-        over_seeds=over_seeds,
+        over_seeds=compare_seeds(reference, model),
     )
 
 

@@ -75,6 +75,25 @@ def paired_t_test(
     return PairedTest(n, mean, mean - half_width, mean + half_width, p, confidence)
 
 
+def compare_seeds(
+    reference: NDArray[np.floating[Any]], model: NDArray[np.floating[Any]]
+) -> PairedTest | None:
+    """Compares two models by the means of their seeds (paper Sec. 5.1.4).
+
+    A reference with a single seed, such as the base, is compared with each seed of the model.
+
+    Args:
+        reference: Contributions of the samples under the reference model [seeds, n].
+        model: Contributions of the same samples under the other model [seeds, n].
+
+    Returns:
+        None where seeds do not pair up, or the model has only one.
+    """
+    if len(model) < 2 or len(reference) not in (1, len(model)):
+        return None
+    return paired_t_test(np.broadcast_to(reference.mean(axis=1), len(model)), model.mean(axis=1))
+
+
 def permutation_test(
     reference: NDArray[np.floating[Any]],
     model: NDArray[np.floating[Any]],

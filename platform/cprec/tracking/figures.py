@@ -177,7 +177,7 @@ def plot_trials(results: Sequence[TrialResult], best_lr: float, samples: int) ->
         summary.set_xscale("log")
         summary.set_xlabel("learning rate")
 
-    return _render_svg(draw, "trials", 2.8)
+    return render_svg(draw, "trials", 2.8)
 
 
 def _samples_seen(steps: Sequence[TraceRow]) -> Floats:
@@ -287,7 +287,7 @@ def _stack_sources(axes: Axes, steps: Sequence[TraceRow]) -> None:
 
 
 def _render_over_samples(draw: Callable[[Figure], None], salt: str, height: float) -> str:
-    """Renders a figure over samples seen; arguments are those of `_render_svg`."""
+    """Renders a figure over samples seen; arguments are those of `render_svg`."""
 
     def draw_over_samples(figure: Figure) -> None:
         draw(figure)
@@ -296,10 +296,10 @@ def _render_over_samples(draw: Callable[[Figure], None], salt: str, height: floa
             axes.margins(x=0)
         figure.axes[-1].set_xlabel("samples seen")
 
-    return _render_svg(draw_over_samples, salt, height)
+    return render_svg(draw_over_samples, salt, height)
 
 
-def _render_svg(draw: Callable[[Figure], None], salt: str, height: float) -> str:
+def render_svg(draw: Callable[[Figure], None], salt: str, height: float) -> str:
     """Renders a figure.
 
     Args:

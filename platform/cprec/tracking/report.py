@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from importlib.resources import files
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from cluster import storage
@@ -22,6 +22,7 @@ from cprec.tracking.console_tables import CATALOGUE_COLUMNS, COLUMNS
 
 SCHEDULE = "schedule.svg"
 PAGE = "report.html"
+TEMPLATE = "tracking/report.html.j2"
 MODES = {
     "score": "scored candidates",
     "generate": "generated answers",
@@ -56,19 +57,13 @@ def render(records: RunRecords, pictures: Mapping[str, str]) -> str:
         records: The records of the run.
         pictures: Its pictures, as SVG by title.
     """
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["count"] = lambda value: "–" if value is None else f"{value:,}"
-    environment.filters["time"] = _format_time
-    environment.filters["metric"] = lambda value: "–" if value is None else f"{value:.4f}"
-    source = files("cprec.tracking").joinpath("report.html.j2").read_text("utf-8")
+    environment = page_environment()
     # Without the XML header, which has no place in HTML. matplotlib has escaped the text.
     inline_svgs = [
         (title, Markup(svg[svg.index("<svg") :]))  # noqa: S704
         for title, svg in pictures.items()
     ]
-    return environment.from_string(source).render(
+    return environment.get_template(TEMPLATE).render(
         run=records.name,
         summary=_summary_lines(records),
         figures=inline_svgs,
@@ -81,6 +76,21 @@ def render(records: RunRecords, pictures: Mapping[str, str]) -> str:
         events=[_event_row(event) for event in records.events],
         recipe=records.recipe,
     )
+
+
+def page_environment() -> Environment:
+    """Returns what renders pages: templates by their path below `cprec`, text escaped."""
+    environment = Environment(
+        loader=FunctionLoader(lambda name: files("cprec").joinpath(name).read_text("utf-8")),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["count"] = lambda value: "–" if value is None else f"{value:,}"
+    environment.filters["time"] = _format_time
+    environment.filters["metric"] = lambda value: "–" if value is None else f"{value:.4f}"
+    return environment
 
 
 def _summary_lines(records: RunRecords) -> list[str]:

@@ -112,6 +112,12 @@ def run_evaluation(plan: EvaluationPlan, registry: Registry, say: Say) -> Compar
     return comparison
 
 
+def predictions_uri(plan: EvaluationPlan, model: EvaluatedModel) -> str:
+    """Returns where the predictions of a model of a plan are stored."""
+    folder = storage.join(own_run(plan.recipe), EVALUATION_FOLDER, plan.domain)
+    return storage.join(_model_folder(plan.recipe, folder, model), PREDICTIONS)
+
+
 def _load_or_predict(plan: EvaluationPlan, folder: str, say: Say) -> list[pa.Table]:
     """Returns each model's predictions: stored ones of equal inputs, else new ones, stored too."""
     recipe, samples = plan.recipe, plan.samples

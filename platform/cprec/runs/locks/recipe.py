@@ -23,6 +23,7 @@ CHANGEABLE_KEYS = (
     "checkpoint.",
     "evaluate.",
     "gate.",
+    "reproduce.",
     "data.root",
     "data.distribute_above",
     "model.license",
