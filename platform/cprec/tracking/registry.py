@@ -375,7 +375,7 @@ class Registry:
 
     def models(self) -> list[str]:
         """Returns the names of all registered models of the store, the first thousand."""
-        if not self._store_exists():
+        if not self.exists():
             return []
         return [str(model.name) for model in self.client.search_registered_models(max_results=1000)]
 

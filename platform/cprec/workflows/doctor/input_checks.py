@@ -10,6 +10,7 @@ from corpus.sampling.source import SourceKind
 from corpus.store.delta import open_parquet
 from corpus.store.tables import Corpus, Stream, read_rows, translate_file_errors
 from cprec.config.recipe import Recipe
+from cprec.encode.prompt import TEMPLATES
 from cprec.model import base_checks
 from cprec.model.base_files import list_files, local_directory
 from cprec.model.base_uri import TINY_BASE, is_unbuilt, locate_base, locate_named_base
@@ -83,7 +84,8 @@ def check_base(recipe: Recipe) -> Iterator[Finding]:
     if corpus is None:
         yield Finding("base: tokenizer", "warn", "not tried: there is no corpus to take titles of")
         return
-    reason = check_tokenizer(recipe, corpus, base, recipe.model.revision)
+    template = TEMPLATES[corpus.prompt_template]
+    reason = check_tokenizer(recipe, corpus, base, recipe.model.revision, template)
     if is_remote(base):
         yield Finding("base: tokenizer", "ok", "not tried: a run copies it first")
     elif not reason:

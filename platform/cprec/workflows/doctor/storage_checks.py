@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from cluster.conditional import replace_object
+from cluster.conditional import StoredObject
 from cluster.errors import CorpusError
 from cluster.storage import (
     absolute_uri,
@@ -117,7 +117,7 @@ def _check_conditions(uri: str, folder: str) -> Finding:
     file = join(folder, "conditions")
     is_refused = create_text(file, "first") and not create_text(file, "second")
     if is_remote(uri):
-        is_refused = is_refused and not replace_object(file, b"third", '"none"')
+        is_refused = is_refused and not StoredObject(file).replace(b"third", '"none"')
     if is_refused:
         return Finding(name, "ok", allowed)
     return Finding(

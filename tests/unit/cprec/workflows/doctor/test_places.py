@@ -15,6 +15,7 @@ from corpus.build import simulate_and_build
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import load_recipe
+from cprec.encode.prompt import TABLE1
 from cprec.model import tiny
 from cprec.workflows.doctor.examination import plan_checks
 from cprec.workflows.doctor.findings import Check, run_checks
@@ -42,7 +43,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("built")
     recipe = load_recipe(str(jobs.recipe(place)))
     corpus = simulate_and_build(recipe.data, recipe.simulate, 0, recipe.corpus, lambda line: None)
-    tiny.build(corpus.read_titles(), recipe.tiny, 0, place / "base")
+    tiny.build(corpus.read_titles(), recipe.tiny, 0, place / "base", TABLE1)
     return place
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import boto3
 import pytest
-from tests.integration.test_failing_s3 import set_faults
 
 from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import load_recipe
@@ -16,6 +15,7 @@ from cprec.workflows.doctor.findings import Check, run_checks
 from cprec.workflows.doctor.ray_checks import check_ray
 from cprec.workflows.doctor.storage_checks import check_commits, check_storage
 from tests.integration import jobs
+from tests.integration.runs.test_failing_s3 import set_faults
 
 
 def keys(s3: str, endpoint: str) -> list[str]:
