@@ -40,7 +40,7 @@ def test_what_comes_later_has_the_template_of_the_corpus(
     more = data.model_copy(update={"domains": ("B",)})
     appended = append(more, 0, uri, print)
     assert (appended.version, appended.prompt_template) == (1, template)
-    other = "braces" if template == "table1" else "table1"
+    other: TemplateName = "braces" if template == "table1" else "table1"
     with pytest.raises(CorpusError, match=r"data\.prompt_template"):
         append(with_template(more, other), 0, uri, print)
     with pytest.raises(CorpusError, match="holds a corpus of other behaviours, rules or seed"):
