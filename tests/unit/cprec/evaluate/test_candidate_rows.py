@@ -245,7 +245,7 @@ def test_nothing_is_as_large_as_a_mask_over_the_row(name: str) -> None:
         with (
             LargestTensor() as largest,
             torch.inference_mode(),
-            candidate_rows.prepared(model, kind),
+            candidate_rows.prepare_model(model, kind),
         ):
             candidate_rows.compute_logits(model, [query] * 24, kind)
         if limit is None:
