@@ -16,13 +16,14 @@ import sys
 
 from cluster.console import print_line, print_table
 from corpus.inspect.console_tables import statistics_table
-from cprec.config.command import main
+from cprec.config.command import add_as_flag, main
 from cprec.config.recipe import Recipe
 from cprec.workflows.append_domain import append_to_corpus, notify_runs, preview_append
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds --held-out and --text."""
+    """Adds --as, --held-out and --text."""
+    add_as_flag(parser)
     parser.add_argument(
         "--held-out",
         action="store_true",
@@ -44,7 +45,7 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     corpus = append_to_corpus(recipe, options.text, options.held_out, print_line)
     print_table(statistics_table(corpus.statistics()))
     print_line(f"corpus version {corpus.version} at {corpus.uri}")
-    notify_runs(recipe, corpus, print_line)
+    notify_runs(recipe, corpus, print_line, options.by)
 
 
 if __name__ == "__main__":

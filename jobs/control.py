@@ -1,10 +1,11 @@
 """Control a running job: ask how it stands, or what to do with its stable phase.
 
-    python jobs/control.py --run NAME status | hold | release | anneal
+    python jobs/control.py --run NAME status | hold | release | anneal | stop
 
 hold: stay in the stable phase when it runs dry, and wait for new domains; release: stop holding;
-anneal: end the stable phase at the next segment. Needs the run's --storage, through which it talks
-to the run: any machine that can write there will do.
+anneal: end the stable phase at the next segment; stop: save a checkpoint and end, as Ctrl-C does.
+Needs the run's --storage, through which it talks to the run: any machine that can write there will
+do.
 """
 
 import source_roots  # noqa: F401
@@ -15,7 +16,7 @@ import sys
 from cluster.console import print_line
 from cluster.errors import RunError
 from cluster.storage import absolute_uri
-from cprec.config.command import main
+from cprec.config.command import add_as_flag, main
 from cprec.config.recipe import Recipe
 from cprec.runs.control import control_channel
 from cprec.runs.control.request_queue import Action
@@ -27,6 +28,7 @@ ACTIONS: dict[str, Action] = {
     "hold": "hold",
     "release": "release",
     "anneal": "anneal",
+    "stop": "stop",
 }
 
 
@@ -39,7 +41,7 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
         control_channel.require_running(run_uri, recipe.run)
         print_line(f"would ask {recipe.run} to {action}")
     elif action is not None:
-        answer = control_channel.send_request(run_uri, recipe.run, action, TIMEOUT_S)
+        answer = control_channel.send_request(run_uri, recipe.run, action, TIMEOUT_S, options.by)
         print_line(f"{recipe.run} {answer}")
     description = describe_run(run_uri, recipe.run)
     if description is None:
@@ -48,4 +50,4 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(run_job, __doc__, actions=("status", *ACTIONS)))
+    sys.exit(main(run_job, __doc__, add_as_flag, actions=("status", *ACTIONS)))

@@ -13,7 +13,7 @@ import argparse
 import sys
 
 from cluster.console import print_line
-from cprec.config.command import add_model_flag, main
+from cprec.config.command import add_as_flag, add_model_flag, main
 from cprec.config.recipe import Recipe
 from cprec.tracking.registry import Registry
 from cprec.tracking.version_names import CANDIDATE
@@ -21,7 +21,8 @@ from cprec.workflows.promote import plan_promotion, plan_rollback, promote, roll
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds --model and --rollback."""
+    """Adds --as, --model and --rollback."""
+    add_as_flag(parser)
     add_model_flag(parser, CANDIDATE)
     parser.add_argument(
         "--rollback", action="store_true", help="make the previous champion the champion again"
@@ -39,9 +40,9 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
         plan_promotion(recipe, registry, options.model, print_line)
         return
     number, decision = (
-        roll_back(registry)
+        roll_back(registry, options.by)
         if options.rollback
-        else promote(recipe, registry, print_line, options.model)
+        else promote(recipe, registry, print_line, options.model, options.by)
     )
     outcome = "is the champion" if decision.promote else "was not promoted"
     print_line(f"version {number} {outcome}: {decision.reason}")

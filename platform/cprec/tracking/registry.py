@@ -51,6 +51,8 @@ CHECKPOINT_TAG = "checkpoint"
 """Tag of a version: URI of its checkpoint."""
 EVALUATION_TAG = "evaluation."
 """First part of a tag of a version: its metrics on the domain that follows."""
+DECISION_TAG = "decision."
+"""First part of a tag of a version: what was decided about it, at the time that follows."""
 LINEAGE_RUN_TAG = "run"
 """Tag of a version: URI of the cprec run that it is from."""
 
