@@ -233,6 +233,23 @@ def read_bytes_if_exists(uri: str) -> bytes | None:
         raise UserError(f"{uri}: a directory, where a file was expected") from None
 
 
+def read_from(uri: str, start: int) -> bytes | None:
+    """Returns the content of a file from a byte on; None if there is no such file.
+
+    A file on a disk that is shorter has nothing there; an object store raises OSError (EINVAL).
+
+    Args:
+        uri: Path or URI of the file.
+        start: The first byte; a negative one counts from the end, and no further than the start.
+    """
+    fs, path = filesystem(uri)
+    try:
+        with name_errors(uri):
+            return with_cut_reads_repeated(lambda: bytes(fs.cat_file(path, start=start)))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
 def read_text_if_exists(uri: str) -> str | None:
     """Returns the text of a UTF-8 file; None if there is no such file."""
     content = read_bytes_if_exists(uri)

@@ -610,6 +610,19 @@ class ServeSettings(Section):
     )
 
 
+class ConsoleSettings(Section):
+    """`console`: where jobs/console.py listens, and how often it looks at the storage."""
+
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0: all interfaces")
+    port: int = Field(8090, ge=0, le=65535, description="port to listen on; 0: any that is free")
+    refresh_s: float = Field(
+        2.0,
+        ge=0.2,
+        description="time (seconds) between two looks at the files of runs, at least; "
+        "a look that takes much CPU time is followed by a longer pause",
+    )
+
+
 class GateSettings(Section):
     """`gate`: what a version must reach before it becomes the champion."""
 
@@ -702,6 +715,7 @@ class Recipe(Section):
     retrieval: RetrievalSettings = RetrievalSettings()
     recommend: RecommendSettings = RecommendSettings()
     serve: ServeSettings = ServeSettings()
+    console: ConsoleSettings = ConsoleSettings()
     gate: GateSettings = GateSettings()
     cluster: ClusterSettings = ClusterSettings()
 

@@ -15,13 +15,11 @@ from cprec.downstream.scoring import EvaluatedModel
 from cprec.downstream.stored_model import Form, StoredModel
 from cprec.runs import checkpoint
 from cprec.runs.run_plan import RunPlan
-from cprec.tracking.registry import Registry
+from cprec.tracking.registry import PARENT_CHECKPOINT_TAG, TRAINED_ON_TAG, Registry
 from cprec.train.distributed.driver import TrainingJob
 
 LICENSE_TAG = "license"
 """Tag of a version: license of its base; empty where nobody said."""
-TRAINED_ON_TAG = "trained_on"
-"""Tag of a version: what it was trained on, as `trained_on` writes it."""
 CARD_FILE = "README.md"
 """File of a model card, by the convention of hubs."""
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -143,6 +141,6 @@ def lineage(
         TRAINED_ON_TAG: trained_on(checkpoint_uri),
         "recipe_digest": hashlib.sha256(recipe_yaml.encode()).hexdigest()[:16],
         "inexact": job.recipe.train.inexact_keys,
-        "parent_checkpoint": parent,
+        PARENT_CHECKPOINT_TAG: parent,
         "parent_version": versions.get(parent, ""),
     }

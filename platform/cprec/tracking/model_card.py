@@ -19,8 +19,8 @@ from cprec.downstream.stored_model import Form, StoredModel
 from cprec.encode.prompt import render_prompt
 from cprec.evaluate.significance import wilson_interval
 from cprec.runs import checkpoint
-from cprec.tracking.lineage import HUB_ID, LICENSE_TAG, TRAINED_ON_TAG, trained_on
-from cprec.tracking.registry import EVALUATION_TAG, Registry
+from cprec.tracking.lineage import HUB_ID, LICENSE_TAG, trained_on
+from cprec.tracking.registry import EVALUATION_TAG, TRAINED_ON_TAG, Registry
 
 NOT_RECORDED = "not recorded"
 MAX_DESCRIPTION = 5000

@@ -53,6 +53,10 @@ EVALUATION_TAG = "evaluation."
 """First part of a tag of a version: its metrics on the domain that follows."""
 DECISION_TAG = "decision."
 """First part of a tag of a version: what was decided about it, at the time that follows."""
+PARENT_CHECKPOINT_TAG = "parent_checkpoint"
+"""Tag of a version: URI of the checkpoint that its run goes on from; empty: from the base."""
+TRAINED_ON_TAG = "trained_on"
+"""Tag of a version: what it was trained on, as `cprec.tracking.lineage.trained_on` writes it."""
 LINEAGE_RUN_TAG = "run"
 """Tag of a version: URI of the cprec run that it is from."""
 
@@ -362,6 +366,17 @@ class Registry:
                 if value is not None
             ],
         )
+
+    def aliases(self) -> dict[str, int]:
+        """Returns the numbers of the versions that aliases point at, by alias."""
+        return {name: int(number) for name, number in self._aliases().items()}
+
+    def model_names(self) -> list[str]:
+        """Returns the registered models whose names begin with this one's, and this one first."""
+        if not self._store_exists():
+            return [self.model]
+        found = self.client.search_registered_models(f"name LIKE '{self.model}-%'")
+        return [self.model, *sorted(str(model.name) for model in found)]
 
     def _aliases(self) -> Mapping[str, str]:
         """Returns the aliases of the model: name to number of the version."""

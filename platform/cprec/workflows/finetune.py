@@ -47,12 +47,11 @@ from cprec.tracking.figures import plot_trials
 from cprec.tracking.lineage import (
     CARD_FILE,
     LICENSE_TAG,
-    TRAINED_ON_TAG,
     find_license,
     trained_on,
 )
 from cprec.tracking.model_card import publish_card
-from cprec.tracking.registry import ALIASES, Registry, Version
+from cprec.tracking.registry import ALIASES, TRAINED_ON_TAG, Registry, Version
 from cprec.tracking.tracker import Tracker
 from cprec.tracking.version_names import CANDIDATE, VERSION_NAMES, find_version
 from cprec.workflows.models import check_tokenizer, own_run

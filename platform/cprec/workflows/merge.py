@@ -37,12 +37,11 @@ from cprec.tracking import hub
 from cprec.tracking.lineage import (
     CARD_FILE,
     LICENSE_TAG,
-    TRAINED_ON_TAG,
     find_license,
     read_trained_on,
 )
 from cprec.tracking.model_card import render_card
-from cprec.tracking.registry import Registry
+from cprec.tracking.registry import TRAINED_ON_TAG, Registry
 
 ITEMS_FILE = "items.parquet"
 """File of a merged hybrid model that says which item each vector is of."""

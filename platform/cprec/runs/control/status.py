@@ -43,7 +43,7 @@ def describe_run(run_uri: str, run: str) -> str | None:
     status = read_status(run_uri)
     if lease is None and status is None:
         return None
-    state = _describe_state(lease, liveness, status)
+    state = describe_state(lease, liveness, status)
     if status is None or status.phase is None:  # its first start
         return f"{run}: {state}"
     held = ", held open" if status.hold else ""
@@ -57,7 +57,7 @@ def describe_run(run_uri: str, run: str) -> str | None:
     return "\n".join(lines)
 
 
-def _describe_state(lease: LeaseRecord | None, liveness: Liveness, status: Status | None) -> str:
+def describe_state(lease: LeaseRecord | None, liveness: Liveness, status: Status | None) -> str:
     """Describes what a run does, and what is not known of it."""
     if lease is None or liveness is Liveness.GONE:
         return _describe_end(lease, status)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cprec.runs.control import request_queue
-from cprec.runs.control.request_queue import BadRequest, Request, RequestQueue
+from cprec.runs.control.request_queue import Action, BadRequest, Request, RequestQueue
 from cprec.runs.records import RequestRefused
 
 VALUES = st.recursive(
@@ -40,7 +40,7 @@ def test_requests_are_taken_in_the_order_of_their_arrival(folder: Path) -> None:
     for name, action, age in (("a", "hold", 1), ("b", "anneal", 3), ("c", "release", 2)):
         write(folder, name, json.dumps({"do": action, "by": "somebody"}).encode(), age)
     queue = RequestQueue(str(folder.parent))
-    asked = (("b", "anneal"), ("c", "release"), ("a", "hold"))
+    asked: list[tuple[str, Action]] = [("b", "anneal"), ("c", "release"), ("a", "hold")]
     expected = [Request(name, action, "somebody") for name, action in asked]
     assert queue.take(()) == expected
     assert queue.take({"b"}) == expected[1:]
