@@ -144,7 +144,8 @@ class Browser:
         request = urllib.request.Request(f"http://127.0.0.1:{port}/json/new", method="PUT")
         with urllib.request.urlopen(request, timeout=LIMIT_S) as answer:
             url = json.load(answer)["webSocketDebuggerUrl"]
-        connection = connect(url, max_size=None, open_timeout=LIMIT_S)
+        # No pings: nobody reads while a test waits for something else.
+        connection = connect(url, max_size=None, ping_interval=None, open_timeout=LIMIT_S)
         return Page(self._sockets.enter_context(connection))
 
     def __enter__(self) -> "Browser":

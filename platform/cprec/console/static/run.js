@@ -41,11 +41,15 @@ export function showRun(context, run) {
   const timeline = h("ol", { class: "timeline" });
   const checkpoints = h("div", { class: "checkpoints" });
   const audit = h("div", { class: "audit" });
+  const content = h("div", { class: "page" });
+  let isKnown = false;
   main.append(
     h("div", { class: "title" },
       h("p", { class: "crumb" }, h("a", { href: "#/runs" }, "Runs"), " /"),
       h("h1", {}, run), chip.element),
-    problem, detail, bar.element,
+    problem, content);
+  content.append(
+    detail, bar.element,
     h("dl", { class: "figures" }, figures.map(({ name, value }) =>
       h("div", {}, h("dt", {}, name), value))),
     acts.element,
@@ -70,6 +74,8 @@ export function showRun(context, run) {
   }
   const show = {
     head({ row, acts: list }) {
+      isKnown = true;
+      content.hidden = false;
       chip.update(row.state);
       setText(detail, row.waits_for || row.detail);
       bar.update(row);
@@ -101,6 +107,7 @@ export function showRun(context, run) {
     problem(text) {
       problem.hidden = !text;
       setText(problem, text ?? "");
+      content.hidden = Boolean(text) && !isKnown;  // there is no such run
     },
   };
   for (const [element, text] of [[timeline, "No events yet."],
