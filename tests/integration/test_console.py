@@ -107,6 +107,7 @@ def test_a_console_shows_a_real_run_to_whoever_has_the_token(place: Path, whole:
         with pytest.raises(HTTPError) as refused:
             urllib.request.urlopen(f"{url}/api/runs", timeout=jobs.LIMIT_S)
         assert refused.value.code == 401
+        refused.value.close()
         request = urllib.request.Request(
             f"{url}/api/runs/{whole.name}", headers={"Authorization": f"Bearer {TOKEN}"}
         )
