@@ -46,7 +46,8 @@ from cprec.encode.title_encoding import build_title_encoding
 from cprec.model import tiny
 from cprec.runs.control.lease import claim
 from cprec.runs.json_lines import open_trace
-from cprec.runs.records import CheckpointSaved, TraceRow
+from cprec.runs.records import TraceRow
+from cprec.runs.events import CheckpointSaved
 from cprec.runs.run_planning import create_run_plan
 from cprec.schedule.ledger import Ledger
 from cprec.schedule.plan import Plan, Portion

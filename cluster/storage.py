@@ -241,14 +241,21 @@ def read_bytes_if_exists(uri: str) -> bytes | None:
         raise UserError(f"{uri}: a directory, where a file was expected") from None
 
 
-def read_tail(uri: str, size: int) -> bytes:
-    """Returns the last bytes of a file, as many as it has up to a size; none if it is missing."""
+def read_from(uri: str, start: int) -> bytes | None:
+    """Returns the content of a file from a byte on; None if there is no such file.
+
+    A file on a disk that is shorter has nothing there; an object store raises OSError (EINVAL).
+
+    Args:
+        uri: Path or URI of the file.
+        start: The first byte; a negative one counts from the end, and no further than the start.
+    """
     fs, path = filesystem(uri)
     try:
         with name_errors(uri):
-            return bytes(fs.cat_file(path, start=-size))
+            return with_cut_reads_repeated(lambda: bytes(fs.cat_file(path, start=start)))
     except (FileNotFoundError, NotADirectoryError):
-        return b""
+        return None
 
 
 def read_text_if_exists(uri: str) -> str | None:

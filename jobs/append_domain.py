@@ -17,14 +17,15 @@ import argparse
 import sys
 
 from cluster.console import print_line, print_table
-from cprec.config.command import Job, main
+from cprec.config.command import Job, add_as_flag, main
 from cprec.config.recipe import Recipe
 
 KEYS = ("storage", "corpus", "seed", "data", "simulate")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds --held-out and --text."""
+    """Adds --as, --held-out and --text."""
+    add_as_flag(parser)
     parser.add_argument(
         "--held-out",
         action="store_true",
@@ -45,7 +46,7 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     corpus = append_to_corpus(recipe, options.text, options.held_out, print_line)
     print_table(statistics_table(corpus.statistics()))
     print_line(f"corpus version {corpus.version} at {corpus.uri}")
-    notify_runs(recipe, corpus, print_line)
+    notify_runs(recipe, corpus, print_line, options.by)
 
 
 JOB = Job(run_job, __doc__, KEYS, add_flags)

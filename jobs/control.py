@@ -6,8 +6,9 @@
     python jobs/control.py my.yaml --run cpt anneal --dry-run
 
 hold: stay in the stable phase when it runs dry, and wait for new domains; release: stop holding;
-anneal: end the stable phase at the next segment. Needs the run's --storage, through which it talks
-to the run: any machine that can write there will do.
+anneal: end the stable phase at the next segment; stop: save a checkpoint and end, as Ctrl-C does.
+Needs the run's --storage, through which it talks to the run: any machine that can write there will
+do.
 """
 
 import source_roots  # noqa: F401
@@ -17,11 +18,11 @@ import sys
 
 from cluster.console import print_line
 from cluster.errors import RunError
-from cprec.config.command import Job, main
+from cprec.config.command import Job, add_as_flag, main
 from cprec.config.recipe import Recipe
 
 KEYS = ("run", "storage")
-REQUESTS = ("hold", "release", "anneal")
+REQUESTS = ("hold", "release", "anneal", "stop")
 TIMEOUT_S = 60.0
 
 
@@ -39,7 +40,7 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
         control_channel.require_running(run_uri, recipe.run)
         print_line(f"would ask {recipe.run} to {action}")
     elif action is not None:
-        answer = control_channel.send_request(run_uri, recipe.run, action, TIMEOUT_S)
+        answer = control_channel.send_request(run_uri, recipe.run, action, TIMEOUT_S, options.by)
         print_line(f"{recipe.run} {answer}")
     description = describe_run(run_uri, recipe.run)
     if description is None:
@@ -47,7 +48,7 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     print_line(description)
 
 
-JOB = Job(run_job, __doc__, KEYS, actions=("status", *REQUESTS))
+JOB = Job(run_job, __doc__, KEYS, add_as_flag, actions=("status", *REQUESTS))
 
 if __name__ == "__main__":
     sys.exit(main(JOB))

@@ -15,7 +15,7 @@ import argparse
 import sys
 
 from cluster.console import print_line
-from cprec.config.command import MODEL_KEYS, WORKER_KEYS, Job, add_model_flag, main
+from cprec.config.command import MODEL_KEYS, WORKER_KEYS, Job, add_as_flag, add_model_flag, main
 from cprec.config.recipe import Recipe
 
 EVALUATION = "domain split text max_users batch compile".split()
@@ -23,7 +23,8 @@ KEYS = (*MODEL_KEYS, *WORKER_KEYS, "gate", *(f"evaluate.{key}" for key in EVALUA
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds --model and --rollback."""
+    """Adds --as, --model and --rollback."""
+    add_as_flag(parser)
     add_model_flag(parser, "candidate", stored_too=True)
     text = "make the previous champion the champion again"
     parser.add_argument("--rollback", action="store_true", help=text)
@@ -43,9 +44,9 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
         plan_promotion(recipe, registry, options.model, print_line)
         return
     number, decision = (
-        roll_back(registry)
+        roll_back(registry, options.by)
         if options.rollback
-        else promote(recipe, registry, print_line, options.model)
+        else promote(recipe, registry, print_line, options.model, options.by)
     )
     outcome = "is the champion" if decision.promote else "was not promoted"
     print_line(f"version {number} {outcome}: {decision.reason}")

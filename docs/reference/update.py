@@ -54,6 +54,8 @@ SINCE = {
     "BaseRecord": "0.3.0",
     "RecordDropped": "0.3.0",
     "RequestRefused": "0.3.0",
+    "VersionAnnounced": "0.3.0",
+    "StoredRequest.by": "0.3.0",
     "StorageFailed": "0.3.0",
     "WorkersFailed": "0.3.0",
     "PreemptionNoticed": "0.3.0",

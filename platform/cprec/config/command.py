@@ -77,6 +77,13 @@ def add_allow_change_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_as_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds --as."""
+    parser.add_argument(
+        "--as", dest="by", metavar="NAME", help="who does this, for the events that tell of it"
+    )
+
+
 def add_model_flag(
     parser: argparse.ArgumentParser, default: str | None = None, stored_too: bool = False
 ) -> None:

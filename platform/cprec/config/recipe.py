@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from cluster.section import Section
 from corpus.settings import DataSettings, SafeName, SimulateSettings
+from cprec.config.sections.console import ConsoleSettings
 from cprec.config.sections.evaluation import EvaluateSettings, GateSettings, RetrievalSettings
 from cprec.config.sections.finetuning import BaselineSettings, FinetuneSettings, SearchSettings
 from cprec.config.sections.model import ModelSettings, TinySettings
@@ -71,6 +72,7 @@ class Recipe(Section):
     retrieval: RetrievalSettings = RetrievalSettings()
     recommend: RecommendSettings = RecommendSettings()
     serve: ServeSettings = ServeSettings()
+    console: ConsoleSettings = ConsoleSettings()
     gate: GateSettings = GateSettings()
     reproduce: ReproduceSettings = ReproduceSettings()
     cluster: ClusterSettings = ClusterSettings()

@@ -151,18 +151,29 @@ class AnnealingCalled(Event):
     stable_end: int = Field(alias="S", description="end of the stable phase from now on (samples)")
     annealing_end: int = Field(alias="A", description="end of the plan from now on (samples)")
     request: str | None = Field(None, description="id of the request", json_schema_extra=SINCE_0_3)
+    by: str | None = Field(None, description="who asked", json_schema_extra=SINCE_0_3)
 
 
 class Held(Event):
     """Somebody asked the run to stay in its stable phase."""
 
     event: Literal["held"] = "held"
+    by: str | None = Field(None, description="who asked", json_schema_extra=SINCE_0_3)
 
 
 class Released(Event):
     """Somebody asked the run not to wait in its stable phase any more."""
 
     event: Literal["released"] = "released"
+    by: str | None = Field(None, description="who asked", json_schema_extra=SINCE_0_3)
+
+
+class VersionAnnounced(Event):
+    """Somebody told the run of a new version of its corpus."""
+
+    event: Literal["version_announced"] = "version_announced"
+    by: str = Field(description="who made the version")
+    answer: str = Field(description="what the run does with it, for people")
 
 
 class RequestRefused(Event):
@@ -181,9 +192,10 @@ class StorageFailed(Event):
 
 
 class Stopped(Event):
-    """The run was interrupted and saves a checkpoint."""
+    """The run was interrupted, or asked to stop, and saves a checkpoint."""
 
     event: Literal["stopped"] = "stopped"
+    by: str | None = Field(None, description="who asked", json_schema_extra=SINCE_0_3)
 
 
 class Failed(Event):
@@ -207,6 +219,7 @@ class PromotionDecided(Event):
     version: int = Field(description="registered version")
     promoted: bool = Field(description="whether it became the champion")
     because: str = Field(description="why, for people")
+    by: str | None = Field(None, description="who asked", json_schema_extra=SINCE_0_3)
 
 
 EVENT_TYPES: Mapping[str, type[Event]] = {
@@ -226,6 +239,7 @@ EVENT_TYPES: Mapping[str, type[Event]] = {
         AnnealingCalled,
         Held,
         Released,
+        VersionAnnounced,
         RequestRefused,
         StorageFailed,
         Stopped,

@@ -14,7 +14,7 @@ from cluster.storage import (
     is_remote,
     join,
     read_bytes_if_exists,
-    read_tail,
+    read_from,
     sha256,
     write_bytes,
 )
@@ -142,7 +142,9 @@ def read_trace(run_uri: str) -> list[TraceRow]:
 
 def read_newest_step(run_uri: str) -> TraceRow | None:
     """Reads the last row of a run's trace, and no more of the file; None if it has none."""
-    lines, _ = _split_damaged(read_tail(join(run_uri, TRACE_FILE), TAIL_BYTES), TraceRow.from_json)
+    lines, _ = _split_damaged(
+        read_from(join(run_uri, TRACE_FILE), -TAIL_BYTES) or b"", TraceRow.from_json
+    )
     return TraceRow.from_json(json.loads(lines[-1])) if lines else None
 
 

@@ -25,19 +25,23 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Any, Receive, Send], Awaitable[None]]
 
 
-def read_token(environment: MutableMapping[str, str] = os.environ) -> str:
+def read_token(
+    environment: MutableMapping[str, str] = os.environ, variable: str = TOKEN_VARIABLE
+) -> str:
     """Reads the token, and takes it out of the environment, so that no process inherits it.
 
     Args:
         environment: Has the token, or the path of a file that has it.
+        variable: Name of the variable; with `_FILE` behind it, that of the path.
 
     Raises:
         RecipeError: There is none, or it is too short or has blanks. The token is never shown.
     """
-    token, path = environment.pop(TOKEN_VARIABLE, ""), environment.get(TOKEN_FILE_VARIABLE, "")
-    origin = TOKEN_VARIABLE
+    file_variable = f"{variable}_FILE"
+    token, path = environment.pop(variable, ""), environment.get(file_variable, "")
+    origin = variable
     if not token and path:
-        origin = f"{TOKEN_FILE_VARIABLE} ({path})"
+        origin = f"{file_variable} ({path})"
         try:
             token = Path(path).read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
@@ -45,8 +49,8 @@ def read_token(environment: MutableMapping[str, str] = os.environ) -> str:
             raise RecipeError(f"{origin}: cannot be read: {reason}") from None
     if not token and not path:
         raise RecipeError(
-            f"{TOKEN_VARIABLE}: none given, and everybody who asks must send it; set it in the "
-            f"environment, or {TOKEN_FILE_VARIABLE} to a file that has it. To make one: "
+            f"{variable}: none given, and everybody who asks must send it; set it in the "
+            f"environment, or {file_variable} to a file that has it. To make one: "
             'python -c "import secrets; print(secrets.token_urlsafe(32))"'
         )
     if len(token) < MIN_TOKEN_CHARACTERS or not token.isascii() or not token.isprintable():
@@ -73,7 +77,15 @@ class AccessGate:
     slowly is not waited for.
     """
 
-    def __init__(self, app: App, token: str, max_bytes: int, timeout_s: float) -> None:
+    def __init__(
+        self,
+        app: App,
+        token: str,
+        max_bytes: int,
+        timeout_s: float,
+        is_open: Callable[[str], bool] = OPEN_PATHS.__contains__,
+        limit_name: str = "serve.max_kib",
+    ) -> None:
         """Takes the application.
 
         Args:
@@ -81,11 +93,15 @@ class AccessGate:
             token: The token.
             max_bytes: Bytes of a body, at most.
             timeout_s: Time that a body may take to come (s).
+            is_open: Tells whether a path asks for no token.
+            limit_name: What sets the limit, for the message.
         """
         self._app = app
         self._token = token
         self._max_bytes = max_bytes
         self._timeout_s = timeout_s
+        self._is_open = is_open
+        self._limit_name = limit_name
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         """Passes a request on, or answers it with 401, 408 or 413."""
@@ -93,7 +109,7 @@ class AccessGate:
             await self._app(scope, receive, send)
             return
         headers = dict(scope["headers"])
-        if scope["path"] not in OPEN_PATHS and not is_allowed(headers, self._token):
+        if not self._is_open(scope["path"]) and not is_allowed(headers, self._token):
             await _refuse(
                 HTTPStatus.UNAUTHORIZED,
                 "no token, or a wrong one; send the header Authorization: Bearer TOKEN",
@@ -121,7 +137,7 @@ class AccessGate:
             await _refuse(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
                 f"{seen}: more than {self._max_bytes:,} bytes, which this server takes at most "
-                "(serve.max_kib)",
+                f"({self._limit_name})",
                 {"Connection": "close"},
             )(scope, receive, send)
             return

@@ -1,11 +1,11 @@
 """Listens, and serves an ASGI application until a signal ends it."""
 
 import socket
+from typing import Protocol
 
 import uvicorn
 
 from cluster.errors import RecipeError
-from cprec.config.sections.recommendation import ServeSettings
 from cprec.serving.access import App
 
 BACKLOG = 2048
@@ -13,8 +13,24 @@ MAX_HEADER_BYTES = 1 << 16
 """Bytes of the headers of a request, at most."""
 
 
-def listen(settings: ServeSettings) -> socket.socket:
+class Address(Protocol):
+    """Where to listen: a section of the recipe."""
+
+    @property
+    def host(self) -> str:
+        """Address of an interface."""
+
+    @property
+    def port(self) -> int:
+        """Port; 0: any that is free."""
+
+
+def listen(settings: Address, section: str) -> socket.socket:
     """Opens the socket, before anything is loaded.
+
+    Args:
+        settings: Where to listen.
+        section: Name of the section, for the message.
 
     Raises:
         RecipeError: The address cannot be used.
@@ -26,13 +42,18 @@ def listen(settings: ServeSettings) -> socket.socket:
         )
     except OSError as error:
         raise RecipeError(
-            f"serve.host {settings.host}, serve.port {settings.port}: cannot listen there: "
+            f"{section}.host {settings.host}, {section}.port {settings.port}: cannot listen there: "
             f"{error.strerror}; give another address or port (0: any that is free)"
         ) from None
 
 
-def build_server(app: App, settings: ServeSettings) -> uvicorn.Server:
-    """Builds the server. SIGINT and SIGTERM let it answer what it was asked, and then end it."""
+def build_server(app: App, grace_s: int) -> uvicorn.Server:
+    """Builds the server. SIGINT and SIGTERM let it answer what it was asked, and then end it.
+
+    Args:
+        app: The application.
+        grace_s: Time for which it answers what it was asked (seconds), at most.
+    """
     config = uvicorn.Config(
         app,
         # It bounds the headers, which come before the token is known; httptools does not.
@@ -44,6 +65,12 @@ def build_server(app: App, settings: ServeSettings) -> uvicorn.Server:
         ws="none",
         server_header=False,
         backlog=BACKLOG,
-        timeout_graceful_shutdown=int(settings.timeout_s) + 1,
+        timeout_graceful_shutdown=grace_s,
     )
     return uvicorn.Server(config)
+
+
+def describe_address(listener: socket.socket) -> str:
+    """Returns the URL of a socket."""
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"

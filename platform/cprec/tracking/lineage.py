@@ -16,13 +16,11 @@ from cprec.downstream.stored_model import Form, StoredModel
 from cprec.model.adapter_config import is_bare_adapter
 from cprec.runs import checkpoint
 from cprec.runs.run_plan import RunPlan
-from cprec.tracking.registry import Registry
+from cprec.tracking.registry import PARENT_CHECKPOINT_TAG, TRAINED_ON_TAG, Registry
 from cprec.train.distributed.driver import TrainingJob
 
 LICENSE_TAG = "license"
 """Tag of a version: license of its base; empty where nobody said."""
-TRAINED_ON_TAG = "trained_on"
-"""Tag of a version: what it was trained on, as `trained_on` writes it."""
 TEMPLATE_TAG = "prompt_template"
 """Tag of a version: template of its prompts; versions of earlier releases have none."""
 CARD_FILE = "README.md"
@@ -169,6 +167,6 @@ def lineage(
         TEMPLATE_TAG: job.template.name,
         "recipe_digest": hashlib.sha256(recipe_yaml.encode()).hexdigest()[:16],
         "inexact": job.recipe.train.inexact_keys,
-        "parent_checkpoint": parent,
+        PARENT_CHECKPOINT_TAG: parent,
         "parent_version": versions.get(parent, ""),
     }

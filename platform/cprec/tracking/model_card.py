@@ -18,8 +18,8 @@ from cprec.downstream.stored_model import CARD_TAG, Form, StoredModel
 from cprec.encode.prompt import TEMPLATES, UNRECORDED
 from cprec.evaluate.metrics import HR_CUTOFFS, NDCG_CUTOFFS
 from cprec.evaluate.significance import wilson_interval
-from cprec.tracking.lineage import HUB_ID, LICENSE_TAG, TEMPLATE_TAG, TRAINED_ON_TAG, trained_on
-from cprec.tracking.registry import EVALUATION_TAG, Registry
+from cprec.tracking.lineage import HUB_ID, LICENSE_TAG, TEMPLATE_TAG, trained_on
+from cprec.tracking.registry import EVALUATION_TAG, TRAINED_ON_TAG, Registry
 
 NOT_RECORDED = "not recorded"
 MAX_DESCRIPTION = 5000

@@ -53,6 +53,12 @@ CHECKPOINT_TAG = "checkpoint"
 """Tag of a version: URI of its checkpoint."""
 EVALUATION_TAG = "evaluation."
 """First part of a tag of a version: its metrics on the domain that follows."""
+DECISION_TAG = "decision."
+"""First part of a tag of a version: what was decided about it, at the time that follows."""
+PARENT_CHECKPOINT_TAG = "parent_checkpoint"
+"""Tag of a version: URI of the checkpoint that its run goes on from; empty: from the base."""
+TRAINED_ON_TAG = "trained_on"
+"""Tag of a version: what it was trained on, as `cprec.tracking.lineage.trained_on` writes it."""
 LINEAGE_RUN_TAG = "run"
 """Tag of a version: URI of the cprec run that it is from."""
 
@@ -378,6 +384,13 @@ class Registry:
         if not self.exists():
             return []
         return [str(model.name) for model in self.client.search_registered_models(max_results=1000)]
+
+    def model_names(self) -> list[str]:
+        """Returns the registered models whose names begin with this one's, and this one first."""
+        if not self.exists():
+            return [self.model]
+        found = self.client.search_registered_models(f"name LIKE '{self.model}-%'")
+        return [self.model, *sorted(str(model.name) for model in found)]
 
     def aliases(self) -> Mapping[str, str]:
         """Returns the aliases of the model: name to number of the version."""

@@ -69,13 +69,13 @@ def describe_caps(recipe: Recipe, say: Say) -> None:
             say(describe_cap(run, run_plan.plan, issued, cap))
 
 
-def notify_runs(recipe: Recipe, corpus: Corpus, say: Say) -> None:
+def notify_runs(recipe: Recipe, corpus: Corpus, say: Say, by: str | None = None) -> None:
     """Tells the runs below `storage` that train on a corpus of its new version.
 
     Says at which sample each of them adopts it.
     """
     storage = absolute_uri(recipe.storage)
-    for answer in control_channel.notify_runs(storage, corpus.uri, TIMEOUT_S) or [
+    for answer in control_channel.notify_runs(storage, corpus.uri, TIMEOUT_S, by) or [
         f"no run below {storage} is training on this corpus now; the next one adopts it"
     ]:
         say(answer)

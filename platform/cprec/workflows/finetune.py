@@ -51,12 +51,11 @@ from cprec.tracking.lineage import (
     CARD_FILE,
     LICENSE_TAG,
     TEMPLATE_TAG,
-    TRAINED_ON_TAG,
     find_license,
     trained_on,
 )
 from cprec.tracking.model_card import publish_card
-from cprec.tracking.registry import ALIASES, Registry
+from cprec.tracking.registry import ALIASES, TRAINED_ON_TAG, Registry
 from cprec.tracking.tracker import Tracker
 from cprec.tracking.version_names import CANDIDATE
 from cprec.workflows.models import (

@@ -24,7 +24,7 @@ from cprec.runs.control.liveness import read_lease
 from cprec.runs.events import PromotionDecided
 from cprec.runs.json_lines import open_events, read_events
 from cprec.tracking.lineage import HUB_ID, stored_lineage
-from cprec.tracking.registry import Registry, Version
+from cprec.tracking.registry import DECISION_TAG, Registry, Version
 from cprec.tracking.version_names import CANDIDATE
 from cprec.workflows.evaluate import compare_models, run_evaluation
 from cprec.workflows.evaluation_plan import EvaluationPlan, plan_evaluation
@@ -106,12 +106,17 @@ def plan_promotion(recipe: Recipe, registry: Registry, model: str, say: Say) -> 
 
 
 def promote(
-    recipe: Recipe, registry: Registry, say: Say, model: str = CANDIDATE
+    recipe: Recipe,
+    registry: Registry,
+    say: Say,
+    model: str = CANDIDATE,
+    by: str | None = None,
 ) -> tuple[int, Decision]:
     """Puts a model before the gate, and makes it the champion if it passes.
 
     A model that is no version yet is registered first. What the gate needs to know and nobody has
-    measured yet is measured then. Arguments and errors are those of `plan_promotion`.
+    measured yet is measured then. Arguments and errors are those of `plan_promotion`; `by` is who
+    asked.
 
     Returns:
         The version, and the decision.
@@ -129,7 +134,7 @@ def promote(
         say(str(line))
     if decision.promote:
         set_champion(plan.registry, number)
-    record_decision(plan.registry, number, decision)
+    record_decision(plan.registry, number, decision, by)
     return number, decision
 
 
@@ -240,8 +245,12 @@ def plan_rollback(registry: Registry) -> tuple[Version, Version]:
     return champion, previous
 
 
-def roll_back(registry: Registry) -> tuple[int, Decision]:
+def roll_back(registry: Registry, by: str | None = None) -> tuple[int, Decision]:
     """Makes the previous champion the champion again.
+
+    Args:
+        registry: The registry of the model.
+        by: Who asked.
 
     Returns:
         Its version, and the decision.
@@ -254,24 +263,27 @@ def roll_back(registry: Registry) -> tuple[int, Decision]:
     registry.set_alias("champion", previous.number)
     registry.set_alias("previous", int(next_previous) if next_previous else None)
     decision = Decision(True, f"rolled back from version {champion.number}")
-    record_decision(registry, previous.number, decision)
+    record_decision(registry, previous.number, decision, by)
     record_decision(
-        registry, champion.number, Decision(False, f"rolled back to version {previous.number}")
+        registry, champion.number, Decision(False, f"rolled back to version {previous.number}"), by
     )
     return previous.number, decision
 
 
-def record_decision(registry: Registry, number: int, decision: Decision) -> None:
+def record_decision(
+    registry: Registry, number: int, decision: Decision, by: str | None = None
+) -> None:
     """Records a decision as one more tag of the version, and among the events of its run."""
-    tag = f"decision.{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
-    registry.set_tags(number, {tag: json.dumps(asdict(decision))})
+    tag = f"{DECISION_TAG}{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
+    asked = {"by": by} if by else {}
+    registry.set_tags(number, {tag: json.dumps(asdict(decision) | asked)})
     run_uri = posixpath.dirname(posixpath.dirname(registry.version(number).checkpoint))
     # The file has one writer. While a run goes on, that is its driver, and the tag has to suffice.
     if _has_ended(run_uri):
         lease = read_lease(run_uri)
         run, corpus = (lease.run, lease.corpus) if lease else (posixpath.basename(run_uri), "")
         with suppress(RunError), claim(run_uri, run, corpus, lambda line: None) as held:
-            _record_event(run_uri, number, decision, held.lease)
+            _record_event(run_uri, number, decision, held.lease, by)
 
 
 def _has_ended(run_uri: str) -> bool:
@@ -281,7 +293,9 @@ def _has_ended(run_uri: str) -> bool:
     return bool(past) and past[-1].event in ENDING_EVENTS
 
 
-def _record_event(run_uri: str, number: int, decision: Decision, lease: Lease) -> None:
+def _record_event(
+    run_uri: str, number: int, decision: Decision, lease: Lease, by: str | None
+) -> None:
     """Adds a decision to the events of a run, unless it goes on since it was looked at."""
     if _has_ended(run_uri):
         events = open_events(run_uri, lease)
@@ -291,6 +305,7 @@ def _record_event(run_uri: str, number: int, decision: Decision, lease: Lease) -
                 version=number,
                 promoted=decision.promote,
                 because=decision.reason,
+                by=by,
             )
         )
         events.flush()

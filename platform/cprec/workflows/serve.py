@@ -15,7 +15,7 @@ from cprec.ranking.items import open_items
 from cprec.serving.alias_watch import AliasWatch
 from cprec.serving.dispatcher import Dispatcher, Replicas
 from cprec.serving.http_app import build_app
-from cprec.serving.http_server import build_server, listen
+from cprec.serving.http_server import build_server, describe_address, listen
 from cprec.serving.loaded_model import ServedModel
 from cprec.serving.metrics import Metrics
 from cprec.tracking.registry import Registry, Version
@@ -89,7 +89,7 @@ def run_service(plan: ServicePlan, token: str, say: Say) -> None:
     num_cpus = recipe.cluster.num_cpus or 2 * recipe.workers * recipe.train.cpus_per_worker
     is_local = resolve_address(recipe.cluster.address) == "local"
     with (
-        listen(recipe.serve) as listener,
+        listen(recipe.serve, "serve") as listener,
         ray_session(recipe.cluster.address, num_cpus),
         serving(is_local),
     ):
@@ -100,9 +100,9 @@ async def _serve(plan: ServicePlan, token: str, listener: socket.socket, say: Sa
     """Answers requests, and keeps the model the one that the name stands for."""
     settings, metrics = plan.recipe.serve, Metrics()
     dispatcher = Dispatcher(settings, metrics)
-    server = build_server(build_app(settings, dispatcher, metrics, token), settings)
-    host, port = listener.getsockname()[:2]
-    say(f"listening on http://{f'[{host}]' if ':' in host else host}:{port} (/docs, /ready)")
+    app = build_app(settings, dispatcher, metrics, token)
+    server = build_server(app, int(settings.timeout_s) + 1)
+    say(f"listening on {describe_address(listener)} (/docs, /ready)")
     keeping = asyncio.create_task(_keep_current(plan, dispatcher, metrics, say))
     # Ends early only if the first model was not loaded.
     keeping.add_done_callback(lambda _: setattr(server, "should_exit", True))

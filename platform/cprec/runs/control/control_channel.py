@@ -3,7 +3,8 @@
 A laptop, another cluster or a driver that was started again can reach the run through them, and
 nothing is lost while nobody listens (docs/decisions/006-requests-through-storage.md).
 
-    requests/<id>.json   {"do": "look" | "hold" | "release" | "anneal"}, removed once answered
+    requests/<id>.json   {"do": "look" | "hold" | "release" | "anneal" | "stop", "by": "who asks"},
+                         removed once answered
     requests-refused/    files that are not requests
     status.json          holds the latest answers (`cprec.runs.control.status`)
 """
@@ -122,7 +123,9 @@ def require_running(run_uri: str, run: str) -> None:
         )
 
 
-def send_request(run_uri: str, run: str, action: Action, timeout_s: float) -> str:
+def send_request(
+    run_uri: str, run: str, action: Action, timeout_s: float, by: str | None = None
+) -> str:
     """Sends a request to a run and waits for its answer.
 
     A request that was not answered in time is taken back, so that it is not carried out later.
@@ -132,6 +135,7 @@ def send_request(run_uri: str, run: str, action: Action, timeout_s: float) -> st
         run: Name of the run, for messages.
         action: What the run is asked to do.
         timeout_s: Time to wait (seconds).
+        by: Who asks, for the events of the run.
 
     Returns:
         The answer, to be read after the name of the run.
@@ -146,6 +150,8 @@ def send_request(run_uri: str, run: str, action: Action, timeout_s: float) -> st
     deadline = time.monotonic() + timeout_s
     try:
         request: StoredRequest = {"do": action}
+        if by:
+            request["by"] = by
         write_text(request_uri, json.dumps(request))
         while time.monotonic() < deadline:
             status = _read_status_if_whole(run_uri)
@@ -169,8 +175,16 @@ def _read_status_if_whole(run_uri: str) -> Status | None:
     return None
 
 
-def notify_runs(storage: str, corpus_uri: str, timeout_s: float) -> list[str]:
+def notify_runs(
+    storage: str, corpus_uri: str, timeout_s: float, by: str | None = None
+) -> list[str]:
     """Asks every running job below a storage that reads a corpus to look at its new version.
+
+    Args:
+        storage: Storage of the runs.
+        corpus_uri: URI of the corpus.
+        timeout_s: Time that each run has to answer (seconds).
+        by: Who made the version, for the events of the runs.
 
     Returns:
         One line per run for people: what it takes up, and at which sample.
@@ -188,7 +202,7 @@ def notify_runs(storage: str, corpus_uri: str, timeout_s: float) -> list[str]:
         if status is not None and status.state == "ended":
             continue  # it only finishes: audit, report, registration
         try:
-            lines.append(f"{run} {send_request(run_uri, run, 'look', timeout_s)}")
+            lines.append(f"{run} {send_request(run_uri, run, 'look', timeout_s, by)}")
         except RunError as error:
             lines.append(
                 f"{run} will look at the corpus when its next segment is handed out ({error})"

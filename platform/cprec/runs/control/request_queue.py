@@ -10,7 +10,7 @@ from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, Literal, NotRequired, TypedDict, get_args
 
 from cluster.errors import AccessDeniedError, UserError
 from cluster.storage import (
@@ -25,8 +25,8 @@ from cluster.storage import (
 REQUESTS_FOLDER = "requests"
 REFUSED_FOLDER = "requests-refused"
 
-Action = Literal["look", "hold", "release", "anneal"]
-"""What a run can be asked to do: look at the corpus, or change its stable phase."""
+Action = Literal["look", "hold", "release", "anneal", "stop"]
+"""What a run can be asked to do: look at the corpus, change its stable phase, or stop."""
 
 ACTIONS: tuple[Action, ...] = get_args(Action)
 
@@ -35,6 +35,9 @@ MAX_REQUESTS = 500
 
 MAX_REQUEST_BYTES = 1 << 16
 """Size above which a file is not a request (bytes)."""
+
+MAX_SENDER = 80
+"""Characters that are kept of the name of whoever sent a request."""
 
 MAX_NAME = 50
 """Characters that are kept of the name of a file that is moved aside."""
@@ -52,9 +55,11 @@ class StoredRequest(TypedDict):
 
     Attributes:
         do: What the run is asked to do.
+        by: Who asks, for people.
     """
 
     do: Action
+    by: NotRequired[str]
 
 
 @dataclass(frozen=True)
@@ -64,10 +69,12 @@ class Request:
     Attributes:
         id: Its id, the name of its file without `.json`.
         action: What the run is asked to do.
+        by: Who asks, for people; None: nobody said.
     """
 
     id: str
     action: Action
+    by: str | None = None
 
 
 @dataclass(frozen=True)
@@ -163,21 +170,26 @@ class RequestQueue:
             problem = f"it has {entry.size:,} bytes"
         elif entry.is_file:
             try:
-                return Request(_id(entry), _parse(read_bytes_if_exists(uri) or b""))
+                return Request(_id(entry), *_parse(read_bytes_if_exists(uri) or b""))
             except (OSError, UserError, ValueError, RecursionError) as error:
                 problem = " ".join(str(error).split())[:200]
         return BadRequest(entry.name, problem)
 
 
-def _parse(content: bytes) -> Action:
-    """Reads a request; raises ValueError if it is none."""
+def _parse(content: bytes) -> tuple[Action, str | None]:
+    """Reads what is asked, and who asks; raises ValueError if it is no request."""
     with suppress(UnicodeDecodeError, json.JSONDecodeError):
         values: Any = json.loads(content)
         asked = values.get("do") if isinstance(values, dict) else None
         for action in ACTIONS:
             if action == asked:
-                return action
+                return action, _clean_sender(values.get("by"))
     raise ValueError(f'it must be {{"do": ACTION}} with ACTION one of {", ".join(ACTIONS)}')
+
+
+def _clean_sender(sender: Any) -> str | None:
+    """Returns the name of a sender on one line; None if there is none."""
+    return (" ".join(str(sender).split())[:MAX_SENDER] or None) if sender else None
 
 
 def _id(entry: FileEntry) -> str:

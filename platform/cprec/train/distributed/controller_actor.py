@@ -31,6 +31,7 @@ from cprec.runs.events import (
     SamplesPadded,
     Stopped,
     StorageFailed,
+    VersionAnnounced,
     WorkersFailed,
 )
 from cprec.runs.records import TraceRow
@@ -74,6 +75,7 @@ class ControllerActor:
         self._segments = SegmentIssuer(self._state, self._corpus)
         self._control_channel = ControlChannel(lease)
         self._failure: Exception | None = None
+        self._stop_requested = False
         self._notices: list[str] = []
         self._faults: dict[int, str] = {}
         self._storage_failed, self._next_try = False, 0.0
@@ -203,10 +205,15 @@ class ControllerActor:
         """Returns how the workers train; empty until they have said it."""
         return self._notices
 
-    def stop(self) -> None:
-        """Lets the workers finish their step, save a checkpoint and end."""
+    def stop(self, by: str | None = None) -> None:
+        """Lets the workers finish their step, save a checkpoint and end; `by` is who asked."""
+        self._stop_requested = True
         self._segments.stop()
-        self._state.record(Stopped(samples=self._state.controller.samples))
+        self._state.record(Stopped(samples=self._state.controller.samples, by=by))
+
+    def stop_requested(self) -> bool:
+        """Returns whether `stop` was called, by the driver or for a request."""
+        return self._stop_requested
 
     def failure(self) -> Exception | None:
         """Returns the first error given to `record_failure`; None if there was none."""
@@ -314,7 +321,9 @@ class ControllerActor:
             raise RunError(f"does not know what to do: {request.problem}")
         controller = self._state.controller
         if request.action == "look":
-            return self._corpus.check_or_repeat()
+            return self._look_at_corpus(request.by)
+        if request.action == "stop":
+            return self._stop_for(request.by)
         if request.action == "anneal" and self._was_carried_out(request.id):
             return _describe_annealing(controller.plan)
         if request.action == "anneal" and self._state.run_plan.closed and not self._anneals:
@@ -323,8 +332,20 @@ class ControllerActor:
         if not controller.is_open:
             raise RunError(f"is {controller.phase}, and {CLOSED_ADVICE}")
         if request.action == "anneal":
-            return self._start_annealing(request.id)
-        return self._set_hold(request.action == "hold")
+            return self._start_annealing(request)
+        return self._set_hold(request.action == "hold", request.by)
+
+    def _look_at_corpus(self, by: str | None) -> str:
+        answer = self._corpus.check_or_repeat()
+        if by is not None:
+            samples = self._state.controller.samples
+            self._state.record(VersionAnnounced(samples=samples, by=by, answer=answer))
+        return answer
+
+    def _stop_for(self, by: str | None) -> str:
+        if not self._stop_requested:
+            self.stop(by)
+        return "finishes its step, saves a checkpoint and ends; the same command goes on from there"
 
     @property
     def _anneals(self) -> bool:
@@ -337,7 +358,7 @@ class ControllerActor:
             for event in self._state.events
         )
 
-    def _start_annealing(self, request_id: str) -> str:
+    def _start_annealing(self, request: Request) -> str:
         state, controller = self._state, self._state.controller
         with controller.transaction():
             position = controller.start_annealing()
@@ -349,7 +370,8 @@ class ControllerActor:
                 samples=position,
                 stable_end=controller.plan.wsa.stable_end,
                 annealing_end=controller.plan.total_samples,
-                request=request_id,
+                request=request.id,
+                by=request.by,
             )
         )
         state.advance(controller.samples)
@@ -359,14 +381,15 @@ class ControllerActor:
         answer = _describe_annealing(controller.plan)
         return f"{answer}\n{warning}" if warning else answer
 
-    def _set_hold(self, hold: bool) -> str:
+    def _set_hold(self, hold: bool, by: str | None) -> str:
         state, controller = self._state, self._state.controller
         if hold != controller.hold:
             with controller.transaction():
                 controller.set_hold(hold)
                 state.write_run_plan(replace(state.run_plan, hold=hold))
             samples = controller.samples
-            state.record(Held(samples=samples) if hold else Released(samples=samples))
+            event = Held if hold else Released
+            state.record(event(samples=samples, by=by))
             state.advance(samples)
         stable_end = controller.plan.wsa.stable_end
         if hold:

@@ -64,8 +64,8 @@ class TrainingJob:
 def run_training(job: TrainingJob, held: HeldLease, on_news: NewsCallback, say: Say) -> None:
     """Trains what is left of a plan, inside a Ray session, until the last checkpoint is complete.
 
-    Ctrl-C lets the workers save a checkpoint and then raises KeyboardInterrupt. A second one raises
-    it at once.
+    Ctrl-C, or a request to stop, lets the workers save a checkpoint and then raises
+    KeyboardInterrupt. A second Ctrl-C raises it at once.
 
     Args:
         job: The checked inputs.
@@ -188,8 +188,15 @@ def _train_and_poll(
     _report_news(controller, reported, on_news)
     if failures:
         raise failures[0]
-    if stopping:
+    if stopping or _was_asked_to_stop(controller):
         raise KeyboardInterrupt
+
+
+def _was_asked_to_stop(controller: Any) -> bool:
+    """Returns whether a request stopped the run; a controller that has died knows of none."""
+    with suppress(ray.exceptions.RayError):
+        return bool(ray.get(controller.stop_requested.remote(), timeout=30))
+    return False
 
 
 def _report_news(

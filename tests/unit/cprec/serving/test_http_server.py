@@ -16,8 +16,8 @@ async def ask(request: bytes, repeated: bytes = b"") -> tuple[bytes, int]:
     """Returns the answer to a request, and how many times a part was sent after it until then."""
     metrics = Metrics()
     app = build_app(SETTINGS, Dispatcher(SETTINGS, metrics), metrics, "the-token-of-this-test")
-    with listen(SETTINGS) as listener:
-        server = build_server(app, SETTINGS)
+    with listen(SETTINGS, "serve") as listener:
+        server = build_server(app, 1)
         serving = asyncio.create_task(server.serve([listener]))
         reader, writer = await asyncio.open_connection(*listener.getsockname()[:2])
         writer.write(request)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cprec.runs.control import request_queue
-from cprec.runs.control.request_queue import BadRequest, Request, RequestQueue
+from cprec.runs.control.request_queue import Action, BadRequest, Request, RequestQueue
 from cprec.runs.events import RequestRefused
 
 VALUES = st.recursive(
@@ -40,11 +40,22 @@ def test_requests_are_taken_in_the_order_of_their_arrival(folder: Path) -> None:
     for name, action, age in (("a", "hold", 1), ("b", "anneal", 3), ("c", "release", 2)):
         write(folder, name, json.dumps({"do": action, "by": "somebody"}).encode(), age)
     queue = RequestQueue(str(folder.parent))
-    expected = [Request("b", "anneal"), Request("c", "release"), Request("a", "hold")]
+    asked: list[tuple[str, Action]] = [("b", "anneal"), ("c", "release"), ("a", "hold")]
+    expected = [Request(name, action, "somebody") for name, action in asked]
     assert queue.take(()) == expected
     assert queue.take({"b"}) == expected[1:]
     assert queue.remove({"a", "b", "gone"}) == set()
-    assert queue.take(()) == [Request("c", "release")]
+    assert queue.take(()) == expected[1:2]
+
+
+@pytest.mark.parametrize("sender", ["Ada\n  L.", ["Ada"], {"x": 1}, 7, "x" * 10_000])
+def test_whatever_a_sender_is_called_is_one_short_line(folder: Path, sender: object) -> None:
+    write(folder, "a", json.dumps({"do": "hold", "by": sender}).encode(), 0)
+    [request] = RequestQueue(str(folder.parent)).take(())
+    assert isinstance(request, Request)
+    assert request.by
+    assert "\n" not in request.by
+    assert len(request.by) <= request_queue.MAX_SENDER
 
 
 @given(content=st.binary(max_size=40) | VALUES.map(lambda value: json.dumps(value).encode()))

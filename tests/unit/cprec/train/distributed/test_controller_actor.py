@@ -350,6 +350,25 @@ def test_a_controller_that_died_before_it_answered_does_not_anneal_twice(
         again._handle_request(Request("another", "anneal"))
 
 
+def test_an_event_says_who_asked(actor: ControllerActor) -> None:
+    actor.begin_attempt(WorkerGroup(0, 1, 0, None), [])
+    asked: tuple[Action, ...] = ("hold", "release", "look", "anneal", "stop", "stop")
+    for action in asked:
+        actor._handle_request(Request(action, action, "console (Ada)"))
+    events = read_events(actor._state.settings.run_uri)
+    senders = [(e.event, e.details()["by"]) for e in events if "by" in e.details()]
+    names = ["held", "released", "version_announced", "annealing_called", "stopped"]
+    assert senders == [(name, "console (Ada)") for name in names]
+
+
+def test_a_request_to_stop_ends_the_run_as_an_interrupt_does(actor: ControllerActor) -> None:
+    actor.begin_attempt(WorkerGroup(0, 1, 0, None), [])
+    assert not actor.stop_requested()
+    assert "saves a checkpoint and ends" in ask(actor, "stop")
+    assert actor.stop_requested()
+    assert actor.issue_segment(0, 0, 0) is None
+
+
 def test_a_request_that_could_not_be_written_is_served_later(
     actor: ControllerActor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

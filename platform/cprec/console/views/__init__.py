@@ -1,0 +1,1 @@
+"""Views: how runs and models stand, as plain data for a page. Pure."""

@@ -1,0 +1,231 @@
+"""The versions of a registered model as the console shows them. Pure."""
+
+import json
+import posixpath
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from cprec.evaluate.significance import wilson_interval
+from cprec.tracking.registry import (
+    DECISION_TAG,
+    EVALUATION_TAG,
+    PARENT_CHECKPOINT_TAG,
+    TRAINED_ON_TAG,
+    Version,
+)
+
+
+@dataclass(frozen=True)
+class EvaluationView:
+    """How well a version ranks on a domain.
+
+    Attributes:
+        domain: The domain.
+        split: Split of the samples.
+        n: Samples.
+        hr1: HR@1; None where nothing was measured.
+        low: Lower end of its interval (Wilson, 95 %).
+        high: Upper end.
+        hr5: HR@5.
+        ndcg5: NDCG@5.
+        chance: HR@1 of a random choice; None where it was not recorded.
+    """
+
+    domain: str
+    split: str
+    n: int
+    hr1: float | None
+    low: float | None
+    high: float | None
+    hr5: float | None
+    ndcg5: float | None
+    chance: float | None
+
+
+@dataclass(frozen=True)
+class DecisionView:
+    """What the gate, or a rollback, decided about a version.
+
+    Attributes:
+        time: When (Unix seconds); None where the tag does not tell.
+        promoted: Whether the version became the champion.
+        reason: Why.
+        by: Who asked; None: nobody said.
+        lines: Lines of the gate: key, wanted, seen, passed.
+    """
+
+    time: float | None
+    promoted: bool
+    reason: str
+    by: str | None
+    lines: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class TrainedOn:
+    """A source that a version was trained on, with its samples and corpus versions."""
+
+    source: str
+    samples: int
+    versions: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class VersionView:
+    """A registered version.
+
+    Attributes:
+        number: Its number.
+        aliases: Its aliases.
+        run: Name of its run.
+        checkpoint: URI of its checkpoint.
+        base: Its base.
+        kind: What made it: `trunk`, `branch`, or `fine-tuned`.
+        corpus_version: Newest corpus version in its plan; empty where it is not known.
+        parent: Number of the version that it goes on from; None: from the base, or not known.
+        depth: Versions above it in the lineage.
+        parent_run: Name of the run whose checkpoint it goes on from; empty: from the base.
+        trained_on: What it was trained on.
+        evaluations: How well it ranks.
+        decisions: What was decided about it, the newest first.
+    """
+
+    number: int
+    aliases: Sequence[str]
+    run: str
+    checkpoint: str
+    base: str
+    kind: str
+    corpus_version: str
+    parent: int | None
+    depth: int
+    parent_run: str
+    trained_on: Sequence[TrainedOn]
+    evaluations: Sequence[EvaluationView]
+    decisions: Sequence[DecisionView]
+
+
+@dataclass(frozen=True)
+class ModelView:
+    """A registered model: its versions as a forest, each below the one that it goes on from."""
+
+    model: str
+    versions: Sequence[VersionView]
+
+
+def build_model(model: str, versions: Sequence[Version], aliases: Mapping[str, int]) -> ModelView:
+    """Builds the view of a model.
+
+    Args:
+        model: Its name.
+        versions: Its versions.
+        aliases: Numbers by alias.
+    """
+    by_number = {version.number: version for version in versions}
+    parents = {v.number: _find_parent(v, versions) for v in versions}
+    roots = [number for number, parent in parents.items() if parent is None]
+
+    def walk(number: int, depth: int) -> Iterator[VersionView]:
+        yield _view(by_number[number], parents[number], depth, aliases)
+        children = [child for child, parent in parents.items() if parent == number]
+        for child in sorted(children, reverse=True):
+            yield from walk(child, depth + 1)
+
+    return ModelView(
+        model, [view for root in sorted(roots, reverse=True) for view in walk(root, 0)]
+    )
+
+
+def _find_parent(version: Version, versions: Sequence[Version]) -> int | None:
+    """Returns the version that another one goes on from: a version of the same run as its parent.
+
+    Numbers grow, so a parent has a lower one, and there is no circle.
+    """
+    parent_run = _parent_run_uri(version)
+    earlier = [v for v in versions if v.number < version.number]
+    exact = [v for v in earlier if v.checkpoint == version.tags.get(PARENT_CHECKPOINT_TAG)]
+    of_run = [v for v in earlier if parent_run and v.run == parent_run]
+    found = exact or of_run
+    return found[-1].number if found else None
+
+
+def _parent_run_uri(version: Version) -> str:
+    checkpoint = version.tags.get(PARENT_CHECKPOINT_TAG) or version.tags.get("start", "")
+    return checkpoint.rsplit("/", 2)[0] if "/" in checkpoint else ""
+
+
+def _view(
+    version: Version, parent: int | None, depth: int, aliases: Mapping[str, int]
+) -> VersionView:
+    tags = version.tags
+    return VersionView(
+        number=version.number,
+        aliases=[alias for alias, number in aliases.items() if number == version.number],
+        run=posixpath.basename(version.run),
+        checkpoint=version.checkpoint,
+        base=posixpath.basename(tags.get("base", "").rstrip("/")),
+        kind=_find_kind(version),
+        corpus_version=tags.get("corpus_version", ""),
+        parent=parent,
+        depth=depth,
+        parent_run=posixpath.basename(_parent_run_uri(version)),
+        trained_on=list(_iter_trained_on(tags.get(TRAINED_ON_TAG))),
+        evaluations=[
+            _view_evaluation(tag.removeprefix(EVALUATION_TAG), values)
+            for tag, text in sorted(tags.items())
+            if tag.startswith(EVALUATION_TAG) and (values := _parse(text))
+        ],
+        decisions=[
+            _view_decision(tag.removeprefix(DECISION_TAG), values)
+            for tag, text in sorted(tags.items(), reverse=True)
+            if tag.startswith(DECISION_TAG) and (values := _parse(text))
+        ],
+    )
+
+
+def _find_kind(version: Version) -> str:
+    if version.tags.get("kind") == "finetuned":
+        return "fine-tuned"
+    return "branch" if "-anneal-" in posixpath.basename(version.run) else "trunk"
+
+
+def _iter_trained_on(text: str | None) -> Iterator[TrainedOn]:
+    for source, entry in sorted(_parse(text or "{}").items()):
+        if isinstance(entry, dict) and "samples" in entry and "versions" in entry:
+            first, last = entry["versions"]
+            yield TrainedOn(source, int(entry["samples"]), (int(first), int(last)))
+
+
+def _view_evaluation(domain: str, values: Mapping[str, Any]) -> EvaluationView:
+    n, hr, ndcg = int(values.get("n", 0)), values.get("hr", {}), values.get("ndcg", {})
+    hr1 = hr.get("1")
+    low, high = wilson_interval(hr1, n) if hr1 is not None and n else (None, None)
+    split = str(values.get("split", ""))
+    return EvaluationView(
+        domain, split, n, hr1, low, high, hr.get("5"), ndcg.get("5"), values.get("chance")
+    )
+
+
+def _view_decision(stamp: str, values: Mapping[str, Any]) -> DecisionView:
+    try:
+        time = datetime.strptime(stamp, "%Y%m%dT%H%M%S.%fZ").replace(tzinfo=UTC).timestamp()
+    except ValueError:
+        time = None
+    return DecisionView(
+        time,
+        bool(values.get("promote")),
+        str(values.get("reason", "")),
+        values.get("by"),
+        list(values.get("lines", ())),
+    )
+
+
+def _parse(text: str) -> dict[str, Any]:
+    """Parses the JSON of a tag; empty where somebody else wrote something else into it."""
+    try:
+        values = json.loads(text)
+    except ValueError:
+        return {}
+    return values if isinstance(values, dict) else {}

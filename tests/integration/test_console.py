@@ -1,0 +1,198 @@
+"""The console in a real browser, beside a run that trains: what is seen, and what clicks do.
+
+Chromium is not on PyPI, so without one on the machine the test in the browser is skipped. On
+Debian, `apt-get install chromium` brings it.
+"""
+
+import json
+import re
+import subprocess
+import threading
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+
+import pytest
+
+from corpus.ingest import simulation
+from cprec.config.recipe_file import load_recipe
+from tests.integration import chromium, jobs
+from tests.integration.chromium import Browser, Page
+
+TOKEN = "the-token-of-this-test"
+MARKUP = "<img src=x onerror=\"document.title='owned'\">"
+"""Text that would be markup if data became any."""
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a corpus of two domains, a third in the data root, and a run that failed."""
+    place = tmp_path_factory.mktemp("console")
+    data = {"root": f"{place}/shoppers", "held_out": ["Games"]}
+    common: dict[str, Any] = {
+        "run": "trunk",
+        "schedule": {"lr_max": 1e-3, "segment_samples": 64, "poll_samples": 64},
+        "train": {"global_batch": 32, "zero_stage": 0},
+        "checkpoint": {"every_samples": 256},
+    }
+    path = jobs.recipe(
+        place,
+        data={**data, "format": "simulated", "domains": ["Garden", "Office", "Sports"]},
+        **common,
+    )
+    everything = load_recipe(str(path))
+    simulation.write_data_root(everything.data, everything.simulate, everything.seed)
+    jobs.recipe(place, data={**data, "domains": ["Garden", "Office"]}, **common)
+    jobs.run_here("build_corpus", path)
+    failed = place / "runs" / f"failed {MARKUP}"
+    failed.mkdir(parents=True)
+    event = {"event": "failed", "samples": 64, "time": 1.0, "because": f"no room {MARKUP}"}
+    (failed / "events.jsonl").write_text(f"{json.dumps(event)}\n")
+    return place
+
+
+@contextmanager
+def console(recipe: Path) -> Iterator[str]:
+    """Runs the console, and yields its address."""
+    process = jobs.start(
+        "console", recipe, "--console.port", "0", "--console.refresh_s", "0.5",
+        environment={"CPREC_CONSOLE_TOKEN": TOKEN},
+    )  # fmt: skip
+    printed: list[str] = []
+    assert process.stdout is not None
+    reader = threading.Thread(target=lambda: printed.extend(process.stdout or ()), daemon=True)
+    reader.start()
+    try:
+        jobs.wait_for(process, lambda: any("console: http" in line for line in printed))
+        found = re.search(r"console: (http://\S+)/\n", "".join(printed))
+        assert found, "the token that was given is printed"
+        yield found[1]
+    finally:
+        process.terminate()
+        _, err = process.communicate(timeout=jobs.LIMIT_S)
+    assert process.returncode == 130, err
+    assert TOKEN not in "".join(printed) + err
+
+
+@pytest.fixture(scope="module")
+def trunk(shop: Path) -> "Iterator[subprocess.Popen[str]]":
+    """A run that trains and is held open."""
+    hold = ("--schedule.hold_open", "true", "--workers", "1")
+    process = jobs.start("cpt", shop / "recipe.yaml", *hold)
+    yield process
+    if process.poll() is None:
+        process.kill()
+        process.communicate()
+
+
+def events(place: Path, name: str) -> list[dict[str, Any]]:
+    """Returns the events of the run that have a name."""
+    lines = jobs.lines(place / "runs" / "trunk" / "events.jsonl")
+    return [event for event in lines if event["event"] == name]
+
+
+SAMPLES = "(document.querySelector('.figures dd')?.textContent ?? '')"
+"""The samples on the page of a run, as JavaScript."""
+
+
+def _samples_shown(page: Page) -> int:
+    return int(page.wait_for(f"/^[0-9]/.test({SAMPLES}) && {SAMPLES}").replace(",", ""))
+
+
+def test_a_console_shows_a_real_run_to_whoever_has_the_token(place: Path, whole: Path) -> None:
+    with console(place / "recipe.yaml") as url:
+        with pytest.raises(HTTPError) as refused:
+            urllib.request.urlopen(f"{url}/api/runs", timeout=jobs.LIMIT_S)
+        assert refused.value.code == 401
+        refused.value.close()
+        request = urllib.request.Request(
+            f"{url}/api/runs/{whole.name}", headers={"Authorization": f"Bearer {TOKEN}"}
+        )
+        parts: dict[str, Any] = {}
+        with urllib.request.urlopen(request, timeout=jobs.LIMIT_S) as stream:
+            while "problem" not in parts:
+                line = stream.readline()
+                if line.startswith(b"data: "):
+                    part = json.loads(line[6:])
+                    parts[part["name"]] = part["content"]
+    assert parts["head"]["row"]["state"] == "done"
+    assert parts["audit"]["is_final"]
+    assert (parts["audit"]["missing"], parts["audit"]["repeated"]) == (0, 0)
+    assert parts["series"]["samples"][-1] == parts["schedule"]["annealing_end"]
+    assert parts["problem"] is None
+
+
+@pytest.mark.skipif(
+    chromium.find() is None,
+    reason="no Chromium on this machine, and PyPI has none (Debian: apt-get install chromium)",
+)
+def test_a_person_sees_a_run_train_and_steers_it(
+    shop: Path, trunk: "subprocess.Popen[str]", tmp_path: Path
+) -> None:
+    executable = chromium.find()
+    assert executable is not None
+    with console(shop / "recipe.yaml") as url, Browser(executable, tmp_path) as browser:
+        stranger = browser.new_page()
+        stranger.open(f"{url}/#token=a-wrong-token-of-some-length")
+        stranger.wait_for_text("This token is not the console's.")
+        assert str(shop) not in stranger.text()
+
+        page = browser.new_page()
+        page.open(f"{url}/#token={TOKEN}")
+        page.wait_for_text("failed <img")
+        assert TOKEN not in page.evaluate("location.href")
+        assert page.evaluate("document.querySelectorAll('img').length") == 0
+        page.wait_for(
+            "[...document.querySelectorAll('.state')].some(e => "
+            "['training', 'waiting'].includes(e.dataset.state))"
+        )
+        page.evaluate("location.hash = '#/runs/trunk'")
+        page.wait_for("document.querySelectorAll('.plot svg').length >= 4")
+        before = _samples_shown(page)
+        _append_by_click(page, shop)
+        page.wait_for(f"Number({SAMPLES}.replaceAll(',', '')) > {before}")
+        _anneal_by_click(page, shop)
+        _, err = trunk.communicate(timeout=jobs.LIMIT_S)
+        assert trunk.returncode == 0, err
+        page.wait_for_text("Every planned sample was trained exactly once.")
+        _look_at_models(page)
+        assert page.evaluate("document.title") == "cprec console"
+        assert page.complaints == []
+        assert {re.sub(r"(?<=\d)/.*", "", address) for address in page.urls} == {url}
+
+
+def _append_by_click(page: Page, shop: Path) -> None:
+    page.click("[data-act=append]")
+    page.wait_for_text("trunk takes it up at the first segment")
+    assert page.evaluate("document.getElementById('domain').value") == "Sports"
+    page.click("[data-step=preview]")
+    page.wait_for_text("Checked: nothing was written yet.")
+    assert "would make version 1" in page.text()
+    assert events(shop, "version_announced") == []
+    page.click("[data-step=commit]")
+    page.wait_for_text("Done.")
+    [announced] = events(shop, "version_announced")
+    assert announced["by"].startswith("console (")
+    assert [event["version"] for event in events(shop, "corpus_version_adopted")] == [0, 1]
+    page.evaluate("document.getElementById('dialog').close()")
+    page.wait_for_text("Corpus version 1 joined")
+
+
+def _anneal_by_click(page: Page, shop: Path) -> None:
+    page.click("[data-act=anneal]")
+    page.wait_for_text("this cannot be taken back")
+    assert events(shop, "annealing_called") == []
+    page.click("[data-confirm=anneal]")
+    page.wait_for_text("anneals from sample")
+    [called] = events(shop, "annealing_called")
+    assert called["by"].startswith("console (")
+    page.evaluate("document.getElementById('dialog').close()")
+
+
+def _look_at_models(page: Page) -> None:
+    page.evaluate("location.hash = '#/models'")
+    page.wait_for_text("Version 1")
+    page.wait_for_text("trunk trunk, from the base")

@@ -1,0 +1,105 @@
+"""All runs of a storage, and one that is followed: only what changed is read, nothing is missed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.errors import RunError
+from corpus.build import build
+from corpus.store.tables import Corpus
+from cprec.console import run_reader
+from cprec.console.run_follower import RunFollower
+from cprec.console.run_reader import RunList
+from cprec.console.views.commands import Commands
+from cprec.console.views.run_row import State
+from tests import small_run
+from tests.unit.corpus.worlds import settings, shop, write_root
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    place = tmp_path_factory.mktemp("corpus")
+    root = write_root(place / "root", shop(("A", "B", "C")))
+    return build(settings(root), 0, str(place / "corpus"), print)
+
+
+@pytest.fixture
+def storage(tmp_path: Path, corpus: Corpus) -> Path:
+    """A storage with one finished run, and what else lies beside runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        small_run.without_ray(patch)
+        small_run.train(str(tmp_path / "runs" / "done"), corpus)
+    (tmp_path / "runs" / "mlflow.db").write_bytes(b"")
+    (tmp_path / "runs" / "bases").mkdir()
+    return tmp_path / "runs"
+
+
+def parts(follower: RunFollower) -> dict[str, Any]:
+    return {name: json.loads(content) for name, content in follower.look().items()}
+
+
+def test_a_finished_run_has_its_row(storage: Path) -> None:
+    [row] = RunList(str(storage)).look().values()
+    assert (row.run, row.state) == ("done", State.DONE)
+    assert row.samples == row.annealing_end > 0
+    assert row.checkpoint == row.samples
+    assert row.loss == 1.0
+
+
+def test_a_run_that_comes_changes_or_goes_is_seen(storage: Path) -> None:
+    runs = RunList(str(storage))
+    assert set(runs.look()) == {"done"}
+    (storage / "new").mkdir()
+    (storage / "new" / "events.jsonl").write_text('{"event": "failed", "samples": 3}\n')
+    assert set(runs.look()) == {"done", "new"}
+    (storage / "new" / "events.jsonl").unlink()
+    runs._next_full_look = 0.0
+    assert set(runs.look()) == {"done"}
+
+
+def test_resting_runs_are_not_read_at_every_look(
+    storage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = RunList(str(storage))
+    runs.look()
+    runs._next_full_look = float("inf")
+    monkeypatch.setattr(run_reader, "list_etags", lambda uri: pytest.fail("it was looked at"))
+    assert set(runs.look()) == {"done"}
+
+
+def test_a_damaged_file_is_told_and_keeps_no_other_run_away(storage: Path) -> None:
+    (storage / "hurt").mkdir()
+    (storage / "hurt" / "status.json").write_text("{")
+    rows = RunList(str(storage)).look()
+    assert "damaged" in rows["hurt"].waits_for
+    assert rows["done"].state is State.DONE
+
+
+def test_a_run_that_is_followed_has_all_its_parts(storage: Path) -> None:
+    follower = RunFollower(str(storage), "done", Commands(("my.yaml",)))
+    page = parts(follower)
+    assert set(page) == {
+        *("head", "schedule", "timeline", "checkpoints", "perplexity", "series", "audit")
+    }
+    assert page["audit"]["is_final"]
+    assert page["audit"]["missing"] == 0
+    assert page["series"]["samples"][-1] == page["schedule"]["annealing_end"]
+    assert page["timeline"][0]["samples"] > 0
+    assert parts(follower) == page
+    with (storage / "done" / "events.jsonl").open("a") as file:
+        file.write('{"event": "held", "samples": 1, "time": 2.0, "by": "console (Ada)"}\n')
+    assert parts(follower)["timeline"][0]["by"] == "console (Ada)"
+
+
+def test_a_branch_starts_from_stable_checkpoints_only(storage: Path) -> None:
+    follower = RunFollower(str(storage), "done", Commands(("my.yaml",)))
+    [entry] = parts(follower)["checkpoints"]
+    assert not entry["checkpoint"]["is_stable"]
+    assert (entry["anneal"], entry["resume"]) == (None, None)
+
+
+def test_a_run_that_is_not_there_is_named(storage: Path) -> None:
+    with pytest.raises(RunError, match="no run nowhere below this storage"):
+        RunFollower(str(storage), "nowhere", Commands(())).look()
