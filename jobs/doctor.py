@@ -2,11 +2,12 @@
 """Doctor: look at all that a recipe's jobs depend on, before they cost money.
 
     python jobs/doctor.py my.yaml
-    ray job submit --working-dir . -- python jobs/doctor.py my.yaml    where the jobs will run
-    python jobs/doctor.py my.yaml --json > report.json
+    python jobs/doctor.py my.yaml --json
+    python jobs/doctor.py --storage s3://bucket/runs --workers 16
 
 Storage, corpus, base model, MLflow, disks, and Ray with its nodes; a table of what was seen, what
-is allowed and what to do. What it writes is removed again. Exit code 1 if something fails.
+is allowed and what to do. What it writes is removed again. Exit code 1 if something fails. With
+`ray job submit` it looks from where the jobs will run.
 """
 
 import source_roots  # noqa: F401

@@ -28,7 +28,7 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     from cprec.tracking.console_tables import comparison_table, modes_table
     from cprec.tracking.registry import Registry
     from cprec.workflows.evaluate import compare_models
-    from cprec.workflows.evaluation_plan import plan_evaluation
+    from cprec.workflows.evaluation.plan import plan_evaluation
     from cprec.workflows.models import own_run
 
     registry = Registry.from_recipe(recipe)

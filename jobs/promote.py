@@ -2,8 +2,7 @@
 """Promote: the candidate becomes the champion, unless the gate refuses it.
 
     python jobs/promote.py --run first --evaluate.domain Games    the newest version of a run
-    python jobs/promote.py --model 3 --gate.min_hr1 0.2
-    python jobs/promote.py --model out/adapter      any other model becomes a version first
+    python jobs/promote.py --model out/adapter --gate.min_hr1 0.2      becomes a version first
     python jobs/promote.py --rollback
 
 The section `gate` of the recipe holds the limits.

@@ -3,6 +3,7 @@
 
     python jobs/reproduce.py                        all of them, on simulated shoppers
     python jobs/reproduce.py my.yaml --only table3,figure4 --budget-minutes 60
+    python jobs/reproduce.py my.yaml --dry-run
 
 Each step is kept by what it depends on, so the same command goes on after a kill or at the end of
 a budget, and computes nothing twice. --dry-run shows what is done and what is to do.

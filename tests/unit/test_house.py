@@ -74,7 +74,8 @@ def test_no_folder_of_code_has_more_files_than_one_takes_in_at_a_glance() -> Non
     folders = Counter(
         str(path.parent.relative_to(ROOT))
         for path in sources()
-        if path.relative_to(ROOT).parts[0] != "docs"
+        # `jobs` is the list of commands: one file each, however many there are.
+        if path.relative_to(ROOT).parts[0] not in ("docs", "jobs")
     )
     assert folders["platform/cprec/runs"]
     assert not {folder: count for folder, count in folders.items() if count > 14}

@@ -37,7 +37,7 @@ from cprec.runs.run_records import read_run_records
 from cprec.tracking.registry import Registry
 from cprec.workflows.build_corpus import build_corpus, preview_statistics
 from cprec.workflows.evaluate import predictions_uri, run_evaluation
-from cprec.workflows.evaluation_plan import plan_evaluation
+from cprec.workflows.evaluation.plan import plan_evaluation
 from cprec.workflows.finetune import search_and_register
 from cprec.workflows.pretrain import pretrain
 

@@ -48,7 +48,7 @@ from cprec.stream.row_encoder import RowEncoder
 from cprec.tracking import report
 from cprec.tracking.model_card import publish_card
 from cprec.tracking.registry import Registry
-from cprec.workflows.evaluation_plan import EvaluationPlan, plan_evaluation
+from cprec.workflows.evaluation.plan import EvaluationPlan, plan_evaluation
 from cprec.workflows.models import own_run
 
 PREDICTIONS = "predictions.parquet"

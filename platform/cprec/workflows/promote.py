@@ -27,7 +27,7 @@ from cprec.tracking.lineage import HUB_ID, stored_lineage
 from cprec.tracking.registry import DECISION_TAG, Registry, Version
 from cprec.tracking.version_names import CANDIDATE
 from cprec.workflows.evaluate import compare_models, run_evaluation
-from cprec.workflows.evaluation_plan import EvaluationPlan, plan_evaluation
+from cprec.workflows.evaluation.plan import EvaluationPlan, plan_evaluation
 from cprec.workflows.models import describe_model, find_model
 
 PREVIOUS_CHAMPION_TAG = "champion_before"

@@ -118,7 +118,7 @@ def test_a_key_under_both_names_is_refused(tmp_path: Path) -> None:
 
 def test_help_shows_only_new_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        resolve(tmp_path, "", "--help")
+        resolve(tmp_path, "", "--help-all")
     assert ended.value.code == 0
     shown = capsys.readouterr().out
     for old, new in RENAMED_KEYS.items():

@@ -25,6 +25,8 @@ JOBS = {
     "evaluate": "the same command goes on with what is not scored yet",
     "batch_recommend": "the same command goes on with the blocks that are missing",
     "serve": "the same command starts the server again",
+    "console": "the same command starts the console again",
+    "reproduce": "the same command goes on with the steps that are missing",
 }
 """What the command of each job does after an interruption."""
 

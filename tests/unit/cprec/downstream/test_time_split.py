@@ -22,7 +22,7 @@ from cprec.downstream.time_split import check_trained_before, select_days
 from cprec.runs import checkpoint
 from cprec.schedule.ledger import Ledger
 from cprec.tracking.registry import Registry
-from cprec.workflows.evaluation_plan import plan_evaluation
+from cprec.workflows.evaluation.plan import plan_evaluation
 from tests.unit.corpus.worlds import settings, shop, write_root
 
 DAY = 86_400
