@@ -20,6 +20,9 @@ QUIET_S = 5.0
 INTERVAL_S = 10.0
 """Seconds between two plain lines."""
 
+_STDOUT = threading.Lock()
+"""Held while `sys.stdout` is replaced, which belongs to all threads."""
+
 
 def unseen(count: int) -> None:
     """An `Advance` for those whom nobody watches."""
@@ -41,6 +44,18 @@ def track(
     """
     is_terminal = sys.stdout is not None and sys.stdout.isatty()
     return _show_bar(stage, total, unit) if is_terminal else _say_lines(stage, say, total, unit)
+
+
+@contextmanager
+def without_stdout() -> Iterator[None]:
+    """Drops what a library prints in a `with` block; the lines of `track` are still seen."""
+    with _STDOUT:
+        stdout, sys.stdout = sys.stdout, None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        with _STDOUT:
+            sys.stdout = stdout
 
 
 def format_stage(stage: str, done: int, total: int | None, unit: str, seconds: float) -> str:
@@ -108,7 +123,7 @@ def _say_lines(stage: str, say: Say, total: int | None, unit: str) -> Iterator[A
     def show(line: str) -> None:
         nonlocal lines
         lines += 1
-        with redirect_stdout(stdout):  # the block may have redirected it
+        with _STDOUT, redirect_stdout(stdout):  # the block may drop what is printed
             say(line)
 
     def watch() -> None:

@@ -4,6 +4,7 @@ Also has the small run, which several files of tests share.
 """
 
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import settings
 from xdist.scheduler import LoadFileScheduling
 
+from cluster import progress
 from corpus import append_text, build
 from cprec.config.recipe_file import load_recipe
 from tests.integration import jobs
@@ -56,6 +58,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks each test `unit`, `integration`, `faults` or `experiments`, by its folder."""
     for item in items:
         item.add_marker(item.path.relative_to(TESTS).parts[0])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_lines_of_slow_stages() -> None:
+    """Lets no stage say that it takes a while: what a test sees does not depend on the machine."""
+    progress.QUIET_S = threading.TIMEOUT_MAX
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ from torch._C._distributed_c10d import HashStore
 
 from cluster.console import Say
 from cluster.errors import PlatformFault, RunError, UserError
-from cluster.progress import Advance, track
+from cluster.progress import Advance, track, without_stdout
 from cluster.storage import exists, join, read_text, remove, write_text
 from cprec.config.recipe import Recipe
 from cprec.config.sections.finetuning import SearchSettings
@@ -144,7 +144,7 @@ def run_trials(
             )
             # By default Tune catches the first Ctrl-C and returns as if the search were over.
             os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-            with contextlib.redirect_stdout(None):
+            with without_stdout():
                 results = tuner.fit()
         _raise_first_error(results)
     return [find_result(trial.uri) or conclude_stopped_trial(trial, stopper) for trial in trials]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cluster import progress
 from cluster.errors import RunError
-from cluster.progress import Advance, format_clock, format_stage, track
+from cluster.progress import Advance, format_clock, format_stage, track, without_stdout
 from cluster.ray_tasks import REPORTS, TaskResult, _report
 
 
@@ -40,7 +40,7 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> Lines:
 def test_a_stage_that_takes_a_while_says_how_far_it_is_and_when_it_is_done(lines: Lines) -> None:
     with redirect_stdout(io.StringIO()), track("scoring", lines.say, 200, "samples") as advance:
         advance(50)
-        with redirect_stdout(None):  # as around a library that prints too much
+        with without_stdout():  # around a library that prints too much
             lines.wait_for_one()
     assert lines == ["scoring: 50 of 200 samples, 0:00 left", "scoring: done in 0:00"]
 
