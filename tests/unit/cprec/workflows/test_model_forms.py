@@ -145,6 +145,9 @@ def test_each_model_is_scored_in_the_template_that_it_was_trained_in(
     assert find_model(recipe, registry, merged).template == BRACES
     (Path(merged) / "README.md").unlink()
     assert find_model(recipe, registry, merged).template == TABLE1  # a base, as any other
+    exported_base = str(tmp_path / "exported" / "base")
+    export(plan_export(recipe, registry, find_model(recipe, registry, "base"), exported_base))
+    assert find_model(recipe, registry, exported_base).template == TABLE1  # still a base
 
     rankings = []
     (tmp_path / "titles.txt").write_text("oak lamp\nred mug\n")
