@@ -34,6 +34,7 @@ from cprec.downstream.scoring import EvaluatedModel, load_model
 from cprec.downstream.stored_model import MODEL_CONFIG, Form, StoredModel
 from cprec.encode.prompt import PROMPT_FILE
 from cprec.model.adapter_files import ADAPTER_CONFIG
+from cprec.model.base_uri import read_base_template
 from cprec.model.libraries import refused_input
 from cprec.tracking import hub
 from cprec.tracking.lineage import (
@@ -151,7 +152,9 @@ def _require_adapter(model: EvaluatedModel) -> None:
 
 def _is_trained(model: EvaluatedModel) -> bool:
     """Returns whether a model was trained on prompts of some template: it is no base."""
-    return model.checkpoint is not None and StoredModel.at(model.checkpoint).template is not None
+    if model.checkpoint is None:
+        return read_base_template(model.base) is not None
+    return StoredModel.at(model.checkpoint).template is not None
 
 
 def _title(model: EvaluatedModel) -> str:
