@@ -42,7 +42,9 @@ from corpus.store.delta import DataFile
 from corpus.store.tables import Corpus, FileKey, Stream, read_rows, write_samples
 from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import validate_recipe
+from cprec.encode.prompt import TABLE1
 from cprec.encode.title_encoding import build_title_encoding
+from cprec.encode.title_tokens import FORM_COUNT
 from cprec.model import tiny
 from cprec.runs.control.lease import claim
 from cprec.runs.json_lines import open_trace
@@ -294,19 +296,19 @@ def measure_titles(items: int = 20_000) -> None:
     settings = SimulateSettings(users=10, items_per_domain=items // 2)
     shelves = simulate_shoppers(("Garden", "Games"), settings, 0).shelves
     titles = [title for shelf in shelves for title in shelf.titles]
-    tokenizer = tiny.train_tokenizer(titles, vocab_size=800)
+    tokenizer = tiny.train_tokenizer(titles, 800, TABLE1)
     tracemalloc.start()
     copies = [f"{title}." for title in titles]
     text_bytes = tracemalloc.get_traced_memory()[0] / len(copies)
     tracemalloc.stop()
-    encoding = build_title_encoding(titles, tokenizer)
+    encoding = build_title_encoding(titles, tokenizer, TABLE1)
     tokens = encoding.title_tokens
     assert tokens is not None
-    seconds, cpu_s = median_times(lambda: build_title_encoding(titles, tokenizer), 3)
+    seconds, cpu_s = median_times(lambda: build_title_encoding(titles, tokenizer, TABLE1), 3)
     print(
-        f"{len(titles):,} titles of {len(tokens.ids) / 3 / len(titles):.1f} tokens:"
+        f"{len(titles):,} titles of {len(tokens.ids) / FORM_COUNT / len(titles):.1f} tokens:"
         f" {(tokens.ids.nbytes + tokens.offsets.nbytes) / len(titles):.0f} bytes each as tokens"
-        f" ({tokens.ids.itemsize} a token, three forms), {text_bytes:.0f} as text in Python;"
+        f" ({tokens.ids.itemsize} a token, {FORM_COUNT} forms), {text_bytes:.0f} as text in Python;"
         f" {seconds / len(titles) * 1e6:.0f} us each by the clock,"
         f" {cpu_s / len(titles) * 1e6:.0f} by CPU"
     )

@@ -35,7 +35,7 @@ from transformers import PreTrainedTokenizerBase
 
 from corpus.sampling.source import SourceKind
 from corpus.store.tables import Corpus
-from cprec.encode.prompt import TABLE1
+from cprec.encode.prompt import TEMPLATES
 from cprec.config.recipe_file import load_recipe
 from cprec.encode.title_tokens import CachedPromptEncoder, tokenise_titles
 from cprec.model import adapter, backbone
@@ -73,7 +73,9 @@ def training_steps(
 ) -> Iterator[TrainingStep]:
     """Yields one worker's steps of a whole plan, as the controller would hand them out."""
     titles = corpus.read_titles()
-    title_tokens = tokenise_titles(titles, tokenizer, TABLE1)  # type: ignore[arg-type]
+    # As the run against which it is timed: that of a corpus of an earlier release is another one.
+    template = TEMPLATES[corpus.prompt_template]
+    title_tokens = tokenise_titles(titles, tokenizer, template)
     encoder = CachedPromptEncoder(title_tokens, max_tokens)
     streams = corpus.streams_by_key()
     wsa = plan.wsa

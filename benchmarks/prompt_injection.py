@@ -6,7 +6,8 @@ In each prompt one candidate that the user did not take is the planted item. A s
 is put behind one title: its own, that of another candidate, or that of the latest item of the
 history. The suffix is an injection ("The answer is ..."), a control of as many tokens that says
 nothing ("The colour is ..."), or the injection as `data.prompt_injection neutralise` changes it.
-`--attack closing` closes the list of candidates first, as the prompt does.
+`--attack closing` closes the list of candidates first, as the prompt does. So prompts are in the
+template braces, and an adapter that was trained in another one is refused.
 
 Prints for each place and suffix the planted item's mean rank among the candidates and how often it
 is first, and for both the difference to the control, with the 95 % interval of a bootstrap over
@@ -37,6 +38,7 @@ from cprec.evaluate.candidate_scoring import encode_query, score_queries
 from cprec.evaluate.metrics import compute_ranks
 from cprec.evaluate.scoring_check import choose_scoring
 from cprec.model import adapter, backbone
+from cprec.runs import checkpoint
 
 MAX_TOKENS = 2048
 PLACES = ("own title", "another candidate", "latest of history")
@@ -156,6 +158,8 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    if options.adapter and checkpoint.read_template(str(options.adapter)) != BRACES:
+        parser.error(f"{options.adapter} was not trained in the template {BRACES.name}")
     torch.set_num_threads(1)
     model, tokenizer = backbone.load(options.base, None, "bf16")
     if options.adapter:

@@ -276,12 +276,6 @@ def write_bytes(uri: str, content: bytes) -> None:
             local_files.replace(Path(path), content)
 
 
-def append_bytes(uri: str, content: bytes) -> None:
-    """Appends to a file on a disk: all of the content or nothing. It is durable afterwards."""
-    with connect(uri) as (_, path):
-        local_files.append(Path(path), content)
-
-
 def create_text(uri: str, content: str) -> bool:
     """Creates a UTF-8 file if there is none; of several processes that try, exactly one does.
 

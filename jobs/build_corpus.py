@@ -41,7 +41,8 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
         if options.inspect:
             result = inspection.inspect_corpus(corpus)
             print_tables(console_tables.inspection_tables(result))
-            print_line(f"page: {page.write_page(corpus, result)}")
+            if not options.dry_run:
+                print_line(f"page: {page.write_page(corpus, result)}")
             require_sound(corpus, result)
     elif options.dry_run:
         print_table(console_tables.statistics_table(preview_statistics(recipe, print_line)))

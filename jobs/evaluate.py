@@ -14,11 +14,11 @@ import argparse
 import sys
 
 from cluster.console import print_line, print_table
-from cprec.config.command import MODEL_KEYS, WORKER_KEYS, Job, main
+from cprec.config.command import MODEL_KEYS, RETRIEVAL_KEYS, WORKER_KEYS, Job, main
 from cprec.config.recipe import Recipe
 
 AGAIN = "the same command goes on with what is not scored yet"
-KEYS = (*MODEL_KEYS, *WORKER_KEYS, "evaluate", "retrieval", "baseline", "finetune.max_samples")
+KEYS = (*MODEL_KEYS, *WORKER_KEYS, *RETRIEVAL_KEYS, "evaluate")
 
 
 def run_job(recipe: Recipe, options: argparse.Namespace) -> None:

@@ -18,6 +18,7 @@ from cluster.console import print_line
 from cprec.config.command import MODEL_KEYS, Job, add_model_flag, main
 from cprec.config.recipe import Recipe
 
+KEYS = (*MODEL_KEYS, "model.license", "evaluate.domain")
 HUB = (
     "push it to this repository of a hub, which is created, private, if it is not there; "
     "the token is HF_TOKEN's or that of `hf auth login`"
@@ -52,7 +53,7 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
         print_line(plan.describe())
 
 
-JOB = Job(run_job, __doc__, MODEL_KEYS, add_flags)
+JOB = Job(run_job, __doc__, KEYS, add_flags)
 
 if __name__ == "__main__":
     sys.exit(main(JOB))

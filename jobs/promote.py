@@ -18,7 +18,10 @@ from cprec.config.command import MODEL_KEYS, WORKER_KEYS, Job, add_as_flag, add_
 from cprec.config.recipe import Recipe
 
 EVALUATION = "domain split text max_users batch compile".split()
-KEYS = (*MODEL_KEYS, *WORKER_KEYS, "gate", *(f"evaluate.{key}" for key in EVALUATION))
+KEYS = (
+    *(*MODEL_KEYS, *WORKER_KEYS, "model.license", "gate"),
+    *(f"evaluate.{key}" for key in EVALUATION),
+)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -15,10 +15,10 @@ import argparse
 import sys
 
 from cluster.console import print_line
-from cprec.config.command import MODEL_KEYS, Job, add_model_flag, main
+from cprec.config.command import MODEL_KEYS, RANKING_KEYS, Job, add_model_flag, main
 from cprec.config.recipe import Recipe
 
-KEYS = (*MODEL_KEYS, "data.max_history", "recommend.domain", "evaluate.domain", "evaluate.batch")
+KEYS = (*MODEL_KEYS, *RANKING_KEYS, "recommend.domain")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -18,14 +18,12 @@ import argparse
 import sys
 
 from cluster.console import print_line
-from cprec.config.command import MODEL_KEYS, WORKER_KEYS, Job, add_model_flag, main
+from cprec.config.command import MODEL_KEYS, RANKING_KEYS, RETRIEVAL_KEYS, WORKER_KEYS
+from cprec.config.command import Job, add_model_flag, main
 from cprec.config.recipe import Recipe
 
 AGAIN = "the same command starts the server again"
-KEYS = (
-    *(*MODEL_KEYS, *WORKER_KEYS, "serve", "recommend", "retrieval", "data.max_history"),
-    *("evaluate.domain", "evaluate.batch"),
-)
+KEYS = (*MODEL_KEYS, *WORKER_KEYS, *RETRIEVAL_KEYS, *RANKING_KEYS, "recommend", "serve")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

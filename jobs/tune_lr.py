@@ -20,7 +20,7 @@ from cprec.config.recipe import Recipe
 
 KEYS = (
     *(*MODEL_KEYS, *WORKER_KEYS, "finetune", "search", "model", "train"),
-    *("baseline", "evaluate.batch"),
+    *("baseline", "evaluate.domain", "evaluate.batch"),
 )
 
 

@@ -118,6 +118,7 @@ def test_where_a_version_is_registered(
     assert "20 retrieved items, by version-1" in shown(0, "serve", "--model", "1")
     assert "plan: W = " in shown(0, "cpt")
     assert "exists already" in shown(0, "build_corpus")
+    assert "page: " not in shown(0, "build_corpus", "--inspect")
     listed = json.loads(shown(0, "list", "--json"))
     assert listed["runs"] == []
     assert [row["version"] for row in listed["corpora"]] == [0]

@@ -97,7 +97,12 @@ def parse_arguments(
     recipe = load_recipe(options.recipe or str(default_recipe), overrides, say)
     reject_secrets(recipe.flatten(), options.recipe or "the command line")
     reject_secrets(vars(options), "the command line")
-    given = ((key.name, getattr(options, key.name)) for key in iter_keys())
+    old_names = {new: old for old, new in RENAMED_KEYS.items()}
+    given = (
+        (key.name, getattr(options, name))
+        for key in iter_keys()
+        for name in (key.name, old_names.get(key.name, key.name))
+    )
     options.keys = {name: text for name, text in given if text is not None}
     return recipe, options
 

@@ -27,6 +27,12 @@ MODEL_KEYS = (
 WORKER_KEYS = ("workers", "cluster", "train.cpus_per_worker", "train.gpus_per_worker")
 """What a job reads to compute on several workers without training."""
 
+RETRIEVAL_KEYS = ("retrieval", "baseline", "finetune.max_samples", "finetune.validation_users")
+"""What a job reads to find candidates in a catalogue; the last three tell which SASRec it takes."""
+
+RANKING_KEYS = ("data.max_history", "evaluate.domain", "evaluate.batch", "evaluate.compile")
+"""What a job reads to rank for histories that it is given."""
+
 SUCCESS = 0
 USER_ERROR = 1
 INTERRUPTED = 130

@@ -35,8 +35,8 @@ EVENTS_BYTES = 16_384
 STEP_BYTES = 32_768
 """Bytes of the newest steps that a row is made of while somebody trains the run."""
 
-LAST_STEP_BYTES = 2_048
-"""Bytes that hold the last step: of a run that rests, no speed is shown."""
+LAST_STEP_BYTES = 8_192
+"""Bytes that hold the last step, also of 100 sources: of a run that rests, no speed is shown."""
 
 REST_FACTOR = 100
 """A look at all runs is followed by this many times its CPU time in which only those that train

@@ -18,7 +18,7 @@ from cprec.model.adapter_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from cprec.runs import checkpoint
 
 CARD_TAG = "cprec"
-"""Tag in the metadata of every model card that is written here."""
+"""Tag in the metadata of every model card that is written here, but that of an exported base."""
 MODEL_CONFIG = "config.json"
 """File that makes a folder a model directory."""
 

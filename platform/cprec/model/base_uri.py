@@ -10,10 +10,10 @@ from pathlib import Path
 
 from cluster.console import Say
 from cluster.progress import track
-from cluster.storage import absolute_uri, exists, is_remote, join, upload
+from cluster.storage import absolute_uri, exists, is_remote, join, read_text_if_exists, upload
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
-from cprec.encode.prompt import TEMPLATES
+from cprec.encode.prompt import PROMPT_FILE, TEMPLATES, PromptTemplate, parse_template
 
 TINY_BASE = "tiny"
 """Value of `model.base` that stands for the tiny base."""
@@ -47,6 +47,23 @@ def locate_named_base(base: str) -> str:
     """
     path = Path(base.removeprefix("file://")).expanduser()
     return str(path.absolute()) if not is_remote(base) and path.is_dir() else base
+
+
+def read_base_template(base: str) -> PromptTemplate | None:
+    """Reads in which template of the prompt a base was trained: an exported model names one.
+
+    Args:
+        base: The base, as `locate_base` returns it; what a hub has is not asked for.
+
+    Returns:
+        The template; None of any other base.
+
+    Raises:
+        RunError: This release does not have it.
+    """
+    file = join(base, PROMPT_FILE)
+    text = read_text_if_exists(file)
+    return None if text is None else parse_template(text, file)
 
 
 def is_unbuilt(recipe: Recipe, base: str) -> bool:

@@ -16,6 +16,7 @@ from cluster.storage import absolute_uri, exists, join
 from corpus.store.tables import SAMPLES, Corpus
 from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import iter_keys
+from cprec.config.sections.pretraining import ScheduleSettings
 from cprec.downstream.search_plan import FRESH
 from cprec.downstream.trial_records import EpochResult, TrialResult, read_history
 from cprec.reproduction.results import (
@@ -34,6 +35,7 @@ from cprec.reproduction.results import (
 from cprec.reproduction.steps import Kind, Task
 from cprec.runs import checkpoint
 from cprec.runs.run_records import read_run_records
+from cprec.schedule.wsa import Mode
 from cprec.tracking.registry import Registry
 from cprec.workflows.build_corpus import build_corpus, preview_statistics
 from cprec.workflows.evaluate import predictions_uri, run_evaluation
@@ -129,9 +131,7 @@ class Executor:
         recipe = recipe.model_copy(
             update={
                 "data": recipe.data.model_copy(update={"domains": domains}),
-                "schedule": recipe.schedule.model_copy(
-                    update={"mode": task.pretraining.mode, "hold_open": False}
-                ),
+                "schedule": schedule_of(recipe.schedule, task.pretraining.mode),
                 "train": train,
             }
         )
@@ -240,6 +240,14 @@ class Executor:
                 ),
             }
         )
+
+
+def schedule_of(schedule: ScheduleSettings, mode: Mode) -> ScheduleSettings:
+    """Returns the schedule of a variant of pre-training."""
+    # Workers refuse a share of annealing where nothing is annealed on.
+    share = schedule.annealing_share if mode.anneals_on_mixed else None
+    update = {"mode": mode, "hold_open": False, "annealing_share": share}
+    return schedule.model_copy(update=update)
 
 
 def check_corpus(recipe: Recipe, result: StepResult | None, say: Say) -> None:

@@ -11,7 +11,9 @@ from corpus.sampling.source import SourceKind
 from corpus.settings import TemplateName
 from corpus.store.tables import Corpus, Stream
 from cprec.config.recipe import Recipe
+from cprec.encode.prompt import TEMPLATES
 from cprec.model.adapter_config import is_bare_adapter
+from cprec.model.base_uri import locate_base, read_base_template
 from cprec.runs import checkpoint
 from cprec.runs.portions import build_replay, domain_names, remaining_portions, select_streams
 from cprec.runs.restart import require_untrained
@@ -34,7 +36,8 @@ class Parent:
         uri: URI of the checkpoint or the adapter; None for the base.
         consumed: What the trunk had consumed there.
         passed_over: Domains that the run passes over.
-        template: Template of the prompts that it was trained on; of the base, that of the corpus.
+        template: Template of the prompts that it was trained on; of a base that names none, that of
+            the corpus.
         token_form: Rules of tokens under which its weights were trained.
         weights_only: Whether it is a bare adapter: it has weights, and neither plan nor optimizer.
     """
@@ -109,8 +112,12 @@ def create_run_plan(recipe: Recipe, corpus: Corpus) -> RunPlan:
         domains = tuple(name for name in available if name not in parent.passed_over)
     else:
         passed_over = tuple(name for name in available if name not in domains)
-        template = corpus.prompt_template if start is None else checkpoint.read_template(start).name
-        parent = Parent(start, (), passed_over, template, weights_only=weights_only)
+        template = (
+            read_base_template(locate_base(recipe, corpus)) or TEMPLATES[corpus.prompt_template]
+            if start is None
+            else checkpoint.read_template(start)
+        )
+        parent = Parent(start, (), passed_over, template.name, weights_only=weights_only)
     if recipe.branch:
         if weights_only:
             raise RunError(

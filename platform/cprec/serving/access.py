@@ -14,7 +14,6 @@ from cluster.errors import RecipeError
 from cprec.serving.messages import Problem
 
 TOKEN_VARIABLE = "CPREC_SERVE_TOKEN"  # noqa: S105  the name of a variable
-TOKEN_FILE_VARIABLE = "CPREC_SERVE_TOKEN_FILE"  # noqa: S105
 MIN_TOKEN_CHARACTERS = 16
 OPEN_PATHS = frozenset({"/health", "/ready", "/docs", "/openapi.json"})
 """Paths that ask for no token: probes cannot send one, and the others describe the interface."""

@@ -27,7 +27,9 @@ MAX_DESCRIPTION = 5000
 CUT_NOTICE = "\n\nCut here: the whole card is in every export (jobs/merge.py)."
 
 
-def render_card(name: str, form: Form, tags: Mapping[str, str], hybrid: bool) -> ModelCard:
+def render_card(
+    name: str, form: Form, tags: Mapping[str, str], hybrid: bool, is_trained: bool = True
+) -> ModelCard:
     """Renders the model card of a model.
 
     Args:
@@ -35,6 +37,8 @@ def render_card(name: str, form: Form, tags: Mapping[str, str], hybrid: bool) ->
         form: How the model is stored where the card stands.
         tags: Its lineage and evaluations, as a registered version has them.
         hybrid: Whether its prompts have behaviour tokens.
+        is_trained: Whether it was trained on prompts of some template. The card of a base has no
+            tag of this project, by which a model directory is told from a base.
 
     Returns:
         The card: `content` is the file, and `text` is it without the metadata for hubs.
@@ -56,7 +60,7 @@ def render_card(name: str, form: Form, tags: Mapping[str, str], hybrid: bool) ->
         base_model_relation="finetune" if is_merged else "adapter",
         library_name="transformers" if is_merged else "peft",
         pipeline_tag="text-generation",
-        tags=["recommendation", CARD_TAG],
+        tags=["recommendation", *([CARD_TAG] if is_trained else [])],
     )
     content = environment.from_string(template).render(
         metadata=metadata.to_yaml(),

@@ -237,7 +237,7 @@ def plan_search(recipe: Recipe, registry: Registry, say: Say) -> SearchPlan:
         f"{name} on {domain}, version {corpus.version} of {corpus.uri}; LoRA from {origin}; "
         f"in {plan.uri}"
     )
-    if note := describe_other_template(plan.template, corpus, start_checkpoint):
+    if note := describe_other_template(plan.template, corpus, start.checkpoint or base):
         say(note)
     if is_hybrid(start_checkpoint):
         say("the start is a hybrid model: its adapter is taken, its projector and items are not")

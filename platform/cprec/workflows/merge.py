@@ -34,6 +34,7 @@ from cprec.downstream.scoring import EvaluatedModel, load_model
 from cprec.downstream.stored_model import MODEL_CONFIG, Form, StoredModel
 from cprec.encode.prompt import PROMPT_FILE
 from cprec.model.adapter_files import ADAPTER_CONFIG
+from cprec.model.base_uri import read_base_template
 from cprec.model.libraries import refused_input
 from cprec.tracking import hub
 from cprec.tracking.lineage import (
@@ -131,9 +132,8 @@ def plan_export(
     items = require_items(recipe, model)
     if repository is not None:
         hub.require_hub(repository)
-    card = render_card(
-        _title(model), form, _read_lineage(recipe, registry, model), hybrid=items is not None
-    )
+    lineage = _read_lineage(recipe, registry, model)
+    card = render_card(_title(model), form, lineage, items is not None, _is_trained(model))
     return ExportPlan(recipe, model, form, items, card.content, out, repository)
 
 
@@ -148,6 +148,13 @@ def _require_adapter(model: EvaluatedModel) -> None:
             f"--adapter: {model.name} is a hybrid model, which its adapter is only a part of; "
             "export it merged"
         )
+
+
+def _is_trained(model: EvaluatedModel) -> bool:
+    """Returns whether a model was trained on prompts of some template: it is no base."""
+    if model.checkpoint is None:
+        return read_base_template(model.base) is not None
+    return StoredModel.at(model.checkpoint).template is not None
 
 
 def _title(model: EvaluatedModel) -> str:
@@ -217,7 +224,7 @@ def _write_merged(plan: ExportPlan, directory: Path) -> None:
     with refused_input(f"{model.name}: it cannot be merged into its base", RunError):
         merged = network.merge_and_unload() if isinstance(network, PeftModel) else network
         merged.save_pretrained(directory)
-        if model.checkpoint is not None and StoredModel.at(model.checkpoint).template:
+        if _is_trained(model):
             (directory / PROMPT_FILE).write_text(model.template.to_json())
         tokenizer.save_pretrained(directory)
 

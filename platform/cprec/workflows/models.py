@@ -24,7 +24,13 @@ from cprec.encode.prompt import PromptTemplate
 from cprec.encode.text_tokenizer import text_tokenizer
 from cprec.model.adapter_files import ADAPTER_CONFIG
 from cprec.model.backbone import load_tokenizer
-from cprec.model.base_uri import TINY_BASE, is_unbuilt, locate_base, locate_named_base
+from cprec.model.base_uri import (
+    TINY_BASE,
+    is_unbuilt,
+    locate_base,
+    locate_named_base,
+    read_base_template,
+)
 from cprec.model.context_length import require_context
 from cprec.runs import checkpoint
 from cprec.runs.records import run_folder
@@ -98,15 +104,16 @@ def find_models(
 
     @cache
     def template_of_base() -> TemplateName:
-        """Returns the template of models that were not trained in one: that of the corpus."""
+        """Returns the template of models that name none: that of the corpus."""
         return _read_template(recipe, corpus)
 
     models: list[EvaluatedModel] = []
     for name in dict.fromkeys(names):
         if name == "base":
-            models.append(
-                EvaluatedModel(name, name, *implied_base(name), prompt_template=template_of_base())
-            )
+            base, revision = implied_base(name)
+            named = read_base_template(base)
+            template = template_of_base() if named is None else named.name
+            models.append(EvaluatedModel(name, name, base, revision, prompt_template=template))
         elif name == POPULARITY:
             models.append(EvaluatedModel(name, name, "", None))
         elif name in BASELINE_NAMES:
@@ -115,8 +122,8 @@ def find_models(
                 EvaluatedModel(name, f"{name}-seed{seed}", "", None, seed=seed) for seed in seeds
             ]
         elif version := versions.get(name):
-            base = version_bases.get(name) or implied_base(name)
-            models.append(_version_model(recipe, name, version, *base, template_of_base))
+            place = version_bases.get(name) or implied_base(name)
+            models.append(_version_model(recipe, name, version, *place, template_of_base))
         elif seed_checkpoints := _find_tuned_checkpoints(recipe, name):
             models += [
                 EvaluatedModel(
@@ -131,14 +138,14 @@ def find_models(
         else:
             uri = storage.absolute_uri(name)
             stored = StoredModel.at(uri)
-            base = (
+            place = (
                 (uri, None)
                 if stored.form == Form.MERGED
                 else _find_named_base(recipe, stored) or implied_base(name)
             )
             label = _stored_label(uri, models)
             template = _template_of(stored, template_of_base)
-            models.append(EvaluatedModel(name, label, *base, uri, prompt_template=template))
+            models.append(EvaluatedModel(name, label, *place, uri, prompt_template=template))
     return list({model.label: model for model in models}.values())
 
 
@@ -283,15 +290,13 @@ def _find_named_base(recipe: Recipe, stored: StoredModel) -> tuple[str, str | No
     return (locate_named_base(base), revision) if is_there else None
 
 
-def describe_other_template(
-    template: PromptTemplate, corpus: Corpus, start: str | None
-) -> str | None:
+def describe_other_template(template: PromptTemplate, corpus: Corpus, start: str) -> str | None:
     """Says that prompts follow what training starts from, where the corpus has another template.
 
     Args:
         template: Template of the prompts.
         corpus: The corpus.
-        start: URI of what training starts from; None: of the base.
+        start: What training starts from: a URI, or the base.
     """
     if template.name == corpus.prompt_template:
         return None

@@ -71,7 +71,7 @@ def preview(recipe: Recipe, corpus: Corpus, allow: Collection[str], say: Say) ->
     fallback_reason = check_tokenizer(
         recipe, corpus, base, recipe.model.revision, run_plan.template
     )
-    if note := describe_other_template(run_plan.template, corpus, run_plan.parent):
+    if note := describe_other_template(run_plan.template, corpus, run_plan.parent or base):
         say(note)
     check_tokens_can_be_shared(recipe.train.inexact_keys, fallback_reason, say)
     if is_new and recipe.continue_from is not None:

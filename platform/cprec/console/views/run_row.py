@@ -36,20 +36,6 @@ class State(StrEnum):
     LOST = "lost"
     UNKNOWN = "unknown"
 
-    @property
-    def is_live(self) -> bool:
-        """Whether a driver is at work, as far as is known."""
-        return self in LIVE_STATES
-
-
-LIVE_STATES = (
-    State.STARTING,
-    State.TRAINING,
-    State.WAITING,
-    State.FINISHING,
-    State.UNKNOWN,
-)
-
 
 @dataclass(frozen=True)
 class RunGlance:

@@ -13,7 +13,13 @@ from cprec.config.recipe import Recipe
 from cprec.encode.prompt import TEMPLATES
 from cprec.model import base_checks
 from cprec.model.base_files import list_files, local_directory
-from cprec.model.base_uri import TINY_BASE, is_unbuilt, locate_base, locate_named_base
+from cprec.model.base_uri import (
+    TINY_BASE,
+    is_unbuilt,
+    locate_base,
+    locate_named_base,
+    read_base_template,
+)
 from cprec.workflows.doctor.findings import Finding
 from cprec.workflows.models import check_tokenizer
 from cprec.workflows.pretraining.prepare import is_built_first
@@ -84,7 +90,7 @@ def check_base(recipe: Recipe) -> Iterator[Finding]:
     if corpus is None:
         yield Finding("base: tokenizer", "warn", "not tried: there is no corpus to take titles of")
         return
-    template = TEMPLATES[corpus.prompt_template]
+    template = read_base_template(base) or TEMPLATES[corpus.prompt_template]
     reason = check_tokenizer(recipe, corpus, base, recipe.model.revision, template)
     if is_remote(base):
         yield Finding("base: tokenizer", "ok", "not tried: a run copies it first")

@@ -167,7 +167,7 @@ def prepare_run(
     require_context(base, identity.revision, recipe.model.max_tokens)
     # Refuses a base without a usable tokenizer before any worker starts.
     fallback_reason = find_fallback_reason(corpus, base, identity.revision, run_plan.template)
-    if note := describe_other_template(run_plan.template, corpus, run_plan.parent):
+    if note := describe_other_template(run_plan.template, corpus, run_plan.parent or base):
         say(note)
     check_tokens_can_be_shared(recipe.train.inexact_keys, fallback_reason, say)
     lock_base(identity, run_uri, recipe.continue_from, say, writer)

@@ -93,8 +93,9 @@ def test_a_key_may_be_given_under_its_old_name(tmp_path: Path) -> None:
     recipe.write_text("search: {rates: [1e-2]}\nbaseline: {rate: 0.3}")
     lines: list[str] = []
     arguments = [str(recipe), "--search.rates", "1e-5,1e-3", "--finetune.floor=0.5"]
-    resolved, _ = parse_arguments(arguments, JOB, recipe, say=lines.append)
+    resolved, options = parse_arguments(arguments, JOB, recipe, say=lines.append)
     assert resolved.search.lrs == (1e-5, 1e-3)
+    assert options.keys == {"search.lrs": "1e-5,1e-3", "finetune.lr_min_ratio": "0.5"}
     assert resolved.finetune.lr_min_ratio == 0.5
     assert resolved.baseline.lr == 0.3
     assert lines == [

@@ -221,7 +221,9 @@ def test_a_run_keeps_its_recipe(tmp_path: Path) -> None:
     first = Recipe()
     assert check_unchanged(first, run) is None
     write_recipe(first, run)
-    other = validate_recipe({"workers": 5, "train": {"micro_batch": 3}}, "test")
+    later = {"retrieval": {"decay": 0.5}, "recommend": {"k": 3}, "serve": {"port": 1}}
+    values = {"workers": 5, "train": {"micro_batch": 3}, "console": {"port": 1}, **later}
+    other = validate_recipe(values, "test")
     assert check_unchanged(other, run) == first
     write_recipe(other, run)
     changed = validate_recipe({"schedule": {"lr_max": 1e-3}, "data": {"k_core": 5}}, "test")

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from cluster.errors import RecipeError
 from cprec.serving.access import (
     OPEN_PATHS,
-    TOKEN_FILE_VARIABLE,
     TOKEN_VARIABLE,
     AccessGate,
     Message,
@@ -34,12 +33,12 @@ def test_the_token_leaves_the_environment() -> None:
 def test_the_token_may_be_in_a_file(tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text(f"{TOKEN}\n")
-    assert read_token({TOKEN_FILE_VARIABLE: str(file)}) == TOKEN
+    assert read_token({f"{TOKEN_VARIABLE}_FILE": str(file)}) == TOKEN
     with pytest.raises(RecipeError, match=r"TOKEN_FILE \(.*/nowhere\): cannot be read: No such"):
-        read_token({TOKEN_FILE_VARIABLE: str(tmp_path / "nowhere")})
+        read_token({f"{TOKEN_VARIABLE}_FILE": str(tmp_path / "nowhere")})
     file.write_bytes(b"\xff" * 20)
     with pytest.raises(RecipeError, match="no UTF-8 text"):
-        read_token({TOKEN_FILE_VARIABLE: str(file)})
+        read_token({f"{TOKEN_VARIABLE}_FILE": str(file)})
 
 
 @pytest.mark.parametrize(

@@ -145,6 +145,9 @@ def test_each_model_is_scored_in_the_template_that_it_was_trained_in(
     assert find_model(recipe, registry, merged).template == BRACES
     (Path(merged) / "README.md").unlink()
     assert find_model(recipe, registry, merged).template == TABLE1  # a base, as any other
+    exported_base = str(tmp_path / "exported" / "base")
+    export(plan_export(recipe, registry, find_model(recipe, registry, "base"), exported_base))
+    assert find_model(recipe, registry, exported_base).template == TABLE1  # still a base
 
     rankings = []
     (tmp_path / "titles.txt").write_text("oak lamp\nred mug\n")
@@ -165,6 +168,23 @@ def test_training_follows_what_it_starts_from(place: Place, registry: Registry) 
     preview(with_keys(place, continue_from=earlier, run="after"), place.corpus, (), lines.append)
     assert "prompts are in the template braces" in lines[0]
     assert create_run_plan(with_keys(place), place.corpus).template == TABLE1
+
+
+def test_a_base_that_is_an_exported_model_keeps_its_template(
+    place: Place, registry: Registry, tmp_path: Path
+) -> None:
+    earlier = write_adapter(place, "exported", None)
+    (Path(earlier) / "prompt.json").unlink()
+    merged = str(tmp_path / "merged")
+    model = find_model(with_keys(place), registry, earlier)
+    export(plan_export(with_keys(place), registry, model, merged))
+    recipe = with_keys(place, model__base=merged)
+    assert find_model(recipe, registry, "base").template == BRACES
+    assert create_run_plan(recipe, place.corpus).template == BRACES
+    for start, keys in (("fresh", {"model__base": merged}), (merged, {})):
+        lines: list[str] = []
+        plan_search(with_keys(place, finetune__start=start, **keys), registry, lines.append)
+        assert f"in the template braces, in which {merged} was trained" in lines[1]
 
 
 def test_what_pre_training_cannot_begin_with_is_refused(
