@@ -50,7 +50,7 @@ def track(
 def without_stdout() -> Iterator[None]:
     """Drops what a library prints in a `with` block; the lines of `track` are still seen."""
     with _STDOUT:
-        stdout, sys.stdout = sys.stdout, None  # type: ignore[assignment]
+        stdout, sys.stdout = sys.stdout, None
     try:
         yield
     finally:

@@ -21,7 +21,7 @@ from cprec.config.recipe import Recipe
 KEYS = (
     *MODEL_KEYS,
     *WORKER_KEYS,
-    *("continue_from", "branch", "data.root", "data.format", "data.domains"),
+    *("continue_from", "branch", "data", "simulate"),
     *("model", "schedule", "train", "checkpoint", "evaluate.text"),
 )
 
