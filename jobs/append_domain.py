@@ -1,5 +1,5 @@
 # PYTHON_ARGCOMPLETE_OK
-"""Append to a corpus: a new domain, new users, newer rows, or text become its next version.
+"""Append: a new domain, new users, newer rows or text become a corpus's next version.
 
     python jobs/append_domain.py my.yaml --data.root data/more --data.domains Garden
     python jobs/append_domain.py my.yaml --data.held_out Games --held-out

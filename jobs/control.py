@@ -1,5 +1,5 @@
 # PYTHON_ARGCOMPLETE_OK
-"""Control a running job: ask how it stands, or what to do with its stable phase.
+"""Control: ask a running job how it stands, or tell it what to do with its stable phase.
 
     python jobs/control.py my.yaml --run cpt status
     python jobs/control.py --storage s3://bucket/runs --run cpt hold

@@ -19,7 +19,7 @@ from cluster.console import print_line, print_table
 from cprec.config.command import MODEL_KEYS, WORKER_KEYS, Job, main
 from cprec.config.recipe import Recipe
 
-KEYS = (*MODEL_KEYS, *WORKER_KEYS)
+KEYS = (*MODEL_KEYS, *WORKER_KEYS, "train.stream_cpus")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

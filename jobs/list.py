@@ -40,6 +40,8 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
         print_line(json.dumps(plain, indent=2))
     else:
         print_line(format_lists(listed))
+    if not any(listed.values()):
+        print_notice(f"nothing yet; looked for {', '.join(parts)} at {recipe.storage}")
 
 
 JOB = Job(run_job, __doc__, KEYS, add_flags, actions=PARTS)

@@ -1,5 +1,5 @@
 # PYTHON_ARGCOMPLETE_OK
-"""Reproduce: the tables and figures of the paper from one recipe, as a page, LaTeX and Markdown.
+"""Reproduce: the paper's tables and figures from one recipe, as a page, LaTeX and Markdown.
 
     python jobs/reproduce.py                        all of them, on simulated shoppers
     python jobs/reproduce.py my.yaml --only table3,figure4 --budget-minutes 60

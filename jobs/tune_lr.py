@@ -1,5 +1,5 @@
 # PYTHON_ARGCOMPLETE_OK
-"""Fine-tune on one domain, with a search of the learning rate, and register the best trial.
+"""Fine-tune on one domain with a learning-rate search, and register the best trial.
 
     python jobs/tune_lr.py --finetune.domain Games             CPRec: LoRA from the candidate
     python jobs/tune_lr.py --finetune.start fresh              LLaRA: LoRA from fresh weights

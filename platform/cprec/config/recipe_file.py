@@ -12,7 +12,7 @@ from datetime import date
 from typing import Any, NamedTuple, TypeGuard
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import PydanticUndefined
+from pydantic_core import ErrorDetails, PydanticUndefined
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -74,9 +74,13 @@ def load_recipe(
     """
     values = parse_yaml(_read_recipe(path), path) if path is not None else {}
     values = rename_old_keys(values, path or "", say)
+    origin = path or "the command line"
+    if path is not None and overrides:
+        _reject_unknown_keys(values, Recipe, "", path)
+        origin = f"{path} and the command line"
     for name, value in (overrides or {}).items():
         _set_key(values, name, value)
-    return validate_recipe(values, path or "the command line")
+    return validate_recipe(values, origin)
 
 
 def rename_old_keys(
@@ -150,14 +154,19 @@ def validate_recipe(values: Mapping[str, Any], origin: str) -> Recipe:
         # JSON mode: strict numbers, yet lists are accepted for tuples.
         return Recipe.model_validate_json(json.dumps(values))
     except ValidationError as error:
-        lines = [
-            f"  {'.'.join(map(str, problem['loc'])) or 'recipe'}: {problem['msg']} "
-            f"(seen: {format_value(problem['input'])})"
-            for problem in error.errors()
-        ]
+        lines = [_describe_problem(problem) for problem in error.errors()]
         raise RecipeError(f"{origin}: {len(lines)} wrong value(s):\n" + "\n".join(lines)) from None
     except (TypeError, ValueError) as error:
         raise RecipeError(f"{origin}: a value has a type that no key takes: {error}") from None
+
+
+def _describe_problem(problem: ErrorDetails) -> str:
+    """Returns a line about a wrong value; a rule of ours over a whole section says what it saw."""
+    name = ".".join(map(str, problem["loc"])) or "recipe"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error" and isinstance(problem["input"], dict):
+        return f"  {name}: {message}"
+    return f"  {name}: {message} (seen: {format_value(problem['input'])})"
 
 
 def parse_yaml(text: str, origin: str) -> dict[str, Any]:
@@ -184,7 +193,8 @@ def parse_yaml(text: str, origin: str) -> dict[str, Any]:
     except MarkedYAMLError as error:
         # Not the whole message, which repeats the line: there may be a secret in it.
         place = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise RecipeError(f"{origin}{place}: not YAML 1.2: {error.problem}") from None
+        hint = "; indent with spaces" if "'\\t'" in str(error.problem) else ""
+        raise RecipeError(f"{origin}{place}: not YAML 1.2: {error.problem}{hint}") from None
     except (YAMLError, ValueError) as error:  # ValueError: a date that no calendar has, and alike
         raise RecipeError(f"{origin}: not YAML 1.2: {redact(str(error))}") from None
     if values is None:

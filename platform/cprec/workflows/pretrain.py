@@ -89,4 +89,5 @@ def preview(recipe: Recipe, corpus: Corpus, allow: Collection[str], say: Say) ->
     )
     for (source, version), samples in sorted(plan.count_by_stream(0, plan.total_samples).items()):
         say(f"  {source} of corpus version {version}: {samples:,} samples")
-    say(f"would run in {run_uri} with {recipe.workers} workers on {recipe.model.base}")
+    workers = f"{recipe.workers} worker{'s' * (recipe.workers > 1)}"
+    say(f"would run in {run_uri} with {workers} on {recipe.model.base}")

@@ -27,7 +27,9 @@ def call(*arguments: str) -> "subprocess.CompletedProcess[str]":
 def test_the_door_lists_the_jobs(arguments: tuple[str, ...]) -> None:
     ended = call("-m", "cprec", *arguments)
     assert ended.returncode == 0
-    assert [line.split()[0] for line in ended.stdout.splitlines() if line[:2] == "  "] == JOBS
+    lines = ended.stdout.splitlines()
+    assert [line.split()[0] for line in lines if line[:2] == "  "] == JOBS
+    assert max(map(len, lines)) <= 100
 
 
 def test_an_unknown_job_is_answered_with_the_jobs() -> None:

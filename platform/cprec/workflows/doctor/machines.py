@@ -102,10 +102,11 @@ def judge_versions(driver: Machine, nodes: Sequence[Machine]) -> Finding:
         for name, expected in driver.versions.items()
         if found.versions.get(name, "none") != expected
     ]
+    where = f"{len(nodes)} node{'s' * (len(nodes) != 1)}"
     return Finding(
         "ray: versions",
         "fail" if differences else "ok",
-        _shorten(differences) or f"{len(driver.versions)} the same on {len(nodes)} nodes",
+        _shorten(differences) or f"{len(driver.versions)} the same on {where}",
         "the same everywhere" if differences else "",
         "start all nodes from one image" if differences else "",
     )

@@ -163,8 +163,9 @@ def _judge_resources(recipe: Recipe, nodes: Sequence[Node], is_local: bool) -> F
         )
     cores = os.cpu_count() or 1
     if is_local and cpus > cores:
-        todo = "nothing, if slow is good enough; else lower workers"
-        return Finding("ray: nodes", "warn", f"{cpus:g} logical CPUs", f"{cores} cores", todo)
+        todo = "nothing, if slow is good enough; else lower workers or train.stream_cpus"
+        seen = f"{cpus:g} logical CPUs, on {cores} cores"
+        return Finding("ray: nodes", "warn", seen, f"{cores} or fewer", todo)
     return Finding("ray: nodes", "ok", seen, allowed)
 
 

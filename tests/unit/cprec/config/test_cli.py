@@ -50,7 +50,10 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_
     [
         (["--train.global_bach", "3"], r"did you mean --train.global_batch\?"),
         (["--train.global_batch"], r"expected one argument"),
-        (["--train.global_batch", "many"], r"train.global_batch: .*seen: many"),
+        (
+            ["--train.global_batch", "many"],
+            r"and the command line: 1 wrong value\(s\):\n  train.global_batch: .*seen: many",
+        ),
         (["second.yaml"], r"one recipe at most"),
     ],
 )
