@@ -197,7 +197,11 @@ def test_a_corpus_of_an_earlier_release_keeps_its_identity(monkeypatch: pytest.M
         "mixed_min_target_domain",
         "num_candidates",
     )
-    assert sorted(rules(settings("r", prompt_template="braces"), 0)) == [*(f"data.{key}" for key in keys), "rules", "seed"]
+    assert sorted(rules(settings("r", prompt_template="braces"), 0)) == [
+        *(f"data.{key}" for key in keys),
+        "rules",
+        "seed",
+    ]
 
 
 def test_the_corpus_is_never_its_own_data_root(root: Path) -> None:
