@@ -165,8 +165,7 @@ class Site:
             registry = own.with_model(name)
             versions = registry.versions()
             if versions:
-                aliases = {alias: int(number) for alias, number in registry.aliases().items()}
-                views.append(build_model(name, versions, aliases))
+                views.append(build_model(name, versions, registry.aliases()))
         return views
 
     async def promote(self, model: str, number: int, commit: bool, by: str) -> ChildJob:

@@ -246,7 +246,7 @@ class Registry:
         aliases = self.aliases()
         if FORMER_ALIAS in aliases:
             self.client.delete_registered_model_alias(self.model, FORMER_ALIAS)
-        in_use = {int(number) for alias, number in aliases.items() if alias != FORMER_ALIAS}
+        in_use = {number for alias, number in aliases.items() if alias != FORMER_ALIAS}
         for number in repeated:
             if number not in in_use:
                 self._delete_version(number)
@@ -310,7 +310,7 @@ class Registry:
     def version_by_alias(self, name: Alias) -> Version | None:
         """Returns the version that an alias points at, or None."""
         number = self.aliases().get(name)
-        return None if number is None else self.version(int(number))
+        return None if number is None else self.version(number)
 
     def require_unregistered(self, run_uri: str) -> None:
         """Checks that no version is of a run that has nothing left to go on from.
@@ -392,12 +392,12 @@ class Registry:
         found = self.client.search_registered_models(f"name LIKE '{self.model}-%'")
         return [self.model, *sorted(str(model.name) for model in found)]
 
-    def aliases(self) -> Mapping[str, str]:
+    def aliases(self) -> Mapping[str, int]:
         """Returns the aliases of the model: name to number of the version."""
         if not (self.exists() and self._model_exists()):
             return {}
-        aliases: Mapping[str, str] = self.client.get_registered_model(self.model).aliases
-        return aliases
+        aliases = self.client.get_registered_model(self.model).aliases
+        return {name: int(number) for name, number in aliases.items()}
 
     def _model_exists(self) -> bool:
         return bool(self.client.search_registered_models(f"name = '{self.model}'"))

@@ -123,7 +123,7 @@ def list_models(recipe: Recipe) -> list[ModelVersion]:
             ModelVersion(
                 name,
                 version.number,
-                tuple(alias for alias, number in aliases.items() if int(number) == version.number),
+                tuple(alias for alias, number in aliases.items() if number == version.number),
                 version.run,
                 version.checkpoint,
                 _read_hr1(version.tags, EVALUATION_TAG),
