@@ -88,7 +88,8 @@ class BlockRanking:
             rows: Columns user_id, history and candidates.
 
         Returns:
-            Their rankings (RANKING_SCHEMA); rows that do not fit into a prompt are in the metadata.
+            Their rankings (RANKING_SCHEMA). Users who cannot be ranked are in the table's metadata
+            instead, each with the reason.
         """
         encode = ranker.encode_titles if self.items is None else ranker.encode_items
         ranked: list[tuple[str, list[int] | list[str], Query]] = []

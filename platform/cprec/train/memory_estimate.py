@@ -91,7 +91,10 @@ class Block:
 
     @property
     def kept_inputs(self) -> int:
-        """Width of the inputs that are kept."""
+        """Values of a token that the block's linear layers keep for the backward pass.
+
+        Layers that read the same input keep it once.
+        """
         *first, last = self.linears
         shared = {linear.inputs for linear in first if linear.keeps_input}
         return sum(shared) + (last.inputs if last.keeps_input or self.is_attention else 0)

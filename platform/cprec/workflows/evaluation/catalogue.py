@@ -67,7 +67,9 @@ def find_retrieval_model(
 def open_catalogue(
     recipe: Recipe, registry: Registry, model: EvaluatedModel, corpus: Corpus, items: DomainItems
 ) -> Catalogue | None:
-    """Returns what finds candidates as `recommend` says; None where they are given.
+    """Opens the catalogue that candidates are retrieved from; None if the request gives them.
+
+    `recommend.candidates` says which.
 
     Raises:
         CorpusError: The domain has too few items.
