@@ -32,7 +32,7 @@ from cprec.runs.token_form import TOKEN_FORM
 from cprec.stream.row_encoder import RowEncoder
 from cprec.tracking.registry import Registry
 from cprec.workflows.evaluation.catalogue import embed_on_ray, open_catalogue
-from cprec.workflows.models import describe_model, own_run
+from cprec.workflows.models import describe_model, recipe_run_uri
 
 _ITEMS = pa.list_(pa.int64())
 SUMMARY = "summary.json"
@@ -392,7 +392,7 @@ def _locate(
     if recipe.recommend.out is not None:
         return storage.join(storage.absolute_uri(recipe.recommend.out), digest)
     domain = "titles" if items is None else items.domain.name
-    return storage.join(own_run(recipe), RECOMMENDATIONS_FOLDER, domain, model.label, digest)
+    return storage.join(recipe_run_uri(recipe), RECOMMENDATIONS_FOLDER, domain, model.label, digest)
 
 
 def _describe(plan: BatchPlan) -> str:

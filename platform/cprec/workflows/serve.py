@@ -21,7 +21,7 @@ from cprec.serving.metrics import Metrics
 from cprec.tracking.registry import Registry, Version
 from cprec.tracking.version_names import find_version, may_move
 from cprec.workflows.evaluation.catalogue import embed_on_ray, open_catalogue
-from cprec.workflows.models import describe_model, find_model, own_run
+from cprec.workflows.models import describe_model, find_model, recipe_run_uri
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def _describe(error: Exception) -> str:
 def _look_up(plan: ServicePlan) -> Version | None:
     """Returns the version that the name stands for; None if it stands for none."""
     try:
-        return find_version(plan.registry, plan.name, own_run(plan.recipe))
+        return find_version(plan.registry, plan.name, recipe_run_uri(plan.recipe))
     except RunError:
         return None
 
