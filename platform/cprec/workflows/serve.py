@@ -19,7 +19,7 @@ from cprec.serving.http_server import build_server, describe_address, listen
 from cprec.serving.loaded_model import ServedModel
 from cprec.serving.metrics import Metrics
 from cprec.tracking.registry import Registry, Version
-from cprec.tracking.version_names import find_version, may_move
+from cprec.tracking.version_names import find_version, is_mutable_name
 from cprec.workflows.evaluation.catalogue import embed_on_ray, open_catalogue
 from cprec.workflows.models import describe_model, find_model, recipe_run_uri
 
@@ -46,7 +46,7 @@ class ServicePlan:
         candidates = f"{settings.retrieve_k} retrieved items"
         if self.served.retriever is None:
             candidates = "given candidates"
-        moves = "; it changes as the name moves" if may_move(self.name) else ""
+        moves = "; it changes as the name moves" if is_mutable_name(self.name) else ""
         return (
             f"{settings.domain}: top {settings.k} of {candidates}, by {model.label}: "
             f"{describe_model(model)}{moves}"
@@ -119,7 +119,7 @@ async def _keep_current(
     """Loads the first model, then each one that the name comes to stand for. Never returns."""
     dispatcher.switch(await _load(plan.served, metrics, say))
     say(f"ready: {plan.served.model.label}")
-    if not may_move(plan.name) or plan.served.model.version is None:
+    if not is_mutable_name(plan.name) or plan.served.model.version is None:
         await asyncio.Event().wait()
         return
     watch = AliasWatch(plan.served.model.version)
