@@ -204,7 +204,7 @@ class ServeReplicas:
 
 
 @contextmanager
-def serving(is_local: bool) -> Iterator[None]:
+def serve_session(is_local: bool) -> Iterator[None]:
     """Starts Ray Serve without its HTTP proxies, inside a Ray session.
 
     Args:

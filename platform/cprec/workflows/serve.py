@@ -82,7 +82,7 @@ def run_service(plan: ServicePlan, token: str, say: Say) -> None:
         CprecError: The first model could not be loaded.
     """
     # Imported late: Ray Serve is slow to import, and a dry run does not need it.
-    from cprec.serving.replicas import serving
+    from cprec.serving.replicas import serve_session
 
     recipe = plan.recipe
     # Room for the replicas of two models: while one is loaded, the other one answers.
@@ -91,7 +91,7 @@ def run_service(plan: ServicePlan, token: str, say: Say) -> None:
     with (
         listen(recipe.serve, "serve") as listener,
         ray_session(recipe.cluster.address, num_cpus),
-        serving(is_local),
+        serve_session(is_local),
     ):
         asyncio.run(_serve(plan, token, listener, say))
 
