@@ -17,7 +17,7 @@ from cprec.serving.dispatcher import Dispatcher, Replicas
 from cprec.serving.http_app import build_app
 from cprec.serving.http_server import build_server, describe_address, listen
 from cprec.serving.loaded_model import ServedModel
-from cprec.serving.metrics import Metrics
+from cprec.serving.metrics import ServerMetrics
 from cprec.tracking.registry import Registry, Version
 from cprec.tracking.version_names import find_version, is_mutable_name
 from cprec.workflows.evaluation.catalogue import embed_on_ray, open_catalogue
@@ -98,7 +98,7 @@ def run_service(plan: ServicePlan, token: str, say: Say) -> None:
 
 async def _serve(plan: ServicePlan, token: str, listener: socket.socket, say: Say) -> None:
     """Answers requests, and keeps the model the one that the name stands for."""
-    settings, metrics = plan.recipe.serve, Metrics()
+    settings, metrics = plan.recipe.serve, ServerMetrics()
     dispatcher = Dispatcher(settings, metrics)
     app = build_app(settings, dispatcher, metrics, token)
     server = build_server(app, int(settings.timeout_s) + 1)
@@ -114,7 +114,7 @@ async def _serve(plan: ServicePlan, token: str, listener: socket.socket, say: Sa
 
 
 async def _keep_current(
-    plan: ServicePlan, dispatcher: Dispatcher, metrics: Metrics, say: Say
+    plan: ServicePlan, dispatcher: Dispatcher, metrics: ServerMetrics, say: Say
 ) -> None:
     """Loads the first model, then each one that the name comes to stand for. Never returns."""
     dispatcher.switch(await _load(plan.served, metrics, say))
@@ -143,7 +143,7 @@ async def _change(
     version: Version,
     watch: AliasWatch,
     dispatcher: Dispatcher,
-    metrics: Metrics,
+    metrics: ServerMetrics,
     say: Say,
 ) -> AliasWatch:
     """Lets another version take over; if it cannot be loaded, the present one goes on."""
@@ -191,7 +191,7 @@ def _plan_model(recipe: Recipe, registry: Registry, name: str) -> ServedModel:
     return ServedModel(pinned, model, None if catalogue is None else catalogue.model)
 
 
-async def _load(served: ServedModel, metrics: Metrics, say: Say) -> Replicas:
+async def _load(served: ServedModel, metrics: ServerMetrics, say: Say) -> Replicas:
     """Loads a model into replicas of its own."""
     from cprec.serving.replicas import ServeReplicas
 
