@@ -21,7 +21,7 @@ BYTE_ORDER_MARK = "\ufeff"
 
 
 @dataclass(frozen=True)
-class Request:
+class RecommendRequest:
     """A history, and the candidates that are to be ranked as its next item.
 
     Attributes:
@@ -49,7 +49,7 @@ def plan_request(
     candidates_uri: str,
     are_ids: bool = False,
     user: str | None = None,
-) -> Request:
+) -> RecommendRequest:
     """Reads and checks a request. Loads no model.
 
     Args:
@@ -70,7 +70,7 @@ def plan_request(
     if user is None and not are_ids:
         require_text_only(model)
         candidates = _read_lines(candidates_uri, clean_title)
-        return Request([clean_title(title) for title in history], candidates, None)
+        return RecommendRequest([clean_title(title) for title in history], candidates, None)
     corpus, items = open_items(recipe, model)
     candidates = _read_lines(candidates_uri, str.strip)
     items.find(candidates)
@@ -78,11 +78,11 @@ def plan_request(
         found = read_user_history(corpus, items.domain, user, recipe.data.max_history)
         history = items.ids(found)
     items.find(history)
-    return Request(history, candidates, items)
+    return RecommendRequest(history, candidates, items)
 
 
 def rank(
-    recipe: Recipe, model: EvaluatedModel, request: Request, say: Say
+    recipe: Recipe, model: EvaluatedModel, request: RecommendRequest, say: Say
 ) -> list[tuple[str, float]]:
     """Loads a model, and ranks the candidates of a request.
 
@@ -104,7 +104,7 @@ def rank(
     return rank_with(Ranker.load(recipe, model, say, domain), request)
 
 
-def rank_with(ranker: Ranker, request: Request) -> list[tuple[str, float]]:
+def rank_with(ranker: Ranker, request: RecommendRequest) -> list[tuple[str, float]]:
     """Ranks the candidates of a request by a loaded model.
 
     Returns:

@@ -17,7 +17,7 @@ from cprec.evaluate.candidate_rows import PassKind, Query
 from cprec.evaluate.candidate_scoring import score_samples
 from cprec.ranking.items import DomainItems
 from cprec.ranking.ranker import Ranker, Ranking
-from cprec.workflows.recommend import Request, rank_with
+from cprec.workflows.recommend import RecommendRequest, rank_with
 from tests.unit.cprec.ranking import stored_models
 from tests.unit.cprec.ranking.stored_models import Place
 
@@ -59,7 +59,7 @@ def test_the_first_of_every_user_is_that_of_evaluate(
     asked = 100 if ranker.is_hybrid else 1000  # what differs is the encoder, and costs time
     for row, scores in zip(rows[:asked], expected[:asked], strict=True):
         history, candidates = items.ids(row["history"]), items.ids(row["candidates"])
-        ((first, _), *others) = rank_with(ranker, Request(history, candidates, items))
+        ((first, _), *others) = rank_with(ranker, RecommendRequest(history, candidates, items))
         assert first.split("  ")[0] == candidates[scores.argmax()]
         assert len(others) == 19
     assert [ranking.order[0] for ranking in rankings] == expected.argmax(axis=1).tolist()
