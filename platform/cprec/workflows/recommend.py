@@ -12,7 +12,7 @@ from cprec.config.recipe import Recipe
 from cprec.downstream.scoring import EvaluatedModel
 from cprec.model.base_uri import is_unbuilt, resolve_base
 from cprec.ranking.histories import read_user_history
-from cprec.ranking.items import DomainItems, open_items, require_text_only
+from cprec.ranking.items import ItemLookup, open_items, require_text_only
 from cprec.ranking.ranker import MIN_CANDIDATES, Ranker
 from cprec.workflows.models import describe_model
 
@@ -32,7 +32,7 @@ class RecommendRequest:
 
     history: Sequence[str]
     candidates: Sequence[str]
-    items: DomainItems | None
+    items: ItemLookup | None
 
     def describe(self, model: EvaluatedModel) -> str:
         """Returns what is ranked by which model, for people."""
