@@ -38,8 +38,8 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     else:
         comparison = compare_models(recipe, registry, names, print_line)
         print_table(comparison_table(comparison, recipe.evaluate.alpha))
-        earlier = read_comparisons(recipe_run_uri(recipe))
-        print_table(modes_table(collect_modes(comparison, earlier)))
+        stored = read_comparisons(recipe_run_uri(recipe))
+        print_table(modes_table(collect_modes(comparison, stored)))
 
 
 JOB = Job(run_job, __doc__, KEYS, again=AGAIN)
