@@ -35,7 +35,7 @@ from corpus.build import simulate_and_build
 from cprec.encode.prompt import TABLE1
 from cprec.config.recipe_file import validate_recipe
 from cprec.model import adapter, backbone, tiny
-from cprec.ranking.items import DomainItems
+from cprec.ranking.items import ItemLookup
 from cprec.tracking.registry import Registry
 
 DOMAIN = "Games"
@@ -96,7 +96,7 @@ def prepare(place: Path, replicas: int) -> tuple[Path, Registry, list[bytes]]:
         adapter.save(network, random, folder, base, None, TABLE1)
         registry.register(str(folder), {"base": base})
     registry.set_alias("champion", 1)
-    items = DomainItems.from_corpus(corpus, DOMAIN)
+    items = ItemLookup.from_corpus(corpus, DOMAIN)
     samples = corpus.read_samples(corpus.find_domain_source(DOMAIN, "test"), "test").to_pylist()
     requests = [
         json.dumps({name: items.ids(row[name]) for name in ("history", "candidates")}).encode()

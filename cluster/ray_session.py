@@ -105,11 +105,11 @@ def ray_session(address: str, num_cpus: int) -> Iterator[None]:
 
 @contextmanager
 def loopback_only() -> Iterator[None]:
-    """Lets a session that starts in the `with` block listen on the loopback interface only.
+    """Lets a session that starts in the `with` block, and its workers, listen on loopback only.
 
-    Ray replaces a loopback address by the machine's own, unless it may not form clusters. That is
-    so on macOS and Windows; elsewhere it reads a variable of the environment when it is imported,
-    which has already happened. What listens nevertheless: docs/operations/network.md.
+    Ray replaces a loopback address by the machine's own wherever it may form clusters. Whether it
+    may is read from the environment when Ray is imported, so Ray's constant is set instead. What
+    listens nevertheless: docs/operations/network.md.
     """
     interfaces = {name for _, name in socket.if_nameindex()}
     if name := next((name for name in ("lo", "lo0") if name in interfaces), None):

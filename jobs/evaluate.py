@@ -29,7 +29,7 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     from cprec.tracking.registry import Registry
     from cprec.workflows.evaluate import compare_models
     from cprec.workflows.evaluation.plan import plan_evaluation
-    from cprec.workflows.models import own_run
+    from cprec.workflows.models import recipe_run_uri
 
     registry = Registry.from_recipe(recipe)
     names = recipe.evaluate.models
@@ -38,7 +38,8 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     else:
         comparison = compare_models(recipe, registry, names, print_line)
         print_table(comparison_table(comparison, recipe.evaluate.alpha))
-        print_table(modes_table(collect_modes(comparison, read_comparisons(own_run(recipe)))))
+        stored = read_comparisons(recipe_run_uri(recipe))
+        print_table(modes_table(collect_modes(comparison, stored)))
 
 
 JOB = Job(run_job, __doc__, KEYS, again=AGAIN)

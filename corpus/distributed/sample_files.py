@@ -137,10 +137,12 @@ def collect_blocks(
     item_counts: Mapping[str, int],
     num_negatives: int,
 ) -> InteractionBlocks:
-    """Waits for the blocks of all ranges of users, and combines their statistics.
+    """Combines the blocks of all ranges of users, of which only the statistics are fetched.
+
+    Blocks without new interactions are left out.
 
     Args:
-        blocks: Refs of the two results of `build_block`, for each range.
+        blocks: For each range of users, refs of its block and of its statistics.
         interaction_file_count: Files of interactions that the version gets.
         item_counts: Items of each domain.
         num_negatives: Negatives of a sample.

@@ -64,7 +64,7 @@ def select_usable(
 ) -> UsableInteractions:
     """Selects the rows that can be used, judging each row by itself.
 
-    Any part of a domain can therefore be passed, unlike to `deduplicate_and_cap`.
+    So any part of a domain may be passed; `deduplicate_and_cap` needs all rows of a user.
 
     Args:
         domain: Name of the domain.
@@ -72,7 +72,8 @@ def select_usable(
         titled_item_ids: Ids of the items with a title, ascending.
         data: The settings to judge by.
         latest: Latest plausible time [Unix seconds].
-        dropped_item_ids: Ids of items that are not wanted; one that has a title all the same is.
+        dropped_item_ids: Ids of items whose rows are dropped without a quarantine entry, unless
+            the item is among `titled_item_ids`.
         zero_is_missing: Whether the time 0 stands for none (`raw_data.is_zero_missing`).
     """
     # `raw` numbers items as they occur in the files; from here on, an item is numbered by its

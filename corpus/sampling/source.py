@@ -44,7 +44,7 @@ class Source(str):
 
     @classmethod
     def parse(cls, text: str) -> "Source":
-        """Reads a source from its text.
+        """Reads a source from its text, such as `mixed` or `domain/Books`.
 
         Raises:
             ValueError: The text names no source.

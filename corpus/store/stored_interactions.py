@@ -51,10 +51,10 @@ class InteractionFile:
 
 
 def user_range_count(rows: int) -> int:
-    """Returns into how many ranges of hashes the users of a number of interactions are divided.
+    """Returns how many ranges of hashes users are divided into, for a number of interactions.
 
-    Each range has its own file of interactions, and its samples are built together. The number of
-    ranges is a power of two, at least 1.
+    Each range has its own file of interactions, and its samples are built together. The result is
+    a power of two, at least 1.
     """
     return 1 << max(0, -(-rows // TARGET_FILE_ROWS) - 1).bit_length()
 

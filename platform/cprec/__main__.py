@@ -64,7 +64,7 @@ def run(name: str, arguments: list[str]) -> None:
 
 
 def complete() -> int:
-    """Answers a shell that asks how the words so far go on: with jobs, else as the job does."""
+    """Completes a command line for the shell: the name of a job, or a job's own arguments."""
     import argcomplete
     from argcomplete.lexers import split_line
 

@@ -23,19 +23,19 @@ class _TrackedStream:
 
     closed = False
 
-    def __init__(self, stream: BinaryIO, handed_out: "HandedOut") -> None:
+    def __init__(self, stream: BinaryIO, references: "ArrowReferences") -> None:
         self._stream = stream
-        self._handed_out = handed_out
+        self._references = references
 
     def read(self, size: int = -1) -> _Chunk:
-        """Returns the next bytes; none after `HandedOut.take_back`."""
-        chunk = _Chunk(b"" if self._handed_out.is_over else self._stream.read(size))
-        self._handed_out.track(chunk)
+        """Returns the next bytes; none once `ArrowReferences.wait_for_release` was called."""
+        chunk = _Chunk(b"" if self._references.is_over else self._stream.read(size))
+        self._references.track(chunk)
         return chunk
 
 
-class HandedOut:
-    """What Arrow was given of a stream.
+class ArrowReferences:
+    """The objects of Python that Arrow holds while it reads a stream.
 
     Attributes:
         is_over: Whether reading is over, though Arrow's threads may still ask for more.
@@ -45,18 +45,18 @@ class HandedOut:
         self.is_over = False
         self._references: list[weakref.ref[object]] = []
 
-    def hand_out(self, stream: BinaryIO) -> _TrackedStream:
+    def wrap(self, stream: BinaryIO) -> _TrackedStream:
         """Returns a stream for Arrow to read; the caller must keep no reference to it."""
         tracked = _TrackedStream(stream, self)
         self.track(tracked)
         return tracked
 
-    def track(self, handed_out: object) -> None:
-        """Remembers an object until nobody holds it any more."""
+    def track(self, value: object) -> None:
+        """Remembers an object that Arrow is given, without keeping it alive."""
         self._references = [reference for reference in self._references if reference() is not None]
-        self._references.append(weakref.ref(handed_out))
+        self._references.append(weakref.ref(value))
 
-    def take_back(self) -> None:
+    def wait_for_release(self) -> None:
         """Waits until Arrow holds nothing any more; its reader must be gone already."""
         self.is_over = True
         deadline = time.monotonic() + _WAIT_S

@@ -25,7 +25,7 @@ from cluster import storage
 from cluster.errors import DataError
 from cluster.storage_errors import is_storage_error
 from corpus.ingest.sources import file_names, json_lines
-from corpus.ingest.sources.arrow_threads import HandedOut
+from corpus.ingest.sources.arrow_threads import ArrowReferences
 from corpus.ingest.sources.block import Block, require_columns
 from corpus.ingest.sources.quoting import LoneBackslashDoubler, Quoting, find_quoting
 from corpus.ingest.sources.text_block import MAX_LINE_CHARS, block_from_text, excerpt
@@ -261,13 +261,11 @@ def _parse_csv(
         return "error" if unclosed_quotes or too_many else "skip"
 
     is_escaped = quoting is Quoting.BACKSLASH
-    handed_out = HandedOut()
+    references = ArrowReferences()
     reader = None
     try:
         reader = pa.csv.open_csv(
-            handed_out.hand_out(
-                cast(BinaryIO, LoneBackslashDoubler(stream)) if is_escaped else stream
-            ),
+            references.wrap(cast(BinaryIO, LoneBackslashDoubler(stream)) if is_escaped else stream),
             # With threads, Arrow would not report the row numbers of malformed rows.
             pa.csv.ReadOptions(
                 use_threads=False, block_size=BLOCK_BYTES, column_names=header.names
@@ -311,7 +309,7 @@ def _parse_csv(
             ) from None
     finally:
         del reader
-        handed_out.take_back()
+        references.wait_for_release()
     # Malformed rows at the end of the file, after the last batch.
     yield (
         pl.DataFrame(schema=dict.fromkeys(columns, pl.String)),

@@ -41,7 +41,7 @@ class Watch:
 
     @property
     def is_watched(self) -> bool:
-        """Whether anybody watches."""
+        """Whether at least one browser watches."""
         return self._watchers > 0
 
     def hurry(self) -> None:

@@ -57,7 +57,7 @@ class KnownItems:
 
 
 def is_hybrid(checkpoint_uri: str | None) -> bool:
-    """Returns whether a checkpoint is a hybrid model's; None, the base itself, is none."""
+    """Returns whether a checkpoint holds a hybrid model; None, the base itself, does not."""
     return checkpoint_uri is not None and exists(join(checkpoint_uri, BEHAVIOUR_FOLDER))
 
 

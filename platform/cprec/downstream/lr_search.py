@@ -66,10 +66,11 @@ def best_lr(results: Sequence[TrialResult]) -> float:
 
 
 def lrs_within_noise(results: Sequence[TrialResult], samples: int) -> tuple[float, ...]:
-    """Returns the learning rates that the search cannot tell from the best one, ascending.
+    """Returns the other learning rates that the search cannot tell from the best one, ascending.
 
-    Their mean HR@1 is within 1.96 standard errors of the best mean, each HR@1 being a fraction of
-    the validation samples. Trials that diverged are left out.
+    Their mean HR@1 is at most 1.96 standard errors of the difference below the best mean. Each
+    trial's HR@1 is taken as a fraction of the validation samples; trials that diverged are left
+    out.
 
     Args:
         results: Trials of the search.

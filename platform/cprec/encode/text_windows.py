@@ -15,7 +15,7 @@ from cprec.encode.text_tokenizer import Tokenizer, text_tokenizer
 from cprec.encode.tokens import EncodedSample
 
 
-class SampleEncoder(Protocol):
+class PromptRowEncoder(Protocol):
     """Encoder of corpus rows that hold prompts (cprec.encode.title_tokens)."""
 
     def encode_samples(self, rows: pa.Table) -> list[EncodedSample]:
@@ -24,7 +24,7 @@ class SampleEncoder(Protocol):
 
 def encode_samples(
     rows: pa.Table,
-    prompt_encoder: SampleEncoder,
+    prompt_encoder: PromptRowEncoder,
     load_tokenizer: Callable[[], Tokenizer],
     max_tokens: int,
 ) -> list[EncodedSample]:

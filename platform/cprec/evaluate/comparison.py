@@ -78,13 +78,14 @@ class Comparison:
 
 
 def collect_modes(
-    comparison: Comparison, kept: Sequence[Mapping[str, Any]]
+    comparison: Comparison, stored: Sequence[Mapping[str, Any]]
 ) -> list[tuple[str, Metrics]]:
     """Returns the metrics of each model in every mode in which a run has evaluated it.
 
     Args:
         comparison: The comparison whose models are meant.
-        kept: Comparisons that the run has kept, the oldest first. Those of the same samples count.
+        stored: Comparisons that the run has stored, the oldest first; those of other samples are
+            left out.
 
     Returns:
         (name, metrics) by model, and of each the mode of the comparison first.
@@ -93,7 +94,7 @@ def collect_modes(
         (row.name, row.model): {row.metrics["mode"]: row.metrics} for row in comparison.rows
     }
     same = (comparison.domain, comparison.split, comparison.days)
-    for other in reversed(kept):
+    for other in reversed(stored):
         for row in other["rows"]:
             modes = found.get((row["name"], row.get("model", "")))
             metrics = row.get("metrics", {})
@@ -132,7 +133,7 @@ def add_holm_correction(
     domain: str,
     rows: Sequence[ComparisonRow],
     mode: str,
-    kept: Sequence[Mapping[str, Any]],
+    stored: Sequence[Mapping[str, Any]],
     days: str = "",
 ) -> list[ComparisonRow]:
     """Returns the rows with p corrected for the domains on which this run compared the same models.
@@ -141,12 +142,12 @@ def add_holm_correction(
         domain: Domain of the rows.
         rows: Rows of the comparison, the reference first.
         mode: Mode in which the models answered.
-        kept: Comparisons that the run has kept, the oldest first.
+        stored: Comparisons that the run has stored, the oldest first.
         days: Days whose purchases were scored, in words; empty where all were.
     """
     comparable = [
         c
-        for c in kept
+        for c in stored
         if (c["mode"], c["days"], c["rows"][0]["name"]) == (mode, days, rows[0].name)
     ]
 

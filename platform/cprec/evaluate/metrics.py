@@ -138,7 +138,7 @@ def compute_ranks(scores: NDArray[np.floating[Any]], targets: NDArray[np.integer
 def hits(ranks: Ranks, k: int) -> Floats:
     """Returns each sample's contribution to HR@k [n].
 
-    It is the probability that the true item is among the first k, over all fair draws.
+    It is the probability that the true item is among the first k if ties are broken at random.
     """
     return np.asarray(
         np.clip(k - ranks.better_count, 0, ranks.tied_count) / ranks.tied_count, dtype=np.float64

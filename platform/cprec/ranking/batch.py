@@ -27,7 +27,7 @@ from cprec.downstream.domain import Domain
 from cprec.downstream.scoring import EvaluatedModel
 from cprec.evaluate.candidate_rows import Query
 from cprec.ranking.batch_input import Rejected
-from cprec.ranking.items import DomainItems
+from cprec.ranking.items import ItemLookup
 from cprec.ranking.ranker import MIN_CANDIDATES, Ranker
 from cprec.stream.row_encoder import RowEncoder
 
@@ -69,7 +69,7 @@ class BlockRanking:
 
     recipe: Recipe
     model: EvaluatedModel
-    items: DomainItems | None
+    items: ItemLookup | None
     row_encoder: RowEncoder | None
     uri: str
     source: str
@@ -88,7 +88,8 @@ class BlockRanking:
             rows: Columns user_id, history and candidates.
 
         Returns:
-            Their rankings (RANKING_SCHEMA); rows that do not fit into a prompt are in the metadata.
+            Their rankings (RANKING_SCHEMA). Users who cannot be ranked are in the table's metadata
+            instead, each with the reason.
         """
         encode = ranker.encode_titles if self.items is None else ranker.encode_items
         ranked: list[tuple[str, list[int] | list[str], Query]] = []

@@ -19,7 +19,7 @@ from cluster.storage_errors import is_storage_error
 from corpus.ingest.sources.folders import list_parts
 from corpus.ingest.titles import clean_title
 from corpus.store.delta import open_parquet
-from cprec.ranking.items import DomainItems
+from cprec.ranking.items import ItemLookup
 from cprec.ranking.ranker import MIN_CANDIDATES
 
 PARQUET = ".parquet"
@@ -88,7 +88,7 @@ class RowRules:
         are_indices: Whether rows have item indices already, as those of the corpus have.
     """
 
-    items: DomainItems | None
+    items: ItemLookup | None
     with_candidates: bool
     max_history: int
     exclude_history: bool

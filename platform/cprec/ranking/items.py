@@ -16,8 +16,8 @@ MAX_NAMED = 3
 
 
 @dataclass(frozen=True)
-class DomainItems:
-    """The items of a domain.
+class ItemLookup:
+    """Looks up items of a domain: their index in the catalogue, id and title.
 
     Attributes:
         domain: The domain.
@@ -40,7 +40,7 @@ class DomainItems:
         return [self.domain.titles[index] for index in indices]
 
     @classmethod
-    def from_corpus(cls, corpus: Corpus, name: str) -> "DomainItems":
+    def from_corpus(cls, corpus: Corpus, name: str) -> "ItemLookup":
         """Reads the items of a domain.
 
         Raises:
@@ -84,7 +84,7 @@ def choose_domain(recipe: Recipe, model: EvaluatedModel) -> str:
     return domain
 
 
-def open_items(recipe: Recipe, model: EvaluatedModel) -> tuple[Corpus, DomainItems]:
+def open_items(recipe: Recipe, model: EvaluatedModel) -> tuple[Corpus, ItemLookup]:
     """Opens the corpus, and reads the items that a model is asked about.
 
     Raises:
@@ -96,7 +96,7 @@ def open_items(recipe: Recipe, model: EvaluatedModel) -> tuple[Corpus, DomainIte
     corpus = Corpus.open(recipe.corpus, recipe.corpus_version)
     if model.checkpoint is not None:
         require_known_items(model.name, model.checkpoint, corpus, domain)
-    return corpus, DomainItems.from_corpus(corpus, domain)
+    return corpus, ItemLookup.from_corpus(corpus, domain)
 
 
 def require_text_only(model: EvaluatedModel) -> None:

@@ -68,7 +68,7 @@ class Ranking:
 
 
 class Ranker:
-    """A loaded language model, with the encoders of what it is asked about."""
+    """A loaded language model that ranks candidates, given as titles or as items of a domain."""
 
     def __init__(
         self,

@@ -20,7 +20,7 @@ SHOWN_BEFORE, SHOWN_AFTER = 4, 10
 """Steps that the table shows before and after the one that runs."""
 
 
-class State(StrEnum):
+class StepState(StrEnum):
     """How far a step is."""
 
     KEPT = "kept"
@@ -41,7 +41,7 @@ class StepProgress:
     """
 
     name: str
-    state: State = State.WAITING
+    state: StepState = StepState.WAITING
     seconds: float = 0.0
 
 
@@ -89,11 +89,11 @@ class ReproductionProgress:
 
     def keep(self, name: str, seconds: float) -> None:
         """Notes that a step was computed by an earlier start."""
-        self._set(name, State.KEPT, seconds)
+        self._set(name, StepState.KEPT, seconds)
 
     def start(self, name: str) -> None:
         """Notes that a step starts."""
-        self._set(name, State.RUNNING, 0.0)
+        self._set(name, StepState.RUNNING, 0.0)
         self._started = time.monotonic()
         if self._live is None:
             number = list(self._steps).index(name) + 1
@@ -101,12 +101,12 @@ class ReproductionProgress:
 
     def end(self, name: str, seconds: float) -> None:
         """Notes that the running step has ended."""
-        self._set(name, State.DONE, seconds)
+        self._set(name, StepState.DONE, seconds)
         self._started, self._note = None, ""
         if self._live is None:
             self._say_plainly(f"{name}: {format_time(seconds)}")
 
-    def _set(self, name: str, state: State, seconds: float) -> None:
+    def _set(self, name: str, state: StepState, seconds: float) -> None:
         self._steps[name] = replace(self._steps[name], state=state, seconds=seconds)
 
     def _table(self) -> Table:
@@ -123,9 +123,13 @@ def progress_table(steps: Mapping[str, StepProgress], running: float, note: str)
         note: Last line of its job.
     """
     all_steps = list(steps.values())
-    ended = sum(step.state in (State.KEPT, State.DONE) for step in all_steps)
+    ended = sum(step.state in (StepState.KEPT, StepState.DONE) for step in all_steps)
     current = next(
-        (i for i, step in enumerate(all_steps) if step.state in (State.RUNNING, State.WAITING)),
+        (
+            i
+            for i, step in enumerate(all_steps)
+            if step.state in (StepState.RUNNING, StepState.WAITING)
+        ),
         len(all_steps),
     )
     first, last = max(0, current - SHOWN_BEFORE), current + SHOWN_AFTER
@@ -136,7 +140,7 @@ def progress_table(steps: Mapping[str, StepProgress], running: float, note: str)
     table.add_column("")
     table.add_column("time", justify="right")
     for step in all_steps[first:last]:
-        seconds = running if step.state is State.RUNNING else step.seconds
+        seconds = running if step.state is StepState.RUNNING else step.seconds
         table.add_row(escape(step.name), step.state, format_time(seconds) if step.state else "")
     if (left := len(all_steps) - last) > 0:
         table.add_row(f"... and {left} more", "", "")

@@ -122,11 +122,12 @@ def plan_tasks(recipe: Recipe, wanted: Sequence[Artefact]) -> tuple[Graph, dict[
 
 
 def deciding_values(recipe: Recipe, keys: tuple[str, ...]) -> dict[str, Any]:
-    """Returns the values of a recipe that decide a result, as plain JSON data.
+    """Returns the values of a recipe that decide a step's result, by key, as plain JSON data.
 
     Args:
         recipe: The recipe.
-        keys: Keys, or the first parts of keys, that it depends on.
+        keys: Prefixes of the keys that the step depends on. Those that may change between two
+            starts of a run, or do nothing in this recipe, are left out.
     """
     values = recipe.model_dump(mode="json")
     flat: dict[str, Any] = {}

@@ -31,7 +31,7 @@ class SequenceSource:
 
     @torch.inference_mode()
     def find(self, histories: Histories, k: int) -> Items:
-        """Finds the best candidates for each history; none where it knows no item of it."""
+        """Finds the best candidates for each history; NO_ITEM where it knows no item of it."""
         numbers = [self._to_numbers(history) for history in histories]
         rows = torch.from_numpy(pad_histories(numbers, self._network.max_length))
         states = self._network.encode_sequences(rows)[:, -1]

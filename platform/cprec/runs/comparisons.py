@@ -54,7 +54,7 @@ def write_comparison(run_uri: str, domain: str, comparison: Mapping[str, Any]) -
 
 
 def read_comparisons(run_uri: str) -> list[dict[str, Any]]:
-    """Reads all comparisons that a run has kept, the oldest first.
+    """Reads all comparisons that a run has stored, the oldest first.
 
     Those of earlier releases have no time: it is 0.
     """

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from cprec.config.sections.recommendation import ServeSettings
 from cprec.serving.messages import RankRequest, RankResponse, Refusal, check_limits
-from cprec.serving.metrics import Metrics
+from cprec.serving.metrics import ServerMetrics
 
 RETRY_S = 0.05
 """Seconds after which a request is sent again, if the replica that had it died."""
@@ -42,7 +42,7 @@ class Replicas(Protocol):
 class Dispatcher:
     """Sends requests to the replicas of the present model."""
 
-    def __init__(self, settings: ServeSettings, metrics: Metrics) -> None:
+    def __init__(self, settings: ServeSettings, metrics: ServerMetrics) -> None:
         self._settings = settings
         self._metrics = metrics
         self._current: Replicas | None = None

@@ -17,7 +17,7 @@ from cprec.serving.access import AccessGate, App, Message, Receive, Send
 from cprec.serving.dispatcher import Dispatcher
 from cprec.serving.docs_page import HEADERS, render_docs
 from cprec.serving.messages import Problem, RankRequest, RankResponse, Refusal
-from cprec.serving.metrics import Metrics
+from cprec.serving.metrics import ServerMetrics
 
 REFUSALS: dict[int | str, dict[str, Any]] = {
     int(status): {"model": Problem, "description": text}
@@ -39,7 +39,9 @@ NO_OBJECT_TYPES = ("missing", "model_attributes_type")
 NO_OBJECT = "body: no JSON object; send one, with the header Content-Type: application/json"
 
 
-def build_app(settings: ServeSettings, dispatcher: Dispatcher, metrics: Metrics, token: str) -> App:
+def build_app(
+    settings: ServeSettings, dispatcher: Dispatcher, metrics: ServerMetrics, token: str
+) -> App:
     """Builds the application.
 
     Args:
@@ -144,7 +146,7 @@ def _answer_problem(
     return JSONResponse(Problem(error=message).model_dump(), status, headers)
 
 
-def _measure(app: App, metrics: Metrics) -> App:
+def _measure(app: App, metrics: ServerMetrics) -> App:
     """Counts what an application answers to /rank, refused or not, and how long that takes."""
 
     async def measured(scope: Any, receive: Receive, send: Send) -> None:

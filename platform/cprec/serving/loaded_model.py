@@ -10,7 +10,7 @@ from cprec.config.recipe import Recipe
 from cprec.downstream.scoring import EvaluatedModel
 from cprec.evaluate.candidate_rows import Query
 from cprec.ranking.batch_input import RowRules, UnusableRow
-from cprec.ranking.items import DomainItems, open_items
+from cprec.ranking.items import ItemLookup, open_items
 from cprec.ranking.ranker import Ranker, Ranking
 from cprec.retrieval.candidates import FusedSource, in_item_order
 from cprec.retrieval.catalogue import Catalogue
@@ -32,7 +32,7 @@ class ServedModel:
     model: EvaluatedModel
     retriever: EvaluatedModel | None
 
-    def open(self) -> tuple[DomainItems, Catalogue | None]:
+    def open(self) -> tuple[ItemLookup, Catalogue | None]:
         """Opens the items, and what the storage knows about them if candidates are retrieved."""
         corpus, items = open_items(self.recipe, self.model)
         if self.retriever is None:
@@ -56,7 +56,7 @@ class LoadedModel:
     """A loaded model, which ranks any number of requests together."""
 
     def __init__(
-        self, recipe: Recipe, ranker: Ranker, items: DomainItems, source: FusedSource | None
+        self, recipe: Recipe, ranker: Ranker, items: ItemLookup, source: FusedSource | None
     ) -> None:
         """Takes what `ServedModel.load` builds.
 

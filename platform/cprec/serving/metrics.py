@@ -8,7 +8,7 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 """Bounds of the batches' histogram."""
 
 
-class Metrics:
+class ServerMetrics:
     """The figures of one server, in a registry of their own."""
 
     def __init__(self) -> None:

@@ -27,7 +27,7 @@ from cprec.serving.dispatcher import ReplicaLost
 from cprec.serving.failures import find_load_error
 from cprec.serving.loaded_model import ServedModel
 from cprec.serving.messages import RankRequest, RankResponse, Refusal
-from cprec.serving.metrics import Metrics
+from cprec.serving.metrics import ServerMetrics
 
 DEPLOYMENT = "ranker"
 POLL_S = 0.2
@@ -80,7 +80,7 @@ def _listen_on_loopback() -> None:
 class ServeReplicas:
     """Replicas of one model: an application of Ray Serve."""
 
-    def __init__(self, served: ServedModel, metrics: Metrics, say: Say) -> None:
+    def __init__(self, served: ServedModel, metrics: ServerMetrics, say: Say) -> None:
         """Takes what they are to load; `start` starts them.
 
         Args:
@@ -204,7 +204,7 @@ class ServeReplicas:
 
 
 @contextmanager
-def serving(is_local: bool) -> Iterator[None]:
+def serve_session(is_local: bool) -> Iterator[None]:
     """Starts Ray Serve without its HTTP proxies, inside a Ray session.
 
     Args:

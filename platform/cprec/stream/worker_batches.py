@@ -60,7 +60,7 @@ class WorkerBatch:
 
     @property
     def computed_tokens(self) -> int:
-        """Number of tokens of the global batch; one that samples share counts once."""
+        """Tokens that all workers compute for the global batch: a shared one counts once."""
         return sum(map(sum, self.lengths_by_rank))
 
 

@@ -51,7 +51,7 @@ def find_version(registry: Registry, name: str, run_uri: str) -> Version | None:
     return next((version for version in registry.versions() if version.checkpoint == uri), None)
 
 
-def may_move(name: str) -> bool:
+def is_mutable_name(name: str) -> bool:
     """Returns whether a name may stand for another version tomorrow: an alias, or a candidate."""
     match = MODEL_URI.fullmatch(name)
     return (match[2] if match else name) in (CANDIDATE, *ALIASES)

@@ -33,8 +33,8 @@ from cprec.train.zero import ZeroAdam
 
 
 @dataclass(frozen=True)
-class StepResult:
-    """What an optimizer step returns, the same on every worker.
+class StepOutcome:
+    """The outcome of an optimizer step, the same on every worker.
 
     Attributes:
         loss: Mean loss per supervised token of the global batch, before the update (nats).
@@ -204,7 +204,7 @@ class Engine:
         seed: int,
         stop: bool = False,
         save: bool = False,
-    ) -> StepResult:
+    ) -> StepOutcome:
         """Takes one optimizer step. Collective: every worker calls it.
 
         The loss is the mean over all supervised tokens of the global batch, however the batch is
@@ -234,7 +234,7 @@ class Engine:
         totals = torch.cat([self._loss_total.reshape(1), wishes])
         dist.all_reduce(totals)
         loss_sum, stops, saves = totals.tolist()
-        return StepResult(
+        return StepOutcome(
             loss=loss_sum / supervised_tokens,
             grad_norm=grad_norm,
             stop=stops > 0,

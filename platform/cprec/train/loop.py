@@ -15,7 +15,7 @@ from cprec.schedule.wsa import Phase
 from cprec.stream.packing import MicroBatchSpec, build_micro_batches, filled_tokens
 from cprec.stream.worker_batches import GlobalBatch, WorkerBatch, imbalance
 from cprec.train.device import peak_memory_bytes
-from cprec.train.engine import Engine, StepResult
+from cprec.train.engine import Engine, StepOutcome
 
 
 class DivergenceError(PlatformFault):
@@ -196,7 +196,7 @@ def train(
     return number
 
 
-def _what_diverged(result: StepResult) -> str:
+def _what_diverged(result: StepOutcome) -> str:
     """Returns which number of a step is not finite."""
     if math.isfinite(result.loss):
         return f"gradient norm is {result.grad_norm}"

@@ -75,11 +75,11 @@ class Linear:
 
 
 @dataclass(frozen=True)
-class Block:
-    """A module that computes with linear layers of its own: an attention, or an MLP.
+class Sublayer:
+    """An attention or an MLP: a module that computes with linear layers of its own.
 
-    The last layer reads what the block computed. The layers before it read the same input, as far
-    as it is equally wide.
+    Its last linear layer reads what the sublayer computed. Those before it read the same input, as
+    far as it is equally wide.
 
     Attributes:
         linears: Its linear layers, in their order.
@@ -91,14 +91,17 @@ class Block:
 
     @property
     def kept_inputs(self) -> int:
-        """Width of the inputs that are kept."""
+        """Values of a token that the sublayer's linear layers keep for the backward pass.
+
+        Layers that read the same input keep it once.
+        """
         *first, last = self.linears
         shared = {linear.inputs for linear in first if linear.keeps_input}
         return sum(shared) + (last.inputs if last.keeps_input or self.is_attention else 0)
 
     @property
     def gate(self) -> int:
-        """Width of the gate of a gated MLP (gate, up, down); 0 for other blocks."""
+        """Width of the gate of a gated MLP (gate, up, down); 0 for other sublayers."""
         *wide, down = self.linears
         gated = len(wide) == 2 and all(linear.outputs == down.inputs for linear in wide)
         fused = len(wide) == 1 and wide[0].outputs == 2 * down.inputs
@@ -119,7 +122,7 @@ class MemoryEstimate:
         layers: Decoder layers.
         layer: What one of them keeps of a token [bytes].
         hidden_bytes: A token in the residual stream [bytes].
-        working_bytes: Gradients of a token in the widest block of a layer [bytes].
+        working_bytes: Gradients of a token in the widest sublayer of a layer [bytes].
         vocabulary: Outputs of the output layer.
     """
 
@@ -144,7 +147,7 @@ class MemoryEstimate:
         hidden = int(config.hidden_size)
         layers = _decoder_layers(model, int(config.num_hidden_layers))
         first = layers[0] if layers else model
-        blocks = list(_blocks(first))
+        sublayers = list(_sublayers(first))
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         return cls(
             state=ModelState(
@@ -157,7 +160,7 @@ class MemoryEstimate:
             layer=count_layer(first, hidden, element_bytes, compiled, config),
             hidden_bytes=hidden * element_bytes,
             working_bytes=element_bytes
-            * (hidden + max((block.width for block in blocks), default=0)),
+            * (hidden + max((sublayer.width for sublayer in sublayers), default=0)),
             vocabulary=int(config.vocab_size),
         )
 
@@ -213,11 +216,11 @@ def count_layer(
             norms and activation functions again.
         config: The model's configuration, which tells how many experts a token has.
     """
-    blocks = list(_blocks(layer))
-    linears = [linear for block in blocks for linear in block.linears]
+    sublayers = list(_sublayers(layer))
+    linears = [linear for sublayer in sublayers for linear in sublayer.linears]
     dropped = [linear for linear in linears if linear.rank and linear.dropout]
-    inputs = sum(block.kept_inputs for block in blocks)
-    gates = 0 if compiled else sum(block.gate for block in blocks)
+    inputs = sum(sublayer.kept_inputs for sublayer in sublayers)
+    gates = 0 if compiled else sum(sublayer.gate for sublayer in sublayers)
     top_k = int(getattr(config, "num_experts_per_tok", None) or 1)
     experts = sum(sum(p.shape[1:]) for p in layer.parameters() if p.dim() == 3)  # [expert, n, m]
     return LayerActivations(
@@ -243,7 +246,7 @@ def _decoder_layers(model: torch.nn.Module, count: int) -> list[torch.nn.Module]
     )
 
 
-def _blocks(module: torch.nn.Module) -> Iterator[Block]:
+def _sublayers(module: torch.nn.Module) -> Iterator[Sublayer]:
     """Yields the modules that have linear layers."""
     linears = []
     for child in module.children():
@@ -253,9 +256,9 @@ def _blocks(module: torch.nn.Module) -> Iterator[Block]:
         elif hasattr(base, "in_features"):
             linears.append(_describe(child, base, base.in_features, base.out_features))
         else:
-            yield from _blocks(child)
+            yield from _sublayers(child)
     if linears:
-        yield Block(tuple(linears), "attention" in type(module).__name__.lower())
+        yield Sublayer(tuple(linears), "attention" in type(module).__name__.lower())
 
 
 def _describe(layer: Any, base: Any, inputs: int, outputs: int) -> Linear:

@@ -25,14 +25,14 @@ from cprec.ranking import batch
 from cprec.ranking.batch_input import BatchInput, Rejected, RowRules, from_corpus, read_files
 from cprec.ranking.batch_input import uses_titles as file_uses_titles
 from cprec.ranking.histories import read_histories
-from cprec.ranking.items import DomainItems, open_items, require_text_only
+from cprec.ranking.items import ItemLookup, open_items, require_text_only
 from cprec.retrieval.candidates import in_item_order
 from cprec.retrieval.catalogue import Catalogue
 from cprec.runs.token_form import TOKEN_FORM
 from cprec.stream.row_encoder import RowEncoder
 from cprec.tracking.registry import Registry
 from cprec.workflows.evaluation.catalogue import embed_on_ray, open_catalogue
-from cprec.workflows.models import describe_model, own_run
+from cprec.workflows.models import describe_model, recipe_run_uri
 
 _ITEMS = pa.list_(pa.int64())
 SUMMARY = "summary.json"
@@ -109,7 +109,7 @@ class BatchPlan:
     recipe: Recipe
     model: EvaluatedModel
     corpus: Corpus | None
-    items: DomainItems | None
+    items: ItemLookup | None
     catalogue: Catalogue | None
     input: BatchInput
     uri: str
@@ -344,7 +344,7 @@ def _identify(
     recipe: Recipe,
     model: EvaluatedModel,
     corpus: Corpus | None,
-    items: DomainItems | None,
+    items: ItemLookup | None,
     catalogue: Catalogue | None,
     rows: BatchInput,
 ) -> dict[str, Any]:
@@ -385,14 +385,14 @@ def _identify_retrieval(recipe: Recipe, catalogue: Catalogue) -> dict[str, Any]:
 
 
 def _locate(
-    recipe: Recipe, model: EvaluatedModel, items: DomainItems | None, identity: dict[str, Any]
+    recipe: Recipe, model: EvaluatedModel, items: ItemLookup | None, identity: dict[str, Any]
 ) -> str:
     """Returns the folder of a batch."""
     digest = storage.sha256(json.dumps(identity, sort_keys=True).encode())[:16]
     if recipe.recommend.out is not None:
         return storage.join(storage.absolute_uri(recipe.recommend.out), digest)
     domain = "titles" if items is None else items.domain.name
-    return storage.join(own_run(recipe), RECOMMENDATIONS_FOLDER, domain, model.label, digest)
+    return storage.join(recipe_run_uri(recipe), RECOMMENDATIONS_FOLDER, domain, model.label, digest)
 
 
 def _describe(plan: BatchPlan) -> str:

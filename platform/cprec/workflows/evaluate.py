@@ -49,7 +49,7 @@ from cprec.tracking import report
 from cprec.tracking.model_card import publish_card
 from cprec.tracking.registry import Registry
 from cprec.workflows.evaluation.plan import EvaluationPlan, plan_evaluation
-from cprec.workflows.models import own_run
+from cprec.workflows.models import recipe_run_uri
 
 PREDICTIONS = "predictions.parquet"
 METRICS = "metrics.json"
@@ -84,7 +84,7 @@ def run_evaluation(plan: EvaluationPlan, registry: Registry, say: Say) -> Compar
         resolve_base(recipe, plan.corpus, say)
     for model in plan.language_models:
         require_context(model.base, model.revision, recipe.model.max_tokens)
-    run_uri = own_run(recipe)
+    run_uri = recipe_run_uri(recipe)
     folder = storage.join(run_uri, EVALUATION_FOLDER, domain)
     perplexities = forgetting.measure_perplexities(recipe, folder, plan.models, say)
     tables = _load_or_predict(plan, folder, say)
@@ -114,7 +114,7 @@ def run_evaluation(plan: EvaluationPlan, registry: Registry, say: Say) -> Compar
 
 def predictions_uri(plan: EvaluationPlan, model: EvaluatedModel) -> str:
     """Returns where the predictions of a model of a plan are stored."""
-    folder = storage.join(own_run(plan.recipe), EVALUATION_FOLDER, plan.domain)
+    folder = storage.join(recipe_run_uri(plan.recipe), EVALUATION_FOLDER, plan.domain)
     return storage.join(_model_folder(plan.recipe, folder, model), PREDICTIONS)
 
 

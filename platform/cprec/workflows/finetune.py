@@ -63,7 +63,7 @@ from cprec.workflows.models import (
     describe_model,
     describe_other_template,
     find_model,
-    own_run,
+    recipe_run_uri,
 )
 
 PLOT = "trials.svg"
@@ -222,7 +222,7 @@ def plan_search(recipe: Recipe, registry: Registry, say: Say) -> SearchPlan:
         corpus,
         domain,
         name,
-        join(own_run(recipe), "finetune", domain, name),
+        join(recipe_run_uri(recipe), "finetune", domain, name),
         base,
         start_checkpoint,
         start.version,
@@ -313,7 +313,7 @@ def _log_trials(
 def _lineage(plan: SearchPlan, best: TrialResult) -> dict[str, str]:
     """Returns where a fine-tuned version comes from, as tags."""
     return {
-        "run": own_run(plan.recipe),
+        "run": recipe_run_uri(plan.recipe),
         "kind": "finetuned",
         "domain": plan.domain,
         "corpus": plan.corpus.uri,

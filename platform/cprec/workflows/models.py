@@ -42,7 +42,7 @@ MODEL_NAMES = f"{VERSION_NAMES}, base, or the URI of a checkpoint, an adapter or
 """How a model may be named, for messages."""
 
 
-def own_run(recipe: Recipe) -> str:
+def recipe_run_uri(recipe: Recipe) -> str:
     """Returns the folder of the recipe's run, whose newest version is the candidate."""
     return run_folder(storage.absolute_uri(recipe.storage), recipe.run)
 
@@ -73,7 +73,7 @@ def find_models(
             "evaluate.models: empty; give base, sasrec, candidate, a version number or a "
             "checkpoint's URI, comma-separated"
         )
-    run_uri = own_run(recipe)
+    run_uri = recipe_run_uri(recipe)
     versions = {
         name: version
         for name in dict.fromkeys(names)
@@ -171,7 +171,7 @@ def find_model(
     """
     if name == POPULARITY or name in BASELINE_NAMES:
         raise RecipeError(f"{key} {name}: a baseline, which only jobs/evaluate.py ranks with")
-    version = find_version(registry, name, own_run(recipe)) if name != "base" else None
+    version = find_version(registry, name, recipe_run_uri(recipe)) if name != "base" else None
     if version is not None and "base" not in version.tags:
         raise RunError(f"{key} {name}: {version} does not say which base it stands on (tag base)")
     models = find_models(recipe, registry, [name], corpus)
@@ -342,7 +342,7 @@ def _find_tuned_checkpoints(recipe: Recipe, name: str) -> list[tuple[str, str]]:
     if "/" in name:
         return []
     domain = recipe.evaluate.domain or next(iter(recipe.data.held_out), "")
-    search = storage.join(own_run(recipe), "finetune", domain, name, SEARCH)
+    search = storage.join(recipe_run_uri(recipe), "finetune", domain, name, SEARCH)
     if not storage.exists(search):
         return []
     return [

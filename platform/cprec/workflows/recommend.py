@@ -12,7 +12,7 @@ from cprec.config.recipe import Recipe
 from cprec.downstream.scoring import EvaluatedModel
 from cprec.model.base_uri import is_unbuilt, resolve_base
 from cprec.ranking.histories import read_user_history
-from cprec.ranking.items import DomainItems, open_items, require_text_only
+from cprec.ranking.items import ItemLookup, open_items, require_text_only
 from cprec.ranking.ranker import MIN_CANDIDATES, Ranker
 from cprec.workflows.models import describe_model
 
@@ -21,7 +21,7 @@ BYTE_ORDER_MARK = "\ufeff"
 
 
 @dataclass(frozen=True)
-class Request:
+class RecommendRequest:
     """A history, and the candidates that are to be ranked as its next item.
 
     Attributes:
@@ -32,7 +32,7 @@ class Request:
 
     history: Sequence[str]
     candidates: Sequence[str]
-    items: DomainItems | None
+    items: ItemLookup | None
 
     def describe(self, model: EvaluatedModel) -> str:
         """Returns what is ranked by which model, for people."""
@@ -49,7 +49,7 @@ def plan_request(
     candidates_uri: str,
     are_ids: bool = False,
     user: str | None = None,
-) -> Request:
+) -> RecommendRequest:
     """Reads and checks a request. Loads no model.
 
     Args:
@@ -70,7 +70,7 @@ def plan_request(
     if user is None and not are_ids:
         require_text_only(model)
         candidates = _read_lines(candidates_uri, clean_title)
-        return Request([clean_title(title) for title in history], candidates, None)
+        return RecommendRequest([clean_title(title) for title in history], candidates, None)
     corpus, items = open_items(recipe, model)
     candidates = _read_lines(candidates_uri, str.strip)
     items.find(candidates)
@@ -78,11 +78,11 @@ def plan_request(
         found = read_user_history(corpus, items.domain, user, recipe.data.max_history)
         history = items.ids(found)
     items.find(history)
-    return Request(history, candidates, items)
+    return RecommendRequest(history, candidates, items)
 
 
 def rank(
-    recipe: Recipe, model: EvaluatedModel, request: Request, say: Say
+    recipe: Recipe, model: EvaluatedModel, request: RecommendRequest, say: Say
 ) -> list[tuple[str, float]]:
     """Loads a model, and ranks the candidates of a request.
 
@@ -104,7 +104,7 @@ def rank(
     return rank_with(Ranker.load(recipe, model, say, domain), request)
 
 
-def rank_with(ranker: Ranker, request: Request) -> list[tuple[str, float]]:
+def rank_with(ranker: Ranker, request: RecommendRequest) -> list[tuple[str, float]]:
     """Ranks the candidates of a request by a loaded model.
 
     Returns:

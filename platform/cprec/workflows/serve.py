@@ -17,11 +17,11 @@ from cprec.serving.dispatcher import Dispatcher, Replicas
 from cprec.serving.http_app import build_app
 from cprec.serving.http_server import build_server, describe_address, listen
 from cprec.serving.loaded_model import ServedModel
-from cprec.serving.metrics import Metrics
+from cprec.serving.metrics import ServerMetrics
 from cprec.tracking.registry import Registry, Version
-from cprec.tracking.version_names import find_version, may_move
+from cprec.tracking.version_names import find_version, is_mutable_name
 from cprec.workflows.evaluation.catalogue import embed_on_ray, open_catalogue
-from cprec.workflows.models import describe_model, find_model, own_run
+from cprec.workflows.models import describe_model, find_model, recipe_run_uri
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class ServicePlan:
         candidates = f"{settings.retrieve_k} retrieved items"
         if self.served.retriever is None:
             candidates = "given candidates"
-        moves = "; it changes as the name moves" if may_move(self.name) else ""
+        moves = "; it changes as the name moves" if is_mutable_name(self.name) else ""
         return (
             f"{settings.domain}: top {settings.k} of {candidates}, by {model.label}: "
             f"{describe_model(model)}{moves}"
@@ -82,7 +82,7 @@ def run_service(plan: ServicePlan, token: str, say: Say) -> None:
         CprecError: The first model could not be loaded.
     """
     # Imported late: Ray Serve is slow to import, and a dry run does not need it.
-    from cprec.serving.replicas import serving
+    from cprec.serving.replicas import serve_session
 
     recipe = plan.recipe
     # Room for the replicas of two models: while one is loaded, the other one answers.
@@ -91,14 +91,14 @@ def run_service(plan: ServicePlan, token: str, say: Say) -> None:
     with (
         listen(recipe.serve, "serve") as listener,
         ray_session(recipe.cluster.address, num_cpus),
-        serving(is_local),
+        serve_session(is_local),
     ):
         asyncio.run(_serve(plan, token, listener, say))
 
 
 async def _serve(plan: ServicePlan, token: str, listener: socket.socket, say: Say) -> None:
     """Answers requests, and keeps the model the one that the name stands for."""
-    settings, metrics = plan.recipe.serve, Metrics()
+    settings, metrics = plan.recipe.serve, ServerMetrics()
     dispatcher = Dispatcher(settings, metrics)
     app = build_app(settings, dispatcher, metrics, token)
     server = build_server(app, int(settings.timeout_s) + 1)
@@ -114,12 +114,12 @@ async def _serve(plan: ServicePlan, token: str, listener: socket.socket, say: Sa
 
 
 async def _keep_current(
-    plan: ServicePlan, dispatcher: Dispatcher, metrics: Metrics, say: Say
+    plan: ServicePlan, dispatcher: Dispatcher, metrics: ServerMetrics, say: Say
 ) -> None:
     """Loads the first model, then each one that the name comes to stand for. Never returns."""
     dispatcher.switch(await _load(plan.served, metrics, say))
     say(f"ready: {plan.served.model.label}")
-    if not may_move(plan.name) or plan.served.model.version is None:
+    if not is_mutable_name(plan.name) or plan.served.model.version is None:
         await asyncio.Event().wait()
         return
     watch = AliasWatch(plan.served.model.version)
@@ -143,7 +143,7 @@ async def _change(
     version: Version,
     watch: AliasWatch,
     dispatcher: Dispatcher,
-    metrics: Metrics,
+    metrics: ServerMetrics,
     say: Say,
 ) -> AliasWatch:
     """Lets another version take over; if it cannot be loaded, the present one goes on."""
@@ -175,7 +175,7 @@ def _describe(error: Exception) -> str:
 def _look_up(plan: ServicePlan) -> Version | None:
     """Returns the version that the name stands for; None if it stands for none."""
     try:
-        return find_version(plan.registry, plan.name, own_run(plan.recipe))
+        return find_version(plan.registry, plan.name, recipe_run_uri(plan.recipe))
     except RunError:
         return None
 
@@ -191,7 +191,7 @@ def _plan_model(recipe: Recipe, registry: Registry, name: str) -> ServedModel:
     return ServedModel(pinned, model, None if catalogue is None else catalogue.model)
 
 
-async def _load(served: ServedModel, metrics: Metrics, say: Say) -> Replicas:
+async def _load(served: ServedModel, metrics: ServerMetrics, say: Say) -> Replicas:
     """Loads a model into replicas of its own."""
     from cprec.serving.replicas import ServeReplicas
 

@@ -20,7 +20,7 @@ from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import load_recipe
 from cprec.encode.prompt import TABLE1
 from cprec.model import tiny
-from cprec.ranking.items import DomainItems
+from cprec.ranking.items import ItemLookup
 from cprec.ranking.ranker import Ranker
 from cprec.tracking.registry import Registry
 from cprec.workflows.models import find_model
@@ -43,7 +43,7 @@ class Server:
     url: str
     recipe: Recipe
     registry: Registry
-    items: DomainItems
+    items: ItemLookup
     samples: list[dict[str, Any]]
     printed: list[str] = field(default_factory=list)
 
@@ -137,7 +137,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         "",
         recipe,
         registry,
-        DomainItems.from_corpus(corpus, "Games"),
+        ItemLookup.from_corpus(corpus, "Games"),
         corpus.read_samples(source, "test").to_pylist(),
     )
     threading.Thread(target=_collect, args=(process, server.printed), daemon=True).start()

@@ -30,7 +30,12 @@ def add_low_rank(out: torch.Tensor, low: torch.Tensor, up: torch.Tensor) -> None
 
 
 def split_columns(low: torch.Tensor, ups: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    """Splits matrices that stand side by side [n, r] into those of each right factor."""
+    """Splits left factors that stand side by side into one for each right factor.
+
+    Args:
+        low: The left factors [n, r].
+        ups: The right factors [columns, rank]; their ranks sum to r.
+    """
     return torch.split(low, [up.shape[1] for up in ups], dim=1)
 
 

@@ -52,8 +52,8 @@ class _Answer:
 class ControlChannel:
     """The run's end of the channel: takes requests, keeps answers, writes the status.
 
-    A request is removed once its answer is on storage. So nobody waits in vain for an answer that
-    a controller took with it when it died: the next one is asked again.
+    A request is removed only once its answer is on storage. So where a controller dies before
+    that, the next one reads the request again and answers it.
     """
 
     def __init__(self, lease: Lease) -> None:
@@ -116,7 +116,7 @@ class ControlChannel:
 
 
 def require_running(run_uri: str, run: str) -> None:
-    """Raises RunError if nobody trains the run, who could answer a request."""
+    """Raises RunError if the run has no live controller that could answer a request."""
     if find_liveness(run_uri)[1] is Liveness.GONE:
         raise RunError(
             f"the run {run} is not under way ({run_uri}); start it with jobs/cpt.py --run {run}"

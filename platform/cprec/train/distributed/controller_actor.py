@@ -237,7 +237,11 @@ class ControllerActor:
     # -- periodic work
 
     def heartbeat(self, force: bool = False) -> None:
-        """Every few seconds: checks the corpus, answers requests, writes the status."""
+        """Checks the corpus, answers requests and writes the status, every few seconds at most.
+
+        Args:
+            force: Does so at once, however little time has passed.
+        """
         is_due = self._control_channel.is_due() and time.monotonic() >= self._next_try
         if not (force or is_due) or self._state.group is None:
             return

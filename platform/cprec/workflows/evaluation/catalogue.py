@@ -28,7 +28,7 @@ from cprec.downstream import stored_baselines
 from cprec.downstream.domain import Domain
 from cprec.downstream.scoring import EvaluatedModel, load_model, score_model
 from cprec.evaluate import catalogue_predictions
-from cprec.ranking.items import DomainItems
+from cprec.ranking.items import ItemLookup
 from cprec.ranking.ranker import MIN_CANDIDATES
 from cprec.retrieval.candidates import Items
 from cprec.retrieval.catalogue import Catalogue
@@ -65,9 +65,11 @@ def find_retrieval_model(
 
 
 def open_catalogue(
-    recipe: Recipe, registry: Registry, model: EvaluatedModel, corpus: Corpus, items: DomainItems
+    recipe: Recipe, registry: Registry, model: EvaluatedModel, corpus: Corpus, items: ItemLookup
 ) -> Catalogue | None:
-    """Returns what finds candidates as `recommend` says; None where they are given.
+    """Opens the catalogue that candidates are retrieved from; None if the request gives them.
+
+    `recommend.candidates` says which.
 
     Raises:
         CorpusError: The domain has too few items.

@@ -107,13 +107,13 @@ def _check_split_by_time(plan: EvaluationPlan, registry: Registry) -> Iterator[s
 
 
 def load_samples(recipe: Recipe) -> tuple[Corpus, str, pa.Table]:
-    """Reads the samples that models are scored on.
+    """Reads the samples that models are scored on: at most `evaluate.max_users`, by smallest id.
 
     Returns:
         The corpus, the name of the domain, and its samples in the order of their unsigned ids.
 
     Raises:
-        CorpusError: The domain has no samples in this split, or none of the days.
+        CorpusError: The domain has no samples in this split, or none on the days asked for.
         RecipeError: No domain is named.
     """
     domain = recipe.evaluate.domain or next(iter(recipe.data.held_out), None)

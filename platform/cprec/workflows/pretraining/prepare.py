@@ -27,7 +27,7 @@ from cprec.runs.token_form import require_same_tokens
 from cprec.schedule.plan_notes import describe_plan
 from cprec.stream.row_encoder import check_tokens_can_be_shared, find_fallback_reason
 from cprec.tracking.registry import Registry
-from cprec.tracking.version_names import may_move
+from cprec.tracking.version_names import is_mutable_name
 from cprec.train.distributed import driver
 from cprec.workflows.build_corpus import build_corpus
 from cprec.workflows.models import describe_other_template, find_model
@@ -46,7 +46,7 @@ def resolve_start(recipe: Recipe) -> Recipe:
     name = recipe.continue_from
     if name is None or name == "base":
         return recipe.model_copy(update={"continue_from": None})
-    if may_move(name):
+    if is_mutable_name(name):
         raise RecipeError(
             f"continue_from {name}: it may stand for another version when the run resumes; give "
             "the number of the version, or a URI"

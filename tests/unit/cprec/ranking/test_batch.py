@@ -15,7 +15,7 @@ from cprec.evaluate.candidate_scoring import PromptEncoder
 from cprec.ranking import batch
 from cprec.ranking.batch import BlockRanking
 from cprec.ranking.histories import read_histories, read_user_history
-from cprec.ranking.items import DomainItems
+from cprec.ranking.items import ItemLookup
 from cprec.ranking.ranker import Ranker
 from cprec.tracking.registry import Registry
 from cprec.workflows import batch_recommend
@@ -30,7 +30,7 @@ def block_ranking(place: Place, uri: str, checkpoint: str, k: int) -> BlockRanki
     return BlockRanking(
         place.recipe.model_copy(update={"recommend": recommend}),
         place.model(checkpoint),
-        DomainItems.from_corpus(place.corpus, "A"),
+        ItemLookup.from_corpus(place.corpus, "A"),
         None,
         uri,
         "histories",

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cluster.errors import DataError
 from cprec.ranking.batch_input import BatchInput, RowRules, list_parquet, read_files, uses_titles
-from cprec.ranking.items import DomainItems
+from cprec.ranking.items import ItemLookup
 from tests.unit.cprec.ranking.stored_models import Place
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
@@ -20,11 +20,11 @@ Row = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def items(place: Place) -> DomainItems:
-    return DomainItems.from_corpus(place.corpus, "A")
+def items(place: Place) -> ItemLookup:
+    return ItemLookup.from_corpus(place.corpus, "A")
 
 
-def read(folder: Path, items: DomainItems | None, rows: list[Row], **rules: Any) -> BatchInput:
+def read(folder: Path, items: ItemLookup | None, rows: list[Row], **rules: Any) -> BatchInput:
     """Writes rows as a file of a folder, and reads the folder."""
     folder.mkdir(exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows), folder / "part.parquet")
@@ -33,7 +33,7 @@ def read(folder: Path, items: DomainItems | None, rows: list[Row], **rules: Any)
     return read_files(str(folder), RowRules(items, **settings | rules), are_titles)
 
 
-def test_a_text_that_is_no_utf8_costs_its_row_alone(tmp_path: Path, items: DomainItems) -> None:
+def test_a_text_that_is_no_utf8_costs_its_row_alone(tmp_path: Path, items: ItemLookup) -> None:
     users = pa.array([b"u1", b"u\xff", b"u3"]).view(pa.string())  # Arrow does not check
     given = pa.array([["A03", "A04"]] * 3)
     table = pa.table({"user_id": users, "history": pa.array([["A00"]] * 3), "candidates": given})
@@ -43,7 +43,7 @@ def test_a_text_that_is_no_utf8_costs_its_row_alone(tmp_path: Path, items: Domai
     assert [(r.row, r.user_id, r.reason) for r in found.rejected] == [(2, "", "not_utf8")]
 
 
-def test_a_damaged_page_is_an_error_that_names_the_file(tmp_path: Path, items: DomainItems) -> None:
+def test_a_damaged_page_is_an_error_that_names_the_file(tmp_path: Path, items: ItemLookup) -> None:
     rows = {"user_id": ["u1"], "history": [["A00"]], "candidates": [["A03", "A04"]]}
     pq.write_table(pa.table(rows), tmp_path / "part.parquet", write_page_checksum=True)
     content = bytearray((tmp_path / "part.parquet").read_bytes())
@@ -53,7 +53,7 @@ def test_a_damaged_page_is_an_error_that_names_the_file(tmp_path: Path, items: D
         read_files(str(tmp_path), RowRules(items, True, 4, True), False)
 
 
-def test_each_fault_is_named_and_the_others_are_ranked(tmp_path: Path, items: DomainItems) -> None:
+def test_each_fault_is_named_and_the_others_are_ranked(tmp_path: Path, items: ItemLookup) -> None:
     def row(user: str | None, history: Any, candidates: Any = ("A03", "A04")) -> Row:
         return {
             "user_id": user,
@@ -105,7 +105,7 @@ def test_each_fault_is_named_and_the_others_are_ranked(tmp_path: Path, items: Do
     ]
 
 
-def test_titles_are_cleaned_and_numbers_are_ids(tmp_path: Path, items: DomainItems) -> None:
+def test_titles_are_cleaned_and_numbers_are_ids(tmp_path: Path, items: ItemLookup) -> None:
     rows = [{"user_id": 7, "history_titles": [" oak  lamp"], "candidates_titles": ["a", "b", "a "]}]
     found = read(tmp_path / "titles", None, rows)
     assert found.are_titles
@@ -124,7 +124,7 @@ def test_titles_are_cleaned_and_numbers_are_ids(tmp_path: Path, items: DomainIte
     ],
 )
 def test_a_file_of_another_shape_is_refused(
-    tmp_path: Path, items: DomainItems, rows: list[Row], message: str
+    tmp_path: Path, items: ItemLookup, rows: list[Row], message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
         read(tmp_path / "bad", items, rows)
@@ -162,7 +162,7 @@ any_rows = st.lists(
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(any_rows)
 def test_no_row_is_lost_and_no_user_stands_twice(
-    tmp_path: Path, items: DomainItems, rows: list[Row]
+    tmp_path: Path, items: ItemLookup, rows: list[Row]
 ) -> None:
     rows = [*rows, {"user_id": "last", "history": ["A00"], "candidates": ["A01", "A02"]}]
     found = read(tmp_path / "drawn", items, rows)

@@ -15,9 +15,9 @@ from cprec.downstream.scoring import load_model
 from cprec.encode.prompt import TABLE1
 from cprec.evaluate.candidate_rows import PassKind, Query
 from cprec.evaluate.candidate_scoring import score_samples
-from cprec.ranking.items import DomainItems
+from cprec.ranking.items import ItemLookup
 from cprec.ranking.ranker import Ranker, Ranking
-from cprec.workflows.recommend import Request, rank_with
+from cprec.workflows.recommend import RecommendRequest, rank_with
 from tests.unit.cprec.ranking import stored_models
 from tests.unit.cprec.ranking.stored_models import Place
 
@@ -55,11 +55,11 @@ def test_the_first_of_every_user_is_that_of_evaluate(
     expected = evaluated_scores(place, ranker, samples)
     rows = samples.select(["history", "candidates"]).to_pylist()
     rankings = ranker.rank([ranker.encode_items(**row) for row in rows])
-    items = DomainItems.from_corpus(place.corpus, "A")
+    items = ItemLookup.from_corpus(place.corpus, "A")
     asked = 100 if ranker.is_hybrid else 1000  # what differs is the encoder, and costs time
     for row, scores in zip(rows[:asked], expected[:asked], strict=True):
         history, candidates = items.ids(row["history"]), items.ids(row["candidates"])
-        ((first, _), *others) = rank_with(ranker, Request(history, candidates, items))
+        ((first, _), *others) = rank_with(ranker, RecommendRequest(history, candidates, items))
         assert first.split("  ")[0] == candidates[scores.argmax()]
         assert len(others) == 19
     assert [ranking.order[0] for ranking in rankings] == expected.argmax(axis=1).tolist()
@@ -121,7 +121,7 @@ def test_what_cannot_be_ranked_is_refused(place: Place) -> None:
             [], ["a", "b"]
         )
     with pytest.raises(DataError, match="'B01', 'x': no item of A, which has 40"):
-        DomainItems.from_corpus(place.corpus, "A").find(["A01", "B01", "x"])
+        ItemLookup.from_corpus(place.corpus, "A").find(["A01", "B01", "x"])
 
 
 def test_constant_scores_give_chance_wherever_the_target_stands() -> None:

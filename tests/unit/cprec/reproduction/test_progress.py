@@ -8,8 +8,8 @@ from rich.console import Console
 
 from cprec.reproduction.progress import (
     ReproductionProgress,
-    State,
     StepProgress,
+    StepState,
     format_time,
     progress_table,
 )
@@ -29,8 +29,8 @@ def shown(steps: list[StepProgress], running: float = 0.0, note: str = "") -> st
 
 
 def test_the_table_shows_the_steps_around_the_one_that_runs() -> None:
-    steps = [StepProgress(f"kept-{i}", State.KEPT, 61) for i in range(9)]
-    steps += [StepProgress("now", State.RUNNING)]
+    steps = [StepProgress(f"kept-{i}", StepState.KEPT, 61) for i in range(9)]
+    steps += [StepProgress("now", StepState.RUNNING)]
     steps += [StepProgress(f"later-{i}") for i in range(20)]
     text = shown(steps, running=125, note="[bold]loss 1.5")
     assert "9 of 30 steps" in text
@@ -44,7 +44,7 @@ def test_the_table_shows_the_steps_around_the_one_that_runs() -> None:
 
 
 def test_the_table_of_a_finished_reproduction_has_no_rest() -> None:
-    text = shown([StepProgress(f"step-{i}", State.DONE, 5) for i in range(3)])
+    text = shown([StepProgress(f"step-{i}", StepState.DONE, 5) for i in range(3)])
     assert "3 of 3 steps" in text
     assert "more" not in text
 

@@ -10,7 +10,7 @@ import pytest
 from cprec.config.sections.recommendation import ServeSettings
 from cprec.serving.dispatcher import Dispatcher, ReplicaLost
 from cprec.serving.messages import RankRequest, RankResponse, Refusal
-from cprec.serving.metrics import Metrics
+from cprec.serving.metrics import ServerMetrics
 
 REQUEST = RankRequest(history=("a",))
 
@@ -43,7 +43,7 @@ def run(test: Coroutine[Any, Any, None]) -> None:
 
 def test_every_request_is_answered_while_models_change_and_replicas_die() -> None:
     async def test() -> None:
-        metrics = Metrics()
+        metrics = ServerMetrics()
         dispatcher = Dispatcher(ServeSettings(), metrics)
         models = [MemoryReplicas(f"model-{i}", deaths=0.3) for i in range(4)]
         assert dispatcher.switch(models[0]) is None
@@ -68,7 +68,7 @@ def test_every_request_is_answered_while_models_change_and_replicas_die() -> Non
 def test_what_is_too_much_or_too_late_is_refused() -> None:
     async def test() -> None:
         settings = ServeSettings(max_waiting=2, timeout_s=0.1, max_history=3)
-        dispatcher = Dispatcher(settings, Metrics())
+        dispatcher = Dispatcher(settings, ServerMetrics())
         with pytest.raises(Refusal, match="being loaded"):
             await dispatcher.rank(REQUEST)
         dispatcher.switch(MemoryReplicas("slow", seconds=10))
@@ -86,7 +86,7 @@ def test_what_is_too_much_or_too_late_is_refused() -> None:
 
 def test_replicas_that_stay_dead_end_in_a_refusal() -> None:
     async def test() -> None:
-        dispatcher = Dispatcher(ServeSettings(timeout_s=0.3), Metrics())
+        dispatcher = Dispatcher(ServeSettings(timeout_s=0.3), ServerMetrics())
         dispatcher.switch(MemoryReplicas("dead", deaths=1.0))
         with pytest.raises(Refusal, match="no answer within"):
             await dispatcher.rank(REQUEST)

@@ -14,7 +14,7 @@ from cprec.serving.dispatcher import Dispatcher
 from cprec.serving.docs_page import describe_type
 from cprec.serving.http_app import NO_OBJECT, build_app
 from cprec.serving.messages import RankedItem, RankRequest, RankResponse
-from cprec.serving.metrics import Metrics
+from cprec.serving.metrics import ServerMetrics
 
 TOKEN = "a-token-of-enough-characters"
 
@@ -36,8 +36,8 @@ class OneReplica:
 
 class Site:
     def __init__(self) -> None:
-        self.dispatcher = Dispatcher(ServeSettings(), Metrics())
-        self.metrics = Metrics()
+        self.dispatcher = Dispatcher(ServeSettings(), ServerMetrics())
+        self.metrics = ServerMetrics()
         self._app = build_app(ServeSettings(), self.dispatcher, self.metrics, TOKEN)
 
     def ask(

@@ -6,7 +6,7 @@ from cprec.config.sections.recommendation import ServeSettings
 from cprec.serving.dispatcher import Dispatcher
 from cprec.serving.http_app import build_app
 from cprec.serving.http_server import MAX_HEADER_BYTES, build_server, listen
-from cprec.serving.metrics import Metrics
+from cprec.serving.metrics import ServerMetrics
 
 SETTINGS = ServeSettings(port=0, timeout_s=0.5)
 BEGINNING = b"POST /rank HTTP/1.1\r\nHost: a\r\n"
@@ -14,7 +14,7 @@ BEGINNING = b"POST /rank HTTP/1.1\r\nHost: a\r\n"
 
 async def ask(request: bytes, repeated: bytes = b"") -> tuple[bytes, int]:
     """Returns the answer to a request, and how many times a part was sent after it until then."""
-    metrics = Metrics()
+    metrics = ServerMetrics()
     app = build_app(SETTINGS, Dispatcher(SETTINGS, metrics), metrics, "the-token-of-this-test")
     with listen(SETTINGS, "serve") as listener:
         server = build_server(app, 1)

@@ -9,7 +9,7 @@ from cprec.downstream.hybrid import build_encoders
 from cprec.downstream.scoring import load_model
 from cprec.encode.prompt import TABLE1
 from cprec.evaluate.candidate_scoring import score_samples
-from cprec.ranking.items import DomainItems
+from cprec.ranking.items import ItemLookup
 from cprec.retrieval.catalogue import Catalogue
 from cprec.retrieval.title_vectors import embed_titles
 from cprec.serving.loaded_model import LoadedModel, ServedModel
@@ -28,12 +28,12 @@ def samples(place: Place) -> Any:
 
 
 @pytest.fixture(scope="module")
-def items(place: Place) -> DomainItems:
-    return DomainItems.from_corpus(place.corpus, "A")
+def items(place: Place) -> ItemLookup:
+    return ItemLookup.from_corpus(place.corpus, "A")
 
 
 @pytest.fixture(scope="module", params=["text", "hybrid"])
-def loaded(place: Place, request: pytest.FixtureRequest, items: DomainItems) -> LoadedModel:
+def loaded(place: Place, request: pytest.FixtureRequest, items: ItemLookup) -> LoadedModel:
     """A model whose candidates are retrieved by vectors of titles, which were stored before."""
     recipe = place.recipe.model_copy(
         update={"retrieval": place.recipe.retrieval.model_copy(update={"sources": ("titles",)})}
@@ -46,7 +46,7 @@ def loaded(place: Place, request: pytest.FixtureRequest, items: DomainItems) -> 
     return ServedModel(recipe, model, base).load(print)
 
 
-def requests_of(samples: Any, items: DomainItems) -> list[RankRequest]:
+def requests_of(samples: Any, items: ItemLookup) -> list[RankRequest]:
     return [
         RankRequest(
             history=tuple(items.ids(row["history"])), candidates=tuple(items.ids(row["candidates"]))
@@ -56,7 +56,7 @@ def requests_of(samples: Any, items: DomainItems) -> list[RankRequest]:
 
 
 def test_the_first_of_every_user_is_that_of_evaluate(
-    place: Place, loaded: LoadedModel, samples: Any, items: DomainItems
+    place: Place, loaded: LoadedModel, samples: Any, items: ItemLookup
 ) -> None:
     if loaded._ranker.is_hybrid:  # what differs is the encoder, and costs time
         samples = samples.slice(0, 200)
@@ -77,7 +77,7 @@ def test_the_first_of_every_user_is_that_of_evaluate(
 
 
 def test_without_candidates_new_items_of_the_domain_are_ranked(
-    loaded: LoadedModel, samples: Any, items: DomainItems
+    loaded: LoadedModel, samples: Any, items: ItemLookup
 ) -> None:
     asked = [
         request.model_copy(update={"candidates": None, "k": 5})
@@ -96,7 +96,7 @@ def test_without_candidates_new_items_of_the_domain_are_ranked(
 
 
 def test_what_is_wrong_with_a_request_concerns_no_other(
-    loaded: LoadedModel, samples: Any, items: DomainItems
+    loaded: LoadedModel, samples: Any, items: ItemLookup
 ) -> None:
     (good,) = requests_of(samples.slice(0, 1), items)
     assert good.candidates is not None
@@ -120,7 +120,7 @@ def test_what_is_wrong_with_a_request_concerns_no_other(
 
 
 def test_a_server_without_retrieval_asks_for_candidates(
-    place: Place, samples: Any, items: DomainItems
+    place: Place, samples: Any, items: ItemLookup
 ) -> None:
     short = place.recipe.model.model_copy(update={"max_tokens": 128})
     recipe = place.recipe.model_copy(update={"model": short})

@@ -14,7 +14,7 @@ from cprec.config.recipe import Recipe
 from cprec.downstream.domain import Domain
 from cprec.downstream.hybrid import HybridModel
 from cprec.downstream.scoring import load_model
-from cprec.ranking.items import DomainItems
+from cprec.ranking.items import ItemLookup
 from cprec.ranking.ranker import Ranker
 from cprec.tracking.registry import Registry
 from cprec.workflows.merge import export, plan_export
@@ -47,7 +47,7 @@ def ids(tmp_path: Path) -> str:
 def test_a_user_a_history_of_ids_and_titles_are_one_request(
     place: Place, registry: Registry, ids: str, tmp_path: Path
 ) -> None:
-    items = DomainItems.from_corpus(place.corpus, "A")
+    items = ItemLookup.from_corpus(place.corpus, "A")
     for uri in (place.text, place.hybrid):
         model = find_model(place.recipe, registry, uri)
         of_user = plan_request(place.recipe, model, [], ids, user="u007")
