@@ -20,7 +20,7 @@ from cluster.ray_tasks import get_results, get_streamed, start_with_progress
 from corpus.settings import DEFAULT_TEMPLATE, TemplateName
 from corpus.store.tables import Corpus
 from cprec.baselines.popularity import POPULARITY
-from cprec.baselines.training import BASELINE_NAMES
+from cprec.baselines.training import BASELINE_NAMES, TEXT_BASELINES, ItemText
 from cprec.config.recipe import Recipe
 from cprec.downstream import hybrid, stored_baselines
 from cprec.downstream.domain import Domain
@@ -47,7 +47,8 @@ class EvaluatedModel:
     Attributes:
         name: Name of the model in `evaluate.models`.
         label: Unique label of the model; also the name of its evaluation folder.
-        base: Base of a language model; empty for a baseline.
+        base: Base of a language model, or of one whose vectors of titles a baseline reads; empty
+            for a baseline that reads no text.
         revision: Revision of the base.
         checkpoint: URI of the checkpoint, or of another stored model
             (`cprec.downstream.stored_model`); None for the base itself, and for a baseline.
@@ -76,8 +77,13 @@ class EvaluatedModel:
 
     @property
     def is_baseline(self) -> bool:
-        """Whether the model is a baseline, which knows item ids only."""
+        """Whether the model is a baseline, which no language model ranks for."""
         return self.name in (*BASELINE_NAMES, POPULARITY)
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the model is a baseline that reads the vectors of titles."""
+        return self.name in TEXT_BASELINES
 
 
 def score_model(
@@ -89,6 +95,7 @@ def score_model(
     workers: int,
     row_encoder: RowEncoder | None,
     say: Say,
+    text: ItemText | None = None,
 ) -> NDArray[np.float64]:
     """Scores the candidates of samples with a model, inside a Ray session.
 
@@ -103,6 +110,7 @@ def score_model(
         workers: Number of tasks of a language model; a baseline takes one.
         row_encoder: Encoder of titles for a language model; None for a baseline.
         say: Takes a line where the model is not scored by the fastest method.
+        text: The items' text, for a baseline that reads it.
 
     Returns:
         Scores [n, candidates]; higher is better.
@@ -111,7 +119,7 @@ def score_model(
         task = ray.remote(stored_baselines.score_baseline).options(
             num_cpus=recipe.train.cpus_per_worker
         )
-        reference = task.remote(recipe, corpus, domain, model.name, model.seed, samples)
+        reference = task.remote(recipe, corpus, domain, model.name, model.seed, samples, text)
         with track(model.label, say):
             return np.asarray(get_results([reference])[0])
     with track(model.label, say, len(samples), "samples") as advance:

@@ -27,6 +27,7 @@ from cluster.ray_session import ray_session
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
 from cprec.downstream import forgetting, stored_baselines
+from cprec.downstream.domain import Domain
 from cprec.downstream.scoring import EvaluatedModel, generate_on_ray, score_model
 from cprec.encode.prompt import UNRECORDED, PromptTemplate
 from cprec.evaluate import catalogue_predictions, predictions
@@ -48,6 +49,7 @@ from cprec.stream.row_encoder import RowEncoder
 from cprec.tracking import report
 from cprec.tracking.model_card import publish_card
 from cprec.tracking.registry import Registry
+from cprec.workflows.evaluation.item_text import read_item_text, text_identity
 from cprec.workflows.evaluation.plan import EvaluationPlan, plan_evaluation
 from cprec.workflows.models import own_run
 
@@ -80,7 +82,7 @@ def compare_models(
 def run_evaluation(plan: EvaluationPlan, registry: Registry, say: Say) -> Comparison:
     """Scores the models of a plan, stores what they answered, and compares each with the first."""
     recipe, domain = plan.recipe, plan.domain
-    if any(is_unbuilt(recipe, model.base) for model in plan.language_models):
+    if any(is_unbuilt(recipe, model.base) for model in (*plan.models, *plan.language_models)):
         resolve_base(recipe, plan.corpus, say)
     for model in plan.language_models:
         require_context(model.base, model.revision, recipe.model.max_tokens)
@@ -158,8 +160,10 @@ def _predict(
         return plan.ranking.predict(model, workers, encoder, say)
     arguments = (plan.recipe, model, plan.corpus, plan.domain, plan.samples, workers, encoder, say)
     if _evaluation_form(plan.recipe, model) == "score":
-        titles = plan.corpus.read_titles()
-        return predictions.from_scores(plan.samples, score_model(*arguments), titles)
+        domain = Domain.from_corpus(plan.corpus, plan.domain, plan.recipe.evaluate.split)
+        text = read_item_text(plan.recipe, plan.corpus, domain, model, workers, say)
+        scores = score_model(*arguments, text)
+        return predictions.from_scores(plan.samples, scores, domain.titles)
     return predictions.from_answers(plan.samples, generate_on_ray(*arguments))
 
 
@@ -180,7 +184,9 @@ def _prediction_inputs(plan: EvaluationPlan, model: EvaluatedModel) -> dict[str,
         "base": model.base,
         "base_revision": model.revision,
         "checkpoint": model.checkpoint,
-        "baseline": stored_baselines.baseline_uri(recipe, corpus, domain, model.name, model.seed)
+        "baseline": stored_baselines.baseline_uri(
+            recipe, corpus, domain, model.name, model.seed, text_identity(recipe, model)
+        )
         if model.is_baseline
         else None,
         "precision": recipe.model.precision,

@@ -14,7 +14,7 @@ from cluster.errors import CorpusError, RecipeError, RunError
 from corpus.settings import DEFAULT_TEMPLATE, TemplateName
 from corpus.store.tables import Corpus
 from cprec.baselines.popularity import POPULARITY
-from cprec.baselines.training import BASELINE_NAMES
+from cprec.baselines.training import BASELINE_NAMES, TEXT_BASELINES
 from cprec.config.recipe import Recipe
 from cprec.downstream.known_items import require_known_items
 from cprec.downstream.scoring import EvaluatedModel
@@ -117,9 +117,10 @@ def find_models(
         elif name == POPULARITY:
             models.append(EvaluatedModel(name, name, "", None))
         elif name in BASELINE_NAMES:
+            place = implied_base(name) if name in TEXT_BASELINES else ("", None)
             seeds = range(recipe.seed, recipe.seed + recipe.baseline.seeds)
             models += [
-                EvaluatedModel(name, f"{name}-seed{seed}", "", None, seed=seed) for seed in seeds
+                EvaluatedModel(name, f"{name}-seed{seed}", *place, seed=seed) for seed in seeds
             ]
         elif version := versions.get(name):
             place = version_bases.get(name) or implied_base(name)
@@ -199,9 +200,7 @@ def check_models(
         if model.checkpoint is not None:
             StoredModel.at(model.checkpoint).verify()
             require_known_items(model.name, model.checkpoint, corpus, domain)
-    encodings = {
-        (model.base, model.revision, model.template) for model in models if not model.is_baseline
-    }
+    encodings = {(model.base, model.revision, model.template) for model in models if model.base}
     for base, revision, template in sorted(encodings, key=str):
         check_tokenizer(recipe, corpus, base, revision, template)
 
@@ -259,7 +258,8 @@ def describe_model(model: EvaluatedModel) -> str:
     if model.name == POPULARITY:
         return "how often items were bought in the training split"
     if model.is_baseline:
-        return f"a baseline, seed {model.seed}"
+        text = f", on vectors of titles by {model.base}" if model.reads_text else ""
+        return f"a baseline, seed {model.seed}{text}"
     if model.checkpoint is None:
         return f"{model.base}, as it is"
     version = ""
