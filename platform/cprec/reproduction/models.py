@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from cprec.baselines.popularity import POPULARITY
+from cprec.downstream.scoring import CHATREC, LLARA_UNTUNED
 from cprec.evaluate.metrics import HISTORY_SLICES, HR_CUTOFFS, NDCG_CUTOFFS
 from cprec.schedule.wsa import Mode
 
@@ -41,6 +42,7 @@ class Model:
         tuned: Whether it is fine-tuned on the domain.
         paper: How the paper calls it; empty where the paper does not have it.
         is_baseline: Whether it is a small recommender of its own (`cprec.baselines`).
+        writes_rankings: Whether all its scores are of answers in words.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Model:
     tuned: bool = False
     paper: str = ""
     is_baseline: bool = False
+    writes_rankings: bool = False
 
 
 WSA = Pretraining("wsa", Mode.WSA)
@@ -73,6 +76,8 @@ BASELINES = tuple(
 )
 SASREC = next(model for model in BASELINES if model.name == "sasrec")
 BASE = Model("base", "Base, as it is", paper="LLaMA-2")
+CHAT_REC = Model(CHATREC, "ChatRec", paper="ChatRec", writes_rankings=True)
+UNTUNED = Model(LLARA_UNTUNED, "LLaRA without fine-tuning", paper="LLaRA w/o SFT")
 LLARA = Model("llara", "LLaRA", tuned=True, paper="LLaRA")
 PRETRAINED = Model("pretrained", "CPRec without fine-tuning", WSA, paper="CPT-LLaRA")
 CPREC = Model("cprec", "CPRec", WSA, tuned=True, paper="CPRec")
@@ -174,9 +179,8 @@ def artefacts(shares: Sequence[float]) -> tuple[Artefact, ...]:
         Artefact(
             "table3",
             "Comparison on the held-out domains",
-            models=(*BASELINES, BASE, LLARA, PRETRAINED, CPREC),
+            models=(*BASELINES, BASE, CHAT_REC, LLARA, PRETRAINED, CPREC),
             measures=(HR1, VALID_RATIO),
-            absent=("ChatRec",),
         ),
         Artefact(
             "figure4",
@@ -186,9 +190,8 @@ def artefacts(shares: Sequence[float]) -> tuple[Artefact, ...]:
         Artefact(
             "table4",
             "Without fine-tuning",
-            models=(SASREC, BASE, PRETRAINED),
+            models=(SASREC, BASE, UNTUNED, PRETRAINED),
             reference=PRETRAINED,
-            absent=("LLaRA w/o SFT",),
         ),
         Artefact(
             "table5",
@@ -202,9 +205,8 @@ def artefacts(shares: Sequence[float]) -> tuple[Artefact, ...]:
         Artefact(
             "table6",
             "Other measures",
-            models=(SASREC, BASE, LLARA, CPREC),
+            models=(SASREC, BASE, CHAT_REC, LLARA, CPREC),
             measures=(*cutoffs, *gains, VALID_RATIO),
-            absent=("ChatRec",),
         ),
         Artefact(
             "table7",
@@ -221,8 +223,7 @@ def artefacts(shares: Sequence[float]) -> tuple[Artefact, ...]:
         Artefact(
             "figure2",
             "Pre-training on one other domain",
-            models=(SASREC, CROSS_DOMAIN_ZERO_SHOT, CROSS_DOMAIN, LLARA),
+            models=(SASREC, UNTUNED, CROSS_DOMAIN_ZERO_SHOT, CROSS_DOMAIN, LLARA),
             reference=LLARA,
-            absent=("LLaRA w/o SFT",),
         ),
     )

@@ -51,6 +51,7 @@ from cprec.tracking.model_card import publish_card
 from cprec.tracking.registry import Registry
 from cprec.workflows.evaluation.item_text import read_item_text, text_identity
 from cprec.workflows.evaluation.plan import EvaluationPlan, plan_evaluation
+from cprec.workflows.evaluation.prompted import prompted_inputs, train_sasrec
 from cprec.workflows.models import own_run
 
 PREDICTIONS = "predictions.parquet"
@@ -136,6 +137,7 @@ def _load_or_predict(plan: EvaluationPlan, folder: str, say: Say) -> list[pa.Tab
         with ray_session(recipe.cluster.address, num_cpus):
             with track("tokenising titles", say):
                 encoders = _row_encoders(recipe, plan.corpus, missing)
+            train_sasrec(recipe, plan.corpus, plan.domain, missing, say)
             for model in missing:
                 say(f"scoring {model.label}: {len(samples):,} samples, {workers} worker(s)")
                 place = _model_folder(recipe, folder, model)
@@ -197,6 +199,7 @@ def _prediction_inputs(plan: EvaluationPlan, model: EvaluatedModel) -> dict[str,
         "max_users": recipe.evaluate.max_users,
         "mode": _evaluation_form(recipe, model),
         **({} if model.is_baseline else _prompt_inputs(model)),
+        **prompted_inputs(model),
         **({"days": recipe.evaluate.days} if recipe.evaluate.days else {}),
         **(plan.ranking.inputs(model) if plan.ranking else {}),
     }
@@ -233,6 +236,8 @@ def _encoding(model: EvaluatedModel) -> _Encoding:
 
 def _evaluation_form(recipe: Recipe, model: EvaluatedModel) -> str:
     """Returns the form in which a model is evaluated: a baseline never generates answers."""
+    if model.writes_rankings:
+        return "generate"
     form = recipe.evaluate.form
     return "score" if model.is_baseline and form != "catalogue" else form
 
