@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("--corpus", required=True)
     parser.add_argument("--domain", required=True)
     parser.add_argument("--recbole", required=True, help="python of an environment with RecBole")
-    parser.add_argument("--baselines", default=",".join(training.BASELINE_NAMES))
+    parser.add_argument("--baselines", default="sasrec,gru4rec")
     parser.add_argument("--samples", type=int, help="validation and test samples, at most")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--patience", type=int, default=5)

@@ -54,7 +54,14 @@ class DataSettings(Section):
         "out/shoppers", description="data root: the folder with the raw data (path or s3://)"
     )
     format: Literal[
-        "root", "simulated", "feedback", "amazon2014", "amazon2018", "amazon2023", "movielens"
+        "root",
+        "simulated",
+        "feedback",
+        "amazon2014",
+        "amazon2018",
+        "amazon2023",
+        "movielens",
+        "ninerec",
     ] = Field(
         "root",
         description="root: interactions/<Domain> and items/<Domain> as .parquet, .csv, .tsv, "
@@ -62,6 +69,7 @@ class DataSettings(Section):
         "if missing; feedback, for an append: purchases/<Domain> and served/<Domain>, items/ only "
         "for new ones; amazon...: reviews and meta of that release as JSON lines; "
         "movielens: ratings and movies as .dat or .csv; "
+        "ninerec: <Domain>_pair.csv and <Domain>_item.csv; "
         "text may be compressed (.gz, .bz2, .zst)",
     )
     columns: ColumnSettings = ColumnSettings()

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from cluster import storage
 from cluster.errors import DataError
+from corpus.ingest import ninerec
 from corpus.ingest.sources import file_names, folders
 from corpus.settings import DataSettings
 
@@ -80,6 +81,12 @@ LAYOUTS: Mapping[str, Layout] = {
         ("movies", "{}/movies"),
         file_names.with_compressions((file_names.DAT, file_names.CSV)),
         {**_DEFAULT_COLUMNS, "user_id": "userId", "item_id": "movieId"},
+    ),
+    "ninerec": Layout(
+        ("{}_pair", "{}/{}_pair"),
+        ("{}_item", "{}/{}_item"),
+        (file_names.CSV,),
+        {**_DEFAULT_COLUMNS, **ninerec.COLUMNS},
     ),
 }
 """The layout of each `data.format`."""
@@ -165,7 +172,7 @@ def _find_files(
 ) -> list[str]:
     """Returns the files at the only existing combination of stem and suffix."""
     candidates = [
-        storage.join(data.root, stem.format(domain) + suffix)
+        storage.join(data.root, stem.replace("{}", domain) + suffix)
         for stem in stems
         for suffix in suffixes
     ]

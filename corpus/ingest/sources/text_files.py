@@ -24,6 +24,7 @@ import pyarrow.csv
 from cluster import storage
 from cluster.errors import DataError
 from cluster.storage_errors import is_storage_error
+from corpus.ingest import ninerec
 from corpus.ingest.sources import file_names, json_lines
 from corpus.ingest.sources.arrow_threads import ArrowReferences
 from corpus.ingest.sources.block import Block, require_columns
@@ -219,15 +220,18 @@ def _decode_line(line: bytes) -> str:
 
 
 def _read_csv(file: str, columns: Mapping[str, str], ticks_per_second: int) -> Iterator[Block]:
-    """Yields the rows of a text file with a header; fields may be quoted.
+    """Yields the rows of a csv file; fields may be quoted.
 
-    Rows with more or fewer fields than the header are malformed.
+    Rows with more or fewer fields than the header, or the first row, are malformed.
     """
     with _open_text(file) as stream:
-        header = _parse_header(file, _read_to_line_end(file, stream), columns)
+        first_line = _read_to_line_end(file, stream)
+    names = ninerec.name_fields(file, first_line, columns)
+    header = _Header(",", names) if names else _parse_header(file, first_line, columns)
+    open_rows = partial(_open_text if names else _open_behind_header, file)
     # The file is read twice, since its last row may show how its first one is quoted.
-    quoting = find_quoting(file, partial(_open_behind_header, file), header.delimiter)
-    with _open_behind_header(file) as stream:
+    quoting = find_quoting(file, open_rows, header.delimiter)
+    with open_rows() as stream:
         for rows, malformed in _parse_csv(file, stream, columns, header, quoting):
             yield block_from_text(_insert_null_rows(rows, malformed), malformed, ticks_per_second)
 

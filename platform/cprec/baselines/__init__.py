@@ -1,4 +1,4 @@
-"""Recommenders that know item ids only, trained on one domain: the baselines of an evaluation.
+"""Small recommenders trained on one domain alone: the baselines of an evaluation.
 
 Pure torch; no Ray, no storage.
 """

@@ -35,6 +35,10 @@ class Recommender(nn.Module):
             The state of the user after each place [B, L, H].
         """
 
+    def encode_histories(self, histories: torch.Tensor) -> torch.Tensor:
+        """Encodes histories [B, L] as the states of the users after their last place [B, H]."""
+        return self.encode_sequences(histories)[:, -1]
+
     @abstractmethod
     def score_items(self, states: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
         """Scores items in states.

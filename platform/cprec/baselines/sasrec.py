@@ -26,7 +26,13 @@ class SASRec(Recommender):
     """SASRec with one attention head, as in the paper."""
 
     def __init__(
-        self, item_count: int, max_length: int, hidden_size: int, blocks: int, dropout: float
+        self,
+        item_count: int,
+        max_length: int,
+        hidden_size: int,
+        blocks: int,
+        dropout: float,
+        items: nn.Module | None = None,
     ) -> None:
         """Builds a network with fresh weights from torch's random generator.
 
@@ -36,29 +42,31 @@ class SASRec(Recommender):
             hidden_size: Size of embeddings and states.
             blocks: Number of attention blocks.
             dropout: Dropout while training.
+            items: Embeds item numbers [...] as [..., H]; None: a table with a row for each item.
         """
         super().__init__(item_count, max_length)
-        self.item = nn.Embedding(item_count + 1, hidden_size, padding_idx=0)
+        if items is None:
+            items = nn.Embedding(item_count + 1, hidden_size, padding_idx=0)
+        self.item = items
         self.place = nn.Embedding(max_length, hidden_size)
-        # Glorot's distribution, as in the authors' code. From larger weights the model ends up
-        # ranking worse (docs/benchmarks.md).
-        nn.init.xavier_uniform_(self.item.weight)
+        self.scale = 1.0
+        if isinstance(self.item, nn.Embedding):
+            # Glorot's distribution, as in the authors' code. From larger weights the model ends up
+            # ranking worse (docs/benchmarks.md).
+            nn.init.xavier_uniform_(self.item.weight)
+            with torch.no_grad():
+                self.item.weight[0].zero_()
+            self.scale = hidden_size**0.5
         nn.init.xavier_uniform_(self.place.weight)
-        with torch.no_grad():
-            self.item.weight[0].zero_()
         self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(_AttentionBlock(hidden_size, dropout) for _ in range(blocks))
+        self.blocks = nn.ModuleList(AttentionBlock(hidden_size, dropout) for _ in range(blocks))
         self.norm = nn.LayerNorm(hidden_size)
 
     def encode_sequences(self, sequences: torch.Tensor) -> torch.Tensor:
         """Encodes item numbers [B, L] as states [B, L, H]."""
         is_item = (sequences > 0).unsqueeze(-1)
-        x = self.item(sequences) * self.item.embedding_dim**0.5 + self.place.weight
-        x = self.dropout(x) * is_item
-        length = sequences.shape[1]
-        visible = torch.ones(length, length, dtype=torch.bool).tril() & (sequences > 0)[:, None, :]
-        # A padded place sees itself: if it saw nothing, it would be NaN.
-        visible |= torch.eye(length, dtype=torch.bool)
+        x = self.dropout(self.item(sequences) * self.scale + self.place.weight) * is_item
+        visible = causal_mask(sequences)
         for block in self.blocks:
             x = block(x, visible) * is_item
         return self.norm(x)  # type: ignore[no-any-return]
@@ -69,7 +77,11 @@ class SASRec(Recommender):
 
     def score_catalogue(self, states: torch.Tensor) -> torch.Tensor:
         """Scores every item in states [B, H]."""
-        return states @ self.item.weight[1:].T
+        return states @ self.embed_catalogue().T
+
+    def embed_catalogue(self) -> torch.Tensor:
+        """Embeds every item [items, H], in the order of the item numbers."""
+        return self.item(torch.arange(1, self.item_count + 1))  # type: ignore[no-any-return]
 
     def loss(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Computes binary cross-entropy of the target and one negative at every place (Eq. 7).
@@ -77,6 +89,19 @@ class SASRec(Recommender):
         Args:
             inputs: Item numbers [B, L].
             targets: Item that follows each place [B, L]; 0 where none does.
+        """
+        scores = self.score_targets(inputs, targets)
+        return F.softplus(-scores[:, 0]).mean() + F.softplus(scores[:, 1]).mean()
+
+    def score_targets(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Scores each target, and a negative that is drawn for it.
+
+        Args:
+            inputs: Item numbers [B, L].
+            targets: Item that follows each place [B, L]; 0 where none does.
+
+        Returns:
+            Scores of the target and of the negative [targets, 2].
         """
         # Negatives are items outside the sequence; those inside it are drawn again.
         negatives = torch.randint(1, self.item_count + 1, targets.shape)
@@ -87,19 +112,27 @@ class SASRec(Recommender):
             negatives = torch.where(
                 in_sequence, torch.randint(1, self.item_count + 1, targets.shape), negatives
             )
-        scores = self.score_items(
-            self.encode_sequences(inputs), torch.stack([targets, negatives], dim=-1)
-        )
-        has_target = targets > 0
-        target_loss = F.softplus(-scores[..., 0])[has_target].mean()
-        return target_loss + F.softplus(scores[..., 1])[has_target].mean()
+        pairs = torch.stack([targets, negatives], dim=-1)
+        return self.score_items(self.encode_sequences(inputs), pairs)[targets > 0]
 
     def build_optimizer(self, lr: float) -> torch.optim.Optimizer:
         """Builds Adam with beta2 = 0.98, as in the authors' code."""
         return torch.optim.Adam(self.parameters(), lr=lr, betas=(0.9, 0.98))
 
 
-class _AttentionBlock(nn.Module):
+def causal_mask(sequences: torch.Tensor) -> torch.Tensor:
+    """Returns which places each place sees [B, L, L]: itself, and the items before it.
+
+    Args:
+        sequences: Item numbers [B, L].
+    """
+    length = sequences.shape[1]
+    visible = torch.ones(length, length, dtype=torch.bool).tril() & (sequences > 0)[:, None, :]
+    # A padded place sees itself: if it saw nothing, it would be NaN.
+    return visible | torch.eye(length, dtype=torch.bool)
+
+
+class AttentionBlock(nn.Module):
     """Self-attention followed by a feed-forward layer of the same width."""
 
     def __init__(self, hidden_size: int, dropout: float) -> None:

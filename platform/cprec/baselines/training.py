@@ -3,21 +3,42 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cprec.baselines.cl4srec import CL4SRec
 from cprec.baselines.gru4rec import GRU4Rec
+from cprec.baselines.morec import MoRec
 from cprec.baselines.recommender import Recommender
 from cprec.baselines.sasrec import SASRec
 from cprec.baselines.sequences import input_target_windows, pad_histories
+from cprec.baselines.tedrec import TedRec
 from cprec.config.sections.finetuning import BaselineSettings
 
 SCORING_BATCH_SIZE = 1024
 """Histories scored in one forward pass."""
-BASELINE_NAMES = ("sasrec", "gru4rec")
+TEXT_BASELINES = ("tedrec", "morec")
+"""Names of the baselines that read the text of items."""
+BASELINE_NAMES = ("sasrec", "gru4rec", "cl4srec", *TEXT_BASELINES)
 """Names of the baselines, as in `evaluate.models`."""
+
+Vectors = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class ItemText:
+    """The texts of a domain's items, as a language model embeds them.
+
+    Attributes:
+        identity: Everything that the vectors depend on besides the titles, as JSON has it.
+        vectors: A vector of each item, in the order of the item numbers [items, T].
+    """
+
+    identity: Mapping[str, Any]
+    vectors: Vectors
 
 
 @dataclass(frozen=True)
@@ -36,7 +57,11 @@ class FitResult:
 
 
 def build_network(
-    name: str, item_count: int, max_length: int, settings: BaselineSettings
+    name: str,
+    item_count: int,
+    max_length: int,
+    settings: BaselineSettings,
+    text: Vectors | None = None,
 ) -> Recommender:
     """Builds a baseline with fresh weights from torch's random generator.
 
@@ -45,15 +70,41 @@ def build_network(
         item_count: Items of the domain.
         max_length: Places of a history.
         settings: The recipe's section `baseline`.
+        text: A vector of each item's text [items, T]; None for a baseline that reads none.
 
     Raises:
-        ValueError: There is no baseline of this name.
+        ValueError: There is no baseline of this name, or it reads text and has none.
     """
-    if name == "sasrec":
-        return SASRec(item_count, max_length, settings.size, settings.blocks, settings.dropout)
-    if name == "gru4rec":
-        return GRU4Rec(item_count, max_length, settings.size, settings.dropout)
-    raise ValueError(f"no baseline {name}; there are {', '.join(BASELINE_NAMES)}")
+    layers = (max_length, settings.size, settings.blocks, settings.dropout)
+    match name:
+        case "sasrec":
+            return SASRec(item_count, *layers)
+        case "gru4rec":
+            return GRU4Rec(item_count, max_length, settings.size, settings.dropout)
+        case "cl4srec":
+            return CL4SRec(
+                item_count,
+                *layers,
+                weight=settings.cl4srec_weight,
+                crop=settings.cl4srec_crop,
+                mask=settings.cl4srec_mask,
+                reorder=settings.cl4srec_reorder,
+            )
+        case "tedrec" if text is not None:
+            return TedRec(
+                torch.from_numpy(text),
+                *layers,
+                experts=settings.tedrec_experts,
+                text_dropout=settings.tedrec_text_dropout,
+                temperature=settings.tedrec_temperature,
+            )
+        case "morec" if text is not None:
+            return MoRec(torch.from_numpy(text), *layers, layers=settings.morec_layers)
+    raise ValueError(
+        f"{name} reads the text of items, and there is none"
+        if name in TEXT_BASELINES
+        else f"no baseline {name}; there are {', '.join(BASELINE_NAMES)}"
+    )
 
 
 def fit_network(
@@ -78,7 +129,7 @@ def fit_network(
     inputs, targets = (
         torch.from_numpy(a) for a in input_target_windows(sequences, network.max_length)
     )
-    lr = settings.lr if isinstance(network, SASRec) else settings.gru4rec_lr
+    lr = settings.gru4rec_lr if isinstance(network, GRU4Rec) else settings.lr
     optimizer = network.build_optimizer(lr)
     best = measure(network)
     best_epoch = 0
@@ -124,7 +175,7 @@ def score_candidates(
     items = torch.from_numpy(candidates)
     batches = [
         network.score_items(
-            network.encode_sequences(rows[start : start + SCORING_BATCH_SIZE])[:, -1],
+            network.encode_histories(rows[start : start + SCORING_BATCH_SIZE]),
             items[start : start + SCORING_BATCH_SIZE],
         ).double()
         for start in range(0, max(len(rows), 1), SCORING_BATCH_SIZE)
@@ -149,7 +200,7 @@ def iter_catalogue_scores(
     network.eval()
     for start in range(0, len(histories), block_rows):
         rows = pad_histories(histories[start : start + block_rows], network.max_length)
-        states = network.encode_sequences(torch.from_numpy(rows))[:, -1]
+        states = network.encode_histories(torch.from_numpy(rows))
         yield network.score_catalogue(states).numpy()
 
 

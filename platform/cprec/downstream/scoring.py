@@ -12,6 +12,7 @@ import pyarrow as pa
 import ray
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load
 
 from cluster import storage
 from cluster.console import Say
@@ -20,7 +21,7 @@ from cluster.ray_tasks import get_results, get_streamed, start_with_progress
 from corpus.settings import DEFAULT_TEMPLATE, TemplateName
 from corpus.store.tables import Corpus
 from cprec.baselines.popularity import POPULARITY
-from cprec.baselines.training import BASELINE_NAMES
+from cprec.baselines.training import BASELINE_NAMES, TEXT_BASELINES, ItemText
 from cprec.config.recipe import Recipe
 from cprec.downstream import hybrid, stored_baselines
 from cprec.downstream.domain import Domain
@@ -32,12 +33,20 @@ from cprec.evaluate.answer_matching import Answer
 from cprec.evaluate.candidate_rows import PassKind
 from cprec.evaluate.candidate_scoring import PromptEncoder, score_samples
 from cprec.evaluate.generation import generate_answers
+from cprec.evaluate.listwise.generation import generate_rankings
 from cprec.evaluate.perplexity import compute_perplexity
 from cprec.evaluate.scoring_check import ScoringMethod, choose_decoding, choose_scoring
 from cprec.model import adapter, backbone
 from cprec.runs import checkpoint
 from cprec.stream.row_encoder import RowEncoder
 from cprec.train.engine import compile_layers
+
+CHATREC = "chatrec"
+"""Name of the base when it is asked for a ranking in words (`cprec.evaluate.listwise`)."""
+LLARA_UNTUNED = "llara-untuned"
+"""Name of the base with behaviour tokens through a projector that nothing has trained."""
+PROMPTED_BASES = (CHATREC, LLARA_UNTUNED)
+"""Models that are the base, prompted otherwise; only an evaluation knows them."""
 
 
 @dataclass(frozen=True)
@@ -47,15 +56,18 @@ class EvaluatedModel:
     Attributes:
         name: Name of the model in `evaluate.models`.
         label: Unique label of the model; also the name of its evaluation folder.
-        base: Base of a language model; empty for a baseline.
+        base: Base of a language model, or of one whose vectors of titles a baseline reads; empty
+            for a baseline that reads no text.
         revision: Revision of the base.
         checkpoint: URI of the checkpoint, or of another stored model
             (`cprec.downstream.stored_model`); None for the base itself, and for a baseline.
         version: Registered version, if the model is one.
-        seed: Seed of a baseline's training.
+        seed: Seed of a baseline's training, or of an untrained projector.
         registered_model: Registered model that the version is of.
         run: Run (URI) that the version is from.
         prompt_template: Template of a language model's prompts: the one that it was trained in.
+        behaviour_weights: URI of the SASRec weights whose item embeddings become behaviour tokens
+            through an untrained projector; None for any other model.
     """
 
     name: str
@@ -68,6 +80,7 @@ class EvaluatedModel:
     registered_model: str | None = None
     run: str | None = None
     prompt_template: TemplateName = DEFAULT_TEMPLATE
+    behaviour_weights: str | None = None
 
     @property
     def template(self) -> PromptTemplate:
@@ -76,8 +89,18 @@ class EvaluatedModel:
 
     @property
     def is_baseline(self) -> bool:
-        """Whether the model is a baseline, which knows item ids only."""
+        """Whether the model is a baseline, which no language model ranks for."""
         return self.name in (*BASELINE_NAMES, POPULARITY)
+
+    @property
+    def writes_rankings(self) -> bool:
+        """Whether the model answers in words, whatever the mode of the evaluation."""
+        return self.name == CHATREC
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the model is a baseline that reads the vectors of titles."""
+        return self.name in TEXT_BASELINES
 
 
 def score_model(
@@ -89,6 +112,7 @@ def score_model(
     workers: int,
     row_encoder: RowEncoder | None,
     say: Say,
+    text: ItemText | None = None,
 ) -> NDArray[np.float64]:
     """Scores the candidates of samples with a model, inside a Ray session.
 
@@ -103,6 +127,7 @@ def score_model(
         workers: Number of tasks of a language model; a baseline takes one.
         row_encoder: Encoder of titles for a language model; None for a baseline.
         say: Takes a line where the model is not scored by the fastest method.
+        text: The items' text, for a baseline that reads it.
 
     Returns:
         Scores [n, candidates]; higher is better.
@@ -111,7 +136,7 @@ def score_model(
         task = ray.remote(stored_baselines.score_baseline).options(
             num_cpus=recipe.train.cpus_per_worker
         )
-        reference = task.remote(recipe, corpus, domain, model.name, model.seed, samples)
+        reference = task.remote(recipe, corpus, domain, model.name, model.seed, samples, text)
         with track(model.label, say):
             return np.asarray(get_results([reference])[0])
     with track(model.label, say, len(samples), "samples") as advance:
@@ -224,6 +249,11 @@ def load_model(recipe: Recipe, model: EvaluatedModel) -> tuple[Any, Any]:
                 network = hybrid.load(
                     network, storage.download(behaviour_uri, directory / BEHAVIOUR_FOLDER)
                 )  # type: ignore[assignment]
+    if model.behaviour_weights is not None:
+        embeddings = load(storage.read_bytes(model.behaviour_weights))["item.weight"][1:]
+        untrained = HybridModel(network, embeddings, model.seed)
+        untrained.projector.to(network.device, network.dtype)
+        network = untrained.eval()  # type: ignore[assignment]
     if torch.cuda.is_available():
         network = network.to("cuda")  # type: ignore[arg-type]
     return network, tokenizer
@@ -304,9 +334,21 @@ def _generate_task(
     """
     network, tokenizer = load_model(recipe, model)
     domain = Domain.from_corpus(corpus, domain_name, recipe.evaluate.split)
+    method = choose_decoding(network, recipe.model.max_tokens)
+    if model.writes_rankings:
+        rankings = generate_rankings(
+            network,
+            tokenizer,
+            samples,
+            domain.titles,
+            recipe.evaluate.batch,
+            recipe.model.max_tokens,
+            method.fast,
+            advance,
+        )
+        return rankings, method.reason
     encoder = _build_encoder(recipe, model, network, tokenizer, domain, row_encoder)
     constrained = recipe.evaluate.mode == "constrained"
-    method = choose_decoding(network, recipe.model.max_tokens)
     texts = generate_answers(
         network,
         tokenizer,

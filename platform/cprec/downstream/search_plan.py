@@ -14,6 +14,7 @@ from cluster.storage import exists, join, read_text, write_text
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import rename_old_keys
+from cprec.config.sections.finetuning import BaselineSettings
 from cprec.downstream.trial import Trial
 from cprec.downstream.trial_records import TrialResult
 from cprec.encode.prompt import UNRECORDED, PromptTemplate
@@ -25,9 +26,12 @@ SEARCH = "search.json"
 LEFT_OUT = {
     "model": ("license", "fp8", "fp8_fast_accumulation"),
     "finetune": ("start", "name", "domain"),
-    "baseline": ("seeds",),
+    "baseline": tuple(BaselineSettings.model_fields.keys() - BaselineSettings.keys_of("sasrec")),
 }
-"""Keys of sections that decide no trial. The precision does; FP8 is of pre-training only."""
+"""Keys of sections that decide no trial. The precision does; FP8 is of pre-training only.
+
+Behaviour tokens are those of SASRec, so keys of other baselines decide nothing.
+"""
 FRESH = "fresh"
 """Value of finetune.start with which LoRA starts from new weights."""
 
@@ -105,7 +109,7 @@ class SearchIdentity(TypedDict):
         start: URI of the checkpoint that LoRA starts from; None: from new weights.
         model: The keys of `model`, without `license` and those of FP8, which is for pre-training.
         finetune: The keys of `finetune` that decide a trial.
-        baseline: The keys of `baseline`, without `seeds`.
+        baseline: The keys of `baseline` that decide SASRec's training.
         seed: Seed of the recipe.
     """
 

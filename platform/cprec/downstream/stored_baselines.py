@@ -1,4 +1,4 @@
-"""Trains a domain's SASRec and GRU4Rec once per corpus version and settings, and stores them.
+"""Trains a domain's baselines once per corpus version and settings, and stores them.
 
 <storage>/baselines/<domain>/<name>-<digest>/weights.safetensors
 <storage>/baselines/<domain>/<name>-<digest>/fitted.json          written last
@@ -6,7 +6,9 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +23,7 @@ from cprec.baselines import training
 from cprec.baselines.popularity import POPULARITY, count_purchases
 from cprec.baselines.recommender import Recommender
 from cprec.baselines.sequences import training_sequences
-from cprec.baselines.training import FitResult
+from cprec.baselines.training import FitResult, ItemText
 from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import restore_old_keys
 from cprec.downstream.domain import Domain, select_whole_users, sort_by_id
@@ -46,29 +48,46 @@ class StoredFit(FitResult):
     sequences: int
 
 
-def baseline_uri(recipe: Recipe, corpus: Corpus, domain: str, name: str, seed: int) -> str:
+def baseline_uri(
+    recipe: Recipe,
+    corpus: Corpus,
+    domain: str,
+    name: str,
+    seed: int,
+    text: Mapping[str, Any] | None = None,
+) -> str:
     """Returns the folder of a baseline; equal data, settings and seed give the same folder.
 
     Args:
         recipe: The recipe.
         corpus: The corpus.
         domain: Domain that the baseline is trained on.
-        name: `sasrec`, `gru4rec`, or `popularity`, which has no folder but an identity.
+        name: One of `BASELINE_NAMES`, or `popularity`, which has no folder but an identity.
         seed: Seed of the training.
+        text: Identity of the vectors of the items' text; None for a baseline that reads none.
     """
+    settings = recipe.baseline.model_dump(include=recipe.baseline.keys_of(name))
     identity = [
         corpus.fingerprint,
         corpus.version,
-        restore_old_keys("baseline", recipe.baseline.model_dump(exclude={"seeds"})),
+        restore_old_keys("baseline", settings),
         recipe.finetune.max_samples,
         recipe.finetune.validation_users,
         seed,
+        *([dict(text)] if text is not None else []),
     ]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
     return join(absolute_uri(recipe.storage), "baselines", domain, f"{name}-{digest}")
 
 
-def ensure_trained(recipe: Recipe, corpus: Corpus, domain_name: str, name: str, seed: int) -> str:
+def ensure_trained(
+    recipe: Recipe,
+    corpus: Corpus,
+    domain_name: str,
+    name: str,
+    seed: int,
+    text: ItemText | None = None,
+) -> str:
     """Trains a baseline if it is not stored yet.
 
     It is trained on the samples that fine-tuning is trained on (`finetune.max_samples`).
@@ -77,19 +96,20 @@ def ensure_trained(recipe: Recipe, corpus: Corpus, domain_name: str, name: str, 
         recipe: The recipe.
         corpus: The corpus.
         domain_name: Domain to train on.
-        name: `sasrec` or `gru4rec`.
+        name: One of `BASELINE_NAMES`.
         seed: Seed of the training.
+        text: The items' text, for a baseline that reads it.
 
     Returns:
         The URI of the weights.
     """
-    uri = baseline_uri(recipe, corpus, domain_name, name, seed)
+    uri = baseline_uri(recipe, corpus, domain_name, name, seed, text.identity if text else None)
     if not exists(join(uri, FIT_RESULT)):
         domain = Domain.from_corpus(corpus, domain_name)
         sequences, validation = _read_training_data(recipe, corpus, domain)
         numbered = [(domain.to_local_numbers(np.array(s)) + 1).tolist() for s in sequences]
         max_history = max(len(h) for h in validation["history"].to_pylist())
-        network = _build_network(recipe, name, len(domain.item_indices), max_history, seed)
+        network = _build_network(recipe, name, domain, max_history, seed, text)
         measured = sort_by_id(validation, recipe.finetune.validation_users)
         targets = measured["target"].to_numpy()
 
@@ -129,7 +149,13 @@ def _read_training_data(
 
 
 def score_baseline(
-    recipe: Recipe, corpus: Corpus, domain_name: str, name: str, seed: int, samples: pa.Table
+    recipe: Recipe,
+    corpus: Corpus,
+    domain_name: str,
+    name: str,
+    seed: int,
+    samples: pa.Table,
+    text: ItemText | None = None,
 ) -> NDArray[np.float64]:
     """Scores the candidates of samples with a baseline, which is trained first if necessary.
 
@@ -137,9 +163,10 @@ def score_baseline(
         recipe: The recipe.
         corpus: The corpus.
         domain_name: Domain of the samples.
-        name: `sasrec`, `gru4rec` or `popularity`.
+        name: One of `BASELINE_NAMES`, or `popularity`.
         seed: Seed of the baseline's training.
         samples: The samples.
+        text: The items' text, for a baseline that reads it.
 
     Returns:
         Scores [n, candidates]; higher is better.
@@ -149,17 +176,23 @@ def score_baseline(
         counts = count_training_purchases(recipe, corpus, domain)
         candidates = np.array(samples["candidates"].to_pylist())
         return counts[domain.to_local_numbers(candidates)].astype(np.float64)
-    ensure_trained(recipe, corpus, domain_name, name, seed)
-    return _score_samples(load_trained(recipe, corpus, domain, name, seed), domain, samples)
+    ensure_trained(recipe, corpus, domain_name, name, seed, text)
+    network = load_trained(recipe, corpus, domain, name, seed, text)
+    return _score_samples(network, domain, samples)
 
 
 def load_trained(
-    recipe: Recipe, corpus: Corpus, domain: Domain, name: str, seed: int
+    recipe: Recipe,
+    corpus: Corpus,
+    domain: Domain,
+    name: str,
+    seed: int,
+    text: ItemText | None = None,
 ) -> Recommender:
     """Loads a baseline that `ensure_trained` stored, in evaluation mode."""
-    uri = baseline_uri(recipe, corpus, domain.name, name, seed)
+    uri = baseline_uri(recipe, corpus, domain.name, name, seed, text.identity if text else None)
     max_history = json.loads(read_bytes(join(uri, FIT_RESULT)))["length"]
-    network = _build_network(recipe, name, len(domain.item_indices), max_history, seed)
+    network = _build_network(recipe, name, domain, max_history, seed, text)
     network.load_state_dict(load(read_bytes(join(uri, WEIGHTS))))
     return network.eval()
 
@@ -189,12 +222,18 @@ def count_training_purchases(recipe: Recipe, corpus: Corpus, domain: Domain) -> 
 
 
 def _build_network(
-    recipe: Recipe, name: str, item_count: int, max_history: int, seed: int
+    recipe: Recipe, name: str, domain: Domain, max_history: int, seed: int, text: ItemText | None
 ) -> Recommender:
     """Builds a baseline with fresh weights, and leaves torch's random generator as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return training.build_network(name, item_count, max_history, recipe.baseline)
+        return training.build_network(
+            name,
+            len(domain.item_indices),
+            max_history,
+            recipe.baseline,
+            text.vectors if text else None,
+        )
 
 
 def _score_samples(network: Recommender, domain: Domain, samples: pa.Table) -> NDArray[np.float64]:

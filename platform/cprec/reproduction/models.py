@@ -1,7 +1,7 @@
 """The models that the paper compares, and which of them each table and figure shows. Pure.
 
-To add a baseline, add its name to `cprec.baselines.training.BASELINE_NAMES`, and a label below. To
-add another model or a table, add it to `artefacts`: the steps that it needs follow from it.
+To add a baseline, give it a label below. To add another model or a table, add it to `artefacts`:
+the steps that it needs follow from it.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from cprec.baselines.popularity import POPULARITY
-from cprec.baselines.training import BASELINE_NAMES
+from cprec.downstream.scoring import CHATREC, LLARA_UNTUNED
 from cprec.evaluate.metrics import HISTORY_SLICES, HR_CUTOFFS, NDCG_CUTOFFS
 from cprec.schedule.wsa import Mode
 
@@ -41,7 +41,8 @@ class Model:
         pretraining: What its adapter is pre-trained with; None: it is not.
         tuned: Whether it is fine-tuned on the domain.
         paper: How the paper calls it; empty where the paper does not have it.
-        is_baseline: Whether it knows item ids only, and no language.
+        is_baseline: Whether it is a small recommender of its own (`cprec.baselines`).
+        writes_rankings: Whether all its scores are of answers in words.
     """
 
     name: str
@@ -50,23 +51,33 @@ class Model:
     tuned: bool = False
     paper: str = ""
     is_baseline: bool = False
+    writes_rankings: bool = False
 
 
 WSA = Pretraining("wsa", Mode.WSA)
 ONE_DOMAIN = Pretraining("one-domain", Mode.DOMAIN_ONLY, one_domain=True)
 
-BASELINE_LABELS = {POPULARITY: "Popularity", "gru4rec": "GRU4Rec", "sasrec": "SASRec"}
+BASELINE_LABELS = {
+    POPULARITY: "Popularity",
+    "gru4rec": "GRU4Rec",
+    "sasrec": "SASRec",
+    "cl4srec": "CL4SRec",
+    "tedrec": "TedRec",
+    "morec": "MoRec",
+}
 BASELINES = tuple(
     Model(
         name,
-        BASELINE_LABELS.get(name, name),
-        paper="" if name == POPULARITY else BASELINE_LABELS.get(name, name),
+        label,
+        paper="" if name == POPULARITY else label,
         is_baseline=True,
     )
-    for name in dict.fromkeys((POPULARITY, "gru4rec", "sasrec", *BASELINE_NAMES))
+    for name, label in BASELINE_LABELS.items()
 )
 SASREC = next(model for model in BASELINES if model.name == "sasrec")
 BASE = Model("base", "Base, as it is", paper="LLaMA-2")
+CHAT_REC = Model(CHATREC, "ChatRec", paper="ChatRec", writes_rankings=True)
+UNTUNED = Model(LLARA_UNTUNED, "LLaRA without fine-tuning", paper="LLaRA w/o SFT")
 LLARA = Model("llara", "LLaRA", tuned=True, paper="LLaRA")
 PRETRAINED = Model("pretrained", "CPRec without fine-tuning", WSA, paper="CPT-LLaRA")
 CPREC = Model("cprec", "CPRec", WSA, tuned=True, paper="CPRec")
@@ -168,13 +179,8 @@ def artefacts(shares: Sequence[float]) -> tuple[Artefact, ...]:
         Artefact(
             "table3",
             "Comparison on the held-out domains",
-            models=(*BASELINES, BASE, LLARA, PRETRAINED, CPREC),
+            models=(*BASELINES, BASE, CHAT_REC, LLARA, PRETRAINED, CPREC),
             measures=(HR1, VALID_RATIO),
-            absent=tuple(
-                name
-                for name in ("CL4SRec", "TedRec", "ChatRec", "MoRec")
-                if name.lower() not in BASELINE_NAMES
-            ),
         ),
         Artefact(
             "figure4",
@@ -184,9 +190,8 @@ def artefacts(shares: Sequence[float]) -> tuple[Artefact, ...]:
         Artefact(
             "table4",
             "Without fine-tuning",
-            models=(SASREC, BASE, PRETRAINED),
+            models=(SASREC, BASE, UNTUNED, PRETRAINED),
             reference=PRETRAINED,
-            absent=("LLaRA w/o SFT",),
         ),
         Artefact(
             "table5",
@@ -200,9 +205,8 @@ def artefacts(shares: Sequence[float]) -> tuple[Artefact, ...]:
         Artefact(
             "table6",
             "Other measures",
-            models=(SASREC, BASE, LLARA, CPREC),
+            models=(SASREC, BASE, CHAT_REC, LLARA, CPREC),
             measures=(*cutoffs, *gains, VALID_RATIO),
-            absent=("ChatRec",),
         ),
         Artefact(
             "table7",
@@ -219,8 +223,7 @@ def artefacts(shares: Sequence[float]) -> tuple[Artefact, ...]:
         Artefact(
             "figure2",
             "Pre-training on one other domain",
-            models=(SASREC, CROSS_DOMAIN_ZERO_SHOT, CROSS_DOMAIN, LLARA),
+            models=(SASREC, UNTUNED, CROSS_DOMAIN_ZERO_SHOT, CROSS_DOMAIN, LLARA),
             reference=LLARA,
-            absent=("LLaRA w/o SFT",),
         ),
     )

@@ -15,9 +15,10 @@ from typing import Any
 from cluster.errors import RecipeError
 from cluster.storage import absolute_uri
 from cprec.config.recipe import Recipe
+from cprec.config.sections.finetuning import BaselineSettings
 from cprec.model.base_uri import TINY_BASE
 from cprec.reproduction.graph import Graph, Step
-from cprec.reproduction.models import Artefact, Content, Model, Pretraining, artefacts
+from cprec.reproduction.models import UNTUNED, Artefact, Content, Model, Pretraining, artefacts
 from cprec.runs.locks.recipe import CHANGEABLE_KEYS
 
 
@@ -41,13 +42,20 @@ VERSIONS = {
 """Version of the code of each kind, to be raised when it computes something else."""
 
 BASE_KEYS = ("seed", "model.", "tiny.")
-SASREC_KEYS = ("baseline.", "finetune.max_samples", "finetune.validation_users")
+
+
+def baseline_keys(name: str) -> tuple[str, ...]:
+    """Returns the keys that decide the training of a baseline."""
+    own = sorted(f"baseline.{key}" for key in BaselineSettings.keys_of(name))
+    return (*own, "baseline.seeds", "finetune.max_samples", "finetune.validation_users")
+
+
 DECIDING_KEYS = {
     Kind.CORPUS: ("seed", "data.", "simulate.", "corpus_version"),
     Kind.PRETRAIN: (*BASE_KEYS, "schedule.", "train."),
     Kind.TUNE: (
         *BASE_KEYS,
-        *SASREC_KEYS,
+        *baseline_keys("sasrec"),
         "finetune.",
         "search.",
         "train.gradient_clipping",
@@ -201,12 +209,15 @@ def _model_tasks(recipe: Recipe, artefact: Artefact, model: Model, domain: str) 
         yield Task(step, Kind.TUNE, None, model, domain)
         parents = (Kind.CORPUS, step.name)
     inputs = {"domain": domain, "model": model.name if len(parents) == 1 else ""}
-    score_keys = SASREC_KEYS if model.is_baseline else ()
+    score_keys = baseline_keys(model.name) if model.is_baseline else ()
+    if model == UNTUNED:
+        score_keys = (*baseline_keys("sasrec"), "search.winner_seeds")
     if artefact.content is Content.SCORES:
         name = scored_name(model, domain)
         step = _make(recipe, Kind.SCORE, name, inputs, parents, score_keys)
         yield Task(step, Kind.SCORE, None, model, domain)
-    if any(m.is_valid_ratio for m in artefact.measures) and not model.is_baseline:
+    is_prompted = not (model.is_baseline or model.writes_rankings)
+    if is_prompted and any(measure.is_valid_ratio for measure in artefact.measures):
         step = _make(recipe, Kind.GENERATE, generated_name(model, domain), inputs, parents)
         yield Task(step, Kind.GENERATE, None, model, domain)
 

@@ -57,7 +57,8 @@ class Answers:
         self, model: Model, domain: str, measure: Measure
     ) -> tuple[NDArray[np.int64], Contributions] | None:
         """Returns a model's sample ids [users] and contributions; None where there are none."""
-        step = (generated_name if measure.is_valid_ratio else scored_name)(model, domain)
+        needs_answers = measure.is_valid_ratio and not model.writes_rankings
+        step = (generated_name if needs_answers else scored_name)(model, domain)
         tables = self.seeds(step)
         if not tables:
             return None
@@ -123,9 +124,20 @@ def _score_cells(artefact: Artefact, corpus: CorpusContent, answers: Answers) ->
                 if reference is not None and reference != model:
                     against = answers.contributions(reference, domain, measure)
                     if against is not None:
+                        if model.writes_rankings:
+                            # It has answered for all users, and the others for the first of them.
+                            scored = _select_users(*scored, against[0])
                         _require_same_users(artefact, domain, scored[0], against[0])
                         cell = compare(cell, scored[1], reference.name, against[1])
                 yield cell
+
+
+def _select_users(
+    ids: NDArray[np.int64], values: Contributions, wanted: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], Contributions]:
+    """Returns ids and contributions of the users with a wanted sample id."""
+    users = np.isin(ids, wanted)
+    return ids[users], values[:, users]
 
 
 def _require_same_users(

@@ -20,6 +20,17 @@ from cprec.retrieval.title_vectors import VECTOR_FORM, Embed, TitleSource
 from cprec.retrieval.vector_index import Vectors
 
 
+def vector_identity(recipe: Recipe, model: EvaluatedModel) -> Mapping[str, Any]:
+    """Returns everything that the vectors of titles by a model depend on besides the titles."""
+    return {
+        "form": VECTOR_FORM,
+        "base": model.base,
+        "base_revision": model.revision,
+        "checkpoint": model.checkpoint,
+        "precision": recipe.model.precision,
+    }
+
+
 @dataclass(frozen=True)
 class Catalogue:
     """The items of one domain, and what the storage knows about them.
@@ -44,13 +55,7 @@ class Catalogue:
     @property
     def vector_identity(self) -> Mapping[str, Any]:
         """Everything that the vector of a title depends on."""
-        return {
-            "form": VECTOR_FORM,
-            "base": self.model.base,
-            "base_revision": self.model.revision,
-            "checkpoint": self.model.checkpoint,
-            "precision": self.recipe.model.precision,
-        }
+        return vector_identity(self.recipe, self.model)
 
     @property
     def sasrec(self) -> Corpus | None:

@@ -27,14 +27,14 @@ class SequenceSource:
         """
         self._network = network
         self._items = items
-        self._index = VectorIndex(items, network.item.weight[1:].detach().numpy())
+        self._index = VectorIndex(items, network.embed_catalogue().detach().numpy())
 
     @torch.inference_mode()
     def find(self, histories: Histories, k: int) -> Items:
         """Finds the best candidates for each history; NO_ITEM where it knows no item of it."""
         numbers = [self._to_numbers(history) for history in histories]
         rows = torch.from_numpy(pad_histories(numbers, self._network.max_length))
-        states = self._network.encode_sequences(rows)[:, -1]
+        states = self._network.encode_histories(rows)
         found = self._index.search(states.numpy(), k)
         known = np.array([bool(row) for row in numbers])
         return np.where(known[:, None], found, NO_ITEM)

@@ -27,6 +27,7 @@ from cluster.ray_session import ray_session
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
 from cprec.downstream import forgetting, stored_baselines
+from cprec.downstream.domain import Domain
 from cprec.downstream.scoring import EvaluatedModel, generate_on_ray, score_model
 from cprec.encode.prompt import UNRECORDED, PromptTemplate
 from cprec.evaluate import catalogue_predictions, predictions
@@ -48,7 +49,9 @@ from cprec.stream.row_encoder import RowEncoder
 from cprec.tracking import report
 from cprec.tracking.model_card import publish_card
 from cprec.tracking.registry import Registry
+from cprec.workflows.evaluation.item_text import read_item_text, text_identity
 from cprec.workflows.evaluation.plan import EvaluationPlan, plan_evaluation
+from cprec.workflows.evaluation.prompted import prompted_inputs, train_sasrec
 from cprec.workflows.models import recipe_run_uri
 
 PREDICTIONS = "predictions.parquet"
@@ -80,7 +83,7 @@ def compare_models(
 def run_evaluation(plan: EvaluationPlan, registry: Registry, say: Say) -> Comparison:
     """Scores the models of a plan, stores what they answered, and compares each with the first."""
     recipe, domain = plan.recipe, plan.domain
-    if any(is_unbuilt(recipe, model.base) for model in plan.language_models):
+    if any(is_unbuilt(recipe, model.base) for model in (*plan.models, *plan.language_models)):
         resolve_base(recipe, plan.corpus, say)
     for model in plan.language_models:
         require_context(model.base, model.revision, recipe.model.max_tokens)
@@ -134,6 +137,7 @@ def _load_or_predict(plan: EvaluationPlan, folder: str, say: Say) -> list[pa.Tab
         with ray_session(recipe.cluster.address, num_cpus):
             with track("tokenising titles", say):
                 encoders = _row_encoders(recipe, plan.corpus, missing)
+            train_sasrec(recipe, plan.corpus, plan.domain, missing, say)
             for model in missing:
                 say(f"scoring {model.label}: {len(samples):,} samples, {workers} worker(s)")
                 place = _model_folder(recipe, folder, model)
@@ -158,8 +162,10 @@ def _predict(
         return plan.ranking.predict(model, workers, encoder, say)
     arguments = (plan.recipe, model, plan.corpus, plan.domain, plan.samples, workers, encoder, say)
     if _evaluation_form(plan.recipe, model) == "score":
-        titles = plan.corpus.read_titles()
-        return predictions.from_scores(plan.samples, score_model(*arguments), titles)
+        domain = Domain.from_corpus(plan.corpus, plan.domain, plan.recipe.evaluate.split)
+        text = read_item_text(plan.recipe, plan.corpus, domain, model, workers, say)
+        scores = score_model(*arguments, text)
+        return predictions.from_scores(plan.samples, scores, domain.titles)
     return predictions.from_answers(plan.samples, generate_on_ray(*arguments))
 
 
@@ -180,7 +186,9 @@ def _prediction_inputs(plan: EvaluationPlan, model: EvaluatedModel) -> dict[str,
         "base": model.base,
         "base_revision": model.revision,
         "checkpoint": model.checkpoint,
-        "baseline": stored_baselines.baseline_uri(recipe, corpus, domain, model.name, model.seed)
+        "baseline": stored_baselines.baseline_uri(
+            recipe, corpus, domain, model.name, model.seed, text_identity(recipe, model)
+        )
         if model.is_baseline
         else None,
         "precision": recipe.model.precision,
@@ -191,6 +199,7 @@ def _prediction_inputs(plan: EvaluationPlan, model: EvaluatedModel) -> dict[str,
         "max_users": recipe.evaluate.max_users,
         "mode": _evaluation_form(recipe, model),
         **({} if model.is_baseline else _prompt_inputs(model)),
+        **prompted_inputs(model),
         **({"days": recipe.evaluate.days} if recipe.evaluate.days else {}),
         **(plan.ranking.inputs(model) if plan.ranking else {}),
     }
@@ -227,6 +236,8 @@ def _encoding(model: EvaluatedModel) -> _Encoding:
 
 def _evaluation_form(recipe: Recipe, model: EvaluatedModel) -> str:
     """Returns the form in which a model is evaluated: a baseline never generates answers."""
+    if model.writes_rankings:
+        return "generate"
     form = recipe.evaluate.form
     return "score" if model.is_baseline and form != "catalogue" else form
 

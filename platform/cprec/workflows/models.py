@@ -14,10 +14,10 @@ from cluster.errors import CorpusError, RecipeError, RunError
 from corpus.settings import DEFAULT_TEMPLATE, TemplateName
 from corpus.store.tables import Corpus
 from cprec.baselines.popularity import POPULARITY
-from cprec.baselines.training import BASELINE_NAMES
+from cprec.baselines.training import BASELINE_NAMES, TEXT_BASELINES
 from cprec.config.recipe import Recipe
 from cprec.downstream.known_items import require_known_items
-from cprec.downstream.scoring import EvaluatedModel
+from cprec.downstream.scoring import PROMPTED_BASES, EvaluatedModel
 from cprec.downstream.search_plan import SEARCH
 from cprec.downstream.stored_model import MODEL_CONFIG, Form, StoredModel
 from cprec.encode.prompt import PromptTemplate
@@ -37,6 +37,7 @@ from cprec.runs.records import run_folder
 from cprec.stream.row_encoder import find_fallback_reason
 from cprec.tracking.registry import Registry, Version
 from cprec.tracking.version_names import VERSION_NAMES, find_version
+from cprec.workflows.evaluation.prompted import describe_prompted_base, find_prompted_bases
 
 MODEL_NAMES = f"{VERSION_NAMES}, base, or the URI of a checkpoint, an adapter or a merged model"
 """How a model may be named, for messages."""
@@ -77,7 +78,7 @@ def find_models(
     versions = {
         name: version
         for name in dict.fromkeys(names)
-        if name not in ("base", POPULARITY, *BASELINE_NAMES)
+        if name not in ("base", POPULARITY, *BASELINE_NAMES, *PROMPTED_BASES)
         and (version := find_version(registry, name, run_uri)) is not None
     }
     version_bases = {
@@ -109,17 +110,19 @@ def find_models(
 
     models: list[EvaluatedModel] = []
     for name in dict.fromkeys(names):
-        if name == "base":
+        if name in ("base", *PROMPTED_BASES):
             base, revision = implied_base(name)
             named = read_base_template(base)
             template = template_of_base() if named is None else named.name
-            models.append(EvaluatedModel(name, name, base, revision, prompt_template=template))
+            model = EvaluatedModel(name, name, base, revision, prompt_template=template)
+            models += find_prompted_bases(model, recipe, corpus)
         elif name == POPULARITY:
             models.append(EvaluatedModel(name, name, "", None))
         elif name in BASELINE_NAMES:
+            place = implied_base(name) if name in TEXT_BASELINES else ("", None)
             seeds = range(recipe.seed, recipe.seed + recipe.baseline.seeds)
             models += [
-                EvaluatedModel(name, f"{name}-seed{seed}", "", None, seed=seed) for seed in seeds
+                EvaluatedModel(name, f"{name}-seed{seed}", *place, seed=seed) for seed in seeds
             ]
         elif version := versions.get(name):
             place = version_bases.get(name) or implied_base(name)
@@ -169,7 +172,7 @@ def find_model(
         RecipeError: The name stands for a baseline, or for several models.
         RunError: There is no such model, it has no lineage, or it is damaged.
     """
-    if name == POPULARITY or name in BASELINE_NAMES:
+    if name in (POPULARITY, *BASELINE_NAMES, *PROMPTED_BASES):
         raise RecipeError(f"{key} {name}: a baseline, which only jobs/evaluate.py ranks with")
     version = find_version(registry, name, recipe_run_uri(recipe)) if name != "base" else None
     if version is not None and "base" not in version.tags:
@@ -199,9 +202,7 @@ def check_models(
         if model.checkpoint is not None:
             StoredModel.at(model.checkpoint).verify()
             require_known_items(model.name, model.checkpoint, corpus, domain)
-    encodings = {
-        (model.base, model.revision, model.template) for model in models if not model.is_baseline
-    }
+    encodings = {(model.base, model.revision, model.template) for model in models if model.base}
     for base, revision, template in sorted(encodings, key=str):
         check_tokenizer(recipe, corpus, base, revision, template)
 
@@ -259,9 +260,10 @@ def describe_model(model: EvaluatedModel) -> str:
     if model.name == POPULARITY:
         return "how often items were bought in the training split"
     if model.is_baseline:
-        return f"a baseline, seed {model.seed}"
+        text = f", on vectors of titles by {model.base}" if model.reads_text else ""
+        return f"a baseline, seed {model.seed}{text}"
     if model.checkpoint is None:
-        return f"{model.base}, as it is"
+        return describe_prompted_base(model)
     version = ""
     if model.version is not None and model.run is not None:
         run = posixpath.basename(model.run)

@@ -9,8 +9,10 @@ import polars as pl
 
 from tests.integration import jobs
 
-ONLY = ("--only", "table2,table3")
-MODELS = ("popularity", "gru4rec", "sasrec", "base", "llara", "pretrained", "cprec")
+ONLY = ("--only", "table2,table3,table4")
+BASELINES = ("popularity", "gru4rec", "sasrec", "cl4srec", "tedrec", "morec")
+LANGUAGE_MODELS = ("base", "chatrec", "llara", "pretrained", "cprec")
+MODELS = BASELINES + LANGUAGE_MODELS
 
 
 def small_recipe(place: Path) -> Path:
@@ -27,7 +29,7 @@ def small_recipe(place: Path) -> Path:
         train={"global_batch": 32, "zero_stage": 0, "max_samples": 64},
         finetune={"epochs": 1, "global_batch": 16, "max_samples": 32, "validation_users": 8},
         search={"lrs": [1e-3], "winner_seeds": 1},
-        baseline={"max_epochs": 1, "size": 16, "seeds": 2},
+        baseline={"max_epochs": 1, "size": 8, "seeds": 2},
         evaluate={"max_users": 20},
         reproduce={"generated_users": 4},
     )
@@ -51,7 +53,9 @@ def test_a_killed_reproduction_goes_on_and_computes_nothing_twice(tmp_path: Path
     results = read_results(folder)
     assert before.items() <= results.items()
     assert {f"score-{model}-Games" for model in MODELS} <= set(results)
-    assert {f"generate-{model}-Games" for model in MODELS[3:]} <= set(results)
+    assert {f"generate-{model}-Games" for model in LANGUAGE_MODELS if model != "chatrec"} <= set(
+        results
+    )
     assert f"page: {folder}/index.html" in finished
 
     frame = pl.read_parquet(io.BytesIO((folder / "results.parquet").read_bytes()))
@@ -61,7 +65,9 @@ def test_a_killed_reproduction_goes_on_and_computes_nothing_twice(tmp_path: Path
     assert scores.filter(model="sasrec")["seeds"].to_list() == [2]
     assert scores["value"].is_between(0, 1).all()
     ratios = frame.filter(artefact="table3", measure="Valid Ratio")
-    assert ratios["n"].to_list() == [4] * 4
+    assert ratios["n"].to_list() == [4, 20, 4, 4, 4]
+    untrained = frame.filter(artefact="table4", model="llara-untuned")
+    assert untrained.select("n", "seeds").rows() == [(20, 1)]
     assert results["tune-cprec-Games"]["content"]["seeds"][0]["cost"]["tokens"] > 0
 
     again = jobs.run_here("reproduce", recipe, *ONLY).stdout

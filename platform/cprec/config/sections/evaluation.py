@@ -17,10 +17,10 @@ class EvaluateSettings(Section):
     split: Literal["validation", "test"] = Field("test", description="split that is scored")
     models: tuple[str, ...] = Field(
         ("base", "candidate"),
-        description="models to compare: base, sasrec, gru4rec, popularity, candidate (the newest "
-        "version of this run), champion, a version number, models:/NAME/3, a search of this run "
-        "(llara, cprec), or the URI of a checkpoint, an adapter or a merged model; the first is "
-        "the reference",
+        description="models to compare: base, a baseline (sasrec, gru4rec, cl4srec, tedrec, morec, "
+        "popularity), candidate (the newest version of this run), champion, a version number, "
+        "models:/NAME/3, a search of this run (llara, cprec), or the URI of a checkpoint, an "
+        "adapter or a merged model; the first is the reference",
     )
     mode: Literal["score", "generate", "constrained"] = Field(
         "score",

@@ -9,13 +9,16 @@ from corpus.settings import SafeName
 
 
 class BaselineSettings(Section):
-    """`baseline`: SASRec and GRU4Rec, which know item ids only."""
+    """`baseline`: small recommenders that are trained on one domain alone.
+
+    A key that begins with the name of one of them, and an underscore, is of that one alone.
+    """
 
     size: int = Field(64, ge=4, description="hidden size, and size of SASRec's item embeddings")
-    blocks: int = Field(2, ge=1, description="attention blocks of SASRec")
+    blocks: int = Field(2, ge=1, description="attention blocks of all but GRU4Rec")
     dropout: float = Field(0.5, ge=0.0, lt=1.0, description="dropout while training")
     batch: int = Field(128, ge=2, description="sequences of one step")
-    lr: float = Field(1e-3, gt=0, description="learning rate of SASRec (Adam)")
+    lr: float = Field(1e-3, gt=0, description="learning rate of all but GRU4Rec (Adam)")
     gru4rec_lr: float = Field(0.05, gt=0, description="learning rate of GRU4Rec (Adagrad)")
     max_epochs: int = Field(2000, ge=1, description="largest number of epochs")
     patience: int = Field(
@@ -35,6 +38,34 @@ class BaselineSettings(Section):
         description="seeds with which a baseline is trained for evaluation; "
         "fine-tuning uses the embeddings of the first",
     )
+    cl4srec_weight: float = Field(
+        0.1, ge=0, description="weight of CL4SRec's contrastive loss beside that of the next item"
+    )
+    cl4srec_crop: float = Field(
+        0.6, gt=0, le=1, description="fraction of a sequence that cropping keeps"
+    )
+    cl4srec_mask: float = Field(0.3, ge=0, le=1, description="fraction of a sequence masked")
+    cl4srec_reorder: float = Field(0.6, ge=0, le=1, description="fraction of a sequence shuffled")
+    tedrec_experts: int = Field(8, ge=1, description="experts that adapt TedRec's text vectors")
+    tedrec_text_dropout: float = Field(
+        0.2, ge=0, lt=1, description="dropout of TedRec's text vectors while training"
+    )
+    tedrec_temperature: float = Field(
+        0.07, gt=0, description="divides the cosines in TedRec's loss"
+    )
+    morec_layers: int = Field(
+        0, ge=0, description="dense layers of MoRec's item tower after the first"
+    )
+
+    @classmethod
+    def keys_of(cls, name: str) -> set[str]:
+        """Returns the keys that decide the training of one baseline.
+
+        Args:
+            name: Its name, as in `evaluate.models`.
+        """
+        others = tuple(f"{other}_" for other in ("cl4srec", "tedrec", "morec") if other != name)
+        return {key for key in cls.model_fields if key != "seeds" and not key.startswith(others)}
 
 
 Curriculum = Literal["all", "epoch"]

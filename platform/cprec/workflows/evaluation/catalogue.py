@@ -22,20 +22,20 @@ from cluster.progress import track
 from cluster.ray_tasks import get_results
 from corpus.store.tables import Corpus
 from cprec.baselines.popularity import POPULARITY
-from cprec.baselines.training import iter_catalogue_scores
+from cprec.baselines.training import ItemText, iter_catalogue_scores
 from cprec.config.recipe import Recipe
 from cprec.downstream import stored_baselines
 from cprec.downstream.domain import Domain
-from cprec.downstream.scoring import EvaluatedModel, load_model, score_model
+from cprec.downstream.scoring import EvaluatedModel, score_model
 from cprec.evaluate import catalogue_predictions
 from cprec.ranking.items import ItemLookup
 from cprec.ranking.ranker import MIN_CANDIDATES
 from cprec.retrieval.candidates import Items
 from cprec.retrieval.catalogue import Catalogue
-from cprec.retrieval.title_vectors import Embed, embed_titles
-from cprec.retrieval.vector_index import Vectors
 from cprec.stream.row_encoder import RowEncoder
 from cprec.tracking.registry import Registry
+from cprec.workflows.evaluation.embedding import embed_on_ray
+from cprec.workflows.evaluation.item_text import read_item_text
 from cprec.workflows.models import find_models
 
 
@@ -151,8 +151,10 @@ class CatalogueRanking:
         started = time.monotonic()
         if retrieved is None:
             recipe, corpus = self.catalogue.recipe, self.catalogue.corpus
+            domain = self.catalogue.domain
+            text = read_item_text(recipe, corpus, domain, model, workers, say)
             task = ray.remote(_rank_with_baseline).options(num_cpus=recipe.train.cpus_per_worker)
-            arguments = (recipe, corpus, self.catalogue.domain, model, self.samples)
+            arguments = (recipe, corpus, domain, model, self.samples, text)
             with track(f"ranking with {model.label}", say):
                 table = get_results([task.remote(*arguments)])[0]
         else:
@@ -231,43 +233,19 @@ class CatalogueRanking:
             get_results([task.remote(recipe, corpus, name, "sasrec", recipe.seed)])
 
 
-def embed_on_ray(recipe: Recipe, model: EvaluatedModel, workers: int) -> Embed:
-    """Returns what embeds titles, in equal parts on several workers of the Ray session.
-
-    Args:
-        recipe: Precision, and the CPUs and GPUs of a worker.
-        model: The language model whose hidden states are the vectors.
-        workers: Number of workers.
-    """
-    task = ray.remote(_embed_task).options(
-        num_cpus=recipe.train.cpus_per_worker, num_gpus=recipe.train.gpus_per_worker
-    )
-
-    def embed(titles: Sequence[str]) -> Vectors:
-        parts = [titles[start::workers] for start in range(min(workers, len(titles)))]
-        embedded = get_results([task.remote(recipe, model, part) for part in parts])
-        vectors = np.empty((len(titles), embedded[0].shape[1]), dtype=np.float32)
-        for start, part in enumerate(embedded):
-            vectors[start::workers] = part
-        return vectors
-
-    return embed
-
-
-def _embed_task(recipe: Recipe, model: EvaluatedModel, titles: Sequence[str]) -> Vectors:
-    """Loads a language model and embeds titles with it."""
-    network, tokenizer = load_model(recipe, model)
-    return embed_titles(network, tokenizer, titles)
-
-
 def _rank_with_baseline(
-    recipe: Recipe, corpus: Corpus, domain: Domain, model: EvaluatedModel, samples: pa.Table
+    recipe: Recipe,
+    corpus: Corpus,
+    domain: Domain,
+    model: EvaluatedModel,
+    samples: pa.Table,
+    text: ItemText | None,
 ) -> pa.Table:
     """Ranks all items with a baseline, which is trained first if necessary."""
     block_rows = max(catalogue_predictions.BLOCK_BYTES // (8 * len(domain.item_indices)), 1)
     return catalogue_predictions.from_all_scores(
         samples,
-        _iter_scores(recipe, corpus, domain, model, samples, block_rows),
+        _iter_scores(recipe, corpus, domain, model, samples, text, block_rows),
         domain.item_indices,
         recipe.evaluate.retrieve_k,
         recipe.retrieval.exclude_history,
@@ -280,6 +258,7 @@ def _iter_scores(
     domain: Domain,
     model: EvaluatedModel,
     samples: pa.Table,
+    text: ItemText | None,
     block_rows: int,
 ) -> Iterator[NDArray[Any]]:
     """Yields a baseline's scores of all items, for so many samples at a time."""
@@ -289,8 +268,8 @@ def _iter_scores(
             rows = min(block_rows, len(samples) - start)
             yield np.broadcast_to(counts.astype(np.float64), (rows, len(counts)))
         return
-    stored_baselines.ensure_trained(recipe, corpus, domain.name, model.name, model.seed)
-    network = stored_baselines.load_trained(recipe, corpus, domain, model.name, model.seed)
+    stored_baselines.ensure_trained(recipe, corpus, domain.name, model.name, model.seed, text)
+    network = stored_baselines.load_trained(recipe, corpus, domain, model.name, model.seed, text)
     histories = [
         (domain.to_local_numbers(np.array(history)) + 1).tolist()
         for history in samples["history"].to_pylist()

@@ -17,6 +17,7 @@ from cprec.retrieval.catalogue import Catalogue
 from cprec.tracking.lineage import read_newest_versions
 from cprec.tracking.registry import Registry
 from cprec.workflows.evaluation.catalogue import CatalogueRanking, find_retrieval_model
+from cprec.workflows.evaluation.prompted import require_sampled
 from cprec.workflows.models import check_models, describe_models, find_models
 
 
@@ -71,6 +72,7 @@ def plan_evaluation(
     corpus, domain, samples = load_samples(recipe)
     models = find_models(recipe, registry, names, corpus)
     check_models(recipe, models, corpus, domain)
+    require_sampled(recipe, models)
     forgetting.check_text(recipe)
     ranking = None
     if recipe.evaluate.form == "catalogue":

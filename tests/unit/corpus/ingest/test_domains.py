@@ -31,6 +31,8 @@ def touch(root: Path, *names: str) -> None:
         ),
         ("amazon2023", ("Books.jsonl.gz", "meta_Books.jsonl.gz"), ["Books"]),
         ("movielens", ("ml/ratings.csv", "ml/movies.csv"), ["ml"]),
+        ("ninerec", ("KU_pair.csv", "KU_item.csv", "QB_pair.csv"), ["KU"]),
+        ("ninerec", ("KU/KU_pair.csv", "KU/KU_item.csv"), ["KU"]),
         ("root", (), []),
     ],
 )

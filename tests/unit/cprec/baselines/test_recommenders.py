@@ -9,6 +9,7 @@ from cprec.baselines.training import BASELINE_NAMES, build_network, fit_network,
 from cprec.config.sections.finetuning import BaselineSettings
 
 ITEMS, LENGTH = 30, 6
+TEXT = np.random.default_rng(0).standard_normal((ITEMS, 12)).astype(np.float32)
 SETTINGS = BaselineSettings(
     size=16, dropout=0.0, batch=32, lr=1e-2, gru4rec_lr=0.1, max_epochs=30, patience=30
 )
@@ -16,7 +17,7 @@ SETTINGS = BaselineSettings(
 
 def fresh(name: str, seed: int = 0) -> Recommender:
     torch.manual_seed(seed)
-    return build_network(name, ITEMS, LENGTH, SETTINGS)
+    return build_network(name, ITEMS, LENGTH, SETTINGS, TEXT)
 
 
 def circles(count: int, seed: int) -> list[list[int]]:

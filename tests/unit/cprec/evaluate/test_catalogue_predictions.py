@@ -100,7 +100,8 @@ def test_what_was_not_retrieved_is_a_miss_and_recall_never_falls() -> None:
 @pytest.mark.parametrize("name", BASELINE_NAMES)
 def test_a_baseline_over_all_items_equals_counting(name: str) -> None:
     torch.manual_seed(0)
-    network = build_network(name, len(ITEMS), 4, BaselineSettings(size=8)).eval()
+    text = np.random.default_rng(0).standard_normal((len(ITEMS), 6)).astype(np.float32)
+    network = build_network(name, len(ITEMS), 4, BaselineSettings(size=8), text).eval()
     table, _ = drawn(25, 4)
     histories = [[item - 49 for item in row] for row in table["history"].to_pylist()]
     blocks = list(iter_catalogue_scores(network, histories, 7))
@@ -110,7 +111,7 @@ def test_a_baseline_over_all_items_equals_counting(name: str) -> None:
     with torch.inference_mode():
         for history, target in zip(histories, tested.true_items(table), strict=True):
             row = torch.tensor([[0] * (4 - len(history)) + history])
-            state = network.encode_sequences(row)[:, -1]
+            state = network.encode_histories(row)
             scores = network.score_items(state, torch.arange(1, 31)[None])[0]
             scores[torch.tensor(history) - 1] = -torch.inf
             hits.append(float((scores > scores[target - 50]).sum() < 5))

@@ -81,6 +81,19 @@ def test_pre_training_leaves_llara_and_the_baselines_as_they_are() -> None:
     assert "score-base-Games" in same
 
 
+def test_zero_shot_models_are_prompted_and_nothing_of_them_is_tuned() -> None:
+    names = set(digests(make_recipe(), "table3", "table4", "table6"))
+    assert {"score-chatrec-Games", "score-llara-untuned-Games", "score-base-Games"} <= names
+    assert not {"tune-llara-untuned-Games", "tune-chatrec-Games", "generate-chatrec-Games"} & names
+
+
+def test_a_key_of_one_baseline_scores_that_one_again() -> None:
+    before = digests(make_recipe())
+    after = digests(make_recipe(baseline={"tedrec_experts": 2}))
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {"score-tedrec-Games", "score-tedrec-Toys"}
+
+
 def test_an_unknown_name_is_refused() -> None:
     with pytest.raises(RecipeError, match=r"table9.*table2, table3"):
         select_artefacts(make_recipe(), ["table9"])
