@@ -14,12 +14,12 @@ from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
 from cprec.console.child_jobs import ChildJob, ChildJobs
 from cprec.console.run_follower import RunFollower
-from cprec.console.run_reader import RunList
 from cprec.console.views.acts import RunAction, describe_joins
 from cprec.console.views.commands import Commands, Job
 from cprec.console.views.encoding import encode
 from cprec.console.watch import Watch
 from cprec.runs.control import control_channel
+from cprec.runs.control.listing import RunList
 from cprec.runs.records import run_folder
 
 if TYPE_CHECKING:
@@ -159,14 +159,12 @@ class Site:
         from cprec.console.views.models import build_model
         from cprec.tracking.registry import Registry
 
-        own = Registry.from_recipe(self.recipe)
-        views = []
-        for name in own.model_names():
-            registry = own.with_model(name)
-            versions = registry.versions()
-            if versions:
-                views.append(build_model(name, versions, registry.aliases()))
-        return views
+        registries = Registry.from_recipe(self.recipe).own_and_fine_tuned()
+        return [
+            build_model(registry.model, versions, registry.aliases())
+            for registry in registries
+            if (versions := registry.versions())
+        ]
 
     async def promote(self, model: str, number: int, commit: bool, by: str) -> ChildJob:
         """Starts the promotion of a version, or its dry run."""
