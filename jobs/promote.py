@@ -36,6 +36,7 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     """Promotes or rolls back, and prints the decision with its reason."""
     from cprec.tracking.registry import Registry
     from cprec.workflows.promote import plan_promotion, plan_rollback, promote, roll_back
+    from cprec.workflows.report import renew_report
 
     registry = Registry.from_recipe(recipe)
     if options.dry_run and options.rollback:
@@ -50,6 +51,7 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
         if options.rollback
         else promote(recipe, registry, print_line, options.model, options.by)
     )
+    renew_report(recipe, registry)
     outcome = "is the champion" if decision.promote else "was not promoted"
     print_line(f"version {number} {outcome}: {decision.reason}")
 

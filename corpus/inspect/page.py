@@ -5,12 +5,10 @@ titles have prompt injections, and whether it leaks.
 """
 
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from cluster import storage
+from cluster.pages import page_environment
 from corpus.ingest import quarantine
 from corpus.ingest.quarantine import QuarantinedRows
 from corpus.inspect.distributions import TOP_ITEM_FRACTIONS, length_bin_labels
@@ -20,6 +18,7 @@ from corpus.sampling.sequences import SPLITS
 from corpus.store.tables import Corpus
 
 PAGE_FILE = "statistics.html"
+TEMPLATE = "corpus/inspect/page.html.j2"
 
 MAX_QUARANTINED = 100
 """Largest number of entries of unusable rows that are shown; an entry is a file and a reason."""
@@ -34,19 +33,13 @@ def write_page(corpus: Corpus, result: InspectionResult) -> str:
 
 def render_page(corpus: Corpus, result: InspectionResult) -> str:
     """Returns the page as HTML; every value is escaped."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment()
     environment.filters |= {
         "number": "{:,}".format,
         "percent": "{:.1%}".format,
         "whole_percent": "{:.0%}".format,
     }
-    return environment.get_template("page.html.j2").render(
+    return environment.get_template(TEMPLATE).render(
         corpus=corpus,
         statistics=corpus.statistics(),
         versions=describe_versions(corpus),

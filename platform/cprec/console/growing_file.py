@@ -49,14 +49,6 @@ class GrowingFile:
         return content[len(self._anchor) :]
 
 
-def read_tail(uri: str, size: int) -> list[dict[str, Any]]:
-    """Reads the last whole lines of a file of JSON lines, `size` bytes of them at most."""
-    content = read_from(uri, -size) or b""
-    # The first line may be cut.
-    whole = content.partition(b"\n")[2] if len(content) >= size else content
-    return parse_lines(whole[: whole.rfind(b"\n") + 1])
-
-
 def parse_lines(content: bytes) -> list[dict[str, Any]]:
     """Parses whole lines; one that holds no JSON object is left out."""
     objects = []

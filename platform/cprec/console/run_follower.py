@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from cluster.errors import RunError
 from cluster.storage import join, list_etags, list_names, read_text_if_exists
 from cprec.console.growing_file import GrowingFile
-from cprec.console.run_reader import RunReader
 from cprec.console.views.acts import Act, list_acts
 from cprec.console.views.commands import Commands
 from cprec.console.views.encoding import encode
-from cprec.console.views.run_row import RunRow
 from cprec.console.views.schedule import build_schedule
 from cprec.console.views.series import Steps, final_audit, thin
 from cprec.console.views.timeline import (
@@ -21,6 +19,8 @@ from cprec.console.views.timeline import (
     list_checkpoint_views,
     list_perplexities,
 )
+from cprec.runs.control.listing import RunReader
+from cprec.runs.control.overview import RunOverview
 from cprec.runs.events import Event, parse_event
 from cprec.runs.records import (
     AUDIT_FILE,
@@ -44,7 +44,7 @@ class RunHead:
         acts: What it can be asked to do.
     """
 
-    row: RunRow
+    row: RunOverview
     acts: list[Act]
 
 

@@ -14,16 +14,16 @@ from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
 from cprec.console.child_jobs import ChildJob, ChildJobs
 from cprec.console.run_follower import RunFollower
-from cprec.console.run_reader import RunList
 from cprec.console.views.acts import RunAction, describe_joins
 from cprec.console.views.commands import Commands, Job
 from cprec.console.views.encoding import encode
 from cprec.console.watch import Watch
 from cprec.runs.control import control_channel
+from cprec.runs.control.listing import RunList
 from cprec.runs.records import run_folder
 
 if TYPE_CHECKING:
-    from cprec.console.views.models import ModelView
+    from cprec.console.views.models import ModelsView
 
 ANSWER_S = 60.0
 """Seconds that a run has to answer."""
@@ -153,20 +153,18 @@ class Site:
 
     # -- models
 
-    def read_models(self) -> "list[ModelView]":
+    def read_models(self) -> "ModelsView":
         """Returns the registered models of the recipe: its own, and those fine-tuned from it."""
         # Imported late: MLflow is slow to import, and a console that shows runs does not need it.
-        from cprec.console.views.models import build_model
+        from cprec.console.views.models import build_models
         from cprec.tracking.registry import Registry
 
-        own = Registry.from_recipe(self.recipe)
-        views = []
-        for name in own.model_names():
-            registry = own.with_model(name)
-            versions = registry.versions()
-            if versions:
-                views.append(build_model(name, versions, registry.aliases()))
-        return views
+        registries = Registry.from_recipe(self.recipe).own_and_fine_tuned()
+        versions = {registry.model: registry.versions() for registry in registries}
+        return build_models(
+            {model: found for model, found in versions.items() if found},
+            {registry.model: registry.aliases() for registry in registries},
+        )
 
     async def promote(self, model: str, number: int, commit: bool, by: str) -> ChildJob:
         """Starts the promotion of a version, or its dry run."""

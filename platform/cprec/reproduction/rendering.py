@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import polars as pl
-from markupsafe import Markup
 
+from cluster.pages import page_environment
 from cprec.reproduction.cells import Cell
 from cprec.reproduction.models import Artefact
-from cprec.tracking.report import page_environment
+from cprec.tracking.report.page import inline_svg
 
-TEMPLATE = "reproduction/page.html.j2"
+TEMPLATE = "cprec/reproduction/page.html.j2"
 LEVEL = 0.05
 """Significance level of the marks in tables (paper Table 3)."""
 OVER_USERS, OVER_SEEDS = "*", "†"
@@ -194,8 +194,7 @@ def to_page(title: str, summary: Sequence[str], rendered: Sequence[Rendered], re
         recipe: The recipe, as YAML.
     """
     pictures = {
-        # Without the XML header, which has no place in HTML. matplotlib has escaped the text.
-        item.artefact.name: Markup(item.picture[item.picture.index("<svg") :])  # noqa: S704
+        item.artefact.name: inline_svg(item.picture)
         for item in rendered
         if item.picture is not None
     }

@@ -6,6 +6,7 @@ store, which cannot append, every flush writes the whole file again.
 
 import json
 from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
 from cluster import local_files
@@ -22,9 +23,6 @@ from cluster.storage_errors import name_errors
 from cprec.runs.control.fence import UNFENCED, RunWriter
 from cprec.runs.events import Event, RecordDropped, parse_event
 from cprec.runs.records import EVENTS_FILE, TRACE_FILE, Record, TraceRow
-
-TAIL_BYTES = 1 << 14
-"""Bytes at the end of a file that hold its last record."""
 
 R = TypeVar("R", bound=Record)
 Parser = Callable[[Mapping[str, Any]], R]
@@ -119,9 +117,9 @@ def open_trace(run_uri: str, writer: RunWriter = UNFENCED) -> JsonLinesFile[Trac
 
 def read_events(run_uri: str) -> list[Event]:
     """Reads a run's events; none if it has no such file. Damaged lines are left out."""
-    uri = join(run_uri, EVENTS_FILE)
-    lines, _ = _split_damaged(read_bytes_if_exists(uri) or b"", parse_event)
-    return [parse_event(json.loads(line)) for line in lines]
+    content = read_bytes_if_exists(join(run_uri, EVENTS_FILE)) or b""
+    records = (_parse_line(line, parse_event) for line in _whole_lines(content))
+    return [event for event in records if event is not None]
 
 
 def read_trace(run_uri: str) -> list[TraceRow]:
@@ -131,35 +129,53 @@ def read_trace(run_uri: str) -> list[TraceRow]:
         RunError: A line is damaged.
     """
     uri = join(run_uri, TRACE_FILE)
-    lines, damaged = _split_damaged(read_bytes_if_exists(uri) or b"", TraceRow.from_json)
-    if damaged:
-        raise RunError(
-            f"{uri}: line {damaged[0]} is not a record; restore the file, or start the run again, "
-            "which goes on from its last checkpoint"
-        )
-    return [TraceRow.from_json(json.loads(line)) for line in lines]
+    rows = []
+    for number, line in enumerate(_whole_lines(read_bytes_if_exists(uri) or b""), 1):
+        row = _parse_line(line, TraceRow.from_json)
+        if row is None:
+            raise RunError(
+                f"{uri}: line {number} is not a record; restore the file, or start the run again, "
+                "which goes on from its last checkpoint"
+            )
+        rows.append(row)
+    return rows
 
 
-def read_newest_step(run_uri: str) -> TraceRow | None:
-    """Reads the last row of a run's trace, and no more of the file; None if it has none."""
-    lines, _ = _split_damaged(
-        read_from(join(run_uri, TRACE_FILE), -TAIL_BYTES) or b"", TraceRow.from_json
-    )
-    return TraceRow.from_json(json.loads(lines[-1])) if lines else None
+def read_tail(uri: str, size: int, parse: Parser[R], count: int | None = None) -> list[R]:
+    """Reads the last records of a file, in order; none if there is no such file.
+
+    Args:
+        uri: Path or `s3://` URI of the file.
+        size: Bytes that are read, at most.
+        parse: Builds a record from the plain data of a line; damaged lines are left out.
+        count: Records, at most; None: all that these bytes hold.
+    """
+    content = read_from(uri, -size) or b""
+    # The first line may be cut.
+    whole = content.partition(b"\n")[2] if len(content) >= size else content
+    records = (_parse_line(line, parse) for line in reversed(_whole_lines(whole)))
+    return list(islice((record for record in records if record is not None), count))[::-1]
+
+
+def _whole_lines(content: bytes) -> list[bytes]:
+    """Returns the lines of a file; a last one without a line feed was cut short by a crash."""
+    return content.split(b"\n")[:-1]
+
+
+def _parse_line(line: bytes, parse: Parser[R]) -> R | None:
+    """Returns the record of a line; None if it holds none."""
+    try:
+        return parse(json.loads(line.decode("utf-8")))
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
 
 
 def _split_damaged(content: bytes, parse: Parser[R]) -> tuple[list[str], list[int]]:
-    """Returns the lines of a file that hold records, and the numbers (from 1) of those that do not.
-
-    A last line without a line feed is neither: a crash cut it short.
-    """
+    """Returns the lines of a file that hold records, and the numbers (from 1) of all others."""
     lines, damaged = [], []
-    for number, raw_line in enumerate(content.split(b"\n")[:-1], 1):
-        try:
-            line = raw_line.decode("utf-8")
-            parse(json.loads(line))
-        except (ValueError, TypeError, KeyError, RecursionError):
+    for number, line in enumerate(_whole_lines(content), 1):
+        if _parse_line(line, parse) is None:
             damaged.append(number)
         else:
-            lines.append(f"{line}\n")
+            lines.append(f"{line.decode('utf-8')}\n")
     return lines, damaged

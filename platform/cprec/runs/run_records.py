@@ -9,9 +9,10 @@ from typing import Any
 
 from cluster.storage import join, read_text_if_exists
 from cprec.runs.comparisons import read_comparisons
+from cprec.runs.control.attempts import list_attempts
 from cprec.runs.events import Event, PerplexityMeasured
 from cprec.runs.json_lines import read_events, read_trace
-from cprec.runs.records import AUDIT_FILE, RECIPE_FILE, AuditReport, TraceRow
+from cprec.runs.records import AUDIT_FILE, RECIPE_FILE, Attempt, AuditReport, TraceRow
 from cprec.runs.run_plan import RunPlan
 
 
@@ -27,6 +28,7 @@ class RunRecords:
         audit: Its audit; None until it is trained.
         comparisons: All comparisons of models that it has kept, the oldest first.
         recipe: Its resolved recipe, as YAML.
+        attempts: The starts of its workers, in order.
     """
 
     run_uri: str
@@ -36,6 +38,7 @@ class RunRecords:
     audit: AuditReport | None = None
     comparisons: Sequence[Mapping[str, Any]] = ()
     recipe: str = ""
+    attempts: Sequence[Attempt] = ()
 
     @property
     def name(self) -> str:
@@ -74,6 +77,7 @@ def read_run_records(run_uri: str) -> RunRecords:
         audit=AuditReport.from_json(json.loads(audit)) if audit else None,
         comparisons=read_comparisons(run_uri),
         recipe=recipe or "",
+        attempts=list_attempts(run_uri),
     )
 
 

@@ -5,7 +5,8 @@ Equal records give equal bytes: the ids in the SVG have a fixed salt, and there 
 
 import io
 from collections.abc import Callable, Sequence
-from itertools import groupby
+from html import escape
+from itertools import groupby, pairwise
 
 import numpy as np
 from matplotlib import rc_context
@@ -40,6 +41,9 @@ LINE_COLOR = "#1c2430"
 PLANNED_COLOR = "#b9c0ca"
 ADOPTION_COLOR = "#b3261e"
 RESTART_COLOR = "#7a4fbf"
+
+MAX_READINGS = 160
+"""Positions of a picture at which a reader is told the values, at most."""
 
 MAX_POINTS = 400
 """Points of a curve, at most: a picture of a million steps stays as small as that of a few."""
@@ -104,32 +108,60 @@ def plot_schedule(records: RunRecords, wsa: WSA | None) -> str:
             axes.plot(*zip(*measured, strict=True), color=LINE_COLOR, marker=".")
             axes.set_ylabel("perplexity of text")
 
-    return _render_over_samples(draw, "schedule", height=6.0 if measured else 4.4)
+    height = 6.0 if measured else 4.4
+    return _render_over_samples(draw, "schedule", height, _read_schedule(steps))
 
 
 def plot_loss(steps: Sequence[TraceRow]) -> str:
     """Draws the loss over samples seen."""
-    return _plot_curve(steps, np.array([step.loss for step in steps]), "nats per token")
+    losses = np.array([step.loss for step in steps])
+    return _plot_curve(steps, losses, "nats per token", "loss {:.4f}")
 
 
 def plot_throughput(steps: Sequence[TraceRow]) -> str:
     """Draws useful tokens per second, without padding, over samples seen."""
     tokens = np.array([step.tokens for step in steps])
     seconds = np.array([step.step_s + step.data_wait_s for step in steps])
-    return _plot_curve(steps, tokens / np.maximum(seconds, 1e-9), "tokens per second")
+    speeds = tokens / np.maximum(seconds, 1e-9)
+    return _plot_curve(steps, speeds, "tokens per second", "{:,.0f} tokens/s")
 
 
-def _plot_curve(steps: Sequence[TraceRow], values: Floats, label: str) -> str:
-    """Draws one value per step over samples seen, with phases shaded."""
+def _plot_curve(steps: Sequence[TraceRow], values: Floats, label: str, reading: str) -> str:
+    """Draws one value per step over samples seen, with phases shaded.
+
+    Args:
+        steps: The steps.
+        values: A value of each [steps].
+        label: Name of the axis.
+        reading: Format of a value that a reader points at.
+    """
+    positions, means = downsample(_samples_seen(steps), values)
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        axes.plot(*downsample(_samples_seen(steps), values), color=LINE_COLOR)
+        axes.plot(positions, means, color=LINE_COLOR)
         axes.set_ylim(bottom=0)
         axes.set_ylabel(label)
         _shade_phases(axes, steps)
 
-    return _render_over_samples(draw, label, height=2.4)
+    readings = [
+        (position, f"sample {position:,.0f}: {reading.format(mean)}")
+        for position, mean in zip(positions.tolist(), means.tolist(), strict=True)
+    ]
+    return _render_over_samples(draw, label, 2.4, readings)
+
+
+def _read_schedule(steps: Sequence[TraceRow]) -> list[tuple[float, str]]:
+    """Returns what a reader of the schedule is told at some steps."""
+    picked = np.unique(np.linspace(0, len(steps) - 1, MAX_READINGS).astype(int))
+    return [
+        (
+            steps[i].samples,
+            f"sample {steps[i].samples:,}: {steps[i].phase}, learning rate {steps[i].lr:.3g}, "
+            + ", ".join(f"{name} {count:,}" for name, count in sorted(steps[i].sources.items())),
+        )
+        for i in picked
+    ]
 
 
 def plot_trials(results: Sequence[TrialResult], best_lr: float, samples: int) -> str:
@@ -286,7 +318,12 @@ def _stack_sources(axes: Axes, steps: Sequence[TraceRow]) -> None:
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
 
 
-def _render_over_samples(draw: Callable[[Figure], None], salt: str, height: float) -> str:
+def _render_over_samples(
+    draw: Callable[[Figure], None],
+    salt: str,
+    height: float,
+    readings: Sequence[tuple[float, str]],
+) -> str:
     """Renders a figure over samples seen; arguments are those of `render_svg`."""
 
     def draw_over_samples(figure: Figure) -> None:
@@ -296,16 +333,23 @@ def _render_over_samples(draw: Callable[[Figure], None], salt: str, height: floa
             axes.margins(x=0)
         figure.axes[-1].set_xlabel("samples seen")
 
-    return render_svg(draw_over_samples, salt, height)
+    return render_svg(draw_over_samples, salt, height, readings)
 
 
-def render_svg(draw: Callable[[Figure], None], salt: str, height: float) -> str:
+def render_svg(
+    draw: Callable[[Figure], None],
+    salt: str,
+    height: float,
+    readings: Sequence[tuple[float, str]] = (),
+) -> str:
     """Renders a figure.
 
     Args:
         draw: Adds the axes and draws on them.
         salt: Text from which the ids in the SVG are made.
         height: Height of the figure (inches).
+        readings: What a reader is told who points at a position of the first plot, in order; at
+            most `MAX_READINGS` of them count.
     """
     with rc_context(
         {
@@ -316,11 +360,34 @@ def render_svg(draw: Callable[[Figure], None], salt: str, height: float) -> str:
             "axes.spines.right": False,
         }
     ):
-        figure = Figure(figsize=(9, height), layout="constrained")
+        # In points, as SVG is.
+        figure = Figure(figsize=(9, height), dpi=72, layout="constrained")
         draw(figure)
         file = io.BytesIO()
         figure.savefig(file, format="svg", metadata={"Date": None})
-    return file.getvalue().decode()
+    svg = file.getvalue().decode()
+    if not readings:
+        return svg
+    content, end, _ = svg.rpartition("</svg>")
+    return f"{content}{_draw_readings(figure, readings)}{end}\n"
+
+
+def _draw_readings(figure: Figure, readings: Sequence[tuple[float, str]]) -> str:
+    """Returns a strip over all plots for each reading, which a browser tells as its title."""
+    picked = np.unique(np.linspace(0, len(readings) - 1, MAX_READINGS).astype(int))
+    axes = figure.axes[0]
+    left, right = axes.bbox.x0, axes.bbox.x1
+    top = figure.bbox.height - axes.bbox.y1
+    bottom = figure.bbox.height - figure.axes[-1].bbox.y0
+    centres = [axes.transData.transform((readings[i][0], 0.0))[0] for i in picked]
+    middles = [(a + b) / 2 for a, b in pairwise(centres)]
+    strips = zip(picked, [left, *middles], [*middles, right], strict=True)
+    return "".join(
+        f'<rect class="hover" x="{x0:.1f}" y="{top:.1f}" width="{max(x1 - x0, 0.0):.1f}" '
+        f'height="{bottom - top:.1f}" fill-opacity="0"><title>{escape(readings[i][1])}</title>'
+        "</rect>"
+        for i, x0, x1 in strips
+    )
 
 
 def escape_mathtext(text: str) -> str:

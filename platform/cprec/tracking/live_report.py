@@ -4,9 +4,11 @@ import time
 
 from cluster.console import Say
 from cluster.errors import UserError
+from cprec.config.sections.services import ReportSettings
 from cprec.runs.records import TraceRow
 from cprec.runs.run_records import RunRecords, read_run_records
-from cprec.tracking import report
+from cprec.tracking.report import page
+from cprec.tracking.report.content import Registered
 from cprec.tracking.tracker import Tracker
 
 REPORT_INTERVAL_S = 60.0
@@ -19,8 +21,9 @@ REPORT_INTERVAL_RATIO = 60.0
 class LiveReport:
     """Report page and schedule picture of a run under way, renewed now and then for MLflow."""
 
-    def __init__(self, run_uri: str, tracker: Tracker, say: Say) -> None:
+    def __init__(self, run_uri: str, settings: ReportSettings, tracker: Tracker, say: Say) -> None:
         self._run_uri = run_uri
+        self._settings = settings
         self._tracker = tracker
         self._say = say
         # Not at once: the first steps have enough to start as it is.
@@ -36,16 +39,21 @@ class LiveReport:
         if began < self._next_refresh:
             return
         try:
-            publish_report(read_run_records(self._run_uri), self._tracker)
+            publish_report(read_run_records(self._run_uri), self._settings, self._tracker)
         except (OSError, UserError) as error:
             self._say(f"the report was not renewed: {error}")
         duration = time.monotonic() - began
         self._next_refresh = began + max(REPORT_INTERVAL_S, REPORT_INTERVAL_RATIO * duration)
 
 
-def publish_report(records: RunRecords, tracker: Tracker) -> None:
-    """Writes the report of a run, and gives it to MLflow."""
-    for name, content in report.write(records).items():
+def publish_report(
+    records: RunRecords,
+    settings: ReportSettings,
+    tracker: Tracker,
+    registered: Registered | None = None,
+) -> None:
+    """Writes the report of a run, and gives it to MLflow. Arguments are those of `page.write`."""
+    for name, content in page.write(records, settings, registered).items():
         tracker.log_text(name, content)
 
 

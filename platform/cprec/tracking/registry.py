@@ -379,18 +379,17 @@ class Registry:
             ],
         )
 
-    def models(self) -> list[str]:
-        """Returns the names of all registered models of the store, the first thousand."""
+    def own_and_fine_tuned(self) -> list["Registry"]:
+        """Returns the registry of this model, and of each fine-tuned from it: `<this>-<domain>`.
+
+        Only those that exist; at most a thousand.
+        """
         if not self.exists():
             return []
-        return [str(model.name) for model in self.client.search_registered_models(max_results=1000)]
-
-    def model_names(self) -> list[str]:
-        """Returns the registered models whose names begin with this one's, and this one first."""
-        if not self.exists():
-            return [self.model]
-        found = self.client.search_registered_models(f"name LIKE '{self.model}-%'")
-        return [self.model, *sorted(str(model.name) for model in found)]
+        query = f"name LIKE '{self.model}-%'"
+        found = self.client.search_registered_models(query, max_results=1000)
+        names = sorted(str(model.name) for model in found)
+        return [self.with_model(name) for name in ([self.model] * self._model_exists()) + names]
 
     def aliases(self) -> Mapping[str, int]:
         """Returns the aliases of the model: name to number of the version."""

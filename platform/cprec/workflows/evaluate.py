@@ -42,17 +42,16 @@ from cprec.evaluate.metrics import Metrics, VersionMetrics, average_metrics, hit
 from cprec.model.base_uri import is_unbuilt, resolve_base
 from cprec.model.context_length import require_context
 from cprec.runs.comparisons import comparison_name, read_comparisons, write_comparison
-from cprec.runs.records import EVALUATION_FOLDER, EVENTS_FILE
-from cprec.runs.run_records import read_run_records
+from cprec.runs.records import EVALUATION_FOLDER
 from cprec.runs.token_form import TOKEN_FORM
 from cprec.stream.row_encoder import RowEncoder
-from cprec.tracking import report
 from cprec.tracking.model_card import publish_card
 from cprec.tracking.registry import Registry
 from cprec.workflows.evaluation.item_text import read_item_text, text_identity
 from cprec.workflows.evaluation.plan import EvaluationPlan, plan_evaluation
 from cprec.workflows.evaluation.prompted import prompted_inputs, train_sasrec
 from cprec.workflows.models import recipe_run_uri
+from cprec.workflows.report import renew_report
 
 PREDICTIONS = "predictions.parquet"
 METRICS = "metrics.json"
@@ -110,8 +109,7 @@ def run_evaluation(plan: EvaluationPlan, registry: Registry, say: Say) -> Compar
         days,
     )
     write_comparison(run_uri, domain, asdict(comparison))
-    if storage.exists(storage.join(run_uri, EVENTS_FILE)):
-        report.write(read_run_records(run_uri))
+    renew_report(recipe, registry)
     return comparison
 
 

@@ -4,6 +4,7 @@ Runs are listed without the libraries that read corpora and registries, which ta
 """
 
 import json
+import posixpath
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,7 +14,8 @@ from cluster.console import Say
 from cluster.errors import CprecError
 from cluster.storage import absolute_uri
 from cprec.config.recipe import Recipe
-from cprec.runs.control.listing import RunOverview, list_runs
+from cprec.runs.control.listing import RunList
+from cprec.runs.control.overview import RunOverview
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,9 @@ class ModelVersion:
     hr1: Mapping[str, float]
 
 
+MAX_REMARK = 100
+"""Characters of why a run ended, or what it waits for."""
+
 Listed = Mapping[str, Sequence[Any]]
 """What was listed: runs, corpora (their versions) and models (theirs), those that were asked for.
 
@@ -80,6 +85,11 @@ def list_storage(recipe: Recipe, parts: Collection[str], say: Say) -> Listed:
     if "models" in parts:
         listed["models"] = list_models(recipe)
     return listed
+
+
+def list_runs(storage: str) -> list[RunOverview]:
+    """Lists the runs below a storage (absolute URI), by name."""
+    return [run for _, run in sorted(RunList(storage).look().items())]
 
 
 def list_corpora(recipe: Recipe, runs: Sequence[RunOverview], say: Say) -> list[CorpusVersion]:
@@ -111,17 +121,15 @@ def list_corpora(recipe: Recipe, runs: Sequence[RunOverview], say: Say) -> list[
 
 
 def list_models(recipe: Recipe) -> list[ModelVersion]:
-    """Lists the versions of all models of a registry, model by model, the oldest first."""
+    """Lists the versions of the recipe's model, and of those fine-tuned from it."""
     from cprec.tracking.registry import EVALUATION_TAG, Registry
 
-    registry = Registry.from_recipe(recipe)
     listed = []
-    for name in registry.models():
-        of_model = registry.with_model(name)
+    for of_model in Registry.from_recipe(recipe).own_and_fine_tuned():
         aliases = of_model.aliases()
         listed += [
             ModelVersion(
-                name,
+                version.model,
                 version.number,
                 tuple(alias for alias, number in aliases.items() if number == version.number),
                 version.run,
@@ -148,7 +156,17 @@ def format_lists(listed: Listed) -> str:
     blocks = []
     header: tuple[str, ...]
     if "runs" in listed:
-        header = ("RUN", "STATE", "PHASE", "SAMPLES", "OF", "LOSS", "CHECKPOINT", "SEEN (UTC)")
+        header = (
+            "RUN",
+            "STATE",
+            "PHASE",
+            "SAMPLES",
+            "OF",
+            "LOSS",
+            "CHECKPOINT",
+            "SEEN (UTC)",
+            "REMARK",
+        )
         blocks.append(_align(header, map(_run_cells, listed["runs"]), right=(3, 4, 5)))
     if "corpora" in listed:
         header = ("CORPUS", "VERSION", "MADE (UTC)", "SAMPLES", "ADDED")
@@ -161,16 +179,17 @@ def format_lists(listed: Listed) -> str:
 
 def _run_cells(run: RunOverview) -> tuple[str, ...]:
     """Returns the cells of a run's row; empty where it has not told."""
-    seen = "" if run.seen is None else f"{datetime.fromtimestamp(run.seen, UTC):%Y-%m-%d %H:%M}"
+    seen = f"{datetime.fromtimestamp(run.time, UTC):%Y-%m-%d %H:%M}" if run.time else ""
     return (
         run.run,
         run.state,
         run.phase or "",
-        "" if run.samples is None else f"{run.samples:,}",
-        "" if run.planned is None else f"{run.planned:,}",
+        f"{run.samples:,}" if run.phase else "",
+        f"{run.annealing_end:,}" if run.annealing_end else "",
         "" if run.loss is None else f"{run.loss:.4f}",
-        (run.checkpoint or "").rsplit("/", 1)[-1],
+        posixpath.basename(run.checkpoint or ""),
         seen,
+        " ".join(run.waits_for.split())[:MAX_REMARK],
     )
 
 

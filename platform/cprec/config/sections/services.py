@@ -1,4 +1,4 @@
-"""What a job connects to: MLflow and Ray."""
+"""What a job connects to, and what it reports: MLflow, Ray, the report."""
 
 from pydantic import Field
 
@@ -32,3 +32,15 @@ class ClusterSettings(Section):
         description="logical CPUs of a local session; "
         "default: as many as the recipe's workers need",
     )
+
+
+class ReportSettings(Section):
+    """`report`: what the report of a run says beside its records."""
+
+    price_per_worker_hour: float | None = Field(
+        None,
+        ge=0,
+        allow_inf_nan=False,
+        description="price of an hour of one worker, with its GPU if it has one; null: no estimate",
+    )
+    currency: str = Field("USD", max_length=20, description="what the price is in")

@@ -14,7 +14,7 @@ const FIGURES = [
   ["Tokens/s", (row) => count(row.tokens_per_s)],
   ["Left", (row) => duration(row.seconds_left)],
   ["Workers", (row) => count(row.workers)],
-  ["Last checkpoint", (row) => count(row.checkpoint)],
+  ["Last checkpoint", (row) => count(row.checkpoint_samples)],
   ["Corpus version", (row) => count(row.corpus_version)],
 ];
 

@@ -111,7 +111,7 @@ function buildRow(run) {
       const values = [
         row.annealing_end ? `${count(row.samples)} / ${count(row.annealing_end)}` : NONE,
         digits(row.lr, 3), digits(row.loss, 4), isLive ? count(row.tokens_per_s) : NONE,
-        duration(row.seconds_left), count(row.workers), count(row.checkpoint),
+        duration(row.seconds_left), count(row.workers), count(row.checkpoint_samples),
         isLive ? "now" : ago(row.time),
       ];
       values.forEach((value, i) => setText(cells[i], value));

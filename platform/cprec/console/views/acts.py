@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from cprec.console.views.run_row import RunRow, State
+from cprec.runs.control.overview import RunOverview, State
 from cprec.schedule.wsa import Phase
 
 RunAction = Literal["hold", "release", "anneal", "stop"]
@@ -41,7 +41,7 @@ class Act:
     command: str
 
 
-def list_acts(row: RunRow, command: str) -> list[Act]:
+def list_acts(row: RunOverview, command: str) -> list[Act]:
     """Lists what a run can be asked to do.
 
     Args:
@@ -61,7 +61,7 @@ def list_acts(row: RunRow, command: str) -> list[Act]:
     ]
 
 
-def _find_refusal(action: RunAction, row: RunRow) -> str:
+def _find_refusal(action: RunAction, row: RunOverview) -> str:
     """Returns why a run would not do something now; empty if it would."""
     if row.state not in (State.TRAINING, State.WAITING):
         return f"{row.run} is not training: {row.detail}."
@@ -76,7 +76,7 @@ def _find_refusal(action: RunAction, row: RunRow) -> str:
     return ""
 
 
-def _describe_effect(action: RunAction, row: RunRow) -> str:
+def _describe_effect(action: RunAction, row: RunOverview) -> str:
     stable_end, end = f"{row.stable_end:,}", f"{row.annealing_end:,}"
     match action:
         case "hold":
@@ -109,7 +109,7 @@ def _describe_effect(action: RunAction, row: RunRow) -> str:
             )
 
 
-def describe_joins(rows: Sequence[RunRow], corpus: str) -> list[str]:
+def describe_joins(rows: Sequence[RunOverview], corpus: str) -> list[str]:
     """Says where an append to a corpus would join the runs that train on it, a line for each.
 
     Args:

@@ -8,13 +8,15 @@ from datetime import UTC, datetime
 from typing import Any
 
 from cprec.evaluate.significance import wilson_interval
-from cprec.tracking.registry import (
-    DECISION_TAG,
-    EVALUATION_TAG,
-    PARENT_CHECKPOINT_TAG,
-    TRAINED_ON_TAG,
-    Version,
+from cprec.tracking.lineage_graph import (
+    Aliases,
+    LineageGraph,
+    build_lineage_graph,
+    find_kind,
+    find_parent_run,
+    find_parents,
 )
+from cprec.tracking.registry import DECISION_TAG, EVALUATION_TAG, TRAINED_ON_TAG, Version
 
 
 @dataclass(frozen=True)
@@ -115,45 +117,46 @@ class ModelView:
     versions: Sequence[VersionView]
 
 
+@dataclass(frozen=True)
+class ModelsView:
+    """All models of a recipe, and their lineage."""
+
+    graph: LineageGraph
+    models: Sequence[ModelView]
+
+
+def build_models(versions: Mapping[str, Sequence[Version]], aliases: Aliases) -> ModelsView:
+    """Builds the view of a model, and of those that were fine-tuned from it.
+
+    Args:
+        versions: The versions of each model, this one first.
+        aliases: Numbers by alias, by model.
+    """
+    together = [version for of_model in versions.values() for version in of_model]
+    models = [build_model(name, found, aliases[name]) for name, found in versions.items()]
+    return ModelsView(build_lineage_graph(together, aliases), models)
+
+
 def build_model(model: str, versions: Sequence[Version], aliases: Mapping[str, int]) -> ModelView:
     """Builds the view of a model.
 
     Args:
         model: Its name.
-        versions: Its versions.
+        versions: Its versions, the oldest first.
         aliases: Numbers by alias.
     """
-    by_number = {version.number: version for version in versions}
-    parents = {v.number: _find_parent(v, versions) for v in versions}
-    roots = [number for number, parent in parents.items() if parent is None]
+    parents = find_parents(versions)
 
-    def walk(number: int, depth: int) -> Iterator[VersionView]:
-        yield _view(by_number[number], parents[number], depth, aliases)
-        children = [child for child, parent in parents.items() if parent == number]
-        for child in sorted(children, reverse=True):
-            yield from walk(child, depth + 1)
+    def walk(i: int, depth: int) -> Iterator[VersionView]:
+        parent = parents[i]
+        number = None if parent is None else versions[parent].number
+        yield _view(versions[i], number, depth, aliases)
+        for child in reversed(range(len(versions))):
+            if parents[child] == i:
+                yield from walk(child, depth + 1)
 
-    return ModelView(
-        model, [view for root in sorted(roots, reverse=True) for view in walk(root, 0)]
-    )
-
-
-def _find_parent(version: Version, versions: Sequence[Version]) -> int | None:
-    """Returns the version that another one goes on from: a version of the same run as its parent.
-
-    Numbers grow, so a parent has a lower one, and there is no circle.
-    """
-    parent_run = _parent_run_uri(version)
-    earlier = [v for v in versions if v.number < version.number]
-    exact = [v for v in earlier if v.checkpoint == version.tags.get(PARENT_CHECKPOINT_TAG)]
-    of_run = [v for v in earlier if parent_run and v.run == parent_run]
-    found = exact or of_run
-    return found[-1].number if found else None
-
-
-def _parent_run_uri(version: Version) -> str:
-    checkpoint = version.tags.get(PARENT_CHECKPOINT_TAG) or version.tags.get("start", "")
-    return checkpoint.rsplit("/", 2)[0] if "/" in checkpoint else ""
+    roots = [i for i in reversed(range(len(versions))) if parents[i] is None]
+    return ModelView(model, [view for root in roots for view in walk(root, 0)])
 
 
 def _view(
@@ -166,11 +169,11 @@ def _view(
         run=posixpath.basename(version.run),
         checkpoint=version.checkpoint,
         base=posixpath.basename(tags.get("base", "").rstrip("/")),
-        kind=_find_kind(version),
+        kind=find_kind(version),
         corpus_version=tags.get("corpus_version", ""),
         parent=parent,
         depth=depth,
-        parent_run=posixpath.basename(_parent_run_uri(version)),
+        parent_run=posixpath.basename(find_parent_run(version)),
         trained_on=list(_iter_trained_on(tags.get(TRAINED_ON_TAG))),
         evaluations=[
             _view_evaluation(tag.removeprefix(EVALUATION_TAG), values)
@@ -183,12 +186,6 @@ def _view(
             if tag.startswith(DECISION_TAG) and (values := _parse(text))
         ],
     )
-
-
-def _find_kind(version: Version) -> str:
-    if version.tags.get("kind") == "finetuned":
-        return "fine-tuned"
-    return "branch" if "-anneal-" in posixpath.basename(version.run) else "trunk"
 
 
 def _iter_trained_on(text: str | None) -> Iterator[TrainedOn]:

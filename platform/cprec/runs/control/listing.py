@@ -1,92 +1,163 @@
-"""How all runs below a storage stand, by one look at each: a few small reads, whatever its length.
+"""How all runs below a storage stand. Who looks again reads only what changed.
 
 A run is a folder that a driver or a controller has written to. Nobody is waited for: what one look
 cannot tell is `unknown`, and `cprec.runs.control.status.describe_run` looks longer.
 """
 
-from collections.abc import Iterator
+import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
 
 from cluster.errors import CprecError
-from cluster.storage import list_names
+from cluster.storage import is_remote, join, list_etags, list_names
 from cprec.config.recipe import RESERVED_RUN_NAMES
-from cprec.runs.checkpoint import checkpoint_uri, is_complete, list_checkpoints
-from cprec.runs.control.liveness import Liveness, judge, read_lease
-from cprec.runs.control.status import describe_state, read_status
-from cprec.runs.json_lines import read_newest_step
-from cprec.runs.records import run_folder
+from cprec.runs.control.attempts import ATTEMPTS_FOLDER, list_attempts
+from cprec.runs.control.liveness import LEASES_FOLDER, judge, read_lease
+from cprec.runs.control.overview import (
+    RECENT_STEPS,
+    RunGlance,
+    RunOverview,
+    State,
+    build_overview,
+)
+from cprec.runs.control.status import read_status
+from cprec.runs.events import Event, parse_event
+from cprec.runs.json_lines import read_tail
+from cprec.runs.records import (
+    EVENTS_FILE,
+    PLAN_FILE,
+    STATUS_FILE,
+    TRACE_FILE,
+    Attempt,
+    LeaseRecord,
+    Status,
+    TraceRow,
+    run_folder,
+)
 
-READERS = 16
-"""Runs that are looked at at a time."""
+RUN_FILES = frozenset({STATUS_FILE, PLAN_FILE, EVENTS_FILE, LEASES_FOLDER})
+"""A folder that has one of these is a run's."""
 
+EVENTS_BYTES = 16_384
+"""Bytes of the newest events that an overview is made of."""
 
-@dataclass(frozen=True)
-class RunOverview:
-    """How a run stands; what it has not told is None.
+STEP_BYTES = 32_768
+"""Bytes of the newest steps that an overview is made of while somebody trains the run."""
 
-    Attributes:
-        run: Name of the run.
-        state: What it does, for people: training, waiting, ended, ...
-        phase: Phase of the schedule.
-        samples: Samples seen.
-        planned: Samples of the plan (A).
-        loss: Loss of the newest step (nats per supervised token).
-        checkpoint: Newest complete checkpoint (URI).
-        corpus: Corpus that it trains on (URI).
-        corpus_version: Newest corpus version in its plan.
-        seen: Its last sign of life (Unix seconds).
-    """
+LAST_STEP_BYTES = 8_192
+"""Bytes that hold the last step, also of 100 sources: of a run that rests, no speed is shown."""
 
-    run: str
-    state: str
-    phase: str | None = None
-    samples: int | None = None
-    planned: int | None = None
-    loss: float | None = None
-    checkpoint: str | None = None
-    corpus: str | None = None
-    corpus_version: int | None = None
-    seen: float | None = None
+REST_FACTOR = 100
+"""A look at all runs is followed by this many times its CPU time in which only those that train
+are looked at."""
 
-
-def list_runs(storage: str) -> list[RunOverview]:
-    """Lists the runs below a storage (absolute URI), by name."""
-    names = [name for name in list_names(storage) if name not in RESERVED_RUN_NAMES]
-    with ThreadPoolExecutor(READERS) as pool:
-        found = pool.map(lambda name: _look(storage, name), names)
-        return [run for run in found if run is not None]
+THREADS = 16
+"""Runs that are read at a time from an object store, which takes its time to answer."""
 
 
-def _look(storage: str, run: str) -> RunOverview | None:
-    """Looks at one folder; None if it is not a run's."""
-    run_uri = run_folder(storage, run)
-    try:
-        lease, status = read_lease(run_uri), read_status(run_uri)
-        if lease is None and status is None:
+class RunReader:
+    """One run, of which each look reads what changed since the last one."""
+
+    def __init__(self, storage: str, run: str) -> None:
+        self.run = run
+        self._uri = run_folder(storage, run)
+        self._tags: dict[str, str] = {}
+        self._lease: LeaseRecord | None = None
+        self._status: Status | None = None
+        self._attempt: Attempt | None = None
+        self._events: list[Event] = []
+        self._steps: list[TraceRow] = []
+        self._problem = ""
+
+    @property
+    def may_rest(self) -> bool:
+        """Whether nobody was at work at the last look, so that hardly anything changes."""
+        return self._lease is None or self._lease.ended
+
+    def look(self) -> RunOverview | None:
+        """Returns how the run stands; None if the folder is no run's."""
+        tags = list_etags(self._uri)
+        if not RUN_FILES & tags.keys():
             return None
-        liveness = judge(lease)
-        unknown = liveness is Liveness.UNKNOWN
-        step = read_newest_step(run_uri)
-        return RunOverview(
-            run,
-            # Without the time that it tells: that is `seen`.
-            "unknown" if unknown else describe_state(lease, liveness, status).partition(" (")[0],
-            None if status is None or status.phase is None else status.phase.value,
-            None if status is None else status.samples,
-            None if status is None else status.annealing_end,
-            None if step is None else step.loss,
-            next(_complete_checkpoints(run_uri), None),
-            lease.corpus if lease is not None else None if status is None else status.corpus,
-            None if status is None else status.corpus_version,
-            max(record.time for record in (lease, status) if record is not None),
+        changed = {name for name, tag in tags.items() if self._tags.get(name) != tag}
+        if changed or not self.may_rest:
+            try:
+                self._read(changed)
+            except (CprecError, OSError, ValueError) as error:
+                tags, self._problem = {}, str(error)  # read again at the next look
+            else:
+                self._problem = ""
+        self._tags = tags
+        run = build_overview(self._glance())
+        if self._problem:
+            return replace(run, state=State.UNKNOWN, waits_for=self._problem)
+        return run
+
+    def _glance(self) -> RunGlance:
+        return RunGlance(
+            self.run,
+            self._lease,
+            judge(self._lease),
+            self._status,
+            self._attempt,
+            self._events,
+            self._steps,
         )
-    except (CprecError, OSError) as error:  # another run's files must not keep the list
-        return RunOverview(run, f"unreadable: {error}")
+
+    def _read(self, changed: set[str]) -> None:
+        self._lease = read_lease(self._uri)
+        if STATUS_FILE in changed:
+            self._status = read_status(self._uri)
+        if EVENTS_FILE in changed:
+            self._events = read_tail(join(self._uri, EVENTS_FILE), EVENTS_BYTES, parse_event)
+        if TRACE_FILE in changed:
+            size, count = (LAST_STEP_BYTES, 1) if self.may_rest else (STEP_BYTES, RECENT_STEPS)
+            uri = join(self._uri, TRACE_FILE)
+            self._steps = read_tail(uri, size, TraceRow.from_json, count)
+        if changed & {ATTEMPTS_FOLDER, EVENTS_FILE}:  # stores do not tell that a folder changed
+            self._attempt = next(reversed(list_attempts(self._uri)), None)
 
 
-def _complete_checkpoints(run_uri: str) -> Iterator[str]:
-    """Yields the complete checkpoints of a run (URIs), the newest first."""
-    for name in list_checkpoints(run_uri):
-        if is_complete(run_uri, name):
-            yield checkpoint_uri(run_uri, name)
+class RunList:
+    """All runs below a storage."""
+
+    def __init__(self, storage: str) -> None:
+        self._storage = storage
+        self._readers: dict[str, RunReader] = {}
+        self._rows: dict[str, RunOverview] = {}
+        self._next_full_look = 0.0
+
+    def look(self) -> dict[str, RunOverview]:
+        """Returns how each run stands, by name.
+
+        Runs that nobody trains are looked at less often the more of them there are.
+        """
+        names = [name for name in list_names(self._storage) if name not in RESERVED_RUN_NAMES]
+        is_full = time.monotonic() >= self._next_full_look
+        began = time.thread_time()
+        readers = {
+            name: self._readers.get(name) or RunReader(self._storage, name) for name in names
+        }
+        due = [
+            reader
+            for name, reader in readers.items()
+            if is_full or name not in self._readers or not reader.may_rest
+        ]
+        self._readers = readers
+        rows = {name: row for name, row in self._rows.items() if name in readers}
+        for reader, row in zip(due, self._look_at(due), strict=True):
+            if row is None:
+                rows.pop(reader.run, None)
+            else:
+                rows[reader.run] = row
+        self._rows = rows
+        if is_full:
+            pause = (time.thread_time() - began) * REST_FACTOR
+            self._next_full_look = time.monotonic() + pause
+        return rows
+
+    def _look_at(self, readers: list[RunReader]) -> list[RunOverview | None]:
+        if not is_remote(self._storage):
+            return [reader.look() for reader in readers]
+        with ThreadPoolExecutor(THREADS) as pool:
+            return list(pool.map(RunReader.look, readers))

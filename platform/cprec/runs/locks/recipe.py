@@ -27,6 +27,7 @@ CHANGEABLE_KEYS = (
     "recommend.",
     "serve.",
     "console.",
+    "report.",
     "reproduce.",
     "data.root",
     "data.distribute_above",

@@ -16,11 +16,11 @@ from cprec.runs.records import AUDIT_FILE, AuditReport
 from cprec.runs.run_plan import RunPlan
 from cprec.runs.run_records import read_run_records
 from cprec.stream.segments import sample_id_reader
-from cprec.tracking import report
 from cprec.tracking.lineage import CARD_FILE, lineage
 from cprec.tracking.live_report import publish_report
 from cprec.tracking.model_card import publish_card
 from cprec.tracking.registry import Registry
+from cprec.tracking.report import page
 from cprec.tracking.tracker import Tracker
 from cprec.train.distributed import driver
 
@@ -93,7 +93,8 @@ def finish_run(
         samples = run_plan.plan.total_samples
         events.append(RunFinished(samples=samples, checkpoint=checkpoint_uri))
         events.flush()
-    publish_report(replace(records, audit=audit_report, events=events.read()), tracker)
+    records = replace(records, audit=audit_report, events=events.read())
+    publish_report(records, job.recipe.report, tracker)
     tracker.log_text(AUDIT_FILE, audit_json)
     tracker.flush()
     lease.require()
@@ -108,7 +109,7 @@ def finish_run(
     return RunResult(
         job.run_uri,
         adapter_uri,
-        join(job.run_uri, report.PAGE),
+        join(job.run_uri, page.PAGE),
         version,
         audit_report,
         sum(step.dropped_titles for step in records.trace),

@@ -1,12 +1,11 @@
 """What was read is not read again, and a file that was replaced is read from its start."""
 
-import json
 from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cprec.console.growing_file import ANCHOR_BYTES, GrowingFile, read_tail
+from cprec.console.growing_file import ANCHOR_BYTES, GrowingFile
 
 
 def lines(values: list[int], padding: int = 0) -> bytes:
@@ -56,12 +55,3 @@ def test_what_is_no_object_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     path.write_bytes(b'{"n": 1}\nno json\n[2]\n\xff\xfe\n{"n": 3}\n{"n": 4')
     assert [v["n"] for v in GrowingFile(str(path)).read_new()[0]] == [1, 3]
-
-
-def test_a_tail_has_whole_lines_only(tmp_path: Path) -> None:
-    path = tmp_path / "trace.jsonl"
-    assert read_tail(str(path), 100) == []
-    path.write_bytes(lines(list(range(10, 30))))
-    size = len(json.dumps({"n": 10, "p": ""})) + 1
-    assert [v["n"] for v in read_tail(str(path), 3 * size + 2)] == [27, 28, 29]
-    assert [v["n"] for v in read_tail(str(path), 10_000)] == list(range(10, 30))

@@ -8,10 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cprec.config.sections.services import ReportSettings
 from cprec.runs.comparisons import write_comparison
+from cprec.runs.control.lease import current_owner
+from cprec.runs.records import Attempt
 from cprec.runs.run_records import RunRecords, read_run_records
 from cprec.schedule.wsa import WSA
-from cprec.tracking import figures, report
+from cprec.tracking import figures
+from cprec.tracking.registry import Version
+from cprec.tracking.report import page as report
+from cprec.tracking.report.content import Registered
 from tests.records import trace_row
 
 STEPS, BATCH = 600, 128
@@ -97,6 +103,13 @@ def comparison() -> dict[str, Any]:
     }
 
 
+PRICED = ReportSettings(price_per_worker_hour=2.0, currency="EUR")
+
+
+def write(run: Path, registered: Registered | None = None) -> dict[str, str]:
+    return report.write(read_run_records(str(run)), PRICED, registered)
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     folder = tmp_path / "demo"
@@ -112,13 +125,13 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_everything_is_on_one_offline_page(run: Path) -> None:
-    page = report.write(read_run_records(str(run)))["report.html"]
-    assert page.count("<svg") == 3
+    page = write(run)["report.html"]
+    assert page.count("<figure>") == 3
     assert (run / "report.html").read_text() == page
     for shown in (
-        "76,800 samples",
-        "600 steps",
-        "1,200 titles of histories did not fit",
+        "pre-trained on 76,800 samples of Books, Games, Music",
+        "<dt>Steps</dt><dd>600</dd>",
+        "<dt>Titles that did not fit</dt><dd>1,200</dd>",
         "domain/Music",
         "version 1",
         "annealing",
@@ -142,11 +155,11 @@ def test_the_schedule_picture_marks_what_joined_restarts_and_the_plan(run: Path)
     }
     with (run / "events.jsonl").open("a") as file:
         file.write(json.dumps(resumed) + "\n")
-    pages = report.write(read_run_records(str(run)))
+    pages = write(run)
     picture = pages["schedule.svg"]
     assert (run / "schedule.svg").read_text() == picture
     # Events are told in words, without JSON.
-    assert "<b>resumed</b> from: x; attempt: 1; workers: 2" in pages["report.html"]
+    assert "2 workers, attempt 1" in pages["report.html"]
     for shown in (
         "version 1: Music",
         "restart",
@@ -163,8 +176,8 @@ def test_the_schedule_picture_marks_what_joined_restarts_and_the_plan(run: Path)
 
 
 def test_the_perplexity_of_the_text_is_drawn_where_it_was_measured(run: Path) -> None:
-    before = report.write(read_run_records(str(run)))["report.html"]
-    assert "perplexity" not in before
+    before = write(run)["report.html"]
+    assert "What it forgot" not in before
     measured = [(0, 12.5), (300 * BATCH, 13.0), (300 * BATCH, 13.0), (STEPS * BATCH, 15.75)]
     with (run / "events.jsonl").open("a") as file:
         for samples, value in measured:
@@ -179,25 +192,11 @@ def test_the_perplexity_of_the_text_is_drawn_where_it_was_measured(run: Path) ->
                 )
                 + "\n"
             )
-    pages = report.write(read_run_records(str(run)))
-    assert "perplexity of the text: 12.5 → 15.75" in pages["report.html"]
+    pages = write(run)
+    assert "12.5 → 15.75" in pages["report.html"]
+    assert "+26.0%" in pages["report.html"]
     assert "perplexity of text" in pages["schedule.svg"]
     assert read_run_records(str(run)).perplexities == sorted(set(measured))
-
-
-@pytest.mark.parametrize(
-    ("value", "shown"),
-    [
-        (16.01130075, "16.01"),
-        (12_288, "12,288"),
-        (True, "yes"),
-        ({"domain/Garden": 1_024, "mixed": 12}, "domain/Garden 1,024, mixed 12"),
-        ([3, 4], "3, 4"),
-        ([], "none"),
-    ],
-)
-def test_details_of_events_are_for_people(value: object, shown: str) -> None:
-    assert report.format_detail(value) == shown
 
 
 @pytest.mark.parametrize(("samples", "anchor"), [(10 * BATCH, "start"), (590 * BATCH, "end")])
@@ -215,42 +214,39 @@ def test_the_label_of_a_join_stands_on_the_side_with_more_room(
     }
     with (run / "events.jsonl").open("a") as file:
         file.write(json.dumps(joined) + "\n")
-    picture = report.write(read_run_records(str(run)))["schedule.svg"]
+    picture = write(run)["schedule.svg"]
     (label,) = re.findall(r"<text [^>]*>version 7: Automotive</text>", picture)
     assert (f"text-anchor: {anchor}" in label) or (anchor == "start" and "anchor" not in label)
 
 
 def test_what_came_from_outside_is_escaped(run: Path) -> None:
-    page = report.write(read_run_records(str(run)))["report.html"]
+    page = write(run)["report.html"]
     assert "<script" not in page
     assert page.count("&lt;script&gt;") >= 4
 
 
 def test_equal_records_give_an_equal_page(run: Path) -> None:
-    assert (
-        report.write(read_run_records(str(run)))["report.html"]
-        == report.write(read_run_records(str(run)))["report.html"]
-    )
+    assert write(run)["report.html"] == write(run)["report.html"]
 
 
 def test_sources_and_phases_are_text_in_the_plots() -> None:
     row = trace_row(sources={EVIL: 64, "domain/A$B$C": 64})
     records = RunRecords(EVIL, trace=[row])
-    page = report.render(records, figures.draw_all(records))
+    page = report.render_html(records, PRICED, figures.draw_all(records))
     assert "<script" not in page
     assert "domain/A$B$C" in page
 
 
 def test_a_run_without_records_has_a_report(tmp_path: Path) -> None:
     (tmp_path / "new").mkdir()
-    page = report.write(read_run_records(str(tmp_path / "new")))["report.html"]
-    assert "no steps yet" in page
+    page = write(tmp_path / "new")["report.html"]
+    assert "No step was trained yet." in page
 
 
 def test_of_a_step_that_was_trained_again_the_last_counts() -> None:
     first, again = trace_row(), trace_row(tokens=77)
     records = RunRecords("r", trace=[first, again])
-    assert "77 tokens" in report.render(records, {})
+    assert "<dt>Tokens</dt><dd>77</dd>" in report.render_html(records, PRICED, {})
 
 
 def test_the_newest_comparison_of_each_name_is_shown(run: Path) -> None:
@@ -259,9 +255,77 @@ def test_the_newest_comparison_of_each_name_is_shown(run: Path) -> None:
     again = {**comparison(), "name": "1_2", "time": 1_700_000_600.0, "mode": "generate"}
     for made in (first, again):
         write_comparison(str(run), "Stationery", made)
-    page = report.write(read_run_records(str(run)))["report.html"]
+    page = write(run)["report.html"]
     assert "base_candidate, time unknown" in page
     assert "1_2, 2023-11-14 22:23:20 UTC" in page
     assert "1_2, 2023-11-14 22:13:20 UTC" not in page
     assert "generated answers" in page
-    assert "all 3 are in" in page
+    earlier = page[page.index("Made before those above") :]
+    assert "2023-11-14 22:13:20 UTC" in earlier
+
+
+def versions(run: Path) -> Registered:
+    """Returns a version of the run, one of a trunk before it, one tuned from it, a stranger."""
+
+    def version(model: str, number: int, folder: str, parent: str = "", **tags: str) -> Version:
+        uri = f"{folder}/checkpoints/{number}"
+        lineage = {
+            "base": "/bases/tiny",
+            "corpus_version": str(number),
+            "parent_checkpoint": parent,
+        }
+        return Version(model, number, uri, None, {"run": folder, **lineage, **tags})
+
+    decision = {"promote": True, "reason": f"better {EVIL}", "by": "Ada"}
+    gate = {"decision.20261127T110000.000000Z": json.dumps(decision)}
+    own = str(run)
+    found = [
+        version("cprec", 1, "/runs/before"),
+        version("cprec", 2, own, "/runs/before/checkpoints/1", **gate),
+        version("cprec", 3, "/runs/stranger"),
+        version("cprec-Books", 1, "/runs/t", f"{own}/checkpoints/2", kind="finetuned"),
+    ]
+    return Registered(found, {"cprec": {"champion": 2}, "cprec-Books": {}})
+
+
+def test_where_versions_come_from_is_drawn_and_told(run: Path) -> None:
+    page = write(run, versions(run))["report.html"]
+    assert "Lineage of the versions" in page
+    for shown in ("cprec-Books 1", "before", "champion", "promoted: better", "asked by Ada"):
+        assert shown in page
+    assert "stranger" not in page
+    assert "models:/cprec/2" not in page  # there is no checkpoint that could be loaded
+    assert "<script" not in page
+
+
+def test_cost_is_of_all_workers_and_of_steps_trained_again() -> None:
+    owner = current_owner()
+    starts = [
+        Attempt(number=i, lease=1, owner=owner, samples=samples, workers=workers)
+        for i, (samples, workers) in enumerate([(0, 4), (64, 2)])
+    ]
+    trace = [
+        trace_row(
+            step=step, samples=64 * step, step_s=900.0, data_wait_s=0.0, planned_memory_gb=1.0
+        )
+        for step in (0, 1, 1)
+    ]
+    records = RunRecords("r", trace=trace, attempts=starts)
+    page = report.render_html(records, PRICED, {})
+    assert "2.00 GPU-hours" in page
+    assert "4.00 EUR, at 2 an hour" in page
+
+
+def test_what_a_reader_points_at_is_told(run: Path) -> None:
+    page = write(run)["report.html"]
+    assert page.count('class="hover"') > 300
+    assert "<title>sample 0: loss 2.3" in page
+
+
+def test_the_same_is_told_as_markdown(run: Path) -> None:
+    text = report.render_markdown(read_run_records(str(run)), PRICED, versions(run))
+    for shown in ("# demo", "## How well it ranks", "| candidate (version-3) |", "## Lineage"):
+        assert shown in text
+    assert "<script" not in text.partition("## Events")[0].replace("\\<", "")
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert all(line.rstrip().endswith("|") for line in rows)

@@ -1,18 +1,22 @@
 """What is listed is shown as columns that stay aligned, whatever the names are."""
 
-from cprec.runs.control.listing import RunOverview
+from dataclasses import replace
+
+from cprec.runs.control.liveness import Liveness
+from cprec.runs.control.overview import RunGlance, build_overview
+from cprec.runs.events import Failed
 from cprec.workflows.list_storage import CorpusVersion, ModelVersion, format_lists
+from tests.unit.cprec.runs.control.test_overview import glance
 
 
 def test_rows_are_aligned_and_what_is_not_known_is_empty() -> None:
-    runs = [
-        RunOverview("a", "ended", "done", 64_000, 64_000, 1.25, "/s/a/checkpoints/000000064000-0"),
-        RunOverview("[red]long-name", "starting", seen=0.0),
-    ]
-    assert format_lists({"runs": runs}).splitlines() == [
-        "RUN             STATE     PHASE  SAMPLES      OF    LOSS  CHECKPOINT      SEEN (UTC)",
-        "a               ended     done    64,000  64,000  1.2500  000000064000-0",
-        "[red]long-name  starting" + " " * 50 + "1970-01-01 00:00",
+    done = build_overview(glance(Liveness.GONE, ended=True, state="ended", phase="done"))
+    saved = replace(done, run="a", time=0.0, checkpoint="/s/a/checkpoints/000000064000-0")
+    failed = RunGlance("[red]long-name", events=[Failed(samples=1, because="no\nroom")])
+    assert format_lists({"runs": [saved, build_overview(failed)]}).splitlines() == [
+        "RUN             STATE   PHASE  SAMPLES     OF    LOSS  CHECKPOINT      SEEN (UTC)  REMARK",
+        "a               done    done       500  2,000  1.0000  000000064000-0",
+        "[red]long-name  failed" + " " * 61 + "no room",
     ]
 
 

@@ -6,16 +6,16 @@ import pytest
 
 from cprec.console.views.acts import RUN_ACTIONS, describe_joins, list_acts
 from cprec.console.views.commands import Commands
-from cprec.console.views.run_row import RunRow, State, build_row
+from cprec.runs.control.overview import RunOverview, State, build_overview
 from cprec.schedule.wsa import Phase
-from tests.unit.cprec.console.views.test_run_row import glance
+from tests.unit.cprec.runs.control.test_overview import glance
 
 
-def row(**changes: object) -> RunRow:
-    return replace(build_row(glance()), **changes)  # type: ignore[arg-type]
+def row(**changes: object) -> RunOverview:
+    return replace(build_overview(glance()), **changes)  # type: ignore[arg-type]
 
 
-def allowed(seen: RunRow) -> set[str]:
+def allowed(seen: RunOverview) -> set[str]:
     return {act.action for act in list_acts(seen, "c") if act.allowed}
 
 
@@ -29,7 +29,7 @@ def allowed(seen: RunRow) -> set[str]:
         *((row(state=state), set()) for state in State if state not in ("training", "waiting")),
     ],
 )
-def test_only_what_a_run_would_do_is_allowed(seen: RunRow, expected: set[str]) -> None:
+def test_only_what_a_run_would_do_is_allowed(seen: RunOverview, expected: set[str]) -> None:
     assert allowed(seen) == expected
     assert all(act.effect for act in list_acts(seen, "c"))
 

@@ -1,4 +1,4 @@
-"""All runs of a storage, and one that is followed: only what changed is read, nothing is missed."""
+"""A run that is followed has all its parts, and what is new of its files is not missed."""
 
 import json
 from pathlib import Path
@@ -9,11 +9,8 @@ import pytest
 from cluster.errors import RunError
 from corpus.build import build
 from corpus.store.tables import Corpus
-from cprec.console import run_reader
 from cprec.console.run_follower import RunFollower
-from cprec.console.run_reader import RunList
 from cprec.console.views.commands import Commands
-from cprec.console.views.run_row import State
 from tests import small_run
 from tests.unit.corpus.worlds import settings, shop, write_root
 
@@ -38,43 +35,6 @@ def storage(tmp_path: Path, corpus: Corpus) -> Path:
 
 def parts(follower: RunFollower) -> dict[str, Any]:
     return {name: json.loads(content) for name, content in follower.look().items()}
-
-
-def test_a_finished_run_has_its_row(storage: Path) -> None:
-    [row] = RunList(str(storage)).look().values()
-    assert (row.run, row.state) == ("done", State.DONE)
-    assert row.samples == row.annealing_end > 0
-    assert row.checkpoint == row.samples
-    assert row.loss == 1.0
-
-
-def test_a_run_that_comes_changes_or_goes_is_seen(storage: Path) -> None:
-    runs = RunList(str(storage))
-    assert set(runs.look()) == {"done"}
-    (storage / "new").mkdir()
-    (storage / "new" / "events.jsonl").write_text('{"event": "failed", "samples": 3}\n')
-    assert set(runs.look()) == {"done", "new"}
-    (storage / "new" / "events.jsonl").unlink()
-    runs._next_full_look = 0.0
-    assert set(runs.look()) == {"done"}
-
-
-def test_resting_runs_are_not_read_at_every_look(
-    storage: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    runs = RunList(str(storage))
-    runs.look()
-    runs._next_full_look = float("inf")
-    monkeypatch.setattr(run_reader, "list_etags", lambda uri: pytest.fail("it was looked at"))
-    assert set(runs.look()) == {"done"}
-
-
-def test_a_damaged_file_is_told_and_keeps_no_other_run_away(storage: Path) -> None:
-    (storage / "hurt").mkdir()
-    (storage / "hurt" / "status.json").write_text("{")
-    rows = RunList(str(storage)).look()
-    assert "damaged" in rows["hurt"].waits_for
-    assert rows["done"].state is State.DONE
 
 
 def test_a_run_that_is_followed_has_all_its_parts(storage: Path) -> None:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from cprec.console.views.run_row import RunGlance, State, build_row
 from cprec.runs.control.liveness import Liveness
+from cprec.runs.control.overview import RunGlance, State, build_overview
 from cprec.runs.events import (
     CheckpointSaved,
     CorpusVersionAdopted,
@@ -72,16 +72,16 @@ WENT_ON = Resumed(samples=1, checkpoint="c", attempt=1, workers=4)
 def test_a_state_is_told_by_lease_status_and_events(
     seen: RunGlance, state: State, words: str
 ) -> None:
-    row = build_row(seen)
+    row = build_overview(seen)
     assert row.state is state
     assert words in row.waits_for
 
 
 def test_speed_and_time_left_are_of_the_recent_steps() -> None:
-    row = build_row(glance())
+    row = build_overview(glance())
     assert row.tokens_per_s == 2000
     assert row.seconds_left == (2000 - 500) / 100
-    assert build_row(glance(state="waiting")).seconds_left is None
+    assert build_overview(glance(state="waiting")).seconds_left is None
 
 
 def test_a_row_has_what_is_there() -> None:
@@ -89,8 +89,9 @@ def test_a_row_has_what_is_there() -> None:
         samples=600, version=1, sources={}, stable_end=1000, annealing_end=2000, stable_end_before=9
     )
     saved = CheckpointSaved(samples=400, checkpoint="c")
-    row = build_row(glance(events=(joined, saved)))
-    assert (row.workers, row.checkpoint, row.stable_end_before) == (4, 400, 9)
+    row = build_overview(glance(events=(joined, saved)))
+    assert (row.workers, row.checkpoint, row.checkpoint_samples) == (4, "c", 400)
+    assert row.stable_end_before == 9
     assert (row.phase, row.samples, row.issued) == (Phase.STABLE, 500, 700)
-    nothing = build_row(RunGlance("empty"))
+    nothing = build_overview(RunGlance("empty"))
     assert (nothing.loss, nothing.workers, nothing.annealing_end) == (None, None, 0)

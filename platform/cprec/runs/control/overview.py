@@ -1,4 +1,4 @@
-"""One line of the list of runs: how a run stands. Pure."""
+"""How a run stands, by what one look at its files gave. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ class RunGlance:
         status: Its status.
         attempt: The newest start of its worker group.
         events: Its newest events, in order.
-        steps: Its newest steps, in order.
+        steps: Its newest steps, in order, `RECENT_STEPS` of them.
     """
 
     run: str
@@ -61,7 +61,7 @@ class RunGlance:
 
 
 @dataclass(frozen=True)
-class RunRow:
+class RunOverview:
     """How a run stands.
 
     Attributes:
@@ -82,7 +82,8 @@ class RunRow:
         tokens_per_s: Tokens of a second, over recent steps.
         seconds_left: Time to the end of the plan, at this speed; None where none passes.
         workers: Workers of the newest group.
-        checkpoint: Samples at the last checkpoint.
+        checkpoint: URI of the last checkpoint.
+        checkpoint_samples: Samples at it.
         corpus: URI of the corpus.
         corpus_version: Newest corpus version in the plan.
         time: Last sign of life (Unix seconds).
@@ -105,22 +106,23 @@ class RunRow:
     tokens_per_s: float | None
     seconds_left: float | None
     workers: int | None
-    checkpoint: int | None
+    checkpoint: str | None
+    checkpoint_samples: int | None
     corpus: str | None
     corpus_version: int | None
     time: float
 
 
-def build_row(glance: RunGlance) -> RunRow:
-    """Builds the row of a run."""
-    status, lease = glance.status, glance.lease
+def build_overview(glance: RunGlance) -> RunOverview:
+    """Builds the overview of a run."""
+    status, lease, saved = glance.status, glance.lease, _find_checkpoint(glance.events)
     state = find_state(glance)
-    samples_per_s, tokens_per_s = measure_speed(glance.steps[-RECENT_STEPS:])
+    samples_per_s, tokens_per_s = measure_speed(glance.steps)
     end = (status and status.annealing_end) or 0
     samples = status.samples if status else 0
     moves = state is State.TRAINING and samples_per_s > 0
     times = [record.time for record in (lease, status) if record is not None]
-    return RunRow(
+    return RunOverview(
         run=glance.run,
         state=state,
         detail=_describe(state, glance),
@@ -138,8 +140,9 @@ def build_row(glance: RunGlance) -> RunRow:
         tokens_per_s=tokens_per_s if glance.steps else None,
         seconds_left=max(end - samples, 0) / samples_per_s if moves else None,
         workers=glance.attempt.workers if glance.attempt else _find_workers(glance.events),
-        checkpoint=_find_checkpoint(glance.events),
-        corpus=status.corpus if status else None,
+        checkpoint=saved.checkpoint if saved else None,
+        checkpoint_samples=saved.samples if saved else None,
+        corpus=_find_corpus(lease, status),
         corpus_version=status.corpus_version if status else None,
         time=max(times, default=0.0),
     )
@@ -230,6 +233,11 @@ def _find_workers(events: Sequence[Event]) -> int | None:
     return resumed[-1] if resumed else None
 
 
-def _find_checkpoint(events: Sequence[Event]) -> int | None:
-    saved = [event.samples for event in events if isinstance(event, CheckpointSaved)]
+def _find_checkpoint(events: Sequence[Event]) -> CheckpointSaved | None:
+    saved = [event for event in events if isinstance(event, CheckpointSaved)]
     return saved[-1] if saved else None
+
+
+def _find_corpus(lease: LeaseRecord | None, status: Status | None) -> str | None:
+    """Returns the corpus: a run that starts has written no status, but its lease names it."""
+    return (lease and lease.corpus) or (status and status.corpus) or None
