@@ -82,7 +82,8 @@ def ray_session(address: str, num_cpus: int) -> Iterator[None]:
         # authentication on in every later `ray start` of this user. RAY_AUTH_MODE is not set here:
         # parts of Ray read it when they are imported, which has already happened.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    with preserve_sigterm_handler(), loopback_only() if is_local else nullcontext():
+    local = local_processes() if is_local else nullcontext()
+    with preserve_sigterm_handler(), local:
         session = ray.init(
             address=resolved,
             num_cpus=num_cpus if is_local else None,
@@ -90,7 +91,7 @@ def ray_session(address: str, num_cpus: int) -> Iterator[None]:
             log_to_driver=False,
             configure_logging=True,
             logging_level=logging.ERROR,
-            runtime_env={"py_modules": package_folders()},
+            runtime_env=None if is_local else {"py_modules": package_folders()},
             _system_config=_local_system_config(num_cpus) if is_local else None,
             _temp_dir=str(private_folder() / "ray") if is_local else None,
             _node_ip_address=LOOPBACK if is_local else None,
@@ -101,6 +102,25 @@ def ray_session(address: str, num_cpus: int) -> Iterator[None]:
     finally:
         if not is_ray_in_use():
             ray.shutdown()
+
+
+@contextmanager
+def local_processes() -> Iterator[None]:
+    """Lets the processes of a session that starts in the `with` block import our packages.
+
+    They inherit the path, so that Ray prepares no environment for each of them.
+    """
+    before = os.environ.get("PYTHONPATH")
+    roots = dict.fromkeys(str(Path(folder).parent) for folder in package_folders())
+    os.environ["PYTHONPATH"] = os.pathsep.join([*roots, *filter(None, [before])])
+    try:
+        with loopback_only():
+            yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
 
 
 @contextmanager
