@@ -32,7 +32,7 @@ from cprec.runs.token_form import TOKEN_FORM
 from cprec.stream.row_encoder import RowEncoder
 from cprec.tracking.registry import Registry
 from cprec.workflows.evaluation.catalogue import embed_on_ray, open_catalogue
-from cprec.workflows.models import describe_model, recipe_run_uri
+from cprec.workflows.evaluation.models import describe_model, recipe_run_uri
 
 _ITEMS = pa.list_(pa.int64())
 SUMMARY = "summary.json"

@@ -48,8 +48,8 @@ from cprec.stream.row_encoder import RowEncoder
 from cprec.tracking import report
 from cprec.tracking.model_card import publish_card
 from cprec.tracking.registry import Registry
+from cprec.workflows.evaluation.models import recipe_run_uri
 from cprec.workflows.evaluation.plan import EvaluationPlan, plan_evaluation
-from cprec.workflows.models import recipe_run_uri
 
 PREDICTIONS = "predictions.parquet"
 METRICS = "metrics.json"

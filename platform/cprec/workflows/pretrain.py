@@ -19,7 +19,7 @@ from cprec.schedule.plan_notes import describe_plan
 from cprec.stream.row_encoder import check_tokens_can_be_shared
 from cprec.tracking.registry import Registry
 from cprec.tracking.tracker import Tracker
-from cprec.workflows.models import check_tokenizer, describe_other_template
+from cprec.workflows.evaluation.models import check_tokenizer, describe_other_template
 from cprec.workflows.pretraining.finish import RunResult, finish_run
 from cprec.workflows.pretraining.prepare import prepare_run
 from cprec.workflows.pretraining.train import train_run

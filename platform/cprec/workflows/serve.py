@@ -21,7 +21,7 @@ from cprec.serving.metrics import ServerMetrics
 from cprec.tracking.registry import Registry, Version
 from cprec.tracking.version_names import find_version, is_mutable_name
 from cprec.workflows.evaluation.catalogue import embed_on_ray, open_catalogue
-from cprec.workflows.models import describe_model, find_model, recipe_run_uri
+from cprec.workflows.evaluation.models import describe_model, find_model, recipe_run_uri
 
 
 @dataclass(frozen=True)

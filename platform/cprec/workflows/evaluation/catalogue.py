@@ -36,7 +36,7 @@ from cprec.retrieval.title_vectors import Embed, embed_titles
 from cprec.retrieval.vector_index import Vectors
 from cprec.stream.row_encoder import RowEncoder
 from cprec.tracking.registry import Registry
-from cprec.workflows.models import find_models
+from cprec.workflows.evaluation.models import find_models
 
 
 def find_retrieval_model(

@@ -30,7 +30,7 @@ from cprec.tracking.registry import Registry
 from cprec.tracking.version_names import is_mutable_name
 from cprec.train.distributed import driver
 from cprec.workflows.build_corpus import build_corpus
-from cprec.workflows.models import describe_other_template, find_model
+from cprec.workflows.evaluation.models import describe_other_template, find_model
 
 
 def resolve_start(recipe: Recipe) -> Recipe:
