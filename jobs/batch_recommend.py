@@ -33,7 +33,7 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     """Ranks what is missing, and prints where the rankings are."""
     from cprec.tracking.registry import Registry
     from cprec.workflows.batch_recommend import plan_batch, run_batch
-    from cprec.workflows.models import find_model
+    from cprec.workflows.evaluation.models import find_model
 
     registry = Registry.from_recipe(recipe)
     plan = plan_batch(recipe, registry, find_model(recipe, registry, options.model), print_line)

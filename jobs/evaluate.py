@@ -29,7 +29,7 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     from cprec.tracking.registry import Registry
     from cprec.workflows.evaluate import compare_models
     from cprec.workflows.evaluation.plan import plan_evaluation
-    from cprec.workflows.models import recipe_run_uri
+    from cprec.workflows.evaluation.models import recipe_run_uri
 
     registry = Registry.from_recipe(recipe)
     names = recipe.evaluate.models

@@ -40,7 +40,7 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     from cprec.downstream.stored_model import Form
     from cprec.tracking.registry import Registry
     from cprec.workflows.merge import export, plan_export
-    from cprec.workflows.models import find_model
+    from cprec.workflows.evaluation.models import find_model
 
     registry = Registry.from_recipe(recipe)
     model = find_model(recipe, registry, options.model)

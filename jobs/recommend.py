@@ -37,7 +37,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     """Prints the ranking, with the share that each candidate has of them all."""
     from cprec.tracking.registry import Registry
-    from cprec.workflows.models import find_model
+    from cprec.workflows.evaluation.models import find_model
     from cprec.workflows.recommend import plan_request, rank
 
     model = find_model(recipe, Registry.from_recipe(recipe), options.model)

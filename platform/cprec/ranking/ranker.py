@@ -113,7 +113,7 @@ class Ranker:
 
         Args:
             recipe: Precision, longest prompt, and requests of one pass (`evaluate.batch`).
-            model: The language model, checked by `cprec.workflows.models.find_model`.
+            model: The language model, checked by `cprec.workflows.evaluation.models.find_model`.
             say: Takes a line where the model is not scored by the fastest method.
             domain: Domain whose items it is asked about. A hybrid model needs it.
             item_encoder: Encoder of the items for a text-only model; None: it is built.

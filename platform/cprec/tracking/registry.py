@@ -35,7 +35,6 @@ from cluster.errors import RecipeError, RunError
 from cluster.storage import absolute_uri, is_remote, join
 from cprec.config.recipe import Recipe
 from cprec.evaluate.metrics import VersionMetrics
-from cprec.runs.checkpoint import CHECKPOINTS, list_checkpoints
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 Alias = Literal["champion", "previous"]
@@ -311,29 +310,6 @@ class Registry:
         """Returns the version that an alias points at, or None."""
         number = self.aliases().get(name)
         return None if number is None else self.version(number)
-
-    def require_unregistered(self, run_uri: str) -> None:
-        """Checks that no version is of a run that has nothing left to go on from.
-
-        A checkpoint is registered by its URI, so a run under the same name would be taken for the
-        old one.
-
-        Raises:
-            RunError: There is such a version.
-        """
-        if list_checkpoints(run_uri):
-            return
-        try:
-            versions = self.versions()
-        except Exception:  # whatever MLflow raises while it is away: no training depends on it
-            return
-        for version in versions:
-            if version.checkpoint.startswith(join(run_uri, CHECKPOINTS, "")):
-                raise RunError(
-                    f"{join(run_uri, CHECKPOINTS)} holds no checkpoint, but {self.model} version "
-                    f"{version.number} is one of this run: a run never starts over by itself; "
-                    "restore its checkpoints, or use another --run"
-                )
 
     def set_alias(self, alias: Alias, number: int | None) -> None:
         """Points an alias at a version; None removes the alias."""

@@ -6,7 +6,7 @@ cprec.ranking.batch says what is written.
 import json
 import time
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, TypedDict
+from typing import Any
 
 import pyarrow as pa
 
@@ -22,8 +22,9 @@ from cprec.downstream.stored_baselines import baseline_uri
 from cprec.model.base_uri import is_unbuilt, resolve_base
 from cprec.model.context_length import require_context
 from cprec.ranking import batch
-from cprec.ranking.batch_input import BatchInput, Rejected, RowRules, from_corpus, read_files
+from cprec.ranking.batch_input import BatchInput, RowRules, from_corpus, read_files
 from cprec.ranking.batch_input import uses_titles as file_uses_titles
+from cprec.ranking.batch_summary import SUMMARY, BatchSummary, write_quarantine
 from cprec.ranking.histories import read_histories
 from cprec.ranking.items import ItemLookup, open_items, require_text_only
 from cprec.retrieval.candidates import in_item_order
@@ -33,63 +34,15 @@ from cprec.stream.row_encoder import RowEncoder
 from cprec.tracking.registry import Registry
 from cprec.workflows.evaluation.catalogue import open_catalogue
 from cprec.workflows.evaluation.embedding import embed_on_ray
-from cprec.workflows.models import describe_model, recipe_run_uri
+from cprec.workflows.evaluation.models import describe_model, recipe_run_uri
 
 _ITEMS = pa.list_(pa.int64())
-SUMMARY = "summary.json"
-QUARANTINE = "quarantine.jsonl"
 RECOMMENDATIONS_FOLDER = "recommendations"
 """Folder of a run that holds batches."""
 BATCH_FORM = 1
 """Number of the rules by which a batch is made; blocks of other rules are not used."""
 LOG_INTERVAL_S = 10.0
 """Seconds between two lines of progress, at least."""
-
-
-class BatchCounts(TypedDict):
-    """Rows of a batch.
-
-    Attributes:
-        rows: Rows of the input.
-        ranked: Rows that are ranked: users.
-        not_ranked: Rows that are not, by reason.
-    """
-
-    rows: int
-    ranked: int
-    not_ranked: dict[str, int]
-
-
-class LastStart(TypedDict):
-    """What the last start of a batch did.
-
-    Attributes:
-        users: Users that it ranked.
-        seconds: Time that it took (s).
-        users_per_s: Users per second; None where no time was measured.
-    """
-
-    users: int
-    seconds: float
-    users_per_s: float | None
-
-
-class BatchSummary(TypedDict):
-    """The content of summary.json.
-
-    Attributes:
-        rankings: Folder of the blocks.
-        model: The model that ranked.
-        counts: How many rows there are.
-        inputs: What the rankings depend on: equal inputs are not ranked again.
-        last_start: What the last start did.
-    """
-
-    rankings: str
-    model: Annotated[dict[str, Any], EvaluatedModel]
-    counts: BatchCounts
-    inputs: dict[str, Any]
-    last_start: LastStart
 
 
 @dataclass(frozen=True)
@@ -294,7 +247,7 @@ def _finish(plan: BatchPlan, computed: int, seconds: float) -> BatchSummary:
     for row in rejected:
         counts[row.reason] = counts.get(row.reason, 0) + 1
     if rejected:
-        _write_quarantine(plan.uri, rejected)
+        write_quarantine(plan.uri, rejected)
     summary: BatchSummary = {
         "rankings": storage.join(plan.uri, batch.RANKINGS),
         "model": asdict(plan.model),
@@ -312,13 +265,6 @@ def _finish(plan: BatchPlan, computed: int, seconds: float) -> BatchSummary:
     }
     storage.write_text(storage.join(plan.uri, SUMMARY), json.dumps(summary, indent=2))
     return summary
-
-
-def _write_quarantine(uri: str, rejected: list[Rejected]) -> None:
-    """Writes the rows that are not ranked, one JSON object a line."""
-    lines = [json.dumps(asdict(row), ensure_ascii=False) for row in rejected]
-    content = ("\n".join(lines) + "\n").encode("utf-8", "replace")
-    storage.write_bytes(storage.join(uri, QUARANTINE), content)
 
 
 def _check_candidates(recipe: Recipe, source: str | None, are_titles: bool) -> None:

@@ -58,7 +58,7 @@ from cprec.tracking.model_card import publish_card
 from cprec.tracking.registry import ALIASES, TRAINED_ON_TAG, Registry
 from cprec.tracking.tracker import Tracker
 from cprec.tracking.version_names import CANDIDATE
-from cprec.workflows.models import (
+from cprec.workflows.evaluation.models import (
     check_tokenizer,
     describe_model,
     describe_other_template,

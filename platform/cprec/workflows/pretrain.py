@@ -19,9 +19,9 @@ from cprec.schedule.plan_notes import describe_plan
 from cprec.stream.row_encoder import check_tokens_can_be_shared
 from cprec.tracking.registry import Registry
 from cprec.tracking.tracker import Tracker
-from cprec.workflows.models import check_tokenizer, describe_other_template
+from cprec.workflows.evaluation.models import check_tokenizer, describe_other_template
 from cprec.workflows.pretraining.finish import RunResult, finish_run
-from cprec.workflows.pretraining.prepare import prepare_run
+from cprec.workflows.pretraining.prepare import prepare_run, require_unregistered
 from cprec.workflows.pretraining.train import train_run
 
 
@@ -44,7 +44,7 @@ def pretrain(recipe: Recipe, corpus: Corpus, allow: Collection[str], say: Say) -
     registry = Registry.from_recipe(recipe)
     run_uri = run_folder(absolute_uri(recipe.storage), recipe.run)
     with claim(run_uri, recipe.run, corpus.uri, say) as held:
-        registry.require_unregistered(run_uri)
+        require_unregistered(registry, run_uri)
         job, run_plan = prepare_run(recipe, run_uri, corpus, allow, say, held.lease)
         tracker = Tracker(registry, run_uri, recipe.run)
         tracker.log_params(recipe.flatten())
@@ -61,7 +61,7 @@ def preview(recipe: Recipe, corpus: Corpus, allow: Collection[str], say: Say) ->
     registry = Registry.from_recipe(recipe)
     run_uri = run_folder(absolute_uri(recipe.storage), recipe.run)
     require_unclaimed(run_uri, recipe.run)
-    registry.require_unregistered(run_uri)
+    require_unregistered(registry, run_uri)
     previous_recipe = check_unchanged(recipe, run_uri, allow)
     run_plan, is_new = resolve_run_plan(recipe, run_uri, corpus, previous_recipe)
     plan = run_plan.plan

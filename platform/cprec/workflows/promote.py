@@ -27,8 +27,8 @@ from cprec.tracking.lineage import HUB_ID, stored_lineage
 from cprec.tracking.registry import DECISION_TAG, Registry, Version
 from cprec.tracking.version_names import CANDIDATE
 from cprec.workflows.evaluate import compare_models, run_evaluation
+from cprec.workflows.evaluation.models import describe_model, find_model
 from cprec.workflows.evaluation.plan import EvaluationPlan, plan_evaluation
-from cprec.workflows.models import describe_model, find_model
 
 PREVIOUS_CHAMPION_TAG = "champion_before"
 """Tag of a promoted version: number of the champion before it."""

@@ -14,7 +14,7 @@ from cprec.model.base_uri import is_unbuilt, resolve_base
 from cprec.ranking.histories import read_user_history
 from cprec.ranking.items import ItemLookup, open_items, require_text_only
 from cprec.ranking.ranker import MIN_CANDIDATES, Ranker
-from cprec.workflows.models import describe_model
+from cprec.workflows.evaluation.models import describe_model
 
 BYTE_ORDER_MARK = "\ufeff"
 """First character of what some editors write."""

@@ -10,7 +10,7 @@ from cprec.runs.run_records import read_run_records
 from cprec.tracking.registry import Registry
 from cprec.tracking.report import page
 from cprec.tracking.report.content import Registered
-from cprec.workflows.models import recipe_run_uri
+from cprec.workflows.evaluation.models import recipe_run_uri
 
 Format = Literal["html", "md"]
 

@@ -22,7 +22,7 @@ from cprec.tracking.registry import Registry, Version
 from cprec.tracking.version_names import find_version, is_mutable_name
 from cprec.workflows.evaluation.catalogue import open_catalogue
 from cprec.workflows.evaluation.embedding import embed_on_ray
-from cprec.workflows.models import describe_model, find_model, recipe_run_uri
+from cprec.workflows.evaluation.models import describe_model, find_model, recipe_run_uri
 
 
 @dataclass(frozen=True)

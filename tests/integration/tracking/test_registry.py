@@ -15,6 +15,7 @@ from cprec.tracking.registry import Registry
 from cprec.tracking.tracker import Tracker
 from cprec.tracking.version_names import find_version
 from cprec.workflows.doctor.mlflow_check import check_mlflow
+from cprec.workflows.pretraining.prepare import require_unregistered
 
 
 @pytest.fixture(scope="module")
@@ -101,18 +102,18 @@ def test_a_run_whose_folder_is_gone_and_whose_version_is_not_does_not_start_over
     storage: Path,
 ) -> None:
     models, run = registry(storage, "gone"), f"{storage}/gone"
-    models.require_unregistered(run)
+    require_unregistered(models, run)
     models.register(f"{run}/checkpoints/000000000100-1", {})
     with pytest.raises(RunError, match="gone version 1 is one of this run"):
-        models.require_unregistered(run)
-    models.require_unregistered(f"{run}-2")
+        require_unregistered(models, run)
+    require_unregistered(models, f"{run}-2")
     Path(run, "checkpoints", "000000000100-1").mkdir(parents=True)
-    models.require_unregistered(run)
+    require_unregistered(models, run)
 
 
 def test_a_run_starts_while_nobody_knows_its_versions(storage: Path) -> None:
     away = Registry("http://127.0.0.1:9", "cprec", "away")
-    away.require_unregistered(f"{storage}/away")
+    require_unregistered(away, f"{storage}/away")
 
 
 @pytest.mark.parametrize(

@@ -31,9 +31,9 @@ from cprec.schedule.ledger import Ledger
 from cprec.tracking.registry import Registry
 from cprec.workflows import promote
 from cprec.workflows.evaluate import compare_models
+from cprec.workflows.evaluation.models import find_model, find_models
 from cprec.workflows.evaluation.plan import load_samples
 from cprec.workflows.merge import export, plan_export
-from cprec.workflows.models import find_model, find_models
 from cprec.workflows.recommend import plan_request, rank
 
 pytestmark = [

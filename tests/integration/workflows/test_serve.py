@@ -23,7 +23,7 @@ from cprec.model import tiny
 from cprec.ranking.items import ItemLookup
 from cprec.ranking.ranker import Ranker
 from cprec.tracking.registry import Registry
-from cprec.workflows.models import find_model
+from cprec.workflows.evaluation.models import find_model
 from tests.integration import jobs
 from tests.integration.workflows.test_evaluate_and_promote import register
 

@@ -21,7 +21,7 @@ from cprec.model.base_uri import (
     read_base_template,
 )
 from cprec.workflows.doctor.findings import Finding
-from cprec.workflows.models import check_tokenizer
+from cprec.workflows.evaluation.models import check_tokenizer
 from cprec.workflows.pretraining.prepare import is_built_first
 
 

@@ -36,7 +36,7 @@ from cprec.stream.row_encoder import RowEncoder
 from cprec.tracking.registry import Registry
 from cprec.workflows.evaluation.embedding import embed_on_ray
 from cprec.workflows.evaluation.item_text import read_item_text
-from cprec.workflows.models import find_models
+from cprec.workflows.evaluation.models import find_models
 
 
 def find_retrieval_model(

@@ -17,8 +17,8 @@ from cprec.retrieval.catalogue import Catalogue
 from cprec.tracking.lineage import read_newest_versions
 from cprec.tracking.registry import Registry
 from cprec.workflows.evaluation.catalogue import CatalogueRanking, find_retrieval_model
+from cprec.workflows.evaluation.models import check_models, describe_models, find_models
 from cprec.workflows.evaluation.prompted import require_sampled
-from cprec.workflows.models import check_models, describe_models, find_models
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from cprec.model.backbone import load_tokenizer
 from cprec.model.base_files import identify
 from cprec.model.base_uri import resolve_base
 from cprec.model.context_length import require_context
-from cprec.runs.checkpoint import CheckpointName
+from cprec.runs.checkpoint import CHECKPOINTS, CheckpointName, list_checkpoints
 from cprec.runs.control.fence import UNFENCED, RunWriter
 from cprec.runs.locks.base import lock_base
 from cprec.runs.locks.recipe import check_unchanged, write_recipe
@@ -30,7 +30,31 @@ from cprec.tracking.registry import Registry
 from cprec.tracking.version_names import is_mutable_name
 from cprec.train.distributed import driver
 from cprec.workflows.build_corpus import build_corpus
-from cprec.workflows.models import describe_other_template, find_model
+from cprec.workflows.evaluation.models import describe_other_template, find_model
+
+
+def require_unregistered(registry: Registry, run_uri: str) -> None:
+    """Checks that no version is of a run that has nothing left to go on from.
+
+    A checkpoint is registered by its URI, so a run under the same name would be taken for the
+    old one.
+
+    Raises:
+        RunError: There is such a version.
+    """
+    if list_checkpoints(run_uri):
+        return
+    try:
+        versions = registry.versions()
+    except Exception:  # whatever MLflow raises while it is away: no training depends on it
+        return
+    for version in versions:
+        if version.checkpoint.startswith(join(run_uri, CHECKPOINTS, "")):
+            raise RunError(
+                f"{join(run_uri, CHECKPOINTS)} holds no checkpoint, but {registry.model} version "
+                f"{version.number} is one of this run: a run never starts over by itself; "
+                "restore its checkpoints, or use another --run"
+            )
 
 
 def resolve_start(recipe: Recipe) -> Recipe:

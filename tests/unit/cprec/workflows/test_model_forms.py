@@ -15,10 +15,10 @@ from cprec.encode.prompt import BRACES, TABLE1
 from cprec.runs.run_planning import create_run_plan
 from cprec.tracking.registry import Registry
 from cprec.workflows.evaluate import _prediction_inputs
+from cprec.workflows.evaluation.models import find_model
 from cprec.workflows.evaluation.plan import plan_evaluation
 from cprec.workflows.finetune import plan_search
 from cprec.workflows.merge import export, plan_export
-from cprec.workflows.models import find_model
 from cprec.workflows.pretrain import preview
 from cprec.workflows.pretraining.prepare import resolve_start
 from cprec.workflows.promote import plan_promotion

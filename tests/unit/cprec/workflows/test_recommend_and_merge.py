@@ -17,8 +17,8 @@ from cprec.downstream.scoring import load_model
 from cprec.ranking.items import ItemLookup
 from cprec.ranking.ranker import Ranker
 from cprec.tracking.registry import Registry
+from cprec.workflows.evaluation.models import find_model
 from cprec.workflows.merge import export, plan_export
-from cprec.workflows.models import find_model
 from cprec.workflows.recommend import plan_request, rank
 from tests.unit.cprec.ranking import stored_models
 from tests.unit.cprec.ranking.stored_models import Place
