@@ -3,7 +3,6 @@
 import itertools
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,14 @@ from cluster import storage
 from cluster.console import Say
 from cluster.progress import Advance, track
 from cluster.ray_tasks import get_results, get_streamed, start_with_progress
-from corpus.settings import DEFAULT_TEMPLATE, TemplateName
 from corpus.store.tables import Corpus
-from cprec.baselines.popularity import POPULARITY
-from cprec.baselines.training import BASELINE_NAMES
 from cprec.config.recipe import Recipe
 from cprec.downstream import hybrid, stored_baselines
 from cprec.downstream.domain import Domain
+from cprec.downstream.evaluated_model import EvaluatedModel
 from cprec.downstream.hybrid import HybridModel, build_encoders
 from cprec.downstream.known_items import BEHAVIOUR_FOLDER
 from cprec.downstream.stored_model import StoredModel
-from cprec.encode.prompt import TEMPLATES, PromptTemplate
 from cprec.evaluate.answer_matching import Answer
 from cprec.evaluate.candidate_rows import PassKind
 from cprec.evaluate.candidate_scoring import PromptEncoder, score_samples
@@ -38,46 +34,6 @@ from cprec.model import adapter, backbone
 from cprec.runs import checkpoint
 from cprec.stream.row_encoder import RowEncoder
 from cprec.train.engine import compile_layers
-
-
-@dataclass(frozen=True)
-class EvaluatedModel:
-    """A model to be evaluated: a language model, or a baseline.
-
-    Attributes:
-        name: Name of the model in `evaluate.models`.
-        label: Unique label of the model; also the name of its evaluation folder.
-        base: Base of a language model; empty for a baseline.
-        revision: Revision of the base.
-        checkpoint: URI of the checkpoint, or of another stored model
-            (`cprec.downstream.stored_model`); None for the base itself, and for a baseline.
-        version: Registered version, if the model is one.
-        seed: Seed of a baseline's training.
-        registered_model: Registered model that the version is of.
-        run: Run (URI) that the version is from.
-        prompt_template: Template of a language model's prompts: the one that it was trained in.
-    """
-
-    name: str
-    label: str
-    base: str
-    revision: str | None
-    checkpoint: str | None = None
-    version: int | None = None
-    seed: int = 0
-    registered_model: str | None = None
-    run: str | None = None
-    prompt_template: TemplateName = DEFAULT_TEMPLATE
-
-    @property
-    def template(self) -> PromptTemplate:
-        """The template of its prompts."""
-        return TEMPLATES[self.prompt_template]
-
-    @property
-    def is_baseline(self) -> bool:
-        """Whether the model is a baseline, which knows item ids only."""
-        return self.name in (*BASELINE_NAMES, POPULARITY)
 
 
 def score_model(

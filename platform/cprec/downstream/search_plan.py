@@ -15,13 +15,12 @@ from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import rename_old_keys
 from cprec.downstream.trial import Trial
-from cprec.downstream.trial_records import TrialResult
+from cprec.downstream.trial_records import SEARCH_FILE, TrialResult
 from cprec.encode.prompt import UNRECORDED, PromptTemplate
 from cprec.model.backbone import load_tokenizer
 from cprec.runs.token_form import TOKEN_FORM, require_same_tokens
 
 IDENTITY = "identity.json"
-SEARCH = "search.json"
 LEFT_OUT = {
     "model": ("license", "fp8", "fp8_fast_accumulation"),
     "finetune": ("start", "name", "domain"),
@@ -157,7 +156,7 @@ class SearchSummary:
 
     def write(self, search_uri: str) -> None:
         """Writes search.json."""
-        write_text(join(search_uri, SEARCH), json.dumps(asdict(self), indent=1))
+        write_text(join(search_uri, SEARCH_FILE), json.dumps(asdict(self), indent=1))
 
 
 def lock_identity(plan: SearchPlan) -> None:
