@@ -23,8 +23,9 @@ from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import load_recipe
 from cprec.downstream import stored_baselines
 from cprec.downstream.domain import Domain, sort_by_id
+from cprec.downstream.evaluated_model import EvaluatedModel
 from cprec.downstream.hybrid import build_encoders
-from cprec.downstream.scoring import EvaluatedModel, load_model
+from cprec.downstream.scoring import load_model
 from cprec.downstream.trial import Trial, run_trial
 from cprec.downstream.trial_records import find_result
 from cprec.encode.prompt import TABLE1

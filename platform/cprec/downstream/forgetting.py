@@ -13,7 +13,8 @@ from cluster.storage import exists, join, read_text, write_text
 from corpus.ingest.plain_text import read_plain_text
 from corpus.sampling.replay_text import text_digest
 from cprec.config.recipe import Recipe
-from cprec.downstream.scoring import EvaluatedModel, compute_perplexities
+from cprec.downstream.evaluated_model import EvaluatedModel
+from cprec.downstream.scoring import compute_perplexities
 from cprec.runs.token_form import TOKEN_FORM
 
 PERPLEXITY_FILE = "perplexity.json"

@@ -20,12 +20,10 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cluster.errors import RunError
+from cprec.downstream.known_items import BEHAVIOUR_FILE
 from cprec.encode.prompt import PromptTemplate
 from cprec.encode.text_tokenizer import text_tokenizer
 from cprec.encode.tokens import EncodedSample, SampleEncoder, TitleEncoder, fit_prompt
-
-BEHAVIOUR_FILE = "behaviour.safetensors"
-"""File that holds a hybrid model's projector and item embeddings."""
 
 Item = tuple[str, int]
 """An item in a prompt: its title, and its number among the items that have an embedding."""

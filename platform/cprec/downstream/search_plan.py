@@ -16,13 +16,12 @@ from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import rename_old_keys
 from cprec.config.sections.finetuning import BaselineSettings
 from cprec.downstream.trial import Trial
-from cprec.downstream.trial_records import TrialResult
+from cprec.downstream.trial_records import SEARCH_FILE, TrialResult
 from cprec.encode.prompt import UNRECORDED, PromptTemplate
 from cprec.model.backbone import load_tokenizer
 from cprec.runs.token_form import TOKEN_FORM, require_same_tokens
 
 IDENTITY = "identity.json"
-SEARCH = "search.json"
 LEFT_OUT = {
     "model": ("license", "fp8", "fp8_fast_accumulation"),
     "finetune": ("start", "name", "domain"),
@@ -161,7 +160,7 @@ class SearchSummary:
 
     def write(self, search_uri: str) -> None:
         """Writes search.json."""
-        write_text(join(search_uri, SEARCH), json.dumps(asdict(self), indent=1))
+        write_text(join(search_uri, SEARCH_FILE), json.dumps(asdict(self), indent=1))
 
 
 def lock_identity(plan: SearchPlan) -> None:

@@ -10,6 +10,8 @@ HISTORY_FILE = "history.json"
 """File of a checkpoint that holds the results of all epochs so far."""
 RESULT_FILE = "tuned.json"
 """File of a trial that holds its result."""
+SEARCH_FILE = "search.json"
+"""File of a search that holds the results of its trials."""
 
 
 class EpochResult(TypedDict):

@@ -24,7 +24,7 @@ from cluster.errors import CprecError, DataError
 from corpus.store.delta import open_parquet
 from cprec.config.recipe import Recipe
 from cprec.downstream.domain import Domain
-from cprec.downstream.scoring import EvaluatedModel
+from cprec.downstream.evaluated_model import EvaluatedModel
 from cprec.evaluate.candidate_rows import Query
 from cprec.ranking.batch_input import Rejected
 from cprec.ranking.items import ItemLookup

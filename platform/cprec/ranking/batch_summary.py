@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Annotated, Any, TypedDict
 
 from cluster import storage
-from cprec.downstream.scoring import EvaluatedModel
+from cprec.downstream.evaluated_model import EvaluatedModel
 from cprec.ranking.batch_input import Rejected
 
 SUMMARY = "summary.json"

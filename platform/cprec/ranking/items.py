@@ -8,8 +8,8 @@ from cluster.errors import DataError, RecipeError
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
 from cprec.downstream.domain import Domain
+from cprec.downstream.evaluated_model import EvaluatedModel
 from cprec.downstream.known_items import is_hybrid, read_known_items, require_known_items
-from cprec.downstream.scoring import EvaluatedModel
 
 MAX_NAMED = 3
 """Unknown items that a message names."""

@@ -17,8 +17,9 @@ from cluster.errors import DataError, PlatformFault, RecipeError
 from corpus.ingest.titles import clean_title
 from cprec.config.recipe import Recipe
 from cprec.downstream.domain import Domain
+from cprec.downstream.evaluated_model import EvaluatedModel
 from cprec.downstream.hybrid import HybridModel, build_encoders
-from cprec.downstream.scoring import EvaluatedModel, load_model, prepare_scoring
+from cprec.downstream.scoring import load_model, prepare_scoring
 from cprec.encode.prompt import PromptTemplate
 from cprec.encode.title_encoding import UncachedPromptEncoder, build_title_encoding
 from cprec.encode.title_tokens import CachedPromptEncoder

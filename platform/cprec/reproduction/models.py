@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from cprec.baselines.popularity import POPULARITY
-from cprec.downstream.scoring import CHATREC, LLARA_UNTUNED
+from cprec.downstream.evaluated_model import CHATREC, LLARA_UNTUNED
 from cprec.evaluate.metrics import HISTORY_SLICES, HR_CUTOFFS, NDCG_CUTOFFS
 from cprec.schedule.wsa import Mode
 

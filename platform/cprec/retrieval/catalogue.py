@@ -12,7 +12,7 @@ from cprec.baselines.sasrec import SASRec
 from cprec.config.recipe import Recipe
 from cprec.downstream import stored_baselines
 from cprec.downstream.domain import Domain
-from cprec.downstream.scoring import EvaluatedModel
+from cprec.downstream.evaluated_model import EvaluatedModel
 from cprec.retrieval.candidates import CandidateSource, FusedSource, Items
 from cprec.retrieval.sequence_source import SequenceSource
 from cprec.retrieval.stored_vectors import ensure_vectors

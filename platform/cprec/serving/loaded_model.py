@@ -7,7 +7,7 @@ from http import HTTPStatus
 from cluster.console import Say
 from cluster.errors import DataError, PlatformFault
 from cprec.config.recipe import Recipe
-from cprec.downstream.scoring import EvaluatedModel
+from cprec.downstream.evaluated_model import EvaluatedModel
 from cprec.evaluate.candidate_rows import Query
 from cprec.ranking.batch_input import RowRules, UnusableRow
 from cprec.ranking.items import ItemLookup, open_items

@@ -11,7 +11,7 @@ from cluster.storage import join, read_text, read_text_if_exists
 from corpus.sampling.source import Source
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
-from cprec.downstream.scoring import EvaluatedModel
+from cprec.downstream.evaluated_model import EvaluatedModel
 from cprec.downstream.stored_model import Form, StoredModel
 from cprec.model.adapter_config import is_bare_adapter
 from cprec.runs import checkpoint

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from cluster import deepspeed_presets as presets
+from cluster.imports import collector_at_rest
 from cprec.model.training_state import ADAM_MOMENTS, TrainingState
 
 
@@ -46,8 +47,9 @@ class ZeroAdam:
             zero_stage: 1, 2 or 3.
             world_size: Number of workers.
         """
-        import deepspeed
-        from deepspeed.ops import __compatible_ops__
+        with collector_at_rest():
+            import deepspeed
+            from deepspeed.ops import __compatible_ops__
 
         # DeepSpeed would compile an extension for shared-memory collectives of inference, which
         # training never calls. That takes most of a minute on a new machine, and a process that is

@@ -16,8 +16,8 @@ from cluster.errors import PlatformFault, RecipeError
 from cluster.ray_session import ray_session
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
+from cprec.downstream.evaluated_model import EvaluatedModel
 from cprec.downstream.known_items import is_hybrid
-from cprec.downstream.scoring import EvaluatedModel
 from cprec.downstream.stored_baselines import baseline_uri
 from cprec.model.base_uri import is_unbuilt, resolve_base
 from cprec.model.context_length import require_context

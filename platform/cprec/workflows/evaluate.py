@@ -28,7 +28,8 @@ from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
 from cprec.downstream import forgetting, stored_baselines
 from cprec.downstream.domain import Domain
-from cprec.downstream.scoring import EvaluatedModel, generate_on_ray, score_model
+from cprec.downstream.evaluated_model import EvaluatedModel
+from cprec.downstream.scoring import generate_on_ray, score_model
 from cprec.encode.prompt import UNRECORDED, PromptTemplate
 from cprec.evaluate import catalogue_predictions, predictions
 from cprec.evaluate.comparison import (

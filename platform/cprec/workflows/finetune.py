@@ -29,8 +29,8 @@ from cprec.baselines.training import BASELINE_NAMES
 from cprec.config.recipe import Recipe
 from cprec.downstream import lr_search, stored_baselines
 from cprec.downstream.domain import Domain
+from cprec.downstream.evaluated_model import EvaluatedModel
 from cprec.downstream.known_items import is_hybrid
-from cprec.downstream.scoring import EvaluatedModel
 from cprec.downstream.search_plan import (
     FRESH,
     SearchPlan,

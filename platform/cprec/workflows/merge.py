@@ -22,6 +22,7 @@ from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
 from cprec.downstream import hybrid
 from cprec.downstream.domain import Domain
+from cprec.downstream.evaluated_model import EvaluatedModel
 from cprec.downstream.hybrid import HybridModel
 from cprec.downstream.known_items import (
     BEHAVIOUR_FOLDER,
@@ -30,7 +31,7 @@ from cprec.downstream.known_items import (
     read_known_items,
     require_known_items,
 )
-from cprec.downstream.scoring import EvaluatedModel, load_model
+from cprec.downstream.scoring import load_model
 from cprec.downstream.stored_model import MODEL_CONFIG, Form, StoredModel
 from cprec.encode.prompt import PROMPT_FILE
 from cprec.model.adapter_files import ADAPTER_CONFIG

@@ -14,8 +14,8 @@ from typing import Literal
 from cluster.console import Say
 from cluster.errors import RecipeError, RunError
 from cprec.config.recipe import Recipe
+from cprec.downstream.evaluated_model import EvaluatedModel
 from cprec.downstream.known_items import is_hybrid, read_known_items
-from cprec.downstream.scoring import EvaluatedModel
 from cprec.evaluate.gate import Decision, Measurements, decide
 from cprec.model.base_files import identify
 from cprec.model.base_uri import is_unbuilt, resolve_base

@@ -9,7 +9,7 @@ from cluster.storage import read_text
 from corpus.ingest.titles import clean_title
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
-from cprec.downstream.scoring import EvaluatedModel
+from cprec.downstream.evaluated_model import EvaluatedModel
 from cprec.model.base_uri import is_unbuilt, resolve_base
 from cprec.ranking.histories import read_user_history
 from cprec.ranking.items import ItemLookup, open_items, require_text_only

@@ -16,6 +16,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from cluster.console import Say
 from cluster.errors import PlatformFault, UserError
+from cluster.imports import collector_at_rest
 from cluster.ray_threads import start_ray_thread
 from cluster.storage import join
 from corpus.store.tables import Corpus
@@ -148,7 +149,8 @@ def _run_worker(config: dict[str, Any]) -> None:
     The worker's module is imported here, because it loads PEFT and DeepSpeed. That is slow, and
     the driver needs neither.
     """
-    from cprec.train.distributed import worker
+    with collector_at_rest():
+        from cprec.train.distributed import worker
 
     worker.run_worker(config)
 

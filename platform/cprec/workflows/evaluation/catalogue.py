@@ -26,7 +26,8 @@ from cprec.baselines.training import ItemText, iter_catalogue_scores
 from cprec.config.recipe import Recipe
 from cprec.downstream import stored_baselines
 from cprec.downstream.domain import Domain
-from cprec.downstream.scoring import EvaluatedModel, score_model
+from cprec.downstream.evaluated_model import EvaluatedModel
+from cprec.downstream.scoring import score_model
 from cprec.evaluate import catalogue_predictions
 from cprec.ranking.items import ItemLookup
 from cprec.ranking.ranker import MIN_CANDIDATES

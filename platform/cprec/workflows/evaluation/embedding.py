@@ -7,7 +7,8 @@ import ray
 
 from cluster.ray_tasks import get_results
 from cprec.config.recipe import Recipe
-from cprec.downstream.scoring import EvaluatedModel, load_model
+from cprec.downstream.evaluated_model import EvaluatedModel
+from cprec.downstream.scoring import load_model
 from cprec.retrieval.title_vectors import Embed, embed_titles
 from cprec.retrieval.vector_index import Vectors
 

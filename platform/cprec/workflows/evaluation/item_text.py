@@ -11,7 +11,7 @@ from corpus.store.tables import Corpus
 from cprec.baselines.training import ItemText
 from cprec.config.recipe import Recipe
 from cprec.downstream.domain import Domain
-from cprec.downstream.scoring import EvaluatedModel
+from cprec.downstream.evaluated_model import EvaluatedModel
 from cprec.retrieval.catalogue import Catalogue, vector_identity
 from cprec.retrieval.title_vectors import WHITENING_RIDGE, whiten
 from cprec.workflows.evaluation.embedding import embed_on_ray

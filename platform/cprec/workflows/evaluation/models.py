@@ -16,10 +16,10 @@ from corpus.store.tables import Corpus
 from cprec.baselines.popularity import POPULARITY
 from cprec.baselines.training import BASELINE_NAMES, TEXT_BASELINES
 from cprec.config.recipe import Recipe
+from cprec.downstream.evaluated_model import PROMPTED_BASES, EvaluatedModel
 from cprec.downstream.known_items import require_known_items
-from cprec.downstream.scoring import PROMPTED_BASES, EvaluatedModel
-from cprec.downstream.search_plan import SEARCH
 from cprec.downstream.stored_model import MODEL_CONFIG, Form, StoredModel
+from cprec.downstream.trial_records import SEARCH_FILE
 from cprec.encode.prompt import PromptTemplate
 from cprec.encode.text_tokenizer import text_tokenizer
 from cprec.model.adapter_files import ADAPTER_CONFIG
@@ -344,7 +344,7 @@ def _find_tuned_checkpoints(recipe: Recipe, name: str) -> list[tuple[str, str]]:
     if "/" in name:
         return []
     domain = recipe.evaluate.domain or next(iter(recipe.data.held_out), "")
-    search = storage.join(recipe_run_uri(recipe), "finetune", domain, name, SEARCH)
+    search = storage.join(recipe_run_uri(recipe), "finetune", domain, name, SEARCH_FILE)
     if not storage.exists(search):
         return []
     return [

@@ -10,12 +10,13 @@ from cluster.console import Say
 from cluster.errors import RecipeError
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
-from cprec.downstream import forgetting, time_split
+from cprec.downstream import forgetting
 from cprec.downstream.domain import Domain
-from cprec.downstream.scoring import EvaluatedModel
+from cprec.downstream.evaluated_model import EvaluatedModel
 from cprec.retrieval.catalogue import Catalogue
 from cprec.tracking.lineage import read_newest_versions
 from cprec.tracking.registry import Registry
+from cprec.workflows.evaluation import time_split
 from cprec.workflows.evaluation.catalogue import CatalogueRanking, find_retrieval_model
 from cprec.workflows.evaluation.models import check_models, describe_models, find_models
 from cprec.workflows.evaluation.prompted import require_sampled

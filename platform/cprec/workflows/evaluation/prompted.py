@@ -13,7 +13,7 @@ from cluster.storage import join
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
 from cprec.downstream import stored_baselines
-from cprec.downstream.scoring import CHATREC, LLARA_UNTUNED, EvaluatedModel
+from cprec.downstream.evaluated_model import CHATREC, LLARA_UNTUNED, EvaluatedModel
 from cprec.evaluate.listwise.instruction import FORM, LISTED
 
 

@@ -15,10 +15,10 @@ from cprec.config.sections.finetuning import FinetuneSettings
 from cprec.config.sections.model import ModelSettings
 from cprec.downstream import hybrid
 from cprec.downstream.domain import Domain
+from cprec.downstream.evaluated_model import EvaluatedModel
 from cprec.downstream.hybrid import HybridModel
 from cprec.downstream.known_items import BEHAVIOUR_FOLDER, KNOWN_ITEMS_FILE, KnownItems
 from cprec.downstream.llara import build_plan
-from cprec.downstream.scoring import EvaluatedModel
 from cprec.encode.prompt import TABLE1
 from cprec.model import adapter, tiny
 from cprec.runs import checkpoint

@@ -18,11 +18,11 @@ from cprec.config.recipe_file import validate_recipe
 from cprec.config.sections.evaluation import EvaluateSettings
 from cprec.config.sections.finetuning import FinetuneSettings
 from cprec.downstream.llara import build_plan
-from cprec.downstream.time_split import check_trained_before, select_days
 from cprec.runs import checkpoint
 from cprec.schedule.ledger import Ledger
 from cprec.tracking.registry import Registry
 from cprec.workflows.evaluation.plan import plan_evaluation
+from cprec.workflows.evaluation.time_split import check_trained_before, select_days
 from tests.unit.corpus.worlds import settings, shop, write_root
 
 DAY = 86_400
