@@ -23,10 +23,12 @@ KEYS = (*MODEL_KEYS, *WORKER_KEYS, *RETRIEVAL_KEYS, "evaluate")
 
 def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     """Scores the models of `evaluate.models`, and prints them side by side."""
+    from cprec.config.next_steps import after_evaluation
     from cprec.evaluate.comparison import collect_modes
     from cprec.runs.comparisons import read_comparisons
     from cprec.tracking.console_tables import comparison_table, modes_table
     from cprec.tracking.registry import Registry
+    from cprec.tracking.version_names import CANDIDATE
     from cprec.workflows.evaluate import compare_models
     from cprec.workflows.evaluation.plan import plan_evaluation
     from cprec.workflows.models import own_run
@@ -39,6 +41,8 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
         comparison = compare_models(recipe, registry, names, print_line)
         print_table(comparison_table(comparison, recipe.evaluate.alpha))
         print_table(modes_table(collect_modes(comparison, read_comparisons(own_run(recipe)))))
+        for line in after_evaluation(recipe, options, comparison.domain, CANDIDATE in names):
+            print_line(line)
 
 
 JOB = Job(run_job, __doc__, KEYS, again=AGAIN)

@@ -10,7 +10,7 @@ import traceback
 from pathlib import Path
 from types import FrameType
 
-from cluster.errors import FAULT, CprecError, UserError
+from cluster.errors import FAULT, REFUSED, CprecError, GateRefusedError, UserError
 from cprec.config.cli import Job as Job
 from cprec.config.cli import parse_arguments
 from cprec.config.secrets import redact
@@ -48,7 +48,7 @@ def main(job: Job) -> int:
     handler; `cluster.ray_session` keeps it.
 
     Returns:
-        The exit code: 0 done, 1 the user's error, 2 a fault, 130 interrupted.
+        The exit code: 0 done, 1 the user's error, 2 a fault, 3 refused, 130 interrupted.
     """
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -57,6 +57,9 @@ def main(job: Job) -> int:
     except UserError as error:
         print(f"error: {redact(str(error))}\nsee {error.page}", file=sys.stderr)
         return USER_ERROR
+    except GateRefusedError as error:
+        print(f"refused: {redact(str(error))}\nsee {error.page}", file=sys.stderr)
+        return REFUSED
     except KeyboardInterrupt:
         print(f"interrupted; {job.again}", file=sys.stderr)
         return INTERRUPTED
