@@ -8,7 +8,8 @@
     │   │   └── CommitConflictError  another process committed first
     │   ├── RunError                 a run that cannot start, resume or be promoted as asked
     │   └── AccessDeniedError        a disk or a store that may not be read or written
-    └── PlatformFault                exit 2: something broke; retried where that is safe
+    ├── PlatformFault                exit 2: something broke; retried where that is safe
+    └── GateRefusedError             exit 3: the gate refused a model, and nothing was changed
 
 Every exception takes one argument, its message, so that it can be pickled between Ray processes.
 The message of a UserError says where, what was seen, what is allowed, and what to do. The page of
@@ -19,6 +20,9 @@ from typing import ClassVar
 
 FAULT = 2
 """Exit code of a process that a fault ended."""
+
+REFUSED = 3
+"""Exit code of a job whose model the gate refused."""
 
 
 class CprecError(Exception):
@@ -74,3 +78,9 @@ class PlatformFault(CprecError):
     """A broken invariant of the platform; the run stops and can be resumed."""
 
     page = "docs/operations/training-failures.md"
+
+
+class GateRefusedError(CprecError):
+    """A model that the gate refused; the message says by which line."""
+
+    page = "docs/how-to/promote-and-use.md"

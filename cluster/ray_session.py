@@ -11,14 +11,16 @@ import signal
 import socket
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import ray
 from ray._private import ray_constants
 
-from cluster.errors import UserError
+from cluster.errors import RunError, UserError
 from cluster.ray_threads import is_ray_in_use
 from cluster.session_watch import end_with_session
 
@@ -26,7 +28,15 @@ SOURCE_ROOT = Path(__file__).resolve().parent.parent
 """The folder of `cluster` and `corpus`; `cprec` is in `platform/` here, in a wheel beside them."""
 
 
+Session = TypeVar("Session")
+
 LOOPBACK = "127.0.0.1"
+
+LOCAL_STARTS = 3
+"""Attempts to start a local session."""
+
+START_IS_SLOW = "timed out during startup"
+"""What Ray says if its own processes are not up in time."""
 
 SESSIONS_ROOT = Path("/tmp")  # noqa: S108  what is below it is checked
 """Where each user has a folder for local sessions."""
@@ -82,20 +92,21 @@ def ray_session(address: str, num_cpus: int) -> Iterator[None]:
         # authentication on in every later `ray start` of this user. RAY_AUTH_MODE is not set here:
         # parts of Ray read it when they are imported, which has already happened.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    local = local_processes() if is_local else nullcontext()
-    with preserve_sigterm_handler(), local:
-        session = ray.init(
-            address=resolved,
-            num_cpus=num_cpus if is_local else None,
-            include_dashboard=False if is_local else None,
-            log_to_driver=False,
-            configure_logging=True,
-            logging_level=logging.ERROR,
-            runtime_env=None if is_local else {"py_modules": package_folders()},
-            _system_config=_local_system_config(num_cpus) if is_local else None,
-            _temp_dir=str(private_folder() / "ray") if is_local else None,
-            _node_ip_address=LOOPBACK if is_local else None,
-        )
+    start = partial(
+        ray.init,
+        address=resolved,
+        num_cpus=num_cpus if is_local else None,
+        include_dashboard=False if is_local else None,
+        log_to_driver=False,
+        configure_logging=True,
+        logging_level=logging.ERROR,
+        runtime_env=None if is_local else {"py_modules": package_folders()},
+        _system_config=_local_system_config(num_cpus) if is_local else None,
+        _temp_dir=str(private_folder() / "ray") if is_local else None,
+        _node_ip_address=LOOPBACK if is_local else None,
+    )
+    with preserve_sigterm_handler(), local_processes() if is_local else nullcontext():
+        session = start_patiently(start) if is_local else start()
     try:
         with end_with_session(session, is_local):
             yield
@@ -121,6 +132,32 @@ def local_processes() -> Iterator[None]:
             del os.environ["PYTHONPATH"]
         else:
             os.environ["PYTHONPATH"] = before
+
+
+def start_patiently(start: Callable[[], Session]) -> Session:
+    """Starts a local session, again where it was too slow: Ray itself waits 30 seconds only.
+
+    Args:
+        start: Starts Ray.
+
+    Raises:
+        RunError: It was too slow LOCAL_STARTS times.
+    """
+    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "120")
+    slow: Exception | None = None
+    for _ in range(LOCAL_STARTS):
+        try:
+            return start()
+        except Exception as error:  # Ray has no class for this one
+            if START_IS_SLOW not in str(error):
+                raise
+            slow = error
+            ray.shutdown()
+    raise RunError(
+        f"Ray did not start on this machine within 30 seconds, {LOCAL_STARTS} times in a row: "
+        f"its load is {os.getloadavg()[0]:.0f} on {os.cpu_count()} logical CPUs; start again when "
+        "it does less"
+    ) from slow
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from cluster.errors import CorpusError, DataError
 from cluster.progress import track
 from corpus import build
 from corpus.backend import AppendInput, Backend
-from corpus.fingerprints import file_digests, rules, with_template
+from corpus.fingerprints import file_digests, root_differences, rules, with_template
 from corpus.ingest import feedback, prompt_injection, quarantine, simulation
 from corpus.ingest.feedback import FeedbackCounts
 from corpus.local import LOCAL
@@ -258,7 +258,9 @@ def _input_identity(requested: DataSettings, seed: int, backend: Backend) -> str
     keys = {"columns", "time_unit", "latest", "min_rating", "max_per_user", "format"}
     if requested.until_day is not None:  # an append without it keeps its identity
         keys.add("until_day")
-    settings = json.loads(requested.model_dump_json(include=keys))
+    if requested.platform is not None:
+        keys.add("platform")
+    settings = json.loads(requested.model_dump_json(include=keys)) | root_differences(requested)
     return storage.sha256(
         json.dumps([rules(requested, seed), settings, digests], sort_keys=True).encode()
     )
@@ -324,7 +326,7 @@ def _try_append(
         "origin": origin(data, append_input.domains),
         "domains": data.domains,
         "held_out": data.held_out,
-        "quarantine": quarantine.write(corpus.uri, data.root, append_delta.quarantined),
+        "quarantine": quarantine.write(corpus.uri, data, append_delta.quarantined),
         "items_version": items_version,
         "item_runs": catalogue.encode_runs(item_indices),
         "statistics": version_statistics,

@@ -14,7 +14,7 @@ from cluster.errors import CorpusError
 from cluster.progress import track
 from corpus.backend import Backend
 from corpus.fingerprints import fingerprint, rules, with_template
-from corpus.ingest import prompt_injection, quarantine, simulation
+from corpus.ingest import data_roots, prompt_injection, quarantine, simulation
 from corpus.ingest.sources import file_splits, layout
 from corpus.local import LOCAL
 from corpus.settings import DataSettings, SimulateSettings
@@ -55,7 +55,7 @@ def build(data: DataSettings, seed: int, uri: str, say: Say) -> Corpus:
         CorpusError: Another corpus is at the URI, or the URI is the data root.
     """
     uri = storage.absolute_uri(uri)
-    _require_own_place(uri, data.root)
+    _require_own_place(uri, data)
     data = _with_own_template(data, uri)
     with choose_backend(data, say) as backend:
         identity = fingerprint(data, seed, backend.map)
@@ -70,7 +70,7 @@ def build(data: DataSettings, seed: int, uri: str, say: Say) -> Corpus:
         say(f"making samples of {num_interactions:,} interactions")
         with track("making samples", say):
             samples = prepared.write_sample_files(data, seed, uri)
-    quarantine_file = quarantine.write(uri, data.root, prepared.quarantined)
+    quarantine_file = quarantine.write(uri, data, prepared.quarantined)
     version_statistics = statistics.describe_version(
         statistics.EMPTY_STATISTICS,
         prepared.counts_by_domain,
@@ -115,7 +115,7 @@ def preview(
         mixed samples are upper bounds: the rules for mixed histories are not applied.
     """
     uri = storage.absolute_uri(uri)
-    _require_own_place(uri, data.root)
+    _require_own_place(uri, data)
     data = _with_own_template(data, uri)
     with open_preview_root(data, simulate, seed) as data, choose_backend(data, say) as backend:
         identity = fingerprint(data, seed, backend.map)
@@ -142,7 +142,7 @@ def preview_corpus(
 
     It is built in a temporary folder. Arguments and errors are those of `simulate_and_build`.
     """
-    _require_own_place(storage.absolute_uri(uri), data.root)
+    _require_own_place(storage.absolute_uri(uri), data)
     with (
         open_preview_root(data, simulate, seed) as data,
         tempfile.TemporaryDirectory() as folder,
@@ -168,9 +168,9 @@ def _with_own_template(data: DataSettings, uri: str) -> DataSettings:
     return with_template(data, Corpus.open(uri) if is_there else None)
 
 
-def _require_own_place(uri: str, root: str) -> None:
-    """Raises CorpusError if the place of a corpus is the data root."""
-    if uri == storage.absolute_uri(root):
+def _require_own_place(uri: str, data: DataSettings) -> None:
+    """Raises CorpusError if the place of a corpus is a data root."""
+    if uri in (storage.absolute_uri(root.path) for root in data.roots):
         raise CorpusError(
             f"{uri}: the key corpus names the data root; choose another place for the corpus"
         )
@@ -193,7 +193,7 @@ def choose_backend(
     expected = sum(
         file_splits.estimate_rows(file)
         for domain in (*data.domains, *data.held_out)
-        for file in layout.find_files(data, domain)[0]
+        for file in layout.find_files(data_roots.at_root(data, domain), domain)[0]
     )
     if expected <= data.distribute_above:
         expected += count_existing(expected)

@@ -8,7 +8,7 @@ from typing import Any
 from cluster import storage
 from cluster.errors import DataError
 from corpus.backend import MapFunction
-from corpus.ingest import prompt_injection
+from corpus.ingest import data_roots, prompt_injection
 from corpus.ingest.sources import layout
 from corpus.settings import DEFAULT_TEMPLATE, UNRECORDED_TEMPLATE, DataSettings
 from corpus.store.tables import Corpus
@@ -54,6 +54,7 @@ def _omitted_keys(data: DataSettings) -> set[str]:
         "prompt_injection": "keep",
         "until_day": None,
         "prompt_template": UNRECORDED_TEMPLATE,
+        "platform": None,
     }
     return {key for key, default in defaults.items() if getattr(data, key) == default}
 
@@ -93,10 +94,33 @@ def fingerprint(data: DataSettings, seed: int, map_files: MapFunction = map) -> 
         settings["injection_patterns"] = prompt_injection.PATTERNS
     settings["domains"] = sorted(data.domains)
     settings["held_out"] = sorted(data.held_out)
+    settings |= root_differences(data)
     digests = file_digests(data, (*settings["domains"], *settings["held_out"]), map_files)
     return storage.sha256(
         json.dumps([RULES_VERSION, settings, seed, digests], sort_keys=True).encode()
     )
+
+
+def root_differences(data: DataSettings) -> dict[str, Any]:
+    """Returns what is read otherwise in some data roots than `data` itself says.
+
+    Returns:
+        `by_domain`: what differs, by domain; empty where nothing does, so that the same files have
+        the same identity in one data root and in several.
+    """
+    keys = {"columns", "time_unit", "platform"}
+
+    def reading(single: DataSettings) -> dict[str, Any]:
+        dumped = single.model_dump(mode="json", include=keys)
+        return {**dumped, "layout": layout.effective_format(single)}
+
+    usual = reading(data)
+    by_domain = {
+        domain: {key: value for key, value in reading(single).items() if value != usual[key]}
+        for domain in sorted((*data.domains, *data.held_out))
+        if reading(single := data_roots.at_root(data, domain)) != usual
+    }
+    return {"by_domain": by_domain} if by_domain else {}
 
 
 def file_digests(
@@ -112,7 +136,13 @@ def file_digests(
     Raises:
         DataError: A file is missing, or its content is not what SHA256SUMS says.
     """
-    files_by_domain = {domain: layout.find_files(data, domain) for domain in domains}
+    roots = {domain: data_roots.at_root(data, domain) for domain in domains}
+    files_by_domain = {domain: layout.find_files(data, domain) for domain, data in roots.items()}
+    sums = {
+        uri: digest
+        for root in dict.fromkeys(data.only_root for data in roots.values())
+        for uri, digest in layout.read_sha256sums(root).items()
+    }
     # Domains may share a file, which is then read once.
     files = list(
         dict.fromkeys(file for kinds in files_by_domain.values() for kind in kinds for file in kind)
@@ -120,7 +150,7 @@ def file_digests(
     digests = dict(
         zip(
             files,
-            map_files(partial(_verified_digest, layout.read_sha256sums(data.root)), files),
+            map_files(partial(_verified_digest, sums), files),
             strict=True,
         )
     )

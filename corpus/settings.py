@@ -1,9 +1,9 @@
 """Settings of the corpus: where interactions are read from and how they become samples."""
 
 from datetime import UTC, date, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from cluster.section import Section
 
@@ -47,22 +47,65 @@ class ColumnSettings(Section):
     title: str | None = Field(None, description="column of item titles")
 
 
+Format = Literal[
+    "root",
+    "simulated",
+    "feedback",
+    "amazon2014",
+    "amazon2018",
+    "amazon2023",
+    "movielens",
+    "ninerec",
+]
+"""How the files of a data root are laid out."""
+TimeUnit = Literal["s", "ms", "us", "ns"]
+
+
+class DataRoot(Section):
+    """One of several data roots. What it leaves out is as `data` says."""
+
+    path: str = Field(description="the folder (path or s3://)")
+    format: Format | None = Field(None, description="as `data.format`")
+    columns: ColumnSettings | None = Field(None, description="as `data.columns`, all of it")
+    time_unit: TimeUnit | None = Field(None, description="as `data.time_unit`")
+    platform: SafeName | None = Field(None, description="as `data.platform`")
+    domains: tuple[SafeName, ...] | None = Field(
+        None, description="the domains to read here; default: those whose files are here"
+    )
+
+    @classmethod
+    def read(cls, entry: "str | DataRoot") -> "DataRoot":
+        """Returns an entry of the list `data.root`, where a path alone will do."""
+        return cls(path=entry) if isinstance(entry, str) else entry
+
+
+def _kind_of_root(value: Any) -> str:
+    """Returns which type of `data.root`, or of an entry of its list, a value is to be read as."""
+    if isinstance(value, list | tuple):
+        return "list"
+    return "path" if isinstance(value, str) else "entry"
+
+
+_BY_KIND = Discriminator(
+    _kind_of_root,
+    custom_error_type="data_root",
+    custom_error_message="give a path, or a list of paths and of {path: ..., format: ...}",
+)
+_Path = Annotated[str, Tag("path")]
+_Entry = Annotated[_Path | Annotated[DataRoot, Tag("entry")], _BY_KIND]
+_Roots = Annotated[_Path | Annotated[tuple[_Entry, ...], Tag("list")], _BY_KIND]
+
+
 class DataSettings(Section):
     """`data`: the raw data, and the rules that turn it into samples (paper Sec. 4.3, 5.1)."""
 
-    root: str = Field(
-        "out/shoppers", description="data root: the folder with the raw data (path or s3://)"
+    root: _Roots = Field(
+        "out/shoppers",
+        description="data root: the folder with the raw data (path or s3://); or several, as "
+        "[a, b] or [a, {path: b, format: movielens}], where format, columns, time_unit, platform "
+        "and domains may differ",
     )
-    format: Literal[
-        "root",
-        "simulated",
-        "feedback",
-        "amazon2014",
-        "amazon2018",
-        "amazon2023",
-        "movielens",
-        "ninerec",
-    ] = Field(
+    format: Format = Field(
         "root",
         description="root: interactions/<Domain> and items/<Domain> as .parquet, .csv, .tsv, "
         ".inter, .item, .json or .jsonl; simulated: the same, written by the seeded simulation "
@@ -73,7 +116,12 @@ class DataSettings(Section):
         "text may be compressed (.gz, .bz2, .zst)",
     )
     columns: ColumnSettings = ColumnSettings()
-    time_unit: Literal["s", "ms", "us", "ns"] | None = Field(
+    platform: SafeName | None = Field(
+        None,
+        description="whose customers the users are: they are other people than those of other "
+        "platforms, also where ids are equal; their ids become <platform>/<id>",
+    )
+    time_unit: TimeUnit | None = Field(
         None,
         description="unit of times that are numbers since 1970; "
         "default: the format's (amazon2023: ms, all others: s)",
@@ -159,8 +207,33 @@ class DataSettings(Section):
         "instead of in one process",
     )
 
+    @property
+    def roots(self) -> tuple[DataRoot, ...]:
+        """The data roots, one or several."""
+        entries = (self.root,) if isinstance(self.root, str) else self.root
+        return tuple(DataRoot.read(entry) for entry in entries)
+
+    @property
+    def root_paths(self) -> str:
+        """The paths of the data roots, for people."""
+        return ", ".join(root.path for root in self.roots)
+
+    @property
+    def only_root(self) -> str:
+        """The path of the data root, of settings that have one."""
+        (root,) = self.roots
+        return root.path
+
     @model_validator(mode="after")
     def _check_consistency(self) -> "DataSettings":
+        if not self.roots:
+            raise ValueError("data.root is an empty list; name at least one data root")
+        formats = {self.format, *(root.format for root in self.roots)}
+        if "simulated" in formats and not isinstance(self.root, str):
+            raise ValueError(
+                "data.root is a list, and simulated shoppers are written to one place; give one "
+                "path, or another data.format"
+            )
         if self.max_history < self.min_history:
             raise ValueError(
                 f"data.max_history ({self.max_history}) must be at least "

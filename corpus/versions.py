@@ -8,7 +8,7 @@ from typing import Annotated, Any, NotRequired, TypedDict
 from cluster import storage
 from cluster.console import Say
 from cluster.errors import CommitConflictError
-from corpus.ingest import quarantine
+from corpus.ingest import data_roots, quarantine
 from corpus.ingest.feedback import FeedbackCounts
 from corpus.settings import DataSettings
 from corpus.store import delta
@@ -37,11 +37,13 @@ class Origin(TypedDict):
         root: Data root; of text, its file.
         format: `data.format`, or `text`.
         domains: Domains that were read; of text, its source.
+        platform: `data.platform`; absent where none is named.
     """
 
     root: str
     format: str
     domains: list[str]
+    platform: NotRequired[str]
 
 
 class VersionMetadata(TypedDict):
@@ -51,7 +53,7 @@ class VersionMetadata(TypedDict):
         fingerprint: Identity of what version 0 was made of.
         rules: Rules by which samples are made, the same in every version.
         appended: Identity of the append that made the version; absent in version 0.
-        origin: Where the rows came from.
+        origin: Where the rows came from; a list where they are from several data roots.
         domains: Pre-training domains of the corpus.
         held_out: Domains held out of pre-training.
         quarantine: File of the rows that cannot be used; None if there are none.
@@ -67,7 +69,7 @@ class VersionMetadata(TypedDict):
     fingerprint: str
     rules: dict[str, Any]
     appended: NotRequired[str]
-    origin: Origin
+    origin: Origin | list[Origin]
     domains: Sequence[str]
     held_out: Sequence[str]
     quarantine: str | None
@@ -127,13 +129,23 @@ def commit_version(
     return Corpus(uri, version, newest.commits[: version + 1])
 
 
-def origin(data: DataSettings, domains: Sequence[str]) -> Origin:
+def origin(data: DataSettings, domains: Sequence[str]) -> Origin | list[Origin]:
     """Returns where the behaviours of some domains come from."""
-    return {
-        "root": storage.absolute_uri(data.root),
+    origins = [
+        _origin_in(single, names) for single, names in data_roots.split_by_root(data, domains)
+    ]
+    return origins if len(origins) > 1 else origins[0]
+
+
+def _origin_in(data: DataSettings, domains: Sequence[str]) -> Origin:
+    found: Origin = {
+        "root": storage.absolute_uri(data.only_root),
         "format": data.format,
         "domains": list(domains),
     }
+    if data.platform is not None:
+        found["platform"] = data.platform
+    return found
 
 
 def commit_with_retries(uri: str, attempt: Callable[[Corpus], Corpus], say: Say) -> Corpus:

@@ -35,7 +35,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     """Trains the branch to its end, and prints where everything is."""
-    from cprec.workflows.pretraining.next_steps import describe_next_steps
+    from cprec.config.next_steps import after_pretraining
     from cprec.workflows.pretraining.prepare import branch_recipe, open_corpus, preview_corpus
     from cprec.workflows.pretrain import pretrain, preview
 
@@ -48,7 +48,7 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     corpus = open_corpus(branch, print_line)
     result = pretrain(branch, corpus, options.allow_change, print_line)
     result.print_summary(recipe.mlflow.model, print_line)
-    for line in describe_next_steps(branch, options, None):
+    for line in after_pretraining(branch, options, None):
         print_line(line)
 
 

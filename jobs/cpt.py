@@ -28,7 +28,7 @@ KEYS = (
 
 def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     """Trains the run of a recipe to its end, and prints where everything is."""
-    from cprec.workflows.pretraining.next_steps import describe_next_steps
+    from cprec.config.next_steps import after_pretraining
     from cprec.workflows.pretraining.prepare import open_corpus, preview_corpus, resolve_start
     from cprec.workflows.pretrain import pretrain, preview
 
@@ -40,7 +40,7 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     corpus = open_corpus(recipe, print_line)
     result = pretrain(recipe, corpus, options.allow_change, print_line)
     result.print_summary(recipe.mlflow.model, print_line)
-    for line in describe_next_steps(recipe, options, result.stable_checkpoint):
+    for line in after_pretraining(recipe, options, result.stable_checkpoint):
         print_line(line)
 
 

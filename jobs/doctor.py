@@ -43,6 +43,8 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     else:
         print_table(report.to_table())
     report.require_passed()
+    if not options.json:
+        print_line(report.verdict())
 
 
 JOB = Job(run_job, __doc__, KEYS, add_flags)

@@ -23,10 +23,12 @@ KEYS = (*MODEL_KEYS, *WORKER_KEYS, *RETRIEVAL_KEYS, "evaluate")
 
 def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     """Scores the models of `evaluate.models`, and prints them side by side."""
+    from cprec.config.next_steps import after_evaluation
     from cprec.evaluate.comparison import collect_modes
     from cprec.runs.comparisons import read_comparisons
     from cprec.tracking.console_tables import comparison_table, modes_table
     from cprec.tracking.registry import Registry
+    from cprec.tracking.version_names import CANDIDATE
     from cprec.workflows.evaluate import compare_models
     from cprec.workflows.evaluation.plan import plan_evaluation
     from cprec.workflows.evaluation.models import recipe_run_uri
@@ -40,6 +42,8 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
         print_table(comparison_table(comparison, recipe.evaluate.alpha))
         stored = read_comparisons(recipe_run_uri(recipe))
         print_table(modes_table(collect_modes(comparison, stored)))
+        for line in after_evaluation(recipe, options, comparison.domain, CANDIDATE in names):
+            print_line(line)
 
 
 JOB = Job(run_job, __doc__, KEYS, again=AGAIN)

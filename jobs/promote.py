@@ -5,7 +5,7 @@
     python jobs/promote.py --model out/adapter --gate.min_hr1 0.2      becomes a version first
     python jobs/promote.py --rollback
 
-The section `gate` of the recipe holds the limits.
+The section `gate` of the recipe holds the limits. Exit code 3 if the gate refuses.
 """
 
 import source_roots  # noqa: F401
@@ -14,6 +14,7 @@ import argparse
 import sys
 
 from cluster.console import print_line
+from cluster.errors import GateRefusedError
 from cprec.config.command import MODEL_KEYS, WORKER_KEYS, Job, add_as_flag, add_model_flag, main
 from cprec.config.recipe import Recipe
 
@@ -52,8 +53,9 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
         else promote(recipe, registry, print_line, options.model, options.by)
     )
     renew_report(recipe, registry)
-    outcome = "is the champion" if decision.promote else "was not promoted"
-    print_line(f"version {number} {outcome}: {decision.reason}")
+    if not decision.promote:
+        raise GateRefusedError(f"version {number} was not promoted: {decision.reason}")
+    print_line(f"version {number} is the champion: {decision.reason}")
 
 
 JOB = Job(run_job, __doc__, KEYS, add_flags)

@@ -10,7 +10,7 @@ import ray
 
 from cluster.console import Say
 from corpus.distributed.tasks import Ref, get_results, submit_generator
-from corpus.ingest import cleaning, quarantine, raw_data
+from corpus.ingest import cleaning, data_roots, quarantine, raw_data
 from corpus.ingest.quarantine import QuarantinedRows
 from corpus.ingest.sources import file_splits, layout
 from corpus.ingest.sources.file_splits import FileSplit
@@ -88,6 +88,7 @@ def _read_domain(
     data: DataSettings, domain: str, say: Say, *, known_items: pl.DataFrame | None = None
 ) -> DomainTables:
     """Reads one domain, block by block; arguments are those of `read_domains`."""
+    data = data_roots.at_root(data, domain)
     interaction_files, item_files = layout.find_files(data, domain)
     domain_items = raw_data.read_items(data, domain, item_files, say)
     items = domain_items.titles

@@ -14,7 +14,7 @@ from cluster import storage
 from cluster.console import Say
 from cluster.errors import DataError
 from cluster.storage_errors import is_storage_error
-from corpus.ingest import raw_data
+from corpus.ingest import data_roots, raw_data
 from corpus.ingest.sources import layout
 from corpus.ingest.sources.block import require_columns
 from corpus.ingest.sources.file_splits import FileSplit
@@ -85,11 +85,11 @@ def measure_feedback(data: DataSettings, say: Say) -> dict[str, FeedbackCounts]:
     Raises:
         DataError: A file or a column is missing or unreadable; the message names it.
     """
-    if data.format != FEEDBACK:
-        return {}
+    settings = {d: data_roots.at_root(data, d) for d in (*data.domains, *data.held_out)}
     counts = {
-        domain: count_feedback(_read_purchases(data, domain), _read_served(data, domain))
-        for domain in (*data.domains, *data.held_out)
+        domain: count_feedback(_read_purchases(single, domain), _read_served(single, domain))
+        for domain, single in settings.items()
+        if single.format == FEEDBACK
     }
     for domain, domain_counts in counts.items():
         say(f"{domain}: {domain_counts}")

@@ -14,6 +14,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from cluster import storage
+from corpus.settings import DataSettings
 
 FOLDER = "quarantine"
 """The folder of quarantine files in a corpus, and the key of a commit that names its file."""
@@ -164,14 +165,15 @@ def summary_lines(quarantined: Iterable[QuarantinedRows]) -> list[str]:
     return lines
 
 
-def write(uri: str, data_root: str, quarantined: Sequence[QuarantinedRows]) -> str | None:
+def write(uri: str, data: DataSettings, quarantined: Sequence[QuarantinedRows]) -> str | None:
     """Writes quarantined rows to a file below a corpus, one JSON object per line.
 
     The file is named by its content, so that the same rows are always written to the same file.
 
     Args:
         uri: The corpus.
-        data_root: The data root; file names are written relative to it.
+        data: Names the data root, to which file names are written relative; with several, they
+            are written whole.
         quarantined: The rows to write.
 
     Returns:
@@ -179,7 +181,7 @@ def write(uri: str, data_root: str, quarantined: Sequence[QuarantinedRows]) -> s
     """
     if not quarantined:
         return None
-    root_prefix = f"{data_root.rstrip('/')}/"
+    root_prefix = f"{data.root.rstrip('/')}/" if isinstance(data.root, str) else ""
     ordered = sorted(quarantined, key=lambda entry: (entry.domain, entry.file, entry.reason))
     relative = [replace(entry, file=entry.file.removeprefix(root_prefix)) for entry in ordered]
     text = "".join(

@@ -7,7 +7,7 @@ Errors name the file and the column.
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from cluster.console import Say
 from cluster.errors import DataError
-from corpus.ingest import prompt_injection, quarantine
+from corpus.ingest import data_roots, prompt_injection, quarantine
 from corpus.ingest.quarantine import QuarantinedRows
 from corpus.ingest.sources import block, file_names, layout, reader
 from corpus.ingest.sources.block import Block
@@ -93,6 +93,7 @@ def read_domain(data: DataSettings, domain: str, say: Say) -> tuple[RawInteracti
     Raises:
         DataError: A file or a column is missing or unreadable; the message names it.
     """
+    data = data_roots.at_root(data, domain)
     interaction_files, item_files = layout.find_files(data, domain)
     columns = interaction_columns(data)
     blocks = [
@@ -174,11 +175,28 @@ def read_blocks(
         data: Says what these columns are called in the file.
     """
     data_layout = layout.from_settings(data)
-    return reader.read_blocks(
+    blocks = reader.read_blocks(
         file_split,
         {name: data_layout.columns[name] for name in wanted_columns},
         layout.TICKS_PER_SECOND[data_layout.time_unit],
     )
+    if data.platform is None or "user_id" not in wanted_columns:
+        return blocks
+    return (_name_platform(file_block, data.platform) for file_block in blocks)
+
+
+def _name_platform(file_block: Block, platform: str) -> Block:
+    """Returns a block whose user ids start with their platform, except those that are none."""
+    position = file_block.table.column_names.index("user_id")
+    encoded = file_block.table["user_id"].dictionary_encode().combine_chunks()
+    distinct = pl.Series("user_id", encoded.dictionary, dtype=pl.String)
+    named = pl.select(
+        pl.when(is_no_id(distinct)).then(distinct).otherwise(pl.lit(f"{platform}/") + distinct)
+    ).to_series()
+    table = file_block.table.set_column(
+        position, "user_id", named.to_arrow().cast(pa.string()).take(encoded.indices)
+    )
+    return replace(file_block, table=table)
 
 
 @dataclass(frozen=True)

@@ -171,9 +171,9 @@ def write_data_root(data: DataSettings, settings: SimulateSettings, seed: int) -
     if _is_complete(data, settings, seed):
         return
     for name, content in _missing_files(data, settings, seed).items():
-        storage.write_bytes(storage.join(data.root, name), content)
+        storage.write_bytes(storage.join(data.only_root, name), content)
     marker = json.dumps(_arguments(data, settings, seed), indent=1) + "\n"
-    storage.write_text(storage.join(data.root, MARKER_FILE), marker)
+    storage.write_text(storage.join(data.only_root, MARKER_FILE), marker)
 
 
 @contextmanager
@@ -208,11 +208,11 @@ def _is_complete(data: DataSettings, settings: SimulateSettings, seed: int) -> b
             "data.domains and data.held_out are both empty; "
             "name the domains to simulate, for example Garden,Office"
         )
-    marker_uri = storage.join(data.root, MARKER_FILE)
+    marker_uri = storage.join(data.only_root, MARKER_FILE)
     if not storage.exists(marker_uri):
         return False
     existing = json.loads(storage.read_text(marker_uri))
-    _check_same_simulation(data.root, existing, _arguments(data, settings, seed))
+    _check_same_simulation(data.only_root, existing, _arguments(data, settings, seed))
     return True
 
 
@@ -222,7 +222,7 @@ def _missing_files(data: DataSettings, settings: SimulateSettings, seed: int) ->
     return {
         name: content
         for name, content in data_root_files(world).items()
-        if not _is_there(storage.join(data.root, name), content)
+        if not _is_there(storage.join(data.only_root, name), content)
     }
 
 

@@ -91,7 +91,9 @@ def statistics_table(statistics: VersionStatistics) -> Table:
             *(f"{domain['splits'][split]:,}" for split in SPLITS),
         )
     mixed = statistics["mixed"]
-    table.add_row(MIXED, f"{mixed['users']:,}", "", "", "", f"{mixed['samples']:,}", "", "")
+    # A preview has an upper bound of the samples, and knows no users.
+    users = "" if mixed["samples"] and not mixed["users"] else f"{mixed['users']:,}"
+    table.add_row(MIXED, users, "", "", "", f"{mixed['samples']:,}", "", "")
     caption = f"{', '.join(SPLITS)}: samples; *: held out of pre-training"
     if dropped := ", ".join(f"{reason} {n:,}" for reason, n in statistics["dropped"].items()):
         caption += f"\ndropped: {dropped}"

@@ -63,15 +63,16 @@ def describe_versions(corpus: Corpus) -> list[dict[str, Any]]:
     """Returns for every version up to this one when it was made, from what, and what it added."""
     versions = []
     for commit in corpus.commits:
-        origin = commit.metadata.get("origin", {})
+        origin = commit.metadata.get("origin", [])
+        origins = origin if isinstance(origin, list) else [origin]
         time = datetime.fromtimestamp(commit.time_ms / 1000, UTC)
         versions.append(
             {
                 "version": commit.version,
                 "time": time.strftime("%Y-%m-%d %H:%M:%S UTC"),
-                "root": origin.get("root", "unknown"),
-                "format": origin.get("format", "unknown"),
-                "domains": ", ".join(origin.get("domains", [])),
+                "root": ", ".join(origin["root"] for origin in origins) or "unknown",
+                "format": ", ".join(origin["format"] for origin in origins) or "unknown",
+                "domains": ", ".join(name for origin in origins for name in origin["domains"]),
                 "samples": sum(added.file.rows for added in commit.added),
                 "files": len(commit.added),
             }

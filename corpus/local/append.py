@@ -21,7 +21,7 @@ import pyarrow as pa
 from cluster.console import Say
 from cluster.errors import DataError
 from corpus.backend import AppendDelta, AppendInput, UncommittedSamples
-from corpus.ingest import cleaning, kcore, raw_data
+from corpus.ingest import cleaning, data_roots, kcore, raw_data
 from corpus.ingest.quarantine import QuarantinedRows
 from corpus.ingest.raw_data import DomainItems, RawInteractions
 from corpus.local.negatives import check_enough_negatives, find_busiest_users
@@ -339,7 +339,12 @@ def _compute_domain_delta(
     titled_items = add_known_items(items.titles, known_items)
     item_ids = titled_items["item_id"]
     usable = cleaning.clean_interactions(
-        domain, raw, item_ids, data, items.quarantined, items.dropped_ids
+        domain,
+        raw,
+        item_ids,
+        data_roots.at_root(data, domain),
+        items.quarantined,
+        items.dropped_ids,
     )
     quarantined = (*usable.quarantined, *items.quarantined)
     report_quarantined(domain, quarantined, say)

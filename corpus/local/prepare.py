@@ -13,7 +13,7 @@ from cluster.console import Say
 from cluster.errors import DataError
 from cluster.progress import track
 from corpus.backend import Prepared, UncommittedSamples
-from corpus.ingest import cleaning, quarantine, raw_data
+from corpus.ingest import cleaning, data_roots, quarantine, raw_data
 from corpus.ingest.cleaning import UsableInteractions
 from corpus.ingest.kcore import empty_core_error, k_core_rows
 from corpus.ingest.quarantine import QuarantinedRows
@@ -147,6 +147,7 @@ def report_quarantined(domain: str, quarantined: Sequence[QuarantinedRows], say:
 
 def _prepare_domain(data: DataSettings, domain: str, first_index: int, say: Say) -> _PreparedDomain:
     """Reads and cleans one domain, takes its k-core, and numbers its items from first_index."""
+    data = data_roots.at_root(data, domain)
     raw, domain_items = raw_data.read_domain(data, domain, say)
     usable = cleaning.clean_interactions(
         domain,

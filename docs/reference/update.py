@@ -129,6 +129,7 @@ SINCE = {
     "VersionMetadata.item_runs": "0.2.0",
     "VersionMetadata.interactions": "0.2.0",
     "Origin": "0.2.0",
+    "Origin.platform": "0.3.0",
 }
 """Since when a class, a schema or one of its fields is written, where not since the first release.
 

@@ -131,6 +131,22 @@ def read_sha256sums(data_root: str) -> dict[str, str]:
     }
 
 
+def require_root(data: DataSettings) -> None:
+    """Raises DataError if the data root is not there."""
+    if not storage.exists(data.only_root):
+        several = "; several are written as [a, b]" if "," in data.only_root else ""
+        raise DataError(
+            f"{data.only_root}: no such data root; set data.root to the folder with the raw data, "
+            f"and data.format to how its files are laid out{several}"
+        )
+
+
+def has_interactions(data: DataSettings, domain: str) -> bool:
+    """Returns whether the data root has a file of interactions of a domain."""
+    layout = from_settings(data)
+    return bool(_existing(data, layout.interaction_stems, layout.suffixes, domain))
+
+
 def find_files(data: DataSettings, domain: str) -> tuple[list[str], list[str]]:
     """Finds the files of a domain.
 
@@ -141,11 +157,7 @@ def find_files(data: DataSettings, domain: str) -> tuple[list[str], list[str]]:
     Raises:
         DataError: A file is missing, or could be either of two; the message names it.
     """
-    if not storage.exists(data.root):
-        raise DataError(
-            f"{data.root}: no such data root; set data.root to the folder with the raw data, "
-            "and data.format to how its files are laid out"
-        )
+    require_root(data)
     layout = from_settings(data)
     return (
         _find_files(data, layout.interaction_stems, layout.suffixes, domain),
@@ -171,20 +183,7 @@ def _find_files(
     required: bool = True,
 ) -> list[str]:
     """Returns the files at the only existing combination of stem and suffix."""
-    candidates = [
-        storage.join(data.root, stem.replace("{}", domain) + suffix)
-        for stem in stems
-        for suffix in suffixes
-    ]
-    names = {
-        folder: storage.list_names(folder)
-        for folder in dict.fromkeys(candidate.rpartition("/")[0] for candidate in candidates)
-    }
-    existing = [
-        candidate
-        for candidate in candidates
-        if candidate.rpartition("/")[2] in names[candidate.rpartition("/")[0]]
-    ]
+    existing = _existing(data, stems, suffixes, domain)
     if len(existing) > 1:
         raise DataError(
             f"{existing[0]}: {', '.join(existing[1:])} exists as well; "
@@ -193,15 +192,36 @@ def _find_files(
     if not existing and not required:
         return []
     if not existing:
-        folder = candidates[0].rpartition("/")[0]
-        shown = _shown_names(names[folder], suffixes)
+        expected = storage.join(data.only_root, stems[0].format(domain) + suffixes[0])
+        folder = expected.rpartition("/")[0]
+        shown = _shown_names(storage.list_names(folder), suffixes)
         raise DataError(
-            f"{candidates[0]}: no such file, nor with another suffix "
+            f"{expected}: no such file, nor with another suffix "
             f"({file_names.describe(suffixes)}); {folder} has {shown}; "
             "correct data.domains, data.held_out or data.format"
         )
     fs, path = storage.filesystem(existing[0])
     return folders.list_parts(existing[0], suffixes) if fs.isdir(path) else existing
+
+
+def _existing(
+    data: DataSettings, stems: Sequence[str], suffixes: Sequence[str], domain: str
+) -> list[str]:
+    """Returns the URIs that exist of all combinations of stem and suffix."""
+    candidates = [
+        storage.join(data.only_root, stem.replace("{}", domain) + suffix)
+        for stem in stems
+        for suffix in suffixes
+    ]
+    names = {
+        folder: storage.list_names(folder)
+        for folder in dict.fromkeys(candidate.rpartition("/")[0] for candidate in candidates)
+    }
+    return [
+        candidate
+        for candidate in candidates
+        if candidate.rpartition("/")[2] in names[candidate.rpartition("/")[0]]
+    ]
 
 
 def _shown_names(names: Sequence[str], suffixes: Sequence[str]) -> str:

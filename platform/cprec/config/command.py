@@ -12,7 +12,7 @@ import traceback
 from pathlib import Path
 from types import FrameType
 
-from cluster.errors import FAULT, CprecError, UserError
+from cluster.errors import FAULT, REFUSED, CprecError, GateRefusedError, UserError
 from cluster.ray_threads import exit_process, is_ray_in_use
 from cprec.config.cli import Job as Job
 from cprec.config.cli import parse_arguments
@@ -58,8 +58,8 @@ def main(job: Job) -> int:
     handler; `cluster.ray_session` keeps it.
 
     Returns:
-        The exit code: 0 done, 1 the user's error, 2 a fault, 130 interrupted. If a thread still
-        uses Ray, the process ends with it here.
+        The exit code: 0 done, 1 the user's error, 2 a fault, 3 refused, 130 interrupted. If a
+        thread still uses Ray, the process ends with it here.
     """
     if not faulthandler.is_enabled():
         faulthandler.enable()  # a crash of native code says where
@@ -79,6 +79,9 @@ def _run(job: Job) -> int:
     except UserError as error:
         print(f"error: {redact(str(error))}\nsee {error.page}", file=sys.stderr)
         return USER_ERROR
+    except GateRefusedError as error:
+        print(f"refused: {redact(str(error))}\nsee {error.page}", file=sys.stderr)
+        return REFUSED
     except KeyboardInterrupt:
         print(f"interrupted; {job.again}", file=sys.stderr)
         return INTERRUPTED

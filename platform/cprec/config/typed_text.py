@@ -2,7 +2,8 @@
 
 Text stays as it is, whatever it looks like; choices are told apart by their names; numbers and
 booleans are written as in a recipe file (YAML 1.2). A list is `a,b` or `[a, b]`, a mapping
-`{a: 1, b: 2}`. `null` means no value where the type allows none.
+`{a: 1, b: 2}`. Where a key takes text or a list, only `[a, b]` is a list, whose items may be
+mappings. `null` means no value where the type allows none.
 
 A text that does not fit its type is returned as it is, so that validation names what was seen.
 """
@@ -33,6 +34,8 @@ def parse_text(text: str, annotation: Any) -> Any:
     members = _union_members(annotation)
     if text == NULL and types.NoneType in members:
         return None
+    if str in members and not text.startswith("["):
+        members = [member for member in members if _item_type(member) is None]
     values = (_parse_member(text, member) for member in members if member is not types.NoneType)
     # Of a union, the first member that the text fits: text fits everything, so it comes last.
     return next((value for value in values if value is not text), text)
@@ -63,7 +66,8 @@ def _parse_member(text: str, member: Any) -> Any:
     if (choices := _choices(member)) is not None:
         return choices.get(text, text)
     if (item_type := _item_type(member)) is not None:
-        return [parse_text(part, item_type) for part in _split_list(text)]
+        parts = _split_list(text)
+        return [parse_text(p, item_type) if isinstance(p, str) else p for p in parts]
     if _is_kind(member, Mapping):
         return _parse_mapping(text, member)
     if _is_kind(member, str):
@@ -99,11 +103,14 @@ def _is_kind(member: Any, kind: type) -> bool:
     return isinstance(origin, type) and issubclass(origin, kind)
 
 
-def _split_list(text: str) -> list[str]:
-    """Returns the items of a list, as text: of `[a, b]`, where they may be quoted, or of `a,b`."""
+def _split_list(text: str) -> list[Any]:
+    """Returns the items of a list: of `[a, b]`, where they may be quoted, or of `a,b`.
+
+    They are text, or in brackets mappings and lists of texts.
+    """
     if text.startswith("["):
         items = _load(text, "base")
-        if isinstance(items, list) and all(isinstance(item, str) for item in items):
+        if isinstance(items, list):
             return items
     return [part for part in text.split(",") if part]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from cluster.console import Say
-from cluster.errors import RunError
+from cluster.errors import REFUSED, RunError
 from cprec.config.command import DEMO_RECIPE
 from cprec.config.secrets import redact
 
@@ -119,7 +119,7 @@ class ChildJobs:
         while await process.stdout.read(1 << 16):  # or the job would wait for a reader
             pass
         code = await process.wait()
-        child.state = "done" if code == 0 else "failed"
+        child.state = "done" if code in (0, REFUSED) else "failed"  # a refusal is an answer
         del self._processes[child.number]
         if child.writes:
             self._say(f"{child.command}: {child.state}")

@@ -127,7 +127,7 @@ def _add_views(app: FastAPI, site: Site, name: str) -> None:
     async def session() -> Response:
         recipe = site.recipe
         return _json(
-            Session(name, site.storage, recipe.corpus, recipe.data.root, recipe.mlflow.model)
+            Session(name, site.storage, recipe.corpus, recipe.data.root_paths, recipe.mlflow.model)
         )
 
     @app.get("/api/runs")

@@ -148,7 +148,7 @@ class Site:
             RunError: Another job that writes is running.
         """
         if domain not in await asyncio.to_thread(find_domains, self.recipe.data):
-            raise RecipeError(f"{domain}: no such domain in {self.recipe.data.root}")
+            raise RecipeError(f"{domain}: no such domain in {self.recipe.data.root_paths}")
         return await self._start("append_domain", [f"--data.domains={domain}"], commit, by)
 
     # -- models

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from errno import EACCES, EISDIR, ENOENT, ENOTDIR, EPERM
 
 import torch
+from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HFValidationError,
@@ -84,6 +85,13 @@ def refused_input(where: str, kind: type[UserError] = RecipeError) -> Iterator[N
     except CprecError:
         raise
     except Exception as error:
+        if any(isinstance(cause, LocalEntryNotFoundError) for cause in _causes(error)):
+            # Most often a name that is mistyped, on a machine without a network.
+            raise kind(
+                f"{where}: it is no directory here, nothing of that name is in the local cache "
+                f"({HF_HUB_CACHE}), and the hub does not answer ({describe(_causes(error)[-1])}); "
+                "correct the name, or fetch it where there is a network"
+            ) from error
         if is_fault(error):
             raise
         raise kind(f"{where}: {describe(error)}") from error

@@ -35,7 +35,7 @@ def describe_console(recipe: Recipe) -> str:
     """Returns what the console would show, for people."""
     return (
         f"the runs below {absolute_uri(recipe.storage)}, the models {recipe.mlflow.model}, "
-        f"the domains of {recipe.data.root}"
+        f"the domains of {recipe.data.root_paths}"
     )
 
 

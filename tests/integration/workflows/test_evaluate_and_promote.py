@@ -26,6 +26,7 @@ from cprec.downstream.scoring import load_model
 from cprec.downstream.stored_model import Form
 from cprec.encode.prompt import TABLE1
 from cprec.evaluate import catalogue_predictions, predictions
+from cprec.evaluate.gate import Decision
 from cprec.model import adapter, backbone, tiny
 from cprec.schedule.ledger import Ledger
 from cprec.tracking.registry import Registry
@@ -222,7 +223,7 @@ def test_promotion_and_rollback(
     promote.set_champion(registry, 2)
     aliases = [registry.version_by_alias(alias) for alias in ("champion", "previous")]
     assert [version.number for version in aliases if version] == [2, 1]
-    assert not promote.promote(recipe, registry, print)[1].promote
+    assert promote.promote(recipe, registry, print)[1] == Decision(True, "it was before")
     assert promote.roll_back(registry)[0] == 1
     champion = registry.version_by_alias("champion")
     assert champion is not None

@@ -15,7 +15,7 @@ import pytest
 from ray._private import ray_constants
 
 from cluster import ray_session
-from cluster.errors import UserError
+from cluster.errors import RunError, UserError
 
 
 def test_auto_is_the_cluster_of_the_submitted_job_else_local(
@@ -103,3 +103,22 @@ def test_clusters_may_be_formed_again_after_a_local_session(
         assert not ray_constants.ENABLE_RAY_CLUSTER
         raise KeyboardInterrupt
     assert before == ray_constants.ENABLE_RAY_CLUSTER
+
+
+def test_a_slow_start_is_tried_again_and_then_told_in_a_sentence() -> None:
+    slow = "The current node timed out during startup. This could happen because ..."
+    results: list[Exception | str] = [Exception(slow), Exception(slow), "a session"]
+
+    def start() -> str:
+        result = results.pop(0)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    assert ray_session.start_patiently(start) == "a session"
+    results += [Exception(slow)] * 3
+    with pytest.raises(RunError, match="within 30 seconds, 3 times in a row: its load is"):
+        ray_session.start_patiently(start)
+    results += [ValueError("another cause")]
+    with pytest.raises(ValueError, match="another cause"):
+        ray_session.start_patiently(start)

@@ -29,6 +29,7 @@ from cprec.runs.control.request_queue import (
 )
 from cprec.runs.control.status import is_starting, read_status, write_status
 from cprec.runs.records import Status
+from cprec.schedule.wsa import Phase
 
 ANSWER_KEPT_S = 120.0
 """Time for which the status keeps an answer (seconds). Whoever asked looks twice a second."""
@@ -118,6 +119,13 @@ class ControlChannel:
 def require_running(run_uri: str, run: str) -> None:
     """Raises RunError if the run has no live controller that could answer a request."""
     if find_liveness(run_uri)[1] is Liveness.GONE:
+        status = _read_status_if_whole(run_uri)
+        if status is not None and status.phase is Phase.DONE:
+            raise RunError(
+                f"the run {run} has finished ({run_uri}), after {status.samples:,} samples; to go "
+                "on with what the corpus gained since, start another run with jobs/cpt.py "
+                "--continue-from CHECKPOINT"
+            )
         raise RunError(
             f"the run {run} is not under way ({run_uri}); start it with jobs/cpt.py --run {run}"
         )

@@ -55,6 +55,10 @@ They decide where it runs and how it is watched, never what is computed.
 """
 
 
+LATER_KEYS = ("baseline.", "finetune.", "search.")
+"""First parts of keys that pre-training does not read: they decide what is made of its model."""
+
+
 def write_recipe(recipe: Recipe, run_uri: str, writer: RunWriter = UNFENCED) -> None:
     """Writes the recipe of a run to resolved.yaml."""
     writer.replace(join(run_uri, RECIPE_FILE), to_yaml(recipe).encode())
@@ -66,7 +70,7 @@ def check_unchanged(recipe: Recipe, run_uri: str, allow: Collection[str] = ()) -
     Args:
         recipe: The recipe of this start.
         run_uri: Folder of the run.
-        allow: Keys that may differ beside `CHANGEABLE_KEYS`.
+        allow: Keys that may differ beside `CHANGEABLE_KEYS` and `LATER_KEYS`.
 
     Returns:
         The recipe of the last start; None if this is the first.
@@ -86,7 +90,7 @@ def check_unchanged(recipe: Recipe, run_uri: str, allow: Collection[str] = ()) -
     changes = [
         f"  {change}"
         for key, change in _diff_recipes(previous, recipe)
-        if key not in allow and not key.startswith(CHANGEABLE_KEYS)
+        if key not in allow and not key.startswith((*CHANGEABLE_KEYS, *LATER_KEYS))
     ]
     if changes:
         raise RunError(

@@ -92,6 +92,14 @@ class Report:
                 f"{', '.join(failed)}; the report above says what to do"
             )
 
+    def verdict(self) -> str:
+        """Returns the last line of a report in which nothing failed."""
+        warned = [finding.check for finding in self.findings if finding.status == "warn"]
+        seen = f"all {len(self.findings)} findings are ok"
+        if warned:
+            seen = f"{len(warned)} of {len(self.findings)} findings warn ({', '.join(warned)})"
+        return f"{seen}; jobs with this recipe can start"
+
     def to_json(self) -> str:
         """Returns the report as one JSON object."""
         findings = [asdict(finding) for finding in self.findings]

@@ -187,7 +187,7 @@ def test_tastes_seen_in_other_domains_predict_the_held_out_one(
 def test_a_complete_root_is_left_alone(tmp_path: Path) -> None:
     data = data_settings(tmp_path)
     simulation.write_data_root(data, SMALL, seed=0)
-    folder = Path(data.root)
+    folder = Path(data.only_root)
     before = contents(folder)
     assert set(before) == {
         simulation.MARKER_FILE,
@@ -208,7 +208,7 @@ def test_a_complete_root_is_left_alone(tmp_path: Path) -> None:
 def test_a_write_that_was_cut_short_is_completed(tmp_path: Path) -> None:
     data = data_settings(tmp_path)
     simulation.write_data_root(data, SMALL, seed=0)
-    folder = Path(data.root)
+    folder = Path(data.only_root)
     whole = contents(folder)
     (folder / simulation.MARKER_FILE).unlink()
     (folder / "items" / "Sports.parquet").unlink()
@@ -227,7 +227,7 @@ def test_another_simulation_is_not_overwritten(tmp_path: Path) -> None:
 
 def test_files_that_are_not_simulated_are_not_overwritten(tmp_path: Path) -> None:
     data = data_settings(tmp_path)
-    own = Path(data.root) / "interactions" / "Garden.parquet"
+    own = Path(data.only_root) / "interactions" / "Garden.parquet"
     own.parent.mkdir(parents=True)
     own.write_bytes(b"mine")
     with pytest.raises(DataError, match=r"Garden\.parquet: was not written by this simulation"):

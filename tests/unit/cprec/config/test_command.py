@@ -11,7 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from cluster.errors import FAULT, CprecError, PlatformFault, RecipeError, UserError
+from cluster.errors import (
+    FAULT,
+    REFUSED,
+    CprecError,
+    GateRefusedError,
+    PlatformFault,
+    RecipeError,
+    UserError,
+)
 from cprec.config import command
 from cprec.config.cli import Job
 
@@ -50,6 +58,10 @@ def _refused() -> None:
     raise UserError("no such run")
 
 
+def _refused_by_the_gate() -> None:
+    raise GateRefusedError("version 2 was not promoted")
+
+
 def _broken() -> None:
     raise OSError("the disk is gone")
 
@@ -59,6 +71,11 @@ def _broken() -> None:
     [
         (lambda: None, command.SUCCESS, ""),
         (_refused, command.USER_ERROR, "error: no such run\nsee docs/operations/README.md\n"),
+        (
+            _refused_by_the_gate,
+            REFUSED,
+            "refused: version 2 was not promoted\nsee docs/how-to/promote-and-use.md\n",
+        ),
         (
             _terminated,
             command.INTERRUPTED,

@@ -75,7 +75,6 @@ def test_what_a_library_refuses_is_the_users_error(error: Exception) -> None:
         SafetensorError("I/O error: No space left on device (os error 28)"),
         ConnectionResetError("reset"),
         TimeoutError("slow"),
-        unreachable_hub(),
     ],
     ids=repr,
 )
@@ -83,6 +82,15 @@ def test_what_is_not_the_input_stays_a_fault(error: Exception) -> None:
     with pytest.raises(type(error)) as raised, refused_input("model.base: x"):
         raise error
     assert raised.value is error
+
+
+def test_a_hub_that_does_not_answer_is_told_with_the_name_that_was_looked_for() -> None:
+    with pytest.raises(RecipeError) as raised, refused_input("model.base: own/model"):
+        raise unreachable_hub()
+    said = str(raised.value)
+    assert said.startswith("model.base: own/model: it is no directory here, nothing of that name")
+    assert "name or service not known" in said
+    assert "correct the name" in said
 
 
 def test_an_error_that_hides_a_full_memory_is_a_fault() -> None:

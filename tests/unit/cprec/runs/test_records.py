@@ -222,6 +222,7 @@ def test_a_run_keeps_its_recipe(tmp_path: Path) -> None:
     assert check_unchanged(first, run) is None
     write_recipe(first, run)
     later = {"retrieval": {"decay": 0.5}, "recommend": {"k": 3}, "serve": {"port": 1}}
+    later |= {"baseline": {"lr": 0.5}, "finetune": {"max_samples": 9}, "search": {"lrs": [0.1]}}
     values = {"workers": 5, "train": {"micro_batch": 3}, "console": {"port": 1}, **later}
     other = validate_recipe(values, "test")
     assert check_unchanged(other, run) == first

@@ -47,11 +47,11 @@ def test_a_run_goes_on_from_its_old_recipe_without_a_word(
 
 def test_a_change_is_shown_and_accepted_under_either_name(tmp_path: Path) -> None:
     (tmp_path / "resolved.yaml").write_text(old_names(to_yaml(Recipe())))
-    changed = validate_recipe({"baseline": {"lr": 0.5}}, "test")
-    with pytest.raises(RunError, match=r"baseline\.lr: 0\.001 -> 0\.5"):
+    changed = validate_recipe({"data": {"prompt_injection": "drop"}}, "test")
+    with pytest.raises(RunError, match=r"data\.prompt_injection: 'keep' -> 'drop'"):
         check_unchanged(changed, str(tmp_path))
-    assert check_unchanged(changed, str(tmp_path), ["baseline.lr"]) == Recipe()
-    assert check_unchanged(changed, str(tmp_path), ["baseline.rate"]) == Recipe()
+    assert check_unchanged(changed, str(tmp_path), ["data.prompt_injection"]) == Recipe()
+    assert check_unchanged(changed, str(tmp_path), ["data.speaking_titles"]) == Recipe()
 
 
 def test_a_search_goes_on(tmp_path: Path, corpus: Corpus) -> None:

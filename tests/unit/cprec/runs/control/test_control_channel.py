@@ -12,6 +12,7 @@ from cprec.runs.control.lease import claim
 from cprec.runs.control.request_queue import Request
 from cprec.runs.control.status import read_status
 from cprec.runs.records import Status
+from cprec.schedule.wsa import Phase
 
 
 @pytest.fixture
@@ -41,6 +42,15 @@ def test_a_request_to_a_run_that_has_ended_is_refused_at_once(run: str) -> None:
     with claim(run, "trunk", "c", print):
         pass
     with pytest.raises(RunError, match="the run trunk is not under way"):
+        control_channel.send_request(run, "trunk", "hold", 60.0)
+
+
+def test_a_finished_run_is_called_finished(run: str) -> None:
+    with claim(run, "trunk", "c", print) as held:
+        owner = held.lease.owner
+        done = Status(run="trunk", owner=owner, state="ended", phase=Phase.DONE, samples=96)
+        ControlChannel(held.lease).publish(done)
+    with pytest.raises(RunError, match=r"has finished .* after 96 samples"):
         control_channel.send_request(run, "trunk", "hold", 60.0)
 
 

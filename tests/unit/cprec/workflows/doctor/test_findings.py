@@ -34,12 +34,14 @@ def test_what_passes_passes() -> None:
     assert report.status == "ok"
     assert [finding.status for finding in report.findings] == ["ok", "ok"]
     report.require_passed()
+    assert report.verdict() == "all 2 findings are ok; jobs with this recipe can start"
 
 
 def test_a_warning_is_no_failure() -> None:
     report = Report((Finding("slow", "warn", "1 MB/s"), Finding("well", "ok", "1")))
     assert report.status == "warn"
     report.require_passed()
+    assert report.verdict().startswith("1 of 2 findings warn (slow); ")
 
 
 def test_an_error_is_a_failure_and_the_next_check_runs() -> None:

@@ -1,4 +1,4 @@
-"""What cpt says at its end: commands that parse, and mean the same run."""
+"""What jobs say at their end: commands that parse, and mean the same run."""
 
 import shlex
 import sys
@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from cprec.config.cli import Job, parse_arguments
+from cprec.config.next_steps import after_evaluation, after_pretraining
 from cprec.config.recipe import Recipe
-from cprec.workflows.pretraining.next_steps import describe_next_steps
 
 DEMO = Path(__file__).resolve().parents[4] / "jobs" / "recipes" / "demo.yaml"
 JOB = Job(lambda recipe, options: None, "A job.", ("run",))
@@ -21,7 +21,7 @@ def commands(
     """The jobs that cpt names at its end, each with the recipe that it would run."""
     recipe, options = parse_arguments(arguments, JOB, DEMO)
     monkeypatch.setattr(sys, "argv", ["jobs/cpt.py", *arguments])
-    head, *lines = describe_next_steps(recipe, options, stable)
+    head, *lines = after_pretraining(recipe, options, stable)
     assert head == "next:"
     found = []
     for line in lines:
@@ -56,3 +56,20 @@ def test_the_next_commands_name_the_run_and_repeat_where_everything_is(
 def test_without_a_stable_checkpoint_nothing_is_continued(monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = [job for job, _ in commands(monkeypatch, stable=None)]
     assert jobs == ["jobs/evaluate.py", "jobs/promote.py", "jobs/tune_lr.py"]
+
+
+def test_after_an_evaluation_its_candidate_is_promoted_or_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arguments = ["--run", "first", "--storage", "/s"]
+    recipe, options = parse_arguments(arguments, JOB, DEMO)
+    monkeypatch.setattr(sys, "argv", ["jobs/evaluate.py", *arguments])
+    _, *lines = after_evaluation(recipe, options, "Games", has_candidate=True)
+    words = [shlex.split(line[line.index("python ") :]) for line in lines]
+    assert [job for _, job, *_ in words] == [
+        f"jobs/{name}.py" for name in ("promote", "recommend", "tune_lr")
+    ]
+    promoted = parse_arguments(words[0][2:], JOB, DEMO)[0]
+    assert (promoted.run, promoted.storage, promoted.evaluate.domain) == ("first", "/s", "Games")
+    _, *lines = after_evaluation(recipe, options, "Games", has_candidate=False)
+    assert len(lines) == 1
