@@ -19,6 +19,8 @@ import pytest
 
 from corpus.ingest import simulation
 from cprec.config.recipe_file import load_recipe
+from cprec.tracking.registry import Registry
+from cprec.workflows.promote import set_champion
 from tests.integration import chromium, jobs
 from tests.integration.chromium import Browser, Page
 
@@ -37,6 +39,9 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "schedule": {"lr_max": 1e-3, "segment_samples": 64, "poll_samples": 64},
         "train": {"global_batch": 32, "zero_stage": 0},
         "checkpoint": {"every_samples": 256},
+        # What was trained so briefly ranks no better than chance.
+        "gate": {"above_chance": False, "min_samples": 1, "max_slice_drop": 1.0, "alpha": 1e-9},
+        "evaluate": {"max_users": 10},
     }
     path = jobs.recipe(
         place,
@@ -158,7 +163,8 @@ def test_a_person_sees_a_run_train_and_steers_it(
         _, err = trunk.communicate(timeout=jobs.LIMIT_S)
         assert trunk.returncode == 0, err
         page.wait_for_text("Every planned sample was trained exactly once.")
-        _look_at_models(page)
+        _promote_and_roll_back_by_click(page, shop)
+        _try_models(page)
         assert page.evaluate("document.title") == "cprec console"
         assert page.complaints == []
         assert {re.sub(r"(?<=\d)/.*", "", address) for address in page.urls} == {url}
@@ -192,7 +198,56 @@ def _anneal_by_click(page: Page, shop: Path) -> None:
     page.evaluate("document.getElementById('dialog').close()")
 
 
-def _look_at_models(page: Page) -> None:
+def _promote_and_roll_back_by_click(page: Page, shop: Path) -> None:
+    registry = Registry.from_recipe(load_recipe(str(shop / "recipe.yaml")))
+    [first] = registry.versions()
+    stable = jobs.lines(shop / "runs" / "trunk" / "events.jsonl")
+    saved = [event["checkpoint"] for event in stable if event["event"] == "checkpoint_saved"]
+    kept = next(uri for uri in saved if uri != first.checkpoint and Path(uri).exists())
+    registry.register(kept, first.tags | {"run": f"{shop}/runs/{MARKUP.replace('/', '')}"})
+    set_champion(registry, 1)
     page.evaluate("location.hash = '#/models'")
-    page.wait_for_text("Version 1")
     page.wait_for_text("trunk trunk, from the base")
+    page.wait_for("document.querySelectorAll('.lineage [data-kind=trunk]').length === 2")
+    page.click("#version-cprec-2 [data-act=promote]")
+    page.wait_for_text("The gate compares it with the champion")
+    _check_then_commit(page, registry, 1)
+    page.wait_for("!!document.querySelector('#version-cprec-2 [data-alias=champion]')")
+    page.click("[data-act=rollback]")
+    page.wait_for_text("The champion before the present one becomes the champion again")
+    _check_then_commit(page, registry, 2)
+    page.wait_for("!!document.querySelector('#version-cprec-1 [data-alias=champion]')")
+    decisions = [d for d in events(shop, "promotion_decided") if d["by"].startswith("console (")]
+    assert [(d["version"], d["promoted"]) for d in decisions][-1] == (2, False)
+    assert "rolled back from version 2" in page.text()
+    assert page.evaluate("document.querySelectorAll('img').length") == 0
+
+
+def _check_then_commit(page: Page, registry: Registry, champion: int) -> None:
+    """Makes the dry run of a dialog, which changes no alias, and then what it is about."""
+    page.click("[data-step=preview]")
+    page.wait_for_text("Checked: nothing was written yet.")
+    assert registry.aliases()["champion"] == champion
+    page.click("[data-step=commit]")
+    page.wait_for_text("Done.")
+    assert registry.aliases()["champion"] == 3 - champion
+    page.evaluate("document.getElementById('dialog').close()")
+
+
+def _try_models(page: Page) -> None:
+    page.evaluate("location.hash = '#/try'")
+    page.click("#search-user")
+    page.click(".found button")
+    page.wait_for("!!document.getElementById('try-candidates').value")
+    add = f"document.getElementById('try-history').value += {json.dumps(chr(10) + MARKUP)}"
+    page.evaluate(add)
+    page.click(".try button[type=submit]")
+    page.wait_for("document.querySelectorAll('.ranking').length === 2")
+    shares = "[...document.querySelectorAll('.ranking:first-child .share')]"
+    total = page.evaluate(f"{shares}.reduce((sum, e) => sum + parseFloat(e.textContent), 0)")
+    assert abs(total - 100) < 2
+    candidates = f"document.getElementById('try-candidates').value = {json.dumps(MARKUP)}"
+    page.evaluate(candidates)
+    page.click(".try button[type=submit]")
+    page.wait_for_text("a ranking takes 2 at least")
+    assert page.evaluate("document.querySelectorAll('img').length") == 0

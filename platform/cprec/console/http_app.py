@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from fastapi import Depends, FastAPI, Header, HTTPException, Request
@@ -82,6 +82,51 @@ class RollbackRequest(Body):
     commit: bool
 
 
+Title = Annotated[str, Field(max_length=2000)]
+DomainName = Annotated[str, Field(max_length=500)]
+
+
+class UsersQuestion(Body):
+    """Which users a domain has."""
+
+    ask: Literal["users"]
+    domain: DomainName
+    find: str = Field(max_length=500)
+
+
+class SampleQuestion(Body):
+    """What a user took, and between what the next choice was."""
+
+    ask: Literal["sample"]
+    domain: DomainName
+    user: str = Field(max_length=500)
+
+
+class TitlesQuestion(Body):
+    """Which titles a domain has."""
+
+    ask: Literal["titles"]
+    domain: DomainName
+    find: str = Field(max_length=500)
+
+
+class RankQuestion(Body):
+    """How models rank candidates after a history."""
+
+    ask: Literal["rank"]
+    domain: DomainName
+    models: list[Annotated[str, Field(max_length=300, pattern=r"^(models:/.+|base)$")]] = Field(
+        min_length=1, max_length=2
+    )
+    history: list[Title] = Field(max_length=500)
+    candidates: list[Title] = Field(max_length=200)
+
+
+Question = Annotated[
+    UsersQuestion | SampleQuestion | TitlesQuestion | RankQuestion, Field(discriminator="ask")
+]
+
+
 @dataclass(frozen=True)
 class Session:
     """What the page shows of the console itself."""
@@ -105,6 +150,7 @@ def build_app(site: Site, token: str, name: str) -> App:
     app = FastAPI(title="cprec console", docs_url=None, redoc_url=None, openapi_url=None)
     _add_views(app, site, name)
     _add_acts(app, site)
+    _add_questions(app, site)
     _add_errors(app)
     app.mount("/static", StaticFiles(directory=STATIC))
     gate = AccessGate(
@@ -176,6 +222,16 @@ def _add_acts(app: FastAPI, site: Site) -> None:
     @app.post("/api/rollbacks")
     async def roll_back(request: RollbackRequest, by: Sender) -> Response:
         return _started(await site.roll_back(request.commit, by))
+
+
+def _add_questions(app: FastAPI, site: Site) -> None:
+    @app.get("/api/try")
+    async def choices() -> Response:
+        return _json(await site.ranking.ask({"ask": "choices"}))
+
+    @app.post("/api/try")
+    async def answer(question: Question, by: Sender) -> Response:
+        return _json(await site.ranking.ask(question.model_dump()))
 
 
 def _add_errors(app: FastAPI) -> None:

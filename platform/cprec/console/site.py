@@ -13,6 +13,7 @@ from corpus.ingest.domains import find_domains
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
 from cprec.console.child_jobs import ChildJob, ChildJobs
+from cprec.console.ranking_child import RankingChild
 from cprec.console.run_follower import RunFollower
 from cprec.console.views.acts import RunAction, describe_joins
 from cprec.console.views.commands import Commands, Job
@@ -74,6 +75,7 @@ class Site:
         self.recipe, self.commands, self._say = recipe, commands, say
         self.storage = absolute_uri(recipe.storage)
         self.jobs = ChildJobs(say)
+        self.ranking = RankingChild(commands.arguments_of(), say)
         self._list = RunList(self.storage)
         self.runs = Watch(self._look_at_runs, recipe.console.refresh_s)
         self._watches: dict[str, Watch] = {}

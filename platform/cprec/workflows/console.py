@@ -67,4 +67,5 @@ async def _serve(site: Site, app: App, listener: socket.socket) -> None:
     try:
         await build_server(app, GRACE_S).serve(sockets=[listener])
     finally:
+        await site.ranking.end()
         await site.jobs.end_all()

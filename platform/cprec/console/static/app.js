@@ -5,6 +5,7 @@ import { h, setAttribute, setText } from "./dom.js";
 import { showModels } from "./models.js";
 import { showRun } from "./run.js";
 import { showRuns } from "./runs.js";
+import { showTry } from "./try.js";
 
 const main = document.getElementById("main");
 const link = document.getElementById("link");
@@ -40,6 +41,7 @@ async function route() {
   main.replaceChildren();
   scrollTo(0, 0);
   if (page === "models") return showModels(context);
+  if (page === "try") return showTry(context);
   if (rest.length) return showRun(context, decodeURIComponent(rest.join("/")));
   return showRuns(context);
 }

@@ -3,26 +3,36 @@
 import { openPromote, openRollback } from "./acts.js";
 import { get } from "./api.js";
 import { NONE, count, h, moment } from "./dom.js";
+import { lineageChart } from "./lineage.js";
 
 export async function showModels(context) {
   const { main, info } = context;
   const again = () => load(true);
   const refresh = h("button", { type: "button", onclick: again }, "Read again");
-  const place = h("div", {}, h("p", { class: "muted" }, "Reading the registry…"));
+  const place = h("div", { class: "page" }, h("p", { class: "muted" }, "Reading the registry…"));
   main.append(h("div", { class: "title" }, h("h1", {}, "Models"), refresh), place);
   await load();
 
   async function load() {
     try {
-      const models = await get("/api/models");
+      const { graph, models } = await get("/api/models");
       place.replaceChildren(...(models.length
-        ? models.map((model) => showModel(context, model, model.model === info.model, again))
+        ? [lineage(graph),
+          ...models.map((model) => showModel(context, model, model.model === info.model, again))]
         : [empty(info)]));
     } catch (error) {
       place.replaceChildren(h("p", { class: "problem", role: "alert" }, error.message));
     }
   }
 }
+
+function lineage(graph) {
+  const show = ({ model, number }) => document.getElementById(cardId(model, number))
+    ?.scrollIntoView({ behavior: "smooth", block: "center" });
+  return h("section", { class: "card" }, h("h2", {}, "Lineage"), lineageChart(graph, show));
+}
+
+const cardId = (model, number) => `version-${model}-${number}`;
 
 function empty(info) {
   return h("section", { class: "empty" },
@@ -48,7 +58,7 @@ function showVersion(context, model, version, onDone) {
   const isChampion = version.aliases.includes("champion");
   const origin = version.parent !== null ? `from version ${version.parent}`
     : version.parent_run ? `from run ${version.parent_run}` : "from the base";
-  const item = h("li", { class: "card version" },
+  const item = h("li", { class: "card version", id: cardId(model, version.number) },
     h("div", { class: "version-head" },
       h("h3", {}, `Version ${version.number}`),
       version.aliases.map((alias) => h("span", { class: "alias", "data-alias": alias }, alias)),

@@ -167,7 +167,8 @@ def _find_best(records: RunRecords) -> tuple[str, str] | None:
         return None
     newest = scored[-1]["rows"][-1]
     hr1 = (newest["metrics"]["hr"] or {}).get("1")
-    return (f"HR@1 of {newest['name']}, {scored[-1]['domain']}", measure(hr1))
+    name = newest.get("model", newest["name"])
+    return (f"HR@1 of {name}, {scored[-1]['domain']}", measure(hr1))
 
 
 def _describe_training(

@@ -44,7 +44,7 @@ def describe_evaluations(run: str, comparisons: Sequence[Mapping[str, Any]]) -> 
             "NDCG@k counts an item more, the higher it stands. "
             "The bar is the 95 % interval of HR@1 (Wilson), its tick the value, and the thin line "
             "what a random choice would reach.",
-            "The difference is to the first model of a table, with its 95 % interval and p of a "
+            "Differences are to the first model of a comparison, with a 95 % interval and p of a "
             "paired t-test over users; p (Holm) is corrected for the domains of this run. "
             f"Bold: p below {ALPHA:g}.",
         ],
@@ -60,6 +60,8 @@ def describe_evaluations(run: str, comparisons: Sequence[Mapping[str, Any]]) -> 
 def _compare(comparison: Mapping[str, Any]) -> Iterator[Table]:
     """Yields the tables of one comparison."""
     yield _main_table(comparison)
+    if any(entry.get("against") for entry in comparison["rows"]):
+        yield _difference_table(comparison)
     if any(row.get("metrics", {}).get("slices") for row in comparison["rows"]):
         yield _slices_table(comparison)
 
@@ -70,7 +72,6 @@ def _main_table(comparison: Mapping[str, Any]) -> Table:
     generated = mode in ("generate", "constrained")
     header = ["Model", "Samples", "95 % interval of HR@1", "", *columns]
     header += ["Valid", "Valid (LLaRA)"] * generated
-    header += ["Difference", "95 % interval", "p", "p (permutation)", "p (Holm)"]
     top = max(_interval_of(r)[1] for r in comparison["rows"])
     end = min(1.0, max(1.15 * top, 2 * (comparison.get("chance") or 0.0), 0.01))
     days = f", {comparison['days']}" if comparison.get("days") else ""
@@ -81,7 +82,7 @@ def _main_table(comparison: Mapping[str, Any]) -> Table:
             for entry in comparison["rows"]
         ],
         f"{comparison['name']}, {format_time(comparison['time'])}: {comparison['domain']}, "
-        f"{comparison['split']} split{days}, {MODES[mode]}; difference of {comparison['measure']}",
+        f"{comparison['split']} split{days}, {MODES[mode]}",
     )
 
 
@@ -92,27 +93,38 @@ def _main_row(
     end: float,
     chance: float | None,
 ) -> list[Cell]:
-    metrics, against = entry["metrics"], entry.get("against")
+    metrics = entry["metrics"]
     low, high = _interval_of(entry)
     hr1 = (metrics["hr"] or {}).get("1")
     picture = None if hr1 is None else Interval(low, hr1, high, end, chance)
     valid = metrics.get("valid_ratio") or {}
-    is_named = entry["name"] == entry.get("model", entry["name"])
     return row(
-        entry["name"] if is_named else f"{entry['name']} ({entry['model']})",
+        _name(entry),
         f"{metrics['n']:,}",
         Cell("" if hr1 is None else f"{low:.4f} … {high:.4f}"),
         Cell("", interval=picture),
         *(measure((metrics.get(kind) or {}).get(k)) for kind, k in columns),
         *([measure(valid.get("exact")), measure(valid.get("llara"))] if generated else []),
-        *_difference(entry, against),
     )
 
 
-def _difference(entry: Mapping[str, Any], against: Mapping[str, Any] | None) -> Iterator[Cell]:
-    if not against:
-        yield from (Cell(NONE) for _ in range(5))
-        return
+def _name(entry: Mapping[str, Any]) -> str:
+    """Returns a model as it was asked for, and what that was."""
+    is_same = entry["name"] == entry.get("model", entry["name"])
+    return str(entry["name"]) if is_same else f"{entry['name']} ({entry['model']})"
+
+
+def _difference_table(comparison: Mapping[str, Any]) -> Table:
+    """Returns how each model differs from the first, and whether that may be chance."""
+    reference, *others = comparison["rows"]
+    rows = [
+        row(_name(entry), *_test(entry, entry["against"])) for entry in others if entry["against"]
+    ]
+    against = f"{comparison['measure']} against {_name(reference)}"
+    return Table([against, "Difference", "95 % interval", "p", "p (permutation)", "p (Holm)"], rows)
+
+
+def _test(entry: Mapping[str, Any], against: Mapping[str, Any]) -> Iterator[Cell]:
     low, high = against.get("low"), against.get("high")
     yield Cell(f"{against['difference']:+.4f}", "strong" if against["p"] < ALPHA else "")
     yield Cell(NONE if low is None or high is None else f"{low:+.4f} … {high:+.4f}")

@@ -95,7 +95,8 @@ def _words(event: Event) -> tuple[str, str, Tone]:
             return "Stopped", "a checkpoint is saved; the same command goes on", "warning"
         case PromotionDecided():
             done = "became the champion" if event.promoted else "was not promoted"
-            return f"Version {event.version} {done}", event.because, "good"
+            tone: Tone = "good" if event.promoted else "warning"
+            return f"Version {event.version} {done}", event.because, tone
     return _words_of_trouble(event)
 
 

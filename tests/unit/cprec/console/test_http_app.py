@@ -70,12 +70,13 @@ def console(tmp_path: Path) -> Console:
     return Console(tmp_path)
 
 
-PATHS = ("session", "runs", "runs/x", "domains", "models", "jobs/1", "nowhere")
+PATHS = ("session", "runs", "runs/x", "domains", "models", "try", "jobs/1", "nowhere")
 ACTS: dict[str, Any] = {
     "/api/runs/trunk/requests": {"action": "anneal"},
     "/api/appends": {"domain": "Music", "commit": True},
     "/api/promotions": {"model": "cprec", "version": 1, "commit": True},
     "/api/rollbacks": {"commit": True},
+    "/api/try": {"ask": "users", "domain": "Music", "find": ""},
 }
 
 
