@@ -206,7 +206,7 @@ class Trial:
         """Loads a model, which is asked about a domain."""
         from cprec.model.base_uri import is_unbuilt, resolve_base
         from cprec.ranking.ranker import Ranker
-        from cprec.workflows.models import find_model
+        from cprec.workflows.evaluation.models import find_model
 
         model = find_model(self._recipe, self._registry, name)
         if is_unbuilt(self._recipe, model.base):
