@@ -15,13 +15,12 @@ from cluster import storage
 from cprec.evaluate.metrics import HISTORY_SLICES
 from cprec.runs.comparisons import newest_by_name
 from cprec.runs.events import Event
-from cprec.runs.records import AuditReport
+from cprec.runs.records import REPORT_FILE, AuditReport
 from cprec.runs.run_records import RunRecords
 from cprec.tracking import figures
 from cprec.tracking.console_tables import CATALOGUE_COLUMNS, COLUMNS
 
 SCHEDULE = "schedule.svg"
-PAGE = "report.html"
 TEMPLATE = "tracking/report.html.j2"
 MODES = {
     "score": "scored candidates",
@@ -42,7 +41,7 @@ def write(records: RunRecords) -> dict[str, str]:
         The content of each file by name.
     """
     pictures = figures.draw_all(records)
-    pages = {PAGE: render(records, pictures)}
+    pages = {REPORT_FILE: render(records, pictures)}
     if pictures:
         pages[SCHEDULE] = next(iter(pictures.values()))
     for file, content in pages.items():

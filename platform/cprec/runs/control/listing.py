@@ -54,12 +54,12 @@ def list_runs(storage: str) -> list[RunOverview]:
     """Lists the runs below a storage (absolute URI), by name."""
     names = [name for name in list_names(storage) if name not in RESERVED_RUN_NAMES]
     with ThreadPoolExecutor(READERS) as pool:
-        found = pool.map(lambda name: _look(storage, name), names)
+        found = pool.map(lambda name: look_at_run(storage, name), names)
         return [run for run in found if run is not None]
 
 
-def _look(storage: str, run: str) -> RunOverview | None:
-    """Looks at one folder; None if it is not a run's."""
+def look_at_run(storage: str, run: str) -> RunOverview | None:
+    """Looks at one folder below a storage (absolute URI); None if it is not a run's."""
     run_uri = run_folder(storage, run)
     try:
         lease, status = read_lease(run_uri), read_status(run_uri)
