@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cluster.errors import CprecError, PlatformFault, UserError
     from cprec.api.corpus import Corpus
-    from cprec.api.evaluation import evaluate, promote
+    from cprec.api.evaluation import Promotion, evaluate, promote
     from cprec.api.model import Model
     from cprec.api.recipe import Recipe
     from cprec.api.run import Run
@@ -28,6 +28,7 @@ __all__ = [
     "CprecError",
     "Model",
     "PlatformFault",
+    "Promotion",
     "Recipe",
     "Run",
     "UserError",
@@ -40,7 +41,7 @@ __all__ = [
 _MODULES = {
     "cluster.errors": ("CprecError", "PlatformFault", "UserError"),
     "cprec.api.corpus": ("Corpus",),
-    "cprec.api.evaluation": ("evaluate", "promote"),
+    "cprec.api.evaluation": ("Promotion", "evaluate", "promote"),
     "cprec.api.model": ("Model",),
     "cprec.api.recipe": ("Recipe",),
     "cprec.api.run": ("Run",),

@@ -1,16 +1,16 @@
 """Evaluation from a program or a notebook: models compared, and the gate before one serves."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import polars as pl
 
 from cluster.console import Say
 from cprec.config.recipe import Recipe
-from cprec.evaluate.comparison import ComparisonRow
-from cprec.tracking.registry import Registry
-from cprec.workflows import promote as promotion
-from cprec.workflows.evaluate import compare_models
+
+# The workflows are imported late: they load torch, and reading what this offers need not wait.
+if TYPE_CHECKING:
+    from cprec.evaluate.comparison import ComparisonRow
 
 
 def evaluate(
@@ -39,6 +39,9 @@ def evaluate(
     Raises:
         UserError: A model or the domain does not exist, or cannot be scored.
     """
+    from cprec.tracking.registry import Registry
+    from cprec.workflows.evaluate import compare_models
+
     if domain is not None:
         changed = recipe.evaluate.model_copy(update={"domain": domain})
         recipe = recipe.model_copy(update={"evaluate": changed})
@@ -81,12 +84,15 @@ def promote(
     Raises:
         UserError: There is no such model, or it cannot be compared.
     """
+    from cprec.tracking.registry import Registry
+    from cprec.workflows.promote import promote as put_before_gate
+
     registry = Registry.from_recipe(recipe)
-    number, decision = promotion.promote(recipe, registry, say, model, by)
+    number, decision = put_before_gate(recipe, registry, say, model, by)
     return Promotion(number, decision.promote, decision.reason)
 
 
-def _to_row(row: ComparisonRow, shared: dict[str, Any]) -> dict[str, Any]:
+def _to_row(row: "ComparisonRow", shared: dict[str, Any]) -> dict[str, Any]:
     """Returns a model of a comparison as a row of a frame."""
     metrics: dict[str, Any] = dict(row.metrics)
     measures = {

@@ -10,8 +10,8 @@ import polars as pl
 from cprec.runs.events import Event
 from cprec.runs.records import TraceRow
 
-SOURCES = pl.List(pl.Struct({"source": pl.String, "samples": pl.Int64}))
-"""Type of samples by source."""
+SOURCES = pl.List(pl.Struct({"source": pl.String, "count": pl.Int64}))
+"""Type of the number of samples by source."""
 
 EVENTS: dict[str, pl.DataType] = {
     "time": pl.Datetime("ms", "UTC"),
@@ -44,7 +44,7 @@ def trace_frame(steps: Sequence[TraceRow]) -> pl.DataFrame:
     """Returns one row per optimizer step."""
     rows = [step.model_dump(mode="json", include=set(TRACE)) for step in steps]
     for row in rows:
-        row["sources"] = [{"source": s, "samples": n} for s, n in row["sources"].items()]
+        row["sources"] = [{"source": s, "count": n} for s, n in row["sources"].items()]
     return pl.DataFrame(rows, schema=TRACE)
 
 

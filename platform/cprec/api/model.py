@@ -1,6 +1,7 @@
 """Models of a program or a notebook: loaded once, to rank."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import polars as pl
 
@@ -8,11 +9,11 @@ from cluster.console import Say
 from cluster.errors import RecipeError
 from cprec.api.recipe import Recipe
 from cprec.config import recipe as checked
-from cprec.ranking.items import DomainItems, known_domain, open_items
-from cprec.ranking.ranker import Ranker
-from cprec.tracking.registry import Registry
-from cprec.workflows.models import describe_model, find_model
-from cprec.workflows.recommend import load_ranker
+
+# The workflows are imported late: they load torch, and reading what this offers need not wait.
+if TYPE_CHECKING:
+    from cprec.ranking.items import DomainItems
+    from cprec.ranking.ranker import Ranker
 
 RANKING = {
     "candidate": pl.String,
@@ -26,7 +27,7 @@ RANKING = {
 class Model:
     """A language model in memory, which ranks what a user may want next."""
 
-    def __init__(self, ranker: Ranker, items: DomainItems | None) -> None:
+    def __init__(self, ranker: "Ranker", items: "DomainItems | None") -> None:
         """Takes a loaded model; `Model.load` and `Run.model` make one."""
         self._ranker = ranker
         self._items = items
@@ -56,6 +57,11 @@ class Model:
         Raises:
             UserError: There is no such model or domain, or the model is damaged.
         """
+        from cprec.ranking.items import known_domain, open_items
+        from cprec.tracking.registry import Registry
+        from cprec.workflows.models import find_model
+        from cprec.workflows.recommend import load_ranker
+
         recipe = Recipe() if recipe is None else recipe
         if domain is not None:
             changed = recipe.recommend.model_copy(update={"domain": domain})
@@ -134,4 +140,6 @@ class Model:
 
     def __repr__(self) -> str:
         """Shows what it is."""
+        from cprec.workflows.models import describe_model
+
         return f"<Model {self.name}: {describe_model(self._ranker.model)}>"

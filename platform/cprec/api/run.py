@@ -41,19 +41,18 @@ class Run:
     Nothing is cached, so every call tells how the run stands now.
     """
 
-    def __init__(self, run: str | checked.Recipe, process: BackgroundProcess | None = None) -> None:
+    def __init__(self, run: str | checked.Recipe) -> None:
         """Finds a run.
 
         Args:
             run: Its folder (path or URI), `<storage>/<run>`; or its recipe.
-            process: Process that `start` has begun for it.
 
         Raises:
             UserError: There is no such run.
         """
         folder = run_folder(run.storage, run.run) if isinstance(run, checked.Recipe) else run
         self._storage, _, self._name = absolute_uri(folder).rstrip("/").rpartition("/")
-        self._process = process
+        self._process: BackgroundProcess | None = None
         if look_at_run(self._storage, self._name) is None:
             names = ", ".join(found.run for found in list_runs(self._storage)) or "none"
             raise RunError(f"no run {self._name} below {self._storage}; runs there: {names}")
@@ -63,6 +62,13 @@ class Run:
         """Lists the runs below a storage (path or URI), by name."""
         uri = absolute_uri(storage)
         return [cls(run_folder(uri, found.run)) for found in list_runs(uri)]
+
+    @classmethod
+    def _of_process(cls, uri: str, process: BackgroundProcess) -> "Run":
+        """Returns a run that a process of this program trains."""
+        run = cls(uri)
+        run._process = process
+        return run
 
     @property
     def name(self) -> str:
@@ -108,7 +114,7 @@ class Run:
 
         Returns:
             The fields of trace.jsonl (docs/reference/file-formats.md): step, samples, phase, lr,
-            loss, tokens, step_s and more. `sources` is a list of (source, samples).
+            loss, tokens, step_s and more. `sources` is a list of (source, count).
         """
         return trace_frame(drop_repeated_steps(read_trace(self.uri)))
 

@@ -66,4 +66,4 @@ def start(recipe: Recipe, allow_change: Collection[str] = ()) -> Run:
             process.wait()
             break
         time.sleep(POLL_S)
-    return Run(run_uri, process)
+    return Run._of_process(run_uri, process)
