@@ -10,7 +10,7 @@ from cprec.config.recipe import Recipe
 
 # The workflows are imported late: they load torch, and reading what this offers need not wait.
 if TYPE_CHECKING:
-    from cprec.evaluate.comparison import ComparisonRow
+    from cprec.evaluation.comparison import ComparisonRow
 
 
 def evaluate(

@@ -10,7 +10,7 @@ from enum import StrEnum
 
 from cprec.baselines.popularity import POPULARITY
 from cprec.baselines.training import BASELINE_NAMES
-from cprec.evaluate.metrics import HISTORY_SLICES, HR_CUTOFFS, NDCG_CUTOFFS
+from cprec.evaluation.metrics import HISTORY_SLICES, HR_CUTOFFS, NDCG_CUTOFFS
 from cprec.schedule.wsa import Mode
 
 

@@ -12,7 +12,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from cluster import storage
-from cprec.evaluate.metrics import HISTORY_SLICES
+from cprec.evaluation.metrics import HISTORY_SLICES
 from cprec.runs.comparisons import newest_by_name
 from cprec.runs.events import Event
 from cprec.runs.records import REPORT_FILE, AuditReport

@@ -25,7 +25,7 @@ from cprec.downstream.llara import build_plan
 from cprec.downstream.scoring import load_model
 from cprec.downstream.stored_model import Form
 from cprec.encode.prompt import TABLE1
-from cprec.evaluate import catalogue_predictions, predictions
+from cprec.evaluation import catalogue_predictions, predictions
 from cprec.model import adapter, backbone, tiny
 from cprec.schedule.ledger import Ledger
 from cprec.tracking.registry import Registry

@@ -27,7 +27,7 @@ from cprec.config.recipe import Recipe
 from cprec.downstream import stored_baselines
 from cprec.downstream.domain import Domain
 from cprec.downstream.scoring import EvaluatedModel, load_model, score_model
-from cprec.evaluate import catalogue_predictions
+from cprec.evaluation import catalogue_predictions
 from cprec.ranking.items import DomainItems
 from cprec.ranking.ranker import MIN_CANDIDATES
 from cprec.retrieval.candidates import Items
@@ -143,7 +143,7 @@ class CatalogueRanking:
             say: Takes lines of progress.
 
         Returns:
-            Predictions (cprec.evaluate.catalogue_predictions).
+            Predictions (cprec.evaluation.catalogue_predictions).
         """
         retrieved = None if model.is_baseline else self._retrieve(workers, say)
         started = time.monotonic()

@@ -11,7 +11,7 @@ import pytest
 from cluster.errors import PlatformFault
 from cprec.downstream.domain import Domain, sort_by_id
 from cprec.encode.title_tokens import too_long_error
-from cprec.evaluate.candidate_scoring import PromptEncoder
+from cprec.evaluation.candidate_scoring import PromptEncoder
 from cprec.ranking import batch
 from cprec.ranking.batch import BlockRanking
 from cprec.ranking.histories import read_histories, read_user_history
