@@ -43,8 +43,8 @@ from cprec.baselines.recommender import Recommender
 from cprec.baselines.sequences import training_sequences
 from cprec.config.sections.finetuning import BaselineSettings
 from cprec.downstream.domain import Domain, sort_by_id
-from cprec.evaluate.metrics import compute_ranks, discounted_gains, hits
-from cprec.evaluate.significance import paired_t_test
+from cprec.evaluation.metrics import compute_ranks, discounted_gains, hits
+from cprec.evaluation.significance import paired_t_test
 
 PEER = Path(__file__).parent / "peers" / "recbole_baselines.py"
 Floats = NDArray[np.float64]

@@ -2,7 +2,7 @@
 
     python benchmarks/evaluate.py [toy] [smollm2] [--rounds N]
 
-- packed: ours, many users in one row (`cprec.evaluate.candidate_scoring`).
+- packed: ours, many users in one row (`cprec.evaluation.candidate_scoring`).
 - prefix: the tightest way with transformers alone. Prompts, sorted by length and padded on the
   left, are computed once with a cache; the cache is repeated for each candidate, and all answers
   take one more pass, padded on the right.
@@ -35,10 +35,10 @@ from corpus.settings import SimulateSettings
 from cprec.encode.prompt import TABLE1
 from cprec.encode.title_encoding import UncachedPromptEncoder
 from cprec.encode.tokens import TitleEncoder
-from cprec.evaluate.candidate_rows import PassKind, Query
-from cprec.evaluate.candidate_scoring import encode_query, score_samples
-from cprec.evaluate.generation import build_trie
-from cprec.evaluate.scoring_check import choose_scoring
+from cprec.evaluation.candidate_rows import PassKind, Query
+from cprec.evaluation.candidate_scoring import encode_query, score_samples
+from cprec.evaluation.generation import build_trie
+from cprec.evaluation.scoring_check import choose_scoring
 from cprec.model import tiny
 
 LISTED = 5

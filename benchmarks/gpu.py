@@ -36,9 +36,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from cprec.config.sections.model import ModelSettings
 from cprec.config.sections.pretraining import TrainSettings
 from cprec.encode.tokens import EncodedSample
-from cprec.evaluate.candidate_rows import Query
-from cprec.evaluate.candidate_scoring import score_queries
-from cprec.evaluate.scoring_check import choose_scoring
+from cprec.evaluation.candidate_rows import Query
+from cprec.evaluation.candidate_scoring import score_queries
+from cprec.evaluation.scoring_check import choose_scoring
 from cprec.model import adapter
 from cprec.model.kernels import flash_attention, fp8
 from cprec.schedule.wsa import Phase

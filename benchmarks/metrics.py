@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "platform")]
 
-from cprec.evaluate.predictions import to_metrics, to_ranks
+from cprec.evaluation.predictions import to_metrics, to_ranks
 
 PEER = Path(__file__).parent / "peers" / "ranx_metrics.py"
 OUR_NAMES = {

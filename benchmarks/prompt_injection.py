@@ -33,10 +33,10 @@ from corpus.store.tables import Corpus
 from cprec.encode.prompt import BRACES
 from cprec.encode.title_encoding import UncachedPromptEncoder
 from cprec.encode.tokens import TitleEncoder
-from cprec.evaluate.candidate_rows import Query
-from cprec.evaluate.candidate_scoring import encode_query, score_queries
-from cprec.evaluate.metrics import compute_ranks
-from cprec.evaluate.scoring_check import choose_scoring
+from cprec.evaluation.candidate_rows import Query
+from cprec.evaluation.candidate_scoring import encode_query, score_queries
+from cprec.evaluation.metrics import compute_ranks
+from cprec.evaluation.scoring_check import choose_scoring
 from cprec.model import adapter, backbone
 from cprec.runs import checkpoint
 

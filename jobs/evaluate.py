@@ -24,7 +24,7 @@ KEYS = (*MODEL_KEYS, *WORKER_KEYS, *RETRIEVAL_KEYS, "evaluate")
 def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     """Scores the models of `evaluate.models`, and prints them side by side."""
     from cprec.config.next_steps import after_evaluation
-    from cprec.evaluate.comparison import collect_modes
+    from cprec.evaluation.comparison import collect_modes
     from cprec.runs.comparisons import read_comparisons
     from cprec.tracking.console_tables import comparison_table, modes_table
     from cprec.tracking.registry import Registry

@@ -29,8 +29,8 @@ import transformers as hf  # noqa: E402
 from cluster.errors import UserError  # noqa: E402
 from cprec.config.sections.model import ModelSettings  # noqa: E402
 from cprec.config.sections.pretraining import TrainSettings  # noqa: E402
-from cprec.evaluate.candidate_rows import PassKind  # noqa: E402
-from cprec.evaluate.scoring_check import choose_decoding, choose_scoring  # noqa: E402
+from cprec.evaluation.candidate_rows import PassKind  # noqa: E402
+from cprec.evaluation.scoring_check import choose_decoding, choose_scoring  # noqa: E402
 from cprec.model import adapter  # noqa: E402
 from cprec.model.libraries import silence_libraries  # noqa: E402
 from cprec.train.forward import supervised_logits  # noqa: E402

@@ -30,8 +30,8 @@ from cprec.downstream.trial import Trial, run_trial
 from cprec.downstream.trial_records import find_result
 from cprec.encode.prompt import TABLE1
 from cprec.encode.title_tokens import tokenise_titles
-from cprec.evaluate.candidate_scoring import score_samples
-from cprec.evaluate.metrics import compute_ranks, hits
+from cprec.evaluation.candidate_scoring import score_samples
+from cprec.evaluation.metrics import compute_ranks, hits
 from cprec.model import adapter, backbone
 from cprec.model import base_uri as bases
 from cprec.runs import checkpoint

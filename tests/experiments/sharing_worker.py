@@ -16,8 +16,8 @@ from corpus.store.tables import Corpus
 from cprec.config.recipe_file import load_recipe
 from cprec.encode.prompt import TABLE1
 from cprec.encode.title_tokens import CachedPromptEncoder, tokenise_titles
-from cprec.evaluate.candidate_scoring import score_samples
-from cprec.evaluate.metrics import compute_ranks, hits
+from cprec.evaluation.candidate_scoring import score_samples
+from cprec.evaluation.metrics import compute_ranks, hits
 from cprec.model import adapter, backbone
 from cprec.train.engine import Engine
 from cprec.train.loop import Observer, StepRecord, TrainingStep, train

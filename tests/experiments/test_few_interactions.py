@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from cluster.ray_session import ray_session
 from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import load_recipe, to_yaml
-from cprec.evaluate.significance import paired_t_test
+from cprec.evaluation.significance import paired_t_test
 from cprec.runs import checkpoint
 from cprec.tracking.registry import Registry
 from cprec.workflows import promote

@@ -15,7 +15,7 @@ import pytest
 
 from corpus.build import build
 from cprec.config.recipe_file import validate_recipe
-from cprec.evaluate.significance import wilson_interval
+from cprec.evaluation.significance import wilson_interval
 from cprec.tracking.registry import Registry
 from cprec.workflows.evaluate import compare_models
 

@@ -16,7 +16,7 @@ import pytest
 from corpus.build import simulate_and_build
 from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import load_recipe, to_yaml
-from cprec.evaluate.significance import PairedTest, paired_t_test
+from cprec.evaluation.significance import PairedTest, paired_t_test
 from cprec.model import base_uri
 from tests.integration import jobs
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from cluster.storage import join, list_names, read_bytes, read_text
 from corpus.ingest.plain_text import read_plain_text
 from cprec.config.recipe_file import load_recipe
-from cprec.evaluate.perplexity import compute_perplexity
+from cprec.evaluation.perplexity import compute_perplexity
 from cprec.model import adapter, backbone
 from cprec.runs import checkpoint
 from cprec.runs.run_records import read_run_records

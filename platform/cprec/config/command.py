@@ -9,6 +9,7 @@ import gc
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
@@ -52,10 +53,21 @@ RESUMES = "the same command goes on from the last checkpoint"
 
 
 def main(job: Job) -> int:
-    """Runs a job on the arguments of this process.
+    """Runs a job on the arguments of this process; returns the exit code."""
+    return run_as_process(
+        lambda: job.run(*parse_arguments(sys.argv[1:], job, DEMO_RECIPE, print_notice)), job.again
+    )
 
-    SIGTERM, which `ray job stop` sends, interrupts the job as Ctrl-C does. Ray would replace the
+
+def run_as_process(run: Callable[[], None], again: str) -> int:
+    """Runs what a process is for, and reports how it ended.
+
+    SIGTERM, which `ray job stop` sends, interrupts it as Ctrl-C does. Ray would replace the
     handler; `cluster.ray_session` keeps it.
+
+    Args:
+        run: What the process is for.
+        again: What it does if it is started again after an interruption or a fault.
 
     Returns:
         The exit code: 0 done, 1 the user's error, 2 a fault, 3 refused, 130 interrupted. If a
@@ -65,17 +77,16 @@ def main(job: Job) -> int:
         faulthandler.enable()  # a crash of native code says where
     signal.signal(signal.SIGTERM, _interrupt)
     gc.set_threshold(ALLOCATIONS_PER_COLLECTION)
-    code = _run(job)
+    code = _run(run, again)
     if is_ray_in_use():
         exit_process(code)
     return code
 
 
-def _run(job: Job) -> int:
-    """Runs a job and reports its error; returns the exit code."""
+def _run(run: Callable[[], None], again: str) -> int:
+    """Runs what a process is for, and reports its error; returns the exit code."""
     try:
-        recipe, options = parse_arguments(sys.argv[1:], job, DEMO_RECIPE, print_notice)
-        job.run(recipe, options)
+        run()
     except UserError as error:
         print(f"error: {redact(str(error))}\nsee {error.page}", file=sys.stderr)
         return USER_ERROR
@@ -83,14 +94,14 @@ def _run(job: Job) -> int:
         print(f"refused: {redact(str(error))}\nsee {error.page}", file=sys.stderr)
         return REFUSED
     except KeyboardInterrupt:
-        print(f"interrupted; {job.again}", file=sys.stderr)
+        print(f"interrupted; {again}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         # The outermost frame: whatever nobody expected is a fault, and is shown whole.
         print(redact(traceback.format_exc()), end="", file=sys.stderr)
         see = f"; see {error.page}" if isinstance(error, CprecError) else ""
         print(
-            f"fault: {type(error).__name__}: {redact(str(error))}; {job.again}{see}",
+            f"fault: {type(error).__name__}: {redact(str(error))}; {again}{see}",
             file=sys.stderr,
         )
         return FAULT

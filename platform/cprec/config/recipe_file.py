@@ -58,7 +58,10 @@ def iter_keys(section: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[R
 
 
 def load_recipe(
-    path: str | None, overrides: Mapping[str, Any] | None = None, say: Say | None = None
+    path: str | None,
+    overrides: Mapping[str, Any] | None = None,
+    say: Say | None = None,
+    arguments: str = "the command line",
 ) -> Recipe:
     """Reads a recipe file and applies overrides.
 
@@ -67,6 +70,7 @@ def load_recipe(
         overrides: Values by dotted name, such as {"train.global_batch": 64}. They win.
         say: Takes one line for each key in the file that was renamed. None for the files of a run,
             which nobody is going to edit.
+        arguments: Where the overrides are from, for messages.
 
     Raises:
         RecipeError: The file is not YAML, or a key or value is wrong. The message names the key,
@@ -74,10 +78,10 @@ def load_recipe(
     """
     values = parse_yaml(_read_recipe(path), path) if path is not None else {}
     values = rename_old_keys(values, path or "", say)
-    origin = path or "the command line"
+    origin = path or arguments
     if path is not None and overrides:
         _reject_unknown_keys(values, Recipe, "", path)
-        origin = f"{path} and the command line"
+        origin = f"{path} and {arguments}"
     for name, value in (overrides or {}).items():
         _set_key(values, name, value)
     return validate_recipe(values, origin)

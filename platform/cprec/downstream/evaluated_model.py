@@ -8,7 +8,7 @@ from cprec.baselines.training import BASELINE_NAMES, TEXT_BASELINES
 from cprec.encode.prompt import TEMPLATES, PromptTemplate
 
 CHATREC = "chatrec"
-"""Name of the base when it is asked for a ranking in words (`cprec.evaluate.listwise`)."""
+"""Name of the base when it is asked for a ranking in words (`cprec.evaluation.listwise`)."""
 LLARA_UNTUNED = "llara-untuned"
 """Name of the base with behaviour tokens through a projector that nothing has trained."""
 PROMPTED_BASES = (CHATREC, LLARA_UNTUNED)

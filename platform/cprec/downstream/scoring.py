@@ -26,13 +26,13 @@ from cprec.downstream.evaluated_model import EvaluatedModel
 from cprec.downstream.hybrid import HybridModel, build_encoders
 from cprec.downstream.known_items import BEHAVIOUR_FOLDER
 from cprec.downstream.stored_model import StoredModel
-from cprec.evaluate.answer_matching import Answer
-from cprec.evaluate.candidate_rows import PassKind
-from cprec.evaluate.candidate_scoring import PromptEncoder, score_samples
-from cprec.evaluate.generation import generate_answers
-from cprec.evaluate.listwise.generation import generate_rankings
-from cprec.evaluate.perplexity import compute_perplexity
-from cprec.evaluate.scoring_check import ScoringMethod, choose_decoding, choose_scoring
+from cprec.evaluation.answer_matching import Answer
+from cprec.evaluation.candidate_rows import PassKind
+from cprec.evaluation.candidate_scoring import PromptEncoder, score_samples
+from cprec.evaluation.generation import generate_answers
+from cprec.evaluation.listwise.generation import generate_rankings
+from cprec.evaluation.perplexity import compute_perplexity
+from cprec.evaluation.scoring_check import ScoringMethod, choose_decoding, choose_scoring
 from cprec.model import adapter, backbone
 from cprec.runs import checkpoint
 from cprec.stream.row_encoder import RowEncoder
@@ -107,7 +107,7 @@ def generate_on_ray(
         say: Takes a line where answers are generated without a cache.
 
     Returns:
-        Each sample's answers, in order (cprec.evaluate.generation).
+        Each sample's answers, in order (cprec.evaluation.generation).
     """
     with track(f"answers of {model.label}", say, len(samples), "samples") as advance:
         parts = _map_samples(

@@ -27,7 +27,7 @@ from cprec.baselines.training import FitResult, ItemText
 from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import restore_old_keys
 from cprec.downstream.domain import Domain, select_whole_users, sort_by_id
-from cprec.evaluate.metrics import compute_ranks, hits
+from cprec.evaluation.metrics import compute_ranks, hits
 
 WEIGHTS = "weights.safetensors"
 """File that holds a baseline's weights."""

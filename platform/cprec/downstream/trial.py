@@ -39,9 +39,9 @@ from cprec.downstream.trial_records import (
     read_history,
 )
 from cprec.encode.prompt import PromptTemplate
-from cprec.evaluate.candidate_scoring import score_samples
-from cprec.evaluate.metrics import compute_ranks, hits
-from cprec.evaluate.scoring_check import ScoringMethod, choose_scoring
+from cprec.evaluation.candidate_scoring import score_samples
+from cprec.evaluation.metrics import compute_ranks, hits
+from cprec.evaluation.scoring_check import ScoringMethod, choose_scoring
 from cprec.model import adapter, backbone
 from cprec.model.adapter_config import adapter_uri
 from cprec.runs import checkpoint

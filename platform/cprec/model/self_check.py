@@ -4,7 +4,7 @@ A layer can drop what keeps samples apart without a word: its attention ignores 
 state runs on from one sample into the next. No list of architectures tells all of them. So before
 anything is computed, a few short passes over random tokens are compared (docs/decisions/014).
 Packed rows are tried in `cprec.train.pack_check`, scores and generation in
-`cprec.evaluate.scoring_check`. Pure torch.
+`cprec.evaluation.scoring_check`. Pure torch.
 
 Two comparisons are made:
 

@@ -25,7 +25,7 @@ from corpus.store.delta import open_parquet
 from cprec.config.recipe import Recipe
 from cprec.downstream.domain import Domain
 from cprec.downstream.evaluated_model import EvaluatedModel
-from cprec.evaluate.candidate_rows import Query
+from cprec.evaluation.candidate_rows import Query
 from cprec.ranking.batch_input import Rejected
 from cprec.ranking.items import ItemLookup
 from cprec.ranking.ranker import MIN_CANDIDATES, Ranker

@@ -38,7 +38,7 @@ def read_histories(
         newest = pl.DataFrame(pl.from_arrow(samples)).sort("timestamp", maintain_order=True)
         newest = newest.unique("user_id", keep="last").sort("user_id")
         return newest.select("user_id", "history", "candidates").to_arrow()
-    users = _read_users(corpus, domain.name)
+    users = read_users(corpus, domain.name)
     parts = [
         _build_histories(corpus, domain.name, users[start : start + USERS_PER_READ])
         for start in range(0, len(users), USERS_PER_READ)
@@ -46,20 +46,20 @@ def read_histories(
     return pl.concat(parts).sort("user_id").to_arrow()
 
 
-def read_user_history(corpus: Corpus, domain: Domain, user: str, max_history: int) -> list[int]:
-    """Reads the history of one user up to now.
+def read_user_history(corpus: Corpus, domain: str, user: str) -> list[int]:
+    """Reads the history of one user of a domain up to now: item indices, oldest first.
 
     Raises:
         DataError: The domain has no such user.
     """
-    found = _build_histories(corpus, domain.name, [user])
+    found = _build_histories(corpus, domain, [user])
     if not len(found):
-        raise DataError(f"--user {user}: no user of {domain.name} in {corpus.uri}")
+        raise DataError(f"user {user}: no user of {domain} in {corpus.uri}")
     history: list[int] = found["history"][0].to_list()
-    return history[-max_history:]
+    return history
 
 
-def _read_users(corpus: Corpus, domain: str) -> list[str]:
+def read_users(corpus: Corpus, domain: str) -> list[str]:
     """Returns the users of a domain."""
     users = pl.Series("user_id", [], pl.String)
     for data_file in list_files(corpus):

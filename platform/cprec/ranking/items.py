@@ -75,7 +75,7 @@ def choose_domain(recipe: Recipe, model: EvaluatedModel) -> str:
     """
     domain = (
         recipe.recommend.domain
-        or _known_domain(model)
+        or known_domain(model)
         or recipe.evaluate.domain
         or next(iter(recipe.data.held_out), None)
     )
@@ -105,14 +105,14 @@ def require_text_only(model: EvaluatedModel) -> None:
     Raises:
         RecipeError: The model is hybrid: it also needs their ids, and knows those of one domain.
     """
-    if (domain := _known_domain(model)) is not None:
+    if (domain := known_domain(model)) is not None:
         raise RecipeError(
             f"--model {model.name}: a hybrid model, which ranks items of {domain} by their ids; "
             "titles do not suffice"
         )
 
 
-def _known_domain(model: EvaluatedModel) -> str | None:
+def known_domain(model: EvaluatedModel) -> str | None:
     """Returns the domain that a hybrid model knows; None of a text-only model."""
     if model.checkpoint is None or not is_hybrid(model.checkpoint):
         return None

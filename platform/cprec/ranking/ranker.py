@@ -24,9 +24,9 @@ from cprec.encode.prompt import PromptTemplate
 from cprec.encode.title_encoding import UncachedPromptEncoder, build_title_encoding
 from cprec.encode.title_tokens import CachedPromptEncoder
 from cprec.encode.tokens import TitleEncoder
-from cprec.evaluate.candidate_rows import Query
-from cprec.evaluate.candidate_scoring import PromptEncoder, encode_query, score_queries
-from cprec.evaluate.scoring_check import ScoringMethod
+from cprec.evaluation.candidate_rows import Query
+from cprec.evaluation.candidate_scoring import PromptEncoder, encode_query, score_queries
+from cprec.evaluation.scoring_check import ScoringMethod
 from cprec.model.context_length import require_context
 
 MIN_CANDIDATES = 2

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from cprec.evaluate.significance import (
+from cprec.evaluation.significance import (
     compare_seeds,
     holm_correction,
     paired_t_test,

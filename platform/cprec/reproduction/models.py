@@ -10,7 +10,7 @@ from enum import StrEnum
 
 from cprec.baselines.popularity import POPULARITY
 from cprec.downstream.evaluated_model import CHATREC, LLARA_UNTUNED
-from cprec.evaluate.metrics import HISTORY_SLICES, HR_CUTOFFS, NDCG_CUTOFFS
+from cprec.evaluation.metrics import HISTORY_SLICES, HR_CUTOFFS, NDCG_CUTOFFS
 from cprec.schedule.wsa import Mode
 
 

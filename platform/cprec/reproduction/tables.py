@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from cluster.errors import PlatformFault
 from cluster.storage import read_bytes
-from cprec.evaluate import predictions
-from cprec.evaluate.metrics import HISTORY_SLICES, discounted_gains, hits
+from cprec.evaluation import predictions
+from cprec.evaluation.metrics import HISTORY_SLICES, discounted_gains, hits
 from cprec.reproduction import paper
 from cprec.reproduction.cells import Cell, Contributions, compare, correct, describe
 from cprec.reproduction.models import WSA, Artefact, Content, Measure, Model

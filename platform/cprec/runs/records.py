@@ -19,6 +19,7 @@ EVENTS_FILE = "events.jsonl"
 STATUS_FILE = "status.json"
 AUDIT_FILE = "audit.json"
 RECIPE_FILE = "resolved.yaml"
+REPORT_FILE = "report.html"
 BASE_FILE = "base.json"
 EVALUATION_FOLDER = "evaluation"
 

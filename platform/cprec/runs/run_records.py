@@ -67,18 +67,23 @@ class RunRecords:
 def read_run_records(run_uri: str) -> RunRecords:
     """Reads the records of a run, which may be under way."""
     events, trace = read_events(run_uri), read_trace(run_uri)
-    audit = read_text_if_exists(join(run_uri, AUDIT_FILE))
     recipe = read_text_if_exists(join(run_uri, RECIPE_FILE))
     return RunRecords(
         run_uri,
         RunPlan.read(run_uri),
         events,
         trace,
-        audit=AuditReport.from_json(json.loads(audit)) if audit else None,
+        audit=read_audit(run_uri),
         comparisons=read_comparisons(run_uri),
         recipe=recipe or "",
         attempts=list_attempts(run_uri),
     )
+
+
+def read_audit(run_uri: str) -> AuditReport | None:
+    """Reads the audit of a run; None until it is trained."""
+    text = read_text_if_exists(join(run_uri, AUDIT_FILE))
+    return AuditReport.from_json(json.loads(text)) if text else None
 
 
 def drop_repeated_steps(trace: Sequence[TraceRow]) -> list[TraceRow]:

@@ -8,7 +8,7 @@ from cluster.console import Say
 from cluster.errors import DataError, PlatformFault
 from cprec.config.recipe import Recipe
 from cprec.downstream.evaluated_model import EvaluatedModel
-from cprec.evaluate.candidate_rows import Query
+from cprec.evaluation.candidate_rows import Query
 from cprec.ranking.batch_input import RowRules, UnusableRow
 from cprec.ranking.items import ItemLookup, open_items
 from cprec.ranking.ranker import Ranker, Ranking

@@ -8,8 +8,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from cprec.downstream.trial_records import TrialResult
-from cprec.evaluate.comparison import Comparison, ComparisonRow
-from cprec.evaluate.metrics import HISTORY_SLICES, Metrics
+from cprec.evaluation.comparison import Comparison, ComparisonRow
+from cprec.evaluation.metrics import HISTORY_SLICES, Metrics
 
 Kind = Literal["hr", "ndcg", "recall"]
 

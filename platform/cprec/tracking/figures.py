@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from corpus.sampling.source import Source, SourceKind
 from cprec.downstream.trial_records import TrialResult
-from cprec.evaluate.significance import wilson_interval
+from cprec.evaluation.significance import wilson_interval
 from cprec.runs.events import CorpusVersionAdopted, Event, Resumed
 from cprec.runs.records import TraceRow
 from cprec.runs.run_records import RunRecords

@@ -16,8 +16,8 @@ from corpus.sampling.source import Source
 from cprec.downstream.known_items import is_hybrid
 from cprec.downstream.stored_model import CARD_TAG, Form, StoredModel
 from cprec.encode.prompt import TEMPLATES, UNRECORDED
-from cprec.evaluate.metrics import HR_CUTOFFS, NDCG_CUTOFFS
-from cprec.evaluate.significance import wilson_interval
+from cprec.evaluation.metrics import HR_CUTOFFS, NDCG_CUTOFFS
+from cprec.evaluation.significance import wilson_interval
 from cprec.tracking.lineage import HUB_ID, LICENSE_TAG, TEMPLATE_TAG, trained_on
 from cprec.tracking.registry import EVALUATION_TAG, TRAINED_ON_TAG, Registry
 

@@ -1,13 +1,14 @@
 """The live progress line of a training run.
 
-On a terminal it is one line that rewrites itself; elsewhere it is a plain line now and then. What
-changes the run is said on a line of its own.
+On a terminal and in a notebook it is one line that rewrites itself; elsewhere it is a plain line
+now and then. What changes the run is said on a line of its own.
 """
 
 import shutil
 import sys
 import time
 from collections.abc import Sequence
+from typing import TextIO
 
 from cluster.console import Say
 from cluster.progress import QUIET_S, format_clock
@@ -60,10 +61,10 @@ class Progress:
         """
         self._planned_samples = planned_samples
         self._say = say
-        self._terminal = sys.stdout.isatty()
+        self._terminal = can_rewrite_lines(sys.stdout)
         self._started = time.time()
         self._last_shown = 0.0
-        self._line_is_open = False
+        self._line_is_open, self._columns = False, 0
         self._recent: list[TraceRow] = []
         self._phase = ""
         self._waits = False
@@ -113,7 +114,7 @@ class Progress:
         """Ends the line that rewrites itself, so that the next output begins below it."""
         if self._line_is_open:
             print(flush=True)
-            self._line_is_open = False
+            self._line_is_open, self._columns = False, 0
 
     def _show(self, phase: str) -> None:
         phase_changed, self._phase = phase != self._phase, phase
@@ -147,7 +148,9 @@ class Progress:
         return format_progress(self._recent, planned, perplexity, columns, idle)
 
     def _rewrite_line(self, text: str) -> None:
-        print(f"\r\x1b[2K{text}", end="", flush=True)
+        # A notebook replaces what the new line covers, and ignores the code that clears it.
+        print(f"\r\x1b[2K{text:<{self._columns}}", end="", flush=True)
+        self._columns = len(text)
         self._line_is_open = True
 
     def _check_memory(self) -> None:
@@ -161,6 +164,11 @@ class Progress:
     def _say_on_its_own_line(self, text: str) -> None:
         self.close()
         self._say(text)
+
+
+def can_rewrite_lines(stream: TextIO) -> bool:
+    """Returns whether a line can replace itself: on a terminal, or below a cell of a notebook."""
+    return stream.isatty() or type(stream).__module__.startswith("ipykernel.")
 
 
 class Compilations:

@@ -34,7 +34,7 @@ from mlflow.exceptions import MlflowException
 from cluster.errors import RecipeError, RunError
 from cluster.storage import absolute_uri, is_remote, join
 from cprec.config.recipe import Recipe
-from cprec.evaluate.metrics import VersionMetrics
+from cprec.evaluation.metrics import VersionMetrics
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 Alias = Literal["champion", "previous"]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from cprec.evaluate import perplexity
+from cprec.evaluation import perplexity
 from cprec.stream.packing import MicroBatch, MicroBatchSpec, build_micro_batches
 from cprec.stream.worker_batches import GlobalBatch, WorkerBatch, split_by_tokens
 from cprec.train.engine import Engine
@@ -47,7 +47,7 @@ class PerplexityMonitor:
         Args:
             text: The text.
             tokenizer: Tokenizer of the model.
-            window_tokens: Tokens of a window, at most (`cprec.evaluate.perplexity`).
+            window_tokens: Tokens of a window, at most (`cprec.evaluation.perplexity`).
             micro_batch_spec: How the windows of a worker become forward passes.
             rank: Rank of this worker.
             world_size: Number of workers.

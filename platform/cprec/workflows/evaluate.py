@@ -31,15 +31,15 @@ from cprec.downstream.domain import Domain
 from cprec.downstream.evaluated_model import EvaluatedModel
 from cprec.downstream.scoring import generate_on_ray, score_model
 from cprec.encode.prompt import UNRECORDED, PromptTemplate
-from cprec.evaluate import catalogue_predictions, predictions
-from cprec.evaluate.comparison import (
+from cprec.evaluation import catalogue_predictions, predictions
+from cprec.evaluation.comparison import (
     Comparison,
     ComparisonRow,
     add_holm_correction,
     add_significance,
     tested_cutoff,
 )
-from cprec.evaluate.metrics import Metrics, VersionMetrics, average_metrics, hits
+from cprec.evaluation.metrics import Metrics, VersionMetrics, average_metrics, hits
 from cprec.model.base_uri import is_unbuilt, resolve_base
 from cprec.model.context_length import require_context
 from cprec.runs.comparisons import comparison_name, read_comparisons, write_comparison

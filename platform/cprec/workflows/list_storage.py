@@ -14,7 +14,7 @@ from cluster.console import Say
 from cluster.errors import CprecError
 from cluster.storage import absolute_uri
 from cprec.config.recipe import Recipe
-from cprec.runs.control.listing import RunList
+from cprec.runs.control.listing import list_runs
 from cprec.runs.control.overview import RunOverview
 
 
@@ -85,11 +85,6 @@ def list_storage(recipe: Recipe, parts: Collection[str], say: Say) -> Listed:
     if "models" in parts:
         listed["models"] = list_models(recipe)
     return listed
-
-
-def list_runs(storage: str) -> list[RunOverview]:
-    """Lists the runs below a storage (absolute URI), by name."""
-    return [run for _, run in sorted(RunList(storage).look().items())]
 
 
 def list_corpora(recipe: Recipe, runs: Sequence[RunOverview], say: Say) -> list[CorpusVersion]:

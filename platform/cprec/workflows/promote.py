@@ -16,7 +16,7 @@ from cluster.errors import RecipeError, RunError
 from cprec.config.recipe import Recipe
 from cprec.downstream.evaluated_model import EvaluatedModel
 from cprec.downstream.known_items import is_hybrid, read_known_items
-from cprec.evaluate.gate import Decision, Measurements, decide
+from cprec.evaluation.gate import Decision, Measurements, decide
 from cprec.model.base_files import identify
 from cprec.model.base_uri import is_unbuilt, resolve_base
 from cprec.runs.control.lease import Lease, claim

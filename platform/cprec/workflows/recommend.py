@@ -75,8 +75,8 @@ def plan_request(
     candidates = _read_lines(candidates_uri, str.strip)
     items.find(candidates)
     if user is not None:
-        found = read_user_history(corpus, items.domain, user, recipe.data.max_history)
-        history = items.ids(found)
+        found = read_user_history(corpus, items.domain.name, user)
+        history = items.ids(found[-recipe.data.max_history :])
     items.find(history)
     return RecommendRequest(history, candidates, items)
 
@@ -98,10 +98,23 @@ def rank(
     Raises:
         DataError: The candidates do not fit into model.max_tokens.
     """
+    return rank_with(load_ranker(recipe, model, request.items, say), request)
+
+
+def load_ranker(
+    recipe: Recipe, model: EvaluatedModel, items: ItemLookup | None, say: Say
+) -> Ranker:
+    """Loads a model, after its base was built where that is the tiny one.
+
+    Args:
+        recipe: Precision and longest prompt.
+        model: The model.
+        items: The items that it is asked about; None: it is asked about titles only.
+        say: Takes lines of progress.
+    """
     if is_unbuilt(recipe, model.base):
         resolve_base(recipe, Corpus.open(recipe.corpus, recipe.corpus_version), say)
-    domain = None if request.items is None else request.items.domain
-    return rank_with(Ranker.load(recipe, model, say, domain), request)
+    return Ranker.load(recipe, model, say, None if items is None else items.domain)
 
 
 def rank_with(ranker: Ranker, request: RecommendRequest) -> list[tuple[str, float]]:

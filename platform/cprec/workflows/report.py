@@ -5,7 +5,7 @@ from typing import Literal
 from cluster import storage
 from cluster.errors import RunError
 from cprec.config.recipe import Recipe
-from cprec.runs.records import EVENTS_FILE
+from cprec.runs.records import EVENTS_FILE, REPORT_FILE
 from cprec.runs.run_records import read_run_records
 from cprec.tracking.registry import Registry
 from cprec.tracking.report import page
@@ -48,7 +48,7 @@ def write_report(recipe: Recipe, registry: Registry, form: Format) -> str:
     records, registered = read_run_records(run_uri), read_registered(registry)
     if form == "html":
         page.write(records, recipe.report, registered)
-        return storage.join(run_uri, page.PAGE)
+        return storage.join(run_uri, REPORT_FILE)
     uri = storage.join(run_uri, page.MARKDOWN)
     storage.write_text(uri, page.render_markdown(records, recipe.report, registered))
     return uri

@@ -25,8 +25,8 @@ from cprec.downstream.llara import build_plan
 from cprec.downstream.scoring import load_model
 from cprec.downstream.stored_model import Form
 from cprec.encode.prompt import TABLE1
-from cprec.evaluate import catalogue_predictions, predictions
-from cprec.evaluate.gate import Decision
+from cprec.evaluation import catalogue_predictions, predictions
+from cprec.evaluation.gate import Decision
 from cprec.model import adapter, backbone, tiny
 from cprec.schedule.ledger import Ledger
 from cprec.tracking.registry import Registry

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from cprec.evaluate.significance import wilson_interval
+from cprec.evaluation.significance import wilson_interval
 from cprec.tracking.lineage_graph import (
     Aliases,
     LineageGraph,

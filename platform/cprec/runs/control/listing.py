@@ -161,3 +161,8 @@ class RunList:
             return [reader.look() for reader in readers]
         with ThreadPoolExecutor(THREADS) as pool:
             return list(pool.map(RunReader.look, readers))
+
+
+def list_runs(storage: str) -> list[RunOverview]:
+    """Lists the runs below a storage (absolute URI), by name."""
+    return [run for _, run in sorted(RunList(storage).look().items())]

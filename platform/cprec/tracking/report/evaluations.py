@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from cluster.pages import format_time
-from cprec.evaluate.metrics import HISTORY_SLICES
-from cprec.evaluate.significance import wilson_interval
+from cprec.evaluation.metrics import HISTORY_SLICES
+from cprec.evaluation.significance import wilson_interval
 from cprec.runs.comparisons import newest_by_name
 from cprec.tracking.console_tables import CATALOGUE_COLUMNS, COLUMNS
 from cprec.tracking.report.document import NONE, Cell, Interval, Section, Table, measure, row

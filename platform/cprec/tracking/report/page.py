@@ -10,12 +10,13 @@ from markupsafe import Markup
 from cluster import storage
 from cluster.pages import page_environment
 from cprec.config.sections.services import ReportSettings
+from cprec.runs.records import REPORT_FILE
 from cprec.runs.run_records import RunRecords
 from cprec.tracking import figures
 from cprec.tracking.report.content import Registered, build_document
 
 SCHEDULE = "schedule.svg"
-PAGE, MARKDOWN = "report.html", "report.md"
+MARKDOWN = "report.md"
 HTML_TEMPLATE = "cprec/tracking/report/page.html.j2"
 MARKDOWN_TEMPLATE = "cprec/tracking/report/page.md.j2"
 
@@ -34,7 +35,7 @@ def write(
         The content of each file by name.
     """
     pictures = figures.draw_all(records)
-    pages = {PAGE: render_html(records, settings, pictures, registered)}
+    pages = {REPORT_FILE: render_html(records, settings, pictures, registered)}
     if pictures:
         pages[SCHEDULE] = next(iter(pictures.values()))
     for file, content in pages.items():

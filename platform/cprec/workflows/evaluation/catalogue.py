@@ -28,7 +28,7 @@ from cprec.downstream import stored_baselines
 from cprec.downstream.domain import Domain
 from cprec.downstream.evaluated_model import EvaluatedModel
 from cprec.downstream.scoring import score_model
-from cprec.evaluate import catalogue_predictions
+from cprec.evaluation import catalogue_predictions
 from cprec.ranking.items import ItemLookup
 from cprec.ranking.ranker import MIN_CANDIDATES
 from cprec.retrieval.candidates import Items
@@ -146,7 +146,7 @@ class CatalogueRanking:
             say: Takes lines of progress.
 
         Returns:
-            Predictions (cprec.evaluate.catalogue_predictions).
+            Predictions (cprec.evaluation.catalogue_predictions).
         """
         retrieved = None if model.is_baseline else self._retrieve(workers, say)
         started = time.monotonic()

@@ -14,7 +14,7 @@ from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
 from cprec.downstream import stored_baselines
 from cprec.downstream.evaluated_model import CHATREC, LLARA_UNTUNED, EvaluatedModel
-from cprec.evaluate.listwise.instruction import FORM, LISTED
+from cprec.evaluation.listwise.instruction import FORM, LISTED
 
 
 def find_prompted_bases(

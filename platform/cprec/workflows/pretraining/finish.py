@@ -12,7 +12,7 @@ from cprec.runs.audit import audit
 from cprec.runs.control.lease import Lease
 from cprec.runs.events import RunFinished
 from cprec.runs.json_lines import open_events
-from cprec.runs.records import AUDIT_FILE, AuditReport
+from cprec.runs.records import AUDIT_FILE, REPORT_FILE, AuditReport
 from cprec.runs.run_plan import RunPlan
 from cprec.runs.run_records import read_run_records
 from cprec.stream.segments import sample_id_reader
@@ -20,7 +20,6 @@ from cprec.tracking.lineage import CARD_FILE, lineage
 from cprec.tracking.live_report import publish_report
 from cprec.tracking.model_card import publish_card
 from cprec.tracking.registry import Registry
-from cprec.tracking.report import page
 from cprec.tracking.tracker import Tracker
 from cprec.train.distributed import driver
 
@@ -109,7 +108,7 @@ def finish_run(
     return RunResult(
         job.run_uri,
         adapter_uri,
-        join(job.run_uri, page.PAGE),
+        join(job.run_uri, REPORT_FILE),
         version,
         audit_report,
         sum(step.dropped_titles for step in records.trace),

@@ -18,7 +18,7 @@ from cprec.encode.prompt import (
 from cprec.encode.title_encoding import UncachedPromptEncoder
 from cprec.encode.title_tokens import CachedPromptEncoder, tokenise_titles
 from cprec.encode.tokens import TitleEncoder
-from cprec.evaluate.answer_matching import match_exact
+from cprec.evaluation.answer_matching import match_exact
 from cprec.model.tiny import train_tokenizer
 
 FIELDS = ["{", "}", "{}", "{0}", "{title}", "{0.__class__}", "{{x}}", "{!r:>9}", "{{ 7*7 }}"]

@@ -17,7 +17,7 @@ from cprec.encode.text_tokenizer import TextTokenizer, text_tokenizer
 from cprec.encode.title_encoding import build_title_encoding
 from cprec.encode.title_tokens import CachedPromptEncoder
 from cprec.encode.tokens import TitleEncoder
-from cprec.evaluate.perplexity import split_into_windows
+from cprec.evaluation.perplexity import split_into_windows
 from tests.tokenizers import KINDS, byte_level, unigram
 
 WORDS = [

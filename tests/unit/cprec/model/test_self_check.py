@@ -11,9 +11,9 @@ import torch
 
 from cluster.errors import RecipeError
 from cprec.config.sections.pretraining import TrainSettings
-from cprec.evaluate.candidate_rows import PassKind, Query
-from cprec.evaluate.candidate_scoring import score_queries
-from cprec.evaluate.scoring_check import choose_decoding, choose_scoring
+from cprec.evaluation.candidate_rows import PassKind, Query
+from cprec.evaluation.candidate_scoring import score_queries
+from cprec.evaluation.scoring_check import choose_decoding, choose_scoring
 from cprec.model.context_length import context_length
 from cprec.model.kernels import attention
 from cprec.train.forward import supervised_logits

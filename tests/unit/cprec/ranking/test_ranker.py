@@ -13,8 +13,8 @@ from cprec.downstream.domain import Domain, sort_by_id
 from cprec.downstream.hybrid import build_encoders
 from cprec.downstream.scoring import load_model
 from cprec.encode.prompt import TABLE1
-from cprec.evaluate.candidate_rows import PassKind, Query
-from cprec.evaluate.candidate_scoring import score_samples
+from cprec.evaluation.candidate_rows import PassKind, Query
+from cprec.evaluation.candidate_scoring import score_samples
 from cprec.ranking.items import ItemLookup
 from cprec.ranking.ranker import Ranker, Ranking
 from cprec.workflows.recommend import RecommendRequest, rank_with

@@ -13,7 +13,7 @@ from cluster.errors import PlatformFault, RunError
 from cluster.storage import write_bytes
 from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import validate_recipe
-from cprec.evaluate import predictions
+from cprec.evaluation import predictions
 from cprec.reproduction.results import (
     CorpusContent,
     Cost,

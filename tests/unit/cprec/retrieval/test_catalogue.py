@@ -16,7 +16,7 @@ from cprec.config.recipe_file import validate_recipe
 from cprec.downstream import stored_baselines
 from cprec.downstream.domain import Domain
 from cprec.downstream.evaluated_model import EvaluatedModel
-from cprec.evaluate.catalogue_predictions import true_items
+from cprec.evaluation.catalogue_predictions import true_items
 from cprec.retrieval.candidates import Items
 from cprec.retrieval.catalogue import Catalogue
 from cprec.retrieval.vector_index import Vectors

@@ -8,7 +8,7 @@ from cprec.downstream.domain import Domain, sort_by_id
 from cprec.downstream.hybrid import build_encoders
 from cprec.downstream.scoring import load_model
 from cprec.encode.prompt import TABLE1
-from cprec.evaluate.candidate_scoring import score_samples
+from cprec.evaluation.candidate_scoring import score_samples
 from cprec.ranking.items import ItemLookup
 from cprec.retrieval.catalogue import Catalogue
 from cprec.retrieval.title_vectors import embed_titles

@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from cprec.downstream.trial_records import TrialResult
-from cprec.evaluate.comparison import Comparison, ComparisonRow, collect_modes
-from cprec.evaluate.metrics import compute_metrics, compute_ranks
-from cprec.evaluate.significance import paired_t_test
+from cprec.evaluation.comparison import Comparison, ComparisonRow, collect_modes
+from cprec.evaluation.metrics import compute_metrics, compute_ranks
+from cprec.evaluation.significance import paired_t_test
 from cprec.tracking.console_tables import comparison_table, modes_table, trials_table
 
 

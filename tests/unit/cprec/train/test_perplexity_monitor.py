@@ -4,7 +4,7 @@ import pytest
 
 from cluster.errors import RecipeError
 from cprec.encode.prompt import TABLE1
-from cprec.evaluate import perplexity
+from cprec.evaluation import perplexity
 from cprec.model.tiny import train_tokenizer
 from cprec.stream.packing import MicroBatchSpec
 from cprec.tracking.progress import format_progress

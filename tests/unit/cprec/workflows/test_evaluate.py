@@ -7,9 +7,9 @@ import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
-from cprec.evaluate import predictions
-from cprec.evaluate.comparison import ComparisonRow, add_holm_correction, add_significance
-from cprec.evaluate.metrics import average_metrics, hits
+from cprec.evaluation import predictions
+from cprec.evaluation.comparison import ComparisonRow, add_holm_correction, add_significance
+from cprec.evaluation.metrics import average_metrics, hits
 
 
 def table(right: list[int]) -> pa.Table:

@@ -5,7 +5,7 @@ from typing import cast
 
 import pytest
 
-from cprec.evaluate.gate import Decision
+from cprec.evaluation.gate import Decision
 from cprec.runs.control.lease import claim
 from cprec.runs.control.liveness import read_lease
 from cprec.runs.events import PromotionDecided, RunFinished

@@ -84,7 +84,7 @@ def test_what_a_model_does_not_know_is_refused(
         plan_request(elsewhere, hybrid, ["B01"], str(tmp_path / "b.txt"), are_ids=True)
     with pytest.raises(DataError, match="'B03', 'B07': no item of A, which has 40"):
         plan_request(place.recipe, hybrid, [], str(tmp_path / "b.txt"), are_ids=True)
-    with pytest.raises(DataError, match="--user nobody: no user of A"):
+    with pytest.raises(DataError, match="user nobody: no user of A"):
         plan_request(place.recipe, hybrid, [], ids, user="nobody")
     (tmp_path / "latin.txt").write_bytes("Müller\nMeier".encode("latin-1"))
     text = find_model(place.recipe, registry, place.text)

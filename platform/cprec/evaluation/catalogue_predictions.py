@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cprec.evaluate.metrics import Metrics, Ranks, compute_metrics, compute_ranks, hits
-from cprec.evaluate.predictions import UNNAMED_RANK, history_lengths
+from cprec.evaluation.metrics import Metrics, Ranks, compute_metrics, compute_ranks, hits
+from cprec.evaluation.predictions import UNNAMED_RANK, history_lengths
 
 HR_CUTOFFS = (1, 3, 5, 10)
 """Values of k for which HR@k is reported."""

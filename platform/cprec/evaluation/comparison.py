@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cprec.evaluate.metrics import Metrics
-from cprec.evaluate.significance import (
+from cprec.evaluation.metrics import Metrics
+from cprec.evaluation.significance import (
     PairedTest,
     compare_seeds,
     holm_correction,

@@ -8,7 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cluster.errors import RecipeError
 from cprec.encode.prompt import TABLE1
-from cprec.evaluate.perplexity import compute_perplexity
+from cprec.evaluation.perplexity import compute_perplexity
 from cprec.model import tiny
 
 TEXT = 3 * (

@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel
 
-from cprec.evaluate.candidate_scoring import encode_query, score_samples
+from cprec.evaluation.candidate_scoring import encode_query, score_samples
 from tests.models import llama
 
 END = 1

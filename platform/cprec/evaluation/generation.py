@@ -13,10 +13,10 @@ from transformers import PreTrainedTokenizerBase
 
 from cluster.errors import PlatformFault
 from cluster.progress import Advance, unseen
-from cprec.evaluate.answer_matching import Answer, match_exact, match_llara
-from cprec.evaluate.candidate_scoring import PromptEncoder
-from cprec.evaluate.decoding import CachedDecoder, RecomputingDecoder
-from cprec.evaluate.scoring_check import DecodingMethod, choose_decoding
+from cprec.evaluation.answer_matching import Answer, match_exact, match_llara
+from cprec.evaluation.candidate_scoring import PromptEncoder
+from cprec.evaluation.decoding import CachedDecoder, RecomputingDecoder
+from cprec.evaluation.scoring_check import DecodingMethod, choose_decoding
 
 MAX_LISTED = 5
 """Longest ranked list: HR@5 needs no more items."""
@@ -52,7 +52,7 @@ def greedy_decode(
         eos_token_id: Token that ends an answer; it also pads the prompts.
         max_new_tokens: Tokens of an answer, at most.
         tries: Prefix tree of the answers allowed for each prompt; None allows any answer.
-        cached: Whether to keep a cache (`cprec.evaluate.decoding`).
+        cached: Whether to keep a cache (`cprec.evaluation.decoding`).
 
     Returns:
         Token ids of each answer, without the end token.

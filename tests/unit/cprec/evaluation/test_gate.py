@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from cprec.config.sections.evaluation import GateSettings
-from cprec.evaluate.gate import Decision, Measurements, decide
-from cprec.evaluate.metrics import Metrics
-from cprec.evaluate.significance import PairedTest, wilson_lower_bound
+from cprec.evaluation.gate import Decision, Measurements, decide
+from cprec.evaluation.metrics import Metrics
+from cprec.evaluation.significance import PairedTest, wilson_lower_bound
 
 CHANCE = 0.05
 

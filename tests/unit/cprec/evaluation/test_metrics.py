@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as arrays
 from scipy import stats
 
 from cluster.errors import PlatformFault
-from cprec.evaluate.metrics import (
+from cprec.evaluation.metrics import (
     HR_CUTOFFS,
     NDCG_CUTOFFS,
     Ranks,

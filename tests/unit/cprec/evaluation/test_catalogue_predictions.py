@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from cluster.errors import PlatformFault
 from cprec.baselines.training import BASELINE_NAMES, build_network, iter_catalogue_scores
 from cprec.config.sections.finetuning import BaselineSettings
-from cprec.evaluate import catalogue_predictions as tested
-from cprec.evaluate.predictions import from_bytes, to_bytes
+from cprec.evaluation import catalogue_predictions as tested
+from cprec.evaluation.predictions import from_bytes, to_bytes
 
 ITEMS = np.arange(50, 80)
 

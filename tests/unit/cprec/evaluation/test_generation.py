@@ -12,10 +12,10 @@ from cluster.errors import PlatformFault
 from cprec.encode.prompt import TABLE1
 from cprec.encode.title_encoding import UncachedPromptEncoder
 from cprec.encode.tokens import TitleEncoder
-from cprec.evaluate.answer_matching import Answer, match_exact, match_llara
-from cprec.evaluate.candidate_scoring import score_samples
-from cprec.evaluate.generation import MAX_LISTED, build_trie, generate_answers, greedy_decode
-from cprec.evaluate.predictions import from_answers, from_bytes, to_bytes, to_metrics
+from cprec.evaluation.answer_matching import Answer, match_exact, match_llara
+from cprec.evaluation.candidate_scoring import score_samples
+from cprec.evaluation.generation import MAX_LISTED, build_trie, generate_answers, greedy_decode
+from cprec.evaluation.predictions import from_answers, from_bytes, to_bytes, to_metrics
 from cprec.model import tiny
 from tests.models import llama
 from tests.tokenizers import KINDS

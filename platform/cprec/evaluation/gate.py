@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cprec.config.sections.evaluation import GateSettings
-from cprec.evaluate.metrics import Metrics
-from cprec.evaluate.significance import PairedTest, wilson_lower_bound
+from cprec.evaluation.metrics import Metrics
+from cprec.evaluation.significance import PairedTest, wilson_lower_bound
 
 
 @dataclass(frozen=True)

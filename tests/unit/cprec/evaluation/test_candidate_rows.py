@@ -18,10 +18,10 @@ from transformers import (
 )
 
 from cprec.downstream.hybrid import HybridModel
-from cprec.evaluate import candidate_rows, candidate_scoring
-from cprec.evaluate.candidate_rows import ROW_STEP, PassKind, Query, pack_row
-from cprec.evaluate.candidate_scoring import score_queries
-from cprec.evaluate.scoring_check import choose_scoring
+from cprec.evaluation import candidate_rows, candidate_scoring
+from cprec.evaluation.candidate_rows import ROW_STEP, PassKind, Query, pack_row
+from cprec.evaluation.candidate_scoring import score_queries
+from cprec.evaluation.scoring_check import choose_scoring
 from cprec.model.kernels import attention, flash_attention
 from cprec.model.layouts import branches
 from cprec.train.forward import uncompiled

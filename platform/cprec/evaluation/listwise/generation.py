@@ -9,9 +9,9 @@ from transformers import PreTrainedTokenizerBase
 from cluster.progress import Advance, unseen
 from cprec.encode.text_tokenizer import text_tokenizer
 from cprec.encode.tokens import fit_prompt
-from cprec.evaluate.answer_matching import Answer, match_exact, match_llara
-from cprec.evaluate.generation import greedy_decode
-from cprec.evaluate.listwise.instruction import CUE, LISTED, read_ranking, render_instruction
+from cprec.evaluation.answer_matching import Answer, match_exact, match_llara
+from cprec.evaluation.generation import greedy_decode
+from cprec.evaluation.listwise.instruction import CUE, LISTED, read_ranking, render_instruction
 
 TOKENS_AROUND_TITLE = 8
 """Tokens of a line of the answer beside those of its title: number, dot, line break."""
@@ -93,7 +93,7 @@ def generate_rankings(
         titles: Titles by item index.
         batch_size: Samples in one forward pass.
         max_tokens: Tokens of an instruction and its answer, at most.
-        cached: Whether to keep a cache (`cprec.evaluate.decoding`).
+        cached: Whether to keep a cache (`cprec.evaluation.decoding`).
         advance: Is called with how many more samples are ranked.
 
     Returns:

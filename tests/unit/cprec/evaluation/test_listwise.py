@@ -8,12 +8,12 @@ import pytest
 from cluster.errors import DataError
 from cprec.encode.prompt import TABLE1
 from cprec.encode.text_tokenizer import text_tokenizer
-from cprec.evaluate.listwise.generation import (
+from cprec.evaluation.listwise.generation import (
     InstructionEncoder,
     generate_rankings,
     rank_by_text,
 )
-from cprec.evaluate.listwise.instruction import read_ranking, render_instruction
+from cprec.evaluation.listwise.instruction import read_ranking, render_instruction
 from cprec.model import tiny
 from tests.models import llama
 

@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from cprec.evaluate.answer_matching import Answer
-from cprec.evaluate.metrics import (
+from cprec.evaluation.answer_matching import Answer
+from cprec.evaluation.metrics import (
     GeneratedAnswers,
     Metrics,
     Ranks,
@@ -44,7 +44,7 @@ SCHEMA = pa.schema(
         # All generated answers, each to the question without the items named before; null likewise.
         ("texts", pa.list_(pa.string())),
         # Position of the candidate that the first answer names, by each rule of
-        # cprec.evaluate.answer_matching; null where it names none.
+        # cprec.evaluation.answer_matching; null where it names none.
         ("named_exact", pa.int8()),
         ("named_llara", pa.int8()),
         # Rank correlation of the candidates' scores and the lengths of their titles; null where
@@ -99,7 +99,7 @@ def from_answers(samples: pa.Table, answers: Sequence[Sequence[Answer]]) -> pa.T
 
     Args:
         samples: Samples of the corpus.
-        answers: Answers to each sample in order [n] (cprec.evaluate.generation).
+        answers: Answers to each sample in order [n] (cprec.evaluation.generation).
     """
     candidates = samples["candidates"].to_pylist()
     ranking = [[answer.exact for answer in given if answer.exact is not None] for given in answers]

@@ -1,9 +1,9 @@
 """Scores all candidates of samples, many samples in one forward pass. Pure torch; no Ray, no I/O.
 
 A row of a pass holds prompts and one answer per candidate, and answers do not see each other
-(`cprec.evaluate.candidate_rows`). So each answer has the likelihood that it has alone, while the
+(`cprec.evaluation.candidate_rows`). So each answer has the likelihood that it has alone, while the
 prompt, which holds most of the tokens, is computed once. Where a model does not keep answers apart,
-which `cprec.evaluate.scoring_check` finds out, a slower kind of pass is taken.
+which `cprec.evaluation.scoring_check` finds out, a slower kind of pass is taken.
 
 The score of a candidate is the log-likelihood of its answer, **summed** over its tokens including
 the end token: log p(this title, then the end | prompt). Training maximises this quantity.
@@ -22,14 +22,14 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from cluster.progress import Advance, unseen
-from cprec.evaluate.candidate_rows import (
+from cprec.evaluation.candidate_rows import (
     PassKind,
     Query,
     compute_logits,
     log_probabilities,
     prepare_model,
 )
-from cprec.evaluate.scoring_check import ScoringMethod, choose_scoring
+from cprec.evaluation.scoring_check import ScoringMethod, choose_scoring
 from cprec.model.self_check import text_config
 
 PASS_TOKENS = {PassKind.PACKED: 1 << 15, PassKind.MASKED: 1 << 12, PassKind.ALONE: 1 << 15}

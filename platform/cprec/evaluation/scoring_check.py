@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from cluster.errors import RecipeError
-from cprec.evaluate.candidate_rows import PassKind, Query, compute_logits, prepare_model
-from cprec.evaluate.decoding import CachedDecoder, RecomputingDecoder
+from cprec.evaluation.candidate_rows import PassKind, Query, compute_logits, prepare_model
+from cprec.evaluation.decoding import CachedDecoder, RecomputingDecoder
 from cprec.model import self_check
 
 ANSWER_TOKENS = 5

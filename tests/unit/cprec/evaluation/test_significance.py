@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from cluster.errors import PlatformFault
-from cprec.evaluate.significance import holm_correction, paired_t_test, permutation_test
+from cprec.evaluation.significance import holm_correction, paired_t_test, permutation_test
 
 contributions = st.sampled_from([0.0, 0.05, 0.5, 1.0])
 

@@ -1,0 +1,1 @@
+"""What `import cprec` offers in a program or a notebook: a thin shell on the workflows."""
