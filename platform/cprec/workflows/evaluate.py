@@ -46,9 +46,9 @@ from cprec.runs.token_form import TOKEN_FORM
 from cprec.stream.row_encoder import RowEncoder
 from cprec.tracking.model_card import publish_card
 from cprec.tracking.registry import Registry
+from cprec.tracking.report.renewal import renew_report
 from cprec.workflows.evaluation.plan import EvaluationPlan, plan_evaluation
 from cprec.workflows.models import own_run
-from cprec.workflows.report import renew_report
 
 PREDICTIONS = "predictions.parquet"
 METRICS = "metrics.json"
