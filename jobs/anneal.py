@@ -15,10 +15,10 @@ import argparse
 import sys
 
 from cluster.console import print_line
-from cprec.config.command import MODEL_KEYS, RESUMES, WORKER_KEYS, Job, add_allow_change_flag, main
+from cprec.config.command import RESUMES, TRAINING_KEYS, Job, add_allow_change_flag, main
 from cprec.config.recipe import Recipe
 
-KEYS = (*MODEL_KEYS, *WORKER_KEYS, "model", "schedule", "train", "checkpoint", "evaluate.text")
+KEYS = TRAINING_KEYS
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -15,15 +15,10 @@ import argparse
 import sys
 
 from cluster.console import print_line
-from cprec.config.command import MODEL_KEYS, RESUMES, WORKER_KEYS, Job, add_allow_change_flag, main
+from cprec.config.command import RESUMES, TRAINING_KEYS, Job, add_allow_change_flag, main
 from cprec.config.recipe import Recipe
 
-KEYS = (
-    *MODEL_KEYS,
-    *WORKER_KEYS,
-    *("continue_from", "branch", "data", "simulate"),
-    *("model", "schedule", "train", "checkpoint", "evaluate.text"),
-)
+KEYS = (*TRAINING_KEYS, "continue_from", "branch", "data", "simulate")
 
 
 def run_job(recipe: Recipe, options: argparse.Namespace) -> None:

@@ -18,7 +18,7 @@ from cprec.config.command import MODEL_KEYS, RETRIEVAL_KEYS, WORKER_KEYS, Job, m
 from cprec.config.recipe import Recipe
 
 AGAIN = "the same command goes on with what is not scored yet"
-KEYS = (*MODEL_KEYS, *WORKER_KEYS, *RETRIEVAL_KEYS, "evaluate")
+KEYS = (*MODEL_KEYS, *WORKER_KEYS, *RETRIEVAL_KEYS, "evaluate", "cost")
 
 
 def run_job(recipe: Recipe, options: argparse.Namespace) -> None:

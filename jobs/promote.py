@@ -20,7 +20,7 @@ from cprec.config.recipe import Recipe
 
 EVALUATION = "domain split text max_users batch compile".split()
 KEYS = (
-    *(*MODEL_KEYS, *WORKER_KEYS, "model.license", "gate"),
+    *(*MODEL_KEYS, *WORKER_KEYS, "model.license", "gate", "cost"),
     *(f"evaluate.{key}" for key in EVALUATION),
 )
 
@@ -36,16 +36,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     """Promotes or rolls back, and prints the decision with its reason."""
     from cprec.tracking.registry import Registry
-    from cprec.workflows.promote import plan_promotion, plan_rollback, promote, roll_back
-    from cprec.workflows.report import renew_report
+    from cprec.workflows.promote import plan_promotion, preview_rollback, promote, roll_back
+    from cprec.tracking.report.renewal import renew_report
 
     registry = Registry.from_recipe(recipe)
-    if options.dry_run and options.rollback:
-        champion, previous = plan_rollback(registry)
-        print_line(f"would make {previous} the champion again, in place of {champion}")
-        return
     if options.dry_run:
-        plan_promotion(recipe, registry, options.model, print_line)
+        if options.rollback:
+            print_line(preview_rollback(registry))
+        else:
+            plan_promotion(recipe, registry, options.model, print_line)
         return
     number, decision = (
         roll_back(registry, options.by)
@@ -53,9 +52,10 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
         else promote(recipe, registry, print_line, options.model, options.by)
     )
     renew_report(recipe, registry)
+    outcome = f"version {number} {decision.outcome}: {decision.reason}"
     if not decision.promote:
-        raise GateRefusedError(f"version {number} was not promoted: {decision.reason}")
-    print_line(f"version {number} is the champion: {decision.reason}")
+        raise GateRefusedError(outcome)
+    print_line(outcome)
 
 
 JOB = Job(run_job, __doc__, KEYS, add_flags)

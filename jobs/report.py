@@ -1,9 +1,9 @@
 # PYTHON_ARGCOMPLETE_OK
 """Report: one page on a run, for people who were not there.
 
-    python jobs/report.py my.yaml --run first               <storage>/first/report.html
+    python jobs/report.py my.yaml --run first               its page
     python jobs/report.py my.yaml --run first --format md   the same as Markdown, without pictures
-    python jobs/report.py my.yaml --run first --report.price_per_worker_hour 2.5
+    python jobs/report.py my.yaml --run first --cost.price_per_worker_hour 2.5
 
 What was trained on what, how models rank, what was forgotten, cost, lineage, and how to load the
 adapter. Training, evaluate and promote make the page, too; this job makes it again.
@@ -18,7 +18,7 @@ from cluster.console import print_line
 from cprec.config.command import Job, main
 from cprec.config.recipe import Recipe
 
-KEYS = ("run", "storage", "mlflow", "report")
+KEYS = ("run", "storage", "mlflow", "cost")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +30,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     """Makes the report, and prints where it is."""
     from cprec.tracking.registry import Registry
-    from cprec.workflows.report import require_run, write_report
+    from cprec.tracking.report.renewal import require_run, write_report
 
     if options.dry_run:
         print_line(f"would make the report of {require_run(recipe)} as {options.format}")

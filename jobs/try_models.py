@@ -1,8 +1,9 @@
 # PYTHON_ARGCOMPLETE_OK
 """Try models: rank by several models side by side, for the console's page Try it.
 
-    python jobs/try_models.py my.yaml < questions.jsonl
-    echo '{"ask": "choices"}' | python jobs/try_models.py my.yaml
+    python jobs/try_models.py my.yaml
+    python jobs/try_models.py my.yaml --storage s3://bucket/runs --corpus s3://bucket/corpus
+    python jobs/try_models.py my.yaml --dry-run
 
 Each line of stdin is a question, and each line of stdout its answer, both JSON. It asks for no
 GPU, and takes what the CPUs have to spare: a training on this machine goes first.
@@ -29,7 +30,7 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
         return
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch looks
     os.nice(NICENESS)
-    from cprec.workflows.try_models import answer_lines
+    from cprec.workflows.console.try_models import answer_lines
 
     # What libraries print must not stand between answers.
     answers, sys.stdout = sys.stdout, sys.stderr

@@ -31,6 +31,12 @@ MODEL_KEYS = (
 WORKER_KEYS = ("workers", "cluster", "train.cpus_per_worker", "train.gpus_per_worker")
 """What a job reads to compute on several workers without training."""
 
+TRAINING_KEYS = (
+    *(*MODEL_KEYS, *WORKER_KEYS),
+    *("model", "schedule", "train", "checkpoint", "evaluate.text", "cost"),
+)
+"""What a job reads to pre-train, beside the data."""
+
 RETRIEVAL_KEYS = ("retrieval", "baseline", "finetune.max_samples", "finetune.validation_users")
 """What a job reads to find candidates in a catalogue; the last three tell which SASRec it takes."""
 

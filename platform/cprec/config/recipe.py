@@ -17,7 +17,7 @@ from cprec.config.sections.model import ModelSettings, TinySettings
 from cprec.config.sections.pretraining import CheckpointSettings, ScheduleSettings, TrainSettings
 from cprec.config.sections.recommendation import RecommendSettings, ServeSettings
 from cprec.config.sections.reproduction import ReproduceSettings
-from cprec.config.sections.services import ClusterSettings, MlflowSettings, ReportSettings
+from cprec.config.sections.services import ClusterSettings, CostSettings, MlflowSettings
 
 RENAMED_KEYS: Mapping[str, str] = {
     "data.speaking_titles": "data.prompt_injection",
@@ -73,7 +73,7 @@ class Recipe(Section):
     recommend: RecommendSettings = RecommendSettings()
     serve: ServeSettings = ServeSettings()
     console: ConsoleSettings = ConsoleSettings()
-    report: ReportSettings = ReportSettings()
+    cost: CostSettings = CostSettings()
     gate: GateSettings = GateSettings()
     reproduce: ReproduceSettings = ReproduceSettings()
     cluster: ClusterSettings = ClusterSettings()

@@ -49,7 +49,7 @@ class RankingChild:
         """Asks one question; others wait for their turn.
 
         Returns:
-            The answer, as `cprec.workflows.try_models` gives it.
+            The answer, as `cprec.workflows.console.try_models` gives it.
 
         Raises:
             RunError: The question was wrong, or the process died or took too long.

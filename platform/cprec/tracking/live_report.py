@@ -4,7 +4,7 @@ import time
 
 from cluster.console import Say
 from cluster.errors import UserError
-from cprec.config.sections.services import ReportSettings
+from cprec.config.sections.services import CostSettings
 from cprec.runs.records import TraceRow
 from cprec.runs.run_records import RunRecords, read_run_records
 from cprec.tracking.report import page
@@ -21,7 +21,7 @@ REPORT_INTERVAL_RATIO = 60.0
 class LiveReport:
     """Report page and schedule picture of a run under way, renewed now and then for MLflow."""
 
-    def __init__(self, run_uri: str, settings: ReportSettings, tracker: Tracker, say: Say) -> None:
+    def __init__(self, run_uri: str, settings: CostSettings, tracker: Tracker, say: Say) -> None:
         self._run_uri = run_uri
         self._settings = settings
         self._tracker = tracker
@@ -48,7 +48,7 @@ class LiveReport:
 
 def publish_report(
     records: RunRecords,
-    settings: ReportSettings,
+    settings: CostSettings,
     tracker: Tracker,
     registered: Registered | None = None,
 ) -> None:

@@ -48,11 +48,11 @@ from cprec.runs.token_form import TOKEN_FORM
 from cprec.stream.row_encoder import RowEncoder
 from cprec.tracking.model_card import publish_card
 from cprec.tracking.registry import Registry
+from cprec.tracking.report.renewal import renew_report
 from cprec.workflows.evaluation.item_text import read_item_text, text_identity
 from cprec.workflows.evaluation.models import recipe_run_uri
 from cprec.workflows.evaluation.plan import EvaluationPlan, plan_evaluation
 from cprec.workflows.evaluation.prompted import prompted_inputs, train_sasrec
-from cprec.workflows.report import renew_report
 
 PREDICTIONS = "predictions.parquet"
 METRICS = "metrics.json"

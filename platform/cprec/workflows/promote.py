@@ -245,6 +245,12 @@ def plan_rollback(registry: Registry) -> tuple[Version, Version]:
     return champion, previous
 
 
+def preview_rollback(registry: Registry) -> str:
+    """Says what a rollback would do. Errors are those of `plan_rollback`."""
+    champion, previous = plan_rollback(registry)
+    return f"would make {previous} the champion again, in place of {champion}"
+
+
 def roll_back(registry: Registry, by: str | None = None) -> tuple[int, Decision]:
     """Makes the previous champion the champion again.
 

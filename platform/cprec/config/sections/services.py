@@ -1,4 +1,4 @@
-"""What a job connects to, and what it reports: MLflow, Ray, the report."""
+"""What a job connects to, and what it reports: MLflow, Ray, cost."""
 
 from pydantic import Field
 
@@ -34,8 +34,8 @@ class ClusterSettings(Section):
     )
 
 
-class ReportSettings(Section):
-    """`report`: what the report of a run says beside its records."""
+class CostSettings(Section):
+    """`cost`: what an hour of compute costs, for the report of a run."""
 
     price_per_worker_hour: float | None = Field(
         None,

@@ -2,10 +2,10 @@
 
 import { Refusal, get, session, takeToken } from "./api.js";
 import { h, setAttribute, setText } from "./dom.js";
-import { showModels } from "./models.js";
-import { showRun } from "./run.js";
-import { showRuns } from "./runs.js";
-import { showTry } from "./try.js";
+import { showModels } from "./pages/models.js";
+import { showRun } from "./pages/run.js";
+import { showRuns } from "./pages/runs.js";
+import { showTry } from "./pages/try.js";
 
 const main = document.getElementById("main");
 const link = document.getElementById("link");

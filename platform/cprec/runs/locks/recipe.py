@@ -27,7 +27,7 @@ CHANGEABLE_KEYS = (
     "recommend.",
     "serve.",
     "console.",
-    "report.",
+    "cost.",
     "reproduce.",
     "data.root",
     "data.distribute_above",

@@ -2,5 +2,6 @@
 
 content, evaluations, cost, event_words    say what there is to say; pure
 lineage_picture                            draws where versions come from
-page                                       writes all of it, as HTML or as Markdown
+page                                       renders all of it, as HTML or as Markdown
+renewal                                    makes it again, with what the registry knows
 """

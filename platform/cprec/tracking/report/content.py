@@ -11,7 +11,7 @@ from cluster.errors import RecipeError
 from cluster.pages import format_time
 from corpus.sampling.source import Source, SourceKind
 from cprec.config.recipe_file import parse_yaml
-from cprec.config.sections.services import ReportSettings
+from cprec.config.sections.services import CostSettings
 from cprec.runs.checkpoint import ADAPTER
 from cprec.runs.events import CheckpointSaved, RunFinished
 from cprec.runs.run_records import RunRecords
@@ -59,7 +59,7 @@ class Registered:
 def build_document(
     records: RunRecords,
     registered: Registered,
-    settings: ReportSettings,
+    settings: CostSettings,
     pictures: Mapping[str, str],
 ) -> Document:
     """Builds the report of a run, from whatever records there are.

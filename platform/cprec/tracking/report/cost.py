@@ -4,7 +4,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cprec.config.sections.services import ReportSettings
+from cprec.config.sections.services import CostSettings
 from cprec.runs.records import Attempt, TraceRow
 from cprec.runs.run_records import RunRecords
 from cprec.tracking.report.document import Section, Table, minutes, row
@@ -63,7 +63,7 @@ def _sum_worker_seconds(trace: Sequence[TraceRow], attempts: Sequence[Attempt]) 
     return total
 
 
-def describe_cost(records: RunRecords, cost: Cost, settings: ReportSettings) -> Section:
+def describe_cost(records: RunRecords, cost: Cost, settings: CostSettings) -> Section:
     """Returns the section on cost.
 
     Args:
@@ -94,7 +94,7 @@ def describe_cost(records: RunRecords, cost: Cost, settings: ReportSettings) -> 
         "starts, checkpoints and evaluations are not in it."
     )
     if price is None:
-        note += " report.price_per_worker_hour gives an estimate in money."
+        note += " cost.price_per_worker_hour gives an estimate in money."
     return Section("What it cost", [note], [Table(["", ""], rows)])
 
 

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from cluster import storage
 from cluster.pages import page_environment
-from cprec.config.sections.services import ReportSettings
+from cprec.config.sections.services import CostSettings
 from cprec.runs.records import REPORT_FILE
 from cprec.runs.run_records import RunRecords
 from cprec.tracking import figures
@@ -22,7 +22,7 @@ MARKDOWN_TEMPLATE = "cprec/tracking/report/page.md.j2"
 
 
 def write(
-    records: RunRecords, settings: ReportSettings, registered: Registered | None = None
+    records: RunRecords, settings: CostSettings, registered: Registered | None = None
 ) -> dict[str, str]:
     """Writes the page and, beside it, the picture of the schedule into a run's folder.
 
@@ -45,7 +45,7 @@ def write(
 
 def render_html(
     records: RunRecords,
-    settings: ReportSettings,
+    settings: CostSettings,
     pictures: Mapping[str, str],
     registered: Registered | None = None,
 ) -> str:
@@ -69,7 +69,7 @@ def inline_svg(picture: str) -> Markup:
 
 
 def render_markdown(
-    records: RunRecords, settings: ReportSettings, registered: Registered | None = None
+    records: RunRecords, settings: CostSettings, registered: Registered | None = None
 ) -> str:
     """Renders the report as Markdown, without pictures. Arguments are those of `render_html`."""
     environment = page_environment(is_markdown=True)

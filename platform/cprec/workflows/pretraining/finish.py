@@ -93,7 +93,7 @@ def finish_run(
         events.append(RunFinished(samples=samples, checkpoint=checkpoint_uri))
         events.flush()
     records = replace(records, audit=audit_report, events=events.read())
-    publish_report(records, job.recipe.report, tracker)
+    publish_report(records, job.recipe.cost, tracker)
     tracker.log_text(AUDIT_FILE, audit_json)
     tracker.flush()
     lease.require()

@@ -29,7 +29,7 @@ def train_run(
     if newest is not None:
         say(f"resuming {job.recipe.run} from {newest.samples:,} samples")
     progress = Progress(plan.total_samples, say)
-    live_report = LiveReport(job.run_uri, job.recipe.report, tracker, say)
+    live_report = LiveReport(job.run_uri, job.recipe.cost, tracker, say)
 
     def on_news(news: RunNews) -> None:
         progress.update(news.rows, news.events, news.waiting, news.planned_samples)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cprec.config.sections.services import ReportSettings
+from cprec.config.sections.services import CostSettings
 from cprec.runs.comparisons import write_comparison
 from cprec.runs.control.lease import current_owner
 from cprec.runs.records import Attempt
@@ -103,7 +103,7 @@ def comparison() -> dict[str, Any]:
     }
 
 
-PRICED = ReportSettings(price_per_worker_hour=2.0, currency="EUR")
+PRICED = CostSettings(price_per_worker_hour=2.0, currency="EUR")
 
 
 def write(run: Path, registered: Registered | None = None) -> dict[str, str]:

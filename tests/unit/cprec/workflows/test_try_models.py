@@ -8,7 +8,7 @@ import pytest
 
 from corpus.build import build
 from cprec.config.recipe import Recipe
-from cprec.workflows.try_models import MAX_FOUND, answer_lines
+from cprec.workflows.console.try_models import MAX_FOUND, answer_lines
 from tests.unit.corpus.worlds import settings, shop, write_root
 
 

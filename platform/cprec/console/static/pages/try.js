@@ -1,7 +1,7 @@
 // Try it: a history, candidates, and how two models rank them, side by side.
 
-import { get, post } from "./api.js";
-import { count, h, percent, setText } from "./dom.js";
+import { get, post } from "../api.js";
+import { count, h, percent, setText } from "../dom.js";
 
 const BASE = { name: "base", title: "the base, untrained", aliases: [] };
 

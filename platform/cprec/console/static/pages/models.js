@@ -1,9 +1,9 @@
 // Registered models: versions with lineage, metrics, decisions of the gate.
 
-import { openPromote, openRollback } from "./acts.js";
-import { get } from "./api.js";
-import { NONE, count, h, moment } from "./dom.js";
-import { lineageChart } from "./lineage.js";
+import { openPromote, openRollback } from "../acts.js";
+import { get } from "../api.js";
+import { NONE, count, h, moment } from "../dom.js";
+import { lineageChart } from "../lineage.js";
 
 export async function showModels(context) {
   const { main, info } = context;

@@ -1,9 +1,9 @@
 // All runs below the storage.
 
-import { follow } from "./api.js";
+import { follow } from "../api.js";
 import { NONE, STATES, ago, count, digits, duration, h, setAttribute, setText, stateChip }
-  from "./dom.js";
-import { phaseBar } from "./phase_bar.js";
+  from "../dom.js";
+import { phaseBar } from "../phase_bar.js";
 
 const ORDER = ["training", "waiting", "starting", "finishing", "unknown",
   "failed", "lost", "stopped", "done"];

@@ -6,11 +6,11 @@ from importlib.resources import files
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-STYLE = "cluster/page.css"
+STYLE = "cluster/pages/page.css"
 
 
 def page_environment(is_markdown: bool = False) -> Environment:
-    """Returns what renders templates, by their path from a package on: `cluster/page.html.j2`.
+    """Returns what renders templates, by paths such as `cluster/pages/page.html.j2`.
 
     Args:
         is_markdown: Whether the templates are of Markdown; of HTML, all text is escaped.

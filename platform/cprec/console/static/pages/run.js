@@ -1,11 +1,11 @@
 // One run, live.
 
-import { openAct, openAppend } from "./acts.js";
-import { follow } from "./api.js";
-import { lineChart, scheduleChart } from "./charts.js";
+import { openAct, openAppend } from "../acts.js";
+import { follow } from "../api.js";
+import { lineChart, scheduleChart } from "../charts.js";
 import { NONE, command, count, digits, duration, h, moment, percent, setAttribute, setText,
-  stateChip } from "./dom.js";
-import { phaseBar } from "./phase_bar.js";
+  stateChip } from "../dom.js";
+import { phaseBar } from "../phase_bar.js";
 
 const FIGURES = [
   ["Samples", (row) => count(row.samples)],
