@@ -10,7 +10,15 @@ import traceback
 from pathlib import Path
 from types import FrameType
 
-from cluster.errors import FAULT, REFUSED, CprecError, GateRefusedError, UserError
+from cluster.errors import (
+    FAULT,
+    INTERRUPTED,
+    REFUSED,
+    CprecError,
+    GateRefusedError,
+    UserError,
+)
+from cluster.interruption import noting_signals
 from cprec.config.cli import Job as Job
 from cprec.config.cli import parse_arguments
 from cprec.config.secrets import redact
@@ -35,7 +43,6 @@ RANKING_KEYS = ("data.max_history", "evaluate.domain", "evaluate.batch", "evalua
 
 SUCCESS = 0
 USER_ERROR = 1
-INTERRUPTED = 130
 
 RESUMES = "the same command goes on from the last checkpoint"
 """What a command of training does that is given again after an interruption or a fault."""
@@ -51,27 +58,29 @@ def main(job: Job) -> int:
         The exit code: 0 done, 1 the user's error, 2 a fault, 3 refused, 130 interrupted.
     """
     signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        recipe, options = parse_arguments(sys.argv[1:], job, DEMO_RECIPE, print_notice)
-        job.run(recipe, options)
-    except UserError as error:
-        print(f"error: {redact(str(error))}\nsee {error.page}", file=sys.stderr)
-        return USER_ERROR
-    except GateRefusedError as error:
-        print(f"refused: {redact(str(error))}\nsee {error.page}", file=sys.stderr)
-        return REFUSED
-    except KeyboardInterrupt:
-        print(f"interrupted; {job.again}", file=sys.stderr)
-        return INTERRUPTED
-    except Exception as error:
-        # The outermost frame: whatever nobody expected is a fault, and is shown whole.
-        print(redact(traceback.format_exc()), end="", file=sys.stderr)
-        see = f"; see {error.page}" if isinstance(error, CprecError) else ""
-        print(
-            f"fault: {type(error).__name__}: {redact(str(error))}; {job.again}{see}",
-            file=sys.stderr,
-        )
-        return FAULT
+    interrupted = f"interrupted; {job.again}"
+    with noting_signals(interrupted):
+        try:
+            recipe, options = parse_arguments(sys.argv[1:], job, DEMO_RECIPE, print_notice)
+            job.run(recipe, options)
+        except UserError as error:
+            print(f"error: {redact(str(error))}\nsee {error.page}", file=sys.stderr)
+            return USER_ERROR
+        except GateRefusedError as error:
+            print(f"refused: {redact(str(error))}\nsee {error.page}", file=sys.stderr)
+            return REFUSED
+        except KeyboardInterrupt:
+            print(interrupted, file=sys.stderr)
+            return INTERRUPTED
+        except Exception as error:
+            # The outermost frame: whatever nobody expected is a fault, and is shown whole.
+            print(redact(traceback.format_exc()), end="", file=sys.stderr)
+            see = f"; see {error.page}" if isinstance(error, CprecError) else ""
+            print(
+                f"fault: {type(error).__name__}: {redact(str(error))}; {job.again}{see}",
+                file=sys.stderr,
+            )
+            return FAULT
     return SUCCESS
 
 

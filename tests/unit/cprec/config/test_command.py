@@ -12,6 +12,7 @@ import pytest
 
 from cluster.errors import (
     FAULT,
+    INTERRUPTED,
     REFUSED,
     CprecError,
     GateRefusedError,
@@ -77,7 +78,7 @@ def _broken() -> None:
         ),
         (
             _terminated,
-            command.INTERRUPTED,
+            INTERRUPTED,
             "interrupted; the same command starts over\n",
         ),
     ],
