@@ -41,6 +41,9 @@ RETRIEVAL_KEYS = ("retrieval", "baseline", "finetune.max_samples", "finetune.val
 RANKING_KEYS = ("data.max_history", "evaluate.domain", "evaluate.batch", "evaluate.compile")
 """What a job reads to rank for histories that it is given."""
 
+DRY_RUN = "dry run: the inputs were checked, and nothing was written"
+"""Last line of every dry run that found nothing wrong, on stderr."""
+
 SUCCESS = 0
 USER_ERROR = 1
 
@@ -63,6 +66,8 @@ def main(job: Job) -> int:
         try:
             recipe, options = parse_arguments(sys.argv[1:], job, DEMO_RECIPE, print_notice)
             job.run(recipe, options)
+            if options.dry_run:
+                print_notice(DRY_RUN)
         except UserError as error:
             print(f"error: {redact(str(error))}\nsee {error.page}", file=sys.stderr)
             return USER_ERROR

@@ -95,6 +95,14 @@ def test_exit_code_and_message(
     assert capsys.readouterr().err == message
 
 
+def test_every_dry_run_ends_with_the_same_words(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["job.py", "--dry-run"])
+    assert command.main(Job(lambda recipe, options: None, "A job.", ())) == command.SUCCESS
+    assert capsys.readouterr().err == f"{command.DRY_RUN}\n"
+
+
 @pytest.mark.parametrize("job", sorted(JOBS))
 def test_an_interrupted_job_says_what_its_command_does_next(
     job: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
