@@ -21,6 +21,9 @@ from typing import ClassVar
 FAULT = 2
 """Exit code of a process that a fault ended."""
 
+INTERRUPTED = 130
+"""Exit code of a process that SIGINT or SIGTERM ended."""
+
 REFUSED = 3
 """Exit code of a job whose model the gate refused."""
 

@@ -18,7 +18,8 @@ from typing import Any
 
 import ray
 
-from cluster.errors import FAULT
+from cluster.errors import FAULT, INTERRUPTED
+from cluster.interruption import message_if_interrupted
 
 RECONNECT_S = 10.0
 """Seconds after which a quiet connection is replaced: a machine that is lost closes none."""
@@ -161,11 +162,15 @@ def _connect(service: Service) -> socket.socket:
 
 
 def _end_process(service: Service) -> None:
-    """Writes to stderr what died, and exits with code 2 without touching Ray again."""
-    message = (
+    """Writes to stderr what died, and exits with code 2 without touching Ray again.
+
+    If a signal ended the driver and Ray's processes together, it ends as an interrupted one.
+    """
+    interrupted = message_if_interrupted()
+    message = interrupted or (
         f"fault: {service.name} died, and its session with it (its log: {service.log}); often the "
-        "machine was out of memory or disk; give the same command again\n"
+        "machine was out of memory or disk; give the same command again"
     )
     with suppress(OSError):
-        os.write(2, message.encode())  # a stream of Python may be locked by another thread
-    os._exit(FAULT)
+        os.write(2, f"{message}\n".encode())  # a stream of Python may be locked by another thread
+    os._exit(INTERRUPTED if interrupted else FAULT)

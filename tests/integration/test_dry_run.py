@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from corpus.build import simulate_and_build
+from cprec.config.command import DRY_RUN
 from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import load_recipe
 from cprec.encode.prompt import TABLE1
@@ -64,6 +65,7 @@ def test_where_nothing_is_yet(place: Place, capsys: pytest.CaptureFixture[str]) 
     def shown(code: int, job: str, *arguments: str) -> str:
         assert place.dry_run(job, *arguments) == code, capsys.readouterr().err
         output = capsys.readouterr()
+        assert output.err.endswith(f"{DRY_RUN}\n") == (code == 0)
         return output.out + output.err
 
     assert "Garden" in shown(0, "build_corpus")
@@ -119,7 +121,7 @@ def test_where_a_version_is_registered(
     assert "plan: W = " in shown(0, "cpt")
     assert "exists already" in shown(0, "build_corpus")
     assert "page: " not in shown(0, "build_corpus", "--inspect")
-    listed = json.loads(shown(0, "list", "--json"))
+    listed = json.loads(shown(0, "list", "--json").removesuffix(f"{DRY_RUN}\n"))
     assert listed["runs"] == []
     assert [row["version"] for row in listed["corpora"]] == [0]
     assert [(row["model"], row["checkpoint"]) for row in listed["models"]] == [

@@ -13,7 +13,15 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from cluster.errors import FAULT, REFUSED, CprecError, GateRefusedError, UserError
+from cluster.errors import (
+    FAULT,
+    INTERRUPTED,
+    REFUSED,
+    CprecError,
+    GateRefusedError,
+    UserError,
+)
+from cluster.interruption import noting_signals
 from cluster.ray_threads import exit_process, is_ray_in_use
 from cprec.config.cli import Job as Job
 from cprec.config.cli import parse_arguments
@@ -49,10 +57,11 @@ ALLOCATIONS_PER_COLLECTION = 100_000
 With its default of 700, it takes a tenth of the time that a job needs for its imports, which make a
 million objects that stay.
 """
+DRY_RUN = "dry run: the inputs were checked, and nothing was written"
+"""Last line of every dry run that found nothing wrong, on stderr."""
 
 SUCCESS = 0
 USER_ERROR = 1
-INTERRUPTED = 130
 
 RESUMES = "the same command goes on from the last checkpoint"
 """What a command of training does that is given again after an interruption or a fault."""
@@ -60,9 +69,14 @@ RESUMES = "the same command goes on from the last checkpoint"
 
 def main(job: Job) -> int:
     """Runs a job on the arguments of this process; returns the exit code."""
-    return run_as_process(
-        lambda: job.run(*parse_arguments(sys.argv[1:], job, DEMO_RECIPE, print_notice)), job.again
-    )
+
+    def run() -> None:
+        recipe, options = parse_arguments(sys.argv[1:], job, DEMO_RECIPE, print_notice)
+        job.run(recipe, options)
+        if options.dry_run:
+            print_notice(DRY_RUN)
+
+    return run_as_process(run, job.again)
 
 
 def run_as_process(run: Callable[[], None], again: str) -> int:
@@ -83,7 +97,8 @@ def run_as_process(run: Callable[[], None], again: str) -> int:
         faulthandler.enable()  # a crash of native code says where
     signal.signal(signal.SIGTERM, _interrupt)
     gc.set_threshold(ALLOCATIONS_PER_COLLECTION)
-    code = _run(run, again)
+    with noting_signals(f"interrupted; {again}"):
+        code = _run(run, again)
     if is_ray_in_use():
         exit_process(code)
     return code

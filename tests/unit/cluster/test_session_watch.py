@@ -3,16 +3,18 @@
 Services here are child processes that listen; real Ray sessions are killed in tests/faults.
 """
 
+import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from cluster import session_watch
-from cluster.errors import FAULT
+from cluster.errors import FAULT, INTERRUPTED
 from cluster.session_watch import Service, watch
 
 LISTEN = """
@@ -118,19 +120,19 @@ def test_a_service_that_cannot_be_reached_at_the_start_is_not_watched() -> None:
 
 
 DRIVER = """
-import sys, time
+import signal, sys
+from cluster.interruption import noting_signals
 from cluster.session_watch import Service, _end_process, watch
-with watch([Service("the raylet", "127.0.0.1", int(sys.argv[1]), "raylet.out")], _end_process):
+raylet = Service("the raylet", "127.0.0.1", int(sys.argv[1]), "raylet.out")
+signal.signal(signal.SIGTERM, lambda *_: None)  # as if the main thread did not come to it
+with noting_signals("interrupted; what then"), watch([raylet], _end_process):
     print("ready", flush=True)
     while True:
         sum(range(10_000))
 """
 
 
-def test_the_process_ends_with_2_and_says_what_died_and_what_to_do(
-    listening: "tuple[subprocess.Popen[str], Service]",
-) -> None:
-    process, service = listening
+def start_driver(service: Service) -> "subprocess.Popen[str]":
     driver = subprocess.Popen(
         [sys.executable, "-c", DRIVER, str(service.port)],
         stdout=subprocess.PIPE,
@@ -139,9 +141,29 @@ def test_the_process_ends_with_2_and_says_what_died_and_what_to_do(
     )
     assert driver.stdout is not None
     assert driver.stdout.readline() == "ready\n"
+    return driver
+
+
+def test_the_process_ends_with_2_and_says_what_died_and_what_to_do(
+    listening: "tuple[subprocess.Popen[str], Service]",
+) -> None:
+    process, service = listening
+    driver = start_driver(service)
     process.kill()
     _, err = driver.communicate(timeout=WAIT_S)
     assert driver.returncode == FAULT == 2
     assert err.startswith("fault: the raylet died")
     assert "raylet.out" in err
     assert "give the same command again" in err
+
+
+def test_a_signal_to_the_driver_and_to_ray_is_an_interruption(
+    listening: "tuple[subprocess.Popen[str], Service]",
+) -> None:
+    process, service = listening
+    driver = start_driver(service)
+    driver.send_signal(signal.SIGTERM)
+    time.sleep(0.5)  # Ray's processes take longer to end than the driver to be told
+    process.kill()
+    _, err = driver.communicate(timeout=WAIT_S)
+    assert (driver.returncode, err) == (INTERRUPTED, "interrupted; what then\n")

@@ -227,12 +227,15 @@ def expand_variables(block: str) -> str:
     return block
 
 
+SHELL_OPERATOR = re.compile(r"\s(?:&&|\|\||>|&)(?:\s|$)")
+
+
 def commands() -> Iterator[tuple[str, list[str]]]:
     """(page, words) of every command in a fenced block of a page: jobs and make."""
     for page in PAGES:
         for block in re.findall(r"^```\w*\n(.*?)^```", page.read_text(), re.M | re.S):
             lines = expand_variables(re.sub(r"\\?\n\s+", " ", block)).splitlines()
-            for line in (part for whole in lines for part in whole.split("&&")):
+            for line in (part for whole in lines for part in SHELL_OPERATOR.split(whole)):
                 if not re.search(r"\bmake [a-z]|\bpython jobs/[a-z_]+\.py", line):
                     continue
                 words = shlex.split(line, comments=True)

@@ -13,6 +13,7 @@ import pytest
 
 from cluster.errors import (
     FAULT,
+    INTERRUPTED,
     REFUSED,
     CprecError,
     GateRefusedError,
@@ -78,7 +79,7 @@ def _broken() -> None:
         ),
         (
             _terminated,
-            command.INTERRUPTED,
+            INTERRUPTED,
             "interrupted; the same command starts over\n",
         ),
     ],
@@ -93,6 +94,14 @@ def test_exit_code_and_message(
     monkeypatch.setattr(sys, "argv", ["job.py"])
     assert command.main(Job(lambda recipe, options: action(), "A job.", ())) == code
     assert capsys.readouterr().err == message
+
+
+def test_every_dry_run_ends_with_the_same_words(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["job.py", "--dry-run"])
+    assert command.main(Job(lambda recipe, options: None, "A job.", ())) == command.SUCCESS
+    assert capsys.readouterr().err == f"{command.DRY_RUN}\n"
 
 
 @pytest.mark.parametrize("job", sorted(JOBS))
