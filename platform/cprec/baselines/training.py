@@ -78,7 +78,7 @@ def fit_network(
     inputs, targets = (
         torch.from_numpy(a) for a in input_target_windows(sequences, network.max_length)
     )
-    lr = settings.lr if isinstance(network, SASRec) else settings.gru4rec_lr
+    lr = settings.gru4rec_lr if isinstance(network, GRU4Rec) else settings.lr
     optimizer = network.build_optimizer(lr)
     best = measure(network)
     best_epoch = 0
