@@ -128,7 +128,7 @@ def commit_version(
 
 
 def origin(data: DataSettings, domains: Sequence[str]) -> Origin:
-    """Returns where the behaviours of some domains come from."""
+    """Returns where the interactions of some domains come from."""
     return {
         "root": storage.absolute_uri(data.root),
         "format": data.format,
