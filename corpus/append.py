@@ -1,6 +1,6 @@
-"""Appends behaviours to a corpus as its next version: new domains, new users, or newer rows.
+"""Appends interactions to a corpus as its next version: new domains, new users, or newer rows.
 
-Earlier rows are never rewritten. A version of behaviours adds (docs/decisions/004-append.md):
+Earlier rows are never rewritten. A version of interactions adds (docs/decisions/004-append.md):
 
 - the samples of the new interactions in their domain. Leave-one-out holds over a user's whole
   sequence, but what was ever held out stays held out;
@@ -52,9 +52,9 @@ def simulate_and_append(
     *,
     held_out: bool = False,
 ) -> Corpus:
-    """Appends behaviours, which are simulated first if the recipe asks for it.
+    """Appends interactions, which are simulated first if the recipe asks for it.
 
-    Behaviours that were simulated before are used again. Arguments and errors are those of
+    What was simulated before is used again. Arguments and errors are those of
     `append`.
     """
     if data.format == "simulated":
@@ -63,13 +63,13 @@ def simulate_and_append(
 
 
 def append(data: DataSettings, seed: int, uri: str, say: Say, *, held_out: bool = False) -> Corpus:
-    """Appends the behaviours of some domains to a corpus as its next version.
+    """Appends the interactions of some domains to a corpus as its next version.
 
-    Appending the same behaviours again changes nothing. Interactions that the corpus already has
+    Appending the same interactions again changes nothing. Interactions that the corpus already has
     are left out. If another process commits first, the append starts again on the newer version.
 
     Args:
-        data: Where the behaviours are, and the rules of the corpus.
+        data: Where the interactions are, and the rules of the corpus.
         seed: Seed of the corpus.
         uri: URI of the corpus.
         say: Receives progress lines.
@@ -79,7 +79,7 @@ def append(data: DataSettings, seed: int, uri: str, say: Say, *, held_out: bool 
         The version that the append made, now or earlier; the newest one if nothing is new.
 
     Raises:
-        DataError: The behaviours cannot be used.
+        DataError: The interactions cannot be used.
         CorpusError: There is no corpus, or it has other rules.
     """
     uri = storage.absolute_uri(uri)
@@ -106,7 +106,7 @@ def simulate_and_preview(
     *,
     held_out: bool = False,
 ) -> None:
-    """Checks the input of `simulate_and_append`; behaviours are simulated for that time only.
+    """Checks the input of `simulate_and_append`; interactions are simulated for that time only.
 
     Arguments and errors are those of `append`.
     """
@@ -126,7 +126,7 @@ def preview(data: DataSettings, seed: int, uri: str, say: Say, *, held_out: bool
     with _open_input(corpus, requested, seed, say) as (identity, append_input):
         if (version := find_version(corpus, identity)) is not None:
             say(
-                f"these behaviours are in the corpus already, since version {version}; "
+                f"these interactions are in the corpus already, since version {version}; "
                 "nothing to do"
             )
             return
@@ -238,7 +238,7 @@ def _open_input(
     """Yields the identity of an append and its input, on the backend that its size asks for.
 
     The size counts the new interactions and the stored ones of their users. To count the latter,
-    this process may have to read the behaviours; if Ray is chosen, it reads them again.
+    this process may have to read the interactions; if Ray is chosen, it reads them again.
     """
     local_input = LocalAppendInput(requested)
     with build.choose_backend(
@@ -274,11 +274,11 @@ def _try_append(
     feedback_counts: Mapping[str, FeedbackCounts],
     say: Say,
 ) -> Corpus:
-    """Makes one attempt to append behaviours, as the version that follows the newest one.
+    """Makes one attempt to append interactions, as the version that follows the newest one.
 
     Args:
         corpus: The newest version.
-        append_input: The behaviours.
+        append_input: The interactions.
         identity: Identity of the append, by which one that was committed before is recognised.
         seed: Seed for drawing candidates.
         feedback_counts: What became of served rankings, by domain.
@@ -291,7 +291,7 @@ def _try_append(
     Raises:
         CommitConflictError: Another process committed in the meantime.
     """
-    if (done := open_if_appended(corpus, identity, "these behaviours are", say)) is not None:
+    if (done := open_if_appended(corpus, identity, "these interactions are", say)) is not None:
         return done
     append_delta = append_input.compute_delta(
         corpus, _whole_corpus_settings(corpus, append_input.data), say

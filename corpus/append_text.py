@@ -90,7 +90,7 @@ def _try_append_text(
         FileKey(source, SPLITS[0], corpus.version + 1),
         [replay_text.text_window_table(source, content)],
     )
-    # What the version before records about behaviours holds for this one too.
+    # What the version before records about interactions holds for this one too.
     previous = corpus.commits[-1].metadata
     statistics: VersionStatistics = previous["statistics"]
     metadata: VersionMetadata = {

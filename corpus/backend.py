@@ -1,4 +1,4 @@
-"""The interface of a backend, which turns behaviours into the files of a corpus version.
+"""The interface of a backend, which turns interactions into the files of a corpus version.
 
 There are two backends: `corpus.local` works in one process, `corpus.distributed` on Ray.
 Both call the same functions for every decision, so they write the same files, byte for byte
@@ -56,7 +56,7 @@ class UncommittedSamples:
 
 @dataclass(frozen=True)
 class Prepared(ABC):
-    """The behaviours of a build after cleaning and k-core; the next step is to write samples.
+    """The interactions of a build after cleaning and k-core; the next step is to write samples.
 
     Attributes:
         items: Items of all domains, a frame of ITEMS_SCHEMA whose row i is item i.
@@ -139,7 +139,7 @@ class AppendDelta(ABC):
 
 @dataclass(frozen=True)
 class AppendInput(ABC):
-    """The behaviours that an append adds, before they are compared with the corpus.
+    """The interactions that an append adds, before they are compared with the corpus.
 
     An append that another process overtakes computes its delta again, on the newer version.
 
@@ -164,7 +164,7 @@ class AppendInput(ABC):
             say: Receives progress lines.
 
         Raises:
-            DataError: The behaviours cannot be used.
+            DataError: The interactions cannot be used.
         """
 
 
@@ -175,7 +175,7 @@ class Backend:
     Attributes:
         map: Applies a function to many values, such as files.
         prepare: Reads, cleans and numbers all domains of a build. Raises DataError for
-            behaviours that cannot be used.
+            interactions that cannot be used.
         append_input: Takes the settings that name the domains of an append.
     """
 

@@ -1,4 +1,4 @@
-"""Builds version 0 of a corpus from the raw behaviours of the domains that the recipe names.
+"""Builds version 0 of a corpus from the raw interactions of the domains that the recipe names.
 
 The items are committed first, then all samples in one transaction; statistics.json is written last.
 A build that was killed at any point is completed by running the same build again.
@@ -29,9 +29,9 @@ from corpus.versions import VersionMetadata, commit_version, origin
 def simulate_and_build(
     data: DataSettings, simulate: SimulateSettings, seed: int, uri: str, say: Say
 ) -> Corpus:
-    """Builds the corpus if it is missing, from simulated behaviours if the recipe asks for them.
+    """Builds the corpus if it is missing, from simulated interactions if the recipe asks for them.
 
-    Behaviours that were simulated before are used again. Arguments and errors are those of `build`.
+    What was simulated before is used again. Arguments and errors are those of `build`.
     """
     if data.format == "simulated":
         simulation.write_data_root(data, simulate, seed)
@@ -42,7 +42,7 @@ def build(data: DataSettings, seed: int, uri: str, say: Say) -> Corpus:
     """Builds version 0 of a corpus, unless it already exists with the same input, rules and seed.
 
     Args:
-        data: Where the behaviours are, and the rules that turn them into samples.
+        data: Where the interactions are, and the rules that turn them into samples.
         seed: Seed for drawing candidates.
         uri: URI of the corpus.
         say: Receives progress lines.
@@ -51,7 +51,7 @@ def build(data: DataSettings, seed: int, uri: str, say: Say) -> Corpus:
         Version 0; of an existing corpus its newest version.
 
     Raises:
-        DataError: The behaviours cannot be used.
+        DataError: The interactions cannot be used.
         CorpusError: Another corpus is at the URI, or the URI is the data root.
     """
     uri = storage.absolute_uri(uri)
@@ -154,7 +154,7 @@ def preview_corpus(
 def open_preview_root(
     data: DataSettings, simulate: SimulateSettings, seed: int
 ) -> Iterator[DataSettings]:
-    """Yields settings whose root has the behaviours; simulated ones may be there only for now."""
+    """Yields settings whose root has the interactions; simulated ones may be there only for now."""
     if data.format != "simulated":
         yield data
         return
@@ -180,9 +180,9 @@ def _require_own_place(uri: str, data: DataSettings) -> None:
 def choose_backend(
     data: DataSettings, say: Say, count_existing: Callable[[int], int] = lambda expected: 0
 ) -> Iterator[Backend]:
-    """Yields the backend for some behaviours: Ray above `data.distribute_above` interactions.
+    """Yields the backend: Ray for more than `data.distribute_above` interactions.
 
-    The size is estimated from file sizes and parquet footers; no behaviours are read.
+    The size is estimated from file sizes and parquet footers; no interactions are read.
 
     Args:
         data: Settings that name the domains.
@@ -214,18 +214,18 @@ def _find_existing(uri: str, identity: str, say: Say) -> Corpus | None:
     """Opens a corpus that exists already, after saying so; None if there is none.
 
     Raises:
-        CorpusError: It was built from other behaviours, rules or seed.
+        CorpusError: It was built from other interactions, rules or seed.
     """
     commits = delta.read_commits(storage.join(uri, SAMPLES))
     if not commits:
         return None
     if commits[0].metadata["fingerprint"] != identity:
         raise CorpusError(
-            f"{uri}: holds a corpus of other behaviours, rules or seed; choose another place with "
-            "--corpus, append to this one with jobs/append_domain.py, or remove it"
+            f"{uri}: holds a corpus of other interactions, rules or seed; choose another place "
+            "with --corpus, append to this one with jobs/append_domain.py, or remove it"
         )
     say(
-        f"the corpus at {uri} exists already, made of the same behaviours, rules and seed; "
+        f"the corpus at {uri} exists already, made of the same interactions, rules and seed; "
         "nothing to do"
     )
     return Corpus.open(uri)

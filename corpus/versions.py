@@ -130,7 +130,7 @@ def commit_version(
 
 
 def origin(data: DataSettings, domains: Sequence[str]) -> Origin | list[Origin]:
-    """Returns where the behaviours of some domains come from."""
+    """Returns where the interactions of some domains come from."""
     origins = [
         _origin_in(single, names) for single, names in data_roots.split_by_root(data, domains)
     ]

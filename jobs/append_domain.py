@@ -31,7 +31,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="append data.held_out, kept out of pre-training, instead of data.domains",
     )
-    text = "append a file of plain text (path or s3://) as source text/<name>, not behaviours"
+    text = "append a file of plain text (path or s3://) as source text/<name>, not interactions"
     parser.add_argument("--text", metavar="FILE", help=text)
 
 

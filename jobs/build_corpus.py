@@ -1,11 +1,11 @@
 # PYTHON_ARGCOMPLETE_OK
-"""Build a corpus: raw behaviours of the named domains to corpus version 0.
+"""Build a corpus: raw interactions of the named domains to corpus version 0.
 
     python jobs/build_corpus.py my.yaml --data.root data/amazon --corpus out/corpus
     python jobs/build_corpus.py --corpus out/corpus --describe    versions, and samples by source
     python jobs/build_corpus.py --corpus out/corpus --inspect     leakage, and a statistics.html
 
-A place that already holds this corpus is left as it is. --dry-run reads and checks all behaviours
+A place that already holds this corpus is left as it is. --dry-run reads and checks all interactions
 and prints what k-core leaves. --inspect reads all rows; leakage gives exit code 1.
 """
 

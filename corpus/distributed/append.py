@@ -148,7 +148,7 @@ class RayAppendDelta(AppendDelta):
 
 @dataclass(frozen=True)
 class RayAppendInput(AppendInput):
-    """The behaviours that an append adds, which Ray reads from their files.
+    """The interactions that an append adds, which Ray reads from their files.
 
     Rows are judged as they are read, and the corpus version decides which items have a title. So an
     append that is overtaken reads its files again.

@@ -46,7 +46,7 @@ from corpus.store.catalogue import count_items, group_item_indices
 
 @dataclass(frozen=True)
 class RayPrepared(Prepared):
-    """The behaviours of a build after cleaning and k-core, in Ray's object store.
+    """The interactions of a build after cleaning and k-core, in Ray's object store.
 
     Attributes:
         blocks: Interactions of all domains, by ranges of users.
@@ -63,7 +63,7 @@ def prepare_domains(data: DataSettings, say: Say) -> RayPrepared:
     """Reads and cleans every domain of a build, takes its k-core, and numbers its items.
 
     Raises:
-        DataError: The behaviours cannot be used; the message names the domain or the file.
+        DataError: The interactions cannot be used; the message names the domain or the file.
     """
     domains, range_count = read_domains(data, local_prepare.list_domains(data), say)
     items = [local_prepare.empty_items()]

@@ -112,13 +112,13 @@ class LocalAppendDelta(AppendDelta):
 
 @dataclass(frozen=True)
 class LocalAppendInput(AppendInput):
-    """The behaviours that an append adds, read and kept in the memory of this process.
+    """The interactions that an append adds, read and kept in the memory of this process.
 
     Both caches are filled when they are first needed. So an append that is overtaken reads only
     what other processes have added to the corpus since.
 
     Attributes:
-        raw_by_domain: Cache: the behaviours of each domain, as they were read.
+        raw_by_domain: Cache: the interactions of each domain, as they were read.
         existing_by_file: Cache: the interactions of the input's users in each file of the corpus.
     """
 

@@ -33,7 +33,7 @@ from corpus.store.tables import ITEMS_SCHEMA
 
 @dataclass(frozen=True)
 class LocalPrepared(Prepared):
-    """The behaviours of a build after cleaning and k-core, in the memory of this process.
+    """The interactions of a build after cleaning and k-core, in the memory of this process.
 
     Attributes:
         interactions: Interactions of all domains.
@@ -69,7 +69,7 @@ def prepare_domains(data: DataSettings, say: Say) -> LocalPrepared:
     """Reads and cleans every domain of a build, takes its k-core, and numbers its items.
 
     Raises:
-        DataError: The behaviours cannot be used; the message names the domain or the file.
+        DataError: The interactions cannot be used; the message names the domain or the file.
     """
     domains: list[_PreparedDomain] = []
     num_items = 0

@@ -76,7 +76,7 @@ def test_where_nothing_is_yet(place: Place, capsys: pytest.CaptureFixture[str]) 
     assert "the runs below" in shown(0, "console")
     assert "the data root" in shown(1, "build_corpus", "--corpus", f"{place.folder}/shoppers")
     assert "data.num_candidates to" in shown(1, "cpt", "--data.num_candidates", "39")
-    # Behaviours of somebody else, where the simulation would write.
+    # Interactions of somebody else, where the simulation would write.
     (place.folder / "shoppers" / "items").mkdir(parents=True)
     (place.folder / "shoppers" / "items" / "Garden.parquet").write_text("mine")
     for job in ("build_corpus", "cpt"):

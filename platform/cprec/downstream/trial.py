@@ -36,6 +36,7 @@ from cprec.downstream.trial_records import (
     RESULT_FILE,
     EpochResult,
     TrialResult,
+    best_epoch,
     read_history,
 )
 from cprec.encode.prompt import PromptTemplate
@@ -97,7 +98,7 @@ def conclude_trial(trial: Trial, stopped: bool = False, diverged: bool = False) 
     history = [] if name is None else read_history(checkpoint.checkpoint_uri(trial.uri, name))
     if not (history or diverged):
         raise RecipeError(f"{trial.uri}: no epoch was completed")
-    best = max(history, key=_hr1, default=None)
+    best = best_epoch(history)
     result = TrialResult(
         lr=trial.lr,
         seed=trial.seed,
@@ -110,10 +111,6 @@ def conclude_trial(trial: Trial, stopped: bool = False, diverged: bool = False) 
     )
     write_text(join(trial.uri, RESULT_FILE), json.dumps(asdict(result), indent=1))
     return result
-
-
-def _hr1(epoch: EpochResult) -> float:
-    return epoch["hr1"]
 
 
 def require_trainable(recipe: Recipe) -> None:
@@ -142,8 +139,7 @@ def run_trial(trial: Trial, report: Callable[[dict[str, Any]], None]) -> None:
     recipe = trial.recipe
     settings = recipe.finetune
     require_trainable(recipe)
-    rank = dist.get_rank()
-    world_size = dist.get_world_size()
+    rank, world_size = dist.get_rank(), dist.get_world_size()
     corpus = Corpus.open(recipe.corpus, recipe.corpus_version)
     domain = Domain.from_corpus(corpus, trial.domain)
     samples = select_whole_users(corpus.read_samples(domain.source, "train"), settings.max_samples)
@@ -334,8 +330,10 @@ class TrialObserver(Observer):
 
     def until_stopped(self, steps: Iterator[TrainingStep]) -> Iterator[TrainingStep]:
         """Yields steps until validation has not improved for `finetune.patience` epochs."""
+        patience = self._trial.recipe.finetune.patience
         for step in steps:
-            if self._should_stop():
+            best = best_epoch(self._history)
+            if best is not None and len(self._history) - best["epoch"] >= patience:
                 return
             yield step
 
@@ -396,12 +394,5 @@ class TrialObserver(Observer):
             checkpoint.save_training_state(state, directory)
             (directory / HISTORY_FILE).write_text(json.dumps(self._history))
             checkpoint.commit(directory, uri, self._ledger)
-        best = max(self._history, key=_hr1)
-        checkpoint.prune(self._trial.uri, 1, (best["samples"],), name)
-
-    def _should_stop(self) -> bool:
-        """Tells whether validation has not improved for `finetune.patience` epochs."""
-        if not self._history:
-            return False
-        best = max(self._history, key=_hr1)
-        return len(self._history) - best["epoch"] >= self._trial.recipe.finetune.patience
+        best = best_epoch(self._history)
+        checkpoint.prune(self._trial.uri, 1, (best["samples"],) if best else (), name)

@@ -1,6 +1,7 @@
 """What a trial leaves beside its weights: the result of each epoch, and how it ended."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NotRequired, TypedDict
 
@@ -63,6 +64,11 @@ class TrialResult:
     history: tuple[float, ...]
     stopped: bool = False
     diverged: bool = False
+
+
+def best_epoch(history: Sequence[EpochResult]) -> EpochResult | None:
+    """Returns the epoch with the highest HR@1, the first of equals; None if there is none."""
+    return max(history, key=lambda epoch: epoch["hr1"], default=None)
 
 
 def find_result(uri: str) -> TrialResult | None:

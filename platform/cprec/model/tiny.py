@@ -40,7 +40,7 @@ def build(
     titles, settings and seed give equal files on one kind of machine.
 
     Args:
-        titles: Titles of all items that the model will meet. Behaviours of users are not used.
+        titles: Titles of all items that the model will meet. Interactions of users are not used.
         settings: The recipe's section `tiny`.
         seed: Seed of the weights and of the language training.
         directory: Where to write.

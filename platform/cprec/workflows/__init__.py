@@ -1,1 +1,1 @@
-"""One module per job; its main function reads as the stations of the job, in order."""
+"""One module per job; its main function reads as the stages of the job, in order."""

@@ -1,4 +1,4 @@
-"""Appends to a corpus: behaviours of a recipe's domains, or a file of plain text."""
+"""Appends to a corpus: interactions of a recipe's domains, or a file of plain text."""
 
 from cluster.console import Say
 from cluster.errors import RunError
@@ -22,8 +22,8 @@ def append_to_corpus(recipe: Recipe, text_file: str | None, held_out: bool, say:
     """Appends and returns the new version; without anything new, the newest version.
 
     Args:
-        recipe: Behaviours, corpus and seed.
-        text_file: File of plain text to append instead of behaviours.
+        recipe: Interactions, corpus and seed.
+        text_file: File of plain text to append instead of interactions.
         held_out: Whether `data.held_out` is appended, instead of `data.domains`.
         say: Takes lines of progress.
     """
@@ -49,7 +49,7 @@ def preview_append(recipe: Recipe, text_file: str | None, held_out: bool, say: S
 
 
 def describe_caps(recipe: Recipe, say: Say) -> None:
-    """Says what the caps of open runs below `storage` mean for behaviours that join them."""
+    """Says what the caps of open runs below `storage` mean for interactions that join them."""
     storage = absolute_uri(recipe.storage)
     fingerprint = Corpus.open(recipe.corpus).fingerprint
     for run in list_names(storage):

@@ -1,4 +1,4 @@
-"""Builds a corpus from raw behaviours, says what a build would make, and checks one that exists."""
+"""Builds a corpus, says what a build would make, and checks a corpus that exists."""
 
 from cluster.console import Say
 from cluster.errors import CorpusError
@@ -18,7 +18,7 @@ def build_corpus(recipe: Recipe, say: Say) -> Corpus:
 
 
 def preview_statistics(recipe: Recipe, say: Say) -> VersionStatistics:
-    """Reads and checks all behaviours of a recipe, and writes nothing.
+    """Reads and checks all interactions of a recipe, and writes nothing.
 
     Returns:
         The statistics of the version that they would make, see `corpus.build.preview`.

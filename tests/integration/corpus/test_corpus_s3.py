@@ -1,4 +1,4 @@
-"""A corpus on an object store: reading behaviours from it, writing the corpus, reading it back."""
+"""A corpus on an object store: reads raw data from it, writes the corpus, reads it back."""
 
 import gzip
 import json

@@ -335,7 +335,9 @@ def test_a_preview_says_what_would_be_added_and_writes_nothing(
         )
     append(data, 0, corpus.uri, print)
     preview(data, 0, corpus.uri, said.append)
-    assert said[-1] == "these behaviours are in the corpus already, since version 1; nothing to do"
+    assert (
+        said[-1] == "these interactions are in the corpus already, since version 1; nothing to do"
+    )
     (tmp_path / "prose.txt").write_text("word " * 400)
     preview_text(str(tmp_path / "prose.txt"), corpus.uri, said.append)
     assert said[-1] == f"would make version 2 of {corpus.uri}: 4 windows of text/prose"

@@ -174,7 +174,7 @@ def test_another_corpus_at_the_uri_is_refused(
 ) -> None:
     with pytest.raises(
         CorpusError,
-        match="holds a corpus of other behaviours, rules or seed; "
+        match="holds a corpus of other interactions, rules or seed; "
         "choose another place with --corpus",
     ):
         build(settings(root, **change), 0, corpus.uri, print)

@@ -43,7 +43,7 @@ def test_what_comes_later_has_the_template_of_the_corpus(
     other: TemplateName = "braces" if template == "table1" else "table1"
     with pytest.raises(CorpusError, match=r"data\.prompt_template"):
         append(with_template(more, other), 0, uri, print)
-    with pytest.raises(CorpusError, match="holds a corpus of other behaviours, rules or seed"):
+    with pytest.raises(CorpusError, match="holds a corpus of other interactions, rules or seed"):
         build(with_template(data, other), 0, uri, print)
 
 

@@ -1,4 +1,4 @@
-"""Whole builds of random behaviours against a slow implementation of the rules."""
+"""Whole builds of random interactions against a slow implementation of the rules."""
 
 from collections import Counter
 from pathlib import Path

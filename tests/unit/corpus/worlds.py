@@ -1,4 +1,4 @@
-"""Small worlds of behaviours for the tests of the corpus, and the data roots that hold them.
+"""Small worlds of interactions for the tests of the corpus, and the data roots that hold them.
 
 A world is the interactions of some users, by domain.
 """
@@ -145,11 +145,11 @@ class Domain:
     """A domain of a data root, read and cleaned as a build does.
 
     Attributes:
-        behaviours: Its usable interactions.
+        usable: Its usable interactions.
         items: Its items.
     """
 
-    behaviours: UsableInteractions
+    usable: UsableInteractions
     items: DomainItems
 
     def rows(self) -> list[Row]:
@@ -158,13 +158,13 @@ class Domain:
 
     def named(self) -> pl.DataFrame:
         """Returns the interactions as a frame: user_id, item_id, timestamp."""
-        user, item, timestamp = self.behaviours.interactions.select(
+        user, item, timestamp = self.usable.interactions.select(
             "user", "item", "timestamp"
         ).get_columns()
         return pl.DataFrame(
             {
-                "user_id": self.behaviours.user_ids.gather(user),
-                "item_id": self.behaviours.item_ids.gather(item),
+                "user_id": self.usable.user_ids.gather(user),
+                "item_id": self.usable.item_ids.gather(item),
                 "timestamp": timestamp,
             }
         )
@@ -175,11 +175,11 @@ class Domain:
 
     def left_out(self) -> Counter[str]:
         """Returns the rows left out, by reason."""
-        return +(self.behaviours.dropped_and_quarantined + self.items.dropped_and_quarantined)
+        return +(self.usable.dropped_and_quarantined + self.items.dropped_and_quarantined)
 
     def quarantined(self) -> list[str]:
         """Returns the messages about unusable rows."""
-        return [str(rows) for rows in (*self.behaviours.quarantined, *self.items.quarantined)]
+        return [str(rows) for rows in (*self.usable.quarantined, *self.items.quarantined)]
 
 
 def domain(data: DataSettings, name: str, say: Say = print) -> Domain:

@@ -64,7 +64,7 @@ class EvaluateSettings(Section):
     )
     text: str | None = Field(
         None,
-        description="a plain text file (path or s3://) that has nothing to do with behaviours; "
+        description="a plain text file (path or s3://) that has nothing to do with interactions; "
         "its perplexity shows what a model forgot; "
         "measured before pre-training, at its checkpoints, and with each evaluation",
     )

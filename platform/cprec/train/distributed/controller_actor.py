@@ -1,44 +1,34 @@
 """The controller of a run as a Ray actor: what workers, the driver and other processes call.
 
-Its parts, by who calls: `SegmentIssuer` serves the workers, `CorpusFollower` follows the corpus,
-and `ControllerState` holds what both decide on, and writes it.
+Its parts, by who calls: `SegmentIssuer` serves the workers, `RequestServer` serves other processes,
+and `CorpusFollower` follows the corpus. `ControllerState` holds what they decide on, and writes it.
 """
 
 import time
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.errors import RunError, UserError
 from cluster.storage_errors import is_storage_error
 from cprec.runs.control.control_channel import ControlChannel
 from cprec.runs.control.lease import Lease, LeaseLostError
-from cprec.runs.control.request_queue import BadRequest, Request
 from cprec.runs.events import (
-    AnnealingCalled,
     CheckpointIgnored,
     CheckpointSaved,
     Failed,
-    Held,
     PerplexityMeasured,
     PreemptionNoticed,
-    Released,
-    RequestRefused,
     Resumed,
     SamplesPadded,
     Stopped,
     StorageFailed,
-    VersionAnnounced,
     WorkersFailed,
 )
 from cprec.runs.records import TraceRow
 from cprec.schedule.controller import Wait
 from cprec.schedule.plan import Plan
-from cprec.schedule.plan_notes import annealing_warning
-from cprec.schedule.wsa import Phase
 from cprec.stream import segments
 from cprec.train.distributed.controller_state import (
     ControllerSettings,
@@ -46,13 +36,13 @@ from cprec.train.distributed.controller_state import (
     RunNews,
     WorkerGroup,
 )
-from cprec.train.distributed.corpus_follower import CLOSED_ADVICE, CorpusFollower
+from cprec.train.distributed.corpus_follower import CorpusFollower
 from cprec.train.distributed.portable_errors import raise_portable_errors
+from cprec.train.distributed.request_server import RequestServer
 from cprec.train.distributed.segment_issuer import AssignedSegment, SegmentIssuer
 
-MAX_NAMED = 20
-"""Refused requests that become events of their own, of those that are served at a time, and errors
-of workers that an event quotes."""
+MAX_QUOTED = 20
+"""Errors of workers that an event quotes."""
 
 STORAGE_RETRY_S = 5.0
 """Pause before periodic work is tried again that storage did not allow (seconds)."""
@@ -74,6 +64,7 @@ class ControllerActor:
         self._corpus = CorpusFollower(self._state)
         self._segments = SegmentIssuer(self._state, self._corpus)
         self._control_channel = ControlChannel(lease)
+        self._requests = RequestServer(self._state, self._corpus, self._control_channel, self.stop)
         self._failure: Exception | None = None
         self._stop_requested = False
         self._notices: list[str] = []
@@ -207,6 +198,8 @@ class ControllerActor:
 
     def stop(self, by: str | None = None) -> None:
         """Lets the workers finish their step, save a checkpoint and end; `by` is who asked."""
+        if self._stop_requested:
+            return
         self._stop_requested = True
         self._segments.stop()
         self._state.record(Stopped(samples=self._state.controller.samples, by=by))
@@ -226,7 +219,7 @@ class ControllerActor:
         while True:
             try:
                 self._state.flush()
-                self._serve_requests()
+                self._requests.serve()
                 self._control_channel.publish(self._state.status("ended"))
                 return
             except Exception as error:
@@ -249,7 +242,7 @@ class ControllerActor:
             self._state.flush()
             if self._corpus.is_due():
                 self._corpus.check()
-            self._serve_requests()
+            self._requests.serve()
             status = self._state.status("waiting" if self._state.is_idle else "training")
             self._control_channel.publish(status)
             self._storage_failed = False
@@ -270,7 +263,7 @@ class ControllerActor:
             WorkersFailed(
                 samples=self._state.controller.samples,
                 attempt=group.attempt,
-                because="; ".join(said[:MAX_NAMED]),
+                because="; ".join(said[:MAX_QUOTED]),
                 silent=silent,
             )
         )
@@ -282,130 +275,6 @@ class ControllerActor:
             self._storage_failed = True
             samples = self._state.controller.samples
             self._state.record(StorageFailed(samples=samples, because=str(error)))
-
-    def _serve_requests(self) -> None:
-        """Answers the requests that wait, in order; what is refused becomes an event.
-
-        Whatever a request is, and whatever storage does meanwhile, training goes on.
-        """
-        refusals: list[RequestRefused] = []
-        try:
-            for request in self._control_channel.take_requests():
-                try:
-                    self._control_channel.answer(request.id, self._handle_request(request))
-                except LeaseLostError:
-                    raise
-                except UserError as error:
-                    refusals.append(self._refuse(request, str(error)))
-        except OSError:  # storage is away for a moment: what was not answered is served later
-            pass
-        if len(refusals) > MAX_NAMED:
-            more = f"and {len(refusals) - MAX_NAMED:,} more at the same time"
-            refusals[MAX_NAMED:] = [refusals[-1].model_copy(update={"because": more})]
-        if refusals:
-            self._state.record(*refusals)
-
-    def _refuse(self, request: Request | BadRequest, problem: str) -> RequestRefused:
-        """Answers that a request is refused; returns the event of it."""
-        because = problem
-        if isinstance(request, BadRequest):
-            because += f"; now at {self._control_channel.set_aside(request, problem)}"
-        else:
-            self._control_channel.answer(request.id, problem, refused=True)
-        samples = self._state.controller.samples
-        return RequestRefused(samples=samples, request=request.id, because=because)
-
-    def _handle_request(self, request: Request | BadRequest) -> str:
-        """Carries out a request; returns the answer.
-
-        Raises:
-            UserError: The request is refused; says why.
-        """
-        if isinstance(request, BadRequest):
-            raise RunError(f"does not know what to do: {request.problem}")
-        controller = self._state.controller
-        if request.action == "look":
-            return self._look_at_corpus(request.by)
-        if request.action == "stop":
-            return self._stop_for(request.by)
-        if request.action == "anneal" and self._was_carried_out(request.id):
-            return _describe_annealing(controller.plan)
-        if request.action == "anneal" and self._state.run_plan.closed and not self._anneals:
-            # It was called before, maybe by a controller that could not record it any more.
-            return _describe_annealing(controller.plan)
-        if not controller.is_open:
-            raise RunError(f"is {controller.phase}, and {CLOSED_ADVICE}")
-        if request.action == "anneal":
-            return self._start_annealing(request)
-        return self._set_hold(request.action == "hold", request.by)
-
-    def _look_at_corpus(self, by: str | None) -> str:
-        answer = self._corpus.check_or_repeat()
-        if by is not None:
-            samples = self._state.controller.samples
-            self._state.record(VersionAnnounced(samples=samples, by=by, answer=answer))
-        return answer
-
-    def _stop_for(self, by: str | None) -> str:
-        if not self._stop_requested:
-            self.stop(by)
-        return "finishes its step, saves a checkpoint and ends; the same command goes on from there"
-
-    @property
-    def _anneals(self) -> bool:
-        return self._state.controller.phase in (Phase.ANNEALING, Phase.DONE)
-
-    def _was_carried_out(self, request_id: str) -> bool:
-        """Returns whether a controller before this one started annealing for a request."""
-        return any(
-            isinstance(event, AnnealingCalled) and event.request == request_id
-            for event in self._state.events
-        )
-
-    def _start_annealing(self, request: Request) -> str:
-        state, controller = self._state, self._state.controller
-        with controller.transaction():
-            position = controller.start_annealing()
-            state.write_run_plan(
-                replace(state.run_plan, plan=controller.plan, hold=False, closed=True)
-            )
-        state.record(
-            AnnealingCalled(
-                samples=position,
-                stable_end=controller.plan.wsa.stable_end,
-                annealing_end=controller.plan.total_samples,
-                request=request.id,
-                by=request.by,
-            )
-        )
-        state.advance(controller.samples)
-        warning = annealing_warning(
-            controller.plan, state.settings.min_annealing_share, controller.global_batch_size
-        )
-        answer = _describe_annealing(controller.plan)
-        return f"{answer}\n{warning}" if warning else answer
-
-    def _set_hold(self, hold: bool, by: str | None) -> str:
-        state, controller = self._state, self._state.controller
-        if hold != controller.hold:
-            with controller.transaction():
-                controller.set_hold(hold)
-                state.write_run_plan(replace(state.run_plan, hold=hold))
-            samples = controller.samples
-            event = Held if hold else Released
-            state.record(event(samples=samples, by=by))
-            state.advance(samples)
-        stable_end = controller.plan.wsa.stable_end
-        if hold:
-            return (
-                "stays in its stable phase, waiting for new domains at "
-                f"{stable_end:,} samples, until released"
-            )
-        return f"anneals when its stable phase is trained, at {stable_end:,} samples"
-
-
-def _describe_annealing(plan: Plan) -> str:
-    return f"anneals from sample {plan.wsa.stable_end:,} on, to {plan.total_samples:,}"
 
 
 def start_controller(settings: ControllerSettings, lease: Lease) -> Any:

@@ -1,1 +1,1 @@
-"""The stations of a pre-training run: prepare, train, finish."""
+"""The stages of a pre-training run: prepare, train, finish."""

@@ -127,7 +127,7 @@ def test_files_of_one_domain_must_agree_on_types(root: Path) -> None:
     (root / "interactions" / "A.parquet").unlink()
     write_parquet(root / "interactions" / "A.parquet" / "0.parquet", GOOD)
     write_parquet(root / "interactions" / "A.parquet" / "1.parquet", GOOD)
-    assert read(str(root), "A", 0.0, ignore).behaviours.interactions.height == 3
+    assert read(str(root), "A", 0.0, ignore).usable.interactions.height == 3
     write_parquet(root / "interactions" / "A.parquet" / "1.parquet", {**GOOD, "item_id": [1, 2, 3]})
     assert (
         f"{root}/interactions/A.parquet/1.parquet: column item_id is int64, yet string in {root}"

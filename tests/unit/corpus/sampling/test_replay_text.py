@@ -52,7 +52,7 @@ def test_windows_are_cut_before_white_space_and_as_late_as_possible(
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    """Version 0: behaviours; 1: text; 2: more behaviours; 3: another text of the same name."""
+    """Version 0: interactions; 1: text; 2: more interactions; 3: another text of the same name."""
     folder = tmp_path_factory.mktemp("text")
     world = shop(["A", "B", "C"])
     root = write_root(folder / "root", world)

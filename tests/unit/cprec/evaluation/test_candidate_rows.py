@@ -130,7 +130,7 @@ MODELS = {
 }
 
 
-def draw(seed: int, longest: int = 60, behaviours: int = 0) -> list[Query]:
+def draw(seed: int, longest: int = 60, behaviour_tokens: int = 0) -> list[Query]:
     """Draws queries of all sizes: no answers, one, answers of one token, many."""
     rng = np.random.default_rng(seed)
 
@@ -139,7 +139,7 @@ def draw(seed: int, longest: int = 60, behaviours: int = 0) -> list[Query]:
 
     return [
         Query(
-            ids(int(rng.integers(1, longest)), VOCABULARY + behaviours),
+            ids(int(rng.integers(1, longest)), VOCABULARY + behaviour_tokens),
             [ids(int(n)) for n in rng.integers(1, 9, count)],
         )
         for count in (3, 1, 0, 20, 2, 1, 7)
@@ -162,7 +162,7 @@ def score_alone(model: Any, query: Query) -> np.ndarray:
 def test_scores_are_those_of_each_candidate_alone(name: str, kind: PassKind) -> None:
     model = MODELS[name]().eval()
     assert choose_scoring(model, 128).kind is PassKind.PACKED
-    batch = draw(0, behaviours=9 if name == "hybrid" else 0)
+    batch = draw(0, behaviour_tokens=9 if name == "hybrid" else 0)
     scores = score_queries(model, batch, 4, kind)
     assert [len(found) for found in scores] == [len(query.answers) for query in batch]
     for query, found in zip(batch, scores, strict=True):

@@ -214,7 +214,7 @@ def test_a_user_with_too_many_interactions_is_capped_to_the_most_recent(tmp_path
     assert sorted(result.named().filter(pl.col("user_id") == "u")["timestamp"]) == list(
         range(990, 1000)
     )
-    assert result.behaviours.interactions.height == 11
+    assert result.usable.interactions.height == 11
     assert result.left_out() == {"over_user_cap": 990}
 
 
@@ -223,7 +223,7 @@ def test_lines_that_are_not_json_are_counted(tmp_path: Path) -> None:
     with (tmp_path / "A.json").open("ab") as file:
         file.write(b'{"reviewerID": "w", "asi\n[1]\n\xff\xfe\n{"reviewerID": "w"}\n')
     result = read(tmp_path, format="amazon2018", max_quarantined=1.0)
-    assert result.behaviours.interactions.height == 3
+    assert result.usable.interactions.height == 3
     assert result.left_out() == {"malformed_line": 3, "no_timestamp": 1}
     with pytest.raises(
         DataError,

@@ -34,8 +34,9 @@ from cprec.runs.run_planning import create_run_plan
 from cprec.stream import segments
 from cprec.stream.row_encoder import RowEncoder
 from cprec.stream.sharing_groups import NO_SHARING
-from cprec.train.distributed.controller_actor import MAX_NAMED, ControllerActor
+from cprec.train.distributed.controller_actor import ControllerActor
 from cprec.train.distributed.controller_state import ControllerSettings, WorkerGroup
+from cprec.train.distributed.request_server import MAX_EVENTS
 from cprec.workflows import append_domain
 from tests.records import trace_row
 from tests.unit.corpus.worlds import settings, shop, write_root
@@ -75,7 +76,7 @@ def actor(
 
 def ask(actor: ControllerActor, action: Action) -> str:
     """Lets the controller carry out a request, and returns the answer."""
-    return actor._handle_request(Request("somebody", action))
+    return actor._requests.handle(Request("somebody", action))
 
 
 def fail_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,14 +308,14 @@ def test_a_bad_request_is_named_in_the_events_and_the_others_are_served(
 ) -> None:
     monkeypatch.setattr(request_queue, "GRACE_S", 0.0)
     actor.begin_attempt(WorkerGroup(0, 1, 0, None), [])
-    bad = [leave_request(actor, f"bad-{n}", "{garbage") for n in range(MAX_NAMED + 5)]
+    bad = [leave_request(actor, f"bad-{n}", "{garbage") for n in range(MAX_EVENTS + 5)]
     leave_request(actor, "good", '{"do": "hold"}')
     actor.heartbeat(force=True)
     assert actor._state.controller.hold
     assert not any(file.exists() for file in bad)
     events = read_events(actor._state.settings.run_uri)
     refusals = [event for event in events if isinstance(event, RequestRefused)]
-    assert len(refusals) == MAX_NAMED + 1
+    assert len(refusals) == MAX_EVENTS + 1
     assert "requests-refused" in refusals[0].because
     assert refusals[-1].because == "and 5 more at the same time"
     assert len(answers(actor)[0]) == len(bad) + 1
@@ -337,24 +338,24 @@ def test_a_controller_that_died_before_it_answered_does_not_anneal_twice(
     actor: ControllerActor,
 ) -> None:
     actor.begin_attempt(WorkerGroup(0, 1, 0, None), [])
-    first = actor._handle_request(Request("asked", "anneal"))
+    first = actor._requests.handle(Request("asked", "anneal"))
     again = ControllerActor(actor._state.settings, actor._state.lease)
     again.begin_attempt(WorkerGroup(1, 1, 0, None), [])
     plan = again.plan()
-    assert again._handle_request(Request("asked", "anneal")) == first
-    assert again._handle_request(Request("another", "anneal")) == first
+    assert again._requests.handle(Request("asked", "anneal")) == first
+    assert again._requests.handle(Request("another", "anneal")) == first
     assert again.plan() == plan
     again._state.advance(plan.wsa.stable_end + 32)
-    assert again._handle_request(Request("asked", "anneal")) == first
+    assert again._requests.handle(Request("asked", "anneal")) == first
     with pytest.raises(RunError, match="is annealing, and finishes as planned"):
-        again._handle_request(Request("another", "anneal"))
+        again._requests.handle(Request("another", "anneal"))
 
 
 def test_an_event_says_who_asked(actor: ControllerActor) -> None:
     actor.begin_attempt(WorkerGroup(0, 1, 0, None), [])
     asked: tuple[Action, ...] = ("hold", "release", "look", "anneal", "stop", "stop")
     for action in asked:
-        actor._handle_request(Request(action, action, "console (Ada)"))
+        actor._requests.handle(Request(action, action, "console (Ada)"))
     events = read_events(actor._state.settings.run_uri)
     senders = [(e.event, e.details()["by"]) for e in events if "by" in e.details()]
     names = ["held", "released", "version_announced", "annealing_called", "stopped"]
