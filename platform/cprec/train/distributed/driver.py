@@ -13,6 +13,7 @@ from typing import Any
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 
 from cluster.console import Say
 from cluster.errors import PlatformFault, UserError
@@ -103,7 +104,7 @@ def run_training(job: TrainingJob, held: HeldLease, on_news: NewsCallback, say: 
     resources = {"CPU": train.cpus_per_worker}
     if train.gpus_per_worker:
         resources["GPU"] = train.gpus_per_worker
-    trainer = TorchTrainer(
+    trainer = _Trainer(
         _run_worker,
         train_loop_config={
             "recipe": json.loads(recipe.model_dump_json()),
@@ -140,6 +141,14 @@ def run_training(job: TrainingJob, held: HeldLease, on_news: NewsCallback, say: 
         # An error here must not hide the one that ended training; the status goes stale by itself.
         with suppress(ray.exceptions.RayError):
             ray.get(controller.end_run.remote(), timeout=60)
+
+
+class _Trainer(TorchTrainer):
+    """Ray's trainer without its process for datasets: the controller issues the segments."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        return [each for each in callbacks if not isinstance(each, DatasetsCallback)]
 
 
 def _run_worker(config: dict[str, Any]) -> None:
