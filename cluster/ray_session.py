@@ -1,7 +1,8 @@
 """The Ray session of a job: the cluster it was submitted to, or a local one that ends with it.
 
-Ray ships the platform's code to the workers as `py_modules`, which are hashed by content and so
-never stale. Driver and workers run the same code, and nothing is installed on the nodes.
+On a cluster, Ray ships the platform's code to the workers as `py_modules`, which are hashed by
+content and so never stale. Driver and workers run the same code, and nothing is installed on the
+nodes. The processes of a local session find it on their path.
 """
 
 import logging
@@ -117,9 +118,11 @@ def ray_session(address: str, num_cpus: int) -> Iterator[None]:
 
 @contextmanager
 def local_processes() -> Iterator[None]:
-    """Lets the processes of a session that starts in the `with` block import our packages.
+    """Lets the processes of a session that starts in the `with` block find our packages.
 
-    They inherit the path, so that Ray prepares no environment for each of them.
+    They inherit the path, and listen on the loopback interface only. With `py_modules`, each of
+    them would be started twice, and would compile a copy of the packages
+    (docs/decisions/038-cheap-starts.md).
     """
     before = os.environ.get("PYTHONPATH")
     roots = dict.fromkeys(str(Path(folder).parent) for folder in package_folders())
@@ -219,8 +222,8 @@ def _local_system_config(num_cpus: int) -> dict[str, object]:
     """Returns Ray's internal settings for a local session.
 
     Idle workers are kept between two segments of training, because a new worker imports for
-    seconds. No worker is started ahead of the first task: it would lack our `py_modules`, and Ray
-    would start another one for the task.
+    seconds. No worker is started ahead of the first task: there would be one for each CPU, whether
+    or not the job has a task for it.
     """
     return {
         "num_workers_soft_limit": 8 * num_cpus,

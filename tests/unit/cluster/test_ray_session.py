@@ -39,6 +39,22 @@ def test_workers_get_the_three_packages() -> None:
     assert all((folder / "__init__.py").is_file() for folder in folders)
 
 
+@pytest.mark.parametrize("before", [None, "/somewhere"])
+def test_processes_of_a_local_session_find_the_packages_first(
+    monkeypatch: pytest.MonkeyPatch, before: str | None
+) -> None:
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    if before is not None:
+        monkeypatch.setenv("PYTHONPATH", before)
+    with suppress(KeyboardInterrupt), ray_session.local_processes():
+        roots = os.environ["PYTHONPATH"].split(os.pathsep)
+        raise KeyboardInterrupt
+    assert os.environ.get("PYTHONPATH") == before
+    assert roots[2:] == ([] if before is None else [before])
+    for name in ("cprec", "corpus", "cluster"):
+        assert any((Path(root) / name / "__init__.py").is_file() for root in roots[:2])
+
+
 def imitate_ray_init(sigterm_arrives: bool) -> None:
     """Replaces the SIGTERM handler as `ray.init` does, and may receive the signal meanwhile."""
     with ray_session.preserve_sigterm_handler():

@@ -13,10 +13,15 @@ from typing import Any
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import (
+    PlacementGroupCleanerCallback,
+)
 
 from cluster.console import Say
 from cluster.errors import PlatformFault, UserError
 from cluster.imports import collector_at_rest
+from cluster.ray_session import resolve_address
 from cluster.ray_threads import start_ray_thread
 from cluster.storage import join
 from corpus.store.tables import Corpus
@@ -104,7 +109,8 @@ def run_training(job: TrainingJob, held: HeldLease, on_news: NewsCallback, say: 
     resources = {"CPU": train.cpus_per_worker}
     if train.gpus_per_worker:
         resources["GPU"] = train.gpus_per_worker
-    trainer = TorchTrainer(
+    is_local = resolve_address(recipe.cluster.address) == "local"
+    trainer = (_LocalTrainer if is_local else _Trainer)(
         _run_worker,
         train_loop_config={
             "recipe": json.loads(recipe.model_dump_json()),
@@ -141,6 +147,23 @@ def run_training(job: TrainingJob, held: HeldLease, on_news: NewsCallback, say: 
         # An error here must not hide the one that ended training; the status goes stale by itself.
         with suppress(ray.exceptions.RayError):
             ray.get(controller.end_run.remote(), timeout=60)
+
+
+class _Trainer(TorchTrainer):
+    """Ray's trainer without its process for datasets: the controller issues the segments."""
+
+    unneeded: tuple[type, ...] = (DatasetsCallback,)
+
+    def _create_default_callbacks(self) -> list[Any]:
+        # mypy takes Ray Train's first version, which is not imported.
+        callbacks = super()._create_default_callbacks()  # type: ignore[misc]
+        return [each for each in callbacks if not isinstance(each, self.unneeded)]
+
+
+class _LocalTrainer(_Trainer):
+    """The trainer of a session that ends with its driver, and its placement groups with it."""
+
+    unneeded = (*_Trainer.unneeded, PlacementGroupCleanerCallback)
 
 
 def _run_worker(config: dict[str, Any]) -> None:
