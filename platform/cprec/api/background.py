@@ -27,6 +27,7 @@ class BackgroundProcess:
     def __init__(self, recipe: Recipe, allow_change: Collection[str]) -> None:
         """Starts the process; arguments are those of `cprec.pretrain`."""
         self._output = tempfile.TemporaryFile()  # noqa: SIM115  it lives as long as the process
+        self._last_output = ""
         roots = [str(Path(str(package.__file__)).parents[1]) for package in (cprec, cluster)]
         paths = [*dict.fromkeys(roots), os.environ.get("PYTHONPATH", "")]
         self._process = subprocess.Popen(  # noqa: S603  both words are ours
@@ -49,6 +50,8 @@ class BackgroundProcess:
 
     def output(self) -> str:
         """Returns what it has printed so far."""
+        if self._output.closed:
+            return self._last_output
         size = os.fstat(self._output.fileno()).st_size
         return os.pread(self._output.fileno(), size, 0).decode("utf-8", "replace")
 
@@ -64,6 +67,8 @@ class BackgroundProcess:
             PlatformFault: It ended because of a fault, or was killed.
         """
         code = self._process.wait()
+        self._last_output = self.output()
+        self._output.close()
         if code == USER_ERROR:
             raise UserError(self._last_message("error: "))
         if code == FAULT:

@@ -1,6 +1,6 @@
 """Models of a program or a notebook: loaded once, to rank."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import polars as pl
@@ -72,7 +72,7 @@ class Model:
         return cls(load_ranker(recipe, found, items, say), items)
 
     def rank(
-        self, history: Sequence[str], candidates: Sequence[str], *, ids: bool = False
+        self, history: Iterable[str], candidates: Iterable[str], *, ids: bool = False
     ) -> pl.DataFrame:
         """Ranks candidates by how likely each comes next.
 
@@ -89,6 +89,7 @@ class Model:
             UserError: An item is unknown, a title is empty, or the candidates do not fit into
                 `model.max_tokens`.
         """
+        history, candidates = list(history), list(candidates)
         if ids:
             if self._items is None:
                 raise RecipeError(
@@ -97,7 +98,7 @@ class Model:
                 )
             indices = self._items.find(candidates)
             query = self._ranker.encode_items(self._items.find(history), indices)
-            titles: Sequence[str] = self._items.titles(indices)
+            titles = self._items.titles(indices)
         else:
             query = self._ranker.encode_titles(history, candidates)
             titles = candidates

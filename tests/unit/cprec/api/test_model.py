@@ -59,6 +59,6 @@ def test_what_cannot_be_ranked_is_refused(place: Place, tmp_path: Path) -> None:
     with pytest.raises(cprec.UserError, match="a ranking takes 2"):
         model.rank([], ["oak lamp"])
     with pytest.raises(cprec.UserError, match="no such model"):
-        cprec.Model.load(str(tmp_path), place.recipe)
+        cprec.Model.load(str(tmp_path / "none"), place.recipe)
     with pytest.raises(cprec.UserError, match="has no champion yet"):
         cprec.Model.load("models:/cprec@champion", place.recipe)

@@ -117,7 +117,8 @@ def test_frames_have_their_columns_without_a_row() -> None:
     ]
 
 
-def test_a_start_that_is_refused_says_why(recipe: cprec.Recipe) -> None:
-    nowhere = recipe.replace(corpus=f"{recipe.corpus}-gone", run="new")
-    with pytest.raises(cprec.UserError, match="no corpus here; build one"):
-        cprec.start(nowhere)
+def test_a_start_that_its_process_refuses_says_why(recipe: cprec.Recipe) -> None:
+    wrong = recipe.model_copy(update={"run": "new", "workers": 0})  # not checked here
+    with pytest.raises(cprec.UserError, match="the recipe: 1 wrong value") as refused:
+        cprec.start(wrong)
+    assert "workers: " in str(refused.value)

@@ -4,7 +4,7 @@ import inspect
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ def describe(name: str, value: Any) -> Iterator[str]:
         member = inspect.getattr_static(value, attribute)
         if attribute.startswith("_") or is_error:
             continue
-        if isinstance(member, property) and is_own(member):
+        if isinstance(member, property) and member.fget is not None and is_own(member):
             yield f"{name}.{attribute}: {inspect.signature(member.fget).return_annotation}"
         elif callable(getattr(value, attribute)) and is_own(getattr(value, attribute)):
             yield f"{name}.{attribute}{inspect.signature(getattr(value, attribute))}"
@@ -48,7 +48,11 @@ def describe(name: str, value: Any) -> Iterator[str]:
 def surface() -> str:
     """All that is public, as text."""
     lines = [line for name in cprec.__all__ for line in describe(name, getattr(cprec, name))]
-    frames = {"Run.trace": TRACE, "Run.events": EVENTS, "Model.rank": RANKING}
+    frames: dict[str, Iterable[str]] = {
+        "Run.trace": TRACE,
+        "Run.events": EVENTS,
+        "Model.rank": RANKING,
+    }
     lines += [f"{name}: {', '.join(columns)}" for name, columns in frames.items()]
     return "\n".join(lines) + "\n"
 
