@@ -154,7 +154,7 @@ def test_a_job_that_leaves_a_thread_which_uses_ray_ends_without_exit_handlers() 
     job = subprocess.run(
         [sys.executable, "-c", ABANDONS_A_THREAD], cwd=ROOT, capture_output=True, text=True
     )
-    assert (job.returncode, job.stdout) == (command.INTERRUPTED, "")
+    assert (job.returncode, job.stdout) == (INTERRUPTED, "")
     assert job.stderr == "interrupted; the same command starts over\n"
 
 
