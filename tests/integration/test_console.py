@@ -204,7 +204,7 @@ def _promote_and_roll_back_by_click(page: Page, shop: Path) -> None:
     stable = jobs.lines(shop / "runs" / "trunk" / "events.jsonl")
     saved = [event["checkpoint"] for event in stable if event["event"] == "checkpoint_saved"]
     kept = next(uri for uri in saved if uri != first.checkpoint and Path(uri).exists())
-    registry.register(kept, first.tags | {"run": f"{shop}/runs/{MARKUP.replace('/', '')}"})
+    registry.register(kept, {**first.tags, "run": f"{shop}/runs/{MARKUP}"})
     set_champion(registry, 1)
     page.evaluate("location.hash = '#/models'")
     page.wait_for_text("trunk trunk, from the base")

@@ -28,7 +28,8 @@ function drawEdge({ start, end, is_corpus: isCorpus }, places) {
   if (isCorpus) {  // from below a corpus version to above the version
     const [x0, y0, x1] = [a.x + NODE.width / 2, a.y + NODE.height, b.x + NODE.width / 2];
     const middle = (y0 + b.y) / 2;
-    return s("path", { class: "corpus", d: `M${x0} ${y0} C${x0} ${middle} ${x1} ${middle} ${x1} ${b.y}` });
+    const bend = `${x0} ${middle} ${x1} ${middle}`;
+    return s("path", { class: "corpus", d: `M${x0} ${y0} C${bend} ${x1} ${b.y}` });
   }
   const [x0, y0, y1] = [a.x + NODE.width, a.y + NODE.height / 2, b.y + NODE.height / 2];
   const middle = (x0 + b.x) / 2;

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from cprec.config.sections.services import CostSettings
 from cprec.runs.events import (
     AnnealingCalled,
     CorpusVersionAdopted,
@@ -16,8 +17,8 @@ from cprec.runs.events import (
 )
 from cprec.runs.records import TraceRow
 from cprec.runs.run_records import RunRecords
-from cprec.tracking import report
 from cprec.tracking.progress import Progress, describe_event, describe_memory, format_progress
+from cprec.tracking.report.cost import describe_cost, measure_cost
 from tests.records import trace_row
 
 
@@ -145,10 +146,12 @@ def test_a_hold_is_no_work_and_no_wait_for_data() -> None:
     steps = rows(10)
     steps[5] = steps[5].model_copy(update={"held_s": 600.0, "data_wait_s": 0.0})
     assert "10,000 tokens/s" in format_progress(steps, 640)
-    summary = report._summary_lines(RunRecords("trunk", trace=steps))
-    assert "10,000 tokens/s in steps" in summary
-    assert "10.0 min held open" in summary
-    assert "0.0 min of waiting for data" in summary
+    records = RunRecords("trunk", trace=steps)
+    section = describe_cost(records, measure_cost(records), CostSettings())
+    told = {name.text: value.text for name, value in section.tables[0].rows}
+    assert told["Tokens per second of steps"] == "10,000"
+    assert told["Held open, waiting for domains"] == "10.0 min"
+    assert told["Waiting for data"] == "0 s"
 
 
 class Clock:

@@ -12,6 +12,7 @@ import pytest
 from cluster.errors import RunError
 from corpus.build import build
 from cprec.config.recipe import Recipe
+from cprec.config.sections.services import CostSettings
 from cprec.encode.prompt import TABLE1
 from cprec.runs import checkpoint
 from cprec.runs.locks.recipe import write_recipe
@@ -41,7 +42,7 @@ class Clock:
     def monotonic(self) -> float:
         return self.now
 
-    def make_report(self, records: Any, tracker: Any) -> None:
+    def make_report(self, records: Any, settings: Any, tracker: Any) -> None:
         self.made_at.append(self.now)
         self.now += self.takes
         if self.fails:
@@ -64,7 +65,7 @@ def renew(pictures: LiveReport, clock: Clock, seconds: int) -> None:
 
 
 def test_a_picture_a_minute_the_first_after_one(clock: Clock) -> None:
-    pictures = LiveReport("run", Any, print)  # type: ignore[arg-type]
+    pictures = LiveReport("run", CostSettings(), Any, print)  # type: ignore[arg-type]
     renew(pictures, clock, int(3 * REPORT_INTERVAL_S) + 1)
     assert clock.made_at == [
         1000 + REPORT_INTERVAL_S,
@@ -75,7 +76,7 @@ def test_a_picture_a_minute_the_first_after_one(clock: Clock) -> None:
 
 def test_what_takes_long_is_made_more_rarely(clock: Clock) -> None:
     clock.takes = 5.0
-    pictures = LiveReport("run", Any, print)  # type: ignore[arg-type]
+    pictures = LiveReport("run", CostSettings(), Any, print)  # type: ignore[arg-type]
     renew(pictures, clock, int(REPORT_INTERVAL_S + 5 * REPORT_INTERVAL_RATIO) + 1)
     assert clock.made_at == [
         1000 + REPORT_INTERVAL_S,
@@ -89,7 +90,7 @@ def test_storage_that_fails_costs_a_picture_and_not_the_training(
 ) -> None:
     lines: list[str] = []
     clock.fails = problem
-    pictures = LiveReport("run", Any, lines.append)  # type: ignore[arg-type]
+    pictures = LiveReport("run", CostSettings(), Any, lines.append)  # type: ignore[arg-type]
     renew(pictures, clock, int(2 * REPORT_INTERVAL_S) + 1)
     assert lines == [f"the report was not renewed: {problem}"] * 2
 
