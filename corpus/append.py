@@ -24,7 +24,7 @@ from cluster.progress import track
 from corpus import build
 from corpus.backend import AppendInput, Backend
 from corpus.fingerprints import file_digests, root_differences, rules, with_template
-from corpus.ingest import feedback, prompt_injection, quarantine, simulation
+from corpus.ingest import data_roots, feedback, prompt_injection, quarantine, simulation
 from corpus.ingest.feedback import FeedbackCounts
 from corpus.local import LOCAL
 from corpus.local.append import LocalAppendInput
@@ -40,6 +40,7 @@ from corpus.versions import (
     find_version,
     open_if_appended,
     origin,
+    platforms,
 )
 
 
@@ -163,7 +164,7 @@ def _check_compatible(corpus: Corpus, requested: DataSettings, seed: int) -> Non
 
     Raises:
         CorpusError: The corpus has other rules, or does not record them.
-        DataError: The corpus has one of the domains as the other kind.
+        DataError: The corpus has one of the domains as the other kind, or of another platform.
     """
     recorded = corpus.commits[0].metadata.get("rules")
     if recorded is None:
@@ -184,6 +185,19 @@ def _check_compatible(corpus: Corpus, requested: DataSettings, seed: int) -> Non
             f"{', '.join(differing)}; set the keys as they were"
         )
     _whole_corpus_settings(corpus, requested)
+    known = platforms(corpus)
+    for domain in (*requested.domains, *requested.held_out):
+        platform = data_roots.at_root(requested, domain).platform
+        if domain in known and platform != known[domain]:
+            raise DataError(
+                f"{domain}: in this corpus of {_name_platform(known[domain])}, now of "
+                f"{platform or 'none'}, so that its users would be other people; set "
+                f"data.platform to {known[domain] or 'null'}"
+            )
+
+
+def _name_platform(platform: str | None) -> str:
+    return f"platform {platform}" if platform else "no platform"
 
 
 def _whole_corpus_settings(corpus: Corpus, requested: DataSettings) -> DataSettings:

@@ -148,6 +148,16 @@ def _origin_in(data: DataSettings, domains: Sequence[str]) -> Origin:
     return found
 
 
+def platforms(corpus: Corpus) -> dict[str, str | None]:
+    """Returns the platform of each domain of a corpus: whose customers its users are."""
+    found: dict[str, str | None] = {}
+    for commit in corpus.commits:
+        origins = commit.metadata.get("origin", [])
+        for one in origins if isinstance(origins, list) else [origins]:
+            found |= dict.fromkeys(one["domains"], one.get("platform"))
+    return found
+
+
 def commit_with_retries(uri: str, attempt: Callable[[Corpus], Corpus], say: Say) -> Corpus:
     """Runs an attempt on the newest version until no other process commits in the meantime.
 

@@ -14,7 +14,6 @@ import argparse
 import sys
 
 from cluster.console import print_line
-from cluster.errors import GateRefusedError
 from cprec.config.command import MODEL_KEYS, WORKER_KEYS, Job, add_as_flag, add_model_flag, main
 from cprec.config.recipe import Recipe
 
@@ -36,8 +35,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     """Promotes or rolls back, and prints the decision with its reason."""
     from cprec.tracking.registry import Registry
-    from cprec.workflows.promote import plan_promotion, preview_rollback, promote, roll_back
     from cprec.tracking.report.renewal import renew_report
+    from cprec.workflows.promote import describe_champion, plan_promotion, preview_rollback
+    from cprec.workflows.promote import promote, roll_back
 
     registry = Registry.from_recipe(recipe)
     if options.dry_run:
@@ -52,10 +52,7 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
         else promote(recipe, registry, print_line, options.model, options.by)
     )
     renew_report(recipe, registry)
-    outcome = f"version {number} {decision.outcome}: {decision.reason}"
-    if not decision.promote:
-        raise GateRefusedError(outcome)
-    print_line(outcome)
+    print_line(describe_champion(number, decision))
 
 
 JOB = Job(run_job, __doc__, KEYS, add_flags)

@@ -66,11 +66,6 @@ class Decision:
     numbers: Mapping[str, float] = field(default_factory=dict)
     lines: Sequence[GateLine] = ()
 
-    @property
-    def outcome(self) -> str:
-        """What became of the version, in words."""
-        return "is the champion" if self.promote else "was not promoted"
-
 
 def decide(measured: Measurements, gate: GateSettings) -> Decision:
     """Decides whether a candidate becomes the champion: it has to pass every line of the gate.

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from cluster.console import Say
-from cluster.errors import RecipeError, RunError
+from cluster.errors import GateRefusedError, RecipeError, RunError
 from cprec.config.recipe import Recipe
 from cprec.downstream.evaluated_model import EvaluatedModel
 from cprec.downstream.known_items import is_hybrid, read_known_items
@@ -274,6 +274,17 @@ def roll_back(registry: Registry, by: str | None = None) -> tuple[int, Decision]
         registry, champion.number, Decision(False, f"rolled back to version {previous.number}"), by
     )
     return previous.number, decision
+
+
+def describe_champion(number: int, decision: Decision) -> str:
+    """Returns that a version is the champion, and why.
+
+    Raises:
+        GateRefusedError: It is not.
+    """
+    if not decision.promote:
+        raise GateRefusedError(f"version {number} was not promoted: {decision.reason}")
+    return f"version {number} is the champion: {decision.reason}"
 
 
 def record_decision(

@@ -33,7 +33,7 @@ def write_csv_root(root: Path, domain: str) -> dict[str, Any]:
     return {"path": str(root), "columns": columns}
 
 
-def with_roots(*roots: Any, **changes: object) -> DataSettings:
+def with_roots(*roots: Any, **changes: Any) -> DataSettings:
     values = settings(**changes).model_dump(mode="json") | {"root": roots}
     return DataSettings.model_validate_json(json.dumps(values))
 
@@ -106,7 +106,13 @@ def test_users_of_a_platform_are_other_people(tmp_path: Path) -> None:
     grown = append(data, 0, corpus.uri, print)
     kept = all_kept(grown).filter(pl.col("user_id") == "shop2/u001")
     assert kept.height >= 8 + 1
-    assert "platform" in grown.commits[1].metadata["origin"]
+    assert grown.commits[1].metadata["origin"]["platform"] == "shop2"
+    with pytest.raises(DataError, match="B: in this corpus of platform shop2, now of none"):
+        preview(settings(newer, domains=("B",), held_out=()), 0, corpus.uri, print)
+    with pytest.raises(DataError, match="A: in this corpus of no platform, now of shop2"):
+        preview(
+            settings(first, domains=("A",), held_out=(), platform="shop2"), 0, corpus.uri, print
+        )
 
 
 def test_rows_without_a_user_have_none_on_a_platform_either(tmp_path: Path) -> None:
@@ -155,7 +161,7 @@ def test_a_root_is_read_for_the_domains_that_it_names(tmp_path: Path) -> None:
 def test_an_incomplete_domain_is_told_by_its_root(tmp_path: Path) -> None:
     world = shop(DOMAINS)
     first = write_root(tmp_path / "first", {name: world[name] for name in ("A", "C")})
-    rows = {"user_id": ["u"], "item_id": ["i"], "timestamp": [1]}
+    rows: dict[str, list[object]] = {"user_id": ["u"], "item_id": ["i"], "timestamp": [1]}
     write_parquet(tmp_path / "second" / "interactions" / "B.parquet", rows)
     (tmp_path / "second" / "items").mkdir()
     with pytest.raises(DataError, match=r"second/items/B\.parquet: no such file"):
