@@ -245,7 +245,7 @@ def _require_annealing(recipe: Recipe) -> None:
 
 
 def plan_settings(recipe: Recipe) -> PlanSettings:
-    """Returns what a recipe decides about a plan."""
+    """Returns the settings of a plan that come from the recipe."""
     schedule = recipe.schedule
     return PlanSettings(
         seed=recipe.seed,

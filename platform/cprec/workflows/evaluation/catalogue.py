@@ -117,7 +117,7 @@ class CatalogueRanking:
         )
 
     def inputs(self, model: EvaluatedModel) -> dict[str, Any]:
-        """Returns what predictions over a catalogue depend on, beside what all predictions do."""
+        """Returns the inputs of predictions over a catalogue that other predictions do not have."""
         recipe, settings = self.catalogue.recipe, self.catalogue.recipe.retrieval
         inputs = {"candidates": "catalogue", "retrieve_k": recipe.evaluate.retrieve_k}
         if model.is_baseline:
@@ -232,7 +232,7 @@ class CatalogueRanking:
 
 
 def embed_on_ray(recipe: Recipe, model: EvaluatedModel, workers: int) -> Embed:
-    """Returns what embeds titles, in equal parts on several workers of the Ray session.
+    """Returns a function that embeds titles in equal parts on several workers of the session.
 
     Args:
         recipe: Precision, and the CPUs and GPUs of a worker.
