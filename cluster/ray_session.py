@@ -19,6 +19,7 @@ import ray
 from ray._private import ray_constants
 
 from cluster.errors import UserError
+from cluster.ray_threads import is_ray_in_use
 from cluster.session_watch import end_with_session
 
 SOURCE_ROOT = Path(__file__).resolve().parent.parent
@@ -59,7 +60,8 @@ def resolve_address(address: str) -> str:
 def ray_session(address: str, num_cpus: int) -> Iterator[None]:
     """Connects to Ray for the duration of a `with` block; an existing connection is left alone.
 
-    If Ray dies meanwhile, the process ends with exit code 2 (`cluster.session_watch`).
+    If Ray dies meanwhile, the process ends with exit code 2 (`cluster.session_watch`). Where a
+    thread still uses Ray at the end, the connection stays (`cluster.ray_threads`).
 
     Args:
         address: `auto`, `local` or the address of a cluster; see `resolve_address`.
@@ -97,7 +99,8 @@ def ray_session(address: str, num_cpus: int) -> Iterator[None]:
         with end_with_session(session, is_local):
             yield
     finally:
-        ray.shutdown()
+        if not is_ray_in_use():
+            ray.shutdown()
 
 
 @contextmanager

@@ -170,7 +170,8 @@ def test_a_run_outlives_nodes_that_are_taken_away_with_and_without_notice(
     out, err = process.communicate(timeout=jobs.LIMIT_S)
     assert process.returncode == 0, err[-3000:]
     assert "0 missing, 0 repeated" in out
-    assert len(events_of(folder, "resumed")) == 2
+    resumed_from = events_of(folder, "resumed")
+    assert len(resumed_from) == 2, "\n".join(map(str, jobs.lines(folder / "events.jsonl")))
     audit = json.loads((folder / "audit.json").read_text())
     assert (audit["missing"], audit["repeated"], audit["trained"]) == (0, 0, audit["planned"])
     assert history(folder) == history(whole)

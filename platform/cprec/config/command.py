@@ -4,6 +4,7 @@ docs/operations/exit-codes.md lists the exit codes.
 """
 
 import argparse
+import faulthandler
 import signal
 import sys
 import traceback
@@ -11,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 from cluster.errors import FAULT, CprecError, UserError
+from cluster.ray_threads import exit_process, is_ray_in_use
 from cprec.config.cli import Job as Job
 from cprec.config.cli import parse_arguments
 from cprec.config.secrets import redact
@@ -48,9 +50,20 @@ def main(job: Job) -> int:
     handler; `cluster.ray_session` keeps it.
 
     Returns:
-        The exit code: 0 done, 1 the user's error, 2 a fault, 130 interrupted.
+        The exit code: 0 done, 1 the user's error, 2 a fault, 130 interrupted. If a thread still
+        uses Ray, the process ends with it here.
     """
+    if not faulthandler.is_enabled():
+        faulthandler.enable()  # a crash of native code says where
     signal.signal(signal.SIGTERM, _interrupt)
+    code = _run(job)
+    if is_ray_in_use():
+        exit_process(code)
+    return code
+
+
+def _run(job: Job) -> int:
+    """Runs a job and reports its error; returns the exit code."""
     try:
         recipe, options = parse_arguments(sys.argv[1:], job, DEMO_RECIPE, print_notice)
         job.run(recipe, options)

@@ -281,8 +281,9 @@ def start_controller(settings: ControllerSettings, lease: Lease) -> Any:
     """Starts a run's controller and returns its handle.
 
     The actor ends with the driver; if it dies before, Ray starts it again. It is on the driver's
-    node, so that a node of workers that is lost takes no controller with it.
+    node, so that a node of workers that is lost takes no controller with it. Where Ray may choose
+    another node, it sometimes does, although this one has room.
     """
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = ray.remote(num_cpus=0, max_restarts=-1)(ControllerActor)
     return actor.options(scheduling_strategy=here).remote(settings, lease)

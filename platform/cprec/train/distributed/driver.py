@@ -16,6 +16,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from cluster.console import Say
 from cluster.errors import PlatformFault, UserError
+from cluster.ray_threads import start_ray_thread
 from cluster.storage import join
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
@@ -168,8 +169,7 @@ def _train_and_poll(
         except BaseException as error:  # whatever it is, the main thread raises it below
             failures.append(error)
 
-    training = threading.Thread(target=train, daemon=True)
-    training.start()
+    training = start_ray_thread(train)
     reported = (0, 0)
     stopping = notices_said = False
     with _catch_interrupts() as interrupted:

@@ -3,6 +3,7 @@
 import os
 import runpy
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -105,6 +106,30 @@ def test_what_nobody_expected_is_shown_whole(
     assert shown.splitlines()[-1] == (
         "fault: OSError: the disk is gone; the same command starts over"
     )
+
+
+ABANDONS_A_THREAD = """
+import atexit, time
+from cluster.ray_threads import start_ray_thread
+from cprec.config import command
+from cprec.config.cli import Job
+
+def work(recipe, options):
+    start_ray_thread(lambda: time.sleep(60))
+    raise KeyboardInterrupt
+
+atexit.register(print, "an exit handler")
+raise SystemExit(command.main(Job(work, "A job.", ())))
+"""
+
+
+def test_a_job_that_leaves_a_thread_which_uses_ray_ends_without_exit_handlers() -> None:
+    """One of them is Ray's, which shuts it down beneath the thread."""
+    job = subprocess.run(
+        [sys.executable, "-c", ABANDONS_A_THREAD], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (job.returncode, job.stdout) == (command.INTERRUPTED, "")
+    assert job.stderr == "interrupted; the same command starts over\n"
 
 
 def test_a_key_under_its_old_name_is_noted_in_one_line(
