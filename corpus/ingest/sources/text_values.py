@@ -116,7 +116,7 @@ def is_list_or_object(text: str) -> bool:
 
 
 def parse_literal(text: str) -> object:
-    """Returns the list or object that text is in JSON or Python; None if it is none."""
+    """Reads a list or an object written in JSON or Python; None if the text is neither."""
     if text[:1] + text[-1:] not in ("[]", "{}"):
         return None
     for reader in (json.loads, ast.literal_eval):

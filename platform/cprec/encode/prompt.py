@@ -19,7 +19,7 @@ PROMPT_FILE = "prompt.json"
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """What stands around the titles of a prompt.
+    """A template of prompts: the text around the titles.
 
     Attributes:
         name: Name of the template.

@@ -108,7 +108,7 @@ class Ranks:
 
     @property
     def expected_rank(self) -> Floats:
-        """Mean rank over all fair draws [n], counted from 1."""
+        """Mean rank if ties are broken at random [n], counted from 1."""
         return np.asarray(self.better_count + (self.tied_count + 1) / 2, dtype=np.float64)
 
     def select(self, mask: NDArray[np.bool_]) -> "Ranks":

@@ -36,7 +36,7 @@ class ScoringMethod:
 
     @property
     def notice(self) -> str:
-        """What people are told; empty for the fastest kind."""
+        """How scoring is slower than it could be, and why; empty for the fastest kind."""
         if self.kind is PassKind.PACKED:
             return ""
         notices = {

@@ -34,10 +34,11 @@ def require_matching_adapter(model: ModelSettings, base: str, parent: str) -> No
     Raises:
         RunError: Something differs, which is listed, or a bare adapter lacks its weights.
     """
-    is_bare = is_bare_adapter(parent)
+    folder = adapter_uri(parent)
+    is_bare = folder == parent
     if is_bare and not exists(join(parent, ADAPTER_WEIGHTS)):
         raise RunError(f"{parent}: no {ADAPTER_WEIGHTS}, so there are no weights to begin with")
-    config_uri = join(adapter_uri(parent), ADAPTER_CONFIG)
+    config_uri = join(folder, ADAPTER_CONFIG)
     parent_has_lora = exists(config_uri)
     recipe_values: dict[str, Any] = {"model.adapter": model.adapter}
     parent_values: dict[str, Any] = {"model.adapter": "lora" if parent_has_lora else "full"}

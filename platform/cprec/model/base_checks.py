@@ -168,11 +168,14 @@ def _no_content(beginning: bytes) -> str | None:
 
 
 def check_config(values: Mapping[str, Any], base: str) -> None:
-    """Checks the content of config.json.
+    """Checks that config.json describes a causal language model that can be trained.
 
     Args:
         values: Content of config.json.
         base: Name of the base, for messages.
+
+    Raises:
+        RecipeError: It does not.
     """
     # Imported late: slow to load.
     from transformers import CONFIG_MAPPING, __version__

@@ -80,7 +80,7 @@ class FusedSource:
 
 
 def in_item_order(found: Items, histories: Histories, exclude_history: bool) -> list[list[int]]:
-    """Returns what was found in the order of the items, as it stands in a prompt.
+    """Sorts the items found for each history by their numbers, the order that prompts use.
 
     So the place of an item in the prompt does not tell where retrieval put it.
 

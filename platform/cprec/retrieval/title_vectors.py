@@ -111,7 +111,7 @@ class TitleSource:
         )
 
     def find(self, histories: Histories, k: int) -> Items:
-        """Finds the best candidates for each history; none where no item of it has a vector."""
+        """Finds the best candidates of each history; NO_ITEM if none of its items has a vector."""
         queries, known = self.embed_histories(histories)
         found = self.index.search(queries, k)
         return np.where(known[:, None], found, NO_ITEM)

@@ -105,23 +105,14 @@ def create_run_plan(recipe: Recipe, corpus: Corpus) -> RunPlan:
             f"{corpus.uri}: no training samples of domain {', '.join(absent)}; "
             f"this corpus pre-trains on {', '.join(available) or 'nothing'}"
         )
-    start = recipe.continue_from
-    weights_only = start is not None and is_bare_adapter(start)
-    if start is not None and not weights_only:
-        parent = read_parent(start, corpus, recipe.seed)
+    parent = _find_parent(recipe, corpus, tuple(name for name in available if name not in domains))
+    if recipe.continue_from is not None and not parent.weights_only:
         domains = tuple(name for name in available if name not in parent.passed_over)
-    else:
-        passed_over = tuple(name for name in available if name not in domains)
-        template = (
-            read_base_template(locate_base(recipe, corpus)) or TEMPLATES[corpus.prompt_template]
-            if start is None
-            else checkpoint.read_template(start)
-        )
-        parent = Parent(start, (), passed_over, template.name, weights_only=weights_only)
     if recipe.branch:
-        if weights_only:
+        if parent.weights_only:
             raise RunError(
-                f"{start}: a bare adapter, which has no plan; a branch anneals a stable checkpoint"
+                f"{parent.uri}: a bare adapter, which has no plan; a branch anneals a stable "
+                "checkpoint"
             )
         settings, domain, mixed, replay = _select_for_branch(recipe, corpus, streams, parent)
     else:
@@ -140,13 +131,33 @@ def create_run_plan(recipe: Recipe, corpus: Corpus) -> RunPlan:
     )
 
 
-def read_parent(uri: str, corpus: Corpus, seed: int) -> Parent:
+def _find_parent(recipe: Recipe, corpus: Corpus, passed_over: tuple[str, ...]) -> Parent:
+    """Finds what a run starts from: the base, a bare adapter, or a checkpoint of a trunk.
+
+    Args:
+        recipe: The recipe.
+        corpus: The corpus of the new run.
+        passed_over: Domains of the corpus that the recipe leaves out; a trunk has its own.
+    """
+    start = recipe.continue_from
+    if start is None:
+        base_template = read_base_template(locate_base(recipe, corpus))
+        template = base_template or TEMPLATES[corpus.prompt_template]
+        return Parent(None, (), passed_over, template.name)
+    template = checkpoint.read_template(start)
+    if is_bare_adapter(start):
+        return Parent(start, (), passed_over, template.name, weights_only=True)
+    return _read_parent(start, corpus, recipe.seed, template.name)
+
+
+def _read_parent(uri: str, corpus: Corpus, seed: int, template: TemplateName) -> Parent:
     """Reads a parent checkpoint, and checks that it is stable and fits a new run.
 
     Args:
         uri: URI of the checkpoint.
         corpus: The corpus of the new run.
         seed: Its seed.
+        template: Name of the template of the checkpoint's prompts.
 
     Raises:
         RunError: The checkpoint is damaged, was taken while annealing, or has another seed.
@@ -171,7 +182,6 @@ def read_parent(uri: str, corpus: Corpus, seed: int) -> Parent:
             f"{uri} was trained with seed {trained_seed}, which ordered its samples; "
             f"this recipe has seed {seed}: set --seed {trained_seed}"
         )
-    template = checkpoint.read_template(uri).name
     if trunk is None:
         return Parent(uri, consumed, (), template)
     return Parent(uri, consumed, trunk.passed_over, template, trunk.token_form)
@@ -235,7 +245,7 @@ def _require_annealing(recipe: Recipe) -> None:
 
 
 def plan_settings(recipe: Recipe) -> PlanSettings:
-    """Returns what a recipe decides about a plan."""
+    """Returns the settings of a plan that come from the recipe."""
     schedule = recipe.schedule
     return PlanSettings(
         seed=recipe.seed,

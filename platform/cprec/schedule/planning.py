@@ -22,7 +22,7 @@ from cprec.schedule.wsa import WSA, Mode
 
 @dataclass(frozen=True)
 class PlanSettings:
-    """What a recipe decides about a plan.
+    """The settings of a plan that come from the recipe.
 
     Attributes:
         seed: Seed of the order.

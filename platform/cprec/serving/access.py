@@ -70,7 +70,7 @@ def is_allowed(headers: Mapping[bytes, bytes], token: str) -> bool:
 
 
 class AccessGate:
-    """Lets requests through to an application that have the token, and no more than so many bytes.
+    """Passes on to an application those requests that have the token and are not too long.
 
     A body that is too long is cut off where it is: it is never held as a whole. One that comes too
     slowly is not waited for.

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class AliasWatch:
-    """What is known of an alias.
+    """Which version is served for an alias, and which one failed to load.
 
     Attributes:
         served: Number of the version that is served.

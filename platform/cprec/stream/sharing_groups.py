@@ -16,7 +16,7 @@ from cprec.encode.tokens import EncodedSample
 
 @dataclass(frozen=True)
 class TokenSharing:
-    """What the samples of a group share. False if they share nothing.
+    """What the samples of a group share; its truth value is false if they share nothing.
 
     Attributes:
         targets_per_pass: Maximum number of one user's samples that share a history; 1: none do.

@@ -56,7 +56,7 @@ def supervised_logits(
 
 @contextmanager
 def uncompiled(model: torch.nn.Module) -> Iterator[None]:
-    """Runs a model without what is compiled for training, whose shapes are others."""
+    """Lets a model run uncompiled: it was compiled for the shapes of training, not for others."""
     if all(module._compiled_call_impl is None for module in model.modules()):
         yield
         return

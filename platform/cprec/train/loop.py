@@ -90,7 +90,7 @@ class StepRecord:
 
 
 class Observer(Protocol):
-    """What the loop reports to, on every worker."""
+    """Observes the loop on every worker, and may ask it to stop or to save."""
 
     def on_step_end(self, record: StepRecord, step: TrainingStep, engine: Engine) -> None:
         """Takes note of a step.

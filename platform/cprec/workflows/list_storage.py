@@ -147,7 +147,7 @@ def _read_hr1(tags: Mapping[str, str], prefix: str) -> dict[str, float]:
 
 
 def format_lists(listed: Listed) -> str:
-    """Returns what was listed as aligned columns, one row a line, as long as they are."""
+    """Returns what was listed as aligned columns, one row a line, without cutting any."""
     blocks = []
     header: tuple[str, ...]
     if "runs" in listed:

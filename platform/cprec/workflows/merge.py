@@ -91,7 +91,7 @@ class ExportPlan:
     repository: str | None
 
     def describe(self) -> str:
-        """Says what goes where, for the line at the end."""
+        """Returns what the export writes, and where, for people."""
         what = (
             f"{self.model.label} merged into {self.model.base}"
             if self.form == Form.MERGED

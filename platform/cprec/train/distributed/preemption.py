@@ -14,7 +14,7 @@ from ray.train.v2._internal.execution.context import get_train_context
 
 @dataclass(frozen=True)
 class PreemptionNotice:
-    """What is taken away.
+    """A notice that nodes with workers are taken away soon.
 
     Attributes:
         ranks: Ranks of the workers on nodes that are taken away.
@@ -33,7 +33,7 @@ class PreemptionNotices:
         self._taken: PreemptionNotice | None = None
 
     def take(self) -> PreemptionNotice | None:
-        """Returns the notice that is new since the last call; None if there is none."""
+        """Returns the notice that came since the last call; None if none came."""
         info = get_train_context().preemption_context.preemption_info
         if info is None:
             return None

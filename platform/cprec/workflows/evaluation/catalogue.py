@@ -118,7 +118,7 @@ class CatalogueRanking:
         )
 
     def inputs(self, model: EvaluatedModel) -> dict[str, Any]:
-        """Returns what predictions over a catalogue depend on, beside what all predictions do."""
+        """Returns the inputs of predictions over a catalogue that other predictions do not have."""
         recipe, settings = self.catalogue.recipe, self.catalogue.recipe.retrieval
         inputs = {"candidates": "catalogue", "retrieve_k": recipe.evaluate.retrieve_k}
         if model.is_baseline:
