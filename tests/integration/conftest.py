@@ -51,11 +51,11 @@ def _wait_for(server: "subprocess.Popen[bytes]", port: int, limit_s: float = 60)
 
 @pytest.fixture(scope="module")
 def one_cluster() -> Iterator[None]:
-    """One local Ray session for all tests of a file that call workflows in this process.
+    """One local Ray session for all tests of a file that call workflows or jobs in this process.
 
     Otherwise each call would start a session of its own, which takes longer.
     """
-    with ray_session("local", 2):
+    with ray_session("local", 4):
         yield
 
 

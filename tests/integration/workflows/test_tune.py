@@ -18,8 +18,11 @@ from cprec.runs import checkpoint
 from cprec.tracking.registry import Registry
 from tests.integration import fashion, jobs
 
-# PEFT calls transformers by a deprecated name.
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+pytestmark = [
+    pytest.mark.usefixtures("one_cluster"),
+    # PEFT calls transformers by a deprecated name.
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning"),
+]
 
 NOTHING, PLANTED, WILD, ABSURD = 1e-6, 1e-2, 10.0, 1e30
 """Learning rates, the second of which is planted as the best.
@@ -62,9 +65,9 @@ def recipe(place: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def search(recipe: Path, place: Path) -> Path:
+def search(recipe: Path, place: Path, one_cluster: None) -> Path:
     """A search from fresh weights. Returns its folder."""
-    assert "registered cprec-Games version 1" in jobs.run("tune_lr", recipe).stdout
+    assert "registered cprec-Games version 1" in jobs.run_here("tune_lr", recipe).stdout
     return place / "runs" / "small" / "finetune" / "Games" / "llara"
 
 
@@ -153,7 +156,7 @@ def test_an_interrupted_and_killed_search_ends_as_an_undisturbed_one(
     first = killed / "trials" / f"{NOTHING:g}-0" / "tuned.json"
     before = first.stat().st_mtime_ns
     assert not (killed / "search.json").exists()
-    output = jobs.run("tune_lr", recipe, *options).stdout
+    output = jobs.run_here("tune_lr", recipe, *options).stdout
     assert "1 of 2 trials to train" in output
     assert first.stat().st_mtime_ns == before
     assert trial_outcomes(killed) == [t for t in trial_outcomes(search) if t[0] <= PLANTED]
@@ -176,7 +179,7 @@ def test_trials_of_two_workers_from_another_domains_checkpoint_are_stopped_early
         "finetune.start": start,
     }
     options |= {"search.stopper": "asha", "search.lrs": f"{PLANTED},1.0", "search.concurrent": 1}
-    output = jobs.run(
+    output = jobs.run_here(
         "tune_lr",
         recipe,
         *(part for key, value in options.items() for part in (f"--{key}", str(value))),
