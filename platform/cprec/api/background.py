@@ -55,6 +55,10 @@ class BackgroundProcess:
         size = os.fstat(self._output.fileno()).st_size
         return os.pread(self._output.fileno(), size, 0).decode("utf-8", "replace")
 
+    def interrupt(self) -> None:
+        """Interrupts it as Ctrl-C does; it ends with a checkpoint."""
+        self._process.terminate()
+
     def has_ended(self) -> bool:
         """Returns whether it has ended."""
         return self._process.poll() is not None

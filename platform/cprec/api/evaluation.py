@@ -32,9 +32,10 @@ def evaluate(
         say: Takes lines of progress.
 
     Returns:
-        One row per model: model, version, domain, split, mode, n, chance, one column for each
-        measure (`hr@1`, `ndcg@5`, `valid_ratio@exact`, ...), and perplexity of `evaluate.text`;
-        against the first model: difference, low and high (its 95 % interval), p and holm_p.
+        One row per model, with the columns model, version, domain, split, mode, n, chance, one for
+        each measure (`hr@1`, `ndcg@5`, `valid_ratio@exact`, ...), and perplexity of
+        `evaluate.text`; and against the first model, difference, low and high (its 95 % interval),
+        p and holm_p.
 
     Raises:
         UserError: A model or the domain does not exist, or cannot be scored.

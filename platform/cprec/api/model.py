@@ -82,8 +82,9 @@ class Model:
             ids: Whether both are item ids of the domain that the model was loaded with.
 
         Returns:
-            The likeliest first: candidate (as given), title, share (of the likelihood of these
-            candidates alone; not calibrated, so no confidence) and log_likelihood.
+            The likeliest first, with the columns candidate (as given), title, share (of the
+            likelihood of these candidates alone; not calibrated, so no confidence) and
+            log_likelihood.
 
         Raises:
             UserError: An item is unknown, a title is empty, or the candidates do not fit into

@@ -115,8 +115,8 @@ class Run:
         """Reads its optimizer steps, one a row; of a step that was repeated, the last.
 
         Returns:
-            The fields of trace.jsonl (docs/reference/file-formats.md): step, samples, phase, lr,
-            loss, tokens, step_s and more. `sources` is a list of (source, count).
+            The fields of trace.jsonl (docs/reference/file-formats.md), such as step, samples,
+            phase, lr, loss, tokens and step_s. `sources` is a list of (source, count).
         """
         return trace_frame(drop_repeated_steps(read_trace(self.uri)))
 
@@ -124,8 +124,8 @@ class Run:
         """Reads what happened to it, oldest first.
 
         Returns:
-            Columns time (UTC), event, samples, and details: JSON of the fields that only this kind
-            of event has (docs/reference/file-formats.md).
+            Columns time (UTC), event, samples and details, which is JSON of the fields that only
+            this kind of event has (docs/reference/file-formats.md).
         """
         return events_frame(read_events(self.uri))
 

@@ -61,9 +61,13 @@ def start(recipe: Recipe, allow_change: Collection[str] = ()) -> Run:
     """
     run_uri = run_folder(absolute_uri(recipe.storage), recipe.run)
     process = BackgroundProcess(recipe, allow_change)
-    while (lease := read_lease(run_uri)) is None or lease.owner.pid != process.pid:
-        if process.has_ended():
-            process.wait()
-            break
-        time.sleep(POLL_S)
+    try:
+        while (lease := read_lease(run_uri)) is None or lease.owner.pid != process.pid:
+            if process.has_ended():
+                process.wait()
+                break
+            time.sleep(POLL_S)
+    except KeyboardInterrupt:
+        process.interrupt()  # nobody would have a handle of it
+        raise
     return Run._of_process(run_uri, process)

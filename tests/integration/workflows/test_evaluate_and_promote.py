@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM
 
+import cprec
 from cluster.errors import CorpusError, RecipeError, RunError
 from corpus.build import simulate_and_build
 from corpus.sampling.source import Source
@@ -195,6 +196,18 @@ def test_equal_inputs_are_not_scored_again(
         compare_models(fewer, registry, ["1"], print)
 
 
+def test_python_gets_a_comparison_as_a_frame(recipe: Recipe, registry: Registry) -> None:
+    comparison = compare_models(recipe, registry, ["base", "1", "candidate"], print)
+    frame = cprec.evaluate(recipe, ["base", "1", "candidate"], "Games")
+    assert frame["model"].to_list() == ["base", "1", "candidate"]
+    for row, model in zip(frame.iter_rows(named=True), comparison.rows, strict=True):
+        assert (row["version"], row["n"], row["domain"]) == (model.model, 40, "Games")
+        assert row["hr@1"] == model.metrics["hr"]["1"]
+        assert row["ndcg@5"] == model.metrics["ndcg"]["5"]
+        assert row["p"] == (None if model.against is None else model.against.p)
+        assert row["low"] == (None if model.against is None else model.against.low)
+
+
 def test_promotion_and_rollback(
     recipe: Recipe, registry: Registry, corpus: Corpus, events: Path
 ) -> None:
@@ -204,7 +217,7 @@ def test_promotion_and_rollback(
         find_models(recipe, registry, ["champion"], corpus)
     with pytest.raises(RunError, match="no version 9; versions: 1, 2"):
         find_models(recipe, registry, ["base", "9"], corpus)
-    assert promote.promote(recipe, registry, print, "1")[1].promote
+    assert cprec.promote(recipe, "1")[:2] == (1, True)
     lines: list[str] = []
     version, decision = promote.promote(recipe, registry, lines.append)
     assert (version, set(decision.numbers)) == (
