@@ -14,7 +14,7 @@ from cprec.retrieval.vector_index import Vectors
 
 
 def embed_on_ray(recipe: Recipe, model: EvaluatedModel, workers: int) -> Embed:
-    """Returns what embeds titles, in equal parts on several workers of the Ray session.
+    """Returns a function that embeds titles in equal parts on several workers of the session.
 
     Args:
         recipe: Precision, and the CPUs and GPUs of a worker.
