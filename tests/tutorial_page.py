@@ -7,9 +7,11 @@ A block ```sh is run by bash; all blocks of a page in one shell, one after the o
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -54,17 +56,20 @@ def run_page(page: Path, folder: Path) -> None:
     script = "".join(
         f"{step.commands}\necho '{end}'\n" for step, end in zip(steps, ends, strict=True)
     )
-    process = subprocess.run(
+    process = subprocess.Popen(
         ["bash", "-euo", "pipefail", "-c", script],
         cwd=folder,
         env=_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=LIMIT_S,
-        check=False,
+        start_new_session=True,
     )
-    rest = process.stdout
+    try:
+        rest, _ = process.communicate(timeout=LIMIT_S)
+    finally:
+        with suppress(ProcessLookupError):  # what a page left in the background
+            os.killpg(process.pid, signal.SIGKILL)
     for step, end in zip(steps, ends, strict=True):
         output, ended, rest = rest.partition(f"{end}\n")
         at = f"{page.name}, exit code {process.returncode}, in\n{step.commands}\n{output}"
