@@ -26,8 +26,12 @@ from cprec.tracking.registry import Registry
 from cprec.tracking.version_names import find_version
 from tests.integration import jobs
 
-# PEFT uses a deprecated name of transformers.
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+pytestmark = [
+    # PEFT uses a deprecated name of transformers.
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning"),
+    # Ray Data copies its own deprecated settings.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context"),
+]
 
 
 def read_plan(folder: Path) -> Plan:
@@ -268,9 +272,10 @@ def failures(folder: Path) -> list[str]:
     return [e["because"] for e in jobs.lines(folder / "events.jsonl") if e["event"] == "failed"]
 
 
+@pytest.mark.usefixtures("one_cluster")
 def test_a_run_that_diverges_ends_at_once(place: Path) -> None:
     folder = place / "runs" / "wild"
-    err = jobs.run(
+    err = jobs.run_here(
         "cpt",
         place / "recipe.yaml",
         "--run",
