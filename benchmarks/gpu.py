@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import workload  # first: it makes the packages importable
-import gpu_time
+from support import gpu_time
 import numpy as np
 import torch
 import transformers

@@ -100,7 +100,7 @@ def test_perplexity_is_measured_before_at_checkpoints_and_after(whole: Path, pla
     assert compute_perplexity(last, tokenizer, text, recipe.model.max_tokens) == pytest.approx(
         measured[-1][1], rel=1e-4
     )
-    assert "perplexity of the text: " in (whole / "report.html").read_text()
+    assert "Perplexity of the text" in (whole / "report.html").read_text()
     assert "perplexity of text" in (whole / "schedule.svg").read_text()
     registry = Registry.from_recipe(recipe)
     [run_id] = [v.run_id for v in registry.versions() if v.tags["run"] == str(whole)]

@@ -1,0 +1,1 @@
+"""What several benchmarks, or the long ones, are made of."""
