@@ -9,6 +9,7 @@ of the items is the item's.
 import csv
 import io
 from collections.abc import Mapping
+from contextlib import suppress
 
 from cluster import storage
 from cluster.errors import DataError
@@ -34,10 +35,10 @@ def name_fields(file: str, first_line: bytes, columns: Mapping[str, str]) -> lis
         DataError: Neither of the first two fields of a pair is an item's id.
     """
     wanted = set(columns.values())
-    fields = _split(first_line)
     if not file.endswith((PAIR, ITEMS)) or not wanted <= {USER, TIME, *ITEM_FIELDS}:
         return None
-    if wanted & set(fields):
+    fields = _split(first_line)
+    if wanted & set(fields) or len(fields) < 2:
         return None
     if file.endswith(ITEMS):
         return ITEM_FIELDS[: len(fields)]
@@ -55,10 +56,15 @@ def name_fields(file: str, first_line: bytes, columns: Mapping[str, str]) -> lis
 
 
 def _read_first_fields(file: str) -> set[str]:
-    """Returns the first field of every line of a csv file."""
-    return {row[0] for row in csv.reader(io.StringIO(storage.read_text(file))) if row}
+    """Returns the first field of every line of a csv file; raises DataError if it is no csv."""
+    try:
+        return {row[0] for row in csv.reader(io.StringIO(storage.read_text(file))) if row}
+    except csv.Error as error:
+        raise DataError(f"{file}: not readable as csv: {error}") from None
 
 
 def _split(line: bytes) -> list[str]:
-    """Returns the fields of a line."""
-    return next(csv.reader([line.decode("utf-8", "replace").strip()]), [])
+    """Returns the fields of a line; none if it is no line of a csv file."""
+    with suppress(csv.Error):
+        return next(csv.reader([line.decode("utf-8", "replace").strip()]), [])
+    return []

@@ -216,7 +216,8 @@ class Run:
         found = self._look()
         parts = [found.state.value]
         if found.phase is not None:
-            parts.append(f"{found.phase}, {found.samples:,} of {found.annealing_end:,} samples")
+            parts += [found.phase.value] * (found.state is not State.DONE)
+            parts.append(f"{found.samples:,} of {found.annealing_end:,} samples")
         if found.loss is not None:
             parts.append(f"loss {found.loss:.4f}")
         return f"<Run {self.uri}: {', '.join(parts)}>"

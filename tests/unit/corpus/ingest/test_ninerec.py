@@ -50,6 +50,13 @@ def test_a_pair_whose_item_cannot_be_told_is_refused(
         read(tmp_path)
 
 
+@pytest.mark.parametrize("first", ["u1", "u1,v1\rx,y", "", "u1" + "," * 200_000 + '"'])
+def test_a_first_line_that_is_no_pair_is_named(tmp_path: Path, first: str) -> None:
+    write(tmp_path, [first])
+    with pytest.raises(DataError, match=r"Bili_Movie_pair\.csv: "):
+        read(tmp_path)
+
+
 def test_csv_of_other_formats_needs_a_header_as_before(tmp_path: Path) -> None:
     (tmp_path / "interactions").mkdir()
     (tmp_path / "items").mkdir()

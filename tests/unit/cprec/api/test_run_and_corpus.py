@@ -91,7 +91,7 @@ def test_a_run_tells_what_it_left(run: cprec.Run, recipe: cprec.Recipe) -> None:
     assert checkpoints["samples"][-1] == trace["samples"][-1] + trace["batch_samples"][-1]
     assert Path(checkpoints["uri"][-1]).is_dir()
     assert run.recipe == cprec.Recipe()
-    assert repr(run).startswith(f"<Run {recipe.storage}/small: ended, done, ")
+    assert repr(run).startswith(f"<Run {recipe.storage}/small: done, 90 of 90 samples")
     assert [found.uri for found in cprec.Run.list(recipe.storage)] == [run.uri]
     assert run.wait() is run
 
@@ -99,9 +99,9 @@ def test_a_run_tells_what_it_left(run: cprec.Run, recipe: cprec.Recipe) -> None:
 def test_what_a_run_cannot_do_is_an_error(run: cprec.Run, recipe: cprec.Recipe) -> None:
     with pytest.raises(cprec.UserError, match="runs there: small"):
         cprec.Run(f"{recipe.storage}/smal")
-    with pytest.raises(cprec.UserError, match="not under way"):
+    with pytest.raises(cprec.UserError, match="has finished"):
         run.hold()
-    with pytest.raises(cprec.UserError, match="is not waiting, and will not be: ended"):
+    with pytest.raises(cprec.UserError, match="is not waiting, and will not be: done"):
         run.wait("waiting")
 
 
