@@ -22,8 +22,8 @@ import ray
 from ray._private import ray_constants
 
 from cluster.errors import RunError, UserError
-from cluster.ray_threads import is_ray_in_use
-from cluster.session_watch import end_with_session
+from cluster.processes.ray_threads import is_ray_in_use
+from cluster.processes.session_watch import end_with_session
 
 SOURCE_ROOT = Path(__file__).resolve().parent.parent
 """The folder of `cluster` and `corpus`; `cprec` is in `platform/` here, in a wheel beside them."""
@@ -71,8 +71,8 @@ def resolve_address(address: str) -> str:
 def ray_session(address: str, num_cpus: int) -> Iterator[None]:
     """Connects to Ray for the duration of a `with` block; an existing connection is left alone.
 
-    If Ray dies meanwhile, the process ends with exit code 2 (`cluster.session_watch`). Where a
-    thread still uses Ray at the end, the connection stays (`cluster.ray_threads`).
+    If Ray dies meanwhile, the process ends with exit code 2 (`cluster.processes.session_watch`).
+    Where a thread still uses Ray at the end, the connection stays (`cluster.processes.ray_threads`).
 
     Args:
         address: `auto`, `local` or the address of a cluster; see `resolve_address`.

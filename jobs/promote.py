@@ -28,8 +28,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds --as, --model and --rollback."""
     add_as_flag(parser)
     add_model_flag(parser, "candidate", stored_too=True)
-    text = "make the previous champion the champion again"
-    parser.add_argument("--rollback", action="store_true", help=text)
+    parser.add_argument("--rollback", action="store_true", help="the previous champion again")
 
 
 def run_job(recipe: Recipe, options: argparse.Namespace) -> None:

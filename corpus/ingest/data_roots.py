@@ -1,6 +1,6 @@
-"""Finds the data root of a domain where a recipe names several."""
+"""The data roots of a recipe: which one has a domain, and which domains they have."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from cluster import storage
 from cluster.errors import DataError
@@ -87,3 +87,45 @@ def _check_apart(uris: Sequence[str]) -> None:
 
 def _paths(settings: Sequence[DataSettings]) -> str:
     return ", ".join(single.root_paths for single in settings)
+
+
+def find_domains(data: DataSettings) -> list[str]:
+    """Returns the domains of the data roots that have interactions and items, sorted.
+
+    Those that the settings name are among them where they are simulated, since that needs no file.
+    A root whose files hold the only domain has those that the settings name.
+    """
+    found = {name for single in each_root(data) for name in _iter_usable(single)}
+    if data.format == "simulated":
+        found |= {*data.domains, *data.held_out}
+    return sorted(found)
+
+
+def _iter_usable(data: DataSettings) -> Iterator[str]:
+    stems = layout.from_settings(data).interaction_stems
+    candidates = {*data.domains, *data.held_out}
+    for stem in stems:
+        if "{}" in stem:
+            candidates.update(_iter_candidates(data, stem))
+    for name in candidates:
+        try:
+            layout.find_files(data, name)
+        except DataError:
+            continue
+        yield name
+
+
+def _iter_candidates(data: DataSettings, stem: str) -> Iterator[str]:
+    """Yields what {} may stand for in a stem, by the names of files and folders."""
+    folder, _, last = stem.rpartition("/")
+    if "{}" in folder:  # a folder for each domain
+        yield from storage.list_names(data.only_root)
+        return
+    before, _, after = last.partition("{}")
+    suffixes = sorted(layout.from_settings(data).suffixes, key=len, reverse=True)
+    for name in storage.list_names(
+        storage.join(data.only_root, folder) if folder else data.only_root
+    ):
+        bare = next((name.removesuffix(s) for s in suffixes if name.endswith(s)), name)
+        if bare.startswith(before) and bare.endswith(after):
+            yield bare[len(before) : len(bare) - len(after)]

@@ -21,8 +21,8 @@ from cluster.errors import (
     GateRefusedError,
     UserError,
 )
-from cluster.interruption import noting_signals
-from cluster.ray_threads import exit_process, is_ray_in_use
+from cluster.processes.interruption import noting_signals
+from cluster.processes.ray_threads import exit_process, is_ray_in_use
 from cprec.config.cli import Job as Job
 from cprec.config.cli import parse_arguments
 from cprec.config.secrets import redact

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from cluster.console import Say
 from cluster.errors import RecipeError, RunError
 from cluster.storage import absolute_uri
-from corpus.ingest.domains import find_domains
+from corpus.ingest.data_roots import find_domains
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
 from cprec.console.child_jobs import ChildJob, ChildJobs

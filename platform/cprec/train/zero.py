@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from cluster import deepspeed_presets as presets
-from cluster.imports import collector_at_rest
+from cluster.processes.imports import collector_at_rest
 from cprec.model.training_state import ADAM_MOMENTS, TrainingState
 
 

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from cluster import session_watch
 from cluster.errors import FAULT, INTERRUPTED
-from cluster.session_watch import Service, watch
+from cluster.processes import session_watch
+from cluster.processes.session_watch import Service, watch
 
 LISTEN = """
 import socket, sys, time
@@ -121,8 +121,8 @@ def test_a_service_that_cannot_be_reached_at_the_start_is_not_watched() -> None:
 
 DRIVER = """
 import signal, sys
-from cluster.interruption import noting_signals
-from cluster.session_watch import Service, _end_process, watch
+from cluster.processes.interruption import noting_signals
+from cluster.processes.session_watch import Service, _end_process, watch
 raylet = Service("the raylet", "127.0.0.1", int(sys.argv[1]), "raylet.out")
 signal.signal(signal.SIGTERM, lambda *_: None)  # as if the main thread did not come to it
 with noting_signals("interrupted; what then"), watch([raylet], _end_process):

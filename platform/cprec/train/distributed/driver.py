@@ -20,9 +20,9 @@ from ray.train.v2._internal.callbacks.placement_group_callback import (
 
 from cluster.console import Say
 from cluster.errors import PlatformFault, UserError
-from cluster.imports import collector_at_rest
+from cluster.processes.imports import collector_at_rest
+from cluster.processes.ray_threads import start_ray_thread
 from cluster.ray_session import resolve_address
-from cluster.ray_threads import start_ray_thread
 from cluster.storage import join
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe

@@ -11,7 +11,7 @@ from cluster.errors import CorpusError, DataError
 from corpus.append import append, preview
 from corpus.build import build
 from corpus.fingerprints import fingerprint
-from corpus.ingest.domains import find_domains
+from corpus.ingest.data_roots import find_domains
 from corpus.inspect.page import describe_versions
 from corpus.settings import DataSettings
 from tests.unit.corpus.worlds import all_kept, settings, shop, write_parquet, write_root

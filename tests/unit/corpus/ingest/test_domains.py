@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from corpus.ingest.domains import find_domains
+from corpus.ingest.data_roots import find_domains
 from corpus.settings import DataSettings
 
 

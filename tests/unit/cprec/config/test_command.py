@@ -136,7 +136,7 @@ def test_what_nobody_expected_is_shown_whole(
 
 ABANDONS_A_THREAD = """
 import atexit, time
-from cluster.ray_threads import start_ray_thread
+from cluster.processes.ray_threads import start_ray_thread
 from cprec.config import command
 from cprec.config.cli import Job
 

