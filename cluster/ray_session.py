@@ -72,7 +72,7 @@ def ray_session(address: str, num_cpus: int) -> Iterator[None]:
     """Connects to Ray for the duration of a `with` block; an existing connection is left alone.
 
     If Ray dies meanwhile, the process ends with exit code 2 (`cluster.processes.session_watch`).
-    Where a thread still uses Ray at the end, the connection stays (`cluster.processes.ray_threads`).
+    Where a thread still uses Ray at the end, it stays connected (`cluster.processes.ray_threads`).
 
     Args:
         address: `auto`, `local` or the address of a cluster; see `resolve_address`.
