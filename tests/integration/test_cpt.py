@@ -204,7 +204,7 @@ def test_another_recipe_or_corpus_for_the_same_run_is_refused(whole: Path, place
             "nowhere",
         ),
         ("build_corpus", ["--data.k_core", "500", "--corpus", "PLACE/none"], "k_core"),
-        ("control", ["hold"], "not under way"),
+        ("control", ["hold"], "has finished"),
         ("control", ["--run", "nobody"], "no run nobody"),
         ("anneal", ["--from", "PLACE/runs/small"], "not a checkpoint"),
         ("evaluate", ["--evaluate.domain", "Zoo"], "Zoo"),

@@ -20,7 +20,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cluster.errors import RunError
-from cprec.downstream.known_items import BEHAVIOUR_FILE
+from cprec.downstream.stored_model import BEHAVIOUR_FILE
 from cprec.encode.prompt import PromptTemplate
 from cprec.encode.text_tokenizer import text_tokenizer
 from cprec.encode.tokens import EncodedSample, SampleEncoder, TitleEncoder, fit_prompt

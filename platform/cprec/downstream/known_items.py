@@ -17,12 +17,9 @@ from cluster.storage import exists, join, read_bytes, read_text, sha256
 from corpus.sampling.source import Source
 from corpus.store.tables import Corpus
 from cprec.downstream.domain import Domain
+from cprec.downstream.stored_model import BEHAVIOUR_FILE, BEHAVIOUR_FOLDER
 from cprec.runs import checkpoint
 
-BEHAVIOUR_FOLDER = "behaviour"
-"""Folder of a checkpoint that holds a hybrid model's projector and item embeddings."""
-BEHAVIOUR_FILE = "behaviour.safetensors"
-"""File of that folder that holds them."""
 KNOWN_ITEMS_FILE = "items.json"
 """File of that folder that says of which items the embeddings are."""
 

@@ -24,8 +24,7 @@ from cprec.downstream import hybrid, stored_baselines
 from cprec.downstream.domain import Domain
 from cprec.downstream.evaluated_model import EvaluatedModel
 from cprec.downstream.hybrid import HybridModel, build_encoders
-from cprec.downstream.known_items import BEHAVIOUR_FOLDER
-from cprec.downstream.stored_model import StoredModel
+from cprec.downstream.stored_model import BEHAVIOUR_FOLDER, StoredModel
 from cprec.evaluation.answer_matching import Answer
 from cprec.evaluation.candidate_rows import PassKind
 from cprec.evaluation.candidate_scoring import PromptEncoder, score_samples

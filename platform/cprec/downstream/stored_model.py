@@ -12,10 +12,14 @@ from enum import StrEnum
 
 from cluster import storage
 from cluster.errors import RunError
-from cprec.downstream.known_items import BEHAVIOUR_FOLDER
 from cprec.encode.prompt import PROMPT_FILE, PromptTemplate, parse_template
 from cprec.model.adapter_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from cprec.runs import checkpoint
+
+BEHAVIOUR_FOLDER = "behaviour"
+"""Folder of a checkpoint that holds a hybrid model's projector and item embeddings."""
+BEHAVIOUR_FILE = "behaviour.safetensors"
+"""File of that folder that holds them."""
 
 CARD_TAG = "cprec"
 """Tag in the metadata of every model card that is written here, but that of an exported base."""

@@ -29,8 +29,9 @@ from cprec.config.recipe import Recipe
 from cprec.downstream import hybrid
 from cprec.downstream.domain import Domain, select_whole_users, sort_by_id
 from cprec.downstream.hybrid import HybridModel, PromptEncoders, build_encoders
-from cprec.downstream.known_items import BEHAVIOUR_FOLDER, KNOWN_ITEMS_FILE, KnownItems
+from cprec.downstream.known_items import KNOWN_ITEMS_FILE, KnownItems
 from cprec.downstream.llara import build_plan, iter_training_steps, samples_per_epoch
+from cprec.downstream.stored_model import BEHAVIOUR_FOLDER
 from cprec.downstream.trial_records import (
     HISTORY_FILE,
     RESULT_FILE,

@@ -25,14 +25,13 @@ from cprec.downstream.domain import Domain
 from cprec.downstream.evaluated_model import EvaluatedModel
 from cprec.downstream.hybrid import HybridModel
 from cprec.downstream.known_items import (
-    BEHAVIOUR_FOLDER,
     KNOWN_ITEMS_FILE,
     is_hybrid,
     read_known_items,
     require_known_items,
 )
 from cprec.downstream.scoring import load_model
-from cprec.downstream.stored_model import MODEL_CONFIG, Form, StoredModel
+from cprec.downstream.stored_model import BEHAVIOUR_FOLDER, MODEL_CONFIG, Form, StoredModel
 from cprec.encode.prompt import PROMPT_FILE
 from cprec.model.adapter_files import ADAPTER_CONFIG
 from cprec.model.base_uri import read_base_template

@@ -15,7 +15,6 @@ from corpus.store.tables import Corpus
 from cprec.config.sections.finetuning import FinetuneSettings
 from cprec.downstream.domain import Domain
 from cprec.downstream.known_items import (
-    BEHAVIOUR_FOLDER,
     KNOWN_ITEMS_FILE,
     KnownItems,
     is_hybrid,
@@ -23,6 +22,7 @@ from cprec.downstream.known_items import (
     require_known_items,
 )
 from cprec.downstream.llara import build_plan
+from cprec.downstream.stored_model import BEHAVIOUR_FOLDER
 from cprec.schedule.ledger import Ledger
 from tests.unit.corpus.worlds import settings, shop, write_root
 

@@ -17,8 +17,9 @@ from cprec.downstream import hybrid
 from cprec.downstream.domain import Domain
 from cprec.downstream.evaluated_model import EvaluatedModel
 from cprec.downstream.hybrid import HybridModel
-from cprec.downstream.known_items import BEHAVIOUR_FOLDER, KNOWN_ITEMS_FILE, KnownItems
+from cprec.downstream.known_items import KNOWN_ITEMS_FILE, KnownItems
 from cprec.downstream.llara import build_plan
+from cprec.downstream.stored_model import BEHAVIOUR_FOLDER
 from cprec.encode.prompt import TABLE1
 from cprec.model import adapter, tiny
 from cprec.runs import checkpoint
