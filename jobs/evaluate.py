@@ -31,7 +31,7 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     from cprec.tracking.version_names import CANDIDATE
     from cprec.workflows.evaluate import compare_models
     from cprec.workflows.evaluation.plan import plan_evaluation
-    from cprec.workflows.evaluation.models import recipe_run_uri
+    from cprec.runs.run_records import recipe_run_uri
 
     registry = Registry.from_recipe(recipe)
     names = recipe.evaluate.models

@@ -4,12 +4,11 @@ import time
 from collections.abc import Collection
 
 from cluster.console import Say
-from cluster.storage import absolute_uri
 from cprec.api.background import BackgroundProcess
 from cprec.api.run import Run
 from cprec.config.recipe import Recipe
 from cprec.runs.control.liveness import read_lease
-from cprec.runs.records import run_folder
+from cprec.runs.run_records import recipe_run_uri
 
 POLL_S = 0.5
 """Seconds between two looks whether a process has begun with its run."""
@@ -59,7 +58,7 @@ def start(recipe: Recipe, allow_change: Collection[str] = ()) -> Run:
         UserError: As for `pretrain`, if it could not begin.
         PlatformFault: As for `pretrain`.
     """
-    run_uri = run_folder(absolute_uri(recipe.storage), recipe.run)
+    run_uri = recipe_run_uri(recipe)
     process = BackgroundProcess(recipe, allow_change)
     try:
         while (lease := read_lease(run_uri)) is None or lease.owner.pid != process.pid:

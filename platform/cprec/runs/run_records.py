@@ -7,13 +7,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from cluster.storage import join, read_text_if_exists
+from cluster.storage import absolute_uri, join, read_text_if_exists
+from cprec.config.recipe import Recipe
 from cprec.runs.comparisons import read_comparisons
 from cprec.runs.control.attempts import list_attempts
 from cprec.runs.events import Event, PerplexityMeasured
 from cprec.runs.json_lines import read_events, read_trace
-from cprec.runs.records import AUDIT_FILE, RECIPE_FILE, Attempt, AuditReport, TraceRow
+from cprec.runs.records import AUDIT_FILE, RECIPE_FILE, Attempt, AuditReport, TraceRow, run_folder
 from cprec.runs.run_plan import RunPlan
+
+
+def recipe_run_uri(recipe: Recipe) -> str:
+    """Returns the folder of the recipe's run, whose newest version is the candidate."""
+    return run_folder(absolute_uri(recipe.storage), recipe.run)
 
 
 @dataclass(frozen=True)

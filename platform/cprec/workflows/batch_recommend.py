@@ -29,12 +29,13 @@ from cprec.ranking.histories import read_histories
 from cprec.ranking.items import ItemLookup, open_items, require_text_only
 from cprec.retrieval.candidates import in_item_order
 from cprec.retrieval.catalogue import Catalogue
+from cprec.runs.run_records import recipe_run_uri
 from cprec.runs.token_form import TOKEN_FORM
 from cprec.stream.row_encoder import RowEncoder
 from cprec.tracking.registry import Registry
 from cprec.workflows.evaluation.catalogue import open_catalogue
 from cprec.workflows.evaluation.embedding import embed_on_ray
-from cprec.workflows.evaluation.models import describe_model, recipe_run_uri
+from cprec.workflows.evaluation.models import describe_model
 
 _ITEMS = pa.list_(pa.int64())
 RECOMMENDATIONS_FOLDER = "recommendations"

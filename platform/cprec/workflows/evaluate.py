@@ -44,13 +44,13 @@ from cprec.model.base_uri import is_unbuilt, resolve_base
 from cprec.model.context_length import require_context
 from cprec.runs.comparisons import comparison_name, read_comparisons, write_comparison
 from cprec.runs.records import EVALUATION_FOLDER
+from cprec.runs.run_records import recipe_run_uri
 from cprec.runs.token_form import TOKEN_FORM
 from cprec.stream.row_encoder import RowEncoder
 from cprec.tracking.model_card import publish_card
 from cprec.tracking.registry import Registry
 from cprec.tracking.report.renewal import renew_report
 from cprec.workflows.evaluation.item_text import read_item_text, text_identity
-from cprec.workflows.evaluation.models import recipe_run_uri
 from cprec.workflows.evaluation.plan import EvaluationPlan, plan_evaluation
 from cprec.workflows.evaluation.prompted import prompted_inputs, train_sasrec
 

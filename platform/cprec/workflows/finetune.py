@@ -46,6 +46,7 @@ from cprec.model.base_files import identify
 from cprec.model.base_uri import is_unbuilt, resolve_base
 from cprec.model.context_length import require_context
 from cprec.runs import checkpoint
+from cprec.runs.run_records import recipe_run_uri
 from cprec.tracking.figures import plot_trials
 from cprec.tracking.lineage import (
     CARD_FILE,
@@ -63,7 +64,6 @@ from cprec.workflows.evaluation.models import (
     describe_model,
     describe_other_template,
     find_model,
-    recipe_run_uri,
 )
 
 PLOT = "trials.svg"

@@ -4,7 +4,6 @@ from collections.abc import Collection
 
 from cluster.console import Say
 from cluster.progress import track
-from cluster.storage import absolute_uri
 from corpus.ingest.plain_text import read_plain_text
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
@@ -12,9 +11,9 @@ from cprec.model.adapter_config import require_matching_adapter
 from cprec.model.base_uri import locate_base
 from cprec.runs.control.lease import claim, require_unclaimed
 from cprec.runs.locks.recipe import check_unchanged
-from cprec.runs.records import run_folder
 from cprec.runs.restart import find_last_checkpoint
 from cprec.runs.run_planning import resolve_run_plan
+from cprec.runs.run_records import recipe_run_uri
 from cprec.schedule.plan_notes import describe_plan
 from cprec.stream.row_encoder import check_tokens_can_be_shared
 from cprec.tracking.registry import Registry
@@ -42,7 +41,7 @@ def pretrain(recipe: Recipe, corpus: Corpus, allow: Collection[str], say: Say) -
         PlatformFault: Anything else.
     """
     registry = Registry.from_recipe(recipe)
-    run_uri = run_folder(absolute_uri(recipe.storage), recipe.run)
+    run_uri = recipe_run_uri(recipe)
     with claim(run_uri, recipe.run, corpus.uri, say) as held:
         require_unregistered(registry, run_uri)
         job, run_plan = prepare_run(recipe, run_uri, corpus, allow, say, held.lease)
@@ -59,7 +58,7 @@ def preview(recipe: Recipe, corpus: Corpus, allow: Collection[str], say: Say) ->
     Nothing is written. The arguments are those of `pretrain`, and so is what is raised.
     """
     registry = Registry.from_recipe(recipe)
-    run_uri = run_folder(absolute_uri(recipe.storage), recipe.run)
+    run_uri = recipe_run_uri(recipe)
     require_unclaimed(run_uri, recipe.run)
     require_unregistered(registry, run_uri)
     previous_recipe = check_unchanged(recipe, run_uri, allow)

@@ -12,6 +12,7 @@ from cprec.config.recipe import Recipe
 from cprec.model.base_uri import is_unbuilt, resolve_base
 from cprec.model.context_length import require_context
 from cprec.ranking.items import open_items
+from cprec.runs.run_records import recipe_run_uri
 from cprec.serving.alias_watch import AliasWatch
 from cprec.serving.dispatcher import Dispatcher, Replicas
 from cprec.serving.http_app import build_app
@@ -22,7 +23,7 @@ from cprec.tracking.registry import Registry, Version
 from cprec.tracking.version_names import find_version, is_mutable_name
 from cprec.workflows.evaluation.catalogue import open_catalogue
 from cprec.workflows.evaluation.embedding import embed_on_ray
-from cprec.workflows.evaluation.models import describe_model, find_model, recipe_run_uri
+from cprec.workflows.evaluation.models import describe_model, find_model
 
 
 @dataclass(frozen=True)

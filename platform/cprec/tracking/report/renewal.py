@@ -5,8 +5,8 @@ from typing import Literal
 from cluster import storage
 from cluster.errors import RunError
 from cprec.config.recipe import Recipe
-from cprec.runs.records import EVENTS_FILE, REPORT_FILE, run_folder
-from cprec.runs.run_records import read_run_records
+from cprec.runs.records import EVENTS_FILE, REPORT_FILE
+from cprec.runs.run_records import read_run_records, recipe_run_uri
 from cprec.tracking.registry import Registry
 from cprec.tracking.report import page
 from cprec.tracking.report.content import Registered
@@ -25,7 +25,7 @@ def read_registered(registry: Registry) -> Registered:
 
 def renew_report(recipe: Recipe, registry: Registry) -> None:
     """Makes the page of the recipe's run again, if that run was ever started."""
-    if storage.exists(storage.join(_run_uri(recipe), EVENTS_FILE)):
+    if storage.exists(storage.join(recipe_run_uri(recipe), EVENTS_FILE)):
         write_report(recipe, registry, "html")
 
 
@@ -59,14 +59,10 @@ def require_run(recipe: Recipe) -> str:
     Raises:
         RunError: There is no such run.
     """
-    run_uri = _run_uri(recipe)
+    run_uri = recipe_run_uri(recipe)
     if not storage.exists(storage.join(run_uri, EVENTS_FILE)):
         raise RunError(
             f"no run {recipe.run} below {recipe.storage}, so there is nothing to report; "
             "python jobs/list.py runs names those that there are"
         )
     return run_uri
-
-
-def _run_uri(recipe: Recipe) -> str:
-    return run_folder(storage.absolute_uri(recipe.storage), recipe.run)

@@ -33,7 +33,7 @@ from cprec.model.base_uri import (
 )
 from cprec.model.context_length import require_context
 from cprec.runs import checkpoint
-from cprec.runs.records import run_folder
+from cprec.runs.run_records import recipe_run_uri
 from cprec.stream.row_encoder import find_fallback_reason
 from cprec.tracking.registry import Registry, Version
 from cprec.tracking.version_names import VERSION_NAMES, find_version
@@ -41,11 +41,6 @@ from cprec.workflows.evaluation.prompted import describe_prompted_base, find_pro
 
 MODEL_NAMES = f"{VERSION_NAMES}, base, or the URI of a checkpoint, an adapter or a merged model"
 """How a model may be named, for messages."""
-
-
-def recipe_run_uri(recipe: Recipe) -> str:
-    """Returns the folder of the recipe's run, whose newest version is the candidate."""
-    return run_folder(storage.absolute_uri(recipe.storage), recipe.run)
 
 
 def find_models(
