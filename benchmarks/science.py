@@ -32,8 +32,9 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from support.study_archive import Archive, prepare
-from support.study_training import BEHAVIOUR, OutOfTimeError, Training
+from support.study_training import OutOfTimeError, Training
 
+from cprec.downstream.stored_model import BEHAVIOUR_FOLDER
 from cprec.baselines import training as baselines
 from cprec.downstream import hybrid, llara
 from cprec.downstream.hybrid import HybridModel, build_encoders
@@ -202,7 +203,7 @@ class Study:
         network, tokenizer = self.load_base()
         if uri is not None:
             network = adapter.load(network, Path(uri) / checkpoint.ADAPTER)
-            if (folder := Path(uri) / BEHAVIOUR).exists():
+            if (folder := Path(uri) / BEHAVIOUR_FOLDER).exists():
                 network = hybrid.load(network, folder)
         if torch.cuda.is_available():
             network = network.to("cuda")

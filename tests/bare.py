@@ -13,7 +13,6 @@ import torch
 
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
-from cprec.downstream.lr_search import single_process_group
 from cprec.encode.title_tokens import CachedPromptEncoder, TitleTokens
 from cprec.runs.run_planning import create_run_plan
 from cprec.schedule.plan import global_batches
@@ -27,6 +26,7 @@ from cprec.stream.worker_rows import (
     unbox_row,
     worker_batch_from_row,
 )
+from cprec.train.device import single_process_group
 from cprec.train.loop import TrainingStep
 
 

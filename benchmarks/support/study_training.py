@@ -5,18 +5,16 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from support.study_archive import Archive
-from torch._C._distributed_c10d import HashStore
 
 from cprec.downstream import hybrid
 from cprec.downstream.hybrid import HybridModel
+from cprec.downstream.stored_model import BEHAVIOUR_FOLDER
 from cprec.evaluation.candidate_scoring import score_samples
 from cprec.evaluation.metrics import compute_ranks, hits
 from cprec.evaluation.scoring_check import choose_scoring
@@ -24,12 +22,10 @@ from cprec.model import adapter
 from cprec.runs import checkpoint
 from cprec.schedule.ledger import Ledger
 from cprec.schedule.plan import Plan
+from cprec.train.device import single_process_group
 from cprec.train.engine import Engine
 from cprec.train.forward import uncompiled
 from cprec.train.loop import Observer, StepRecord, TrainingStep, train
-
-BEHAVIOUR = "behaviour"
-"""Folder of a checkpoint with projector and item embeddings."""
 
 
 class OutOfTimeError(Exception):
@@ -69,7 +65,9 @@ class Training(Observer):
             OutOfTimeError: The visit is over first; a checkpoint is there.
         """
         recipe = self.archive.recipe
-        with single_process_group():
+        if not torch.cuda.is_available():
+            os.environ["DS_ACCELERATOR"] = "cpu"
+        with single_process_group("nccl" if torch.cuda.is_available() else "gloo"):
             decay = {"projector.": recipe.finetune.projector_decay}
             engine = Engine(
                 model, recipe.train, recipe.model.precision, decay, recipe.model.max_tokens
@@ -160,7 +158,7 @@ class Training(Observer):
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place)
             if isinstance(model, HybridModel):
-                hybrid.save(model, state.weights, folder / BEHAVIOUR)
+                hybrid.save(model, state.weights, folder / BEHAVIOUR_FOLDER)
                 weights = {
                     key.removeprefix("model."): tensor
                     for key, tensor in weights.items()
@@ -176,20 +174,3 @@ class Training(Observer):
         best = max(self.history, key=lambda epoch: epoch["hr1"], default=None)
         kept = () if best is None else (int(Path(best["checkpoint"]).name.split("-")[0]),)
         checkpoint.prune(str(self.folder), 1, kept, name)
-
-
-@contextmanager
-def single_process_group() -> Iterator[None]:
-    """Provides a process group of this process alone, which an engine destroys when it closes."""
-    # DeepSpeed reads these even if the process group exists already.
-    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
-    os.environ["MASTER_PORT"] = "0"
-    if not torch.cuda.is_available():
-        os.environ["DS_ACCELERATOR"] = "cpu"
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
-    try:
-        yield
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()

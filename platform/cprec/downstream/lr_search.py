@@ -5,22 +5,19 @@ resumed: trials that have ended are not trained again, and the others continue f
 epoch.
 """
 
-import contextlib
 import os
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import ray
 import torch
-import torch.distributed as dist
 from ray import tune
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
-from torch._C._distributed_c10d import HashStore
 
 from cluster.console import Say
 from cluster.errors import PlatformFault, RunError, UserError
@@ -30,6 +27,7 @@ from cprec.config.recipe import Recipe
 from cprec.config.sections.finetuning import SearchSettings
 from cprec.downstream.trial import Trial, conclude_trial, run_trial
 from cprec.downstream.trial_records import TrialResult, find_result
+from cprec.train.device import single_process_group
 
 REFUSAL_FILE = "refused.txt"
 """File of a trial with several workers that ended with the user's error: the message."""
@@ -311,27 +309,6 @@ def train_in_process(trial: Trial, report: Callable[[dict[str, Any]], None]) -> 
         "nccl" if _gpus_per_trial(trial.recipe) and torch.cuda.is_available() else "gloo"
     ):
         run_trial(trial, report)
-
-
-@contextlib.contextmanager
-def single_process_group(backend: str) -> Iterator[None]:
-    """Provides a process group of this process alone.
-
-    An engine that is closed inside the block destroys the group with it.
-
-    Args:
-        backend: Backend of torch.distributed: `gloo` or `nccl`.
-    """
-    # DeepSpeed reads these even if the process group exists already.
-    os.environ.update(
-        RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0"
-    )
-    dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
-    try:
-        yield
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
 
 
 def _prefer_cpu(recipe: Recipe) -> None:

@@ -1,12 +1,16 @@
-"""What the device does: operations of a step, memory in use, and the speed that is possible."""
+"""The device: operations of a step, memory in use, possible speed, a process group of one."""
 
 import os
 import resource
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 
 MATRIX_SIZE = 8192
 """Rows and columns of the matrices whose product is timed."""
@@ -112,3 +116,24 @@ def measure_matmul_flops(
 def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+@contextmanager
+def single_process_group(backend: str) -> Iterator[None]:
+    """Provides a process group of this process alone.
+
+    An engine that is closed inside the block destroys the group with it.
+
+    Args:
+        backend: Backend of torch.distributed: `gloo` or `nccl`.
+    """
+    # DeepSpeed reads these even if the process group exists already.
+    os.environ.update(
+        RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0"
+    )
+    dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()

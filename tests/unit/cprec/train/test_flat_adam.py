@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cprec.downstream.lr_search import single_process_group
+from cprec.train.device import single_process_group
 from cprec.train.flat_adam import FlatAdam
 
 LR = 1e-2

@@ -9,11 +9,11 @@ import torch
 
 from cprec.config.sections.model import ModelSettings
 from cprec.config.sections.pretraining import TrainSettings
-from cprec.downstream.lr_search import single_process_group
 from cprec.encode.tokens import EncodedSample
 from cprec.model import adapter
 from cprec.model.libraries import silence_libraries
 from cprec.stream.packing import MicroBatch, MicroBatchSpec, collate
+from cprec.train.device import single_process_group
 from cprec.train.engine import Engine
 from cprec.train.static_pass import MAX_GRAPHS, PassShape, Replay, StaticPasses
 from tests.models import llama
