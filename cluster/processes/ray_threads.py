@@ -9,20 +9,31 @@ import threading
 from collections.abc import Callable
 from typing import NoReturn
 
-_threads: list[threading.Thread] = []
+_ends: list[threading.Event] = []
 
 
-def start_ray_thread(target: Callable[[], None]) -> threading.Thread:
-    """Starts a function that uses Ray in a daemon thread, and returns the thread."""
-    thread = threading.Thread(target=target, daemon=True)
-    _threads.append(thread)
-    thread.start()
-    return thread
+def start_ray_thread(target: Callable[[], None]) -> threading.Event:
+    """Starts a function that uses Ray in a daemon thread; returns an event that is set at its end.
+
+    A thread itself cannot be asked: if Ctrl-C interrupts its `join`, Python 3.11 takes it for one
+    that has ended.
+    """
+    ended = threading.Event()
+
+    def run() -> None:
+        try:
+            target()
+        finally:
+            ended.set()
+
+    _ends.append(ended)
+    threading.Thread(target=run, daemon=True).start()
+    return ended
 
 
 def is_ray_in_use() -> bool:
-    """Returns whether any of the threads is still running."""
-    return any(thread.is_alive() for thread in _threads)
+    """Returns whether any of the functions is still running."""
+    return not all(ended.is_set() for ended in _ends)
 
 
 def exit_process(code: int) -> NoReturn:

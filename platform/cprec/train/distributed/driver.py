@@ -194,12 +194,12 @@ def _train_and_poll(
         except BaseException as error:  # whatever it is, the main thread raises it below
             failures.append(error)
 
-    training = start_ray_thread(train)
+    ended = start_ray_thread(train)
     reported = (0, 0)
     stopping = notices_said = False
     with _catch_interrupts() as interrupted:
-        while training.is_alive():
-            training.join(POLL_S)
+        while not ended.is_set():
+            ended.wait(POLL_S)
             if held.lost.is_set():
                 held.lease.require()
             if interrupted.is_set() and not stopping:
