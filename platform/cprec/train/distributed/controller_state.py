@@ -7,7 +7,7 @@ which checkpoint training goes on.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from cluster.errors import PlatformFault, RunError
 from cluster.storage import join
@@ -75,6 +75,18 @@ class RunNews:
     events: Sequence[Event]
     waiting: str | None
     planned_samples: int
+
+
+class StepReply(NamedTuple):
+    """What the controller wants of the workers after a step.
+
+    Attributes:
+        stop: Whether they should end.
+        checkpoint_requests: How often a checkpoint was asked for since the group started.
+    """
+
+    stop: bool
+    checkpoint_requests: int
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ from cprec.runs import checkpoint
 from cprec.runs.control.lease import Lease
 from cprec.runs.records import TraceRow
 from cprec.schedule.ledger import Ledger
-from cprec.train.distributed.controller_state import WorkerGroup
-from cprec.train.distributed.failure_reports import report_failure, report_fault
+from cprec.train.distributed.controller_state import StepReply, WorkerGroup
+from cprec.train.distributed.failures import report_failure, report_fault
 from cprec.train.distributed.feed import training_steps
 from cprec.train.distributed.preemption import PreemptionNotices
 from cprec.train.distributed.profiling import StepProfiler
@@ -152,7 +152,7 @@ class WorkerObserver(Observer):
     """The observer of a Ray worker.
 
     It reports each step to the controller. Where a checkpoint is due, it measures the perplexity of
-    the text and saves. Before a node is taken away, it saves.
+    the text and saves. Before a node is taken away or the group is resized, it saves.
     """
 
     def __init__(
@@ -193,7 +193,8 @@ class WorkerObserver(Observer):
         )
         self._saved_samples = ledger.samples
         self._phase_ends: tuple[int, ...] = ()
-        self._stop_reply: Any = None
+        self._reply: Any = None
+        self._requests_met = 0
         self._monitor = monitor
         self._notices = PreemptionNotices()
 
@@ -203,7 +204,7 @@ class WorkerObserver(Observer):
         self._profiler.on_step_end()
         self._ledger = self._ledger.add_step(batch.sample_count, batch.ids_digest)
         if self._rank == 0:
-            self._stop_reply = self._controller.record_step.remote(
+            self._reply = self._controller.record_step.remote(
                 self._group.attempt, trace_row(record, step.annealing_end)
             )
         self._phase_ends = (step.stable_end, step.annealing_end)
@@ -216,24 +217,36 @@ class WorkerObserver(Observer):
             self._save(engine)
 
     def should_stop(self) -> bool:
-        """Returns whether the controller wants the run to stop.
-
-        It says so in its reply to the report of a step. Nobody waits for the latest reply.
-        """
-        return (
-            self._stop_reply is not None
-            and bool(ray.wait([self._stop_reply], timeout=0)[0])
-            and bool(ray.get(self._stop_reply))
-        )
+        """Returns whether the controller wants the run to stop."""
+        reply = self._latest_reply()
+        return reply is not None and reply.stop
 
     def should_save(self) -> bool:
-        """Returns whether Ray has announced that a node of this group is taken away."""
-        if self._rank or (notice := self._notices.take()) is None:
+        """Returns whether a node of this group is taken away soon, or the group is to be resized.
+
+        Ray announces the one; the controller asks for a checkpoint before the other.
+        """
+        if self._rank:
             return False
-        self._controller.record_preemption.remote(
-            self._group.attempt, notice.ranks, notice.deadline
-        )
-        return True
+        notice = self._notices.take()
+        if notice is not None:
+            self._controller.record_preemption.remote(
+                self._group.attempt, notice.ranks, notice.deadline
+            )
+        reply = self._latest_reply()
+        requests = self._requests_met if reply is None else reply.checkpoint_requests
+        is_requested, self._requests_met = requests > self._requests_met, requests
+        return notice is not None or is_requested
+
+    def _latest_reply(self) -> StepReply | None:
+        """Returns the controller's reply to the report of the last step; None if there is none yet.
+
+        Nobody waits for it.
+        """
+        if self._reply is None or not ray.wait([self._reply], timeout=0)[0]:
+            return None
+        reply: StepReply = ray.get(self._reply)
+        return reply
 
     def measure_perplexity(self, engine: Engine) -> None:
         """Measures the perplexity of the text and reports it. Collective: every worker calls it."""
