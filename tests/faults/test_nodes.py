@@ -188,8 +188,12 @@ def test_a_run_outlives_nodes_that_are_taken_away_and_takes_what_there_is(
     cluster.gates[2].touch()
     grown = wait_for_resumption(2, after=shrunk["time"])
     # It was saved for the new group, which loses only what was trained while it was started.
-    saved = [each for each in events_of(folder, "checkpoint_saved") if each["time"] < grown["time"]]
-    assert grown["from"] == saved[-1]["checkpoint"]
+    checkpoints = [
+        each["checkpoint"]
+        for each in events_of(folder, "checkpoint_saved")
+        if each["time"] < grown["time"]
+    ]
+    assert grown["from"] == checkpoints[-1]
     assert grown["samples"] > shrunk["samples"]
 
     out, err = process.communicate(timeout=jobs.LIMIT_S)

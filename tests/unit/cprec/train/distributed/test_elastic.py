@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
+import ray
 from ray.train.v2._internal.execution.scaling_policy import (
     ElasticScalingPolicy,
     NoopDecision,
@@ -13,7 +14,6 @@ from ray.train.v2._internal.execution.scaling_policy import (
 from ray.train.v2.api.config import ScalingConfig
 
 from cprec.config.sections.pretraining import TrainSettings
-from cprec.train.distributed import elastic
 from cprec.train.distributed.elastic import ResizeAfterCheckpoint
 
 CPUS = {"CPU": 1.0}
@@ -32,7 +32,7 @@ class Call:
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets `ray.get` return what it is given."""
-    monkeypatch.setattr(elastic.ray, "get", lambda result, timeout: result)
+    monkeypatch.setattr(ray, "get", lambda result, timeout: result)
 
 
 def decide(
@@ -76,6 +76,6 @@ def test_a_group_without_room_shrinks_at_once(monkeypatch: pytest.MonkeyPatch) -
 def test_workers_leave_ray_data_its_cpus(
     monkeypatch: pytest.MonkeyPatch, cpus: float, workers: int
 ) -> None:
-    monkeypatch.setattr(elastic.ray, "cluster_resources", lambda: {"CPU": cpus})
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": cpus})
     assert TrainSettings().stream_cpus == 2
     assert policy_of([])._count_possible_workers({"a node": {"CPU": 4.0}}) == workers
