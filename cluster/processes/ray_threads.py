@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NoReturn
 
 _ends: list[threading.Event] = []
@@ -39,8 +40,26 @@ def is_ray_in_use() -> bool:
 def exit_process(code: int) -> NoReturn:
     """Ends the process without the exit handlers, one of which shuts Ray down.
 
-    The processes of a local session end with it, and a cluster ends the driver's actors.
+    The processes of a local session end with it, but the raylet's agents look for the GCS for a
+    minute first, so they are killed here, with the workers. A cluster ends the driver's actors.
     """
     sys.stdout.flush()
     sys.stderr.flush()
+    _kill_grandchildren()
     os._exit(code)
+
+
+def _kill_grandchildren() -> None:
+    """Kills what children of this process have started; the kernel kills Ray's children with it.
+
+    If the raylet died before this process does, Ray would end it with an exit code of its own.
+    """
+    import psutil
+
+    with suppress(psutil.Error):
+        own = psutil.Process()
+        children = {child.pid for child in own.children()}
+        started = [each for each in own.children(recursive=True) if each.pid not in children]
+        for each in started:
+            with suppress(psutil.Error):
+                each.kill()
