@@ -58,6 +58,7 @@ class ResizeAfterCheckpoint(ElasticScalingPolicy):
             isinstance(decision, ResizeDecision)
             and decision.num_workers < worker_group_state.num_workers
         ):
+            self._resize = None
             return decision
         with suppress(ray.exceptions.RayError):  # it is starting again: try later
             if isinstance(decision, ResizeDecision):

@@ -72,6 +72,14 @@ def test_a_group_without_room_shrinks_at_once(monkeypatch: pytest.MonkeyPatch) -
     assert decide(monkeypatch, policy_of([]), 4, 2) == ResizeDecision(2, CPUS)
 
 
+@pytest.mark.usefixtures("in_process")
+def test_a_group_that_shrinks_forgets_that_it_was_to_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = policy_of([1, 2])
+    assert decide(monkeypatch, policy, 3, 4) == NoopDecision()
+    assert decide(monkeypatch, policy, 3, 2) == ResizeDecision(2, CPUS)
+    assert decide(monkeypatch, policy, 2, None) == NoopDecision()
+
+
 @pytest.mark.parametrize(("cpus", "workers"), [(1.0, 0), (2.0, 0), (3.0, 1), (9.0, 4)])
 def test_workers_leave_ray_data_its_cpus(
     monkeypatch: pytest.MonkeyPatch, cpus: float, workers: int
