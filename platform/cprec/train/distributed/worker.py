@@ -193,7 +193,8 @@ class WorkerObserver(Observer):
         )
         self._saved_samples = ledger.samples
         self._phase_ends: tuple[int, ...] = ()
-        self._reply: Any = None
+        self._pending_reply: Any = None
+        self._reply = StepReply(stop=False, checkpoint_requests=0)
         self._requests_met = 0
         self._monitor = monitor
         self._notices = PreemptionNotices()
@@ -204,7 +205,7 @@ class WorkerObserver(Observer):
         self._profiler.on_step_end()
         self._ledger = self._ledger.add_step(batch.sample_count, batch.ids_digest)
         if self._rank == 0:
-            self._reply = self._controller.record_step.remote(
+            self._pending_reply = self._controller.record_step.remote(
                 self._group.attempt, trace_row(record, step.annealing_end)
             )
         self._phase_ends = (step.stable_end, step.annealing_end)
@@ -218,8 +219,7 @@ class WorkerObserver(Observer):
 
     def should_stop(self) -> bool:
         """Returns whether the controller wants the run to stop."""
-        reply = self._latest_reply()
-        return reply is not None and reply.stop
+        return self._latest_reply().stop
 
     def should_save(self) -> bool:
         """Returns whether a node of this group is taken away soon, or the group is to be resized.
@@ -233,20 +233,15 @@ class WorkerObserver(Observer):
             self._controller.record_preemption.remote(
                 self._group.attempt, notice.ranks, notice.deadline
             )
-        reply = self._latest_reply()
-        requests = self._requests_met if reply is None else reply.checkpoint_requests
+        requests = self._latest_reply().checkpoint_requests
         is_requested, self._requests_met = requests > self._requests_met, requests
         return notice is not None or is_requested
 
-    def _latest_reply(self) -> StepReply | None:
-        """Returns the controller's reply to the report of the last step; None if there is none yet.
-
-        Nobody waits for it.
-        """
-        if self._reply is None or not ray.wait([self._reply], timeout=0)[0]:
-            return None
-        reply: StepReply = ray.get(self._reply)
-        return reply
+    def _latest_reply(self) -> StepReply:
+        """Returns the controller's newest reply to the report of a step. Nobody waits for one."""
+        if self._pending_reply is not None and ray.wait([self._pending_reply], timeout=0)[0]:
+            self._reply, self._pending_reply = ray.get(self._pending_reply), None
+        return self._reply
 
     def measure_perplexity(self, engine: Engine) -> None:
         """Measures the perplexity of the text and reports it. Collective: every worker calls it."""
