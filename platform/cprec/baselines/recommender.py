@@ -32,7 +32,7 @@ class Recommender(nn.Module):
             sequences: Item numbers [B, L].
 
         Returns:
-            The state of the user after each place [B, L, H].
+            The state of the user after each item [B, L, H].
         """
 
     def encode_histories(self, histories: torch.Tensor) -> torch.Tensor:

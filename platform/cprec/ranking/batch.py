@@ -62,9 +62,9 @@ class BlockRanking:
         recipe: Precision, longest prompt, `recommend.k`, and requests of one pass.
         model: The model.
         items: Items of the domain; None: rows have titles.
-        row_encoder: Encoder of the items for a text-only model; None for a hybrid one, and titles.
+        row_encoder: Encoder of the items; None if the model is hybrid, or rows have titles.
         uri: Folder of the batch.
-        source: What rejected rows are said to be of.
+        source: URI of the input, which the record of a rejected row names.
     """
 
     recipe: Recipe
