@@ -9,7 +9,7 @@ The models have the shapes of LLaMA-2-7B and SmolLM2-135M and random weights; sa
 lengths of Amazon prompts and random tokens. The steps are the platform's own: packing, engine
 (DeepSpeed) and loop. It needs PyTorch, transformers, PEFT, DeepSpeed and pydantic.
 
-Each case prints useful and computed tokens/s, the share of the ceiling, milliseconds by kind of
+Each case prints useful and computed tokens/s, the fraction of the ceiling, milliseconds by kind of
 kernel in a pass, planned and peak memory, and what was compiled. At the end stands the table of
 docs/benchmarks.md.
 """
@@ -62,15 +62,15 @@ def rounded(value: Any) -> Any:
 
 def print_table(measured: dict[str, Measurement]) -> None:
     """Prints the table of docs/benchmarks.md."""
-    print("\n| case | rate | target | share of the ceiling | filled | peak memory |")
+    print("\n| case | rate | target | fraction of the ceiling | filled | peak memory |")
     print("|---|---|---|---|---|---|")
     for name, measurement in measured.items():
         case, figures = CASES[name], measurement.figures
-        share, filled = (figures.get(key) for key in ("share_of_ceiling", "filled_percent"))
+        fraction, filled = (figures.get(key) for key in ("fraction_of_ceiling", "filled_percent"))
         print(
             f"| {name} | {measurement.rate:,.4g} {case.unit} "
             f"| {f'{case.target:,}' if case.target else ''} "
-            f"| {'' if share is None else f'{share:.0%}'} "
+            f"| {'' if fraction is None else f'{fraction:.0%}'} "
             f"| {'' if filled is None else f'{filled:.1f} %'} | {figures['peak_gb']:.1f} GB |"
         )
 

@@ -35,7 +35,7 @@ from cprec.train.distributed.profiling import StepProfiler
 from cprec.train.distributed.start_point import StartPoint, agree_on_start
 from cprec.train.engine import Engine
 from cprec.train.loop import DivergenceError, Observer, StepRecord, TrainingStep, train
-from cprec.train.memory import SUPERVISED_SHARE
+from cprec.train.memory import SUPERVISED_FRACTION
 from cprec.train.perplexity_monitor import PerplexityMonitor
 
 
@@ -93,7 +93,7 @@ def _train_from(
         recipe.model.precision,
         max_tokens=recipe.model.max_tokens,
         # Windows of text have logits everywhere, and a row may hold nothing else.
-        supervised_share=1.0 if recipe.schedule.replay_share else SUPERVISED_SHARE,
+        supervised_fraction=1.0 if recipe.schedule.replay_share else SUPERVISED_FRACTION,
     )
     _limit_collectives(recipe.train.collective_timeout_s)
     if rank == 0:
