@@ -136,7 +136,7 @@ def measure_training(case: Case, sizes: Sizes, ceilings: gpu_time.Ceilings) -> M
     ]
     counted = recorder.records[WARMUP_STEPS:-1]
     seconds = sum(record.step_s for record in counted)
-    useful = sum(record.batch.token_count for record in counted)
+    useful = sum(record.batch.num_tokens for record in counted)
     computed = sum(record.computed_tokens + record.filled_tokens for record in counted)
     operations = sum(record.operations for record in counted) / seconds
     passes = len(passes_of_batches[(steps - 1) % len(batches)])
@@ -184,7 +184,7 @@ def measure_scoring(case: Case, sizes: Sizes, ceilings: gpu_time.Ceilings) -> Me
     with torch.profiler.profile(record_shapes=True) as profiler:
         score(queries[: sizes.queries_per_pass])
         gpu_time.synchronize()
-    tokens = sum(query.token_count for query in queries)
+    tokens = sum(query.num_tokens for query in queries)
     operations = tokens * device.OperationCount.from_model(model, 0).per_token / 2
     figures = {
         "users_per_s": len(queries) / seconds,

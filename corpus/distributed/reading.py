@@ -81,7 +81,7 @@ def read_domains(
         for name in domains
     }
     total_rows = sum(sum(domain.table_rows) for domain in tables_by_domain.values())
-    return tables_by_domain, stored_interactions.user_range_count(total_rows)
+    return tables_by_domain, stored_interactions.count_user_ranges(total_rows)
 
 
 def _read_domain(

@@ -202,7 +202,7 @@ class WorkerObserver(Observer):
         """Reports the step; saves where a checkpoint is due."""
         batch = record.batch
         self._profiler.on_step_end()
-        self._ledger = self._ledger.add_step(batch.sample_count, batch.ids_digest)
+        self._ledger = self._ledger.add_step(batch.num_samples, batch.ids_digest)
         if self._rank == 0:
             self._reply = self._controller.record_step.remote(
                 self._group.attempt, trace_row(record, step.annealing_end)
@@ -318,13 +318,13 @@ def trace_row(record: StepRecord, planned_samples: int) -> TraceRow:
     return TraceRow(
         step=record.step,
         samples=batch.start,
-        batch_samples=batch.sample_count,
+        batch_samples=batch.num_samples,
         phase=record.phase,
         lr=record.lr,
         loss=record.loss,
         grad_norm=record.grad_norm,
         supervised_tokens=batch.supervised_tokens,
-        tokens=batch.token_count,
+        tokens=batch.num_tokens,
         dropped_titles=batch.dropped_titles,
         computed_tokens=record.computed_tokens,
         filled_tokens=record.filled_tokens,
