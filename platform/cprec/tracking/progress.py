@@ -231,7 +231,7 @@ def _name_silent(ranks: Sequence[int]) -> str:
 
 
 def describe_memory(row: TraceRow) -> str | None:
-    """Says for people that the memory in use is far from the planned; None if it is not."""
+    """Warns if the memory in use is far from what was planned; None if it is not."""
     planned = row.planned_memory_gb
     if planned is None or abs(row.memory_gb - planned) <= MEMORY_TOLERANCE * planned:
         return None

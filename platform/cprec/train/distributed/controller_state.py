@@ -39,9 +39,9 @@ class ControllerSettings:
         segment_samples: Samples of a segment, at most.
         poll_samples: Samples between two looks at the corpus, at most.
         max_domain_samples: Cap on domain-specific samples; None: no cap.
-        replay_fraction: Fraction of the samples up to S that are windows of text.
-        min_annealing_share: Share of annealing below which a changed plan warns.
-        annealing_share: Share of annealing that the recipe asks for; None: none.
+        replay_share: Fraction of the samples up to S that are windows of text.
+        min_annealing_share: Fraction of annealing samples below which a changed plan warns.
+        annealing_share: Fraction of annealing samples that the recipe asks for; None: none.
     """
 
     run: str
@@ -55,7 +55,7 @@ class ControllerSettings:
     segment_samples: int
     poll_samples: int
     max_domain_samples: int | None
-    replay_fraction: float
+    replay_share: float
     min_annealing_share: float
     annealing_share: float | None = None
 

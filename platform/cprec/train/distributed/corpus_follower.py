@@ -55,7 +55,7 @@ class CorpusFollower:
                 f"it is {state.controller.phase}, and {CLOSED_ADVICE}"
             )
         domain, mixed, texts = state.run_plan.new_streams(corpus)
-        replayed = texts if settings.replay_fraction else []
+        replayed = texts if settings.replay_share else []
         if not (domain or mixed or replayed):
             state.write_run_plan(replace(state.run_plan, version=corpus.version))
             return f"has nothing to train of corpus version {corpus.version}"
@@ -68,7 +68,7 @@ class CorpusFollower:
                 remaining_portions(domain),
                 remaining_portions(mixed),
                 settings.max_domain_samples,
-                build_replay(settings.replay_fraction, corpus.streams(), consumed),
+                build_replay(settings.replay_share, corpus.streams(), consumed),
                 settings.annealing_share,
             )
             plan = state.controller.plan

@@ -103,7 +103,7 @@ def run_training(job: TrainingJob, held: HeldLease, on_news: NewsCallback, say: 
         segment_samples=schedule.segment_samples,
         poll_samples=schedule.poll_samples,
         max_domain_samples=train.max_samples,
-        replay_fraction=schedule.replay_share,
+        replay_share=schedule.replay_share,
         min_annealing_share=schedule.min_annealing_share,
         annealing_share=schedule.annealing_share,
     )

@@ -35,7 +35,7 @@ from cprec.train.distributed.profiling import StepProfiler
 from cprec.train.distributed.start_point import StartPoint, agree_on_start
 from cprec.train.engine import Engine
 from cprec.train.loop import DivergenceError, Observer, StepRecord, TrainingStep, train
-from cprec.train.memory import SUPERVISED_SHARE
+from cprec.train.memory import SUPERVISED_FRACTION
 from cprec.train.perplexity_monitor import PerplexityMonitor
 
 
@@ -93,7 +93,7 @@ def _train_from(
         recipe.model.precision,
         max_tokens=recipe.model.max_tokens,
         # Windows of text have logits everywhere, and a row may hold nothing else.
-        supervised_share=1.0 if recipe.schedule.replay_share else SUPERVISED_SHARE,
+        supervised_fraction=1.0 if recipe.schedule.replay_share else SUPERVISED_FRACTION,
     )
     _limit_collectives(recipe.train.collective_timeout_s)
     if rank == 0:
@@ -203,7 +203,7 @@ class WorkerObserver(Observer):
         """Reports the step; saves where a checkpoint is due."""
         batch = record.batch
         self._profiler.on_step_end()
-        self._ledger = self._ledger.add_step(batch.sample_count, batch.ids_digest)
+        self._ledger = self._ledger.add_step(batch.num_samples, batch.ids_digest)
         if self._rank == 0:
             self._pending_reply = self._controller.record_step.remote(
                 self._group.attempt, trace_row(record, step.annealing_end)
@@ -313,13 +313,13 @@ def trace_row(record: StepRecord, planned_samples: int) -> TraceRow:
     return TraceRow(
         step=record.step,
         samples=batch.start,
-        batch_samples=batch.sample_count,
+        batch_samples=batch.num_samples,
         phase=record.phase,
         lr=record.lr,
         loss=record.loss,
         grad_norm=record.grad_norm,
         supervised_tokens=batch.supervised_tokens,
-        tokens=batch.token_count,
+        tokens=batch.num_tokens,
         dropped_titles=batch.dropped_titles,
         computed_tokens=record.computed_tokens,
         filled_tokens=record.filled_tokens,
