@@ -5,11 +5,11 @@
     python benchmarks/science.py run --archive science.tar --state out/science --minutes 12
     python benchmarks/science.py show --archive science.tar --state out/science
 
-`prepare` needs the whole platform and the recipe's corpus (jobs/build_corpus.py); the archive has
-samples, titles and base. `run` needs that archive alone, and PyTorch, transformers, PEFT,
-DeepSpeed, pyarrow, safetensors, fsspec, botocore, aiohttp and pydantic. It ends after so many
-minutes with a checkpoint, and the next one goes on from there; a kill costs what was done since the
-last checkpoint.
+`prepare` needs the whole platform and the recipe's corpus (jobs/build_corpus.py), and takes the
+recipe's keys, such as `--train.compile true`; the archive has samples, titles and base. `run` needs
+that archive alone, and PyTorch, transformers, PEFT, DeepSpeed, pyarrow, safetensors, fsspec,
+botocore, aiohttp, pydantic and ruamel.yaml. It ends after so many minutes with a checkpoint, and
+the next one goes on from there; a kill costs what was done since the last checkpoint.
 
 It scores the base, pre-trains by the recipe's plan, scores that, and fine-tunes from fresh weights
 (LLaRA) and from the pre-trained ones (CPRec): each rate of search.lrs with the first seed, and the
@@ -300,6 +300,19 @@ def replace_text(file: Path, text: str) -> None:
     partial.replace(file)
 
 
+def parse_keys(arguments: list[str]) -> dict[str, Any]:
+    """Returns the values of a recipe's keys that a command line gives as `--key value`."""
+    from cprec.config.recipe_file import iter_keys
+    from cprec.config.typed_text import parse_text
+
+    parser = argparse.ArgumentParser(allow_abbrev=False, usage="prepare RECIPE [--KEY VALUE ...]")
+    types = {key.name: key.annotation for key in iter_keys()}
+    for name in types:
+        parser.add_argument(f"--{name}", dest=name)
+    given = vars(parser.parse_args(arguments))
+    return {name: parse_text(v, types[name]) for name, v in given.items() if v is not None}
+
+
 def main(arguments: list[str] | None = None, now: Callable[[], float] = time.monotonic) -> int:
     """Runs a command; returns 0 if the study is done, else 3."""
     parser = argparse.ArgumentParser(
@@ -313,11 +326,13 @@ def main(arguments: list[str] | None = None, now: Callable[[], float] = time.mon
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--domain", help="domain to tune on; default: the first of data.held_out")
     parser.add_argument("--test-users", type=int, default=4000)
-    options = parser.parse_args(arguments)
+    options, keys = parser.parse_known_args(arguments)
+    if keys and options.command != "prepare":
+        parser.error(f"{keys[0]}: the archive has the keys of its recipe; prepare it anew")
     if options.command == "prepare":
         from cprec.config.recipe_file import load_recipe
 
-        recipe = load_recipe(options.recipe)
+        recipe = load_recipe(options.recipe, parse_keys(keys))
         domain = options.domain or recipe.data.held_out[0]
         prepare(recipe, domain, options.test_users, options.archive)
         print(f"{options.archive}: {options.archive.stat().st_size / 1e6:,.0f} MB")

@@ -44,6 +44,9 @@ class Training(Observer):
         plan: What is trained, and at which rates.
         seed: Seed of dropout.
         encoders: Encoders of a fine-tuning, which is measured after each epoch; None: it is none.
+        ledger: What is trained.
+        history: Measured epochs.
+        has_stepped: Whether a step was taken in this visit.
     """
 
     archive: Archive
@@ -55,6 +58,7 @@ class Training(Observer):
     encoders: Any = None
     ledger: Ledger = field(init=False)
     history: list[dict[str, Any]] = field(default_factory=list)
+    has_stepped: bool = False
 
     def run(
         self, model: Any, steps: Callable[[Ledger], Iterator[TrainingStep]], tokenizer: Any
@@ -118,6 +122,9 @@ class Training(Observer):
     def on_step_end(self, record: StepRecord, step: TrainingStep, engine: Engine) -> None:
         """Counts the step; measures at the end of an epoch, and saves where it is due."""
         before = self.ledger.samples
+        if not self.has_stepped:
+            self.say(f"{self.folder.name}: first step in {record.step_s:.1f} s")
+            self.has_stepped = True
         self.ledger = self.ledger.add_step(record.batch.num_samples, record.batch.ids_digest)
         seen = self.ledger.samples
         ends = [era.stop for era in self.plan.eras]

@@ -1,8 +1,8 @@
 """Variable-length flash attention: one call for all sequences of a row, on a GPU in half precision.
 
-PyTorch ships FlashAttention 2. Where the package of a newer one is installed, PyTorch can put it in
-its place: FlashAttention 3 on Hopper, FlashAttention 4 on Hopper and Blackwell. It is taken if it
-is there, and `kernel_name` says which one runs.
+PyTorch ships FlashAttention 2. Where the package of a newer one is installed, that is taken:
+FlashAttention 3 on Hopper, which PyTorch puts in its place, or FlashAttention 4 on Hopper and
+Blackwell (`cprec.model.kernels.flash_attention_4`). `kernel_name` says which one runs.
 
 Shapes: T tokens, S sequences, H query heads, K key heads, D head size.
 """
@@ -18,45 +18,98 @@ log = logging.getLogger(__name__)
 
 TORCH_KERNEL = "FlashAttention 2"
 """The kernel that PyTorch ships."""
-NEWER_KERNELS = {"FA3": ("FlashAttention 3", (9,)), "FA4": ("FlashAttention 4", (9, 10))}
-"""By PyTorch's name for a newer kernel: its name, and the compute capabilities that it is for."""
+NEWER_KERNELS = {"FlashAttention 3": (9,), "FlashAttention 4": (9, 10)}
+"""Newer kernels, with the compute capabilities that they are for."""
+TOLERANCE = 0.02
+"""By how much results in bf16 of two kernels may differ, relative to the largest value."""
 
 
 @cache
 def kernel_name(device_index: int = 0) -> str:
-    """Activates the newest kernel that is installed for a GPU, and returns its name.
+    """Activates the newest kernel that is installed for a GPU and right; returns its name.
 
     Args:
         device_index: Number of the GPU, which must be there.
     """
-    from torch.nn import attention
-
+    device = torch.device("cuda", device_index)
     major, _ = torch.cuda.get_device_capability(device_index)
-    for name, (title, capabilities) in NEWER_KERNELS.items():
+    expected: list[torch.Tensor] = []
+    for name, capabilities in NEWER_KERNELS.items():
         if major not in capabilities:
             continue
+        expected = expected or _try_out(device)
         try:
-            attention.activate_flash_attention_impl(name)
+            _activate(name)
         except (AttributeError, ImportError, RuntimeError, ValueError) as error:
-            log.debug("%s is not there: %s", title, error)
+            log.debug("%s is not there: %s", name, error)
             continue
         try:
-            _run_once(torch.device("cuda", device_index))
+            _compare(_try_out(device), expected)
         except Exception as error:  # whatever a package of another version raises
-            log.warning("%s is installed but fails: %s: %s", title, type(error).__name__, error)
-            attention.restore_flash_attention_impl()
+            log.warning("%s is installed but fails: %s: %s", name, type(error).__name__, error)
+            _deactivate(name)
         else:
-            return title
+            return name
     return TORCH_KERNEL
 
 
-def _run_once(device: torch.device) -> None:
-    """Runs the active kernel forward and backward on a sequence of eight tokens."""
-    q, k, v = torch.ones(3, 8, 2, 64, dtype=torch.bfloat16, device=device, requires_grad=True)
-    bounds = torch.tensor([0, 8], dtype=torch.int32, device=device)
-    out, _ = attend_sequences(q, k, v, bounds, bounds, 8, 8)
-    out.sum().backward()  # type: ignore[no-untyped-call]
+def _activate(name: str) -> None:
+    """Puts a newer kernel in the place of PyTorch's."""
+    global _varlen
+    if name == "FlashAttention 4":
+        from cprec.model.kernels import flash_attention_4
+
+        flash_attention_4.load()
+        _varlen = flash_attention_4.attend_sequences
+    else:
+        from torch.nn import attention
+
+        attention.activate_flash_attention_impl("FA3")
+
+
+def _deactivate(name: str) -> None:
+    """Takes PyTorch's kernel again."""
+    global _varlen
+    if name == "FlashAttention 4":
+        _varlen = None
+    else:
+        from torch.nn import attention
+
+        attention.restore_flash_attention_impl()
+
+
+@torch.inference_mode(False)
+@torch.enable_grad()
+def _try_out(device: torch.device) -> list[torch.Tensor]:
+    """Returns what the active kernel makes of a small row, and its gradients.
+
+    The row has sequences of unlike lengths, one of them empty, and two query heads for a key head.
+    """
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (
+        torch.randn(200, heads, 64, generator=generator).to(device, torch.bfloat16).requires_grad_()
+        for heads in (4, 2, 2)
+    )
+    bounds = torch.tensor([0, 50, 199, 200, 200], dtype=torch.int32, device=device)
+    out, log_sum_exp = attend_sequences(q, k, v, bounds, bounds, 149, 149)
+    out.square().sum().backward()  # type: ignore[no-untyped-call]
+    found = [out.detach(), log_sum_exp.detach(), *(x.grad for x in (q, k, v) if x.grad is not None)]
     torch.cuda.synchronize(device)
+    return found
+
+
+def _compare(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
+    """Compares results of two kernels.
+
+    Raises:
+        ValueError: They differ.
+    """
+    for number, (mine, other) in enumerate(zip(found, expected, strict=True)):
+        difference = ((mine.float() - other.float()).abs().max() / other.float().abs().max()).item()
+        if not difference <= TOLERANCE:
+            raise ValueError(
+                f"result {number} differs from {TORCH_KERNEL}'s by {difference:.2g} of its largest"
+            )
 
 
 def attend_sequences(
