@@ -13,6 +13,23 @@ OF_THE_RUN = ("run", "branch", "continue_from", "corpus_version", "schedule.", "
 """Keys of this command that the next ones do not repeat: they say how the run was trained."""
 
 
+def after_build(recipe: Recipe, options: argparse.Namespace) -> Iterator[str]:
+    """Yields, as aligned lines, what can be done with a corpus that was built.
+
+    Args:
+        recipe: The recipe.
+        options: The flags of the job.
+    """
+    run = recipe.run
+    return _describe(
+        {
+            "look at it, and for leakage": _command(options, "build_corpus", run, "--inspect"),
+            "see what a run would do": _command(options, "cpt", run, "--dry-run"),
+            "train on it": _command(options, "cpt", run),
+        }
+    )
+
+
 def after_pretraining(
     recipe: Recipe, options: argparse.Namespace, stable_checkpoint: str | None
 ) -> Iterator[str]:

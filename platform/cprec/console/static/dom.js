@@ -55,6 +55,7 @@ export function digits(value, significant = 4) {
 /** A number for an axis: 12k, 3.4M. */
 export function brief(value) {
   const size = Math.abs(value);
+  if (size >= 1e9) return value.toExponential(0);
   if (size >= 1e6) return `${+(value / 1e6).toPrecision(3)}M`;
   if (size >= 1e4) return `${+(value / 1e3).toPrecision(3)}k`;
   if (size !== 0 && size < 1e-3) return value.toExponential(0);
