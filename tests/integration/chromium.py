@@ -98,6 +98,7 @@ class Page:
         self.call("Emulation.setDeviceMetricsOverride", height=height or 900, **metrics)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
+        self.call("Emulation.setScrollbarsHidden", hidden=True)
         time.sleep(1.0)
         if height is None:
             full = int(self.evaluate("document.documentElement.scrollHeight"))
