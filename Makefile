@@ -5,7 +5,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test experiments base benchmarks check docs pictures reference lock clean environment
+.PHONY: help demo test experiments base benchmarks check docs pictures reference lock clean \
+	environment
 
 BIN := .venv/bin
 RECIPE ?= jobs/recipes/demo.yaml

@@ -34,6 +34,8 @@ from tests.integration.chromium import Browser, Page  # noqa: E402
 
 PLACE = Path(tempfile.gettempdir()) / "shop"
 """Where the jobs write; the pictures show this path."""
+FILLED = PLACE.with_name("shop-filled")
+"""The same before a run trains live."""
 
 WIDTHS = (1280, 390)
 MAX_HEIGHT = {1280: 2200, 390: 2600}
@@ -95,11 +97,11 @@ class Shop:
         stable = f"{self.place}/runs/spring/checkpoints/{STABLE_END:012}-0"
         domains = ("--data.domains", "Garden,Office,Music")
         self.run("build_corpus")
-        self.run("build_corpus", "--inspect")
         self.run("cpt")
         self.run("evaluate", "--evaluate.models", "base,popularity,candidate")
         self.run("promote", "--as", "anna")
         self.run("append_domain", "--data.domains", "Music", "--as", "anna")
+        self.run("build_corpus", "--inspect")
         self.run(
             "cpt", "--run", "summer", *domains, "--continue-from", stable,
             "--train.max_samples", str(2 * STABLE_END),
@@ -192,9 +194,12 @@ def main() -> None:
     if executable is None:
         sys.exit("error: no Chromium on this machine (Debian: apt-get install chromium)")
     shop = Shop(PLACE)
-    if not is_kept:
-        shutil.rmtree(PLACE, ignore_errors=True)
+    shutil.rmtree(PLACE, ignore_errors=True)
+    if is_kept:
+        shutil.copytree(FILLED, PLACE)
+    else:
         shop.fill()
+        shutil.copytree(PLACE, FILLED, dirs_exist_ok=True)
     with tempfile.TemporaryDirectory() as profile, Browser(executable, Path(profile)) as browser:
         page = browser.new_page()
         with shop.live_run(), jobs.console(shop.recipe, "--as", "anna") as (address, _):

@@ -98,7 +98,6 @@ class Page:
         self.call("Emulation.setDeviceMetricsOverride", height=height or 900, **metrics)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
-        self.call("Emulation.setScrollbarsHidden", hidden=True)
         time.sleep(1.0)
         if height is None:
             full = int(self.evaluate("document.documentElement.scrollHeight"))
@@ -124,6 +123,7 @@ class Browser:
                 "--disable-background-networking",
                 "--disable-component-update",
                 "--disable-sync",
+                "--hide-scrollbars",
                 "--remote-debugging-port=0",
                 f"--user-data-dir={profile}",
                 "about:blank",
