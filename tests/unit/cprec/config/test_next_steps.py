@@ -83,6 +83,7 @@ def test_after_a_build_the_corpus_is_looked_at_and_trained_on(
     monkeypatch.setattr(sys, "argv", ["jobs/build_corpus.py", *arguments])
     _, *lines = after_build(recipe, options)
     words = [shlex.split(line[line.index("python ") :]) for line in lines]
+    assert "--run" not in words[0]
     assert [(job, flags[-1]) for _, job, *flags in words] == [
         ("jobs/build_corpus.py", "--inspect"),
         ("jobs/cpt.py", "--dry-run"),
