@@ -5,7 +5,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test experiments base benchmarks check docs reference lock clean environment
+.PHONY: help demo test experiments base benchmarks check docs pictures reference lock clean \
+	environment
 
 BIN := .venv/bin
 RECIPE ?= jobs/recipes/demo.yaml
@@ -48,6 +49,9 @@ check: environment ## format, lint, types, layers, dependencies, form of lines, 
 
 docs: environment ## the docs as a site with search, in out/site
 	@$(BIN)/python .ci/docs
+
+pictures: environment ## the pictures of the docs anew, from real jobs in a real browser: minutes
+	@$(BIN)/python docs/images/update.py
 
 reference: environment ## the tables of docs/reference anew from the types
 	@$(BIN)/python docs/reference/update.py

@@ -6,13 +6,61 @@ which a power cut would otherwise take back. If it raises, a reader sees what wa
 
 import errno
 import os
+import stat
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 _NO_SYNC_OF_FOLDERS = (errno.EINVAL, errno.ENOTSUP)
 """What a file system answers that cannot make the names in a folder durable on request."""
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Something directly below a folder.
+
+    Attributes:
+        name: Its name.
+        is_file: Whether it is a file, or a link to one.
+        size: Its size (bytes).
+    """
+
+    name: str
+    is_file: bool
+    size: int
+
+
+def list_oldest_first(folder: str) -> list[FileEntry]:
+    """Lists what is in a folder, the oldest first; entries of the same age are sorted by name."""
+    found: list[tuple[int, str, FileEntry]] = []
+    with os.scandir(folder) as names:
+        for name in names:
+            with suppress(FileNotFoundError):  # it was removed meanwhile
+                modified = name.stat(follow_symlinks=False).st_mtime_ns
+                try:
+                    target = name.stat()
+                except OSError:  # a link that leads nowhere, or in a circle
+                    entry = FileEntry(name.name, False, 0)
+                else:
+                    entry = FileEntry(name.name, stat.S_ISREG(target.st_mode), target.st_size)
+                found.append((modified, name.name, entry))
+    return [entry for _, _, entry in sorted(found, key=lambda e: e[:2])]
+
+
+def list_tags(folder: str) -> dict[str, str]:
+    """Returns a tag for each name in a folder, which changes when the content does."""
+    tags = {}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            with suppress(FileNotFoundError):  # it was removed meanwhile
+                found = entry.stat(follow_symlinks=False)
+                if entry.is_symlink():
+                    with suppress(OSError):  # it leads nowhere, or in a circle
+                        found = entry.stat()
+                tags[entry.name] = f"{found.st_mtime_ns} {found.st_ino} {found.st_size}"
+    return tags
 
 
 def replace(

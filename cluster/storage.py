@@ -9,37 +9,23 @@ AccessDeniedError.
 import hashlib
 import os
 import posixpath
-import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import fsspec
 from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
 
 from cluster import local_files
 from cluster.errors import UserError
+from cluster.local_files import FileEntry
 from cluster.storage_errors import name_errors, s3_config, with_cut_reads_repeated
 
 _CHUNK_BYTES = 1 << 24
 """Bytes that `file_sha256` reads at a time."""
-
-
-@dataclass(frozen=True)
-class FileEntry:
-    """Something directly below a folder.
-
-    Attributes:
-        name: Its name.
-        is_file: Whether it is a file, or a link to one.
-        size: Its size (bytes).
-    """
-
-    name: str
-    is_file: bool
-    size: int
 
 
 def filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
@@ -47,11 +33,20 @@ def filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
 
     Every process calls this for itself: clients of object stores do not pickle well.
     """
-    options: dict[str, Any] = {"use_listings_cache": False} if is_remote(uri) else {}
+    if not is_remote(uri):
+        local = _local_filesystem()
+        return local, filesystem_path(local, uri)
+    options: dict[str, Any] = {"use_listings_cache": False}
     if uri.startswith(("s3://", "s3a://")):
         options["config_kwargs"] = s3_config()
     fs, path = fsspec.core.url_to_fs(uri, **options)
     return fs, path
+
+
+@cache
+def _local_filesystem() -> LocalFileSystem:
+    # To find it by the URI each time takes longer than to read a small file.
+    return LocalFileSystem()
 
 
 @contextmanager
@@ -125,19 +120,10 @@ def list_oldest_first(uri: str) -> list[FileEntry]:
             ]
             return [entry for _, entry in sorted(entries, key=lambda e: (e[0], e[1].name))]
         return []
-    found: list[tuple[int, str, FileEntry]] = []
-    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(path) as names:
-        for name in names:
-            with suppress(FileNotFoundError):  # it was removed meanwhile
-                modified = name.stat(follow_symlinks=False).st_mtime_ns
-                try:
-                    target = name.stat()
-                except OSError:  # a link that leads nowhere, or in a circle
-                    entry = FileEntry(name.name, False, 0)
-                else:
-                    entry = FileEntry(name.name, stat.S_ISREG(target.st_mode), target.st_size)
-                found.append((modified, name.name, entry))
-    return [entry for _, _, entry in sorted(found, key=lambda e: e[:2])]
+    try:
+        return local_files.list_oldest_first(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def list_etags(uri: str) -> dict[str, str]:
@@ -146,14 +132,16 @@ def list_etags(uri: str) -> dict[str, str]:
     Object stores give an ETag; for a disk, the tag is made of time, inode and size.
 
     Returns:
-        Name to tag; empty if the URI does not exist.
+        Name to tag; empty if the URI is no folder.
     """
     try:
         with connect(uri) as (fs, path):
+            if not is_remote(uri):
+                return local_files.list_tags(path)
             entries = fs.ls(path, detail=True)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
-    tag_fields = ("ETag", "etag", "mtime", "LastModified", "ino", "size")
+    tag_fields = ("ETag", "etag", "LastModified", "size")
     return {
         posixpath.basename(str(entry["name"]).rstrip("/")): str(
             [entry.get(field) for field in tag_fields]

@@ -33,6 +33,7 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     """Builds the corpus of a recipe and prints its statistics, or shows the one that is there."""
     from corpus.inspect import console_tables, inspection, page
     from corpus.store.tables import Corpus
+    from cprec.config.next_steps import after_build
     from cprec.workflows.build_corpus import build_corpus, preview_statistics, require_sound
 
     if options.describe or options.inspect:
@@ -49,6 +50,8 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
         print_line("mixed samples are upper bounds: the rules for mixed histories only remove some")
     else:
         print_table(console_tables.statistics_table(build_corpus(recipe, print_line).statistics()))
+        for line in after_build(recipe, options):
+            print_line(line)
 
 
 JOB = Job(run_job, __doc__, KEYS, add_flags)

@@ -3,13 +3,15 @@
 import io
 import json
 import os
+import re
 import runpy
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import redirect_stderr, redirect_stdout, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 400
 """Seconds that a job, or a wait for one, may take."""
+CONSOLE_TOKEN = "the-token-of-this-test"
 STARTED: list["subprocess.Popen[str]"] = []
 
 
@@ -69,6 +72,29 @@ def start(
     )
     STARTED.append(process)
     return process
+
+
+@contextmanager
+def console(recipe: str | Path, *arguments: str) -> "Iterator[tuple[str, subprocess.Popen[str]]]":
+    """Runs the console beside the `with` block; yields its address and its process."""
+    process = start(
+        "console", recipe, "--console.port", "0", *arguments,
+        environment={"CPREC_CONSOLE_TOKEN": CONSOLE_TOKEN},
+    )  # fmt: skip
+    printed: list[str] = []
+    assert process.stdout is not None
+    reader = threading.Thread(target=lambda: printed.extend(process.stdout or ()), daemon=True)
+    reader.start()
+    try:
+        wait_for(process, lambda: any("console: http" in line for line in printed))
+        found = re.search(r"console: (http://\S+)/\n", "".join(printed))
+        assert found, "the token that was given is printed"
+        yield found[1], process
+    finally:
+        process.terminate()
+        _, err = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 130, err
+    assert CONSOLE_TOKEN not in "".join(printed) + err
 
 
 def end_all() -> None:

@@ -7,7 +7,6 @@ Debian, `apt-get install chromium` brings it.
 import json
 import re
 import subprocess
-import threading
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from cprec.workflows.promote import set_champion
 from tests.integration import chromium, jobs
 from tests.integration.chromium import Browser, Page
 
-TOKEN = "the-token-of-this-test"
+TOKEN = jobs.CONSOLE_TOKEN
 MARKUP = "<img src=x onerror=\"document.title='owned'\">"
 """Text that would be markup if data became any."""
 
@@ -62,24 +61,8 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def console(recipe: Path) -> Iterator[str]:
     """Runs the console, and yields its address."""
-    process = jobs.start(
-        "console", recipe, "--console.port", "0", "--console.refresh_s", "0.5",
-        environment={"CPREC_CONSOLE_TOKEN": TOKEN},
-    )  # fmt: skip
-    printed: list[str] = []
-    assert process.stdout is not None
-    reader = threading.Thread(target=lambda: printed.extend(process.stdout or ()), daemon=True)
-    reader.start()
-    try:
-        jobs.wait_for(process, lambda: any("console: http" in line for line in printed))
-        found = re.search(r"console: (http://\S+)/\n", "".join(printed))
-        assert found, "the token that was given is printed"
-        yield found[1]
-    finally:
-        process.terminate()
-        _, err = process.communicate(timeout=jobs.LIMIT_S)
-    assert process.returncode == 130, err
-    assert TOKEN not in "".join(printed) + err
+    with jobs.console(recipe, "--console.refresh_s", "0.5") as (address, _):
+        yield address
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,23 @@ OF_THE_RUN = ("run", "branch", "continue_from", "corpus_version", "schedule.", "
 """Keys of this command that the next ones do not repeat: they say how the run was trained."""
 
 
+def after_build(recipe: Recipe, options: argparse.Namespace) -> Iterator[str]:
+    """Yields, as aligned lines, what can be done with a corpus that was built.
+
+    Args:
+        recipe: The recipe.
+        options: The flags of the job.
+    """
+    run = recipe.run
+    return _describe(
+        {
+            "look at it, and for leakage": _command(options, "build_corpus", None, "--inspect"),
+            "see what a run would do": _command(options, "cpt", run, "--dry-run"),
+            "train on it": _command(options, "cpt", run),
+        }
+    )
+
+
 def after_pretraining(
     recipe: Recipe, options: argparse.Namespace, stable_checkpoint: str | None
 ) -> Iterator[str]:
@@ -70,13 +87,14 @@ def after_evaluation(
     return _describe(steps)
 
 
-def _command(options: argparse.Namespace, job: str, run: str, *words: str) -> str:
-    """Returns a command with the recipe and the keys of this one."""
+def _command(options: argparse.Namespace, job: str, run: str | None, *words: str) -> str:
+    """Returns a command with the recipe and the keys of this one, and the run if it is of one."""
     keys = {key: text for key, text in options.keys.items() if not key.startswith(OF_THE_RUN)}
     given = [word for key, text in keys.items() for word in (option_name(key), text)]
     script = str(Path(sys.argv[0]).with_name(f"{job}.py"))
     recipe_file = [options.recipe] if options.recipe else []
-    return shlex.join(["python", script, *recipe_file, *given, "--run", run, *words])
+    of_run = [] if run is None else ["--run", run]
+    return shlex.join(["python", script, *recipe_file, *given, *of_run, *words])
 
 
 def _describe(steps: Mapping[str, str]) -> Iterator[str]:

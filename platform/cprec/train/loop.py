@@ -6,7 +6,7 @@ and bare in a test.
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,6 +16,9 @@ from cprec.stream.packing import MicroBatchSpec, build_micro_batches, filled_tok
 from cprec.stream.worker_batches import GlobalBatch, WorkerBatch, imbalance
 from cprec.train.device import peak_memory_bytes
 from cprec.train.engine import Engine, StepOutcome
+
+MAX_IDS = 8
+"""Samples that an error names by their ids."""
 
 
 class DivergenceError(PlatformFault):
@@ -159,11 +162,10 @@ def train(
             observer.should_save(),
         )
         if not math.isfinite(result.loss) or math.isinf(result.grad_norm):
-            ids = [f"{sample_id:016x}" for sample_id in worker_batch.sample_ids.tolist()]
             raise DivergenceError(
                 f"the {_what_diverged(result)} at step {number} "
-                f"(samples {batch.start}..{batch.stop}, "
-                f"ids on rank {worker_batch.rank}: {ids}); "
+                f"(samples {batch.start}..{batch.stop}, ids on rank {worker_batch.rank}: "
+                f"{_name_ids(worker_batch.sample_ids.tolist())}); "
                 "lower schedule.lr_max or look at these samples"
             )
         step_s = time.perf_counter() - start
@@ -194,6 +196,13 @@ def train(
         if result.stop:
             break
     return number
+
+
+def _name_ids(sample_ids: Sequence[int]) -> str:
+    """Names samples, the first few of many."""
+    named = ", ".join(f"{sample_id:016x}" for sample_id in sample_ids[:MAX_IDS])
+    more = len(sample_ids) - MAX_IDS
+    return f"{named} and {more:,} more" if more > 0 else named
 
 
 def _what_diverged(result: StepOutcome) -> str:

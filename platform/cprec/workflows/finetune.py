@@ -232,16 +232,25 @@ def plan_search(recipe: Recipe, registry: Registry, say: Say) -> SearchPlan:
     )
     check_tokenizer(recipe, corpus, base, revision, plan.template, settings.hybrid)
     check_identity(plan)
-    origin = describe_model(start) if start_checkpoint else f"fresh weights, on {plan.base}"
     say(
-        f"{name} on {domain}, version {corpus.version} of {corpus.uri}; LoRA from {origin}; "
-        f"in {plan.uri}"
+        f"{name} on {domain}, version {corpus.version} of {corpus.uri}; "
+        f"{_describe_training(recipe, start)}; in {plan.uri}"
     )
     if note := describe_other_template(plan.template, corpus, start.checkpoint or base):
         say(note)
     if is_hybrid(start_checkpoint):
         say("the start is a hybrid model: its adapter is taken, its projector and items are not")
     return plan
+
+
+def _describe_training(recipe: Recipe, start: EvaluatedModel) -> str:
+    """Says what is trained, and from where."""
+    is_lora = recipe.model.adapter == "lora"
+    if _adapter_of(start) is not None:
+        origin = describe_model(start)
+    else:
+        origin = f"fresh weights, on {start.base}" if is_lora else f"those of {start.base}"
+    return f"{'LoRA' if is_lora else 'all weights'} from {origin}"
 
 
 def _adapter_of(start: EvaluatedModel) -> str | None:

@@ -78,6 +78,15 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert not broken
 
 
+def test_each_picture_is_small_and_shown() -> None:
+    shown = {
+        Path(name).name for page in PAGES for name in re.findall(r"\((\S+\.png)\)", prose(page))
+    }
+    pictures = list((ROOT / "docs" / "images").glob("*.png"))
+    assert {picture.name for picture in pictures} == shown
+    assert all(picture.stat().st_size < 200_000 for picture in pictures)
+
+
 PATH = re.compile(rf"(?<![\w/.<>{{}}*-])((?:{'|'.join(TOPS)})/[\w./-]+\.(?:{SUFFIXES}))\b")
 PAGE_NAME = re.compile(r"(?<![\w/<>{}*.-])([\w./-]+\.md)\b")
 

@@ -72,7 +72,8 @@ export function lineChart({ title, format = digits, axis = brief, zero = false, 
     const values = finite.map(([, value]) => value);
     let low = zero ? 0 : Math.min(...values);
     let high = Math.max(...values);
-    if (high === low) [low, high] = zero ? [0, high || 1] : [low - 0.5, high + 0.5];
+    const isFlat = high === low;
+    if (isFlat) [low, high] = zero ? [0, high || 1] : [low - 0.5, high + 0.5];
     const plot = { width, height };
     const last = points.at(-1)[0] || 1;
     const x = (samples) => MARGIN.left + (samples / last) * (width - MARGIN.left - MARGIN.right);
@@ -85,7 +86,8 @@ export function lineChart({ title, format = digits, axis = brief, zero = false, 
     }).join("");
     const shown = hovered ?? finite.at(-1);
     const drawing = s("svg", { width, height, role: "img", "aria-label": describe(finite) },
-      axes(plot, x, y, ticks(0, last, width / 110), ticks(low, high, 3), axis),
+      axes(plot, x, y, ticks(0, last, width / 110).filter(Number.isInteger),
+        isFlat ? [values[0]] : ticks(low, high, 3), axis),
       s("path", { class: "curve", d: path }),
       s("circle", { class: "dot", cx: x(shown[0]), cy: y(shown[1]), r: 3 }));
     drawing.addEventListener("pointermove", (event) => {

@@ -46,15 +46,24 @@ export function digits(value, significant = 4) {
   if (value !== 0 && (Math.abs(value) < 1e-3 || Math.abs(value) >= 1e6)) {
     return value.toExponential(Math.min(significant - 1, 2));
   }
-  return value.toLocaleString("en", {
-    minimumSignificantDigits: significant,
-    maximumSignificantDigits: significant,
-  });
+  return significantFormat(significant).format(value);
+}
+
+const formats = new Map();  // to make one takes longer than to draw a row
+
+function significantFormat(digitCount) {
+  if (!formats.has(digitCount)) {
+    formats.set(digitCount, new Intl.NumberFormat("en", {
+      minimumSignificantDigits: digitCount, maximumSignificantDigits: digitCount,
+    }));
+  }
+  return formats.get(digitCount);
 }
 
 /** A number for an axis: 12k, 3.4M. */
 export function brief(value) {
   const size = Math.abs(value);
+  if (size >= 1e9) return value.toExponential(0);
   if (size >= 1e6) return `${+(value / 1e6).toPrecision(3)}M`;
   if (size >= 1e4) return `${+(value / 1e3).toPrecision(3)}k`;
   if (size !== 0 && size < 1e-3) return value.toExponential(0);

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, NotRequired, TypedDict, get_args
 
 from cluster.errors import AccessDeniedError, UserError
+from cluster.local_files import FileEntry
 from cluster.storage import (
-    FileEntry,
     join,
     list_oldest_first,
     move,

@@ -144,7 +144,7 @@ def _interval_of(entry: Mapping[str, Any]) -> tuple[float, float]:
 def _slices_table(comparison: Mapping[str, Any]) -> Table:
     """Returns HR@1 by length of history."""
     names = [
-        f"{name} ({first:.0f}{f' to {stop - 1:.0f}' if stop != float('inf') else ' and more'})"
+        f"{name} ({first:.0f}{f'–{stop - 1:.0f}' if stop != float('inf') else '+'})"
         for name, (first, stop) in HISTORY_SLICES.items()
     ]
     rows = []
@@ -155,7 +155,7 @@ def _slices_table(comparison: Mapping[str, Any]) -> Table:
             of_slice = slices.get(name) or {}
             cells += [measure((of_slice.get("hr") or {}).get("1")), f"{of_slice.get('n', 0):,}"]
         rows.append(row(entry["name"], *cells))
-    header = ["HR@1 by length of history", *(part for name in names for part in (name, "Samples"))]
+    header = ["HR@1 by history length", *(part for name in names for part in (name, "Samples"))]
     return Table(header, rows)
 
 

@@ -22,17 +22,21 @@ from cprec.model.base_uri import (
 )
 from cprec.workflows.doctor.findings import Finding
 from cprec.workflows.evaluation.models import check_tokenizer
-from cprec.workflows.pretraining.prepare import is_built_first
+from cprec.workflows.pretraining.prepare import has_corpus, is_built_first
 
 
 def check_corpus(recipe: Recipe) -> Iterator[Finding]:
     """Opens the corpus, and reads the first row of every stream, its checksum included.
 
     Raises:
-        CorpusError: There is no corpus, or no such version, or a file is missing or damaged.
+        CorpusError: There is no such version, or a file is missing or damaged.
     """
     if is_built_first(recipe):
         yield Finding("corpus", "ok", f"none at {recipe.corpus} yet; cpt builds it first")
+        return
+    if not has_corpus(recipe):
+        todo = "build it with jobs/build_corpus.py and this recipe, or correct the key corpus"
+        yield Finding("corpus", "warn", f"none at {recipe.corpus} yet", "one to train on", todo)
         return
     corpus = Corpus.open(recipe.corpus, recipe.corpus_version)
     streams = [s for split in ("train", "validation", "test") for s in corpus.streams(split)]

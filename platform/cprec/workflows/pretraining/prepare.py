@@ -143,8 +143,12 @@ def preview_corpus(recipe: Recipe, say: Say) -> Iterator[Corpus]:
 
 def is_built_first(recipe: Recipe) -> bool:
     """Returns whether a run builds its corpus: one of simulated shoppers that is missing."""
-    samples = join(absolute_uri(recipe.corpus), SAMPLES)
-    return recipe.data.format == "simulated" and not exists(samples)
+    return recipe.data.format == "simulated" and not has_corpus(recipe)
+
+
+def has_corpus(recipe: Recipe) -> bool:
+    """Returns whether the corpus of a recipe has been built."""
+    return exists(join(absolute_uri(recipe.corpus), SAMPLES))
 
 
 def prepare_run(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cprec.config.cli import Job, parse_arguments
-from cprec.config.next_steps import after_evaluation, after_pretraining
+from cprec.config.next_steps import after_build, after_evaluation, after_pretraining
 from cprec.config.recipe import Recipe
 
 DEMO = Path(__file__).resolve().parents[4] / "jobs" / "recipes" / "demo.yaml"
@@ -73,3 +73,21 @@ def test_after_an_evaluation_its_candidate_is_promoted_or_asked(
     assert (promoted.run, promoted.storage, promoted.evaluate.domain) == ("first", "/s", "Games")
     _, *lines = after_evaluation(recipe, options, "Games", has_candidate=False)
     assert len(lines) == 1
+
+
+def test_after_a_build_the_corpus_is_looked_at_and_trained_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arguments = ["--corpus", "/c", "--data.domains", "Garden"]
+    recipe, options = parse_arguments(arguments, JOB, DEMO)
+    monkeypatch.setattr(sys, "argv", ["jobs/build_corpus.py", *arguments])
+    _, *lines = after_build(recipe, options)
+    words = [shlex.split(line[line.index("python ") :]) for line in lines]
+    assert "--run" not in words[0]
+    assert [(job, flags[-1]) for _, job, *flags in words] == [
+        ("jobs/build_corpus.py", "--inspect"),
+        ("jobs/cpt.py", "--dry-run"),
+        ("jobs/cpt.py", recipe.run),
+    ]
+    trained = parse_arguments(words[2][2:], JOB, DEMO)[0]
+    assert (trained.corpus, trained.data.domains) == ("/c", ("Garden",))

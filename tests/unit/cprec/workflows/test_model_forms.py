@@ -187,6 +187,19 @@ def test_a_base_that_is_an_exported_model_keeps_its_template(
         assert f"in the template braces, in which {merged} was trained" in lines[1]
 
 
+@pytest.mark.parametrize(
+    ("adapter_kind", "words"), [("lora", "LoRA from fresh weights"), ("full", "all weights from")]
+)
+def test_a_search_says_what_it_trains(
+    place: Place, registry: Registry, adapter_kind: str, words: str
+) -> None:
+    lines: list[str] = []
+    recipe = with_keys(place, finetune__start="fresh", model__adapter=adapter_kind)
+    plan_search(recipe, registry, lines.append)
+    assert f"; {words}" in lines[0]
+    assert str(place.folder / "base") in lines[0]
+
+
 def test_what_pre_training_cannot_begin_with_is_refused(
     place: Place, adapter: str, tmp_path: Path
 ) -> None:

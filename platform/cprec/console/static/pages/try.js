@@ -70,7 +70,7 @@ function buildForm(context, { domains, models }) {
       history.value = sample.history.join("\n");
       candidates.value = sample.candidates.join("\n");
       taken = sample.taken;
-      setText(note, `What ${user} took until the last choice, and between what it was.`);
+      setText(note, `What ${user} took before the last choice, and what that choice was among.`);
       tell("");
     } catch (error) {
       tell(error.message);
