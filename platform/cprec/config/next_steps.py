@@ -71,9 +71,13 @@ def after_evaluation(
 
 
 def _command(options: argparse.Namespace, job: str, run: str, *words: str) -> str:
-    """Returns a command with the recipe and the keys of this one."""
-    keys = {key: text for key, text in options.keys.items() if not key.startswith(OF_THE_RUN)}
-    given = [word for key, text in keys.items() for word in (option_name(key), text)]
+    """Returns a command with the recipe and the keys of this one, as far as words set no others."""
+    keys = {
+        option_name(key): text
+        for key, text in options.keys.items()
+        if not key.startswith(OF_THE_RUN)
+    }
+    given = [part for name, text in keys.items() if name not in words for part in (name, text)]
     script = str(Path(sys.argv[0]).with_name(f"{job}.py"))
     recipe_file = [options.recipe] if options.recipe else []
     return shlex.join(["python", script, *recipe_file, *given, "--run", run, *words])
