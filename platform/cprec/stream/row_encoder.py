@@ -101,8 +101,11 @@ class RowEncoder:
         Raises:
             DataError: A row does not fit into `max_tokens`, even without a history.
         """
+        prompt_encoder = self.load_prompt_encoder()
+        if "text" not in rows.column_names:
+            return prompt_encoder.encode_samples(rows)
         return text_windows.encode_samples(
-            rows, self.load_prompt_encoder(), self._load_tokenizer, self.max_tokens
+            rows, prompt_encoder, self._load_tokenizer(), self.max_tokens
         )
 
     def group_rows(
