@@ -32,14 +32,16 @@ from torch.utils.data import DataLoader, IterableDataset
 from cluster.ray_session import ray_session
 from corpus import append, build
 from corpus.ingest import simulation
+from corpus.store.tables import Corpus
 from cprec.config.recipe_file import validate_recipe
 from cprec.config.recipe import Recipe
+from cprec.encode.prompt import TABLE1
 from cprec.runs.control.lease import Lease, current_owner
 from cprec.schedule.controller import Controller, Segment
 from cprec.schedule.plan import Plan, Portion
 from cprec.schedule.planning import PlanSettings, build_plan, extend_plan
+from cprec.stream.row_encoder import RowEncoder
 from cprec.stream.segments import read_worker_batches
-from cprec.stream.sharing_groups import NO_SHARING
 from cprec.train.distributed.controller_actor import start_controller
 from cprec.train.distributed.controller_state import ControllerSettings, WorkerGroup
 
@@ -246,10 +248,13 @@ def benchmark_requests(recipe: Recipe, run_uri: str) -> None:
             run="live",
             run_uri=run_uri,
             corpus_uri=recipe.corpus,
-            base=str(next((Path(run_uri).parent / "bases").iterdir())),
-            revision=None,
-            max_tokens=512,
-            token_sharing=NO_SHARING,
+            row_encoder=RowEncoder.from_corpus(
+                Corpus.open(recipe.corpus),
+                str(next((Path(run_uri).parent / "bases").iterdir())),
+                None,
+                512,
+                TABLE1,
+            ),
             global_batch_size=LIVE_BATCH,
             segment_samples=LIVE_SEGMENT,
             poll_samples=LIVE_SEGMENT,

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,7 +56,6 @@ from cprec.schedule.plan import Plan, Portion
 from cprec.schedule.planning import PlanSettings, build_plan, extend_plan
 from cprec.stream import segments
 from cprec.stream.row_encoder import RowEncoder
-from cprec.stream.sharing_groups import NO_SHARING
 from cprec.tracking.registry import Registry
 from cprec.train.distributed.controller_actor import ControllerActor
 from cprec.train.distributed.controller_state import ControllerSettings, WorkerGroup
@@ -146,17 +145,14 @@ def benchmark_workers() -> None:
             with (
                 claim(run_uri, "fleet", corpus.uri, lambda _: None) as held,
                 patch.object(segments, "configure_ray_data"),
-                patch.object(RowEncoder, "from_corpus", lambda *_: True),
+                patch.object(RowEncoder, "with_titles_of", lambda encoder, _: encoder),
                 patch.object(segments, "stream_segment", lambda *given: [None] * given[-1]),
             ):
                 settings = ControllerSettings(
                     run="fleet",
                     run_uri=run_uri,
                     corpus_uri=corpus.uri,
-                    base="",
-                    revision=None,
-                    max_tokens=512,
-                    token_sharing=NO_SHARING,
+                    row_encoder=RowEncoder("", None, 512, TABLE1, cast("Any", None)),
                     global_batch_size=BATCH,
                     segment_samples=batches * BATCH,
                     poll_samples=batches * BATCH,

@@ -6,6 +6,7 @@ import tempfile
 from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from corpus.store.tables import Corpus
 from cprec.config import recipe_file
 from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import to_yaml
+from cprec.encode.prompt import TABLE1
 from cprec.model.training_state import TrainingState
 from cprec.runs import checkpoint
 from cprec.runs.audit import audit
@@ -32,11 +34,13 @@ from cprec.schedule.ledger import Ledger, ids_digest
 from cprec.schedule.plan import Plan, global_batches
 from cprec.stream import segments
 from cprec.stream.row_encoder import RowEncoder
-from cprec.stream.sharing_groups import NO_SHARING
 from cprec.train.distributed import controller_actor
 from cprec.train.distributed.controller_actor import ControllerActor
 from cprec.train.distributed.controller_state import ControllerSettings, WorkerGroup
 from tests.records import trace_row
+
+NO_TITLES = RowEncoder("base", None, 512, TABLE1, cast("Any", None))
+"""A row encoder for a controller that starts no read tasks."""
 
 STEPS = 2
 """Optimizer steps, about; each is followed by a checkpoint."""
@@ -45,7 +49,7 @@ STEPS = 2
 def without_ray(patch: pytest.MonkeyPatch) -> None:
     """Leaves out of the controller what only read tasks need."""
     patch.setattr(segments, "configure_ray_data", lambda: None)
-    patch.setattr(RowEncoder, "from_corpus", lambda *_: None)
+    patch.setattr(RowEncoder, "with_titles_of", lambda encoder, _: encoder)
     patch.setattr(controller_actor, "STORAGE_RETRY_S", 0.0)
     # YAML would take half of the time.
     patch.setattr("cprec.runs.locks.recipe.to_yaml", lru_cache(to_yaml))
@@ -95,7 +99,7 @@ def train(run_uri: str, corpus: Corpus) -> AuditReport:
 
 def _train_rest(run_uri: str, corpus: Corpus, held: HeldLease) -> None:
     settings = ControllerSettings(
-        "small", run_uri, corpus.uri, "base", None, 512, NO_SHARING, 32, 64, 64, None, 0.0, 0.05
+        "small", run_uri, corpus.uri, NO_TITLES, 32, 64, 64, None, 0.0, 0.05
     )
     actor = ControllerActor(settings, held.lease)
     name, problems = find_last_checkpoint(run_uri)

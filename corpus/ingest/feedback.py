@@ -78,7 +78,7 @@ def count_feedback(purchases: pl.DataFrame, served: pl.DataFrame) -> FeedbackCou
 
 
 def measure_feedback(data: DataSettings, say: Say) -> dict[str, FeedbackCounts]:
-    """Reads the feedback of the domains in the settings, and says what became of the rankings.
+    """Counts and reports, per domain of feedback, the purchases that followed served rankings.
 
     Returns:
         The counts of each domain; empty for other formats.

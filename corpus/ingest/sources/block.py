@@ -50,7 +50,7 @@ class Block:
 
     @property
     def columns_with_values(self) -> frozenset[str]:
-        """The columns that are not null in every row of the file; an unreadable time counts."""
+        """The columns that have a value in at least one row; an unreadable time is a value."""
         has_unread_time = any(
             self.malformed is None or not self.malformed[row] for row in self.unparsed_text
         )

@@ -88,9 +88,16 @@ def after_evaluation(
 
 
 def _command(options: argparse.Namespace, job: str, run: str | None, *words: str) -> str:
-    """Returns a command with the recipe and the keys of this one, and the run if it is of one."""
-    keys = {key: text for key, text in options.keys.items() if not key.startswith(OF_THE_RUN)}
-    given = [word for key, text in keys.items() for word in (option_name(key), text)]
+    """Returns a command with the recipe and keys of this one, as far as words set no others.
+
+    It names the run if it is of one.
+    """
+    keys = {
+        option_name(key): text
+        for key, text in options.keys.items()
+        if not key.startswith(OF_THE_RUN)
+    }
+    given = [part for name, text in keys.items() if name not in words for part in (name, text)]
     script = str(Path(sys.argv[0]).with_name(f"{job}.py"))
     recipe_file = [options.recipe] if options.recipe else []
     of_run = [] if run is None else ["--run", run]

@@ -59,7 +59,8 @@ def reject_secrets(values: Mapping[str, Any], origin: str) -> None:
         origin: Where they are from, for the message.
 
     Raises:
-        RecipeError: One does; names the key, what it holds, and where that is meant to be.
+        RecipeError: One does; names the key, the kind of secret (never the secret), and where
+            secrets are meant to be.
     """
     for key, value in values.items():
         for text in _iter_texts(value):

@@ -3,7 +3,7 @@
 A segment may mix windows of text with prompts, row by row (docs/decisions/010-replay.md).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -25,25 +25,23 @@ class PromptRowEncoder(Protocol):
 def encode_samples(
     rows: pa.Table,
     prompt_encoder: PromptRowEncoder,
-    load_tokenizer: Callable[[], Tokenizer],
+    tokenizer: Tokenizer,
     max_tokens: int,
 ) -> list[EncodedSample]:
     """Encodes corpus rows, in their order, each of which holds a prompt or a window of text.
 
     Args:
-        rows: Corpus rows; those with a value in the column `text`, if there is one, are windows.
+        rows: Corpus rows; those with a value in the column `text` are windows.
         prompt_encoder: Encoder of the other rows.
-        load_tokenizer: Returns the tokenizer for windows; called only if there is a column `text`.
+        tokenizer: Tokenizer for windows.
         max_tokens: Maximum length of a sample, in tokens.
 
     Raises:
         DataError: A window is longer than `max_tokens`, or `prompt_encoder` refused a prompt.
     """
-    if "text" not in rows.column_names:
-        return prompt_encoder.encode_samples(rows)
     is_window = pc.is_valid(rows["text"])
     texts = rows["text"].drop_null().to_pylist()
-    windows = iter(encode_windows(texts, load_tokenizer(), max_tokens))
+    windows = iter(encode_windows(texts, tokenizer, max_tokens))
     prompt_rows = rows.filter(pc.invert(is_window))
     prompts = iter(prompt_encoder.encode_samples(prompt_rows) if len(prompt_rows) else [])
     # Each iterator is in the order of the rows, so taking from one or the other restores it.

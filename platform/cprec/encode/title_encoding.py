@@ -111,9 +111,9 @@ def build_title_encoding(
 def find_title_difference(
     titles: Sequence[str], title_tokens: TitleTokens, tokenizer: Tokenizer, template: PromptTemplate
 ) -> str:
-    """Compares the tokens of every title, behind another word, with the tokenizer's own.
+    """Checks that every title has the same tokens behind another word as on its own.
 
-    Normalisation may make spaces of what is none, so that words depend on each other.
+    It may not where the tokenizer's normalisation turns other characters into spaces.
 
     Args:
         titles: Cleaned titles by item index.

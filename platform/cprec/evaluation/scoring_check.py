@@ -51,8 +51,8 @@ class DecodingMethod:
     """How a model generates answers.
 
     Attributes:
-        fast: Whether a cache and padding on the left are right.
-        reason: Why it is not; empty if it is.
+        fast: Whether it may use a cache and padding on the left, as the answers stay the same.
+        reason: Why it may not; empty if it may.
     """
 
     fast: bool

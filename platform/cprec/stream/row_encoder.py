@@ -1,7 +1,7 @@
 """Row encoder: encodes corpus rows with titles that Ray's object store holds once per node."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import ray
@@ -51,7 +51,6 @@ class RowEncoder:
         revision: str | None,
         max_tokens: int,
         template: PromptTemplate,
-        earlier: "RowEncoder | None" = None,
         sharing: TokenSharing = NO_SHARING,
     ) -> "RowEncoder":
         """Encodes the titles of a corpus version and puts them into Ray's object store.
@@ -65,24 +64,34 @@ class RowEncoder:
             revision: Revision of a base model on the hub; None for its default.
             max_tokens: Maximum length of a sample, in tokens.
             template: Template of the prompts.
-            earlier: Encoder of an earlier version of the corpus, else with the same values. If it
-                holds token ids, only the titles added since are tokenised.
             sharing: Which tokens the training samples of a row share.
 
         Raises:
             RecipeError: The tokenizer has no end token, or merges across spaces.
         """
-        from cprec.model.backbone import load_tokenizer
+        no_titles = cls(base, revision, max_tokens, template, ray.put(()), sharing)
+        return no_titles.with_titles_of(corpus)
 
-        earlier_titles = None if earlier is None else ray.get(earlier.titles_ref)
-        encoding = build_title_encoding(
-            corpus.read_titles(),
-            load_tokenizer(base, revision),
-            template,
-            earlier_titles if isinstance(earlier_titles, TitleTokens) else None,
+    def with_titles_of(self, corpus: Corpus) -> "RowEncoder":
+        """Returns this encoder with the titles of a later version of its corpus.
+
+        An item never changes its index or title, so only added titles are tokenised, if those
+        before are token ids. Where there are none, the tokenizer is not even loaded.
+
+        Raises:
+            RecipeError: The tokenizer has no end token, or merges across spaces.
+        """
+        titles = corpus.read_titles()
+        earlier = ray.get(self.titles_ref)
+        token_ids, num_known = (
+            (earlier, earlier.num_items)
+            if isinstance(earlier, TitleTokens)
+            else (None, len(earlier))
         )
-        titles = encoding.titles if encoding.title_tokens is None else encoding.title_tokens
-        return cls(base, revision, max_tokens, template, ray.put(titles), sharing)
+        if num_known == len(titles):
+            return self
+        encoding = build_title_encoding(titles, self._load_tokenizer(), self.template, token_ids)
+        return replace(self, titles_ref=ray.put(encoding.title_tokens or encoding.titles))
 
     def load_prompt_encoder(self) -> CachedPromptEncoder | UncachedPromptEncoder:
         """Returns the encoder of prompts for this process.
@@ -101,8 +110,11 @@ class RowEncoder:
         Raises:
             DataError: A row does not fit into `max_tokens`, even without a history.
         """
+        prompt_encoder = self.load_prompt_encoder()
+        if "text" not in rows.column_names:
+            return prompt_encoder.encode_samples(rows)
         return text_windows.encode_samples(
-            rows, self.load_prompt_encoder(), self._load_tokenizer, self.max_tokens
+            rows, prompt_encoder, self._load_tokenizer(), self.max_tokens
         )
 
     def group_rows(

@@ -28,7 +28,7 @@ from cprec.model.kernels.low_rank import add_low_rank, low_rank_gradients, split
 
 
 def fuse_lora(model: torch.nn.Module) -> int:
-    """Computes the LoRA layers of a model as this module describes.
+    """Makes the LoRA layers of a model that read the same input compute as one layer.
 
     It does not work under ZeRO 3, which gathers a weight only while its own module runs.
 

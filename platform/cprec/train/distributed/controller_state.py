@@ -20,7 +20,7 @@ from cprec.runs.run_plan import RunPlan
 from cprec.runs.run_records import count_traced_samples
 from cprec.schedule.controller import Controller
 from cprec.schedule.plan_notes import count_domain_samples
-from cprec.stream.sharing_groups import TokenSharing
+from cprec.stream.row_encoder import RowEncoder
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,7 @@ class ControllerSettings:
         run: Name of the run.
         run_uri: Folder of the run.
         corpus_uri: Folder of the corpus.
-        base: Base model that workers load.
-        revision: Revision of a base on a hub.
-        max_tokens: Tokens of a prompt and its answer, at most.
-        token_sharing: What samples of a global batch share.
+        row_encoder: Encoder of the rows, with the titles of the version that the driver has opened.
         global_batch_size: Samples of an optimizer step.
         segment_samples: Samples of a segment, at most.
         poll_samples: Samples between two looks at the corpus, at most.
@@ -47,10 +44,7 @@ class ControllerSettings:
     run: str
     run_uri: str
     corpus_uri: str
-    base: str
-    revision: str | None
-    max_tokens: int
-    token_sharing: TokenSharing
+    row_encoder: RowEncoder
     global_batch_size: int
     segment_samples: int
     poll_samples: int

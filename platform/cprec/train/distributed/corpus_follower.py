@@ -6,7 +6,6 @@ from corpus.store.tables import Corpus
 from cprec.runs.events import CorpusVersionAdopted
 from cprec.runs.portions import build_replay, remaining_portions
 from cprec.schedule.plan_notes import annealing_warning, count_planned, describe_joined
-from cprec.stream.row_encoder import RowEncoder
 from cprec.train.distributed.controller_state import ControllerState
 
 CLOSED_ADVICE = (
@@ -30,7 +29,7 @@ class CorpusFollower:
         self._state = state
         self._samples_at_check = 0
         self._message = f"has corpus version {state.run_plan.version}"
-        self.row_encoder: RowEncoder | None = None
+        self.row_encoder = state.settings.row_encoder
         self._load(Corpus.open(state.settings.corpus_uri))
 
     def is_due(self) -> bool:
@@ -105,14 +104,5 @@ class CorpusFollower:
 
     def _load(self, corpus: Corpus) -> None:
         """Takes over the streams of a version and the titles of its items."""
-        settings = self._state.settings
         self.streams = corpus.streams_by_key()
-        self.row_encoder = RowEncoder.from_corpus(
-            corpus,
-            settings.base,
-            settings.revision,
-            settings.max_tokens,
-            self._state.run_plan.template,
-            self.row_encoder,
-            settings.token_sharing,
-        )
+        self.row_encoder = self.row_encoder.with_titles_of(corpus)

@@ -29,6 +29,7 @@ from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
 from cprec.encode.prompt import PromptTemplate
 from cprec.runs.control.lease import HeldLease
+from cprec.stream.row_encoder import RowEncoder
 from cprec.stream.sharing_groups import TokenSharing
 from cprec.train.distributed.controller_actor import start_controller
 from cprec.train.distributed.controller_state import ControllerSettings, RunNews
@@ -95,10 +96,15 @@ def run_training(job: TrainingJob, held: HeldLease, on_news: NewsCallback, say: 
         run=recipe.run,
         run_uri=job.run_uri,
         corpus_uri=job.corpus.uri,
-        base=job.base,
-        revision=job.revision,
-        max_tokens=recipe.model.max_tokens,
-        token_sharing=TokenSharing(train.targets_per_pass, train.shared_candidates),
+        # Encoded here, where torch and transformers are already imported.
+        row_encoder=RowEncoder.from_corpus(
+            job.corpus,
+            job.base,
+            job.revision,
+            recipe.model.max_tokens,
+            job.template,
+            TokenSharing(train.targets_per_pass, train.shared_candidates),
+        ),
         global_batch_size=train.global_batch,
         segment_samples=schedule.segment_samples,
         poll_samples=schedule.poll_samples,

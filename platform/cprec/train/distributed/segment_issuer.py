@@ -79,9 +79,9 @@ class SegmentIssuer:
 
     def _start(self, segment: Segment, world_size: int) -> None:
         trained = self._state.controller.samples
-        row_encoder = self._corpus.row_encoder
-        assert row_encoder is not None
-        iterators = segments.stream_segment(segment, self._corpus.streams, row_encoder, world_size)
+        iterators = segments.stream_segment(
+            segment, self._corpus.streams, self._corpus.row_encoder, world_size
+        )
         untrained = {
             start: entry for start, entry in self._started.items() if entry[0].stop > trained
         }

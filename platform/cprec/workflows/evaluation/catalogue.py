@@ -103,7 +103,7 @@ class CatalogueRanking:
 
     @property
     def embedders(self) -> list[EvaluatedModel]:
-        """The language model that embeds titles; none where nothing asks for their vectors."""
+        """The one model that embeds titles; empty where `retrieval.sources` lacks titles."""
         uses_titles = "titles" in self.catalogue.recipe.retrieval.sources
         return [self.catalogue.model] if uses_titles else []
 

@@ -27,6 +27,8 @@ def commands(
     for line in lines:
         python, job, *words = shlex.split(line[line.index("python ") :])
         assert python == "python"
+        names = [word for word in words if word.startswith("--")]
+        assert len(names) == len(set(names)), line
         found.append((job, parse_arguments(words, JOB, DEMO)[0]))
     return found
 
@@ -39,7 +41,7 @@ def test_the_next_commands_name_the_run_and_repeat_where_everything_is(
     given = commands(
         monkeypatch,
         *(str(file), "--run", "first", "--storage", "/s", "--train.gpus_per_worker", "1"),
-        *("--schedule.hold_open", "true"),
+        *("--schedule.hold_open", "true", "--evaluate.domain", "Sports"),
     )
     assert [job for job, _ in given] == [
         f"jobs/{name}.py" for name in ("evaluate", "promote", "tune_lr", "append_domain", "cpt")

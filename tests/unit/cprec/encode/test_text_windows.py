@@ -66,20 +66,12 @@ def test_each_row_gets_its_own_tokens(is_window: list[bool]) -> None:
             "text": pa.array(texts, pa.string()),
         }
     )
-    samples = text_windows.encode_samples(rows, SampleIdEncoder(), lambda: TOKENIZER, 512)
+    samples = text_windows.encode_samples(rows, SampleIdEncoder(), TOKENIZER, 512)
     for sample_id, (sample, text) in enumerate(zip(samples, texts, strict=True)):
         if text is None:
             assert sample.ids.tolist() == [sample_id, 0]
         else:
             assert TOKENIZER.decode(sample.ids[1:]) == text
-
-
-def test_rows_without_text_load_no_tokenizer() -> None:
-    rows = pa.table({"sample_id": pa.array([7], pa.int64())})
-    [sample] = text_windows.encode_samples(
-        rows, SampleIdEncoder(), lambda: pytest.fail("the tokenizer was loaded"), 512
-    )
-    assert sample.ids.tolist() == [7, 0]
 
 
 def test_a_window_that_does_not_fit_is_refused() -> None:

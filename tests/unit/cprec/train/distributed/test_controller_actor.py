@@ -33,12 +33,12 @@ from cprec.runs.records import LeaseRecord
 from cprec.runs.run_planning import create_run_plan
 from cprec.stream import segments
 from cprec.stream.row_encoder import RowEncoder
-from cprec.stream.sharing_groups import NO_SHARING
 from cprec.train.distributed.controller_actor import ControllerActor
 from cprec.train.distributed.controller_state import ControllerSettings, WorkerGroup
 from cprec.train.distributed.request_server import MAX_EVENTS
 from cprec.workflows import append_domain
 from tests.records import trace_row
+from tests.small_run import NO_TITLES
 from tests.unit.corpus.worlds import settings, shop, write_root
 from tests.unit.failing_disk import FOREVER, FailingDisk
 
@@ -62,14 +62,12 @@ def actor(
     It lacks what only read tasks need: titles in Ray's object store, and settings of Ray Data.
     """
     monkeypatch.setattr(segments, "configure_ray_data", lambda: None)
-    monkeypatch.setattr(RowEncoder, "from_corpus", lambda *_: None)
+    monkeypatch.setattr(RowEncoder, "with_titles_of", lambda encoder, _: encoder)
     run = str(tmp_path / "runs" / "trunk")
     create_run_plan(Recipe(), corpus).write(run)
     with claim(run, "trunk", corpus.uri, print) as held:
         yield ControllerActor(
-            ControllerSettings(
-                "trunk", run, corpus.uri, "base", None, 512, NO_SHARING, 32, 64, 64, None, 0.0, 0.05
-            ),
+            ControllerSettings("trunk", run, corpus.uri, NO_TITLES, 32, 64, 64, None, 0.0, 0.05),
             held.lease,
         )
 
