@@ -56,7 +56,9 @@ class CorpusFollower:
             )
         domain, mixed, texts = state.run_plan.new_streams(corpus)
         replayed = texts if settings.replay_fraction else []
-        if not (domain or mixed or replayed):
+        domain_portions = remaining_portions(domain, settings.passes)
+        mixed_portions = remaining_portions(mixed, settings.passes)
+        if not (domain_portions or mixed_portions or replayed):
             state.write_run_plan(replace(state.run_plan, version=corpus.version))
             return f"has nothing to train of corpus version {corpus.version}"
         self._load(corpus)
@@ -65,10 +67,10 @@ class CorpusFollower:
         consumed = before.consumed_portions(state.controller.join_position())
         with state.controller.transaction():
             position = state.controller.extend_plan(
-                remaining_portions(domain),
-                remaining_portions(mixed),
+                domain_portions,
+                mixed_portions,
                 settings.max_domain_samples,
-                build_replay(settings.replay_fraction, corpus.streams(), consumed),
+                build_replay(settings.replay_fraction, corpus.streams(), settings.passes, consumed),
                 settings.annealing_share,
             )
             plan = state.controller.plan
@@ -91,7 +93,7 @@ class CorpusFollower:
             f"S = {plan.wsa.stable_end:,}, A = {plan.wsa.annealing_end:,}"
         ]
         if settings.max_domain_samples is not None:
-            joined = {(str(s.source), s.version): s.rows for s in domain}
+            joined = {(p.source, p.version): p.count for p in domain_portions}
             notes.append(describe_joined(plan, position, joined, settings.max_domain_samples))
         notes.append(
             annealing_warning(plan, settings.min_annealing_share, settings.global_batch_size)
