@@ -189,8 +189,8 @@ def print_comparison(
 def train_ours(name: str, task: Task, seed: int) -> Result:
     """Trains our baseline to its early stop and scores the test candidates."""
     torch.manual_seed(seed)
-    item_count = len(task.domain.item_indices)
-    network = training.build_network(name, item_count, task.length, task.settings)
+    num_items = len(task.domain.item_indices)
+    network = training.build_network(name, num_items, task.length, task.settings)
     histories = task.histories("validation")
     candidates = task.candidates("validation")
     targets = task.targets("validation")

@@ -254,7 +254,7 @@ def benchmark_requests(recipe: Recipe, run_uri: str) -> None:
             segment_samples=LIVE_SEGMENT,
             poll_samples=LIVE_SEGMENT,
             max_domain_samples=None,
-            replay_fraction=0.0,
+            replay_share=0.0,
             min_annealing_share=0.0,
         )
         # The highest lease number there can be: the run that has just ended holds an earlier one.

@@ -206,7 +206,7 @@ def measure(name: str, rounds: int | None) -> None:
     for peer in ("prefix", "rows"):
         difference = np.abs(results["packed"] - results[peer]).max()
         assert difference < 1e-3, f"scores of {peer} differ by {difference}"
-    tokens = sum(query.token_count for query in queries()) / users
+    tokens = sum(query.num_tokens for query in queries()) / users
     print(f"{name}: {tokens:.0f} tokens a user, {users} users, {rounds} rounds")
     ours = median(users_per_s.pop("packed"))
     for peer, values in users_per_s.items():

@@ -161,7 +161,7 @@ def benchmark_workers() -> None:
                     segment_samples=batches * BATCH,
                     poll_samples=batches * BATCH,
                     max_domain_samples=None,
-                    replay_fraction=0.0,
+                    replay_share=0.0,
                     min_annealing_share=0.0,
                 )
                 actor = ControllerActor(settings, held.lease)

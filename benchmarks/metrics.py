@@ -48,7 +48,7 @@ def main() -> int:
         for file in sorted(complete_predictions(options.folder))
     }
     without_ties = {
-        name: predictions.filter(pa.array(to_ranks(predictions).tied_count == 1))
+        name: predictions.filter(pa.array(to_ranks(predictions).tied_counts == 1))
         for name, (_, predictions) in evaluations.items()
     }
     request = json.dumps({name: to_ranx(table) for name, table in without_ties.items()})

@@ -59,7 +59,7 @@ class StepTimes(Observer):
         self.steps: list[tuple[int, float, float]] = []
 
     def on_step_end(self, record: StepRecord, step: TrainingStep, engine: Engine) -> None:
-        self.steps.append((record.batch.token_count, record.step_s, record.data_wait_s))
+        self.steps.append((record.batch.num_tokens, record.step_s, record.data_wait_s))
 
 
 def training_steps(

@@ -61,13 +61,13 @@ class Workload:
 
     @classmethod
     def from_corpus(
-        cls, corpus_uri: str, sample_count: int, vocabulary: int, tokenizer_folder: str | None
+        cls, corpus_uri: str, num_samples: int, vocabulary: int, tokenizer_folder: str | None
     ) -> "Workload":
         """Reads the first training samples of a corpus's first domain.
 
         Args:
             corpus_uri: The corpus.
-            sample_count: Number of samples, at most.
+            num_samples: Number of samples, at most.
             vocabulary: Size of the byte-level tokenizer that is trained on the titles.
             tokenizer_folder: Directory of a tokenizer to use instead.
         """
@@ -81,7 +81,7 @@ class Workload:
             if tokenizer_folder
             else tiny.train_tokenizer(titles, vocabulary, TABLE1)
         )
-        rows = corpus.read_samples(source, "train").slice(0, sample_count)
+        rows = corpus.read_samples(source, "train").slice(0, num_samples)
         return cls(titles, rows, tokenizer, tokenise_titles(titles, tokenizer, TABLE1))
 
     def encode_samples(self, max_tokens: int = 2048) -> list[EncodedSample]:
@@ -119,7 +119,7 @@ def worker_batches(
             start=start,
             stop=start + len(batch_samples),
             supervised_tokens=sum(len(s.ids) - s.answer_start for s in batch_samples),
-            token_count=sum(map(sum, lengths_by_rank)),
+            num_tokens=sum(map(sum, lengths_by_rank)),
             ids_digest=0,
             samples_by_source={},
         )

@@ -38,7 +38,7 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     registry = Registry.from_recipe(recipe)
     plan = plan_batch(recipe, registry, find_model(recipe, registry, options.model), print_line)
     if options.dry_run:
-        print_line(f"would rank {plan.block_count:,} blocks into {plan.uri}")
+        print_line(f"would rank {plan.num_blocks:,} blocks into {plan.uri}")
         return
     summary = run_batch(plan, print_line)
     counts = summary["counts"]

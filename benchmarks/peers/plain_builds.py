@@ -21,7 +21,7 @@ def draw_candidates(
     target_users: np.ndarray,
     users: np.ndarray,
     items: np.ndarray,
-    item_count: int,
+    num_items: int,
 ) -> np.ndarray:
     """Draws the candidates of each target, as the peers do it.
 
@@ -32,14 +32,14 @@ def draw_candidates(
         target_users: The user of each target [samples].
         users: The user of every interaction [interactions].
         items: The item of every interaction [interactions].
-        item_count: Number of items.
+        num_items: Number of items.
 
     Returns:
         Candidates [samples, NUM_CANDIDATES], shuffled.
     """
     rng = np.random.default_rng(0)
-    seen_keys = np.unique(users.astype(np.int64) * item_count + items)
-    candidates = rng.integers(0, item_count, (targets.size, NUM_CANDIDATES))
+    seen_keys = np.unique(users.astype(np.int64) * num_items + items)
+    candidates = rng.integers(0, num_items, (targets.size, NUM_CANDIDATES))
     candidates[:, 0] = targets
     pending = np.arange(targets.size)
     while pending.size:
@@ -48,11 +48,11 @@ def draw_candidates(
         values = np.take_along_axis(part, order, 1)
         repeated = np.zeros_like(part, bool)
         np.put_along_axis(repeated, order[:, 1:], values[:, 1:] == values[:, :-1], 1)
-        keys = target_users[pending].astype(np.int64)[:, None] * item_count + part
+        keys = target_users[pending].astype(np.int64)[:, None] * num_items + part
         places = np.minimum(np.searchsorted(seen_keys, keys), seen_keys.size - 1)
         redraw = repeated | (seen_keys[places] == keys)
         redraw[:, 0] = False
-        part[redraw] = rng.integers(0, item_count, int(redraw.sum()))
+        part[redraw] = rng.integers(0, num_items, int(redraw.sum()))
         candidates[pending] = part
         pending = pending[redraw.any(axis=1)]
     return rng.permuted(candidates, axis=1)
@@ -96,7 +96,7 @@ def build_with_polars(root: Path, out: Path) -> int:
 
 
 def write_polars_samples(
-    rows: pl.DataFrame, all_rows: pl.DataFrame, first_item: int, item_count: int, file: Path
+    rows: pl.DataFrame, all_rows: pl.DataFrame, first_item: int, num_items: int, file: Path
 ) -> int:
     """Writes the samples of one source; returns their number.
 
@@ -104,7 +104,7 @@ def write_polars_samples(
         rows: Interactions that become targets and histories, by user and time.
         all_rows: Interactions whose items are no negatives of their users.
         first_item: Number of the first item that may be a negative.
-        item_count: Number of items that may be negatives.
+        num_items: Number of items that may be negatives.
         file: The file to write.
     """
     previous = [pl.col("item").shift(back).over("user_id") for back in range(MAX_HISTORY, 0, -1)]
@@ -122,7 +122,7 @@ def write_polars_samples(
         target_users.to_numpy(),
         interactions["user"].to_numpy(),
         interactions["item"].to_numpy() - first_item,
-        item_count,
+        num_items,
     )
     samples.with_columns(candidates=pl.Series(candidates + first_item)).write_parquet(file)
     return samples.height
@@ -148,11 +148,11 @@ def build_with_pandas(root: Path, out: Path) -> int:
         rows = rows.sort_values(["user_id", "timestamp", "item_id"])
         by_user = rows.groupby("user_id")
         rows = rows.assign(place=by_user.cumcount(), size=by_user["item"].transform("size"))
-        item_count = rows["item_id"].nunique()
+        num_items = rows["item_id"].nunique()
         domain_rows.append(rows)
         file = out / f"{domain}.parquet"
-        samples += write_pandas_samples(rows, rows, first_item, item_count, file)
-        first_item += item_count
+        samples += write_pandas_samples(rows, rows, first_item, num_items, file)
+        first_item += num_items
     all_rows = pd.concat(domain_rows)
     # Leave-one-out: the last two interactions with each domain are validation and test.
     mixed = all_rows[all_rows["place"] < all_rows["size"] - 2].sort_values(
@@ -163,7 +163,7 @@ def build_with_pandas(root: Path, out: Path) -> int:
 
 
 def write_pandas_samples(
-    rows: pd.DataFrame, all_rows: pd.DataFrame, first_item: int, item_count: int, file: Path
+    rows: pd.DataFrame, all_rows: pd.DataFrame, first_item: int, num_items: int, file: Path
 ) -> int:
     """Writes the samples of one source; returns their number. Arguments as with polars."""
     histories = []
@@ -178,7 +178,7 @@ def write_pandas_samples(
         user_ids.get_indexer(samples["user_id"]),
         users,
         all_rows["item"].to_numpy() - first_item,
-        item_count,
+        num_items,
     )
     samples.assign(candidates=list(candidates + first_item)).to_parquet(file)
     return len(samples)

@@ -118,7 +118,7 @@ class Training(Observer):
     def on_step_end(self, record: StepRecord, step: TrainingStep, engine: Engine) -> None:
         """Counts the step; measures at the end of an epoch, and saves where it is due."""
         before = self.ledger.samples
-        self.ledger = self.ledger.add_step(record.batch.sample_count, record.batch.ids_digest)
+        self.ledger = self.ledger.add_step(record.batch.num_samples, record.batch.ids_digest)
         seen = self.ledger.samples
         ends = [era.stop for era in self.plan.eras]
         every = self.archive.recipe.checkpoint.every_samples

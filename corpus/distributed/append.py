@@ -103,24 +103,24 @@ class RayAppendDelta(AppendDelta):
             ),
         ]
         # Files hold the new interactions only, so there may be fewer files than blocks.
-        file_count = stored_interactions.user_range_count(self.rows)
-        block_count = stored_interactions.user_range_count(self.rows + self.existing_rows)
+        num_files = stored_interactions.count_user_ranges(self.rows)
+        num_blocks = stored_interactions.count_user_ranges(self.rows + self.existing_rows)
         item_counts = count_items(item_indices)
         # All these numbers are powers of two, and no more rows are added than were read, so each
         # block is a whole number of ranges.
-        ranges_per_block = len(self.existing) // block_count
+        ranges_per_block = len(self.existing) // num_blocks
         refs_by_block = [
             [
                 ref
                 for refs in refs_by_kind
                 for ref in refs[number * ranges_per_block : (number + 1) * ranges_per_block]
             ]
-            for number in range(block_count)
+            for number in range(num_blocks)
         ]
         block_refs = [
             submit(
                 _build_block,
-                number * file_count // block_count,
+                number * num_files // num_blocks,
                 item_counts,
                 self.data,
                 ranges_per_block,
@@ -130,7 +130,7 @@ class RayAppendDelta(AppendDelta):
             for number, refs in enumerate(refs_by_block)
         ]
         return sample_files.collect_blocks(
-            block_refs, file_count, item_counts, self.data.num_candidates - 1
+            block_refs, num_files, item_counts, self.data.num_candidates - 1
         )
 
     def _encode_domain(
@@ -157,7 +157,7 @@ class RayAppendInput(AppendInput):
     def compute_delta(self, corpus: Corpus, data: DataSettings, say: Say) -> RayAppendDelta:
         """Selects the interactions that the append adds to a version; see `AppendInput`."""
         known_items = {name: local_append.read_known_items(corpus, name) for name in self.domains}
-        domains, range_count = read_domains(self.data, self.domains, say, known_items)
+        domains, num_ranges = read_domains(self.data, self.domains, say, known_items)
         quarantined = tuple(rows for domain in domains.values() for rows in domain.quarantined)
         tables: dict[str, list[Ref]] = {}
         items: dict[str, pl.DataFrame] = {}
@@ -165,9 +165,7 @@ class RayAppendInput(AppendInput):
         read_rows = 0
         for name in self.domains:
             domain = domains.pop(name)  # dropping its refs lets the object store free its tables
-            tables[name], repeated = group_by_user_range(
-                domain, range_count, self.data.max_per_user
-            )
+            tables[name], repeated = group_by_user_range(domain, num_ranges, self.data.max_per_user)
             items[name] = domain.items
             dropped[name] = domain.dropped + repeated
             read_rows += sum(domain.table_rows)
@@ -181,7 +179,7 @@ class RayAppendInput(AppendInput):
             )
         )
         # The size of a range includes what the corpus has of its users.
-        factor = stored_interactions.user_range_count(read_rows + existing_rows) // range_count
+        factor = stored_interactions.count_user_ranges(read_rows + existing_rows) // num_ranges
         tables = {name: subdivide_ranges(coarse, factor) for name, coarse in tables.items()}
         existing = tuple(
             submit(_read_existing, corpus_ref, *range_tables)
@@ -286,7 +284,7 @@ def _build_block(
     file_number: int,
     item_counts: Mapping[str, int],
     data: DataSettings,
-    existing_count: int,
+    num_existing: int,
     *interactions: EncodedInteractions,
 ) -> tuple[pa.Table, BlockStatistics]:
     """Builds the block of a range of users: their new interactions and all their existing ones.
@@ -295,7 +293,7 @@ def _build_block(
         file_number: Number of the file that gets the new interactions.
         item_counts: Items of each domain.
         data: Settings that name all domains of the corpus.
-        existing_count: How many of `interactions`, from the first on, are existing ones; these may
+        num_existing: How many of `interactions`, from the first on, are existing ones; these may
             include users without new ones.
         interactions: Existing interactions, then new ones.
 
@@ -303,7 +301,7 @@ def _build_block(
         The results of `corpus.distributed.sample_files.build_block`.
     """
     return sample_files.build_block(
-        local_append.add_existing(interactions[:existing_count], interactions[existing_count:]),
+        local_append.add_existing(interactions[:num_existing], interactions[num_existing:]),
         file_number,
         item_counts,
         data,

@@ -47,7 +47,7 @@ class KCore:
 def compute_kcore(
     tables: Sequence[Ref],
     k: int,
-    item_count: int,
+    num_items: int,
     known_users: Sequence[Ref] = (),
     known_items: Ref = None,
 ) -> KCore:
@@ -56,7 +56,7 @@ def compute_kcore(
     Args:
         tables: Refs of its interactions (DomainInteractions), one for each range of users.
         k: Interactions that every user and every item must have, at least.
-        item_count: Number of item codes.
+        num_items: Number of item codes.
         known_users: Refs of KnownUsers, one for each range; none by default.
         known_items: Ref of a bool array [items]: whether an item counts as having k interactions
             already, by item code; none does by default.
@@ -78,7 +78,7 @@ def compute_kcore(
                 sum(users for _, _, users in sizes),
                 item_mask,
             )
-        item_mask = submit(_mark_frequent_items, k, item_count, known_items, _tree_sum(item_counts))
+        item_mask = submit(_mark_frequent_items, k, num_items, known_items, _tree_sum(item_counts))
 
 
 def _run_round(
@@ -134,11 +134,11 @@ def _add_counts(*item_counts: ItemCounts) -> ItemCounts:
 
 
 def _mark_frequent_items(
-    k: int, item_count: int, known_items: NDArray[np.bool_] | None, item_counts: ItemCounts
+    k: int, num_items: int, known_items: NDArray[np.bool_] | None, item_counts: ItemCounts
 ) -> NDArray[np.bool_]:
     """Marks the items that occur and have k interactions, or count as having them, by code."""
     items, counts = item_counts
     has_k = counts >= k if known_items is None else (counts >= k) | known_items[items]
-    mask = np.zeros(item_count, bool)
+    mask = np.zeros(num_items, bool)
     mask[items[has_k]] = True
     return mask

@@ -65,7 +65,7 @@ def prepare_domains(data: DataSettings, say: Say) -> RayPrepared:
     Raises:
         DataError: The interactions cannot be used; the message names the domain or the file.
     """
-    domains, range_count = read_domains(data, local_prepare.list_domains(data), say)
+    domains, num_ranges = read_domains(data, local_prepare.list_domains(data), say)
     items = [local_prepare.empty_items()]
     dropped = Counter[str]()
     quarantined: list[QuarantinedRows] = []
@@ -73,7 +73,7 @@ def prepare_domains(data: DataSettings, say: Say) -> RayPrepared:
     total_rows = 0
     for name in list(domains):
         domain = domains.pop(name)  # dropping its refs lets the object store free its tables
-        tables, repeated = group_by_user_range(domain, range_count, data.max_per_user)
+        tables, repeated = group_by_user_range(domain, num_ranges, data.max_per_user)
         num_rows = sum(domain.table_rows) - repeated.total()
         first_index = sum(part.height for part in items)
         core = _nonempty_core(name, tables, num_rows, data.k_core, domain.items.height)
@@ -99,7 +99,7 @@ def prepare_domains(data: DataSettings, say: Say) -> RayPrepared:
         )
     return _prepare_blocks(
         tables_by_domain,
-        stored_interactions.user_range_count(total_rows),
+        stored_interactions.count_user_ranges(total_rows),
         pl.concat(items),
         dropped,
         tuple(quarantined),
@@ -107,15 +107,15 @@ def prepare_domains(data: DataSettings, say: Say) -> RayPrepared:
     )
 
 
-def _nonempty_core(domain: str, tables: Sequence[Ref], rows: int, k: int, item_count: int) -> KCore:
+def _nonempty_core(domain: str, tables: Sequence[Ref], rows: int, k: int, num_items: int) -> KCore:
     """Computes the k-core of a domain of `rows` interactions; raises DataError if it is empty."""
-    core = compute_kcore(tables, k, item_count)
+    core = compute_kcore(tables, k, num_items)
     if not core.rows:
         raise empty_core_error(
             domain,
             k,
             rows,
-            lambda smaller_k: not compute_kcore(tables, smaller_k, item_count).rows,
+            lambda smaller_k: not compute_kcore(tables, smaller_k, num_items).rows,
         )
     return core
 
@@ -137,7 +137,7 @@ def _assign_item_indices(
 
 def _prepare_blocks(
     domain_tables: Sequence[Sequence[Ref]],
-    block_count: int,
+    num_blocks: int,
     items: pl.DataFrame,
     dropped: Counter[str],
     quarantined: tuple[QuarantinedRows, ...],
@@ -147,7 +147,7 @@ def _prepare_blocks(
 
     Args:
         domain_tables: Refs of each domain's interactions, with item indices, for each range.
-        block_count: Number of blocks, a power of two.
+        num_blocks: Number of blocks, a power of two.
         items: Items of all domains, a frame of ITEMS_SCHEMA.
         dropped: Rows left out so far, counted by reason.
         quarantined: Rows that cannot be used.
@@ -160,21 +160,21 @@ def _prepare_blocks(
     item_counts = count_items(group_item_indices(items))
     # Both numbers are powers of two, and the core has no more rows than were partitioned, so each
     # block is a whole number of ranges.
-    ranges_per_block = len(domain_tables[0]) // block_count
+    ranges_per_block = len(domain_tables[0]) // num_blocks
     block_tables = [
         [
             table
             for tables in domain_tables
             for table in tables[number * ranges_per_block : (number + 1) * ranges_per_block]
         ]
-        for number in range(block_count)
+        for number in range(num_blocks)
     ]
     block_refs = [
         submit(_build_block, number, item_counts, item_table, data, *tables, num_returns=2)
         for number, tables in enumerate(block_tables)
     ]
     blocks = sample_files.collect_blocks(
-        block_refs, block_count, item_counts, data.num_candidates - 1
+        block_refs, num_blocks, item_counts, data.num_candidates - 1
     )
     return RayPrepared(
         items, dropped, quarantined, blocks.counts_by_domain, blocks.sample_bounds, blocks

@@ -10,7 +10,7 @@ import ray
 
 from cluster.console import Say
 from corpus.distributed.tasks import Ref, get_results, submit_generator
-from corpus.ingest import cleaning, data_roots, quarantine, raw_data
+from corpus.ingest import cleaning, data_roots, file_checks, quarantine, raw_data
 from corpus.ingest.quarantine import QuarantinedRows
 from corpus.ingest.sources import file_splits, layout
 from corpus.ingest.sources.file_splits import FileSplit
@@ -52,7 +52,7 @@ class _BlockReport:
         quarantined: Unusable rows.
     """
 
-    block: raw_data.BlockSummary
+    block: file_checks.BlockSummary
     rows: int
     dropped: Counter[str]
     quarantined: tuple[QuarantinedRows, ...]
@@ -81,7 +81,7 @@ def read_domains(
         for name in domains
     }
     total_rows = sum(sum(domain.table_rows) for domain in tables_by_domain.values())
-    return tables_by_domain, stored_interactions.user_range_count(total_rows)
+    return tables_by_domain, stored_interactions.count_user_ranges(total_rows)
 
 
 def _read_domain(
@@ -100,10 +100,10 @@ def _read_domain(
     read = partial(_read_file_splits, domain, splits, item_ids, data, latest)
     reports, tables = read(zero_is_missing=False)
     ticks = layout.TICKS_PER_SECOND[layout.from_settings(data).time_unit]
-    if raw_data.is_zero_missing([report.block for report in reports], ticks):
+    if file_checks.is_zero_missing([report.block for report in reports], ticks):
         # Only all files together show it, and it is rare: read them again.
         reports, tables = read(zero_is_missing=True)
-    raw_data.check_files_agree(
+    file_checks.check_files_agree(
         [report.block for report in reports], raw_data.interaction_columns(data), data, say
     )
     quarantined = quarantine.merge_blocks(
@@ -190,7 +190,7 @@ def _read_file_split(
         user, user_ids = remove_unused_categories(usable.interactions["user"], usable.user_ids)
         rows = usable.interactions.select("item", "timestamp", user=user)
         yield _BlockReport(
-            raw_data.summarize_block(file_split.file, block),
+            file_checks.summarize_block(file_split.file, block),
             rows.height,
             usable.dropped,
             usable.quarantined,

@@ -28,7 +28,7 @@ from corpus.store import statistics, stored_interactions
 from corpus.store.delta import WrittenFile
 from corpus.store.statistics import NewCounts
 from corpus.store.stored_interactions import InteractionFile
-from corpus.store.tables import FileKey, file_count, split_by_file, write_samples
+from corpus.store.tables import FileKey, count_files, split_by_file, write_samples
 
 COUNTS_KEY = ""
 """Shuffle key of the rows that carry counts instead of a table."""
@@ -58,13 +58,13 @@ class InteractionBlocks:
 
     Attributes:
         refs: Refs of the blocks that are not empty (tables of `build_block`).
-        interaction_file_count: Files of interactions that the version gets.
+        num_interaction_files: Files of interactions that the version gets.
         counts_by_domain: New interactions and users of each domain, over all blocks.
         sample_bounds: Samples that each (source, split) can have, at most, over all blocks.
     """
 
     refs: tuple[Ref, ...]
-    interaction_file_count: int
+    num_interaction_files: int
     counts_by_domain: NewCounts
     sample_bounds: Mapping[tuple[str, str], int]
 
@@ -85,10 +85,10 @@ class InteractionBlocks:
             batch_size=None,
             batch_format="pyarrow",
         )
-        num_files = sum(map(file_count, self.sample_bounds.values())) + self.interaction_file_count
+        num_files = sum(map(count_files, self.sample_bounds.values())) + self.num_interaction_files
         result_rows = (
             shuffle_rows.groupby("file", num_partitions=num_files)
-            .map_groups(_file_writer(uri, self.interaction_file_count), batch_format="pyarrow")
+            .map_groups(_file_writer(uri, self.num_interaction_files), batch_format="pyarrow")
             .take_all()
         )
         results = [json.loads(row["result"]) for row in result_rows]
@@ -133,7 +133,7 @@ def build_block(
 
 def collect_blocks(
     blocks: Sequence[tuple[Ref, Ref]],
-    interaction_file_count: int,
+    num_interaction_files: int,
     item_counts: Mapping[str, int],
     num_negatives: int,
 ) -> InteractionBlocks:
@@ -143,7 +143,7 @@ def collect_blocks(
 
     Args:
         blocks: For each range of users, refs of its block and of its statistics.
-        interaction_file_count: Files of interactions that the version gets.
+        num_interaction_files: Files of interactions that the version gets.
         item_counts: Items of each domain.
         num_negatives: Negatives of a sample.
 
@@ -171,7 +171,7 @@ def collect_blocks(
             for (block, _), counted in zip(blocks, block_statistics, strict=True)
             if counted.counts_by_domain
         ),
-        interaction_file_count,
+        num_interaction_files,
         counts_by_domain,
         sample_bounds,
     )
@@ -213,7 +213,7 @@ def _block_processor(
     return process_block
 
 
-def _file_writer(uri: str, interaction_file_count: int) -> Callable[[pa.Table], pa.Table]:
+def _file_writer(uri: str, num_interaction_files: int) -> Callable[[pa.Table], pa.Table]:
     """Returns the function that writes one file from all its shuffled rows.
 
     Its result is a row that describes the file. The rows of COUNTS_KEY make no file; their result
@@ -237,7 +237,7 @@ def _file_writer(uri: str, interaction_file_count: int) -> Callable[[pa.Table], 
         return _result_row(
             asdict(
                 stored_interactions.write_interactions(
-                    uri, fields[INTERACTIONS_KEY], interaction_file_count, rows.combine_chunks()
+                    uri, fields[INTERACTIONS_KEY], num_interaction_files, rows.combine_chunks()
                 )
             )
         )

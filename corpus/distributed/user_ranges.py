@@ -25,13 +25,13 @@ Ray would keep much smaller results in the memory of the driver.
 
 
 def group_by_user_range(
-    domain: DomainTables, range_count: int, max_per_user: int
+    domain: DomainTables, num_ranges: int, max_per_user: int
 ) -> tuple[list[Ref], Counter[str]]:
     """Partitions a domain's interactions by ranges of users, then deduplicates and caps them.
 
     Args:
         domain: The domain, as it was read.
-        range_count: Number of ranges, a power of two.
+        num_ranges: Number of ranges, a power of two.
         max_per_user: Interactions of a user, at most; the most recent are kept.
 
     Returns:
@@ -42,17 +42,17 @@ def group_by_user_range(
     batches: list[list[Ref]] = [[]]
     batch_rows = 0
     for table, height in zip(domain.tables, domain.table_rows, strict=True):
-        if batch_rows >= ROWS_PER_RESULT * range_count:
+        if batch_rows >= ROWS_PER_RESULT * num_ranges:
             batches.append([])
             batch_rows = 0
         batches[-1].append(table)
         batch_rows += height
     partitioned = [
-        submit(_split_by_user_range, range_count, 0, range_count, *batch, num_returns=range_count)
+        submit(_split_by_user_range, num_ranges, 0, num_ranges, *batch, num_returns=num_ranges)
         for batch in batches
     ]
     # A task with one result gives a ref, not a list of them.
-    by_range = [partitioned] if range_count == 1 else zip(*partitioned, strict=True)
+    by_range = [partitioned] if num_ranges == 1 else zip(*partitioned, strict=True)
     cleaned = [
         submit(_deduplicate_and_cap, max_per_user, *tables, num_returns=2) for tables in by_range
     ]
@@ -72,13 +72,13 @@ def subdivide_ranges(tables: Sequence[Ref], factor: int) -> list[Ref]:
     """
     if factor == 1:
         return list(tables)
-    range_count = len(tables) * factor
+    num_ranges = len(tables) * factor
     return [
         part
         for i, table in enumerate(tables)
         for part in submit(
             _split_by_user_range,
-            range_count,
+            num_ranges,
             i * factor,
             (i + 1) * factor,
             table,
@@ -88,12 +88,12 @@ def subdivide_ranges(tables: Sequence[Ref], factor: int) -> list[Ref]:
 
 
 def _split_by_user_range(
-    range_count: int, low: int, high: int, *tables: DomainInteractions
+    num_ranges: int, low: int, high: int, *tables: DomainInteractions
 ) -> DomainInteractions | list[DomainInteractions]:
     """Joins tables and splits them by ranges of user hashes.
 
     Args:
-        range_count: Number of ranges that the hashes are divided into.
+        num_ranges: Number of ranges that the hashes are divided into.
         low: The first range that has users of the tables.
         high: One past the last such range.
         tables: The interactions.
@@ -102,7 +102,7 @@ def _split_by_user_range(
         The interactions of each range low .. high - 1; of a single range its table, not a list.
     """
     rows, user_ids = _concat_tables(tables)
-    range_by_user = hashing.hash_range_indices(hashing.hash_strings(user_ids), range_count)
+    range_by_user = hashing.hash_range_indices(hashing.hash_strings(user_ids), num_ranges)
     row_range = range_by_user[rows["user"].to_numpy()]
     order = np.argsort(row_range, kind="stable")
     ends = np.searchsorted(row_range[order], np.arange(low, high + 1))

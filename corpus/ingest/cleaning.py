@@ -14,11 +14,11 @@ import polars as pl
 
 from cluster.errors import DataError
 from corpus.ingest import quarantine
+from corpus.ingest.file_checks import count_times
 from corpus.ingest.quarantine import QuarantinedRows
 from corpus.ingest.raw_data import RawInteractions
 from corpus.ingest.sources import layout
 from corpus.ingest.sources.text_values import TIME_FORMS, is_no_id
-from corpus.ingest.time_counts import count_times
 from corpus.ingest.titles import disambiguate_titles
 from corpus.sampling.encoded_interactions import encode_values
 from corpus.settings import SECONDS_PER_DAY, DataSettings, day_start
@@ -74,7 +74,7 @@ def select_usable(
         latest: Latest plausible time [Unix seconds].
         dropped_item_ids: Ids of items whose rows are dropped without a quarantine entry, unless
             the item is among `titled_item_ids`.
-        zero_is_missing: Whether the time 0 stands for none (`raw_data.is_zero_missing`).
+        zero_is_missing: Whether the time 0 stands for none (`file_checks.is_zero_missing`).
     """
     # `raw` numbers items as they occur in the files; from here on, an item is numbered by its
     # position in `titled_item_ids`, null without a title.

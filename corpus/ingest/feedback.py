@@ -45,13 +45,14 @@ class FeedbackCounts:
     first_in_ranking: int
 
     def __str__(self) -> str:
-        def share(count: int) -> str:
+        def with_percent(count: int) -> str:
             return f"{count:,} ({count / max(self.after_ranking, 1):.1%})"
 
         return (
             f"{self.rankings:,} rankings served, {self.purchases:,} purchases, of which "
-            f"{self.after_ranking:,} after a ranking: {share(self.in_ranking)} of an item in it, "
-            f"{share(self.first_in_ranking)} of its first"
+            f"{self.after_ranking:,} after a ranking: "
+            f"{with_percent(self.in_ranking)} of an item in it, "
+            f"{with_percent(self.first_in_ranking)} of its first"
         )
 
 

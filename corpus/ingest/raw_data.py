@@ -15,14 +15,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cluster.console import Say
-from cluster.errors import DataError
 from corpus.ingest import data_roots, prompt_injection, quarantine
+from corpus.ingest.file_checks import check_files_agree, summarize_block
 from corpus.ingest.quarantine import QuarantinedRows
-from corpus.ingest.sources import block, file_names, layout, reader
+from corpus.ingest.sources import layout, reader
 from corpus.ingest.sources.block import Block
 from corpus.ingest.sources.file_splits import FileSplit
 from corpus.ingest.sources.text_values import is_no_id
-from corpus.ingest.time_counts import TimeCounts, count_times
 from corpus.ingest.title_text import extract_text
 from corpus.ingest.titles import clean_title
 from corpus.settings import DataSettings
@@ -197,134 +196,6 @@ def _name_platform(file_block: Block, platform: str) -> Block:
         position, "user_id", named.to_arrow().cast(pa.string()).take(encoded.indices)
     )
     return replace(file_block, table=table)
-
-
-@dataclass(frozen=True)
-class BlockSummary:
-    """What `check_files_agree` needs to know of a block.
-
-    Attributes:
-        file: The file of the block.
-        file_types: For each column, its type in the file.
-        columns_with_values: Columns that are not null in every row.
-        rows: Number of rows.
-        times: What kinds of times it has; None if it has no column of times.
-    """
-
-    file: str
-    file_types: Mapping[str, str]
-    columns_with_values: frozenset[str]
-    rows: int
-    times: TimeCounts | None = None
-
-
-def summarize_block(file: str, file_block: Block) -> BlockSummary:
-    """Returns the summary of a block for `check_files_agree`."""
-    table = file_block.table
-    return BlockSummary(
-        file,
-        file_block.file_types,
-        file_block.columns_with_values,
-        table.num_rows,
-        count_times(pl.Series(table["timestamp"], dtype=pl.Int64))
-        if "timestamp" in table.column_names
-        else None,
-    )
-
-
-def check_files_agree(
-    summaries: Sequence[BlockSummary], wanted_columns: Sequence[str], data: DataSettings, say: Say
-) -> None:
-    """Checks the files of a domain against each other, and JSON files for their fields.
-
-    Args:
-        summaries: Summaries of all blocks of all files, in order.
-        wanted_columns: The columns that were read, by our names.
-        data: Says what these columns are called in the files.
-        say: Told if integer ids are read as text.
-
-    Raises:
-        DataError: Files disagree on whether a column is text, or no line of a JSON file has a
-            field.
-    """
-    columns = layout.from_settings(data).columns
-    empty = [s for s in summaries if block.EMPTY_FILE in s.file_types.values()]
-    summaries = [summary for summary in summaries if summary not in empty]
-    if not summaries:
-        raise DataError(f"{empty[0].file}: {block.EMPTY_FILE}; write it again")
-    for summary in empty:
-        say(f"{summary.file}: {block.EMPTY_FILE}, so it adds nothing")
-    first = summaries[0]
-    for summary in summaries[1:]:
-        for name in wanted_columns:
-            if ("string" in first.file_types[name]) != ("string" in summary.file_types[name]):
-                raise DataError(
-                    f"{summary.file}: column {columns[name]} is {summary.file_types[name]}, "
-                    f"yet {first.file_types[name]} in {first.file}; "
-                    "give all files of a domain one type"
-                )
-    _check_fields(summaries, wanted_columns, columns)
-    for file, times in _times_by_file(summaries).items():
-        if times.are_calendar_numbers:
-            raise DataError(
-                f"{file}: every {columns['timestamp']} is a date written as one number, such as "
-                "20170714, which would be read as a time in 1970; write it as 2017-07-14"
-            )
-    for name in wanted_columns:
-        if block.COLUMN_KINDS[name] == block.IDS and "int" in first.file_types[name]:
-            say(f"{first.file}: integers of column {columns[name]} are read as text")
-
-
-def _check_fields(
-    summaries: Sequence[BlockSummary], wanted_columns: Sequence[str], columns: Mapping[str, str]
-) -> None:
-    """Checks that some line of each JSON file has each field; raises DataError if not.
-
-    Args:
-        summaries: Summaries of all blocks of all files.
-        wanted_columns: The columns that were read, by our names.
-        columns: Our column names to the files'.
-    """
-    # A field may be missing from some lines of JSON; missing from all, its name must be wrong.
-    json_files: dict[str, list[BlockSummary]] = {}
-    for summary in summaries:
-        if file_names.is_kind(summary.file, *file_names.JSON_LINES):
-            json_files.setdefault(summary.file, []).append(summary)
-    for file, file_summaries in json_files.items():
-        if not sum(summary.rows for summary in file_summaries):
-            raise DataError(
-                f"{file}: holds no line of JSON; write it again with an object on every line, "
-                "or correct data.format"
-            )
-        for name in wanted_columns:
-            if not any(name in summary.columns_with_values for summary in file_summaries):
-                raise DataError(
-                    f"{file}: no line has a field {columns[name]}; "
-                    "correct data.format, or data.columns"
-                )
-
-
-def _times_by_file(summaries: Iterable[BlockSummary]) -> dict[str, TimeCounts]:
-    """Returns what kinds of times each file has."""
-    by_file: dict[str, TimeCounts] = {}
-    for summary in summaries:
-        if summary.times is not None:
-            by_file[summary.file] = by_file.get(summary.file, TimeCounts()) + summary.times
-    return by_file
-
-
-def is_zero_missing(summaries: Iterable[BlockSummary], ticks_per_second: int) -> bool:
-    """Tells whether the time 0 stands for none in the files of a domain.
-
-    It does among times of today, where only a missing value that was filled with 0 gives it. It
-    does not where times count from an event, such as a first visit.
-
-    Args:
-        summaries: Summaries of all blocks of interactions.
-        ticks_per_second: Ticks of a time in a second.
-    """
-    times = sum(_times_by_file(summaries).values(), TimeCounts())
-    return times.is_zero_missing(ticks_per_second)
 
 
 def read_items(data: DataSettings, domain: str, item_files: Sequence[str], say: Say) -> DomainItems:

@@ -116,15 +116,15 @@ def inspection_tables(result: InspectionResult) -> Iterator[Table]:
     lengths = _new_table("Sequences by number of interactions", ("domain", *length_bin_labels()))
     for domain in distributions.domains:
         fractions = distributions.length_fractions(domain)
-        lengths.add_row(domain, *(f"{share:.1%}" if share else "" for share in fractions))
+        lengths.add_row(domain, *(f"{fraction:.1%}" if fraction else "" for fraction in fractions))
     yield lengths
     popularity = _new_table(
         "Interactions with the most popular items; ties in time",
         ("domain", *(f"top {fraction:.0%}" for fraction in TOP_ITEM_FRACTIONS), "ties"),
     )
     for domain in distributions.domains:
-        shares = (*distributions.popularity[domain], distributions.ties[domain])
-        popularity.add_row(domain, *(f"{share:.1%}" for share in shares))
+        fractions = [*distributions.popularity[domain], distributions.ties[domain]]
+        popularity.add_row(domain, *(f"{fraction:.1%}" for fraction in fractions))
     yield popularity
     if 1 < len(distributions.domains) <= MAX_OVERLAP_DOMAINS:
         yield _overlap_table(distributions)

@@ -10,7 +10,7 @@ LENGTH_BIN_STARTS = (1, 2, 3, 5, 9, 17, 33, 65, 129)
 """Smallest sequence length of each bin."""
 
 TOP_ITEM_FRACTIONS = (0.01, 0.05, 0.1, 0.2, 0.5)
-"""Fractions of the items, most popular first, whose share of all interactions is shown."""
+"""Parts of the items, the most popular first, whose fraction of all interactions is shown."""
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,10 @@ class Distributions:
 
     Attributes:
         lengths: By domain, number of sequences in each bin of LENGTH_BIN_STARTS.
-        popularity: By domain, share of interactions that the most popular items have, for each of
-            TOP_ITEM_FRACTIONS.
-        ties: By domain, share of interactions that have the time of the one before them in their
-            sequence.
+        popularity: By domain, fraction of interactions that the most popular items have, for each
+            of TOP_ITEM_FRACTIONS.
+        ties: By domain, fraction of interactions that have the time of the one before them in
+            their sequence.
         overlap: By pair of domains, number of users who are in both.
     """
 
@@ -37,7 +37,7 @@ class Distributions:
         return sorted(self.ties)
 
     def length_fractions(self, domain: str) -> list[float]:
-        """Returns the share of a domain's sequences in each bin of LENGTH_BIN_STARTS."""
+        """Returns the fraction of a domain's sequences in each bin of LENGTH_BIN_STARTS."""
         return [count / sum(self.lengths[domain]) for count in self.lengths[domain]]
 
     def overlap_fraction(self, a: str, b: str) -> float:
@@ -129,7 +129,7 @@ def _bin_lengths(lengths: pl.DataFrame) -> tuple[int, ...]:
 
 
 def _top_item_fractions(counts: pl.Series) -> tuple[float, ...]:
-    """Returns the share of interactions that the top items have, from a count per item."""
+    """Returns the fraction of interactions that the top items have, from a count per item."""
     ordered = counts.sort(descending=True)
     total = int(counts.sum())
     return tuple(

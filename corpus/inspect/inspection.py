@@ -102,8 +102,8 @@ def inspect_corpus(corpus: Corpus) -> InspectionResult:
     with open_scratch_file() as scratch_file, ThreadPoolExecutor(THREADS) as threads:
         inspector = Inspector(
             scratch_file,
-            stored_interactions.user_range_count(num_interactions),
-            stored_interactions.user_range_count(num_samples),
+            stored_interactions.count_user_ranges(num_interactions),
+            stored_interactions.count_user_ranges(num_samples),
             {domain: item_indices[domain] for domain in metadata["held_out"]},
         )
 

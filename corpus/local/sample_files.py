@@ -47,7 +47,7 @@ def write_sample_files(
         uri: URI of the corpus.
     """
     bounds = max_sample_counts(interactions.user_domain_counts, data)
-    num_ranges = stored_interactions.user_range_count(interactions.num_new)
+    num_ranges = stored_interactions.count_user_ranges(interactions.num_new)
     pieces_by_file: dict[FileKey, list[ByteRange]] = {}
     interaction_files: list[InteractionFile] = []
     mixed_users = 0

@@ -50,7 +50,7 @@ class InteractionFile:
     of: int
 
 
-def user_range_count(rows: int) -> int:
+def count_user_ranges(rows: int) -> int:
     """Returns how many ranges of hashes users are divided into, for a number of interactions.
 
     Each range has its own file of interactions, and its samples are built together. The result is

@@ -321,7 +321,7 @@ def publish_statistics(corpus: Corpus) -> None:
     )
 
 
-def file_count(max_rows: int) -> int:
+def count_files(max_rows: int) -> int:
     """Returns how many files the samples of one (source, split) are divided into.
 
     The number is a power of two, at least 1. It follows from the most samples there can be.
@@ -359,7 +359,7 @@ def split_by_file(
     for (source, split), rows in sorted(tables.items()):
         if not rows.num_rows:
             continue
-        numbers = file_numbers(rows["sample_id"].to_numpy(), file_count(max_counts[source, split]))
+        numbers = file_numbers(rows["sample_id"].to_numpy(), count_files(max_counts[source, split]))
         starts = np.flatnonzero(np.diff(numbers, prepend=-1))
         for start, stop in zip(starts, [*starts[1:], rows.num_rows], strict=True):
             yield FileKey(source, split, int(numbers[start])), rows.slice(start, stop - start)

@@ -50,7 +50,7 @@ class LedgerObserver(Observer):
 
     def on_step_end(self, record: StepRecord, step: TrainingStep, engine: Engine) -> None:
         """Counts the step."""
-        self.ledger = self.ledger.add_step(record.batch.sample_count, record.batch.ids_digest)
+        self.ledger = self.ledger.add_step(record.batch.num_samples, record.batch.ids_digest)
 
 
 def pretrain(recipe: Recipe, corpus: Corpus, base: str, run: str) -> str:

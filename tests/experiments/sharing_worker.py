@@ -38,7 +38,7 @@ class StepTotals(Observer):
         self.losses: list[float] = []
 
     def on_step_end(self, record: StepRecord, step: TrainingStep, engine: Engine) -> None:
-        self.useful += record.batch.token_count
+        self.useful += record.batch.num_tokens
         self.computed += record.computed_tokens
         self.losses.append(record.loss)
 
@@ -72,7 +72,7 @@ def main(path: str) -> None:
     )
     result = {
         "hits": hits(compute_ranks(scores, test["target"].to_numpy()), 1).tolist(),
-        "samples": sum(step.worker_batch.global_batch.sample_count for step in steps),
+        "samples": sum(step.worker_batch.global_batch.num_samples for step in steps),
         "useful": totals.useful,
         "computed": totals.computed,
         "seconds": seconds,

@@ -1,4 +1,4 @@
-"""Nodes of a cluster are taken away: one after a notice, the next one without a word."""
+"""Nodes of a cluster come and go: one after a notice, the next one without a word."""
 
 import json
 import os
@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -32,14 +33,14 @@ class LocalCluster:
         folder: Where Ray puts its files; short, because sockets are below it.
         port: Port of the head.
         environment: Environment of nodes and drivers.
-        gates: Files for which the workers wait at steps 3 and 9: no regular checkpoint is before.
+        gates: Files for which the workers wait at steps 3, 9 and 12.
         nodes: The processes that were started, the head first.
     """
 
     folder: Path
     port: int
     environment: dict[str, str]
-    gates: tuple[Path, Path]
+    gates: tuple[Path, Path, Path]
     nodes: list["subprocess.Popen[bytes]"] = field(default_factory=list)
 
     @property
@@ -105,12 +106,15 @@ class LocalCluster:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[LocalCluster]:
-    """A cluster with a head and a node, whose workers take a second for a step and wait twice."""
+    """A cluster with a head and a node. A step takes a second; workers wait at gates."""
     folder = Path(tempfile.mkdtemp(prefix="cprec-"))
     [port] = free_ports(1)
-    gates = (folder / "first-gate", folder / "second-gate")
-    waits = [fault("wait", step, gate) for step, gate in zip((3, 9), gates, strict=True)]
-    variables = environment(fault("slow", 0, None), *waits) | {
+    gates = (folder / "first-gate", folder / "second-gate", folder / "third-gate")
+    waits = [fault("wait", step, gate) for step, gate in zip((3, 9, 12), gates, strict=True)]
+    # The first worker does all of it too, because it is alone for a while.
+    slow = [fault("slow", 0, None)]
+    faults = [{**each, "rank": rank} for each in slow + waits for rank in (0, 1)]
+    variables = environment(*faults) | {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": "0123456789abcdef" * 4,
         "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
@@ -129,12 +133,16 @@ def cluster() -> Iterator[LocalCluster]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_a_run_outlives_nodes_that_are_taken_away_with_and_without_notice(
+def test_a_run_outlives_nodes_that_are_taken_away_and_takes_what_there_is(
     cluster: LocalCluster, place: Path, whole: Path
 ) -> None:
-    """Restarts after a notice have a budget of their own: one failure is allowed, and used up."""
+    """Restarts after a notice, and for another number of workers, are no failures.
+
+    One failure is allowed, and used up.
+    """
     folder = place / "runs" / "nodes"
     options = ["--train.max_failures", "1", "--checkpoint.every_samples", "320"]
+    options += ["--train.min_workers", "1", "--train.resize_interval_s", "3"]
     process = jobs.start(
         "cpt",
         place / "recipe.yaml",
@@ -147,31 +155,59 @@ def test_a_run_outlives_nodes_that_are_taken_away_with_and_without_notice(
     def trained() -> int:
         return len(jobs.lines(folder / "trace.jsonl"))
 
+    def wait_for_resumption(workers: int, after: float = 0.0) -> dict[str, Any]:
+        def resumptions() -> list[dict[str, Any]]:
+            resumed = events_of(folder, "resumed")
+            return [each for each in resumed if each["workers"] == workers and each["time"] > after]
+
+        jobs.wait_for(process, lambda: bool(resumptions()))
+        return resumptions()[0]
+
     jobs.wait_for(process, lambda: bool(events_of(folder, "phase_changed")))
     first, second = cluster.nodes[1], cluster.add_node(6)
     cluster.announce_end(first)
     cluster.gates[0].touch()
-    jobs.wait_for(process, lambda: bool(events_of(folder, "resumed")))
+    resumed = wait_for_resumption(2)
     cluster.remove(first)
     [notice] = events_of(folder, "preemption_noticed")
     assert notice["ranks"] == [0, 1]
     assert 0 < notice["deadline"] - notice["time"] <= NOTICE_S
     # What was saved in time is what the run goes on from.
     [saved] = events_of(folder, "checkpoint_saved")
-    [resumed] = events_of(folder, "resumed")
     assert notice["time"] <= saved["time"] < notice["deadline"]
     assert resumed["from"] == saved["checkpoint"]
     assert resumed["samples"] % 320
 
-    cluster.add_node(6)
+    cluster.add_node(3)  # two CPUs are Ray Data's
     cluster.gates[1].touch()
     jobs.wait_for(process, lambda: trained() > 9)
     cluster.remove(second)
+    shrunk = wait_for_resumption(1)
+
+    cluster.add_node(6)
+    cluster.gates[2].touch()
+    grown = wait_for_resumption(2, after=shrunk["time"])
+    # It was saved for the new group, which loses only what was trained while it was started.
+    checkpoints = [
+        each["checkpoint"]
+        for each in events_of(folder, "checkpoint_saved")
+        if each["time"] < grown["time"]
+    ]
+    assert grown["from"] == checkpoints[-1]
+    assert grown["samples"] > shrunk["samples"]
+
     out, err = process.communicate(timeout=jobs.LIMIT_S)
     assert process.returncode == 0, err[-3000:]
     assert "0 missing, 0 repeated" in out
-    resumed_from = events_of(folder, "resumed")
-    assert len(resumed_from) == 2, "\n".join(map(str, jobs.lines(folder / "events.jsonl")))
+    # Two workers at first, if the group starts while the node's death is not known yet.
+    sizes = [each["workers"] for each in events_of(folder, "resumed")]
+    assert sizes in ([2, 1, 2], [2, 2, 1, 2])
     audit = json.loads((folder / "audit.json").read_text())
     assert (audit["missing"], audit["repeated"], audit["trained"]) == (0, 0, audit["planned"])
-    assert history(folder) == history(whole)
+    # With another number of workers, sums are rounded otherwise.
+    rows, whole_rows = history(folder), history(whole)
+    exact = sum(row["samples"] < shrunk["samples"] for row in whole_rows)
+    assert rows[:exact] == whole_rows[:exact]
+    losses, whole_losses = ([row.pop("loss") for row in each] for each in (rows, whole_rows))
+    assert rows == whole_rows
+    assert losses == pytest.approx(whole_losses, rel=0.01)

@@ -81,6 +81,16 @@ def test_no_folder_of_code_has_more_files_than_one_takes_in_at_a_glance() -> Non
     assert not {folder: count for folder, count in folders.items() if count > 14}
 
 
+def test_no_file_of_code_is_longer_than_400_lines() -> None:
+    lines = {
+        str(path.relative_to(ROOT)): len(path.read_text().splitlines())
+        for path in sources()
+        if path.suffix == ".py" and path.relative_to(ROOT).parts[0] != "tests"
+    }
+    assert lines["platform/cprec/workflows/pretrain.py"]
+    assert not {file: count for file, count in lines.items() if count > 400}
+
+
 def test_jobs_find_the_packages_in_a_bare_checkout() -> None:
     """`source_roots` is enough: neither an installation nor PYTHONPATH is needed."""
     script = (

@@ -21,7 +21,7 @@ class CL4SRec(SASRec):
 
     def __init__(
         self,
-        item_count: int,
+        num_items: int,
         max_length: int,
         hidden_size: int,
         blocks: int,
@@ -35,7 +35,7 @@ class CL4SRec(SASRec):
         """Builds a network with fresh weights from torch's random generator.
 
         Args:
-            item_count: Items of the domain.
+            num_items: Items of the domain.
             max_length: Places of a sequence.
             hidden_size: Size of embeddings and states.
             blocks: Number of attention blocks.
@@ -46,8 +46,8 @@ class CL4SRec(SASRec):
             reorder: Fraction of a sequence that is reordered.
         """
         # The row after those of the items is that of the mask.
-        table = nn.Embedding(item_count + 2, hidden_size, padding_idx=0)
-        super().__init__(item_count, max_length, hidden_size, blocks, dropout, table)
+        table = nn.Embedding(num_items + 2, hidden_size, padding_idx=0)
+        super().__init__(num_items, max_length, hidden_size, blocks, dropout, table)
         self.weight = weight
         self.fractions = (crop, mask, reorder)
 
@@ -69,7 +69,7 @@ class CL4SRec(SASRec):
         views = torch.stack(
             [
                 crop(sequences, crop_fraction),
-                mask(sequences, mask_fraction, self.item_count + 1),
+                mask(sequences, mask_fraction, self.num_items + 1),
                 reorder(sequences, reorder_fraction),
             ]
         )

@@ -20,21 +20,21 @@ from cprec.baselines.recommender import Recommender
 class GRU4Rec(Recommender):
     """GRU4Rec with one recurrent layer."""
 
-    def __init__(self, item_count: int, max_length: int, hidden_size: int, dropout: float) -> None:
+    def __init__(self, num_items: int, max_length: int, hidden_size: int, dropout: float) -> None:
         """Builds a network with fresh weights from torch's random generator.
 
         Args:
-            item_count: Items of the domain.
+            num_items: Items of the domain.
             max_length: Places of a sequence.
             hidden_size: Size of a state.
             dropout: Dropout of states while training.
         """
-        super().__init__(item_count, max_length)
+        super().__init__(num_items, max_length)
         # A one-hot item times the input weights of the three gates is a row of an embedding table.
-        self.gates = nn.Embedding(item_count + 1, 3 * hidden_size, padding_idx=0)
+        self.gates = nn.Embedding(num_items + 1, 3 * hidden_size, padding_idx=0)
         self.recurrent = nn.Linear(hidden_size, 3 * hidden_size)
-        self.out = nn.Embedding(item_count + 1, hidden_size, padding_idx=0)
-        self.bias = nn.Embedding(item_count + 1, 1, padding_idx=0)
+        self.out = nn.Embedding(num_items + 1, hidden_size, padding_idx=0)
+        self.bias = nn.Embedding(num_items + 1, 1, padding_idx=0)
         self.dropout = nn.Dropout(dropout)
         # U(-b, b) with b = sqrt(6 / (rows + columns)), as in the authors' code.
         for weight in (self.gates.weight, self.recurrent.weight, self.out.weight):

@@ -13,15 +13,15 @@ from torch import nn
 class Recommender(nn.Module):
     """A network over sequences of item numbers from 1 to the number of items."""
 
-    def __init__(self, item_count: int, max_length: int) -> None:
+    def __init__(self, num_items: int, max_length: int) -> None:
         """Stores the sizes.
 
         Args:
-            item_count: Items of the domain.
+            num_items: Items of the domain.
             max_length: Places of a sequence.
         """
         super().__init__()
-        self.item_count = item_count
+        self.num_items = num_items
         self.max_length = max_length
 
     @abstractmethod
@@ -32,7 +32,7 @@ class Recommender(nn.Module):
             sequences: Item numbers [B, L].
 
         Returns:
-            The state of the user after each place [B, L, H].
+            The state of the user after each item [B, L, H].
         """
 
     def encode_histories(self, histories: torch.Tensor) -> torch.Tensor:

@@ -27,7 +27,7 @@ class SASRec(Recommender):
 
     def __init__(
         self,
-        item_count: int,
+        num_items: int,
         max_length: int,
         hidden_size: int,
         blocks: int,
@@ -37,16 +37,16 @@ class SASRec(Recommender):
         """Builds a network with fresh weights from torch's random generator.
 
         Args:
-            item_count: Items of the domain.
+            num_items: Items of the domain.
             max_length: Places of a sequence.
             hidden_size: Size of embeddings and states.
             blocks: Number of attention blocks.
             dropout: Dropout while training.
             items: Embeds item numbers [...] as [..., H]; None: a table with a row for each item.
         """
-        super().__init__(item_count, max_length)
+        super().__init__(num_items, max_length)
         if items is None:
-            items = nn.Embedding(item_count + 1, hidden_size, padding_idx=0)
+            items = nn.Embedding(num_items + 1, hidden_size, padding_idx=0)
         self.item = items
         self.place = nn.Embedding(max_length, hidden_size)
         self.scale = 1.0
@@ -81,7 +81,7 @@ class SASRec(Recommender):
 
     def embed_catalogue(self) -> torch.Tensor:
         """Embeds every item [items, H], in the order of the item numbers."""
-        return self.item(torch.arange(1, self.item_count + 1))  # type: ignore[no-any-return]
+        return self.item(torch.arange(1, self.num_items + 1))  # type: ignore[no-any-return]
 
     def loss(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Computes binary cross-entropy of the target and one negative at every place (Eq. 7).
@@ -104,13 +104,13 @@ class SASRec(Recommender):
             Scores of the target and of the negative [targets, 2].
         """
         # Negatives are items outside the sequence; those inside it are drawn again.
-        negatives = torch.randint(1, self.item_count + 1, targets.shape)
+        negatives = torch.randint(1, self.num_items + 1, targets.shape)
         for _ in range(NEGATIVE_REDRAWS):
             in_sequence = (
                 negatives[:, :, None] == torch.cat([inputs, targets], dim=1)[:, None, :]
             ).any(-1)
             negatives = torch.where(
-                in_sequence, torch.randint(1, self.item_count + 1, targets.shape), negatives
+                in_sequence, torch.randint(1, self.num_items + 1, targets.shape), negatives
             )
         pairs = torch.stack([targets, negatives], dim=-1)
         return self.score_items(self.encode_sequences(inputs), pairs)[targets > 0]

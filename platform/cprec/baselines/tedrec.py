@@ -164,11 +164,11 @@ class TextAdaptor(nn.Module):
         if self.training:
             spread = F.softplus(text @ self.noise) + MIN_NOISE
             logits = logits + torch.randn_like(logits) * spread
-        shares = logits.softmax(dim=-1)
+        mixture = logits.softmax(dim=-1)
         adapted = torch.zeros((), dtype=text.dtype)
         for expert, (bias, weight) in enumerate(zip(self.biases, self.weights, strict=True)):
             whitened = (self.dropout(text) - bias) @ weight
-            adapted = adapted + shares[..., expert, None] * whitened
+            adapted = adapted + mixture[..., expert, None] * whitened
         return adapted
 
 

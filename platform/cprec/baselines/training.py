@@ -58,7 +58,7 @@ class FitResult:
 
 def build_network(
     name: str,
-    item_count: int,
+    num_items: int,
     max_length: int,
     settings: BaselineSettings,
     text: Vectors | None = None,
@@ -67,7 +67,7 @@ def build_network(
 
     Args:
         name: One of `BASELINE_NAMES`.
-        item_count: Items of the domain.
+        num_items: Items of the domain.
         max_length: Places of a history.
         settings: The recipe's section `baseline`.
         text: A vector of each item's text [items, T]; None for a baseline that reads none.
@@ -78,12 +78,12 @@ def build_network(
     layers = (max_length, settings.size, settings.blocks, settings.dropout)
     match name:
         case "sasrec":
-            return SASRec(item_count, *layers)
+            return SASRec(num_items, *layers)
         case "gru4rec":
-            return GRU4Rec(item_count, max_length, settings.size, settings.dropout)
+            return GRU4Rec(num_items, max_length, settings.size, settings.dropout)
         case "cl4srec":
             return CL4SRec(
-                item_count,
+                num_items,
                 *layers,
                 weight=settings.cl4srec_weight,
                 crop=settings.cl4srec_crop,

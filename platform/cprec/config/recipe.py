@@ -115,3 +115,12 @@ class Recipe(Section):
                 f"{self.schedule.replay_share:g}; windows of text share nothing"
             )
         return self
+
+    @model_validator(mode="after")
+    def _check_min_workers(self) -> "Recipe":
+        if self.train.min_workers and self.train.min_workers > self.workers:
+            raise ValueError(
+                f"train.min_workers {self.train.min_workers}: more than workers {self.workers}; "
+                f"at most {self.workers}, or raise workers"
+            )
+        return self

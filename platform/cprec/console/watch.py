@@ -11,8 +11,8 @@ from cprec.console.views.encoding import encode
 
 Look = Callable[[], Mapping[str, bytes]]
 
-CPU_SHARE = 0.005
-"""Share of a core that looking may take: a look that takes longer is followed by a longer pause."""
+CPU_FRACTION = 0.005
+"""Fraction of a core that looking may take: a longer look is followed by a longer pause."""
 
 KEEPALIVE_S = 15.0
 """Seconds after which a watcher hears something even if nothing changed."""
@@ -87,7 +87,7 @@ class Watch:
             async with self._changed:
                 self._changed.notify_all()
             with suppress(TimeoutError):
-                pause_s = max(self._refresh_s, cpu_s / CPU_SHARE)
+                pause_s = max(self._refresh_s, cpu_s / CPU_FRACTION)
                 await asyncio.wait_for(self._hurry.wait(), pause_s)
 
     def _timed_look(self) -> tuple[Mapping[str, bytes], float]:

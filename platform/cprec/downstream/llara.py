@@ -25,14 +25,14 @@ from cprec.train.loop import TrainingStep
 
 
 def build_plan(
-    source: str, version: int, row_count: int, lr: float, settings: FinetuneSettings, seed: int
+    source: str, version: int, num_rows: int, lr: float, settings: FinetuneSettings, seed: int
 ) -> Plan:
     """Builds the plan of a fine-tuning.
 
     Args:
         source: Source of the training samples.
         version: Corpus version of the samples.
-        row_count: Number of training samples.
+        num_rows: Number of training samples.
         lr: Highest learning rate.
         settings: The recipe's section `finetune`.
         seed: Seed of the order of samples and of the curriculum.
@@ -40,12 +40,12 @@ def build_plan(
     Raises:
         ValueError: There are no samples.
     """
-    if not row_count:
+    if not num_rows:
         raise ValueError("no samples to fine-tune on")
-    total = row_count * settings.epochs
-    all_rows = (Portion(source, version, 0, row_count),)
+    total = num_rows * settings.epochs
+    all_rows = (Portion(source, version, 0, num_rows),)
     epochs = tuple(
-        Era(epoch * row_count, (epoch + 1) * row_count, all_rows, seed)
+        Era(epoch * num_rows, (epoch + 1) * num_rows, all_rows, seed)
         for epoch in range(settings.epochs)
     )
     wsa = WSA(
@@ -71,9 +71,9 @@ def rows_at(plan: Plan, start: int, stop: int) -> NDArray[np.int64]:
     (seed, epoch).
     """
     era = plan.find_era(start)
-    row_count = samples_per_epoch(plan)
-    order = np.random.default_rng([era.seed, 0xF17E, start // row_count]).permutation(row_count)
-    return order[np.arange(start % row_count, start % row_count + stop - start)]
+    num_rows = samples_per_epoch(plan)
+    order = np.random.default_rng([era.seed, 0xF17E, start // num_rows]).permutation(num_rows)
+    return order[np.arange(start % num_rows, start % num_rows + stop - start)]
 
 
 def is_hybrid_batch(plan: Plan, start: int, curriculum: Curriculum) -> bool:

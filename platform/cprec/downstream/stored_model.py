@@ -101,10 +101,11 @@ class StoredModel:
         return f"\n- {CARD_TAG}\n" in card
 
     def verify(self) -> None:
-        """Checks that the model is there, and of a checkpoint that every byte is as it was.
+        """Checks that all files of the model are there, and that those of a checkpoint are intact.
 
         Raises:
-            RunError: A file is missing or damaged, or there is no model.
+            RunError: A file is missing or damaged, or the URI names the adapter alone of a hybrid
+                model.
         """
         if self.form == Form.CHECKPOINT:
             checkpoint.verify(self.uri)

@@ -286,12 +286,12 @@ def _validation_hr1(
         device=engine.device,
     )
     dist.all_reduce(sums)
-    hit_count, sample_count, nan_count = sums
-    if nan_count:
+    num_hits, num_samples, num_nan = sums
+    if num_nan:
         raise DivergenceError(
-            f"{int(nan_count)} of {int(sample_count)} validation samples have a NaN score"
+            f"{int(num_nan)} of {int(num_samples)} validation samples have a NaN score"
         )
-    return float(hit_count / sample_count)
+    return float(num_hits / num_samples)
 
 
 class TrialObserver(Observer):
@@ -340,9 +340,9 @@ class TrialObserver(Observer):
 
     def on_step_end(self, record: StepRecord, step: TrainingStep, engine: Engine) -> None:
         """Counts the step; at the end of an epoch measures, saves and reports."""
-        self._ledger = self._ledger.add_step(record.batch.sample_count, record.batch.ids_digest)
+        self._ledger = self._ledger.add_step(record.batch.num_samples, record.batch.ids_digest)
         self._seconds += record.step_s + record.data_wait_s
-        self._tokens += record.batch.token_count
+        self._tokens += record.batch.num_tokens
         if record.batch.stop % self._samples_per_epoch:
             return
         hr1 = self._measure()

@@ -97,7 +97,7 @@ def build_title_encoding(
     Raises:
         RecipeError: The tokenizer has no end token, or merges across spaces.
     """
-    added_titles = titles[0 if earlier is None else earlier.item_count :]
+    added_titles = titles[0 if earlier is None else earlier.num_items :]
     added = tokenise_titles(added_titles, tokenizer, template)
     tokens = added if earlier is None else concat_title_tokens(earlier, added)
     difference = find_title_difference(added_titles, added, tokenizer, template) or find_difference(

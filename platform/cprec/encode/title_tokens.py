@@ -60,7 +60,7 @@ class TitleTokens:
     eos_token_id: int
 
     @property
-    def item_count(self) -> int:
+    def num_items(self) -> int:
         """Number of items whose titles are stored."""
         return (len(self.offsets) - 1 - len(FIXED_FRAGMENTS)) // FORM_COUNT
 
@@ -194,8 +194,8 @@ class CachedPromptEncoder:
             fragments = _prompt_fragments(
                 np.array(history[dropped:], np.int64), np.array(candidates, np.int64)
             )
-            token_count = int(self._title_tokens.lengths(fragments).sum())
-            if token_count + reserved_tokens <= self._max_tokens:
+            num_tokens = int(self._title_tokens.lengths(fragments).sum())
+            if num_tokens + reserved_tokens <= self._max_tokens:
                 return self._title_tokens.gather(fragments).tolist(), dropped
         raise too_long_error(len(candidates), self._max_tokens)
 
@@ -266,10 +266,10 @@ def concat_title_tokens(first: TitleTokens, others: TitleTokens) -> TitleTokens:
     return TitleTokens(ids, offsets, first.eos_token_id)
 
 
-def too_long_error(candidate_count: int, max_tokens: int) -> DataError:
+def too_long_error(num_candidates: int, max_tokens: int) -> DataError:
     """Returns the error for a sample that is too long even without a history."""
     return DataError(
-        f"a prompt of {candidate_count} candidates without history and its answer take more than "
+        f"a prompt of {num_candidates} candidates without history and its answer take more than "
         f"model.max_tokens = {max_tokens} tokens: raise it or shorten the titles"
     )
 

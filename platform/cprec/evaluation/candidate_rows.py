@@ -58,12 +58,12 @@ class Query:
     answers: list[list[int]]
 
     @property
-    def token_count(self) -> int:
+    def num_tokens(self) -> int:
         """Tokens of the prompt and all answers."""
         return len(self.prompt) + sum(map(len, self.answers))
 
     @property
-    def predictor_count(self) -> int:
+    def num_predictors(self) -> int:
         """Tokens that predict one: the end of the prompt, and all of an answer but its last."""
         return 1 + sum(map(len, self.answers)) - len(self.answers)
 
@@ -177,12 +177,12 @@ def pad_singles(queries: Sequence[Query]) -> tuple[Ints, int, Targets]:
         Token ids [n, columns], 0 where a row has ended; the number of columns, counted from the
         last, whose logits are needed; and the targets, for the logits of these columns, row by row.
     """
-    columns = max(query.token_count for query in queries)
+    columns = max(query.num_tokens for query in queries)
     kept = columns - min(len(query.prompt) for query in queries) + 1
     ids = np.zeros((len(queries), columns), dtype=np.int64)
     rows = []
     for number, query in enumerate(queries):
-        ids[number, : query.token_count] = query.prompt + query.answers[0]
+        ids[number, : query.num_tokens] = query.prompt + query.answers[0]
         first = number * kept + len(query.prompt) - 1 - (columns - kept)
         rows.append(np.arange(first, first + len(query.answers[0])))
     answers = [query.answers[0] for query in queries]

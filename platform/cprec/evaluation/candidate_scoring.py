@@ -162,13 +162,13 @@ def _group(
     group: list[Query] = []
     tokens = predictors = 0
     for query in queries:
-        tokens += query.token_count
-        predictors += query.predictor_count
+        tokens += query.num_tokens
+        predictors += query.num_predictors
         if group and (
             len(group) == batch_size or tokens > max_tokens or predictors > max_predictors
         ):
             yield group
-            group, tokens, predictors = [], query.token_count, query.predictor_count
+            group, tokens, predictors = [], query.num_tokens, query.num_predictors
         group.append(query)
     if group:
         yield group

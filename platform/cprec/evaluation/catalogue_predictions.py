@@ -85,8 +85,8 @@ def from_all_scores(
         first = _first_places(scores, k)
         values = np.take_along_axis(scores, first, axis=1)
         order = np.argsort(-values, axis=1, kind="stable")
-        better.append(ranks.better_count)
-        tied.append(ranks.tied_count)
+        better.append(ranks.better_counts)
+        tied.append(ranks.tied_counts)
         rankings += list(items[np.take_along_axis(first, order, axis=1)])
         tops += list(np.take_along_axis(values, order, axis=1))
         start += len(scores)
@@ -126,8 +126,8 @@ def from_retrieved(
     return _to_table(
         samples,
         retrieved_rank=pa.array(in_retrieved.argmax(axis=1) + 1, pa.int32(), mask=~found),
-        better=pa.array(ranks.better_count, mask=~has_rank),
-        tied=pa.array(ranks.tied_count, mask=~has_rank),
+        better=pa.array(ranks.better_counts, mask=~has_rank),
+        tied=pa.array(ranks.tied_counts, mask=~has_rank),
         ranking=list(np.take_along_axis(ranked, order, axis=1)),
         scores=list(np.take_along_axis(scores, order, axis=1)),
     )

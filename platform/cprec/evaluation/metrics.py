@@ -96,24 +96,24 @@ class Ranks:
     """Ranks of the true items of n samples.
 
     Attributes:
-        better_count: Candidates that score higher than the true item [n].
-        tied_count: Candidates that score the same, the true item included [n].
+        better_counts: Candidates that score higher than the true item [n].
+        tied_counts: Candidates that score the same, the true item included [n].
     """
 
-    better_count: NDArray[np.int64]
-    tied_count: NDArray[np.int64]
+    better_counts: NDArray[np.int64]
+    tied_counts: NDArray[np.int64]
 
     def __len__(self) -> int:
-        return len(self.better_count)
+        return len(self.better_counts)
 
     @property
     def expected_rank(self) -> Floats:
         """Mean rank if ties are broken at random [n], counted from 1."""
-        return np.asarray(self.better_count + (self.tied_count + 1) / 2, dtype=np.float64)
+        return np.asarray(self.better_counts + (self.tied_counts + 1) / 2, dtype=np.float64)
 
     def select(self, mask: NDArray[np.bool_]) -> "Ranks":
         """Returns the ranks of the samples that a mask [n] selects."""
-        return Ranks(self.better_count[mask], self.tied_count[mask])
+        return Ranks(self.better_counts[mask], self.tied_counts[mask])
 
 
 def compute_ranks(scores: NDArray[np.floating[Any]], targets: NDArray[np.integer[Any]]) -> Ranks:
@@ -141,7 +141,7 @@ def hits(ranks: Ranks, k: int) -> Floats:
     It is the probability that the true item is among the first k if ties are broken at random.
     """
     return np.asarray(
-        np.clip(k - ranks.better_count, 0, ranks.tied_count) / ranks.tied_count, dtype=np.float64
+        np.clip(k - ranks.better_counts, 0, ranks.tied_counts) / ranks.tied_counts, dtype=np.float64
     )
 
 
@@ -152,9 +152,9 @@ def discounted_gains(ranks: Ranks, k: int) -> Floats:
     above k. One item is relevant, so the ideal gain is 1.
     """
     gain_up_to = np.concatenate([[0.0], np.cumsum(1 / np.log2(np.arange(2, k + 2)))])
-    last = np.minimum(ranks.better_count + ranks.tied_count, k)
-    first = np.minimum(ranks.better_count, k)
-    return np.asarray((gain_up_to[last] - gain_up_to[first]) / ranks.tied_count, dtype=np.float64)
+    last = np.minimum(ranks.better_counts + ranks.tied_counts, k)
+    first = np.minimum(ranks.better_counts, k)
+    return np.asarray((gain_up_to[last] - gain_up_to[first]) / ranks.tied_counts, dtype=np.float64)
 
 
 def length_correlations(scores: NDArray[np.floating[Any]], lengths: NDArray[np.int64]) -> Floats:

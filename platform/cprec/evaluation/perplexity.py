@@ -37,15 +37,15 @@ def compute_perplexity(
         RecipeError: The text has fewer than two tokens.
     """
     total_loss = 0.0
-    token_count = 0
+    num_tokens = 0
     for window in split_into_windows(tokenizer, text, window_tokens):
         ids = torch.from_numpy(window.ids).long().to(model.device)
         logits = model(input_ids=ids[None], use_cache=False).logits[0].float()
         predictors = logits[window.answer_start - 1 : -1]
         targets = ids[window.answer_start :]
         total_loss += float(F.cross_entropy(predictors, targets, reduction="sum"))
-        token_count += len(targets)
-    return from_loss(total_loss, token_count)
+        num_tokens += len(targets)
+    return from_loss(total_loss, num_tokens)
 
 
 def split_into_windows(

@@ -172,8 +172,8 @@ def to_ranks(predictions: pa.Table) -> Ranks:
     """Returns the ranks of the true items; one that was not named ranks after all candidates."""
     if predictions["scores"].null_count:
         ranks = predictions["rank"].fill_null(np.inf).to_numpy()
-        better_count = np.where(np.isfinite(ranks), ranks - 1, UNNAMED_RANK).astype(np.int64)
-        return Ranks(better_count, np.ones_like(better_count))
+        better_counts = np.where(np.isfinite(ranks), ranks - 1, UNNAMED_RANK).astype(np.int64)
+        return Ranks(better_counts, np.ones_like(better_counts))
     return compute_ranks(
         _to_matrix(predictions["scores"], len(predictions)), predictions["target"].to_numpy()
     )

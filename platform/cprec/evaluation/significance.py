@@ -129,8 +129,8 @@ def permutation_test(
 def wilson_interval(fraction: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Returns the two-sided confidence interval of a proportion by Wilson's score.
 
-    For a mean of values between 0 and 1, such as HR@1 with ties, it is wider still than needed: no
-    such values spread more than hits and misses of the same mean.
+    For a mean of values between 0 and 1, such as HR@1 with ties, the interval is conservative:
+    their variance is at most that of hits and misses with the same mean.
 
     Args:
         fraction: Observed proportion.

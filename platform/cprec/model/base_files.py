@@ -254,11 +254,45 @@ def _find_damage(copy: Path) -> str | None:
     return describe_changes(expected, hash_files(copy)) or None
 
 
+def require_hub(hub_id: str, revision: str | None) -> None:
+    """Checks that a hub id is in the local cache, or that the hub can be reached.
+
+    Libraries try to connect six times, for half a minute; without a network, a mistyped name is
+    told at the first try.
+
+    Args:
+        hub_id: The hub id.
+        revision: Its revision.
+
+    Raises:
+        RecipeError: It is not cached, and nothing answers.
+    """
+    # Imported late: slow to load, and only hub ids need them.
+    from httpx2 import ConnectError, ConnectTimeout, HTTPError
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+    )
+
+    with refused_input(f"model.base: {hub_id}"):
+        if isinstance(try_to_load_from_cache(hub_id, CONFIG_FILE, revision=revision), str):
+            return
+        try:
+            get_hf_file_metadata(hf_hub_url(hub_id, CONFIG_FILE, revision=revision))
+        except (ConnectError, ConnectTimeout, OfflineModeIsEnabled) as error:
+            raise LocalEntryNotFoundError(hub_id) from error
+        except (HfHubHTTPError, HTTPError):
+            pass  # it answers: whoever reads the file asks again, and says what is wrong
+
+
 def _resolve_commit(hub_id: str, revision: str | None) -> str | None:
     """Returns the hash of the commit that a hub id and a revision stand for now."""
     # Imported late: slow to load, and only hub ids need it.
     from transformers.utils.hub import cached_file, extract_commit_hash
 
+    require_hub(hub_id, revision)
     with refused_input(f"model.base: {hub_id} cannot be found on the hub or in its local cache"):
         config = cached_file(hub_id, CONFIG_FILE, revision=revision)
     commit: str | None = extract_commit_hash(config, None)

@@ -4,10 +4,11 @@ A learned position beyond the last is an index error, on a GPU in the middle of 
 one is computed without a word, and the model has never seen it.
 """
 
+from pathlib import Path
 from typing import Any
 
 from cluster.errors import RecipeError
-from cprec.model.base_files import ensure_local
+from cprec.model.base_files import ensure_local, require_hub
 from cprec.model.libraries import refused_input
 
 CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
@@ -68,6 +69,8 @@ def require_context(base: str, revision: str | None, max_tokens: int) -> None:
     from transformers import AutoConfig
 
     local = ensure_local(base, revision, with_weights=False)
+    if not Path(local.path).is_dir():
+        require_hub(base, revision)
     with refused_input(f"model.base: {base} holds no configuration that loads"):
         config = AutoConfig.from_pretrained(
             local.path, revision=local.hub_revision, trust_remote_code=False

@@ -62,9 +62,9 @@ class BlockRanking:
         recipe: Precision, longest prompt, `recommend.k`, and requests of one pass.
         model: The model.
         items: Items of the domain; None: rows have titles.
-        row_encoder: Encoder of the items for a text-only model; None for a hybrid one, and titles.
+        row_encoder: Encoder of the items; None if the model is hybrid, or rows have titles.
         uri: Folder of the batch.
-        source: What rejected rows are said to be of.
+        source: URI of the input, which the record of a rejected row names.
     """
 
     recipe: Recipe
@@ -196,20 +196,20 @@ def write_block(uri: str, number: int, rankings: pa.Table) -> None:
     storage.write_bytes(block_uri(uri, number), sink.getvalue().to_pybytes())
 
 
-def list_missing(uri: str, block_count: int) -> list[int]:
+def list_missing(uri: str, num_blocks: int) -> list[int]:
     """Returns the numbers of the blocks that are not written yet."""
     there = set(storage.list_names(storage.join(uri, RANKINGS)))
     return [
         number
-        for number in range(block_count)
+        for number in range(num_blocks)
         if block_uri(uri, number).rsplit("/", 1)[-1] not in there
     ]
 
 
-def read_counts(uri: str, block_count: int) -> tuple[int, list[Rejected]]:
+def read_counts(uri: str, num_blocks: int) -> tuple[int, list[Rejected]]:
     """Returns the number of users in all blocks, and the rows that their workers rejected."""
     users, rejected = 0, []
-    for number in range(block_count):
+    for number in range(num_blocks):
         file = open_parquet(block_uri(uri, number))
         users += file.metadata.num_rows
         rejected += [

@@ -34,7 +34,7 @@ class Rejected:
 
     Attributes:
         file: File of the row, or the corpus.
-        row: Number of the row in its file, from 1.
+        row: Number of the row in its file, from 1; 0 where it is not known.
         user_id: User of the row, as text; empty if there is none.
         reason: Why, in a word that is counted.
         detail: What was seen.

@@ -109,12 +109,12 @@ def fuse(rankings: Sequence[Items]) -> Items:
     items = np.concatenate(rankings, axis=1)
     order = np.argsort(items, axis=1, kind="stable")
     items = np.take_along_axis(items, order, axis=1)
-    shares = 1 / (FUSION_CONSTANT + 1 + ranks[order])
-    # Equal items stand side by side, at most one of each source: the first takes all their shares.
-    totals = shares.copy()
+    terms = 1 / (FUSION_CONSTANT + 1 + ranks[order])
+    # Equal items stand side by side, at most one of each source: the first takes all their terms.
+    totals = terms.copy()
     for distance in range(1, len(rankings)):
         same = items[:, distance:] == items[:, :-distance]
-        totals[:, :-distance] += np.where(same, shares[:, distance:], 0)
+        totals[:, :-distance] += np.where(same, terms[:, distance:], 0)
     repeats = np.zeros(items.shape, dtype=bool)
     repeats[:, 1:] = items[:, 1:] == items[:, :-1]
     items = np.where(repeats, NO_ITEM, items)

@@ -26,8 +26,8 @@ def describe_plan(
         plan: The plan.
         global_batch: Samples of an optimizer step, over all workers.
         replay_share: Fraction of the samples up to S that was asked to be windows of text.
-        min_annealing_share: Smallest share of annealing samples that needs no warning.
-        annealing_share: Share of annealing samples that was asked for; None: any.
+        min_annealing_share: Smallest fraction of annealing samples that needs no warning.
+        annealing_share: Fraction of annealing samples that was asked for; None: any.
     """
     wsa = plan.wsa
     # Batches do not cross the boundary of two eras.

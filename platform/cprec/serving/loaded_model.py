@@ -40,7 +40,7 @@ class ServedModel:
         return items, Catalogue(self.recipe, corpus, items.domain, self.retriever)
 
     def load(self, say: Say) -> "LoadedModel":
-        """Loads the model, and builds what finds candidates."""
+        """Loads the model, and the sources of candidates if they are retrieved."""
         items, catalogue = self.open()
         ranker = Ranker.load(self.recipe, self.model, say, items.domain)
         source = None if catalogue is None else catalogue.build_source(_refuse_to_embed, say)

@@ -49,7 +49,7 @@ class MicroBatch:
         input_ids: Token ids, int64 [B, T].
         supervised_mask: Positions whose next token counts in the loss, bool [B, T].
         targets: Those next tokens, row by row, int64 [N].
-        token_count: Number of tokens of the samples, without filling.
+        num_tokens: Number of tokens of the samples, without filling.
         position_ids: Positions, from 0 in each sample, int64 [1, T].
         bounds: Bounds between samples, int32 [S + 1]; between strips where samples share tokens.
         visible: Where samples share tokens, for each strip the indices in the row of the earlier
@@ -59,7 +59,7 @@ class MicroBatch:
     input_ids: np.ndarray
     supervised_mask: np.ndarray
     targets: np.ndarray
-    token_count: int
+    num_tokens: int
     position_ids: np.ndarray | None = None
     bounds: np.ndarray | None = None
     visible: tuple[np.ndarray, ...] | None = None
@@ -175,8 +175,8 @@ def _collate_padded(samples: Sequence[EncodedSample], pad_token_id: int) -> Micr
 
 def _collate_packed(samples: Sequence[EncodedSample], pad_token_id: int, length: int) -> MicroBatch:
     """Builds a micro-batch of one row that holds samples one after the other."""
-    token_count = _count_tokens(samples)
-    filling = max(length - token_count, 0)
+    num_tokens = _count_tokens(samples)
+    filling = max(length - num_tokens, 0)
     # The filling counts as one more sample, so that no other sample sees it.
     lengths = [*(len(s.ids) for s in samples), *([filling] if filling else [])]
     bounds = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
@@ -187,7 +187,7 @@ def _collate_packed(samples: Sequence[EncodedSample], pad_token_id: int, length:
     supervised = np.zeros(ids.shape, dtype=bool)
     for start, sample in zip(bounds.tolist(), samples, strict=False):
         supervised[0, start + sample.answer_start - 1 : start + len(sample.ids) - 1] = True
-    return MicroBatch(ids, supervised, _concat_targets(samples), token_count, positions, bounds)
+    return MicroBatch(ids, supervised, _concat_targets(samples), num_tokens, positions, bounds)
 
 
 def _collate_shared(groups: Sequence[SharedRow]) -> MicroBatch:

@@ -38,7 +38,7 @@ class Row:
 
 
 def divide_into_rows(
-    lengths: Sequence[int], max_tokens: int, filled: bool, row_count: int = 0
+    lengths: Sequence[int], max_tokens: int, filled: bool, num_rows: int = 0
 ) -> list[Row]:
     """Divides samples among as few rows as they fit into.
 
@@ -48,12 +48,12 @@ def divide_into_rows(
         lengths: Tokens of each sample.
         max_tokens: Tokens of a row, at most.
         filled: Whether rows are nearly equal, and filled up to lengths on a grid (`grid_step`).
-        row_count: Number of rows, at least.
+        num_rows: Number of rows, at least.
     """
     if not filled:
         parts = first_fit(lengths, max_tokens)
         rows = [Row(tuple(part), sum(lengths[i] for i in part)) for part in parts]
-        return [*rows, *[Row((), 1)] * (row_count - len(rows))]
+        return [*rows, *[Row((), 1)] * (num_rows - len(rows))]
     alone = [i for i, length in enumerate(lengths) if length > max_tokens]
     packed = [i for i, length in enumerate(lengths) if length <= max_tokens]
     sizes = [lengths[i] for i in packed]
@@ -64,7 +64,7 @@ def divide_into_rows(
         on_grid = max(-(-tokens // step), 1) * step
         return Row(tuple(indices), max(min(on_grid, max_tokens), tokens))
 
-    parts = _divide_equally(sizes, max_tokens, step, row_count - len(alone))
+    parts = _divide_equally(sizes, max_tokens, step, num_rows - len(alone))
     return [
         *(fill([i]) for i in alone),
         *(fill(sorted(packed[i] for i in part)) for part in parts),
@@ -83,7 +83,7 @@ def grid_step(tokens: int, max_tokens: int) -> int:
 
 
 def _divide_equally(
-    sizes: Sequence[int], max_tokens: int, step: int, row_count: int
+    sizes: Sequence[int], max_tokens: int, step: int, num_rows: int
 ) -> list[list[int]]:
     """Divides samples among rows whose lengths are multiples of a step, with few steps in all.
 
@@ -91,11 +91,11 @@ def _divide_equally(
         sizes: Tokens of each sample, none above `max_tokens`.
         max_tokens: Tokens of a row, at most.
         step: The step.
-        row_count: Number of rows, at least.
+        num_rows: Number of rows, at least.
     """
     tokens = sum(sizes)
     fallback = first_fit(sizes, max_tokens)
-    rows = max(-(-tokens // max_tokens), row_count)
+    rows = max(-(-tokens // max_tokens), num_rows)
     while rows:
         most_steps = rows * -(-max_tokens // step)
         steps = max(-(-tokens // step), rows)

@@ -17,7 +17,7 @@ class GlobalBatch:
         start: Position in the plan of its first sample.
         stop: Position in the plan after its last sample.
         supervised_tokens: Number of tokens that count in the loss.
-        token_count: Number of tokens of all samples. A token that samples share counts for each.
+        num_tokens: Number of tokens of all samples. A token that samples share counts for each.
         ids_digest: Digest of the sample ids (cprec.schedule.ledger.ids_digest).
         samples_by_source: Number of samples of each source.
         dropped_titles: Number of history titles left out because samples were too long.
@@ -26,13 +26,13 @@ class GlobalBatch:
     start: int
     stop: int
     supervised_tokens: int
-    token_count: int
+    num_tokens: int
     ids_digest: int
     samples_by_source: Mapping[str, int]
     dropped_titles: int = 0
 
     @property
-    def sample_count(self) -> int:
+    def num_samples(self) -> int:
         """Number of samples of the step, over all workers."""
         return self.stop - self.start
 

@@ -147,7 +147,7 @@ def worker_batch_from_row(row: Mapping[str, Any]) -> WorkerBatch:
         start=row["start"],
         stop=row["stop"],
         supervised_tokens=row["supervised"],
-        token_count=row["tokens"],
+        num_tokens=row["tokens"],
         ids_digest=row["digest"],
         samples_by_source=dict(zip(row["sources"], row["counts"], strict=True)),
         dropped_titles=row["dropped_titles"],

@@ -314,7 +314,7 @@ def _stack_sources(axes: Axes, steps: Sequence[TraceRow]) -> None:
         step="post",
     )
     axes.set_ylim(0, 1)
-    axes.set_ylabel("share of the batch")
+    axes.set_ylabel("fraction of the batch")
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
 
 

@@ -26,6 +26,7 @@ from cprec.runs.events import (
     WorkersFailed,
 )
 from cprec.runs.records import TraceRow
+from cprec.tracking.event_words import describe_event
 
 LOG_INTERVAL_S = 10.0
 """Seconds between two plain lines, at least; a new phase is shown at once."""
@@ -42,8 +43,11 @@ MEMORY_TOLERANCE = 0.2
 COMPILING_STEPS = 2
 """Steps of a group of workers in which layers are compiled, without a word about it."""
 
-MAX_RANKS = 8
-"""Ranks that a line names."""
+ANNOUNCED = (
+    *(AnnealingCalled, CorpusVersionAdopted, Held, PreemptionNoticed, Released, RequestRefused),
+    *(Resumed, StorageFailed, WorkersFailed),
+)
+"""Events that change what a run does: each is said on a line of its own."""
 
 UNLIMITED_COLUMNS = 1 << 16
 """Width of a line that goes to a file."""
@@ -94,8 +98,8 @@ class Progress:
         for event in events:
             if isinstance(event, PerplexityMeasured):
                 self._perplexity = event.perplexity
-            elif event.time >= self._started and (text := describe_event(event)) is not None:
-                self._say_on_its_own_line(text)
+            elif event.time >= self._started and isinstance(event, ANNOUNCED):
+                self._say_on_its_own_line(describe_event(event).line())
         if rows:
             self._recent = [*self._recent, *rows][-RECENT_STEPS:]
             self._show(rows[-1].phase)
@@ -193,45 +197,8 @@ class Compilations:
         )
 
 
-def describe_event(event: Event) -> str | None:
-    """Describes an event that changes what a run does, for people; None for any other event."""
-    if isinstance(event, CorpusVersionAdopted):
-        joined = ", ".join(f"{source} {count:,}" for source, count in event.sources.items())
-        return (
-            f"corpus version {event.version} joins at sample {event.samples:,} ({joined}): "
-            f"S = {event.stable_end:,}, A = {event.annealing_end:,}"
-        )
-    if isinstance(event, AnnealingCalled):
-        return (
-            f"annealing was called: S = {event.stable_end:,}, A = {event.annealing_end:,} samples"
-        )
-    if isinstance(event, Held):
-        return "the stable phase is held open from now on"
-    if isinstance(event, Released):
-        return "the stable phase is released"
-    if isinstance(event, RequestRefused):
-        return f"request {event.request} was refused: {event.because}"
-    if isinstance(event, StorageFailed):
-        return f"storage is away, training goes on and tries again: {event.because}"
-    if isinstance(event, WorkersFailed):
-        return f"workers failed: {event.because}{_name_silent(event.silent)}"
-    if isinstance(event, PreemptionNoticed):
-        return "nodes are taken away soon: a checkpoint is saved"
-    if isinstance(event, Resumed):
-        return f"{event.workers} workers go on from {event.samples:,} samples"
-    return None
-
-
-def _name_silent(ranks: Sequence[int]) -> str:
-    """Says for people which workers of a failed group said nothing."""
-    if not ranks:
-        return ""
-    named = ", ".join(str(rank) for rank in ranks[:MAX_RANKS]) + " ..." * (len(ranks) > MAX_RANKS)
-    return f"; nothing was heard of rank {named}"
-
-
 def describe_memory(row: TraceRow) -> str | None:
-    """Says for people that the memory in use is far from the planned; None if it is not."""
+    """Warns if the memory in use is far from what was planned; None if it is not."""
     planned = row.planned_memory_gb
     if planned is None or abs(row.memory_gb - planned) <= MEMORY_TOLERANCE * planned:
         return None

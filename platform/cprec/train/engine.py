@@ -27,7 +27,7 @@ from cprec.stream.packing import MicroBatch, MicroBatchSpec
 from cprec.train import device, pack_check
 from cprec.train.flat_adam import FlatAdam
 from cprec.train.forward import supervised_logits, uncompiled
-from cprec.train.memory import SUPERVISED_SHARE, plan_memory
+from cprec.train.memory import SUPERVISED_FRACTION, plan_memory
 from cprec.train.static_pass import NO_TARGET, CudaGraphs, PassInputs, StaticPasses
 from cprec.train.zero import ZeroAdam
 
@@ -92,7 +92,7 @@ class Engine:
         precision: str,
         weight_decay_by_prefix: Mapping[str, float] | None = None,
         max_tokens: int = 2048,
-        supervised_share: float = SUPERVISED_SHARE,
+        supervised_fraction: float = SUPERVISED_FRACTION,
     ) -> None:
         """Prepares a model for training, and checks how its samples can be computed exactly.
 
@@ -103,7 +103,7 @@ class Engine:
             weight_decay_by_prefix: Weight decay by first part of a parameter's name; other
                 parameters have none.
             max_tokens: Tokens of the longest sample.
-            supervised_share: Fraction of the tokens of a row that have logits, at most.
+            supervised_fraction: Fraction of the tokens of a row that have logits, at most.
 
         Raises:
             RecipeError: The model is not causal, or samples are to share tokens and cannot.
@@ -111,7 +111,7 @@ class Engine:
         silence_libraries()
         self.model = model
         self.world_size = dist.get_world_size()
-        self.memory_plan = plan_memory(model, settings, precision, supervised_share)
+        self.memory_plan = plan_memory(model, settings, precision, supervised_fraction)
         self.zero_stage = self.memory_plan.zero_stage
         self.recomputes_activations = self.memory_plan.recompute
         self.trained_parameters = trainable_parameters(model)

@@ -18,7 +18,7 @@ MAX_PACK_TOKENS = 1 << 16
 """Tokens of the longest row that is chosen; longer ones are no faster."""
 USABLE_MEMORY = 0.85
 """Fraction of a GPU's memory to plan with; allocator, kernels and NCCL need the rest."""
-SUPERVISED_SHARE = 1 / 16
+SUPERVISED_FRACTION = 1 / 16
 """Fraction of the tokens of prompts with answers that have logits; of Amazon's prompts, 4 %."""
 
 
@@ -60,7 +60,7 @@ def plan_memory(
     model: torch.nn.Module,
     settings: TrainSettings,
     precision: str,
-    supervised_share: float = SUPERVISED_SHARE,
+    supervised_fraction: float = SUPERVISED_FRACTION,
 ) -> MemoryPlan:
     """Plans how a model is made to fit into the memory of this worker's device.
 
@@ -70,7 +70,7 @@ def plan_memory(
         model: The model with its trainable part, before DeepSpeed has it.
         settings: The recipe's section `train`.
         precision: fp32 or bf16.
-        supervised_share: Fraction of the tokens of a row that have logits, at most.
+        supervised_fraction: Fraction of the tokens of a row that have logits, at most.
     """
     world_size = dist.get_world_size()
     if not torch.cuda.is_available():
@@ -86,7 +86,7 @@ def plan_memory(
     )
     dist.all_reduce(memory, op=dist.ReduceOp.MIN)
     estimate = MemoryEstimate.from_model(model, precision, settings.compile)
-    return choose(estimate, settings, world_size, float(memory), supervised_share)
+    return choose(estimate, settings, world_size, float(memory), supervised_fraction)
 
 
 def choose(
@@ -94,7 +94,7 @@ def choose(
     settings: TrainSettings,
     world_size: int,
     memory_bytes: float,
-    supervised_share: float = SUPERVISED_SHARE,
+    supervised_fraction: float = SUPERVISED_FRACTION,
 ) -> MemoryPlan:
     """Chooses what a recipe leaves open, so that a step fits into memory by estimate.
 
@@ -107,11 +107,11 @@ def choose(
         settings: The recipe's section `train`.
         world_size: Number of workers.
         memory_bytes: Memory of the smallest GPU [bytes].
-        supervised_share: Fraction of the tokens of a row that have logits, at most.
+        supervised_fraction: Fraction of the tokens of a row that have logits, at most.
     """
 
     def fits(stage: int, recompute: bool, tokens: int, passes: int = 1) -> bool:
-        supervised_tokens = int(tokens * supervised_share)
+        supervised_tokens = int(tokens * supervised_fraction)
         peak = estimate.peak_bytes(stage, world_size, recompute, tokens, supervised_tokens)
         state = sum(estimate.state.bytes_by_kind(stage, world_size).values())
         return state + passes * (peak - state) <= USABLE_MEMORY * memory_bytes

@@ -26,11 +26,11 @@ class PerplexityMonitor:
 
     Attributes:
         batches: Its forward passes; every worker has equally many.
-        token_count: Tokens that count in the loss, over all workers.
+        num_tokens: Tokens that count in the loss, over all workers.
     """
 
     batches: list[MicroBatch]
-    token_count: int
+    num_tokens: int
 
     @classmethod
     def from_text(
@@ -58,13 +58,13 @@ class PerplexityMonitor:
         samples = perplexity.split_into_windows(tokenizer, text, window_tokens, MAX_MEASURED_TOKENS)
         lengths = [len(sample.ids) for sample in samples]
         windows_by_rank = split_by_tokens(lengths, world_size)
-        token_count = sum(len(sample.ids) - sample.answer_start for sample in samples)
+        num_tokens = sum(len(sample.ids) - sample.answer_start for sample in samples)
         worker_batch = WorkerBatch(
             GlobalBatch(
                 start=0,
                 stop=len(samples),
-                supervised_tokens=token_count,
-                token_count=sum(lengths),
+                supervised_tokens=num_tokens,
+                num_tokens=sum(lengths),
                 ids_digest=0,
                 samples_by_source={},
             ),
@@ -80,11 +80,11 @@ class PerplexityMonitor:
         largest = MAX_PASS_TOKENS if micro_batch_spec.packed else 1
         micro_batch_spec = replace(micro_batch_spec, size=min(micro_batch_spec.size, largest))
         pad_token = int(tokenizer.eos_token_id)
-        return cls(build_micro_batches(worker_batch, micro_batch_spec, pad_token), token_count)
+        return cls(build_micro_batches(worker_batch, micro_batch_spec, pad_token), num_tokens)
 
     def measure(self, engine: Engine) -> float:
         """Returns the perplexity: exp of the mean loss per token.
 
         Collective: every worker calls it.
         """
-        return perplexity.from_loss(engine.total_loss(self.batches), self.token_count)
+        return perplexity.from_loss(engine.total_loss(self.batches), self.num_tokens)

@@ -71,7 +71,7 @@ class BatchPlan:
     identity: dict[str, Any]
 
     @property
-    def block_count(self) -> int:
+    def num_blocks(self) -> int:
         """Number of blocks."""
         return -(-len(self.input.rows) // self.recipe.recommend.block_users)
 
@@ -152,9 +152,9 @@ def run_batch(plan: BatchPlan, say: Say) -> BatchSummary:
         resolve_base(recipe, plan.corpus, say)
     require_context(plan.model.base, plan.model.revision, recipe.model.max_tokens)
     started = time.monotonic()
-    missing = batch.list_missing(plan.uri, plan.block_count)
-    if len(missing) < plan.block_count:
-        say(f"{plan.block_count - len(missing):,} of {plan.block_count:,} blocks are there")
+    missing = batch.list_missing(plan.uri, plan.num_blocks)
+    if len(missing) < plan.num_blocks:
+        say(f"{plan.num_blocks - len(missing):,} of {plan.num_blocks:,} blocks are there")
     computed = 0
     if missing:
         num_cpus = recipe.cluster.num_cpus or recipe.workers * recipe.train.cpus_per_worker
@@ -237,7 +237,7 @@ def _retrieve(plan: BatchPlan, catalogue: Catalogue, missing: list[int], say: Sa
 
 def _finish(plan: BatchPlan, computed: int, seconds: float) -> BatchSummary:
     """Counts what is there, writes the quarantine and the summary, and returns the summary."""
-    ranked, unfit = batch.read_counts(plan.uri, plan.block_count)
+    ranked, unfit = batch.read_counts(plan.uri, plan.num_blocks)
     if ranked + len(unfit) != len(plan.input.rows):
         raise PlatformFault(
             f"{plan.uri}: {ranked:,} users are ranked and {len(unfit):,} are not, of "

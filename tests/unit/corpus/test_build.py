@@ -17,7 +17,7 @@ from corpus.fingerprints import fingerprint, rules
 from corpus.inspect import console_tables
 from corpus.local.sample_files import write_sample_files
 from corpus.store import tables
-from corpus.store.tables import Corpus, file_count, file_numbers, read_rows
+from corpus.store.tables import Corpus, count_files, file_numbers, read_rows
 from tests.unit.corpus.worlds import Row, settings, shop, write_root
 
 DOMAINS = ("A", "B", "C")
@@ -87,7 +87,7 @@ def test_files_are_equal_ranges_of_ids() -> None:
     ids = np.array([0, 2**62, 2**63 - 1, -(2**63), -1], np.int64)
     assert file_numbers(ids, 1).tolist() == [0] * 5
     assert file_numbers(ids, 4).tolist() == [0, 1, 1, 2, 3]
-    assert [file_count(n) for n in (0, 1, 1 << 18, (1 << 18) + 1, 3 << 18, (4 << 18) + 1)] == [
+    assert [count_files(n) for n in (0, 1, 1 << 18, (1 << 18) + 1, 3 << 18, (4 << 18) + 1)] == [
         1,
         1,
         1,

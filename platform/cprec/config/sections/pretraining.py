@@ -209,6 +209,18 @@ class TrainSettings(Section):
     max_failures: int = Field(
         3, ge=0, description="restarts of the worker group before the run fails"
     )
+    min_workers: int | None = Field(
+        None,
+        ge=1,
+        description="workers that pre-training goes on with where there is room for no more; "
+        "null: it waits until there is room for all",
+    )
+    resize_interval_s: int = Field(
+        600,
+        ge=1,
+        description="with min_workers: seconds between two looks whether there is room for another "
+        "number of workers",
+    )
 
     @property
     def inexact_keys(self) -> str:

@@ -144,7 +144,7 @@ export function scheduleChart() {
       const stop = view.edges[i + 1];
       let top = 152;
       return view.bands.map((band, number) => {
-        const size = band.shares[i] * 30;
+        const size = band.fractions[i] * 30;
         const rect = s("rect", {
           class: `band band-${number % 8}`, x: x(start).toFixed(2), y: top.toFixed(2),
           width: Math.max(x(stop) - x(start) + 0.3, 0).toFixed(2), height: size.toFixed(2),

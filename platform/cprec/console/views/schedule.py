@@ -18,15 +18,15 @@ CURVE_POINTS = 60
 
 @dataclass(frozen=True)
 class SourceBand:
-    """A source, and its share of each slice of the plan.
+    """A source, and its fraction of each slice of the plan.
 
     Attributes:
         source: Its name.
-        shares: Share of the samples of each slice (0 to 1).
+        fractions: Fraction of the samples of each slice (0 to 1).
     """
 
     source: str
-    shares: Sequence[float]
+    fractions: Sequence[float]
 
 
 @dataclass(frozen=True)
@@ -113,12 +113,12 @@ def _count_bands(plan: Plan, edges: Sequence[int]) -> list[SourceBand]:
         counts.append(by_source)
     sources = dict.fromkeys(source for by_source in counts for source in by_source)
     return [
-        SourceBand(source, [_share(by_source, source) for by_source in counts])
+        SourceBand(source, [_fraction(by_source, source) for by_source in counts])
         for source in sources
     ]
 
 
-def _share(by_source: Counter[str], source: str) -> float:
+def _fraction(by_source: Counter[str], source: str) -> float:
     total = by_source.total()
     return round(by_source[source] / total, 4) if total else 0.0
 

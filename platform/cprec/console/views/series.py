@@ -36,7 +36,7 @@ class SeriesView:
         samples: Samples seen after the last step of a point.
         loss: Mean loss per supervised token.
         tokens_per_s: Tokens of a second.
-        data_wait: Share of the time that the loop waited for data (0 to 1).
+        data_wait: Fraction of the time that the loop waited for data (0 to 1).
         memory_gb: Peak memory of the first worker so far (GB).
         steps: Steps of the run so far.
     """

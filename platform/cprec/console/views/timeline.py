@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from cprec.runs.events import CheckpointSaved, Event, PerplexityMeasured
 from cprec.schedule.wsa import WSA
-from cprec.tracking.report.event_words import EventWords, describe_events
+from cprec.tracking.event_words import EventWords, describe_events
 
 MAX_ENTRIES = 200
 """Events of the timeline, the newest."""

@@ -12,7 +12,7 @@ WIDEST_RANK = 64
 
 
 def add_low_rank(out: torch.Tensor, low: torch.Tensor, up: torch.Tensor) -> None:
-    """Adds low up^T to a matrix in place.
+    """Adds the product `low @ up.T` to a matrix, in place.
 
     Args:
         out: The matrix [n, columns].

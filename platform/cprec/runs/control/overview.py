@@ -114,7 +114,7 @@ class RunOverview:
 
 
 def build_overview(glance: RunGlance) -> RunOverview:
-    """Builds the overview of a run."""
+    """Judges how a run stands from what one look at its files gave."""
     status, lease, saved = glance.status, glance.lease, _find_checkpoint(glance.events)
     state = find_state(glance)
     samples_per_s, tokens_per_s = measure_speed(glance.steps)

@@ -41,6 +41,8 @@ CHANGEABLE_KEYS = (
     "train.zero_stage",
     "train.collective_timeout_s",
     "train.max_failures",
+    "train.min_workers",
+    "train.resize_interval_s",
     "train.gpus_per_worker",
     "train.cpus_per_worker",
     "train.stream_cpus",

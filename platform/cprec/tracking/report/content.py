@@ -15,6 +15,7 @@ from cprec.config.sections.services import CostSettings
 from cprec.runs.checkpoint import ADAPTER
 from cprec.runs.events import CheckpointSaved, RunFinished
 from cprec.runs.run_records import RunRecords
+from cprec.tracking.event_words import describe_events
 from cprec.tracking.lineage_graph import Aliases, build_lineage_graph, find_kind, select_related
 from cprec.tracking.registry import DECISION_TAG, Version
 from cprec.tracking.report.cost import describe_cost, measure_cost
@@ -31,7 +32,6 @@ from cprec.tracking.report.document import (
     row,
 )
 from cprec.tracking.report.evaluations import describe_evaluations
-from cprec.tracking.report.event_words import describe_events
 from cprec.tracking.report.lineage_picture import draw_lineage
 
 ADAPTERS = {"lora": "a low-rank adapter (LoRA)", "full": "every weight"}

@@ -11,11 +11,11 @@ Tone = Literal["", "good", "bad", "strong"]
 
 @dataclass(frozen=True)
 class Interval:
-    """A measured share with its interval, for a small picture beside the number.
+    """A measured fraction with its interval, for a small picture beside the number.
 
     Attributes:
         low: Lower end.
-        value: The share.
+        value: The fraction.
         high: Upper end.
         end: Right end of the scale, which begins at 0.
         chance: What a random choice would have; None where that is not known.
@@ -108,7 +108,7 @@ def count(value: int | None) -> str:
 
 
 def measure(value: float | None) -> str:
-    """Returns a share such as HR@1 in four digits."""
+    """Returns a fraction such as HR@1 in four digits."""
     return NONE if value is None else f"{value:.4f}"
 
 

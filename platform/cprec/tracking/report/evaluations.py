@@ -40,7 +40,7 @@ def describe_evaluations(run: str, comparisons: Sequence[Mapping[str, Any]]) -> 
     ranks = Section(
         "How well it ranks",
         [
-            "HR@k is the share of samples whose next item is among the first k of the ranking; "
+            "HR@k is the fraction of samples whose next item is among the first k of the ranking; "
             "NDCG@k counts an item more, the higher it stands. "
             "The bar is the 95 % interval of HR@1 (Wilson), its tick the value, and the thin line "
             "what a random choice would reach.",

@@ -34,10 +34,11 @@ from cprec.train.distributed.controller_state import (
     ControllerSettings,
     ControllerState,
     RunNews,
+    StepReply,
     WorkerGroup,
 )
 from cprec.train.distributed.corpus_follower import CorpusFollower
-from cprec.train.distributed.portable_errors import raise_portable_errors
+from cprec.train.distributed.failures import raise_portable_errors
 from cprec.train.distributed.request_server import RequestServer
 from cprec.train.distributed.segment_issuer import AssignedSegment, SegmentIssuer
 
@@ -68,6 +69,7 @@ class ControllerActor:
         self._failure: Exception | None = None
         self._stop_requested = False
         self._notices: list[str] = []
+        self._checkpoint_requests = 0
         self._faults: dict[int, str] = {}
         self._storage_failed, self._next_try = False, 0.0
 
@@ -87,6 +89,7 @@ class ControllerActor:
         self._record_faults()
         self._state.restart(group)
         self._segments.reset()
+        self._checkpoint_requests = 0
         for problem in ignored:
             self._state.record(CheckpointIgnored(samples=group.samples, because=problem))
         if group.checkpoint_uri is not None:
@@ -115,11 +118,11 @@ class ControllerActor:
             self.heartbeat()
         return assigned
 
-    def record_step(self, attempt: int, row: TraceRow) -> bool:
-        """Records an optimizer step of an attempt; returns whether its workers should stop."""
+    def record_step(self, attempt: int, row: TraceRow) -> StepReply:
+        """Records an optimizer step of an attempt; returns what its workers should do."""
         self._state.require_group(attempt)
         self._state.add_step(row)
-        return self._segments.stopping
+        return StepReply(self._segments.stopping, self._checkpoint_requests)
 
     def record_perplexity(self, attempt: int, samples: int, perplexity: float) -> None:
         """Records the perplexity of the plain text after a number of samples."""
@@ -171,6 +174,17 @@ class ControllerActor:
             samples = self._state.controller.samples
             with suppress(LeaseLostError):  # then the records are another driver's
                 self._state.record(Failed(samples=samples, because=str(error)))
+
+    # -- called by Ray Train's controller
+
+    def request_checkpoint(self) -> int:
+        """Lets the workers save soon; returns the number of checkpoints that were saved before."""
+        self._checkpoint_requests += 1
+        return self.saved_checkpoints()
+
+    def saved_checkpoints(self) -> int:
+        """Returns how many checkpoints the run has saved so far."""
+        return sum(isinstance(event, CheckpointSaved) for event in self._state.events)
 
     # -- called by the driver
 

@@ -7,7 +7,7 @@ which checkpoint training goes on.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from cluster.errors import PlatformFault, RunError
 from cluster.storage import join
@@ -40,9 +40,9 @@ class ControllerSettings:
         segment_samples: Samples of a segment, at most.
         poll_samples: Samples between two looks at the corpus, at most.
         max_domain_samples: Cap on domain-specific samples; None: no cap.
-        replay_fraction: Fraction of the samples up to S that are windows of text.
-        min_annealing_share: Share of annealing below which a changed plan warns.
-        annealing_share: Share of annealing that the recipe asks for; None: none.
+        replay_share: Fraction of the samples up to S that are windows of text.
+        min_annealing_share: Fraction of annealing samples below which a changed plan warns.
+        annealing_share: Fraction of annealing samples that the recipe asks for; None: none.
         passes: How often the samples of each source are read.
     """
 
@@ -57,7 +57,7 @@ class ControllerSettings:
     segment_samples: int
     poll_samples: int
     max_domain_samples: int | None
-    replay_fraction: float
+    replay_share: float
     min_annealing_share: float
     annealing_share: float | None = None
     passes: Passes = ONE_PASS
@@ -78,6 +78,18 @@ class RunNews:
     events: Sequence[Event]
     waiting: str | None
     planned_samples: int
+
+
+class StepReply(NamedTuple):
+    """What the controller wants of the workers after a step.
+
+    Attributes:
+        stop: Whether they should end.
+        checkpoint_requests: How often a checkpoint was asked for since the group started.
+    """
+
+    stop: bool
+    checkpoint_requests: int
 
 
 @dataclass(frozen=True)

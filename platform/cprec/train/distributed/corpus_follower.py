@@ -55,7 +55,7 @@ class CorpusFollower:
                 f"it is {state.controller.phase}, and {CLOSED_ADVICE}"
             )
         domain, mixed, texts = state.run_plan.new_streams(corpus)
-        replayed = texts if settings.replay_fraction else []
+        replayed = texts if settings.replay_share else []
         domain_portions = remaining_portions(domain, settings.passes)
         mixed_portions = remaining_portions(mixed, settings.passes)
         if not (domain_portions or mixed_portions or replayed):
@@ -70,7 +70,7 @@ class CorpusFollower:
                 domain_portions,
                 mixed_portions,
                 settings.max_domain_samples,
-                build_replay(settings.replay_fraction, corpus.streams(), settings.passes, consumed),
+                build_replay(settings.replay_share, corpus.streams(), settings.passes, consumed),
                 settings.annealing_share,
             )
             plan = state.controller.plan

@@ -11,12 +11,13 @@ from types import FrameType
 from typing import Any
 
 import ray
-from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train import FailureConfig, RunConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import (
     PlacementGroupCleanerCallback,
 )
+from ray.train.v2.api.config import ScalingConfig
 
 from cluster.console import Say
 from cluster.errors import PlatformFault, UserError
@@ -31,6 +32,7 @@ from cprec.runs.control.lease import HeldLease
 from cprec.stream.sharing_groups import TokenSharing
 from cprec.train.distributed.controller_actor import start_controller
 from cprec.train.distributed.controller_state import ControllerSettings, RunNews
+from cprec.train.distributed.elastic import ResizeAfterCheckpoint
 
 NewsCallback = Callable[[RunNews], None]
 """Called on the driver, about once a second."""
@@ -101,7 +103,7 @@ def run_training(job: TrainingJob, held: HeldLease, on_news: NewsCallback, say: 
         segment_samples=schedule.segment_samples,
         poll_samples=schedule.poll_samples,
         max_domain_samples=train.max_samples,
-        replay_fraction=schedule.replay_share,
+        replay_share=schedule.replay_share,
         min_annealing_share=schedule.min_annealing_share,
         annealing_share=schedule.annealing_share,
         passes=schedule.passes,
@@ -123,7 +125,10 @@ def run_training(job: TrainingJob, held: HeldLease, on_news: NewsCallback, say: 
             "text": None if text is None else text[:MAX_TEXT_CHARACTERS],
         },
         scaling_config=ScalingConfig(
-            num_workers=recipe.workers,
+            num_workers=(train.min_workers, recipe.workers)
+            if train.min_workers
+            else recipe.workers,
+            elastic_resize_monitor_interval_s=train.resize_interval_s,
             use_gpu=train.gpus_per_worker > 0,
             resources_per_worker=resources,
         ),
@@ -138,6 +143,8 @@ def run_training(job: TrainingJob, held: HeldLease, on_news: NewsCallback, say: 
             timeout_s=train.collective_timeout_s,
         ),
     )
+    if train.min_workers:
+        trainer.elastic_policy = ResizeAfterCheckpoint(trainer.scaling_config, controller, train)
     try:
         _train_and_poll(trainer, controller, held, on_news, say)
         if (failure := ray.get(controller.failure.remote(), timeout=60)) is not None:
@@ -153,12 +160,17 @@ def run_training(job: TrainingJob, held: HeldLease, on_news: NewsCallback, say: 
 class _Trainer(TorchTrainer):
     """Ray's trainer without its process for datasets: the controller issues the segments."""
 
+    elastic_policy: ResizeAfterCheckpoint | None = None
     unneeded: tuple[type, ...] = (DatasetsCallback,)
 
     def _create_default_callbacks(self) -> list[Any]:
         # mypy takes Ray Train's first version, which is not imported.
         callbacks = super()._create_default_callbacks()  # type: ignore[misc]
         return [each for each in callbacks if not isinstance(each, self.unneeded)]
+
+    def _initialize_and_run_controller(self, **parts: Any) -> Any:
+        parts["scaling_policy"] = self.elastic_policy or parts["scaling_policy"]
+        return super()._initialize_and_run_controller(**parts)  # type: ignore[misc]
 
 
 class _LocalTrainer(_Trainer):
@@ -195,12 +207,12 @@ def _train_and_poll(
         except BaseException as error:  # whatever it is, the main thread raises it below
             failures.append(error)
 
-    training = start_ray_thread(train)
+    ended = start_ray_thread(train)
     reported = (0, 0)
     stopping = notices_said = False
     with _catch_interrupts() as interrupted:
-        while training.is_alive():
-            training.join(POLL_S)
+        while not ended.is_set():
+            ended.wait(POLL_S)
             if held.lost.is_set():
                 held.lease.require()
             if interrupted.is_set() and not stopping:

@@ -15,7 +15,7 @@ from cprec.runs.control.lease import Lease
 from cprec.runs.restart import find_last_checkpoint
 from cprec.schedule.ledger import Ledger
 from cprec.train.distributed.controller_state import WorkerGroup
-from cprec.train.distributed.failure_reports import report_failure
+from cprec.train.distributed.failures import report_failure
 
 
 @dataclass(frozen=True)

@@ -27,15 +27,15 @@ from cprec.runs import checkpoint
 from cprec.runs.control.lease import Lease
 from cprec.runs.records import TraceRow
 from cprec.schedule.ledger import Ledger
-from cprec.train.distributed.controller_state import WorkerGroup
-from cprec.train.distributed.failure_reports import report_failure, report_fault
+from cprec.train.distributed.controller_state import StepReply, WorkerGroup
+from cprec.train.distributed.failures import report_failure, report_fault
 from cprec.train.distributed.feed import training_steps
 from cprec.train.distributed.preemption import PreemptionNotices
 from cprec.train.distributed.profiling import StepProfiler
 from cprec.train.distributed.start_point import StartPoint, agree_on_start
 from cprec.train.engine import Engine
 from cprec.train.loop import DivergenceError, Observer, StepRecord, TrainingStep, train
-from cprec.train.memory import SUPERVISED_SHARE
+from cprec.train.memory import SUPERVISED_FRACTION
 from cprec.train.perplexity_monitor import PerplexityMonitor
 
 
@@ -93,7 +93,7 @@ def _train_from(
         recipe.model.precision,
         max_tokens=recipe.model.max_tokens,
         # Windows of text have logits everywhere, and a row may hold nothing else.
-        supervised_share=1.0 if recipe.schedule.replay_share else SUPERVISED_SHARE,
+        supervised_fraction=1.0 if recipe.schedule.replay_share else SUPERVISED_FRACTION,
     )
     _limit_collectives(recipe.train.collective_timeout_s)
     if rank == 0:
@@ -152,7 +152,7 @@ class WorkerObserver(Observer):
     """The observer of a Ray worker.
 
     It reports each step to the controller. Where a checkpoint is due, it measures the perplexity of
-    the text and saves. Before a node is taken away, it saves.
+    the text and saves. Before a node is taken away or the group is resized, it saves.
     """
 
     def __init__(
@@ -193,7 +193,9 @@ class WorkerObserver(Observer):
         )
         self._saved_samples = ledger.samples
         self._phase_ends: tuple[int, ...] = ()
-        self._stop_reply: Any = None
+        self._pending_reply: Any = None
+        self._reply = StepReply(stop=False, checkpoint_requests=0)
+        self._requests_met = 0
         self._monitor = monitor
         self._notices = PreemptionNotices()
 
@@ -201,9 +203,9 @@ class WorkerObserver(Observer):
         """Reports the step; saves where a checkpoint is due."""
         batch = record.batch
         self._profiler.on_step_end()
-        self._ledger = self._ledger.add_step(batch.sample_count, batch.ids_digest)
+        self._ledger = self._ledger.add_step(batch.num_samples, batch.ids_digest)
         if self._rank == 0:
-            self._stop_reply = self._controller.record_step.remote(
+            self._pending_reply = self._controller.record_step.remote(
                 self._group.attempt, trace_row(record, step.annealing_end)
             )
         self._phase_ends = (step.stable_end, step.annealing_end)
@@ -216,24 +218,30 @@ class WorkerObserver(Observer):
             self._save(engine)
 
     def should_stop(self) -> bool:
-        """Returns whether the controller wants the run to stop.
-
-        It says so in its reply to the report of a step. Nobody waits for the latest reply.
-        """
-        return (
-            self._stop_reply is not None
-            and bool(ray.wait([self._stop_reply], timeout=0)[0])
-            and bool(ray.get(self._stop_reply))
-        )
+        """Returns whether the controller wants the run to stop."""
+        return self._latest_reply().stop
 
     def should_save(self) -> bool:
-        """Returns whether Ray has announced that a node of this group is taken away."""
-        if self._rank or (notice := self._notices.take()) is None:
+        """Returns whether a node of this group is taken away soon, or the group is to be resized.
+
+        Ray announces the one; the controller asks for a checkpoint before the other.
+        """
+        if self._rank:
             return False
-        self._controller.record_preemption.remote(
-            self._group.attempt, notice.ranks, notice.deadline
-        )
-        return True
+        notice = self._notices.take()
+        if notice is not None:
+            self._controller.record_preemption.remote(
+                self._group.attempt, notice.ranks, notice.deadline
+            )
+        requests = self._latest_reply().checkpoint_requests
+        is_requested, self._requests_met = requests > self._requests_met, requests
+        return notice is not None or is_requested
+
+    def _latest_reply(self) -> StepReply:
+        """Returns the controller's newest reply to the report of a step. Nobody waits for one."""
+        if self._pending_reply is not None and ray.wait([self._pending_reply], timeout=0)[0]:
+            self._reply, self._pending_reply = ray.get(self._pending_reply), None
+        return self._reply
 
     def measure_perplexity(self, engine: Engine) -> None:
         """Measures the perplexity of the text and reports it. Collective: every worker calls it."""
@@ -305,13 +313,13 @@ def trace_row(record: StepRecord, planned_samples: int) -> TraceRow:
     return TraceRow(
         step=record.step,
         samples=batch.start,
-        batch_samples=batch.sample_count,
+        batch_samples=batch.num_samples,
         phase=record.phase,
         lr=record.lr,
         loss=record.loss,
         grad_norm=record.grad_norm,
         supervised_tokens=batch.supervised_tokens,
-        tokens=batch.token_count,
+        tokens=batch.num_tokens,
         dropped_titles=batch.dropped_titles,
         computed_tokens=record.computed_tokens,
         filled_tokens=record.filled_tokens,

@@ -147,10 +147,11 @@ def _judge_resources(recipe: Recipe, nodes: Sequence[Node], is_local: bool) -> F
     """Compares what the nodes have with what the workers of a run need."""
     train = recipe.train
     gpus, cpus = sum(node.gpus for node in nodes), sum(node.cpus for node in nodes)
-    wanted_gpus = recipe.workers * train.gpus_per_worker
-    wanted_cpus = recipe.workers * train.cpus_per_worker + train.stream_cpus
+    workers = recipe.workers if is_local else train.min_workers or recipe.workers
+    wanted_gpus = workers * train.gpus_per_worker
+    wanted_cpus = workers * train.cpus_per_worker + train.stream_cpus
     seen = f"{len(nodes)} nodes with {cpus:g} CPUs and {gpus:g} GPUs"
-    allowed = f"{wanted_cpus:g} CPUs and {wanted_gpus:g} GPUs for {recipe.workers} workers"
+    allowed = f"{wanted_cpus:g} CPUs and {wanted_gpus:g} GPUs for {workers} workers"
     if gpus < wanted_gpus or cpus < wanted_cpus:
         return Finding(
             "ray: nodes",

@@ -104,7 +104,7 @@ def test_the_number_of_partitions_changes_nothing(
     in_one_partition = inspect_corpus(corpus)
     monkeypatch.setattr(stored_interactions, "TARGET_FILE_ROWS", 16)
     monkeypatch.setattr(scratch, "BATCH_ROWS", 5)
-    assert stored_interactions.user_range_count(all_kept(corpus).height) == 64
+    assert stored_interactions.count_user_ranges(all_kept(corpus).height) == 64
     assert inspect_corpus(corpus) == in_one_partition
 
 

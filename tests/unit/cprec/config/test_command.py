@@ -135,14 +135,14 @@ def test_what_nobody_expected_is_shown_whole(
 
 
 ABANDONS_A_THREAD = """
-import atexit, time
+import atexit, os, signal, threading, time
 from cluster.processes.ray_threads import start_ray_thread
 from cprec.config import command
 from cprec.config.cli import Job
 
 def work(recipe, options):
-    start_ray_thread(lambda: time.sleep(60))
-    raise KeyboardInterrupt
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    start_ray_thread(lambda: time.sleep(60)).wait()
 
 atexit.register(print, "an exit handler")
 raise SystemExit(command.main(Job(work, "A job.", ())))

@@ -262,7 +262,7 @@ def test_a_single_title_whose_words_depend_on_each_other_is_found() -> None:
 
 def test_title_tokens_of_no_titles() -> None:
     empty = tokenise_titles([], TOKENIZERS["byte-level"], TABLE1)
-    assert empty.item_count == 0
+    assert empty.num_items == 0
     assert CachedPromptEncoder(empty, 100).encode_samples(table([])) == []
 
 

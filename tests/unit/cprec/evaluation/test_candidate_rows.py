@@ -204,7 +204,7 @@ def test_a_row_holds_every_token_once_and_is_hardly_filled(batch: list[Query]) -
     assert len(row.ids) == len(row.positions) == -(-needed // ROW_STEP) * ROW_STEP
     assert row.prompt_sizes.sum() + row.branch_sizes.sum() == len(row.ids)
     assert row.branch_counts.sum() == len(row.branch_sizes)
-    assert len(row.predictors) == sum(query.predictor_count for query in batch)
+    assert len(row.predictors) == sum(query.num_predictors for query in batch)
     assert (np.diff(row.targets.rows) >= 0).all()
     all_answers = [(query, answer) for query in batch for answer in query.answers]
     for number, (query, answer) in enumerate(all_answers):
@@ -277,7 +277,7 @@ def test_a_pass_has_no_more_queries_tokens_and_logits_than_it_may(
 
     def note(model: Any, group: list[Query], kind: PassKind) -> Any:
         logits, targets = original(model, group, kind)
-        passes.append((len(group), sum(query.token_count for query in group), len(logits)))
+        passes.append((len(group), sum(query.num_tokens for query in group), len(logits)))
         return logits, targets
 
     monkeypatch.setattr(candidate_scoring, "compute_logits", note)

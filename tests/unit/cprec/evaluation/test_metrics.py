@@ -61,8 +61,8 @@ def test_the_order_of_candidates_and_the_scale_of_scores_do_not_matter(
     order = np.array(sorted(range(scores.shape[1]), key=lambda _: random.random()))
     reordered = compute_ranks(np.exp(scores[:, order]), np.argsort(order)[target])
     ranks = compute_ranks(scores, target)
-    assert (reordered.better_count == ranks.better_count).all()
-    assert (reordered.tied_count == ranks.tied_count).all()
+    assert (reordered.better_counts == ranks.better_counts).all()
+    assert (reordered.tied_counts == ranks.tied_counts).all()
 
 
 @given(scores_and_targets)

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import socket
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 
 from cluster.errors import DataError, RecipeError, RunError
+from cprec.model.context_length import require_context
 from cprec.model.libraries import refused_input
 
 
@@ -91,6 +93,18 @@ def test_a_hub_that_does_not_answer_is_told_with_the_name_that_was_looked_for() 
     assert said.startswith("model.base: own/model: it is no directory here, nothing of that name")
     assert "name or service not known" in said
     assert "correct the name" in said
+
+
+def test_a_hub_is_asked_once_for_a_name_that_is_not_cached(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/{{repo_id}}/{{revision}}/{{filename}}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", url)
+    with pytest.raises(RecipeError, match=r"own/mistyped: it is no directory here.*refused"):
+        require_context("own/mistyped", None, 512)
+    assert "Retrying" not in caplog.text
 
 
 def test_an_error_that_hides_a_full_memory_is_a_fault() -> None:

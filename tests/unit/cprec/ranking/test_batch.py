@@ -159,7 +159,7 @@ def test_a_batch_that_lacks_a_user_is_no_batch(place: Place, tmp_path: Path) -> 
     )
     registry = Registry(f"sqlite:///{tmp_path}/mlflow.db", "cprec", "cprec")
     plan = batch_recommend.plan_batch(recipe, registry, place.model(place.text), print)
-    assert (plan.block_count, len(plan.input.rows)) == (2, 1000)
+    assert (plan.num_blocks, len(plan.input.rows)) == (2, 1000)
     ranking = block_ranking(place, plan.uri, place.text, 2)
     few = ranking.rank(ranking.load(), plan.input.rows.slice(0, 5))
     for number in range(2):

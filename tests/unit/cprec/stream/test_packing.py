@@ -50,11 +50,11 @@ def test_all_workers_make_the_same_number_of_passes_over_all_samples(
     passes = [build_micro_batches(batch, spec, END) for batch in worker_batches(samples, world)]
     assert len({len(p) for p in passes}) == 1
     assert sorted(int(i) for p in passes for m in p for i in m.targets) == answer_tokens(samples)
-    token_count = sum(len(s.ids) for s in samples)
-    assert sum(m.token_count for p in passes for m in p) == token_count
+    num_tokens = sum(len(s.ids) for s in samples)
+    assert sum(m.num_tokens for p in passes for m in p) == num_tokens
     lengths = worker_batches(samples, world)[0].lengths_by_rank
     computed = sum(m.input_ids.size for p in passes for m in p)
-    assert computed - token_count == filled_tokens(lengths, spec)
+    assert computed - num_tokens == filled_tokens(lengths, spec)
 
 
 @given(st.lists(encoded_samples(), max_size=6), SPECS)
@@ -84,4 +84,4 @@ def test_a_packed_row_is_its_samples_each_from_position_0(
     assert rows[: len(samples)] == [s.ids.tolist() for s in samples]
     assert batch.position_ids is not None
     assert batch.position_ids[0].tolist() == [i for row in rows for i in range(len(row))]
-    assert batch.computed_tokens == max(length, batch.token_count)
+    assert batch.computed_tokens == max(length, batch.num_tokens)

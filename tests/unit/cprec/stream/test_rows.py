@@ -27,12 +27,12 @@ from cprec.stream.worker_batches import split_by_tokens
     st.integers(0, 9),
 )
 def test_rows_hold_every_sample_once_within_their_length(
-    lengths: list[int], max_tokens: int, filled: bool, row_count: int
+    lengths: list[int], max_tokens: int, filled: bool, num_rows: int
 ) -> None:
-    rows = divide_into_rows(lengths, max_tokens, filled, row_count)
-    assert rows == divide_into_rows(lengths, max_tokens, filled, row_count)
+    rows = divide_into_rows(lengths, max_tokens, filled, num_rows)
+    assert rows == divide_into_rows(lengths, max_tokens, filled, num_rows)
     assert sorted(i for row in rows for i in row.indices) == list(range(len(lengths)))
-    assert len(rows) >= row_count
+    assert len(rows) >= num_rows
     for row in rows:
         tokens = sum(lengths[i] for i in row.indices)
         assert tokens <= row.length

@@ -310,13 +310,13 @@ def test_workers_hold_all_samples_once_and_make_the_same_number_of_passes(
     )
     assert sorted(int(i) for p in passes for m in p for i in m.targets) == answers
     assert shared[0].global_batch == alone.global_batch
-    token_count = sum(len(group.ids) for group in encode_and_group(rows, sharing)[0])
+    num_tokens = sum(len(group.ids) for group in encode_and_group(rows, sharing)[0])
     assert (
         shared[0].computed_tokens
-        == token_count
-        == sum(m.token_count for p in passes for m in p if len(m.targets))
+        == num_tokens
+        == sum(m.num_tokens for p in passes for m in p if len(m.targets))
     )
-    assert alone.computed_tokens == alone.global_batch.token_count
+    assert alone.computed_tokens == alone.global_batch.num_tokens
 
 
 @given(batches(), st.integers(1, 2))

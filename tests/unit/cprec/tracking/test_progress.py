@@ -11,13 +11,11 @@ from cprec.runs.events import (
     AnnealingCalled,
     CorpusVersionAdopted,
     Held,
-    PreemptionNoticed,
     Resumed,
-    WorkersFailed,
 )
 from cprec.runs.records import TraceRow
 from cprec.runs.run_records import RunRecords
-from cprec.tracking.progress import Progress, describe_event, describe_memory, format_progress
+from cprec.tracking.progress import Progress, describe_memory, format_progress
 from cprec.tracking.report.cost import describe_cost, measure_cost
 from tests.records import trace_row
 
@@ -102,9 +100,9 @@ def test_what_changes_the_run_is_said_on_a_line_of_its_own_once() -> None:
     for event in events:
         progress.update((), [event.model_copy(update={"time": time.time() + 1})], None, 331)
     assert lines == [
-        "corpus version 1 joins at sample 160 (domain/Steam 0): S = 300, A = 331",
-        "annealing was called: S = 200, A = 220 samples",
-        "2 workers go on from 96 samples",
+        "planned corpus version 1 (sample 160): domain/Steam 0; S = 300, A = 331",
+        "annealing was called (sample 200): S = 200, A = 220",
+        "went on (sample 96): 2 workers, attempt 1",
     ]
 
 
@@ -118,20 +116,6 @@ def test_layers_that_are_compiled_after_the_first_steps_are_told() -> None:
         "step 3 compiled 2 graph(s) more, 6 by now, and took 12.5 s: its rows have a length that "
         "was new (train.pack_tokens)"
     ]
-
-
-def test_workers_of_which_nothing_was_heard_are_named() -> None:
-    hung = WorkersFailed(samples=96, attempt=2, because="rank 0: timed out", silent=[1, 3])
-    assert describe_event(hung) == (
-        "workers failed: rank 0: timed out; nothing was heard of rank 1, 3"
-    )
-    heard = hung.model_copy(update={"silent": []})
-    assert describe_event(heard) == "workers failed: rank 0: timed out"
-    many = describe_event(hung.model_copy(update={"silent": list(range(1, 512))}))
-    assert many is not None
-    assert many.endswith("of rank 1, 2, 3, 4, 5, 6, 7, 8 ...")
-    notice = PreemptionNoticed(samples=96, ranks=[0], deadline=None)
-    assert describe_event(notice) == "nodes are taken away soon: a checkpoint is saved"
 
 
 def test_a_wait_is_said_each_time_that_it_begins() -> None:

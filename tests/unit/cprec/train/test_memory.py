@@ -14,7 +14,7 @@ from cprec.model import adapter
 from cprec.train.memory import (
     MAX_PACK_TOKENS,
     PACK_TOKENS_STEP,
-    SUPERVISED_SHARE,
+    SUPERVISED_FRACTION,
     USABLE_MEMORY,
     choose,
 )
@@ -102,7 +102,7 @@ def test_what_is_chosen_fits_if_anything_does_and_what_is_given_stays(
         assert plan.pack_tokens == pack_tokens
 
     def fits(stage: int, recomputes: bool, tokens: int) -> bool:
-        supervised_tokens = int(tokens * SUPERVISED_SHARE)
+        supervised_tokens = int(tokens * SUPERVISED_FRACTION)
         peak = estimate.peak_bytes(stage, world_size, recomputes, tokens, supervised_tokens)
         return peak <= USABLE_MEMORY * gigabytes * GB
 
@@ -117,6 +117,6 @@ def test_what_is_chosen_fits_if_anything_does_and_what_is_given_stays(
     if pack_tokens is None and plan.pack_tokens < MAX_PACK_TOKENS and plan.zero_stage:
         assert not fits(plan.zero_stage, plan.recompute, plan.pack_tokens + PACK_TOKENS_STEP)
     # The gradients of rows that are all supervised, as windows of text are, need more.
-    text = choose(estimate, settings, world_size, gigabytes * GB, supervised_share=1.0)
+    text = choose(estimate, settings, world_size, gigabytes * GB, supervised_fraction=1.0)
     if text.zero_stage == plan.zero_stage and text.recompute == plan.recompute:
         assert text.pack_tokens <= plan.pack_tokens

@@ -39,7 +39,7 @@ SMOLLM2_135M = LlamaConfig(
     num_key_value_heads=3,
     tie_word_embeddings=True,
 )
-SUPERVISED_SHARE = 26 / 696
+SUPERVISED_FRACTION = 26 / 696
 """Fraction of supervised tokens in the prompts with which the peaks were measured."""
 
 
@@ -74,7 +74,7 @@ def test_the_peaks_of_a_7b_with_lora_on_an_h200_are_met(
         )
         fp8.quantise_frozen_layers(model)
     estimate = MemoryEstimate.from_model(model, "bf16", compiled)
-    supervised_tokens = int(SUPERVISED_SHARE * tokens)
+    supervised_tokens = int(SUPERVISED_FRACTION * tokens)
     peak = estimate.peak_bytes(0, 1, False, tokens, supervised_tokens) + beside
     assert peak / 1e9 == pytest.approx(measured_gb, rel=0.02)
 
@@ -87,7 +87,7 @@ def test_the_peaks_of_a_135m_that_is_trained_in_full_are_met(
     compiled: bool, tokens: int, measured_gb: float
 ) -> None:
     estimate = MemoryEstimate.from_model(on_meta(SMOLLM2_135M, lora=False), "bf16", compiled)
-    peak = estimate.peak_bytes(0, 1, False, tokens, int(SUPERVISED_SHARE * tokens))
+    peak = estimate.peak_bytes(0, 1, False, tokens, int(SUPERVISED_FRACTION * tokens))
     assert peak / 1e9 == pytest.approx(measured_gb, rel=0.02)
 
 

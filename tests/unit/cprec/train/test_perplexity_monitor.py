@@ -34,7 +34,7 @@ def test_every_token_counts_once_over_all_workers(world_size: int, spec: MicroBa
         PerplexityMonitor.from_text(TEXT, TOKENIZER, 64, spec, rank, world_size)
         for rank in range(world_size)
     ]
-    assert {m.token_count for m in monitors} == {len(ids)}
+    assert {m.num_tokens for m in monitors} == {len(ids)}
     assert sorted(
         token for m in monitors for batch in m.batches for token in batch.targets.tolist()
     ) == sorted(ids)
@@ -45,7 +45,7 @@ def test_a_long_text_is_measured_in_part() -> None:
     assert (
         PerplexityMonitor.from_text(
             TEXT * 60, TOKENIZER, 512, MicroBatchSpec(packed=True, size=2048), 0, 2
-        ).token_count
+        ).num_tokens
         == MAX_MEASURED_TOKENS
     )
 

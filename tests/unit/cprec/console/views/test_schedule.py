@@ -33,7 +33,9 @@ def test_slices_cover_the_plan_and_hold_its_samples(first: int, second: int, mix
     for band in view.bands:
         by_stream = made.count_by_stream(0, made.total_samples)
         planned = sum(n for (source, _), n in by_stream.items() if source == band.source)
-        assert abs(float(sizes @ np.array(band.shares)) - planned) < 0.01 * made.total_samples + 1
+        assert (
+            abs(float(sizes @ np.array(band.fractions)) - planned) < 0.01 * made.total_samples + 1
+        )
     assert view.curve[0] == (0, made.wsa.lr(0))
     assert view.curve[-1][0] == made.total_samples
     assert max(lr for _, lr in view.curve) == made.wsa.lr_max

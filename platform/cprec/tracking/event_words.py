@@ -1,4 +1,4 @@
-"""The events of a run in words, for the report and for the console. Pure."""
+"""The events of a run in words: for the terminal, the report and the console. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +32,9 @@ from cprec.schedule.wsa import Phase
 
 Tone = Literal["plain", "good", "warning", "bad"]
 
+MAX_RANKS = 8
+"""Ranks that are named."""
+
 
 @dataclass(frozen=True)
 class EventWords:
@@ -53,14 +56,20 @@ class EventWords:
     tone: Tone
     by: str | None
 
+    def line(self) -> str:
+        """Returns all of it in one line, as a terminal shows it."""
+        line = f"{self.title[0].lower()}{self.title[1:]} (sample {self.samples:,})"
+        return f"{line}: {self.text}" if self.text else line
+
 
 def describe_events(events: Sequence[Event]) -> list[EventWords]:
     """Describes events, in order; checkpoints and perplexities are shown elsewhere."""
     shown = [e for e in events if not isinstance(e, CheckpointSaved | PerplexityMeasured)]
-    return [_describe_event(event) for event in shown]
+    return [describe_event(event) for event in shown]
 
 
-def _describe_event(event: Event) -> EventWords:
+def describe_event(event: Event) -> EventWords:
+    """Describes an event."""
     title, text, tone = _words(event)
     by = event.details().get("by")
     return EventWords(event.time, event.samples, title, text, tone, by)
@@ -118,11 +127,11 @@ def _words_of_trouble(event: Event) -> tuple[str, str, Tone]:
         case Failed():
             return "Failed", event.because, "bad"
         case WorkersFailed():
-            return "Workers failed", event.because, "bad"
+            return "Workers failed", f"{event.because}{_name_silent(event.silent)}", "bad"
         case StorageFailed():
-            return "Storage was away", event.because, "warning"
+            return "Storage is away", f"training goes on: {event.because}", "warning"
         case RequestRefused():
-            return "A request was refused", event.because, "warning"
+            return f"Request {event.request} was refused", event.because, "warning"
         case CheckpointIgnored():
             return "A checkpoint was passed over", event.because, "warning"
         case RecordDropped():
@@ -132,6 +141,14 @@ def _words_of_trouble(event: Event) -> tuple[str, str, Tone]:
     details = event.details().items()
     text = ", ".join(f"{name} {_format_detail(value)}" for name, value in details)
     return event.event.replace("_", " ").capitalize(), text, "plain"
+
+
+def _name_silent(ranks: Sequence[int]) -> str:
+    """Says which workers of a failed group said nothing."""
+    if not ranks:
+        return ""
+    named = ", ".join(str(rank) for rank in ranks[:MAX_RANKS]) + " ..." * (len(ranks) > MAX_RANKS)
+    return f"; nothing was heard of rank {named}"
 
 
 def _format_detail(value: Any) -> str:

@@ -1,0 +1,89 @@
+"""A group of workers grows after a checkpoint, once, and shrinks at once."""
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+import ray
+from ray.train.v2._internal.execution.scaling_policy import (
+    ElasticScalingPolicy,
+    NoopDecision,
+    ResizeDecision,
+    ScalingDecision,
+)
+from ray.train.v2.api.config import ScalingConfig
+
+from cprec.config.sections.pretraining import TrainSettings
+from cprec.train.distributed.elastic import ResizeAfterCheckpoint
+
+CPUS = {"CPU": 1.0}
+
+
+class Call:
+    """A method of an actor: what `remote` returns is its result."""
+
+    def __init__(self, results: Iterator[int]) -> None:
+        self._results = results
+
+    def remote(self) -> int:
+        return next(self._results)
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets `ray.get` return what it is given."""
+    monkeypatch.setattr(ray, "get", lambda result, timeout: result)
+
+
+def decide(
+    monkeypatch: pytest.MonkeyPatch, policy: ResizeAfterCheckpoint, now: int, room: int | None
+) -> ScalingDecision:
+    """Returns the policy's decision for a group of `now` workers; `room`: what Ray Train sees."""
+    seen = NoopDecision() if room is None else ResizeDecision(room, CPUS)
+    monkeypatch.setattr(
+        ElasticScalingPolicy, "make_decision_for_running_worker_group", lambda *_: seen
+    )
+    return policy.make_decision_for_running_worker_group(SimpleNamespace(num_workers=now), None)
+
+
+def policy_of(saved: list[int]) -> ResizeAfterCheckpoint:
+    """Returns a policy for 1 to 4 workers whose run has one checkpoint when it is asked."""
+    controller = SimpleNamespace(
+        request_checkpoint=Call(iter([1])), saved_checkpoints=Call(iter(saved))
+    )
+    scaling = ScalingConfig(num_workers=(1, 4), resources_per_worker=CPUS)
+    return ResizeAfterCheckpoint(scaling, controller, TrainSettings())
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_group_grows_once_after_the_checkpoint_that_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    policy = policy_of([1, 1, 2])
+    assert decide(monkeypatch, policy, 2, None) == NoopDecision()
+    assert decide(monkeypatch, policy, 2, 3) == NoopDecision()  # asks for a checkpoint
+    assert decide(monkeypatch, policy, 2, 4) == NoopDecision()  # waits; more room meanwhile
+    assert decide(monkeypatch, policy, 2, None) == ResizeDecision(4, CPUS)
+    assert decide(monkeypatch, policy, 4, None) == NoopDecision()
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_group_without_room_shrinks_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert decide(monkeypatch, policy_of([]), 4, 2) == ResizeDecision(2, CPUS)
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_group_that_shrinks_forgets_that_it_was_to_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = policy_of([1, 2])
+    assert decide(monkeypatch, policy, 3, 4) == NoopDecision()
+    assert decide(monkeypatch, policy, 3, 2) == ResizeDecision(2, CPUS)
+    assert decide(monkeypatch, policy, 2, None) == NoopDecision()
+
+
+@pytest.mark.parametrize(("cpus", "workers"), [(1.0, 0), (2.0, 0), (3.0, 1), (9.0, 4)])
+def test_workers_leave_ray_data_its_cpus(
+    monkeypatch: pytest.MonkeyPatch, cpus: float, workers: int
+) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": cpus})
+    assert TrainSettings().stream_cpus == 2
+    assert policy_of([])._count_possible_workers({"a node": {"CPU": 4.0}}) == workers
