@@ -149,11 +149,16 @@ def describe_run(recipe: Recipe, corpus: Corpus, plan: Plan) -> str:
         schedule.min_annealing_share,
         schedule.annealing_share,
     )
-    sources = {s.source for s in corpus.streams() if s.source.kind is not SourceKind.DOWNSTREAM}
-    if absent := sorted(schedule.weights.keys() - sources):
+    known = {s.source for s in corpus.streams() if s.source.kind is not SourceKind.DOWNSTREAM}
+    read = {source for source, _ in plan.count_by_stream(0, plan.total_samples)}
+    # A misspelt name of weight 0 would leave nothing out, and no other line would show it.
+    idle = [
+        name for name, weight in schedule.weights.items() if name not in (read if weight else known)
+    ]
+    if idle:
         description += (
-            f"\nwarning: schedule.weights names {', '.join(absent)}, which the corpus does not "
-            f"have (yet); it has {', '.join(sorted(sources))}"
+            f"\nwarning: schedule.weights names {', '.join(sorted(idle))}, of which this run reads "
+            f"nothing (yet); the corpus has {', '.join(sorted(known))}"
         )
     return description
 

@@ -56,9 +56,10 @@ class CorpusFollower:
             )
         domain, mixed, texts = state.run_plan.new_streams(corpus)
         replayed = texts if settings.replay_share else []
-        domain_portions = remaining_portions(domain, settings.passes)
-        mixed_portions = remaining_portions(mixed, settings.passes)
-        if not (domain_portions or mixed_portions or replayed):
+        domain_portions, mixed_portions, text_portions = (
+            remaining_portions(joining, settings.passes) for joining in (domain, mixed, replayed)
+        )
+        if not (domain_portions or mixed_portions or text_portions):
             state.write_run_plan(replace(state.run_plan, version=corpus.version))
             return f"has nothing to train of corpus version {corpus.version}"
         self._load(corpus)

@@ -127,13 +127,23 @@ def test_no_samples_and_too_many_are_refused(
         create_run_plan(validate_recipe({"schedule": schedule}, "test"), corpus)
 
 
-def test_a_weight_of_a_source_that_is_not_there_is_said(corpus: Corpus) -> None:
-    plan = create_run_plan(Recipe(), corpus).plan
-    recipe = validate_recipe({"schedule": {"weights": {"domain/Z": 2, "mixed": 1}}}, "test")
-    assert "names domain/Z, which the corpus does not have (yet)" in describe_run(
-        recipe, corpus, plan
-    )
-    assert "names" not in describe_run(Recipe(), corpus, plan)
+@pytest.mark.parametrize(
+    ("weights", "mode", "idle"),
+    [
+        ({"domain/Z": 2, "mixed": 1}, "wsa", "domain/Z"),
+        ({"domain/Z": 0}, "wsa", "domain/Z"),
+        ({"mixed": 2, "domain/A": 2}, "domain_only", "mixed"),
+        ({"mixed": 2, "domain/A": 0}, "wsa", None),
+        ({}, "wsa", None),
+    ],
+)
+def test_a_weight_that_changes_nothing_is_said(
+    corpus: Corpus, weights: dict[str, float], mode: str, idle: str | None
+) -> None:
+    recipe = validate_recipe({"schedule": {"weights": weights, "mode": mode}}, "test")
+    description = describe_run(recipe, corpus, create_run_plan(recipe, corpus).plan)
+    said = re.search(r"schedule.weights names (.*), of which this run reads nothing", description)
+    assert (said and said[1]) == idle
 
 
 def parent(tmp_path: Path, corpus: Corpus, config: dict[str, object] | None) -> str:
