@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 from cluster.errors import CorpusError, RecipeError, RunError
 from corpus.sampling.source import SourceKind
-from corpus.settings import TemplateName
 from corpus.store.tables import Corpus, Stream
 from cprec.config.recipe import Recipe
 from cprec.encode.prompt import TEMPLATES
@@ -46,7 +45,7 @@ class Parent:
     uri: str | None
     consumed: tuple[Portion, ...]
     passed_over: tuple[str, ...]
-    template: TemplateName
+    template: str
     token_form: int = TOKEN_FORM
     weights_only: bool = False
 
@@ -175,6 +174,8 @@ def _find_parent(recipe: Recipe, corpus: Corpus, passed_over: tuple[str, ...]) -
     if start is None:
         base_template = read_base_template(locate_base(recipe, corpus))
         template = base_template or TEMPLATES[corpus.prompt_template]
+        if recipe.model.adapter == "prompt":
+            template = template.with_soft_tokens(recipe.model.soft_tokens)
         return Parent(None, (), passed_over, template.name)
     template = checkpoint.read_template(start)
     if is_bare_adapter(start):
@@ -182,7 +183,7 @@ def _find_parent(recipe: Recipe, corpus: Corpus, passed_over: tuple[str, ...]) -
     return _read_parent(start, corpus, recipe.seed, template.name)
 
 
-def _read_parent(uri: str, corpus: Corpus, seed: int, template: TemplateName) -> Parent:
+def _read_parent(uri: str, corpus: Corpus, seed: int, template: str) -> Parent:
     """Reads a parent checkpoint, and checks that it is stable and fits a new run.
 
     Args:

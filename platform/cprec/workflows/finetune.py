@@ -207,6 +207,9 @@ def plan_search(recipe: Recipe, registry: Registry, say: Say) -> SearchPlan:
     name_of_start = "base" if settings.start == FRESH else settings.start
     start = find_model(recipe, registry, name_of_start, "finetune.start", corpus)
     start_checkpoint = _adapter_of(start)
+    template = start.template
+    if start_checkpoint is None and recipe.model.adapter == "prompt":
+        template = template.with_soft_tokens(recipe.model.soft_tokens)
     name = settings.name or ("llara" if start_checkpoint is None else "cprec")
     if name in RESERVED_NAMES or name.isdecimal():
         raise RecipeError(
@@ -227,14 +230,14 @@ def plan_search(recipe: Recipe, registry: Registry, say: Say) -> SearchPlan:
         start_checkpoint,
         start.version,
         lr_search.trial_lrs(recipe.search, recipe.seed),
-        start.template,
+        template,
         revision,
     )
     check_tokenizer(recipe, corpus, base, revision, plan.template, settings.hybrid)
     check_identity(plan)
     origin = describe_model(start) if start_checkpoint else f"fresh weights, on {plan.base}"
     say(
-        f"{name} on {domain}, version {corpus.version} of {corpus.uri}; LoRA from {origin}; "
+        f"{name} on {domain}, version {corpus.version} of {corpus.uri}; weights from {origin}; "
         f"in {plan.uri}"
     )
     if note := describe_other_template(plan.template, corpus, start.checkpoint or base):
