@@ -126,10 +126,15 @@ def prepare(recipe: Recipe, domain: str, test_users: int, out: Path) -> None:
 
     corpus = Corpus.open(recipe.corpus, recipe.corpus_version)
     held = Domain.from_corpus(corpus, domain)
-    if recipe.schedule.replay_share or recipe.train.inexact_keys:
+    if (
+        recipe.schedule.replay_share
+        or recipe.train.inexact_keys
+        or recipe.model.adapter == "prompt"
+    ):
         raise RecipeError(
             "a study has neither replayed text (schedule.replay_share) nor shared tokens "
-            "(train.targets_per_pass, train.shared_candidates); leave them out"
+            "(train.targets_per_pass, train.shared_candidates) nor soft prompts (model.adapter "
+            "prompt); leave them out"
         )
     run_plan = create_run_plan(recipe, corpus)
     streams = corpus.streams_by_key()

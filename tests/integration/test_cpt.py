@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from cluster.storage import join, list_names, read_bytes, read_text
 from corpus.ingest.plain_text import read_plain_text
+from corpus.store.tables import Corpus
 from cprec.config.recipe_file import load_recipe
 from cprec.evaluation.perplexity import compute_perplexity
 from cprec.model import adapter, backbone
@@ -228,7 +229,8 @@ def test_corpus_and_storage_on_s3_where_samples_share_tokens(
 ) -> None:
     """Under ZeRO 3, with both inexact modes: the audit still counts every sample.
 
-    The trace has the tokens of the samples beside those that were computed.
+    The trace has the tokens of the samples beside those that were computed. Samples of one domain
+    are trained in two passes, and others not at all.
     """
     data = {
         "format": "simulated",
@@ -239,7 +241,6 @@ def test_corpus_and_storage_on_s3_where_samples_share_tokens(
     train = {
         "global_batch": 32,
         "zero_stage": 3,
-        "max_samples": 100,
         "targets_per_pass": 4,
         "shared_candidates": 8,
     }
@@ -249,11 +250,17 @@ def test_corpus_and_storage_on_s3_where_samples_share_tokens(
         "storage": f"{s3}/runs",
         "mlflow.uri": f"sqlite:///{tmp_path}/s3.db",
     }
-    recipe = jobs.recipe(tmp_path, data=data, train=train)
+    weights = {"domain/Garden": 0.6, "domain/Office": 0, "domain/Sports": 0, "mixed": 0.05}
+    schedule = {"lr_max": 1e-3, "epochs": 2, "weights": weights}
+    recipe = jobs.recipe(tmp_path, data=data, train=train, schedule=schedule)
     options = [part for key, value in places.items() for part in (f"--{key}", value)]
     ended = jobs.run("cpt", recipe, *options, "--train.profile", "2", environment=dict(os.environ))
     assert re.search(r"audit: (\d[\d,]*) planned, 0 missing, 0 repeated", ended.stdout)
     run = f"{s3}/runs/small"
+    sources = json.loads(read_text(join(run, "audit.json")))["sources"]
+    [garden] = [s for s in Corpus.open(places["corpus"]).streams() if s.source == "domain/Garden"]
+    assert sources.keys() == {"domain/Garden", "mixed"}
+    assert sources["domain/Garden"]["0"]["trained"] == round(1.2 * garden.rows)
     newest = list_names(join(run, "checkpoints"))[-1]
     checkpoint.verify(join(run, "checkpoints", newest))
     assert "<html" in read_text(join(run, "report.html"))

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from corpus.settings import DEFAULT_TEMPLATE, TemplateName
+from corpus.settings import DEFAULT_TEMPLATE
 from cprec.baselines.popularity import POPULARITY
 from cprec.baselines.training import BASELINE_NAMES, TEXT_BASELINES
-from cprec.encode.prompt import TEMPLATES, PromptTemplate
+from cprec.encode.prompt import PromptTemplate, find_template
 
 CHATREC = "chatrec"
 """Name of the base when it is asked for a ranking in words (`cprec.evaluation.listwise`)."""
@@ -45,13 +45,13 @@ class EvaluatedModel:
     seed: int = 0
     registered_model: str | None = None
     run: str | None = None
-    prompt_template: TemplateName = DEFAULT_TEMPLATE
+    prompt_template: str = DEFAULT_TEMPLATE
     behaviour_weights: str | None = None
 
     @property
     def template(self) -> PromptTemplate:
         """The template of its prompts."""
-        return TEMPLATES[self.prompt_template]
+        return find_template(self.prompt_template)
 
     @property
     def is_baseline(self) -> bool:

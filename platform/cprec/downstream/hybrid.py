@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cluster.errors import RunError
 from cprec.downstream.stored_model import BEHAVIOUR_FILE
-from cprec.encode.prompt import PromptTemplate
+from cprec.encode.prompt import SOFT_TOKEN_START, PromptTemplate
 from cprec.encode.text_tokenizer import text_tokenizer
 from cprec.encode.tokens import EncodedSample, SampleEncoder, TitleEncoder, fit_prompt
 
@@ -105,7 +105,7 @@ class HybridModel(nn.Module):
 
     def embed(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Looks up the embeddings [B, T, H] of token ids [B, T]."""
-        is_behaviour = input_ids >= self.vocab_size
+        is_behaviour = (input_ids >= self.vocab_size) & (input_ids < SOFT_TOKEN_START)
         words: torch.Tensor = _word_embeddings(self.model)(input_ids.masked_fill(is_behaviour, 0))
         # Item 0 is added and multiplied by 0 below. So the projector has a gradient, if only zero,
         # on every worker in every step, with or without behaviour tokens.

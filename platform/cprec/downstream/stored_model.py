@@ -5,7 +5,6 @@ an adapter          a PEFT directory, such as the adapter/ of a checkpoint
 a merged model      a model directory (config.json) and, of a hybrid model, behaviour/
 """
 
-import json
 import posixpath
 from dataclasses import dataclass
 from enum import StrEnum
@@ -13,7 +12,7 @@ from enum import StrEnum
 from cluster import storage
 from cluster.errors import RunError
 from cprec.encode.prompt import PROMPT_FILE, PromptTemplate, parse_template
-from cprec.model.adapter_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from cprec.model.adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_kind
 from cprec.runs import checkpoint
 
 BEHAVIOUR_FOLDER = "behaviour"
@@ -75,8 +74,7 @@ class StoredModel:
         """Base and revision that the adapter names; None where there is no adapter, or no name."""
         if self.adapter_uri is None:
             return None
-        text = storage.read_text_if_exists(storage.join(self.adapter_uri, ADAPTER_CONFIG))
-        config = json.loads(text or "{}")  # without a file, every weight was trained
+        _, config = read_kind(self.adapter_uri)
         base = config.get("base_model_name_or_path")
         return None if base is None else (str(base), config.get("revision"))
 

@@ -3,18 +3,23 @@
 It has two templates, which differ in what stands around the lists of titles. A corpus keeps the
 name of one, and so does whatever is trained on it: a model is scored in the template that it was
 trained in (docs/decisions/030-prompt-templates.md).
+
+A soft prompt is a number of tokens before the text that are no words: their embeddings are trained
+(docs/decisions/041-soft-prompts-and-parts.md). The template says how many, also in its name.
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cluster.errors import RunError
 from corpus.sampling.prompt_text import BETWEEN, HEAD, SEPARATOR, TAIL
-from corpus.settings import UNRECORDED_TEMPLATE, TemplateName
+from corpus.settings import UNRECORDED_TEMPLATE
 
 PROMPT_FILE = "prompt.json"
 """File beside trained weights that names the template of their prompts."""
+SOFT_TOKEN_START = 1 << 30
+"""Id of the first token of a soft prompt: beyond every vocabulary, and all behaviour tokens."""
 
 
 @dataclass(frozen=True)
@@ -22,18 +27,34 @@ class PromptTemplate:
     """A template of prompts: the text around the titles.
 
     Attributes:
-        name: Name of the template.
+        name: Name of the template, such as table1, or table1+20 with a soft prompt of 20 tokens.
         opening: Text directly before the first title of a list.
         history_closing: Text directly after the last title of the history.
         candidates_closing: Text directly after the last candidate.
         empty_history: Text in place of a history without titles.
+        soft_tokens: Tokens of the soft prompt before the text; 0: it has none.
     """
 
-    name: TemplateName
+    name: str
     opening: str
     history_closing: str
     candidates_closing: str
     empty_history: str
+    soft_tokens: int = 0
+
+    @property
+    def text_name(self) -> str:
+        """Name of the template of the text alone."""
+        return self.name.partition("+")[0]
+
+    @property
+    def soft_ids(self) -> list[int]:
+        """Token ids of the soft prompt."""
+        return list(range(SOFT_TOKEN_START, SOFT_TOKEN_START + self.soft_tokens))
+
+    def with_soft_tokens(self, count: int) -> "PromptTemplate":
+        """Returns this template with a soft prompt of a number of tokens."""
+        return replace(self, name=f"{self.text_name}+{count}", soft_tokens=count)
 
     @property
     def fixed_texts(self) -> tuple[str, str, str]:
@@ -77,6 +98,21 @@ UNRECORDED = TEMPLATES[UNRECORDED_TEMPLATE]
 """Template of weights without the file: earlier releases had no other."""
 
 
+def find_template(name: str) -> PromptTemplate:
+    """Returns the template of a name.
+
+    Raises:
+        ValueError: There is none of that name.
+    """
+    text_name, plus, count = name.partition("+")
+    template = TEMPLATES.get(text_name)
+    if template is not None and plus and count.isdecimal():
+        template = template.with_soft_tokens(int(count))
+    if template is None or template.name != name:
+        raise ValueError(f"{name!r} is no prompt template")
+    return template
+
+
 def _list_ends(start: int, titles: Sequence[str]) -> list[int]:
     """Returns where each title of a list ends that begins at a position of a text."""
     ends = []
@@ -99,8 +135,8 @@ def parse_template(text: str | None, origin: str) -> PromptTemplate:
     if text is None:
         return UNRECORDED
     try:
-        return TEMPLATES[json.loads(text)["template"]]
-    except (ValueError, KeyError, TypeError):
+        return find_template(json.loads(text)["template"])
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise RunError(
             f"{origin}: names none of the prompt templates {', '.join(TEMPLATES)}; the weights "
             "beside it were trained with another release, or the file is damaged"

@@ -137,7 +137,7 @@ class TitleEncoder(SampleEncoder[str]):
         self._text_tokenizer = text_tokenizer(tokenizer)
         self._max_tokens = max_tokens
         self._template = template
-        self.prefix_ids = self._text_tokenizer.prefix_ids
+        self.prefix_ids = [*template.soft_ids, *self._text_tokenizer.prefix_ids]
         self.eos_token_id = int(tokenizer.eos_token_id)
         self._space_prefix = self._find_space_prefix()
 

@@ -1,9 +1,11 @@
-"""The trained part of a model: a LoRA adapter on all linear layers, or every weight.
+"""The trained part of a model: a LoRA adapter, weights of its own, or a soft prompt before it.
 
 It is saved as the folder `adapter/` of a checkpoint.
 """
 
+import json
 from collections.abc import Collection, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import cast
 
@@ -13,6 +15,7 @@ from peft.tuners.lora import Linear
 from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -20,11 +23,16 @@ from transformers.pytorch_utils import Conv1D
 from cluster.errors import RecipeError, RunError
 from cprec.config.sections.model import ModelSettings
 from cprec.encode.prompt import PROMPT_FILE, PromptTemplate
-from cprec.model.adapter_files import ADAPTER_WEIGHTS
+from cprec.model import soft_prompt
+from cprec.model.adapter_config import (
+    ADAPTER_WEIGHTS,
+    FULL_WEIGHTS,
+    PARTIAL_CONFIG,
+    PARTIAL_WEIGHTS,
+)
 from cprec.model.libraries import refused_input
+from cprec.model.self_check import decoder_layers
 
-FULL_WEIGHTS = "model.safetensors"
-"""File that holds all weights of a model, where every weight is trained."""
 ADAPTER_NAME = "default"
 """PEFT's name for a model's first adapter."""
 SHARED_INPUTS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -32,7 +40,7 @@ SHARED_INPUTS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
 def attach(model: PreTrainedModel, settings: ModelSettings, seed: int) -> torch.nn.Module:
-    """Makes a base model trainable: adds a fresh LoRA adapter, or unfreezes every weight.
+    """Makes a base model trainable, as `model.adapter` says.
 
     Args:
         model: The base model; it is changed in place.
@@ -41,10 +49,19 @@ def attach(model: PreTrainedModel, settings: ModelSettings, seed: int) -> torch.
 
     Returns:
         The model with its trainable part, in training mode.
+
+    Raises:
+        RecipeError: The base has no such part.
     """
     torch.manual_seed(seed)
-    if settings.adapter == "full":
-        model.requires_grad_(True)
+    match settings.adapter:
+        case "full":
+            model.requires_grad_(True)
+        case "partial":
+            _unfreeze(model, _partial_names(model, settings))
+        case "prompt":
+            soft_prompt.add(model, settings.soft_tokens)
+    if settings.adapter != "lora":
         return cast(torch.nn.Module, model.train())
     config = LoraConfig(
         r=settings.lora_rank,
@@ -56,6 +73,38 @@ def attach(model: PreTrainedModel, settings: ModelSettings, seed: int) -> torch.
     with refused_input("model.adapter: LoRA does not fit this base (model.adapter full may)"):
         adapted: torch.nn.Module = get_peft_model(model, config)
     return adapted.train()
+
+
+def _partial_names(model: PreTrainedModel, settings: ModelSettings) -> set[str]:
+    """Returns the names of the weights that `model.adapter partial` trains.
+
+    Raises:
+        RecipeError: The base has no such weights, or fewer layers.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    for pattern in settings.trained_weights:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise RecipeError(
+                f"model.trained_weights: no weight of this base is named {pattern}; its names are "
+                f"such as {', '.join(names[:2])} and {names[-1]}"
+            )
+    if settings.trained_weights:
+        patterns = settings.trained_weights
+        return {name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)}
+    layers = decoder_layers(model)
+    if len(layers) < settings.last_layers:
+        raise RecipeError(
+            f"model.last_layers: {settings.last_layers}, and this base has {len(layers)} layers; "
+            "set fewer, or name weights in model.trained_weights"
+        )
+    last = {id(p) for layer in layers[-settings.last_layers :] for p in layer.parameters()}
+    return {name for name, parameter in model.named_parameters() if id(parameter) in last}
+
+
+def _unfreeze(model: PreTrainedModel, names: Collection[str]) -> None:
+    """Makes the parameters of these names trainable, and no others."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in names)
 
 
 def lora_targets(model: PreTrainedModel) -> list[str]:
@@ -114,13 +163,18 @@ def load_for_training(model: PreTrainedModel, directory: Path) -> torch.nn.Modul
         RunError: The directory holds no adapter, or one of another base.
     """
     loaded = load(model, directory)
-    if not isinstance(loaded, PeftModel):
-        full: torch.nn.Module = loaded.requires_grad_(True).train()
-        return full
-    for name, parameter in loaded.named_parameters():
-        parameter.requires_grad_("lora_" in name)
-    adapted: torch.nn.Module = loaded.train()
-    return adapted
+    names = {name for name, _ in loaded.named_parameters()}
+    if isinstance(loaded, PeftModel):
+        names = {name for name in names if "lora_" in name}
+    elif (embedding := soft_prompt.find_soft_prompt(loaded)) is not None:
+        names = {
+            name for name, parameter in loaded.named_parameters() if parameter is embedding.soft
+        }
+    elif (part := directory / PARTIAL_WEIGHTS).is_file():
+        with safe_open(part, "pt") as file:
+            names &= set(file.keys())
+    _unfreeze(loaded, names)
+    return cast(torch.nn.Module, loaded.train())
 
 
 def load_weights(model: torch.nn.Module, directory: Path) -> None:
@@ -133,20 +187,24 @@ def load_weights(model: torch.nn.Module, directory: Path) -> None:
     Raises:
         RunError: The directory does not hold exactly the weights that the model trains.
     """
-    name = ADAPTER_WEIGHTS if isinstance(model, PeftModel) else FULL_WEIGHTS
+    name = _weights_file(model)
     if not (directory / name).is_file():
         raise RunError(f"{directory}: no {name}, which this recipe's model.adapter goes on from")
     weights = load_file(directory / name)
+    absent: set[str] = set()
+    unexpected: set[str] = set()
     with refused_input(f"{directory}: these weights do not fit the model", RunError):
-        if isinstance(model, PeftModel):
+        if soft_prompt.find_soft_prompt(model) is not None:
+            soft_prompt.load(cast(PreTrainedModel, model), directory)
+        elif isinstance(model, PeftModel):
             own = get_peft_model_state_dict(model)
             absent, unexpected = own.keys() - weights.keys(), weights.keys() - own.keys()
             if not absent and not unexpected:
                 set_peft_model_state_dict(model, weights)
         else:
-            absent, unexpected = map(set, model.load_state_dict(weights, strict=False))
-            absent -= _tied_names(cast(PreTrainedModel, model), weights)
-            absent -= set(persistent_buffers(model))
+            missing, others = map(set, model.load_state_dict(weights, strict=False))
+            absent = missing & trainable_parameters(model).keys() - _tied_names(model, weights)
+            unexpected = others
     if absent or unexpected:
         raise RunError(
             f"{directory}: these weights are of other layers than this recipe trains: "
@@ -193,20 +251,24 @@ def save(
 ) -> None:
     """Writes the trained part of a model to a directory.
 
-    LoRA is saved as a PEFT directory that names its base. Full training is saved as a Hugging Face
-    model directory. Both name the template of the prompts (prompt.json).
+    LoRA and soft prompts are saved as PEFT directories, and a part of the base's weights as a file
+    of its own; all of them name the base. Full training is saved as a Hugging Face model directory.
+    The template of the prompts is beside each of them (prompt.json).
 
     Args:
         model: The model in training.
         weights: Trained parameters by name, whole (gathered from all workers).
         directory: Where to write; created if it is missing.
-        base: The base model, which the PEFT directory names.
+        base: The base model.
         revision: Revision of the base model.
         template: Template of the prompts that it is trained on.
     """
     directory.mkdir(parents=True, exist_ok=True)
     (directory / PROMPT_FILE).write_text(template.to_json())
-    if isinstance(model, PeftModel):
+    if soft_prompt.find_soft_prompt(model) is not None:
+        [soft] = weights.values()
+        soft_prompt.save(soft, directory, base, revision)
+    elif isinstance(model, PeftModel):
         state = get_peft_model_state_dict(model, state_dict=dict(weights))
         save_file(
             {name: tensor.contiguous() for name, tensor in state.items()},
@@ -221,15 +283,29 @@ def save(
         config.save_pretrained(str(directory))
         config.inference_mode = False
     else:
+        file = _weights_file(model)
         save_file(
             {
                 name: tensor.contiguous()
                 for name, tensor in {**persistent_buffers(model), **weights}.items()
             },
-            directory / FULL_WEIGHTS,
+            directory / file,
             metadata={"format": "pt"},
         )
-        cast(PreTrainedModel, model).config.save_pretrained(directory)
+        if file == FULL_WEIGHTS:
+            cast(PreTrainedModel, model).config.save_pretrained(directory)
+        else:
+            (directory / PARTIAL_CONFIG).write_text(
+                json.dumps({"base_model_name_or_path": base, "revision": revision})
+            )
+
+
+def _weights_file(model: torch.nn.Module) -> str:
+    """Returns the file that holds what a model trains."""
+    if isinstance(model, PeftModel) or soft_prompt.find_soft_prompt(model) is not None:
+        return ADAPTER_WEIGHTS
+    trains_all = all(parameter.requires_grad for parameter in model.parameters())
+    return FULL_WEIGHTS if trains_all else PARTIAL_WEIGHTS
 
 
 def persistent_buffers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -260,11 +336,18 @@ def load(model: PreTrainedModel, directory: Path) -> PreTrainedModel:
     """
     if (directory / ADAPTER_WEIGHTS).is_file():
         with refused_input(f"{directory}: this adapter does not fit the base model", RunError):
+            if soft_prompt.is_soft_prompt(directory):
+                soft_prompt.load(model, directory)
+                return cast(PreTrainedModel, model.eval())
             return cast(PreTrainedModel, PeftModel.from_pretrained(model, str(directory)).eval())
-    if (directory / FULL_WEIGHTS).is_file():
+    for file in (directory / PARTIAL_WEIGHTS, directory / FULL_WEIGHTS):
+        if not file.is_file():
+            continue
         with refused_input(f"{directory}: these weights do not fit the base model", RunError):
-            weights = load_file(directory / FULL_WEIGHTS)
+            weights = load_file(file)
             missing, unexpected = model.load_state_dict(weights, strict=False)
+        if file.name == PARTIAL_WEIGHTS:
+            missing = []  # the base has them
         # Tied weights are stored once. Checkpoints of earlier releases have no buffers: those of
         # the base stay.
         absent = set(missing) - _tied_names(model, weights) - set(persistent_buffers(model))

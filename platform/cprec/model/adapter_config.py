@@ -1,13 +1,31 @@
-"""The configuration that is saved with an adapter, compared with a recipe's."""
+"""The files of a trained part, and the configuration in them, compared with a recipe's."""
 
 import json
 import posixpath
+from collections.abc import Mapping
 from typing import Any
 
 from cluster.errors import RunError
-from cluster.storage import exists, join, read_text
+from cluster.storage import exists, join, read_text_if_exists
 from cprec.config.sections.model import ModelSettings
-from cprec.model.adapter_files import ADAPTER_CONFIG, ADAPTER_FOLDER, ADAPTER_WEIGHTS
+
+ADAPTER_FOLDER = "adapter"
+"""Folder of a checkpoint that holds the trained weights."""
+ADAPTER_CONFIG = "adapter_config.json"
+"""File that makes a folder a PEFT directory."""
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+"""File of a PEFT directory that holds its weights."""
+PARTIAL_CONFIG = "partial_config.json"
+"""File that names the base of which a part was trained, as PEFT's does."""
+PARTIAL_WEIGHTS = "partial_model.safetensors"
+"""File that holds the trained part of a base's weights."""
+FULL_WEIGHTS = "model.safetensors"
+"""File that holds all weights of a model, where every weight is trained."""
+PEFT_KEYS: Mapping[str, Mapping[str, str]] = {
+    "lora": {"lora_rank": "r", "lora_alpha": "lora_alpha"},
+    "prompt": {"soft_tokens": "num_virtual_tokens"},
+}
+"""For each `model.adapter`, the keys of the recipe whose values PEFT's configuration has."""
 
 
 def is_bare_adapter(uri: str) -> bool:
@@ -18,6 +36,20 @@ def is_bare_adapter(uri: str) -> bool:
 def adapter_uri(uri: str) -> str:
     """Returns the folder that holds the weights of a checkpoint, or of a bare adapter."""
     return uri if is_bare_adapter(uri) else join(uri, ADAPTER_FOLDER)
+
+
+def read_kind(folder: str) -> tuple[str, dict[str, Any]]:
+    """Reads which `model.adapter` made a folder of trained weights, and the configuration in it.
+
+    Args:
+        folder: URI of a PEFT directory, or of the folder of a checkpoint.
+    """
+    for name, kind in ((ADAPTER_CONFIG, "lora"), (PARTIAL_CONFIG, "partial")):
+        text = read_text_if_exists(join(folder, name))
+        if text is not None:
+            config: dict[str, Any] = json.loads(text)
+            return "prompt" if config.get("peft_type") == "PROMPT_TUNING" else kind, config
+    return "full", {}
 
 
 def require_matching_adapter(model: ModelSettings, base: str, parent: str) -> None:
@@ -38,18 +70,14 @@ def require_matching_adapter(model: ModelSettings, base: str, parent: str) -> No
     is_bare = folder == parent
     if is_bare and not exists(join(parent, ADAPTER_WEIGHTS)):
         raise RunError(f"{parent}: no {ADAPTER_WEIGHTS}, so there are no weights to begin with")
-    config_uri = join(folder, ADAPTER_CONFIG)
-    parent_has_lora = exists(config_uri)
+    kind, config = read_kind(folder)
     recipe_values: dict[str, Any] = {"model.adapter": model.adapter}
-    parent_values: dict[str, Any] = {"model.adapter": "lora" if parent_has_lora else "full"}
-    if parent_has_lora and model.adapter == "lora":
-        recipe_values |= {
-            "model.lora_rank": model.lora_rank,
-            "model.lora_alpha": model.lora_alpha,
-            "model.base": base,
-            "model.revision": model.revision,
-        }
-        config = json.loads(read_text(config_uri))
+    parent_values: dict[str, Any] = {"model.adapter": kind}
+    if kind == model.adapter and kind != "full":
+        for key, peft_key in PEFT_KEYS.get(kind, {}).items():
+            recipe_values[f"model.{key}"] = getattr(model, key)
+            parent_values[f"model.{key}"] = config.get(peft_key)
+        recipe_values |= {"model.base": base, "model.revision": model.revision}
         parent_base = config.get("base_model_name_or_path")
         is_moved = posixpath.basename(base) == posixpath.basename(str(parent_base))
         # A bare adapter may call its base by a word of its own, or not at all.
@@ -57,8 +85,6 @@ def require_matching_adapter(model: ModelSettings, base: str, parent: str) -> No
         if is_moved or is_word:
             parent_base = base
         parent_values |= {
-            "model.lora_rank": config.get("r"),
-            "model.lora_alpha": config.get("lora_alpha"),
             "model.base": parent_base,
             "model.revision": config.get("revision"),
         }

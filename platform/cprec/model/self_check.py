@@ -67,6 +67,19 @@ def text_config(model: Any) -> Any:
     return model.config.get_text_config()
 
 
+def decoder_layers(model: Any) -> list[torch.nn.Module]:
+    """Finds the list of the decoder layers of a model, whatever its name; empty if it has none."""
+    count = int(text_config(model).num_hidden_layers)
+    return next(
+        (
+            list(module)
+            for module in model.modules()
+            if isinstance(module, torch.nn.ModuleList) and len(module) == count
+        ),
+        [],
+    )
+
+
 def relative_difference(logits: torch.Tensor, expected: torch.Tensor) -> float:
     """Returns how far logits are from the expected ones, in units of their spread.
 

@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable
 
 from corpus.sampling.source import SourceKind
 from corpus.store.tables import Stream
+from cprec.schedule.passes import Passes
 from cprec.schedule.plan import Portion
 from cprec.schedule.planning import Replay
 
@@ -25,30 +26,35 @@ def domain_names(domain_streams: Iterable[Stream]) -> tuple[str, ...]:
 
 
 def remaining_portions(
-    streams: Iterable[Stream], consumed: Iterable[Portion] = ()
+    streams: Iterable[Stream], passes: Passes, consumed: Iterable[Portion] = ()
 ) -> list[Portion]:
-    """Returns what each stream has left, as portions; streams without a row left are omitted.
+    """Returns what is left to read of each stream, as portions; empty ones are omitted.
 
     Args:
         streams: The streams.
+        passes: How often their rows are read.
         consumed: Portions from row 0 on that were consumed, of these and of other streams.
     """
     consumed_rows = {(portion.source, portion.version): portion.count for portion in consumed}
     portions = []
     for stream in streams:
         first = consumed_rows.get((stream.source, stream.version), 0)
-        if first < stream.rows:
-            portions.append(Portion(stream.source, stream.version, first, stream.rows - first))
+        stop = passes.total_rows(stream.source, stream.rows)
+        if first < stop:
+            portions.append(Portion(stream.source, stream.version, first, stop - first))
     return portions
 
 
-def build_replay(fraction: float, streams: Iterable[Stream], consumed: Iterable[Portion]) -> Replay:
+def build_replay(
+    fraction: float, streams: Iterable[Stream], passes: Passes, consumed: Iterable[Portion]
+) -> Replay:
     """Builds the replay of a run.
 
     Args:
         fraction: Fraction of the samples up to S that are windows of text.
         streams: Streams of the corpus, all of whose text is replayed.
+        passes: How often windows of text are read, at most.
         consumed: Portions that were consumed before.
     """
     texts = select_streams(streams, SourceKind.TEXT)
-    return Replay(fraction, tuple(remaining_portions(texts, consumed)))
+    return Replay(fraction, tuple(remaining_portions(texts, passes, consumed)))

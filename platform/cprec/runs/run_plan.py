@@ -13,9 +13,9 @@ from pydantic import TypeAdapter
 from cluster.errors import RunError
 from cluster.storage import join, read_bytes_if_exists
 from corpus.sampling.source import SourceKind
-from corpus.settings import UNRECORDED_TEMPLATE, TemplateName
+from corpus.settings import UNRECORDED_TEMPLATE
 from corpus.store.tables import Corpus, Stream
-from cprec.encode.prompt import TEMPLATES, PromptTemplate
+from cprec.encode.prompt import PromptTemplate, find_template
 from cprec.runs.control.fence import UNFENCED, RunWriter
 from cprec.runs.events import CorpusVersionAdopted, RunStarted
 from cprec.runs.json_lines import open_events, read_events
@@ -52,7 +52,7 @@ class RunPlan:
     closed: bool = False
     parent: str | None = None
     token_form: int = 1
-    prompt_template: TemplateName = UNRECORDED_TEMPLATE
+    prompt_template: str = UNRECORDED_TEMPLATE
     lease: int = 0
 
     @classmethod
@@ -70,11 +70,13 @@ class RunPlan:
             values: dict[str, Any] = json.loads(content.decode("utf-8"))
             _SHAPE.validate_python(values)
             names = {key: tuple(values[key]) for key in ("domains", "passed_over")}
-            return cls(**{**values, **names, "plan": Plan.from_json(values["plan"])})
+            plan = cls(**{**values, **names, "plan": Plan.from_json(values["plan"])})
+            find_template(plan.prompt_template)
         except (ValueError, TypeError, KeyError, ArithmeticError, RecursionError):
             raise RunError(
                 f"{uri}: damaged, it holds no plan; restore the file, or use another --run"
             ) from None
+        return plan
 
     def write(self, run_uri: str, writer: RunWriter = UNFENCED) -> None:
         """Writes plan.json, durably."""
@@ -118,7 +120,7 @@ class RunPlan:
     @property
     def template(self) -> PromptTemplate:
         """The template of its prompts."""
-        return TEMPLATES[self.prompt_template]
+        return find_template(self.prompt_template)
 
     def new_streams(self, corpus: Corpus) -> tuple[list[Stream], list[Stream], list[Stream]]:
         """Returns the streams of later corpus versions that this run would train.

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 from cluster.errors import CorpusError, RecipeError, RunError
 from corpus.sampling.source import SourceKind
-from corpus.settings import TemplateName
 from corpus.store.tables import Corpus, Stream
 from cprec.config.recipe import Recipe
 from cprec.encode.prompt import TEMPLATES
@@ -20,7 +19,8 @@ from cprec.runs.restart import require_untrained
 from cprec.runs.run_plan import RunPlan
 from cprec.runs.token_form import TOKEN_FORM
 from cprec.schedule import planning
-from cprec.schedule.plan import Portion
+from cprec.schedule.plan import Plan, Portion
+from cprec.schedule.plan_notes import describe_plan
 from cprec.schedule.planning import NO_REPLAY, PlanSettings, Replay
 from cprec.schedule.wsa import Mode
 
@@ -45,7 +45,7 @@ class Parent:
     uri: str | None
     consumed: tuple[Portion, ...]
     passed_over: tuple[str, ...]
-    template: TemplateName
+    template: str
     token_form: int = TOKEN_FORM
     weights_only: bool = False
 
@@ -117,10 +117,17 @@ def create_run_plan(recipe: Recipe, corpus: Corpus) -> RunPlan:
         settings, domain, mixed, replay = _select_for_branch(recipe, corpus, streams, parent)
     else:
         settings, domain, mixed, replay = _select_for_trunk(recipe, corpus, streams, parent)
+    try:
+        plan = planning.build_plan(settings, domain, mixed, parent.consumed, replay)
+    except ValueError as error:
+        raise CorpusError(
+            f"{corpus.uri}, with schedule.epochs {recipe.schedule.epochs} and schedule.weights "
+            f"{recipe.schedule.weights}: {error}"
+        ) from None
     return RunPlan(
         corpus.fingerprint,
         corpus.version,
-        planning.build_plan(settings, domain, mixed, parent.consumed, replay),
+        plan,
         domains=() if recipe.branch else tuple(domains),
         passed_over=parent.passed_over,
         hold=recipe.schedule.hold_open and not recipe.branch,
@@ -129,6 +136,30 @@ def create_run_plan(recipe: Recipe, corpus: Corpus) -> RunPlan:
         token_form=parent.token_form,
         prompt_template=parent.template,
     )
+
+
+def describe_run(recipe: Recipe, corpus: Corpus, plan: Plan) -> str:
+    """Describes the plan of a run for people, with what it cannot do of what was asked for."""
+    schedule = recipe.schedule
+    description = describe_plan(
+        plan,
+        recipe.train.global_batch,
+        schedule.replay_share,
+        schedule.min_annealing_share,
+        schedule.annealing_share,
+    )
+    known = {s.source for s in corpus.streams() if s.source.kind is not SourceKind.DOWNSTREAM}
+    read = {source for source, _ in plan.count_by_stream(0, plan.total_samples)}
+    # A misspelt name of weight 0 would leave nothing out, and no other line would show it.
+    idle = [
+        name for name, weight in schedule.weights.items() if name not in (read if weight else known)
+    ]
+    if idle:
+        description += (
+            f"\nwarning: schedule.weights names {', '.join(sorted(idle))}, of which this run reads "
+            f"nothing (yet); the corpus has {', '.join(sorted(known))}"
+        )
+    return description
 
 
 def _find_parent(recipe: Recipe, corpus: Corpus, passed_over: tuple[str, ...]) -> Parent:
@@ -143,6 +174,8 @@ def _find_parent(recipe: Recipe, corpus: Corpus, passed_over: tuple[str, ...]) -
     if start is None:
         base_template = read_base_template(locate_base(recipe, corpus))
         template = base_template or TEMPLATES[corpus.prompt_template]
+        if recipe.model.adapter == "prompt":
+            template = template.with_soft_tokens(recipe.model.soft_tokens)
         return Parent(None, (), passed_over, template.name)
     template = checkpoint.read_template(start)
     if is_bare_adapter(start):
@@ -150,7 +183,7 @@ def _find_parent(recipe: Recipe, corpus: Corpus, passed_over: tuple[str, ...]) -
     return _read_parent(start, corpus, recipe.seed, template.name)
 
 
-def _read_parent(uri: str, corpus: Corpus, seed: int, template: TemplateName) -> Parent:
+def _read_parent(uri: str, corpus: Corpus, seed: int, template: str) -> Parent:
     """Reads a parent checkpoint, and checks that it is stable and fits a new run.
 
     Args:
@@ -204,15 +237,17 @@ def _select_for_trunk(
     """Selects all samples that the parent of a trunk has not consumed."""
     settings = plan_settings(recipe)
     replay = _replay_from_recipe(recipe, corpus, streams, parent.consumed)
+    passes = recipe.schedule.passes
     domain = remaining_portions(
-        select_streams(streams, SourceKind.DOMAIN, parent.passed_over), parent.consumed
+        select_streams(streams, SourceKind.DOMAIN, parent.passed_over), passes, parent.consumed
     )
-    mixed = remaining_portions(select_streams(streams, SourceKind.MIXED), parent.consumed)
+    mixed = remaining_portions(select_streams(streams, SourceKind.MIXED), passes, parent.consumed)
     if parent.uri is not None and not parent.weights_only:
         if not domain:
             raise CorpusError(
                 f"{corpus.uri}: version {corpus.version} holds no domain-specific sample that "
-                f"{parent.uri} has not consumed; append a domain first"
+                f"{parent.uri} has not consumed; append a domain first, or raise "
+                "schedule.epochs"
             )
         if not recipe.schedule.rewarm:
             settings = replace(settings, warmup_fraction=0.0)
@@ -224,7 +259,9 @@ def _select_for_branch(
 ) -> Selection:
     """Selects the mixed samples that the parent of a branch has not consumed."""
     _require_annealing(recipe)
-    mixed = remaining_portions(select_streams(streams, SourceKind.MIXED), parent.consumed)
+    mixed = remaining_portions(
+        select_streams(streams, SourceKind.MIXED), recipe.schedule.passes, parent.consumed
+    )
     if not mixed:
         raise CorpusError(
             f"{corpus.uri}: no mixed samples, so there is nothing to anneal on; "
@@ -269,4 +306,4 @@ def _replay_from_recipe(
             f"{fraction:g}; append one with jobs/append_domain.py --text FILE "
             f"--corpus {corpus.uri}, or set the share to 0"
         )
-    return build_replay(fraction, streams, consumed)
+    return build_replay(fraction, streams, recipe.schedule.passes, consumed)

@@ -43,7 +43,8 @@ class Portion:
         source: Source of the stream.
         version: Corpus version of the stream.
         first: First row, counted in the stream's permuted order (`permute_rows`).
-        count: Number of rows.
+        count: Number of rows. The range may go on beyond the end of the stream, into further
+            passes over it.
     """
 
     source: str
@@ -333,11 +334,12 @@ def permute_rows(
 ) -> np.ndarray:
     """Translates rows of a stream's permuted order to rows of the table.
 
-    Blocks of `BLOCK_ROWS` rows change places; a shorter last block stays last. For every seed this
-    is a bijection of 0 .. stream_rows - 1.
+    Blocks of `BLOCK_ROWS` rows change places; a shorter last block stays last. For every seed and
+    pass this is a bijection of 0 .. stream_rows - 1. Rows from `stream_rows` on are of the second
+    pass, which permutes the blocks anew, and so on.
 
     Args:
-        rows: Rows in the permuted order ([n] int64).
+        rows: Rows in the permuted order ([n] int64), counted on from pass to pass.
         stream_rows: Rows of the stream.
         seed: Seed of the run.
         source: Source of the stream.
@@ -346,13 +348,17 @@ def permute_rows(
     Returns:
         Rows in the order of the table ([n] int64).
     """
-    generator = np.random.Generator(np.random.Philox(_hash(seed, version, *source.encode())))
-    permuted_blocks = generator.permutation(stream_rows // BLOCK_ROWS)
+    stream_pass, rows = np.divmod(rows, max(stream_rows, 1))
     block, row_in_block = np.divmod(rows, BLOCK_ROWS)
-    if len(permuted_blocks):
-        # The last block has no entry if it is shorter: look up any, and keep the block itself.
-        last = len(permuted_blocks) - 1
-        block = np.where(block <= last, permuted_blocks[np.minimum(block, last)], block)
+    for number in np.unique(stream_pass).tolist():
+        # The first pass has the order that it had before there were others.
+        salt = (number,) if number else ()
+        key = _hash(seed, version, *source.encode(), *salt)
+        generator = np.random.Generator(np.random.Philox(key))
+        permuted_blocks = generator.permutation(stream_rows // BLOCK_ROWS)
+        # A shorter last block has no entry, and stays where it is.
+        moves = (stream_pass == number) & (block < len(permuted_blocks))
+        block[moves] = permuted_blocks[block[moves]]
     return np.asarray(block * BLOCK_ROWS + row_in_block, dtype=np.int64)
 
 

@@ -56,7 +56,7 @@ def _describe_lack(plan: Plan, annealing_share: float) -> str:
     advice = f"; with train.max_samples {cap:,} they would be that share" if cap else ""
     return (
         f"warning: annealing is {mixed / (domain + mixed):.1%} of the samples, and "
-        f"schedule.annealing_share asks for {annealing_share:.1%}, but the corpus has only "
+        f"schedule.annealing_share asks for {annealing_share:.1%}, but there are only "
         f"{mixed:,} mixed samples{advice}"
     )
 

@@ -4,7 +4,7 @@ Samples may join, and annealing may be called early. Neither changes what is bef
 which it takes effect.
 
 Plain text may be replayed between the samples up to S: a fraction of all samples there, spread
-evenly until the text is used up. No window of text is read twice.
+evenly until the text is used up. No window of text is read twice in one epoch.
 
 Every plan ends with one era of mixed samples. A cap on domain-specific samples, or a stable phase
 that ends early, reduces the mixed samples in the same proportion, rounded down. What joins never

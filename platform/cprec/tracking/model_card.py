@@ -15,7 +15,7 @@ from jinja2 import Environment, StrictUndefined
 from corpus.sampling.source import Source
 from cprec.downstream.known_items import is_hybrid
 from cprec.downstream.stored_model import CARD_TAG, Form, StoredModel
-from cprec.encode.prompt import TEMPLATES, UNRECORDED
+from cprec.encode.prompt import UNRECORDED, find_template
 from cprec.evaluation.metrics import HR_CUTOFFS, NDCG_CUTOFFS
 from cprec.evaluation.significance import wilson_interval
 from cprec.tracking.lineage import HUB_ID, LICENSE_TAG, TEMPLATE_TAG, trained_on
@@ -50,22 +50,22 @@ def render_card(
         lstrip_blocks=True,
     )
     template = files("cprec.tracking").joinpath("model_card.md.j2").read_text()
-    template_of_prompts = TEMPLATES[tags.get(TEMPLATE_TAG) or UNRECORDED.name]
-    is_merged = form == Form.MERGED
+    template_of_prompts = find_template(tags.get(TEMPLATE_TAG) or UNRECORDED.name)
+    is_adapter = form == Form.ADAPTER
     base = tags.get("base", "")
     on_hub = HUB_ID.fullmatch(base) is not None
     metadata = ModelCardData(
         license=tags.get(LICENSE_TAG) or None,
         base_model=base if on_hub else None,
-        base_model_relation="finetune" if is_merged else "adapter",
-        library_name="transformers" if is_merged else "peft",
+        base_model_relation="adapter" if is_adapter else "finetune",
+        library_name="peft" if is_adapter else "transformers",
         pipeline_tag="text-generation",
         tags=["recommendation", *([CARD_TAG] if is_trained else [])],
     )
     content = environment.from_string(template).render(
         metadata=metadata.to_yaml(),
         name=name,
-        form="merged" if is_merged else "adapter",
+        form={Form.MERGED: "merged", Form.ADAPTER: "adapter"}.get(form, "part"),
         hybrid=hybrid,
         fine_tuned=tags.get("domain", "") if tags.get("kind") == "finetuned" else "",
         base=base if on_hub else f"{posixpath.basename(base.rstrip('/'))}, not on a hub",
@@ -76,6 +76,7 @@ def render_card(
         is_base=tags.get(TRAINED_ON_TAG) == trained_on(),
         cutoffs=[*(f"HR@{k}" for k in HR_CUTOFFS), *(f"NDCG@{k}" for k in NDCG_CUTOFFS)],
         evaluations=list(_iter_evaluations(tags)),
+        soft_tokens=template_of_prompts.soft_tokens,
         prompt=template_of_prompts.render(["TITLE", "TITLE"], ["CANDIDATE", "CANDIDATE"]),
     )
     return ModelCard(content)

@@ -145,8 +145,9 @@ class MemoryEstimate:
         element_bytes = 2 if precision == "bf16" else FP32_BYTES
         config = self_check.text_config(model)
         hidden = int(config.hidden_size)
-        layers = _decoder_layers(model, int(config.num_hidden_layers))
-        first = layers[0] if layers else model
+        layers = self_check.decoder_layers(model)
+        # All of them are alike, but for those of which nothing is trained.
+        first = max(layers, key=_count_trained) if layers else model
         sublayers = list(_sublayers(first))
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         return cls(
@@ -234,16 +235,8 @@ def count_layer(
     )
 
 
-def _decoder_layers(model: torch.nn.Module, count: int) -> list[torch.nn.Module]:
-    """Finds the list of the decoder layers of a model, whatever its name; empty if it has none."""
-    return next(
-        (
-            list(module)
-            for module in model.modules()
-            if isinstance(module, torch.nn.ModuleList) and len(module) == count
-        ),
-        [],
-    )
+def _count_trained(layer: torch.nn.Module) -> int:
+    return sum(p.numel() for p in layer.parameters() if p.requires_grad)
 
 
 def _sublayers(module: torch.nn.Module) -> Iterator[Sublayer]:

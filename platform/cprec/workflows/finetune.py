@@ -207,6 +207,9 @@ def plan_search(recipe: Recipe, registry: Registry, say: Say) -> SearchPlan:
     name_of_start = "base" if settings.start == FRESH else settings.start
     start = find_model(recipe, registry, name_of_start, "finetune.start", corpus)
     start_checkpoint = _adapter_of(start)
+    template = start.template
+    if start_checkpoint is None and recipe.model.adapter == "prompt":
+        template = template.with_soft_tokens(recipe.model.soft_tokens)
     name = settings.name or ("llara" if start_checkpoint is None else "cprec")
     if name in RESERVED_NAMES or name.isdecimal():
         raise RecipeError(
@@ -227,7 +230,7 @@ def plan_search(recipe: Recipe, registry: Registry, say: Say) -> SearchPlan:
         start_checkpoint,
         start.version,
         lr_search.trial_lrs(recipe.search, recipe.seed),
-        start.template,
+        template,
         revision,
     )
     check_tokenizer(recipe, corpus, base, revision, plan.template, settings.hybrid)
@@ -243,14 +246,25 @@ def plan_search(recipe: Recipe, registry: Registry, say: Say) -> SearchPlan:
     return plan
 
 
+TRAINED = {
+    "lora": "LoRA",
+    "full": "all weights",
+    "partial": "a part of the weights",
+    "prompt": "a soft prompt",
+}
+"""What is trained, by `model.adapter`."""
+
+
 def _describe_training(recipe: Recipe, start: EvaluatedModel) -> str:
     """Says what is trained, and from where."""
-    is_lora = recipe.model.adapter == "lora"
+    adapter = recipe.model.adapter
     if _adapter_of(start) is not None:
         origin = describe_model(start)
+    elif adapter in ("lora", "prompt"):
+        origin = f"fresh weights, on {start.base}"
     else:
-        origin = f"fresh weights, on {start.base}" if is_lora else f"those of {start.base}"
-    return f"{'LoRA' if is_lora else 'all weights'} from {origin}"
+        origin = f"those of {start.base}"
+    return f"{TRAINED[adapter]} from {origin}"
 
 
 def _adapter_of(start: EvaluatedModel) -> str | None:

@@ -33,7 +33,7 @@ from cprec.downstream.known_items import (
 from cprec.downstream.scoring import load_model
 from cprec.downstream.stored_model import BEHAVIOUR_FOLDER, MODEL_CONFIG, Form, StoredModel
 from cprec.encode.prompt import PROMPT_FILE
-from cprec.model.adapter_files import ADAPTER_CONFIG
+from cprec.model.adapter_config import ADAPTER_CONFIG
 from cprec.model.base_uri import read_base_template
 from cprec.model.libraries import refused_input
 from cprec.tracking import hub
@@ -129,6 +129,11 @@ def plan_export(
         raise RunError(f"{out}: there is something already; give another place")
     if form == Form.ADAPTER:
         _require_adapter(model)
+    elif model.template.soft_tokens:
+        raise RecipeError(
+            f"{model.name}: it is a soft prompt of {model.template.soft_tokens} embeddings, which "
+            "no weights of its base can hold; export it with --adapter"
+        )
     items = require_items(recipe, model)
     if repository is not None:
         hub.require_hub(repository)
@@ -138,11 +143,11 @@ def plan_export(
 
 
 def _require_adapter(model: EvaluatedModel) -> None:
-    """Raises RecipeError unless a model is one text-only LoRA adapter on its base."""
+    """Raises RecipeError unless a model is one text-only PEFT adapter on its base."""
     stored = None if model.checkpoint is None else StoredModel.at(model.checkpoint)
     adapter_uri = None if stored is None else stored.adapter_uri
     if adapter_uri is None or not exists(join(adapter_uri, ADAPTER_CONFIG)):
-        raise RecipeError(f"--adapter: {model.name} has no LoRA adapter; export it merged")
+        raise RecipeError(f"--adapter: {model.name} has no PEFT adapter; export it merged")
     if is_hybrid(model.checkpoint):
         raise RecipeError(
             f"--adapter: {model.name} is a hybrid model, which its adapter is only a part of; "

@@ -12,9 +12,8 @@ from cprec.model.base_uri import locate_base
 from cprec.runs.control.lease import claim, require_unclaimed
 from cprec.runs.locks.recipe import check_unchanged
 from cprec.runs.restart import find_last_checkpoint
-from cprec.runs.run_planning import resolve_run_plan
+from cprec.runs.run_planning import describe_run, resolve_run_plan
 from cprec.runs.run_records import recipe_run_uri
-from cprec.schedule.plan_notes import describe_plan
 from cprec.stream.row_encoder import check_tokens_can_be_shared
 from cprec.tracking.registry import Registry
 from cprec.tracking.tracker import Tracker
@@ -77,16 +76,14 @@ def preview(recipe: Recipe, corpus: Corpus, allow: Collection[str], say: Say) ->
         require_matching_adapter(recipe.model, base, recipe.continue_from)
     if not is_new and (newest := find_last_checkpoint(run_uri)[0]) is not None:
         say(f"{recipe.run} exists, trained to {newest.samples:,} samples, and would go on")
-    say(
-        describe_plan(
-            plan,
-            recipe.train.global_batch,
-            recipe.schedule.replay_share,
-            recipe.schedule.min_annealing_share,
-            recipe.schedule.annealing_share,
+    say(describe_run(recipe, corpus, plan))
+    streams = corpus.streams_by_key()
+    for stream, samples in sorted(plan.count_by_stream(0, plan.total_samples).items()):
+        passes = samples / streams[stream].rows
+        source, version = stream
+        say(
+            f"  {source} of corpus version {version}: {samples:,} samples"
+            + f", {passes:.2g} passes over them" * (passes > 1)
         )
-    )
-    for (source, version), samples in sorted(plan.count_by_stream(0, plan.total_samples).items()):
-        say(f"  {source} of corpus version {version}: {samples:,} samples")
     workers = f"{recipe.workers} worker{'s' * (recipe.workers > 1)}"
     say(f"would run in {run_uri} with {workers} on {recipe.model.base}")

@@ -2,14 +2,15 @@
 
     torchrun --nproc-per-node N tests/integration/train/engine_worker.py FOLDER
 
-Trains a tiny model at every ZeRO stage, LoRA and full, and writes its losses to FOLDER. Two workers
-also write checkpoints there, from which one worker then resumes.
+Trains a tiny model at every ZeRO stage, LoRA and full, and a soft prompt at the last one, and
+writes its losses to FOLDER. Two workers also write checkpoints there, from which one worker then
+resumes.
 """
 
 import json
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,15 +18,21 @@ import torch.distributed as dist
 
 from cprec.config.sections.model import ModelSettings
 from cprec.config.sections.pretraining import TrainSettings
+from cprec.encode.prompt import SOFT_TOKEN_START
 from cprec.encode.tokens import EncodedSample
 from cprec.model import adapter
+from cprec.model.soft_prompt import find_soft_prompt
 from cprec.runs import checkpoint
 from cprec.stream.packing import MicroBatchSpec, build_micro_batches
 from cprec.stream.worker_batches import GlobalBatch, WorkerBatch, split_by_tokens
 from cprec.train.engine import Engine
 from tests.models import llama
 
-KINDS: tuple[Literal["lora", "full"], ...] = ("lora", "full")
+Kind = Literal["lora", "full", "partial", "prompt"]
+CASES: list[tuple[Kind, int]] = [
+    *[(kind, stage) for kind in ("lora", "full") for stage in range(4)],
+    ("prompt", 3),
+]
 STEPS = 4
 HALF = 2
 """Steps before the checkpoint."""
@@ -37,8 +44,8 @@ TEXT_STEP = 99
 """A step that is never trained: its samples are the text whose loss is measured."""
 
 
-def model(kind: Literal["lora", "full"], dropout: float) -> torch.nn.Module:
-    settings = ModelSettings(adapter=kind, lora_dropout=dropout)
+def model(kind: Kind, dropout: float) -> torch.nn.Module:
+    settings = ModelSettings(adapter=kind, lora_dropout=dropout, last_layers=1)
     return adapter.attach(llama(128), settings, 0)
 
 
@@ -52,10 +59,13 @@ def samples(step: int) -> list[EncodedSample]:
     ]
 
 
-def worker_batch(step: int) -> WorkerBatch:
-    """Returns this worker's part of a step's global batch."""
+def worker_batch(step: int, network: Any) -> WorkerBatch:
+    """Returns this worker's part of a step's global batch, as the model reads it."""
     rank = dist.get_rank()
     batch = samples(step)
+    if find_soft_prompt(network) is not None:
+        for sample in batch:
+            sample.ids[:3] = range(SOFT_TOKEN_START, SOFT_TOKEN_START + 3)
     indices_by_rank = split_by_tokens([len(s.ids) for s in batch], dist.get_world_size())
     supervised = sum(len(s.ids) - s.answer_start for s in batch)
     return WorkerBatch(
@@ -69,7 +79,9 @@ def worker_batch(step: int) -> WorkerBatch:
 
 def text_loss(engine: Engine, spec: MicroBatchSpec) -> float:
     """Returns the loss of a batch that is not trained on, in evaluation mode."""
-    return engine.total_loss(build_micro_batches(worker_batch(TEXT_STEP), spec, END_TOKEN))
+    return engine.total_loss(
+        build_micro_batches(worker_batch(TEXT_STEP, engine.model), spec, END_TOKEN)
+    )
 
 
 def train_steps(
@@ -80,7 +92,7 @@ def train_steps(
     for step in range(first, stop):
         if measure:
             text_loss(engine, spec)
-        batch = worker_batch(step)
+        batch = worker_batch(step, engine.model)
         micro_batches = build_micro_batches(batch, spec, END_TOKEN)
         supervised = batch.global_batch.supervised_tokens
         losses.append(engine.step(micro_batches, supervised, LR, 10 * step + dist.get_rank()).loss)
@@ -122,7 +134,7 @@ def plain_text_loss() -> float:
         return sum(float(loss_sum(network, sample)) for sample in samples(TEXT_STEP))
 
 
-def train_and_resume(folder: Path, kind: Literal["lora", "full"], stage: int) -> dict[str, object]:
+def train_and_resume(folder: Path, kind: Kind, stage: int) -> dict[str, object]:
     """Trains without a break and with one, at one ZeRO stage.
 
     Two workers write the checkpoint at the break; any number of workers resumes it.
@@ -175,9 +187,8 @@ def train_and_resume(folder: Path, kind: Literal["lora", "full"], stage: int) ->
 def main(folder: Path) -> None:
     dist.init_process_group("gloo")
     results: dict[str, object] = {"plain": plain_losses(), "plain_text": plain_text_loss()}
-    for kind in KINDS:
-        for stage in range(4):
-            results[f"{kind}-{stage}"] = train_and_resume(folder, kind, stage)
+    for kind, stage in CASES:
+        results[f"{kind}-{stage}"] = train_and_resume(folder, kind, stage)
     if dist.get_rank() == 0:
         (folder / f"seen-{dist.get_world_size()}.json").write_text(json.dumps(results))
     dist.barrier()

@@ -1,4 +1,4 @@
-"""The engine on real DeepSpeed, at every ZeRO stage, LoRA and full.
+"""The engine on real DeepSpeed, at every ZeRO stage, LoRA and full; a soft prompt at the last one.
 
 Losses are those of plain PyTorch, resuming is exact, and the number of workers may change.
 """
@@ -11,6 +11,7 @@ import pytest
 from tests.integration import jobs
 
 CASES = [(kind, stage) for kind in ("lora", "full") for stage in range(4)]
+CASES += [("prompt", 3)]
 # Two workers train LoRA at stage 1 with dropout, which one worker draws differently.
 WITHOUT_DROPOUT = [case for case in CASES if case != ("lora", 1)]
 

@@ -21,9 +21,20 @@ class ModelSettings(Section):
         description="license of the base, such as apache-2.0, for model cards; "
         "null: what the base's own card (README.md) says",
     )
-    adapter: Literal["lora", "full"] = Field(
-        "lora", description="lora: train a low-rank adapter; full: train every weight"
+    adapter: Literal["lora", "full", "partial", "prompt"] = Field(
+        "lora",
+        description="what is trained of the base; lora: a low-rank adapter; full: every weight; "
+        "partial: a part of its weights; prompt: none, but a soft prompt before every prompt",
     )
+    last_layers: int = Field(
+        2, ge=1, description="partial: layers to train, counted from the end of the base"
+    )
+    trained_weights: tuple[str, ...] = Field(
+        (),
+        description="partial: names of weights to train instead of the last layers, with * for "
+        "any text, such as ['*norm*', '*.layers.0.*']",
+    )
+    soft_tokens: int = Field(20, ge=1, description="prompt: tokens of the soft prompt")
     lora_rank: int = Field(8, ge=1, description="rank r of LoRA, on all linear layers")
     lora_alpha: int = Field(32, ge=1, description="alpha of LoRA")
     lora_dropout: float = Field(0.1, ge=0.0, lt=1.0, description="dropout of LoRA while training")

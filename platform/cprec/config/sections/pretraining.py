@@ -2,9 +2,11 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cluster.section import Section
+from corpus.sampling.source import Source, SourceKind
+from cprec.schedule.passes import Passes
 from cprec.schedule.wsa import Mode
 
 
@@ -36,6 +38,17 @@ class ScheduleSettings(Section):
         description="hold the stable phase open at its end and wait for new domains, "
         "until it is released",
     )
+    epochs: int = Field(
+        1,
+        ge=1,
+        description="how often samples are trained, each source in its own phase; from epoch to "
+        "epoch, blocks of 1,024 of them change places",
+    )
+    weights: dict[str, Annotated[float, Field(ge=0.0)]] = Field(
+        {},
+        description="passes over the samples of a source in one epoch, such as {domain/Books: 2, "
+        "mixed: 0.5}: 2 trains each twice, 0.5 half of them, 0 none; 1 for sources not named",
+    )
     replay_share: float = Field(
         0.0,
         ge=0.0,
@@ -64,6 +77,26 @@ class ScheduleSettings(Section):
         False, description="warm up again when a run continues from a checkpoint of another run"
     )
 
+    def __hash__(self) -> int:
+        # A mapping has no hash, and every section needs one; equal settings have equal ones.
+        return hash((self.lr_min, self.lr_max, self.epochs, frozenset(self.weights.items())))
+
+    @property
+    def passes(self) -> Passes:
+        """How often the samples of each source are trained."""
+        return Passes(self.epochs, self.weights)
+
+    @field_validator("weights")
+    @classmethod
+    def _check_weights(cls, weights: dict[str, float]) -> dict[str, float]:
+        for name in weights:
+            if not _is_trained_source(name):
+                raise ValueError(
+                    f"{name!r} is no source that is trained; those are domain/NAME, mixed and "
+                    "text/NAME"
+                )
+        return weights
+
     @model_validator(mode="after")
     def _check_annealing_share(self) -> "ScheduleSettings":
         if self.annealing_share is not None and not self.mode.anneals_on_mixed:
@@ -80,6 +113,14 @@ class ScheduleSettings(Section):
                 f"schedule.lr_min ({self.lr_min}) must not exceed schedule.lr_max ({self.lr_max})"
             )
         return self
+
+
+def _is_trained_source(name: str) -> bool:
+    """Returns whether a name is of a source of samples or of text for pre-training."""
+    try:
+        return Source.parse(name).kind is not SourceKind.DOWNSTREAM
+    except ValueError:
+        return False
 
 
 class TrainSettings(Section):

@@ -34,7 +34,12 @@ from cprec.tracking.report.document import (
 from cprec.tracking.report.evaluations import describe_evaluations
 from cprec.tracking.report.lineage_picture import draw_lineage
 
-ADAPTERS = {"lora": "a low-rank adapter (LoRA)", "full": "every weight"}
+ADAPTERS = {
+    "lora": "a low-rank adapter (LoRA)",
+    "full": "every weight",
+    "partial": "a part of its weights",
+    "prompt": "none of its weights, but a soft prompt before every prompt",
+}
 """How the page calls what is trained of a base."""
 
 EVENT_TONES: Mapping[str, Tone] = {
@@ -344,14 +349,20 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 base = AutoModelForCausalLM.from_pretrained({base!r})
 model = PeftModel.from_pretrained(base, {adapter!r})
 tokenizer = AutoTokenizer.from_pretrained({base!r})"""
+    kind = (recipe.get("model") or {}).get("adapter")
+    export = (
+        "--adapter --out FOLDER" if kind == "prompt" else "--out FOLDER  # base and adapter in one"
+    )
     shell = (
         f"python jobs/recommend.py --model {model} --candidates titles.txt --history 'oak lamp'\n"
-        f"python jobs/merge.py --model {model} --out FOLDER  # base and adapter in one directory"
+        f"python jobs/merge.py --model {model} {export}"
     )
-    text = (
-        "The adapter is a PEFT directory for its base. Beside it stands README.md, its model card, "
-        "with the prompt that it was trained on."
-    )
+    card = "Beside it stands README.md, its model card, with the prompt that it was trained on."
+    if kind in ("full", "partial"):
+        text = f"The checkpoint holds {ADAPTERS[kind]}. {card}"
+        yield Section("How to use it", [text], code=[("sh", shell)])
+        return
+    text = f"The adapter is a PEFT directory for its base. {card}"
     yield Section("How to use it", [text], code=[("python", python), ("sh", shell)])
 
 

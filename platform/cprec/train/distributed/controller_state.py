@@ -19,6 +19,7 @@ from cprec.runs.records import TRACE_FILE, Status, TraceRow
 from cprec.runs.run_plan import RunPlan
 from cprec.runs.run_records import count_traced_samples
 from cprec.schedule.controller import Controller
+from cprec.schedule.passes import ONE_PASS, Passes
 from cprec.schedule.plan_notes import count_domain_samples
 from cprec.stream.row_encoder import RowEncoder
 
@@ -39,6 +40,7 @@ class ControllerSettings:
         replay_share: Fraction of the samples up to S that are windows of text.
         min_annealing_share: Fraction of annealing samples below which a changed plan warns.
         annealing_share: Fraction of annealing samples that the recipe asks for; None: none.
+        passes: How often the samples of each source are read.
     """
 
     run: str
@@ -52,6 +54,7 @@ class ControllerSettings:
     replay_share: float
     min_annealing_share: float
     annealing_share: float | None = None
+    passes: Passes = ONE_PASS
 
 
 @dataclass(frozen=True)

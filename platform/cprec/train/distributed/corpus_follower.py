@@ -55,7 +55,10 @@ class CorpusFollower:
             )
         domain, mixed, texts = state.run_plan.new_streams(corpus)
         replayed = texts if settings.replay_share else []
-        if not (domain or mixed or replayed):
+        domain_portions, mixed_portions, text_portions = (
+            remaining_portions(joining, settings.passes) for joining in (domain, mixed, replayed)
+        )
+        if not (domain_portions or mixed_portions or text_portions):
             state.write_run_plan(replace(state.run_plan, version=corpus.version))
             return f"has nothing to train of corpus version {corpus.version}"
         self._load(corpus)
@@ -64,10 +67,10 @@ class CorpusFollower:
         consumed = before.consumed_portions(state.controller.join_position())
         with state.controller.transaction():
             position = state.controller.extend_plan(
-                remaining_portions(domain),
-                remaining_portions(mixed),
+                domain_portions,
+                mixed_portions,
                 settings.max_domain_samples,
-                build_replay(settings.replay_share, corpus.streams(), consumed),
+                build_replay(settings.replay_share, corpus.streams(), settings.passes, consumed),
                 settings.annealing_share,
             )
             plan = state.controller.plan
@@ -90,7 +93,7 @@ class CorpusFollower:
             f"S = {plan.wsa.stable_end:,}, A = {plan.wsa.annealing_end:,}"
         ]
         if settings.max_domain_samples is not None:
-            joined = {(str(s.source), s.version): s.rows for s in domain}
+            joined = {(p.source, p.version): p.count for p in domain_portions}
             notes.append(describe_joined(plan, position, joined, settings.max_domain_samples))
         notes.append(
             annealing_warning(plan, settings.min_annealing_share, settings.global_batch_size)

@@ -112,6 +112,7 @@ def run_training(job: TrainingJob, held: HeldLease, on_news: NewsCallback, say: 
         replay_share=schedule.replay_share,
         min_annealing_share=schedule.min_annealing_share,
         annealing_share=schedule.annealing_share,
+        passes=schedule.passes,
     )
     controller = start_controller(settings, held.lease)
     resources = {"CPU": train.cpus_per_worker}

@@ -11,7 +11,7 @@ from functools import cache
 
 from cluster import storage
 from cluster.errors import CorpusError, RecipeError, RunError
-from corpus.settings import DEFAULT_TEMPLATE, TemplateName
+from corpus.settings import DEFAULT_TEMPLATE
 from corpus.store.tables import Corpus
 from cprec.baselines.popularity import POPULARITY
 from cprec.baselines.training import BASELINE_NAMES, TEXT_BASELINES
@@ -22,7 +22,7 @@ from cprec.downstream.stored_model import MODEL_CONFIG, Form, StoredModel
 from cprec.downstream.trial_records import SEARCH_FILE
 from cprec.encode.prompt import PromptTemplate
 from cprec.encode.text_tokenizer import text_tokenizer
-from cprec.model.adapter_files import ADAPTER_CONFIG
+from cprec.model.adapter_config import ADAPTER_CONFIG
 from cprec.model.backbone import load_tokenizer
 from cprec.model.base_uri import (
     TINY_BASE,
@@ -99,7 +99,7 @@ def find_models(
         return _locate_recipe_base(recipe, corpus), recipe.model.revision
 
     @cache
-    def template_of_base() -> TemplateName:
+    def template_of_base() -> str:
         """Returns the template of models that name none: that of the corpus."""
         return _read_template(recipe, corpus)
 
@@ -295,11 +295,11 @@ def describe_other_template(template: PromptTemplate, corpus: Corpus, start: str
         corpus: The corpus.
         start: What training starts from: a URI, or the base.
     """
-    if template.name == corpus.prompt_template:
+    if template.text_name == corpus.prompt_template:
         return None
     return (
-        f"prompts are in the template {template.name}, in which {start} was trained; the corpus "
-        f"has {corpus.prompt_template} (data.prompt_template)"
+        f"prompts are in the template {template.text_name}, in which {start} was trained; the "
+        f"corpus has {corpus.prompt_template} (data.prompt_template)"
     )
 
 
@@ -314,7 +314,7 @@ def _version_model(
     version: Version,
     base: str,
     revision: str | None,
-    template_of_base: Callable[[], TemplateName],
+    template_of_base: Callable[[], str],
 ) -> EvaluatedModel:
     """Returns a registered version as a model; of another registered model, its label says so."""
     label = f"version-{version.number}"
@@ -355,13 +355,13 @@ def _locate_recipe_base(recipe: Recipe, corpus: Corpus | None) -> str:
     return locate_base(recipe, corpus or Corpus.open(recipe.corpus, recipe.corpus_version))
 
 
-def _template_of(stored: StoredModel, template_of_base: Callable[[], TemplateName]) -> TemplateName:
+def _template_of(stored: StoredModel, template_of_base: Callable[[], str]) -> str:
     """Returns the template that a stored model was trained in; of a base, that of the corpus."""
     template = stored.template
     return template_of_base() if template is None else template.name
 
 
-def _read_template(recipe: Recipe, corpus: Corpus | None) -> TemplateName:
+def _read_template(recipe: Recipe, corpus: Corpus | None) -> str:
     """Returns the template of a corpus, or where there is none yet the one that it would have."""
     if corpus is None:
         with suppress(CorpusError):

@@ -22,9 +22,8 @@ from cprec.runs.control.fence import UNFENCED, RunWriter
 from cprec.runs.locks.base import lock_base
 from cprec.runs.locks.recipe import check_unchanged, write_recipe
 from cprec.runs.run_plan import RunPlan
-from cprec.runs.run_planning import resolve_run_plan
+from cprec.runs.run_planning import describe_run, resolve_run_plan
 from cprec.runs.token_form import require_same_tokens
-from cprec.schedule.plan_notes import describe_plan
 from cprec.stream.row_encoder import check_tokens_can_be_shared, find_fallback_reason
 from cprec.tracking.registry import Registry
 from cprec.tracking.version_names import is_mutable_name
@@ -202,15 +201,7 @@ def prepare_run(
     write_recipe(recipe, run_uri, writer)
     run_plan.write(run_uri, writer)
     run_plan.record_start(run_uri, recipe.run, writer)
-    say(
-        describe_plan(
-            run_plan.plan,
-            recipe.train.global_batch,
-            recipe.schedule.replay_share,
-            recipe.schedule.min_annealing_share,
-            recipe.schedule.annealing_share,
-        )
-    )
+    say(describe_run(recipe, corpus, run_plan.plan))
     job = driver.TrainingJob(
         recipe, run_uri, base, corpus, run_plan.template, text, identity.revision
     )

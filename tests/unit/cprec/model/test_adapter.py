@@ -1,4 +1,4 @@
-"""LoRA fits every base that loads, and what was trained is saved, loaded and merged whole."""
+"""What is trained of every base that loads is saved, loaded and merged whole."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from cluster.errors import RecipeError, RunError
 from cprec.config.sections.model import ModelSettings
 from cprec.encode.prompt import TABLE1
 from cprec.model import adapter
-from cprec.model.adapter_files import ADAPTER_WEIGHTS
+from cprec.model.adapter_config import ADAPTER_WEIGHTS, FULL_WEIGHTS, PARTIAL_WEIGHTS
 from tests.models import SHAPE, llama
 
 # PEFT calls transformers by a deprecated name.
@@ -139,6 +139,45 @@ def test_whatever_peft_refuses_is_the_users_error(
         adapter.attach(llama(50), ModelSettings(), 0)
 
 
+@pytest.mark.parametrize("name", BASES)
+def test_a_part_is_trained_and_is_the_same_after_loading(tmp_path: Path, name: str) -> None:
+    settings = ModelSettings(adapter="partial", last_layers=1)
+    model = adapter.attach(fresh(name), settings, 0)
+    weights = change_trained(model)
+    assert weights
+    assert all(".layers.1." in weight for weight in weights)
+    adapter.save(model, weights, tmp_path, "base", None, TABLE1)
+    assert weights.keys() <= load_file(tmp_path / PARTIAL_WEIGHTS).keys()
+    loaded = adapter.load(fresh(name), tmp_path).state_dict()
+    expected, base = model.state_dict(), fresh(name).state_dict()
+    assert all(torch.equal(loaded[key], expected[key]) for key in expected)
+    assert {key for key in base if not torch.equal(loaded[key], base[key])} == weights.keys()
+    again = adapter.load_for_training(fresh(name), tmp_path)
+    assert again.training
+    assert adapter.trainable_parameters(again).keys() == weights.keys()
+    ids = torch.arange(20)[None]
+    again(input_ids=ids, use_cache=False).logits.sum().backward()
+    assert any(p.grad is not None for p in adapter.trainable_parameters(again).values())
+
+
+def test_a_part_may_be_named(tmp_path: Path) -> None:
+    def attach(**settings: Any) -> torch.nn.Module:
+        return adapter.attach(llama(50), ModelSettings(adapter="partial", **settings), 0)
+
+    names = adapter.trainable_parameters(attach(trained_weights=("*norm*", "lm_head.*"))).keys()
+    assert "lm_head.weight" in names
+    assert all("norm" in name or name == "lm_head.weight" for name in names)
+    with pytest.raises(RecipeError, match=r"no weight of this base is named h\.1\.\*; its names"):
+        attach(trained_weights=("*norm*", "h.1.*"))
+    with pytest.raises(RecipeError, match="last_layers: 3, and this base has 2 layers"):
+        attach(last_layers=3)
+    model = attach(last_layers=1)
+    adapter.save(model, change_trained(model), tmp_path, "base", None, TABLE1)
+    for other in (llama(50, intermediate_size=96), llama(50, num_hidden_layers=1)):
+        with pytest.raises(RunError, match="do not fit the base model"):
+            adapter.load(other, tmp_path)
+
+
 @pytest.mark.parametrize("name", ["deepseek_v3", "gpt_oss", "mixtral"])
 def test_a_full_checkpoint_loads_again_with_its_buffers(tmp_path: Path, name: str) -> None:
     model = adapter.attach(fresh(name), ModelSettings(adapter="full"), 0)
@@ -157,7 +196,7 @@ def test_a_full_checkpoint_of_an_earlier_release_takes_the_bases_buffers(tmp_pat
     base.get_buffer(BUFFER).fill_(0.25)
     model = adapter.attach(fresh("deepseek_v3"), ModelSettings(adapter="full"), 0)
     adapter.save(model, change_trained(model), tmp_path, "base", None, TABLE1)
-    file = tmp_path / adapter.FULL_WEIGHTS
+    file = tmp_path / FULL_WEIGHTS
     weights = load_file(file)
     del weights[BUFFER]
     save_file(weights, file)
@@ -179,7 +218,7 @@ def test_only_tied_weights_may_be_absent(tmp_path: Path, tied: bool) -> None:
     assert loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight
 
 
-@pytest.mark.parametrize("file", [adapter.FULL_WEIGHTS, ADAPTER_WEIGHTS])
+@pytest.mark.parametrize("file", [FULL_WEIGHTS, ADAPTER_WEIGHTS])
 @pytest.mark.parametrize("content", [b"", b"version https://git-lfs", bytes(400)])
 def test_a_damaged_adapter_is_the_users_error(tmp_path: Path, file: str, content: bytes) -> None:
     model = adapter.attach(llama(50), ModelSettings(lora_rank=4), 0)
@@ -197,9 +236,9 @@ def test_an_adapter_of_a_wider_base_is_the_users_error(tmp_path: Path) -> None:
         adapter.load(llama(50), tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["lora", "full"])
+@pytest.mark.parametrize("kind", ["lora", "full", "partial"])
 def test_weights_are_loaded_into_a_model_that_is_to_be_trained(tmp_path: Path, kind: Any) -> None:
-    settings = ModelSettings(adapter=kind)
+    settings = ModelSettings(adapter=kind, last_layers=1)
     trained = adapter.attach(llama(50), settings, 0)
     weights = change_trained(trained)
     adapter.save(trained, weights, tmp_path / "saved", "base", None, TABLE1)

@@ -11,7 +11,7 @@ from cluster.errors import RecipeError, RunError
 from cprec.config.sections.model import ModelSettings
 from cprec.encode.prompt import TABLE1
 from cprec.model import adapter, backbone
-from cprec.model.adapter_files import ADAPTER_WEIGHTS
+from cprec.model.adapter_config import ADAPTER_WEIGHTS, FULL_WEIGHTS
 from cprec.runs import checkpoint
 from tests.models import llama
 from tests.unit.cprec.model.bases import write_base
@@ -76,7 +76,7 @@ def test_trained_weights_are_refused(
     model = adapter.attach(llama(50), settings, 0)
     weights = {n: p.detach() for n, p in adapter.trainable_parameters(model).items()}
     adapter.save(model, weights, directory, "base", None, TABLE1)
-    file = directory / (ADAPTER_WEIGHTS if kind == "lora" else adapter.FULL_WEIGHTS)
+    file = directory / (ADAPTER_WEIGHTS if kind == "lora" else FULL_WEIGHTS)
     file.unlink()
     file.with_suffix(suffix).write_bytes(content)
     for load in (adapter.load, adapter.load_for_training):

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from corpus.build import build
@@ -88,23 +87,29 @@ def write(folder: Path, users: int, items: int = 40) -> Place:
         folder,
         corpus,
         recipe,
-        _write_checkpoint(folder, corpus, "text", None),
-        _write_checkpoint(folder, corpus, "hybrid", "A"),
+        write_checkpoint(folder, corpus, "text"),
+        write_checkpoint(folder, corpus, "hybrid", "A"),
     )
 
 
-def _write_checkpoint(folder: Path, corpus: Corpus, name: str, domain_name: str | None) -> str:
-    """Writes a checkpoint whose adapter changes much; of a hybrid model if a domain is given."""
+def write_checkpoint(
+    folder: Path,
+    corpus: Corpus,
+    name: str,
+    domain_name: str | None = None,
+    model: ModelSettings = LORA,
+) -> str:
+    """Writes a checkpoint whose trained part changes much; a hybrid model if a domain is given."""
     base: Any = AutoModelForCausalLM.from_pretrained(folder / "base")
-    network: Any = adapter.attach(base, LORA, 0)
-    assert isinstance(network, PeftModel)
+    network: Any = adapter.attach(base, model, 0)
     torch.manual_seed(len(name))
-    for parameter_name, parameter in network.named_parameters():
-        if "lora_B" in parameter_name:
-            parameter.data.normal_(std=0.1)
-    local = folder / "local" / name
     weights = adapter.trainable_parameters(network)
-    adapter.save(network, weights, local / checkpoint.ADAPTER, str(folder / "base"), None, TABLE1)
+    for parameter_name, parameter in weights.items():
+        if "lora_A" not in parameter_name:
+            parameter.data += torch.empty_like(parameter).normal_(std=0.1)
+    local = folder / "local" / name
+    template = TABLE1.with_soft_tokens(model.soft_tokens) if model.adapter == "prompt" else TABLE1
+    adapter.save(network, weights, local / checkpoint.ADAPTER, str(folder / "base"), None, template)
     source = corpus.find_domain_source("A", "train")
     if domain_name is not None:
         domain = Domain.from_corpus(corpus, domain_name)

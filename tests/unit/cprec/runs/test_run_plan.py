@@ -2,7 +2,9 @@
 
 import json
 import re
+from collections import Counter
 from dataclasses import replace
+from math import ceil, floor
 from pathlib import Path
 
 import pytest
@@ -15,11 +17,15 @@ from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import validate_recipe
 from cprec.model.adapter_config import require_matching_adapter
 from cprec.runs import checkpoint
+from cprec.runs.audit import audit
 from cprec.runs.run_plan import RunPlan
-from cprec.runs.run_planning import create_run_plan, resolve_run_plan
+from cprec.runs.run_planning import create_run_plan, describe_run, resolve_run_plan
 from cprec.runs.token_form import TOKEN_FORM
-from cprec.schedule.ledger import Ledger
+from cprec.schedule.ledger import Ledger, ids_digest
+from cprec.schedule.plan import global_batches
+from cprec.stream.segments import read_plan_rows, sample_id_reader
 from cprec.workflows.pretraining.prepare import prepare_run
+from tests.records import trace_row
 from tests.unit.corpus.worlds import settings, shop, write_root
 
 
@@ -56,6 +62,88 @@ def open_run_plan(
     run_plan, _ = resolve_run_plan(recipe, run, corpus, previous_recipe)
     run_plan.write(run)
     return run_plan
+
+
+def read_counts(run_plan: RunPlan, corpus: Corpus) -> dict[tuple[str, int], int]:
+    """Returns how often a run reads each sample of the corpus, by source and id."""
+    rows = [
+        read_plan_rows(era, corpus.streams_by_key(), era.start, era.stop)
+        for era in run_plan.plan.eras
+        if era.stop > era.start
+    ]
+    pairs = ((table["source"].to_pylist(), table["sample_id"].to_pylist()) for table in rows)
+    return Counter(pair for columns in pairs for pair in zip(*columns, strict=True))
+
+
+def test_samples_are_read_as_often_as_epochs_and_weights_say_and_audited(corpus: Corpus) -> None:
+    once = read_counts(create_run_plan(Recipe(), corpus), corpus)
+    assert set(once.values()) == {1}
+    weights = {"domain/A": 0, "domain/B": 1.5, "mixed": 0.5}
+    recipe = validate_recipe({"schedule": {"epochs": 3, "weights": weights}}, "test")
+    assert hash(recipe) == hash(recipe.model_copy(deep=True))
+    run_plan = create_run_plan(recipe, corpus)
+    counts = read_counts(run_plan, corpus)
+    for source, passes in (("domain/A", 0), ("domain/B", 4.5), ("mixed", 1.5)):
+        expected = [n for (name, _), n in counts.items() if name == source]
+        rows = sum(name == source for name, _ in once)
+        assert sum(expected) == round(passes * rows)
+        assert {floor(passes), ceil(passes)} - {0} == set(expected)
+
+    read_ids = sample_id_reader(corpus.streams_by_key(), run_plan.plan)
+    trace = [
+        trace_row(
+            samples=start,
+            batch_samples=stop - start,
+            ids_digest=f"{ids_digest(read_ids(start, stop)):016x}",
+        )
+        for era in run_plan.plan.eras
+        for start, stop in global_batches(era.start, era.stop, 8)
+    ]
+    report = audit(run_plan.plan, trace, read_ids)
+    total = run_plan.plan.total_samples
+    assert (report.planned, report.trained, report.missing) == (total, total, 0)
+    assert report.repeated == 0
+
+
+def test_a_trunk_reads_the_epochs_that_are_left(tmp_path: Path, corpus: Corpus) -> None:
+    trunk = create_run_plan(Recipe(), corpus).plan
+    uri = parent(tmp_path, corpus, CONFIG)
+    recipe = validate_recipe({"continue_from": uri, "schedule": {"epochs": 2}}, "test")
+    rest = create_run_plan(recipe, corpus).plan
+    assert rest.wsa.stable_end == 2 * trunk.wsa.stable_end - 8
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        ({"weights": dict.fromkeys(["domain/A", "domain/B", "mixed"], 0)}, "no samples to plan"),
+        ({"epochs": 10**9}, r"schedule\.epochs 1000000000.*at most 3,000,000,000 samples"),
+    ],
+)
+def test_no_samples_and_too_many_are_refused(
+    corpus: Corpus, schedule: dict[str, object], message: str
+) -> None:
+    with pytest.raises(CorpusError, match=message):
+        create_run_plan(validate_recipe({"schedule": schedule}, "test"), corpus)
+
+
+@pytest.mark.parametrize(
+    ("weights", "mode", "idle"),
+    [
+        ({"domain/Z": 2, "mixed": 1}, "wsa", "domain/Z"),
+        ({"domain/Z": 0}, "wsa", "domain/Z"),
+        ({"mixed": 2, "domain/A": 2}, "domain_only", "mixed"),
+        ({"mixed": 2, "domain/A": 0}, "wsa", None),
+        ({}, "wsa", None),
+    ],
+)
+def test_a_weight_that_changes_nothing_is_said(
+    corpus: Corpus, weights: dict[str, float], mode: str, idle: str | None
+) -> None:
+    recipe = validate_recipe({"schedule": {"weights": weights, "mode": mode}}, "test")
+    description = describe_run(recipe, corpus, create_run_plan(recipe, corpus).plan)
+    said = re.search(r"schedule.weights names (.*), of which this run reads nothing", description)
+    assert (said and said[1]) == idle
 
 
 def parent(tmp_path: Path, corpus: Corpus, config: dict[str, object] | None) -> str:

@@ -1,14 +1,16 @@
 """The plan holds every sample exactly once, in one order, evenly mixed, at any size."""
 
 import json
+from collections import Counter
 from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from cprec.schedule.ledger import Ledger, ids_digest
+from cprec.schedule.passes import Passes
 from cprec.schedule.plan import BLOCK_ROWS, Era, Plan, Portion, global_batches, permute_rows
 from cprec.schedule.planning import (
     PlanSettings,
@@ -121,6 +123,27 @@ def test_permuting_a_stream_is_a_bijection_that_keeps_blocks(total: int, seed: i
         assert np.all(np.diff(moved[start : start + BLOCK_ROWS]) == 1)
 
 
+@given(st.integers(1, 3 * BLOCK_ROWS), st.integers(0, 1 << 40), st.data())
+def test_each_pass_over_a_stream_reads_every_row_once(
+    total: int, seed: int, data: st.DataObject
+) -> None:
+    rows = np.arange(3 * total)
+    moved = permute_rows(rows, total, seed, "domain/A", 0)
+    assert np.array_equal(moved[:total], permute_rows(rows[:total], total, seed, "domain/A", 0))
+    for number in range(3):
+        in_pass = moved[number * total : (number + 1) * total]
+        assert np.array_equal(np.sort(in_pass), np.arange(total))
+    start, stop = sorted(data.draw(st.tuples(*[st.integers(0, 3 * total)] * 2)))
+    part = permute_rows(rows[start:stop], total, seed, "domain/A", 0)
+    assert np.array_equal(part, moved[start:stop])
+
+
+def test_passes_have_different_orders() -> None:
+    total = 9 * BLOCK_ROWS
+    moved = permute_rows(np.arange(3 * total), total, 0, "domain/A", 0).reshape(3, total)
+    assert all((a != b).any() for a, b in pairwise(moved))
+
+
 @given(st.integers(0, 500), st.integers(0, 500), st.integers(1, 64))
 def test_batches_cover_all_positions(start: int, length: int, size: int) -> None:
     batches = list(global_batches(start, start + length, size))
@@ -178,6 +201,44 @@ def test_joining_samples_mix_with_the_rest_and_what_was_trained_stays(
         assert sorted(r for e in after.domain_eras for r in rows_of(e, e.start, e.stop)) == sorted(
             whole
         )
+
+
+weights = st.sampled_from([0, 0.1, 0.5, 1, 1.7, 3])
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 60), weights), min_size=2, max_size=4),
+    st.integers(1, 4),
+    st.data(),
+)
+def test_every_row_is_read_as_often_as_epochs_and_weights_say(
+    sizes: list[tuple[int, float]], epochs: int, data: st.DataObject
+) -> None:
+    *domains, mixed = (
+        (f"domain/{i}", rows, weight) for i, (rows, weight) in enumerate([*sizes, (30, 0.5)])
+    )
+    passes = Passes(epochs, {name: weight for name, _, weight in (*domains, mixed)})
+
+    def portion(name: str, rows: int, weight: float) -> Portion:
+        count = passes.total_rows(name, rows)
+        assert abs(count - epochs * weight * rows) <= 0.5 + 1e-9
+        return Portion(name, 0, 0, count)
+
+    start, *joining = (portion(*domain) for domain in domains)
+    assume(start.count)
+    plan = build_plan(PlanSettings(3, 1e-5, 1e-3, 0), [start], [portion(*mixed)])
+    for one in joining:
+        first = plan.domain_eras[-1].start
+        position = data.draw(st.integers(first, plan.wsa.stable_end))
+        plan = extend_plan(plan, position, [one], [], None)
+    read: Counter[tuple[str, int]] = Counter()
+    for era in plan.eras:
+        for name, _, row in rows_of(era, era.start, era.stop):
+            read[name, row] += 1
+    for name, rows, _ in (*domains, mixed):
+        # Rows are counted on from pass to pass, and each of those is read once.
+        total = passes.total_rows(name, rows)
+        assert [read[name, row] for row in range(total + 1)] == [1] * total + [0]
 
 
 @given(nonempty, portions, st.data())

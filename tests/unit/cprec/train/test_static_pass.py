@@ -1,5 +1,6 @@
 """Passes in buffers of fixed shape give what plain passes give; a GPU replays them as graphs."""
 
+import itertools
 from collections.abc import Iterator
 from typing import Literal
 
@@ -18,7 +19,7 @@ from cprec.train.engine import Engine
 from cprec.train.static_pass import MAX_GRAPHS, PassShape, Replay, StaticPasses
 from tests.models import llama
 
-Kind = Literal["lora", "full"]
+Kind = Literal["lora", "full", "partial", "prompt"]
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +45,8 @@ def row(seed: int, samples: int) -> MicroBatch:
 
 
 def engine(kind: Kind, precision: str, dropout: float = 0.0) -> Engine:
-    model = adapter.attach(llama(128), ModelSettings(adapter=kind, lora_dropout=dropout), 0)
+    settings = ModelSettings(adapter=kind, lora_dropout=dropout, last_layers=1)
+    model = adapter.attach(llama(128), settings, 0)
     return Engine(model, TrainSettings(zero_stage=0), precision)
 
 
@@ -82,8 +84,15 @@ def losses(built: Engine) -> list[float]:
     ]
 
 
-@pytest.mark.parametrize("kind", ["lora", "full"])
-@pytest.mark.parametrize(("precision", "dropout"), [("fp32", 0.0), ("fp32", 0.1), ("bf16", 0.0)])
+@pytest.mark.parametrize(
+    ("kind", "precision", "dropout"),
+    [
+        *itertools.product(["lora", "full"], ["fp32", "bf16"], [0.0]),
+        ("lora", "fp32", 0.1),
+        ("partial", "fp32", 0.0),
+        ("prompt", "fp32", 0.0),
+    ],
+)
 def test_losses_and_weights_are_those_of_plain_passes(
     kind: Kind, precision: str, dropout: float
 ) -> None:
