@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any, cast
 
-import workload  # first: it makes the packages importable
+from support import workload  # first: it makes the packages importable
 import numpy as np
 import pyarrow as pa
 import torch

@@ -22,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import workload  # first: it makes the packages importable
+from support import workload  # first: it makes the packages importable
 from support import gpu_time
 from support.gpu_cases import CASES, TOY, Case, Sizes
 from support.gpu_measures import Measurement, measure

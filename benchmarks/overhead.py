@@ -26,7 +26,7 @@ from contextlib import suppress
 from pathlib import Path
 from statistics import median
 
-import workload  # first: it makes the packages importable
+from support import workload  # first: it makes the packages importable
 import numpy as np
 import psutil
 import torch

@@ -26,7 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import workload  # noqa: F401  first: it makes the packages importable
+from support import workload  # noqa: F401  first: it makes the packages importable
 import numpy as np
 import torch
 from numpy.typing import NDArray

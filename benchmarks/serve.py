@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import workload  # first: it makes the packages importable
+from support import workload  # first: it makes the packages importable
 import aiohttp
 import numpy as np
 import psutil

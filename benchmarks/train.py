@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import workload  # first: it makes the packages importable
+from support import workload  # first: it makes the packages importable
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-import workload
+from support import workload
 from cprec.encode.tokens import EncodedSample
 from cprec.evaluation.candidate_rows import Query
 

@@ -13,7 +13,7 @@ import torch
 from torch._dynamo.utils import counters
 from transformers import LlamaConfig, LlamaForCausalLM
 
-import workload
+from support import workload
 from support import gpu_time
 from support.gpu_cases import (
     RESUME,

@@ -13,18 +13,14 @@ import pytest
 
 from tests.integration import jobs
 
-SHARED = {"workload"}
-"""Files that benchmarks import."""
-BENCHMARKS = sorted(
-    path.stem for path in (jobs.ROOT / "benchmarks").glob("*.py") if path.stem not in SHARED
-)
+BENCHMARKS = sorted(path.stem for path in (jobs.ROOT / "benchmarks").glob("*.py"))
 ABSENT = ("ray", "deltalake", "mlflow", "botocore", "s3fs", "aiohttp", "polars", "faiss")
 """Libraries that a bare machine with a GPU does not have."""
 BARE = """
 import builtins, runpy, sys
 
 real = builtins.__import__
-ours = ("cprec", "cluster", "corpus", "workload", "support", "__main__")
+ours = ("cprec", "cluster", "corpus", "support", "__main__")
 
 def without(name, globals=None, locals=None, fromlist=(), level=0):
     importer = (globals or {}).get("__name__", "").split(".")[0]

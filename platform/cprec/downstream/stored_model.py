@@ -12,7 +12,8 @@ from enum import StrEnum
 from cluster import storage
 from cluster.errors import RunError
 from cprec.encode.prompt import PROMPT_FILE, PromptTemplate, parse_template
-from cprec.model.adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_kind
+from cprec.model.adapter_config import read_kind
+from cprec.model.adapter_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from cprec.runs import checkpoint
 
 BEHAVIOUR_FOLDER = "behaviour"

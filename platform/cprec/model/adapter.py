@@ -24,12 +24,7 @@ from cluster.errors import RecipeError, RunError
 from cprec.config.sections.model import ModelSettings
 from cprec.encode.prompt import PROMPT_FILE, PromptTemplate
 from cprec.model import soft_prompt
-from cprec.model.adapter_config import (
-    ADAPTER_WEIGHTS,
-    FULL_WEIGHTS,
-    PARTIAL_CONFIG,
-    PARTIAL_WEIGHTS,
-)
+from cprec.model.adapter_files import ADAPTER_WEIGHTS, FULL_WEIGHTS, PARTIAL_CONFIG, PARTIAL_WEIGHTS
 from cprec.model.libraries import refused_input
 from cprec.model.self_check import decoder_layers
 

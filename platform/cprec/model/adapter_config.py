@@ -1,4 +1,4 @@
-"""The files of a trained part, and the configuration in them, compared with a recipe's."""
+"""The configuration that is saved with a trained part, compared with a recipe's."""
 
 import json
 import posixpath
@@ -8,19 +8,13 @@ from typing import Any
 from cluster.errors import RunError
 from cluster.storage import exists, join, read_text_if_exists
 from cprec.config.sections.model import ModelSettings
+from cprec.model.adapter_files import (
+    ADAPTER_CONFIG,
+    ADAPTER_FOLDER,
+    ADAPTER_WEIGHTS,
+    PARTIAL_CONFIG,
+)
 
-ADAPTER_FOLDER = "adapter"
-"""Folder of a checkpoint that holds the trained weights."""
-ADAPTER_CONFIG = "adapter_config.json"
-"""File that makes a folder a PEFT directory."""
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-"""File of a PEFT directory that holds its weights."""
-PARTIAL_CONFIG = "partial_config.json"
-"""File that names the base of which a part was trained, as PEFT's does."""
-PARTIAL_WEIGHTS = "partial_model.safetensors"
-"""File that holds the trained part of a base's weights."""
-FULL_WEIGHTS = "model.safetensors"
-"""File that holds all weights of a model, where every weight is trained."""
 PEFT_KEYS: Mapping[str, Mapping[str, str]] = {
     "lora": {"lora_rank": "r", "lora_alpha": "lora_alpha"},
     "prompt": {"soft_tokens": "num_virtual_tokens"},

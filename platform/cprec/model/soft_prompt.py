@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from cluster.errors import RunError
 from cprec.encode.prompt import PROMPT_FILE, SOFT_TOKEN_START, parse_template
-from cprec.model.adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from cprec.model.adapter_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 PEFT_WEIGHT = "prompt_embeddings"
 """Name of the embeddings of a soft prompt in PEFT's file."""

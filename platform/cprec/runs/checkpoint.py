@@ -38,7 +38,8 @@ from cluster.storage import (
     upload,
 )
 from cprec.encode.prompt import PROMPT_FILE, PromptTemplate, parse_template
-from cprec.model.adapter_config import ADAPTER_FOLDER, adapter_uri
+from cprec.model.adapter_config import adapter_uri
+from cprec.model.adapter_files import ADAPTER_FOLDER
 from cprec.runs.control.attempts import find_successor, list_attempts
 from cprec.runs.control.fence import UNFENCED, RunWriter
 from cprec.runs.records import FileDigest, Manifest

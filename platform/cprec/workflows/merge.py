@@ -33,7 +33,7 @@ from cprec.downstream.known_items import (
 from cprec.downstream.scoring import load_model
 from cprec.downstream.stored_model import BEHAVIOUR_FOLDER, MODEL_CONFIG, Form, StoredModel
 from cprec.encode.prompt import PROMPT_FILE
-from cprec.model.adapter_config import ADAPTER_CONFIG
+from cprec.model.adapter_files import ADAPTER_CONFIG
 from cprec.model.base_uri import read_base_template
 from cprec.model.libraries import refused_input
 from cprec.tracking import hub

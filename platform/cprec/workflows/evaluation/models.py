@@ -22,7 +22,7 @@ from cprec.downstream.stored_model import MODEL_CONFIG, Form, StoredModel
 from cprec.downstream.trial_records import SEARCH_FILE
 from cprec.encode.prompt import PromptTemplate
 from cprec.encode.text_tokenizer import text_tokenizer
-from cprec.model.adapter_config import ADAPTER_CONFIG
+from cprec.model.adapter_files import ADAPTER_CONFIG
 from cprec.model.backbone import load_tokenizer
 from cprec.model.base_uri import (
     TINY_BASE,

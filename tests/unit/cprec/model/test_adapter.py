@@ -19,7 +19,7 @@ from cluster.errors import RecipeError, RunError
 from cprec.config.sections.model import ModelSettings
 from cprec.encode.prompt import TABLE1
 from cprec.model import adapter
-from cprec.model.adapter_config import ADAPTER_WEIGHTS, FULL_WEIGHTS, PARTIAL_WEIGHTS
+from cprec.model.adapter_files import ADAPTER_WEIGHTS, FULL_WEIGHTS, PARTIAL_WEIGHTS
 from tests.models import SHAPE, llama
 
 # PEFT calls transformers by a deprecated name.

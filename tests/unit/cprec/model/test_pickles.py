@@ -11,7 +11,7 @@ from cluster.errors import RecipeError, RunError
 from cprec.config.sections.model import ModelSettings
 from cprec.encode.prompt import TABLE1
 from cprec.model import adapter, backbone
-from cprec.model.adapter_config import ADAPTER_WEIGHTS, FULL_WEIGHTS
+from cprec.model.adapter_files import ADAPTER_WEIGHTS, FULL_WEIGHTS
 from cprec.runs import checkpoint
 from tests.models import llama
 from tests.unit.cprec.model.bases import write_base

@@ -21,7 +21,7 @@ from cprec.encode.tokens import EncodedSample, TitleEncoder
 from cprec.evaluation.perplexity import compute_perplexity
 from cprec.evaluation.scoring_check import choose_decoding, choose_scoring
 from cprec.model import adapter
-from cprec.model.adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from cprec.model.adapter_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from cprec.model.libraries import silence_libraries
 from cprec.model.tiny import train_tokenizer
 from cprec.stream.packing import MicroBatchSpec, collate

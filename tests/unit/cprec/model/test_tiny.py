@@ -15,7 +15,7 @@ from corpus.settings import SimulateSettings
 from cprec.config.sections.model import TinySettings
 from cprec.encode.prompt import TABLE1
 from cprec.encode.tokens import TitleEncoder
-from cprec.model import tiny, tiny_training
+from cprec.model import tiny
 
 SETTINGS = TinySettings(hidden=32, layers=1, heads=2, vocabulary=800, language_steps=3)
 TITLES = [
@@ -96,17 +96,17 @@ def test_pieces_equal_the_whole(
 
 
 def test_text_is_lists_of_titles_and_never_the_prompt() -> None:
-    text = tiny_training.generate_passages(TITLES, np.random.default_rng(0))
+    text = tiny.generate_passages(TITLES, np.random.default_rng(0))
     for passage in (next(text) for _ in range(50)):
         listed = passage.removeprefix("Similar items: ").removesuffix(".").split(", ")
-        assert len(set(listed)) == len(listed) == tiny_training.TITLES_PER_LIST
+        assert len(set(listed)) == len(listed) == tiny.TITLES_PER_LIST
         assert set(listed) <= set(TITLES)
         assert "candidates" not in passage
 
 
 @pytest.mark.parametrize("titles", [["one"], ["", " "], ["lamp oak", "lamp steel"]])
 def test_few_titles_are_text_too(titles: list[str]) -> None:
-    passage = next(tiny_training.generate_passages(titles, np.random.default_rng(0)))
+    passage = next(tiny.generate_passages(titles, np.random.default_rng(0)))
     assert all(title in passage for title in titles)
 
 
@@ -114,7 +114,7 @@ def test_language_training_learns_and_no_steps_leave_random_weights(tmp_path: Pa
     tiny.build(TITLES, SETTINGS.model_copy(update={"language_steps": 0}), 0, tmp_path, TABLE1)
     model = LlamaForCausalLM.from_pretrained(tmp_path)
     before = {name: weight.clone() for name, weight in model.named_parameters()}
-    assert tiny_training.train(model, TOKENIZER, TITLES, 0, seed=0) == []
+    assert tiny.train(model, TOKENIZER, TITLES, 0, seed=0) == []
     assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
-    losses = tiny_training.train(model, TOKENIZER, TITLES, 30, seed=0)
+    losses = tiny.train(model, TOKENIZER, TITLES, 30, seed=0)
     assert np.mean(losses[-5:]) < 0.6 * losses[0]

@@ -48,7 +48,9 @@ def registry(place: Place) -> Registry:
 
 
 def model_settings(kind: str) -> ModelSettings:
-    return ModelSettings(adapter=kind, last_layers=1, soft_tokens=SOFT_TOKENS)  # type: ignore[arg-type]
+    return ModelSettings.model_validate(
+        {"adapter": kind, "last_layers": 1, "soft_tokens": SOFT_TOKENS}
+    )
 
 
 @pytest.fixture(scope="module")

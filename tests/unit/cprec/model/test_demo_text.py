@@ -6,7 +6,7 @@ import numpy as np
 
 from corpus.ingest.simulation import simulate_shoppers
 from cprec.config.recipe_file import load_recipe
-from cprec.model.tiny_training import generate_passages
+from cprec.model.tiny import generate_passages
 
 RECIPES = Path(__file__).resolve().parents[4] / "jobs" / "recipes"
 LISTS = 30
