@@ -18,11 +18,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cluster.errors import DataError
 from corpus.sampling.prompt_text import BETWEEN, HEAD, SEPARATOR, TAIL
 from cprec.encode.prompt import PromptTemplate
 from cprec.encode.text_tokenizer import Tokenizer
-from cprec.encode.tokens import EncodedSample, TitleEncoder
+from cprec.encode.tokens import EncodedSample, TitleEncoder, too_long_error
 
 Ints = NDArray[np.int64]
 
@@ -197,7 +196,8 @@ class CachedPromptEncoder:
             num_tokens = int(self._title_tokens.lengths(fragments).sum())
             if num_tokens + reserved_tokens <= self._max_tokens:
                 return self._title_tokens.gather(fragments).tolist(), dropped
-        raise too_long_error(len(candidates), self._max_tokens)
+        name = f"a prompt of {len(candidates)} candidates"
+        raise too_long_error(name, num_tokens + reserved_tokens, self._max_tokens)
 
     def encode_answer(self, item: int) -> list[int]:
         """Encodes an answer, including the end token."""
@@ -240,7 +240,8 @@ class CachedPromptEncoder:
             if not too_long.any():
                 break
             if (hopeless := too_long & (dropped == history_lengths)).any():
-                raise too_long_error(int(candidate_counts[hopeless][0]), self._max_tokens)
+                name = f"a prompt of {candidate_counts[hopeless][0]} candidates"
+                raise too_long_error(name, int(token_counts[hopeless].max()), self._max_tokens)
             dropped += too_long
         answer_lengths = self._title_tokens.lengths(fragment_index(answers, ANSWER_FORM))
         eos_length = self._title_tokens.lengths(np.array(EOS_FRAGMENT))
@@ -264,14 +265,6 @@ def concat_title_tokens(first: TitleTokens, others: TitleTokens) -> TitleTokens:
     )
     ids = np.concatenate([first.ids, others.ids[start:]])
     return TitleTokens(ids, offsets, first.eos_token_id)
-
-
-def too_long_error(num_candidates: int, max_tokens: int) -> DataError:
-    """Returns the error for a sample that is too long even without a history."""
-    return DataError(
-        f"a prompt of {num_candidates} candidates without history and its answer take more than "
-        f"model.max_tokens = {max_tokens} tokens: raise it or shorten the titles"
-    )
 
 
 def fragment_index(item: Ints | int, form: Ints | int) -> Ints:

@@ -60,10 +60,21 @@ def fit_prompt(
         ids = encode(history[dropped:])
         if len(ids) + reserved_tokens <= max_tokens:
             return ids, dropped
-    raise DataError(
-        f"{name} and no history takes {len(ids)} tokens "
-        f"and its answer {reserved_tokens}; model.max_tokens is {max_tokens}: "
-        "raise it or shorten the titles"
+    raise too_long_error(name, len(ids) + reserved_tokens, max_tokens)
+
+
+def too_long_error(name: str, num_tokens: int, max_tokens: int) -> DataError:
+    """Returns the error for a prompt that is too long even without a history.
+
+    Args:
+        name: What the prompt is called.
+        num_tokens: Tokens that it takes without a history, with its answer.
+        max_tokens: Tokens that are allowed.
+    """
+    return DataError(
+        f"{name} takes {num_tokens:,} tokens with its answer, even without a history, and "
+        f"model.max_tokens allows {max_tokens:,}: raise it (a run that has begun goes on with "
+        "--allow-change model.max_tokens), or shorten the titles"
     )
 
 

@@ -69,7 +69,7 @@ def test_the_oldest_items_are_dropped_first_and_candidates_never() -> None:
     assert len(ids) <= 59
     assert 0 < dropped < 8
     assert [t - VOCABULARY for t in ids if t >= VOCABULARY] == [*range(dropped, 8), 9]
-    with pytest.raises(DataError, match=r"model\.max_tokens is 64"):
+    with pytest.raises(DataError, match=r"model\.max_tokens allows 64: raise it .*--allow-change"):
         encoder.encode_prompt([], [("red oak lamp", 1)] * 30, 5)
 
 

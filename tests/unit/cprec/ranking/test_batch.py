@@ -10,7 +10,7 @@ import pytest
 
 from cluster.errors import PlatformFault
 from cprec.downstream.domain import Domain, sort_by_id
-from cprec.encode.title_tokens import too_long_error
+from cprec.encode.tokens import too_long_error
 from cprec.evaluation.candidate_scoring import PromptEncoder
 from cprec.ranking import batch
 from cprec.ranking.batch import BlockRanking
@@ -113,7 +113,7 @@ class _Narrow:
         self, history: Sequence[int], candidates: Sequence[int], reserved_tokens: int
     ) -> tuple[list[int], int]:
         if len(candidates) > self.most:
-            raise too_long_error(len(candidates), 64)
+            raise too_long_error(f"a prompt of {len(candidates)} candidates", 65, 64)
         return self.encoder.encode_prompt(history, candidates, reserved_tokens)
 
     def encode_answer(self, item: int) -> list[int]:
