@@ -216,26 +216,14 @@ class CachedPromptEncoder:
             DataError: The candidates and the answer of a row do not fit even without a history.
         """
         history, history_lengths = _flatten_lists(rows["history"])
-        candidates, candidate_counts = _flatten_lists(rows["candidates"])
-        candidate_starts = np.cumsum(candidate_counts) - candidate_counts
-        answers = (
-            candidates[candidate_starts + rows["target"].to_numpy().astype(np.int64)]
-            if len(rows)
-            else candidates
-        )
+        candidates, candidate_counts, answers = _candidates_and_answers(rows)
         dropped = np.zeros(len(rows), dtype=np.int64)
         # Each round drops one more item from every sample that is still too long.
         while True:
             fragments, fragment_counts = _sample_fragments(
                 history, history_lengths, dropped, candidates, candidate_counts, answers
             )
-            token_counts = (
-                np.add.reduceat(
-                    self._title_tokens.lengths(fragments), _exclusive_cumsum(fragment_counts)
-                )
-                if len(rows)
-                else np.zeros(0, np.int64)
-            )
+            token_counts = self._count_tokens(fragments, fragment_counts)
             too_long = token_counts > self._max_tokens
             if not too_long.any():
                 break
@@ -255,6 +243,26 @@ class CachedPromptEncoder:
             EncodedSample(ids, int(start), int(dropped_titles))
             for ids, start, dropped_titles in zip(sample_ids, answer_starts, dropped, strict=True)
         ]
+
+    def shortest_lengths(self, rows: pa.Table) -> Ints:
+        """Returns the tokens of each row's prompt without a history, with its answer [rows].
+
+        Args:
+            rows: Corpus rows with the columns `candidates` and `target`.
+        """
+        candidates, candidate_counts, answers = _candidates_and_answers(rows)
+        none = np.zeros(len(rows), dtype=np.int64)
+        return self._count_tokens(
+            *_sample_fragments(candidates[:0], none, none, candidates, candidate_counts, answers)
+        )
+
+    def _count_tokens(self, fragments: Ints, fragment_counts: Ints) -> Ints:
+        """Returns the tokens of each sample, given the fragments of all and their numbers."""
+        if not len(fragment_counts):
+            return np.zeros(0, dtype=np.int64)
+        lengths = self._title_tokens.lengths(fragments)
+        counts: Ints = np.add.reduceat(lengths, _exclusive_cumsum(fragment_counts))
+        return counts
 
 
 def concat_title_tokens(first: TitleTokens, others: TitleTokens) -> TitleTokens:
@@ -288,6 +296,16 @@ def _prompt_fragments(history: Ints, candidates: Ints) -> Ints:
         np.zeros(1, np.int64),
     )
     return fragments[:-2]  # without the answer, which is a dummy, and the end token
+
+
+def _candidates_and_answers(rows: pa.Table) -> tuple[Ints, Ints, Ints]:
+    """Returns all candidates of rows, the number of each row's, and each row's answer."""
+    candidates, counts = _flatten_lists(rows["candidates"])
+    if not len(rows):
+        return candidates, counts, candidates
+    starts = np.cumsum(counts) - counts
+    answers = candidates[starts + rows["target"].to_numpy().astype(np.int64)]
+    return candidates, counts, answers
 
 
 def _sample_fragments(

@@ -71,7 +71,25 @@ class TrainingJob:
     revision: str | None = None
 
 
-def run_training(job: TrainingJob, held: HeldLease, on_news: NewsCallback, say: Say) -> None:
+def build_row_encoder(job: TrainingJob) -> RowEncoder:
+    """Encodes the titles of the corpus, inside a Ray session.
+
+    It is done in the driver, where torch and transformers are already imported.
+    """
+    recipe, train = job.recipe, job.recipe.train
+    return RowEncoder.from_corpus(
+        job.corpus,
+        job.base,
+        job.revision,
+        recipe.model.max_tokens,
+        job.template,
+        TokenSharing(train.targets_per_pass, train.shared_candidates),
+    )
+
+
+def run_training(
+    job: TrainingJob, row_encoder: RowEncoder, held: HeldLease, on_news: NewsCallback, say: Say
+) -> None:
     """Trains what is left of a plan, inside a Ray session, until the last checkpoint is complete.
 
     Ctrl-C, or a request to stop, lets the workers save a checkpoint and then raises
@@ -79,6 +97,7 @@ def run_training(job: TrainingJob, held: HeldLease, on_news: NewsCallback, say: 
 
     Args:
         job: The checked inputs.
+        row_encoder: Encoder of the corpus's rows.
         held: The lease of the run.
         on_news: Called about once a second.
         say: Takes one line for people.
@@ -96,15 +115,7 @@ def run_training(job: TrainingJob, held: HeldLease, on_news: NewsCallback, say: 
         run=recipe.run,
         run_uri=job.run_uri,
         corpus_uri=job.corpus.uri,
-        # Encoded here, where torch and transformers are already imported.
-        row_encoder=RowEncoder.from_corpus(
-            job.corpus,
-            job.base,
-            job.revision,
-            recipe.model.max_tokens,
-            job.template,
-            TokenSharing(train.targets_per_pass, train.shared_candidates),
-        ),
+        row_encoder=row_encoder,
         global_batch_size=train.global_batch,
         segment_samples=schedule.segment_samples,
         poll_samples=schedule.poll_samples,

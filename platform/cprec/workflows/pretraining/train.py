@@ -1,11 +1,14 @@
 """Trains what is left of a run, and shows on the console and in MLflow how it goes."""
 
 from cluster.console import Say
+from cluster.progress import track
 from cluster.ray_session import ray_session
+from corpus.store.tables import Corpus
 from cprec.runs.control.lease import HeldLease
 from cprec.runs.events import PerplexityMeasured
 from cprec.runs.restart import find_last_checkpoint
 from cprec.runs.run_plan import RunPlan
+from cprec.stream.prompt_check import require_prompts_fit
 from cprec.tracking.live_report import LiveReport, step_metrics
 from cprec.tracking.progress import Progress
 from cprec.tracking.tracker import Tracker
@@ -21,7 +24,7 @@ def train_run(
     A run that is held open waits for more samples even where its plan is trained.
     """
     newest, _ = find_last_checkpoint(job.run_uri)
-    plan = run_plan.plan
+    plan, position = run_plan.plan, 0 if newest is None else newest.samples
     is_held_open = run_plan.hold and not run_plan.closed
     if newest is not None and newest.samples >= plan.total_samples and not is_held_open:
         say(f"{job.recipe.run} is trained to the end already")
@@ -44,7 +47,12 @@ def train_run(
 
     try:
         with ray_session(job.recipe.cluster.address, job.recipe.logical_cpus):
-            driver.run_training(job, held, on_news, say)
+            # The newest version: the plan of a run that goes on may have samples of any.
+            corpus = Corpus.open(job.corpus.uri)
+            encoder = driver.build_row_encoder(job).with_titles_of(corpus)
+            with track("checking that prompts fit", say):
+                require_prompts_fit(encoder, plan, corpus.streams_by_key(), position)
+            driver.run_training(job, encoder, held, on_news, say)
     except KeyboardInterrupt:
         tracker.finish("KILLED")
         raise

@@ -1,0 +1,49 @@
+"""Looks for prompts that are too long, before anything is trained."""
+
+import pyarrow.compute as pc
+
+from cprec.encode.title_tokens import CachedPromptEncoder
+from cprec.encode.tokens import too_long_error
+from cprec.schedule.plan import Plan
+from cprec.stream.row_encoder import RowEncoder
+from cprec.stream.segments import Streams, read_plan_rows
+
+CHECKED_SAMPLES = 1 << 17
+"""Samples that are looked at, at most: some seconds, where days are at stake."""
+CHUNK_SAMPLES = 1 << 13
+
+
+def require_prompts_fit(encoder: RowEncoder, plan: Plan, streams: Streams, start: int) -> None:
+    """Checks that the next samples of a plan fit into `model.max_tokens` without their histories.
+
+    Otherwise a run would end in the middle, at the first one that does not. Where the tokenizer has
+    to be called on whole prompts, none is looked at, since that takes too long.
+
+    Args:
+        encoder: Encoder of the samples.
+        plan: The plan.
+        streams: Streams of the corpus.
+        start: Position in the plan from which samples are looked at.
+
+    Raises:
+        DataError: A prompt does not fit.
+    """
+    prompts = encoder.load_prompt_encoder()
+    if not isinstance(prompts, CachedPromptEncoder):
+        return
+    stop = min(plan.total_samples, start + CHECKED_SAMPLES)
+    num_too_long = longest = 0
+    for era in plan.eras:
+        for first in range(max(era.start, start), min(era.stop, stop), CHUNK_SAMPLES):
+            rows = read_plan_rows(era, streams, first, min(first + CHUNK_SAMPLES, era.stop, stop))
+            if "text" in rows.column_names:
+                rows = rows.filter(pc.is_null(rows["text"]))
+            lengths = prompts.shortest_lengths(rows)
+            num_too_long += int((lengths > encoder.max_tokens).sum())
+            longest = max(longest, int(lengths.max(initial=0)))
+    if num_too_long:
+        raise too_long_error(
+            f"the longest of {num_too_long:,} prompts that are too long",
+            longest,
+            encoder.max_tokens,
+        )
