@@ -88,7 +88,7 @@ def test_keys_of_other_jobs_do_not_complete(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("python jobs/cpt.py --model.adapter ", ["lora", "full"]),
+        ("python jobs/cpt.py --model.adapter ", ["lora", "full", "partial", "prompt"]),
         ("python jobs/control.py --run cpt re", ["release"]),
         ("python jobs/cpt.py jobs/recipes/de", ["jobs/recipes/demo.yaml"]),
         ("python -m cprec ba", ["batch_recommend"]),
