@@ -300,4 +300,18 @@ def start_controller(settings: ControllerSettings, lease: Lease) -> Any:
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = ray.remote(num_cpus=0, max_restarts=-1)(ControllerActor)
-    return actor.options(scheduling_strategy=here).remote(settings, lease)
+    return actor.options(scheduling_strategy=here).remote(_Pickled(settings), lease)
+
+
+class _Pickled:
+    """A value that an actor is given, with the references in it out of Ray's sight.
+
+    Ray prints an error where an actor that it may start again is given references, which might be
+    gone by then. The driver keeps these, and the actor ends with the driver.
+    """
+
+    def __init__(self, value: object) -> None:
+        self._content = ray.cloudpickle.dumps(value)
+
+    def __reduce__(self) -> tuple[Any, tuple[bytes]]:
+        return ray.cloudpickle.loads, (self._content,)
