@@ -8,7 +8,9 @@ from cprec.runs.control.lease import HeldLease
 from cprec.runs.events import PerplexityMeasured
 from cprec.runs.restart import find_last_checkpoint
 from cprec.runs.run_plan import RunPlan
+from cprec.schedule.plan import Plan
 from cprec.stream.prompt_check import require_prompts_fit
+from cprec.stream.row_encoder import RowEncoder
 from cprec.tracking.live_report import LiveReport, step_metrics
 from cprec.tracking.progress import Progress
 from cprec.tracking.tracker import Tracker
@@ -47,11 +49,7 @@ def train_run(
 
     try:
         with ray_session(job.recipe.cluster.address, job.recipe.logical_cpus):
-            # The newest version: the plan of a run that goes on may have samples of any.
-            corpus = Corpus.open(job.corpus.uri)
-            encoder = driver.build_row_encoder(job).with_titles_of(corpus)
-            with track("checking that prompts fit", say):
-                require_prompts_fit(encoder, plan, corpus.streams_by_key(), position)
+            encoder = build_checked_encoder(job, plan, position, say)
             driver.run_training(job, encoder, held, on_news, say)
     except KeyboardInterrupt:
         tracker.finish("KILLED")
@@ -62,3 +60,19 @@ def train_run(
         raise
     finally:
         progress.close()
+
+
+def build_checked_encoder(
+    job: driver.TrainingJob, plan: Plan, position: int, say: Say
+) -> RowEncoder:
+    """Encodes the titles of the corpus, and checks that the prompts from a position on fit.
+
+    Raises:
+        DataError: A prompt is too long even without a history.
+    """
+    # The newest version: the plan of a run that goes on may have samples of any.
+    corpus = Corpus.open(job.corpus.uri)
+    encoder = driver.build_row_encoder(job).with_titles_of(corpus)
+    with track("checking that prompts fit", say):
+        require_prompts_fit(encoder, plan, corpus.streams_by_key(), position)
+    return encoder

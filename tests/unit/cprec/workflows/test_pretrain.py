@@ -112,6 +112,7 @@ def test_a_run_that_is_held_open_waits_again_after_a_restart(
         train, "find_last_checkpoint", lambda run_uri: (checkpoint.CheckpointName(100, 0), [])
     )
     monkeypatch.setattr(train, "ray_session", lambda address, num_cpus: nullcontext())
+    monkeypatch.setattr(train, "build_checked_encoder", lambda *arguments: None)
     monkeypatch.setattr(driver, "run_training", lambda *arguments: trained.append(arguments))
     job = driver.TrainingJob(Recipe(), "runs/a", "base", Any, TABLE1)  # type: ignore[arg-type]
     train.train_run(job, run_plan, Any, Any, lines.append)  # type: ignore[arg-type]
