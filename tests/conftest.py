@@ -4,6 +4,7 @@ Also has the small run, which several files of tests share.
 """
 
 import gc
+import os
 import re
 import threading
 from collections.abc import Iterator
@@ -26,6 +27,10 @@ TESTS = Path(__file__).resolve().parent
 settings.register_profile("fixed", derandomize=True, deadline=None, database=None, print_blob=True)
 settings.load_profile("fixed")
 
+
+# Before torch is imported, here or in a job. There are more processes than cores: threads of one
+# operation would wait for each other, and burn their time slices meanwhile.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SMALL_RUN_FILES = (
     "tests/faults/test_kills.py",

@@ -8,6 +8,7 @@ import os
 import signal
 import sqlite3
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,10 +43,13 @@ def kill_session(process: "subprocess.Popen[str]", name: str) -> str:
     Returns:
         What the driver wrote to stderr. It has ended with exit code 2, and no worker outlives it.
     """
-    descendants = jobs.below(process.pid)
-    [victim] = [each for each in descendants if each.name() == name]
+    names = {}
+    for each in jobs.below(process.pid):
+        with suppress(psutil.NoSuchProcess):  # it may have ended meanwhile
+            names[each] = each.name()
+    [victim] = [each for each in names if names[each] == name]
     # The raylet's two agents look for the GCS for a minute before they end.
-    descendants = [each for each in descendants if not each.name().endswith("Agent")]
+    descendants = [each for each in names if not names[each].endswith("Agent")]
     victim.kill()
     _, err = process.communicate(timeout=jobs.LIMIT_S)
     assert process.returncode == 2, err

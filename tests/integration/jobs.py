@@ -206,9 +206,7 @@ def below(driver: int, *names: str) -> list[psutil.Process]:
     return processes
 
 
-def kill_when(
-    process: "subprocess.Popen[str]", reached: Callable[[], bool], whole_cluster: bool = False
-) -> None:
+def kill_when(process: "subprocess.Popen[str]", reached: Callable[[], bool]) -> None:
     """Kills the driver of a running job with SIGKILL once a condition holds.
 
     Waits until its workers, which outlive it a little, have ended.
@@ -216,14 +214,10 @@ def kill_when(
     Args:
         process: The driver.
         reached: The condition.
-        whole_cluster: Whether every process of its local Ray session is killed with it.
     """
     wait_for(process, reached)
     os.kill(process.pid, signal.SIGSTOP)  # it stands still while its descendants are listed
     workers = below(process.pid, "ray::RayTrain", "ray::Controller", "ray::ImplicitFunc")
-    for victim in below(process.pid) if whole_cluster else []:
-        with suppress(psutil.NoSuchProcess):
-            victim.kill()
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     _, alive = psutil.wait_procs(workers, timeout=60)

@@ -1,11 +1,10 @@
 """A run that keeps learning.
 
-A domain joins during the stable phase, drivers are killed, the number of workers changes; then a
+A domain joins during the stable phase, the driver is killed, the number of workers changes; then a
 branch anneals and a new trunk continues.
 """
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -79,11 +78,10 @@ def largest_lora_weight(folder: Path) -> float:
 
 @pytest.fixture(scope="module")
 def trunk(place: Path) -> Path:
-    """The folder of a run that was held open, interrupted twice, and released.
+    """The folder of a run that was held open, killed, and released.
 
     Two workers train to the end of the stable phase and wait. Sports is appended, and the driver is
-    killed. One worker continues until all of its cluster is killed. Three workers continue, and the
-    stable phase is released.
+    killed. Three workers continue, and the stable phase is released.
     """
     recipe = place / "recipe.yaml"
     folder = place / "runs" / "trunk"
@@ -95,27 +93,16 @@ def trunk(place: Path) -> Path:
     first_era = json.loads((folder / "plan.json").read_text())["plan"]["eras"][0]
     jobs.kill_when(first, lambda: any(p > first_era["stop"] for p in checkpoint_positions(folder)))
 
-    before = len(checkpoint_positions(folder))
-    second = jobs.start("cpt", recipe, "--schedule.hold_open", "true", "--workers", "1")
-
-    def continued() -> bool:
-        return len(checkpoint_positions(folder)) > before or (
-            read_status(folder)["state"] == "waiting"
-            and read_status(folder)["time"] > time.time() - 5
-        )
-
-    jobs.kill_when(second, continued, whole_cluster=True)
-
-    third = jobs.start("cpt", recipe, "--schedule.hold_open", "true", "--workers", "3")
+    second = jobs.start("cpt", recipe, "--schedule.hold_open", "true", "--workers", "3")
     jobs.wait_for(
-        third,
+        second,
         lambda: (
             read_status(folder)["state"] in ("training", "waiting")
-            and read_status(folder)["owner"]["pid"] == third.pid
+            and read_status(folder)["owner"]["pid"] == second.pid
         ),
     )
     with (
-        pytest.raises(RunError, match=f"is being trained by process {third.pid}"),
+        pytest.raises(RunError, match=f"is being trained by process {second.pid}"),
         claim(str(folder), "trunk", "", print),
     ):
         pass
@@ -123,8 +110,8 @@ def trunk(place: Path) -> Path:
     (folder / "requests" / "typo.json").write_text('{"do": "relaese"}')
     released = jobs.run_here("control", recipe, "release")
     assert "anneals when its stable phase is trained" in released.stdout
-    _, err = third.communicate(timeout=jobs.LIMIT_S)
-    assert third.returncode == 0, err
+    _, err = second.communicate(timeout=jobs.LIMIT_S)
+    assert second.returncode == 0, err
     return folder
 
 
@@ -158,7 +145,7 @@ def test_the_trace_follows_the_plan_whichever_workers_trained_it(trunk: Path) ->
     )
     assert {
         e["workers"] for e in jobs.lines(trunk / "events.jsonl") if e["event"] == "resumed"
-    } == {1, 3}
+    } == {3}
 
 
 def test_what_is_no_request_is_named_and_moved_aside(trunk: Path) -> None:
@@ -180,6 +167,9 @@ def test_an_adopted_version_is_an_event_with_its_changes(trunk: Path) -> None:
     assert "domain/Sports" in second["sources"]
 
 
+@pytest.mark.usefixtures("one_cluster")
+# Ray Data copies its own deprecated settings.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
 def test_a_domain_appended_after_annealing_is_for_the_next_trunk(trunk: Path, place: Path) -> None:
     """A branch anneals a stable checkpoint, and a new trunk continues from it with what is new.
 
@@ -192,7 +182,7 @@ def test_a_domain_appended_after_annealing_is_for_the_next_trunk(trunk: Path, pl
     source = next(c for c in checkpoints if int(c.name.split("-")[0]) == stable_end)
     jobs.run_here("append_domain", recipe, "--data.domains", "Music")
 
-    jobs.run(
+    jobs.run_here(
         "cpt",
         recipe,
         "--run",
@@ -213,7 +203,7 @@ def test_a_domain_appended_after_annealing_is_for_the_next_trunk(trunk: Path, pl
     # Two steps from fresh weights, as the trunk took them, move none so far.
     assert largest_lora_weight(folder) > 5 * largest_lora_weight(trunk)
 
-    jobs.run("anneal", recipe, "--from", source, "--workers", "1")
+    jobs.run_here("anneal", recipe, "--from", source, "--workers", "1")
     branch = place / "runs" / f"trunk-anneal-{stable_end}"
     phases = [row["phase"] for row in jobs.lines(branch / "trace.jsonl")]
     assert set(phases) == {"annealing"}
