@@ -7,12 +7,9 @@ Debian, `apt-get install chromium` brings it.
 import json
 import re
 import subprocess
-import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
 
 import pytest
 
@@ -58,13 +55,6 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-@contextmanager
-def console(recipe: Path) -> Iterator[str]:
-    """Runs the console, and yields its address."""
-    with jobs.console(recipe, "--console.refresh_s", "0.5") as (address, _):
-        yield address
-
-
 @pytest.fixture(scope="module")
 def trunk(shop: Path) -> "Iterator[subprocess.Popen[str]]":
     """A run that trains and is held open."""
@@ -90,29 +80,6 @@ def _samples_shown(page: Page) -> int:
     return int(page.wait_for(f"/^[0-9]/.test({SAMPLES}) && {SAMPLES}").replace(",", ""))
 
 
-def test_a_console_shows_a_real_run_to_whoever_has_the_token(place: Path, whole: Path) -> None:
-    with console(place / "recipe.yaml") as url:
-        with pytest.raises(HTTPError) as refused:
-            urllib.request.urlopen(f"{url}/api/runs", timeout=jobs.LIMIT_S)
-        assert refused.value.code == 401
-        refused.value.close()
-        request = urllib.request.Request(
-            f"{url}/api/runs/{whole.name}", headers={"Authorization": f"Bearer {TOKEN}"}
-        )
-        parts: dict[str, Any] = {}
-        with urllib.request.urlopen(request, timeout=jobs.LIMIT_S) as stream:
-            while "problem" not in parts:
-                line = stream.readline()
-                if line.startswith(b"data: "):
-                    part = json.loads(line[6:])
-                    parts[part["name"]] = part["content"]
-    assert parts["head"]["row"]["state"] == "done"
-    assert parts["audit"]["is_final"]
-    assert (parts["audit"]["missing"], parts["audit"]["repeated"]) == (0, 0)
-    assert parts["series"]["samples"][-1] == parts["schedule"]["annealing_end"]
-    assert parts["problem"] is None
-
-
 @pytest.mark.skipif(
     chromium.find() is None,
     reason="no Chromium on this machine, and PyPI has none (Debian: apt-get install chromium)",
@@ -122,7 +89,8 @@ def test_a_person_sees_a_run_train_and_steers_it(
 ) -> None:
     executable = chromium.find()
     assert executable is not None
-    with console(shop / "recipe.yaml") as url, Browser(executable, tmp_path) as browser:
+    console = jobs.console(shop / "recipe.yaml", "--console.refresh_s", "0.5")
+    with console as (url, _), Browser(executable, tmp_path) as browser:
         stranger = browser.new_page()
         stranger.open(f"{url}/#token=a-wrong-token-of-some-length")
         stranger.wait_for_text("This token is not the console's.")

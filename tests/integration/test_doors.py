@@ -1,8 +1,16 @@
-"""A local run listens on loopback, keeps its session private, and stores no secret."""
+"""A local run listens on loopback, keeps its session private, and stores no secret.
 
+The console shows it to whoever has the token.
+"""
+
+import json
+import urllib.request
 from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
 
 import boto3
+import pytest
 
 from cluster.ray_session import private_folder
 from tests.integration import jobs
@@ -46,6 +54,30 @@ def test_no_message_and_no_command_line_holds_a_secret(observed: ObservedRun) ->
         for name, secret in SECRETS.items()
         if any(spelling in shown for spelling in spellings(secret))
     ] == []
+
+
+def test_a_console_shows_a_real_run_to_whoever_has_the_token(place: Path, whole: Path) -> None:
+    with jobs.console(place / "recipe.yaml") as (url, _):
+        with pytest.raises(HTTPError) as refused:
+            urllib.request.urlopen(f"{url}/api/runs", timeout=jobs.LIMIT_S)
+        assert refused.value.code == 401
+        refused.value.close()
+        request = urllib.request.Request(
+            f"{url}/api/runs/{whole.name}",
+            headers={"Authorization": f"Bearer {jobs.CONSOLE_TOKEN}"},
+        )
+        parts: dict[str, Any] = {}
+        with urllib.request.urlopen(request, timeout=jobs.LIMIT_S) as stream:
+            while "problem" not in parts:
+                line = stream.readline()
+                if line.startswith(b"data: "):
+                    part = json.loads(line[6:])
+                    parts[part["name"]] = part["content"]
+    assert parts["head"]["row"]["state"] == "done"
+    assert parts["audit"]["is_final"]
+    assert (parts["audit"]["missing"], parts["audit"]["repeated"]) == (0, 0)
+    assert parts["series"]["samples"][-1] == parts["schedule"]["annealing_end"]
+    assert parts["problem"] is None
 
 
 def test_a_run_on_a_store_that_takes_its_rights_away_writes_no_secret(
