@@ -34,22 +34,24 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     """Promotes or rolls back, and prints the decision with its reason."""
     from cprec.tracking.registry import Registry
-    from cprec.tracking.report.renewal import renew_report
-    from cprec.workflows.promote import describe_champion, plan_promotion, preview_rollback
-    from cprec.workflows.promote import promote, roll_back
+    from cprec.workflows.champion import describe_champion, preview_rollback, roll_back
 
     registry = Registry.from_recipe(recipe)
-    if options.dry_run:
-        if options.rollback:
+    if options.rollback:
+        if options.dry_run:
             print_line(preview_rollback(registry))
-        else:
+            return
+        number, decision = roll_back(registry, options.by)
+    else:
+        # It imports networks, for which a rollback need not wait.
+        from cprec.workflows.promote import plan_promotion, promote
+
+        if options.dry_run:
             plan_promotion(recipe, registry, options.model, print_line)
-        return
-    number, decision = (
-        roll_back(registry, options.by)
-        if options.rollback
-        else promote(recipe, registry, print_line, options.model, options.by)
-    )
+            return
+        number, decision = promote(recipe, registry, print_line, options.model, options.by)
+    from cprec.tracking.report.renewal import renew_report
+
     renew_report(recipe, registry)
     print_line(describe_champion(number, decision))
 

@@ -27,6 +27,7 @@ from cprec.evaluation.significance import paired_t_test
 from cprec.runs import checkpoint
 from cprec.tracking.registry import Registry
 from cprec.workflows import promote
+from cprec.workflows.champion import roll_back, set_champion
 from tests.integration import jobs
 
 SEEDS = 3
@@ -103,8 +104,8 @@ def check_gate(
     number, decision = promote.promote(recipe, registry, print, str(bad))
     assert (number, decision.promote) == (bad, False)
     assert "gate.alpha: wanted no worse than the champion" in decision.reason
-    promote.set_champion(registry, bad)  # by hand, against the gate's advice
-    assert promote.roll_back(registry)[0] == good
+    set_champion(registry, bad)  # by hand, against the gate's advice
+    assert roll_back(registry)[0] == good
     champion = registry.version_by_alias("champion")
     assert champion is not None
     assert champion.number == good

@@ -16,7 +16,7 @@ import pytest
 from corpus.ingest import simulation
 from cprec.config.recipe_file import load_recipe
 from cprec.tracking.registry import Registry
-from cprec.workflows.promote import set_champion
+from cprec.workflows.champion import set_champion
 from tests.integration import chromium, jobs
 from tests.integration.chromium import Browser, Page
 
@@ -32,7 +32,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = {"root": f"{place}/shoppers", "held_out": ["Games"]}
     common: dict[str, Any] = {
         "run": "trunk",
-        "schedule": {"lr_max": 1e-3, "segment_samples": 64, "poll_samples": 64},
+        "schedule": {"lr_max": 1e-3, "segment_samples": 256, "poll_samples": 64},
         "train": {"global_batch": 32, "zero_stage": 0},
         "checkpoint": {"every_samples": 256},
         # What was trained so briefly ranks no better than chance.

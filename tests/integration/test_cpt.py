@@ -315,7 +315,7 @@ def test_a_base_that_a_worker_cannot_load_is_reported_once(whole: Path, place: P
     weights = load_file(base / "model.safetensors")
     del weights["model.norm.weight"]
     save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
-    options = ["--run", "weightless", "--model.base", base, "--workers", "1"]
+    options = ("--run", "weightless", "--model.base", base, "--workers", "1")
     err = jobs.run("cpt", place / "recipe.yaml", *options, code=1).stderr
     [because] = failures(folder)
     assert because.startswith(f"model.base: {base} lacks 1 weights of the model: model.norm.weight")

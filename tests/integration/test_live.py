@@ -44,7 +44,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         place,
         run="trunk",
         data={"root": f"{place}/shoppers", "domains": ["Garden", "Office"], "held_out": ["Games"]},
-        schedule={"lr_max": 1e-3, "segment_samples": 256, "poll_samples": 64},
+        schedule={"lr_max": 1e-3, "segment_samples": 512, "poll_samples": 64},
         train={"global_batch": 32, "zero_stage": 1},
         checkpoint={"every_samples": 64, "keep": 50},
         model={"max_tokens": 512, "lora_dropout": 0.0},

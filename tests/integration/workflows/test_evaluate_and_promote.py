@@ -32,6 +32,7 @@ from cprec.model import adapter, backbone, tiny
 from cprec.schedule.ledger import Ledger
 from cprec.tracking.registry import Registry
 from cprec.workflows import promote
+from cprec.workflows.champion import roll_back, set_champion
 from cprec.workflows.evaluate import compare_models
 from cprec.workflows.evaluation.models import find_model, find_models
 from cprec.workflows.evaluation.plan import load_samples
@@ -212,7 +213,7 @@ def test_promotion_and_rollback(
     recipe: Recipe, registry: Registry, corpus: Corpus, events: Path
 ) -> None:
     with pytest.raises(RunError, match="no champion before"):
-        promote.roll_back(registry)
+        roll_back(registry)
     with pytest.raises(RunError, match=r"no champion yet; run jobs/promote\.py"):
         find_models(recipe, registry, ["champion"], corpus)
     with pytest.raises(RunError, match="no version 9; versions: 1, 2"):
@@ -232,12 +233,12 @@ def test_promotion_and_rollback(
         "gate.alpha",
     ]
     # The models are random, so the decision may be either. Setting it twice changes nothing.
-    promote.set_champion(registry, 2)
-    promote.set_champion(registry, 2)
+    set_champion(registry, 2)
+    set_champion(registry, 2)
     aliases = [registry.version_by_alias(alias) for alias in ("champion", "previous")]
     assert [version.number for version in aliases if version] == [2, 1]
     assert promote.promote(recipe, registry, print)[1] == Decision(True, "it was before")
-    assert promote.roll_back(registry)[0] == 1
+    assert roll_back(registry)[0] == 1
     champion = registry.version_by_alias("champion")
     assert champion is not None
     assert champion.number == 1

@@ -11,7 +11,7 @@ from cprec.runs.control.liveness import read_lease
 from cprec.runs.events import PromotionDecided, RunFinished
 from cprec.runs.json_lines import open_events, read_events
 from cprec.tracking.registry import Registry, Version
-from cprec.workflows.promote import record_decision
+from cprec.workflows.champion import record_decision
 
 DECISION = Decision(True, "better")
 
