@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
+from cluster.processes import spot
 from tests.faults.injection import environment, fault
 from tests.faults.test_kills import events_of, history
 from tests.integration import jobs
@@ -35,6 +36,7 @@ class LocalCluster:
         environment: Environment of nodes and drivers.
         gates: Files for which the workers wait at steps 3, 9 and 12.
         nodes: The processes that were started, the head first.
+        sidecars: The sidecars that drained a node.
     """
 
     folder: Path
@@ -42,6 +44,7 @@ class LocalCluster:
     environment: dict[str, str]
     gates: tuple[Path, Path, Path]
     nodes: list["subprocess.Popen[bytes]"] = field(default_factory=list)
+    sidecars: list["subprocess.Popen[bytes]"] = field(default_factory=list)
 
     @property
     def address(self) -> str:
@@ -78,18 +81,16 @@ class LocalCluster:
         return node
 
     def announce_end(self, node: "subprocess.Popen[bytes]") -> None:
-        """Announces that a node is taken away, as a cloud does with a spot machine."""
+        """Announces that a node is taken away, to a sidecar that drains it until then."""
         [raylet] = [each for each in jobs.below(node.pid) if each.name() == "raylet"]
         [node_id] = [
             argument.partition("=")[2]
             for argument in raylet.cmdline()
             if argument.startswith("--node_id=")
         ]
-        command = [RAY, "drain-node", f"--address={self.address}", f"--node-id={node_id}"]
-        command += ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot"]
-        command += [f"--deadline-remaining-seconds={NOTICE_S}"]
-        variables = {**os.environ, **self.environment}
-        subprocess.run(command, env=variables, check=True, timeout=120, capture_output=True)
+        command = [sys.executable, spot.__file__, "now", f"--address={self.address}"]
+        command += [f"--node-id={node_id}", f"--seconds={NOTICE_S}"]
+        self.sidecars.append(subprocess.Popen(command, env={**os.environ, **self.environment}))
 
     @staticmethod
     def remove(node: "subprocess.Popen[bytes]") -> None:
@@ -130,6 +131,9 @@ def cluster() -> Iterator[LocalCluster]:
         for node in reversed(cluster.nodes):
             if node.poll() is None:
                 cluster.remove(node)
+        for sidecar in cluster.sidecars:
+            sidecar.kill()
+            sidecar.wait()
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -177,6 +181,7 @@ def test_a_run_outlives_nodes_that_are_taken_away_and_takes_what_there_is(
     assert notice["time"] <= saved["time"] < notice["deadline"]
     assert resumed["from"] == saved["checkpoint"]
     assert resumed["samples"] % 320
+    assert [sidecar.wait(timeout=NOTICE_S) for sidecar in cluster.sidecars] == [0]
 
     cluster.add_node(3)  # two CPUs are Ray Data's
     cluster.gates[1].touch()

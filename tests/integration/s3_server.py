@@ -1,6 +1,6 @@
-"""An S3 server on the loopback interface that enforces conditional puts, and fails when told to.
+"""An S3 server that enforces conditional puts, and fails when told to; on loopback by default.
 
-    python -m tests.integration.s3_server PORT
+    python -m tests.integration.s3_server PORT [ADDRESS]
 
 moto first checks whether the object exists and then writes it, so two puts at the same time can
 both succeed. A test of racing commits needs a server where only one does. Therefore this one
@@ -121,6 +121,5 @@ def _hang_up(environ: dict[str, Any]) -> Any:
 
 
 if __name__ == "__main__":
-    run_simple(
-        "127.0.0.1", int(sys.argv[1]), answer, threaded=True, request_handler=MotoRequestHandler
-    )
+    port, address = int(sys.argv[1]), (sys.argv[2:] or ["127.0.0.1"])[0]
+    run_simple(address, port, answer, threaded=True, request_handler=MotoRequestHandler)
