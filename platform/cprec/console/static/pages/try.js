@@ -123,7 +123,8 @@ function buildForm(context, { domains, models }) {
       results.replaceChildren(...answer.rankings.map((ranking) =>
         showRanking(ranking, offered.find(({ name }) => name === ranking.model), taken)),
       h("p", { class: "muted wide-note" },
-        "Shares are of the likelihood of these candidates alone, and no calibrated confidence."));
+        "A fraction is a candidate's part of the probability of these candidates together; it is "
+        + "no calibrated confidence."));
     } catch (error) {
       results.replaceChildren();
       tell(error.message);
