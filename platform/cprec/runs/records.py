@@ -260,8 +260,13 @@ class AuditCounts(Record):
 class ObjectiveCounts(Record):
     """Samples of one objective."""
 
-    planned: int = Field(description="samples that seed, ids and recipe give it")
-    trained: int = Field(description="samples that were trained with it, by trace.jsonl")
+    planned: int = Field(
+        description="samples that seed, ids and recipe give it", json_schema_extra=SINCE_0_3
+    )
+    trained: int = Field(
+        description="samples that were trained with it, by trace.jsonl",
+        json_schema_extra=SINCE_0_3,
+    )
 
 
 class AuditReport(AuditCounts):
