@@ -19,6 +19,7 @@ from cluster import progress
 from corpus import append_text, build
 from cprec.config.command import ALLOCATIONS_PER_COLLECTION
 from cprec.config.recipe_file import load_recipe
+from cprec.schedule.objectives import Objective
 from tests.integration import jobs
 from tests.integration.observed_run import ObservedRun, observe
 
@@ -91,7 +92,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for day in range(600)
         )
     )
-    schedule = {"lr_max": 1e-3, "segment_samples": 512, "replay_share": 0.1}
+    objectives = {"domain": dict.fromkeys(Objective, 1)}
+    schedule = {
+        "lr_max": 1e-3,
+        "segment_samples": 512,
+        "replay_share": 0.1,
+        "objectives": objectives,
+    }
     recipe = load_recipe(
         str(jobs.recipe(place, schedule=schedule, evaluate={"text": "jobs/recipes/demo.txt"}))
     )

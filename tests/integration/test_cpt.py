@@ -22,6 +22,7 @@ from cprec.evaluation.perplexity import compute_perplexity
 from cprec.model import adapter, backbone
 from cprec.runs import checkpoint
 from cprec.runs.run_records import read_run_records
+from cprec.schedule.objectives import Objective
 from cprec.schedule.plan import Plan
 from cprec.tracking.registry import Registry
 from cprec.tracking.version_names import find_version
@@ -81,6 +82,21 @@ def test_text_is_replayed_up_to_s_and_audited(whole: Path) -> None:
     trace = jobs.lines(whole / "trace.jsonl")
     assert sum(row["sources"].get("text/days", 0) for row in trace if row["phase"] == "stable") > 20
     assert "text/days" in (whole / "report.html").read_text()
+
+
+def test_every_objective_is_trained_as_often_as_planned(whole: Path) -> None:
+    counts = json.loads((whole / "audit.json").read_text())["objectives"]
+    assert set(counts) == set(Objective)
+    assert all(count["planned"] == count["trained"] for count in counts.values())
+    trace = jobs.lines(whole / "trace.jsonl")
+    for row in trace:
+        prompts = sum(n for name, n in row["sources"].items() if not name.startswith("text/"))
+        assert sum(row["objectives"].values()) == prompts
+        assert set(row["objectives"]) <= {"next_item"} or row["phase"] != "annealing"
+    # 300 domain-specific samples have a quarter of each, within four deviations.
+    for objective in set(Objective) - {Objective.NEXT_ITEM}:
+        assert abs(counts[objective]["trained"] - 75) < 4 * 75**0.5
+    assert "<dt>Objectives</dt>" in (whole / "report.html").read_text()
 
 
 def test_perplexity_is_measured_before_at_checkpoints_and_after(whole: Path, place: Path) -> None:

@@ -13,6 +13,9 @@ from cprec.runs.records import TraceRow
 SOURCES = pl.List(pl.Struct({"source": pl.String, "count": pl.Int64}))
 """Type of the number of samples by source."""
 
+OBJECTIVES = pl.List(pl.Struct({"objective": pl.String, "count": pl.Int64}))
+"""Type of the number of samples by objective."""
+
 EVENTS: dict[str, pl.DataType] = {
     "time": pl.Datetime("ms", "UTC"),
     "event": pl.String(),
@@ -22,18 +25,18 @@ EVENTS: dict[str, pl.DataType] = {
 """Columns of events."""
 
 
-def _column_type(annotation: Any) -> pl.DataType:
+def _column_type(name: str, annotation: Any) -> pl.DataType:
     """Returns the type of the column of a field of a record."""
     if get_origin(annotation) in (Union, UnionType):
         annotation = next(part for part in get_args(annotation) if part is not type(None))
     if get_origin(annotation) is dict:
-        return SOURCES
+        return OBJECTIVES if name == "objectives" else SOURCES
     numbers: dict[Any, pl.DataType] = {int: pl.Int64(), float: pl.Float64()}
     return numbers.get(annotation, pl.String())
 
 
 TRACE: dict[str, pl.DataType] = {
-    name: _column_type(field.annotation)
+    name: _column_type(name, field.annotation)
     for name, field in TraceRow.model_fields.items()
     if name != "lease"
 }
@@ -44,7 +47,9 @@ def trace_frame(steps: Sequence[TraceRow]) -> pl.DataFrame:
     """Returns one row per optimizer step."""
     rows = [step.model_dump(mode="json", include=set(TRACE)) for step in steps]
     for row in rows:
-        row["sources"] = [{"source": s, "count": n} for s, n in row["sources"].items()]
+        for name, key in (("sources", "source"), ("objectives", "objective")):
+            if row[name] is not None:
+                row[name] = [{key: part, "count": n} for part, n in row[name].items()]
     return pl.DataFrame(rows, schema=TRACE)
 
 

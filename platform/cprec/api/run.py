@@ -116,7 +116,8 @@ class Run:
 
         Returns:
             The fields of trace.jsonl (docs/reference/file-formats.md), such as step, samples,
-            phase, lr, loss, tokens and step_s. `sources` is a list of (source, count).
+            phase, lr, loss, tokens and step_s. `sources` is a list of (source, count), and
+            `objectives` one of (objective, count) where there are several.
         """
         return trace_frame(drop_repeated_steps(read_trace(self.uri)))
 

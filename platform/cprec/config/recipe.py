@@ -117,6 +117,15 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_objectives(self) -> "Recipe":
+        if self.train.inexact_keys and self.schedule.objectives:
+            raise ValueError(
+                f"{self.train.inexact_keys}: not beside schedule.objectives; samples that share "
+                "tokens all have the next item as their objective"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_min_workers(self) -> "Recipe":
         if self.train.min_workers and self.train.min_workers > self.workers:
             raise ValueError(

@@ -2,8 +2,8 @@
 
 Text stays as it is, whatever it looks like; choices are told apart by their names; numbers and
 booleans are written as in a recipe file (YAML 1.2). A list is `a,b` or `[a, b]`, a mapping
-`{a: 1, b: 2}`. Where a key takes text or a list, only `[a, b]` is a list, whose items may be
-mappings. `null` means no value where the type allows none.
+`{a: 1, b: 2}`, whose values may be mappings too. Where a key takes text or a list, only `[a, b]`
+is a list, whose items may be mappings. `null` means no value where the type allows none.
 
 A text that does not fit its type is returned as it is, so that validation names what was seen.
 """
@@ -116,12 +116,21 @@ def _split_list(text: str) -> list[Any]:
 
 
 def _parse_mapping(text: str, member: Any) -> Any:
-    """Returns the entries of `{a: 1, b: 2}`; the text itself if it is not a mapping."""
+    """Returns the entries of `{a: 1, b: {c: 2}}`; the text itself if it is not a mapping."""
     entries = _load(text, "base")
+    return _type_entries(entries, member) if isinstance(entries, dict) else text
+
+
+def _type_entries(entries: Mapping[str, Any], member: Any) -> dict[str, Any]:
+    """Returns the entries of a mapping by its type: texts, and mappings of texts, become values."""
     value_type = (typing.get_args(member) or (str, str))[1]
-    if not isinstance(entries, dict) or not all(isinstance(v, str) for v in entries.values()):
-        return text
-    return {key: parse_text(value, value_type) for key, value in entries.items()}
+
+    def typed(value: Any) -> Any:
+        if isinstance(value, dict):
+            return _type_entries(value, value_type)
+        return parse_text(value, value_type) if isinstance(value, str) else value
+
+    return {key: typed(value) for key, value in entries.items()}
 
 
 def _parse_scalar(text: str) -> Any:

@@ -4,6 +4,9 @@ It has two templates, which differ in what stands around the lists of titles. A 
 name of one, and so does whatever is trained on it: a model is scored in the template that it was
 trained in (docs/decisions/030-prompt-templates.md).
 
+The prompt of another objective than the next item has the same beginning and one sentence of its
+own after the history (docs/decisions/044-objectives.md).
+
 A soft prompt is a number of tokens before the text that are no words: their embeddings are trained
 (docs/decisions/041-soft-prompts-and-parts.md). The template says how many, also in its name.
 """
@@ -15,11 +18,29 @@ from dataclasses import dataclass, replace
 from cluster.errors import RunError
 from corpus.sampling.prompt_text import BETWEEN, HEAD, SEPARATOR, TAIL
 from corpus.settings import UNRECORDED_TEMPLATE
+from cprec.schedule.objectives import Objective
 
 PROMPT_FILE = "prompt.json"
 """File beside trained weights that names the template of their prompts."""
 SOFT_TOKEN_START = 1 << 30
 """Id of the first token of a soft prompt: beyond every vocabulary, and all behaviour tokens."""
+
+MASK = "[masked]"
+"""What stands in a prompt in the place of a title that it hides."""
+INSTRUCTIONS: Mapping[Objective, str] = {
+    Objective.MASKED_ITEM: (
+        f"in the previous, where {MASK} hides an item. Please name the hidden item. The answer is"
+    ),
+    Objective.REPLACED_ITEM: (
+        "in the previous, but one item of the list was put in the place of another. Please name "
+        "the item that does not belong. The answer is"
+    ),
+    Objective.NEXT_HISTORY: (
+        "in the previous. Please list the next items this user will buy, in their order. The "
+        "answer is"
+    ),
+}
+"""Text after the history, up to the answer, of each objective that has no candidates."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +95,15 @@ class PromptTemplate:
         """
         choice = f"{self.opening}{SEPARATOR.join(candidates)}{self.candidates_closing}"
         return " ".join([HEAD, self._render_history(history), BETWEEN, choice, TAIL])
+
+    def render_task(self, objective: Objective, history: Sequence[str]) -> str:
+        """Renders the prompt of an objective without candidates, without a trailing space.
+
+        Args:
+            objective: One of INSTRUCTIONS.
+            history: The titles to show, oldest first; MASK for a hidden one.
+        """
+        return " ".join([HEAD, self._render_history(history), INSTRUCTIONS[objective]])
 
     def title_ends(self, history: Sequence[str], candidates: Sequence[str]) -> list[int]:
         """Returns where each title ends, in characters of the prompt and in its order."""

@@ -22,6 +22,11 @@ class PromptRowEncoder(Protocol):
         """Encodes corpus rows, in their order."""
 
 
+def without_windows(rows: pa.Table) -> pa.Table:
+    """Returns the corpus rows that hold prompts, in their order."""
+    return rows.filter(pc.is_null(rows["text"])) if "text" in rows.column_names else rows
+
+
 def encode_samples(
     rows: pa.Table,
     prompt_encoder: PromptRowEncoder,
@@ -42,7 +47,7 @@ def encode_samples(
     is_window = pc.is_valid(rows["text"])
     texts = rows["text"].drop_null().to_pylist()
     windows = iter(encode_windows(texts, tokenizer, max_tokens))
-    prompt_rows = rows.filter(pc.invert(is_window))
+    prompt_rows = without_windows(rows)
     prompts = iter(prompt_encoder.encode_samples(prompt_rows) if len(prompt_rows) else [])
     # Each iterator is in the order of the rows, so taking from one or the other restores it.
     return [next(windows) if flag else next(prompts) for flag in is_window.to_pylist()]

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from corpus.sampling.prompt_text import TAIL
-from cprec.encode.prompt import PromptTemplate
+from corpus.sampling.prompt_text import SEPARATOR, TAIL
+from cprec.encode.prompt import INSTRUCTIONS, MASK, PromptTemplate
+from cprec.encode.text_tasks import MASK_ITEM, TextTask, derive_task
 from cprec.encode.text_tokenizer import Tokenizer
 from cprec.encode.title_tokens import (
     ANSWER_FORM,
@@ -22,6 +23,7 @@ from cprec.encode.title_tokens import (
     tokenise_titles,
 )
 from cprec.encode.tokens import EncodedSample, TitleEncoder
+from cprec.schedule.objectives import MIN_TITLES
 
 CHECKED_PROMPTS = 64
 """Number of random prompts that `find_difference` compares."""
@@ -52,6 +54,14 @@ class UncachedPromptEncoder:
     def encode_answer(self, item: int) -> list[int]:
         """Encodes an answer, including the end token."""
         return self._title_encoder.encode_answer(self._titles[item])
+
+    def encode_task(self, task: TextTask) -> tuple[list[int], list[int]]:
+        """Encodes the prompt and the answer, including the end token, of a text task."""
+        shown = _shown_titles(task, self._titles)
+        return (
+            self._title_encoder.encode_task_prompt(task.objective, shown),
+            self._title_encoder.encode_answer(_answer_text(task, self._titles)),
+        )
 
     def encode_samples(self, rows: pa.Table) -> list[EncodedSample]:
         """Encodes corpus rows: see `CachedPromptEncoder.encode_samples`."""
@@ -156,19 +166,40 @@ def find_difference(
         history = rng.integers(len(titles), size=draw % 11).tolist()
         candidates = rng.integers(len(titles), size=20).tolist()
         prompt_text = template.render([titles[i] for i in history], [titles[i] for i in candidates])
-        text = f"{prompt_text} {titles[candidates[0]]}"
         stitched = [
             *cached_encoder.encode_prompt(history, candidates, 0)[0],
             *cached_encoder.encode_answer(candidates[0]),
         ]
-        whole = [*title_encoder.prefix_ids, *title_encoder.encode(text), title_encoder.eos_token_id]
-        if stitched != whole:
-            at = next(
-                (i for i, (a, b) in enumerate(zip(stitched, whole, strict=False)) if a != b),
-                min(len(stitched), len(whole)),
-            )
-            return (
-                f"a stitched prompt differs from the tokenizer's at token {at} of {len(whole)} "
-                f"(items {history} and {candidates})"
-            )
+        pairs = [(stitched, f"{prompt_text} {titles[candidates[0]]}")]
+        if len(history) >= MIN_TITLES:
+            objective = list(INSTRUCTIONS)[draw % len(INSTRUCTIONS)]
+            task = derive_task(objective, history, candidates, draw, titles.__getitem__)
+            prompt, answer = cached_encoder.encode_task(task)
+            pairs.append((prompt + answer, _render(task, titles, template)))
+        for stitched, text in pairs:
+            ids = [*title_encoder.prefix_ids, *title_encoder.encode(text)]
+            whole = [*ids, title_encoder.eos_token_id]
+            if stitched != whole:
+                at = next(
+                    (i for i, (a, b) in enumerate(zip(stitched, whole, strict=False)) if a != b),
+                    min(len(stitched), len(whole)),
+                )
+                return (
+                    f"a stitched prompt differs from the tokenizer's at token {at} of {len(whole)} "
+                    f"(items {history} and {candidates})"
+                )
     return ""
+
+
+def _render(task: TextTask, titles: Sequence[str], template: PromptTemplate) -> str:
+    """Returns the prompt and the answer of a text task as one text."""
+    prompt = template.render_task(task.objective, _shown_titles(task, titles))
+    return f"{prompt} {_answer_text(task, titles)}"
+
+
+def _shown_titles(task: TextTask, titles: Sequence[str]) -> list[str]:
+    return [MASK if item == MASK_ITEM else titles[item] for item in task.shown]
+
+
+def _answer_text(task: TextTask, titles: Sequence[str]) -> str:
+    return SEPARATOR.join(titles[item] for item in task.answers)

@@ -19,11 +19,17 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from corpus.sampling.prompt_text import BETWEEN, HEAD, SEPARATOR, TAIL
-from cprec.encode.prompt import PromptTemplate
+from cprec.encode.flat_lists import (
+    Ints,
+    concat_ranges,
+    exclusive_cumsum,
+    flatten_lists,
+    take_runs,
+)
+from cprec.encode.prompt import INSTRUCTIONS, MASK, PromptTemplate
+from cprec.encode.text_tasks import TextTask
 from cprec.encode.text_tokenizer import Tokenizer
 from cprec.encode.tokens import EncodedSample, TitleEncoder, too_long_error
-
-Ints = NDArray[np.int64]
 
 FORM_COUNT = 7
 (
@@ -37,10 +43,17 @@ FORM_COUNT = 7
 ) = range(FORM_COUNT)
 """Forms of a title, by place in the prompt: they differ in the text around it (`_punctuation`)."""
 
-FIXED_FRAGMENTS = ["head", "empty history", "between", "tail", "end"]
-"""Names of the fragments that are no titles. They are numbered first: see `fragment_index`."""
+FIXED_FRAGMENTS = [
+    *("head", "empty history", "between", "tail", "end"),
+    *INSTRUCTIONS,
+    *(f"mask {form}" for form in range(FORM_COUNT)),
+]
+"""Names of the fragments that are no titles. They are numbered first: see `fragment_index`.
+
+The mask has all forms of a title and comes last, so it is the title of item `MASK_ITEM`, -1.
+"""
 HEAD_FRAGMENT, EMPTY_HISTORY_FRAGMENT, BETWEEN_LISTS_FRAGMENT, TAIL_FRAGMENT, EOS_FRAGMENT = range(
-    len(FIXED_FRAGMENTS)
+    5
 )
 
 
@@ -69,7 +82,7 @@ class TitleTokens:
 
     def gather(self, fragments: Ints) -> NDArray[np.int32]:
         """Returns the concatenated tokens of these fragments."""
-        return _take_runs(self.ids, self.offsets[fragments], self.lengths(fragments)).astype(
+        return take_runs(self.ids, self.offsets[fragments], self.lengths(fragments)).astype(
             np.int32
         )
 
@@ -129,6 +142,8 @@ def tokenise_titles(
         encoder.prefix_ids + encoder.encode(HEAD),
         *(encoder.encode_after_space(text) for text in (template.empty_history, BETWEEN, TAIL)),
         [encoder.eos_token_id],
+        *(encoder.encode_after_space(text) for text in INSTRUCTIONS.values()),
+        *(encoder.encode_after_space(before + MASK + after) for before, after in punctuation),
     ]
     # Tokenise each distinct word once, as one flat array.
     word_ids = encoder.encode_all_after_space(list(word_numbers))
@@ -142,13 +157,13 @@ def tokenise_titles(
     ids = np.concatenate(
         [
             *(np.array(fragment, dtype=np.int32) for fragment in fixed),
-            _take_runs(flat_word_ids, word_starts[words_in_order], word_lengths[words_in_order]),
+            take_runs(flat_word_ids, word_starts[words_in_order], word_lengths[words_in_order]),
         ]
     )
     fragment_lengths = np.concatenate(
         [
             [len(fragment) for fragment in fixed],
-            np.add.reduceat(word_lengths[words_in_order], _exclusive_cumsum(word_counts))
+            np.add.reduceat(word_lengths[words_in_order], exclusive_cumsum(word_counts))
             if word_counts
             else [],
         ]
@@ -206,6 +221,18 @@ class CachedPromptEncoder:
         start, stop = self._title_tokens.offsets[fragment : fragment + 2]
         return [*self._title_tokens.ids[start:stop].tolist(), self.eos_token_id]
 
+    def encode_task(self, task: TextTask) -> tuple[list[int], list[int]]:
+        """Encodes the prompt and the answer, including the end token, of a text task."""
+        shown, answers = np.array(task.shown, np.int64), np.array(task.answers, np.int64)
+        forms = title_forms(np.array([len(shown)]), LAST_OF_HISTORY_FORM, ONLY_OF_HISTORY_FORM)
+        prompt = [HEAD_FRAGMENT, *fragment_index(shown, forms)]
+        prompt.append(FIXED_FRAGMENTS.index(task.objective))
+        # Nothing opens the list of answers, and nothing stands after the last.
+        forms = np.where(np.arange(len(answers)) < len(answers) - 1, INNER_FORM, ANSWER_FORM)
+        answer = [*fragment_index(answers, forms), EOS_FRAGMENT]
+        gather = self._title_tokens.gather
+        return gather(np.array(prompt)).tolist(), gather(np.array(answer)).tolist()
+
     def encode_samples(self, rows: pa.Table) -> list[EncodedSample]:
         """Encodes corpus rows, in their order, dropping the oldest items of histories to fit.
 
@@ -215,7 +242,7 @@ class CachedPromptEncoder:
         Raises:
             DataError: The candidates and the answer of a row do not fit even without a history.
         """
-        history, history_lengths = _flatten_lists(rows["history"])
+        history, history_lengths = flatten_lists(rows["history"])
         candidates, candidate_counts, answers = _candidates_and_answers(rows)
         dropped = np.zeros(len(rows), dtype=np.int64)
         # Each round drops one more item from every sample that is still too long.
@@ -261,7 +288,7 @@ class CachedPromptEncoder:
         if not len(fragment_counts):
             return np.zeros(0, dtype=np.int64)
         lengths = self._title_tokens.lengths(fragments)
-        counts: Ints = np.add.reduceat(lengths, _exclusive_cumsum(fragment_counts))
+        counts: Ints = np.add.reduceat(lengths, exclusive_cumsum(fragment_counts))
         return counts
 
 
@@ -300,7 +327,7 @@ def _prompt_fragments(history: Ints, candidates: Ints) -> Ints:
 
 def _candidates_and_answers(rows: pa.Table) -> tuple[Ints, Ints, Ints]:
     """Returns all candidates of rows, the number of each row's, and each row's answer."""
-    candidates, counts = _flatten_lists(rows["candidates"])
+    candidates, counts = flatten_lists(rows["candidates"])
     if not len(rows):
         return candidates, counts, candidates
     starts = np.cumsum(counts) - counts
@@ -339,14 +366,14 @@ def _sample_fragments(
     fragments[starts] = HEAD_FRAGMENT
     fragments[starts[shown_lengths == 0] + 1] = EMPTY_HISTORY_FRAGMENT
     shown_starts = np.cumsum(history_lengths) - history_lengths + dropped
-    shown = history[_concat_ranges(shown_starts, shown_lengths)]
-    fragments[_concat_ranges(starts + 1, shown_lengths)] = fragment_index(
+    shown = history[concat_ranges(shown_starts, shown_lengths)]
+    fragments[concat_ranges(starts + 1, shown_lengths)] = fragment_index(
         shown, title_forms(shown_lengths, LAST_OF_HISTORY_FORM, ONLY_OF_HISTORY_FORM)
     )
 
     between = starts + 1 + np.maximum(shown_lengths, 1)
     fragments[between] = BETWEEN_LISTS_FRAGMENT
-    fragments[_concat_ranges(between + 1, candidate_counts)] = fragment_index(
+    fragments[concat_ranges(between + 1, candidate_counts)] = fragment_index(
         candidates, title_forms(candidate_counts, LAST_OF_CANDIDATES_FORM, ONLY_OF_CANDIDATES_FORM)
     )
 
@@ -371,27 +398,3 @@ def title_forms(sizes: Ints, last: int, only: int) -> Ints:
     forms[(stops - sizes)[is_filled]] = FIRST_FORM
     forms[stops[is_filled] - 1] = np.where(sizes[is_filled] == 1, only, last)
     return forms
-
-
-def _concat_ranges(starts: Ints, sizes: Ints) -> Ints:
-    """Returns start, start + 1, ..., start + size - 1 of each range, one after the other."""
-    return np.arange(int(sizes.sum())) + np.repeat(starts - _exclusive_cumsum(sizes), sizes)
-
-
-def _take_runs(flat: NDArray[np.generic], starts: Ints, sizes: Ints) -> NDArray[np.generic]:
-    """Returns the concatenated slices start : start + size of an array."""
-    return flat[_concat_ranges(starts, sizes)]
-
-
-def _exclusive_cumsum(sizes: Ints | Sequence[int]) -> Ints:
-    """Returns, for each size, the sum of the sizes before it."""
-    return np.cumsum(sizes, dtype=np.int64) - np.asarray(sizes, dtype=np.int64)
-
-
-def _flatten_lists(column: pa.ChunkedArray) -> tuple[Ints, Ints]:
-    """Returns all values of a column of lists, concatenated, and the size of each list."""
-    lists = column.combine_chunks()
-    # A column that is too large for one array is still in chunks.
-    lists = lists if isinstance(lists, pa.Array) else pa.concat_arrays(lists.chunks)
-    values = lists.flatten().to_numpy(zero_copy_only=False).astype(np.int64)
-    return values, np.diff(lists.offsets.to_numpy()).astype(np.int64)

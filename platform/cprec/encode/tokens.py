@@ -15,6 +15,7 @@ from cluster.errors import DataError, RecipeError
 from corpus.sampling.prompt_text import TAIL
 from cprec.encode.prompt import PromptTemplate
 from cprec.encode.text_tokenizer import Tokenizer, text_tokenizer
+from cprec.schedule.objectives import Objective
 
 Item = TypeVar("Item")
 
@@ -63,16 +64,19 @@ def fit_prompt(
     raise too_long_error(name, len(ids) + reserved_tokens, max_tokens)
 
 
-def too_long_error(name: str, num_tokens: int, max_tokens: int) -> DataError:
-    """Returns the error for a prompt that is too long even without a history.
+def too_long_error(
+    name: str, num_tokens: int, max_tokens: int, shortest: str = "without a history"
+) -> DataError:
+    """Returns the error for a prompt that is too long even with as little history as it may have.
 
     Args:
         name: What the prompt is called.
-        num_tokens: Tokens that it takes without a history, with its answer.
+        num_tokens: Tokens that it takes then, with its answer.
         max_tokens: Tokens that are allowed.
+        shortest: With how little history it is still too long.
     """
     return DataError(
-        f"{name} takes {num_tokens:,} tokens with its answer, even without a history, and "
+        f"{name} takes {num_tokens:,} tokens with its answer, even {shortest}, and "
         f"model.max_tokens allows {max_tokens:,}: raise it (a run that has begun goes on with "
         "--allow-change model.max_tokens), or shorten the titles"
     )
@@ -167,6 +171,10 @@ class TitleEncoder(SampleEncoder[str]):
     def encode_answer(self, title: str) -> list[int]:
         """Encodes an answer, including the end token."""
         return [*self.encode_after_space(title), self.eos_token_id]
+
+    def encode_task_prompt(self, objective: Objective, history: Sequence[str]) -> list[int]:
+        """Encodes the prompt of an objective without candidates, however long it is."""
+        return self.prefix_ids + self.encode(self._template.render_task(objective, history))
 
     def encode(self, text: str) -> list[int]:
         """Encodes the beginning of a text, without the prefix."""

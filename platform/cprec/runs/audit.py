@@ -3,15 +3,19 @@
 It is recomputed from the plan and the corpus, never from what the trainer believes. Pure.
 """
 
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 
-from cprec.runs.records import AuditCounts, AuditReport, TraceRow
+from cprec.runs.records import AuditCounts, AuditReport, ObjectiveCounts, TraceRow
 from cprec.schedule.ledger import ids_digest
 from cprec.schedule.plan import Plan, StreamKey
 
 
 def audit(
-    plan: Plan, trace: Iterable[TraceRow], read_ids: Callable[[int, int], list[int]]
+    plan: Plan,
+    trace: Iterable[TraceRow],
+    read_ids: Callable[[int, int], list[int]],
+    count_objectives: Callable[[int, int], Mapping[str, int]] | None = None,
 ) -> AuditReport:
     """Compares the steps of a run with its plan.
 
@@ -23,7 +27,11 @@ def audit(
         trace: Rows of trace.jsonl, without those that a restart undid.
         read_ids: Reads the sample ids (uint64) at positions start .. stop - 1 of the plan from the
             corpus.
+        count_objectives: Counts the samples of each objective at these positions, from the corpus
+            and the recipe; None: all samples have the next item.
     """
+    given: Counter[str] = Counter()
+    trained_objectives: Counter[str] = Counter()
     planned = plan.count_by_stream(0, plan.total_samples)
     trained: dict[StreamKey, int] = dict.fromkeys(planned, 0)
     intervals: list[tuple[int, int]] = []
@@ -32,6 +40,9 @@ def audit(
             continue
         if f"{ids_digest(read_ids(row.samples, row.end)):016x}" == row.ids_digest:
             intervals.append((row.samples, row.end))
+            if count_objectives is not None:
+                given.update(count_objectives(row.samples, row.end))
+                trained_objectives.update(row.objectives or {})
             for key, count in plan.count_by_stream(row.samples, row.end).items():
                 trained[key] += count
 
@@ -61,4 +72,9 @@ def audit(
         missing=sum(counts.missing for counts in by_stream.values()),
         repeated=sum(counts.repeated for counts in by_stream.values()),
         sources=sources,
+        objectives={
+            name: ObjectiveCounts(planned=given[name], trained=trained_objectives[name])
+            for name in sorted(given | trained_objectives)
+        }
+        or None,
     )

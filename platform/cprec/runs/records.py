@@ -117,6 +117,12 @@ class TraceRow(Record):
         json_schema_extra=SINCE_0_3,
     )
     sources: dict[str, int] = Field(description="samples by source")
+    objectives: dict[str, int] | None = Field(
+        None,
+        description="samples by objective, without windows of text; none where all have the next "
+        "item (`schedule.objectives`)",
+        json_schema_extra=SINCE_0_3,
+    )
     ids_digest: str = Field(
         description="sum modulo 2^64 of the sample ids of the step (16 hex digits)"
     )
@@ -251,9 +257,27 @@ class AuditCounts(Record):
     repeated: int = Field(description="samples that a second traced step holds")
 
 
+class ObjectiveCounts(Record):
+    """Samples of one objective."""
+
+    planned: int = Field(
+        description="samples that seed, ids and recipe give it", json_schema_extra=SINCE_0_3
+    )
+    trained: int = Field(
+        description="samples that were trained with it, by trace.jsonl",
+        json_schema_extra=SINCE_0_3,
+    )
+
+
 class AuditReport(AuditCounts):
     """Whether every planned sample was trained exactly once: audit.json."""
 
     sources: dict[str, dict[str, AuditCounts]] = Field(
         description="the same counts by source and corpus version"
+    )
+    objectives: dict[str, ObjectiveCounts] | None = Field(
+        None,
+        description="samples by objective, over all traced steps; none where all have the next "
+        "item. They differ only where the recipe was changed with --allow-change",
+        json_schema_extra=SINCE_0_3,
     )

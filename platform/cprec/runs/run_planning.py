@@ -19,8 +19,9 @@ from cprec.runs.restart import require_untrained
 from cprec.runs.run_plan import RunPlan
 from cprec.runs.token_form import TOKEN_FORM
 from cprec.schedule import planning
+from cprec.schedule.objectives import Objectives
 from cprec.schedule.plan import Plan, Portion
-from cprec.schedule.plan_notes import describe_plan
+from cprec.schedule.plan_notes import describe_objectives, describe_plan
 from cprec.schedule.planning import NO_REPLAY, PlanSettings, Replay
 from cprec.schedule.wsa import Mode
 
@@ -148,6 +149,8 @@ def describe_run(recipe: Recipe, corpus: Corpus, plan: Plan) -> str:
         schedule.min_annealing_share,
         schedule.annealing_share,
     )
+    if note := describe_objectives(plan, Objectives(recipe.seed, schedule.objectives)):
+        description += f"\n{note}"
     known = {s.source for s in corpus.streams() if s.source.kind is not SourceKind.DOWNSTREAM}
     read = {source for source, _ in plan.count_by_stream(0, plan.total_samples)}
     # A misspelt name of weight 0 would leave nothing out, and no other line would show it.
@@ -158,6 +161,12 @@ def describe_run(recipe: Recipe, corpus: Corpus, plan: Plan) -> str:
         description += (
             f"\nwarning: schedule.weights names {', '.join(sorted(idle))}, of which this run reads "
             f"nothing (yet); the corpus has {', '.join(sorted(known))}"
+        )
+    kinds = {source.partition("/")[0] for source in read}
+    if unread := set(schedule.objectives) - kinds - read:
+        description += (
+            f"\nwarning: schedule.objectives names {', '.join(sorted(unread))}, of which this run "
+            f"reads nothing (yet); it reads {', '.join(sorted(read))}"
         )
     return description
 

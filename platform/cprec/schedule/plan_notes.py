@@ -7,6 +7,7 @@ A cap (train.max_samples) is a budget: what joins shares what is left of it
 from collections.abc import Collection, Mapping
 
 from corpus.sampling.source import Source, SourceKind
+from cprec.schedule.objectives import Objectives, describe_fractions
 from cprec.schedule.plan import Plan, StreamKey
 
 
@@ -92,6 +93,24 @@ def annealing_warning(plan: Plan, min_share: float, global_batch: int) -> str | 
         f"({min_share:.1%}); it reads mixed samples only, so it needs more of them: users of "
         "several domains, or a lower data.mixed_min_domains"
         + ("; if the domains share no users, set schedule.mode domain_only" if not samples else "")
+    )
+
+
+def describe_objectives(plan: Plan, objectives: Objectives) -> str:
+    """Says which fraction of the samples of each source is to have which objective.
+
+    Sources of equal fractions are named together; empty where all have the next item.
+    """
+    if not objectives:
+        return ""
+    sources = {source for source, _ in plan.count_by_stream(0, plan.total_samples)}
+    by_fractions: dict[str, list[str]] = {}
+    for source in sorted(sources):
+        if Source.parse(source).kind is not SourceKind.TEXT:
+            fractions = describe_fractions(objectives.fractions(source))
+            by_fractions.setdefault(fractions, []).append(source)
+    return "objectives: " + "; ".join(
+        f"{fractions} of {', '.join(names)}" for fractions, names in by_fractions.items()
     )
 
 

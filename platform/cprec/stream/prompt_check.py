@@ -1,7 +1,7 @@
 """Looks for prompts that are too long, before anything is trained."""
 
-import pyarrow.compute as pc
-
+from cprec.encode.text_tasks import ObjectiveEncoder
+from cprec.encode.text_windows import without_windows
 from cprec.encode.title_tokens import CachedPromptEncoder
 from cprec.encode.tokens import too_long_error
 from cprec.schedule.plan import Plan
@@ -14,7 +14,7 @@ CHUNK_SAMPLES = 1 << 13
 
 
 def require_prompts_fit(encoder: RowEncoder, plan: Plan, streams: Streams, start: int) -> None:
-    """Checks that the next samples of a plan fit into `model.max_tokens` without their histories.
+    """Checks that the next samples of a plan fit into `model.max_tokens` with shortest histories.
 
     Otherwise a run would end in the middle, at the first one that does not. Where the tokenizer has
     to be called on whole prompts, none is looked at, since that takes too long.
@@ -32,13 +32,16 @@ def require_prompts_fit(encoder: RowEncoder, plan: Plan, streams: Streams, start
     if not isinstance(prompts, CachedPromptEncoder):
         return
     stop = min(plan.total_samples, start + CHECKED_SAMPLES)
+    tasks = ObjectiveEncoder(prompts, encoder.objectives, encoder.max_tokens)
     num_too_long = longest = 0
     for era in plan.eras:
         for first in range(max(era.start, start), min(era.stop, stop), CHUNK_SAMPLES):
             rows = read_plan_rows(era, streams, first, min(first + CHUNK_SAMPLES, era.stop, stop))
-            if "text" in rows.column_names:
-                rows = rows.filter(pc.is_null(rows["text"]))
+            rows = without_windows(rows)
             lengths = prompts.shortest_lengths(rows)
+            if encoder.objectives:
+                for row, length in tasks.shortest_task_lengths(rows).items():
+                    lengths[row] = length
             num_too_long += int((lengths > encoder.max_tokens).sum())
             longest = max(longest, int(lengths.max(initial=0)))
     if num_too_long:
@@ -46,4 +49,5 @@ def require_prompts_fit(encoder: RowEncoder, plan: Plan, streams: Streams, start
             f"the longest of {num_too_long:,} prompts that are too long",
             longest,
             encoder.max_tokens,
+            "with the shortest history" if encoder.objectives else "without a history",
         )

@@ -11,10 +11,13 @@ from cluster.errors import RecipeError
 from corpus.store.tables import Corpus
 from cprec.encode import text_windows
 from cprec.encode.prompt import PromptTemplate
+from cprec.encode.text_tasks import ObjectiveEncoder, draw_objectives
 from cprec.encode.text_tokenizer import Tokenizer
+from cprec.encode.text_windows import PromptRowEncoder, without_windows
 from cprec.encode.title_encoding import UncachedPromptEncoder, build_title_encoding
 from cprec.encode.title_tokens import CachedPromptEncoder, TitleTokens
 from cprec.encode.tokens import EncodedSample, TitleEncoder
+from cprec.schedule.objectives import NEXT_ITEM_ONLY, Objective, Objectives
 from cprec.stream.sharing_groups import NO_SHARING, TokenSharing
 from cprec.stream.token_sharing import SharedRow, group_samples
 
@@ -34,6 +37,7 @@ class RowEncoder:
         titles_ref: Reference to the titles in the object store: title tokens, or the texts if the
             tokenizer has to be called on whole prompts.
         sharing: What training samples share. Without title tokens they share nothing.
+        objectives: What training samples teach.
     """
 
     base: str
@@ -42,6 +46,7 @@ class RowEncoder:
     template: PromptTemplate
     titles_ref: "ray.ObjectRef[TitleTokens | Sequence[str]]"
     sharing: TokenSharing = NO_SHARING
+    objectives: Objectives = NEXT_ITEM_ONLY
 
     @classmethod
     def from_corpus(
@@ -52,6 +57,7 @@ class RowEncoder:
         max_tokens: int,
         template: PromptTemplate,
         sharing: TokenSharing = NO_SHARING,
+        objectives: Objectives = NEXT_ITEM_ONLY,
     ) -> "RowEncoder":
         """Encodes the titles of a corpus version and puts them into Ray's object store.
 
@@ -65,11 +71,12 @@ class RowEncoder:
             max_tokens: Maximum length of a sample, in tokens.
             template: Template of the prompts.
             sharing: Which tokens the training samples of a row share.
+            objectives: What training samples teach.
 
         Raises:
             RecipeError: The tokenizer has no end token, or merges across spaces.
         """
-        no_titles = cls(base, revision, max_tokens, template, ray.put(()), sharing)
+        no_titles = cls(base, revision, max_tokens, template, ray.put(()), sharing, objectives)
         return no_titles.with_titles_of(corpus)
 
     def with_titles_of(self, corpus: Corpus) -> "RowEncoder":
@@ -108,14 +115,27 @@ class RowEncoder:
         """Encodes corpus rows, in their order, both prompts and windows of text.
 
         Raises:
-            DataError: A row does not fit into `max_tokens`, even without a history.
+            DataError: A row does not fit into `max_tokens`, even with the shortest history.
         """
-        prompt_encoder = self.load_prompt_encoder()
+        prompts = self.load_prompt_encoder()
+        prompt_encoder: PromptRowEncoder = prompts
+        if self.objectives:
+            prompt_encoder = ObjectiveEncoder(prompts, self.objectives, self.max_tokens)
         if "text" not in rows.column_names:
             return prompt_encoder.encode_samples(rows)
         return text_windows.encode_samples(
             rows, prompt_encoder, self._load_tokenizer(), self.max_tokens
         )
+
+    def count_objectives(self, rows: pa.Table) -> dict[str, int]:
+        """Returns how many corpus rows have each objective; windows of text have none.
+
+        Empty where the run has no other objective than the next item.
+        """
+        if not self.objectives:
+            return {}
+        drawn = draw_objectives(without_windows(rows), self.objectives)
+        return {objective: drawn.count(objective) for objective in Objective if objective in drawn}
 
     def group_rows(
         self, rows: pa.Table, samples: Sequence[EncodedSample]

@@ -13,6 +13,7 @@ The last depends on Ray's internals. So every worker batch carries its position 
 `read_worker_batches` checks both.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -25,7 +26,10 @@ from ray.data.block import BlockMetadata
 
 from cluster.errors import PlatformFault
 from corpus.store.tables import Stream, read_rows
+from cprec.encode.text_tasks import draw_objectives
+from cprec.encode.text_windows import without_windows
 from cprec.schedule.controller import Segment
+from cprec.schedule.objectives import Objectives
 from cprec.schedule.plan import Era, Plan, permute_rows
 from cprec.stream.row_encoder import RowEncoder
 from cprec.stream.worker_batches import WorkerBatch
@@ -183,11 +187,17 @@ class _SegmentReader:
         worker_rows: list[dict[str, Any]] = []
         for low, high in self.batches:
             batch = slice(low - start, high - start)
-            groups = self.row_encoder.group_rows(
-                rows.slice(low - start, high - low), samples[batch]
-            )
+            batch_rows = rows.slice(low - start, high - low)
+            groups = self.row_encoder.group_rows(batch_rows, samples[batch])
             worker_rows += to_worker_rows(
-                low, high, samples[batch], ids[batch], sources[batch], self.world_size, groups
+                low,
+                high,
+                samples[batch],
+                ids[batch],
+                sources[batch],
+                self.world_size,
+                groups,
+                self.row_encoder.count_objectives(batch_rows),
             )
         # Either all global batches of a segment have groups, or none has.
         schema = WORKER_BATCH_SCHEMA if groups is None else SHARED_ROW_SCHEMA
@@ -203,6 +213,21 @@ def sample_id_reader(streams: Streams, plan: Plan) -> Callable[[int, int], list[
         return [int(sample_id) for sample_id in rows["sample_id"].to_numpy().view("uint64")]
 
     return read_ids
+
+
+def objective_counter(
+    streams: Streams, plan: Plan, objectives: Objectives
+) -> Callable[[int, int], dict[str, int]]:
+    """Returns a function that counts the samples of each objective at positions start .. stop - 1.
+
+    Windows of text have none.
+    """
+
+    def count(start: int, stop: int) -> dict[str, int]:
+        rows = without_windows(read_plan_rows(plan.find_era(start), streams, start, stop))
+        return Counter(draw_objectives(rows, objectives))
+
+    return count
 
 
 def read_plan_rows(era: Era, streams: Streams, start: int, stop: int) -> pa.Table:

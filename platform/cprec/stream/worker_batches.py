@@ -1,7 +1,7 @@
 """Global batches and their division among workers. Pure, and exact for any number of workers."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -21,6 +21,8 @@ class GlobalBatch:
         ids_digest: Digest of the sample ids (cprec.schedule.ledger.ids_digest).
         samples_by_source: Number of samples of each source.
         dropped_titles: Number of history titles left out because samples were too long.
+        samples_by_objective: Number of samples of each objective; empty where all have the next
+            item, and without windows of text.
     """
 
     start: int
@@ -30,6 +32,7 @@ class GlobalBatch:
     ids_digest: int
     samples_by_source: Mapping[str, int]
     dropped_titles: int = 0
+    samples_by_objective: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def num_samples(self) -> int:

@@ -29,6 +29,8 @@ WORKER_BATCH_SCHEMA = pa.schema(
         "digest": pa.uint64(),
         "sources": pa.list_(pa.string()),
         "counts": pa.list_(pa.int64()),
+        "objectives": pa.list_(pa.string()),
+        "objective_counts": pa.list_(pa.int64()),
         "lengths": pa.list_(pa.list_(pa.int32())),
         # The worker's samples. `input_ids` holds their tokens, one sample after the other.
         "ids": pa.list_(pa.uint64()),
@@ -60,6 +62,7 @@ def to_worker_rows(
     sources: list[str],
     world_size: int,
     groups: list[SharedRow] | None = None,
+    samples_by_objective: Mapping[str, int] | None = None,
 ) -> list[dict[str, Any]]:
     """Divides a global batch into one row for each worker, in the order of ranks.
 
@@ -72,11 +75,13 @@ def to_worker_rows(
         world_size: Number of workers.
         groups: The samples in groups that share tokens. If given, groups are divided among workers
             instead of samples.
+        samples_by_objective: Number of samples of each objective, if there are several.
 
     Returns:
         Rows of WORKER_BATCH_SCHEMA, or of SHARED_ROW_SCHEMA if groups are given.
     """
     source_names = sorted(set(sources))
+    by_objective = samples_by_objective or {}
     units: Sequence[EncodedSample | SharedRow] = samples if groups is None else groups
     parts = split_by_tokens([len(unit.ids) for unit in units], world_size)
     common = {
@@ -88,6 +93,8 @@ def to_worker_rows(
         "digest": ids_digest(sample_ids.tolist()),
         "sources": source_names,
         "counts": [sources.count(name) for name in source_names],
+        "objectives": list(by_objective),
+        "objective_counts": list(by_objective.values()),
         "lengths": [[len(units[i].ids) for i in part] for part in parts],
     }
     if groups is not None:
@@ -151,6 +158,7 @@ def worker_batch_from_row(row: Mapping[str, Any]) -> WorkerBatch:
         ids_digest=row["digest"],
         samples_by_source=dict(zip(row["sources"], row["counts"], strict=True)),
         dropped_titles=row["dropped_titles"],
+        samples_by_objective=dict(zip(row["objectives"], row["objective_counts"], strict=True)),
     )
     lengths = tuple(tuple(part) for part in row["lengths"])
     if _SHARED_ROW_COLUMNS["ids"] in row:

@@ -6,6 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from cluster.section import Section
 from corpus.sampling.source import Source, SourceKind
+from cprec.schedule.objectives import check_weights
 from cprec.schedule.passes import Passes
 from cprec.schedule.wsa import Mode
 
@@ -48,6 +49,14 @@ class ScheduleSettings(Section):
         {},
         description="passes over the samples of a source in one epoch, such as {domain/Books: 2, "
         "mixed: 0.5}: 2 trains each twice, 0.5 half of them, 0 none; 1 for sources not named",
+    )
+    objectives: dict[str, dict[str, float]] = Field(
+        {},
+        description="what the samples of a source teach, as weights of objectives, such as "
+        "{domain: {next_item: 3, masked_item: 1}, mixed: {next_item: 1, next_history: 1}}; domain "
+        "is all domains that are not named as domain/NAME; the objectives are next_item, "
+        "masked_item, replaced_item and next_history; every sample has one, drawn from its id; "
+        "next_item for sources not named",
     )
     replay_share: float = Field(
         0.0,
@@ -96,6 +105,14 @@ class ScheduleSettings(Section):
                     "text/NAME"
                 )
         return weights
+
+    @field_validator("objectives")
+    @classmethod
+    def _check_objectives(
+        cls, objectives: dict[str, dict[str, float]]
+    ) -> dict[str, dict[str, float]]:
+        check_weights(objectives)
+        return objectives
 
     @model_validator(mode="after")
     def _check_annealing_share(self) -> "ScheduleSettings":

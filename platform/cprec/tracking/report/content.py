@@ -15,6 +15,7 @@ from cprec.config.sections.services import CostSettings
 from cprec.runs.checkpoint import ADAPTER
 from cprec.runs.events import CheckpointSaved, RunFinished
 from cprec.runs.run_records import RunRecords
+from cprec.schedule.objectives import describe_fractions
 from cprec.tracking.event_words import describe_events
 from cprec.tracking.lineage_graph import Aliases, build_lineage_graph, find_kind, select_related
 from cprec.tracking.registry import DECISION_TAG, Version
@@ -161,6 +162,11 @@ def _list_facts(
         yield best
     if measured := records.perplexities:
         yield "Perplexity of the text", f"{measured[0][1]:.4g} → {measured[-1][1]:.4g}"
+    by_objective: Counter[str] = Counter()
+    for step in steps:
+        by_objective.update(step.objectives or {})
+    if by_objective:
+        yield "Objectives", describe_fractions(by_objective)
     if dropped := sum(step.dropped_titles for step in steps):
         yield "Titles that did not fit", count(dropped)
 

@@ -29,6 +29,7 @@ from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
 from cprec.encode.prompt import PromptTemplate
 from cprec.runs.control.lease import HeldLease
+from cprec.schedule.objectives import Objectives
 from cprec.stream.row_encoder import RowEncoder
 from cprec.stream.sharing_groups import TokenSharing
 from cprec.train.distributed.controller_actor import start_controller
@@ -84,6 +85,7 @@ def build_row_encoder(job: TrainingJob) -> RowEncoder:
         recipe.model.max_tokens,
         job.template,
         TokenSharing(train.targets_per_pass, train.shared_candidates),
+        Objectives(recipe.seed, recipe.schedule.objectives),
     )
 
 

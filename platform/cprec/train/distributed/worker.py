@@ -332,6 +332,7 @@ def trace_row(record: StepRecord, planned_samples: int) -> TraceRow:
         data_wait_s=round(record.data_wait_s, 4),
         held_s=round(record.held_s, 4),
         sources=dict(batch.samples_by_source),
+        objectives=dict(batch.samples_by_objective) or None,
         ids_digest=f"{batch.ids_digest:016x}",
         planned=planned_samples,
     )

@@ -15,7 +15,8 @@ from cprec.runs.json_lines import open_events
 from cprec.runs.records import AUDIT_FILE, REPORT_FILE, AuditReport
 from cprec.runs.run_plan import RunPlan
 from cprec.runs.run_records import read_run_records
-from cprec.stream.segments import sample_id_reader
+from cprec.schedule.objectives import Objectives, describe_fractions
+from cprec.stream.segments import objective_counter, sample_id_reader
 from cprec.tracking.lineage import CARD_FILE, lineage
 from cprec.tracking.live_report import publish_report
 from cprec.tracking.model_card import publish_card
@@ -53,6 +54,9 @@ class RunResult:
             f"audit: {self.audit.planned:,} planned, {self.audit.missing} missing, "
             f"{self.audit.repeated} repeated"
         )
+        if self.audit.objectives:
+            trained = {name: counts.trained for name, counts in self.audit.objectives.items()}
+            say(f"objectives: {describe_fractions(trained)} of the samples with a history")
         if self.dropped_titles:
             say(
                 f"{self.dropped_titles:,} titles of histories, the oldest, did not fit into "
@@ -77,7 +81,13 @@ def finish_run(
         raise PlatformFault(f"{job.run_uri}: plan.json is gone")
     # The run may have adopted newer versions than the one it started at.
     streams = Corpus.open(job.corpus.uri).streams_by_key()
-    audit_report = audit(run_plan.plan, records.trace, sample_id_reader(streams, run_plan.plan))
+    plan, objectives = run_plan.plan, Objectives(job.recipe.seed, job.recipe.schedule.objectives)
+    audit_report = audit(
+        plan,
+        records.trace,
+        sample_id_reader(streams, plan),
+        objective_counter(streams, plan, objectives) if objectives else None,
+    )
     audit_json = json.dumps(audit_report.to_json(), indent=1)
     lease.replace(join(job.run_uri, AUDIT_FILE), audit_json.encode())
     if audit_report.missing or audit_report.repeated:

@@ -110,7 +110,9 @@ def test_frames_have_their_columns_without_a_row() -> None:
     assert events_frame([]).schema == pl.Schema(EVENTS)
     assert TRACE["step"] == pl.Int64
     assert TRACE["grad_norm"] == pl.Float64
-    two = trace_frame([trace_row(sources={"domain/A": 3}), trace_row(sources={"mixed": 4})])
+    one_step = trace_row(sources={"domain/A": 3}, objectives={"masked_item": 3})
+    two = trace_frame([one_step, trace_row(sources={"mixed": 4})])
+    assert two["objectives"].to_list() == [[{"objective": "masked_item", "count": 3}], None]
     assert two.select("sources").explode("sources").unnest("sources").rows() == [
         ("domain/A", 3),
         ("mixed", 4),

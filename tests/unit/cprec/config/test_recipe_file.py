@@ -79,6 +79,24 @@ def test_a_recipe_survives_yaml(batch: int, lr: float, domains: list[str]) -> No
             "{train: {shared_candidates: 20}, schedule: {replay_share: 0.1}}",
             r"not beside schedule.replay_share 0.1",
         ),
+        (
+            "{train: {shared_candidates: 20}, schedule: {objectives: {mixed: {masked_item: 1}}}}",
+            r"not beside schedule.objectives",
+        ),
+        (
+            "schedule: {objectives: {mixed: {masked: 1}}}",
+            r"mixed: 'masked' is no objective; those are next_item, masked_item, replaced_item, ne",
+        ),
+        (
+            "schedule: {objectives: {text/a: {masked_item: 1}}}",
+            r"'text/a' is no source of samples with a history; those are domain/NAME, mixed, and d",
+        ),
+        (
+            "schedule: {objectives: {domain: {next_history: -1}}}",
+            r"domain: next_history has the weight -1; at least 0",
+        ),
+        ("schedule: {objectives: {domain/A: {next_item: 0}}}", r"no objective has a weight above"),
+        ("schedule: {objectives: {mixed: {next_item: .inf}}}", r"mixed.next_item: .* finite"),
         ("train: 5", r"train is a section"),
         ("- 1", r"a recipe is a mapping"),
         ("a: [", r"not YAML 1.2"),

@@ -57,6 +57,7 @@ class Colour(StrEnum):
         ("3", int | str, 3),
         ("x", str | int, "x"),
         ("{a: 1, b: 2}", dict[str, int], {"a": 1, "b": 2}),
+        ("{a: {b: 1e-1}, c: 2}", dict[str, dict[str, float]], {"a": {"b": 0.1}, "c": "2"}),
         ("{a: 01}", Mapping[str, str], {"a": "01"}),
         ("8: 9", int, "8: 9"),
         ("", int, ""),

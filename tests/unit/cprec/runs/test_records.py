@@ -26,7 +26,14 @@ from cprec.runs.events import (
 )
 from cprec.runs.json_lines import open_events, open_trace, read_events, read_trace
 from cprec.runs.locks.recipe import check_unchanged, write_recipe
-from cprec.runs.records import EVENTS_FILE, TRACE_FILE, AuditCounts, Status, TraceRow
+from cprec.runs.records import (
+    EVENTS_FILE,
+    TRACE_FILE,
+    AuditCounts,
+    ObjectiveCounts,
+    Status,
+    TraceRow,
+)
 from cprec.runs.run_records import count_traced_samples
 from cprec.schedule.ledger import ids_digest
 from cprec.schedule.plan import Portion, global_batches
@@ -79,6 +86,28 @@ def test_every_lost_or_repeated_step_is_counted(lost: set[int], twice: set[int])
 def test_a_step_that_trained_other_samples_is_missing() -> None:
     trace = [*TRACE[:-1], TRACE[-1].model_copy(update={"ids_digest": "0" * 16})]
     assert audit(PLAN, trace, ids_at).missing == TRACE[-1].batch_samples
+
+
+def test_objectives_that_were_trained_stand_beside_those_that_were_planned() -> None:
+    def of_position(start: int, stop: int) -> dict[str, int]:
+        masked = sum(position % 3 == 0 for position in range(start, stop))
+        return {"masked_item": masked, "next_item": stop - start - masked}
+
+    trace = [
+        step.model_copy(update={"objectives": of_position(step.samples, step.end)})
+        for step in TRACE
+    ]
+    assert audit(PLAN, trace, ids_at).objectives is None
+    report = audit(PLAN, trace, ids_at, of_position).objectives
+    assert report == {
+        name: ObjectiveCounts(planned=count, trained=count)
+        for name, count in of_position(0, 150).items()
+    }
+    others = [trace[0].model_copy(update={"objectives": {"next_history": 4}}), *trace[1:]]
+    changed = audit(PLAN, others, ids_at, of_position).objectives
+    assert changed is not None
+    assert changed["next_history"] == ObjectiveCounts(planned=0, trained=4)
+    assert changed["masked_item"].trained < changed["masked_item"].planned
 
 
 def test_lines_survive_a_crash_in_the_middle_of_one(tmp_path: Path) -> None:

@@ -146,6 +146,20 @@ def test_a_weight_that_changes_nothing_is_said(
     assert (said and said[1]) == idle
 
 
+def test_objectives_are_said_by_source(corpus: Corpus) -> None:
+    objectives = {"domain": {"next_item": 3, "masked_item": 1}, "domain/A": {"next_history": 2}}
+    schedule = {"objectives": {**objectives, "domain/Z": {"masked_item": 1}}}
+    recipe = validate_recipe({"schedule": schedule}, "test")
+    description = describe_run(recipe, corpus, create_run_plan(recipe, corpus).plan)
+    assert (
+        "objectives: next_history 100.0% of domain/A; next_item 75.0%, masked_item 25.0% of "
+        "domain/B; next_item 100.0% of mixed\n"
+    ) in description
+    assert "schedule.objectives names domain/Z, of which this run reads nothing" in description
+    plain = describe_run(Recipe(), corpus, create_run_plan(Recipe(), corpus).plan)
+    assert "objectives" not in plain
+
+
 def parent(tmp_path: Path, corpus: Corpus, config: dict[str, object] | None) -> str:
     """Saves a stable checkpoint of a run `trunk` on a corpus, and returns its URI.
 

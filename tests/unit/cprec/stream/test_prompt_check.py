@@ -14,6 +14,7 @@ from cprec.encode.prompt import TABLE1
 from cprec.encode.title_tokens import CachedPromptEncoder, TitleTokens, tokenise_titles
 from cprec.model.tiny import train_tokenizer
 from cprec.runs.run_planning import create_run_plan
+from cprec.schedule.objectives import NEXT_ITEM_ONLY, Objectives
 from cprec.schedule.plan import Plan
 from cprec.stream import prompt_check
 from cprec.stream.prompt_check import require_prompts_fit
@@ -27,6 +28,7 @@ class Encoder:
 
     titles: TitleTokens
     max_tokens: int
+    objectives: Objectives = NEXT_ITEM_ONLY
 
     def load_prompt_encoder(self) -> CachedPromptEncoder:
         return CachedPromptEncoder(self.titles, self.max_tokens)

@@ -56,6 +56,7 @@ def trace() -> list[dict[str, Any]]:
                 "step_s": rng.uniform(0.9, 1.3),
                 "data_wait_s": 0.01,
                 "sources": dict(zip(names, counts.tolist(), strict=True)),
+                "objectives": {"next_item": 3, "masked_item": 1},
                 "ids_digest": "0" * 16,
             }
         )
@@ -131,6 +132,7 @@ def test_everything_is_on_one_offline_page(run: Path) -> None:
     for shown in (
         "pre-trained on 76,800 samples of Books, Games, Music",
         "<dt>Steps</dt><dd>600</dd>",
+        "<dt>Objectives</dt><dd>next_item 75.0%, masked_item 25.0%</dd>",
         "<dt>Titles that did not fit</dt><dd>1,200</dd>",
         "domain/Music",
         "version 1",
