@@ -88,7 +88,9 @@ class Machine:
         self.process.kill()
         self.process.wait()
         subprocess.run(["ip", "link", "delete", self.wire], check=False, capture_output=True)
-        subprocess.run(["ip", "netns", "delete", f"m{self.number}"], check=False)
+        subprocess.run(
+            ["ip", "netns", "delete", f"m{self.number}"], check=False, capture_output=True
+        )
 
 
 def address_of(number: int) -> str:

@@ -6,6 +6,7 @@ What it trains is in the segments that the controller issues (`cprec.train.distr
 import math
 import os
 import tempfile
+import time
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -235,7 +236,8 @@ class WorkerObserver(Observer):
             )
         requests = self._latest_reply().checkpoint_requests
         is_requested, self._requests_met = requests > self._requests_met, requests
-        return notice is not None or is_requested
+        is_last_call = self._notices.is_last_call(time.time())
+        return notice is not None or is_requested or is_last_call
 
     def _latest_reply(self) -> StepReply:
         """Returns the controller's newest reply to the report of a step. Nobody waits for one."""
