@@ -123,7 +123,7 @@ function buildForm(context, { domains, models }) {
       results.replaceChildren(...answer.rankings.map((ranking) =>
         showRanking(ranking, offered.find(({ name }) => name === ranking.model), taken)),
       h("p", { class: "muted wide-note" },
-        "Shares are of the likelihood of these candidates alone, and no calibrated confidence."));
+        "Fractions of the likelihood of these candidates alone, and no calibrated confidence."));
     } catch (error) {
       results.replaceChildren();
       tell(error.message);
