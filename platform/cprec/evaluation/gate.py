@@ -80,8 +80,8 @@ def decide(measured: Measurements, gate: GateSettings) -> Decision:
         return Decision(False, reasons, numbers, lines)
     test, hr1 = measured.paired_test, measured.metrics["hr"]["1"]
     if test is None or measured.champion is None:
-        return Decision(True, f"HR@1 {hr1:.4f}, and there is no champion yet", numbers, lines)
-    verdict = "better" if test.p < gate.alpha else "no worse, as far as these samples can tell"
+        return Decision(True, f"HR@1 {hr1:.4f}, and there was no champion before", numbers, lines)
+    verdict = "better" if test.p < gate.alpha else f"no worse at the level {gate.alpha:g}"
     return Decision(True, f"{_shown(measured)}: {verdict}", numbers, lines)
 
 

@@ -49,7 +49,7 @@ def refused(decision: Decision) -> list[str]:
 @pytest.mark.parametrize(
     ("candidate", "champion", "difference", "p", "floor", "keys", "because"),
     [
-        (0.30, None, 0, 1, 0.0, [], "no champion yet"),
+        (0.30, None, 0, 1, 0.0, [], "no champion before"),
         (0.30, None, 0, 1, 0.4, ["gate.min_hr1"], "wanted HR@1 of 0.4000, seen 0.3000"),
         (0.30, 0.20, 0.1, 0.001, 0.4, ["gate.min_hr1"], "0.3000"),
         (0.30, 0.30, 0.0, 1.0, 0.3, [], "no worse"),
