@@ -59,7 +59,7 @@ reference: environment ## the tables of docs/reference anew from the types
 lock: ## write requirements.lock anew from pyproject.toml, in a fresh environment
 	@.ci/lock
 
-environment:
+environment: ## .venv with all libraries; then: source .venv/bin/activate
 	@.ci/environment
 
 clean: ## remove the environment, caches and everything that jobs wrote below out/

@@ -17,10 +17,9 @@ from cluster.console import print_line
 from cprec.config.command import MODEL_KEYS, WORKER_KEYS, Job, add_as_flag, add_model_flag, main
 from cprec.config.recipe import Recipe
 
-EVALUATION = "domain split text max_users batch compile".split()
 KEYS = (
     *(*MODEL_KEYS, *WORKER_KEYS, "model.license", "gate", "cost"),
-    *(f"evaluate.{key}" for key in EVALUATION),
+    *(f"evaluate.{key}" for key in "domain split text max_users batch compile".split()),
 )
 
 
@@ -34,6 +33,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
     """Promotes or rolls back, and prints the decision with its reason."""
     from cprec.tracking.registry import Registry
+    from cprec.tracking.report.renewal import renew_report
     from cprec.workflows.champion import describe_champion, preview_rollback, roll_back
 
     registry = Registry.from_recipe(recipe)
@@ -50,8 +50,6 @@ def run_job(recipe: Recipe, options: argparse.Namespace) -> None:
             plan_promotion(recipe, registry, options.model, print_line)
             return
         number, decision = promote(recipe, registry, print_line, options.model, options.by)
-    from cprec.tracking.report.renewal import renew_report
-
     renew_report(recipe, registry)
     print_line(describe_champion(number, decision))
 

@@ -5,6 +5,7 @@ Workers get the same code as `py_modules` (cluster/ray_session.py).
 """
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -14,3 +15,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # name, which does no harm while it is no package (docs/decisions/001-platform-is-a-source-root.md).
 for root in (ROOT, ROOT / "platform"):
     sys.path.insert(1, str(root))
+
+if missing := [name for name in ("deltalake", "pydantic", "ruamel") if find_spec(name) is None]:
+    sys.exit(
+        f"error: {sys.executable} lacks libraries of cprec ({', '.join(missing)}, ...): run "
+        f"`make environment` in {ROOT}, then `source .venv/bin/activate`"
+    )

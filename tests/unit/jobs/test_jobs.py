@@ -132,3 +132,12 @@ def test_neither_help_nor_a_wrong_argument_loads_what_takes_seconds() -> None:
 def test_a_recipe_holds_nothing_that_no_job_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = [load(path, monkeypatch) for path in JOBS]
     assert not [key.name for key in iter_keys(Recipe) if not any(j.reads(key.name) for j in jobs)]
+
+
+def test_without_the_environment_a_job_says_how_to_make_it() -> None:
+    # -S and -E: without installed packages.
+    command = [sys.executable, "-S", "-E", str(ROOT / "control.py"), "--help"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: ")
+    assert "make environment" in ended.stderr

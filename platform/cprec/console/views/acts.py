@@ -126,6 +126,6 @@ def describe_joins(rows: Sequence[RunOverview], corpus: str) -> list[str]:
             lines.append(
                 f"{row.run} takes it up at the first segment that no worker has, at sample "
                 f"{row.issued:,} or a little later; S ({row.stable_end:,}) and "
-                f"A ({row.annealing_end:,}) move out"
+                f"A ({row.annealing_end:,}) move out, as far as its train.max_samples allows"
             )
     return lines or ["no run below this storage is training on this corpus now"]
