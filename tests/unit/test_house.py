@@ -92,9 +92,13 @@ def test_no_file_of_code_is_longer_than_400_lines() -> None:
 
 
 def test_jobs_find_the_packages_in_a_bare_checkout() -> None:
-    """`source_roots` is enough: neither an installation nor PYTHONPATH is needed."""
+    """`source_roots` is enough: neither an installation nor PYTHONPATH is needed.
+
+    With -S, only the standard library is there; `source_roots` is told that libraries are, too.
+    """
     script = (
-        "import source_roots, cluster, corpus, cprec, platform;"
+        "import importlib.util; importlib.util.find_spec = str;"
+        " import source_roots, cluster, corpus, cprec, platform;"
         " print(cprec.__file__); platform.system()"
     )
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
