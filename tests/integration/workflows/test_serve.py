@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -272,6 +273,8 @@ def test_a_killed_replica_loses_no_request(server: Server) -> None:
     (replica,) = server.replicas()
     with Load(server) as load:
         jobs.wait_for(server.process, lambda: len(load.answers) > 2 * CLIENTS)
+        replica.suspend()
+        time.sleep(1.0)  # until every client has a request under way, which it then loses
         replica.kill()
         count = len(load.answers)
         jobs.wait_for(server.process, lambda: len(load.answers) > count + 4 * CLIENTS)
