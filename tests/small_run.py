@@ -34,7 +34,7 @@ from cprec.schedule.ledger import Ledger, ids_digest
 from cprec.schedule.plan import Plan, global_batches
 from cprec.stream import segments
 from cprec.stream.row_encoder import RowEncoder
-from cprec.train.distributed import controller_actor
+from cprec.train.distributed import controller_actor, corpus_follower
 from cprec.train.distributed.controller_actor import ControllerActor
 from cprec.train.distributed.controller_state import ControllerSettings, WorkerGroup
 from tests.records import trace_row
@@ -50,6 +50,7 @@ def without_ray(patch: pytest.MonkeyPatch) -> None:
     """Leaves out of the controller what only read tasks need."""
     patch.setattr(segments, "configure_ray_data", lambda: None)
     patch.setattr(RowEncoder, "with_titles_of", lambda encoder, _: encoder)
+    patch.setattr(corpus_follower, "require_streams_fit", lambda encoder, streams: None)
     patch.setattr(controller_actor, "STORAGE_RETRY_S", 0.0)
     # YAML would take half of the time.
     patch.setattr("cprec.runs.locks.recipe.to_yaml", lru_cache(to_yaml))

@@ -2,10 +2,13 @@
 
 from dataclasses import replace
 
+from cluster.errors import DataError
 from corpus.store.tables import Corpus
 from cprec.runs.events import CorpusVersionAdopted
 from cprec.runs.portions import build_replay, remaining_portions
 from cprec.schedule.plan_notes import annealing_warning, count_planned, describe_joined
+from cprec.stream.prompt_check import require_streams_fit
+from cprec.stream.row_encoder import RowEncoder
 from cprec.train.distributed.controller_state import ControllerState
 
 CLOSED_ADVICE = (
@@ -28,9 +31,11 @@ class CorpusFollower:
     def __init__(self, state: ControllerState) -> None:
         self._state = state
         self._samples_at_check = 0
+        self._refused_version = 0
         self._message = f"has corpus version {state.run_plan.version}"
         self.row_encoder = state.settings.row_encoder
-        self._load(Corpus.open(state.settings.corpus_uri))
+        corpus = Corpus.open(state.settings.corpus_uri)
+        self._load(corpus, self.row_encoder.with_titles_of(corpus))
 
     def is_due(self) -> bool:
         """Returns whether it is time to look at the corpus: at once while workers wait."""
@@ -38,7 +43,7 @@ class CorpusFollower:
         return self._state.workers_wait or trained >= self._state.settings.poll_samples
 
     def check(self) -> str | None:
-        """Adopts a newer version of the corpus if the plan is open.
+        """Adopts a newer version of the corpus if the plan is open and its prompts fit.
 
         Returns:
             What the run does with it, for people; None if there is no newer version.
@@ -46,7 +51,7 @@ class CorpusFollower:
         state, settings = self._state, self._state.settings
         self._samples_at_check = state.controller.samples
         corpus = Corpus.open(settings.corpus_uri)
-        if corpus.version <= state.run_plan.version:
+        if corpus.version <= max(state.run_plan.version, self._refused_version):
             return None
         if not state.controller.is_open:
             return (
@@ -61,7 +66,21 @@ class CorpusFollower:
         if not (domain_portions or mixed_portions or text_portions):
             state.write_run_plan(replace(state.run_plan, version=corpus.version))
             return f"has nothing to train of corpus version {corpus.version}"
-        self._load(corpus)
+        joined = {(p.source, p.version) for p in (*domain_portions, *mixed_portions)}
+        encoder = self.row_encoder.with_titles_of(corpus)
+        try:
+            require_streams_fit(
+                encoder, [s for s in (*domain, *mixed) if (s.source, s.version) in joined]
+            )
+        except DataError as error:
+            # Trained, it would end the run. What comes later stands on it, and waits too.
+            self._refused_version = corpus.version
+            self._message = (
+                f"does not take up corpus version {corpus.version}, and goes on without it and "
+                f"without later ones: {error}; to take it up, stop the run first"
+            )
+            return self._message
+        self._load(corpus, encoder)
 
         before = state.controller.plan
         consumed = before.consumed_portions(state.controller.join_position())
@@ -93,8 +112,8 @@ class CorpusFollower:
             f"S = {plan.wsa.stable_end:,}, A = {plan.wsa.annealing_end:,}"
         ]
         if settings.max_domain_samples is not None:
-            joined = {(p.source, p.version): p.count for p in domain_portions}
-            notes.append(describe_joined(plan, position, joined, settings.max_domain_samples))
+            offered = {(p.source, p.version): p.count for p in domain_portions}
+            notes.append(describe_joined(plan, position, offered, settings.max_domain_samples))
         notes.append(
             annealing_warning(plan, settings.min_annealing_share, settings.global_batch_size)
         )
@@ -105,7 +124,7 @@ class CorpusFollower:
         """Checks the corpus; returns the last message again if there is no newer version."""
         return self.check() or self._message
 
-    def _load(self, corpus: Corpus) -> None:
-        """Takes over the streams of a version and the titles of its items."""
+    def _load(self, corpus: Corpus, row_encoder: RowEncoder) -> None:
+        """Takes over the streams of a version, and an encoder with the titles of its items."""
         self.streams = corpus.streams_by_key()
-        self.row_encoder = self.row_encoder.with_titles_of(corpus)
+        self.row_encoder = row_encoder

@@ -11,9 +11,10 @@ from cluster.errors import PlatformFault, RunError
 from corpus.append import append
 from corpus.build import build
 from corpus.sampling.source import SourceKind
-from corpus.store.tables import Corpus
+from corpus.store.tables import Corpus, Stream
 from cprec.config.recipe import Recipe
 from cprec.config.sections.pretraining import TrainSettings
+from cprec.encode.tokens import too_long_error
 from cprec.runs import run_plan
 from cprec.runs.control import request_queue
 from cprec.runs.control.fence import RunWriter
@@ -33,6 +34,7 @@ from cprec.runs.records import LeaseRecord
 from cprec.runs.run_planning import create_run_plan
 from cprec.stream import segments
 from cprec.stream.row_encoder import RowEncoder
+from cprec.train.distributed import corpus_follower
 from cprec.train.distributed.controller_actor import ControllerActor
 from cprec.train.distributed.controller_state import ControllerSettings, WorkerGroup
 from cprec.train.distributed.request_server import MAX_EVENTS
@@ -63,6 +65,7 @@ def actor(
     """
     monkeypatch.setattr(segments, "configure_ray_data", lambda: None)
     monkeypatch.setattr(RowEncoder, "with_titles_of", lambda encoder, _: encoder)
+    monkeypatch.setattr(corpus_follower, "require_streams_fit", lambda encoder, streams: None)
     run = str(tmp_path / "runs" / "trunk")
     create_run_plan(Recipe(), corpus).write(run)
     with claim(run, "trunk", corpus.uri, print) as held:
@@ -115,6 +118,41 @@ def test_a_version_whose_adoption_could_not_be_written_is_adopted_once(
     written = run_plan.RunPlan.read(str(tmp_path / "runs" / "trunk"))
     assert written is not None
     assert (written.plan, written.version) == (actor.plan(), 1)
+
+
+def test_a_version_whose_prompts_never_fit_is_refused_and_the_run_goes_on(
+    actor: ControllerActor, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actor.begin_attempt(WorkerGroup(0, 1, 0, None), [])
+    before, looked_at = actor.plan(), []
+
+    def refuse(encoder: RowEncoder, streams: list[Stream]) -> None:
+        looked_at.append({(s.source, s.version) for s in streams})
+        raise too_long_error("the longest of 3 prompts", 600, 512)
+
+    monkeypatch.setattr(corpus_follower, "require_streams_fit", refuse)
+    more = settings(
+        write_root(tmp_path / "more", shop(("D",), seed=5)), domains=("D",), held_out=()
+    )
+    appended = append(more, 0, corpus.uri, print)
+    for _ in range(2):
+        answer = ask(actor, "look")
+        assert "does not take up corpus version 1, and goes on without it" in answer
+        assert "600 tokens" in answer
+        assert "--allow-change model.max_tokens" in answer
+    joining = {
+        (s.source, s.version)
+        for s in appended.streams()
+        if s.version == 1 and s.source.kind is not SourceKind.DOWNSTREAM
+    }
+    # Looked at once, and not again at every look.
+    assert looked_at == [joining]
+    assert actor.plan() == before
+    written = run_plan.RunPlan.read(str(tmp_path / "runs" / "trunk"))
+    assert written is not None
+    assert written.version == 0
+    monkeypatch.setattr(segments, "stream_segment", lambda *given: [None])
+    assert actor.issue_segment(0, 0, 0) is not None
 
 
 @pytest.mark.parametrize("action", ["anneal", "hold"])
