@@ -104,11 +104,10 @@ class ObjectiveEncoder:
         Raises:
             DataError: A row does not fit even with as little history as its objective needs.
         """
-        drawn = draw_objectives(rows, self._objectives)
-        is_next_item = [objective == Objective.NEXT_ITEM for objective in drawn]
+        tasks = self._list_tasks(rows)
+        is_next_item = [index not in tasks for index in range(len(rows))]
         next_items = rows.filter(pa.array(is_next_item, pa.bool_()))
         samples = iter(self._prompts.encode_samples(next_items))
-        tasks = self._list_tasks(rows)
         return [
             next(samples) if flag else self._encode_to_fit(tasks[index])
             for index, flag in enumerate(is_next_item)
