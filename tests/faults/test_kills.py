@@ -8,7 +8,6 @@ import os
 import signal
 import sqlite3
 import subprocess
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,10 +42,7 @@ def kill_session(process: "subprocess.Popen[str]", name: str) -> str:
     Returns:
         What the driver wrote to stderr. It has ended with exit code 2, and no worker outlives it.
     """
-    names = {}
-    for each in jobs.below(process.pid):
-        with suppress(psutil.NoSuchProcess):  # it may have ended meanwhile
-            names[each] = each.name()
+    names = jobs.names_below(process.pid)
     [victim] = [each for each in names if names[each] == name]
     # The raylet's two agents look for the GCS for a minute before they end.
     descendants = [each for each in names if not names[each].endswith("Agent")]

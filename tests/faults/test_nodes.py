@@ -82,7 +82,7 @@ class LocalCluster:
 
     def announce_end(self, node: "subprocess.Popen[bytes]") -> None:
         """Announces that a node is taken away, to a sidecar that drains it until then."""
-        [raylet] = [each for each in jobs.below(node.pid) if each.name() == "raylet"]
+        [raylet] = [each for each, name in jobs.names_below(node.pid).items() if name == "raylet"]
         [node_id] = [
             argument.partition("=")[2]
             for argument in raylet.cmdline()

@@ -206,6 +206,15 @@ def below(driver: int, *names: str) -> list[psutil.Process]:
     return processes
 
 
+def names_below(driver: int) -> dict[psutil.Process, str]:
+    """Returns the descendants of a driver, and the name of each one's program."""
+    names = {}
+    for process in below(driver):
+        with suppress(psutil.NoSuchProcess):  # it may have ended meanwhile
+            names[process] = process.name()
+    return names
+
+
 def kill_when(process: "subprocess.Popen[str]", reached: Callable[[], bool]) -> None:
     """Kills the driver of a running job with SIGKILL once a condition holds.
 
