@@ -1,8 +1,9 @@
 """A soak: a run is killed, filled and poisoned at random, and must end as an undisturbed one.
 
     python tests/faults/soak.py --folder DIR --minutes 60 --seed 1
+    python tests/faults/soak_nodes.py --folder DIR --kills 100 --seed 1     the same on three nodes
 
-Every 10 to 60 seconds one thing happens to a run of simulated shoppers: a process dies, a domain is
+Every 5 to 60 seconds one thing happens to a run of simulated shoppers: a process dies, a domain is
 appended, the stable phase is held or released, a file of a checkpoint is damaged, a request makes
 no sense, a second driver is started, or the disk is full for some seconds. The driver is started
 again whenever it ended. After that the run is left alone until its end. Then its plan is trained
@@ -14,6 +15,7 @@ It is no part of `make test`. The disk is filled only where DIR is on a small fi
 
 import argparse
 import json
+import math
 import os
 import random
 import shutil
@@ -27,7 +29,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 
@@ -39,7 +41,7 @@ from cprec.config.recipe_file import load_recipe  # noqa: E402
 from cprec.runs import checkpoint  # noqa: E402
 from tests.integration import jobs  # noqa: E402
 
-SHORTEST_S, LONGEST_S = 10.0, 60.0
+SHORTEST_S, LONGEST_S = 5.0, 60.0
 """Seconds between two faults."""
 
 END_S = 3600.0
@@ -65,8 +67,18 @@ PROGRAMS = {"raylet": "raylet", "GCS": "gcs_server"}
 """What is killed by the name of its program."""
 
 
+Fault = tuple[int, Callable[[], bool]]
+"""How often something happens, as a weight, and how; it returns whether it could."""
+
+
 class Soak:
-    """One soak: the run, what happened to it, and how it took it."""
+    """One soak: the run, what happened to it, and how it took it.
+
+    Attributes:
+        TRAIN: Keys of `train` beside those of every soak.
+    """
+
+    TRAIN: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, folder: Path, seed: int, users: int) -> None:
         """Builds the corpus and the recipe below an empty folder."""
@@ -74,9 +86,9 @@ class Soak:
         self.happened: Counter[str] = Counter()
         self.exit_codes: Counter[int] = Counter()
         self.recoveries_s: list[float] = []
-        self._random = random.Random(seed)
+        self.random = random.Random(seed)
         self._later_domains = list(LATER_DOMAINS)
-        self._driver: subprocess.Popen[bytes] | None = None
+        self.driver: subprocess.Popen[bytes] | None = None
         self._killed_at: float | None = None
         self._rows_at_resume: int | None = None
         self.recipe = self._write_recipe(users)
@@ -104,11 +116,19 @@ class Soak:
                 "poll_samples": 64,
                 "hold_open": True,
             },
-            train={"global_batch": 32, "zero_stage": 1, "max_failures": 10_000},
+            train={"global_batch": 32, "zero_stage": 1, "max_failures": 10_000, **self.TRAIN},
             checkpoint={"every_samples": 256, "keep": 5},
         )
 
     # -- processes
+
+    def driver_environment(self) -> dict[str, str]:
+        """Returns variables of drivers, beside those of this process."""
+        return {}
+
+    def roots(self) -> list[int]:
+        """Returns the processes whose descendants can be killed."""
+        return [] if self.driver is None else [self.driver.pid]
 
     def _job(self, job: str, *arguments: str, timeout_s: float = 300) -> int:
         """Runs a job to its end; returns its exit code."""
@@ -124,6 +144,7 @@ class Soak:
             return subprocess.Popen(
                 [sys.executable, "jobs/cpt.py", str(self.recipe), *arguments],
                 cwd=ROOT,
+                env={**os.environ, **self.driver_environment()},
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -131,62 +152,65 @@ class Soak:
 
     def keep_driver(self) -> bool:
         """Starts the driver if none is at work; returns whether the run has ended well."""
-        if self._driver is not None and (code := self._driver.poll()) is not None:
+        if self.driver is not None and (code := self.driver.poll()) is not None:
             self.exit_codes[code] += 1
-            self._driver = None
+            self.driver = None
             if code == 0:
                 return True
             if code == 1:
                 raise SystemExit(f"the driver ended with 1; see {self.folder / 'driver.log'}")
-        if self._driver is None:
-            self._driver = self._start_driver()
+        if self.driver is None:
+            self.driver = self._start_driver()
         return False
 
-    def _victims(self, matches: Callable[[psutil.Process], bool]) -> list[psutil.Process]:
-        if self._driver is None:
-            return []
+    def victims(self, matches: Callable[[psutil.Process], bool]) -> list[psutil.Process]:
         found = []
-        with suppress(psutil.NoSuchProcess):
-            for process in psutil.Process(self._driver.pid).children(recursive=True):
-                with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-                    if matches(process):
-                        found.append(process)
+        for root in self.roots():
+            with suppress(psutil.NoSuchProcess):
+                for process in psutil.Process(root).children(recursive=True):
+                    with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                        if matches(process):
+                            found.append(process)
         return found
 
-    def _kill(self, victims: list[psutil.Process]) -> bool:
+    def kill(self, victims: list[psutil.Process]) -> bool:
         """Kills one of the processes; returns whether there was one."""
         if not victims:
             return False
         with suppress(psutil.NoSuchProcess):
-            self._random.choice(victims).kill()
-        self._killed_at, self._rows_at_resume = time.time(), None
+            self.random.choice(victims).kill()
+        self.note_kill()
         return True
+
+    def note_kill(self) -> None:
+        """Notes that something was killed, from which the run recovers."""
+        self._killed_at, self._rows_at_resume = time.time(), None
 
     # -- faults: each returns whether it could happen
 
     def kill_titled(self, title: str) -> bool:
         """Kills a process by the beginning of its title."""
-        return self._kill(self._victims(lambda p: (p.cmdline() or [""])[0].startswith(title)))
+        return self.kill(self.victims(lambda p: (p.cmdline() or [""])[0].startswith(title)))
 
     def kill_program(self, name: str) -> bool:
         """Kills a process by the name of its program."""
-        return self._kill(self._victims(lambda p: Path((p.cmdline() or [""])[0]).name == name))
+        return self.kill(self.victims(lambda p: Path((p.cmdline() or [""])[0]).name == name))
 
     def kill_driver(self) -> bool:
         """Kills the driver alone."""
-        return self._driver is not None and self._kill([psutil.Process(self._driver.pid)])
+        return self.driver is not None and self.kill([psutil.Process(self.driver.pid)])
 
     def kill_everything(self) -> bool:
         """Kills the driver and all processes of its Ray session."""
-        if self._driver is None:
+        if self.driver is None:
             return False
-        driver = psutil.Process(self._driver.pid)
+        driver = psutil.Process(self.driver.pid)
         with suppress(psutil.NoSuchProcess):
             driver.suspend()
             for process in driver.children(recursive=True):
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
-        return self._kill([driver])
+        return self.kill([driver])
 
     def append(self) -> bool:
         """Appends the next domain."""
@@ -203,9 +227,9 @@ class Soak:
         status = self._status()
         if status.get("state") != "training" or status["samples"] > 0.8 * status["S"]:
             return False
-        return self._control("release") and self._control("hold")
+        return self.control("release") and self.control("hold")
 
-    def _control(self, action: str) -> bool:
+    def control(self, action: str) -> bool:
         return self._job("control", str(self.recipe), action) == 0
 
     def poison(self) -> bool:
@@ -213,17 +237,17 @@ class Soak:
         requests = self.run_folder / "requests"
         requests.mkdir(parents=True, exist_ok=True)
         for number, content in enumerate(BAD_REQUESTS):
-            (requests / f"bad-{self._random.randrange(1 << 30)}-{number}.json").write_text(content)
-        (requests / f"folder-{self._random.randrange(1 << 30)}.json").mkdir()
+            (requests / f"bad-{self.random.randrange(1 << 30)}-{number}.json").write_text(content)
+        (requests / f"folder-{self.random.randrange(1 << 30)}.json").mkdir()
         return True
 
     def intrude(self) -> bool:
         """Starts a second driver of the run, which must be refused while the first one lives."""
-        if self._driver is None:
+        if self.driver is None:
             return False
         intruder = self._start_driver()
         code = intruder.wait(timeout=300)
-        if code != 1 and self._driver.poll() is None:
+        if code != 1 and self.driver.poll() is None:
             raise SystemExit(f"a second driver was not refused: it ended with {code}")
         return True
 
@@ -234,7 +258,7 @@ class Soak:
             return False
         victim = manifests[-1].parent / checkpoint.OPTIMIZER
         content = bytearray(victim.read_bytes())
-        content[self._random.randrange(len(content))] ^= 1
+        content[self.random.randrange(len(content))] ^= 1
         victim.write_bytes(bytes(content))
         return True
 
@@ -247,26 +271,25 @@ class Soak:
             with ballast.open("wb", buffering=0) as file, suppress(OSError):
                 while True:
                     file.write(bytes(1 << 16))
-            time.sleep(self._random.uniform(4, 10))
+            time.sleep(self.random.uniform(4, 10))
         finally:
             ballast.unlink()
         return True
 
     # -- the soak
 
-    def _faults(self) -> dict[str, tuple[int, Callable[[], bool]]]:
-        """Returns what can happen: name to (weight, how)."""
-        kills = {
-            f"kill: {name}": (3, partial(self.kill_titled, title))
-            for name, title in PROCESSES.items()
-        } | {
-            f"kill: {name}": (2, partial(self.kill_program, program))
-            for name, program in PROGRAMS.items()
-        }
-        return {
-            **kills,
+    def faults(self) -> dict[str, Fault]:
+        """Returns what can happen, by name."""
+        kills: dict[str, Fault] = {
             "kill: driver": (3, self.kill_driver),
             "kill: everything": (2, self.kill_everything),
+        }
+        for name, title in PROCESSES.items():
+            kills[f"kill: {name}"] = (3, partial(self.kill_titled, title))
+        for name, program in PROGRAMS.items():
+            kills[f"kill: {name}"] = (2, partial(self.kill_program, program))
+        return {
+            **kills,
             "append": (2, self.append),
             "release and hold": (2, self.release_and_hold),
             "bad requests": (2, self.poison),
@@ -289,7 +312,7 @@ class Soak:
             self.recoveries_s.append(time.time() - self._killed_at)
             self._killed_at = None
 
-    def _wait(self, seconds: float) -> bool:
+    def wait(self, seconds: float) -> bool:
         """Lets the run go on for some time; returns whether it has ended."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -300,15 +323,20 @@ class Soak:
             time.sleep(0.5)
         return False
 
-    def disturb(self, minutes: float) -> None:
-        """Lets something happen every 10 to 60 seconds, for some minutes."""
-        faults = self._faults()
+    @property
+    def kills(self) -> int:
+        """Kills so far, of processes and of nodes."""
+        return sum(number for name, number in self.happened.items() if name.startswith("kill: "))
+
+    def disturb(self, minutes: float, kills: float = math.inf) -> None:
+        """Lets something happen every 5 to 60 seconds, for some minutes or until so many kills."""
+        faults = self.faults()
         names, weights = list(faults), [weight for weight, _ in faults.values()]
         end = time.monotonic() + 60 * minutes
-        while time.monotonic() < end:
-            if self._wait(self._random.uniform(SHORTEST_S, LONGEST_S)):
+        while time.monotonic() < end and self.kills < kills:
+            if self.wait(self.random.uniform(SHORTEST_S, LONGEST_S)):
                 return
-            name = self._random.choices(names, weights)[0]
+            name = self.random.choices(names, weights)[0]
             if faults[name][1]():
                 self.happened[name] += 1
                 print(f"{time.strftime('%H:%M:%S')} {name}; {self._progress()}", flush=True)
@@ -328,21 +356,21 @@ class Soak:
         """Leaves the run alone until it has ended."""
         end = time.monotonic() + END_S
         while time.monotonic() < end:
-            if self._wait(5):
+            if self.wait(5):
                 return
             status = self._status()
             if status.get("hold") and status.get("state") == "waiting":
-                self._control("release")
+                self.control("release")
         raise SystemExit(f"the run did not end within {END_S:,.0f} s; {self._progress()}")
 
     def stop(self) -> None:
         """Ends what is still running."""
-        if self._driver is not None and self._driver.poll() is None:
-            self._driver.send_signal(signal.SIGTERM)
+        if self.driver is not None and self.driver.poll() is None:
+            self.driver.send_signal(signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
-                self._driver.wait(timeout=120)
-            if self._driver.poll() is None:
-                os.killpg(self._driver.pid, signal.SIGKILL)
+                self.driver.wait(timeout=120)
+            if self.driver.poll() is None:
+                os.killpg(self.driver.pid, signal.SIGKILL)
 
     def compare(self) -> dict[str, Any]:
         """Trains the plan of the run once more, without any fault, and compares the two."""
@@ -378,29 +406,19 @@ def _last_weights(folder: Path) -> dict[str, Any]:
     return dict(checkpoint.load_training_state(uri).weights)
 
 
-def main() -> int:
-    """Runs a soak and prints what it showed; returns 0 if the run ended as an undisturbed one."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, required=True, help="an empty folder")
-    parser.add_argument("--minutes", type=float, default=60.0, help="how long faults happen")
-    parser.add_argument("--seed", type=int, default=1, help="of the choice of faults")
-    parser.add_argument("--users", type=int, default=2000, help="simulated shoppers")
-    options = parser.parse_args()
-    options.folder.mkdir(parents=True, exist_ok=True)
-    if any(options.folder.iterdir()):
-        parser.error(f"{options.folder} is not empty")
-    soak = Soak(options.folder.absolute(), options.seed, options.users)
+def run_soak(soak: Soak, minutes: float, kills: float = math.inf) -> dict[str, Any]:
+    """Disturbs a run for some minutes or until so many kills; returns what it showed."""
     begin = time.monotonic()
     try:
-        soak.disturb(options.minutes)
+        soak.disturb(minutes, kills)
         disturbed_s = time.monotonic() - begin
         soak.finish()
     finally:
         soak.stop()
-    result = {
-        "seed": options.seed,
+    return {
         "minutes with faults": round(disturbed_s / 60, 1),
         "minutes in all": round((time.monotonic() - begin) / 60, 1),
+        "kills": soak.kills,
         "happened": dict(sorted(soak.happened.items())),
         "exit codes of the driver": {str(c): n for c, n in sorted(soak.exit_codes.items())},
         "recoveries": len(soak.recoveries_s),
@@ -408,9 +426,37 @@ def main() -> int:
         "recovery (s), longest": round(max(soak.recoveries_s, default=0.0), 1),
         **soak.compare(),
     }
+
+
+def is_well(result: dict[str, Any]) -> bool:
+    """Returns whether what had to be equal was, and no sample was missing or repeated."""
+    return all(
+        result[key] for key in result if key.endswith(("are equal", "bit for bit"))
+    ) and not (result["missing"] or result["repeated"])
+
+
+def parse_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Adds what all soaks take, and reads the command line."""
+    parser.add_argument("--folder", type=Path, required=True, help="an empty folder")
+    parser.add_argument("--seed", type=int, default=1, help="of the choice of faults")
+    options = parser.parse_args()
+    options.folder = options.folder.absolute()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    if any(options.folder.iterdir()):
+        parser.error(f"{options.folder} is not empty")
+    return options
+
+
+def main() -> int:
+    """Runs a soak and prints what it showed; returns 0 if the run ended as an undisturbed one."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=60.0, help="how long faults happen")
+    parser.add_argument("--users", type=int, default=2000, help="simulated shoppers")
+    options = parse_options(parser)
+    soak = Soak(options.folder, options.seed, options.users)
+    result = {"seed": options.seed, **run_soak(soak, options.minutes)}
     print(json.dumps(result, indent=1))
-    same = result["steps are equal"] and result["parameters are equal, bit for bit"]
-    return 0 if same and not result["missing"] and not result["repeated"] else 1
+    return 0 if is_well(result) else 1
 
 
 if __name__ == "__main__":

@@ -45,10 +45,10 @@ def ray() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes many ranges, splits, partitioning tasks and sums, of few rows each."""
-    monkeypatch.setattr(stored_interactions, "TARGET_FILE_ROWS", 200)
-    monkeypatch.setattr(file_splits, "ROWS_PER_SPLIT", 100)
-    monkeypatch.setattr(user_ranges, "ROWS_PER_RESULT", 40)
-    monkeypatch.setattr(kcore, "COUNTS_PER_TASK", 5)
+    monkeypatch.setattr(stored_interactions, "TARGET_FILE_ROWS", 400)
+    monkeypatch.setattr(file_splits, "ROWS_PER_SPLIT", 250)
+    monkeypatch.setattr(user_ranges, "ROWS_PER_RESULT", 100)
+    monkeypatch.setattr(kcore, "COUNTS_PER_TASK", 10)
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ def test_both_backends_write_the_same_files(tmp_path: Path, rough: Path) -> None
         domain: {"titles": 2, "brace": 2} for domain in ("A", "B", "C")
     }
     assert shown["mixed"]["samples"] > 0
-    assert len(local.commits[0].metadata["interactions"]) == 16
+    assert len(local.commits[0].metadata["interactions"]) == 8
 
 
 @pytest.mark.parametrize("k", [1, 4])
@@ -345,7 +345,7 @@ def test_an_append_is_the_same_on_both_backends(tmp_path: Path, rough: Path) -> 
     assert append_both(more, local, on_ray, domains=("B",))["version"] == 4
     commits = Corpus.open(on_ray.uri).commits
     # The one file of the last version gets the interactions of several blocks.
-    assert [len(commit.metadata["interactions"]) for commit in commits] == [32, 8, 4, 2, 1]
+    assert [len(commit.metadata["interactions"]) for commit in commits] == [16, 4, 2, 1, 1]
 
 
 def test_an_append_on_ray_that_is_overtaken_starts_again(

@@ -1,0 +1,188 @@
+"""The soak on nodes: processes and whole nodes of a cluster die at random, among other things.
+
+    python tests/faults/soak_nodes.py --folder DIR --kills 100 --seed 1
+
+A head and three nodes are processes of this machine, with a token. What happens beside that of
+`soak.py`: a node is killed, or drained by the spot sidecar and then killed; the head dies with
+everything; for a while no node takes the place of a lost one, so that the run goes on with fewer
+workers. Before the last kills the run is told to anneal. At its end the plan is trained once more
+by two workers without a fault. Steps, learning rates and samples must be equal; losses and weights
+bit for bit up to the first step of another number of workers, if there was one.
+
+It is no part of `make test`.
+"""
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import time
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any, ClassVar
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "platform")]
+
+from tests.faults.injection import environment, fault  # noqa: E402
+from tests.faults.local_cluster import NOTICE_S, LocalCluster, local_cluster  # noqa: E402
+from tests.faults.soak import Fault, Soak, is_well, parse_options, run_soak  # noqa: E402
+from tests.faults.test_kills import events_of  # noqa: E402
+from tests.integration import jobs  # noqa: E402
+
+WORKERS = 2
+NODES = 3
+NODE_CPUS = 4
+"""Room for a worker and for Ray Data."""
+FEWER_S = 60.0
+"""Seconds for which a lost node may have no successor."""
+LAST_KILLS = 10
+"""Kills that are left when the run is told to anneal."""
+
+
+class NodesSoak(Soak):
+    """A soak of a run whose workers are on nodes that come and go."""
+
+    TRAIN: ClassVar[dict[str, Any]] = {
+        "min_workers": 1,
+        "cpus_per_worker": 2,
+        "collective_timeout_s": 20,
+        "resize_interval_s": 10,
+    }
+
+    def __init__(self, folder: Path, seed: int, users: int) -> None:
+        """Builds the corpus and the recipe below an empty folder, and starts the cluster."""
+        super().__init__(folder, seed, users)
+        self._ending = ExitStack()
+        self._successors_from = 0.0
+        self._cluster = self._start_cluster()
+
+    def _start_cluster(self) -> LocalCluster:
+        slow = [{**fault("slow", 0, None), "rank": rank} for rank in range(WORKERS)]
+        cluster = self._ending.enter_context(local_cluster(environment(*slow)))
+        for _ in range(NODES):
+            cluster.add_node(NODE_CPUS)
+        return cluster
+
+    def driver_environment(self) -> dict[str, str]:
+        """Returns the environment of drivers on the cluster."""
+        return self._cluster.driver_environment
+
+    def roots(self) -> list[int]:
+        """Returns the driver and all nodes."""
+        return [*super().roots(), *(n.pid for n in self._cluster.nodes if n.poll() is None)]
+
+    def _living(self) -> "list[subprocess.Popen[bytes]]":
+        """Returns the nodes that live, without the head."""
+        return [node for node in self._cluster.nodes[1:] if node.poll() is None]
+
+    def keep_driver(self) -> bool:
+        """Gives lost nodes successors, and a lost head a new cluster; then as every soak does."""
+        if self._cluster.nodes[0].poll() is not None:
+            self._ending.close()
+            self._cluster = self._start_cluster()
+        elif time.monotonic() > self._successors_from:
+            for _ in range(NODES - len(self._living())):
+                with suppress(AssertionError):  # the head died meanwhile
+                    self._cluster.add_node(NODE_CPUS)
+        return super().keep_driver()
+
+    # -- faults: each returns whether it could happen
+
+    def kill_node(self) -> bool:
+        """Kills a node with all its processes."""
+        return self._lose(self.random.choice(self._living()))
+
+    def kill_node_for_long(self) -> bool:
+        """Kills a node that has no successor for a while."""
+        self._successors_from = time.monotonic() + FEWER_S
+        return self.kill_node()
+
+    def kill_head(self) -> bool:
+        """Kills the head with all its processes, the GCS among them."""
+        return self._lose(self._cluster.nodes[0])
+
+    def _lose(self, node: "subprocess.Popen[bytes]") -> bool:
+        self._cluster.remove(node)
+        self.note_kill()
+        return True
+
+    def drain(self) -> bool:
+        """Drains a node, which is killed when its notice is over."""
+        node = self.random.choice(self._living())
+        with suppress(ValueError):  # its raylet has just died
+            self._cluster.announce_end(node)
+        self.wait(NOTICE_S)
+        if node.poll() is None:
+            self._cluster.remove(node)
+        return True
+
+    def faults(self) -> dict[str, Fault]:
+        """Returns what can happen here, without the disk, which is not a small one."""
+        faults = super().faults()
+        del faults["full disk"], faults["kill: everything"]
+        return {
+            **faults,
+            "kill: node": (6, self.kill_node),
+            "kill: node, without a successor": (3, self.kill_node_for_long),
+            "kill: head": (1, self.kill_head),
+            "drain": (3, self.drain),
+        }
+
+    # -- the end
+
+    def disturb(self, minutes: float, kills: float = math.inf) -> None:
+        """Disturbs the run, and tells it to anneal before the last kills."""
+        begin = time.monotonic()
+        super().disturb(minutes, kills - LAST_KILLS)
+        while not self.control("anneal"):
+            if self.wait(5):
+                return
+        super().disturb(minutes - (time.monotonic() - begin) / 60, kills)
+
+    def stop(self) -> None:
+        """Ends what is still running."""
+        super().stop()
+        self._ending.close()
+
+    def compare(self) -> dict[str, Any]:
+        """Trains the plan once more with two workers, and compares the two runs."""
+        audit = super().compare()
+        resumed = events_of(self.run_folder, "resumed")
+        fewer = [each["samples"] for each in resumed if each["workers"] != WORKERS]
+        rows, whole = (
+            jobs.lines(folder / "trace.jsonl")
+            for folder in (self.run_folder, self.run_folder.parent / "undisturbed")
+        )
+        keys = ("step", "samples", "lr", "ids_digest", "phase", "sources")
+        pairs = list(zip(rows, whole, strict=True))
+        # With another number of workers, sums are rounded otherwise, from that step on.
+        exact = [(a["loss"], b["loss"]) for a, b in pairs if a["samples"] < min(fewer, default=1e9)]
+        return {
+            **{key: audit[key] for key in ("planned", "missing", "repeated")},
+            "worker groups": len(resumed),
+            "worker groups of one worker": len(fewer),
+            "steps": len(rows),
+            "steps are equal": all(a[key] == b[key] for a, b in pairs for key in keys),
+            "steps before any of one worker": len(exact),
+            "their losses are equal, bit for bit": all(a == b for a, b in exact),
+            "largest difference of a loss": max(abs(a["loss"] / b["loss"] - 1) for a, b in pairs),
+        }
+
+
+def main() -> int:
+    """Runs a soak and prints what it showed; returns 0 if the run ended as an undisturbed one."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--kills", type=int, default=100, help="how many processes or nodes die")
+    parser.add_argument("--minutes", type=float, default=120.0, help="how long, at most")
+    parser.add_argument("--users", type=int, default=600, help="simulated shoppers")
+    options = parse_options(parser)
+    soak = NodesSoak(options.folder, options.seed, options.users)
+    result = {"seed": options.seed, **run_soak(soak, options.minutes, options.kills)}
+    print(json.dumps(result, indent=1))
+    return 0 if is_well(result) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
