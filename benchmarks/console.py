@@ -85,8 +85,8 @@ def measure_list(folder: Path, runs: int, recipe: str, browser: Browser) -> None
                 f"{time.process_time() - used:.2f} s of CPU time"
             )
         with jobs.console(recipe, "--storage", place) as (address, _):
-            page = open_page(browser, address, "#/models")
-            page.wait_for("!!document.querySelector('.page')")
+            page = open_page(browser, address, "#/runs/run-0000")
+            page.wait_for(f"/^[0-9]/.test({SAMPLES})")
             began = time.perf_counter()
             page.evaluate("location.hash = '#/runs'")
             page.wait_for(f"{SHOWN} === {runs}")

@@ -31,6 +31,8 @@ from tests.faults.test_kills import events_of
 from tests.integration import jobs
 
 BATCH = 32
+WORKER_CPUS, NODE_CPUS = 3, 5
+"""A node has room for one worker, and for Ray Data."""
 STEPS_IN_A_DRAIN = 40
 """Steps that the run may come further while a node joins and another one is drained."""
 
@@ -84,7 +86,8 @@ class DrainedRun:
 
     def __init__(self, folder: Path, cluster: LocalCluster, steps: int) -> None:
         """Builds a corpus below an empty folder and starts a run of so many steps."""
-        self._cluster, self._nodes = cluster, [cluster.add_node(4), cluster.add_node(4)]
+        self._cluster = cluster
+        self._nodes = [cluster.add_node(NODE_CPUS) for _ in range(2)]
         self.folder = folder / "runs" / "drained"
         self.recipe = jobs.recipe(
             folder,
@@ -93,8 +96,8 @@ class DrainedRun:
             train={
                 "global_batch": BATCH,
                 "zero_stage": 1,
-                "cpus_per_worker": 2,
-                "max_samples": steps * BATCH,
+                "cpus_per_worker": WORKER_CPUS,
+                "max_samples": steps * BATCH // 2,  # as many mixed ones follow
             },
             checkpoint={"every_samples": 60 * BATCH},
         )
@@ -114,7 +117,7 @@ class DrainedRun:
 
     def drain(self) -> Drain:
         """Drains the older node, and waits until its worker is at work on another one."""
-        self._nodes.append(self._cluster.add_node(4))
+        self._nodes.append(self._cluster.add_node(NODE_CPUS))
         node = self._nodes.pop(0)
         before = set(self.frontier.arrived)
         resumptions = len(events_of(self.folder, "resumed"))

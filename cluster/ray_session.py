@@ -21,7 +21,7 @@ from typing import TypeVar
 import ray
 from ray._private import ray_constants
 
-from cluster.errors import RunError, UserError
+from cluster.errors import PlatformFault, RunError, UserError
 from cluster.processes.ray_threads import is_ray_in_use
 from cluster.processes.session_watch import end_with_session
 
@@ -38,6 +38,12 @@ LOCAL_STARTS = 3
 
 START_IS_SLOW = "timed out during startup"
 """What Ray says if its own processes are not up in time."""
+
+PORT_WAIT = "RAY_gcs_server_port_wait_time_s"
+"""How long Ray waits for a head of its own (s), and how often it tries to reach another one."""
+
+HEAD_TRIES = 2
+"""How often a driver tries to reach the head of a cluster, for 40 seconds each time."""
 
 SESSIONS_ROOT = Path("/tmp")  # noqa: S108  what is below it is checked
 """Where each user has a folder for local sessions."""
@@ -107,7 +113,7 @@ def ray_session(address: str, num_cpus: int) -> Iterator[None]:
         _node_ip_address=LOOPBACK if is_local else None,
     )
     with preserve_sigterm_handler(), local_processes() if is_local else nullcontext():
-        session = start_patiently(start) if is_local else start()
+        session = start_patiently(start) if is_local else connect(start)
     try:
         with end_with_session(session, is_local):
             yield
@@ -146,7 +152,7 @@ def start_patiently(start: Callable[[], Session]) -> Session:
     Raises:
         RunError: It was too slow LOCAL_STARTS times.
     """
-    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "120")
+    os.environ.setdefault(PORT_WAIT, "120")
     slow: Exception | None = None
     for _ in range(LOCAL_STARTS):
         try:
@@ -161,6 +167,29 @@ def start_patiently(start: Callable[[], Session]) -> Session:
         f"its load is {os.getloadavg()[0]:.0f} on {os.cpu_count()} logical CPUs; start again when "
         "it does less"
     ) from slow
+
+
+def connect(start: Callable[[], Session]) -> Session:
+    """Connects to a cluster. Ray by itself would try for a quarter of an hour.
+
+    Args:
+        start: Connects to Ray.
+
+    Raises:
+        PlatformFault: No head answered.
+    """
+    is_chosen = PORT_WAIT in os.environ
+    os.environ.setdefault(PORT_WAIT, str(HEAD_TRIES))
+    try:
+        return start()
+    except ConnectionError as error:
+        raise PlatformFault(
+            f"{error}: no head answered there; see cluster.address or RAY_ADDRESS, whether the "
+            "head is up, and the rules for its port (docs/operations/network.md)"
+        ) from None
+    finally:
+        if not is_chosen:
+            del os.environ[PORT_WAIT]
 
 
 @contextmanager

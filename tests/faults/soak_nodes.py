@@ -33,8 +33,8 @@ from tests.integration import jobs  # noqa: E402
 
 WORKERS = 2
 NODES = 3
-NODE_CPUS = 4
-"""Room for a worker and for Ray Data."""
+WORKER_CPUS, NODE_CPUS = 3, 5
+"""A node has room for one worker, and for Ray Data."""
 FEWER_S = 60.0
 """Seconds for which a lost node may have no successor."""
 LAST_KILLS = 10
@@ -46,7 +46,7 @@ class NodesSoak(Soak):
 
     TRAIN: ClassVar[dict[str, Any]] = {
         "min_workers": 1,
-        "cpus_per_worker": 2,
+        "cpus_per_worker": WORKER_CPUS,
         "collective_timeout_s": 20,
         "resize_interval_s": 10,
     }
@@ -77,9 +77,16 @@ class NodesSoak(Soak):
         """Returns the nodes that live, without the head."""
         return [node for node in self._cluster.nodes[1:] if node.poll() is None]
 
+    def _has_head(self) -> bool:
+        """Returns whether the head lives, with what it cannot do without."""
+        head = self._cluster.nodes[0]
+        if head.poll() is not None:
+            return False
+        return {"raylet", "gcs_server"} <= set(jobs.names_below(head.pid).values())
+
     def keep_driver(self) -> bool:
         """Gives lost nodes successors, and a lost head a new cluster; then as every soak does."""
-        if self._cluster.nodes[0].poll() is not None:
+        if not self._has_head():
             self._ending.close()
             self._cluster = self._start_cluster()
         elif time.monotonic() > self._successors_from:

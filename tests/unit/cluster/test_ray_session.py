@@ -15,7 +15,7 @@ import pytest
 from ray._private import ray_constants
 
 from cluster import ray_session
-from cluster.errors import RunError, UserError
+from cluster.errors import PlatformFault, RunError, UserError
 
 
 def test_auto_is_the_cluster_of_the_submitted_job_else_local(
@@ -53,6 +53,25 @@ def test_processes_of_a_local_session_find_the_packages_first(
     assert roots[2:] == ([] if before is None else [before])
     for name in ("cprec", "corpus", "cluster"):
         assert any((Path(root) / name / "__init__.py").is_file() for root in roots[:2])
+
+
+@pytest.mark.parametrize("chosen", [None, "9"])
+def test_a_head_that_does_not_answer_is_a_fault_after_few_tries(
+    monkeypatch: pytest.MonkeyPatch, chosen: str | None
+) -> None:
+    monkeypatch.delenv(ray_session.PORT_WAIT, raising=False)
+    if chosen is not None:
+        monkeypatch.setenv(ray_session.PORT_WAIT, chosen)
+    tries = []
+
+    def start() -> None:
+        tries.append(os.environ[ray_session.PORT_WAIT])
+        raise ConnectionError("Failed to connect to Ray cluster at 10.0.0.1:6379")
+
+    with pytest.raises(PlatformFault, match=r"10\.0\.0\.1:6379: no head .*RAY_ADDRESS"):
+        ray_session.connect(start)
+    assert tries == [chosen or "2"]
+    assert os.environ.get(ray_session.PORT_WAIT) == chosen
 
 
 def imitate_ray_init(sigterm_arrives: bool) -> None:

@@ -7,6 +7,8 @@ import { phaseBar } from "../phase_bar.js";
 
 const ORDER = ["training", "waiting", "starting", "finishing", "unknown",
   "failed", "lost", "stopped", "done"];
+const ARRANGE_MS = 20;
+const names = new Intl.Collator();
 const COLUMNS = [
   ["Run", ""], ["Schedule", ""], ["Samples", "number"], ["Learning rate", "number"],
   ["Loss", "number"], ["Tokens/s", "number"], ["Left", "number"], ["Workers", "number"],
@@ -51,6 +53,15 @@ export function showRuns({ main, signal, onLink, info }) {
     setText(summary, summarise(sorted.map((entry) => entry.row)));
   }
 
+  // A thousand runs arrive in many pieces; the table is arranged once for those that are there.
+  let timer = null;
+  function arrangeSoon() {
+    timer ??= setTimeout(() => {
+      timer = null;
+      arrange();
+    }, ARRANGE_MS);
+  }
+
   filter.addEventListener("input", arrange);
   follow("/api/runs", (parts) => {
     for (const { name, content } of parts) {
@@ -67,13 +78,13 @@ export function showRuns({ main, signal, onLink, info }) {
       if (!rows.has(run)) rows.set(run, buildRow(run));
       rows.get(run).update(content);
     }
-    arrange();
+    arrangeSoon();
   }, onLink, signal);
 }
 
 function compare(a, b) {
   return ORDER.indexOf(a.state) - ORDER.indexOf(b.state) || isResting(a) * (b.time - a.time)
-    || a.run.localeCompare(b.run);
+    || names.compare(a.run, b.run);
 }
 
 function isResting(row) {
