@@ -42,7 +42,7 @@ from cprec.runs import checkpoint  # noqa: E402
 from tests.integration import jobs  # noqa: E402
 
 SHORTEST_S, LONGEST_S = 5.0, 60.0
-"""Seconds between two faults."""
+"""Seconds between two faults; short times are as frequent as long ones on a scale of logarithms."""
 
 END_S = 3600.0
 """Seconds that the run may take to its end, once it is left alone."""
@@ -334,7 +334,8 @@ class Soak:
         names, weights = list(faults), [weight for weight, _ in faults.values()]
         end = time.monotonic() + 60 * minutes
         while time.monotonic() < end and self.kills < kills:
-            if self.wait(self.random.uniform(SHORTEST_S, LONGEST_S)):
+            logarithm = self.random.uniform(math.log(SHORTEST_S), math.log(LONGEST_S))
+            if self.wait(math.exp(logarithm)):
                 return
             name = self.random.choices(names, weights)[0]
             if faults[name][1]():

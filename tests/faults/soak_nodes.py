@@ -99,7 +99,8 @@ class NodesSoak(Soak):
 
     def kill_node(self) -> bool:
         """Kills a node with all its processes."""
-        return self._lose(self.random.choice(self._living()))
+        living = self._living()
+        return bool(living) and self._lose(self.random.choice(living))
 
     def kill_node_for_long(self) -> bool:
         """Kills a node that has no successor for a while."""
@@ -117,13 +118,13 @@ class NodesSoak(Soak):
 
     def drain(self) -> bool:
         """Drains a node, which is killed when its notice is over."""
-        node = self.random.choice(self._living())
+        if not (living := self._living()):
+            return False
+        node = self.random.choice(living)
         with suppress(ValueError):  # its raylet has just died
             self._cluster.announce_end(node)
         self.wait(NOTICE_S)
-        if node.poll() is None:
-            self._cluster.remove(node)
-        return True
+        return node.poll() is not None or self._lose(node)
 
     def faults(self) -> dict[str, Fault]:
         """Returns what can happen here, without the disk, which is not a small one."""
@@ -134,7 +135,7 @@ class NodesSoak(Soak):
             "kill: node": (6, self.kill_node),
             "kill: node, without a successor": (3, self.kill_node_for_long),
             "kill: head": (1, self.kill_head),
-            "drain": (3, self.drain),
+            "kill: node, after a notice": (3, self.drain),
         }
 
     # -- the end
