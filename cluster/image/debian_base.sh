@@ -18,8 +18,8 @@ buildah umount "$container"
 
 python3 -m pip download --dest "$wheels" --python-version 3.11 --only-binary :all: \
   --constraint requirements.lock torch pip
-buildah run --volume "$wheels:/wheels:ro" "$container" -- sh -c \
-  'python -m pip install --break-system-packages --no-cache-dir --ignore-installed --no-deps \\
-   /wheels/*'
+buildah run --volume "$wheels:/mnt:ro" "$container" -- sh -c \
+  'python -m pip install --break-system-packages --no-cache-dir --ignore-installed --no-deps \
+   /mnt/*'
 buildah run "$container" -- rm -rf /var/cache/apt/archives /var/lib/apt/lists
 buildah commit "$container" "$name"
