@@ -94,8 +94,14 @@ class Recipe(Section):
 
         Ray does not check them against the machine, so they may be more than its cores.
         """
-        workers = self.workers * self.train.cpus_per_worker
-        return self.cluster.num_cpus or workers + self.train.stream_cpus
+        cpus, _ = self.resources_for(self.workers)
+        return self.cluster.num_cpus or cpus
+
+    def resources_for(self, workers: int) -> tuple[int, int]:
+        """Returns the CPUs and the GPUs that so many training workers and Ray Data take."""
+        train = self.train
+        cpus = workers * train.cpus_per_worker + train.stream_cpus
+        return cpus, workers * train.gpus_per_worker
 
     def flatten(self) -> dict[str, object]:
         """Returns every value by its dotted key."""

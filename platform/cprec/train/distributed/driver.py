@@ -4,7 +4,7 @@ import json
 import signal
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
@@ -132,6 +132,8 @@ def run_training(
     if train.gpus_per_worker:
         resources["GPU"] = train.gpus_per_worker
     is_local = resolve_address(recipe.cluster.address) == "local"
+    if shortage := describe_shortage(recipe, ray.cluster_resources()):
+        say(shortage)
     trainer = (_LocalTrainer if is_local else _Trainer)(
         _run_worker,
         train_loop_config={
@@ -174,6 +176,28 @@ def run_training(
         # An error here must not hide the one that ended training; the status goes stale by itself.
         with suppress(ray.exceptions.RayError):
             ray.get(controller.end_run.remote(), timeout=60)
+
+
+def describe_shortage(recipe: Recipe, resources: Mapping[str, float]) -> str | None:
+    """Returns why the workers wait before they start; None if there is room for them.
+
+    Without it, workers that leave no CPU to Ray Data wait for samples without a word.
+
+    Args:
+        recipe: The recipe.
+        resources: What Ray has, as it says itself.
+    """
+    workers = recipe.train.min_workers or recipe.workers
+    needed = recipe.resources_for(workers)
+    found = (resources.get("CPU", 0.0), resources.get("GPU", 0.0))
+    if all(has >= wants for has, wants in zip(found, needed, strict=True)):
+        return None
+    wanted = "1 worker" if workers == 1 else f"{workers} workers"
+    return (
+        f"Ray has {found[0]:g} CPUs and {found[1]:g} GPUs; {wanted} and Ray Data need "
+        f"{needed[0]} and {needed[1]}: the run waits until there are more nodes, or give it fewer "
+        "workers (workers, train.min_workers, train.stream_cpus)"
+    )
 
 
 class _Trainer(TorchTrainer):

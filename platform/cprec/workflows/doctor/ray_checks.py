@@ -148,8 +148,7 @@ def _judge_resources(recipe: Recipe, nodes: Sequence[Node], is_local: bool) -> F
     train = recipe.train
     gpus, cpus = sum(node.gpus for node in nodes), sum(node.cpus for node in nodes)
     workers = recipe.workers if is_local else train.min_workers or recipe.workers
-    wanted_gpus = workers * train.gpus_per_worker
-    wanted_cpus = workers * train.cpus_per_worker + train.stream_cpus
+    wanted_cpus, wanted_gpus = recipe.resources_for(workers)
     seen = f"{len(nodes)} nodes with {cpus:g} CPUs and {gpus:g} GPUs"
     allowed = f"{wanted_cpus:g} CPUs and {wanted_gpus:g} GPUs for {workers} workers"
     if gpus < wanted_gpus or cpus < wanted_cpus:

@@ -13,7 +13,9 @@ from ray.train.v2._internal.execution.scaling_policy import (
 )
 from ray.train.v2.api.config import ScalingConfig
 
+from cprec.config.recipe_file import validate_recipe
 from cprec.config.sections.pretraining import TrainSettings
+from cprec.train.distributed.driver import describe_shortage
 from cprec.train.distributed.elastic import ResizeAfterCheckpoint
 
 CPUS = {"CPU": 1.0}
@@ -87,3 +89,23 @@ def test_workers_leave_ray_data_its_cpus(
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": cpus})
     assert TrainSettings().stream_cpus == 2
     assert policy_of([])._count_possible_workers({"a node": {"CPU": 4.0}}) == workers
+
+
+@pytest.mark.parametrize(
+    ("keys", "resources", "said"),
+    [
+        ({}, {"CPU": 4.0}, None),
+        ({}, {"CPU": 2.0}, "2 CPUs and 0 GPUs; 2 workers and Ray Data need 4 and 0"),
+        ({"min_workers": 1}, {"CPU": 3.0}, None),
+        ({"min_workers": 1}, {"CPU": 2.0}, "1 worker and Ray Data need 3 and 0"),
+        ({"gpus_per_worker": 1}, {"CPU": 90.0, "GPU": 1.0}, "need 4 and 2"),
+        ({"gpus_per_worker": 1}, {}, "0 CPUs and 0 GPUs"),
+        ({"cpus_per_worker": 8, "stream_cpus": 16}, {"CPU": 32.0}, None),
+    ],
+)
+def test_a_run_that_waits_for_room_says_so(
+    keys: dict[str, int], resources: dict[str, float], said: str | None
+) -> None:
+    recipe = validate_recipe({"workers": 2, "train": keys}, "a test")
+    found = describe_shortage(recipe, resources)
+    assert found is None if said is None else said in (found or "")
