@@ -60,6 +60,8 @@ TRAINED_ON_TAG = "trained_on"
 """Tag of a version: what it was trained on, as `cprec.tracking.lineage.trained_on` writes it."""
 LINEAGE_RUN_TAG = "run"
 """Tag of a version: URI of the cprec run that it is from."""
+STORES = ("http", "https", "databricks", "databricks-uc", "sqlite", "postgresql", "mysql", "mssql")
+"""What holds MLflow's runs and models, by the beginning of its URI. A folder of files cannot."""
 
 
 @dataclass(frozen=True)
@@ -122,10 +124,15 @@ class Registry:
         """Returns the registry of a recipe.
 
         Raises:
-            RecipeError: There is no `mlflow.uri`, and storage is an object store, while SQLite
-                needs a disk.
+            RecipeError: `mlflow.uri` is a folder or of an unknown kind; or there is none, and
+                storage is an object store, while SQLite needs a disk.
         """
         uri = recipe.mlflow.uri
+        if uri is not None and uri.partition("://")[0].partition("+")[0].lower() not in STORES:
+            raise RecipeError(
+                f"mlflow.uri: {uri} is neither a tracking server (http://host:port) nor a SQL URI "
+                "(postgresql://..., sqlite:////path/mlflow.db)"
+            )
         storage = absolute_uri(recipe.storage)
         if uri is None and is_remote(storage):
             raise RecipeError(

@@ -231,6 +231,12 @@ def test_object_storage_needs_a_tracking_server() -> None:
         Registry.from_recipe(Recipe.model_validate({"storage": "s3://bucket/runs"}))
 
 
+@pytest.mark.parametrize("uri", ["out/mlruns", "/mlruns", "file:///mlruns", "foo://host"])
+def test_a_folder_or_an_unknown_store_is_no_registry(uri: str) -> None:
+    with pytest.raises(RecipeError, match=f"mlflow.uri: {uri} is neither .*http.*sqlite"):
+        Registry.from_recipe(Recipe.model_validate({"mlflow": {"uri": uri}}))
+
+
 def test_artifacts_of_a_run_on_an_object_store_are_stored_there(s3: str, tmp_path: Path) -> None:
     recipe = Recipe.model_validate(
         {"storage": f"{s3}/runs", "mlflow": {"uri": f"sqlite:///{tmp_path}/mlflow.db"}}
