@@ -1,6 +1,7 @@
 """Looks at something at intervals while somebody watches, and tells of the parts that changed."""
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import suppress
@@ -32,6 +33,7 @@ class Watch:
             refresh_s: Seconds between two looks, at least.
         """
         self._look, self._refresh_s = look, refresh_s
+        self._one_at_a_time = threading.Lock()
         self._parts: dict[str, tuple[int, bytes | None]] = {}
         self._number = 0
         self._changed = asyncio.Condition()
@@ -43,6 +45,11 @@ class Watch:
     def is_watched(self) -> bool:
         """Whether at least one browser watches."""
         return self._watchers > 0
+
+    async def look_ahead(self) -> None:
+        """Looks once while nobody watches yet, so that whoever comes need not wait for it."""
+        parts, _ = await asyncio.to_thread(self._timed_look)
+        self._take(parts)
 
     def hurry(self) -> None:
         """Looks again at once, because something was done."""
@@ -94,7 +101,8 @@ class Watch:
         """Returns the parts, and the CPU time that the look took (seconds)."""
         began = time.thread_time()
         try:
-            parts: Mapping[str, bytes] = {**self._look(), PROBLEM: b"null"}
+            with self._one_at_a_time:
+                parts: Mapping[str, bytes] = {**self._look(), PROBLEM: b"null"}
         except Exception as error:  # whatever it is: the page says so, and the next look may do
             kind = "" if isinstance(error, CprecError) else f"{type(error).__name__}: "
             known = {name: part for name, (_, part) in self._parts.items() if part is not None}

@@ -64,8 +64,10 @@ def run_console(
 
 
 async def _serve(site: Site, app: App, listener: socket.socket) -> None:
+    first_look = asyncio.create_task(site.runs.look_ahead())
     try:
         await build_server(app, GRACE_S).serve(sockets=[listener])
     finally:
+        first_look.cancel()
         await site.ranking.end()
         await site.jobs.end_all()

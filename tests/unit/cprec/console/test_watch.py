@@ -1,6 +1,7 @@
 """Watchers get all parts, then those that changed; a look that fails is told, and tried again."""
 
 import asyncio
+import threading
 from collections.abc import Mapping
 
 from cluster.errors import RunError
@@ -72,3 +73,25 @@ async def _hurry() -> int:
 
 def test_what_was_done_is_looked_at_without_waiting() -> None:
     assert asyncio.run(_hurry()) == 2
+
+
+def test_who_comes_after_a_look_ahead_does_not_wait_for_another_one() -> None:
+    looks, goes_on = 0, threading.Event()
+
+    def look() -> Mapping[str, bytes]:
+        nonlocal looks
+        looks += 1
+        assert looks == 1 or goes_on.wait(60)
+        return {"a": b"%d" % looks}
+
+    async def come() -> list[dict[str, bytes | None]]:
+        watch = Watch(look, 0.01)
+        await watch.look_ahead()
+        stream = watch.follow()
+        first = dict(await anext(stream))
+        goes_on.set()
+        second = dict(await anext(stream))
+        await stream.aclose()
+        return [first, second]
+
+    assert asyncio.run(come()) == [{"a": b"1", PROBLEM: b"null"}, {"a": b"2"}]
