@@ -247,6 +247,8 @@ def _train_and_poll(
     def train() -> None:
         try:
             trainer.fit()
+        except ray.exceptions.RayActorError as error:
+            failures.append(name_lost_trainer(error))
         except BaseException as error:  # whatever it is, the main thread raises it below
             failures.append(error)
 
@@ -271,6 +273,14 @@ def _train_and_poll(
         raise failures[0]
     if stopping or _was_asked_to_stop(controller):
         raise KeyboardInterrupt
+
+
+def name_lost_trainer(error: ray.exceptions.RayActorError) -> PlatformFault:
+    """Returns the fault of a run whose process of Ray Train died, which leads the workers."""
+    return PlatformFault(
+        "the process of Ray Train that starts the workers died, and they with it; often its node, "
+        f"which is that of this job, was out of memory ({' '.join(str(error).split())})"
+    )
 
 
 def _was_asked_to_stop(controller: Any) -> bool:

@@ -15,7 +15,7 @@ from ray.train.v2.api.config import ScalingConfig
 
 from cprec.config.recipe_file import validate_recipe
 from cprec.config.sections.pretraining import TrainSettings
-from cprec.train.distributed.driver import describe_shortage
+from cprec.train.distributed.driver import describe_shortage, name_lost_trainer
 from cprec.train.distributed.elastic import ResizeAfterCheckpoint
 
 CPUS = {"CPU": 1.0}
@@ -109,3 +109,10 @@ def test_a_run_that_waits_for_room_says_so(
     recipe = validate_recipe({"workers": 2, "train": keys}, "a test")
     found = describe_shortage(recipe, resources)
     assert found is None if said is None else said in (found or "")
+
+
+def test_the_death_of_the_process_that_leads_the_workers_is_a_fault_that_says_so() -> None:
+    error = ray.exceptions.RayActorError(error_msg="The actor died.\n\tpid: 1")
+    fault = name_lost_trainer(error)
+    assert "Ray Train that starts the workers died" in str(fault)
+    assert "The actor died. pid: 1" in str(fault)
