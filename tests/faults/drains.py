@@ -1,6 +1,6 @@
 """Measures what a drained node costs a run, and what that makes of a day with a drain an hour.
 
-    python benchmarks/drains.py --folder DIR [--drains 6] [--between 45]
+    python tests/faults/drains.py --folder DIR [--drains 6] [--between 45]
 
 A head and two nodes are processes of this machine, with a worker of the run on each and steps of a
 second. Again and again a third node joins, and one of the two is drained by the spot sidecar and
@@ -22,13 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "platform")]
 
-from tests.faults.injection import environment, fault
-from tests.faults.local_cluster import NOTICE_S, LocalCluster, local_cluster
-from tests.faults.test_kills import events_of
-from tests.integration import jobs
+from tests.faults.injection import environment, fault  # noqa: E402
+from tests.faults.local_cluster import NOTICE_S, LocalCluster, local_cluster  # noqa: E402
+from tests.faults.test_kills import events_of  # noqa: E402
+from tests.integration import jobs  # noqa: E402
 
 BATCH = 32
 WORKER_CPUS, NODE_CPUS = 3, 5
