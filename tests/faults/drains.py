@@ -26,13 +26,17 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "platform")]
 
 from tests.faults.injection import environment, fault  # noqa: E402
-from tests.faults.local_cluster import NOTICE_S, LocalCluster, local_cluster  # noqa: E402
+from tests.faults.local_cluster import (  # noqa: E402
+    NODE_CPUS,
+    NOTICE_S,
+    WORKER_CPUS,
+    LocalCluster,
+    local_cluster,
+)
 from tests.faults.test_kills import events_of  # noqa: E402
 from tests.integration import jobs  # noqa: E402
 
 BATCH = 32
-WORKER_CPUS, NODE_CPUS = 3, 5
-"""A node has room for one worker, and for Ray Data."""
 STEPS_IN_A_DRAIN = 40
 """Steps that the run may come further while a node joins and another one is drained."""
 
@@ -119,7 +123,6 @@ class DrainedRun:
         """Drains the older node, and waits until its worker is at work on another one."""
         self._nodes.append(self._cluster.add_node(NODE_CPUS))
         node = self._nodes.pop(0)
-        before = set(self.frontier.arrived)
         resumptions = len(events_of(self.folder, "resumed"))
         self._cluster.announce_end(node)
         end = time.monotonic() + NOTICE_S
@@ -138,7 +141,6 @@ class DrainedRun:
         resumed = events_of(self.folder, "resumed")[-1]
         repeated = sum(resumed["samples"] < each <= furthest for each in self.frontier.arrived)
         [step] = [row for row in self.frontier.rows if row["samples"] == furthest]
-        assert furthest >= max(before)
         arrived = self.frontier.arrived
         standstill_s = arrived[furthest + step["batch_samples"]] - arrived[furthest]
         return Drain(standstill_s - step["step_s"], repeated)

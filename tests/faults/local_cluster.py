@@ -18,6 +18,8 @@ from tests.integration import jobs
 from tests.integration.test_submit import free_ports
 
 RAY = str(Path(sys.executable).parent / "ray")
+WORKER_CPUS, NODE_CPUS = 3, 5
+"""A node of NODE_CPUS has room for one worker of WORKER_CPUS, and for Ray Data."""
 NOTICE_S = 8
 """Seconds between the notice and the end of a node."""
 

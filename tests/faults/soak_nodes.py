@@ -26,15 +26,19 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "platform")]
 
 from tests.faults.injection import environment, fault  # noqa: E402
-from tests.faults.local_cluster import NOTICE_S, LocalCluster, local_cluster  # noqa: E402
+from tests.faults.local_cluster import (  # noqa: E402
+    NODE_CPUS,
+    NOTICE_S,
+    WORKER_CPUS,
+    LocalCluster,
+    local_cluster,
+)
 from tests.faults.soak import Fault, Soak, is_well, parse_options, run_soak  # noqa: E402
 from tests.faults.test_kills import events_of  # noqa: E402
 from tests.integration import jobs  # noqa: E402
 
 WORKERS = 2
 NODES = 3
-WORKER_CPUS, NODE_CPUS = 3, 5
-"""A node has room for one worker, and for Ray Data."""
 FEWER_S = 60.0
 """Seconds for which a lost node may have no successor."""
 LAST_KILLS = 10
