@@ -12,6 +12,7 @@ import signal
 import socket
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import ray
-from ray._private import ray_constants
+from ray._private import ray_constants, services
 
 from cluster.errors import PlatformFault, RunError, UserError
 from cluster.processes.ray_threads import is_ray_in_use
@@ -33,8 +34,8 @@ Session = TypeVar("Session")
 
 LOOPBACK = "127.0.0.1"
 
-LOCAL_STARTS = 3
-"""Attempts to start a local session."""
+START_S = 120.0
+"""How long the raylet of a local session may take to start."""
 
 START_IS_SLOW = "timed out during startup"
 """What Ray says if its own processes are not up in time."""
@@ -144,29 +145,49 @@ def local_processes() -> Iterator[None]:
 
 
 def start_patiently(start: Callable[[], Session]) -> Session:
-    """Starts a local session, again where it was too slow: Ray itself waits 30 seconds only.
+    """Starts a local session, and waits for its node as long as a busy machine needs.
+
+    Ray itself waits 30 seconds, a number in its code, and leaves the processes that were too slow.
 
     Args:
         start: Starts Ray.
 
     Raises:
-        RunError: It was too slow LOCAL_STARTS times.
+        RunError: The node was not up within START_S seconds.
     """
-    os.environ.setdefault(PORT_WAIT, "120")
-    slow: Exception | None = None
-    for _ in range(LOCAL_STARTS):
+    os.environ.setdefault(PORT_WAIT, f"{START_S:.0f}")
+    find_node = services.get_node
+    services.get_node = partial(_wait_for_node, find_node)
+    try:
+        return start()
+    except Exception as error:  # Ray has no class for this one
+        if START_IS_SLOW not in str(error):
+            raise
+        raise RunError(
+            f"Ray did not start on this machine within {START_S:.0f} seconds: its load is "
+            f"{os.getloadavg()[0]:.0f} on {os.cpu_count()} logical CPUs; start again when it does "
+            "less"
+        ) from error
+    finally:
+        services.get_node = find_node
+
+
+def _wait_for_node(
+    find_node: Callable[[str, str], dict[str, object]], head: str, node_id: str
+) -> dict[str, object]:
+    """Returns what Ray's `find_node` returns, once it knows the node.
+
+    Raises:
+        RuntimeError: It did not know it within START_S seconds.
+    """
+    end = time.monotonic() + START_S
+    while True:
         try:
-            return start()
-        except Exception as error:  # Ray has no class for this one
-            if START_IS_SLOW not in str(error):
+            return find_node(head, node_id)
+        except RuntimeError:
+            if time.monotonic() > end:
                 raise
-            slow = error
-            ray.shutdown()
-    raise RunError(
-        f"Ray did not start on this machine within 30 seconds, {LOCAL_STARTS} times in a row: "
-        f"its load is {os.getloadavg()[0]:.0f} on {os.cpu_count()} logical CPUs; start again when "
-        "it does less"
-    ) from slow
+        time.sleep(0.1)
 
 
 def connect(start: Callable[[], Session]) -> Session:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from ray._private import ray_constants
+from ray._private import ray_constants, services
 
 from cluster import ray_session
 from cluster.errors import PlatformFault, RunError, UserError
@@ -140,20 +140,47 @@ def test_clusters_may_be_formed_again_after_a_local_session(
     assert before == ray_constants.ENABLE_RAY_CLUSTER
 
 
-def test_a_slow_start_is_tried_again_and_then_told_in_a_sentence() -> None:
-    slow = "The current node timed out during startup. This could happen because ..."
-    results: list[Exception | str] = [Exception(slow), Exception(slow), "a session"]
+TOO_SLOW = "The current node timed out during startup. This could happen because ..."
+"""What Ray raises when it no longer waits for its node."""
 
-    def start() -> str:
-        result = results.pop(0)
-        if isinstance(result, Exception):
-            raise result
-        return result
 
-    assert ray_session.start_patiently(start) == "a session"
-    results += [Exception(slow)] * 3
-    with pytest.raises(RunError, match="within 30 seconds, 3 times in a row: its load is"):
+def test_a_local_session_waits_for_its_node_longer_than_ray_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers: list[dict[str, str] | None] = [None, None, {"node_id": "7"}]
+
+    def find_node(head: str, node_id: str) -> dict[str, str]:
+        assert (head, node_id) == ("head:1", "7")
+        if found := answers.pop(0):
+            return found
+        raise RuntimeError("no such node yet")
+
+    monkeypatch.setattr(services, "get_node", find_node)
+    found = ray_session.start_patiently(lambda: services.get_node("head:1", "7"))
+    assert found == {"node_id": "7"}
+    assert services.get_node is find_node
+
+
+def test_a_node_that_stays_away_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def find_node(_head: str, _node_id: str) -> dict[str, str]:
+        raise RuntimeError("no such node yet")
+
+    def start() -> None:
+        try:
+            services.get_node("head:1", "7")
+        except RuntimeError as error:
+            raise Exception(TOO_SLOW) from error
+
+    monkeypatch.setattr(services, "get_node", find_node)
+    monkeypatch.setattr(ray_session, "START_S", 0.3)
+    with pytest.raises(RunError, match="within 0 seconds: its load is"):
         ray_session.start_patiently(start)
-    results += [ValueError("another cause")]
+    assert services.get_node is find_node
+
+
+def test_another_failure_of_a_local_start_is_raised_as_it_is() -> None:
+    def start() -> None:
+        raise ValueError("another cause")
+
     with pytest.raises(ValueError, match="another cause"):
         ray_session.start_patiently(start)
