@@ -35,7 +35,7 @@ from cluster.storage import join
 from corpus import build
 from corpus.ingest.simulation import simulate_shoppers
 from corpus.settings import SimulateSettings
-from corpus.sampling.samples import SAMPLE_SCHEMA
+from corpus.sampling.schemas import SAMPLE_SCHEMA
 from corpus.sampling.source import Source
 from corpus.store import tables
 from corpus.store.delta import DataFile

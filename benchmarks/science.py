@@ -8,8 +8,8 @@
 `prepare` needs the whole platform and the recipe's corpus (jobs/build_corpus.py), and takes the
 recipe's keys, such as `--train.compile true`; the archive has samples, titles and base. `run` needs
 that archive alone, and PyTorch, transformers, PEFT, DeepSpeed, pyarrow, safetensors, fsspec,
-botocore, aiohttp, pydantic and ruamel.yaml. It ends after so many minutes with a checkpoint, and
-the next one goes on from there; a kill costs what was done since the last checkpoint.
+botocore, pydantic and ruamel.yaml. It ends after so many minutes with a checkpoint, and the next
+one goes on from there; a kill costs what was done since the last checkpoint.
 
 It scores the base, pre-trains by the recipe's plan, scores that, and fine-tunes from fresh weights
 (LLaRA) and from the pre-trained ones (CPRec): each rate of search.lrs with the first seed, and the

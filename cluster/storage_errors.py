@@ -7,12 +7,12 @@ change that. An answer whose body breaks off is read again here.
 
 import errno
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from aiohttp import ClientError as HttpError
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
@@ -41,7 +41,7 @@ CUT_READ_PAUSE_S = 0.5
 T = TypeVar("T")
 
 _NOT_FAILURES = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
-_STORE_ERRORS = (BotoCoreError, ClientError, HTTPClientError, HttpError)
+_STORE_ERRORS = (BotoCoreError, ClientError, HTTPClientError)
 
 _ADVICE = {
     errno.ENOSPC: "make room there",
@@ -62,12 +62,21 @@ def s3_config() -> dict[str, Any]:
     }
 
 
+def _http_errors() -> tuple[type[Exception], ...]:
+    """Returns what aiohttp raises, which reads from object stores; nothing where it is not loaded.
+
+    It is not loaded here, because that takes time in every process, also of those without a store.
+    """
+    aiohttp = sys.modules.get("aiohttp")
+    return () if aiohttp is None else (aiohttp.ClientError,)
+
+
 def is_storage_error(error: BaseException) -> bool:
     """Returns whether an error is one of disk, store or network, not of a file's content.
 
     Parquet's readers raise OSError for bad content too, but without an error number.
     """
-    return isinstance(error, _STORE_ERRORS) or (
+    return isinstance(error, (*_STORE_ERRORS, *_http_errors())) or (
         isinstance(error, OSError) and error.errno is not None
     )
 
@@ -94,7 +103,7 @@ def name_errors(uri: str) -> Iterator[None]:
         if not is_storage_error(error):
             raise
         raise _named(uri, error.errno or errno.EIO, error.strerror or str(error)) from error
-    except _STORE_ERRORS as error:
+    except (*_STORE_ERRORS, *_http_errors()) as error:
         raise _named(uri, errno.EIO, f"{type(error).__name__}: {error}") from error
 
 
@@ -103,7 +112,7 @@ def with_cut_reads_repeated(read: Callable[[], T]) -> T:
     for _ in range(CUT_READS - 1):
         try:
             return read()
-        except HttpError:
+        except _http_errors():
             time.sleep(CUT_READ_PAUSE_S)
     return read()
 

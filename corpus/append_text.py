@@ -6,7 +6,7 @@ from cluster import storage
 from cluster.console import Say
 from corpus.ingest import plain_text
 from corpus.sampling import replay_text
-from corpus.sampling.sequences import SPLITS
+from corpus.sampling.source import SPLITS
 from corpus.store import conditional_puts
 from corpus.store.statistics import VersionStatistics
 from corpus.store.tables import Corpus, FileKey, write_samples

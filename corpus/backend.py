@@ -129,7 +129,7 @@ class AppendDelta(ABC):
 
         Returns:
             The files, and the added interactions and users of each domain
-            (`corpus.store.statistics.count_new_by_domain`).
+            (`EncodedInteractions.count_new_by_domain`).
 
         Raises:
             DataError: A user interacted with so many items of a domain that too few are left to

@@ -24,7 +24,7 @@ from corpus.sampling.encoded_interactions import EncodedInteractions
 from corpus.sampling.samples import build_samples, max_sample_counts
 from corpus.sampling.sequences import IntArray
 from corpus.settings import DataSettings
-from corpus.store import statistics, stored_interactions
+from corpus.store import stored_interactions
 from corpus.store.delta import WrittenFile
 from corpus.store.statistics import NewCounts
 from corpus.store.stored_interactions import InteractionFile
@@ -125,7 +125,7 @@ def build_block(
     """
     busiest_users = negatives.find_busiest_users(interactions, item_counts, data.num_candidates - 1)
     return interactions.to_frame().with_columns(partition=file_number).to_arrow(), BlockStatistics(
-        statistics.count_new_by_domain(interactions.user_domain_counts),
+        interactions.count_new_by_domain(),
         max_sample_counts(interactions.user_domain_counts, data),
         busiest_users,
     )

@@ -15,8 +15,7 @@ from corpus.inspect.distributions import TOP_ITEM_FRACTIONS, Distributions, leng
 from corpus.inspect.injections import TitlesWithInjection
 from corpus.inspect.inspection import InspectionResult
 from corpus.inspect.leakage import LEAK_CHECKS
-from corpus.sampling.sequences import SPLITS
-from corpus.sampling.source import MIXED
+from corpus.sampling.source import MIXED, SPLITS
 from corpus.store.statistics import VersionStatistics
 from corpus.store.tables import Corpus
 

@@ -16,8 +16,8 @@ import polars as pl
 from corpus.inspect import leakage
 from corpus.inspect.distributions import Distributions, InteractionCounts
 from corpus.inspect.injections import TitlesWithInjection, find_titles_with_injections
-from corpus.sampling.sequences import SPLITS, TEST, TRAIN, VALIDATION, IntArray
-from corpus.sampling.source import Source, SourceKind
+from corpus.sampling.sequences import IntArray
+from corpus.sampling.source import SPLITS, TEST, TRAIN, VALIDATION, Source, SourceKind
 from corpus.store import catalogue, delta, stored_interactions
 from corpus.store.delta import DataFile
 from corpus.store.scratch import (
@@ -148,11 +148,11 @@ class Inspector:
         self._held_out_counts: list[Counter[str]] = []
 
     def add_interactions(self, rows: pl.DataFrame) -> None:
-        """Adds stored interactions, with the columns of `samples.STORED_INTERACTION_SCHEMA`."""
+        """Adds stored interactions, with the columns of `schemas.STORED_INTERACTION_SCHEMA`."""
         self._interactions.append(rows)
 
     def add_samples(self, source: Source, split: str, rows: pl.DataFrame) -> None:
-        """Adds samples of one source and split, with the columns of `samples.SAMPLE_SCHEMA`.
+        """Adds samples of one source and split, with the columns of `schemas.SAMPLE_SCHEMA`.
 
         Columns that the split is not checked by may be missing.
         """

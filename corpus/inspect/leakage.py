@@ -13,7 +13,8 @@ from collections.abc import Collection, Iterable
 import numpy as np
 import polars as pl
 
-from corpus.sampling.sequences import SPLITS, TEST, TRAIN, IntArray
+from corpus.sampling.sequences import IntArray
+from corpus.sampling.source import SPLITS, TEST, TRAIN
 
 LEAK_CHECKS = {
     "training_targets_held_out": (

@@ -14,7 +14,7 @@ from corpus.ingest.quarantine import QuarantinedRows
 from corpus.inspect.distributions import TOP_ITEM_FRACTIONS, length_bin_labels
 from corpus.inspect.inspection import InspectionResult
 from corpus.inspect.leakage import ALL_CHECKS, LEAK_CHECKS
-from corpus.sampling.sequences import SPLITS
+from corpus.sampling.source import SPLITS
 from corpus.store.tables import Corpus
 
 PAGE_FILE = "statistics.html"

@@ -35,7 +35,7 @@ from corpus.sampling.encoded_interactions import (
 )
 from corpus.sampling.sequences import IntArray
 from corpus.settings import DataSettings
-from corpus.store import catalogue, statistics, stored_interactions
+from corpus.store import catalogue, stored_interactions
 from corpus.store.catalogue import count_items
 from corpus.store.statistics import NewCounts
 from corpus.store.tables import Corpus
@@ -81,7 +81,7 @@ class LocalAppendDelta(AppendDelta):
         """Makes all samples of the next version and writes its files; see `AppendDelta`."""
         interactions = self._check(numbered_items, item_indices)
         samples = write_sample_files(interactions, item_indices, self.data, seed, self.corpus.uri)
-        return samples, statistics.count_new_by_domain(interactions.user_domain_counts)
+        return samples, interactions.count_new_by_domain()
 
     def check(self, numbered_items: pl.DataFrame, item_indices: Mapping[str, IntArray]) -> None:
         """Checks that the samples of the next version can be made; see `AppendDelta`."""

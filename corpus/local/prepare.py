@@ -26,7 +26,6 @@ from corpus.sampling.encoded_interactions import (
     remove_unused_categories,
 )
 from corpus.settings import DataSettings
-from corpus.store import statistics
 from corpus.store.catalogue import count_items, group_item_indices
 from corpus.store.tables import ITEMS_SCHEMA
 
@@ -94,7 +93,7 @@ def prepare_domains(data: DataSettings, say: Say) -> LocalPrepared:
         items,
         sum((domain.dropped for domain in domains), Counter[str]()),
         tuple(rows for domain in domains for rows in domain.quarantined),
-        statistics.count_new_by_domain(interactions.user_domain_counts),
+        interactions.count_new_by_domain(),
         samples.max_sample_counts(interactions.user_domain_counts, data),
         interactions,
     )

@@ -14,12 +14,8 @@ from typing import TypeVar
 
 from corpus.backend import UncommittedSamples
 from corpus.sampling.encoded_interactions import EncodedInteractions
-from corpus.sampling.samples import (
-    STORED_INTERACTION_SCHEMA,
-    Samples,
-    build_samples,
-    max_sample_counts,
-)
+from corpus.sampling.samples import Samples, build_samples, max_sample_counts
+from corpus.sampling.schemas import STORED_INTERACTION_SCHEMA
 from corpus.sampling.sequences import IntArray
 from corpus.settings import DataSettings
 from corpus.store import delta, stored_interactions

@@ -175,6 +175,15 @@ class EncodedInteractions:
             .cast({"domain": pl.String, "size": pl.Int64, "new": pl.Int64})
         )
 
+    def count_new_by_domain(self) -> dict[str, tuple[int, int]]:
+        """Counts the new interactions of each domain, and the users who had none in it before.
+
+        Counts of separate groups of users add up.
+        """
+        first_time = (pl.col("new") == pl.col("size")).sum().alias("users")
+        counts = self.user_domain_counts.group_by("domain").agg(pl.col("new").sum(), first_time)
+        return {name: (interactions, users) for name, interactions, users in counts.iter_rows()}
+
 
 def mark_as_new(interactions: pl.DataFrame, version: int) -> pl.DataFrame:
     """Adds the columns that mark interactions as new: their version, and a null split.

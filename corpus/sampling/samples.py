@@ -14,45 +14,10 @@ from numpy.typing import NDArray
 
 from corpus.sampling import candidates, hashing, sequences
 from corpus.sampling.encoded_interactions import EncodedInteractions
-from corpus.sampling.sequences import SPLITS, TEST, TRAIN, VALIDATION, HistoryWindows, IntArray
-from corpus.sampling.source import MIXED, Source, SourceKind
+from corpus.sampling.schemas import SAMPLE_SCHEMA, STORED_INTERACTION_SCHEMA
+from corpus.sampling.sequences import HistoryWindows, IntArray
+from corpus.sampling.source import MIXED, SPLITS, TEST, TRAIN, VALIDATION, domain_source
 from corpus.settings import DataSettings
-
-SAMPLE_SCHEMA = pa.schema(
-    [
-        ("sample_id", pa.int64()),  # the bits of a uint64: Delta has no unsigned integers
-        ("domain", pa.string()),
-        ("user_id", pa.string()),
-        ("history", pa.list_(pa.int64())),
-        ("candidates", pa.list_(pa.int64())),
-        ("target", pa.int8()),
-        ("timestamp", pa.int64()),
-    ]
-)
-"""Columns of a sample.
-
-history and candidates are item indices, target is the position of the target among the candidates.
-Source and split are not columns: they are partitions of the table (`corpus.store.tables`).
-"""
-
-STORED_INTERACTION_SCHEMA = pa.schema(
-    [
-        ("user_hash", pa.int64()),  # the bits of a uint64; readers find files and row groups by it
-        ("user_id", pa.string()),
-        ("domain", pa.string()),
-        ("item_id", pa.string()),
-        ("item_index", pa.int64()),
-        ("timestamp", pa.int64()),
-        ("split", pa.int8()),
-    ]
-)
-"""Columns of a stored interaction; split is an index into SPLITS and never changes."""
-
-
-def domain_source(domain: str, data: DataSettings) -> Source:
-    """Returns the source of a domain's own samples, by whether it is held out of pre-training."""
-    held_out = domain in data.held_out
-    return Source(SourceKind.DOWNSTREAM if held_out else SourceKind.DOMAIN, domain)
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 
 IntArray = NDArray[np.int64]
 
-TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
-
 IS_NEW = pl.col("split").is_null()
 """Selects the interactions that the version being made adds; earlier ones have a split already."""
 

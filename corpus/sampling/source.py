@@ -1,6 +1,10 @@
-"""Names of the sources of samples in a corpus. Pure."""
+"""Names of the sources and the splits of samples in a corpus. Pure."""
 
 from enum import StrEnum
+
+from corpus.settings import DataSettings
+
+TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
 
 
 class SourceKind(StrEnum):
@@ -65,3 +69,9 @@ class Source(str):
 
 MIXED = Source(SourceKind.MIXED)
 """The one source of mixed samples."""
+
+
+def domain_source(domain: str, data: DataSettings) -> Source:
+    """Returns the source of a domain's own samples, by whether it is held out of pre-training."""
+    held_out = domain in data.held_out
+    return Source(SourceKind.DOWNSTREAM if held_out else SourceKind.DOMAIN, domain)

@@ -3,11 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import NotRequired, TypedDict
 
-import polars as pl
-
-from corpus.sampling.samples import domain_source
-from corpus.sampling.sequences import SPLITS, TRAIN
-from corpus.sampling.source import MIXED
+from corpus.sampling.source import MIXED, SPLITS, TRAIN, domain_source
 from corpus.settings import DataSettings
 from corpus.store.delta import WrittenFile
 
@@ -137,19 +133,6 @@ def describe_version(
         "dropped": {reason: count for reason, count in sorted(dropped.items()) if count},
         "prompt_injections": {domain: dict(counts) for domain, counts in prompt_injections.items()},
     }
-
-
-def count_new_by_domain(user_domain_counts: pl.DataFrame) -> dict[str, tuple[int, int]]:
-    """Counts the new interactions of each domain, and the users who had none in it before.
-
-    Counts of separate groups of users add up.
-
-    Args:
-        user_domain_counts: `EncodedInteractions.user_domain_counts`.
-    """
-    first_time = (pl.col("new") == pl.col("size")).sum().alias("users")
-    by_domain = user_domain_counts.group_by("domain").agg(pl.col("new").sum(), first_time)
-    return {name: (interactions, users) for name, interactions, users in by_domain.iter_rows()}
 
 
 def count_samples(files: Iterable[WrittenFile]) -> dict[tuple[str, str], int]:

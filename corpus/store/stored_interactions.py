@@ -19,7 +19,7 @@ from cluster import storage
 from cluster.errors import CorpusError
 from corpus.sampling import hashing
 from corpus.sampling.encoded_interactions import EncodedInteractions
-from corpus.sampling.samples import STORED_INTERACTION_SCHEMA
+from corpus.sampling.schemas import STORED_INTERACTION_SCHEMA
 from corpus.store import delta
 from corpus.store.delta import DataFile
 from corpus.store.tables import Corpus, translate_file_errors

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from cluster import storage
 from cluster.errors import CorpusError, PlatformFault
 from cluster.storage_errors import is_storage_error
-from corpus.sampling import replay_text, samples
+from corpus.sampling import replay_text, schemas
 from corpus.sampling.hashing import hash_range_indices
 from corpus.sampling.source import Source, SourceKind
 from corpus.settings import UNRECORDED_TEMPLATE, TemplateName
@@ -48,7 +48,7 @@ PARTITION_COLUMNS = ("source", "split")
 """Columns that `samples` is partitioned by; they are in paths, not in files."""
 
 PARTITIONED_SAMPLE_SCHEMA = pa.schema(
-    [*samples.SAMPLE_SCHEMA, *((name, pa.string()) for name in PARTITION_COLUMNS)]
+    [*schemas.SAMPLE_SCHEMA, *((name, pa.string()) for name in PARTITION_COLUMNS)]
 )
 """Columns of a sample, with its source and split."""
 
@@ -231,7 +231,7 @@ def read_rows(stream: Stream, start: int, stop: int) -> pa.Table:
     """
     if not 0 <= start <= stop <= stream.rows:
         raise ValueError(f"rows {start}..{stop} of a stream of {stream.rows}")
-    tables = [samples.SAMPLE_SCHEMA.empty_table()]
+    tables = [schemas.SAMPLE_SCHEMA.empty_table()]
     file_start = 0
     for file in stream.files:
         first = max(start - file_start, 0)

@@ -17,6 +17,7 @@ from corpus.ingest import simulation
 from cprec.config.recipe_file import load_recipe
 from cprec.tracking.registry import Registry
 from cprec.workflows.champion import set_champion
+from tests.faults.injection import environment, fault
 from tests.integration import chromium, jobs
 from tests.integration.chromium import Browser, Page
 
@@ -56,10 +57,17 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trunk(shop: Path) -> "Iterator[subprocess.Popen[str]]":
+def gate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file for which the run waits at its fifth step."""
+    return tmp_path_factory.mktemp("gate") / "open"
+
+
+@pytest.fixture(scope="module")
+def trunk(shop: Path, gate: Path) -> "Iterator[subprocess.Popen[str]]":
     """A run that trains and is held open."""
     hold = ("--schedule.hold_open", "true", "--workers", "1")
-    process = jobs.start("cpt", shop / "recipe.yaml", *hold)
+    wait = environment({**fault("wait", 5, gate), "rank": 0})
+    process = jobs.start("cpt", shop / "recipe.yaml", *hold, environment=wait)
     yield process
     if process.poll() is None:
         process.kill()
@@ -85,7 +93,7 @@ def _samples_shown(page: Page) -> int:
     reason="no Chromium on this machine, and PyPI has none (Debian: apt-get install chromium)",
 )
 def test_a_person_sees_a_run_train_and_steers_it(
-    shop: Path, trunk: "subprocess.Popen[str]", tmp_path: Path
+    shop: Path, trunk: "subprocess.Popen[str]", gate: Path, tmp_path: Path
 ) -> None:
     executable = chromium.find()
     assert executable is not None
@@ -107,7 +115,9 @@ def test_a_person_sees_a_run_train_and_steers_it(
         )
         page.evaluate("location.hash = '#/runs/trunk'")
         page.wait_for("document.querySelectorAll('.plot svg').length >= 4")
+        _release_and_hold_by_click(page, shop)
         before = _samples_shown(page)
+        gate.touch()
         _append_by_click(page, shop)
         page.wait_for(f"Number({SAMPLES}.replaceAll(',', '')) > {before}")
         _anneal_by_click(page, shop)
@@ -119,6 +129,22 @@ def test_a_person_sees_a_run_train_and_steers_it(
         assert page.evaluate("document.title") == "cprec console"
         assert page.complaints == []
         assert {re.sub(r"(?<=\d)/.*", "", address) for address in page.urls} == {url}
+
+
+def _release_and_hold_by_click(page: Page, shop: Path) -> None:
+    """Takes the hold of the run away, and gives it back."""
+    for act, event, effect, answer in (
+        ("release", "released", "no longer waits", "stable phase is trained"),
+        ("hold", "held", "waits there for new domains", "until released"),
+    ):
+        page.click(f"[data-act={act}]")
+        page.wait_for_text(effect)
+        assert events(shop, event) == []
+        page.click(f"[data-confirm={act}]")
+        page.wait_for_text(answer)
+        [done] = events(shop, event)
+        assert done["by"].startswith("console (")
+        page.evaluate("document.getElementById('dialog').close()")
 
 
 def _append_by_click(page: Page, shop: Path) -> None:

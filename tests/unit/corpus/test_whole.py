@@ -13,7 +13,7 @@ from cluster.errors import DataError
 from corpus.build import build
 from corpus.inspect.inspection import inspect_corpus
 from corpus.inspect.leakage import LEAK_CHECKS
-from corpus.sampling.sequences import SPLITS
+from corpus.sampling.source import SPLITS
 from corpus.settings import DataSettings
 from tests.unit.corpus import brute
 from tests.unit.corpus.worlds import Row, settings, worlds, write_parquet

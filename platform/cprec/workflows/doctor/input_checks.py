@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from cluster.errors import CorpusError, UserError
 from cluster.storage import is_remote, list_oldest_first
 from corpus.sampling.replay_text import TEXT_WINDOW_SCHEMA
-from corpus.sampling.samples import SAMPLE_SCHEMA
+from corpus.sampling.schemas import SAMPLE_SCHEMA
 from corpus.sampling.source import SourceKind
 from corpus.store.delta import open_parquet
 from corpus.store.tables import Corpus, Stream, read_rows, translate_file_errors

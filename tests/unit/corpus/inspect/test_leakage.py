@@ -18,9 +18,8 @@ from hypothesis import strategies as st
 from cluster.errors import CorpusError
 from corpus.inspect.inspection import InspectionResult, Inspector, inspect_corpus
 from corpus.inspect.leakage import ALL_CHECKS, LEAK_CHECKS
-from corpus.sampling.samples import SAMPLE_SCHEMA, STORED_INTERACTION_SCHEMA
-from corpus.sampling.sequences import SPLITS
-from corpus.sampling.source import Source
+from corpus.sampling.schemas import SAMPLE_SCHEMA, STORED_INTERACTION_SCHEMA
+from corpus.sampling.source import SPLITS, Source
 from corpus.store import delta, scratch, stored_interactions
 from corpus.store.tables import Corpus
 from tests.unit.corpus.worlds import all_kept, two_versions

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corpus.sampling.encoded_interactions import EncodedInteractions
-from corpus.sampling.samples import SAMPLE_SCHEMA, build_samples
+from corpus.sampling.samples import build_samples
+from corpus.sampling.schemas import SAMPLE_SCHEMA
 from cprec.baselines.sequences import input_target_windows, pad_histories, training_sequences
 from tests.unit.corpus.worlds import Row, catalogue, frame, settings, worlds
 
