@@ -193,6 +193,11 @@ class Status(Record):
     state: Literal["starting", "training", "waiting", "ended"] = Field(
         description="what the run does (`starting` in files of earlier builds)"
     )
+    waits_for: str | None = Field(
+        None,
+        description="what workers that wait are waiting for, for people",
+        json_schema_extra=SINCE_0_3,
+    )
     corpus: str | None = Field(None, description="URI of the corpus")
     corpus_version: int | None = Field(None, description="newest corpus version in the plan")
     phase: Phase | None = Field(None, description="phase of the schedule; absent before a start")

@@ -195,8 +195,8 @@ def _find_last_end(events: Sequence[Event]) -> Event | None:
 def describe_wait(state: State, glance: RunGlance) -> str:
     """Describes for people what a run waits for, or why it ended; empty where nothing is to say."""
     status, last = glance.status, _find_last_end(glance.events)
-    if state is State.WAITING:
-        return "the stable phase is trained and held open: append a domain, or release it"
+    if state is State.WAITING and status is not None:
+        return status.waits_for or "new samples: append a domain, or release it"
     if state is State.STARTING:
         return "workers are starting, and load the base"
     if state is State.FINISHING:

@@ -184,13 +184,12 @@ class ControllerState:
         if not self.is_idle:
             return None
         plan, cap = self.controller.plan, self.settings.max_domain_samples
-        release = f"jobs/control.py --run {self.settings.run} release"
         if cap is not None and count_domain_samples(plan, plan.wsa.stable_end) >= cap:
             return (
                 f"the stable phase is trained and held open, but train.max_samples ({cap:,}) is "
-                f"used up: no domain-specific sample can join; {release}"
+                "used up, and no domain-specific sample can join: release it"
             )
-        return f"the stable phase is trained and held open; append a domain, or {release}"
+        return "the stable phase is trained and held open: append a domain, or release it"
 
     def write_run_plan(self, run_plan: RunPlan) -> None:
         """Makes a changed plan durable, then takes it over."""
@@ -246,6 +245,7 @@ class ControllerState:
             lease=self.lease.number,
             run=self.settings.run,
             state=state,
+            waits_for=self.describe_wait() if state == "waiting" else None,
             corpus=self.settings.corpus_uri,
             corpus_version=self.run_plan.version,
             phase=controller.phase,

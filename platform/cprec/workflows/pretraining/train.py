@@ -36,8 +36,11 @@ def train_run(
     progress = Progress(plan.total_samples, say)
     live_report = LiveReport(job.run_uri, job.recipe.cost, tracker, say)
 
+    release = f"(jobs/control.py --run {job.recipe.run} release)"
+
     def on_news(news: RunNews) -> None:
-        progress.update(news.rows, news.events, news.waiting, news.planned_samples)
+        waiting = f"{news.waiting} {release}" if news.waiting else None
+        progress.update(news.rows, news.events, waiting, news.planned_samples)
         for row in news.rows:
             tracker.log_metrics(step_metrics(row), row.samples)
         for event in news.events:

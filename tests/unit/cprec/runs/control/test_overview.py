@@ -56,6 +56,7 @@ WENT_ON = Resumed(samples=1, checkpoint="c", attempt=1, workers=4)
         (glance(), State.TRAINING, ""),
         (glance(hold=True), State.TRAINING, "held open"),
         (glance(state="waiting"), State.WAITING, "append a domain, or release"),
+        (glance(state="waiting", waits_for="nothing can join"), State.WAITING, "nothing can join"),
         (glance(lease=0), State.STARTING, "load the base"),
         (glance(state="ended"), State.FINISHING, "audit"),
         (glance(Liveness.UNKNOWN), State.UNKNOWN, ""),

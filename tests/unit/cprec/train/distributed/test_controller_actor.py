@@ -283,6 +283,20 @@ def test_a_capped_run_says_what_it_trains_of_a_version_that_joins(
     assert joined.sources["domain/D"] == planned["domain/D", 1]
 
 
+def test_the_status_of_a_run_that_waits_says_what_can_be_done(
+    actor: ControllerActor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actor.begin_attempt(WorkerGroup(0, 1, 0, None), [])
+    ask(actor, "hold")
+    state = actor._state
+    assert state.status("training").waits_for is None
+    state.advance(state.controller.plan.wsa.stable_end)
+    state.workers_wait = True
+    assert str(state.status("waiting").waits_for).endswith(": append a domain, or release it")
+    monkeypatch.setattr(state, "settings", replace(state.settings, max_domain_samples=1))
+    assert "train.max_samples (1) is used up" in str(state.status("waiting").waits_for)
+
+
 def test_a_controller_whose_run_was_taken_over_writes_nothing(
     actor: ControllerActor, tmp_path: Path
 ) -> None:
