@@ -73,7 +73,7 @@ def test_where_nothing_is_yet(place: Place, capsys: pytest.CaptureFixture[str]) 
     for job in ("evaluate", "promote", "tune_lr", "append_domain"):
         assert "error: " in shown(1, job)
     assert "not under way" in shown(1, "control", "hold")
-    assert "the runs below" in shown(0, "console")
+    assert "(nothing is there yet), the models cprec" in shown(0, "console")
     assert "the data root" in shown(1, "build_corpus", "--corpus", f"{place.folder}/shoppers")
     assert "data.num_candidates to" in shown(1, "cpt", "--data.num_candidates", "39")
     # Interactions of somebody else, where the simulation would write.

@@ -7,7 +7,7 @@ import socket
 from collections.abc import MutableMapping, Sequence
 
 from cluster.console import Say
-from cluster.storage import absolute_uri
+from cluster.storage import absolute_uri, exists, is_remote
 from cprec.config.recipe import Recipe
 from cprec.console.http_app import build_app
 from cprec.console.site import Site
@@ -33,8 +33,11 @@ def read_or_make_token(environment: MutableMapping[str, str] = os.environ) -> tu
 
 def describe_console(recipe: Recipe) -> str:
     """Returns what the console would show, for people."""
+    runs = absolute_uri(recipe.storage)
+    # An object store that cannot be reached is told on the page, which goes on looking.
+    absent = "" if is_remote(runs) or exists(runs) else " (nothing is there yet)"
     return (
-        f"the runs below {absolute_uri(recipe.storage)}, the models {recipe.mlflow.model}, "
+        f"the runs below {runs}{absent}, the models {recipe.mlflow.model}, "
         f"the domains of {recipe.data.root_paths}"
     )
 
