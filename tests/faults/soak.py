@@ -37,6 +37,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "platform")]
 
 from corpus.ingest import simulation  # noqa: E402
+from corpus.store.tables import Corpus  # noqa: E402
 from cprec.config.recipe_file import load_recipe  # noqa: E402
 from cprec.runs import checkpoint  # noqa: E402
 from tests.integration import jobs  # noqa: E402
@@ -46,6 +47,9 @@ SHORTEST_S, LONGEST_S = 5.0, 60.0
 
 END_S = 3600.0
 """Seconds that the run may take to its end, once it is left alone."""
+
+REFUSED_S = 300.0
+"""Seconds in which a second driver must be refused."""
 
 SMALL_DISK_BYTES = 4 << 30
 """A file system with more free bytes than this is not filled."""
@@ -81,20 +85,23 @@ class Soak:
     TRAIN: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, folder: Path, seed: int, users: int) -> None:
-        """Builds the corpus and the recipe below an empty folder."""
+        """Builds the corpus and the recipe below a folder, unless they are there already."""
         self.folder, self.run_folder = folder, folder / "runs" / "soak"
         self.happened: Counter[str] = Counter()
         self.exit_codes: Counter[int] = Counter()
         self.recoveries_s: list[float] = []
         self.random = random.Random(seed)
-        self._later_domains = list(LATER_DOMAINS)
         self.driver: subprocess.Popen[bytes] | None = None
         self._killed_at: float | None = None
         self._rows_at_resume: int | None = None
-        self.recipe = self._write_recipe(users)
-        self._job("build_corpus", str(self.recipe))
+        self.recipe = folder / "recipe.yaml"
+        if not self.recipe.exists():
+            self._write_recipe(users)
+            self._job("build_corpus", str(self.recipe))
+        present = Corpus.open(f"{folder}/corpus").statistics()["domains"]
+        self._later_domains = [name for name in LATER_DOMAINS if name not in present]
 
-    def _write_recipe(self, users: int) -> Path:
+    def _write_recipe(self, users: int) -> None:
         """Writes the interactions of all domains, and a recipe that begins with the first ones."""
         simulate = {"users": users, "items_per_domain": 60}
         root = f"{self.folder}/shoppers"
@@ -106,7 +113,7 @@ class Soak:
         }
         whole = load_recipe(str(jobs.recipe(self.folder, simulate=simulate, data=everything)))
         simulation.write_data_root(whole.data, whole.simulate, whole.seed)
-        return jobs.recipe(
+        jobs.recipe(
             self.folder,
             run="soak",
             data={"root": root, "domains": FIRST_DOMAINS, "held_out": ["Games"]},
@@ -242,13 +249,23 @@ class Soak:
         return True
 
     def intrude(self) -> bool:
-        """Starts a second driver of the run, which must be refused while the first one lives."""
+        """Starts a second driver of the run: one of the two must be refused.
+
+        Where the first one ends meanwhile, the second one takes its place.
+        """
         if self.driver is None:
             return False
         intruder = self._start_driver()
-        code = intruder.wait(timeout=300)
-        if code != 1 and self.driver.poll() is None:
-            raise SystemExit(f"a second driver was not refused: it ended with {code}")
+        end = time.monotonic() + REFUSED_S
+        while intruder.poll() is None and time.monotonic() < end:
+            if (code := self.driver.poll()) is not None:
+                self.exit_codes[code] += 1
+                self.driver = intruder
+                return True
+            time.sleep(0.2)
+        if intruder.poll() != 1 and self.driver.poll() is None:
+            self._end(intruder)
+            raise SystemExit(f"a second driver was not refused: it ended with {intruder.poll()}")
         return True
 
     def damage(self) -> bool:
@@ -367,11 +384,15 @@ class Soak:
     def stop(self) -> None:
         """Ends what is still running."""
         if self.driver is not None and self.driver.poll() is None:
-            self.driver.send_signal(signal.SIGTERM)
-            with suppress(subprocess.TimeoutExpired):
-                self.driver.wait(timeout=120)
-            if self.driver.poll() is None:
-                os.killpg(self.driver.pid, signal.SIGKILL)
+            self._end(self.driver)
+
+    @staticmethod
+    def _end(driver: "subprocess.Popen[bytes]") -> None:
+        driver.send_signal(signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            driver.wait(timeout=120)
+        if driver.poll() is None:
+            os.killpg(driver.pid, signal.SIGKILL)
 
     def compare(self) -> dict[str, Any]:
         """Trains the plan of the run once more, without any fault, and compares the two."""
@@ -440,11 +461,13 @@ def parse_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """Adds what all soaks take, and reads the command line."""
     parser.add_argument("--folder", type=Path, required=True, help="an empty folder")
     parser.add_argument("--seed", type=int, default=1, help="of the choice of faults")
+    parser.add_argument("--go-on", action="store_true", help="with a soak that was stopped")
     options = parser.parse_args()
     options.folder = options.folder.absolute()
     options.folder.mkdir(parents=True, exist_ok=True)
-    if any(options.folder.iterdir()):
-        parser.error(f"{options.folder} is not empty")
+    if any(options.folder.iterdir()) is not options.go_on:
+        state = "holds no soak" if options.go_on else "is not empty; see --go-on"
+        parser.error(f"{options.folder} {state}")
     return options
 
 

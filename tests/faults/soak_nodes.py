@@ -56,7 +56,7 @@ class NodesSoak(Soak):
     }
 
     def __init__(self, folder: Path, seed: int, users: int) -> None:
-        """Builds the corpus and the recipe below an empty folder, and starts the cluster."""
+        """Builds the corpus and the recipe unless they are there, and starts the cluster."""
         super().__init__(folder, seed, users)
         self._ending = ExitStack()
         self._successors_from = 0.0
