@@ -67,8 +67,8 @@ def _http_errors() -> tuple[type[Exception], ...]:
 
     It is not loaded here, because that takes time in every process, also of those without a store.
     """
-    aiohttp = sys.modules.get("aiohttp")
-    return () if aiohttp is None else (aiohttp.ClientError,)
+    error = getattr(sys.modules.get("aiohttp"), "ClientError", None)
+    return () if error is None else (error,)
 
 
 def is_storage_error(error: BaseException) -> bool:

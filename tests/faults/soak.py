@@ -7,13 +7,15 @@ Every 5 to 60 seconds one thing happens to a run of simulated shoppers: a proces
 appended, the stable phase is held or released, a file of a checkpoint is damaged, a request makes
 no sense, a second driver is started, or the disk is full for some seconds. The driver is started
 again whenever it ended. After that the run is left alone until its end. Then its plan is trained
-once more without any fault, and the two are compared: audit, steps, parameters.
+once more without any fault, by as many workers at each sample, and the two are compared: audit,
+steps, parameters.
 
 It is no part of `make test`. The disk is filled only where DIR is on a small file system, such as
 `mount -t tmpfs -o size=512m tmpfs DIR`.
 """
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -40,6 +42,7 @@ from corpus.ingest import simulation  # noqa: E402
 from corpus.store.tables import Corpus  # noqa: E402
 from cprec.config.recipe_file import load_recipe  # noqa: E402
 from cprec.runs import checkpoint  # noqa: E402
+from cprec.runs.control.attempts import list_attempts  # noqa: E402
 from tests.integration import jobs  # noqa: E402
 
 SHORTEST_S, LONGEST_S = 5.0, 60.0
@@ -396,25 +399,75 @@ class Soak:
 
     def compare(self) -> dict[str, Any]:
         """Trains the plan of the run once more, without any fault, and compares the two."""
-        undisturbed = self.folder / "runs" / "undisturbed"
-        undisturbed.mkdir()
-        shutil.copy(self.run_folder / "plan.json", undisturbed)
-        # What was appended too late for the run is not for the other one either.
-        version = str(self._status()["corpus_version"])
-        arguments = ["--run", undisturbed.name, "--schedule.hold_open", "false"]
-        arguments += ["--corpus-version", version]
-        if code := self._job("cpt", str(self.recipe), *arguments, timeout_s=END_S):
-            raise SystemExit(f"the undisturbed run ended with {code}; see {self.folder}/jobs.log")
+        sizes = find_world_sizes(self.run_folder)
+        undisturbed = self._train_again(sizes)
         audit = json.loads((self.run_folder / "audit.json").read_text())
         weights = [_last_weights(folder) for folder in (self.run_folder, undisturbed)]
         return {
             "planned": audit["planned"],
             "missing": audit["missing"],
             "repeated": audit["repeated"],
+            "groups of workers": len(list_attempts(str(self.run_folder))),
+            "steps": len(jobs.lines(self.run_folder / "trace.jsonl")),
+            "changes of the number of workers": len(sizes) - 1,
             "steps are equal": _steps(self.run_folder) == _steps(undisturbed),
             "parameters are equal, bit for bit": weights[0].keys() == weights[1].keys()
             and all(bool((weights[1][name] == value).all()) for name, value in weights[0].items()),
         }
+
+    def _train_again(self, sizes: list[tuple[int, int]]) -> Path:
+        """Trains the plan of the run, each sample by as many workers as there.
+
+        Args:
+            sizes: `find_world_sizes` of the run.
+
+        Returns:
+            The folder of the other run.
+        """
+        names = (f"undisturbed-{number}" for number in itertools.count())  # of each comparison
+        folder = next(f for name in names if not (f := self.run_folder.parent / name).exists())
+        folder.mkdir()
+        shutil.copy(self.run_folder / "plan.json", folder)
+        # What was appended too late for the run is not for the other one either.
+        options = ["--corpus-version", str(self._status()["corpus_version"])]
+        options += ["--run", folder.name, "--schedule.hold_open", "false"]
+        stops = [samples for samples, _ in sizes[1:]]
+        if stops:
+            options += ["--checkpoint.milestones", ",".join(map(str, stops))]
+        for (_, workers), stop in zip(sizes, [*stops, None], strict=True):
+            arguments = [str(self.recipe), *options, "--workers", str(workers)]
+            if stop is not None:
+                self._train_until(stop, folder, arguments)
+            elif code := self._job("cpt", *arguments, timeout_s=END_S):
+                raise SystemExit(f"the other run ended with {code}; see {self.folder}/jobs.log")
+        return folder
+
+    def _train_until(self, stop: int, folder: Path, arguments: list[str]) -> None:
+        """Trains a run up to a checkpoint at `stop` samples, and leaves none behind it."""
+        with (self.folder / "jobs.log").open("ab") as log:
+            driver = subprocess.Popen(
+                [sys.executable, "jobs/cpt.py", *arguments],
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
+                text=True,
+                start_new_session=True,
+            )
+        saved = folder / "checkpoints"
+        jobs.kill_when(driver, lambda: any(saved.glob(f"{stop:012d}-*/manifest.json")))
+        for found in saved.iterdir():
+            if int(found.name.partition("-")[0]) > stop:
+                shutil.rmtree(found)
+
+
+def find_world_sizes(folder: Path) -> list[tuple[int, int]]:
+    """Returns from which sample on how many workers trained what counts of a run, in order."""
+    sizes: list[tuple[int, int]] = []
+    for attempt in list_attempts(str(folder)):
+        sizes = [size for size in sizes if size[0] < attempt.samples]
+        if not sizes or sizes[-1][1] != attempt.workers:
+            sizes.append((attempt.samples, attempt.workers))
+    return sizes
 
 
 def _steps(folder: Path) -> list[list[Any]]:

@@ -5,9 +5,7 @@
 A head and three nodes are processes of this machine, with a token. What happens beside that of
 `soak.py`: a node is killed, or drained by the spot sidecar and then killed; the head dies with
 everything; for a while no node takes the place of a lost one, so that the run goes on with fewer
-workers. Before the last kills the run is told to anneal. At its end the plan is trained once more
-by two workers without a fault. Steps, learning rates and samples must be equal; losses and weights
-bit for bit up to the first step of another number of workers, if there was one.
+workers. Before the last kills the run is told to anneal.
 
 It is no part of `make test`.
 """
@@ -34,7 +32,6 @@ from tests.faults.local_cluster import (  # noqa: E402
     local_cluster,
 )
 from tests.faults.soak import Fault, Soak, is_well, parse_options, run_soak  # noqa: E402
-from tests.faults.test_kills import events_of  # noqa: E402
 from tests.integration import jobs  # noqa: E402
 
 WORKERS = 2
@@ -157,30 +154,6 @@ class NodesSoak(Soak):
         """Ends what is still running."""
         super().stop()
         self._ending.close()
-
-    def compare(self) -> dict[str, Any]:
-        """Trains the plan once more with two workers, and compares the two runs."""
-        audit = super().compare()
-        resumed = events_of(self.run_folder, "resumed")
-        fewer = [each["samples"] for each in resumed if each["workers"] != WORKERS]
-        rows, whole = (
-            jobs.lines(folder / "trace.jsonl")
-            for folder in (self.run_folder, self.run_folder.parent / "undisturbed")
-        )
-        keys = ("step", "samples", "lr", "ids_digest", "phase", "sources")
-        pairs = list(zip(rows, whole, strict=True))
-        # With another number of workers, sums are rounded otherwise, from that step on.
-        exact = [(a["loss"], b["loss"]) for a, b in pairs if a["samples"] < min(fewer, default=1e9)]
-        return {
-            **{key: audit[key] for key in ("planned", "missing", "repeated")},
-            "worker groups": len(resumed),
-            "worker groups of one worker": len(fewer),
-            "steps": len(rows),
-            "steps are equal": all(a[key] == b[key] for a, b in pairs for key in keys),
-            "steps before any of one worker": len(exact),
-            "their losses are equal, bit for bit": all(a == b for a, b in exact),
-            "largest difference of a loss": max(abs(a["loss"] / b["loss"] - 1) for a, b in pairs),
-        }
 
 
 def main() -> int:
