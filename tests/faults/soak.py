@@ -27,7 +27,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -94,7 +94,7 @@ class Soak:
         self.exit_codes: Counter[int] = Counter()
         self.recoveries_s: list[float] = []
         self.random = random.Random(seed)
-        self.driver: subprocess.Popen[bytes] | None = None
+        self.driver: subprocess.Popen[str] | None = None
         self._killed_at: float | None = None
         self._rows_at_resume: int | None = None
         self.recipe = folder / "recipe.yaml"
@@ -149,14 +149,21 @@ class Soak:
             )
         return ended.returncode
 
-    def _start_driver(self, *arguments: str) -> "subprocess.Popen[bytes]":
-        with (self.folder / "driver.log").open("ab") as log:
+    def _start_driver(self) -> "subprocess.Popen[str]":
+        return self._start("driver.log", self.driver_environment())
+
+    def _start(
+        self, log_name: str, environment: Mapping[str, str], *arguments: str
+    ) -> "subprocess.Popen[str]":
+        """Starts a training, which writes what it says to a log of the folder."""
+        with (self.folder / log_name).open("a") as log:
             return subprocess.Popen(
                 [sys.executable, "jobs/cpt.py", str(self.recipe), *arguments],
                 cwd=ROOT,
-                env={**os.environ, **self.driver_environment()},
+                env={**os.environ, **environment},
                 stdout=log,
                 stderr=log,
+                text=True,
                 start_new_session=True,
             )
 
@@ -390,7 +397,7 @@ class Soak:
             self._end(self.driver)
 
     @staticmethod
-    def _end(driver: "subprocess.Popen[bytes]") -> None:
+    def _end(driver: "subprocess.Popen[str]") -> None:
         driver.send_signal(signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
             driver.wait(timeout=120)
@@ -435,24 +442,16 @@ class Soak:
         if stops:
             options += ["--checkpoint.milestones", ",".join(map(str, stops))]
         for (_, workers), stop in zip(sizes, [*stops, None], strict=True):
-            arguments = [str(self.recipe), *options, "--workers", str(workers)]
+            arguments = [*options, "--workers", str(workers)]
             if stop is not None:
                 self._train_until(stop, folder, arguments)
-            elif code := self._job("cpt", *arguments, timeout_s=END_S):
+            elif code := self._job("cpt", str(self.recipe), *arguments, timeout_s=END_S):
                 raise SystemExit(f"the other run ended with {code}; see {self.folder}/jobs.log")
         return folder
 
     def _train_until(self, stop: int, folder: Path, arguments: list[str]) -> None:
         """Trains a run up to a checkpoint at `stop` samples, and leaves none behind it."""
-        with (self.folder / "jobs.log").open("ab") as log:
-            driver = subprocess.Popen(
-                [sys.executable, "jobs/cpt.py", *arguments],
-                cwd=ROOT,
-                stdout=log,
-                stderr=log,
-                text=True,
-                start_new_session=True,
-            )
+        driver = self._start("jobs.log", {}, *arguments)
         saved = folder / "checkpoints"
         jobs.kill_when(driver, lambda: any(saved.glob(f"{stop:012d}-*/manifest.json")))
         for found in saved.iterdir():
