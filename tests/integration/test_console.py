@@ -120,7 +120,8 @@ def test_a_person_sees_a_run_train_and_steers_it(
         gate.touch()
         _append_by_click(page, shop)
         page.wait_for(f"Number({SAMPLES}.replaceAll(',', '')) > {before}")
-        _anneal_by_click(page, shop)
+        irrevocable = "this cannot be taken back"
+        _act_by_click(page, shop, "anneal", "annealing_called", irrevocable, "anneals from sample")
         _, err = trunk.communicate(timeout=jobs.LIMIT_S)
         assert trunk.returncode == 0, err
         page.wait_for_text("Every planned sample was trained exactly once.")
@@ -133,18 +134,20 @@ def test_a_person_sees_a_run_train_and_steers_it(
 
 def _release_and_hold_by_click(page: Page, shop: Path) -> None:
     """Takes the hold of the run away, and gives it back."""
-    for act, event, effect, answer in (
-        ("release", "released", "no longer waits", "stable phase is trained"),
-        ("hold", "held", "waits there for new domains", "until released"),
-    ):
-        page.click(f"[data-act={act}]")
-        page.wait_for_text(effect)
-        assert events(shop, event) == []
-        page.click(f"[data-confirm={act}]")
-        page.wait_for_text(answer)
-        [done] = events(shop, event)
-        assert done["by"].startswith("console (")
-        page.evaluate("document.getElementById('dialog').close()")
+    _act_by_click(page, shop, "release", "released", "no longer waits", "stable phase is trained")
+    _act_by_click(page, shop, "hold", "held", "waits there for new domains", "until released")
+
+
+def _act_by_click(page: Page, shop: Path, act: str, event: str, effect: str, answer: str) -> None:
+    """Does what a button asks for: not before it is confirmed, and with who did it."""
+    page.click(f"[data-act={act}]")
+    page.wait_for_text(effect)
+    assert events(shop, event) == []
+    page.click(f"[data-confirm={act}]")
+    page.wait_for_text(answer)
+    [done] = events(shop, event)
+    assert done["by"].startswith("console (")
+    page.evaluate("document.getElementById('dialog').close()")
 
 
 def _append_by_click(page: Page, shop: Path) -> None:
@@ -162,17 +165,6 @@ def _append_by_click(page: Page, shop: Path) -> None:
     assert [event["version"] for event in events(shop, "corpus_version_adopted")] == [0, 1]
     page.evaluate("document.getElementById('dialog').close()")
     page.wait_for_text("Corpus version 1 joined")
-
-
-def _anneal_by_click(page: Page, shop: Path) -> None:
-    page.click("[data-act=anneal]")
-    page.wait_for_text("this cannot be taken back")
-    assert events(shop, "annealing_called") == []
-    page.click("[data-confirm=anneal]")
-    page.wait_for_text("anneals from sample")
-    [called] = events(shop, "annealing_called")
-    assert called["by"].startswith("console (")
-    page.evaluate("document.getElementById('dialog').close()")
 
 
 def _promote_and_roll_back_by_click(page: Page, shop: Path) -> None:
