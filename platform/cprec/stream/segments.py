@@ -77,7 +77,11 @@ def stream_segment(
         An iterator over worker batches for each worker, to be passed to `read_worker_batches`.
     """
     source = SegmentDatasource(segment, streams, row_encoder, world_size)
-    dataset = ray.data.read_datasource(source).repartition(target_num_rows_per_block=1, strict=True)
+    # Else Ray Data divides what a task reads into more blocks than there are tasks.
+    dataset = ray.data.read_datasource(source, override_num_blocks=source.task_count())
+    # A worker batch is one block, since no row fits into a byte. A repartition would do the same in
+    # further tasks, for which each segment would start processes.
+    dataset.context.target_max_block_size = 1
     return list(dataset.streaming_split(world_size, equal=True))
 
 
@@ -142,11 +146,8 @@ class SegmentDatasource(Datasource):
         The arguments are ignored: the number of tasks depends on the segment alone, not on workers
         or CPUs.
         """
-        batches = list(self._segment.global_batches())
-        batches_per_task = max(SAMPLES_PER_READ_TASK // self._segment.global_batch_size, 1)
         tasks = []
-        for first in range(0, len(batches), batches_per_task):
-            task_batches = batches[first : first + batches_per_task]
+        for task_batches in self._batches_by_task():
             metadata = BlockMetadata(
                 num_rows=len(task_batches) * self._world_size,
                 size_bytes=None,
@@ -158,6 +159,16 @@ class SegmentDatasource(Datasource):
             )
             tasks.append(ReadTask(reader, metadata))
         return tasks
+
+    def task_count(self) -> int:
+        """Returns the number of read tasks."""
+        return len(self._batches_by_task())
+
+    def _batches_by_task(self) -> list[list[tuple[int, int]]]:
+        """Returns the positions (start, stop) of the global batches that each task reads."""
+        batches = list(self._segment.global_batches())
+        per_task = max(SAMPLES_PER_READ_TASK // self._segment.global_batch_size, 1)
+        return [batches[first : first + per_task] for first in range(0, len(batches), per_task)]
 
 
 @dataclass(frozen=True)
