@@ -1,19 +1,20 @@
-"""Configures all tests: marks by folder, fixed seeds, files spread over processes.
+"""Configures all tests: marks by folder, fixed seeds.
 
 Also has the small run, which several files of tests share.
 """
 
 import gc
 import os
+import pickle
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
-from xdist.scheduler import LoadFileScheduling
 
 from cluster import progress
 from corpus import append_text, build
@@ -24,6 +25,7 @@ from tests.integration import jobs
 from tests.integration.observed_run import ObservedRun, observe
 
 TESTS = Path(__file__).resolve().parent
+T = TypeVar("T")
 
 settings.register_profile("fixed", derandomize=True, deadline=None, database=None, print_blob=True)
 settings.load_profile("fixed")
@@ -32,36 +34,6 @@ settings.load_profile("fixed")
 # Before torch is imported, here or in a job. There are more processes than cores: threads of one
 # operation would wait for each other, and burn their time slices meanwhile.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-SMALL_RUN_FILES = (
-    "tests/faults/test_nodes.py",
-    "tests/integration/test_cpt.py",
-    "tests/integration/workflows/test_batch_recommend.py",
-    "tests/integration/test_doors.py",
-)
-"""Files whose tests share the small run (fixture `whole`).
-
-tests/faults/test_kills.py has one of its own: it takes as long as all of these.
-"""
-
-
-class FixtureScheduling(LoadFileScheduling):  # type: ignore[misc]  # it has no types
-    """Runs the tests of a file in one process, and those of all SMALL_RUN_FILES in one.
-
-    So every fixture is set up once.
-    """
-
-    def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.partition("::")[0]
-        return SMALL_RUN_FILES[0] if file in SMALL_RUN_FILES else file
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FixtureScheduling:
-    """Tells pytest-xdist how to spread tests over processes.
-
-    Its groups by mark would do, but need a private name that pytest 9.2 no longer has.
-    """
-    return FixtureScheduling(config, log)
 
 
 def pytest_configure() -> None:
@@ -82,12 +54,37 @@ def _no_lines_of_slow_stages() -> None:
 
 
 @pytest.fixture(scope="session")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of these tests share."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+def make_once(result: Path, make: Callable[[], T]) -> T:
+    """Returns what the first process that needed it has made.
+
+    Args:
+        result: File that passes it on to the other processes, which wait meanwhile.
+        make: Makes it.
+    """
+    with FileLock(f"{result}.lock"):
+        if not result.exists():
+            result.write_bytes(pickle.dumps(make()))
+        made: T = pickle.loads(result.read_bytes())
+        return made
+
+
+@pytest.fixture(scope="session")
+def place(shared: Path) -> Path:
     """A folder with the small recipe and its corpus, which holds a text for replay.
 
-    Tests may add runs to it, and change nothing else.
+    Tests may add runs to it, and change nothing else. Tests of other files do so at the same time.
     """
-    place = tmp_path_factory.mktemp("small")
+    return make_once(shared / "place.pickle", lambda: _make_place(shared / "small"))
+
+
+def _make_place(place: Path) -> Path:
+    place.mkdir(exist_ok=True)
     (place / "days.txt").write_text(
         " ".join(
             f"On day {day} the wind came from the {('north', 'west')[day % 2]}."
@@ -110,8 +107,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def observed(place: Path) -> ObservedRun:
+def observed(shared: Path, place: Path) -> ObservedRun:
     """The small run, trained without a fault; it also builds the tiny base."""
+    return make_once(shared / "observed.pickle", lambda: _observe_small_run(place))
+
+
+def _observe_small_run(place: Path) -> ObservedRun:
     ended = observe("cpt", place / "recipe.yaml")
     assert re.search(r"audit: (\d[\d,]*) planned, 0 missing, 0 repeated", ended.stdout)
     return ended

@@ -76,12 +76,14 @@ class HauntedRun:
         folder: Its folder.
         recipe: Its recipe.
         markers: Folder with a file for each injected fault that happened, named as its kind.
+        tracking: Its database of MLflow.
         said: What drivers that ended early wrote to stdout and stderr, by what ended them.
     """
 
     folder: Path
     recipe: Path
     markers: Path
+    tracking: Path
     said: dict[str, str] = field(default_factory=dict)
 
     def start(self, *faults: dict[str, Any], failures: int = 0) -> "subprocess.Popen[str]":
@@ -92,6 +94,8 @@ class HauntedRun:
             self.recipe,
             "--run",
             self.folder.name,
+            "--mlflow.uri",
+            f"sqlite:///{self.tracking}",
             *options,
             environment=environment(*faults),
         )
@@ -122,7 +126,8 @@ def haunted(place: Path, whole: Path, tmp_path_factory: pytest.TempPathFactory) 
     5. A worker dies in the annealing phase.
     """
     folder = place / "runs" / "haunted"
-    run = HauntedRun(folder, place / "recipe.yaml", tmp_path_factory.mktemp("markers"))
+    tracking = tmp_path_factory.mktemp("tracking") / "mlflow.db"
+    run = HauntedRun(folder, place / "recipe.yaml", tmp_path_factory.mktemp("markers"), tracking)
     process = run.start(
         run.fault("die", 0),
         run.fault("die while rank 0 saves", 3),
@@ -174,7 +179,7 @@ def haunted(place: Path, whole: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 def mlflow_status(run: HauntedRun) -> str:
     """Returns the state of the run in MLflow."""
-    with sqlite3.connect(run.recipe.parent / "runs" / "mlflow.db") as database:
+    with sqlite3.connect(run.tracking) as database:
         query = "SELECT status FROM runs WHERE name = ?"
         [(status,)] = database.execute(query, [run.folder.name]).fetchall()
     return str(status)

@@ -36,7 +36,7 @@ def cluster(gates: Gates) -> Iterator[LocalCluster]:
 
 
 def test_a_run_outlives_nodes_that_are_taken_away_and_takes_what_there_is(
-    cluster: LocalCluster, gates: Gates, place: Path, whole: Path
+    cluster: LocalCluster, gates: Gates, place: Path, whole: Path, tmp_path: Path
 ) -> None:
     """Restarts after a notice, and for another number of workers, are no failures.
 
@@ -45,6 +45,7 @@ def test_a_run_outlives_nodes_that_are_taken_away_and_takes_what_there_is(
     folder = place / "runs" / "nodes"
     options = ["--train.max_failures", "1", "--checkpoint.every_samples", "320"]
     options += ["--train.min_workers", "1", "--train.resize_interval_s", "3"]
+    options += ["--mlflow.uri", f"sqlite:///{tmp_path}/mlflow.db"]
     process = jobs.start(
         "cpt",
         place / "recipe.yaml",

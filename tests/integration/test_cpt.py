@@ -325,6 +325,7 @@ def test_a_run_that_diverges_ends_at_once(place: Path) -> None:
     assert json.loads((folder / "status.json").read_text())["state"] == "ended"
 
 
+@pytest.mark.usefixtures("one_cluster")
 def test_a_base_that_a_worker_cannot_load_is_reported_once(whole: Path, place: Path) -> None:
     folder, base = place / "runs" / "weightless", place / "weightless"
     shutil.copytree(next((place / "runs" / "bases").iterdir()), base)
@@ -332,7 +333,7 @@ def test_a_base_that_a_worker_cannot_load_is_reported_once(whole: Path, place: P
     del weights["model.norm.weight"]
     save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
     options = ("--run", "weightless", "--model.base", base, "--workers", "1")
-    err = jobs.run("cpt", place / "recipe.yaml", *options, code=1).stderr
+    err = jobs.run_here("cpt", place / "recipe.yaml", *options, code=1).stderr
     [because] = failures(folder)
     assert because.startswith(f"model.base: {base} lacks 1 weights of the model: model.norm.weight")
     assert err == f"error: {because}\nsee docs/reference/recipe-keys.md\n"
