@@ -80,6 +80,18 @@ def baseline_uri(
     return join(absolute_uri(recipe.storage), "baselines", domain, f"{name}-{digest}")
 
 
+def is_trained(
+    recipe: Recipe,
+    corpus: Corpus,
+    domain: str,
+    name: str,
+    seed: int,
+    text: Mapping[str, Any] | None = None,
+) -> bool:
+    """Returns whether a baseline is stored. The arguments are those of `baseline_uri`."""
+    return exists(join(baseline_uri(recipe, corpus, domain, name, seed, text), FIT_RESULT))
+
+
 def ensure_trained(
     recipe: Recipe,
     corpus: Corpus,
@@ -103,8 +115,9 @@ def ensure_trained(
     Returns:
         The URI of the weights.
     """
-    uri = baseline_uri(recipe, corpus, domain_name, name, seed, text.identity if text else None)
-    if not exists(join(uri, FIT_RESULT)):
+    identity = text.identity if text else None
+    uri = baseline_uri(recipe, corpus, domain_name, name, seed, identity)
+    if not is_trained(recipe, corpus, domain_name, name, seed, identity):
         domain = Domain.from_corpus(corpus, domain_name)
         sequences, validation = _read_training_data(recipe, corpus, domain)
         numbered = [(domain.to_local_numbers(np.array(s)) + 1).tolist() for s in sequences]
@@ -207,7 +220,7 @@ def find_trained_version(
     """
     for version in range(corpus.version, -1, -1):
         earlier = Corpus(corpus.uri, version, corpus.commits[: version + 1])
-        if exists(join(baseline_uri(recipe, earlier, domain, name, seed), FIT_RESULT)):
+        if is_trained(recipe, earlier, domain, name, seed):
             return earlier
     return None
 

@@ -50,9 +50,10 @@ from cprec.stream.row_encoder import RowEncoder
 from cprec.tracking.model_card import publish_card
 from cprec.tracking.registry import Registry
 from cprec.tracking.report.renewal import renew_report
+from cprec.workflows.evaluation.baselines import train_baselines
 from cprec.workflows.evaluation.item_text import read_item_text, text_identity
 from cprec.workflows.evaluation.plan import EvaluationPlan, plan_evaluation
-from cprec.workflows.evaluation.prompted import prompted_inputs, train_sasrec
+from cprec.workflows.evaluation.prompted import prompted_inputs
 
 PREDICTIONS = "predictions.parquet"
 METRICS = "metrics.json"
@@ -136,7 +137,7 @@ def _load_or_predict(plan: EvaluationPlan, folder: str, say: Say) -> list[pa.Tab
         with ray_session(recipe.cluster.address, num_cpus):
             with track("tokenising titles", say):
                 encoders = _row_encoders(recipe, plan.corpus, missing)
-            train_sasrec(recipe, plan.corpus, plan.domain, missing, say)
+            train_baselines(recipe, plan.corpus, plan.domain, missing, workers, say)
             for model in missing:
                 say(f"scoring {model.label}: {len(samples):,} samples, {workers} worker(s)")
                 place = _model_folder(recipe, folder, model)

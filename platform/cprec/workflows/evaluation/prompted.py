@@ -3,12 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-import ray
-
-from cluster.console import Say
 from cluster.errors import RecipeError
-from cluster.progress import track
-from cluster.ray_tasks import get_results
 from cluster.storage import join
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
@@ -71,16 +66,3 @@ def require_sampled(recipe: Recipe, models: Sequence[EvaluatedModel]) -> None:
             f"evaluate.models: {CHATREC} answers in words, and ranks the candidates of a sample "
             "only; leave it out, or give evaluate.candidates sampled"
         )
-
-
-def train_sasrec(
-    recipe: Recipe, corpus: Corpus, domain: str, models: Sequence[EvaluatedModel], say: Say
-) -> None:
-    """Trains the SASRec of behaviour tokens inside a Ray session, if a model has any."""
-    if all(model.behaviour_weights is None for model in models):
-        return
-    task = ray.remote(stored_baselines.ensure_trained).options(
-        num_cpus=recipe.train.cpus_per_worker
-    )
-    with track("SASRec", say):
-        get_results([task.remote(recipe, corpus, domain, "sasrec", recipe.seed)])
