@@ -150,6 +150,7 @@ class Artefact:
         measures: Its columns of scores.
         reference: Model that the others are tested against.
         absent: Rows of the paper that are not computed here.
+        order: Rows that are each above the next one in the paper.
     """
 
     name: str
@@ -159,6 +160,7 @@ class Artefact:
     measures: tuple[Measure, ...] = (HR1,)
     reference: Model | None = CPREC
     absent: tuple[str, ...] = ()
+    order: tuple[Model, ...] = ()
 
     @property
     def is_figure(self) -> bool:
@@ -181,11 +183,13 @@ def artefacts(shares: Sequence[float]) -> tuple[Artefact, ...]:
             "Comparison on the held-out domains",
             models=(*BASELINES, BASE, CHAT_REC, LLARA, PRETRAINED, CPREC),
             measures=(HR1, VALID_RATIO),
+            order=(CPREC, LLARA, SASREC),
         ),
         Artefact(
             "figure4",
             "Which data, and which schedule",
             models=(LLARA, DOMAIN_SPECIFIC, SHUFFLED, NO_DECAY, CPREC),
+            order=(CPREC, DOMAIN_SPECIFIC),
         ),
         Artefact(
             "table4",

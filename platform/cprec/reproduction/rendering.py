@@ -68,12 +68,14 @@ class Rendered:
         cells: Its numbers; none yet where no step of it is computed.
         missing: Steps of it that are not computed.
         picture: SVG of a figure.
+        order: Each row of the paper's order against the next one.
     """
 
     artefact: Artefact
     cells: Sequence[Cell]
     missing: Sequence[str] = ()
     picture: str | None = None
+    order: Sequence[Cell] = ()
 
     @property
     def measures(self) -> list[str]:
@@ -106,7 +108,7 @@ class Rendered:
     def notes(self) -> list[str]:
         """Sentences below the table."""
         artefact = self.artefact
-        notes = []
+        notes = [describe_order(cell) for cell in self.order]
         if artefact.reference is not None and self.details:
             notes.append(
                 f"{OVER_USERS}: differs from {artefact.reference.label} over users, "
@@ -132,6 +134,22 @@ def format_cell(cell: Cell | None) -> str:
     if cell.paper is not None:
         text += f" (paper {_format_number(cell, cell.paper)})"
     return text
+
+
+def describe_order(cell: Cell) -> str:
+    """Returns whether a row is above another one as it is in the paper.
+
+    Args:
+        cell: The row that is above in the paper; its reference is the other one's label.
+    """
+    p = cell.p_seeds_holm
+    difference = cell.difference or 0.0
+    tested = "not tested over seeds" if p is None else f"p = {p:.2g} over seeds, by Holm"
+    measured = f"{cell.domain}, {cell.measure} {difference:+.4f}, {tested}"
+    if difference > 0 and p is not None and p < LEVEL:
+        return f"As in the paper, {cell.label} is above {cell.reference} ({measured})."
+    clearly = "clearly " if difference > 0 else ""
+    return f"Unlike in the paper, {cell.label} is not {clearly}above {cell.reference} ({measured})."
 
 
 def to_markdown(rendered: Rendered) -> str:

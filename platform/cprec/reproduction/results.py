@@ -42,6 +42,11 @@ class CorpusContent(Record):
     domains: dict[str, DomainCounts] = Field(description="its domains")
     mixed_samples: int = Field(description="its mixed samples")
 
+    @property
+    def held_out(self) -> dict[str, DomainCounts]:
+        """The domains that models are scored on."""
+        return {name: counts for name, counts in self.domains.items() if counts.held_out}
+
 
 class Cost(Record):
     """What training costs."""

@@ -1,5 +1,6 @@
 """The cells of each table and figure, from the kept results of steps."""
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -91,6 +92,29 @@ def artefact_cells(artefact: Artefact, answers: Answers) -> list[Cell]:
             return correct(list(_score_cells(artefact, corpus, answers)))
 
 
+def order_cells(artefact: Artefact, answers: Answers) -> list[Cell]:
+    """Returns each row of the paper's order against the next one, in the first column.
+
+    Of rows that are not both computed there is none.
+    """
+    content = answers.results.get(Kind.CORPUS)
+    if content is None or not isinstance(content.content, CorpusContent):
+        return []
+    measure = artefact.measures[0]
+    cells = []
+    for domain in content.content.held_out:
+        for model, lower in itertools.pairwise(artefact.order):
+            scored = answers.contributions(model, domain, measure)
+            against = answers.contributions(lower, domain, measure)
+            if scored is None or against is None:
+                continue
+            _require_same_users(artefact, domain, scored[0], against[0])
+            cell = Cell(artefact.name, domain, model.name, model.label, measure.name, None)
+            cell = describe(cell, scored[1])
+            cells.append(compare(cell, scored[1], lower.label, against[1]))
+    return correct(cells)
+
+
 def _contribution(table: pa.Table, measure: Measure) -> NDArray[np.float64]:
     """Returns what each user contributes to a measure [users]."""
     if measure.is_valid_ratio:
@@ -101,9 +125,7 @@ def _contribution(table: pa.Table, measure: Measure) -> NDArray[np.float64]:
 
 def _score_cells(artefact: Artefact, corpus: CorpusContent, answers: Answers) -> Iterator[Cell]:
     """Yields the cells of scores, with uncorrected tests."""
-    for domain, counts in corpus.domains.items():
-        if not counts.held_out:
-            continue
+    for domain, counts in corpus.held_out.items():
         dataset = paper.find_dataset((counts.users, counts.items, counts.interactions))
         for model in artefact.models:
             for measure in artefact.measures:

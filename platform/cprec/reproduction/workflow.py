@@ -26,7 +26,7 @@ from cprec.reproduction.progress import ReproductionProgress, format_time
 from cprec.reproduction.rendering import Rendered
 from cprec.reproduction.results import CorpusContent, KeptResults, StepResult, reproduction_folder
 from cprec.reproduction.steps import Kind, Task, plan_tasks, select_artefacts
-from cprec.reproduction.tables import Answers, artefact_cells, read_predictions
+from cprec.reproduction.tables import Answers, artefact_cells, order_cells, read_predictions
 
 PAGE = "index.html"
 RESULTS = "results.parquet"
@@ -152,7 +152,8 @@ def write_pages(reproduction: Reproduction) -> str | None:
             continue
         cells = artefact_cells(artefact, answers)
         picture = figures.draw(artefact, cells) if artefact.is_figure else None
-        rendered.append(Rendered(artefact, cells, missing, picture))
+        order = order_cells(artefact, answers)
+        rendered.append(Rendered(artefact, cells, missing, picture, order))
     for item in rendered:
         name = item.artefact.name
         write_text(join(folder, "tables", f"{name}.md"), rendering.to_markdown(item))

@@ -1,6 +1,7 @@
 """From predictions on storage to cells, pages and files."""
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from cluster.storage import write_bytes
 from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import validate_recipe
 from cprec.evaluation import predictions
+from cprec.reproduction.cells import Cell
+from cprec.reproduction.rendering import describe_order
 from cprec.reproduction.results import (
     CorpusContent,
     Cost,
@@ -63,10 +66,17 @@ def scored(rng: np.random.Generator, strength: float, users: int = USERS) -> pa.
     return predictions.from_scores(samples, scores, ["title"] * CANDIDATES)
 
 
-def keep_all(plan: Reproduction, tmp_path: Path, users: dict[str, int] | None = None) -> None:
+STRENGTHS = {"cprec": 0.9, "llara": 0.4, "sasrec": 0.2}
+
+
+def keep_all(
+    plan: Reproduction,
+    tmp_path: Path,
+    users: dict[str, int] | None = None,
+    strengths: dict[str, float] = STRENGTHS,
+) -> None:
     """Keeps a result for each step of a plan that is no generation."""
     rng = np.random.default_rng(1)
-    strengths = {"cprec": 0.9, "llara": 0.4, "sasrec": 0.2}
     for step in plan.graph.steps:
         task = plan.tasks[step.name]
         content: Any = None
@@ -124,6 +134,9 @@ def test_pages_and_files_say_what_is_known(recipe: Recipe, tmp_path: Path) -> No
     assert llara["reference"] == "cprec"
     assert llara["p_users"] <= llara["p_users_holm"] < 0.05
     assert llara["value"] - cprec["value"] == pytest.approx(llara["difference"])
+    order = f"CPRec is above LLaRA (Games, HR@1 {-llara['difference']:+.4f}, p = "
+    assert f"As in the paper, {order}" in html
+    assert f"As in the paper, {order}" in (folder / "tables" / "table3.md").read_text()
     assert "* (paper 0.4411)" in html or "*† (paper 0.4411)" in html
     slices = [cells["table5", "cprec", name]["n"] for name in ("Sparse", "Medium", "Dense", "All")]
     assert slices == [20, 20, 20, 60]
@@ -131,6 +144,38 @@ def test_pages_and_files_say_what_is_known(recipe: Recipe, tmp_path: Path) -> No
     assert cells["table7", "cprec", "Minutes"]["value"] == pytest.approx(0.25)
     assert cells["table7", "cprec", "Tokens/s"]["value"] == pytest.approx(200)
     assert cells["table6", "cprec", "HR@3"]["value"] >= cells["table6", "cprec", "HR@1"]["value"]
+
+
+def test_an_order_that_is_not_the_papers_is_said(recipe: Recipe, tmp_path: Path) -> None:
+    plan = plan_reproduction(recipe, ["table3"])
+    keep_all(plan, tmp_path, strengths={"cprec": 0.2, "llara": 0.4, "sasrec": 0.9})
+    table = (Path(str(write_pages(plan))).parent / "tables" / "table3.md").read_text()
+    for higher, lower in (("CPRec", "LLaRA"), ("LLaRA", "SASRec")):
+        said = (
+            rf"Unlike in the paper, {higher} is not above {lower} \(Games, HR@1 -0\.\d{{4}}, p = "
+        )
+        assert re.search(said, table)
+
+
+@pytest.mark.parametrize(
+    ("difference", "p", "said"),
+    [
+        (0.1, 0.04, "As in the paper, A is above B (Games, HR@1 +0.1000, p = 0.04 over seeds"),
+        (0.1, 0.06, "Unlike in the paper, A is not clearly above B (Games, HR@1 +0.1000, p = 0.06"),
+        (0.1, None, "Unlike in the paper, A is not clearly above B (Games, HR@1 +0.1000, not test"),
+        (-0.1, 0.01, "Unlike in the paper, A is not above B (Games, HR@1 -0.1000, p = 0.01"),
+    ],
+)
+def test_a_row_is_above_another_one_if_it_is_so_over_seeds(
+    difference: float, p: float | None, said: str
+) -> None:
+    cell = Cell(
+        *("table3", "Games", "a", "A", "HR@1", 0.5),
+        reference="B",
+        difference=difference,
+        p_seeds_holm=p,
+    )
+    assert describe_order(cell).startswith(said)
 
 
 def test_what_is_computed_is_shown_before_the_rest_is(recipe: Recipe) -> None:
