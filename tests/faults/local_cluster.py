@@ -81,7 +81,7 @@ class LocalCluster:
             time.sleep(0.2)
         return node
 
-    def announce_end(self, node: "subprocess.Popen[bytes]") -> None:
+    def announce_end(self, node: "subprocess.Popen[bytes]", notice_s: int = NOTICE_S) -> None:
         """Announces that a node is taken away, to a sidecar that drains it until then."""
         [raylet] = [each for each, name in jobs.names_below(node.pid).items() if name == "raylet"]
         [node_id] = [
@@ -90,7 +90,7 @@ class LocalCluster:
             if argument.startswith("--node_id=")
         ]
         command = [sys.executable, spot.__file__, "now", f"--address={self.address}"]
-        command += [f"--node-id={node_id}", f"--seconds={NOTICE_S}"]
+        command += [f"--node-id={node_id}", f"--seconds={notice_s}"]
         self.sidecars.append(subprocess.Popen(command, env={**os.environ, **self.environment}))
 
     @staticmethod

@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 
 from tests.faults.injection import environment, fault
-from tests.faults.local_cluster import NOTICE_S, LocalCluster, local_cluster
+from tests.faults.local_cluster import LocalCluster, local_cluster
 from tests.faults.test_kills import events_of, history
 from tests.integration import jobs
+
+NOTICE_S = 20
+"""Seconds between the notice and the end of a node, on a machine that does other tests too."""
 
 Gates = tuple[Path, Path, Path]
 """Files for which the workers wait at steps 3, 9 and 12."""
@@ -74,7 +77,7 @@ def test_a_run_outlives_nodes_that_are_taken_away_and_takes_what_there_is(
 
     jobs.wait_for(process, lambda: bool(events_of(folder, "phase_changed")))
     first, second = cluster.nodes[1], cluster.add_node(6)
-    cluster.announce_end(first)
+    cluster.announce_end(first, NOTICE_S)
     gates[0].touch()
     resumed = wait_for_resumption(2)
     repeated = sum(row["samples"] > resumed["samples"] for row in rows_before)
