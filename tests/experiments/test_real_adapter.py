@@ -2,7 +2,7 @@
 
 It needs what the project does not ship: a base (`make base`), the adapter, and a data root with the
 domain that the adapter has never seen. `REAL_USERS` takes another number of users, such as 20 for a
-try; on two cores, 400 take about a quarter of an hour.
+try; on two cores, each takes seconds with either model.
 
     REAL_BASE=out/bases/smollm2 REAL_ADAPTER=... REAL_DATA=... REAL_HR1=0.161 \\
         python -m pytest -n 0 tests/experiments/test_real_adapter.py
