@@ -34,7 +34,7 @@ Session = TypeVar("Session")
 
 LOOPBACK = "127.0.0.1"
 
-START_S = 120.0
+START_S = 300.0
 """How long the raylet of a local session may take to start."""
 
 START_IS_SLOW = "timed out during startup"
