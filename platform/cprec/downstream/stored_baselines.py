@@ -115,9 +115,8 @@ def ensure_trained(
     Returns:
         The URI of the weights.
     """
-    identity = text.identity if text else None
-    uri = baseline_uri(recipe, corpus, domain_name, name, seed, identity)
-    if not is_trained(recipe, corpus, domain_name, name, seed, identity):
+    uri = baseline_uri(recipe, corpus, domain_name, name, seed, text.identity if text else None)
+    if not exists(join(uri, FIT_RESULT)):
         domain = Domain.from_corpus(corpus, domain_name)
         sequences, validation = _read_training_data(recipe, corpus, domain)
         numbered = [(domain.to_local_numbers(np.array(s)) + 1).tolist() for s in sequences]
