@@ -53,6 +53,12 @@ class Job:
         """Returns whether the job reads a key, by its dotted name."""
         return any(key == name or key.startswith(f"{name}.") for name in self.keys)
 
+    @property
+    def computes(self) -> bool:
+        """Whether it computes with the model: it reads how many CPUs or samples that takes."""
+        sizes = ("train.cpus_per_worker", "evaluate.batch")
+        return self.reads("model.precision") and any(map(self.reads, sizes))
+
 
 def parse_arguments(
     arguments: Sequence[str], job: Job, default_recipe: Path, say: Say | None = None

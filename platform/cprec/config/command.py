@@ -25,6 +25,7 @@ from cluster.processes.interruption import noting_signals
 from cluster.processes.ray_threads import exit_process, is_ray_in_use
 from cprec.config.cli import Job as Job
 from cprec.config.cli import parse_arguments
+from cprec.config.precision import slow_precision_notice
 from cprec.config.secrets import redact
 
 DEMO_RECIPE = Path(__file__).resolve().parents[3] / "jobs" / "recipes" / "demo.yaml"
@@ -72,6 +73,8 @@ def main(job: Job) -> int:
 
     def run() -> None:
         recipe, options = parse_arguments(sys.argv[1:], job, DEMO_RECIPE, print_notice)
+        if job.computes and (notice := slow_precision_notice(recipe)):
+            print_notice(notice)
         job.run(recipe, options)
         if options.dry_run:
             print_notice(DRY_RUN)

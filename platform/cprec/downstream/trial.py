@@ -89,7 +89,8 @@ def conclude_trial(trial: Trial, stopped: bool = False, diverged: bool = False) 
 
     Args:
         trial: The trial.
-        stopped: Whether the search stopped the trial early.
+        stopped: Whether the search ended the trial. Workers train on until they hear of it: a trial
+            that has trained all its epochs by then was not stopped early.
         diverged: Whether training diverged.
 
     Raises:
@@ -107,7 +108,7 @@ def conclude_trial(trial: Trial, stopped: bool = False, diverged: bool = False) 
         epoch=best["epoch"] if best else 0,
         checkpoint=best["checkpoint"] if best else "",
         history=tuple(row["hr1"] for row in history),
-        stopped=stopped,
+        stopped=stopped and len(history) < trial.recipe.finetune.epochs,
         diverged=diverged,
     )
     write_text(join(trial.uri, RESULT_FILE), json.dumps(asdict(result), indent=1))

@@ -25,6 +25,7 @@ from cluster.console import Say
 from cluster.progress import track
 from cluster.ray_session import ray_session
 from corpus.store.tables import Corpus
+from cprec.baselines.training import ItemText
 from cprec.config.recipe import Recipe
 from cprec.downstream import forgetting, stored_baselines
 from cprec.downstream.domain import Domain
@@ -51,7 +52,7 @@ from cprec.tracking.model_card import publish_card
 from cprec.tracking.registry import Registry
 from cprec.tracking.report.renewal import renew_report
 from cprec.workflows.evaluation.baselines import train_baselines
-from cprec.workflows.evaluation.item_text import read_item_text, text_identity
+from cprec.workflows.evaluation.item_text import text_identity
 from cprec.workflows.evaluation.plan import EvaluationPlan, plan_evaluation
 from cprec.workflows.evaluation.prompted import prompted_inputs
 
@@ -137,14 +138,14 @@ def _load_or_predict(plan: EvaluationPlan, folder: str, say: Say) -> list[pa.Tab
         with ray_session(recipe.cluster.address, num_cpus):
             with track("tokenising titles", say):
                 encoders = _row_encoders(recipe, plan.corpus, missing)
-            train_baselines(recipe, plan.corpus, plan.domain, missing, workers, say)
+            texts = train_baselines(recipe, plan.corpus, plan.domain, missing, workers, say)
             for model in missing:
                 say(f"scoring {model.label}: {len(samples):,} samples, {workers} worker(s)")
                 place = _model_folder(recipe, folder, model)
                 # Metrics must never stand beside predictions that they are not from.
                 storage.remove(storage.join(place, METRICS))
                 encoder = encoders.get(_encoding(model))
-                table = _predict(plan, model, workers, encoder, say)
+                table = _predict(plan, model, workers, encoder, texts.get(model.name), say)
                 storage.write_bytes(storage.join(place, PREDICTIONS), predictions.to_bytes(table))
                 tables[model.label] = table
     return [tables[model.label] for model in plan.models]
@@ -155,15 +156,15 @@ def _predict(
     model: EvaluatedModel,
     workers: int,
     encoder: RowEncoder | None,
+    text: ItemText | None,
     say: Say,
 ) -> pa.Table:
     """Returns what a model answers to the samples, by scores or by text."""
     if plan.ranking:
-        return plan.ranking.predict(model, workers, encoder, say)
+        return plan.ranking.predict(model, workers, encoder, text, say)
     arguments = (plan.recipe, model, plan.corpus, plan.domain, plan.samples, workers, encoder, say)
     if _evaluation_form(plan.recipe, model) == "score":
         domain = Domain.from_corpus(plan.corpus, plan.domain, plan.recipe.evaluate.split)
-        text = read_item_text(plan.recipe, plan.corpus, domain, model, workers, say)
         scores = score_model(*arguments, text)
         return predictions.from_scores(plan.samples, scores, domain.titles)
     return predictions.from_answers(plan.samples, generate_on_ray(*arguments))

@@ -15,8 +15,6 @@ A search that is started again trains what is missing of it.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import ray
-
 from cluster.console import Say
 from cluster.errors import RecipeError, RunError
 from cluster.progress import track
@@ -27,7 +25,7 @@ from corpus.store.tables import Corpus
 from cprec.baselines.popularity import POPULARITY
 from cprec.baselines.training import BASELINE_NAMES
 from cprec.config.recipe import Recipe
-from cprec.downstream import lr_search, stored_baselines
+from cprec.downstream import lr_search
 from cprec.downstream.domain import Domain
 from cprec.downstream.evaluated_model import EvaluatedModel
 from cprec.downstream.known_items import is_hybrid
@@ -59,6 +57,7 @@ from cprec.tracking.model_card import publish_card
 from cprec.tracking.registry import ALIASES, TRAINED_ON_TAG, Registry
 from cprec.tracking.tracker import Tracker
 from cprec.tracking.version_names import CANDIDATE
+from cprec.workflows.evaluation.baselines import start_training
 from cprec.workflows.evaluation.models import (
     check_tokenizer,
     describe_model,
@@ -286,12 +285,8 @@ def _logical_cpus(recipe: Recipe) -> int:
 
 def _train_sasrec(plan: SearchPlan) -> str:
     """Returns the URI of SASRec's weights on the domain, trained in a Ray task where missing."""
-    recipe = plan.recipe
-    task = ray.remote(stored_baselines.ensure_trained).options(
-        num_cpus=recipe.train.cpus_per_worker
-    )
-    reference = task.remote(recipe, plan.corpus, plan.domain, "sasrec", recipe.seed)
-    weights_uri: str = get_results([reference])[0]
+    task = start_training(plan.recipe, plan.corpus, plan.domain, "sasrec", plan.recipe.seed)
+    weights_uri: str = get_results([task])[0]
     return weights_uri
 
 

@@ -177,7 +177,7 @@ def test_trials_of_two_workers_from_another_domains_checkpoint_are_stopped_early
         "finetune.domain": "Garden",
         "finetune.name": "cross",
         "finetune.start": start,
-        "finetune.epochs": 2,
+        "finetune.epochs": 4,  # workers train on until they hear that the search stopped them
     }
     options |= {"search.stopper": "asha", "search.lrs": f"{PLANTED},1.0", "search.concurrent": 1}
     output = jobs.run_here(
@@ -187,8 +187,8 @@ def test_trials_of_two_workers_from_another_domains_checkpoint_are_stopped_early
     ).stdout
     assert "registered cprec-Garden version 1" in output
     good, bad = read_search(pair)["trials"]
-    assert (len(good["history"]), good["stopped"]) == (2, False)
-    assert (len(bad["history"]), bad["stopped"]) == (1, True)
+    assert (len(good["history"]), good["stopped"]) == (4, False)
+    assert (len(bad["history"]) < 4, bad["stopped"]) == (True, True)
     assert read_search(pair)["start"] == start
     assert read_search(pair)["winner"]["lr"] == PLANTED
     shutil.rmtree(pair)

@@ -35,8 +35,8 @@ from cprec.retrieval.candidates import Items
 from cprec.retrieval.catalogue import Catalogue
 from cprec.stream.row_encoder import RowEncoder
 from cprec.tracking.registry import Registry
+from cprec.workflows.evaluation.baselines import start_training
 from cprec.workflows.evaluation.embedding import embed_on_ray
-from cprec.workflows.evaluation.item_text import read_item_text
 from cprec.workflows.evaluation.models import find_models
 
 
@@ -135,7 +135,12 @@ class CatalogueRanking:
         }
 
     def predict(
-        self, model: EvaluatedModel, workers: int, row_encoder: RowEncoder | None, say: Say
+        self,
+        model: EvaluatedModel,
+        workers: int,
+        row_encoder: RowEncoder | None,
+        text: ItemText | None,
+        say: Say,
     ) -> pa.Table:
         """Ranks the catalogue with a model, inside a Ray session.
 
@@ -143,6 +148,7 @@ class CatalogueRanking:
             model: The model.
             workers: Number of tasks of a language model; a baseline takes one.
             row_encoder: Encoder of titles for a language model; None for a baseline.
+            text: The items' text, for a baseline that reads it.
             say: Takes lines of progress.
 
         Returns:
@@ -153,7 +159,6 @@ class CatalogueRanking:
         if retrieved is None:
             recipe, corpus = self.catalogue.recipe, self.catalogue.corpus
             domain = self.catalogue.domain
-            text = read_item_text(recipe, corpus, domain, model, workers, say)
             task = ray.remote(_rank_with_baseline).options(num_cpus=recipe.train.cpus_per_worker)
             arguments = (recipe, corpus, domain, model, self.samples, text)
             with track(f"ranking with {model.label}", say):
@@ -226,12 +231,9 @@ class CatalogueRanking:
         if "sasrec" not in recipe.retrieval.sources or self._sasrec_uri is None:
             return
         say("retrieval: SASRec is trained, if it is not stored yet")
-        task = ray.remote(stored_baselines.ensure_trained).options(
-            num_cpus=recipe.train.cpus_per_worker
-        )
-        name = self.catalogue.domain.name
+        domain = self.catalogue.domain.name
         with track("SASRec", say):
-            get_results([task.remote(recipe, corpus, name, "sasrec", recipe.seed)])
+            get_results([start_training(recipe, corpus, domain, "sasrec", recipe.seed)])
 
 
 def _rank_with_baseline(
