@@ -21,6 +21,7 @@ from typing import TypeVar
 
 import ray
 from ray._private import ray_constants, services
+from ray._private.node import Node
 
 from cluster.errors import PlatformFault, RunError, UserError
 from cluster.processes.ray_threads import is_ray_in_use
@@ -45,6 +46,10 @@ PORT_WAIT = "RAY_gcs_server_port_wait_time_s"
 
 HEAD_TRIES = 2
 """How often a driver tries to reach the head of a cluster, for 40 seconds each time."""
+
+UNASKED = ("start_monitor", "start_log_monitor", "start_api_server")
+"""What Ray starts of processes that nobody asks in a local session: the autoscaler, what sends logs
+to drivers, and the server of the dashboard."""
 
 SESSIONS_ROOT = Path("/tmp")  # noqa: S108  what is below it is checked
 """Where each user has a folder for local sessions."""
@@ -128,20 +133,40 @@ def local_processes() -> Iterator[None]:
     """Lets the processes of a session that starts in the `with` block find our packages.
 
     They inherit the path, and listen on the loopback interface only. With `py_modules`, each of
-    them would be started twice, and would compile a copy of the packages
-    (docs/decisions/038-cheap-starts.md).
+    them would be started twice, and would compile a copy of the packages. What nobody asks there is
+    not started (docs/decisions/038-cheap-starts.md).
     """
     before = os.environ.get("PYTHONPATH")
     roots = dict.fromkeys(str(Path(folder).parent) for folder in package_folders())
     os.environ["PYTHONPATH"] = os.pathsep.join([*roots, *filter(None, [before])])
     try:
-        with loopback_only():
+        with loopback_only(), without_unasked():
             yield
     finally:
         if before is None:
             del os.environ["PYTHONPATH"]
         else:
             os.environ["PYTHONPATH"] = before
+
+
+@contextmanager
+def without_unasked() -> Iterator[None]:
+    """Lets a session that starts in the `with` block do without the processes of UNASKED.
+
+    They are a third of what a start costs, and Ray has no option for it.
+    """
+    before = {name: getattr(Node, name) for name in UNASKED}
+    for name in UNASKED:
+        setattr(Node, name, _start_nothing)
+    try:
+        yield
+    finally:
+        for name, start in before.items():
+            setattr(Node, name, start)
+
+
+def _start_nothing(node: Node, **_: object) -> None:
+    """Takes the place of a method of Ray's that starts a process."""
 
 
 def start_patiently(start: Callable[[], Session]) -> Session:

@@ -35,6 +35,12 @@ def test_a_local_run_listens_on_loopback_but_for_torchs_rendezvous(observed: Obs
     assert all(any(title.startswith(RENDEZVOUS) for title in titles) for titles in wide), wide
 
 
+def test_a_local_run_starts_nothing_that_nobody_asks(observed: ObservedRun) -> None:
+    assert any("raylet" in line for line in observed.command_lines)
+    for script in ("dashboard/dashboard.py", "log_monitor.py", "_private/monitor.py"):
+        assert not any(script in line for line in observed.command_lines), script
+
+
 def test_the_session_is_the_users_alone(observed: ObservedRun) -> None:
     assert observed.session.is_dir()
     assert is_private(observed.session)

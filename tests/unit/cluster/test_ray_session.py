@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from ray._private import ray_constants, services
+from ray._private.node import Node
 
 from cluster import ray_session
 from cluster.errors import PlatformFault, RunError, UserError
@@ -138,6 +139,14 @@ def test_clusters_may_be_formed_again_after_a_local_session(
         assert not ray_constants.ENABLE_RAY_CLUSTER
         raise KeyboardInterrupt
     assert before == ray_constants.ENABLE_RAY_CLUSTER
+
+
+def test_ray_starts_all_its_processes_again_after_a_local_session() -> None:
+    before = [getattr(Node, name) for name in ray_session.UNASKED]
+    with suppress(KeyboardInterrupt), ray_session.without_unasked():
+        assert all(getattr(Node, name) not in before for name in ray_session.UNASKED)
+        raise KeyboardInterrupt
+    assert [getattr(Node, name) for name in ray_session.UNASKED] == before
 
 
 TOO_SLOW = "The current node timed out during startup. This could happen because ..."
