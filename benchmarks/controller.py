@@ -36,7 +36,7 @@ from corpus.store.tables import Corpus
 from cprec.config.recipe_file import validate_recipe
 from cprec.config.recipe import Recipe
 from cprec.encode.prompt import TABLE1
-from cprec.runs.control.lease import Lease, current_owner
+from cprec.runs.control.lease import claim
 from cprec.schedule.controller import Controller, Segment
 from cprec.schedule.plan import Plan, Portion
 from cprec.schedule.planning import PlanSettings, build_plan, extend_plan
@@ -243,7 +243,7 @@ def benchmark_live() -> None:
 
 def benchmark_requests(recipe: Recipe, run_uri: str) -> None:
     """Lets two Ray actors request the first segments of a finished run, one after the other."""
-    with ray_session("local", 4):
+    with ray_session("local", 4), claim(run_uri, "live", recipe.corpus, print) as held:
         settings = ControllerSettings(
             run="live",
             run_uri=run_uri,
@@ -262,9 +262,7 @@ def benchmark_requests(recipe: Recipe, run_uri: str) -> None:
             replay_share=0.0,
             min_annealing_share=0.0,
         )
-        # The highest lease number there can be: the run that has just ended holds an earlier one.
-        lease = Lease(run_uri, "live", 999_999, current_owner())
-        controller = start_controller(settings, lease)
+        controller = start_controller(settings, held.lease)
         group = WorkerGroup(attempt=99, world_size=2, samples=0, checkpoint_uri=None)
         ray.get(controller.begin_attempt.remote(group, []))
         benchmark_calls(controller)
