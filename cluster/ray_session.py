@@ -129,6 +129,24 @@ def ray_session(address: str, num_cpus: int) -> Iterator[None]:
 
 
 @contextmanager
+def replaced(owner: object, **attributes: object) -> Iterator[None]:
+    """Gives a module or class of Ray other attributes while a `with` block runs.
+
+    Args:
+        owner: The module or class, which has all of them.
+        attributes: The values by name.
+    """
+    before = {name: getattr(owner, name) for name in attributes}
+    try:
+        for name, value in attributes.items():
+            setattr(owner, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(owner, name, value)
+
+
+@contextmanager
 def local_processes() -> Iterator[None]:
     """Lets the processes of a session that starts in the `with` block find our packages.
 
@@ -155,14 +173,8 @@ def without_unasked() -> Iterator[None]:
 
     They are a third of what a start costs, and Ray has no option for it.
     """
-    before = {name: getattr(Node, name) for name in UNASKED}
-    for name in UNASKED:
-        setattr(Node, name, _start_nothing)
-    try:
+    with replaced(Node, **dict.fromkeys(UNASKED, _start_nothing)):
         yield
-    finally:
-        for name, start in before.items():
-            setattr(Node, name, start)
 
 
 def _start_nothing(node: Node, **_: object) -> None:
@@ -181,10 +193,9 @@ def start_patiently(start: Callable[[], Session]) -> Session:
         RunError: The node was not up within START_S seconds.
     """
     os.environ.setdefault(PORT_WAIT, f"{START_S:.0f}")
-    find_node = services.get_node
-    services.get_node = partial(_wait_for_node, find_node)
     try:
-        return start()
+        with replaced(services, get_node=partial(_wait_for_node, services.get_node)):
+            return start()
     except Exception as error:  # Ray has no class for this one
         if START_IS_SLOW not in str(error):
             raise
@@ -193,8 +204,6 @@ def start_patiently(start: Callable[[], Session]) -> Session:
             f"{os.getloadavg()[0]:.0f} on {os.cpu_count()} logical CPUs; start again when it does "
             "less"
         ) from error
-    finally:
-        services.get_node = find_node
 
 
 def _wait_for_node(
@@ -249,12 +258,8 @@ def loopback_only() -> Iterator[None]:
     interfaces = {name for _, name in socket.if_nameindex()}
     if name := next((name for name in ("lo", "lo0") if name in interfaces), None):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)  # the workers inherit it
-    may_form_clusters = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
+    with replaced(ray_constants, ENABLE_RAY_CLUSTER=False):
         yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = may_form_clusters
 
 
 def private_folder() -> Path:
