@@ -4,7 +4,7 @@
     python benchmarks/train.py --corpus out/corpus --trl .venv-trl/bin/python
 
 The environment of TRL is made from benchmarks/peers/requirements-trl.txt. Also compares the
-building of prompts, and shows how much of the gain is due to computing few logits.
+building of prompts, and shows what computing logits and last layer of supervised tokens only gains.
 
 All contenders train the same model (LoRA r = 8) in fp32 on the same samples, with one optimizer
 step per global batch. Useful tokens are those of samples, never padding. Rounds are interleaved,
@@ -224,7 +224,7 @@ def compare_prompt_building(options: argparse.Namespace) -> str:
 
 
 def compare_training(work: workload.Workload, options: argparse.Namespace) -> list[str]:
-    """Compares ours with each peer; also splits the gain into few logits and all else."""
+    """Compares ours with each peer; also tells what supervised tokens alone save from all else."""
     contenders = {
         OURS: train_ours(work, options),
         ALL_LOGITS: train_all_logits(work, options),
@@ -246,7 +246,7 @@ def compare_training(work: workload.Workload, options: argparse.Namespace) -> li
     peers = [name for name in seconds if name not in (OURS, ALL_LOGITS)]
     return [
         *(compare(f"training: {peer}", OURS, peer) for peer in peers),
-        compare("  of it: logits of supervised tokens only", OURS, ALL_LOGITS),
+        compare("  of it: supervised logits and last layer only", OURS, ALL_LOGITS),
         *(compare(f"  of it: all else against {peer}", ALL_LOGITS, peer) for peer in peers),
     ]
 

@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
+from cprec.model.kernels import last_layer
+
 MATRIX_SIZE = 8192
 """Rows and columns of the matrices whose product is timed."""
 
@@ -45,6 +47,7 @@ class OperationCount:
             vocab_size: Outputs of the output layer, which distinguish it from the other layers.
         """
         per_token = per_logit = 0
+        for_logits = last_layer.parts_for_logits(model)
         for module in model.modules():
             weight = getattr(module, "weight", None)
             if not isinstance(module, torch.nn.Linear) and not hasattr(module, "matrix_operations"):
@@ -54,7 +57,7 @@ class OperationCount:
                 # Under ZeRO 3 a weight is empty until its layer runs; `ds_numel` is its full size.
                 size = int(getattr(weight, "ds_numel", 0) or weight.numel())
             operations = size * (6 if weight is not None and weight.requires_grad else 4)
-            if getattr(module, "out_features", 0) == vocab_size:
+            if getattr(module, "out_features", 0) == vocab_size or module in for_logits:
                 per_logit += operations
             else:
                 per_token += operations

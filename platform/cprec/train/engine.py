@@ -117,8 +117,6 @@ class Engine:
         self.trained_parameters = trainable_parameters(model)
         if self.zero_stage < 3:
             fuse_lora(model)
-        vocab_size = int(self_check.text_config(model).vocab_size)
-        self.operation_count = device.OperationCount.from_model(model, vocab_size)
         if self.recomputes_activations:
             enable = model.activation_checkpointing_enable
             enable({"use_reentrant": False})  # type: ignore[operator]
@@ -155,6 +153,8 @@ class Engine:
             self.packed, self.padding_reason = pack_check.choose_packing(
                 self._logits, model, settings, max_tokens, self._any_worker
             )
+        vocab_size = int(self_check.text_config(model).vocab_size)
+        self.operation_count = device.OperationCount.from_model(model, vocab_size)
         # Not before the check, whose shapes are not those of training.
         if settings.compile:
             compile_layers(model)

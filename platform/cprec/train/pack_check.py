@@ -17,6 +17,7 @@ from cprec.config.sections.pretraining import TrainSettings
 from cprec.encode.tokens import EncodedSample
 from cprec.model import self_check
 from cprec.model.kernels import attention
+from cprec.model.kernels.last_layer import trim_last_layer
 from cprec.stream.packing import MicroBatch, MicroBatchSpec, collate
 from cprec.stream.token_sharing import SharedRow
 
@@ -83,8 +84,13 @@ def choose_packing(
         )
     if not settings.pack:
         return False, None
+    shared = bool(settings.inexact_keys)
     previous = attention.enable_packing(model)
-    fault = find_packing_fault(compute, probe, shared=bool(settings.inexact_keys))
+    trim = trim_last_layer(model)
+    fault = find_packing_fault(compute, probe, shared)
+    if trim is not None and any_worker(fault is not None):
+        trim.undo()
+        fault = find_packing_fault(compute, probe, shared)
     if not any_worker(fault is not None):
         return True, None
     attention.set_attention(model, previous)

@@ -35,7 +35,12 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from cluster.errors import RecipeError
 from cprec.model.kernels import flash_attention
 from cprec.model.layouts.branches import BranchLayout, attend_branches
-from cprec.model.layouts.strips import StripLayout, causal_mask, window_mask
+from cprec.model.layouts.strips import (
+    StripLayout,
+    causal_mask,
+    strips_of_tokens,
+    window_mask,
+)
 
 ATTENTION_NAME = "cprec_packed"
 """Name under which this attention is registered with transformers."""
@@ -145,6 +150,7 @@ def packed_attention(
     packed_longest: int = 0,
     packed_strips: StripLayout | None = None,
     packed_branches: BranchLayout | None = None,
+    packed_queries: torch.Tensor | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """Computes causal attention, in which the samples of a packed row do not see each other.
@@ -167,6 +173,8 @@ def packed_attention(
         packed_longest: Tokens of the longest sample, or highest position + 1 with strips.
         packed_strips: Layout of the strips, see `cprec.model.layouts.strips`.
         packed_branches: Layout of prompts and branches, see `cprec.model.layouts.branches`.
+        packed_queries: Tokens whose attended values are read [N], which leaves others free to be
+            anything; None for all. Only sample by sample is there anything to gain.
         others: Further arguments that transformers passes.
 
     Returns:
@@ -223,7 +231,7 @@ def packed_attention(
             _attend_with_flash(query, key, value, packed_bounds, packed_longest, scaling, window),
             None,
         )
-    return _attend_by_sample(query, key, value, packed_bounds.tolist(), terms, window), None
+    return _attend_by_sample(query, key, value, packed_bounds, packed_queries, terms, window), None
 
 
 @dataclass(frozen=True)
@@ -360,15 +368,28 @@ def _attend_by_strip(
     return _to_layer_output(torch.cat(out, dim=2))
 
 
+# It would be compiled again for every number of samples.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _attend_by_sample(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    bounds: list[int],
+    packed_bounds: torch.Tensor,
+    wanted: torch.Tensor | None,
     terms: ScoreTerms,
     window: int | None,
 ) -> torch.Tensor:
-    """Attends causally, sample by sample, to no more than `window` tokens."""
+    """Attends causally, sample by sample, to no more than `window` tokens.
+
+    For `wanted` tokens only, if they are given; the values of others are then 0.
+    """
+    bounds = packed_bounds.tolist()
+    if wanted is not None:
+        tokens = torch.unique(wanted)  # in their order
+        strips = strips_of_tokens(tokens, bounds, window)
+        attended = _attend_by_strip(query.index_select(2, tokens), key, value, strips, terms)
+        whole = attended.new_zeros(1, query.shape[2], *attended.shape[2:])
+        return whole.index_copy(1, tokens, attended)
     sizes = [stop - start for start, stop in itertools.pairwise(bounds) if stop > start]
     parts = (torch.split(x, sizes, dim=2) for x in (query, key, value))
     out = []

@@ -63,6 +63,33 @@ def strip_arguments(
     return {"packed_strips": layout, "packed_longest": longest}
 
 
+def strips_of_tokens(
+    tokens: torch.Tensor, bounds: Sequence[int], window: int | None
+) -> StripLayout:
+    """Lays out some tokens of packed samples, each of which sees the earlier ones of its sample.
+
+    Args:
+        tokens: The tokens, in ascending order [N].
+        bounds: First token of each sample and the end of the last one [S + 1].
+        window: Tokens that each of them sees at most; None for all.
+    """
+    device = tokens.device
+    stops = torch.searchsorted(tokens, torch.tensor(bounds, device=device)).tolist()
+    samples = [
+        (start, stop, tokens[first:last] - start)
+        for (start, stop), (first, last) in zip(
+            itertools.pairwise(bounds), itertools.pairwise(stops), strict=True
+        )
+        if first < last
+    ]
+    return StripLayout(
+        key_indices=torch.cat([torch.arange(a, b, device=device) for a, b, _ in samples]),
+        query_counts=[len(own) for _, _, own in samples],
+        key_counts=[stop - start for start, stop, _ in samples],
+        masks=[causal_mask(stop - start, window, device)[own] for start, stop, own in samples],
+    )
+
+
 def window_mask(tokens: int, window: int | None, device: torch.device) -> torch.Tensor | None:
     """Returns what each token of a sequence sees; None where plain causal attention is enough."""
     return causal_mask(tokens, window, device) if window and window < tokens else None
