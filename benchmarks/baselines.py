@@ -238,7 +238,7 @@ def train_peer(python: str, loss: str, name: str, task: Task, seed: int) -> Resu
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "sequences.json").write_text(json.dumps(content))
         process = subprocess.run(
-            [python, str(PEER), folder, name, loss],
+            [Path(python).absolute(), PEER, folder, name, loss],
             capture_output=True,
             text=True,
             check=False,

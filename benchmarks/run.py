@@ -13,7 +13,8 @@ The page owns the commands. A benchmark is a part of it that looks like this:
     <!-- end -->
 
 Each result is kept in out/benchmarks, so an interrupted run goes on where it was. Environments of
-peers are made. A benchmark that lacks something else, such as a corpus, is left out and named.
+peers are made. A benchmark that lacks something else, such as a corpus, is left out and named. One
+that fails is named too, the others run, and this ends with 1.
 """
 
 import argparse
@@ -172,12 +173,8 @@ def busy_cores() -> float:
     return psutil.cpu_percent() / 100 * (os.cpu_count() or 1)
 
 
-def run(benchmark: Benchmark, commit: str) -> Result:
-    """Runs a benchmark; what it writes to stderr is shown.
-
-    Raises:
-        SystemExit: It failed.
-    """
+def run(benchmark: Benchmark, commit: str) -> Result | None:
+    """Runs a benchmark; what it writes to stderr is shown. None: it failed."""
     busy = busy_cores()
     variables = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     began = time.monotonic()
@@ -190,8 +187,10 @@ def run(benchmark: Benchmark, commit: str) -> Result:
         check=False,
     )
     if ended.returncode:
-        print(ended.stdout)
-        raise SystemExit(f"{benchmark.name}: ended with {ended.returncode}")
+        print(
+            f"{ended.stdout}{benchmark.name}: FAILED with exit code {ended.returncode}", flush=True
+        )
+        return None
     return Result(
         command=benchmark.command,
         commit=commit,
@@ -205,7 +204,11 @@ def run(benchmark: Benchmark, commit: str) -> Result:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs what is asked for, and writes each result into the page as soon as it is there."""
+    """Runs what is asked for, and writes each result into the page as soon as it is there.
+
+    Raises:
+        SystemExit: A benchmark failed.
+    """
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -219,6 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"no benchmark {unknown[0]} in {options.page}; there are {', '.join(known)}")
     commit = code_commit()
     options.results.mkdir(parents=True, exist_ok=True)
+    failed = []
     for benchmark in benchmarks:
         if options.names and benchmark.name not in options.names:
             continue
@@ -235,10 +239,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 continue
         print(f"{benchmark.name}: {' '.join(benchmark.command.split())}", flush=True)
         result = run(benchmark, commit)
+        if result is None:
+            failed.append(benchmark.name)
+            continue
         file.write_text(json.dumps(asdict(result), indent=1))
         page = options.page.read_text(encoding="utf-8")
         options.page.write_text(write_result(page, benchmark.name, result), encoding="utf-8")
         print(f"{benchmark.name}: {result.seconds:,.0f} s", flush=True)
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

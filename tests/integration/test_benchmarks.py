@@ -125,7 +125,7 @@ def test_what_benchmarks_print_is_written_into_the_page_and_an_interrupted_run_g
     page.write_text(PAGE.format(fails=fails))
     arguments = ["--page", str(page), "--results", str(tmp_path / "results")]
     fails.touch()
-    with pytest.raises(SystemExit, match="second: ended with 3"):
+    with pytest.raises(SystemExit, match="failed: second"):
         run.main(arguments)
     written = page.read_text()
     assert "```text\none | figure\n```\n\n<!-- end -->" in written
