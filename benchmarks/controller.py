@@ -169,7 +169,7 @@ def benchmark_resume() -> None:
     )
 
 
-LIVE_SEGMENT = 512
+LIVE_SEGMENT = 1024
 LIVE_BATCH = 32
 LIVE_RECIPE: dict[str, Any] = {
     "run": "live",

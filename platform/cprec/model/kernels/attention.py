@@ -381,10 +381,11 @@ def _attend_by_sample(
 ) -> torch.Tensor:
     """Attends causally, sample by sample, to no more than `window` tokens.
 
-    For `wanted` tokens only, if they are given; the values of others are then 0.
+    For `wanted` tokens only, if they are fewer than half; the values of others are then 0. What
+    they see is a mask, with which fused attention computes every pair, not half of them.
     """
     bounds = packed_bounds.tolist()
-    if wanted is not None:
+    if wanted is not None and 2 * len(wanted) < query.shape[2]:
         tokens = torch.unique(wanted)  # in their order
         strips = strips_of_tokens(tokens, bounds, window)
         attended = _attend_by_strip(query.index_select(2, tokens), key, value, strips, terms)
