@@ -162,7 +162,7 @@ def prune(
     writer: RunWriter = UNFENCED,
     milestones: Iterable[int] = (),
 ) -> None:
-    """Removes old checkpoints of a run.
+    """Removes old checkpoints of a run, and what earlier attempts left half written below them.
 
     Checkpoints with more samples than the last saved one are neither removed nor counted. They
     belong to an attempt from which this one did not go on, because they were damaged or incomplete.
@@ -177,16 +177,18 @@ def prune(
         milestones: Samples from which on the first checkpoint is kept too.
     """
     attempts = list_attempts(run_uri)
+    older = [name for name in list_checkpoints(run_uri) if name <= last_saved]
+    written = [name for name in older if exists(join(checkpoint_uri(run_uri, name), MANIFEST))]
     complete = [
-        name
-        for name in list_checkpoints(run_uri)
-        if name <= last_saved
-        and find_successor(attempts, name.attempt, name.samples) is None
-        and exists(join(checkpoint_uri(run_uri, name), MANIFEST))
+        name for name in written if find_successor(attempts, name.attempt, name.samples) is None
+    ]
+    # A later attempt may be writing to a folder of its own while this one, delayed, prunes.
+    half_written = [
+        name for name in older if name not in written and name.attempt < last_saved.attempt
     ]
     reached = [[name for name in complete if name.samples >= place] for place in milestones]
     kept = {min(names) for names in reached if names}
-    for name in complete[keep:]:
+    for name in complete[keep:] + half_written:
         if name.samples not in phase_ends and name not in kept:
             # The manifest goes first: a folder that is half removed must not look complete.
             writer.remove(join(checkpoint_uri(run_uri, name), MANIFEST))
