@@ -1,9 +1,9 @@
 """Shows what pre-training is worth, on one GPU and without Ray, over several short visits to it.
 
-    python benchmarks/science.py prepare jobs/recipes/amazon-smollm2.yaml --archive science.tar
-    python benchmarks/science.py run --archive science.tar --state out/science --minutes 12
-    python benchmarks/science.py run --archive science.tar --state out/science --minutes 12
-    python benchmarks/science.py show --archive science.tar --state out/science
+    python benchmarks/science.py prepare jobs/recipes/amazon-smollm2.yaml --archive science.zip
+    python benchmarks/science.py run --archive science.zip --state out/science --minutes 12
+    python benchmarks/science.py run --archive science.zip --state out/science --minutes 12
+    python benchmarks/science.py show --archive science.zip --state out/science
 
 `prepare` needs the whole platform and the recipe's corpus (jobs/build_corpus.py), and takes the
 recipe's keys, such as `--train.compile true`; the archive has samples, titles and base. `run` needs

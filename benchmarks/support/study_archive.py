@@ -1,4 +1,4 @@
-"""The archive of a study: samples in the order of a plan, titles and the base, in one tar.
+"""The archive of a study: samples in the order of a plan, titles and the base, in one zip file.
 
 Preparing it takes the whole platform, and reading it neither Ray nor Delta.
 
@@ -12,8 +12,8 @@ Preparing it takes the whole platform, and reading it neither Ray nor Delta.
 
 import json
 import shutil
-import tarfile
 import tempfile
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,8 +62,8 @@ class Archive:
         """Reads an archive; its files are unpacked once."""
         if not (folder / STUDY).exists():
             with tempfile.TemporaryDirectory(dir=folder.parent) as place:
-                with tarfile.open(file) as tar:
-                    tar.extractall(place, filter="data")
+                with zipfile.ZipFile(file) as archive:
+                    archive.extractall(place)
                 shutil.copytree(place, folder, dirs_exist_ok=True, ignore=_all_but_last(STUDY))
                 shutil.copy(Path(place) / STUDY, folder / STUDY)
         study = json.loads((folder / STUDY).read_text())
@@ -178,9 +178,9 @@ def prepare(recipe: Recipe, domain: str, test_users: int, out: Path) -> None:
             "template": corpus.prompt_template,
         }
         (folder / STUDY).write_text(json.dumps(study))
-        with tarfile.open(out, "w") as tar:
-            for path in sorted(folder.iterdir()):
-                tar.add(path, path.name)
+        with zipfile.ZipFile(out, "w") as archive:
+            for path in sorted(folder.rglob("*")):
+                archive.write(path, path.relative_to(folder))
 
 
 def _all_but_last(name: str) -> Any:

@@ -52,7 +52,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
         baseline={"max_epochs": 2, "size": 8, "patience_steps": 0},
     )
     jobs.run_here("build_corpus", recipe)
-    file = place / "science.tar"
+    file = place / "science.zip"
     arguments = ["prepare", str(recipe), "--archive", str(file), "--test-users", "20"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     jobs.run_python("benchmarks/science.py", *arguments, environment=environment, timeout_s=300)
