@@ -234,7 +234,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             continue
         if not options.names and file.exists():
             before = Result(**json.loads(file.read_text()))
-            if (before.command, before.commit) == (benchmark.command, commit):
+            is_known = not commit.endswith("+")  # else there may be other changes by now
+            if is_known and (before.command, before.commit) == (benchmark.command, commit):
                 print(f"{benchmark.name}: has a result of {commit}", flush=True)
                 continue
         print(f"{benchmark.name}: {' '.join(benchmark.command.split())}", flush=True)

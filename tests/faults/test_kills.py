@@ -290,6 +290,15 @@ def test_whichever_process_is_killed_the_run_continues_bit_for_bit(
     assert all(bool((without_fault[name] == tensor).all()) for name, tensor in with_faults.items())
 
 
+def test_each_driver_tells_mlflow_of_its_own_steps_only(haunted: HauntedRun) -> None:
+    attempts = (haunted.folder / "attempts").iterdir()
+    begins = [json.loads(path.read_text())["samples"] for path in attempts]
+    with sqlite3.connect(haunted.tracking) as database:
+        query = "SELECT COUNT(*) FROM metrics WHERE key = 'loss' AND step = 0"
+        [(recorded,)] = database.execute(query).fetchall()
+    assert 1 <= recorded <= begins.count(0) < len(begins)
+
+
 def test_a_corrupt_checkpoint_is_reported_and_the_one_before_it_is_used(
     haunted: HauntedRun,
 ) -> None:

@@ -121,6 +121,8 @@ def test_what_benchmarks_print_is_written_into_the_page_and_an_interrupted_run_g
     monkeypatch.syspath_prepend(str(jobs.ROOT / "benchmarks"))
     run = importlib.import_module("run")
     monkeypatch.setattr(run, "LOOK_S", 0.01)
+    assert re.fullmatch(r"[0-9a-f]{7,}\+?", run.code_commit())
+    monkeypatch.setattr(run, "code_commit", lambda: "abc1234")
     page, fails = tmp_path / "page.md", tmp_path / "fails"
     page.write_text(PAGE.format(fails=fails))
     arguments = ["--page", str(page), "--results", str(tmp_path / "results")]
@@ -130,7 +132,7 @@ def test_what_benchmarks_print_is_written_into_the_page_and_an_interrupted_run_g
     written = page.read_text()
     assert "```text\none | figure\n```\n\n<!-- end -->" in written
     assert "of another time" not in written
-    assert f"commit {run.code_commit()}, " in written
+    assert "commit abc1234, " in written
 
     fails.unlink()
     capsys.readouterr()
@@ -148,6 +150,12 @@ def test_what_benchmarks_print_is_written_into_the_page_and_an_interrupted_run_g
     with pytest.raises(SystemExit):
         run.main([*arguments, "fourth"])
     assert "no benchmark fourth" in capsys.readouterr().err
+
+    # Two states that no commit has may be two programs.
+    monkeypatch.setattr(run, "code_commit", lambda: "abc1234+")
+    for _ in range(2):
+        run.main(arguments)
+        assert "has a result" not in capsys.readouterr().out
 
 
 def test_every_benchmark_of_the_page_can_be_run_by_name() -> None:

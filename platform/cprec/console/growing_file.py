@@ -1,10 +1,10 @@
 """Reads a file of JSON lines as it grows: what was read is not read again."""
 
 import errno
-import json
 from typing import Any
 
 from cluster.storage import read_bytes_if_exists, read_from
+from cprec.runs.record_files import parse_json
 
 ANCHOR_BYTES = 256
 """Bytes before the new ones that must be as they were; else the file was replaced."""
@@ -54,7 +54,7 @@ def parse_lines(content: bytes) -> list[dict[str, Any]]:
     objects = []
     for line in content.splitlines():
         try:
-            value = json.loads(line)
+            value = parse_json(line)
         except (ValueError, RecursionError):
             continue
         if isinstance(value, dict):

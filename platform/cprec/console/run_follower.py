@@ -1,12 +1,11 @@
 """Follows one run: its files as they grow, and the parts of its page that change with them."""
 
-import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
 from cluster.errors import RunError
-from cluster.storage import join, list_etags, list_names, read_text_if_exists
+from cluster.storage import join, list_etags, list_names
 from cprec.console.growing_file import GrowingFile
 from cprec.console.views.acts import Act, list_acts
 from cprec.console.views.commands import Commands
@@ -27,10 +26,10 @@ from cprec.runs.records import (
     EVENTS_FILE,
     PLAN_FILE,
     TRACE_FILE,
-    AuditReport,
     run_folder,
 )
 from cprec.runs.run_plan import RunPlan
+from cprec.runs.run_records import read_audit
 
 CHECKPOINTS_FOLDER = "checkpoints"
 
@@ -132,8 +131,7 @@ class RunFollower:
         )
 
     def _update_audit(self) -> None:
-        text = read_text_if_exists(join(self._uri, AUDIT_FILE))
-        if text:
-            self._parts["audit"] = encode(final_audit(AuditReport.from_json(json.loads(text))))
+        if (audit := read_audit(self._uri)) is not None:
+            self._parts["audit"] = encode(final_audit(audit))
         elif self._run_plan:
             self._parts["audit"] = encode(self._steps.audit(self._run_plan.plan.total_samples))

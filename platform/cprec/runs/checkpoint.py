@@ -178,7 +178,7 @@ def prune(
     """
     attempts = list_attempts(run_uri)
     older = [name for name in list_checkpoints(run_uri) if name <= last_saved]
-    written = [name for name in older if exists(join(checkpoint_uri(run_uri, name), MANIFEST))]
+    written = [name for name in older if is_complete(run_uri, name)]
     complete = [
         name for name in written if find_successor(attempts, name.attempt, name.samples) is None
     ]
@@ -326,8 +326,7 @@ def read_ledger(uri: str) -> Ledger:
 def read_verified_ledger(uri: str) -> Ledger:
     """Reads the ledger of a checkpoint that is complete and undamaged; raises as `verify` does."""
     verify(uri)
-    values = json.loads(read_text(join(uri, LEDGER)))
-    return Ledger.from_json(values)
+    return read_ledger(uri)
 
 
 def is_complete(run_uri: str, name: CheckpointName) -> bool:

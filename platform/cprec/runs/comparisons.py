@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from cluster.storage import exists, join, list_names, read_text, sha256, write_text
+from cluster.storage import exists, join, list_names, read_bytes, sha256, write_text
+from cprec.runs.record_files import damaged_error, parse_json
 from cprec.runs.records import EVALUATION_FOLDER
 
 COMPARISONS_FOLDER = "comparisons"
@@ -81,12 +82,26 @@ def _read_domain(folder: str) -> Iterator[dict[str, Any]]:
     """Yields the comparisons on one domain."""
     for file in list_names(folder):
         if EARLIER_FILE.fullmatch(file):
-            yield _with_name(json.loads(read_text(join(folder, file))))
+            yield _read(join(folder, file))
     comparisons = join(folder, COMPARISONS_FOLDER)
     for name in list_names(comparisons) if exists(comparisons) else ():
         for file in list_names(join(comparisons, name)):
             if file.endswith(".json"):
-                yield _with_name(json.loads(read_text(join(comparisons, name, file))))
+                yield _read(join(comparisons, name, file))
+
+
+def _read(uri: str) -> dict[str, Any]:
+    """Reads one comparison.
+
+    Raises:
+        RunError: The file holds something else.
+    """
+    try:
+        comparison = _with_name(parse_json(read_bytes(uri)))
+        float(comparison["time"])
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise damaged_error(uri, "comparison") from None
+    return comparison
 
 
 def _with_name(comparison: dict[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from cluster.storage import (
 from cluster.storage_errors import name_errors
 from cprec.runs.control.fence import UNFENCED, RunWriter
 from cprec.runs.events import Event, RecordDropped, parse_event
+from cprec.runs.record_files import parse_json
 from cprec.runs.records import EVENTS_FILE, TRACE_FILE, Record, TraceRow
 
 R = TypeVar("R", bound=Record)
@@ -165,7 +166,7 @@ def _whole_lines(content: bytes) -> list[bytes]:
 def _parse_line(line: bytes, parse: Parser[R]) -> R | None:
     """Returns the record of a line; None if it holds none."""
     try:
-        return parse(json.loads(line.decode("utf-8")))
+        return parse(parse_json(line))
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
 

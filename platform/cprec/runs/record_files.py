@@ -1,7 +1,7 @@
 """Reads one record from a file that anybody with access to the storage may have damaged."""
 
 import json
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from cluster.errors import RunError
 from cluster.storage import read_bytes_if_exists
@@ -24,10 +24,42 @@ def read_record(uri: str, kind: type[R], blank_is_missing: bool = False) -> R | 
     content = read_bytes_if_exists(uri)
     if content is None or (blank_is_missing and content.isspace()):
         return None
+    return parse_record(uri, content, kind)
+
+
+def parse_record(uri: str, content: bytes, kind: type[R]) -> R:
+    """Returns the record that a file holds.
+
+    Args:
+        uri: Path or `s3://` URI of the file, for messages.
+        content: Its content.
+        kind: Class of the record.
+
+    Raises:
+        RunError: The file holds something else.
+    """
     try:
-        return kind.from_json(json.loads(content.decode("utf-8")))
+        return kind.from_json(parse_json(content))
     except (ValueError, RecursionError):
-        raise RunError(
-            f"{uri}: damaged, it holds no {kind.__name__}; if no process trains the run, "
-            "restore the file or delete it"
-        ) from None
+        raise damaged_error(uri, kind.__name__) from None
+
+
+def parse_json(content: bytes) -> Any:
+    """Parses JSON whose texts can be written again.
+
+    Raises:
+        ValueError: It is no JSON, or a text in it holds half of a character ("\\ud800").
+        RecursionError: It is nested too deeply.
+    """
+    values = json.loads(content.decode("utf-8"))
+    if b"\\ud" in content.lower():
+        json.dumps(values, ensure_ascii=False).encode("utf-8")  # raises UnicodeEncodeError
+    return values
+
+
+def damaged_error(uri: str, kind: str) -> RunError:
+    """Returns the error of a file that holds something else than it should."""
+    return RunError(
+        f"{uri}: damaged, it holds no {kind}; if no process trains the run, "
+        "restore the file or delete it"
+    )

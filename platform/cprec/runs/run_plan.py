@@ -20,6 +20,7 @@ from cprec.runs.control.fence import UNFENCED, RunWriter
 from cprec.runs.events import CorpusVersionAdopted, RunStarted
 from cprec.runs.json_lines import open_events, read_events
 from cprec.runs.portions import domain_names, select_streams
+from cprec.runs.record_files import parse_json
 from cprec.runs.records import PLAN_FILE
 from cprec.schedule.plan import Plan
 
@@ -67,7 +68,7 @@ class RunPlan:
         if content is None or content.isspace():  # `Lease.adopt` makes white space
             return None
         try:
-            values: dict[str, Any] = json.loads(content.decode("utf-8"))
+            values: dict[str, Any] = parse_json(content)
             _SHAPE.validate_python(values)
             names = {key: tuple(values[key]) for key in ("domains", "passed_over")}
             plan = cls(**{**values, **names, "plan": Plan.from_json(values["plan"])})

@@ -1,6 +1,5 @@
 """Everything that a run has left so far, read once for its audit, its reports and its lineage."""
 
-import json
 import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from cprec.runs.comparisons import read_comparisons
 from cprec.runs.control.attempts import list_attempts
 from cprec.runs.events import Event, PerplexityMeasured
 from cprec.runs.json_lines import read_events, read_trace
+from cprec.runs.record_files import read_record
 from cprec.runs.records import AUDIT_FILE, RECIPE_FILE, Attempt, AuditReport, TraceRow, run_folder
 from cprec.runs.run_plan import RunPlan
 
@@ -88,8 +88,7 @@ def read_run_records(run_uri: str) -> RunRecords:
 
 def read_audit(run_uri: str) -> AuditReport | None:
     """Reads the audit of a run; None until it is trained."""
-    text = read_text_if_exists(join(run_uri, AUDIT_FILE))
-    return AuditReport.from_json(json.loads(text)) if text else None
+    return read_record(join(run_uri, AUDIT_FILE), AuditReport)
 
 
 def drop_repeated_steps(trace: Sequence[TraceRow]) -> list[TraceRow]:

@@ -33,7 +33,8 @@ class LiveReport:
         """Renews them if it is time.
 
         The intervals are REPORT_INTERVAL_S, and longer where the records of a long run take long
-        to draw. Storage that fails for a moment costs a picture, not the training.
+        to draw. Storage that fails for a moment, or a damaged record, costs a picture, not the
+        training.
         """
         began = time.monotonic()
         if began < self._next_refresh:
@@ -42,6 +43,8 @@ class LiveReport:
             publish_report(read_run_records(self._run_uri), self._settings, self._tracker)
         except (OSError, UserError) as error:
             self._say(f"the report was not renewed: {error}")
+        except Exception as error:  # whatever it is: no picture is worth a training
+            self._say(f"the report was not renewed: {type(error).__name__}: {error}")
         duration = time.monotonic() - began
         self._next_refresh = began + max(REPORT_INTERVAL_S, REPORT_INTERVAL_RATIO * duration)
 

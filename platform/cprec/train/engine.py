@@ -50,21 +50,13 @@ class StepOutcome:
     save: bool
 
 
-def decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
-    """Finds the decoder layers of a model; none if it has no list of them."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.ModuleList) and module and hasattr(module[0], "self_attn"):
-            return list(module)
-    return []
-
-
 def compile_layers(model: torch.nn.Module) -> None:
     """Compiles the decoder layers of a model.
 
     They are compiled one by one, because all have the same code. Embedding, output and loss are
     not compiled: the sizes that they see change.
     """
-    for layer in decoder_layers(model):
+    for layer in self_check.decoder_layers(model):
         layer.compile()
 
 

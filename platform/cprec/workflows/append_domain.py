@@ -1,7 +1,7 @@
 """Appends to a corpus: interactions of a recipe's domains, or a file of plain text."""
 
 from cluster.console import Say
-from cluster.errors import RunError
+from cluster.errors import UserError
 from cluster.storage import absolute_uri, join, list_names
 from corpus import append, append_text
 from corpus.store.tables import Corpus
@@ -55,18 +55,34 @@ def describe_caps(recipe: Recipe, say: Say) -> None:
     for run in list_names(storage):
         run_uri = run_folder(storage, run)
         try:
-            run_plan, status = RunPlan.read(run_uri), read_status(run_uri)
-        except RunError as error:  # another run's files must not keep the append
-            say(f"{run}: what the append means for it is not known ({error})")
-            continue
-        if run_plan is None or run_plan.closed or run_plan.corpus != fingerprint:
-            continue
-        if status is not None and status.phase in (Phase.ANNEALING, Phase.DONE):
-            continue
-        cap = load_recipe(join(run_uri, RECIPE_FILE)).train.max_samples
-        if cap is not None:
-            issued = 0 if status is None or status.issued is None else status.issued
-            say(describe_cap(run, run_plan.plan, issued, cap))
+            effect = _describe_cap_of(run, run_uri, fingerprint)
+        except UserError as error:  # another run's files must not keep the append
+            effect = f"{run}: what the append means for it is not known ({error})"
+        if effect is not None:
+            say(effect)
+
+
+def _describe_cap_of(run: str, run_uri: str, fingerprint: str) -> str | None:
+    """Returns what the cap of a run means for what joins it; None if it has none, or nothing joins.
+
+    Args:
+        run: Name of the run.
+        run_uri: Its folder.
+        fingerprint: Fingerprint of the corpus that is appended to.
+
+    Raises:
+        UserError: A file of the run is damaged, or of another release.
+    """
+    run_plan, status = RunPlan.read(run_uri), read_status(run_uri)
+    if run_plan is None or run_plan.closed or run_plan.corpus != fingerprint:
+        return None
+    if status is not None and status.phase in (Phase.ANNEALING, Phase.DONE):
+        return None
+    cap = load_recipe(join(run_uri, RECIPE_FILE)).train.max_samples
+    if cap is None:
+        return None
+    issued = 0 if status is None or status.issued is None else status.issued
+    return describe_cap(run, run_plan.plan, issued, cap)
 
 
 def notify_runs(recipe: Recipe, corpus: Corpus, say: Say, by: str | None = None) -> None:

@@ -8,8 +8,9 @@ gone on from an older one. No two attempts have one number, so none writes into 
 import json
 import re
 
-from cluster.storage import create_text, join, list_names, read_many, read_text
+from cluster.storage import create_text, join, list_names, read_many
 from cprec.runs.control.lease import Lease
+from cprec.runs.record_files import parse_record, read_record
 from cprec.runs.records import Attempt
 
 ATTEMPTS_FOLDER = "attempts"
@@ -45,17 +46,24 @@ def begin_attempt(
         )
         lease.require()
         uri = join(lease.run_uri, ATTEMPTS_FOLDER, f"{number:06d}.json")
-        if create_text(uri, json.dumps(attempt.to_json())) or _read(uri) == attempt:
+        if create_text(uri, json.dumps(attempt.to_json())) or read_record(uri, Attempt) == attempt:
             return attempt
         number += 1
 
 
 def list_attempts(run_uri: str) -> list[Attempt]:
-    """Lists the attempts of a run, in order; earlier releases left no file of them."""
+    """Lists the attempts of a run, in order; earlier releases left no file of them.
+
+    Raises:
+        RunError: The file of one is damaged.
+    """
     folder = join(run_uri, ATTEMPTS_FOLDER)
     names = [name for name in list_names(folder) if _ATTEMPT_FILE.fullmatch(name)]
     contents = read_many([join(folder, name) for name in names])
-    attempts = [Attempt.from_json(json.loads(content)) for content in contents]
+    attempts = [
+        parse_record(join(folder, name), content, Attempt)
+        for name, content in zip(names, contents, strict=True)
+    ]
     return sorted(attempts, key=_order)
 
 
@@ -75,7 +83,3 @@ def find_successor(attempts: list[Attempt], number: int, samples: int) -> Attemp
 def _order(attempt: Attempt) -> tuple[int, int]:
     """Orders attempts. One that began under an older lease is older, whatever its number."""
     return attempt.lease, attempt.number
-
-
-def _read(uri: str) -> Attempt:
-    return Attempt.from_json(json.loads(read_text(uri)))

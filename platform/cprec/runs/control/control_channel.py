@@ -26,6 +26,7 @@ from cprec.runs.control.request_queue import (
     Request,
     RequestQueue,
     StoredRequest,
+    is_request_id,
 )
 from cprec.runs.control.status import is_starting, read_status, write_status
 from cprec.runs.records import Status
@@ -69,7 +70,9 @@ class ControlChannel:
         """Keeps the answers of the controller before, which somebody may not have seen yet."""
         if before := _read_status_if_whole(self._run_uri):
             for request_id, text in before.answers.items():
-                self.answer(request_id, text, request_id in before.refused)
+                # Whoever can write the status must not name a file elsewhere that is removed.
+                if is_request_id(request_id):
+                    self.answer(request_id, text, request_id in before.refused)
 
     def take_requests(self) -> list[Request | BadRequest]:
         """Returns the next requests that are not answered yet, in the order of their arrival."""
@@ -199,20 +202,32 @@ def notify_runs(
     """
     lines = []
     for run in list_names(storage):
-        run_uri = join(storage, run)
-        lease, liveness = find_liveness(run_uri)
-        if lease is None or lease.corpus != corpus_uri or liveness is Liveness.GONE:
-            continue
-        status = _read_status_if_whole(run_uri)
-        if is_starting(lease, status):
-            lines.append(f"{run} is starting, and looks at the corpus before its first segment")
-            continue
-        if status is not None and status.state == "ended":
-            continue  # it only finishes: audit, report, registration
         try:
-            lines.append(f"{run} {send_request(run_uri, run, 'look', timeout_s, by)}")
-        except RunError as error:
-            lines.append(
-                f"{run} will look at the corpus when its next segment is handed out ({error})"
-            )
+            line = _notify_run(join(storage, run), run, corpus_uri, timeout_s, by)
+        except RunError as error:  # another run's files must not keep the others from hearing of it
+            line = f"{run} was not told of it ({error})"
+        if line is not None:
+            lines.append(line)
     return lines
+
+
+def _notify_run(
+    run_uri: str, run: str, corpus_uri: str, timeout_s: float, by: str | None
+) -> str | None:
+    """Asks one run to look at its corpus; None if nobody trains it on that corpus.
+
+    Raises:
+        RunError: A file of the run is damaged.
+    """
+    lease, liveness = find_liveness(run_uri)
+    if lease is None or lease.corpus != corpus_uri or liveness is Liveness.GONE:
+        return None
+    status = _read_status_if_whole(run_uri)
+    if is_starting(lease, status):
+        return f"{run} is starting, and looks at the corpus before its first segment"
+    if status is not None and status.state == "ended":
+        return None  # it only finishes: audit, report, registration
+    try:
+        return f"{run} {send_request(run_uri, run, 'look', timeout_s, by)}"
+    except RunError as error:
+        return f"{run} will look at the corpus when its next segment is handed out ({error})"

@@ -35,8 +35,11 @@ from cprec.runs.records import (
     run_folder,
 )
 
-RUN_FILES = frozenset({STATUS_FILE, PLAN_FILE, EVENTS_FILE, LEASES_FOLDER})
-"""A folder that has one of these is a run's."""
+STARTED_FILES = frozenset({STATUS_FILE, PLAN_FILE, EVENTS_FILE})
+"""A folder that has one of these is that of a run that was started."""
+
+RUN_FILES = STARTED_FILES | {LEASES_FOLDER}
+"""A folder that has one of these is a run's, unless its start was refused."""
 
 EVENTS_BYTES = 16_384
 """Bytes of the newest events that an overview is made of."""
@@ -74,6 +77,12 @@ class RunReader:
         """Whether nobody was at work at the last look, so that hardly anything changes."""
         return self._lease is None or self._lease.ended
 
+    @property
+    def _was_refused(self) -> bool:
+        """Whether drivers only ever held the run while they checked their input, and ended."""
+        is_started = bool(STARTED_FILES & self._tags.keys())
+        return not (is_started or self._problem) and self._lease is not None and self._lease.ended
+
     def look(self) -> RunOverview | None:
         """Returns how the run stands; None if the folder is no run's."""
         tags = list_etags(self._uri)
@@ -88,6 +97,8 @@ class RunReader:
             else:
                 self._problem = ""
         self._tags = tags
+        if self._was_refused:
+            return None
         run = build_overview(self._glance())
         if self._problem:
             return replace(run, state=State.UNKNOWN, waits_for=self._problem)

@@ -92,7 +92,7 @@ class BadRequest:
     @property
     def id(self) -> str:
         """The name without `.json`, as text: the bytes of a name may be none."""
-        return self.name.removesuffix(".json").encode("utf-8", "backslashreplace").decode()
+        return _printable(self.name.removesuffix(".json"))
 
 
 class RequestQueue:
@@ -154,7 +154,7 @@ class RequestQueue:
             move(source, target)
         except (OSError, AccessDeniedError):  # then it stays, and is passed over
             self._unmovable.add(bad.name)
-            return source
+            return _printable(source)
         return target
 
     def _has_waited(self, entry: FileEntry, now: float) -> bool:
@@ -189,7 +189,20 @@ def _parse(content: bytes) -> tuple[Action, str | None]:
 
 def _clean_sender(sender: Any) -> str | None:
     """Returns the name of a sender on one line; None if there is none."""
-    return (" ".join(str(sender).split())[:MAX_SENDER] or None) if sender else None
+    return (_printable(" ".join(str(sender).split()))[:MAX_SENDER] or None) if sender else None
+
+
+def _printable(text: str) -> str:
+    """Returns a text with escapes for what no terminal, page or UTF-8 file can hold."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text
+    )
+
+
+def is_request_id(text: str) -> bool:
+    """Returns whether a text can be the id of a request, and so a part of a file's name."""
+    return _NAME.fullmatch(f"{text}.json") is not None
 
 
 def _id(entry: FileEntry) -> str:

@@ -7,10 +7,11 @@ import json
 
 from cluster.console import Say
 from cluster.errors import RunError
-from cluster.storage import exists, join, read_text
+from cluster.storage import join
 from cprec.model.base_files import CONTENT_PREFIX, BaseIdentity, describe_changes
 from cprec.runs.checkpoint import list_checkpoints
 from cprec.runs.control.fence import UNFENCED, RunWriter
+from cprec.runs.record_files import read_record
 from cprec.runs.records import BASE_FILE, BaseRecord
 
 
@@ -50,8 +51,7 @@ def lock_base(
 
 def read_base(run_uri: str) -> BaseRecord | None:
     """Reads the base of a run; None for a run that has not started, or of an earlier release."""
-    uri = join(run_uri, BASE_FILE)
-    return BaseRecord.from_json(json.loads(read_text(uri))) if exists(uri) else None
+    return read_record(join(run_uri, BASE_FILE), BaseRecord)
 
 
 def _differs(known: BaseRecord, identity: BaseIdentity) -> bool:

@@ -67,7 +67,13 @@ class ControllerActor:
         self._control_channel = ControlChannel(lease)
         self._requests = RequestServer(self._state, self._corpus, self._control_channel, self.stop)
         self._failure: Exception | None = None
-        self._stop_requested = False
+        # A controller that dies after it was told to stop is started again by Ray.
+        self._stop_requested = any(
+            isinstance(event, Stopped) and event.lease == lease.number
+            for event in self._state.events
+        )
+        if self._stop_requested:
+            self._segments.stop()
         self._notices: list[str] = []
         self._checkpoint_requests = 0
         self._faults: dict[int, str] = {}
@@ -202,6 +208,8 @@ class ControllerActor:
         return RunNews(
             state.trace_rows[first_row:],
             state.events[first_event:],
+            len(state.trace_rows),
+            len(state.events),
             state.describe_wait(),
             state.controller.plan.total_samples,
         )

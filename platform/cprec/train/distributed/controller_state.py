@@ -64,12 +64,17 @@ class RunNews:
     Attributes:
         rows: New trace rows.
         events: New events.
+        next_row: Index of the first trace row that is new at the next call. It goes back where
+            workers start again and rows are dropped.
+        next_event: Index of the first event that is new then.
         waiting: Why the workers wait for new samples, for people; None: they do not.
         planned_samples: Samples of the plan (A) as it stands.
     """
 
     rows: Sequence[TraceRow]
     events: Sequence[Event]
+    next_row: int
+    next_event: int
     waiting: str | None
     planned_samples: int
 
@@ -232,7 +237,7 @@ class ControllerState:
         try:
             self.lease.require()
             self._events.flush()
-        except OSError as error:
+        except Exception as error:
             if not is_storage_error(error):
                 raise
 

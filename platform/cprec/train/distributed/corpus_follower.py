@@ -65,7 +65,8 @@ class CorpusFollower:
         )
         if not (domain_portions or mixed_portions or text_portions):
             state.write_run_plan(replace(state.run_plan, version=corpus.version))
-            return f"has nothing to train of corpus version {corpus.version}"
+            self._message = f"has nothing to train of corpus version {corpus.version}"
+            return self._message
         joined = {(p.source, p.version) for p in (*domain_portions, *mixed_portions)}
         encoder = self.row_encoder.with_titles_of(corpus)
         try:

@@ -297,18 +297,18 @@ def _report_news(
 
     Args:
         controller: Handle of the controller.
-        reported: Numbers of trace rows and of events that were reported before.
-        on_news: Receives the new ones.
+        reported: Indices of the first trace row and of the first event to report.
+        on_news: Receives them.
 
     Returns:
-        The same numbers, with the new ones.
+        The same indices for the next call.
     """
     try:
         news: RunNews = ray.get(controller.news.remote(*reported), timeout=30)
     except ray.exceptions.RayError:
         return reported  # the controller is starting again, or ended; its records are on storage
     on_news(news)
-    return reported[0] + len(news.rows), reported[1] + len(news.events)
+    return news.next_row, news.next_event
 
 
 def _say_notices(controller: Any, say: Say) -> bool:

@@ -4,8 +4,9 @@ import json
 from dataclasses import dataclass, replace
 
 from cluster.console import Say
-from cluster.errors import PlatformFault
+from cluster.errors import PlatformFault, UserError
 from cluster.storage import join
+from cluster.storage_errors import is_storage_error
 from corpus.store.tables import Corpus
 from cprec.runs import checkpoint
 from cprec.runs.audit import audit
@@ -103,7 +104,13 @@ def finish_run(
         events.append(RunFinished(samples=samples, checkpoint=checkpoint_uri))
         events.flush()
     records = replace(records, audit=audit_report, events=events.read())
-    publish_report(records, job.recipe.cost, tracker)
+    try:
+        publish_report(records, job.recipe.cost, tracker)
+    except Exception as error:
+        if isinstance(error, UserError) or is_storage_error(error):
+            raise
+        # What cannot be drawn must not keep a trained model from being registered.
+        say(f"the report was not written: {type(error).__name__}: {error}")
     tracker.log_text(AUDIT_FILE, audit_json)
     tracker.flush()
     lease.require()

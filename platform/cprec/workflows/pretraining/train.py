@@ -41,10 +41,13 @@ def train_run(
     def on_news(news: RunNews) -> None:
         waiting = f"{news.waiting} {release}" if news.waiting else None
         progress.update(news.rows, news.events, waiting, news.planned_samples)
+        # What earlier drivers recorded, they told MLflow themselves.
+        own = (None, held.lease.number)
         for row in news.rows:
-            tracker.log_metrics(step_metrics(row), row.samples)
+            if row.lease in own:
+                tracker.log_metrics(step_metrics(row), row.samples)
         for event in news.events:
-            if isinstance(event, PerplexityMeasured):
+            if isinstance(event, PerplexityMeasured) and event.lease in own:
                 tracker.log_metrics({"perplexity": event.perplexity}, event.samples)
         if news.rows:
             live_report.refresh()

@@ -10,9 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import RunError
+from cprec.runs.comparisons import read_comparisons
+from cprec.runs.control.attempts import list_attempts
 from cprec.runs.control.liveness import read_lease
 from cprec.runs.control.status import read_status
+from cprec.runs.locks.base import read_base
 from cprec.runs.run_plan import RunPlan
+from cprec.runs.run_records import read_audit
 from cprec.schedule.plan import Portion
 from cprec.schedule.planning import PlanSettings, build_plan
 
@@ -20,6 +24,11 @@ READERS: dict[str, Callable[[str], object]] = {
     "plan.json": RunPlan.read,
     "status.json": read_status,
     "leases/000007.json": read_lease,
+    "attempts/000003.json": list_attempts,
+    "audit.json": read_audit,
+    "base.json": read_base,
+    "evaluation/Games/comparison.json": read_comparisons,
+    "evaluation/Games/comparisons/base/20261126T101112.000000Z.json": read_comparisons,
 }
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
@@ -32,7 +41,8 @@ JSON = st.recursive(
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that has a plan."""
     run = tmp_path_factory.mktemp("run")
-    (run / "leases").mkdir()
+    for name in READERS:
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
     plan = build_plan(
         PlanSettings(0, 1e-5, 1e-3, 0.1),
         [Portion("domain/A", 0, 0, 100)],
@@ -47,7 +57,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     name=st.sampled_from(sorted(READERS)),
     content=st.binary(max_size=30)
     | JSON.map(lambda value: json.dumps(value).encode())
-    | st.just(b"[" * 30_000),
+    | st.just(b"[" * 30_000)
+    | st.just(b'{"revision": "\\uD800", "base": "b", "files": {}}'),
 )
 def test_a_damaged_record_is_named(run: Path, name: str, content: bytes) -> None:
     before = (run / name).read_bytes() if (run / name).exists() else None

@@ -177,10 +177,13 @@ def test_a_damaged_line_is_named_and_dropped(tmp_path: Path, damaged: bytes) -> 
 
 def test_a_damaged_event_is_named_by_an_event(tmp_path: Path) -> None:
     file = tmp_path / EVENTS_FILE
-    file.write_text('{"event": "held", "samples": 1, "time": 2}\n{"event": []}\n')
-    assert [event.event for event in read_events(str(tmp_path))] == ["held"]
+    held = '{"event": "held", "samples": 1, "time": 2, "by": "%s"}\n'
+    # The second is Ada's and an emoji; half of one can be written to no page.
+    file.write_text(held % "A" + held % "\\ud83d\\ude00" + held % "\\ud83d" + '{"event": []}\n')
+    assert [event.event for event in read_events(str(tmp_path))] == ["held", "held"]
     open_events(str(tmp_path)).flush()
-    assert [event.event for event in read_events(str(tmp_path))] == ["held", "record_dropped"]
+    kinds = [event.event for event in read_events(str(tmp_path))]
+    assert kinds == ["held", "held", "record_dropped", "record_dropped"]
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=12))

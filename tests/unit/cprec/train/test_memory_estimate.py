@@ -17,7 +17,7 @@ from transformers import (
 from cprec.config.sections.model import ModelSettings
 from cprec.model import adapter
 from cprec.model.kernels import fp8, lora_fusion
-from cprec.train.engine import decoder_layers
+from cprec.model.self_check import decoder_layers
 from cprec.train.memory_estimate import MemoryEstimate
 
 # PEFT calls transformers by a deprecated name.

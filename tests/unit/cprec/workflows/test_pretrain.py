@@ -84,15 +84,22 @@ def test_what_takes_long_is_made_more_rarely(clock: Clock) -> None:
     ]
 
 
-@pytest.mark.parametrize("problem", [OSError("the store is away"), RunError("no plan.json")])
-def test_storage_that_fails_costs_a_picture_and_not_the_training(
-    clock: Clock, problem: Exception
+@pytest.mark.parametrize(
+    ("problem", "said"),
+    [
+        (OSError("the store is away"), "the store is away"),
+        (RunError("no plan.json"), "no plan.json"),
+        (KeyError("rows"), "KeyError: 'rows'"),
+    ],
+)
+def test_what_fails_costs_a_picture_and_not_the_training(
+    clock: Clock, problem: Exception, said: str
 ) -> None:
     lines: list[str] = []
     clock.fails = problem
     pictures = LiveReport("run", CostSettings(), Any, lines.append)  # type: ignore[arg-type]
     renew(pictures, clock, int(2 * REPORT_INTERVAL_S) + 1)
-    assert lines == [f"the report was not renewed: {problem}"] * 2
+    assert lines == [f"the report was not renewed: {said}"] * 2
 
 
 @pytest.mark.parametrize(("hold", "closed"), [(False, False), (True, False), (True, True)])

@@ -1,5 +1,6 @@
 """Requests reach a run from its start on; those that nobody waits for are not carried out."""
 
+import json
 import time
 from pathlib import Path
 
@@ -115,6 +116,36 @@ def test_an_answer_survives_the_controller_that_gave_it(run: str) -> None:
         written = read_status(run)
         assert written is not None
         assert (written.answers, written.refused) == ({"asked": "is annealing"}, ["asked"])
+
+
+@pytest.mark.parametrize("request_id", ["{victim}", "../plan", "../../victim", "", "."])
+def test_a_status_that_somebody_wrote_removes_no_file_elsewhere(run: str, request_id: str) -> None:
+    victim = Path(run).parent / "victim.json"
+    victim.write_text("{}")
+    with claim(run, "trunk", "c", print) as held:
+        (Path(run) / "requests").mkdir()
+        plan = Path(run) / "plan.json"
+        plan.write_text("{}")
+        answers = {request_id.format(victim=str(victim).removesuffix(".json")): "yes", "asked": "b"}
+        status = Status(run="trunk", owner=held.lease.owner, state="training", answers=answers)
+        (Path(run) / "status.json").write_text(json.dumps(status.to_json()))
+        ControlChannel(held.lease).publish(status)
+        written = read_status(run)
+        assert written is not None
+        assert written.answers == {"asked": "b"}
+        assert plan.exists()
+        assert victim.exists()
+
+
+def test_damaged_files_of_another_run_keep_no_run_from_hearing_of_a_version(run: str) -> None:
+    storage = Path(run).parent
+    (storage / "another" / "leases").mkdir(parents=True)
+    (storage / "another" / "leases" / "000001.json").write_text("{")
+    with claim(run, "trunk", "c", print):
+        another, trunk = control_channel.notify_runs(str(storage), "c", 1.0)
+    assert "another was not told of it" in another
+    assert "leases/000001.json: damaged" in another
+    assert trunk.startswith("trunk is starting")
 
 
 def test_a_request_whose_answer_was_not_written_is_asked_again(run: str) -> None:

@@ -65,6 +65,7 @@ def test_states_follow_from_lease_and_status(tmp_path: Path) -> None:
     write_run(tmp_path, "d-ended", ended=True, status={"state": "ended", "phase": "done"})
     write_run(tmp_path, "e-stopped", ended=True, status={"state": "ended"})
     write_run(tmp_path, "f-silent", age_s=100, owner=OTHER_HOST, status={})
+    write_run(tmp_path, "g-refused", ended=True)  # a start with a wrong base, for instance
     assert states(tmp_path) == {
         "a-trains": "training",
         "b-waits": "waiting",

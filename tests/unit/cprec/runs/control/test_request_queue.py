@@ -48,13 +48,19 @@ def test_requests_are_taken_in_the_order_of_their_arrival(folder: Path) -> None:
     assert queue.take(()) == expected[1:2]
 
 
-@pytest.mark.parametrize("sender", ["Ada\n  L.", ["Ada"], {"x": 1}, 7, "x" * 10_000])
+@pytest.mark.parametrize(
+    "sender",
+    [
+        *("Ada\n  L.", ["Ada"], {"x": 1}, 7, "x" * 10_000),
+        *("\ud800", "\ud800" * 80, "\x1b[31mred", "\u202eright to left"),
+    ],
+)
 def test_whatever_a_sender_is_called_is_one_short_line(folder: Path, sender: object) -> None:
     write(folder, "a", json.dumps({"do": "hold", "by": sender}).encode(), 0)
     [request] = RequestQueue(str(folder.parent)).take(())
     assert isinstance(request, Request)
     assert request.by
-    assert "\n" not in request.by
+    assert request.by.isprintable()  # so any page, terminal and UTF-8 file can hold it
     assert len(request.by) <= request_queue.MAX_SENDER
 
 
@@ -127,3 +133,8 @@ def test_what_cannot_be_moved_is_passed_over(folder: Path, monkeypatch: pytest.M
     monkeypatch.setattr(request_queue, "move", refuse)
     assert queue.move_aside(bad) == str(folder / "bad.json")
     assert queue.take(()) == []
+    name = b"caf\xe9.json".decode("utf-8", "surrogateescape")
+    (folder / name).write_bytes(b"7")
+    [bad] = queue.take(())
+    assert isinstance(bad, BadRequest)
+    assert queue.move_aside(bad).isprintable()

@@ -9,6 +9,7 @@ import pytest
 
 from cluster.errors import PlatformFault, RunError
 from corpus.append import append
+from corpus.append_text import append_text
 from corpus.build import build
 from corpus.sampling.source import SourceKind
 from corpus.store.tables import Corpus, Stream
@@ -265,11 +266,15 @@ def test_a_capped_run_says_what_it_trains_of_a_version_that_joins(
     capped.begin_attempt(WorkerGroup(0, 1, 0, None), [])
     before = capped.plan()
     lines: list[str] = []
+    broken = run.parent / "broken"
+    create_run_plan(recipe, corpus).write(str(broken))
+    (broken / "resolved.yaml").write_text("a_key_of_a_later_release: 1\n")
     more = settings(
         write_root(tmp_path / "more", shop(("D",), seed=5)), domains=("D",), held_out=()
     )
     append_recipe = recipe.model_copy(update={"data": more})
     append_domain.preview_append(append_recipe, None, False, lines.append)
+    assert "broken: what the append means for it is not known" in lines[-2]
     assert "trunk keeps to its train.max_samples (40)" in lines[-1]
     append_domain.append_to_corpus(append_recipe, None, False, lines.append)
     answer = ask(capped, "look")
@@ -418,6 +423,42 @@ def test_a_request_to_stop_ends_the_run_as_an_interrupt_does(actor: ControllerAc
     assert "saves a checkpoint and ends" in ask(actor, "stop")
     assert actor.stop_requested()
     assert actor.issue_segment(0, 0, 0) is None
+    # One that Ray starts in its place still knows.
+    again = ControllerActor(actor._state.settings, actor._state.lease)
+    again.begin_attempt(WorkerGroup(1, 1, 0, None), [])
+    assert again.stop_requested()
+    assert again.issue_segment(1, 0, 0) is None
+
+
+def test_news_are_those_of_steps_that_are_trained_again_too(actor: ControllerActor) -> None:
+    actor.begin_attempt(WorkerGroup(0, 1, 0, None), [])
+    reported = 0, 0
+    seen = []
+    for attempt, first, steps in ((0, 0, 5), (1, 2, 2), (1, 4, 3)):
+        if attempt and first == 2:
+            actor.begin_attempt(WorkerGroup(1, 1, 64, "the checkpoint at step 2"), [])
+            news = actor.news(*reported)
+            assert not news.rows
+            reported = news.next_row, news.next_event
+        for step in range(first, first + steps):
+            actor.record_step(attempt, trace_row(step=step, samples=32 * step, batch_samples=32))
+        news = actor.news(*reported)
+        reported = news.next_row, news.next_event
+        seen.append([row.step for row in news.rows])
+    assert seen == [[0, 1, 2, 3, 4], [2, 3], [4, 5, 6]]
+    assert not actor.news(*reported).events
+
+
+def test_a_version_without_samples_to_train_is_named_to_whoever_asks_later(
+    actor: ControllerActor, corpus: Corpus, tmp_path: Path
+) -> None:
+    """A run that waits looks at the corpus every second, so the question comes second."""
+    actor.begin_attempt(WorkerGroup(0, 1, 0, None), [])
+    text = tmp_path / "text.txt"
+    text.write_text("A text to replay.\n" * 50)
+    append_text(str(text), corpus.uri, print)
+    assert actor._corpus.check() == "has nothing to train of corpus version 1"
+    assert ask(actor, "look") == "has nothing to train of corpus version 1"
 
 
 def test_a_request_that_could_not_be_written_is_served_later(
