@@ -143,8 +143,8 @@ def run_trials(
             )
             # By default Tune catches the first Ctrl-C and returns as if the search were over.
             os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-            # Trials keep results of their own. Tune's log for TensorBoard, which nobody reads, fails
-            # with a traceback where Python 3.12 ends after Ctrl-C.
+            # Trials keep results of their own. Tune's log for TensorBoard, which nobody reads,
+            # fails with a traceback where Python 3.12 ends after Ctrl-C.
             os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
             with without_stdout():
                 results = tuner.fit()
