@@ -103,6 +103,7 @@ SINCE = {
     "SearchIdentity": "0.2.0",
     "SearchIdentity.base_revision": "0.3.0",
     "SearchIdentity.token_form": "0.3.0",
+    "SearchIdentity.train": "0.3.0",
     "SearchSummary": "0.2.0",
     "SearchWinner": "0.2.0",
     "EpochResult": "0.2.0",

@@ -82,7 +82,7 @@ class ChildJobs:
             writes: Whether it changes anything.
 
         Raises:
-            RunError: A job that writes is running already.
+            RunError: A job that writes is running already, or the machine starts none.
         """
         running = next((j for j in self._jobs.values() if j.writes and j.state == "running"), None)
         if writes and running is not None:
@@ -93,15 +93,19 @@ class ChildJobs:
         self._jobs[child.number] = child
         for number in [n for n, j in self._jobs.items() if j.state != "running"][:-MAX_KEPT]:
             del self._jobs[number]
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            str(JOBS_FOLDER / f"{job}.py"),
-            *arguments,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            limit=1 << 20,
-        )
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                str(JOBS_FOLDER / f"{job}.py"),
+                *arguments,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                limit=1 << 20,
+            )
+        except OSError as error:  # too many processes, or no memory: later jobs do not wait for it
+            child.state = "failed"
+            raise RunError(f"{command} could not be started on this machine: {error}") from None
         self._processes[child.number] = process
         if writes:
             self._say(f"{by}: {command}")

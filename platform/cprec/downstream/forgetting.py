@@ -5,16 +5,17 @@ It is stored in the model's evaluation folder, and compared with the perplexity 
 
 import json
 from collections.abc import Sequence
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 from cluster.console import Say
 from cluster.ray_session import ray_session
-from cluster.storage import exists, join, read_text, write_text
+from cluster.storage import exists, join, write_text
 from corpus.ingest.plain_text import read_plain_text
 from corpus.sampling.replay_text import text_digest
 from cprec.config.recipe import Recipe
 from cprec.downstream.evaluated_model import EvaluatedModel
 from cprec.downstream.scoring import compute_perplexities
+from cprec.runs.record_files import read_json_object
 from cprec.runs.token_form import TOKEN_FORM
 
 PERPLEXITY_FILE = "perplexity.json"
@@ -110,5 +111,5 @@ def _read_stored(file: str, inputs: dict[str, Any]) -> float | None:
     """Returns a stored perplexity, or None if there is none for equal inputs."""
     if not exists(file):
         return None
-    content: StoredPerplexity = json.loads(read_text(file))
+    content = cast(StoredPerplexity, read_json_object(file))
     return content["perplexity"] if content["inputs"] == inputs else None

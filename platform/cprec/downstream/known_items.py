@@ -13,12 +13,13 @@ import pyarrow.compute as pc
 from safetensors.torch import load
 
 from cluster.errors import RunError
-from cluster.storage import exists, join, read_bytes, read_text, sha256
+from cluster.storage import exists, join, read_bytes, sha256
 from corpus.sampling.source import Source
 from corpus.store.tables import Corpus
 from cprec.downstream.domain import Domain
 from cprec.downstream.stored_model import BEHAVIOUR_FILE, BEHAVIOUR_FOLDER
 from cprec.runs import checkpoint
+from cprec.runs.record_files import read_json_object
 
 KNOWN_ITEMS_FILE = "items.json"
 """File of that folder that says of which items the embeddings are."""
@@ -64,7 +65,7 @@ def read_known_items(checkpoint_uri: str) -> KnownItems:
     folder = join(checkpoint_uri, BEHAVIOUR_FOLDER)
     file = join(folder, KNOWN_ITEMS_FILE)
     if exists(file):
-        return KnownItems(**json.loads(read_text(file)))
+        return KnownItems(**read_json_object(file))
     portion = checkpoint.read_ledger(checkpoint_uri).plan.eras[0].portions[0]
     embeddings = load(read_bytes(join(folder, BEHAVIOUR_FILE)))["items"]
     return KnownItems(Source.parse(portion.source).name, None, portion.version, len(embeddings))

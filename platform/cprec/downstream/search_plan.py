@@ -10,15 +10,17 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypedDict
 
 from cluster.errors import RunError
-from cluster.storage import exists, join, read_text, write_text
+from cluster.storage import exists, join, write_text
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import rename_old_keys
 from cprec.config.sections.finetuning import BaselineSettings
+from cprec.config.sections.pretraining import TrainSettings
 from cprec.downstream.trial import Trial
 from cprec.downstream.trial_records import SEARCH_FILE, TrialResult
 from cprec.encode.prompt import UNRECORDED, PromptTemplate
 from cprec.model.backbone import load_tokenizer
+from cprec.runs.record_files import read_json_object
 from cprec.runs.token_form import TOKEN_FORM, require_same_tokens
 
 IDENTITY = "identity.json"
@@ -26,6 +28,7 @@ LEFT_OUT = {
     "model": ("license", "fp8", "fp8_fast_accumulation"),
     "finetune": ("start", "name", "domain"),
     "baseline": tuple(BaselineSettings.model_fields.keys() - BaselineSettings.keys_of("sasrec")),
+    "train": tuple(TrainSettings.model_fields.keys() - {"gradient_clipping", "adam_beta2"}),
 }
 """Keys of sections that decide no trial. The precision does; FP8 is of pre-training only.
 
@@ -109,6 +112,7 @@ class SearchIdentity(TypedDict):
         model: The keys of `model`, without `license` and those of FP8, which is for pre-training.
         finetune: The keys of `finetune` that decide a trial.
         baseline: The keys of `baseline` that decide SASRec's training.
+        train: The keys of `train` that decide a trial: those of the optimizer.
         seed: Seed of the recipe.
     """
 
@@ -122,6 +126,7 @@ class SearchIdentity(TypedDict):
     model: dict[str, Any]
     finetune: dict[str, Any]
     baseline: dict[str, Any]
+    train: dict[str, Any]
     seed: int
 
 
@@ -163,6 +168,11 @@ class SearchSummary:
         write_text(join(search_uri, SEARCH_FILE), json.dumps(asdict(self), indent=1))
 
 
+def has_started(plan: SearchPlan) -> bool:
+    """Returns whether a search of this name was started before."""
+    return exists(join(plan.uri, IDENTITY))
+
+
 def lock_identity(plan: SearchPlan) -> None:
     """Writes what a search depends on at its first start; later ones are checked against it.
 
@@ -170,9 +180,8 @@ def lock_identity(plan: SearchPlan) -> None:
         RunError: The search was started with something else.
     """
     check_identity(plan)
-    uri = join(plan.uri, IDENTITY)
-    if not exists(uri):
-        write_text(uri, json.dumps(_identity(plan), indent=1))
+    if not has_started(plan):
+        write_text(join(plan.uri, IDENTITY), json.dumps(_identity(plan), indent=1))
 
 
 def check_identity(plan: SearchPlan) -> None:
@@ -181,14 +190,15 @@ def check_identity(plan: SearchPlan) -> None:
     Raises:
         RunError: The search was started with something else.
     """
-    uri = join(plan.uri, IDENTITY)
-    if not exists(uri):
+    if not has_started(plan):
         return
-    before = rename_old_keys(json.loads(read_text(uri)), uri)
+    uri = join(plan.uri, IDENTITY)
+    before = rename_old_keys(read_json_object(uri), uri)
     # Earlier releases wrote none of these.
     before.setdefault("prompt_template", UNRECORDED.name)
     before["finetune"].setdefault("curriculum", "all")
     before.setdefault("base_revision", plan.revision)
+    before.setdefault("train", _settings(plan.recipe)["train"])
     token_form = before.get("token_form", 1)
     if token_form != TOKEN_FORM:
         tokenizer = load_tokenizer(plan.base, plan.revision)
@@ -220,6 +230,7 @@ def _identity(plan: SearchPlan) -> SearchIdentity:
         "model": settings["model"],
         "finetune": settings["finetune"],
         "baseline": settings["baseline"],
+        "train": settings["train"],
         "seed": plan.recipe.seed,
     }
     return identity

@@ -28,6 +28,7 @@ from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import restore_old_keys
 from cprec.downstream.domain import Domain, select_whole_users, sort_by_id
 from cprec.evaluation.metrics import compute_ranks, hits
+from cprec.runs.record_files import read_json_object
 
 WEIGHTS = "weights.safetensors"
 """File that holds a baseline's weights."""
@@ -203,7 +204,7 @@ def load_trained(
 ) -> Recommender:
     """Loads a baseline that `ensure_trained` stored, in evaluation mode."""
     uri = baseline_uri(recipe, corpus, domain.name, name, seed, text.identity if text else None)
-    max_history = json.loads(read_bytes(join(uri, FIT_RESULT)))["length"]
+    max_history = read_json_object(join(uri, FIT_RESULT))["length"]
     network = _build_network(recipe, name, domain, max_history, seed, text)
     network.load_state_dict(load(read_bytes(join(uri, WEIGHTS))))
     return network.eval()

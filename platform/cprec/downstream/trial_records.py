@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NotRequired, TypedDict
 
 from cluster.storage import exists, join, read_text
+from cprec.runs.record_files import read_json_object
 
 HISTORY_FILE = "history.json"
 """File of a checkpoint that holds the results of all epochs so far."""
@@ -83,7 +84,7 @@ def find_result(uri: str) -> TrialResult | None:
     file = join(uri, RESULT_FILE)
     if not exists(file):
         return None
-    values = json.loads(read_text(file))
+    values = read_json_object(file)
     # Files of earlier releases call the learning rate `rate`.
     if "rate" in values:
         values["lr"] = values.pop("rate")

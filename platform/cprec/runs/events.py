@@ -256,7 +256,12 @@ def parse_event(values: Mapping[str, Any]) -> Event:
 
     An event that this release does not know, or that another release wrote with other fields,
     becomes an `UnknownEvent`.
+
+    Raises:
+        ValueError: These are no fields of an event.
     """
+    if not isinstance(values.get("event"), str):
+        raise ValueError(f"no kind of event: {values.get('event')!r}")
     kind = EVENT_TYPES.get(values["event"], UnknownEvent)
     try:
         return kind.from_json(values)

@@ -4,7 +4,7 @@ import json
 from typing import Any, TypeVar
 
 from cluster.errors import RunError
-from cluster.storage import read_bytes_if_exists
+from cluster.storage import read_bytes, read_bytes_if_exists
 from cprec.runs.records import Record
 
 R = TypeVar("R", bound=Record)
@@ -44,6 +44,21 @@ def parse_record(uri: str, content: bytes, kind: type[R]) -> R:
         raise damaged_error(uri, kind.__name__) from None
 
 
+def read_json_object(uri: str) -> dict[str, Any]:
+    """Reads a JSON object from a file that is there.
+
+    Raises:
+        RunError: The file holds something else.
+    """
+    try:
+        values = parse_json(read_bytes(uri))
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
+        raise damaged_error(uri, "JSON object")
+    return values
+
+
 def parse_json(content: bytes) -> Any:
     """Parses JSON whose texts can be written again.
 
@@ -60,6 +75,6 @@ def parse_json(content: bytes) -> Any:
 def damaged_error(uri: str, kind: str) -> RunError:
     """Returns the error of a file that holds something else than it should."""
     return RunError(
-        f"{uri}: damaged, it holds no {kind}; if no process trains the run, "
+        f"{uri}: damaged, it holds no {kind}; if no process works on it, "
         "restore the file or delete it"
     )

@@ -29,6 +29,22 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 """A model on a hub: OWNER/NAME."""
 
 
+def find_version_below(registry: Registry, folder: str) -> int | None:
+    """Returns the number of a version whose checkpoint is, or was, below a folder.
+
+    A checkpoint is registered by its URI, so another one at its place would be taken for it.
+
+    Returns:
+        The number; None if there is no such version, or MLflow is away: no training depends on it.
+    """
+    try:
+        versions = registry.versions()
+    except Exception:  # whatever MLflow raises
+        return None
+    prefix = join(folder, "")
+    return next((v.number for v in versions if v.checkpoint.startswith(prefix)), None)
+
+
 def trained_on(*checkpoints: str) -> str:
     """Returns what the stages of a training consumed, as JSON: samples and versions by source.
 

@@ -6,7 +6,7 @@ cprec.ranking.batch says what is written.
 import json
 import time
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 
@@ -29,6 +29,7 @@ from cprec.ranking.histories import read_histories
 from cprec.ranking.items import ItemLookup, open_items, require_text_only
 from cprec.retrieval.candidates import in_item_order
 from cprec.retrieval.catalogue import Catalogue
+from cprec.runs.record_files import read_json_object
 from cprec.runs.run_records import recipe_run_uri
 from cprec.runs.token_form import TOKEN_FORM
 from cprec.stream.row_encoder import RowEncoder
@@ -145,7 +146,7 @@ def run_batch(plan: BatchPlan, say: Say) -> BatchSummary:
     summary_uri = storage.join(plan.uri, SUMMARY)
     if plan.is_done:
         say(f"{plan.uri}: ranked already, from equal inputs")
-        return json.loads(storage.read_text(summary_uri))  # type: ignore[no-any-return]
+        return cast(BatchSummary, read_json_object(summary_uri))
     recipe = plan.recipe
     models = [plan.model, *([plan.catalogue.model] if plan.catalogue else [])]
     if plan.corpus and any(is_unbuilt(recipe, model.base) for model in models):
@@ -309,6 +310,7 @@ def _identify(
         "max_tokens": recipe.model.max_tokens,
         "corpus": corpus and corpus.uri,
         "corpus_version": corpus and corpus.version,
+        "corpus_fingerprint": corpus and corpus.fingerprint,
         "domain": items and items.domain.name,
         "histories": settings.histories or settings.as_of,
         "rows": rows.digest,
@@ -323,6 +325,7 @@ def _identify_retrieval(recipe: Recipe, catalogue: Catalogue) -> dict[str, Any]:
     trained = catalogue.sasrec
     return {
         "k": recipe.recommend.retrieve_k,
+        "max_history": recipe.data.max_history,  # of given candidates, it is in the rows
         **catalogue.recipe.retrieval.model_dump(mode="json", exclude={"model"}),
         "max_samples": recipe.finetune.max_samples,
         "vectors": dict(catalogue.vector_identity),

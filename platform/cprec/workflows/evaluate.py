@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from cluster import storage
 from cluster.console import Say
+from cluster.errors import RunError
 from cluster.progress import track
 from cluster.ray_session import ray_session
 from corpus.store.tables import Corpus
@@ -44,6 +45,7 @@ from cprec.evaluation.metrics import Metrics, VersionMetrics, average_metrics, h
 from cprec.model.base_uri import is_unbuilt, resolve_base
 from cprec.model.context_length import require_context
 from cprec.runs.comparisons import comparison_name, read_comparisons, write_comparison
+from cprec.runs.record_files import read_json_object
 from cprec.runs.records import EVALUATION_FOLDER
 from cprec.runs.run_records import recipe_run_uri
 from cprec.runs.token_form import TOKEN_FORM
@@ -175,9 +177,15 @@ def _read_predictions(folder: str, inputs: Mapping[str, Any]) -> pa.Table | None
     metrics = storage.join(folder, METRICS)
     if not storage.exists(metrics):
         return None
-    if json.loads(storage.read_text(metrics)).get("inputs") != inputs:
+    try:
+        before = dict(read_json_object(metrics)["inputs"])
+        # Earlier releases wrote none.
+        before.setdefault("corpus_fingerprint", inputs["corpus_fingerprint"])
+        if before != inputs:
+            return None
+        return predictions.from_bytes(storage.read_bytes(storage.join(folder, PREDICTIONS)))
+    except (RunError, KeyError, TypeError, ValueError):  # damaged: computed again
         return None
-    return predictions.from_bytes(storage.read_bytes(storage.join(folder, PREDICTIONS)))
 
 
 def _prediction_inputs(plan: EvaluationPlan, model: EvaluatedModel) -> dict[str, Any]:
@@ -196,6 +204,7 @@ def _prediction_inputs(plan: EvaluationPlan, model: EvaluatedModel) -> dict[str,
         "max_tokens": recipe.model.max_tokens,
         "corpus": corpus.uri,
         "corpus_version": corpus.version,
+        "corpus_fingerprint": corpus.fingerprint,
         "split": recipe.evaluate.split,
         "max_users": recipe.evaluate.max_users,
         "mode": _evaluation_form(recipe, model),

@@ -35,6 +35,7 @@ from cprec.downstream.search_plan import (
     SearchSummary,
     SearchWinner,
     check_identity,
+    has_started,
     lock_identity,
 )
 from cprec.downstream.stored_model import Form, StoredModel
@@ -51,6 +52,7 @@ from cprec.tracking.lineage import (
     LICENSE_TAG,
     TEMPLATE_TAG,
     find_license,
+    find_version_below,
     trained_on,
 )
 from cprec.tracking.model_card import publish_card
@@ -132,6 +134,7 @@ def search_and_register(recipe: Recipe, registry: Registry, say: Say) -> SearchR
         resolve_base(recipe, plan.corpus, say)
         plan = replace(plan, revision=identify(plan.base, recipe.model.revision).revision)
     require_context(plan.base, plan.revision, recipe.model.max_tokens)
+    _require_unregistered(plan, registry.with_model(f"{registry.model}-{plan.domain}"))
     lock_identity(plan)
     tracker = Tracker(registry, plan.uri, f"{recipe.run}-{plan.domain}-{plan.name}")
     tracker.flush()
@@ -177,6 +180,20 @@ def search_and_register(recipe: Recipe, registry: Registry, say: Say) -> SearchR
     write_text(join(best.checkpoint, checkpoint.ADAPTER, CARD_FILE), card.content)
     equal_lrs = lr_search.lrs_within_noise(results, samples)
     return SearchResult(best_lr, results, winner_results, best, model, version, plot_uri, equal_lrs)
+
+
+def _require_unregistered(plan: SearchPlan, registry: Registry) -> None:
+    """Checks that no version is of a search of this name whose folder was removed.
+
+    Raises:
+        RunError: There is such a version.
+    """
+    if has_started(plan) or (number := find_version_below(registry, plan.uri)) is None:
+        return
+    raise RunError(
+        f"{plan.uri} holds no trial, but {registry.model} version {number} is one of this search; "
+        "restore its trials, or use another --finetune.name or --run"
+    )
 
 
 def _count_validation_samples(plan: SearchPlan) -> int:

@@ -4,17 +4,23 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cluster.errors import RecipeError, RunError
 from cluster.storage import read_text
+from corpus.store.delta import Commit
+from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
+from cprec.downstream.search_plan import SearchPlan, lock_identity
+from cprec.encode.prompt import TABLE1
 from cprec.tracking.registry import Registry
 from cprec.tracking.tracker import Tracker
 from cprec.tracking.version_names import find_version
 from cprec.workflows.doctor.mlflow_check import check_mlflow
+from cprec.workflows.finetune import _require_unregistered
 from cprec.workflows.pretraining.prepare import require_unregistered
 
 
@@ -109,6 +115,23 @@ def test_a_run_whose_folder_is_gone_and_whose_version_is_not_does_not_start_over
     require_unregistered(models, f"{run}-2")
     Path(run, "checkpoints", "000000000100-1").mkdir(parents=True)
     require_unregistered(models, run)
+
+
+def test_a_search_whose_folder_is_gone_and_whose_version_is_not_does_not_start_over(
+    storage: Path,
+) -> None:
+    models, uri = registry(storage, "gone-Games"), f"{storage}/gone/finetune/Games/cprec"
+    corpus = Corpus("corpus", 0, (Commit(0, {"fingerprint": "f"}, (), frozenset(), "", 0),))
+    plan = SearchPlan(
+        Recipe(), corpus, "Games", "cprec", uri, "base", "start", None, (0.1,), TABLE1
+    )
+    _require_unregistered(plan, models)
+    models.register(f"{uri}/trials/a/checkpoints/000000000100-1", {})
+    with pytest.raises(RunError, match="gone-Games version 1 is one of this search"):
+        _require_unregistered(plan, models)
+    _require_unregistered(replace(plan, uri=f"{uri}2"), models)
+    lock_identity(plan)
+    _require_unregistered(plan, models)
 
 
 def test_a_run_starts_while_nobody_knows_its_versions(storage: Path) -> None:

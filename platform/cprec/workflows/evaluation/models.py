@@ -3,7 +3,6 @@
 Every job names models alike. Baselines, and several models by one name, are for `evaluate` only.
 """
 
-import json
 import posixpath
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -33,6 +32,7 @@ from cprec.model.base_uri import (
 )
 from cprec.model.context_length import require_context
 from cprec.runs import checkpoint
+from cprec.runs.record_files import read_json_object
 from cprec.runs.run_records import recipe_run_uri
 from cprec.stream.row_encoder import find_fallback_reason
 from cprec.tracking.registry import Registry, Version
@@ -344,7 +344,7 @@ def _find_tuned_checkpoints(recipe: Recipe, name: str) -> list[tuple[str, str]]:
         return []
     return [
         (f"seed{seed['seed']}", seed["checkpoint"])
-        for seed in json.loads(storage.read_text(search))["winner"]["seeds"]
+        for seed in read_json_object(search)["winner"]["seeds"]
     ]
 
 

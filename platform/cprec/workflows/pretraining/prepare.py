@@ -25,6 +25,7 @@ from cprec.runs.run_plan import RunPlan
 from cprec.runs.run_planning import describe_run, resolve_run_plan
 from cprec.runs.token_form import require_same_tokens
 from cprec.stream.row_encoder import check_tokens_can_be_shared, find_fallback_reason
+from cprec.tracking.lineage import find_version_below
 from cprec.tracking.registry import Registry
 from cprec.tracking.version_names import is_mutable_name
 from cprec.train.distributed import driver
@@ -35,25 +36,18 @@ from cprec.workflows.evaluation.models import describe_other_template, find_mode
 def require_unregistered(registry: Registry, run_uri: str) -> None:
     """Checks that no version is of a run that has nothing left to go on from.
 
-    A checkpoint is registered by its URI, so a run under the same name would be taken for the
-    old one.
-
     Raises:
         RunError: There is such a version.
     """
+    checkpoints = join(run_uri, CHECKPOINTS)
     if list_checkpoints(run_uri):
         return
-    try:
-        versions = registry.versions()
-    except Exception:  # whatever MLflow raises while it is away: no training depends on it
-        return
-    for version in versions:
-        if version.checkpoint.startswith(join(run_uri, CHECKPOINTS, "")):
-            raise RunError(
-                f"{join(run_uri, CHECKPOINTS)} holds no checkpoint, but {registry.model} version "
-                f"{version.number} is one of this run: a run never starts over by itself; "
-                "restore its checkpoints, or use another --run"
-            )
+    if (number := find_version_below(registry, checkpoints)) is not None:
+        raise RunError(
+            f"{checkpoints} holds no checkpoint, but {registry.model} version {number} is one of "
+            "this run: a run never starts over by itself; restore its checkpoints, or use another "
+            "--run"
+        )
 
 
 def resolve_start(recipe: Recipe) -> Recipe:

@@ -49,6 +49,28 @@ def test_a_job_that_fails_says_why() -> None:
     assert (state, lines[-1]) == ("failed", "no such domain")
 
 
+async def _start_after_one_that_did_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = ChildJobs(lambda line: None)
+
+    async def refuse(*arguments: object, **options: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(asyncio, "create_subprocess_exec", refuse)
+        with pytest.raises(RunError, match=r"could not be started .* temporarily unavailable"):
+            await jobs.start("work", [], "the first", "Ada", True)
+    job = await jobs.start("work", [], "the second", "Bob", True)
+    while job.state == "running":
+        await asyncio.sleep(0.02)
+    assert job.state == "done"
+
+
+def test_a_job_that_the_machine_does_not_start_keeps_no_other_from_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asyncio.run(_start_after_one_that_did_not(monkeypatch))
+
+
 async def _start_two() -> None:
     jobs = ChildJobs(lambda line: None)
     first = await jobs.start("work", ["wait"], "the first", "Ada", True)

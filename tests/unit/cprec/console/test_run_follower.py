@@ -51,6 +51,9 @@ def test_a_run_that_is_followed_has_all_its_parts(storage: Path) -> None:
     with (storage / "done" / "events.jsonl").open("a") as file:
         file.write('{"event": "held", "samples": 1, "time": 2.0, "by": "console (Ada)"}\n')
     assert parts(follower)["timeline"][0]["by"] == "console (Ada)"
+    with (storage / "done" / "events.jsonl").open("a") as file:
+        file.write('{"event": []}\n{"event": "held", "samples": 1, "time": 3.0, "by": "Bob"}\n')
+    assert parts(follower)["timeline"][0]["by"] == "Bob"  # whatever lies before it
 
 
 def test_a_branch_starts_from_stable_checkpoints_only(storage: Path) -> None:

@@ -15,6 +15,7 @@ from cprec.runs.control.attempts import list_attempts
 from cprec.runs.control.liveness import read_lease
 from cprec.runs.control.status import read_status
 from cprec.runs.locks.base import read_base
+from cprec.runs.record_files import read_json_object
 from cprec.runs.run_plan import RunPlan
 from cprec.runs.run_records import read_audit
 from cprec.schedule.plan import Portion
@@ -68,6 +69,24 @@ def test_a_damaged_record_is_named(run: Path, name: str, content: bytes) -> None
             READERS[name](str(run))
     finally:
         (run / name).unlink() if before is None else (run / name).write_bytes(before)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    content=st.binary(max_size=30)
+    | JSON.map(lambda value: json.dumps(value).encode())
+    | st.just(b"[" * 30_000)
+)
+def test_a_file_that_holds_no_object_is_named(run: Path, content: bytes) -> None:
+    (run / "tuned.json").write_bytes(content)
+    value = None
+    with suppress(ValueError, RecursionError):
+        value = json.loads(content.decode("utf-8"))
+    if isinstance(value, dict):
+        assert read_json_object(str(run / "tuned.json")).keys() == value.keys()
+    else:
+        with pytest.raises(RunError, match=r"tuned\.json: damaged"):
+            read_json_object(str(run / "tuned.json"))
 
 
 @settings(max_examples=60, deadline=None)

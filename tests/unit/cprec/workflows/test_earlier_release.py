@@ -104,6 +104,26 @@ def test_a_search_depends_on_what_decides_its_trials_alone(tmp_path: Path, corpu
         lock_identity(plan(fp8))
 
 
+def test_a_search_keeps_the_optimizer_of_its_first_start(tmp_path: Path, corpus: Corpus) -> None:
+    def plan(values: dict[str, Any]) -> SearchPlan:
+        recipe = validate_recipe({"train": values}, "test")
+        return SearchPlan(
+            recipe, corpus, "Games", "cprec", str(tmp_path), "base", "start", None, (0.1,), TABLE1
+        )
+
+    lock_identity(plan({"gradient_clipping": 0.5}))
+    lock_identity(plan({"gradient_clipping": 0.5, "max_samples": 7}))  # of pre-training
+    with pytest.raises(RunError, match=r"\n  train\.gradient_clipping: 0\.5 -> 1\.0\n"):
+        lock_identity(plan({}))
+    with pytest.raises(RunError, match=r"\n  train\.adam_beta2: 0\.999 -> 0\.95\n"):
+        lock_identity(plan({"gradient_clipping": 0.5, "adam_beta2": 0.95}))
+    identity = tmp_path / "identity.json"
+    earlier = json.loads(identity.read_text())
+    del earlier["train"]  # a release that noted no optimizer
+    identity.write_text(json.dumps(earlier))
+    lock_identity(plan({"adam_beta2": 0.95}))
+
+
 def test_baselines_are_where_the_earlier_release_put_them(corpus: Corpus) -> None:
     uri = baseline_uri(Recipe(storage="/runs"), corpus, "Games", "sasrec", 0)
     assert uri == "/runs/baselines/Games/sasrec-92dfc8c2e306"

@@ -1,5 +1,7 @@
 """Rows of a comparison: seeds of one model count as their mean, p is corrected for all domains."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ from numpy.typing import NDArray
 from cprec.evaluation import predictions
 from cprec.evaluation.comparison import ComparisonRow, add_holm_correction, add_significance
 from cprec.evaluation.metrics import average_metrics, hits
+from cprec.workflows.evaluate import _read_predictions
 
 
 def table(right: list[int]) -> pa.Table:
@@ -28,6 +31,29 @@ def table(right: list[int]) -> pa.Table:
         np.array([[1.0, 0.5, 0.2] if hit else [0.0, 0.5, 0.2] for hit in right]),
         ["", "", "", "", "", "a mug", "an oak lamp", "the blue lamp"],
     )
+
+
+@pytest.mark.parametrize(
+    "damaged", [b'{"inputs": ', b"[]", b"7", b"{}", b'{"inputs": 7}', b"\xff", b"[" * 100_000]
+)
+def test_damaged_predictions_are_made_again(tmp_path: Path, damaged: bytes) -> None:
+    inputs = {"base": "b", "corpus_fingerprint": "f"}
+    stored = table([1, 0])
+    (tmp_path / "predictions.parquet").write_bytes(predictions.to_bytes(stored))
+    metrics = tmp_path / "metrics.json"
+    for content, is_read in (
+        ({"inputs": inputs}, True),
+        ({"inputs": {"base": "b"}}, True),  # of an earlier release
+        ({"inputs": {**inputs, "corpus_fingerprint": "g"}}, False),
+        ({"inputs": {**inputs, "base": "c"}}, False),
+    ):
+        metrics.write_text(json.dumps(content))
+        assert (_read_predictions(str(tmp_path), inputs) == stored) is is_read
+    metrics.write_bytes(damaged)
+    assert _read_predictions(str(tmp_path), inputs) is None
+    metrics.write_text(json.dumps({"inputs": inputs}))
+    (tmp_path / "predictions.parquet").write_bytes(b"PAR1xx")
+    assert _read_predictions(str(tmp_path), inputs) is None
 
 
 METRICS = predictions.to_metrics(table([1]), "m", "A", "score")

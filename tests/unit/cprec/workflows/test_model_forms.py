@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from cluster.errors import RecipeError, RunError
+from corpus.store.delta import Commit
+from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import validate_recipe
 from cprec.encode.prompt import BRACES, TABLE1
@@ -137,6 +139,13 @@ def test_each_model_is_scored_in_the_template_that_it_was_trained_in(
     assert [model.template.name for model in plan.models] == ["table1"] * 3 + ["braces"]
     inputs = [_prediction_inputs(plan, model) for model in plan.models]
     assert [values.get("prompt_template") for values in inputs] == ["table1"] * 3 + [None]
+    # Another corpus at the same place, such as one that was removed and built anew.
+    rebuilt = Corpus(
+        place.corpus.uri,
+        place.corpus.version,
+        (Commit(0, {"fingerprint": "another"}, (), frozenset(), "", 0),),
+    )
+    assert _prediction_inputs(replace(plan, corpus=rebuilt), plan.models[0]) != inputs[0]
 
     merged = str(tmp_path / "merged" / "earlier")
     export(plan_export(recipe, registry, find_model(recipe, registry, earlier), merged))

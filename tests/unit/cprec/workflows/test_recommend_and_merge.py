@@ -2,6 +2,8 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -17,6 +19,7 @@ from cprec.downstream.scoring import load_model
 from cprec.ranking.items import ItemLookup
 from cprec.ranking.ranker import Ranker
 from cprec.tracking.registry import Registry
+from cprec.workflows.batch_recommend import _identify_retrieval
 from cprec.workflows.evaluation.models import find_model
 from cprec.workflows.merge import export, plan_export
 from cprec.workflows.recommend import plan_request, rank
@@ -179,3 +182,10 @@ def test_merging_a_hybrid_model_needs_its_corpus(
     with pytest.raises(RunError, match="whose item embeddings are of corpus"):
         export(plan_export(recipe, registry, model, str(tmp_path / "merged")))
     assert not (tmp_path / "merged").exists()
+
+
+def test_candidates_of_a_catalogue_depend_on_the_length_of_histories() -> None:
+    recipe = Recipe()
+    catalogue: Any = SimpleNamespace(recipe=recipe, sasrec=None, vector_identity={})
+    short = recipe.model_copy(update={"data": recipe.data.model_copy(update={"max_history": 5})})
+    assert _identify_retrieval(short, catalogue) != _identify_retrieval(recipe, catalogue)
