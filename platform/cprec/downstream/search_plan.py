@@ -168,11 +168,6 @@ class SearchSummary:
         write_text(join(search_uri, SEARCH_FILE), json.dumps(asdict(self), indent=1))
 
 
-def has_started(plan: SearchPlan) -> bool:
-    """Returns whether a search of this name was started before."""
-    return exists(join(plan.uri, IDENTITY))
-
-
 def lock_identity(plan: SearchPlan) -> None:
     """Writes what a search depends on at its first start; later ones are checked against it.
 
@@ -180,8 +175,9 @@ def lock_identity(plan: SearchPlan) -> None:
         RunError: The search was started with something else.
     """
     check_identity(plan)
-    if not has_started(plan):
-        write_text(join(plan.uri, IDENTITY), json.dumps(_identity(plan), indent=1))
+    uri = join(plan.uri, IDENTITY)
+    if not exists(uri):
+        write_text(uri, json.dumps(_identity(plan), indent=1))
 
 
 def check_identity(plan: SearchPlan) -> None:
@@ -190,9 +186,9 @@ def check_identity(plan: SearchPlan) -> None:
     Raises:
         RunError: The search was started with something else.
     """
-    if not has_started(plan):
-        return
     uri = join(plan.uri, IDENTITY)
+    if not exists(uri):
+        return
     before = rename_old_keys(read_json_object(uri), uri)
     # Earlier releases wrote none of these.
     before.setdefault("prompt_template", UNRECORDED.name)

@@ -20,7 +20,7 @@ from cluster.errors import RecipeError, RunError
 from cluster.progress import track
 from cluster.ray_session import ray_session
 from cluster.ray_tasks import get_results
-from cluster.storage import join, write_text
+from cluster.storage import join, list_names, write_text
 from corpus.store.tables import Corpus
 from cprec.baselines.popularity import POPULARITY
 from cprec.baselines.training import BASELINE_NAMES
@@ -35,7 +35,6 @@ from cprec.downstream.search_plan import (
     SearchSummary,
     SearchWinner,
     check_identity,
-    has_started,
     lock_identity,
 )
 from cprec.downstream.stored_model import Form, StoredModel
@@ -188,11 +187,11 @@ def _require_unregistered(plan: SearchPlan, registry: Registry) -> None:
     Raises:
         RunError: There is such a version.
     """
-    if has_started(plan) or (number := find_version_below(registry, plan.uri)) is None:
+    if list_names(plan.uri) or (number := find_version_below(registry, plan.uri)) is None:
         return
     raise RunError(
-        f"{plan.uri} holds no trial, but {registry.model} version {number} is one of this search; "
-        "restore its trials, or use another --finetune.name or --run"
+        f"{plan.uri} holds nothing, but {registry.model} version {number} is one of this search; "
+        "restore it, or use another --finetune.name or --run"
     )
 
 
