@@ -180,6 +180,21 @@ def test_no_name_of_a_run_leaves_the_storage(console: Console, name: str) -> Non
     assert (status, "a run has a name" in text) in ((409, True), (404, False))
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/api/appends", {"domain": "\ud800", "commit": False}),
+        ("/api/promotions", {"model": "\ud800", "version": 1, "commit": False}),
+        ("/api/runs/trunk/requests", {"action": "\ud800"}),
+        ("/api/runs/trunk/requests", {"\ud800": "hold"}),
+    ],
+)
+def test_half_a_character_is_refused_in_words(console: Console, path: str, body: Any) -> None:
+    status, text, _ = console.ask(path, body, ACT)
+    assert status == 422
+    assert json.loads(text)["error"]
+
+
 def test_a_body_that_is_too_long_is_not_read(console: Console) -> None:
     assert console.ask("/api/appends", {"domain": "x" * 70_000, "commit": False}, ACT)[0] == 413
 
