@@ -133,7 +133,6 @@ def search_and_register(recipe: Recipe, registry: Registry, say: Say) -> SearchR
         resolve_base(recipe, plan.corpus, say)
         plan = replace(plan, revision=identify(plan.base, recipe.model.revision).revision)
     require_context(plan.base, plan.revision, recipe.model.max_tokens)
-    _require_unregistered(plan, registry.with_model(f"{registry.model}-{plan.domain}"))
     lock_identity(plan)
     tracker = Tracker(registry, plan.uri, f"{recipe.run}-{plan.domain}-{plan.name}")
     tracker.flush()
@@ -171,14 +170,19 @@ def search_and_register(recipe: Recipe, registry: Registry, say: Say) -> SearchR
         results,
         SearchWinner(best_lr, best, winner_results),
     ).write(plan.uri)
-    model = f"{registry.model}-{plan.domain}"
-    version = registry.with_model(model).register(
-        best.checkpoint, _lineage(plan, best), tracker.run_id
-    )
-    card = publish_card(registry.with_model(model), version)
+    models = _tuned_models(registry, plan.domain)
+    version = models.register(best.checkpoint, _lineage(plan, best), tracker.run_id)
+    card = publish_card(models, version)
     write_text(join(best.checkpoint, checkpoint.ADAPTER, CARD_FILE), card.content)
     equal_lrs = lr_search.lrs_within_noise(results, samples)
-    return SearchResult(best_lr, results, winner_results, best, model, version, plot_uri, equal_lrs)
+    return SearchResult(
+        best_lr, results, winner_results, best, models.model, version, plot_uri, equal_lrs
+    )
+
+
+def _tuned_models(registry: Registry, domain: str) -> Registry:
+    """Returns the registry of the models that are fine-tuned on a domain."""
+    return registry.with_model(f"{registry.model}-{domain}")
 
 
 def _require_unregistered(plan: SearchPlan, registry: Registry) -> None:
@@ -250,6 +254,7 @@ def plan_search(recipe: Recipe, registry: Registry, say: Say) -> SearchPlan:
     )
     check_tokenizer(recipe, corpus, base, revision, plan.template, settings.hybrid)
     check_identity(plan)
+    _require_unregistered(plan, _tuned_models(registry, domain))
     say(
         f"{name} on {domain}, version {corpus.version} of {corpus.uri}; "
         f"{_describe_training(recipe, start)}; in {plan.uri}"

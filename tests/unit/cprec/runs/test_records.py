@@ -178,7 +178,7 @@ def test_a_damaged_line_is_named_and_dropped(tmp_path: Path, damaged: bytes) -> 
 def test_a_damaged_event_is_named_by_an_event(tmp_path: Path) -> None:
     file = tmp_path / EVENTS_FILE
     held = '{"event": "held", "samples": 1, "time": 2, "by": "%s"}\n'
-    # The second is Ada's and an emoji; half of one can be written to no page.
+    # The second is an emoji; half of one, as in the third, can be written to no page.
     file.write_text(held % "A" + held % "\\ud83d\\ude00" + held % "\\ud83d" + '{"event": []}\n')
     assert [event.event for event in read_events(str(tmp_path))] == ["held", "held"]
     open_events(str(tmp_path)).flush()
