@@ -77,9 +77,17 @@ def observe(job: str, *arguments: str | Path) -> ObservedRun:
         process.kill()
     stdout, stderr = process.communicate()
     assert process.returncode == 0, f"{stdout[-3000:]}\n{stderr[-3000:]}"
-    [session] = (private_folder() / "ray").glob(f"session_*_{process.pid}")
+    session = session_of(process.pid)
     listeners = [(titles[pid], ips) for pid, ips in addresses.items()]
     return ObservedRun(stdout, stderr, session, listeners, command_lines)
+
+
+def session_of(pid: int) -> Path:
+    """Returns the folder of the local Ray session of a process that has ended.
+
+    Earlier processes with the same number may have left theirs; the names begin with the time.
+    """
+    return max((private_folder() / "ray").glob(f"session_*_{pid}"))
 
 
 def spellings(secret: str) -> Iterator[bytes]:

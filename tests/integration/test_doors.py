@@ -12,13 +12,13 @@ from urllib.error import HTTPError
 import boto3
 import pytest
 
-from cluster.ray_session import private_folder
 from tests.integration import jobs
 from tests.integration.observed_run import (
     SECRETS,
     ObservedRun,
     find_secrets,
     is_private,
+    session_of,
     spellings,
 )
 from tests.integration.runs.test_failing_s3 import set_faults
@@ -117,8 +117,7 @@ def test_a_run_on_a_store_that_takes_its_rights_away_writes_no_secret(
     for number, key in enumerate(keys()):
         client.download_file(bucket, key, str(tmp_path / f"object-{number}"))
     (tmp_path / "said.txt").write_text(built.stdout + built.stderr + out + err)
-    [session] = (private_folder() / "ray").glob(f"session_*_{process.pid}")
-    assert find_secrets(tmp_path) | find_secrets(session) == set()
+    assert find_secrets(tmp_path) | find_secrets(session_of(process.pid)) == set()
 
 
 def test_the_scan_finds_a_secret_however_it_is_written(tmp_path: Path) -> None:

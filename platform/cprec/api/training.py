@@ -59,14 +59,19 @@ def start(recipe: Recipe, allow_change: Collection[str] = ()) -> Run:
         PlatformFault: As for `pretrain`.
     """
     run_uri = recipe_run_uri(recipe)
+    before = read_lease(run_uri)  # its owner may have had the number that the process gets
     process = BackgroundProcess(recipe, allow_change)
     try:
-        while (lease := read_lease(run_uri)) is None or lease.owner.pid != process.pid:
+        while (
+            (lease := read_lease(run_uri)) is None
+            or lease.owner.pid != process.pid
+            or (before is not None and lease.owner == before.owner)
+        ):
             if process.has_ended():
                 process.wait()
                 break
             time.sleep(POLL_S)
-    except KeyboardInterrupt:
+    except BaseException:
         process.interrupt()  # nobody would have a handle of it
         raise
     return Run._of_process(run_uri, process)

@@ -1,12 +1,18 @@
 """A corpus and a run as a notebook sees them; the run is a small one without Ray and model."""
 
+import json
 from pathlib import Path
 
 import polars as pl
 import pytest
 
 import cprec
+from cluster.storage import write_text
+from cprec.api import training
+from cprec.api.background import BackgroundProcess
 from cprec.api.frames import EVENTS, TRACE, events_frame, trace_frame
+from cprec.runs.control.liveness import lease_uri
+from cprec.runs.records import LeaseRecord, Owner
 from tests import small_run
 from tests.records import trace_row
 from tests.unit.corpus.worlds import settings, shop, write_root
@@ -124,3 +130,23 @@ def test_a_start_that_its_process_refuses_says_why(recipe: cprec.Recipe) -> None
     with pytest.raises(cprec.UserError, match="the recipe: 1 wrong value") as refused:
         cprec.start(wrong)
     assert "workers: " in str(refused.value)
+
+
+def test_a_lease_of_an_earlier_process_with_the_same_number_is_no_start(
+    recipe: cprec.Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class SameNumber(BackgroundProcess):
+        pid = 4711
+
+    earlier = LeaseRecord(
+        number=1,
+        owner=Owner(host="here", pid=SameNumber.pid, token="earlier"),
+        run="again",
+        corpus=recipe.corpus,
+        ended=True,
+    )
+    write_text(lease_uri(f"{recipe.storage}/again", 1), json.dumps(earlier.to_json()))
+    monkeypatch.setattr(training, "BackgroundProcess", SameNumber)
+    wrong = recipe.model_copy(update={"run": "again", "workers": 0})
+    with pytest.raises(cprec.UserError, match="the recipe: 1 wrong value"):
+        cprec.start(wrong)
