@@ -6,6 +6,7 @@ Debian, `apt-get install chromium` brings it.
 
 import json
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -113,6 +114,9 @@ def test_a_person_sees_a_run_train_and_steers_it(
             "[...document.querySelectorAll('.state')].some(e => "
             "['training', 'waiting'].includes(e.dataset.state))"
         )
+        shutil.rmtree(next((shop / "runs").glob("failed *")))
+        page.wait_for("!document.body.innerText.includes('failed <img')")
+        _read_axes(page)
         page.evaluate("location.hash = '#/runs/trunk'")
         page.wait_for("document.querySelectorAll('.plot svg').length >= 4")
         _release_and_hold_by_click(page, shop)
@@ -130,6 +134,19 @@ def test_a_person_sees_a_run_train_and_steers_it(
         assert page.evaluate("document.title") == "cprec console"
         assert page.complaints == []
         assert {re.sub(r"(?<=\d)/.*", "", address) for address in page.urls} == {url}
+
+
+def _read_axes(page: Page) -> None:
+    """Numbers of an axis differ where their values do."""
+    for values, step, expected in [
+        ([0, 2.5e-4, 1.5e-4, 1.4e9], 0, ["0", "2.5e-4", "1.5e-4", "1.4e+9"]),
+        ([2.302, 2.303], 0.001, ["2.302", "2.303"]),
+        ([12340, 12360], 20, ["12.34k", "12.36k"]),
+        ([500000, 1e6, 2.5e6], 5e5, ["500k", "1M", "2.5M"]),
+    ]:
+        shown = f"{json.dumps(values)}.map((value) => brief(value, {step}))"
+        axis = f"import('/static/dom.js').then(({{ brief }}) => {shown})"
+        assert page.evaluate(axis) == expected
 
 
 def _release_and_hold_by_click(page: Page, shop: Path) -> None:

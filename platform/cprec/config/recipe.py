@@ -31,7 +31,7 @@ RENAMED_KEYS: Mapping[str, str] = {
 Recipes and command lines may still use the old names, and files of earlier releases contain them.
 """
 
-RESERVED_RUN_NAMES = ("bases", "baselines", "mlflow", "reproduction", "vectors")
+RESERVED_RUN_NAMES = ("bases", "baselines", "lost+found", "mlflow", "reproduction", "vectors")
 """Folders that the storage has beside those of the runs."""
 
 
@@ -128,6 +128,15 @@ class Recipe(Section):
             raise ValueError(
                 f"{self.train.inexact_keys}: not beside schedule.objectives; samples that share "
                 "tokens all have the next item as their objective"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_fp8(self) -> "Recipe":
+        if self.model.fp8 and self.train.zero_stage == 3:
+            raise ValueError(
+                "model.fp8: not beside train.zero_stage 3, which parts no weights in FP8; "
+                "at most train.zero_stage 2, or null"
             )
         return self
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote, urlsplit
 
-from fastapi import Depends, FastAPI, Header, HTTPException, Request
+from fastapi import Depends, FastAPI, Header, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
 
 from cluster.errors import CprecError
 from cprec.config.secrets import redact
@@ -282,9 +283,17 @@ def _is_foreign(path: str, headers: Mapping[bytes, bytes]) -> bool:
     if _is_open(path):
         return False
     origin = headers.get(b"origin")
-    if origin is not None and urlsplit(origin).netloc != headers.get(b"host"):
+    if origin is not None and _find_host(origin) != headers.get(b"host"):
         return True
     return headers.get(b"sec-fetch-site", b"none") not in (b"none", b"same-origin")
+
+
+def _find_host(origin: bytes) -> bytes | None:
+    """Returns host and port of an origin; None if it is none."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
 
 
 def _stream(watch: Watch) -> Response:

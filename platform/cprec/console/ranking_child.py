@@ -84,15 +84,20 @@ class RankingChild:
             return self._process
         self._say("a process that ranks starts, for Try it")
         self._last_lines.clear()
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            str(JOBS_FOLDER / f"{JOB}.py"),
-            *self._arguments,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            limit=MAX_LINE,
-        )
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                str(JOBS_FOLDER / f"{JOB}.py"),
+                *self._arguments,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                limit=MAX_LINE,
+            )
+        except OSError as error:
+            raise RunError(
+                f"the process that ranks could not be started on this machine: {error}"
+            ) from None
         self._run(self._collect(self._process))
         return self._process
 

@@ -67,6 +67,7 @@ class RunFollower:
         self._event_file = GrowingFile(join(self._uri, EVENTS_FILE))
         self._steps = Steps()
         self._events: list[Event] = []
+        self._has_new_events = False
         self._run_plan: RunPlan | None = None
         self._tags: dict[str, str] = {}
         self._parts: dict[str, bytes] = {}
@@ -85,27 +86,28 @@ class RunFollower:
         self._parts["head"] = encode(RunHead(row, list_acts(row, self._commands.control(row.run))))
         if PLAN_FILE in changed:
             self._run_plan = RunPlan.read(self._uri)
-        has_events = EVENTS_FILE in changed and self._read_events()
-        if self._run_plan and (has_events or PLAN_FILE in changed):
+        if EVENTS_FILE in changed:
+            self._read_events()
+        if self._run_plan and (self._has_new_events or PLAN_FILE in changed):
             self._parts["schedule"] = encode(build_schedule(self._run_plan.plan, self._events))
-        if has_events or PLAN_FILE in changed or CHECKPOINTS_FOLDER in changed:
+        if self._has_new_events or changed & {PLAN_FILE, CHECKPOINTS_FOLDER}:
             self._update_events()
         if TRACE_FILE in changed:
             self._read_steps()
             self._parts["series"] = encode(self._steps.view())
         if changed & {TRACE_FILE, PLAN_FILE, AUDIT_FILE}:
             self._update_audit()
-        self._tags = tags  # only now: what failed is read again
+        self._tags, self._has_new_events = tags, False  # only now: what failed is done again
         return dict(self._parts)
 
-    def _read_events(self) -> bool:
+    def _read_events(self) -> None:
         lines, was_replaced = self._event_file.read_new()
         if was_replaced:
             self._events = []
         for values in lines:
             with suppress(ValueError, KeyError):
                 self._events.append(parse_event(values))
-        return bool(lines) or was_replaced
+        self._has_new_events |= bool(lines) or was_replaced
 
     def _read_steps(self) -> None:
         rows, was_replaced = self._trace.read_new()

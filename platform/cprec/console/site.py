@@ -81,7 +81,8 @@ class Site:
         self._watches: dict[str, Watch] = {}
 
     def _look_at_runs(self) -> Mapping[str, bytes]:
-        return {f"run:{name}": encode(row) for name, row in self._list.look().items()}
+        rows = self._list.look()
+        return {"names": encode(list(rows)), **{f"run:{n}": encode(row) for n, row in rows.items()}}
 
     def watch_run(self, run: str) -> Watch:
         """Returns the watch of a run.

@@ -40,12 +40,13 @@ export function openAct(context, run, act) {
   });
 }
 
-/** Shows lines of a job as they come; resolves with how it ended. */
-async function watchJob(job, output) {
+/** Shows lines of a job as they come; resolves with how it ended, or null if nobody wants it. */
+async function watchJob(job, output, isWanted) {
   for (let now = job; ; now = await get(`/api/jobs/${job.number}`)) {
     setText(output, now.lines.join("\n") || "starting…");
     output.scrollTop = output.scrollHeight;
-    if (now.state !== "running" || !dialog.open) return now.state;
+    if (now.state !== "running") return now.state;
+    if (!isWanted()) return null;
     await new Promise((resolve) => setTimeout(resolve, 700));
   }
 }
@@ -72,13 +73,14 @@ function openTwoSteps({ title, content, preview, commit, start, onDone }) {
     try {
       const job = await start(isCommit);
       shown.replaceChildren(command(job.command));
-      const state = await watchJob(job, output);
+      // What is done in earnest goes on when the dialog is closed, and the page shows its result.
+      const state = await watchJob(job, output, () => isCommit || dialog.open);
       const isDone = state === "done";
       verdict.dataset.tone = isDone ? "good" : "bad";
       if (isCommit && isDone) {
         setText(verdict, "Done.");
         setText(close, "Close");
-        close.focus();
+        if (dialog.open) close.focus();
         onDone?.();
         return;
       }

@@ -40,20 +40,22 @@ function onResize(host, draw) {
 
 function axes(plot, x, y, xTicks, yTicks, format) {
   const { width, height } = plot;
+  const step = (values) => (values.length > 1 ? values[1] - values[0] : 0);
   return [
     ...yTicks.map((value) => s("g", { class: "axis" },
       s("line", { x1: MARGIN.left, x2: width - MARGIN.right, y1: y(value), y2: y(value) }),
-      s("text", { x: MARGIN.left - 6, y: y(value) + 4, "text-anchor": "end" }, format(value)))),
+      s("text", { x: MARGIN.left - 6, y: y(value) + 4, "text-anchor": "end" },
+        format(value, step(yTicks))))),
     ...xTicks.map((value) => s("text", {
       class: "axis-x", x: x(value), y: height - 6,
       "text-anchor": x(value) > width - 40 ? "end" : "middle",
-    }, brief(value))),
+    }, brief(value, step(xTicks)))),
   ];
 }
 
 /**
  * A line over samples seen.
- * options: title, format(value), axis(value), zero (whether the axis begins at 0), height
+ * options: title, format(value), axis(value, step), zero (whether the axis begins at 0), height
  */
 export function lineChart({ title, format = digits, axis = brief, zero = false, height = 150 }) {
   const { figure, host, reading } = frame(title, height);

@@ -60,16 +60,23 @@ function significantFormat(digitCount) {
   return formats.get(digitCount);
 }
 
-/** A number for an axis: 12k, 3.4M. */
-export function brief(value) {
+/**
+ * A number for an axis: 12k, 3.4M, 1.5e-4.
+ * It has three digits that count, and more where values that differ by `step` need them.
+ */
+export function brief(value, step = 0) {
   const size = Math.abs(value);
-  if (size >= 1e9) return value.toExponential(0);
-  if (size >= 1e6) return `${+(value / 1e6).toPrecision(3)}M`;
-  if (size >= 1e4) return `${+(value / 1e3).toPrecision(3)}k`;
-  if (size !== 0 && size < 1e-3) return value.toExponential(0);
-  return whole.format(value) === String(value) || size >= 1000
-    ? whole.format(value)
-    : String(+value.toPrecision(3));
+  const needed = step > 0 && size > 0 ? Math.ceil(Math.log10(size / step) - 1e-9) + 1 : 0;
+  const short = +value.toPrecision(Math.min(Math.max(needed, 3), 15));
+  if (size >= 1e9 || (size !== 0 && size < 1e-3)) return short.toExponential();
+  if (size >= 1e6) return `${scaled(short, 6)}M`;
+  if (size >= 1e4) return `${scaled(short, 3)}k`;
+  return size >= 1000 ? whole.format(value) : String(short);
+}
+
+/** A number divided by a power of ten, without what a division would add to its digits. */
+function scaled(value, power) {
+  return String(+`${value}e-${power}`);
 }
 
 export function percent(value) {

@@ -1,13 +1,14 @@
 """The versions of a registered model as the console shows them. Pure."""
 
-import json
 import posixpath
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from cprec.evaluation.significance import wilson_interval
+from cprec.runs.record_files import parse_json
 from cprec.tracking.lineage_graph import (
     Aliases,
     LineageGraph,
@@ -17,6 +18,9 @@ from cprec.tracking.lineage_graph import (
     find_parents,
 )
 from cprec.tracking.registry import DECISION_TAG, EVALUATION_TAG, TRAINED_ON_TAG, Version
+
+_FOREIGN = (ValueError, TypeError, AttributeError, KeyError, OverflowError)
+"""What is raised where the values of a tag are not as we write them."""
 
 
 @dataclass(frozen=True)
@@ -175,33 +179,50 @@ def _view(
         depth=depth,
         parent_run=posixpath.basename(find_parent_run(version)),
         trained_on=list(_iter_trained_on(tags.get(TRAINED_ON_TAG))),
-        evaluations=[
-            _view_evaluation(tag.removeprefix(EVALUATION_TAG), values)
-            for tag, text in sorted(tags.items())
-            if tag.startswith(EVALUATION_TAG) and (values := _parse(text))
-        ],
-        decisions=[
-            _view_decision(tag.removeprefix(DECISION_TAG), values)
-            for tag, text in sorted(tags.items(), reverse=True)
-            if tag.startswith(DECISION_TAG) and (values := _parse(text))
-        ],
+        evaluations=list(_view_tags(tags, EVALUATION_TAG, _view_evaluation)),
+        decisions=[*_view_tags(tags, DECISION_TAG, _view_decision)][::-1],
     )
+
+
+View = TypeVar("View")
+
+
+def _view_tags(
+    tags: Mapping[str, str], prefix: str, view: Callable[[str, Mapping[str, Any]], View]
+) -> Iterator[View]:
+    """Yields the views of the tags with a prefix, by name, without what others wrote into them."""
+    for tag, text in sorted(tags.items()):
+        if tag.startswith(prefix) and (values := _parse(text)):
+            with suppress(*_FOREIGN):
+                yield view(tag.removeprefix(prefix), values)
 
 
 def _iter_trained_on(text: str | None) -> Iterator[TrainedOn]:
     for source, entry in sorted(_parse(text or "{}").items()):
-        if isinstance(entry, dict) and "samples" in entry and "versions" in entry:
+        with suppress(*_FOREIGN):
             first, last = entry["versions"]
             yield TrainedOn(source, int(entry["samples"]), (int(first), int(last)))
 
 
 def _view_evaluation(domain: str, values: Mapping[str, Any]) -> EvaluationView:
+    def rate(found: Any) -> float | None:
+        if found is not None and not 0 <= float(found) <= 1:
+            raise ValueError(found)
+        return None if found is None else float(found)
+
     n, hr, ndcg = int(values.get("n", 0)), values.get("hr", {}), values.get("ndcg", {})
-    hr1 = hr.get("1")
+    hr1 = rate(hr.get("1"))
     low, high = wilson_interval(hr1, n) if hr1 is not None and n else (None, None)
-    split = str(values.get("split", ""))
     return EvaluationView(
-        domain, split, n, hr1, low, high, hr.get("5"), ndcg.get("5"), values.get("chance")
+        domain=domain,
+        split=str(values.get("split", "")),
+        n=n,
+        hr1=hr1,
+        low=low,
+        high=high,
+        hr5=rate(hr.get("5")),
+        ndcg5=rate(ndcg.get("5")),
+        chance=rate(values.get("chance")),
     )
 
 
@@ -215,14 +236,14 @@ def _view_decision(stamp: str, values: Mapping[str, Any]) -> DecisionView:
         bool(values.get("promote")),
         str(values.get("reason", "")),
         values.get("by"),
-        list(values.get("lines", ())),
+        [dict(line) for line in values.get("lines", ())],
     )
 
 
 def _parse(text: str) -> dict[str, Any]:
     """Parses the JSON of a tag; empty where somebody else wrote something else into it."""
     try:
-        values = json.loads(text)
-    except ValueError:
+        values = parse_json(text.encode())
+    except (ValueError, RecursionError):
         return {}
     return values if isinstance(values, dict) else {}

@@ -85,18 +85,17 @@ class RunReader:
 
     def look(self) -> RunOverview | None:
         """Returns how the run stands; None if the folder is no run's."""
-        tags = list_etags(self._uri)
-        if not RUN_FILES & tags.keys():
-            return None
-        changed = {name for name, tag in tags.items() if self._tags.get(name) != tag}
-        if changed or not self.may_rest:
-            try:
+        try:
+            tags = list_etags(self._uri)
+            if not RUN_FILES & tags.keys():
+                return None
+            changed = {name for name, tag in tags.items() if self._tags.get(name) != tag}
+            if changed or not self.may_rest:
                 self._read(changed)
-            except (CprecError, OSError, ValueError) as error:
-                tags, self._problem = {}, str(error)  # read again at the next look
-            else:
-                self._problem = ""
-        self._tags = tags
+        except (CprecError, OSError, ValueError) as error:
+            self._tags, self._problem = {}, str(error)  # read again at the next look
+        else:
+            self._tags, self._problem = tags, ""
         if self._was_refused:
             return None
         run = build_overview(self._glance())

@@ -58,7 +58,18 @@ class Trial:
 
     @cached_property
     def _corpus(self) -> Corpus:
+        return self._open_corpus()
+
+    def _open_corpus(self) -> Corpus:
         return Corpus.open(absolute_uri(self._recipe.corpus), self._recipe.corpus_version)
+
+    def _take_newest_corpus(self) -> None:
+        """Goes on with the newest version of the corpus, if another than before."""
+        newest = self._open_corpus()
+        if newest.version != self._corpus.version:
+            for kept in (self._read_samples, self._open_domain, self._load):
+                kept.cache_clear()
+        self._corpus = newest
 
     @cached_property
     def _registry(self) -> "Registry":
@@ -91,7 +102,11 @@ class Trial:
             return {"error": redact(f"{type(error).__name__}: {error}")}
 
     def choices(self) -> Answer:
-        """Returns the domains of the corpus that have samples to try, and the models."""
+        """Returns the domains of the corpus that have samples to try, and the models.
+
+        What is asked after it is answered from the version of the corpus that is the newest now.
+        """
+        self._take_newest_corpus()
         domains = [
             name
             for name, domain in self._corpus.statistics()["domains"].items()

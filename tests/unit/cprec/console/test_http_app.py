@@ -80,6 +80,17 @@ ACTS: dict[str, Any] = {
 }
 
 
+@pytest.mark.parametrize("path", ["/api/nowhere", "/api/runs/a/b"])
+def test_an_address_that_nobody_has_is_refused_in_words(console: Console, path: str) -> None:
+    status, text, _ = console.ask(path)
+    assert (status, json.loads(text)) == (404, {"error": "Not Found"})
+
+
+def test_an_origin_that_is_none_is_foreign(console: Console) -> None:
+    status, text, _ = console.ask("/api/session", headers={**OWN, "origin": "http://["})
+    assert (status, json.loads(text)["error"]) == (403, "asked by a page of another origin")
+
+
 @pytest.mark.parametrize("token", [None, "", "Bearer", "Bearer wrong", f"Basic {TOKEN}", TOKEN])
 def test_without_the_token_nothing_is_told_or_done(console: Console, token: str | None) -> None:
     headers = {"host": "127.0.0.1:8090"} | ({} if token is None else {"authorization": token})

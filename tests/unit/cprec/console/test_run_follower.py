@@ -9,6 +9,7 @@ import pytest
 from cluster.errors import RunError
 from corpus.build import build
 from corpus.store.tables import Corpus
+from cprec.console import run_follower
 from cprec.console.run_follower import RunFollower
 from cprec.console.views.commands import Commands
 from tests import small_run
@@ -54,6 +55,26 @@ def test_a_run_that_is_followed_has_all_its_parts(storage: Path) -> None:
     with (storage / "done" / "events.jsonl").open("a") as file:
         file.write('{"event": []}\n{"event": "held", "samples": 1, "time": 3.0, "by": "Bob"}\n')
     assert parts(follower)["timeline"][0]["by"] == "Bob"  # whatever lies before it
+
+
+def test_what_a_look_that_failed_had_read_is_shown_by_the_next(
+    storage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follower = RunFollower(str(storage), "done", Commands(("my.yaml",)))
+    before = parts(follower)
+    with (storage / "done" / "events.jsonl").open("a") as file:
+        file.write('{"event": "held", "samples": 1, "time": 2.0, "by": "LAST"}\n')
+
+    def fail(uri: str) -> list[str]:
+        raise OSError(5, "Input/output error", uri)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(run_follower, "list_names", fail)
+        with pytest.raises(OSError, match="Input/output error"):
+            follower.look()
+    after = parts(follower)
+    assert after["timeline"][0]["by"] == "LAST"
+    assert len(after["timeline"]) == len(before["timeline"]) + 1
 
 
 def test_a_branch_starts_from_stable_checkpoints_only(storage: Path) -> None:

@@ -2,13 +2,15 @@
 
 import io
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from corpus.append import append
 from corpus.build import build
 from cprec.config.recipe import Recipe
-from cprec.workflows.console.try_models import MAX_FOUND, answer_lines
+from cprec.workflows.console.try_models import MAX_FOUND, Trial, answer_lines
 from tests.unit.corpus.worlds import settings, shop, write_root
 
 
@@ -55,6 +57,20 @@ def test_a_wrong_question_is_answered_by_a_sentence_and_ends_nothing(
     wrong, after = ask(recipe, question, {"ask": "choices"})
     assert sentence in wrong["error"]
     assert after["domains"] == ["A", "B", "C"]
+
+
+def test_what_was_appended_can_be_tried_at_once(tmp_path: Path) -> None:
+    root = write_root(tmp_path / "root", shop(("A", "B", "C")))
+    place = str(tmp_path / "corpus")
+    build(settings(root, domains=("A",), held_out=("C",)), 0, place, lambda line: None)
+    trial = Trial(Recipe(storage=str(tmp_path / "runs"), corpus=place), print)
+    assert trial.choices()["domains"] == ["A", "C"]
+    before = trial.titles("A", "")
+    appended = settings(root, domains=("B",), held_out=("C",))
+    append(appended, 0, place, lambda line: None)
+    assert set(trial.choices()["domains"]) == {"A", "B", "C"}
+    assert trial.titles("A", "") == before
+    assert trial.users("B", "")["found"] > 0
 
 
 def test_a_model_that_is_not_there_keeps_no_other_from_ranking(recipe: Recipe) -> None:

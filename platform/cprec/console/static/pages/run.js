@@ -3,7 +3,7 @@
 import { openAct, openAppend } from "../acts.js";
 import { follow } from "../api.js";
 import { lineChart, scheduleChart } from "../charts.js";
-import { NONE, command, count, digits, duration, h, moment, percent, setAttribute, setText,
+import { NONE, brief, command, count, digits, duration, h, moment, percent, setAttribute, setText,
   stateChip } from "../dom.js";
 import { phaseBar } from "../phase_bar.js";
 
@@ -33,7 +33,8 @@ export function showRun(context, run) {
     loss: lineChart({ title: "Loss" }),
     tokens_per_s: lineChart({ title: "Tokens/s", format: count, zero: true }),
     data_wait: lineChart({
-      title: "Data wait", format: percent, axis: (v) => `${Math.round(100 * v)} %`, zero: true,
+      title: "Data wait", format: percent, zero: true,
+      axis: (value, step) => `${brief(100 * value, 100 * step)} %`,
     }),
     memory_gb: lineChart({ title: "Memory (GB)", format: (v) => digits(v, 3), zero: true }),
     perplexity: lineChart({ title: "Perplexity of the plain text" }),

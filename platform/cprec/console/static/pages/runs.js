@@ -8,6 +8,7 @@ import { phaseBar } from "../phase_bar.js";
 const ORDER = ["training", "waiting", "starting", "finishing", "unknown",
   "failed", "lost", "stopped", "done"];
 const ARRANGE_MS = 20;
+const AGE_MS = 20_000;
 const names = new Intl.Collator();
 const COLUMNS = [
   ["Run", ""], ["Schedule", ""], ["Samples", "number"], ["Learning rate", "number"],
@@ -43,13 +44,14 @@ export function showRuns({ main, signal, onLink, info }) {
       element.hidden = wanted !== "" && !text.includes(wanted);
     }
     const order = sorted.map((entry) => entry.element);
-    if (order.some((element, i) => body.children[i] !== element)) {
+    if (order.length !== body.children.length
+        || order.some((element, i) => body.children[i] !== element)) {
       const focused = document.activeElement;
       body.replaceChildren(...order);
       if (focused !== document.activeElement) focused?.focus?.();
     }
     table.hidden = rows.size === 0;
-    empty.hidden = rows.size > 0;
+    empty.hidden = rows.size > 0 || !problem.hidden;
     setText(summary, summarise(sorted.map((entry) => entry.row)));
   }
 
@@ -62,6 +64,8 @@ export function showRuns({ main, signal, onLink, info }) {
     }, ARRANGE_MS);
   }
 
+  const aging = setInterval(() => rows.forEach((entry) => entry.showAge()), AGE_MS);
+  signal.addEventListener("abort", () => clearInterval(aging));
   filter.addEventListener("input", arrange);
   follow("/api/runs", (parts) => {
     for (const { name, content } of parts) {
@@ -70,11 +74,13 @@ export function showRuns({ main, signal, onLink, info }) {
         setText(problem, content ?? "");
         continue;
       }
-      const run = name.slice(4);
-      if (content === null) {
-        rows.delete(run);
+      if (name === "names") {  // complete, also after a connection that broke off
+        const known = new Set(content);
+        for (const run of rows.keys()) if (!known.has(run)) rows.delete(run);
         continue;
       }
+      if (content === null) continue;
+      const run = name.slice(4);
       if (!rows.has(run)) rows.set(run, buildRow(run));
       rows.get(run).update(content);
     }
@@ -118,14 +124,17 @@ function buildRow(run) {
       setText(note, row.waits_for);
       setAttribute(note, "title", row.waits_for || null);
       bar.update(row);
-      const isLive = ORDER.indexOf(row.state) < 5;
+      const isLive = !isResting(row);
       const values = [
         row.annealing_end ? `${count(row.samples)} / ${count(row.annealing_end)}` : NONE,
         digits(row.lr, 3), digits(row.loss, 4), isLive ? count(row.tokens_per_s) : NONE,
         duration(row.seconds_left), count(row.workers), count(row.checkpoint_samples),
-        isLive ? "now" : ago(row.time),
       ];
       values.forEach((value, i) => setText(cells[i], value));
+      entry.showAge();
+    },
+    showAge() {
+      setText(cells.at(-1), isResting(entry.row) ? ago(entry.row.time) : "now");
     },
   };
   return entry;

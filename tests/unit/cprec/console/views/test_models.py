@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cprec.console.views.models import build_model
+from cprec.tracking.registry import TRAINED_ON_TAG as TAG
 from cprec.tracking.registry import Version
 
 
@@ -59,7 +60,32 @@ def test_metrics_have_intervals_and_decisions_their_lines() -> None:
     assert [(t.source, t.versions) for t in view.trained_on] == [("mixed", (0, 2))]
 
 
-@given(st.text(), st.sampled_from(["evaluation.X", "decision.X", "trained_on"]))
+KEYS = st.sampled_from(["n", "hr", "ndcg", "1", "5", "chance", "lines", "samples", "versions", "x"])
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@given(st.text() | VALUES.map(json.dumps), st.sampled_from(["evaluation.X", "decision.X", TAG]))
 def test_no_tag_keeps_a_version_from_being_shown(text: str, tag: str) -> None:
     view = build_model("cprec", [version(1, "trunk", **{tag: text})], {})
     assert [v.number for v in view.versions] == [1]
+
+
+def test_a_tag_that_somebody_else_wrote_hides_no_other() -> None:
+    foreign: list[object] = [
+        {"n": 10, "hr": 0.2},
+        {"n": None},
+        {"n": "many"},
+        {"n": 9, "hr": {"1": 2}},
+    ]
+    tags = {f"evaluation.{i}": json.dumps(values) for i, values in enumerate(foreign)}
+    tags["evaluation.Games"] = json.dumps({"n": 10, "split": "test", "hr": {"1": 0.5}})
+    tags[TAG] = json.dumps(
+        {"a": {"samples": 5, "versions": 2}, "b": {"samples": 5, "versions": [0, 2]}}
+    )
+    [view] = build_model("cprec", [version(1, "trunk", **tags)], {}).versions
+    assert [entry.domain for entry in view.evaluations] == ["Games"]
+    assert [entry.source for entry in view.trained_on] == ["b"]

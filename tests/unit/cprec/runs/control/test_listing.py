@@ -167,3 +167,12 @@ def test_a_thousand_runs_are_listed_in_under_two_seconds(tmp_path: Path) -> None
     runs.look()
     print(f"{RUNS} runs: {first_s:.2f} s, again {time.process_time() - began:.2f} s of CPU time")
     assert first_s < RUNS_LIMIT_S
+
+
+def test_a_folder_that_cannot_be_read_hides_no_run(tmp_path: Path) -> None:
+    write_run(tmp_path, "good", ended=True, status={"state": "ended", "phase": "done"})
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "lost+found").symlink_to("lost+found")
+    runs = look(tmp_path)
+    assert {name: run.state for name, run in runs.items()} == {"good": "done", "loop": "unknown"}
+    assert "symbolic links" in runs["loop"].waits_for
