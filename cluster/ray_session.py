@@ -8,6 +8,7 @@ nodes. The processes of a local session find it on their path.
 import logging
 import os
 import secrets
+import shutil
 import signal
 import socket
 import stat
@@ -50,6 +51,9 @@ HEAD_TRIES = 2
 UNASKED = ("start_monitor", "start_log_monitor", "start_api_server")
 """What Ray starts of processes that nobody asks in a local session: the autoscaler, what sends logs
 to drivers, and the server of the dashboard."""
+
+KEPT_S = 7 * 24 * 3600.0
+"""How long the folder of a local session stays after the session's end (seconds)."""
 
 SESSIONS_ROOT = Path("/tmp")  # noqa: S108  what is below it is checked
 """Where each user has a folder for local sessions."""
@@ -95,6 +99,9 @@ def ray_session(address: str, num_cpus: int) -> Iterator[None]:
         return
     resolved = resolve_address(address)
     is_local = resolved == "local"
+    sessions = private_folder() / "ray" if is_local else None
+    if sessions is not None:
+        remove_old_sessions(sessions)
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if is_local:
@@ -115,7 +122,7 @@ def ray_session(address: str, num_cpus: int) -> Iterator[None]:
         logging_level=logging.ERROR,
         runtime_env=None if is_local else {"py_modules": package_folders()},
         _system_config=_local_system_config(num_cpus) if is_local else None,
-        _temp_dir=str(private_folder() / "ray") if is_local else None,
+        _temp_dir=None if sessions is None else str(sessions),
         _node_ip_address=LOOPBACK if is_local else None,
     )
     with preserve_sigterm_handler(), local_processes() if is_local else nullcontext():
@@ -276,6 +283,18 @@ def private_folder() -> Path:
         raise UserError(f"{folder}: not a folder of this user, who needs it; move it away")
     folder.chmod(0o700)
     return folder
+
+
+def remove_old_sessions(folder: Path) -> None:
+    """Removes what local sessions left of logs and spilled data, KEPT_S after they ended.
+
+    Ray removes nothing. A session that runs writes to its logs every few seconds.
+    """
+    for session in folder.glob("session_2*"):
+        with suppress(OSError):  # another process removes it too
+            written = max(path.stat().st_mtime for path in [session, *session.glob("logs/*")])
+            if time.time() - written > KEPT_S:
+                shutil.rmtree(session, ignore_errors=True)
 
 
 @contextmanager

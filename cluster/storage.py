@@ -68,8 +68,13 @@ def is_remote(uri: str) -> bool:
 
 
 def absolute_uri(uri: str) -> str:
-    """Returns the URI with an absolute path, which holds in any working directory."""
-    return uri.rstrip("/") if is_remote(uri) else str(Path(uri.removeprefix("file://")).absolute())
+    """Returns the URI with an absolute path, which holds in any working directory.
+
+    A leading ~ is the home folder, as for a shell, which does not see what stands in a recipe.
+    """
+    if is_remote(uri):
+        return uri.rstrip("/")
+    return str(Path(uri.removeprefix("file://")).expanduser().absolute())
 
 
 def join(uri: str, *parts: str) -> str:

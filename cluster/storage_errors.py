@@ -21,7 +21,7 @@ from botocore.exceptions import (
     PartialCredentialsError,
 )
 
-from cluster.errors import AccessDeniedError
+from cluster.errors import AccessDeniedError, UserError
 
 MAX_ATTEMPTS = 6
 """Attempts of one request to an object store, unless AWS_MAX_ATTEMPTS says otherwise."""
@@ -57,9 +57,19 @@ def s3_config() -> dict[str, Any]:
         "read_timeout": READ_TIMEOUT_S,
         "retries": {
             "mode": os.environ.get("AWS_RETRY_MODE", "standard"),
-            "total_max_attempts": int(os.environ.get("AWS_MAX_ATTEMPTS", MAX_ATTEMPTS)),
+            "total_max_attempts": _read_max_attempts(),
         },
     }
+
+
+def _read_max_attempts() -> int:
+    given = os.environ.get("AWS_MAX_ATTEMPTS") or str(MAX_ATTEMPTS)
+    if not (given.isascii() and given.isdigit() and int(given)):
+        raise UserError(
+            f"AWS_MAX_ATTEMPTS {given!r}: how often a request is sent, 1 or more; "
+            f"unset it for {MAX_ATTEMPTS}"
+        )
+    return int(given)
 
 
 def _http_errors() -> tuple[type[Exception], ...]:

@@ -108,6 +108,23 @@ def test_the_folder_of_local_sessions_is_closed_to_others_again(
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
+def test_folders_of_sessions_that_ended_long_ago_are_removed(tmp_path: Path) -> None:
+    """Whether a session runs is seen by its logs; the folder itself does not change."""
+    long_ago = time.time() - 2 * ray_session.KEPT_S
+    for name, log_time in [("ended", long_ago), ("runs", time.time())]:
+        logs = tmp_path / f"session_2026-11-29_04-12-41_601041_{name}" / "logs"
+        logs.mkdir(parents=True)
+        (logs / "raylet.out").write_text("")
+        os.utime(logs / "raylet.out", (log_time, log_time))
+        os.utime(logs.parent, (long_ago, long_ago))
+    (tmp_path / "session_latest").symlink_to(logs.parent)
+    ray_session.remove_old_sessions(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "session_2026-11-29_04-12-41_601041_runs",
+        "session_latest",
+    ]
+
+
 @pytest.mark.parametrize("kind", ["file", "link", "link to nowhere", "somebody else's"])
 def test_a_folder_that_is_not_the_users_own_is_refused(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
