@@ -16,6 +16,7 @@ docs/benchmarks.md.
 
 import argparse
 import datetime
+import gc
 import json
 import time
 from dataclasses import replace
@@ -38,6 +39,9 @@ def measure_on_ray(case: Case, sizes: Sizes, ceilings: gpu_time.Ceilings) -> flo
     import ray
 
     gpus = 1 if torch.cuda.is_available() else 0
+    if gpus:  # the worker builds the same model on the same GPU
+        gc.collect()
+        torch.cuda.empty_cache()
     ray.init(address="local", num_gpus=gpus, include_dashboard=False, log_to_driver=False)
 
     @ray.remote(num_gpus=gpus, runtime_env={"env_vars": {"PYTHONPATH": workload.PYTHON_PATH}})

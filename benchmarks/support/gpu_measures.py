@@ -72,7 +72,7 @@ def build_model(case: Case) -> torch.nn.Module:
         base = LlamaForCausalLM(LlamaConfig(**SHAPES[case.shape], max_position_embeddings=8192))
     torch.set_default_dtype(before)
     if case.kind == SCORING:
-        return base.eval()
+        return base.eval().requires_grad_(False)
     settings = ModelSettings(
         adapter="lora" if case.rank else "full", lora_rank=case.rank or 8, lora_dropout=0.0
     )
@@ -185,7 +185,10 @@ def measure_scoring(case: Case, sizes: Sizes, ceilings: gpu_time.Ceilings) -> Me
         score(queries[: sizes.queries_per_pass])
         gpu_time.synchronize()
     tokens = sum(query.num_tokens for query in queries)
-    operations = tokens * device.OperationCount.from_model(model, 0).per_token / 2
+    count = device.OperationCount.from_model(model, SHAPES[case.shape]["vocab_size"])
+    computed = sum(query.num_tokens - len(query.answers) for query in queries)
+    predictors = sum(query.num_predictors for query in queries)
+    operations = count.step_operations(computed, predictors) / 2  # there is no backward pass
     figures = {
         "users_per_s": len(queries) / seconds,
         "tokens_per_s": tokens / seconds,

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from cprec.model.kernels import fp8 as fp8_kernels
 from cprec.train import device
 
 COPIED_BYTES = 1 << 31
@@ -58,7 +59,7 @@ def measure_ceilings(on_device: torch.device, toy: bool) -> Ceilings:
     size = 256 if toy else device.MATRIX_SIZE
     bf16 = device.measure_matmul_flops(on_device, torch.bfloat16 if on_gpu else torch.float32, size)
     fp8 = fp8_fast = 0.0
-    if on_gpu and torch.cuda.get_device_capability(on_device) >= (8, 9):
+    if on_gpu and torch.cuda.get_device_capability(on_device) >= fp8_kernels.FIRST_CAPABILITY:
         rows = torch.randn(size, size, device=on_device).to(torch.float8_e4m3fn)
         scale = torch.ones(size, 1, device=on_device)
 
@@ -111,7 +112,8 @@ def seconds_by_kind(profiler: torch.profiler.profile) -> tuple[dict[str, float],
     seconds = dict.fromkeys([*KINDS, OTHER], 0.0)
     launched = 0
     for event in profiler.key_averages():
-        if on_gpu == (event.device_type == torch.autograd.DeviceType.CUDA):
+        is_range = event.is_user_annotation  # a name around kernels that are counted themselves
+        if not is_range and on_gpu == (event.device_type == torch.autograd.DeviceType.CUDA):
             microseconds = event.self_device_time_total if on_gpu else event.self_cpu_time_total
             kind = kind_of(event.key) if on_gpu else _kind_of_operator(event.key)
             seconds[kind] += microseconds / 1e6

@@ -24,7 +24,7 @@ from cprec.model.kernels.lora_fusion import fuse_lora
 from cprec.model.libraries import silence_libraries
 from cprec.model.training_state import TrainingState
 from cprec.stream.packing import MicroBatch, MicroBatchSpec
-from cprec.train import device, pack_check
+from cprec.train import device, memory, pack_check, static_pass
 from cprec.train.flat_adam import FlatAdam
 from cprec.train.forward import supervised_logits, uncompiled
 from cprec.train.memory import SUPERVISED_FRACTION, plan_memory
@@ -140,7 +140,7 @@ class Engine:
             )
         self.device = self._adam.device
         self.steps = 0
-        self._settings = settings
+        self._settings, self._precision = settings, precision
         with self._evaluation_mode(), torch.no_grad():
             self.packed, self.padding_reason = pack_check.choose_packing(
                 self._logits, model, settings, max_tokens, self._any_worker
@@ -242,7 +242,8 @@ class Engine:
                 f"{self.padding_reason}"
             )
         if self.device.type == "cuda":
-            kernel = flash_attention.kernel_name(self.device.index) if self.packed else "sdpa"
+            by_flash = self.packed and self._precision == "bf16"
+            kernel = flash_attention.kernel_name(self.device.index) if by_flash else "sdpa"
             plan = self.memory_plan
             lines.append(
                 f"training: attention {kernel}, ZeRO {self.zero_stage}, rows of up to "
@@ -267,16 +268,19 @@ class Engine:
         self, settings: TrainSettings, max_tokens: int
     ) -> StaticPasses | None:
         """Returns what replays passes as CUDA graphs; None where they are computed plainly."""
-        wanted = settings.cuda_graphs == "auto" and self.device.type == "cuda"
-        possible = (
-            isinstance(self._adam, FlatAdam)
-            and self.packed
-            and not settings.inexact_keys
-            and not self.recomputes_activations
-        )
-        if not (wanted and possible):
+        may_replay = memory.may_replay(settings, self.zero_stage, self.recomputes_activations)
+        if not (may_replay and self.packed and self.device.type == "cuda" and self._can_capture()):
             return None
         return StaticPasses(self._compute_static_pass, self.device, CudaGraphs(), max_tokens)
+
+    def _can_capture(self) -> bool:
+        """Returns whether a pass as the model computes it can become a CUDA graph."""
+        assert isinstance(self._adam, FlatAdam)
+        try:
+            with uncompiled(self.model):
+                return static_pass.can_capture(self._compute_static_pass, self.device)
+        finally:
+            self._adam.drop_gradients()
 
     def _compute_static_pass(self, inputs: PassInputs) -> None:
         """Adds the loss of a pass to its total, and the gradients to their sum."""

@@ -141,6 +141,10 @@ class FlatAdam:
         torch._foreach_copy_(views, present)
         self._gradients.add_(self._pass_gradients)
 
+    def drop_gradients(self) -> None:
+        """Forgets the gradients of the passes since the last step."""
+        self._gradients.zero_()
+
     @torch.no_grad()
     def step(self, lr: float) -> float:
         """Sums the gradients over the workers, and updates the weights. Collective.
@@ -162,7 +166,7 @@ class FlatAdam:
             self._adam.step()
             if self._computed is not self._weights:
                 self._computed.copy_(self._weights)
-        self._gradients.zero_()
+        self.drop_gradients()
         return grad_norm if math.isfinite(grad_norm) else math.inf
 
     def gather_state(self, steps: int) -> TrainingState:
@@ -184,10 +188,12 @@ class FlatAdam:
         }
 
     def _moment(self, name: str) -> torch.Tensor:
-        """Returns one of Adam's moments as one buffer, in the order of the parameters."""
-        return torch.cat(
-            [self._adam.state[group["params"][0]][name] for group in self._adam.param_groups]
-        )
+        """Returns one of Adam's moments as one buffer on the CPU, in the order of the parameters.
+
+        Not on the device, where the plan of memory has no room for another buffer.
+        """
+        moments = [self._adam.state[group["params"][0]][name] for group in self._adam.param_groups]
+        return torch.cat([moment.cpu() for moment in moments])
 
     @torch.no_grad()
     def restore_state(self, state: TrainingState) -> None:
@@ -210,7 +216,7 @@ class FlatAdam:
             )
             self._adam.state[weights] = {
                 "step": counter,
-                **{name: buffer[part].clone() for name, buffer in buffers.items()},
+                **{name: buffer[part] for name, buffer in buffers.items()},
             }
 
     def _fill(self, buffer: torch.Tensor, values: Mapping[str, torch.Tensor]) -> None:

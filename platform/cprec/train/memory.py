@@ -89,6 +89,16 @@ def plan_memory(
     return choose(estimate, settings, world_size, float(memory), supervised_fraction)
 
 
+def may_replay(settings: TrainSettings, zero_stage: int, recompute: bool) -> bool:
+    """Returns whether passes may be replayed as CUDA graphs, if the model allows it."""
+    return (
+        settings.cuda_graphs == "auto"
+        and zero_stage == 0
+        and not recompute
+        and not settings.inexact_keys
+    )
+
+
 def choose(
     estimate: MemoryEstimate,
     settings: TrainSettings,
@@ -125,7 +135,7 @@ def choose(
     if settings.recompute == "auto":
         recompute = not fits(stage, False, tokens)
     if settings.pack_tokens is None:
-        passes = 2 if settings.cuda_graphs == "auto" and stage == 0 else 1
+        passes = 2 if may_replay(settings, stage, recompute) else 1
         longer = range(MAX_PACK_TOKENS, tokens, -PACK_TOKENS_STEP)
         tokens = next((n for n in longer if fits(stage, recompute, n, passes)), tokens)
     return MemoryPlan(stage, recompute, tokens, world_size, estimate)

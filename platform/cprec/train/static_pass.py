@@ -9,13 +9,15 @@ A shape is computed plainly when it is first seen, which also compiles what is c
 captured when it is seen again.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from cprec.stream.packing import MicroBatch
+from cprec.encode.tokens import EncodedSample
+from cprec.stream.packing import MicroBatch, MicroBatchSpec, collate
 from cprec.train.memory import USABLE_MEMORY
 
 NO_TARGET = -100
@@ -54,7 +56,7 @@ class PassShape:
         return cls(
             tokens,
             _power_of_two(len(batch.bounds) - 1),
-            _power_of_two(len(batch.targets)),
+            _count_places(len(batch.targets), tokens),
             tokens if np.diff(batch.bounds).max() > max_tokens else min(max_tokens, tokens),
         )
 
@@ -62,6 +64,15 @@ class PassShape:
 def _power_of_two(number: int) -> int:
     """Returns the smallest power of two that is no smaller, from 16 on."""
     return max(1 << (number - 1).bit_length(), 16)
+
+
+def _count_places(supervised: int, tokens: int) -> int:
+    """Returns places for supervised tokens: a power of two, or some eighths of the row if fewer.
+
+    Of windows of text nearly all tokens are supervised, and a power of two would be beyond the row.
+    """
+    eighth = -(-tokens // 8)
+    return max(min(_power_of_two(supervised), -(-supervised // eighth) * eighth), 16)
 
 
 class PassInputs:
@@ -180,6 +191,51 @@ class StaticPasses:
         else:
             self._replays[shape] = replay
             self.captured += 1
+
+
+WAITS = "called a synchronizing CUDA operation"
+"""What PyTorch says where the CPU waits for the GPU and must not."""
+
+
+@contextmanager
+def no_waiting() -> Iterator[None]:
+    """Makes PyTorch raise RuntimeError where the CPU waits for the GPU."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+def can_capture(
+    compute: Callable[[PassInputs], None],
+    device: torch.device,
+    watch: Callable[[], AbstractContextManager[None]] = no_waiting,
+) -> bool:
+    """Tries whether a pass never waits for the device, which a pass that is captured cannot.
+
+    Attention that is computed sample by sample waits for their bounds, as it is in fp32; a mixture
+    of experts may wait for what was routed where.
+
+    Args:
+        compute: Computes a pass, as for `StaticPasses`; it is called twice, with a weight of 0.
+        device: The device.
+        watch: Makes a wait raise RuntimeError.
+    """
+    samples = [EncodedSample(np.arange(8, dtype=np.int32), 4, dropped_titles=0)] * 2
+    batch = collate(samples, MicroBatchSpec(packed=True, size=16), 0, 16)
+    inputs = PassInputs(PassShape.of(batch, 16), device)
+    inputs.fill(batch, 0.0)
+    compute(inputs)  # what is loaded or compiled at the first call may wait
+    try:
+        with watch():
+            compute(inputs)
+    except RuntimeError as error:
+        if WAITS not in str(error):
+            raise
+        return False
+    return True
 
 
 class CudaGraphs:

@@ -8,7 +8,7 @@ direction: as much memory as bf16, at twice the speed of matrix products on GPUs
 LoRA's own matrices, norms, attention and the output layer stay as they are.
 
 Layers that read the same input are stored as one matrix. So their input is quantised once, and
-their gradients are quantised and multiplied together.
+their gradients are quantised and multiplied together. Each has an output of its own.
 """
 
 from collections.abc import Sequence
@@ -17,11 +17,14 @@ from typing import Any, cast
 import torch
 from torch.autograd.function import once_differentiable
 
+from cluster.errors import RecipeError
 from cprec.model.adapter import layers_by_input
 from cprec.model.kernels.low_rank import add_low_rank, low_rank_gradients, split_columns
 
 FP8_MAX = torch.finfo(torch.float8_e4m3fn).max
 """Largest value of e4m3."""
+FIRST_CAPABILITY = (8, 9)
+"""The first compute capability of GPUs that multiply in FP8."""
 
 
 def quantise_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -84,6 +87,17 @@ def scaled_matmul(
         The product in bf16 [n, m].
     """
     values, values_scale = _quantise_side_by_side(list(matrices))
+    return _multiply(values, values_scale, weight, scale, fast_accumulation)
+
+
+def _multiply(
+    values: torch.Tensor,
+    values_scale: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    fast_accumulation: bool,
+) -> torch.Tensor:
+    """Multiplies quantised rows [n, k] by a transposed FP8 weight matrix [m, k]."""
     return torch._scaled_mm(
         values,
         weight.t(),
@@ -102,16 +116,22 @@ def _scaled_mm_plus_mm(
     fast_accumulation: bool,
     low: torch.Tensor,
     ups: Sequence[torch.Tensor],
-) -> torch.Tensor:
-    """Returns rows weight^T, to the columns of each of `ups` its product is added in place.
+) -> list[torch.Tensor]:
+    """Returns rows weight^T for the outputs of each of `ups`, whose product is added in place.
 
     It is an operator of its own because the compiler would copy the first product to add to it.
+    The results are no parts of one matrix: what keeps one of them would keep the others too, as
+    attention, which needs the values in its backward pass, would keep queries and keys.
     """
-    out = scaled_matmul([rows], weight, weight_scale, fast_accumulation)
-    parts = torch.split(out, [len(up) for up in ups], dim=1)
-    for part, factor, up in zip(parts, split_columns(low, ups), ups, strict=True):
-        add_low_rank(part, factor, up)
-    return out
+    values, values_scale = _quantise_side_by_side([rows])
+    sizes = [len(up) for up in ups]
+    outputs = [
+        _multiply(values, values_scale, *part, fast_accumulation)
+        for part in zip(torch.split(weight, sizes), torch.split(weight_scale, sizes), strict=True)
+    ]
+    for output, factor, up in zip(outputs, split_columns(low, ups), ups, strict=True):
+        add_low_rank(output, factor, up)
+    return outputs
 
 
 @_scaled_mm_plus_mm.register_fake
@@ -122,8 +142,8 @@ def _(
     fast_accumulation: bool,
     low: torch.Tensor,
     ups: Sequence[torch.Tensor],
-) -> torch.Tensor:
-    return rows.new_empty(rows.shape[0], weight.shape[0])
+) -> list[torch.Tensor]:
+    return [rows.new_empty(rows.shape[0], len(up)) for up in ups]
 
 
 class _FrozenFP8Product(torch.autograd.Function):
@@ -146,9 +166,9 @@ class _FrozenFP8Product(torch.autograd.Function):
             ctx.save_for_backward(transposed, transposed_scale)
             return (scaled_matmul([rows], weight, weight_scale, fast_accumulation),)
         ctx.save_for_backward(transposed, transposed_scale, low, *ups)
-        out = _scaled_mm_plus_mm(rows, weight, weight_scale, fast_accumulation, low, list(ups))
-        # The parts may be changed in place, which those of `split` may not.
-        return tuple(torch.unsafe_split_with_sizes(out, [len(up) for up in ups], dim=1))
+        return tuple(
+            _scaled_mm_plus_mm(rows, weight, weight_scale, fast_accumulation, low, list(ups))
+        )
 
     @staticmethod
     @once_differentiable
@@ -257,7 +277,16 @@ def quantise_frozen_layers(model: torch.nn.Module, fast_accumulation: bool = Fal
 
     Returns:
         The number of layers that were replaced.
+
+    Raises:
+        RecipeError: This process's GPU has no FP8.
     """
+    if torch.cuda.is_available() and torch.cuda.get_device_capability() < FIRST_CAPABILITY:
+        capability = ".".join(map(str, torch.cuda.get_device_capability()))
+        raise RecipeError(
+            f"model.fp8: {torch.cuda.get_device_name()} has no FP8, its compute capability is "
+            f"{capability} and 8.9 is the first that has it (Ada, Hopper); set model.fp8: false"
+        )
     replaced = 0
     for group in layers_by_input(model):
         fitting = [layer for layer in group if _fits_fp8(layer.base_layer)]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from cprec.model.training_state import ADAM_MOMENTS
 from cprec.train.device import single_process_group
 from cprec.train.flat_adam import FlatAdam
 
@@ -100,6 +101,22 @@ def test_a_restored_state_continues_bit_for_bit(dtype: torch.dtype) -> None:
         assert torch.equal(a, b)
     assert state.steps == 2
     assert set(state.moments) == {"exp_avg", "exp_avg_sq"}
+
+
+def test_a_state_goes_out_and_in_without_memory_that_no_plan_counts() -> None:
+    """Moments that go on are parts of one buffer, and leave it on the CPU only."""
+    adam = flat(network())
+    take_steps(adam, 0, 2)
+    state = adam.gather_state(2)
+    restored = flat(network())
+    restored.restore_state(state)
+    moments = [
+        restored._adam.state[group["params"][0]][name]
+        for name in ADAM_MOMENTS
+        for group in restored._adam.param_groups
+    ]
+    assert len(moments) == 4
+    assert len({moment.untyped_storage().data_ptr() for moment in moments}) == 2
 
 
 def test_before_the_first_step_there_are_weights_and_no_moments() -> None:

@@ -69,6 +69,11 @@ def test_the_longest_rows_leave_room_for_cuda_graphs_where_there_are_any() -> No
         for graphs in ("auto", "never")
     )
     assert with_graphs < without <= 2.5 * with_graphs
+    settings = TrainSettings(zero_stage=0, recompute="always")  # so there are none
+    plain = settings.model_copy(update={"cuda_graphs": "never"})
+    assert choose(estimate_7b("lora", True), settings, 1, 48 * GB) == choose(
+        estimate_7b("lora", True), plain, 1, 48 * GB
+    )
 
 
 @given(

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Literal
 
 import numpy as np
@@ -12,11 +13,12 @@ from cprec.config.sections.model import ModelSettings
 from cprec.config.sections.pretraining import TrainSettings
 from cprec.encode.tokens import EncodedSample
 from cprec.model import adapter
+from cprec.model.kernels import attention
 from cprec.model.libraries import silence_libraries
 from cprec.stream.packing import MicroBatch, MicroBatchSpec, collate
 from cprec.train.device import single_process_group
 from cprec.train.engine import Engine
-from cprec.train.static_pass import MAX_GRAPHS, PassShape, Replay, StaticPasses
+from cprec.train.static_pass import MAX_GRAPHS, PassShape, Replay, StaticPasses, can_capture
 from tests.models import llama
 
 Kind = Literal["lora", "full", "partial", "prompt"]
@@ -169,6 +171,46 @@ def test_rows_of_one_length_have_few_shapes() -> None:
         )
         shapes.add(PassShape.of(batch, 2048))
     assert len(shapes) <= 3
+
+
+@pytest.mark.parametrize(("windows", "size"), [(17, 2048), (1, 2048), (4, 100)])
+def test_windows_of_text_have_no_more_places_than_the_row_has_tokens(
+    windows: int, size: int
+) -> None:
+    """Of a window of text every token but the first is supervised."""
+    samples = [EncodedSample(np.ones(size, np.int32), 1, 0)] * windows
+    batch = collate(samples, MicroBatchSpec(packed=True, size=36_864), 0, 36_864)
+    supervised = windows * (size - 1)
+    places = PassShape.of(batch, 2048).supervised
+    assert supervised <= places <= min(36_864, 2 * supervised)
+
+
+def test_a_pass_that_waits_for_the_device_is_not_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU does not tell who waits for it, so what waits on a GPU is made to raise."""
+
+    @contextmanager
+    def no_waiting() -> Iterator[None]:
+        def wait(*_: object) -> None:
+            raise RuntimeError("called a synchronizing CUDA operation")
+
+        with monkeypatch.context() as watched:
+            watched.setattr(attention, "_attend_by_sample", wait)
+            yield
+
+    built = engine("lora", "fp32")
+    compute = built._compute_static_pass
+    assert not can_capture(compute, built.device, no_waiting)
+    assert can_capture(compute, built.device, nullcontext)
+    built._adam.drop_gradients()  # type: ignore[union-attr]
+    assert losses(built) == losses(engine("lora", "fp32"))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        can_capture(compute, built.device, out_of_memory)
+
+
+@contextmanager
+def out_of_memory() -> Iterator[None]:
+    raise RuntimeError("out of memory")
+    yield
 
 
 def test_a_filling_that_is_longer_than_any_sample_is_attended_to_its_end() -> None:

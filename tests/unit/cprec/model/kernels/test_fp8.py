@@ -6,6 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 
+from cluster.errors import RecipeError
+from cprec.config.recipe import Recipe
 from cprec.config.sections.model import ModelSettings
 from cprec.model.kernels.fp8 import (
     FrozenFP8Linear,
@@ -69,6 +71,20 @@ def test_only_frozen_layers_under_lora_are_replaced_and_operations_are_counted_a
 def test_fp8_is_for_a_frozen_base_in_bf16(settings: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"model.fp8 needs"):
         ModelSettings(**settings)  # type: ignore[arg-type]
+
+
+def test_fp8_is_not_beside_zero_3_nor_on_a_gpu_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = {"fp8": True, "precision": "bf16"}
+    assert Recipe.model_validate({"model": model, "train": {"zero_stage": 2}}).model.fp8
+    with pytest.raises(ValueError, match=r"not beside train\.zero_stage 3"):
+        Recipe.model_validate({"model": model, "train": {"zero_stage": 3}})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA A100")
+    with pytest.raises(
+        RecipeError, match=r"NVIDIA A100 has no FP8, its compute capability is 8\.0"
+    ):
+        quantise_frozen_layers(torch.nn.Linear(16, 16))
 
 
 def test_operations_are_two_per_weight_and_direction() -> None:

@@ -224,6 +224,9 @@ def test_layers_compile_without_graph_breaks_and_as_one_code(fp8: bool) -> None:
     torch._dynamo.reset()
 
 
+QUANTISED = "cprec::quantise_side_by_side"
+
+
 class OperationLog(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts matrix products, and the operations that read a tensor."""
 
@@ -244,14 +247,17 @@ class OperationLog(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def products(model: torch.nn.Module, x: torch.Tensor) -> tuple[Counter[str], Counter[str]]:
-    """Returns how often each matrix product of aten is called, forward and backward."""
+    """Returns how often each matrix product of aten is called, forward and backward.
+
+    Quantisations of rows are counted with them.
+    """
     counts = []
     values = x
     steps: list[Callable[[Any], Any]] = [model, lambda values: values.sum().backward()]
     for step in steps:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
             values = step(values)
-        names = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::_scaled_mm")
+        names = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::_scaled_mm", QUANTISED)
         counts.append(Counter({e.key: e.count for e in profile.key_averages() if e.key in names}))
     return counts[0], counts[1]
 
@@ -277,7 +283,8 @@ def test_a_decoder_layer_launches_fewer_products_and_reads_its_inputs_once() -> 
         assert sorted(reads) == ["mm", *["mm_plus_mm"] * len(layers)]
 
 
-def test_in_fp8_the_layers_of_one_input_are_one_product() -> None:
+def test_in_fp8_the_layers_of_one_input_have_outputs_of_their_own() -> None:
+    """Attention keeps the values: if they were a part of a matrix, it would keep all of it."""
     config = {"shape": (32, 16, 64, False), "r": 4}
     model = block(False, torch.bfloat16, 0, **config)
     assert quantise_frozen_layers(model) == 6
@@ -285,8 +292,12 @@ def test_in_fp8_the_layers_of_one_input_are_one_product() -> None:
     x = torch.randn(10, 32, requires_grad=True, dtype=torch.bfloat16)
     forward, backward = products(model, x)
     # A CPU computes each FP8 product by a plain one.
-    assert forward == {"aten::_scaled_mm": 3, "aten::mm": 3 + 3, "aten::addmm_": 6}
-    assert backward == {"aten::_scaled_mm": 3, "aten::mm": 3 + 6 * 2 + 3 * 2}
+    assert forward == {QUANTISED: 3, "aten::_scaled_mm": 6, "aten::mm": 6 + 3, "aten::addmm_": 6}
+    assert backward == {QUANTISED: 3, "aten::_scaled_mm": 3, "aten::mm": 3 + 6 * 2 + 3 * 2}
+    for layers in adapter.layers_by_input(model):
+        inputs = torch.randn(10, int(layers[0].in_features or 0), dtype=torch.bfloat16)
+        outputs = compute_layers(layers, inputs)
+        assert all(out.untyped_storage().nbytes() == out.nbytes for out in outputs)
 
 
 def test_parameters_stay_the_same_objects_under_the_same_names() -> None:
