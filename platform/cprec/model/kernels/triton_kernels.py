@@ -107,6 +107,13 @@ def _store_row(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def _find_largest(data):  # type: ignore[no-untyped-def]
+    # A maximum passes over NaN. As infinity it makes the scale of the row infinite, and so its
+    # products: that something is not finite must be seen in the loss.
+    return tl.max(tl.where(data == data, tl.abs(data), float("inf")), axis=0)
+
+
+@triton.jit
 def _quantise_rows(  # type: ignore[no-untyped-def]
     first,
     second,
@@ -128,13 +135,13 @@ def _quantise_rows(  # type: ignore[no-untyped-def]
 ):
     row = tl.program_id(0)
     a = _load_row(first, first_stride, row, first_width, padded_first)
-    largest = tl.max(tl.abs(a), axis=0)
+    largest = _find_largest(a)
     if count > 1:
         b = _load_row(second, second_stride, row, second_width, padded_second)
-        largest = tl.maximum(largest, tl.max(tl.abs(b), axis=0))
+        largest = tl.maximum(largest, _find_largest(b))
     if count > 2:
         c = _load_row(third, third_stride, row, third_width, padded_third)
-        largest = tl.maximum(largest, tl.max(tl.abs(c), axis=0))
+        largest = tl.maximum(largest, _find_largest(c))
     scale = tl.maximum(largest, 1e-12) / limit
     tl.store(scales + row, scale)
     _store_row(values, row, total, 0, a, scale, limit, first_width, padded_first)
