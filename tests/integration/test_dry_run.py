@@ -143,7 +143,9 @@ def test_where_a_version_is_registered(
     assert "evaluate.text" in shown(1, "promote", *forgetting)
     assert "something already" in shown(1, "merge", "--model", "1", "--out", str(place.folder))
     assert "zero_stage" in shown(1, "tune_lr", "--finetune.start", "1", "--train.zero_stage", "3")
-    assert "another name" in shown(1, "tune_lr", "--finetune.start", "1", "--finetune.name", "base")
+    for name in ("base", "llara-untuned"):
+        command = ("tune_lr", "--finetune.start", "1", "--finetune.name", name)
+        assert "another name" in shown(1, *command)
     nowhere = ("--model.base", f"{place.folder}/nowhere")
     assert "model.base" in shown(1, "cpt", *nowhere)
     assert "model.base" in shown(1, "tune_lr", "--finetune.start", "fresh", *nowhere)

@@ -88,6 +88,10 @@ class Recipe(Section):
             )
         return run
 
+    def seeds(self, count: int) -> range:
+        """Returns the seeds of what is repeated with several: `seed`, and those that follow it."""
+        return range(self.seed, self.seed + count)
+
     @property
     def logical_cpus(self) -> int:
         """CPUs of a local session: those of the workers and those reserved for Ray Data.

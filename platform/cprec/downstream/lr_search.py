@@ -44,7 +44,7 @@ def trial_lrs(settings: SearchSettings, seed: int) -> tuple[float, ...]:
         seed: Seed of the draws.
     """
     if not settings.draws:
-        return tuple(dict.fromkeys(settings.lrs))
+        return tuple({f"{lr:g}": lr for lr in settings.lrs}.values())  # as trials are named
     low = np.log(min(settings.lrs))
     high = np.log(max(settings.lrs))
     lrs = np.exp(np.random.default_rng([seed, 0x5EA]).uniform(low, high, settings.draws))

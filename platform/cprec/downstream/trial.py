@@ -181,7 +181,7 @@ def run_trial(trial: Trial, report: Callable[[dict[str, Any]], None]) -> None:
         return _validation_hr1(
             engine,
             encoders,
-            validation.take(list(range(rank, len(validation), world_size))),
+            rows_of_rank(validation, rank, world_size),
             recipe.evaluate.batch,
             method,
         )
@@ -248,6 +248,12 @@ def build_model(trial: Trial, network: PreTrainedModel) -> torch.nn.Module:
     # Row 0 of SASRec's table is padding.
     item_embeddings = load(read_bytes(trial.behaviour_weights))["item.weight"][1:]
     return HybridModel(model, item_embeddings, trial.seed).train()
+
+
+def rows_of_rank(rows: pa.Table, rank: int, world_size: int) -> pa.Table:
+    """Returns the rows that a worker scores: each `world_size`-th; none if there are too few."""
+    # Arrow would not know the type of an empty list.
+    return rows.take(pa.array(range(rank, len(rows), world_size), pa.int64()))
 
 
 def _validation_hr1(

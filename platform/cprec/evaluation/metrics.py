@@ -249,11 +249,15 @@ def average_metrics(results: Sequence[Metrics]) -> Metrics:
 
 
 def _average(values: Sequence[Any]) -> Any:
-    """Returns the mean of floats, or of each entry of mappings; else the first value."""
+    """Returns the mean of floats, or of each entry of mappings; else the first value.
+
+    What a seed does not have, such as HR@1 of valid answers where none is valid, does not count.
+    """
     first = values[0]
     if isinstance(first, Mapping):
         return {key: _average([value[key] for value in values]) for key in first}
-    return float(np.mean(values)) if isinstance(first, float) else first
+    floats = [value for value in values if isinstance(value, float)]
+    return float(np.mean(floats)) if floats else first
 
 
 def _average_hr_and_ndcg(

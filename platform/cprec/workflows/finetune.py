@@ -20,14 +20,14 @@ from cluster.errors import RecipeError, RunError
 from cluster.progress import track
 from cluster.ray_session import ray_session
 from cluster.ray_tasks import get_results
-from cluster.storage import join, list_names, write_text
+from cluster.storage import absolute_uri, join, list_names, write_text
 from corpus.store.tables import Corpus
 from cprec.baselines.popularity import POPULARITY
 from cprec.baselines.training import BASELINE_NAMES
 from cprec.config.recipe import Recipe
 from cprec.downstream import lr_search
 from cprec.downstream.domain import Domain
-from cprec.downstream.evaluated_model import EvaluatedModel
+from cprec.downstream.evaluated_model import PROMPTED_BASES, EvaluatedModel
 from cprec.downstream.known_items import is_hybrid
 from cprec.downstream.search_plan import (
     FRESH,
@@ -67,7 +67,7 @@ from cprec.workflows.evaluation.models import (
 )
 
 PLOT = "trials.svg"
-RESERVED_NAMES = ("base", POPULARITY, *BASELINE_NAMES, CANDIDATE, *ALIASES)
+RESERVED_NAMES = ("base", POPULARITY, *BASELINE_NAMES, *PROMPTED_BASES, CANDIDATE, *ALIASES)
 """Words of `evaluate.models`, which no search may have as its name."""
 
 
@@ -144,7 +144,7 @@ def search_and_register(recipe: Recipe, registry: Registry, say: Say) -> SearchR
         trials = [
             plan.build_trial(lr, seed, behaviour_weights)
             for lr in plan.lrs
-            for seed in range(recipe.search.seeds)
+            for seed in recipe.seeds(recipe.search.seeds)
         ]
         results = lr_search.run_trials(trials, recipe.search, recipe.search.stopper, say)
         _require_convergence(results)
@@ -152,7 +152,7 @@ def search_and_register(recipe: Recipe, registry: Registry, say: Say) -> SearchR
         say(f"best learning rate {best_lr:g}; training it with {recipe.search.winner_seeds} seeds")
         winner_trials = [
             plan.build_trial(best_lr, seed, behaviour_weights)
-            for seed in range(recipe.search.winner_seeds)
+            for seed in recipe.seeds(recipe.search.winner_seeds)
         ]
         # No stopper here. A trial that the search stopped early counts with the result it had.
         winner_results = lr_search.run_trials(winner_trials, recipe.search, "none", say)
@@ -215,6 +215,10 @@ def plan_search(recipe: Recipe, registry: Registry, say: Say) -> SearchPlan:
     """
     settings = recipe.finetune
     require_trainable(recipe)
+    # Trials have working directories of their own.
+    recipe = recipe.model_copy(
+        update={"corpus": absolute_uri(recipe.corpus), "storage": absolute_uri(recipe.storage)}
+    )
     domain = settings.domain or next(iter(recipe.data.held_out), None)
     if domain is None:
         raise RecipeError(

@@ -66,8 +66,10 @@ def recipe(place: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def search(recipe: Path, place: Path, one_cluster: None) -> Path:
-    """A search from fresh weights. Returns its folder."""
-    assert "registered cprec-Games version 1" in jobs.run_here("tune_lr", recipe).stdout
+    """A search from fresh weights, by relative paths as in a shell. Returns its folder."""
+    corpus, storage = os.path.relpath(place / "corpus"), os.path.relpath(place / "runs")
+    output = jobs.run_here("tune_lr", recipe, "--corpus", corpus, "--storage", storage).stdout
+    assert "registered cprec-Games version 1" in output
     return place / "runs" / "small" / "finetune" / "Games" / "llara"
 
 

@@ -1,6 +1,6 @@
 """Fine-tuning on one domain: the baseline whose embeddings it uses, trials, their search."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -133,10 +133,13 @@ class FinetuneSettings(Section):
     )
 
 
+LearningRate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
 class SearchSettings(Section):
     """`search`: the learning rates that are tried, and how."""
 
-    lrs: tuple[float, ...] = Field(
+    lrs: tuple[LearningRate, ...] = Field(
         (6e-4, 3e-4, 1e-4),
         min_length=1,
         description="highest learning rates to try, comma-separated",

@@ -115,9 +115,9 @@ def find_models(
             models.append(EvaluatedModel(name, name, "", None))
         elif name in BASELINE_NAMES:
             place = implied_base(name) if name in TEXT_BASELINES else ("", None)
-            seeds = range(recipe.seed, recipe.seed + recipe.baseline.seeds)
             models += [
-                EvaluatedModel(name, f"{name}-seed{seed}", *place, seed=seed) for seed in seeds
+                EvaluatedModel(name, f"{name}-seed{seed}", *place, seed=seed)
+                for seed in recipe.seeds(recipe.baseline.seeds)
             ]
         elif version := versions.get(name):
             place = version_bases.get(name) or implied_base(name)

@@ -28,7 +28,7 @@ def find_prompted_bases(
     corpus = corpus or Corpus.open(recipe.corpus, recipe.corpus_version)
     domain = recipe.evaluate.domain or next(iter(recipe.data.held_out), "")
     uri = stored_baselines.baseline_uri(recipe, corpus, domain, "sasrec", recipe.seed)
-    for seed in range(recipe.seed, recipe.seed + recipe.search.winner_seeds):
+    for seed in recipe.seeds(recipe.search.winner_seeds):
         yield replace(
             base,
             label=f"{base.name}-seed{seed}",

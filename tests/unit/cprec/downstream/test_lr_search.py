@@ -5,11 +5,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from pydantic import ValidationError
 from ray.exceptions import RayTaskError
 
 from cluster.errors import PlatformFault, RecipeError
 from cprec.config.recipe import Recipe
-from cprec.config.sections.finetuning import FinetuneSettings
+from cprec.config.sections.finetuning import FinetuneSettings, SearchSettings
 from cprec.downstream import lr_search
 from cprec.downstream.llara import build_plan
 from cprec.downstream.lr_search import conclude_stopped_trial, lrs_within_noise
@@ -71,3 +72,18 @@ def test_learning_rates_that_a_search_cannot_tell_apart_are_named() -> None:
     assert lrs_within_noise(results, 300) == (1e-3, 3e-3)
     assert lrs_within_noise(results, 1_000_000) == (1e-3,)
     assert lrs_within_noise(results[2:4], 1_000_000) == ()
+
+
+@pytest.mark.parametrize("lr", [0.0, -1e-4, float("inf"), float("nan")])
+def test_a_learning_rate_that_is_none_is_refused(lr: float) -> None:
+    with pytest.raises(ValidationError, match="lrs"):
+        SearchSettings(lrs=(lr, 1e-4))
+
+
+def test_learning_rates_with_one_name_are_one_trial() -> None:
+    settings = SearchSettings(lrs=(3e-4, 3.0000001e-4, 1e-4))
+    assert [f"{lr:g}" for lr in lr_search.trial_lrs(settings, 0)] == ["0.0003", "0.0001"]
+
+
+def test_what_is_repeated_has_the_seeds_from_that_of_the_recipe_on() -> None:
+    assert list(Recipe(seed=10).seeds(3)) == [10, 11, 12]

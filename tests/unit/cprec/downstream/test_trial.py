@@ -5,8 +5,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
+from cprec.downstream.trial import rows_of_rank
 from cprec.downstream.trial_records import RESULT_FILE, TrialResult, find_result
 
 RESULT = TrialResult(
@@ -49,3 +51,11 @@ def test_a_result_without_a_field_is_not_read(tmp_path: Path, key: str) -> None:
 
 def test_a_trial_without_a_file_has_not_ended(tmp_path: Path) -> None:
     assert find_result(str(tmp_path)) is None
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 5])
+def test_every_row_is_scored_by_one_worker_also_where_there_are_too_few(size: int) -> None:
+    rows = pa.table({"row": pa.array(range(size), pa.int64())})
+    shares = [rows_of_rank(rows, rank, 3) for rank in range(3)]
+    assert sorted(pa.concat_tables(shares)["row"].to_pylist()) == list(range(size))
+    assert all(share.schema == rows.schema for share in shares)

@@ -133,7 +133,13 @@ def test_the_lower_bound_is_that_of_wilson(n: int, data: st.DataObject) -> None:
 
 @pytest.mark.parametrize(
     ("sparse", "max_drop", "promoted"),
-    [(0.20, None, True), (0.20, 0.1, True), (0.19, 0.1, False), (None, 0.1, True)],
+    [
+        (0.20, None, True),
+        (0.20, 0.1, True),
+        (0.19, 0.1, False),
+        (None, 0.1, True),
+        (0.25, 0.05, True),
+    ],
 )
 def test_a_slice_may_not_fall_further_than_the_gate_lets_it(
     sparse: float | None, max_drop: float | None, promoted: bool
