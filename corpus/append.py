@@ -28,7 +28,7 @@ from corpus.ingest import data_roots, feedback, prompt_injection, quarantine, si
 from corpus.ingest.feedback import FeedbackCounts
 from corpus.local import LOCAL
 from corpus.local.append import LocalAppendInput
-from corpus.settings import DataSettings, SimulateSettings
+from corpus.settings import DataSettings, SimulateSettings, repeated_names
 from corpus.store import catalogue, conditional_puts, statistics
 from corpus.store.catalogue import count_items
 from corpus.store.stored_interactions import to_metadata
@@ -149,13 +149,18 @@ def preview(data: DataSettings, seed: int, uri: str, say: Say, *, held_out: bool
 
 
 def _select_domains(data: DataSettings, held_out: bool) -> DataSettings:
-    """Returns the settings with the appended domains only; raises DataError if there are none."""
+    """Returns the settings with the appended domains only.
+
+    Raises:
+        DataError: There are none, or one is named more than once.
+    """
     requested = data.model_copy(update={"domains": ()} if held_out else {"held_out": ()})
-    if not (requested.domains or requested.held_out):
-        raise DataError(
-            f"data.{'held_out' if held_out else 'domains'} names no domain to append; "
-            "name at least one"
-        )
+    key, names = ("held_out", data.held_out) if held_out else ("domains", data.domains)
+    if not names:
+        raise DataError(f"data.{key} names no domain to append; name at least one")
+    # The names need not come from a recipe, which refuses repeated ones itself.
+    if repeated := repeated_names(names):
+        raise DataError(f"{repeated} more than once in data.{key}; name a domain once")
     return requested
 
 

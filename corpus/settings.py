@@ -1,5 +1,7 @@
 """Settings of the corpus: where interactions are read from and how they become samples."""
 
+from collections import Counter
+from collections.abc import Iterable
 from datetime import UTC, date, datetime
 from typing import Annotated, Any, Literal
 
@@ -21,6 +23,13 @@ def _check_day(text: str) -> str:
 Day = Annotated[str, AfterValidator(_check_day)]
 """A day in UTC, such as 2026-11-27; quoted in a recipe, where YAML would read a date."""
 SECONDS_PER_DAY = 86_400
+MAX_CANDIDATES = 128
+"""Maximum candidates of a sample: the column of the target's position is int8 (0 .. 127)."""
+
+
+def repeated_names(names: Iterable[str]) -> list[str]:
+    """Returns the names that are there more than once, sorted."""
+    return sorted(name for name, count in Counter(names).items() if count > 1)
 
 
 def day_start(day: Day) -> int:
@@ -186,7 +195,12 @@ class DataSettings(Section):
     max_history: int = Field(
         10, ge=1, description="maximum items before a target; the most recent are kept"
     )
-    num_candidates: int = Field(20, ge=2, description="candidates per sample, including the target")
+    num_candidates: int = Field(
+        20,
+        ge=2,
+        le=MAX_CANDIDATES,
+        description=f"candidates per sample, including the target; at most {MAX_CANDIDATES}",
+    )
     mixed_min_domains: int = Field(
         2, ge=1, description="mixed samples: minimum domains that the history spans"
     )
@@ -239,6 +253,9 @@ class DataSettings(Section):
                 f"data.max_history ({self.max_history}) must be at least "
                 f"data.min_history ({self.min_history})"
             )
+        for key, names in (("domains", self.domains), ("held_out", self.held_out)):
+            if repeated := repeated_names(names):
+                raise ValueError(f"{repeated} more than once in data.{key}; name a domain once")
         if both := set(self.domains) & set(self.held_out):
             raise ValueError(
                 f"{sorted(both)} in both data.domains and data.held_out; "

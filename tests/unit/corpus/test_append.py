@@ -434,6 +434,14 @@ def test_an_append_that_does_not_fit_is_refused(
     assert Corpus.open(corpus.uri).version == 0
 
 
+def test_a_domain_that_is_named_twice_is_refused(corpus: Corpus, tmp_path: Path) -> None:
+    data = input_settings(tmp_path, shop(("D",), seed=5)).model_copy(update={"domains": ("D",) * 2})
+    for function in (append, preview):
+        with pytest.raises(DataError, match=r"\['D'\] more than once in data\.domains"):
+            function(data, 0, corpus.uri, print)
+    assert Corpus.open(corpus.uri).version == 0
+
+
 def test_a_domain_of_too_few_rows_is_refused(corpus: Corpus, tmp_path: Path) -> None:
     with pytest.raises(
         DataError,
