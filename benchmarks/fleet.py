@@ -38,7 +38,7 @@ from corpus.settings import SimulateSettings
 from corpus.sampling.schemas import SAMPLE_SCHEMA
 from corpus.sampling.source import Source
 from corpus.store import tables
-from corpus.store.delta import DataFile
+from corpus.store.commits import DataFile
 from corpus.store.tables import Corpus, FileKey, Stream, read_rows, write_samples
 from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import validate_recipe

@@ -22,8 +22,8 @@ from corpus.store import catalogue, conditional_puts, delta, statistics
 from corpus.store.catalogue import count_items
 from corpus.store.statistics import VersionStatistics
 from corpus.store.stored_interactions import to_metadata
-from corpus.store.tables import SAMPLES, Corpus, publish_statistics
-from corpus.versions import VersionMetadata, commit_version, origin
+from corpus.store.tables import SAMPLES, Corpus
+from corpus.versions import VersionMetadata, commit_version, origin, publish_statistics
 
 
 def simulate_and_build(

@@ -1,5 +1,6 @@
 """Commits the versions of a corpus, and finds those that were committed before."""
 
+import json
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -20,8 +21,9 @@ from corpus.store.tables import (
     SAMPLES,
     SAMPLES_TABLE_SCHEMA,
     Corpus,
-    publish_statistics,
 )
+
+STATISTICS_FILE = "statistics.json"
 
 MAX_ATTEMPTS = 100
 """Attempts of an append that other processes keep overtaking, before it gives up."""
@@ -127,6 +129,20 @@ def commit_version(
         )
     # Another append may have landed since: return the version that was just committed.
     return Corpus(uri, version, newest.commits[: version + 1])
+
+
+def publish_statistics(corpus: Corpus) -> None:
+    """Writes statistics.json: a list of one object per version, the oldest first.
+
+    It only repeats what the commits to `samples` hold, so it may be written again at any time.
+    """
+    versions = [
+        Corpus(corpus.uri, commit.version, corpus.commits[: commit.version + 1]).statistics()
+        for commit in corpus.commits
+    ]
+    storage.write_text(
+        storage.join(corpus.uri, STATISTICS_FILE), json.dumps(versions, indent=2) + "\n"
+    )
 
 
 def origin(data: DataSettings, domains: Sequence[str]) -> Origin | list[Origin]:

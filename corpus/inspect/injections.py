@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from cluster import storage
 from corpus.ingest.prompt_injection import KINDS, find_injections
 from corpus.store import catalogue, delta
-from corpus.store.tables import ITEMS, Corpus, translate_file_errors
+from corpus.store.tables import Corpus, translate_file_errors
 
 MAX_EXAMPLES = 3
 """Maximum titles to show of a domain and kind: those with the lowest item indices."""
@@ -60,11 +59,10 @@ def find_titles_with_injections(corpus: Corpus) -> tuple[TitlesWithInjection, ..
 
 def _read_batches(corpus: Corpus) -> Iterator[pl.DataFrame]:
     """Yields the items of a corpus version, some at a time."""
-    metadata = corpus.commits[-1].metadata
-    commits = delta.read_commits(storage.join(corpus.uri, ITEMS))
-    for file in delta.live_files(commits[: int(metadata["items_version"]) + 1]):
+    runs = corpus.commits[-1].metadata["item_runs"]
+    for file in corpus.item_files():
         with translate_file_errors(file.uri):
             for batch in delta.open_parquet(file.uri).iter_batches(_BATCH_ROWS, use_threads=False):
                 items = pl.DataFrame(batch)
                 # The table may hold items of appends that were killed, which no version knows.
-                yield items.filter(catalogue.items_in_runs(items, metadata["item_runs"]))
+                yield items.filter(catalogue.items_in_runs(items, runs))

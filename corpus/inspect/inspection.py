@@ -19,7 +19,7 @@ from corpus.inspect.injections import TitlesWithInjection, find_titles_with_inje
 from corpus.sampling.sequences import IntArray
 from corpus.sampling.source import SPLITS, TEST, TRAIN, VALIDATION, Source, SourceKind
 from corpus.store import catalogue, delta, stored_interactions
-from corpus.store.delta import DataFile
+from corpus.store.commits import DataFile
 from corpus.store.scratch import (
     THREADS,
     ColumnTypes,

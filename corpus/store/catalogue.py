@@ -17,6 +17,7 @@ from cluster import storage
 from corpus.ingest.titles import disambiguate_titles
 from corpus.sampling.sequences import IntArray
 from corpus.store import delta
+from corpus.store.commits import Commit
 from corpus.store.tables import ITEMS, ITEMS_SCHEMA, translate_file_errors
 
 IndexRuns = Mapping[str, Sequence[Sequence[int]]]
@@ -98,7 +99,7 @@ def read_domain_items(uri: str, domains: Iterable[str]) -> pl.DataFrame:
     return _read_domain_items(_read_commits(uri), domains)
 
 
-def _read_domain_items(commits: Sequence[delta.Commit], domains: Iterable[str]) -> pl.DataFrame:
+def _read_domain_items(commits: Sequence[Commit], domains: Iterable[str]) -> pl.DataFrame:
     domain_set = set(domains)
     items = [pl.DataFrame(ITEMS_SCHEMA.empty_table())]
     live_uris = {file.uri for file in delta.live_files(commits)}
@@ -168,7 +169,7 @@ def preview_items(uri: str, items: pl.DataFrame) -> pl.DataFrame:
 
 
 def _number_items(
-    commits: Sequence[delta.Commit], items: pl.DataFrame
+    commits: Sequence[Commit], items: pl.DataFrame
 ) -> tuple[pl.DataFrame, pl.DataFrame, int]:
     """Numbers the items that have no number yet.
 
@@ -216,7 +217,7 @@ def _commit(
     )
 
 
-def _read_commits(uri: str) -> tuple[delta.Commit, ...]:
+def _read_commits(uri: str) -> tuple[Commit, ...]:
     return delta.read_commits(storage.join(uri, ITEMS))
 
 

@@ -17,7 +17,6 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
-from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,19 +26,25 @@ from deltalake.transaction import AddAction, create_table_with_add_actions
 
 from cluster import storage
 from cluster.errors import CommitConflictError, CorpusError, CprecError, PlatformFault
+from corpus.store.commits import (
+    COMMIT_ID_KEY,
+    METADATA_KEY,
+    Commit,
+    DataFile,
+    find_info,
+    parse_commit,
+    read_actions,
+)
 
 MIN_ROW_GROUP_ROWS = 1024
 """Rows of a row group, which is the least that is read at once."""
 
-_COMMIT_CACHE: dict[tuple[str, int, str], "Commit"] = {}
+_COMMIT_CACHE: dict[tuple[str, int, str], Commit] = {}
 """Commits that this process has read, by table, version and ETag of the commit's file."""
 _COMMIT_CACHE_SIZE = 10_000
 
 _LOG_FOLDER = "_delta_log"
 _COMMIT_FILE_NAME = re.compile(r"\d{20}\.json")
-_METADATA_KEY = "cprec"
-_COMMIT_ID_KEY = "cprec_commit"
-"""Key of what tells a call of `commit` from all others."""
 
 COMMIT_ATTEMPTS = 6
 """Attempts of a commit that nobody has overtaken."""
@@ -52,19 +57,6 @@ _TABLE_CONFIGURATION = {
     "delta.enableExpiredLogCleanup": "false",
     "delta.logRetentionDuration": "interval 36500 days",
 }
-
-
-@dataclass(frozen=True)
-class DataFile:
-    """A committed parquet file.
-
-    Attributes:
-        uri: Full URI.
-        rows: Number of rows.
-    """
-
-    uri: str
-    rows: int
 
 
 @dataclass(frozen=True)
@@ -82,35 +74,6 @@ class WrittenFile:
     size: int
     rows: int
     partition: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class AddedFile:
-    """A file that a commit added, with the value of each partition column."""
-
-    file: DataFile
-    partition: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Commit:
-    """One version of a table.
-
-    Attributes:
-        version: Version that the commit made.
-        metadata: Plain data that the writer stored with the commit.
-        added: Files that the commit added, sorted by URI.
-        removed: URIs of the files that the commit removed.
-        transaction_id: Identifies the commit, as given to `commit`; empty if none was given.
-        time_ms: Time of the commit, in milliseconds since 1970.
-    """
-
-    version: int
-    metadata: Mapping[str, Any]
-    added: tuple[AddedFile, ...]
-    removed: frozenset[str]
-    transaction_id: str
-    time_ms: int
 
 
 def storage_options(uri: str) -> dict[str, str]:
@@ -191,7 +154,7 @@ def commit(
     version = 0 if parent_version is None else parent_version + 1
     commit_id = uuid.uuid4().hex
     properties = CommitProperties(
-        custom_metadata={_METADATA_KEY: dict(metadata), _COMMIT_ID_KEY: commit_id},
+        custom_metadata={METADATA_KEY: dict(metadata), COMMIT_ID_KEY: commit_id},
         max_commit_retries=0,
         app_transactions=[Transaction(transaction_id, version)] if transaction_id else [],
     )
@@ -254,11 +217,9 @@ def _write_commit(
 
 def _read_commit_id(table_uri: str, version: int) -> str | None:
     """Returns which call of `commit` made a version; None if there is no such version."""
-    name = f"{version:020d}.json"
-    log = storage.read_bytes_if_exists(storage.join(table_uri, _LOG_FOLDER, name))
-    if log is None:
-        return None
-    return str(_find_info(_read_actions(log)).get(_COMMIT_ID_KEY))
+    file = _commit_file(table_uri, version)
+    log = storage.read_bytes_if_exists(file)
+    return None if log is None else str(find_info(read_actions(file, log)).get(COMMIT_ID_KEY))
 
 
 def _conflict_error(table_uri: str, newest: int | None) -> CommitConflictError:
@@ -285,9 +246,11 @@ def read_commits(table_uri: str) -> tuple[Commit, ...]:
     """Reads every version of a table, oldest first; none if there is no table.
 
     Only files of the log that this process has not read yet are read.
+
+    Raises:
+        CorpusError: A file of the log is missing or damaged.
     """
-    log_uri = storage.join(table_uri, _LOG_FOLDER)
-    etags = _list_commits(table_uri)
+    etags = _list_all_commits(table_uri)
     keys = {version: (table_uri, version, etag) for version, etag in sorted(etags.items())}
     cached = {
         version: entry
@@ -295,16 +258,36 @@ def read_commits(table_uri: str) -> tuple[Commit, ...]:
         if (entry := _COMMIT_CACHE.get(key)) is not None
     }
     missing = [version for version in keys if version not in cached]
-    logs = storage.read_many([storage.join(log_uri, f"{version:020d}.json") for version in missing])
+    files = [_commit_file(table_uri, version) for version in missing]
     fresh = {
-        version: _parse_commit(table_uri, version, log)
-        for version, log in zip(missing, logs, strict=True)
+        version: parse_commit(table_uri, version, file, log)
+        for version, file, log in zip(missing, files, storage.read_many(files), strict=True)
     }
     commits = tuple((fresh.get(version) or cached[version]) for version in keys)
     if len(_COMMIT_CACHE) + len(fresh) > _COMMIT_CACHE_SIZE:
         _COMMIT_CACHE.clear()
     _COMMIT_CACHE.update({keys[version]: commit for version, commit in fresh.items()})
     return commits
+
+
+def _list_all_commits(table_uri: str) -> dict[int, str]:
+    """Returns what `_list_commits` does; raises CorpusError if a version before another is gone."""
+    etags = _list_commits(table_uri)
+    versions = range(max(etags, default=-1) + 1)
+    if len(etags) < len(versions):
+        # A listing is no snapshot: it may lack a commit that was made meanwhile, but not again.
+        again = _list_commits(table_uri)
+        if gone := [version for version in versions if version not in again]:
+            raise CorpusError(
+                f"{_commit_file(table_uri, gone[0])}: a file of the corpus's log is missing; "
+                "restore it, or build the corpus again elsewhere"
+            )
+        etags = {version: again[version] for version in versions}
+    return etags
+
+
+def _commit_file(table_uri: str, version: int) -> str:
+    return storage.join(table_uri, _LOG_FOLDER, f"{version:020d}.json")
 
 
 def _list_commits(table_uri: str) -> dict[int, str]:
@@ -331,53 +314,6 @@ def live_files(commits: Sequence[Commit]) -> tuple[DataFile, ...]:
         files = {uri: file for uri, file in files.items() if uri not in commit.removed}
         files |= {added.file.uri: added.file for added in commit.added}
     return tuple(file for _, file in sorted(files.items()))
-
-
-def _parse_commit(table_uri: str, version: int, log: bytes) -> Commit:
-    """Parses one file of a Delta log: one action, a JSON object, per line."""
-    actions = _read_actions(log)
-    info = _find_info(actions)
-    if _METADATA_KEY not in info:
-        raise CorpusError(
-            f"{table_uri}: version {version} was not written by cprec; "
-            "restore the table to the version before it, or build the corpus again elsewhere"
-        )
-    added = [
-        AddedFile(
-            DataFile(
-                _file_uri(table_uri, add["path"]), int(json.loads(add["stats"])["numRecords"])
-            ),
-            add["partitionValues"],
-        )
-        for add in (action["add"] for action in actions if "add" in action)
-    ]
-    removed = frozenset(
-        _file_uri(table_uri, action["remove"]["path"]) for action in actions if "remove" in action
-    )
-    transaction_id = next(
-        (str(action["txn"]["appId"]) for action in actions if "txn" in action), ""
-    )
-    return Commit(
-        version,
-        info[_METADATA_KEY],
-        tuple(sorted(added, key=lambda added_file: added_file.file.uri)),
-        removed,
-        transaction_id,
-        int(info.get("timestamp", 0)),
-    )
-
-
-def _read_actions(log: bytes) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in log.decode().splitlines() if line]
-
-
-def _find_info(actions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    return next((action["commitInfo"] for action in actions if "commitInfo" in action), {})
-
-
-def _file_uri(table_uri: str, path: str) -> str:
-    """Returns the URI of a file from its path in the log, which is percent-encoded."""
-    return storage.join(table_uri, unquote(path))
 
 
 def open_parquet(uri: str) -> pq.ParquetFile:

@@ -21,7 +21,7 @@ from corpus.sampling import hashing
 from corpus.sampling.encoded_interactions import EncodedInteractions
 from corpus.sampling.schemas import STORED_INTERACTION_SCHEMA
 from corpus.store import delta
-from corpus.store.delta import DataFile
+from corpus.store.commits import DataFile
 from corpus.store.tables import Corpus, translate_file_errors
 
 INTERACTIONS = "interactions"

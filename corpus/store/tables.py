@@ -8,7 +8,6 @@ commit of a version has its statistics, its fingerprint and its version of `item
 in docs/decisions/003-corpus-table.md.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,12 +26,11 @@ from corpus.sampling.hashing import hash_range_indices
 from corpus.sampling.source import Source, SourceKind
 from corpus.settings import UNRECORDED_TEMPLATE, TemplateName
 from corpus.store import delta
-from corpus.store.delta import DataFile
+from corpus.store.commits import Commit, DataFile
 from corpus.store.statistics import VersionStatistics
 
 SAMPLES = "samples"
 ITEMS = "items"
-STATISTICS_FILE = "statistics.json"
 
 ITEMS_SCHEMA = pa.schema(
     [
@@ -99,7 +97,7 @@ class Corpus:
 
     uri: str
     version: int
-    commits: tuple[delta.Commit, ...]
+    commits: tuple[Commit, ...]
 
     @classmethod
     def open(cls, uri: str, version: int | None = None) -> "Corpus":
@@ -196,12 +194,36 @@ class Corpus:
             or [PARTITIONED_SAMPLE_SCHEMA.empty_table()]
         )
 
-    def read_items(self) -> pa.Table:
-        """Reads all items (ITEMS_SCHEMA); row i is item i."""
+    def item_files(self) -> tuple[DataFile, ...]:
+        """Returns the files of the table `items`, as of this version.
+
+        Raises:
+            CorpusError: The table lacks the version that this one refers to.
+        """
         version = int(self.commits[-1].metadata["items_version"])
-        files = delta.live_files(delta.read_commits(storage.join(self.uri, ITEMS))[: version + 1])
-        tables = [_read_file_rows(file.uri, 0, file.rows) for file in files]
-        return pa.concat_tables(tables).sort_by("item_index")
+        table_uri = storage.join(self.uri, ITEMS)
+        commits = delta.read_commits(table_uri)
+        if len(commits) <= version:
+            raise CorpusError(
+                f"{table_uri}: version {version} is missing from its log; "
+                "restore it, or build the corpus again elsewhere"
+            )
+        return delta.live_files(commits[: version + 1])
+
+    def read_items(self) -> pa.Table:
+        """Reads all items (ITEMS_SCHEMA); row i is item i.
+
+        Raises:
+            CorpusError: A file is missing or damaged, or the items are not numbered without gaps.
+        """
+        tables = [_read_file_rows(file.uri, 0, file.rows) for file in self.item_files()]
+        items = pa.concat_tables(tables).sort_by("item_index")
+        if not np.array_equal(items["item_index"], np.arange(items.num_rows)):
+            raise CorpusError(
+                f"{storage.join(self.uri, ITEMS)}: items are missing or there twice, so titles "
+                "would be those of others; restore the table, or build the corpus again elsewhere"
+            )
+        return items
 
     def read_titles(self) -> list[str]:
         """Reads the cleaned titles of all items; the position of a title is its item index."""
@@ -305,20 +327,6 @@ def translate_file_errors(uri: str) -> Iterator[None]:
             f"{uri}: a file of the corpus is damaged ({error}); "
             "restore it, or build the corpus again elsewhere"
         ) from None
-
-
-def publish_statistics(corpus: Corpus) -> None:
-    """Writes statistics.json: a list of one object per version, the oldest first.
-
-    It only repeats what the commits to `samples` hold, so it may be written again at any time.
-    """
-    versions = [
-        Corpus(corpus.uri, commit.version, corpus.commits[: commit.version + 1]).statistics()
-        for commit in corpus.commits
-    ]
-    storage.write_text(
-        storage.join(corpus.uri, STATISTICS_FILE), json.dumps(versions, indent=2) + "\n"
-    )
 
 
 def count_files(max_rows: int) -> int:

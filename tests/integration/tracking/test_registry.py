@@ -11,7 +11,7 @@ import pytest
 
 from cluster.errors import RecipeError, RunError
 from cluster.storage import read_text
-from corpus.store.delta import Commit
+from corpus.store.commits import Commit
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
 from cprec.downstream.search_plan import SearchPlan, lock_identity

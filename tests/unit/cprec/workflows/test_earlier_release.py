@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cluster.errors import RunError
-from corpus.store.delta import Commit
+from corpus.store.commits import Commit
 from corpus.store.tables import Corpus
 from cprec.config.recipe import RENAMED_KEYS, Recipe
 from cprec.config.recipe_file import to_yaml, validate_recipe

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cluster.errors import RecipeError, RunError
-from corpus.store.delta import Commit
+from corpus.store.commits import Commit
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
 from cprec.config.recipe_file import validate_recipe
