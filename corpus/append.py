@@ -137,9 +137,9 @@ def preview(data: DataSettings, seed: int, uri: str, say: Say, *, held_out: bool
         if not append_delta.rows:
             say(_nothing_new_message(corpus, append_input))
             return
-        items = catalogue.preview_items(corpus.uri, append_delta.items)
-        runs = catalogue.extend_runs(corpus.commits[-1].metadata["item_runs"], items)
-        append_delta.check(items, catalogue.decode_runs(runs))
+        items = catalogue.number_items(corpus, append_delta.items).items
+        runs = corpus.commits[-1].metadata["item_runs"]
+        append_delta.check(items, catalogue.extend_runs(runs, items))
     reasons = sorted(append_delta.dropped.items())
     dropped = ", ".join(f"{reason} {count:,}" for reason, count in reasons if count)
     say(
@@ -320,12 +320,13 @@ def _try_append(
         return corpus
     data = append_delta.data
     previous = corpus.commits[-1].metadata
-    # Items get their numbers first: samples refer to them.
-    items, items_version, num_renamed = catalogue.add_items(
-        corpus.uri, append_delta.items, identity
-    )
-    item_indices = catalogue.decode_runs(catalogue.extend_runs(previous["item_runs"], items))
-    samples, new_counts = append_delta.write_sample_files(items, item_indices, seed)
+    numbered = catalogue.number_items(corpus, append_delta.items)
+    items = numbered.items
+    item_indices = catalogue.extend_runs(previous["item_runs"], items)
+    write_samples = append_delta.check(items, item_indices)
+    # Items are committed before the samples that refer to them.
+    items_version = catalogue.add_items(corpus.uri, numbered, identity)
+    samples, new_counts = write_samples(seed)
     version_statistics = statistics.describe_version(
         previous["statistics"],
         new_counts,
@@ -333,7 +334,7 @@ def _try_append(
         data,
         statistics.count_samples(samples.sample_files),
         samples.mixed_users,
-        append_delta.dropped + samples.dropped + Counter(title_made_distinct=num_renamed),
+        append_delta.dropped + samples.dropped + Counter(title_made_distinct=numbered.num_renamed),
         prompt_injection.count_by_domain(
             items.filter(~catalogue.items_in_runs(items, previous["item_runs"]))
         ),

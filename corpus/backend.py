@@ -5,7 +5,8 @@ Both call the same functions for every decision, so they write the same files, b
 (docs/decisions/011-building-on-ray.md). `corpus.build` and `corpus.append` call them in this order:
 
     build:   Backend.prepare      -> Prepared                   -> UncommittedSamples
-    append:  Backend.append_input -> AppendInput -> AppendDelta -> UncommittedSamples
+    append:  Backend.append_input -> AppendInput -> AppendDelta -> WriteSamples
+                                                                -> UncommittedSamples
 
 A backend writes the files of samples and of stored interactions. It commits nothing, and it leaves
 the table of items to its caller.
@@ -88,9 +89,24 @@ class Prepared(ABC):
         """
 
 
+class WriteSamples(Protocol):
+    """Makes all samples of a version that were checked, and writes its files."""
+
+    def __call__(self, seed: int, /) -> tuple[UncommittedSamples, NewCounts]:
+        """Writes the files without committing them.
+
+        Args:
+            seed: Seed for drawing candidates.
+
+        Returns:
+            The files, and the added interactions and users of each domain
+            (`EncodedInteractions.count_new_by_domain`).
+        """
+
+
 @dataclass(frozen=True)
 class AppendDelta(ABC):
-    """What an append adds to one version of a corpus; the next step is to write samples.
+    """What an append adds to one version of a corpus; the next step is to check it.
 
     Attributes:
         corpus: The version that is appended to.
@@ -110,26 +126,17 @@ class AppendDelta(ABC):
     quarantined: tuple[QuarantinedRows, ...]
 
     @abstractmethod
-    def check(self, numbered_items: pl.DataFrame, item_indices: Mapping[str, IntArray]) -> None:
+    def check(
+        self, numbered_items: pl.DataFrame, item_indices: Mapping[str, IntArray]
+    ) -> WriteSamples:
         """Checks that the samples of the next version can be made. Writes nothing.
-
-        Arguments and errors are those of `write_sample_files`.
-        """
-
-    @abstractmethod
-    def write_sample_files(
-        self, numbered_items: pl.DataFrame, item_indices: Mapping[str, IntArray], seed: int
-    ) -> tuple[UncommittedSamples, NewCounts]:
-        """Makes all samples of the next version and writes its files, without committing them.
 
         Args:
             numbered_items: `items` with their numbers: domain, item_id, item_index.
             item_indices: Item indices of each domain in the next version, ascending.
-            seed: Seed for drawing candidates.
 
         Returns:
-            The files, and the added interactions and users of each domain
-            (`EncodedInteractions.count_new_by_domain`).
+            What makes these samples and writes their files.
 
         Raises:
             DataError: A user interacted with so many items of a domain that too few are left to

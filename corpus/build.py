@@ -93,6 +93,7 @@ def build(data: DataSettings, seed: int, uri: str, say: Say) -> Corpus:
         "statistics": version_statistics,
         "interactions": to_metadata(samples.interaction_files),
     }
+    catalogue.require_own_items(uri, items_version)
     return commit_version(
         uri,
         samples.sample_files,

@@ -24,7 +24,7 @@ import pyarrow as pa
 import ray
 
 from cluster.console import Say
-from corpus.backend import AppendDelta, AppendInput, UncommittedSamples
+from corpus.backend import AppendDelta, AppendInput, UncommittedSamples, WriteSamples
 from corpus.distributed import sample_files
 from corpus.distributed.kcore import compute_kcore
 from corpus.distributed.reading import read_domains
@@ -35,7 +35,7 @@ from corpus.local import append as local_append
 from corpus.sampling.encoded_interactions import DomainInteractions, EncodedInteractions
 from corpus.sampling.sequences import IntArray
 from corpus.settings import DataSettings
-from corpus.store import stored_interactions
+from corpus.store import catalogue, stored_interactions
 from corpus.store.catalogue import count_items
 from corpus.store.statistics import NewCounts
 from corpus.store.tables import Corpus
@@ -78,22 +78,10 @@ class RayAppendDelta(AppendDelta):
     existing: tuple[Ref, ...]
     existing_rows: int
 
-    def write_sample_files(
-        self, numbered_items: pl.DataFrame, item_indices: Mapping[str, IntArray], seed: int
-    ) -> tuple[UncommittedSamples, NewCounts]:
-        """Makes all samples of the next version and writes its files; see `AppendDelta`."""
-        blocks = self._build_blocks(numbered_items, item_indices)
-        samples = blocks.write_sample_files(item_indices, self.data, seed, self.corpus.uri)
-        return samples, blocks.counts_by_domain
-
-    def check(self, numbered_items: pl.DataFrame, item_indices: Mapping[str, IntArray]) -> None:
-        """Checks that the samples of the next version can be made; see `AppendDelta`."""
-        self._build_blocks(numbered_items, item_indices)
-
-    def _build_blocks(
+    def check(
         self, numbered_items: pl.DataFrame, item_indices: Mapping[str, IntArray]
-    ) -> sample_files.InteractionBlocks:
-        """Returns the checked interactions that samples are made of, old and new, in blocks."""
+    ) -> WriteSamples:
+        """Checks that the samples of the next version can be made; see `AppendDelta`."""
         # For each kind of interactions its refs by range; the existing ones come first.
         refs_by_kind = [
             self.existing,
@@ -129,9 +117,15 @@ class RayAppendDelta(AppendDelta):
             )
             for number, refs in enumerate(refs_by_block)
         ]
-        return sample_files.collect_blocks(
+        blocks = sample_files.collect_blocks(
             block_refs, num_files, item_counts, self.data.num_candidates - 1
         )
+
+        def write(seed: int) -> tuple[UncommittedSamples, NewCounts]:
+            samples = blocks.write_sample_files(item_indices, self.data, seed, self.corpus.uri)
+            return samples, blocks.counts_by_domain
+
+        return write
 
     def _encode_domain(
         self, domain: str, domain_delta: RayDomainDelta, numbered_items: pl.DataFrame
@@ -156,7 +150,7 @@ class RayAppendInput(AppendInput):
 
     def compute_delta(self, corpus: Corpus, data: DataSettings, say: Say) -> RayAppendDelta:
         """Selects the interactions that the append adds to a version; see `AppendInput`."""
-        known_items = {name: local_append.read_known_items(corpus, name) for name in self.domains}
+        known_items = {name: catalogue.read_domain_items(corpus, [name]) for name in self.domains}
         domains, num_ranges = read_domains(self.data, self.domains, say, known_items)
         quarantined = tuple(rows for domain in domains.values() for rows in domain.quarantined)
         tables: dict[str, list[Ref]] = {}

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from cluster.console import Say
 from cluster.errors import DataError
-from corpus.backend import AppendDelta, AppendInput, UncommittedSamples
+from corpus.backend import AppendDelta, AppendInput, UncommittedSamples, WriteSamples
 from corpus.ingest import cleaning, data_roots, kcore, raw_data
 from corpus.ingest.quarantine import QuarantinedRows
 from corpus.ingest.raw_data import DomainItems, RawInteractions
@@ -75,22 +75,10 @@ class LocalAppendDelta(AppendDelta):
     domain_deltas: Mapping[str, LocalDomainDelta]
     existing: EncodedInteractions
 
-    def write_sample_files(
-        self, numbered_items: pl.DataFrame, item_indices: Mapping[str, IntArray], seed: int
-    ) -> tuple[UncommittedSamples, NewCounts]:
-        """Makes all samples of the next version and writes its files; see `AppendDelta`."""
-        interactions = self._check(numbered_items, item_indices)
-        samples = write_sample_files(interactions, item_indices, self.data, seed, self.corpus.uri)
-        return samples, interactions.count_new_by_domain()
-
-    def check(self, numbered_items: pl.DataFrame, item_indices: Mapping[str, IntArray]) -> None:
-        """Checks that the samples of the next version can be made; see `AppendDelta`."""
-        self._check(numbered_items, item_indices)
-
-    def _check(
+    def check(
         self, numbered_items: pl.DataFrame, item_indices: Mapping[str, IntArray]
-    ) -> EncodedInteractions:
-        """Returns the checked interactions that samples are made of, old and new."""
+    ) -> WriteSamples:
+        """Checks that the samples of the next version can be made; see `AppendDelta`."""
         new = [
             encode_as_version(
                 self.corpus.version + 1,
@@ -107,7 +95,14 @@ class LocalAppendDelta(AppendDelta):
             item_counts,
             num_negatives,
         )
-        return interactions
+
+        def write(seed: int) -> tuple[UncommittedSamples, NewCounts]:
+            samples = write_sample_files(
+                interactions, item_indices, self.data, seed, self.corpus.uri
+            )
+            return samples, interactions.count_new_by_domain()
+
+        return write
 
 
 @dataclass(frozen=True)
@@ -168,19 +163,6 @@ class LocalAppendInput(AppendInput):
             if name not in self.raw_by_domain:
                 self.raw_by_domain[name] = raw_data.read_domain(self.data, name, say)
         return pl.concat([raw.user_ids for raw, _ in self.raw_by_domain.values()]).unique()
-
-
-def read_known_items(corpus: Corpus, domain: str) -> pl.DataFrame:
-    """Reads the items of a domain in a corpus version: item_index, domain, item_id, title.
-
-    Items that only an append that was killed has left behind are not included.
-    """
-    runs = catalogue.decode_runs(corpus.commits[-1].metadata["item_runs"])
-    indices = pl.Series(runs.get(domain, ()), dtype=pl.Int64)
-    # The table may hold items of appends that were killed, which no version knows.
-    return catalogue.read_domain_items(corpus.uri, [domain]).filter(
-        pl.col("item_index").is_in(indices.implode())
-    )
 
 
 def add_known_items(items: pl.DataFrame, known_items: pl.DataFrame) -> pl.DataFrame:
@@ -335,7 +317,7 @@ def _compute_domain_delta(
     Raises:
         DataError: Too many rows cannot be used, or the core of a new domain is empty.
     """
-    known_items = read_known_items(corpus, domain)
+    known_items = catalogue.read_domain_items(corpus, [domain])
     titled_items = add_known_items(items.titles, known_items)
     item_ids = titled_items["item_id"]
     usable = cleaning.clean_interactions(

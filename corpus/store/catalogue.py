@@ -2,11 +2,13 @@
 
 Items are numbered once, without gaps; a number is never changed or reused. The table `items` is
 committed before the samples that refer to it. So a build or append that was killed may leave items
-that no version of the corpus uses; they are harmless, because no sample refers to them. Which items
-a version has is in the version's own commit, as runs of numbers.
+that no version of the corpus uses; they are harmless, because no sample refers to them. An append
+may use them, if it gives them the same titles. Which items a version has is in the version's own
+commit, as runs of numbers.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypedDict
 
 import numpy as np
@@ -14,11 +16,12 @@ import polars as pl
 import pyarrow as pa
 
 from cluster import storage
+from cluster.errors import CommitConflictError, CorpusError
 from corpus.ingest.titles import disambiguate_titles
 from corpus.sampling.sequences import IntArray
 from corpus.store import delta
 from corpus.store.commits import Commit
-from corpus.store.tables import ITEMS, ITEMS_SCHEMA, translate_file_errors
+from corpus.store.tables import ITEMS, ITEMS_SCHEMA, SAMPLES, Corpus, translate_file_errors
 
 IndexRuns = Mapping[str, Sequence[Sequence[int]]]
 """Item indices of each domain, ascending, as runs [first, one past the last]."""
@@ -58,16 +61,19 @@ def decode_runs(runs: IndexRuns) -> dict[str, IntArray]:
     }
 
 
-def extend_runs(runs: IndexRuns, items: pl.DataFrame) -> dict[str, list[list[int]]]:
-    """Adds items (domain, item_index) to runs; returns the runs of all domains."""
+def extend_runs(runs: IndexRuns, items: pl.DataFrame) -> dict[str, IntArray]:
+    """Returns the item indices of each domain, ascending: of runs, and of items that are added.
+
+    Args:
+        runs: Runs of a version.
+        items: Items that are added: domain, item_index.
+    """
     old = decode_runs(runs)
     new = group_item_indices(items)
-    return encode_runs(
-        {
-            domain: np.union1d(old.get(domain, np.arange(0)), new.get(domain, np.arange(0)))
-            for domain in {**old, **new}
-        }
-    )
+    return {
+        domain: np.union1d(old.get(domain, np.arange(0)), new.get(domain, np.arange(0)))
+        for domain in {**old, **new}
+    }
 
 
 def items_in_runs(items: pl.DataFrame, runs: IndexRuns) -> pl.Series:
@@ -86,20 +92,44 @@ def count_items(item_indices: Mapping[str, IntArray]) -> dict[str, int]:
     return {domain: indices.size for domain, indices in item_indices.items()}
 
 
-def read_domain_items(uri: str, domains: Iterable[str]) -> pl.DataFrame:
-    """Reads the items of some domains: item_index, domain, item_id, title.
+def read_domain_items(corpus: Corpus, domains: Iterable[str]) -> pl.DataFrame:
+    """Reads the items of some domains in the newest version of a corpus, to append to it.
 
-    Only files that have these domains are read. Items that no version of the corpus uses are
-    included.
+    Only files that have these domains are read.
 
     Args:
-        uri: URI of the corpus.
+        corpus: The newest version.
         domains: Domains whose items are read.
+
+    Returns:
+        ITEMS_SCHEMA; without what only a killed append has left behind.
+
+    Raises:
+        CorpusError: Another build replaced the items, or a file is missing or damaged.
     """
-    return _read_domain_items(_read_commits(uri), domains)
+    items = _read_rows(_read_own_commits(corpus), domains)
+    return items.filter(_is_used(corpus, items))
 
 
-def _read_domain_items(commits: Sequence[Commit], domains: Iterable[str]) -> pl.DataFrame:
+def _read_own_commits(corpus: Corpus) -> tuple[Commit, ...]:
+    """Reads the commits to the table of items; raises CorpusError if it is another's by now."""
+    version = int(corpus.commits[-1].metadata["items_version"])
+    commits = delta.read_commits(storage.join(corpus.uri, ITEMS), version)
+    if any(commit.removed for commit in commits[version + 1 :]):
+        raise CorpusError(
+            f"{corpus.uri}: another build replaced the items of this corpus while it was built, "
+            "so it can be read but not appended to; build it again elsewhere"
+        )
+    return commits
+
+
+def _is_used(corpus: Corpus, items: pl.DataFrame) -> pl.Series:
+    """Tells of each of some items whether the version of the corpus has it."""
+    return items_in_runs(items, corpus.commits[-1].metadata["item_runs"])
+
+
+def _read_rows(commits: Sequence[Commit], domains: Iterable[str]) -> pl.DataFrame:
+    """Reads the items of some domains that the table has, used or not."""
     domain_set = set(domains)
     items = [pl.DataFrame(ITEMS_SCHEMA.empty_table())]
     live_uris = {file.uri for file in delta.live_files(commits)}
@@ -127,67 +157,103 @@ def create_items(uri: str, items: pl.DataFrame, fingerprint: str) -> int:
     Raises:
         CommitConflictError: Another process committed in the meantime.
     """
-    commits = _read_commits(uri)
+    commits = delta.read_commits(storage.join(uri, ITEMS))
     if commits and commits[-1].metadata["fingerprint"] == fingerprint:
         return commits[-1].version
+    if delta.read_commits(storage.join(uri, SAMPLES)):
+        raise CommitConflictError(
+            f"{uri}: another build made version 0 in the meantime; build this corpus elsewhere"
+        )
     parent_version = commits[-1].version if commits else None
     return _commit(uri, items, parent_version, fingerprint, items.height, replace=True)
 
 
-def add_items(uri: str, items: pl.DataFrame, fingerprint: str) -> tuple[pl.DataFrame, int, int]:
-    """Numbers the items that have no number yet, and commits them.
-
-    An item that has a number keeps its title. Titles of the others are made distinct within their
-    domain.
+def require_own_items(uri: str, version: int) -> None:
+    """Checks that the items of a build are still those of the table.
 
     Args:
         uri: URI of the corpus.
+        version: Version of the table that the build made.
+
+    Raises:
+        CommitConflictError: Another build replaced them.
+    """
+    if delta.read_commits(storage.join(uri, ITEMS), version)[-1].version != version:
+        raise CommitConflictError(
+            f"{uri}: another build replaced the items in the meantime; let it end, and build this "
+            "corpus elsewhere"
+        )
+
+
+@dataclass(frozen=True)
+class NumberedItems:
+    """The items of an append with their numbers.
+
+    Attributes:
+        items: All of them: ITEMS_SCHEMA.
+        new: Those that are not in the table yet.
+        num_renamed: Number of titles that were changed.
+        parent: The newest commit to the table, after which the new ones are numbered.
+    """
+
+    items: pl.DataFrame
+    new: pl.DataFrame
+    num_renamed: int
+    parent: Commit
+
+
+def number_items(corpus: Corpus, items: pl.DataFrame) -> NumberedItems:
+    """Numbers the items of an append; writes nothing.
+
+    An item of the corpus keeps its number and its title. Titles of the others are made distinct
+    within their domain. Of what a killed append left, an item is used again if its title is the
+    same; else it stays unused.
+
+    Args:
+        corpus: The newest version.
         items: domain, item_id and title, in the order in which new items are numbered.
+
+    Raises:
+        CorpusError: Another build replaced the items, or a file is missing or damaged.
+    """
+    commits = _read_own_commits(corpus)
+    stored = _read_rows(commits, items["domain"].unique())
+    is_used = _is_used(corpus, stored)
+    known, left = stored.filter(is_used), stored.filter(~is_used)
+    unknown = items.join(known, on=["domain", "item_id"], how="anti", maintain_order="left")
+    titled, num_renamed = _deduplicate_titles(unknown, known)
+    columns = ["domain", "item_id", "title"]
+    unnumbered = titled.join(left, on=columns, how="anti", maintain_order="left")
+    first = int(commits[-1].metadata["items"])
+    index = pl.int_range(first, first + unnumbered.height, dtype=pl.Int64).alias("item_index")
+    new = unnumbered.select(index, *columns)
+    numbered = [
+        known.join(items, on=["domain", "item_id"], how="semi"),
+        left.join(titled, on=columns, how="semi"),
+        new,
+    ]
+    return NumberedItems(pl.concat(numbered), new, num_renamed, commits[-1])
+
+
+def add_items(uri: str, numbered: NumberedItems, fingerprint: str) -> int:
+    """Commits the new ones of numbered items.
+
+    Args:
+        uri: URI of the corpus.
+        numbered: The items.
         fingerprint: Identifies the append.
 
     Returns:
-        All of the items with their numbers: ITEMS_SCHEMA.
-        Version of the table that has them.
-        Number of titles that were changed.
+        Version of the table that has all of them.
 
     Raises:
         CommitConflictError: Another process committed in the meantime.
     """
-    commits = _read_commits(uri)
-    known, new_items, num_renamed = _number_items(commits, items)
-    version = commits[-1].version
-    if new_items.height:
-        stop = int(commits[-1].metadata["items"]) + new_items.height
-        version = _commit(uri, new_items, version, fingerprint, stop, replace=False)
-    return _select_items(items, known, new_items), version, num_renamed
-
-
-def preview_items(uri: str, items: pl.DataFrame) -> pl.DataFrame:
-    """Returns items (domain, item_id) with the numbers that `add_items` would give them."""
-    known, new_items, _ = _number_items(_read_commits(uri), items)
-    return _select_items(items, known, new_items)
-
-
-def _number_items(
-    commits: Sequence[Commit], items: pl.DataFrame
-) -> tuple[pl.DataFrame, pl.DataFrame, int]:
-    """Numbers the items that have no number yet.
-
-    Returns:
-        All known items of the same domains; the new ones with their numbers, both ITEMS_SCHEMA; and
-        the number of titles that were changed.
-    """
-    known = _read_domain_items(commits, items["domain"].unique())
-    unnumbered = items.join(known, on=["domain", "item_id"], how="anti", maintain_order="left")
-    new_items, num_renamed = _deduplicate_titles(unnumbered, known)
-    first = int(commits[-1].metadata["items"])
-    index = pl.int_range(first, first + new_items.height, dtype=pl.Int64).alias("item_index")
-    return known, new_items.select(index, "domain", "item_id", "title"), num_renamed
-
-
-def _select_items(items: pl.DataFrame, *numbered: pl.DataFrame) -> pl.DataFrame:
-    """Returns the rows of numbered items that are among some items (domain, item_id)."""
-    return pl.concat(numbered).join(items, on=["domain", "item_id"], how="semi")
+    parent, new = numbered.parent, numbered.new
+    if new.is_empty():
+        return parent.version
+    num_items = int(parent.metadata["items"]) + new.height
+    return _commit(uri, new, parent.version, fingerprint, num_items, replace=False)
 
 
 def _commit(
@@ -215,10 +281,6 @@ def _commit(
         replace=replace,
         metadata=metadata,
     )
-
-
-def _read_commits(uri: str) -> tuple[Commit, ...]:
-    return delta.read_commits(storage.join(uri, ITEMS))
 
 
 def _deduplicate_titles(items: pl.DataFrame, known: pl.DataFrame) -> tuple[pl.DataFrame, int]:

@@ -242,15 +242,19 @@ def _refusal(table_uri: str, error: DeltaError | OSError) -> CprecError:
     )
 
 
-def read_commits(table_uri: str) -> tuple[Commit, ...]:
+def read_commits(table_uri: str, known_version: int = -1) -> tuple[Commit, ...]:
     """Reads every version of a table, oldest first; none if there is no table.
 
     Only files of the log that this process has not read yet are read.
 
+    Args:
+        table_uri: URI of the table.
+        known_version: A version that the table is known to have.
+
     Raises:
         CorpusError: A file of the log is missing or damaged.
     """
-    etags = _list_all_commits(table_uri)
+    etags = _list_all_commits(table_uri, known_version)
     keys = {version: (table_uri, version, etag) for version, etag in sorted(etags.items())}
     cached = {
         version: entry
@@ -270,10 +274,10 @@ def read_commits(table_uri: str) -> tuple[Commit, ...]:
     return commits
 
 
-def _list_all_commits(table_uri: str) -> dict[int, str]:
+def _list_all_commits(table_uri: str, known_version: int) -> dict[int, str]:
     """Returns what `_list_commits` does; raises CorpusError if a version before another is gone."""
     etags = _list_commits(table_uri)
-    versions = range(max(etags, default=-1) + 1)
+    versions = range(max([known_version, *etags]) + 1)
     if len(etags) < len(versions):
         # A listing is no snapshot: it may lack a commit that was made meanwhile, but not again.
         again = _list_commits(table_uri)

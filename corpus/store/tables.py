@@ -198,16 +198,10 @@ class Corpus:
         """Returns the files of the table `items`, as of this version.
 
         Raises:
-            CorpusError: The table lacks the version that this one refers to.
+            CorpusError: The table's log lacks a file.
         """
         version = int(self.commits[-1].metadata["items_version"])
-        table_uri = storage.join(self.uri, ITEMS)
-        commits = delta.read_commits(table_uri)
-        if len(commits) <= version:
-            raise CorpusError(
-                f"{table_uri}: version {version} is missing from its log; "
-                "restore it, or build the corpus again elsewhere"
-            )
+        commits = delta.read_commits(storage.join(self.uri, ITEMS), version)
         return delta.live_files(commits[: version + 1])
 
     def read_items(self) -> pa.Table:

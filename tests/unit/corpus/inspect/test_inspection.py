@@ -159,7 +159,7 @@ def test_injections_are_counted_by_domain_and_kind_with_escaped_examples(
     more = write_root(tmp_path / "more", shop(("D",), seed=1), {"D01": "Lamp {1}"})
     # An append that was killed has left an item, which no version has.
     left = pl.DataFrame({"domain": ["A"], "item_id": ["left"], "title": ["Lamp {left}"]})
-    catalogue.add_items(first.uri, left, "killed")
+    catalogue.add_items(first.uri, catalogue.number_items(first, left), "killed")
     grown = append(settings(more, domains=("D",), held_out=()), 0, first.uri, print)
 
     result = inspect_corpus(grown)
