@@ -20,7 +20,7 @@ from corpus.ingest.sources.block import (
     Block,
     require_columns,
 )
-from corpus.ingest.sources.text_values import parse_times
+from corpus.ingest.sources.text_values import parse_times, to_ticks
 
 
 def read_block(
@@ -116,7 +116,8 @@ def _convert_times(column: pa.ChunkedArray, ticks_per_second: int) -> pa.Chunked
         column = column.cast(pa.timestamp("s"))
     if pa.types.is_timestamp(column.type):
         seconds = column.cast(pa.timestamp("s", column.type.tz), safe=False).cast(pa.int64())
-        return pa.compute.multiply(seconds, ticks_per_second)
+        ticks = to_ticks(pl.Series(seconds, dtype=pl.Int64), ticks_per_second)
+        return pa.chunked_array([ticks.to_arrow()])
     return column.cast(pa.int64(), safe=not pa.types.is_decimal(column.type))
 
 

@@ -75,7 +75,16 @@ def _parse_forms(text: pl.Series, ticks_per_second: int) -> pl.Series:
         .dt.epoch("s")
         .fill_null(text.str.to_datetime(_DATE_LIKE_UNIX, strict=False).dt.epoch("s"))
     )
-    return numbers.fill_null(scientific).fill_null(seconds * ticks_per_second)
+    return numbers.fill_null(scientific).fill_null(to_ticks(seconds, ticks_per_second))
+
+
+def to_ticks(seconds: pl.Series, ticks_per_second: int) -> pl.Series:
+    """Returns times in seconds (int64) as ticks (int64).
+
+    A time that has too many ticks for int64 becomes the most or the least, which is as implausible.
+    """
+    most = (2**63 - 1) // ticks_per_second
+    return seconds.clip(-most, most) * ticks_per_second
 
 
 def _parse_scientific(text: str) -> int | None:

@@ -60,6 +60,21 @@ def test_times(tmp_path: Path, values: pa.Array, ticks: int) -> None:
     assert time == (T if is_number else T * ticks)
 
 
+@pytest.mark.parametrize("year", [1, 1600, 2262, 2263, 2609, 9999])
+@pytest.mark.parametrize("ticks", [1, 1_000_000_000])
+@pytest.mark.parametrize("is_text", [False, True])
+def test_a_time_with_too_many_ticks_is_no_other_time(
+    tmp_path: Path, year: int, ticks: int, is_text: bool
+) -> None:
+    """Ticks of int64 end in 2262 where a tick is a nanosecond."""
+    point = datetime.datetime(year, 1, 1, tzinfo=datetime.UTC)
+    values = pa.array([point.isoformat() if is_text else point])
+    exact = int(point.timestamp()) * ticks
+    time = read(tmp_path / "a.parquet", "timestamp", values, ticks)
+    assert isinstance(time, int)
+    assert time == exact or (abs(exact) > abs(time) > (2**63 - 1) - ticks and time * exact > 0)
+
+
 def test_dates_and_int96(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     for kind in (pa.date32(), pa.date64()):
