@@ -61,6 +61,8 @@ def _read_first_fields(file: str) -> set[str]:
         return {row[0] for row in csv.reader(io.StringIO(storage.read_text(file))) if row}
     except csv.Error as error:
         raise DataError(f"{file}: not readable as csv: {error}") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: not UTF-8 ({error}); convert it") from None
 
 
 def _split(line: bytes) -> list[str]:

@@ -1,5 +1,6 @@
 """Finds the files of a domain for each `data.format`, and knows the names of their columns."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -29,6 +30,15 @@ _AMAZON_COLUMNS = {
     "title": "title",
 }
 _DEFAULT_COLUMNS = {name: name for name in ("user_id", "item_id", "timestamp", "rating", "title")}
+
+_SUM = re.compile(
+    r"(?P<escaped>\\?)"
+    r"(?:(?P<digest>[0-9a-fA-F]{64}) [ *](?P<name>.+)"
+    r"|SHA256 \((?P<tagged_name>.+)\) = (?P<tagged_digest>[0-9a-fA-F]{64}))"
+)
+"""A line of SHA256SUMS, as `sha256sum` and `sha256sum --tag` write it."""
+_ESCAPED = re.compile(r"\\(.)")
+"""A character in the name of a line that begins with a backslash."""
 
 
 @dataclass(frozen=True)
@@ -120,15 +130,27 @@ def read_sha256sums(data_root: str) -> dict[str, str]:
 
     Returns:
         URI of each listed file to its digest; empty without SHA256SUMS.
+
+    Raises:
+        DataError: A line has no digest of a file.
     """
     sums_uri = storage.join(data_root, "SHA256SUMS")
-    lines = storage.read_text(sums_uri).splitlines() if storage.exists(sums_uri) else []
-    entries = [line.split(maxsplit=1) for line in lines if line.strip()]
-    return {
-        # `sha256sum --binary` writes a star before the name.
-        storage.join(data_root, name.removeprefix("*").removeprefix("./")): digest.lower()
-        for digest, name in entries
-    }
+    content = storage.read_bytes(sums_uri) if storage.exists(sums_uri) else b""
+    digests = {}
+    for number, line in enumerate(content.decode("utf-8", "replace").split("\n"), start=1):
+        if not line.strip():
+            continue
+        if (match := _SUM.fullmatch(line.removesuffix("\r"))) is None:
+            raise DataError(
+                f"{sums_uri}, line {number}: {line[:80]!r} is no digest of a file; "
+                "write it again with sha256sum, or remove it"
+            )
+        name = match["name"] or match["tagged_name"]
+        if match["escaped"]:
+            name = _ESCAPED.sub(lambda found: {"n": "\n", "r": "\r"}.get(found[1], found[1]), name)
+        digest = match["digest"] or match["tagged_digest"]
+        digests[storage.join(data_root, name.removeprefix("./"))] = digest.lower()
+    return digests
 
 
 def require_root(data: DataSettings) -> None:

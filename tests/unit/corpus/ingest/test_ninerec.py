@@ -57,6 +57,13 @@ def test_a_first_line_that_is_no_pair_is_named(tmp_path: Path, first: str) -> No
         read(tmp_path)
 
 
+def test_items_that_are_not_utf_8_are_named(tmp_path: Path) -> None:
+    write(tmp_path, ["u1,v1,1600000000"])
+    (tmp_path / "Bili_Movie_item.csv").write_bytes(ITEMS.encode("gb18030"))
+    with pytest.raises(DataError, match=r"Bili_Movie_item\.csv: not UTF-8 .*; convert it"):
+        read(tmp_path)
+
+
 def test_csv_of_other_formats_needs_a_header_as_before(tmp_path: Path) -> None:
     (tmp_path / "interactions").mkdir()
     (tmp_path / "items").mkdir()

@@ -12,6 +12,7 @@ import pytest
 from cluster import storage
 from cluster.errors import DataError
 from corpus.build import build
+from corpus.ingest.sources import layout
 from corpus.settings import DataSettings
 from tests.unit.corpus.worlds import Domain, Row, domain, settings, shop, write_parquet, write_root
 
@@ -317,6 +318,30 @@ def test_content_that_differs_from_sha256sums_is_refused(tmp_path: Path) -> None
         DataError, match=r"interactions/A\.parquet: its content is not what SHA256SUMS says"
     ):
         build(good, 0, str(tmp_path / "bad"), print)
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("{} *items/a b.csv\r", "items/a b.csv"),
+        ("{}  ./items/a  b.csv", "items/a  b.csv"),
+        ("SHA256 (items/a(1).csv) = {}", "items/a(1).csv"),
+        (r"\{}  a\\b\nc", "a\\b\nc"),
+        (r"\SHA256 (a\\b) = {}", "a\\b"),
+        ("{}  a\u2028b", "a\u2028b"),
+    ],
+)
+def test_digests_are_read_as_tools_write_them(tmp_path: Path, line: str, name: str) -> None:
+    digest = storage.sha256(b"")
+    (tmp_path / "SHA256SUMS").write_bytes(f"\n{line.format(digest.upper())}\n \n".encode())
+    assert layout.read_sha256sums(str(tmp_path)) == {f"{tmp_path}/{name}": digest}
+
+
+@pytest.mark.parametrize("line", [b"abcdef", b"abc  a.csv", b"MD5 (a) = 00", b"\xff  a", b"0" * 64])
+def test_a_line_that_is_no_digest_is_named(tmp_path: Path, line: bytes) -> None:
+    (tmp_path / "SHA256SUMS").write_bytes(f"{'0' * 64}  a.csv\n".encode() + line)
+    with pytest.raises(DataError, match=r"SHA256SUMS, line 2: .* is no digest of a file"):
+        layout.read_sha256sums(str(tmp_path))
 
 
 def test_one_user_is_too_few_for_the_k_core(tmp_path: Path) -> None:
