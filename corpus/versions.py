@@ -135,14 +135,22 @@ def publish_statistics(corpus: Corpus) -> None:
     """Writes statistics.json: a list of one object per version, the oldest first.
 
     It only repeats what the commits to `samples` hold, so it may be written again at any time.
+
+    Args:
+        corpus: The newest version; versions that are committed meanwhile are written too.
     """
-    versions = [
-        Corpus(corpus.uri, commit.version, corpus.commits[: commit.version + 1]).statistics()
-        for commit in corpus.commits
-    ]
-    storage.write_text(
-        storage.join(corpus.uri, STATISTICS_FILE), json.dumps(versions, indent=2) + "\n"
-    )
+    uri = storage.join(corpus.uri, STATISTICS_FILE)
+    while True:
+        versions = [
+            Corpus(corpus.uri, commit.version, corpus.commits[: commit.version + 1]).statistics()
+            for commit in corpus.commits
+        ]
+        storage.write_text(uri, json.dumps(versions, indent=2) + "\n")
+        # This may have replaced what another process wrote of a version that it committed.
+        newest = Corpus.open(corpus.uri)
+        if newest.version == corpus.version:
+            return
+        corpus = newest
 
 
 def origin(data: DataSettings, domains: Sequence[str]) -> Origin | list[Origin]:

@@ -3,6 +3,7 @@
 The tests below `base` append on disk: what is written, refused, left alone and completed.
 """
 
+import json
 import random
 import shutil
 from collections import Counter
@@ -17,6 +18,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from cluster import storage
 from cluster.errors import CommitConflictError, CorpusError, DataError
 from corpus.append import append, preview
 from corpus.append_text import append_text, preview_text
@@ -528,6 +530,25 @@ def test_an_append_that_is_overtaken_builds_on_the_other(
         ]
     )
     assert np.unique(ids).size == ids.size
+
+
+def test_statistics_that_are_written_last_have_all_versions(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another append commits, and writes its statistics, just before this one writes its own."""
+    (tmp_path / "prose.txt").write_text("word " * 400)
+    write_text = storage.write_text
+
+    def slow(uri: str, content: str) -> None:
+        monkeypatch.setattr(storage, "write_text", write_text)
+        append_text(str(tmp_path / "prose.txt"), corpus.uri, print)
+        write_text(uri, content)
+
+    monkeypatch.setattr(storage, "write_text", slow)
+    grown = append(input_settings(tmp_path, shop(("D",), seed=5)), 0, corpus.uri, print)
+    assert (grown.version, Corpus.open(corpus.uri).version) == (1, 2)
+    shown = json.loads(Path(corpus.uri, "statistics.json").read_text())
+    assert [version["version"] for version in shown] == [0, 1, 2]
 
 
 def test_an_append_that_is_always_overtaken_gives_up(
