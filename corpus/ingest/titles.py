@@ -10,6 +10,14 @@ from collections.abc import Sequence
 
 MAX_TITLE_CHARS = 300
 """Maximum characters of a title."""
+MAX_RAW_CHARS = 20 * MAX_TITLE_CHARS
+"""Characters of a title as a file gives it that are cleaned, which bounds the work.
+
+The margin is for entities, white space and marks, which shrink when cleaned.
+"""
+
+_NUMBER_CHARS = 20
+"""Characters that a number behind a title takes, at most."""
 
 JOINERS = "\u200c\u200d"
 """Format characters to keep: they shape words and emoji; all others only hide or reorder text."""
@@ -24,8 +32,7 @@ def clean_title(raw: str) -> str:
     and format characters, lone surrogates and control tokens of chat templates are removed.
     Cleaning a clean title changes nothing.
     """
-    # Bounds the work. The margin is for entities and white space, which shrink when cleaned.
-    text = raw[: 20 * MAX_TITLE_CHARS]
+    text = raw[:MAX_RAW_CHARS]
     # Cleaning can bring forth something to clean, as in `&amp;lt;`: repeat until nothing changes.
     while (cleaned := _clean_once(text)) != text:
         text = cleaned
@@ -64,11 +71,12 @@ def disambiguate_titles(
     """
     seen = {title.casefold() for title in existing}
     taken = seen | {title.casefold() for title in titles}
+    next_numbers: dict[tuple[str, str], int] = {}
     distinct = []
     num_changed = 0
     for title in titles:
         if title.casefold() in seen:
-            title = _append_number(title, taken)
+            title = _append_number(title, taken, next_numbers)
             num_changed += 1
         seen.add(title.casefold())
         taken.add(title.casefold())
@@ -76,12 +84,21 @@ def disambiguate_titles(
     return distinct, num_changed
 
 
-def _append_number(title: str, taken: set[str]) -> str:
-    """Returns the title with the lowest number from 2 on that makes it differ from all taken."""
-    number = 2
+def _append_number(title: str, taken: set[str], next_numbers: dict[tuple[str, str], int]) -> str:
+    """Returns the title with the lowest number from 2 on that makes it differ from all taken.
+
+    Args:
+        title: The title.
+        taken: Titles that are taken, casefolded; one that was taken before still is.
+        next_numbers: For a title that was here before, the number to try first; it is updated.
+    """
+    # A long title loses its end to the number, and which characters these are depends on case.
+    key = title.casefold(), title if len(title) > MAX_TITLE_CHARS - _NUMBER_CHARS else ""
+    number = next_numbers.get(key, 2)
     while True:
         suffix = f" ({number})"
         candidate = title[: MAX_TITLE_CHARS - len(suffix)].rstrip() + suffix
-        if candidate.casefold() not in taken:
-            return candidate
         number += 1
+        if candidate.casefold() not in taken:
+            next_numbers[key] = number
+            return candidate

@@ -1,11 +1,14 @@
 """Titles are cleaned to plain text and made distinct within a domain."""
 
 import string
+import time
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from corpus.ingest.title_text import extract_text
 from corpus.ingest.titles import MAX_TITLE_CHARS, clean_title, disambiguate_titles
 
 messy_text = st.text(
@@ -65,3 +68,65 @@ def test_a_numbered_title_does_not_take_the_name_of_another() -> None:
         ["Soap", "Soap (3)", "Soap (2)", "SOAP (4)"],
         2,
     )
+
+
+def slowly_distinct(titles: Sequence[str], existing: Sequence[str]) -> list[str]:
+    """Tries every number from 2 on for every title."""
+    seen = {title.casefold() for title in existing}
+    taken = seen | {title.casefold() for title in titles}
+    distinct = []
+    for title in titles:
+        number = 1
+        candidate = title
+        while candidate.casefold() in (seen if number == 1 else taken):
+            number += 1
+            suffix = f" ({number})"
+            candidate = title[: MAX_TITLE_CHARS - len(suffix)].rstrip() + suffix
+        seen.add(candidate.casefold())
+        taken.add(candidate.casefold())
+        distinct.append(candidate)
+    return distinct
+
+
+TITLES = st.lists(
+    st.sampled_from(["a", "A", "a ", "a (2)", "A (3)", "a (2) (2)", "\u00df", "ss", "sS"])
+    | st.builds(
+        lambda start, length, end: (start * length)[:length] + end,
+        st.sampled_from(["b", "B", "\u00df", "s\u00df", "\u00dfs", "ss"]),
+        st.integers(MAX_TITLE_CHARS - 24, MAX_TITLE_CHARS - 4),
+        st.sampled_from(["", "s", "ss", "\u00df", " "]),
+    ),
+    max_size=40,
+)
+
+
+@given(TITLES, TITLES)
+def test_numbers_are_the_lowest_that_are_free(titles: list[str], existing: list[str]) -> None:
+    assert disambiguate_titles(titles, existing)[0] == slowly_distinct(titles, existing)
+
+
+def test_many_items_of_one_title_are_numbered_in_no_time() -> None:
+    titles = ["Gift Card", "GIFT CARD"] * 20_000
+    began = time.process_time()
+    distinct, num_changed = disambiguate_titles(titles)
+    assert time.process_time() - began < 5
+    assert (distinct[-1], num_changed) == ("GIFT CARD (40000)", 39_999)
+
+
+@pytest.mark.parametrize(
+    ("raw", "text"),
+    [
+        ("<b>" * 20_000 + "x" + "</b>" * 20_000, ""),
+        ("<p>" * 1_000 + "x" + "</p>" * 700, "<p>" * 300 + "x"),
+        ("<p class='a'>" + "long " * 3_000 + "</p>", ("long " * 60).strip()),
+        ("&lt;b&gt;" + "long " * 3_000 + "&lt;/b&gt;", ("long " * 60).strip()),
+        ("<div>" + "long " * 3_000 + "</div>", ""),
+        ('{"a": "' + "long " * 3_000 + '"}', ""),
+        ('["' + "long " * 3_000 + '"]', ("long " * 60).strip()),
+        ("&amp;" * 20_000, "&" * 300),
+    ],
+)
+def test_long_raw_titles_are_read_in_no_time(raw: str, text: str) -> None:
+    began = time.process_time()
+    assert clean_title(extract_text(raw)) == text[:MAX_TITLE_CHARS]
+    assert time.process_time() - began < 5
