@@ -193,13 +193,12 @@ def write(uri: str, data: DataSettings, quarantined: Sequence[QuarantinedRows]) 
     return name
 
 
-def read(uri: str, name: str) -> tuple[QuarantinedRows, ...]:
-    """Reads a file that `write` wrote below a corpus, by its name."""
-    entries = [
-        json.loads(line)
-        for line in storage.read_text(storage.join(uri, FOLDER, name)).split("\n")
-        if line
-    ]
+def read(uri: str, name: str) -> tuple[QuarantinedRows, ...] | None:
+    """Reads a file that `write` wrote below a corpus, by its name; None if it is not there."""
+    text = storage.read_text_if_exists(storage.join(uri, FOLDER, name))
+    if text is None:
+        return None
+    entries = [json.loads(line) for line in text.split("\n") if line]
     return tuple(
         QuarantinedRows(**{**entry, "examples": tuple(entry["examples"])}) for entry in entries
     )

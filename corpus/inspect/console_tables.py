@@ -50,14 +50,17 @@ def corpus_tables(corpus: Corpus) -> Iterator[Table]:
         by_source.add_row(source, str(number), *(f"{count:,}" for count in counts))
     yield by_source
     yield statistics_table(corpus.statistics())
-    if entries := page.read_quarantined(corpus):
+    entries, missing_records = page.read_quarantined(corpus)
+    if entries or missing_records:
         quarantined = _new_table(
             "Rows that cannot be used",
             ("file", "reason", "rows", "first row"),
             numeric_columns=(2,),
         )
-        if len(entries) > MAX_QUARANTINED:
-            quarantined.caption = f"the most frequent of {len(entries):,}"
+        most_frequent = f"the most frequent of {len(entries):,}"
+        captions = [most_frequent] if len(entries) > MAX_QUARANTINED else []
+        captions += [missing_records] if missing_records else []
+        quarantined.caption = "; ".join(captions)
         for _, rows in entries[:MAX_QUARANTINED]:
             quarantined.add_row(
                 escape(rows.file), rows.reason, f"{rows.rows:,}", escape(rows.first_example)

@@ -191,4 +191,4 @@ class Inspector:
 
 def _read_columns(file: DataFile, columns: Iterable[str]) -> pl.DataFrame:
     with translate_file_errors(file.uri):
-        return pl.DataFrame(delta.open_parquet(file.uri).read(list(columns)))
+        return pl.DataFrame(delta.open_parquet(file.uri).read(list(columns), use_threads=False))

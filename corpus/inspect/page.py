@@ -39,13 +39,15 @@ def render_page(corpus: Corpus, result: InspectionResult) -> str:
         "percent": "{:.1%}".format,
         "whole_percent": "{:.0%}".format,
     }
+    quarantined, missing_records = read_quarantined(corpus)
     return environment.get_template(TEMPLATE).render(
         corpus=corpus,
         statistics=corpus.statistics(),
         versions=describe_versions(corpus),
         sources=count_by_source(corpus),
         dropped=dropped_by_version(corpus),
-        quarantined=read_quarantined(corpus),
+        quarantined=quarantined,
+        missing_records=missing_records,
         max_quarantined=MAX_QUARANTINED,
         splits=SPLITS,
         length_bins=length_bin_labels(),
@@ -92,20 +94,28 @@ def count_by_source(corpus: Corpus) -> list[tuple[str, int, tuple[int, ...]]]:
     ]
 
 
-def read_quarantined(corpus: Corpus) -> list[tuple[int, QuarantinedRows]]:
-    """Reads the rows that could not be used: (version, entry), largest entries first.
+def read_quarantined(corpus: Corpus) -> tuple[list[tuple[int, QuarantinedRows]], str]:
+    """Reads the rows that could not be used.
 
     An entry has the rows of one file that could not be used for one reason.
+
+    Returns:
+        (version, entry), largest entries first.
+        What to say of versions whose record is not there; empty if all are.
     """
-    names = [(commit.version, commit.metadata.get(quarantine.FOLDER)) for commit in corpus.commits]
-    entries = [
-        (version, rows)
-        for version, name in names
-        if name
-        for rows in quarantine.read(corpus.uri, name)
-    ]
-    return sorted(
-        entries, key=lambda entry: (-entry[1].rows, entry[0], entry[1].file, entry[1].reason)
+    names = {commit.version: commit.metadata.get(quarantine.FOLDER) for commit in corpus.commits}
+    records = {
+        version: quarantine.read(corpus.uri, name) for version, name in names.items() if name
+    }
+    missing = [str(version) for version, record in records.items() if record is None]
+    entries = [(version, rows) for version, record in records.items() for rows in record or ()]
+    return (
+        sorted(
+            entries, key=lambda entry: (-entry[1].rows, entry[0], entry[1].file, entry[1].reason)
+        ),
+        f"no record of version {', '.join(missing)}: the folder quarantine lacks it"
+        if missing
+        else "",
     )
 
 

@@ -36,7 +36,7 @@ class Block:
 
     Attributes:
         table: The requested columns [rows], of the types in `ARROW_TYPES`.
-        file_types: For each column, its type in the file.
+        file_types: For each column, its type in the file; of a dictionary, that of its values.
         malformed: Which rows could not be read [rows]; these are null in every column. None if all
             could be.
         unparsed_text: For the first few rows with unreadable text, that text: the whole line if the

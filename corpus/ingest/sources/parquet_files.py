@@ -73,7 +73,8 @@ def _read_block(
                 raise DataError(
                     f"{file}: column {theirs} is {column.type}, {kind} are allowed; convert it"
                 )
-            file_types[ours] = str(column.type)
+            is_dictionary = pa.types.is_dictionary(column.type)
+            file_types[ours] = str(column.type.value_type if is_dictionary else column.type)
             converted[ours] = _convert_column(file, theirs, column, kind, ticks_per_second)
     except (pa.ArrowException, OSError) as error:
         if is_storage_error(error):

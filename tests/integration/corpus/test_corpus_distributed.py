@@ -202,7 +202,8 @@ def test_both_backends_read_lines_in_many_splits_and_blocks_alike(
     local, on_ray = build_both(settings(root, format="amazon2023", time_unit="s"), tmp_path)
     assert_same(local, on_ray)
     assert local.statistics()["dropped"]["malformed_line"] == 12
-    assert len(quarantine.read(local.uri, local.commits[0].metadata["quarantine"])) > 12
+    entries = quarantine.read(local.uri, local.commits[0].metadata["quarantine"])
+    assert len(entries or ()) > 12
 
 
 def write_as_other_tools(root: Path, world: Mapping[str, pl.DataFrame], form: str) -> Path:

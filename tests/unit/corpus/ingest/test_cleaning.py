@@ -123,6 +123,16 @@ def test_integer_ids_become_text_and_are_reported(root: Path) -> None:
     assert lines == [f"{root}/interactions/A.parquet: integers of column user_id are read as text"]
 
 
+@pytest.mark.parametrize("values", [["u", "u", "v"], [7, 7, 8]])
+def test_a_dictionary_is_what_its_values_are(root: Path, values: list[object]) -> None:
+    """As pandas writes a categorical column."""
+    table = pa.table({**GOOD, "user_id": pa.array(values).dictionary_encode()})
+    pq.write_table(table, root / "interactions" / "A.parquet")
+    lines: list[str] = []
+    read(str(root), "A", 0.0, lines.append)
+    assert bool(lines) == isinstance(values[0], int)
+
+
 def test_files_of_one_domain_must_agree_on_types(root: Path) -> None:
     (root / "interactions" / "A.parquet").unlink()
     write_parquet(root / "interactions" / "A.parquet" / "0.parquet", GOOD)
