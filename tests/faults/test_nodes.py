@@ -16,7 +16,7 @@ NOTICE_S = 20
 """Seconds between the notice and the end of a node, on a machine that does other tests too."""
 
 Gates = tuple[Path, Path, Path]
-"""Files for which the workers wait at steps 3, 9 and 12."""
+"""Files for which the workers wait at steps 4, 9 and 12."""
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +29,12 @@ def gates(tmp_path_factory: pytest.TempPathFactory) -> Gates:
 @pytest.fixture(scope="module")
 def cluster(gates: Gates) -> Iterator[LocalCluster]:
     """A cluster with a head and a node. A step takes a second; workers wait at gates."""
-    waits = [fault("wait", step, gate) for step, gate in zip((3, 9, 12), gates, strict=True)]
+    waits = [fault("wait", step, gate) for step, gate in zip((4, 9, 12), gates, strict=True)]
     # The first worker does all of it too, because it is alone for a while.
     slow = [fault("slow", 0, None)]
     faults = [{**each, "rank": rank} for each in slow + waits for rank in (0, 1)]
+    # Then the first one waits for the notice, and with it the other in the step's collective.
+    faults.append({**fault("await notice", 4, gates[0].with_name("noticed")), "rank": 0})
     with local_cluster(environment(*faults)) as cluster:
         cluster.add_node(6)
         yield cluster
@@ -77,6 +79,7 @@ def test_a_run_outlives_nodes_that_are_taken_away_and_takes_what_there_is(
 
     jobs.wait_for(process, lambda: bool(events_of(folder, "phase_changed")))
     first, second = cluster.nodes[1], cluster.add_node(6)
+    jobs.wait_for(process, lambda: trained() == 4)
     cluster.announce_end(first, NOTICE_S)
     gates[0].touch()
     resumed = wait_for_resumption(2)
@@ -90,7 +93,7 @@ def test_a_run_outlives_nodes_that_are_taken_away_and_takes_what_there_is(
     assert notice["time"] <= saved["time"] < notice["deadline"]
     assert resumed["from"] == saved["checkpoint"]
     assert resumed["samples"] % 320
-    assert repeated <= 3  # a step, a save and a second, in steps of a second
+    assert repeated <= 3  # it was told in step 4, saved after step 5, and waited at step 9
     assert [sidecar.wait(timeout=NOTICE_S) for sidecar in cluster.sidecars] == [0]
 
     cluster.add_node(3)  # two CPUs are Ray Data's

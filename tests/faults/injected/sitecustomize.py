@@ -1,9 +1,10 @@
 """Makes one worker of a run fail, in every Python process that finds this file first.
 
 The environment variable CPREC_TEST_FAULTS holds a list of faults as JSON, each
-{"kind": "die" | "hang" | "slow" | "wait" | "die while rank 0 saves", "rank": int, "step": int,
-"marker": path}. A fault happens once, unless its marker is null: then it happens in
-every step from that one on, in every group of workers. "wait" waits until there is a marker.
+{"kind": "die" | "hang" | "slow" | "wait" | "await notice" | "die while rank 0 saves",
+"rank": int, "step": int, "marker": path}. A fault happens once, unless its marker is null: then it
+happens in every step from that one on, in every group of workers. "wait" waits until there is a
+marker, "await notice" until the worker was told that a node is taken away.
 """
 
 import importlib.abc
@@ -48,7 +49,9 @@ def waits(rank: int, step: int) -> bool:
 
 def patch(worker: Any) -> None:
     """Puts the faults into the module of a worker."""
-    import torch.distributed as dist  # after the worker: this file is read by every process
+    # After the worker: this file is read by every process.
+    import torch.distributed as dist
+    from ray.train.v2._internal.execution.context import get_train_context
 
     engine, commit = worker.Engine, worker.checkpoint.commit
     step, gather_state = engine.step, engine.gather_state
@@ -61,6 +64,9 @@ def patch(worker: Any) -> None:
             time.sleep(1)
         while waits(rank, self.steps):
             time.sleep(0.1)
+        if due("await notice", rank, self.steps):
+            while get_train_context().preemption_context.preemption_info is None:
+                time.sleep(0.1)
         if due("hang", rank, self.steps):
             time.sleep(3600)
         return step(self, *args, **kwargs)
