@@ -65,12 +65,23 @@ def test_an_error_that_nobody_foresaw_is_a_fault_with_its_cause() -> None:
     assert isinstance(raised.value.__cause__, ZeroDivisionError)
 
 
-def test_a_check_that_hangs_ends_by_its_own_limit_and_the_next_one_runs() -> None:
-    ended = threading.Event()
+def test_a_check_that_hangs_ends_by_its_own_limit_and_the_next_one_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hangs, ended = threading.Event(), threading.Event()
+    join = threading.Thread.join
 
     def hanging() -> Iterator[Finding]:
         yield Finding("hanging: first", "ok", "reached")
+        hangs.set()
         ended.wait(600)
+
+    def join_once_it_hangs(thread: threading.Thread, timeout: float | None = None) -> None:
+        """Begins with the limit when the check hangs, however long its thread took to start."""
+        assert hangs.wait(60)
+        join(thread, timeout)
+
+    monkeypatch.setattr(threading.Thread, "join", join_once_it_hangs)
 
     try:
         report = run(Check("hanging", hanging, 0.2), Check("well", well, 60))
