@@ -8,6 +8,7 @@ import os
 import pickle
 import re
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -34,6 +35,9 @@ settings.load_profile("fixed")
 # Before torch is imported, here or in a job. There are more processes than cores: threads of one
 # operation would wait for each other, and burn their time slices meanwhile.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What tests start on this machine is asked without a proxy, whatever the machine has for the rest.
+for _name in ("NO_PROXY", "no_proxy"):
+    os.environ[_name] = ",".join(filter(None, [os.environ.get(_name), "127.0.0.1,localhost"]))
 
 
 def pytest_configure() -> None:
@@ -61,15 +65,22 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_once(result: Path, make: Callable[[], T]) -> T:
-    """Returns what the first process that needed it has made.
+    """Returns what the first process that needed it has made; fails for all if that failed.
 
     Args:
         result: File that passes it on to the other processes, which wait meanwhile.
         make: Makes it.
     """
+    failure = Path(f"{result}.failure")
     with FileLock(f"{result}.lock"):
+        if failure.exists():
+            pytest.fail(f"{result.stem}: making it failed\n{failure.read_text()}", pytrace=False)
         if not result.exists():
-            result.write_bytes(pickle.dumps(make()))
+            try:
+                result.write_bytes(pickle.dumps(make()))
+            except BaseException:
+                failure.write_text(traceback.format_exc())
+                raise
         made: T = pickle.loads(result.read_bytes())
         return made
 
