@@ -122,10 +122,10 @@ def test_a_store_that_never_answers_does_not_keep_the_other_checks(
 
 
 def test_a_head_that_does_not_answer_is_a_failure_and_ends_nobody(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    path = jobs.recipe(tmp_path, cluster={"address": f"127.0.0.1:{port}"})
-    [finding] = check_ray(load_recipe(str(path)))
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))  # it does not listen, and nobody else can meanwhile
+        port = bound.getsockname()[1]
+        path = jobs.recipe(tmp_path, cluster={"address": f"127.0.0.1:{port}"})
+        [finding] = check_ray(load_recipe(str(path)))
     assert (finding.check, finding.status) == ("ray: head", "fail")
     assert f"127.0.0.1:{port}" in finding.seen

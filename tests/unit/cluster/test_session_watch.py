@@ -112,11 +112,12 @@ def test_a_gcs_that_is_started_again_in_time_is_alive(monkeypatch: pytest.Monkey
 
 
 def test_a_service_that_cannot_be_reached_at_the_start_is_not_watched() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
     noticed = threading.Event()
-    with watch([Service("nobody", "127.0.0.1", port, "")], lambda _: noticed.set()):
-        assert not noticed.wait(1)
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))  # it does not listen, and nobody else can meanwhile
+        nobody = Service("nobody", "127.0.0.1", bound.getsockname()[1], "")
+        with watch([nobody], lambda _: noticed.set()):
+            assert not noticed.wait(1)
 
 
 DRIVER = """

@@ -98,12 +98,12 @@ def test_a_hub_that_does_not_answer_is_told_with_the_name_that_was_looked_for() 
 def test_a_hub_is_asked_once_for_a_name_that_is_not_cached(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    url = f"http://127.0.0.1:{port}/{{repo_id}}/{{revision}}/{{filename}}"
-    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", url)
-    with pytest.raises(RecipeError, match=r"own/mistyped: it is no directory here.*refused"):
-        require_context("own/mistyped", None, 512)
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))  # it does not listen, and nobody else can meanwhile
+        url = f"http://127.0.0.1:{bound.getsockname()[1]}/{{repo_id}}/{{revision}}/{{filename}}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", url)
+        with pytest.raises(RecipeError, match=r"own/mistyped: it is no directory here.*refused"):
+            require_context("own/mistyped", None, 512)
     assert "Retrying" not in caplog.text
 
 
