@@ -22,6 +22,7 @@ It is no part of `make test`. Needs root.
 import argparse
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -102,9 +103,13 @@ class Fleet:
         """Starts storage, head and two nodes, and builds a corpus."""
         self.folder = folder
         os.environ.update(ENVIRONMENT)
-        command = [sys.executable, "-m", "tests.integration.s3_server", str(S3_PORT), SWITCH]
-        with (folder / "s3.log").open("wb") as log:
-            self._storage = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+        log, listening = (folder / "s3.log").open("wb"), socket.create_server((SWITCH, S3_PORT))
+        with log, listening:
+            number = listening.fileno()
+            command = [sys.executable, "-m", "tests.integration.s3_server", str(number)]
+            self._storage = subprocess.Popen(
+                command, cwd=ROOT, stdout=log, stderr=log, pass_fds=[number]
+            )
         self._s3 = boto3.client("s3")
         self._until(lambda: self._s3.create_bucket(Bucket="bucket") is not None, 60)
         self.recipe = jobs.recipe(

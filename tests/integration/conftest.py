@@ -4,7 +4,7 @@ import itertools
 import socket
 import subprocess
 import sys
-import time
+import urllib.request
 from collections.abc import Iterator
 
 import boto3
@@ -22,31 +22,22 @@ def s3_endpoint() -> Iterator[str]:
 
     It runs in a process of its own, because clients may hold the interpreter lock of this one.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "tests.integration.s3_server", str(port)]
-    with subprocess.Popen(
-        command, cwd=jobs.ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as server:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        server = subprocess.Popen(
+            [sys.executable, "-m", "tests.integration.s3_server", str(listening.fileno())],
+            cwd=jobs.ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=[listening.fileno()],
+        )
+    with server:
         try:
-            _wait_for(server, port)
-            yield f"http://127.0.0.1:{port}"
+            # Its socket takes connections before it answers, and none once it has ended.
+            urllib.request.urlopen(url, timeout=jobs.LIMIT_S).close()
+            yield url
         finally:
             server.terminate()
-
-
-def _wait_for(server: "subprocess.Popen[bytes]", port: int, limit_s: float = 60) -> None:
-    """Waits until the server listens on its port."""
-    end = time.monotonic() + limit_s
-    while time.monotonic() < end and server.poll() is None:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-        except OSError:
-            time.sleep(0.1)
-        else:
-            return
-    pytest.fail(f"the S3 server did not listen on port {port} (exit code {server.poll()})")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,8 @@
-"""An S3 server that enforces conditional puts, and fails when told to; on loopback by default.
+"""An S3 server that enforces conditional puts, and fails when told to.
 
-    python -m tests.integration.s3_server PORT [ADDRESS]
+    python -m tests.integration.s3_server DESCRIPTOR
+
+It takes a socket that listens already (its file descriptor), so nobody can take its port before.
 
 moto first checks whether the object exists and then writes it, so two puts at the same time can
 both succeed. A test of racing commits needs a server where only one does. Therefore this one
@@ -24,7 +26,7 @@ from moto.moto_server.werkzeug_app import (
     MotoRequestHandler,
     create_backend_app,
 )
-from werkzeug.serving import run_simple
+from werkzeug.serving import make_server
 
 _LOCK = threading.Lock()
 _MOTO = DomainDispatcherApplication(create_backend_app)
@@ -121,5 +123,13 @@ def _hang_up(environ: dict[str, Any]) -> Any:
 
 
 if __name__ == "__main__":
-    port, address = int(sys.argv[1]), (sys.argv[2:] or ["127.0.0.1"])[0]
-    run_simple(address, port, answer, threaded=True, request_handler=MotoRequestHandler)
+    listening = socket.socket(fileno=int(sys.argv[1]))
+    host, port = listening.getsockname()
+    make_server(
+        host,
+        port,
+        answer,
+        threaded=True,
+        request_handler=MotoRequestHandler,
+        fd=listening.fileno(),
+    ).serve_forever()

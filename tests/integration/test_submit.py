@@ -3,6 +3,7 @@
 Driver and workers run the code that was submitted; it is installed nowhere.
 """
 
+import itertools
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +26,8 @@ from cprec.runs import checkpoint
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 TOKEN = "0123456789abcdef" * 4
+_PORTS = itertools.count(97 * os.getpid())
+"""Ports to try; processes of tests that run beside each other begin elsewhere."""
 
 RECIPE = """
 run: submitted
@@ -163,13 +167,17 @@ def head() -> Iterator[Head]:
 
 
 def free_ports(number: int) -> list[int]:
-    """Returns ports that nothing listens on, all different because all are bound at once."""
-    probes = [socket.socket() for _ in range(number)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
+    """Returns ports that nothing listens on; none of them was returned before.
+
+    They are below those that a system gives to whoever asks for any (32768 and more on Linux), and
+    above those of Ray's workers. So nobody takes one before it is used.
+    """
+    ports: list[int] = []
+    while len(ports) < number:
+        port = 20_000 + next(_PORTS) % 12_000
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            ports.append(port)
     return ports
 
 
