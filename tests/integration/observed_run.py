@@ -32,6 +32,8 @@ SECRETS = {
     "RAY_AUTH_TOKEN": "9140ed" * 10,
 }
 """Variables of the environment that hold secrets."""
+MIN_FILES = 5
+"""Files that a folder has at least in which secrets are looked for."""
 
 
 @dataclass(frozen=True)
@@ -42,22 +44,23 @@ class ObservedRun:
         stdout: Its output.
         stderr: Its messages.
         session: Folder of its local Ray session.
-        listeners: Titles that a process had, and each address on which it listened.
+        listeners: Titles that a process had, and each address and port on which it listened.
         command_lines: Command lines of its processes.
     """
 
     stdout: str
     stderr: str
     session: Path
-    listeners: list[tuple[set[str], set[str]]]
+    listeners: list[tuple[set[str], set[tuple[str, int]]]]
     command_lines: set[str]
 
 
 def observe(job: str, *arguments: str | Path) -> ObservedRun:
     """Runs a job to its end, with planted secrets, and looks at its processes meanwhile."""
     titles: dict[int, set[str]] = defaultdict(set)
-    addresses: dict[int, set[str]] = defaultdict(set)
+    addresses: dict[int, set[tuple[str, int]]] = defaultdict(set)
     command_lines: set[str] = set()
+    earlier = sessions()
     process = jobs.start(job, *arguments, environment=SECRETS)
     end = time.monotonic() + jobs.LIMIT_S
     try:
@@ -71,23 +74,31 @@ def observe(job: str, *arguments: str | Path) -> ObservedRun:
                         titles[member.pid].add(title.rstrip())
                         for connection in member.net_connections(kind="tcp"):
                             if connection.status == psutil.CONN_LISTEN:
-                                addresses[member.pid].add(connection.laddr.ip)
+                                addresses[member.pid].add(tuple(connection.laddr))
             time.sleep(0.5)
     finally:
         process.kill()
     stdout, stderr = process.communicate()
     assert process.returncode == 0, f"{stdout[-3000:]}\n{stderr[-3000:]}"
-    session = session_of(process.pid)
-    listeners = [(titles[pid], ips) for pid, ips in addresses.items()]
+    session = session_of(process.pid, earlier)
+    listeners = [(titles[pid], listened) for pid, listened in addresses.items()]
     return ObservedRun(stdout, stderr, session, listeners, command_lines)
 
 
-def session_of(pid: int) -> Path:
+def sessions() -> set[Path]:
+    """Returns the folders of all local Ray sessions so far."""
+    return set((private_folder() / "ray").glob("session_*"))
+
+
+def session_of(pid: int, earlier: set[Path]) -> Path:
     """Returns the folder of the local Ray session of a process that has ended.
 
-    Earlier processes with the same number may have left theirs; the names begin with the time.
+    Args:
+        pid: Its number, which an earlier process may have had.
+        earlier: The folders that were there before it started.
     """
-    return max((private_folder() / "ray").glob(f"session_*_{pid}"))
+    [session] = [path for path in sessions() - earlier if path.name.endswith(f"_{pid}")]
+    return session
 
 
 def spellings(secret: str) -> Iterator[bytes]:
@@ -102,17 +113,21 @@ def spellings(secret: str) -> Iterator[bytes]:
 
 def find_secrets(folder: Path) -> set[tuple[str, str]]:
     """Returns which file below a folder holds which secret, as path and variable."""
-    found = set()
-    for path in folder.rglob("*"):
-        if path.is_symlink() or not path.is_file():
-            continue
-        try:
-            content = path.read_bytes()
-        except FileNotFoundError:  # another test trains beside it, and replaced the file
-            continue
-        for name, secret in SECRETS.items():
-            if any(spelling in content for spelling in spellings(secret)):
-                found.add((str(path), name))
+    found, files_read = set(), 0
+    # Another test may train beside it, and replace or remove files and folders meanwhile.
+    for parent, _, names in os.walk(folder):
+        for path in (Path(parent, name) for name in names):
+            if path.is_symlink() or not path.is_file():
+                continue
+            try:
+                content = path.read_bytes()
+            except FileNotFoundError:
+                continue
+            files_read += 1
+            for variable, secret in SECRETS.items():
+                if any(spelling in content for spelling in spellings(secret)):
+                    found.add((str(path), variable))
+    assert files_read >= MIN_FILES, f"{folder}: {files_read} files, so this says little"
     return found
 
 
