@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,9 +87,10 @@ class HauntedRun:
     tracking: Path
     said: dict[str, str] = field(default_factory=dict)
 
-    def start(self, *faults: dict[str, Any], failures: int = 0) -> "subprocess.Popen[str]":
-        """Starts the driver; its workers have the given faults."""
-        options = ("--train.max_failures", str(failures), "--train.collective_timeout_s", "20")
+    def start(
+        self, *faults: dict[str, Any], failures: int = 0, options: Sequence[str] = ()
+    ) -> "subprocess.Popen[str]":
+        """Starts the driver, with options of the job; its workers have the given faults."""
         return jobs.start(
             "cpt",
             self.recipe,
@@ -96,6 +98,8 @@ class HauntedRun:
             self.folder.name,
             "--mlflow.uri",
             f"sqlite:///{self.tracking}",
+            "--train.max_failures",
+            str(failures),
             *options,
             environment=environment(*faults),
         )
@@ -133,6 +137,7 @@ def haunted(place: Path, whole: Path, tmp_path_factory: pytest.TempPathFactory) 
         run.fault("die while rank 0 saves", 3),
         run.fault("hang", 5),
         failures=2,
+        options=("--train.collective_timeout_s", "20"),  # after which the hang is a failure
     )
     # Three groups of workers are started one after the other.
     _, run.said["failures"] = process.communicate(timeout=3 * jobs.LIMIT_S)
