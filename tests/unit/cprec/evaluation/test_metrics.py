@@ -141,5 +141,7 @@ def test_length_correlations_are_those_of_scipy(seed: int) -> None:
 def test_a_seed_without_a_valid_answer_leaves_the_mean_to_the_others() -> None:
     seeds: list[Any] = [{"hr1_of_valid": value, "n": 3} for value in (0.5, None, 0.7)]
     for order in itertools.permutations(seeds):
-        assert average_metrics(order) == {"hr1_of_valid": pytest.approx(0.6), "n": 3}
-    assert average_metrics(seeds[1:2] * 2) == {"hr1_of_valid": None, "n": 3}
+        means: Any = average_metrics(order)
+        assert means == {"hr1_of_valid": pytest.approx(0.6), "n": 3}
+    means = average_metrics(seeds[1:2] * 2)
+    assert means == {"hr1_of_valid": None, "n": 3}
