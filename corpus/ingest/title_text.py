@@ -9,6 +9,9 @@ from corpus.ingest.titles import MAX_RAW_CHARS
 NO_TITLES = MISSING_VALUES | {"true", "false"}
 """What stands for no title; an item whose real title is one of these is left out, and counted."""
 
+MAX_NESTED = 20
+"""Marks around one text that are taken away; more of them are no title that anybody has."""
+
 _INLINE_NAMES = "span|b|i|em|strong|u|a|p|font|small|big|sup|sub|h[1-6]"
 _INLINE_MARKUP = re.compile(
     rf"<({_INLINE_NAMES})(?:\s[^<>]*)?>(.*?)</\1\s*>", re.IGNORECASE | re.DOTALL
@@ -54,8 +57,8 @@ def extract_text(raw: str) -> str:
     marked = _LINE_BREAK.sub(" ", source)
     if is_cut:  # an element may end in what is cut off
         marked = _INLINE_TAG.sub("", marked)
-    while (inside := _INLINE_MARKUP.sub(r"\2", marked)) != marked:
-        marked = inside
+    for _ in range(MAX_NESTED):
+        marked = _INLINE_MARKUP.sub(r"\2", marked)
     if _PAGE_SOURCE.search(marked):
         return ""
     return raw if marked == source else extract_text(marked)
