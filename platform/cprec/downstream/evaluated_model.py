@@ -59,6 +59,11 @@ class EvaluatedModel:
         return self.name in (*BASELINE_NAMES, POPULARITY)
 
     @property
+    def uses_baseline(self) -> bool:
+        """Whether the model is, or has items of, a baseline that is trained on the domain."""
+        return self.is_baseline or self.behaviour_weights is not None
+
+    @property
     def writes_rankings(self) -> bool:
         """Whether the model answers in words, whatever the mode of the evaluation."""
         return self.name == CHATREC

@@ -1,13 +1,15 @@
 """Plans an evaluation: finds its models and its samples, and checks that they fit together."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import pyarrow as pa
 
 from cluster.console import Say
 from cluster.errors import RecipeError
+from corpus.sampling.source import Source
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
 from cprec.downstream import forgetting
@@ -102,11 +104,21 @@ def _check_split_by_time(plan: EvaluationPlan, registry: Registry) -> Iterator[s
     """
     if (from_day := plan.recipe.evaluate.from_day) is None:
         return
-    whole_domain = {plan.corpus.find_domain_source(plan.domain, "train"): plan.corpus.version}
+    corpus = plan.corpus
+
+    @cache
+    def read_by_baselines() -> tuple[Mapping[Source, int], int]:
+        """Returns the newest version that baselines read, and the newest held-out time."""
+        source = corpus.find_domain_source(plan.domain, "train")
+        return {source: corpus.version}, time_split.newest_held_out(corpus, source)
+
     for model in plan.models:
-        known = None if model.is_baseline else read_newest_versions(registry, model, plan.corpus)
-        newest = whole_domain if model.is_baseline else known
-        yield time_split.check_trained_before(model.name, newest, plan.corpus, from_day)
+        newest, held_out = (
+            read_by_baselines()
+            if model.uses_baseline
+            else (read_newest_versions(registry, model, corpus), 0)
+        )
+        yield time_split.check_trained_before(model.name, newest, corpus, from_day, held_out)
 
 
 def load_samples(recipe: Recipe) -> tuple[Corpus, str, pa.Table]:

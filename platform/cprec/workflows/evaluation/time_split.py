@@ -46,8 +46,38 @@ def select_days(samples: pa.Table, settings: EvaluateSettings) -> pa.Table:
     return found
 
 
+def newest_held_out(corpus: Corpus, source: Source) -> int:
+    """Returns the newest time that baselines may read beside training targets, in Unix seconds.
+
+    They stop early by the targets of the validation split. Of a user without a training sample
+    they learn from the history of the first validation sample, or else of the first test sample
+    (cprec.baselines.sequences). When those items were bought is not kept; that was before the
+    target of the sample, whose time therefore counts.
+
+    Args:
+        corpus: The corpus.
+        source: Source of the domain's samples.
+    """
+    train, validation, test = (
+        corpus.read_samples(source, split) for split in ("train", "validation", "test")
+    )
+    others = pa.chunked_array([*train["user_id"].chunks, *validation["user_id"].chunks])
+    # The last item of a test history is held out too, and one item alone is no sequence.
+    only_test = pc.and_(
+        pc.invert(pc.is_in(test["user_id"], others)),
+        pc.greater(pc.list_value_length(test["history"]), 2),
+    )
+    first_test = test.filter(only_test).group_by("user_id").aggregate([("timestamp", "min")])
+    times = (validation["timestamp"], first_test["timestamp_min"])
+    return max(pc.max(column).as_py() or 0 for column in times)
+
+
 def check_trained_before(
-    name: str, newest_versions: Mapping[Source, int] | None, corpus: Corpus, from_day: str
+    name: str,
+    newest_versions: Mapping[Source, int] | None,
+    corpus: Corpus,
+    from_day: str,
+    held_out: int = 0,
 ) -> str:
     """Checks that a model was trained on nothing of a day or later, as far as that is known.
 
@@ -57,6 +87,7 @@ def check_trained_before(
             unknown, or another corpus.
         corpus: The corpus.
         from_day: The day.
+        held_out: Newest time of what it read of other splits than training, in Unix seconds.
 
     Returns:
         Up to when it was trained, as a line to say.
@@ -78,12 +109,13 @@ def check_trained_before(
     )
     if newest is None:
         return f"{name}: trained on no interactions of this corpus"
+    newest = max(newest, held_out)
     if newest >= day_start(from_day):
         versions = max(newest_versions.values())
         raise RunError(
             f"evaluate.from_day {from_day}: {name} was trained on interactions up to "
             f"{_as_text(newest)}, corpus version {versions} included, so this is no split by time; "
-            "choose a later day, or a model that was trained before it"
+            "choose a later day or a model that was trained before it, or leave this one out"
         )
     return f"{name}: trained on interactions up to {_as_text(newest)}"
 

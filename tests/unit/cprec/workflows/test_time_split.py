@@ -123,6 +123,35 @@ def test_a_version_holds_the_log_up_to_its_day(log: Path, corpus: Corpus) -> Non
     assert append(up_to(log, FIRST_DAY + 1), 0, corpus.uri, print).version == 1
 
 
+@pytest.mark.parametrize("bought", [4, 5, 6])
+def test_a_baseline_is_refused_for_what_it_reads_of_new_users(bought: int, tmp_path: Path) -> None:
+    """With 4 or 5 purchases users have no training sample, and their first ones are trained on."""
+
+    rows = [(f"u{u}", f"A{(u + n) % 30:02d}", n * DAY) for u in range(30) for n in range(8)]
+    rows += [
+        (f"v{u}", f"A{(u + n) % 30:02d}", (20 + n) * DAY) for u in range(9) for n in range(bought)
+    ]
+    data = settings(write_root(tmp_path / "root", {"A": rows}), domains=("A",), held_out=())
+    corpus = build(data, 0, str(tmp_path / "corpus"), print)
+    for model in ("popularity", "sasrec", "llara-untuned"):
+        with pytest.raises(RunError, match=r"was trained on interactions .* or leave this one out"):
+            plan(corpus, tmp_path, ["base", model], 20)
+
+
+def test_a_baseline_of_earlier_days_is_allowed(tmp_path: Path) -> None:
+    """A history of two items, of which the second is held out, is no sequence."""
+    rows = [(f"u{u}", f"A{(u + n) % 30:02d}", n * DAY) for u in range(30) for n in range(8)]
+    rows += [(f"v{u}", f"A{(u + n) % 30:02d}", (20 + n) * DAY) for u in range(9) for n in range(3)]
+    data = settings(
+        write_root(tmp_path / "root", {"A": rows}), domains=("A",), held_out=(), min_history=2
+    )
+    corpus = build(data, 0, str(tmp_path / "corpus"), print)
+    told = plan(corpus, tmp_path, ["popularity", "sasrec"], 20)
+    # The validation target of the others, by which sasrec stops early.
+    for model in ("popularity", "sasrec"):
+        assert f"{model}: trained on interactions up to {day(6)} 00:00 UTC" in told
+
+
 def plan(corpus: Corpus, folder: Path, models: list[str], from_day: int) -> list[str]:
     """Plans an evaluation of models, and returns what it says."""
     recipe = Recipe.model_validate(
