@@ -31,7 +31,7 @@ class RunPlan:
 
     Attributes:
         corpus: Fingerprint of the corpus's first version, which identifies the corpus.
-        version: Newest corpus version in the plan.
+        version: Newest corpus version that the run has taken up; it may have had nothing to train.
         plan: The plan.
         domains: Domains that the run pre-trains on, including those that joined.
         passed_over: Domains that the corpus held at the start and the recipe did not name.
@@ -122,6 +122,12 @@ class RunPlan:
     def template(self) -> PromptTemplate:
         """The template of its prompts."""
         return find_template(self.prompt_template)
+
+    @property
+    def newest_planned(self) -> int:
+        """The newest corpus version of which the plan has rows."""
+        streams = self.plan.count_by_stream(0, self.plan.total_samples)
+        return max((version for _, version in streams), default=self.version)
 
     def new_streams(self, corpus: Corpus) -> tuple[list[Stream], list[Stream], list[Stream]]:
         """Returns the streams of later corpus versions that this run would train.

@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 import ray
 
-from cluster.console import Say
-from cluster.errors import RecipeError
+from cluster.errors import DataError, RecipeError
 from corpus.store.tables import Corpus
 from cprec.encode import text_windows
 from cprec.encode.prompt import PromptTemplate
@@ -23,6 +22,8 @@ from cprec.stream.token_sharing import SharedRow, group_samples
 
 PROBED_TITLES = 2000
 """Titles with which `find_fallback_reason` tries a tokenizer."""
+SHARING_NEEDS = "samples share tokens only where prompts can be cut at titles"
+"""What sharing asks of a tokenizer and of titles, for messages."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,9 @@ class RowEncoder:
         template: Template of the prompts.
         titles_ref: Reference to the titles in the object store: title tokens, or the texts if the
             tokenizer has to be called on whole prompts.
-        sharing: What training samples share. Without title tokens they share nothing.
+        sharing: What training samples share; it needs title tokens.
         objectives: What training samples teach.
+        fallback_reason: Why titles are stored as texts; empty if they are not.
     """
 
     base: str
@@ -47,6 +49,7 @@ class RowEncoder:
     titles_ref: "ray.ObjectRef[TitleTokens | Sequence[str]]"
     sharing: TokenSharing = NO_SHARING
     objectives: Objectives = NEXT_ITEM_ONLY
+    fallback_reason: str = ""
 
     @classmethod
     def from_corpus(
@@ -75,18 +78,20 @@ class RowEncoder:
 
         Raises:
             RecipeError: The tokenizer has no end token, or merges across spaces.
+            DataError: Samples are to share tokens, and the titles do not allow it.
         """
         no_titles = cls(base, revision, max_tokens, template, ray.put(()), sharing, objectives)
         return no_titles.with_titles_of(corpus)
 
     def with_titles_of(self, corpus: Corpus) -> "RowEncoder":
-        """Returns this encoder with the titles of a later version of its corpus.
+        """Returns this encoder with the titles of a version of its corpus, where it lacks any.
 
         An item never changes its index or title, so only added titles are tokenised, if those
         before are token ids. Where there are none, the tokenizer is not even loaded.
 
         Raises:
             RecipeError: The tokenizer has no end token, or merges across spaces.
+            DataError: Samples are to share tokens, and the titles do not allow it.
         """
         titles = corpus.read_titles()
         earlier = ray.get(self.titles_ref)
@@ -95,10 +100,20 @@ class RowEncoder:
             if isinstance(earlier, TitleTokens)
             else (None, len(earlier))
         )
-        if num_known == len(titles):
+        if num_known >= len(titles):
             return self
         encoding = build_title_encoding(titles, self._load_tokenizer(), self.template, token_ids)
-        return replace(self, titles_ref=ray.put(encoding.title_tokens or encoding.titles))
+        reason = encoding.fallback_reason
+        if reason and self.sharing:
+            raise DataError(
+                f"{corpus.uri}, version {corpus.version}: {SHARING_NEEDS}, but {reason}; train it "
+                "without train.targets_per_pass and train.shared_candidates"
+            )
+        return replace(
+            self,
+            titles_ref=ray.put(encoding.title_tokens or encoding.titles),
+            fallback_reason=reason,
+        )
 
     def load_prompt_encoder(self) -> CachedPromptEncoder | UncachedPromptEncoder:
         """Returns the encoder of prompts for this process.
@@ -161,24 +176,23 @@ class RowEncoder:
         return load_tokenizer(self.base, self.revision)
 
 
-def check_tokens_can_be_shared(inexact_keys: str, fallback_reason: str | None, say: Say) -> None:
+def require_tokens_can_be_shared(inexact_keys: str, fallback_reason: str | None) -> None:
     """Checks that samples can share tokens with the tokenizer of the base, if they are to.
 
     Args:
         inexact_keys: Keys of the recipe by which samples share tokens; empty if none does.
         fallback_reason: Why prompts have to be tokenised one by one; None if they need not.
-        say: Takes a line if they have to.
 
     Raises:
         RecipeError: Samples are to share tokens, and the tokenizer does not allow it.
     """
     if fallback_reason and inexact_keys:
-        raise RecipeError(
-            f"{inexact_keys}: samples share tokens only where prompts can be cut at "
-            f"titles, but {fallback_reason}"
-        )
-    if fallback_reason:
-        say(f"prompts are tokenised one by one, which is slower: {fallback_reason}")
+        raise RecipeError(f"{inexact_keys}: {SHARING_NEEDS}, but {fallback_reason}")
+
+
+def describe_fallback(reason: str) -> str:
+    """Returns what it means that titles are stored as texts, for people."""
+    return f"prompts are tokenised one by one, which is slower: {reason}"
 
 
 def find_fallback_reason(
@@ -193,7 +207,8 @@ def find_fallback_reason(
         template: Template of the prompts.
 
     Returns:
-        None where title tokens can be used, as they can for most tokenizers.
+        None where title tokens can be used, as they can for most tokenizers. A title that was not
+        tried may still forbid it: `RowEncoder.with_titles_of` looks at all of them.
 
     Raises:
         RecipeError: The tokenizer has no end token, or merges across spaces.
@@ -202,4 +217,5 @@ def find_fallback_reason(
 
     titles = corpus.read_titles()
     probed = titles[:: max(len(titles) // PROBED_TITLES, 1)]
-    return build_title_encoding(probed, load_tokenizer(base, revision), template).fallback_reason
+    encoding = build_title_encoding(probed, load_tokenizer(base, revision), template)
+    return encoding.fallback_reason or None

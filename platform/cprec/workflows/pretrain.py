@@ -14,7 +14,7 @@ from cprec.runs.locks.recipe import check_unchanged
 from cprec.runs.restart import find_last_checkpoint
 from cprec.runs.run_planning import describe_run, resolve_run_plan
 from cprec.runs.run_records import recipe_run_uri
-from cprec.stream.row_encoder import check_tokens_can_be_shared
+from cprec.stream.row_encoder import describe_fallback, require_tokens_can_be_shared
 from cprec.tracking.registry import Registry
 from cprec.tracking.tracker import Tracker
 from cprec.workflows.evaluation.models import check_tokenizer, describe_other_template
@@ -66,12 +66,15 @@ def preview(recipe: Recipe, corpus: Corpus, allow: Collection[str], say: Say) ->
     if recipe.evaluate.text is not None:
         read_plain_text(recipe.evaluate.text, "evaluate.text")
     base = locate_base(recipe, corpus)
+    planned = Corpus.open(corpus.uri, run_plan.newest_planned)
     fallback_reason = check_tokenizer(
-        recipe, corpus, base, recipe.model.revision, run_plan.template
+        recipe, planned, base, recipe.model.revision, run_plan.template
     )
     if note := describe_other_template(run_plan.template, corpus, run_plan.parent or base):
         say(note)
-    check_tokens_can_be_shared(recipe.train.inexact_keys, fallback_reason, say)
+    require_tokens_can_be_shared(recipe.train.inexact_keys, fallback_reason)
+    if fallback_reason:
+        say(describe_fallback(fallback_reason))
     if is_new and recipe.continue_from is not None:
         require_matching_adapter(recipe.model, base, recipe.continue_from)
     if not is_new and (newest := find_last_checkpoint(run_uri)[0]) is not None:

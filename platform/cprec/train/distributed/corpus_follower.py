@@ -8,7 +8,7 @@ from cprec.runs.events import CorpusVersionAdopted
 from cprec.runs.portions import build_replay, remaining_portions
 from cprec.schedule.plan_notes import annealing_warning, count_planned, describe_joined
 from cprec.stream.prompt_check import require_streams_fit
-from cprec.stream.row_encoder import RowEncoder
+from cprec.stream.row_encoder import RowEncoder, describe_fallback
 from cprec.train.distributed.controller_state import ControllerState
 
 CLOSED_ADVICE = (
@@ -34,7 +34,8 @@ class CorpusFollower:
         self._refused_version = 0
         self._message = f"has corpus version {state.run_plan.version}"
         self.row_encoder = state.settings.row_encoder
-        corpus = Corpus.open(state.settings.corpus_uri)
+        # Not the newest one, which may be refused below.
+        corpus = Corpus.open(state.settings.corpus_uri, state.run_plan.newest_planned)
         self._load(corpus, self.row_encoder.with_titles_of(corpus))
 
     def is_due(self) -> bool:
@@ -68,8 +69,8 @@ class CorpusFollower:
             self._message = f"has nothing to train of corpus version {corpus.version}"
             return self._message
         joined = {(p.source, p.version) for p in (*domain_portions, *mixed_portions)}
-        encoder = self.row_encoder.with_titles_of(corpus)
         try:
+            encoder = self.row_encoder.with_titles_of(corpus)
             require_streams_fit(
                 encoder, [s for s in (*domain, *mixed) if (s.source, s.version) in joined]
             )
@@ -81,6 +82,7 @@ class CorpusFollower:
                 f"without later ones: {error}; to take it up, stop the run first"
             )
             return self._message
+        slower = encoder.fallback_reason if not self.row_encoder.fallback_reason else ""
         self._load(corpus, encoder)
 
         before = state.controller.plan
@@ -115,6 +117,8 @@ class CorpusFollower:
         if settings.max_domain_samples is not None:
             offered = {(p.source, p.version): p.count for p in domain_portions}
             notes.append(describe_joined(plan, position, offered, settings.max_domain_samples))
+        if slower:
+            notes.append(describe_fallback(slower))
         notes.append(
             annealing_warning(plan, settings.min_annealing_share, settings.global_batch_size)
         )

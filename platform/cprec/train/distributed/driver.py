@@ -57,7 +57,7 @@ class TrainingJob:
         recipe: The recipe.
         run_uri: Folder of the run.
         base: Base model that workers load.
-        corpus: The corpus.
+        corpus: The corpus, at the newest version that the plan has rows of.
         template: Template of the prompts.
         perplexity_text: Plain text whose perplexity is measured on the way; None: none is.
         revision: What the base must be: a commit, or a digest of its files.

@@ -24,7 +24,7 @@ from cprec.runs.locks.recipe import check_unchanged, write_recipe
 from cprec.runs.run_plan import RunPlan
 from cprec.runs.run_planning import describe_run, resolve_run_plan
 from cprec.runs.token_form import require_same_tokens
-from cprec.stream.row_encoder import check_tokens_can_be_shared, find_fallback_reason
+from cprec.stream.row_encoder import find_fallback_reason, require_tokens_can_be_shared
 from cprec.tracking.lineage import find_version_below
 from cprec.tracking.registry import Registry
 from cprec.tracking.version_names import is_mutable_name
@@ -186,17 +186,19 @@ def prepare_run(
     tokenizer = load_tokenizer(base, identity.revision)
     require_same_tokens(recipe.run, run_plan.token_form, corpus.read_titles(), tokenizer)
     require_context(base, identity.revision, recipe.model.max_tokens)
+    # The recipe may name an older version than the plan has rows of, or one that the run refuses.
+    planned = Corpus.open(corpus.uri, run_plan.newest_planned)
     # Refuses a base without a usable tokenizer before any worker starts.
-    fallback_reason = find_fallback_reason(corpus, base, identity.revision, run_plan.template)
+    fallback_reason = find_fallback_reason(planned, base, identity.revision, run_plan.template)
     if note := describe_other_template(run_plan.template, corpus, run_plan.parent or base):
         say(note)
-    check_tokens_can_be_shared(recipe.train.inexact_keys, fallback_reason, say)
+    require_tokens_can_be_shared(recipe.train.inexact_keys, fallback_reason)
     lock_base(identity, run_uri, recipe.continue_from, say, writer)
     write_recipe(recipe, run_uri, writer)
     run_plan.write(run_uri, writer)
     run_plan.record_start(run_uri, recipe.run, writer)
     say(describe_run(recipe, corpus, run_plan.plan))
     job = driver.TrainingJob(
-        recipe, run_uri, base, corpus, run_plan.template, text, identity.revision
+        recipe, run_uri, base, planned, run_plan.template, text, identity.revision
     )
     return job, run_plan

@@ -3,14 +3,13 @@
 from cluster.console import Say
 from cluster.progress import track
 from cluster.ray_session import ray_session
-from corpus.store.tables import Corpus
 from cprec.runs.control.lease import HeldLease
 from cprec.runs.events import PerplexityMeasured
 from cprec.runs.restart import find_last_checkpoint
 from cprec.runs.run_plan import RunPlan
 from cprec.schedule.plan import Plan
 from cprec.stream.prompt_check import require_prompts_fit
-from cprec.stream.row_encoder import RowEncoder
+from cprec.stream.row_encoder import RowEncoder, describe_fallback
 from cprec.tracking.live_report import LiveReport, step_metrics
 from cprec.tracking.progress import Progress
 from cprec.tracking.tracker import Tracker
@@ -74,11 +73,12 @@ def build_checked_encoder(
     """Encodes the titles of the corpus, and checks that the prompts from a position on fit.
 
     Raises:
-        DataError: A prompt is too long even without a history.
+        DataError: A prompt is too long even without a history, or samples are to share tokens and
+            the titles do not allow it.
     """
-    # The newest version: the plan of a run that goes on may have samples of any.
-    corpus = Corpus.open(job.corpus.uri)
-    encoder = driver.build_row_encoder(job).with_titles_of(corpus)
+    encoder = driver.build_row_encoder(job)
+    if encoder.fallback_reason:
+        say(describe_fallback(encoder.fallback_reason))
     with track("checking that prompts fit", say):
-        require_prompts_fit(encoder, plan, corpus.streams_by_key(), position)
+        require_prompts_fit(encoder, plan, job.corpus.streams_by_key(), position)
     return encoder

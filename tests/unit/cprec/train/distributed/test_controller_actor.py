@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.errors import PlatformFault, RunError
+from cluster.errors import DataError, PlatformFault, RunError
 from corpus.append import append
 from corpus.append_text import append_text
 from corpus.build import build
@@ -154,6 +154,43 @@ def test_a_version_whose_prompts_never_fit_is_refused_and_the_run_goes_on(
     assert written.version == 0
     monkeypatch.setattr(segments, "stream_segment", lambda *given: [None])
     assert actor.issue_segment(0, 0, 0) is not None
+
+
+def test_a_version_whose_titles_forbid_sharing_is_refused_and_a_restart_goes_on_without_it(
+    actor: ControllerActor, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(encoder: RowEncoder, version: Corpus) -> RowEncoder:
+        if version.version:
+            raise DataError("samples share tokens only where prompts can be cut at titles")
+        return encoder
+
+    monkeypatch.setattr(RowEncoder, "with_titles_of", refuse)
+    actor.begin_attempt(WorkerGroup(0, 1, 0, None), [])
+    more = settings(
+        write_root(tmp_path / "more", shop(("D",), seed=5)), domains=("D",), held_out=()
+    )
+    append(more, 0, corpus.uri, print)
+    for _ in range(2):
+        answer = ask(actor, "look")
+        assert "does not take up corpus version 1, and goes on without it" in answer
+        assert "samples share tokens only" in answer
+    restarted = corpus_follower.CorpusFollower(actor._state)
+    assert {version for _, version in restarted.streams} == {0}
+
+
+def test_titles_that_make_a_run_slower_are_told(
+    actor: ControllerActor, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slower(encoder: RowEncoder, version: Corpus) -> RowEncoder:
+        return replace(encoder, fallback_reason="the title 'x' is odd")
+
+    monkeypatch.setattr(RowEncoder, "with_titles_of", slower)
+    actor.begin_attempt(WorkerGroup(0, 1, 0, None), [])
+    for number, domain in enumerate("DE"):
+        root = write_root(tmp_path / domain, shop((domain,), seed=5))
+        append(settings(root, domains=(domain,), held_out=()), 0, corpus.uri, print)
+        told = "one by one, which is slower: the title 'x' is odd" in ask(actor, "look")
+        assert told is (number == 0)
 
 
 @pytest.mark.parametrize("action", ["anneal", "hold"])
