@@ -96,7 +96,7 @@ def collect_modes(
     same = (comparison.domain, comparison.split, comparison.days)
     for other in reversed(stored):
         for row in other["rows"]:
-            modes = found.get((row["name"], row.get("model", "")))
+            modes = found.get(_identity(row))
             metrics = row.get("metrics", {})
             is_same = (other["domain"], other.get("split"), other["days"]) == same
             if modes is not None and is_same and "mode" in metrics and "slices" in metrics:
@@ -129,41 +129,41 @@ def add_significance(
     )
 
 
-def add_holm_correction(
-    domain: str,
-    rows: Sequence[ComparisonRow],
-    mode: str,
-    stored: Sequence[Mapping[str, Any]],
-    days: str = "",
-) -> list[ComparisonRow]:
-    """Returns the rows with p corrected for the domains on which this run compared the same models.
+def add_holm_correction(comparison: Comparison, stored: Sequence[Mapping[str, Any]]) -> Comparison:
+    """Returns a comparison with p corrected for the domains on which its run compared the same.
+
+    That is the same two models, not only the same names, in the same split, mode and days.
 
     Args:
-        domain: Domain of the rows.
-        rows: Rows of the comparison, the reference first.
-        mode: Mode in which the models answered.
+        comparison: The comparison.
         stored: Comparisons that the run has stored, the oldest first.
-        days: Days whose purchases were scored, in words; empty where all were.
     """
-    comparable = [
-        c
-        for c in stored
-        if (c["mode"], c["days"], c["rows"][0]["name"]) == (mode, days, rows[0].name)
-    ]
+    reference, *_ = comparison.rows
+    same = (comparison.split, comparison.mode, comparison.days, reference.name, reference.model)
 
-    def p_values_elsewhere(name: str) -> list[float]:
-        """Returns p of the same models on each other domain, by the newest comparison there."""
+    def p_values_elsewhere(model: ComparisonRow) -> list[float]:
+        """Returns p of a model on each other domain, by the newest comparison there."""
         by_domain = {
-            comparison["domain"]: row["against"]["p"]
-            for comparison in comparable
-            for row in comparison["rows"]
-            if comparison["domain"] != domain and row["name"] == name and row["against"]
+            other["domain"]: row["against"]["p"]
+            for other in stored
+            for row in other["rows"]
+            if (other.get("split"), other["mode"], other["days"], *_identity(other["rows"][0]))
+            == same
+            and other["domain"] != comparison.domain
+            and _identity(row) == (model.name, model.model)
+            and row["against"]
         }
         return list(by_domain.values())
 
-    return [
-        replace(row, holm_p=holm_correction([row.against.p, *p_values_elsewhere(row.name)])[0])
+    rows = [
+        replace(row, holm_p=holm_correction([row.against.p, *p_values_elsewhere(row)])[0])
         if row.against
         else row
-        for row in rows
+        for row in comparison.rows
     ]
+    return replace(comparison, rows=rows)
+
+
+def _identity(row: Mapping[str, Any]) -> tuple[str, str]:
+    """Returns the name of a stored row, and what that was; an earlier release did not say it."""
+    return row["name"], row.get("model", "")

@@ -69,12 +69,12 @@ def read_comparisons(run_uri: str) -> list[dict[str, Any]]:
 
 
 def newest_by_name(comparisons: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Returns the newest comparison of each domain and name, the newest last.
+    """Returns the newest comparison of each domain, split and name, the newest last.
 
     Args:
         comparisons: Comparisons, the oldest first.
     """
-    newest = {(c["domain"], c["name"]): c for c in comparisons}
+    newest = {(c["domain"], c.get("split"), c["name"]): c for c in comparisons}
     return sorted(newest.values(), key=lambda comparison: float(comparison["time"]))
 
 

@@ -110,9 +110,10 @@ def run_evaluation(plan: EvaluationPlan, registry: Registry, say: Say) -> Compar
         form,
         plan.chance,
         f"HR@{tested_cutoff(form)}",
-        add_holm_correction(domain, rows, form, read_comparisons(run_uri), days),
+        rows,
         days,
     )
+    comparison = add_holm_correction(comparison, read_comparisons(run_uri))
     write_comparison(run_uri, domain, asdict(comparison))
     renew_report(recipe, registry)
     return comparison

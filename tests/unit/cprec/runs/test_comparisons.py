@@ -15,8 +15,10 @@ from cprec.runs.comparisons import (
 )
 
 
-def comparison(name: str, time: float, domain: str = "Games") -> dict[str, Any]:
-    given = {"name": name, "time": time, "domain": domain, "mode": "score"}
+def comparison(
+    name: str, time: float, domain: str = "Games", split: str = "test"
+) -> dict[str, Any]:
+    given = {"name": name, "time": time, "domain": domain, "split": split, "mode": "score"}
     return {**given, "measure": "HR@1", "days": "", "rows": []}
 
 
@@ -34,6 +36,8 @@ def test_a_later_comparison_leaves_the_earlier_ones(tmp_path: Path) -> None:
     }
     assert read_comparisons(str(tmp_path)) == made
     assert newest_by_name(made) == made[1:]
+    validated = comparison("base_candidate", 104.0, split="validation")
+    assert newest_by_name([*made, validated]) == [*made[1:], validated]
 
 
 def test_comparisons_of_earlier_releases_are_read_as_the_oldest(tmp_path: Path) -> None:

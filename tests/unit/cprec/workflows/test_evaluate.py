@@ -10,7 +10,12 @@ import pytest
 from numpy.typing import NDArray
 
 from cprec.evaluation import predictions
-from cprec.evaluation.comparison import ComparisonRow, add_holm_correction, add_significance
+from cprec.evaluation.comparison import (
+    Comparison,
+    ComparisonRow,
+    add_holm_correction,
+    add_significance,
+)
 from cprec.evaluation.metrics import average_metrics, hits
 from cprec.workflows.evaluate import _read_predictions
 
@@ -101,7 +106,7 @@ def test_several_domains_are_corrected_for() -> None:
     rows = [
         ComparisonRow("base", "base", METRICS, None),
         add_significance(
-            ComparisonRow("cprec", "x", METRICS, None),
+            ComparisonRow("cprec", "version-2", METRICS, None),
             hits_of([table([0] * 12)]),
             hits_of([table([1] * 6 + [0] * 6)]),
         ),
@@ -109,21 +114,30 @@ def test_several_domains_are_corrected_for() -> None:
     p = rows[1].against.p if rows[1].against else 1.0
 
     def kept(
-        domain: str, p: float, mode: str = "score", reference: str = "base", days: str = ""
+        domain: str,
+        p: float,
+        reference: str = "base",
+        model: str = "version-2",
+        base: str = "base",
+        **changes: str,
     ) -> dict[str, Any]:
         return {
             "domain": domain,
-            "mode": mode,
-            "days": days,
+            "split": "test",
+            "mode": "score",
+            "days": "",
             "rows": [
-                {"name": reference, "against": None},
-                {"name": "cprec", "against": {"p": p}},
-                {"name": "llara", "against": {"p": 0.0}},
+                {"name": reference, "model": base, "against": None},
+                {"name": "cprec", "model": model, "against": {"p": p}},
+                {"name": "llara", "model": "2 seeds", "against": {"p": 0.0}},
             ],
+            **changes,
         }
 
+    now = Comparison("base_cprec", 0.0, "Games", "test", "score", 0.1, "HR@1", rows)
+
     def corrected(*others: dict[str, Any]) -> float | None:
-        first, second = add_holm_correction("Games", rows, "score", others)
+        first, second = add_holm_correction(now, others).rows
         assert first.holm_p is None
         return second.holm_p
 
@@ -133,3 +147,6 @@ def test_several_domains_are_corrected_for() -> None:
     assert corrected(kept("Books", 0.0, mode="generate")) == p
     assert corrected(kept("Books", 0.0, days="2026-11-27")) == p
     assert corrected(kept("Books", 0.0, reference="llara")) == p
+    assert corrected(kept("Books", 0.0, split="validation")) == p
+    assert corrected(kept("Books", 0.0, model="version-1")) == p
+    assert corrected(kept("Books", 0.0, base="version-1")) == p
