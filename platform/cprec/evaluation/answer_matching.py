@@ -34,7 +34,8 @@ def match_exact(text: str, titles: Sequence[str], decoded: Sequence[str] = ()) -
     Titles of a domain are distinct (corpus.ingest.titles), so at most one matches as it is stored.
     A model can only write what its tokenizer decodes, which may be another text: in lower case,
     say, or with other spaces. Such a title is matched next; where several are decoded alike, the
-    first is taken. As the order of candidates is drawn, that is a fair draw.
+    first is taken. As the order of candidates is drawn, that is a fair draw. A title of which
+    nothing is decoded is not matched: an answer without a word names no candidate.
 
     Args:
         text: A generated answer.
@@ -47,7 +48,7 @@ def match_exact(text: str, titles: Sequence[str], decoded: Sequence[str] = ()) -
     answer = normalise(text)
     for forms in (titles, decoded):
         for position, title in enumerate(forms):
-            if normalise(title) == answer:
+            if answer and normalise(title) == answer:
                 return position
     return None
 
@@ -61,7 +62,8 @@ def match_llara(text: str, titles: Sequence[str], decoded: Sequence[str] = ()) -
     Args:
         text: A generated answer.
         titles: Titles of the candidates.
-        decoded: The same titles, encoded and decoded again; they count as the titles do.
+        decoded: The same titles, encoded and decoded again; they count as the titles do, except
+            those of which nothing is decoded, since nothing is part of every text.
 
     Returns:
         The position among the candidates, or None if no title or several titles are in the text.
@@ -71,6 +73,6 @@ def match_llara(text: str, titles: Sequence[str], decoded: Sequence[str] = ()) -
         position
         for forms in (titles, decoded)
         for position, title in enumerate(forms)
-        if normalise(title) in answer
+        if (form := normalise(title)) and form in answer
     }
     return matches.pop() if len(matches) == 1 else None

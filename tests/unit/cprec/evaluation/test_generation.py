@@ -145,6 +145,23 @@ def test_a_text_names_a_candidate_by_two_rules(
     assert (match_exact(text, TITLES[:4]), match_llara(text, TITLES[:4])) == (by_exact, by_llara)
 
 
+@pytest.mark.parametrize("decoded", ["", " \n"])
+def test_a_title_of_which_nothing_is_decoded_is_named_by_its_own_words_alone(decoded: str) -> None:
+    titles, forms = ["日本語", "Lamp"], [decoded, "lamp"]
+    for text, exact, llara in (
+        ("", None, None),
+        (" ", None, None),
+        ("lamp", 1, 1),
+        ("a lamp", None, 1),
+        ("日本語", 0, 0),
+        ("a kettle", None, None),
+    ):
+        assert (match_exact(text, titles, forms), match_llara(text, titles, forms)) == (
+            exact,
+            llara,
+        )
+
+
 def test_metrics_are_over_all_samples_and_computed_from_the_file() -> None:
     items = [2, 3, 5]
 
@@ -220,6 +237,9 @@ def test_a_free_answer_that_is_a_title_as_it_is_decoded_names_it(kind: str) -> N
     decoded = [str(tokenizer.decode(tokens, skip_special_tokens=True)).strip() for tokens in ids]
     for position, text in enumerate(decoded):
         named = match_exact(text, ODD_TITLES, decoded)
+        if not text:  # all of it is unknown to the tokenizer
+            assert named is None
+            continue
         assert named is not None
         assert ids[named] == ids[position] or decoded[named] == text
 
