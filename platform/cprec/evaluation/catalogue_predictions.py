@@ -105,6 +105,7 @@ def from_retrieved(
     retrieved: NDArray[np.int64],
     ranked: NDArray[np.int64],
     scores: NDArray[np.float64],
+    exclude_history: bool,
 ) -> pa.Table:
     """Builds the predictions of a model that ranked retrieved items.
 
@@ -113,10 +114,16 @@ def from_retrieved(
         retrieved: What was retrieved, best first [n, depth].
         ranked: The items that the model ranked, in any order [n, k].
         scores: Their scores [n, k]; higher is better.
+        exclude_history: Whether items of the history come after all others. There are some among
+            the ranked items where the catalogue has too few others.
 
     Raises:
         PlatformFault: A score is NaN.
     """
+    if exclude_history:
+        histories = samples["history"].to_pylist()
+        seen = [np.isin(items, own) for items, own in zip(ranked, histories, strict=True)]
+        scores = np.where(seen, -np.inf, scores)
     targets = true_items(samples)[:, None]
     in_retrieved, in_ranked = retrieved == targets, ranked == targets
     found, has_rank = in_retrieved.any(axis=1), in_ranked.any(axis=1)

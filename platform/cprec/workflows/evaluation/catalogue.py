@@ -186,7 +186,9 @@ class CatalogueRanking:
         samples = self.samples.set_column(column, "candidates", candidates)
         corpus = self.catalogue.corpus
         scores = score_model(recipe, model, corpus, domain.name, samples, workers, row_encoder, say)
-        return catalogue_predictions.from_retrieved(self.samples, retrieved, ranked, scores)
+        return catalogue_predictions.from_retrieved(
+            self.samples, retrieved, ranked, scores, recipe.retrieval.exclude_history
+        )
 
     def _retrieve(self, workers: int, say: Say) -> Items:
         """Retrieves candidates for every sample, once for all models [n, depth]."""

@@ -64,7 +64,7 @@ def test_constant_scores_give_chance() -> None:
     retrieved = np.tile(ITEMS[:10], (200, 1))
     ranked = retrieved[:, :5]
     metrics = tested.to_metrics(
-        tested.from_retrieved(table, retrieved, ranked, np.ones((200, 5))), "m", "A"
+        tested.from_retrieved(table, retrieved, ranked, np.ones((200, 5)), False), "m", "A"
     )
     in_ranked = np.isin(tested.true_items(table), ranked[0]).mean()
     assert 0 < in_ranked < 1
@@ -77,7 +77,7 @@ def test_what_was_not_retrieved_is_a_miss_and_recall_never_falls() -> None:
     rng = np.random.default_rng(3)
     retrieved = np.array([rng.permutation(ITEMS)[:12] for _ in range(60)])
     ranked = np.sort(retrieved[:, :6], axis=1)
-    found = tested.from_retrieved(table, retrieved, ranked, rng.standard_normal((60, 6)))
+    found = tested.from_retrieved(table, retrieved, ranked, rng.standard_normal((60, 6)), False)
     found = from_bytes(to_bytes(found))
     targets = tested.true_items(table)[:, None]
     recalls = [tested.recall(found, k).mean() for k in range(1, 31)]
@@ -95,6 +95,18 @@ def test_what_was_not_retrieved_is_a_miss_and_recall_never_falls() -> None:
         (found["better"][row].as_py() is None) == (targets[row] not in ranked[row])
         for row in range(60)
     )
+
+
+@given(st.integers(1, 7), st.booleans(), st.integers(0, 99))
+def test_a_whole_catalogue_that_was_retrieved_is_ranked_as_all_scores_are(
+    n: int, exclude: bool, seed: int
+) -> None:
+    table, scores = drawn(n, seed)
+    ranked = np.tile(ITEMS, (n, 1))
+    expected = tested.from_all_scores(table, [scores], ITEMS, len(ITEMS), exclude)
+    found = tested.from_retrieved(table, ranked, ranked, scores, exclude)
+    for column in ("better", "tied", "ranking", "scores"):
+        assert found[column].to_pylist() == expected[column].to_pylist()
 
 
 @pytest.mark.parametrize("name", BASELINE_NAMES)
