@@ -1,6 +1,7 @@
 """A model that jobs rank, score or compare, as they name it: what it is, before it is loaded."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from corpus.settings import DEFAULT_TEMPLATE
 from cprec.baselines.popularity import POPULARITY
@@ -34,6 +35,7 @@ class EvaluatedModel:
         prompt_template: Template of a language model's prompts: the one that it was trained in.
         behaviour_weights: URI of the SASRec weights whose item embeddings become behaviour tokens
             through an untrained projector; None for any other model.
+        other_names: Names that were given for the same model after `name`.
     """
 
     name: str
@@ -47,6 +49,7 @@ class EvaluatedModel:
     run: str | None = None
     prompt_template: str = DEFAULT_TEMPLATE
     behaviour_weights: str | None = None
+    other_names: tuple[str, ...] = ()
 
     @property
     def template(self) -> PromptTemplate:
@@ -72,3 +75,14 @@ class EvaluatedModel:
     def reads_text(self) -> bool:
         """Whether the model is a baseline that reads the vectors of titles."""
         return self.name in TEXT_BASELINES
+
+
+def unite_names(models: Iterable[EvaluatedModel]) -> list[EvaluatedModel]:
+    """Returns each model once, by the first of its names; what has one label is one model."""
+    united: dict[str, EvaluatedModel] = {}
+    for model in models:
+        known = united.setdefault(model.label, model)
+        if known is not model:
+            names = (*known.other_names, model.name)
+            united[model.label] = replace(known, other_names=names)
+    return list(united.values())

@@ -57,7 +57,7 @@ def find_retrieval_model(
     """
     name = recipe.retrieval.model
     found = find_models(recipe, registry, [*names, name], corpus)
-    model = next(model for model in reversed(found) if model.name == name)
+    model = next(model for model in reversed(found) if name in (model.name, *model.other_names))
     if model.is_baseline:
         raise RecipeError(
             f"retrieval.model: {name} has no hidden states; give base, a version or a checkpoint"

@@ -15,7 +15,7 @@ from corpus.store.tables import Corpus
 from cprec.baselines.popularity import POPULARITY
 from cprec.baselines.training import BASELINE_NAMES, TEXT_BASELINES
 from cprec.config.recipe import Recipe
-from cprec.downstream.evaluated_model import PROMPTED_BASES, EvaluatedModel
+from cprec.downstream.evaluated_model import PROMPTED_BASES, EvaluatedModel, unite_names
 from cprec.downstream.known_items import require_known_items
 from cprec.downstream.stored_model import MODEL_CONFIG, Form, StoredModel
 from cprec.downstream.trial_records import SEARCH_FILE
@@ -47,6 +47,8 @@ def find_models(
     recipe: Recipe, registry: Registry, names: Sequence[str], corpus: Corpus | None = None
 ) -> list[EvaluatedModel]:
     """Finds the models that names stand for; a model with several seeds is found once per seed.
+
+    Two names of one model find it once, by the first of them.
 
     A version has its base in its lineage, and a stored model the one that its adapter names, where
     that is at hand (`_find_named_base`). Any other model takes the base of the versions beside it,
@@ -144,7 +146,7 @@ def find_models(
             label = _stored_label(uri, models)
             template = _template_of(stored, template_of_base)
             models.append(EvaluatedModel(name, label, *place, uri, prompt_template=template))
-    return list({model.label: model for model in models}.values())
+    return unite_names(models)
 
 
 def find_model(
@@ -248,6 +250,8 @@ def describe_models(models: Sequence[EvaluatedModel]) -> Iterator[str]:
         yield f"  {name}: {describe_model(seeds[0])}" + (
             f" (and {len(seeds) - 1} more seeds)" if len(seeds) > 1 else ""
         )
+        if others := ", ".join(seeds[0].other_names):
+            yield f"  {others}: the same model as {name}, compared once"
 
 
 def describe_model(model: EvaluatedModel) -> str:

@@ -101,6 +101,20 @@ def test_every_door_takes_every_form(
     assert lines[-1].startswith("would run in ")
 
 
+def test_two_names_of_one_model_are_compared_once_and_either_retrieves(
+    place: Place, registry: Registry
+) -> None:
+    first, second = place.text, f"file://{place.text}"
+    catalogue = {"evaluate__candidates": "catalogue", "retrieval__model": second}
+    lines: list[str] = []
+    for names in ([first, second, "base"], [second, first, "base"]):
+        plan = plan_evaluation(with_keys(place, **catalogue), registry, names, lines.append)
+        assert [model.name for model in plan.models] == [names[0], "base"]
+        assert f"  {names[1]}: the same model as {names[0]}, compared once" in lines
+        assert plan.ranking
+        assert plan.ranking.catalogue.model.checkpoint == first
+
+
 def test_a_plan_of_its_own_begins_with_a_bare_adapter(place: Place, adapter: str) -> None:
     from_base = create_run_plan(with_keys(place), place.corpus)
     from_adapter = create_run_plan(with_keys(place, continue_from=adapter), place.corpus)
