@@ -75,6 +75,8 @@ def plan_evaluation(
     corpus, domain, samples = load_samples(recipe)
     models = find_models(recipe, registry, names, corpus)
     check_models(recipe, models, corpus, domain)
+    if any(model.uses_baseline for model in models):
+        corpus.find_domain_source(domain, "train")
     require_sampled(recipe, models)
     forgetting.check_text(recipe)
     ranking = None

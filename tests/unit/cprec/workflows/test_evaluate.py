@@ -9,6 +9,9 @@ import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
+from cluster.errors import CorpusError
+from corpus.build import build
+from cprec.config.recipe import Recipe
 from cprec.evaluation import predictions
 from cprec.evaluation.comparison import (
     Comparison,
@@ -17,7 +20,10 @@ from cprec.evaluation.comparison import (
     add_significance,
 )
 from cprec.evaluation.metrics import average_metrics, hits
+from cprec.tracking.registry import Registry
 from cprec.workflows.evaluate import _read_predictions
+from cprec.workflows.evaluation.plan import plan_evaluation
+from tests.unit.corpus.worlds import settings, write_root
 
 
 def table(right: list[int]) -> pa.Table:
@@ -150,3 +156,20 @@ def test_several_domains_are_corrected_for() -> None:
     assert corrected(kept("Books", 0.0, split="validation")) == p
     assert corrected(kept("Books", 0.0, model="version-1")) == p
     assert corrected(kept("Books", 0.0, base="version-1")) == p
+
+
+def test_a_baseline_of_a_domain_without_training_samples_is_refused_in_the_plan(
+    tmp_path: Path,
+) -> None:
+    """All users have 5 purchases: 3 are the shortest history, the last two are held out."""
+    rows = [(f"u{u}", f"A{(u + n) % 30:02d}", n) for u in range(30) for n in range(5)]
+    data = settings(write_root(tmp_path / "root", {"A": rows}), domains=("A",), held_out=())
+    corpus = build(data, 0, str(tmp_path / "corpus"), print)
+    recipe = Recipe.model_validate(
+        {"corpus": corpus.uri, "storage": str(tmp_path / "runs"), "evaluate": {"domain": "A"}}
+    )
+    registry = Registry(f"sqlite:///{tmp_path}/mlflow.db", "cprec", "cprec")
+    assert plan_evaluation(recipe, registry, ["base"], print).models
+    for name in ("popularity", "sasrec", "llara-untuned"):
+        with pytest.raises(CorpusError, match="domain A has no train samples"):
+            plan_evaluation(recipe, registry, ["base", name], print)
