@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
@@ -69,6 +70,23 @@ def sort_by_id(samples: pa.Table, limit: int | None = None) -> pa.Table:
     """
     order = np.argsort(samples["sample_id"].to_numpy().view(np.uint64), kind="stable")[:limit]
     return samples.take(pa.array(order))
+
+
+def newest_of_each_user(samples: pa.Table) -> pa.Table:
+    """Returns the newest sample of each user, in the order of the samples' (unsigned) ids.
+
+    A user has one sample of a held-out split by each corpus version that brought purchases.
+
+    Args:
+        samples: Samples of one domain and split.
+    """
+    ordered = sort_by_id(samples)
+    columns = {name: pl.from_arrow(ordered[name]) for name in ("user_id", "timestamp")}
+    oldest_first = (
+        pl.DataFrame(columns).with_row_index("row").sort("timestamp", maintain_order=True)
+    )
+    newest = oldest_first.unique("user_id", keep="last")
+    return ordered.take(pa.array(newest["row"].sort().to_numpy()))
 
 
 def select_whole_users(samples: pa.Table, max_samples: int | None) -> pa.Table:

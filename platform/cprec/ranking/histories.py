@@ -11,7 +11,7 @@ from corpus.sampling.sequences import domain_sequences
 from corpus.store.delta import open_parquet
 from corpus.store.stored_interactions import list_files, read_user_interactions
 from corpus.store.tables import Corpus, translate_file_errors
-from cprec.downstream.domain import Domain, sort_by_id
+from cprec.downstream.domain import Domain, newest_of_each_user
 
 USERS_PER_READ = 1 << 16
 """Users whose interactions are read at a time."""
@@ -34,9 +34,8 @@ def read_histories(
         user_id, each user once.
     """
     if as_of != "now":
-        samples = sort_by_id(corpus.read_samples(domain.source, as_of))
-        newest = pl.DataFrame(pl.from_arrow(samples)).sort("timestamp", maintain_order=True)
-        newest = newest.unique("user_id", keep="last").sort("user_id")
+        samples = newest_of_each_user(corpus.read_samples(domain.source, as_of))
+        newest = pl.DataFrame(pl.from_arrow(samples)).sort("user_id")
         return newest.select("user_id", "history", "candidates").to_arrow()
     users = read_users(corpus, domain.name)
     parts = [

@@ -130,7 +130,7 @@ def _load_or_predict(plan: EvaluationPlan, folder: str, say: Say) -> list[pa.Tab
     recipe, samples = plan.recipe, plan.samples
     tables = {
         model.label: _read_predictions(
-            _model_folder(recipe, folder, model), _prediction_inputs(plan, model)
+            _model_folder(recipe, folder, model), _prediction_inputs(plan, model), samples
         )
         for model in plan.models
     }
@@ -173,8 +173,8 @@ def _predict(
     return predictions.from_answers(plan.samples, generate_on_ray(*arguments))
 
 
-def _read_predictions(folder: str, inputs: Mapping[str, Any]) -> pa.Table | None:
-    """Returns the stored predictions; None where there are none, or none of these inputs."""
+def _read_predictions(folder: str, inputs: Mapping[str, Any], samples: pa.Table) -> pa.Table | None:
+    """Returns the stored predictions; None where there are none of these inputs and samples."""
     metrics = storage.join(folder, METRICS)
     if not storage.exists(metrics):
         return None
@@ -184,7 +184,9 @@ def _read_predictions(folder: str, inputs: Mapping[str, Any]) -> pa.Table | None
         before.setdefault("corpus_fingerprint", inputs["corpus_fingerprint"])
         if before != inputs:
             return None
-        return predictions.from_bytes(storage.read_bytes(storage.join(folder, PREDICTIONS)))
+        stored = predictions.from_bytes(storage.read_bytes(storage.join(folder, PREDICTIONS)))
+        # Earlier releases scored several samples of a user after an append.
+        return stored if stored["sample_id"].equals(samples["sample_id"]) else None
     except (RunError, KeyError, TypeError, ValueError):  # damaged: computed again
         return None
 

@@ -13,7 +13,7 @@ from corpus.sampling.source import Source
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
 from cprec.downstream import forgetting
-from cprec.downstream.domain import Domain
+from cprec.downstream.domain import Domain, newest_of_each_user
 from cprec.downstream.evaluated_model import EvaluatedModel
 from cprec.retrieval.catalogue import Catalogue
 from cprec.tracking.lineage import read_newest_versions
@@ -126,6 +126,8 @@ def _check_split_by_time(plan: EvaluationPlan, registry: Registry) -> Iterator[s
 def load_samples(recipe: Recipe) -> tuple[Corpus, str, pa.Table]:
     """Reads the samples that models are scored on: at most `evaluate.max_users`, by smallest id.
 
+    Of each user that is the newest one, of the days asked for: measures and tests are over users.
+
     Returns:
         The corpus, the name of the domain, and its samples in the order of their unsigned ids.
 
@@ -141,8 +143,5 @@ def load_samples(recipe: Recipe) -> tuple[Corpus, str, pa.Table]:
     corpus = Corpus.open(recipe.corpus, recipe.corpus_version)
     split = recipe.evaluate.split
     samples = corpus.read_samples(corpus.find_domain_source(domain, split), split)
-    samples = time_split.select_days(samples, recipe.evaluate)
-    # The corpus stores the bits of an unsigned id in a signed column.
-    ids = samples["sample_id"].to_numpy().view(np.uint64)
-    order = np.argsort(ids, kind="stable")[: recipe.evaluate.max_users]
-    return corpus, domain, samples.take(order)
+    samples = newest_of_each_user(time_split.select_days(samples, recipe.evaluate))
+    return corpus, domain, samples.slice(0, recipe.evaluate.max_users)

@@ -59,12 +59,14 @@ def test_damaged_predictions_are_made_again(tmp_path: Path, damaged: bytes) -> N
         ({"inputs": {**inputs, "base": "c"}}, False),
     ):
         metrics.write_text(json.dumps(content))
-        assert (_read_predictions(str(tmp_path), inputs) == stored) is is_read
+        assert (_read_predictions(str(tmp_path), inputs, stored) == stored) is is_read
+    metrics.write_text(json.dumps({"inputs": inputs}))
+    assert _read_predictions(str(tmp_path), inputs, stored.slice(1)) is None
     metrics.write_bytes(damaged)
-    assert _read_predictions(str(tmp_path), inputs) is None
+    assert _read_predictions(str(tmp_path), inputs, stored) is None
     metrics.write_text(json.dumps({"inputs": inputs}))
     (tmp_path / "predictions.parquet").write_bytes(b"PAR1xx")
-    assert _read_predictions(str(tmp_path), inputs) is None
+    assert _read_predictions(str(tmp_path), inputs, stored) is None
 
 
 METRICS = predictions.to_metrics(table([1]), "m", "A", "score")

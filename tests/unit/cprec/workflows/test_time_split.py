@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -21,7 +22,7 @@ from cprec.downstream.llara import build_plan
 from cprec.runs import checkpoint
 from cprec.schedule.ledger import Ledger
 from cprec.tracking.registry import Registry
-from cprec.workflows.evaluation.plan import plan_evaluation
+from cprec.workflows.evaluation.plan import load_samples, plan_evaluation
 from cprec.workflows.evaluation.time_split import check_trained_before, select_days
 from tests.unit.corpus.worlds import settings, shop, write_root
 
@@ -121,6 +122,36 @@ def test_a_version_holds_the_log_up_to_its_day(log: Path, corpus: Corpus) -> Non
     dropped = corpus.commits[0].metadata["statistics"]["dropped"]
     assert dropped["after_until_day"] > 0
     assert append(up_to(log, FIRST_DAY + 1), 0, corpus.uri, print).version == 1
+
+
+def test_a_user_counts_once_with_the_newest_sample(corpus: Corpus) -> None:
+    def scored(corpus: Corpus, **keys: object) -> dict[str, int]:
+        recipe = Recipe.model_validate({"corpus": corpus.uri, "evaluate": {"domain": "A", **keys}})
+        recipe = recipe.model_copy(update={"corpus_version": corpus.version})
+        samples = load_samples(recipe)[2]
+        ids = samples["sample_id"].to_numpy().view(np.uint64)
+        assert (ids[1:] > ids[:-1]).all()
+        users = samples["user_id"].to_pylist()
+        assert len(set(users)) == len(users)
+        return dict(zip(users, samples["timestamp"].to_pylist(), strict=True))
+
+    def newest(corpus: Corpus) -> dict[str, int]:
+        samples = corpus.read_samples("domain/A", "test")
+        rows = zip(samples["timestamp"].to_pylist(), samples["user_id"].to_pylist(), strict=True)
+        return {user: time for time, user in sorted(rows)}
+
+    assert len(corpus.read_samples("domain/A", "test")) > len(newest(corpus))
+    assert scored(corpus) == newest(corpus)
+    few = scored(corpus, max_users=7)
+    assert len(few) == 7
+    assert few.items() <= newest(corpus).items()
+    yesterday = day(FIRST_DAY + 1)
+    assert (
+        scored(corpus, from_day=yesterday, to_day=yesterday).items()
+        <= newest(Corpus.open(corpus.uri, 1)).items()
+    )
+    first = Corpus.open(corpus.uri, 0)
+    assert len(scored(first)) == len(first.read_samples("domain/A", "test"))
 
 
 @pytest.mark.parametrize("bought", [4, 5, 6])
