@@ -89,6 +89,12 @@ def newest_of_each_user(samples: pa.Table) -> pa.Table:
     return ordered.take(pa.array(newest["row"].sort().to_numpy()))
 
 
+def rows_of_rank(rows: pa.Table, rank: int, world_size: int) -> pa.Table:
+    """Returns the rows that a worker scores: each `world_size`-th; none if there are too few."""
+    # Arrow would not know the type of an empty list.
+    return rows.take(pa.array(range(rank, len(rows), world_size), pa.int64()))
+
+
 def select_whole_users(samples: pa.Table, max_samples: int | None) -> pa.Table:
     """Selects all samples of some users, in the order of the samples' ids.
 

@@ -27,7 +27,7 @@ from cluster.storage import download, join, read_bytes, write_text
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
 from cprec.downstream import hybrid
-from cprec.downstream.domain import Domain, select_whole_users, sort_by_id
+from cprec.downstream.domain import Domain, rows_of_rank, select_whole_users, sort_by_id
 from cprec.downstream.hybrid import HybridModel, PromptEncoders, build_encoders
 from cprec.downstream.known_items import KNOWN_ITEMS_FILE, KnownItems
 from cprec.downstream.llara import build_plan, iter_training_steps, samples_per_epoch
@@ -248,12 +248,6 @@ def build_model(trial: Trial, network: PreTrainedModel) -> torch.nn.Module:
     # Row 0 of SASRec's table is padding.
     item_embeddings = load(read_bytes(trial.behaviour_weights))["item.weight"][1:]
     return HybridModel(model, item_embeddings, trial.seed).train()
-
-
-def rows_of_rank(rows: pa.Table, rank: int, world_size: int) -> pa.Table:
-    """Returns the rows that a worker scores: each `world_size`-th; none if there are too few."""
-    # Arrow would not know the type of an empty list.
-    return rows.take(pa.array(range(rank, len(rows), world_size), pa.int64()))
 
 
 def _validation_hr1(

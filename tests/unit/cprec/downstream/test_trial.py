@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from cprec.downstream.trial import rows_of_rank
+from cprec.downstream.domain import rows_of_rank
 from cprec.downstream.trial_records import RESULT_FILE, TrialResult, find_result
 
 RESULT = TrialResult(
