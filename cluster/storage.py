@@ -74,7 +74,7 @@ def absolute_uri(uri: str) -> str:
     """
     if is_remote(uri):
         return uri.rstrip("/")
-    return str(Path(uri.removeprefix("file://")).expanduser().absolute())
+    return str(Path(os.path.expanduser(uri.removeprefix("file://"))).absolute())
 
 
 def join(uri: str, *parts: str) -> str:

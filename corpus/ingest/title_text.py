@@ -10,7 +10,7 @@ NO_TITLES = MISSING_VALUES | {"true", "false"}
 """What stands for no title; an item whose real title is one of these is left out, and counted."""
 
 MAX_NESTED = 20
-"""Marks around one text that are taken away; more of them are no title that anybody has."""
+"""Marks around one text that are taken away; where there are more, the others stay."""
 
 _INLINE_NAMES = "span|b|i|em|strong|u|a|p|font|small|big|sup|sub|h[1-6]"
 _INLINE_MARKUP = re.compile(
@@ -57,8 +57,15 @@ def extract_text(raw: str) -> str:
     marked = _LINE_BREAK.sub(" ", source)
     if is_cut:  # an element may end in what is cut off
         marked = _INLINE_TAG.sub("", marked)
+    is_bare = False
     for _ in range(MAX_NESTED):
-        marked = _INLINE_MARKUP.sub(r"\2", marked)
+        inside = _INLINE_MARKUP.sub(r"\2", marked)
+        is_bare = inside == marked
+        if is_bare:
+            break
+        marked = inside
     if _PAGE_SOURCE.search(marked):
         return ""
-    return raw if marked == source else extract_text(marked)
+    if marked == source:
+        return raw
+    return extract_text(marked) if is_bare else marked

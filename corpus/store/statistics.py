@@ -1,10 +1,12 @@
 """Statistics of a corpus version."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NotRequired, TypedDict
 
-from corpus.sampling.source import MIXED, SPLITS, TRAIN, domain_source
+from cluster.errors import CorpusError
+from corpus.sampling.source import MIXED, SPLITS, TRAIN, Source, SourceKind, domain_source
 from corpus.settings import DataSettings
+from corpus.store.commits import Commit
 from corpus.store.delta import WrittenFile
 
 SampleCounts = Mapping[tuple[str, str], int]
@@ -142,3 +144,31 @@ def count_samples(files: Iterable[WrittenFile]) -> dict[tuple[str, str], int]:
         key = file.partition["source"], file.partition["split"]
         counts[key] = counts.get(key, 0) + file.rows
     return counts
+
+
+def require_all_samples(table_uri: str, commits: Sequence[Commit]) -> None:
+    """Checks that the log of samples names all that the statistics of its last version count.
+
+    A file of it that was cut at the end of a line can be read, and names fewer.
+
+    Args:
+        table_uri: URI of the table `samples`.
+        commits: Its commits up to a version.
+
+    Raises:
+        CorpusError: It does not.
+    """
+    counted: VersionStatistics = commits[-1].metadata["statistics"]
+    domains = sum(domain["samples"] for domain in counted["domains"].values())
+    expected = domains + counted["mixed"]["samples"]
+    named = sum(
+        added.file.rows
+        for commit in commits
+        for added in commit.added
+        if Source.parse(added.partition["source"]).kind is not SourceKind.TEXT
+    )
+    if named != expected:
+        raise CorpusError(
+            f"{table_uri}: its log names {named:,} samples of {expected:,}, so a file of it was "
+            "cut; restore it, or build the corpus again elsewhere"
+        )

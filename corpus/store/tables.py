@@ -27,7 +27,7 @@ from corpus.sampling.source import Source, SourceKind
 from corpus.settings import UNRECORDED_TEMPLATE, TemplateName
 from corpus.store import delta
 from corpus.store.commits import Commit, DataFile
-from corpus.store.statistics import VersionStatistics
+from corpus.store.statistics import VersionStatistics, require_all_samples
 
 SAMPLES = "samples"
 ITEMS = "items"
@@ -120,6 +120,7 @@ class Corpus:
                 "correct the key corpus_version"
             )
         chosen = newest if version is None else version
+        require_all_samples(storage.join(uri, SAMPLES), commits[: chosen + 1])
         return cls(uri, chosen, commits[: chosen + 1])
 
     @property
@@ -198,11 +199,14 @@ class Corpus:
         """Returns the files of the table `items`, as of this version.
 
         Raises:
-            CorpusError: The table's log lacks a file.
+            CorpusError: The table's log lacks a file, or what one of them named.
         """
         version = int(self.commits[-1].metadata["items_version"])
-        commits = delta.read_commits(storage.join(self.uri, ITEMS), version)
-        return delta.live_files(commits[: version + 1])
+        commits = delta.read_commits(storage.join(self.uri, ITEMS), version)[: version + 1]
+        files = delta.live_files(commits)
+        if sum(file.rows for file in files) != commits[-1].metadata["items"]:
+            raise self._lost_items_error()
+        return files
 
     def read_items(self) -> pa.Table:
         """Reads all items (ITEMS_SCHEMA); row i is item i.
@@ -213,11 +217,14 @@ class Corpus:
         tables = [_read_file_rows(file.uri, 0, file.rows) for file in self.item_files()]
         items = pa.concat_tables(tables).sort_by("item_index")
         if not np.array_equal(items["item_index"], np.arange(items.num_rows)):
-            raise CorpusError(
-                f"{storage.join(self.uri, ITEMS)}: items are missing or there twice, so titles "
-                "would be those of others; restore the table, or build the corpus again elsewhere"
-            )
+            raise self._lost_items_error()
         return items
+
+    def _lost_items_error(self) -> CorpusError:
+        return CorpusError(
+            f"{storage.join(self.uri, ITEMS)}: items are missing or there twice, so titles "
+            "would be those of others; restore the table, or build the corpus again elsewhere"
+        )
 
     def read_titles(self) -> list[str]:
         """Reads the cleaned titles of all items; the position of a title is its item index."""

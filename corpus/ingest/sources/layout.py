@@ -33,7 +33,7 @@ _DEFAULT_COLUMNS = {name: name for name in ("user_id", "item_id", "timestamp", "
 
 _SUM = re.compile(
     r"(?P<escaped>\\?)"
-    r"(?:(?P<digest>[0-9a-fA-F]{64}) [ *](?P<name>.+)"
+    r"(?:(?P<digest>[0-9a-fA-F]{64})(?: [ *]|\s+)(?P<name>\S.*)"
     r"|SHA256 \((?P<tagged_name>.+)\) = (?P<tagged_digest>[0-9a-fA-F]{64}))"
 )
 """A line of SHA256SUMS, as `sha256sum` and `sha256sum --tag` write it."""

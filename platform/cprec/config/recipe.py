@@ -136,15 +136,6 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _check_fp8(self) -> "Recipe":
-        if self.model.fp8 and self.train.zero_stage == 3:
-            raise ValueError(
-                "model.fp8: not beside train.zero_stage 3, which parts no weights in FP8; "
-                "at most train.zero_stage 2, or null"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _check_min_workers(self) -> "Recipe":
         if self.train.min_workers and self.train.min_workers > self.workers:
             raise ValueError(

@@ -91,6 +91,11 @@ def find_result(uri: str) -> TrialResult | None:
     return TrialResult(**{**values, "history": tuple(values["history"])})
 
 
+def is_trial(checkpoint_uri: str | None) -> bool:
+    """Returns whether a checkpoint is one of a trial, which was scored on validation samples."""
+    return checkpoint_uri is not None and exists(join(checkpoint_uri, HISTORY_FILE))
+
+
 def read_history(checkpoint_uri: str) -> list[EpochResult]:
     """Reads the epochs up to a checkpoint of a trial."""
     history: list[EpochResult] = json.loads(read_text(join(checkpoint_uri, HISTORY_FILE)))

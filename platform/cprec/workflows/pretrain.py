@@ -60,6 +60,7 @@ def preview(recipe: Recipe, corpus: Corpus, allow: Collection[str], say: Say) ->
     run_uri = recipe_run_uri(recipe)
     require_unclaimed(run_uri, recipe.run)
     require_unregistered(registry, run_uri)
+    recipe.model.require_stage(recipe.train.zero_stage)
     previous_recipe = check_unchanged(recipe, run_uri, allow)
     run_plan, is_new = resolve_run_plan(recipe, run_uri, corpus, previous_recipe)
     plan = run_plan.plan

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from cluster.errors import RecipeError
 from cluster.section import Section
 
 
@@ -68,6 +69,21 @@ class ModelSettings(Section):
         if self.fp8_fast_accumulation and not self.fp8:
             raise ValueError("model.fp8_fast_accumulation needs model.fp8")
         return self
+
+    def require_stage(self, zero_stage: int | None) -> None:
+        """Checks that a ZeRO stage goes together with FP8.
+
+        Args:
+            zero_stage: The stage that is asked for, or was chosen; None where it is not yet.
+
+        Raises:
+            RecipeError: It does not.
+        """
+        if self.fp8 and zero_stage == 3:
+            raise RecipeError(
+                "model.fp8: not at ZeRO stage 3, which parts no weights in FP8; set "
+                "train.zero_stage 2 or lower, or model.fp8 false where a GPU has no room for that"
+            )
 
 
 class TinySettings(Section):

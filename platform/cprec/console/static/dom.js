@@ -71,7 +71,7 @@ export function brief(value, step = 0) {
   if (size >= 1e9 || (size !== 0 && size < 1e-3)) return short.toExponential();
   if (size >= 1e6) return `${scaled(short, 6)}M`;
   if (size >= 1e4) return `${scaled(short, 3)}k`;
-  return size >= 1000 ? whole.format(value) : String(short);
+  return size >= 1000 && Number.isInteger(short) ? whole.format(short) : String(short);
 }
 
 /** A number divided by a power of ten, without what a division would add to its digits. */

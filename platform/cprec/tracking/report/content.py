@@ -172,8 +172,15 @@ def _list_facts(
 
 
 def _find_best(records: RunRecords) -> tuple[str, str] | None:
-    """Returns HR@1 of the last model of the newest comparison of scored candidates."""
-    scored = [c for c in records.comparisons if c["mode"] == "score"]
+    """Returns HR@1 of the last model of the newest comparison of scored candidates.
+
+    That is one of the test split, without a choice of days.
+    """
+    scored = [
+        c
+        for c in records.comparisons
+        if c["mode"] == "score" and c.get("split", "test") == "test" and not c["days"]
+    ]
     if not scored:
         return None
     newest = scored[-1]["rows"][-1]

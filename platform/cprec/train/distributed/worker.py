@@ -96,6 +96,7 @@ def _train_from(
         # Windows of text have logits everywhere, and a row may hold nothing else.
         supervised_fraction=1.0 if recipe.schedule.replay_share else SUPERVISED_FRACTION,
     )
+    recipe.model.require_stage(engine.zero_stage)
     _limit_collectives(recipe.train.collective_timeout_s)
     if rank == 0:
         controller.record_notices.remote(engine.notices())

@@ -124,6 +124,8 @@ class CatalogueRanking:
         if model.is_baseline:
             return {**inputs, "exclude_history": settings.exclude_history}
         uses = settings.sources
+        if self._ranks_histories:
+            inputs["histories"] = "last"  # earlier releases ranked them among the others
         return {
             **inputs,
             "retrieval": {
@@ -133,6 +135,13 @@ class CatalogueRanking:
                 "sasrec": self._sasrec_uri if "sasrec" in uses else None,
             },
         }
+
+    @property
+    def _ranks_histories(self) -> bool:
+        """Whether items of a history, which come last, may be retrieved for want of others."""
+        recipe = self.catalogue.recipe
+        wanted = recipe.evaluate.retrieve_k + recipe.data.max_history
+        return recipe.retrieval.exclude_history and len(self.catalogue.items) < wanted
 
     def predict(
         self,

@@ -15,6 +15,7 @@ from cprec.config.recipe import Recipe
 from cprec.downstream import forgetting
 from cprec.downstream.domain import Domain, newest_of_each_user
 from cprec.downstream.evaluated_model import EvaluatedModel
+from cprec.downstream.trial_records import is_trial
 from cprec.retrieval.catalogue import Catalogue
 from cprec.tracking.lineage import read_newest_versions
 from cprec.tracking.registry import Registry
@@ -114,12 +115,19 @@ def _check_split_by_time(plan: EvaluationPlan, registry: Registry) -> Iterator[s
         source = corpus.find_domain_source(plan.domain, "train")
         return {source: corpus.version}, time_split.newest_held_out(corpus, source)
 
+    def read_by(model: EvaluatedModel) -> tuple[Mapping[Source, int] | None, int]:
+        """Returns what a model has read: the newest versions, and the newest held-out time."""
+        if model.uses_baseline:
+            return read_by_baselines()
+        newest = read_newest_versions(registry, model, corpus)
+        source = corpus.find_domain_source(plan.domain, plan.recipe.evaluate.split)
+        if not newest or source not in newest or not is_trial(model.checkpoint):
+            return newest, 0
+        # Fine-tuned on this domain: stopped early by its validation split, as SASRec is.
+        return newest, time_split.newest_held_out(Corpus.open(corpus.uri, newest[source]), source)
+
     for model in plan.models:
-        newest, held_out = (
-            read_by_baselines()
-            if model.uses_baseline
-            else (read_newest_versions(registry, model, corpus), 0)
-        )
+        newest, held_out = read_by(model)
         yield time_split.check_trained_before(model.name, newest, corpus, from_day, held_out)
 
 

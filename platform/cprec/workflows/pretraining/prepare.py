@@ -168,6 +168,7 @@ def prepare_run(
     Returns:
         What to train, and the plan of the run.
     """
+    recipe.model.require_stage(recipe.train.zero_stage)
     previous_recipe = check_unchanged(recipe, run_uri, allow)
     text = None
     if recipe.evaluate.text is not None:

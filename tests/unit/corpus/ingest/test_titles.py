@@ -118,6 +118,7 @@ def test_many_items_of_one_title_are_numbered_in_no_time() -> None:
     [
         ("<b>" * 20_000 + "x" + "</b>" * 20_000, ""),
         ("<p>" * 1_000 + "x" + "</p>" * 700, "<p>" * 300 + "x"),
+        ("<b>" * 900 + "<i>" * 400 + "x" + "</i>" * 400, "<b>" * 100),
         ("<p class='a'>" + "long " * 3_000 + "</p>", ("long " * 60).strip()),
         ("&lt;b&gt;" + "long " * 3_000 + "&lt;/b&gt;", ("long " * 60).strip()),
         ("<div>" + "long " * 3_000 + "</div>", ""),

@@ -70,6 +70,21 @@ def test_a_commit_that_was_cut_is_named(uri: str, keep: float) -> None:
         Corpus.open(uri)
 
 
+@pytest.mark.parametrize("table", [SAMPLES, ITEMS])
+@pytest.mark.parametrize("version", [0, 1])
+def test_a_commit_that_was_cut_at_the_end_of_a_line_is_noticed(
+    uri: str, table: str, version: int
+) -> None:
+    """Each line is whole then, and files of samples or items are not named any more."""
+    file = commit_file(uri, table, version)
+    lines = file.read_bytes().strip().split(b"\n")
+    last = max(number for number, line in enumerate(lines) if line.startswith(b'{"add"'))
+    file.write_bytes(b"\n".join(lines[:last]))
+    delta._COMMIT_CACHE.clear()
+    with pytest.raises(CorpusError, match=r"so a file of it was cut|items are missing"):
+        Corpus.open(uri).read_items()
+
+
 def test_any_character_may_be_in_the_path_of_the_data_root(tmp_path: Path) -> None:
     root = write_root(tmp_path / "a\u2028b\u0085c\x0bd", shop(DOMAINS))
     corpus = build(settings(root), 0, str(tmp_path / "corpus"), print)

@@ -19,6 +19,7 @@ from cprec.config.recipe_file import validate_recipe
 from cprec.config.sections.evaluation import EvaluateSettings
 from cprec.config.sections.finetuning import FinetuneSettings
 from cprec.downstream.llara import build_plan
+from cprec.downstream.trial_records import HISTORY_FILE
 from cprec.runs import checkpoint
 from cprec.schedule.ledger import Ledger
 from cprec.tracking.registry import Registry
@@ -228,6 +229,24 @@ def test_a_model_that_was_trained_on_the_days_is_refused(corpus: Corpus, tmp_pat
     ):
         with pytest.raises(RunError, match=r"was trained on interactions .* no split by time"):
             plan(corpus, tmp_path, ["base", model], from_day)
+
+
+def test_a_fine_tuned_model_is_refused_for_its_validation(tmp_path: Path) -> None:
+    """Validation targets, of day 6 here, stopped it early and chose its learning rate."""
+    rows = [(f"u{u}", f"A{(u + n) % 30:02d}", n * DAY) for u in range(30) for n in range(8)]
+    data = settings(write_root(tmp_path / "root", {"A": rows}), domains=("A",), held_out=())
+    corpus = build(data, 0, str(tmp_path / "corpus"), print)
+    uri = trained(tmp_path, 0)
+    assert f"{uri}: trained on interactions up to {day(5)} 00:00 UTC" in plan(
+        corpus, tmp_path, [uri], 6
+    )
+    Path(uri, HISTORY_FILE).write_text("[]")  # a trial's, which was scored after each epoch
+    for model in (uri, "sasrec"):
+        with pytest.raises(RunError, match=rf"was trained on interactions up to {day(6)} .* no sp"):
+            plan(corpus, tmp_path, [model], 6)
+    assert f"{uri}: trained on interactions up to {day(6)} 00:00 UTC" in plan(
+        corpus, tmp_path, [uri], 7
+    )
 
 
 def test_a_model_of_which_nothing_is_known_is_named(corpus: Corpus) -> None:

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 
 from cluster.errors import RecipeError
-from cprec.config.recipe import Recipe
 from cprec.config.sections.model import ModelSettings
 from cprec.model.kernels.fp8 import (
     FrozenFP8Linear,
@@ -74,10 +73,12 @@ def test_fp8_is_for_a_frozen_base_in_bf16(settings: dict[str, object]) -> None:
 
 
 def test_fp8_is_not_beside_zero_3_nor_on_a_gpu_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = {"fp8": True, "precision": "bf16"}
-    assert Recipe.model_validate({"model": model, "train": {"zero_stage": 2}}).model.fp8
-    with pytest.raises(ValueError, match=r"not beside train\.zero_stage 3"):
-        Recipe.model_validate({"model": model, "train": {"zero_stage": 3}})
+    settings = ModelSettings(fp8=True, precision="bf16")
+    for stage in (None, 0, 1, 2):
+        settings.require_stage(stage)
+    ModelSettings().require_stage(3)
+    with pytest.raises(RecipeError, match=r"model\.fp8: not at ZeRO stage 3"):
+        settings.require_stage(3)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA A100")
