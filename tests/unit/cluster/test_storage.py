@@ -20,6 +20,7 @@ def test_a_tilde_is_the_home_folder_for_everybody(
     assert absolute_uri("~/runs") == absolute_uri("file://~/runs") == f"{tmp_path}/own/runs"
     assert absolute_uri("~/runs") == filesystem("~/runs")[1]
     assert absolute_uri("runs/~") == f"{tmp_path}/runs/~"
+    assert absolute_uri("~no-such-user/runs") == f"{tmp_path}/~no-such-user/runs"
     write_text("~/note", "here")
     assert read_text(absolute_uri("~/note")) == "here"
     write_root(tmp_path / "own" / "root", shop(("A",)))

@@ -35,6 +35,7 @@ export function setAttribute(element, name, value) {
 export const NONE = "–";
 
 const whole = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
+const grouped = new Intl.NumberFormat("en", { maximumFractionDigits: 9 });
 
 export function count(value) {
   return value === null || value === undefined ? NONE : whole.format(value);
@@ -71,7 +72,7 @@ export function brief(value, step = 0) {
   if (size >= 1e9 || (size !== 0 && size < 1e-3)) return short.toExponential();
   if (size >= 1e6) return `${scaled(short, 6)}M`;
   if (size >= 1e4) return `${scaled(short, 3)}k`;
-  return size >= 1000 && Number.isInteger(short) ? whole.format(short) : String(short);
+  return size >= 1000 ? grouped.format(short) : String(short);
 }
 
 /** A number divided by a power of ten, without what a division would add to its digits. */

@@ -266,6 +266,17 @@ def test_the_newest_comparison_of_each_name_is_shown(run: Path) -> None:
     assert "2023-11-14 22:13:20 UTC" in earlier
 
 
+def test_the_number_at_the_top_is_of_the_whole_test_split(run: Path) -> None:
+    for time, changes in enumerate(
+        [{"split": "test"}, {"split": "validation"}, {"split": "test", "days": "2026-11-27"}]
+    ):
+        made = {**comparison(), "mode": "score", "time": 1_700_000_000.0 + time, **changes}
+        made["rows"][-1]["metrics"]["hr"] = {"1": 0.11 * (time + 1)}
+        write_comparison(str(run), "Stationery", {**made, "name": f"base_{time}"})
+    [top] = re.findall(r"<dt>HR@1 of [^<]*</dt><dd>([^<]*)</dd>", write(run)["report.html"])
+    assert top == "0.1100"
+
+
 def versions(run: Path) -> Registered:
     """Returns a version of the run, one of a trunk before it, one tuned from it, a stranger."""
 

@@ -325,6 +325,7 @@ def test_content_that_differs_from_sha256sums_is_refused(tmp_path: Path) -> None
     [
         ("{} *items/a b.csv\r", "items/a b.csv"),
         ("{}  ./items/a  b.csv", "items/a  b.csv"),
+        ("{}    items/a.csv", "items/a.csv"),
         ("SHA256 (items/a(1).csv) = {}", "items/a(1).csv"),
         (r"\{}  a\\b\nc", "a\\b\nc"),
         (r"\SHA256 (a\\b) = {}", "a\\b"),
