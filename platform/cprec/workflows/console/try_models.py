@@ -19,7 +19,7 @@ from corpus.ingest.titles import clean_title
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
 from cprec.config.secrets import redact
-from cprec.downstream.domain import Domain
+from cprec.downstream.domain import Domain, newest_of_each_user
 
 # Imported where they are needed, for they are slow to load: what finds, reads and runs models.
 if TYPE_CHECKING:
@@ -213,8 +213,7 @@ class Trial:
     def _read_all_samples(self, domain: str) -> pl.DataFrame:
         """Reads the newest sample of each user of a domain, by user."""
         samples = self._corpus.read_samples(self._open_domain(domain).source, SPLIT)
-        frame = pl.DataFrame(pl.from_arrow(samples)).sort("timestamp", maintain_order=True)
-        newest = frame.unique("user_id", keep="last").sort("user_id")
+        newest = pl.DataFrame(pl.from_arrow(newest_of_each_user(samples))).sort("user_id")
         return newest.select(pl.col("user_id").cast(pl.String), "history", "candidates", "target")
 
     def _load_ranker(self, name: str, domain: str) -> "Ranker":
