@@ -8,6 +8,7 @@ resumes.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -173,6 +174,8 @@ def train_and_resume(folder: Path, kind: Kind, stage: int) -> dict[str, object]:
     resumed_losses = train_steps(resumed, spec, HALF, STEPS, measure=True)
     twice = [text_loss(whole, spec), text_loss(whole, spec)]
     whole_weights, resumed_weights = (engine.gather_state().weights for engine in (whole, resumed))
+    for engine in (whole, resumed):
+        engine._adam.close()
     return {
         "whole": losses,
         "resumed": resumed_losses,
@@ -193,6 +196,9 @@ def main(folder: Path) -> None:
         (folder / f"seen-{dist.get_world_size()}.json").write_text(json.dumps(results))
     dist.barrier()
     dist.destroy_process_group()
+    # As Ray ends its workers. What so many engines leave of gloo's threads aborts an exit now and
+    # then ("terminate called without an active exception").
+    os._exit(0)
 
 
 if __name__ == "__main__":
