@@ -68,13 +68,17 @@ def is_remote(uri: str) -> bool:
 
 
 def absolute_uri(uri: str) -> str:
-    """Returns the URI with an absolute path, which holds in any working directory.
+    """Returns the URI with an absolute path, which holds in any working directory."""
+    return uri.rstrip("/") if is_remote(uri) else str(local_path(uri).absolute())
+
+
+def local_path(uri: str) -> Path:
+    """Returns the path of a URI on a disk.
 
     A leading ~ is the home folder, as for a shell, which does not see what stands in a recipe.
+    That of a user whom nobody knows stays as it is.
     """
-    if is_remote(uri):
-        return uri.rstrip("/")
-    return str(Path(os.path.expanduser(uri.removeprefix("file://"))).absolute())
+    return Path(os.path.expanduser(uri.removeprefix("file://")))
 
 
 def join(uri: str, *parts: str) -> str:

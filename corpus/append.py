@@ -28,7 +28,7 @@ from corpus.ingest import data_roots, feedback, prompt_injection, quarantine, si
 from corpus.ingest.feedback import FeedbackCounts
 from corpus.local import LOCAL
 from corpus.local.append import LocalAppendInput
-from corpus.settings import DataSettings, SimulateSettings, repeated_names
+from corpus.settings import DataSettings, SimulateSettings, describe_repeated
 from corpus.store import catalogue, conditional_puts, statistics
 from corpus.store.catalogue import count_items
 from corpus.store.stored_interactions import to_metadata
@@ -159,8 +159,8 @@ def _select_domains(data: DataSettings, held_out: bool) -> DataSettings:
     if not names:
         raise DataError(f"data.{key} names no domain to append; name at least one")
     # The names need not come from a recipe, which refuses repeated ones itself.
-    if repeated := repeated_names(names):
-        raise DataError(f"{repeated} more than once in data.{key}; name a domain once")
+    if problem := describe_repeated(key, names):
+        raise DataError(problem)
     return requested
 
 

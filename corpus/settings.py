@@ -27,9 +27,10 @@ MAX_CANDIDATES = 128
 """Maximum candidates of a sample: the column of the target's position is int8 (0 .. 127)."""
 
 
-def repeated_names(names: Iterable[str]) -> list[str]:
-    """Returns the names that are there more than once, sorted."""
-    return sorted(name for name, count in Counter(names).items() if count > 1)
+def describe_repeated(key: str, names: Iterable[str]) -> str:
+    """Returns which domains a key of `data` names more than once, for people; empty if none."""
+    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
+    return f"{repeated} more than once in data.{key}; name a domain once" if repeated else ""
 
 
 def day_start(day: Day) -> int:
@@ -254,8 +255,8 @@ class DataSettings(Section):
                 f"data.min_history ({self.min_history})"
             )
         for key, names in (("domains", self.domains), ("held_out", self.held_out)):
-            if repeated := repeated_names(names):
-                raise ValueError(f"{repeated} more than once in data.{key}; name a domain once")
+            if problem := describe_repeated(key, names):
+                raise ValueError(problem)
         if both := set(self.domains) & set(self.held_out):
             raise ValueError(
                 f"{sorted(both)} in both data.domains and data.held_out; "

@@ -28,6 +28,36 @@ MAX_KEPT = 20
 ChildState = Literal["running", "done", "failed"]
 
 
+async def start_script(
+    job: str, arguments: Sequence[str], name: str, *, stdin: int, stderr: int, limit: int
+) -> asyncio.subprocess.Process:
+    """Starts the script of a job as a process whose output is read.
+
+    Args:
+        job: Name of the script.
+        arguments: Its arguments.
+        name: What is started, for people.
+        stdin: As for `subprocess.Popen`.
+        stderr: Likewise.
+        limit: Bytes of a line of output, at most.
+
+    Raises:
+        RunError: The machine starts none: too many processes, say, or no memory.
+    """
+    try:
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            str(JOBS_FOLDER / f"{job}.py"),
+            *arguments,
+            stdin=stdin,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=stderr,
+            limit=limit,
+        )
+    except OSError as error:
+        raise RunError(f"{name} could not be started on this machine: {error}") from None
+
+
 @dataclass
 class ChildJob:
     """A job that was started, and what it has printed.
@@ -94,18 +124,17 @@ class ChildJobs:
         for number in [n for n, j in self._jobs.items() if j.state != "running"][:-MAX_KEPT]:
             del self._jobs[number]
         try:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                str(JOBS_FOLDER / f"{job}.py"),
-                *arguments,
+            process = await start_script(
+                job,
+                arguments,
+                command,
                 stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
                 limit=1 << 20,
             )
-        except OSError as error:  # too many processes, or no memory: later jobs do not wait for it
-            child.state = "failed"
-            raise RunError(f"{command} could not be started on this machine: {error}") from None
+        except RunError:
+            child.state = "failed"  # later jobs do not wait for it
+            raise
         self._processes[child.number] = process
         if writes:
             self._say(f"{by}: {command}")

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -11,7 +10,7 @@ from typing import Any
 from cluster.console import Say
 from cluster.errors import RunError
 from cprec.config.secrets import redact
-from cprec.console.child_jobs import JOBS_FOLDER
+from cprec.console.child_jobs import start_script
 
 JOB = "try_models"
 
@@ -84,20 +83,14 @@ class RankingChild:
             return self._process
         self._say("a process that ranks starts, for Try it")
         self._last_lines.clear()
-        try:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                str(JOBS_FOLDER / f"{JOB}.py"),
-                *self._arguments,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                limit=MAX_LINE,
-            )
-        except OSError as error:
-            raise RunError(
-                f"the process that ranks could not be started on this machine: {error}"
-            ) from None
+        self._process = await start_script(
+            JOB,
+            self._arguments,
+            "the process that ranks",
+            stdin=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            limit=MAX_LINE,
+        )
         self._run(self._collect(self._process))
         return self._process
 

@@ -26,6 +26,7 @@ from cluster.storage import (
     file_sha256,
     is_remote,
     list_content_tags,
+    local_path,
     sha256,
 )
 from cprec.model.libraries import refused_input
@@ -125,7 +126,7 @@ def local_directory(base: str) -> Path | None:
         RecipeError: It can only be a path, and no model is there.
     """
     looks_like_path = base.startswith((".", "/", "~", "file://")) or base.count("/") > 1
-    path = Path(base.removeprefix("file://")).expanduser()
+    path = local_path(base)
     if not path.is_dir() and not looks_like_path:
         return None
     if looks_like_path and not (path / CONFIG_FILE).is_file():

@@ -10,7 +10,15 @@ from pathlib import Path
 
 from cluster.console import Say
 from cluster.progress import track
-from cluster.storage import absolute_uri, exists, is_remote, join, read_text_if_exists, upload
+from cluster.storage import (
+    absolute_uri,
+    exists,
+    is_remote,
+    join,
+    local_path,
+    read_text_if_exists,
+    upload,
+)
 from corpus.store.tables import Corpus
 from cprec.config.recipe import Recipe
 from cprec.encode.prompt import PROMPT_FILE, TEMPLATES, PromptTemplate, parse_template
@@ -45,8 +53,7 @@ def locate_named_base(base: str) -> str:
     Args:
         base: A hub id, a directory, or a URI in an object store.
     """
-    path = Path(base.removeprefix("file://")).expanduser()
-    return str(path.absolute()) if not is_remote(base) and path.is_dir() else base
+    return absolute_uri(base) if not is_remote(base) and local_path(base).is_dir() else base
 
 
 def read_base_template(base: str) -> PromptTemplate | None:
